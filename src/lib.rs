@@ -1,1 +1,22 @@
 //! Document outbox.
+pub mod amqp;
+pub mod clock;
+mod codec;
+pub mod command;
+pub mod deliver;
+pub mod deliverable;
+mod document;
+pub mod entry;
+pub mod event;
+mod inbox;
+mod key;
+mod message;
+mod outbox;
+mod retry;
+pub use codec::CodecError;
+pub use document::Document;
+pub use inbox::{Inbox, InboxLimits};
+pub use key::DocumentRef;
+pub use message::Message;
+pub use outbox::{Outbox, Staged};
+pub use retry::RetryPolicy;

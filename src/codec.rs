@@ -1,0 +1,68 @@
+//! The one place where the two BSON versions the driver can carry differ in name.
+//!
+//! Everything goes through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
+//! writes the same BSON here as there (a `uuid::Uuid` is binary, not text).
+
+use mongodb::bson::{Bson, Document, RawDocumentBuf};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// A value could not be turned into BSON, or BSON into the value wanted.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct CodecError(pub(crate) String);
+
+impl CodecError {
+    fn new(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+#[cfg(feature = "bson-3")]
+use mongodb::bson::{deserialize_from_slice as from_slice, serialize_to_vec as to_vec};
+#[cfg(not(feature = "bson-3"))]
+use mongodb::bson::{from_slice, to_vec};
+
+/// Encodes a value that is a document at its top level.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<RawDocumentBuf, CodecError> {
+    let bytes = to_vec(value).map_err(CodecError::new)?;
+    RawDocumentBuf::from_bytes(bytes).map_err(CodecError::new)
+}
+
+/// Decodes a document.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    from_slice(bytes).map_err(CodecError::new)
+}
+
+/// Encodes any value, a document or not.
+pub(crate) fn encode_value<T: Serialize>(value: &T) -> Result<Bson, CodecError> {
+    #[derive(Serialize)]
+    struct Wrapped<'a, T> {
+        v: &'a T,
+    }
+    let raw = encode(&Wrapped { v: value })?;
+    let element = raw.get("v").map_err(CodecError::new)?;
+    element
+        .ok_or_else(|| CodecError("the value serializes to nothing".into()))?
+        .try_into()
+        .map_err(CodecError::new)
+}
+
+/// Decodes any value, a document or not.
+pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, CodecError> {
+    #[derive(Deserialize)]
+    struct Wrapped<T> {
+        v: T,
+    }
+    let raw = encode(&mongodb::bson::doc! { "v": value.clone() })?;
+    decode::<Wrapped<T>>(raw.as_bytes()).map(|wrapped| wrapped.v)
+}
+
+/// The bytes of an owned document.
+pub(crate) fn encode_document(document: &Document) -> Result<Vec<u8>, CodecError> {
+    to_vec(document).map_err(CodecError::new)
+}
+
+/// Reads a raw document as an owned one.
+pub(crate) fn to_document(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
+    raw.try_into().map_err(CodecError::new)
+}

@@ -1,0 +1,139 @@
+//! Where messages go: one trait, and the implementations that come with the library.
+//!
+//! - [`RabbitMq`] publishes to an exchange, as CloudEvents, and waits for the broker's confirm.
+//! - [`Handlers`] calls functions of this process, by message type.
+//! - [`Router`] sends some types to the one and the rest to the other.
+//!
+//! For your own (an HTTP webhook, another broker) implement [`Deliver`] and run the [`conformance`] suite on it.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use mongodb::bson::{Bson, DateTime, Uuid};
+
+use crate::{DocumentRef, entry::Entry};
+
+/// The `via` of a message that is delivered by the application's own handlers.
+pub const HANDLERS: &str = "handlers";
+
+/// One message on its way, with where it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Envelope {
+    /// The document whose outbox it stands in.
+    pub document: DocumentRef,
+    /// The message's id: stable over every try, so that receivers can tell a repeat.
+    pub id: Uuid,
+    /// The message's stable name.
+    pub message_type: String,
+    /// The message's content.
+    pub payload: Bson,
+    /// Headers that travel along.
+    pub headers: BTreeMap<String, String>,
+    /// Who can deliver it; absent means the broker.
+    pub via: Option<String>,
+    /// When it was sent (server time).
+    pub created_at: Option<DateTime>,
+    /// Failed attempts before this one.
+    pub attempts: i64,
+    /// Keys of the handlers that have had it already.
+    pub delivered_to: Vec<String>,
+}
+
+impl Envelope {
+    /// The message of an entry.
+    pub fn of(document: &DocumentRef, entry: &Entry) -> Self {
+        Self {
+            document: document.clone(),
+            id: entry.id,
+            message_type: entry.message_type.clone(),
+            payload: entry.payload.clone(),
+            headers: entry.headers.clone(),
+            via: entry.via.clone(),
+            created_at: entry.created_at,
+            attempts: entry.attempts,
+            delivered_to: entry.delivered_to.clone(),
+        }
+    }
+
+    /// The message's id as the `uuid` crate has it, as an [`Inbox`](crate::Inbox) takes it.
+    pub fn message_id(&self) -> uuid::Uuid {
+        uuid::Uuid::from_bytes(self.id.bytes())
+    }
+
+    /// Decodes the payload.
+    ///
+    /// # Errors
+    /// When it doesn't fit the type; the text names the field, not its value.
+    pub fn decode<M: serde::de::DeserializeOwned>(&self) -> Result<M, crate::CodecError> {
+        crate::codec::decode_value(&self.payload)
+    }
+}
+
+/// What became of one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It arrived, and that is certain.
+    Delivered,
+    /// It failed, and may succeed later: an attempt is counted. The text says why, without payload or secret.
+    Transient(String),
+    /// It can never succeed: the message is dead at once. The text says why, without payload or secret.
+    Permanent(String),
+    /// There is no way to try now (no connection, blocked, not ready): no attempt is counted.
+    Unavailable(String),
+}
+
+/// The answer for one message of a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Keys of all handlers that have had it by now, where one type has several; remembered in the entry.
+    pub delivered_to: Vec<String>,
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            delivered_to: Vec::new(),
+        }
+    }
+}
+
+/// Delivers messages.
+///
+/// # Guarantees asked of an implementation
+/// - One answer per message of the window, in the window's order.
+/// - [`Outcome::Delivered`] only when the receiver has confirmed it. In doubt, answer `Unavailable` (nothing can be tried) or
+///   `Transient`: a repeat is allowed, a loss is not.
+/// - Errors of one message don't spread to the others of the window.
+/// - It does not panic and does not wait for ever. A call that outlives the claim is dropped and counts as a failed attempt.
+///
+/// [`conformance::check`] tests these.
+///
+/// # Assumptions it may make
+/// A window holds at most one message of an ordered document, so its messages can be delivered at the same time.
+#[async_trait]
+pub trait Deliver: Send + Sync + 'static {
+    /// Delivers a window of messages and answers for each.
+    async fn deliver(&self, window: &[Envelope]) -> Vec<Answer>;
+
+    /// The `via` that a message of this type gets when it is saved; none for the broker.
+    fn via(&self, message_type: &str) -> Option<&str> {
+        let _ = message_type;
+        None
+    }
+
+    /// Whether messages with this `via` can be delivered from here. Others are left alone.
+    fn serves(&self, via: Option<&str>) -> bool {
+        via.is_none()
+    }
+
+    /// False while every try would end in [`Outcome::Unavailable`]: nothing is claimed then.
+    fn is_available(&self) -> bool {
+        true
+    }
+
+    /// Resolves once [`is_available`](Deliver::is_available) is, or may be, true.
+    async fn available(&self) {}
+}

@@ -1,0 +1,386 @@
+//! One entry of an outbox as it stands in the document, read without trusting it.
+//!
+//! Anything can stand in a stored array: another program's bug, a hand edit, an older format. Reading an
+//! outbox therefore never fails and never panics; each element becomes an [`Entry`] or an
+//! [`Unreadable`] with the reason, and an unreadable one is neither delivered nor deleted, and never
+//! stands in the way of its neighbours.
+
+use std::collections::{BTreeMap, HashMap};
+
+use mongodb::bson::{Bson, DateTime, Document, Uuid, spec::BinarySubtype};
+
+/// The array field that holds what is still to be delivered.
+pub const OUTBOX: &str = "outbox";
+/// The field renewed by every save of this library, for optimistic concurrency.
+pub const ETAG: &str = "etag";
+
+/// One message that stands in a document's `outbox`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Unique in its document; the message id on the wire.
+    pub id: Uuid,
+    /// The message's stable name, such as `order.placed`.
+    pub message_type: String,
+    /// The message's content, any BSON value; null where the writer left it out.
+    pub payload: Bson,
+    /// Headers that travel with the message.
+    pub headers: BTreeMap<String, String>,
+    /// Who can deliver it: absent means the broker, `handlers` the application's handlers.
+    pub via: Option<String>,
+    /// When it was sent (server time).
+    pub created_at: Option<DateTime>,
+    /// Nobody but its claimer takes it before this (server time); absent means at once.
+    pub available_at: Option<DateTime>,
+    /// The claim that holds it until `available_at`.
+    pub claimed_by: Option<String>,
+    /// Failed deliveries so far.
+    pub attempts: i64,
+    /// Claims by dispatchers that neither ended in a failure nor were given back.
+    pub claims: i64,
+    /// What the last failed delivery said, without payload or secret, at most 1 KiB.
+    pub last_error: Option<String>,
+    /// Keys of the handlers that have had it already, where one type has several.
+    pub delivered_to: Vec<String>,
+    /// Set once delivery was given up.
+    pub dead: Option<Dead>,
+}
+
+/// Since when and why an entry is dead.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dead {
+    /// When it was given up (server time).
+    pub at: DateTime,
+    /// `attempts_exhausted`, `permanent`, `crashed` or `operator`; free text of other writers survives.
+    pub reason: String,
+}
+
+/// Why an entry died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadReason {
+    /// Every attempt allowed by the retry policy failed.
+    AttemptsExhausted,
+    /// A delivery said that it can never succeed.
+    Permanent,
+    /// The processes that claimed it kept dying without an answer.
+    Crashed,
+    /// An operator gave it up.
+    Operator,
+}
+
+impl DeadReason {
+    /// The word stored in `dead_reason`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AttemptsExhausted => "attempts_exhausted",
+            Self::Permanent => "permanent",
+            Self::Crashed => "crashed",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// An element of an outbox that is no entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unreadable {
+    /// Its place in the array, from 0.
+    pub index: usize,
+    /// What is wrong, naming the field.
+    pub reason: String,
+}
+
+/// One element of an outbox.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Slot {
+    /// An entry.
+    Entry(Box<Entry>),
+    /// Something else.
+    Unreadable(Unreadable),
+}
+
+impl Slot {
+    /// The entry, if it is one.
+    pub fn entry(&self) -> Option<&Entry> {
+        match self {
+            Self::Entry(entry) => Some(entry),
+            Self::Unreadable(_) => None,
+        }
+    }
+}
+
+/// The `outbox` field of a document holds something other than an array.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("field `outbox` holds {0}, not an array; move that value elsewhere and remove or empty the field")]
+pub struct NotAnArray(pub &'static str);
+
+/// Reads the value of a document's `outbox` field; an absent one is empty.
+pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
+    let elements = match outbox {
+        None => return Ok(Vec::new()),
+        Some(Bson::Array(elements)) => elements,
+        Some(other) => return Err(NotAnArray(type_name(other))),
+    };
+    let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
+    elements
+        .iter()
+        .flat_map(ids_an_update_would_match)
+        .for_each(|id| *seen.entry(id).or_default() += 1);
+    let unique = |id: &Uuid| seen.get(&id.bytes()[..]).copied() == Some(1);
+    let slots = elements.iter().enumerate().map(|(index, element)| {
+        let entry = read_entry(element).and_then(|entry| match unique(&entry.id) {
+            true => Ok(entry),
+            false => Err(format!("`id` {} stands more than once in this outbox", entry.id)),
+        });
+        match entry {
+            Ok(entry) => Slot::Entry(Box::new(entry)),
+            Err(reason) => Slot::Unreadable(Unreadable { index, reason }),
+        }
+    });
+    Ok(slots.collect())
+}
+
+/// The UUIDs by which the server's query `{id: X}` would find this element: its `id`, the members of an array
+/// `id`, and, where the element is itself an array, those of its members.
+fn ids_an_update_would_match(element: &Bson) -> Vec<Vec<u8>> {
+    fn of_document(document: &Document) -> Vec<Vec<u8>> {
+        match document.get("id") {
+            Some(Bson::Array(ids)) => ids.iter().filter_map(uuid_bytes).collect(),
+            Some(id) => uuid_bytes(id).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+    match element {
+        Bson::Document(document) => of_document(document),
+        Bson::Array(members) => members
+            .iter()
+            .filter_map(Bson::as_document)
+            .flat_map(of_document)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn uuid_bytes(value: &Bson) -> Option<Vec<u8>> {
+    match value {
+        Bson::Binary(binary) if binary.subtype == BinarySubtype::Uuid && binary.bytes.len() == 16 => {
+            Some(binary.bytes.clone())
+        }
+        _ => None,
+    }
+}
+
+fn read_entry(element: &Bson) -> Result<Entry, String> {
+    let Bson::Document(document) = element else {
+        return Err(format!("the element is {}, not an object", type_name(element)));
+    };
+    let id = document.get("id").ok_or("`id` is missing")?;
+    let id = uuid_bytes(id)
+        .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
+        .map(Uuid::from_bytes)
+        .ok_or_else(|| format!("`id` is {}, not a UUID (binary subtype 4)", type_name(id)))?;
+    let message_type = string(document, "type")?.ok_or("`type` is missing")?;
+    if message_type.is_empty() {
+        return Err("`type` is empty".into());
+    }
+    let dead_at = date(document, "dead_at")?;
+    let lenient = |name: &str| document.get_str(name).ok().map(str::to_owned);
+    Ok(Entry {
+        id,
+        message_type,
+        payload: document.get("payload").cloned().unwrap_or(Bson::Null),
+        headers: headers(document)?,
+        via: string(document, "via")?,
+        created_at: document.get_datetime("created_at").ok().copied(),
+        available_at: date(document, "available_at")?,
+        claimed_by: string(document, "claimed_by")?,
+        attempts: count(document, "attempts")?,
+        claims: count(document, "claims")?,
+        last_error: lenient("last_error"),
+        delivered_to: strings(document, "delivered_to")?,
+        dead: dead_at.map(|at| Dead {
+            at,
+            reason: lenient("dead_reason").unwrap_or_default(),
+        }),
+    })
+}
+
+/// A field that is absent or null is none; another type than wanted is an error that names the field.
+fn field<'a, T>(
+    document: &'a Document,
+    name: &str,
+    wanted: &str,
+    read: impl Fn(&'a Bson) -> Option<T>,
+) -> Result<Option<T>, String> {
+    match document.get(name) {
+        None | Some(Bson::Null) => Ok(None),
+        Some(value) => match read(value) {
+            Some(read) => Ok(Some(read)),
+            None => Err(format!("`{name}` is {}, not {wanted}", type_name(value))),
+        },
+    }
+}
+
+fn string(document: &Document, name: &str) -> Result<Option<String>, String> {
+    field(document, name, "a string", |value| {
+        value.as_str().map(str::to_owned)
+    })
+}
+
+fn date(document: &Document, name: &str) -> Result<Option<DateTime>, String> {
+    field(document, name, "a date", |value| value.as_datetime().copied())
+}
+
+fn count(document: &Document, name: &str) -> Result<i64, String> {
+    let whole = |value: &Bson| match value {
+        Bson::Int32(number) => Some(i64::from(*number)),
+        Bson::Int64(number) => Some(*number),
+        Bson::Double(number) if number.fract() == 0.0 && number.abs() < 1e15 => Some(*number as i64),
+        _ => None,
+    };
+    // Null is refused here, not read as absent: the server cannot `$inc` it.
+    let number = match document.get(name) {
+        None => 0,
+        Some(value) => {
+            whole(value).ok_or_else(|| format!("`{name}` is {}, not a whole number", type_name(value)))?
+        }
+    };
+    // Far from the ends of i64, so that neither arithmetic here nor `$inc` on the server can overflow.
+    match number.unsigned_abs() < 1 << 31 {
+        true => Ok(number),
+        false => Err(format!("`{name}` is out of range")),
+    }
+}
+
+fn strings(document: &Document, name: &str) -> Result<Vec<String>, String> {
+    let all = |value: &Bson| {
+        value
+            .as_array()?
+            .iter()
+            .map(|item| item.as_str().map(str::to_owned))
+            .collect::<Option<Vec<_>>>()
+    };
+    field(document, name, "an array of strings", all).map(Option::unwrap_or_default)
+}
+
+fn headers(document: &Document) -> Result<BTreeMap<String, String>, String> {
+    let all = |value: &Bson| {
+        let pairs = value.as_document()?.iter();
+        pairs
+            .map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned())))
+            .collect::<Option<BTreeMap<_, _>>>()
+    };
+    field(document, "headers", "an object of strings", all).map(Option::unwrap_or_default)
+}
+
+/// The name of a value's BSON type, with its article.
+pub(crate) fn type_name(value: &Bson) -> &'static str {
+    match value {
+        Bson::Double(_) => "a double",
+        Bson::String(_) => "a string",
+        Bson::Array(_) => "an array",
+        Bson::Document(_) => "an object",
+        Bson::Boolean(_) => "a boolean",
+        Bson::Null => "null",
+        Bson::Int32(_) | Bson::Int64(_) => "an integer",
+        Bson::DateTime(_) => "a date",
+        Bson::Binary(_) => "binary",
+        Bson::ObjectId(_) => "an ObjectId",
+        Bson::Decimal128(_) => "a decimal",
+        Bson::Timestamp(_) => "a timestamp",
+        _ => "a value of a rare type",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::doc;
+
+    use super::*;
+
+    fn minimal(id: Uuid) -> Document {
+        doc! { "id": id, "type": "order.placed", "payload": 1 }
+    }
+
+    fn read(elements: Vec<Bson>) -> Vec<Slot> {
+        read_outbox(Some(&Bson::Array(elements))).unwrap()
+    }
+
+    fn reason(slot: &Slot) -> &str {
+        match slot {
+            Slot::Unreadable(unreadable) => &unreadable.reason,
+            Slot::Entry(entry) => panic!("readable: {entry:?}"),
+        }
+    }
+
+    #[test]
+    fn a_foreign_entry_of_id_type_and_payload_has_defaults_for_the_rest() {
+        let id = Uuid::new();
+        let slots = read(vec![minimal(id).into()]);
+        let entry = slots[0].entry().unwrap();
+        assert_eq!((entry.id, entry.attempts, entry.claims), (id, 0, 0));
+        assert_eq!(
+            (&entry.available_at, &entry.via, &entry.dead),
+            (&None, &None, &None)
+        );
+    }
+
+    #[test]
+    fn an_absent_outbox_is_empty_and_a_null_one_is_a_typed_error() {
+        assert_eq!(read_outbox(None), Ok(vec![]));
+        assert_eq!(read_outbox(Some(&Bson::Null)), Err(NotAnArray("null")));
+        assert_eq!(read_outbox(Some(&Bson::Int32(1))), Err(NotAnArray("an integer")));
+    }
+
+    #[test]
+    fn an_id_that_stands_twice_makes_both_unreadable_and_leaves_the_neighbour() {
+        let (twice, once) = (Uuid::new(), Uuid::new());
+        let slots = read(vec![
+            minimal(twice).into(),
+            minimal(once).into(),
+            minimal(twice).into(),
+        ]);
+        assert!(reason(&slots[0]).contains("more than once"));
+        assert!(slots[1].entry().is_some());
+        assert!(reason(&slots[2]).contains("more than once"));
+    }
+
+    #[test]
+    fn an_id_hidden_in_an_array_that_an_update_would_match_counts_as_the_same_id() {
+        let id = Uuid::new();
+        for hidden in [
+            Bson::Document(doc! { "id": [id] }),
+            Bson::Array(vec![Bson::Document(minimal(id))]),
+        ] {
+            let slots = read(vec![minimal(id).into(), hidden]);
+            assert!(reason(&slots[0]).contains("more than once"));
+        }
+    }
+
+    #[test]
+    fn wrong_types_name_their_field() {
+        let cases: Vec<(&str, Bson)> = vec![
+            ("id", Bson::Int32(1)),
+            ("type", Bson::Int32(1)),
+            ("headers", Bson::from(doc! { "a": 1 })),
+            ("via", Bson::Boolean(true)),
+            ("available_at", Bson::from("soon")),
+            ("claimed_by", Bson::Int32(1)),
+            ("attempts", Bson::from("many")),
+            ("claims", Bson::Double(0.5)),
+            ("attempts", Bson::Null),
+            ("attempts", Bson::Int64(i64::MAX)),
+            ("delivered_to", Bson::from(vec![Bson::Int32(1)])),
+            ("dead_at", Bson::from("yesterday")),
+        ];
+        for (name, value) in cases {
+            let mut document = minimal(Uuid::new());
+            document.insert(name, value);
+            let slots = read(vec![document.into()]);
+            assert!(
+                reason(&slots[0]).contains(&format!("`{name}`")),
+                "{name}: {}",
+                reason(&slots[0])
+            );
+        }
+        assert!(reason(&read(vec![Bson::Null])[0]).contains("not an object"));
+    }
+}

@@ -1,0 +1,141 @@
+//! The inbox as a field of an aggregate: the messages it has received.
+
+use std::time::Duration;
+
+use mongodb::bson::{DateTime, Uuid};
+use serde::{Deserialize, Serialize};
+
+/// How much an [`Inbox`] remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InboxLimits {
+    /// At most this many messages; the oldest are forgotten first. Each takes about 50 bytes of the document.
+    pub count: usize,
+    /// Nothing older than this.
+    pub age: Duration,
+}
+
+impl Default for InboxLimits {
+    /// 256 messages, 7 days.
+    fn default() -> Self {
+        Self {
+            count: 256,
+            age: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+/// What an aggregate has received: turns *at least once* delivery into an effect *exactly once*.
+///
+/// A stored field of the user's own struct: `#[serde(default)] inbox: Inbox`. The effect of a message and the
+/// memory of it are saved by the same update, so a repeat finds the memory exactly when the effect is there.
+///
+/// ```
+/// # use document_outbox::Inbox;
+/// # let (mut inbox, mut paid) = (Inbox::default(), 0);
+/// # let message_id = uuid::Uuid::now_v7();
+/// for _delivery in 0..2 {
+///     if inbox.receive(message_id) {
+///         paid += 10;
+///     }
+/// }
+/// assert_eq!(paid, 10);
+/// ```
+///
+/// **Caveat.** It remembers within its [limits](InboxLimits). Choose them so that they outlast every retry and replay of
+/// the messages received: a message repeated after it was forgotten is taken as new.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Inbox {
+    received: Vec<Received>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Received {
+    id: Uuid,
+    at: DateTime,
+}
+
+impl Inbox {
+    /// Remembers a message within the default limits; true the first time, false for a repeat.
+    pub fn receive(&mut self, id: uuid::Uuid) -> bool {
+        self.receive_within(InboxLimits::default(), id)
+    }
+
+    /// Remembers a message within the limits given; true the first time, false for a repeat.
+    pub fn receive_within(&mut self, limits: InboxLimits, id: uuid::Uuid) -> bool {
+        self.receive_at(limits, id, DateTime::now())
+    }
+
+    fn receive_at(&mut self, limits: InboxLimits, id: uuid::Uuid, now: DateTime) -> bool {
+        if self.contains(id) {
+            return false;
+        }
+        let age = i64::try_from(limits.age.as_millis()).unwrap_or(i64::MAX);
+        let oldest = now.timestamp_millis().saturating_sub(age);
+        self.received
+            .retain(|received| received.at.timestamp_millis() >= oldest);
+        self.received.push(Received {
+            id: Uuid::from_bytes(id.into_bytes()),
+            at: now,
+        });
+        let surplus = self.received.len().saturating_sub(limits.count.max(1));
+        self.received.drain(..surplus);
+        true
+    }
+
+    /// Whether a message was received and is remembered.
+    pub fn contains(&self, id: uuid::Uuid) -> bool {
+        self.received
+            .iter()
+            .any(|received| received.id.bytes() == id.into_bytes())
+    }
+
+    /// How many messages are remembered.
+    pub fn len(&self) -> usize {
+        self.received.len()
+    }
+
+    /// True when nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.received.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_received_once_even_when_its_memory_is_past_its_age() {
+        let mut inbox = Inbox::default();
+        let (id, other) = (uuid::Uuid::now_v7(), uuid::Uuid::now_v7());
+        let limits = InboxLimits {
+            count: 10,
+            age: Duration::from_millis(100),
+        };
+        assert!(inbox.receive_at(limits, id, DateTime::from_millis(0)));
+        assert!(!inbox.receive_at(limits, id, DateTime::from_millis(1_000)));
+        assert!(inbox.receive_at(limits, other, DateTime::from_millis(1_000)));
+        assert!(!inbox.contains(id), "the next message makes room");
+    }
+
+    #[test]
+    fn an_inbox_forgets_the_oldest_first() {
+        let mut inbox = Inbox::default();
+        let limits = InboxLimits {
+            count: 2,
+            age: Duration::from_secs(60),
+        };
+        let ids: Vec<_> = (0..3).map(|_| uuid::Uuid::now_v7()).collect();
+        ids.iter()
+            .for_each(|id| assert!(inbox.receive_within(limits, *id)));
+        assert_eq!(
+            (
+                inbox.contains(ids[0]),
+                inbox.contains(ids[1]),
+                inbox.contains(ids[2])
+            ),
+            (false, true, true)
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! The outbox as a field of an aggregate: what it sent since it was loaded.
+
+use std::collections::BTreeMap;
+
+use mongodb::bson::{Bson, Uuid};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    codec,
+    message::{Message, SCHEMA_HEADER},
+};
+
+/// What an aggregate sends; a field of the user's own struct, marked `#[serde(skip)]`.
+///
+/// Sending only stages: the messages are written by the save, in the same update as the aggregate's other
+/// fields. An outbox is never read from a document; what stands there from earlier saves is not in here.
+///
+/// A unit test asks it what was sent, without any server:
+///
+/// ```
+/// # use document_outbox::{Message, Outbox};
+/// # #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
+/// # struct OrderPaid { order: String }
+/// # impl Message for OrderPaid { const TYPE: &'static str = "order.paid"; }
+/// let mut outbox = Outbox::default();
+/// outbox.send(OrderPaid { order: "o-1".into() }).header("tenant", "north");
+///
+/// assert_eq!(outbox.types(), ["order.paid"]);
+/// assert_eq!(outbox.sent::<OrderPaid>(), [OrderPaid { order: "o-1".into() }]);
+/// ```
+///
+/// Two outboxes are equal when the same messages were sent in the same order; ids don't count.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outbox {
+    staged: Vec<Staged>,
+}
+
+/// A message that waits for the save.
+#[derive(Debug, Clone)]
+pub struct Staged {
+    pub(crate) id: Uuid,
+    pub(crate) message_type: &'static str,
+    pub(crate) payload: Result<Bson, String>,
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
+impl Outbox {
+    /// Sends a message with the next save. Never fails: a payload that cannot be encoded fails that save.
+    ///
+    /// The returned handle adds headers and knows the message's id.
+    pub fn send<M: Message>(&mut self, message: M) -> &mut Staged {
+        let headers = M::SCHEMA
+            .map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned()))
+            .into_iter()
+            .collect();
+        self.staged.push(Staged {
+            id: new_id(),
+            message_type: M::TYPE,
+            payload: codec::encode_value(&message).map_err(|error| error.to_string()),
+            headers,
+        });
+        let last = self.staged.len() - 1;
+        &mut self.staged[last]
+    }
+
+    /// The messages of one type that were sent, decoded; one that doesn't decode is left out.
+    pub fn sent<M: Message + DeserializeOwned>(&self) -> Vec<M> {
+        let of_type = self
+            .staged
+            .iter()
+            .filter(|staged| M::is_named(staged.message_type));
+        of_type
+            .filter_map(|staged| codec::decode_value(staged.payload.as_ref().ok()?).ok())
+            .collect()
+    }
+
+    /// The types of what was sent, in order.
+    pub fn types(&self) -> Vec<&'static str> {
+        self.staged.iter().map(|staged| staged.message_type).collect()
+    }
+
+    /// What was sent, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Staged> {
+        self.staged.iter()
+    }
+
+    /// How many messages were sent.
+    pub fn len(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// True when nothing was sent.
+    pub fn is_empty(&self) -> bool {
+        self.staged.is_empty()
+    }
+
+    /// Takes what was sent, leaving nothing.
+    pub(crate) fn take(&mut self) -> Vec<Staged> {
+        std::mem::take(&mut self.staged)
+    }
+
+    /// Puts back what was taken, before anything sent since.
+    pub(crate) fn restore(&mut self, mut staged: Vec<Staged>) {
+        staged.append(&mut self.staged);
+        self.staged = staged;
+    }
+}
+
+impl Staged {
+    /// Adds a header, or replaces it. Headers travel with the message and are shown to operators: no secrets.
+    pub fn header(&mut self, name: impl Into<String>, value: impl Into<String>) -> &mut Self {
+        self.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// The id the message has in the outbox, on the wire, and in an inbox that receives it.
+    pub fn id(&self) -> uuid::Uuid {
+        uuid::Uuid::from_bytes(self.id.bytes())
+    }
+
+    /// The message's type.
+    pub fn message_type(&self) -> &'static str {
+        self.message_type
+    }
+
+    /// The headers given so far.
+    pub fn headers(&self) -> &BTreeMap<String, String> {
+        &self.headers
+    }
+}
+
+impl PartialEq for Staged {
+    fn eq(&self, other: &Self) -> bool {
+        (self.message_type, &self.payload, &self.headers)
+            == (other.message_type, &other.payload, &other.headers)
+    }
+}
+
+/// A fresh id for a message: UUID version 7, so that ids sort by time.
+pub(crate) fn new_id() -> Uuid {
+    Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes())
+}
+
+/// A fresh UUID for an etag or a claim.
+pub(crate) fn new_random() -> Uuid {
+    Uuid::from_bytes(uuid::Uuid::new_v4().into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize, Serializer};
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize, Debug, PartialEq)]
+    struct Paid(i32);
+    impl Message for Paid {
+        const TYPE: &'static str = "order.paid";
+        const ALIASES: &'static [&'static str] = &["OrderPaid"];
+        const SCHEMA: Option<&'static str> = Some("https://example.test/paid.json");
+    }
+
+    #[derive(Serialize, Deserialize, Debug, PartialEq)]
+    struct OldPaid(i32);
+    impl Message for OldPaid {
+        const TYPE: &'static str = "OrderPaid";
+    }
+
+    struct Broken;
+    impl Serialize for Broken {
+        fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("no such luck"))
+        }
+    }
+    impl Message for Broken {
+        const TYPE: &'static str = "broken";
+    }
+
+    #[test]
+    fn outboxes_are_equal_by_content_and_not_by_id() {
+        let (mut a, mut b) = (Outbox::default(), Outbox::default());
+        a.send(Paid(1));
+        b.send(Paid(1));
+        assert_eq!(a, b);
+        assert_ne!(a.iter().next().unwrap().id(), b.iter().next().unwrap().id());
+        b.send(Paid(2));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_message_staged_under_a_former_name_is_decoded() {
+        let mut outbox = Outbox::default();
+        outbox.send(OldPaid(7));
+        assert_eq!(outbox.sent::<Paid>(), [Paid(7)]);
+    }
+
+    #[test]
+    fn sending_what_cannot_be_encoded_does_not_panic_and_is_kept_for_the_save_to_report() {
+        let mut outbox = Outbox::default();
+        outbox.send(Broken);
+        assert_eq!(outbox.types(), ["broken"]);
+        let error = outbox.iter().next().unwrap().payload.clone().unwrap_err();
+        assert!(error.contains("no such luck"));
+    }
+
+    #[test]
+    fn the_schema_travels_as_a_header() {
+        let mut outbox = Outbox::default();
+        let staged = outbox.send(Paid(1)).header("tenant", "north");
+        assert_eq!(staged.headers()[SCHEMA_HEADER], "https://example.test/paid.json");
+        assert_eq!(staged.headers()["tenant"], "north");
+    }
+}

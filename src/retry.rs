@@ -1,0 +1,88 @@
+//! When a failed delivery is tried again, and when it is given up.
+
+use std::time::Duration;
+
+/// How failures are treated.
+///
+/// A delivery first gets a few quick tries in place, for what passes in milliseconds. If those fail too, one
+/// *attempt* is counted, the entry is put off by an exponential backoff with full jitter, and after `max_attempts` it is dead:
+/// kept in the document, shown to operators, never tried again by itself. An unavailable broker counts no attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    /// Attempts until an entry is dead. Default 10.
+    pub max_attempts: u32,
+    /// Upper bound of the first backoff; doubles with every attempt. Default 1 s.
+    pub backoff_min: Duration,
+    /// Upper bound of every backoff. Default 5 min.
+    pub backoff_max: Duration,
+    /// Quick tries in place before an attempt is counted, besides the first. Default 2.
+    pub quick_tries: usize,
+    /// Wait before the first quick try; doubles. Default 20 ms.
+    pub quick_wait: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            max_attempts: 10,
+            backoff_min: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(300),
+            quick_tries: 2,
+            quick_wait: Duration::from_millis(20),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// The longest wait before the attempt that follows `attempts` failed ones.
+    pub fn backoff_ceiling(&self, attempts: u32) -> Duration {
+        let doublings = attempts.saturating_sub(1).min(31);
+        self.backoff_min
+            .saturating_mul(1u32 << doublings)
+            .min(self.backoff_max)
+    }
+
+    /// A wait drawn evenly between zero and the ceiling (full jitter), but no less than a tenth of it, so
+    /// that a failure never loops without delay.
+    pub fn backoff(&self, attempts: u32) -> Duration {
+        self.backoff_ceiling(attempts)
+            .mul_f64(0.1 + 0.9 * fastrand::f64())
+    }
+
+    /// The time by which an entry that always fails is dead at the latest, not counting the deliveries themselves.
+    pub fn longest_schedule(&self) -> Duration {
+        (1..self.max_attempts)
+            .map(|attempts| self.backoff_ceiling(attempts))
+            .sum()
+    }
+
+    pub(crate) fn quick(&self) -> backon::ExponentialBuilder {
+        backon::ExponentialBuilder::default()
+            .with_min_delay(self.quick_wait)
+            .with_factor(2.0)
+            .with_jitter()
+            .with_max_times(self.quick_tries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_bound_and_never_is_zero() {
+        let policy = RetryPolicy::default();
+        let ceilings: Vec<_> = [1, 2, 3, 9, 10, 1000]
+            .map(|n| policy.backoff_ceiling(n).as_secs())
+            .into();
+        assert_eq!(ceilings, [1, 2, 4, 256, 300, 300]);
+        for attempts in 1..50 {
+            let ceiling = policy.backoff_ceiling(attempts);
+            let drawn = policy.backoff(attempts);
+            assert!(
+                drawn <= ceiling && drawn >= ceiling / 10,
+                "{drawn:?} of {ceiling:?}"
+            );
+        }
+    }
+}
