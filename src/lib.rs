@@ -1,1 +1,3 @@
 //! Document outbox.
+
+pub mod amqp;
