@@ -315,9 +315,6 @@ enum End {
     Lost(String),
 }
 
-/// The last pause for telling the broker something on a connection that should be alive.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 impl Supervisor {
     async fn run(mut self) {
         let settings = &self.plan.settings;
@@ -399,6 +396,7 @@ impl Supervisor {
         let _gone = gone.clone().drop_guard();
         let count = Arc::new(AtomicUsize::new(0));
         let mut watchdog = Watchdog::default();
+        let patience = self.plan.settings.connect_timeout;
         let every = self.plan.settings.consumer_check.max(Duration::from_millis(10));
         let mut check = interval_at(Instant::now() + every, every);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -415,7 +413,7 @@ impl Supervisor {
                 }
                 Some(acker) = self.dropped.recv() => {
                     tracing::debug!(queue = self.subscription.queue, "a delivery was dropped unsettled: put back");
-                    let _ = timeout(PATIENCE, requeue(acker)).await;
+                    let _ = timeout(patience, requeue(acker)).await;
                 }
                 weather = link.event() => if let Weather::Lost(reason) = weather {
                     return End::Lost(reason);
@@ -434,7 +432,7 @@ impl Supervisor {
                     None => return End::Lost("the subscription ended, as when its queue is deleted".to_owned()),
                 },
                 _ = check.tick(), if !stopped => {
-                    let glance = timeout(PATIENCE, self.glance(&link.connection)).await;
+                    let glance = timeout(patience, self.glance(&link.connection)).await;
                     let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
                     let suspicion = glance.and_then(|glance| watchdog.look(&glance, count.load(Ordering::Relaxed)));
                     if let Err(reason) = suspicion {
@@ -448,11 +446,12 @@ impl Supervisor {
     async fn unsubscribe(&self, channel: &Channel) -> Result<(), String> {
         let tag = short(&self.subscription.tag).map_err(|_| "no such consumer".to_owned())?;
         let cancelling = channel.basic_cancel(tag, BasicCancelOptions::default());
-        let cancelled = timeout(PATIENCE, cancelling).await;
+        let patience = self.plan.settings.connect_timeout;
+        let cancelled = timeout(patience, cancelling).await;
         self.taking.send_replace(false);
         match cancelled {
             Ok(cancelled) => cancelled.map_err(|error| broker_said(&error)),
-            Err(_) => Err(format!("the subscription could not be ended in {PATIENCE:?}")),
+            Err(_) => Err(format!("the subscription could not be ended in {patience:?}")),
         }
     }
 

@@ -13,7 +13,7 @@ pub struct AmqpSettings {
     /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`.
     /// Default: `document-outbox`.
     pub connection_name: String,
-    /// For dialing, and again for opening the channel and applying the topology. Default: 10 s.
+    /// For dialing, and again for each thing asked of the broker besides publishing. Default: 10 s.
     pub connect_timeout: Duration,
     /// For publishing one window and receiving all its confirms. Default: 15 s.
     pub confirm_timeout: Duration,
