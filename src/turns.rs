@@ -127,7 +127,8 @@ mod tests {
     async fn the_third_comer_is_superfluous_and_other_documents_are_free() {
         let turns = Turns::default();
         let first = turns.join(&document(1)).await.unwrap();
-        let mut second = Box::pin(turns.join(&document(1)));
+        let one = document(1);
+        let mut second = Box::pin(turns.join(&one));
         assert!(second.as_mut().now_or_never().is_none(), "waits for the first");
         assert!(
             turns.join(&document(1)).await.is_none(),
@@ -146,10 +147,11 @@ mod tests {
     async fn a_dropped_waiter_leaves_room_for_the_next() {
         let turns = Turns::default();
         let first = turns.join(&document(1)).await.unwrap();
-        let mut second = Box::pin(turns.join(&document(1)));
+        let one = document(1);
+        let mut second = Box::pin(turns.join(&one));
         assert!(second.as_mut().now_or_never().is_none());
         drop(second);
-        let mut third = Box::pin(turns.join(&document(1)));
+        let mut third = Box::pin(turns.join(&one));
         assert!(third.as_mut().now_or_never().is_none(), "it waits itself");
         drop(first);
         assert!(third.await.is_some());
