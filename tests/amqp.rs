@@ -395,7 +395,7 @@ async fn returned_messages_that_come_with_the_confirms_of_others_are_told_apart(
         let publisher = Publisher::start(scene.settings(), topology);
         assert!(publisher.ready().await);
         for round in 0..20_usize {
-            let lost = |index: usize| (index + round) % 7 == 0;
+            let lost = |index: usize| (index + round).is_multiple_of(7);
             let key = |index| if lost(index) { "nowhere" } else { "routed" };
             let window = (0..1000)
                 .map(|index| scene.message(&format!("{round}-{index}"), key(index)))
