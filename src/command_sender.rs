@@ -94,7 +94,7 @@ impl CommandSender {
     /// Sends commands as one window, and answers for each in its place.
     pub async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
         let bodies: Vec<_> = commands.iter().map(ProcessDocumentMessages::to_json).collect();
-        let too_long: Vec<_> = bodies.iter().map(too_long).collect();
+        let too_long: Vec<_> = bodies.iter().map(|body| too_long(body)).collect();
         let sound = bodies
             .into_iter()
             .zip(&too_long)
@@ -140,7 +140,7 @@ impl CommandSender {
 }
 
 /// Every dispatcher refuses such a body unread, so it isn't sent.
-fn too_long(body: &Vec<u8>) -> Option<SendFailure> {
+fn too_long(body: &[u8]) -> Option<SendFailure> {
     let longest = MAX_COMMAND_BYTES;
     let reason = |bytes| format!("its document key makes it {bytes} bytes long, and {longest} are allowed");
     Some(body.len())

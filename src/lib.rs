@@ -27,7 +27,7 @@ mod turns;
 
 pub use caps::{Caps, MAX_TYPE_BYTES};
 pub use codec::CodecError;
-pub use command_sender::CommandSender;
+pub use command_sender::{CommandSender, SendFailure};
 pub use deliverable::Ordering;
 pub use document::Document;
 pub use error::Error;
