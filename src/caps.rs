@@ -94,15 +94,10 @@ pub(crate) fn encoded_bytes(value: &Bson) -> usize {
         Bson::Decimal128(_) => 16,
         Bson::Boolean(_) => 1,
         Bson::Null | Bson::Undefined | Bson::MinKey | Bson::MaxKey => 0,
-        Bson::RegularExpression(regex) => regex_bytes(regex),
+        Bson::RegularExpression(regex) => regex.pattern.as_str().len() + regex.options.as_str().len() + 2,
         Bson::JavaScriptCodeWithScope(code) => code.code.len() + 9 + document_bytes(&code.scope),
         _ => 8,
     }
-}
-
-fn regex_bytes(regex: &mongodb::bson::Regex) -> usize {
-    let (pattern, options): (&str, &str) = (regex.pattern.as_ref(), regex.options.as_ref());
-    pattern.len() + options.len() + 2
 }
 
 /// How many bytes a document takes in BSON.

@@ -124,8 +124,8 @@ pub(crate) fn insertable(encoded: &RawDocument) -> Result<Document, Error> {
 fn elements(document: &RawDocument) -> Result<Vec<(String, RawBsonRef<'_>)>, Error> {
     let named = document.iter().map(|element| {
         let (name, value) = element.map_err(|error| broken(&error))?;
-        let name: &str = name.as_ref();
-        Ok((name.to_owned(), value))
+        // A `&str` in one BSON version, a C string in the other.
+        Ok((AsRef::<str>::as_ref(name).to_owned(), value))
     });
     named.collect()
 }
