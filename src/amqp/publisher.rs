@@ -248,8 +248,10 @@ impl Supervisor {
         }
         self.board.post(State::Closed);
         self.inbox.close();
-        while let Ok(Command::Publish(request)) = self.inbox.try_recv() {
-            request.decline(&State::Closed.to_string());
+        while let Ok(command) = self.inbox.try_recv() {
+            if let Command::Publish(request) = command {
+                request.decline(&State::Closed.to_string());
+            }
         }
     }
 

@@ -68,9 +68,15 @@ pub enum PayloadError {
 /// # Errors
 /// [`PayloadError::TooDeep`]; never panics.
 pub fn encode(payload: &Bson, format: PayloadFormat) -> Result<Vec<u8>, PayloadError> {
+    check_depth(payload)?;
+    serde_json::to_vec(&Json(payload, format)).map_err(|_| PayloadError::Unwritable)
+}
+
+/// Refuses what is nested so deep that working through it could overflow the stack.
+pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
     match deeper_than(payload, MAX_DEPTH) {
         true => Err(PayloadError::TooDeep),
-        false => serde_json::to_vec(&Json(payload, format)).map_err(|_| PayloadError::Unwritable),
+        false => Ok(()),
     }
 }
 
