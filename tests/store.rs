@@ -239,25 +239,23 @@ async fn caps_are_checked_before_anything_is_written() {
         matches!(full, Error::OutboxFull { sent: 3, cap: 2, .. }),
         "{full}"
     );
-    let large = saved(|order| drop(order.outbox.send(Text("x".repeat(100))))).await;
+    let large = saved(|order| _ = order.outbox.send(Text("x".repeat(100)))).await;
     assert!(
         matches!(large, Error::MessageTooLarge { what: "payload", .. }),
         "{large}"
     );
     let headers = saved(|order| {
-        drop(
-            order
-                .outbox
-                .send(Text(String::new()))
-                .header("h", "x".repeat(100)),
-        )
+        _ = order
+            .outbox
+            .send(Text(String::new()))
+            .header("h", "x".repeat(100))
     })
     .await;
     assert!(
         matches!(headers, Error::MessageTooLarge { what: "headers", .. }),
         "{headers}"
     );
-    let deep = saved(|order| drop(order.outbox.send(Deep(vec![vec![vec![1]]])))).await;
+    let deep = saved(|order| _ = order.outbox.send(Deep(vec![vec![vec![1]]]))).await;
     assert!(matches!(deep, Error::NestedTooDeep { .. }), "{deep}");
     let document = saved(|order| {
         order.note = Some("x".repeat(2_000));
