@@ -18,7 +18,7 @@ mod outbox;
 mod oversized;
 pub mod process;
 mod retry;
-mod turns;
+pub mod turns;
 pub use codec::CodecError;
 pub use document::Document;
 pub use inbox::{Inbox, InboxLimits};
