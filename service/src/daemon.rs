@@ -1,0 +1,338 @@
+//! The process around a daemon.
+
+use std::{
+    error::Error,
+    fmt,
+    process::{ExitCode, Termination},
+    thread,
+    time::Duration,
+};
+
+use tokio::{runtime::Runtime, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    Key, Problems, Program, Reader, Resolution, Resolved, Sources,
+    keys::{self, LogFormat},
+    settings::resolve,
+    shutdown, telemetry,
+};
+
+/// A program that serves until it is told to stop.
+///
+/// # Flow
+/// Settings are resolved and validated; logging starts; `serve` is called with the settings and a token that SIGTERM or
+/// SIGINT cancels; it then has `shutdown_grace` to end. The first log line holds name, version and effective settings,
+/// the last one how it ended.
+///
+/// # Keys
+/// The table is what [`Daemon::keys`] takes, and the shell's own: `config`, `log_format`, `log_filter` and
+/// `shutdown_grace`. `read` may read those too.
+///
+/// # Errors
+/// Settings problems and what `--help` prints go to the terminal as they are; an error of `serve` is logged with its
+/// sources. See [`Exit`] for what the process ends with.
+///
+/// # Example
+/// ```no_run
+/// use std::{io, time::Duration};
+///
+/// use outbox_service::{CancellationToken, Daemon, Exit, Key, Kind, NamespacePattern, Reader, Uri, keys};
+///
+/// struct Settings {
+///     mongodb: Uri,
+///     watch: Vec<NamespacePattern>,
+///     delay: Duration,
+/// }
+///
+/// const DAY: Duration = Duration::from_secs(86_400);
+///
+/// fn read(read: &mut Reader<'_>) -> Settings {
+///     let (delay, grace) = (read.duration("delay"), read.duration("shutdown_grace"));
+///     if grace > delay {
+///         read.problem(&["shutdown_grace", "delay"], "must not be longer than delay; shorten it");
+///     }
+///     Settings { mongodb: read.uri("mongodb_uri"), watch: read.namespaces("watch"), delay }
+/// }
+///
+/// async fn serve(settings: Settings, stop: CancellationToken) -> io::Result<()> {
+///     println!("{} patterns, {:?} late, at {}", settings.watch.len(), settings.delay, settings.mongodb);
+///     stop.cancelled().await;
+///     Ok(())
+/// }
+///
+/// fn main() -> Exit {
+///     let delay = Key::new("delay", Kind::Duration(Duration::from_secs(1)..=DAY), "How late the stream is read.");
+///     Daemon::new("outbox-rescuer", env!("CARGO_PKG_VERSION"), "Finds what inline dispatch left behind.")
+///         .keys([keys::mongodb_uri(), keys::watch(), delay.with_default("15s")])
+///         .run(read, serve)
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    program: Program,
+    keys: Vec<Key>,
+}
+
+/// How a daemon ended; `main` returns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It stopped when told to, or printed what was asked for: exit code 0.
+    Clean = 0,
+    /// It failed, or did not stop within `shutdown_grace`: exit code 1.
+    Failed = 1,
+    /// Its settings have problems; nothing was connected: exit code 2.
+    Misconfigured = 2,
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self as u8)
+    }
+}
+
+/// What the shell itself needs to know.
+struct Shell {
+    log_format: LogFormat,
+    log_filter: String,
+    shutdown_grace: Duration,
+}
+
+impl Daemon {
+    /// A daemon of this name (`outbox-rescuer`), version (`env!("CARGO_PKG_VERSION")`) and purpose, in a sentence.
+    pub fn new(name: &'static str, version: &'static str, about: &'static str) -> Self {
+        let keys = vec![keys::log_format(), keys::log_filter(), keys::shutdown_grace()];
+        Self {
+            program: Program { name, version, about },
+            keys,
+        }
+    }
+
+    /// Puts `keys` before those of the shell. One of the same name takes the place of the shell's, and has to be of
+    /// the same kind.
+    #[must_use]
+    pub fn keys(mut self, keys: impl IntoIterator<Item = Key>) -> Self {
+        let mut keys: Vec<Key> = keys.into_iter().collect();
+        self.keys
+            .retain(|own| keys.iter().all(|key| key.name() != own.name()));
+        keys.append(&mut self.keys);
+        self.keys = keys;
+        self
+    }
+
+    /// Runs on the settings of this process: its arguments, its environment, the file they name.
+    pub fn run<T, F, E>(
+        self,
+        read: impl FnOnce(&mut Reader<'_>) -> T,
+        serve: impl FnOnce(T, CancellationToken) -> F,
+    ) -> Exit
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        self.run_from(&Sources::of_process(), read, serve)
+    }
+
+    /// Runs on the settings of `sources`.
+    pub fn run_from<T, F, E>(
+        self,
+        sources: &Sources,
+        read: impl FnOnce(&mut Reader<'_>) -> T,
+        serve: impl FnOnce(T, CancellationToken) -> F,
+    ) -> Exit
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let resolved = match resolve(&self.program, &self.keys, sources) {
+            Resolution::Run(resolved) => resolved,
+            Resolution::Print(text) => {
+                print!("{text}");
+                return Exit::Clean;
+            }
+        };
+        let (settings, shell) = match read_all(&resolved, read) {
+            Ok(read) => read,
+            Err(problems) => {
+                eprintln!("{}: {problems}", self.program.name);
+                resolved
+                    .warnings()
+                    .iter()
+                    .for_each(|warning| eprintln!("  {warning}"));
+                return Exit::Misconfigured;
+            }
+        };
+        match self.serve(&resolved, &shell, |stop| serve(settings, stop)) {
+            Ok(exit) => exit,
+            Err(error) => {
+                eprintln!("{}: {}", self.program.name, Chain(&*error));
+                Exit::Failed
+            }
+        }
+    }
+
+    /// `Err` for what kept `serve` from being called.
+    fn serve<F, E>(
+        &self,
+        resolved: &Resolved,
+        shell: &Shell,
+        serve: impl FnOnce(CancellationToken) -> F,
+    ) -> Result<Exit, Box<dyn Error + Send + Sync>>
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        telemetry::init(shell.log_format, &shell.log_filter)?;
+        let runtime = runtime()?;
+        let stop = {
+            let _entered = runtime.enter();
+            shutdown::signal()?
+        };
+        info!(version = self.program.version, settings = %resolved.summary(), "{} started", self.program.name);
+        resolved.warnings().iter().for_each(|warning| warn!("{warning}"));
+        let ended = runtime.block_on(until_stopped(serve(stop.clone()), &stop, shell.shutdown_grace));
+        runtime.shutdown_timeout(LAST_TASKS);
+        Ok(self.report(ended.map(|result| result.map_err(Into::into)), shell))
+    }
+
+    fn report(&self, ended: Option<Result<(), Box<dyn Error + Send + Sync>>>, shell: &Shell) -> Exit {
+        let name = self.program.name;
+        match ended {
+            Some(Ok(())) => {
+                info!("{name} stopped");
+                Exit::Clean
+            }
+            Some(Err(cause)) => {
+                error!(error = %Chain(&*cause), "{name} failed");
+                Exit::Failed
+            }
+            None => {
+                error!(shutdown_grace = ?shell.shutdown_grace, "{name} did not stop in time and was cut off");
+                Exit::Failed
+            }
+        }
+    }
+}
+
+/// How long tasks that `serve` left behind may take to reach their next await point.
+const LAST_TASKS: Duration = Duration::from_secs(1);
+
+fn read_all<T>(resolved: &Resolved, read: impl FnOnce(&mut Reader<'_>) -> T) -> Result<(T, Shell), Problems> {
+    let mut reader = Reader::new(resolved);
+    let shell = Shell {
+        log_format: reader.choice("log_format"),
+        log_filter: reader.string("log_filter"),
+        shutdown_grace: reader.duration("shutdown_grace"),
+    };
+    let settings = read(&mut reader);
+    reader.finish((settings, shell))
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(4))
+        .enable_all()
+        .build()
+}
+
+/// What `serve` came to; `None` if it went on for longer than `grace` after `stop`.
+async fn until_stopped<T>(
+    serve: impl Future<Output = T>,
+    stop: &CancellationToken,
+    grace: Duration,
+) -> Option<T> {
+    let mut serve = std::pin::pin!(serve);
+    tokio::select! {
+        ended = &mut serve => return Some(ended),
+        () = stop.cancelled() => {}
+    }
+    timeout(grace, serve).await.ok()
+}
+
+/// An error and its sources on one line.
+struct Chain<'a>(&'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(25);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_before_the_signal_is_reported() {
+        assert_eq!(
+            until_stopped(future::ready(7), &CancellationToken::new(), GRACE).await,
+            Some(7)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_in_hand_has_the_grace_to_end_and_no_more() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let work = |needs| async move {
+            tokio::time::sleep(needs).await;
+            7
+        };
+        assert_eq!(
+            until_stopped(work(GRACE - Duration::from_millis(1)), &stop, GRACE).await,
+            Some(7)
+        );
+        assert_eq!(
+            until_stopped(work(GRACE + Duration::from_secs(1)), &stop, GRACE).await,
+            None
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_grace_begins_with_the_signal_not_with_the_start() {
+        let stop = CancellationToken::new();
+        let signalled = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(100 * GRACE).await;
+            signalled.cancel();
+        });
+        let work = tokio::time::sleep(100 * GRACE + GRACE / 2);
+        assert_eq!(until_stopped(work, &stop, GRACE).await, Some(()));
+    }
+
+    #[test]
+    fn a_key_of_the_daemon_takes_the_place_of_the_shells() {
+        let daemon = Daemon::new("d", "1", "").keys([keys::shutdown_grace().with_default("5s")]);
+        let graces: Vec<_> = daemon
+            .keys
+            .iter()
+            .filter(|key| key.name() == "shutdown_grace")
+            .collect();
+        assert_eq!(
+            graces.iter().map(|key| key.default()).collect::<Vec<_>>(),
+            [Some("5s")]
+        );
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_sources_on_one_line() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("can't start")]
+        struct Outer(#[source] std::io::Error);
+
+        let error = Outer(std::io::Error::other("no disk"));
+        assert_eq!(Chain(&error).to_string(), "can't start: no disk");
+    }
+}

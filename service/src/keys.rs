@@ -1,0 +1,245 @@
+//! The keys that several daemons have. Each daemon's table names those it takes, beside its own.
+
+use std::time::Duration;
+
+use crate::{
+    Choice, Key, Kind, Scheme,
+    settings::{check_database, did_you_mean},
+};
+
+/// `mongodb_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
+pub fn mongodb_uri() -> Key {
+    Key::new(
+        "mongodb_uri",
+        Kind::Uri(Scheme::MongoDb),
+        "Where MongoDB is, a replica set or a sharded cluster.",
+    )
+}
+
+/// `rabbitmq_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
+pub fn rabbitmq_uri() -> Key {
+    Key::new("rabbitmq_uri", Kind::Uri(Scheme::Amqp), "Where RabbitMQ is.")
+}
+
+/// `watch`, required: read with [`Reader::namespaces`](crate::Reader::namespaces).
+pub fn watch() -> Key {
+    Key::new(
+        "watch",
+        Kind::Namespaces,
+        "The collections with outboxes: shop.orders, or shop.* for all of a database.",
+    )
+}
+
+/// `unordered`, default none: read with [`Reader::namespaces`](crate::Reader::namespaces).
+pub fn unordered() -> Key {
+    Key::new(
+        "unordered",
+        Kind::Namespaces,
+        "The collections among them whose messages need no order within a document.",
+    )
+    .with_default("")
+}
+
+/// `state_database`, default `document_outbox`: read with [`Reader::string`](crate::Reader::string).
+pub fn state_database() -> Key {
+    Key::new(
+        "state_database",
+        Kind::Text(check_database),
+        "The database for positions and leases.",
+    )
+    .with_default("document_outbox")
+}
+
+/// `commands_exchange`, default `outbox.commands`: read with [`Reader::string`](crate::Reader::string).
+pub fn commands_exchange() -> Key {
+    Key::new(
+        "commands_exchange",
+        Kind::Text(check_exchange),
+        "The exchange commands are published to.",
+    )
+    .with_default("outbox.commands")
+}
+
+/// `commands_queue`, default `outbox.process-document-messages`: read with [`Reader::string`](crate::Reader::string).
+pub fn commands_queue() -> Key {
+    Key::new(
+        "commands_queue",
+        Kind::Text(check_queue),
+        "The queue commands are consumed from.",
+    )
+    .with_default("outbox.process-document-messages")
+}
+
+/// `messages_exchange`, default `outbox.messages`: read with [`Reader::string`](crate::Reader::string).
+pub fn messages_exchange() -> Key {
+    Key::new(
+        "messages_exchange",
+        Kind::Text(check_exchange),
+        "The exchange messages are published to.",
+    )
+    .with_default("outbox.messages")
+}
+
+/// `topology`, default `declare`: read with [`Reader::choice`](crate::Reader::choice) as [`Topology`].
+pub fn topology() -> Key {
+    Key::new(
+        "topology",
+        Kind::choice::<Topology>(),
+        "What to do about exchanges and queues: declare them, verify that they exist, or nothing.",
+    )
+    .with_default("declare")
+}
+
+/// `shutdown_grace`, default 25s: read with [`Reader::duration`](crate::Reader::duration).
+/// [`Daemon`](crate::Daemon) adds it to every table.
+pub fn shutdown_grace() -> Key {
+    Key::new(
+        "shutdown_grace",
+        Kind::Duration(Duration::ZERO..=Duration::from_secs(3600)),
+        "How long work in hand may take to end after SIGTERM or SIGINT. Keep it below the orchestrator's own.",
+    )
+    .with_default("25s")
+}
+
+/// `log_format`, default `text`: read with [`Reader::choice`](crate::Reader::choice) as [`LogFormat`].
+/// [`Daemon`](crate::Daemon) adds it to every table.
+pub fn log_format() -> Key {
+    Key::new(
+        "log_format",
+        Kind::choice::<LogFormat>(),
+        "How log lines are written, to standard error.",
+    )
+    .with_default("text")
+}
+
+/// `log_filter`, else `RUST_LOG`, else `info`: read with [`Reader::string`](crate::Reader::string).
+/// [`Daemon`](crate::Daemon) adds it to every table.
+pub fn log_filter() -> Key {
+    Key::new(
+        "log_filter",
+        Kind::Text(check_log_filter),
+        "What is logged: info, or info,lapin=warn and the like.",
+    )
+    .with_fallback_env("RUST_LOG")
+    .with_default("info")
+}
+
+/// What a daemon does about the exchanges and queues it needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Topology {
+    /// Declares them.
+    #[default]
+    Declare,
+    /// Checks that they exist and declares nothing.
+    Verify,
+    /// Takes them for granted.
+    Off,
+}
+
+impl Choice for Topology {
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("declare", Self::Declare),
+        ("verify", Self::Verify),
+        ("off", Self::Off),
+    ];
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+impl Choice for LogFormat {
+    const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
+/// A short string of AMQP 0-9-1: at most 255 bytes.
+fn check_exchange(name: &str) -> Result<(), String> {
+    if name.len() > 255 {
+        Err("is longer than the 255 bytes RabbitMQ allows; choose a shorter name".into())
+    } else if name.contains(char::is_control) {
+        Err("holds a control character; remove it".into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Exchanges called `amq.` exist and may be used; queues can't be called so.
+/// <https://www.rabbitmq.com/docs/queues#names>
+fn check_queue(name: &str) -> Result<(), String> {
+    if name.starts_with("amq.") {
+        return Err("starts with `amq.`, which RabbitMQ keeps for itself; choose another name".into());
+    }
+    check_exchange(name)
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A bare word that is no level is a valid filter: the target of that name. A slip in a level would pass as one and
+/// silence the log.
+fn check_log_filter(filter: &str) -> Result<(), String> {
+    for word in filter
+        .split(',')
+        .map(str::trim)
+        .filter(|word| word.chars().all(char::is_alphabetic))
+    {
+        let hint = did_you_mean(word, LEVELS);
+        if !hint.is_empty() && !LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) {
+            return Err(format!(
+                "has {word} for a level{hint}; write one of {}",
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    crate::telemetry::parse_filter(filter)
+        .map(drop)
+        .map_err(|error| format!("is no filter ({error}); write a level, or target=level pairs with commas"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exchanges_and_queues_take_the_names_rabbitmq_takes() {
+        assert_eq!(check_exchange("amq.topic"), Ok(()));
+        assert_eq!(check_queue("outbox.commands"), Ok(()));
+        assert!(check_queue("amq.gen").is_err_and(|flaw| flaw.contains("keeps for itself")));
+        assert!(check_queue(&"x".repeat(256)).is_err_and(|flaw| flaw.contains("255 bytes")));
+        assert!(check_exchange("a\nb").is_err_and(|flaw| flaw.contains("control character")));
+    }
+
+    #[test]
+    fn a_log_filter_is_a_level_or_levels_by_target() {
+        for filter in [
+            "info",
+            "WARN",
+            "info,lapin=warn",
+            "outbox_rescuer=debug",
+            "off",
+            "info,[span{field=1}]=debug",
+        ] {
+            assert_eq!(check_log_filter(filter), Ok(()), "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_slip_in_a_level_is_refused_rather_than_silencing_the_log() {
+        assert!(
+            check_log_filter("debg")
+                .unwrap_err()
+                .contains("did you mean debug?")
+        );
+        assert!(
+            check_log_filter("info,lapin=wran")
+                .unwrap_err()
+                .contains("is no filter")
+        );
+        assert!(check_log_filter("info,[").is_err());
+    }
+}

@@ -1,0 +1,43 @@
+//! Settings: flags over environment over file, validated before anything is connected.
+//!
+//! # Names
+//! A [`Key`] has one name in three spellings: `shutdown_grace` is `shutdown_grace` in the TOML file that `--config`
+//! names, `OUTBOX_SHUTDOWN_GRACE` in the environment, and `--shutdown-grace` on the command line.
+//!
+//! # Flow
+//! [`resolve`] finds for each key of a table its text and where that came from. [`Reader`] parses every text by the
+//! [`Kind`] of its key and hands out typed values; [`Reader::finish`] gives the settings, or all [`Problems`] at once.
+//!
+//! # Rules
+//! - An environment variable that is set but empty counts as not set. White space around a value is dropped.
+//! - An empty flag or file value is refused, except where the key's default is empty.
+//! - An unknown flag or file key is a problem. An unknown `OUTBOX_` variable is a warning only, because several
+//!   programs share one environment.
+//!
+//! # Secrets
+//! The password of a [`Uri`] appears in no output of this module: problems don't quote what could be a URI, and the
+//! summary, `Debug` and `--help` show URIs redacted or not at all.
+
+mod file;
+mod flags;
+mod key;
+mod namespace;
+mod problem;
+mod reader;
+mod resolve;
+mod sources;
+mod suggestion;
+mod uri;
+mod value;
+
+pub use key::{Check, Choice, Key, Kind};
+pub use namespace::{InvalidPattern, NamespacePattern};
+pub use problem::{Problem, Problems};
+pub use reader::Reader;
+pub use resolve::{Program, Resolution, Resolved, resolve};
+pub use sources::Sources;
+pub use uri::{Scheme, Uri};
+
+pub(crate) use namespace::check_database;
+pub(crate) use problem::shown;
+pub(crate) use suggestion::did_you_mean;

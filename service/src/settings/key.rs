@@ -1,0 +1,154 @@
+//! A key: one row of a daemon's table of settings.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use super::Scheme;
+
+/// Says in a sentence what is wrong with a text, starting with a verb: "is longer than 255 bytes; shorten it".
+pub type Check = fn(&str) -> Result<(), String>;
+
+/// One setting: its name, what it means, what it takes, and what it is when nobody sets it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    fallback_env: Option<&'static str>,
+}
+
+impl Key {
+    /// A required key. `name` is in snake case; `help` is a sentence or two.
+    pub fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
+        Self {
+            name,
+            help,
+            kind,
+            default: None,
+            fallback_env: None,
+        }
+    }
+
+    /// Makes the key optional. An empty default also allows empty values.
+    #[must_use]
+    pub fn with_default(mut self, default: &'static str) -> Self {
+        self.default = Some(default);
+        self
+    }
+
+    /// Names a variable outside `OUTBOX_` that is read when neither flag, environment nor file set the key.
+    #[must_use]
+    pub fn with_fallback_env(mut self, variable: &'static str) -> Self {
+        self.fallback_env = Some(variable);
+        self
+    }
+
+    /// The name in the file: `shutdown_grace`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The name in the environment: `OUTBOX_SHUTDOWN_GRACE`.
+    pub fn env(&self) -> String {
+        format!("OUTBOX_{}", self.name.to_ascii_uppercase())
+    }
+
+    /// The name on the command line: `--shutdown-grace`.
+    pub fn flag(&self) -> String {
+        format!("--{}", self.long())
+    }
+
+    /// What the setting means.
+    pub fn help(&self) -> &'static str {
+        self.help
+    }
+
+    /// What the setting takes.
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// What it is when nobody sets it; `None` for a required key.
+    pub fn default(&self) -> Option<&'static str> {
+        self.default
+    }
+
+    /// The variable of [`Key::with_fallback_env`].
+    pub fn fallback_env(&self) -> Option<&'static str> {
+        self.fallback_env
+    }
+
+    pub(super) fn long(&self) -> String {
+        self.name.replace('_', "-")
+    }
+}
+
+/// What a key takes.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// A URI that holds a secret.
+    Uri(Scheme),
+    /// A duration with its unit: `250ms`, `15s`, `1h`. Bounds are inclusive.
+    Duration(RangeInclusive<Duration>),
+    /// A whole number. Bounds are inclusive.
+    Integer(RangeInclusive<u64>),
+    /// `true` or `false`; the bare flag means `true`.
+    Boolean,
+    /// One of these names; see [`Kind::choice`].
+    Choice(Vec<&'static str>),
+    /// A text that passes the check.
+    Text(Check),
+    /// Texts, comma-separated or a TOML array, each of which passes the check.
+    List(Check),
+    /// Patterns of namespaces, comma-separated or a TOML array; see [`NamespacePattern`](super::NamespacePattern).
+    Namespaces,
+}
+
+impl Kind {
+    /// The kind for an enum of names.
+    pub fn choice<T: Choice>() -> Self {
+        Self::Choice(T::NAMES.iter().map(|(name, _)| *name).collect())
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self, Self::List(_) | Self::Namespaces)
+    }
+
+    pub(super) fn noun(&self) -> &'static str {
+        match self {
+            Self::Uri(_) => "URI",
+            Self::Duration(_) => "duration",
+            Self::Integer(_) => "number",
+            Self::Boolean => "true or false",
+            Self::Choice(_) => "choice",
+            Self::Text(_) => "text",
+            Self::List(_) => "list",
+            Self::Namespaces => "list of namespaces",
+        }
+    }
+}
+
+/// An enum whose values users choose by name.
+pub trait Choice: Copy + Default + 'static {
+    /// Every value with the name users give it, in lower case.
+    const NAMES: &'static [(&'static str, Self)];
+}
+
+/// The check of a text that may be anything.
+pub(super) fn accept_any(_: &str) -> Result<(), String> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_one_name_in_three_spellings() {
+        let key = Key::new("shutdown_grace", Kind::Boolean, "");
+        assert_eq!(
+            (key.name(), key.env().as_str(), key.flag().as_str()),
+            ("shutdown_grace", "OUTBOX_SHUTDOWN_GRACE", "--shutdown-grace")
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! What is wrong with the settings, for people.
+
+use std::fmt;
+
+/// One thing to correct.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key as the user gave it: `--delay`, `OUTBOX_DELAY`, `outbox.toml:delay`.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub sentence: String,
+}
+
+impl Problem {
+    pub(super) fn new(key: impl Into<String>, sentence: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            sentence: sentence.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.sentence)
+    }
+}
+
+/// Everything there is to correct, one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => f.write_str("The settings have a problem:")?,
+            count => write!(f, "The settings have {count} problems:")?,
+        }
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+/// A value as a problem may quote it: on one line, not too long, and not at all where it could be a URI that somebody
+/// gave to the wrong key.
+pub(crate) fn shown(value: &str) -> String {
+    const LONGEST: usize = 60;
+    if value.contains("//") || value.contains('@') {
+        return "the value (not shown, it could hold a password)".into();
+    }
+    match value.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}…", &value[..end]),
+        None => format!("{value:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_problems_are_listed_one_a_line() {
+        let problems = Problems(vec![
+            Problem::new("--delay", "is bad."),
+            Problem::new("watch", "is worse."),
+        ]);
+        assert_eq!(
+            problems.to_string(),
+            "The settings have 2 problems:\n  --delay: is bad.\n  watch: is worse."
+        );
+    }
+
+    #[test]
+    fn a_quoted_value_is_short_and_on_one_line_and_never_a_uri() {
+        assert_eq!(shown("a\nb"), r#""a\nb""#);
+        assert!(shown(&"ä".repeat(500)).len() < 150);
+        assert!(!shown("amqp://guest:hunter2@rabbit").contains("hunter2"));
+        assert!(!shown("hunter2@rabbit").contains("hunter2"));
+    }
+}

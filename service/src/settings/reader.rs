@@ -1,0 +1,209 @@
+//! From texts to a daemon's own settings.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use super::{
+    Choice, Key, NamespacePattern, Problem, Problems, Resolved, Uri,
+    resolve::{Entry, Text, spelled},
+    value::Value,
+};
+
+/// Hands out the values of a table of keys and collects what is wrong with them.
+///
+/// Every key is validated when the reader is made, also one that nobody reads. A getter whose key has a problem returns
+/// a placeholder; [`Reader::finish`] then gives the problems and no settings, so no placeholder gets out.
+pub struct Reader<'a> {
+    resolved: &'a Resolved,
+    values: BTreeMap<&'static str, Value>,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    /// Validates every key.
+    pub fn new(resolved: &'a Resolved) -> Self {
+        let mut reader = Self {
+            resolved,
+            values: BTreeMap::new(),
+            problems: resolved.problems.clone(),
+        };
+        for Entry { key, text } in &resolved.entries {
+            match text {
+                Text::Found(text, origin) => match value(key, text) {
+                    Ok(value) => drop(reader.values.insert(key.name(), value)),
+                    Err(sentences) => {
+                        let problem = |sentence| Problem::new(spelled(key, origin), sentence);
+                        reader.problems.extend(sentences.into_iter().map(problem));
+                    }
+                },
+                // What could not be read may have held it.
+                Text::Absent if !resolved.incomplete => reader.problems.push(missing(key)),
+                Text::Absent | Text::Unusable => {}
+            }
+        }
+        reader
+    }
+
+    /// The URI under `name`.
+    pub fn uri(&mut self, name: &'static str) -> Uri {
+        let value = self.get(name, |value| match value {
+            Value::Uri(uri) => Some(uri.clone()),
+            _ => None,
+        });
+        value.unwrap_or_else(Uri::absent)
+    }
+
+    /// The duration under `name`.
+    pub fn duration(&mut self, name: &'static str) -> Duration {
+        let value = self.get(name, |value| match value {
+            Value::Duration(duration) => Some(*duration),
+            _ => None,
+        });
+        value.unwrap_or_default()
+    }
+
+    /// The whole number under `name`, in any integer type that holds the bounds of its key.
+    pub fn integer<T: TryFrom<u64> + Default>(&mut self, name: &'static str) -> T {
+        let value = self.get(name, |value| match value {
+            Value::Integer(number) => T::try_from(*number).ok(),
+            _ => None,
+        });
+        value.unwrap_or_default()
+    }
+
+    /// The truth value under `name`.
+    pub fn boolean(&mut self, name: &'static str) -> bool {
+        let value = self.get(name, |value| match value {
+            Value::Boolean(boolean) => Some(*boolean),
+            _ => None,
+        });
+        value.unwrap_or_default()
+    }
+
+    /// The choice under `name`.
+    pub fn choice<T: Choice>(&mut self, name: &'static str) -> T {
+        let value = self.get(name, |value| match value {
+            Value::Choice(chosen) => T::NAMES
+                .iter()
+                .find(|(name, _)| name == chosen)
+                .map(|(_, value)| *value),
+            _ => None,
+        });
+        value.unwrap_or_default()
+    }
+
+    /// The text under `name`.
+    pub fn string(&mut self, name: &'static str) -> String {
+        let value = self.get(name, |value| match value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        });
+        value.unwrap_or_default()
+    }
+
+    /// The texts under `name`.
+    pub fn strings(&mut self, name: &'static str) -> Vec<String> {
+        let value = self.get(name, |value| match value {
+            Value::List(texts) => Some(texts.clone()),
+            _ => None,
+        });
+        value.unwrap_or_default()
+    }
+
+    /// The patterns of namespaces under `name`.
+    pub fn namespaces(&mut self, name: &'static str) -> Vec<NamespacePattern> {
+        let value = self.get(name, |value| match value {
+            Value::Namespaces(patterns) => Some(patterns.clone()),
+            _ => None,
+        });
+        value.unwrap_or_default()
+    }
+
+    /// Records that the values of `keys` don't go together, or that the one value breaks a rule of the daemon's own.
+    ///
+    /// The problem is put on the first of `keys`; the sentence goes on from there: "must be shorter than delay (15s);
+    /// shorten it". It is dropped if any of `keys` has no value to judge, because that is a problem already.
+    pub fn problem(&mut self, keys: &[&'static str], sentence: impl Into<String>) {
+        let unknown = keys.iter().copied().find(|name| self.entry(name).is_none());
+        if let Some(name) = unknown {
+            return self.defect(name);
+        }
+        let Some(first) = keys.first().and_then(|name| self.entry(name)) else {
+            return;
+        };
+        if let Text::Found(_, origin) = &first.text
+            && keys.iter().all(|name| self.values.contains_key(name))
+        {
+            self.problems
+                .push(Problem::new(spelled(&first.key, origin), sentence));
+        }
+    }
+
+    /// `settings`, if nothing is wrong.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn finish<T>(self, settings: T) -> Result<T, Problems> {
+        if self.problems.is_empty() {
+            Ok(settings)
+        } else {
+            Err(Problems(self.problems))
+        }
+    }
+
+    fn entry(&self, name: &str) -> Option<&'a Entry> {
+        self.resolved
+            .entries
+            .iter()
+            .find(|entry| entry.key.name() == name)
+    }
+
+    /// `None` where the key has a problem, or is not what the caller takes it for, which becomes one.
+    fn get<T>(&mut self, name: &'static str, take: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        let taken = match self.values.get(name) {
+            Some(value) => take(value),
+            None if self.entry(name).is_some() => return None,
+            None => None,
+        };
+        if taken.is_none() {
+            self.defect(name);
+        }
+        taken
+    }
+
+    /// The program reads a key otherwise than its table declares it: the first run of any test shows it.
+    fn defect(&mut self, name: &str) {
+        let kind = self
+            .entry(name)
+            .map_or("nothing", |entry| entry.key.kind().noun());
+        let sentence =
+            format!("is declared as {kind} but read otherwise: a defect of this program, report it");
+        self.problems.push(Problem::new(name, sentence));
+    }
+}
+
+impl fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("settings", &self.resolved.summary())
+            .field("problems", &self.problems)
+            .finish_non_exhaustive()
+    }
+}
+
+fn value(key: &Key, text: &str) -> Result<Value, Vec<String>> {
+    match Value::empty(key.kind()) {
+        Some(empty) if text.is_empty() && key.default() == Some("") => Ok(empty),
+        _ if text.is_empty() => Err(vec![format!("is empty; give it a {}", key.kind().noun())]),
+        _ => Value::parse(text, key.kind()),
+    }
+}
+
+fn missing(key: &Key) -> Problem {
+    let sentence = format!(
+        "is missing; set {} in the environment, {} on the command line, or {} in the file that --config names",
+        key.env(),
+        key.flag(),
+        key.name()
+    );
+    Problem::new(key.name(), sentence)
+}

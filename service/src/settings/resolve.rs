@@ -1,0 +1,244 @@
+//! For each key its text and where that came from.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    path::Path,
+};
+
+use super::{
+    Key, Kind, Problem, Sources, did_you_mean, file,
+    flags::{self, Parsed},
+    key::accept_any,
+    shown,
+    sources::{Given, Origin},
+    uri::Uri,
+    value::Value,
+};
+
+/// What `--help` and `--version` say of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// The binary's name: `outbox-rescuer`.
+    pub name: &'static str,
+    /// Its version: `env!("CARGO_PKG_VERSION")`.
+    pub version: &'static str,
+    /// What it does, in a sentence.
+    pub about: &'static str,
+}
+
+/// What [`resolve`] came to.
+#[derive(Debug)]
+pub enum Resolution {
+    /// The program is to run.
+    Run(Resolved),
+    /// The user asked for `--help` or `--version`: print this and end.
+    Print(String),
+}
+
+/// The table of keys with the text of each; not yet validated.
+pub struct Resolved {
+    pub(super) entries: Vec<Entry>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) incomplete: bool,
+    warnings: Vec<String>,
+}
+
+/// One key and what was found for it.
+pub(super) struct Entry {
+    pub(super) key: Key,
+    pub(super) text: Text,
+}
+
+pub(super) enum Text {
+    Found(String, Origin),
+    /// Set in a way that is a problem already.
+    Unusable,
+    Absent,
+}
+
+/// Looks up each of `keys`, and the file to read (`--config`, `OUTBOX_CONFIG`), in `sources`: flags over environment
+/// over file over default. Problems wait in the result for [`Reader`](super::Reader).
+pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution {
+    let config = Key::new(
+        "config",
+        Kind::Text(accept_any),
+        "The TOML file to read settings from.",
+    )
+    .with_default("");
+    let all: Vec<Key> = [config.clone()].into_iter().chain(keys.iter().cloned()).collect();
+
+    let mut flags = match flags::parse(program, &all, &sources.args) {
+        Parsed::Given(given) => given,
+        Parsed::Print(text) => return Resolution::Print(text),
+    };
+    let mut env = environment(&all, &sources.env);
+    let config_text = choose(&config, &mut flags, &mut env, None, &sources.env);
+    let (path, mut file) = match &config_text {
+        Text::Found(path, origin) if !path.is_empty() => (
+            path.clone(),
+            read_file(path, &spelled(&config, origin), keys, sources),
+        ),
+        _ => Default::default(),
+    };
+    let mut entries = vec![Entry {
+        key: config,
+        text: config_text,
+    }];
+    entries.extend(keys.iter().map(|key| Entry {
+        key: key.clone(),
+        text: choose(key, &mut flags, &mut env, Some((&mut file, &path)), &sources.env),
+    }));
+    Resolution::Run(Resolved {
+        entries,
+        incomplete: flags.incomplete || file.incomplete,
+        problems: [flags.problems, env.problems, file.problems].concat(),
+        warnings: unknown_variables(&all, &sources.env),
+    })
+}
+
+fn environment(keys: &[Key], variables: &[(OsString, OsString)]) -> Given {
+    let mut given = Given::default();
+    for key in keys {
+        match lookup(variables, &key.env()) {
+            Some(Ok(text)) => given.set(key, text),
+            Some(Err(())) => given.refuse(key, key.env(), "is not UTF-8; write it in UTF-8"),
+            None => {}
+        }
+    }
+    given
+}
+
+/// `None` also for a variable that is empty; `Err` for one that is no UTF-8.
+fn lookup<'a>(variables: &'a [(OsString, OsString)], name: &str) -> Option<Result<&'a str, ()>> {
+    let (_, value) = variables
+        .iter()
+        .find(|(variable, _)| variable == OsStr::new(name))?;
+    match value.to_str().map(str::trim) {
+        Some("") => None,
+        Some(text) => Some(Ok(text)),
+        None => Some(Err(())),
+    }
+}
+
+fn read_file(path: &str, spelled: &str, keys: &[Key], sources: &Sources) -> Given {
+    match (sources.read_file)(Path::new(path)) {
+        Ok(text) => file::parse(path, &text, keys),
+        Err(error) => {
+            let sentence = format!("{} can't be read: {error}; correct the path", shown(path));
+            let problems = vec![Problem::new(spelled, sentence)];
+            Given {
+                problems,
+                incomplete: true,
+                ..Given::default()
+            }
+        }
+    }
+}
+
+fn choose(
+    key: &Key,
+    flags: &mut Given,
+    env: &mut Given,
+    file: Option<(&mut Given, &str)>,
+    variables: &[(OsString, OsString)],
+) -> Text {
+    let from_flag = flags.texts.remove(key.name()).map(|text| (text, Origin::Flag));
+    let from_env = env.texts.remove(key.name()).map(|text| (text, Origin::Env));
+    let from_file = file.and_then(|(file, path)| {
+        file.texts
+            .remove(key.name())
+            .map(|text| (text, Origin::File { path: path.into() }))
+    });
+    let from_fallback = || {
+        let text = lookup(variables, key.fallback_env()?)?.ok()?;
+        Some((Some(text.to_owned()), Origin::FallbackEnv))
+    };
+    let from_default = || key.default().map(|text| (Some(text.to_owned()), Origin::Default));
+    match from_flag
+        .or(from_env)
+        .or(from_file)
+        .or_else(from_fallback)
+        .or_else(from_default)
+    {
+        Some((Some(text), origin)) => Text::Found(text.trim().to_owned(), origin),
+        Some((None, _)) => Text::Unusable,
+        None => Text::Absent,
+    }
+}
+
+/// The key as the user gave it.
+pub(super) fn spelled(key: &Key, origin: &Origin) -> String {
+    match origin {
+        Origin::Flag => key.flag(),
+        Origin::Env => key.env(),
+        Origin::File { path } => format!("{path}:{}", key.name()),
+        Origin::FallbackEnv => key.fallback_env().unwrap_or_default().into(),
+        Origin::Default => format!("{} (default)", key.name()),
+    }
+}
+
+fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<String> {
+    let known: Vec<String> = keys.iter().map(Key::env).collect();
+    let mut unknown: Vec<&str> = variables
+        .iter()
+        .filter_map(|(name, _)| name.to_str())
+        .filter(|name| name.starts_with("OUTBOX_") && !known.iter().any(|known| known == name))
+        .collect();
+    unknown.sort_unstable();
+    unknown
+        .into_iter()
+        .map(|name| {
+            let hint = did_you_mean(name, known.iter().map(String::as_str));
+            format!("{name} is ignored: it is no setting of this program{hint}")
+        })
+        .collect()
+}
+
+impl Resolved {
+    /// Sentences on what is odd but stops nothing, such as an `OUTBOX_` variable this program doesn't know.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Every setting on one line, `delay=15s watch=shop.* (OUTBOX_WATCH)`, without secrets. What has no origin beside
+    /// it is a default.
+    pub fn summary(&self) -> String {
+        let shown: Vec<String> = self.entries.iter().filter_map(Entry::summary).collect();
+        shown.join(" ")
+    }
+}
+
+impl Entry {
+    fn summary(&self) -> Option<String> {
+        let Text::Found(text, origin) = &self.text else {
+            return None;
+        };
+        let name = self.key.name();
+        let text = match Value::parse(text, self.key.kind()) {
+            Ok(Value::Uri(uri)) => Uri::to_string(&uri),
+            Ok(_) if text.contains("//") || text.contains('@') || text.contains(char::is_whitespace) => {
+                shown(text)
+            }
+            Ok(_) => text.clone(),
+            Err(_) if text.is_empty() => return None,
+            Err(_) => "?".into(),
+        };
+        match origin {
+            _ if text.is_empty() => None,
+            Origin::Default => Some(format!("{name}={text}")),
+            Origin::File { path } => Some(format!("{name}={text} ({path})")),
+            _ => Some(format!("{name}={text} ({})", spelled(&self.key, origin))),
+        }
+    }
+}
+
+impl fmt::Debug for Resolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolved")
+            .field("settings", &self.summary())
+            .field("problems", &self.problems)
+            .field("warnings", &self.warnings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,69 @@
+//! Where settings come from.
+
+use std::{collections::BTreeMap, env, ffi::OsString, fmt, fs, io, path::Path};
+
+use super::{Key, Problem};
+
+/// The command line, the environment and the way to read a file: a value, so that tests bring their own.
+#[derive(Clone)]
+pub struct Sources {
+    /// The arguments, without the program's own name.
+    pub args: Vec<OsString>,
+    /// The environment's variables.
+    pub env: Vec<(OsString, OsString)>,
+    /// Reads the file that `--config` names.
+    pub read_file: fn(&Path) -> io::Result<String>,
+}
+
+impl Sources {
+    /// Those of this process.
+    pub fn of_process() -> Self {
+        Self {
+            args: env::args_os().skip(1).collect(),
+            env: env::vars_os().collect(),
+            read_file: |path| fs::read_to_string(path),
+        }
+    }
+}
+
+/// Shows no content: any of it could be a secret.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("args", &self.args.len())
+            .field("env", &self.env.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the value of a key came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Flag,
+    Env,
+    File { path: String },
+    FallbackEnv,
+    Default,
+}
+
+/// What one source says.
+#[derive(Default)]
+pub(super) struct Given {
+    /// For each key it sets the text; `None` where it sets the key in a way that can't be used, which is a problem.
+    pub(super) texts: BTreeMap<&'static str, Option<String>>,
+    pub(super) problems: Vec<Problem>,
+    /// Whether it could not be read to its end, so that a key it lacks may still have been meant to be set by it.
+    pub(super) incomplete: bool,
+}
+
+impl Given {
+    pub(super) fn set(&mut self, key: &Key, text: impl Into<String>) {
+        self.texts.insert(key.name(), Some(text.into()));
+    }
+
+    /// Records that `key`, spelled `spelled` here, is set in a way that can't be used.
+    pub(super) fn refuse(&mut self, key: &Key, spelled: impl Into<String>, sentence: impl Into<String>) {
+        self.texts.insert(key.name(), None);
+        self.problems.push(Problem::new(spelled, sentence));
+    }
+}

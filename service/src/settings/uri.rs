@@ -1,0 +1,274 @@
+//! URIs that hold a password, and what of them may be shown.
+
+use std::fmt;
+
+/// What a URI leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// `mongodb://` or `mongodb+srv://`.
+    MongoDb,
+    /// `amqp://` or `amqps://`.
+    Amqp,
+}
+
+impl Scheme {
+    fn prefixes(self) -> [&'static str; 2] {
+        match self {
+            Self::MongoDb => ["mongodb://", "mongodb+srv://"],
+            Self::Amqp => ["amqp://", "amqps://"],
+        }
+    }
+
+    fn example(self) -> &'static str {
+        match self {
+            Self::MongoDb => "mongodb://host:27017/?replicaSet=rs0",
+            Self::Amqp => "amqp://user:password@host:5672/%2f",
+        }
+    }
+}
+
+/// A connection string. `Debug` and `Display` show it without its password and without the value of any parameter that
+/// isn't known to be harmless; only [`Uri::expose`] gives it whole.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Uri(String);
+
+impl Uri {
+    /// The whole connection string, for the driver and for nothing else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Checks scheme and shape; the driver checks the rest. The errors are sentences that quote nothing.
+    pub(super) fn parse(text: &str, scheme: Scheme) -> Result<Self, String> {
+        let [plain, other] = scheme.prefixes();
+        let rest = text.strip_prefix(plain).or_else(|| text.strip_prefix(other));
+        let Some(rest) = rest else {
+            return Err(format!(
+                "is no such URI (its value is not shown); start it with {plain} or {other}, as in {}",
+                scheme.example()
+            ));
+        };
+        match flaw(rest) {
+            Some(flaw) => Err(format!("{flaw}; it should look like {}", scheme.example())),
+            None => Ok(Self(text.into())),
+        }
+    }
+
+    /// What [`Reader`](super::Reader) hands out in place of one that has a problem.
+    pub(super) fn absent() -> Self {
+        Self(String::new())
+    }
+}
+
+/// What is wrong with a URI, given what follows its scheme.
+fn flaw(rest: &str) -> Option<&'static str> {
+    let (authority, tail) = split_authority(rest);
+    let (user_info, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    if rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        Some("holds white space; percent-encode it (a space is %20)")
+    } else if user_info.contains('@') || user_info.matches(':').count() > 1 {
+        Some("has a user name or password with `@` or `:` in it; percent-encode them as %40 and %3A")
+    } else if !authority.contains('@') && tail.split('?').next().is_some_and(|path| path.contains('@')) {
+        Some("has a user name or password with `/` in it; percent-encode it as %2F")
+    } else if hosts.split(',').any(str::is_empty) {
+        Some("names no host")
+    } else if hosts.split(',').any(has_no_number_for_port) {
+        Some("has a port that is no number; if that is a password, the host behind it is missing")
+    } else {
+        None
+    }
+}
+
+fn split_authority(rest: &str) -> (&str, &str) {
+    rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()))
+}
+
+/// `host:port`, where an IPv6 address stands in brackets.
+fn has_no_number_for_port(host: &str) -> bool {
+    let behind_address = host.rsplit_once(']').map_or(host, |(_, port)| port);
+    behind_address
+        .split_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_err())
+}
+
+const MASK: &str = "***";
+
+/// Parameters of either URI that hold no secret, in lower case. Any other is masked: also one that is misspelled.
+const HARMLESS: [&str; 39] = [
+    "appname",
+    "auth_mechanism",
+    "authmechanism",
+    "authsource",
+    "cacertfile",
+    "certfile",
+    "channel_max",
+    "compressors",
+    "connection_timeout",
+    "connecttimeoutms",
+    "directconnection",
+    "frame_max",
+    "heartbeat",
+    "heartbeatfrequencyms",
+    "journal",
+    "loadbalanced",
+    "localthresholdms",
+    "maxconnecting",
+    "maxidletimems",
+    "maxpoolsize",
+    "maxstalenessseconds",
+    "minpoolsize",
+    "readconcernlevel",
+    "readpreference",
+    "readpreferencetags",
+    "replicaset",
+    "retryreads",
+    "retrywrites",
+    "serverselectiontimeoutms",
+    "sockettimeoutms",
+    "srvmaxhosts",
+    "srvservicename",
+    "ssl",
+    "tls",
+    "tlsallowinvalidcertificates",
+    "tlscafile",
+    "tlsinsecure",
+    "w",
+    "wtimeoutms",
+];
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((scheme, rest)) = self.0.split_once("://") else {
+            return f.write_str(MASK);
+        };
+        let (authority, tail) = split_authority(rest);
+        write!(f, "{scheme}://")?;
+        // With an `@` anywhere else, what looks like a host can be a piece of a password.
+        if flaw(rest).is_some() || tail.contains('@') {
+            return f.write_str(MASK);
+        }
+        match authority.split_once('@') {
+            Some((user_info, hosts)) => match user_info.split_once(':') {
+                Some((user, _)) => write!(f, "{user}:{MASK}@{hosts}")?,
+                None => write!(f, "{user_info}@{hosts}")?,
+            },
+            None => f.write_str(authority)?,
+        }
+        let (path, parameters) = tail.split_at(tail.find(['?', '#']).unwrap_or(tail.len()));
+        f.write_str(path)?;
+        parameters
+            .split_inclusive(['?', '#', '&', ';'])
+            .try_for_each(|piece| write_parameter(f, piece))
+    }
+}
+
+/// Writes one `key=value`, with the separator that ends it.
+fn write_parameter(f: &mut fmt::Formatter<'_>, piece: &str) -> fmt::Result {
+    let (parameter, separator) = piece.split_at(piece.trim_end_matches(['?', '#', '&', ';']).len());
+    match parameter.split_once('=') {
+        Some((key, _)) if HARMLESS.contains(&key.to_ascii_lowercase().as_str()) => f.write_str(parameter)?,
+        Some((key, _)) => write!(f, "{key}={MASK}")?,
+        None if parameter.is_empty() => {}
+        None => f.write_str(MASK)?,
+    }
+    f.write_str(separator)
+}
+
+impl fmt::Debug for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Uri({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mongodb(text: &str) -> Result<Uri, String> {
+        Uri::parse(text, Scheme::MongoDb)
+    }
+
+    #[test]
+    fn a_uri_shows_its_user_hosts_and_harmless_parameters() {
+        let uri = mongodb("mongodb://app:hunter2@a:27017,b:27017/shop?replicaSet=rs0&w=majority").unwrap();
+        assert_eq!(
+            uri.to_string(),
+            "mongodb://app:***@a:27017,b:27017/shop?replicaSet=rs0&w=majority"
+        );
+        assert_eq!(format!("{uri:?}"), format!("Uri({uri})"));
+        assert_eq!(
+            uri.expose(),
+            "mongodb://app:hunter2@a:27017,b:27017/shop?replicaSet=rs0&w=majority"
+        );
+    }
+
+    #[test]
+    fn a_uri_without_secrets_is_shown_whole() {
+        for text in [
+            "mongodb://127.0.0.1:27117/?replicaSet=rs0",
+            "mongodb+srv://cluster.example.com",
+            "mongodb://[::1]:27017/",
+        ] {
+            assert_eq!(mongodb(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_password_is_shown_in_no_place_it_can_stand_in() {
+        for text in [
+            "mongodb://u:hunter2@h",
+            "mongodb://u:@h/?tlsCertificateKeyFilePassword=hunter2",
+            "mongodb://h/?TLSCERTIFICATEKEYFILEPASSWORD=hunter2&w=1",
+            "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:hunter2,ENVIRONMENT:hunter2",
+            "mongodb://h/?tlsCertificateKeyFilePaswsord=hunter2",
+            "mongodb://h/?%70assword=hunter2",
+            "mongodb://h/?proxyPassword=x@hunter2",
+            "mongodb://h/?proxyPassword=hunter2@x&w=1",
+            "mongodb://h?hunter2",
+            "mongodb://h/#hunter2",
+            "mongodb://h/?w=1#hunter2",
+            "mongodb://h/?w=1;password=hunter2",
+        ] {
+            let uri = mongodb(text).unwrap();
+            assert!(!format!("{uri} {uri:?}").contains("hunter2"), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_uri_is_refused_in_a_sentence_that_does_not_quote_it() {
+        for (text, reason) in [
+            ("hunter2", "start it with mongodb://"),
+            ("amqp://u:hunter2@h", "start it with mongodb://"),
+            ("mongodb://", "names no host"),
+            ("mongodb://u:hunter2@", "names no host"),
+            ("mongodb://u:hunter2", "port that is no number"),
+            ("mongodb://u:p@hunter2@h", "%40"),
+            ("mongodb://u:p:hunter2@h", "%3A"),
+            ("mongodb://u:p/hunter2@h", "%2F"),
+            ("mongodb://u:p hunter2@h", "%20"),
+        ] {
+            let sentence = mongodb(text).unwrap_err();
+            assert!(sentence.contains(reason), "{sentence}");
+            assert!(!sentence.contains("hunter2"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn even_an_unchecked_uri_keeps_its_password() {
+        for text in [
+            "hunter2",
+            "amqp://u:hunter2",
+            "amqp://u:p/hunter2@h",
+            "amqp://u:p?hunter2@h",
+        ] {
+            assert!(!Uri(text.into()).to_string().contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn rabbitmq_takes_amqp_with_and_without_tls() {
+        assert!(Uri::parse("amqp://guest:guest@127.0.0.1:5672/%2f", Scheme::Amqp).is_ok());
+        assert!(Uri::parse("amqps://rabbit/?heartbeat=10", Scheme::Amqp).is_ok());
+        assert!(Uri::parse("https://rabbit:15672", Scheme::Amqp).is_err());
+    }
+}

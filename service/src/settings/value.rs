@@ -1,0 +1,227 @@
+//! From the text of a setting to its value.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use super::{Check, Kind, NamespacePattern, Uri, did_you_mean, shown};
+
+/// The value of one key. No `Debug`: a text may be a password that somebody gave to the wrong key.
+#[derive(Clone, PartialEq)]
+pub(super) enum Value {
+    Uri(Uri),
+    Duration(Duration),
+    Integer(u64),
+    Boolean(bool),
+    Choice(String),
+    Text(String),
+    List(Vec<String>),
+    Namespaces(Vec<NamespacePattern>),
+}
+
+impl Value {
+    /// Parses `text` by the kind of its key; each error is a sentence.
+    pub(super) fn parse(text: &str, kind: &Kind) -> Result<Self, Vec<String>> {
+        let one = match kind {
+            Kind::Uri(scheme) => Uri::parse(text, *scheme).map(Self::Uri),
+            Kind::Duration(bounds) => duration(text, bounds).map(Self::Duration),
+            Kind::Integer(bounds) => integer(text, bounds).map(Self::Integer),
+            Kind::Boolean => boolean(text).map(Self::Boolean),
+            Kind::Choice(names) => choice(text, names).map(Self::Choice),
+            Kind::Text(check) => checked(text, *check).map(Self::Text),
+            Kind::List(check) => return list(text, |item| checked(item, *check)).map(Self::List),
+            Kind::Namespaces => {
+                let pattern = |item: &str| item.parse().map_err(|invalid| format!("{invalid}"));
+                return list(text, |item| pattern(item)).map(Self::Namespaces);
+            }
+        };
+        one.map_err(|sentence| vec![sentence])
+    }
+
+    /// What an empty text means where the default allows one.
+    pub(super) fn empty(kind: &Kind) -> Option<Self> {
+        match kind {
+            Kind::Text(_) => Some(Self::Text(String::new())),
+            Kind::List(_) => Some(Self::List(Vec::new())),
+            Kind::Namespaces => Some(Self::Namespaces(Vec::new())),
+            _ => None,
+        }
+    }
+}
+
+fn duration(text: &str, bounds: &RangeInclusive<Duration>) -> Result<Duration, String> {
+    if text.parse::<f64>().is_ok() {
+        return Err(format!(
+            "{} has no unit; write it as in 250ms, 15s or 1h",
+            shown(text)
+        ));
+    }
+    let value = humantime::parse_duration(text)
+        .map_err(|_| format!("{} is no duration; write it as in 250ms, 15s or 1h", shown(text)))?;
+    within(
+        value,
+        bounds,
+        |bound| humantime::format_duration(bound).to_string(),
+        text,
+    )
+}
+
+fn integer(text: &str, bounds: &RangeInclusive<u64>) -> Result<u64, String> {
+    let value = text.parse().map_err(|_| {
+        format!(
+            "{} is no whole number; write one from {} to {}",
+            shown(text),
+            bounds.start(),
+            bounds.end()
+        )
+    })?;
+    within(value, bounds, |bound| bound.to_string(), text)
+}
+
+fn within<T: Copy + PartialOrd>(
+    value: T,
+    bounds: &RangeInclusive<T>,
+    print: impl Fn(T) -> String,
+    text: &str,
+) -> Result<T, String> {
+    if value < *bounds.start() {
+        Err(format!(
+            "{} is too little; the least is {}",
+            shown(text),
+            print(*bounds.start())
+        ))
+    } else if value > *bounds.end() {
+        Err(format!(
+            "{} is too much; the most is {}",
+            shown(text),
+            print(*bounds.end())
+        ))
+    } else {
+        Ok(value)
+    }
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse()
+        .map_err(|_| format!("{} is neither; write true or false", shown(text)))
+}
+
+fn choice(text: &str, names: &[&'static str]) -> Result<String, String> {
+    if names.contains(&text) {
+        return Ok(text.into());
+    }
+    let hint = did_you_mean(text, names.iter().copied());
+    Err(format!(
+        "{} is not a choice{hint}; write one of {}",
+        shown(text),
+        names.join(", ")
+    ))
+}
+
+fn checked(text: &str, check: Check) -> Result<String, String> {
+    check(text)
+        .map(|()| text.into())
+        .map_err(|flaw| format!("{} {flaw}", shown(text)))
+}
+
+/// Parses what stands between commas; an empty item is a slip, a repeated one is dropped.
+fn list<T: PartialEq>(text: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Vec<String>> {
+    let (mut items, mut sentences) = (Vec::new(), Vec::new());
+    for text in text.split(',').map(str::trim) {
+        match item(text) {
+            _ if text.is_empty() => sentences.push("has an empty item; drop the spare comma".into()),
+            Ok(item) if items.contains(&item) => {}
+            Ok(item) => items.push(item),
+            Err(sentence) => sentences.push(sentence),
+        }
+    }
+    if sentences.is_empty() {
+        Ok(items)
+    } else {
+        Err(sentences)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY_DURATION: RangeInclusive<Duration> = Duration::ZERO..=Duration::MAX;
+
+    #[test]
+    fn durations_carry_their_unit() {
+        for (text, millis) in [
+            ("250ms", 250),
+            ("15s", 15_000),
+            ("1h", 3_600_000),
+            ("1h 30m", 5_400_000),
+            ("0s", 0),
+        ] {
+            assert_eq!(duration(text, &ANY_DURATION), Ok(Duration::from_millis(millis)));
+        }
+    }
+
+    #[test]
+    fn a_plain_number_is_no_duration_and_is_told_why() {
+        for text in ["15", "0", "1.5", "-3"] {
+            let sentence = duration(text, &ANY_DURATION).unwrap_err();
+            assert_eq!(
+                sentence,
+                format!("{text:?} has no unit; write it as in 250ms, 15s or 1h")
+            );
+        }
+        assert!(
+            duration("soon", &ANY_DURATION)
+                .unwrap_err()
+                .contains("is no duration")
+        );
+        assert!(
+            duration("-3s", &ANY_DURATION)
+                .unwrap_err()
+                .contains("is no duration")
+        );
+    }
+
+    #[test]
+    fn bounds_are_inclusive_and_named() {
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
+        assert!(duration("1s", &bounds).is_ok() && duration("60s", &bounds).is_ok());
+        assert_eq!(
+            duration("999ms", &bounds).unwrap_err(),
+            r#""999ms" is too little; the least is 1s"#
+        );
+        assert_eq!(
+            duration("61s", &bounds).unwrap_err(),
+            r#""61s" is too much; the most is 1m"#
+        );
+        assert_eq!(
+            integer("0", &(1..=9)).unwrap_err(),
+            r#""0" is too little; the least is 1"#
+        );
+        assert_eq!(
+            integer("-1", &(1..=9)).unwrap_err(),
+            r#""-1" is no whole number; write one from 1 to 9"#
+        );
+    }
+
+    #[test]
+    fn a_choice_is_spelled_exactly_and_a_slip_is_recognised() {
+        assert_eq!(choice("off", &["declare", "off"]), Ok("off".into()));
+        assert_eq!(
+            choice("decalre", &["declare", "off"]).unwrap_err(),
+            r#""decalre" is not a choice (did you mean declare?); write one of declare, off"#
+        );
+    }
+
+    #[test]
+    fn each_bad_item_of_a_list_has_its_sentence() {
+        let sentences = Value::parse("shop.orders, stock,,*.*", &Kind::Namespaces).err();
+        assert_eq!(sentences.map(|sentences| sentences.len()), Some(3));
+    }
+
+    #[test]
+    fn a_repeated_item_counts_once() {
+        let Ok(Value::Namespaces(patterns)) = Value::parse("shop.*, shop.*", &Kind::Namespaces) else {
+            panic!("not parsed")
+        };
+        assert_eq!(patterns.len(), 1);
+    }
+}
