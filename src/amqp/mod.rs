@@ -1,1 +1,49 @@
-//! x
+//! RabbitMQ: publishing with confirms, consuming with acknowledgements.
+//!
+//! The only module that names the AMQP client; nothing of the client appears in what it offers.
+//!
+//! # Flow
+//!
+//! A [`Publisher`] and a [`Consumer`] each own one connection and one supervisor task. The supervisor
+//! dials, opens a channel, applies the [`Topology`], serves until anything at all goes wrong, drops the
+//! connection and starts again with a growing, jittered pause. Nothing is repaired in place: a half-alive
+//! channel and a dead one look the same from outside, a fresh one is known to be good.
+//!
+//! ```text
+//!            ┌───────────── pause ◀──────────────┐
+//!            ▼                                   │
+//!  Connecting ── dial, channel, topology ──▶ Ready ⇄ Blocked (memory or disk alarm of the broker)
+//!            └── refused ─▶ Disconnected | Misconfigured
+//! ```
+//!
+//! # Guarantees
+//!
+//! - [`Published::Confirmed`] is said only of a message that the broker acknowledged and did not return.
+//! - [`Publisher::publish`] never waits for a connection: without one it answers
+//!   [`Published::Unavailable`] at once.
+//! - A [`Delivery`] of a connection that is gone cannot be acknowledged by mistake; trying is harmless.
+//!
+//! # Caveats
+//!
+//! - `Unavailable { maybe_sent: true }` is a message of unknown fate: publishing it again may double it.
+//! - The broker announces an alarm only to connections that publish: the first window after the alarm
+//!   waits for [`AmqpSettings::confirm_timeout`].
+//! - The client logs every message that the broker returns, with its body, as a warning of the target
+//!   `lapin::returned_messages`: turn that target off where payloads must not be logged.
+
+mod backlog;
+mod connection;
+mod consumer;
+mod publication;
+mod publisher;
+mod settings;
+mod state;
+mod topology;
+mod window;
+
+pub use consumer::{Consumer, Delivery};
+pub use publication::{Publication, Published};
+pub use publisher::Publisher;
+pub use settings::{AmqpSettings, AmqpSettingsError};
+pub use state::State;
+pub use topology::{ExchangeKind, ExchangeSpec, QueueSpec, Topology, TopologyMode};

@@ -1,0 +1,172 @@
+//! Making one connection with one channel, and naming what went wrong.
+
+use std::{io, pin::Pin, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt};
+use lapin::{
+    Channel, Connection, ConnectionProperties, ErrorKind, Event,
+    tcp::{AMQPUriTcpExt, TLSConfig},
+};
+use tokio::time::{error::Elapsed, timeout};
+
+use super::{AmqpSettings, State, Topology};
+
+/// What a supervisor needs for its connections.
+pub(super) struct Plan {
+    pub(super) settings: AmqpSettings,
+    pub(super) topology: Topology,
+    /// `publisher` or `consumer`.
+    pub(super) role: &'static str,
+}
+
+/// A connection, its channel with the topology applied, and what the broker tells about it.
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) channel: Channel,
+    pub(super) events: Pin<Box<dyn Stream<Item = Event> + Send>>,
+}
+
+/// Why there is no link.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Waiting may help.
+    Unreachable(String),
+    /// A person must act.
+    Misconfigured(String),
+}
+
+impl From<Trouble> for State {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Unreachable(reason) => Self::Disconnected { reason },
+            Trouble::Misconfigured(reason) => Self::Misconfigured { reason },
+        }
+    }
+}
+
+impl Plan {
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.settings.connection_name, self.role)
+    }
+
+    /// A fresh connection, channel and topology, or why not. Nothing is left behind on failure.
+    pub(super) async fn open(self: Arc<Self>) -> Result<Link, Trouble> {
+        let patience = self.settings.connect_timeout;
+        let late =
+            |_: Elapsed| Trouble::Unreachable(format!("no answer from {} in {patience:?}", self.endpoint()));
+        let connection = timeout(patience, self.dial()).await.map_err(late)??;
+        let events = Box::pin(connection.events_listener());
+        let channel = timeout(patience, self.channel(&connection))
+            .await
+            .map_err(late)??;
+        Ok(Link {
+            connection,
+            channel,
+            events,
+        })
+    }
+
+    async fn dial(&self) -> Result<Connection, Trouble> {
+        let settings = &self.settings;
+        let patience = settings.connect_timeout;
+        let mut uri = settings.uri.clone();
+        let heartbeat = settings.heartbeat.as_secs().clamp(1, u64::from(u16::MAX));
+        uri.query
+            .heartbeat
+            .get_or_insert(u16::try_from(heartbeat).unwrap_or(u16::MAX));
+        // Recovery and retries of the client stay off, as they are by default: the supervisor does both.
+        let options = ConnectionProperties::default().with_connection_name(self.name().into());
+        let runtime = lapin::runtime::default_runtime().map_err(|error| self.explain(&error))?;
+        Connection::connector(
+            uri,
+            runtime,
+            // The client dials on a thread of its own, which would outlive our patience where packets vanish.
+            async move |uri, runtime| {
+                let connecting = uri.connect_with_config_async(TLSConfig::default(), &runtime);
+                let connected = timeout(patience, connecting)
+                    .await
+                    .map_err(|_| io::ErrorKind::TimedOut);
+                Ok(connected.map_err(io::Error::from)??)
+            },
+            options,
+        )
+        .await
+        .map_err(|error| self.explain(&error))
+    }
+
+    async fn channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
+        let channel = connection
+            .create_channel()
+            .await
+            .map_err(|error| self.explain(&error))?;
+        self.topology.apply(&channel).await?;
+        Ok(channel)
+    }
+
+    fn endpoint(&self) -> String {
+        self.settings.endpoint()
+    }
+
+    pub(super) fn explain(&self, error: &lapin::Error) -> Trouble {
+        let (endpoint, user, said) = (self.endpoint(), self.settings.user(), broker_said(error));
+        match code_of(error) {
+            Some(403) => Trouble::Misconfigured(format!(
+                "{endpoint} refused user {user:?}: check the user, its password and its permissions ({said})"
+            )),
+            Some(530) => Trouble::Misconfigured(format!(
+                "{endpoint} refused the virtual host: check that it exists and that user {user:?} may use it ({said})"
+            )),
+            _ => Trouble::Unreachable(format!("{endpoint}: {said}")),
+        }
+    }
+}
+
+impl Link {
+    /// Whether the client still believes in it.
+    pub(super) fn alive(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+
+    /// Says goodbye where that is possible; one that cannot be closed within a moment is dropped.
+    pub(super) async fn close(self) {
+        let _ = timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
+    }
+
+    /// The next event that matters. Cancel safe.
+    pub(super) async fn event(&mut self) -> Weather {
+        loop {
+            match self.events.next().await {
+                Some(Event::ConnectionBlocked(reason)) => return Weather::Blocked(reason),
+                Some(Event::ConnectionUnblocked) => return Weather::Unblocked,
+                Some(Event::Error(error)) => return Weather::Lost(broker_said(&error)),
+                Some(_) => {}
+                None => return Weather::Lost("the connection ended".to_owned()),
+            }
+        }
+    }
+}
+
+/// What the broker tells about a connection.
+pub(super) enum Weather {
+    Blocked(String),
+    Unblocked,
+    Lost(String),
+}
+
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// The reply code of the broker, if it was the broker that refused.
+pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+/// The broker's own words where there are any, else the client's.
+pub(super) fn broker_said(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => format!("{} {}", error.get_id(), error.get_message()),
+        _ => error.to_string(),
+    }
+}

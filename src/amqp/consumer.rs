@@ -1,0 +1,544 @@
+//! Consuming with acknowledgements.
+//!
+//! # Flow
+//!
+//! The supervisor connects, subscribes to the queue and passes deliveries on. After any error, after the broker
+//! cancelled the consumer, and at the end of the stream it connects and subscribes anew; what was not
+//! acknowledged comes again, marked as redelivered.
+//!
+//! # The watchdog
+//!
+//! A consumer can fall silent without an error. So a silent one looks at its queue now and then: if the broker
+//! knows no consumer of it, or if at two looks in a row messages wait while nothing is held here and
+//! nothing came in between, the connection is made anew.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::StreamExt;
+use lapin::{
+    Acker, Channel, Connection,
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+        BasicRejectOptions, QueueDeclareOptions,
+    },
+    types::{AMQPValue, FieldTable},
+};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    AmqpSettings, State, Topology,
+    connection::{Link, Plan, Trouble, Weather, broker_said, code_of},
+    state::{Board, Pauses, wait_closed, wait_ready},
+    topology::short,
+};
+
+/// Takes deliveries from one queue, over connections of its own. Dropping it closes them.
+#[derive(Debug)]
+pub struct Consumer {
+    inbox: Mutex<mpsc::UnboundedReceiver<Delivery>>,
+    states: watch::Receiver<State>,
+    taking: watch::Receiver<bool>,
+    stop: CancellationToken,
+    _end: DropGuard,
+    end: CancellationToken,
+}
+
+/// One message from the queue, to be settled by [`ack`](Self::ack), [`reject`](Self::reject) or
+/// [`requeue`](Self::requeue). One that is dropped is put back.
+///
+/// Settling answers whether the broker was told. It was not if the connection of the delivery is gone: then
+/// the message comes again.
+pub struct Delivery {
+    /// The body.
+    pub body: Vec<u8>,
+    /// The AMQP property `type`.
+    pub message_type: Option<String>,
+    /// The AMQP property `message_id`.
+    pub message_id: Option<String>,
+    /// The MIME type of the body.
+    pub content_type: Option<String>,
+    /// The headers that are strings.
+    pub headers: Vec<(String, String)>,
+    /// The exchange it was published to.
+    pub exchange: String,
+    /// The routing key it was published with.
+    pub routing_key: String,
+    /// Whether it may have been delivered before.
+    pub redelivered: bool,
+    held: Held,
+}
+
+impl Consumer {
+    /// Starts connecting in the background and returns at once.
+    ///
+    /// At most `prefetch` deliveries are unsettled at a time; 0 means any number. `tag` is the name of the
+    /// consumer, shown by the broker.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    #[must_use]
+    pub fn start(
+        settings: AmqpSettings,
+        topology: Topology,
+        queue: String,
+        prefetch: u16,
+        tag: String,
+    ) -> Self {
+        let plan = Arc::new(Plan {
+            settings,
+            topology,
+            role: "consumer",
+        });
+        let board = Board::new(plan.name());
+        let states = board.watch();
+        let (outbox, inbox) = mpsc::unbounded_channel();
+        let (put_back, dropped) = mpsc::unbounded_channel();
+        let (taking, still_taking) = watch::channel(true);
+        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let subscription = Subscription { queue, prefetch, tag };
+        let (stop_too, end_too) = (stop.clone(), end.clone());
+        let supervisor = Supervisor {
+            plan,
+            subscription,
+            board,
+            outbox,
+            put_back,
+            dropped,
+            taking,
+            stop: stop_too,
+            end: end_too,
+        };
+        tokio::spawn(supervisor.run());
+        let (inbox, taking) = (Mutex::new(inbox), still_taking);
+        Self {
+            inbox,
+            states,
+            taking,
+            stop,
+            _end: end.clone().drop_guard(),
+            end,
+        }
+    }
+
+    /// The next delivery; none after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel safe.
+    pub async fn next(&self) -> Option<Delivery> {
+        loop {
+            let mut inbox = self.inbox.lock().await;
+            let delivery = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                delivery = inbox.recv() => delivery?,
+            };
+            if !delivery.held.stale() {
+                return Some(delivery);
+            }
+        }
+    }
+
+    /// Whether it is subscribed to the queue.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        *self.states.borrow() == State::Ready
+    }
+
+    /// Waits until subscribed. False once that can never be again, after [`close`](Self::close).
+    pub async fn ready(&self) -> bool {
+        wait_ready(self.states.clone()).await
+    }
+
+    /// Every change of state from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        self.states.clone()
+    }
+
+    /// Ends the subscription: [`next`](Self::next) gives nothing more and what it had not yet given is put back.
+    /// Deliveries that were given can still be settled, until [`close`](Self::close) or an error.
+    pub async fn stop_taking(&self) {
+        self.stop.cancel();
+        let mut inbox = self.inbox.lock().await;
+        // An error means that the supervisor is gone, and its subscription with it.
+        let _ = self.taking.clone().wait_for(|taking| !taking).await;
+        while let Ok(delivery) = inbox.try_recv() {
+            drop(delivery);
+        }
+    }
+
+    /// Closes the connection; what is not settled by now comes again, to somebody.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.end.cancel();
+        wait_closed(self.states.clone()).await;
+    }
+}
+
+impl Delivery {
+    fn new(delivery: lapin::message::Delivery, held: Held) -> Self {
+        let properties = delivery.properties;
+        let text = |property: &Option<lapin::types::ShortString>| property.as_ref().map(ToString::to_string);
+        let headers = properties.headers().iter().flat_map(|table| table.inner());
+        Self {
+            message_type: text(properties.kind()),
+            message_id: text(properties.message_id()),
+            content_type: text(properties.content_type()),
+            headers: headers
+                .filter_map(|(name, value)| Some((name.to_string(), string(value)?)))
+                .collect(),
+            exchange: delivery.exchange.to_string(),
+            routing_key: delivery.routing_key.to_string(),
+            redelivered: delivery.redelivered,
+            body: delivery.data,
+            held,
+        }
+    }
+
+    /// Done: the broker forgets the message. False if it could not be told.
+    pub async fn ack(self) -> bool {
+        let ack = |acker: Acker| async move { acker.ack(BasicAckOptions::default()).await };
+        self.held.settle(ack).await
+    }
+
+    /// Hopeless: the broker drops or dead-letters the message. False if it could not be told.
+    pub async fn reject(self) -> bool {
+        let reject = |acker: Acker| async move { acker.reject(BasicRejectOptions { requeue: false }).await };
+        self.held.settle(reject).await
+    }
+
+    /// Not now: the broker delivers the message again, at once. False if it could not be told.
+    ///
+    /// Not a means to retry: it loops without a pause, and newer brokers do not count it towards the
+    /// delivery limit.
+    pub async fn requeue(self) -> bool {
+        self.held.settle(requeue).await
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("message_id", &self.message_id)
+            .field("message_type", &self.message_type)
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("redelivered", &self.redelivered)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+async fn requeue(acker: Acker) -> lapin::Result<bool> {
+    acker
+        .nack(BasicNackOptions {
+            requeue: true,
+            ..BasicNackOptions::default()
+        })
+        .await
+}
+
+fn string(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+/// The right to settle one delivery, once, on the connection it came over.
+struct Held {
+    acker: Option<Acker>,
+    gone: CancellationToken,
+    count: Arc<AtomicUsize>,
+    put_back: mpsc::UnboundedSender<Acker>,
+}
+
+impl Held {
+    fn stale(&self) -> bool {
+        self.gone.is_cancelled() || self.acker.as_ref().is_none_or(|acker| !acker.usable())
+    }
+
+    async fn settle<F>(mut self, settle: impl FnOnce(Acker) -> F) -> bool
+    where
+        F: Future<Output = lapin::Result<bool>>,
+    {
+        let Some(acker) = self.acker.take() else {
+            return false;
+        };
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => false,
+            told = settle(acker) => told.unwrap_or(false),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(acker) = self.acker.take().filter(|_| !self.gone.is_cancelled()) {
+            let _ = self.put_back.send(acker);
+        }
+    }
+}
+
+struct Subscription {
+    queue: String,
+    prefetch: u16,
+    tag: String,
+}
+
+struct Supervisor {
+    plan: Arc<Plan>,
+    subscription: Subscription,
+    board: Board,
+    outbox: mpsc::UnboundedSender<Delivery>,
+    put_back: mpsc::UnboundedSender<Acker>,
+    dropped: mpsc::UnboundedReceiver<Acker>,
+    taking: watch::Sender<bool>,
+    stop: CancellationToken,
+    end: CancellationToken,
+}
+
+/// Why a connection is no longer served.
+enum End {
+    Asked,
+    Lost(String),
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        let settings = &self.plan.settings;
+        let mut pauses = Pauses::new(settings.reconnect_min, settings.reconnect_max);
+        // One that is asked to stop before it is subscribed, or after it lost what it held, has nothing to do.
+        while let Some(opened) = self.unless_stopped(self.open()).await {
+            let lived = match opened {
+                Ok((mut link, stream)) => {
+                    let since = Instant::now();
+                    self.board.post(State::Ready);
+                    let end = self.serve(&mut link, stream).await;
+                    if let End::Lost(reason) = &end {
+                        self.board.post(State::Disconnected {
+                            reason: reason.clone(),
+                        });
+                    }
+                    link.close().await;
+                    if matches!(end, End::Asked) {
+                        break;
+                    }
+                    since.elapsed()
+                }
+                Err(trouble) => {
+                    self.board.post(trouble.into());
+                    Duration::ZERO
+                }
+            };
+            if self.unless_stopped(sleep(pauses.after(lived))).await.is_none() {
+                break;
+            }
+        }
+        self.taking.send_replace(false);
+        self.board.post(State::Closed);
+    }
+
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.end.cancelled() => None,
+            () = self.stop.cancelled() => None,
+            done = work => Some(done),
+        }
+    }
+
+    async fn open(&self) -> Result<(Link, lapin::Consumer), Trouble> {
+        let link = self.plan.clone().open().await?;
+        let patience = self.plan.settings.connect_timeout;
+        let late = |_| Trouble::Unreachable(format!("no answer to the subscription in {patience:?}"));
+        let stream = timeout(patience, self.subscribe(&link.channel))
+            .await
+            .map_err(late)??;
+        Ok((link, stream))
+    }
+
+    async fn subscribe(&self, channel: &Channel) -> Result<lapin::Consumer, Trouble> {
+        let Subscription { queue, prefetch, tag } = &self.subscription;
+        let explain = |error: lapin::Error| match code_of(&error) {
+            Some(404) => Trouble::Misconfigured(format!(
+                "the queue {queue:?} does not exist: create it, or name it in a topology set to `declare` ({})",
+                broker_said(&error)
+            )),
+            _ => self.plan.explain(&error),
+        };
+        channel
+            .basic_qos(*prefetch, BasicQosOptions::default())
+            .await
+            .map_err(explain)?;
+        let (queue, tag) = (short(queue)?, short(tag)?);
+        let options = BasicConsumeOptions::default();
+        channel
+            .basic_consume(queue, tag, options, FieldTable::default())
+            .await
+            .map_err(explain)
+    }
+
+    /// Passes deliveries on until the connection is lost or nobody wants it any more.
+    async fn serve(&mut self, link: &mut Link, mut stream: lapin::Consumer) -> End {
+        let gone = CancellationToken::new();
+        let _gone = gone.clone().drop_guard();
+        let count = Arc::new(AtomicUsize::new(0));
+        let mut watchdog = Watchdog::default();
+        let patience = self.plan.settings.connect_timeout;
+        let every = self.plan.settings.consumer_check.max(Duration::from_millis(10));
+        let mut check = interval_at(Instant::now() + every, every);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopped = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.end.cancelled() => return End::Asked,
+                () = self.stop.cancelled(), if !stopped => {
+                    stopped = true;
+                    if let Err(reason) = self.unsubscribe(&link.channel).await {
+                        return End::Lost(reason);
+                    }
+                }
+                Some(acker) = self.dropped.recv() => {
+                    tracing::debug!(queue = self.subscription.queue, "a delivery was dropped unsettled: put back");
+                    let _ = timeout(patience, requeue(acker)).await;
+                }
+                weather = link.event() => if let Weather::Lost(reason) = weather {
+                    return End::Lost(reason);
+                },
+                delivery = stream.next(), if !stopped => match delivery {
+                    Some(Ok(delivery)) => {
+                        watchdog.delivered();
+                        count.fetch_add(1, Ordering::Relaxed);
+                        let acker = Some(delivery.acker.clone());
+                        let (gone, count, put_back) = (gone.clone(), count.clone(), self.put_back.clone());
+                        let held = Held { acker, gone, count, put_back };
+                        // If nobody listens any more, dropping it puts it back.
+                        let _ = self.outbox.send(Delivery::new(delivery, held));
+                    }
+                    Some(Err(error)) => return End::Lost(broker_said(&error)),
+                    None => return End::Lost("the subscription ended, as when its queue is deleted".to_owned()),
+                },
+                _ = check.tick(), if !stopped => {
+                    let glance = timeout(patience, self.glance(&link.connection)).await;
+                    let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
+                    let suspicion = glance.and_then(|glance| watchdog.look(&glance, count.load(Ordering::Relaxed)));
+                    if let Err(reason) = suspicion {
+                        return End::Lost(reason);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn unsubscribe(&self, channel: &Channel) -> Result<(), String> {
+        let tag = short(&self.subscription.tag).map_err(|_| "no such consumer".to_owned())?;
+        let cancelling = channel.basic_cancel(tag, BasicCancelOptions::default());
+        let patience = self.plan.settings.connect_timeout;
+        let cancelled = timeout(patience, cancelling).await;
+        self.taking.send_replace(false);
+        match cancelled {
+            Ok(cancelled) => cancelled.map_err(|error| broker_said(&error)),
+            Err(_) => Err(format!("the subscription could not be ended in {patience:?}")),
+        }
+    }
+
+    /// A look at the queue over a channel of its own, since looking for a queue that is gone closes the channel.
+    async fn glance(&self, connection: &Connection) -> Result<Glance, String> {
+        let looking = async {
+            let channel = connection.create_channel().await?;
+            let options = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let queue = self.subscription.queue.as_str().into();
+            let queue = channel
+                .queue_declare(queue, options, FieldTable::default())
+                .await?;
+            channel.close(200, "OK".into()).await?;
+            Ok(Glance {
+                waiting: queue.message_count(),
+                consumers: queue.consumer_count(),
+            })
+        };
+        looking.await.map_err(|error: lapin::Error| broker_said(&error))
+    }
+}
+
+/// What the broker says about a queue.
+struct Glance {
+    waiting: u32,
+    consumers: u32,
+}
+
+/// Tells a consumer that has nothing to do from one that was forgotten.
+#[derive(Default)]
+struct Watchdog {
+    suspicious: bool,
+    delivered: bool,
+}
+
+impl Watchdog {
+    fn delivered(&mut self) {
+        self.delivered = true;
+    }
+
+    /// One look; an error when it was forgotten. A single look is no proof: messages may be on their way.
+    fn look(&mut self, glance: &Glance, held: usize) -> Result<(), String> {
+        let silent = !std::mem::take(&mut self.delivered);
+        if glance.consumers == 0 && silent {
+            return Err("RabbitMQ does not know the consumer any more".to_owned());
+        }
+        let suspicious = silent && held == 0 && glance.waiting > 0;
+        if std::mem::replace(&mut self.suspicious, suspicious) && suspicious {
+            return Err(format!("{} messages wait and none is delivered", glance.waiting));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn glance(waiting: u32, consumers: u32) -> Glance {
+        Glance { waiting, consumers }
+    }
+
+    #[test]
+    fn two_looks_at_waiting_messages_with_nothing_held_and_nothing_delivered_are_one_too_many() {
+        let mut watchdog = Watchdog::default();
+        assert!(watchdog.look(&glance(5, 1), 0).is_ok());
+        assert!(watchdog.look(&glance(5, 1), 0).is_err());
+    }
+
+    #[test]
+    fn a_delivery_or_a_held_message_or_an_empty_queue_clears_the_suspicion() {
+        let mut watchdog = Watchdog::default();
+        assert!(watchdog.look(&glance(5, 1), 0).is_ok());
+        watchdog.delivered();
+        assert!(watchdog.look(&glance(5, 1), 0).is_ok());
+        assert!(watchdog.look(&glance(5, 1), 0).is_ok());
+        assert!(watchdog.look(&glance(5, 1), 1).is_ok());
+        assert!(watchdog.look(&glance(5, 1), 0).is_ok());
+        assert!(watchdog.look(&glance(0, 1), 0).is_ok());
+        assert!(watchdog.look(&glance(5, 1), 0).is_ok());
+    }
+
+    #[test]
+    fn a_consumer_that_the_broker_does_not_know_is_forgotten_at_the_first_look() {
+        assert!(Watchdog::default().look(&glance(0, 0), 0).is_err());
+    }
+}

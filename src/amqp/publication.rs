@@ -1,0 +1,250 @@
+//! One message to publish, and what became of it.
+
+use std::fmt;
+
+/// One message to publish: always persistent, always mandatory.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Publication {
+    /// The exchange; the empty name is the default exchange, which routes by queue name.
+    pub exchange: String,
+    /// The routing key.
+    pub routing_key: String,
+    /// Identifies the message in the window it is published with, so it should be unique.
+    /// Of two with the same id the second waits for the next window.
+    pub message_id: String,
+    /// The AMQP property `type`.
+    pub message_type: Option<String>,
+    /// The MIME type of the body, such as `application/json`.
+    pub content_type: String,
+    /// Sent as long strings, in this order; of two with the same name the last wins.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// Seconds since the Unix epoch.
+    pub timestamp: Option<u64>,
+}
+
+/// What became of one [`Publication`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// The broker has it in at least one queue.
+    Confirmed,
+    /// The broker has no queue for it and returned it.
+    Unroutable {
+        /// The broker's code, usually 312.
+        code: u16,
+        /// The broker's words, usually `NO_ROUTE`.
+        text: String,
+    },
+    /// The broker refused it, for example because a queue is full and rejects.
+    Nacked,
+    /// It can never be published as it is. Decided before sending: the broker would answer with the end of
+    /// the channel, or of the connection, for everyone.
+    Refused {
+        /// Why, in a sentence.
+        reason: String,
+    },
+    /// There is no broker to publish it to just now. Not the message's fault.
+    Unavailable {
+        /// Why, in a sentence.
+        reason: String,
+        /// Whether the broker may have it nevertheless.
+        maybe_sent: bool,
+    },
+}
+
+/// What the broker takes, as far as known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) body: usize,
+    pub(super) frame: usize,
+}
+
+impl Publication {
+    /// Bytes of the body, the headers and the rest, roughly what a window is measured by.
+    pub(super) fn weight(&self) -> usize {
+        self.body.len() + self.header_frame()
+    }
+
+    /// Why this can never be published; none if it can.
+    pub(super) fn flaw(&self, limits: Limits) -> Option<String> {
+        let shorts = [
+            ("exchange", self.exchange.as_str()),
+            ("routing key", &self.routing_key),
+            ("message id", &self.message_id),
+            ("message type", self.message_type.as_deref().unwrap_or_default()),
+            ("content type", &self.content_type),
+        ];
+        let names = self
+            .headers
+            .iter()
+            .map(|(name, _)| ("name of a header", name.as_str()));
+        for (what, value) in shorts.into_iter().chain(names) {
+            if value.len() > SHORT_STRING {
+                return Some(format!(
+                    "the {what} has {} bytes, and AMQP allows {SHORT_STRING}",
+                    value.len()
+                ));
+            }
+        }
+        if let Some((name, _)) = self
+            .headers
+            .iter()
+            .find(|(name, _)| ROUTING_HEADERS.contains(&name.as_str()))
+        {
+            return Some(format!(
+                "a header is named {name}, which RabbitMQ takes for a list of routing keys: rename it"
+            ));
+        }
+        let header_frame = self.header_frame();
+        if header_frame > limits.frame {
+            return Some(format!(
+                "the headers need a frame of {header_frame} bytes, and the broker allows {}",
+                limits.frame
+            ));
+        }
+        if self.body.len() > limits.body {
+            return Some(format!(
+                "the body has {} bytes, and {} are allowed (max_message_bytes here, max_message_size of the broker)",
+                self.body.len(),
+                limits.body
+            ));
+        }
+        None
+    }
+
+    /// Size of the content header frame: AMQP 0-9-1 specification, 2.3.5 and 4.2.6. A header frame cannot be
+    /// split as a body can, and one over the negotiated size closes the connection.
+    fn header_frame(&self) -> usize {
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(name, value)| 1 + name.len() + 5 + value.len())
+            .sum();
+        let properties = [
+            &self.content_type,
+            &self.message_id,
+            self.message_type.as_ref().unwrap_or(&NONE),
+        ];
+        let properties: usize = properties.into_iter().map(|value| 1 + value.len()).sum();
+        const FRAME: usize = 8;
+        const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;
+        const TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP: usize = 4 + 1 + 8;
+        FRAME + CLASS_WEIGHT_SIZE_FLAGS + TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP + headers + properties
+    }
+}
+
+const SHORT_STRING: usize = 255;
+/// Sender-selected distribution: RabbitMQ closes the channel when these are not lists of strings.
+const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
+static NONE: String = String::new();
+
+impl fmt::Debug for Publication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publication")
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("message_id", &self.message_id)
+            .field("message_type", &self.message_type)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        body: 1000,
+        frame: 4096,
+    };
+
+    fn publication() -> Publication {
+        Publication {
+            message_id: "m".into(),
+            content_type: "text/plain".into(),
+            ..Publication::default()
+        }
+    }
+
+    #[test]
+    fn what_the_broker_would_close_the_channel_for_is_refused_before_it_is_sent() {
+        let long = "x".repeat(256);
+        let header = |name: &str, value: &str| Publication {
+            headers: vec![(name.to_owned(), value.to_owned())],
+            ..publication()
+        };
+        for (publication, told) in [
+            (
+                Publication {
+                    exchange: long.clone(),
+                    ..publication()
+                },
+                "exchange",
+            ),
+            (
+                Publication {
+                    routing_key: long.clone(),
+                    ..publication()
+                },
+                "routing key",
+            ),
+            (
+                Publication {
+                    message_id: long.clone(),
+                    ..publication()
+                },
+                "message id",
+            ),
+            (
+                Publication {
+                    message_type: Some(long.clone()),
+                    ..publication()
+                },
+                "message type",
+            ),
+            (
+                Publication {
+                    content_type: long.clone(),
+                    ..publication()
+                },
+                "content type",
+            ),
+            (
+                Publication {
+                    body: vec![0; 1001],
+                    ..publication()
+                },
+                "body",
+            ),
+            (header(&long, ""), "header"),
+            (header("CC", "other"), "CC"),
+            (header("note", &"x".repeat(4096)), "frame"),
+        ] {
+            let flaw = publication.flaw(LIMITS).unwrap_or_default();
+            assert!(flaw.contains(told), "{told}: {flaw:?}");
+        }
+    }
+
+    #[test]
+    fn what_just_fits_is_not_refused() {
+        let fits = Publication {
+            routing_key: "x".repeat(255),
+            body: vec![0; 1000],
+            headers: vec![("cc".into(), "y".into())],
+            ..publication()
+        };
+        assert_eq!(fits.flaw(LIMITS), None);
+    }
+
+    #[test]
+    fn debug_shows_no_body_and_no_headers() {
+        let publication = Publication {
+            body: b"s3cret".to_vec(),
+            headers: vec![("token".into(), "s3cret".into())],
+            ..publication()
+        };
+        assert!(!format!("{publication:?}").contains("s3cret"));
+    }
+}

@@ -1,0 +1,217 @@
+//! How to reach the broker.
+
+use std::{fmt, time::Duration};
+
+use lapin::uri::AMQPUri;
+
+/// How to reach the broker, and how long to wait for it.
+///
+/// `Debug` shows the endpoint and the user, never the password.
+#[derive(Clone)]
+pub struct AmqpSettings {
+    pub(super) uri: AMQPUri,
+    /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`.
+    /// Default: `document-outbox`.
+    pub connection_name: String,
+    /// For dialing, and again for each thing asked of the broker besides publishing. Default: 10 s.
+    pub connect_timeout: Duration,
+    /// For publishing one window and receiving all its confirms. Default: 15 s.
+    pub confirm_timeout: Duration,
+    /// A connection silent for twice this long is dead. Whole seconds; a `heartbeat` in the URI wins.
+    /// Default: 15 s.
+    pub heartbeat: Duration,
+    /// The first pause before a new connection. Default: 100 ms.
+    pub reconnect_min: Duration,
+    /// The longest pause before a new connection. Default: 5 s.
+    pub reconnect_max: Duration,
+    /// Longer bodies are refused without being sent, since the broker would close the channel on them.
+    /// A smaller limit of the broker is learned from its first complaint. Default: 16 MiB, the default of
+    /// RabbitMQ 4.
+    pub max_message_bytes: usize,
+    /// How often a silent consumer looks whether its queue holds messages it should have got. Default: 30 s.
+    pub consumer_check: Duration,
+}
+
+/// What is wrong with the URI of the broker. Never contains any part of the URI.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AmqpSettingsError {
+    /// The scheme is neither `amqp` nor `amqps`.
+    #[error("the RabbitMQ URI must begin with amqp:// or amqps://")]
+    Scheme,
+    /// There is no host between the scheme and the path.
+    #[error("the RabbitMQ URI names no host: write amqp://user:password@host:5672/%2f")]
+    Host,
+    /// The path is a lone `/`, which names the virtual host with the empty name.
+    #[error(
+        "the RabbitMQ URI ends in a lone '/', which names a virtual host with an empty name: write /%2f for the \
+         default one, or leave the slash out"
+    )]
+    EmptyVhost,
+    /// Anything else, in the words of the parser.
+    #[error(
+        "the RabbitMQ URI cannot be parsed ({0}): write amqp://user:password@host:5672/%2f, and percent-encode \
+         special characters of the user, the password and the virtual host"
+    )]
+    Malformed(String),
+}
+
+impl AmqpSettings {
+    /// The defaults for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
+    ///
+    /// The path is the virtual host, percent-encoded. `amqps` means TLS, with the roots of the machine.
+    ///
+    /// # Errors
+    /// [`AmqpSettingsError`] says what is wrong with the URI without repeating any of it.
+    pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
+        Ok(Self {
+            uri: parse(uri.trim())?,
+            connection_name: "document-outbox".to_owned(),
+            connect_timeout: Duration::from_secs(10),
+            confirm_timeout: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(15),
+            reconnect_min: Duration::from_millis(100),
+            reconnect_max: Duration::from_secs(5),
+            max_message_bytes: 16 * 1024 * 1024,
+            consumer_check: Duration::from_secs(30),
+        })
+    }
+
+    /// The same with another [`connection_name`](Self::connection_name).
+    #[must_use]
+    pub fn named(mut self, connection_name: impl Into<String>) -> Self {
+        self.connection_name = connection_name.into();
+        self
+    }
+
+    /// Host, port and virtual host, for logs.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        let AMQPUri { authority, vhost, .. } = &self.uri;
+        let host = &authority.host;
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        let vhost = if vhost == "/" {
+            String::new()
+        } else {
+            format!(" (virtual host {vhost:?})")
+        };
+        format!("{host}:{}{vhost}", authority.port)
+    }
+
+    pub(super) fn user(&self) -> &str {
+        &self.uri.authority.userinfo.username
+    }
+}
+
+impl fmt::Debug for AmqpSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpSettings")
+            .field("endpoint", &self.endpoint())
+            .field("user", &self.user())
+            .field("tls", &(self.uri.scheme == lapin::uri::AMQPScheme::AMQPS))
+            .field("connection_name", &self.connection_name)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("confirm_timeout", &self.confirm_timeout)
+            .field("heartbeat", &self.heartbeat)
+            .field("reconnect_min", &self.reconnect_min)
+            .field("reconnect_max", &self.reconnect_max)
+            .field("max_message_bytes", &self.max_message_bytes)
+            .field("consumer_check", &self.consumer_check)
+            .finish()
+    }
+}
+
+fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
+    // The client's own parser repeats the whole URI in some of its errors: those cases are found first.
+    let rest = text
+        .strip_prefix("amqp://")
+        .or_else(|| text.strip_prefix("amqps://"))
+        .ok_or(AmqpSettingsError::Scheme)?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    if host.is_empty() || host.starts_with(':') {
+        return Err(AmqpSettingsError::Host);
+    }
+    let mut uri: AMQPUri = text.parse().map_err(AmqpSettingsError::Malformed)?;
+    if uri.vhost.is_empty() {
+        return Err(AmqpSettingsError::EmptyVhost);
+    }
+    // The client takes only names and IPv4 addresses for hosts, and would dial localhost for these.
+    if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        uri.authority.host = address.to_owned();
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uri(text: &str) -> AMQPUri {
+        AmqpSettings::new(text).unwrap().uri
+    }
+
+    #[test]
+    fn a_vhost_is_percent_decoded_and_defaults_to_the_slash() {
+        assert_eq!(uri("amqp://guest:guest@localhost:5672/%2f").vhost, "/");
+        assert_eq!(uri("amqp://localhost").vhost, "/");
+        assert_eq!(uri("amqp://localhost/team%2Fshop").vhost, "team/shop");
+    }
+
+    #[test]
+    fn an_ipv6_host_is_dialed_and_not_replaced_by_localhost() {
+        assert_eq!(
+            uri("amqp://u:p@[2001:db8::7]:5673/%2f").authority.host,
+            "2001:db8::7"
+        );
+        assert_eq!(
+            AmqpSettings::new("amqp://[::1]").unwrap().endpoint(),
+            "[::1]:5672"
+        );
+    }
+
+    #[test]
+    fn a_wrong_uri_is_refused_in_a_sentence_that_repeats_nothing_of_it() {
+        for (text, expected) in [
+            ("", AmqpSettingsError::Scheme),
+            ("s3cret", AmqpSettingsError::Scheme),
+            ("user:s3cret@host", AmqpSettingsError::Scheme),
+            ("http://user:s3cret@host", AmqpSettingsError::Scheme),
+            ("amqp:user:s3cret@host", AmqpSettingsError::Scheme),
+            ("amqp://", AmqpSettingsError::Host),
+            ("amqp:///%2f", AmqpSettingsError::Host),
+            ("amqp://user:s3cret@/", AmqpSettingsError::Host),
+            ("amqp://user:s3cret@host/", AmqpSettingsError::EmptyVhost),
+        ] {
+            let error = AmqpSettings::new(text).unwrap_err();
+            assert_eq!(error, expected, "{text}");
+            assert!(!error.to_string().contains("s3cret"));
+        }
+        for text in [
+            "amqp://user:s3cret#x@host",
+            "amqp://user:s3cret@host:port/%2f",
+            "amqp://u:%ff@h/",
+        ] {
+            let error = AmqpSettings::new(text).unwrap_err();
+            assert!(
+                matches!(error, AmqpSettingsError::Malformed(_)),
+                "{text}: {error}"
+            );
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_the_endpoint_and_never_the_password() {
+        let settings = AmqpSettings::new("amqps://shop:s3cret@rabbit/orders").unwrap();
+        let shown = format!("{settings:?}");
+        assert!(
+            shown.contains("rabbit:5671") && shown.contains("shop") && shown.contains("orders"),
+            "{shown}"
+        );
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+}

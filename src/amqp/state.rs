@@ -1,0 +1,147 @@
+//! What a supervisor tells about its connection.
+
+use std::{fmt, time::Duration};
+
+use tokio::sync::watch;
+
+/// How a [`Publisher`](super::Publisher) or a [`Consumer`](super::Consumer) stands with the broker.
+///
+/// `Display` is a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The first connection is being made.
+    Connecting,
+    /// Connected, and the topology is in place.
+    Ready,
+    /// The broker takes no messages because of a memory or disk alarm. Ends by itself.
+    Blocked {
+        /// In the broker's words.
+        reason: String,
+    },
+    /// There is no connection; another one is being tried.
+    Disconnected {
+        /// Why, in a sentence.
+        reason: String,
+    },
+    /// The broker answers, but refuses the login or the topology; tried again, though a person must act.
+    Misconfigured {
+        /// Why, and what to do, in a sentence.
+        reason: String,
+    },
+    /// Closed by [`close`](super::Publisher::close), or because its last owner is gone. Final.
+    Closed,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connecting => f.write_str("connecting to RabbitMQ"),
+            Self::Ready => f.write_str("connected to RabbitMQ"),
+            Self::Blocked { reason } => write!(f, "RabbitMQ takes no messages because of an alarm: {reason}"),
+            Self::Disconnected { reason } => write!(f, "not connected to RabbitMQ: {reason}"),
+            Self::Misconfigured { reason } => write!(f, "RabbitMQ needs attention: {reason}"),
+            Self::Closed => f.write_str("the connection to RabbitMQ was closed on request"),
+        }
+    }
+}
+
+/// Where a supervisor posts its state: watched by others, logged once per change.
+pub(super) struct Board {
+    name: String,
+    sender: watch::Sender<State>,
+}
+
+impl Board {
+    pub(super) fn new(name: String) -> Self {
+        Self {
+            name,
+            sender: watch::Sender::new(State::Connecting),
+        }
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<State> {
+        self.sender.subscribe()
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.sender.borrow().clone()
+    }
+
+    pub(super) fn post(&self, state: State) {
+        let changed = self.sender.send_if_modified(|current| {
+            let changed = *current != state;
+            current.clone_from(&state);
+            changed
+        });
+        if changed {
+            match &state {
+                State::Connecting | State::Ready | State::Closed => {
+                    tracing::info!(connection = %self.name, "{state}");
+                }
+                State::Blocked { .. } | State::Disconnected { .. } | State::Misconfigured { .. } => {
+                    tracing::warn!(connection = %self.name, "{state}");
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the state is ready; false once it can never be again.
+pub(super) async fn wait_ready(mut states: watch::Receiver<State>) -> bool {
+    let settled = states
+        .wait_for(|state| matches!(state, State::Ready | State::Closed))
+        .await;
+    settled.is_ok_and(|state| *state == State::Ready)
+}
+
+/// Waits until the supervisor has ended.
+pub(super) async fn wait_closed(mut states: watch::Receiver<State>) {
+    // An error means that the supervisor is gone, which is what is waited for.
+    let _ = states.wait_for(|state| *state == State::Closed).await;
+}
+
+/// Pauses between connections: doubling, jittered, and short again after a connection that lasted.
+pub(super) struct Pauses {
+    min: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Pauses {
+    pub(super) fn new(min: Duration, max: Duration) -> Self {
+        let min = min.max(Duration::from_millis(1));
+        let max = max.max(min);
+        Self { min, max, next: min }
+    }
+
+    /// The pause after a connection that was of use for `lived`. Between half of the step and all of it, so
+    /// that many processes do not come back in step.
+    pub(super) fn after(&mut self, lived: Duration) -> Duration {
+        // Judged by its life and not by having been made: one that is refused at its first use each time
+        // would otherwise be made anew without end and without pause.
+        if lived >= self.max {
+            self.next = self.min;
+        }
+        let step = self.next;
+        self.next = (step * 2).min(self.max);
+        step.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_start_over_after_a_connection_that_lasted() {
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
+        let mut pauses = Pauses::new(min, max);
+        let mut step = min;
+        for _ in 0..10 {
+            let pause = pauses.after(Duration::from_millis(3));
+            assert!(pause >= step / 2 && pause <= step, "{pause:?} for {step:?}");
+            step = (step * 2).min(max);
+        }
+        assert!(pauses.after(max) <= min);
+    }
+}

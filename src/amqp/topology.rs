@@ -1,0 +1,186 @@
+//! The exchanges and queues that must be there before anything is published or consumed.
+
+use lapin::{
+    Channel,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use super::connection::{Trouble, broker_said, code_of};
+
+/// Whether the topology is made, looked for, or left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TopologyMode {
+    /// Make what is missing. What is there already must have the same arguments.
+    #[default]
+    Declare,
+    /// Make nothing; not ready while an exchange or a queue is missing. Bindings and arguments cannot be
+    /// looked at over AMQP.
+    Verify,
+    /// Neither.
+    Off,
+}
+
+/// How an exchange routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExchangeKind {
+    /// By patterns of the routing key.
+    Topic,
+    /// By the whole routing key.
+    Direct,
+    /// To every bound queue.
+    Fanout,
+}
+
+/// One exchange, always durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExchangeSpec {
+    /// Its name.
+    pub name: String,
+    /// How it routes.
+    pub kind: ExchangeKind,
+}
+
+/// One queue, always durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSpec {
+    /// Its name.
+    pub name: String,
+    /// Replicated by Raft; otherwise a classic queue.
+    pub quorum: bool,
+    /// After so many deliveries the broker dead-letters or drops a message. Quorum queues only.
+    pub delivery_limit: Option<u32>,
+    /// Its bindings, each an exchange and a routing key.
+    pub bind: Vec<(String, String)>,
+}
+
+/// Exchanges first, then queues, then their bindings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// The exchanges.
+    pub exchanges: Vec<ExchangeSpec>,
+    /// The queues with their bindings.
+    pub queues: Vec<QueueSpec>,
+    /// What to do with them.
+    pub mode: TopologyMode,
+}
+
+impl Topology {
+    /// Makes or verifies everything on a channel of its own: a refusal closes the channel.
+    pub(super) async fn apply(&self, channel: &Channel) -> Result<(), Trouble> {
+        if self.mode == TopologyMode::Off {
+            return Ok(());
+        }
+        for exchange in &self.exchanges {
+            self.exchange(channel, exchange).await?;
+        }
+        for queue in &self.queues {
+            self.queue(channel, queue).await?;
+        }
+        Ok(())
+    }
+
+    async fn exchange(&self, channel: &Channel, spec: &ExchangeSpec) -> Result<(), Trouble> {
+        let options = ExchangeDeclareOptions {
+            passive: self.mode == TopologyMode::Verify,
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        channel
+            .exchange_declare(
+                short(&spec.name)?,
+                spec.kind.into(),
+                options,
+                FieldTable::default(),
+            )
+            .await
+            .map_err(|error| self.explain(&error, &format!("exchange {:?}", spec.name)))
+    }
+
+    async fn queue(&self, channel: &Channel, spec: &QueueSpec) -> Result<(), Trouble> {
+        let what = format!("queue {:?}", spec.name);
+        let options = QueueDeclareOptions {
+            passive: self.mode == TopologyMode::Verify,
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        channel
+            .queue_declare(short(&spec.name)?, options, spec.arguments())
+            .await
+            .map_err(|error| self.explain(&error, &what))?;
+        if self.mode == TopologyMode::Verify {
+            return Ok(());
+        }
+        for (exchange, key) in &spec.bind {
+            let names = (short(&spec.name)?, short(exchange)?, short(key)?);
+            channel
+                .queue_bind(
+                    names.0,
+                    names.1,
+                    names.2,
+                    QueueBindOptions::default(),
+                    FieldTable::default(),
+                )
+                .await
+                .map_err(|error| self.explain(&error, &format!("binding of {what} to {exchange:?}")))?;
+        }
+        Ok(())
+    }
+
+    fn explain(&self, error: &lapin::Error, what: &str) -> Trouble {
+        let said = broker_said(error);
+        let advice = match (code_of(error), self.mode) {
+            (Some(406), _) => {
+                "it exists with other arguments: delete it, choose another name, or set the topology to `verify` or \
+                 `off` to use it as it is"
+            }
+            (Some(404), TopologyMode::Verify) => {
+                "it does not exist: create it, or set the topology to `declare`"
+            }
+            (Some(404), _) => "something it needs does not exist: name it in the topology too, or create it",
+            (Some(403), _) => {
+                "the user may not: grant it configure, write and read on the name, or set the topology to `verify` \
+                 or `off`"
+            }
+            (Some(405), _) => "another connection holds it exclusively: choose another name",
+            _ => return Trouble::Unreachable(format!("the {what} could not be declared: {said}")),
+        };
+        Trouble::Misconfigured(format!("the {what} was refused, {advice} ({said})"))
+    }
+}
+
+impl QueueSpec {
+    fn arguments(&self) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        if self.quorum {
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+            if let Some(limit) = self.delivery_limit {
+                arguments.insert(
+                    "x-delivery-limit".into(),
+                    AMQPValue::LongLongInt(i64::from(limit)),
+                );
+            }
+        }
+        arguments
+    }
+}
+
+impl From<ExchangeKind> for lapin::ExchangeKind {
+    fn from(kind: ExchangeKind) -> Self {
+        match kind {
+            ExchangeKind::Topic => Self::Topic,
+            ExchangeKind::Direct => Self::Direct,
+            ExchangeKind::Fanout => Self::Fanout,
+        }
+    }
+}
+
+/// The client panics on a name over 255 bytes unless asked like this.
+pub(super) fn short(name: &str) -> Result<ShortString, Trouble> {
+    ShortString::try_new(name).map_err(|_| {
+        let start: String = name.chars().take(40).collect();
+        Trouble::Misconfigured(format!(
+            "the name that begins with {start:?} is longer than the 255 bytes of AMQP"
+        ))
+    })
+}

@@ -1,0 +1,150 @@
+//! Judging one window: from what the broker sent back, in whatever order, to what became of each message.
+//!
+//! The broker answers an unroutable message twice: it returns it, then acknowledges it. The client hands a
+//! returned message to whichever confirm completes next, which may be another message's. So nothing is judged
+//! before every confirm of the window has come or was given up, returned messages are matched by message id
+//! alone, and the next window starts only after that.
+
+use std::collections::HashMap;
+
+use super::Published;
+
+/// What the broker said about one message of the window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Acked,
+    Nacked,
+    /// Nothing that counts: the time was up, or the channel ended.
+    Missing,
+}
+
+/// A message the broker returned, whichever confirm it came with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Returned {
+    pub(super) message_id: Option<String>,
+    pub(super) code: u16,
+    pub(super) text: String,
+}
+
+/// What became of each message. `ids` are unique; `answers` are in the same order; `failure` says why answers
+/// are missing, if any are.
+pub(super) fn judge(ids: &[&str], answers: &[Answer], returns: &[Returned], failure: &str) -> Vec<Published> {
+    let returned: HashMap<&str, &Returned> = returns
+        .iter()
+        .filter_map(|returned| Some((returned.message_id.as_deref()?, returned)))
+        .collect();
+    let doubt = doubt(ids, answers, returns, &returned);
+    let unknown = |reason: &str| Published::Unavailable {
+        reason: reason.to_owned(),
+        maybe_sent: true,
+    };
+    let verdict = |(id, answer): (&&str, &Answer)| match (returned.get(id), answer) {
+        (Some(returned), _) => Published::Unroutable {
+            code: returned.code,
+            text: returned.text.clone(),
+        },
+        (None, Answer::Nacked) => Published::Nacked,
+        (None, Answer::Missing) => unknown(failure),
+        (None, Answer::Acked) => doubt.map_or(Published::Confirmed, unknown),
+    };
+    ids.iter().zip(answers).map(verdict).collect()
+}
+
+/// Why an acknowledgement without a returned message proves nothing in this window.
+fn doubt(
+    ids: &[&str],
+    answers: &[Answer],
+    returns: &[Returned],
+    returned: &HashMap<&str, &Returned>,
+) -> Option<&'static str> {
+    let ours = returned.keys().filter(|id| ids.contains(id)).count();
+    if ours < returns.len() {
+        return Some("RabbitMQ returned a message that none of the window can be matched with");
+    }
+    // Each acknowledgement brings along at most one returned message that waits with the client. If the one it
+    // brought belongs to a message that is not acknowledged itself, its own may still have been waiting there.
+    let borrowed = |(id, answer): (&&str, &Answer)| *answer == Answer::Missing && returned.contains_key(*id);
+    if ids.iter().zip(answers).any(borrowed) {
+        return Some("the connection ended while returned messages were still coming in");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn returned(id: Option<&str>) -> Returned {
+        Returned {
+            message_id: id.map(str::to_owned),
+            code: 312,
+            text: "NO_ROUTE".into(),
+        }
+    }
+
+    fn unroutable() -> Published {
+        Published::Unroutable {
+            code: 312,
+            text: "NO_ROUTE".into(),
+        }
+    }
+
+    fn unknown(published: &Published) -> bool {
+        matches!(published, Published::Unavailable { maybe_sent: true, .. })
+    }
+
+    #[test]
+    fn a_returned_message_counts_for_its_id_whichever_confirm_brought_it() {
+        let answers = [Answer::Acked, Answer::Acked, Answer::Acked];
+        let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "");
+        assert_eq!(
+            verdicts,
+            [Published::Confirmed, unroutable(), Published::Confirmed]
+        );
+    }
+
+    #[test]
+    fn several_returned_messages_in_any_order_are_each_matched() {
+        let answers = [Answer::Acked, Answer::Acked, Answer::Acked];
+        let verdicts = judge(
+            &["1", "2", "3"],
+            &answers,
+            &[returned(Some("3")), returned(Some("1"))],
+            "",
+        );
+        assert_eq!(verdicts, [unroutable(), Published::Confirmed, unroutable()]);
+    }
+
+    #[test]
+    fn a_nack_is_its_own_answer_and_a_missing_one_is_unknown() {
+        let answers = [Answer::Nacked, Answer::Missing, Answer::Acked];
+        let verdicts = judge(&["1", "2", "3"], &answers, &[], "the channel ended");
+        assert_eq!(verdicts[0], Published::Nacked);
+        assert_eq!(
+            verdicts[1],
+            Published::Unavailable {
+                reason: "the channel ended".into(),
+                maybe_sent: true
+            }
+        );
+        assert_eq!(verdicts[2], Published::Confirmed);
+    }
+
+    #[test]
+    fn a_returned_message_without_a_known_id_leaves_no_acknowledgement_trusted() {
+        for stranger in [returned(None), returned(Some("9"))] {
+            let verdicts = judge(&["1", "2"], &[Answer::Acked, Answer::Nacked], &[stranger], "");
+            assert!(unknown(&verdicts[0]), "{verdicts:?}");
+            assert_eq!(verdicts[1], Published::Nacked);
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_that_carried_the_return_of_an_unanswered_message_is_not_trusted() {
+        // return 2, return 3, ack 3 with the return of 2; then the connection dies with the return of 3 unseen.
+        let answers = [Answer::Missing, Answer::Missing, Answer::Acked];
+        let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "lost");
+        assert!(unknown(&verdicts[0]) && unknown(&verdicts[2]), "{verdicts:?}");
+        assert_eq!(verdicts[1], unroutable());
+    }
+}

@@ -1,0 +1,1111 @@
+//! Publishing and consuming on a real RabbitMQ, through what goes wrong there.
+//!
+//! Needs `eval "$(scripts/services env)"`. Every test works under names of its own and deletes them.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    panic::AssertUnwindSafe,
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use document_outbox::amqp::{
+    AmqpSettings, Consumer, Delivery, ExchangeKind, ExchangeSpec, Publication, Published, Publisher,
+    QueueSpec, State, Topology, TopologyMode,
+};
+use futures::{FutureExt, future::join_all};
+use lapin::{
+    ConnectionProperties,
+    options::{
+        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions,
+        QueueDeleteOptions, QueuePurgeOptions,
+    },
+    types::{AMQPValue, FieldTable},
+};
+use uuid::Uuid;
+
+// --- what every test stands on ---------------------------------------------------------------------------------------
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// Nothing here may take this long; a test that waits for a signal fails with a sentence instead of hanging.
+async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, work)
+        .await
+        .unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
+}
+
+fn env(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!(r#"{name} is not set: run `scripts/services up`, then `eval "$(scripts/services env)"`"#)
+    })
+}
+
+fn broker_uri() -> String {
+    env("OUTBOX_RABBITMQ_URI")
+}
+
+fn rabbitmqctl(arguments: &[&str]) -> String {
+    // The directory lies in the checkout whose servers are used, which has the script that knows them.
+    let script = std::path::Path::new(&env("OUTBOX_TEST_SERVICES_DIR")).join("../scripts/services");
+    let output = Command::new(&script)
+        .arg("rabbitmqctl")
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// An exchange and a queue under names of one test, and a plain connection to look at them from outside.
+struct Scene {
+    id: String,
+    outside: lapin::Channel,
+    _connection: lapin::Connection,
+}
+
+/// Plays a test and deletes what it left, also when it failed.
+async fn scene(play: impl AsyncFnOnce(&Scene)) {
+    let connection = lapin::Connection::connect(&broker_uri(), ConnectionProperties::default())
+        .await
+        .unwrap();
+    let outside = connection.create_channel().await.unwrap();
+    let scene = Scene {
+        id: format!("test-amqp-{}", Uuid::new_v4().simple()),
+        outside,
+        _connection: connection,
+    };
+    let played = AssertUnwindSafe(soon("the test", play(&scene)))
+        .catch_unwind()
+        .await;
+    scene.delete_queue().await;
+    scene.delete_exchange().await;
+    if let Err(panic) = played {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Scene {
+    fn settings(&self) -> AmqpSettings {
+        self.settings_at(&broker_uri())
+    }
+
+    fn settings_at(&self, uri: &str) -> AmqpSettings {
+        let mut settings = AmqpSettings::new(uri).unwrap().named(&self.id);
+        settings.reconnect_min = Duration::from_millis(20);
+        settings.reconnect_max = Duration::from_millis(400);
+        settings
+    }
+
+    fn topology(&self) -> Topology {
+        let bind = vec![(self.id.clone(), "routed".to_owned())];
+        Topology {
+            exchanges: vec![ExchangeSpec {
+                name: self.id.clone(),
+                kind: ExchangeKind::Topic,
+            }],
+            queues: vec![QueueSpec {
+                name: self.id.clone(),
+                quorum: true,
+                delivery_limit: None,
+                bind,
+            }],
+            mode: TopologyMode::Declare,
+        }
+    }
+
+    fn verified(&self) -> Topology {
+        Topology {
+            mode: TopologyMode::Verify,
+            ..self.topology()
+        }
+    }
+
+    async fn publisher(&self) -> Publisher {
+        self.publisher_with(self.settings()).await
+    }
+
+    async fn publisher_with(&self, settings: AmqpSettings) -> Publisher {
+        let publisher = Publisher::start(settings, self.topology());
+        assert!(publisher.ready().await);
+        publisher
+    }
+
+    fn consume(&self, settings: AmqpSettings, prefetch: u16) -> Consumer {
+        Consumer::start(
+            settings,
+            self.topology(),
+            self.id.clone(),
+            prefetch,
+            "a-test".to_owned(),
+        )
+    }
+
+    async fn consumer(&self, prefetch: u16) -> Consumer {
+        let consumer = self.consume(self.settings(), prefetch);
+        assert!(consumer.ready().await);
+        consumer
+    }
+
+    fn message(&self, id: &str, routing_key: &str) -> Publication {
+        Publication {
+            exchange: self.id.clone(),
+            routing_key: routing_key.to_owned(),
+            message_id: id.to_owned(),
+            content_type: "text/plain".to_owned(),
+            body: id.as_bytes().to_vec(),
+            ..Publication::default()
+        }
+    }
+
+    fn routed(&self, id: &str) -> Publication {
+        self.message(id, "routed")
+    }
+
+    async fn declare_queue(&self, arguments: FieldTable) {
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        self.outside
+            .queue_declare(self.id.as_str().into(), options, arguments)
+            .await
+            .unwrap();
+    }
+
+    async fn delete_queue(&self) {
+        self.outside
+            .queue_delete(self.id.as_str().into(), QueueDeleteOptions::default())
+            .await
+            .unwrap();
+    }
+
+    async fn delete_exchange(&self) {
+        self.outside
+            .exchange_delete(self.id.as_str().into(), ExchangeDeleteOptions::default())
+            .await
+            .unwrap();
+    }
+
+    async fn purge(&self) -> u32 {
+        self.outside
+            .queue_purge(self.id.as_str().into(), QueuePurgeOptions::default())
+            .await
+            .unwrap()
+    }
+
+    /// Closes the connection of this test with that role, as an operator would.
+    async fn close_connection(&self, role: &str) {
+        let name = format!("{}/{role}", self.id);
+        let closing = move || {
+            let connections = rabbitmqctl(&["-q", "list_connections", "pid", "client_properties"]);
+            let line = connections
+                .lines()
+                .find(|line| line.contains(&name))
+                .expect("our connection is listed");
+            let pid = line.split_whitespace().next().unwrap();
+            rabbitmqctl(&["-q", "close_connection", pid, "closed by a test"]);
+        };
+        tokio::task::spawn_blocking(closing).await.unwrap();
+    }
+}
+
+/// Publishes one message over and over until it is confirmed, only when the publisher says it is ready.
+async fn until_confirmed(publisher: &Publisher, publication: &Publication) {
+    loop {
+        assert!(publisher.ready().await);
+        match &publisher.publish(vec![publication.clone()]).await[..] {
+            [Published::Confirmed] => return,
+            [Published::Unavailable { .. }] => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn until_state(
+    mut states: tokio::sync::watch::Receiver<State>,
+    wanted: impl Fn(&State) -> bool,
+) -> State {
+    soon("the state", states.wait_for(|state| wanted(state)))
+        .await
+        .unwrap()
+        .clone()
+}
+
+fn unroutable(published: &Published) -> bool {
+    matches!(published, Published::Unroutable { code: 312, .. })
+}
+
+fn unavailable(published: &Published, sent: bool) -> bool {
+    matches!(published, Published::Unavailable { maybe_sent, .. } if *maybe_sent == sent)
+}
+
+async fn next(consumer: &Consumer) -> Delivery {
+    soon("a delivery", consumer.next())
+        .await
+        .expect("the consumer was closed")
+}
+
+/// A network between us and the broker that can be cut and can swallow everything.
+struct Network {
+    address: SocketAddr,
+    swallowing: Arc<AtomicBool>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Network {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let swallowing = Arc::new(AtomicBool::new(false));
+        let streams = Arc::new(Mutex::new(Vec::new()));
+        let network = Self {
+            address,
+            swallowing: swallowing.clone(),
+            streams: streams.clone(),
+        };
+        std::thread::spawn(move || {
+            for here in listener.incoming().map_while(Result::ok) {
+                let there = TcpStream::connect(Self::broker()).unwrap();
+                for (mut from, mut to) in [(&here, &there), (&there, &here)]
+                    .map(|(a, b)| (a.try_clone().unwrap(), b.try_clone().unwrap()))
+                {
+                    let swallowing = swallowing.clone();
+                    std::thread::spawn(move || {
+                        let mut bytes = [0; 65536];
+                        while let Ok(count @ 1..) = from.read(&mut bytes) {
+                            if !swallowing.load(Ordering::SeqCst) && to.write_all(&bytes[..count]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                streams.lock().unwrap().extend([here, there]);
+            }
+        });
+        network
+    }
+
+    fn broker() -> String {
+        let uri = broker_uri();
+        uri.rsplit('@')
+            .next()
+            .unwrap()
+            .split('/')
+            .next()
+            .unwrap()
+            .to_owned()
+    }
+
+    fn uri(&self) -> String {
+        broker_uri().replace(&Self::broker(), &self.address.to_string())
+    }
+
+    /// Everything sent from now on vanishes, without an error for anybody.
+    fn swallow(&self, on: bool) {
+        self.swallowing.store(on, Ordering::SeqCst);
+    }
+
+    fn cut(&self) {
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+// --- publishing ------------------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unroutable_message_is_told_from_its_19_neighbours_in_each_of_200_windows() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        for round in 0..200_usize {
+            let lost = round * 7 % 20;
+            let key = |index| if index == lost { "nowhere" } else { "routed" };
+            let window = (0..20)
+                .map(|index| scene.message(&format!("{round}-{index}"), key(index)))
+                .collect();
+            let published = publisher.publish(window).await;
+            for (index, published) in published.iter().enumerate() {
+                if index == lost {
+                    assert!(
+                        unroutable(published),
+                        "round {round}, message {index}: {published:?}"
+                    );
+                } else {
+                    assert_eq!(
+                        *published,
+                        Published::Confirmed,
+                        "round {round}, message {index} (lost: {lost})"
+                    );
+                }
+            }
+        }
+        assert_eq!(scene.purge().await, 200 * 19);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_full_and_rejects_gives_nacked() {
+    scene(async |scene| {
+        let mut full = FieldTable::default();
+        full.insert("x-max-length".into(), AMQPValue::LongInt(0));
+        full.insert(
+            "x-overflow".into(),
+            AMQPValue::LongString("reject-publish".into()),
+        );
+        scene.declare_queue(full).await;
+        let publisher = Publisher::start(scene.settings(), Topology::default());
+        assert!(publisher.ready().await);
+        let to_the_queue = Publication {
+            exchange: String::new(),
+            routing_key: scene.id.clone(),
+            ..scene.routed("1")
+        };
+        assert_eq!(publisher.publish(vec![to_the_queue]).await, [Published::Nacked]);
+        assert!(publisher.is_ready());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_with_one_id_in_one_call_are_all_published() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let published = publisher.publish(vec![scene.routed("same"); 3]).await;
+        assert_eq!(published, vec![Published::Confirmed; 3]);
+        let mixed = vec![
+            scene.routed("same"),
+            scene.message("same", "nowhere"),
+            scene.routed("same"),
+        ];
+        let published = publisher.publish(mixed).await;
+        assert_eq!(published[0], Published::Confirmed);
+        assert!(unroutable(&published[1]), "{published:?}");
+        assert_eq!(published[2], Published::Confirmed);
+        assert_eq!(scene.purge().await, 5);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_never_be_published_is_refused_and_its_neighbours_are_not_disturbed() {
+    scene(async |scene| {
+        let mut settings = scene.settings();
+        settings.max_message_bytes = 1000;
+        let publisher = scene.publisher_with(settings).await;
+        let states = publisher.subscribe();
+        let header = |name: &str, bytes| Publication {
+            headers: vec![(name.to_owned(), "x".repeat(bytes))],
+            ..scene.routed("header")
+        };
+        let published = publisher
+            .publish(vec![
+                scene.routed("1"),
+                scene.message("2", &"k".repeat(256)),
+                Publication {
+                    body: vec![0; 1001],
+                    ..scene.routed("3")
+                },
+                header("CC", 1),
+                header("big", 200_000),
+                header("fits", 130_000),
+                scene.routed("7"),
+            ])
+            .await;
+        let refused: Vec<_> = published
+            .iter()
+            .map(|one| matches!(one, Published::Refused { .. }))
+            .collect();
+        assert_eq!(
+            refused,
+            [false, true, true, true, true, false, false],
+            "{published:?}"
+        );
+        for index in [0, 5, 6] {
+            assert_eq!(published[index], Published::Confirmed, "{index}");
+        }
+        assert!(
+            !states.has_changed().unwrap(),
+            "the connection was lost over it: {:?}",
+            *states.borrow()
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_named_cc_really_ends_the_channel_so_refusing_it_is_right() {
+    scene(async |scene| {
+        let channel = scene._connection.create_channel().await.unwrap();
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .unwrap();
+        let mut headers = FieldTable::default();
+        headers.insert("CC".into(), AMQPValue::LongString("somewhere".into()));
+        let properties = lapin::BasicProperties::default().with_headers(headers);
+        let options = BasicPublishOptions::default();
+        let sent = channel
+            .basic_publish("".into(), scene.id.as_str().into(), options, b"", properties)
+            .await;
+        let error = sent.unwrap().await.unwrap_err();
+        assert!(error.to_string().contains("PRECONDITION_FAILED"), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_deleted_underneath_ends_the_channel_and_is_declared_again() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        assert_eq!(
+            publisher.publish(vec![scene.routed("1")]).await,
+            [Published::Confirmed]
+        );
+        scene.delete_exchange().await;
+        let published = publisher
+            .publish(vec![scene.routed("2"), scene.routed("3")])
+            .await;
+        assert!(
+            published.iter().all(|one| unavailable(one, true)),
+            "{published:?}"
+        );
+        assert!(format!("{published:?}").contains("NOT_FOUND"), "{published:?}");
+        until_confirmed(&publisher, &scene.routed("4")).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_to_an_exchange_that_never_exists_does_not_make_a_hot_loop() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let astray = Publication {
+            exchange: format!("{}-absent", scene.id),
+            ..scene.routed("1")
+        };
+        let begin = Instant::now();
+        for _ in 0..7 {
+            assert!(publisher.ready().await);
+            let published = publisher.publish(vec![astray.clone()]).await;
+            assert!(unavailable(&published[0], true), "{published:?}");
+            assert!(!publisher.is_ready());
+        }
+        assert!(publisher.ready().await);
+        // Steps of 20, 40, 80, 160, 320, 400, 400 ms, each at least half of it by its jitter.
+        assert!(
+            begin.elapsed() >= Duration::from_millis(710),
+            "{:?}",
+            begin.elapsed()
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_closed_by_an_operator_is_unavailable_at_once_and_ready_again_soon() {
+    scene(async |scene| {
+        let mut settings = scene.settings();
+        settings.reconnect_min = Duration::from_secs(1);
+        settings.reconnect_max = Duration::from_secs(1);
+        let publisher = scene.publisher_with(settings).await;
+        let states = publisher.subscribe();
+        scene.close_connection("publisher").await;
+        let state = until_state(states.clone(), |state| *state != State::Ready).await;
+        assert!(
+            matches!(&state, State::Disconnected { reason } if reason.contains("closed by a test")),
+            "{state}"
+        );
+        let begin = Instant::now();
+        let published = publisher
+            .publish(vec![scene.routed("1"), scene.routed("2")])
+            .await;
+        assert!(
+            published.iter().all(|one| unavailable(one, false)),
+            "{published:?}"
+        );
+        assert!(
+            begin.elapsed() < Duration::from_millis(400),
+            "it waited for the connection"
+        );
+        until_confirmed(&publisher, &scene.routed("3")).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_cut_in_the_middle_of_windows_loses_no_message_that_was_called_confirmed() {
+    scene(async |scene| {
+        let network = Network::new();
+        let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
+        let mut confirmed = Vec::new();
+        for round in 0..10 {
+            assert!(publisher.ready().await);
+            let ids: Vec<_> = (0..2000).map(|index| format!("{round}-{index}")).collect();
+            let window = ids.iter().map(|id| scene.routed(id)).collect();
+            let cut = async {
+                tokio::task::yield_now().await;
+                tokio::task::spawn_blocking({
+                    let streams = network.streams.clone();
+                    move || {
+                        std::thread::sleep(Duration::from_millis(3 * round)); // chance is wanted here: where it cuts
+                        streams
+                            .lock()
+                            .unwrap()
+                            .drain(..)
+                            .for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+                    }
+                })
+                .await
+                .unwrap();
+            };
+            let (published, ()) = tokio::join!(publisher.publish(window), cut);
+            let kept = ids
+                .into_iter()
+                .zip(&published)
+                .filter(|(_, one)| **one == Published::Confirmed);
+            confirmed.extend(kept.map(|(id, _)| id));
+            assert!(
+                published
+                    .iter()
+                    .all(|one| { matches!(one, Published::Confirmed | Published::Unavailable { .. }) })
+            );
+        }
+        println!("{} of 20000 confirmed over 10 cuts", confirmed.len());
+        publisher.close().await;
+        let consumer = scene.consumer(0).await;
+        let mut missing: std::collections::HashSet<_> = confirmed.into_iter().collect();
+        while !missing.is_empty() {
+            let delivery = next(&consumer).await;
+            missing.remove(delivery.message_id.as_deref().unwrap());
+            assert!(delivery.ack().await);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn confirms_that_do_not_come_in_time_are_of_unknown_fate_and_the_connection_is_replaced() {
+    scene(async |scene| {
+        let network = Network::new();
+        let mut settings = scene.settings_at(&network.uri());
+        settings.confirm_timeout = Duration::from_millis(200);
+        let publisher = scene.publisher_with(settings).await;
+        assert_eq!(
+            publisher.publish(vec![scene.routed("1")]).await,
+            [Published::Confirmed]
+        );
+        network.swallow(true);
+        let published = publisher.publish(vec![scene.routed("2")]).await;
+        assert!(unavailable(&published[0], true), "{published:?}");
+        assert!(!publisher.is_ready());
+        let published = publisher.publish(vec![scene.routed("3")]).await;
+        assert!(unavailable(&published[0], false), "{published:?}");
+        network.swallow(false);
+        until_confirmed(&publisher, &scene.routed("4")).await;
+        network.cut();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_accepts_and_says_nothing_is_given_up_in_time_and_tried_again() {
+    scene(async |scene| {
+        let network = Network::new();
+        network.swallow(true);
+        let mut settings = scene.settings_at(&network.uri());
+        settings.connect_timeout = Duration::from_millis(200);
+        let publisher = Publisher::start(settings, scene.topology());
+        let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
+        assert!(state.to_string().contains("no answer from 127.0.0.1"), "{state}");
+        network.swallow(false);
+        until_confirmed(&publisher, &scene.routed("1")).await;
+        network.cut();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_broker_publishing_answers_at_once() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = AmqpSettings::new(&format!("amqp://{nobody}/%2f")).unwrap();
+    let publisher = Publisher::start(settings, Topology::default());
+    for _ in 0..2 {
+        let published = publisher
+            .publish(vec![Publication::default(), Publication::default()])
+            .await;
+        assert!(
+            published.len() == 2 && published.iter().all(|one| unavailable(one, false)),
+            "{published:?}"
+        );
+        let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
+        assert!(matches!(state, State::Disconnected { .. }), "{state}");
+    }
+    assert_eq!(publisher.publish(Vec::new()).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_publishes_what_was_handed_over_and_nothing_after() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let calls = (0..50).map(|call| {
+            let window = (0..100)
+                .map(|index| scene.routed(&format!("{call}-{index}")))
+                .collect();
+            let publisher = publisher.clone();
+            async move { publisher.publish(window).await }
+        });
+        let (published, ()) = tokio::join!(join_all(calls), publisher.close());
+        assert!(published.iter().flatten().all(|one| *one == Published::Confirmed));
+        assert_eq!(scene.purge().await, 5000);
+        let late = publisher.publish(vec![scene.routed("late")]).await;
+        assert!(unavailable(&late[0], false), "{late:?}");
+        assert!(!publisher.ready().await);
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_last_clone_ends_the_supervisor_whatever_it_does() {
+    scene(async |scene| {
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut unreachable = scene.settings_at(&format!("amqp://{nobody}"));
+        unreachable.reconnect_min = LONG * 10;
+        unreachable.reconnect_max = LONG * 10;
+        for settings in [scene.settings(), unreachable] {
+            let publisher = Publisher::start(settings, scene.topology());
+            let states = publisher.subscribe();
+            until_state(states.clone(), |state| *state != State::Connecting).await;
+            let clone = publisher.clone();
+            drop(publisher);
+            assert_ne!(*states.borrow(), State::Closed);
+            drop(clone);
+            until_state(states, |state| *state == State::Closed).await;
+        }
+    })
+    .await;
+}
+
+// --- topology and settings -------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_other_arguments_is_told_in_a_sentence_and_heals_when_it_is_gone() {
+    scene(async |scene| {
+        scene.declare_queue(FieldTable::default()).await;
+        let publisher = Publisher::start(scene.settings(), scene.topology());
+        let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
+        let told = state.to_string();
+        assert!(matches!(state, State::Misconfigured { .. }), "{told}");
+        assert!(
+            told.contains(&scene.id) && told.contains("delete it") && told.contains("x-queue-type"),
+            "{told}"
+        );
+        scene.delete_queue().await;
+        until_confirmed(&publisher, &scene.routed("1")).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verifying_makes_nothing_and_waits_for_what_is_missing() {
+    scene(async |scene| {
+        let publisher = Publisher::start(scene.settings(), scene.verified());
+        let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
+        assert!(
+            matches!(&state, State::Misconfigured { reason } if reason.contains("does not exist")),
+            "{state}"
+        );
+        let consumer = Consumer::start(
+            scene.settings(),
+            Topology::default(),
+            scene.id.clone(),
+            1,
+            "a-test".to_owned(),
+        );
+        let state = until_state(consumer.subscribe(), |state| *state != State::Connecting).await;
+        assert!(
+            matches!(&state, State::Misconfigured { reason } if reason.contains("does not exist")),
+            "{state}"
+        );
+        let maker = scene.publisher().await;
+        assert!(publisher.ready().await && consumer.ready().await);
+        assert_eq!(
+            publisher.publish(vec![scene.routed("1")]).await,
+            [Published::Confirmed]
+        );
+        assert!(next(&consumer).await.ack().await);
+        drop(maker);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_login_and_an_absent_vhost_are_told_without_the_password() {
+    scene(async |scene| {
+        let broker = Network::broker();
+        for (uri, told) in [
+            (format!("amqp://guest:s3cret@{broker}/%2f"), "check the user"),
+            (
+                format!("{}{}", broker_uri().trim_end_matches("%2f"), scene.id),
+                "virtual host",
+            ),
+        ] {
+            let publisher = Publisher::start(scene.settings_at(&uri), Topology::default());
+            let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
+            let shown = state.to_string();
+            assert!(matches!(state, State::Misconfigured { .. }), "{shown}");
+            assert!(shown.contains(told) && !shown.contains("s3cret"), "{shown}");
+        }
+    })
+    .await;
+}
+
+// --- consuming -------------------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_arrives_as_it_was_published() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let sent = Publication {
+            message_type: Some("order.placed".to_owned()),
+            content_type: "application/json".to_owned(),
+            headers: vec![
+                ("cloudEvents:id".into(), "7".into()),
+                ("traceparent".into(), "täst".into()),
+            ],
+            body: vec![7; 300_000],
+            timestamp: Some(1_700_000_000),
+            ..scene.routed("1")
+        };
+        assert_eq!(
+            publisher.publish(vec![sent.clone()]).await,
+            [Published::Confirmed]
+        );
+        let consumer = scene.consumer(1).await;
+        let got = next(&consumer).await;
+        assert_eq!(got.body, sent.body);
+        assert_eq!(got.message_id.as_deref(), Some("1"));
+        assert_eq!(got.message_type, sent.message_type);
+        assert_eq!(got.content_type.as_deref(), Some("application/json"));
+        assert_eq!(got.headers, sent.headers);
+        assert_eq!(
+            (got.exchange.as_str(), got.routing_key.as_str()),
+            (scene.id.as_str(), "routed")
+        );
+        assert!(!got.redelivered);
+        assert!(got.ack().await);
+        consumer.close().await;
+        assert_eq!(scene.purge().await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_is_gone_rejected_is_gone_requeued_and_dropped_come_again() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let consumer = scene.consumer(1).await;
+        let publish = async |id: &str| {
+            assert_eq!(
+                publisher.publish(vec![scene.routed(id)]).await,
+                [Published::Confirmed]
+            );
+        };
+        publish("1").await;
+        assert!(next(&consumer).await.requeue().await);
+        let again = next(&consumer).await;
+        assert!(again.redelivered);
+        drop(again);
+        let again = next(&consumer).await;
+        assert!(again.redelivered && again.message_id.as_deref() == Some("1"));
+        assert!(again.reject().await);
+        publish("2").await;
+        let second = next(&consumer).await;
+        assert_eq!(second.message_id.as_deref(), Some("2"));
+        assert!(second.ack().await);
+        consumer.close().await;
+        assert!(consumer.next().await.is_none());
+        assert_eq!(scene.purge().await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_closed_by_an_operator_redelivers_and_the_old_delivery_is_harmless() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let consumer = scene.consumer(10).await;
+        let window = ["held", "waiting"].map(|id| scene.routed(id)).to_vec();
+        assert_eq!(publisher.publish(window).await, vec![Published::Confirmed; 2]);
+        let held = next(&consumer).await;
+        assert_eq!(held.message_id.as_deref(), Some("held"));
+        scene.close_connection("consumer").await;
+        // Once it is subscribed again, what it had buffered before is stale and must not be given out.
+        let mut again = vec![next(&consumer).await, next(&consumer).await];
+        assert!(again.iter().all(|delivery| delivery.redelivered), "{again:?}");
+        again.sort_by(|a, b| a.message_id.cmp(&b.message_id));
+        let ids: Vec<_> = again
+            .iter()
+            .map(|delivery| delivery.message_id.clone().unwrap())
+            .collect();
+        assert_eq!(ids, ["held", "waiting"]);
+        assert!(
+            !held.ack().await,
+            "the broker was told about a delivery of a connection that is gone"
+        );
+        assert!(consumer.is_ready());
+        for delivery in again {
+            assert!(delivery.ack().await);
+        }
+        consumer.close().await;
+        assert_eq!(scene.purge().await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_survives_that_its_queue_is_deleted() {
+    scene(async |scene| {
+        let consumer = scene.consumer(1).await;
+        let publisher = scene.publisher().await;
+        let states = consumer.subscribe();
+        scene.delete_queue().await;
+        until_state(states.clone(), |state| {
+            matches!(state, State::Disconnected { .. })
+        })
+        .await;
+        until_state(states, |state| *state == State::Ready).await;
+        until_confirmed(&publisher, &scene.routed("1")).await;
+        assert!(next(&consumer).await.ack().await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_whose_connection_fell_silent_without_an_error_is_made_anew() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let network = Network::new();
+        let mut settings = scene.settings_at(&network.uri());
+        settings.consumer_check = Duration::from_millis(50);
+        settings.connect_timeout = Duration::from_millis(500);
+        let consumer = scene.consume(settings, 1);
+        assert!(consumer.ready().await);
+        let states = consumer.subscribe();
+        network.swallow(true);
+        until_state(states, |state| *state != State::Ready).await;
+        network.swallow(false);
+        assert_eq!(
+            publisher.publish(vec![scene.routed("1")]).await,
+            [Published::Confirmed]
+        );
+        assert!(next(&consumer).await.ack().await);
+        network.cut();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_consumer_and_a_busy_one_are_left_alone_by_the_watchdog() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let mut settings = scene.settings();
+        settings.consumer_check = Duration::from_millis(10);
+        let consumer = scene.consume(settings, 1);
+        assert!(consumer.ready().await);
+        let states = consumer.subscribe();
+        let window = (0..200).map(|index| scene.routed(&index.to_string())).collect();
+        assert!(
+            publisher
+                .publish(window)
+                .await
+                .iter()
+                .all(|one| *one == Published::Confirmed)
+        );
+        for _ in 0..200 {
+            let delivery = next(&consumer).await;
+            // Time for a few looks with one held and others waiting: the confirm of one more message.
+            if delivery.message_id.as_deref() == Some("0") {
+                for index in 0..50 {
+                    until_confirmed(&publisher, &scene.message(&format!("more-{index}"), "routed")).await;
+                }
+            }
+            assert!(delivery.ack().await);
+        }
+        assert!(!states.has_changed().unwrap(), "{:?}", *states.borrow());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_gives_nothing_more_puts_the_rest_back_and_what_is_held_can_still_be_acknowledged() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let consumer = scene.consumer(10).await;
+        let window = (0..5).map(|index| scene.routed(&index.to_string())).collect();
+        assert!(
+            publisher
+                .publish(window)
+                .await
+                .iter()
+                .all(|one| *one == Published::Confirmed)
+        );
+        let held = next(&consumer).await;
+        consumer.stop_taking().await;
+        assert!(consumer.next().await.is_none());
+        let other = scene.consumer(10).await;
+        let mut rest = Vec::new();
+        for _ in 0..4 {
+            let delivery = next(&other).await;
+            rest.push(delivery.message_id.clone().unwrap());
+            assert!(delivery.ack().await);
+        }
+        rest.sort();
+        assert_eq!(rest, ["1", "2", "3", "4"]);
+        assert!(held.ack().await);
+        consumer.close().await;
+        other.close().await;
+        assert_eq!(scene.purge().await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_consumer_closes_its_connection() {
+    scene(async |scene| {
+        let consumer = scene.consumer(1).await;
+        let states = consumer.subscribe();
+        drop(consumer);
+        until_state(states, |state| *state == State::Closed).await;
+    })
+    .await;
+}
+
+// --- how fast --------------------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let begin = Instant::now();
+        let callers = (0..256).map(|caller| {
+            let publisher = publisher.clone();
+            let messages: Vec<_> = (caller..50_000)
+                .step_by(256)
+                .map(|index| Publication {
+                    body: vec![b'x'; 512],
+                    ..scene.routed(&index.to_string())
+                })
+                .collect();
+            tokio::spawn(async move {
+                let mut confirmed = 0;
+                for message in messages {
+                    confirmed +=
+                        usize::from(publisher.publish(vec![message]).await == [Published::Confirmed]);
+                }
+                confirmed
+            })
+        });
+        let confirmed: usize = join_all(callers).await.into_iter().map(Result::unwrap).sum();
+        let elapsed = begin.elapsed();
+        println!(
+            "50000 messages of 512 bytes from 256 callers in {elapsed:?}: {:.0}/s",
+            50e3 / elapsed.as_secs_f64()
+        );
+        assert_eq!(confirmed, 50_000);
+        assert_eq!(scene.purge().await, 50_000);
+    })
+    .await;
+}
+
+// --- on a broker of one's own ----------------------------------------------------------------------------------------
+// These change the whole broker, so they are ignored unless asked for. With a RabbitMQ that nobody else uses:
+// cargo nextest run -p document-outbox --test amqp --run-ignored only --test-threads 1
+
+/// Puts the broker back as it was, also when the test failed.
+struct Restore(&'static [&'static str]);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        rabbitmqctl(self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "raises the memory alarm: only on a broker that nobody else uses"]
+async fn a_broker_with_an_alarm_is_blocked_then_ready_and_confirms_again() {
+    scene(async |scene| {
+        let mut settings = scene.settings();
+        settings.confirm_timeout = Duration::from_millis(500);
+        let publisher = scene.publisher_with(settings).await;
+        let states = publisher.subscribe();
+        let restore = Restore(&["-q", "set_vm_memory_high_watermark", "0.4"]);
+        rabbitmqctl(&["-q", "set_vm_memory_high_watermark", "0"]);
+        let published = publisher.publish(vec![scene.routed("1")]).await;
+        assert!(unavailable(&published[0], true), "{published:?}");
+        assert!(
+            matches!(&*states.borrow(), State::Blocked { .. }),
+            "{:?}",
+            *states.borrow()
+        );
+        let begin = Instant::now();
+        let published = publisher.publish(vec![scene.routed("2")]).await;
+        assert!(unavailable(&published[0], false), "{published:?}");
+        assert!(begin.elapsed() < Duration::from_millis(400));
+        drop(restore);
+        until_confirmed(&publisher, &scene.routed("3")).await;
+        // A consumer is never blocked: it does not publish.
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "lowers the largest message of the broker: only on one that nobody else uses"]
+async fn a_smaller_limit_of_the_broker_is_learned_from_its_first_complaint() {
+    scene(async |scene| {
+        let _restore = Restore(&[
+            "-q",
+            "eval",
+            "application:set_env(rabbit, max_message_size, 134217728).",
+        ]);
+        rabbitmqctl(&[
+            "-q",
+            "eval",
+            "application:set_env(rabbit, max_message_size, 1024).",
+        ]);
+        let publisher = scene.publisher().await;
+        let long = Publication {
+            body: vec![0; 1025],
+            ..scene.routed("1")
+        };
+        let published = publisher.publish(vec![long.clone()]).await;
+        assert!(unavailable(&published[0], true), "{published:?}");
+        let published = publisher.publish(vec![long]).await;
+        assert!(
+            matches!(&published[0], Published::Refused { reason } if reason.contains("1024")),
+            "{published:?}"
+        );
+        until_confirmed(
+            &publisher,
+            &Publication {
+                body: vec![0; 1024],
+                ..scene.routed("2")
+            },
+        )
+        .await;
+    })
+    .await;
+}
