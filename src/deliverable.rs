@@ -59,6 +59,8 @@ pub struct Deliverable<'a> {
     pub entries: Vec<&'a Entry>,
     /// To be given up first: the processes that claimed it kept dying.
     pub crashed: Option<&'a Entry>,
+    /// More would be deliverable, but not in the same claim.
+    pub more: bool,
     /// What holds back the first entry that is not deliverable.
     pub held: Option<Hold>,
     /// How many entries the deliverer that asks cannot serve.
@@ -112,14 +114,17 @@ fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> boo
         if answer.entries.is_empty() {
             answer.crashed = Some(entry);
         }
+        answer.more = true;
         return false;
     }
     let alone = crashes >= CLAIMED_ALONE_AT;
-    if alone && !answer.entries.is_empty() {
+    if answer.entries.len() >= limit || alone && !answer.entries.is_empty() {
+        answer.more = true;
         return false;
     }
     answer.entries.push(entry);
-    !alone && answer.entries.len() < limit
+    answer.more = alone;
+    !alone
 }
 
 /// What keeps this entry from being delivered at that time, whoever asks.

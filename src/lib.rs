@@ -1,7 +1,10 @@
 //! Document outbox.
 pub mod amqp;
+mod claim;
+mod clears;
 pub mod clock;
 mod codec;
+pub mod codes;
 pub mod command;
 pub mod deliver;
 pub mod deliverable;
@@ -12,7 +15,10 @@ mod inbox;
 mod key;
 mod message;
 mod outbox;
+mod oversized;
+pub mod process;
 mod retry;
+mod turns;
 pub use codec::CodecError;
 pub use document::Document;
 pub use inbox::{Inbox, InboxLimits};

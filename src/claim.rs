@@ -1,0 +1,356 @@
+//! The five writes of a delivery: claim, clear, fail, die, release.
+//!
+//! A *claim* marks entries with a value of its own and a time until which it holds; every later write matches that value,
+//! so a holder whose claim has run out and gone to another changes nothing. Claims, failures, deaths and releases wait
+//! for the majority. A clear does not: a lost clear is a repeat, and a repeat is within the promises.
+//!
+//! **Invariant.** Nothing is published before the majority has acknowledged its claim: what a local read or an
+//! unacknowledged claim shows can be rolled back, and a message from it would be a phantom.
+
+use std::time::Duration;
+
+use mongodb::{
+    Client, Collection,
+    bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
+    error::Error,
+    options::{ReadConcern, ReturnDocument, WriteConcern},
+};
+
+use crate::{
+    DocumentRef,
+    clock::later,
+    codec,
+    codes::{self, Verdict},
+    entry::{DeadReason, Entry, NotAnArray, Slot, read_outbox},
+    outbox::new_random,
+};
+
+/// How long a write may wait for the majority before its outcome counts as unknown.
+pub(crate) const MAJORITY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest error text kept in an entry.
+const MAX_ERROR_BYTES: usize = 1024;
+
+/// Acknowledged by the majority, or an error in bounded time.
+pub(crate) fn majority() -> WriteConcern {
+    WriteConcern::builder()
+        .w(mongodb::options::Acknowledgment::Majority)
+        .w_timeout(MAJORITY_TIMEOUT)
+        .build()
+}
+
+/// Entries held until a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    pub(crate) document: DocumentRef,
+    /// The value of `claimed_by`.
+    pub(crate) token: String,
+    /// Server time at which it ends.
+    pub(crate) until: DateTime,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// What came of an attempt to claim.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    Held(Claim),
+    /// Somebody else was faster, or the document changed: look again.
+    Lost,
+    /// The document has no room for the claim's fields.
+    NoRoom,
+}
+
+/// Who claims, and for how long.
+#[derive(Debug, Clone)]
+pub(crate) struct Claimer {
+    pub(crate) client: Client,
+    /// The first part of every token; shown to operators.
+    pub(crate) name: String,
+    pub(crate) lease: Duration,
+    /// Whether a claim is counted in `claims`, to notice messages that kill their process.
+    pub(crate) counts_claims: bool,
+}
+
+impl Claimer {
+    /// A fresh claim value.
+    pub(crate) fn token(&self) -> String {
+        format!("{}/{}", self.name, new_random())
+    }
+
+    fn collection(&self, document: &DocumentRef) -> Collection<RawDocumentBuf> {
+        self.client
+            .database(&document.namespace.db)
+            .collection(&document.namespace.coll)
+    }
+
+    /// Reads the outbox; none when the document is gone.
+    pub(crate) async fn read(
+        &self,
+        document: &DocumentRef,
+    ) -> Result<Option<Result<Vec<Slot>, NotAnArray>>, Error> {
+        let found = self
+            .collection(document)
+            .find_one(document.filter())
+            .projection(doc! { "outbox": 1 })
+            .read_concern(ReadConcern::local())
+            .selection_criteria(primary())
+            .await?;
+        let Some(raw) = found else { return Ok(None) };
+        let outbox = match raw.get("outbox") {
+            Ok(value) => value
+                .map(Bson::try_from)
+                .transpose()
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        Ok(Some(match outbox {
+            Ok(outbox) => read_outbox(outbox.as_ref()),
+            // Bytes that are no BSON: the server would not have stored them.
+            Err(_) => Err(NotAnArray("bytes that cannot be read")),
+        }))
+    }
+
+    /// Claims these entries, as read, for the lease.
+    pub(crate) async fn claim(
+        &self,
+        document: &DocumentRef,
+        entries: &[&Entry],
+        now: DateTime,
+    ) -> Result<Claimed, Error> {
+        let Some(first) = entries.first() else {
+            return Ok(Claimed::Lost);
+        };
+        let (token, until) = (self.token(), later(now, self.lease));
+        let mut filter = document.filter();
+        filter.insert("outbox", doc! { "$elemMatch": as_read(first) });
+        let mut update = doc! { "$set": {
+            "outbox.$[e].claimed_by": &token,
+            "outbox.$[e].available_at": until,
+        } };
+        if self.counts_claims {
+            update.insert("$inc", doc! { "outbox.$[e].claims": 1 });
+        }
+        let answer = self
+            .collection(document)
+            .find_one_and_update(filter, update)
+            .array_filters(vec![unchanged(entries)])
+            .projection(doc! { "outbox.id": 1, "outbox.claimed_by": 1 })
+            .return_document(ReturnDocument::After)
+            .write_concern(majority())
+            .await;
+        let after = match answer {
+            Ok(Some(after)) => after,
+            Ok(None) => return Ok(Claimed::Lost),
+            Err(error) if codes::verdict(&error) == Verdict::TooLarge => return Ok(Claimed::NoRoom),
+            Err(error) => return Err(error),
+        };
+        let after = codec::to_document(&after).unwrap_or_default();
+        let held = entries
+            .iter()
+            .filter(|entry| holds(&after, entry, &token))
+            .map(|entry| (*entry).clone())
+            .collect();
+        Ok(Claimed::Held(Claim {
+            document: document.clone(),
+            token,
+            until,
+            entries: held,
+        }))
+    }
+
+    /// Gives up an entry whose claimers kept dying, if it is still as read.
+    pub(crate) async fn die_crashed(
+        &self,
+        document: &DocumentRef,
+        entry: &Entry,
+        now: DateTime,
+    ) -> Result<bool, Error> {
+        let mut filter = document.filter();
+        filter.insert("outbox", doc! { "$elemMatch": as_read(entry) });
+        let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
+        let update = death(now, DeadReason::Crashed, &error);
+        self.write(document, filter, update, doc! { "e.id": entry.id })
+            .await
+    }
+
+    /// Records a failed attempt and puts the entry off until `retry_at`. False when the claim was lost.
+    pub(crate) async fn fail(
+        &self,
+        claim: &Claim,
+        entry: &Entry,
+        retry_at: DateTime,
+        error: &str,
+        delivered_to: &[String],
+    ) -> Result<bool, Error> {
+        let mut set = doc! { "outbox.$[e].available_at": retry_at, "outbox.$[e].last_error": cut(error) };
+        remember(&mut set, delivered_to);
+        let update = doc! {
+            "$set": set,
+            "$inc": { "outbox.$[e].attempts": 1 },
+            "$unset": { "outbox.$[e].claimed_by": "" },
+        };
+        self.settle(claim, entry, update).await
+    }
+
+    /// Gives an entry up. False when the claim was lost.
+    pub(crate) async fn die(
+        &self,
+        claim: &Claim,
+        entry: &Entry,
+        now: DateTime,
+        reason: DeadReason,
+        error: &str,
+        delivered_to: &[String],
+    ) -> Result<bool, Error> {
+        let mut update = death(now, reason, error);
+        if let Ok(set) = update.get_document_mut("$set") {
+            remember(set, delivered_to);
+        }
+        update.insert("$inc", doc! { "outbox.$[e].attempts": 1 });
+        self.settle(claim, entry, update).await
+    }
+
+    /// Gives entries back, due at once, with no attempt counted. False when the claim was lost.
+    pub(crate) async fn release(
+        &self,
+        claim: &Claim,
+        entries: &[&Entry],
+        now: DateTime,
+        delivered_to: &[String],
+    ) -> Result<bool, Error> {
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        let mut set = doc! { "outbox.$[e].available_at": now };
+        remember(&mut set, delivered_to);
+        let mut update = doc! { "$set": set, "$unset": { "outbox.$[e].claimed_by": "" } };
+        if self.counts_claims {
+            update.insert("$inc", doc! { "outbox.$[e].claims": -1 });
+        }
+        let mut filter = claim.document.filter();
+        filter.insert(
+            "outbox",
+            doc! { "$elemMatch": { "id": { "$in": &ids }, "claimed_by": &claim.token } },
+        );
+        let mine = doc! { "e.id": { "$in": ids }, "e.claimed_by": &claim.token };
+        self.write(&claim.document, filter, update, mine).await
+    }
+
+    async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
+        let mut filter = claim.document.filter();
+        filter.insert(
+            "outbox",
+            doc! { "$elemMatch": { "id": entry.id, "claimed_by": &claim.token } },
+        );
+        let mine = doc! { "e.id": entry.id, "e.claimed_by": &claim.token };
+        self.write(&claim.document, filter, update, mine).await
+    }
+
+    async fn write(
+        &self,
+        document: &DocumentRef,
+        filter: Document,
+        mut update: Document,
+        element: Document,
+    ) -> Result<bool, Error> {
+        let collection = self.collection(document);
+        let send = |update: Document| {
+            let write = collection.update_one(filter.clone(), update);
+            write
+                .array_filters(vec![element.clone()])
+                .write_concern(majority())
+        };
+        match send(update.clone()).await {
+            // In a document without room, the state is worth more than the text about it.
+            Err(error) if codes::verdict(&error) == Verdict::TooLarge => {
+                if let Ok(set) = update.get_document_mut("$set") {
+                    set.remove("outbox.$[e].last_error");
+                }
+                Ok(send(update).await?.matched_count > 0)
+            }
+            other => Ok(other?.matched_count > 0),
+        }
+    }
+}
+
+/// Reads and commands go to the primary, whatever the client's own preference.
+pub(crate) fn primary() -> mongodb::options::SelectionCriteria {
+    mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary)
+}
+
+/// The update that clears delivered entries: as a statement of an `update` command.
+pub(crate) fn clear_statement(claim: &Claim, ids: &[mongodb::bson::Uuid]) -> Document {
+    doc! {
+        "q": claim.document.filter(),
+        "u": { "$pull": { "outbox": { "id": { "$in": ids }, "claimed_by": &claim.token } } },
+    }
+}
+
+/// Cuts an error's text to what an entry may hold, at a character's boundary.
+pub(crate) fn cut(error: &str) -> &str {
+    let mut end = error.len().min(MAX_ERROR_BYTES);
+    while !error.is_char_boundary(end) {
+        end -= 1;
+    }
+    &error[..end]
+}
+
+/// The entry's moving fields as they were read; null matches an absent field.
+fn as_read(entry: &Entry) -> Document {
+    doc! { "id": entry.id, "available_at": entry.available_at, "claimed_by": &entry.claimed_by, "dead_at": null }
+}
+
+/// Selects, among the elements, those chosen that nobody changed in between. It starts from the ids: a filter on types
+/// or absence alone would select unreadable neighbours too, and the server would refuse the whole update.
+fn unchanged(entries: &[&Entry]) -> Document {
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let dates: Vec<Bson> = entries
+        .iter()
+        .map(|entry| entry.available_at.into())
+        .chain([Bson::Null])
+        .collect();
+    let claims: Vec<Bson> = entries
+        .iter()
+        .map(|entry| entry.claimed_by.clone().into())
+        .chain([Bson::Null])
+        .collect();
+    doc! {
+        "e.id": { "$in": ids },
+        "e.available_at": { "$in": dates },
+        "e.claimed_by": { "$in": claims },
+        "e.dead_at": null,
+    }
+}
+
+fn holds(after: &Document, entry: &Entry, token: &str) -> bool {
+    let elements = after.get_array("outbox").map(Vec::as_slice).unwrap_or_default();
+    elements.iter().filter_map(Bson::as_document).any(|element| {
+        element.get("id") == Some(&Bson::from(entry.id)) && element.get_str("claimed_by") == Ok(token)
+    })
+}
+
+fn remember(set: &mut Document, delivered_to: &[String]) {
+    if !delivered_to.is_empty() {
+        set.insert("outbox.$[e].delivered_to", delivered_to);
+    }
+}
+
+fn death(now: DateTime, reason: DeadReason, error: &str) -> Document {
+    doc! {
+        "$set": {
+            "outbox.$[e].dead_at": now,
+            "outbox.$[e].dead_reason": reason.as_str(),
+            "outbox.$[e].last_error": cut(error),
+        },
+        "$unset": { "outbox.$[e].available_at": "", "outbox.$[e].claimed_by": "" },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_cut_at_a_character_boundary() {
+        let text = format!("{}☃☃", "x".repeat(MAX_ERROR_BYTES - 1));
+        assert_eq!(cut(&text).len(), MAX_ERROR_BYTES - 1);
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,691 @@
+//! Processing one document's messages: look, claim, deliver, settle.
+//!
+//! # Flow
+//! ```text
+//! read outbox ─▶ deliverable? ─▶ claim (majority) ─▶ deliver ─┬─ Delivered ───▶ clear
+//!      ▲              │ no                                    ├─ Transient ───▶ fail, or die after the last attempt
+//!      └── more ──────┼───────────────────────────────────────├─ Permanent ───▶ die
+//!                     ▼                                       └─ Unavailable ─▶ release
+//!              why it waits
+//! ```
+//! The inline dispatcher and the dispatcher worker are two callers of this; what they add is when to call it.
+//!
+//! # Caveats
+//! A holder whose claim runs out while a delivery is under way cannot take it back: the next holder repeats it. The check of
+//! what is left of the lease before each delivery makes this rare, the `inbox` of the receiver makes it harmless.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use backon::BackoffBuilder;
+use futures::FutureExt;
+use mongodb::{
+    Client,
+    bson::{DateTime, Uuid},
+    error::Error,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    DocumentRef, RetryPolicy,
+    claim::{Claim, Claimed, Claimer},
+    clears::Clears,
+    clock::{ServerClock, later, until},
+    deliver::{Answer, Deliver, Envelope, Outcome},
+    deliverable::{Deliverable, Hold, Ordering, Rules, deliverable},
+    entry::{DeadReason, Entry, Slot},
+    event::{Event, Events},
+    oversized::Oversized,
+};
+
+/// How often a lost race for a claim is run again at once before the document is left to who won.
+const RACES: usize = 5;
+
+/// How a [`Processor`] works.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProcessorSettings {
+    /// Begins every claim's value; shown to operators. Default: the process id.
+    pub name: String,
+    /// How long a claim holds. Default 60 s.
+    pub lease: Duration,
+    /// At most this many entries in one claim. Default 100.
+    pub claim_limit: usize,
+    /// What is done about failures.
+    pub retry: RetryPolicy,
+    /// Count claims, to notice messages that kill their process: on in workers, off inline. Default on.
+    pub counts_claims: bool,
+    /// The library's own database, for documents too large to be claimed in. Default `document_outbox`.
+    pub state_database: String,
+}
+
+/// The library's own database, unless set otherwise.
+pub const STATE_DATABASE: &str = "document_outbox";
+
+impl Default for ProcessorSettings {
+    fn default() -> Self {
+        Self {
+            name: format!("pid-{}", std::process::id()),
+            lease: Duration::from_secs(60),
+            claim_limit: 100,
+            retry: RetryPolicy::default(),
+            counts_claims: true,
+            state_database: STATE_DATABASE.into(),
+        }
+    }
+}
+
+/// Why processing a document came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processed {
+    /// Nothing is left that could be delivered.
+    Done,
+    /// What is left waits.
+    Held(Hold),
+    /// The document is not there.
+    Gone,
+    /// There is no way to deliver now.
+    Unavailable,
+    /// Shutdown broke it off; what was held is released.
+    Interrupted,
+}
+
+/// What became of one message in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disposition {
+    /// It was delivered and confirmed.
+    Delivered,
+    /// A delivery failed; it is tried again.
+    Retrying {
+        /// What went wrong.
+        error: String,
+    },
+    /// It was given up, and waits for an operator.
+    Dead {
+        /// What went wrong.
+        error: String,
+    },
+    /// It was not tried yet, or not to the end; the rescuer sees to it.
+    Waiting,
+}
+
+/// Processes documents: clones share one queue of clears.
+#[derive(Clone)]
+pub struct Processor {
+    claimer: Claimer,
+    clears: Clears,
+    clock: ServerClock,
+    deliver: Arc<dyn Deliver>,
+    retry: RetryPolicy,
+    claim_limit: usize,
+    oversized: Oversized,
+    events: Events<Event>,
+}
+
+/// What a pass over one claim came to.
+pub(crate) struct Pass {
+    /// Why it broke off; none when every entry was seen through.
+    stopped: Option<Processed>,
+    pub(crate) dispositions: Vec<(Uuid, Disposition)>,
+}
+
+impl Processor {
+    /// A processor for the documents that this client reaches.
+    pub fn new(
+        client: Client,
+        clock: ServerClock,
+        deliver: Arc<dyn Deliver>,
+        settings: ProcessorSettings,
+    ) -> Self {
+        let ProcessorSettings {
+            name,
+            lease,
+            claim_limit,
+            retry,
+            counts_claims,
+            state_database,
+        } = settings;
+        Self {
+            oversized: Oversized::new(&client, &state_database, lease, retry.clone()),
+            clears: Clears::start(client.clone()),
+            claimer: Claimer {
+                client,
+                name,
+                lease,
+                counts_claims,
+            },
+            clock,
+            deliver,
+            retry,
+            claim_limit: claim_limit.max(1),
+            events: Events::default(),
+        }
+    }
+
+    /// What happens, from now on.
+    pub fn events(&self) -> &Events<Event> {
+        &self.events
+    }
+
+    /// Where messages go.
+    pub fn deliverer(&self) -> &Arc<dyn Deliver> {
+        &self.deliver
+    }
+
+    pub(crate) fn clock(&self) -> &ServerClock {
+        &self.clock
+    }
+
+    pub(crate) fn claimer(&self) -> &Claimer {
+        &self.claimer
+    }
+
+    /// Delivers what is deliverable in a document's outbox, until nothing is.
+    ///
+    /// # Errors
+    /// When MongoDB can't be asked. What was held is released as far as possible, the rest by its lease.
+    pub async fn process(
+        &self,
+        document: &DocumentRef,
+        ordering: Ordering,
+        stop: &CancellationToken,
+    ) -> Result<Processed, Error> {
+        let mut races = 0;
+        let mut told = false;
+        loop {
+            if stop.is_cancelled() {
+                return Ok(Processed::Interrupted);
+            }
+            if !self.deliver.is_available() {
+                return Ok(Processed::Unavailable);
+            }
+            let now = self.clock.now().await?;
+            let Some(outbox) = self.claimer.read(document).await? else {
+                return Ok(Processed::Gone);
+            };
+            let slots = match outbox {
+                Ok(slots) => slots,
+                Err(reason) => {
+                    self.tell_unreadable(document, 1, reason.to_string());
+                    return Ok(Processed::Done);
+                }
+            };
+            let plan = self.plan(&slots, ordering, now);
+            if !std::mem::replace(&mut told, true) {
+                self.tell(document, &slots, &plan);
+            }
+            if let Some(entry) = plan.crashed.filter(|_| plan.entries.is_empty()) {
+                self.die_crashed(document, entry, now).await?;
+                continue;
+            }
+            if plan.entries.is_empty() {
+                return Ok(plan.held.map_or(Processed::Done, Processed::Held));
+            }
+            let claim = match self.claimer.claim(document, &plan.entries, now).await? {
+                Claimed::Held(claim) if !claim.entries.is_empty() => claim,
+                Claimed::Held(_) | Claimed::Lost if races < RACES => {
+                    races += 1;
+                    continue;
+                }
+                Claimed::Held(_) | Claimed::Lost => return Ok(Processed::Held(Hold::Claimed(now))),
+                Claimed::NoRoom => match self.process_oversized(document, ordering, stop).await? {
+                    None => continue,
+                    Some(processed) => return Ok(processed),
+                },
+            };
+            let complete = !plan.more && plan.held.is_none() && claim.entries.len() == plan.entries.len();
+            match self.deliver_claim(&claim, ordering, stop).await?.stopped {
+                Some(processed) => return Ok(processed),
+                None if complete => return Ok(Processed::Done),
+                None => {}
+            }
+        }
+    }
+
+    fn plan<'a>(&self, slots: &'a [Slot], ordering: Ordering, now: DateTime) -> Deliverable<'a> {
+        let serves = |via: Option<&str>| self.deliver.serves(via);
+        deliverable(
+            slots,
+            Rules {
+                now,
+                ordering,
+                limit: self.claim_limit,
+                serves: &serves,
+            },
+        )
+    }
+
+    /// Delivers what a claim holds, and settles every entry of it.
+    pub(crate) async fn deliver_claim(
+        &self,
+        claim: &Claim,
+        ordering: Ordering,
+        stop: &CancellationToken,
+    ) -> Result<Pass, Error> {
+        let mut pass = Settling {
+            processor: self,
+            claim,
+            delivered: vec![],
+            given_back: vec![],
+            pass: Pass::new(),
+            trouble: None,
+        };
+        // An ordered document's window holds one message: pipelined, the second would overtake a failed first.
+        let width = if ordering == Ordering::Ordered {
+            1
+        } else {
+            self.claim_limit
+        };
+        let mut windows = claim.entries.chunks(width);
+        for window in windows.by_ref() {
+            if stop.is_cancelled() {
+                pass.give_back(window, "shutdown");
+                pass.pass.stopped = Some(Processed::Interrupted);
+            } else if self.lease_left(claim).await? <= self.margin() {
+                pass.give_back(window, "not enough of the lease is left");
+                break;
+            } else {
+                let answers = self.deliver_window(claim, window).await;
+                for (entry, answer) in window.iter().zip(answers) {
+                    pass.settle(entry, answer).await;
+                }
+            }
+            if pass.pass.stopped.is_some() && ordering == Ordering::Ordered {
+                break;
+            }
+        }
+        windows.for_each(|window| pass.give_back(window, "held back"));
+        pass.finish().await
+    }
+
+    /// Delivers a window, with the quick tries in place for what fails in passing.
+    async fn deliver_window(&self, claim: &Claim, window: &[Entry]) -> Vec<Answer> {
+        let mut envelopes: Vec<_> = window
+            .iter()
+            .map(|entry| Envelope::of(&claim.document, entry))
+            .collect();
+        let mut answers = self.attempt(claim, &envelopes).await;
+        for wait in self.retry.quick().build() {
+            let failed: Vec<usize> = (0..answers.len())
+                .filter(|i| is_transient(&answers[*i]))
+                .collect();
+            if failed.is_empty()
+                || !matches!(self.lease_left(claim).await, Ok(left) if left > self.margin() + wait)
+            {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+            for index in &failed {
+                remember(&mut envelopes[*index].delivered_to, &answers[*index].delivered_to);
+            }
+            let again: Vec<_> = failed.iter().map(|index| envelopes[*index].clone()).collect();
+            for (index, answer) in failed.into_iter().zip(self.attempt(claim, &again).await) {
+                answers[index] = answer;
+            }
+        }
+        answers
+    }
+
+    /// One try, guarded: a deliverer that hangs, panics or miscounts becomes failed attempts.
+    async fn attempt(&self, claim: &Claim, window: &[Envelope]) -> Vec<Answer> {
+        let left = self
+            .lease_left(claim)
+            .await
+            .unwrap_or_default()
+            .saturating_sub(self.margin());
+        let delivery = AssertUnwindSafe(self.deliver.deliver(window)).catch_unwind();
+        let mut answers = match tokio::time::timeout(left, delivery).await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(_panic)) => fail_all(window, "the deliverer panicked"),
+            Err(_elapsed) => fail_all(window, "no answer before the claim ran out"),
+        };
+        if answers.len() != window.len() {
+            let text = format!(
+                "the deliverer answered {} of {} messages",
+                answers.len(),
+                window.len()
+            );
+            answers = fail_all(window, &text);
+        }
+        answers
+    }
+
+    async fn lease_left(&self, claim: &Claim) -> Result<Duration, Error> {
+        Ok(until(self.clock.now().await?, claim.until))
+    }
+
+    /// What must be left of a lease to begin a delivery, and is kept to record its outcome.
+    fn margin(&self) -> Duration {
+        self.claimer.lease / 10
+    }
+
+    async fn die_crashed(&self, document: &DocumentRef, entry: &Entry, now: DateTime) -> Result<(), Error> {
+        if self.claimer.die_crashed(document, entry, now).await? {
+            self.tell_died(
+                document,
+                entry,
+                DeadReason::Crashed,
+                "its claimers ended without an answer",
+            );
+        }
+        Ok(())
+    }
+
+    /// Delivers the head of a document that has no room for a claim. None: look at the document again.
+    async fn process_oversized(
+        &self,
+        document: &DocumentRef,
+        ordering: Ordering,
+        stop: &CancellationToken,
+    ) -> Result<Option<Processed>, Error> {
+        let now = self.clock.now().await?;
+        let lease = match self.oversized.lease(document, &self.claimer.token(), now).await? {
+            Ok(lease) => lease,
+            Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
+        };
+        self.events.emit(Event::Oversized {
+            document: document.clone(),
+        });
+        tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
+        // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
+        let slots = match self.oversized.read(&self.claimer.client, document).await? {
+            None => return Ok(Some(Processed::Gone)),
+            Some(outbox) => outbox.unwrap_or_default(),
+        };
+        let live: Vec<Slot> = slots.into_iter().filter(|slot| !lease.is_dead(slot)).collect();
+        let plan = self.plan(&live, ordering, now);
+        let Some(entry) = plan.entries.first() else {
+            self.oversized.release(document, &lease).await?;
+            return Ok(Some(plan.held.map_or(Processed::Done, Processed::Held)));
+        };
+        if let Some(until) = lease.retry_at(entry.id).filter(|at| *at > now) {
+            self.oversized.release(document, &lease).await?;
+            return Ok(Some(Processed::Held(Hold::Retrying(until))));
+        }
+        if stop.is_cancelled() {
+            self.oversized.release(document, &lease).await?;
+            return Ok(Some(Processed::Interrupted));
+        }
+        let claim = lease.as_claim(document, (*entry).clone());
+        let answer = self.deliver_window(&claim, &claim.entries).await.swap_remove(0);
+        match answer.outcome {
+            Outcome::Delivered => {
+                self.oversized
+                    .clear(&self.claimer.client, document, entry.id)
+                    .await?;
+                self.oversized.forget(document, &lease).await?;
+                self.tell_delivered(document, entry);
+                Ok(None)
+            }
+            Outcome::Unavailable(_) => {
+                self.oversized.release(document, &lease).await?;
+                Ok(Some(Processed::Unavailable))
+            }
+            Outcome::Transient(error) => {
+                let failure = self
+                    .oversized
+                    .fail(document, &lease, entry.id, now, &error)
+                    .await?;
+                match failure {
+                    Some(retry_at) => {
+                        self.tell_failed(document, entry, &error);
+                        Ok(Some(Processed::Held(Hold::Retrying(retry_at))))
+                    }
+                    None => {
+                        self.tell_died(document, entry, DeadReason::AttemptsExhausted, &error);
+                        Ok(None)
+                    }
+                }
+            }
+            Outcome::Permanent(error) => {
+                self.oversized
+                    .die(document, &lease, entry.id, now, DeadReason::Permanent, &error)
+                    .await?;
+                self.tell_died(document, entry, DeadReason::Permanent, &error);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// What each message of a window came to, and the writes that say so.
+struct Settling<'a> {
+    processor: &'a Processor,
+    claim: &'a Claim,
+    delivered: Vec<Uuid>,
+    given_back: Vec<&'a Entry>,
+    pass: Pass,
+    /// The first failed write. The others are tried all the same: one trouble must not leave the rest unsettled.
+    trouble: Option<Error>,
+}
+
+impl<'a> Settling<'a> {
+    fn give_back(&mut self, window: &'a [Entry], why: &str) {
+        tracing::debug!(document = %self.claim.document, count = window.len(), why, "messages are given back");
+        self.given_back.extend(window);
+    }
+
+    async fn settle(&mut self, entry: &'a Entry, answer: Answer) {
+        match answer.outcome {
+            Outcome::Delivered => {
+                self.processor.tell_delivered(&self.claim.document, entry);
+                self.delivered.push(entry.id);
+                self.pass.dispositions.push((entry.id, Disposition::Delivered));
+            }
+            Outcome::Unavailable(why) => {
+                tracing::debug!(document = %self.claim.document, why, "no way to deliver now");
+                self.pass.stopped = Some(Processed::Unavailable);
+                match answer.delivered_to.is_empty() {
+                    true => self.given_back.push(entry),
+                    false => self.release(&[entry], &answer.delivered_to).await,
+                }
+            }
+            Outcome::Transient(error) if self.attempts_left(entry) => {
+                self.fail(entry, &error, &answer.delivered_to).await;
+            }
+            Outcome::Transient(error) => {
+                self.die(entry, DeadReason::AttemptsExhausted, &error, &answer.delivered_to)
+                    .await;
+            }
+            Outcome::Permanent(error) => {
+                self.die(entry, DeadReason::Permanent, &error, &answer.delivered_to)
+                    .await;
+            }
+        }
+    }
+
+    fn attempts_left(&self, entry: &Entry) -> bool {
+        entry.attempts + 1 < i64::from(self.processor.retry.max_attempts)
+    }
+
+    async fn fail(&mut self, entry: &Entry, error: &str, delivered_to: &[String]) {
+        let attempts = u32::try_from(entry.attempts + 1).unwrap_or(1);
+        let written = match self.processor.clock.now().await {
+            Ok(now) => {
+                let retry_at = later(now, self.processor.retry.backoff(attempts));
+                self.pass.stopped = Some(Processed::Held(Hold::Retrying(retry_at)));
+                self.processor
+                    .claimer
+                    .fail(self.claim, entry, retry_at, error, delivered_to)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if self.note(written) {
+            self.processor.tell_failed(&self.claim.document, entry, error);
+            self.pass
+                .dispositions
+                .push((entry.id, Disposition::Retrying { error: error.into() }));
+        }
+    }
+
+    async fn die(&mut self, entry: &Entry, reason: DeadReason, error: &str, delivered_to: &[String]) {
+        let written = match self.processor.clock.now().await {
+            Ok(now) => {
+                self.processor
+                    .claimer
+                    .die(self.claim, entry, now, reason, error, delivered_to)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if self.note(written) {
+            self.processor
+                .tell_died(&self.claim.document, entry, reason, error);
+            self.pass
+                .dispositions
+                .push((entry.id, Disposition::Dead { error: error.into() }));
+        }
+    }
+
+    async fn release(&mut self, entries: &[&Entry], delivered_to: &[String]) {
+        let written = match self.processor.clock.now().await {
+            Ok(now) => {
+                self.processor
+                    .claimer
+                    .release(self.claim, entries, now, delivered_to)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if self.note(written) {
+            let (document, count) = (self.claim.document.clone(), entries.len());
+            self.processor.events.emit(Event::Released {
+                document,
+                count,
+                reason: "not delivered".into(),
+            });
+        }
+    }
+
+    /// Whether a write found its claim; a lost claim ends the pass.
+    fn note(&mut self, written: Result<bool, Error>) -> bool {
+        match written {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
+                self.processor.events.emit(Event::ClaimLost {
+                    document: self.claim.document.clone(),
+                });
+                self.pass.stopped = Some(Processed::Held(Hold::Claimed(self.claim.until)));
+                false
+            }
+            Err(error) => {
+                self.trouble.get_or_insert(error);
+                self.pass.stopped.get_or_insert(Processed::Interrupted);
+                false
+            }
+        }
+    }
+
+    async fn finish(mut self) -> Result<Pass, Error> {
+        if !self.delivered.is_empty()
+            && let Err(error) = self.processor.clears.clear(self.claim, &self.delivered).await
+        {
+            tracing::warn!(document = %self.claim.document, error, "delivered messages were not cleared; they will be delivered again");
+        }
+        let given_back = std::mem::take(&mut self.given_back);
+        if !given_back.is_empty() {
+            self.release(&given_back, &[]).await;
+        }
+        match self.trouble {
+            Some(error) => Err(error),
+            None => Ok(self.pass),
+        }
+    }
+}
+
+impl Pass {
+    fn new() -> Self {
+        Self {
+            stopped: None,
+            dispositions: Vec::new(),
+        }
+    }
+
+    /// Why the pass broke off, if it did.
+    pub(crate) fn stopped(&self) -> Option<Processed> {
+        self.stopped
+    }
+}
+
+/// Telling the world.
+impl Processor {
+    fn tell(&self, document: &DocumentRef, slots: &[Slot], plan: &Deliverable<'_>) {
+        let first = slots.iter().find_map(|slot| match slot {
+            Slot::Unreadable(unreadable) => {
+                Some(format!("element {}: {}", unreadable.index, unreadable.reason))
+            }
+            Slot::Entry(_) => None,
+        });
+        if let Some(reason) = first {
+            self.tell_unreadable(document, plan.unreadable, reason);
+        }
+        if plan.not_mine > 0 {
+            tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
+            self.events.emit(Event::NotMine {
+                document: document.clone(),
+                count: plan.not_mine,
+            });
+        }
+    }
+
+    fn tell_unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
+        tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
+        self.events.emit(Event::Unreadable {
+            document: document.clone(),
+            count,
+            reason,
+        });
+    }
+
+    fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
+        tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
+        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        self.events.emit(Event::Delivered {
+            document,
+            id,
+            message_type,
+        });
+    }
+
+    fn tell_failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
+        let attempts = entry.attempts + 1;
+        tracing::info!(%document, id = %entry.id, message_type = entry.message_type, attempts, error, "a delivery failed and is tried again");
+        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        self.events.emit(Event::Failed {
+            document,
+            id,
+            message_type,
+            attempts,
+            error: error.into(),
+        });
+    }
+
+    fn tell_died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
+        tracing::error!(%document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error, "a message was given up; it stays in the document");
+        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        self.events.emit(Event::Died {
+            document,
+            id,
+            message_type,
+            reason,
+            error: error.into(),
+        });
+    }
+}
+
+fn is_transient(answer: &Answer) -> bool {
+    matches!(answer.outcome, Outcome::Transient(_))
+}
+
+fn remember(known: &mut Vec<String>, delivered_to: &[String]) {
+    if !delivered_to.is_empty() {
+        *known = delivered_to.to_vec();
+    }
+}
+
+fn fail_all(window: &[Envelope], error: &str) -> Vec<Answer> {
+    window
+        .iter()
+        .map(|_| Outcome::Transient(error.into()).into())
+        .collect()
+}
