@@ -34,4 +34,4 @@ pub trait Message: Serialize {
 }
 
 /// The header that carries [`Message::SCHEMA`] in an entry; on the wire it becomes `cloudEvents:dataschema`.
-pub const SCHEMA_HEADER: &str = "dataschema";
+pub(crate) const SCHEMA_HEADER: &str = "dataschema";

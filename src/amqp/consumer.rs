@@ -157,10 +157,12 @@ impl Consumer {
         wait_ready(self.states.clone()).await
     }
 
-    /// Every change of state from now on.
+    /// The state, and every change of it from now on.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
-        self.states.clone()
+        let mut states = self.states.clone();
+        states.mark_unchanged();
+        states
     }
 
     /// Ends the subscription: [`next`](Self::next) gives nothing more and what it had not yet given is put back.
@@ -407,7 +409,7 @@ impl Supervisor {
                 () = self.end.cancelled() => return End::Asked,
                 () = self.stop.cancelled(), if !stopped => {
                     stopped = true;
-                    if let Err(reason) = self.unsubscribe(&link.channel).await {
+                    if let Err(reason) = self.unsubscribe(&link.channel, &mut stream).await {
                         return End::Lost(reason);
                     }
                 }
@@ -443,14 +445,22 @@ impl Supervisor {
         }
     }
 
-    async fn unsubscribe(&self, channel: &Channel) -> Result<(), String> {
-        let tag = short(&self.subscription.tag).map_err(|_| "no such consumer".to_owned())?;
-        let cancelling = channel.basic_cancel(tag, BasicCancelOptions::default());
+    /// Ends the subscription and puts back what the client had received and nobody has taken over.
+    async fn unsubscribe(&self, channel: &Channel, stream: &mut lapin::Consumer) -> Result<(), String> {
         let patience = self.plan.settings.connect_timeout;
-        let cancelled = timeout(patience, cancelling).await;
+        let unsubscribing = async {
+            channel
+                .basic_cancel(stream.tag(), BasicCancelOptions::default())
+                .await?;
+            while let Some(delivery) = stream.next().await {
+                requeue(delivery?.acker).await?;
+            }
+            Ok(())
+        };
+        let unsubscribed = timeout(patience, unsubscribing).await;
         self.taking.send_replace(false);
-        match cancelled {
-            Ok(cancelled) => cancelled.map_err(|error| broker_said(&error)),
+        match unsubscribed {
+            Ok(unsubscribed) => unsubscribed.map_err(|error: lapin::Error| broker_said(&error)),
             Err(_) => Err(format!("the subscription could not be ended in {patience:?}")),
         }
     }

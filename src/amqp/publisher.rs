@@ -164,10 +164,12 @@ impl Publisher {
         wait_ready(self.states.clone()).await
     }
 
-    /// Every change of state from now on.
+    /// The state, and every change of it from now on.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
-        self.states.clone()
+        let mut states = self.states.clone();
+        states.mark_unchanged();
+        states
     }
 
     /// Publishes what was handed over before, then closes the connection, for all clones.

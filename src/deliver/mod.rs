@@ -6,11 +6,24 @@
 //!
 //! For your own (an HTTP webhook, another broker) implement [`Deliver`] and run the [`conformance`] suite on it.
 
+pub mod cloudevents;
+pub mod conformance;
+pub mod handlers;
+pub mod json;
+pub mod rabbitmq;
+pub mod router;
+
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use mongodb::bson::{Bson, DateTime, Uuid};
 
+pub use self::{
+    handlers::{HandlerError, HandlerKey, Handlers, HandlersBuilder, HandlersError},
+    json::PayloadFormat,
+    rabbitmq::{MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
+    router::Router,
+};
 use crate::{DocumentRef, entry::Entry};
 
 /// The `via` of a message that is delivered by the application's own handlers.

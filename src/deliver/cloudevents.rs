@@ -1,0 +1,207 @@
+//! Messages as [CloudEvents] 1.0 in the binary mode of its [AMQP binding]: attributes as headers, the payload as body.
+//!
+//! | on the wire | from the message |
+//! |---|---|
+//! | header `cloudEvents:specversion` | `1.0` |
+//! | header `cloudEvents:id`, property `message_id` | its id |
+//! | header `cloudEvents:type`, property `type`, routing key | its type |
+//! | header `cloudEvents:source` | `/{database}/{collection}`, percent-encoded (RFC 3986, 3.3) |
+//! | header `cloudEvents:subject` | the document's `_id` as [text](crate::DocumentRef::subject); left out when empty |
+//! | header `cloudEvents:time`, property `timestamp` | when it was sent; left out when unknown or outside the years 0 to 9999 |
+//! | header `cloudEvents:dataschema` | [`Message::SCHEMA`](crate::Message::SCHEMA); left out when there is none |
+//! | property `content_type` | `application/json` |
+//! | body | the payload as [JSON](super::json) |
+//! | every other header | the message's, under its own name: `traceparent`, `tracestate` and the user's |
+//!
+//! All headers are strings. A header of the message whose name begins with `cloudEvents:` is dropped: the attributes above
+//! are the library's to tell.
+//!
+//! [CloudEvents]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
+//! [AMQP binding]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
+
+use mongodb::{Namespace, bson::DateTime};
+
+use super::{
+    Envelope,
+    json::{self, PayloadError, PayloadFormat},
+};
+use crate::{amqp::Publication, message::SCHEMA_HEADER};
+
+/// What the names of attributes begin with; reserved in any case of letters.
+const PREFIX: &str = "cloudEvents:";
+/// The longest routing key that AMQP 0-9-1 can carry.
+const MAX_TYPE_BYTES: usize = 255;
+
+/// Why a message can't be published, ever. Shows nothing of its payload.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnpublishableError {
+    /// The payload can't be written as JSON.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// The type doesn't fit into a routing key.
+    #[error("the message's type has {0} bytes; a routing key holds {MAX_TYPE_BYTES}")]
+    TypeTooLong(usize),
+}
+
+/// The publication of a message to an exchange.
+///
+/// # Errors
+/// When no broker could ever take it.
+pub fn publication(
+    envelope: &Envelope,
+    exchange: &str,
+    format: PayloadFormat,
+) -> Result<Publication, UnpublishableError> {
+    let message_type = &envelope.message_type;
+    if message_type.len() > MAX_TYPE_BYTES {
+        return Err(UnpublishableError::TypeTooLong(message_type.len()));
+    }
+    Ok(Publication {
+        exchange: exchange.to_owned(),
+        routing_key: message_type.clone(),
+        message_id: envelope.id.to_string(),
+        message_type: Some(message_type.clone()),
+        content_type: format.content_type().to_owned(),
+        headers: headers(envelope),
+        body: json::encode(&envelope.payload, format)?,
+        timestamp: envelope.created_at.and_then(seconds),
+    })
+}
+
+fn headers(envelope: &Envelope) -> Vec<(String, String)> {
+    let attribute = |name: &str, value: String| (format!("{PREFIX}{name}"), value);
+    let required = [
+        attribute("specversion", "1.0".to_owned()),
+        attribute("id", envelope.id.to_string()),
+        attribute("type", envelope.message_type.clone()),
+        attribute("source", source(&envelope.document.namespace)),
+    ];
+    let optional = [
+        ("subject", Some(envelope.document.subject())),
+        ("time", envelope.created_at.and_then(json::rfc3339)),
+        ("dataschema", envelope.headers.get(SCHEMA_HEADER).cloned()),
+    ];
+    let optional = optional.into_iter().filter_map(|(name, value)| {
+        let value = value.filter(|value| !value.is_empty())?;
+        Some(attribute(name, value))
+    });
+    let plain = envelope
+        .headers
+        .iter()
+        .filter(|(name, _)| *name != SCHEMA_HEADER && !is_reserved(name))
+        .map(|(name, value)| (name.clone(), value.clone()));
+    required.into_iter().chain(optional).chain(plain).collect()
+}
+
+fn is_reserved(name: &str) -> bool {
+    name.get(..PREFIX.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+}
+
+/// Where events come from: a URI reference of two path segments, `/{database}/{collection}`.
+pub fn source(namespace: &Namespace) -> String {
+    format!("/{}/{}", segment(&namespace.db), segment(&namespace.coll))
+}
+
+/// One segment of a path: everything but the `pchar` of RFC 3986 is percent-encoded, byte by byte.
+fn segment(name: &str) -> String {
+    let mut encoded = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => encoded.push(byte.into()),
+            _ if b"-._~!$&'()*+,;=:@".contains(&byte) => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+fn seconds(date: DateTime) -> Option<u64> {
+    u64::try_from(date.timestamp_millis().div_euclid(1000)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Uuid, doc};
+
+    use super::*;
+    use crate::DocumentRef;
+
+    fn envelope() -> Envelope {
+        Envelope {
+            document: DocumentRef::by_id(Namespace::new("shop", "orders"), "o-1"),
+            id: Uuid::from_bytes([0x11; 16]),
+            message_type: "order.placed".into(),
+            payload: doc! { "total": 3 }.into(),
+            headers: [("tenant".to_owned(), "north".to_owned())].into(),
+            via: None,
+            created_at: Some(DateTime::from_millis(1_700_000_000_120)),
+            attempts: 0,
+            delivered_to: vec![],
+        }
+    }
+
+    fn headers_of(envelope: &Envelope) -> Vec<(String, String)> {
+        publication(envelope, "x", PayloadFormat::Json).unwrap().headers
+    }
+
+    fn header(envelope: &Envelope, name: &str) -> Option<String> {
+        let mut headers = headers_of(envelope).into_iter();
+        headers.find(|(found, _)| found == name).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn a_name_that_no_uri_can_hold_is_percent_encoded_in_the_source() {
+        let source = |db: &str, coll: &str| source(&Namespace::new(db, coll));
+        assert_eq!(source("shop", "orders.archive"), "/shop/orders.archive");
+        assert_eq!(source("shop", "a/b c%?#☃"), "/shop/a%2Fb%20c%25%3F%23%E2%98%83");
+    }
+
+    #[test]
+    fn a_header_cannot_pass_itself_off_as_an_attribute() {
+        let mut envelope = envelope();
+        for name in ["cloudEvents:id", "CLOUDEVENTS:source"] {
+            envelope.headers.insert(name.into(), "forged".into());
+        }
+        assert!(headers_of(&envelope).iter().all(|(_, value)| value != "forged"));
+        assert_eq!(header(&envelope, "tenant").as_deref(), Some("north"));
+    }
+
+    #[test]
+    fn the_schema_becomes_an_attribute_and_is_not_said_twice() {
+        let mut envelope = envelope();
+        envelope
+            .headers
+            .insert(SCHEMA_HEADER.into(), "https://example.test/s".into());
+        assert_eq!(
+            header(&envelope, "cloudEvents:dataschema").as_deref(),
+            Some("https://example.test/s")
+        );
+        assert_eq!(header(&envelope, SCHEMA_HEADER), None);
+    }
+
+    #[test]
+    fn what_a_minimal_foreign_entry_lacks_is_left_out() {
+        let mut envelope = envelope();
+        envelope.created_at = None;
+        envelope.document.key = doc! { "_id": "" };
+        assert_eq!(header(&envelope, "cloudEvents:time"), None);
+        assert_eq!(header(&envelope, "cloudEvents:subject"), None);
+        assert_eq!(
+            publication(&envelope, "x", PayloadFormat::Json)
+                .unwrap()
+                .timestamp,
+            None
+        );
+    }
+
+    #[test]
+    fn a_type_that_no_routing_key_can_hold_is_refused() {
+        let mut envelope = envelope();
+        envelope.message_type = "x".repeat(256);
+        assert_eq!(
+            publication(&envelope, "x", PayloadFormat::Json),
+            Err(UnpublishableError::TypeTooLong(256))
+        );
+    }
+}

@@ -1,0 +1,368 @@
+//! Messages to functions of this process, by type.
+//!
+//! ```
+//! use document_outbox::{Message, deliver::{HandlerError, HandlerKey, Handlers}};
+//!
+//! # #[derive(serde::Serialize, serde::Deserialize)]
+//! # struct OrderPlaced { order: String }
+//! # impl Message for OrderPlaced { const TYPE: &'static str = "order.placed"; }
+//! # async fn send_mail(_: &str) -> Result<(), std::io::Error> { Ok(()) }
+//! let handlers = Handlers::builder()
+//!     .on("confirmation", |message: OrderPlaced, _| async move {
+//!         send_mail(&message.order).await?;
+//!         Ok(())
+//!     })
+//!     .on(HandlerKey::new("billing").formerly("invoice"), |message: OrderPlaced, _| async move {
+//!         match message.order.is_empty() {
+//!             true => Err(HandlerError::permanent("the order has no number")),
+//!             false => Ok(()),
+//!         }
+//!     })
+//!     .build()?;
+//! # Ok::<(), document_outbox::deliver::HandlersError>(())
+//! ```
+//!
+//! # Flow
+//! The payload is decoded for each handler of the message's type, and the handlers run at the same time, each in a
+//! task of its own. A message is delivered once all its handlers have had it; those that have are remembered by their keys in
+//! the entry (`delivered_to`) and not called again.
+//!
+//! # Guarantees
+//! - A handler that fails or panics neither stops nor repeats the others.
+//! - Dropping the delivery aborts the handlers at their next `await`.
+//!
+//! # Caveats
+//! - A handler that returned `Ok` is called again when the process ends before that is in the document. Handlers must bear
+//!   a repeat; [`Envelope::message_id`] tells one.
+//! - While processes with the old and the new key of a renamed handler run side by side, the old ones don't know the new key.
+//! - A handler that blocks its thread cannot be aborted.
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
+use serde::de::DeserializeOwned;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
+
+use super::{Answer, Deliver, Envelope, HANDLERS, Outcome};
+use crate::Message;
+
+/// What a handler says when it could not do its work. Its text is stored with the message and shown to operators: no
+/// payload, no secret.
+///
+/// `?` on any error makes a [`Transient`](Self::Transient) one of its text and those of its sources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HandlerError {
+    /// It may succeed later.
+    Transient(String),
+    /// It can never succeed: the message dies at once, unless another of its handlers failed transiently.
+    Permanent(String),
+}
+
+impl HandlerError {
+    /// It may succeed later.
+    pub fn transient(reason: impl Into<String>) -> Self {
+        Self::Transient(reason.into())
+    }
+
+    /// It can never succeed.
+    pub fn permanent(reason: impl Into<String>) -> Self {
+        Self::Permanent(reason.into())
+    }
+}
+
+// No `std::error::Error` for `HandlerError` itself: it would overlap with this.
+impl<E: std::error::Error> From<E> for HandlerError {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            // Many errors repeat their source in their own text.
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        Self::Transient(text)
+    }
+}
+
+impl fmt::Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Transient(reason) | Self::Permanent(reason)) = self;
+        f.write_str(reason)
+    }
+}
+
+/// A handler's name in the documents: stable over deployments, unique in the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandlerKey {
+    current: String,
+    former: Vec<String>,
+}
+
+impl HandlerKey {
+    /// A key that never changed.
+    pub fn new(key: impl Into<String>) -> Self {
+        Self {
+            current: key.into(),
+            former: Vec::new(),
+        }
+    }
+
+    /// Adds a key the handler had before, so that a message it has had under that one isn't repeated.
+    #[must_use]
+    pub fn formerly(mut self, key: impl Into<String>) -> Self {
+        self.former.push(key.into());
+        self
+    }
+
+    fn all(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.current).chain(&self.former)
+    }
+}
+
+impl From<&str> for HandlerKey {
+    fn from(key: &str) -> Self {
+        Self::new(key)
+    }
+}
+
+impl From<String> for HandlerKey {
+    fn from(key: String) -> Self {
+        Self::new(key)
+    }
+}
+
+/// Why handlers can't be put together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HandlersError {
+    /// Two handlers have the same key, or one has the former key of another.
+    #[error("two handlers have the key `{0}`: documents could not tell which of them has had a message")]
+    DuplicateKey(String),
+    /// A key is empty.
+    #[error("a handler of `{0}` has an empty key")]
+    EmptyKey(&'static str),
+}
+
+type Call = dyn Fn(Arc<Envelope>) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync;
+
+struct Handler {
+    key: HandlerKey,
+    message_type: &'static str,
+    is_named: fn(&str) -> bool,
+    call: Box<Call>,
+}
+
+impl Handler {
+    fn has_had(&self, envelope: &Envelope) -> bool {
+        self.key.all().any(|key| envelope.delivered_to.contains(key))
+    }
+}
+
+/// Delivers to functions of this process; see the [module's](self) example. Clones share the functions.
+#[derive(Clone)]
+pub struct Handlers {
+    handlers: Arc<[Arc<Handler>]>,
+}
+
+/// Collects handlers.
+#[derive(Default)]
+pub struct HandlersBuilder {
+    handlers: Vec<Handler>,
+}
+
+impl HandlersBuilder {
+    /// Adds a handler for messages of type `M`, under any of its names. A type can have several.
+    ///
+    /// The handler gets the message and the envelope it came in.
+    #[must_use]
+    pub fn on<M, F, R>(mut self, key: impl Into<HandlerKey>, handler: F) -> Self
+    where
+        M: Message + DeserializeOwned + Send + 'static,
+        F: Fn(M, Arc<Envelope>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        let call = move |envelope: Arc<Envelope>| match decode::<M>(&envelope) {
+            Ok(message) => handler(message, envelope).boxed(),
+            Err(error) => std::future::ready(Err(error)).boxed(),
+        };
+        self.handlers.push(Handler {
+            key: key.into(),
+            message_type: M::TYPE,
+            is_named: M::is_named,
+            call: Box::new(call),
+        });
+        self
+    }
+
+    /// Puts the handlers together.
+    ///
+    /// # Errors
+    /// When two handlers share a key, present or former, even of different types: operators see keys alone.
+    pub fn build(self) -> Result<Handlers, HandlersError> {
+        let mut seen = BTreeSet::new();
+        for handler in &self.handlers {
+            for key in handler.key.all() {
+                if key.is_empty() {
+                    return Err(HandlersError::EmptyKey(handler.message_type));
+                }
+                if !seen.insert(key) {
+                    return Err(HandlersError::DuplicateKey(key.clone()));
+                }
+            }
+        }
+        Ok(Handlers {
+            handlers: self.handlers.into_iter().map(Arc::new).collect(),
+        })
+    }
+}
+
+impl Handlers {
+    /// No handlers yet.
+    pub fn builder() -> HandlersBuilder {
+        HandlersBuilder::default()
+    }
+
+    /// Whether a message of this type has a handler here.
+    pub fn handles(&self, message_type: &str) -> bool {
+        self.of(message_type).next().is_some()
+    }
+
+    fn of(&self, message_type: &str) -> impl Iterator<Item = &Arc<Handler>> {
+        self.handlers
+            .iter()
+            .filter(move |handler| (handler.is_named)(message_type))
+    }
+
+    /// Starts the handlers at once, and waits for them in the returned future.
+    fn start(&self, envelope: &Envelope) -> impl Future<Output = Answer> + Send + use<> {
+        let handled = self.handles(&envelope.message_type);
+        let message_type = envelope.message_type.clone();
+        let mut delivered_to = envelope.delivered_to.clone();
+        let shared = Arc::new(envelope.clone());
+        let waiting = self
+            .of(&envelope.message_type)
+            .filter(|handler| !handler.has_had(envelope));
+        let running: Vec<_> = waiting
+            .map(|handler| {
+                let (handler, envelope) = (handler.clone(), shared.clone());
+                let key = handler.key.current.clone();
+                // The call is inside the task: it decodes, and that is the user's code too.
+                let run = async move { (handler.call)(envelope).await }.in_current_span();
+                (key, AbortOnDropHandle::new(tokio::spawn(run)))
+            })
+            .collect();
+        async move {
+            if !handled {
+                return Outcome::Transient(format!("no handler for type `{message_type}` in this process"))
+                    .into();
+            }
+            let mut failures = Vec::new();
+            for (key, task) in running {
+                match task.await {
+                    Ok(Ok(())) => delivered_to.push(key),
+                    Ok(Err(error)) => failures.push((key, error)),
+                    Err(error) if error.is_panic() => {
+                        failures.push((key, HandlerError::transient("panicked")))
+                    }
+                    Err(_) => failures.push((key, HandlerError::transient("stopped, as this process does"))),
+                }
+            }
+            Answer {
+                outcome: outcome(&failures),
+                delivered_to,
+            }
+        }
+    }
+}
+
+/// What became of a message some of whose handlers failed.
+fn outcome(failures: &[(String, HandlerError)]) -> Outcome {
+    if failures.is_empty() {
+        return Outcome::Delivered;
+    }
+    let text =
+        |(key, error): &(String, HandlerError)| format!("handler `{key}`: {}", cut(&error.to_string()));
+    let texts: Vec<_> = failures.iter().map(text).collect();
+    let is_permanent = |(_, error): &(String, HandlerError)| matches!(error, HandlerError::Permanent(_));
+    match failures.iter().all(is_permanent) {
+        true => Outcome::Permanent(texts.join("; ")),
+        false => Outcome::Transient(texts.join("; ")),
+    }
+}
+
+/// The start of an error, so that the errors of several handlers fit where one is kept.
+fn cut(text: &str) -> &str {
+    const LONGEST: usize = 300;
+    &text[..text.floor_char_boundary(LONGEST)]
+}
+
+fn decode<M: Message + DeserializeOwned>(envelope: &Envelope) -> Result<M, HandlerError> {
+    envelope.decode().map_err(|error| {
+        let (name, what) = (M::TYPE, without_values(&error.to_string()));
+        HandlerError::permanent(format!("the payload does not decode as `{name}`: {what}"))
+    })
+}
+
+/// What serde says of a failed decoding, without the value that it quotes: names and expectations come from the
+/// type, everything else may come from the payload.
+fn without_values(text: &str) -> String {
+    let named = ["missing field `", "duplicate field `"];
+    if let Some(start) = named.iter().find_map(|prefix| text.find(prefix)) {
+        return text[start..].to_owned();
+    }
+    let quoting = [
+        "invalid type: ",
+        "invalid value: ",
+        "invalid length ",
+        "unknown variant `",
+        "unknown field `",
+    ];
+    let what = quoting.into_iter().find(|prefix| text.contains(prefix));
+    match (what, text.rsplit_once(", expected ")) {
+        (Some(what), Some((_, expected))) => {
+            format!("{}, expected {expected}", what.trim_end_matches([' ', ':', '`']))
+        }
+        _ => "a value does not fit (the reason is not repeated, since it may quote the value)".to_owned(),
+    }
+}
+
+#[async_trait]
+impl Deliver for Handlers {
+    async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+        let started: Vec<_> = window.iter().map(|envelope| self.start(envelope)).collect();
+        join_all(started).await
+    }
+
+    fn via(&self, message_type: &str) -> Option<&str> {
+        self.handles(message_type).then_some(HANDLERS)
+    }
+
+    fn serves(&self, via: Option<&str>) -> bool {
+        via == Some(HANDLERS)
+    }
+}
+
+impl fmt::Debug for Handlers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = self
+            .handlers
+            .iter()
+            .map(|handler| (&handler.key.current, handler.message_type));
+        f.debug_map().entries(keys).finish()
+    }
+}
+
+impl fmt::Debug for HandlersBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.handlers.iter().map(|handler| &handler.key))
+            .finish()
+    }
+}

@@ -1,0 +1,179 @@
+//! Messages to an exchange of RabbitMQ, each confirmed.
+//!
+//! # Flow
+//!
+//! A window is turned into [CloudEvents](super::cloudevents) and published persistent and mandatory, with the message's
+//! type as routing key. Windows of concurrent callers travel together. When all confirms are in, each message is judged
+//! by its own.
+//!
+//! | the broker | [`Outcome`] |
+//! |---|---|
+//! | has it in at least one queue | `Delivered` |
+//! | has no queue for it (unroutable) | `Transient`; `Delivered` for [types that say so](RabbitMqSettings::accept_unroutable) |
+//! | refused it (a full queue that rejects) | `Transient` |
+//! | could never take it (too large, a type over 255 bytes, headers over a frame) | `Permanent`, before anything is sent |
+//! | is away, blocked, or its answer did not come | `Unavailable` |
+//!
+//! # Guarantees
+//! - `Delivered` is said only of what the broker confirmed and did not return: it is on disk wherever the bound queues are
+//!   durable and replicated wherever they are quorum queues.
+//! - Without a broker it answers at once, and no attempt is counted.
+//!
+//! # Caveats
+//! - A confirm that got lost means that the message is published again: the receiver sees the same `message_id` twice.
+//! - Where two queues are bound and one rejects, the broker answers with one refusal, and the other queue gets a repeat.
+//! - A header of the message named `CC` or `BCC` is `Permanent`: RabbitMQ would take it for a list of routing keys.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents};
+use crate::amqp::{
+    AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher, State,
+    Topology, TopologyMode,
+};
+
+/// The exchange that messages go to by default.
+pub const MESSAGES_EXCHANGE: &str = "outbox.messages";
+
+/// Where and how messages are published.
+#[derive(Debug, Clone)]
+pub struct RabbitMqSettings {
+    /// How to reach the broker: connection name, timeouts, size limit.
+    pub amqp: AmqpSettings,
+    /// The exchange. Default: `outbox.messages`.
+    pub exchange: String,
+    /// Whether the exchange is made (durable, topic), looked for, or left alone. Queues are the receivers' to make.
+    /// Default: made.
+    pub topology: TopologyMode,
+    /// How payloads are written. Default: plain JSON.
+    pub payload: PayloadFormat,
+    /// Types of which nobody needs to have a queue: unroutable is delivered. Default: none.
+    pub accept_unroutable: BTreeSet<String>,
+}
+
+impl RabbitMqSettings {
+    /// The defaults for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
+    ///
+    /// # Errors
+    /// When that is no such URI; the text repeats nothing of it.
+    pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
+        Ok(Self {
+            amqp: AmqpSettings::new(uri)?,
+            exchange: MESSAGES_EXCHANGE.to_owned(),
+            topology: TopologyMode::default(),
+            payload: PayloadFormat::default(),
+            accept_unroutable: BTreeSet::new(),
+        })
+    }
+
+    fn topology(&self) -> Topology {
+        let exchange = ExchangeSpec {
+            name: self.exchange.clone(),
+            kind: ExchangeKind::Topic,
+        };
+        Topology {
+            exchanges: vec![exchange],
+            mode: self.topology,
+            ..Topology::default()
+        }
+    }
+}
+
+/// Delivers to RabbitMQ; see the [table](self) of what each answer of the broker means.
+///
+/// Clones share one connection, which ends with the last of them or with [`close`](Self::close).
+#[derive(Debug, Clone)]
+pub struct RabbitMq {
+    publisher: Publisher,
+    exchange: String,
+    payload: PayloadFormat,
+    accept_unroutable: BTreeSet<String>,
+}
+
+impl RabbitMq {
+    /// Starts connecting in the background and returns at once.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn start(settings: RabbitMqSettings) -> Self {
+        let topology = settings.topology();
+        Self {
+            publisher: Publisher::start(settings.amqp, topology),
+            exchange: settings.exchange,
+            payload: settings.payload,
+            accept_unroutable: settings.accept_unroutable,
+        }
+    }
+
+    /// How it stands with the broker, and every change of that.
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        self.publisher.subscribe()
+    }
+
+    /// Publishes what was handed over before, then closes the connection, for all clones.
+    pub async fn close(&self) {
+        self.publisher.close().await;
+    }
+
+    fn publication(&self, envelope: &Envelope) -> Result<Publication, Outcome> {
+        cloudevents::publication(envelope, &self.exchange, self.payload)
+            .map_err(|error| Outcome::Permanent(error.to_string()))
+    }
+
+    fn judge(&self, envelope: &Envelope, published: Published) -> Outcome {
+        let message_type = &envelope.message_type;
+        match published {
+            Published::Confirmed => Outcome::Delivered,
+            Published::Unroutable { .. } if self.accept_unroutable.contains(message_type) => {
+                Outcome::Delivered
+            }
+            Published::Unroutable { code, text } => Outcome::Transient(format!(
+                "unroutable: no queue is bound for `{message_type}` at exchange `{}` ({code} {text})",
+                self.exchange
+            )),
+            Published::Nacked => Outcome::Transient(format!(
+                "RabbitMQ refused `{message_type}`: a queue bound to exchange `{}` is full or cannot be written",
+                self.exchange
+            )),
+            Published::Refused { reason } => Outcome::Permanent(reason),
+            Published::Unavailable { reason, .. } => Outcome::Unavailable(reason),
+        }
+    }
+}
+
+#[async_trait]
+impl Deliver for RabbitMq {
+    async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+        let mut publications = Vec::with_capacity(window.len());
+        let mut unpublishable: Vec<Option<Outcome>> = Vec::with_capacity(window.len());
+        for envelope in window {
+            match self.publication(envelope) {
+                Ok(publication) => {
+                    publications.push(publication);
+                    unpublishable.push(None);
+                }
+                Err(outcome) => unpublishable.push(Some(outcome)),
+            }
+        }
+        let mut published = self.publisher.publish(publications).await.into_iter();
+        let mut next = |envelope| match published.next() {
+            Some(published) => self.judge(envelope, published),
+            None => Outcome::Unavailable("the publisher gave no answer".to_owned()),
+        };
+        let outcomes = window.iter().zip(unpublishable);
+        outcomes
+            .map(|(envelope, outcome)| outcome.unwrap_or_else(|| next(envelope)).into())
+            .collect()
+    }
+
+    fn is_available(&self) -> bool {
+        self.publisher.is_ready()
+    }
+
+    async fn available(&self) {
+        self.publisher.ready().await;
+    }
+}
