@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
-use document_outbox::command::ProcessDocumentMessages;
+use document_outbox::{
+    CommandSender, DocumentRef, SendFailure,
+    amqp::Publisher,
+    command::{ProcessDocumentMessages, Reason},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, event::RescueEvent};
+use crate::{context::Context, event::RescueEvent, verdict::Head};
 
 /// Sends commands and learns what became of each.
 #[async_trait]
@@ -15,81 +19,104 @@ pub trait Commands: Send + Sync {
     /// Sends a window of commands and answers for each in its place: `Ok` once the broker has confirmed it.
     async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>>;
 
-    /// Waits until a command sent now has a chance. May return early; must be safe to drop.
+    /// Waits until a command sent now has a chance. May return early; may be dropped.
     async fn ready(&self);
 }
 
-/// Why a command was not confirmed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SendFailure {
-    /// It may be confirmed when tried again.
-    #[error("{0}")]
-    Later(String),
-    /// It can never be sent as it is.
-    #[error("{0}")]
-    Never(String),
+/// Commands by way of RabbitMQ.
+#[derive(Debug, Clone)]
+pub struct BrokerCommands {
+    publisher: Publisher,
+    sender: CommandSender,
+}
+
+impl BrokerCommands {
+    /// Sends to `exchange` through `publisher`, which was started with [`CommandSender::topology`] or on a broker that has
+    /// it.
+    pub fn new(publisher: Publisher, exchange: impl Into<String>) -> Self {
+        let sender = CommandSender::new(publisher.clone(), exchange);
+        Self { publisher, sender }
+    }
+}
+
+#[async_trait]
+impl Commands for BrokerCommands {
+    async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
+        self.sender.send(commands).await
+    }
+
+    async fn ready(&self) {
+        // False means closed for good; the next send then says so.
+        self.publisher.ready().await;
+    }
+}
+
+/// A document that wants a command, in the state in which it was found.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) document: DocumentRef,
+    pub(crate) head: Head,
 }
 
 /// What one window came to.
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
-    pub(crate) confirmed: Vec<ProcessDocumentMessages>,
-    pub(crate) failed: Vec<ProcessDocumentMessages>,
+    /// How many are with the broker.
+    pub(crate) confirmed: usize,
+    /// Those that may be confirmed when tried again.
+    pub(crate) failed: Vec<Wanted>,
 }
 
-/// Sends one window, and announces what became of it.
-pub(crate) async fn send(context: &Context, commands: Vec<ProcessDocumentMessages>) -> Sent {
+/// Sends one window, remembers what was confirmed, and announces what became of each.
+pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason) -> Sent {
     let mut sent = Sent::default();
-    if commands.is_empty() {
+    if wanted.is_empty() {
         return sent;
     }
-    let mut answers = context.commands.send(commands.clone()).await.into_iter();
-    let mut first_error = None;
-    for command in commands {
-        let lost = || Err(SendFailure::Later("there was no answer for it".into()));
-        match answers.next().unwrap_or_else(lost) {
+    let command = |wanted: &Wanted| ProcessDocumentMessages { document: wanted.document.clone(), reason };
+    let mut answers = context.commands.send(wanted.iter().map(command).collect()).await.into_iter();
+    let mut first_failure = None;
+    for wanted in wanted {
+        let unanswered = || Err(SendFailure::Unavailable("there was no answer for it".into()));
+        match answers.next().unwrap_or_else(unanswered) {
             Ok(()) => {
-                tracing::debug!(document = %command.document, reason = %command.reason, "queued");
-                context.events.emit(RescueEvent::Queued {
-                    document: command.document.clone(),
-                    reason: command.reason,
-                });
-                sent.confirmed.push(command);
+                tracing::debug!(document = %wanted.document, %reason, "queued");
+                context.queued().note(&wanted.document, &wanted.head, std::time::Instant::now());
+                context.events.emit(RescueEvent::Queued { document: wanted.document, reason });
+                sent.confirmed += 1;
             }
-            Err(SendFailure::Later(error)) => {
-                first_error.get_or_insert(error);
-                sent.failed.push(command);
+            Err(failure) if failure.is_transient() => {
+                first_failure.get_or_insert(failure);
+                sent.failed.push(wanted);
             }
-            Err(SendFailure::Never(reason)) => {
-                tracing::error!(document = %command.document, reason, "no command can be sent for this document");
-                let document = command.document;
+            Err(failure) => {
+                tracing::error!(document = %wanted.document, %failure, "no command can be sent for this document");
+                let (document, reason) = (wanted.document, failure.to_string());
                 context.events.emit(RescueEvent::Unsendable { document, reason });
             }
         }
     }
-    if let Some(error) = first_error {
+    if let Some(failure) = first_failure {
         let count = sent.failed.len();
-        tracing::warn!(count, error, "commands were not confirmed; they are sent again");
-        context.events.emit(RescueEvent::CommandsFailed { count, error });
+        tracing::warn!(count, %failure, "commands were not confirmed; they are sent again");
+        context.events.emit(RescueEvent::CommandsFailed { count, error: failure.to_string() });
     }
     sent
 }
 
 /// Sends until every command is confirmed, or can never be, and returns how many were; `None` when told to stop before.
-pub(crate) async fn confirm_all(context: &Context, commands: Vec<ProcessDocumentMessages>) -> Option<usize> {
-    let (mut pauses, mut left, mut confirmed) = (Pauses::new(), commands, 0);
+pub(crate) async fn send_all(context: &Context, wanted: Vec<Wanted>, reason: Reason) -> Option<usize> {
+    let (mut pauses, mut left, mut confirmed) = (Pauses::new(), wanted, 0);
     while !left.is_empty() {
         if context.stop.is_cancelled() {
             return None;
         }
-        let sent = send(context, left).await;
-        confirmed += sent.confirmed.len();
-        context.note_queued(&sent.confirmed);
+        let sent = send(context, left, reason).await;
+        confirmed += sent.confirmed;
         left = sent.failed;
         if !left.is_empty() {
             pauses.pause(&context.stop).await;
-            let until_ready = context.commands.ready();
-            context.stop.run_until_cancelled(until_ready).await;
+            context.stop.run_until_cancelled(context.commands.ready()).await;
         }
     }
     Some(confirmed)
