@@ -188,7 +188,7 @@ impl Follower<'_> {
                 self.context.events.emit(RescueEvent::PositionSaved { cluster_time });
                 Ok(())
             }
-            Ok(Saved::Fenced) => Err(RescuerError::Fenced(self.context.settings.name.clone())),
+            Ok(Saved::Fenced) => Err(RescuerError::Fenced(self.context.settings.stream.clone())),
             Err(error) => {
                 tracing::warn!(%error, "the position could not be saved; trying again");
                 self.unsaved = Some(mark);

@@ -93,7 +93,7 @@ impl Positions {
         let database = client.database(&settings.state_database);
         Self {
             collection: database.collection_with_options("positions", majority),
-            stream: settings.name.clone(),
+            stream: settings.stream.clone(),
             owner: format!("rescuer/{}", uuid::Uuid::new_v4()),
             pipeline: fingerprint(&settings.watch),
         }

@@ -165,7 +165,7 @@ async fn lose(
     tracing::warn!(reason, code, policy = ?settings.on_history_lost, "the stream's position is LOST");
     context.events.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
     if settings.on_history_lost == OnHistoryLost::Fail {
-        let stream = settings.name.clone();
+        let stream = settings.stream.clone();
         return Err(RescuerError::PositionLost { stream, reason });
     }
     let Some(mark) = now(context).await? else {

@@ -28,7 +28,7 @@ impl Choice for OnHistoryLost {
 pub struct Settings {
     /// Names the stream in the state database. Rescuers that watch different things there need different names.
     /// Default: `default`.
-    pub name: String,
+    pub stream: String,
     /// The collections with outboxes.
     pub watch: Vec<NamespacePattern>,
     /// The collections among them whose messages keep no order within a document. Default: none.
@@ -67,7 +67,7 @@ impl Settings {
     /// The defaults, for the collections to watch.
     pub fn new(watch: Vec<NamespacePattern>) -> Self {
         Self {
-            name: "default".into(),
+            stream: "default".into(),
             watch,
             unordered: Vec::new(),
             delay: Duration::from_secs(15),
@@ -103,14 +103,14 @@ impl Settings {
                 .iter()
                 .any(|pattern| pattern.database() == self.state_database),
             &["watch", "state_database"],
-            "must not be the same database, since the rescuer would watch its own positions; move one of them",
+            "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
         check(
             self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
-            "must be about the same collections: one of `unordered` is in none of `watch`; add it there or drop it here",
+            "names collections that are not in watch; add them there or drop them here",
         );
-        check(self.name.is_empty(), &["name"], "is empty; give the stream a name");
+        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
         check(
             self.delay < SHORTEST_DELAY || self.delay > LONGEST_DELAY,
             &["delay"],
@@ -120,7 +120,7 @@ impl Settings {
         check(
             self.full_sweep_interval < self.sweep_interval,
             &["full_sweep_interval", "sweep_interval"],
-            "must not be the other way round: a full sweep is a rarer sweep; lengthen full_sweep_interval",
+            "must not be shorter than sweep_interval; lengthen it",
         );
         check(
             self.sweep_queries_per_second == 0,
