@@ -322,7 +322,8 @@ fn unchanged(entries: &[&Entry]) -> Document {
 fn holds(after: &Document, entry: &Entry, token: &str) -> bool {
     let elements = after.get_array("outbox").map(Vec::as_slice).unwrap_or_default();
     elements.iter().filter_map(Bson::as_document).any(|element| {
-        element.get("id") == Some(&Bson::from(entry.id)) && element.get_str("claimed_by") == Ok(token)
+        element.get("id") == Some(&Bson::from(entry.id))
+            && element.get_str("claimed_by").is_ok_and(|holder| holder == token)
     })
 }
 

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The collection of leases in the state database.
-pub const LEASES: &str = "leases";
+pub(crate) const LEASES: &str = "leases";
 
 #[derive(Debug, Clone)]
 pub(crate) struct Oversized {

@@ -14,7 +14,7 @@ use crate::DocumentRef;
 
 /// Who works on which document; clones share it. Holds an entry only for documents that are worked on.
 #[derive(Clone, Default)]
-pub(crate) struct Turns {
+pub struct Turns {
     documents: Arc<Mutex<HashMap<Vec<u8>, Place>>>,
 }
 
@@ -28,7 +28,7 @@ struct Place {
 }
 
 /// The right to process a document, until dropped.
-pub(crate) struct Turn {
+pub struct Turn {
     turns: Turns,
     key: Vec<u8>,
     guard: Option<OwnedMutexGuard<()>>,
@@ -39,18 +39,19 @@ impl Turns {
         self.documents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn; none at once when another already waits, which then does this one's work too.
-    pub(crate) async fn join(&self, document: &DocumentRef) -> Option<Turn> {
+    /// Waits for the turn; none at once when another already waits, which then does this one's work too. A wait that is
+    /// dropped gives its place up.
+    pub async fn join(&self, document: &DocumentRef) -> Option<Turn> {
         self.take(document, true).await
     }
 
     /// Waits for the turn behind whoever else waits.
-    pub(crate) async fn queue(&self, document: &DocumentRef) -> Option<Turn> {
+    pub async fn queue(&self, document: &DocumentRef) -> Option<Turn> {
         self.take(document, false).await
     }
 
     /// Takes part without waiting: later comers wait for it, but it waits for nobody.
-    pub(crate) fn beside(&self, document: &DocumentRef) -> Turn {
+    pub fn beside(&self, document: &DocumentRef) -> Turn {
         let key = document.map_key();
         let mut documents = self.lock();
         let place = documents.entry(key.clone()).or_default();
@@ -127,7 +128,8 @@ mod tests {
     async fn the_third_comer_is_superfluous_and_other_documents_are_free() {
         let turns = Turns::default();
         let first = turns.join(&document(1)).await.unwrap();
-        let mut second = Box::pin(turns.join(&document(1)));
+        let one = document(1);
+        let mut second = Box::pin(turns.join(&one));
         assert!(second.as_mut().now_or_never().is_none(), "waits for the first");
         assert!(
             turns.join(&document(1)).await.is_none(),
@@ -146,10 +148,11 @@ mod tests {
     async fn a_dropped_waiter_leaves_room_for_the_next() {
         let turns = Turns::default();
         let first = turns.join(&document(1)).await.unwrap();
-        let mut second = Box::pin(turns.join(&document(1)));
+        let one = document(1);
+        let mut second = Box::pin(turns.join(&one));
         assert!(second.as_mut().now_or_never().is_none());
         drop(second);
-        let mut third = Box::pin(turns.join(&document(1)));
+        let mut third = Box::pin(turns.join(&one));
         assert!(third.as_mut().now_or_never().is_none(), "it waits itself");
         drop(first);
         assert!(third.await.is_some());

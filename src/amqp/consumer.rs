@@ -13,9 +13,10 @@
 //! nothing came in between, the connection is made anew.
 
 use std::{
+    collections::VecDeque,
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -31,7 +32,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -46,7 +47,7 @@ use super::{
 /// Takes deliveries from one queue, over connections of its own. Dropping it closes them.
 #[derive(Debug)]
 pub struct Consumer {
-    inbox: Mutex<mpsc::UnboundedReceiver<Delivery>>,
+    inbox: Arc<Inbox>,
     states: watch::Receiver<State>,
     taking: watch::Receiver<bool>,
     stop: CancellationToken,
@@ -102,29 +103,27 @@ impl Consumer {
         });
         let board = Board::new(plan.name());
         let states = board.watch();
-        let (outbox, inbox) = mpsc::unbounded_channel();
+        let inbox = Arc::new(Inbox::default());
         let (put_back, dropped) = mpsc::unbounded_channel();
         let (taking, still_taking) = watch::channel(true);
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         let subscription = Subscription { queue, prefetch, tag };
-        let (stop_too, end_too) = (stop.clone(), end.clone());
         let supervisor = Supervisor {
             plan,
             subscription,
             board,
-            outbox,
+            inbox: inbox.clone(),
             put_back,
             dropped,
             taking,
-            stop: stop_too,
-            end: end_too,
+            stop: stop.clone(),
+            end: end.clone(),
         };
         tokio::spawn(supervisor.run());
-        let (inbox, taking) = (Mutex::new(inbox), still_taking);
         Self {
             inbox,
             states,
-            taking,
+            taking: still_taking,
             stop,
             _end: end.clone().drop_guard(),
             end,
@@ -134,14 +133,17 @@ impl Consumer {
     /// The next delivery; none after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel safe.
     pub async fn next(&self) -> Option<Delivery> {
         loop {
-            let mut inbox = self.inbox.lock().await;
-            let delivery = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                delivery = inbox.recv() => delivery?,
-            };
-            if !delivery.held.stale() {
+            let arrived = self.inbox.arrived.notified();
+            if self.stop.is_cancelled() {
+                return None;
+            }
+            if let Some(delivery) = self.inbox.take() {
                 return Some(delivery);
+            }
+            tokio::select! {
+                () = arrived => {}
+                () = self.stop.cancelled() => {}
+                () = wait_closed(self.states.clone()) => return None,
             }
         }
     }
@@ -169,10 +171,9 @@ impl Consumer {
     /// Deliveries that were given can still be settled, until [`close`](Self::close) or an error.
     pub async fn stop_taking(&self) {
         self.stop.cancel();
-        let mut inbox = self.inbox.lock().await;
         // An error means that the supervisor is gone, and its subscription with it.
         let _ = self.taking.clone().wait_for(|taking| !taking).await;
-        while let Ok(delivery) = inbox.try_recv() {
+        while let Some(delivery) = self.inbox.take() {
             drop(delivery);
         }
     }
@@ -293,6 +294,38 @@ impl Drop for Held {
     }
 }
 
+/// What came and was not yet asked for. No lock is held over an await: a `next` that nobody polls any more must
+/// not keep [`Consumer::stop_taking`] waiting.
+#[derive(Debug, Default)]
+struct Inbox {
+    deliveries: Mutex<VecDeque<Delivery>>,
+    arrived: Notify,
+}
+
+impl Inbox {
+    fn put(&self, delivery: Delivery) {
+        self.deliveries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(delivery);
+        self.arrived.notify_one();
+    }
+
+    /// The oldest that is not stale.
+    fn take(&self) -> Option<Delivery> {
+        let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(delivery) = deliveries.pop_front() {
+            if !delivery.held.stale() {
+                if !deliveries.is_empty() {
+                    self.arrived.notify_one();
+                }
+                return Some(delivery);
+            }
+        }
+        None
+    }
+}
+
 struct Subscription {
     queue: String,
     prefetch: u16,
@@ -303,7 +336,7 @@ struct Supervisor {
     plan: Arc<Plan>,
     subscription: Subscription,
     board: Board,
-    outbox: mpsc::UnboundedSender<Delivery>,
+    inbox: Arc<Inbox>,
     put_back: mpsc::UnboundedSender<Acker>,
     dropped: mpsc::UnboundedReceiver<Acker>,
     taking: watch::Sender<bool>,
@@ -405,43 +438,42 @@ impl Supervisor {
         let mut stopped = false;
         loop {
             tokio::select! {
-                biased;
-                () = self.end.cancelled() => return End::Asked,
-                () = self.stop.cancelled(), if !stopped => {
-                    stopped = true;
-                    if let Err(reason) = self.unsubscribe(&link.channel, &mut stream).await {
-                        return End::Lost(reason);
-                    }
-                }
-                Some(acker) = self.dropped.recv() => {
-                    tracing::debug!(queue = self.subscription.queue, "a delivery was dropped unsettled: put back");
-                    let _ = timeout(patience, requeue(acker)).await;
-                }
-                weather = link.event() => if let Weather::Lost(reason) = weather {
-                    return End::Lost(reason);
-                },
-                delivery = stream.next(), if !stopped => match delivery {
-                    Some(Ok(delivery)) => {
-                        watchdog.delivered();
-                        count.fetch_add(1, Ordering::Relaxed);
-                        let acker = Some(delivery.acker.clone());
-                        let (gone, count, put_back) = (gone.clone(), count.clone(), self.put_back.clone());
-                        let held = Held { acker, gone, count, put_back };
-                        // If nobody listens any more, dropping it puts it back.
-                        let _ = self.outbox.send(Delivery::new(delivery, held));
-                    }
-                    Some(Err(error)) => return End::Lost(broker_said(&error)),
-                    None => return End::Lost("the subscription ended, as when its queue is deleted".to_owned()),
-                },
-                _ = check.tick(), if !stopped => {
-                    let glance = timeout(patience, self.glance(&link.connection)).await;
-                    let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
-                    let suspicion = glance.and_then(|glance| watchdog.look(&glance, count.load(Ordering::Relaxed)));
-                    if let Err(reason) = suspicion {
-                        return End::Lost(reason);
-                    }
-                }
-            }
+                            biased;
+                            () = self.end.cancelled() => return End::Asked,
+                            () = self.stop.cancelled(), if !stopped => {
+                                stopped = true;
+                                if let Err(reason) = self.unsubscribe(&link.channel, &mut stream).await {
+                                    return End::Lost(reason);
+                                }
+                            }
+                            Some(acker) = self.dropped.recv() => {
+                                tracing::debug!(queue = self.subscription.queue, "a delivery was dropped unsettled: put back");
+                                let _ = timeout(patience, requeue(acker)).await;
+                            }
+                            weather = link.event() => if let Weather::Lost(reason) = weather {
+                                return End::Lost(reason);
+                            },
+                            delivery = stream.next(), if !stopped => match delivery {
+                                Some(Ok(delivery)) => {
+                                    watchdog.delivered();
+                                    count.fetch_add(1, Ordering::Relaxed);
+                                    let acker = Some(delivery.acker.clone());
+                                    let (gone, count, put_back) = (gone.clone(), count.clone(), self.put_back.clone());
+                                    let held = Held { acker, gone, count, put_back };
+            self.inbox.put(Delivery::new(delivery, held));
+                                }
+                                Some(Err(error)) => return End::Lost(broker_said(&error)),
+                                None => return End::Lost("the subscription ended, as when its queue is deleted".to_owned()),
+                            },
+                            _ = check.tick(), if !stopped => {
+                                let glance = timeout(patience, self.glance(&link.connection)).await;
+                                let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
+                                let suspicion = glance.and_then(|glance| watchdog.look(&glance, count.load(Ordering::Relaxed)));
+                                if let Err(reason) = suspicion {
+                                    return End::Lost(reason);
+                                }
+                            }
+                        }
         }
     }
 

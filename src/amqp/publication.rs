@@ -130,11 +130,17 @@ impl Publication {
         const FRAME: usize = 8;
         const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;
         const TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP: usize = 4 + 1 + 8;
-        FRAME + CLASS_WEIGHT_SIZE_FLAGS + TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP + headers + properties
+        const LONGEST_APP_ID: usize = 1 + SHORT_STRING;
+        FRAME
+            + LONGEST_APP_ID
+            + CLASS_WEIGHT_SIZE_FLAGS
+            + TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP
+            + headers
+            + properties
     }
 }
 
-const SHORT_STRING: usize = 255;
+pub(super) const SHORT_STRING: usize = 255;
 /// Sender-selected distribution: RabbitMQ closes the channel when these are not lists of strings.
 const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
 static NONE: String = String::new();

@@ -248,8 +248,10 @@ impl Supervisor {
         }
         self.board.post(State::Closed);
         self.inbox.close();
-        while let Ok(Command::Publish(request)) = self.inbox.try_recv() {
-            request.decline(&State::Closed.to_string());
+        while let Ok(command) = self.inbox.try_recv() {
+            if let Command::Publish(request) = command {
+                request.decline(&State::Closed.to_string());
+            }
         }
     }
 
@@ -359,7 +361,7 @@ impl Supervisor {
         let items = self.backlog.window(WINDOW_MESSAGES, WINDOW_BYTES);
         let channel = link.channel.clone();
         let outcome = {
-            let flight = fly(&channel, &items, self.plan.settings.confirm_timeout);
+            let flight = fly(&channel, &items, &self.plan.settings);
             tokio::pin!(flight);
             loop {
                 tokio::select! {
@@ -465,13 +467,14 @@ impl Outcome {
 }
 
 /// Publishes all at once and collects every confirm.
-async fn fly(channel: &Channel, items: &[Item], patience: Duration) -> Outcome {
+async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettings) -> Outcome {
+    let (app_id, patience) = (settings.app_id(), settings.confirm_timeout);
     let mut outcome = Outcome::nothing(items, String::new());
     outcome.failure = None;
     let deadline = Instant::now() + patience;
     let mut flights = FuturesUnordered::new();
     for (index, item) in items.iter().enumerate() {
-        let mut publishing = Box::pin(async move { send(channel, &item.publication).await?.await });
+        let mut publishing = Box::pin(async move { send(channel, &item.publication, app_id).await?.await });
         // The first poll hands it to the client: polled here, the messages go out in their order.
         match (&mut publishing).now_or_never() {
             Some(confirmed) => outcome.note(index, confirmed),
@@ -491,7 +494,11 @@ async fn fly(channel: &Channel, items: &[Item], patience: Duration) -> Outcome {
     }
 }
 
-async fn send(channel: &Channel, publication: &Publication) -> lapin::Result<lapin::PublisherConfirm> {
+async fn send(
+    channel: &Channel,
+    publication: &Publication,
+    app_id: &str,
+) -> lapin::Result<lapin::PublisherConfirm> {
     let (exchange, key) = (
         publication.exchange.as_str().into(),
         publication.routing_key.as_str().into(),
@@ -501,12 +508,18 @@ async fn send(channel: &Channel, publication: &Publication) -> lapin::Result<lap
         ..BasicPublishOptions::default()
     };
     channel
-        .basic_publish(exchange, key, options, &publication.body, properties(publication))
+        .basic_publish(
+            exchange,
+            key,
+            options,
+            &publication.body,
+            properties(publication, app_id),
+        )
         .await
 }
 
 /// Every string was measured by [`Publication::flaw`] before: the client panics on long ones.
-fn properties(publication: &Publication) -> BasicProperties {
+fn properties(publication: &Publication, app_id: &str) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in &publication.headers {
         headers.insert(
@@ -517,6 +530,7 @@ fn properties(publication: &Publication) -> BasicProperties {
     let mut properties = BasicProperties::default()
         .with_content_type(publication.content_type.as_str().into())
         .with_message_id(publication.message_id.as_str().into())
+        .with_app_id(app_id.into())
         .with_headers(headers)
         .with_delivery_mode(2);
     if let Some(message_type) = &publication.message_type {

@@ -4,13 +4,16 @@ use std::{fmt, time::Duration};
 
 use lapin::uri::AMQPUri;
 
+use super::publication::SHORT_STRING;
+
 /// How to reach the broker, and how long to wait for it.
 ///
 /// `Debug` shows the endpoint and the user, never the password.
 #[derive(Clone)]
 pub struct AmqpSettings {
     pub(super) uri: AMQPUri,
-    /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`.
+    /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`, and sent with every message
+    /// as the AMQP property `app_id`: who published it.
     /// Default: `document-outbox`.
     pub connection_name: String,
     /// For dialing, and again for each thing asked of the broker besides publishing. Default: 10 s.
@@ -99,6 +102,11 @@ impl AmqpSettings {
             format!(" (virtual host {vhost:?})")
         };
         format!("{host}:{}{vhost}", authority.port)
+    }
+
+    /// The connection's name, as far as an AMQP short string holds it.
+    pub(super) fn app_id(&self) -> &str {
+        &self.connection_name[..self.connection_name.floor_char_boundary(SHORT_STRING)]
     }
 
     pub(super) fn user(&self) -> &str {
@@ -202,6 +210,13 @@ mod tests {
             );
             assert!(!error.to_string().contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_name_too_long_for_a_short_string_is_cut_between_characters() {
+        let named = |name: &str| AmqpSettings::new("amqp://rabbit").unwrap().named(name);
+        assert_eq!(named("orders").app_id(), "orders");
+        assert_eq!(named(&"ä".repeat(200)).app_id(), "ä".repeat(127));
     }
 
     #[test]

@@ -1,1 +1,346 @@
-//! Conformance.
+//! Tests that any [`Deliver`] must pass, for the tests of your own.
+//!
+//! Implement [`Harness`] for the deliverer together with a receiver that it really reaches, and call [`check`]:
+//!
+//! ```ignore
+//! #[tokio::test]
+//! async fn the_webhook_keeps_what_a_deliverer_promises() {
+//!     conformance::check(&WebhookHarness::start().await).await;
+//! }
+//! ```
+//!
+//! # Guarantees tested
+//! - One answer per message of the window, in the window's order.
+//! - `Delivered` only when the receiver has it: nothing that is rejected or can't be reached is said to be delivered.
+//! - Errors of one message don't spread to the others of the window, nor do those of other windows.
+//! - A message can be delivered again, with the same id.
+//! - It never panics, whatever stands in a document, and never waits for ever.
+//! - A delivery that is dropped halfway leaves it usable.
+//! - It says why something failed, and never with content of the payload.
+//! - While it is not available no attempt is counted, and it becomes available again by itself.
+//! - What it wants stored with a message (`via`) it serves, and what it has never heard of it doesn't.
+//!
+//! # Caveats
+//! Whether a confirmed message survives the receiver's crash can't be seen from here.
+
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, time::Duration};
+
+use async_trait::async_trait;
+use futures::{FutureExt, future::join_all};
+use mongodb::{
+    Namespace,
+    bson::{Bson, DateTime, Timestamp, Uuid, doc},
+};
+use tokio::time::{sleep, timeout};
+
+use super::{Answer, Deliver, Envelope, Outcome, json};
+use crate::DocumentRef;
+
+/// A deliverer to be tested, and the receiver at its other end.
+#[async_trait]
+pub trait Harness: Send + Sync {
+    /// The deliverer, available.
+    fn deliverer(&self) -> &dyn Deliver;
+
+    /// A message that the receiver takes. The suite gives it ids and documents of its own. [`envelope`] makes one.
+    fn accepted(&self) -> Envelope;
+
+    /// A message that arrives but that the receiver rejects, such as one of a type it fails on. With none, what
+    /// happens to rejected messages is not tested.
+    fn rejected(&self) -> Option<Envelope>;
+
+    /// The ids of all messages that the receiver has taken so far.
+    async fn arrived(&self) -> Vec<Uuid>;
+
+    /// Cuts the receiver off, and returns once the deliverer has noticed, if it notices by itself. False when this can't
+    /// be done; unavailability is not tested then.
+    async fn cut_off(&self) -> bool {
+        false
+    }
+
+    /// Makes the receiver reachable again.
+    async fn restore(&self) {}
+
+    /// What counts as waiting for ever.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+}
+
+/// A message of this type with `payload`, from a made-up document.
+pub fn envelope(message_type: impl Into<String>, payload: impl Into<Bson>) -> Envelope {
+    let id = Uuid::new();
+    Envelope {
+        document: DocumentRef::by_id(Namespace::new("conformance", "documents"), id),
+        id,
+        message_type: message_type.into(),
+        payload: payload.into(),
+        headers: BTreeMap::from([("tenant".to_owned(), "north".to_owned())]),
+        via: None,
+        created_at: Some(DateTime::now()),
+        attempts: 0,
+        delivered_to: Vec::new(),
+    }
+}
+
+/// Tests every guarantee that the harness allows to test.
+///
+/// # Panics
+/// With a sentence that begins with the guarantee that is broken.
+pub async fn check(harness: &dyn Harness) {
+    let suite = Suite(harness);
+    suite.answers_in_place().await;
+    suite.delivered_is_arrived().await;
+    suite.rejected_is_not_delivered().await;
+    suite.repeats().await;
+    suite.concurrent_windows().await;
+    suite.any_payload().await;
+    suite.dropped_halfway().await;
+    suite.via_is_served();
+    suite.unavailable().await;
+}
+
+const ONE_ANSWER: &str = "one answer per message of the window";
+const TRULY: &str = "`Delivered` only when the receiver has it";
+const IN_ORDER: &str = "answers stand in the window's order, and errors of one message don't spread";
+const REPEATABLE: &str = "a message can be delivered again, with the same id";
+const NO_PANIC: &str = "it does not panic";
+const NOT_FOR_EVER: &str = "it does not wait for ever";
+const DROPPABLE: &str = "a delivery that is dropped halfway leaves it usable";
+const DISCREET: &str = "its texts say why, and show nothing of the payload";
+const FREE_OF_CHARGE: &str = "while it is not available no attempt is counted";
+const RECOVERS: &str = "it becomes available again by itself";
+const SERVES: &str = "it serves the `via` that it wants stored, and no unknown one";
+
+/// Between two tries of a deliverer that says it may be available and isn't.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+/// Stands in payloads and must not be seen in texts.
+const SECRET: &str = "conformance-secret-0f8e";
+
+struct Suite<'a>(&'a dyn Harness);
+
+impl Suite<'_> {
+    fn accepted(&self) -> Envelope {
+        renewed(self.0.accepted())
+    }
+
+    fn window(&self, size: usize) -> Vec<Envelope> {
+        (0..size).map(|_| self.accepted()).collect()
+    }
+
+    async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+        let delivery = AssertUnwindSafe(self.0.deliverer().deliver(window)).catch_unwind();
+        let answers = match timeout(self.0.patience(), delivery).await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(_)) => panic!("{NO_PANIC}: it panicked on a window of {}", window.len()),
+            Err(_) => panic!("{NOT_FOR_EVER}: no answer in {:?}", self.0.patience()),
+        };
+        let (wanted, given) = (window.len(), answers.len());
+        assert!(wanted == given, "{ONE_ANSWER}: {given} for a window of {wanted}");
+        for answer in &answers {
+            if let Some(text) = text_of(&answer.outcome) {
+                assert!(!text.trim().is_empty(), "{DISCREET}: a text is empty");
+                assert!(!text.contains(SECRET), "{DISCREET}: {text}");
+            }
+        }
+        answers
+    }
+
+    async fn deliver_all(&self, window: &[Envelope], guarantee: &str) {
+        self.must_be_delivered(window, guarantee).await;
+        self.must_have_arrived(window).await;
+    }
+
+    async fn must_be_delivered(&self, window: &[Envelope], guarantee: &str) {
+        let answers = self.deliver(window).await;
+        let mut outcomes = answers.into_iter().map(|answer| answer.outcome).enumerate();
+        if let Some((place, outcome)) = outcomes.find(|(_, outcome)| *outcome != Outcome::Delivered) {
+            panic!("{guarantee}: message {place} of the window was to be delivered, and is {outcome:?}");
+        }
+    }
+
+    async fn must_have_arrived(&self, window: &[Envelope]) {
+        let arrived = self.0.arrived().await;
+        let missing = window
+            .iter()
+            .filter(|envelope| !arrived.contains(&envelope.id))
+            .count();
+        assert!(
+            missing == 0,
+            "{TRULY}: {missing} of {} never arrived",
+            window.len()
+        );
+    }
+
+    async fn answers_in_place(&self) {
+        for size in [0, 1, 50] {
+            self.deliver(&self.window(size)).await;
+        }
+    }
+
+    async fn delivered_is_arrived(&self) {
+        self.deliver_all(&self.window(1), TRULY).await;
+        self.deliver_all(&self.window(50), TRULY).await;
+    }
+
+    /// The rejected ones stand where neither reversing nor sorting the answers goes unseen.
+    async fn rejected_is_not_delivered(&self) {
+        for rejected_at in [vec![0], vec![1, 2, 6], vec![0, 1, 2, 3, 4, 5, 6, 7, 8]] {
+            let mut window = self.window(9);
+            for place in &rejected_at {
+                let Some(rejected) = self.0.rejected() else { return };
+                window[*place] = renewed(rejected);
+            }
+            let answers = self.deliver(&window).await;
+            for (place, answer) in answers.iter().enumerate() {
+                match (rejected_at.contains(&place), &answer.outcome) {
+                    (true, Outcome::Delivered) if rejected_at.len() == window.len() => {
+                        panic!("{TRULY}: a rejected message is said to be delivered")
+                    }
+                    (true, Outcome::Delivered) => {
+                        panic!("{IN_ORDER}: rejected message {place} is said to be delivered")
+                    }
+                    (false, outcome) if *outcome != Outcome::Delivered => {
+                        panic!(
+                            "{IN_ORDER}: message {place} was to be delivered beside {rejected_at:?}, and is {outcome:?}"
+                        )
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    async fn repeats(&self) {
+        let mut message = self.accepted();
+        self.deliver_all(std::slice::from_ref(&message), REPEATABLE).await;
+        message.attempts = 1;
+        self.deliver_all(&[message], REPEATABLE).await;
+    }
+
+    async fn concurrent_windows(&self) {
+        let windows: Vec<_> = (0..8).map(|_| self.window(7)).collect();
+        let deliveries = windows
+            .iter()
+            .map(|window| self.must_be_delivered(window, IN_ORDER));
+        join_all(deliveries).await;
+        self.must_have_arrived(&windows.concat()).await;
+    }
+
+    async fn any_payload(&self) {
+        for payload in odd_payloads() {
+            let mut window = self.window(3);
+            window[1].payload = payload;
+            window[1].headers = BTreeMap::from([("☃ \r\n".to_owned(), "☃\u{0}\r\n".repeat(20))]);
+            window[1].created_at = Some(DateTime::MAX);
+            window[1].document.key = doc! { "_id": { "nested": [DateTime::MIN, "\r\n/ %"] } };
+            let answers = self.deliver(&window).await;
+            for place in [0, 2] {
+                let outcome = &answers[place].outcome;
+                let fine = *outcome == Outcome::Delivered;
+                assert!(
+                    fine,
+                    "{IN_ORDER}: beside an odd message another one is {outcome:?}"
+                );
+            }
+            if answers[1].outcome == Outcome::Delivered {
+                self.must_have_arrived(&window[1..2]).await;
+            }
+        }
+    }
+
+    async fn dropped_halfway(&self) {
+        for _ in 0..10 {
+            let window = self.window(5);
+            // Polled once, then dropped.
+            let _ = self.0.deliverer().deliver(&window).now_or_never();
+        }
+        self.deliver_all(&self.window(5), DROPPABLE).await;
+    }
+
+    fn via_is_served(&self) {
+        let deliverer = self.0.deliverer();
+        let envelope = self.0.accepted();
+        let via = deliverer.via(&envelope.message_type);
+        assert!(deliverer.serves(via), "{SERVES}: {via:?} is not served");
+        let stored = envelope.via.as_deref();
+        assert!(
+            deliverer.serves(stored),
+            "{SERVES}: {stored:?} of the harness's message is not served"
+        );
+        assert!(
+            !deliverer.serves(Some(SECRET)),
+            "{SERVES}: it serves an unknown one"
+        );
+    }
+
+    async fn unavailable(&self) {
+        if !self.0.cut_off().await {
+            return;
+        }
+        for _ in 0..3 {
+            for answer in self.deliver(&self.window(3)).await {
+                let free = matches!(answer.outcome, Outcome::Unavailable(_));
+                assert!(
+                    free,
+                    "{FREE_OF_CHARGE}: cut off, a message is {:?}",
+                    answer.outcome
+                );
+            }
+        }
+        self.0.restore().await;
+        let available = timeout(self.0.patience(), self.become_available()).await;
+        assert!(available.is_ok(), "{RECOVERS}: not in {:?}", self.0.patience());
+    }
+
+    /// `available` may be wrong, so a delivery is what proves it.
+    async fn become_available(&self) {
+        loop {
+            self.0.deliverer().available().await;
+            let window = self.window(3);
+            let answers = self.deliver(&window).await;
+            if answers.iter().all(|answer| answer.outcome == Outcome::Delivered) {
+                return self.must_have_arrived(&window).await;
+            }
+            sleep(BETWEEN_LOOKS).await;
+        }
+    }
+}
+
+/// The same message under a new id, from a document of its own.
+fn renewed(mut envelope: Envelope) -> Envelope {
+    envelope.id = Uuid::new();
+    envelope.document = DocumentRef::by_id(envelope.document.namespace, envelope.id);
+    envelope
+}
+
+fn text_of(outcome: &Outcome) -> Option<&str> {
+    match outcome {
+        Outcome::Delivered => None,
+        Outcome::Transient(text) | Outcome::Permanent(text) | Outcome::Unavailable(text) => Some(text),
+    }
+}
+
+/// What can stand in a document, beside what a program of today writes.
+fn odd_payloads() -> Vec<Bson> {
+    let nested = (0..json::MAX_DEPTH).fold(Bson::from(SECRET), |inner, _| Bson::Array(vec![inner]));
+    vec![
+        Bson::Null,
+        Bson::Undefined,
+        Bson::MinKey,
+        SECRET.into(),
+        Bson::Symbol(SECRET.into()),
+        Bson::JavaScriptCode(SECRET.into()),
+        Bson::Double(f64::NAN),
+        Bson::Timestamp(Timestamp {
+            time: u32::MAX,
+            increment: u32::MAX,
+        }),
+        DateTime::MIN.into(),
+        Bson::Array(vec![SECRET.into(); 1000]),
+        doc! { "": SECRET, "$set": { "a.b": [SECRET] }, "\u{0}": Bson::MaxKey }.into(),
+        doc! { "order": { SECRET: 1 } }.into(),
+        doc! { "order": SECRET }.into(),
+        nested,
+    ]
+}

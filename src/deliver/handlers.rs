@@ -48,7 +48,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::{Answer, Deliver, Envelope, HANDLERS, Outcome};
+use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, json};
 use crate::Message;
 
 /// What a handler says when it could not do its work. Its text is stored with the message and shown to operators: no
@@ -304,6 +304,7 @@ fn cut(text: &str) -> &str {
 }
 
 fn decode<M: Message + DeserializeOwned>(envelope: &Envelope) -> Result<M, HandlerError> {
+    json::check_depth(&envelope.payload).map_err(|error| HandlerError::permanent(error.to_string()))?;
     envelope.decode().map_err(|error| {
         let (name, what) = (M::TYPE, without_values(&error.to_string()));
         HandlerError::permanent(format!("the payload does not decode as `{name}`: {what}"))

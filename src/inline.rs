@@ -1,0 +1,424 @@
+//! The inline dispatcher: delivery right after the save, by the process that saved.
+//!
+//! # Flow
+//! A save first asks for a [`Seat`]. With a seat, and where the save's own filter proves the outbox empty, the new entries
+//! are *born claimed*: written with the claim that delivers them, and published without another write. In every other
+//! case they are born unclaimed, and the inline dispatcher claims them like anyone else. Without a seat (full, the
+//! broker away, shutting down, switched off) the message waits in the document for the rescuer.
+//!
+//! # Guarantees
+//! A save never fails because of delivery. Seats bound what is in flight; nothing queues without one.
+
+use std::{sync::Arc, time::Duration};
+
+use mongodb::{
+    Client,
+    bson::{DateTime, Uuid},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    CommandSender, DocumentRef, RetryPolicy,
+    claim::{Claim, Claimer},
+    clock::ServerClock,
+    command::{ProcessDocumentMessages, Reason},
+    deliver::{Answer, Deliver, Envelope, Outcome},
+    deliverable::{Hold, Ordering},
+    entry::read_outbox,
+    event::{Event, Events},
+    process::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
+    turns::Turns,
+};
+
+/// The first wait for another's claim to end; it grows to [`CLAIM_WAIT_MAX`].
+const CLAIM_WAIT: Duration = Duration::from_millis(5);
+const CLAIM_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// When messages are delivered, seen from the save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The save returns when it is durable; delivery goes on in the background.
+    #[default]
+    Background,
+    /// The save returns once each message was tried, and says what became of it.
+    Await,
+    /// Nothing is delivered from here; the rescuer finds it.
+    Off,
+}
+
+/// What the inline dispatcher made of a save's messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dispatch {
+    /// The save had no messages.
+    Nothing,
+    /// They are on their way.
+    Background,
+    /// Each was tried, in the order sent.
+    Settled(Vec<(uuid::Uuid, Disposition)>),
+    /// No seat was free, or there is no way to deliver now: the rescuer delivers them.
+    Skipped,
+    /// Switched off: the rescuer delivers them.
+    Off,
+}
+
+/// Sets up an [`Inline`].
+#[derive(Debug)]
+#[must_use]
+pub struct InlineBuilder {
+    client: Client,
+    mode: Mode,
+    capacity: usize,
+    handoff: Option<CommandSender>,
+    settings: ProcessorSettings,
+}
+
+impl InlineBuilder {
+    /// When messages are delivered. Default [`Mode::Background`].
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// How many saves' messages may be in delivery at once. Default 1,024.
+    pub fn capacity(mut self, capacity: usize) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// How long a claim holds; shorter than the rescuer's delay. Default 10 s.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self
+    }
+
+    /// What is done about failures.
+    pub fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.settings.retry = retry;
+        self
+    }
+
+    /// Begins the value of every claim, shown to operators. Default: the process id.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = name.into();
+        self
+    }
+
+    /// Where to send a document whose delivery failed, so that a worker goes on at once. Without, the sweep finds it.
+    pub fn hand_off(mut self, commands: CommandSender) -> Self {
+        self.handoff = Some(commands);
+        self
+    }
+
+    /// The library's own database, as the services have it. Default `document_outbox`.
+    pub fn state_database(mut self, name: impl Into<String>) -> Self {
+        self.settings.state_database = name.into();
+        self
+    }
+
+    /// Starts it. Must be called inside a tokio runtime; connects to nothing by itself.
+    pub fn deliver_to(self, deliver: impl Deliver) -> Inline {
+        self.deliver_to_shared(Arc::new(deliver))
+    }
+
+    /// Starts it with a deliverer that others use too.
+    pub fn deliver_to_shared(self, deliver: Arc<dyn Deliver>) -> Inline {
+        let clock = ServerClock::new(self.client.clone());
+        Inline {
+            shared: Arc::new(Shared {
+                processor: Processor::new(self.client, clock, deliver, self.settings),
+                mode: self.mode,
+                seats: Arc::new(Semaphore::new(self.capacity.min(Semaphore::MAX_PERMITS))),
+                turns: Turns::default(),
+                tasks: TaskTracker::new(),
+                handoff: self.handoff,
+                closing: CancellationToken::new(),
+                stop: CancellationToken::new(),
+            }),
+        }
+    }
+}
+
+/// The inline dispatcher of a process, shared by its stores. Clones are the same dispatcher.
+#[derive(Clone)]
+pub struct Inline {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    processor: Processor,
+    mode: Mode,
+    seats: Arc<Semaphore>,
+    turns: Turns,
+    tasks: TaskTracker,
+    handoff: Option<CommandSender>,
+    /// No new work is taken.
+    closing: CancellationToken,
+    /// What is held is given back.
+    stop: CancellationToken,
+}
+
+/// The right to deliver one save's messages.
+pub(crate) struct Seat(OwnedSemaphorePermit);
+
+/// What is to be delivered.
+pub(crate) enum Work {
+    /// Entries that were saved with this claim.
+    BornClaimed(Claim),
+    /// Whatever is deliverable.
+    Unclaimed(DocumentRef),
+}
+
+impl Inline {
+    /// Sets up an inline dispatcher for the documents that this client reaches.
+    pub fn builder(client: &Client) -> InlineBuilder {
+        InlineBuilder {
+            client: client.clone(),
+            mode: Mode::default(),
+            capacity: 1_024,
+            handoff: None,
+            settings: ProcessorSettings {
+                lease: Duration::from_secs(10),
+                counts_claims: false,
+                state_database: STATE_DATABASE.into(),
+                ..ProcessorSettings::default()
+            },
+        }
+    }
+
+    /// An inline dispatcher that delivers nothing, for a process that only saves: the rescuer delivers.
+    pub fn off(client: &Client) -> Self {
+        Self::builder(client).mode(Mode::Off).deliver_to(Elsewhere)
+    }
+
+    /// What happens to messages delivered from here, from now on.
+    pub fn events(&self) -> &Events<Event> {
+        self.shared.processor.events()
+    }
+
+    /// Stops taking work, and waits for what is in flight: as long as `grace`, then what is held is given back.
+    /// Stores go on saving; their messages wait for the rescuer.
+    pub async fn close(&self, grace: Duration) {
+        self.shared.closing.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(grace, self.shared.tasks.wait())
+            .await
+            .is_err()
+        {
+            self.shared.stop.cancel();
+            self.shared.tasks.wait().await;
+        }
+    }
+
+    pub(crate) async fn now(&self) -> Result<DateTime, mongodb::error::Error> {
+        self.shared.processor.clock().now().await
+    }
+
+    pub(crate) fn claimer(&self) -> &Claimer {
+        self.shared.processor.claimer()
+    }
+
+    /// Who can deliver messages of this type.
+    pub(crate) fn via(&self, message_type: &str) -> Option<&str> {
+        self.shared.processor.deliverer().via(message_type)
+    }
+
+    /// A seat, or what to report for want of one.
+    pub(crate) fn seat(&self) -> Result<Seat, Dispatch> {
+        let shared = &self.shared;
+        if shared.mode == Mode::Off {
+            return Err(Dispatch::Off);
+        }
+        if shared.closing.is_cancelled() || !shared.processor.deliverer().is_available() {
+            return Err(Dispatch::Skipped);
+        }
+        shared
+            .seats
+            .clone()
+            .try_acquire_owned()
+            .map(Seat)
+            .map_err(|_full| Dispatch::Skipped)
+    }
+
+    /// Reports that a save's messages were left to the rescuer.
+    pub(crate) fn skipped(&self, document: &DocumentRef) {
+        tracing::debug!(%document, "not delivered inline; left to the rescuer");
+        self.events().emit(Event::Skipped {
+            document: document.clone(),
+        });
+    }
+
+    /// Delivers a save's messages, by the mode.
+    pub(crate) async fn dispatch(
+        &self,
+        seat: Seat,
+        work: Work,
+        ids: Vec<Uuid>,
+        ordering: Ordering,
+    ) -> Dispatch {
+        let shared = self.shared.clone();
+        let awaited = shared.mode == Mode::Await;
+        // A task of its own: a caller that goes away must not take the delivery with it.
+        let task = self.shared.tasks.spawn(async move {
+            let Seat(_permit) = seat;
+            shared.deliver(work, &ids, ordering, awaited).await
+        });
+        match awaited {
+            false => Dispatch::Background,
+            true => Dispatch::Settled(task.await.unwrap_or_default()),
+        }
+    }
+}
+
+impl Shared {
+    async fn deliver(
+        &self,
+        work: Work,
+        ids: &[Uuid],
+        ordering: Ordering,
+        awaited: bool,
+    ) -> Vec<(uuid::Uuid, Disposition)> {
+        let document = match &work {
+            Work::BornClaimed(claim) => claim.document.clone(),
+            Work::Unclaimed(document) => document.clone(),
+        };
+        let done = match work {
+            Work::BornClaimed(claim) => self.deliver_claimed(&claim, ordering).await,
+            Work::Unclaimed(document) => self.deliver_unclaimed(&document, ordering, awaited).await,
+        };
+        let dispositions = match done {
+            Ok(dispositions) => dispositions,
+            Err(error) => {
+                tracing::warn!(%document, %error, "inline delivery broke off; the rescuer goes on");
+                return ids
+                    .iter()
+                    .map(|id| (as_uuid(*id), Disposition::Waiting))
+                    .collect();
+            }
+        };
+        match dispositions {
+            Some(known) => ids.iter().map(|id| (as_uuid(*id), find(&known, *id))).collect(),
+            None if awaited => self.look(&document, ids).await,
+            None => Vec::new(),
+        }
+    }
+
+    async fn deliver_claimed(&self, claim: &Claim, ordering: Ordering) -> Settled {
+        // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
+        let _turn = self.turns.beside(&claim.document);
+        let pass = self.processor.deliver_claim(claim, ordering, &self.stop).await?;
+        if let Some(Processed::Held(Hold::Retrying(_))) = pass.stopped() {
+            self.hand_off(&claim.document).await;
+        }
+        Ok(Some(pass.dispositions))
+    }
+
+    async fn deliver_unclaimed(&self, document: &DocumentRef, ordering: Ordering, awaited: bool) -> Settled {
+        let turn = match awaited {
+            true => self.turns.queue(document).await,
+            false => self.turns.join(document).await,
+        };
+        let Some(_turn) = turn else { return Ok(None) };
+        let (mut wait, mut waited) = (CLAIM_WAIT, Duration::ZERO);
+        loop {
+            match self.processor.process(document, ordering, &self.stop).await? {
+                // Another process delivers what stands before; it will be done in moments, or has died.
+                Processed::Held(Hold::Claimed(_)) if waited < self.processor.claimer().lease => {
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = self.stop.cancelled() => return Ok(None),
+                    }
+                    waited += wait;
+                    wait = (wait * 2).min(CLAIM_WAIT_MAX);
+                }
+                Processed::Held(Hold::Retrying(_)) => {
+                    self.hand_off(document).await;
+                    return Ok(None);
+                }
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// What became of messages, read off the document: gone is delivered.
+    async fn look(&self, document: &DocumentRef, ids: &[Uuid]) -> Vec<(uuid::Uuid, Disposition)> {
+        let waiting = || {
+            ids.iter()
+                .map(|id| (as_uuid(*id), Disposition::Waiting))
+                .collect()
+        };
+        let slots = match self.processor.claimer().read(document).await {
+            Ok(Some(Ok(slots))) => slots,
+            Ok(None) => read_outbox(None).unwrap_or_default(),
+            Ok(Some(Err(_))) | Err(_) => return waiting(),
+        };
+        let entry = |id: Uuid| {
+            slots
+                .iter()
+                .filter_map(|slot| slot.entry())
+                .find(|entry| entry.id == id)
+        };
+        let disposition = |id: Uuid| match entry(id) {
+            None => Disposition::Delivered,
+            Some(entry) if entry.dead.is_some() => Disposition::Dead {
+                error: entry.last_error.clone().unwrap_or_default(),
+            },
+            Some(entry) if entry.attempts > 0 => Disposition::Retrying {
+                error: entry.last_error.clone().unwrap_or_default(),
+            },
+            Some(_) => Disposition::Waiting,
+        };
+        ids.iter().map(|id| (as_uuid(*id), disposition(*id))).collect()
+    }
+
+    /// Tells the workers that a failed delivery is theirs now. A command that fails is no loss: the sweep finds it.
+    async fn hand_off(&self, document: &DocumentRef) {
+        let Some(commands) = &self.handoff else { return };
+        let command = ProcessDocumentMessages {
+            document: document.clone(),
+            reason: Reason::Handoff,
+        };
+        match commands.send(vec![command]).await.pop() {
+            Some(Ok(())) => self.processor.events().emit(Event::HandedOff {
+                document: document.clone(),
+            }),
+            Some(Err(error)) => {
+                tracing::debug!(%document, %error, "the hand-off was not sent; the sweep will find it")
+            }
+            None => {}
+        }
+    }
+}
+
+/// Known dispositions; none where the document must be asked.
+type Settled = Result<Option<Vec<(Uuid, Disposition)>>, mongodb::error::Error>;
+
+fn find(known: &[(Uuid, Disposition)], id: Uuid) -> Disposition {
+    let found = known.iter().find(|(of, _)| *of == id);
+    found.map_or(Disposition::Waiting, |(_, disposition)| disposition.clone())
+}
+
+fn as_uuid(id: Uuid) -> uuid::Uuid {
+    uuid::Uuid::from_bytes(id.bytes())
+}
+
+/// The deliverer of a process that delivers nothing.
+struct Elsewhere;
+
+#[async_trait::async_trait]
+impl Deliver for Elsewhere {
+    async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+        window
+            .iter()
+            .map(|_| Outcome::Unavailable("nothing is delivered from this process".into()).into())
+            .collect()
+    }
+
+    fn serves(&self, _via: Option<&str>) -> bool {
+        false
+    }
+
+    fn is_available(&self) -> bool {
+        false
+    }
+}

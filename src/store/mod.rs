@@ -1,0 +1,649 @@
+//! Loading and saving aggregates, with their messages.
+//!
+//! # Flow
+//! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries appended to the
+//! outbox. It matches the `etag` the aggregate was loaded with, so nobody's change is lost, and never touches the
+//! entries that stand there, so no delivery is lost either.
+//!
+//! # Guarantees
+//! - A message exists if and only if the save that sent it is committed by the majority.
+//! - Stored fields that the struct doesn't know survive.
+//! - Documents from before the library, without `etag` and `outbox`, are loaded and saved like the rest.
+//!
+//! # Caveats
+//! A save future that is dropped leaves the save undecided: done or not, never by half.
+
+mod fields;
+mod loaded;
+mod outcome;
+mod staged;
+mod write;
+
+use std::{marker::PhantomData, time::Duration};
+
+use mongodb::{
+    Collection, IndexModel,
+    bson::{Bson, Document as BsonDocument, RawDocumentBuf, doc},
+    error::Error as DriverError,
+    options::{IndexOptions, ReadConcern},
+};
+
+use self::{
+    fields::{changes, check_reserved, insertable},
+    loaded::{encode, entry},
+    write::Answer,
+};
+pub use self::{
+    loaded::Loaded,
+    outcome::{Deleted, Inserted, Receipt, Saved, Updated},
+    staged::StagedMessages,
+};
+use crate::{
+    Caps, Document, DocumentRef, Error, Inline, Outbox, Staged,
+    caps::document_bytes,
+    claim::{Claim, primary},
+    clock::later,
+    codec,
+    codes::{self, Verdict},
+    entry::{ETAG, OUTBOX, read_outbox},
+    inline::{Dispatch, Seat, Work},
+    key::equal_to,
+    outbox::new_random,
+};
+
+/// How often [`Store::update`] tries before it gives up on a document that others keep changing.
+const UPDATE_TRIES: u32 = 32;
+/// A save that has no answer after this long is unknown.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Aggregates of one type in one collection.
+pub struct Store<T> {
+    collection: Collection<RawDocumentBuf>,
+    inline: Inline,
+    caps: Caps,
+    shard_key: Vec<String>,
+    aggregate: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Store<T> {
+    fn clone(&self) -> Self {
+        Self {
+            collection: self.collection.clone(),
+            inline: self.inline.clone(),
+            caps: self.caps,
+            shard_key: self.shard_key.clone(),
+            aggregate: PhantomData,
+        }
+    }
+}
+
+impl<T: Document> Store<T> {
+    /// A store of the aggregates in this collection. Read and write concerns are the store's own: majority.
+    pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &Inline) -> Self {
+        Self {
+            collection: collection.clone_with_type(),
+            inline: inline.clone(),
+            caps: Caps::default(),
+            shard_key: Vec::new(),
+            aggregate: PhantomData,
+        }
+    }
+
+    /// Bounds on what a save may add.
+    #[must_use]
+    pub fn with_caps(mut self, caps: Caps) -> Self {
+        self.caps = caps;
+        self
+    }
+
+    /// The fields of the collection's shard key besides `_id`: top-level fields of the aggregate.
+    #[must_use]
+    pub fn with_shard_key(mut self, fields: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.shard_key = fields.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The collection, for updates of your own.
+    pub fn collection(&self) -> &Collection<RawDocumentBuf> {
+        &self.collection
+    }
+
+    /// Makes the two indexes by which due and dead messages are found; does nothing where they exist.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] or [`Error::Unavailable`].
+    pub async fn ensure_indexes(&self) -> Result<(), Error> {
+        self.collection
+            .create_indexes(indexes())
+            .await
+            .map(drop)
+            .map_err(Error::of_read)
+    }
+
+    /// Loads an aggregate, as the majority has it; none when there is no such document.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when it doesn't fit the struct, [`Error::Unavailable`] when MongoDB can't be asked.
+    pub async fn load(&self, id: &T::Id) -> Result<Option<Loaded<T>>, Error> {
+        let mut document = DocumentRef::by_id(self.collection.namespace(), id_of(id)?);
+        let found = self.find(&document, None, ReadConcern::majority()).await?;
+        let Some(raw) = found else { return Ok(None) };
+        self.complete(&mut document, &raw)?;
+        Loaded::read(document, &raw).map(Some)
+    }
+
+    /// Inserts a new aggregate with the messages it sent.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was written then, and nothing was sent.
+    pub async fn insert(&self, mut value: T) -> Result<Inserted<T>, Error> {
+        let encoded = encode(&value)?;
+        check_reserved(None, &encoded)?;
+        let mut document = DocumentRef::by_id(self.collection.namespace(), id_of(value.id())?);
+        self.complete(&mut document, &encoded)?;
+        let messages = value.outbox().take();
+        // A new document's outbox is empty: its entries can always be born claimed.
+        let prepared = match self.prepare(&document, &messages, true).await {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(error),
+        };
+        let mut new = insertable(&encoded)?;
+        let etag = Bson::from(new_random());
+        new.insert(ETAG, etag.clone());
+        if !prepared.entries.is_empty() {
+            new.insert(OUTBOX, prepared.entries.clone());
+        }
+        let bytes = document_bytes(&new);
+        self.check_size(&document, bytes)?;
+        match write::insert(&self.collection.clone_with_type(), new, WRITE_TIMEOUT).await {
+            Answer::Done | Answer::Missed => {
+                let held = Ok(prepared.entries.len());
+                let baseline = encoded;
+                let unknown = fields::Unknown::default();
+                let receipt = self.dispatch(&document, prepared).await;
+                let etag = Some(etag);
+                Ok(Inserted::Applied(
+                    Box::new(Loaded {
+                        value,
+                        document,
+                        etag,
+                        baseline,
+                        unknown,
+                        held,
+                        bytes,
+                    }),
+                    receipt,
+                ))
+            }
+            Answer::Unknown(error) => {
+                value.outbox().restore(messages);
+                Ok(Inserted::Unknown(value, error))
+            }
+            Answer::Failed(error) if self.exists(&document, &error).await? => {
+                value.outbox().restore(messages);
+                Ok(Inserted::Exists(value))
+            }
+            Answer::Failed(error) => Err(Error::of_write(&document, error, bytes)),
+        }
+    }
+
+    /// Saves what changed since the aggregate was loaded, with the messages it sent.
+    ///
+    /// On any outcome but [`Saved::Applied`] the messages are still in the aggregate's outbox.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was written then.
+    pub async fn save(&self, loaded: &mut Loaded<T>) -> Result<Saved, Error> {
+        let messages = loaded.value.outbox().take();
+        let saved = self.save_with(loaded, &messages).await;
+        if !matches!(saved, Ok(Saved::Applied(_))) {
+            loaded.value.outbox().restore(messages);
+        }
+        saved
+    }
+
+    async fn save_with(&self, loaded: &mut Loaded<T>, messages: &[Staged]) -> Result<Saved, Error> {
+        let now = encode(&loaded.value)?;
+        let document = loaded.document.clone();
+        if id_of(loaded.value.id())? != *document.id() {
+            return Err(Error::IdChanged { document });
+        }
+        let changes = changes(&loaded.baseline, &now, &loaded.unknown)?;
+        if let Some(field) = [ETAG, OUTBOX]
+            .into_iter()
+            .find(|field| changes.set.contains_key(field))
+        {
+            return Err(Error::ReservedField { field });
+        }
+        if changes.is_empty() && messages.is_empty() {
+            return Ok(Saved::Unchanged);
+        }
+        let held = match (&loaded.held, messages.is_empty()) {
+            (Ok(held), _) => *held,
+            (Err(_), true) => 0,
+            (Err(source), false) => {
+                return Err(Error::OutboxNotArray {
+                    document,
+                    source: source.clone(),
+                });
+            }
+        };
+        self.check_entries(&document, held, messages.len())?;
+        let mut prepared = self.prepare(&document, messages, held == 0).await?;
+        let grown = now
+            .as_bytes()
+            .len()
+            .saturating_sub(loaded.baseline.as_bytes().len());
+        let bytes = loaded.bytes + grown + document_bytes(&doc! { OUTBOX: prepared.entries.clone() });
+        self.check_size(&document, bytes)?;
+
+        let etag = Bson::from(new_random());
+        let mut filter = document.filter();
+        filter.insert(
+            ETAG,
+            loaded
+                .etag
+                .as_ref()
+                .map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
+        );
+        loop {
+            let mut filter = filter.clone();
+            if prepared.claim.is_some() {
+                filter.insert("outbox.0", doc! { "$exists": false });
+            }
+            let update = update_of(&changes, &etag, &prepared.entries);
+            match write::update(&self.collection, filter, update, WRITE_TIMEOUT).await {
+                Answer::Done => break,
+                Answer::Unknown(error) => return Ok(Saved::Unknown(error)),
+                Answer::Failed(error) => return Err(Error::of_write(&document, error, bytes)),
+                Answer::Missed => match self.look(loaded).await? {
+                    // The etag is as loaded, so only the outbox can have been in the way.
+                    Look::Same if prepared.claim.is_some() => prepared.disclaim(),
+                    Look::Same | Look::Changed => return Ok(Saved::Conflict),
+                    Look::Gone => return Ok(Saved::Gone),
+                },
+            }
+        }
+        loaded.etag = Some(etag);
+        loaded.baseline = now;
+        loaded.bytes = bytes;
+        loaded.held = loaded.held.clone().map(|_| held + prepared.entries.len());
+        let receipt = self.dispatch(&document, prepared).await;
+        Ok(Saved::Applied(receipt))
+    }
+
+    /// Loads an aggregate, changes it and saves it; again from the start when somebody else saved in between.
+    ///
+    /// The closure may run several times, each time on a fresh aggregate; it should do nothing but change it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Contended`], [`Error::Unknown`] (look before repeating), or any other [`Error`].
+    pub async fn update<R>(
+        &self,
+        id: &T::Id,
+        mut change: impl FnMut(&mut T) -> R,
+    ) -> Result<Updated<T, R>, Error> {
+        let infallible = |value: &mut T| Ok::<R, std::convert::Infallible>(change(value));
+        match self.try_update(id, infallible).await? {
+            Ok(updated) => Ok(updated),
+            Err(never) => match never {},
+        }
+    }
+
+    /// Like [`update`](Store::update), with a closure that can refuse: nothing is saved then.
+    ///
+    /// # Errors
+    /// The outer error is the store's, the inner one the closure's: `orders.try_update(&id, Order::pay).await??`.
+    pub async fn try_update<R, E>(
+        &self,
+        id: &T::Id,
+        mut change: impl FnMut(&mut T) -> Result<R, E>,
+    ) -> Result<Result<Updated<T, R>, E>, Error> {
+        let named = || Ok::<_, Error>(DocumentRef::by_id(self.collection.namespace(), id_of(id)?));
+        for tries in 0..UPDATE_TRIES {
+            let Some(mut document) = self.load(id).await? else {
+                return Err(Error::NotFound { document: named()? });
+            };
+            let value = match change(&mut document.value) {
+                Ok(value) => value,
+                Err(error) => return Ok(Err(error)),
+            };
+            match self.save(&mut document).await? {
+                Saved::Applied(receipt) => {
+                    return Ok(Ok(Updated {
+                        value,
+                        document,
+                        receipt: Some(receipt),
+                    }));
+                }
+                Saved::Unchanged => {
+                    return Ok(Ok(Updated {
+                        value,
+                        document,
+                        receipt: None,
+                    }));
+                }
+                Saved::Unknown(source) => {
+                    return Err(Error::Unknown {
+                        document: named()?,
+                        source,
+                    });
+                }
+                Saved::Gone => return Err(Error::NotFound { document: named()? }),
+                Saved::Conflict => {
+                    let longest = f64::from(tries.min(8) + 1) * 2.0;
+                    tokio::time::sleep(Duration::from_secs_f64(fastrand::f64() * longest / 1_000.0)).await;
+                }
+            }
+        }
+        Err(Error::Contended {
+            document: named()?,
+            tries: UPDATE_TRIES,
+        })
+    }
+
+    /// Deletes an aggregate that nobody else has changed and that has nothing left to deliver.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was deleted then.
+    pub async fn delete(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
+        let mut filter = loaded.document.filter();
+        filter.insert(
+            ETAG,
+            loaded
+                .etag
+                .as_ref()
+                .map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
+        );
+        filter.insert("outbox.0", doc! { "$exists": false });
+        match write::delete(&self.collection, filter, WRITE_TIMEOUT).await {
+            Answer::Done => Ok(Deleted::Done),
+            Answer::Unknown(error) => Ok(Deleted::Unknown(error)),
+            Answer::Failed(error) => Err(Error::of_write(&loaded.document, error, 0)),
+            Answer::Missed => Ok(match self.look(loaded).await? {
+                Look::Same => Deleted::Undelivered,
+                Look::Changed => Deleted::Conflict,
+                Look::Gone => Deleted::Gone,
+            }),
+        }
+    }
+
+    /// Makes messages ready for an update, an insert or a transaction of your own: see [`StagedMessages`].
+    ///
+    /// # Errors
+    /// [`Error`] for messages past their caps; they stay in the outbox.
+    pub async fn stage(&self, outbox: &mut Outbox) -> Result<StagedMessages, Error> {
+        let messages = outbox.take();
+        let unnamed = DocumentRef::by_id(self.collection.namespace(), Bson::Null);
+        match self.entries(&unnamed, &messages, None).await {
+            Ok(entries) => Ok(StagedMessages {
+                inline: self.inline.clone(),
+                namespace: self.collection.namespace(),
+                ordering: T::ORDERING,
+                ids: messages.iter().map(|message| message.id).collect(),
+                entries: entries.into_iter().map(Bson::from).collect(),
+            }),
+            Err(error) => {
+                outbox.restore(messages);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes entries of messages, with a seat where one is free, and claimed where `empty` promises success.
+    async fn prepare(
+        &self,
+        document: &DocumentRef,
+        messages: &[Staged],
+        empty: bool,
+    ) -> Result<Prepared, Error> {
+        if messages.is_empty() {
+            return Ok(Prepared::nothing());
+        }
+        self.check_entries(document, 0, messages.len())?;
+        let seat = self.inline.seat();
+        let claim = match &seat {
+            Ok(_) if empty => {
+                let now = self.inline.now().await.map_err(Error::of_read)?;
+                let claimer = self.inline.claimer();
+                let until = later(now, claimer.lease);
+                Some(Claim {
+                    document: document.clone(),
+                    token: claimer.token(),
+                    until,
+                    entries: Vec::new(),
+                })
+            }
+            _ => None,
+        };
+        let entries = self.entries(document, messages, claim.as_ref()).await?;
+        Ok(Prepared {
+            ids: messages.iter().map(|message| message.id).collect(),
+            entries: entries.into_iter().map(Bson::from).collect(),
+            seat,
+            claim,
+        })
+    }
+
+    async fn entries(
+        &self,
+        document: &DocumentRef,
+        messages: &[Staged],
+        claim: Option<&Claim>,
+    ) -> Result<Vec<BsonDocument>, Error> {
+        self.check_entries(document, 0, messages.len())?;
+        let payloads = messages
+            .iter()
+            .map(|message| Ok((message, self.caps.check_message(message)?)));
+        let payloads = payloads.collect::<Result<Vec<_>, Error>>()?;
+        let now = self.inline.now().await.map_err(Error::of_read)?;
+        let claim = claim.map(|claim| (claim.token.as_str(), claim.until));
+        let entries = payloads.into_iter().map(|(message, payload)| {
+            entry(
+                message,
+                payload,
+                self.inline.via(message.message_type),
+                now,
+                claim,
+            )
+        });
+        Ok(entries.collect())
+    }
+
+    async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
+        let Prepared {
+            ids,
+            entries,
+            seat,
+            claim,
+        } = prepared;
+        let messages = ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect();
+        let dispatch = match seat {
+            _ if ids.is_empty() => Dispatch::Nothing,
+            Err(why) => {
+                self.inline.skipped(document);
+                why
+            }
+            Ok(seat) => {
+                let work = match claim {
+                    Some(claim) => Work::BornClaimed(Claim {
+                        entries: own_entries(&entries),
+                        ..claim
+                    }),
+                    None => Work::Unclaimed(document.clone()),
+                };
+                self.inline.dispatch(seat, work, ids, T::ORDERING).await
+            }
+        };
+        Receipt { messages, dispatch }
+    }
+
+    /// Adds the shard key to a document's name.
+    fn complete(&self, document: &mut DocumentRef, raw: &RawDocumentBuf) -> Result<(), Error> {
+        for field in &self.shard_key {
+            let reason = |error: &dyn std::fmt::Display| Error::Decode {
+                document: document.clone(),
+                reason: format!("shard key field `{field}`: {error}"),
+            };
+            let value = raw.get(field).map_err(|error| reason(&error))?;
+            let value = value
+                .map(Bson::try_from)
+                .transpose()
+                .map_err(|error| reason(&error))?;
+            document.key.insert(field, value.unwrap_or(Bson::Null));
+        }
+        Ok(())
+    }
+
+    async fn find(
+        &self,
+        document: &DocumentRef,
+        projection: Option<BsonDocument>,
+        concern: ReadConcern,
+    ) -> Result<Option<RawDocumentBuf>, Error> {
+        let mut find = self
+            .collection
+            .find_one(document.filter())
+            .read_concern(concern)
+            .selection_criteria(primary());
+        if let Some(projection) = projection {
+            find = find.projection(projection);
+        }
+        find.await.map_err(Error::of_read)
+    }
+
+    async fn exists(&self, document: &DocumentRef, error: &DriverError) -> Result<bool, Error> {
+        if codes::verdict(error) != Verdict::Duplicate {
+            return Ok(false);
+        }
+        let found = self
+            .find(document, Some(doc! { "_id": 1 }), ReadConcern::local())
+            .await?;
+        Ok(found.is_some())
+    }
+
+    /// Why a filter found nothing: looks at the latest state, not the majority's, which may be older.
+    async fn look(&self, loaded: &Loaded<T>) -> Result<Look, Error> {
+        let found = self
+            .find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local())
+            .await?;
+        let Some(raw) = found else { return Ok(Look::Gone) };
+        let found = codec::to_document(&raw).unwrap_or_default();
+        Ok(if found.get(ETAG) == loaded.etag.as_ref() {
+            Look::Same
+        } else {
+            Look::Changed
+        })
+    }
+
+    fn check_entries(&self, document: &DocumentRef, held: usize, sent: usize) -> Result<(), Error> {
+        match sent > 0 && held + sent > self.caps.entries {
+            true => Err(Error::OutboxFull {
+                document: document.clone(),
+                held,
+                sent,
+                cap: self.caps.entries,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn check_size(&self, document: &DocumentRef, bytes: usize) -> Result<(), Error> {
+        match bytes > self.caps.document_bytes {
+            true => Err(Error::DocumentTooLarge {
+                document: document.clone(),
+                bytes,
+                cap: self.caps.document_bytes,
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The indexes an outbox needs: due entries by time, over filled outboxes only, and dead ones by time.
+pub fn indexes() -> [IndexModel; 2] {
+    let filled = doc! { "outbox.id": { "$exists": true } };
+    let due = IndexOptions::builder()
+        .name("outbox_available_at".to_owned())
+        .partial_filter_expression(filled)
+        .build();
+    let dead = IndexOptions::builder()
+        .name("outbox_dead_at".to_owned())
+        .sparse(true)
+        .build();
+    [
+        IndexModel::builder()
+            .keys(doc! { "outbox.available_at": 1 })
+            .options(due)
+            .build(),
+        IndexModel::builder()
+            .keys(doc! { "outbox.dead_at": 1 })
+            .options(dead)
+            .build(),
+    ]
+}
+
+enum Look {
+    Same,
+    Changed,
+    Gone,
+}
+
+/// A save's messages, ready to be written.
+struct Prepared {
+    ids: Vec<mongodb::bson::Uuid>,
+    entries: Vec<Bson>,
+    seat: Result<Seat, Dispatch>,
+    claim: Option<Claim>,
+}
+
+impl Prepared {
+    fn nothing() -> Self {
+        Self {
+            ids: Vec::new(),
+            entries: Vec::new(),
+            seat: Err(Dispatch::Nothing),
+            claim: None,
+        }
+    }
+
+    /// Makes the entries unclaimed, due at once.
+    fn disclaim(&mut self) {
+        self.claim = None;
+        for entry in self.entries.iter_mut().filter_map(Bson::as_document_mut) {
+            entry.remove("claimed_by");
+            let created_at = entry.get("created_at").cloned().unwrap_or(Bson::Null);
+            entry.insert("available_at", created_at);
+        }
+    }
+}
+
+fn own_entries(entries: &[Bson]) -> Vec<crate::entry::Entry> {
+    let slots = read_outbox(Some(&Bson::Array(entries.to_vec()))).unwrap_or_default();
+    slots.iter().filter_map(|slot| slot.entry().cloned()).collect()
+}
+
+fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
+    codec::encode_value(id).map_err(|error| Error::Encode {
+        what: "`_id`".into(),
+        reason: error.to_string(),
+    })
+}
+
+fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson]) -> BsonDocument {
+    let mut set = changes.set.clone();
+    set.insert(ETAG, etag.clone());
+    let mut update = doc! { "$set": set };
+    if !changes.unset.is_empty() {
+        let unset: BsonDocument = changes
+            .unset
+            .iter()
+            .map(|field| (field.clone(), Bson::from("")))
+            .collect();
+        update.insert("$unset", unset);
+    }
+    if !entries.is_empty() {
+        update.insert("$push", doc! { OUTBOX: { "$each": entries.to_vec() } });
+    }
+    update
+}
