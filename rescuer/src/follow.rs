@@ -113,7 +113,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Waits until a change is old enough; false when told to stop before.
+    /// Waits until a change is old enough; false when told to stop before, or nothing is read any more.
     async fn hold(&mut self, filled: &Filled) -> Result<bool, RescuerError> {
         let due = self.due(filled);
         let mut announced = false;
@@ -134,7 +134,12 @@ impl Follower<'_> {
                     self.save().await?;
                 }
             }
-            // In steps, because the server's clock may be set meanwhile.
+            // Without its reader, all behind this change goes unread; a hold can take hours. The position stands before
+            // it, and what follows a loss finds it.
+            if self.items.is_closed() {
+                return Ok(false);
+            }
+            // In steps, also because the server's clock may be set meanwhile.
             let step = tokio::time::sleep(wait.min(LONGEST_NAP));
             if self.context.stop.run_until_cancelled(step).await.is_none() {
                 return Ok(false);
@@ -211,7 +216,7 @@ impl Follower<'_> {
     }
 }
 
-const LONGEST_NAP: Duration = Duration::from_secs(5);
+const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 enum Taken {
     Item(Item),

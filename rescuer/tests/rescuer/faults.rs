@@ -81,7 +81,7 @@ async fn history_lost_and_its_like_are_answered_with_a_sweep_that_finds_everythi
     for code in [286, 280, 260, 136, 10334] {
         let (world, commands) = (World::new().await, Recorder::new());
         let orders = world.indexed_orders().await;
-        // So long that the stream cannot be the one who finds it.
+        // So long that the stream cannot be the one who finds it, and that the loss comes during a hold.
         let settings = Settings {
             delay: Duration::from_secs(3600),
             ..world.settings()

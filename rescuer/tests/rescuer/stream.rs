@@ -66,11 +66,13 @@ async fn every_way_of_filling_an_outbox_is_seen() {
         .unwrap();
     let staged = vec![doc! { "$set": { "outbox": { "$concatArrays": ["$outbox", [minimal()]] } } }];
     orders.update_one(doc! { "_id": 5 }, staged).await.unwrap();
-    while commands.ids().len() < 6 {
+    while commands.distinct() < 6 {
         running.page().await;
     }
     let mut ids = commands.ids();
-    ids.sort_by_key(|id| id.as_i32());
+    ids.sort_by_key(Bson::as_i32);
+    // The last change before the start is read as well, so 2 may be queued for that one too.
+    ids.dedup();
     assert_eq!(ids, [1, 2, 3, 4, 5, 10].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
