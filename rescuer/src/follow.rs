@@ -40,7 +40,7 @@ pub(crate) struct Follower<'a> {
     context: &'a Arc<Context>,
     items: mpsc::Receiver<Item>,
     /// Taken from the reader, but not old enough when a page was closed.
-    next: Option<Filled>,
+    next: Option<Box<Filled>>,
     /// Everything before it was dealt with; set while that isn't saved.
     unsaved: Option<Mark>,
     saved: Instant,
@@ -86,7 +86,7 @@ impl Follower<'_> {
                 Taken::End => break,
                 Taken::Item(Item::Passed(mark)) => self.unsaved = Some(mark),
                 Taken::Item(Item::Filled(filled)) => {
-                    if !self.hold(&filled).await? || !self.deal_with_page(filled).await? {
+                    if !self.hold(&filled).await? || !self.deal_with_page(*filled).await? {
                         break;
                     }
                 }
@@ -160,7 +160,7 @@ impl Follower<'_> {
                 Ok(Item::Passed(passed)) => mark = passed,
                 Ok(Item::Filled(filled)) if self.due(&filled) <= now => {
                     mark = filled.mark.clone();
-                    page.push(filled);
+                    page.push(*filled);
                 }
                 Ok(Item::Filled(filled)) => {
                     self.next = Some(filled);

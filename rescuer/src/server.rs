@@ -33,7 +33,7 @@ fn suits(hello: &Document) -> Result<(), RescuerError> {
     if set == Some("globaldb") || names.any(of_cosmos) {
         return Err(RescuerError::CosmosDb);
     }
-    match set.is_some() || hello.get_str("msg") == Ok("isdbgrid") {
+    match set.is_some() || hello.get_str("msg").ok() == Some("isdbgrid") {
         true => Ok(()),
         false => Err(RescuerError::NotAReplicaSet),
     }

@@ -45,7 +45,7 @@ const REFUSALS: u32 = 3;
 /// What the stream shows, in order.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Filled(Filled),
+    Filled(Box<Filled>),
     /// Nothing that matters lies before this.
     Passed(Mark),
 }
@@ -203,7 +203,7 @@ impl Reader {
             };
             *pauses = Pauses::new();
             let item = match next.map(RawChange::read) {
-                Some(Change::Filled(filled)) => Item::Filled(*filled),
+                Some(Change::Filled(filled)) => Item::Filled(filled),
                 Some(Change::Nameless(mark)) => {
                     tracing::warn!(
                         "a change names no document that can be named in a command; it is left to the sweep"

@@ -39,7 +39,7 @@ pub(crate) async fn list(
 /// A plain collection: no view, no time series, nothing of the server's own.
 fn sweepable(database: &str, listed: &Document) -> Option<Namespace> {
     let name = listed.get_str("name").ok()?;
-    let plain = listed.get_str("type") == Ok("collection") && !name.starts_with("system.");
+    let plain = listed.get_str("type").ok() == Some("collection") && !name.starts_with("system.");
     plain.then(|| Namespace::new(database, name))
 }
 
