@@ -1,0 +1,16 @@
+//! The real rescuer on a real MongoDB; commands are recorded in place of a broker, but for one test.
+//!
+//! Needs `eval "$(scripts/services env)"`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod broker;
+mod faults;
+mod position;
+mod stream;
+mod support;
+mod sweep;
