@@ -1,4 +1,69 @@
-//! Document outbox.
+//! An outbox embedded in MongoDB documents.
+//!
+//! A document database has no transaction across a document and a broker. So a message is written *into the document that
+//! changed*, by the same update, and delivered from there. This crate is what an application links:
+//!
+//! | step | here |
+//! |---|---|
+//! | an aggregate sends | [`Document`], [`Message`], [`Outbox`] |
+//! | it is saved, with its messages | [`Store`] |
+//! | they are delivered right after the save | [`Inline`], [`deliver`] |
+//! | a receiving aggregate tells repeats | [`Inbox`] |
+//!
+//! What inline delivery leaves behind (the process died, the broker was away, a handler failed) is found by the *rescuer* and
+//! delivered by the *dispatcher*, two services of their own that meet only in [`command`]. They and the inline dispatcher
+//! share one answer to *what may be delivered now* ([`deliverable`]) and one way to do it ([`process`]).
+//!
+//! ```
+//! use document_outbox::{Document, Message, Outbox};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Order {
+//!     #[serde(rename = "_id")]
+//!     id: String,
+//!     paid: bool,
+//!     #[serde(skip)]
+//!     outbox: Outbox,
+//! }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct OrderPaid {
+//!     order: String,
+//! }
+//!
+//! impl Message for OrderPaid {
+//!     const TYPE: &'static str = "order.paid";
+//! }
+//!
+//! impl Document for Order {
+//!     type Id = String;
+//!     fn id(&self) -> &String {
+//!         &self.id
+//!     }
+//!     fn outbox(&mut self) -> &mut Outbox {
+//!         &mut self.outbox
+//!     }
+//! }
+//!
+//! impl Order {
+//!     fn pay(&mut self) {
+//!         self.paid = true;
+//!         self.outbox.send(OrderPaid { order: self.id.clone() });
+//!     }
+//! }
+//!
+//! let mut order = Order { id: "o-1".into(), paid: false, outbox: Outbox::default() };
+//! order.pay();
+//! assert_eq!(order.outbox.types(), ["order.paid"]); // no server needed to test an aggregate
+//! ```
+//!
+//! With a server: `Store::new(collection, &inline).update(&id, Order::pay).await?` loads, pays, saves, and delivers.
+//!
+//! # Features
+//! `bson-2` (default) and `bson-3` choose the BSON version that the driver, and so this crate, speaks. With both, the
+//! driver speaks 3.
+
 pub mod amqp;
 mod caps;
 mod claim;

@@ -31,7 +31,7 @@ use mongodb::{
     Namespace,
     bson::{Bson, DateTime, Timestamp, Uuid, doc},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Answer, Deliver, Envelope, Outcome, json};
 use crate::DocumentRef;
@@ -112,6 +112,8 @@ const FREE_OF_CHARGE: &str = "while it is not available no attempt is counted";
 const RECOVERS: &str = "it becomes available again by itself";
 const SERVES: &str = "it serves the `via` that it wants stored, and no unknown one";
 
+/// Between two tries of a deliverer that says it may be available and isn't.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 /// Stands in payloads and must not be seen in texts.
 const SECRET: &str = "conformance-secret-0f8e";
 
@@ -300,7 +302,7 @@ impl Suite<'_> {
             if answers.iter().all(|answer| answer.outcome == Outcome::Delivered) {
                 return self.must_have_arrived(&window).await;
             }
-            tokio::task::yield_now().await;
+            sleep(BETWEEN_LOOKS).await;
         }
     }
 }

@@ -23,6 +23,7 @@
 //! - A confirm that got lost means that the message is published again: the receiver sees the same `message_id` twice.
 //! - Where two queues are bound and one rejects, the broker answers with one refusal, and the other queue gets a repeat.
 //! - A header of the message named `CC` or `BCC` is `Permanent`: RabbitMQ would take it for a list of routing keys.
+//! - The AMQP client logs an unroutable message with its body; [how to turn that off](crate::amqp).
 
 use std::collections::BTreeSet;
 

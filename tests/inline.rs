@@ -1,0 +1,691 @@
+//! Delivery right after the save: what goes at once, what waits, and in what order.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use document_outbox::{
+    Dispatch, Inline, Mode, Ordering, RetryPolicy, Store,
+    clock::ServerClock,
+    deliver::{Deliver, Outcome},
+    event::Event,
+    process::{Disposition, Processed, Processor, ProcessorSettings},
+    store::{Inserted, Receipt, Saved},
+};
+use mongodb::{
+    Client,
+    bson::{Bson, Document, doc},
+};
+use support::{LONG, Order, Recorder, TestDatabase, uri};
+use tokio_util::sync::CancellationToken;
+
+fn background(test: &TestDatabase, recorder: &Recorder) -> Inline {
+    Inline::builder(&test.client).deliver_to(recorder.clone())
+}
+
+/// No quick tries, and a first backoff so long that no test meets its end.
+fn slow_retry() -> RetryPolicy {
+    RetryPolicy {
+        quick_tries: 0,
+        backoff_min: Duration::from_secs(600),
+        backoff_max: Duration::from_secs(600),
+        ..RetryPolicy::default()
+    }
+}
+
+async fn insert(orders: &Store<Order>, order: Order) -> Receipt {
+    match orders.insert(order).await.unwrap() {
+        Inserted::Applied(_, receipt) => receipt,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn placed(id: &str) -> Order {
+    let mut order = Order::new(id);
+    order.add(1);
+    order
+}
+
+fn is_empty(stored: &Document) -> bool {
+    stored.get_array("outbox").is_ok_and(Vec::is_empty)
+}
+
+/// A processor such as a dispatcher worker has.
+fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
+    let settings = ProcessorSettings {
+        name: "worker".into(),
+        retry: slow_retry(),
+        ..ProcessorSettings::default()
+    };
+    Processor::new(
+        test.client.clone(),
+        ServerClock::new(test.client.clone()),
+        Arc::new(deliver.clone()),
+        settings,
+    )
+}
+
+async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed {
+    let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), id);
+    worker
+        .process(&document, Ordering::Ordered, &CancellationToken::new())
+        .await
+        .unwrap()
+}
+
+/// Makes every claim of a document run out, as time would.
+async fn expire_claims(test: &TestDatabase, id: &str) {
+    let past = mongodb::bson::DateTime::from_millis(0);
+    let set = doc! { "$set": { "outbox.$[].available_at": past } };
+    test.orders().update_one(doc! { "_id": id }, set).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_message_is_delivered_and_cleared_after_the_save() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let orders = test.store(&background(&test, &recorder));
+    let receipt = insert(&orders, placed("o-1")).await;
+    assert_eq!(receipt.dispatch, Dispatch::Background);
+    let delivered = recorder.wait_delivered(1).await;
+    assert_eq!(delivered[0].message_id(), receipt.messages[0]);
+    test.wait_until("o-1", is_empty).await;
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn entries_are_born_claimed_where_the_outbox_was_proven_empty_and_only_there() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let orders = test.store(&background(&test, &recorder));
+    insert(&orders, placed("o-1")).await;
+    orders.update(&"o-1".into(), |order| order.add(2)).await.unwrap();
+    let outbox = test.outbox("o-1").await;
+    assert!(outbox[0].get_str("claimed_by").is_ok());
+    assert_eq!(outbox[1].get("claimed_by"), None);
+    assert_eq!(outbox[1].get("available_at"), outbox[1].get("created_at"));
+    recorder.let_through(2);
+    recorder.wait_delivered(2).await;
+    assert_eq!(recorder.amounts(), [1, 2]);
+    test.wait_until("o-1", is_empty).await;
+    test.drop().await;
+}
+
+/// A foreign entry that arrives between load and save stands before the save's own: it must be delivered first.
+#[tokio::test]
+async fn an_entry_that_arrives_between_load_and_save_keeps_its_place_before_the_saves_own() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let orders = test.store(&background(&test, &recorder));
+    insert(&orders, Order::new("o-1")).await;
+    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let foreign =
+        doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 7i64 } };
+    test.orders()
+        .update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } })
+        .await
+        .unwrap();
+    order.add(8);
+    assert!(orders.save(&mut order).await.unwrap().is_applied());
+    recorder.wait_delivered(2).await;
+    assert_eq!(recorder.amounts(), [7, 8]);
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn awaiting_says_what_became_of_each_message() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client)
+        .mode(Mode::Await)
+        .retry(slow_retry())
+        .deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    let outcomes = |dispatch: Dispatch| match dispatch {
+        Dispatch::Settled(settled) => settled
+            .into_iter()
+            .map(|(_, disposition)| disposition)
+            .collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+
+    assert_eq!(
+        outcomes(insert(&orders, placed("good")).await.dispatch),
+        [Disposition::Delivered]
+    );
+
+    recorder.answer([Outcome::Delivered, Outcome::Transient("later".into())]);
+    let mut order = Order::new("late");
+    (1..=3).for_each(|amount| order.add(amount));
+    let settled = outcomes(insert(&orders, order).await.dispatch);
+    let retrying = Disposition::Retrying {
+        error: "later".into(),
+    };
+    assert_eq!(settled, [Disposition::Delivered, retrying, Disposition::Waiting]);
+    let outbox = test.outbox("late").await;
+    assert_eq!(
+        (outbox[0].get_i32("attempts"), outbox[0].get_str("last_error")),
+        (Ok(1), Ok("later"))
+    );
+    assert_eq!(
+        (outbox[0].get("claimed_by"), outbox[1].get("claimed_by")),
+        (None, None)
+    );
+
+    recorder.answer([Outcome::Permanent("never".into())]);
+    let mut order = Order::new("dead");
+    (1..=2).for_each(|amount| order.add(amount));
+    let settled = outcomes(insert(&orders, order).await.dispatch);
+    assert_eq!(
+        settled,
+        [
+            Disposition::Dead {
+                error: "never".into()
+            },
+            Disposition::Delivered
+        ]
+    );
+    let outbox = test.outbox("dead").await;
+    assert_eq!(
+        (outbox.len(), outbox[0].get_str("dead_reason")),
+        (1, Ok("permanent"))
+    );
+    assert_eq!(outbox[0].get("available_at"), None);
+
+    // Entries stand before: the claim is taken like anyone else's, and the answer is read off the document.
+    let updated = orders.update(&"dead".into(), |order| order.add(5)).await.unwrap();
+    assert_eq!(
+        outcomes(updated.receipt.unwrap().dispatch),
+        [Disposition::Delivered]
+    );
+    let updated = orders.update(&"late".into(), |order| order.add(5)).await.unwrap();
+    assert_eq!(
+        outcomes(updated.receipt.unwrap().dispatch),
+        [Disposition::Waiting]
+    );
+    test.drop().await;
+}
+
+/// P2: every committed message is delivered, or is dead and visible.
+#[tokio::test]
+async fn the_last_attempt_makes_a_message_dead_and_lets_the_next_go() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let retry = RetryPolicy {
+        max_attempts: 1,
+        ..slow_retry()
+    };
+    let inline = Inline::builder(&test.client)
+        .mode(Mode::Await)
+        .retry(retry)
+        .deliver_to(recorder.clone());
+    recorder.answer([Outcome::Transient("no".into())]);
+    let mut order = placed("o-1");
+    order.add(2);
+    insert(&test.store(&inline), order).await;
+    let outbox = test.outbox("o-1").await;
+    assert_eq!(
+        (outbox.len(), outbox[0].get_str("dead_reason")),
+        (1, Ok("attempts_exhausted"))
+    );
+    assert_eq!(recorder.amounts(), [2]);
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn what_fails_in_passing_is_tried_again_in_place_without_an_attempt() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client)
+        .mode(Mode::Await)
+        .deliver_to(recorder.clone());
+    recorder.answer([
+        Outcome::Transient("once".into()),
+        Outcome::Transient("twice".into()),
+    ]);
+    let receipt = insert(&test.store(&inline), placed("o-1")).await;
+    assert_eq!(
+        receipt.dispatch,
+        Dispatch::Settled(vec![(receipt.messages[0], Disposition::Delivered)])
+    );
+    assert_eq!(recorder.wait_tried(3).await.len(), 3);
+    test.drop().await;
+}
+
+/// An unavailable broker is not an attempt, and a save does not fail because of it.
+#[tokio::test]
+async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = background(&test, &recorder);
+    let orders = test.store(&inline);
+    recorder.set_available(false);
+    assert_eq!(insert(&orders, placed("away")).await.dispatch, Dispatch::Skipped);
+    let entry = &test.outbox("away").await[0];
+    assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
+
+    recorder.set_available(true);
+    recorder.answer([Outcome::Unavailable("just gone".into())]);
+    let mut events = inline.events().subscribe();
+    assert_eq!(
+        insert(&orders, placed("lost")).await.dispatch,
+        Dispatch::Background
+    );
+    assert!(matches!(
+        events.recv().await.unwrap(),
+        Event::Released { count: 1, .. }
+    ));
+    let entry = &test.outbox("lost").await[0];
+    assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_full_dispatcher_skips_and_the_save_succeeds() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = Inline::builder(&test.client)
+        .capacity(1)
+        .deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    assert_eq!(
+        insert(&orders, placed("first")).await.dispatch,
+        Dispatch::Background
+    );
+    let mut events = inline.events().subscribe();
+    assert_eq!(
+        insert(&orders, placed("second")).await.dispatch,
+        Dispatch::Skipped
+    );
+    assert!(
+        matches!(events.recv().await.unwrap(), Event::Skipped { document } if document.subject() == "second")
+    );
+    recorder.let_through(1);
+    recorder.wait_delivered(1).await;
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn closing_waits_for_what_is_in_flight_and_later_saves_are_left_to_the_rescuer() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = background(&test, &recorder);
+    let orders = test.store(&inline);
+    insert(&orders, placed("o-1")).await;
+    recorder.wait_tried(1).await;
+    let closing = tokio::spawn({
+        let inline = inline.clone();
+        async move { inline.close(LONG).await }
+    });
+    recorder.let_through(1);
+    closing.await.unwrap();
+    assert!(is_empty(&test.stored("o-1").await));
+    assert_eq!(insert(&orders, placed("o-2")).await.dispatch, Dispatch::Skipped);
+    test.drop().await;
+}
+
+/// A cancelled attempt is not a failure.
+#[tokio::test]
+async fn closing_past_its_grace_gives_back_what_was_not_begun() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = background(&test, &recorder);
+    let orders = test.store(&inline);
+    let mut order = placed("o-1");
+    order.add(2);
+    insert(&orders, order).await;
+    recorder.wait_tried(1).await;
+    let mut closing = Box::pin(inline.close(Duration::ZERO));
+    // The grace's timer is the older of the two, so it has run out when this one does.
+    assert!(
+        tokio::time::timeout(Duration::from_millis(10), &mut closing)
+            .await
+            .is_err()
+    );
+    recorder.let_through(1);
+    closing.await;
+    let outbox = test.outbox("o-1").await;
+    assert_eq!(outbox.len(), 1, "the first was delivered");
+    assert_eq!(
+        (outbox[0].get("claimed_by"), outbox[0].get("attempts")),
+        (None, None)
+    );
+    test.drop().await;
+}
+
+/// P3 (a): a process that dies between save and publish: the claim runs out, and a worker delivers, once.
+#[tokio::test]
+async fn a_crash_between_save_and_publish_loses_nothing() {
+    let test = TestDatabase::create().await;
+    let dying = Recorder::held();
+    insert(&test.store(&background(&test, &dying)), placed("o-1")).await;
+    dying.wait_tried(1).await;
+
+    let recorder = Recorder::default();
+    let worker = worker(&test, &recorder);
+    assert!(
+        matches!(process(&test, &worker, "o-1").await, Processed::Held(_)),
+        "the claim is alive"
+    );
+    assert!(recorder.delivered().is_empty());
+    expire_claims(&test, "o-1").await;
+    assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1]);
+    assert!(is_empty(&test.stored("o-1").await));
+    test.drop().await;
+}
+
+/// P3 (a): a process that dies between confirm and clear: delivered again, and only then.
+#[tokio::test]
+async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
+    let test = TestDatabase::create().await;
+    // A client of its own name, whose updates the server refuses: the clear never arrives.
+    let name = format!("dying-{}", uuid::Uuid::now_v7().simple());
+    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI"))
+        .await
+        .unwrap();
+    options.app_name = Some(name.clone());
+    let client = Client::with_options(options).unwrap();
+    let fail = |mode: Bson| {
+        let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
+        let admin = test.client.database("admin");
+        async move {
+            admin
+                .run_command(doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data })
+                .await
+                .unwrap()
+        }
+    };
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&client)
+        .mode(Mode::Await)
+        .deliver_to(recorder.clone());
+    let orders = Store::<Order>::new(
+        client
+            .database(test.database.name())
+            .collection::<Document>("orders"),
+        &inline,
+    );
+    fail("alwaysOn".into()).await;
+    insert(&orders, placed("o-1")).await;
+    fail("off".into()).await;
+    assert_eq!(recorder.amounts(), [1]);
+    assert_eq!(test.outbox("o-1").await.len(), 1, "the clear did not happen");
+
+    expire_claims(&test, "o-1").await;
+    assert_eq!(
+        process(&test, &worker(&test, &recorder), "o-1").await,
+        Processed::Done
+    );
+    assert_eq!(recorder.amounts(), [1, 1]);
+    let delivered = recorder.delivered();
+    assert_eq!(
+        delivered[0].id, delivered[1].id,
+        "a receiver's inbox can tell the repeat"
+    );
+    assert!(is_empty(&test.stored("o-1").await));
+    test.drop().await;
+}
+
+/// P3 (b): a claim that outlives its lease: the late holder changes nothing that the next one did.
+#[tokio::test]
+async fn a_holder_whose_claim_ran_out_clears_and_fails_nothing_of_the_next_holders() {
+    let test = TestDatabase::create().await;
+    let slow = Recorder::held();
+    let slow_worker = worker(&test, &slow);
+    insert(&test.store(&Inline::off(&test.client)), placed("o-1")).await;
+    let slow_run = async {
+        let processed = process(&test, &slow_worker, "o-1").await;
+        (processed, "late")
+    };
+    let next = Recorder::default();
+    let next_worker = worker(&test, &next);
+    let take_over = async {
+        slow.wait_tried(1).await;
+        expire_claims(&test, "o-1").await;
+        next.answer([Outcome::Transient("retry".into())]);
+        let processed = process(&test, &next_worker, "o-1").await;
+        slow.let_through(1);
+        processed
+    };
+    let ((_, _), taken) = tokio::join!(slow_run, take_over);
+    assert!(matches!(taken, Processed::Held(_)));
+    let outbox = test.outbox("o-1").await;
+    assert_eq!(outbox.len(), 1, "the late clear did not match");
+    assert_eq!(outbox[0].get_i32("attempts"), Ok(1));
+    test.drop().await;
+}
+
+/// P4 Ordered per document: a failing message holds back the later ones of its own document only.
+#[tokio::test]
+async fn a_failing_message_holds_back_its_own_document_only() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client)
+        .mode(Mode::Await)
+        .retry(slow_retry())
+        .deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    recorder.answer([Outcome::Transient("no".into())]);
+    insert(&orders, placed("stuck")).await;
+    orders
+        .update(&"stuck".into(), |order| order.add(2))
+        .await
+        .unwrap();
+    insert(&orders, placed("other")).await;
+    let delivered: Vec<_> = recorder
+        .delivered()
+        .iter()
+        .map(|envelope| envelope.document.subject())
+        .collect();
+    assert_eq!(delivered, ["other"]);
+    assert_eq!(test.outbox("stuck").await.len(), 2);
+    test.drop().await;
+}
+
+/// P6 Independent: concurrent saves and clears lose no push and bring no cleared message back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_saves_and_clears_neither_lose_nor_resurrect() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = background(&test, &recorder);
+    let orders = test.store(&inline);
+    insert(&orders, Order::new("o-1")).await;
+    let savers = (0..4i64).map(|saver| {
+        let orders = orders.clone();
+        tokio::spawn(async move {
+            for n in 0..50 {
+                orders
+                    .update(&"o-1".to_owned(), |order| order.add(saver * 1_000 + n))
+                    .await
+                    .unwrap();
+            }
+        })
+    });
+    for saver in savers.collect::<Vec<_>>() {
+        saver.await.unwrap();
+    }
+    recorder.wait_delivered(200).await;
+    test.wait_until("o-1", is_empty).await;
+    let amounts = recorder.amounts();
+    assert_eq!(amounts.len(), 200, "each exactly once");
+    for saver in 0..4i64 {
+        let of_saver: Vec<_> = amounts
+            .iter()
+            .filter(|amount| *amount / 1_000 == saver)
+            .copied()
+            .collect();
+        let in_order: Vec<_> = (0..50).map(|n| saver * 1_000 + n).collect();
+        assert_eq!(of_saver, in_order, "in the order saved");
+    }
+    let total: i64 = amounts.iter().sum();
+    assert_eq!(test.stored("o-1").await.get_i64("total"), Ok(total));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn an_outbox_of_a_thousand_entries_is_delivered_in_order() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let mut order = Order::new("o-1");
+    (0..1_000).for_each(|amount| order.add(amount));
+    insert(&test.store(&Inline::off(&test.client)), order).await;
+    assert_eq!(
+        process(&test, &worker(&test, &recorder), "o-1").await,
+        Processed::Done
+    );
+    assert_eq!(recorder.amounts(), (0..1_000).collect::<Vec<_>>());
+    assert!(is_empty(&test.stored("o-1").await));
+    test.drop().await;
+}
+
+/// Neighbours that are no entries are left as they are, byte for byte, and stop nobody.
+#[tokio::test]
+async fn unreadable_neighbours_survive_and_block_nothing() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let twice = mongodb::bson::Uuid::new();
+    let added = |id: mongodb::bson::Uuid, amount: i64| doc! { "id": id, "type": "order.added", "payload": { "amount": amount } };
+    let strange: Vec<Bson> = vec![
+        Bson::Null,
+        "text".into(),
+        Bson::Array(vec![added(twice, 0).into()]),
+        doc! {}.into(),
+        doc! { "id": "no uuid", "type": "x" }.into(),
+        doc! { "id": mongodb::bson::Uuid::new(), "type": 5 }.into(),
+        added(twice, 1).into(),
+    ];
+    let mut outbox = strange.clone();
+    outbox.insert(3, added(mongodb::bson::Uuid::new(), 10).into());
+    outbox.push(added(mongodb::bson::Uuid::new(), 11).into());
+    test.orders()
+        .insert_one(doc! { "_id": "o-1", "total": 0, "outbox": outbox })
+        .await
+        .unwrap();
+    let worker = worker(&test, &recorder);
+    let mut events = worker.events().subscribe();
+    assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
+    assert_eq!(recorder.amounts(), [10, 11]);
+    assert_eq!(test.stored("o-1").await.get_array("outbox").unwrap(), &strange);
+    assert!(matches!(
+        events.recv().await.unwrap(),
+        Event::Unreadable { count: 7, .. }
+    ));
+    assert_eq!(
+        process(&test, &worker, "o-1").await,
+        Processed::Done,
+        "and again there is nothing to do"
+    );
+    test.drop().await;
+}
+
+/// A document with no room for a claim is delivered under a lease in the state database.
+#[tokio::test]
+async fn a_document_near_sixteen_megabytes_is_delivered() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let state = format!("{}_state", test.database.name());
+    let settings = ProcessorSettings {
+        state_database: state.clone(),
+        retry: slow_retry(),
+        ..ProcessorSettings::default()
+    };
+    let worker = Processor::new(
+        test.client.clone(),
+        ServerClock::new(test.client.clone()),
+        Arc::new(recorder.clone()),
+        settings,
+    );
+    let entries: Vec<_> = (0..3i64)
+        .map(|amount| doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } })
+        .collect();
+    let mut document = doc! { "_id": "big", "total": 0, "outbox": entries, "fill": "" };
+    let bytes = bytes_of(&document);
+    document.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
+    test.orders().insert_one(document).await.unwrap();
+    let mut events = worker.events().subscribe();
+    assert_eq!(process(&test, &worker, "big").await, Processed::Done);
+    assert!(matches!(events.recv().await.unwrap(), Event::Oversized { .. }));
+    assert_eq!(recorder.amounts(), [0, 1, 2]);
+    assert!(is_empty(&test.stored("big").await));
+    let leases = test.client.database(&state).collection::<Document>("leases");
+    assert_eq!(leases.count_documents(doc! {}).await.unwrap(), 0);
+    test.client.database(&state).drop().await.unwrap();
+    test.drop().await;
+}
+
+fn bytes_of(document: &Document) -> usize {
+    mongodb::bson::RawDocumentBuf::try_from(document)
+        .unwrap()
+        .as_bytes()
+        .len()
+}
+
+/// A deliverer that hangs, panics or miscounts becomes failed attempts, never a stuck or a lost message.
+#[tokio::test]
+async fn a_deliverer_that_breaks_its_contract_costs_attempts_and_no_message() {
+    struct Broken;
+    #[async_trait::async_trait]
+    impl Deliver for Broken {
+        async fn deliver(
+            &self,
+            window: &[document_outbox::deliver::Envelope],
+        ) -> Vec<document_outbox::deliver::Answer> {
+            match window[0].document.subject().as_str() {
+                "panic" => panic!("on purpose"),
+                "hang" => std::future::pending().await,
+                _ => Vec::new(),
+            }
+        }
+    }
+    let test = TestDatabase::create().await;
+    let settings = |lease| ProcessorSettings {
+        retry: slow_retry(),
+        lease,
+        ..ProcessorSettings::default()
+    };
+    for (id, lease) in [
+        ("panic", LONG),
+        ("miscount", LONG),
+        ("hang", Duration::from_secs(1)),
+    ] {
+        insert(&test.store(&Inline::off(&test.client)), placed(id)).await;
+        let clock = ServerClock::new(test.client.clone());
+        let worker = Processor::new(test.client.clone(), clock, Arc::new(Broken), settings(lease));
+        assert!(
+            matches!(process(&test, &worker, id).await, Processed::Held(_)),
+            "{id}"
+        );
+        let outbox = test.outbox(id).await;
+        assert_eq!(outbox[0].get_i32("attempts"), Ok(1), "{id}");
+    }
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_save_is_not_told_applied_when_another_save_won() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let orders = test.store(&background(&test, &recorder));
+    insert(&orders, Order::new("o-1")).await;
+    let mut one = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut two = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    one.add(1);
+    two.add(2);
+    let (one, two) = tokio::join!(orders.save(&mut one), orders.save(&mut two));
+    let applied = [one.unwrap(), two.unwrap()]
+        .iter()
+        .filter(|saved| matches!(saved, Saved::Applied(_)))
+        .count();
+    assert_eq!(applied, 1);
+    recorder.wait_delivered(1).await;
+    test.wait_until("o-1", is_empty).await;
+    assert_eq!(recorder.delivered().len(), 1);
+    test.drop().await;
+}

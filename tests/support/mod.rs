@@ -1,0 +1,277 @@
+//! What the flow tests share: a database of their own on the real server, an aggregate, and a recording deliverer.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use document_outbox::{
+    Document, Inline, Message, Outbox, Store,
+    deliver::{Answer, Deliver, Envelope, Outcome},
+};
+use mongodb::{
+    Client, Collection, Database,
+    bson::{Bson, Document as BsonDocument, doc},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+
+/// Past this, a test that waits for a signal has failed. No test passes or fails by anything being faster.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// The URI of a server that `scripts/services` starts.
+pub fn uri(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run `scripts/test`, or `eval \"$(scripts/services env)\"`")
+    })
+}
+
+/// A database of the test's own, dropped at its end.
+pub struct TestDatabase {
+    pub client: Client,
+    pub database: Database,
+}
+
+impl TestDatabase {
+    pub async fn create() -> Self {
+        Self::on("OUTBOX_MONGODB_URI").await
+    }
+
+    pub async fn on(variable: &str) -> Self {
+        let client = Client::with_uri_str(uri(variable)).await.unwrap();
+        let database = client.database(&format!("t_{}", uuid::Uuid::now_v7().simple()));
+        Self { client, database }
+    }
+
+    pub fn orders(&self) -> Collection<BsonDocument> {
+        self.database.collection("orders")
+    }
+
+    pub fn store(&self, inline: &Inline) -> Store<Order> {
+        Store::new(self.orders(), inline)
+    }
+
+    /// The stored document.
+    pub async fn stored(&self, id: impl Into<Bson>) -> BsonDocument {
+        self.orders()
+            .find_one(doc! { "_id": id.into() })
+            .await
+            .unwrap()
+            .expect("the document is there")
+    }
+
+    /// The stored outbox; empty where there is none.
+    pub async fn outbox(&self, id: impl Into<Bson>) -> Vec<BsonDocument> {
+        let stored = self.stored(id).await;
+        let entries = stored.get_array("outbox").cloned().unwrap_or_default();
+        entries
+            .into_iter()
+            .map(|entry| entry.as_document().unwrap().clone())
+            .collect()
+    }
+
+    /// Waits, on the change stream, until the document is as wanted.
+    pub async fn wait_until(
+        &self,
+        id: impl Into<Bson>,
+        wanted: impl Fn(&BsonDocument) -> bool,
+    ) -> BsonDocument {
+        let id = id.into();
+        let look = async {
+            let mut changes = self.orders().watch().await.unwrap();
+            loop {
+                let stored = self
+                    .orders()
+                    .find_one(doc! { "_id": id.clone() })
+                    .await
+                    .unwrap()
+                    .unwrap_or_default();
+                if wanted(&stored) {
+                    return stored;
+                }
+                changes.next_if_any().await.unwrap();
+            }
+        };
+        tokio::time::timeout(LONG, look)
+            .await
+            .expect("the document becomes as wanted")
+    }
+
+    pub async fn drop(self) {
+        self.database.drop().await.unwrap();
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct Order {
+    #[serde(rename = "_id")]
+    pub id: String,
+    pub total: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    #[serde(skip)]
+    pub outbox: Outbox,
+}
+
+impl Order {
+    pub fn new(id: &str) -> Self {
+        Self {
+            id: id.into(),
+            total: 0,
+            note: None,
+            outbox: Outbox::default(),
+        }
+    }
+
+    pub fn add(&mut self, amount: i64) {
+        self.total += amount;
+        self.outbox.send(Added { amount });
+    }
+}
+
+impl Document for Order {
+    type Id = String;
+    fn id(&self) -> &String {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct Added {
+    pub amount: i64,
+}
+
+impl Message for Added {
+    const TYPE: &'static str = "order.added";
+}
+
+/// A deliverer that records what it is given, answers as told, and can be held.
+#[derive(Clone)]
+pub struct Recorder {
+    state: Arc<State>,
+}
+
+struct State {
+    delivered: watch::Sender<Vec<Envelope>>,
+    tried: watch::Sender<Vec<Envelope>>,
+    answers: Mutex<VecDeque<Outcome>>,
+    gate: Semaphore,
+    available: watch::Sender<bool>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self {
+            state: Arc::new(State {
+                delivered: watch::Sender::new(vec![]),
+                tried: watch::Sender::new(vec![]),
+                answers: Mutex::default(),
+                gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
+                available: watch::Sender::new(true),
+            }),
+        }
+    }
+}
+
+impl Recorder {
+    /// A recorder that answers nothing until let through.
+    pub fn held() -> Self {
+        let recorder = Self::default();
+        recorder.state.gate.forget_permits(usize::MAX);
+        recorder
+    }
+
+    /// Lets that many messages through.
+    pub fn let_through(&self, count: usize) {
+        self.state.gate.add_permits(count);
+    }
+
+    /// The next messages are answered so, one answer each; then everything is delivered again.
+    pub fn answer(&self, outcomes: impl IntoIterator<Item = Outcome>) {
+        self.state.answers.lock().unwrap().extend(outcomes);
+    }
+
+    pub fn set_available(&self, available: bool) {
+        self.state.available.send_replace(available);
+    }
+
+    pub fn delivered(&self) -> Vec<Envelope> {
+        self.state.delivered.borrow().clone()
+    }
+
+    /// The amounts of the [`Added`] messages delivered, in order.
+    pub fn amounts(&self) -> Vec<i64> {
+        self.delivered()
+            .iter()
+            .map(|envelope| envelope.decode::<Added>().unwrap().amount)
+            .collect()
+    }
+
+    /// Waits until that many were delivered.
+    pub async fn wait_delivered(&self, count: usize) -> Vec<Envelope> {
+        wait_for(self.state.delivered.subscribe(), count).await
+    }
+
+    /// Waits until that many tries were begun.
+    pub async fn wait_tried(&self, count: usize) -> Vec<Envelope> {
+        wait_for(self.state.tried.subscribe(), count).await
+    }
+}
+
+async fn wait_for(mut seen: watch::Receiver<Vec<Envelope>>, count: usize) -> Vec<Envelope> {
+    let enough = tokio::time::timeout(LONG, seen.wait_for(|seen| seen.len() >= count)).await;
+    enough
+        .unwrap_or_else(|_| panic!("{count} messages arrive"))
+        .unwrap()
+        .clone()
+}
+
+#[async_trait]
+impl Deliver for Recorder {
+    async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        for envelope in window {
+            self.state.tried.send_modify(|tried| tried.push(envelope.clone()));
+            self.state.gate.acquire().await.unwrap().forget();
+            let outcome = self
+                .state
+                .answers
+                .lock()
+                .unwrap()
+                .pop_front()
+                .unwrap_or(Outcome::Delivered);
+            if outcome == Outcome::Delivered {
+                self.state
+                    .delivered
+                    .send_modify(|delivered| delivered.push(envelope.clone()));
+            }
+            answers.push(outcome.into());
+        }
+        answers
+    }
+
+    fn is_available(&self) -> bool {
+        *self.state.available.borrow()
+    }
+
+    async fn available(&self) {
+        let _ = self
+            .state
+            .available
+            .subscribe()
+            .wait_for(|available| *available)
+            .await;
+    }
+}
