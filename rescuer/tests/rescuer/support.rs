@@ -43,10 +43,20 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
+        // Shown of tests that fail.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter("outbox_rescuer=debug")
+            .with_test_writer()
+            .try_init();
         let client = Client::with_uri_str(mongodb_uri()).await.unwrap();
         let name = unique("rescuer");
         let state = client.database(&format!("{name}_state"));
-        Self { db: client.database(&name), state, app_name: name, client }
+        Self {
+            db: client.database(&name),
+            state,
+            app_name: name,
+            client,
+        }
     }
 
     pub fn orders(&self) -> Collection<Document> {
@@ -65,7 +75,11 @@ impl World {
     }
 
     pub async fn position(&self) -> Document {
-        self.positions().find_one(doc! { "_id": "default" }).await.unwrap().expect("a position")
+        self.positions()
+            .find_one(doc! { "_id": "default" })
+            .await
+            .unwrap()
+            .expect("a position")
     }
 
     /// Everything of the database, with a sweep so rare that only the stream is seen at work.
@@ -124,7 +138,10 @@ pub async fn index(collection: &Collection<Document>) {
     let options = IndexOptions::builder()
         .partial_filter_expression(doc! { "outbox.id": { "$exists": true } })
         .build();
-    let model = IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).options(options).build();
+    let model = IndexModel::builder()
+        .keys(doc! { "outbox.available_at": 1 })
+        .options(options)
+        .build();
     collection.create_index(model).await.unwrap();
 }
 
@@ -159,15 +176,21 @@ impl Running {
 
     pub async fn page(&mut self) -> (usize, usize, usize) {
         self.wait("a page", |event| match event {
-            RescueEvent::PageDone { changes, documents, queued } => Some((*changes, *documents, *queued)),
+            RescueEvent::PageDone {
+                changes,
+                documents,
+                queued,
+            } => Some((*changes, *documents, *queued)),
             _ => None,
         })
         .await
     }
 
     pub async fn saved(&mut self) {
-        self.wait("a saved position", |event| matches!(event, RescueEvent::PositionSaved { .. }).then_some(()))
-            .await;
+        self.wait("a saved position", |event| {
+            matches!(event, RescueEvent::PositionSaved { .. }).then_some(())
+        })
+        .await;
     }
 
     /// The next round of the sweep that ends: whether it was full, and how many it queued.
@@ -181,7 +204,10 @@ impl Running {
 
     pub async fn stop(self) -> Result<(), RescuerError> {
         self.stop.cancel();
-        timeout(PATIENCE, self.task).await.expect("it stops").expect("no panic")
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("it stops")
+            .expect("no panic")
     }
 
     /// Ends it where it stands, as a crash would.
@@ -206,11 +232,20 @@ impl Recorder {
     }
 
     pub fn ids(&self) -> Vec<Bson> {
-        self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
+        self.taken
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(command, _)| command.document.id().clone())
+            .collect()
     }
 
     pub fn distinct(&self) -> usize {
-        self.ids().iter().map(Bson::to_string).collect::<HashSet<_>>().len()
+        self.ids()
+            .iter()
+            .map(Bson::to_string)
+            .collect::<HashSet<_>>()
+            .len()
     }
 
     pub fn taken(&self) -> Vec<(ProcessDocumentMessages, Instant)> {
