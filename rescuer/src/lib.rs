@@ -1,1 +1,79 @@
-//! The rescuer.
+//! The rescuer: finds the messages that inline dispatch left behind, and asks a dispatcher to deliver them.
+//!
+//! # Flow
+//! It reads the change streams of the watched collections a configurable *delay* late. A document whose outbox was filled
+//! back then and still holds something undelivered gets a `ProcessDocumentMessages` command on RabbitMQ. Beside that, a
+//! sweep goes through everything that is due, so that nothing depends on a change being seen or a command arriving.
+//!
+//! ```text
+//!              ┌─ stream ─▶ follow ─ hold until `delay` old ─▶ page ─┐
+//!  MongoDB ────┤                                                     ├─▶ commands ─▶ RabbitMQ
+//!              └─ sweep ── by the index, every `sweep_interval` ─────┘
+//! ```
+//!
+//! # Guarantees
+//! - Every message that is committed and stays undelivered is queued: by the stream `delay` after its save, or by the sweep
+//!   once it is due.
+//! - The saved position is a low-water mark. A crash at any moment repeats commands, and loses none.
+//! - A position that is lost, unreadable, or of other patterns loses nothing (see [`OnHistoryLost`]).
+//! - Memory doesn't grow with the delay, the backlog, or an outage of the broker.
+//!
+//! # Assumptions
+//! MongoDB 6.0 or later as a replica set or a sharded cluster; the index of [`Settings`]' collections on
+//! `outbox.available_at`, without which the sweep reads collections from end to end, slowly. It needs to read what it
+//! watches and to write its state database, nothing else.
+//!
+//! # Caveats
+//! - A command is a hint. One more than needed is harmless, and there are some: after a crash, around a busy document.
+//! - The oplog has to reach back further than the delay.
+//! - One rescuer of a name at a time; a second one takes the position over and the first ends.
+//!
+//! # Example
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use document_outbox::{CommandSender, amqp::{AmqpSettings, Publisher, TopologyMode}};
+//! use outbox_rescuer::{BrokerCommands, CancellationToken, Rescuer, Settings};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = mongodb::Client::with_uri_str("mongodb://localhost/?replicaSet=rs0").await?;
+//! let topology = CommandSender::topology("outbox.commands", "outbox.process-document-messages", TopologyMode::Declare);
+//! let publisher = Publisher::start(AmqpSettings::new("amqp://localhost")?, topology);
+//! let commands = Arc::new(BrokerCommands::new(publisher, "outbox.commands"));
+//! let settings = Settings::new(vec!["shop.*".parse()?]);
+//! let stop = CancellationToken::new();
+//! Rescuer::new(client, commands, settings)?.run(stop).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod budget;
+mod change;
+mod commands;
+mod context;
+mod error;
+mod event;
+mod fault;
+mod filter;
+mod follow;
+mod index;
+mod look;
+mod page;
+mod position;
+mod queued;
+mod rescuer;
+mod scan;
+mod server;
+mod settings;
+mod stream;
+mod sweep;
+mod targets;
+mod token;
+mod verdict;
+
+pub use commands::{BrokerCommands, Commands};
+pub use error::RescuerError;
+pub use event::{ReopenCause, RescueEvent, StartedFrom};
+pub use outbox_service::{CancellationToken, NamespacePattern};
+pub use rescuer::Rescuer;
+pub use settings::{LONGEST_DELAY, OnHistoryLost, SHORTEST_DELAY, Settings};

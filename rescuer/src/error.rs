@@ -1,0 +1,47 @@
+//! Why a rescuer ended.
+
+/// Why a rescuer cannot work, or cannot go on. What passes by itself (elections, networks, brokers) is none of these.
+#[derive(Debug, thiserror::Error)]
+pub enum RescuerError {
+    /// The settings cannot work; each sentence begins with the names of those it is about.
+    #[error("the settings cannot work: {}", .0.join("; "))]
+    Settings(Vec<String>),
+    /// A server without change streams.
+    #[error(
+        "MongoDB at this address is a single server without a replica set, which has no change streams; start it with \
+         --replSet and run rs.initiate() once, even for one server"
+    )]
+    NotAReplicaSet,
+    /// Cosmos DB with request units.
+    #[error(
+        "this is Azure Cosmos DB's request-unit API for MongoDB, whose change streams need `updateLookup` and lose \
+         changes for an outbox; use MongoDB itself, Atlas, or Cosmos DB's vCore service"
+    )]
+    CosmosDb,
+    /// The server refuses something in a way that trying again doesn't help against.
+    #[error("could not {doing}: {advice}")]
+    Refused {
+        /// What was tried.
+        doing: &'static str,
+        /// What to do.
+        advice: &'static str,
+        /// What the server said.
+        source: mongodb::error::Error,
+    },
+    /// The position is lost and `on_history_lost` is `fail`.
+    #[error(
+        "the position of stream {stream:?} is lost ({reason}) and on_history_lost is `fail`; set it to `sweep`, which \
+         finds everything undelivered and goes on, or delete that document of `positions` in the state database"
+    )]
+    PositionLost {
+        /// Which stream.
+        stream: String,
+        /// Why it is lost.
+        reason: String,
+    },
+    /// Another rescuer of the same name took the position over, or somebody deleted it.
+    #[error(
+        "the position of stream {0:?} was taken by another rescuer, or deleted; run one rescuer of a name at a time"
+    )]
+    Fenced(String),
+}

@@ -1,0 +1,119 @@
+//! What a rescuer does, as values: logs, counts and tests learn of it here.
+
+use document_outbox::{DocumentRef, command::Reason};
+use mongodb::{Namespace, bson::Timestamp};
+
+/// Something that happened in a rescuer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RescueEvent {
+    /// The change stream is open.
+    Opened {
+        /// From where it is read.
+        from: StartedFrom,
+    },
+    /// The stream's cursor ended and is opened again from where it stood.
+    Reopened {
+        /// Why it ended.
+        cause: ReopenCause,
+    },
+    /// The stream cannot go on from its position.
+    PositionLost {
+        /// Why, and what is done about it.
+        reason: String,
+        /// The server's error code, where it was the server who said so.
+        code: Option<i32>,
+    },
+    /// A change stands at the head of the stream and waits until it is `delay` old.
+    Holding {
+        /// Whose change it is.
+        document: DocumentRef,
+    },
+    /// A command for this document was confirmed by the broker.
+    Queued {
+        /// Which document.
+        document: DocumentRef,
+        /// Who found it.
+        reason: Reason,
+    },
+    /// Commands could not be handed to the broker; the stream waits, the sweep comes back.
+    CommandsFailed {
+        /// How many.
+        count: usize,
+        /// What the first failure said.
+        error: String,
+    },
+    /// A command can never be sent; its document waits for the sweep to try again.
+    Unsendable {
+        /// Which document.
+        document: DocumentRef,
+        /// Why.
+        reason: String,
+    },
+    /// Changes were checked and what they needed was queued.
+    PageDone {
+        /// How many changes.
+        changes: usize,
+        /// Of how many documents.
+        documents: usize,
+        /// How many of these were queued.
+        queued: usize,
+    },
+    /// The position was saved.
+    PositionSaved {
+        /// Everything up to this time was checked.
+        cluster_time: Option<Timestamp>,
+    },
+    /// A round of the sweep is over.
+    SweepDone {
+        /// Whether entries without a date were looked for as well.
+        full: bool,
+        /// How many collections were swept.
+        collections: usize,
+        /// How many documents were read.
+        examined: usize,
+        /// How many were queued.
+        queued: usize,
+        /// Whether something kept it from reaching its end; the next round tries again.
+        cut_short: bool,
+    },
+    /// Elements of an outbox are no entries; they are left alone.
+    Unreadable {
+        /// Where.
+        document: DocumentRef,
+        /// How many.
+        count: usize,
+        /// What is wrong with the first.
+        reason: String,
+    },
+    /// A collection lacks the index that makes its sweep cheap.
+    IndexMissing {
+        /// Which.
+        namespace: Namespace,
+    },
+}
+
+/// From where a change stream is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartedFrom {
+    /// There was no position: from now, with a sweep for what was there before.
+    Now,
+    /// From the saved position.
+    Position,
+    /// From the time of a position that was made with other patterns, with a sweep.
+    ChangedPatterns,
+    /// From now, after a lost position.
+    AfterLoss,
+}
+
+/// Why a stream's cursor ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReopenCause {
+    /// An error, in the driver's words.
+    Error(String),
+    /// A change was held for longer than a cursor lives unread.
+    Held,
+    /// What it was opened on was dropped or renamed.
+    Invalidated,
+    /// The server ended it without a word.
+    Ended,
+}

@@ -1,0 +1,62 @@
+//! What an error of MongoDB means for the stream: the table, and nothing else.
+//!
+//! | error | means |
+//! |---|---|
+//! | 286 change stream history lost, 280 fatal change stream error, 260 invalid resume token, 136 capped position lost, 10334 a change too large to be sent | [`Fault::Lost`]: no reopening from this position helps |
+//! | 9, 14, 40647, 40648, 40649, 50811, 50788 … a token the server can't read | [`Fault::Lost`] |
+//! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
+//! | 40573 no replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
+//! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Passing`]: again, from the last position |
+
+use document_outbox::codes;
+use mongodb::error::{Error, ErrorKind};
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Try again after a pause, from the last position.
+    Passing,
+    /// The position is of no use any more.
+    Lost,
+    /// Trying again is no use; the sentence says what to do.
+    Fatal(&'static str),
+}
+
+pub(crate) fn of(error: &Error) -> Fault {
+    match error.kind.as_ref() {
+        ErrorKind::Authentication { .. } => Fault::Fatal(NOT_ALLOWED),
+        ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
+        _ => codes::code(error).map_or(Fault::Passing, of_code),
+    }
+}
+
+fn of_code(code: i32) -> Fault {
+    match code {
+        286 | 280 | 260 | 136 | 10334 => Fault::Lost,
+        9 | 14 | 40647 | 40648 | 40649 | 50788 | 50811 => Fault::Lost,
+        13 | 18 | 8000 => Fault::Fatal(NOT_ALLOWED),
+        40573 | 59 | 115 | 40324 => Fault::Fatal(UNSUPPORTED),
+        _ => Fault::Passing,
+    }
+}
+
+const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listCollections, listIndexes and changeStream on \
+     what is watched and readWrite on the state database, or correct the credentials";
+const UNSUPPORTED: &str = "this server has no change streams as they are needed here; use MongoDB 6.0 or later as a \
+     replica set or sharded cluster";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_lost_only_where_the_server_says_that_it_is_no_use() {
+        for code in [286, 280, 260, 136, 10334, 9] {
+            assert_eq!(of_code(code), Fault::Lost, "{code}");
+        }
+        // Not primary, interrupted at shutdown, cursor not found, exceeded time limit, host unreachable.
+        for code in [10107, 11600, 43, 50, 6, 189, 91, 133, 234, 237] {
+            assert_eq!(of_code(code), Fault::Passing, "{code}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Following the change stream `delay` late.
+//!
+//! # Flow
+//! The change at the head is held until it is `delay` old by the server's clock; nothing behind it is dealt with before.
+//! So the oplog is the delay queue, memory doesn't grow with the delay, and the position is always a low-water mark.
+//! What is old enough by then forms a page; when everything the page needed is confirmed by the broker, the position may
+//! move behind it.
+//!
+//! # Crash at any point
+//! The position stands before everything that was not confirmed; changes behind it are read again, and checked against
+//! their documents, which know what is still undelivered. At worst a page's commands are sent twice.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use document_outbox::clock::{later, until};
+use mongodb::bson::DateTime;
+use tokio::sync::mpsc;
+
+use crate::{
+    RescuerError,
+    change::Filled,
+    context::Context,
+    event::{RescueEvent, StartedFrom},
+    page,
+    position::{Mark, Saved},
+    stream::{Ended, Item, Reader},
+};
+
+/// Why following ended.
+#[derive(Debug)]
+pub(crate) enum Followed {
+    Stopped,
+    Lost { reason: String, code: Option<i32> },
+}
+
+pub(crate) struct Follower<'a> {
+    context: &'a Arc<Context>,
+    items: mpsc::Receiver<Item>,
+    /// Taken from the reader, but not old enough when a page was closed.
+    next: Option<Filled>,
+    /// Everything before it was dealt with; set while that isn't saved.
+    unsaved: Option<Mark>,
+    saved: Instant,
+}
+
+/// Follows from a mark until told to stop, or the position is lost.
+pub(crate) async fn follow(
+    context: &Arc<Context>,
+    mark: Mark,
+    from: StartedFrom,
+) -> Result<Followed, RescuerError> {
+    let (out, items) = mpsc::channel(context.settings.page_size);
+    let reader = tokio::spawn(Reader::new(context.clone(), out, mark, from).run());
+    let saved = Instant::now();
+    let follower = Follower { context, items, next: None, unsaved: None, saved };
+    // When this fails, the reader finds nobody there to hand on to, and ends.
+    follower.run().await?;
+    match reader.await {
+        Ok(Ended::Stopped) => Ok(Followed::Stopped),
+        Ok(Ended::Lost { reason, code }) => Ok(Followed::Lost { reason, code }),
+        Ok(Ended::Refused { advice, source }) => {
+            Err(RescuerError::Refused { doing: "read the change stream", advice, source })
+        }
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Ok(Followed::Stopped),
+    }
+}
+
+impl Follower<'_> {
+    async fn run(mut self) -> Result<(), RescuerError> {
+        loop {
+            self.save_if_due().await?;
+            match self.take().await {
+                Taken::Nothing => {}
+                Taken::End => break,
+                Taken::Item(Item::Passed(mark)) => self.unsaved = Some(mark),
+                Taken::Item(Item::Filled(filled)) => {
+                    if !self.hold(&filled).await? || !self.deal_with_page(filled).await? {
+                        break;
+                    }
+                }
+            }
+        }
+        self.save().await
+    }
+
+    /// The next item; nothing when a position has to be saved first.
+    async fn take(&mut self) -> Taken {
+        if let Some(filled) = self.next.take() {
+            return Taken::Item(Item::Filled(filled));
+        }
+        let interval = self.context.settings.busy_save_interval;
+        let due = match self.unsaved {
+            Some(_) => interval.saturating_sub(self.saved.elapsed()),
+            None => Duration::MAX,
+        };
+        tokio::select! {
+            biased;
+            () = self.context.stop.cancelled() => Taken::End,
+            item = self.items.recv() => item.map_or(Taken::End, Taken::Item),
+            () = tokio::time::sleep(due) => Taken::Nothing,
+        }
+    }
+
+    /// Waits until a change is old enough; false when told to stop before.
+    async fn hold(&mut self, filled: &Filled) -> Result<bool, RescuerError> {
+        let due = self.due(filled);
+        let mut announced = false;
+        loop {
+            let Some(now) = self.context.now().await? else {
+                return Ok(false);
+            };
+            let wait = until(now, due);
+            if wait.is_zero() {
+                return Ok(!self.context.stop.is_cancelled());
+            }
+            if !announced {
+                announced = true;
+                self.context.events.emit(RescueEvent::Holding { document: filled.document.clone() });
+                if wait > self.context.settings.busy_save_interval {
+                    self.save().await?;
+                }
+            }
+            // In steps, because the server's clock may be set meanwhile.
+            let step = tokio::time::sleep(wait.min(LONGEST_NAP));
+            if self.context.stop.run_until_cancelled(step).await.is_none() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Deals with a change that is old enough and with all those behind it that are, as far as they have arrived.
+    /// False when told to stop before they were done.
+    async fn deal_with_page(&mut self, first: Filled) -> Result<bool, RescuerError> {
+        let Some(now) = self.context.now().await? else {
+            return Ok(false);
+        };
+        let mut mark = first.mark.clone();
+        let mut page = vec![first];
+        while page.len() < self.context.settings.page_size {
+            match self.items.try_recv() {
+                Ok(Item::Passed(passed)) => mark = passed,
+                Ok(Item::Filled(filled)) if self.due(&filled) <= now => {
+                    mark = filled.mark.clone();
+                    page.push(filled);
+                }
+                Ok(Item::Filled(filled)) => {
+                    self.next = Some(filled);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let done = page::check(self.context, page).await?;
+        if done {
+            self.unsaved = Some(mark);
+        }
+        Ok(done)
+    }
+
+    fn due(&self, filled: &Filled) -> DateTime {
+        later(filled.at, self.context.settings.delay)
+    }
+
+    async fn save_if_due(&mut self) -> Result<(), RescuerError> {
+        match self.saved.elapsed() >= self.context.settings.busy_save_interval {
+            true => self.save().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Saves what is not saved yet. A failure that passes is no error: the position stays unsaved and the next save has it.
+    async fn save(&mut self) -> Result<(), RescuerError> {
+        let Some(mark) = self.unsaved.take() else {
+            return Ok(());
+        };
+        self.saved = Instant::now();
+        let saved = match self.context.clock.now().await {
+            Ok(now) => self.context.positions.save(&mark, now).await,
+            Err(error) => Err(error),
+        };
+        match saved {
+            Ok(Saved::Done) => {
+                let cluster_time = mark.cluster_time;
+                self.context.events.emit(RescueEvent::PositionSaved { cluster_time });
+                Ok(())
+            }
+            Ok(Saved::Fenced) => Err(RescuerError::Fenced(self.context.settings.stream.clone())),
+            Err(error) => {
+                tracing::warn!(%error, "the position could not be saved; trying again");
+                self.unsaved = Some(mark);
+                Ok(())
+            }
+        }
+    }
+}
+
+const LONGEST_NAP: Duration = Duration::from_secs(5);
+
+enum Taken {
+    Item(Item),
+    Nothing,
+    End,
+}

@@ -1,0 +1,157 @@
+//! `outbox-rescuer`: a shell around the library of the same name.
+
+use std::{sync::Arc, time::Duration};
+
+use document_outbox::{
+    CommandSender,
+    amqp::{AmqpSettings, Publisher, TopologyMode},
+};
+use mongodb::{Client, options::ClientOptions};
+use outbox_rescuer::{
+    BrokerCommands, CancellationToken, LONGEST_DELAY, OnHistoryLost, Rescuer, SHORTEST_DELAY, Settings,
+};
+use outbox_service::{Daemon, Exit, Key, Kind, Reader, Uri, keys};
+
+const NAME: &str = "outbox-rescuer";
+
+fn main() -> Exit {
+    let about = "Finds messages that were left in documents' outboxes and has a dispatcher deliver them. Reads MongoDB's \
+                 change streams `delay` late, sweeps what is due, and sends commands over RabbitMQ.";
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about)
+        .keys(table())
+        .run(read, serve)
+}
+
+fn table() -> Vec<Key> {
+    let long = Kind::Duration(Duration::from_millis(100)..=LONGEST_DELAY);
+    vec![
+        keys::mongodb_uri(),
+        keys::rabbitmq_uri(),
+        keys::watch(),
+        Key::new(
+            "delay",
+            Kind::Duration(SHORTEST_DELAY..=LONGEST_DELAY),
+            "How old a message must be before it is rescued. Longer than inline delivery ever takes, shorter than what \
+             a crash may cost; the oplog has to reach back further.",
+        )
+        .with_default("15s"),
+        Key::new(
+            "sweep_interval",
+            long.clone(),
+            "How often everything that is due is swept: retries, expired claims, scheduled messages, lost commands.",
+        )
+        .with_default("10s"),
+        Key::new(
+            "full_sweep_interval",
+            long,
+            "How often the sweep also looks for entries without a date, as other writers may leave them.",
+        )
+        .with_default("1h"),
+        Key::new(
+            "sweep_queries_per_second",
+            Kind::Integer(1..=10_000),
+            "How many queries a second the sweep may send to MongoDB.",
+        )
+        .with_default("50"),
+        Key::new(
+            "page_size",
+            Kind::Integer(1..=10_000),
+            "How many changes or documents are dealt with at a time.",
+        )
+        .with_default("500"),
+        Key::new(
+            "on_history_lost",
+            Kind::choice::<OnHistoryLost>(),
+            "What to do when the change stream cannot go on where it stood: sweep everything and go on (loses nothing), \
+             fail, or go on from the latest change.",
+        )
+        .with_default("sweep"),
+        keys::unordered(),
+        Key::new(
+            "stream",
+            Kind::Text(check_stream),
+            "Names the position in the state database. Rescuers that watch different collections need different names.",
+        )
+        .with_default("default"),
+        keys::state_database(),
+        keys::commands_exchange(),
+        keys::commands_queue(),
+        keys::topology(),
+    ]
+}
+
+fn check_stream(name: &str) -> Result<(), String> {
+    match name.len() <= 255 && !name.chars().any(char::is_control) {
+        true => Ok(()),
+        false => Err("is longer than 255 bytes or holds a control character; choose another name".into()),
+    }
+}
+
+/// What the binary needs beyond the rescuer's own settings.
+struct Connections {
+    mongodb: Uri,
+    rabbitmq: Option<AmqpSettings>,
+    exchange: String,
+    queue: String,
+    topology: TopologyMode,
+}
+
+fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
+    let rabbitmq = read.uri("rabbitmq_uri");
+    // A URI that has a problem already is not judged twice.
+    let rabbitmq = AmqpSettings::new(rabbitmq.expose()).map(|settings| settings.named(NAME));
+    if let Err(error) = &rabbitmq {
+        read.problem(&["rabbitmq_uri"], error.to_string());
+    }
+    let settings = Settings {
+        unordered: read.namespaces("unordered"),
+        stream: read.string("stream"),
+        delay: read.duration("delay"),
+        sweep_interval: read.duration("sweep_interval"),
+        full_sweep_interval: read.duration("full_sweep_interval"),
+        sweep_queries_per_second: read.integer("sweep_queries_per_second"),
+        page_size: read.integer("page_size"),
+        on_history_lost: read.choice("on_history_lost"),
+        state_database: read.string("state_database"),
+        ..Settings::new(read.namespaces("watch"))
+    };
+    for (names, sentence) in settings.problems() {
+        read.problem(&names, sentence);
+    }
+    let connections = Connections {
+        mongodb: read.uri("mongodb_uri"),
+        rabbitmq: rabbitmq.ok(),
+        exchange: read.string("commands_exchange"),
+        queue: read.string("commands_queue"),
+        topology: match read.choice("topology") {
+            keys::Topology::Declare => TopologyMode::Declare,
+            keys::Topology::Verify => TopologyMode::Verify,
+            keys::Topology::Off => TopologyMode::Off,
+        },
+    };
+    (connections, settings)
+}
+
+async fn serve(
+    (connections, settings): (Connections, Settings),
+    stop: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Connections { mongodb, rabbitmq, exchange, queue, topology } = connections;
+    let rabbitmq = rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
+    let client = Client::with_options(client_options(&mongodb).await?)?;
+    // The queue as well: commands sent before the first dispatcher has started would be lost without it.
+    let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
+    let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
+    let result = Rescuer::new(client, commands, settings)?.run(stop).await;
+    publisher.close().await;
+    Ok(result?)
+}
+
+async fn client_options(uri: &Uri) -> Result<ClientOptions, mongodb::error::Error> {
+    let mut options = ClientOptions::parse(uri.expose()).await?;
+    options.app_name.get_or_insert_with(|| NAME.into());
+    // Tries are repeated for as long as it takes; a short one lets a signal to stop through.
+    options.server_selection_timeout.get_or_insert(Duration::from_secs(5));
+    options.connect_timeout.get_or_insert(Duration::from_secs(5));
+    Ok(options)
+}

@@ -1,0 +1,65 @@
+//! What kind of server this is, and its operation time.
+
+use mongodb::{
+    Client,
+    bson::{Document, Timestamp, doc},
+    error::Error,
+};
+
+use crate::{RescuerError, context::Context};
+
+/// Refuses servers that cannot feed a rescuer; `false` when told to stop first.
+pub(crate) async fn check(context: &Context) -> Result<bool, RescuerError> {
+    let ask = || async { context.client.database("admin").run_command(doc! { "hello": 1 }).await };
+    match context.insist("ask MongoDB what it is", ask).await? {
+        Some(hello) => suits(&hello).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+fn suits(hello: &Document) -> Result<(), RescuerError> {
+    let set = hello.get_str("setName").ok();
+    let hosts = hello.get_array("hosts").into_iter().flatten();
+    let mut names = hosts.filter_map(|host| host.as_str()).chain(hello.get_str("me").ok());
+    let of_cosmos = |name: &str| {
+        name.contains(".documents.azure.") || name.contains(".mongo.cosmos.azure.")
+    };
+    if set == Some("globaldb") || names.any(of_cosmos) {
+        return Err(RescuerError::CosmosDb);
+    }
+    match set.is_some() || hello.get_str("msg") == Ok("isdbgrid") {
+        true => Ok(()),
+        false => Err(RescuerError::NotAReplicaSet),
+    }
+}
+
+/// A time from which a change stream shows everything that is not saved yet.
+pub(crate) async fn operation_time(client: &Client) -> Result<Timestamp, Error> {
+    let reply = client.database("admin").run_command(doc! { "ping": 1 }).await?;
+    reply
+        .get_timestamp("operationTime")
+        .map_err(|error| Error::custom(format!("the reply to `ping`: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replica_sets_and_sharded_clusters_suit() {
+        assert!(suits(&doc! { "setName": "rs0", "hosts": ["mongo-1:27017"] }).is_ok());
+        assert!(suits(&doc! { "msg": "isdbgrid" }).is_ok());
+    }
+
+    #[test]
+    fn a_single_server_is_refused_with_what_to_do() {
+        let error = suits(&doc! { "isWritablePrimary": true }).unwrap_err();
+        assert!(error.to_string().contains("rs.initiate()"));
+    }
+
+    #[test]
+    fn cosmos_db_with_request_units_is_refused_by_name() {
+        let hello = doc! { "setName": "globaldb", "hosts": ["shop.mongo.cosmos.azure.com:10255"] };
+        assert!(matches!(suits(&hello), Err(RescuerError::CosmosDb)));
+    }
+}

@@ -1,0 +1,215 @@
+//! How a rescuer works, and what is wrong with a way that cannot.
+
+use std::time::Duration;
+
+use document_outbox::deliverable::Ordering;
+use mongodb::Namespace;
+use outbox_service::{Choice, NamespacePattern};
+
+/// What to do when the stream cannot go on from the saved position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnHistoryLost {
+    /// Go on from now, and sweep everything. Loses nothing.
+    #[default]
+    Sweep,
+    /// Stop with an error and leave the position as it is, for a person to look at.
+    Fail,
+    /// Go on from now; what was missed waits for the sweep's usual rounds.
+    Latest,
+}
+
+impl Choice for OnHistoryLost {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("sweep", Self::Sweep), ("fail", Self::Fail), ("latest", Self::Latest)];
+}
+
+/// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::problems`] says what cannot work.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Names the stream in the state database. Rescuers that watch different things there need different names.
+    /// Default: `default`.
+    pub stream: String,
+    /// The collections with outboxes.
+    pub watch: Vec<NamespacePattern>,
+    /// The collections among them whose messages keep no order within a document. Default: none.
+    pub unordered: Vec<NamespacePattern>,
+    /// How old a message must be before it is rescued, so that the inline dispatcher comes first. From 1 s to 24 h.
+    /// Default: 15 s.
+    pub delay: Duration,
+    /// How often the sweep goes through what is due. Default: 10 s.
+    pub sweep_interval: Duration,
+    /// How often the sweep also looks at entries without a date, and at collections without the index that makes
+    /// it cheap, from end to end. Default: 1 h.
+    pub full_sweep_interval: Duration,
+    /// How many queries a second the sweep may send. Default: 50.
+    pub sweep_queries_per_second: u32,
+    /// How many changes or documents are dealt with at a time. Default: 500.
+    pub page_size: usize,
+    /// How often the position of an idle stream is saved. Default: 10 s.
+    pub idle_save_interval: Duration,
+    /// At most this often a position is saved while changes come in. Default: 500 ms.
+    pub busy_save_interval: Duration,
+    /// A change that is held for longer than this has its cursor closed and opened again afterwards, because the server
+    /// drops one that nobody reads for 10 minutes. Default: 5 min.
+    pub cursor_idle_limit: Duration,
+    /// What to do when the stream cannot go on from the saved position. Default: [`OnHistoryLost::Sweep`].
+    pub on_history_lost: OnHistoryLost,
+    /// The database for positions. Default: `document_outbox`.
+    pub state_database: String,
+    /// How many documents the sweep remembers to have queued lately. About 100 bytes each. Default: 100,000.
+    pub queued_capacity: usize,
+    /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
+    /// time, up to 16 times this. Default: 60 s.
+    pub requeue_pause: Duration,
+}
+
+impl Settings {
+    /// The defaults, for the collections to watch.
+    pub fn new(watch: Vec<NamespacePattern>) -> Self {
+        Self {
+            stream: "default".into(),
+            watch,
+            unordered: Vec::new(),
+            delay: Duration::from_secs(15),
+            sweep_interval: Duration::from_secs(10),
+            full_sweep_interval: Duration::from_secs(3600),
+            sweep_queries_per_second: 50,
+            page_size: 500,
+            idle_save_interval: Duration::from_secs(10),
+            busy_save_interval: Duration::from_millis(500),
+            cursor_idle_limit: Duration::from_secs(300),
+            on_history_lost: OnHistoryLost::default(),
+            state_database: "document_outbox".into(),
+            queued_capacity: 100_000,
+            requeue_pause: Duration::from_secs(60),
+        }
+    }
+
+    /// What cannot work, in sentences, each with the names of the settings it is about. Empty when all is well.
+    pub fn problems(&self) -> Vec<(Vec<&'static str>, String)> {
+        let mut problems = Vec::new();
+        let mut check = |bad: bool, names: &[&'static str], sentence: &str| {
+            if bad {
+                problems.push((names.to_vec(), sentence.to_owned()));
+            }
+        };
+        check(
+            self.watch.is_empty(),
+            &["watch"],
+            "names no collection; name at least one, as in shop.orders or shop.*",
+        );
+        check(
+            self.watch
+                .iter()
+                .any(|pattern| pattern.database() == self.state_database),
+            &["watch", "state_database"],
+            "names collections of state_database, where the rescuer would watch its own positions; change one of them",
+        );
+        check(
+            self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
+            &["unordered", "watch"],
+            "names collections that are not in watch; add them there or drop them here",
+        );
+        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
+        check(
+            self.delay < SHORTEST_DELAY || self.delay > LONGEST_DELAY,
+            &["delay"],
+            "must be from 1s to 24h",
+        );
+        check(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");
+        check(
+            self.full_sweep_interval < self.sweep_interval,
+            &["full_sweep_interval", "sweep_interval"],
+            "must not be shorter than sweep_interval; lengthen it",
+        );
+        check(
+            self.sweep_queries_per_second == 0,
+            &["sweep_queries_per_second"],
+            "must be at least 1, or nothing would be swept",
+        );
+        check(
+            self.page_size == 0 || self.page_size > 10_000,
+            &["page_size"],
+            "must be from 1 to 10000",
+        );
+        check(
+            self.cursor_idle_limit.is_zero() || self.cursor_idle_limit > Duration::from_secs(540),
+            &["cursor_idle_limit"],
+            "must be more than zero and at most 9min, because the server drops an idle cursor after 10",
+        );
+        problems
+    }
+
+    /// Whether a collection is watched.
+    pub fn watches(&self, namespace: &Namespace) -> bool {
+        matches_any(&self.watch, namespace)
+    }
+
+    /// Whether the messages of a document of this collection keep their order.
+    pub fn ordering(&self, namespace: &Namespace) -> Ordering {
+        match matches_any(&self.unordered, namespace) {
+            true => Ordering::Unordered,
+            false => Ordering::Ordered,
+        }
+    }
+
+    fn watches_some_of(&self, pattern: &NamespacePattern) -> bool {
+        self.watch.iter().any(|watched| {
+            let same = |a: &str, b: &str| a == b;
+            same(watched.database(), pattern.database())
+                && match (watched.collection(), pattern.collection()) {
+                    (Some(watched), Some(named)) => same(watched, named),
+                    _ => true,
+                }
+        })
+    }
+}
+
+/// Shorter, and the rescuer would race the inline dispatcher.
+pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
+/// Longer, and few oplogs would reach back to it.
+pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
+    patterns
+        .iter()
+        .any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watching(patterns: &[&str]) -> Settings {
+        Settings::new(patterns.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn the_defaults_have_no_problem() {
+        assert_eq!(watching(&["shop.*", "stock.items"]).problems(), []);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let mut settings = watching(&["document_outbox.*"]);
+        settings.delay = Duration::from_millis(999);
+        settings.sweep_interval = Duration::ZERO;
+        settings.page_size = 0;
+        settings.cursor_idle_limit = Duration::from_secs(600);
+        settings.unordered = vec!["shop.orders".parse().unwrap()];
+        let about: Vec<_> = settings.problems().into_iter().map(|(names, _)| names[0]).collect();
+        assert_eq!(
+            about,
+            ["watch", "unordered", "delay", "sweep_interval", "page_size", "cursor_idle_limit"]
+        );
+    }
+
+    #[test]
+    fn a_collection_is_unordered_only_where_a_pattern_says_so() {
+        let mut settings = watching(&["shop.*"]);
+        settings.unordered = vec!["shop.mails".parse().unwrap()];
+        let ordering = |name: &str| settings.ordering(&Namespace::new("shop", name));
+        assert_eq!(ordering("mails"), Ordering::Unordered);
+        assert_eq!(ordering("orders"), Ordering::Ordered);
+    }
+}

@@ -1,0 +1,257 @@
+//! Reading the change stream: opens it, keeps it open, hands on what it shows, in order.
+//!
+//! ```text
+//!      ┌──────────── pause ◀── error that passes ───┐
+//!      ▼                                            │
+//!   opening ──▶ reading ── held too long, invalidated, ended ──▶ opening, after the last token handed on
+//!      │            │
+//!      └────────────┴── position lost | refused | told to stop ──▶ Ended
+//! ```
+//!
+//! It runs in a task of its own: a driver's cursor must not be dropped in the middle of a poll, so nothing here races a
+//! poll against anything. It reads at most one page ahead of what the other side has taken, then waits.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use document_outbox::codes;
+use mongodb::{
+    bson::Document,
+    change_stream::{ChangeStream, event::ResumeToken},
+    error::Error,
+    options::ChangeStreamOptions,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    change::{Change, Filled, RawChange},
+    commands::Pauses,
+    context::Context,
+    event::{ReopenCause, RescueEvent, StartedFrom},
+    fault::{self, Fault},
+    filter::{Scope, pipeline},
+    position::Mark,
+    token,
+};
+
+/// How long the server waits for something new before it answers that there is nothing.
+const MAX_AWAIT: Duration = Duration::from_millis(500);
+
+/// What the stream shows, in order.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Filled(Filled),
+    /// Nothing that matters lies before this.
+    Passed(Mark),
+}
+
+/// Why reading ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Stopped,
+    Lost { reason: String, code: Option<i32> },
+    Refused { advice: &'static str, source: Error },
+}
+
+/// Why one cursor ended.
+enum Cut {
+    Stopped,
+    Failed(Error),
+    Held(Item),
+    Invalidated,
+    Ended,
+}
+
+pub(crate) struct Reader {
+    context: Arc<Context>,
+    out: mpsc::Sender<Item>,
+    /// Behind everything that was handed on.
+    mark: Mark,
+    /// What the next successful opening is announced as.
+    opening: RescueEvent,
+    idle_since: Instant,
+}
+
+impl Reader {
+    pub(crate) fn new(context: Arc<Context>, out: mpsc::Sender<Item>, mark: Mark, from: StartedFrom) -> Self {
+        let opening = RescueEvent::Opened { from };
+        Self { context, out, mark, opening, idle_since: Instant::now() }
+    }
+
+    pub(crate) async fn run(mut self) -> Ended {
+        let mut pauses = Pauses::new();
+        let mut opened = false;
+        loop {
+            let cut = match self.open().await {
+                Ok(stream) => {
+                    self.context.events.emit(self.opening.clone());
+                    opened = true;
+                    self.read(stream, &mut pauses).await
+                }
+                Err(error) => Cut::Failed(error),
+            };
+            let cause = match cut {
+                _ if self.told_to_stop() => return Ended::Stopped,
+                Cut::Stopped => return Ended::Stopped,
+                Cut::Invalidated => ReopenCause::Invalidated,
+                Cut::Ended => ReopenCause::Ended,
+                Cut::Held(item) => {
+                    if !self.hand_on(item).await {
+                        return Ended::Stopped;
+                    }
+                    ReopenCause::Held
+                }
+                Cut::Failed(error) => match judge(error) {
+                    Ok(error) => ReopenCause::Error(error),
+                    Err(ended) => return ended,
+                },
+            };
+            if cause == ReopenCause::Held {
+                tracing::debug!("opening the change stream again behind a change that was held for long");
+            } else {
+                tracing::warn!(?cause, "the change stream broke off; opening it again from where it stood");
+                pauses.pause(&self.context.stop).await;
+            }
+            if opened {
+                self.opening = RescueEvent::Reopened { cause };
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<ChangeStream<RawChange>, Error> {
+        let Context { client, settings, .. } = &*self.context;
+        let stages = pipeline(&settings.watch);
+        // `startAfter`, since unlike `resumeAfter` it goes on behind an invalidate.
+        let (after, at) = match &self.mark {
+            Mark { token: Some(token), .. } => (Some(token.clone()), None),
+            Mark { cluster_time, .. } => (None, *cluster_time),
+        };
+        let batch = u32::try_from(settings.page_size).unwrap_or(u32::MAX);
+        let options = ChangeStreamOptions::builder()
+            .start_after(after)
+            .start_at_operation_time(at)
+            .max_await_time(MAX_AWAIT)
+            .batch_size(batch)
+            .build();
+        let stream = match Scope::of(&settings.watch) {
+            Scope::Cluster => client.watch().pipeline(stages).with_options(options).await?,
+            Scope::Database(database) => {
+                let database = client.database(&database);
+                database.watch().pipeline(stages).with_options(options).await?
+            }
+            Scope::Collection(database, collection) => {
+                let collection = client.database(&database).collection::<Document>(&collection);
+                collection.watch().pipeline(stages).with_options(options).await?.with_type()
+            }
+        };
+        Ok(stream.with_type())
+    }
+
+    /// Reads one cursor to its end.
+    async fn read(&mut self, mut stream: ChangeStream<RawChange>, pauses: &mut Pauses) -> Cut {
+        while !self.told_to_stop() {
+            let next = match stream.next_if_any().await {
+                Ok(next) => next,
+                Err(error) => return Cut::Failed(error),
+            };
+            *pauses = Pauses::new();
+            let item = match next.map(RawChange::read) {
+                Some(Change::Filled(filled)) => Item::Filled(*filled),
+                Some(Change::Nameless(mark)) => {
+                    tracing::warn!("a change names no document that can be named in a command; it is left to the sweep");
+                    Item::Passed(mark)
+                }
+                Some(Change::Invalidate(mark)) => {
+                    self.mark = mark.clone();
+                    return match self.offer(Item::Passed(mark)).await {
+                        Offered::Taken => Cut::Invalidated,
+                        Offered::Held(item) => Cut::Held(item),
+                        Offered::Stopped => Cut::Stopped,
+                    };
+                }
+                None if !stream.is_alive() => return Cut::Ended,
+                None => {
+                    self.pass_idle(stream.resume_token());
+                    continue;
+                }
+            };
+            self.mark = item.mark().clone();
+            match self.offer(item).await {
+                Offered::Taken => self.idle_since = Instant::now(),
+                Offered::Held(item) => return Cut::Held(item),
+                Offered::Stopped => return Cut::Stopped,
+            }
+        }
+        Cut::Stopped
+    }
+
+    /// The token of a stream that shows nothing moves on all the same; were it not saved, resuming would read everything
+    /// again that others wrote since.
+    fn pass_idle(&mut self, token: Option<ResumeToken>) {
+        let Some(token) = token.filter(|token| Some(token) != self.mark.token.as_ref()) else {
+            return;
+        };
+        // An unreadable token keeps the earlier time, which is a low-water mark still.
+        let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
+        self.mark = Mark { token: Some(token), cluster_time };
+        let all_taken = self.out.capacity() == self.out.max_capacity();
+        if all_taken && self.idle_since.elapsed() >= self.context.settings.idle_save_interval {
+            self.idle_since = Instant::now();
+            // Nobody there to take it: the next poll finds out.
+            let _ = self.out.try_send(Item::Passed(self.mark.clone()));
+        }
+    }
+
+    /// Hands on, unless that takes longer than the cursor may be left alone.
+    async fn offer(&self, item: Item) -> Offered {
+        let limit = tokio::time::sleep(self.context.settings.cursor_idle_limit);
+        tokio::select! {
+            permit = self.out.reserve() => match permit {
+                Ok(permit) => {
+                    permit.send(item);
+                    Offered::Taken
+                }
+                Err(_) => Offered::Stopped,
+            },
+            () = limit => Offered::Held(item),
+            () = self.context.stop.cancelled() => Offered::Stopped,
+        }
+    }
+
+    /// Hands on, however long it takes; false when told to stop.
+    async fn hand_on(&self, item: Item) -> bool {
+        let sent = self.context.stop.run_until_cancelled(self.out.send(item)).await;
+        sent.is_some_and(|sent| sent.is_ok())
+    }
+
+    fn told_to_stop(&self) -> bool {
+        self.context.stop.is_cancelled() || self.out.is_closed()
+    }
+}
+
+/// What became of an item.
+enum Offered {
+    Taken,
+    Held(Item),
+    Stopped,
+}
+
+impl Item {
+    fn mark(&self) -> &Mark {
+        match self {
+            Self::Filled(filled) => &filled.mark,
+            Self::Passed(mark) => mark,
+        }
+    }
+}
+
+/// What an error that ends a cursor means: its text when it passes.
+fn judge(error: Error) -> Result<String, Ended> {
+    match fault::of(&error) {
+        Fault::Passing => Ok(error.to_string()),
+        Fault::Lost => Err(Ended::Lost { reason: error.to_string(), code: codes::code(&error) }),
+        Fault::Fatal(advice) => Err(Ended::Refused { advice, source: error }),
+    }
+}

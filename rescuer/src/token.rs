@@ -1,0 +1,46 @@
+//! The time inside a resume token.
+//!
+//! A token says where in the oplog it points; the driver shows it as opaque. The time is wanted for a position whose
+//! token can't be used any more though the oplog still reaches back to it. Tokens are a *key string* in
+//! hexadecimal that begins with the cluster time, as the server's own comparison of tokens needs it to; where one doesn't
+//! look like that, there is no answer, and the caller keeps an earlier time, which is as good a low-water mark.
+
+use mongodb::{bson::Timestamp, change_stream::event::ResumeToken};
+
+/// The key string's type byte for a timestamp.
+const TIMESTAMP: &str = "82";
+
+/// The cluster time of a token, where it can be read.
+pub(crate) fn cluster_time(token: &ResumeToken) -> Option<Timestamp> {
+    // The token's type hides its content but serializes as it.
+    let token = serde_json::to_value(token).ok()?;
+    of_key_string(token.get("_data")?.as_str()?)
+}
+
+fn of_key_string(data: &str) -> Option<Timestamp> {
+    let digits = data.strip_prefix(TIMESTAMP)?.get(..16)?;
+    let whole = u64::from_str_radix(digits, 16).ok()?;
+    let low = u64::from(u32::MAX);
+    Some(Timestamp {
+        time: u32::try_from(whole >> 32).ok()?,
+        increment: u32::try_from(whole & low).ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_begins_with_its_time() {
+        let token = "82635019A0000000012B042C0100296E5A1004AB1C";
+        assert_eq!(of_key_string(token), Some(Timestamp { time: 0x6350_19A0, increment: 1 }));
+    }
+
+    #[test]
+    fn what_is_no_such_token_has_no_time() {
+        for data in ["", "82", "8263", "8363501900000000012B", "82zzzzzzzzzzzzzzzz", "ä82635019A000000001"] {
+            assert_eq!(of_key_string(data), None, "{data}");
+        }
+    }
+}

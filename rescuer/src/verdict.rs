@@ -1,0 +1,232 @@
+//! Whether a document wants a command now: pure.
+//!
+//! The rescuer asks the same question as every deliverer, [`deliverable()`], and one of its own: is it old enough? A
+//! message that nobody has tried yet belongs to the inline dispatcher until it is `delay` old, whether the change stream
+//! or the sweep came across it. A hot document would otherwise always be caught with a fresh message.
+//!
+//! | entry | its own age |
+//! |---|---|
+//! | failed before, claimed by a dispatcher before, scheduled, or given back | old enough once it is due |
+//! | with `created_at` | `created_at` + delay |
+//! | without, and its `id` is a UUID of version 7 | the time in the `id` + delay |
+//! | without either | old enough |
+
+use std::time::Duration;
+
+use document_outbox::{
+    deliverable::{Ordering, Rules, deliverable},
+    entry::{Entry, Slot, read_outbox},
+};
+use mongodb::bson::{Bson, DateTime, Uuid};
+
+/// The moment a document is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    /// Server time.
+    pub(crate) now: DateTime,
+    /// What was made at or before this is old enough.
+    pub(crate) old: DateTime,
+}
+
+impl Moment {
+    /// For the sweep, which comes back anyway.
+    pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
+        Self { now, old: earlier(now, delay) }
+    }
+
+    /// For the change stream, which comes by once. The message it was woken for was made at about the change's own time,
+    /// which another machine's clock may see a little differently.
+    pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
+        let slack = (delay / 4).min(Duration::from_millis(500));
+        Self { now, old: earlier(now, delay - slack) }
+    }
+}
+
+/// The state in which an outbox was found: as long as it is the same, queueing the document again is a repetition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Head {
+    id: [u8; 16],
+    available_at: Option<i64>,
+    counts: (i64, i64),
+}
+
+/// What is to be done about a document.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Verdict {
+    /// Set when a command is wanted.
+    pub(crate) work: Option<Head>,
+    /// How many elements are no entries.
+    pub(crate) unreadable: usize,
+    /// What is wrong with the first of them.
+    pub(crate) flaw: Option<String>,
+}
+
+/// Judges the value of a document's `outbox` field.
+pub(crate) fn judge(outbox: Option<&Bson>, ordering: Ordering, moment: Moment) -> Verdict {
+    let slots = match read_outbox(outbox) {
+        Ok(slots) => slots,
+        Err(not_an_array) => {
+            return Verdict { work: None, unreadable: 1, flaw: Some(not_an_array.to_string()) };
+        }
+    };
+    let rules = Rules { now: moment.now, ordering, limit: usize::MAX, serves: &|_| true };
+    let found = deliverable(&slots, rules);
+    let mut ready = found.entries.iter().copied().chain(found.crashed);
+    Verdict {
+        work: ready.find(|entry| is_old_enough(entry, moment.old)).map(head),
+        unreadable: found.unreadable,
+        flaw: slots.iter().find_map(flaw),
+    }
+}
+
+fn head(entry: &Entry) -> Head {
+    Head {
+        id: entry.id.bytes(),
+        available_at: entry.available_at.map(DateTime::timestamp_millis),
+        counts: (entry.attempts, entry.claims),
+    }
+}
+
+fn flaw(slot: &Slot) -> Option<String> {
+    match slot {
+        Slot::Entry(_) => None,
+        Slot::Unreadable(unreadable) => Some(unreadable.reason.clone()),
+    }
+}
+
+/// Of an entry that is due.
+fn is_old_enough(entry: &Entry, old: DateTime) -> bool {
+    let tried = entry.attempts > 0 || entry.claims > 0;
+    let made = entry.created_at.or_else(|| time_in(&entry.id));
+    tried || put_off(entry) || made.is_none_or(|made| made <= old)
+}
+
+/// Scheduled by its writer, or given back by a claimer: nobody's inline dispatcher is at it.
+fn put_off(entry: &Entry) -> bool {
+    let dates = entry.created_at.zip(entry.available_at);
+    entry.claimed_by.is_none() && dates.is_some_and(|(made, available)| available > made)
+}
+
+/// The milliseconds in a UUID of version 7 (RFC 9562, 5.7).
+fn time_in(id: &Uuid) -> Option<DateTime> {
+    let id = uuid::Uuid::from_bytes(id.bytes());
+    (id.get_version_num() == 7).then(|| {
+        let millis = id.as_u128() >> 80;
+        DateTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+    })
+}
+
+fn earlier(date: DateTime, by: Duration) -> DateTime {
+    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+    DateTime::from_millis(date.timestamp_millis().saturating_sub(by))
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Document, doc};
+
+    use super::*;
+
+    const DELAY: Duration = Duration::from_secs(15);
+    const NOW: i64 = 1_700_000_000_000;
+
+    fn at(millis: i64) -> DateTime {
+        DateTime::from_millis(NOW + millis)
+    }
+
+    fn verdict(entries: Vec<Document>, ordering: Ordering) -> Verdict {
+        let outbox = Bson::Array(entries.into_iter().map(Bson::Document).collect());
+        judge(Some(&outbox), ordering, Moment::sweeping(at(0), DELAY))
+    }
+
+    fn wants_command(extra: Document) -> bool {
+        let mut entry = doc! { "id": Uuid::new(), "type": "order.placed" };
+        entry.extend(extra);
+        verdict(vec![entry], Ordering::Ordered).work.is_some()
+    }
+
+    #[test]
+    fn a_message_that_nobody_tried_is_the_inline_dispatchers_until_it_is_as_old_as_the_delay() {
+        let made = |millis| doc! { "created_at": at(millis), "available_at": at(millis) };
+        assert!(!wants_command(made(-14_999)));
+        assert!(wants_command(made(-15_000)));
+    }
+
+    #[test]
+    fn a_claim_of_the_inline_dispatcher_that_ended_adds_nothing_to_the_delay() {
+        let claimed = |made, until| {
+            wants_command(doc! { "created_at": at(made), "available_at": at(until), "claimed_by": "p/1" })
+        };
+        assert!(claimed(-20_000, -10_000));
+        assert!(!claimed(-12_000, -2_000));
+        assert!(!claimed(-20_000, 1));
+    }
+
+    #[test]
+    fn what_was_tried_or_put_off_is_wanted_as_soon_as_it_is_due() {
+        let fresh = |extra: Document| {
+            let mut entry = doc! { "created_at": at(-5000), "available_at": at(-1) };
+            entry.extend(extra);
+            wants_command(entry)
+        };
+        assert!(fresh(doc! { "attempts": 1 }));
+        assert!(fresh(doc! { "claims": 1, "claimed_by": "crashed" }));
+        assert!(fresh(doc! {}), "scheduled or given back");
+        assert!(!wants_command(doc! { "created_at": at(-5000), "available_at": at(1) }), "not due");
+    }
+
+    #[test]
+    fn a_minimal_entry_is_as_old_as_its_id_says_and_old_enough_when_it_says_nothing() {
+        let id_made = |millis: i64| {
+            let time = u64::try_from(NOW + millis).unwrap();
+            let v7 = uuid::Builder::from_unix_timestamp_millis(time, &[7; 10]).into_uuid();
+            wants_command(doc! { "id": Uuid::from_bytes(*v7.as_bytes()) })
+        };
+        assert!(id_made(-15_000));
+        assert!(!id_made(-14_000));
+        assert!(wants_command(doc! {}));
+    }
+
+    #[test]
+    fn dead_and_unreadable_entries_make_no_command_but_the_unreadable_are_told() {
+        assert!(!wants_command(doc! { "dead_at": at(-1) }));
+        let found = verdict(vec![doc! { "id": 7 }], Ordering::Ordered);
+        assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
+        assert!(found.flaw.is_some_and(|flaw| flaw.contains("`id`")));
+        let found = judge(Some(&"x".into()), Ordering::Ordered, Moment::sweeping(at(0), DELAY));
+        assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
+        assert_eq!(judge(None, Ordering::Ordered, Moment::sweeping(at(0), DELAY)), Verdict::default());
+    }
+
+    #[test]
+    fn a_retrying_head_holds_an_ordered_document_back_and_no_unordered_one() {
+        let entry = |extra: Document| {
+            let mut entry = doc! { "id": Uuid::new(), "type": "t", "created_at": at(-60_000) };
+            entry.extend(extra);
+            entry
+        };
+        let entries = vec![entry(doc! { "attempts": 1, "available_at": at(5) }), entry(doc! {})];
+        assert!(verdict(entries.clone(), Ordering::Ordered).work.is_none());
+        assert!(verdict(entries, Ordering::Unordered).work.is_some());
+    }
+
+    #[test]
+    fn the_stream_forgives_clocks_half_a_second_and_never_more_than_a_quarter_of_the_delay() {
+        let old = |delay| Moment::following(at(0), delay).old;
+        assert_eq!(old(DELAY), at(-14_500));
+        assert_eq!(old(Duration::from_secs(1)), at(-750));
+    }
+
+    #[test]
+    fn the_head_changes_with_every_claim_and_failure_and_only_then() {
+        let id = Uuid::new();
+        let head = |extra: Document| {
+            let mut entry = doc! { "id": id, "type": "t" };
+            entry.extend(extra);
+            verdict(vec![entry], Ordering::Ordered).work.unwrap()
+        };
+        assert_eq!(head(doc! {}), head(doc! {}));
+        assert_ne!(head(doc! {}), head(doc! { "available_at": at(-1) }));
+        assert_ne!(head(doc! { "claims": 1 }), head(doc! { "claims": 2 }));
+    }
+}

@@ -1,0 +1,61 @@
+//! The whole way to a queue of the real broker.
+
+use std::sync::Arc;
+
+use document_outbox::{
+    CommandSender, DocumentRef,
+    amqp::{AmqpSettings, Consumer, Publisher, TopologyMode},
+    command::{ProcessDocumentMessages, Reason},
+};
+use mongodb::{
+    Namespace,
+    bson::{doc, oid::ObjectId},
+};
+use outbox_rescuer::{BrokerCommands, CancellationToken, Rescuer};
+use tokio::time::timeout;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_comes() {
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    let name = unique("rescuer");
+    let (exchange, queue) = (format!("{name}.commands"), format!("{name}.queue"));
+    let uri = std::env::var("OUTBOX_RABBITMQ_URI").expect("eval \"$(scripts/services env)\" first");
+    let amqp = AmqpSettings::new(&uri).unwrap();
+    let topology = || CommandSender::topology(&exchange, &queue, TopologyMode::Declare);
+    let publisher = Publisher::start(amqp.clone(), topology());
+    let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
+    let rescuer = Rescuer::new(world.client.clone(), commands, world.settings()).unwrap();
+    let events = rescuer.subscribe();
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(rescuer.run(stop.clone()));
+    let mut running = Running { events, stop, task };
+    let id = ObjectId::new();
+    orders.insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
+    while running.page().await.2 == 0 {}
+
+    let consumer = Consumer::start(amqp.clone(), topology(), queue.clone(), 1, "test".into());
+    let delivery = timeout(PATIENCE, consumer.next()).await.unwrap().unwrap();
+    let command = ProcessDocumentMessages::from_json(&delivery.body).unwrap();
+    assert_eq!(command.document, DocumentRef::by_id(Namespace::new(world.db.name(), "orders"), id));
+    assert!(matches!(command.reason, Reason::Stream | Reason::Sweep));
+    assert_eq!(delivery.message_type.as_deref(), Some("ProcessDocumentMessages"));
+    delivery.ack().await;
+
+    consumer.close().await;
+    running.stop().await.unwrap();
+    publisher.close().await;
+    remove(&uri, &exchange, &queue).await;
+    world.end().await;
+}
+
+/// Exchanges and queues are durable, so a test takes its own away.
+async fn remove(uri: &str, exchange: &str, queue: &str) {
+    let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.queue_delete(queue.into(), Default::default()).await.unwrap();
+    channel.exchange_delete(exchange.into(), Default::default()).await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+}
