@@ -88,7 +88,7 @@ mod oversized;
 pub mod process;
 mod retry;
 pub mod store;
-mod turns;
+pub mod turns;
 
 pub use caps::{Caps, MAX_TYPE_BYTES};
 pub use codec::CodecError;

@@ -124,6 +124,8 @@ pub struct Processor {
 pub(crate) struct Pass {
     /// Why it broke off; none when every entry was seen through.
     stopped: Option<Processed>,
+    /// The lease was too short for all of it; the rest was given back, due at once.
+    cut_short: bool,
     pub(crate) dispositions: Vec<(Uuid, Disposition)>,
 }
 
@@ -170,7 +172,8 @@ impl Processor {
         &self.deliver
     }
 
-    pub(crate) fn clock(&self) -> &ServerClock {
+    /// The server's time, by which everything in an outbox is dated.
+    pub fn clock(&self) -> &ServerClock {
         &self.clock
     }
 
@@ -232,9 +235,12 @@ impl Processor {
                 },
             };
             let complete = !plan.more && plan.held.is_none() && claim.entries.len() == plan.entries.len();
-            match self.deliver_claim(&claim, ordering, stop).await?.stopped {
+            let pass = self.deliver_claim(&claim, ordering, stop).await?;
+            match pass.stopped {
+                // In an unordered document, one that waits for its retry holds back none of those not yet claimed.
+                Some(Processed::Held(Hold::Retrying(_))) if plan.more && ordering == Ordering::Unordered => {}
                 Some(processed) => return Ok(processed),
-                None if complete => return Ok(Processed::Done),
+                None if complete && !pass.cut_short => return Ok(Processed::Done),
                 None => {}
             }
         }
@@ -278,9 +284,10 @@ impl Processor {
         for window in windows.by_ref() {
             if stop.is_cancelled() {
                 pass.give_back(window, "shutdown");
-                pass.pass.stopped = Some(Processed::Interrupted);
+                pass.pass.stop(Processed::Interrupted);
             } else if self.lease_left(claim).await? <= self.margin() {
                 pass.give_back(window, "not enough of the lease is left");
+                pass.pass.cut_short = true;
                 break;
             } else {
                 let answers = self.deliver_window(claim, window).await;
@@ -472,7 +479,7 @@ impl<'a> Settling<'a> {
             }
             Outcome::Unavailable(why) => {
                 tracing::debug!(document = %self.claim.document, why, "no way to deliver now");
-                self.pass.stopped = Some(Processed::Unavailable);
+                self.pass.stop(Processed::Unavailable);
                 match answer.delivered_to.is_empty() {
                     true => self.given_back.push(entry),
                     false => self.release(&[entry], &answer.delivered_to).await,
@@ -501,7 +508,7 @@ impl<'a> Settling<'a> {
         let written = match self.processor.clock.now().await {
             Ok(now) => {
                 let retry_at = later(now, self.processor.retry.backoff(attempts));
-                self.pass.stopped = Some(Processed::Held(Hold::Retrying(retry_at)));
+                self.pass.stop(Processed::Held(Hold::Retrying(retry_at)));
                 self.processor
                     .claimer
                     .fail(self.claim, entry, retry_at, error, delivered_to)
@@ -565,12 +572,12 @@ impl<'a> Settling<'a> {
                 self.processor.events.emit(Event::ClaimLost {
                     document: self.claim.document.clone(),
                 });
-                self.pass.stopped = Some(Processed::Held(Hold::Claimed(self.claim.until)));
+                self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
             }
             Err(error) => {
                 self.trouble.get_or_insert(error);
-                self.pass.stopped.get_or_insert(Processed::Interrupted);
+                self.pass.stop(Processed::Interrupted);
                 false
             }
         }
@@ -581,6 +588,7 @@ impl<'a> Settling<'a> {
             && let Err(error) = self.processor.clears.clear(self.claim, &self.delivered).await
         {
             tracing::warn!(document = %self.claim.document, error, "delivered messages were not cleared; they will be delivered again");
+            self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
         }
         let given_back = std::mem::take(&mut self.given_back);
         if !given_back.is_empty() {
@@ -597,7 +605,27 @@ impl Pass {
     fn new() -> Self {
         Self {
             stopped: None,
+            cut_short: false,
             dispositions: Vec::new(),
+        }
+    }
+
+    /// Notes why a pass breaks off. In an unordered document several messages may say so: the earliest retry counts, and
+    /// more than that, whatever leaves messages behind that are due already.
+    fn stop(&mut self, why: Processed) {
+        let rank = |why: &Processed| match why {
+            Processed::Held(Hold::Retrying(_)) => 0,
+            Processed::Held(_) => 1,
+            Processed::Unavailable => 2,
+            _ => 3,
+        };
+        let replace = match (&self.stopped, &why) {
+            (None, _) => true,
+            (Some(Processed::Held(Hold::Retrying(known))), Processed::Held(Hold::Retrying(at))) => at < known,
+            (Some(known), why) => rank(why) > rank(known),
+        };
+        if replace {
+            self.stopped = Some(why);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::DocumentRef;
 
 /// Who works on which document; clones share it. Holds an entry only for documents that are worked on.
 #[derive(Clone, Default)]
-pub(crate) struct Turns {
+pub struct Turns {
     documents: Arc<Mutex<HashMap<Vec<u8>, Place>>>,
 }
 
@@ -28,7 +28,7 @@ struct Place {
 }
 
 /// The right to process a document, until dropped.
-pub(crate) struct Turn {
+pub struct Turn {
     turns: Turns,
     key: Vec<u8>,
     guard: Option<OwnedMutexGuard<()>>,
@@ -39,18 +39,19 @@ impl Turns {
         self.documents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn; none at once when another already waits, which then does this one's work too.
-    pub(crate) async fn join(&self, document: &DocumentRef) -> Option<Turn> {
+    /// Waits for the turn; none at once when another already waits, which then does this one's work too. A wait that is
+    /// dropped gives its place up.
+    pub async fn join(&self, document: &DocumentRef) -> Option<Turn> {
         self.take(document, true).await
     }
 
     /// Waits for the turn behind whoever else waits.
-    pub(crate) async fn queue(&self, document: &DocumentRef) -> Option<Turn> {
+    pub async fn queue(&self, document: &DocumentRef) -> Option<Turn> {
         self.take(document, false).await
     }
 
     /// Takes part without waiting: later comers wait for it, but it waits for nobody.
-    pub(crate) fn beside(&self, document: &DocumentRef) -> Turn {
+    pub fn beside(&self, document: &DocumentRef) -> Turn {
         let key = document.map_key();
         let mut documents = self.lock();
         let place = documents.entry(key.clone()).or_default();

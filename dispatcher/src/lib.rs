@@ -1,1 +1,45 @@
-//! The dispatcher.
+//! The dispatcher worker of document-outbox: consumes commands and finishes what an inline dispatcher could not.
+//!
+//! # Flow
+//! ```text
+//! commands queue ─▶ admitted? ─▶ the document's turn ─▶ a pass over it ─▶ what it came to
+//!                     │ no          │ another waits        ▲                 ├─ nothing left ─────────────▶ acknowledged
+//!                     ▼             ▼                      │                 ├─ due in a moment, or an error
+//!                  rejected    acknowledged                └──── wait ◀──────┘     that passes
+//!                                                                            └─ else ─▶ left to the sweep: acknowledged
+//! ```
+//! A pass is the library's [`Processor`](document_outbox::process::Processor): it reads, claims, delivers and settles. This
+//! crate decides when: which commands are admitted, how many documents at a time, how long a command is kept.
+//!
+//! # Guarantees
+//! - A command is acknowledged only once its processing came to its end, after the delivered messages left the document.
+//! - One document is processed by one task of this process at a time.
+//! - A stop finishes what is in hand for a while, then gives claims back. An unfinished command is never acknowledged: the
+//!   broker hands it to another worker.
+//!
+//! # Why some commands are acknowledged although messages are left
+//! The document is the truth, the command a hint. The rescuer's sweep finds every document with something due, so
+//! a command that can't be finished soon is let go. Put back on the queue it would return at once, as often as the
+//! broker allows, and then be dropped; held too long it would end the consumer
+//! (RabbitMQ's `consumer_timeout`, 30 minutes).
+//!
+//! # Assumptions
+//! A rescuer runs. Without it, a command that is left to the sweep is followed by no other.
+//!
+//! # Use
+//! The binary `outbox-dispatcher` publishes the outboxes of any collection to RabbitMQ, without knowing their types. To run
+//! handlers of your own, or to run beside the application, give [`Dispatcher::new`] a processor with your
+//! [`Deliver`](document_outbox::deliver::Deliver).
+
+mod admission;
+mod decision;
+mod dispatcher;
+mod event;
+mod settings;
+mod work;
+
+pub use admission::Refusal;
+pub use dispatcher::{Dispatcher, Running};
+pub use event::{DispatcherEvent, Left};
+pub use outbox_service::NamespacePattern;
+pub use settings::{DispatcherSettings, InvalidSettings};

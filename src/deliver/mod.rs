@@ -76,7 +76,7 @@ impl Envelope {
     /// Decodes the payload.
     ///
     /// # Errors
-    /// When it doesn't fit the type; the text names the field, not its value.
+    /// When it doesn't fit the type. The text may quote a value: keep it out of an [`Outcome`]'s text, which is stored.
     pub fn decode<M: serde::de::DeserializeOwned>(&self) -> Result<M, crate::CodecError> {
         crate::codec::decode_value(&self.payload)
     }

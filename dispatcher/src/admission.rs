@@ -1,0 +1,88 @@
+//! Which deliveries are commands for this worker.
+//!
+//! Whoever can publish to the commands exchange can write anything there. So everything is refused that is not, to
+//! the letter, a command for a collection that is watched. What is admitted grants nothing: it makes a worker look
+//! at a document that it would look at anyway.
+
+use document_outbox::command::{COMMAND_TYPE, CommandError, ProcessDocumentMessages};
+use mongodb::Namespace;
+use outbox_service::NamespacePattern;
+
+/// Why a delivery was rejected. Its text holds nothing of the body but, where they parsed, names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The AMQP property `type` says that it is something else.
+    #[error("the property `type` is not `{COMMAND_TYPE}`")]
+    WrongType,
+    /// The body is no command.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The collection is not among those this worker is for; holds its name, cut short.
+    #[error("the collection {0} is not watched")]
+    NotWatched(String),
+}
+
+/// Reads a delivery as a command for one of these collections.
+pub(crate) fn admit(
+    message_type: Option<&str>,
+    body: &[u8],
+    watch: &[NamespacePattern],
+) -> Result<ProcessDocumentMessages, Refusal> {
+    if message_type.is_some_and(|text| text != COMMAND_TYPE) {
+        return Err(Refusal::WrongType);
+    }
+    let command = ProcessDocumentMessages::from_json(body)?;
+    let namespace = &command.document.namespace;
+    match matches_any(watch, namespace) {
+        true => Ok(command),
+        false => Err(Refusal::NotWatched(shown(namespace))),
+    }
+}
+
+/// Whether a collection is one of those meant.
+pub(crate) fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
+    patterns
+        .iter()
+        .any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
+}
+
+/// A name that a stranger chose: on one line and not too long.
+fn shown(namespace: &Namespace) -> String {
+    const LONGEST: usize = 80;
+    let text: String = namespace.to_string().chars().take(LONGEST).collect();
+    format!("{text:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BODY: &[u8] =
+        br#"{"database":"shop","collection":"orders","document_key":{"_id":"secret"},"reason":"sweep"}"#;
+
+    fn ask(message_type: Option<&str>, watch: &str) -> Result<(), Refusal> {
+        admit(message_type, BODY, &[watch.parse().unwrap()]).map(drop)
+    }
+
+    #[test]
+    fn a_command_needs_no_type_but_may_have_no_other() {
+        assert_eq!(ask(None, "shop.orders"), Ok(()));
+        assert_eq!(ask(Some(COMMAND_TYPE), "shop.*"), Ok(()));
+        assert_eq!(ask(Some("DropDatabase"), "shop.*"), Err(Refusal::WrongType));
+    }
+
+    #[test]
+    fn a_collection_that_is_not_watched_is_refused_by_name_alone() {
+        let refusal = ask(None, "shop.stock").unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            r#"the collection "shop.orders" is not watched"#
+        );
+    }
+
+    #[test]
+    fn a_name_that_a_stranger_chose_stays_on_one_line() {
+        let text = shown(&Namespace::new("shop", format!("a\nb{}", "x".repeat(500))));
+        assert!(!text.contains('\n') && text.len() < 100, "{text}");
+    }
+}

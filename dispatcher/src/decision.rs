@@ -1,0 +1,263 @@
+//! What is done about a command once a pass over its document came to its end: one pure function.
+//!
+//! | the pass | the command |
+//! |---|---|
+//! | nothing left, document gone, or the rest is for others | is finished |
+//! | held until a time within `hold_within` | is kept for that time |
+//! | no way to deliver | is kept until there is, for `available_within` in all |
+//! | an error of MongoDB that may pass | is kept for a growing pause |
+//! | an error that says "no, now or later" (rights, validation) | is left to the sweep |
+//! | held for longer, or kept for `keep_within` in all | is left to the sweep |
+//! | broken off by a stop | is given back |
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use document_outbox::{
+    clock::until,
+    codes::{self, Verdict},
+    deliverable::Hold,
+    process::Processed,
+};
+use mongodb::{
+    bson::DateTime,
+    error::{Error, ErrorKind, WriteFailure},
+};
+
+use crate::{DispatcherSettings, Left};
+
+/// The least pause before another pass, so that nothing can make it a hot loop.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// How a pass ended.
+#[derive(Debug)]
+pub(crate) enum Pass {
+    Ended(Processed),
+    Failed(Error),
+    Panicked,
+}
+
+/// What is done next.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Next {
+    Finish(Processed),
+    /// Another pass, this much later, if there is room to keep it.
+    Hold(Duration, Hold),
+    /// Another pass once there is a way to deliver, which is waited for no longer than this.
+    Await(Duration),
+    /// Another pass, this much later.
+    Retry(Duration, Left),
+    Leave(Left),
+    GiveBack,
+}
+
+/// What is known of a command besides its last pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    /// Server time.
+    pub(crate) now: DateTime,
+    /// How long the command has been kept.
+    pub(crate) kept: Duration,
+    /// How much of that there was no way to deliver.
+    pub(crate) unavailable: Duration,
+    /// Whether the worker stops.
+    pub(crate) stopping: bool,
+}
+
+/// Decides about one command; remembers how its pauses grow.
+pub(crate) struct Decision {
+    hold_within: Duration,
+    available_within: Duration,
+    keep_within: Duration,
+    pauses: ExponentialBackoff,
+}
+
+impl Decision {
+    pub(crate) fn new(settings: &DispatcherSettings) -> Self {
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(10))
+            .with_jitter()
+            .without_max_times();
+        Self {
+            hold_within: settings.hold_within,
+            available_within: settings.available_within,
+            keep_within: settings.keep_within,
+            pauses: pauses.build(),
+        }
+    }
+
+    pub(crate) fn next(&mut self, pass: Pass, known: Known) -> Next {
+        let left = self.keep_within.saturating_sub(known.kept);
+        match pass {
+            Pass::Ended(done @ (Processed::Done | Processed::Gone | Processed::Held(Hold::NotMine))) => {
+                Next::Finish(done)
+            }
+            Pass::Ended(Processed::Interrupted) if known.stopping => Next::GiveBack,
+            Pass::Ended(Processed::Interrupted) => Next::Leave(Left::TookTooLong),
+            Pass::Ended(Processed::Unavailable) => {
+                let wait = left.min(self.available_within.saturating_sub(known.unavailable));
+                match wait.is_zero() {
+                    true => Next::Leave(Left::Unavailable),
+                    false => Next::Await(wait),
+                }
+            }
+            Pass::Ended(Processed::Held(hold)) => match due(hold, known.now) {
+                Some(wait) if wait <= self.hold_within && wait.max(BREATH) <= left => {
+                    Next::Hold(wait.max(BREATH), hold)
+                }
+                _ => Next::Leave(Left::Held(hold)),
+            },
+            Pass::Failed(error) => {
+                let why = Left::MongoDb(describe(&error));
+                let pause = self.pauses.next().filter(|pause| *pause <= left);
+                match pause {
+                    Some(pause) if codes::verdict(&error) != Verdict::Refused => Next::Retry(pause, why),
+                    _ => Next::Leave(why),
+                }
+            }
+            Pass::Panicked => Next::Leave(Left::Panicked),
+        }
+    }
+}
+
+/// How long until a hold ends by itself.
+fn due(hold: Hold, now: DateTime) -> Option<Duration> {
+    match hold {
+        Hold::Claimed(at) | Hold::Retrying(at) | Hold::Scheduled(at) => Some(until(now, at)),
+        Hold::NotMine => None,
+    }
+}
+
+/// What an error says, without the server's prose about a write, which can quote the document.
+fn describe(error: &Error) -> String {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => {
+            format!("the write was refused (code {})", write.code)
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_000_000;
+
+    fn settings() -> DispatcherSettings {
+        DispatcherSettings::new(["shop.*".parse().unwrap()])
+    }
+
+    fn known() -> Known {
+        Known {
+            now: DateTime::from_millis(NOW),
+            kept: Duration::ZERO,
+            unavailable: Duration::ZERO,
+            stopping: false,
+        }
+    }
+
+    fn next(processed: Processed, known: Known) -> Next {
+        Decision::new(&settings()).next(Pass::Ended(processed), known)
+    }
+
+    fn retrying(millis: i64) -> Hold {
+        Hold::Retrying(DateTime::from_millis(NOW + millis))
+    }
+
+    fn network() -> Error {
+        std::io::Error::other("connection reset").into()
+    }
+
+    #[test]
+    fn what_leaves_nothing_for_this_worker_finishes_the_command() {
+        for processed in [Processed::Done, Processed::Gone, Processed::Held(Hold::NotMine)] {
+            assert_eq!(next(processed, known()), Next::Finish(processed));
+        }
+    }
+
+    #[test]
+    fn a_head_due_within_the_bound_is_waited_for_and_a_later_one_left_to_the_sweep() {
+        let soon = next(Processed::Held(retrying(5_000)), known());
+        assert_eq!(soon, Next::Hold(Duration::from_secs(5), retrying(5_000)));
+        let late = next(Processed::Held(retrying(5_001)), known());
+        assert_eq!(late, Next::Leave(Left::Held(retrying(5_001))));
+    }
+
+    #[test]
+    fn a_head_that_is_due_at_once_still_has_a_pause_before_it() {
+        let again = next(
+            Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))),
+            known(),
+        );
+        assert!(matches!(again, Next::Hold(BREATH, _)), "{again:?}");
+    }
+
+    #[test]
+    fn no_command_is_kept_for_longer_than_allowed_in_all() {
+        let old = Known {
+            kept: Duration::from_secs(298),
+            ..known()
+        };
+        assert_eq!(
+            next(Processed::Held(retrying(3_000)), old),
+            Next::Leave(Left::Held(retrying(3_000)))
+        );
+        assert_eq!(
+            next(Processed::Unavailable, old),
+            Next::Await(Duration::from_secs(2))
+        );
+        assert_eq!(
+            next(Processed::Interrupted, known()),
+            Next::Leave(Left::TookTooLong)
+        );
+    }
+
+    #[test]
+    fn a_way_to_deliver_is_waited_for_a_minute_in_all() {
+        assert_eq!(
+            next(Processed::Unavailable, known()),
+            Next::Await(Duration::from_secs(60))
+        );
+        let waited = Known {
+            unavailable: Duration::from_secs(60),
+            ..known()
+        };
+        assert_eq!(
+            next(Processed::Unavailable, waited),
+            Next::Leave(Left::Unavailable)
+        );
+    }
+
+    #[test]
+    fn a_stop_gives_the_command_back() {
+        let stopping = Known {
+            stopping: true,
+            ..known()
+        };
+        assert_eq!(next(Processed::Interrupted, stopping), Next::GiveBack);
+    }
+
+    #[test]
+    fn an_error_that_may_pass_is_tried_again_with_growing_pauses_until_the_time_is_up() {
+        let mut decision = Decision::new(&settings());
+        let mut kept = Duration::ZERO;
+        let mut tries = 0;
+        loop {
+            let known = Known { kept, ..known() };
+            match decision.next(Pass::Failed(network()), known) {
+                Next::Retry(pause, Left::MongoDb(_)) => kept += pause,
+                Next::Leave(Left::MongoDb(_)) => break,
+                other => panic!("{other:?}"),
+            }
+            tries += 1;
+        }
+        assert!((15..60).contains(&tries), "{tries} tries");
+        assert!(
+            kept > Duration::from_secs(270) && kept <= Duration::from_secs(300),
+            "{kept:?}"
+        );
+    }
+}
