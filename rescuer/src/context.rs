@@ -72,9 +72,15 @@ impl Context {
             match attempt().await {
                 Ok(done) => return Ok(Some(done)),
                 Err(source) => match fault::of(&source) {
-                    Fault::Fatal(advice) => return Err(RescuerError::Refused { doing, advice, source }),
+                    Fault::Fatal(advice) => {
+                        return Err(RescuerError::Refused {
+                            doing,
+                            advice,
+                            source,
+                        });
+                    }
                     Fault::Passing | Fault::Lost => {
-                        tracing::warn!(error = %source, "could not {doing}; trying again");
+                        tracing::warn!(error = fault::text(&source), "could not {doing}; trying again");
                         pauses.pause(&self.stop).await;
                     }
                 },

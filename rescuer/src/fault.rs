@@ -7,6 +7,9 @@
 //! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
 //! | 40573 no replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
 //! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Passing`]: again, from the last position |
+//!
+//! A damaged token can make the server fail in any way while it decodes it (15 overflow, for one). So an opening that the
+//! server itself refuses several times in a row, with nothing that [`passes`], is [`Fault::Lost`] as well.
 
 use document_outbox::codes;
 use mongodb::error::{Error, ErrorKind};
@@ -29,6 +32,24 @@ pub(crate) fn of(error: &Error) -> Fault {
         _ => codes::code(error).map_or(Fault::Passing, of_code),
     }
 }
+
+/// Whether a server's refusal to open a stream says something about the server rather than about the position.
+pub(crate) fn passes(error: &Error) -> bool {
+    let by_code = |code| PASSING.contains(&code);
+    error.contains_label("ResumableChangeStreamError") || codes::code(error).is_none_or(by_code)
+}
+
+/// The error without the server's whole response.
+pub(crate) fn text(error: &Error) -> String {
+    error.kind.to_string()
+}
+
+/// Network, elections, shutdowns, interruptions, routing: the driver specification's list of what change streams resume
+/// after, and what a server says when it is busy.
+const PASSING: [i32; 24] = [
+    6, 7, 43, 46, 50, 63, 89, 91, 112, 133, 134, 150, 189, 202, 234, 237, 262, 9001, 10107, 11600, 11601,
+    11602, 13435, 13436,
+];
 
 fn of_code(code: i32) -> Fault {
     match code {

@@ -24,7 +24,7 @@ use crate::{
     change::Filled,
     context::Context,
     event::{RescueEvent, StartedFrom},
-    page,
+    fault, page,
     position::{Mark, Saved},
     stream::{Ended, Item, Reader},
 };
@@ -40,7 +40,7 @@ pub(crate) struct Follower<'a> {
     context: &'a Arc<Context>,
     items: mpsc::Receiver<Item>,
     /// Taken from the reader, but not old enough when a page was closed.
-    next: Option<Filled>,
+    next: Option<Box<Filled>>,
     /// Everything before it was dealt with; set while that isn't saved.
     unsaved: Option<Mark>,
     saved: Instant,
@@ -55,15 +55,23 @@ pub(crate) async fn follow(
     let (out, items) = mpsc::channel(context.settings.page_size);
     let reader = tokio::spawn(Reader::new(context.clone(), out, mark, from).run());
     let saved = Instant::now();
-    let follower = Follower { context, items, next: None, unsaved: None, saved };
+    let follower = Follower {
+        context,
+        items,
+        next: None,
+        unsaved: None,
+        saved,
+    };
     // When this fails, the reader finds nobody there to hand on to, and ends.
     follower.run().await?;
     match reader.await {
         Ok(Ended::Stopped) => Ok(Followed::Stopped),
         Ok(Ended::Lost { reason, code }) => Ok(Followed::Lost { reason, code }),
-        Ok(Ended::Refused { advice, source }) => {
-            Err(RescuerError::Refused { doing: "read the change stream", advice, source })
-        }
+        Ok(Ended::Refused { advice, source }) => Err(RescuerError::Refused {
+            doing: "read the change stream",
+            advice,
+            source,
+        }),
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Ok(Followed::Stopped),
     }
@@ -78,7 +86,7 @@ impl Follower<'_> {
                 Taken::End => break,
                 Taken::Item(Item::Passed(mark)) => self.unsaved = Some(mark),
                 Taken::Item(Item::Filled(filled)) => {
-                    if !self.hold(&filled).await? || !self.deal_with_page(filled).await? {
+                    if !self.hold(&filled).await? || !self.deal_with_page(*filled).await? {
                         break;
                     }
                 }
@@ -105,7 +113,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Waits until a change is old enough; false when told to stop before.
+    /// Waits until a change is old enough; false when told to stop before, or nothing is read any more.
     async fn hold(&mut self, filled: &Filled) -> Result<bool, RescuerError> {
         let due = self.due(filled);
         let mut announced = false;
@@ -119,12 +127,19 @@ impl Follower<'_> {
             }
             if !announced {
                 announced = true;
-                self.context.events.emit(RescueEvent::Holding { document: filled.document.clone() });
+                self.context.events.emit(RescueEvent::Holding {
+                    document: filled.document.clone(),
+                });
                 if wait > self.context.settings.busy_save_interval {
                     self.save().await?;
                 }
             }
-            // In steps, because the server's clock may be set meanwhile.
+            // Without its reader, all behind this change goes unread; a hold can take hours. The position stands before
+            // it, and what follows a loss finds it.
+            if self.items.is_closed() {
+                return Ok(false);
+            }
+            // In steps, also because the server's clock may be set meanwhile.
             let step = tokio::time::sleep(wait.min(LONGEST_NAP));
             if self.context.stop.run_until_cancelled(step).await.is_none() {
                 return Ok(false);
@@ -145,7 +160,7 @@ impl Follower<'_> {
                 Ok(Item::Passed(passed)) => mark = passed,
                 Ok(Item::Filled(filled)) if self.due(&filled) <= now => {
                     mark = filled.mark.clone();
-                    page.push(filled);
+                    page.push(*filled);
                 }
                 Ok(Item::Filled(filled)) => {
                     self.next = Some(filled);
@@ -185,12 +200,15 @@ impl Follower<'_> {
         match saved {
             Ok(Saved::Done) => {
                 let cluster_time = mark.cluster_time;
-                self.context.events.emit(RescueEvent::PositionSaved { cluster_time });
+                self.context
+                    .events
+                    .emit(RescueEvent::PositionSaved { cluster_time });
                 Ok(())
             }
             Ok(Saved::Fenced) => Err(RescuerError::Fenced(self.context.settings.stream.clone())),
             Err(error) => {
-                tracing::warn!(%error, "the position could not be saved; trying again");
+                let error = fault::text(&error);
+                tracing::warn!(error, "the position could not be saved; trying again");
                 self.unsaved = Some(mark);
                 Ok(())
             }
@@ -198,7 +216,7 @@ impl Follower<'_> {
     }
 }
 
-const LONGEST_NAP: Duration = Duration::from_secs(5);
+const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 enum Taken {
     Item(Item),

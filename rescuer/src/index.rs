@@ -24,12 +24,18 @@ pub(crate) struct Indexes(HashMap<Namespace, Known>);
 enum Known {
     /// By this name.
     Present(String),
-    Missing { looked: Instant },
+    Missing {
+        looked: Instant,
+    },
 }
 
 impl Indexes {
     /// The name of the collection's index, if there is one; announces once that there is none.
-    pub(crate) async fn find(&mut self, context: &Context, namespace: &Namespace) -> Result<Option<String>, Error> {
+    pub(crate) async fn find(
+        &mut self,
+        context: &Context,
+        namespace: &Namespace,
+    ) -> Result<Option<String>, Error> {
         match self.0.get(namespace) {
             Some(Known::Present(name)) => return Ok(Some(name.clone())),
             Some(Known::Missing { looked }) if looked.elapsed() < LOOK_AGAIN => return Ok(None),
@@ -38,7 +44,9 @@ impl Indexes {
         let found = list(context, namespace).await?;
         let known = match &found {
             Some(name) => Known::Present(name.clone()),
-            None => Known::Missing { looked: Instant::now() },
+            None => Known::Missing {
+                looked: Instant::now(),
+            },
         };
         let before = self.0.insert(namespace.clone(), known);
         if found.is_none() && !matches!(before, Some(Known::Missing { .. })) {
@@ -49,7 +57,9 @@ impl Indexes {
                  {{\"outbox.id\": {{$exists: true}}}}}})",
                 namespace.coll,
             );
-            context.events.emit(RescueEvent::IndexMissing { namespace: namespace.clone() });
+            context.events.emit(RescueEvent::IndexMissing {
+                namespace: namespace.clone(),
+            });
         }
         Ok(found)
     }

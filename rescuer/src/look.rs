@@ -17,10 +17,22 @@ use crate::{
 /// are left out by the server, so these are neither judged nor counted here.
 pub(crate) fn projection() -> Document {
     const FIELDS: [&str; 11] = [
-        "id", "type", "headers", "via", "available_at", "claimed_by", "attempts", "claims", "delivered_to",
-        "dead_at", "created_at",
+        "id",
+        "type",
+        "headers",
+        "via",
+        "available_at",
+        "claimed_by",
+        "attempts",
+        "claims",
+        "delivered_to",
+        "dead_at",
+        "created_at",
     ];
-    FIELDS.iter().map(|field| (format!("outbox.{field}"), Bson::Int32(1))).collect()
+    FIELDS
+        .iter()
+        .map(|field| (format!("outbox.{field}"), Bson::Int32(1)))
+        .collect()
 }
 
 /// Judges one projected document; what wants a command comes back. Announces what is unreadable.
@@ -33,8 +45,16 @@ pub(crate) fn look(
     let Ok(document) = Document::try_from(raw) else {
         tracing::warn!(%namespace, "a document cannot be read (its text may be no UTF-8); it is left alone");
         let flaw = Some("the document cannot be decoded".to_owned());
-        let verdict = Verdict { work: None, unreadable: 1, flaw };
-        announce(context, &DocumentRef::by_id(namespace.clone(), Bson::Null), verdict);
+        let verdict = Verdict {
+            work: None,
+            unreadable: 1,
+            flaw,
+        };
+        announce(
+            context,
+            &DocumentRef::by_id(namespace.clone(), Bson::Null),
+            verdict,
+        );
         return None;
     };
     let id = document.get("_id").cloned().unwrap_or(Bson::Null);
@@ -43,14 +63,21 @@ pub(crate) fn look(
     let mut verdict = judge(document.get("outbox"), ordering, moment);
     let head = verdict.work.take();
     announce(context, &reference, verdict);
-    head.map(|head| Wanted { document: reference, head })
+    head.map(|head| Wanted {
+        document: reference,
+        head,
+    })
 }
 
 fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
     if verdict.unreadable > 0 {
         let (count, reason) = (verdict.unreadable, verdict.flaw.unwrap_or_default());
         tracing::debug!(%document, count, reason, "elements of an outbox are no entries");
-        context.events.emit(RescueEvent::Unreadable { document: document.clone(), count, reason });
+        context.events.emit(RescueEvent::Unreadable {
+            document: document.clone(),
+            count,
+            reason,
+        });
     }
 }
 
@@ -65,7 +92,10 @@ pub(crate) fn any_of(documents: &[DocumentRef]) -> Document {
     let (plain, odd): (Vec<_>, Vec<_>) = documents.iter().partition(|document| is_plain(document.id()));
     let plain: Vec<Bson> = plain.into_iter().map(|document| document.id().clone()).collect();
     let mut filters = vec![doc! { "_id": { "$in": plain } }];
-    filters.extend(odd.into_iter().map(|document| doc! { "_id": { "$eq": document.id().clone() } }));
+    filters.extend(
+        odd.into_iter()
+            .map(|document| doc! { "_id": { "$eq": document.id().clone() } }),
+    );
     match filters.len() {
         1 => filters.remove(0),
         _ => doc! { "$or": filters },

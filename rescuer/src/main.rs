@@ -136,7 +136,13 @@ async fn serve(
     (connections, settings): (Connections, Settings),
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Connections { mongodb, rabbitmq, exchange, queue, topology } = connections;
+    let Connections {
+        mongodb,
+        rabbitmq,
+        exchange,
+        queue,
+        topology,
+    } = connections;
     let rabbitmq = rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let client = Client::with_options(client_options(&mongodb).await?)?;
     // The queue as well: commands sent before the first dispatcher has started would be lost without it.
@@ -151,7 +157,9 @@ async fn client_options(uri: &Uri) -> Result<ClientOptions, mongodb::error::Erro
     let mut options = ClientOptions::parse(uri.expose()).await?;
     options.app_name.get_or_insert_with(|| NAME.into());
     // Tries are repeated for as long as it takes; a short one lets a signal to stop through.
-    options.server_selection_timeout.get_or_insert(Duration::from_secs(5));
+    options
+        .server_selection_timeout
+        .get_or_insert(Duration::from_secs(5));
     options.connect_timeout.get_or_insert(Duration::from_secs(5));
     Ok(options)
 }

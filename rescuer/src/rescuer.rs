@@ -48,14 +48,23 @@ impl Rescuer {
     ///
     /// # Errors
     /// [`RescuerError::Settings`] with everything that cannot work.
-    pub fn new(client: Client, commands: Arc<dyn Commands>, settings: Settings) -> Result<Self, RescuerError> {
+    pub fn new(
+        client: Client,
+        commands: Arc<dyn Commands>,
+        settings: Settings,
+    ) -> Result<Self, RescuerError> {
         let problems: Vec<String> = settings
             .problems()
             .into_iter()
             .map(|(names, sentence)| format!("{} {sentence}", names.join(" and ")))
             .collect();
         match problems.is_empty() {
-            true => Ok(Self { client, commands, settings, events: Events::default() }),
+            true => Ok(Self {
+                client,
+                commands,
+                settings,
+                events: Events::default(),
+            }),
             false => Err(RescuerError::Settings(problems)),
         }
     }
@@ -96,7 +105,10 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
     if !server::check(context).await? {
         return Ok(());
     }
-    let Some(start) = context.insist("read the position", || context.positions.load()).await? else {
+    let Some(start) = context
+        .insist("read the position", || context.positions.load())
+        .await?
+    else {
         return Ok(());
     };
     let Some((mark, from)) = take_up(context, start).await? else {
@@ -126,7 +138,9 @@ async fn take_up(context: &Context, start: Start) -> Result<Option<(Mark, Starte
     let (mark, from) = match start {
         Start::Resume(mark) => (mark, StartedFrom::Position),
         Start::PipelineChanged(time) => {
-            tracing::info!("other collections are watched than before: reading again from the position's time, and sweeping");
+            tracing::info!(
+                "other collections are watched than before: reading again from the position's time, and sweeping"
+            );
             (Mark::at(time), StartedFrom::ChangedPatterns)
         }
         Start::Fresh => match now(context).await? {
@@ -163,7 +177,10 @@ async fn lose(
 ) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
     let settings = &context.settings;
     tracing::warn!(reason, code, policy = ?settings.on_history_lost, "the stream's position is LOST");
-    context.events.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
+    context.events.emit(RescueEvent::PositionLost {
+        reason: reason.clone(),
+        code,
+    });
     if settings.on_history_lost == OnHistoryLost::Fail {
         let stream = settings.stream.clone();
         return Err(RescuerError::PositionLost { stream, reason });

@@ -19,8 +19,11 @@ pub enum OnHistoryLost {
 }
 
 impl Choice for OnHistoryLost {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("sweep", Self::Sweep), ("fail", Self::Fail), ("latest", Self::Latest)];
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("sweep", Self::Sweep),
+        ("fail", Self::Fail),
+        ("latest", Self::Latest),
+    ];
 }
 
 /// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::problems`] says what cannot work.
@@ -106,17 +109,27 @@ impl Settings {
             "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
         check(
-            self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
+            self.unordered
+                .iter()
+                .any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
             "names collections that are not in watch; add them there or drop them here",
         );
-        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
+        check(
+            self.stream.is_empty(),
+            &["stream"],
+            "is empty; give the stream a name",
+        );
         check(
             self.delay < SHORTEST_DELAY || self.delay > LONGEST_DELAY,
             &["delay"],
             "must be from 1s to 24h",
         );
-        check(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");
+        check(
+            self.sweep_interval.is_zero(),
+            &["sweep_interval"],
+            "must be more than zero",
+        );
         check(
             self.full_sweep_interval < self.sweep_interval,
             &["full_sweep_interval", "sweep_interval"],
@@ -197,10 +210,21 @@ mod tests {
         settings.page_size = 0;
         settings.cursor_idle_limit = Duration::from_secs(600);
         settings.unordered = vec!["shop.orders".parse().unwrap()];
-        let about: Vec<_> = settings.problems().into_iter().map(|(names, _)| names[0]).collect();
+        let about: Vec<_> = settings
+            .problems()
+            .into_iter()
+            .map(|(names, _)| names[0])
+            .collect();
         assert_eq!(
             about,
-            ["watch", "unordered", "delay", "sweep_interval", "page_size", "cursor_idle_limit"]
+            [
+                "watch",
+                "unordered",
+                "delay",
+                "sweep_interval",
+                "page_size",
+                "cursor_idle_limit"
+            ]
         );
     }
 

@@ -39,10 +39,13 @@ use crate::{
 /// How long the server waits for something new before it answers that there is nothing.
 const MAX_AWAIT: Duration = Duration::from_millis(500);
 
+/// After so many refusals in a row it is the position that is refused.
+const REFUSALS: u32 = 3;
+
 /// What the stream shows, in order.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Filled(Filled),
+    Filled(Box<Filled>),
     /// Nothing that matters lies before this.
     Passed(Mark),
 }
@@ -71,13 +74,22 @@ pub(crate) struct Reader {
     mark: Mark,
     /// What the next successful opening is announced as.
     opening: RescueEvent,
+    /// How often in a row the server has refused to open at this position.
+    refusals: u32,
     idle_since: Instant,
 }
 
 impl Reader {
     pub(crate) fn new(context: Arc<Context>, out: mpsc::Sender<Item>, mark: Mark, from: StartedFrom) -> Self {
         let opening = RescueEvent::Opened { from };
-        Self { context, out, mark, opening, idle_since: Instant::now() }
+        Self {
+            context,
+            out,
+            mark,
+            opening,
+            refusals: 0,
+            idle_since: Instant::now(),
+        }
     }
 
     pub(crate) async fn run(mut self) -> Ended {
@@ -87,10 +99,17 @@ impl Reader {
             let cut = match self.open().await {
                 Ok(stream) => {
                     self.context.events.emit(self.opening.clone());
-                    opened = true;
+                    (opened, self.refusals) = (true, 0);
                     self.read(stream, &mut pauses).await
                 }
-                Err(error) => Cut::Failed(error),
+                Err(error) => {
+                    self.refusals = if fault::passes(&error) {
+                        0
+                    } else {
+                        self.refusals + 1
+                    };
+                    Cut::Failed(error)
+                }
             };
             let cause = match cut {
                 _ if self.told_to_stop() => return Ended::Stopped,
@@ -103,7 +122,7 @@ impl Reader {
                     }
                     ReopenCause::Held
                 }
-                Cut::Failed(error) => match judge(error) {
+                Cut::Failed(error) => match self.judge(error) {
                     Ok(error) => ReopenCause::Error(error),
                     Err(ended) => return ended,
                 },
@@ -111,7 +130,10 @@ impl Reader {
             if cause == ReopenCause::Held {
                 tracing::debug!("opening the change stream again behind a change that was held for long");
             } else {
-                tracing::warn!(?cause, "the change stream broke off; opening it again from where it stood");
+                tracing::warn!(
+                    ?cause,
+                    "the change stream broke off; opening it again from where it stood"
+                );
                 pauses.pause(&self.context.stop).await;
             }
             if opened {
@@ -120,12 +142,30 @@ impl Reader {
         }
     }
 
+    /// What an error that ends a cursor means: its text when it passes.
+    fn judge(&self, error: Error) -> Result<String, Ended> {
+        let text = fault::text(&error);
+        match fault::of(&error) {
+            Fault::Fatal(advice) => Err(Ended::Refused {
+                advice,
+                source: error,
+            }),
+            Fault::Passing if self.refusals < REFUSALS => Ok(text),
+            Fault::Passing | Fault::Lost => Err(Ended::Lost {
+                reason: text,
+                code: codes::code(&error),
+            }),
+        }
+    }
+
     async fn open(&self) -> Result<ChangeStream<RawChange>, Error> {
         let Context { client, settings, .. } = &*self.context;
         let stages = pipeline(&settings.watch);
         // `startAfter`, since unlike `resumeAfter` it goes on behind an invalidate.
         let (after, at) = match &self.mark {
-            Mark { token: Some(token), .. } => (Some(token.clone()), None),
+            Mark {
+                token: Some(token), ..
+            } => (Some(token.clone()), None),
             Mark { cluster_time, .. } => (None, *cluster_time),
         };
         let batch = u32::try_from(settings.page_size).unwrap_or(u32::MAX);
@@ -143,7 +183,12 @@ impl Reader {
             }
             Scope::Collection(database, collection) => {
                 let collection = client.database(&database).collection::<Document>(&collection);
-                collection.watch().pipeline(stages).with_options(options).await?.with_type()
+                collection
+                    .watch()
+                    .pipeline(stages)
+                    .with_options(options)
+                    .await?
+                    .with_type()
             }
         };
         Ok(stream.with_type())
@@ -158,9 +203,11 @@ impl Reader {
             };
             *pauses = Pauses::new();
             let item = match next.map(RawChange::read) {
-                Some(Change::Filled(filled)) => Item::Filled(*filled),
+                Some(Change::Filled(filled)) => Item::Filled(filled),
                 Some(Change::Nameless(mark)) => {
-                    tracing::warn!("a change names no document that can be named in a command; it is left to the sweep");
+                    tracing::warn!(
+                        "a change names no document that can be named in a command; it is left to the sweep"
+                    );
                     Item::Passed(mark)
                 }
                 Some(Change::Invalidate(mark)) => {
@@ -195,7 +242,10 @@ impl Reader {
         };
         // An unreadable token keeps the earlier time, which is a low-water mark still.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
-        self.mark = Mark { token: Some(token), cluster_time };
+        self.mark = Mark {
+            token: Some(token),
+            cluster_time,
+        };
         let all_taken = self.out.capacity() == self.out.max_capacity();
         if all_taken && self.idle_since.elapsed() >= self.context.settings.idle_save_interval {
             self.idle_since = Instant::now();
@@ -244,14 +294,5 @@ impl Item {
             Self::Filled(filled) => &filled.mark,
             Self::Passed(mark) => mark,
         }
-    }
-}
-
-/// What an error that ends a cursor means: its text when it passes.
-fn judge(error: Error) -> Result<String, Ended> {
-    match fault::of(&error) {
-        Fault::Passing => Ok(error.to_string()),
-        Fault::Lost => Err(Ended::Lost { reason: error.to_string(), code: codes::code(&error) }),
-        Fault::Fatal(advice) => Err(Ended::Refused { advice, source: error }),
     }
 }

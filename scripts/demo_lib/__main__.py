@@ -30,7 +30,7 @@ class Plan:
 
     kill_after: int  # saves
     outage_after: int  # saves
-    dispatcher_killed_after: float  # seconds after the broker is back
+    dispatcher_killed_after: float  # share of what waits when the broker is back
 
     @classmethod
     def drawn(cls, seed: int, saves: int) -> "Plan":
@@ -38,7 +38,7 @@ class Plan:
         return cls(
             kill_after=draw.randint(saves * 10 // 100, saves * 30 // 100),
             outage_after=draw.randint(saves * 35 // 100, saves * 45 // 100),
-            dispatcher_killed_after=draw.uniform(0.2, 2.0),
+            dispatcher_killed_after=draw.uniform(0.05, 0.4),
         )
 
 
@@ -115,7 +115,7 @@ class Demo:
         plan, say = self.plan, self.screen.say
         print(
             f"seed {self.options.seed}: the application is killed after save {plan.kill_after}, RabbitMQ goes after save "
-            f"{plan.outage_after},\nand the dispatcher is killed {plan.dispatcher_killed_after:.1f} s after it is back",
+            f"{plan.outage_after},\nand the dispatcher is killed when it has rescued {plan.dispatcher_killed_after:.0%} of what waits then",
             flush=True,
         )
         self.remember()
@@ -136,18 +136,20 @@ class Demo:
         self.app.kill()
         stranded = self.orders.outboxes()
         say(
-            f"SIGKILL: the application died in the middle of save {self.app.saves + 1} or so, leaving {stranded.messages} "
-            f"undelivered messages in {stranded.documents} orders"
+            f"SIGKILL: the application died around save {self.app.saves}, leaving {stranded.messages} undelivered messages in "
+            f"{stranded.documents} orders"
         )
         self.app.start()
         say("the application runs again")
 
         self.wait("the outage begins", lambda: self.app.saves >= plan.outage_after)
-        self.outage()
-        self.wait_seconds(plan.dispatcher_killed_after)
-        self.dispatcher.kill()
-        self.dispatcher.start()
-        say("SIGKILL: the dispatcher died as well, and runs again")
+        waiting = self.outage()
+        if not self.options.without_rescuer:
+            enough = self.ledger.first_by(DISPATCHER) + int(waiting * plan.dispatcher_killed_after)
+            self.wait("the dispatcher rescues", lambda: self.ledger.first_by(DISPATCHER) >= enough, patience=60)
+            self.dispatcher.kill()
+            self.dispatcher.start()
+            say("SIGKILL: the dispatcher died in the middle of it, and runs again")
 
         self.wait("the application has saved everything", self.app.done.is_set)
         self.app.process.wait()
@@ -164,7 +166,8 @@ class Demo:
             self.app.stopping = True
             self.app.process.kill()
 
-    def outage(self) -> None:
+    def outage(self) -> int:
+        """Gives the number of messages that wait at its end."""
         say = self.screen.say
         before = self.app.saves
         self.broker_is_down = True
@@ -179,6 +182,7 @@ class Demo:
             f"RabbitMQ is back after {time.monotonic() - began:.0f} s; {self.app.saves - before} saves were made without it, "
             f"{waiting.messages} messages wait in {waiting.documents} orders"
         )
+        return waiting.messages
 
     def settle(self) -> None:
         """Until everything arrived and left the outboxes, or nothing comes any more."""

@@ -20,56 +20,70 @@ use outbox_rescuer::{CancellationToken, Commands, RescueEvent, Rescuer, RescuerE
 use tokio::{sync::broadcast, task::JoinHandle, time::timeout};
 
 /// Longer than anything here takes; a test that waits for this has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-pub const DELAY: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const DELAY: Duration = Duration::from_secs(1);
 
 /// A name that no other test uses, now or before.
-pub fn unique(prefix: &str) -> String {
+pub(crate) fn unique(prefix: &str) -> String {
     format!("{prefix}_{}", &Uuid::new().to_string().replace('-', "")[..12])
 }
 
-pub fn mongodb_uri() -> String {
+pub(crate) fn mongodb_uri() -> String {
     std::env::var("OUTBOX_MONGODB_URI").expect("eval \"$(scripts/services env)\" first")
 }
 
 /// A database of its own, and the state database of its own rescuer; both are dropped by [`World::end`].
-pub struct World {
-    pub client: Client,
+pub(crate) struct World {
+    pub(crate) client: Client,
     /// The rescuer's client can be told from the test's, and from other tests', by this name.
-    pub app_name: String,
-    pub db: Database,
-    pub state: Database,
+    pub(crate) app_name: String,
+    pub(crate) db: Database,
+    pub(crate) state: Database,
 }
 
 impl World {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
+        // Shown of tests that fail.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter("outbox_rescuer=debug")
+            .with_test_writer()
+            .try_init();
         let client = Client::with_uri_str(mongodb_uri()).await.unwrap();
         let name = unique("rescuer");
         let state = client.database(&format!("{name}_state"));
-        Self { db: client.database(&name), state, app_name: name, client }
+        Self {
+            db: client.database(&name),
+            state,
+            app_name: name,
+            client,
+        }
     }
 
-    pub fn orders(&self) -> Collection<Document> {
+    pub(crate) fn orders(&self) -> Collection<Document> {
         self.db.collection("orders")
     }
 
     /// With the index that the sweep wants.
-    pub async fn indexed_orders(&self) -> Collection<Document> {
+    pub(crate) async fn indexed_orders(&self) -> Collection<Document> {
         let orders = self.orders();
         index(&orders).await;
         orders
     }
 
-    pub fn positions(&self) -> Collection<Document> {
+    pub(crate) fn positions(&self) -> Collection<Document> {
         self.state.collection("positions")
     }
 
-    pub async fn position(&self) -> Document {
-        self.positions().find_one(doc! { "_id": "default" }).await.unwrap().expect("a position")
+    pub(crate) async fn position(&self) -> Document {
+        self.positions()
+            .find_one(doc! { "_id": "default" })
+            .await
+            .unwrap()
+            .expect("a position")
     }
 
     /// Everything of the database, with a sweep so rare that only the stream is seen at work.
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
         Settings {
             delay: DELAY,
@@ -82,7 +96,7 @@ impl World {
         }
     }
 
-    pub async fn start(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+    pub(crate) async fn start(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
         let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
         options.app_name = Some(self.app_name.clone());
         let client = Client::with_options(options).unwrap();
@@ -94,7 +108,7 @@ impl World {
     }
 
     /// Started, with the stream open and the first sweep behind it.
-    pub async fn started(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+    pub(crate) async fn started(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
         let mut running = self.start(commands, settings).await;
         let (mut opened, mut swept) = (false, false);
         running
@@ -107,37 +121,40 @@ impl World {
         running
     }
 
-    pub async fn fail(&self, fail: Document, mode: impl Into<Bson>) {
+    pub(crate) async fn fail(&self, fail: Document, mode: impl Into<Bson>) {
         let mut data = doc! { "appName": &self.app_name };
         data.extend(fail);
         let command = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": data };
         self.client.database("admin").run_command(command).await.unwrap();
     }
 
-    pub async fn end(self) {
+    pub(crate) async fn end(self) {
         self.db.drop().await.unwrap();
         self.state.drop().await.unwrap();
     }
 }
 
-pub async fn index(collection: &Collection<Document>) {
+pub(crate) async fn index(collection: &Collection<Document>) {
     let options = IndexOptions::builder()
         .partial_filter_expression(doc! { "outbox.id": { "$exists": true } })
         .build();
-    let model = IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).options(options).build();
+    let model = IndexModel::builder()
+        .keys(doc! { "outbox.available_at": 1 })
+        .options(options)
+        .build();
     collection.create_index(model).await.unwrap();
 }
 
 /// A rescuer at work in this process.
-pub struct Running {
-    pub events: broadcast::Receiver<RescueEvent>,
-    pub stop: CancellationToken,
-    pub task: JoinHandle<Result<(), RescuerError>>,
+pub(crate) struct Running {
+    pub(crate) events: broadcast::Receiver<RescueEvent>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) task: JoinHandle<Result<(), RescuerError>>,
 }
 
 impl Running {
     /// Waits until `pick` finds what it looks for among the events.
-    pub async fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&RescueEvent) -> Option<T>) -> T {
+    pub(crate) async fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&RescueEvent) -> Option<T>) -> T {
         let mut seen = Vec::new();
         let search = async {
             loop {
@@ -157,21 +174,27 @@ impl Running {
         searched.unwrap_or_else(|_| panic!("waited in vain for {what}; seen: {seen:#?}"))
     }
 
-    pub async fn page(&mut self) -> (usize, usize, usize) {
+    pub(crate) async fn page(&mut self) -> (usize, usize, usize) {
         self.wait("a page", |event| match event {
-            RescueEvent::PageDone { changes, documents, queued } => Some((*changes, *documents, *queued)),
+            RescueEvent::PageDone {
+                changes,
+                documents,
+                queued,
+            } => Some((*changes, *documents, *queued)),
             _ => None,
         })
         .await
     }
 
-    pub async fn saved(&mut self) {
-        self.wait("a saved position", |event| matches!(event, RescueEvent::PositionSaved { .. }).then_some(()))
-            .await;
+    pub(crate) async fn saved(&mut self) {
+        self.wait("a saved position", |event| {
+            matches!(event, RescueEvent::PositionSaved { .. }).then_some(())
+        })
+        .await;
     }
 
     /// The next round of the sweep that ends: whether it was full, and how many it queued.
-    pub async fn swept(&mut self) -> (bool, usize) {
+    pub(crate) async fn swept(&mut self) -> (bool, usize) {
         self.wait("a sweep", |event| match event {
             RescueEvent::SweepDone { full, queued, .. } => Some((*full, *queued)),
             _ => None,
@@ -179,13 +202,16 @@ impl Running {
         .await
     }
 
-    pub async fn stop(self) -> Result<(), RescuerError> {
+    pub(crate) async fn stop(self) -> Result<(), RescuerError> {
         self.stop.cancel();
-        timeout(PATIENCE, self.task).await.expect("it stops").expect("no panic")
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("it stops")
+            .expect("no panic")
     }
 
     /// Ends it where it stands, as a crash would.
-    pub async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
         self.stop.cancel();
@@ -194,26 +220,35 @@ impl Running {
 
 /// Takes commands and remembers them; refuses them on request.
 #[derive(Default)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     taken: Mutex<Vec<(ProcessDocumentMessages, Instant)>>,
-    pub away: AtomicBool,
-    pub refusals: AtomicUsize,
+    pub(crate) away: AtomicBool,
+    pub(crate) refusals: AtomicUsize,
 }
 
 impl Recorder {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    pub fn ids(&self) -> Vec<Bson> {
-        self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
+    pub(crate) fn ids(&self) -> Vec<Bson> {
+        self.taken
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(command, _)| command.document.id().clone())
+            .collect()
     }
 
-    pub fn distinct(&self) -> usize {
-        self.ids().iter().map(Bson::to_string).collect::<HashSet<_>>().len()
+    pub(crate) fn distinct(&self) -> usize {
+        self.ids()
+            .iter()
+            .map(Bson::to_string)
+            .collect::<HashSet<_>>()
+            .len()
     }
 
-    pub fn taken(&self) -> Vec<(ProcessDocumentMessages, Instant)> {
+    pub(crate) fn taken(&self) -> Vec<(ProcessDocumentMessages, Instant)> {
         self.taken.lock().unwrap().clone()
     }
 }
@@ -237,18 +272,18 @@ impl Commands for Recorder {
 }
 
 /// As a foreign writer leaves it: what it must have, and no more.
-pub fn minimal() -> Document {
+pub(crate) fn minimal() -> Document {
     doc! { "id": Uuid::new(), "type": "order.placed", "payload": { "n": 1 } }
 }
 
 /// With dates, made and due so long ago, in milliseconds.
-pub fn dated(made: i64, due: i64) -> Document {
+pub(crate) fn dated(made: i64, due: i64) -> Document {
     let at = |ago: i64| DateTime::from_millis(DateTime::now().timestamp_millis() - ago);
     let mut entry = minimal();
     entry.extend(doc! { "created_at": at(made), "available_at": at(due), "attempts": 0, "claims": 0 });
     entry
 }
 
-pub fn push(entry: Document) -> Document {
+pub(crate) fn push(entry: Document) -> Document {
     doc! { "$push": { "outbox": entry } }
 }
