@@ -33,7 +33,10 @@ fn the_quickstart_of_the_readme_is_part_of_the_example() {
 
 #[test]
 fn relative_links_lead_to_files_and_headings_that_exist() {
-    let pages: HashMap<PathBuf, String> = pages().into_iter().map(|page| (page.clone(), read(&page))).collect();
+    let pages: HashMap<PathBuf, String> = pages()
+        .into_iter()
+        .map(|page| (page.clone(), read(&page)))
+        .collect();
     let mut broken = Vec::new();
     for (page, text) in &pages {
         for target in links(text) {
@@ -43,7 +46,10 @@ fn relative_links_lead_to_files_and_headings_that_exist() {
                 path => page.parent().unwrap().join(path),
             };
             let there = file.canonicalize().is_ok_and(|file| {
-                anchor.is_empty() || pages.get(&file).is_some_and(|text| anchors(text).contains(anchor))
+                anchor.is_empty()
+                    || pages
+                        .get(&file)
+                        .is_some_and(|text| anchors(text).contains(anchor))
             });
             if !there {
                 broken.push(format!("{}: {target}", page.display()));
@@ -76,7 +82,10 @@ fn the_tests_that_show_a_promise_exist() {
 #[test]
 fn the_map_names_every_file_of_the_library_and_the_services_and_no_other() {
     let map = read(&root().join("ARCHITECTURE.md"));
-    let map = map.split("\n## ").find(|part| part.starts_with("The map")).unwrap();
+    let map = map
+        .split("\n## ")
+        .find(|part| part.starts_with("The map"))
+        .unwrap();
     let named: BTreeSet<&str> = map
         .split('`')
         .filter(|word| word.ends_with(".rs"))
@@ -88,7 +97,10 @@ fn the_map_names_every_file_of_the_library_and_the_services_and_no_other() {
         .map(|file| file.file_name().unwrap().to_string_lossy().into_owned())
         .filter(|name| !["lib.rs", "main.rs", "mod.rs"].contains(&name.as_str()))
         .collect();
-    let unnamed: Vec<_> = there.iter().filter(|name| !named.contains(name.as_str())).collect();
+    let unnamed: Vec<_> = there
+        .iter()
+        .filter(|name| !named.contains(name.as_str()))
+        .collect();
     assert!(unnamed.is_empty(), "not on the map: {unnamed:?}");
     let shells = ["mod.rs", "keys.rs", "daemon.rs", "shutdown.rs", "telemetry.rs"];
     let gone: Vec<_> = named
@@ -115,7 +127,10 @@ fn pages() -> Vec<PathBuf> {
 
 /// Files of this kind under a folder; none where there is no such folder.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let entries = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path());
     let nested = entries.map(|path| match path.is_dir() {
         true => files(&path, extension),
         false => vec![path],
@@ -148,12 +163,15 @@ fn anchors(text: &str) -> BTreeSet<String> {
     let headings = prose(text).filter(|line| line.starts_with('#'));
     let slug = |line: &str| {
         let title = line.trim_start_matches('#').trim().to_lowercase();
-        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        let kept = title
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
         kept.map(|c| if c == ' ' { '-' } else { c }).collect()
     };
     headings.map(slug).collect()
 }
 
 fn is_lower_snake(word: &str) -> bool {
-    word.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
+    word.chars()
+        .all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
 }

@@ -66,7 +66,8 @@ async fn a_dead_message_is_delivered_after_the_documented_replay_which_works_onc
     let test = TestDatabase::create().await;
     let id = with_a_dead_message(&test).await;
     let replay = async || {
-        let dead = doc! { "_id": "o-1", "outbox": { "$elemMatch": { "id": &id, "dead_at": { "$exists": true } } } };
+        let dead =
+            doc! { "_id": "o-1", "outbox": { "$elemMatch": { "id": &id, "dead_at": { "$exists": true } } } };
         let filters = vec![doc! { "e.id": &id, "e.dead_at": { "$exists": true } }];
         let orders = test.orders();
         let update = orders.update_one(dead, revive()).array_filters(filters);
@@ -79,7 +80,11 @@ async fn a_dead_message_is_delivered_after_the_documented_replay_which_works_onc
     assert_eq!(work_off(&test, &recorder).await, Processed::Done);
     let delivered = recorder.delivered();
     assert_eq!(recorder.amounts(), [1]);
-    assert_eq!((Bson::from(delivered[0].id), delivered[0].attempts), (id, 0), "the same id, a new life");
+    assert_eq!(
+        (Bson::from(delivered[0].id), delivered[0].attempts),
+        (id, 0),
+        "the same id, a new life"
+    );
     assert!(test.outbox("o-1").await.is_empty());
     test.drop().await;
 }
@@ -89,23 +94,36 @@ async fn dead_messages_are_replayed_by_type_and_reason_among_things_that_are_no_
     let test = TestDatabase::create().await;
     with_a_dead_message(&test).await;
     let junk = doc! { "$push": { "outbox": { "$each": [7, { "id": 7, "type": "order.added" }, Bson::Null], "$position": 0 } } };
-    test.orders().update_one(doc! { "_id": "o-1" }, junk).await.unwrap();
+    test.orders()
+        .update_one(doc! { "_id": "o-1" }, junk)
+        .await
+        .unwrap();
     let which = |reason: &str| doc! { "type": "order.added", "dead_reason": reason, "dead_at": { "$gte": mongodb::bson::DateTime::from_millis(0) } };
     let replay = async |reason: &str| {
-        let filters = which(reason).into_iter().map(|(name, value)| (format!("e.{name}"), value));
+        let filters = which(reason)
+            .into_iter()
+            .map(|(name, value)| (format!("e.{name}"), value));
         let orders = test.orders();
         let update = orders
             .update_many(doc! { "outbox": { "$elemMatch": which(reason) } }, revive())
             .array_filters(vec![filters.collect::<Document>()]);
         update.await.unwrap().modified_count
     };
-    assert_eq!(replay("attempts_exhausted").await, 0, "it died for another reason");
+    assert_eq!(
+        replay("attempts_exhausted").await,
+        0,
+        "it died for another reason"
+    );
     assert_eq!(replay("permanent").await, 1);
 
     let recorder = Recorder::default();
     assert_eq!(work_off(&test, &recorder).await, Processed::Done);
     assert_eq!(recorder.amounts(), [1]);
-    assert_eq!(test.stored("o-1").await.get_array("outbox").unwrap().len(), 3, "the junk stays");
+    assert_eq!(
+        test.stored("o-1").await.get_array("outbox").unwrap().len(),
+        3,
+        "the junk stays"
+    );
     test.drop().await;
 }
 
@@ -115,8 +133,12 @@ async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
     let test = TestDatabase::create().await;
     let id = with_a_dead_message(&test).await;
     let living = Uuid::new();
-    let push = doc! { "$push": { "outbox": { "id": living, "type": "order.added", "payload": { "amount": 3 } } } };
-    test.orders().update_one(doc! { "_id": "o-1" }, push).await.unwrap();
+    let push =
+        doc! { "$push": { "outbox": { "id": living, "type": "order.added", "payload": { "amount": 3 } } } };
+    test.orders()
+        .update_one(doc! { "_id": "o-1" }, push)
+        .await
+        .unwrap();
     let discard = async |id: &Bson| {
         let copy = [
             doc! { "$match": { "_id": "o-1", "outbox.id": id } },
@@ -129,13 +151,19 @@ async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
         ];
         test.orders().aggregate(copy).await.unwrap();
         let pull = doc! { "$pull": { "outbox": { "id": id, "dead_at": { "$exists": true } } } };
-        test.orders().update_one(doc! { "_id": "o-1" }, pull).await.unwrap();
+        test.orders()
+            .update_one(doc! { "_id": "o-1" }, pull)
+            .await
+            .unwrap();
     };
     discard(&id).await;
     discard(&Bson::from(living)).await;
 
     let outbox = test.outbox("o-1").await;
-    assert_eq!((outbox.len(), outbox[0].get("id")), (1, Some(&Bson::from(living))));
+    assert_eq!(
+        (outbox.len(), outbox[0].get("id")),
+        (1, Some(&Bson::from(living)))
+    );
     let discarded = test.database.collection::<Document>("outbox_discarded");
     let kept = discarded.find_one(doc! { "_id": &id }).await.unwrap().unwrap();
     assert_eq!(kept.get_str("document"), Ok("o-1"));
