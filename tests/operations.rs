@@ -1,11 +1,7 @@
 //! What the operations guide has people write by hand, on the real server, byte for byte the updates of docs/operations.md
 //! and docs/adopting.md.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
@@ -26,9 +22,7 @@ use tokio_util::sync::CancellationToken;
 async fn with_a_dead_message(test: &TestDatabase) -> Bson {
     let recorder = Recorder::default();
     recorder.answer([Outcome::Permanent("no".into())]);
-    let inline = Inline::builder(&test.client)
-        .mode(Mode::Await)
-        .deliver_to(recorder.clone());
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let mut order = Order::new("o-1");
     order.add(1);
     order.add(2);
@@ -41,10 +35,7 @@ async fn with_a_dead_message(test: &TestDatabase) -> Bson {
 }
 
 async fn work_off(test: &TestDatabase, recorder: &Recorder) -> Processed {
-    let settings = ProcessorSettings {
-        retry: RetryPolicy::default(),
-        ..ProcessorSettings::default()
-    };
+    let settings = ProcessorSettings { retry: RetryPolicy::default(), ..ProcessorSettings::default() };
     let clock = ServerClock::new(test.client.clone());
     let worker = Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), settings);
     let document = DocumentRef::by_id(test.orders().namespace(), "o-1");
@@ -80,11 +71,7 @@ async fn a_dead_message_is_delivered_after_the_documented_replay_which_works_onc
     assert_eq!(work_off(&test, &recorder).await, Processed::Done);
     let delivered = recorder.delivered();
     assert_eq!(recorder.amounts(), [1]);
-    assert_eq!(
-        (Bson::from(delivered[0].id), delivered[0].attempts),
-        (id, 0),
-        "the same id, a new life"
-    );
+    assert_eq!((Bson::from(delivered[0].id), delivered[0].attempts), (id, 0), "the same id, a new life");
     assert!(test.outbox("o-1").await.is_empty());
     test.drop().await;
 }
@@ -94,36 +81,23 @@ async fn dead_messages_are_replayed_by_type_and_reason_among_things_that_are_no_
     let test = TestDatabase::create().await;
     with_a_dead_message(&test).await;
     let junk = doc! { "$push": { "outbox": { "$each": [7, { "id": 7, "type": "order.added" }, Bson::Null], "$position": 0 } } };
-    test.orders()
-        .update_one(doc! { "_id": "o-1" }, junk)
-        .await
-        .unwrap();
+    test.orders().update_one(doc! { "_id": "o-1" }, junk).await.unwrap();
     let which = |reason: &str| doc! { "type": "order.added", "dead_reason": reason, "dead_at": { "$gte": mongodb::bson::DateTime::from_millis(0) } };
     let replay = async |reason: &str| {
-        let filters = which(reason)
-            .into_iter()
-            .map(|(name, value)| (format!("e.{name}"), value));
+        let filters = which(reason).into_iter().map(|(name, value)| (format!("e.{name}"), value));
         let orders = test.orders();
         let update = orders
             .update_many(doc! { "outbox": { "$elemMatch": which(reason) } }, revive())
             .array_filters(vec![filters.collect::<Document>()]);
         update.await.unwrap().modified_count
     };
-    assert_eq!(
-        replay("attempts_exhausted").await,
-        0,
-        "it died for another reason"
-    );
+    assert_eq!(replay("attempts_exhausted").await, 0, "it died for another reason");
     assert_eq!(replay("permanent").await, 1);
 
     let recorder = Recorder::default();
     assert_eq!(work_off(&test, &recorder).await, Processed::Done);
     assert_eq!(recorder.amounts(), [1]);
-    assert_eq!(
-        test.stored("o-1").await.get_array("outbox").unwrap().len(),
-        3,
-        "the junk stays"
-    );
+    assert_eq!(test.stored("o-1").await.get_array("outbox").unwrap().len(), 3, "the junk stays");
     test.drop().await;
 }
 
@@ -135,10 +109,7 @@ async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
     let living = Uuid::new();
     let push =
         doc! { "$push": { "outbox": { "id": living, "type": "order.added", "payload": { "amount": 3 } } } };
-    test.orders()
-        .update_one(doc! { "_id": "o-1" }, push)
-        .await
-        .unwrap();
+    test.orders().update_one(doc! { "_id": "o-1" }, push).await.unwrap();
     let discard = async |id: &Bson| {
         let copy = [
             doc! { "$match": { "_id": "o-1", "outbox.id": id } },
@@ -151,19 +122,13 @@ async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
         ];
         test.orders().aggregate(copy).await.unwrap();
         let pull = doc! { "$pull": { "outbox": { "id": id, "dead_at": { "$exists": true } } } };
-        test.orders()
-            .update_one(doc! { "_id": "o-1" }, pull)
-            .await
-            .unwrap();
+        test.orders().update_one(doc! { "_id": "o-1" }, pull).await.unwrap();
     };
     discard(&id).await;
     discard(&Bson::from(living)).await;
 
     let outbox = test.outbox("o-1").await;
-    assert_eq!(
-        (outbox.len(), outbox[0].get("id")),
-        (1, Some(&Bson::from(living)))
-    );
+    assert_eq!((outbox.len(), outbox[0].get("id")), (1, Some(&Bson::from(living))));
     let discarded = test.database.collection::<Document>("outbox_discarded");
     let kept = discarded.find_one(doc! { "_id": &id }).await.unwrap().unwrap();
     assert_eq!(kept.get_str("document"), Ok("o-1"));

@@ -9,15 +9,8 @@ pub(crate) fn of_help(binary: &str) -> BTreeMap<String, String> {
     let bracketed = help.lines().filter_map(|line| line.trim().strip_prefix("[env: "));
     let key = |line: &str| {
         let env = line.split([']', ',']).next().unwrap_or_default();
-        let default = line
-            .split("[default: ")
-            .nth(1)
-            .and_then(|rest| rest.split(']').next());
-        let required = if line.contains("[required]") {
-            "required"
-        } else {
-            ""
-        };
+        let default = line.split("[default: ").nth(1).and_then(|rest| rest.split(']').next());
+        let required = if line.contains("[required]") { "required" } else { "" };
         (env.to_owned(), default.unwrap_or(required).to_owned())
     };
     bracketed.map(key).collect()
@@ -30,16 +23,10 @@ pub(crate) fn of_documentation(service: &str) -> BTreeMap<String, String> {
         let heading = section.lines().next().unwrap_or_default();
         heading == "Both services" || heading == service
     });
-    let rows = sections
-        .flat_map(str::lines)
-        .filter_map(|line| line.strip_prefix("| `"));
+    let rows = sections.flat_map(str::lines).filter_map(|line| line.strip_prefix("| `"));
     let key = |row: &str| {
         let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
-        assert_eq!(
-            cells[1],
-            format!("OUTBOX_{}", cells[0].to_uppercase()),
-            "one name in three spellings"
-        );
+        assert_eq!(cells[1], format!("OUTBOX_{}", cells[0].to_uppercase()), "one name in three spellings");
         (cells[1].to_owned(), cells[2].to_owned())
     };
     rows.map(key).collect()
