@@ -31,7 +31,12 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
     let events = rescuer.subscribe();
     let stop = CancellationToken::new();
     let task = tokio::spawn(rescuer.run(stop.clone()));
-    let mut running = Running { events, stop, task };
+    let mut running = Running {
+        events,
+        stop,
+        task,
+        begun: std::time::Instant::now(),
+    };
     let id = ObjectId::new();
     orders
         .insert_one(doc! { "_id": id, "outbox": [minimal()] })

@@ -43,6 +43,7 @@ async fn every_way_of_filling_an_outbox_is_seen() {
         .update_one(doc! { "_id": 2 }, push(dated(0, -3_600_000)))
         .await
         .unwrap();
+    world.something_else_is_written().await;
     let mut running = world.started(&commands, world.settings()).await;
     orders
         .insert_one(doc! { "_id": 10, "outbox": [minimal()] })
@@ -71,8 +72,6 @@ async fn every_way_of_filling_an_outbox_is_seen() {
     }
     let mut ids = commands.ids();
     ids.sort_by_key(Bson::as_i32);
-    // The last change before the start is read as well, so 2 may be queued for that one too.
-    ids.dedup();
     assert_eq!(ids, [1, 2, 3, 4, 5, 10].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
@@ -284,7 +283,13 @@ async fn collections_of_several_databases_are_watched_by_one_stream() {
 async fn while_commands_fail_the_position_stays_and_afterwards_all_are_sent() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut running = world.started(&commands, world.settings()).await;
+    // So that it is pages only that move the position.
+    let settings = Settings {
+        idle_save_interval: std::time::Duration::from_secs(600),
+        ..world.settings()
+    };
+    let mut running = world.started(&commands, settings).await;
+    let before = world.position().await;
     commands.away.store(true, Ordering::SeqCst);
     orders
         .insert_one(doc! { "_id": 1, "outbox": [minimal()] })
@@ -295,7 +300,6 @@ async fn while_commands_fail_the_position_stays_and_afterwards_all_are_sent() {
             matches!(event, RescueEvent::CommandsFailed { count: 1, .. }).then_some(())
         })
         .await;
-    let before = world.position().await;
     orders
         .insert_one(doc! { "_id": 2, "outbox": [minimal()] })
         .await
