@@ -90,9 +90,9 @@ impl Decision {
     pub(crate) fn next(&mut self, pass: Pass, known: Known) -> Next {
         let left = self.keep_within.saturating_sub(known.kept);
         match pass {
-            Pass::Ended(
-                done @ (Processed::Done | Processed::Gone | Processed::Held(Hold::NotMine)),
-            ) => Next::Finish(done),
+            Pass::Ended(done @ (Processed::Done | Processed::Gone | Processed::Held(Hold::NotMine))) => {
+                Next::Finish(done)
+            }
             Pass::Ended(Processed::Interrupted) if known.stopping => Next::GiveBack,
             Pass::Ended(Processed::Interrupted) => Next::Leave(Left::TookTooLong),
             Pass::Ended(Processed::Unavailable) => {
@@ -133,7 +133,9 @@ fn due(hold: Hold, now: DateTime) -> Option<Duration> {
 fn describe(error: &Error) -> String {
     match error.kind.as_ref() {
         ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
-        ErrorKind::Write(WriteFailure::WriteError(write)) => format!("the write was refused (code {})", write.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => {
+            format!("the write was refused (code {})", write.code)
+        }
         _ => error.to_string(),
     }
 }
@@ -186,7 +188,10 @@ mod tests {
 
     #[test]
     fn a_head_that_is_due_at_once_still_has_a_pause_before_it() {
-        let again = next(Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))), known());
+        let again = next(
+            Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))),
+            known(),
+        );
         assert!(matches!(again, Next::Hold(BREATH, _)), "{again:?}");
     }
 
@@ -200,7 +205,10 @@ mod tests {
             next(Processed::Held(retrying(3_000)), old),
             Next::Leave(Left::Held(retrying(3_000)))
         );
-        assert_eq!(next(Processed::Unavailable, old), Next::Await(Duration::from_secs(2)));
+        assert_eq!(
+            next(Processed::Unavailable, old),
+            Next::Await(Duration::from_secs(2))
+        );
         assert_eq!(
             next(Processed::Interrupted, known()),
             Next::Leave(Left::TookTooLong)
@@ -209,12 +217,18 @@ mod tests {
 
     #[test]
     fn a_way_to_deliver_is_waited_for_a_minute_in_all() {
-        assert_eq!(next(Processed::Unavailable, known()), Next::Await(Duration::from_secs(60)));
+        assert_eq!(
+            next(Processed::Unavailable, known()),
+            Next::Await(Duration::from_secs(60))
+        );
         let waited = Known {
             unavailable: Duration::from_secs(60),
             ..known()
         };
-        assert_eq!(next(Processed::Unavailable, waited), Next::Leave(Left::Unavailable));
+        assert_eq!(
+            next(Processed::Unavailable, waited),
+            Next::Leave(Left::Unavailable)
+        );
     }
 
     #[test]
@@ -241,6 +255,9 @@ mod tests {
             tries += 1;
         }
         assert!((15..60).contains(&tries), "{tries} tries");
-        assert!(kept > Duration::from_secs(270) && kept <= Duration::from_secs(300), "{kept:?}");
+        assert!(
+            kept > Duration::from_secs(270) && kept <= Duration::from_secs(300),
+            "{kept:?}"
+        );
     }
 }

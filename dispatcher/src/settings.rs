@@ -53,7 +53,9 @@ pub enum InvalidSettings {
     #[error("concurrency is 0: allow at least one document at a time")]
     NoConcurrency,
     /// Some of the concurrency could never be used.
-    #[error("prefetch ({prefetch}) is less than concurrency ({concurrency}): raise the one or lower the other")]
+    #[error(
+        "prefetch ({prefetch}) is less than concurrency ({concurrency}): raise the one or lower the other"
+    )]
     PrefetchTooSmall {
         /// The prefetch.
         prefetch: u16,
@@ -61,7 +63,10 @@ pub enum InvalidSettings {
         concurrency: usize,
     },
     /// The broker would end the consumer.
-    #[error("keep_within is above {:?}: the broker ends a consumer that keeps a command for too long", DispatcherSettings::KEEP_AT_MOST)]
+    #[error(
+        "keep_within is above {:?}: the broker ends a consumer that keeps a command for too long",
+        DispatcherSettings::KEEP_AT_MOST
+    )]
     KeptTooLong,
 }
 
@@ -93,7 +98,10 @@ impl DispatcherSettings {
         } else if concurrency == 0 {
             Err(InvalidSettings::NoConcurrency)
         } else if usize::from(prefetch) < concurrency {
-            Err(InvalidSettings::PrefetchTooSmall { prefetch, concurrency })
+            Err(InvalidSettings::PrefetchTooSmall {
+                prefetch,
+                concurrency,
+            })
         } else if self.keep_within > Self::KEEP_AT_MOST {
             Err(InvalidSettings::KeptTooLong)
         } else {

@@ -1,0 +1,185 @@
+//! `outbox-dispatcher`: a shell around the library of the same name.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use document_outbox::{
+    RetryPolicy,
+    amqp::{AmqpSettings, TopologyMode},
+    clock::ServerClock,
+    deliver::{PayloadFormat, RabbitMq, RabbitMqSettings},
+    process::{Processor, ProcessorSettings},
+};
+use mongodb::{Client, options::ClientOptions};
+use outbox_dispatcher::{Dispatcher, DispatcherSettings};
+use outbox_service::{CancellationToken, Choice, Daemon, Exit, Key, Kind, Reader, Uri, keys};
+
+const NAME: &str = "outbox-dispatcher";
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn main() -> Exit {
+    let about = "Consumes commands and publishes the messages that stand in documents' outboxes to RabbitMQ, for any \
+                 collection, without knowing the types. Leaves alone what is for an application's own handlers.";
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about)
+        .keys(table())
+        .run(read, serve)
+}
+
+fn table() -> Vec<Key> {
+    let any = |_: &str| Ok(());
+    vec![
+        keys::mongodb_uri(),
+        keys::rabbitmq_uri(),
+        keys::watch(),
+        keys::unordered(),
+        Key::new("concurrency", Kind::Integer(1..=4096), "At most this many documents are processed at a time.")
+            .with_default("32"),
+        Key::new(
+            "prefetch",
+            Kind::Integer(1..=65535),
+            "At most this many commands are taken from the broker and not yet acknowledged.",
+        )
+        .with_default("128"),
+        Key::new(
+            "claim_lease",
+            Kind::Duration(SECOND..=HOUR),
+            "How long a claim on messages holds. If this worker dies, they wait for that long.",
+        )
+        .with_default("60s"),
+        Key::new("max_attempts", Kind::Integer(1..=1_000), "Failed attempts until a message is dead.").with_default("10"),
+        Key::new(
+            "backoff_min",
+            Kind::Duration(Duration::from_millis(1)..=HOUR),
+            "The longest wait after the first failed attempt; doubles with each.",
+        )
+        .with_default("1s"),
+        Key::new(
+            "backoff_max",
+            Kind::Duration(Duration::from_millis(1)..=24 * HOUR),
+            "The longest wait after any failed attempt.",
+        )
+        .with_default("5m"),
+        Key::new(
+            "hold_within",
+            Kind::Duration(Duration::ZERO..=Duration::from_secs(60)),
+            "A command is kept while what holds its document back ends within this time; else it is left to the sweep.",
+        )
+        .with_default("5s"),
+        keys::messages_exchange(),
+        Key::new("payload_format", Kind::choice::<Format>(), "How payloads are written.").with_default("json"),
+        Key::new(
+            "unroutable_ok",
+            Kind::List(any),
+            "Message types that count as delivered when no queue is bound for them.",
+        )
+        .with_default(""),
+        keys::commands_exchange(),
+        keys::commands_queue(),
+        keys::topology(),
+        keys::state_database(),
+    ]
+}
+
+/// [`PayloadFormat`] by the names it has in the settings.
+#[derive(Debug, Clone, Copy, Default)]
+struct Format(PayloadFormat);
+
+impl Choice for Format {
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("json", Self(PayloadFormat::Json)),
+        (
+            "canonical_extended_json",
+            Self(PayloadFormat::CanonicalExtendedJson),
+        ),
+    ];
+}
+
+/// Everything read, and nothing connected.
+struct Settings {
+    mongodb: Uri,
+    /// None only beside a problem that keeps the worker from starting.
+    rabbitmq: Option<RabbitMqSettings>,
+    processor: ProcessorSettings,
+    dispatcher: DispatcherSettings,
+}
+
+fn read(read: &mut Reader<'_>) -> Settings {
+    let topology = match read.choice("topology") {
+        keys::Topology::Declare => TopologyMode::Declare,
+        keys::Topology::Verify => TopologyMode::Verify,
+        keys::Topology::Off => TopologyMode::Off,
+    };
+    let rabbitmq = read.uri("rabbitmq_uri");
+    let rabbitmq = match AmqpSettings::new(rabbitmq.expose()) {
+        Ok(amqp) => Some(RabbitMqSettings {
+            amqp: amqp.named(NAME),
+            exchange: read.string("messages_exchange"),
+            topology,
+            payload: read.choice::<Format>("payload_format").0,
+            accept_unroutable: read.strings("unroutable_ok").into_iter().collect(),
+        }),
+        Err(error) => {
+            read.problem(&["rabbitmq_uri"], error.to_string());
+            None
+        }
+    };
+    let retry = RetryPolicy {
+        max_attempts: read.integer("max_attempts"),
+        backoff_min: read.duration("backoff_min"),
+        backoff_max: read.duration("backoff_max"),
+        ..RetryPolicy::default()
+    };
+    if retry.backoff_min > retry.backoff_max {
+        read.problem(
+            &["backoff_min", "backoff_max"],
+            "must not be longer than backoff_max",
+        );
+    }
+    let dispatcher = DispatcherSettings {
+        unordered: read.namespaces("unordered"),
+        commands_exchange: read.string("commands_exchange"),
+        commands_queue: read.string("commands_queue"),
+        topology,
+        concurrency: read.integer("concurrency"),
+        prefetch: read.integer("prefetch"),
+        hold_within: read.duration("hold_within"),
+        grace: read.duration("shutdown_grace").mul_f64(0.9),
+        ..DispatcherSettings::new(read.namespaces("watch"))
+    };
+    if usize::from(dispatcher.prefetch) < dispatcher.concurrency {
+        read.problem(
+            &["prefetch", "concurrency"],
+            "must not be less than concurrency, or some of it is never used",
+        );
+    }
+    Settings {
+        mongodb: read.uri("mongodb_uri"),
+        rabbitmq,
+        processor: ProcessorSettings {
+            name: format!("{NAME}-{}", std::process::id()),
+            lease: read.duration("claim_lease"),
+            retry,
+            state_database: read.string("state_database"),
+            ..ProcessorSettings::default()
+        },
+        dispatcher,
+    }
+}
+
+async fn serve(settings: Settings, stop: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let rabbitmq = settings
+        .rabbitmq
+        .ok_or("the RabbitMQ URI was accepted without being read")?;
+    let amqp = rabbitmq.amqp.clone();
+    let mut options = ClientOptions::parse(settings.mongodb.expose()).await?;
+    options.app_name.get_or_insert_with(|| NAME.into());
+    let client = Client::with_options(options)?;
+    let clock = ServerClock::new(client.clone());
+    let deliver = RabbitMq::start(rabbitmq);
+    let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);
+    Dispatcher::new(processor, amqp, settings.dispatcher)?
+        .run(stop)
+        .await;
+    deliver.close().await;
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! One command, from its delivery to its settlement.
+
+use std::{
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use document_outbox::{
+    DocumentRef, amqp::Delivery, command::ProcessDocumentMessages, event::Events, process::Processor,
+    turns::Turns,
+};
+use futures::FutureExt;
+use mongodb::bson::DateTime;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    DispatcherEvent, DispatcherSettings, Left,
+    admission::admit,
+    decision::{Decision, Known, Next, Pass},
+};
+
+/// After a wait for a way to deliver, so that a deliverer that says one thing and does the other is no hot loop.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// What all commands of a worker share.
+pub(crate) struct Work {
+    processor: Processor,
+    settings: DispatcherSettings,
+    events: Events<DispatcherEvent>,
+    turns: Turns,
+    /// Documents being processed.
+    slots: Semaphore,
+    /// Commands kept for a document that is due in a moment.
+    holds: Semaphore,
+    stops: Stops,
+}
+
+/// The two steps of a stop.
+#[derive(Default)]
+pub(crate) struct Stops {
+    /// No command is taken, none is kept.
+    pub(crate) intake: CancellationToken,
+    /// Claims are given back.
+    pub(crate) release: CancellationToken,
+}
+
+/// How the work on a command ended.
+enum End {
+    Acknowledge(DispatcherEvent),
+    GiveBack,
+}
+
+impl Work {
+    pub(crate) fn new(processor: Processor, settings: DispatcherSettings) -> Self {
+        Self {
+            processor,
+            events: Events::default(),
+            turns: Turns::default(),
+            slots: Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)),
+            holds: Semaphore::new(usize::from(settings.prefetch / 2)),
+            stops: Stops::default(),
+            settings,
+        }
+    }
+
+    pub(crate) fn events(&self) -> &Events<DispatcherEvent> {
+        &self.events
+    }
+
+    pub(crate) fn settings(&self) -> &DispatcherSettings {
+        &self.settings
+    }
+
+    pub(crate) fn stops(&self) -> &Stops {
+        &self.stops
+    }
+
+    pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) {
+        let admitted = admit(
+            delivery.message_type.as_deref(),
+            &delivery.body,
+            &self.settings.watch,
+        );
+        let ProcessDocumentMessages { document, reason } = match admitted {
+            Ok(command) => command,
+            Err(refusal) => {
+                tracing::warn!(%refusal, bytes = delivery.body.len(), "a command was refused");
+                delivery.reject().await;
+                return self.events.emit(DispatcherEvent::Refused { refusal });
+            }
+        };
+        self.events.emit(DispatcherEvent::Taken {
+            document: document.clone(),
+            reason,
+        });
+        match self.see_through(&document).await {
+            // Without its connection a command can't be acknowledged: it comes again, and finds nothing left.
+            End::Acknowledge(event) => {
+                delivery.ack().await;
+                self.events.emit(event);
+            }
+            End::GiveBack => {
+                delivery.requeue().await;
+                self.events.emit(DispatcherEvent::GivenBack { document });
+            }
+        }
+    }
+
+    /// Works on a document until the command for it is done with.
+    async fn see_through(&self, document: &DocumentRef) -> End {
+        let turn = tokio::select! {
+            turn = self.turns.join(document) => turn,
+            () = self.stops.intake.cancelled() => return End::GiveBack,
+        };
+        let Some(_turn) = turn else {
+            return End::Acknowledge(DispatcherEvent::Coalesced {
+                document: document.clone(),
+            });
+        };
+        let begun = Instant::now();
+        let mut unavailable = Duration::ZERO;
+        let mut decision = Decision::new(&self.settings);
+        loop {
+            let Some(pass) = self.pass(document, begun).await else {
+                return End::GiveBack;
+            };
+            let known = Known {
+                now: self
+                    .processor
+                    .clock()
+                    .now()
+                    .await
+                    .unwrap_or_else(|_unasked| DateTime::now()),
+                kept: begun.elapsed(),
+                unavailable,
+                stopping: self.stops.release.is_cancelled(),
+            };
+            let document = document.clone();
+            match decision.next(pass, known) {
+                Next::Finish(processed) => {
+                    return End::Acknowledge(DispatcherEvent::Finished { document, processed });
+                }
+                Next::Leave(why) => return self.leave(document, why),
+                Next::GiveBack => return End::GiveBack,
+                Next::Hold(wait, hold) => match self.holds.try_acquire() {
+                    Ok(_room) => {
+                        if !self
+                            .keep(document, Left::Held(hold), tokio::time::sleep(wait))
+                            .await
+                        {
+                            return End::GiveBack;
+                        }
+                    }
+                    Err(_full) => return self.leave(document, Left::Held(hold)),
+                },
+                Next::Retry(pause, why) => {
+                    tracing::warn!(%document, ?why, "the document could not be processed; it is tried again");
+                    if !self.keep(document, why, tokio::time::sleep(pause)).await {
+                        return End::GiveBack;
+                    }
+                }
+                Next::Await(longest) => {
+                    let waited = Instant::now();
+                    let way = async {
+                        // Whether it is there or the time is up, the next pass will tell.
+                        let _ = tokio::time::timeout(longest, self.processor.deliverer().available()).await;
+                        tokio::time::sleep(BREATH).await;
+                    };
+                    if !self.keep(document, Left::Unavailable, way).await {
+                        return End::GiveBack;
+                    }
+                    unavailable += waited.elapsed();
+                }
+            }
+        }
+    }
+
+    /// One pass over the document, in a slot; none when the worker stops before it begins.
+    async fn pass(&self, document: &DocumentRef, begun: Instant) -> Option<Pass> {
+        let _slot = tokio::select! {
+            slot = self.slots.acquire() => slot.ok()?,
+            () = self.stops.intake.cancelled() => return None,
+        };
+        let stop = self.stops.release.child_token();
+        let ordering = self.settings.ordering(&document.namespace);
+        let process = AssertUnwindSafe(self.processor.process(document, ordering, &stop)).catch_unwind();
+        let mut process = pin!(process);
+        let left = self.settings.keep_within.saturating_sub(begun.elapsed());
+        let ended = tokio::select! {
+            ended = &mut process => ended,
+            () = tokio::time::sleep(left) => {
+                stop.cancel();
+                process.await
+            }
+        };
+        Some(match ended {
+            Ok(Ok(processed)) => Pass::Ended(processed),
+            Ok(Err(error)) => Pass::Failed(error),
+            Err(_panic) => {
+                tracing::error!(%document, "processing the document panicked; this is a defect");
+                Pass::Panicked
+            }
+        })
+    }
+
+    /// Waits with the command in hand; false when the worker stops meanwhile.
+    async fn keep(&self, document: DocumentRef, why: Left, wait: impl Future<Output = ()>) -> bool {
+        self.events.emit(DispatcherEvent::Kept { document, why });
+        tokio::select! {
+            () = wait => true,
+            () = self.stops.intake.cancelled() => false,
+        }
+    }
+
+    fn leave(&self, document: DocumentRef, why: Left) -> End {
+        tracing::debug!(%document, ?why, "left to the sweep");
+        End::Acknowledge(DispatcherEvent::LeftToSweep { document, why })
+    }
+}

@@ -1,0 +1,360 @@
+//! The order application of `scripts/demo`: a thousand saves and more, each with messages, which may be killed at any moment.
+//!
+//! Every order is placed, paid, packed and shipped. Each of the four is one save, sends one or two messages, and writes their ids
+//! to the field `sent` as well. That is not the outbox: the messages leave the outbox, the ids stay, so that anyone can look up
+//! afterwards what should have arrived.
+//!
+//! Started again, it goes on where the orders in the database stand. It tells what it does as lines of JSON.
+
+use std::{collections::HashMap, env, error::Error, str::FromStr, sync::Arc, time::Duration};
+
+use document_outbox::{
+    CommandSender, Document, Inline, Message, Outbox, RetryPolicy, Store,
+    amqp::{AmqpSettings, Publisher, TopologyMode},
+    command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE},
+    deliver::{Deliver, MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
+    store::Inserted,
+};
+use futures::TryStreamExt;
+use mongodb::{Client, bson::doc};
+use serde::{Deserialize, Serialize};
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+
+// --- the domain ------------------------------------------------------------------------------------------------------
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    #[serde(rename = "_id")]
+    number: i64,
+    customer: String,
+    state: State,
+    /// The ids of all messages ever sent.
+    sent: Vec<String>,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Placed,
+    Paid,
+    Packed,
+    Shipped,
+}
+
+#[derive(Serialize)]
+struct OrderPlaced {
+    order: i64,
+    customer: String,
+}
+
+#[derive(Serialize)]
+struct StockReserved {
+    order: i64,
+}
+
+#[derive(Serialize)]
+struct OrderPaid {
+    order: i64,
+}
+
+#[derive(Serialize)]
+struct OrderPacked {
+    order: i64,
+}
+
+#[derive(Serialize)]
+struct OrderShipped {
+    order: i64,
+}
+
+#[derive(Serialize)]
+struct CustomerNotified {
+    order: i64,
+    customer: String,
+}
+
+impl Message for OrderPlaced {
+    const TYPE: &'static str = "order.placed";
+}
+
+impl Message for StockReserved {
+    const TYPE: &'static str = "stock.reserved";
+}
+
+impl Message for OrderPaid {
+    const TYPE: &'static str = "order.paid";
+}
+
+impl Message for OrderPacked {
+    const TYPE: &'static str = "order.packed";
+}
+
+impl Message for OrderShipped {
+    const TYPE: &'static str = "order.shipped";
+}
+
+impl Message for CustomerNotified {
+    const TYPE: &'static str = "customer.notified";
+}
+
+impl Document for Order {
+    type Id = i64;
+
+    fn id(&self) -> &i64 {
+        &self.number
+    }
+
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+impl Order {
+    fn place(number: i64) -> Self {
+        let mut order = Self {
+            number,
+            customer: format!("customer {}", number % 97),
+            state: State::Placed,
+            sent: Vec::new(),
+            outbox: Outbox::default(),
+        };
+        order.send(OrderPlaced {
+            order: number,
+            customer: order.customer.clone(),
+        });
+        order.send(StockReserved { order: number });
+        order
+    }
+
+    fn advance_to(&mut self, state: State) {
+        let (order, customer) = (self.number, self.customer.clone());
+        self.state = state;
+        match state {
+            State::Placed => {}
+            State::Paid => self.send(OrderPaid { order }),
+            State::Packed => self.send(OrderPacked { order }),
+            State::Shipped => {
+                self.send(OrderShipped { order });
+                self.send(CustomerNotified { order, customer });
+            }
+        }
+    }
+
+    fn send(&mut self, message: impl Message) {
+        let id = self.outbox.send(message).id();
+        self.sent.push(id.to_string());
+    }
+}
+
+// --- the work --------------------------------------------------------------------------------------------------------
+
+/// Orders come in bursts, so many a second.
+const BURSTS_A_SECOND: usize = 4;
+const SAVES_OF_AN_ORDER: usize = 4;
+/// A save without a clean answer is looked at again, so often.
+const TRIES: u32 = 20;
+
+struct Settings {
+    mongodb: String,
+    rabbitmq: String,
+    database: String,
+    saves: usize,
+    saves_a_second: usize,
+    messages_exchange: String,
+    commands_exchange: String,
+    commands_queue: String,
+    inline_lease: Duration,
+    retry: RetryPolicy,
+}
+
+impl Settings {
+    fn from_env() -> Result<Self, Box<dyn Error>> {
+        let millis = |name, default| Ok::<_, Box<dyn Error>>(Duration::from_millis(setting(name, default)?));
+        Ok(Self {
+            mongodb: setting(
+                "OUTBOX_MONGODB_URI",
+                "mongodb://127.0.0.1:27017/?replicaSet=rs0".into(),
+            )?,
+            rabbitmq: setting("OUTBOX_RABBITMQ_URI", "amqp://127.0.0.1:5672".into())?,
+            database: setting("ORDERS_DATABASE", "shop".into())?,
+            saves: setting("ORDERS_SAVES", 1_000)?,
+            saves_a_second: setting("ORDERS_SAVES_A_SECOND", 200)?,
+            messages_exchange: setting("OUTBOX_MESSAGES_EXCHANGE", MESSAGES_EXCHANGE.into())?,
+            commands_exchange: setting("OUTBOX_COMMANDS_EXCHANGE", COMMANDS_EXCHANGE.into())?,
+            commands_queue: setting("OUTBOX_COMMANDS_QUEUE", COMMANDS_QUEUE.into())?,
+            inline_lease: millis("ORDERS_INLINE_LEASE_MS", 10_000)?,
+            retry: RetryPolicy {
+                max_attempts: setting("ORDERS_MAX_ATTEMPTS", 10)?,
+                backoff_min: millis("ORDERS_BACKOFF_MIN_MS", 1_000)?,
+                backoff_max: millis("ORDERS_BACKOFF_MAX_MS", 300_000)?,
+                ..RetryPolicy::default()
+            },
+        })
+    }
+}
+
+fn setting<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Result<T, Box<dyn Error>> {
+    match env::var(name) {
+        Err(_) => Ok(default),
+        Ok(text) => text.parse().map_err(|error| format!("{name}: {error}").into()),
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let settings = Settings::from_env()?;
+    let client = Client::with_uri_str(&settings.mongodb).await?;
+    let amqp = AmqpSettings::new(&settings.rabbitmq)?.named("orders-app");
+    let messages = RabbitMq::start(RabbitMqSettings {
+        amqp: amqp.clone(),
+        exchange: settings.messages_exchange.clone(),
+        ..RabbitMqSettings::new(&settings.rabbitmq)?
+    });
+    let inline = inline(&client, &settings, amqp, &messages);
+    let orders = client.database(&settings.database).collection::<Order>("orders");
+    let shop = Shop {
+        orders: Store::new(orders, &inline),
+    };
+    shop.orders.ensure_indexes().await?;
+    // Not a must: what is saved before waits for the rescuer.
+    let _ = tokio::time::timeout(Duration::from_secs(5), messages.available()).await;
+
+    shop.run(settings.saves, settings.saves_a_second).await?;
+    inline.close(Duration::from_secs(10)).await;
+    messages.close().await;
+    println!(r#"{{"done":true}}"#);
+    Ok(())
+}
+
+/// Delivery in the background of each save; what fails is handed to the dispatcher at once.
+fn inline(client: &Client, settings: &Settings, amqp: AmqpSettings, messages: &RabbitMq) -> Inline {
+    let (exchange, queue) = (&settings.commands_exchange, &settings.commands_queue);
+    let topology = CommandSender::topology(exchange, queue, TopologyMode::Declare);
+    let commands = CommandSender::new(Publisher::start(amqp, topology), exchange);
+    Inline::builder(client)
+        .lease(settings.inline_lease)
+        .retry(settings.retry.clone())
+        .hand_off(commands)
+        .deliver_to(messages.clone())
+}
+
+#[derive(Clone)]
+struct Shop {
+    orders: Store<Order>,
+}
+
+impl Shop {
+    /// Makes at least so many saves, counting those that earlier runs made.
+    async fn run(self, saves: usize, saves_a_second: usize) -> Result<(), Box<dyn Error>> {
+        let states = Arc::new(self.states().await?);
+        let before: usize = states.values().map(|state| 1 + *state as usize).sum();
+        println!(r#"{{"started":true,"saves":{before}}}"#);
+        let shop = Arc::new(self);
+        let cohort = (saves_a_second / BURSTS_A_SECOND / SAVES_OF_AN_ORDER).max(1);
+        let cohorts = saves.div_ceil(SAVES_OF_AN_ORDER).div_ceil(cohort);
+        let mut clock = tokio::time::interval(Duration::from_secs(1) / BURSTS_A_SECOND as u32);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for burst in 0..cohorts + 3 {
+            let steps = steps(burst, cohort, cohorts);
+            let left = steps
+                .into_iter()
+                .filter(|(number, to)| states.get(number) < Some(to));
+            let mut at_once = JoinSet::new();
+            for (number, to) in left {
+                let shop = shop.clone();
+                at_once.spawn(async move { shop.advance(number, to).await });
+            }
+            if at_once.is_empty() {
+                continue; // an earlier run did all of it
+            }
+            while let Some(done) = at_once.join_next().await {
+                done??;
+            }
+            clock.tick().await;
+        }
+        Ok(())
+    }
+
+    /// How far each order is.
+    async fn states(&self) -> Result<HashMap<i64, State>, mongodb::error::Error> {
+        #[derive(Deserialize)]
+        struct Stored {
+            #[serde(rename = "_id")]
+            number: i64,
+            state: State,
+        }
+        let orders = self.orders.collection().clone_with_type::<Stored>();
+        let stored = orders.find(doc! {}).projection(doc! { "state": 1 }).await?;
+        stored
+            .map_ok(|order| (order.number, order.state))
+            .try_collect()
+            .await
+    }
+
+    /// Brings one order to a state, one save at a time.
+    async fn advance(&self, number: i64, to: State) -> Result<(), document_outbox::Error> {
+        let mut tries = 0;
+        loop {
+            match self.step(number, to).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // A write of which nobody knows whether it happened is no failure here: the next step looks.
+                Err(error) if tries < TRIES => {
+                    tries += 1;
+                    eprintln!("{error}");
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One save, unless the order is there already; true then.
+    async fn step(&self, number: i64, to: State) -> Result<bool, document_outbox::Error> {
+        let Some(mut order) = self.orders.load(&number).await? else {
+            let inserted = self.orders.insert(Order::place(number)).await?;
+            if let Inserted::Applied(_, receipt) = inserted {
+                saved(number, receipt.messages.len());
+            }
+            return Ok(false);
+        };
+        let Some(next) = next(order.state).filter(|next| *next <= to) else {
+            return Ok(true);
+        };
+        order.advance_to(next);
+        if let document_outbox::store::Saved::Applied(receipt) = self.orders.save(&mut order).await? {
+            saved(number, receipt.messages.len());
+        }
+        Ok(false)
+    }
+}
+
+/// What a burst brings: one cohort of orders is placed, the one before paid, the one before that packed, and so on. In every other
+/// order payment and packing follow at once, so that the second finds the outbox still filled.
+fn steps(burst: usize, cohort: usize, cohorts: usize) -> Vec<(i64, State)> {
+    let states = [State::Placed, State::Paid, State::Packed, State::Shipped];
+    let of = |(age, state): (usize, State)| {
+        let index = burst.checked_sub(age).filter(|index| *index < cohorts);
+        let numbers = index.map_or(0..0, |index| index * cohort..(index + 1) * cohort);
+        numbers.map(move |number| match state {
+            State::Paid if number % 2 == 0 => (number as i64, State::Packed),
+            state => (number as i64, state),
+        })
+    };
+    states.into_iter().enumerate().flat_map(of).collect()
+}
+
+fn next(state: State) -> Option<State> {
+    match state {
+        State::Placed => Some(State::Paid),
+        State::Paid => Some(State::Packed),
+        State::Packed => Some(State::Shipped),
+        State::Shipped => None,
+    }
+}
+
+fn saved(order: i64, messages: usize) {
+    println!(r#"{{"saved":{order},"messages":{messages}}}"#);
+}
