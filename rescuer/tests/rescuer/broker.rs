@@ -11,7 +11,7 @@ use mongodb::{
     Namespace,
     bson::{doc, oid::ObjectId},
 };
-use outbox_rescuer::{BrokerCommands, CancellationToken, Rescuer};
+use outbox_rescuer::{BrokerCommands, CancellationToken, RescueEvent, Rescuer};
 use tokio::time::timeout;
 
 use crate::support::*;
@@ -42,7 +42,11 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
         .insert_one(doc! { "_id": id, "outbox": [minimal()] })
         .await
         .unwrap();
-    while running.page().await.2 == 0 {}
+    running
+        .wait("a command", |event| {
+            matches!(event, RescueEvent::Queued { .. }).then_some(())
+        })
+        .await;
 
     let consumer = Consumer::start(amqp.clone(), topology(), queue.clone(), 1, "test".into());
     let delivery = timeout(PATIENCE, consumer.next()).await.unwrap().unwrap();

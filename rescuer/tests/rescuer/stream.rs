@@ -28,7 +28,7 @@ async fn a_foreign_push_is_queued_after_the_delay_and_not_before() {
     );
     let late = at.duration_since(saved);
     // The insert itself takes a moment before its `wallTime`; server and test share a clock, to the millisecond.
-    assert!(late >= DELAY && late < DELAY * 3, "{late:?}");
+    assert!(late >= DELAY && late < DELAY * 10, "{late:?}");
     running.stop().await.unwrap();
     world.end().await;
 }

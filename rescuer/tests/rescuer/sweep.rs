@@ -48,7 +48,7 @@ async fn the_first_start_finds_what_was_there_before_with_and_without_dates() {
 async fn an_expired_claim_is_swept_once_and_again_when_its_outbox_changes() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut claimed = dated(60_000, -700);
+    let mut claimed = dated(60_000, -3000);
     claimed.extend(doc! { "claimed_by": "gone/1", "claims": 1 });
     let id = claimed.get("id").unwrap().clone();
     orders
@@ -77,7 +77,7 @@ async fn a_message_that_nobody_tried_is_swept_when_it_is_as_old_as_the_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders
-        .insert_one(doc! { "_id": "young", "outbox": [dated(0, 0)] })
+        .insert_one(doc! { "_id": "young", "outbox": [dated(-3000, 0)] })
         .await
         .unwrap();
     orders
