@@ -279,7 +279,6 @@ async fn with_other_patterns_the_stream_starts_at_the_positions_time() {
         .insert_one(doc! { "_id": "while down", "outbox": [dated(0, 0)] })
         .await
         .unwrap();
-    world.something_else_is_written().await;
     let commands = Recorder::new();
     let mut running = world.start(&commands, world.settings()).await;
     assert_eq!(opened(&mut running).await, StartedFrom::ChangedPatterns);

@@ -43,7 +43,6 @@ async fn every_way_of_filling_an_outbox_is_seen() {
         .update_one(doc! { "_id": 2 }, push(dated(0, -3_600_000)))
         .await
         .unwrap();
-    world.something_else_is_written().await;
     let mut running = world.started(&commands, world.settings()).await;
     orders
         .insert_one(doc! { "_id": 10, "outbox": [minimal()] })

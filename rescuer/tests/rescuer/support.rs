@@ -97,6 +97,7 @@ impl World {
     }
 
     pub(crate) async fn start(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+        self.something_else_is_written().await;
         let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
         options.app_name = Some(self.app_name.clone());
         let client = Client::with_options(options).unwrap();
@@ -128,7 +129,7 @@ impl World {
 
     /// Moves the server's operation time on, so that a stream that starts now shows nothing of before: it shows the change
     /// at that very time too.
-    pub(crate) async fn something_else_is_written(&self) {
+    async fn something_else_is_written(&self) {
         self.state.collection("noise").insert_one(doc! {}).await.unwrap();
     }
 
