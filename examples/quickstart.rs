@@ -25,9 +25,7 @@ struct Order {
 impl Order {
     fn pay(&mut self) {
         self.paid = true;
-        self.outbox.send(OrderPaid {
-            order: self.id.clone(),
-        });
+        self.outbox.send(OrderPaid { order: self.id.clone() });
     }
 }
 
@@ -61,11 +59,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let orders = Store::<Order>::new(client.database("shop").collection::<Order>("orders"), &inline);
 
     let id = uuid::Uuid::now_v7().to_string();
-    let order = Order {
-        id: id.clone(),
-        paid: false,
-        outbox: Outbox::default(),
-    };
+    let order = Order { id: id.clone(), paid: false, outbox: Outbox::default() };
     let _ = orders.insert(order).await?; // sends nothing, and cannot exist yet
     let saved = orders.update(&id, Order::pay).await?; // load, save, again on conflict
     let message = saved.receipt.ok_or("nothing was saved")?.messages[0];
@@ -102,26 +96,11 @@ async fn receiver(broker: &RabbitMqSettings) -> Result<Consumer, Box<dyn Error>>
         delivery_limit: None,
         bind: vec![(broker.exchange.clone(), OrderPaid::TYPE.into())],
     };
-    let exchange = ExchangeSpec {
-        name: broker.exchange.clone(),
-        kind: ExchangeKind::Topic,
-    };
-    let topology = Topology {
-        exchanges: vec![exchange],
-        queues: vec![queue],
-        mode: TopologyMode::Declare,
-    };
-    let receiver = Consumer::start(
-        broker.amqp.clone(),
-        topology,
-        "quickstart".into(),
-        10,
-        "quickstart".into(),
-    );
-    let late = format!(
-        "RabbitMQ at {} did not answer within {PATIENCE:?}",
-        broker.amqp.endpoint()
-    );
+    let exchange = ExchangeSpec { name: broker.exchange.clone(), kind: ExchangeKind::Topic };
+    let topology = Topology { exchanges: vec![exchange], queues: vec![queue], mode: TopologyMode::Declare };
+    let receiver =
+        Consumer::start(broker.amqp.clone(), topology, "quickstart".into(), 10, "quickstart".into());
+    let late = format!("RabbitMQ at {} did not answer within {PATIENCE:?}", broker.amqp.endpoint());
     timeout(PATIENCE, receiver.ready()).await.map_err(|_| late)?;
     Ok(receiver)
 }
@@ -129,9 +108,7 @@ async fn receiver(broker: &RabbitMqSettings) -> Result<Consumer, Box<dyn Error>>
 /// Takes messages off the queue until the one with this id, and gives its body.
 async fn receive(receiver: &Consumer, id: &str) -> Result<String, Box<dyn Error>> {
     loop {
-        let delivery = timeout(PATIENCE, receiver.next())
-            .await?
-            .ok_or("the receiver was closed")?;
+        let delivery = timeout(PATIENCE, receiver.next()).await?.ok_or("the receiver was closed")?;
         let (found, body) = (delivery.message_id.as_deref() == Some(id), delivery.body.clone());
         delivery.ack().await;
         if found {

@@ -32,10 +32,7 @@ const MAX_ERROR_BYTES: usize = 1024;
 
 /// Acknowledged by the majority, or an error in bounded time.
 pub(crate) fn majority() -> WriteConcern {
-    WriteConcern::builder()
-        .w(mongodb::options::Acknowledgment::Majority)
-        .w_timeout(MAJORITY_TIMEOUT)
-        .build()
+    WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority).w_timeout(MAJORITY_TIMEOUT).build()
 }
 
 /// Entries held until a time.
@@ -77,9 +74,7 @@ impl Claimer {
     }
 
     fn collection(&self, document: &DocumentRef) -> Collection<RawDocumentBuf> {
-        self.client
-            .database(&document.namespace.db)
-            .collection(&document.namespace.coll)
+        self.client.database(&document.namespace.db).collection(&document.namespace.coll)
     }
 
     /// Reads the outbox; none when the document is gone.
@@ -96,10 +91,7 @@ impl Claimer {
             .await?;
         let Some(raw) = found else { return Ok(None) };
         let outbox = match raw.get("outbox") {
-            Ok(value) => value
-                .map(Bson::try_from)
-                .transpose()
-                .map_err(|error| error.to_string()),
+            Ok(value) => value.map(Bson::try_from).transpose().map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         Ok(Some(match outbox {
@@ -149,12 +141,7 @@ impl Claimer {
             .filter(|entry| holds(&after, entry, &token))
             .map(|entry| (*entry).clone())
             .collect();
-        Ok(Claimed::Held(Claim {
-            document: document.clone(),
-            token,
-            until,
-            entries: held,
-        }))
+        Ok(Claimed::Held(Claim { document: document.clone(), token, until, entries: held }))
     }
 
     /// Gives up an entry whose claimers kept dying, if it is still as read.
@@ -168,8 +155,7 @@ impl Claimer {
         filter.insert("outbox", doc! { "$elemMatch": as_read(entry) });
         let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
         let update = death(now, DeadReason::Crashed, &error);
-        self.write(document, filter, update, doc! { "e.id": entry.id })
-            .await
+        self.write(document, filter, update, doc! { "e.id": entry.id }).await
     }
 
     /// Records a failed attempt and puts the entry off until `retry_at`. False when the claim was lost.
@@ -225,20 +211,14 @@ impl Claimer {
             update.insert("$inc", doc! { "outbox.$[e].claims": -1 });
         }
         let mut filter = claim.document.filter();
-        filter.insert(
-            "outbox",
-            doc! { "$elemMatch": { "id": { "$in": &ids }, "claimed_by": &claim.token } },
-        );
+        filter.insert("outbox", doc! { "$elemMatch": { "id": { "$in": &ids }, "claimed_by": &claim.token } });
         let mine = doc! { "e.id": { "$in": ids }, "e.claimed_by": &claim.token };
         self.write(&claim.document, filter, update, mine).await
     }
 
     async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
         let mut filter = claim.document.filter();
-        filter.insert(
-            "outbox",
-            doc! { "$elemMatch": { "id": entry.id, "claimed_by": &claim.token } },
-        );
+        filter.insert("outbox", doc! { "$elemMatch": { "id": entry.id, "claimed_by": &claim.token } });
         let mine = doc! { "e.id": entry.id, "e.claimed_by": &claim.token };
         self.write(&claim.document, filter, update, mine).await
     }
@@ -253,9 +233,7 @@ impl Claimer {
         let collection = self.collection(document);
         let send = |update: Document| {
             let write = collection.update_one(filter.clone(), update);
-            write
-                .array_filters(vec![element.clone()])
-                .write_concern(majority())
+            write.array_filters(vec![element.clone()]).write_concern(majority())
         };
         match send(update.clone()).await {
             // In a document without room, the state is worth more than the text about it.
@@ -301,16 +279,10 @@ fn as_read(entry: &Entry) -> Document {
 /// or absence alone would select unreadable neighbours too, and the server would refuse the whole update.
 fn unchanged(entries: &[&Entry]) -> Document {
     let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let dates: Vec<Bson> = entries
-        .iter()
-        .map(|entry| entry.available_at.into())
-        .chain([Bson::Null])
-        .collect();
-    let claims: Vec<Bson> = entries
-        .iter()
-        .map(|entry| entry.claimed_by.clone().into())
-        .chain([Bson::Null])
-        .collect();
+    let dates: Vec<Bson> =
+        entries.iter().map(|entry| entry.available_at.into()).chain([Bson::Null]).collect();
+    let claims: Vec<Bson> =
+        entries.iter().map(|entry| entry.claimed_by.clone().into()).chain([Bson::Null]).collect();
     doc! {
         "e.id": { "$in": ids },
         "e.available_at": { "$in": dates },

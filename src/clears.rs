@@ -44,15 +44,8 @@ impl Clears {
     pub(crate) async fn clear(&self, claim: &Claim, ids: &[Uuid]) -> Result<(), String> {
         let (done, answer) = oneshot::channel();
         let statement = clear_statement(claim, ids);
-        let request = Request {
-            namespace: claim.document.namespace.clone(),
-            statement,
-            done,
-        };
-        self.queue
-            .send(request)
-            .await
-            .map_err(|_| "the clearing task has ended")?;
+        let request = Request { namespace: claim.document.namespace.clone(), statement, done };
+        self.queue.send(request).await.map_err(|_| "the clearing task has ended")?;
         answer.await.map_err(|_| "the clearing task has ended")?
     }
 }
@@ -62,10 +55,7 @@ async fn run(client: Client, mut requests: mpsc::Receiver<Request>) {
     while requests.recv_many(&mut window, WINDOW).await > 0 {
         let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
         for request in window.drain(..) {
-            collections
-                .entry(request.namespace.to_string())
-                .or_default()
-                .push(request);
+            collections.entry(request.namespace.to_string()).or_default().push(request);
         }
         let commands = collections.into_values().map(|requests| send(&client, requests));
         futures::future::join_all(commands).await;
@@ -76,10 +66,8 @@ async fn send(client: &Client, requests: Vec<Request>) {
     let Some(namespace) = requests.first().map(|request| request.namespace.clone()) else {
         return;
     };
-    let (statements, waiting): (Vec<_>, Vec<_>) = requests
-        .into_iter()
-        .map(|request| (request.statement, request.done))
-        .unzip();
+    let (statements, waiting): (Vec<_>, Vec<_>) =
+        requests.into_iter().map(|request| (request.statement, request.done)).unzip();
     let command = doc! {
         "update": &namespace.coll,
         "updates": statements,
@@ -92,14 +80,9 @@ async fn send(client: &Client, requests: Vec<Request>) {
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_secs(1))
         .with_max_times(5);
-    let answer = (|| async {
-        database
-            .run_command(command.clone())
-            .selection_criteria(primary())
-            .await
-    })
-    .retry(tries)
-    .await;
+    let answer = (|| async { database.run_command(command.clone()).selection_criteria(primary()).await })
+        .retry(tries)
+        .await;
     let answers = read_reply(answer, waiting.len());
     for (done, answer) in waiting.into_iter().zip(answers) {
         // Whoever asked may have gone.
@@ -114,16 +97,9 @@ fn read_reply(reply: Result<Document, Error>, statements: usize) -> Vec<Result<(
         Err(error) => return vec![Err(error.to_string()); statements],
     };
     let mut answers = vec![Ok(()); statements];
-    for error in reply
-        .get_array("writeErrors")
-        .into_iter()
-        .flatten()
-        .filter_map(|error| error.as_document())
+    for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(|error| error.as_document())
     {
-        let index = error
-            .get_i32("index")
-            .ok()
-            .and_then(|index| usize::try_from(index).ok());
+        let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
         if let Some(answer) = index.and_then(|index| answers.get_mut(index)) {
             *answer = Err(error.get_str("errmsg").unwrap_or("refused").to_owned());
         }

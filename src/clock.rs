@@ -38,12 +38,7 @@ struct Reading {
 impl ServerClock {
     /// A clock that asks the server on first use.
     pub fn new(client: Client) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                client,
-                reading: Mutex::new(None),
-            }),
-        }
+        Self { shared: Arc::new(Shared { client, reading: Mutex::new(None) }) }
     }
 
     /// The server's time now, to within half a round trip.
@@ -71,10 +66,7 @@ impl ServerClock {
             tokio::spawn(async move {
                 if let Err(error) = shared.renew().await {
                     tracing::debug!(%error, "server time was not renewed; the last reading is carried on");
-                    shared
-                        .lock()
-                        .iter_mut()
-                        .for_each(|reading| reading.renewing = false);
+                    shared.lock().iter_mut().for_each(|reading| reading.renewing = false);
                 }
             });
         }
@@ -89,25 +81,15 @@ impl Shared {
 
     async fn renew(&self) -> Result<(), mongodb::error::Error> {
         let asked = Instant::now();
-        let reply = self
-            .client
-            .database("admin")
-            .run_command(doc! { "hello": 1 })
-            .await?;
+        let reply = self.client.database("admin").run_command(doc! { "hello": 1 }).await?;
         let round_trip = asked.elapsed();
         let server = match reply.get_datetime("localTime") {
             Ok(time) => later(*time, round_trip / 2),
             Err(error) => {
-                return Err(mongodb::error::Error::custom(format!(
-                    "the reply to `hello`: {error}"
-                )));
+                return Err(mongodb::error::Error::custom(format!("the reply to `hello`: {error}")));
             }
         };
-        *self.lock() = Some(Reading {
-            server,
-            taken: asked + round_trip,
-            renewing: false,
-        });
+        *self.lock() = Some(Reading { server, taken: asked + round_trip, renewing: false });
         Ok(())
     }
 }

@@ -157,24 +157,12 @@ mod tests {
     }
 
     fn names<'a>(found: &Deliverable<'a>) -> Vec<&'a str> {
-        found
-            .entries
-            .iter()
-            .map(|entry| entry.message_type.as_str())
-            .collect()
+        found.entries.iter().map(|entry| entry.message_type.as_str()).collect()
     }
 
     fn ask(slots: &[Slot], ordering: Ordering) -> Deliverable<'_> {
         let serves = |via: Option<&str>| via.is_none();
-        deliverable(
-            slots,
-            Rules {
-                now: at(NOW),
-                ordering,
-                limit: 3,
-                serves: &serves,
-            },
-        )
+        deliverable(slots, Rules { now: at(NOW), ordering, limit: 3, serves: &serves })
     }
 
     fn slots(entries: Vec<Bson>) -> Vec<Slot> {
@@ -199,14 +187,8 @@ mod tests {
     #[test]
     fn a_retrying_or_claimed_head_holds_back_an_ordered_document_only() {
         for (head, hold) in [
-            (
-                doc! { "available_at": at(NOW + 5), "attempts": 1 },
-                Hold::Retrying(at(NOW + 5)),
-            ),
-            (
-                doc! { "available_at": at(NOW + 5), "claimed_by": "x" },
-                Hold::Claimed(at(NOW + 5)),
-            ),
+            (doc! { "available_at": at(NOW + 5), "attempts": 1 }, Hold::Retrying(at(NOW + 5))),
+            (doc! { "available_at": at(NOW + 5), "claimed_by": "x" }, Hold::Claimed(at(NOW + 5))),
             (doc! { "via": "handlers" }, Hold::NotMine),
         ] {
             let slots = slots(vec![entry("head", head), entry("next", doc! {})]);
@@ -218,10 +200,7 @@ mod tests {
 
     #[test]
     fn an_expired_claim_is_deliverable() {
-        let slots = slots(vec![entry(
-            "a",
-            doc! { "available_at": at(NOW), "claimed_by": "gone" },
-        )]);
+        let slots = slots(vec![entry("a", doc! { "available_at": at(NOW), "claimed_by": "gone" })]);
         assert_eq!(names(&ask(&slots, Ordering::Ordered)), ["a"]);
     }
 
@@ -236,11 +215,7 @@ mod tests {
         let crashed = |claims: i32, attempts: i32| doc! { "claims": claims, "attempts": attempts };
         let alone = slots(vec![entry("a", crashed(5, 0)), entry("b", doc! {})]);
         assert_eq!(names(&ask(&alone, Ordering::Ordered)), ["a"]);
-        let behind = slots(vec![
-            entry("a", doc! {}),
-            entry("b", crashed(5, 0)),
-            entry("c", doc! {}),
-        ]);
+        let behind = slots(vec![entry("a", doc! {}), entry("b", crashed(5, 0)), entry("c", doc! {})]);
         assert_eq!(names(&ask(&behind, Ordering::Ordered)), ["a"]);
         let dying = slots(vec![entry("a", crashed(8, 0)), entry("b", doc! {})]);
         let found = ask(&dying, Ordering::Ordered);

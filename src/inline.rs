@@ -201,10 +201,7 @@ impl Inline {
     pub async fn close(&self, grace: Duration) {
         self.shared.closing.cancel();
         self.shared.tasks.close();
-        if tokio::time::timeout(grace, self.shared.tasks.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(grace, self.shared.tasks.wait()).await.is_err() {
             self.shared.stop.cancel();
             self.shared.tasks.wait().await;
         }
@@ -232,20 +229,13 @@ impl Inline {
         if shared.closing.is_cancelled() || !shared.processor.deliverer().is_available() {
             return Err(Dispatch::Skipped);
         }
-        shared
-            .seats
-            .clone()
-            .try_acquire_owned()
-            .map(Seat)
-            .map_err(|_full| Dispatch::Skipped)
+        shared.seats.clone().try_acquire_owned().map(Seat).map_err(|_full| Dispatch::Skipped)
     }
 
     /// Reports that a save's messages were left to the rescuer.
     pub(crate) fn skipped(&self, document: &DocumentRef) {
         tracing::debug!(%document, "not delivered inline; left to the rescuer");
-        self.events().emit(Event::Skipped {
-            document: document.clone(),
-        });
+        self.events().emit(Event::Skipped { document: document.clone() });
     }
 
     /// Delivers a save's messages, by the mode.
@@ -290,10 +280,7 @@ impl Shared {
             Ok(dispositions) => dispositions,
             Err(error) => {
                 tracing::warn!(%document, %error, "inline delivery broke off; the rescuer goes on");
-                return ids
-                    .iter()
-                    .map(|id| (as_uuid(*id), Disposition::Waiting))
-                    .collect();
+                return ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect();
             }
         };
         match dispositions {
@@ -342,30 +329,21 @@ impl Shared {
 
     /// What became of messages, read off the document: gone is delivered.
     async fn look(&self, document: &DocumentRef, ids: &[Uuid]) -> Vec<(uuid::Uuid, Disposition)> {
-        let waiting = || {
-            ids.iter()
-                .map(|id| (as_uuid(*id), Disposition::Waiting))
-                .collect()
-        };
+        let waiting = || ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect();
         let slots = match self.processor.claimer().read(document).await {
             Ok(Some(Ok(slots))) => slots,
             Ok(None) => read_outbox(None).unwrap_or_default(),
             Ok(Some(Err(_))) | Err(_) => return waiting(),
         };
-        let entry = |id: Uuid| {
-            slots
-                .iter()
-                .filter_map(|slot| slot.entry())
-                .find(|entry| entry.id == id)
-        };
+        let entry = |id: Uuid| slots.iter().filter_map(|slot| slot.entry()).find(|entry| entry.id == id);
         let disposition = |id: Uuid| match entry(id) {
             None => Disposition::Delivered,
-            Some(entry) if entry.dead.is_some() => Disposition::Dead {
-                error: entry.last_error.clone().unwrap_or_default(),
-            },
-            Some(entry) if entry.attempts > 0 => Disposition::Retrying {
-                error: entry.last_error.clone().unwrap_or_default(),
-            },
+            Some(entry) if entry.dead.is_some() => {
+                Disposition::Dead { error: entry.last_error.clone().unwrap_or_default() }
+            }
+            Some(entry) if entry.attempts > 0 => {
+                Disposition::Retrying { error: entry.last_error.clone().unwrap_or_default() }
+            }
             Some(_) => Disposition::Waiting,
         };
         ids.iter().map(|id| (as_uuid(*id), disposition(*id))).collect()
@@ -374,14 +352,9 @@ impl Shared {
     /// Tells the workers that a failed delivery is theirs now. A command that fails is no loss: the sweep finds it.
     async fn hand_off(&self, document: &DocumentRef) {
         let Some(commands) = &self.handoff else { return };
-        let command = ProcessDocumentMessages {
-            document: document.clone(),
-            reason: Reason::Handoff,
-        };
+        let command = ProcessDocumentMessages { document: document.clone(), reason: Reason::Handoff };
         match commands.send(vec![command]).await.pop() {
-            Some(Ok(())) => self.processor.events().emit(Event::HandedOff {
-                document: document.clone(),
-            }),
+            Some(Ok(())) => self.processor.events().emit(Event::HandedOff { document: document.clone() }),
             Some(Err(error)) => {
                 tracing::debug!(%document, %error, "the hand-off was not sent; the sweep will find it")
             }

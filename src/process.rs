@@ -137,23 +137,11 @@ impl Processor {
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
     ) -> Self {
-        let ProcessorSettings {
-            name,
-            lease,
-            claim_limit,
-            retry,
-            counts_claims,
-            state_database,
-        } = settings;
+        let ProcessorSettings { name, lease, claim_limit, retry, counts_claims, state_database } = settings;
         Self {
             oversized: Oversized::new(&client, &state_database, lease, retry.clone()),
             clears: Clears::start(client.clone()),
-            claimer: Claimer {
-                client,
-                name,
-                lease,
-                counts_claims,
-            },
+            claimer: Claimer { client, name, lease, counts_claims },
             clock,
             deliver,
             retry,
@@ -248,15 +236,7 @@ impl Processor {
 
     fn plan<'a>(&self, slots: &'a [Slot], ordering: Ordering, now: DateTime) -> Deliverable<'a> {
         let serves = |via: Option<&str>| self.deliver.serves(via);
-        deliverable(
-            slots,
-            Rules {
-                now,
-                ordering,
-                limit: self.claim_limit,
-                serves: &serves,
-            },
-        )
+        deliverable(slots, Rules { now, ordering, limit: self.claim_limit, serves: &serves })
     }
 
     /// Delivers what a claim holds, and settles every entry of it.
@@ -275,11 +255,7 @@ impl Processor {
             trouble: None,
         };
         // An ordered document's window holds one message: pipelined, the second would overtake a failed first.
-        let width = if ordering == Ordering::Ordered {
-            1
-        } else {
-            self.claim_limit
-        };
+        let width = if ordering == Ordering::Ordered { 1 } else { self.claim_limit };
         let mut windows = claim.entries.chunks(width);
         for window in windows.by_ref() {
             if stop.is_cancelled() {
@@ -305,15 +281,10 @@ impl Processor {
 
     /// Delivers a window, with the quick tries in place for what fails in passing.
     async fn deliver_window(&self, claim: &Claim, window: &[Entry]) -> Vec<Answer> {
-        let mut envelopes: Vec<_> = window
-            .iter()
-            .map(|entry| Envelope::of(&claim.document, entry))
-            .collect();
+        let mut envelopes: Vec<_> = window.iter().map(|entry| Envelope::of(&claim.document, entry)).collect();
         let mut answers = self.attempt(claim, &envelopes).await;
         for wait in self.retry.quick().build() {
-            let failed: Vec<usize> = (0..answers.len())
-                .filter(|i| is_transient(&answers[*i]))
-                .collect();
+            let failed: Vec<usize> = (0..answers.len()).filter(|i| is_transient(&answers[*i])).collect();
             if failed.is_empty()
                 || !matches!(self.lease_left(claim).await, Ok(left) if left > self.margin() + wait)
             {
@@ -333,11 +304,7 @@ impl Processor {
 
     /// One try, guarded: a deliverer that hangs, panics or miscounts becomes failed attempts.
     async fn attempt(&self, claim: &Claim, window: &[Envelope]) -> Vec<Answer> {
-        let left = self
-            .lease_left(claim)
-            .await
-            .unwrap_or_default()
-            .saturating_sub(self.margin());
+        let left = self.lease_left(claim).await.unwrap_or_default().saturating_sub(self.margin());
         let delivery = AssertUnwindSafe(self.deliver.deliver(window)).catch_unwind();
         let mut answers = match tokio::time::timeout(left, delivery).await {
             Ok(Ok(answers)) => answers,
@@ -345,11 +312,7 @@ impl Processor {
             Err(_elapsed) => fail_all(window, "no answer before the claim ran out"),
         };
         if answers.len() != window.len() {
-            let text = format!(
-                "the deliverer answered {} of {} messages",
-                answers.len(),
-                window.len()
-            );
+            let text = format!("the deliverer answered {} of {} messages", answers.len(), window.len());
             answers = fail_all(window, &text);
         }
         answers
@@ -366,12 +329,7 @@ impl Processor {
 
     async fn die_crashed(&self, document: &DocumentRef, entry: &Entry, now: DateTime) -> Result<(), Error> {
         if self.claimer.die_crashed(document, entry, now).await? {
-            self.tell_died(
-                document,
-                entry,
-                DeadReason::Crashed,
-                "its claimers ended without an answer",
-            );
+            self.tell_died(document, entry, DeadReason::Crashed, "its claimers ended without an answer");
         }
         Ok(())
     }
@@ -388,9 +346,7 @@ impl Processor {
             Ok(lease) => lease,
             Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
         };
-        self.events.emit(Event::Oversized {
-            document: document.clone(),
-        });
+        self.events.emit(Event::Oversized { document: document.clone() });
         tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
         // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
         let slots = match self.oversized.read(&self.claimer.client, document).await? {
@@ -415,9 +371,7 @@ impl Processor {
         let answer = self.deliver_window(&claim, &claim.entries).await.swap_remove(0);
         match answer.outcome {
             Outcome::Delivered => {
-                self.oversized
-                    .clear(&self.claimer.client, document, entry.id)
-                    .await?;
+                self.oversized.clear(&self.claimer.client, document, entry.id).await?;
                 self.oversized.forget(document, &lease).await?;
                 self.tell_delivered(document, entry);
                 Ok(None)
@@ -427,10 +381,7 @@ impl Processor {
                 Ok(Some(Processed::Unavailable))
             }
             Outcome::Transient(error) => {
-                let failure = self
-                    .oversized
-                    .fail(document, &lease, entry.id, now, &error)
-                    .await?;
+                let failure = self.oversized.fail(document, &lease, entry.id, now, &error).await?;
                 match failure {
                     Some(retry_at) => {
                         self.tell_failed(document, entry, &error);
@@ -443,9 +394,7 @@ impl Processor {
                 }
             }
             Outcome::Permanent(error) => {
-                self.oversized
-                    .die(document, &lease, entry.id, now, DeadReason::Permanent, &error)
-                    .await?;
+                self.oversized.die(document, &lease, entry.id, now, DeadReason::Permanent, &error).await?;
                 self.tell_died(document, entry, DeadReason::Permanent, &error);
                 Ok(None)
             }
@@ -489,12 +438,10 @@ impl<'a> Settling<'a> {
                 self.fail(entry, &error, &answer.delivered_to).await;
             }
             Outcome::Transient(error) => {
-                self.die(entry, DeadReason::AttemptsExhausted, &error, &answer.delivered_to)
-                    .await;
+                self.die(entry, DeadReason::AttemptsExhausted, &error, &answer.delivered_to).await;
             }
             Outcome::Permanent(error) => {
-                self.die(entry, DeadReason::Permanent, &error, &answer.delivered_to)
-                    .await;
+                self.die(entry, DeadReason::Permanent, &error, &answer.delivered_to).await;
             }
         }
     }
@@ -509,57 +456,35 @@ impl<'a> Settling<'a> {
             Ok(now) => {
                 let retry_at = later(now, self.processor.retry.backoff(attempts));
                 self.pass.stop(Processed::Held(Hold::Retrying(retry_at)));
-                self.processor
-                    .claimer
-                    .fail(self.claim, entry, retry_at, error, delivered_to)
-                    .await
+                self.processor.claimer.fail(self.claim, entry, retry_at, error, delivered_to).await
             }
             Err(error) => Err(error),
         };
         if self.note(written) {
             self.processor.tell_failed(&self.claim.document, entry, error);
-            self.pass
-                .dispositions
-                .push((entry.id, Disposition::Retrying { error: error.into() }));
+            self.pass.dispositions.push((entry.id, Disposition::Retrying { error: error.into() }));
         }
     }
 
     async fn die(&mut self, entry: &Entry, reason: DeadReason, error: &str, delivered_to: &[String]) {
         let written = match self.processor.clock.now().await {
-            Ok(now) => {
-                self.processor
-                    .claimer
-                    .die(self.claim, entry, now, reason, error, delivered_to)
-                    .await
-            }
+            Ok(now) => self.processor.claimer.die(self.claim, entry, now, reason, error, delivered_to).await,
             Err(error) => Err(error),
         };
         if self.note(written) {
-            self.processor
-                .tell_died(&self.claim.document, entry, reason, error);
-            self.pass
-                .dispositions
-                .push((entry.id, Disposition::Dead { error: error.into() }));
+            self.processor.tell_died(&self.claim.document, entry, reason, error);
+            self.pass.dispositions.push((entry.id, Disposition::Dead { error: error.into() }));
         }
     }
 
     async fn release(&mut self, entries: &[&Entry], delivered_to: &[String]) {
         let written = match self.processor.clock.now().await {
-            Ok(now) => {
-                self.processor
-                    .claimer
-                    .release(self.claim, entries, now, delivered_to)
-                    .await
-            }
+            Ok(now) => self.processor.claimer.release(self.claim, entries, now, delivered_to).await,
             Err(error) => Err(error),
         };
         if self.note(written) {
             let (document, count) = (self.claim.document.clone(), entries.len());
-            self.processor.events.emit(Event::Released {
-                document,
-                count,
-                reason: "not delivered".into(),
-            });
+            self.processor.events.emit(Event::Released { document, count, reason: "not delivered".into() });
         }
     }
 
@@ -569,9 +494,7 @@ impl<'a> Settling<'a> {
             Ok(true) => true,
             Ok(false) => {
                 tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
-                self.processor.events.emit(Event::ClaimLost {
-                    document: self.claim.document.clone(),
-                });
+                self.processor.events.emit(Event::ClaimLost { document: self.claim.document.clone() });
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
             }
@@ -603,11 +526,7 @@ impl<'a> Settling<'a> {
 
 impl Pass {
     fn new() -> Self {
-        Self {
-            stopped: None,
-            cut_short: false,
-            dispositions: Vec::new(),
-        }
+        Self { stopped: None, cut_short: false, dispositions: Vec::new() }
     }
 
     /// Notes why a pass breaks off. In an unordered document several messages may say so: the earliest retry counts, and
@@ -649,55 +568,32 @@ impl Processor {
         }
         if plan.not_mine > 0 {
             tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
-            self.events.emit(Event::NotMine {
-                document: document.clone(),
-                count: plan.not_mine,
-            });
+            self.events.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
         }
     }
 
     fn tell_unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
         tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
-        self.events.emit(Event::Unreadable {
-            document: document.clone(),
-            count,
-            reason,
-        });
+        self.events.emit(Event::Unreadable { document: document.clone(), count, reason });
     }
 
     fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
         tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Delivered {
-            document,
-            id,
-            message_type,
-        });
+        self.events.emit(Event::Delivered { document, id, message_type });
     }
 
     fn tell_failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
         let attempts = entry.attempts + 1;
         tracing::info!(%document, id = %entry.id, message_type = entry.message_type, attempts, error, "a delivery failed and is tried again");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Failed {
-            document,
-            id,
-            message_type,
-            attempts,
-            error: error.into(),
-        });
+        self.events.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
     }
 
     fn tell_died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
         tracing::error!(%document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error, "a message was given up; it stays in the document");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Died {
-            document,
-            id,
-            message_type,
-            reason,
-            error: error.into(),
-        });
+        self.events.emit(Event::Died { document, id, message_type, reason, error: error.into() });
     }
 }
 
@@ -712,8 +608,5 @@ fn remember(known: &mut Vec<String>, delivered_to: &[String]) {
 }
 
 fn fail_all(window: &[Envelope], error: &str) -> Vec<Answer> {
-    window
-        .iter()
-        .map(|_| Outcome::Transient(error.into()).into())
-        .collect()
+    window.iter().map(|_| Outcome::Transient(error.into()).into()).collect()
 }

@@ -79,11 +79,7 @@ impl Work {
     }
 
     pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) {
-        let admitted = admit(
-            delivery.message_type.as_deref(),
-            &delivery.body,
-            &self.settings.watch,
-        );
+        let admitted = admit(delivery.message_type.as_deref(), &delivery.body, &self.settings.watch);
         let ProcessDocumentMessages { document, reason } = match admitted {
             Ok(command) => command,
             Err(refusal) => {
@@ -92,10 +88,7 @@ impl Work {
                 return self.events.emit(DispatcherEvent::Refused { refusal });
             }
         };
-        self.events.emit(DispatcherEvent::Taken {
-            document: document.clone(),
-            reason,
-        });
+        self.events.emit(DispatcherEvent::Taken { document: document.clone(), reason });
         match self.see_through(&document).await {
             // Without its connection a command can't be acknowledged: it comes again, and finds nothing left.
             End::Acknowledge(event) => {
@@ -116,9 +109,7 @@ impl Work {
             () = self.stops.intake.cancelled() => return End::GiveBack,
         };
         let Some(_turn) = turn else {
-            return End::Acknowledge(DispatcherEvent::Coalesced {
-                document: document.clone(),
-            });
+            return End::Acknowledge(DispatcherEvent::Coalesced { document: document.clone() });
         };
         let begun = Instant::now();
         let mut unavailable = Duration::ZERO;
@@ -128,12 +119,7 @@ impl Work {
                 return End::GiveBack;
             };
             let known = Known {
-                now: self
-                    .processor
-                    .clock()
-                    .now()
-                    .await
-                    .unwrap_or_else(|_unasked| DateTime::now()),
+                now: self.processor.clock().now().await.unwrap_or_else(|_unasked| DateTime::now()),
                 kept: begun.elapsed(),
                 unavailable,
                 stopping: self.stops.release.is_cancelled(),
@@ -147,10 +133,7 @@ impl Work {
                 Next::GiveBack => return End::GiveBack,
                 Next::Hold(wait, hold) => match self.holds.try_acquire() {
                     Ok(_room) => {
-                        if !self
-                            .keep(document, Left::Held(hold), tokio::time::sleep(wait))
-                            .await
-                        {
+                        if !self.keep(document, Left::Held(hold), tokio::time::sleep(wait)).await {
                             return End::GiveBack;
                         }
                     }

@@ -106,10 +106,7 @@ pub struct Answer {
 
 impl From<Outcome> for Answer {
     fn from(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            delivered_to: Vec::new(),
-        }
+        Self { outcome, delivered_to: Vec::new() }
     }
 }
 

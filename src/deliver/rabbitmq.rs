@@ -71,15 +71,8 @@ impl RabbitMqSettings {
     }
 
     fn topology(&self) -> Topology {
-        let exchange = ExchangeSpec {
-            name: self.exchange.clone(),
-            kind: ExchangeKind::Topic,
-        };
-        Topology {
-            exchanges: vec![exchange],
-            mode: self.topology,
-            ..Topology::default()
-        }
+        let exchange = ExchangeSpec { name: self.exchange.clone(), kind: ExchangeKind::Topic };
+        Topology { exchanges: vec![exchange], mode: self.topology, ..Topology::default() }
     }
 }
 
@@ -165,9 +158,7 @@ impl Deliver for RabbitMq {
             None => Outcome::Unavailable("the publisher gave no answer".to_owned()),
         };
         let outcomes = window.iter().zip(unpublishable);
-        outcomes
-            .map(|(envelope, outcome)| outcome.unwrap_or_else(|| next(envelope)).into())
-            .collect()
+        outcomes.map(|(envelope, outcome)| outcome.unwrap_or_else(|| next(envelope)).into()).collect()
     }
 
     fn is_available(&self) -> bool {

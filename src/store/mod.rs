@@ -113,11 +113,7 @@ impl<T: Document> Store<T> {
     /// # Errors
     /// [`Error::Refused`] or [`Error::Unavailable`].
     pub async fn ensure_indexes(&self) -> Result<(), Error> {
-        self.collection
-            .create_indexes(indexes())
-            .await
-            .map(drop)
-            .map_err(Error::of_read)
+        self.collection.create_indexes(indexes()).await.map(drop).map_err(Error::of_read)
     }
 
     /// Loads an aggregate, as the majority has it; none when there is no such document.
@@ -163,15 +159,7 @@ impl<T: Document> Store<T> {
                 let receipt = self.dispatch(&document, prepared).await;
                 let etag = Some(etag);
                 Ok(Inserted::Applied(
-                    Box::new(Loaded {
-                        value,
-                        document,
-                        etag,
-                        baseline,
-                        unknown,
-                        held,
-                        bytes,
-                    }),
+                    Box::new(Loaded { value, document, etag, baseline, unknown, held, bytes }),
                     receipt,
                 ))
             }
@@ -209,10 +197,7 @@ impl<T: Document> Store<T> {
             return Err(Error::IdChanged { document });
         }
         let changes = changes(&loaded.baseline, &now, &loaded.unknown)?;
-        if let Some(field) = [ETAG, OUTBOX]
-            .into_iter()
-            .find(|field| changes.set.contains_key(field))
-        {
+        if let Some(field) = [ETAG, OUTBOX].into_iter().find(|field| changes.set.contains_key(field)) {
             return Err(Error::ReservedField { field });
         }
         if changes.is_empty() && messages.is_empty() {
@@ -222,18 +207,12 @@ impl<T: Document> Store<T> {
             (Ok(held), _) => *held,
             (Err(_), true) => 0,
             (Err(source), false) => {
-                return Err(Error::OutboxNotArray {
-                    document,
-                    source: source.clone(),
-                });
+                return Err(Error::OutboxNotArray { document, source: source.clone() });
             }
         };
         self.check_entries(&document, held, messages.len())?;
         let mut prepared = self.prepare(&document, messages, held == 0).await?;
-        let grown = now
-            .as_bytes()
-            .len()
-            .saturating_sub(loaded.baseline.as_bytes().len());
+        let grown = now.as_bytes().len().saturating_sub(loaded.baseline.as_bytes().len());
         let bytes = loaded.bytes + grown + document_bytes(&doc! { OUTBOX: prepared.entries.clone() });
         self.check_size(&document, bytes)?;
 
@@ -241,10 +220,7 @@ impl<T: Document> Store<T> {
         let mut filter = document.filter();
         filter.insert(
             ETAG,
-            loaded
-                .etag
-                .as_ref()
-                .map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
+            loaded.etag.as_ref().map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
         );
         loop {
             let mut filter = filter.clone();
@@ -310,24 +286,13 @@ impl<T: Document> Store<T> {
             };
             match self.save(&mut document).await? {
                 Saved::Applied(receipt) => {
-                    return Ok(Ok(Updated {
-                        value,
-                        document,
-                        receipt: Some(receipt),
-                    }));
+                    return Ok(Ok(Updated { value, document, receipt: Some(receipt) }));
                 }
                 Saved::Unchanged => {
-                    return Ok(Ok(Updated {
-                        value,
-                        document,
-                        receipt: None,
-                    }));
+                    return Ok(Ok(Updated { value, document, receipt: None }));
                 }
                 Saved::Unknown(source) => {
-                    return Err(Error::Unknown {
-                        document: named()?,
-                        source,
-                    });
+                    return Err(Error::Unknown { document: named()?, source });
                 }
                 Saved::Gone => return Err(Error::NotFound { document: named()? }),
                 Saved::Conflict => {
@@ -336,10 +301,7 @@ impl<T: Document> Store<T> {
                 }
             }
         }
-        Err(Error::Contended {
-            document: named()?,
-            tries: UPDATE_TRIES,
-        })
+        Err(Error::Contended { document: named()?, tries: UPDATE_TRIES })
     }
 
     /// Deletes an aggregate that nobody else has changed and that has nothing left to deliver.
@@ -350,10 +312,7 @@ impl<T: Document> Store<T> {
         let mut filter = loaded.document.filter();
         filter.insert(
             ETAG,
-            loaded
-                .etag
-                .as_ref()
-                .map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
+            loaded.etag.as_ref().map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
         );
         filter.insert("outbox.0", doc! { "$exists": false });
         match write::delete(&self.collection, filter, WRITE_TIMEOUT).await {
@@ -407,12 +366,7 @@ impl<T: Document> Store<T> {
                 let now = self.inline.now().await.map_err(Error::of_read)?;
                 let claimer = self.inline.claimer();
                 let until = later(now, claimer.lease);
-                Some(Claim {
-                    document: document.clone(),
-                    token: claimer.token(),
-                    until,
-                    entries: Vec::new(),
-                })
+                Some(Claim { document: document.clone(), token: claimer.token(), until, entries: Vec::new() })
             }
             _ => None,
         };
@@ -432,31 +386,18 @@ impl<T: Document> Store<T> {
         claim: Option<&Claim>,
     ) -> Result<Vec<BsonDocument>, Error> {
         self.check_entries(document, 0, messages.len())?;
-        let payloads = messages
-            .iter()
-            .map(|message| Ok((message, self.caps.check_message(message)?)));
+        let payloads = messages.iter().map(|message| Ok((message, self.caps.check_message(message)?)));
         let payloads = payloads.collect::<Result<Vec<_>, Error>>()?;
         let now = self.inline.now().await.map_err(Error::of_read)?;
         let claim = claim.map(|claim| (claim.token.as_str(), claim.until));
         let entries = payloads.into_iter().map(|(message, payload)| {
-            entry(
-                message,
-                payload,
-                self.inline.via(message.message_type),
-                now,
-                claim,
-            )
+            entry(message, payload, self.inline.via(message.message_type), now, claim)
         });
         Ok(entries.collect())
     }
 
     async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
-        let Prepared {
-            ids,
-            entries,
-            seat,
-            claim,
-        } = prepared;
+        let Prepared { ids, entries, seat, claim } = prepared;
         let messages = ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect();
         let dispatch = match seat {
             _ if ids.is_empty() => Dispatch::Nothing,
@@ -466,10 +407,7 @@ impl<T: Document> Store<T> {
             }
             Ok(seat) => {
                 let work = match claim {
-                    Some(claim) => Work::BornClaimed(Claim {
-                        entries: own_entries(&entries),
-                        ..claim
-                    }),
+                    Some(claim) => Work::BornClaimed(Claim { entries: own_entries(&entries), ..claim }),
                     None => Work::Unclaimed(document.clone()),
                 };
                 self.inline.dispatch(seat, work, ids, T::ORDERING).await
@@ -486,10 +424,7 @@ impl<T: Document> Store<T> {
                 reason: format!("shard key field `{field}`: {error}"),
             };
             let value = raw.get(field).map_err(|error| reason(&error))?;
-            let value = value
-                .map(Bson::try_from)
-                .transpose()
-                .map_err(|error| reason(&error))?;
+            let value = value.map(Bson::try_from).transpose().map_err(|error| reason(&error))?;
             document.key.insert(field, value.unwrap_or(Bson::Null));
         }
         Ok(())
@@ -501,11 +436,8 @@ impl<T: Document> Store<T> {
         projection: Option<BsonDocument>,
         concern: ReadConcern,
     ) -> Result<Option<RawDocumentBuf>, Error> {
-        let mut find = self
-            .collection
-            .find_one(document.filter())
-            .read_concern(concern)
-            .selection_criteria(primary());
+        let mut find =
+            self.collection.find_one(document.filter()).read_concern(concern).selection_criteria(primary());
         if let Some(projection) = projection {
             find = find.projection(projection);
         }
@@ -516,34 +448,21 @@ impl<T: Document> Store<T> {
         if codes::verdict(error) != Verdict::Duplicate {
             return Ok(false);
         }
-        let found = self
-            .find(document, Some(doc! { "_id": 1 }), ReadConcern::local())
-            .await?;
+        let found = self.find(document, Some(doc! { "_id": 1 }), ReadConcern::local()).await?;
         Ok(found.is_some())
     }
 
     /// Why a filter found nothing: looks at the latest state, not the majority's, which may be older.
     async fn look(&self, loaded: &Loaded<T>) -> Result<Look, Error> {
-        let found = self
-            .find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local())
-            .await?;
+        let found = self.find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local()).await?;
         let Some(raw) = found else { return Ok(Look::Gone) };
         let found = codec::to_document(&raw).unwrap_or_default();
-        Ok(if found.get(ETAG) == loaded.etag.as_ref() {
-            Look::Same
-        } else {
-            Look::Changed
-        })
+        Ok(if found.get(ETAG) == loaded.etag.as_ref() { Look::Same } else { Look::Changed })
     }
 
     fn check_entries(&self, document: &DocumentRef, held: usize, sent: usize) -> Result<(), Error> {
         match sent > 0 && held + sent > self.caps.entries {
-            true => Err(Error::OutboxFull {
-                document: document.clone(),
-                held,
-                sent,
-                cap: self.caps.entries,
-            }),
+            true => Err(Error::OutboxFull { document: document.clone(), held, sent, cap: self.caps.entries }),
             false => Ok(()),
         }
     }
@@ -567,19 +486,10 @@ pub fn indexes() -> [IndexModel; 2] {
         .name("outbox_available_at".to_owned())
         .partial_filter_expression(filled)
         .build();
-    let dead = IndexOptions::builder()
-        .name("outbox_dead_at".to_owned())
-        .sparse(true)
-        .build();
+    let dead = IndexOptions::builder().name("outbox_dead_at".to_owned()).sparse(true).build();
     [
-        IndexModel::builder()
-            .keys(doc! { "outbox.available_at": 1 })
-            .options(due)
-            .build(),
-        IndexModel::builder()
-            .keys(doc! { "outbox.dead_at": 1 })
-            .options(dead)
-            .build(),
+        IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).options(due).build(),
+        IndexModel::builder().keys(doc! { "outbox.dead_at": 1 }).options(dead).build(),
     ]
 }
 
@@ -599,12 +509,7 @@ struct Prepared {
 
 impl Prepared {
     fn nothing() -> Self {
-        Self {
-            ids: Vec::new(),
-            entries: Vec::new(),
-            seat: Err(Dispatch::Nothing),
-            claim: None,
-        }
+        Self { ids: Vec::new(), entries: Vec::new(), seat: Err(Dispatch::Nothing), claim: None }
     }
 
     /// Makes the entries unclaimed, due at once.
@@ -624,10 +529,7 @@ fn own_entries(entries: &[Bson]) -> Vec<crate::entry::Entry> {
 }
 
 fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
-    codec::encode_value(id).map_err(|error| Error::Encode {
-        what: "`_id`".into(),
-        reason: error.to_string(),
-    })
+    codec::encode_value(id).map_err(|error| Error::Encode { what: "`_id`".into(), reason: error.to_string() })
 }
 
 fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson]) -> BsonDocument {
@@ -635,11 +537,7 @@ fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson]) -> BsonDo
     set.insert(ETAG, etag.clone());
     let mut update = doc! { "$set": set };
     if !changes.unset.is_empty() {
-        let unset: BsonDocument = changes
-            .unset
-            .iter()
-            .map(|field| (field.clone(), Bson::from("")))
-            .collect();
+        let unset: BsonDocument = changes.unset.iter().map(|field| (field.clone(), Bson::from(""))).collect();
         update.insert("$unset", unset);
     }
     if !entries.is_empty() {
