@@ -1,7 +1,7 @@
 //! The inline dispatcher: delivery right after the save, by the process that saved.
 //!
 //! # Flow
-//! A save first asks for a [`Seat`]. With a seat, and where the save's own filter proves the outbox empty, the new entries
+//! A save first asks for a *seat*. With a seat, and where the save's own filter proves the outbox empty, the new entries
 //! are *born claimed*: written with the claim that delivers them, and published without another write. In every other
 //! case they are born unclaimed, and the inline dispatcher claims them like anyone else. Without a seat (full, the
 //! broker away, shutting down, switched off) the message waits in the document for the rescuer.

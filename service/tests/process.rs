@@ -19,6 +19,12 @@ const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
 async fn serve(behaviour: String, stop: CancellationToken) -> Result<(), std::io::Error> {
     match behaviour.as_str() {
         "fails" => return Err(std::io::Error::other("the broker is gone")),
+        "talks" => {
+            tracing::warn!(target: "lapin::returned_messages", "a returned message: hunter2");
+            tracing::trace!(target: "lapin::channels", "a frame: hunter2");
+            tracing::debug!(target: "lapin::channels", "a channel opens");
+            return Err(std::io::Error::other("done talking"));
+        }
         "lingers" => std::future::pending().await,
         _ => stop.cancelled().await,
     }
@@ -200,4 +206,13 @@ fn json_logs_are_one_object_a_line() {
     );
     daemon.signal("TERM");
     assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn the_amqp_clients_logs_show_no_message_and_no_login_at_any_level() {
+    for format in ["text", "json"] {
+        let (_, rest) = start("talks", &format!("--log-format {format} --log-filter trace")).end();
+        assert!(rest.contains("a channel opens"), "{rest}");
+        assert!(!rest.contains("hunter2"), "{rest}");
+    }
 }
