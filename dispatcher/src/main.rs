@@ -20,9 +20,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn main() -> Exit {
     let about = "Consumes commands and publishes the messages that stand in documents' outboxes to RabbitMQ, for any \
                  collection, without knowing the types. Leaves alone what is for an application's own handlers.";
-    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about)
-        .keys(table())
-        .run(read, serve)
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(table()).run(read, serve)
 }
 
 fn table() -> Vec<Key> {
@@ -87,10 +85,7 @@ struct Format(PayloadFormat);
 impl Choice for Format {
     const NAMES: &'static [(&'static str, Self)] = &[
         ("json", Self(PayloadFormat::Json)),
-        (
-            "canonical_extended_json",
-            Self(PayloadFormat::CanonicalExtendedJson),
-        ),
+        ("canonical_extended_json", Self(PayloadFormat::CanonicalExtendedJson)),
     ];
 }
 
@@ -130,10 +125,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         ..RetryPolicy::default()
     };
     if retry.backoff_min > retry.backoff_max {
-        read.problem(
-            &["backoff_min", "backoff_max"],
-            "must not be longer than backoff_max",
-        );
+        read.problem(&["backoff_min", "backoff_max"], "must not be longer than backoff_max");
     }
     let dispatcher = DispatcherSettings {
         unordered: read.namespaces("unordered"),
@@ -167,9 +159,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
 }
 
 async fn serve(settings: Settings, stop: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let rabbitmq = settings
-        .rabbitmq
-        .ok_or("the RabbitMQ URI was accepted without being read")?;
+    let rabbitmq = settings.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let amqp = rabbitmq.amqp.clone();
     let mut options = ClientOptions::parse(settings.mongodb.expose()).await?;
     options.app_name.get_or_insert_with(|| NAME.into());
@@ -177,9 +167,7 @@ async fn serve(settings: Settings, stop: CancellationToken) -> Result<(), Box<dy
     let clock = ServerClock::new(client.clone());
     let deliver = RabbitMq::start(rabbitmq);
     let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);
-    Dispatcher::new(processor, amqp, settings.dispatcher)?
-        .run(stop)
-        .await;
+    Dispatcher::new(processor, amqp, settings.dispatcher)?.run(stop).await;
     deliver.close().await;
     Ok(())
 }

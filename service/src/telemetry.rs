@@ -32,21 +32,12 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), InitError> {
     let registry = tracing_subscriber::registry().with(parse_filter(filter)?);
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match format {
-        LogFormat::Text => registry
-            .with(
-                layer
-                    .with_ansi(coloured())
-                    .with_filter(FilterFn::new(is_harmless)),
-            )
-            .try_init()?,
+        LogFormat::Text => {
+            registry.with(layer.with_ansi(coloured()).with_filter(FilterFn::new(is_harmless))).try_init()?
+        }
         LogFormat::Json => {
             registry
-                .with(
-                    layer
-                        .json()
-                        .flatten_event(true)
-                        .with_filter(FilterFn::new(is_harmless)),
-                )
+                .with(layer.json().flatten_event(true).with_filter(FilterFn::new(is_harmless)))
                 .try_init()?;
         }
     }

@@ -40,13 +40,11 @@ fn the_daemon() {
     let args = env::var("TEST_ARGS").unwrap_or_default();
     let mut sources = Sources::of_process();
     sources.args = args.split_whitespace().map(Into::into).collect();
-    let exit = Daemon::new("outbox-test", "1.2.3", "Tests the shell.")
-        .keys([keys::mongodb_uri()])
-        .run_from(
-            &sources,
-            |read| read.uri("mongodb_uri"),
-            |_uri, stop| serve(behaviour, stop),
-        );
+    let exit = Daemon::new("outbox-test", "1.2.3", "Tests the shell.").keys([keys::mongodb_uri()]).run_from(
+        &sources,
+        |read| read.uri("mongodb_uri"),
+        |_uri, stop| serve(behaviour, stop),
+    );
     process::exit(exit as i32);
 }
 
@@ -75,11 +73,7 @@ impl Running {
     fn line_with(&mut self, part: &str) -> String {
         loop {
             let mut line = String::new();
-            assert_ne!(
-                self.stderr.read_line(&mut line).unwrap(),
-                0,
-                "ended without a line with {part:?}"
-            );
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "ended without a line with {part:?}");
             if line.contains(part) {
                 return line;
             }
@@ -88,13 +82,7 @@ impl Running {
 
     fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-s", name, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// The exit code and what was left to read of standard error.
@@ -146,10 +134,7 @@ fn what_outlasts_the_grace_is_cut_off_and_counts_as_failed() {
 fn a_failure_is_logged_with_its_cause() {
     let (code, log) = start("fails", "").end();
     assert_eq!(code, Some(1));
-    assert!(
-        log.contains("outbox-test failed") && log.contains("the broker is gone"),
-        "{log}"
-    );
+    assert!(log.contains("outbox-test failed") && log.contains("the broker is gone"), "{log}");
 }
 
 #[test]
@@ -157,10 +142,7 @@ fn settings_problems_are_told_before_anything_starts() {
     let (code, told) = start("stops", "--shutdown-grace=5 --log-filter debg --log-fromat json").end();
     assert_eq!(code, Some(2));
     assert!(told.contains("The settings have 3 problems:"), "{told}");
-    assert!(
-        told.contains("--log-fromat: ") && told.contains("--log-filter: "),
-        "{told}"
-    );
+    assert!(told.contains("--log-fromat: ") && told.contains("--log-filter: "), "{told}");
     assert!(told.contains("OUTBOX_DELAY is ignored"), "{told}");
     assert!(!told.contains("started") && !told.contains("hunter2"), "{told}");
 }
@@ -175,24 +157,14 @@ fn help_is_printed_and_ends_the_process() {
 fn the_first_line_holds_name_version_and_settings_without_secrets() {
     let mut daemon = start("stops", "");
     let line = daemon.line_with("outbox-test started");
-    for part in [
-        "1.2.3",
-        "mongodb_uri=mongodb://app:***@db (OUTBOX_MONGODB_URI)",
-        "shutdown_grace=25s",
-    ] {
+    for part in ["1.2.3", "mongodb_uri=mongodb://app:***@db (OUTBOX_MONGODB_URI)", "shutdown_grace=25s"] {
         assert!(line.contains(part), "{part} in {line}");
     }
     assert!(!line.contains("\u{1b}["), "coloured though no terminal: {line:?}");
     daemon.signal("TERM");
     let (_, rest) = daemon.end();
-    assert!(
-        rest.contains("WARN") && rest.contains("OUTBOX_DELAY is ignored"),
-        "{rest}"
-    );
-    assert!(
-        !line.contains("hunter2") && !rest.contains("hunter2"),
-        "{line}{rest}"
-    );
+    assert!(rest.contains("WARN") && rest.contains("OUTBOX_DELAY is ignored"), "{rest}");
+    assert!(!line.contains("hunter2") && !rest.contains("hunter2"), "{line}{rest}");
 }
 
 #[test]

@@ -44,19 +44,12 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn new() -> Self {
         // Shown of tests that fail.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter("outbox_rescuer=debug")
-            .with_test_writer()
-            .try_init();
+        let _ =
+            tracing_subscriber::fmt().with_env_filter("outbox_rescuer=debug").with_test_writer().try_init();
         let client = Client::with_uri_str(mongodb_uri()).await.unwrap();
         let name = unique("rescuer");
         let state = client.database(&format!("{name}_state"));
-        Self {
-            db: client.database(&name),
-            state,
-            app_name: name,
-            client,
-        }
+        Self { db: client.database(&name), state, app_name: name, client }
     }
 
     pub(crate) fn orders(&self) -> Collection<Document> {
@@ -75,11 +68,7 @@ impl World {
     }
 
     pub(crate) async fn position(&self) -> Document {
-        self.positions()
-            .find_one(doc! { "_id": "default" })
-            .await
-            .unwrap()
-            .expect("a position")
+        self.positions().find_one(doc! { "_id": "default" }).await.unwrap().expect("a position")
     }
 
     /// Everything of the database, with a sweep so rare that only the stream is seen at work.
@@ -135,13 +124,9 @@ impl World {
 }
 
 pub(crate) async fn index(collection: &Collection<Document>) {
-    let options = IndexOptions::builder()
-        .partial_filter_expression(doc! { "outbox.id": { "$exists": true } })
-        .build();
-    let model = IndexModel::builder()
-        .keys(doc! { "outbox.available_at": 1 })
-        .options(options)
-        .build();
+    let options =
+        IndexOptions::builder().partial_filter_expression(doc! { "outbox.id": { "$exists": true } }).build();
+    let model = IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).options(options).build();
     collection.create_index(model).await.unwrap();
 }
 
@@ -176,11 +161,7 @@ impl Running {
 
     pub(crate) async fn page(&mut self) -> (usize, usize, usize) {
         self.wait("a page", |event| match event {
-            RescueEvent::PageDone {
-                changes,
-                documents,
-                queued,
-            } => Some((*changes, *documents, *queued)),
+            RescueEvent::PageDone { changes, documents, queued } => Some((*changes, *documents, *queued)),
             _ => None,
         })
         .await
@@ -204,10 +185,7 @@ impl Running {
 
     pub(crate) async fn stop(self) -> Result<(), RescuerError> {
         self.stop.cancel();
-        timeout(PATIENCE, self.task)
-            .await
-            .expect("it stops")
-            .expect("no panic")
+        timeout(PATIENCE, self.task).await.expect("it stops").expect("no panic")
     }
 
     /// Ends it where it stands, as a crash would.
@@ -232,20 +210,11 @@ impl Recorder {
     }
 
     pub(crate) fn ids(&self) -> Vec<Bson> {
-        self.taken
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(command, _)| command.document.id().clone())
-            .collect()
+        self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
     }
 
     pub(crate) fn distinct(&self) -> usize {
-        self.ids()
-            .iter()
-            .map(Bson::to_string)
-            .collect::<HashSet<_>>()
-            .len()
+        self.ids().iter().map(Bson::to_string).collect::<HashSet<_>>().len()
     }
 
     pub(crate) fn taken(&self) -> Vec<(ProcessDocumentMessages, Instant)> {
