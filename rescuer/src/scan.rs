@@ -13,7 +13,7 @@ use mongodb::{
     options::{FindOptions, Hint},
 };
 
-use crate::sweep::{Reading, Sweep, Tally};
+use crate::sweep::{LONGEST_QUERY, Reading, Sweep, Tally};
 
 /// How many documents a slice has.
 const SLICE: u64 = 5_000;
@@ -25,17 +25,14 @@ const SLICES_A_ROUND: usize = 4;
 pub(crate) struct Scans(HashMap<Namespace, Bson>);
 
 impl Scans {
-    /// Reads the next slices of a collection; a full sweep begins anew.
+    /// Reads the next slices of a collection, and begins a scan where none is under way. One under way is never begun anew,
+    /// or the end of a large collection would never be read.
     pub(crate) async fn go_on(
         &mut self,
         sweep: &mut Sweep,
         namespace: &Namespace,
-        full: bool,
         tally: &mut Tally,
     ) -> Result<Reading, Error> {
-        if full {
-            self.0.remove(namespace);
-        }
         for _ in 0..SLICES_A_ROUND {
             let from = self.0.get(namespace).cloned();
             let to = end_of_slice(sweep, namespace, from.clone()).await?;
@@ -52,6 +49,11 @@ impl Scans {
             }
         }
         Ok(Reading::GoOn)
+    }
+
+    /// Whether the end of the collection is still to be read.
+    pub(crate) fn is_under_way(&self, namespace: &Namespace) -> bool {
+        self.0.contains_key(namespace)
     }
 
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
@@ -82,6 +84,7 @@ async fn end_of_slice(
 fn bounds(from: Option<Bson>, to: Option<Bson>) -> FindOptions {
     let bound = |id: Bson| doc! { "_id": id };
     let mut options = FindOptions::builder().hint(Hint::Keys(doc! { "_id": 1 })).build();
+    options.max_time = Some(LONGEST_QUERY);
     options.min = from.map(bound);
     options.max = to.map(bound);
     options

@@ -59,7 +59,7 @@ pub struct Settings {
     /// How many documents the sweep remembers to have queued lately. About 100 bytes each. Default: 100,000.
     pub queued_capacity: usize,
     /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
-    /// time, up to 16 times this. Default: 60 s.
+    /// time, up to 2 min. Default: 30 s.
     pub requeue_pause: Duration,
 }
 
@@ -81,7 +81,7 @@ impl Settings {
             on_history_lost: OnHistoryLost::default(),
             state_database: "document_outbox".into(),
             queued_capacity: 100_000,
-            requeue_pause: Duration::from_secs(60),
+            requeue_pause: Duration::from_secs(30),
         }
     }
 
