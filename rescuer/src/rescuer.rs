@@ -3,15 +3,16 @@
 //! ```text
 //!  saved position   is            start reading         full sweep
 //!  ──────────────   ───────────   ───────────────────   ──────────
-//!  none             first start   now, saved first      yes
+//!  none             first start   now, saved first      yes, twice
 //!  of this filter   resumed       behind it             yes
-//!  of another       changed       at its time           yes
-//!  unusable, lost   lost          sweep: now            yes, after the new position is saved
+//!  of another       changed       at its time           yes, twice
+//!  unusable, lost   lost          sweep: now            yes, twice, after the new position is saved
 //!                                 latest: now           no
 //!                                 fail: not at all      no
 //! ```
 //! The new position is always saved before the sweep begins: whatever is saved later shows in the stream, whatever was
-//! saved earlier is there for the sweep.
+//! saved earlier is there for the sweep. What was saved shortly before is too young for the first, and without a date no
+//! other would find it soon: so there is a second one, a delay later.
 
 use std::sync::{Arc, Mutex};
 
@@ -107,6 +108,9 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
         return Ok(());
     };
     context.full_sweep.postpone();
+    if matches!(from, StartedFrom::Now | StartedFrom::ChangedPatterns) {
+        FullSweep::request_later(context);
+    }
     let sweeping = tokio::spawn({
         let context = context.clone();
         async move {
@@ -126,7 +130,7 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
 }
 
 /// Makes a start of what was found, and saves it where it is new; `None` when told to stop before.
-async fn take_up(context: &Context, start: Start) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
+async fn take_up(context: &Arc<Context>, start: Start) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
     let (mark, from) = match start {
         Start::Resume(mark) => (mark, StartedFrom::Position),
         Start::PipelineChanged(time) => {
@@ -163,7 +167,7 @@ async fn keep_following(
 
 /// What to do without a position.
 async fn lose(
-    context: &Context,
+    context: &Arc<Context>,
     reason: String,
     code: Option<i32>,
 ) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
@@ -181,7 +185,7 @@ async fn lose(
         return Ok(None);
     }
     if settings.on_history_lost == OnHistoryLost::Sweep {
-        context.full_sweep.request();
+        FullSweep::request_twice(context);
     }
     Ok(Some((mark, StartedFrom::AfterLoss)))
 }

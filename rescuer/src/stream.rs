@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use crate::{
     change::{Change, Filled, RawChange},
     commands::Pauses,
-    context::Context,
+    context::{Context, FullSweep},
     event::{ReopenCause, RescueEvent, StartedFrom},
     fault::{self, Fault},
     filter::{Scope, pipeline},
@@ -178,6 +178,11 @@ impl Reader {
             *pauses = Pauses::new();
             let item = match next.map(RawChange::read) {
                 Some(Change::Filled(filled)) => Item::Filled(filled),
+                Some(Change::Renamed(mark)) => {
+                    tracing::info!("a collection was renamed to one that is watched; sweeping");
+                    FullSweep::request_twice(&self.context);
+                    Item::Passed(mark)
+                }
                 Some(Change::Nameless(mark)) => {
                     tracing::warn!(
                         "a change names no document that can be named in a command; it is left to the sweep"

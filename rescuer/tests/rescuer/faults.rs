@@ -96,7 +96,7 @@ async fn a_page_whose_documents_cannot_be_looked_up_is_tried_until_they_can() {
     world.fail(error.clone(), doc! { "times": 3 }).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     running.page().await;
-    assert_eq!(commands.ids(), [Bson::from(1)]);
+    assert_eq!(commands.firsts(), [Bson::from(1)]);
     world.fail(error, "off").await;
     running.stop().await.unwrap();
     world.end().await;
@@ -116,7 +116,7 @@ async fn a_position_that_cannot_be_saved_stops_nothing_and_is_saved_later() {
     }
     world.fail(error, "off").await;
     running.saved().await;
-    assert_eq!(commands.ids(), [1, 2].map(Bson::from));
+    assert_eq!(commands.firsts(), [1, 2].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
 }

@@ -232,6 +232,17 @@ impl Recorder {
         self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
     }
 
+    /// Each once, in the order in which they came first: where the sweep may come by as well.
+    pub(crate) fn firsts(&self) -> Vec<Bson> {
+        let mut firsts: Vec<Bson> = Vec::new();
+        for id in self.ids() {
+            if !firsts.contains(&id) {
+                firsts.push(id);
+            }
+        }
+        firsts
+    }
+
     pub(crate) fn distinct(&self) -> usize {
         self.ids().iter().map(Bson::to_string).collect::<HashSet<_>>().len()
     }

@@ -53,9 +53,10 @@ async fn an_expired_claim_is_swept_once_and_again_when_its_outbox_changes() {
 async fn a_message_that_nobody_tried_is_swept_when_it_is_as_old_as_the_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    orders.insert_one(doc! { "_id": "young", "outbox": [dated(-3000, 0)] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "young", "outbox": [dated(0, 0)] }).await.unwrap();
     orders.insert_one(doc! { "_id": "old", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
-    let mut running = world.started(&commands, sweeping(&world)).await;
+    let settings = Settings { delay: DELAY * 4, ..sweeping(&world) };
+    let mut running = world.started(&commands, settings).await;
     assert_eq!(commands.ids(), [Bson::from("old")]);
     running.swept_something().await;
     assert_eq!(commands.ids(), ["old", "young"].map(Bson::from));
@@ -165,7 +166,9 @@ async fn commands_that_fail_are_swept_again_and_the_full_round_is_repeated() {
     let orders = world.indexed_orders().await;
     commands.away.store(true, Ordering::SeqCst);
     orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
-    let mut running = world.start(&commands, sweeping(&world)).await;
+    // The second full sweep of a first start is far away.
+    let settings = Settings { delay: DELAY * 600, ..sweeping(&world) };
+    let mut running = world.start(&commands, settings).await;
     for _ in 0..2 {
         assert_eq!(running.swept().await, (true, 0));
     }
@@ -208,7 +211,8 @@ async fn a_round_examines_what_is_due_and_nothing_of_what_is_stored() {
     orders.insert_many(due).await.unwrap();
     world.db.run_command(doc! { "profile": 2 }).await.unwrap();
     let commands = Recorder::new();
-    let running = world.started(&commands, world.settings()).await;
+    let settings = Settings { delay: DELAY * 30, ..world.settings() };
+    let running = world.started(&commands, settings).await;
     world.db.run_command(doc! { "profile": 0 }).await.unwrap();
     assert_eq!(commands.distinct(), 10);
     let mut finds = world
@@ -295,6 +299,23 @@ async fn with_an_index_that_is_not_partial_entries_without_a_date_are_found_by_t
     assert_eq!(commands.ids(), [Bson::from("dated")], "the scan has not come to the end");
     running.swept_something().await;
     assert_eq!(commands.ids(), ["dated", "minimal"].map(Bson::from));
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// It was saved before the stream begins, and is too young for the sweep of the start.
+#[tokio::test]
+async fn a_young_entry_without_a_date_is_found_a_delay_after_the_first_start() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut young = dated(0, 0);
+    young.remove("available_at");
+    orders.insert_one(doc! { "_id": "young", "outbox": [young] }).await.unwrap();
+    let settings = Settings { delay: DELAY * 4, ..world.settings() };
+    let mut running = world.started(&commands, settings).await;
+    assert_eq!(commands.ids(), []);
+    running.swept_something().await;
+    assert_eq!(commands.ids(), [Bson::from("young")]);
     running.stop().await.unwrap();
     world.end().await;
 }
