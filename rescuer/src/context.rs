@@ -22,6 +22,7 @@ use crate::{
     Commands, RescueEvent, RescuerError, Settings,
     commands::Pauses,
     fault::{self, Fault},
+    look::Unreadable,
     position::Positions,
     queued::Queued,
 };
@@ -35,12 +36,17 @@ pub(crate) struct Context {
     pub(crate) positions: Positions,
     pub(crate) full_sweep: FullSweep,
     pub(crate) queued: Mutex<Queued>,
+    pub(crate) unreadable: Mutex<Unreadable>,
     pub(crate) stop: CancellationToken,
 }
 
 impl Context {
     pub(crate) fn queued(&self) -> MutexGuard<'_, Queued> {
         self.queued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A collection to look documents up in: on the primary, which has everything that a change stream has shown.

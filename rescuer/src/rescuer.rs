@@ -14,15 +14,20 @@
 //! saved earlier is there for the sweep. What was saved shortly before is too young for the first, and without a date no
 //! other would find it soon: so there is a second one, a delay later.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+};
 
 use document_outbox::{clock::ServerClock, event::Events};
+use futures::FutureExt;
 use mongodb::Client;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Commands, RescueEvent, RescuerError, Settings,
+    commands::Pauses,
     context::{Context, FullSweep},
     event::StartedFrom,
     follow::{Followed, follow},
@@ -87,13 +92,14 @@ impl Rescuer {
             events: self.events,
             full_sweep: FullSweep::default(),
             queued: Mutex::new(queued),
+            unreadable: Mutex::default(),
             // Of its own, so that either half can end the other.
             stop: stop.child_token(),
             settings: self.settings,
         });
-        let result = run(&context).await;
-        context.stop.cancel();
-        result
+        // However this ends, be it that it is dropped, nothing goes on alone.
+        let _both = context.stop.clone().drop_guard();
+        run(&context).await
     }
 }
 
@@ -114,16 +120,16 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
     let sweeping = tokio::spawn({
         let context = context.clone();
         async move {
-            let swept = Sweep::new(&context).run().await;
-            context.stop.cancel();
-            swept
+            let _both = context.stop.clone().drop_guard();
+            Sweep::new(&context).run().await
         }
     });
-    let followed = keep_following(context, mark, from).await;
+    let following = AssertUnwindSafe(keep_following(context, mark, from)).catch_unwind();
+    let followed = following.await.unwrap_or(Err(RescuerError::Panicked("what follows the change stream")));
     context.stop.cancel();
     let swept = match sweeping.await {
         Ok(swept) => swept,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) if error.is_panic() => Err(RescuerError::Panicked("the sweep")),
         Err(_) => Ok(()),
     };
     followed.and(swept)
@@ -154,13 +160,21 @@ async fn keep_following(
     mut mark: Mark,
     mut from: StartedFrom,
 ) -> Result<(), RescuerError> {
+    let mut pauses = Pauses::new();
     loop {
         match follow(context, mark, from).await? {
             Followed::Stopped => return Ok(()),
-            Followed::Lost { reason, code } => match lose(context, reason, code).await? {
-                Some(start) => (mark, from) = start,
-                None => return Ok(()),
-            },
+            Followed::Lost { reason, code, worked } => {
+                // One after the other without anything between, the more slowly the longer.
+                if worked {
+                    pauses = Pauses::new();
+                }
+                pauses.pause(&context.stop).await;
+                match lose(context, reason, code).await? {
+                    Some(start) => (mark, from) = start,
+                    None => return Ok(()),
+                }
+            }
         }
     }
 }

@@ -54,6 +54,9 @@ pub struct Settings {
     pub cursor_idle_limit: Duration,
     /// What to do when the stream cannot go on from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
+    /// How long the server must go on refusing to open the stream, in words that aren't known to be about the position,
+    /// before the position counts as lost. Default: 30 s.
+    pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
     /// How many documents the sweep remembers to have queued lately. About 100 bytes each. Default: 100,000.
@@ -79,6 +82,7 @@ impl Settings {
             busy_save_interval: Duration::from_millis(500),
             cursor_idle_limit: Duration::from_secs(300),
             on_history_lost: OnHistoryLost::default(),
+            refused_for: Duration::from_secs(30),
             state_database: "document_outbox".into(),
             queued_capacity: 100_000,
             requeue_pause: Duration::from_secs(30),

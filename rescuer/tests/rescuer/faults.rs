@@ -3,7 +3,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use mongodb::bson::{Bson, Document, doc};
-use outbox_rescuer::{ReopenCause, RescueEvent, Settings};
+use outbox_rescuer::{ReopenCause, RescueEvent, RescuerError, Settings};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::support::*;
@@ -135,6 +135,65 @@ async fn a_sweep_that_fails_is_cut_short_and_made_up_for() {
         assert!(running.swept().await.0, "full until one goes through");
     }
     world.fail(error, "off").await;
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// A stream that is refused at the server's own time has no position that could be lost.
+#[tokio::test]
+async fn a_server_that_will_not_open_the_stream_at_its_own_time_ends_the_rescuer() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    // 15 (overflow) is none that says what it is about.
+    let error = doc! { "failCommands": ["aggregate"], "errorCode": 15 };
+    world.fail(error.clone(), "alwaysOn").await;
+    let mut running = world.start(&commands, world.settings()).await;
+    let again = async {
+        loop {
+            world.fail(error.clone(), "alwaysOn").await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let ended = tokio::select! {
+        () = again => unreachable!(),
+        ended = tokio::time::timeout(PATIENCE, &mut running.task) => ended,
+    };
+    world.fail(error, "off").await;
+    let ended = ended.expect("it ends").unwrap().unwrap_err();
+    assert!(matches!(ended, RescuerError::Refused { .. }), "{ended}");
+    while let Ok(event) = running.events.try_recv() {
+        assert!(!matches!(event, RescueEvent::PositionLost { .. }), "{event:?}");
+    }
+    world.end().await;
+}
+
+/// As while it is being built: it is listed, and no query can go by it.
+#[tokio::test]
+async fn an_index_that_is_refused_has_its_collection_scanned_at_once() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+    let error = doc! {
+        "failCommands": ["find"], "errorCode": 2, "namespace": format!("{}.orders", world.db.name()),
+    };
+    world.fail(error.clone(), doc! { "times": 1 }).await;
+    let settings = Settings { delay: Duration::from_secs(3600), ..world.settings() };
+    let mut running = world.start(&commands, settings).await;
+    let mut missed = false;
+    let cut_short = running
+        .wait("a sweep", |event| match event {
+            RescueEvent::IndexMissing { .. } => {
+                missed = true;
+                None
+            }
+            RescueEvent::SweepDone { cut_short, .. } => Some(*cut_short),
+            _ => None,
+        })
+        .await;
+    world.fail(error, "off").await;
+    assert!(missed && !cut_short, "missed: {missed}, cut short: {cut_short}");
+    assert_eq!(commands.ids(), [Bson::from("minimal")]);
     running.stop().await.unwrap();
     world.end().await;
 }

@@ -81,11 +81,12 @@ impl World {
             state_database: self.state.name().to_owned(),
             busy_save_interval: Duration::from_millis(20),
             idle_save_interval: Duration::from_millis(100),
+            refused_for: Duration::from_millis(500),
             ..Settings::new(vec![pattern])
         }
     }
 
-    pub(crate) async fn start(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+    pub(crate) async fn start(&self, commands: &Arc<impl Commands + 'static>, settings: Settings) -> Running {
         self.something_else_is_written().await;
         let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
         options.app_name = Some(self.app_name.clone());
