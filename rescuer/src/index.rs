@@ -177,4 +177,19 @@ mod tests {
         let name = due.options.and_then(|options| options.name).unwrap();
         assert!(how_to_make("orders").contains(&format!("name: {name:?}")), "{}", how_to_make("orders"));
     }
+
+    #[test]
+    fn indexes_are_listed_where_nothing_is_known_and_not_every_round() {
+        let (mut indexes, orders) = (Indexes::default(), Namespace::new("shop", "orders"));
+        assert!(!indexes.knows(&orders));
+        let index = Index { name: "i".into(), partial: true };
+        indexes.0.insert(orders.clone(), Known::Present(index));
+        assert!(indexes.knows(&orders));
+        indexes.forget(&orders);
+        assert!(!indexes.knows(&orders));
+        indexes.0.insert(orders.clone(), Known::Missing { looked: Instant::now() });
+        assert!(indexes.knows(&orders));
+        indexes.forget(&orders);
+        assert!(indexes.knows(&orders), "it was announced, and is listed again in time");
+    }
 }

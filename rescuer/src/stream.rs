@@ -197,13 +197,19 @@ impl Reader {
 
     /// Reads one cursor to its end.
     async fn read(&mut self, mut stream: ChangeStream<RawChange>, pauses: &mut Pauses) -> Cut {
+        let mut asked = false;
         while !self.told_to_stop() {
             let next = match stream.next_if_any().await {
                 Ok(next) => next,
                 Err(error) => return Cut::Failed(error),
             };
-            *pauses = Pauses::new();
-            (self.worked, self.fresh) = (true, false);
+            self.fresh = false;
+            // That there is nothing in the first batch was said by the opening itself.
+            if next.is_some() || asked {
+                *pauses = Pauses::new();
+                self.worked = true;
+            }
+            asked = true;
             let item = match next.map(RawChange::read) {
                 Some(Change::Filled(filled)) => Item::Filled(filled),
                 Some(Change::Renamed(mark)) => {

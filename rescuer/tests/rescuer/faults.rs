@@ -197,3 +197,65 @@ async fn an_index_that_is_refused_has_its_collection_scanned_at_once() {
     running.stop().await.unwrap();
     world.end().await;
 }
+
+/// What one collection's failure leaves to be done of a full round is its own part.
+#[tokio::test]
+async fn a_collection_that_cannot_be_read_has_no_other_swept_in_full_again() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let stock = world.db.collection::<Document>("stock");
+    index(&stock).await;
+    orders.insert_one(doc! { "_id": "order", "outbox": [minimal()] }).await.unwrap();
+    stock.insert_one(doc! { "_id": "item", "outbox": [minimal()] }).await.unwrap();
+    let error = doc! {
+        "failCommands": ["find"], "errorCode": 50, "namespace": format!("{}.orders", world.db.name()),
+    };
+    world.fail(error.clone(), "alwaysOn").await;
+    let settings = Settings {
+        sweep_interval: Duration::from_millis(50),
+        delay: Duration::from_secs(3600),
+        ..world.settings()
+    };
+    let mut running = world.start(&commands, settings).await;
+    let mut examined = Vec::new();
+    for _ in 0..3 {
+        let round = running.wait("a sweep", |event| match event {
+            RescueEvent::SweepDone { examined, full, .. } => Some((*examined, *full)),
+            _ => None,
+        });
+        examined.push(round.await);
+    }
+    world.fail(error, "off").await;
+    assert_eq!(examined, [(1, true), (0, true), (0, true)]);
+    assert_eq!(commands.ids(), [Bson::from("item")]);
+    running.swept_something().await;
+    assert_eq!(commands.ids(), ["item", "order"].map(Bson::from));
+    assert!(!running.swept().await.0);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Losses that follow each other with nothing between come more and more slowly.
+#[tokio::test]
+async fn a_position_that_is_lost_again_and_again_is_taken_up_ever_more_slowly() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let mut running = world.started(&commands, world.settings()).await;
+    // The opening itself succeeds, so that it isn't a refusal.
+    let error = doc! { "failCommands": ["getMore"], "errorCode": 286, "errorLabels": [] };
+    world.fail(error.clone(), "alwaysOn").await;
+    let begun = std::time::Instant::now();
+    let mut losses = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
+        match tokio::time::timeout(Duration::from_secs(4), running.wait("a loss", lost)).await {
+            Ok(()) => losses += 1,
+            Err(_) => break,
+        }
+    }
+    world.fail(error, "off").await;
+    assert!((2..=12).contains(&losses), "{losses} losses in 4 s");
+    running.stop().await.unwrap();
+    world.end().await;
+}
