@@ -73,12 +73,16 @@ async fn end_of_slice(
     options.limit = Some(1);
     options.projection = Some(doc! { "_id": 1 });
     let collection = sweep.context.collection(namespace);
-    let mut cursor = collection.find(Document::new()).with_options(options).await?;
-    if !cursor.advance().await? {
-        return Ok(None);
-    }
-    let id = cursor.current().get("_id").ok().flatten();
-    Ok(id.and_then(|id| Bson::try_from(id).ok()))
+    let end = async {
+        let mut cursor = collection.find(Document::new()).with_options(options).await?;
+        if !cursor.advance().await? {
+            return Ok(None);
+        }
+        let id = cursor.current().get("_id").ok().flatten();
+        Ok(id.and_then(|id| Bson::try_from(id).ok()))
+    };
+    // Told to stop, nothing is read of a slice anyway.
+    sweep.context.stop.run_until_cancelled(end).await.unwrap_or(Ok(None))
 }
 
 fn bounds(from: Option<Bson>, to: Option<Bson>) -> FindOptions {

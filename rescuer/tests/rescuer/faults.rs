@@ -259,3 +259,32 @@ async fn a_position_that_is_lost_again_and_again_is_taken_up_ever_more_slowly() 
     running.stop().await.unwrap();
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_query_that_takes_long_does_not_hold_a_stop_up() {
+    let _alone = alone().await;
+    for indexed in [true, false] {
+        let (world, commands) = (World::new().await, Recorder::new());
+        world.orders().insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+        if indexed {
+            world.indexed_orders().await;
+        }
+        let slow = doc! {
+            "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 6000,
+            "namespace": format!("{}.orders", world.db.name()),
+        };
+        world.fail(slow.clone(), "alwaysOn").await;
+        let mut running = world.start(&commands, world.settings()).await;
+        let opened = |event: &RescueEvent| matches!(event, RescueEvent::Opened { .. }).then_some(());
+        running.wait("the stream to open", opened).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let begun = std::time::Instant::now();
+        running.stop().await.unwrap();
+        let took = begun.elapsed();
+        // Answers when the query that is held up has ended.
+        world.fail(slow, "off").await;
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        assert_eq!(commands.ids(), [], "the query was under way");
+        world.end().await;
+    }
+}
