@@ -40,6 +40,8 @@ pub(crate) enum Change {
     Filled(Box<Filled>),
     /// The stream ends here and goes on behind it.
     Invalidate(Mark),
+    /// A collection was given a name that is watched, with all that is in it.
+    Renamed(Mark),
     /// It names no document.
     Nameless(Mark),
 }
@@ -50,6 +52,7 @@ impl RawChange {
         let mark = Mark { token: Some(self.token), cluster_time: self.cluster_time };
         match (self.operation_type.as_str(), document) {
             ("invalidate", _) => Change::Invalidate(mark),
+            ("rename", _) => Change::Renamed(mark),
             (_, Some(document)) => {
                 let seconds = |time: Timestamp| DateTime::from_millis(i64::from(time.time) * 1000);
                 let at = self.wall_time.or(self.cluster_time.map(seconds));

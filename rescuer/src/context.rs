@@ -1,8 +1,11 @@
 //! What the stream and the sweep of one rescuer share.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use document_outbox::{clock::ServerClock, event::Events};
@@ -19,6 +22,7 @@ use crate::{
     Commands, RescueEvent, RescuerError, Settings,
     commands::Pauses,
     fault::{self, Fault},
+    look::Unreadable,
     position::Positions,
     queued::Queued,
 };
@@ -32,12 +36,17 @@ pub(crate) struct Context {
     pub(crate) positions: Positions,
     pub(crate) full_sweep: FullSweep,
     pub(crate) queued: Mutex<Queued>,
+    pub(crate) unreadable: Mutex<Unreadable>,
     pub(crate) stop: CancellationToken,
 }
 
 impl Context {
     pub(crate) fn queued(&self) -> MutexGuard<'_, Queued> {
         self.queued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A collection to look documents up in: on the primary, which has everything that a change stream has shown.
@@ -84,6 +93,9 @@ impl Context {
     }
 }
 
+/// For clocks that differ a little.
+const MARGIN: Duration = Duration::from_secs(1);
+
 /// The wish for a sweep that also finds what has no date.
 #[derive(Debug, Default)]
 pub(crate) struct FullSweep {
@@ -96,6 +108,23 @@ impl FullSweep {
     pub(crate) fn request(&self) {
         self.postpone();
         self.wake.notify_one();
+    }
+
+    /// Wants one now, and another when what is too young for it is old enough.
+    pub(crate) fn request_twice(context: &Arc<Context>) {
+        context.full_sweep.request();
+        Self::request_later(context);
+    }
+
+    /// Wants one when what is there now is as old as the delay.
+    pub(crate) fn request_later(context: &Arc<Context>) {
+        let context = context.clone();
+        tokio::spawn(async move {
+            let old = tokio::time::sleep(context.settings.delay + MARGIN);
+            if context.stop.run_until_cancelled(old).await.is_some() {
+                context.full_sweep.request();
+            }
+        });
     }
 
     /// Wants one in the next round.

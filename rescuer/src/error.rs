@@ -44,4 +44,9 @@ pub enum RescuerError {
         "the position of stream {0:?} was taken by another rescuer, or deleted; run one rescuer of a name at a time"
     )]
     Fenced(String),
+    /// A part of it panicked, and the rest doesn't go on alone.
+    #[error(
+        "{0} panicked, which is a defect; please report what the log says of it, and start the rescuer again"
+    )]
+    Panicked(&'static str),
 }

@@ -6,10 +6,13 @@
 //! | 9, 14, 40647, 40648, 40649, 50811, 50788 … a token the server can't read | [`Fault::Lost`] |
 //! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
 //! | 40573 no replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
+//! | 166 a view or a time series, 72 a read concern that change streams cannot have, when a stream is opened | [`Fault::Fatal`] |
 //! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Passing`]: again, from the last position |
 //!
 //! A damaged token can make the server fail in any way while it decodes it (15 overflow, for one). So an opening that the
-//! server itself refuses several times in a row, with nothing that [`passes`], is [`Fault::Lost`] as well.
+//! server itself refuses several times in a row, for at least [`Settings::refused_for`](crate::Settings::refused_for), with
+//! nothing that [`passes`], is [`Fault::Lost`] as well. Unless the position is the server's own time of a moment before:
+//! that cannot be lost, so it is the server who will not, and a person has to act.
 
 use document_outbox::codes;
 use mongodb::error::{Error, ErrorKind};
@@ -30,6 +33,14 @@ pub(crate) fn of(error: &Error) -> Fault {
         ErrorKind::Authentication { .. } => Fault::Fatal(NOT_ALLOWED),
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
         _ => codes::code(error).map_or(Fault::Passing, of_code),
+    }
+}
+
+/// Of an error with which a stream is not opened, or breaks off.
+pub(crate) fn of_stream(error: &Error) -> Fault {
+    match codes::code(error) {
+        Some(166 | 72) => Fault::Fatal(UNWATCHABLE),
+        _ => of(error),
     }
 }
 
@@ -65,6 +76,11 @@ const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listCollect
      what is watched and readWrite on the state database, or correct the credentials";
 const UNSUPPORTED: &str = "this server has no change streams as they are needed here; use MongoDB 6.0 or later as a \
      replica set or sharded cluster";
+const UNWATCHABLE: &str = "MongoDB has no change stream for this; watch collections (no views, no time series), and have \
+     no other read concern than majority in the URI";
+/// For a stream that is refused at the server's own present time.
+pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and not because of its position; see what it \
+     says, and correct what is watched, the URI or the server";
 
 #[cfg(test)]
 mod tests {

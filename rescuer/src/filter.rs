@@ -6,12 +6,18 @@
 //! | change | passes when |
 //! |---|---|
 //! | insert, replace | `fullDocument.outbox.0` exists |
-//! | update | it sets `outbox` to a non-empty array, or sets `outbox.<n>` |
+//! | update | it sets `outbox` to a non-empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
+//! | rename | it gives a collection a watched name: what is in it was saved under another |
 //! | invalidate | always: it ends the cursor, and its token is where to go on |
 //!
 //! A `$push` onto an empty array shows as `outbox: [..]`, onto a filled one as `"outbox.1"`; a `$pull` always as
-//! `outbox: [rest]`. A key with a dot in it cannot be addressed by a path, hence `$objectToArray`. Changes inside an
-//! entry (`"outbox.0.attempts"`) are left out: they are claims, failures and releases, and those are the sweep's.
+//! `outbox: [rest]`. A pipeline that puts one entry in another's place shows as each of its fields (`"outbox.0.id"`,
+//! `"outbox.0.type"`, …). A key with a dot in it cannot be addressed by a path, hence `$objectToArray`. Other changes
+//! inside an entry (`"outbox.0.attempts"`) are left out: they are claims, failures and releases, which never touch the
+//! `id`, and those are the sweep's.
+//!
+//! Nothing here may fail on what users write, or the stream stops at that change for ever. A field's name may be no UTF-8,
+//! which a regular expression refuses with an error: hence names are split and compared.
 
 use mongodb::bson::{Bson, Document, doc};
 use outbox_service::NamespacePattern;
@@ -51,8 +57,9 @@ impl Scope {
 
 /// The stages after `$changeStream`.
 pub(crate) fn pipeline(patterns: &[NamespacePattern]) -> Vec<Document> {
-    let wanted = doc! { "$and": [
-        namespaces(patterns),
+    let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", patterns)] };
+    let filled = doc! { "$and": [
+        namespaces("ns", patterns),
         { "$or": [
             { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox.0": { "$exists": true } },
             { "operationType": "update", "$expr": fills_an_outbox() },
@@ -60,8 +67,8 @@ pub(crate) fn pipeline(patterns: &[NamespacePattern]) -> Vec<Document> {
     ] };
     let stages = match Scope::of(patterns) {
         // A cluster's stream is never invalidated, and a plain filter is one that the server can look at the oplog with.
-        Scope::Cluster => wanted,
-        _ => doc! { "$or": [wanted, { "operationType": "invalidate" }] },
+        Scope::Cluster => doc! { "$or": [filled, renamed] },
+        _ => doc! { "$or": [filled, renamed, { "operationType": "invalidate" }] },
     };
     vec![
         doc! { "$match": stages },
@@ -72,22 +79,33 @@ pub(crate) fn pipeline(patterns: &[NamespacePattern]) -> Vec<Document> {
     ]
 }
 
-fn namespaces(patterns: &[NamespacePattern]) -> Document {
+fn namespaces(field: &str, patterns: &[NamespacePattern]) -> Document {
+    let (db, coll) = (format!("{field}.db"), format!("{field}.coll"));
     let of = |pattern: &NamespacePattern| match pattern.collection() {
-        Some(collection) => doc! { "ns.db": pattern.database(), "ns.coll": collection },
-        None => doc! { "ns.db": pattern.database() },
+        Some(collection) => doc! { &db: pattern.database(), &coll: collection },
+        None => doc! { &db: pattern.database() },
     };
     doc! { "$or": patterns.iter().map(of).collect::<Vec<_>>() }
 }
 
 fn fills_an_outbox() -> Document {
     let elements = doc! { "$cond": [{ "$isArray": "$$field.v" }, "$$field.v", []] };
+    let filled = doc! { "$gt": [{ "$size": elements }, 0] };
+    let part = |at: i32| doc! { "$arrayElemAt": ["$$path", at] };
+    let parts = |count: i32| doc! { "$eq": [{ "$size": "$$path" }, count] };
+    let is_entry = doc! { "$and": [
+        { "$eq": [part(0), "outbox"] },
+        // Begins with a digit.
+        { "$gte": [part(1), "0"] },
+        { "$lt": [part(1), ":"] },
+        { "$or": [parts(2), { "$and": [parts(3), { "$eq": [part(2), "id"] }] }] },
+    ] };
     doc! { "$anyElementTrue": { "$map": {
         "input": { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } },
         "as": "field",
         "in": { "$or": [
-            { "$and": [{ "$eq": ["$$field.k", "outbox"] }, { "$gt": [{ "$size": elements }, 0] }] },
-            { "$regexMatch": { "input": "$$field.k", "regex": r"^outbox\.[0-9]+$" } },
+            { "$and": [{ "$eq": ["$$field.k", "outbox"] }, filled] },
+            { "$let": { "vars": { "path": { "$split": ["$$field.k", "."] } }, "in": is_entry } },
         ] },
     } } }
 }

@@ -33,7 +33,12 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Followed {
     Stopped,
-    Lost { reason: String, code: Option<i32> },
+    Lost {
+        reason: String,
+        code: Option<i32>,
+        /// Whether the stream had delivered before.
+        worked: bool,
+    },
 }
 
 pub(crate) struct Follower<'a> {
@@ -60,11 +65,11 @@ pub(crate) async fn follow(
     follower.run().await?;
     match reader.await {
         Ok(Ended::Stopped) => Ok(Followed::Stopped),
-        Ok(Ended::Lost { reason, code }) => Ok(Followed::Lost { reason, code }),
+        Ok(Ended::Lost { reason, code, worked }) => Ok(Followed::Lost { reason, code, worked }),
         Ok(Ended::Refused { advice, source }) => {
             Err(RescuerError::Refused { doing: "read the change stream", advice, source })
         }
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) if error.is_panic() => Err(RescuerError::Panicked("what reads the change stream")),
         Err(_) => Ok(Followed::Stopped),
     }
 }

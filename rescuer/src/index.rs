@@ -11,6 +11,8 @@ use mongodb::{
     error::Error,
 };
 
+use document_outbox::codes;
+
 use crate::{context::Context, event::RescueEvent};
 
 /// After this long a collection without the index is looked at again.
@@ -20,49 +22,73 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Indexes(HashMap<Namespace, Known>);
 
+/// An index that the sweep can go by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Index {
+    pub(crate) name: String,
+    /// Holds filled outboxes only. In one of all documents, every empty outbox stands where entries without a date do.
+    pub(crate) partial: bool,
+}
+
 #[derive(Debug)]
 enum Known {
-    /// By this name.
-    Present(String),
-    Missing {
-        looked: Instant,
-    },
+    Present(Index),
+    Missing { looked: Instant },
 }
 
 impl Indexes {
-    /// The name of the collection's index, if there is one; announces once that there is none.
+    /// Whether the collection's indexes needn't be listed now.
+    pub(crate) fn knows(&self, namespace: &Namespace) -> bool {
+        match self.0.get(namespace) {
+            Some(Known::Present(_)) => true,
+            Some(Known::Missing { looked }) => looked.elapsed() < LOOK_AGAIN,
+            None => false,
+        }
+    }
+
+    /// The collection's index, if there is one; announces once that there is none.
     pub(crate) async fn find(
         &mut self,
         context: &Context,
         namespace: &Namespace,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Option<Index>, Error> {
         match self.0.get(namespace) {
-            Some(Known::Present(name)) => return Ok(Some(name.clone())),
-            Some(Known::Missing { looked }) if looked.elapsed() < LOOK_AGAIN => return Ok(None),
+            Some(Known::Present(index)) => return Ok(Some(index.clone())),
+            Some(Known::Missing { .. }) if self.knows(namespace) => return Ok(None),
             _ => {}
         }
-        let found = list(context, namespace).await?;
-        let known = match &found {
-            Some(name) => Known::Present(name.clone()),
-            None => Known::Missing { looked: Instant::now() },
-        };
-        let before = self.0.insert(namespace.clone(), known);
-        if found.is_none() && !matches!(before, Some(Known::Missing { .. })) {
+        match list(context, namespace).await? {
+            Some(index) => {
+                self.0.insert(namespace.clone(), Known::Present(index.clone()));
+                Ok(Some(index))
+            }
+            None => {
+                self.miss(context, namespace);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The index is not there, or is listed and cannot be used, as while it is being built.
+    pub(crate) fn miss(&mut self, context: &Context, namespace: &Namespace) {
+        let before = self.0.insert(namespace.clone(), Known::Missing { looked: Instant::now() });
+        if !matches!(before, Some(Known::Missing { .. })) {
             tracing::warn!(
                 %namespace,
-                "the index for the sweep is missing, so the collection is read from end to end, slowly; make it with \
-                 db.getCollection({:?}).createIndex({{\"outbox.available_at\": 1}}, {{partialFilterExpression: \
-                 {{\"outbox.id\": {{$exists: true}}}}}})",
-                namespace.coll,
+                "the index for the sweep is missing or still being built, so the collection is read from end to end, slowly; \
+                 if it is missing, make it with {}",
+                how_to_make(&namespace.coll),
             );
             context.events.emit(RescueEvent::IndexMissing { namespace: namespace.clone() });
         }
-        Ok(found)
     }
 
     /// Look again next time.
     pub(crate) fn forget(&mut self, namespace: &Namespace) {
-        self.0.remove(namespace);
+        // One that is known to be missing was announced, and is looked at again in time.
+        if let Some(Known::Present(_)) = self.0.get(namespace) {
+            self.0.remove(namespace);
+        }
     }
 
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
@@ -70,21 +96,39 @@ impl Indexes {
     }
 }
 
-async fn list(context: &Context, namespace: &Namespace) -> Result<Option<String>, Error> {
-    let mut cursor = context.collection(namespace).list_indexes().await?;
-    while cursor.advance().await? {
-        if let Some(name) = serves(&cursor.deserialize_current()?) {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
+/// By the name that the library gives it: under another the library could not make it any more.
+fn how_to_make(collection: &str) -> String {
+    format!(
+        "db.getCollection({collection:?}).createIndex({{\"outbox.available_at\": 1}}, {{name: \"outbox_available_at\", \
+         partialFilterExpression: {{\"outbox.id\": {{$exists: true}}}}}})"
+    )
 }
 
-/// The index's name, if the sweep can rely on it to hold every entry.
-fn serves(index: &IndexModel) -> Option<String> {
+/// Whether the server says that there is no such index to go by.
+pub(crate) fn is_refused_hint(error: &Error) -> bool {
+    /// Bad value: of the sweep's own queries, only the hint can be one.
+    const BAD_VALUE: i32 = 2;
+    codes::code(error) == Some(BAD_VALUE)
+}
+
+async fn list(context: &Context, namespace: &Namespace) -> Result<Option<Index>, Error> {
+    let mut cursor = context.collection(namespace).list_indexes().await?;
+    let mut found: Option<Index> = None;
+    while cursor.advance().await? {
+        if let Some(index) = serves(&cursor.deserialize_current()?) {
+            // The partial one is the better one.
+            found = found.filter(|found| found.partial).or(Some(index));
+        }
+    }
+    Ok(found)
+}
+
+/// The index, if the sweep can rely on it to hold every entry.
+fn serves(index: &IndexModel) -> Option<Index> {
     let options = index.options.as_ref()?;
     let whole = |partial: &Document| *partial == doc! { "outbox.id": { "$exists": true } };
-    let complete = options.partial_filter_expression.as_ref().is_none_or(whole)
+    let partial = options.partial_filter_expression.as_ref();
+    let complete = partial.is_none_or(whole)
         // A sparse one lacks the entries without a date where no entry of the document has one.
         && options.sparse != Some(true)
         && options.hidden != Some(true);
@@ -92,7 +136,8 @@ fn serves(index: &IndexModel) -> Option<String> {
         [(name, direction)] => name == "outbox.available_at" && is_one(direction),
         _ => false,
     };
-    options.name.clone().filter(|_| ascending && complete)
+    let name = options.name.clone().filter(|_| ascending && complete)?;
+    Some(Index { name, partial: partial.is_some() })
 }
 
 fn is_one(direction: &Bson) -> bool {
@@ -118,11 +163,33 @@ mod tests {
     fn only_an_index_that_holds_every_entry_serves() {
         let keys = || doc! { "outbox.available_at": 1 };
         let partial = |field: &str| Some(doc! { field: { "$exists": true } });
-        assert!(serves(&index(keys(), partial("outbox.id"), false)).is_some());
-        assert!(serves(&index(keys(), None, false)).is_some());
+        assert!(serves(&index(keys(), partial("outbox.id"), false)).is_some_and(|index| index.partial));
+        assert!(serves(&index(keys(), None, false)).is_some_and(|index| !index.partial));
         assert!(serves(&index(keys(), None, true)).is_none());
         assert!(serves(&index(keys(), partial("outbox.type"), false)).is_none());
         assert!(serves(&index(doc! { "outbox.available_at": -1 }, None, false)).is_none());
         assert!(serves(&index(doc! { "outbox.available_at": 1, "x": 1 }, None, false)).is_none());
+    }
+
+    #[test]
+    fn the_index_is_described_as_the_library_makes_it() {
+        let [due, _] = document_outbox::store::indexes();
+        let name = due.options.and_then(|options| options.name).unwrap();
+        assert!(how_to_make("orders").contains(&format!("name: {name:?}")), "{}", how_to_make("orders"));
+    }
+
+    #[test]
+    fn indexes_are_listed_where_nothing_is_known_and_not_every_round() {
+        let (mut indexes, orders) = (Indexes::default(), Namespace::new("shop", "orders"));
+        assert!(!indexes.knows(&orders));
+        let index = Index { name: "i".into(), partial: true };
+        indexes.0.insert(orders.clone(), Known::Present(index));
+        assert!(indexes.knows(&orders));
+        indexes.forget(&orders);
+        assert!(!indexes.knows(&orders));
+        indexes.0.insert(orders.clone(), Known::Missing { looked: Instant::now() });
+        assert!(indexes.knows(&orders));
+        indexes.forget(&orders);
+        assert!(indexes.knows(&orders), "it was announced, and is listed again in time");
     }
 }

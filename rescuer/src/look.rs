@@ -1,5 +1,7 @@
 //! Looking at documents: what is read of them, and what is made of it.
 
+use std::collections::HashSet;
+
 use document_outbox::DocumentRef;
 use mongodb::{
     Namespace,
@@ -10,6 +12,7 @@ use crate::{
     commands::Wanted,
     context::Context,
     event::RescueEvent,
+    queued::hash,
     verdict::{Moment, Verdict, judge},
 };
 
@@ -40,7 +43,6 @@ pub(crate) fn look(
     moment: Moment,
 ) -> Option<Wanted> {
     let Ok(document) = Document::try_from(raw) else {
-        tracing::warn!(%namespace, "a document cannot be read (its text may be no UTF-8); it is left alone");
         let flaw = Some("the document cannot be decoded".to_owned());
         let verdict = Verdict { work: None, unreadable: 1, flaw };
         announce(context, &DocumentRef::by_id(namespace.clone(), Bson::Null), verdict);
@@ -58,10 +60,32 @@ pub(crate) fn look(
 fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
     if verdict.unreadable > 0 {
         let (count, reason) = (verdict.unreadable, verdict.flaw.unwrap_or_default());
-        tracing::debug!(%document, count, reason, "elements of an outbox are no entries");
+        match context.unreadable().is_new(document) {
+            true => {
+                tracing::warn!(%document, count, reason, "elements of an outbox are no entries; they are left alone")
+            }
+            false => tracing::debug!(%document, count, reason, "elements of an outbox are still no entries"),
+        }
         context.events.emit(RescueEvent::Unreadable { document: document.clone(), count, reason });
     }
 }
+
+/// The documents that were warned of, so that each is once.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable(HashSet<u64>);
+
+impl Unreadable {
+    /// Whether it was not warned of before, as far as is remembered.
+    fn is_new(&mut self, document: &DocumentRef) -> bool {
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        self.0.insert(hash(&document.map_key()))
+    }
+}
+
+/// At about 16 bytes each.
+const REMEMBERED: usize = 10_000;
 
 /// A filter that selects these documents and no others, whatever stands in their `_id`.
 pub(crate) fn any_of(documents: &[DocumentRef]) -> Document {
@@ -94,6 +118,18 @@ mod tests {
             any_of(&[of(1.into()), of(sub.clone()), of(evil.clone())]),
             doc! { "$or": [{ "_id": { "$in": [1, sub] } }, { "_id": { "$eq": evil } }] }
         );
+    }
+
+    #[test]
+    fn a_document_is_warned_of_once_and_the_memory_of_that_is_bounded() {
+        let mut unreadable = Unreadable::default();
+        let of = |id: i64| DocumentRef::by_id(Namespace::new("shop", "orders"), id);
+        assert!(unreadable.is_new(&of(1)));
+        assert!(!unreadable.is_new(&of(1)));
+        for id in 0..3 * REMEMBERED as i64 {
+            unreadable.is_new(&of(id));
+        }
+        assert!(unreadable.0.len() <= REMEMBERED);
     }
 
     #[test]

@@ -41,10 +41,17 @@ fn table() -> Vec<Key> {
         .with_default("10s"),
         Key::new(
             "full_sweep_interval",
-            long,
+            long.clone(),
             "How often the sweep also looks for entries without a date, as other writers may leave them.",
         )
         .with_default("1h"),
+        Key::new(
+            "requeue_pause",
+            long,
+            "How long a document whose outbox doesn't change waits before the sweep queues it again; doubles each time, up \
+             to 2min.",
+        )
+        .with_default("30s"),
         Key::new(
             "sweep_queries_per_second",
             Kind::Integer(1..=10_000),
@@ -107,6 +114,7 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
         delay: read.duration("delay"),
         sweep_interval: read.duration("sweep_interval"),
         full_sweep_interval: read.duration("full_sweep_interval"),
+        requeue_pause: read.duration("requeue_pause"),
         sweep_queries_per_second: read.integer("sweep_queries_per_second"),
         page_size: read.integer("page_size"),
         on_history_lost: read.choice("on_history_lost"),

@@ -1,8 +1,12 @@
 //! A bounded memory of what was queued lately, so that a stuck document doesn't get a command every round.
 //!
-//! A document whose outbox is found in the same state as when it was queued waits for a pause that doubles each time; one
-//! whose outbox has changed (another head, another claim, another failure) is new. Forgetting costs a doubled command
-//! and nothing else, so the memory may forget; it may not grow.
+//! A document whose outbox is found in the same state as when it was queued waits for a pause, which doubles when the
+//! document is queued again after it; one whose outbox has changed (another head, another claim, another failure) is new.
+//! Forgetting costs a doubled command and nothing else, so the memory may forget; it may not grow.
+//!
+//! # When it is full
+//! Those whose pause is over are forgotten. If that makes no room, the sweep queues without remembering, up to
+//! [`UNREMEMBERED`] documents a round, and each round goes on behind those of the round before, so that everyone has a turn.
 
 use std::{
     collections::HashMap,
@@ -15,8 +19,10 @@ use mongodb::Namespace;
 
 use crate::verdict::Head;
 
-/// The longest pause is this many times the first.
-const LONGEST: u32 = 16;
+/// Pauses don't grow beyond this.
+const LONGEST: Duration = Duration::from_secs(120);
+/// How many documents a round queues without remembering them, but not more than can be remembered.
+const UNREMEMBERED: usize = 1000;
 
 /// See the module.
 #[derive(Debug)]
@@ -25,6 +31,7 @@ pub(crate) struct Queued {
     capacity: usize,
     documents: HashMap<u64, Hint>,
     round: u64,
+    rota: Rota,
 }
 
 #[derive(Debug)]
@@ -37,6 +44,17 @@ struct Hint {
     round: u64,
 }
 
+/// Whose turn it is among those for whom there is no room.
+#[derive(Debug, Default)]
+struct Rota {
+    /// How many of them had their turn in the rounds before.
+    skip: usize,
+    /// How many came by in this round.
+    came: usize,
+    /// Whether what could be forgotten was forgotten in this round.
+    tidied: bool,
+}
+
 /// What the memory says of a document that wants a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -44,42 +62,54 @@ pub(crate) enum Admission {
     Queue,
     /// It was queued lately in this very state.
     Wait,
-    /// Nothing can be forgotten yet: the queue has enough to do.
+    /// It cannot be remembered, and so many were queued without that it has to wait for another round.
     Full,
 }
 
 impl Queued {
     pub(crate) fn new(capacity: usize, pause: Duration) -> Self {
-        Self { pause, capacity: capacity.max(1), documents: HashMap::new(), round: 0 }
+        let capacity = capacity.max(1);
+        Self { pause, capacity, documents: HashMap::new(), round: 0, rota: Rota::default() }
     }
 
     /// Begins a round of the sweep.
     pub(crate) fn begin_round(&mut self) {
         self.round += 1;
+        let next = self.rota.skip + self.turns();
+        let skip = if self.rota.came > next { next } else { 0 };
+        self.rota = Rota { skip, came: 0, tidied: false };
     }
 
     /// Asked by the sweep for each document that wants a command.
     pub(crate) fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
-        let full = self.documents.len() >= self.capacity;
-        match self.documents.get_mut(&hash(&document.map_key())) {
-            Some(hint) => {
-                hint.round = self.round;
-                let waits = hint.state == hash(head) && now.saturating_duration_since(hint.sent) < hint.pause;
-                if waits { Admission::Wait } else { Admission::Queue }
-            }
-            None if full => Admission::Full,
-            None => Admission::Queue,
+        if let Some(hint) = self.documents.get_mut(&hash(&document.map_key())) {
+            hint.round = self.round;
+            let waits = hint.state == hash(head) && !hint.is_over(now);
+            return if waits { Admission::Wait } else { Admission::Queue };
+        }
+        if self.is_full() && !std::mem::replace(&mut self.rota.tidied, true) {
+            self.documents.retain(|_, hint| !hint.is_over(now));
+        }
+        if !self.is_full() {
+            return Admission::Queue;
+        }
+        let turn = self.rota.came;
+        self.rota.came += 1;
+        match (self.rota.skip..self.rota.skip + self.turns()).contains(&turn) {
+            true => Admission::Queue,
+            false => Admission::Full,
         }
     }
 
     /// Told for each command that the broker confirmed.
     pub(crate) fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let (key, state) = (hash(&document.map_key()), hash(head));
-        let longest = self.pause * LONGEST;
+        let longest = LONGEST.max(self.pause);
         let pause = match self.documents.get(&key) {
-            Some(hint) if hint.state == state => (hint.pause * 2).min(longest),
-            // The stream's hints are not refused, only not remembered.
-            None if self.documents.len() >= self.capacity => return,
+            Some(hint) if hint.state == state && hint.is_over(now) => (hint.pause * 2).min(longest),
+            // The stream came by before the pause was over, which says nothing about how stuck it is.
+            Some(hint) if hint.state == state => hint.pause,
+            None if self.is_full() => return,
             _ => self.pause,
         };
         let collection = hash(&document.namespace);
@@ -93,8 +123,7 @@ impl Queued {
         let (collection, round) = (hash(namespace), self.round);
         let short = self.documents.len() >= self.capacity / 2;
         self.documents.retain(|_, hint| {
-            let over = now.saturating_duration_since(hint.sent) >= hint.pause;
-            hint.collection != collection || hint.round == round || !(over || short)
+            hint.collection != collection || hint.round == round || !(short || hint.is_over(now))
         });
     }
 
@@ -103,9 +132,24 @@ impl Queued {
         let known: Vec<u64> = namespaces.iter().map(hash).collect();
         self.documents.retain(|_, hint| known.contains(&hint.collection));
     }
+
+    fn is_full(&self) -> bool {
+        self.documents.len() >= self.capacity
+    }
+
+    fn turns(&self) -> usize {
+        UNREMEMBERED.min(self.capacity)
+    }
 }
 
-fn hash(value: &impl Hash) -> u64 {
+impl Hint {
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.sent) >= self.pause
+    }
+}
+
+/// Equal for equal values within one process.
+pub(crate) fn hash(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
@@ -119,7 +163,7 @@ mod tests {
     use super::*;
     use crate::verdict::{Moment, judge};
 
-    const PAUSE: Duration = Duration::from_secs(60);
+    const PAUSE: Duration = Duration::from_secs(30);
 
     fn head() -> Head {
         let outbox = Bson::Array(vec![doc! { "id": Uuid::new(), "type": "t" }.into()]);
@@ -136,16 +180,25 @@ mod tests {
     }
 
     #[test]
-    fn the_same_state_waits_for_a_pause_that_doubles_up_to_sixteen_times_the_first() {
+    fn the_same_state_waits_for_a_pause_that_doubles_up_to_two_minutes() {
         let (mut queued, head, mut now) = (Queued::new(10, PAUSE), head(), Instant::now());
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue);
-        for factor in [1, 2, 4, 8, 16, 16] {
+        for factor in [1, 2, 4, 4] {
             queued.note(&document(1), &head, now);
             now += PAUSE * factor;
             let just_before = now - Duration::from_millis(1);
             assert_eq!(queued.admit(&document(1), &head, just_before), Admission::Wait, "{factor}");
             assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue, "{factor}");
         }
+    }
+
+    #[test]
+    fn what_the_stream_queues_within_the_pause_does_not_lengthen_it() {
+        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        for _ in 0..5 {
+            queued.note(&document(1), &head, now);
+        }
+        assert_eq!(queued.admit(&document(1), &head, now + PAUSE), Admission::Queue);
     }
 
     #[test]
@@ -159,16 +212,40 @@ mod tests {
     }
 
     #[test]
-    fn a_full_memory_admits_nothing_new_until_something_is_done() {
+    fn a_full_memory_gives_everyone_a_turn_within_a_few_rounds() {
         let (mut queued, head, now) = (Queued::new(2, PAUSE), head(), Instant::now());
-        queued.begin_round();
+        let round = |queued: &mut Queued| -> Vec<i32> {
+            queued.begin_round();
+            let admitted = |id: &i32| queued.admit(&document(*id), &head, now) == Admission::Queue;
+            let admitted: Vec<i32> = (1..=7).filter(admitted).collect();
+            admitted.iter().for_each(|id| queued.note(&document(*id), &head, now));
+            admitted
+        };
         queued.note(&document(1), &head, now);
         queued.note(&document(2), &head, now);
-        assert_eq!(queued.admit(&document(3), &head, now), Admission::Full);
-        queued.begin_round();
+        let rounds: Vec<_> = (0..4).map(|_| round(&mut queued)).collect();
+        assert_eq!(rounds, [vec![3, 4], vec![5, 6], vec![7], vec![3, 4]]);
+    }
+
+    #[test]
+    fn a_full_memory_forgets_those_whose_pause_is_over_and_those_that_are_done() {
+        let (mut queued, head, now) = (Queued::new(2, PAUSE), head(), Instant::now());
+        let full = |queued: &mut Queued| {
+            queued.begin_round();
+            queued.note(&document(1), &head, now);
+            queued.note(&document(2), &head, now);
+            queued.begin_round();
+        };
+        full(&mut queued);
+        assert_eq!(queued.admit(&document(3), &head, now + PAUSE), Admission::Queue);
+        queued.note(&document(3), &head, now + PAUSE);
+        assert_eq!(queued.admit(&document(3), &head, now + PAUSE), Admission::Wait, "3 is remembered");
+        let mut queued = Queued::new(2, PAUSE);
+        full(&mut queued);
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait);
         queued.end_round(&orders(), now);
-        assert_eq!(queued.admit(&document(3), &head, now), Admission::Queue, "2 was delivered");
+        queued.note(&document(3), &head, now);
+        assert_eq!(queued.admit(&document(3), &head, now), Admission::Wait, "2 was delivered");
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait, "1 is remembered");
     }
 

@@ -3,25 +3,31 @@
 //! ```text
 //!  saved position   is            start reading         full sweep
 //!  ──────────────   ───────────   ───────────────────   ──────────
-//!  none             first start   now, saved first      yes
+//!  none             first start   now, saved first      yes, twice
 //!  of this filter   resumed       behind it             yes
-//!  of another       changed       at its time           yes
-//!  unusable, lost   lost          sweep: now            yes, after the new position is saved
+//!  of another       changed       at its time           yes, twice
+//!  unusable, lost   lost          sweep: now            yes, twice, after the new position is saved
 //!                                 latest: now           no
 //!                                 fail: not at all      no
 //! ```
 //! The new position is always saved before the sweep begins: whatever is saved later shows in the stream, whatever was
-//! saved earlier is there for the sweep.
+//! saved earlier is there for the sweep. What was saved shortly before is too young for the first, and without a date no
+//! other would find it soon: so there is a second one, a delay later.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+};
 
 use document_outbox::{clock::ServerClock, event::Events};
+use futures::FutureExt;
 use mongodb::Client;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Commands, RescueEvent, RescuerError, Settings,
+    commands::Pauses,
     context::{Context, FullSweep},
     event::StartedFrom,
     follow::{Followed, follow},
@@ -86,13 +92,14 @@ impl Rescuer {
             events: self.events,
             full_sweep: FullSweep::default(),
             queued: Mutex::new(queued),
+            unreadable: Mutex::default(),
             // Of its own, so that either half can end the other.
             stop: stop.child_token(),
             settings: self.settings,
         });
-        let result = run(&context).await;
-        context.stop.cancel();
-        result
+        // However this ends, be it that it is dropped, nothing goes on alone.
+        let _both = context.stop.clone().drop_guard();
+        run(&context).await
     }
 }
 
@@ -107,26 +114,29 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
         return Ok(());
     };
     context.full_sweep.postpone();
+    if matches!(from, StartedFrom::Now | StartedFrom::ChangedPatterns) {
+        FullSweep::request_later(context);
+    }
     let sweeping = tokio::spawn({
         let context = context.clone();
         async move {
-            let swept = Sweep::new(&context).run().await;
-            context.stop.cancel();
-            swept
+            let _both = context.stop.clone().drop_guard();
+            Sweep::new(&context).run().await
         }
     });
-    let followed = keep_following(context, mark, from).await;
+    let following = AssertUnwindSafe(keep_following(context, mark, from)).catch_unwind();
+    let followed = following.await.unwrap_or(Err(RescuerError::Panicked("what follows the change stream")));
     context.stop.cancel();
     let swept = match sweeping.await {
         Ok(swept) => swept,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) if error.is_panic() => Err(RescuerError::Panicked("the sweep")),
         Err(_) => Ok(()),
     };
     followed.and(swept)
 }
 
 /// Makes a start of what was found, and saves it where it is new; `None` when told to stop before.
-async fn take_up(context: &Context, start: Start) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
+async fn take_up(context: &Arc<Context>, start: Start) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
     let (mark, from) = match start {
         Start::Resume(mark) => (mark, StartedFrom::Position),
         Start::PipelineChanged(time) => {
@@ -150,20 +160,28 @@ async fn keep_following(
     mut mark: Mark,
     mut from: StartedFrom,
 ) -> Result<(), RescuerError> {
+    let mut pauses = Pauses::new();
     loop {
         match follow(context, mark, from).await? {
             Followed::Stopped => return Ok(()),
-            Followed::Lost { reason, code } => match lose(context, reason, code).await? {
-                Some(start) => (mark, from) = start,
-                None => return Ok(()),
-            },
+            Followed::Lost { reason, code, worked } => {
+                // One after the other without anything between, the more slowly the longer.
+                if worked {
+                    pauses = Pauses::new();
+                }
+                pauses.pause(&context.stop).await;
+                match lose(context, reason, code).await? {
+                    Some(start) => (mark, from) = start,
+                    None => return Ok(()),
+                }
+            }
         }
     }
 }
 
 /// What to do without a position.
 async fn lose(
-    context: &Context,
+    context: &Arc<Context>,
     reason: String,
     code: Option<i32>,
 ) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
@@ -181,7 +199,7 @@ async fn lose(
         return Ok(None);
     }
     if settings.on_history_lost == OnHistoryLost::Sweep {
-        context.full_sweep.request();
+        FullSweep::request_twice(context);
     }
     Ok(Some((mark, StartedFrom::AfterLoss)))
 }

@@ -13,7 +13,7 @@ use mongodb::{
     options::{FindOptions, Hint},
 };
 
-use crate::sweep::{Reading, Sweep, Tally};
+use crate::sweep::{LONGEST_QUERY, Reading, Sweep, Tally};
 
 /// How many documents a slice has.
 const SLICE: u64 = 5_000;
@@ -25,17 +25,14 @@ const SLICES_A_ROUND: usize = 4;
 pub(crate) struct Scans(HashMap<Namespace, Bson>);
 
 impl Scans {
-    /// Reads the next slices of a collection; a full sweep begins anew.
+    /// Reads the next slices of a collection, and begins a scan where none is under way. One under way is never begun anew,
+    /// or the end of a large collection would never be read.
     pub(crate) async fn go_on(
         &mut self,
         sweep: &mut Sweep,
         namespace: &Namespace,
-        full: bool,
         tally: &mut Tally,
     ) -> Result<Reading, Error> {
-        if full {
-            self.0.remove(namespace);
-        }
         for _ in 0..SLICES_A_ROUND {
             let from = self.0.get(namespace).cloned();
             let to = end_of_slice(sweep, namespace, from.clone()).await?;
@@ -52,6 +49,11 @@ impl Scans {
             }
         }
         Ok(Reading::GoOn)
+    }
+
+    /// Whether the end of the collection is still to be read.
+    pub(crate) fn is_under_way(&self, namespace: &Namespace) -> bool {
+        self.0.contains_key(namespace)
     }
 
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
@@ -71,17 +73,22 @@ async fn end_of_slice(
     options.limit = Some(1);
     options.projection = Some(doc! { "_id": 1 });
     let collection = sweep.context.collection(namespace);
-    let mut cursor = collection.find(Document::new()).with_options(options).await?;
-    if !cursor.advance().await? {
-        return Ok(None);
-    }
-    let id = cursor.current().get("_id").ok().flatten();
-    Ok(id.and_then(|id| Bson::try_from(id).ok()))
+    let end = async {
+        let mut cursor = collection.find(Document::new()).with_options(options).await?;
+        if !cursor.advance().await? {
+            return Ok(None);
+        }
+        let id = cursor.current().get("_id").ok().flatten();
+        Ok(id.and_then(|id| Bson::try_from(id).ok()))
+    };
+    // Told to stop, nothing is read of a slice anyway.
+    sweep.context.stop.run_until_cancelled(end).await.unwrap_or(Ok(None))
 }
 
 fn bounds(from: Option<Bson>, to: Option<Bson>) -> FindOptions {
     let bound = |id: Bson| doc! { "_id": id };
     let mut options = FindOptions::builder().hint(Hint::Keys(doc! { "_id": 1 })).build();
+    options.max_time = Some(LONGEST_QUERY);
     options.min = from.map(bound);
     options.max = to.map(bound);
     options

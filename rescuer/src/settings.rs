@@ -54,12 +54,15 @@ pub struct Settings {
     pub cursor_idle_limit: Duration,
     /// What to do when the stream cannot go on from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
+    /// How long the server must go on refusing to open the stream, in words that aren't known to be about the position,
+    /// before the position counts as lost. Default: 30 s.
+    pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
     /// How many documents the sweep remembers to have queued lately. About 100 bytes each. Default: 100,000.
     pub queued_capacity: usize,
     /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
-    /// time, up to 16 times this. Default: 60 s.
+    /// time, up to 2 min. Default: 30 s.
     pub requeue_pause: Duration,
 }
 
@@ -79,9 +82,10 @@ impl Settings {
             busy_save_interval: Duration::from_millis(500),
             cursor_idle_limit: Duration::from_secs(300),
             on_history_lost: OnHistoryLost::default(),
+            refused_for: Duration::from_secs(30),
             state_database: "document_outbox".into(),
             queued_capacity: 100_000,
-            requeue_pause: Duration::from_secs(60),
+            requeue_pause: Duration::from_secs(30),
         }
     }
 

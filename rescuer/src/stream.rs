@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use crate::{
     change::{Change, Filled, RawChange},
     commands::Pauses,
-    context::Context,
+    context::{Context, FullSweep},
     event::{ReopenCause, RescueEvent, StartedFrom},
     fault::{self, Fault},
     filter::{Scope, pipeline},
@@ -39,7 +39,8 @@ use crate::{
 /// How long the server waits for something new before it answers that there is nothing.
 const MAX_AWAIT: Duration = Duration::from_millis(500);
 
-/// After so many refusals in a row it is the position that is refused.
+/// After so many refusals in a row, and no sooner than [`Settings::refused_for`](crate::Settings::refused_for), it is the
+/// position that is refused.
 const REFUSALS: u32 = 3;
 
 /// What the stream shows, in order.
@@ -54,8 +55,16 @@ pub(crate) enum Item {
 #[derive(Debug)]
 pub(crate) enum Ended {
     Stopped,
-    Lost { reason: String, code: Option<i32> },
-    Refused { advice: &'static str, source: Error },
+    Lost {
+        reason: String,
+        code: Option<i32>,
+        /// Whether a cursor had delivered before.
+        worked: bool,
+    },
+    Refused {
+        advice: &'static str,
+        source: Error,
+    },
 }
 
 /// Why one cursor ended.
@@ -74,15 +83,21 @@ pub(crate) struct Reader {
     mark: Mark,
     /// What the next successful opening is announced as.
     opening: RescueEvent,
-    /// How often in a row the server has refused to open at this position.
-    refusals: u32,
+    /// The mark is an operation time that was asked for just now.
+    fresh: bool,
+    /// How often in a row the server has refused to open at this position, and since when.
+    refusals: Option<(u32, Instant)>,
+    /// Whether a cursor has delivered, be it that there is nothing.
+    worked: bool,
     idle_since: Instant,
 }
 
 impl Reader {
     pub(crate) fn new(context: Arc<Context>, out: mpsc::Sender<Item>, mark: Mark, from: StartedFrom) -> Self {
         let opening = RescueEvent::Opened { from };
-        Self { context, out, mark, opening, refusals: 0, idle_since: Instant::now() }
+        let fresh = matches!(from, StartedFrom::Now | StartedFrom::AfterLoss);
+        let idle_since = Instant::now();
+        Self { context, out, mark, opening, fresh, refusals: None, worked: false, idle_since }
     }
 
     pub(crate) async fn run(mut self) -> Ended {
@@ -93,11 +108,12 @@ impl Reader {
                 Ok(stream) => {
                     tracing::info!(how = ?self.opening, "the change stream is open");
                     self.context.events.emit(self.opening.clone());
-                    (opened, self.refusals) = (true, 0);
+                    (opened, self.refusals) = (true, None);
                     self.read(stream, &mut pauses).await
                 }
                 Err(error) => {
-                    self.refusals = if fault::passes(&error) { 0 } else { self.refusals + 1 };
+                    let (count, since) = self.refusals.unwrap_or((0, Instant::now()));
+                    self.refusals = (!fault::passes(&error)).then_some((count + 1, since));
                     Cut::Failed(error)
                 }
             };
@@ -131,12 +147,23 @@ impl Reader {
 
     /// What an error that ends a cursor means: its text when it passes.
     fn judge(&self, error: Error) -> Result<String, Ended> {
-        let text = fault::text(&error);
-        match fault::of(&error) {
+        let reason = fault::text(&error);
+        match fault::of_stream(&error) {
             Fault::Fatal(advice) => Err(Ended::Refused { advice, source: error }),
-            Fault::Passing if self.refusals < REFUSALS => Ok(text),
-            Fault::Passing | Fault::Lost => Err(Ended::Lost { reason: text, code: codes::code(&error) }),
+            Fault::Passing if !self.is_refused() => Ok(reason),
+            // The server's own time cannot be lost a moment later.
+            Fault::Passing | Fault::Lost if self.fresh && self.refusals.is_some() => {
+                Err(Ended::Refused { advice: fault::REFUSED, source: error })
+            }
+            Fault::Passing | Fault::Lost => {
+                Err(Ended::Lost { reason, code: codes::code(&error), worked: self.worked })
+            }
         }
+    }
+
+    fn is_refused(&self) -> bool {
+        let limit = self.context.settings.refused_for;
+        self.refusals.is_some_and(|(count, since)| count >= REFUSALS && since.elapsed() >= limit)
     }
 
     async fn open(&self) -> Result<ChangeStream<RawChange>, Error> {
@@ -170,14 +197,26 @@ impl Reader {
 
     /// Reads one cursor to its end.
     async fn read(&mut self, mut stream: ChangeStream<RawChange>, pauses: &mut Pauses) -> Cut {
+        let mut asked = false;
         while !self.told_to_stop() {
             let next = match stream.next_if_any().await {
                 Ok(next) => next,
                 Err(error) => return Cut::Failed(error),
             };
-            *pauses = Pauses::new();
+            self.fresh = false;
+            // That there is nothing in the first batch was said by the opening itself.
+            if next.is_some() || asked {
+                *pauses = Pauses::new();
+                self.worked = true;
+            }
+            asked = true;
             let item = match next.map(RawChange::read) {
                 Some(Change::Filled(filled)) => Item::Filled(filled),
+                Some(Change::Renamed(mark)) => {
+                    tracing::info!("a collection was renamed to one that is watched; sweeping");
+                    FullSweep::request_twice(&self.context);
+                    Item::Passed(mark)
+                }
                 Some(Change::Nameless(mark)) => {
                     tracing::warn!(
                         "a change names no document that can be named in a command; it is left to the sweep"

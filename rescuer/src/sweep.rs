@@ -15,13 +15,19 @@
 //! - `$elemMatch`, since conditions on the bare path may be met by two different elements.
 //!
 //! Entries without a date (a foreign writer may leave it out) stand at the index's null, with all dead ones. They are read
-//! in a *full* round only: at the start, after a lost position, and hourly. The stream is what finds them promptly.
+//! in a *full* round only: at the start, after a lost position, once more a delay later (what was too young then), and
+//! hourly. The stream is what finds them promptly.
 //!
 //! # When a round is cut short
-//! By an error, a broker that doesn't confirm, or a memory full of commands sent lately: nothing is remembered as queued
-//! that wasn't, the next round begins from the oldest again, and a full round is asked for again.
+//! By an error, or a broker that doesn't confirm: nothing is remembered as queued that wasn't, and the next round begins
+//! from the oldest again. Each collection goes by itself: those that were read to their end are done, and of a full round
+//! the others are made up for.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use document_outbox::command::Reason;
 use mongodb::{
@@ -38,7 +44,7 @@ use crate::{
     context::Context,
     event::RescueEvent,
     fault::{self, Fault},
-    index::Indexes,
+    index::{Index, Indexes, is_refused_hint},
     look::{look, projection},
     queued::Admission,
     scan::Scans,
@@ -46,12 +52,19 @@ use crate::{
     verdict::Moment,
 };
 
+/// No query keeps the server busy for longer.
+pub(crate) const LONGEST_QUERY: Duration = Duration::from_secs(300);
+
 pub(crate) struct Sweep {
     pub(crate) context: Arc<Context>,
     pub(crate) budget: Budget,
     indexes: Indexes,
     scans: Scans,
     last_full: Option<Instant>,
+    /// The collections whose part of a full round is still to be done.
+    undone: HashSet<Namespace>,
+    /// Whether the last round took longer than the pause between two.
+    slow: bool,
 }
 
 /// What one round came to.
@@ -61,13 +74,15 @@ pub(crate) struct Tally {
     pub(crate) examined: usize,
     pub(crate) queued: usize,
     pub(crate) cut_short: bool,
+    /// Some collections couldn't be listed.
+    unlisted: bool,
 }
 
 /// Whether to go on reading a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
     GoOn,
-    /// There is nobody to send to, or enough was sent.
+    /// There is nobody to send to.
     Enough,
 }
 
@@ -79,6 +94,8 @@ impl Sweep {
             indexes: Indexes::default(),
             scans: Scans::default(),
             last_full: None,
+            undone: HashSet::new(),
+            slow: false,
         }
     }
 
@@ -92,14 +109,17 @@ impl Sweep {
                 return Ok(());
             }
             let hourly = self.last_full.is_none_or(|last| last.elapsed() >= settings.full_sweep_interval);
-            let full = context.full_sweep.take() || hourly;
-            let tally = self.round(full).await?;
-            match (full, tally.cut_short) {
+            let wanted = context.full_sweep.take() || hourly;
+            let begun = Instant::now();
+            let full = wanted || !self.undone.is_empty();
+            let tally = self.round(wanted).await?;
+            match (wanted, tally.unlisted) {
                 (true, true) => context.full_sweep.postpone(),
                 (true, false) => self.last_full = Some(Instant::now()),
                 (false, _) => {}
             }
-            let Tally { collections, examined, queued, cut_short } = tally;
+            self.say_when_slow(begun.elapsed());
+            let Tally { collections, examined, queued, cut_short, .. } = tally;
             tracing::debug!(full, collections, examined, queued, cut_short, "swept");
             context.events.emit(RescueEvent::SweepDone { full, collections, examined, queued, cut_short });
             tokio::select! {
@@ -108,6 +128,18 @@ impl Sweep {
                 () = context.stop.cancelled() => {}
             }
         }
+    }
+
+    fn say_when_slow(&mut self, took: Duration) {
+        let slow = took > self.context.settings.sweep_interval;
+        if slow && !std::mem::replace(&mut self.slow, slow) {
+            tracing::warn!(
+                ?took,
+                "a round of the sweep takes longer than sweep_interval; raise sweep_queries_per_second, or look whether \
+                 every collection has its index"
+            );
+        }
+        self.slow = slow;
     }
 
     async fn round(&mut self, full: bool) -> Result<Tally, RescuerError> {
@@ -121,59 +153,89 @@ impl Sweep {
                 Ok(found) => all.extend(found),
                 Err(error) => {
                     survivable("list collections for the sweep", error)?;
-                    tally.cut_short = true;
+                    (tally.cut_short, tally.unlisted) = (true, true);
                 }
             }
+        }
+        if full {
+            self.undone.extend(all.iter().cloned());
+        }
+        if !tally.unlisted {
+            self.keep_only(&all);
         }
         for namespace in &all {
             if context.stop.is_cancelled() {
                 tally.cut_short = true;
                 return Ok(tally);
             }
-            if let Err(error) = self.collection(namespace, full, &mut tally).await {
+            if let Err(error) = self.collection(namespace, &mut tally).await {
                 self.indexes.forget(namespace);
                 survivable("sweep a collection", error)?;
                 tally.cut_short = true;
             }
         }
-        if !tally.cut_short {
-            context.queued().keep_only(&all);
-            self.indexes.keep_only(&all);
-            self.scans.keep_only(&all);
-        }
         Ok(tally)
     }
 
-    async fn collection(
-        &mut self,
-        namespace: &Namespace,
-        full: bool,
-        tally: &mut Tally,
-    ) -> Result<(), Error> {
+    /// Forgets collections that are gone.
+    fn keep_only(&mut self, all: &[Namespace]) {
+        self.context.queued().keep_only(all);
+        self.indexes.keep_only(all);
+        self.scans.keep_only(all);
+        self.undone.retain(|namespace| all.contains(namespace));
+    }
+
+    async fn collection(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<(), Error> {
         let context = self.context.clone();
         tally.collections += 1;
-        let now = context.clock.now().await?;
-        self.budget.turn().await;
+        if !self.indexes.knows(namespace) {
+            self.budget.turn().await;
+        }
         let reading = match self.indexes.find(&context, namespace).await? {
-            Some(index) => {
-                let due = self.range(namespace, due_by(now), &index, tally).await?;
-                match full && due == Reading::GoOn {
-                    true => self.range(namespace, undated(), &index, tally).await?,
-                    false => due,
+            Some(index) => match self.by_index(namespace, &index, tally).await {
+                Err(error) if is_refused_hint(&error) => {
+                    self.indexes.miss(&context, namespace);
+                    self.scan(namespace, tally).await?
                 }
-            }
-            None => {
-                let mut scans = std::mem::take(&mut self.scans);
-                let scanned = scans.go_on(self, namespace, full, tally).await;
-                self.scans = scans;
-                scanned?
-            }
+                read => read?,
+            },
+            None => self.scan(namespace, tally).await?,
         };
         match reading {
-            Reading::GoOn => context.queued().end_round(namespace, Instant::now()),
+            Reading::GoOn => {
+                context.queued().end_round(namespace, Instant::now());
+                if !self.scans.is_under_way(namespace) {
+                    self.undone.remove(namespace);
+                }
+            }
             Reading::Enough => tally.cut_short = true,
         }
         Ok(())
+    }
+
+    async fn by_index(
+        &mut self,
+        namespace: &Namespace,
+        index: &Index,
+        tally: &mut Tally,
+    ) -> Result<Reading, Error> {
+        let now = self.context.clock.now().await?;
+        let due = self.range(namespace, due_by(now), index, tally).await?;
+        if due == Reading::Enough || !self.undone.contains(namespace) {
+            return Ok(due);
+        }
+        match index.partial {
+            true => self.range(namespace, undated(), index, tally).await,
+            // The range would be nearly the whole collection, all in one.
+            false => self.scan(namespace, tally).await,
+        }
+    }
+
+    async fn scan(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<Reading, Error> {
+        let mut scans = std::mem::take(&mut self.scans);
+        let scanned = scans.go_on(self, namespace, tally).await;
+        self.scans = scans;
+        scanned
     }
 
     /// Reads a range of the index to its end.
@@ -181,10 +243,10 @@ impl Sweep {
         &mut self,
         namespace: &Namespace,
         filter: Document,
-        index: &str,
+        index: &Index,
         tally: &mut Tally,
     ) -> Result<Reading, Error> {
-        let options = FindOptions::builder().hint(Hint::Name(index.to_owned())).build();
+        let options = FindOptions::builder().hint(Hint::Name(index.name.clone())).build();
         self.read(namespace, filter, options, tally).await
     }
 
@@ -200,19 +262,32 @@ impl Sweep {
         let page = context.settings.page_size;
         options.projection = Some(projection());
         options.batch_size = u32::try_from(page).ok();
+        options.max_time = Some(LONGEST_QUERY);
         self.budget.turn().await;
-        let mut cursor = context.collection(namespace).find(filter).with_options(options).await?;
+        let collection = context.collection(namespace);
+        let find = collection.find(filter).with_options(options);
+        let Some(cursor) = context.stop.run_until_cancelled(find.into_future()).await else {
+            return Ok(Reading::Enough);
+        };
+        let mut cursor = cursor?;
         loop {
             let moment = Moment::sweeping(context.clock.now().await?, context.settings.delay);
-            let (mut wanted, mut read, mut reading) = (Vec::new(), 0, Reading::GoOn);
-            while read < page && reading == Reading::GoOn && cursor.advance().await? {
+            let (mut wanted, mut read) = (Vec::new(), 0);
+            while read < page {
+                // A stop needn't wait for what the server is still looking for.
+                let Some(more) = context.stop.run_until_cancelled(cursor.advance()).await else {
+                    return Ok(Reading::Enough);
+                };
+                if !more? {
+                    break;
+                }
                 read += 1;
-                reading = self.admit(namespace, cursor.current(), moment, &mut wanted);
+                wanted.extend(self.admit(namespace, cursor.current(), moment));
             }
             tally.examined += read;
             let sent = send(&context, wanted, Reason::Sweep).await;
             tally.queued += sent.confirmed;
-            if reading == Reading::Enough || !sent.failed.is_empty() || context.stop.is_cancelled() {
+            if !sent.failed.is_empty() || context.stop.is_cancelled() {
                 return Ok(Reading::Enough);
             }
             if read < page {
@@ -222,22 +297,12 @@ impl Sweep {
         }
     }
 
-    fn admit(
-        &self,
-        namespace: &Namespace,
-        document: &RawDocument,
-        moment: Moment,
-        wanted: &mut Vec<Wanted>,
-    ) -> Reading {
-        let Some(found) = look(&self.context, namespace, document, moment) else {
-            return Reading::GoOn;
-        };
+    fn admit(&self, namespace: &Namespace, document: &RawDocument, moment: Moment) -> Option<Wanted> {
+        let found = look(&self.context, namespace, document, moment)?;
         match self.context.queued().admit(&found.document, &found.head, Instant::now()) {
-            Admission::Queue => wanted.push(found),
-            Admission::Wait => {}
-            Admission::Full => return Reading::Enough,
+            Admission::Queue => Some(found),
+            Admission::Wait | Admission::Full => None,
         }
-        Reading::GoOn
     }
 }
 

@@ -9,11 +9,16 @@
 //! | failed before, claimed by a dispatcher before, scheduled, or given back | old enough once it is due |
 //! | with `created_at` | `created_at` + delay |
 //! | without, and its `id` is a UUID of version 7 | the time in the `id` + delay |
-//! | without either | old enough |
+//! | without either, or with a time that is still to come | old enough: nothing is known |
+//! | without `available_at`, found by the stream | old enough: the change it was woken for is |
+//!
+//! Without a date an entry stands where the sweep seldom looks, so it isn't left to the sweep because its writer's clock
+//! is fast. One with a date is, for as long as its own time says.
 
 use std::time::Duration;
 
 use document_outbox::{
+    clock::later,
     deliverable::{Ordering, Rules, deliverable},
     entry::{Entry, Slot, read_outbox},
 };
@@ -26,19 +31,24 @@ pub(crate) struct Moment {
     pub(crate) now: DateTime,
     /// What was made at or before this is old enough.
     pub(crate) old: DateTime,
+    /// Whether a change that is old enough itself led here.
+    proven: bool,
 }
+
+/// Servers and their clients may differ by this much about what time it is.
+const AHEAD: Duration = Duration::from_secs(1);
 
 impl Moment {
     /// For the sweep, which comes back anyway.
     pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
-        Self { now, old: earlier(now, delay) }
+        Self { now, old: earlier(now, delay), proven: false }
     }
 
     /// For the change stream, which comes by once. The message it was woken for was made at about the change's own time,
     /// which another machine's clock may see a little differently.
     pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(Duration::from_millis(500));
-        Self { now, old: earlier(now, delay - slack) }
+        Self { now, old: earlier(now, delay - slack), proven: true }
     }
 }
 
@@ -73,7 +83,7 @@ pub(crate) fn judge(outbox: Option<&Bson>, ordering: Ordering, moment: Moment) -
     let found = deliverable(&slots, rules);
     let mut ready = found.entries.iter().copied().chain(found.crashed);
     Verdict {
-        work: ready.find(|entry| is_old_enough(entry, moment.old)).map(head),
+        work: ready.find(|entry| is_old_enough(entry, moment)).map(head),
         unreadable: found.unreadable,
         flaw: slots.iter().find_map(flaw),
     }
@@ -95,10 +105,12 @@ fn flaw(slot: &Slot) -> Option<String> {
 }
 
 /// Of an entry that is due.
-fn is_old_enough(entry: &Entry, old: DateTime) -> bool {
+fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
     let tried = entry.attempts > 0 || entry.claims > 0;
+    let seen = moment.proven && entry.available_at.is_none();
     let made = entry.created_at.or_else(|| time_in(&entry.id));
-    tried || put_off(entry) || made.is_none_or(|made| made <= old)
+    let made = made.filter(|made| *made <= later(moment.now, AHEAD));
+    tried || seen || put_off(entry) || made.is_none_or(|made| made <= moment.old)
 }
 
 /// Scheduled by its writer, or given back by a claimer: nobody's inline dispatcher is at it.
@@ -185,6 +197,31 @@ mod tests {
         assert!(id_made(-15_000));
         assert!(!id_made(-14_000));
         assert!(wants_command(doc! {}));
+    }
+
+    #[test]
+    fn a_time_that_is_still_to_come_says_nothing_so_that_no_clock_can_put_a_message_off() {
+        let made = |millis| wants_command(doc! { "created_at": at(millis), "available_at": at(-1) });
+        assert!(!made(900), "clocks differ a little");
+        assert!(made(1001));
+        let time = u64::try_from(NOW + 3_600_000).unwrap();
+        let v7 = uuid::Builder::from_unix_timestamp_millis(time, &[7; 10]).into_uuid();
+        assert!(wants_command(doc! { "id": Uuid::from_bytes(*v7.as_bytes()) }));
+        assert!(wants_command(doc! { "created_at": at(3_600_000) }));
+    }
+
+    #[test]
+    fn an_entry_without_a_date_is_as_old_as_the_change_that_the_stream_was_woken_for() {
+        let wants = |entry: Document, moment| {
+            let mut whole = doc! { "id": Uuid::new(), "type": "order.placed", "created_at": at(-1000) };
+            whole.extend(entry);
+            let outbox = Bson::Array(vec![whole.into()]);
+            judge(Some(&outbox), Ordering::Ordered, moment).work.is_some()
+        };
+        let (stream, sweep) = (Moment::following(at(0), DELAY), Moment::sweeping(at(0), DELAY));
+        assert!(wants(doc! {}, stream));
+        assert!(!wants(doc! {}, sweep));
+        assert!(!wants(doc! { "available_at": at(-1000) }, stream), "the sweep comes back for it");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use mongodb::bson::{Bson, Document, doc};
-use outbox_rescuer::{ReopenCause, RescueEvent, Settings};
+use outbox_rescuer::{ReopenCause, RescueEvent, RescuerError, Settings};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::support::*;
@@ -96,7 +96,7 @@ async fn a_page_whose_documents_cannot_be_looked_up_is_tried_until_they_can() {
     world.fail(error.clone(), doc! { "times": 3 }).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     running.page().await;
-    assert_eq!(commands.ids(), [Bson::from(1)]);
+    assert_eq!(commands.firsts(), [Bson::from(1)]);
     world.fail(error, "off").await;
     running.stop().await.unwrap();
     world.end().await;
@@ -116,7 +116,7 @@ async fn a_position_that_cannot_be_saved_stops_nothing_and_is_saved_later() {
     }
     world.fail(error, "off").await;
     running.saved().await;
-    assert_eq!(commands.ids(), [1, 2].map(Bson::from));
+    assert_eq!(commands.firsts(), [1, 2].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -137,4 +137,154 @@ async fn a_sweep_that_fails_is_cut_short_and_made_up_for() {
     world.fail(error, "off").await;
     running.stop().await.unwrap();
     world.end().await;
+}
+
+/// A stream that is refused at the server's own time has no position that could be lost.
+#[tokio::test]
+async fn a_server_that_will_not_open_the_stream_at_its_own_time_ends_the_rescuer() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    // 15 (overflow) is none that says what it is about.
+    let error = doc! { "failCommands": ["aggregate"], "errorCode": 15 };
+    world.fail(error.clone(), "alwaysOn").await;
+    let mut running = world.start(&commands, world.settings()).await;
+    let again = async {
+        loop {
+            world.fail(error.clone(), "alwaysOn").await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let ended = tokio::select! {
+        () = again => unreachable!(),
+        ended = tokio::time::timeout(PATIENCE, &mut running.task) => ended,
+    };
+    world.fail(error, "off").await;
+    let ended = ended.expect("it ends").unwrap().unwrap_err();
+    assert!(matches!(ended, RescuerError::Refused { .. }), "{ended}");
+    while let Ok(event) = running.events.try_recv() {
+        assert!(!matches!(event, RescueEvent::PositionLost { .. }), "{event:?}");
+    }
+    world.end().await;
+}
+
+/// As while it is being built: it is listed, and no query can go by it.
+#[tokio::test]
+async fn an_index_that_is_refused_has_its_collection_scanned_at_once() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+    let error = doc! {
+        "failCommands": ["find"], "errorCode": 2, "namespace": format!("{}.orders", world.db.name()),
+    };
+    world.fail(error.clone(), doc! { "times": 1 }).await;
+    let settings = Settings { delay: Duration::from_secs(3600), ..world.settings() };
+    let mut running = world.start(&commands, settings).await;
+    let mut missed = false;
+    let cut_short = running
+        .wait("a sweep", |event| match event {
+            RescueEvent::IndexMissing { .. } => {
+                missed = true;
+                None
+            }
+            RescueEvent::SweepDone { cut_short, .. } => Some(*cut_short),
+            _ => None,
+        })
+        .await;
+    world.fail(error, "off").await;
+    assert!(missed && !cut_short, "missed: {missed}, cut short: {cut_short}");
+    assert_eq!(commands.ids(), [Bson::from("minimal")]);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// What one collection's failure leaves to be done of a full round is its own part.
+#[tokio::test]
+async fn a_collection_that_cannot_be_read_has_no_other_swept_in_full_again() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let stock = world.db.collection::<Document>("stock");
+    index(&stock).await;
+    orders.insert_one(doc! { "_id": "order", "outbox": [minimal()] }).await.unwrap();
+    stock.insert_one(doc! { "_id": "item", "outbox": [minimal()] }).await.unwrap();
+    let error = doc! {
+        "failCommands": ["find"], "errorCode": 50, "namespace": format!("{}.orders", world.db.name()),
+    };
+    world.fail(error.clone(), "alwaysOn").await;
+    let settings = Settings {
+        sweep_interval: Duration::from_millis(50),
+        delay: Duration::from_secs(3600),
+        ..world.settings()
+    };
+    let mut running = world.start(&commands, settings).await;
+    let mut examined = Vec::new();
+    for _ in 0..3 {
+        let round = running.wait("a sweep", |event| match event {
+            RescueEvent::SweepDone { examined, full, .. } => Some((*examined, *full)),
+            _ => None,
+        });
+        examined.push(round.await);
+    }
+    world.fail(error, "off").await;
+    assert_eq!(examined, [(1, true), (0, true), (0, true)]);
+    assert_eq!(commands.ids(), [Bson::from("item")]);
+    running.swept_something().await;
+    assert_eq!(commands.ids(), ["item", "order"].map(Bson::from));
+    assert!(!running.swept().await.0);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Losses that follow each other with nothing between come more and more slowly.
+#[tokio::test]
+async fn a_position_that_is_lost_again_and_again_is_taken_up_ever_more_slowly() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let mut running = world.started(&commands, world.settings()).await;
+    // The opening itself succeeds, so that it isn't a refusal.
+    let error = doc! { "failCommands": ["getMore"], "errorCode": 286, "errorLabels": [] };
+    world.fail(error.clone(), "alwaysOn").await;
+    let begun = std::time::Instant::now();
+    let mut losses = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
+        match tokio::time::timeout(Duration::from_secs(4), running.wait("a loss", lost)).await {
+            Ok(()) => losses += 1,
+            Err(_) => break,
+        }
+    }
+    world.fail(error, "off").await;
+    assert!((2..=12).contains(&losses), "{losses} losses in 4 s");
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_query_that_takes_long_does_not_hold_a_stop_up() {
+    let _alone = alone().await;
+    for indexed in [true, false] {
+        let (world, commands) = (World::new().await, Recorder::new());
+        world.orders().insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+        if indexed {
+            world.indexed_orders().await;
+        }
+        let slow = doc! {
+            "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 6000,
+            "namespace": format!("{}.orders", world.db.name()),
+        };
+        world.fail(slow.clone(), "alwaysOn").await;
+        let mut running = world.start(&commands, world.settings()).await;
+        let opened = |event: &RescueEvent| matches!(event, RescueEvent::Opened { .. }).then_some(());
+        running.wait("the stream to open", opened).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let begun = std::time::Instant::now();
+        running.stop().await.unwrap();
+        let took = begun.elapsed();
+        // Answers when the query that is held up has ended.
+        world.fail(slow, "off").await;
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        assert_eq!(commands.ids(), [], "the query was under way");
+        world.end().await;
+    }
 }

@@ -230,3 +230,79 @@ async fn a_second_rescuer_of_the_name_takes_over_and_the_first_ends() {
     assert!(commands.refusals.load(Ordering::SeqCst) == 0);
     world.end().await;
 }
+
+async fn ended(running: Running) -> RescuerError {
+    tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").unwrap_err()
+}
+
+/// A refusal that isn't about the position is no reason to give it up, again and again.
+#[tokio::test]
+async fn a_view_that_is_watched_ends_the_rescuer_with_what_to_do() {
+    let world = World::new().await;
+    world.db.run_command(doc! { "create": "open", "viewOn": "orders", "pipeline": [] }).await.unwrap();
+    let view = format!("{}.open", world.db.name()).parse().unwrap();
+    let settings = Settings { watch: vec![view], ..world.settings() };
+    let error = ended(world.start(&Recorder::new(), settings).await).await;
+    assert!(matches!(error, RescuerError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("no views"), "{error}");
+    world.end().await;
+}
+
+/// Its token is damaged, with an error that isn't known to be about that.
+#[tokio::test]
+async fn a_position_is_given_up_for_a_strange_error_only_after_a_while() {
+    let world = World::new().await;
+    with_position(&world, world.settings()).await;
+    let odd = doc! { "$set": { "token": { "_data": "82596878000000000129295A1004" } } };
+    world.positions().update_one(doc! {}, odd).await.unwrap();
+    let wait = Duration::from_secs(2);
+    let settings = Settings { refused_for: wait, ..world.settings() };
+    let begun = std::time::Instant::now();
+    let mut running = world.start(&Recorder::new(), settings).await;
+    let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
+    running.wait("a lost position", lost).await;
+    assert!(begun.elapsed() >= wait, "{:?}", begun.elapsed());
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Panics where only the sweep comes by, or only the stream.
+struct Panicking {
+    in_sweep: bool,
+}
+
+#[async_trait::async_trait]
+impl outbox_rescuer::Commands for Panicking {
+    async fn send(
+        &self,
+        _: Vec<document_outbox::command::ProcessDocumentMessages>,
+    ) -> Vec<Result<(), document_outbox::SendFailure>> {
+        panic!("as a test wants it")
+    }
+
+    async fn ready(&self) {
+        assert!(!self.in_sweep, "as a test wants it");
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_one_half_ends_the_rescuer_with_an_error() {
+    for in_sweep in [true, false] {
+        let world = World::new().await;
+        let running = world.start(&std::sync::Arc::new(Panicking { in_sweep }), world.settings()).await;
+        let inserting = async {
+            // Until the stream is open, and so late that it is seen.
+            for id in 0.. {
+                world.orders().insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let error = tokio::select! {
+            error = ended(running) => error,
+            () = inserting => unreachable!(),
+        };
+        assert!(matches!(error, RescuerError::Panicked(_)), "{error}");
+        world.end().await;
+    }
+}

@@ -31,9 +31,11 @@ async fn a_foreign_push_is_queued_after_the_delay_and_not_before() {
 async fn every_way_of_filling_an_outbox_is_seen() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let documents = (0..6).map(|id| doc! { "_id": id, "outbox": [] });
+    let documents = (0..9).map(|id| doc! { "_id": id, "outbox": [] });
     orders.insert_many(documents).await.unwrap();
-    orders.update_one(doc! { "_id": 2 }, push(dated(0, -3_600_000))).await.unwrap();
+    for id in [2, 6, 7, 8] {
+        orders.update_one(doc! { "_id": id }, push(dated(0, -3_600_000))).await.unwrap();
+    }
     let mut running = world.started(&commands, world.settings()).await;
     orders.insert_one(doc! { "_id": 10, "outbox": [minimal()] }).await.unwrap();
     orders.update_one(doc! { "_id": 1 }, push(minimal())).await.unwrap();
@@ -42,12 +44,19 @@ async fn every_way_of_filling_an_outbox_is_seen() {
     orders.update_one(doc! { "_id": 4 }, doc! { "$set": { "outbox": [minimal()] } }).await.unwrap();
     let staged = vec![doc! { "$set": { "outbox": { "$concatArrays": ["$outbox", [minimal()]] } } }];
     orders.update_one(doc! { "_id": 5 }, staged).await.unwrap();
-    while commands.distinct() < 6 {
+    // In another's place: the server shows each field that differs.
+    let replaced = vec![doc! { "$set": { "outbox": [dated(60_000, 60_000)] } }];
+    orders.update_one(doc! { "_id": 6 }, replaced).await.unwrap();
+    orders.update_one(doc! { "_id": 7 }, doc! { "$set": { "outbox.0": minimal() } }).await.unwrap();
+    let fields = minimal().into_iter().map(|(name, value)| (format!("outbox.1.{name}"), value));
+    let fields: Document = fields.collect();
+    orders.update_one(doc! { "_id": 8 }, doc! { "$set": fields }).await.unwrap();
+    while commands.distinct() < 9 {
         running.page().await;
     }
-    let mut ids = commands.ids();
+    let mut ids = commands.firsts();
     ids.sort_by_key(Bson::as_i32);
-    assert_eq!(ids, [1, 2, 3, 4, 5, 10].map(Bson::from));
+    assert_eq!(ids, [1, 2, 3, 4, 5, 6, 7, 8, 10].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -79,15 +88,16 @@ async fn changes_that_touch_no_outbox_and_outboxes_emptied_in_time_give_no_comma
 async fn a_fresh_message_of_a_busy_document_is_left_to_the_inline_dispatcher() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut running = world.started(&commands, world.settings()).await;
+    let settings = Settings { delay: DELAY * 5, ..world.settings() };
+    let mut running = world.started(&commands, settings).await;
     let first = minimal();
     let first_id = first.get("id").unwrap().clone();
     orders.insert_one(doc! { "_id": 1, "outbox": [first] }).await.unwrap();
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
     let delivered = doc! { "$pull": { "outbox": { "id": first_id } } };
     orders.update_one(doc! { "_id": 1 }, delivered).await.unwrap();
-    // Due, and as if made just now, however slow this machine is.
-    let ahead = dated(-60_000, 0);
+    // Due, and as if made just before the page, however slow this machine is.
+    let ahead = dated(-3000, 0);
     orders.update_one(doc! { "_id": 1 }, push(ahead)).await.unwrap();
     assert_eq!(running.page().await, (1, 1, 0));
     assert_eq!(commands.ids(), []);
@@ -212,7 +222,7 @@ async fn while_commands_fail_the_position_stays_and_afterwards_all_are_sent() {
     commands.away.store(false, Ordering::SeqCst);
     running.page().await;
     running.page().await;
-    assert_eq!(commands.ids(), [1, 2].map(Bson::from));
+    assert_eq!(commands.firsts(), [1, 2].map(Bson::from));
     running.saved().await;
     assert_ne!(world.position().await, before);
     running.stop().await.unwrap();
@@ -236,10 +246,12 @@ async fn a_change_held_for_longer_than_a_cursor_lives_has_it_opened_again_and_is
             matches!(event, RescueEvent::Reopened { cause: ReopenCause::Held }).then_some(())
         })
         .await;
-    while commands.ids().len() < 5 {
+    while commands.distinct() < 5 {
         running.page().await;
     }
-    assert_eq!(commands.ids(), [0, 1, 2, 3, 4].map(Bson::from));
+    let mut ids = commands.firsts();
+    ids.sort_by_key(Bson::as_i32);
+    assert_eq!(ids, [0, 1, 2, 3, 4].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -268,6 +280,55 @@ async fn every_type_of_id_is_looked_up_and_named() {
         running.page().await;
     }
     assert!(ids.iter().all(|id| commands.ids().contains(id)));
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn names_of_fields_that_are_no_text_do_not_stop_the_stream() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.insert_one(doc! { "_id": 1 }).await.unwrap();
+    orders.insert_one(doc! { "_id": 2, "outbox": [dated(0, -3_600_000)] }).await.unwrap();
+    let mut running = world.started(&commands, world.settings()).await;
+    for (id, name) in [(1, "QQ"), (1, "outbox.QQ"), (2, "outbox.0.QQ")] {
+        let update =
+            doc! { "update": "orders", "updates": [{ "q": { "_id": id }, "u": { "$set": { name: 1 } } }] };
+        let mut bytes = mongodb::bson::RawDocumentBuf::try_from(&update).unwrap().into_bytes();
+        let at = bytes.windows(2).position(|two| two == b"QQ").unwrap();
+        bytes[at..at + 2].copy_from_slice(b"\xff\xfe");
+        let update = mongodb::bson::RawDocumentBuf::from_bytes(bytes).unwrap();
+        let reply = world.db.run_raw_command(update).await.unwrap();
+        assert_eq!(reply.get_i32("nModified").unwrap(), 1, "{name}");
+    }
+    orders.insert_one(doc! { "_id": "after", "outbox": [minimal()] }).await.unwrap();
+    running
+        .wait("the change behind them, without an error", |event| match event {
+            RescueEvent::Reopened { cause } => panic!("{cause:?}"),
+            RescueEvent::PageDone { queued: 1, .. } => Some(()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(commands.ids(), [Bson::from("after")]);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_collection_that_is_renamed_to_a_watched_name_is_swept() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let drafts = world.db.collection::<Document>("drafts");
+    index(&drafts).await;
+    drafts.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    let watch = ["orders", "stock"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
+    // Far beyond the second sweep of the start.
+    let settings = Settings { watch: watch.to_vec(), delay: DELAY * 3600, ..world.settings() };
+    let mut running = world.started(&commands, settings).await;
+    let name = |collection: &str| format!("{}.{collection}", world.db.name());
+    let rename = doc! { "renameCollection": name("drafts"), "to": name("orders") };
+    world.client.database("admin").run_command(rename).await.unwrap();
+    running.swept_something().await;
+    assert_eq!(commands.ids(), [Bson::from(1)]);
     running.stop().await.unwrap();
     world.end().await;
 }

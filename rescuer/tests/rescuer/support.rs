@@ -81,11 +81,12 @@ impl World {
             state_database: self.state.name().to_owned(),
             busy_save_interval: Duration::from_millis(20),
             idle_save_interval: Duration::from_millis(100),
+            refused_for: Duration::from_millis(500),
             ..Settings::new(vec![pattern])
         }
     }
 
-    pub(crate) async fn start(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+    pub(crate) async fn start(&self, commands: &Arc<impl Commands + 'static>, settings: Settings) -> Running {
         self.something_else_is_written().await;
         let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
         options.app_name = Some(self.app_name.clone());
@@ -230,6 +231,17 @@ impl Recorder {
 
     pub(crate) fn ids(&self) -> Vec<Bson> {
         self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
+    }
+
+    /// Each once, in the order in which they came first: where the sweep may come by as well.
+    pub(crate) fn firsts(&self) -> Vec<Bson> {
+        let mut firsts: Vec<Bson> = Vec::new();
+        for id in self.ids() {
+            if !firsts.contains(&id) {
+                firsts.push(id);
+            }
+        }
+        firsts
     }
 
     pub(crate) fn distinct(&self) -> usize {

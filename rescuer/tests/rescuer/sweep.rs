@@ -53,9 +53,10 @@ async fn an_expired_claim_is_swept_once_and_again_when_its_outbox_changes() {
 async fn a_message_that_nobody_tried_is_swept_when_it_is_as_old_as_the_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    orders.insert_one(doc! { "_id": "young", "outbox": [dated(-3000, 0)] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "young", "outbox": [dated(0, 0)] }).await.unwrap();
     orders.insert_one(doc! { "_id": "old", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
-    let mut running = world.started(&commands, sweeping(&world)).await;
+    let settings = Settings { delay: DELAY * 4, ..sweeping(&world) };
+    let mut running = world.started(&commands, settings).await;
     assert_eq!(commands.ids(), [Bson::from("old")]);
     running.swept_something().await;
     assert_eq!(commands.ids(), ["old", "young"].map(Bson::from));
@@ -165,7 +166,9 @@ async fn commands_that_fail_are_swept_again_and_the_full_round_is_repeated() {
     let orders = world.indexed_orders().await;
     commands.away.store(true, Ordering::SeqCst);
     orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
-    let mut running = world.start(&commands, sweeping(&world)).await;
+    // The second full sweep of a first start is far away.
+    let settings = Settings { delay: DELAY * 600, ..sweeping(&world) };
+    let mut running = world.start(&commands, settings).await;
     for _ in 0..2 {
         assert_eq!(running.swept().await, (true, 0));
     }
@@ -208,7 +211,8 @@ async fn a_round_examines_what_is_due_and_nothing_of_what_is_stored() {
     orders.insert_many(due).await.unwrap();
     world.db.run_command(doc! { "profile": 2 }).await.unwrap();
     let commands = Recorder::new();
-    let running = world.started(&commands, world.settings()).await;
+    let settings = Settings { delay: DELAY * 30, ..world.settings() };
+    let running = world.started(&commands, settings).await;
     world.db.run_command(doc! { "profile": 0 }).await.unwrap();
     assert_eq!(commands.distinct(), 10);
     let mut finds = world
@@ -226,6 +230,92 @@ async fn a_round_examines_what_is_due_and_nothing_of_what_is_stored() {
         assert!(!profile.contains_key("hasSortStage"));
     }
     assert!(count == 2 && keys <= 13 && documents == 10, "{count} finds, {keys} keys, {documents} documents");
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// The memory is full from the first round on, and everyone is queued all the same.
+#[tokio::test]
+async fn a_full_memory_delays_documents_and_stops_no_collection() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let stock = world.db.collection::<Document>("stock");
+    index(&stock).await;
+    let documents = |from: i32| {
+        (from..from + 5).map(|id| doc! { "_id": id, "outbox": [dated(60_000, 60_000)] }).collect::<Vec<_>>()
+    };
+    orders.insert_many(documents(0)).await.unwrap();
+    stock.insert_many(documents(10)).await.unwrap();
+    let settings = Settings { queued_capacity: 2, page_size: 1, ..sweeping(&world) };
+    let mut running = world.start(&commands, settings).await;
+    while commands.distinct() < 10 {
+        running.swept_something().await;
+        // Delivery goes on meanwhile.
+        let delivered = commands.ids();
+        let delivered = doc! { "_id": { "$in": delivered } };
+        orders.update_many(delivered.clone(), doc! { "$set": { "outbox": [] } }).await.unwrap();
+        stock.update_many(delivered, doc! { "$set": { "outbox": [] } }).await.unwrap();
+    }
+    orders.insert_one(doc! { "_id": 20, "outbox": [dated(60_000, 60_000)] }).await.unwrap();
+    while commands.distinct() < 11 {
+        running.swept_something().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// With full rounds all the time, the end of a collection that takes two rounds is reached.
+#[tokio::test]
+async fn a_scan_goes_on_where_it_was_in_full_rounds_too() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.orders();
+    orders.insert_many((0..21_000).map(|id| doc! { "_id": id })).await.unwrap();
+    orders.insert_one(doc! { "_id": "last", "outbox": [minimal()] }).await.unwrap();
+    let interval = Duration::from_millis(50);
+    let settings = Settings { sweep_interval: interval, full_sweep_interval: interval, ..world.settings() };
+    let mut running = world.start(&commands, settings).await;
+    let mut rounds = 0;
+    while commands.distinct() < 1 {
+        assert!(running.swept().await.0, "every round is full");
+        rounds += 1;
+        assert!(rounds <= 5, "the scan doesn't come to its end");
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// In an index of all documents, those without an entry stand where the entries without a date do.
+#[tokio::test]
+async fn with_an_index_that_is_not_partial_entries_without_a_date_are_found_by_the_scan() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.orders();
+    let whole = mongodb::IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).build();
+    orders.create_index(whole).await.unwrap();
+    orders.insert_many((0..21_000).map(|id| doc! { "_id": id, "outbox": [] })).await.unwrap();
+    orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "dated", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
+    let mut running = world.start(&commands, sweeping(&world)).await;
+    assert!(running.swept().await.0);
+    assert_eq!(commands.ids(), [Bson::from("dated")], "the scan has not come to the end");
+    running.swept_something().await;
+    assert_eq!(commands.ids(), ["dated", "minimal"].map(Bson::from));
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// It was saved before the stream begins, and is too young for the sweep of the start.
+#[tokio::test]
+async fn a_young_entry_without_a_date_is_found_a_delay_after_the_first_start() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut young = dated(0, 0);
+    young.remove("available_at");
+    orders.insert_one(doc! { "_id": "young", "outbox": [young] }).await.unwrap();
+    let settings = Settings { delay: DELAY * 4, ..world.settings() };
+    let mut running = world.started(&commands, settings).await;
+    assert_eq!(commands.ids(), []);
+    running.swept_something().await;
+    assert_eq!(commands.ids(), [Bson::from("young")]);
     running.stop().await.unwrap();
     world.end().await;
 }
