@@ -91,6 +91,7 @@ impl Reader {
         loop {
             let cut = match self.open().await {
                 Ok(stream) => {
+                    tracing::info!(how = ?self.opening, "the change stream is open");
                     self.context.events.emit(self.opening.clone());
                     (opened, self.refusals) = (true, 0);
                     self.read(stream, &mut pauses).await

@@ -60,7 +60,7 @@ fn start(behaviour: &str, args: &str) -> Running {
         .env(BEHAVIOUR, behaviour)
         .env("TEST_ARGS", args)
         .env("OUTBOX_MONGODB_URI", "mongodb://app:hunter2@db")
-        .env("OUTBOX_DELAY", "hunter2")
+        .env("OUTBOX_MONGODB_URL", "hunter2")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -143,7 +143,7 @@ fn settings_problems_are_told_before_anything_starts() {
     assert_eq!(code, Some(2));
     assert!(told.contains("The settings have 3 problems:"), "{told}");
     assert!(told.contains("--log-fromat: ") && told.contains("--log-filter: "), "{told}");
-    assert!(told.contains("OUTBOX_DELAY is ignored"), "{told}");
+    assert!(told.contains("OUTBOX_MONGODB_URL is ignored"), "{told}");
     assert!(!told.contains("started") && !told.contains("hunter2"), "{told}");
 }
 
@@ -163,7 +163,7 @@ fn the_first_line_holds_name_version_and_settings_without_secrets() {
     assert!(!line.contains("\u{1b}["), "coloured though no terminal: {line:?}");
     daemon.signal("TERM");
     let (_, rest) = daemon.end();
-    assert!(rest.contains("WARN") && rest.contains("OUTBOX_DELAY is ignored"), "{rest}");
+    assert!(rest.contains("WARN") && rest.contains("OUTBOX_MONGODB_URL is ignored"), "{rest}");
     assert!(!line.contains("hunter2") && !rest.contains("hunter2"), "{line}{rest}");
 }
 

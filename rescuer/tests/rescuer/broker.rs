@@ -11,7 +11,7 @@ use mongodb::{
     Namespace,
     bson::{doc, oid::ObjectId},
 };
-use outbox_rescuer::{BrokerCommands, CancellationToken, Rescuer};
+use outbox_rescuer::{BrokerCommands, CancellationToken, RescueEvent, Rescuer};
 use tokio::time::timeout;
 
 use crate::support::*;
@@ -31,10 +31,10 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
     let events = rescuer.subscribe();
     let stop = CancellationToken::new();
     let task = tokio::spawn(rescuer.run(stop.clone()));
-    let mut running = Running { events, stop, task };
+    let mut running = Running { events, stop, task, begun: std::time::Instant::now() };
     let id = ObjectId::new();
     orders.insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
-    while running.page().await.2 == 0 {}
+    running.wait("a command", |event| matches!(event, RescueEvent::Queued { .. }).then_some(())).await;
 
     let consumer = Consumer::start(amqp.clone(), topology(), queue.clone(), 1, "test".into());
     let delivery = timeout(PATIENCE, consumer.next()).await.unwrap().unwrap();

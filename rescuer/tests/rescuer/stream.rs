@@ -22,7 +22,7 @@ async fn a_foreign_push_is_queued_after_the_delay_and_not_before() {
     assert_eq!((command.document.id(), command.reason), (&Bson::from("o-1"), Reason::Stream));
     let late = at.duration_since(saved);
     // The insert itself takes a moment before its `wallTime`; server and test share a clock, to the millisecond.
-    assert!(late >= DELAY && late < DELAY * 3, "{late:?}");
+    assert!(late >= DELAY && late < DELAY * 10, "{late:?}");
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -47,8 +47,6 @@ async fn every_way_of_filling_an_outbox_is_seen() {
     }
     let mut ids = commands.ids();
     ids.sort_by_key(Bson::as_i32);
-    // The last change before the start is read as well, so 2 may be queued for that one too.
-    ids.dedup();
     assert_eq!(ids, [1, 2, 3, 4, 5, 10].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
@@ -88,8 +86,8 @@ async fn a_fresh_message_of_a_busy_document_is_left_to_the_inline_dispatcher() {
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
     let delivered = doc! { "$pull": { "outbox": { "id": first_id } } };
     orders.update_one(doc! { "_id": 1 }, delivered).await.unwrap();
-    // Made just now by the server's clock when the page of the first is looked at.
-    let ahead = dated(-800, -800);
+    // Due, and as if made just now, however slow this machine is.
+    let ahead = dated(-60_000, 0);
     orders.update_one(doc! { "_id": 1 }, push(ahead)).await.unwrap();
     assert_eq!(running.page().await, (1, 1, 0));
     assert_eq!(commands.ids(), []);
@@ -195,7 +193,10 @@ async fn collections_of_several_databases_are_watched_by_one_stream() {
 async fn while_commands_fail_the_position_stays_and_afterwards_all_are_sent() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut running = world.started(&commands, world.settings()).await;
+    // So that it is pages only that move the position.
+    let settings = Settings { idle_save_interval: std::time::Duration::from_secs(600), ..world.settings() };
+    let mut running = world.started(&commands, settings).await;
+    let before = world.position().await;
     commands.away.store(true, Ordering::SeqCst);
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     running
@@ -203,7 +204,6 @@ async fn while_commands_fail_the_position_stays_and_afterwards_all_are_sent() {
             matches!(event, RescueEvent::CommandsFailed { count: 1, .. }).then_some(())
         })
         .await;
-    let before = world.position().await;
     orders.insert_one(doc! { "_id": 2, "outbox": [minimal()] }).await.unwrap();
     while commands.refusals.load(Ordering::SeqCst) < 4 {
         tokio::task::yield_now().await;

@@ -86,6 +86,7 @@ impl World {
     }
 
     pub(crate) async fn start(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+        self.something_else_is_written().await;
         let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
         options.app_name = Some(self.app_name.clone());
         let client = Client::with_options(options).unwrap();
@@ -93,7 +94,7 @@ impl World {
         let events = rescuer.subscribe();
         let stop = CancellationToken::new();
         let task = tokio::spawn(rescuer.run(stop.clone()));
-        Running { events, stop, task }
+        Running { events, stop, task, begun: Instant::now() }
     }
 
     /// Started, with the stream open and the first sweep behind it.
@@ -108,6 +109,12 @@ impl World {
             })
             .await;
         running
+    }
+
+    /// Moves the server's operation time on, so that a stream that starts now shows nothing of before: it shows the change
+    /// at that very time too.
+    async fn something_else_is_written(&self) {
+        self.state.collection("noise").insert_one(doc! {}).await.unwrap();
     }
 
     pub(crate) async fn fail(&self, fail: Document, mode: impl Into<Bson>) {
@@ -134,6 +141,8 @@ pub(crate) async fn index(collection: &Collection<Document>) {
 pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
     pub(crate) stop: CancellationToken,
+    /// A test that loops over waits ends as well.
+    pub(crate) begun: Instant,
     pub(crate) task: JoinHandle<Result<(), RescuerError>>,
 }
 
@@ -155,7 +164,8 @@ impl Running {
                 }
             }
         };
-        let searched = timeout(PATIENCE, search).await;
+        let left = (PATIENCE * 2).saturating_sub(self.begun.elapsed()).min(PATIENCE);
+        let searched = timeout(left, search).await;
         searched.unwrap_or_else(|_| panic!("waited in vain for {what}; seen: {seen:#?}"))
     }
 
@@ -172,6 +182,15 @@ impl Running {
             matches!(event, RescueEvent::PositionSaved { .. }).then_some(())
         })
         .await;
+    }
+
+    /// A round of the sweep that queues something.
+    pub(crate) async fn swept_something(&mut self) {
+        let queued = |event: &RescueEvent| match event {
+            RescueEvent::SweepDone { queued, .. } => (*queued > 0).then_some(()),
+            _ => None,
+        };
+        self.wait("a sweep that queues something", queued).await;
     }
 
     /// The next round of the sweep that ends: whether it was full, and how many it queued.

@@ -167,15 +167,16 @@ fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<St
     unknown.sort_unstable();
     unknown
         .into_iter()
-        .map(|name| {
+        .filter_map(|name| {
+            // Other programs share the environment: only what looks like a slip is worth a word.
             let hint = did_you_mean(name, known.iter().map(String::as_str));
-            format!("{name} is ignored: it is no setting of this program{hint}")
+            (!hint.is_empty()).then(|| format!("{name} is ignored: it is no setting of this program{hint}"))
         })
         .collect()
 }
 
 impl Resolved {
-    /// Sentences on what is odd but stops nothing, such as an `OUTBOX_` variable this program doesn't know.
+    /// Sentences on what is odd but stops nothing, such as an `OUTBOX_` variable that resembles one of this program's.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
