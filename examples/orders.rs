@@ -147,7 +147,7 @@ impl Order {
 
 // --- the work --------------------------------------------------------------------------------------------------------
 
-/// Orders come in bursts, so many a second.
+/// Orders come in bursts, about so many a second.
 const BURSTS_A_SECOND: usize = 4;
 const SAVES_OF_AN_ORDER: usize = 4;
 /// A save without a clean answer is looked at again, so often.
@@ -246,7 +246,9 @@ impl Shop {
         let shop = Arc::new(self);
         let cohort = (saves_a_second / BURSTS_A_SECOND / SAVES_OF_AN_ORDER).max(1);
         let cohorts = saves.div_ceil(SAVES_OF_AN_ORDER).div_ceil(cohort);
-        let mut clock = tokio::time::interval(Duration::from_secs(1) / BURSTS_A_SECOND as u32);
+        let pause =
+            Duration::from_secs_f64((cohort * SAVES_OF_AN_ORDER) as f64 / saves_a_second.max(1) as f64);
+        let mut clock = tokio::time::interval(pause);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for burst in 0..cohorts + 3 {
             let steps = steps(burst, cohort, cohorts);

@@ -3,7 +3,7 @@
 //! Everything goes through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
 //! writes the same BSON here as there (a `uuid::Uuid` is binary, not text).
 
-use mongodb::bson::{Bson, Document, RawDocumentBuf};
+use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// A value could not be turned into BSON, or BSON into the value wanted.
@@ -57,6 +57,16 @@ pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, Codec
     decode::<Wrapped<T>>(raw.as_bytes()).map(|wrapped| wrapped.v)
 }
 
+/// The milliseconds since 1970 that RFC 3339 can write: the years 0 to 9999.
+const RFC_3339: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
+
+/// A date as RFC 3339; none outside the years 0 to 9999, where one BSON version refuses and the other writes a date that is
+/// not the one asked for.
+pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
+    let writable = RFC_3339.contains(&date.timestamp_millis());
+    writable.then(|| date.try_to_rfc3339_string().ok()).flatten()
+}
+
 /// The bytes of an owned document.
 pub(crate) fn encode_document(document: &Document) -> Result<Vec<u8>, CodecError> {
     to_vec(document).map_err(CodecError::new)
@@ -65,4 +75,20 @@ pub(crate) fn encode_document(document: &Document) -> Result<Vec<u8>, CodecError
 /// Reads a raw document as an owned one.
 pub(crate) fn to_document(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
     raw.try_into().map_err(CodecError::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_is_written_as_it_is_or_not_at_all() {
+        let written = |millis| rfc3339(DateTime::from_millis(millis));
+        assert_eq!(written(0).as_deref(), Some("1970-01-01T00:00:00Z"));
+        assert_eq!(written(*RFC_3339.start()).as_deref(), Some("0000-01-01T00:00:00Z"));
+        assert_eq!(written(*RFC_3339.end()).as_deref(), Some("9999-12-31T23:59:59.999Z"));
+        for outside in [i64::MIN, RFC_3339.start() - 1, RFC_3339.end() + 1, i64::MAX] {
+            assert_eq!(written(outside), None);
+        }
+    }
 }

@@ -48,7 +48,7 @@ impl DocumentRef {
             Bson::Int64(number) => number.to_string(),
             Bson::Boolean(value) => value.to_string(),
             Bson::DateTime(date) => {
-                date.try_to_rfc3339_string().unwrap_or_else(|_| date.timestamp_millis().to_string())
+                codec::rfc3339(*date).unwrap_or_else(|| date.timestamp_millis().to_string())
             }
             Bson::Binary(binary) => match binary.to_uuid() {
                 Ok(uuid) => uuid.to_string(),

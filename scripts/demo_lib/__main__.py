@@ -70,7 +70,7 @@ class Demo:
             | {
                 "ORDERS_DATABASE": self.name,
                 "ORDERS_SAVES": str(options.saves),
-                "ORDERS_SAVES_A_SECOND": str(max(16, options.saves // SAVING_SECONDS)),
+                "ORDERS_SAVES_A_SECOND": str(options.saves // SAVING_SECONDS),
                 "ORDERS_INLINE_LEASE_MS": "1000",
                 "ORDERS_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
                 "ORDERS_BACKOFF_MIN_MS": str(BACKOFF_MIN_MS),
