@@ -15,6 +15,7 @@ use document_outbox::{
     amqp::{AmqpSettings, Publisher, TopologyMode},
     clock::ServerClock,
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
+    event::Event,
     process::{Processor, ProcessorSettings},
 };
 use futures::StreamExt;
@@ -30,7 +31,7 @@ use mongodb::Client;
 use outbox_dispatcher::{Dispatcher, DispatcherEvent, DispatcherSettings};
 use outbox_rescuer::{BrokerCommands, CancellationToken, RescueEvent, Rescuer, RescuerError, Settings};
 use tokio::{
-    sync::{broadcast, watch},
+    sync::{broadcast, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -225,14 +226,14 @@ impl Flow {
         let clock = ServerClock::new(client.clone());
         let rabbitmq = Arc::new(self.rabbitmq(WORKER).await);
         let processor = Processor::new(client, clock, rabbitmq, settings);
-        let messages = processor.events().subscribe();
+        let messages = Heard::from(processor.events().subscribe());
         let settings = DispatcherSettings {
             commands_exchange: self.commands(),
             commands_queue: self.commands(),
             ..DispatcherSettings::new([self.pattern()])
         };
         let dispatcher = Dispatcher::new(processor, self.amqp(WORKER), settings).unwrap();
-        let events = dispatcher.events().subscribe();
+        let events = Heard::from(dispatcher.events().subscribe());
         let running = dispatcher.start();
         soon("the dispatcher to be ready", running.ready()).await;
         Worker {
@@ -262,7 +263,7 @@ impl Flow {
         let publisher = self.command_publisher("rescuer");
         let commands = BrokerCommands::new(publisher.clone(), self.commands());
         let rescuer = Rescuer::new(client, Arc::new(commands), settings).unwrap();
-        let events = rescuer.subscribe();
+        let events = Heard::from(rescuer.subscribe());
         let stop = CancellationToken::new();
         let task = tokio::spawn(rescuer.run(stop.clone()));
         let mut rescue = Rescue {
@@ -414,21 +415,21 @@ impl Receiver {
 /// A dispatcher at work in this process.
 pub struct Worker {
     pub running: outbox_dispatcher::Running,
-    pub events: broadcast::Receiver<DispatcherEvent>,
+    pub events: Heard<DispatcherEvent>,
     /// What happens to the messages it delivers.
-    pub messages: broadcast::Receiver<document_outbox::event::Event>,
+    pub messages: Heard<Event>,
 }
 
 impl Worker {
     /// Waits until `pick` finds what it looks for among the events.
     pub async fn wait<T>(&mut self, what: &str, pick: impl FnMut(&DispatcherEvent) -> Option<T>) -> T {
-        search(&mut self.events, what, pick).await
+        self.events.wait(what, pick).await
     }
 }
 
 /// A rescuer at work in this process.
 pub struct Rescue {
-    pub events: broadcast::Receiver<RescueEvent>,
+    pub events: Heard<RescueEvent>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), RescuerError>>,
     publisher: Publisher,
@@ -437,7 +438,7 @@ pub struct Rescue {
 impl Rescue {
     /// Waits until `pick` finds what it looks for among the events.
     pub async fn wait<T>(&mut self, what: &str, pick: impl FnMut(&RescueEvent) -> Option<T>) -> T {
-        search(&mut self.events, what, pick).await
+        self.events.wait(what, pick).await
     }
 
     pub async fn stop(self) {
@@ -454,19 +455,41 @@ impl Rescue {
     }
 }
 
-/// Waits until `pick` finds what it looks for among the events.
-pub async fn search<E: Clone, T>(
-    events: &mut broadcast::Receiver<E>,
-    what: &str,
-    mut pick: impl FnMut(&E) -> Option<T>,
-) -> T {
-    let look = async {
-        loop {
-            let event = events.recv().await.expect("the events go on");
-            if let Some(found) = pick(&event) {
-                return found;
+/// Every event since it began to listen, however long nobody asks.
+pub struct Heard<E> {
+    events: mpsc::UnboundedReceiver<E>,
+}
+
+impl<E: Clone + Send + 'static> Heard<E> {
+    pub fn from(mut events: broadcast::Receiver<E>) -> Self {
+        let (sender, heard) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                match events.recv().await {
+                    Ok(event) => drop(sender.send(event)),
+                    Err(broadcast::error::RecvError::Closed) => break,
+                    Err(lagged) => panic!("{lagged}"),
+                }
             }
-        }
-    };
-    soon(what, look).await
+        });
+        Self { events: heard }
+    }
+
+    /// Waits until `pick` finds what it looks for.
+    pub async fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&E) -> Option<T>) -> T {
+        let look = async {
+            loop {
+                let event = self.events.recv().await.expect("the events go on");
+                if let Some(found) = pick(&event) {
+                    return found;
+                }
+            }
+        };
+        soon(what, look).await
+    }
+
+    /// What was heard by now and not waited for.
+    pub fn rest(&mut self) -> Vec<E> {
+        std::iter::from_fn(|| self.events.try_recv().ok()).collect()
+    }
 }
