@@ -22,7 +22,7 @@ use mongodb::{
     Client,
     bson::{Bson, Document, doc},
 };
-use support::{LONG, Order, Recorder, TestDatabase, uri};
+use support::{LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio_util::sync::CancellationToken;
 
 fn background(test: &TestDatabase, recorder: &Recorder) -> Inline {
@@ -50,10 +50,6 @@ fn placed(id: &str) -> Order {
     let mut order = Order::new(id);
     order.add(1);
     order
-}
-
-fn is_empty(stored: &Document) -> bool {
-    stored.get_array("outbox").is_ok_and(Vec::is_empty)
 }
 
 /// A processor such as a dispatcher worker has.

@@ -29,7 +29,9 @@ use lapin::{
 };
 use mongodb::Client;
 use outbox_dispatcher::{Dispatcher, DispatcherEvent, DispatcherSettings};
-use outbox_rescuer::{BrokerCommands, CancellationToken, RescueEvent, Rescuer, RescuerError, Settings};
+use outbox_rescuer::{
+    BrokerCommands, CancellationToken, RescueEvent, Rescuer, RescuerError, Settings, StartedFrom,
+};
 use tokio::{
     sync::{broadcast, mpsc, watch},
     task::JoinHandle,
@@ -263,24 +265,28 @@ impl Flow {
         let publisher = self.command_publisher("rescuer");
         let commands = BrokerCommands::new(publisher.clone(), self.commands());
         let rescuer = Rescuer::new(client, Arc::new(commands), settings).unwrap();
-        let events = Heard::from(rescuer.subscribe());
+        let mut events = Heard::from(rescuer.subscribe());
         let stop = CancellationToken::new();
         let task = tokio::spawn(rescuer.run(stop.clone()));
-        let mut rescue = Rescue {
+        let (mut from, mut swept) = (None, false);
+        let started = |event: &RescueEvent| {
+            match event {
+                RescueEvent::Opened { from: opened } => from = Some(*opened),
+                RescueEvent::SweepDone { .. } => swept = true,
+                _ => {}
+            }
+            from.filter(|_| swept)
+        };
+        let from = events
+            .wait("the stream to open and the first sweep to end", started)
+            .await;
+        Rescue {
+            from,
             events,
             stop,
             task,
             publisher,
-        };
-        let (mut opened, mut swept) = (false, false);
-        rescue
-            .wait("the stream to open and the first sweep to end", |event| {
-                opened |= matches!(event, RescueEvent::Opened { .. });
-                swept |= matches!(event, RescueEvent::SweepDone { .. });
-                (opened && swept).then_some(())
-            })
-            .await;
-        rescue
+        }
     }
 
     /// Takes everything away again.
@@ -429,6 +435,8 @@ impl Worker {
 
 /// A rescuer at work in this process.
 pub struct Rescue {
+    /// From where it began to read.
+    pub from: StartedFrom,
     pub events: Heard<RescueEvent>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), RescuerError>>,
