@@ -82,10 +82,7 @@ async fn a_process_that_saves_the_hot_document() {
     };
     let mut test = TestDatabase::create().await;
     test.database = test.client.database(&database);
-    let flow = Flow {
-        test,
-        broker: support::uri("OUTBOX_RABBITMQ_URI"),
-    };
+    let flow = Flow::of(test, &support::uri("OUTBOX_RABBITMQ_URI"));
     let rabbitmq = flow.rabbitmq(&name).await;
     let inline = Inline::builder(&flow.test.client)
         .name(&name)

@@ -43,6 +43,8 @@ use crate::support::{LONG, TestDatabase, uri};
 pub struct Flow {
     pub test: TestDatabase,
     pub broker: String,
+    /// How long the broker may take to confirm.
+    pub confirm_timeout: Duration,
 }
 
 impl Flow {
@@ -53,10 +55,7 @@ impl Flow {
 
     /// On another broker.
     pub async fn on(broker: &str) -> Self {
-        let flow = Self {
-            test: TestDatabase::create().await,
-            broker: broker.to_owned(),
-        };
+        let flow = Self::of(TestDatabase::create().await, broker);
         flow.test.database.create_collection("orders").await.unwrap();
         flow.test
             .store(&Inline::off(&flow.test.client))
@@ -66,6 +65,15 @@ impl Flow {
         flow.declare().await;
         flow.bind().await;
         flow
+    }
+
+    /// Of what is there already.
+    pub fn of(test: TestDatabase, broker: &str) -> Self {
+        Self {
+            test,
+            broker: broker.to_owned(),
+            confirm_timeout: Duration::from_secs(15),
+        }
     }
 
     /// Everything of this test on its servers is named after its database.
@@ -190,6 +198,7 @@ impl Flow {
         let mut amqp = AmqpSettings::new(&self.broker).unwrap().named(name);
         amqp.reconnect_min = Duration::from_millis(20);
         amqp.reconnect_max = Duration::from_millis(500);
+        amqp.confirm_timeout = self.confirm_timeout;
         amqp
     }
 
