@@ -88,10 +88,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     timeout(PATIENCE, dispatcher.ready()).await?;
 
     println!("{}", pay(&orders, &mut shipped, "delivered inline").await?);
-    println!(
-        "{}",
-        pay(&orders_of_a_dying_process, &mut shipped, "rescued").await?
-    );
+    println!("{}", pay(&orders_of_a_dying_process, &mut shipped, "rescued").await?);
 
     at_once.close(PATIENCE).await;
     dispatcher.stop().await;
@@ -107,29 +104,16 @@ async fn pay(
     how: &str,
 ) -> Result<String, Box<dyn Error>> {
     let id = uuid::Uuid::now_v7().to_string();
-    let order = Order {
-        id: id.clone(),
-        paid: false,
-        outbox: Outbox::default(),
-    };
+    let order = Order { id: id.clone(), paid: false, outbox: Outbox::default() };
     let _ = orders.insert(order).await?; // sends nothing, and cannot exist yet
     let began = Instant::now();
     let pay = |order: &mut Order| {
         order.paid = true;
-        order.outbox.send(OrderPaid {
-            order: order.id.clone(),
-        });
+        order.outbox.send(OrderPaid { order: order.id.clone() });
     };
     orders.update(&id, pay).await?;
-    while timeout(PATIENCE, shipped.recv())
-        .await?
-        .ok_or("the handler is gone")?
-        != id
-    {}
-    Ok(format!(
-        "{how:<16}  order {id}, {:.1?} after the save",
-        began.elapsed()
-    ))
+    while timeout(PATIENCE, shipped.recv()).await?.ok_or("the handler is gone")? != id {}
+    Ok(format!("{how:<16}  order {id}, {:.1?} after the save", began.elapsed()))
 }
 
 /// The application's handlers. Each has a key, which is remembered with the messages it had.
@@ -147,10 +131,8 @@ fn dispatcher(
     amqp: &AmqpSettings,
     handlers: Handlers,
 ) -> Result<Dispatcher, Box<dyn Error>> {
-    let settings = ProcessorSettings {
-        state_database: STATE_DATABASE.into(),
-        ..ProcessorSettings::default()
-    };
+    let settings =
+        ProcessorSettings { state_database: STATE_DATABASE.into(), ..ProcessorSettings::default() };
     let clock = ServerClock::new(client.clone());
     let processor = Processor::new(client.clone(), clock, Arc::new(handlers), settings);
     let settings = DispatcherSettings {

@@ -120,10 +120,7 @@ impl Order {
             sent: Vec::new(),
             outbox: Outbox::default(),
         };
-        order.send(OrderPlaced {
-            order: number,
-            customer: order.customer.clone(),
-        });
+        order.send(OrderPlaced { order: number, customer: order.customer.clone() });
         order.send(StockReserved { order: number });
         order
     }
@@ -173,10 +170,7 @@ impl Settings {
     fn from_env() -> Result<Self, Box<dyn Error>> {
         let millis = |name, default| Ok::<_, Box<dyn Error>>(Duration::from_millis(setting(name, default)?));
         Ok(Self {
-            mongodb: setting(
-                "OUTBOX_MONGODB_URI",
-                "mongodb://127.0.0.1:27017/?replicaSet=rs0".into(),
-            )?,
+            mongodb: setting("OUTBOX_MONGODB_URI", "mongodb://127.0.0.1:27017/?replicaSet=rs0".into())?,
             rabbitmq: setting("OUTBOX_RABBITMQ_URI", "amqp://127.0.0.1:5672".into())?,
             database: setting("ORDERS_DATABASE", "shop".into())?,
             saves: setting("ORDERS_SAVES", 1_000)?,
@@ -214,9 +208,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
     let inline = inline(&client, &settings, amqp, &messages);
     let orders = client.database(&settings.database).collection::<Order>("orders");
-    let shop = Shop {
-        orders: Store::new(orders, &inline),
-    };
+    let shop = Shop { orders: Store::new(orders, &inline) };
     shop.orders.ensure_indexes().await?;
     // Not a must: what is saved before waits for the rescuer.
     let _ = tokio::time::timeout(Duration::from_secs(5), messages.available()).await;
@@ -258,9 +250,7 @@ impl Shop {
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for burst in 0..cohorts + 3 {
             let steps = steps(burst, cohort, cohorts);
-            let left = steps
-                .into_iter()
-                .filter(|(number, to)| states.get(number) < Some(to));
+            let left = steps.into_iter().filter(|(number, to)| states.get(number) < Some(to));
             let mut at_once = JoinSet::new();
             for (number, to) in left {
                 let shop = shop.clone();
@@ -287,10 +277,7 @@ impl Shop {
         }
         let orders = self.orders.collection().clone_with_type::<Stored>();
         let stored = orders.find(doc! {}).projection(doc! { "state": 1 }).await?;
-        stored
-            .map_ok(|order| (order.number, order.state))
-            .try_collect()
-            .await
+        stored.map_ok(|order| (order.number, order.state)).try_collect().await
     }
 
     /// Brings one order to a state, one save at a time.

@@ -31,14 +31,10 @@ pub(crate) struct Webhook {
 #[async_trait]
 impl Deliver for Webhook {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
-        let posts = window
-            .iter()
-            .map(|envelope| timeout(PATIENCE, self.post(envelope)));
+        let posts = window.iter().map(|envelope| timeout(PATIENCE, self.post(envelope)));
         let late = || Outcome::Transient(format!("no answer in {PATIENCE:?}"));
         let outcomes = join_all(posts).await.into_iter();
-        outcomes
-            .map(|outcome| outcome.unwrap_or_else(|_| late()).into())
-            .collect()
+        outcomes.map(|outcome| outcome.unwrap_or_else(|_| late()).into()).collect()
     }
 }
 
@@ -92,9 +88,7 @@ pub(crate) fn receive(listener: TcpListener, taken: UnboundedSender<String>) -> 
                 let header = |name| request.headers().get(name)?.to_str().ok().map(str::to_owned);
                 let status = match (header("ce-id"), header("ce-type").as_deref()) {
                     (None, _) | (_, Some("order.refused")) => StatusCode::UNPROCESSABLE_ENTITY,
-                    (Some(id), _) => taken
-                        .send(id)
-                        .map_or(StatusCode::GONE, |()| StatusCode::NO_CONTENT),
+                    (Some(id), _) => taken.send(id).map_or(StatusCode::GONE, |()| StatusCode::NO_CONTENT),
                 };
                 let mut response = Response::new(Empty::<Bytes>::new());
                 *response.status_mut() = status;
@@ -108,9 +102,7 @@ pub(crate) fn receive(listener: TcpListener, taken: UnboundedSender<String>) -> 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let webhook = Webhook {
-        receiver: listener.local_addr()?,
-    };
+    let webhook = Webhook { receiver: listener.local_addr()? };
     let (taken, mut ids) = mpsc::unbounded_channel();
     let receiver = receive(listener, taken);
 
@@ -125,9 +117,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     receiver.abort();
     let _ = receiver.await;
-    println!(
-        "without a receiver: {:?}",
-        webhook.deliver(&window[..1]).await[0].outcome
-    );
+    println!("without a receiver: {:?}", webhook.deliver(&window[..1]).await[0].outcome);
     Ok(())
 }

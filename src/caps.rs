@@ -43,21 +43,11 @@ impl Caps {
             reason: reason.clone(),
         })?;
         if message_type.is_empty() || message_type.len() > MAX_TYPE_BYTES {
-            return Err(Error::MessageType {
-                message_type: message_type.into(),
-            });
+            return Err(Error::MessageType { message_type: message_type.into() });
         }
-        let headers: usize = staged
-            .headers
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + 7)
-            .sum();
-        let too_large = |what, bytes, cap| Error::MessageTooLarge {
-            message_type: message_type.into(),
-            what,
-            bytes,
-            cap,
-        };
+        let headers: usize = staged.headers.iter().map(|(name, value)| name.len() + value.len() + 7).sum();
+        let too_large =
+            |what, bytes, cap| Error::MessageTooLarge { message_type: message_type.into(), what, bytes, cap };
         let bytes = encoded_bytes(payload);
         if bytes > self.payload_bytes {
             return Err(too_large("payload", bytes, self.payload_bytes));
@@ -66,10 +56,7 @@ impl Caps {
             return Err(too_large("headers", headers, self.header_bytes));
         }
         if !is_within(payload, self.depth) {
-            return Err(Error::NestedTooDeep {
-                message_type: message_type.into(),
-                cap: self.depth,
-            });
+            return Err(Error::NestedTooDeep { message_type: message_type.into(), cap: self.depth });
         }
         Ok(payload)
     }
@@ -102,10 +89,7 @@ pub(crate) fn encoded_bytes(value: &Bson) -> usize {
 
 /// How many bytes a document takes in BSON.
 pub(crate) fn document_bytes(document: &Document) -> usize {
-    5 + document
-        .iter()
-        .map(|(name, value)| 2 + name.len() + encoded_bytes(value))
-        .sum::<usize>()
+    5 + document.iter().map(|(name, value)| 2 + name.len() + encoded_bytes(value)).sum::<usize>()
 }
 
 fn is_within(value: &Bson, depth: usize) -> bool {
@@ -124,10 +108,7 @@ mod tests {
     use super::*;
     use crate::codec;
 
-    #[allow(
-        clippy::unnecessary_fallible_conversions,
-        reason = "fallible in one of the BSON versions"
-    )]
+    #[allow(clippy::unnecessary_fallible_conversions, reason = "fallible in one of the BSON versions")]
     fn regex(pattern: &str, options: &str) -> Bson {
         Bson::RegularExpression(Regex {
             pattern: pattern.try_into().unwrap(),
@@ -143,10 +124,7 @@ mod tests {
             "o": ObjectId::new(), "t": DateTime::now(), "a": items, "m": { "x": { "y": [] } },
             "r": regex("a+", "i"),
         };
-        assert_eq!(
-            document_bytes(&document),
-            codec::encode_document(&document).unwrap().len()
-        );
+        assert_eq!(document_bytes(&document), codec::encode_document(&document).unwrap().len());
     }
 
     #[test]

@@ -27,15 +27,14 @@ use crate::{
 
 /// How long a write may wait for the majority before its outcome counts as unknown.
 pub(crate) const MAJORITY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a claim without an answer is tried to be taken back.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest error text kept in an entry.
 const MAX_ERROR_BYTES: usize = 1024;
 
 /// Acknowledged by the majority, or an error in bounded time.
 pub(crate) fn majority() -> WriteConcern {
-    WriteConcern::builder()
-        .w(mongodb::options::Acknowledgment::Majority)
-        .w_timeout(MAJORITY_TIMEOUT)
-        .build()
+    WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority).w_timeout(MAJORITY_TIMEOUT).build()
 }
 
 /// Entries held until a time.
@@ -77,9 +76,7 @@ impl Claimer {
     }
 
     fn collection(&self, document: &DocumentRef) -> Collection<RawDocumentBuf> {
-        self.client
-            .database(&document.namespace.db)
-            .collection(&document.namespace.coll)
+        self.client.database(&document.namespace.db).collection(&document.namespace.coll)
     }
 
     /// Reads the outbox; none when the document is gone.
@@ -96,10 +93,7 @@ impl Claimer {
             .await?;
         let Some(raw) = found else { return Ok(None) };
         let outbox = match raw.get("outbox") {
-            Ok(value) => value
-                .map(Bson::try_from)
-                .transpose()
-                .map_err(|error| error.to_string()),
+            Ok(value) => value.map(Bson::try_from).transpose().map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         Ok(Some(match outbox {
@@ -141,7 +135,11 @@ impl Claimer {
             Ok(Some(after)) => after,
             Ok(None) => return Ok(Claimed::Lost),
             Err(error) if codes::verdict(&error) == Verdict::TooLarge => return Ok(Claimed::NoRoom),
-            Err(error) => return Err(error),
+            Err(error) => {
+                let entries = entries.iter().map(|entry| (*entry).clone()).collect();
+                self.undo(&Claim { document: document.clone(), token, until, entries }, now).await;
+                return Err(error);
+            }
         };
         let after = codec::to_document(&after).unwrap_or_default();
         let held = entries
@@ -149,12 +147,20 @@ impl Claimer {
             .filter(|entry| holds(&after, entry, &token))
             .map(|entry| (*entry).clone())
             .collect();
-        Ok(Claimed::Held(Claim {
-            document: document.clone(),
-            token,
-            until,
-            entries: held,
-        }))
+        Ok(Claimed::Held(Claim { document: document.clone(), token, until, entries: held }))
+    }
+
+    /// Takes back a claim that has no clean answer, as far as it can be: it may stand all the same, and would count as one whose
+    /// holder died. Nothing was published under it, so that this may be rolled back does no harm.
+    async fn undo(&self, claim: &Claim, now: DateTime) {
+        let entries: Vec<_> = claim.entries.iter().collect();
+        let write = self.release_with(claim, &entries, now, &[], WriteConcern::nodes(1));
+        match tokio::time::timeout(UNDO_TIMEOUT, write).await {
+            Ok(Ok(_)) => {}
+            _ => {
+                tracing::debug!(document = %claim.document, "a claim without an answer was not taken back; it ends with its lease")
+            }
+        }
     }
 
     /// Gives up an entry whose claimers kept dying, if it is still as read.
@@ -168,8 +174,7 @@ impl Claimer {
         filter.insert("outbox", doc! { "$elemMatch": as_read(entry) });
         let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
         let update = death(now, DeadReason::Crashed, &error);
-        self.write(document, filter, update, doc! { "e.id": entry.id })
-            .await
+        self.write(document, filter, update, doc! { "e.id": entry.id }).await
     }
 
     /// Records a failed attempt and puts the entry off until `retry_at`. False when the claim was lost.
@@ -217,28 +222,35 @@ impl Claimer {
         now: DateTime,
         delivered_to: &[String],
     ) -> Result<bool, Error> {
+        self.release_with(claim, entries, now, delivered_to, majority()).await
+    }
+
+    async fn release_with(
+        &self,
+        claim: &Claim,
+        entries: &[&Entry],
+        now: DateTime,
+        delivered_to: &[String],
+        concern: WriteConcern,
+    ) -> Result<bool, Error> {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        let mut set = doc! { "outbox.$[e].available_at": now };
+        // Not after any of them was sent: with clocks apart, that would look like a schedule.
+        let due = entries.iter().filter_map(|entry| entry.created_at).fold(now, DateTime::min);
+        let mut set = doc! { "outbox.$[e].available_at": due };
         remember(&mut set, delivered_to);
         let mut update = doc! { "$set": set, "$unset": { "outbox.$[e].claimed_by": "" } };
         if self.counts_claims {
             update.insert("$inc", doc! { "outbox.$[e].claims": -1 });
         }
         let mut filter = claim.document.filter();
-        filter.insert(
-            "outbox",
-            doc! { "$elemMatch": { "id": { "$in": &ids }, "claimed_by": &claim.token } },
-        );
+        filter.insert("outbox", doc! { "$elemMatch": { "id": { "$in": &ids }, "claimed_by": &claim.token } });
         let mine = doc! { "e.id": { "$in": ids }, "e.claimed_by": &claim.token };
-        self.write(&claim.document, filter, update, mine).await
+        self.write_with(&claim.document, filter, update, mine, concern).await
     }
 
     async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
         let mut filter = claim.document.filter();
-        filter.insert(
-            "outbox",
-            doc! { "$elemMatch": { "id": entry.id, "claimed_by": &claim.token } },
-        );
+        filter.insert("outbox", doc! { "$elemMatch": { "id": entry.id, "claimed_by": &claim.token } });
         let mine = doc! { "e.id": entry.id, "e.claimed_by": &claim.token };
         self.write(&claim.document, filter, update, mine).await
     }
@@ -247,15 +259,24 @@ impl Claimer {
         &self,
         document: &DocumentRef,
         filter: Document,
+        update: Document,
+        element: Document,
+    ) -> Result<bool, Error> {
+        self.write_with(document, filter, update, element, majority()).await
+    }
+
+    async fn write_with(
+        &self,
+        document: &DocumentRef,
+        filter: Document,
         mut update: Document,
         element: Document,
+        concern: WriteConcern,
     ) -> Result<bool, Error> {
         let collection = self.collection(document);
         let send = |update: Document| {
             let write = collection.update_one(filter.clone(), update);
-            write
-                .array_filters(vec![element.clone()])
-                .write_concern(majority())
+            write.array_filters(vec![element.clone()]).write_concern(concern.clone())
         };
         match send(update.clone()).await {
             // In a document without room, the state is worth more than the text about it.
@@ -301,16 +322,10 @@ fn as_read(entry: &Entry) -> Document {
 /// or absence alone would select unreadable neighbours too, and the server would refuse the whole update.
 fn unchanged(entries: &[&Entry]) -> Document {
     let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let dates: Vec<Bson> = entries
-        .iter()
-        .map(|entry| entry.available_at.into())
-        .chain([Bson::Null])
-        .collect();
-    let claims: Vec<Bson> = entries
-        .iter()
-        .map(|entry| entry.claimed_by.clone().into())
-        .chain([Bson::Null])
-        .collect();
+    let dates: Vec<Bson> =
+        entries.iter().map(|entry| entry.available_at.into()).chain([Bson::Null]).collect();
+    let claims: Vec<Bson> =
+        entries.iter().map(|entry| entry.claimed_by.clone().into()).chain([Bson::Null]).collect();
     doc! {
         "e.id": { "$in": ids },
         "e.available_at": { "$in": dates },

@@ -2,20 +2,27 @@
 //!
 //! No timer: a lone clear goes at once. A window is one unordered `update` command per collection.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use backon::{ExponentialBuilder, Retryable};
 use mongodb::{
-    Client,
+    Client, Database,
     bson::{Document, Uuid, doc},
     error::Error,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::claim::{Claim, clear_statement, primary};
+use crate::{
+    claim::{Claim, clear_statement, primary},
+    codes::{self, Verdict},
+};
 
 /// The server's own bound on the statements of one command is far above this.
 const WINDOW: usize = 1_000;
+/// Windows under way at a time.
+const IN_FLIGHT: usize = 8;
+/// A window that takes longer has met a document that a transaction holds.
+const LONGEST_MILLIS: i64 = 1_000;
 
 /// Sends clears; clones share one queue.
 #[derive(Debug, Clone)]
@@ -44,86 +51,82 @@ impl Clears {
     pub(crate) async fn clear(&self, claim: &Claim, ids: &[Uuid]) -> Result<(), String> {
         let (done, answer) = oneshot::channel();
         let statement = clear_statement(claim, ids);
-        let request = Request {
-            namespace: claim.document.namespace.clone(),
-            statement,
-            done,
-        };
-        self.queue
-            .send(request)
-            .await
-            .map_err(|_| "the clearing task has ended")?;
+        let request = Request { namespace: claim.document.namespace.clone(), statement, done };
+        self.queue.send(request).await.map_err(|_| "the clearing task has ended")?;
         answer.await.map_err(|_| "the clearing task has ended")?
     }
 }
 
 async fn run(client: Client, mut requests: mpsc::Receiver<Request>) {
+    // A few windows side by side: one that waits for a locked document holds up its own requests alone.
+    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut window = Vec::with_capacity(WINDOW);
     while requests.recv_many(&mut window, WINDOW).await > 0 {
         let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
         for request in window.drain(..) {
-            collections
-                .entry(request.namespace.to_string())
-                .or_default()
-                .push(request);
+            collections.entry(request.namespace.to_string()).or_default().push(request);
         }
-        let commands = collections.into_values().map(|requests| send(&client, requests));
-        futures::future::join_all(commands).await;
+        for requests in collections.into_values() {
+            // Never closed.
+            let Ok(place) = in_flight.clone().acquire_owned().await else { return };
+            let client = client.clone();
+            tokio::spawn(async move {
+                settle(&client, requests).await;
+                drop(place);
+            });
+        }
     }
 }
 
-async fn send(client: &Client, requests: Vec<Request>) {
-    let Some(namespace) = requests.first().map(|request| request.namespace.clone()) else {
-        return;
-    };
-    let (statements, waiting): (Vec<_>, Vec<_>) = requests
-        .into_iter()
-        .map(|request| (request.statement, request.done))
-        .unzip();
-    let command = doc! {
-        "update": &namespace.coll,
-        "updates": statements,
-        "ordered": false,
-        "writeConcern": { "w": 1 },
-    };
+/// Sends a window; where it has no answer as a whole, each of its statements by itself.
+async fn settle(client: &Client, requests: Vec<Request>) {
+    let Some(namespace) = requests.first().map(|request| request.namespace.clone()) else { return };
     let database = client.database(&namespace.db);
-    // A clear can be repeated at will: it matches ids and the claim.
-    let tries = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(1))
-        .with_max_times(5);
-    let answer = (|| async {
-        database
-            .run_command(command.clone())
-            .selection_criteria(primary())
-            .await
-    })
-    .retry(tries)
-    .await;
-    let answers = read_reply(answer, waiting.len());
+    let (statements, waiting): (Vec<_>, Vec<_>) =
+        requests.into_iter().map(|request| (request.statement, request.done)).unzip();
+    let answers = match send(&database, &namespace.coll, statements.clone()).await {
+        Ok(reply) => read_reply(&reply, statements.len()),
+        Err(error) if codes::verdict(&error) == Verdict::Refused => {
+            vec![Err(error.to_string()); statements.len()]
+        }
+        Err(_) => {
+            // A clear can be repeated at will: it matches ids and the claim.
+            let singly = statements.into_iter().map(|statement| {
+                let (database, collection) = (&database, &namespace.coll);
+                async move {
+                    let tries = ExponentialBuilder::default().with_jitter().with_max_times(3);
+                    let send = || send(database, collection, vec![statement.clone()]);
+                    let again = |error: &Error| codes::verdict(error) != Verdict::Refused;
+                    let reply = send.retry(tries).when(again).await.map_err(|error| error.to_string())?;
+                    read_reply(&reply, 1).pop().unwrap_or(Ok(()))
+                }
+            });
+            futures::future::join_all(singly).await
+        }
+    };
     for (done, answer) in waiting.into_iter().zip(answers) {
         // Whoever asked may have gone.
         let _ = done.send(answer);
     }
 }
 
-/// One answer per statement. `run_command` returns `Ok` for a reply that refuses single statements: read it.
-fn read_reply(reply: Result<Document, Error>, statements: usize) -> Vec<Result<(), String>> {
-    let reply = match reply {
-        Ok(reply) => reply,
-        Err(error) => return vec![Err(error.to_string()); statements],
+async fn send(database: &Database, collection: &str, statements: Vec<Document>) -> Result<Document, Error> {
+    let command = doc! {
+        "update": collection,
+        "updates": statements,
+        "ordered": false,
+        "writeConcern": { "w": 1 },
+        "maxTimeMS": LONGEST_MILLIS,
     };
+    database.run_command(command).selection_criteria(primary()).await
+}
+
+/// One answer per statement. `run_command` returns `Ok` for a reply that refuses single statements: read it.
+fn read_reply(reply: &Document, statements: usize) -> Vec<Result<(), String>> {
     let mut answers = vec![Ok(()); statements];
-    for error in reply
-        .get_array("writeErrors")
-        .into_iter()
-        .flatten()
-        .filter_map(|error| error.as_document())
+    for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(|error| error.as_document())
     {
-        let index = error
-            .get_i32("index")
-            .ok()
-            .and_then(|index| usize::try_from(index).ok());
+        let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
         if let Some(answer) = index.and_then(|index| answers.get_mut(index)) {
             *answer = Err(error.get_str("errmsg").unwrap_or("refused").to_owned());
         }
@@ -138,6 +141,6 @@ mod tests {
     #[test]
     fn a_refused_statement_fails_alone() {
         let reply = doc! { "ok": 1, "n": 2, "writeErrors": [{ "index": 1, "code": 2, "errmsg": "no" }] };
-        assert_eq!(read_reply(Ok(reply), 3), [Ok(()), Err("no".into()), Ok(())]);
+        assert_eq!(read_reply(&reply, 3), [Ok(()), Err("no".into()), Ok(())]);
     }
 }

@@ -17,6 +17,10 @@ use mongodb::{
 /// After this long a reading is renewed, in the background.
 const RENEW_AFTER: Duration = Duration::from_secs(30);
 
+/// A reading with a longer round trip (the first one connects) is taken again, at most this often.
+const GOOD_ENOUGH: Duration = Duration::from_millis(5);
+const TRIES: usize = 3;
+
 /// The server's time, at the cost of a local clock. Clones share one reading.
 #[derive(Clone)]
 pub struct ServerClock {
@@ -38,12 +42,7 @@ struct Reading {
 impl ServerClock {
     /// A clock that asks the server on first use.
     pub fn new(client: Client) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                client,
-                reading: Mutex::new(None),
-            }),
-        }
+        Self { shared: Arc::new(Shared { client, reading: Mutex::new(None) }) }
     }
 
     /// The server's time now, to within half a round trip.
@@ -71,10 +70,7 @@ impl ServerClock {
             tokio::spawn(async move {
                 if let Err(error) = shared.renew().await {
                     tracing::debug!(%error, "server time was not renewed; the last reading is carried on");
-                    shared
-                        .lock()
-                        .iter_mut()
-                        .for_each(|reading| reading.renewing = false);
+                    shared.lock().iter_mut().for_each(|reading| reading.renewing = false);
                 }
             });
         }
@@ -87,27 +83,27 @@ impl Shared {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks the server, again where the answer took its time: the error is up to half the round trip.
     async fn renew(&self) -> Result<(), mongodb::error::Error> {
-        let asked = Instant::now();
-        let reply = self
-            .client
-            .database("admin")
-            .run_command(doc! { "hello": 1 })
-            .await?;
-        let round_trip = asked.elapsed();
-        let server = match reply.get_datetime("localTime") {
-            Ok(time) => later(*time, round_trip / 2),
-            Err(error) => {
-                return Err(mongodb::error::Error::custom(format!(
-                    "the reply to `hello`: {error}"
-                )));
+        let mut best: Option<(Duration, Reading)> = None;
+        for _ in 0..TRIES {
+            let asked = Instant::now();
+            let reply = self.client.database("admin").run_command(doc! { "hello": 1 }).await?;
+            let round_trip = asked.elapsed();
+            let server = match reply.get_datetime("localTime") {
+                Ok(time) => later(*time, round_trip / 2),
+                Err(error) => {
+                    return Err(mongodb::error::Error::custom(format!("the reply to `hello`: {error}")));
+                }
+            };
+            if best.is_none_or(|(shortest, _)| round_trip < shortest) {
+                best = Some((round_trip, Reading { server, taken: asked + round_trip, renewing: false }));
             }
-        };
-        *self.lock() = Some(Reading {
-            server,
-            taken: asked + round_trip,
-            renewing: false,
-        });
+            if round_trip < GOOD_ENOUGH {
+                break;
+            }
+        }
+        *self.lock() = best.map(|(_, reading)| reading);
         Ok(())
     }
 }

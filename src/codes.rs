@@ -36,9 +36,8 @@ pub enum Verdict {
 const DUPLICATE: [i32; 2] = [11000, 11001];
 const TOO_LARGE: [i32; 4] = [10334, 17419, 17420, 15];
 /// Codes with which a server breaks off work that it may have done in part.
-const INTERRUPTED: [i32; 17] = [
-    6, 7, 24, 50, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436,
-];
+const INTERRUPTED: [i32; 17] =
+    [6, 7, 24, 50, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436];
 
 /// Reads an error by the table of this module.
 pub fn verdict(error: &Error) -> Verdict {

@@ -124,10 +124,7 @@ impl ProcessDocumentMessages {
         }
         let key = document_key(wire.document_key)?;
         let namespace = Namespace::new(wire.database, wire.collection);
-        Ok(Self {
-            document: DocumentRef { namespace, key },
-            reason: wire.reason,
-        })
+        Ok(Self { document: DocumentRef { namespace, key }, reason: wire.reason })
     }
 }
 
@@ -166,12 +163,10 @@ fn check_value(value: &Bson, depth: usize) -> Result<(), CommandError> {
     }
     match value {
         Bson::Document(document) => {
-            document
-                .iter()
-                .try_for_each(|(name, value)| match name.starts_with('$') {
-                    true => Err(CommandError::BadKey("a field name begins with `$`")),
-                    false => check_value(value, depth + 1),
-                })
+            document.iter().try_for_each(|(name, value)| match name.starts_with('$') {
+                true => Err(CommandError::BadKey("a field name begins with `$`")),
+                false => check_value(value, depth + 1),
+            })
         }
         Bson::Array(items) => items.iter().try_for_each(|item| check_value(item, depth + 1)),
         _ => Ok(()),
@@ -186,10 +181,7 @@ mod tests {
 
     fn command(id: impl Into<Bson>) -> ProcessDocumentMessages {
         let document = DocumentRef::by_id(Namespace::new("shop", "orders.archive"), id);
-        ProcessDocumentMessages {
-            document,
-            reason: Reason::Stream,
-        }
+        ProcessDocumentMessages { document, reason: Reason::Stream }
     }
 
     #[test]

@@ -64,10 +64,7 @@ impl CommandSender {
     /// Sends to `exchange` ([`COMMANDS_EXCHANGE`](crate::command::COMMANDS_EXCHANGE) by default) through `publisher`, which
     /// was started with the [`topology`](Self::topology) or on a broker that has it.
     pub fn new(publisher: Publisher, exchange: impl Into<String>) -> Self {
-        Self {
-            publisher,
-            exchange: exchange.into(),
-        }
+        Self { publisher, exchange: exchange.into() }
     }
 
     /// The exchange for commands (direct, durable), and the queue that dispatchers consume (quorum, with a delivery
@@ -80,32 +77,20 @@ impl CommandSender {
             delivery_limit: Some(COMMANDS_DELIVERY_LIMIT),
             bind: vec![(exchange.clone(), COMMANDS_ROUTING_KEY.to_owned())],
         };
-        let exchange = ExchangeSpec {
-            name: exchange,
-            kind: ExchangeKind::Direct,
-        };
-        Topology {
-            exchanges: vec![exchange],
-            queues: vec![queue],
-            mode,
-        }
+        let exchange = ExchangeSpec { name: exchange, kind: ExchangeKind::Direct };
+        Topology { exchanges: vec![exchange], queues: vec![queue], mode }
     }
 
     /// Sends commands as one window, and answers for each in its place.
     pub async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
         let bodies: Vec<_> = commands.iter().map(ProcessDocumentMessages::to_json).collect();
         let too_long: Vec<_> = bodies.iter().map(|body| too_long(body)).collect();
-        let sound = bodies
-            .into_iter()
-            .zip(&too_long)
-            .filter(|(_, flaw)| flaw.is_none());
+        let sound = bodies.into_iter().zip(&too_long).filter(|(_, flaw)| flaw.is_none());
         let publications = sound.map(|(body, _)| self.publication(body)).collect();
         let mut published = self.publisher.publish(publications).await.into_iter();
         let mut next = || match published.next() {
             Some(published) => self.judge(published),
-            None => Err(SendFailure::Unavailable(
-                "the publisher gave no answer".to_owned(),
-            )),
+            None => Err(SendFailure::Unavailable("the publisher gave no answer".to_owned())),
         };
         let answers = too_long.into_iter().map(|flaw| flaw.map_or_else(&mut next, Err));
         answers.collect()
@@ -128,10 +113,9 @@ impl CommandSender {
     fn judge(&self, published: Published) -> Result<(), SendFailure> {
         match published {
             Published::Confirmed => Ok(()),
-            Published::Unroutable { text, .. } => Err(SendFailure::Unroutable {
-                exchange: self.exchange.clone(),
-                text,
-            }),
+            Published::Unroutable { text, .. } => {
+                Err(SendFailure::Unroutable { exchange: self.exchange.clone(), text })
+            }
             Published::Nacked => Err(SendFailure::Nacked),
             Published::Refused { reason } => Err(SendFailure::Refused(reason)),
             Published::Unavailable { reason, .. } => Err(SendFailure::Unavailable(reason)),
@@ -143,7 +127,5 @@ impl CommandSender {
 fn too_long(body: &[u8]) -> Option<SendFailure> {
     let longest = MAX_COMMAND_BYTES;
     let reason = |bytes| format!("its document key makes it {bytes} bytes long, and {longest} are allowed");
-    Some(body.len())
-        .filter(|bytes| *bytes > longest)
-        .map(|bytes| SendFailure::Refused(reason(bytes)))
+    Some(body.len()).filter(|bytes| *bytes > longest).map(|bytes| SendFailure::Refused(reason(bytes)))
 }

@@ -130,11 +130,13 @@ fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> boo
 /// What keeps this entry from being delivered at that time, whoever asks.
 pub fn hold(entry: &Entry, now: DateTime) -> Option<Hold> {
     let at = entry.available_at.filter(|at| *at > now)?;
-    Some(match (&entry.claimed_by, entry.attempts) {
-        (Some(_), _) => Hold::Claimed(at),
-        (None, 0) => Hold::Scheduled(at),
-        (None, _) => Hold::Retrying(at),
-    })
+    match (&entry.claimed_by, entry.attempts) {
+        (Some(_), _) => Some(Hold::Claimed(at)),
+        (None, 1..) => Some(Hold::Retrying(at)),
+        // Due since it was sent, by another's clock that is ahead of this one: passed over, it would be overtaken.
+        (None, _) if entry.created_at.is_some_and(|created_at| at <= created_at) => None,
+        (None, _) => Some(Hold::Scheduled(at)),
+    }
 }
 
 #[cfg(test)]
@@ -157,24 +159,12 @@ mod tests {
     }
 
     fn names<'a>(found: &Deliverable<'a>) -> Vec<&'a str> {
-        found
-            .entries
-            .iter()
-            .map(|entry| entry.message_type.as_str())
-            .collect()
+        found.entries.iter().map(|entry| entry.message_type.as_str()).collect()
     }
 
     fn ask(slots: &[Slot], ordering: Ordering) -> Deliverable<'_> {
         let serves = |via: Option<&str>| via.is_none();
-        deliverable(
-            slots,
-            Rules {
-                now: at(NOW),
-                ordering,
-                limit: 3,
-                serves: &serves,
-            },
-        )
+        deliverable(slots, Rules { now: at(NOW), ordering, limit: 3, serves: &serves })
     }
 
     fn slots(entries: Vec<Bson>) -> Vec<Slot> {
@@ -199,14 +189,8 @@ mod tests {
     #[test]
     fn a_retrying_or_claimed_head_holds_back_an_ordered_document_only() {
         for (head, hold) in [
-            (
-                doc! { "available_at": at(NOW + 5), "attempts": 1 },
-                Hold::Retrying(at(NOW + 5)),
-            ),
-            (
-                doc! { "available_at": at(NOW + 5), "claimed_by": "x" },
-                Hold::Claimed(at(NOW + 5)),
-            ),
+            (doc! { "available_at": at(NOW + 5), "attempts": 1 }, Hold::Retrying(at(NOW + 5))),
+            (doc! { "available_at": at(NOW + 5), "claimed_by": "x" }, Hold::Claimed(at(NOW + 5))),
             (doc! { "via": "handlers" }, Hold::NotMine),
         ] {
             let slots = slots(vec![entry("head", head), entry("next", doc! {})]);
@@ -217,11 +201,15 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_was_due_when_it_was_sent_is_due_by_every_clock() {
+        let ahead = doc! { "created_at": at(NOW + 50), "available_at": at(NOW + 50) };
+        let slots = slots(vec![entry("first", ahead), entry("second", doc! {})]);
+        assert_eq!(names(&ask(&slots, Ordering::Ordered)), ["first", "second"]);
+    }
+
+    #[test]
     fn an_expired_claim_is_deliverable() {
-        let slots = slots(vec![entry(
-            "a",
-            doc! { "available_at": at(NOW), "claimed_by": "gone" },
-        )]);
+        let slots = slots(vec![entry("a", doc! { "available_at": at(NOW), "claimed_by": "gone" })]);
         assert_eq!(names(&ask(&slots, Ordering::Ordered)), ["a"]);
     }
 
@@ -236,11 +224,7 @@ mod tests {
         let crashed = |claims: i32, attempts: i32| doc! { "claims": claims, "attempts": attempts };
         let alone = slots(vec![entry("a", crashed(5, 0)), entry("b", doc! {})]);
         assert_eq!(names(&ask(&alone, Ordering::Ordered)), ["a"]);
-        let behind = slots(vec![
-            entry("a", doc! {}),
-            entry("b", crashed(5, 0)),
-            entry("c", doc! {}),
-        ]);
+        let behind = slots(vec![entry("a", doc! {}), entry("b", crashed(5, 0)), entry("c", doc! {})]);
         assert_eq!(names(&ask(&behind, Ordering::Ordered)), ["a"]);
         let dying = slots(vec![entry("a", crashed(8, 0)), entry("b", doc! {})]);
         let found = ask(&dying, Ordering::Ordered);

@@ -31,6 +31,9 @@ use crate::{deliverable::Ordering, outbox::Outbox};
 ///
 /// The document's fields `etag` and `outbox` belong to the library. The struct must not write fields of those names
 /// itself; a [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map that picks them up is fine.
+///
+/// **Caveat.** A renamed field with `#[serde(alias = "old")]` makes a document that was saved since hold both names, which serde then
+/// refuses. Rename stored fields with an update of the collection.
 pub trait Document: Serialize + DeserializeOwned + Send + Sync {
     /// The type of `_id`: anything that encodes to a BSON value MongoDB takes as one.
     type Id: Serialize + Send + Sync;

@@ -120,10 +120,7 @@ pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
         Some(other) => return Err(NotAnArray(type_name(other))),
     };
     let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
-    elements
-        .iter()
-        .flat_map(ids_an_update_would_match)
-        .for_each(|id| *seen.entry(id).or_default() += 1);
+    elements.iter().flat_map(ids_an_update_would_match).for_each(|id| *seen.entry(id).or_default() += 1);
     let unique = |id: &Uuid| seen.get(&id.bytes()[..]).copied() == Some(1);
     let slots = elements.iter().enumerate().map(|(index, element)| {
         let entry = read_entry(element).and_then(|entry| match unique(&entry.id) {
@@ -150,11 +147,7 @@ fn ids_an_update_would_match(element: &Bson) -> Vec<Vec<u8>> {
     }
     match element {
         Bson::Document(document) => of_document(document),
-        Bson::Array(members) => members
-            .iter()
-            .filter_map(Bson::as_document)
-            .flat_map(of_document)
-            .collect(),
+        Bson::Array(members) => members.iter().filter_map(Bson::as_document).flat_map(of_document).collect(),
         _ => Vec::new(),
     }
 }
@@ -196,10 +189,7 @@ fn read_entry(element: &Bson) -> Result<Entry, String> {
         claims: count(document, "claims")?,
         last_error: lenient("last_error"),
         delivered_to: strings(document, "delivered_to")?,
-        dead: dead_at.map(|at| Dead {
-            at,
-            reason: lenient("dead_reason").unwrap_or_default(),
-        }),
+        dead: dead_at.map(|at| Dead { at, reason: lenient("dead_reason").unwrap_or_default() }),
     })
 }
 
@@ -220,9 +210,7 @@ fn field<'a, T>(
 }
 
 fn string(document: &Document, name: &str) -> Result<Option<String>, String> {
-    field(document, name, "a string", |value| {
-        value.as_str().map(str::to_owned)
-    })
+    field(document, name, "a string", |value| value.as_str().map(str::to_owned))
 }
 
 fn date(document: &Document, name: &str) -> Result<Option<DateTime>, String> {
@@ -252,11 +240,7 @@ fn count(document: &Document, name: &str) -> Result<i64, String> {
 
 fn strings(document: &Document, name: &str) -> Result<Vec<String>, String> {
     let all = |value: &Bson| {
-        value
-            .as_array()?
-            .iter()
-            .map(|item| item.as_str().map(str::to_owned))
-            .collect::<Option<Vec<_>>>()
+        value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
     };
     field(document, name, "an array of strings", all).map(Option::unwrap_or_default)
 }
@@ -317,10 +301,7 @@ mod tests {
         let slots = read(vec![minimal(id).into()]);
         let entry = slots[0].entry().unwrap();
         assert_eq!((entry.id, entry.attempts, entry.claims), (id, 0, 0));
-        assert_eq!(
-            (&entry.available_at, &entry.via, &entry.dead),
-            (&None, &None, &None)
-        );
+        assert_eq!((&entry.available_at, &entry.via, &entry.dead), (&None, &None, &None));
     }
 
     #[test]
@@ -333,11 +314,7 @@ mod tests {
     #[test]
     fn an_id_that_stands_twice_makes_both_unreadable_and_leaves_the_neighbour() {
         let (twice, once) = (Uuid::new(), Uuid::new());
-        let slots = read(vec![
-            minimal(twice).into(),
-            minimal(once).into(),
-            minimal(twice).into(),
-        ]);
+        let slots = read(vec![minimal(twice).into(), minimal(once).into(), minimal(twice).into()]);
         assert!(reason(&slots[0]).contains("more than once"));
         assert!(slots[1].entry().is_some());
         assert!(reason(&slots[2]).contains("more than once"));
@@ -346,10 +323,7 @@ mod tests {
     #[test]
     fn an_id_hidden_in_an_array_that_an_update_would_match_counts_as_the_same_id() {
         let id = Uuid::new();
-        for hidden in [
-            Bson::Document(doc! { "id": [id] }),
-            Bson::Array(vec![Bson::Document(minimal(id))]),
-        ] {
+        for hidden in [Bson::Document(doc! { "id": [id] }), Bson::Array(vec![Bson::Document(minimal(id))])] {
             let slots = read(vec![minimal(id).into(), hidden]);
             assert!(reason(&slots[0]).contains("more than once"));
         }
@@ -375,11 +349,7 @@ mod tests {
             let mut document = minimal(Uuid::new());
             document.insert(name, value);
             let slots = read(vec![document.into()]);
-            assert!(
-                reason(&slots[0]).contains(&format!("`{name}`")),
-                "{name}: {}",
-                reason(&slots[0])
-            );
+            assert!(reason(&slots[0]).contains(&format!("`{name}`")), "{name}: {}", reason(&slots[0]));
         }
         assert!(reason(&read(vec![Bson::Null])[0]).contains("not an object"));
     }

@@ -129,8 +129,8 @@ pub enum Error {
         /// The field.
         field: String,
     },
-    /// The aggregate's `_id` was changed after it was loaded.
-    #[error("{document}: `_id` was changed; insert a new document instead")]
+    /// The aggregate's `_id`, or a field of its shard key, was changed after it was loaded.
+    #[error("{document}: its `_id` or shard key was changed; insert a new document instead")]
     IdChanged {
         /// Which.
         document: DocumentRef,
@@ -146,25 +146,15 @@ pub enum Error {
 impl Error {
     /// Whether the same call may succeed later, unchanged. False for [`Error::Unknown`]: look first.
     pub fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Unavailable(_) | Self::Contended { .. } | Self::OutboxFull { .. }
-        )
+        matches!(self, Self::Unavailable(_) | Self::Contended { .. } | Self::OutboxFull { .. })
     }
 
     /// Reads an error of a write to this document.
     pub(crate) fn of_write(document: &DocumentRef, source: mongodb::error::Error, bytes: usize) -> Self {
         match codes::verdict(&source) {
             Verdict::NotSent => Self::Unavailable(source),
-            Verdict::Unknown => Self::Unknown {
-                document: document.clone(),
-                source,
-            },
-            Verdict::TooLarge => Self::DocumentTooLarge {
-                document: document.clone(),
-                bytes,
-                cap: 16 << 20,
-            },
+            Verdict::Unknown => Self::Unknown { document: document.clone(), source },
+            Verdict::TooLarge => Self::DocumentTooLarge { document: document.clone(), bytes, cap: 16 << 20 },
             Verdict::Refused | Verdict::Duplicate => Self::Refused(source),
         }
     }

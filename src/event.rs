@@ -16,9 +16,7 @@ pub struct Events<E> {
 
 impl<E: Clone> Default for Events<E> {
     fn default() -> Self {
-        Self {
-            sender: broadcast::Sender::new(BACKLOG),
-        }
+        Self { sender: broadcast::Sender::new(BACKLOG) }
     }
 }
 

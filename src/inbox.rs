@@ -17,10 +17,7 @@ pub struct InboxLimits {
 impl Default for InboxLimits {
     /// 256 messages, 7 days.
     fn default() -> Self {
-        Self {
-            count: 256,
-            age: Duration::from_secs(7 * 24 * 3600),
-        }
+        Self { count: 256, age: Duration::from_secs(7 * 24 * 3600) }
     }
 }
 
@@ -72,12 +69,8 @@ impl Inbox {
         }
         let age = i64::try_from(limits.age.as_millis()).unwrap_or(i64::MAX);
         let oldest = now.timestamp_millis().saturating_sub(age);
-        self.received
-            .retain(|received| received.at.timestamp_millis() >= oldest);
-        self.received.push(Received {
-            id: Uuid::from_bytes(id.into_bytes()),
-            at: now,
-        });
+        self.received.retain(|received| received.at.timestamp_millis() >= oldest);
+        self.received.push(Received { id: Uuid::from_bytes(id.into_bytes()), at: now });
         let surplus = self.received.len().saturating_sub(limits.count.max(1));
         self.received.drain(..surplus);
         true
@@ -85,9 +78,7 @@ impl Inbox {
 
     /// Whether a message was received and is remembered.
     pub fn contains(&self, id: uuid::Uuid) -> bool {
-        self.received
-            .iter()
-            .any(|received| received.id.bytes() == id.into_bytes())
+        self.received.iter().any(|received| received.id.bytes() == id.into_bytes())
     }
 
     /// How many messages are remembered.
@@ -109,10 +100,7 @@ mod tests {
     fn a_message_is_received_once_even_when_its_memory_is_past_its_age() {
         let mut inbox = Inbox::default();
         let (id, other) = (uuid::Uuid::now_v7(), uuid::Uuid::now_v7());
-        let limits = InboxLimits {
-            count: 10,
-            age: Duration::from_millis(100),
-        };
+        let limits = InboxLimits { count: 10, age: Duration::from_millis(100) };
         assert!(inbox.receive_at(limits, id, DateTime::from_millis(0)));
         assert!(!inbox.receive_at(limits, id, DateTime::from_millis(1_000)));
         assert!(inbox.receive_at(limits, other, DateTime::from_millis(1_000)));
@@ -122,19 +110,11 @@ mod tests {
     #[test]
     fn an_inbox_forgets_the_oldest_first() {
         let mut inbox = Inbox::default();
-        let limits = InboxLimits {
-            count: 2,
-            age: Duration::from_secs(60),
-        };
+        let limits = InboxLimits { count: 2, age: Duration::from_secs(60) };
         let ids: Vec<_> = (0..3).map(|_| uuid::Uuid::now_v7()).collect();
-        ids.iter()
-            .for_each(|id| assert!(inbox.receive_within(limits, *id)));
+        ids.iter().for_each(|id| assert!(inbox.receive_within(limits, *id)));
         assert_eq!(
-            (
-                inbox.contains(ids[0]),
-                inbox.contains(ids[1]),
-                inbox.contains(ids[2])
-            ),
+            (inbox.contains(ids[0]), inbox.contains(ids[1]), inbox.contains(ids[2])),
             (false, true, true)
         );
     }

@@ -1,7 +1,7 @@
 //! The inline dispatcher: delivery right after the save, by the process that saved.
 //!
 //! # Flow
-//! A save first asks for a [`Seat`]. With a seat, and where the save's own filter proves the outbox empty, the new entries
+//! A save first asks for a *seat*. With a seat, and where the save's own filter proves the outbox empty, the new entries
 //! are *born claimed*: written with the claim that delivers them, and published without another write. In every other
 //! case they are born unclaimed, and the inline dispatcher claims them like anyone else. Without a seat (full, the
 //! broker away, shutting down, switched off) the message waits in the document for the rescuer.
@@ -14,18 +14,22 @@ use std::{sync::Arc, time::Duration};
 use mongodb::{
     Client,
     bson::{DateTime, Uuid},
+    error::Error as DriverError,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use crate::{
     CommandSender, DocumentRef, RetryPolicy,
     claim::{Claim, Claimer},
     clock::ServerClock,
     command::{ProcessDocumentMessages, Reason},
-    deliver::{Answer, Deliver, Envelope, Outcome},
+    deliver::{Answer, Deliver, Envelope, Outcome, deadline},
     deliverable::{Hold, Ordering},
-    entry::read_outbox,
+    entry::{Entry, Slot},
     event::{Event, Events},
     process::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
     turns::Turns,
@@ -159,7 +163,11 @@ struct Shared {
 }
 
 /// The right to deliver one save's messages.
-pub(crate) struct Seat(OwnedSemaphorePermit);
+pub(crate) struct Seat {
+    _permit: OwnedSemaphorePermit,
+    /// Closing waits for it.
+    _token: TaskTrackerToken,
+}
 
 /// What is to be delivered.
 pub(crate) enum Work {
@@ -186,7 +194,9 @@ impl Inline {
         }
     }
 
-    /// An inline dispatcher that delivers nothing, for a process that only saves: the rescuer delivers.
+    /// An inline dispatcher that delivers nothing, for a process that only saves: the rescuer delivers. It knows of no
+    /// handlers: its messages are for the broker. Where some are for handlers, use [`Mode::Off`] with the deliverer that
+    /// the delivering processes have.
     pub fn off(client: &Client) -> Self {
         Self::builder(client).mode(Mode::Off).deliver_to(Elsewhere)
     }
@@ -201,10 +211,7 @@ impl Inline {
     pub async fn close(&self, grace: Duration) {
         self.shared.closing.cancel();
         self.shared.tasks.close();
-        if tokio::time::timeout(grace, self.shared.tasks.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(grace, self.shared.tasks.wait()).await.is_err() {
             self.shared.stop.cancel();
             self.shared.tasks.wait().await;
         }
@@ -232,20 +239,19 @@ impl Inline {
         if shared.closing.is_cancelled() || !shared.processor.deliverer().is_available() {
             return Err(Dispatch::Skipped);
         }
-        shared
-            .seats
-            .clone()
-            .try_acquire_owned()
-            .map(Seat)
-            .map_err(|_full| Dispatch::Skipped)
+        let permit = shared.seats.clone().try_acquire_owned().map_err(|_full| Dispatch::Skipped)?;
+        Ok(Seat { _permit: permit, _token: shared.tasks.token() })
     }
 
     /// Reports that a save's messages were left to the rescuer.
     pub(crate) fn skipped(&self, document: &DocumentRef) {
         tracing::debug!(%document, "not delivered inline; left to the rescuer");
-        self.events().emit(Event::Skipped {
-            document: document.clone(),
-        });
+        self.events().emit(Event::Skipped { document: document.clone() });
+    }
+
+    /// Whether messages with this `via` can be delivered from here.
+    pub(crate) fn serves(&self, via: Option<&str>) -> bool {
+        self.shared.processor.deliverer().serves(via)
     }
 
     /// Delivers a save's messages, by the mode.
@@ -257,15 +263,18 @@ impl Inline {
         ordering: Ordering,
     ) -> Dispatch {
         let shared = self.shared.clone();
-        let awaited = shared.mode == Mode::Await;
+        // A handler that saves is itself part of a delivery; were it to wait for the next one, the two could wait for
+        // each other.
+        let awaited = shared.mode == Mode::Await && deadline().is_none();
+        let waiting = ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect();
         // A task of its own: a caller that goes away must not take the delivery with it.
         let task = self.shared.tasks.spawn(async move {
-            let Seat(_permit) = seat;
+            let _seat = seat;
             shared.deliver(work, &ids, ordering, awaited).await
         });
         match awaited {
             false => Dispatch::Background,
-            true => Dispatch::Settled(task.await.unwrap_or_default()),
+            true => Dispatch::Settled(task.await.unwrap_or(waiting)),
         }
     }
 }
@@ -282,106 +291,96 @@ impl Shared {
             Work::BornClaimed(claim) => claim.document.clone(),
             Work::Unclaimed(document) => document.clone(),
         };
+        let mut known = Vec::new();
         let done = match work {
-            Work::BornClaimed(claim) => self.deliver_claimed(&claim, ordering).await,
-            Work::Unclaimed(document) => self.deliver_unclaimed(&document, ordering, awaited).await,
-        };
-        let dispositions = match done {
-            Ok(dispositions) => dispositions,
-            Err(error) => {
-                tracing::warn!(%document, %error, "inline delivery broke off; the rescuer goes on");
-                return ids
-                    .iter()
-                    .map(|id| (as_uuid(*id), Disposition::Waiting))
-                    .collect();
+            Work::BornClaimed(claim) => self.deliver_claimed(&claim, ordering, &mut known).await,
+            Work::Unclaimed(document) => {
+                self.deliver_unclaimed(&document, ordering, awaited, &mut known).await
             }
         };
-        match dispositions {
-            Some(known) => ids.iter().map(|id| (as_uuid(*id), find(&known, *id))).collect(),
-            None if awaited => self.look(&document, ids).await,
-            None => Vec::new(),
+        if let Err(error) = done {
+            tracing::warn!(%document, %error, "inline delivery broke off; the rescuer goes on");
+        }
+        if known.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. })) {
+            self.hand_off(&document).await;
+        }
+        match awaited {
+            true => self.look(&document, ids, &known).await,
+            false => Vec::new(),
         }
     }
 
-    async fn deliver_claimed(&self, claim: &Claim, ordering: Ordering) -> Settled {
+    async fn deliver_claimed(
+        &self,
+        claim: &Claim,
+        ordering: Ordering,
+        known: &mut Dispositions,
+    ) -> Result<(), DriverError> {
         // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
         let _turn = self.turns.beside(&claim.document);
         let pass = self.processor.deliver_claim(claim, ordering, &self.stop).await?;
-        if let Some(Processed::Held(Hold::Retrying(_))) = pass.stopped() {
-            self.hand_off(&claim.document).await;
-        }
-        Ok(Some(pass.dispositions))
+        known.extend(pass.dispositions);
+        Ok(())
     }
 
-    async fn deliver_unclaimed(&self, document: &DocumentRef, ordering: Ordering, awaited: bool) -> Settled {
+    async fn deliver_unclaimed(
+        &self,
+        document: &DocumentRef,
+        ordering: Ordering,
+        awaited: bool,
+        known: &mut Dispositions,
+    ) -> Result<(), DriverError> {
         let turn = match awaited {
             true => self.turns.queue(document).await,
             false => self.turns.join(document).await,
         };
-        let Some(_turn) = turn else { return Ok(None) };
+        let Some(_turn) = turn else { return Ok(()) };
         let (mut wait, mut waited) = (CLAIM_WAIT, Duration::ZERO);
         loop {
-            match self.processor.process(document, ordering, &self.stop).await? {
+            match self.processor.process_into(document, ordering, &self.stop, known).await? {
                 // Another process delivers what stands before; it will be done in moments, or has died.
                 Processed::Held(Hold::Claimed(_)) if waited < self.processor.claimer().lease => {
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
-                        () = self.stop.cancelled() => return Ok(None),
+                        () = self.stop.cancelled() => return Ok(()),
                     }
                     waited += wait;
                     wait = (wait * 2).min(CLAIM_WAIT_MAX);
                 }
-                Processed::Held(Hold::Retrying(_)) => {
-                    self.hand_off(document).await;
-                    return Ok(None);
-                }
-                _ => return Ok(None),
+                _ => return Ok(()),
             }
         }
     }
 
-    /// What became of messages, read off the document: gone is delivered.
-    async fn look(&self, document: &DocumentRef, ids: &[Uuid]) -> Vec<(uuid::Uuid, Disposition)> {
-        let waiting = || {
-            ids.iter()
-                .map(|id| (as_uuid(*id), Disposition::Waiting))
-                .collect()
+    /// What became of messages: as this process knows, else read off the document.
+    async fn look(
+        &self,
+        document: &DocumentRef,
+        ids: &[Uuid],
+        known: &Dispositions,
+    ) -> Vec<(uuid::Uuid, Disposition)> {
+        let known = |id: Uuid| {
+            known.iter().rev().find(|(of, _)| *of == id).map(|(_, disposition)| disposition.clone())
         };
-        let slots = match self.processor.claimer().read(document).await {
-            Ok(Some(Ok(slots))) => slots,
-            Ok(None) => read_outbox(None).unwrap_or_default(),
-            Ok(Some(Err(_))) | Err(_) => return waiting(),
+        let unknown = ids.iter().any(|id| known(*id).is_none());
+        let read = match unknown {
+            true => self.processor.claimer().read(document).await,
+            false => Ok(None),
         };
-        let entry = |id: Uuid| {
-            slots
-                .iter()
-                .filter_map(|slot| slot.entry())
-                .find(|entry| entry.id == id)
+        let read = |id: Uuid| match &read {
+            Ok(Some(Ok(slots))) => disposition(slots, id),
+            Ok(None) => Disposition::Cleared,
+            Ok(Some(Err(_))) | Err(_) => Disposition::Waiting,
         };
-        let disposition = |id: Uuid| match entry(id) {
-            None => Disposition::Delivered,
-            Some(entry) if entry.dead.is_some() => Disposition::Dead {
-                error: entry.last_error.clone().unwrap_or_default(),
-            },
-            Some(entry) if entry.attempts > 0 => Disposition::Retrying {
-                error: entry.last_error.clone().unwrap_or_default(),
-            },
-            Some(_) => Disposition::Waiting,
-        };
-        ids.iter().map(|id| (as_uuid(*id), disposition(*id))).collect()
+        ids.iter().map(|id| (as_uuid(*id), known(*id).unwrap_or_else(|| read(*id)))).collect()
     }
 
     /// Tells the workers that a failed delivery is theirs now. A command that fails is no loss: the sweep finds it.
     async fn hand_off(&self, document: &DocumentRef) {
         let Some(commands) = &self.handoff else { return };
-        let command = ProcessDocumentMessages {
-            document: document.clone(),
-            reason: Reason::Handoff,
-        };
+        let command = ProcessDocumentMessages { document: document.clone(), reason: Reason::Handoff };
         match commands.send(vec![command]).await.pop() {
-            Some(Ok(())) => self.processor.events().emit(Event::HandedOff {
-                document: document.clone(),
-            }),
+            Some(Ok(())) => self.processor.events().emit(Event::HandedOff { document: document.clone() }),
             Some(Err(error)) => {
                 tracing::debug!(%document, %error, "the hand-off was not sent; the sweep will find it")
             }
@@ -390,12 +389,18 @@ impl Shared {
     }
 }
 
-/// Known dispositions; none where the document must be asked.
-type Settled = Result<Option<Vec<(Uuid, Disposition)>>, mongodb::error::Error>;
+type Dispositions = Vec<(Uuid, Disposition)>;
 
-fn find(known: &[(Uuid, Disposition)], id: Uuid) -> Disposition {
-    let found = known.iter().find(|(of, _)| *of == id);
-    found.map_or(Disposition::Waiting, |(_, disposition)| disposition.clone())
+/// What an outbox says of a message. While elements of it cannot be read, one that is not found may be among them.
+fn disposition(slots: &[Slot], id: Uuid) -> Disposition {
+    let error = |entry: &Entry| entry.last_error.clone().unwrap_or_default();
+    match slots.iter().filter_map(Slot::entry).find(|entry| entry.id == id) {
+        Some(entry) if entry.dead.is_some() => Disposition::Dead { error: error(entry) },
+        Some(entry) if entry.attempts > 0 => Disposition::Retrying { error: error(entry) },
+        Some(_) => Disposition::Waiting,
+        None if slots.iter().any(|slot| slot.entry().is_none()) => Disposition::Waiting,
+        None => Disposition::Cleared,
+    }
 }
 
 fn as_uuid(id: Uuid) -> uuid::Uuid {

@@ -23,10 +23,7 @@ pub struct DocumentRef {
 impl DocumentRef {
     /// Names a document by its `_id` alone.
     pub fn by_id(namespace: Namespace, id: impl Into<Bson>) -> Self {
-        Self {
-            namespace,
-            key: doc! { "_id": id.into() },
-        }
+        Self { namespace, key: doc! { "_id": id.into() } }
     }
 
     /// The `_id`.
@@ -38,10 +35,7 @@ impl DocumentRef {
     ///
     /// Values that a query would read as an expression (sub-documents, regular expressions) stand behind `$eq`.
     pub fn filter(&self) -> Document {
-        self.key
-            .iter()
-            .map(|(name, value)| (name.clone(), equal_to(value)))
-            .collect()
+        self.key.iter().map(|(name, value)| (name.clone(), equal_to(value))).collect()
     }
 
     /// The `_id` as text, as it stands in the CloudEvents `subject` and in logs: a string as it is, an
@@ -53,9 +47,9 @@ impl DocumentRef {
             Bson::Int32(number) => number.to_string(),
             Bson::Int64(number) => number.to_string(),
             Bson::Boolean(value) => value.to_string(),
-            Bson::DateTime(date) => date
-                .try_to_rfc3339_string()
-                .unwrap_or_else(|_| date.timestamp_millis().to_string()),
+            Bson::DateTime(date) => {
+                date.try_to_rfc3339_string().unwrap_or_else(|_| date.timestamp_millis().to_string())
+            }
             Bson::Binary(binary) => match binary.to_uuid() {
                 Ok(uuid) => uuid.to_string(),
                 Err(_) => Bson::Binary(binary.clone()).into_relaxed_extjson().to_string(),

@@ -49,10 +49,8 @@ impl Outbox {
     ///
     /// The returned handle adds headers and knows the message's id.
     pub fn send<M: Message>(&mut self, message: M) -> &mut Staged {
-        let headers = M::SCHEMA
-            .map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned()))
-            .into_iter()
-            .collect();
+        let headers =
+            M::SCHEMA.map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned())).into_iter().collect();
         self.staged.push(Staged {
             id: new_id(),
             message_type: M::TYPE,
@@ -65,13 +63,8 @@ impl Outbox {
 
     /// The messages of one type that were sent, decoded; one that doesn't decode is left out.
     pub fn sent<M: Message + DeserializeOwned>(&self) -> Vec<M> {
-        let of_type = self
-            .staged
-            .iter()
-            .filter(|staged| M::is_named(staged.message_type));
-        of_type
-            .filter_map(|staged| codec::decode_value(staged.payload.as_ref().ok()?).ok())
-            .collect()
+        let of_type = self.staged.iter().filter(|staged| M::is_named(staged.message_type));
+        of_type.filter_map(|staged| codec::decode_value(staged.payload.as_ref().ok()?).ok()).collect()
     }
 
     /// The types of what was sent, in order.

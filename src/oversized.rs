@@ -42,24 +42,16 @@ pub(crate) struct Lease {
 impl Lease {
     /// Whether a message was given up while the document had no room to say so.
     pub(crate) fn is_dead(&self, slot: &Slot) -> bool {
-        let dead = self
-            .state
-            .get_array("dead")
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+        let dead = self.state.get_array("dead").map(Vec::as_slice).unwrap_or_default();
         let is = |id: Uuid| {
-            dead.iter()
-                .filter_map(Bson::as_document)
-                .any(|entry| entry.get("id") == Some(&Bson::from(id)))
+            dead.iter().filter_map(Bson::as_document).any(|entry| entry.get("id") == Some(&Bson::from(id)))
         };
         slot.entry().is_some_and(|entry| is(entry.id))
     }
 
     /// When the head may be tried again, if it failed.
     pub(crate) fn retry_at(&self, id: Uuid) -> Option<DateTime> {
-        (self.attempts(id) > 0)
-            .then(|| self.state.get_datetime("retry_at").ok().copied())
-            .flatten()
+        (self.attempts(id) > 0).then(|| self.state.get_datetime("retry_at").ok().copied()).flatten()
     }
 
     fn attempts(&self, id: Uuid) -> u32 {
@@ -82,11 +74,7 @@ impl Lease {
 
 impl Oversized {
     pub(crate) fn new(client: &Client, state_database: &str, lease: Duration, retry: RetryPolicy) -> Self {
-        Self {
-            leases: client.database(state_database).collection(LEASES),
-            lease,
-            retry,
-        }
+        Self { leases: client.database(state_database).collection(LEASES), lease, retry }
     }
 
     /// Takes the lease, or says until when another holds it.
@@ -109,11 +97,7 @@ impl Oversized {
             .write_concern(majority())
             .await;
         match taken {
-            Ok(state) => Ok(Ok(Lease {
-                token: token.into(),
-                until,
-                state: state.unwrap_or_default(),
-            })),
+            Ok(state) => Ok(Ok(Lease { token: token.into(), until, state: state.unwrap_or_default() })),
             // The upsert met the lease of another.
             Err(error) if codes::verdict(&error) == Verdict::Duplicate => Ok(Err(until)),
             Err(error) => Err(error),
@@ -139,10 +123,7 @@ impl Oversized {
     /// Removes a delivered message.
     pub(crate) async fn clear(&self, client: &Client, document: &DocumentRef, id: Uuid) -> Result<(), Error> {
         let pull = doc! { "$pull": { "outbox": { "id": id } } };
-        collection(client, document)
-            .update_one(document.filter(), pull)
-            .write_concern(majority())
-            .await?;
+        collection(client, document).update_one(document.filter(), pull).write_concern(majority()).await?;
         Ok(())
     }
 
@@ -157,15 +138,13 @@ impl Oversized {
     ) -> Result<Option<DateTime>, Error> {
         let attempts = lease.attempts(id) + 1;
         if attempts >= self.retry.max_attempts {
-            self.die(document, lease, id, now, DeadReason::AttemptsExhausted, error)
-                .await?;
+            self.die(document, lease, id, now, DeadReason::AttemptsExhausted, error).await?;
             return Ok(None);
         }
         let retry_at = later(now, self.retry.backoff(attempts));
         let state =
             doc! { "entry": id, "attempts": attempts, "retry_at": retry_at, "last_error": cut(error) };
-        self.update(document, lease, doc! { "$set": state, "$unset": { "until": "" } })
-            .await?;
+        self.update(document, lease, doc! { "$set": state, "$unset": { "until": "" } }).await?;
         Ok(Some(retry_at))
     }
 
@@ -182,18 +161,12 @@ impl Oversized {
         let dead =
             doc! { "id": id, "dead_at": now, "dead_reason": reason.as_str(), "last_error": cut(error) };
         let head = doc! { "until": "", "entry": "", "attempts": "", "retry_at": "", "last_error": "" };
-        self.update(
-            document,
-            lease,
-            doc! { "$push": { "dead": dead }, "$unset": head },
-        )
-        .await
+        self.update(document, lease, doc! { "$push": { "dead": dead }, "$unset": head }).await
     }
 
     /// Gives the lease back and keeps what is known.
     pub(crate) async fn release(&self, document: &DocumentRef, lease: &Lease) -> Result<(), Error> {
-        self.update(document, lease, doc! { "$unset": { "until": "" } })
-            .await
+        self.update(document, lease, doc! { "$unset": { "until": "" } }).await
     }
 
     /// Gives the lease back; nothing need be known any more, unless messages died.
@@ -208,10 +181,7 @@ impl Oversized {
 
     async fn update(&self, document: &DocumentRef, lease: &Lease, update: Document) -> Result<(), Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
-        self.leases
-            .update_one(mine, update)
-            .write_concern(majority())
-            .await?;
+        self.leases.update_one(mine, update).write_concern(majority()).await?;
         Ok(())
     }
 }
@@ -221,7 +191,5 @@ fn id_of(document: &DocumentRef) -> Document {
 }
 
 fn collection(client: &Client, document: &DocumentRef) -> Collection<RawDocumentBuf> {
-    client
-        .database(&document.namespace.db)
-        .collection(&document.namespace.coll)
+    client.database(&document.namespace.db).collection(&document.namespace.coll)
 }

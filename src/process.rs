@@ -30,7 +30,7 @@ use crate::{
     claim::{Claim, Claimed, Claimer},
     clears::Clears,
     clock::{ServerClock, later, until},
-    deliver::{Answer, Deliver, Envelope, Outcome},
+    deliver::{Answer, Deliver, Envelope, Outcome, within},
     deliverable::{Deliverable, Hold, Ordering, Rules, deliverable},
     entry::{DeadReason, Entry, Slot},
     event::{Event, Events},
@@ -40,14 +40,20 @@ use crate::{
 /// How often a lost race for a claim is run again at once before the document is left to who won.
 const RACES: usize = 5;
 
+/// A shorter lease would run out while its own claim is written.
+const SHORTEST_LEASE: Duration = Duration::from_millis(500);
+/// A window of clears names every entry of its claims; it must fit into one command.
+const MOST_IN_A_CLAIM: usize = 500;
+
 /// How a [`Processor`] works.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessorSettings {
     /// Begins every claim's value; shown to operators. Default: the process id.
     pub name: String,
-    /// How long a claim holds. Default 60 s.
+    /// How long a claim holds. Default 60 s, at least 500 ms. A delivery is begun while half of it is left, and cut off when nine
+    /// tenths have passed.
     pub lease: Duration,
-    /// At most this many entries in one claim. Default 100.
+    /// At most this many entries in one claim. Default 100, at most 500.
     pub claim_limit: usize,
     /// What is done about failures.
     pub retry: RetryPolicy,
@@ -105,6 +111,9 @@ pub enum Disposition {
     },
     /// It was not tried yet, or not to the end; the rescuer sees to it.
     Waiting,
+    /// It has left the outbox without this process: another delivered it, or its document was deleted or overwritten by a
+    /// writer that doesn't keep to the library.
+    Cleared,
 }
 
 /// Processes documents: clones share one queue of clears.
@@ -137,27 +146,15 @@ impl Processor {
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
     ) -> Self {
-        let ProcessorSettings {
-            name,
-            lease,
-            claim_limit,
-            retry,
-            counts_claims,
-            state_database,
-        } = settings;
+        let ProcessorSettings { name, lease, claim_limit, retry, counts_claims, state_database } = settings;
         Self {
             oversized: Oversized::new(&client, &state_database, lease, retry.clone()),
             clears: Clears::start(client.clone()),
-            claimer: Claimer {
-                client,
-                name,
-                lease,
-                counts_claims,
-            },
+            claimer: Claimer { client, name, lease: lease.max(SHORTEST_LEASE), counts_claims },
             clock,
             deliver,
             retry,
-            claim_limit: claim_limit.max(1),
+            claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
             events: Events::default(),
         }
     }
@@ -191,6 +188,17 @@ impl Processor {
         ordering: Ordering,
         stop: &CancellationToken,
     ) -> Result<Processed, Error> {
+        self.process_into(document, ordering, stop, &mut Vec::new()).await
+    }
+
+    /// Like [`process`](Self::process), and notes what became of each message that was tried.
+    pub(crate) async fn process_into(
+        &self,
+        document: &DocumentRef,
+        ordering: Ordering,
+        stop: &CancellationToken,
+        dispositions: &mut Vec<(Uuid, Disposition)>,
+    ) -> Result<Processed, Error> {
         let mut races = 0;
         let mut told = false;
         loop {
@@ -216,8 +224,13 @@ impl Processor {
                 self.tell(document, &slots, &plan);
             }
             if let Some(entry) = plan.crashed.filter(|_| plan.entries.is_empty()) {
-                self.die_crashed(document, entry, now).await?;
-                continue;
+                if !self.die_crashed(document, entry, now).await? {
+                    races += 1;
+                }
+                match races > RACES {
+                    true => return Ok(Processed::Held(Hold::Claimed(now))),
+                    false => continue,
+                }
             }
             if plan.entries.is_empty() {
                 return Ok(plan.held.map_or(Processed::Done, Processed::Held));
@@ -236,6 +249,7 @@ impl Processor {
             };
             let complete = !plan.more && plan.held.is_none() && claim.entries.len() == plan.entries.len();
             let pass = self.deliver_claim(&claim, ordering, stop).await?;
+            dispositions.extend(pass.dispositions);
             match pass.stopped {
                 // In an unordered document, one that waits for its retry holds back none of those not yet claimed.
                 Some(Processed::Held(Hold::Retrying(_))) if plan.more && ordering == Ordering::Unordered => {}
@@ -248,15 +262,7 @@ impl Processor {
 
     fn plan<'a>(&self, slots: &'a [Slot], ordering: Ordering, now: DateTime) -> Deliverable<'a> {
         let serves = |via: Option<&str>| self.deliver.serves(via);
-        deliverable(
-            slots,
-            Rules {
-                now,
-                ordering,
-                limit: self.claim_limit,
-                serves: &serves,
-            },
-        )
+        deliverable(slots, Rules { now, ordering, limit: self.claim_limit, serves: &serves })
     }
 
     /// Delivers what a claim holds, and settles every entry of it.
@@ -275,17 +281,13 @@ impl Processor {
             trouble: None,
         };
         // An ordered document's window holds one message: pipelined, the second would overtake a failed first.
-        let width = if ordering == Ordering::Ordered {
-            1
-        } else {
-            self.claim_limit
-        };
+        let width = if ordering == Ordering::Ordered { 1 } else { self.claim_limit };
         let mut windows = claim.entries.chunks(width);
         for window in windows.by_ref() {
             if stop.is_cancelled() {
                 pass.give_back(window, "shutdown");
                 pass.pass.stop(Processed::Interrupted);
-            } else if self.lease_left(claim).await? <= self.margin() {
+            } else if !self.may_begin(claim, Duration::ZERO).await {
                 pass.give_back(window, "not enough of the lease is left");
                 pass.pass.cut_short = true;
                 break;
@@ -305,18 +307,11 @@ impl Processor {
 
     /// Delivers a window, with the quick tries in place for what fails in passing.
     async fn deliver_window(&self, claim: &Claim, window: &[Entry]) -> Vec<Answer> {
-        let mut envelopes: Vec<_> = window
-            .iter()
-            .map(|entry| Envelope::of(&claim.document, entry))
-            .collect();
+        let mut envelopes: Vec<_> = window.iter().map(|entry| Envelope::of(&claim.document, entry)).collect();
         let mut answers = self.attempt(claim, &envelopes).await;
         for wait in self.retry.quick().build() {
-            let failed: Vec<usize> = (0..answers.len())
-                .filter(|i| is_transient(&answers[*i]))
-                .collect();
-            if failed.is_empty()
-                || !matches!(self.lease_left(claim).await, Ok(left) if left > self.margin() + wait)
-            {
+            let failed: Vec<usize> = (0..answers.len()).filter(|i| is_transient(&answers[*i])).collect();
+            if failed.is_empty() || !self.may_begin(claim, wait).await {
                 break;
             }
             tokio::time::sleep(wait).await;
@@ -328,17 +323,22 @@ impl Processor {
                 answers[index] = answer;
             }
         }
+        // What a try served stays served, also when the next one came to no answer.
+        for (answer, envelope) in answers.iter_mut().zip(envelopes) {
+            if answer.delivered_to.is_empty() && answer.outcome != Outcome::Delivered {
+                answer.delivered_to = envelope.delivered_to;
+            }
+        }
         answers
     }
 
     /// One try, guarded: a deliverer that hangs, panics or miscounts becomes failed attempts.
     async fn attempt(&self, claim: &Claim, window: &[Envelope]) -> Vec<Answer> {
-        let left = self
-            .lease_left(claim)
-            .await
-            .unwrap_or_default()
-            .saturating_sub(self.margin());
-        let delivery = AssertUnwindSafe(self.deliver.deliver(window)).catch_unwind();
+        let left = self.lease_left(claim).await.unwrap_or_default().saturating_sub(self.margin());
+        // A deliverer that keeps an eye on the time answers just before it is dropped, for those that have answered.
+        let deadline = tokio::time::Instant::now() + left.mul_f64(0.95);
+        let delivery = within(Some(deadline), self.deliver.deliver(window));
+        let delivery = AssertUnwindSafe(delivery).catch_unwind();
         let mut answers = match tokio::time::timeout(left, delivery).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(_panic)) => fail_all(window, "the deliverer panicked"),
@@ -352,11 +352,7 @@ impl Processor {
             Err(_elapsed) => fail_all(window, "no answer before the claim ran out"),
         };
         if answers.len() != window.len() {
-            let text = format!(
-                "the deliverer answered {} of {} messages",
-                answers.len(),
-                window.len()
-            );
+            let text = format!("the deliverer answered {} of {} messages", answers.len(), window.len());
             answers = fail_all(window, &text);
         }
         answers
@@ -366,21 +362,24 @@ impl Processor {
         Ok(until(self.clock.now().await?, claim.until))
     }
 
-    /// What must be left of a lease to begin a delivery, and is kept to record its outcome.
+    /// Whether enough is left of a lease to begin another delivery after this wait: half of it. With less, a message that needs
+    /// its time would be cut off by the others before it.
+    async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
+        matches!(self.lease_left(claim).await, Ok(left) if left > self.claimer.lease / 2 + wait)
+    }
+
+    /// What is kept of a lease to record a delivery's outcome.
     fn margin(&self) -> Duration {
         self.claimer.lease / 10
     }
 
-    async fn die_crashed(&self, document: &DocumentRef, entry: &Entry, now: DateTime) -> Result<(), Error> {
-        if self.claimer.die_crashed(document, entry, now).await? {
-            self.tell_died(
-                document,
-                entry,
-                DeadReason::Crashed,
-                "its claimers ended without an answer",
-            );
+    /// False when somebody else changed the entry meanwhile.
+    async fn die_crashed(&self, document: &DocumentRef, entry: &Entry, now: DateTime) -> Result<bool, Error> {
+        let died = self.claimer.die_crashed(document, entry, now).await?;
+        if died {
+            self.tell_died(document, entry, DeadReason::Crashed, "its claimers ended without an answer");
         }
-        Ok(())
+        Ok(died)
     }
 
     /// Delivers the head of a document that has no room for a claim. None: look at the document again.
@@ -395,13 +394,14 @@ impl Processor {
             Ok(lease) => lease,
             Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
         };
-        self.events.emit(Event::Oversized {
-            document: document.clone(),
-        });
+        self.events.emit(Event::Oversized { document: document.clone() });
         tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
         // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
         let slots = match self.oversized.read(&self.claimer.client, document).await? {
-            None => return Ok(Some(Processed::Gone)),
+            None => {
+                self.oversized.forget(document, &lease).await?;
+                return Ok(Some(Processed::Gone));
+            }
             Some(outbox) => outbox.unwrap_or_default(),
         };
         let live: Vec<Slot> = slots.into_iter().filter(|slot| !lease.is_dead(slot)).collect();
@@ -422,9 +422,7 @@ impl Processor {
         let answer = self.deliver_window(&claim, &claim.entries).await.swap_remove(0);
         match answer.outcome {
             Outcome::Delivered => {
-                self.oversized
-                    .clear(&self.claimer.client, document, entry.id)
-                    .await?;
+                self.oversized.clear(&self.claimer.client, document, entry.id).await?;
                 self.oversized.forget(document, &lease).await?;
                 self.tell_delivered(document, entry);
                 Ok(None)
@@ -434,10 +432,7 @@ impl Processor {
                 Ok(Some(Processed::Unavailable))
             }
             Outcome::Transient(error) => {
-                let failure = self
-                    .oversized
-                    .fail(document, &lease, entry.id, now, &error)
-                    .await?;
+                let failure = self.oversized.fail(document, &lease, entry.id, now, &error).await?;
                 match failure {
                     Some(retry_at) => {
                         self.tell_failed(document, entry, &error);
@@ -450,9 +445,7 @@ impl Processor {
                 }
             }
             Outcome::Permanent(error) => {
-                self.oversized
-                    .die(document, &lease, entry.id, now, DeadReason::Permanent, &error)
-                    .await?;
+                self.oversized.die(document, &lease, entry.id, now, DeadReason::Permanent, &error).await?;
                 self.tell_died(document, entry, DeadReason::Permanent, &error);
                 Ok(None)
             }
@@ -496,12 +489,10 @@ impl<'a> Settling<'a> {
                 self.fail(entry, &error, &answer.delivered_to).await;
             }
             Outcome::Transient(error) => {
-                self.die(entry, DeadReason::AttemptsExhausted, &error, &answer.delivered_to)
-                    .await;
+                self.die(entry, DeadReason::AttemptsExhausted, &error, &answer.delivered_to).await;
             }
             Outcome::Permanent(error) => {
-                self.die(entry, DeadReason::Permanent, &error, &answer.delivered_to)
-                    .await;
+                self.die(entry, DeadReason::Permanent, &error, &answer.delivered_to).await;
             }
         }
     }
@@ -516,57 +507,35 @@ impl<'a> Settling<'a> {
             Ok(now) => {
                 let retry_at = later(now, self.processor.retry.backoff(attempts));
                 self.pass.stop(Processed::Held(Hold::Retrying(retry_at)));
-                self.processor
-                    .claimer
-                    .fail(self.claim, entry, retry_at, error, delivered_to)
-                    .await
+                self.processor.claimer.fail(self.claim, entry, retry_at, error, delivered_to).await
             }
             Err(error) => Err(error),
         };
         if self.note(written) {
             self.processor.tell_failed(&self.claim.document, entry, error);
-            self.pass
-                .dispositions
-                .push((entry.id, Disposition::Retrying { error: error.into() }));
+            self.pass.dispositions.push((entry.id, Disposition::Retrying { error: error.into() }));
         }
     }
 
     async fn die(&mut self, entry: &Entry, reason: DeadReason, error: &str, delivered_to: &[String]) {
         let written = match self.processor.clock.now().await {
-            Ok(now) => {
-                self.processor
-                    .claimer
-                    .die(self.claim, entry, now, reason, error, delivered_to)
-                    .await
-            }
+            Ok(now) => self.processor.claimer.die(self.claim, entry, now, reason, error, delivered_to).await,
             Err(error) => Err(error),
         };
         if self.note(written) {
-            self.processor
-                .tell_died(&self.claim.document, entry, reason, error);
-            self.pass
-                .dispositions
-                .push((entry.id, Disposition::Dead { error: error.into() }));
+            self.processor.tell_died(&self.claim.document, entry, reason, error);
+            self.pass.dispositions.push((entry.id, Disposition::Dead { error: error.into() }));
         }
     }
 
     async fn release(&mut self, entries: &[&Entry], delivered_to: &[String]) {
         let written = match self.processor.clock.now().await {
-            Ok(now) => {
-                self.processor
-                    .claimer
-                    .release(self.claim, entries, now, delivered_to)
-                    .await
-            }
+            Ok(now) => self.processor.claimer.release(self.claim, entries, now, delivered_to).await,
             Err(error) => Err(error),
         };
         if self.note(written) {
             let (document, count) = (self.claim.document.clone(), entries.len());
-            self.processor.events.emit(Event::Released {
-                document,
-                count,
-                reason: "not delivered".into(),
-            });
+            self.processor.events.emit(Event::Released { document, count, reason: "not delivered".into() });
         }
     }
 
@@ -576,9 +545,7 @@ impl<'a> Settling<'a> {
             Ok(true) => true,
             Ok(false) => {
                 tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
-                self.processor.events.emit(Event::ClaimLost {
-                    document: self.claim.document.clone(),
-                });
+                self.processor.events.emit(Event::ClaimLost { document: self.claim.document.clone() });
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
             }
@@ -610,11 +577,7 @@ impl<'a> Settling<'a> {
 
 impl Pass {
     fn new() -> Self {
-        Self {
-            stopped: None,
-            cut_short: false,
-            dispositions: Vec::new(),
-        }
+        Self { stopped: None, cut_short: false, dispositions: Vec::new() }
     }
 
     /// Notes why a pass breaks off. In an unordered document several messages may say so: the earliest retry counts, and
@@ -635,11 +598,6 @@ impl Pass {
             self.stopped = Some(why);
         }
     }
-
-    /// Why the pass broke off, if it did.
-    pub(crate) fn stopped(&self) -> Option<Processed> {
-        self.stopped
-    }
 }
 
 /// Telling the world.
@@ -656,55 +614,32 @@ impl Processor {
         }
         if plan.not_mine > 0 {
             tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
-            self.events.emit(Event::NotMine {
-                document: document.clone(),
-                count: plan.not_mine,
-            });
+            self.events.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
         }
     }
 
     fn tell_unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
         tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
-        self.events.emit(Event::Unreadable {
-            document: document.clone(),
-            count,
-            reason,
-        });
+        self.events.emit(Event::Unreadable { document: document.clone(), count, reason });
     }
 
     fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
         tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Delivered {
-            document,
-            id,
-            message_type,
-        });
+        self.events.emit(Event::Delivered { document, id, message_type });
     }
 
     fn tell_failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
         let attempts = entry.attempts + 1;
         tracing::info!(%document, id = %entry.id, message_type = entry.message_type, attempts, error, "a delivery failed and is tried again");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Failed {
-            document,
-            id,
-            message_type,
-            attempts,
-            error: error.into(),
-        });
+        self.events.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
     }
 
     fn tell_died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
         tracing::error!(%document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error, "a message was given up; it stays in the document");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Died {
-            document,
-            id,
-            message_type,
-            reason,
-            error: error.into(),
-        });
+        self.events.emit(Event::Died { document, id, message_type, reason, error: error.into() });
     }
 }
 
@@ -719,8 +654,5 @@ fn remember(known: &mut Vec<String>, delivered_to: &[String]) {
 }
 
 fn fail_all(window: &[Envelope], error: &str) -> Vec<Answer> {
-    window
-        .iter()
-        .map(|_| Outcome::Transient(error.into()).into())
-        .collect()
+    window.iter().map(|_| Outcome::Transient(error.into()).into()).collect()
 }

@@ -37,23 +37,18 @@ impl RetryPolicy {
     /// The longest wait before the attempt that follows `attempts` failed ones.
     pub fn backoff_ceiling(&self, attempts: u32) -> Duration {
         let doublings = attempts.saturating_sub(1).min(31);
-        self.backoff_min
-            .saturating_mul(1u32 << doublings)
-            .min(self.backoff_max)
+        self.backoff_min.saturating_mul(1u32 << doublings).min(self.backoff_max)
     }
 
     /// A wait drawn evenly between zero and the ceiling (full jitter), but no less than a tenth of it, so
     /// that a failure never loops without delay.
     pub fn backoff(&self, attempts: u32) -> Duration {
-        self.backoff_ceiling(attempts)
-            .mul_f64(0.1 + 0.9 * fastrand::f64())
+        self.backoff_ceiling(attempts).mul_f64(0.1 + 0.9 * fastrand::f64())
     }
 
     /// The time by which an entry that always fails is dead at the latest, not counting the deliveries themselves.
     pub fn longest_schedule(&self) -> Duration {
-        (1..self.max_attempts)
-            .map(|attempts| self.backoff_ceiling(attempts))
-            .sum()
+        (1..self.max_attempts).map(|attempts| self.backoff_ceiling(attempts)).sum()
     }
 
     pub(crate) fn quick(&self) -> backon::ExponentialBuilder {
@@ -72,17 +67,12 @@ mod tests {
     #[test]
     fn the_backoff_doubles_up_to_its_bound_and_never_is_zero() {
         let policy = RetryPolicy::default();
-        let ceilings: Vec<_> = [1, 2, 3, 9, 10, 1000]
-            .map(|n| policy.backoff_ceiling(n).as_secs())
-            .into();
+        let ceilings: Vec<_> = [1, 2, 3, 9, 10, 1000].map(|n| policy.backoff_ceiling(n).as_secs()).into();
         assert_eq!(ceilings, [1, 2, 4, 256, 300, 300]);
         for attempts in 1..50 {
             let ceiling = policy.backoff_ceiling(attempts);
             let drawn = policy.backoff(attempts);
-            assert!(
-                drawn <= ceiling && drawn >= ceiling / 10,
-                "{drawn:?} of {ceiling:?}"
-            );
+            assert!(drawn <= ceiling && drawn >= ceiling / 10, "{drawn:?} of {ceiling:?}");
         }
     }
 }

@@ -57,11 +57,7 @@ impl Turns {
         let place = documents.entry(key.clone()).or_default();
         place.users += 1;
         let guard = place.lock.clone().try_lock_owned().ok();
-        Turn {
-            turns: self.clone(),
-            key,
-            guard,
-        }
+        Turn { turns: self.clone(), key, guard }
     }
 
     async fn take(&self, document: &DocumentRef, coalesce: bool) -> Option<Turn> {
@@ -76,11 +72,7 @@ impl Turns {
             place.waiting += 1;
             place.lock.clone()
         };
-        let mut turn = Turn {
-            turns: self.clone(),
-            key,
-            guard: None,
-        };
+        let mut turn = Turn { turns: self.clone(), key, guard: None };
         let waiting = Waiting(&turn);
         let guard = lock.lock_owned().await;
         drop(waiting);
@@ -131,17 +123,11 @@ mod tests {
         let one = document(1);
         let mut second = Box::pin(turns.join(&one));
         assert!(second.as_mut().now_or_never().is_none(), "waits for the first");
-        assert!(
-            turns.join(&document(1)).await.is_none(),
-            "the second will do its work"
-        );
+        assert!(turns.join(&document(1)).await.is_none(), "the second will do its work");
         assert!(turns.join(&document(2)).await.is_some());
         drop(first);
         assert!(second.await.is_some());
-        assert!(
-            turns.lock().is_empty(),
-            "nothing is kept for documents nobody works on"
-        );
+        assert!(turns.lock().is_empty(), "nothing is kept for documents nobody works on");
     }
 
     #[tokio::test]

@@ -41,9 +41,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Nothing here may take this long; a test that waits for a signal fails with a sentence instead of hanging.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, work)
-        .await
-        .unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
+    tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
 }
 
 fn env(name: &str) -> String {
@@ -59,16 +57,8 @@ fn broker_uri() -> String {
 fn rabbitmqctl(arguments: &[&str]) -> String {
     // The directory lies in the checkout whose servers are used, which has the script that knows them.
     let script = std::path::Path::new(&env("OUTBOX_TEST_SERVICES_DIR")).join("../scripts/services");
-    let output = Command::new(&script)
-        .arg("rabbitmqctl")
-        .args(arguments)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(&script).arg("rabbitmqctl").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -87,19 +77,11 @@ async fn scene(play: impl AsyncFnOnce(&Scene)) {
 
 /// The same on another broker.
 async fn scene_at(uri: String, play: impl AsyncFnOnce(&Scene)) {
-    let connection = lapin::Connection::connect(&uri, ConnectionProperties::default())
-        .await
-        .unwrap();
+    let connection = lapin::Connection::connect(&uri, ConnectionProperties::default()).await.unwrap();
     let outside = connection.create_channel().await.unwrap();
-    let scene = Scene {
-        id: format!("test-amqp-{}", Uuid::new_v4().simple()),
-        uri,
-        outside,
-        _connection: connection,
-    };
-    let played = AssertUnwindSafe(soon("the test", play(&scene)))
-        .catch_unwind()
-        .await;
+    let scene =
+        Scene { id: format!("test-amqp-{}", Uuid::new_v4().simple()), uri, outside, _connection: connection };
+    let played = AssertUnwindSafe(soon("the test", play(&scene))).catch_unwind().await;
     scene.delete_queue().await;
     scene.delete_exchange().await;
     if let Err(panic) = played {
@@ -122,25 +104,14 @@ impl Scene {
     fn topology(&self) -> Topology {
         let bind = vec![(self.id.clone(), "routed".to_owned())];
         Topology {
-            exchanges: vec![ExchangeSpec {
-                name: self.id.clone(),
-                kind: ExchangeKind::Topic,
-            }],
-            queues: vec![QueueSpec {
-                name: self.id.clone(),
-                quorum: true,
-                delivery_limit: None,
-                bind,
-            }],
+            exchanges: vec![ExchangeSpec { name: self.id.clone(), kind: ExchangeKind::Topic }],
+            queues: vec![QueueSpec { name: self.id.clone(), quorum: true, delivery_limit: None, bind }],
             mode: TopologyMode::Declare,
         }
     }
 
     fn verified(&self) -> Topology {
-        Topology {
-            mode: TopologyMode::Verify,
-            ..self.topology()
-        }
+        Topology { mode: TopologyMode::Verify, ..self.topology() }
     }
 
     async fn publisher(&self) -> Publisher {
@@ -154,13 +125,7 @@ impl Scene {
     }
 
     fn consume(&self, settings: AmqpSettings, prefetch: u16) -> Consumer {
-        Consumer::start(
-            settings,
-            self.topology(),
-            self.id.clone(),
-            prefetch,
-            "a-test".to_owned(),
-        )
+        Consumer::start(settings, self.topology(), self.id.clone(), prefetch, "a-test".to_owned())
     }
 
     async fn consumer(&self, prefetch: u16) -> Consumer {
@@ -185,21 +150,12 @@ impl Scene {
     }
 
     async fn declare_queue(&self, arguments: FieldTable) {
-        let options = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
-        self.outside
-            .queue_declare(self.id.as_str().into(), options, arguments)
-            .await
-            .unwrap();
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.outside.queue_declare(self.id.as_str().into(), options, arguments).await.unwrap();
     }
 
     async fn delete_queue(&self) {
-        self.outside
-            .queue_delete(self.id.as_str().into(), QueueDeleteOptions::default())
-            .await
-            .unwrap();
+        self.outside.queue_delete(self.id.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     }
 
     async fn delete_exchange(&self) {
@@ -210,10 +166,7 @@ impl Scene {
     }
 
     async fn purge(&self) -> u32 {
-        self.outside
-            .queue_purge(self.id.as_str().into(), QueuePurgeOptions::default())
-            .await
-            .unwrap()
+        self.outside.queue_purge(self.id.as_str().into(), QueuePurgeOptions::default()).await.unwrap()
     }
 
     /// Closes the connection of this test with that role, as an operator would.
@@ -221,10 +174,8 @@ impl Scene {
         let name = format!("{}/{role}", self.id);
         let closing = move || {
             let connections = rabbitmqctl(&["-q", "list_connections", "pid", "client_properties"]);
-            let line = connections
-                .lines()
-                .find(|line| line.contains(&name))
-                .expect("our connection is listed");
+            let line =
+                connections.lines().find(|line| line.contains(&name)).expect("our connection is listed");
             let pid = line.split_whitespace().next().unwrap();
             rabbitmqctl(&["-q", "close_connection", pid, "closed by a test"]);
         };
@@ -248,10 +199,7 @@ async fn until_state(
     mut states: tokio::sync::watch::Receiver<State>,
     wanted: impl Fn(&State) -> bool,
 ) -> State {
-    soon("the state", states.wait_for(|state| wanted(state)))
-        .await
-        .unwrap()
-        .clone()
+    soon("the state", states.wait_for(|state| wanted(state))).await.unwrap().clone()
 }
 
 fn unroutable(published: &Published) -> bool {
@@ -263,9 +211,7 @@ fn unavailable(published: &Published, sent: bool) -> bool {
 }
 
 async fn next(consumer: &Consumer) -> Delivery {
-    soon("a delivery", consumer.next())
-        .await
-        .expect("the consumer was closed")
+    soon("a delivery", consumer.next()).await.expect("the consumer was closed")
 }
 
 /// A network between us and the broker that can be cut and can swallow everything.
@@ -287,10 +233,7 @@ impl Network {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let wire = Arc::new(Wire::default());
-        let network = Self {
-            address,
-            wire: wire.clone(),
-        };
+        let network = Self { address, wire: wire.clone() };
         std::thread::spawn(move || {
             for here in listener.incoming().map_while(Result::ok) {
                 let there = TcpStream::connect(Self::broker()).unwrap();
@@ -307,13 +250,7 @@ impl Network {
 
     fn broker() -> String {
         let uri = broker_uri();
-        uri.rsplit('@')
-            .next()
-            .unwrap()
-            .split('/')
-            .next()
-            .unwrap()
-            .to_owned()
+        uri.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned()
     }
 
     fn uri(&self) -> String {
@@ -372,16 +309,12 @@ async fn an_unroutable_message_is_told_from_its_19_neighbours_in_each_of_200_win
         for round in 0..200_usize {
             let lost = round * 7 % 20;
             let key = |index| if index == lost { "nowhere" } else { "routed" };
-            let window = (0..20)
-                .map(|index| scene.message(&format!("{round}-{index}"), key(index)))
-                .collect();
+            let window =
+                (0..20).map(|index| scene.message(&format!("{round}-{index}"), key(index))).collect();
             let published = publisher.publish(window).await;
             for (index, published) in published.iter().enumerate() {
                 if index == lost {
-                    assert!(
-                        unroutable(published),
-                        "round {round}, message {index}: {published:?}"
-                    );
+                    assert!(unroutable(published), "round {round}, message {index}: {published:?}");
                 } else {
                     assert_eq!(
                         *published,
@@ -408,9 +341,8 @@ async fn returned_messages_that_come_with_the_confirms_of_others_are_told_apart(
         for round in 0..20_usize {
             let lost = |index: usize| (index + round).is_multiple_of(7);
             let key = |index| if lost(index) { "nowhere" } else { "routed" };
-            let window = (0..1000)
-                .map(|index| scene.message(&format!("{round}-{index}"), key(index)))
-                .collect();
+            let window =
+                (0..1000).map(|index| scene.message(&format!("{round}-{index}"), key(index))).collect();
             for (index, published) in publisher.publish(window).await.iter().enumerate() {
                 assert_eq!(
                     unroutable(published),
@@ -429,18 +361,12 @@ async fn a_queue_that_is_full_and_rejects_gives_nacked() {
     scene(async |scene| {
         let mut full = FieldTable::default();
         full.insert("x-max-length".into(), AMQPValue::LongInt(0));
-        full.insert(
-            "x-overflow".into(),
-            AMQPValue::LongString("reject-publish".into()),
-        );
+        full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         scene.declare_queue(full).await;
         let publisher = Publisher::start(scene.settings(), Topology::default());
         assert!(publisher.ready().await);
-        let to_the_queue = Publication {
-            exchange: String::new(),
-            routing_key: scene.id.clone(),
-            ..scene.routed("1")
-        };
+        let to_the_queue =
+            Publication { exchange: String::new(), routing_key: scene.id.clone(), ..scene.routed("1") };
         assert_eq!(publisher.publish(vec![to_the_queue]).await, [Published::Nacked]);
         assert!(publisher.is_ready());
     })
@@ -453,11 +379,7 @@ async fn messages_with_one_id_in_one_call_are_all_published() {
         let publisher = scene.publisher().await;
         let published = publisher.publish(vec![scene.routed("same"); 3]).await;
         assert_eq!(published, vec![Published::Confirmed; 3]);
-        let mixed = vec![
-            scene.routed("same"),
-            scene.message("same", "nowhere"),
-            scene.routed("same"),
-        ];
+        let mixed = vec![scene.routed("same"), scene.message("same", "nowhere"), scene.routed("same")];
         let published = publisher.publish(mixed).await;
         assert_eq!(published[0], Published::Confirmed);
         assert!(unroutable(&published[1]), "{published:?}");
@@ -482,33 +404,19 @@ async fn what_can_never_be_published_is_refused_and_its_neighbours_are_not_distu
             .publish(vec![
                 scene.routed("1"),
                 scene.message("2", &"k".repeat(256)),
-                Publication {
-                    body: vec![0; 1001],
-                    ..scene.routed("3")
-                },
+                Publication { body: vec![0; 1001], ..scene.routed("3") },
                 header("CC", 1),
                 header("big", 200_000),
                 header("fits", 130_000),
                 scene.routed("7"),
             ])
             .await;
-        let refused: Vec<_> = published
-            .iter()
-            .map(|one| matches!(one, Published::Refused { .. }))
-            .collect();
-        assert_eq!(
-            refused,
-            [false, true, true, true, true, false, false],
-            "{published:?}"
-        );
+        let refused: Vec<_> = published.iter().map(|one| matches!(one, Published::Refused { .. })).collect();
+        assert_eq!(refused, [false, true, true, true, true, false, false], "{published:?}");
         for index in [0, 5, 6] {
             assert_eq!(published[index], Published::Confirmed, "{index}");
         }
-        assert!(
-            !states.has_changed().unwrap(),
-            "the connection was lost over it: {:?}",
-            *states.borrow()
-        );
+        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
     })
     .await;
 }
@@ -517,17 +425,12 @@ async fn what_can_never_be_published_is_refused_and_its_neighbours_are_not_distu
 async fn a_header_named_cc_really_ends_the_channel_so_refusing_it_is_right() {
     scene(async |scene| {
         let channel = scene._connection.create_channel().await.unwrap();
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let mut headers = FieldTable::default();
         headers.insert("CC".into(), AMQPValue::LongString("somewhere".into()));
         let properties = lapin::BasicProperties::default().with_headers(headers);
         let options = BasicPublishOptions::default();
-        let sent = channel
-            .basic_publish("".into(), scene.id.as_str().into(), options, b"", properties)
-            .await;
+        let sent = channel.basic_publish("".into(), scene.id.as_str().into(), options, b"", properties).await;
         let error = sent.unwrap().await.unwrap_err();
         assert!(error.to_string().contains("PRECONDITION_FAILED"), "{error}");
     })
@@ -538,18 +441,10 @@ async fn a_header_named_cc_really_ends_the_channel_so_refusing_it_is_right() {
 async fn an_exchange_deleted_underneath_ends_the_channel_and_is_declared_again() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
-        assert_eq!(
-            publisher.publish(vec![scene.routed("1")]).await,
-            [Published::Confirmed]
-        );
+        assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
         scene.delete_exchange().await;
-        let published = publisher
-            .publish(vec![scene.routed("2"), scene.routed("3")])
-            .await;
-        assert!(
-            published.iter().all(|one| unavailable(one, true)),
-            "{published:?}"
-        );
+        let published = publisher.publish(vec![scene.routed("2"), scene.routed("3")]).await;
+        assert!(published.iter().all(|one| unavailable(one, true)), "{published:?}");
         assert!(format!("{published:?}").contains("NOT_FOUND"), "{published:?}");
         until_confirmed(&publisher, &scene.routed("4")).await;
     })
@@ -560,10 +455,7 @@ async fn an_exchange_deleted_underneath_ends_the_channel_and_is_declared_again()
 async fn a_message_to_an_exchange_that_never_exists_does_not_make_a_hot_loop() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
-        let astray = Publication {
-            exchange: format!("{}-absent", scene.id),
-            ..scene.routed("1")
-        };
+        let astray = Publication { exchange: format!("{}-absent", scene.id), ..scene.routed("1") };
         let begin = Instant::now();
         for _ in 0..7 {
             assert!(publisher.ready().await);
@@ -573,11 +465,7 @@ async fn a_message_to_an_exchange_that_never_exists_does_not_make_a_hot_loop() {
         }
         assert!(publisher.ready().await);
         // Steps of 20, 40, 80, 160, 320, 400, 400 ms, each at least half of it by its jitter.
-        assert!(
-            begin.elapsed() >= Duration::from_millis(710),
-            "{:?}",
-            begin.elapsed()
-        );
+        assert!(begin.elapsed() >= Duration::from_millis(710), "{:?}", begin.elapsed());
     })
     .await;
 }
@@ -597,17 +485,9 @@ async fn a_connection_closed_by_an_operator_is_unavailable_at_once_and_ready_aga
             "{state}"
         );
         let begin = Instant::now();
-        let published = publisher
-            .publish(vec![scene.routed("1"), scene.routed("2")])
-            .await;
-        assert!(
-            published.iter().all(|one| unavailable(one, false)),
-            "{published:?}"
-        );
-        assert!(
-            begin.elapsed() < Duration::from_millis(400),
-            "it waited for the connection"
-        );
+        let published = publisher.publish(vec![scene.routed("1"), scene.routed("2")]).await;
+        assert!(published.iter().all(|one| unavailable(one, false)), "{published:?}");
+        assert!(begin.elapsed() < Duration::from_millis(400), "it waited for the connection");
         until_confirmed(&publisher, &scene.routed("3")).await;
     })
     .await;
@@ -626,10 +506,7 @@ async fn a_network_cut_in_the_middle_of_windows_loses_no_message_that_was_called
             // Somewhere among the confirms, sometimes in the middle of one: they are frames of 21 bytes.
             network.cut_after(10 + 50 * round);
             let published = publisher.publish(window).await;
-            let kept = ids
-                .into_iter()
-                .zip(&published)
-                .filter(|(_, one)| **one == Published::Confirmed);
+            let kept = ids.into_iter().zip(&published).filter(|(_, one)| **one == Published::Confirmed);
             confirmed.extend(kept.map(|(id, _)| id));
             assert!(
                 published
@@ -657,10 +534,7 @@ async fn confirms_that_do_not_come_in_time_are_of_unknown_fate_and_the_connectio
         let mut settings = scene.settings_at(&network.uri());
         settings.confirm_timeout = Duration::from_millis(200);
         let publisher = scene.publisher_with(settings).await;
-        assert_eq!(
-            publisher.publish(vec![scene.routed("1")]).await,
-            [Published::Confirmed]
-        );
+        assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
         network.swallow(true);
         let published = publisher.publish(vec![scene.routed("2")]).await;
         assert!(unavailable(&published[0], true), "{published:?}");
@@ -697,13 +571,8 @@ async fn without_a_broker_publishing_answers_at_once() {
     let settings = AmqpSettings::new(&format!("amqp://{nobody}/%2f")).unwrap();
     let publisher = Publisher::start(settings, Topology::default());
     for _ in 0..2 {
-        let published = publisher
-            .publish(vec![Publication::default(), Publication::default()])
-            .await;
-        assert!(
-            published.len() == 2 && published.iter().all(|one| unavailable(one, false)),
-            "{published:?}"
-        );
+        let published = publisher.publish(vec![Publication::default(), Publication::default()]).await;
+        assert!(published.len() == 2 && published.iter().all(|one| unavailable(one, false)), "{published:?}");
         let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
         assert!(matches!(state, State::Disconnected { .. }), "{state}");
     }
@@ -715,9 +584,7 @@ async fn closing_publishes_what_was_handed_over_and_nothing_after() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let calls = (0..50).map(|call| {
-            let window = (0..100)
-                .map(|index| scene.routed(&format!("{call}-{index}")))
-                .collect();
+            let window = (0..100).map(|index| scene.routed(&format!("{call}-{index}"))).collect();
             let publisher = publisher.clone();
             async move { publisher.publish(window).await }
         });
@@ -782,13 +649,8 @@ async fn verifying_makes_nothing_and_waits_for_what_is_missing() {
             matches!(&state, State::Misconfigured { reason } if reason.contains("does not exist")),
             "{state}"
         );
-        let consumer = Consumer::start(
-            scene.settings(),
-            Topology::default(),
-            scene.id.clone(),
-            1,
-            "a-test".to_owned(),
-        );
+        let consumer =
+            Consumer::start(scene.settings(), Topology::default(), scene.id.clone(), 1, "a-test".to_owned());
         let state = until_state(consumer.subscribe(), |state| *state != State::Connecting).await;
         assert!(
             matches!(&state, State::Misconfigured { reason } if reason.contains("does not exist")),
@@ -796,10 +658,7 @@ async fn verifying_makes_nothing_and_waits_for_what_is_missing() {
         );
         let maker = scene.publisher().await;
         assert!(publisher.ready().await && consumer.ready().await);
-        assert_eq!(
-            publisher.publish(vec![scene.routed("1")]).await,
-            [Published::Confirmed]
-        );
+        assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
         assert!(next(&consumer).await.ack().await);
         drop(maker);
     })
@@ -812,10 +671,7 @@ async fn a_refused_login_and_an_absent_vhost_are_told_without_the_password() {
         let broker = Network::broker();
         for (uri, told) in [
             (format!("amqp://guest:s3cret@{broker}/%2f"), "check the user"),
-            (
-                format!("{}{}", broker_uri().trim_end_matches("%2f"), scene.id),
-                "virtual host",
-            ),
+            (format!("{}{}", broker_uri().trim_end_matches("%2f"), scene.id), "virtual host"),
         ] {
             let publisher = Publisher::start(scene.settings_at(&uri), Topology::default());
             let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
@@ -834,10 +690,7 @@ async fn tls_needs_no_provider_installed_by_the_application() {
         let publisher = Publisher::start(scene.settings_at(&uri), Topology::default());
         let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
         println!("{state}");
-        assert!(
-            matches!(&state, State::Disconnected { reason } if !reason.contains("no answer")),
-            "{state}"
-        );
+        assert!(matches!(&state, State::Disconnected { reason } if !reason.contains("no answer")), "{state}");
     })
     .await;
 }
@@ -851,18 +704,12 @@ async fn a_message_arrives_as_it_was_published() {
         let sent = Publication {
             message_type: Some("order.placed".to_owned()),
             content_type: "application/json".to_owned(),
-            headers: vec![
-                ("cloudEvents:id".into(), "7".into()),
-                ("traceparent".into(), "täst".into()),
-            ],
+            headers: vec![("cloudEvents:id".into(), "7".into()), ("traceparent".into(), "täst".into())],
             body: vec![7; 300_000],
             timestamp: Some(1_700_000_000),
             ..scene.routed("1")
         };
-        assert_eq!(
-            publisher.publish(vec![sent.clone()]).await,
-            [Published::Confirmed]
-        );
+        assert_eq!(publisher.publish(vec![sent.clone()]).await, [Published::Confirmed]);
         let consumer = scene.consumer(1).await;
         let got = next(&consumer).await;
         assert_eq!(got.body, sent.body);
@@ -870,10 +717,7 @@ async fn a_message_arrives_as_it_was_published() {
         assert_eq!(got.message_type, sent.message_type);
         assert_eq!(got.content_type.as_deref(), Some("application/json"));
         assert_eq!(got.headers, sent.headers);
-        assert_eq!(
-            (got.exchange.as_str(), got.routing_key.as_str()),
-            (scene.id.as_str(), "routed")
-        );
+        assert_eq!((got.exchange.as_str(), got.routing_key.as_str()), (scene.id.as_str(), "routed"));
         assert!(!got.redelivered);
         assert!(got.ack().await);
         consumer.close().await;
@@ -888,10 +732,7 @@ async fn acknowledged_is_gone_rejected_is_gone_requeued_and_dropped_come_again()
         let publisher = scene.publisher().await;
         let consumer = scene.consumer(1).await;
         let publish = async |id: &str| {
-            assert_eq!(
-                publisher.publish(vec![scene.routed(id)]).await,
-                [Published::Confirmed]
-            );
+            assert_eq!(publisher.publish(vec![scene.routed(id)]).await, [Published::Confirmed]);
         };
         publish("1").await;
         assert!(next(&consumer).await.requeue().await);
@@ -926,15 +767,9 @@ async fn a_connection_closed_by_an_operator_redelivers_and_the_old_delivery_is_h
         let mut again = vec![next(&consumer).await, next(&consumer).await];
         assert!(again.iter().all(|delivery| delivery.redelivered), "{again:?}");
         again.sort_by(|a, b| a.message_id.cmp(&b.message_id));
-        let ids: Vec<_> = again
-            .iter()
-            .map(|delivery| delivery.message_id.clone().unwrap())
-            .collect();
+        let ids: Vec<_> = again.iter().map(|delivery| delivery.message_id.clone().unwrap()).collect();
         assert_eq!(ids, ["held", "waiting"]);
-        assert!(
-            !held.ack().await,
-            "the broker was told about a delivery of a connection that is gone"
-        );
+        assert!(!held.ack().await, "the broker was told about a delivery of a connection that is gone");
         assert!(consumer.is_ready());
         for delivery in again {
             assert!(delivery.ack().await);
@@ -952,10 +787,7 @@ async fn a_consumer_survives_that_its_queue_is_deleted() {
         let publisher = scene.publisher().await;
         let states = consumer.subscribe();
         scene.delete_queue().await;
-        until_state(states.clone(), |state| {
-            matches!(state, State::Disconnected { .. })
-        })
-        .await;
+        until_state(states.clone(), |state| matches!(state, State::Disconnected { .. })).await;
         until_state(states, |state| *state == State::Ready).await;
         until_confirmed(&publisher, &scene.routed("1")).await;
         assert!(next(&consumer).await.ack().await);
@@ -978,10 +810,7 @@ async fn a_consumer_whose_connection_fell_silent_without_an_error_is_made_anew()
         network.swallow(true);
         until_state(states, |state| *state != State::Ready).await;
         network.swallow(false);
-        assert_eq!(
-            publisher.publish(vec![scene.routed("1")]).await,
-            [Published::Confirmed]
-        );
+        assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
         assert!(next(&consumer).await.ack().await);
         network.cut();
     })
@@ -998,13 +827,7 @@ async fn an_idle_consumer_and_a_busy_one_are_left_alone_by_the_watchdog() {
         assert!(consumer.ready().await);
         let states = consumer.subscribe();
         let window = (0..200).map(|index| scene.routed(&index.to_string())).collect();
-        assert!(
-            publisher
-                .publish(window)
-                .await
-                .iter()
-                .all(|one| *one == Published::Confirmed)
-        );
+        assert!(publisher.publish(window).await.iter().all(|one| *one == Published::Confirmed));
         for _ in 0..200 {
             let delivery = next(&consumer).await;
             // Time for a few looks with one held and others waiting: the confirm of one more message.
@@ -1082,10 +905,7 @@ async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
             let publisher = publisher.clone();
             let messages: Vec<_> = (caller..50_000)
                 .step_by(256)
-                .map(|index| Publication {
-                    body: vec![b'x'; 512],
-                    ..scene.routed(&index.to_string())
-                })
+                .map(|index| Publication { body: vec![b'x'; 512], ..scene.routed(&index.to_string()) })
                 .collect();
             tokio::spawn(async move {
                 let mut confirmed = 0;
@@ -1122,16 +942,9 @@ async fn outage_by_an_alarm_blocks_a_publisher_which_then_is_ready_and_confirms_
         broker.raise_alarm().await;
         let published = publisher.publish(vec![scene.routed("1")]).await;
         assert!(unavailable(&published[0], true), "{published:?}");
-        assert!(
-            matches!(&*states.borrow(), State::Blocked { .. }),
-            "{:?}",
-            *states.borrow()
-        );
+        assert!(matches!(&*states.borrow(), State::Blocked { .. }), "{:?}", *states.borrow());
         let published = publisher.publish(vec![scene.routed("2")]).await;
-        assert!(
-            unavailable(&published[0], false),
-            "answered without trying: {published:?}"
-        );
+        assert!(unavailable(&published[0], false), "answered without trying: {published:?}");
         broker.lift_alarm().await;
         until_confirmed(&publisher, &scene.routed("3")).await;
         // A consumer is never blocked: it does not publish.
@@ -1146,10 +959,7 @@ async fn outage_of_nothing_but_large_messages_is_learned_from_the_brokers_first_
         let smaller = "application:set_env(rabbit, max_message_size, 1024).";
         broker.rabbitmqctl(&["eval", smaller]).await;
         let publisher = scene.publisher().await;
-        let long = Publication {
-            body: vec![0; 1025],
-            ..scene.routed("1")
-        };
+        let long = Publication { body: vec![0; 1025], ..scene.routed("1") };
         let published = publisher.publish(vec![long.clone()]).await;
         assert!(unavailable(&published[0], true), "{published:?}");
         let published = publisher.publish(vec![long]).await;
@@ -1157,14 +967,7 @@ async fn outage_of_nothing_but_large_messages_is_learned_from_the_brokers_first_
             matches!(&published[0], Published::Refused { reason } if reason.contains("1024")),
             "{published:?}"
         );
-        until_confirmed(
-            &publisher,
-            &Publication {
-                body: vec![0; 1024],
-                ..scene.routed("2")
-            },
-        )
-        .await;
+        until_confirmed(&publisher, &Publication { body: vec![0; 1024], ..scene.routed("2") }).await;
     })
     .await;
 }

@@ -2,11 +2,7 @@
 //!
 //! Each test has a RabbitMQ of its own, but the last, which only breaks its own exchange.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 #[path = "support/flow.rs"]
 mod flow;
@@ -64,15 +60,7 @@ impl System {
         let rescuer = flow.rescuer(flow.rescuer_settings(Duration::from_secs(2))).await;
         let saves = Saves::begin(&flow, &inline).await;
         saves.made(50).await;
-        Self {
-            flow,
-            rabbitmq,
-            inline,
-            messages,
-            worker,
-            rescuer,
-            saves,
-        }
+        Self { flow, rabbitmq, inline, messages, worker, rescuer, saves }
     }
 
     /// Stops saving; everything that was saved is on its way or has arrived, and nothing was given up.
@@ -153,9 +141,7 @@ impl Saves {
     async fn made(&self, more: usize) {
         let mut made = self.made.clone();
         let enough = *made.borrow_and_update() + more;
-        soon("the saves to go on", made.wait_for(|made| *made >= enough))
-            .await
-            .unwrap();
+        soon("the saves to go on", made.wait_for(|made| *made >= enough)).await.unwrap();
     }
 
     /// Stops saving, and says how many were made.
@@ -176,15 +162,9 @@ async fn outage_of_the_broker_for_longer_than_all_retries_kills_no_message_and_f
     let gone = Instant::now();
     system.saves.made(100).await;
     let entries = doc! { "outbox.attempts": { "$exists": true } };
-    assert_eq!(
-        system.flow.test.orders().count_documents(entries).await.unwrap(),
-        0
-    );
+    assert_eq!(system.flow.test.orders().count_documents(entries).await.unwrap(), 0);
     broker.start_again().await;
-    assert!(
-        gone.elapsed() > retry.longest_schedule(),
-        "or else it proves nothing"
-    );
+    assert!(gone.elapsed() > retry.longest_schedule(), "or else it proves nothing");
     let events = system.everything_arrives().await;
     assert_eq!(failed(&events), None, "no attempt was counted");
 }
@@ -210,23 +190,14 @@ async fn outage_by_an_alarm_that_blocks_the_connection_counts_no_attempt_and_fai
 /// delivered again, what nobody could receive in between is tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_closed_by_the_broker_under_a_running_application_loses_nothing() {
-    let retry = RetryPolicy {
-        max_attempts: 10_000,
-        ..short_retry()
-    };
+    let retry = RetryPolicy { max_attempts: 10_000, ..short_retry() };
     let system = System::start(Flow::begin().await, retry).await;
     for _ in 0..3 {
         let mut states = system.rabbitmq.subscribe();
         system.flow.delete_exchange(system.flow.messages()).await;
         let closed = states.wait_for(|state| matches!(state, State::Disconnected { .. }));
         drop(soon("the channel to be closed", closed).await.unwrap());
-        drop(
-            soon(
-                "the channel to be made anew",
-                states.wait_for(|state| *state == State::Ready),
-            )
-            .await,
-        );
+        drop(soon("the channel to be made anew", states.wait_for(|state| *state == State::Ready)).await);
         system.flow.bind().await;
         system.saves.made(20).await;
     }

@@ -58,9 +58,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Nothing here may take this long; a test that waits for a signal fails with a sentence instead of hanging.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, work)
-        .await
-        .unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
+    tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
 }
 
 fn broker_uri() -> String {
@@ -79,29 +77,21 @@ struct Scene {
 
 /// Plays a test and deletes what it left, also when it failed.
 async fn scene(play: impl AsyncFnOnce(&Scene)) {
-    let connection = lapin::Connection::connect(&broker_uri(), Default::default())
-        .await
-        .unwrap();
+    let connection = lapin::Connection::connect(&broker_uri(), Default::default()).await.unwrap();
     let scene = Scene {
         id: format!("test-deliver-{}", Uuid::new()),
         outside: connection.create_channel().await.unwrap(),
         _connection: connection,
         queues: Mutex::default(),
     };
-    let played = AssertUnwindSafe(soon("the test", play(&scene)))
-        .catch_unwind()
-        .await;
+    let played = AssertUnwindSafe(soon("the test", play(&scene))).catch_unwind().await;
     let queues = std::mem::take(&mut *scene.queues.lock().unwrap());
     for queue in queues {
         let options = QueueDeleteOptions::default();
         scene.outside.queue_delete(queue.into(), options).await.unwrap();
     }
     let options = ExchangeDeleteOptions::default();
-    scene
-        .outside
-        .exchange_delete(scene.id.clone().into(), options)
-        .await
-        .unwrap();
+    scene.outside.exchange_delete(scene.id.clone().into(), options).await.unwrap();
     if let Err(panic) = played {
         std::panic::resume_unwind(panic);
     }
@@ -139,25 +129,13 @@ impl Scene {
 
     async fn bind_with(&self, message_type: &str, arguments: FieldTable) -> String {
         let queue = format!("{}-{message_type}", self.id);
-        let options = QueueDeclareOptions {
-            durable: true,
-            ..Default::default()
-        };
-        self.outside
-            .queue_declare(queue.clone().into(), options, arguments)
-            .await
-            .unwrap();
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.outside.queue_declare(queue.clone().into(), options, arguments).await.unwrap();
         self.queues.lock().unwrap().push(queue.clone());
         let (exchange, key) = (self.id.clone().into(), message_type.into());
         let options = QueueBindOptions::default();
         self.outside
-            .queue_bind(
-                queue.clone().into(),
-                exchange,
-                key,
-                options,
-                FieldTable::default(),
-            )
+            .queue_bind(queue.clone().into(), exchange, key, options, FieldTable::default())
             .await
             .unwrap();
         queue
@@ -218,13 +196,10 @@ async fn a_message_stands_on_the_wire_exactly_as_documented() {
             DocumentRef::by_id(Namespace::new("shop", "orders"), ObjectId::from_bytes([0xab; 12]));
         sent.created_at = Some(DateTime::from_millis(1_700_000_000_120));
         let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        sent.headers = [
-            ("traceparent", trace),
-            ("dataschema", "https://example.test/s.json"),
-            ("tenant", "north"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into();
+        sent.headers =
+            [("traceparent", trace), ("dataschema", "https://example.test/s.json"), ("tenant", "north")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into();
         let id = sent.id.to_string();
 
         assert_eq!(outcome(&rabbit, sent).await, Outcome::Delivered);
@@ -232,16 +207,10 @@ async fn a_message_stands_on_the_wire_exactly_as_documented() {
         let message = scene.get(&queue).await.unwrap();
         assert_eq!(message.exchange.as_str(), scene.id);
         assert_eq!(message.routing_key.as_str(), "order.placed");
-        assert_eq!(
-            String::from_utf8_lossy(&message.data),
-            r#"{"order":"o-1","total":3}"#
-        );
+        assert_eq!(String::from_utf8_lossy(&message.data), r#"{"order":"o-1","total":3}"#);
         let properties = &message.properties;
         let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
-        assert_eq!(
-            text(properties.content_type()).as_deref(),
-            Some("application/json")
-        );
+        assert_eq!(text(properties.content_type()).as_deref(), Some("application/json"));
         assert_eq!(text(properties.message_id()), Some(id.clone()));
         assert_eq!(text(properties.kind()).as_deref(), Some("order.placed"));
         assert_eq!(*properties.delivery_mode(), Some(2), "persistent");
@@ -268,12 +237,7 @@ async fn a_message_stands_on_the_wire_exactly_as_documented() {
             ("tenant", "north"),
             ("traceparent", trace),
         ];
-        assert_eq!(
-            headers,
-            expected
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into()
-        );
+        assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     })
     .await;
 }
@@ -281,12 +245,7 @@ async fn a_message_stands_on_the_wire_exactly_as_documented() {
 /// "Body: plain JSON by a documented table; extended JSON as an option."
 #[tokio::test]
 async fn every_bson_type_arrives_as_the_table_says() {
-    let binary = |subtype, bytes: &[u8]| {
-        Bson::Binary(Binary {
-            subtype,
-            bytes: bytes.to_vec(),
-        })
-    };
+    let binary = |subtype, bytes: &[u8]| Bson::Binary(Binary { subtype, bytes: bytes.to_vec() });
     let payload = doc! {
         "double": 1.5, "whole": 2.0, "nan": f64::NAN, "string": "☃", "document": { "a": [1, {}] },
         "bytes": binary(BinarySubtype::Generic, &[1, 2, 3]),
@@ -312,20 +271,14 @@ async fn every_bson_type_arrives_as_the_table_says() {
     scene(async |scene| {
         let rabbit = scene.rabbit().await;
         let queue = scene.bind("all.types").await;
-        assert_eq!(
-            outcome(&rabbit, envelope("all.types", payload.clone())).await,
-            Outcome::Delivered
-        );
+        assert_eq!(outcome(&rabbit, envelope("all.types", payload.clone())).await, Outcome::Delivered);
         let message = scene.get(&queue).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&message.data), plain);
 
         let mut settings = scene.settings();
         settings.payload = PayloadFormat::CanonicalExtendedJson;
         let rabbit = scene.rabbit_with(settings).await;
-        assert_eq!(
-            outcome(&rabbit, envelope("all.types", payload.clone())).await,
-            Outcome::Delivered
-        );
+        assert_eq!(outcome(&rabbit, envelope("all.types", payload.clone())).await, Outcome::Delivered);
         let message = scene.get(&queue).await.unwrap();
         let mut back: Bson = serde_json::from_slice(&message.data).unwrap();
         let nan = back.as_document_mut().unwrap().insert("nan", 0.0);
@@ -349,10 +302,7 @@ async fn an_unroutable_message_fails_until_a_queue_is_bound_and_its_neighbours_a
         assert_eq!(answers[0].outcome, Outcome::Delivered);
         assert_eq!(answers[2].outcome, Outcome::Delivered);
         let text = transient(answers[1].outcome.clone());
-        assert!(
-            text.contains("no queue is bound for `lonely`") && text.contains(&scene.id),
-            "{text}"
-        );
+        assert!(text.contains("no queue is bound for `lonely`") && text.contains(&scene.id), "{text}");
         assert_eq!(scene.ids(&bound).await, [window[0].id, window[2].id]);
 
         let lonely = scene.bind("lonely").await;
@@ -369,9 +319,7 @@ async fn unroutable_is_accepted_for_the_types_that_say_so_and_for_no_other() {
         let mut settings = scene.settings();
         settings.accept_unroutable = ["audit".to_owned()].into();
         let rabbit = scene.rabbit_with(settings).await;
-        let answers = rabbit
-            .deliver(&[envelope("audit", 1), envelope("order", 1)])
-            .await;
+        let answers = rabbit.deliver(&[envelope("audit", 1), envelope("order", 1)]).await;
         assert_eq!(answers[0].outcome, Outcome::Delivered);
         transient(answers[1].outcome.clone());
     })
@@ -384,10 +332,7 @@ async fn a_full_queue_that_rejects_is_transient() {
         let rabbit = scene.rabbit().await;
         let mut arguments = FieldTable::default();
         arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
-        arguments.insert(
-            "x-overflow".into(),
-            AMQPValue::LongString("reject-publish".into()),
-        );
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         scene.bind_with("full", arguments).await;
         // Classic queues take one over the limit before they reject.
         let outcomes = [(); 5].map(|()| envelope("full", 1));
@@ -416,12 +361,7 @@ async fn what_no_broker_could_take_is_permanent_and_costs_the_others_nothing() {
             envelope("fine", 2),
         ];
         let answers = rabbit.deliver(&window).await;
-        for (place, told) in [
-            (0, "256 bytes"),
-            (2, "200 levels"),
-            (3, "CC"),
-            (4, "max_message_bytes"),
-        ] {
+        for (place, told) in [(0, "256 bytes"), (2, "200 levels"), (3, "CC"), (4, "max_message_bytes")] {
             let text = permanent(answers[place].outcome.clone());
             assert!(text.contains(told), "{told}: {text}");
         }
@@ -433,17 +373,11 @@ async fn what_no_broker_could_take_is_permanent_and_costs_the_others_nothing() {
 /// "An hour without RabbitMQ kills no message."
 #[tokio::test]
 async fn without_a_broker_every_message_is_unavailable_and_no_attempt_is_counted() {
-    let nobody = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let rabbit = RabbitMq::start(RabbitMqSettings::new(&format!("amqp://u:s3cret@{nobody}/%2f")).unwrap());
     let mut states = rabbit.subscribe();
     let disconnected = |state: &State| matches!(state, State::Disconnected { .. });
-    soon("a first refusal", states.wait_for(disconnected))
-        .await
-        .unwrap();
+    soon("a first refusal", states.wait_for(disconnected)).await.unwrap();
     assert!(!rabbit.is_available());
     for answer in rabbit.deliver(&[envelope("a", 1), envelope("b", 1)]).await {
         match answer.outcome {
@@ -471,11 +405,7 @@ async fn commands_arrive_in_the_queue_that_the_topology_makes_and_fail_where_the
         let sender = CommandSender::new(publisher, &scene.id);
 
         let sent = sender
-            .send(vec![
-                command("o-1".into()),
-                command("x".repeat(70_000).into()),
-                command(7i64.into()),
-            ])
+            .send(vec![command("o-1".into()), command("x".repeat(70_000).into()), command(7i64.into())])
             .await;
         assert_eq!((&sent[0], &sent[2]), (&Ok(()), &Ok(())));
         assert!(matches!(sent[1], Err(SendFailure::Refused(_))), "{sent:?}");
@@ -485,19 +415,12 @@ async fn commands_arrive_in_the_queue_that_the_topology_makes_and_fail_where_the
             assert_eq!(message.routing_key.as_str(), COMMANDS_ROUTING_KEY);
             assert_eq!(message.properties.kind().as_ref().unwrap().as_str(), COMMAND_TYPE);
             assert_eq!(*message.properties.delivery_mode(), Some(2), "persistent");
-            assert_eq!(
-                message.properties.content_type().as_ref().unwrap().as_str(),
-                "application/json"
-            );
+            assert_eq!(message.properties.content_type().as_ref().unwrap().as_str(), "application/json");
             assert!(Uuid::parse_str(message.properties.message_id().as_ref().unwrap().as_str()).is_ok());
         }
 
         let options = QueueDeleteOptions::default();
-        scene
-            .outside
-            .queue_delete(scene.id.clone().into(), options)
-            .await
-            .unwrap();
+        scene.outside.queue_delete(scene.id.clone().into(), options).await.unwrap();
         let sent = sender.send(vec![command(1.into())]).await;
         assert!(matches!(sent[0], Err(SendFailure::Unroutable { .. })), "{sent:?}");
         assert!(sender.send(vec![]).await.is_empty());
@@ -533,12 +456,7 @@ impl Calls {
     }
 
     fn of(&self, key: &str) -> usize {
-        self.0
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|called| **called == key)
-            .count()
+        self.0.lock().unwrap().iter().filter(|called| **called == key).count()
     }
 
     /// A handler that counts and then does as told.
@@ -562,10 +480,7 @@ impl Calls {
 async fn a_failing_or_panicking_handler_neither_stops_nor_repeats_the_others() {
     let calls = Calls::default();
     let handlers = Handlers::builder()
-        .on(
-            "fails",
-            calls.then("fails", || Err(HandlerError::transient("no such luck"))),
-        )
+        .on("fails", calls.then("fails", || Err(HandlerError::transient("no such luck"))))
         .on("panics", calls.then("panics", || panic!("on purpose")))
         .on("works", calls.then("works", || Ok(())))
         .build()
@@ -577,10 +492,7 @@ async fn a_failing_or_panicking_handler_neither_stops_nor_repeats_the_others() {
         assert!(text.contains("handler `fails`: no such luck"), "{text}");
         assert!(text.contains("handler `panics`: panicked"), "{text}");
         assert_eq!(answer.delivered_to, ["works"]);
-        assert_eq!(
-            (calls.of("fails"), calls.of("panics"), calls.of("works")),
-            (tries, tries, 1)
-        );
+        assert_eq!((calls.of("fails"), calls.of("panics"), calls.of("works")), (tries, tries, 1));
         message.delivered_to = answer.delivered_to;
     }
 }
@@ -590,10 +502,7 @@ async fn a_failing_or_panicking_handler_neither_stops_nor_repeats_the_others() {
 async fn a_renamed_handler_is_not_called_again_for_what_it_had_under_its_former_key() {
     let calls = Calls::default();
     let handlers = Handlers::builder()
-        .on(
-            HandlerKey::new("billing").formerly("invoice"),
-            calls.then("billing", || Ok(())),
-        )
+        .on(HandlerKey::new("billing").formerly("invoice"), calls.then("billing", || Ok(())))
         .on("mail", calls.then("mail", || Ok(())))
         .build()
         .unwrap();
@@ -610,18 +519,11 @@ async fn two_handlers_with_one_key_are_refused_with_the_key() {
     let calls = Calls::default();
     let ok = |key| calls.then(key, || Ok(()));
     let duplicate = |first: HandlerKey, second: HandlerKey| {
-        Handlers::builder()
-            .on(first, ok("a"))
-            .on(second, ok("b"))
-            .build()
-            .unwrap_err()
+        Handlers::builder().on(first, ok("a")).on(second, ok("b")).build().unwrap_err()
     };
     let expected = HandlersError::DuplicateKey("billing".into());
     assert_eq!(duplicate("billing".into(), "billing".into()), expected);
-    assert_eq!(
-        duplicate("billing".into(), HandlerKey::new("mail").formerly("billing")),
-        expected
-    );
+    assert_eq!(duplicate("billing".into(), HandlerKey::new("mail").formerly("billing")), expected);
     assert!(expected.to_string().contains("`billing`"));
     let empty = Handlers::builder().on("", ok("a")).build().unwrap_err();
     assert_eq!(empty, HandlersError::EmptyKey("order.placed"));
@@ -665,16 +567,10 @@ async fn a_permanent_failure_kills_only_when_no_other_handler_may_still_succeed(
         .on("never", calls.then("never", permanent_one))
         .build()
         .unwrap();
-    assert_eq!(
-        permanent(outcome(&alone, placed()).await),
-        "handler `never`: never"
-    );
+    assert_eq!(permanent(outcome(&alone, placed()).await), "handler `never`: never");
     let beside = Handlers::builder()
         .on("never", calls.then("never", permanent_one))
-        .on(
-            "later",
-            calls.then("later", || Err(HandlerError::transient("later"))),
-        )
+        .on("later", calls.then("later", || Err(HandlerError::transient("later"))))
         .build()
         .unwrap();
     let text = transient(outcome(&beside, placed()).await);
@@ -685,21 +581,12 @@ async fn a_permanent_failure_kills_only_when_no_other_handler_may_still_succeed(
 #[tokio::test]
 async fn a_payload_that_does_not_decode_is_permanent_and_not_quoted() {
     let calls = Calls::default();
-    let handlers = Handlers::builder()
-        .on("works", calls.then("works", || Ok(())))
-        .build()
-        .unwrap();
+    let handlers = Handlers::builder().on("works", calls.then("works", || Ok(()))).build().unwrap();
     for (payload, told) in [
         (doc! { "s3cret": "s3cret" }.into(), "missing field `order`"),
-        (
-            doc! { "order": { "s3cret, expected s3cret": 1 } }.into(),
-            "expected a string",
-        ),
+        (doc! { "order": { "s3cret, expected s3cret": 1 } }.into(), "expected a string"),
         (Bson::from("s3cret"), "expected struct Placed"),
-        (
-            (0..1000).fold(Bson::Null, |inner, _| Bson::Array(vec![inner])),
-            "200 levels",
-        ),
+        ((0..1000).fold(Bson::Null, |inner, _| Bson::Array(vec![inner])), "200 levels"),
     ] {
         let mut message = placed();
         message.payload = payload;
@@ -723,10 +610,7 @@ async fn a_question_mark_in_a_handler_is_transient_and_tells_the_cause() {
         .build()
         .unwrap();
     let text = transient(outcome(&handlers, placed()).await);
-    assert_eq!(
-        text,
-        "handler `mail`: the mail was not sent: invalid digit found in string"
-    );
+    assert_eq!(text, "handler `mail`: the mail was not sent: invalid digit found in string");
 }
 
 #[tokio::test]
@@ -739,11 +623,7 @@ async fn long_errors_are_cut_so_that_every_handler_is_named() {
         .build()
         .unwrap();
     let text = transient(outcome(&handlers, placed()).await);
-    assert!(
-        text.contains("`first`") && text.contains("`second`") && text.len() < 1024,
-        "{}",
-        text.len()
-    );
+    assert!(text.contains("`first`") && text.contains("`second`") && text.len() < 1024, "{}", text.len());
 }
 
 /// Handlers: "Dropping the delivery aborts the handlers."
@@ -764,10 +644,7 @@ async fn dropping_a_delivery_aborts_its_handlers() {
         .build()
         .unwrap();
     let delivery = tokio::spawn(async move { handlers.deliver(&[placed(), placed()]).await });
-    let dead = [
-        has_started.recv().await.unwrap(),
-        has_started.recv().await.unwrap(),
-    ];
+    let dead = [has_started.recv().await.unwrap(), has_started.recv().await.unwrap()];
     delivery.abort();
     for dead in dead {
         assert!(soon("the handler's end", dead).await.is_err());
@@ -783,10 +660,7 @@ struct Memory(Arc<Mutex<Vec<Uuid>>>);
 #[async_trait]
 impl Deliver for Memory {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
-        self.0
-            .lock()
-            .unwrap()
-            .extend(window.iter().map(|envelope| envelope.id));
+        self.0.lock().unwrap().extend(window.iter().map(|envelope| envelope.id));
         window.iter().map(|_| Outcome::Delivered.into()).collect()
     }
 }
@@ -797,10 +671,7 @@ struct Away;
 #[async_trait]
 impl Deliver for Away {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
-        window
-            .iter()
-            .map(|_| Outcome::Unavailable("away".into()).into())
-            .collect()
+        window.iter().map(|_| Outcome::Unavailable("away".into()).into()).collect()
     }
 
     fn is_available(&self) -> bool {
@@ -822,13 +693,8 @@ fn via(via: Option<&str>) -> Envelope {
 #[tokio::test]
 async fn the_type_decides_the_way_at_save_and_the_stored_way_decides_from_then_on() {
     let (broker, hook) = (Memory::default(), Memory::default());
-    let handlers = Handlers::builder()
-        .on("key", |_: Placed, _| async { Ok(()) })
-        .build()
-        .unwrap();
-    let router = Router::new(broker.clone())
-        .handlers(handlers)
-        .route("hook", hook.clone(), ["invoice.sent"]);
+    let handlers = Handlers::builder().on("key", |_: Placed, _| async { Ok(()) }).build().unwrap();
+    let router = Router::new(broker.clone()).handlers(handlers).route("hook", hook.clone(), ["invoice.sent"]);
     assert_eq!(router.via("order.placed"), Some(HANDLERS));
     assert_eq!(router.via("invoice.sent"), Some("hook"));
     assert_eq!(router.via("anything.else"), None);
@@ -880,11 +746,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let running = Mutex::new(Some(tokio::spawn(relay(listener, server.clone()))));
-        Self {
-            address,
-            server,
-            running,
-        }
+        Self { address, server, running }
     }
 
     async fn cut(&self) {
@@ -936,13 +798,7 @@ impl<'a> RabbitHarness<'a> {
         let uri = format!("{front}@{}/{vhost}", proxy.address);
         let rabbit = scene.rabbit_with(scene.settings_at(&uri)).await;
         let queue = scene.bind("accepted").await;
-        Self {
-            scene,
-            rabbit,
-            proxy,
-            queue,
-            arrived: Mutex::default(),
-        }
+        Self { scene, rabbit, proxy, queue, arrived: Mutex::default() }
     }
 }
 
@@ -1005,9 +861,7 @@ fn remembering(arrived: &Memory) -> Handlers {
             arrived.0.lock().unwrap().push(delivery.id);
             async { Ok(()) }
         })
-        .on("refuse", |_: Refused, _| async {
-            Err(HandlerError::permanent("not wanted"))
-        })
+        .on("refuse", |_: Refused, _| async { Err(HandlerError::permanent("not wanted")) })
         .build()
         .unwrap()
 }
@@ -1087,17 +941,10 @@ struct WebhookHarness {
 impl WebhookHarness {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let webhook = webhook::Webhook {
-            receiver: listener.local_addr().unwrap(),
-        };
+        let webhook = webhook::Webhook { receiver: listener.local_addr().unwrap() };
         let (taken, ids) = mpsc::unbounded_channel();
         let receiver = Mutex::new(Some(webhook::receive(listener, taken.clone())));
-        Self {
-            webhook,
-            taken,
-            ids: Mutex::new((ids, Vec::new())),
-            receiver,
-        }
+        Self { webhook, taken, ids: Mutex::new((ids, Vec::new())), receiver }
     }
 }
 
@@ -1145,11 +992,7 @@ async fn rabbitmq_keeps_what_a_deliverer_promises() {
 async fn handlers_keep_what_a_deliverer_promises() {
     let arrived = Memory::default();
     let handlers = remembering(&arrived);
-    soon(
-        "the suite",
-        conformance::check(&HandlersHarness { handlers, arrived }),
-    )
-    .await;
+    soon("the suite", conformance::check(&HandlersHarness { handlers, arrived })).await;
 }
 
 #[tokio::test]
@@ -1159,13 +1002,7 @@ async fn a_router_keeps_what_a_deliverer_promises() {
         let handled = Memory::default();
         let router = Router::new(broker.rabbit.clone()).handlers(remembering(&handled));
         let turn = AtomicUsize::new(0);
-        conformance::check(&RouterHarness {
-            router,
-            broker,
-            handled,
-            turn,
-        })
-        .await;
+        conformance::check(&RouterHarness { router, broker, handled, turn }).await;
     })
     .await;
 }
@@ -1216,10 +1053,7 @@ impl Deliver for Flawed {
         }
         if matches!(self.flaw, Flaw::LeaksWhenDropped) {
             if self.under_way.fetch_add(1, Ordering::Relaxed) > 8 {
-                return window
-                    .iter()
-                    .map(|_| Outcome::Transient("busy".into()).into())
-                    .collect();
+                return window.iter().map(|_| Outcome::Transient("busy".into()).into()).collect();
             }
             tokio::task::yield_now().await;
             self.under_way.fetch_sub(1, Ordering::Relaxed);
@@ -1248,11 +1082,7 @@ impl Deliver for Flawed {
         };
         if !matches!(self.flaw, Flaw::ClaimsDelivered) {
             let taken = window.iter().filter(|envelope| envelope.message_type != "bad");
-            self.memory
-                .0
-                .lock()
-                .unwrap()
-                .extend(taken.map(|envelope| envelope.id));
+            self.memory.0.lock().unwrap().extend(taken.map(|envelope| envelope.id));
         }
         let mut answers: Vec<_> = window.iter().map(one).collect();
         match self.flaw {
@@ -1298,12 +1128,8 @@ impl Harness for Flawed {
 
 /// What the suite says of a deliverer with this flaw; none when it passes.
 async fn verdict(flaw: Flaw) -> Option<String> {
-    let flawed = Flawed {
-        flaw,
-        memory: Memory::default(),
-        cut: Mutex::default(),
-        under_way: AtomicUsize::default(),
-    };
+    let flawed =
+        Flawed { flaw, memory: Memory::default(), cut: Mutex::default(), under_way: AtomicUsize::default() };
     let checked = AssertUnwindSafe(conformance::check(&flawed)).catch_unwind().await;
     checked.err().map(|panic| *panic.downcast::<String>().unwrap())
 }
@@ -1325,15 +1151,10 @@ async fn the_suite_finds_the_flaw_of_every_flawed_deliverer_and_none_in_a_good_o
         (Flaw::SaysNothing, "its texts say why"),
         (Flaw::NeverRecovers, "it becomes available again"),
         (Flaw::LeaksWhenDropped, "a delivery that is dropped halfway"),
-        (
-            Flaw::ChargesForOutages,
-            "while it is not available no attempt is counted",
-        ),
+        (Flaw::ChargesForOutages, "while it is not available no attempt is counted"),
         (Flaw::ServesEverything, "it serves the `via`"),
     ] {
-        let verdict = verdict(flaw)
-            .await
-            .unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        let verdict = verdict(flaw).await.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
         assert!(verdict.starts_with(guarantee), "{flaw:?}: {verdict}");
     }
 }

@@ -3,11 +3,7 @@
 //! Each goes through everything that ever looks at it: a load, a save with a message, the rescuer's stream and sweep, a
 //! worker. The run can be repeated by its seed: `OUTBOX_TEST_SEED=… cargo nextest run --test generated_values`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 #[path = "support/flow.rs"]
 mod flow;
@@ -132,14 +128,8 @@ async fn see_through(outboxes: Vec<Bson>) {
     assert_eq!(ids.len(), delivered.len(), "each once");
     for id in &documents {
         let good = good_ones(&found[id]);
-        assert_eq!(
-            good.len(),
-            good_ones(&before[id]).len() + usize::from(saved.contains(id))
-        );
-        assert!(
-            good.iter().all(|good| ids.contains(&(*id, *good))),
-            "the good ones of document {id}"
-        );
+        assert_eq!(good.len(), good_ones(&before[id]).len() + usize::from(saved.contains(id)));
+        assert!(good.iter().all(|good| ids.contains(&(*id, *good))), "the good ones of document {id}");
         unreadable_ones_are_as_they_were(*id, &found[id], &after[id]);
         let times = queued.get(id).copied().unwrap_or_default();
         assert!(times <= 3, "document {id} was queued {times} times");
@@ -154,16 +144,9 @@ async fn see_through(outboxes: Vec<Bson>) {
     let mut second = world.rescuer("second").await;
     for (id, times) in second.sees_all(&world, -2).await {
         let elsewhere = world.plan(&after[&id], Ordering::Ordered, |plan| plan.not_mine);
-        assert!(
-            elsewhere > 0,
-            "document {id} is queued for ever ({times} times by now)"
-        );
+        assert!(elsewhere > 0, "document {id} is queued for ever ({times} times by now)");
     }
-    println!(
-        "{} messages of {} documents delivered",
-        delivered.len(),
-        documents.len()
-    );
+    println!("{} messages of {} documents delivered", delivered.len(), documents.len());
     rescuer.stop().await;
     second.stop().await;
     world.end().await;
@@ -184,12 +167,7 @@ impl World {
         let store = Store::<Any>::new(test.orders(), &Inline::off(&test.client));
         store.ensure_indexes().await.unwrap();
         let clock = ServerClock::new(test.client.clone());
-        Self {
-            now: clock.now().await.unwrap(),
-            test,
-            store,
-            clock,
-        }
+        Self { now: clock.now().await.unwrap(), test, store, clock }
     }
 
     fn document(&self, id: i32) -> DocumentRef {
@@ -207,9 +185,7 @@ impl World {
     }
 
     async fn rescuer(&self, stream: &str) -> Waking {
-        let client = mongodb::Client::with_uri_str(support::uri("OUTBOX_MONGODB_URI"))
-            .await
-            .unwrap();
+        let client = mongodb::Client::with_uri_str(support::uri("OUTBOX_MONGODB_URI")).await.unwrap();
         let settings = Settings {
             stream: stream.into(),
             delay: Duration::from_secs(1),
@@ -246,9 +222,7 @@ impl World {
         let found = collection.find(doc! { "_id": { "$gte": 0 } }).await.unwrap();
         let all: Vec<RawDocumentBuf> = found.map(|document| document.unwrap()).collect().await;
         let id = |document: &RawDocumentBuf| document.get_i32("_id").unwrap();
-        all.into_iter()
-            .map(|document| (id(&document), document))
-            .collect()
+        all.into_iter().map(|document| (id(&document), document)).collect()
     }
 
     /// Loads each and saves it with a good message; those that took it.
@@ -260,10 +234,9 @@ impl World {
             let array = read_outbox(outbox(&stored[id]).as_ref()).is_ok();
             match saved {
                 Ok(saved) => assert!(array && saved.is_applied(), "document {id}: {saved:?}"),
-                Err(error) => assert!(
-                    !array && matches!(error, Error::OutboxNotArray { .. }),
-                    "document {id}: {error}"
-                ),
+                Err(error) => {
+                    assert!(!array && matches!(error, Error::OutboxNotArray { .. }), "document {id}: {error}")
+                }
             }
             array.then_some(*id)
         });
@@ -273,10 +246,8 @@ impl World {
     /// Has a worker process each, first in order, then without; what was delivered.
     async fn process_each(&self, documents: &[i32]) -> Vec<Envelope> {
         let recorder = Recorder::default();
-        let settings = ProcessorSettings {
-            state_database: self.state().name().into(),
-            ..ProcessorSettings::default()
-        };
+        let settings =
+            ProcessorSettings { state_database: self.state().name().into(), ..ProcessorSettings::default() };
         let client = self.test.client.clone();
         let worker = Processor::new(client, self.clock.clone(), Arc::new(recorder.clone()), settings);
         let runs = documents.iter().map(async |id| {
@@ -295,10 +266,7 @@ impl World {
         let collection = self.test.orders().clone_with_type::<RawDocumentBuf>();
         let stored = collection.find_one(doc! { "_id": id }).await.unwrap().unwrap();
         let (work, held) = self.plan(&stored, ordering, |plan| (plan.is_work(), plan.held));
-        assert!(
-            !work,
-            "document {id}: something deliverable was left, {processed:?}"
-        );
+        assert!(!work, "document {id}: something deliverable was left, {processed:?}");
         let end = held.map_or(Processed::Done, Processed::Held);
         assert_eq!(processed, end, "document {id}");
     }
@@ -308,12 +276,7 @@ impl World {
         let slots = slots(stored);
         ask(deliverable(
             &slots,
-            Rules {
-                now: self.now,
-                ordering,
-                limit: usize::MAX,
-                serves: &|via| via.is_none(),
-            },
+            Rules { now: self.now, ordering, limit: usize::MAX, serves: &|via| via.is_none() },
         ))
     }
 }
@@ -342,11 +305,7 @@ impl Waking {
                         *queued.entry(id).or_default() += 1;
                     }
                 }
-                RescueEvent::SweepDone {
-                    full: true,
-                    cut_short,
-                    ..
-                } => swept |= !cut_short,
+                RescueEvent::SweepDone { full: true, cut_short, .. } => swept |= !cut_short,
                 // The commands of a page are announced in any order.
                 RescueEvent::PageDone { .. } => followed |= found,
                 _ => {}
@@ -410,9 +369,7 @@ fn unreadable_ones(stored: &RawDocumentBuf) -> Vec<Vec<u8>> {
     let both = elements.into_iter().zip(slots(stored));
     let unreadable = both.filter(|(_, slot)| slot.entry().is_none());
     let bytes = |element: Bson| RawDocumentBuf::try_from(&doc! { "e": element }).unwrap();
-    unreadable
-        .map(|(element, _)| bytes(element).as_bytes().to_vec())
-        .collect()
+    unreadable.map(|(element, _)| bytes(element).as_bytes().to_vec()).collect()
 }
 
 fn can_be_put_on_the_wire_or_told_why_not(envelope: &Envelope) {

@@ -1,10 +1,6 @@
 //! One document that two processes save all the time: the order holds, and the inline path keeps up.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 #[path = "support/flow.rs"]
 mod flow;
@@ -90,11 +86,7 @@ async fn a_process_that_saves_the_hot_document() {
         .deliver_to(rabbitmq.clone());
     let counters = Store::<Counter>::new(flow.test.orders(), &inline);
     let ready = doc! { "$push": { "ready": &name } };
-    flow.test
-        .orders()
-        .update_one(doc! { "_id": "start" }, ready)
-        .await
-        .unwrap();
+    flow.test.orders().update_one(doc! { "_id": "start" }, ready).await.unwrap();
     let both = |stored: &mongodb::bson::Document| stored.get_array("ready").unwrap().len() == PROCESSES.len();
     flow.test.wait_until("start", both).await;
 
@@ -104,11 +96,7 @@ async fn a_process_that_saves_the_hot_document() {
         pace.tick().await;
         let count = |counter: &mut Counter| {
             counter.count += 1;
-            counter.outbox.send(Counted {
-                count: counter.count,
-                by: name.clone(),
-                nth,
-            });
+            counter.outbox.send(Counted { count: counter.count, by: name.clone(), nth });
         };
         counters.update(&DOCUMENT.into(), count).await.unwrap();
     }
@@ -121,10 +109,7 @@ async fn a_process_that_saves_the_hot_document() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_saved_by_two_processes_keeps_its_order_and_stays_on_the_fast_path() {
     let flow = Flow::begin().await;
-    let documents = [
-        doc! { "_id": DOCUMENT, "count": 0i64 },
-        doc! { "_id": "start", "ready": [] },
-    ];
+    let documents = [doc! { "_id": DOCUMENT, "count": 0i64 }, doc! { "_id": "start", "ready": [] }];
     flow.test.orders().insert_many(documents).await.unwrap();
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(RetryPolicy::default()).await;
@@ -166,10 +151,7 @@ async fn a_document_saved_by_two_processes_keeps_its_order_and_stays_on_the_fast
 
 fn in_order(receiver: &Receiver, all: usize) {
     let received = receiver.all();
-    let counts: Vec<_> = received
-        .iter()
-        .map(|message| message.body["count"].as_i64().unwrap())
-        .collect();
+    let counts: Vec<_> = received.iter().map(|message| message.body["count"].as_i64().unwrap()).collect();
     let wanted: Vec<_> = (1..).take(all).collect();
     assert_eq!(counts, wanted, "the order of the saves");
     let save = |message: &Received| {
@@ -178,25 +160,12 @@ fn in_order(receiver: &Receiver, all: usize) {
     };
     let saves: Vec<(String, i64)> = received.iter().map(save).collect();
     for name in PROCESSES {
-        let own: Vec<_> = saves
-            .iter()
-            .filter(|(by, _)| by == name)
-            .map(|(_, nth)| *nth)
-            .collect();
+        let own: Vec<_> = saves.iter().filter(|(by, _)| by == name).map(|(_, nth)| *nth).collect();
         let wanted: Vec<_> = (0..).take(all / PROCESSES.len()).collect();
         assert_eq!(own, wanted, "the order of process {name}");
     }
     let turns = saves.windows(2).filter(|pair| pair[0].0 != pair[1].0).count();
-    assert!(
-        turns > all / 10,
-        "both saved at the same time: {turns} turns in {all}"
-    );
-    let rescued = received
-        .iter()
-        .filter(|message| message.app_id() == WORKER)
-        .count();
-    assert!(
-        rescued * 100 <= all,
-        "{rescued} of {all} were not delivered inline"
-    );
+    assert!(turns > all / 10, "both saved at the same time: {turns} turns in {all}");
+    let rescued = received.iter().filter(|message| message.app_id() == WORKER).count();
+    assert!(rescued * 100 <= all, "{rescued} of {all} were not delivered inline");
 }

@@ -1,10 +1,6 @@
 //! Delivery right after the save: what goes at once, what waits, and in what order.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
@@ -13,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use document_outbox::{
     Dispatch, Inline, Mode, Ordering, RetryPolicy, Store,
     clock::ServerClock,
-    deliver::{Deliver, Outcome},
+    deliver::{Deliver, HandlerError, Handlers, Outcome},
     event::Event,
     process::{Disposition, Processed, Processor, ProcessorSettings},
     store::{Inserted, Receipt, Saved},
@@ -22,7 +18,7 @@ use mongodb::{
     Client,
     bson::{Bson, Document, doc},
 };
-use support::{LONG, Order, Recorder, TestDatabase, is_empty, uri};
+use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio_util::sync::CancellationToken;
 
 fn background(test: &TestDatabase, recorder: &Recorder) -> Inline {
@@ -54,11 +50,8 @@ fn placed(id: &str) -> Order {
 
 /// A processor such as a dispatcher worker has.
 fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
-    let settings = ProcessorSettings {
-        name: "worker".into(),
-        retry: slow_retry(),
-        ..ProcessorSettings::default()
-    };
+    let settings =
+        ProcessorSettings { name: "worker".into(), retry: slow_retry(), ..ProcessorSettings::default() };
     Processor::new(
         test.client.clone(),
         ServerClock::new(test.client.clone()),
@@ -69,10 +62,7 @@ fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
 
 async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed {
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), id);
-    worker
-        .process(&document, Ordering::Ordered, &CancellationToken::new())
-        .await
-        .unwrap()
+    worker.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
 }
 
 /// Makes every claim of a document run out, as time would.
@@ -123,10 +113,7 @@ async fn an_entry_that_arrives_between_load_and_save_keeps_its_place_before_the_
     let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
     let foreign =
         doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 7i64 } };
-    test.orders()
-        .update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } })
-        .await
-        .unwrap();
+    test.orders().update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } }).await.unwrap();
     order.add(8);
     assert!(orders.save(&mut order).await.unwrap().is_applied());
     recorder.wait_delivered(2).await;
@@ -138,73 +125,42 @@ async fn an_entry_that_arrives_between_load_and_save_keeps_its_place_before_the_
 async fn awaiting_says_what_became_of_each_message() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client)
-        .mode(Mode::Await)
-        .retry(slow_retry())
-        .deliver_to(recorder.clone());
+    let inline =
+        Inline::builder(&test.client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     let outcomes = |dispatch: Dispatch| match dispatch {
-        Dispatch::Settled(settled) => settled
-            .into_iter()
-            .map(|(_, disposition)| disposition)
-            .collect::<Vec<_>>(),
+        Dispatch::Settled(settled) => {
+            settled.into_iter().map(|(_, disposition)| disposition).collect::<Vec<_>>()
+        }
         other => panic!("{other:?}"),
     };
 
-    assert_eq!(
-        outcomes(insert(&orders, placed("good")).await.dispatch),
-        [Disposition::Delivered]
-    );
+    assert_eq!(outcomes(insert(&orders, placed("good")).await.dispatch), [Disposition::Delivered]);
 
     recorder.answer([Outcome::Delivered, Outcome::Transient("later".into())]);
     let mut order = Order::new("late");
     (1..=3).for_each(|amount| order.add(amount));
     let settled = outcomes(insert(&orders, order).await.dispatch);
-    let retrying = Disposition::Retrying {
-        error: "later".into(),
-    };
+    let retrying = Disposition::Retrying { error: "later".into() };
     assert_eq!(settled, [Disposition::Delivered, retrying, Disposition::Waiting]);
     let outbox = test.outbox("late").await;
-    assert_eq!(
-        (outbox[0].get_i32("attempts"), outbox[0].get_str("last_error")),
-        (Ok(1), Ok("later"))
-    );
-    assert_eq!(
-        (outbox[0].get("claimed_by"), outbox[1].get("claimed_by")),
-        (None, None)
-    );
+    assert_eq!((outbox[0].get_i32("attempts"), outbox[0].get_str("last_error")), (Ok(1), Ok("later")));
+    assert_eq!((outbox[0].get("claimed_by"), outbox[1].get("claimed_by")), (None, None));
 
     recorder.answer([Outcome::Permanent("never".into())]);
     let mut order = Order::new("dead");
     (1..=2).for_each(|amount| order.add(amount));
     let settled = outcomes(insert(&orders, order).await.dispatch);
-    assert_eq!(
-        settled,
-        [
-            Disposition::Dead {
-                error: "never".into()
-            },
-            Disposition::Delivered
-        ]
-    );
+    assert_eq!(settled, [Disposition::Dead { error: "never".into() }, Disposition::Delivered]);
     let outbox = test.outbox("dead").await;
-    assert_eq!(
-        (outbox.len(), outbox[0].get_str("dead_reason")),
-        (1, Ok("permanent"))
-    );
+    assert_eq!((outbox.len(), outbox[0].get_str("dead_reason")), (1, Ok("permanent")));
     assert_eq!(outbox[0].get("available_at"), None);
 
     // Entries stand before: the claim is taken like anyone else's, and the answer is read off the document.
     let updated = orders.update(&"dead".into(), |order| order.add(5)).await.unwrap();
-    assert_eq!(
-        outcomes(updated.receipt.unwrap().dispatch),
-        [Disposition::Delivered]
-    );
+    assert_eq!(outcomes(updated.receipt.unwrap().dispatch), [Disposition::Delivered]);
     let updated = orders.update(&"late".into(), |order| order.add(5)).await.unwrap();
-    assert_eq!(
-        outcomes(updated.receipt.unwrap().dispatch),
-        [Disposition::Waiting]
-    );
+    assert_eq!(outcomes(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
     test.drop().await;
 }
 
@@ -213,23 +169,14 @@ async fn awaiting_says_what_became_of_each_message() {
 async fn the_last_attempt_makes_a_message_dead_and_lets_the_next_go() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let retry = RetryPolicy {
-        max_attempts: 1,
-        ..slow_retry()
-    };
-    let inline = Inline::builder(&test.client)
-        .mode(Mode::Await)
-        .retry(retry)
-        .deliver_to(recorder.clone());
+    let retry = RetryPolicy { max_attempts: 1, ..slow_retry() };
+    let inline = Inline::builder(&test.client).mode(Mode::Await).retry(retry).deliver_to(recorder.clone());
     recorder.answer([Outcome::Transient("no".into())]);
     let mut order = placed("o-1");
     order.add(2);
     insert(&test.store(&inline), order).await;
     let outbox = test.outbox("o-1").await;
-    assert_eq!(
-        (outbox.len(), outbox[0].get_str("dead_reason")),
-        (1, Ok("attempts_exhausted"))
-    );
+    assert_eq!((outbox.len(), outbox[0].get_str("dead_reason")), (1, Ok("attempts_exhausted")));
     assert_eq!(recorder.amounts(), [2]);
     test.drop().await;
 }
@@ -238,18 +185,10 @@ async fn the_last_attempt_makes_a_message_dead_and_lets_the_next_go() {
 async fn what_fails_in_passing_is_tried_again_in_place_without_an_attempt() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client)
-        .mode(Mode::Await)
-        .deliver_to(recorder.clone());
-    recorder.answer([
-        Outcome::Transient("once".into()),
-        Outcome::Transient("twice".into()),
-    ]);
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    recorder.answer([Outcome::Transient("once".into()), Outcome::Transient("twice".into())]);
     let receipt = insert(&test.store(&inline), placed("o-1")).await;
-    assert_eq!(
-        receipt.dispatch,
-        Dispatch::Settled(vec![(receipt.messages[0], Disposition::Delivered)])
-    );
+    assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Delivered)]));
     assert_eq!(recorder.wait_tried(3).await.len(), 3);
     test.drop().await;
 }
@@ -269,14 +208,8 @@ async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
     recorder.set_available(true);
     recorder.answer([Outcome::Unavailable("just gone".into())]);
     let mut events = inline.events().subscribe();
-    assert_eq!(
-        insert(&orders, placed("lost")).await.dispatch,
-        Dispatch::Background
-    );
-    assert!(matches!(
-        events.recv().await.unwrap(),
-        Event::Released { count: 1, .. }
-    ));
+    assert_eq!(insert(&orders, placed("lost")).await.dispatch, Dispatch::Background);
+    assert!(matches!(events.recv().await.unwrap(), Event::Released { count: 1, .. }));
     let entry = &test.outbox("lost").await[0];
     assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
     test.drop().await;
@@ -298,14 +231,8 @@ async fn a_claim_that_runs_out_because_the_way_was_lost_counts_no_attempt() {
         recorder.set_available(false);
     };
     let (receipt, ()) = tokio::join!(insert(&orders, placed("o-1")), lose_the_way);
-    assert_eq!(
-        receipt.dispatch,
-        Dispatch::Settled(vec![(receipt.messages[0], Disposition::Waiting)])
-    );
-    assert!(matches!(
-        events.recv().await.unwrap(),
-        Event::Released { count: 1, .. }
-    ));
+    assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Waiting)]));
+    assert!(matches!(events.recv().await.unwrap(), Event::Released { count: 1, .. }));
     let entry = &test.outbox("o-1").await[0];
     assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
     test.drop().await;
@@ -315,19 +242,11 @@ async fn a_claim_that_runs_out_because_the_way_was_lost_counts_no_attempt() {
 async fn a_full_dispatcher_skips_and_the_save_succeeds() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
-    let inline = Inline::builder(&test.client)
-        .capacity(1)
-        .deliver_to(recorder.clone());
+    let inline = Inline::builder(&test.client).capacity(1).deliver_to(recorder.clone());
     let orders = test.store(&inline);
-    assert_eq!(
-        insert(&orders, placed("first")).await.dispatch,
-        Dispatch::Background
-    );
+    assert_eq!(insert(&orders, placed("first")).await.dispatch, Dispatch::Background);
     let mut events = inline.events().subscribe();
-    assert_eq!(
-        insert(&orders, placed("second")).await.dispatch,
-        Dispatch::Skipped
-    );
+    assert_eq!(insert(&orders, placed("second")).await.dispatch, Dispatch::Skipped);
     assert!(
         matches!(events.recv().await.unwrap(), Event::Skipped { document } if document.subject() == "second")
     );
@@ -368,19 +287,12 @@ async fn closing_past_its_grace_gives_back_what_was_not_begun() {
     recorder.wait_tried(1).await;
     let mut closing = Box::pin(inline.close(Duration::ZERO));
     // The grace's timer is the older of the two, so it has run out when this one does.
-    assert!(
-        tokio::time::timeout(Duration::from_millis(10), &mut closing)
-            .await
-            .is_err()
-    );
+    assert!(tokio::time::timeout(Duration::from_millis(10), &mut closing).await.is_err());
     recorder.let_through(1);
     closing.await;
     let outbox = test.outbox("o-1").await;
     assert_eq!(outbox.len(), 1, "the first was delivered");
-    assert_eq!(
-        (outbox[0].get("claimed_by"), outbox[0].get("attempts")),
-        (None, None)
-    );
+    assert_eq!((outbox[0].get("claimed_by"), outbox[0].get("attempts")), (None, None));
     test.drop().await;
 }
 
@@ -394,10 +306,7 @@ async fn a_crash_between_save_and_publish_loses_nothing() {
 
     let recorder = Recorder::default();
     let worker = worker(&test, &recorder);
-    assert!(
-        matches!(process(&test, &worker, "o-1").await, Processed::Held(_)),
-        "the claim is alive"
-    );
+    assert!(matches!(process(&test, &worker, "o-1").await, Processed::Held(_)), "the claim is alive");
     assert!(recorder.delivered().is_empty());
     expire_claims(&test, "o-1").await;
     assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
@@ -412,9 +321,7 @@ async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
     let test = TestDatabase::create().await;
     // A client of its own name, whose updates the server refuses: the clear never arrives.
     let name = format!("dying-{}", uuid::Uuid::now_v7().simple());
-    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI"))
-        .await
-        .unwrap();
+    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
     options.app_name = Some(name.clone());
     let client = Client::with_options(options).unwrap();
     let fail = |mode: Bson| {
@@ -428,15 +335,9 @@ async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
         }
     };
     let recorder = Recorder::default();
-    let inline = Inline::builder(&client)
-        .mode(Mode::Await)
-        .deliver_to(recorder.clone());
-    let orders = Store::<Order>::new(
-        client
-            .database(test.database.name())
-            .collection::<Document>("orders"),
-        &inline,
-    );
+    let inline = Inline::builder(&client).mode(Mode::Await).deliver_to(recorder.clone());
+    let orders =
+        Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
     fail("alwaysOn".into()).await;
     insert(&orders, placed("o-1")).await;
     fail("off".into()).await;
@@ -444,16 +345,10 @@ async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
     assert_eq!(test.outbox("o-1").await.len(), 1, "the clear did not happen");
 
     expire_claims(&test, "o-1").await;
-    assert_eq!(
-        process(&test, &worker(&test, &recorder), "o-1").await,
-        Processed::Done
-    );
+    assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
     assert_eq!(recorder.amounts(), [1, 1]);
     let delivered = recorder.delivered();
-    assert_eq!(
-        delivered[0].id, delivered[1].id,
-        "a receiver's inbox can tell the repeat"
-    );
+    assert_eq!(delivered[0].id, delivered[1].id, "a receiver's inbox can tell the repeat");
     assert!(is_empty(&test.stored("o-1").await));
     test.drop().await;
 }
@@ -492,23 +387,14 @@ async fn a_holder_whose_claim_ran_out_clears_and_fails_nothing_of_the_next_holde
 async fn a_failing_message_holds_back_its_own_document_only() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client)
-        .mode(Mode::Await)
-        .retry(slow_retry())
-        .deliver_to(recorder.clone());
+    let inline =
+        Inline::builder(&test.client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     recorder.answer([Outcome::Transient("no".into())]);
     insert(&orders, placed("stuck")).await;
-    orders
-        .update(&"stuck".into(), |order| order.add(2))
-        .await
-        .unwrap();
+    orders.update(&"stuck".into(), |order| order.add(2)).await.unwrap();
     insert(&orders, placed("other")).await;
-    let delivered: Vec<_> = recorder
-        .delivered()
-        .iter()
-        .map(|envelope| envelope.document.subject())
-        .collect();
+    let delivered: Vec<_> = recorder.delivered().iter().map(|envelope| envelope.document.subject()).collect();
     assert_eq!(delivered, ["other"]);
     assert_eq!(test.outbox("stuck").await.len(), 2);
     test.drop().await;
@@ -526,10 +412,7 @@ async fn concurrent_saves_and_clears_neither_lose_nor_resurrect() {
         let orders = orders.clone();
         tokio::spawn(async move {
             for n in 0..50 {
-                orders
-                    .update(&"o-1".to_owned(), |order| order.add(saver * 1_000 + n))
-                    .await
-                    .unwrap();
+                orders.update(&"o-1".to_owned(), |order| order.add(saver * 1_000 + n)).await.unwrap();
             }
         })
     });
@@ -541,11 +424,7 @@ async fn concurrent_saves_and_clears_neither_lose_nor_resurrect() {
     let amounts = recorder.amounts();
     assert_eq!(amounts.len(), 200, "each exactly once");
     for saver in 0..4i64 {
-        let of_saver: Vec<_> = amounts
-            .iter()
-            .filter(|amount| *amount / 1_000 == saver)
-            .copied()
-            .collect();
+        let of_saver: Vec<_> = amounts.iter().filter(|amount| *amount / 1_000 == saver).copied().collect();
         let in_order: Vec<_> = (0..50).map(|n| saver * 1_000 + n).collect();
         assert_eq!(of_saver, in_order, "in the order saved");
     }
@@ -561,10 +440,7 @@ async fn an_outbox_of_a_thousand_entries_is_delivered_in_order() {
     let mut order = Order::new("o-1");
     (0..1_000).for_each(|amount| order.add(amount));
     insert(&test.store(&Inline::off(&test.client)), order).await;
-    assert_eq!(
-        process(&test, &worker(&test, &recorder), "o-1").await,
-        Processed::Done
-    );
+    assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
     assert_eq!(recorder.amounts(), (0..1_000).collect::<Vec<_>>());
     assert!(is_empty(&test.stored("o-1").await));
     test.drop().await;
@@ -589,24 +465,14 @@ async fn unreadable_neighbours_survive_and_block_nothing() {
     let mut outbox = strange.clone();
     outbox.insert(3, added(mongodb::bson::Uuid::new(), 10).into());
     outbox.push(added(mongodb::bson::Uuid::new(), 11).into());
-    test.orders()
-        .insert_one(doc! { "_id": "o-1", "total": 0, "outbox": outbox })
-        .await
-        .unwrap();
+    test.orders().insert_one(doc! { "_id": "o-1", "total": 0, "outbox": outbox }).await.unwrap();
     let worker = worker(&test, &recorder);
     let mut events = worker.events().subscribe();
     assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
     assert_eq!(recorder.amounts(), [10, 11]);
     assert_eq!(test.stored("o-1").await.get_array("outbox").unwrap(), &strange);
-    assert!(matches!(
-        events.recv().await.unwrap(),
-        Event::Unreadable { count: 7, .. }
-    ));
-    assert_eq!(
-        process(&test, &worker, "o-1").await,
-        Processed::Done,
-        "and again there is nothing to do"
-    );
+    assert!(matches!(events.recv().await.unwrap(), Event::Unreadable { count: 7, .. }));
+    assert_eq!(process(&test, &worker, "o-1").await, Processed::Done, "and again there is nothing to do");
     test.drop().await;
 }
 
@@ -646,10 +512,7 @@ async fn a_document_near_sixteen_megabytes_is_delivered() {
 }
 
 fn bytes_of(document: &Document) -> usize {
-    mongodb::bson::RawDocumentBuf::try_from(document)
-        .unwrap()
-        .as_bytes()
-        .len()
+    mongodb::bson::RawDocumentBuf::try_from(document).unwrap().as_bytes().len()
 }
 
 /// A deliverer that hangs, panics or miscounts becomes failed attempts, never a stuck or a lost message.
@@ -670,23 +533,12 @@ async fn a_deliverer_that_breaks_its_contract_costs_attempts_and_no_message() {
         }
     }
     let test = TestDatabase::create().await;
-    let settings = |lease| ProcessorSettings {
-        retry: slow_retry(),
-        lease,
-        ..ProcessorSettings::default()
-    };
-    for (id, lease) in [
-        ("panic", LONG),
-        ("miscount", LONG),
-        ("hang", Duration::from_secs(1)),
-    ] {
+    let settings = |lease| ProcessorSettings { retry: slow_retry(), lease, ..ProcessorSettings::default() };
+    for (id, lease) in [("panic", LONG), ("miscount", LONG), ("hang", Duration::from_secs(1))] {
         insert(&test.store(&Inline::off(&test.client)), placed(id)).await;
         let clock = ServerClock::new(test.client.clone());
         let worker = Processor::new(test.client.clone(), clock, Arc::new(Broken), settings(lease));
-        assert!(
-            matches!(process(&test, &worker, id).await, Processed::Held(_)),
-            "{id}"
-        );
+        assert!(matches!(process(&test, &worker, id).await, Processed::Held(_)), "{id}");
         let outbox = test.outbox(id).await;
         assert_eq!(outbox[0].get_i32("attempts"), Ok(1), "{id}");
     }
@@ -704,13 +556,94 @@ async fn a_save_is_not_told_applied_when_another_save_won() {
     one.add(1);
     two.add(2);
     let (one, two) = tokio::join!(orders.save(&mut one), orders.save(&mut two));
-    let applied = [one.unwrap(), two.unwrap()]
-        .iter()
-        .filter(|saved| matches!(saved, Saved::Applied(_)))
-        .count();
+    let applied =
+        [one.unwrap(), two.unwrap()].iter().filter(|saved| matches!(saved, Saved::Applied(_))).count();
     assert_eq!(applied, 1);
     recorder.wait_delivered(1).await;
     test.wait_until("o-1", is_empty).await;
     assert_eq!(recorder.delivered().len(), 1);
+    test.drop().await;
+}
+
+/// It never goes to the wrong place: what the deliverer doesn't serve is not claimed at birth either.
+#[tokio::test]
+async fn a_message_for_somebody_else_is_left_unclaimed() {
+    let test = TestDatabase::create().await;
+    let handlers = Handlers::builder().build().unwrap();
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(handlers);
+    let receipt = insert(&test.store(&inline), placed("o-1")).await;
+    assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Waiting)]));
+    let entry = &test.outbox("o-1").await[0];
+    assert_eq!((entry.get("claimed_by"), entry.get("attempts"), entry.get("via")), (None, None, None));
+    test.drop().await;
+}
+
+/// Handlers are isolated: one that hangs costs an attempt, and repeats nothing of the other.
+#[tokio::test]
+async fn a_handler_that_hangs_does_not_repeat_the_other() {
+    let test = TestDatabase::create().await;
+    let hang = |_: Added, _| std::future::pending::<Result<(), HandlerError>>();
+    let handlers =
+        Handlers::builder().on("quick", |_: Added, _| async { Ok(()) }).on("hangs", hang).build().unwrap();
+    let inline = Inline::builder(&test.client)
+        .mode(Mode::Await)
+        .lease(Duration::from_secs(1))
+        .retry(slow_retry())
+        .deliver_to(handlers);
+    insert(&test.store(&inline), placed("o-1")).await;
+    let entry = &test.outbox("o-1").await[0];
+    assert_eq!(entry.get_i32("attempts"), Ok(1));
+    assert_eq!(entry.get_array("delivered_to").unwrap(), &[Bson::from("quick")]);
+    assert!(entry.get_str("last_error").unwrap().contains("hangs"));
+    test.drop().await;
+}
+
+/// A handler that saves the document it handles a message of: neither may wait for the other.
+#[tokio::test]
+async fn a_handler_that_saves_its_own_document_waits_for_nobody() {
+    let test = TestDatabase::create().await;
+    let store: Arc<std::sync::OnceLock<Store<Order>>> = Arc::default();
+    let (seen, mut amounts) = tokio::sync::mpsc::unbounded_channel();
+    let orders = store.clone();
+    let handlers = Handlers::builder().on("again", move |added: Added, _| {
+        let (orders, seen) = (orders.clone(), seen.clone());
+        async move {
+            if added.amount == 1 {
+                orders.get().unwrap().update(&"o-1".to_owned(), |order| order.add(2)).await?;
+            }
+            seen.send(added.amount)?;
+            Ok(())
+        }
+    });
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(handlers.build().unwrap());
+    let orders = store.get_or_init(|| test.store(&inline));
+    let receipt = insert(orders, placed("o-1")).await;
+    assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Delivered)]));
+    assert_eq!((amounts.recv().await, amounts.recv().await), (Some(1), Some(2)));
+    test.wait_until("o-1", is_empty).await;
+    assert!(amounts.is_empty(), "each once");
+    test.drop().await;
+}
+
+/// A clear that waits for a transaction holds up nobody else's.
+#[tokio::test]
+async fn a_locked_document_does_not_hold_up_the_clears_of_others() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let orders = test.store(&background(&test, &recorder));
+    for id in ["locked", "free"] {
+        insert(&orders, placed(id)).await;
+    }
+    recorder.wait_tried(2).await;
+    let mut session = test.client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let touch = doc! { "$set": { "note": "mine" } };
+    test.orders().update_one(doc! { "_id": "locked" }, touch).session(&mut session).await.unwrap();
+    recorder.let_through(2);
+    test.wait_until("free", is_empty).await;
+    assert_eq!(test.outbox("locked").await.len(), 1);
+    session.commit_transaction().await.unwrap();
+    test.wait_until("locked", is_empty).await;
+    assert_eq!(recorder.delivered().len(), 2);
     test.drop().await;
 }

@@ -1,10 +1,6 @@
 //! Application, rescuer, dispatcher and broker together, and a receiver that knows nothing of the library.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 #[path = "support/flow.rs"]
 mod flow;
@@ -40,12 +36,7 @@ async fn insert(orders: &Store<Order>, order: Order) {
 
 fn patient() -> RetryPolicy {
     let wait = Duration::from_millis(200);
-    RetryPolicy {
-        max_attempts: 10_000,
-        backoff_min: wait,
-        backoff_max: wait,
-        ..RetryPolicy::default()
-    }
+    RetryPolicy { max_attempts: 10_000, backoff_min: wait, backoff_max: wait, ..RetryPolicy::default() }
 }
 
 fn queued(event: &RescueEvent) -> Option<(Bson, Reason)> {
@@ -99,26 +90,15 @@ impl Recorded {
 #[tokio::test]
 async fn a_minimal_entry_of_a_foreign_writer_arrives_after_the_delay_and_leaves_the_document() {
     let flow = Flow::begin().await;
-    flow.test
-        .orders()
-        .insert_one(doc! { "_id": "o-1" })
-        .await
-        .unwrap();
+    flow.test.orders().insert_one(doc! { "_id": "o-1" }).await.unwrap();
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
     let mut rescuer = flow.rescuer(flow.rescuer_settings(2 * DELAY)).await;
 
     let recorded = Recorded::watch(&flow, "o-1").await;
     let push = doc! { "$push": { "outbox": minimal(7) } };
-    flow.test
-        .orders()
-        .update_one(doc! { "_id": "o-1" }, push)
-        .await
-        .unwrap();
-    assert_eq!(
-        rescuer.wait("a command", queued).await,
-        ("o-1".into(), Reason::Stream)
-    );
+    flow.test.orders().update_one(doc! { "_id": "o-1" }, push).await.unwrap();
+    assert_eq!(rescuer.wait("a command", queued).await, ("o-1".into(), Reason::Stream));
     assert_eq!(receiver.wait(1).await[0].amount(), 7);
     recorded.await.came_after(2 * DELAY);
     flow.test.wait_until("o-1", is_empty).await;
@@ -133,11 +113,8 @@ async fn a_minimal_entry_of_a_foreign_writer_arrives_after_the_delay_and_leaves_
 async fn a_message_whose_command_is_lost_is_found_by_the_sweep() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
-    let settings = Settings {
-        full_sweep_interval: DELAY,
-        requeue_pause: DELAY,
-        ..flow.rescuer_settings(2 * DELAY)
-    };
+    let settings =
+        Settings { full_sweep_interval: DELAY, requeue_pause: DELAY, ..flow.rescuer_settings(2 * DELAY) };
     let mut rescuer = flow.rescuer(settings).await;
     let recorded = Recorded::watch(&flow, "o-1").await;
     // As old as its id says: without a date, an entry that says nothing counts as old in the full sweep.
@@ -151,11 +128,7 @@ async fn a_message_whose_command_is_lost_is_found_by_the_sweep() {
     let swept = |event: &RescueEvent| queued(event).filter(|(_, reason)| *reason == Reason::Sweep);
     rescuer.wait("a command of the sweep", swept).await;
     flow.lose_commands().await;
-    assert_eq!(
-        flow.test.outbox("o-1").await.len(),
-        1,
-        "nobody was told of it yet"
-    );
+    assert_eq!(flow.test.outbox("o-1").await.len(), 1, "nobody was told of it yet");
     let mut worker = flow.dispatcher(patient()).await;
     let taken = |event: &DispatcherEvent| match event {
         DispatcherEvent::Taken { reason, .. } => Some(*reason),
@@ -191,10 +164,7 @@ async fn a_document_with_any_type_of_id_comes_through_stream_command_and_worker(
         Bson::Null,
         Bson::MinKey,
         DateTime::from_millis(-1).into(),
-        Bson::Timestamp(mongodb::bson::Timestamp {
-            time: 1,
-            increment: 2,
-        }),
+        Bson::Timestamp(mongodb::bson::Timestamp { time: 1, increment: 2 }),
         Bson::Decimal128("12345678901234567890.5".parse().unwrap()),
         Bson::Binary(mongodb::bson::Binary {
             subtype: mongodb::bson::spec::BinarySubtype::Generic,
@@ -239,11 +209,7 @@ async fn messages_of_a_collection_that_was_dropped_and_made_again_arrive() {
 
     flow.test.orders().drop().await.unwrap();
     let foreign = |id: &str, amount| doc! { "_id": id, "outbox": [minimal(amount)] };
-    flow.test
-        .orders()
-        .insert_one(foreign("foreign", 2))
-        .await
-        .unwrap();
+    flow.test.orders().insert_one(foreign("foreign", 2)).await.unwrap();
     receiver.wait(2).await;
     orders.ensure_indexes().await.unwrap();
     insert(&orders, placed("after", [3])).await;
@@ -311,33 +277,21 @@ async fn five_hundred_documents_saved_with_inline_off_all_arrive_once_and_in_ord
         insert(&orders, placed(&id, 1..MESSAGES)).await;
         orders.update(&id, |order| order.add(MESSAGES)).await.unwrap();
     });
-    futures::stream::iter(saves)
-        .buffer_unordered(32)
-        .collect::<Vec<_>>()
-        .await;
-    let received = receiver
-        .wait(usize::try_from(DOCUMENTS * MESSAGES).unwrap())
-        .await;
+    futures::stream::iter(saves).buffer_unordered(32).collect::<Vec<_>>().await;
+    let received = receiver.wait(usize::try_from(DOCUMENTS * MESSAGES).unwrap()).await;
     flow.test.wait_until_all_are_empty().await;
 
     let mut arrived: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for message in &received {
         assert_eq!(message.app_id(), WORKER);
-        arrived
-            .entry(message.subject())
-            .or_default()
-            .push(message.amount());
+        arrived.entry(message.subject()).or_default().push(message.amount());
     }
     assert_eq!(arrived.len(), usize::try_from(DOCUMENTS).unwrap());
     let wanted: Vec<_> = (1..=MESSAGES).collect();
     for (document, amounts) in arrived {
         assert_eq!(amounts, wanted, "{document}");
     }
-    assert_eq!(
-        receiver.all().len(),
-        received.len(),
-        "nothing came after the last outbox was empty"
-    );
+    assert_eq!(receiver.all().len(), received.len(), "nothing came after the last outbox was empty");
 
     rescuer.stop().await;
     worker.running.stop().await;
@@ -359,11 +313,7 @@ async fn a_rescued_message_is_a_cloud_event_with_its_own_headers_and_trace() {
     let id = sent.id().to_string();
     insert(&orders, order).await;
     let entry = flow.test.outbox("o-1").await.remove(0);
-    let created_at = entry
-        .get_datetime("created_at")
-        .unwrap()
-        .try_to_rfc3339_string()
-        .unwrap();
+    let created_at = entry.get_datetime("created_at").unwrap().try_to_rfc3339_string().unwrap();
 
     let message = receiver.wait(1).await.remove(0);
     assert_eq!(message.routing_key, "order.added");
@@ -372,10 +322,7 @@ async fn a_rescued_message_is_a_cloud_event_with_its_own_headers_and_trace() {
     let properties = &message.properties;
     let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
     assert_eq!(text(properties.kind()).as_deref(), Some("order.added"));
-    assert_eq!(
-        text(properties.content_type()).as_deref(),
-        Some("application/json")
-    );
+    assert_eq!(text(properties.content_type()).as_deref(), Some("application/json"));
     assert_eq!(*properties.delivery_mode(), Some(2), "persistent");
     assert_eq!(message.body, serde_json::json!({ "amount": 7 }));
     let wanted = [
@@ -426,15 +373,10 @@ async fn a_message_that_nobody_can_receive_is_handed_off_and_delivered_once_some
         DispatcherEvent::Taken { document, reason } => Some((document.subject(), *reason)),
         _ => None,
     };
-    assert_eq!(
-        worker.wait("the command", taken).await,
-        ("o-1".into(), Reason::Handoff)
-    );
+    assert_eq!(worker.wait("the command", taken).await, ("o-1".into(), Reason::Handoff));
     worker.messages.wait("the worker to fail too", failed).await;
     let kept = |event: &DispatcherEvent| match event {
-        DispatcherEvent::Kept {
-            why: Left::Held(_), ..
-        } => Some(()),
+        DispatcherEvent::Kept { why: Left::Held(_), .. } => Some(()),
         _ => None,
     };
     worker.wait("the command to be kept", kept).await;

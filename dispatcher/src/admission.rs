@@ -41,9 +41,7 @@ pub(crate) fn admit(
 
 /// Whether a collection is one of those meant.
 pub(crate) fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
-    patterns
-        .iter()
-        .any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
+    patterns.iter().any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
 }
 
 /// A name that a stranger chose: on one line and not too long.
@@ -74,10 +72,7 @@ mod tests {
     #[test]
     fn a_collection_that_is_not_watched_is_refused_by_name_alone() {
         let refusal = ask(None, "shop.stock").unwrap_err();
-        assert_eq!(
-            refusal.to_string(),
-            r#"the collection "shop.orders" is not watched"#
-        );
+        assert_eq!(refusal.to_string(), r#"the collection "shop.orders" is not watched"#);
     }
 
     #[test]

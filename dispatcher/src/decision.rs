@@ -188,55 +188,28 @@ mod tests {
 
     #[test]
     fn a_head_that_is_due_at_once_still_has_a_pause_before_it() {
-        let again = next(
-            Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))),
-            known(),
-        );
+        let again = next(Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))), known());
         assert!(matches!(again, Next::Hold(BREATH, _)), "{again:?}");
     }
 
     #[test]
     fn no_command_is_kept_for_longer_than_allowed_in_all() {
-        let old = Known {
-            kept: Duration::from_secs(298),
-            ..known()
-        };
-        assert_eq!(
-            next(Processed::Held(retrying(3_000)), old),
-            Next::Leave(Left::Held(retrying(3_000)))
-        );
-        assert_eq!(
-            next(Processed::Unavailable, old),
-            Next::Await(Duration::from_secs(2))
-        );
-        assert_eq!(
-            next(Processed::Interrupted, known()),
-            Next::Leave(Left::TookTooLong)
-        );
+        let old = Known { kept: Duration::from_secs(298), ..known() };
+        assert_eq!(next(Processed::Held(retrying(3_000)), old), Next::Leave(Left::Held(retrying(3_000))));
+        assert_eq!(next(Processed::Unavailable, old), Next::Await(Duration::from_secs(2)));
+        assert_eq!(next(Processed::Interrupted, known()), Next::Leave(Left::TookTooLong));
     }
 
     #[test]
     fn a_way_to_deliver_is_waited_for_a_minute_in_all() {
-        assert_eq!(
-            next(Processed::Unavailable, known()),
-            Next::Await(Duration::from_secs(60))
-        );
-        let waited = Known {
-            unavailable: Duration::from_secs(60),
-            ..known()
-        };
-        assert_eq!(
-            next(Processed::Unavailable, waited),
-            Next::Leave(Left::Unavailable)
-        );
+        assert_eq!(next(Processed::Unavailable, known()), Next::Await(Duration::from_secs(60)));
+        let waited = Known { unavailable: Duration::from_secs(60), ..known() };
+        assert_eq!(next(Processed::Unavailable, waited), Next::Leave(Left::Unavailable));
     }
 
     #[test]
     fn a_stop_gives_the_command_back() {
-        let stopping = Known {
-            stopping: true,
-            ..known()
-        };
+        let stopping = Known { stopping: true, ..known() };
         assert_eq!(next(Processed::Interrupted, stopping), Next::GiveBack);
     }
 
@@ -255,9 +228,6 @@ mod tests {
             tries += 1;
         }
         assert!((15..60).contains(&tries), "{tries} tries");
-        assert!(
-            kept > Duration::from_secs(270) && kept <= Duration::from_secs(300),
-            "{kept:?}"
-        );
+        assert!(kept > Duration::from_secs(270) && kept <= Duration::from_secs(300), "{kept:?}");
     }
 }

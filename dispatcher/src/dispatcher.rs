@@ -39,10 +39,7 @@ impl Dispatcher {
         settings: DispatcherSettings,
     ) -> Result<Self, InvalidSettings> {
         settings.validate()?;
-        Ok(Self {
-            work: Arc::new(Work::new(processor, settings)),
-            amqp,
-        })
+        Ok(Self { work: Arc::new(Work::new(processor, settings)), amqp })
     }
 
     /// What happens to commands, from now on.
@@ -63,12 +60,7 @@ impl Dispatcher {
         ));
         let tasks = TaskTracker::new();
         let intake = tokio::spawn(take(consumer.clone(), work.clone(), tasks.clone()));
-        Running {
-            consumer,
-            work,
-            tasks,
-            intake,
-        }
+        Running { consumer, work, tasks, intake }
     }
 
     /// Runs until `stop` is cancelled, then stops in order, within the grace period.
@@ -105,15 +97,9 @@ impl Running {
         // It only ends early where the consumer did.
         let _ = self.intake.await;
         self.tasks.close();
-        if tokio::time::timeout(grace.mul_f64(0.8), self.tasks.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(grace.mul_f64(0.8), self.tasks.wait()).await.is_err() {
             release.cancel();
-            if tokio::time::timeout(grace.mul_f64(0.2), self.tasks.wait())
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout(grace.mul_f64(0.2), self.tasks.wait()).await.is_err() {
                 tracing::warn!(
                     "the grace period ended before every claim was given back; those end with their lease"
                 );

@@ -15,14 +15,14 @@ use outbox_service::{CancellationToken, Choice, Daemon, Exit, Key, Kind, Reader,
 
 const NAME: &str = "outbox-dispatcher";
 const SECOND: Duration = Duration::from_secs(1);
+/// With the five minutes for which a command is kept, well within the broker's `consumer_timeout` of 30 minutes.
+const LONGEST_LEASE: Duration = Duration::from_secs(15 * 60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn main() -> Exit {
     let about = "Consumes commands and publishes the messages that stand in documents' outboxes to RabbitMQ, for any \
                  collection, without knowing the types. Leaves alone what is for an application's own handlers.";
-    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about)
-        .keys(table())
-        .run(read, serve)
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(table()).run(read, serve)
 }
 
 fn table() -> Vec<Key> {
@@ -42,7 +42,7 @@ fn table() -> Vec<Key> {
         .with_default("128"),
         Key::new(
             "claim_lease",
-            Kind::Duration(SECOND..=HOUR),
+            Kind::Duration(SECOND..=LONGEST_LEASE),
             "How long a claim on messages holds. If this worker dies, they wait for that long.",
         )
         .with_default("60s"),
@@ -87,10 +87,7 @@ struct Format(PayloadFormat);
 impl Choice for Format {
     const NAMES: &'static [(&'static str, Self)] = &[
         ("json", Self(PayloadFormat::Json)),
-        (
-            "canonical_extended_json",
-            Self(PayloadFormat::CanonicalExtendedJson),
-        ),
+        ("canonical_extended_json", Self(PayloadFormat::CanonicalExtendedJson)),
     ];
 }
 
@@ -130,10 +127,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         ..RetryPolicy::default()
     };
     if retry.backoff_min > retry.backoff_max {
-        read.problem(
-            &["backoff_min", "backoff_max"],
-            "must not be longer than backoff_max",
-        );
+        read.problem(&["backoff_min", "backoff_max"], "must not be longer than backoff_max");
     }
     let dispatcher = DispatcherSettings {
         unordered: read.namespaces("unordered"),
@@ -156,7 +150,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         mongodb: read.uri("mongodb_uri"),
         rabbitmq,
         processor: ProcessorSettings {
-            name: format!("{NAME}-{}", std::process::id()),
+            name: format!("{NAME}@{}:{}", host(), std::process::id()),
             lease: read.duration("claim_lease"),
             retry,
             state_database: read.string("state_database"),
@@ -166,20 +160,24 @@ fn read(read: &mut Reader<'_>) -> Settings {
     }
 }
 
+/// This machine's name, so that operators can tell workers in containers apart by their claims.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
+    name.map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+}
+
 async fn serve(settings: Settings, stop: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let rabbitmq = settings
-        .rabbitmq
-        .ok_or("the RabbitMQ URI was accepted without being read")?;
+    let rabbitmq = settings.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let amqp = rabbitmq.amqp.clone();
     let mut options = ClientOptions::parse(settings.mongodb.expose()).await?;
     options.app_name.get_or_insert_with(|| NAME.into());
+    // Tries are repeated; a short one lets a signal to stop through.
+    options.server_selection_timeout.get_or_insert(Duration::from_secs(5));
     let client = Client::with_options(options)?;
     let clock = ServerClock::new(client.clone());
     let deliver = RabbitMq::start(rabbitmq);
     let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);
-    Dispatcher::new(processor, amqp, settings.dispatcher)?
-        .run(stop)
-        .await;
+    Dispatcher::new(processor, amqp, settings.dispatcher)?.run(stop).await;
     deliver.close().await;
     Ok(())
 }

@@ -98,10 +98,7 @@ impl DispatcherSettings {
         } else if concurrency == 0 {
             Err(InvalidSettings::NoConcurrency)
         } else if usize::from(prefetch) < concurrency {
-            Err(InvalidSettings::PrefetchTooSmall {
-                prefetch,
-                concurrency,
-            })
+            Err(InvalidSettings::PrefetchTooSmall { prefetch, concurrency })
         } else if self.keep_within > Self::KEEP_AT_MOST {
             Err(InvalidSettings::KeptTooLong)
         } else {
@@ -118,21 +115,14 @@ impl DispatcherSettings {
 
     /// The commands exchange and the queue bound to it.
     pub(crate) fn topology(&self) -> Topology {
-        let exchange = ExchangeSpec {
-            name: self.commands_exchange.clone(),
-            kind: ExchangeKind::Direct,
-        };
+        let exchange = ExchangeSpec { name: self.commands_exchange.clone(), kind: ExchangeKind::Direct };
         let queue = QueueSpec {
             name: self.commands_queue.clone(),
             quorum: true,
             delivery_limit: Some(COMMANDS_DELIVERY_LIMIT),
             bind: vec![(self.commands_exchange.clone(), COMMANDS_ROUTING_KEY.into())],
         };
-        Topology {
-            exchanges: vec![exchange],
-            queues: vec![queue],
-            mode: self.topology,
-        }
+        Topology { exchanges: vec![exchange], queues: vec![queue], mode: self.topology }
     }
 }
 
@@ -157,10 +147,7 @@ mod tests {
         all[2].prefetch = 31;
         all[3].keep_within = Duration::from_secs(1800);
         let told = all.map(|settings| settings.validate().unwrap_err().to_string());
-        for (sentence, key) in told
-            .iter()
-            .zip(["watch", "concurrency", "prefetch", "keep_within"])
-        {
+        for (sentence, key) in told.iter().zip(["watch", "concurrency", "prefetch", "keep_within"]) {
             assert!(sentence.starts_with(key), "{sentence}");
         }
     }

@@ -22,8 +22,10 @@ use crate::{
     decision::{Decision, Known, Next, Pass},
 };
 
-/// After a wait for a way to deliver, so that a deliverer that says one thing and does the other is no hot loop.
+/// The pause after a wait for a way to deliver. It doubles each time there turns out to be none all the same, as where one of
+/// several ways is there and another is not.
 const BREATH: Duration = Duration::from_millis(50);
+const LONGEST_BREATH: Duration = Duration::from_secs(10);
 
 /// What all commands of a worker share.
 pub(crate) struct Work {
@@ -79,11 +81,7 @@ impl Work {
     }
 
     pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) {
-        let admitted = admit(
-            delivery.message_type.as_deref(),
-            &delivery.body,
-            &self.settings.watch,
-        );
+        let admitted = admit(delivery.message_type.as_deref(), &delivery.body, &self.settings.watch);
         let ProcessDocumentMessages { document, reason } = match admitted {
             Ok(command) => command,
             Err(refusal) => {
@@ -92,10 +90,7 @@ impl Work {
                 return self.events.emit(DispatcherEvent::Refused { refusal });
             }
         };
-        self.events.emit(DispatcherEvent::Taken {
-            document: document.clone(),
-            reason,
-        });
+        self.events.emit(DispatcherEvent::Taken { document: document.clone(), reason });
         match self.see_through(&document).await {
             // Without its connection a command can't be acknowledged: it comes again, and finds nothing left.
             End::Acknowledge(event) => {
@@ -116,24 +111,18 @@ impl Work {
             () = self.stops.intake.cancelled() => return End::GiveBack,
         };
         let Some(_turn) = turn else {
-            return End::Acknowledge(DispatcherEvent::Coalesced {
-                document: document.clone(),
-            });
+            return End::Acknowledge(DispatcherEvent::Coalesced { document: document.clone() });
         };
         let begun = Instant::now();
         let mut unavailable = Duration::ZERO;
+        let mut breath = BREATH;
         let mut decision = Decision::new(&self.settings);
         loop {
             let Some(pass) = self.pass(document, begun).await else {
                 return End::GiveBack;
             };
             let known = Known {
-                now: self
-                    .processor
-                    .clock()
-                    .now()
-                    .await
-                    .unwrap_or_else(|_unasked| DateTime::now()),
+                now: self.processor.clock().now().await.unwrap_or_else(|_unasked| DateTime::now()),
                 kept: begun.elapsed(),
                 unavailable,
                 stopping: self.stops.release.is_cancelled(),
@@ -145,18 +134,17 @@ impl Work {
                 }
                 Next::Leave(why) => return self.leave(document, why),
                 Next::GiveBack => return End::GiveBack,
-                Next::Hold(wait, hold) => match self.holds.try_acquire() {
-                    Ok(_room) => {
-                        if !self
-                            .keep(document, Left::Held(hold), tokio::time::sleep(wait))
-                            .await
-                        {
-                            return End::GiveBack;
-                        }
+                Next::Hold(wait, hold) => {
+                    let Ok(_room) = self.holds.try_acquire() else {
+                        return self.leave(document, Left::Held(hold));
+                    };
+                    if !self.keep(document, Left::Held(hold), tokio::time::sleep(wait)).await {
+                        return End::GiveBack;
                     }
-                    Err(_full) => return self.leave(document, Left::Held(hold)),
-                },
+                }
                 Next::Retry(pause, why) => {
+                    // Only so many wait: one collection in trouble must not take the place of all others.
+                    let Ok(_room) = self.holds.try_acquire() else { return self.leave(document, why) };
                     tracing::warn!(%document, ?why, "the document could not be processed; it is tried again");
                     if !self.keep(document, why, tokio::time::sleep(pause)).await {
                         return End::GiveBack;
@@ -167,11 +155,12 @@ impl Work {
                     let way = async {
                         // Whether it is there or the time is up, the next pass will tell.
                         let _ = tokio::time::timeout(longest, self.processor.deliverer().available()).await;
-                        tokio::time::sleep(BREATH).await;
+                        tokio::time::sleep(breath.min(longest)).await;
                     };
                     if !self.keep(document, Left::Unavailable, way).await {
                         return End::GiveBack;
                     }
+                    breath = (breath * 2).min(LONGEST_BREATH);
                     unavailable += waited.elapsed();
                 }
             }

@@ -1,10 +1,6 @@
 //! The worker on a real broker and a real database: commands in, messages out, outboxes empty.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -51,9 +47,8 @@ impl Scene {
         let amqp = AmqpSettings::new(&uri("OUTBOX_RABBITMQ_URI")).unwrap();
         let publisher = Publisher::start(amqp, CommandSender::topology(&name, &name, TopologyMode::Declare));
         assert!(publisher.ready().await);
-        let connection = lapin::Connection::connect(&uri("OUTBOX_RABBITMQ_URI"), Default::default())
-            .await
-            .unwrap();
+        let connection =
+            lapin::Connection::connect(&uri("OUTBOX_RABBITMQ_URI"), Default::default()).await.unwrap();
         Self {
             commands: CommandSender::new(publisher.clone(), &name),
             outside: connection.create_channel().await.unwrap(),
@@ -66,10 +61,7 @@ impl Scene {
 
     async fn strike(self) {
         self.publisher.close().await;
-        self.outside
-            .queue_delete(self.name.clone().into(), QueueDeleteOptions::default())
-            .await
-            .unwrap();
+        self.outside.queue_delete(self.name.clone().into(), QueueDeleteOptions::default()).await.unwrap();
         self.outside
             .exchange_delete(self.name.clone().into(), ExchangeDeleteOptions::default())
             .await
@@ -86,10 +78,7 @@ impl Scene {
     }
 
     fn processor(&self, deliver: impl Deliver, retry: RetryPolicy) -> Processor {
-        let settings = ProcessorSettings {
-            retry,
-            ..ProcessorSettings::default()
-        };
+        let settings = ProcessorSettings { retry, ..ProcessorSettings::default() };
         let clock = ServerClock::new(self.test.client.clone());
         Processor::new(self.test.client.clone(), clock, Arc::new(deliver), settings)
     }
@@ -98,10 +87,7 @@ impl Scene {
         let amqp = AmqpSettings::new(&uri("OUTBOX_RABBITMQ_URI")).unwrap();
         let dispatcher = Dispatcher::new(self.processor(deliver, retry), amqp, settings).unwrap();
         let events = dispatcher.events().subscribe();
-        Worker {
-            running: dispatcher.start(),
-            events,
-        }
+        Worker { running: dispatcher.start(), events }
     }
 
     fn start(&self, deliver: impl Deliver) -> Worker {
@@ -113,10 +99,7 @@ impl Scene {
     }
 
     async fn command(&self, id: impl Into<Bson>) {
-        let command = ProcessDocumentMessages {
-            document: self.document(id),
-            reason: Reason::Stream,
-        };
+        let command = ProcessDocumentMessages { document: self.document(id), reason: Reason::Stream };
         assert_eq!(self.commands.send(vec![command]).await, [Ok(())]);
     }
 
@@ -130,10 +113,7 @@ impl Scene {
             body,
             ..Publication::default()
         };
-        assert_eq!(
-            self.publisher.publish(vec![publication]).await,
-            [Published::Confirmed]
-        );
+        assert_eq!(self.publisher.publish(vec![publication]).await, [Published::Confirmed]);
     }
 
     /// An order whose messages nobody has tried to deliver.
@@ -141,10 +121,7 @@ impl Scene {
         let mut order = Order::new(id);
         amounts.into_iter().for_each(|amount| order.add(amount));
         let orders = self.test.store(&Inline::off(&self.test.client));
-        assert!(matches!(
-            orders.insert(order).await.unwrap(),
-            Inserted::Applied(..)
-        ));
+        assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
     }
 
     async fn is_cleared(&self, id: impl Into<Bson>) -> bool {
@@ -153,11 +130,8 @@ impl Scene {
 
     /// Whether the commands queue holds nothing; what was acknowledged is gone for good.
     async fn queue_is_empty(&self) -> bool {
-        let got = self
-            .outside
-            .basic_get(self.name.clone().into(), BasicGetOptions { no_ack: true })
-            .await
-            .unwrap();
+        let got =
+            self.outside.basic_get(self.name.clone().into(), BasicGetOptions { no_ack: true }).await.unwrap();
         got.is_none()
     }
 }
@@ -177,9 +151,7 @@ impl Worker {
                 }
             }
         };
-        tokio::time::timeout(LONG, look)
-            .await
-            .expect("the worker announces it")
+        tokio::time::timeout(LONG, look).await.expect("the worker announces it")
     }
 
     async fn finished(&mut self) -> Processed {
@@ -212,12 +184,7 @@ fn quick_retry() -> RetryPolicy {
 
 fn slow_retry() -> RetryPolicy {
     let wait = Duration::from_secs(600);
-    RetryPolicy {
-        quick_tries: 0,
-        backoff_min: wait,
-        backoff_max: wait,
-        ..RetryPolicy::default()
-    }
+    RetryPolicy { quick_tries: 0, backoff_min: wait, backoff_max: wait, ..RetryPolicy::default() }
 }
 
 /// P2 At least once: the command is acknowledged after the messages were delivered and cleared.
@@ -242,18 +209,8 @@ async fn a_thousand_duplicates_of_a_command_deliver_each_message_once() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2]).await;
     let recorder = Recorder::default();
-    let command = ProcessDocumentMessages {
-        document: scene.document("o-1"),
-        reason: Reason::Sweep,
-    };
-    assert!(
-        scene
-            .commands
-            .send(vec![command; 1_000])
-            .await
-            .iter()
-            .all(Result::is_ok)
-    );
+    let command = ProcessDocumentMessages { document: scene.document("o-1"), reason: Reason::Sweep };
+    assert!(scene.commands.send(vec![command; 1_000]).await.iter().all(Result::is_ok));
     let mut worker = scene.start(recorder.clone());
     let mut settled = 0;
     while settled < 1_000 {
@@ -276,11 +233,7 @@ async fn forged_malformed_and_huge_commands_are_refused_and_the_next_good_one_is
     scene.place("o-1", [1]).await;
     let recorder = Recorder::default();
     let mut worker = scene.start(recorder.clone());
-    let good = ProcessDocumentMessages {
-        document: scene.document("o-1"),
-        reason: Reason::Stream,
-    }
-    .to_json();
+    let good = ProcessDocumentMessages { document: scene.document("o-1"), reason: Reason::Stream }.to_json();
     let elsewhere = br#"{"database":"other","collection":"c","document_key":{"_id":1},"reason":"stream"}"#;
     let bad: Vec<(Option<&str>, Vec<u8>)> = vec![
         (Some(COMMAND_TYPE), b"not json".to_vec()),
@@ -348,10 +301,7 @@ async fn a_claim_is_respected_while_it_lives_and_taken_over_when_its_holder_is_g
     let claim = |at: i64| doc! { "$set": { "outbox.0.claimed_by": "gone/1", "outbox.0.available_at": DateTime::from_millis(at) } };
     let orders = scene.test.orders();
     orders
-        .update_one(
-            doc! { "_id": "o-1" },
-            claim(DateTime::now().timestamp_millis() + 600_000),
-        )
+        .update_one(doc! { "_id": "o-1" }, claim(DateTime::now().timestamp_millis() + 600_000))
         .await
         .unwrap();
     let recorder = Recorder::default();
@@ -360,13 +310,7 @@ async fn a_claim_is_respected_while_it_lives_and_taken_over_when_its_holder_is_g
     assert!(matches!(worker.left().await, Left::Held(Hold::Claimed(_))));
     assert!(recorder.delivered().is_empty());
     // Runs out within the time for which a command is kept: nobody has to send another.
-    orders
-        .update_one(
-            doc! { "_id": "o-1" },
-            claim(DateTime::now().timestamp_millis() + 500),
-        )
-        .await
-        .unwrap();
+    orders.update_one(doc! { "_id": "o-1" }, claim(DateTime::now().timestamp_millis() + 500)).await.unwrap();
     scene.command("o-1").await;
     assert_eq!(worker.finished().await, Processed::Done);
     assert_eq!(recorder.amounts(), [1]);
@@ -404,15 +348,8 @@ async fn a_head_due_much_later_is_left_to_the_sweep_and_holds_back_its_own_docum
     assert_eq!(worker.finished().await, Processed::Done);
     assert_eq!(recorder.amounts(), [3]);
     let outbox = scene.test.outbox("stuck").await;
-    assert_eq!(
-        (outbox[0].get_i32("attempts"), outbox[0].get_i32("claims")),
-        (Ok(1), Ok(1))
-    );
-    assert_eq!(
-        outbox[1].get_i32("claims"),
-        Ok(0),
-        "given back, and so not counted"
-    );
+    assert_eq!((outbox[0].get_i32("attempts"), outbox[0].get_i32("claims")), (Ok(1), Ok(1)));
+    assert_eq!(outbox[1].get_i32("claims"), Ok(0), "given back, and so not counted");
     worker.running.stop().await;
     scene.strike().await;
 }
@@ -439,26 +376,16 @@ async fn the_last_attempt_and_a_permanent_failure_make_dead_entries() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2, 3]).await;
     let recorder = Recorder::default();
-    recorder.answer(
-        (0..4)
-            .map(|_| Outcome::Transient("no".into()))
-            .chain([Outcome::Permanent("never".into())]),
-    );
+    recorder
+        .answer((0..4).map(|_| Outcome::Transient("no".into())).chain([Outcome::Permanent("never".into())]));
     let mut worker = scene.start(recorder.clone());
     scene.command("o-1").await;
     assert_eq!(worker.finished().await, Processed::Done);
     assert_eq!(recorder.amounts(), [3]);
     let outbox = scene.test.outbox("o-1").await;
-    let reasons: Vec<_> = outbox
-        .iter()
-        .map(|entry| entry.get_str("dead_reason").unwrap())
-        .collect();
+    let reasons: Vec<_> = outbox.iter().map(|entry| entry.get_str("dead_reason").unwrap()).collect();
     assert_eq!(reasons, ["attempts_exhausted", "permanent"]);
-    assert!(
-        outbox
-            .iter()
-            .all(|entry| entry.contains_key("dead_at") && !entry.contains_key("available_at"))
-    );
+    assert!(outbox.iter().all(|entry| entry.contains_key("dead_at") && !entry.contains_key("available_at")));
     worker.running.stop().await;
     scene.strike().await;
 }
@@ -473,22 +400,9 @@ async fn a_command_is_kept_while_there_is_no_way_to_deliver() {
     let mut worker = scene.start(recorder.clone());
     scene.command("o-1").await;
     worker
-        .wait(|event| {
-            matches!(
-                event,
-                DispatcherEvent::Kept {
-                    why: Left::Unavailable,
-                    ..
-                }
-            )
-            .then_some(())
-        })
+        .wait(|event| matches!(event, DispatcherEvent::Kept { why: Left::Unavailable, .. }).then_some(()))
         .await;
-    assert_eq!(
-        scene.test.outbox("o-1").await[0].get("claims"),
-        None,
-        "nothing was claimed"
-    );
+    assert_eq!(scene.test.outbox("o-1").await[0].get("claims"), None, "nothing was claimed");
     recorder.set_available(true);
     assert_eq!(worker.finished().await, Processed::Done);
     worker.running.stop().await;
@@ -508,22 +422,14 @@ async fn a_stop_gives_back_what_was_not_delivered_and_the_next_worker_goes_on() 
     recorder.wait_tried(1).await;
     let mut stop = Box::pin(worker.running.stop());
     // The first four fifths of the grace, with the delivery still held: then what is not begun is given back.
-    assert!(
-        tokio::time::timeout(Duration::from_millis(450), &mut stop)
-            .await
-            .is_err()
-    );
+    assert!(tokio::time::timeout(Duration::from_millis(450), &mut stop).await.is_err());
     recorder.let_through(1);
     stop.await;
     let outbox = scene.test.outbox("o-1").await;
     assert_eq!(outbox.len(), 2);
     for entry in outbox {
         assert_eq!(
-            (
-                entry.get("claimed_by"),
-                entry.get("attempts"),
-                entry.get_i32("claims")
-            ),
+            (entry.get("claimed_by"), entry.get("attempts"), entry.get_i32("claims")),
             (None, None, Ok(0))
         );
     }
@@ -541,12 +447,7 @@ async fn an_entry_for_handlers_is_left_alone_by_a_worker_that_only_has_a_broker(
     let scene = Scene::set().await;
     let entry =
         doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 }, "via": "handlers" };
-    scene
-        .test
-        .orders()
-        .insert_one(doc! { "_id": "o-1", "outbox": [entry.clone()] })
-        .await
-        .unwrap();
+    scene.test.orders().insert_one(doc! { "_id": "o-1", "outbox": [entry.clone()] }).await.unwrap();
     let recorder = Recorder::default();
     let mut worker = scene.start(recorder.clone());
     scene.command("o-1").await;
@@ -563,12 +464,7 @@ async fn a_handler_that_was_served_is_not_called_again_for_anothers_failure() {
     let scene = Scene::set().await;
     let entry =
         doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 }, "via": "handlers" };
-    scene
-        .test
-        .orders()
-        .insert_one(doc! { "_id": "o-1", "outbox": [entry] })
-        .await
-        .unwrap();
+    scene.test.orders().insert_one(doc! { "_id": "o-1", "outbox": [entry] }).await.unwrap();
     let (good, bad) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (good_calls, bad_calls) = (good.clone(), bad.clone());
     let handlers = Handlers::builder()
@@ -578,13 +474,7 @@ async fn a_handler_that_was_served_is_not_called_again_for_anothers_failure() {
         })
         .on("bad", move |_: Added, _| {
             let calls = bad_calls.fetch_add(1, Ordering::SeqCst);
-            async move {
-                if calls < 2 {
-                    Err(HandlerError::transient("not yet"))
-                } else {
-                    Ok(())
-                }
-            }
+            async move { if calls < 2 { Err(HandlerError::transient("not yet")) } else { Ok(()) } }
         })
         .build()
         .unwrap();
@@ -613,11 +503,7 @@ impl Deliver for Killer {
             }
             // A crash behind it repeats it: P3 (a).
             let note = doc! { "$set": { "amount": amount } };
-            self.notes
-                .update_one(doc! { "_id": envelope.id }, note)
-                .upsert(true)
-                .await
-                .unwrap();
+            self.notes.update_one(doc! { "_id": envelope.id }, note).upsert(true).await.unwrap();
             answers.push(Outcome::Delivered.into());
         }
         answers
@@ -630,13 +516,9 @@ async fn a_worker_process_that_a_message_kills() {
     let Ok(name) = std::env::var("OUTBOX_TEST_KILLER_DATABASE") else {
         return;
     };
-    let client = mongodb::Client::with_uri_str(uri("OUTBOX_MONGODB_URI"))
-        .await
-        .unwrap();
+    let client = mongodb::Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
     let database = client.database(&name);
-    let killer = Killer {
-        notes: database.collection("notes"),
-    };
+    let killer = Killer { notes: database.collection("notes") };
     let clock = ServerClock::new(client.clone());
     let processor = Processor::new(client, clock, Arc::new(killer), ProcessorSettings::default());
     let document = DocumentRef::by_id(database.collection::<Document>("orders").namespace(), "o-1");
@@ -652,20 +534,13 @@ async fn a_message_that_kills_its_process_dies_and_its_neighbours_are_delivered(
     let mut order = Order::new("o-1");
     [12, 13, 14].into_iter().for_each(|amount| order.add(amount));
     let orders = test.store(&Inline::off(&test.client));
-    assert!(matches!(
-        orders.insert(order).await.unwrap(),
-        Inserted::Applied(..)
-    ));
+    assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
     let mut crashes = 0;
     loop {
         // Every claim of the process before has run out.
         let due = doc! { "$set": { "outbox.$[e].available_at": DateTime::from_millis(0) } };
         let living = vec![doc! { "e.id": { "$exists": true }, "e.dead_at": null }];
-        test.orders()
-            .update_one(doc! { "_id": "o-1" }, due)
-            .array_filters(living)
-            .await
-            .unwrap();
+        test.orders().update_one(doc! { "_id": "o-1" }, due).array_filters(living).await.unwrap();
         let status = tokio::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_worker_process_that_a_message_kills"])
             .env("OUTBOX_TEST_KILLER_DATABASE", test.database.name())
@@ -679,29 +554,17 @@ async fn a_message_that_kills_its_process_dies_and_its_neighbours_are_delivered(
         }
         crashes += 1;
         assert!(crashes < 20, "it never ends");
-        let claims: Vec<_> = test
-            .outbox("o-1")
-            .await
-            .iter()
-            .map(|entry| entry.get_i32("claims").unwrap_or(0))
-            .collect();
-        assert!(
-            claims.last() <= Some(&5),
-            "the neighbour is no longer claimed with it: {claims:?}"
-        );
+        let claims: Vec<_> =
+            test.outbox("o-1").await.iter().map(|entry| entry.get_i32("claims").unwrap_or(0)).collect();
+        assert!(claims.last() <= Some(&5), "the neighbour is no longer claimed with it: {claims:?}");
     }
     assert_eq!(crashes, 8);
     let outbox = test.outbox("o-1").await;
     assert_eq!(outbox.len(), 1);
     assert_eq!(outbox[0].get_str("dead_reason"), Ok("crashed"));
     assert_eq!(outbox[0].get_document("payload"), Ok(&doc! { "amount": 13i64 }));
-    let mut noted = test
-        .database
-        .collection::<Document>("notes")
-        .find(doc! {})
-        .sort(doc! { "amount": 1 })
-        .await
-        .unwrap();
+    let mut noted =
+        test.database.collection::<Document>("notes").find(doc! {}).sort(doc! { "amount": 1 }).await.unwrap();
     let mut amounts = Vec::new();
     while noted.advance().await.unwrap() {
         amounts.push(noted.deserialize_current().unwrap().get_i64("amount").unwrap());

@@ -12,10 +12,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(per_second: u32) -> Self {
-        Self {
-            interval: Duration::from_secs(1) / per_second.max(1),
-            next: Instant::now(),
-        }
+        Self { interval: Duration::from_secs(1) / per_second.max(1), next: Instant::now() }
     }
 
     /// Waits for the next query's turn.

@@ -47,10 +47,7 @@ pub(crate) enum Change {
 impl RawChange {
     pub(crate) fn read(self) -> Change {
         let document = self.document();
-        let mark = Mark {
-            token: Some(self.token),
-            cluster_time: self.cluster_time,
-        };
+        let mark = Mark { token: Some(self.token), cluster_time: self.cluster_time };
         match (self.operation_type.as_str(), document) {
             ("invalidate", _) => Change::Invalidate(mark),
             (_, Some(document)) => {

@@ -73,28 +73,16 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
     if wanted.is_empty() {
         return sent;
     }
-    let command = |wanted: &Wanted| ProcessDocumentMessages {
-        document: wanted.document.clone(),
-        reason,
-    };
-    let mut answers = context
-        .commands
-        .send(wanted.iter().map(command).collect())
-        .await
-        .into_iter();
+    let command = |wanted: &Wanted| ProcessDocumentMessages { document: wanted.document.clone(), reason };
+    let mut answers = context.commands.send(wanted.iter().map(command).collect()).await.into_iter();
     let mut first_failure = None;
     for wanted in wanted {
         let unanswered = || Err(SendFailure::Unavailable("there was no answer for it".into()));
         match answers.next().unwrap_or_else(unanswered) {
             Ok(()) => {
                 tracing::debug!(document = %wanted.document, %reason, "queued");
-                context
-                    .queued()
-                    .note(&wanted.document, &wanted.head, std::time::Instant::now());
-                context.events.emit(RescueEvent::Queued {
-                    document: wanted.document,
-                    reason,
-                });
+                context.queued().note(&wanted.document, &wanted.head, std::time::Instant::now());
+                context.events.emit(RescueEvent::Queued { document: wanted.document, reason });
                 sent.confirmed += 1;
             }
             Err(failure) if failure.is_transient() => {
@@ -111,10 +99,7 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
     if let Some(failure) = first_failure {
         let count = sent.failed.len();
         tracing::warn!(count, %failure, "commands were not confirmed; they are sent again");
-        context.events.emit(RescueEvent::CommandsFailed {
-            count,
-            error: failure.to_string(),
-        });
+        context.events.emit(RescueEvent::CommandsFailed { count, error: failure.to_string() });
     }
     sent
 }

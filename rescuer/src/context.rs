@@ -45,9 +45,7 @@ impl Context {
         let primary = CollectionOptions::builder()
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .build();
-        self.client
-            .database(&namespace.db)
-            .collection_with_options(&namespace.coll, primary)
+        self.client.database(&namespace.db).collection_with_options(&namespace.coll, primary)
     }
 
     /// Server time; `None` when told to stop before it could be asked.
@@ -73,11 +71,7 @@ impl Context {
                 Ok(done) => return Ok(Some(done)),
                 Err(source) => match fault::of(&source) {
                     Fault::Fatal(advice) => {
-                        return Err(RescuerError::Refused {
-                            doing,
-                            advice,
-                            source,
-                        });
+                        return Err(RescuerError::Refused { doing, advice, source });
                     }
                     Fault::Passing | Fault::Lost => {
                         tracing::warn!(error = fault::text(&source), "could not {doing}; trying again");

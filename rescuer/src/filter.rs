@@ -99,11 +99,7 @@ pub(crate) fn fingerprint(patterns: &[NamespacePattern]) -> String {
     let mut patterns = patterns.to_vec();
     patterns.sort();
     let stages: Vec<Bson> = pipeline(&patterns).into_iter().map(Bson::Document).collect();
-    let text = format!(
-        "{} {}",
-        Scope::of(&patterns).name(),
-        Bson::Array(stages).into_relaxed_extjson()
-    );
+    let text = format!("{} {}", Scope::of(&patterns).name(), Bson::Array(stages).into_relaxed_extjson());
     format!("{:016x}", fnv1a(text.as_bytes()))
 }
 
@@ -125,10 +121,7 @@ mod tests {
     #[test]
     fn a_stream_is_opened_on_as_little_as_holds_every_pattern() {
         for (texts, scope) in [
-            (
-                &["shop.orders"][..],
-                Scope::Collection("shop".into(), "orders".into()),
-            ),
+            (&["shop.orders"][..], Scope::Collection("shop".into(), "orders".into())),
             (&["shop.*"], Scope::Database("shop".into())),
             (&["shop.orders", "shop.stock"], Scope::Database("shop".into())),
             (&["shop.orders", "mail.sent"], Scope::Cluster),
@@ -154,9 +147,7 @@ mod tests {
     #[test]
     fn the_token_survives_the_projection_and_documents_are_not_looked_up() {
         let stages = pipeline(&patterns(&["shop.*"]));
-        let project = stages
-            .last()
-            .and_then(|stage| stage.get_document("$project").ok());
+        let project = stages.last().and_then(|stage| stage.get_document("$project").ok());
         assert_eq!(project.and_then(|fields| fields.get_i32("_id").ok()), Some(1));
         assert!(!format!("{stages:?}").contains("updateLookup"));
     }

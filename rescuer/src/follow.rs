@@ -55,23 +55,15 @@ pub(crate) async fn follow(
     let (out, items) = mpsc::channel(context.settings.page_size);
     let reader = tokio::spawn(Reader::new(context.clone(), out, mark, from).run());
     let saved = Instant::now();
-    let follower = Follower {
-        context,
-        items,
-        next: None,
-        unsaved: None,
-        saved,
-    };
+    let follower = Follower { context, items, next: None, unsaved: None, saved };
     // When this fails, the reader finds nobody there to hand on to, and ends.
     follower.run().await?;
     match reader.await {
         Ok(Ended::Stopped) => Ok(Followed::Stopped),
         Ok(Ended::Lost { reason, code }) => Ok(Followed::Lost { reason, code }),
-        Ok(Ended::Refused { advice, source }) => Err(RescuerError::Refused {
-            doing: "read the change stream",
-            advice,
-            source,
-        }),
+        Ok(Ended::Refused { advice, source }) => {
+            Err(RescuerError::Refused { doing: "read the change stream", advice, source })
+        }
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Ok(Followed::Stopped),
     }
@@ -127,9 +119,7 @@ impl Follower<'_> {
             }
             if !announced {
                 announced = true;
-                self.context.events.emit(RescueEvent::Holding {
-                    document: filled.document.clone(),
-                });
+                self.context.events.emit(RescueEvent::Holding { document: filled.document.clone() });
                 if wait > self.context.settings.busy_save_interval {
                     self.save().await?;
                 }
@@ -200,9 +190,7 @@ impl Follower<'_> {
         match saved {
             Ok(Saved::Done) => {
                 let cluster_time = mark.cluster_time;
-                self.context
-                    .events
-                    .emit(RescueEvent::PositionSaved { cluster_time });
+                self.context.events.emit(RescueEvent::PositionSaved { cluster_time });
                 Ok(())
             }
             Ok(Saved::Fenced) => Err(RescuerError::Fenced(self.context.settings.stream.clone())),

@@ -44,9 +44,7 @@ impl Indexes {
         let found = list(context, namespace).await?;
         let known = match &found {
             Some(name) => Known::Present(name.clone()),
-            None => Known::Missing {
-                looked: Instant::now(),
-            },
+            None => Known::Missing { looked: Instant::now() },
         };
         let before = self.0.insert(namespace.clone(), known);
         if found.is_none() && !matches!(before, Some(Known::Missing { .. })) {
@@ -57,9 +55,7 @@ impl Indexes {
                  {{\"outbox.id\": {{$exists: true}}}}}})",
                 namespace.coll,
             );
-            context.events.emit(RescueEvent::IndexMissing {
-                namespace: namespace.clone(),
-            });
+            context.events.emit(RescueEvent::IndexMissing { namespace: namespace.clone() });
         }
         Ok(found)
     }

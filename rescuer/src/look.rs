@@ -29,10 +29,7 @@ pub(crate) fn projection() -> Document {
         "dead_at",
         "created_at",
     ];
-    FIELDS
-        .iter()
-        .map(|field| (format!("outbox.{field}"), Bson::Int32(1)))
-        .collect()
+    FIELDS.iter().map(|field| (format!("outbox.{field}"), Bson::Int32(1))).collect()
 }
 
 /// Judges one projected document; what wants a command comes back. Announces what is unreadable.
@@ -45,16 +42,8 @@ pub(crate) fn look(
     let Ok(document) = Document::try_from(raw) else {
         tracing::warn!(%namespace, "a document cannot be read (its text may be no UTF-8); it is left alone");
         let flaw = Some("the document cannot be decoded".to_owned());
-        let verdict = Verdict {
-            work: None,
-            unreadable: 1,
-            flaw,
-        };
-        announce(
-            context,
-            &DocumentRef::by_id(namespace.clone(), Bson::Null),
-            verdict,
-        );
+        let verdict = Verdict { work: None, unreadable: 1, flaw };
+        announce(context, &DocumentRef::by_id(namespace.clone(), Bson::Null), verdict);
         return None;
     };
     let id = document.get("_id").cloned().unwrap_or(Bson::Null);
@@ -63,21 +52,14 @@ pub(crate) fn look(
     let mut verdict = judge(document.get("outbox"), ordering, moment);
     let head = verdict.work.take();
     announce(context, &reference, verdict);
-    head.map(|head| Wanted {
-        document: reference,
-        head,
-    })
+    head.map(|head| Wanted { document: reference, head })
 }
 
 fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
     if verdict.unreadable > 0 {
         let (count, reason) = (verdict.unreadable, verdict.flaw.unwrap_or_default());
         tracing::debug!(%document, count, reason, "elements of an outbox are no entries");
-        context.events.emit(RescueEvent::Unreadable {
-            document: document.clone(),
-            count,
-            reason,
-        });
+        context.events.emit(RescueEvent::Unreadable { document: document.clone(), count, reason });
     }
 }
 
@@ -92,10 +74,7 @@ pub(crate) fn any_of(documents: &[DocumentRef]) -> Document {
     let (plain, odd): (Vec<_>, Vec<_>) = documents.iter().partition(|document| is_plain(document.id()));
     let plain: Vec<Bson> = plain.into_iter().map(|document| document.id().clone()).collect();
     let mut filters = vec![doc! { "_id": { "$in": plain } }];
-    filters.extend(
-        odd.into_iter()
-            .map(|document| doc! { "_id": { "$eq": document.id().clone() } }),
-    );
+    filters.extend(odd.into_iter().map(|document| doc! { "_id": { "$eq": document.id().clone() } }));
     match filters.len() {
         1 => filters.remove(0),
         _ => doc! { "$or": filters },

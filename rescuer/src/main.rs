@@ -17,9 +17,7 @@ const NAME: &str = "outbox-rescuer";
 fn main() -> Exit {
     let about = "Finds messages that were left in documents' outboxes and has a dispatcher deliver them. Reads MongoDB's \
                  change streams `delay` late, sweeps what is due, and sends commands over RabbitMQ.";
-    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about)
-        .keys(table())
-        .run(read, serve)
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(table()).run(read, serve)
 }
 
 fn table() -> Vec<Key> {
@@ -136,13 +134,7 @@ async fn serve(
     (connections, settings): (Connections, Settings),
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Connections {
-        mongodb,
-        rabbitmq,
-        exchange,
-        queue,
-        topology,
-    } = connections;
+    let Connections { mongodb, rabbitmq, exchange, queue, topology } = connections;
     let rabbitmq = rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let client = Client::with_options(client_options(&mongodb).await?)?;
     // The queue as well: commands sent before the first dispatcher has started would be lost without it.
@@ -157,9 +149,7 @@ async fn client_options(uri: &Uri) -> Result<ClientOptions, mongodb::error::Erro
     let mut options = ClientOptions::parse(uri.expose()).await?;
     options.app_name.get_or_insert_with(|| NAME.into());
     // Tries are repeated for as long as it takes; a short one lets a signal to stop through.
-    options
-        .server_selection_timeout
-        .get_or_insert(Duration::from_secs(5));
+    options.server_selection_timeout.get_or_insert(Duration::from_secs(5));
     options.connect_timeout.get_or_insert(Duration::from_secs(5));
     Ok(options)
 }

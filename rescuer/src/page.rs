@@ -34,11 +34,7 @@ pub(crate) async fn check(context: &Context, changes: Vec<Filled>) -> Result<boo
     let Some(queued) = send_all(context, wanted, Reason::Stream).await else {
         return Ok(false);
     };
-    context.events.emit(RescueEvent::PageDone {
-        changes: count,
-        documents,
-        queued,
-    });
+    context.events.emit(RescueEvent::PageDone { changes: count, documents, queued });
     Ok(true)
 }
 
@@ -46,16 +42,11 @@ pub(crate) async fn check(context: &Context, changes: Vec<Filled>) -> Result<boo
 fn by_collection(changes: Vec<Filled>) -> HashMap<Namespace, Vec<DocumentRef>> {
     let mut documents: HashMap<Vec<u8>, DocumentRef> = HashMap::new();
     for change in changes {
-        documents
-            .entry(change.document.map_key())
-            .or_insert(change.document);
+        documents.entry(change.document.map_key()).or_insert(change.document);
     }
     let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
     for document in documents.into_values() {
-        collections
-            .entry(document.namespace.clone())
-            .or_default()
-            .push(document);
+        collections.entry(document.namespace.clone()).or_default().push(document);
     }
     collections
 }
@@ -66,11 +57,7 @@ async fn find(
     documents: &[DocumentRef],
     moment: Moment,
 ) -> Result<Vec<Wanted>, Error> {
-    let mut cursor = context
-        .collection(namespace)
-        .find(any_of(documents))
-        .projection(projection())
-        .await?;
+    let mut cursor = context.collection(namespace).find(any_of(documents)).projection(projection()).await?;
     let mut wanted = Vec::new();
     while cursor.advance().await? {
         wanted.extend(look(context, namespace, cursor.current(), moment));
@@ -89,10 +76,7 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
     let named = |wanted: Wanted| match keys.get(&wanted.document.map_key()) {
         Some(documents) => documents
             .iter()
-            .map(|document| Wanted {
-                document: (*document).clone(),
-                head: wanted.head.clone(),
-            })
+            .map(|document| Wanted { document: (*document).clone(), head: wanted.head.clone() })
             .collect(),
         // Deleted and inserted again with an equal `_id` of another type of number.
         None => vec![wanted],

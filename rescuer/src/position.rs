@@ -34,10 +34,7 @@ pub(crate) struct Mark {
 
 impl Mark {
     pub(crate) fn at(time: Timestamp) -> Self {
-        Self {
-            token: None,
-            cluster_time: Some(time),
-        }
+        Self { token: None, cluster_time: Some(time) }
     }
 }
 
@@ -64,21 +61,13 @@ pub(crate) struct Found {
 
 /// Decides where to start.
 pub(crate) fn start(found: Option<Found>, pipeline: &str) -> Start {
-    let Some(Found {
-        token,
-        cluster_time,
-        pipeline: made_with,
-    }) = found
-    else {
+    let Some(Found { token, cluster_time, pipeline: made_with }) = found else {
         return Start::Fresh;
     };
     let cluster_time = cluster_time.as_ref().and_then(Bson::as_timestamp);
     let same = made_with.as_ref().and_then(Bson::as_str) == Some(pipeline);
     match (same, token, cluster_time) {
-        (true, Some(token), cluster_time) => Start::Resume(Mark {
-            token: Some(token),
-            cluster_time,
-        }),
+        (true, Some(token), cluster_time) => Start::Resume(Mark { token: Some(token), cluster_time }),
         (true, None, Some(time)) => Start::Resume(Mark::at(time)),
         (true, None, None) => Start::Lost("the saved position has neither a token nor a time".into()),
         (false, _, Some(time)) => Start::PipelineChanged(time),
@@ -120,10 +109,7 @@ impl Positions {
     pub(crate) async fn take(&self, mark: &Mark, now: DateTime) -> Result<(), Error> {
         let stored = self.collection.clone_with_type::<Stored<'_>>();
         let filter = doc! { "_id": &self.stream };
-        stored
-            .replace_one(filter, self.stored(mark, now))
-            .upsert(true)
-            .await?;
+        stored.replace_one(filter, self.stored(mark, now)).upsert(true).await?;
         Ok(())
     }
 
@@ -132,11 +118,7 @@ impl Positions {
         let stored = self.collection.clone_with_type::<Stored<'_>>();
         let filter = doc! { "_id": &self.stream, "epoch": EPOCH, "owner": &self.owner };
         let result = stored.replace_one(filter, self.stored(mark, now)).await?;
-        Ok(if result.matched_count == 1 {
-            Saved::Done
-        } else {
-            Saved::Fenced
-        })
+        Ok(if result.matched_count == 1 { Saved::Done } else { Saved::Fenced })
     }
 
     fn stored<'a>(&'a self, mark: &'a Mark, now: DateTime) -> Stored<'a> {
@@ -180,21 +162,14 @@ pub(crate) enum Saved {
 mod tests {
     use super::*;
 
-    const TIME: Timestamp = Timestamp {
-        time: 7,
-        increment: 1,
-    };
+    const TIME: Timestamp = Timestamp { time: 7, increment: 1 };
 
     fn token() -> ResumeToken {
         serde_json::from_value(serde_json::json!({ "_data": "82" })).unwrap()
     }
 
     fn found(token: Option<ResumeToken>, cluster_time: Option<Bson>, pipeline: &str) -> Option<Found> {
-        Some(Found {
-            token,
-            cluster_time,
-            pipeline: Some(pipeline.into()),
-        })
+        Some(Found { token, cluster_time, pipeline: Some(pipeline.into()) })
     }
 
     #[test]
@@ -204,18 +179,9 @@ mod tests {
 
     #[test]
     fn a_position_is_resumed_by_its_token_or_by_its_time_before_there_is_one() {
-        let mark = Mark {
-            token: Some(token()),
-            cluster_time: Some(TIME),
-        };
-        assert_eq!(
-            start(found(Some(token()), Some(TIME.into()), "p"), "p"),
-            Start::Resume(mark)
-        );
-        assert_eq!(
-            start(found(None, Some(TIME.into()), "p"), "p"),
-            Start::Resume(Mark::at(TIME))
-        );
+        let mark = Mark { token: Some(token()), cluster_time: Some(TIME) };
+        assert_eq!(start(found(Some(token()), Some(TIME.into()), "p"), "p"), Start::Resume(mark));
+        assert_eq!(start(found(None, Some(TIME.into()), "p"), "p"), Start::Resume(Mark::at(TIME)));
     }
 
     #[test]
@@ -230,16 +196,9 @@ mod tests {
             found(None, None, "p"),
             found(None, Some("yesterday".into()), "p"),
             found(Some(token()), None, "other"),
-            Some(Found {
-                token: Some(token()),
-                cluster_time: None,
-                pipeline: None,
-            }),
+            Some(Found { token: Some(token()), cluster_time: None, pipeline: None }),
         ] {
-            assert!(
-                matches!(start(unusable.clone(), "p"), Start::Lost(_)),
-                "{unusable:?}"
-            );
+            assert!(matches!(start(unusable.clone(), "p"), Start::Lost(_)), "{unusable:?}");
         }
     }
 }

@@ -50,12 +50,7 @@ pub(crate) enum Admission {
 
 impl Queued {
     pub(crate) fn new(capacity: usize, pause: Duration) -> Self {
-        Self {
-            pause,
-            capacity: capacity.max(1),
-            documents: HashMap::new(),
-            round: 0,
-        }
+        Self { pause, capacity: capacity.max(1), documents: HashMap::new(), round: 0 }
     }
 
     /// Begins a round of the sweep.
@@ -88,13 +83,7 @@ impl Queued {
             _ => self.pause,
         };
         let collection = hash(&document.namespace);
-        let hint = Hint {
-            collection,
-            state,
-            sent: now,
-            pause,
-            round: self.round,
-        };
+        let hint = Hint { collection, state, sent: now, pause, round: self.round };
         self.documents.insert(key, hint);
     }
 
@@ -154,16 +143,8 @@ mod tests {
             queued.note(&document(1), &head, now);
             now += PAUSE * factor;
             let just_before = now - Duration::from_millis(1);
-            assert_eq!(
-                queued.admit(&document(1), &head, just_before),
-                Admission::Wait,
-                "{factor}"
-            );
-            assert_eq!(
-                queued.admit(&document(1), &head, now),
-                Admission::Queue,
-                "{factor}"
-            );
+            assert_eq!(queued.admit(&document(1), &head, just_before), Admission::Wait, "{factor}");
+            assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue, "{factor}");
         }
     }
 
@@ -187,16 +168,8 @@ mod tests {
         queued.begin_round();
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait);
         queued.end_round(&orders(), now);
-        assert_eq!(
-            queued.admit(&document(3), &head, now),
-            Admission::Queue,
-            "2 was delivered"
-        );
-        assert_eq!(
-            queued.admit(&document(1), &head, now),
-            Admission::Wait,
-            "1 is remembered"
-        );
+        assert_eq!(queued.admit(&document(3), &head, now), Admission::Queue, "2 was delivered");
+        assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait, "1 is remembered");
     }
 
     #[test]

@@ -59,12 +59,7 @@ impl Rescuer {
             .map(|(names, sentence)| format!("{} {sentence}", names.join(" and ")))
             .collect();
         match problems.is_empty() {
-            true => Ok(Self {
-                client,
-                commands,
-                settings,
-                events: Events::default(),
-            }),
+            true => Ok(Self { client, commands, settings, events: Events::default() }),
             false => Err(RescuerError::Settings(problems)),
         }
     }
@@ -105,10 +100,7 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
     if !server::check(context).await? {
         return Ok(());
     }
-    let Some(start) = context
-        .insist("read the position", || context.positions.load())
-        .await?
-    else {
+    let Some(start) = context.insist("read the position", || context.positions.load()).await? else {
         return Ok(());
     };
     let Some((mark, from)) = take_up(context, start).await? else {
@@ -177,10 +169,7 @@ async fn lose(
 ) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
     let settings = &context.settings;
     tracing::warn!(reason, code, policy = ?settings.on_history_lost, "the stream's position is LOST");
-    context.events.emit(RescueEvent::PositionLost {
-        reason: reason.clone(),
-        code,
-    });
+    context.events.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
     if settings.on_history_lost == OnHistoryLost::Fail {
         let stream = settings.stream.clone();
         return Err(RescuerError::PositionLost { stream, reason });

@@ -40,11 +40,7 @@ impl Scans {
             let from = self.0.get(namespace).cloned();
             let to = end_of_slice(sweep, namespace, from.clone()).await?;
             let filled = doc! { "outbox.0": { "$exists": true } };
-            if sweep
-                .read(namespace, filled, bounds(from, to.clone()), tally)
-                .await?
-                == Reading::Enough
-            {
+            if sweep.read(namespace, filled, bounds(from, to.clone()), tally).await? == Reading::Enough {
                 return Ok(Reading::Enough);
             }
             match to {

@@ -10,13 +10,7 @@ use crate::{RescuerError, context::Context};
 
 /// Refuses servers that cannot feed a rescuer; `false` when told to stop first.
 pub(crate) async fn check(context: &Context) -> Result<bool, RescuerError> {
-    let ask = || async {
-        context
-            .client
-            .database("admin")
-            .run_command(doc! { "hello": 1 })
-            .await
-    };
+    let ask = || async { context.client.database("admin").run_command(doc! { "hello": 1 }).await };
     match context.insist("ask MongoDB what it is", ask).await? {
         Some(hello) => suits(&hello).map(|()| true),
         None => Ok(false),
@@ -26,9 +20,7 @@ pub(crate) async fn check(context: &Context) -> Result<bool, RescuerError> {
 fn suits(hello: &Document) -> Result<(), RescuerError> {
     let set = hello.get_str("setName").ok();
     let hosts = hello.get_array("hosts").into_iter().flatten();
-    let mut names = hosts
-        .filter_map(|host| host.as_str())
-        .chain(hello.get_str("me").ok());
+    let mut names = hosts.filter_map(|host| host.as_str()).chain(hello.get_str("me").ok());
     let of_cosmos = |name: &str| name.contains(".documents.azure.") || name.contains(".mongo.cosmos.azure.");
     if set == Some("globaldb") || names.any(of_cosmos) {
         return Err(RescuerError::CosmosDb);

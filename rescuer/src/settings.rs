@@ -19,11 +19,8 @@ pub enum OnHistoryLost {
 }
 
 impl Choice for OnHistoryLost {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("sweep", Self::Sweep),
-        ("fail", Self::Fail),
-        ("latest", Self::Latest),
-    ];
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("sweep", Self::Sweep), ("fail", Self::Fail), ("latest", Self::Latest)];
 }
 
 /// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::problems`] says what cannot work.
@@ -102,34 +99,22 @@ impl Settings {
             "names no collection; name at least one, as in shop.orders or shop.*",
         );
         check(
-            self.watch
-                .iter()
-                .any(|pattern| pattern.database() == self.state_database),
+            self.watch.iter().any(|pattern| pattern.database() == self.state_database),
             &["watch", "state_database"],
             "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
         check(
-            self.unordered
-                .iter()
-                .any(|pattern| !self.watches_some_of(pattern)),
+            self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
             "names collections that are not in watch; add them there or drop them here",
         );
-        check(
-            self.stream.is_empty(),
-            &["stream"],
-            "is empty; give the stream a name",
-        );
+        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
         check(
             self.delay < SHORTEST_DELAY || self.delay > LONGEST_DELAY,
             &["delay"],
             "must be from 1s to 24h",
         );
-        check(
-            self.sweep_interval.is_zero(),
-            &["sweep_interval"],
-            "must be more than zero",
-        );
+        check(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");
         check(
             self.full_sweep_interval < self.sweep_interval,
             &["full_sweep_interval", "sweep_interval"],
@@ -140,11 +125,7 @@ impl Settings {
             &["sweep_queries_per_second"],
             "must be at least 1, or nothing would be swept",
         );
-        check(
-            self.page_size == 0 || self.page_size > 10_000,
-            &["page_size"],
-            "must be from 1 to 10000",
-        );
+        check(self.page_size == 0 || self.page_size > 10_000, &["page_size"], "must be from 1 to 10000");
         check(
             self.cursor_idle_limit.is_zero() || self.cursor_idle_limit > Duration::from_secs(540),
             &["cursor_idle_limit"],
@@ -184,9 +165,7 @@ pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
 
 fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
-    patterns
-        .iter()
-        .any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
+    patterns.iter().any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
 }
 
 #[cfg(test)]
@@ -210,21 +189,10 @@ mod tests {
         settings.page_size = 0;
         settings.cursor_idle_limit = Duration::from_secs(600);
         settings.unordered = vec!["shop.orders".parse().unwrap()];
-        let about: Vec<_> = settings
-            .problems()
-            .into_iter()
-            .map(|(names, _)| names[0])
-            .collect();
+        let about: Vec<_> = settings.problems().into_iter().map(|(names, _)| names[0]).collect();
         assert_eq!(
             about,
-            [
-                "watch",
-                "unordered",
-                "delay",
-                "sweep_interval",
-                "page_size",
-                "cursor_idle_limit"
-            ]
+            ["watch", "unordered", "delay", "sweep_interval", "page_size", "cursor_idle_limit"]
         );
     }
 

@@ -82,14 +82,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn new(context: Arc<Context>, out: mpsc::Sender<Item>, mark: Mark, from: StartedFrom) -> Self {
         let opening = RescueEvent::Opened { from };
-        Self {
-            context,
-            out,
-            mark,
-            opening,
-            refusals: 0,
-            idle_since: Instant::now(),
-        }
+        Self { context, out, mark, opening, refusals: 0, idle_since: Instant::now() }
     }
 
     pub(crate) async fn run(mut self) -> Ended {
@@ -98,16 +91,13 @@ impl Reader {
         loop {
             let cut = match self.open().await {
                 Ok(stream) => {
+                    tracing::info!(how = ?self.opening, "the change stream is open");
                     self.context.events.emit(self.opening.clone());
                     (opened, self.refusals) = (true, 0);
                     self.read(stream, &mut pauses).await
                 }
                 Err(error) => {
-                    self.refusals = if fault::passes(&error) {
-                        0
-                    } else {
-                        self.refusals + 1
-                    };
+                    self.refusals = if fault::passes(&error) { 0 } else { self.refusals + 1 };
                     Cut::Failed(error)
                 }
             };
@@ -130,10 +120,7 @@ impl Reader {
             if cause == ReopenCause::Held {
                 tracing::debug!("opening the change stream again behind a change that was held for long");
             } else {
-                tracing::warn!(
-                    ?cause,
-                    "the change stream broke off; opening it again from where it stood"
-                );
+                tracing::warn!(?cause, "the change stream broke off; opening it again from where it stood");
                 pauses.pause(&self.context.stop).await;
             }
             if opened {
@@ -146,15 +133,9 @@ impl Reader {
     fn judge(&self, error: Error) -> Result<String, Ended> {
         let text = fault::text(&error);
         match fault::of(&error) {
-            Fault::Fatal(advice) => Err(Ended::Refused {
-                advice,
-                source: error,
-            }),
+            Fault::Fatal(advice) => Err(Ended::Refused { advice, source: error }),
             Fault::Passing if self.refusals < REFUSALS => Ok(text),
-            Fault::Passing | Fault::Lost => Err(Ended::Lost {
-                reason: text,
-                code: codes::code(&error),
-            }),
+            Fault::Passing | Fault::Lost => Err(Ended::Lost { reason: text, code: codes::code(&error) }),
         }
     }
 
@@ -163,9 +144,7 @@ impl Reader {
         let stages = pipeline(&settings.watch);
         // `startAfter`, since unlike `resumeAfter` it goes on behind an invalidate.
         let (after, at) = match &self.mark {
-            Mark {
-                token: Some(token), ..
-            } => (Some(token.clone()), None),
+            Mark { token: Some(token), .. } => (Some(token.clone()), None),
             Mark { cluster_time, .. } => (None, *cluster_time),
         };
         let batch = u32::try_from(settings.page_size).unwrap_or(u32::MAX);
@@ -183,12 +162,7 @@ impl Reader {
             }
             Scope::Collection(database, collection) => {
                 let collection = client.database(&database).collection::<Document>(&collection);
-                collection
-                    .watch()
-                    .pipeline(stages)
-                    .with_options(options)
-                    .await?
-                    .with_type()
+                collection.watch().pipeline(stages).with_options(options).await?.with_type()
             }
         };
         Ok(stream.with_type())
@@ -242,10 +216,7 @@ impl Reader {
         };
         // An unreadable token keeps the earlier time, which is a low-water mark still.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
-        self.mark = Mark {
-            token: Some(token),
-            cluster_time,
-        };
+        self.mark = Mark { token: Some(token), cluster_time };
         let all_taken = self.out.capacity() == self.out.max_capacity();
         if all_taken && self.idle_since.elapsed() >= self.context.settings.idle_save_interval {
             self.idle_since = Instant::now();

@@ -91,9 +91,7 @@ impl Sweep {
             if context.stop.is_cancelled() {
                 return Ok(());
             }
-            let hourly = self
-                .last_full
-                .is_none_or(|last| last.elapsed() >= settings.full_sweep_interval);
+            let hourly = self.last_full.is_none_or(|last| last.elapsed() >= settings.full_sweep_interval);
             let full = context.full_sweep.take() || hourly;
             let tally = self.round(full).await?;
             match (full, tally.cut_short) {
@@ -101,20 +99,9 @@ impl Sweep {
                 (true, false) => self.last_full = Some(Instant::now()),
                 (false, _) => {}
             }
-            let Tally {
-                collections,
-                examined,
-                queued,
-                cut_short,
-            } = tally;
+            let Tally { collections, examined, queued, cut_short } = tally;
             tracing::debug!(full, collections, examined, queued, cut_short, "swept");
-            context.events.emit(RescueEvent::SweepDone {
-                full,
-                collections,
-                examined,
-                queued,
-                cut_short,
-            });
+            context.events.emit(RescueEvent::SweepDone { full, collections, examined, queued, cut_short });
             tokio::select! {
                 () = tokio::time::sleep(settings.sweep_interval) => {}
                 () = context.full_sweep.requested() => {}
@@ -214,11 +201,7 @@ impl Sweep {
         options.projection = Some(projection());
         options.batch_size = u32::try_from(page).ok();
         self.budget.turn().await;
-        let mut cursor = context
-            .collection(namespace)
-            .find(filter)
-            .with_options(options)
-            .await?;
+        let mut cursor = context.collection(namespace).find(filter).with_options(options).await?;
         loop {
             let moment = Moment::sweeping(context.clock.now().await?, context.settings.delay);
             let (mut wanted, mut read, mut reading) = (Vec::new(), 0, Reading::GoOn);
@@ -249,11 +232,7 @@ impl Sweep {
         let Some(found) = look(&self.context, namespace, document, moment) else {
             return Reading::GoOn;
         };
-        match self
-            .context
-            .queued()
-            .admit(&found.document, &found.head, Instant::now())
-        {
+        match self.context.queued().admit(&found.document, &found.head, Instant::now()) {
             Admission::Queue => wanted.push(found),
             Admission::Wait => {}
             Admission::Full => return Reading::Enough,
@@ -276,15 +255,8 @@ fn undated() -> Document {
 /// Whether the next round may succeed.
 fn survivable(doing: &'static str, source: Error) -> Result<(), RescuerError> {
     if let Fault::Fatal(advice) = fault::of(&source) {
-        return Err(RescuerError::Refused {
-            doing,
-            advice,
-            source,
-        });
+        return Err(RescuerError::Refused { doing, advice, source });
     }
-    tracing::warn!(
-        error = fault::text(&source),
-        "could not {doing}; the next round tries again"
-    );
+    tracing::warn!(error = fault::text(&source), "could not {doing}; the next round tries again");
     Ok(())
 }

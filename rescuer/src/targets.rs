@@ -12,11 +12,7 @@ use crate::Settings;
 
 /// The databases that the patterns name.
 pub(crate) fn databases(settings: &Settings) -> BTreeSet<String> {
-    settings
-        .watch
-        .iter()
-        .map(|pattern| pattern.database().to_owned())
-        .collect()
+    settings.watch.iter().map(|pattern| pattern.database().to_owned()).collect()
 }
 
 /// The watched collections of one database. None where there is no such database.

@@ -21,10 +21,7 @@ fn of_key_string(data: &str) -> Option<Timestamp> {
     let digits = data.strip_prefix(TIMESTAMP)?.get(..16)?;
     let whole = u64::from_str_radix(digits, 16).ok()?;
     let low = u64::from(u32::MAX);
-    Some(Timestamp {
-        time: u32::try_from(whole >> 32).ok()?,
-        increment: u32::try_from(whole & low).ok()?,
-    })
+    Some(Timestamp { time: u32::try_from(whole >> 32).ok()?, increment: u32::try_from(whole & low).ok()? })
 }
 
 #[cfg(test)]
@@ -34,25 +31,12 @@ mod tests {
     #[test]
     fn a_token_begins_with_its_time() {
         let token = "82635019A0000000012B042C0100296E5A1004AB1C";
-        assert_eq!(
-            of_key_string(token),
-            Some(Timestamp {
-                time: 0x6350_19A0,
-                increment: 1
-            })
-        );
+        assert_eq!(of_key_string(token), Some(Timestamp { time: 0x6350_19A0, increment: 1 }));
     }
 
     #[test]
     fn what_is_no_such_token_has_no_time() {
-        for data in [
-            "",
-            "82",
-            "8263",
-            "8363501900000000012B",
-            "82zzzzzzzzzzzzzzzz",
-            "ä82635019A000000001",
-        ] {
+        for data in ["", "82", "8263", "8363501900000000012B", "82zzzzzzzzzzzzzzzz", "ä82635019A000000001"] {
             assert_eq!(of_key_string(data), None, "{data}");
         }
     }

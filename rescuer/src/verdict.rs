@@ -31,20 +31,14 @@ pub(crate) struct Moment {
 impl Moment {
     /// For the sweep, which comes back anyway.
     pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
-        Self {
-            now,
-            old: earlier(now, delay),
-        }
+        Self { now, old: earlier(now, delay) }
     }
 
     /// For the change stream, which comes by once. The message it was woken for was made at about the change's own time,
     /// which another machine's clock may see a little differently.
     pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(Duration::from_millis(500));
-        Self {
-            now,
-            old: earlier(now, delay - slack),
-        }
+        Self { now, old: earlier(now, delay - slack) }
     }
 }
 
@@ -72,19 +66,10 @@ pub(crate) fn judge(outbox: Option<&Bson>, ordering: Ordering, moment: Moment) -
     let slots = match read_outbox(outbox) {
         Ok(slots) => slots,
         Err(not_an_array) => {
-            return Verdict {
-                work: None,
-                unreadable: 1,
-                flaw: Some(not_an_array.to_string()),
-            };
+            return Verdict { work: None, unreadable: 1, flaw: Some(not_an_array.to_string()) };
         }
     };
-    let rules = Rules {
-        now: moment.now,
-        ordering,
-        limit: usize::MAX,
-        serves: &|_| true,
-    };
+    let rules = Rules { now: moment.now, ordering, limit: usize::MAX, serves: &|_| true };
     let found = deliverable(&slots, rules);
     let mut ready = found.entries.iter().copied().chain(found.crashed);
     Verdict {
@@ -187,10 +172,7 @@ mod tests {
         assert!(fresh(doc! { "attempts": 1 }));
         assert!(fresh(doc! { "claims": 1, "claimed_by": "crashed" }));
         assert!(fresh(doc! {}), "scheduled or given back");
-        assert!(
-            !wants_command(doc! { "created_at": at(-5000), "available_at": at(1) }),
-            "not due"
-        );
+        assert!(!wants_command(doc! { "created_at": at(-5000), "available_at": at(1) }), "not due");
     }
 
     #[test]
@@ -211,16 +193,9 @@ mod tests {
         let found = verdict(vec![doc! { "id": 7 }], Ordering::Ordered);
         assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
         assert!(found.flaw.is_some_and(|flaw| flaw.contains("`id`")));
-        let found = judge(
-            Some(&"x".into()),
-            Ordering::Ordered,
-            Moment::sweeping(at(0), DELAY),
-        );
+        let found = judge(Some(&"x".into()), Ordering::Ordered, Moment::sweeping(at(0), DELAY));
         assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
-        assert_eq!(
-            judge(None, Ordering::Ordered, Moment::sweeping(at(0), DELAY)),
-            Verdict::default()
-        );
+        assert_eq!(judge(None, Ordering::Ordered, Moment::sweeping(at(0), DELAY)), Verdict::default());
     }
 
     #[test]
@@ -230,10 +205,7 @@ mod tests {
             entry.extend(extra);
             entry
         };
-        let entries = vec![
-            entry(doc! { "attempts": 1, "available_at": at(5) }),
-            entry(doc! {}),
-        ];
+        let entries = vec![entry(doc! { "attempts": 1, "available_at": at(5) }), entry(doc! {})];
         assert!(verdict(entries.clone(), Ordering::Ordered).work.is_none());
         assert!(verdict(entries, Ordering::Unordered).work.is_some());
     }

@@ -298,12 +298,11 @@ class Demo:
         self.receiver.stop()
         if self.broker_is_down:
             services(self.options.root, "start", "rabbitmq")
-        note = self.options.services / "demo-run"
         if self.options.keep:
             print(f"kept: database {self.name}, queue {self.name}.receiver, logs in {self.options.services}/log", flush=True)
         else:
             self.remove(self.name)
-        note.unlink(missing_ok=True)
+        (self.options.services / "demo-run").unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -319,8 +318,12 @@ def main() -> int:
     parser.add_argument("--rabbitmq", required=True)
     demo = Demo(parser.parse_args())
 
-    def interrupted(*_):
-        raise Failed("interrupted")
+    interruptions = []
+
+    def interrupted(signal_number, _frame):
+        interruptions.append(signal_number)
+        if len(interruptions) == 1:  # cleaning up takes seconds, and is not to be cut short
+            raise Failed("interrupted; cleaning up")
 
     signal.signal(signal.SIGTERM, interrupted)
     signal.signal(signal.SIGINT, interrupted)
@@ -331,7 +334,10 @@ def main() -> int:
         print(f"demo: {failed}", file=sys.stderr, flush=True)
         return 1
     finally:
-        demo.clean_up()
+        try:
+            demo.clean_up()
+        except Exception as error:  # whatever it is, the next demo tries again
+            print(f"demo: could not clean up: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -103,10 +103,7 @@ impl Daemon {
     /// A daemon of this name (`outbox-rescuer`), version (`env!("CARGO_PKG_VERSION")`) and purpose, in a sentence.
     pub fn new(name: &'static str, version: &'static str, about: &'static str) -> Self {
         let keys = vec![keys::log_format(), keys::log_filter(), keys::shutdown_grace()];
-        Self {
-            program: Program { name, version, about },
-            keys,
-        }
+        Self { program: Program { name, version, about }, keys }
     }
 
     /// Puts `keys` before those of the shell. One of the same name takes the place of the shell's, and has to be of
@@ -114,8 +111,7 @@ impl Daemon {
     #[must_use]
     pub fn keys(mut self, keys: impl IntoIterator<Item = Key>) -> Self {
         let mut keys: Vec<Key> = keys.into_iter().collect();
-        self.keys
-            .retain(|own| keys.iter().all(|key| key.name() != own.name()));
+        self.keys.retain(|own| keys.iter().all(|key| key.name() != own.name()));
         keys.append(&mut self.keys);
         self.keys = keys;
         self
@@ -156,10 +152,7 @@ impl Daemon {
             Ok(read) => read,
             Err(problems) => {
                 eprintln!("{}: {problems}", self.program.name);
-                resolved
-                    .warnings()
-                    .iter()
-                    .for_each(|warning| eprintln!("  {warning}"));
+                resolved.warnings().iter().for_each(|warning| eprintln!("  {warning}"));
                 return Exit::Misconfigured;
             }
         };
@@ -231,10 +224,7 @@ fn read_all<T>(resolved: &Resolved, read: impl FnOnce(&mut Reader<'_>) -> T) -> 
 
 fn runtime() -> std::io::Result<Runtime> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.min(4))
-        .enable_all()
-        .build()
+    tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(4)).enable_all().build()
 }
 
 /// What `serve` came to; `None` if it went on for longer than `grace` after `stop`.
@@ -276,10 +266,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_ends_before_the_signal_is_reported() {
-        assert_eq!(
-            until_stopped(future::ready(7), &CancellationToken::new(), GRACE).await,
-            Some(7)
-        );
+        assert_eq!(until_stopped(future::ready(7), &CancellationToken::new(), GRACE).await, Some(7));
     }
 
     #[tokio::test(start_paused = true)]
@@ -290,14 +277,8 @@ mod tests {
             tokio::time::sleep(needs).await;
             7
         };
-        assert_eq!(
-            until_stopped(work(GRACE - Duration::from_millis(1)), &stop, GRACE).await,
-            Some(7)
-        );
-        assert_eq!(
-            until_stopped(work(GRACE + Duration::from_secs(1)), &stop, GRACE).await,
-            None
-        );
+        assert_eq!(until_stopped(work(GRACE - Duration::from_millis(1)), &stop, GRACE).await, Some(7));
+        assert_eq!(until_stopped(work(GRACE + Duration::from_secs(1)), &stop, GRACE).await, None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -315,15 +296,8 @@ mod tests {
     #[test]
     fn a_key_of_the_daemon_takes_the_place_of_the_shells() {
         let daemon = Daemon::new("d", "1", "").keys([keys::shutdown_grace().with_default("5s")]);
-        let graces: Vec<_> = daemon
-            .keys
-            .iter()
-            .filter(|key| key.name() == "shutdown_grace")
-            .collect();
-        assert_eq!(
-            graces.iter().map(|key| key.default()).collect::<Vec<_>>(),
-            [Some("5s")]
-        );
+        let graces: Vec<_> = daemon.keys.iter().filter(|key| key.name() == "shutdown_grace").collect();
+        assert_eq!(graces.iter().map(|key| key.default()).collect::<Vec<_>>(), [Some("5s")]);
     }
 
     #[test]

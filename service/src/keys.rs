@@ -42,42 +42,26 @@ pub fn unordered() -> Key {
 
 /// `state_database`, default `document_outbox`: read with [`Reader::string`](crate::Reader::string).
 pub fn state_database() -> Key {
-    Key::new(
-        "state_database",
-        Kind::Text(check_database),
-        "The database for positions and leases.",
-    )
-    .with_default("document_outbox")
+    Key::new("state_database", Kind::Text(check_database), "The database for positions and leases.")
+        .with_default("document_outbox")
 }
 
 /// `commands_exchange`, default `outbox.commands`: read with [`Reader::string`](crate::Reader::string).
 pub fn commands_exchange() -> Key {
-    Key::new(
-        "commands_exchange",
-        Kind::Text(check_exchange),
-        "The exchange commands are published to.",
-    )
-    .with_default("outbox.commands")
+    Key::new("commands_exchange", Kind::Text(check_exchange), "The exchange commands are published to.")
+        .with_default("outbox.commands")
 }
 
 /// `commands_queue`, default `outbox.process-document-messages`: read with [`Reader::string`](crate::Reader::string).
 pub fn commands_queue() -> Key {
-    Key::new(
-        "commands_queue",
-        Kind::Text(check_queue),
-        "The queue commands are consumed from.",
-    )
-    .with_default("outbox.process-document-messages")
+    Key::new("commands_queue", Kind::Text(check_queue), "The queue commands are consumed from.")
+        .with_default("outbox.process-document-messages")
 }
 
 /// `messages_exchange`, default `outbox.messages`: read with [`Reader::string`](crate::Reader::string).
 pub fn messages_exchange() -> Key {
-    Key::new(
-        "messages_exchange",
-        Kind::Text(check_exchange),
-        "The exchange messages are published to.",
-    )
-    .with_default("outbox.messages")
+    Key::new("messages_exchange", Kind::Text(check_exchange), "The exchange messages are published to.")
+        .with_default("outbox.messages")
 }
 
 /// `topology`, default `declare`: read with [`Reader::choice`](crate::Reader::choice) as [`Topology`].
@@ -104,12 +88,8 @@ pub fn shutdown_grace() -> Key {
 /// `log_format`, default `text`: read with [`Reader::choice`](crate::Reader::choice) as [`LogFormat`].
 /// [`Daemon`](crate::Daemon) adds it to every table.
 pub fn log_format() -> Key {
-    Key::new(
-        "log_format",
-        Kind::choice::<LogFormat>(),
-        "How log lines are written, to standard error.",
-    )
-    .with_default("text")
+    Key::new("log_format", Kind::choice::<LogFormat>(), "How log lines are written, to standard error.")
+        .with_default("text")
 }
 
 /// `log_filter`, else `RUST_LOG`, else `info`: read with [`Reader::string`](crate::Reader::string).
@@ -137,11 +117,8 @@ pub enum Topology {
 }
 
 impl Choice for Topology {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("declare", Self::Declare),
-        ("verify", Self::Verify),
-        ("off", Self::Off),
-    ];
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("declare", Self::Declare), ("verify", Self::Verify), ("off", Self::Off)];
 }
 
 /// How log lines are written.
@@ -183,17 +160,10 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// A bare word that is no level is a valid filter: the target of that name. A slip in a level would pass as one and
 /// silence the log.
 fn check_log_filter(filter: &str) -> Result<(), String> {
-    for word in filter
-        .split(',')
-        .map(str::trim)
-        .filter(|word| word.chars().all(char::is_alphabetic))
-    {
+    for word in filter.split(',').map(str::trim).filter(|word| word.chars().all(char::is_alphabetic)) {
         let hint = did_you_mean(word, LEVELS);
         if !hint.is_empty() && !LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) {
-            return Err(format!(
-                "has {word} for a level{hint}; write one of {}",
-                LEVELS.join(", ")
-            ));
+            return Err(format!("has {word} for a level{hint}; write one of {}", LEVELS.join(", ")));
         }
     }
     crate::telemetry::parse_filter(filter)
@@ -216,30 +186,17 @@ mod tests {
 
     #[test]
     fn a_log_filter_is_a_level_or_levels_by_target() {
-        for filter in [
-            "info",
-            "WARN",
-            "info,lapin=warn",
-            "outbox_rescuer=debug",
-            "off",
-            "info,[span{field=1}]=debug",
-        ] {
+        for filter in
+            ["info", "WARN", "info,lapin=warn", "outbox_rescuer=debug", "off", "info,[span{field=1}]=debug"]
+        {
             assert_eq!(check_log_filter(filter), Ok(()), "{filter}");
         }
     }
 
     #[test]
     fn a_slip_in_a_level_is_refused_rather_than_silencing_the_log() {
-        assert!(
-            check_log_filter("debg")
-                .unwrap_err()
-                .contains("did you mean debug?")
-        );
-        assert!(
-            check_log_filter("info,lapin=wran")
-                .unwrap_err()
-                .contains("is no filter")
-        );
+        assert!(check_log_filter("debg").unwrap_err().contains("did you mean debug?"));
+        assert!(check_log_filter("info,lapin=wran").unwrap_err().contains("is no filter"));
         assert!(check_log_filter("info,[").is_err());
     }
 }

@@ -11,8 +11,8 @@
 //! # Rules
 //! - An environment variable that is set but empty counts as not set. White space around a value is dropped.
 //! - An empty flag or file value is refused, except where the key's default is empty.
-//! - An unknown flag or file key is a problem. An unknown `OUTBOX_` variable is a warning only, because several
-//!   programs share one environment.
+//! - An unknown flag or file key is a problem. An unknown `OUTBOX_` variable is a warning if it
+//!   resembles a known one, and else none of this program's business: several programs share one environment.
 //!
 //! # Secrets
 //! The password of a [`Uri`] appears in no output of this module: problems don't quote what could be a URI, and the

@@ -18,10 +18,7 @@ pub fn signal() -> io::Result<CancellationToken> {
     let cancelled = token.clone();
     tokio::spawn(async move {
         let first = signals.next().await;
-        info!(
-            signal = first.name,
-            "stopping; a second signal ends the process at once"
-        );
+        info!(signal = first.name, "stopping; a second signal ends the process at once");
         cancelled.cancel();
         let second = signals.next().await;
         error!(signal = second.name, "ended before work in hand was done");
@@ -35,10 +32,7 @@ struct Signal {
     exit_code: i32,
 }
 
-const INTERRUPT: Signal = Signal {
-    name: "SIGINT",
-    exit_code: 130,
-};
+const INTERRUPT: Signal = Signal { name: "SIGINT", exit_code: 130 };
 
 #[cfg(unix)]
 struct Signals {
@@ -50,10 +44,7 @@ struct Signals {
 impl Signals {
     fn listen() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     async fn next(&mut self) -> Signal {

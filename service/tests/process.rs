@@ -19,6 +19,12 @@ const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
 async fn serve(behaviour: String, stop: CancellationToken) -> Result<(), std::io::Error> {
     match behaviour.as_str() {
         "fails" => return Err(std::io::Error::other("the broker is gone")),
+        "talks" => {
+            tracing::warn!(target: "lapin::returned_messages", "a returned message: hunter2");
+            tracing::trace!(target: "lapin::channels", "a frame: hunter2");
+            tracing::debug!(target: "lapin::channels", "a channel opens");
+            return Err(std::io::Error::other("done talking"));
+        }
         "lingers" => std::future::pending().await,
         _ => stop.cancelled().await,
     }
@@ -34,13 +40,11 @@ fn the_daemon() {
     let args = env::var("TEST_ARGS").unwrap_or_default();
     let mut sources = Sources::of_process();
     sources.args = args.split_whitespace().map(Into::into).collect();
-    let exit = Daemon::new("outbox-test", "1.2.3", "Tests the shell.")
-        .keys([keys::mongodb_uri()])
-        .run_from(
-            &sources,
-            |read| read.uri("mongodb_uri"),
-            |_uri, stop| serve(behaviour, stop),
-        );
+    let exit = Daemon::new("outbox-test", "1.2.3", "Tests the shell.").keys([keys::mongodb_uri()]).run_from(
+        &sources,
+        |read| read.uri("mongodb_uri"),
+        |_uri, stop| serve(behaviour, stop),
+    );
     process::exit(exit as i32);
 }
 
@@ -56,7 +60,7 @@ fn start(behaviour: &str, args: &str) -> Running {
         .env(BEHAVIOUR, behaviour)
         .env("TEST_ARGS", args)
         .env("OUTBOX_MONGODB_URI", "mongodb://app:hunter2@db")
-        .env("OUTBOX_DELAY", "hunter2")
+        .env("OUTBOX_MONGODB_URL", "hunter2")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -69,11 +73,7 @@ impl Running {
     fn line_with(&mut self, part: &str) -> String {
         loop {
             let mut line = String::new();
-            assert_ne!(
-                self.stderr.read_line(&mut line).unwrap(),
-                0,
-                "ended without a line with {part:?}"
-            );
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "ended without a line with {part:?}");
             if line.contains(part) {
                 return line;
             }
@@ -82,13 +82,7 @@ impl Running {
 
     fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-s", name, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// The exit code and what was left to read of standard error.
@@ -140,10 +134,7 @@ fn what_outlasts_the_grace_is_cut_off_and_counts_as_failed() {
 fn a_failure_is_logged_with_its_cause() {
     let (code, log) = start("fails", "").end();
     assert_eq!(code, Some(1));
-    assert!(
-        log.contains("outbox-test failed") && log.contains("the broker is gone"),
-        "{log}"
-    );
+    assert!(log.contains("outbox-test failed") && log.contains("the broker is gone"), "{log}");
 }
 
 #[test]
@@ -151,11 +142,8 @@ fn settings_problems_are_told_before_anything_starts() {
     let (code, told) = start("stops", "--shutdown-grace=5 --log-filter debg --log-fromat json").end();
     assert_eq!(code, Some(2));
     assert!(told.contains("The settings have 3 problems:"), "{told}");
-    assert!(
-        told.contains("--log-fromat: ") && told.contains("--log-filter: "),
-        "{told}"
-    );
-    assert!(told.contains("OUTBOX_DELAY is ignored"), "{told}");
+    assert!(told.contains("--log-fromat: ") && told.contains("--log-filter: "), "{told}");
+    assert!(told.contains("OUTBOX_MONGODB_URL is ignored"), "{told}");
     assert!(!told.contains("started") && !told.contains("hunter2"), "{told}");
 }
 
@@ -169,24 +157,14 @@ fn help_is_printed_and_ends_the_process() {
 fn the_first_line_holds_name_version_and_settings_without_secrets() {
     let mut daemon = start("stops", "");
     let line = daemon.line_with("outbox-test started");
-    for part in [
-        "1.2.3",
-        "mongodb_uri=mongodb://app:***@db (OUTBOX_MONGODB_URI)",
-        "shutdown_grace=25s",
-    ] {
+    for part in ["1.2.3", "mongodb_uri=mongodb://app:***@db (OUTBOX_MONGODB_URI)", "shutdown_grace=25s"] {
         assert!(line.contains(part), "{part} in {line}");
     }
     assert!(!line.contains("\u{1b}["), "coloured though no terminal: {line:?}");
     daemon.signal("TERM");
     let (_, rest) = daemon.end();
-    assert!(
-        rest.contains("WARN") && rest.contains("OUTBOX_DELAY is ignored"),
-        "{rest}"
-    );
-    assert!(
-        !line.contains("hunter2") && !rest.contains("hunter2"),
-        "{line}{rest}"
-    );
+    assert!(rest.contains("WARN") && rest.contains("OUTBOX_MONGODB_URL is ignored"), "{rest}");
+    assert!(!line.contains("hunter2") && !rest.contains("hunter2"), "{line}{rest}");
 }
 
 #[test]
@@ -200,4 +178,13 @@ fn json_logs_are_one_object_a_line() {
     );
     daemon.signal("TERM");
     assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn the_amqp_clients_logs_show_no_message_and_no_login_at_any_level() {
+    for format in ["text", "json"] {
+        let (_, rest) = start("talks", &format!("--log-format {format} --log-filter trace")).end();
+        assert!(rest.contains("a channel opens"), "{rest}");
+        assert!(!rest.contains("hunter2"), "{rest}");
+    }
 }

@@ -8,11 +8,7 @@ use outbox_service::{
     settings::resolve,
 };
 
-const PROGRAM: Program = Program {
-    name: "outbox-test",
-    version: "1.2.3",
-    about: "Tests settings.",
-};
+const PROGRAM: Program = Program { name: "outbox-test", version: "1.2.3", about: "Tests settings." };
 const PASSWORD: &str = "hunter2";
 const MONGODB: &str = "mongodb://app:hunter2@db:27017/?replicaSet=rs0&tlsCertificateKeyFilePassword=hunter2";
 const RABBITMQ: &str = "amqp://guest:hunter2@rabbit:5672/%2f";
@@ -32,18 +28,10 @@ fn table() -> Vec<Key> {
             "How late the stream is read.",
         )
         .with_default("15s"),
-        Key::new(
-            "inline_lease",
-            Kind::Duration(Duration::ZERO..=Duration::from_secs(3600)),
-            "A lease.",
-        )
-        .with_default("10s"),
-        Key::new(
-            "max_attempts",
-            Kind::Integer(1..=1000),
-            "Attempts before a message is dead.",
-        )
-        .with_default("10"),
+        Key::new("inline_lease", Kind::Duration(Duration::ZERO..=Duration::from_secs(3600)), "A lease.")
+            .with_default("10s"),
+        Key::new("max_attempts", Kind::Integer(1..=1000), "Attempts before a message is dead.")
+            .with_default("10"),
         Key::new("inline", Kind::Boolean, "Whether.").with_default("false"),
         Key::new("tags", Kind::List(|_| Ok(())), "Tags.").with_default(""),
     ]
@@ -67,10 +55,7 @@ struct Settings {
 fn read(mut read: Reader<'_>) -> Result<Settings, Problems> {
     let (delay, lease) = (read.duration("delay"), read.duration("inline_lease"));
     if lease >= delay {
-        read.problem(
-            &["inline_lease", "delay"],
-            "must be shorter than delay; shorten it",
-        );
+        read.problem(&["inline_lease", "delay"], "must be shorter than delay; shorten it");
     }
     let settings = Settings {
         mongodb: read.uri("mongodb_uri"),
@@ -95,10 +80,7 @@ fn no_file(_: &Path) -> io::Result<String> {
 fn sources(args: &[&str], env: &[(&str, &str)]) -> Sources {
     Sources {
         args: args.iter().map(OsString::from).collect(),
-        env: env
-            .iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect(),
+        env: env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
         read_file: no_file,
     }
 }
@@ -116,11 +98,8 @@ fn settings(sources: &Sources) -> Result<Settings, Problems> {
 
 /// Those of the sources, where what is required is set, and nothing else is.
 fn with_required(args: &[&str], env: &[(&str, &str)]) -> Sources {
-    let required = [
-        ("OUTBOX_MONGODB_URI", MONGODB),
-        ("OUTBOX_RABBITMQ_URI", RABBITMQ),
-        ("OUTBOX_WATCH", "shop.*"),
-    ];
+    let required =
+        [("OUTBOX_MONGODB_URI", MONGODB), ("OUTBOX_RABBITMQ_URI", RABBITMQ), ("OUTBOX_WATCH", "shop.*")];
     sources(args, &[&required[..], env].concat())
 }
 
@@ -156,10 +135,7 @@ fn a_flag_overrides_the_environment_which_overrides_the_file_which_overrides_the
     assert_eq!(delay(with_required(&[], &[])), Ok(15));
     assert_eq!(delay(with_file(with_required(&[], &[config]))), Ok(20));
     assert_eq!(delay(with_file(with_required(&[], &[config, env]))), Ok(30));
-    assert_eq!(
-        delay(with_file(with_required(&["--delay", "40s"], &[config, env]))),
-        Ok(40)
-    );
+    assert_eq!(delay(with_file(with_required(&["--delay", "40s"], &[config, env]))), Ok(40));
 }
 
 #[test]
@@ -183,25 +159,15 @@ fn a_file_may_set_everything_in_its_own_types() {
     };
     let settings = settings(&sources).unwrap();
     assert_eq!(settings.watch.len(), 2);
-    assert_eq!(
-        (settings.delay.as_secs(), settings.max_attempts, settings.inline),
-        (3600, 1000, true)
-    );
-    assert_eq!(
-        (settings.topology, settings.tags.as_slice()),
-        (Topology::Off, &["a".into(), "b".into()][..])
-    );
+    assert_eq!((settings.delay.as_secs(), settings.max_attempts, settings.inline), (3600, 1000, true));
+    assert_eq!((settings.topology, settings.tags.as_slice()), (Topology::Off, &["a".into(), "b".into()][..]));
 }
 
 #[test]
 fn all_problems_are_told_at_once_by_the_name_the_user_gave() {
     let mut sources = sources(
         &["--delay=15", "--dealy", "3s", "--config", "outbox.toml"],
-        &[
-            ("OUTBOX_MAX_ATTEMPTS", "0"),
-            ("OUTBOX_WATCH", "shop,*.*"),
-            ("OUTBOX_MONGODB_URI", "http://db"),
-        ],
+        &[("OUTBOX_MAX_ATTEMPTS", "0"), ("OUTBOX_WATCH", "shop,*.*"), ("OUTBOX_MONGODB_URI", "http://db")],
     );
     sources.read_file = |_| Ok("topolgy = 'off'\nstate_database = 'a.b'\ninline = 'perhaps'".into());
     let problems = lines(&settings(&sources).unwrap_err());
@@ -230,10 +196,7 @@ fn all_problems_are_told_at_once_by_the_name_the_user_gave() {
 fn keys_that_do_not_go_together_are_told_where_both_have_a_value() {
     let lease = ("OUTBOX_INLINE_LEASE", "20s");
     let related = settings(&with_required(&[], &[lease])).unwrap_err();
-    assert_eq!(
-        lines(&related),
-        ["OUTBOX_INLINE_LEASE: must be shorter than delay; shorten it"]
-    );
+    assert_eq!(lines(&related), ["OUTBOX_INLINE_LEASE: must be shorter than delay; shorten it"]);
     let unjudged = settings(&with_required(&["--delay=soon"], &[lease])).unwrap_err();
     assert_eq!(unjudged.0.len(), 1);
     assert_eq!(unjudged.0[0].key, "--delay");
@@ -244,27 +207,17 @@ fn an_unreadable_file_is_told_without_blaming_the_keys_it_may_hold() {
     let problems = settings(&sources(&["--config", "gone.toml", "--delay=15"], &[])).unwrap_err();
     let problems = lines(&problems);
     assert_eq!(problems.len(), 2, "{problems:#?}");
-    assert!(
-        problems[0].starts_with("--config: \"gone.toml\" can't be read"),
-        "{problems:#?}"
-    );
+    assert!(problems[0].starts_with("--config: \"gone.toml\" can't be read"), "{problems:#?}");
     assert!(problems[1].starts_with("--delay: "), "{problems:#?}");
 }
 
 #[test]
-fn an_unknown_variable_is_a_warning_because_others_share_the_environment() {
-    let env = [
-        ("OUTBOX_DELYA", PASSWORD),
-        ("OUTBOX_COLOUR", "red"),
-        ("PATH", "/bin"),
-    ];
+fn a_variable_that_looks_like_a_slip_is_a_warning_and_that_of_another_program_is_not() {
+    let env = [("OUTBOX_DELYA", PASSWORD), ("OUTBOX_COLOUR", "red"), ("PATH", "/bin")];
     let resolved = resolved(&with_required(&[], &env));
     assert_eq!(
         resolved.warnings(),
-        [
-            "OUTBOX_COLOUR is ignored: it is no setting of this program",
-            "OUTBOX_DELYA is ignored: it is no setting of this program (did you mean OUTBOX_DELAY?)",
-        ]
+        ["OUTBOX_DELYA is ignored: it is no setting of this program (did you mean OUTBOX_DELAY?)"]
     );
     assert!(read(Reader::new(&resolved)).is_ok());
 }
@@ -274,13 +227,7 @@ fn an_empty_variable_is_not_set_and_an_empty_flag_only_where_the_default_is_empt
     let tagged = with_required(&[], &[("OUTBOX_DELAY", ""), ("OUTBOX_TAGS", "a,b")]);
     let found = settings(&tagged).unwrap();
     assert_eq!((found.delay.as_secs(), found.tags.len()), (15, 2));
-    assert_eq!(
-        settings(&with_required(&["--tags="], &[("OUTBOX_TAGS", "a,b")]))
-            .unwrap()
-            .tags
-            .len(),
-        0
-    );
+    assert_eq!(settings(&with_required(&["--tags="], &[("OUTBOX_TAGS", "a,b")])).unwrap().tags.len(), 0);
     let refused = settings(&with_required(&["--delay="], &[])).unwrap_err();
     assert_eq!(lines(&refused), ["--delay: is empty; give it a duration"]);
 }
@@ -297,10 +244,7 @@ fn rust_log_counts_only_where_the_filter_is_not_set() {
     let rust_log = ("RUST_LOG", "debug");
     let filter = |sources: Sources| settings(&sources).unwrap().log_filter;
     assert_eq!(filter(with_required(&[], &[rust_log])), "debug");
-    assert_eq!(
-        filter(with_required(&[], &[rust_log, ("OUTBOX_LOG_FILTER", "warn")])),
-        "warn"
-    );
+    assert_eq!(filter(with_required(&[], &[rust_log, ("OUTBOX_LOG_FILTER", "warn")])), "warn");
     let refused = settings(&with_required(&[], &[("RUST_LOG", "debg")])).unwrap_err();
     assert!(lines(&refused)[0].starts_with("RUST_LOG: \"debg\" has debg for a level (did you mean debug?)"));
 }
@@ -316,10 +260,7 @@ fn what_is_not_utf8_is_refused_and_not_shown() {
     let problems = lines(&settings(&sources).unwrap_err());
     assert_eq!(
         problems,
-        [
-            "--delay: is not UTF-8; write it in UTF-8",
-            "OUTBOX_MONGODB_URI: is not UTF-8; write it in UTF-8"
-        ]
+        ["--delay: is not UTF-8; write it in UTF-8", "OUTBOX_MONGODB_URI: is not UTF-8; write it in UTF-8"]
     );
 }
 
@@ -333,12 +274,7 @@ fn a_key_read_otherwise_than_declared_is_a_defect_and_never_a_value() {
     assert_eq!((as_text.as_str(), too_narrow, undeclared), ("", 0, false));
     let problems = reader.finish(()).unwrap_err();
     assert_eq!(problems.0.len(), 3);
-    assert!(
-        lines(&problems)
-            .iter()
-            .all(|line| line.contains("a defect of this program")),
-        "{problems}"
-    );
+    assert!(lines(&problems).iter().all(|line| line.contains("a defect of this program")), "{problems}");
 }
 
 #[test]
@@ -354,9 +290,7 @@ fn the_defaults_of_the_shared_keys_are_valid() {
         keys::log_format(),
         keys::log_filter(),
     ];
-    let Resolution::Run(resolved) = resolve(&PROGRAM, &all, &sources(&[], &[])) else {
-        panic!("printed")
-    };
+    let Resolution::Run(resolved) = resolve(&PROGRAM, &all, &sources(&[], &[])) else { panic!("printed") };
     assert_eq!(Reader::new(&resolved).finish(()), Ok(()));
     assert_eq!(Topology::NAMES.len(), 3);
 }
@@ -386,70 +320,31 @@ fn a_password_appears_in_no_output() {
         );
         match read(reader) {
             Ok(settings) => {
-                format!(
-                    "{texts}\n{settings:?}\n{}\n{}",
-                    settings.mongodb, settings.rabbitmq
-                )
+                format!("{texts}\n{settings:?}\n{}\n{}", settings.mongodb, settings.rabbitmq)
             }
             Err(problems) => format!("{texts}\n{problems}\n{problems:?}"),
         }
     };
     let swapped = [("OUTBOX_MONGODB_URI", RABBITMQ), ("OUTBOX_RABBITMQ_URI", MONGODB)];
-    let misplaced: Vec<_> = [
-        "WATCH",
-        "DELAY",
-        "MAX_ATTEMPTS",
-        "INLINE",
-        "STATE_DATABASE",
-        "TOPOLOGY",
-        "TAGS",
-    ]
-    .map(|key| format!("OUTBOX_{key}"))
-    .into_iter()
-    .chain(
-        [
-            "OUTBOX_LOG_FILTER",
-            "OUTBOX_CONFIG",
-            "OUTBOX_MONGODB_URL",
-            "RUST_LOG",
-        ]
-        .map(String::from),
-    )
-    .collect();
+    let misplaced: Vec<_> =
+        ["WATCH", "DELAY", "MAX_ATTEMPTS", "INLINE", "STATE_DATABASE", "TOPOLOGY", "TAGS"]
+            .map(|key| format!("OUTBOX_{key}"))
+            .into_iter()
+            .chain(["OUTBOX_LOG_FILTER", "OUTBOX_CONFIG", "OUTBOX_MONGODB_URL", "RUST_LOG"].map(String::from))
+            .collect();
     let misplaced: Vec<_> = misplaced.iter().map(|key| (key.as_str(), MONGODB)).collect();
-    let truncated = [
-        ("OUTBOX_MONGODB_URI", "mongodb://app:hunter2"),
-        ("OUTBOX_RABBITMQ_URI", "guest:hunter2"),
-    ];
+    let truncated =
+        [("OUTBOX_MONGODB_URI", "mongodb://app:hunter2"), ("OUTBOX_RABBITMQ_URI", "guest:hunter2")];
     let mut in_file = sources(&["--config", "outbox.toml"], &[]);
-    in_file.read_file = |_| {
-        Ok(format!(
-            "mongodb_uri = ['{MONGODB}']\nrabbitmq_url = '{RABBITMQ}'\nwatch = '{MONGODB}'"
-        ))
-    };
+    in_file.read_file =
+        |_| Ok(format!("mongodb_uri = ['{MONGODB}']\nrabbitmq_url = '{RABBITMQ}'\nwatch = '{MONGODB}'"));
     let mut broken_file = in_file.clone();
     broken_file.read_file = |_| Ok(format!("mongodb_uri = '{MONGODB}"));
     for sources in [
         with_required(&[], &[]),
+        sources(&["--mongodb-uri", MONGODB, "--rabbitmq-uri", RABBITMQ, "--watch=shop.*"], &[]),
         sources(
-            &[
-                "--mongodb-uri",
-                MONGODB,
-                "--rabbitmq-uri",
-                RABBITMQ,
-                "--watch=shop.*",
-            ],
-            &[],
-        ),
-        sources(
-            &[
-                "--mongodb-url",
-                MONGODB,
-                RABBITMQ,
-                "--delay",
-                MONGODB,
-                "--rabbitmq=amqp://u:hunter2@h",
-            ],
+            &["--mongodb-url", MONGODB, RABBITMQ, "--delay", MONGODB, "--rabbitmq=amqp://u:hunter2@h"],
             &[],
         ),
         sources(&[], &swapped),
@@ -463,9 +358,7 @@ fn a_password_appears_in_no_output() {
         for print in ["--help", "--version"] {
             let mut sources = sources.clone();
             sources.args = vec![print.into()];
-            let Resolution::Print(text) = resolve(&PROGRAM, &table(), &sources) else {
-                panic!("ran")
-            };
+            let Resolution::Print(text) = resolve(&PROGRAM, &table(), &sources) else { panic!("ran") };
             assert!(!text.contains(PASSWORD), "{text}");
         }
     }

@@ -37,10 +37,7 @@ pub(super) struct Backlog {
 impl Request {
     /// Answers all of it as unavailable and certainly not sent.
     pub(super) fn decline(self, reason: &str) {
-        let answer = Published::Unavailable {
-            reason: reason.to_owned(),
-            maybe_sent: false,
-        };
+        let answer = Published::Unavailable { reason: reason.to_owned(), maybe_sent: false };
         // A caller that is gone misses nothing.
         let _ = self.reply.send(vec![answer; self.publications.len()]);
     }
@@ -62,20 +59,9 @@ impl Backlog {
         }
         self.last += 1;
         let (ticket, open) = (self.last, publications.len());
-        self.tickets.insert(
-            ticket,
-            Ticket {
-                answers: vec![None; open],
-                open,
-                reply,
-            },
-        );
+        self.tickets.insert(ticket, Ticket { answers: vec![None; open], open, reply });
         let items = publications.into_iter().enumerate();
-        self.items.extend(items.map(|(slot, publication)| Item {
-            publication,
-            ticket,
-            slot,
-        }));
+        self.items.extend(items.map(|(slot, publication)| Item { publication, ticket, slot }));
     }
 
     /// The next window, in order: ends at so many messages or bytes, or before a message id it already has.
@@ -112,13 +98,7 @@ impl Backlog {
     /// Answers everything that still waits as unavailable and certainly not sent.
     pub(super) fn decline(&mut self, reason: &str) {
         for item in std::mem::take(&mut self.items) {
-            self.settle(
-                &item,
-                Published::Unavailable {
-                    reason: reason.to_owned(),
-                    maybe_sent: false,
-                },
-            );
+            self.settle(&item, Published::Unavailable { reason: reason.to_owned(), maybe_sent: false });
         }
     }
 }
@@ -128,25 +108,13 @@ mod tests {
     use super::*;
 
     fn request(ids: &[&str]) -> (Request, oneshot::Receiver<Vec<Published>>) {
-        let publication = |id: &&str| Publication {
-            message_id: (*id).into(),
-            ..Publication::default()
-        };
+        let publication = |id: &&str| Publication { message_id: (*id).into(), ..Publication::default() };
         let (reply, answer) = oneshot::channel();
-        (
-            Request {
-                publications: ids.iter().map(publication).collect(),
-                reply,
-            },
-            answer,
-        )
+        (Request { publications: ids.iter().map(publication).collect(), reply }, answer)
     }
 
     fn ids(window: &[Item]) -> Vec<&str> {
-        window
-            .iter()
-            .map(|item| item.publication.message_id.as_str())
-            .collect()
+        window.iter().map(|item| item.publication.message_id.as_str()).collect()
     }
 
     #[test]
@@ -163,10 +131,7 @@ mod tests {
         assert_eq!(second_answer.try_recv().unwrap(), [Published::Confirmed]);
         assert!(first_answer.try_recv().is_err());
         backlog.settle(&window[0], Published::Confirmed);
-        assert_eq!(
-            first_answer.try_recv().unwrap(),
-            [Published::Confirmed, Published::Nacked]
-        );
+        assert_eq!(first_answer.try_recv().unwrap(), [Published::Confirmed, Published::Nacked]);
     }
 
     #[test]
@@ -196,10 +161,7 @@ mod tests {
         let window = backlog.window(1, usize::MAX);
         backlog.settle(&window[0], Published::Confirmed);
         backlog.decline("gone");
-        let declined = Published::Unavailable {
-            reason: "gone".into(),
-            maybe_sent: false,
-        };
+        let declined = Published::Unavailable { reason: "gone".into(), maybe_sent: false };
         assert_eq!(answer.try_recv().unwrap(), [Published::Confirmed, declined]);
     }
 

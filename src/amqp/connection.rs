@@ -56,14 +56,8 @@ impl Plan {
             |_: Elapsed| Trouble::Unreachable(format!("no answer from {} in {patience:?}", self.endpoint()));
         let connection = timeout(patience, self.dial()).await.map_err(late)??;
         let events = Box::pin(connection.events_listener());
-        let channel = timeout(patience, self.channel(&connection))
-            .await
-            .map_err(late)??;
-        Ok(Link {
-            connection,
-            channel,
-            events,
-        })
+        let channel = timeout(patience, self.channel(&connection)).await.map_err(late)??;
+        Ok(Link { connection, channel, events })
     }
 
     async fn dial(&self) -> Result<Connection, Trouble> {
@@ -71,9 +65,7 @@ impl Plan {
         let patience = settings.connect_timeout;
         let mut uri = settings.uri.clone();
         let heartbeat = settings.heartbeat.as_secs().clamp(1, u64::from(u16::MAX));
-        uri.query
-            .heartbeat
-            .get_or_insert(u16::try_from(heartbeat).unwrap_or(u16::MAX));
+        uri.query.heartbeat.get_or_insert(u16::try_from(heartbeat).unwrap_or(u16::MAX));
         // Recovery and retries of the client stay off, as they are by default: the supervisor does both.
         let options = ConnectionProperties::default().with_connection_name(self.name().into());
         let runtime = lapin::runtime::default_runtime().map_err(|error| self.explain(&error))?;
@@ -83,9 +75,7 @@ impl Plan {
             // The client dials on a thread of its own, which would outlive our patience where packets vanish.
             async move |uri, runtime| {
                 let connecting = uri.connect_with_config_async(TLSConfig::default(), &runtime);
-                let connected = timeout(patience, connecting)
-                    .await
-                    .map_err(|_| io::ErrorKind::TimedOut);
+                let connected = timeout(patience, connecting).await.map_err(|_| io::ErrorKind::TimedOut);
                 Ok(connected.map_err(io::Error::from)??)
             },
             options,
@@ -95,10 +85,7 @@ impl Plan {
     }
 
     async fn channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
-        let channel = connection
-            .create_channel()
-            .await
-            .map_err(|error| self.explain(&error))?;
+        let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
         self.topology.apply(&channel).await?;
         Ok(channel)
     }

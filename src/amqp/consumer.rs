@@ -96,11 +96,7 @@ impl Consumer {
         prefetch: u16,
         tag: String,
     ) -> Self {
-        let plan = Arc::new(Plan {
-            settings,
-            topology,
-            role: "consumer",
-        });
+        let plan = Arc::new(Plan { settings, topology, role: "consumer" });
         let board = Board::new(plan.name());
         let states = board.watch();
         let inbox = Arc::new(Inbox::default());
@@ -120,14 +116,7 @@ impl Consumer {
             end: end.clone(),
         };
         tokio::spawn(supervisor.run());
-        Self {
-            inbox,
-            states,
-            taking: still_taking,
-            stop,
-            _end: end.clone().drop_guard(),
-            end,
-        }
+        Self { inbox, states, taking: still_taking, stop, _end: end.clone().drop_guard(), end }
     }
 
     /// The next delivery; none after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel safe.
@@ -195,9 +184,7 @@ impl Delivery {
             message_type: text(properties.kind()),
             message_id: text(properties.message_id()),
             content_type: text(properties.content_type()),
-            headers: headers
-                .filter_map(|(name, value)| Some((name.to_string(), string(value)?)))
-                .collect(),
+            headers: headers.filter_map(|(name, value)| Some((name.to_string(), string(value)?))).collect(),
             exchange: delivery.exchange.to_string(),
             routing_key: delivery.routing_key.to_string(),
             redelivered: delivery.redelivered,
@@ -241,12 +228,7 @@ impl fmt::Debug for Delivery {
 }
 
 async fn requeue(acker: Acker) -> lapin::Result<bool> {
-    acker
-        .nack(BasicNackOptions {
-            requeue: true,
-            ..BasicNackOptions::default()
-        })
-        .await
+    acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await
 }
 
 fn string(value: &AMQPValue) -> Option<String> {
@@ -304,10 +286,7 @@ struct Inbox {
 
 impl Inbox {
     fn put(&self, delivery: Delivery) {
-        self.deliveries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(delivery);
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).push_back(delivery);
         self.arrived.notify_one();
     }
 
@@ -362,9 +341,7 @@ impl Supervisor {
                     self.board.post(State::Ready);
                     let end = self.serve(&mut link, stream).await;
                     if let End::Lost(reason) = &end {
-                        self.board.post(State::Disconnected {
-                            reason: reason.clone(),
-                        });
+                        self.board.post(State::Disconnected { reason: reason.clone() });
                     }
                     link.close().await;
                     if matches!(end, End::Asked) {
@@ -398,9 +375,7 @@ impl Supervisor {
         let link = self.plan.clone().open().await?;
         let patience = self.plan.settings.connect_timeout;
         let late = |_| Trouble::Unreachable(format!("no answer to the subscription in {patience:?}"));
-        let stream = timeout(patience, self.subscribe(&link.channel))
-            .await
-            .map_err(late)??;
+        let stream = timeout(patience, self.subscribe(&link.channel)).await.map_err(late)??;
         Ok((link, stream))
     }
 
@@ -413,16 +388,10 @@ impl Supervisor {
             )),
             _ => self.plan.explain(&error),
         };
-        channel
-            .basic_qos(*prefetch, BasicQosOptions::default())
-            .await
-            .map_err(explain)?;
+        channel.basic_qos(*prefetch, BasicQosOptions::default()).await.map_err(explain)?;
         let (queue, tag) = (short(queue)?, short(tag)?);
         let options = BasicConsumeOptions::default();
-        channel
-            .basic_consume(queue, tag, options, FieldTable::default())
-            .await
-            .map_err(explain)
+        channel.basic_consume(queue, tag, options, FieldTable::default()).await.map_err(explain)
     }
 
     /// Passes deliveries on until the connection is lost or nobody wants it any more.
@@ -481,9 +450,7 @@ impl Supervisor {
     async fn unsubscribe(&self, channel: &Channel, stream: &mut lapin::Consumer) -> Result<(), String> {
         let patience = self.plan.settings.connect_timeout;
         let unsubscribing = async {
-            channel
-                .basic_cancel(stream.tag(), BasicCancelOptions::default())
-                .await?;
+            channel.basic_cancel(stream.tag(), BasicCancelOptions::default()).await?;
             while let Some(delivery) = stream.next().await {
                 requeue(delivery?.acker).await?;
             }
@@ -501,19 +468,11 @@ impl Supervisor {
     async fn glance(&self, connection: &Connection) -> Result<Glance, String> {
         let looking = async {
             let channel = connection.create_channel().await?;
-            let options = QueueDeclareOptions {
-                passive: true,
-                ..QueueDeclareOptions::default()
-            };
+            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
             let queue = self.subscription.queue.as_str().into();
-            let queue = channel
-                .queue_declare(queue, options, FieldTable::default())
-                .await?;
+            let queue = channel.queue_declare(queue, options, FieldTable::default()).await?;
             channel.close(200, "OK".into()).await?;
-            Ok(Glance {
-                waiting: queue.message_count(),
-                consumers: queue.consumer_count(),
-            })
+            Ok(Glance { waiting: queue.message_count(), consumers: queue.consumer_count() })
         };
         looking.await.map_err(|error: lapin::Error| broker_said(&error))
     }

@@ -75,22 +75,14 @@ impl Publication {
             ("message type", self.message_type.as_deref().unwrap_or_default()),
             ("content type", &self.content_type),
         ];
-        let names = self
-            .headers
-            .iter()
-            .map(|(name, _)| ("name of a header", name.as_str()));
+        let names = self.headers.iter().map(|(name, _)| ("name of a header", name.as_str()));
         for (what, value) in shorts.into_iter().chain(names) {
             if value.len() > SHORT_STRING {
-                return Some(format!(
-                    "the {what} has {} bytes, and AMQP allows {SHORT_STRING}",
-                    value.len()
-                ));
+                return Some(format!("the {what} has {} bytes, and AMQP allows {SHORT_STRING}", value.len()));
             }
         }
-        if let Some((name, _)) = self
-            .headers
-            .iter()
-            .find(|(name, _)| ROUTING_HEADERS.contains(&name.as_str()))
+        if let Some((name, _)) =
+            self.headers.iter().find(|(name, _)| ROUTING_HEADERS.contains(&name.as_str()))
         {
             return Some(format!(
                 "a header is named {name}, which RabbitMQ takes for a list of routing keys: rename it"
@@ -116,16 +108,8 @@ impl Publication {
     /// Size of the content header frame: AMQP 0-9-1 specification, 2.3.5 and 4.2.6. A header frame cannot be
     /// split as a body can, and one over the negotiated size closes the connection.
     fn header_frame(&self) -> usize {
-        let headers: usize = self
-            .headers
-            .iter()
-            .map(|(name, value)| 1 + name.len() + 5 + value.len())
-            .sum();
-        let properties = [
-            &self.content_type,
-            &self.message_id,
-            self.message_type.as_ref().unwrap_or(&NONE),
-        ];
+        let headers: usize = self.headers.iter().map(|(name, value)| 1 + name.len() + 5 + value.len()).sum();
+        let properties = [&self.content_type, &self.message_id, self.message_type.as_ref().unwrap_or(&NONE)];
         let properties: usize = properties.into_iter().map(|value| 1 + value.len()).sum();
         const FRAME: usize = 8;
         const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;
@@ -161,17 +145,10 @@ impl fmt::Debug for Publication {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        body: 1000,
-        frame: 4096,
-    };
+    const LIMITS: Limits = Limits { body: 1000, frame: 4096 };
 
     fn publication() -> Publication {
-        Publication {
-            message_id: "m".into(),
-            content_type: "text/plain".into(),
-            ..Publication::default()
-        }
+        Publication { message_id: "m".into(), content_type: "text/plain".into(), ..Publication::default() }
     }
 
     #[test]
@@ -182,48 +159,12 @@ mod tests {
             ..publication()
         };
         for (publication, told) in [
-            (
-                Publication {
-                    exchange: long.clone(),
-                    ..publication()
-                },
-                "exchange",
-            ),
-            (
-                Publication {
-                    routing_key: long.clone(),
-                    ..publication()
-                },
-                "routing key",
-            ),
-            (
-                Publication {
-                    message_id: long.clone(),
-                    ..publication()
-                },
-                "message id",
-            ),
-            (
-                Publication {
-                    message_type: Some(long.clone()),
-                    ..publication()
-                },
-                "message type",
-            ),
-            (
-                Publication {
-                    content_type: long.clone(),
-                    ..publication()
-                },
-                "content type",
-            ),
-            (
-                Publication {
-                    body: vec![0; 1001],
-                    ..publication()
-                },
-                "body",
-            ),
+            (Publication { exchange: long.clone(), ..publication() }, "exchange"),
+            (Publication { routing_key: long.clone(), ..publication() }, "routing key"),
+            (Publication { message_id: long.clone(), ..publication() }, "message id"),
+            (Publication { message_type: Some(long.clone()), ..publication() }, "message type"),
+            (Publication { content_type: long.clone(), ..publication() }, "content type"),
+            (Publication { body: vec![0; 1001], ..publication() }, "body"),
             (header(&long, ""), "header"),
             (header("CC", "other"), "CC"),
             (header("note", &"x".repeat(4096)), "frame"),

@@ -75,31 +75,13 @@ impl Publisher {
             body: AtomicUsize::new(settings.max_message_bytes),
             frame: AtomicUsize::new(FRAME_MAX),
         });
-        let plan = Arc::new(Plan {
-            settings,
-            topology,
-            role: "publisher",
-        });
+        let plan = Arc::new(Plan { settings, topology, role: "publisher" });
         let board = Board::new(plan.name());
         let states = board.watch();
         let (commands, inbox) = mpsc::unbounded_channel();
         let (backlog, abandoned) = (Backlog::default(), false);
-        tokio::spawn(
-            Supervisor {
-                plan,
-                inbox,
-                board,
-                known: known.clone(),
-                backlog,
-                abandoned,
-            }
-            .run(),
-        );
-        Self {
-            commands,
-            states,
-            known,
-        }
+        tokio::spawn(Supervisor { plan, inbox, board, known: known.clone(), backlog, abandoned }.run());
+        Self { commands, states, known }
     }
 
     /// Publishes, and answers for each message in its place.
@@ -109,20 +91,11 @@ impl Publisher {
     /// a failed one does not hold back those behind it. If this future is dropped, messages may still be published.
     pub async fn publish(&self, publications: Vec<Publication>) -> Vec<Published> {
         let limits = self.known.limits();
-        let flaws: Vec<_> = publications
-            .iter()
-            .map(|publication| publication.flaw(limits))
-            .collect();
-        let sound = publications
-            .into_iter()
-            .zip(&flaws)
-            .filter(|(_, flaw)| flaw.is_none());
+        let flaws: Vec<_> = publications.iter().map(|publication| publication.flaw(limits)).collect();
+        let sound = publications.into_iter().zip(&flaws).filter(|(_, flaw)| flaw.is_none());
         let sound: Vec<_> = sound.map(|(publication, _)| publication).collect();
         let mut answers = self.hand_over(sound).await.into_iter();
-        let mut lost = || Published::Unavailable {
-            reason: GONE.to_owned(),
-            maybe_sent: true,
-        };
+        let mut lost = || Published::Unavailable { reason: GONE.to_owned(), maybe_sent: true };
         let refused = |reason| Published::Refused { reason };
         let answer =
             |flaw: Option<String>| flaw.map_or_else(|| answers.next().unwrap_or_else(&mut lost), refused);
@@ -141,16 +114,10 @@ impl Publisher {
             return unavailable(state.to_string(), false);
         }
         let (reply, answers) = oneshot::channel();
-        if self
-            .commands
-            .send(Command::Publish(Request { publications, reply }))
-            .is_err()
-        {
+        if self.commands.send(Command::Publish(Request { publications, reply })).is_err() {
             return unavailable(State::Closed.to_string(), false);
         }
-        answers
-            .await
-            .unwrap_or_else(|_| unavailable(GONE.to_owned(), true))
+        answers.await.unwrap_or_else(|_| unavailable(GONE.to_owned(), true))
     }
 
     /// Whether a message published now would be sent.
@@ -181,10 +148,7 @@ impl Publisher {
 
 impl Known {
     fn limits(&self) -> Limits {
-        Limits {
-            body: self.body.load(Ordering::Relaxed),
-            frame: self.frame.load(Ordering::Relaxed),
-        }
+        Limits { body: self.body.load(Ordering::Relaxed), frame: self.frame.load(Ordering::Relaxed) }
     }
 }
 
@@ -276,9 +240,7 @@ impl Supervisor {
         let mut pulse = interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if link.connection.status().blocked() {
-            self.board.post(State::Blocked {
-                reason: "noticed on connecting".to_owned(),
-            });
+            self.board.post(State::Blocked { reason: "noticed on connecting".to_owned() });
         }
         loop {
             closing |= self.gather();
@@ -348,9 +310,7 @@ impl Supervisor {
     }
 
     fn lost(&mut self, reason: &str) {
-        let state = State::Disconnected {
-            reason: reason.to_owned(),
-        };
+        let state = State::Disconnected { reason: reason.to_owned() };
         let told = state.to_string();
         self.board.post(state);
         self.backlog.decline(&told);
@@ -391,10 +351,7 @@ impl Supervisor {
                 self.lost(reason);
             }
         }
-        let ids: Vec<&str> = items
-            .iter()
-            .map(|item| item.publication.message_id.as_str())
-            .collect();
+        let ids: Vec<&str> = items.iter().map(|item| item.publication.message_id.as_str()).collect();
         let told = reason.as_deref().unwrap_or("RabbitMQ gave no answer that counts");
         let verdicts = judge(&ids, &outcome.answers, &outcome.returns, told);
         for (item, verdict) in items.iter().zip(verdicts) {
@@ -410,9 +367,7 @@ async fn open(plan: Arc<Plan>, known: Arc<Known>) -> Result<Link, Trouble> {
     match timeout(plan.settings.connect_timeout, selecting).await {
         Ok(selected) => selected.map_err(|error| plan.explain(&error))?,
         Err(_) => {
-            return Err(Trouble::Unreachable(
-                "confirms could not be turned on in time".to_owned(),
-            ));
+            return Err(Trouble::Unreachable("confirms could not be turned on in time".to_owned()));
         }
     }
     let frame = usize::try_from(link.connection.configuration().frame_max()).unwrap_or(FRAME_MAX);
@@ -432,12 +387,7 @@ struct Outcome {
 impl Outcome {
     fn nothing(items: &[Item], reason: String) -> Self {
         let answers = vec![Answer::Missing; items.len()];
-        Self {
-            answers,
-            returns: Vec::new(),
-            failure: Some(reason),
-            body_limit: None,
-        }
+        Self { answers, returns: Vec::new(), failure: Some(reason), body_limit: None }
     }
 
     fn note(&mut self, index: usize, confirmed: Result<Confirmation, lapin::Error>) {
@@ -448,12 +398,11 @@ impl Outcome {
                     Confirmation::Nack(_) => Answer::Nacked,
                     Confirmation::NotRequested => Answer::Missing,
                 };
-                self.returns
-                    .extend(confirmation.take_message().map(|message| Returned {
-                        message_id: message.properties.message_id().as_ref().map(ToString::to_string),
-                        code: message.reply_code,
-                        text: message.reply_text.to_string(),
-                    }));
+                self.returns.extend(confirmation.take_message().map(|message| Returned {
+                    message_id: message.properties.message_id().as_ref().map(ToString::to_string),
+                    code: message.reply_code,
+                    text: message.reply_text.to_string(),
+                }));
             }
             Err(error) => {
                 self.body_limit = self.body_limit.or_else(|| body_limit(&error));
@@ -499,23 +448,9 @@ async fn send(
     publication: &Publication,
     app_id: &str,
 ) -> lapin::Result<lapin::PublisherConfirm> {
-    let (exchange, key) = (
-        publication.exchange.as_str().into(),
-        publication.routing_key.as_str().into(),
-    );
-    let options = BasicPublishOptions {
-        mandatory: true,
-        ..BasicPublishOptions::default()
-    };
-    channel
-        .basic_publish(
-            exchange,
-            key,
-            options,
-            &publication.body,
-            properties(publication, app_id),
-        )
-        .await
+    let (exchange, key) = (publication.exchange.as_str().into(), publication.routing_key.as_str().into());
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    channel.basic_publish(exchange, key, options, &publication.body, properties(publication, app_id)).await
 }
 
 /// Every string was measured by [`Publication::flaw`] before: the client panics on long ones.
@@ -558,9 +493,6 @@ mod tests {
         use lapin::protocol::{AMQPError, AMQPSoftError};
         let said = "PRECONDITION_FAILED - message size 1025 is larger than configured max size 1024";
         let error = AMQPError::new(AMQPSoftError::PRECONDITIONFAILED.into(), said.into());
-        assert_eq!(
-            body_limit(&lapin::ErrorKind::ProtocolError(error).into()),
-            Some(1024)
-        );
+        assert_eq!(body_limit(&lapin::ErrorKind::ProtocolError(error).into()), Some(1024));
     }
 }

@@ -91,16 +91,8 @@ impl AmqpSettings {
     pub fn endpoint(&self) -> String {
         let AMQPUri { authority, vhost, .. } = &self.uri;
         let host = &authority.host;
-        let host = if host.contains(':') {
-            format!("[{host}]")
-        } else {
-            host.clone()
-        };
-        let vhost = if vhost == "/" {
-            String::new()
-        } else {
-            format!(" (virtual host {vhost:?})")
-        };
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        let vhost = if vhost == "/" { String::new() } else { format!(" (virtual host {vhost:?})") };
         format!("{host}:{}{vhost}", authority.port)
     }
 
@@ -171,14 +163,8 @@ mod tests {
 
     #[test]
     fn an_ipv6_host_is_dialed_and_not_replaced_by_localhost() {
-        assert_eq!(
-            uri("amqp://u:p@[2001:db8::7]:5673/%2f").authority.host,
-            "2001:db8::7"
-        );
-        assert_eq!(
-            AmqpSettings::new("amqp://[::1]").unwrap().endpoint(),
-            "[::1]:5672"
-        );
+        assert_eq!(uri("amqp://u:p@[2001:db8::7]:5673/%2f").authority.host, "2001:db8::7");
+        assert_eq!(AmqpSettings::new("amqp://[::1]").unwrap().endpoint(), "[::1]:5672");
     }
 
     #[test]
@@ -198,16 +184,9 @@ mod tests {
             assert_eq!(error, expected, "{text}");
             assert!(!error.to_string().contains("s3cret"));
         }
-        for text in [
-            "amqp://user:s3cret#x@host",
-            "amqp://user:s3cret@host:port/%2f",
-            "amqp://u:%ff@h/",
-        ] {
+        for text in ["amqp://user:s3cret#x@host", "amqp://user:s3cret@host:port/%2f", "amqp://u:%ff@h/"] {
             let error = AmqpSettings::new(text).unwrap_err();
-            assert!(
-                matches!(error, AmqpSettingsError::Malformed(_)),
-                "{text}: {error}"
-            );
+            assert!(matches!(error, AmqpSettingsError::Malformed(_)), "{text}: {error}");
             assert!(!error.to_string().contains("s3cret"), "{error}");
         }
     }

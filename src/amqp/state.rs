@@ -53,10 +53,7 @@ pub(super) struct Board {
 
 impl Board {
     pub(super) fn new(name: String) -> Self {
-        Self {
-            name,
-            sender: watch::Sender::new(State::Connecting),
-        }
+        Self { name, sender: watch::Sender::new(State::Connecting) }
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<State> {
@@ -88,9 +85,7 @@ impl Board {
 
 /// Waits until the state is ready; false once it can never be again.
 pub(super) async fn wait_ready(mut states: watch::Receiver<State>) -> bool {
-    let settled = states
-        .wait_for(|state| matches!(state, State::Ready | State::Closed))
-        .await;
+    let settled = states.wait_for(|state| matches!(state, State::Ready | State::Closed)).await;
     settled.is_ok_and(|state| *state == State::Ready)
 }
 

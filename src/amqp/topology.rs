@@ -87,12 +87,7 @@ impl Topology {
             ..ExchangeDeclareOptions::default()
         };
         channel
-            .exchange_declare(
-                short(&spec.name)?,
-                spec.kind.into(),
-                options,
-                FieldTable::default(),
-            )
+            .exchange_declare(short(&spec.name)?, spec.kind.into(), options, FieldTable::default())
             .await
             .map_err(|error| self.explain(&error, &format!("exchange {:?}", spec.name)))
     }
@@ -114,13 +109,7 @@ impl Topology {
         for (exchange, key) in &spec.bind {
             let names = (short(&spec.name)?, short(exchange)?, short(key)?);
             channel
-                .queue_bind(
-                    names.0,
-                    names.1,
-                    names.2,
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
+                .queue_bind(names.0, names.1, names.2, QueueBindOptions::default(), FieldTable::default())
                 .await
                 .map_err(|error| self.explain(&error, &format!("binding of {what} to {exchange:?}")))?;
         }
@@ -155,10 +144,7 @@ impl QueueSpec {
         if self.quorum {
             arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
             if let Some(limit) = self.delivery_limit {
-                arguments.insert(
-                    "x-delivery-limit".into(),
-                    AMQPValue::LongLongInt(i64::from(limit)),
-                );
+                arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(limit)));
             }
         }
         arguments

@@ -29,20 +29,12 @@ pub(super) struct Returned {
 /// What became of each message. `ids` are unique; `answers` are in the same order; `failure` says why answers
 /// are missing, if any are.
 pub(super) fn judge(ids: &[&str], answers: &[Answer], returns: &[Returned], failure: &str) -> Vec<Published> {
-    let returned: HashMap<&str, &Returned> = returns
-        .iter()
-        .filter_map(|returned| Some((returned.message_id.as_deref()?, returned)))
-        .collect();
+    let returned: HashMap<&str, &Returned> =
+        returns.iter().filter_map(|returned| Some((returned.message_id.as_deref()?, returned))).collect();
     let doubt = doubt(ids, answers, returns, &returned);
-    let unknown = |reason: &str| Published::Unavailable {
-        reason: reason.to_owned(),
-        maybe_sent: true,
-    };
+    let unknown = |reason: &str| Published::Unavailable { reason: reason.to_owned(), maybe_sent: true };
     let verdict = |(id, answer): (&&str, &Answer)| match (returned.get(id), answer) {
-        (Some(returned), _) => Published::Unroutable {
-            code: returned.code,
-            text: returned.text.clone(),
-        },
+        (Some(returned), _) => Published::Unroutable { code: returned.code, text: returned.text.clone() },
         (None, Answer::Nacked) => Published::Nacked,
         (None, Answer::Missing) => unknown(failure),
         (None, Answer::Acked) => doubt.map_or(Published::Confirmed, unknown),
@@ -75,18 +67,11 @@ mod tests {
     use super::*;
 
     fn returned(id: Option<&str>) -> Returned {
-        Returned {
-            message_id: id.map(str::to_owned),
-            code: 312,
-            text: "NO_ROUTE".into(),
-        }
+        Returned { message_id: id.map(str::to_owned), code: 312, text: "NO_ROUTE".into() }
     }
 
     fn unroutable() -> Published {
-        Published::Unroutable {
-            code: 312,
-            text: "NO_ROUTE".into(),
-        }
+        Published::Unroutable { code: 312, text: "NO_ROUTE".into() }
     }
 
     fn unknown(published: &Published) -> bool {
@@ -97,21 +82,13 @@ mod tests {
     fn a_returned_message_counts_for_its_id_whichever_confirm_brought_it() {
         let answers = [Answer::Acked, Answer::Acked, Answer::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "");
-        assert_eq!(
-            verdicts,
-            [Published::Confirmed, unroutable(), Published::Confirmed]
-        );
+        assert_eq!(verdicts, [Published::Confirmed, unroutable(), Published::Confirmed]);
     }
 
     #[test]
     fn several_returned_messages_in_any_order_are_each_matched() {
         let answers = [Answer::Acked, Answer::Acked, Answer::Acked];
-        let verdicts = judge(
-            &["1", "2", "3"],
-            &answers,
-            &[returned(Some("3")), returned(Some("1"))],
-            "",
-        );
+        let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("3")), returned(Some("1"))], "");
         assert_eq!(verdicts, [unroutable(), Published::Confirmed, unroutable()]);
     }
 
@@ -122,10 +99,7 @@ mod tests {
         assert_eq!(verdicts[0], Published::Nacked);
         assert_eq!(
             verdicts[1],
-            Published::Unavailable {
-                reason: "the channel ended".into(),
-                maybe_sent: true
-            }
+            Published::Unavailable { reason: "the channel ended".into(), maybe_sent: true }
         );
         assert_eq!(verdicts[2], Published::Confirmed);
     }

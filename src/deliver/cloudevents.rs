@@ -94,8 +94,7 @@ fn headers(envelope: &Envelope) -> Vec<(String, String)> {
 }
 
 fn is_reserved(name: &str) -> bool {
-    name.get(..PREFIX.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+    name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
 /// Where events come from: a URI reference of two path segments, `/{database}/{collection}`.
@@ -170,13 +169,8 @@ mod tests {
     #[test]
     fn the_schema_becomes_an_attribute_and_is_not_said_twice() {
         let mut envelope = envelope();
-        envelope
-            .headers
-            .insert(SCHEMA_HEADER.into(), "https://example.test/s".into());
-        assert_eq!(
-            header(&envelope, "cloudEvents:dataschema").as_deref(),
-            Some("https://example.test/s")
-        );
+        envelope.headers.insert(SCHEMA_HEADER.into(), "https://example.test/s".into());
+        assert_eq!(header(&envelope, "cloudEvents:dataschema").as_deref(), Some("https://example.test/s"));
         assert_eq!(header(&envelope, SCHEMA_HEADER), None);
     }
 
@@ -187,12 +181,7 @@ mod tests {
         envelope.document.key = doc! { "_id": "" };
         assert_eq!(header(&envelope, "cloudEvents:time"), None);
         assert_eq!(header(&envelope, "cloudEvents:subject"), None);
-        assert_eq!(
-            publication(&envelope, "x", PayloadFormat::Json)
-                .unwrap()
-                .timestamp,
-            None
-        );
+        assert_eq!(publication(&envelope, "x", PayloadFormat::Json).unwrap().timestamp, None);
     }
 
     #[test]

@@ -161,15 +161,8 @@ impl Suite<'_> {
 
     async fn must_have_arrived(&self, window: &[Envelope]) {
         let arrived = self.0.arrived().await;
-        let missing = window
-            .iter()
-            .filter(|envelope| !arrived.contains(&envelope.id))
-            .count();
-        assert!(
-            missing == 0,
-            "{TRULY}: {missing} of {} never arrived",
-            window.len()
-        );
+        let missing = window.iter().filter(|envelope| !arrived.contains(&envelope.id)).count();
+        assert!(missing == 0, "{TRULY}: {missing} of {} never arrived", window.len());
     }
 
     async fn answers_in_place(&self) {
@@ -220,9 +213,7 @@ impl Suite<'_> {
 
     async fn concurrent_windows(&self) {
         let windows: Vec<_> = (0..8).map(|_| self.window(7)).collect();
-        let deliveries = windows
-            .iter()
-            .map(|window| self.must_be_delivered(window, IN_ORDER));
+        let deliveries = windows.iter().map(|window| self.must_be_delivered(window, IN_ORDER));
         join_all(deliveries).await;
         self.must_have_arrived(&windows.concat()).await;
     }
@@ -238,10 +229,7 @@ impl Suite<'_> {
             for place in [0, 2] {
                 let outcome = &answers[place].outcome;
                 let fine = *outcome == Outcome::Delivered;
-                assert!(
-                    fine,
-                    "{IN_ORDER}: beside an odd message another one is {outcome:?}"
-                );
+                assert!(fine, "{IN_ORDER}: beside an odd message another one is {outcome:?}");
             }
             if answers[1].outcome == Outcome::Delivered {
                 self.must_have_arrived(&window[1..2]).await;
@@ -264,14 +252,8 @@ impl Suite<'_> {
         let via = deliverer.via(&envelope.message_type);
         assert!(deliverer.serves(via), "{SERVES}: {via:?} is not served");
         let stored = envelope.via.as_deref();
-        assert!(
-            deliverer.serves(stored),
-            "{SERVES}: {stored:?} of the harness's message is not served"
-        );
-        assert!(
-            !deliverer.serves(Some(SECRET)),
-            "{SERVES}: it serves an unknown one"
-        );
+        assert!(deliverer.serves(stored), "{SERVES}: {stored:?} of the harness's message is not served");
+        assert!(!deliverer.serves(Some(SECRET)), "{SERVES}: it serves an unknown one");
     }
 
     async fn unavailable(&self) {
@@ -281,11 +263,7 @@ impl Suite<'_> {
         for _ in 0..3 {
             for answer in self.deliver(&self.window(3)).await {
                 let free = matches!(answer.outcome, Outcome::Unavailable(_));
-                assert!(
-                    free,
-                    "{FREE_OF_CHARGE}: cut off, a message is {:?}",
-                    answer.outcome
-                );
+                assert!(free, "{FREE_OF_CHARGE}: cut off, a message is {:?}", answer.outcome);
             }
         }
         self.0.restore().await;
@@ -332,10 +310,7 @@ fn odd_payloads() -> Vec<Bson> {
         Bson::Symbol(SECRET.into()),
         Bson::JavaScriptCode(SECRET.into()),
         Bson::Double(f64::NAN),
-        Bson::Timestamp(Timestamp {
-            time: u32::MAX,
-            increment: u32::MAX,
-        }),
+        Bson::Timestamp(Timestamp { time: u32::MAX, increment: u32::MAX }),
         DateTime::MIN.into(),
         Bson::Array(vec![SECRET.into(); 1000]),
         doc! { "": SECRET, "$set": { "a.b": [SECRET] }, "\u{0}": Bson::MaxKey }.into(),

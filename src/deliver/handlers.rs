@@ -48,7 +48,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, json};
+use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, deadline, json, within};
 use crate::Message;
 
 /// What a handler says when it could not do its work. Its text is stored with the message and shown to operators: no
@@ -109,10 +109,7 @@ pub struct HandlerKey {
 impl HandlerKey {
     /// A key that never changed.
     pub fn new(key: impl Into<String>) -> Self {
-        Self {
-            current: key.into(),
-            former: Vec::new(),
-        }
+        Self { current: key.into(), former: Vec::new() }
     }
 
     /// Adds a key the handler had before, so that a message it has had under that one isn't repeated.
@@ -217,9 +214,7 @@ impl HandlersBuilder {
                 }
             }
         }
-        Ok(Handlers {
-            handlers: self.handlers.into_iter().map(Arc::new).collect(),
-        })
+        Ok(Handlers { handlers: self.handlers.into_iter().map(Arc::new).collect() })
     }
 }
 
@@ -235,9 +230,7 @@ impl Handlers {
     }
 
     fn of(&self, message_type: &str) -> impl Iterator<Item = &Arc<Handler>> {
-        self.handlers
-            .iter()
-            .filter(move |handler| (handler.is_named)(message_type))
+        self.handlers.iter().filter(move |handler| (handler.is_named)(message_type))
     }
 
     /// Starts the handlers at once, and waits for them in the returned future.
@@ -246,15 +239,15 @@ impl Handlers {
         let message_type = envelope.message_type.clone();
         let mut delivered_to = envelope.delivered_to.clone();
         let shared = Arc::new(envelope.clone());
-        let waiting = self
-            .of(&envelope.message_type)
-            .filter(|handler| !handler.has_had(envelope));
+        let deadline = deadline();
+        let waiting = self.of(&envelope.message_type).filter(|handler| !handler.has_had(envelope));
         let running: Vec<_> = waiting
             .map(|handler| {
                 let (handler, envelope) = (handler.clone(), shared.clone());
                 let key = handler.key.current.clone();
                 // The call is inside the task: it decodes, and that is the user's code too.
                 let run = async move { (handler.call)(envelope).await }.in_current_span();
+                let run = within(deadline, run);
                 (key, AbortOnDropHandle::new(tokio::spawn(run)))
             })
             .collect();
@@ -265,7 +258,15 @@ impl Handlers {
             }
             let mut failures = Vec::new();
             for (key, task) in running {
-                match task.await {
+                let ended = match deadline {
+                    Some(deadline) => tokio::time::timeout_at(deadline, task).await,
+                    None => Ok(task.await),
+                };
+                let Ok(ended) = ended else {
+                    failures.push((key, HandlerError::transient("no answer before the claim ran out")));
+                    continue;
+                };
+                match ended {
                     Ok(Ok(())) => delivered_to.push(key),
                     Ok(Err(error)) => failures.push((key, error)),
                     Err(error) if error.is_panic() => {
@@ -274,10 +275,7 @@ impl Handlers {
                     Err(_) => failures.push((key, HandlerError::transient("stopped, as this process does"))),
                 }
             }
-            Answer {
-                outcome: outcome(&failures),
-                delivered_to,
-            }
+            Answer { outcome: outcome(&failures), delivered_to }
         }
     }
 }
@@ -318,13 +316,8 @@ fn without_values(text: &str) -> String {
     if let Some(start) = named.iter().find_map(|prefix| text.find(prefix)) {
         return text[start..].to_owned();
     }
-    let quoting = [
-        "invalid type: ",
-        "invalid value: ",
-        "invalid length ",
-        "unknown variant `",
-        "unknown field `",
-    ];
+    let quoting =
+        ["invalid type: ", "invalid value: ", "invalid length ", "unknown variant `", "unknown field `"];
     let what = quoting.into_iter().find(|prefix| text.contains(prefix));
     match (what, text.rsplit_once(", expected ")) {
         (Some(what), Some((_, expected))) => {
@@ -352,18 +345,13 @@ impl Deliver for Handlers {
 
 impl fmt::Debug for Handlers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = self
-            .handlers
-            .iter()
-            .map(|handler| (&handler.key.current, handler.message_type));
+        let keys = self.handlers.iter().map(|handler| (&handler.key.current, handler.message_type));
         f.debug_map().entries(keys).finish()
     }
 }
 
 impl fmt::Debug for HandlersBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.handlers.iter().map(|handler| &handler.key))
-            .finish()
+        f.debug_list().entries(self.handlers.iter().map(|handler| &handler.key)).finish()
     }
 }

@@ -91,10 +91,7 @@ pub(super) fn rfc3339(date: DateTime) -> Option<String> {
 
 fn deeper_than(value: &Bson, levels: usize) -> bool {
     let Some(below) = levels.checked_sub(1) else {
-        return matches!(
-            value,
-            Bson::Document(_) | Bson::Array(_) | Bson::JavaScriptCodeWithScope(_)
-        );
+        return matches!(value, Bson::Document(_) | Bson::Array(_) | Bson::JavaScriptCodeWithScope(_));
     };
     match value {
         Bson::Document(document) => document.iter().any(|(_, value)| deeper_than(value, below)),
@@ -115,9 +112,7 @@ impl Serialize for Json<'_> {
             Bson::Document(document) => Object(document, format).serialize(serializer),
             Bson::Array(items) => {
                 let mut array = serializer.serialize_seq(Some(items.len()))?;
-                items
-                    .iter()
-                    .try_for_each(|item| array.serialize_element(&Json(item, format)))?;
+                items.iter().try_for_each(|item| array.serialize_element(&Json(item, format)))?;
                 array.end()
             }
             Bson::JavaScriptCodeWithScope(code) => {
@@ -193,10 +188,7 @@ fn canonical(leaf: &Bson) -> Result<Value, serde_json::Error> {
 
 /// As the driver writes it for a binary of any subtype but the generic one.
 fn base64(bytes: &[u8]) -> String {
-    let binary = Bson::Binary(Binary {
-        subtype: BinarySubtype::UserDefined(0x80),
-        bytes: bytes.to_vec(),
-    });
+    let binary = Bson::Binary(Binary { subtype: BinarySubtype::UserDefined(0x80), bytes: bytes.to_vec() });
     let json = serde_json::to_value(binary).unwrap_or_default();
     json["$binary"]["base64"].as_str().unwrap_or_default().to_owned()
 }
@@ -239,20 +231,15 @@ mod tests {
         let id = ObjectId::from_bytes([0xab; 12]);
         let uuid = Uuid::from_bytes([0x11; 16]);
         let decimal = Decimal128::from_str("9.99").unwrap();
-        let scope = JavaScriptCodeWithScope {
-            code: "f()".into(),
-            scope: doc! { "at": DateTime::from_millis(0) },
-        };
+        let scope =
+            JavaScriptCodeWithScope { code: "f()".into(), scope: doc! { "at": DateTime::from_millis(0) } };
         let extended = |json: &str| serde_json::from_str::<Bson>(json).unwrap();
         let regex = r#"{"$regularExpression":{"pattern":"^a","options":"i"}}"#;
         let pointer = r#"{"$dbPointer":{"$ref":"c","$id":{"$oid":"abababababababababababab"}}}"#;
         for (value, expected) in [
             (Bson::from("☃\u{0}\""), r#""☃\u0000\"""#),
             (Bson::Symbol("s".into()), r#""s""#),
-            (
-                doc! { "b": 1, "a": [true, Bson::Null] }.into(),
-                r#"{"b":1,"a":[true,null]}"#,
-            ),
+            (doc! { "b": 1, "a": [true, Bson::Null] }.into(), r#"{"b":1,"a":[true,null]}"#),
             (Bson::Int32(-1), "-1"),
             (Bson::Int64(i64::MAX), "9223372036854775807"),
             (Bson::Double(0.1), "0.1"),
@@ -262,24 +249,15 @@ mod tests {
             (Bson::Double(f64::NEG_INFINITY), r#""-Infinity""#),
             (Bson::Decimal128(decimal), r#""9.99""#),
             (DateTime::from_millis(0).into(), r#""1970-01-01T00:00:00.000Z""#),
-            (
-                DateTime::from_millis(1_700_000_000_120).into(),
-                r#""2023-11-14T22:13:20.120Z""#,
-            ),
+            (DateTime::from_millis(1_700_000_000_120).into(), r#""2023-11-14T22:13:20.120Z""#),
             (DateTime::from_millis(-1).into(), r#""1969-12-31T23:59:59.999Z""#),
             (DateTime::MAX.into(), r#""9223372036854775807""#),
             (DateTime::MIN.into(), r#""-9223372036854775808""#),
-            (
-                DateTime::from_millis(253_402_300_800_000).into(),
-                r#""253402300800000""#,
-            ),
+            (DateTime::from_millis(253_402_300_800_000).into(), r#""253402300800000""#),
             (id.into(), r#""abababababababababababab""#),
             (uuid.into(), r#""11111111-1111-1111-1111-111111111111""#),
             (binary(BinarySubtype::Uuid, &[1]), r#""AQ==""#),
-            (
-                binary(BinarySubtype::UuidOld, &[0; 16]),
-                r#""AAAAAAAAAAAAAAAAAAAAAA==""#,
-            ),
+            (binary(BinarySubtype::UuidOld, &[0; 16]), r#""AAAAAAAAAAAAAAAAAAAAAA==""#),
             (binary(BinarySubtype::Generic, &[0xfb, 0xff]), r#""+/8=""#),
             (binary(BinarySubtype::UserDefined(0x80), &[]), r#""""#),
             (Bson::Undefined, "null"),
@@ -290,13 +268,7 @@ mod tests {
             ),
             (extended(regex), regex),
             (extended(pointer), pointer),
-            (
-                Bson::Timestamp(Timestamp {
-                    time: 7,
-                    increment: 2,
-                }),
-                r#"{"$timestamp":{"t":7,"i":2}}"#,
-            ),
+            (Bson::Timestamp(Timestamp { time: 7, increment: 2 }), r#"{"$timestamp":{"t":7,"i":2}}"#),
             (Bson::MinKey, r#"{"$minKey":1}"#),
             (Bson::MaxKey, r#"{"$maxKey":1}"#),
         ] {

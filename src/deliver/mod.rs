@@ -24,6 +24,8 @@ pub use self::{
     rabbitmq::{MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
     router::Router,
 };
+use tokio::time::Instant;
+
 use crate::{DocumentRef, entry::Entry};
 
 /// The `via` of a message that is delivered by the application's own handlers.
@@ -82,6 +84,24 @@ impl Envelope {
     }
 }
 
+tokio::task_local! {
+    static DEADLINE: Instant;
+}
+
+/// By when the delivery that this is called from must have an answer: its claim is as good as over then. None outside a
+/// delivery. An implementation that waits for others stops waiting then, and answers for those that have answered.
+pub fn deadline() -> Option<Instant> {
+    DEADLINE.try_get().ok()
+}
+
+/// Runs a part of a delivery that has this deadline.
+pub(crate) async fn within<T>(deadline: Option<Instant>, delivery: impl Future<Output = T>) -> T {
+    match deadline {
+        Some(deadline) => DEADLINE.scope(deadline, delivery).await,
+        None => delivery.await,
+    }
+}
+
 /// What became of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -106,10 +126,7 @@ pub struct Answer {
 
 impl From<Outcome> for Answer {
     fn from(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            delivered_to: Vec::new(),
-        }
+        Self { outcome, delivered_to: Vec::new() }
     }
 }
 

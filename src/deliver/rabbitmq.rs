@@ -30,7 +30,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents};
+use super::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline};
 use crate::amqp::{
     AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher, State,
     Topology, TopologyMode,
@@ -71,15 +71,8 @@ impl RabbitMqSettings {
     }
 
     fn topology(&self) -> Topology {
-        let exchange = ExchangeSpec {
-            name: self.exchange.clone(),
-            kind: ExchangeKind::Topic,
-        };
-        Topology {
-            exchanges: vec![exchange],
-            mode: self.topology,
-            ..Topology::default()
-        }
+        let exchange = ExchangeSpec { name: self.exchange.clone(), kind: ExchangeKind::Topic };
+        Topology { exchanges: vec![exchange], mode: self.topology, ..Topology::default() }
     }
 }
 
@@ -159,15 +152,19 @@ impl Deliver for RabbitMq {
                 Err(outcome) => unpublishable.push(Some(outcome)),
             }
         }
-        let mut published = self.publisher.publish(publications).await.into_iter();
+        let publish = self.publisher.publish(publications);
+        let published = match deadline() {
+            Some(deadline) => tokio::time::timeout_at(deadline, publish).await.unwrap_or_default(),
+            None => publish.await,
+        };
+        let mut published = published.into_iter();
+        // A broker that is silent is no failed attempt: without an answer in time there is no way to deliver now.
         let mut next = |envelope| match published.next() {
             Some(published) => self.judge(envelope, published),
-            None => Outcome::Unavailable("the publisher gave no answer".to_owned()),
+            None => Outcome::Unavailable("no confirm came before the claim ran out".to_owned()),
         };
         let outcomes = window.iter().zip(unpublishable);
-        outcomes
-            .map(|(envelope, outcome)| outcome.unwrap_or_else(|| next(envelope)).into())
-            .collect()
+        outcomes.map(|(envelope, outcome)| outcome.unwrap_or_else(|| next(envelope)).into()).collect()
     }
 
     fn is_available(&self) -> bool {

@@ -47,19 +47,14 @@ struct Route {
 impl Router {
     /// Everything goes to `otherwise`, usually a [`RabbitMq`](super::RabbitMq).
     pub fn new(otherwise: impl Deliver) -> Self {
-        Self {
-            routes: Vec::new(),
-            otherwise: Arc::new(otherwise),
-        }
+        Self { routes: Vec::new(), otherwise: Arc::new(otherwise) }
     }
 
     /// Messages whose type has a handler go to the handlers.
     #[must_use]
     pub fn handlers(self, handlers: Handlers) -> Self {
         let types = handlers.clone();
-        self.push(HANDLERS, handlers, move |message_type| {
-            types.handles(message_type)
-        })
+        self.push(HANDLERS, handlers, move |message_type| types.handles(message_type))
     }
 
     /// Messages of these types go to `deliverer`, with `via` stored with them. Of two routes for a type the first counts.
@@ -84,11 +79,7 @@ impl Router {
         deliverer: impl Deliver,
         takes: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.routes.push(Route {
-            via: via.into(),
-            takes: Arc::new(takes),
-            deliverer: Arc::new(deliverer),
-        });
+        self.routes.push(Route { via: via.into(), takes: Arc::new(takes), deliverer: Arc::new(deliverer) });
         self
     }
 
@@ -122,14 +113,9 @@ async fn deliver_part(
 #[async_trait]
 impl Deliver for Router {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
-        let chosen: Vec<_> = window
-            .iter()
-            .map(|envelope| self.way(envelope.via.as_deref()))
-            .collect();
+        let chosen: Vec<_> = window.iter().map(|envelope| self.way(envelope.via.as_deref())).collect();
         let parts = self.ways().enumerate().map(|(way, deliverer)| {
-            let places = (0..window.len())
-                .filter(|place| chosen[*place] == Some(way))
-                .collect();
+            let places = (0..window.len()).filter(|place| chosen[*place] == Some(way)).collect();
             deliver_part(deliverer.as_ref(), places, window)
         });
         let parts: Vec<_> = parts.collect();
@@ -148,9 +134,7 @@ impl Deliver for Router {
         };
         let places = window.iter().zip(chosen);
         let answers = answers.into_iter().zip(places);
-        answers
-            .map(|(answer, place)| answer.unwrap_or_else(|| unanswered(place)))
-            .collect()
+        answers.map(|(answer, place)| answer.unwrap_or_else(|| unanswered(place))).collect()
     }
 
     fn via(&self, message_type: &str) -> Option<&str> {
@@ -179,8 +163,6 @@ impl Deliver for Router {
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let routes: Vec<_> = self.routes.iter().map(|route| &route.via).collect();
-        f.debug_struct("Router")
-            .field("routes", &routes)
-            .finish_non_exhaustive()
+        f.debug_struct("Router").field("routes", &routes).finish_non_exhaustive()
     }
 }

@@ -41,19 +41,13 @@ impl<T> Loaded<T> {
 
 impl<T: Document> Loaded<T> {
     pub(super) fn read(document: DocumentRef, raw: &RawDocumentBuf) -> Result<Self, Error> {
-        let decode = |reason: String| Error::Decode {
-            document: document.clone(),
-            reason,
-        };
+        let decode = |reason: String| Error::Decode { document: document.clone(), reason };
         let value: T = codec::decode(raw.as_bytes()).map_err(|error| decode(error.to_string()))?;
         let baseline = encode(&value)?;
         check_reserved(Some(raw), &baseline)?;
         let field = |name: &str| -> Result<Option<Bson>, Error> {
             let value = raw.get(name).map_err(|error| decode(error.to_string()))?;
-            value
-                .map(Bson::try_from)
-                .transpose()
-                .map_err(|error| decode(error.to_string()))
+            value.map(Bson::try_from).transpose().map_err(|error| decode(error.to_string()))
         };
         let held = match field(OUTBOX)? {
             None => Ok(0),
@@ -87,10 +81,8 @@ impl<T> DerefMut for Loaded<T> {
 }
 
 pub(super) fn encode<T: Document>(value: &T) -> Result<RawDocumentBuf, Error> {
-    codec::encode(value).map_err(|error| Error::Encode {
-        what: "the document".into(),
-        reason: error.to_string(),
-    })
+    codec::encode(value)
+        .map_err(|error| Error::Encode { what: "the document".into(), reason: error.to_string() })
 }
 
 /// A staged message as the entry to store.
@@ -106,11 +98,8 @@ pub(super) fn entry(
     entry.insert("type", staged.message_type);
     entry.insert("payload", payload.clone());
     if !staged.headers.is_empty() {
-        let headers: BsonDocument = staged
-            .headers
-            .iter()
-            .map(|(name, value)| (name.clone(), value.into()))
-            .collect();
+        let headers: BsonDocument =
+            staged.headers.iter().map(|(name, value)| (name.clone(), value.into())).collect();
         entry.insert("headers", headers);
     }
     if let Some(via) = via {

@@ -49,6 +49,7 @@ use crate::{
     inline::{Dispatch, Seat, Work},
     key::equal_to,
     outbox::new_random,
+    process::Disposition,
 };
 
 /// How often [`Store::update`] tries before it gives up on a document that others keep changing.
@@ -113,11 +114,7 @@ impl<T: Document> Store<T> {
     /// # Errors
     /// [`Error::Refused`] or [`Error::Unavailable`].
     pub async fn ensure_indexes(&self) -> Result<(), Error> {
-        self.collection
-            .create_indexes(indexes())
-            .await
-            .map(drop)
-            .map_err(Error::of_read)
+        self.collection.create_indexes(indexes()).await.map(drop).map_err(Error::of_read)
     }
 
     /// Loads an aggregate, as the majority has it; none when there is no such document.
@@ -154,7 +151,7 @@ impl<T: Document> Store<T> {
             new.insert(OUTBOX, prepared.entries.clone());
         }
         let bytes = document_bytes(&new);
-        self.check_size(&document, bytes)?;
+        self.check_size(&document, bytes, 0)?;
         match write::insert(&self.collection.clone_with_type(), new, WRITE_TIMEOUT).await {
             Answer::Done | Answer::Missed => {
                 let held = Ok(prepared.entries.len());
@@ -163,15 +160,7 @@ impl<T: Document> Store<T> {
                 let receipt = self.dispatch(&document, prepared).await;
                 let etag = Some(etag);
                 Ok(Inserted::Applied(
-                    Box::new(Loaded {
-                        value,
-                        document,
-                        etag,
-                        baseline,
-                        unknown,
-                        held,
-                        bytes,
-                    }),
+                    Box::new(Loaded { value, document, etag, baseline, unknown, held, bytes }),
                     receipt,
                 ))
             }
@@ -194,10 +183,11 @@ impl<T: Document> Store<T> {
     /// # Errors
     /// [`Error`]; nothing was written then.
     pub async fn save(&self, loaded: &mut Loaded<T>) -> Result<Saved, Error> {
-        let messages = loaded.value.outbox().take();
+        // The messages leave the aggregate once they are saved, and no sooner: a dropped save must not lose them.
+        let messages: Vec<_> = loaded.value.outbox().iter().cloned().collect();
         let saved = self.save_with(loaded, &messages).await;
-        if !matches!(saved, Ok(Saved::Applied(_))) {
-            loaded.value.outbox().restore(messages);
+        if matches!(saved, Ok(Saved::Applied(_))) {
+            loaded.value.outbox().take();
         }
         saved
     }
@@ -205,14 +195,13 @@ impl<T: Document> Store<T> {
     async fn save_with(&self, loaded: &mut Loaded<T>, messages: &[Staged]) -> Result<Saved, Error> {
         let now = encode(&loaded.value)?;
         let document = loaded.document.clone();
-        if id_of(loaded.value.id())? != *document.id() {
+        let mut named = DocumentRef::by_id(document.namespace.clone(), id_of(loaded.value.id())?);
+        self.complete(&mut named, &now)?;
+        if named != document {
             return Err(Error::IdChanged { document });
         }
         let changes = changes(&loaded.baseline, &now, &loaded.unknown)?;
-        if let Some(field) = [ETAG, OUTBOX]
-            .into_iter()
-            .find(|field| changes.set.contains_key(field))
-        {
+        if let Some(field) = [ETAG, OUTBOX].into_iter().find(|field| changes.set.contains_key(field)) {
             return Err(Error::ReservedField { field });
         }
         if changes.is_empty() && messages.is_empty() {
@@ -222,29 +211,34 @@ impl<T: Document> Store<T> {
             (Ok(held), _) => *held,
             (Err(_), true) => 0,
             (Err(source), false) => {
-                return Err(Error::OutboxNotArray {
-                    document,
-                    source: source.clone(),
-                });
+                return Err(Error::OutboxNotArray { document, source: source.clone() });
             }
         };
-        self.check_entries(&document, held, messages.len())?;
+        let mut size = Size { held, bytes: loaded.bytes };
+        if self.check_entries(&document, held, messages.len()).is_err() {
+            // Counted up since the document was loaded: what was delivered meanwhile has left.
+            size = self.measure(&document).await?.unwrap_or(size);
+            self.check_entries(&document, size.held, messages.len())?;
+        }
         let mut prepared = self.prepare(&document, messages, held == 0).await?;
-        let grown = now
-            .as_bytes()
-            .len()
-            .saturating_sub(loaded.baseline.as_bytes().len());
-        let bytes = loaded.bytes + grown + document_bytes(&doc! { OUTBOX: prepared.entries.clone() });
-        self.check_size(&document, bytes)?;
+        let sent = match prepared.entries.is_empty() {
+            true => 0,
+            false => document_bytes(&doc! { OUTBOX: prepared.entries.clone() }),
+        };
+        let grown = |bytes: usize| {
+            (bytes + now.as_bytes().len() + sent).saturating_sub(loaded.baseline.as_bytes().len())
+        };
+        if self.check_size(&document, grown(size.bytes), size.bytes).is_err() {
+            size = self.measure(&document).await?.unwrap_or(size);
+            self.check_size(&document, grown(size.bytes), size.bytes)?;
+        }
+        let (held, bytes) = (size.held, grown(size.bytes));
 
         let etag = Bson::from(new_random());
         let mut filter = document.filter();
         filter.insert(
             ETAG,
-            loaded
-                .etag
-                .as_ref()
-                .map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
+            loaded.etag.as_ref().map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
         );
         loop {
             let mut filter = filter.clone();
@@ -269,6 +263,11 @@ impl<T: Document> Store<T> {
         loaded.bytes = bytes;
         loaded.held = loaded.held.clone().map(|_| held + prepared.entries.len());
         let receipt = self.dispatch(&document, prepared).await;
+        if let Dispatch::Settled(settled) = &receipt.dispatch
+            && settled.iter().all(|(_, disposition)| *disposition == Disposition::Delivered)
+        {
+            loaded.held = loaded.held.clone().map(|_| held);
+        }
         Ok(Saved::Applied(receipt))
     }
 
@@ -310,36 +309,23 @@ impl<T: Document> Store<T> {
             };
             match self.save(&mut document).await? {
                 Saved::Applied(receipt) => {
-                    return Ok(Ok(Updated {
-                        value,
-                        document,
-                        receipt: Some(receipt),
-                    }));
+                    return Ok(Ok(Updated { value, document, receipt: Some(receipt) }));
                 }
                 Saved::Unchanged => {
-                    return Ok(Ok(Updated {
-                        value,
-                        document,
-                        receipt: None,
-                    }));
+                    return Ok(Ok(Updated { value, document, receipt: None }));
                 }
                 Saved::Unknown(source) => {
-                    return Err(Error::Unknown {
-                        document: named()?,
-                        source,
-                    });
+                    return Err(Error::Unknown { document: named()?, source });
                 }
                 Saved::Gone => return Err(Error::NotFound { document: named()? }),
                 Saved::Conflict => {
-                    let longest = f64::from(tries.min(8) + 1) * 2.0;
-                    tokio::time::sleep(Duration::from_secs_f64(fastrand::f64() * longest / 1_000.0)).await;
+                    // Full jitter, up to a quarter of a second: the other save may wait for its majority that long.
+                    let longest = Duration::from_millis(2 << tries.min(7));
+                    tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
                 }
             }
         }
-        Err(Error::Contended {
-            document: named()?,
-            tries: UPDATE_TRIES,
-        })
+        Err(Error::Contended { document: named()?, tries: UPDATE_TRIES })
     }
 
     /// Deletes an aggregate that nobody else has changed and that has nothing left to deliver.
@@ -350,10 +336,7 @@ impl<T: Document> Store<T> {
         let mut filter = loaded.document.filter();
         filter.insert(
             ETAG,
-            loaded
-                .etag
-                .as_ref()
-                .map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
+            loaded.etag.as_ref().map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
         );
         filter.insert("outbox.0", doc! { "$exists": false });
         match write::delete(&self.collection, filter, WRITE_TIMEOUT).await {
@@ -373,21 +356,17 @@ impl<T: Document> Store<T> {
     /// # Errors
     /// [`Error`] for messages past their caps; they stay in the outbox.
     pub async fn stage(&self, outbox: &mut Outbox) -> Result<StagedMessages, Error> {
-        let messages = outbox.take();
+        let messages: Vec<_> = outbox.iter().cloned().collect();
         let unnamed = DocumentRef::by_id(self.collection.namespace(), Bson::Null);
-        match self.entries(&unnamed, &messages, None).await {
-            Ok(entries) => Ok(StagedMessages {
-                inline: self.inline.clone(),
-                namespace: self.collection.namespace(),
-                ordering: T::ORDERING,
-                ids: messages.iter().map(|message| message.id).collect(),
-                entries: entries.into_iter().map(Bson::from).collect(),
-            }),
-            Err(error) => {
-                outbox.restore(messages);
-                Err(error)
-            }
-        }
+        let entries = self.entries(&unnamed, &messages, None).await?;
+        outbox.take();
+        Ok(StagedMessages {
+            inline: self.inline.clone(),
+            namespace: self.collection.namespace(),
+            ordering: T::ORDERING,
+            ids: messages.iter().map(|message| message.id).collect(),
+            entries: entries.into_iter().map(Bson::from).collect(),
+        })
     }
 
     /// Makes entries of messages, with a seat where one is free, and claimed where `empty` promises success.
@@ -403,16 +382,11 @@ impl<T: Document> Store<T> {
         self.check_entries(document, 0, messages.len())?;
         let seat = self.inline.seat();
         let claim = match &seat {
-            Ok(_) if empty => {
+            Ok(_) if empty && self.serves_all(messages) => {
                 let now = self.inline.now().await.map_err(Error::of_read)?;
                 let claimer = self.inline.claimer();
                 let until = later(now, claimer.lease);
-                Some(Claim {
-                    document: document.clone(),
-                    token: claimer.token(),
-                    until,
-                    entries: Vec::new(),
-                })
+                Some(Claim { document: document.clone(), token: claimer.token(), until, entries: Vec::new() })
             }
             _ => None,
         };
@@ -425,6 +399,10 @@ impl<T: Document> Store<T> {
         })
     }
 
+    fn serves_all(&self, messages: &[Staged]) -> bool {
+        messages.iter().all(|message| self.inline.serves(self.inline.via(message.message_type)))
+    }
+
     async fn entries(
         &self,
         document: &DocumentRef,
@@ -432,31 +410,18 @@ impl<T: Document> Store<T> {
         claim: Option<&Claim>,
     ) -> Result<Vec<BsonDocument>, Error> {
         self.check_entries(document, 0, messages.len())?;
-        let payloads = messages
-            .iter()
-            .map(|message| Ok((message, self.caps.check_message(message)?)));
+        let payloads = messages.iter().map(|message| Ok((message, self.caps.check_message(message)?)));
         let payloads = payloads.collect::<Result<Vec<_>, Error>>()?;
         let now = self.inline.now().await.map_err(Error::of_read)?;
         let claim = claim.map(|claim| (claim.token.as_str(), claim.until));
         let entries = payloads.into_iter().map(|(message, payload)| {
-            entry(
-                message,
-                payload,
-                self.inline.via(message.message_type),
-                now,
-                claim,
-            )
+            entry(message, payload, self.inline.via(message.message_type), now, claim)
         });
         Ok(entries.collect())
     }
 
     async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
-        let Prepared {
-            ids,
-            entries,
-            seat,
-            claim,
-        } = prepared;
+        let Prepared { ids, entries, seat, claim } = prepared;
         let messages = ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect();
         let dispatch = match seat {
             _ if ids.is_empty() => Dispatch::Nothing,
@@ -466,10 +431,7 @@ impl<T: Document> Store<T> {
             }
             Ok(seat) => {
                 let work = match claim {
-                    Some(claim) => Work::BornClaimed(Claim {
-                        entries: own_entries(&entries),
-                        ..claim
-                    }),
+                    Some(claim) => Work::BornClaimed(Claim { entries: own_entries(&entries), ..claim }),
                     None => Work::Unclaimed(document.clone()),
                 };
                 self.inline.dispatch(seat, work, ids, T::ORDERING).await
@@ -486,10 +448,7 @@ impl<T: Document> Store<T> {
                 reason: format!("shard key field `{field}`: {error}"),
             };
             let value = raw.get(field).map_err(|error| reason(&error))?;
-            let value = value
-                .map(Bson::try_from)
-                .transpose()
-                .map_err(|error| reason(&error))?;
+            let value = value.map(Bson::try_from).transpose().map_err(|error| reason(&error))?;
             document.key.insert(field, value.unwrap_or(Bson::Null));
         }
         Ok(())
@@ -501,11 +460,8 @@ impl<T: Document> Store<T> {
         projection: Option<BsonDocument>,
         concern: ReadConcern,
     ) -> Result<Option<RawDocumentBuf>, Error> {
-        let mut find = self
-            .collection
-            .find_one(document.filter())
-            .read_concern(concern)
-            .selection_criteria(primary());
+        let mut find =
+            self.collection.find_one(document.filter()).read_concern(concern).selection_criteria(primary());
         if let Some(projection) = projection {
             find = find.projection(projection);
         }
@@ -516,40 +472,28 @@ impl<T: Document> Store<T> {
         if codes::verdict(error) != Verdict::Duplicate {
             return Ok(false);
         }
-        let found = self
-            .find(document, Some(doc! { "_id": 1 }), ReadConcern::local())
-            .await?;
+        let found = self.find(document, Some(doc! { "_id": 1 }), ReadConcern::local()).await?;
         Ok(found.is_some())
     }
 
     /// Why a filter found nothing: looks at the latest state, not the majority's, which may be older.
     async fn look(&self, loaded: &Loaded<T>) -> Result<Look, Error> {
-        let found = self
-            .find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local())
-            .await?;
+        let found = self.find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local()).await?;
         let Some(raw) = found else { return Ok(Look::Gone) };
         let found = codec::to_document(&raw).unwrap_or_default();
-        Ok(if found.get(ETAG) == loaded.etag.as_ref() {
-            Look::Same
-        } else {
-            Look::Changed
-        })
+        Ok(if found.get(ETAG) == loaded.etag.as_ref() { Look::Same } else { Look::Changed })
     }
 
     fn check_entries(&self, document: &DocumentRef, held: usize, sent: usize) -> Result<(), Error> {
         match sent > 0 && held + sent > self.caps.entries {
-            true => Err(Error::OutboxFull {
-                document: document.clone(),
-                held,
-                sent,
-                cap: self.caps.entries,
-            }),
+            true => Err(Error::OutboxFull { document: document.clone(), held, sent, cap: self.caps.entries }),
             false => Ok(()),
         }
     }
 
-    fn check_size(&self, document: &DocumentRef, bytes: usize) -> Result<(), Error> {
-        match bytes > self.caps.document_bytes {
+    /// A document may always shrink.
+    fn check_size(&self, document: &DocumentRef, bytes: usize, was: usize) -> Result<(), Error> {
+        match bytes > self.caps.document_bytes && bytes > was {
             true => Err(Error::DocumentTooLarge {
                 document: document.clone(),
                 bytes,
@@ -557,6 +501,21 @@ impl<T: Document> Store<T> {
             }),
             false => Ok(()),
         }
+    }
+
+    /// Asks for the size of the stored document; none when it is gone.
+    async fn measure(&self, document: &DocumentRef) -> Result<Option<Size>, Error> {
+        let is_array = doc! { "$isArray": "$outbox" };
+        let held = doc! { "$cond": [is_array, { "$size": "$outbox" }, 0] };
+        let projection = doc! { "_id": 0, "held": held, "bytes": { "$bsonSize": "$$ROOT" } };
+        let found = self.find(document, Some(projection), ReadConcern::local()).await?;
+        let size = |raw: RawDocumentBuf| {
+            let found = codec::to_document(&raw).unwrap_or_default();
+            let number =
+                |name| found.get_i32(name).ok().and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
+            Size { held: number("held"), bytes: number("bytes") }
+        };
+        Ok(found.map(size))
     }
 }
 
@@ -567,20 +526,19 @@ pub fn indexes() -> [IndexModel; 2] {
         .name("outbox_available_at".to_owned())
         .partial_filter_expression(filled)
         .build();
-    let dead = IndexOptions::builder()
-        .name("outbox_dead_at".to_owned())
-        .sparse(true)
-        .build();
+    let dead = IndexOptions::builder().name("outbox_dead_at".to_owned()).sparse(true).build();
     [
-        IndexModel::builder()
-            .keys(doc! { "outbox.available_at": 1 })
-            .options(due)
-            .build(),
-        IndexModel::builder()
-            .keys(doc! { "outbox.dead_at": 1 })
-            .options(dead)
-            .build(),
+        IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).options(due).build(),
+        IndexModel::builder().keys(doc! { "outbox.dead_at": 1 }).options(dead).build(),
     ]
+}
+
+/// How large a stored document is.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Entries in its outbox.
+    held: usize,
+    bytes: usize,
 }
 
 enum Look {
@@ -599,12 +557,7 @@ struct Prepared {
 
 impl Prepared {
     fn nothing() -> Self {
-        Self {
-            ids: Vec::new(),
-            entries: Vec::new(),
-            seat: Err(Dispatch::Nothing),
-            claim: None,
-        }
+        Self { ids: Vec::new(), entries: Vec::new(), seat: Err(Dispatch::Nothing), claim: None }
     }
 
     /// Makes the entries unclaimed, due at once.
@@ -624,10 +577,7 @@ fn own_entries(entries: &[Bson]) -> Vec<crate::entry::Entry> {
 }
 
 fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
-    codec::encode_value(id).map_err(|error| Error::Encode {
-        what: "`_id`".into(),
-        reason: error.to_string(),
-    })
+    codec::encode_value(id).map_err(|error| Error::Encode { what: "`_id`".into(), reason: error.to_string() })
 }
 
 fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson]) -> BsonDocument {
@@ -635,11 +585,7 @@ fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson]) -> BsonDo
     set.insert(ETAG, etag.clone());
     let mut update = doc! { "$set": set };
     if !changes.unset.is_empty() {
-        let unset: BsonDocument = changes
-            .unset
-            .iter()
-            .map(|field| (field.clone(), Bson::from("")))
-            .collect();
+        let unset: BsonDocument = changes.unset.iter().map(|field| (field.clone(), Bson::from(""))).collect();
         update.insert("$unset", unset);
     }
     if !entries.is_empty() {

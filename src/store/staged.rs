@@ -52,18 +52,12 @@ impl StagedMessages {
             let is_ours =
                 |path: &&String| [ETAG, OUTBOX].contains(&path.split('.').next().unwrap_or_default());
             if let Some(path) = fields.into_iter().find(is_ours) {
-                return Err(Error::UpdateTouchesOutbox {
-                    path: format!("{operator}: {path}"),
-                });
+                return Err(Error::UpdateTouchesOutbox { path: format!("{operator}: {path}") });
             }
         }
         merge(&mut update, "$set", doc! { ETAG: new_random() });
         if !self.entries.is_empty() {
-            merge(
-                &mut update,
-                "$push",
-                doc! { OUTBOX: { "$each": self.entries.clone() } },
-            );
+            merge(&mut update, "$push", doc! { OUTBOX: { "$each": self.entries.clone() } });
         }
         Ok(update)
     }
@@ -73,10 +67,7 @@ impl StagedMessages {
     /// # Errors
     /// [`Error::UpdateTouchesOutbox`] where the document has `outbox` or `etag` already.
     pub fn into_new(&self, mut document: BsonDocument) -> Result<BsonDocument, Error> {
-        if let Some(path) = [ETAG, OUTBOX]
-            .into_iter()
-            .find(|field| document.contains_key(field))
-        {
+        if let Some(path) = [ETAG, OUTBOX].into_iter().find(|field| document.contains_key(field)) {
             return Err(Error::UpdateTouchesOutbox { path: path.into() });
         }
         document.insert(ETAG, new_random());
@@ -86,10 +77,7 @@ impl StagedMessages {
 
     /// The ids of the messages, in the order sent.
     pub fn ids(&self) -> Vec<uuid::Uuid> {
-        self.ids
-            .iter()
-            .map(|id| uuid::Uuid::from_bytes(id.bytes()))
-            .collect()
+        self.ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect()
     }
 
     /// Starts inline delivery, once the write is committed. Left out, the rescuer delivers.
@@ -99,11 +87,7 @@ impl StagedMessages {
         }
         let document = DocumentRef::by_id(self.namespace, id);
         match self.inline.seat() {
-            Ok(seat) => {
-                self.inline
-                    .dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering)
-                    .await
-            }
+            Ok(seat) => self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await,
             Err(why) => {
                 self.inline.skipped(&document);
                 why

@@ -63,9 +63,8 @@ async fn answer(timeout: Duration, write: impl Future<Output = Result<bool, Driv
         Ok(Ok(false)) => Answer::Missed,
         Ok(Err(error)) if codes::verdict(&error) == Verdict::Unknown => Answer::Unknown(error),
         Ok(Err(error)) => Answer::Failed(error),
-        Err(_elapsed) => Answer::Unknown(DriverError::custom(format!(
-            "no answer within {} s",
-            timeout.as_secs_f32()
-        ))),
+        Err(_elapsed) => {
+            Answer::Unknown(DriverError::custom(format!("no answer within {} s", timeout.as_secs_f32())))
+        }
     }
 }

@@ -2,11 +2,7 @@
 //! receiver that uses nothing of the library.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -57,11 +53,7 @@ impl Flow {
     pub async fn on(broker: &str) -> Self {
         let flow = Self::of(TestDatabase::create().await, broker);
         flow.test.database.create_collection("orders").await.unwrap();
-        flow.test
-            .store(&Inline::off(&flow.test.client))
-            .ensure_indexes()
-            .await
-            .unwrap();
+        flow.test.store(&Inline::off(&flow.test.client)).ensure_indexes().await.unwrap();
         flow.declare().await;
         flow.bind().await;
         flow
@@ -69,11 +61,7 @@ impl Flow {
 
     /// Of what is there already.
     pub fn of(test: TestDatabase, broker: &str) -> Self {
-        Self {
-            test,
-            broker: broker.to_owned(),
-            confirm_timeout: Duration::from_secs(15),
-        }
+        Self { test, broker: broker.to_owned(), confirm_timeout: Duration::from_secs(15) }
     }
 
     /// Everything of this test on its servers is named after its database.
@@ -101,42 +89,23 @@ impl Flow {
 
     /// A connection that uses nothing of the library.
     pub async fn outside(&self) -> Outside {
-        let connection = lapin::Connection::connect(&self.broker, ConnectionProperties::default())
-            .await
-            .unwrap();
+        let connection =
+            lapin::Connection::connect(&self.broker, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        Outside {
-            channel,
-            _connection: connection,
-        }
+        Outside { channel, _connection: connection }
     }
 
     /// The exchange for messages, as whoever comes first makes it, and an unbound queue that outlives its broker.
     pub async fn declare(&self) {
         let outside = self.outside().await;
-        let exchange = ExchangeDeclareOptions {
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let queue = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
+        let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let queue = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         outside
             .channel
-            .exchange_declare(
-                self.messages().into(),
-                ExchangeKind::Topic,
-                exchange,
-                FieldTable::default(),
-            )
+            .exchange_declare(self.messages().into(), ExchangeKind::Topic, exchange, FieldTable::default())
             .await
             .unwrap();
-        outside
-            .channel
-            .queue_declare(self.queue().into(), queue, FieldTable::default())
-            .await
-            .unwrap();
+        outside.channel.queue_declare(self.queue().into(), queue, FieldTable::default()).await.unwrap();
     }
 
     /// Makes every message routable.
@@ -145,13 +114,7 @@ impl Flow {
         let outside = self.outside().await;
         outside
             .channel
-            .queue_bind(
-                queue,
-                exchange,
-                "#".into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
+            .queue_bind(queue, exchange, "#".into(), QueueBindOptions::default(), FieldTable::default())
             .await
             .unwrap();
     }
@@ -160,32 +123,20 @@ impl Flow {
     pub async fn unbind(&self) {
         let (queue, exchange) = (self.queue().into(), self.messages().into());
         let outside = self.outside().await;
-        outside
-            .channel
-            .queue_unbind(queue, exchange, "#".into(), FieldTable::default())
-            .await
-            .unwrap();
+        outside.channel.queue_unbind(queue, exchange, "#".into(), FieldTable::default()).await.unwrap();
     }
 
     pub async fn delete_exchange(&self, name: String) {
         let delete = ExchangeDeleteOptions::default();
         let outside = self.outside().await;
-        outside
-            .channel
-            .exchange_delete(name.into(), delete)
-            .await
-            .unwrap();
+        outside.channel.exchange_delete(name.into(), delete).await.unwrap();
     }
 
     /// Loses every command that waits, and says how many.
     pub async fn lose_commands(&self) -> u32 {
         let purge = QueuePurgeOptions::default();
         let outside = self.outside().await;
-        outside
-            .channel
-            .queue_purge(self.commands().into(), purge)
-            .await
-            .unwrap()
+        outside.channel.queue_purge(self.commands().into(), purge).await.unwrap()
     }
 
     /// Receives from the queue, from now on.
@@ -247,11 +198,7 @@ impl Flow {
         let events = Heard::from(dispatcher.events().subscribe());
         let running = dispatcher.start();
         soon("the dispatcher to be ready", running.ready()).await;
-        Worker {
-            running,
-            events,
-            messages,
-        }
+        Worker { running, events, messages }
     }
 
     fn pattern(&self) -> outbox_rescuer::NamespacePattern {
@@ -286,16 +233,8 @@ impl Flow {
             }
             from.filter(|_| swept)
         };
-        let from = events
-            .wait("the stream to open and the first sweep to end", started)
-            .await;
-        Rescue {
-            from,
-            events,
-            stop,
-            task,
-            publisher,
-        }
+        let from = events.wait("the stream to open and the first sweep to end", started).await;
+        Rescue { from, events, stop, task, publisher }
     }
 
     /// Takes everything away again.
@@ -317,9 +256,7 @@ pub const WORKER: &str = "worker";
 
 /// Fails with a sentence where something never comes.
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, work)
-        .await
-        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
+    tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 pub struct Outside {
@@ -357,10 +294,7 @@ impl Received {
     }
 
     pub fn subject(&self) -> String {
-        self.headers()
-            .get("cloudEvents:subject")
-            .cloned()
-            .unwrap_or_default()
+        self.headers().get("cloudEvents:subject").cloned().unwrap_or_default()
     }
 
     /// The amount of an `order.added`.
@@ -401,10 +335,7 @@ impl Receiver {
                 sender.send_modify(|received| received.push(message));
             }
         });
-        Self {
-            received,
-            _task: task,
-        }
+        Self { received, _task: task }
     }
 
     pub fn all(&self) -> Vec<Received> {
@@ -413,8 +344,7 @@ impl Receiver {
 
     /// Waits until that many have come.
     pub async fn wait(&self, count: usize) -> Vec<Received> {
-        self.wait_until(&format!("{count} messages"), |received| received.len() >= count)
-            .await
+        self.wait_until(&format!("{count} messages"), |received| received.len() >= count).await
     }
 
     pub async fn wait_until(&self, what: &str, enough: impl Fn(&[Received]) -> bool) -> Vec<Received> {

@@ -1,11 +1,7 @@
 //! BSON values as nobody would write them, from a seed.
 
 #![allow(unreachable_pub, reason = "a module of a test")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use mongodb::bson::{
     Binary, Bson, DateTime, Decimal128, Document, JavaScriptCodeWithScope, Timestamp, Uuid, doc,
@@ -50,44 +46,12 @@ const NAMES: [&str; 16] = [
     "☃",
     "__proto__",
 ];
-const TEXTS: [&str; 10] = [
-    "",
-    "x",
-    "handlers",
-    "worker/1",
-    "$outbox",
-    "0",
-    "\u{0}",
-    "\u{feff}☃\u{202e}",
-    "order.placed",
-    "[]",
-];
-const NUMBERS: [i64; 12] = [
-    0,
-    1,
-    -1,
-    7,
-    8,
-    255,
-    i32::MAX as i64,
-    i32::MIN as i64,
-    i64::MAX,
-    i64::MIN,
-    1 << 53,
-    1_700_000_000_000,
-];
-const FRACTIONS: [f64; 10] = [
-    0.0,
-    -0.0,
-    0.5,
-    3.0,
-    -1e300,
-    1e15,
-    f64::NAN,
-    f64::INFINITY,
-    f64::NEG_INFINITY,
-    f64::MIN_POSITIVE,
-];
+const TEXTS: [&str; 10] =
+    ["", "x", "handlers", "worker/1", "$outbox", "0", "\u{0}", "\u{feff}☃\u{202e}", "order.placed", "[]"];
+const NUMBERS: [i64; 12] =
+    [0, 1, -1, 7, 8, 255, i32::MAX as i64, i32::MIN as i64, i64::MAX, i64::MIN, 1 << 53, 1_700_000_000_000];
+const FRACTIONS: [f64; 10] =
+    [0.0, -0.0, 0.5, 3.0, -1e300, 1e15, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MIN_POSITIVE];
 /// From here to twice as deep: the server takes 200 levels.
 const DEEP: usize = 110;
 
@@ -175,10 +139,7 @@ impl Generator {
                 scope: self.document(depth.saturating_sub(1)),
             }),
             12 => self.date().into(),
-            13 => Bson::Timestamp(Timestamp {
-                time: self.random.u32(..),
-                increment: self.random.u32(..),
-            }),
+            13 => Bson::Timestamp(Timestamp { time: self.random.u32(..), increment: self.random.u32(..) }),
             14 => ObjectId::from_bytes(std::array::from_fn(|_| self.random.u8(..))).into(),
             15 => Bson::Decimal128(Decimal128::from_bytes(self.random.u128(..).to_le_bytes())),
             16 => self.extended(r#"{"$regularExpression":{"pattern":"^(a|$x)*.","options":"imsx"}}"#),
@@ -192,9 +153,7 @@ impl Generator {
     }
 
     fn document(&mut self, depth: usize) -> Document {
-        (0..self.below(5))
-            .map(|_| (self.name(), self.value(depth)))
-            .collect()
+        (0..self.below(5)).map(|_| (self.name(), self.value(depth))).collect()
     }
 
     fn deep(&mut self) -> Bson {

@@ -1,11 +1,7 @@
 //! What the flow tests share: a database of their own on the real server, an aggregate, and a recording deliverer.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::{
     collections::VecDeque,
@@ -62,21 +58,14 @@ impl TestDatabase {
 
     /// The stored document.
     pub async fn stored(&self, id: impl Into<Bson>) -> BsonDocument {
-        self.orders()
-            .find_one(doc! { "_id": id.into() })
-            .await
-            .unwrap()
-            .expect("the document is there")
+        self.orders().find_one(doc! { "_id": id.into() }).await.unwrap().expect("the document is there")
     }
 
     /// The stored outbox; empty where there is none.
     pub async fn outbox(&self, id: impl Into<Bson>) -> Vec<BsonDocument> {
         let stored = self.stored(id).await;
         let entries = stored.get_array("outbox").cloned().unwrap_or_default();
-        entries
-            .into_iter()
-            .map(|entry| entry.as_document().unwrap().clone())
-            .collect()
+        entries.into_iter().map(|entry| entry.as_document().unwrap().clone()).collect()
     }
 
     /// Waits, on the change stream, until the document is as wanted.
@@ -89,21 +78,15 @@ impl TestDatabase {
         let look = async {
             let mut changes = self.orders().watch().await.unwrap();
             loop {
-                let stored = self
-                    .orders()
-                    .find_one(doc! { "_id": id.clone() })
-                    .await
-                    .unwrap()
-                    .unwrap_or_default();
+                let stored =
+                    self.orders().find_one(doc! { "_id": id.clone() }).await.unwrap().unwrap_or_default();
                 if wanted(&stored) {
                     return stored;
                 }
                 changes.next_if_any().await.unwrap();
             }
         };
-        tokio::time::timeout(LONG, look)
-            .await
-            .expect("the document becomes as wanted")
+        tokio::time::timeout(LONG, look).await.expect("the document becomes as wanted")
     }
 
     /// Waits, on the change stream, until no document has a message left.
@@ -115,9 +98,7 @@ impl TestDatabase {
                 changes.next_if_any().await.unwrap();
             }
         };
-        tokio::time::timeout(LONG, look)
-            .await
-            .expect("every outbox becomes empty")
+        tokio::time::timeout(LONG, look).await.expect("every outbox becomes empty")
     }
 
     pub async fn drop(self) {
@@ -143,12 +124,7 @@ pub struct Order {
 
 impl Order {
     pub fn new(id: &str) -> Self {
-        Self {
-            id: id.into(),
-            total: 0,
-            note: None,
-            outbox: Outbox::default(),
-        }
+        Self { id: id.into(), total: 0, note: None, outbox: Outbox::default() }
     }
 
     pub fn add(&mut self, amount: i64) {
@@ -232,10 +208,7 @@ impl Recorder {
 
     /// The amounts of the [`Added`] messages delivered, in order.
     pub fn amounts(&self) -> Vec<i64> {
-        self.delivered()
-            .iter()
-            .map(|envelope| envelope.decode::<Added>().unwrap().amount)
-            .collect()
+        self.delivered().iter().map(|envelope| envelope.decode::<Added>().unwrap().amount).collect()
     }
 
     /// Waits until that many were delivered.
@@ -251,10 +224,7 @@ impl Recorder {
 
 async fn wait_for(mut seen: watch::Receiver<Vec<Envelope>>, count: usize) -> Vec<Envelope> {
     let enough = tokio::time::timeout(LONG, seen.wait_for(|seen| seen.len() >= count)).await;
-    enough
-        .unwrap_or_else(|_| panic!("{count} messages arrive"))
-        .unwrap()
-        .clone()
+    enough.unwrap_or_else(|_| panic!("{count} messages arrive")).unwrap().clone()
 }
 
 #[async_trait]
@@ -264,17 +234,9 @@ impl Deliver for Recorder {
         for envelope in window {
             self.state.tried.send_modify(|tried| tried.push(envelope.clone()));
             self.state.gate.acquire().await.unwrap().forget();
-            let outcome = self
-                .state
-                .answers
-                .lock()
-                .unwrap()
-                .pop_front()
-                .unwrap_or(Outcome::Delivered);
+            let outcome = self.state.answers.lock().unwrap().pop_front().unwrap_or(Outcome::Delivered);
             if outcome == Outcome::Delivered {
-                self.state
-                    .delivered
-                    .send_modify(|delivered| delivered.push(envelope.clone()));
+                self.state.delivered.send_modify(|delivered| delivered.push(envelope.clone()));
             }
             answers.push(outcome.into());
         }
@@ -286,11 +248,6 @@ impl Deliver for Recorder {
     }
 
     async fn available(&self) {
-        let _ = self
-            .state
-            .available
-            .subscribe()
-            .wait_for(|available| *available)
-            .await;
+        let _ = self.state.available.subscribe().wait_for(|available| *available).await;
     }
 }

@@ -1,11 +1,7 @@
 //! A RabbitMQ that nobody else uses, to be stopped, starved and started again.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::{
     path::{Path, PathBuf},
@@ -29,16 +25,10 @@ impl PrivateBroker {
         for file in ["scripts/services", "docker-compose.yml"] {
             std::fs::copy(checkout.join(file), directory.join(file)).unwrap();
         }
-        let mut broker = Self {
-            guard: guard(&directory),
-            directory,
-            uri: String::new(),
-        };
+        let mut broker = Self { guard: guard(&directory), directory, uri: String::new() };
         broker.services(&["up"]).await;
         let environment = broker.services(&["env"]).await;
-        let uri = environment
-            .lines()
-            .find_map(|line| line.strip_prefix("export OUTBOX_RABBITMQ_URI="));
+        let uri = environment.lines().find_map(|line| line.strip_prefix("export OUTBOX_RABBITMQ_URI="));
         broker.uri = uri.expect("its URI is told").trim_matches('\'').to_owned();
         broker
     }
@@ -53,10 +43,7 @@ impl PrivateBroker {
     }
 
     pub async fn rabbitmqctl(&self, arguments: &[&str]) {
-        let all: Vec<_> = ["rabbitmqctl", "-q"]
-            .into_iter()
-            .chain(arguments.iter().copied())
-            .collect();
+        let all: Vec<_> = ["rabbitmqctl", "-q"].into_iter().chain(arguments.iter().copied()).collect();
         self.services(&all).await;
     }
 

@@ -11,7 +11,7 @@ use mongodb::{
     Namespace,
     bson::{doc, oid::ObjectId},
 };
-use outbox_rescuer::{BrokerCommands, CancellationToken, Rescuer};
+use outbox_rescuer::{BrokerCommands, CancellationToken, RescueEvent, Rescuer};
 use tokio::time::timeout;
 
 use crate::support::*;
@@ -31,21 +31,15 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
     let events = rescuer.subscribe();
     let stop = CancellationToken::new();
     let task = tokio::spawn(rescuer.run(stop.clone()));
-    let mut running = Running { events, stop, task };
+    let mut running = Running { events, stop, task, begun: std::time::Instant::now() };
     let id = ObjectId::new();
-    orders
-        .insert_one(doc! { "_id": id, "outbox": [minimal()] })
-        .await
-        .unwrap();
-    while running.page().await.2 == 0 {}
+    orders.insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
+    running.wait("a command", |event| matches!(event, RescueEvent::Queued { .. }).then_some(())).await;
 
     let consumer = Consumer::start(amqp.clone(), topology(), queue.clone(), 1, "test".into());
     let delivery = timeout(PATIENCE, consumer.next()).await.unwrap().unwrap();
     let command = ProcessDocumentMessages::from_json(&delivery.body).unwrap();
-    assert_eq!(
-        command.document,
-        DocumentRef::by_id(Namespace::new(world.db.name(), "orders"), id)
-    );
+    assert_eq!(command.document, DocumentRef::by_id(Namespace::new(world.db.name(), "orders"), id));
     assert!(matches!(command.reason, Reason::Stream | Reason::Sweep));
     assert_eq!(delivery.message_type.as_deref(), Some("ProcessDocumentMessages"));
     delivery.ack().await;
@@ -59,17 +53,9 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
 
 /// Exchanges and queues are durable, so a test takes its own away.
 async fn remove(uri: &str, exchange: &str, queue: &str) {
-    let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default())
-        .await
-        .unwrap();
+    let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    channel
-        .queue_delete(queue.into(), Default::default())
-        .await
-        .unwrap();
-    channel
-        .exchange_delete(exchange.into(), Default::default())
-        .await
-        .unwrap();
+    channel.queue_delete(queue.into(), Default::default()).await.unwrap();
+    channel.exchange_delete(exchange.into(), Default::default()).await.unwrap();
     connection.close(200, "done".into()).await.unwrap();
 }

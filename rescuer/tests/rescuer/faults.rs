@@ -44,29 +44,12 @@ async fn errors_that_pass_have_the_stream_opened_again_and_lose_nothing() {
     let mut running = world.started(&commands, world.settings()).await;
     // 91 (shutdown in progress) without the label that has the driver resume by itself.
     let error = doc! { "failCommands": ["getMore"], "errorCode": 91, "errorLabels": [] };
-    orders
-        .insert_one(doc! { "_id": 1, "outbox": [minimal()] })
-        .await
-        .unwrap();
-    provoke(
-        &world,
-        &mut running,
-        error,
-        "the stream to be opened again",
-        |event| {
-            matches!(
-                event,
-                RescueEvent::Reopened {
-                    cause: ReopenCause::Error(_)
-                }
-            )
-        },
-    )
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    provoke(&world, &mut running, error, "the stream to be opened again", |event| {
+        matches!(event, RescueEvent::Reopened { cause: ReopenCause::Error(_) })
+    })
     .await;
-    orders
-        .insert_one(doc! { "_id": 2, "outbox": [minimal()] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": 2, "outbox": [minimal()] }).await.unwrap();
     while commands.distinct() < 2 {
         running.page().await;
     }
@@ -82,15 +65,9 @@ async fn history_lost_and_its_like_are_answered_with_a_sweep_that_finds_everythi
         let (world, commands) = (World::new().await, Recorder::new());
         let orders = world.indexed_orders().await;
         // So long that the stream cannot be the one who finds it, and that the loss comes during a hold.
-        let settings = Settings {
-            delay: Duration::from_secs(3600),
-            ..world.settings()
-        };
+        let settings = Settings { delay: Duration::from_secs(3600), ..world.settings() };
         let mut running = world.started(&commands, settings).await;
-        orders
-            .insert_one(doc! { "_id": "minimal", "outbox": [minimal()] })
-            .await
-            .unwrap();
+        orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
         let error = doc! { "failCommands": ["getMore"], "errorCode": code, "errorLabels": [] };
         provoke(
             &world,
@@ -117,10 +94,7 @@ async fn a_page_whose_documents_cannot_be_looked_up_is_tried_until_they_can() {
     // 50 (out of time) is none of those that the driver tries again by itself.
     let error = doc! { "failCommands": ["find"], "errorCode": 50 };
     world.fail(error.clone(), doc! { "times": 3 }).await;
-    orders
-        .insert_one(doc! { "_id": 1, "outbox": [minimal()] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     running.page().await;
     assert_eq!(commands.ids(), [Bson::from(1)]);
     world.fail(error, "off").await;
@@ -137,10 +111,7 @@ async fn a_position_that_cannot_be_saved_stops_nothing_and_is_saved_later() {
     let error = doc! { "failCommands": ["update"], "errorCode": 50 };
     world.fail(error.clone(), doc! { "times": 2 }).await;
     for id in 1..=2 {
-        orders
-            .insert_one(doc! { "_id": id, "outbox": [minimal()] })
-            .await
-            .unwrap();
+        orders.insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
         running.page().await;
     }
     world.fail(error, "off").await;
@@ -155,16 +126,10 @@ async fn a_sweep_that_fails_is_cut_short_and_made_up_for() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    orders
-        .insert_one(doc! { "_id": "minimal", "outbox": [minimal()] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
     let error = doc! { "failCommands": ["listCollections"], "errorCode": 50 };
     world.fail(error.clone(), doc! { "times": 2 }).await;
-    let settings = Settings {
-        sweep_interval: Duration::from_millis(50),
-        ..world.settings()
-    };
+    let settings = Settings { sweep_interval: Duration::from_millis(50), ..world.settings() };
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 1 {
         assert!(running.swept().await.0, "full until one goes through");

@@ -2,11 +2,7 @@
 //!
 //! Needs `eval "$(scripts/services env)"`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod broker;
 mod faults;

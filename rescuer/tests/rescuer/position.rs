@@ -20,11 +20,7 @@ async fn opened(running: &mut Running) -> StartedFrom {
 async fn with_position(world: &World, settings: Settings) {
     let commands = Recorder::new();
     let mut running = world.started(&commands, settings).await;
-    world
-        .orders()
-        .insert_one(doc! { "_id": "first", "outbox": [minimal()] })
-        .await
-        .unwrap();
+    world.orders().insert_one(doc! { "_id": "first", "outbox": [minimal()] }).await.unwrap();
     running.page().await;
     running.saved().await;
     running.stop().await.unwrap();
@@ -34,10 +30,7 @@ async fn with_position(world: &World, settings: Settings) {
 #[tokio::test]
 async fn the_first_start_saves_a_time_before_anything_is_read() {
     let (world, commands) = (World::new().await, Recorder::new());
-    let settings = Settings {
-        idle_save_interval: Duration::from_secs(600),
-        ..world.settings()
-    };
+    let settings = Settings { idle_save_interval: Duration::from_secs(600), ..world.settings() };
     let mut running = world.start(&commands, settings).await;
     assert_eq!(opened(&mut running).await, StartedFrom::Now);
     let position = world.position().await;
@@ -53,10 +46,7 @@ async fn what_is_saved_while_the_rescuer_is_down_is_queued_after_the_next_start(
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     with_position(&world, world.settings()).await;
-    orders
-        .insert_one(doc! { "_id": "while down", "outbox": [dated(0, 0)] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": "while down", "outbox": [dated(0, 0)] }).await.unwrap();
     let commands = Recorder::new();
     let mut running = world.start(&commands, world.settings()).await;
     assert_eq!(opened(&mut running).await, StartedFrom::Position);
@@ -70,26 +60,13 @@ async fn what_is_saved_while_the_rescuer_is_down_is_queued_after_the_next_start(
 async fn killed_during_a_hold_the_rescuer_reads_the_held_change_again() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = Settings {
-        delay: Duration::from_secs(2),
-        ..world.settings()
-    };
+    let settings = Settings { delay: Duration::from_secs(2), ..world.settings() };
     let mut running = world.started(&commands, settings.clone()).await;
     let saved = std::time::Instant::now();
     // Scheduled far ahead, so that no sweep can be the one who finds it; the second entry is for the stream.
-    orders
-        .insert_one(doc! { "_id": 1, "outbox": [dated(0, -9_000_000)] })
-        .await
-        .unwrap();
-    orders
-        .update_one(doc! { "_id": 1 }, push(dated(0, 0)))
-        .await
-        .unwrap();
-    running
-        .wait("a held change", |event| {
-            matches!(event, RescueEvent::Holding { .. }).then_some(())
-        })
-        .await;
+    orders.insert_one(doc! { "_id": 1, "outbox": [dated(0, -9_000_000)] }).await.unwrap();
+    orders.update_one(doc! { "_id": 1 }, push(dated(0, 0))).await.unwrap();
+    running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
     running.kill().await;
     assert_eq!(commands.ids(), []);
     let mut running = world.start(&commands, settings).await;
@@ -105,15 +82,9 @@ async fn killed_during_a_hold_the_rescuer_reads_the_held_change_again() {
 async fn killed_midway_the_rescuer_repeats_no_more_than_what_was_not_saved() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = Settings {
-        page_size: 50,
-        busy_save_interval: Duration::ZERO,
-        ..world.settings()
-    };
+    let settings = Settings { page_size: 50, busy_save_interval: Duration::ZERO, ..world.settings() };
     let mut running = world.started(&commands, settings.clone()).await;
-    let documents: Vec<_> = (0..300)
-        .map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] })
-        .collect();
+    let documents: Vec<_> = (0..300).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] }).collect();
     orders.insert_many(documents).await.unwrap();
     running.page().await;
     running.page().await;
@@ -126,12 +97,7 @@ async fn killed_midway_the_rescuer_repeats_no_more_than_what_was_not_saved() {
     while all.len() < 300 {
         running.page().await;
         all = commands.ids();
-        all.extend(
-            again
-                .taken()
-                .into_iter()
-                .map(|(command, _)| command.document.id().clone()),
-        );
+        all.extend(again.taken().into_iter().map(|(command, _)| command.document.id().clone()));
         all.sort_by_key(Bson::as_i32);
         all.dedup();
     }
@@ -143,29 +109,16 @@ async fn killed_midway_the_rescuer_repeats_no_more_than_what_was_not_saved() {
 async fn stopped_cleanly_the_rescuer_repeats_nothing() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = Settings {
-        busy_save_interval: Duration::from_secs(600),
-        ..world.settings()
-    };
+    let settings = Settings { busy_save_interval: Duration::from_secs(600), ..world.settings() };
     let mut running = world.started(&commands, settings.clone()).await;
-    orders
-        .insert_one(doc! { "_id": 1, "outbox": [minimal()] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     running.page().await;
     running.stop().await.unwrap();
     let token = world.position().await.get_document("token").unwrap().clone();
     orders.delete_one(doc! { "_id": 1 }).await.unwrap();
-    orders
-        .insert_one(doc! { "_id": 2, "outbox": [minimal()] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": 2, "outbox": [minimal()] }).await.unwrap();
     let mut running = world.start(&commands, settings).await;
-    assert_eq!(
-        running.page().await.0,
-        1,
-        "only what came after the stop is read; it stood at {token}"
-    );
+    assert_eq!(running.page().await.0, 1, "only what came after the stop is read; it stood at {token}");
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -196,32 +149,17 @@ async fn a_position_that_is_of_no_use_is_lost_loudly_and_loses_nothing() {
         ("garbage", doc! { "$set": { "token": { "_data": "garbage" } } }),
         ("no token at all", doc! { "$set": { "token": "yesterday" } }),
         ("a token with no data", doc! { "$set": { "token": {} } }),
-        (
-            "a token that breaks off",
-            doc! { "$set": { "token": { "_data": too_old } } },
-        ),
+        ("a token that breaks off", doc! { "$set": { "token": { "_data": too_old } } }),
         ("nothing", doc! { "$unset": { "token": "", "cluster_time": "" } }),
-        (
-            "a time of another type",
-            doc! { "$set": { "cluster_time": "1" }, "$unset": { "token": "" } },
-        ),
-        (
-            "other patterns, no time",
-            doc! { "$set": { "pipeline": "0" }, "$unset": { "cluster_time": "" } },
-        ),
+        ("a time of another type", doc! { "$set": { "cluster_time": "1" }, "$unset": { "token": "" } }),
+        ("other patterns, no time", doc! { "$set": { "pipeline": "0" }, "$unset": { "cluster_time": "" } }),
     ] {
         let world = World::new().await;
         let orders = world.indexed_orders().await;
         with_position(&world, world.settings()).await;
         world.positions().update_one(doc! {}, change).await.unwrap();
-        orders
-            .insert_one(doc! { "_id": "minimal", "outbox": [minimal()] })
-            .await
-            .unwrap();
-        orders
-            .insert_one(doc! { "_id": "dated", "outbox": [dated(60_000, 60_000)] })
-            .await
-            .unwrap();
+        orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+        orders.insert_one(doc! { "_id": "dated", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
         let commands = Recorder::new();
         let mut running = world.start(&commands, world.settings()).await;
         let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
@@ -230,10 +168,7 @@ async fn a_position_that_is_of_no_use_is_lost_loudly_and_loses_nothing() {
         while commands.distinct() < 2 {
             running.swept().await;
         }
-        orders
-            .insert_one(doc! { "_id": "afterwards", "outbox": [minimal()] })
-            .await
-            .unwrap();
+        orders.insert_one(doc! { "_id": "afterwards", "outbox": [minimal()] }).await.unwrap();
         while commands.distinct() < 3 {
             running.page().await;
         }
@@ -249,19 +184,13 @@ async fn a_lost_position_stops_the_rescuer_and_stays_as_it_is_where_that_is_aske
     with_position(&world, world.settings()).await;
     let forged = doc! { "$set": { "token": { "_data": "garbage" } } };
     world.positions().update_one(doc! {}, forged).await.unwrap();
-    let settings = Settings {
-        on_history_lost: OnHistoryLost::Fail,
-        ..world.settings()
-    };
+    let settings = Settings { on_history_lost: OnHistoryLost::Fail, ..world.settings() };
     let running = world.start(&Recorder::new(), settings).await;
     let error = running.task.await.unwrap().unwrap_err();
     assert!(matches!(error, RescuerError::PositionLost { .. }), "{error}");
     assert!(error.to_string().contains("on_history_lost"), "{error}");
     let position = world.position().await;
-    assert_eq!(
-        position.get_document("token").ok(),
-        Some(&doc! { "_data": "garbage" })
-    );
+    assert_eq!(position.get_document("token").ok(), Some(&doc! { "_data": "garbage" }));
     world.end().await;
 }
 
@@ -269,27 +198,18 @@ async fn a_lost_position_stops_the_rescuer_and_stays_as_it_is_where_that_is_aske
 async fn with_other_patterns_the_stream_starts_at_the_positions_time() {
     let world = World::new().await;
     let one = format!("{}.orders", world.db.name()).parse().unwrap();
-    let narrow = Settings {
-        watch: vec![one],
-        ..world.settings()
-    };
+    let narrow = Settings { watch: vec![one], ..world.settings() };
     with_position(&world, narrow).await;
     let stock = world.db.collection::<Document>("stock");
-    stock
-        .insert_one(doc! { "_id": "while down", "outbox": [dated(0, 0)] })
-        .await
-        .unwrap();
+    stock.insert_one(doc! { "_id": "while down", "outbox": [dated(0, 0)] }).await.unwrap();
     let commands = Recorder::new();
     let mut running = world.start(&commands, world.settings()).await;
     assert_eq!(opened(&mut running).await, StartedFrom::ChangedPatterns);
     running
-        .wait(
-            "what was saved while it was down, by the stream",
-            |event| match event {
-                RescueEvent::PageDone { changes, .. } => (*changes > 0).then_some(()),
-                _ => None,
-            },
-        )
+        .wait("what was saved while it was down, by the stream", |event| match event {
+            RescueEvent::PageDone { changes, .. } => (*changes > 0).then_some(()),
+            _ => None,
+        })
         .await;
     while commands.distinct() < 1 {
         running.page().await;
@@ -303,11 +223,7 @@ async fn a_second_rescuer_of_the_name_takes_over_and_the_first_ends() {
     let (world, commands) = (World::new().await, Recorder::new());
     let first = world.started(&commands, world.settings()).await;
     let second = world.started(&commands, world.settings()).await;
-    world
-        .orders()
-        .insert_one(doc! { "_id": 1, "outbox": [minimal()] })
-        .await
-        .unwrap();
+    world.orders().insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     let ended = tokio::time::timeout(PATIENCE, first.task).await.unwrap().unwrap();
     assert!(matches!(ended, Err(RescuerError::Fenced(_))), "{ended:?}");
     second.stop().await.unwrap();

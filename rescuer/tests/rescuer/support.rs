@@ -44,19 +44,12 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn new() -> Self {
         // Shown of tests that fail.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter("outbox_rescuer=debug")
-            .with_test_writer()
-            .try_init();
+        let _ =
+            tracing_subscriber::fmt().with_env_filter("outbox_rescuer=debug").with_test_writer().try_init();
         let client = Client::with_uri_str(mongodb_uri()).await.unwrap();
         let name = unique("rescuer");
         let state = client.database(&format!("{name}_state"));
-        Self {
-            db: client.database(&name),
-            state,
-            app_name: name,
-            client,
-        }
+        Self { db: client.database(&name), state, app_name: name, client }
     }
 
     pub(crate) fn orders(&self) -> Collection<Document> {
@@ -75,11 +68,7 @@ impl World {
     }
 
     pub(crate) async fn position(&self) -> Document {
-        self.positions()
-            .find_one(doc! { "_id": "default" })
-            .await
-            .unwrap()
-            .expect("a position")
+        self.positions().find_one(doc! { "_id": "default" }).await.unwrap().expect("a position")
     }
 
     /// Everything of the database, with a sweep so rare that only the stream is seen at work.
@@ -97,6 +86,7 @@ impl World {
     }
 
     pub(crate) async fn start(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+        self.something_else_is_written().await;
         let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
         options.app_name = Some(self.app_name.clone());
         let client = Client::with_options(options).unwrap();
@@ -104,7 +94,7 @@ impl World {
         let events = rescuer.subscribe();
         let stop = CancellationToken::new();
         let task = tokio::spawn(rescuer.run(stop.clone()));
-        Running { events, stop, task }
+        Running { events, stop, task, begun: Instant::now() }
     }
 
     /// Started, with the stream open and the first sweep behind it.
@@ -121,6 +111,12 @@ impl World {
         running
     }
 
+    /// Moves the server's operation time on, so that a stream that starts now shows nothing of before: it shows the change
+    /// at that very time too.
+    async fn something_else_is_written(&self) {
+        self.state.collection("noise").insert_one(doc! {}).await.unwrap();
+    }
+
     pub(crate) async fn fail(&self, fail: Document, mode: impl Into<Bson>) {
         let mut data = doc! { "appName": &self.app_name };
         data.extend(fail);
@@ -135,13 +131,9 @@ impl World {
 }
 
 pub(crate) async fn index(collection: &Collection<Document>) {
-    let options = IndexOptions::builder()
-        .partial_filter_expression(doc! { "outbox.id": { "$exists": true } })
-        .build();
-    let model = IndexModel::builder()
-        .keys(doc! { "outbox.available_at": 1 })
-        .options(options)
-        .build();
+    let options =
+        IndexOptions::builder().partial_filter_expression(doc! { "outbox.id": { "$exists": true } }).build();
+    let model = IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).options(options).build();
     collection.create_index(model).await.unwrap();
 }
 
@@ -149,6 +141,8 @@ pub(crate) async fn index(collection: &Collection<Document>) {
 pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
     pub(crate) stop: CancellationToken,
+    /// A test that loops over waits ends as well.
+    pub(crate) begun: Instant,
     pub(crate) task: JoinHandle<Result<(), RescuerError>>,
 }
 
@@ -170,17 +164,14 @@ impl Running {
                 }
             }
         };
-        let searched = timeout(PATIENCE, search).await;
+        let left = (PATIENCE * 2).saturating_sub(self.begun.elapsed()).min(PATIENCE);
+        let searched = timeout(left, search).await;
         searched.unwrap_or_else(|_| panic!("waited in vain for {what}; seen: {seen:#?}"))
     }
 
     pub(crate) async fn page(&mut self) -> (usize, usize, usize) {
         self.wait("a page", |event| match event {
-            RescueEvent::PageDone {
-                changes,
-                documents,
-                queued,
-            } => Some((*changes, *documents, *queued)),
+            RescueEvent::PageDone { changes, documents, queued } => Some((*changes, *documents, *queued)),
             _ => None,
         })
         .await
@@ -191,6 +182,15 @@ impl Running {
             matches!(event, RescueEvent::PositionSaved { .. }).then_some(())
         })
         .await;
+    }
+
+    /// A round of the sweep that queues something.
+    pub(crate) async fn swept_something(&mut self) {
+        let queued = |event: &RescueEvent| match event {
+            RescueEvent::SweepDone { queued, .. } => (*queued > 0).then_some(()),
+            _ => None,
+        };
+        self.wait("a sweep that queues something", queued).await;
     }
 
     /// The next round of the sweep that ends: whether it was full, and how many it queued.
@@ -204,10 +204,7 @@ impl Running {
 
     pub(crate) async fn stop(self) -> Result<(), RescuerError> {
         self.stop.cancel();
-        timeout(PATIENCE, self.task)
-            .await
-            .expect("it stops")
-            .expect("no panic")
+        timeout(PATIENCE, self.task).await.expect("it stops").expect("no panic")
     }
 
     /// Ends it where it stands, as a crash would.
@@ -232,20 +229,11 @@ impl Recorder {
     }
 
     pub(crate) fn ids(&self) -> Vec<Bson> {
-        self.taken
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(command, _)| command.document.id().clone())
-            .collect()
+        self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
     }
 
     pub(crate) fn distinct(&self) -> usize {
-        self.ids()
-            .iter()
-            .map(Bson::to_string)
-            .collect::<HashSet<_>>()
-            .len()
+        self.ids().iter().map(Bson::to_string).collect::<HashSet<_>>().len()
     }
 
     pub(crate) fn taken(&self) -> Vec<(ProcessDocumentMessages, Instant)> {

@@ -10,36 +10,19 @@ use crate::support::*;
 
 /// With a sweep so often that a test needn't wait.
 fn sweeping(world: &World) -> Settings {
-    Settings {
-        sweep_interval: Duration::from_millis(50),
-        ..world.settings()
-    }
+    Settings { sweep_interval: Duration::from_millis(50), ..world.settings() }
 }
 
 #[tokio::test]
 async fn the_first_start_finds_what_was_there_before_with_and_without_dates() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    orders
-        .insert_one(doc! { "_id": "dated", "outbox": [dated(60_000, 60_000)] })
-        .await
-        .unwrap();
-    orders
-        .insert_one(doc! { "_id": "minimal", "outbox": [minimal()] })
-        .await
-        .unwrap();
-    orders
-        .insert_one(doc! { "_id": "empty", "outbox": [] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": "dated", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "empty", "outbox": [] }).await.unwrap();
     let running = world.started(&commands, world.settings()).await;
     assert_eq!(commands.ids(), ["dated", "minimal"].map(Bson::from));
-    assert!(
-        commands
-            .taken()
-            .iter()
-            .all(|(command, _)| command.reason == Reason::Sweep)
-    );
+    assert!(commands.taken().iter().all(|(command, _)| command.reason == Reason::Sweep));
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -48,25 +31,19 @@ async fn the_first_start_finds_what_was_there_before_with_and_without_dates() {
 async fn an_expired_claim_is_swept_once_and_again_when_its_outbox_changes() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut claimed = dated(60_000, -700);
+    let mut claimed = dated(60_000, -3000);
     claimed.extend(doc! { "claimed_by": "gone/1", "claims": 1 });
     let id = claimed.get("id").unwrap().clone();
-    orders
-        .insert_one(doc! { "_id": 1, "outbox": [claimed] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": 1, "outbox": [claimed] }).await.unwrap();
     let mut running = world.started(&commands, sweeping(&world)).await;
     assert_eq!(commands.ids(), []);
-    while running.swept().await.1 == 0 {}
+    running.swept_something().await;
     for _ in 0..3 {
         assert_eq!(running.swept().await.1, 0, "the same state waits");
     }
     let failed = doc! { "$set": { "outbox.0.attempts": 1 }, "$unset": { "outbox.0.claimed_by": "" } };
-    orders
-        .update_one(doc! { "_id": 1, "outbox.id": id }, failed)
-        .await
-        .unwrap();
-    while running.swept().await.1 == 0 {}
+    orders.update_one(doc! { "_id": 1, "outbox.id": id }, failed).await.unwrap();
+    running.swept_something().await;
     assert_eq!(commands.ids(), [1, 1].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
@@ -76,17 +53,11 @@ async fn an_expired_claim_is_swept_once_and_again_when_its_outbox_changes() {
 async fn a_message_that_nobody_tried_is_swept_when_it_is_as_old_as_the_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    orders
-        .insert_one(doc! { "_id": "young", "outbox": [dated(0, 0)] })
-        .await
-        .unwrap();
-    orders
-        .insert_one(doc! { "_id": "old", "outbox": [dated(60_000, 60_000)] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": "young", "outbox": [dated(-3000, 0)] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "old", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
     let mut running = world.started(&commands, sweeping(&world)).await;
     assert_eq!(commands.ids(), [Bson::from("old")]);
-    while running.swept().await.1 == 0 {}
+    running.swept_something().await;
     assert_eq!(commands.ids(), ["old", "young"].map(Bson::from));
     running.stop().await.unwrap();
     world.end().await;
@@ -98,24 +69,12 @@ async fn a_scheduled_message_is_swept_when_its_time_comes_and_no_dead_one_ever()
     let orders = world.indexed_orders().await;
     let mut dead = minimal();
     dead.insert("dead_at", mongodb::bson::DateTime::now());
-    orders
-        .insert_one(doc! { "_id": "dead", "outbox": [dead] })
-        .await
-        .unwrap();
-    orders
-        .insert_one(doc! { "_id": "later", "outbox": [dated(0, -3_600_000)] })
-        .await
-        .unwrap();
-    orders
-        .insert_one(doc! { "_id": "soon", "outbox": [dated(0, -900)] })
-        .await
-        .unwrap();
-    let settings = Settings {
-        delay: Duration::from_secs(3600),
-        ..sweeping(&world)
-    };
+    orders.insert_one(doc! { "_id": "dead", "outbox": [dead] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "later", "outbox": [dated(0, -3_600_000)] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "soon", "outbox": [dated(0, -900)] }).await.unwrap();
+    let settings = Settings { delay: Duration::from_secs(3600), ..sweeping(&world) };
     let mut running = world.started(&commands, settings).await;
-    while running.swept().await.1 == 0 {}
+    running.swept_something().await;
     assert_eq!(commands.ids(), [Bson::from("soon")]);
     running.stop().await.unwrap();
     world.end().await;
@@ -137,15 +96,7 @@ async fn pages_neither_skip_nor_repeat_what_shares_a_date() {
         .map(|id| doc! { "_id": id, "outbox": [entry(&same), entry(&other), entry(&same)] })
         .collect();
     orders.insert_many(documents).await.unwrap();
-    let mut running = world
-        .start(
-            &commands,
-            Settings {
-                page_size: 100,
-                ..world.settings()
-            },
-        )
-        .await;
+    let mut running = world.start(&commands, Settings { page_size: 100, ..world.settings() }).await;
     let (examined, queued) = running
         .wait("a sweep", |event| match event {
             RescueEvent::SweepDone { examined, queued, .. } => Some((*examined, *queued)),
@@ -164,19 +115,11 @@ async fn a_collection_without_the_index_is_announced_and_swept_all_the_same() {
     let filler = (0..12_000).map(|id| doc! { "_id": id });
     orders.insert_many(filler).await.unwrap();
     // Beyond all numbers in the order of types, where a comparison by `$gt` would not get.
-    orders
-        .insert_one(doc! { "_id": "text", "outbox": [minimal()] })
-        .await
-        .unwrap();
-    orders
-        .insert_one(doc! { "_id": -1, "outbox": [dated(60_000, 60_000)] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": "text", "outbox": [minimal()] }).await.unwrap();
+    orders.insert_one(doc! { "_id": -1, "outbox": [dated(60_000, 60_000)] }).await.unwrap();
     let mut running = world.start(&commands, sweeping(&world)).await;
     running
-        .wait("the missing index", |event| {
-            matches!(event, RescueEvent::IndexMissing { .. }).then_some(())
-        })
+        .wait("the missing index", |event| matches!(event, RescueEvent::IndexMissing { .. }).then_some(()))
         .await;
     while commands.distinct() < 2 {
         running.swept().await;
@@ -196,14 +139,8 @@ async fn unreadable_entries_are_announced_and_never_queued_and_hold_nothing_back
         "_id": "odd", "outbox": [odd.clone()],
     };
     orders.insert_one(outboxes).await.unwrap();
-    orders
-        .insert_one(doc! { "_id": "twice", "outbox": [twice.clone(), twice] })
-        .await
-        .unwrap();
-    orders
-        .insert_one(doc! { "_id": "mixed", "outbox": [odd, minimal()] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": "twice", "outbox": [twice.clone(), twice] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "mixed", "outbox": [odd, minimal()] }).await.unwrap();
     let mut running = world.start(&commands, world.settings()).await;
     let mut announced = std::collections::HashSet::new();
     running
@@ -227,22 +164,16 @@ async fn commands_that_fail_are_swept_again_and_the_full_round_is_repeated() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     commands.away.store(true, Ordering::SeqCst);
-    orders
-        .insert_one(doc! { "_id": "minimal", "outbox": [minimal()] })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
     let mut running = world.start(&commands, sweeping(&world)).await;
     for _ in 0..2 {
         assert_eq!(running.swept().await, (true, 0));
     }
     commands.away.store(false, Ordering::SeqCst);
-    while running.swept().await.1 == 0 {}
+    running.swept_something().await;
     assert_eq!(commands.ids(), [Bson::from("minimal")]);
     running.swept().await;
-    assert!(
-        !running.swept().await.0,
-        "a full round that went through is not repeated"
-    );
+    assert!(!running.swept().await.0, "a full round that went through is not repeated");
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -251,28 +182,13 @@ async fn commands_that_fail_are_swept_again_and_the_full_round_is_repeated() {
 async fn views_and_time_series_are_passed_over() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    orders
-        .insert_one(doc! { "_id": 1, "outbox": [minimal()] })
-        .await
-        .unwrap();
-    world
-        .db
-        .run_command(doc! { "create": "open", "viewOn": "orders", "pipeline": [] })
-        .await
-        .unwrap();
-    world
-        .db
-        .run_command(doc! { "create": "clicks", "timeseries": { "timeField": "at" } })
-        .await
-        .unwrap();
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    world.db.run_command(doc! { "create": "open", "viewOn": "orders", "pipeline": [] }).await.unwrap();
+    world.db.run_command(doc! { "create": "clicks", "timeseries": { "timeField": "at" } }).await.unwrap();
     let mut running = world.start(&commands, world.settings()).await;
     let (collections, cut_short) = running
         .wait("a sweep", |event| match event {
-            RescueEvent::SweepDone {
-                collections,
-                cut_short,
-                ..
-            } => Some((*collections, *cut_short)),
+            RescueEvent::SweepDone { collections, cut_short, .. } => Some((*collections, *cut_short)),
             _ => None,
         })
         .await;
@@ -305,17 +221,11 @@ async fn a_round_examines_what_is_due_and_nothing_of_what_is_stored() {
     while finds.advance().await.unwrap() {
         let profile = finds.deserialize_current().unwrap();
         let number = |name: &str| profile.get_i32(name).unwrap();
-        (count, keys, documents) = (
-            count + 1,
-            keys + number("keysExamined"),
-            documents + number("docsExamined"),
-        );
+        (count, keys, documents) =
+            (count + 1, keys + number("keysExamined"), documents + number("docsExamined"));
         assert!(!profile.contains_key("hasSortStage"));
     }
-    assert!(
-        count == 2 && keys <= 13 && documents == 10,
-        "{count} finds, {keys} keys, {documents} documents"
-    );
+    assert!(count == 2 && keys <= 13 && documents == 10, "{count} finds, {keys} keys, {documents} documents");
     running.stop().await.unwrap();
     world.end().await;
 }

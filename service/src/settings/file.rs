@@ -13,9 +13,7 @@ pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {
             // The error's own Display quotes the line, which may hold a password.
             let (line, column) = position(text, error.span().map_or(0, |span| span.start));
             let sentence = format!("is not TOML: {}; correct the file", error.message());
-            given
-                .problems
-                .push(Problem::new(format!("{path}:{line}:{column}"), sentence));
+            given.problems.push(Problem::new(format!("{path}:{line}:{column}"), sentence));
             given.incomplete = true;
             return given;
         }
@@ -56,10 +54,9 @@ fn text_of(value: &Value, is_list: bool) -> Result<String, String> {
 
 fn item_of(item: &Value) -> Result<&str, String> {
     match item {
-        Value::String(text) if text.contains(',') => Err(format!(
-            "has a comma in {}; give each item its own quotes",
-            shown(text)
-        )),
+        Value::String(text) if text.contains(',') => {
+            Err(format!("has a comma in {}; give each item its own quotes", shown(text)))
+        }
         Value::String(text) => Ok(text),
         _ => Err("takes a list of texts; put each item in quotes".into()),
     }
@@ -69,10 +66,7 @@ fn item_of(item: &Value) -> Result<&str, String> {
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (
-        before.matches('\n').count() + 1,
-        before[line_start..].chars().count() + 1,
-    )
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
 #[cfg(test)]
@@ -90,19 +84,12 @@ mod tests {
     }
 
     fn problems(text: &str) -> Vec<String> {
-        parse("f.toml", text, &table())
-            .problems
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        parse("f.toml", text, &table()).problems.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_list_is_an_array_or_a_text_with_commas() {
-        for text in [
-            "watch = ['shop.orders', 'shop.stock']",
-            "watch = 'shop.orders,shop.stock'",
-        ] {
+        for text in ["watch = ['shop.orders', 'shop.stock']", "watch = 'shop.orders,shop.stock'"] {
             let given = parse("f.toml", text, &table());
             assert_eq!(given.texts["watch"].as_deref(), Some("shop.orders,shop.stock"));
         }
@@ -124,18 +111,9 @@ mod tests {
     fn a_value_of_the_wrong_shape_is_refused_and_told_the_right_one() {
         let all = problems("shutdown_grace = ['5s']\nwatch = [1]\n[window]\nsize = 1");
         assert_eq!(all.len(), 3);
-        assert!(
-            all[0].starts_with("f.toml:shutdown_grace: takes one value"),
-            "{all:?}"
-        );
-        assert!(
-            all[1].starts_with("f.toml:watch: takes a list of texts"),
-            "{all:?}"
-        );
-        assert!(
-            all[2].starts_with("f.toml:window: takes a value, not a table"),
-            "{all:?}"
-        );
+        assert!(all[0].starts_with("f.toml:shutdown_grace: takes one value"), "{all:?}");
+        assert!(all[1].starts_with("f.toml:watch: takes a list of texts"), "{all:?}");
+        assert!(all[2].starts_with("f.toml:window: takes a value, not a table"), "{all:?}");
     }
 
     #[test]

@@ -65,10 +65,7 @@ fn flag(key: &Key) -> Arg {
         .action(ArgAction::Append)
         .help(help(key));
     match key.kind() {
-        Kind::Boolean => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true"),
+        Kind::Boolean => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
         _ => arg.num_args(1),
     }
 }
@@ -97,10 +94,7 @@ fn help(key: &Key) -> String {
         Some("") => String::new(),
         Some(default) => format!(" [default: {default}]"),
     };
-    let fallback = key
-        .fallback_env()
-        .map(|variable| format!(", then {variable}"))
-        .unwrap_or_default();
+    let fallback = key.fallback_env().map(|variable| format!(", then {variable}")).unwrap_or_default();
     format!("{}\n[env: {}{fallback}]{choices}{default}", key.help(), key.env())
 }
 
@@ -112,11 +106,7 @@ fn take(matches: &ArgMatches, key: &Key, given: &mut Given) {
     match texts {
         None => given.refuse(key, key.flag(), "is not UTF-8; write it in UTF-8"),
         Some(texts) if texts.len() > 1 && !key.kind().is_list() => {
-            given.refuse(
-                key,
-                key.flag(),
-                format!("is given {} times; give it once", texts.len()),
-            );
+            given.refuse(key, key.flag(), format!("is given {} times; give it once", texts.len()));
         }
         Some(texts) => given.set(key, texts.join(",")),
     }
@@ -147,11 +137,7 @@ fn leave_out(error: &clap::Error, keys: &[Key], args: &mut Vec<OsString>, given:
                 return false;
             };
             given.refuse(key, spelled, "has no value; give it one");
-            remove(
-                args,
-                |args, at| args[at] == OsStr::new(spelled) && !has_value(args, at),
-                1,
-            )
+            remove(args, |args, at| args[at] == OsStr::new(spelled) && !has_value(args, at), 1)
         }
         _ => false,
     }
@@ -168,8 +154,7 @@ fn remove_flag(args: &mut Vec<OsString>, flag: &str) -> bool {
     let short = !flag.starts_with("--");
     let joined = |arg: &OsString| {
         let arg = arg.to_string_lossy();
-        arg.strip_prefix(flag)
-            .is_some_and(|rest| rest.starts_with('=') || (short && !rest.is_empty()))
+        arg.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=') || (short && !rest.is_empty()))
     };
     if remove(args, |args, at| joined(&args[at]), 1) {
         return true;
@@ -179,8 +164,7 @@ fn remove_flag(args: &mut Vec<OsString>, flag: &str) -> bool {
 }
 
 fn has_value(args: &[OsString], at: usize) -> bool {
-    args.get(at + 1)
-        .is_some_and(|next| !next.to_string_lossy().starts_with('-'))
+    args.get(at + 1).is_some_and(|next| !next.to_string_lossy().starts_with('-'))
 }
 
 /// Removes `count` arguments where `found` first holds.
@@ -196,11 +180,7 @@ mod tests {
     use super::*;
     use crate::keys;
 
-    const PROGRAM: Program = Program {
-        name: "outbox-test",
-        version: "1.2.3",
-        about: "Tests.",
-    };
+    const PROGRAM: Program = Program { name: "outbox-test", version: "1.2.3", about: "Tests." };
 
     fn table() -> Vec<Key> {
         vec![
@@ -236,30 +216,15 @@ mod tests {
 
     #[test]
     fn a_repeated_list_flag_adds_and_any_other_is_refused() {
-        let given = given(&[
-            "--watch",
-            "a.b",
-            "--watch=c.d",
-            "--shutdown-grace=1s",
-            "--shutdown-grace=2s",
-        ]);
+        let given = given(&["--watch", "a.b", "--watch=c.d", "--shutdown-grace=1s", "--shutdown-grace=2s"]);
         assert_eq!(given.texts["watch"].as_deref(), Some("a.b,c.d"));
-        assert_eq!(
-            given.problems,
-            [Problem::new("--shutdown-grace", "is given 2 times; give it once")]
-        );
+        assert_eq!(given.problems, [Problem::new("--shutdown-grace", "is given 2 times; give it once")]);
     }
 
     #[test]
     fn a_bare_boolean_flag_means_true() {
-        assert_eq!(
-            given(&["--inline", "--watch=a.b"]).texts["inline"].as_deref(),
-            Some("true")
-        );
-        assert_eq!(
-            given(&["--inline=false"]).texts["inline"].as_deref(),
-            Some("false")
-        );
+        assert_eq!(given(&["--inline", "--watch=a.b"]).texts["inline"].as_deref(), Some("true"));
+        assert_eq!(given(&["--inline=false"]).texts["inline"].as_deref(), Some("false"));
     }
 
     #[test]
@@ -277,19 +242,15 @@ mod tests {
         ]);
         let problems: Vec<_> = given.problems.iter().map(ToString::to_string).collect();
         for (start, end) in [
-            (
-                "--shutdwn-grace: is no flag of this program (did you mean --shutdown-grace?)",
-                "",
-            ),
+            ("--shutdwn-grace: is no flag of this program (did you mean --shutdown-grace?)", ""),
             ("-x: is no flag", ""),
             ("-q: is no flag", ""),
             ("--nope: is no flag", ""),
             ("--watch: has no value", ""),
             ("command line: has an argument that follows no flag", "spaces"),
         ] {
-            let found = problems
-                .iter()
-                .filter(|problem| problem.starts_with(start) && problem.ends_with(end));
+            let found =
+                problems.iter().filter(|problem| problem.starts_with(start) && problem.ends_with(end));
             assert_eq!(found.count(), 1, "{start} in {problems:#?}");
         }
         assert_eq!(problems.len(), 6, "{problems:#?}");
@@ -324,10 +285,7 @@ mod tests {
                 assert!(help.contains(&part), "{part} in {help}");
             }
         }
-        assert!(
-            help.contains("[default: 25s]") && help.contains("[required]"),
-            "{help}"
-        );
+        assert!(help.contains("[default: 25s]") && help.contains("[required]"), "{help}");
     }
 
     #[test]

@@ -20,13 +20,7 @@ pub struct Key {
 impl Key {
     /// A required key. `name` is in snake case; `help` is a sentence or two.
     pub fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
-        Self {
-            name,
-            help,
-            kind,
-            default: None,
-            fallback_env: None,
-        }
+        Self { name, help, kind, default: None, fallback_env: None }
     }
 
     /// Makes the key optional. An empty default also allows empty values.

@@ -35,12 +35,7 @@ impl NamespacePattern {
 
 impl fmt::Display for NamespacePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}.{}",
-            self.database,
-            self.collection.as_deref().unwrap_or("*")
-        )
+        write!(f, "{}.{}", self.database, self.collection.as_deref().unwrap_or("*"))
     }
 }
 
@@ -66,14 +61,9 @@ impl FromStr for NamespacePattern {
             check_collection(collection).map_err(|flaw| invalid(format!("has a collection that {flaw}")))?;
         }
         if text.len() > LONGEST_NAMESPACE {
-            return Err(invalid(format!(
-                "is longer than the {LONGEST_NAMESPACE} bytes MongoDB allows"
-            )));
+            return Err(invalid(format!("is longer than the {LONGEST_NAMESPACE} bytes MongoDB allows")));
         }
-        Ok(Self {
-            database: database.into(),
-            collection: (collection != "*").then(|| collection.into()),
-        })
+        Ok(Self { database: database.into(), collection: (collection != "*").then(|| collection.into()) })
     }
 }
 
@@ -88,9 +78,7 @@ pub(crate) fn check_database(name: &str) -> Result<(), String> {
     } else if let Some(forbidden) = name.chars().find(|c| "/\\. \"$*\0".contains(*c)) {
         Err(format!("has a {forbidden:?} in its name; MongoDB allows none"))
     } else if name.len() > LONGEST_DATABASE {
-        Err(format!(
-            "has a name longer than the {LONGEST_DATABASE} bytes MongoDB allows"
-        ))
+        Err(format!("has a name longer than the {LONGEST_DATABASE} bytes MongoDB allows"))
     } else if ["admin", "config", "local"].contains(&name) {
         Err("is the server's own; name one of the application's".into())
     } else {
@@ -120,10 +108,7 @@ mod tests {
     #[test]
     fn a_pattern_names_one_collection_which_may_hold_dots() {
         let pattern: NamespacePattern = "shop.orders.archive".parse().unwrap();
-        assert_eq!(
-            (pattern.database(), pattern.collection()),
-            ("shop", Some("orders.archive"))
-        );
+        assert_eq!((pattern.database(), pattern.collection()), ("shop", Some("orders.archive")));
         assert_eq!(pattern.to_string(), "shop.orders.archive");
         assert!(pattern.matches("shop", "orders.archive"));
         assert!(!pattern.matches("shop", "orders"));
@@ -132,10 +117,7 @@ mod tests {
     #[test]
     fn a_star_means_all_collections_of_one_database() {
         let pattern: NamespacePattern = "shop.*".parse().unwrap();
-        assert_eq!(
-            (pattern.collection(), pattern.to_string().as_str()),
-            (None, "shop.*")
-        );
+        assert_eq!((pattern.collection(), pattern.to_string().as_str()), (None, "shop.*"));
         assert!(pattern.matches("shop", "orders"));
         assert!(!pattern.matches("stock", "orders"));
     }

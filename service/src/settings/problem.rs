@@ -13,10 +13,7 @@ pub struct Problem {
 
 impl Problem {
     pub(super) fn new(key: impl Into<String>, sentence: impl Into<String>) -> Self {
-        Self {
-            key: key.into(),
-            sentence: sentence.into(),
-        }
+        Self { key: key.into(), sentence: sentence.into() }
     }
 }
 
@@ -61,10 +58,7 @@ mod tests {
 
     #[test]
     fn all_problems_are_listed_one_a_line() {
-        let problems = Problems(vec![
-            Problem::new("--delay", "is bad."),
-            Problem::new("watch", "is worse."),
-        ]);
+        let problems = Problems(vec![Problem::new("--delay", "is bad."), Problem::new("watch", "is worse.")]);
         assert_eq!(
             problems.to_string(),
             "The settings have 2 problems:\n  --delay: is bad.\n  watch: is worse."

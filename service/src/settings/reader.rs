@@ -21,11 +21,7 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Validates every key.
     pub fn new(resolved: &'a Resolved) -> Self {
-        let mut reader = Self {
-            resolved,
-            values: BTreeMap::new(),
-            problems: resolved.problems.clone(),
-        };
+        let mut reader = Self { resolved, values: BTreeMap::new(), problems: resolved.problems.clone() };
         for Entry { key, text } in &resolved.entries {
             match text {
                 Text::Found(text, origin) => match value(key, text) {
@@ -82,10 +78,9 @@ impl<'a> Reader<'a> {
     /// The choice under `name`.
     pub fn choice<T: Choice>(&mut self, name: &'static str) -> T {
         let value = self.get(name, |value| match value {
-            Value::Choice(chosen) => T::NAMES
-                .iter()
-                .find(|(name, _)| name == chosen)
-                .map(|(_, value)| *value),
+            Value::Choice(chosen) => {
+                T::NAMES.iter().find(|(name, _)| name == chosen).map(|(_, value)| *value)
+            }
             _ => None,
         });
         value.unwrap_or_default()
@@ -133,8 +128,7 @@ impl<'a> Reader<'a> {
         if let Text::Found(_, origin) = &first.text
             && keys.iter().all(|name| self.values.contains_key(name))
         {
-            self.problems
-                .push(Problem::new(spelled(&first.key, origin), sentence));
+            self.problems.push(Problem::new(spelled(&first.key, origin), sentence));
         }
     }
 
@@ -143,18 +137,11 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn finish<T>(self, settings: T) -> Result<T, Problems> {
-        if self.problems.is_empty() {
-            Ok(settings)
-        } else {
-            Err(Problems(self.problems))
-        }
+        if self.problems.is_empty() { Ok(settings) } else { Err(Problems(self.problems)) }
     }
 
     fn entry(&self, name: &str) -> Option<&'a Entry> {
-        self.resolved
-            .entries
-            .iter()
-            .find(|entry| entry.key.name() == name)
+        self.resolved.entries.iter().find(|entry| entry.key.name() == name)
     }
 
     /// `None` where the key has a problem, or is not what the caller takes it for, which becomes one.
@@ -172,9 +159,7 @@ impl<'a> Reader<'a> {
 
     /// The program reads a key otherwise than its table declares it: the first run of any test shows it.
     fn defect(&mut self, name: &str) {
-        let kind = self
-            .entry(name)
-            .map_or("nothing", |entry| entry.key.kind().noun());
+        let kind = self.entry(name).map_or("nothing", |entry| entry.key.kind().noun());
         let sentence =
             format!("is declared as {kind} but read otherwise: a defect of this program, report it");
         self.problems.push(Problem::new(name, sentence));

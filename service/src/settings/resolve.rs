@@ -60,12 +60,8 @@ pub(super) enum Text {
 /// Looks up each of `keys`, and the file to read (`--config`, `OUTBOX_CONFIG`), in `sources`: flags over environment
 /// over file over default. Problems wait in the result for [`Reader`](super::Reader).
 pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution {
-    let config = Key::new(
-        "config",
-        Kind::Text(accept_any),
-        "The TOML file to read settings from.",
-    )
-    .with_default("");
+    let config =
+        Key::new("config", Kind::Text(accept_any), "The TOML file to read settings from.").with_default("");
     let all: Vec<Key> = [config.clone()].into_iter().chain(keys.iter().cloned()).collect();
 
     let mut flags = match flags::parse(program, &all, &sources.args) {
@@ -75,16 +71,12 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
     let mut env = environment(&all, &sources.env);
     let config_text = choose(&config, &mut flags, &mut env, None, &sources.env);
     let (path, mut file) = match &config_text {
-        Text::Found(path, origin) if !path.is_empty() => (
-            path.clone(),
-            read_file(path, &spelled(&config, origin), keys, sources),
-        ),
+        Text::Found(path, origin) if !path.is_empty() => {
+            (path.clone(), read_file(path, &spelled(&config, origin), keys, sources))
+        }
         _ => Default::default(),
     };
-    let mut entries = vec![Entry {
-        key: config,
-        text: config_text,
-    }];
+    let mut entries = vec![Entry { key: config, text: config_text }];
     entries.extend(keys.iter().map(|key| Entry {
         key: key.clone(),
         text: choose(key, &mut flags, &mut env, Some((&mut file, &path)), &sources.env),
@@ -111,9 +103,7 @@ fn environment(keys: &[Key], variables: &[(OsString, OsString)]) -> Given {
 
 /// `None` also for a variable that is empty; `Err` for one that is no UTF-8.
 fn lookup<'a>(variables: &'a [(OsString, OsString)], name: &str) -> Option<Result<&'a str, ()>> {
-    let (_, value) = variables
-        .iter()
-        .find(|(variable, _)| variable == OsStr::new(name))?;
+    let (_, value) = variables.iter().find(|(variable, _)| variable == OsStr::new(name))?;
     match value.to_str().map(str::trim) {
         Some("") => None,
         Some(text) => Some(Ok(text)),
@@ -127,11 +117,7 @@ fn read_file(path: &str, spelled: &str, keys: &[Key], sources: &Sources) -> Give
         Err(error) => {
             let sentence = format!("{} can't be read: {error}; correct the path", shown(path));
             let problems = vec![Problem::new(spelled, sentence)];
-            Given {
-                problems,
-                incomplete: true,
-                ..Given::default()
-            }
+            Given { problems, incomplete: true, ..Given::default() }
         }
     }
 }
@@ -146,21 +132,14 @@ fn choose(
     let from_flag = flags.texts.remove(key.name()).map(|text| (text, Origin::Flag));
     let from_env = env.texts.remove(key.name()).map(|text| (text, Origin::Env));
     let from_file = file.and_then(|(file, path)| {
-        file.texts
-            .remove(key.name())
-            .map(|text| (text, Origin::File { path: path.into() }))
+        file.texts.remove(key.name()).map(|text| (text, Origin::File { path: path.into() }))
     });
     let from_fallback = || {
         let text = lookup(variables, key.fallback_env()?)?.ok()?;
         Some((Some(text.to_owned()), Origin::FallbackEnv))
     };
     let from_default = || key.default().map(|text| (Some(text.to_owned()), Origin::Default));
-    match from_flag
-        .or(from_env)
-        .or(from_file)
-        .or_else(from_fallback)
-        .or_else(from_default)
-    {
+    match from_flag.or(from_env).or(from_file).or_else(from_fallback).or_else(from_default) {
         Some((Some(text), origin)) => Text::Found(text.trim().to_owned(), origin),
         Some((None, _)) => Text::Unusable,
         None => Text::Absent,
@@ -188,15 +167,16 @@ fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<St
     unknown.sort_unstable();
     unknown
         .into_iter()
-        .map(|name| {
+        .filter_map(|name| {
+            // Other programs share the environment: only what looks like a slip is worth a word.
             let hint = did_you_mean(name, known.iter().map(String::as_str));
-            format!("{name} is ignored: it is no setting of this program{hint}")
+            (!hint.is_empty()).then(|| format!("{name} is ignored: it is no setting of this program{hint}"))
         })
         .collect()
 }
 
 impl Resolved {
-    /// Sentences on what is odd but stops nothing, such as an `OUTBOX_` variable this program doesn't know.
+    /// Sentences on what is odd but stops nothing, such as an `OUTBOX_` variable that resembles one of this program's.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

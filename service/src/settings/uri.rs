@@ -86,9 +86,7 @@ fn split_authority(rest: &str) -> (&str, &str) {
 /// `host:port`, where an IPv6 address stands in brackets.
 fn has_no_number_for_port(host: &str) -> bool {
     let behind_address = host.rsplit_once(']').map_or(host, |(_, port)| port);
-    behind_address
-        .split_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_err())
+    behind_address.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err())
 }
 
 const MASK: &str = "***";
@@ -156,9 +154,7 @@ impl fmt::Display for Uri {
         }
         let (path, parameters) = tail.split_at(tail.find(['?', '#']).unwrap_or(tail.len()));
         f.write_str(path)?;
-        parameters
-            .split_inclusive(['?', '#', '&', ';'])
-            .try_for_each(|piece| write_parameter(f, piece))
+        parameters.split_inclusive(['?', '#', '&', ';']).try_for_each(|piece| write_parameter(f, piece))
     }
 }
 
@@ -191,15 +187,9 @@ mod tests {
     #[test]
     fn a_uri_shows_its_user_hosts_and_harmless_parameters() {
         let uri = mongodb("mongodb://app:hunter2@a:27017,b:27017/shop?replicaSet=rs0&w=majority").unwrap();
-        assert_eq!(
-            uri.to_string(),
-            "mongodb://app:***@a:27017,b:27017/shop?replicaSet=rs0&w=majority"
-        );
+        assert_eq!(uri.to_string(), "mongodb://app:***@a:27017,b:27017/shop?replicaSet=rs0&w=majority");
         assert_eq!(format!("{uri:?}"), format!("Uri({uri})"));
-        assert_eq!(
-            uri.expose(),
-            "mongodb://app:hunter2@a:27017,b:27017/shop?replicaSet=rs0&w=majority"
-        );
+        assert_eq!(uri.expose(), "mongodb://app:hunter2@a:27017,b:27017/shop?replicaSet=rs0&w=majority");
     }
 
     #[test]
@@ -255,12 +245,7 @@ mod tests {
 
     #[test]
     fn even_an_unchecked_uri_keeps_its_password() {
-        for text in [
-            "hunter2",
-            "amqp://u:hunter2",
-            "amqp://u:p/hunter2@h",
-            "amqp://u:p?hunter2@h",
-        ] {
+        for text in ["hunter2", "amqp://u:hunter2", "amqp://u:p/hunter2@h", "amqp://u:p?hunter2@h"] {
             assert!(!Uri(text.into()).to_string().contains("hunter2"));
         }
     }

@@ -49,29 +49,16 @@ impl Value {
 
 fn duration(text: &str, bounds: &RangeInclusive<Duration>) -> Result<Duration, String> {
     if text.parse::<f64>().is_ok() {
-        return Err(format!(
-            "{} has no unit; write it as in 250ms, 15s or 1h",
-            shown(text)
-        ));
+        return Err(format!("{} has no unit; write it as in 250ms, 15s or 1h", shown(text)));
     }
     let value = humantime::parse_duration(text)
         .map_err(|_| format!("{} is no duration; write it as in 250ms, 15s or 1h", shown(text)))?;
-    within(
-        value,
-        bounds,
-        |bound| humantime::format_duration(bound).to_string(),
-        text,
-    )
+    within(value, bounds, |bound| humantime::format_duration(bound).to_string(), text)
 }
 
 fn integer(text: &str, bounds: &RangeInclusive<u64>) -> Result<u64, String> {
     let value = text.parse().map_err(|_| {
-        format!(
-            "{} is no whole number; write one from {} to {}",
-            shown(text),
-            bounds.start(),
-            bounds.end()
-        )
+        format!("{} is no whole number; write one from {} to {}", shown(text), bounds.start(), bounds.end())
     })?;
     within(value, bounds, |bound| bound.to_string(), text)
 }
@@ -83,25 +70,16 @@ fn within<T: Copy + PartialOrd>(
     text: &str,
 ) -> Result<T, String> {
     if value < *bounds.start() {
-        Err(format!(
-            "{} is too little; the least is {}",
-            shown(text),
-            print(*bounds.start())
-        ))
+        Err(format!("{} is too little; the least is {}", shown(text), print(*bounds.start())))
     } else if value > *bounds.end() {
-        Err(format!(
-            "{} is too much; the most is {}",
-            shown(text),
-            print(*bounds.end())
-        ))
+        Err(format!("{} is too much; the most is {}", shown(text), print(*bounds.end())))
     } else {
         Ok(value)
     }
 }
 
 fn boolean(text: &str) -> Result<bool, String> {
-    text.parse()
-        .map_err(|_| format!("{} is neither; write true or false", shown(text)))
+    text.parse().map_err(|_| format!("{} is neither; write true or false", shown(text)))
 }
 
 fn choice(text: &str, names: &[&'static str]) -> Result<String, String> {
@@ -109,17 +87,11 @@ fn choice(text: &str, names: &[&'static str]) -> Result<String, String> {
         return Ok(text.into());
     }
     let hint = did_you_mean(text, names.iter().copied());
-    Err(format!(
-        "{} is not a choice{hint}; write one of {}",
-        shown(text),
-        names.join(", ")
-    ))
+    Err(format!("{} is not a choice{hint}; write one of {}", shown(text), names.join(", ")))
 }
 
 fn checked(text: &str, check: Check) -> Result<String, String> {
-    check(text)
-        .map(|()| text.into())
-        .map_err(|flaw| format!("{} {flaw}", shown(text)))
+    check(text).map(|()| text.into()).map_err(|flaw| format!("{} {flaw}", shown(text)))
 }
 
 /// Parses what stands between commas; an empty item is a slip, a repeated one is dropped.
@@ -133,11 +105,7 @@ fn list<T: PartialEq>(text: &str, item: impl Fn(&str) -> Result<T, String>) -> R
             Err(sentence) => sentences.push(sentence),
         }
     }
-    if sentences.is_empty() {
-        Ok(items)
-    } else {
-        Err(sentences)
-    }
+    if sentences.is_empty() { Ok(items) } else { Err(sentences) }
 }
 
 #[cfg(test)]
@@ -148,13 +116,9 @@ mod tests {
 
     #[test]
     fn durations_carry_their_unit() {
-        for (text, millis) in [
-            ("250ms", 250),
-            ("15s", 15_000),
-            ("1h", 3_600_000),
-            ("1h 30m", 5_400_000),
-            ("0s", 0),
-        ] {
+        for (text, millis) in
+            [("250ms", 250), ("15s", 15_000), ("1h", 3_600_000), ("1h 30m", 5_400_000), ("0s", 0)]
+        {
             assert_eq!(duration(text, &ANY_DURATION), Ok(Duration::from_millis(millis)));
         }
     }
@@ -163,43 +127,20 @@ mod tests {
     fn a_plain_number_is_no_duration_and_is_told_why() {
         for text in ["15", "0", "1.5", "-3"] {
             let sentence = duration(text, &ANY_DURATION).unwrap_err();
-            assert_eq!(
-                sentence,
-                format!("{text:?} has no unit; write it as in 250ms, 15s or 1h")
-            );
+            assert_eq!(sentence, format!("{text:?} has no unit; write it as in 250ms, 15s or 1h"));
         }
-        assert!(
-            duration("soon", &ANY_DURATION)
-                .unwrap_err()
-                .contains("is no duration")
-        );
-        assert!(
-            duration("-3s", &ANY_DURATION)
-                .unwrap_err()
-                .contains("is no duration")
-        );
+        assert!(duration("soon", &ANY_DURATION).unwrap_err().contains("is no duration"));
+        assert!(duration("-3s", &ANY_DURATION).unwrap_err().contains("is no duration"));
     }
 
     #[test]
     fn bounds_are_inclusive_and_named() {
         let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
         assert!(duration("1s", &bounds).is_ok() && duration("60s", &bounds).is_ok());
-        assert_eq!(
-            duration("999ms", &bounds).unwrap_err(),
-            r#""999ms" is too little; the least is 1s"#
-        );
-        assert_eq!(
-            duration("61s", &bounds).unwrap_err(),
-            r#""61s" is too much; the most is 1m"#
-        );
-        assert_eq!(
-            integer("0", &(1..=9)).unwrap_err(),
-            r#""0" is too little; the least is 1"#
-        );
-        assert_eq!(
-            integer("-1", &(1..=9)).unwrap_err(),
-            r#""-1" is no whole number; write one from 1 to 9"#
-        );
+        assert_eq!(duration("999ms", &bounds).unwrap_err(), r#""999ms" is too little; the least is 1s"#);
+        assert_eq!(duration("61s", &bounds).unwrap_err(), r#""61s" is too much; the most is 1m"#);
+        assert_eq!(integer("0", &(1..=9)).unwrap_err(), r#""0" is too little; the least is 1"#);
+        assert_eq!(integer("-1", &(1..=9)).unwrap_err(), r#""-1" is no whole number; write one from 1 to 9"#);
     }
 
     #[test]

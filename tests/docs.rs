@@ -1,0 +1,142 @@
+//! The documentation says what is there: its code is the examples', its links lead somewhere, the tests it names exist.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+#[test]
+fn the_quickstart_of_the_readme_is_the_example() {
+    let readme = read(&root().join("README.md"));
+    let section =
+        readme.split("\n## ").find(|section| section.starts_with("Quickstart")).expect("there is a section");
+    let code = section.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next());
+    let code = code.expect("the section has a block of Rust");
+    assert_eq!(
+        code,
+        read(&root().join("examples/quickstart.rs")),
+        "copy the README's quickstart from examples/quickstart.rs"
+    );
+}
+
+#[test]
+fn relative_links_lead_to_files_and_headings_that_exist() {
+    let pages: HashMap<PathBuf, String> =
+        pages().into_iter().map(|page| (page.clone(), read(&page))).collect();
+    let mut broken = Vec::new();
+    for (page, text) in &pages {
+        for target in links(text) {
+            let (path, anchor) = target.split_once('#').unwrap_or((&target, ""));
+            let file = match path {
+                "" => page.clone(),
+                path => page.parent().unwrap().join(path),
+            };
+            let there = file.canonicalize().is_ok_and(|file| {
+                anchor.is_empty() || pages.get(&file).is_some_and(|text| anchors(text).contains(anchor))
+            });
+            if !there {
+                broken.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn the_tests_that_show_a_promise_exist() {
+    let guarantees = read(&root().join("docs/guarantees.md"));
+    let named: BTreeSet<&str> =
+        guarantees.split('`').filter(|word| word.matches('_').count() > 4 && is_lower_snake(word)).collect();
+    assert!(named.len() > 20, "promises name their tests: {named:?}");
+    let sources: String = ["src", "tests", "rescuer", "dispatcher", "service"]
+        .iter()
+        .flat_map(|folder| files(&root().join(folder), "rs"))
+        .map(|file| read(&file))
+        .collect();
+    let missing: Vec<_> =
+        named.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn the_map_names_every_file_of_the_library_and_the_services_and_no_other() {
+    let map = read(&root().join("ARCHITECTURE.md"));
+    let map = map.split("\n## ").find(|part| part.starts_with("The map")).unwrap();
+    let named: BTreeSet<&str> = map
+        .split('`')
+        .filter(|word| word.ends_with(".rs"))
+        .map(|path| path.rsplit('/').next().unwrap())
+        .collect();
+    let there: BTreeSet<String> = ["src", "rescuer/src", "dispatcher/src"]
+        .iter()
+        .flat_map(|folder| files(&root().join(folder), "rs"))
+        .map(|file| file.file_name().unwrap().to_string_lossy().into_owned())
+        .filter(|name| !["lib.rs", "main.rs", "mod.rs"].contains(&name.as_str()))
+        .collect();
+    let unnamed: Vec<_> = there.iter().filter(|name| !named.contains(name.as_str())).collect();
+    assert!(unnamed.is_empty(), "not on the map: {unnamed:?}");
+    let shells = ["mod.rs", "keys.rs", "daemon.rs", "shutdown.rs", "telemetry.rs"];
+    let gone: Vec<_> =
+        named.iter().filter(|name| !there.contains(**name) && !shells.contains(*name)).collect();
+    assert!(gone.is_empty(), "on the map, but gone: {gone:?}");
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().unwrap()
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every page: those at the root and under `docs`.
+fn pages() -> Vec<PathBuf> {
+    let at_root = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
+    let at_root = at_root.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    at_root.chain(files(&root().join("docs"), "md")).collect()
+}
+
+/// Files of this kind under a folder; none where there is no such folder.
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let nested = entries.map(|path| match path.is_dir() {
+        true => files(&path, extension),
+        false => vec![path],
+    });
+    let is_wanted = |path: &PathBuf| path.extension().is_some_and(|found| found == extension);
+    nested.flatten().filter(is_wanted).collect()
+}
+
+/// The text outside of fenced code.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    let mut fenced = false;
+    text.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    })
+}
+
+fn links(text: &str) -> Vec<String> {
+    let targets = prose(text).flat_map(|line| line.split("](").skip(1));
+    let targets = targets.filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://")).map(str::to_owned).collect()
+}
+
+/// Headings as links name them: lower case, punctuation dropped, hyphens for spaces.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text).filter(|line| line.starts_with('#'));
+    let slug = |line: &str| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(slug).collect()
+}
+
+fn is_lower_snake(word: &str) -> bool {
+    word.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
+}

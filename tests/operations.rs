@@ -1,0 +1,162 @@
+//! What the operations guide has people write by hand, on the real server, byte for byte the updates of docs/operations.md
+//! and docs/adopting.md.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::sync::Arc;
+
+use document_outbox::{
+    DocumentRef, Inline, Mode, Ordering, RetryPolicy,
+    clock::ServerClock,
+    deliver::Outcome,
+    process::{Processed, Processor, ProcessorSettings},
+    store::Inserted,
+};
+use mongodb::bson::{Bson, Document, Uuid, doc};
+use support::{Order, Recorder, TestDatabase};
+use tokio_util::sync::CancellationToken;
+
+/// Saves `o-1` with two messages of which the first dies and the second is delivered.
+async fn with_a_dead_message(test: &TestDatabase) -> Bson {
+    let recorder = Recorder::default();
+    recorder.answer([Outcome::Permanent("no".into())]);
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let mut order = Order::new("o-1");
+    order.add(1);
+    order.add(2);
+    let inserted = test.store(&inline).insert(order).await.unwrap();
+    assert!(matches!(inserted, Inserted::Applied(..)));
+    assert_eq!(recorder.amounts(), [2], "the dead one no longer holds back");
+    let outbox = test.outbox("o-1").await;
+    assert!(outbox[0].contains_key("dead_at"));
+    outbox[0].get("id").unwrap().clone()
+}
+
+async fn work_off(test: &TestDatabase, recorder: &Recorder) -> Processed {
+    let settings = ProcessorSettings { retry: RetryPolicy::default(), ..ProcessorSettings::default() };
+    let clock = ServerClock::new(test.client.clone());
+    let worker = Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), settings);
+    let document = DocumentRef::by_id(test.orders().namespace(), "o-1");
+    let stop = CancellationToken::new();
+    worker.process(&document, Ordering::Ordered, &stop).await.unwrap()
+}
+
+fn revive() -> Document {
+    doc! {
+        "$currentDate": { "outbox.$[e].available_at": true },
+        "$set": { "outbox.$[e].attempts": 0, "outbox.$[e].claims": 0 },
+        "$unset": { "outbox.$[e].dead_at": "", "outbox.$[e].dead_reason": "", "outbox.$[e].last_error": "" },
+    }
+}
+
+/// P3 (c): an operator's replay.
+#[tokio::test]
+async fn a_dead_message_is_delivered_after_the_documented_replay_which_works_once() {
+    let test = TestDatabase::create().await;
+    let id = with_a_dead_message(&test).await;
+    let replay = async || {
+        let dead =
+            doc! { "_id": "o-1", "outbox": { "$elemMatch": { "id": &id, "dead_at": { "$exists": true } } } };
+        let filters = vec![doc! { "e.id": &id, "e.dead_at": { "$exists": true } }];
+        let orders = test.orders();
+        let update = orders.update_one(dead, revive()).array_filters(filters);
+        update.await.unwrap().matched_count
+    };
+    assert_eq!(replay().await, 1);
+    assert_eq!(replay().await, 0, "repeated, it matches nothing");
+
+    let recorder = Recorder::default();
+    assert_eq!(work_off(&test, &recorder).await, Processed::Done);
+    let delivered = recorder.delivered();
+    assert_eq!(recorder.amounts(), [1]);
+    assert_eq!((Bson::from(delivered[0].id), delivered[0].attempts), (id, 0), "the same id, a new life");
+    assert!(test.outbox("o-1").await.is_empty());
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn dead_messages_are_replayed_by_type_and_reason_among_things_that_are_no_entries() {
+    let test = TestDatabase::create().await;
+    with_a_dead_message(&test).await;
+    let junk = doc! { "$push": { "outbox": { "$each": [7, { "id": 7, "type": "order.added" }, Bson::Null], "$position": 0 } } };
+    test.orders().update_one(doc! { "_id": "o-1" }, junk).await.unwrap();
+    let which = |reason: &str| doc! { "type": "order.added", "dead_reason": reason, "dead_at": { "$gte": mongodb::bson::DateTime::from_millis(0) } };
+    let replay = async |reason: &str| {
+        let filters = which(reason).into_iter().map(|(name, value)| (format!("e.{name}"), value));
+        let orders = test.orders();
+        let update = orders
+            .update_many(doc! { "outbox": { "$elemMatch": which(reason) } }, revive())
+            .array_filters(vec![filters.collect::<Document>()]);
+        update.await.unwrap().modified_count
+    };
+    assert_eq!(replay("attempts_exhausted").await, 0, "it died for another reason");
+    assert_eq!(replay("permanent").await, 1);
+
+    let recorder = Recorder::default();
+    assert_eq!(work_off(&test, &recorder).await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1]);
+    assert_eq!(test.stored("o-1").await.get_array("outbox").unwrap().len(), 3, "the junk stays");
+    test.drop().await;
+}
+
+/// P2: nothing leaves an outbox but by a confirmed delivery or an operator's hand, which takes the dead only.
+#[tokio::test]
+async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
+    let test = TestDatabase::create().await;
+    let id = with_a_dead_message(&test).await;
+    let living = Uuid::new();
+    let push =
+        doc! { "$push": { "outbox": { "id": living, "type": "order.added", "payload": { "amount": 3 } } } };
+    test.orders().update_one(doc! { "_id": "o-1" }, push).await.unwrap();
+    let discard = async |id: &Bson| {
+        let copy = [
+            doc! { "$match": { "_id": "o-1", "outbox.id": id } },
+            doc! { "$unwind": "$outbox" },
+            doc! { "$match": { "outbox.id": id, "outbox.dead_at": { "$exists": true } } },
+            doc! { "$project": { "_id": "$outbox.id", "document": "$_id", "entry": "$outbox", "discarded_at": "$$NOW" } },
+            doc! { "$merge": {
+                "into": { "db": test.database.name(), "coll": "outbox_discarded" }, "whenMatched": "keepExisting",
+            } },
+        ];
+        test.orders().aggregate(copy).await.unwrap();
+        let pull = doc! { "$pull": { "outbox": { "id": id, "dead_at": { "$exists": true } } } };
+        test.orders().update_one(doc! { "_id": "o-1" }, pull).await.unwrap();
+    };
+    discard(&id).await;
+    discard(&Bson::from(living)).await;
+
+    let outbox = test.outbox("o-1").await;
+    assert_eq!((outbox.len(), outbox[0].get("id")), (1, Some(&Bson::from(living))));
+    let discarded = test.database.collection::<Document>("outbox_discarded");
+    let kept = discarded.find_one(doc! { "_id": &id }).await.unwrap().unwrap();
+    assert_eq!(kept.get_str("document"), Ok("o-1"));
+    assert_eq!(discarded.count_documents(doc! {}).await.unwrap(), 1);
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn both_ways_in_which_a_foreign_writer_may_send_are_delivered_in_order() {
+    let test = TestDatabase::create().await;
+    let orders = test.orders();
+    orders.insert_one(doc! { "_id": "o-1" }).await.unwrap();
+    let minimal = doc! {
+        "$set": { "paid": true },
+        "$push": { "outbox": { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1 } } },
+    };
+    orders.update_one(doc! { "_id": "o-1" }, minimal).await.unwrap();
+    let dated = vec![doc! { "$set": {
+        "paid": true,
+        "outbox": { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, [{
+            "id": Uuid::new(), "type": "order.added", "payload": { "amount": 2 },
+            "created_at": "$$NOW", "available_at": "$$NOW",
+        }]] },
+    } }];
+    orders.update_one(doc! { "_id": "o-1" }, dated).await.unwrap();
+
+    let recorder = Recorder::default();
+    assert_eq!(work_off(&test, &recorder).await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1, 2]);
+    test.drop().await;
+}
