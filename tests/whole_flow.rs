@@ -108,6 +108,30 @@ async fn a_minimal_entry_of_a_foreign_writer_arrives_after_the_delay_and_leaves_
     flow.end().await;
 }
 
+/// A foreign writer's ids have a time in them, by a clock that is not the server's.
+#[tokio::test]
+async fn a_foreign_writer_whose_clock_is_ahead_is_rescued_by_the_stream_all_the_same() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let mut rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let recorded = Recorded::watch(&flow, "o-1").await;
+    let mut entry = minimal(7);
+    let ahead = std::time::UNIX_EPOCH.elapsed().unwrap() + DELAY;
+    let ahead = uuid::Timestamp::from_unix(uuid::NoContext, ahead.as_secs(), ahead.subsec_nanos());
+    entry.insert("id", Uuid::from_bytes(uuid::Uuid::new_v7(ahead).into_bytes()));
+    let foreign = doc! { "_id": "o-1", "outbox": [entry] };
+    flow.test.orders().insert_one(foreign).await.unwrap();
+    assert_eq!(rescuer.wait("a command", queued).await, ("o-1".into(), Reason::Stream));
+    assert_eq!(receiver.wait(1).await[0].amount(), 7);
+    recorded.await.came_after(DELAY);
+    flow.test.wait_until("o-1", is_empty).await;
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
 /// *A command is a hint: it can be lost.* The document is the truth, and the sweep is the net under both.
 #[tokio::test]
 async fn a_message_whose_command_is_lost_is_found_by_the_sweep() {

@@ -10,6 +10,7 @@
 //! | with `created_at` | `created_at` + delay |
 //! | without, and its `id` is a UUID of version 7 | the time in the `id` + delay |
 //! | without either | old enough |
+//! | without `available_at`, for the stream | old enough: see [`Moment::following`] |
 
 use std::time::Duration;
 
@@ -26,19 +27,24 @@ pub(crate) struct Moment {
     pub(crate) now: DateTime,
     /// What was made at or before this is old enough.
     pub(crate) old: DateTime,
+    /// Whether what has no `available_at` is old enough, whatever else it says.
+    pub(crate) undated: bool,
 }
 
 impl Moment {
     /// For the sweep, which comes back anyway.
     pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
-        Self { now, old: earlier(now, delay) }
+        Self { now, old: earlier(now, delay), undated: false }
     }
 
     /// For the change stream, which comes by once. The message it was woken for was made at about the change's own time,
     /// which another machine's clock may see a little differently.
+    ///
+    /// What has no `available_at` is a foreign writer's, dated by a clock that may be far off; no inline dispatcher is at
+    /// it, and passed over here it would wait for the next full sweep.
     pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(Duration::from_millis(500));
-        Self { now, old: earlier(now, delay - slack) }
+        Self { now, old: earlier(now, delay - slack), undated: true }
     }
 }
 
@@ -73,7 +79,7 @@ pub(crate) fn judge(outbox: Option<&Bson>, ordering: Ordering, moment: Moment) -
     let found = deliverable(&slots, rules);
     let mut ready = found.entries.iter().copied().chain(found.crashed);
     Verdict {
-        work: ready.find(|entry| is_old_enough(entry, moment.old)).map(head),
+        work: ready.find(|entry| is_old_enough(entry, moment)).map(head),
         unreadable: found.unreadable,
         flaw: slots.iter().find_map(flaw),
     }
@@ -95,10 +101,11 @@ fn flaw(slot: &Slot) -> Option<String> {
 }
 
 /// Of an entry that is due.
-fn is_old_enough(entry: &Entry, old: DateTime) -> bool {
+fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
     let tried = entry.attempts > 0 || entry.claims > 0;
     let made = entry.created_at.or_else(|| time_in(&entry.id));
-    tried || put_off(entry) || made.is_none_or(|made| made <= old)
+    let undated = moment.undated && entry.available_at.is_none();
+    tried || undated || put_off(entry) || made.is_none_or(|made| made <= moment.old)
 }
 
 /// Scheduled by its writer, or given back by a claimer: nobody's inline dispatcher is at it.
@@ -185,6 +192,18 @@ mod tests {
         assert!(id_made(-15_000));
         assert!(!id_made(-14_000));
         assert!(wants_command(doc! {}));
+    }
+
+    #[test]
+    fn a_writers_clock_that_is_ahead_puts_off_nothing_that_the_sweep_would_not_find() {
+        let mut undated = doc! { "id": Uuid::new(), "type": "order.placed", "created_at": at(2_000) };
+        let follow = |entry: &Document| {
+            let outbox = Bson::Array(vec![entry.clone().into()]);
+            judge(Some(&outbox), Ordering::Ordered, Moment::following(at(0), DELAY)).work.is_some()
+        };
+        assert!(follow(&undated), "the stream comes by once, and the sweep once in an hour");
+        undated.insert("available_at", at(-1));
+        assert!(!follow(&undated), "the sweep comes by soon enough");
     }
 
     #[test]
