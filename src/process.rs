@@ -342,6 +342,13 @@ impl Processor {
         let mut answers = match tokio::time::timeout(left, delivery).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(_panic)) => fail_all(window, "the deliverer panicked"),
+            // Not the message's fault: the way was lost while it was on it, as when an alarm blocks a broker's connection.
+            Err(_elapsed) if !self.deliver.is_available() => {
+                let why = Outcome::Unavailable(
+                    "the way was lost, and no answer came before the claim ran out".into(),
+                );
+                window.iter().map(|_| why.clone().into()).collect()
+            }
             Err(_elapsed) => fail_all(window, "no answer before the claim ran out"),
         };
         if answers.len() != window.len() {

@@ -18,7 +18,7 @@ use mongodb::{
     Client,
     bson::{Bson, Document, doc},
 };
-use support::{Added, LONG, Order, Recorder, TestDatabase, uri};
+use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio_util::sync::CancellationToken;
 
 fn background(test: &TestDatabase, recorder: &Recorder) -> Inline {
@@ -46,10 +46,6 @@ fn placed(id: &str) -> Order {
     let mut order = Order::new(id);
     order.add(1);
     order
-}
-
-fn is_empty(stored: &Document) -> bool {
-    stored.get_array("outbox").is_ok_and(Vec::is_empty)
 }
 
 /// A processor such as a dispatcher worker has.
@@ -215,6 +211,29 @@ async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
     assert_eq!(insert(&orders, placed("lost")).await.dispatch, Dispatch::Background);
     assert!(matches!(events.recv().await.unwrap(), Event::Released { count: 1, .. }));
     let entry = &test.outbox("lost").await[0];
+    assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
+    test.drop().await;
+}
+
+/// A message that was on its way when the way was lost, as when a broker's alarm blocks the connection, was not tried.
+#[tokio::test]
+async fn a_claim_that_runs_out_because_the_way_was_lost_counts_no_attempt() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = Inline::builder(&test.client)
+        .mode(Mode::Await)
+        .lease(Duration::from_secs(1))
+        .deliver_to(recorder.clone());
+    let mut events = inline.events().subscribe();
+    let orders = test.store(&inline);
+    let lose_the_way = async {
+        recorder.wait_tried(1).await;
+        recorder.set_available(false);
+    };
+    let (receipt, ()) = tokio::join!(insert(&orders, placed("o-1")), lose_the_way);
+    assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Waiting)]));
+    assert!(matches!(events.recv().await.unwrap(), Event::Released { count: 1, .. }));
+    let entry = &test.outbox("o-1").await[0];
     assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
     test.drop().await;
 }

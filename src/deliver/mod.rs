@@ -137,7 +137,8 @@ impl From<Outcome> for Answer {
 /// - [`Outcome::Delivered`] only when the receiver has confirmed it. In doubt, answer `Unavailable` (nothing can be tried) or
 ///   `Transient`: a repeat is allowed, a loss is not.
 /// - Errors of one message don't spread to the others of the window.
-/// - It does not panic and does not wait for ever. A call that outlives the claim is dropped and counts as a failed attempt.
+/// - It does not panic and does not wait for ever. A call that outlives the claim is dropped and counts as a failed
+///   attempt, unless [`is_available`](Deliver::is_available) is false by then.
 ///
 /// [`conformance::check`] tests these.
 ///

@@ -89,9 +89,26 @@ impl TestDatabase {
         tokio::time::timeout(LONG, look).await.expect("the document becomes as wanted")
     }
 
+    /// Waits, on the change stream, until no document has a message left.
+    pub async fn wait_until_all_are_empty(&self) {
+        let filled = doc! { "outbox.0": { "$exists": true } };
+        let look = async {
+            let mut changes = self.orders().watch().await.unwrap();
+            while self.orders().count_documents(filled.clone()).await.unwrap() > 0 {
+                changes.next_if_any().await.unwrap();
+            }
+        };
+        tokio::time::timeout(LONG, look).await.expect("every outbox becomes empty")
+    }
+
     pub async fn drop(self) {
         self.database.drop().await.unwrap();
     }
+}
+
+/// A stored document whose messages have all left it.
+pub fn is_empty(stored: &BsonDocument) -> bool {
+    stored.get_array("outbox").is_ok_and(Vec::is_empty)
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]

@@ -1,0 +1,205 @@
+//! The whole system while its broker is gone, takes nothing, or closes the channel.
+//!
+//! Each test has a RabbitMQ of its own, but the last, which only breaks its own exchange.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/flow.rs"]
+mod flow;
+#[path = "support/private_broker.rs"]
+mod private_broker;
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use document_outbox::{Inline, RetryPolicy, amqp::State, deliver::RabbitMq, event::Event, store::Inserted};
+use flow::{Flow, Heard, Received, Rescue, Worker, soon};
+use mongodb::bson::doc;
+use private_broker::PrivateBroker;
+use support::{LONG, Order};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+const DOCUMENTS: i64 = 10;
+
+/// Over in less than a second, and without the quick tries that could hide an attempt.
+fn short_retry() -> RetryPolicy {
+    RetryPolicy {
+        max_attempts: 4,
+        backoff_min: Duration::from_millis(50),
+        backoff_max: Duration::from_millis(200),
+        quick_tries: 0,
+        ..RetryPolicy::default()
+    }
+}
+
+/// The whole system at work: an application that saves without end, a worker, a rescuer.
+struct System {
+    flow: Flow,
+    rabbitmq: RabbitMq,
+    inline: Inline,
+    messages: Heard<Event>,
+    worker: Worker,
+    rescuer: Rescue,
+    saves: Saves,
+}
+
+impl System {
+    async fn start(flow: Flow, retry: RetryPolicy) -> Self {
+        let rabbitmq = flow.rabbitmq("inline").await;
+        let inline = Inline::builder(&flow.test.client)
+            .retry(retry.clone())
+            .lease(Duration::from_secs(1))
+            .hand_off(flow.command_sender().await)
+            .deliver_to(rabbitmq.clone());
+        let messages = Heard::from(inline.events().subscribe());
+        let worker = flow.dispatcher(retry).await;
+        let rescuer = flow.rescuer(flow.rescuer_settings(Duration::from_secs(2))).await;
+        let saves = Saves::begin(&flow, &inline).await;
+        saves.made(50).await;
+        Self { flow, rabbitmq, inline, messages, worker, rescuer, saves }
+    }
+
+    /// Stops saving; everything that was saved is on its way or has arrived, and nothing was given up.
+    async fn everything_arrives(mut self) -> Vec<Event> {
+        let saved = self.saves.end().await;
+        self.flow.test.wait_until_all_are_empty().await;
+        let receiver = self.flow.receiver().await;
+        let all = |received: &[Received]| arrived(received).values().map(Vec::len).sum::<usize>() >= saved;
+        let received = receiver.wait_until("every message", all).await;
+        for (document, amounts) in arrived(&received) {
+            let wanted: Vec<_> = (1..).take(amounts.len()).collect();
+            assert_eq!(amounts, wanted, "{document}");
+        }
+        self.inline.close(LONG).await;
+        self.rabbitmq.close().await;
+        self.rescuer.stop().await;
+        self.worker.running.stop().await;
+        let mut events = self.messages.rest();
+        events.extend(self.worker.messages.rest());
+        let died = events.iter().find(|event| matches!(event, Event::Died { .. }));
+        assert_eq!(died, None);
+        self.flow.end().await;
+        events
+    }
+}
+
+/// What each document's messages brought, without repeats: a broker that fails between publish and confirm may have it
+/// twice (P3 a).
+fn arrived(received: &[Received]) -> BTreeMap<String, Vec<i64>> {
+    let mut arrived = BTreeMap::<String, Vec<i64>>::new();
+    for message in received {
+        let amounts = arrived.entry(message.subject()).or_default();
+        if !amounts.contains(&message.amount()) {
+            amounts.push(message.amount());
+        }
+    }
+    arrived
+}
+
+fn failed(events: &[Event]) -> Option<&Event> {
+    events.iter().find(|event| matches!(event, Event::Failed { .. }))
+}
+
+/// An application that saves one document after the other, each save with a message, a hundred times a second.
+struct Saves {
+    made: watch::Receiver<usize>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Saves {
+    async fn begin(flow: &Flow, inline: &Inline) -> Self {
+        let orders = flow.test.store(inline);
+        for nth in 0..DOCUMENTS {
+            let inserted = orders.insert(Order::new(&format!("o-{nth}"))).await.unwrap();
+            assert!(matches!(inserted, Inserted::Applied(..)));
+        }
+        let stop = CancellationToken::new();
+        let (count, made) = watch::channel(0);
+        let until = stop.clone();
+        let task = tokio::spawn(async move {
+            let mut pace = tokio::time::interval(Duration::from_millis(10));
+            for nth in 0i64.. {
+                pace.tick().await;
+                if until.is_cancelled() {
+                    break;
+                }
+                let id = format!("o-{}", nth % DOCUMENTS);
+                let saved = orders.update(&id, |order| order.add(nth / DOCUMENTS + 1)).await;
+                saved.expect("a save never fails because of delivery");
+                count.send_modify(|made| *made += 1);
+            }
+        });
+        Self { made, stop, task }
+    }
+
+    /// Waits until that many more were made.
+    async fn made(&self, more: usize) {
+        let mut made = self.made.clone();
+        let enough = *made.borrow_and_update() + more;
+        soon("the saves to go on", made.wait_for(|made| *made >= enough)).await.unwrap();
+    }
+
+    /// Stops saving, and says how many were made.
+    async fn end(&mut self) -> usize {
+        self.stop.cancel();
+        (&mut self.task).await.unwrap();
+        *self.made.borrow()
+    }
+}
+
+/// P2 At least once, P6 Independent: *Unavailable is not an attempt. An hour without RabbitMQ kills no message.*
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outage_of_the_broker_for_longer_than_all_retries_kills_no_message_and_fails_no_save() {
+    let broker = PrivateBroker::start().await;
+    let retry = short_retry();
+    let system = System::start(Flow::on(&broker.uri).await, retry.clone()).await;
+    broker.stop().await;
+    let gone = Instant::now();
+    system.saves.made(100).await;
+    let entries = doc! { "outbox.attempts": { "$exists": true } };
+    assert_eq!(system.flow.test.orders().count_documents(entries).await.unwrap(), 0);
+    broker.start_again().await;
+    assert!(gone.elapsed() > retry.longest_schedule(), "or else it proves nothing");
+    let events = system.everything_arrives().await;
+    assert_eq!(failed(&events), None, "no attempt was counted");
+}
+
+/// P6: *a save never fails because of delivery*. A blocked connection is no attempt either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outage_by_an_alarm_that_blocks_the_connection_counts_no_attempt_and_fails_no_save() {
+    let broker = PrivateBroker::start().await;
+    let mut flow = Flow::on(&broker.uri).await;
+    flow.confirm_timeout = Duration::from_secs(1);
+    let system = System::start(flow, short_retry()).await;
+    broker.raise_alarm().await;
+    let mut states = system.rabbitmq.subscribe();
+    let blocked = states.wait_for(|state| matches!(state, State::Blocked { .. }));
+    drop(soon("the connection to be blocked", blocked).await.unwrap());
+    system.saves.made(100).await;
+    broker.lift_alarm().await;
+    let events = system.everything_arrives().await;
+    assert_eq!(failed(&events), None, "no attempt was counted");
+}
+
+/// A channel that the broker closes (404: the exchange is gone) is made anew, with its exchange; what was on its way is
+/// delivered again, what nobody could receive in between is tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_closed_by_the_broker_under_a_running_application_loses_nothing() {
+    let retry = RetryPolicy { max_attempts: 10_000, ..short_retry() };
+    let system = System::start(Flow::begin().await, retry).await;
+    for _ in 0..3 {
+        let mut states = system.rabbitmq.subscribe();
+        system.flow.delete_exchange(system.flow.messages()).await;
+        let closed = states.wait_for(|state| matches!(state, State::Disconnected { .. }));
+        drop(soon("the channel to be closed", closed).await.unwrap());
+        drop(soon("the channel to be made anew", states.wait_for(|state| *state == State::Ready)).await);
+        system.flow.bind().await;
+        system.saves.made(20).await;
+    }
+    system.everything_arrives().await;
+}

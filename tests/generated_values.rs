@@ -1,0 +1,381 @@
+//! What nobody thought of: thousands of generated BSON values where an outbox, an entry or a field of an entry should be.
+//!
+//! Each goes through everything that ever looks at it: a load, a save with a message, the rescuer's stream and sweep, a
+//! worker. The run can be repeated by its seed: `OUTBOX_TEST_SEED=… cargo nextest run --test generated_values`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/flow.rs"]
+mod flow;
+#[path = "support/generator.rs"]
+mod generator;
+mod support;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use document_outbox::{
+    Document, DocumentRef, Error, Inline, Message, Ordering, Outbox, SendFailure, Store,
+    clock::ServerClock,
+    command::{ProcessDocumentMessages, Reason},
+    deliver::{Envelope, PayloadFormat, cloudevents},
+    deliverable::{Deliverable, Rules, deliverable},
+    entry::{Slot, read_outbox},
+    process::{Processed, Processor, ProcessorSettings},
+};
+use flow::{Heard, soon};
+use futures::{StreamExt, stream};
+use generator::Generator;
+use mongodb::{
+    Database,
+    bson::{Bson, DateTime, RawDocumentBuf, Uuid, doc},
+};
+use outbox_rescuer::{CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings};
+use serde::{Deserialize, Serialize};
+use support::{Recorder, TestDatabase};
+use tokio::task::JoinHandle;
+
+const CONCURRENCY: usize = 32;
+const GOOD: &str = "good";
+
+/// An aggregate that takes any document, whatever its outbox looks like.
+#[derive(Debug, Serialize, Deserialize)]
+struct Any {
+    #[serde(rename = "_id")]
+    id: i32,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+
+impl Document for Any {
+    type Id = i32;
+    fn id(&self) -> &i32 {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Good;
+
+impl Message for Good {
+    const TYPE: &'static str = GOOD;
+}
+
+/// What is put into the place of a whole outbox.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_thousand_values_as_an_outbox_stop_nothing_and_are_left_as_they_are() {
+    let mut generator = Generator::announced(1);
+    let outboxes = (0..3_000).map(|_| generator.value(4)).collect();
+    see_through(outboxes).await;
+}
+
+/// What is put into an outbox: anything, and what is nearly an entry. A good one stands among every ten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_thousand_values_as_entries_stop_none_of_their_neighbours() {
+    let mut generator = Generator::announced(2);
+    let outboxes = (0..300).map(|_| {
+        let elements = (0..10).map(|nth| match nth % 2 {
+            0 => generator.value(4),
+            _ => generator.nearly_an_entry(),
+        });
+        let mut elements: Vec<Bson> = elements.collect();
+        elements.insert(generator.below(11), good().into());
+        Bson::Array(elements)
+    });
+    see_through(outboxes.collect()).await;
+}
+
+/// What is put into one field of an entry that is good but for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_thousand_values_as_fields_of_entries_stop_none_of_their_neighbours() {
+    let mut generator = Generator::announced(3);
+    let outboxes = (0..400).map(|nth| {
+        let field = generator::FIELDS[nth % generator::FIELDS.len()];
+        let mut elements: Vec<Bson> = (0..10).map(|_| generator.entry_with(&[field]).into()).collect();
+        elements.insert(generator.below(11), good().into());
+        Bson::Array(elements)
+    });
+    see_through(outboxes.collect()).await;
+}
+
+fn good() -> mongodb::bson::Document {
+    doc! { "id": Uuid::new(), "type": GOOD, "payload": 1 }
+}
+
+/// *An unreadable entry is never delivered or deleted, never blocks its neighbours, never makes its document loop; it is
+/// counted and listed.*
+async fn see_through(outboxes: Vec<Bson>) {
+    let world = World::create().await;
+    let mut rescuer = world.rescuer("first").await;
+    let documents = world.insert(outboxes).await;
+    let queued = rescuer.sees_all(&world, -1).await;
+
+    let before = world.stored().await;
+    let saved = world.save_each(&documents, &before).await;
+    let found = world.stored().await;
+    let delivered = world.process_each(&documents).await;
+    let after = world.stored().await;
+
+    let name = |envelope: &Envelope| (envelope.document.id().as_i32().unwrap(), envelope.id);
+    let ids: HashSet<(i32, Uuid)> = delivered.iter().map(name).collect();
+    assert_eq!(ids.len(), delivered.len(), "each once");
+    for id in &documents {
+        let good = good_ones(&found[id]);
+        assert_eq!(good.len(), good_ones(&before[id]).len() + usize::from(saved.contains(id)));
+        assert!(good.iter().all(|good| ids.contains(&(*id, *good))), "the good ones of document {id}");
+        unreadable_ones_are_as_they_were(*id, &found[id], &after[id]);
+        let times = queued.get(id).copied().unwrap_or_default();
+        assert!(times <= 3, "document {id} was queued {times} times");
+        let wanted = world.plan(&before[id], Ordering::Ordered, |plan| {
+            plan.entries.iter().any(|entry| entry.message_type == GOOD)
+        });
+        assert!(!wanted || times > 0, "document {id} was not queued");
+    }
+    delivered.iter().for_each(can_be_put_on_the_wire_or_told_why_not);
+
+    // What a worker is done with, no rescuer queues again: one without a memory finds nothing there.
+    let mut second = world.rescuer("second").await;
+    for (id, times) in second.sees_all(&world, -2).await {
+        let elsewhere = world.plan(&after[&id], Ordering::Ordered, |plan| plan.not_mine);
+        assert!(elsewhere > 0, "document {id} is queued for ever ({times} times by now)");
+    }
+    println!("{} messages of {} documents delivered", delivered.len(), documents.len());
+    rescuer.stop().await;
+    second.stop().await;
+    world.end().await;
+}
+
+type Stored = HashMap<i32, RawDocumentBuf>;
+
+struct World {
+    test: TestDatabase,
+    store: Store<Any>,
+    clock: ServerClock,
+    now: DateTime,
+}
+
+impl World {
+    async fn create() -> Self {
+        let test = TestDatabase::create().await;
+        let store = Store::<Any>::new(test.orders(), &Inline::off(&test.client));
+        store.ensure_indexes().await.unwrap();
+        let clock = ServerClock::new(test.client.clone());
+        Self { now: clock.now().await.unwrap(), test, store, clock }
+    }
+
+    fn document(&self, id: i32) -> DocumentRef {
+        DocumentRef::by_id(self.test.orders().namespace(), id)
+    }
+
+    fn state(&self) -> Database {
+        let name = format!("{}_state", self.test.database.name());
+        self.test.client.database(&name)
+    }
+
+    async fn end(self) {
+        self.state().drop().await.unwrap();
+        self.test.drop().await;
+    }
+
+    async fn rescuer(&self, stream: &str) -> Waking {
+        let client = mongodb::Client::with_uri_str(support::uri("OUTBOX_MONGODB_URI")).await.unwrap();
+        let settings = Settings {
+            stream: stream.into(),
+            delay: Duration::from_secs(1),
+            sweep_interval: Duration::from_millis(200),
+            state_database: self.state().name().into(),
+            ..Settings::new(vec![format!("{}.*", self.test.database.name()).parse().unwrap()])
+        };
+        let rescuer = Rescuer::new(client, Arc::new(Taken), settings).unwrap();
+        let mut events = Heard::from(rescuer.subscribe());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(rescuer.run(stop.clone()));
+        let opened = |event: &RescueEvent| matches!(event, RescueEvent::Opened { .. }).then_some(());
+        events.wait("the stream to open", opened).await;
+        Waking { events, stop, task }
+    }
+
+    /// Stores each in a document of its own, but for those that the server refuses.
+    async fn insert(&self, outboxes: Vec<Bson>) -> Vec<i32> {
+        let all = outboxes.len();
+        let inserts = outboxes.into_iter().zip(0..).map(async |(outbox, id)| {
+            let document = doc! { "_id": id, "outbox": outbox };
+            let inserted = self.test.orders().insert_one(document).await;
+            inserted.is_ok().then_some(id)
+        });
+        let documents: Vec<i32> = at_once(inserts).await.into_iter().flatten().collect();
+        let refused = all - documents.len();
+        println!("{refused} of {all} documents were refused by the server");
+        assert!(refused * 20 <= all, "too many to be a test");
+        documents
+    }
+
+    async fn stored(&self) -> Stored {
+        let collection = self.test.orders().clone_with_type::<RawDocumentBuf>();
+        let found = collection.find(doc! { "_id": { "$gte": 0 } }).await.unwrap();
+        let all: Vec<RawDocumentBuf> = found.map(|document| document.unwrap()).collect().await;
+        let id = |document: &RawDocumentBuf| document.get_i32("_id").unwrap();
+        all.into_iter().map(|document| (id(&document), document)).collect()
+    }
+
+    /// Loads each and saves it with a good message; those that took it.
+    async fn save_each(&self, documents: &[i32], stored: &Stored) -> HashSet<i32> {
+        let saves = documents.iter().map(async |id| {
+            let mut loaded = self.store.load(id).await.unwrap().unwrap();
+            loaded.outbox.send(Good);
+            let saved = self.store.save(&mut loaded).await;
+            let array = read_outbox(outbox(&stored[id]).as_ref()).is_ok();
+            match saved {
+                Ok(saved) => assert!(array && saved.is_applied(), "document {id}: {saved:?}"),
+                Err(error) => {
+                    assert!(!array && matches!(error, Error::OutboxNotArray { .. }), "document {id}: {error}")
+                }
+            }
+            array.then_some(*id)
+        });
+        at_once(saves).await.into_iter().flatten().collect()
+    }
+
+    /// Has a worker process each, first in order, then without; what was delivered.
+    async fn process_each(&self, documents: &[i32]) -> Vec<Envelope> {
+        let recorder = Recorder::default();
+        let settings =
+            ProcessorSettings { state_database: self.state().name().into(), ..ProcessorSettings::default() };
+        let client = self.test.client.clone();
+        let worker = Processor::new(client, self.clock.clone(), Arc::new(recorder.clone()), settings);
+        let runs = documents.iter().map(async |id| {
+            self.process(&worker, *id, Ordering::Ordered).await;
+            self.process(&worker, *id, Ordering::Unordered).await;
+        });
+        at_once(runs).await;
+        recorder.delivered()
+    }
+
+    async fn process(&self, worker: &Processor, id: i32, ordering: Ordering) {
+        let (document, stop) = (self.document(id), CancellationToken::new());
+        let processing = worker.process(&document, ordering, &stop);
+        let processed = soon(&format!("document {id} to be done with"), processing).await;
+        let processed = processed.unwrap_or_else(|error| panic!("document {id}: {error}"));
+        let collection = self.test.orders().clone_with_type::<RawDocumentBuf>();
+        let stored = collection.find_one(doc! { "_id": id }).await.unwrap().unwrap();
+        let (work, held) = self.plan(&stored, ordering, |plan| (plan.is_work(), plan.held));
+        assert!(!work, "document {id}: something deliverable was left, {processed:?}");
+        let end = held.map_or(Processed::Done, Processed::Held);
+        assert_eq!(processed, end, "document {id}");
+    }
+
+    /// What of a document a deliverer to the broker can deliver.
+    fn plan<T>(&self, stored: &RawDocumentBuf, ordering: Ordering, ask: impl Fn(Deliverable<'_>) -> T) -> T {
+        let slots = slots(stored);
+        ask(deliverable(
+            &slots,
+            Rules { now: self.now, ordering, limit: usize::MAX, serves: &|via| via.is_none() },
+        ))
+    }
+}
+
+/// A rescuer at work in this process.
+struct Waking {
+    events: Heard<RescueEvent>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), RescuerError>>,
+}
+
+impl Waking {
+    /// Waits until stream and sweep are through with all that was stored so far: which documents were queued, how often.
+    async fn sees_all(&mut self, world: &World, last: i32) -> HashMap<i32, usize> {
+        // Only the stream finds what has no date, but for the first sweep; and the stream is read in order.
+        let document = doc! { "_id": last, "outbox": [good()] };
+        world.test.orders().insert_one(document).await.unwrap();
+        let (mut swept, mut found, mut followed) = (false, false, false);
+        let mut queued = HashMap::new();
+        let collect = |event: &RescueEvent| {
+            match event {
+                RescueEvent::Queued { document, reason } => {
+                    let id = document.id().as_i32().unwrap();
+                    found |= id == last && *reason == Reason::Stream;
+                    if id >= 0 {
+                        *queued.entry(id).or_default() += 1;
+                    }
+                }
+                RescueEvent::SweepDone { full: true, cut_short, .. } => swept |= !cut_short,
+                // The commands of a page are announced in any order.
+                RescueEvent::PageDone { .. } => followed |= found,
+                _ => {}
+            }
+            (swept && followed).then_some(())
+        };
+        self.events.wait("stream and sweep to get through", collect).await;
+        queued
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        soon("the rescuer to stop", self.task).await.unwrap().unwrap();
+    }
+}
+
+/// Takes every command.
+struct Taken;
+
+#[async_trait]
+impl Commands for Taken {
+    async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
+        commands.iter().map(|_| Ok(())).collect()
+    }
+
+    async fn ready(&self) {}
+}
+
+async fn at_once<F: Future>(work: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    stream::iter(work).buffer_unordered(CONCURRENCY).collect().await
+}
+
+fn outbox(stored: &RawDocumentBuf) -> Option<Bson> {
+    let value = stored.get("outbox").unwrap();
+    value.map(|value| Bson::try_from(value).unwrap())
+}
+
+fn slots(stored: &RawDocumentBuf) -> Vec<Slot> {
+    read_outbox(outbox(stored).as_ref()).unwrap_or_default()
+}
+
+fn good_ones(stored: &RawDocumentBuf) -> Vec<Uuid> {
+    let slots = slots(stored);
+    let entries = slots.iter().filter_map(Slot::entry);
+    let good = entries.filter(|entry| entry.message_type == GOOD);
+    good.map(|entry| entry.id).collect()
+}
+
+fn unreadable_ones_are_as_they_were(id: i32, before: &RawDocumentBuf, after: &RawDocumentBuf) {
+    if read_outbox(outbox(before).as_ref()).is_err() {
+        assert_eq!(before.as_bytes(), after.as_bytes(), "document {id}");
+    }
+    assert_eq!(unreadable_ones(before), unreadable_ones(after), "document {id}");
+}
+
+/// The bytes of each.
+fn unreadable_ones(stored: &RawDocumentBuf) -> Vec<Vec<u8>> {
+    let Some(Bson::Array(elements)) = outbox(stored) else {
+        return Vec::new();
+    };
+    let both = elements.into_iter().zip(slots(stored));
+    let unreadable = both.filter(|(_, slot)| slot.entry().is_none());
+    let bytes = |element: Bson| RawDocumentBuf::try_from(&doc! { "e": element }).unwrap();
+    unreadable.map(|(element, _)| bytes(element).as_bytes().to_vec()).collect()
+}
+
+fn can_be_put_on_the_wire_or_told_why_not(envelope: &Envelope) {
+    for format in [PayloadFormat::Json, PayloadFormat::CanonicalExtendedJson] {
+        if let Err(error) = cloudevents::publication(envelope, "messages", format) {
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A RabbitMQ that nobody else uses, to be stopped, starved and started again.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// Run by a copy of `scripts/services` in a directory of its own, and gone with this value, or with its process.
+pub struct PrivateBroker {
+    directory: PathBuf,
+    guard: Child,
+    pub uri: String,
+}
+
+impl PrivateBroker {
+    /// Starts it, on ports that are free; returns when it answers.
+    pub async fn start() -> Self {
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let name = format!("broker-{}", uuid::Uuid::now_v7().simple());
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(directory.join("scripts")).unwrap();
+        for file in ["scripts/services", "docker-compose.yml"] {
+            std::fs::copy(checkout.join(file), directory.join(file)).unwrap();
+        }
+        let mut broker = Self { guard: guard(&directory), directory, uri: String::new() };
+        broker.services(&["up"]).await;
+        let environment = broker.services(&["env"]).await;
+        let uri = environment.lines().find_map(|line| line.strip_prefix("export OUTBOX_RABBITMQ_URI="));
+        broker.uri = uri.expect("its URI is told").trim_matches('\'').to_owned();
+        broker
+    }
+
+    pub async fn stop(&self) {
+        self.services(&["stop", "rabbitmq"]).await;
+    }
+
+    /// Starts it again, with what it had; returns when it answers.
+    pub async fn start_again(&self) {
+        self.services(&["start", "rabbitmq"]).await;
+    }
+
+    pub async fn rabbitmqctl(&self, arguments: &[&str]) {
+        let all: Vec<_> = ["rabbitmqctl", "-q"].into_iter().chain(arguments.iter().copied()).collect();
+        self.services(&all).await;
+    }
+
+    /// Raises the memory alarm: the broker takes no messages.
+    pub async fn raise_alarm(&self) {
+        self.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await;
+    }
+
+    pub async fn lift_alarm(&self) {
+        self.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+    }
+
+    /// MongoDB counts as given from outside, so that `up` starts only RabbitMQ.
+    async fn services(&self, arguments: &[&str]) -> String {
+        let output = tokio::process::Command::new(self.directory.join("scripts/services"))
+            .args(arguments)
+            .env_remove("OUTBOX_RABBITMQ_URI")
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Waits for the end of its input, which comes however this process ends, then takes everything away.
+fn guard(directory: &Path) -> Child {
+    use std::os::unix::process::CommandExt;
+    Command::new("sh")
+        .args(["-c", r#"cat; "$0/scripts/services" clean; rm -rf "$0""#])
+        .arg(directory)
+        .env_remove("OUTBOX_RABBITMQ_URI")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // What ends the test's process group must not end it.
+        .process_group(0)
+        .spawn()
+        .unwrap()
+}
+
+impl Drop for PrivateBroker {
+    fn drop(&mut self) {
+        drop(self.guard.stdin.take());
+        self.guard.wait().unwrap();
+    }
+}

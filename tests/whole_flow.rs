@@ -1,0 +1,419 @@
+//! Application, rescuer, dispatcher and broker together, and a receiver that knows nothing of the library.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/flow.rs"]
+mod flow;
+mod support;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use document_outbox::{Inline, RetryPolicy, Store, command::Reason, event::Event, store::Inserted};
+use flow::{Flow, Heard, Received, WORKER, soon};
+use futures::StreamExt;
+use mongodb::bson::{Bson, DateTime, Document, Uuid, doc, oid::ObjectId};
+use outbox_dispatcher::{DispatcherEvent, Left};
+use outbox_rescuer::{RescueEvent, Settings, StartedFrom};
+use support::{Order, is_empty};
+
+const DELAY: Duration = Duration::from_secs(1);
+
+/// What a writer in any language has to push, and no more.
+fn minimal(amount: i64) -> Document {
+    doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
+}
+
+fn placed(id: &str, amounts: impl IntoIterator<Item = i64>) -> Order {
+    let mut order = Order::new(id);
+    amounts.into_iter().for_each(|amount| order.add(amount));
+    order
+}
+
+async fn insert(orders: &Store<Order>, order: Order) {
+    let inserted = orders.insert(order).await.unwrap();
+    assert!(matches!(inserted, Inserted::Applied(..)), "{inserted:?}");
+}
+
+fn patient() -> RetryPolicy {
+    let wait = Duration::from_millis(200);
+    RetryPolicy { max_attempts: 10_000, backoff_min: wait, backoff_max: wait, ..RetryPolicy::default() }
+}
+
+fn queued(event: &RescueEvent) -> Option<(Bson, Reason)> {
+    match event {
+        RescueEvent::Queued { document, reason } => Some((document.id().clone(), *reason)),
+        _ => None,
+    }
+}
+
+/// When the outbox was filled and when it was claimed, by the server's own record of both.
+struct Recorded {
+    filled: DateTime,
+    claimed: DateTime,
+}
+
+impl Recorded {
+    /// Watches a document from before it is written to.
+    async fn watch(flow: &Flow, id: &str) -> impl Future<Output = Self> + use<> {
+        let only = vec![doc! { "$match": { "documentKey._id": id } }];
+        let mut changes = flow.test.orders().watch().pipeline(only).await.unwrap();
+        let read = async move {
+            let mut filled = None;
+            while let Some(change) = changes.next().await {
+                let change = change.unwrap();
+                let at = change.wall_time.unwrap();
+                let updated = change.update_description.map(|update| update.updated_fields);
+                let claim = |name: &String| name.ends_with(".claimed_by");
+                match filled {
+                    None => filled = Some(at),
+                    Some(filled) if updated.is_some_and(|fields| fields.keys().any(claim)) => {
+                        return Self { filled, claimed: at };
+                    }
+                    Some(_) => {}
+                }
+            }
+            panic!("the changes ended");
+        };
+        async move { soon("the document to be claimed", read).await }
+    }
+
+    /// The rescuer's idea of the server's time is right to within half a round trip, which a busy machine stretches.
+    fn came_after(&self, delay: Duration) {
+        let waited = self.claimed.timestamp_millis() - self.filled.timestamp_millis();
+        let delay = i64::try_from(delay.as_millis()).unwrap();
+        assert!(waited >= delay - 100, "claimed after {waited} ms");
+    }
+}
+
+/// *A foreign writer may `$push` an entry with only `id`, `type`, `payload`; it is delivered like the rest.* Not before the
+/// delay: until then it could be the inline dispatcher's.
+#[tokio::test]
+async fn a_minimal_entry_of_a_foreign_writer_arrives_after_the_delay_and_leaves_the_document() {
+    let flow = Flow::begin().await;
+    flow.test.orders().insert_one(doc! { "_id": "o-1" }).await.unwrap();
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let mut rescuer = flow.rescuer(flow.rescuer_settings(2 * DELAY)).await;
+
+    let recorded = Recorded::watch(&flow, "o-1").await;
+    let push = doc! { "$push": { "outbox": minimal(7) } };
+    flow.test.orders().update_one(doc! { "_id": "o-1" }, push).await.unwrap();
+    assert_eq!(rescuer.wait("a command", queued).await, ("o-1".into(), Reason::Stream));
+    assert_eq!(receiver.wait(1).await[0].amount(), 7);
+    recorded.await.came_after(2 * DELAY);
+    flow.test.wait_until("o-1", is_empty).await;
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// A foreign writer's ids have a time in them, by a clock that is not the server's.
+#[tokio::test]
+async fn a_foreign_writer_whose_clock_is_ahead_is_rescued_by_the_stream_all_the_same() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let mut rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let recorded = Recorded::watch(&flow, "o-1").await;
+    let mut entry = minimal(7);
+    let ahead = std::time::UNIX_EPOCH.elapsed().unwrap() + DELAY;
+    let ahead = uuid::Timestamp::from_unix(uuid::NoContext, ahead.as_secs(), ahead.subsec_nanos());
+    entry.insert("id", Uuid::from_bytes(uuid::Uuid::new_v7(ahead).into_bytes()));
+    let foreign = doc! { "_id": "o-1", "outbox": [entry] };
+    flow.test.orders().insert_one(foreign).await.unwrap();
+    assert_eq!(rescuer.wait("a command", queued).await, ("o-1".into(), Reason::Stream));
+    assert_eq!(receiver.wait(1).await[0].amount(), 7);
+    recorded.await.came_after(DELAY);
+    flow.test.wait_until("o-1", is_empty).await;
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// *A command is a hint: it can be lost.* The document is the truth, and the sweep is the net under both.
+#[tokio::test]
+async fn a_message_whose_command_is_lost_is_found_by_the_sweep() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let settings =
+        Settings { full_sweep_interval: DELAY, requeue_pause: DELAY, ..flow.rescuer_settings(2 * DELAY) };
+    let mut rescuer = flow.rescuer(settings).await;
+    let recorded = Recorded::watch(&flow, "o-1").await;
+    // As old as its id says: without a date, an entry that says nothing counts as old in the full sweep.
+    let mut entry = minimal(7);
+    entry.insert("id", Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()));
+    let foreign = doc! { "_id": "o-1", "outbox": [entry] };
+    flow.test.orders().insert_one(foreign).await.unwrap();
+
+    rescuer.wait("the first command", queued).await;
+    assert!(flow.lose_commands().await >= 1);
+    let swept = |event: &RescueEvent| queued(event).filter(|(_, reason)| *reason == Reason::Sweep);
+    rescuer.wait("a command of the sweep", swept).await;
+    flow.lose_commands().await;
+    assert_eq!(flow.test.outbox("o-1").await.len(), 1, "nobody was told of it yet");
+    let mut worker = flow.dispatcher(patient()).await;
+    let taken = |event: &DispatcherEvent| match event {
+        DispatcherEvent::Taken { reason, .. } => Some(*reason),
+        _ => None,
+    };
+    assert_eq!(worker.wait("a command", taken).await, Reason::Sweep);
+    assert_eq!(receiver.wait(1).await[0].amount(), 7);
+    recorded.await.came_after(2 * DELAY);
+    flow.test.wait_until("o-1", is_empty).await;
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+#[tokio::test]
+async fn a_document_with_any_type_of_id_comes_through_stream_command_and_worker() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let mut rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let ids: Vec<Bson> = vec![
+        "o-1".into(),
+        "".into(),
+        "a\"b$c.d \u{0} ☃ {\"$oid\": 1}\n".into(),
+        ObjectId::new().into(),
+        Uuid::new().into(),
+        Bson::Int32(-1),
+        Bson::Int64(1 << 60),
+        Bson::Double(0.1),
+        Bson::Double(f64::NAN),
+        true.into(),
+        Bson::Null,
+        Bson::MinKey,
+        DateTime::from_millis(-1).into(),
+        Bson::Timestamp(mongodb::bson::Timestamp { time: 1, increment: 2 }),
+        Bson::Decimal128("12345678901234567890.5".parse().unwrap()),
+        Bson::Binary(mongodb::bson::Binary {
+            subtype: mongodb::bson::spec::BinarySubtype::Generic,
+            bytes: vec![0, 255],
+        }),
+        doc! { "tenant": 7, "nested": { "a": ["b", {}] } }.into(),
+    ];
+    for (nth, id) in ids.iter().enumerate() {
+        let entry = minimal(i64::try_from(nth).unwrap());
+        let document = doc! { "_id": id, "outbox": [entry] };
+        flow.test.orders().insert_one(document).await.unwrap();
+    }
+    let mut received = receiver.wait(ids.len()).await;
+    received.sort_by_key(Received::amount);
+    for (nth, (id, message)) in ids.iter().zip(&received).enumerate() {
+        assert_eq!(message.amount(), i64::try_from(nth).unwrap(), "each once");
+        let document = document_outbox::DocumentRef::by_id(flow.test.orders().namespace(), id.clone());
+        assert_eq!(message.subject(), document.subject(), "{id:?}");
+    }
+    flow.test.wait_until_all_are_empty().await;
+    let mut by_stream = 0;
+    while by_stream < ids.len() {
+        let (_, reason) = rescuer.wait("a command", queued).await;
+        by_stream += usize::from(reason == Reason::Stream);
+    }
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// P7: *dropped and recreated collection: sweep and watch together, and go on.*
+#[tokio::test]
+async fn messages_of_a_collection_that_was_dropped_and_made_again_arrive() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    insert(&orders, placed("before", [1])).await;
+    receiver.wait(1).await;
+
+    flow.test.orders().drop().await.unwrap();
+    let foreign = |id: &str, amount| doc! { "_id": id, "outbox": [minimal(amount)] };
+    flow.test.orders().insert_one(foreign("foreign", 2)).await.unwrap();
+    receiver.wait(2).await;
+    orders.ensure_indexes().await.unwrap();
+    insert(&orders, placed("after", [3])).await;
+    let amounts: Vec<_> = receiver.wait(3).await.iter().map(Received::amount).collect();
+    assert_eq!(amounts, [1, 2, 3]);
+    flow.test.wait_until("after", is_empty).await;
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// P7: *a lost position loses nothing*; neither does one that is kept.
+#[tokio::test]
+async fn a_rescuer_that_is_stopped_killed_and_started_again_loses_nothing_and_keeps_one_position() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let foreign = |amount: i64| doc! { "_id": format!("o-{amount}"), "outbox": [minimal(amount)] };
+    let orders = flow.test.orders();
+    let settings = || flow.rescuer_settings(DELAY);
+
+    let rescuer = flow.rescuer(settings()).await;
+    assert_eq!(rescuer.from, StartedFrom::Now);
+    orders.insert_one(foreign(1)).await.unwrap();
+    receiver.wait(1).await;
+    rescuer.stop().await;
+    orders.insert_one(foreign(2)).await.unwrap();
+    let mut rescuer = flow.rescuer(settings()).await;
+    assert_eq!(rescuer.from, StartedFrom::Position);
+    receiver.wait(2).await;
+    orders.insert_one(foreign(3)).await.unwrap();
+    let holding = |event: &RescueEvent| matches!(event, RescueEvent::Holding { .. }).then_some(());
+    rescuer.wait("the change to be held", holding).await;
+    rescuer.kill().await;
+    let rescuer = flow.rescuer(settings()).await;
+    assert_eq!(rescuer.from, StartedFrom::Position);
+    receiver.wait(3).await;
+
+    for amount in 1..=3 {
+        flow.test.wait_until(format!("o-{amount}"), is_empty).await;
+    }
+    let amounts: Vec<_> = receiver.all().iter().map(Received::amount).collect();
+    assert_eq!(amounts, [1, 2, 3], "each once");
+    let positions = flow.state().collection::<Document>("positions");
+    assert_eq!(positions.count_documents(doc! {}).await.unwrap(), 1);
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// P2 and P4 without an inline dispatcher: at least once (and here, with nothing failing, exactly), in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_documents_saved_with_inline_off_all_arrive_once_and_in_order() {
+    const DOCUMENTS: i64 = 500;
+    const MESSAGES: i64 = 4;
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    let saves = (0..DOCUMENTS).map(async |nth| {
+        let id = format!("o-{nth}");
+        insert(&orders, placed(&id, 1..MESSAGES)).await;
+        orders.update(&id, |order| order.add(MESSAGES)).await.unwrap();
+    });
+    futures::stream::iter(saves).buffer_unordered(32).collect::<Vec<_>>().await;
+    let received = receiver.wait(usize::try_from(DOCUMENTS * MESSAGES).unwrap()).await;
+    flow.test.wait_until_all_are_empty().await;
+
+    let mut arrived: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for message in &received {
+        assert_eq!(message.app_id(), WORKER);
+        arrived.entry(message.subject()).or_default().push(message.amount());
+    }
+    assert_eq!(arrived.len(), usize::try_from(DOCUMENTS).unwrap());
+    let wanted: Vec<_> = (1..=MESSAGES).collect();
+    for (document, amounts) in arrived {
+        assert_eq!(amounts, wanted, "{document}");
+    }
+    assert_eq!(receiver.all().len(), received.len(), "nothing came after the last outbox was empty");
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// The message on the wire is the same whoever delivers it.
+#[tokio::test]
+async fn a_rescued_message_is_a_cloud_event_with_its_own_headers_and_trace() {
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(patient()).await;
+    let rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    let mut order = Order::new("o-1");
+    let sent = order.outbox.send(support::Added { amount: 7 });
+    sent.header("tenant", "north ☃").header("traceparent", TRACE);
+    let id = sent.id().to_string();
+    insert(&orders, order).await;
+    let entry = flow.test.outbox("o-1").await.remove(0);
+    let created_at = entry.get_datetime("created_at").unwrap().try_to_rfc3339_string().unwrap();
+
+    let message = receiver.wait(1).await.remove(0);
+    assert_eq!(message.routing_key, "order.added");
+    assert_eq!(message.app_id(), WORKER);
+    assert_eq!(message.message_id(), id);
+    let properties = &message.properties;
+    let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
+    assert_eq!(text(properties.kind()).as_deref(), Some("order.added"));
+    assert_eq!(text(properties.content_type()).as_deref(), Some("application/json"));
+    assert_eq!(*properties.delivery_mode(), Some(2), "persistent");
+    assert_eq!(message.body, serde_json::json!({ "amount": 7 }));
+    let wanted = [
+        ("cloudEvents:specversion", "1.0"),
+        ("cloudEvents:id", &id),
+        ("cloudEvents:type", "order.added"),
+        ("cloudEvents:source", &format!("/{}/orders", flow.name())),
+        ("cloudEvents:subject", "o-1"),
+        ("tenant", "north ☃"),
+        ("traceparent", TRACE),
+    ];
+    let mut headers = message.headers();
+    let time = headers.remove("cloudEvents:time").unwrap();
+    let parsed = DateTime::parse_rfc3339_str(&time).unwrap();
+    assert_eq!(parsed.try_to_rfc3339_string().unwrap(), created_at);
+    let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(headers, BTreeMap::from(wanted));
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// What inline delivery could not do goes to a worker at once, without a rescuer.
+#[tokio::test]
+async fn a_message_that_nobody_can_receive_is_handed_off_and_delivered_once_somebody_can() {
+    let flow = Flow::begin().await;
+    flow.unbind().await;
+    let receiver = flow.receiver().await;
+    let inline = Inline::builder(&flow.test.client)
+        .retry(patient())
+        .hand_off(flow.command_sender().await)
+        .deliver_to(flow.rabbitmq("inline").await);
+    let mut events = Heard::from(inline.events().subscribe());
+    let orders = flow.test.store(&inline);
+    insert(&orders, placed("o-1", [1, 2])).await;
+    let failed = |event: &Event| match event {
+        Event::Failed { error, .. } => Some(error.clone()),
+        _ => None,
+    };
+    let error = events.wait("the failure", failed).await;
+    assert!(error.contains("unroutable"), "{error}");
+    let handed_off = |event: &Event| matches!(event, Event::HandedOff { .. }).then_some(());
+    events.wait("the hand-off", handed_off).await;
+
+    let mut worker = flow.dispatcher(patient()).await;
+    let taken = |event: &DispatcherEvent| match event {
+        DispatcherEvent::Taken { document, reason } => Some((document.subject(), *reason)),
+        _ => None,
+    };
+    assert_eq!(worker.wait("the command", taken).await, ("o-1".into(), Reason::Handoff));
+    worker.messages.wait("the worker to fail too", failed).await;
+    let kept = |event: &DispatcherEvent| match event {
+        DispatcherEvent::Kept { why: Left::Held(_), .. } => Some(()),
+        _ => None,
+    };
+    worker.wait("the command to be kept", kept).await;
+    assert!(receiver.all().is_empty());
+    flow.bind().await;
+    let received = receiver.wait(2).await;
+    let amounts: Vec<_> = received.iter().map(Received::amount).collect();
+    assert_eq!(amounts, [1, 2]);
+    assert!(received.iter().all(|message| message.app_id() == WORKER));
+    let finished = |event: &DispatcherEvent| matches!(event, DispatcherEvent::Finished { .. }).then_some(());
+    worker.wait("the command to be done with", finished).await;
+    assert!(flow.test.outbox("o-1").await.is_empty());
+
+    worker.running.stop().await;
+    flow.end().await;
+}
