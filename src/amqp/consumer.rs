@@ -407,42 +407,46 @@ impl Supervisor {
         let mut stopped = false;
         loop {
             tokio::select! {
-                            biased;
-                            () = self.end.cancelled() => return End::Asked,
-                            () = self.stop.cancelled(), if !stopped => {
-                                stopped = true;
-                                if let Err(reason) = self.unsubscribe(&link.channel, &mut stream).await {
-                                    return End::Lost(reason);
-                                }
-                            }
-                            Some(acker) = self.dropped.recv() => {
-                                tracing::debug!(queue = self.subscription.queue, "a delivery was dropped unsettled: put back");
-                                let _ = timeout(patience, requeue(acker)).await;
-                            }
-                            weather = link.event() => if let Weather::Lost(reason) = weather {
-                                return End::Lost(reason);
-                            },
-                            delivery = stream.next(), if !stopped => match delivery {
-                                Some(Ok(delivery)) => {
-                                    watchdog.delivered();
-                                    count.fetch_add(1, Ordering::Relaxed);
-                                    let acker = Some(delivery.acker.clone());
-                                    let (gone, count, put_back) = (gone.clone(), count.clone(), self.put_back.clone());
-                                    let held = Held { acker, gone, count, put_back };
-            self.inbox.put(Delivery::new(delivery, held));
-                                }
-                                Some(Err(error)) => return End::Lost(broker_said(&error)),
-                                None => return End::Lost("the subscription ended, as when its queue is deleted".to_owned()),
-                            },
-                            _ = check.tick(), if !stopped => {
-                                let glance = timeout(patience, self.glance(&link.connection)).await;
-                                let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
-                                let suspicion = glance.and_then(|glance| watchdog.look(&glance, count.load(Ordering::Relaxed)));
-                                if let Err(reason) = suspicion {
-                                    return End::Lost(reason);
-                                }
-                            }
-                        }
+                biased;
+                () = self.end.cancelled() => return End::Asked,
+                () = self.stop.cancelled(), if !stopped => {
+                    stopped = true;
+                    if let Err(reason) = self.unsubscribe(&link.channel, &mut stream).await {
+                        return End::Lost(reason);
+                    }
+                }
+                Some(acker) = self.dropped.recv() => {
+                    let queue = &self.subscription.queue;
+                    tracing::debug!(queue, "a delivery was dropped unsettled: put back");
+                    let _ = timeout(patience, requeue(acker)).await;
+                }
+                weather = link.event() => if let Weather::Lost(reason) = weather {
+                    return End::Lost(reason);
+                },
+                delivery = stream.next(), if !stopped => match delivery {
+                    Some(Ok(delivery)) => {
+                        watchdog.delivered();
+                        count.fetch_add(1, Ordering::Relaxed);
+                        let acker = Some(delivery.acker.clone());
+                        let (gone, count, put_back) = (gone.clone(), count.clone(), self.put_back.clone());
+                        let held = Held { acker, gone, count, put_back };
+                        self.inbox.put(Delivery::new(delivery, held));
+                    }
+                    Some(Err(error)) => return End::Lost(broker_said(&error)),
+                    None => {
+                        let reason = "the subscription ended, as when its queue is deleted";
+                        return End::Lost(reason.to_owned());
+                    }
+                },
+                _ = check.tick(), if !stopped => {
+                    let glance = timeout(patience, self.glance(&link.connection)).await;
+                    let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
+                    let held = count.load(Ordering::Relaxed);
+                    if let Err(reason) = glance.and_then(|glance| watchdog.look(&glance, held)) {
+                        return End::Lost(reason);
+                    }
+                }
+            }
         }
     }
 
