@@ -13,16 +13,17 @@ use mongodb::{
     Client, Collection,
     bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
     error::Error,
-    options::{ReadConcern, ReturnDocument, WriteConcern},
+    options::{ReadConcern, WriteConcern},
 };
 
 use crate::{
     DocumentRef,
     clock::later,
-    codec,
     codes::{self, Verdict},
     entry::{DeadReason, Entry, NotAnArray, Slot, read_outbox},
+    group::{Statement, Writes},
     outbox::new_random,
+    write::Answer,
 };
 
 /// How long a write may wait for the majority before its outcome counts as unknown.
@@ -62,6 +63,7 @@ pub(crate) enum Claimed {
 #[derive(Debug, Clone)]
 pub(crate) struct Claimer {
     pub(crate) client: Client,
+    pub(crate) writes: Writes,
     /// The first part of every token; shown to operators.
     pub(crate) name: String,
     pub(crate) lease: Duration,
@@ -110,12 +112,13 @@ impl Claimer {
         entries: &[&Entry],
         now: DateTime,
     ) -> Result<Claimed, Error> {
-        let Some(first) = entries.first() else {
+        if entries.is_empty() {
             return Ok(Claimed::Lost);
-        };
+        }
         let (token, until) = (self.token(), later(now, self.lease));
         let mut filter = document.filter();
-        filter.insert("outbox", doc! { "$elemMatch": as_read(first) });
+        let unchanged = entries.iter().map(|entry| doc! { "$elemMatch": as_read(entry) });
+        filter.insert("outbox", doc! { "$all": unchanged.collect::<Vec<_>>() });
         let mut update = doc! { "$set": {
             "outbox.$[e].claimed_by": &token,
             "outbox.$[e].available_at": until,
@@ -123,31 +126,23 @@ impl Claimer {
         if self.counts_claims {
             update.insert("$inc", doc! { "outbox.$[e].claims": 1 });
         }
-        let answer = self
-            .collection(document)
-            .find_one_and_update(filter, update)
-            .array_filters(vec![unchanged(entries)])
-            .projection(doc! { "outbox.id": 1, "outbox.claimed_by": 1 })
-            .return_document(ReturnDocument::After)
-            .write_concern(majority())
-            .await;
-        let after = match answer {
-            Ok(Some(after)) => after,
-            Ok(None) => return Ok(Claimed::Lost),
-            Err(error) if codes::verdict(&error) == Verdict::TooLarge => return Ok(Claimed::NoRoom),
-            Err(error) => {
-                let entries = entries.iter().map(|entry| (*entry).clone()).collect();
-                self.undo(&Claim { document: document.clone(), token, until, entries }, now).await;
-                return Err(error);
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        // It starts from the ids: a filter on types or absence would select unreadable neighbours too, and the server would
+        // refuse the whole update.
+        let array_filters = vec![doc! { "e.id": { "$in": ids } }];
+        let namespace = document.namespace.clone();
+        let entries = entries.iter().map(|entry| (*entry).clone()).collect();
+        let claim = Claim { document: document.clone(), token, until, entries };
+        match self.writes.update(Statement { namespace, filter, update, array_filters }).await {
+            Answer::Done => Ok(Claimed::Held(claim)),
+            Answer::Missed => Ok(Claimed::Lost),
+            Answer::Failed(error) if codes::verdict(&error) == Verdict::TooLarge => Ok(Claimed::NoRoom),
+            Answer::Failed(error) => Err(error),
+            Answer::Unknown(error) => {
+                self.undo(&claim, now).await;
+                Err(error)
             }
-        };
-        let after = codec::to_document(&after).unwrap_or_default();
-        let held = entries
-            .iter()
-            .filter(|entry| holds(&after, entry, &token))
-            .map(|entry| (*entry).clone())
-            .collect();
-        Ok(Claimed::Held(Claim { document: document.clone(), token, until, entries: held }))
+        }
     }
 
     /// Takes back a claim that has no clean answer, as far as it can be: it may stand all the same, and would count as one whose
@@ -316,30 +311,6 @@ pub(crate) fn cut(error: &str) -> &str {
 /// The entry's moving fields as they were read; null matches an absent field.
 fn as_read(entry: &Entry) -> Document {
     doc! { "id": entry.id, "available_at": entry.available_at, "claimed_by": &entry.claimed_by, "dead_at": null }
-}
-
-/// Selects, among the elements, those chosen that nobody changed in between. It starts from the ids: a filter on types
-/// or absence alone would select unreadable neighbours too, and the server would refuse the whole update.
-fn unchanged(entries: &[&Entry]) -> Document {
-    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let dates: Vec<Bson> =
-        entries.iter().map(|entry| entry.available_at.into()).chain([Bson::Null]).collect();
-    let claims: Vec<Bson> =
-        entries.iter().map(|entry| entry.claimed_by.clone().into()).chain([Bson::Null]).collect();
-    doc! {
-        "e.id": { "$in": ids },
-        "e.available_at": { "$in": dates },
-        "e.claimed_by": { "$in": claims },
-        "e.dead_at": null,
-    }
-}
-
-fn holds(after: &Document, entry: &Entry, token: &str) -> bool {
-    let elements = after.get_array("outbox").map(Vec::as_slice).unwrap_or_default();
-    elements.iter().filter_map(Bson::as_document).any(|element| {
-        element.get("id") == Some(&Bson::from(entry.id))
-            && element.get_str("claimed_by").is_ok_and(|holder| holder == token)
-    })
 }
 
 fn remember(set: &mut Document, delivered_to: &[String]) {

@@ -35,7 +35,6 @@ pub enum Verdict {
 
 const DUPLICATE: [i32; 2] = [11000, 11001];
 const TOO_LARGE: [i32; 4] = [10334, 17419, 17420, 15];
-/// Codes with which a server breaks off work that it may have done in part.
 const INTERRUPTED: [i32; 17] =
     [6, 7, 24, 50, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436];
 
@@ -58,11 +57,16 @@ fn of_code(code: i32, error: &Error) -> Verdict {
         Verdict::Duplicate
     } else if TOO_LARGE.contains(&code) {
         Verdict::TooLarge
-    } else if INTERRUPTED.contains(&code) || error.contains_label("RetryableWriteError") {
+    } else if interrupts(code) || error.contains_label("RetryableWriteError") {
         Verdict::Unknown
     } else {
         Verdict::Refused
     }
+}
+
+/// Whether the server says with this code that it broke off work, which it may have done in part.
+pub(crate) fn interrupts(code: i32) -> bool {
+    INTERRUPTED.contains(&code)
 }
 
 /// The server's code, where it gave one.

@@ -31,8 +31,10 @@ use crate::{
     deliverable::{Hold, Ordering},
     entry::{Entry, Slot},
     event::{Event, Events},
+    group::Statement,
     process::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
     turns::Turns,
+    write,
 };
 
 /// The first wait for another's claim to end; it grows to [`CLAIM_WAIT_MAX`].
@@ -111,6 +113,13 @@ impl InlineBuilder {
     /// Where to send a document whose delivery failed, so that a worker goes on at once. Without, the sweep finds it.
     pub fn hand_off(mut self, commands: CommandSender) -> Self {
         self.handoff = Some(commands);
+        self
+    }
+
+    /// Whether concurrent saves go to MongoDB together, as one command with a statement each: several times the throughput
+    /// under load, and the same answers. A save that comes alone is sent alone either way. Default on.
+    pub fn group_commit(mut self, on: bool) -> Self {
+        self.settings.group_commit = on;
         self
     }
 
@@ -223,6 +232,11 @@ impl Inline {
 
     pub(crate) fn claimer(&self) -> &Claimer {
         self.shared.processor.claimer()
+    }
+
+    /// Sends a save's update.
+    pub(crate) async fn write(&self, statement: Statement) -> write::Answer {
+        self.shared.processor.claimer().writes.update(statement).await
     }
 
     /// Who can deliver messages of this type.

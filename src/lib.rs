@@ -79,6 +79,7 @@ mod document;
 pub mod entry;
 mod error;
 pub mod event;
+mod group;
 mod inbox;
 pub mod inline;
 mod key;
@@ -89,6 +90,7 @@ pub mod process;
 mod retry;
 pub mod store;
 pub mod turns;
+mod write;
 
 pub use caps::{Caps, MAX_TYPE_BYTES};
 pub use codec::CodecError;

@@ -34,6 +34,7 @@ use crate::{
     deliverable::{Deliverable, Hold, Ordering, Rules, deliverable},
     entry::{DeadReason, Entry, Slot},
     event::{Event, Events},
+    group::Writes,
     oversized::Oversized,
 };
 
@@ -61,6 +62,8 @@ pub struct ProcessorSettings {
     pub counts_claims: bool,
     /// The library's own database, for documents too large to be claimed in. Default `document_outbox`.
     pub state_database: String,
+    /// Whether concurrent saves and claims go to MongoDB together, as one command with a statement each. Default on.
+    pub group_commit: bool,
 }
 
 /// The library's own database, unless set otherwise.
@@ -75,6 +78,7 @@ impl Default for ProcessorSettings {
             retry: RetryPolicy::default(),
             counts_claims: true,
             state_database: STATE_DATABASE.into(),
+            group_commit: true,
         }
     }
 }
@@ -146,11 +150,28 @@ impl Processor {
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
     ) -> Self {
-        let ProcessorSettings { name, lease, claim_limit, retry, counts_claims, state_database } = settings;
+        let ProcessorSettings {
+            name,
+            lease,
+            claim_limit,
+            retry,
+            counts_claims,
+            state_database,
+            group_commit,
+        } = settings;
         Self {
             oversized: Oversized::new(&client, &state_database, lease, retry.clone()),
             clears: Clears::start(client.clone()),
-            claimer: Claimer { client, name, lease: lease.max(SHORTEST_LEASE), counts_claims },
+            claimer: Claimer {
+                writes: match group_commit {
+                    true => Writes::grouped(client.clone()),
+                    false => Writes::single(client.clone()),
+                },
+                client,
+                name,
+                lease: lease.max(SHORTEST_LEASE),
+                counts_claims,
+            },
             clock,
             deliver,
             retry,

@@ -92,6 +92,13 @@ async fn outage_of_the_majority_publishes_nothing_and_loses_nothing() {
     assert!(matches!(off.insert(placed).await.unwrap(), Inserted::Applied(..)));
     let mut loaded = orders.load(&"before".into()).await.unwrap().unwrap();
     let before = document(&test, "before");
+    let mut crowd = Vec::new();
+    for id in ["1", "2", "3", "4", "5"] {
+        assert!(matches!(off.insert(Order::new(id)).await.unwrap(), Inserted::Applied(..)));
+        let mut one = orders.load(&id.into()).await.unwrap().unwrap();
+        one.add(7);
+        crowd.push(one);
+    }
 
     let stalled = StalledReplication::begin().await;
     // Written by the primary alone: a local read shows it, and a failover could undo it.
@@ -103,12 +110,16 @@ async fn outage_of_the_majority_publishes_nothing_and_loses_nothing() {
     let shown = document(&test, "phantom");
 
     loaded.add(2);
-    let (saved, claimed, phantom) = tokio::join!(
+    // The first goes alone, the others together behind it.
+    let crowd = crowd.iter_mut().map(|one| orders.save(one));
+    let (saved, crowd, claimed, phantom) = tokio::join!(
         orders.save(&mut loaded),
+        futures::future::join_all(crowd),
         worker.process(&before, Ordering::Ordered, &stop),
         worker.process(&shown, Ordering::Ordered, &stop),
     );
     assert!(matches!(saved.unwrap(), Saved::Unknown(_)));
+    assert!(crowd.iter().all(|saved| matches!(saved, Ok(Saved::Unknown(_)))), "{crowd:?}");
     assert!(claimed.is_err() && phantom.is_err());
     assert!(recorder.wait_tried(0).await.is_empty(), "nothing was published");
 

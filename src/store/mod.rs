@@ -17,7 +17,6 @@ mod fields;
 mod loaded;
 mod outcome;
 mod staged;
-mod write;
 
 use std::{marker::PhantomData, time::Duration};
 
@@ -31,7 +30,6 @@ use mongodb::{
 use self::{
     fields::{changes, check_reserved, insertable},
     loaded::{encode, entry},
-    write::Answer,
 };
 pub use self::{
     loaded::Loaded,
@@ -46,16 +44,16 @@ use crate::{
     codec,
     codes::{self, Verdict},
     entry::{ETAG, OUTBOX, read_outbox},
+    group::Statement,
     inline::{Dispatch, Seat, Work},
     key::equal_to,
     outbox::new_random,
     process::Disposition,
+    write::{self, Answer},
 };
 
 /// How often [`Store::update`] tries before it gives up on a document that others keep changing.
 const UPDATE_TRIES: u32 = 32;
-/// A save that has no answer after this long is unknown.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Aggregates of one type in one collection.
 pub struct Store<T> {
@@ -79,7 +77,8 @@ impl<T> Clone for Store<T> {
 }
 
 impl<T: Document> Store<T> {
-    /// A store of the aggregates in this collection. Read and write concerns are the store's own: majority.
+    /// A store of the aggregates in this collection. Read and write concerns are the store's own: majority. The clients of
+    /// the collection and of the inline dispatcher must reach the same MongoDB; saves go through the latter.
     pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &Inline) -> Self {
         Self {
             collection: collection.clone_with_type(),
@@ -152,7 +151,7 @@ impl<T: Document> Store<T> {
         }
         let bytes = document_bytes(&new);
         self.check_size(&document, bytes, 0)?;
-        match write::insert(&self.collection.clone_with_type(), new, WRITE_TIMEOUT).await {
+        match write::insert(&self.collection.clone_with_type(), new).await {
             Answer::Done | Answer::Missed => {
                 let held = Ok(prepared.entries.len());
                 let baseline = encoded;
@@ -246,7 +245,9 @@ impl<T: Document> Store<T> {
                 filter.insert("outbox.0", doc! { "$exists": false });
             }
             let update = update_of(&changes, &etag, &prepared.entries);
-            match write::update(&self.collection, filter, update, WRITE_TIMEOUT).await {
+            let namespace = document.namespace.clone();
+            let statement = Statement { namespace, filter, update, array_filters: Vec::new() };
+            match self.inline.write(statement).await {
                 Answer::Done => break,
                 Answer::Unknown(error) => return Ok(Saved::Unknown(error)),
                 Answer::Failed(error) => return Err(Error::of_write(&document, error, bytes)),
@@ -339,7 +340,7 @@ impl<T: Document> Store<T> {
             loaded.etag.as_ref().map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
         );
         filter.insert("outbox.0", doc! { "$exists": false });
-        match write::delete(&self.collection, filter, WRITE_TIMEOUT).await {
+        match write::delete(&self.collection, filter).await {
             Answer::Done => Ok(Deleted::Done),
             Answer::Unknown(error) => Ok(Deleted::Unknown(error)),
             Answer::Failed(error) => Err(Error::of_write(&loaded.document, error, 0)),

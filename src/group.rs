@@ -1,0 +1,486 @@
+//! Group commit: updates of concurrent savers and claimers go to the server together.
+//!
+//! # Flow
+//! An update joins a queue. Whatever waits while the previous batch is in flight makes the next one: one `update` command
+//! with a statement each, and one wait for the majority. No timer: an update that comes alone is sent alone, as the driver
+//! sends any other.
+//!
+//! # Guarantees
+//! Each update has an answer of its own, as exact as if it had been sent alone:
+//! - Every statement is an upsert that would insert another `_id` than its filter names. Where the filter matches that is
+//!   inert; where not, the server refuses that statement by its index with code 66 and inserts nothing. That tells those
+//!   that matched from those that missed, which the reply's sum does not.
+//! - A command is a *retryable write*: repeated in the same session under the same `txnNumber`, the server answers for
+//!   the statements it has executed instead of executing them again. A reply that leaves open whether they will last (no
+//!   answer, a write concern that was not met, an interruption) decides nothing; the command is repeated until a clean
+//!   reply comes, and if none does the updates are [`Answer::Unknown`].
+//! - What is refused in company is sent again alone, so that the error is its own.
+//!
+//! # Invariants
+//! - The sessions are this module's alone and never go back to the driver's pool: another's `txnNumber` in the same
+//!   session would be answered with "done" for writes that were never made. They count from 2^40, beyond any number that
+//!   the driver has used in them.
+//! - A filter names `_id` by equality, and an update leaves `_id` alone.
+//!
+//! # Caveats
+//! An update that takes long (a transaction holds its document) would hold up those of its batch: after
+//! [`PATIENCE`] the next batch goes out beside it, and after [`LONGEST`] its own is taken apart.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem::ManuallyDrop,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use mongodb::{
+    Client, ClientSession, Collection, Namespace,
+    bson::{Bson, Document, doc, oid::ObjectId},
+    error::Error as DriverError,
+    options::SessionOptions,
+};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{
+    claim::{MAJORITY_TIMEOUT, primary},
+    codes::{self, Verdict},
+    write::{self, Answer, WRITE_TIMEOUT},
+};
+
+/// Statements of one command.
+const MOST_STATEMENTS: usize = 1_000;
+/// Bytes of one command, below the 16 MiB that a message may have with room for what surrounds the statements.
+const MOST_BYTES: usize = 12 << 20;
+/// An update larger than this goes alone: it would hold others up for longer than it could gain.
+const LARGE: usize = 64 << 10;
+/// After this long without an answer the next batch goes out beside the one in flight.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Batches in flight at a time, when each takes long.
+const MOST_IN_FLIGHT: usize = 32;
+/// A command that takes longer than this to execute has met a document that somebody holds.
+const LONGEST: Duration = Duration::from_secs(1);
+/// Beyond what the driver has ever counted to in a session of its own.
+const FIRST_NUMBER: i64 = 1 << 40;
+/// The server's answer to an upsert that would insert another `_id` than its filter names: nothing matched.
+const NOTHING_MATCHED: i32 = 66;
+
+/// An update of one document, named by its `_id`.
+#[derive(Debug, Clone)]
+pub(crate) struct Statement {
+    pub(crate) namespace: Namespace,
+    pub(crate) filter: Document,
+    pub(crate) update: Document,
+    pub(crate) array_filters: Vec<Document>,
+}
+
+impl Statement {
+    fn bytes(&self) -> usize {
+        let size = |document: &Document| crate::caps::document_bytes(document);
+        size(&self.filter) + size(&self.update) + self.array_filters.iter().map(size).sum::<usize>()
+    }
+
+    /// As it stands in a command; see the guarantees for the upsert.
+    fn in_company(&self) -> Document {
+        let mut update = self.update.clone();
+        update.insert("$setOnInsert", doc! { "_id": ObjectId::new() });
+        let mut statement = doc! { "q": &self.filter, "u": update, "upsert": true };
+        if !self.array_filters.is_empty() {
+            statement.insert("arrayFilters", self.array_filters.clone());
+        }
+        statement
+    }
+}
+
+/// How updates are sent; clones share one queue, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Writes {
+    client: Client,
+    /// None where each goes alone.
+    queue: Option<mpsc::Sender<Request>>,
+}
+
+#[derive(Debug)]
+struct Request {
+    statement: Statement,
+    bytes: usize,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Writes {
+    /// Each update alone.
+    pub(crate) fn single(client: Client) -> Self {
+        Self { client, queue: None }
+    }
+
+    /// Concurrent updates together. Must be called inside a tokio runtime; sends nothing by itself.
+    pub(crate) fn grouped(client: Client) -> Self {
+        let (queue, requests) = mpsc::channel(MOST_STATEMENTS);
+        tokio::spawn(run(Arc::new(Sender { client: client.clone(), sessions: Mutex::default() }), requests));
+        Self { client, queue: Some(queue) }
+    }
+
+    /// Sends an update, with majority. One whose caller goes away while it waits is sent all the same.
+    pub(crate) async fn update(&self, statement: Statement) -> Answer {
+        let bytes = statement.bytes();
+        let Some(queue) = self.queue.as_ref().filter(|_| bytes <= LARGE) else {
+            return alone(&self.client, statement).await;
+        };
+        let (answer, answered) = oneshot::channel();
+        let ended = || Answer::Unknown(DriverError::custom("the task that groups updates has ended"));
+        if queue.send(Request { statement, bytes, answer }).await.is_err() {
+            return ended();
+        }
+        answered.await.unwrap_or_else(|_| ended())
+    }
+}
+
+/// An update as the driver sends it.
+async fn alone(client: &Client, statement: Statement) -> Answer {
+    let Statement { namespace, filter, update, array_filters } = statement;
+    let collection: Collection<Document> = client.database(&namespace.db).collection(&namespace.coll);
+    write::update(&collection, filter, update, array_filters).await
+}
+
+struct Sender {
+    client: Client,
+    /// Those that no batch uses now.
+    sessions: Mutex<Vec<Session>>,
+}
+
+async fn run(sender: Arc<Sender>, mut requests: mpsc::Receiver<Request>) {
+    let turns = Arc::new(Semaphore::new(1));
+    let places = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
+    let mut waiting = Vec::with_capacity(MOST_STATEMENTS);
+    loop {
+        // Neither is ever closed.
+        let Ok(turn) = turns.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        if requests.recv_many(&mut waiting, MOST_STATEMENTS).await == 0 {
+            return;
+        }
+        let batches: Vec<_> =
+            batches(waiting.drain(..)).into_iter().map(|batch| settle(sender.clone(), batch)).collect();
+        tokio::spawn(async move {
+            let _place = place;
+            let mut settled = std::pin::pin!(futures::future::join_all(batches));
+            tokio::select! {
+                biased;
+                _ = &mut settled => return,
+                () = sleep(PATIENCE) => drop(turn),
+            }
+            settled.await;
+        });
+    }
+}
+
+/// By collection, each no larger than a command may be, in the order they came.
+fn batches(requests: impl Iterator<Item = Request>) -> Vec<Vec<Request>> {
+    let mut batches: Vec<Vec<Request>> = Vec::new();
+    let mut filling: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for request in requests {
+        let namespace = request.statement.namespace.to_string();
+        match filling.get_mut(&namespace) {
+            Some((batch, bytes)) if *bytes + request.bytes <= MOST_BYTES => {
+                *bytes += request.bytes;
+                batches[*batch].push(request);
+            }
+            _ => {
+                filling.insert(namespace, (batches.len(), request.bytes));
+                batches.push(vec![request]);
+            }
+        }
+    }
+    batches
+}
+
+/// Sends the updates of one collection and gives each its answer.
+async fn settle(sender: Arc<Sender>, batch: Vec<Request>) {
+    let client = &sender.client;
+    if batch.len() == 1 {
+        return send_alone(client, batch).await;
+    }
+    // Without a session there is no server to send to, and each has the right to the driver's own error.
+    let Ok(session) = sender.session().await else { return send_alone(client, batch).await };
+    let batch = Batch::new(session, batch);
+    let (session, refused) = batch.settle(client).await;
+    if let Some(session) = session {
+        sender.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+    }
+    send_alone(client, refused).await;
+}
+
+async fn send_alone(client: &Client, requests: Vec<Request>) {
+    let sent = requests.into_iter().map(|request| async move {
+        // Whoever asked may have gone.
+        let _ = request.answer.send(alone(client, request.statement).await);
+    });
+    futures::future::join_all(sent).await;
+}
+
+impl Sender {
+    async fn session(&self) -> Result<Session, DriverError> {
+        let kept = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match kept {
+            Some(session) => Ok(session),
+            None => {
+                let options = SessionOptions::builder().causal_consistency(false).build();
+                let session = self.client.start_session().with_options(options).await?;
+                Ok(Session { session: ManuallyDrop::new(session), number: FIRST_NUMBER })
+            }
+        }
+    }
+}
+
+/// A session that is never given back to the driver: the server forgets it half an hour after its last use.
+struct Session {
+    session: ManuallyDrop<ClientSession>,
+    /// Of the last command.
+    number: i64,
+}
+
+/// Updates on their way.
+struct Batch {
+    session: Session,
+    namespace: Option<Namespace>,
+    /// Those without an answer, each with its place in the first command.
+    open: VecDeque<(i32, Request)>,
+    /// Those to be sent alone: not executed, certainly.
+    refused: Vec<Request>,
+    deadline: Instant,
+    /// Whether a command may have been executed without a clean reply.
+    in_doubt: bool,
+}
+
+/// What a reply says.
+#[derive(Debug, PartialEq)]
+enum Reply {
+    /// Of each statement, in order.
+    Each(Vec<Said>),
+    /// Nothing for certain.
+    Nothing(String),
+    /// A first command was answered as if it were a repeated one.
+    Foreign,
+}
+
+/// What a reply says of a statement.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Said {
+    Done,
+    Missed,
+    Refused,
+    Interrupted,
+}
+
+impl Batch {
+    fn new(mut session: Session, requests: Vec<Request>) -> Self {
+        session.number += 1;
+        let namespace = requests.first().map(|request| request.statement.namespace.clone());
+        let open = (0..).zip(requests).collect();
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        Self { session, namespace, open, refused: Vec::new(), deadline, in_doubt: false }
+    }
+
+    /// Gives every update its answer but those that it returns, which were refused in company. The session comes back where it
+    /// can be used again.
+    async fn settle(mut self, client: &Client) -> (Option<Session>, Vec<Request>) {
+        let mut pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(10))
+            .with_max_delay(Duration::from_secs(1))
+            .with_jitter()
+            .without_max_times()
+            .build();
+        let mut apart = false;
+        let mut first = true;
+        let mut last_error = None;
+        while !self.open.is_empty() {
+            let count = if apart { 1 } else { self.open.len() };
+            match timeout_at(self.deadline, self.send(client, count)).await {
+                Err(_elapsed) => {
+                    self.in_doubt = true;
+                    return (None, self.give_up(last_error));
+                }
+                Ok(Ok(reply)) => match read_reply(&reply, count, first) {
+                    Reply::Each(each) => {
+                        if self.note(each) == 0 {
+                            continue;
+                        }
+                    }
+                    Reply::Nothing(reason) => {
+                        self.in_doubt = true;
+                        last_error = Some(DriverError::custom(reason));
+                    }
+                    Reply::Foreign => {
+                        self.in_doubt = true;
+                        let reason = "the server took a new write for one that was repeated";
+                        return (None, self.give_up(Some(DriverError::custom(reason))));
+                    }
+                },
+                Ok(Err(error)) => match codes::verdict(&error) {
+                    Verdict::NotSent => last_error = Some(error),
+                    Verdict::Unknown => {
+                        self.in_doubt = true;
+                        apart |= codes::code(&error) == Some(OUT_OF_TIME);
+                        if apart {
+                            // Whoever is held up waits behind the others.
+                            self.open.rotate_left(1);
+                        }
+                        last_error = Some(error);
+                    }
+                    Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused if !apart => apart = true,
+                    Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused => {
+                        if let Some((_, request)) = self.open.pop_front() {
+                            self.refused.push(request);
+                        }
+                        continue;
+                    }
+                },
+            }
+            first = false;
+            let pause = pauses.next().unwrap_or(LONGEST);
+            if Instant::now() + pause >= self.deadline {
+                return (None, self.give_up(last_error));
+            }
+            sleep(pause).await;
+        }
+        (Some(self.session), self.refused)
+    }
+
+    async fn send(&mut self, client: &Client, count: usize) -> Result<Document, DriverError> {
+        let Some(namespace) = &self.namespace else { return Ok(doc! {}) };
+        let open = || self.open.iter().take(count);
+        let statements: Vec<_> = open().map(|(_, request)| request.statement.in_company()).collect();
+        let places: Vec<_> = open().map(|(place, _)| *place).collect();
+        let timeout = i64::try_from(MAJORITY_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+        let command = doc! {
+            "update": &namespace.coll,
+            "updates": statements,
+            "ordered": false,
+            "txnNumber": self.session.number,
+            "stmtIds": places,
+            "writeConcern": { "w": "majority", "wtimeout": timeout },
+            "maxTimeMS": i64::try_from(LONGEST.as_millis()).unwrap_or(i64::MAX),
+        };
+        let database = client.database(&namespace.db);
+        let session = &mut *self.session.session;
+        database.run_command(command).session(session).selection_criteria(primary()).await
+    }
+
+    /// Answers those of the first statements that a clean reply decides; how many of them it leaves open.
+    fn note(&mut self, each: Vec<Said>) -> usize {
+        let mut left = VecDeque::new();
+        for said in each {
+            let Some((place, request)) = self.open.pop_front() else { break };
+            let answer = match said {
+                Said::Done => Answer::Done,
+                Said::Missed => Answer::Missed,
+                Said::Refused => {
+                    self.refused.push(request);
+                    continue;
+                }
+                Said::Interrupted => {
+                    left.push_back((place, request));
+                    continue;
+                }
+            };
+            let _ = request.answer.send(answer);
+        }
+        let count = left.len();
+        self.open.append(&mut left);
+        count
+    }
+
+    /// No clean reply came in time.
+    fn give_up(mut self, error: Option<DriverError>) -> Vec<Request> {
+        let error = error.unwrap_or_else(|| DriverError::custom("no answer in time"));
+        for (_, request) in self.open.drain(..) {
+            let answer = match self.in_doubt {
+                true => Answer::Unknown(error.clone()),
+                false => Answer::Failed(error.clone()),
+            };
+            let _ = request.answer.send(answer);
+        }
+        self.refused
+    }
+}
+
+/// The server's code for a command that took longer than its `maxTimeMS`.
+const OUT_OF_TIME: i32 = 50;
+
+/// `run_command` returns `Ok` for replies that refuse single statements or whose write concern was not met: reads them.
+fn read_reply(reply: &Document, statements: usize, first: bool) -> Reply {
+    if let Some(concern) = reply.get("writeConcernError") {
+        return Reply::Nothing(format!("the majority did not acknowledge the write: {concern}"));
+    }
+    if first && reply.get_array("retriedStmtIds").is_ok_and(|retried| !retried.is_empty()) {
+        return Reply::Foreign;
+    }
+    let mut each = vec![Said::Done; statements];
+    for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
+        let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
+        let Some(said) = index.and_then(|index| each.get_mut(index)) else {
+            return Reply::Nothing(format!("an answer about a statement that was not sent: {error}"));
+        };
+        *said = match error.get_i32("code") {
+            Ok(NOTHING_MATCHED) => Said::Missed,
+            Ok(code) if codes::interrupts(code) => Said::Interrupted,
+            _ => Said::Refused,
+        };
+    }
+    Reply::Each(each)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(namespace: &str, bytes: usize) -> Request {
+        let (db, coll) = namespace.split_once('.').unwrap();
+        let namespace = Namespace::new(db, coll);
+        let statement = Statement { namespace, filter: doc! {}, update: doc! {}, array_filters: Vec::new() };
+        Request { statement, bytes, answer: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn a_batch_is_of_one_collection_and_no_larger_than_a_command_may_be() {
+        let requests = [
+            request("a.x", MOST_BYTES - 10),
+            request("a.y", 1),
+            request("a.x", 10),
+            request("a.x", 1),
+            request("a.y", 1),
+        ];
+        let batches = batches(requests.into_iter());
+        let told: Vec<_> =
+            batches.iter().map(|batch| (batch[0].statement.namespace.coll.as_str(), batch.len())).collect();
+        assert_eq!(told, [("x", 2), ("y", 2), ("x", 1)]);
+    }
+
+    #[test]
+    fn a_clean_reply_says_of_each_statement_what_became_of_it() {
+        let reply = doc! { "ok": 1, "n": 1, "writeErrors": [
+            { "index": 1, "code": 66 }, { "index": 2, "code": 121 }, { "index": 3, "code": 11602 },
+        ] };
+        let each = vec![Said::Done, Said::Missed, Said::Refused, Said::Interrupted];
+        assert_eq!(read_reply(&reply, 4, true), Reply::Each(each));
+    }
+
+    #[test]
+    fn a_reply_that_may_not_last_says_nothing_of_any() {
+        let reply = doc! { "ok": 1, "n": 2, "writeErrors": [{ "index": 1, "code": 66 }],
+        "writeConcernError": { "code": 64, "errmsg": "waiting for replication timed out" } };
+        assert!(matches!(read_reply(&reply, 2, true), Reply::Nothing(_)));
+        let beyond = doc! { "ok": 1, "writeErrors": [{ "index": 2, "code": 66 }] };
+        assert!(matches!(read_reply(&beyond, 2, true), Reply::Nothing(_)));
+    }
+
+    #[test]
+    fn a_repeated_command_may_be_answered_from_memory_and_a_new_one_may_not() {
+        let reply = doc! { "ok": 1, "n": 2, "retriedStmtIds": [0, 1] };
+        assert_eq!(read_reply(&reply, 2, false), Reply::Each(vec![Said::Done; 2]));
+        assert_eq!(read_reply(&reply, 2, true), Reply::Foreign);
+    }
+}
