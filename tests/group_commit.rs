@@ -163,11 +163,11 @@ fn applied(saves: &[(String, Result<Saved, Error>)]) -> usize {
 }
 
 /// 256 savers on 50 documents, so that most of them are in each other's way.
-async fn contend(bank: &Bank, rounds: usize) -> Vec<(String, Result<Saved, Error>)> {
+async fn contend(bank: &Bank, rounds: i32) -> Vec<(String, Result<Saved, Error>)> {
     let savers = (0..256).map(|saver| async move {
         let mut saves = Vec::new();
         for round in 0..rounds {
-            saves.push(bank.append(((saver * 7 + round * 13) % 50) as i32).await);
+            saves.push(bank.append((saver * 7 + round * 13) % 50).await);
         }
         saves
     });
@@ -365,7 +365,7 @@ async fn outage_of_the_primary_makes_no_save_twice_and_reports_none_that_is_not_
             async move {
                 let mut saves = Vec::new();
                 for round in 0..16 {
-                    saves.push(bank.append(((saver * 7 + round * 13) % 50) as i32).await);
+                    saves.push(bank.append((saver * 7 + round * 13) % 50).await);
                     saved.fetch_add(1, Ordering::Relaxed);
                 }
                 saves
