@@ -23,13 +23,18 @@
 //! - A filter names `_id` by equality, and an update leaves `_id` alone.
 //!
 //! # Caveats
+//! An upsert needs the privilege `insert` besides `update`, although it inserts nothing. Without it every update goes alone.
+//!
 //! An update that takes long (a transaction holds its document) would hold up those of its batch: after
 //! [`PATIENCE`] the next batch goes out beside it, and after [`LONGEST`] its own is taken apart.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     mem::ManuallyDrop,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -119,7 +124,7 @@ impl Writes {
     /// Concurrent updates together. Must be called inside a tokio runtime; sends nothing by itself.
     pub(crate) fn grouped(client: Client) -> Self {
         let (queue, requests) = mpsc::channel(MOST_STATEMENTS);
-        tokio::spawn(run(Arc::new(Sender { client: client.clone(), sessions: Mutex::default() }), requests));
+        tokio::spawn(run(Arc::new(Sender::new(client.clone())), requests));
         Self { client, queue: Some(queue) }
     }
 
@@ -149,6 +154,8 @@ struct Sender {
     client: Client,
     /// Those that no batch uses now.
     sessions: Mutex<Vec<Session>>,
+    /// Set once the server has refused a batch for want of a privilege.
+    forbidden: AtomicBool,
 }
 
 async fn run(sender: Arc<Sender>, mut requests: mpsc::Receiver<Request>) {
@@ -200,13 +207,13 @@ fn batches(requests: impl Iterator<Item = Request>) -> Vec<Vec<Request>> {
 /// Sends the updates of one collection and gives each its answer.
 async fn settle(sender: Arc<Sender>, batch: Vec<Request>) {
     let client = &sender.client;
-    if batch.len() == 1 {
+    if batch.len() == 1 || sender.forbidden.load(Ordering::Relaxed) {
         return send_alone(client, batch).await;
     }
     // Without a session there is no server to send to, and each has the right to the driver's own error.
     let Ok(session) = sender.session().await else { return send_alone(client, batch).await };
     let batch = Batch::new(session, batch);
-    let (session, refused) = batch.settle(client).await;
+    let (session, refused) = batch.settle(&sender).await;
     if let Some(session) = session {
         sender.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(session);
     }
@@ -222,6 +229,20 @@ async fn send_alone(client: &Client, requests: Vec<Request>) {
 }
 
 impl Sender {
+    fn new(client: Client) -> Self {
+        Self { client, sessions: Mutex::default(), forbidden: AtomicBool::new(false) }
+    }
+
+    /// What the server thinks of an upsert is decided by privileges, before anything is executed.
+    fn forbid(&self, error: &DriverError) {
+        if !self.forbidden.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %error,
+                "updates go one by one from now on: grant `insert` on the collections as well, or turn group commit off"
+            );
+        }
+    }
+
     async fn session(&self) -> Result<Session, DriverError> {
         let kept = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match kept {
@@ -286,7 +307,7 @@ impl Batch {
 
     /// Gives every update its answer but those that it returns, which were refused in company. The session comes back where it
     /// can be used again.
-    async fn settle(mut self, client: &Client) -> (Option<Session>, Vec<Request>) {
+    async fn settle(mut self, sender: &Sender) -> (Option<Session>, Vec<Request>) {
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(10))
             .with_max_delay(Duration::from_secs(1))
@@ -298,7 +319,7 @@ impl Batch {
         let mut last_error = None;
         while !self.open.is_empty() {
             let count = if apart { 1 } else { self.open.len() };
-            match timeout_at(self.deadline, self.send(client, count)).await {
+            match timeout_at(self.deadline, self.send(&sender.client, count)).await {
                 Err(_elapsed) => {
                     self.in_doubt = true;
                     return (None, self.give_up(last_error));
@@ -330,6 +351,10 @@ impl Batch {
                         }
                         last_error = Some(error);
                     }
+                    Verdict::Refused if first && codes::code(&error) == Some(UNAUTHORIZED) => {
+                        sender.forbid(&error);
+                        self.refused.extend(self.open.drain(..).map(|(_, request)| request));
+                    }
                     Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused if !apart => apart = true,
                     Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused => {
                         if let Some((_, request)) = self.open.pop_front() {
@@ -338,6 +363,9 @@ impl Batch {
                         continue;
                     }
                 },
+            }
+            if self.open.is_empty() {
+                break;
             }
             first = false;
             let pause = pauses.next().unwrap_or(LONGEST);
@@ -409,6 +437,8 @@ impl Batch {
 
 /// The server's code for a command that took longer than its `maxTimeMS`.
 const OUT_OF_TIME: i32 = 50;
+/// The server's code for a command that the user may not send.
+const UNAUTHORIZED: i32 = 13;
 
 /// `run_command` returns `Ok` for replies that refuse single statements or whose write concern was not met: reads them.
 fn read_reply(reply: &Document, statements: usize, first: bool) -> Reply {

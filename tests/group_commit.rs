@@ -418,6 +418,24 @@ mod faults {
         }
     }
 
+    /// As where a user may update and not insert, which an upsert needs.
+    #[tokio::test]
+    async fn where_batches_are_not_allowed_each_save_goes_alone() {
+        let bank = Bank::open().await;
+        bank.add_many(50).await;
+        bank.fail("alwaysOn", doc! { "errorCode": 13 }).await;
+        let saves = contend(&bank, 1).await;
+        bank.fail("off", doc! {}).await;
+        bank.check(&saves).await;
+        let before = bank.together();
+        assert!(before > 0);
+        let saves = contend(&bank, 1).await;
+        assert!(applied(&saves) >= 50);
+        bank.check(&saves).await;
+        assert_eq!(bank.together(), before);
+        bank.test.drop().await;
+    }
+
     #[tokio::test]
     async fn what_the_server_refuses_for_good_is_told_to_each_and_not_repeated_for_ever() {
         let bank = Bank::open().await;
