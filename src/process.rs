@@ -23,18 +23,22 @@ use mongodb::{
     bson::{DateTime, Uuid},
     error::Error,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{Instrument, Span};
 
 use crate::{
     DocumentRef, RetryPolicy,
     claim::{Claim, Claimed, Claimer},
     clears::Clears,
     clock::{ServerClock, later, until},
-    deliver::{Answer, Deliver, Envelope, Outcome, within},
+    deliver::{Answer, Deliver, Envelope, Outcome, in_spans, within},
     deliverable::{Deliverable, Hold, Ordering, Rules, deliverable},
     entry::{DeadReason, Entry, Slot},
     event::{Event, Events},
+    health::{Health, Vitals},
+    metrics::{Metrics, Path},
     oversized::Oversized,
+    trace,
 };
 
 /// How often a lost race for a claim is run again at once before the document is left to who won.
@@ -109,6 +113,8 @@ pub enum Disposition {
         /// What went wrong.
         error: String,
     },
+    /// It is not due yet; the rescuer finds it when it is.
+    Scheduled,
     /// It was not tried yet, or not to the end; the rescuer sees to it.
     Waiting,
     /// It has left the outbox without this process: another delivered it, or its document was deleted or overwritten by a
@@ -127,6 +133,12 @@ pub struct Processor {
     claim_limit: usize,
     oversized: Oversized,
     events: Events<Event>,
+    path: Path,
+    metrics: Arc<Metrics>,
+    vitals: Arc<Vitals>,
+    /// Cancelled once the last clone is gone.
+    gone: CancellationToken,
+    _last: Arc<DropGuard>,
 }
 
 /// What a pass over one claim came to.
@@ -146,16 +158,45 @@ impl Processor {
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
     ) -> Self {
+        Self::on(Path::Dispatcher, client, clock, deliver, settings, None)
+    }
+
+    /// That of an inline dispatcher.
+    pub(crate) fn inline(
+        client: Client,
+        clock: ServerClock,
+        deliver: Arc<dyn Deliver>,
+        settings: ProcessorSettings,
+        capacity: usize,
+    ) -> Self {
+        Self::on(Path::Inline, client, clock, deliver, settings, Some(capacity))
+    }
+
+    fn on(
+        path: Path,
+        client: Client,
+        clock: ServerClock,
+        deliver: Arc<dyn Deliver>,
+        settings: ProcessorSettings,
+        capacity: Option<usize>,
+    ) -> Self {
+        let metrics = Arc::new(Metrics::register(path));
+        let gone = CancellationToken::new();
         let ProcessorSettings { name, lease, claim_limit, retry, counts_claims, state_database } = settings;
         Self {
             oversized: Oversized::new(&client, &state_database, lease, retry.clone()),
-            clears: Clears::start(client.clone()),
+            clears: Clears::start(client.clone(), metrics.claims_lost.clone()),
             claimer: Claimer { client, name, lease: lease.max(SHORTEST_LEASE), counts_claims },
             clock,
             deliver,
             retry,
             claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
             events: Events::default(),
+            path,
+            vitals: Vitals::new(metrics.clone(), capacity),
+            metrics,
+            _last: Arc::new(gone.clone().drop_guard()),
+            gone,
         }
     }
 
@@ -174,6 +215,34 @@ impl Processor {
         &self.clock
     }
 
+    /// How it stands, for as long as the process runs: for a health endpoint of your own.
+    pub fn health(&self) -> Health {
+        Health::of(&self.vitals)
+    }
+
+    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Announces and counts an event.
+    pub(crate) fn emit(&self, event: Event) {
+        self.metrics.record(&event);
+        self.events.emit(event);
+    }
+
+    /// Whether there is a way to deliver now.
+    pub(crate) fn is_available(&self) -> bool {
+        let available = self.deliver.is_available();
+        if !available {
+            self.vitals.circuit_opened(&self.deliver, self.gone.clone());
+        }
+        available
+    }
+
     pub(crate) fn claimer(&self) -> &Claimer {
         &self.claimer
     }
@@ -188,7 +257,17 @@ impl Processor {
         ordering: Ordering,
         stop: &CancellationToken,
     ) -> Result<Processed, Error> {
-        self.process_into(document, ordering, stop, &mut Vec::new()).await
+        let _in_flight = self.vitals.enter();
+        let span = trace::dispatch(document, self.path);
+        let process = async {
+            let processed = self.process_into(document, ordering, stop, &mut Vec::new()).await;
+            if let Err(error) = &processed {
+                self.vitals.failed(&error.to_string());
+                trace::failed(&Span::current(), "interrupted");
+            }
+            processed
+        };
+        process.instrument(span).await
     }
 
     /// Like [`process`](Self::process), and notes what became of each message that was tried.
@@ -205,7 +284,7 @@ impl Processor {
             if stop.is_cancelled() {
                 return Ok(Processed::Interrupted);
             }
-            if !self.deliver.is_available() {
+            if !self.is_available() {
                 return Ok(Processed::Unavailable);
             }
             let now = self.clock.now().await?;
@@ -281,7 +360,7 @@ impl Processor {
             trouble: None,
         };
         // An ordered document's window holds one message: pipelined, the second would overtake a failed first.
-        let width = if ordering == Ordering::Ordered { 1 } else { self.claim_limit };
+        let width = if ordering == Ordering::Unordered { self.claim_limit } else { 1 };
         let mut windows = claim.entries.chunks(width);
         for window in windows.by_ref() {
             if stop.is_cancelled() {
@@ -296,8 +375,11 @@ impl Processor {
                 for (entry, answer) in window.iter().zip(answers) {
                     pass.settle(entry, answer).await;
                 }
+                if ordering == Ordering::DeadBlocks && pass.died() {
+                    pass.pass.stop(Processed::Held(Hold::Dead));
+                }
             }
-            if pass.pass.stopped.is_some() && ordering == Ordering::Ordered {
+            if pass.pass.stopped.is_some() && ordering != Ordering::Unordered {
                 break;
             }
         }
@@ -308,6 +390,17 @@ impl Processor {
     /// Delivers a window, with the quick tries in place for what fails in passing.
     async fn deliver_window(&self, claim: &Claim, window: &[Entry]) -> Vec<Answer> {
         let mut envelopes: Vec<_> = window.iter().map(|entry| Envelope::of(&claim.document, entry)).collect();
+        let spans = envelopes.iter_mut().map(|envelope| (envelope.id, trace::deliver(envelope, self.path)));
+        let spans: Arc<[_]> = spans.collect();
+        let answers = in_spans(spans.clone(), self.deliver_envelopes(claim, envelopes)).await;
+        for ((_, span), answer) in spans.iter().zip(&answers) {
+            trace::delivered(span, &answer.outcome);
+            self.metrics.delivery(&answer.outcome);
+        }
+        answers
+    }
+
+    async fn deliver_envelopes(&self, claim: &Claim, mut envelopes: Vec<Envelope>) -> Vec<Answer> {
         let mut answers = self.attempt(claim, &envelopes).await;
         for wait in self.retry.quick().build() {
             let failed: Vec<usize> = (0..answers.len()).filter(|i| is_transient(&answers[*i])).collect();
@@ -394,7 +487,7 @@ impl Processor {
             Ok(lease) => lease,
             Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
         };
-        self.events.emit(Event::Oversized { document: document.clone() });
+        self.emit(Event::Oversized { document: document.clone() });
         tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
         // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
         let slots = match self.oversized.read(&self.claimer.client, document).await? {
@@ -478,6 +571,7 @@ impl<'a> Settling<'a> {
                 self.pass.dispositions.push((entry.id, Disposition::Delivered));
             }
             Outcome::Unavailable(why) => {
+                self.processor.vitals.failed(&why);
                 tracing::debug!(document = %self.claim.document, why, "no way to deliver now");
                 self.pass.stop(Processed::Unavailable);
                 match answer.delivered_to.is_empty() {
@@ -495,6 +589,11 @@ impl<'a> Settling<'a> {
                 self.die(entry, DeadReason::Permanent, &error, &answer.delivered_to).await;
             }
         }
+    }
+
+    /// Whether the message that was settled last is dead.
+    fn died(&self) -> bool {
+        matches!(self.pass.dispositions.last(), Some((_, Disposition::Dead { .. })))
     }
 
     fn attempts_left(&self, entry: &Entry) -> bool {
@@ -535,7 +634,7 @@ impl<'a> Settling<'a> {
         };
         if self.note(written) {
             let (document, count) = (self.claim.document.clone(), entries.len());
-            self.processor.events.emit(Event::Released { document, count, reason: "not delivered".into() });
+            self.processor.emit(Event::Released { document, count, reason: "not delivered".into() });
         }
     }
 
@@ -545,7 +644,7 @@ impl<'a> Settling<'a> {
             Ok(true) => true,
             Ok(false) => {
                 tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
-                self.processor.events.emit(Event::ClaimLost { document: self.claim.document.clone() });
+                self.processor.emit(Event::ClaimLost { document: self.claim.document.clone() });
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
             }
@@ -558,11 +657,14 @@ impl<'a> Settling<'a> {
     }
 
     async fn finish(mut self) -> Result<Pass, Error> {
-        if !self.delivered.is_empty()
-            && let Err(error) = self.processor.clears.clear(self.claim, &self.delivered).await
-        {
-            tracing::warn!(document = %self.claim.document, error, "delivered messages were not cleared; they will be delivered again");
-            self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
+        if !self.delivered.is_empty() {
+            match self.processor.clears.clear(self.claim, &self.delivered).await {
+                Ok(cleared) => _ = self.note(Ok(cleared)),
+                Err(error) => {
+                    tracing::warn!(document = %self.claim.document, error, "delivered messages were not cleared; they will be delivered again");
+                    self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
+                }
+            }
         }
         let given_back = std::mem::take(&mut self.given_back);
         if !given_back.is_empty() {
@@ -614,33 +716,44 @@ impl Processor {
         }
         if plan.not_mine > 0 {
             tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
-            self.events.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
+            self.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
         }
     }
 
     fn tell_unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
         tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
-        self.events.emit(Event::Unreadable { document: document.clone(), count, reason });
+        self.emit(Event::Unreadable { document: document.clone(), count, reason });
     }
 
     fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
         tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
+        if let (Some(now), Some(since)) = (self.clock.carried_on(), due_since(entry)) {
+            self.metrics.lag(until(since, now));
+        }
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Delivered { document, id, message_type });
+        self.emit(Event::Delivered { document, id, message_type });
     }
 
     fn tell_failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
         let attempts = entry.attempts + 1;
+        self.vitals.failed(error);
         tracing::info!(%document, id = %entry.id, message_type = entry.message_type, attempts, error, "a delivery failed and is tried again");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
+        self.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
     }
 
     fn tell_died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
+        self.vitals.failed(error);
         tracing::error!(%document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error, "a message was given up; it stays in the document");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Died { document, id, message_type, reason, error: error.into() });
+        self.emit(Event::Died { document, id, message_type, reason, error: error.into() });
     }
+}
+
+/// Since when a message, as it was claimed, has been there to be delivered. A schedule is known until the first failure.
+fn due_since(entry: &Entry) -> Option<DateTime> {
+    let scheduled = entry.available_at.filter(|_| entry.claimed_by.is_none() && entry.attempts == 0);
+    entry.created_at.map(|created_at| scheduled.map_or(created_at, |at| at.max(created_at)))
 }
 
 fn is_transient(answer: &Answer) -> bool {

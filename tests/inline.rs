@@ -7,7 +7,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use document_outbox::{
-    Dispatch, Inline, Mode, Ordering, RetryPolicy, Store,
+    Dispatch, Inline, Mode, Ordering, RetryPolicy, Shed, Store,
     clock::ServerClock,
     deliver::{Deliver, HandlerError, Handlers, Outcome},
     event::Event,
@@ -201,7 +201,7 @@ async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
     let inline = background(&test, &recorder);
     let orders = test.store(&inline);
     recorder.set_available(false);
-    assert_eq!(insert(&orders, placed("away")).await.dispatch, Dispatch::Skipped);
+    assert_eq!(insert(&orders, placed("away")).await.dispatch, Dispatch::Skipped(Shed::Unavailable));
     let entry = &test.outbox("away").await[0];
     assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
 
@@ -246,9 +246,9 @@ async fn a_full_dispatcher_skips_and_the_save_succeeds() {
     let orders = test.store(&inline);
     assert_eq!(insert(&orders, placed("first")).await.dispatch, Dispatch::Background);
     let mut events = inline.events().subscribe();
-    assert_eq!(insert(&orders, placed("second")).await.dispatch, Dispatch::Skipped);
+    assert_eq!(insert(&orders, placed("second")).await.dispatch, Dispatch::Skipped(Shed::Full));
     assert!(
-        matches!(events.recv().await.unwrap(), Event::Skipped { document } if document.subject() == "second")
+        matches!(events.recv().await.unwrap(), Event::Skipped { document, count: 1, reason: Shed::Full } if document.subject() == "second")
     );
     recorder.let_through(1);
     recorder.wait_delivered(1).await;
@@ -270,7 +270,7 @@ async fn closing_waits_for_what_is_in_flight_and_later_saves_are_left_to_the_res
     recorder.let_through(1);
     closing.await.unwrap();
     assert!(is_empty(&test.stored("o-1").await));
-    assert_eq!(insert(&orders, placed("o-2")).await.dispatch, Dispatch::Skipped);
+    assert_eq!(insert(&orders, placed("o-2")).await.dispatch, Dispatch::Skipped(Shed::Stopped));
     test.drop().await;
 }
 

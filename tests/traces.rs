@@ -1,0 +1,1 @@
+//! The trace of a save, from the document to the wire.
