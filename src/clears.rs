@@ -168,4 +168,11 @@ mod tests {
         let reply = doc! { "ok": 1, "n": 2, "writeErrors": [{ "index": 1, "code": 2, "errmsg": "no" }] };
         assert_eq!(read_reply(&reply, 3), [Ok(true), Err("no".into()), Ok(true)]);
     }
+
+    #[test]
+    fn a_claim_counts_as_lost_where_its_document_is_there_and_nothing_of_it_was_removed() {
+        let lost =
+            |found: i32, removed: i32| lost_claims(&doc! { "ok": 1, "n": found, "nModified": removed });
+        assert_eq!((lost(3, 3), lost(3, 1), lost(0, 0)), (0, 2, 0));
+    }
 }
