@@ -37,7 +37,7 @@ use crate::{
     event::{Event, Events},
     health::{Health, Vitals},
     metrics::{Metrics, Path},
-    oversized::Oversized,
+    oversized::{Lease, Oversized},
     trace,
 };
 
@@ -184,7 +184,7 @@ impl Processor {
         let gone = CancellationToken::new();
         let ProcessorSettings { name, lease, claim_limit, retry, counts_claims, state_database } = settings;
         Self {
-            oversized: Oversized::new(&client, &state_database, lease, retry.clone()),
+            oversized: Oversized::new(&client, &state_database, lease),
             clears: Clears::start(client.clone(), metrics.claims_lost.clone()),
             claimer: Claimer { client, name, lease: lease.max(SHORTEST_LEASE), counts_claims },
             clock,
@@ -483,66 +483,85 @@ impl Processor {
         stop: &CancellationToken,
     ) -> Result<Option<Processed>, Error> {
         let now = self.clock.now().await?;
-        let lease = match self.oversized.lease(document, &self.claimer.token(), now).await? {
+        let mut lease = match self.oversized.lease(document, &self.claimer.token(), now).await? {
             Ok(lease) => lease,
             Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
         };
         self.emit(Event::Oversized { document: document.clone() });
         tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
         // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
-        let slots = match self.oversized.read(&self.claimer.client, document).await? {
+        let mut slots = match self.oversized.read(&self.claimer.client, document).await? {
             None => {
-                self.oversized.forget(document, &lease).await?;
+                lease.complete(&mut []);
+                self.oversized.give_back(document, lease).await?;
                 return Ok(Some(Processed::Gone));
             }
             Some(outbox) => outbox.unwrap_or_default(),
         };
-        let live: Vec<Slot> = slots.into_iter().filter(|slot| !lease.is_dead(slot)).collect();
-        let plan = self.plan(&live, ordering, now);
-        let Some(entry) = plan.entries.first() else {
-            self.oversized.release(document, &lease).await?;
-            return Ok(Some(plan.held.map_or(Processed::Done, Processed::Held)));
+        lease.complete(&mut slots);
+        let plan = self.plan(&slots, ordering, now);
+        let entry = match plan.entries.first() {
+            Some(entry) if !stop.is_cancelled() => *entry,
+            Some(_) => {
+                self.oversized.give_back(document, lease).await?;
+                return Ok(Some(Processed::Interrupted));
+            }
+            None => {
+                self.oversized.give_back(document, lease).await?;
+                return Ok(Some(plan.held.map_or(Processed::Done, Processed::Held)));
+            }
         };
-        if let Some(until) = lease.retry_at(entry.id).filter(|at| *at > now) {
-            self.oversized.release(document, &lease).await?;
-            return Ok(Some(Processed::Held(Hold::Retrying(until))));
-        }
-        if stop.is_cancelled() {
-            self.oversized.release(document, &lease).await?;
-            return Ok(Some(Processed::Interrupted));
-        }
-        let claim = lease.as_claim(document, (*entry).clone());
-        let answer = self.deliver_window(&claim, &claim.entries).await.swap_remove(0);
-        match answer.outcome {
+        let claim = lease.as_claim(document, entry.clone());
+        let Answer { outcome, delivered_to } =
+            self.deliver_window(&claim, &claim.entries).await.swap_remove(0);
+        let attempts = entry.attempts + 1;
+        match outcome {
             Outcome::Delivered => {
                 self.oversized.clear(&self.claimer.client, document, entry.id).await?;
-                self.oversized.forget(document, &lease).await?;
+                lease.forget(entry.id);
+                self.oversized.give_back(document, lease).await?;
                 self.tell_delivered(document, entry);
                 Ok(None)
             }
-            Outcome::Unavailable(_) => {
-                self.oversized.release(document, &lease).await?;
+            Outcome::Unavailable(why) => {
+                self.vitals.failed(&why);
+                if !delivered_to.is_empty() {
+                    lease.put_off(entry, entry.attempts, now, &why, &delivered_to);
+                }
+                self.oversized.give_back(document, lease).await?;
                 Ok(Some(Processed::Unavailable))
             }
+            Outcome::Transient(error) if attempts < i64::from(self.retry.max_attempts) => {
+                let backoff = self.retry.backoff(u32::try_from(attempts).unwrap_or(1));
+                let retry_at = later(self.clock.now().await?, backoff);
+                lease.put_off(entry, attempts, retry_at, &error, &delivered_to);
+                self.oversized.give_back(document, lease).await?;
+                self.tell_failed(document, entry, &error);
+                // In an unordered document it holds back none of the others.
+                let held = Processed::Held(Hold::Retrying(retry_at));
+                Ok((ordering != Ordering::Unordered).then_some(held))
+            }
             Outcome::Transient(error) => {
-                let failure = self.oversized.fail(document, &lease, entry.id, now, &error).await?;
-                match failure {
-                    Some(retry_at) => {
-                        self.tell_failed(document, entry, &error);
-                        Ok(Some(Processed::Held(Hold::Retrying(retry_at))))
-                    }
-                    None => {
-                        self.tell_died(document, entry, DeadReason::AttemptsExhausted, &error);
-                        Ok(None)
-                    }
-                }
+                self.die_oversized(document, lease, entry, DeadReason::AttemptsExhausted, &error).await
             }
             Outcome::Permanent(error) => {
-                self.oversized.die(document, &lease, entry.id, now, DeadReason::Permanent, &error).await?;
-                self.tell_died(document, entry, DeadReason::Permanent, &error);
-                Ok(None)
+                self.die_oversized(document, lease, entry, DeadReason::Permanent, &error).await
             }
         }
+    }
+
+    async fn die_oversized(
+        &self,
+        document: &DocumentRef,
+        mut lease: Lease,
+        entry: &Entry,
+        reason: DeadReason,
+        error: &str,
+    ) -> Result<Option<Processed>, Error> {
+        lease.die(entry.id, self.clock.now().await?, reason, error);
+        self.oversized.give_back(document, lease).await?;
+        self.tell_died(document, entry, reason, error);
+        Ok(None)
     }
 }
 
