@@ -77,6 +77,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         builder.deliver_to(handlers.clone())
     };
     let (at_once, off) = (inline(Mode::Background), inline(Mode::Off));
+    let health = at_once.health();
     let collection = client.database(DATABASE).collection::<Order>("orders");
     let orders = Store::<Order>::new(collection.clone(), &at_once);
     let orders_of_a_dying_process = Store::<Order>::new(collection, &off);
@@ -89,6 +90,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     println!("{}", pay(&orders, &mut shipped, "delivered inline").await?);
     println!("{}", pay(&orders_of_a_dying_process, &mut shipped, "rescued").await?);
+
+    // What a health endpoint of this process would answer; asking it sends no query.
+    println!("health            {}", serde_json::to_string(&health.snapshot())?);
 
     at_once.close(PATIENCE).await;
     dispatcher.stop().await;

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use backon::{ExponentialBuilder, Retryable};
+use metrics::Counter;
 use mongodb::{
     Client, Database,
     bson::{Document, Uuid, doc},
@@ -34,21 +35,23 @@ pub(crate) struct Clears {
 struct Request {
     namespace: mongodb::Namespace,
     statement: Document,
-    done: oneshot::Sender<Result<(), String>>,
+    done: oneshot::Sender<Result<bool, String>>,
 }
 
 impl Clears {
-    pub(crate) fn start(client: Client) -> Self {
+    /// Claims that turn out to be lost are counted where no caller can be told of them.
+    pub(crate) fn start(client: Client, lost: Counter) -> Self {
         let (queue, requests) = mpsc::channel(WINDOW);
-        tokio::spawn(run(client, requests));
+        tokio::spawn(run(client, requests, lost));
         Self { queue }
     }
 
-    /// Removes these delivered entries where the claim still holds them; resolves once the server has done it.
+    /// Removes these delivered entries where the claim still holds them; resolves once the server has done it. False when it
+    /// is known to have held none of them.
     ///
     /// # Errors
     /// A text; the entries then stay, and are delivered again once the claim has run out.
-    pub(crate) async fn clear(&self, claim: &Claim, ids: &[Uuid]) -> Result<(), String> {
+    pub(crate) async fn clear(&self, claim: &Claim, ids: &[Uuid]) -> Result<bool, String> {
         let (done, answer) = oneshot::channel();
         let statement = clear_statement(claim, ids);
         let request = Request { namespace: claim.document.namespace.clone(), statement, done };
@@ -57,7 +60,7 @@ impl Clears {
     }
 }
 
-async fn run(client: Client, mut requests: mpsc::Receiver<Request>) {
+async fn run(client: Client, mut requests: mpsc::Receiver<Request>, lost: Counter) {
     // A few windows side by side: one that waits for a locked document holds up its own requests alone.
     let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut window = Vec::with_capacity(WINDOW);
@@ -69,9 +72,9 @@ async fn run(client: Client, mut requests: mpsc::Receiver<Request>) {
         for requests in collections.into_values() {
             // Never closed.
             let Ok(place) = in_flight.clone().acquire_owned().await else { return };
-            let client = client.clone();
+            let (client, lost) = (client.clone(), lost.clone());
             tokio::spawn(async move {
-                settle(&client, requests).await;
+                settle(&client, requests, &lost).await;
                 drop(place);
             });
         }
@@ -79,13 +82,28 @@ async fn run(client: Client, mut requests: mpsc::Receiver<Request>) {
 }
 
 /// Sends a window; where it has no answer as a whole, each of its statements by itself.
-async fn settle(client: &Client, requests: Vec<Request>) {
+async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
     let Some(namespace) = requests.first().map(|request| request.namespace.clone()) else { return };
     let database = client.database(&namespace.db);
     let (statements, waiting): (Vec<_>, Vec<_>) =
         requests.into_iter().map(|request| (request.statement, request.done)).unzip();
     let answers = match send(&database, &namespace.coll, statements.clone()).await {
-        Ok(reply) => read_reply(&reply, statements.len()),
+        Ok(reply) => {
+            let mut answers = read_reply(&reply, statements.len());
+            match (lost_claims(&reply), &mut answers[..]) {
+                (0, _) => {}
+                (_, [only]) => *only = only.clone().map(|_| false),
+                (claims, _) => {
+                    tracing::warn!(
+                        collection = %namespace,
+                        claims,
+                        "claims ran out while their holder worked; messages may be delivered again"
+                    );
+                    lost.increment(claims);
+                }
+            }
+            answers
+        }
         Err(error) if codes::verdict(&error) == Verdict::Refused => {
             vec![Err(error.to_string()); statements.len()]
         }
@@ -98,7 +116,7 @@ async fn settle(client: &Client, requests: Vec<Request>) {
                     let send = || send(database, collection, vec![statement.clone()]);
                     let again = |error: &Error| codes::verdict(error) != Verdict::Refused;
                     let reply = send.retry(tries).when(again).await.map_err(|error| error.to_string())?;
-                    read_reply(&reply, 1).pop().unwrap_or(Ok(()))
+                    read_reply(&reply, 1).pop().unwrap_or(Ok(true))
                 }
             });
             futures::future::join_all(singly).await
@@ -121,9 +139,16 @@ async fn send(database: &Database, collection: &str, statements: Vec<Document>) 
     database.run_command(command).selection_criteria(primary()).await
 }
 
+/// How many statements found their document, and nothing in it that they would remove. The reply of a first send says so;
+/// after a repeated one it may be what the first has done.
+fn lost_claims(reply: &Document) -> u64 {
+    let number = |name| reply.get_i32(name).unwrap_or(0);
+    u64::try_from(number("n") - number("nModified")).unwrap_or(0)
+}
+
 /// One answer per statement. `run_command` returns `Ok` for a reply that refuses single statements: read it.
-fn read_reply(reply: &Document, statements: usize) -> Vec<Result<(), String>> {
-    let mut answers = vec![Ok(()); statements];
+fn read_reply(reply: &Document, statements: usize) -> Vec<Result<bool, String>> {
+    let mut answers = vec![Ok(true); statements];
     for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(|error| error.as_document())
     {
         let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
@@ -141,6 +166,13 @@ mod tests {
     #[test]
     fn a_refused_statement_fails_alone() {
         let reply = doc! { "ok": 1, "n": 2, "writeErrors": [{ "index": 1, "code": 2, "errmsg": "no" }] };
-        assert_eq!(read_reply(&reply, 3), [Ok(()), Err("no".into()), Ok(())]);
+        assert_eq!(read_reply(&reply, 3), [Ok(true), Err("no".into()), Ok(true)]);
+    }
+
+    #[test]
+    fn a_claim_counts_as_lost_where_its_document_is_there_and_nothing_of_it_was_removed() {
+        let lost =
+            |found: i32, removed: i32| lost_claims(&doc! { "ok": 1, "n": found, "nModified": removed });
+        assert_eq!((lost(3, 3), lost(3, 1), lost(0, 0)), (0, 2, 0));
     }
 }

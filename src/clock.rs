@@ -60,7 +60,7 @@ impl ServerClock {
     }
 
     /// The last reading carried on to now; starts a renewal when it is old.
-    fn carried_on(&self) -> Option<DateTime> {
+    pub(crate) fn carried_on(&self) -> Option<DateTime> {
         let mut guard = self.shared.lock();
         let reading = guard.as_mut()?;
         let age = reading.taken.elapsed();

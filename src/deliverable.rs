@@ -5,7 +5,8 @@
 //!
 //! It walks the array in order and passes over what is dead, unreadable, or scheduled and not yet due. In an
 //! ordered document it stops at the first entry that is waiting for a retry, claimed by another, or not
-//! for this deliverer: what stands behind it must not overtake it. In an unordered one it passes over those too.
+//! for this deliverer: what stands behind it must not overtake it. Where dead ones block, it stops at those too. In an
+//! unordered document it stops at nothing.
 
 use mongodb::bson::DateTime;
 
@@ -17,6 +18,8 @@ pub enum Ordering {
     /// One after the other, in the order they stand in the outbox; a failing one holds back the later ones.
     #[default]
     Ordered,
+    /// Like `Ordered`, and a dead one holds back the later ones too, until an operator has replayed or removed it.
+    DeadBlocks,
     /// Each for itself; a failing one holds back nothing.
     Unordered,
 }
@@ -50,6 +53,8 @@ pub enum Hold {
     Scheduled(DateTime),
     /// The head is for a deliverer other than the one that asks.
     NotMine,
+    /// The head is dead, and this document's dead ones hold back what stands behind them.
+    Dead,
 }
 
 /// The answer.
@@ -61,7 +66,8 @@ pub struct Deliverable<'a> {
     pub crashed: Option<&'a Entry>,
     /// More would be deliverable, but not in the same claim.
     pub more: bool,
-    /// What holds back the first entry that is not deliverable.
+    /// What holds back the first entry that is not deliverable. Scheduled ones hold back nothing but themselves: the
+    /// earliest of them is named only where nothing else waits.
     pub held: Option<Hold>,
     /// How many entries the deliverer that asks cannot serve.
     pub not_mine: usize,
@@ -86,9 +92,15 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
                 answer.unreadable += 1;
                 continue;
             }
-            Slot::Entry(entry) if entry.dead.is_some() => continue,
             Slot::Entry(entry) => entry.as_ref(),
         };
+        if entry.dead.is_some() {
+            if open && rules.ordering == Ordering::DeadBlocks {
+                note(&mut answer.held, Hold::Dead);
+                open = false;
+            }
+            continue;
+        }
         let mine = (rules.serves)(entry.via.as_deref());
         if !mine {
             answer.not_mine += 1;
@@ -99,12 +111,25 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
         match hold(entry, rules.now).or((!mine).then_some(Hold::NotMine)) {
             None => open = take(&mut answer, entry, rules.limit),
             Some(hold) => {
-                answer.held.get_or_insert(hold);
+                note(&mut answer.held, hold);
                 open = rules.ordering == Ordering::Unordered || matches!(hold, Hold::Scheduled(_));
             }
         }
     }
     answer
+}
+
+/// Remembers the first hold, but for a scheduled entry's: that gives way to any other, and to an earlier one.
+fn note(held: &mut Option<Hold>, hold: Hold) {
+    let replace = match (&held, hold) {
+        (None, _) => true,
+        (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < *known,
+        (Some(Hold::Scheduled(_)), _) => true,
+        (Some(_), _) => false,
+    };
+    if replace {
+        *held = Some(hold);
+    }
 }
 
 /// Adds an entry to the answer; false when nothing more may be added.
@@ -198,6 +223,36 @@ mod tests {
             assert_eq!((names(&ordered), ordered.held), (vec![], Some(hold)));
             assert_eq!(names(&ask(&slots, Ordering::Unordered)), ["next"]);
         }
+    }
+
+    #[test]
+    fn a_dead_entry_holds_back_the_later_ones_only_where_dead_ones_block() {
+        let slots = slots(vec![
+            entry("first", doc! {}),
+            entry("dead", doc! { "dead_at": at(1) }),
+            entry("next", doc! {}),
+            entry("other", doc! { "via": "handlers" }),
+        ]);
+        assert_eq!(names(&ask(&slots, Ordering::Ordered)), ["first", "next"]);
+        assert_eq!(names(&ask(&slots, Ordering::Unordered)), ["first", "next"]);
+        let found = ask(&slots, Ordering::DeadBlocks);
+        assert_eq!((names(&found), found.held), (vec!["first"], Some(Hold::Dead)));
+        assert_eq!(found.not_mine, 1, "what is behind it is still counted");
+        let found = ask(&slots[1..], Ordering::DeadBlocks);
+        assert!(!found.is_work(), "no reason for a command");
+        let retrying = entry("head", doc! { "available_at": at(NOW + 5), "attempts": 1 });
+        let behind = [self::slots(vec![retrying]), slots].concat();
+        assert_eq!(ask(&behind, Ordering::DeadBlocks).held, Some(Hold::Retrying(at(NOW + 5))));
+    }
+
+    #[test]
+    fn a_scheduled_entry_is_named_as_what_holds_only_where_nothing_else_waits() {
+        let scheduled = |millis| entry("scheduled", doc! { "available_at": at(NOW + millis) });
+        let claimed = entry("claimed", doc! { "available_at": at(NOW + 5), "claimed_by": "x" });
+        let several = slots(vec![scheduled(9), scheduled(3), scheduled(7)]);
+        assert_eq!(ask(&several, Ordering::Ordered).held, Some(Hold::Scheduled(at(NOW + 3))));
+        let both = slots(vec![scheduled(9), claimed, scheduled(3)]);
+        assert_eq!(ask(&both, Ordering::Ordered).held, Some(Hold::Claimed(at(NOW + 5))));
     }
 
     #[test]

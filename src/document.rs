@@ -38,8 +38,9 @@ pub trait Document: Serialize + DeserializeOwned + Send + Sync {
     /// The type of `_id`: anything that encodes to a BSON value MongoDB takes as one.
     type Id: Serialize + Send + Sync;
 
-    /// Whether the messages of one document keep their order. The dispatcher and the rescuer know no types:
-    /// an unordered collection must be named in their settings too (key `unordered`).
+    /// Whether the messages of one document keep their order, and whether a dead one blocks. The dispatcher and the rescuer know
+    /// no types: a collection that isn't [`Ordering::Ordered`] must be named in their settings too (keys `unordered` and
+    /// `dead_blocks`).
     const ORDERING: Ordering = Ordering::Ordered;
 
     /// The aggregate's identity, as in the field `_id`.

@@ -105,6 +105,13 @@ impl Slot {
             Self::Unreadable(_) => None,
         }
     }
+
+    pub(crate) fn entry_mut(&mut self) -> Option<&mut Entry> {
+        match self {
+            Self::Entry(entry) => Some(entry),
+            Self::Unreadable(_) => None,
+        }
+    }
 }
 
 /// The `outbox` field of a document holds something other than an array.

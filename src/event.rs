@@ -3,7 +3,7 @@
 use mongodb::bson::Uuid;
 use tokio::sync::broadcast;
 
-use crate::{DocumentRef, entry::DeadReason};
+use crate::{DocumentRef, entry::DeadReason, inline::Shed};
 
 /// How many events a slow subscriber may lag behind before it misses some.
 const BACKLOG: usize = 4096;
@@ -80,7 +80,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// A claim ran out, or was taken, while its holder still worked.
+    /// A claim ran out, or was taken, while its holder still worked. One that comes to light only when what was delivered is
+    /// cleared together with that of other documents is counted, and not announced: the server doesn't say which it was.
     ClaimLost {
         /// Where.
         document: DocumentRef,
@@ -101,10 +102,14 @@ pub enum Event {
         /// How many.
         count: usize,
     },
-    /// The inline dispatcher was full or the broker away; the message is left to the rescuer.
+    /// The inline dispatcher left a save's messages to the rescuer.
     Skipped {
         /// Where.
         document: DocumentRef,
+        /// How many that are due.
+        count: usize,
+        /// Why.
+        reason: Shed,
     },
     /// A command was sent so that a worker goes on.
     HandedOff {

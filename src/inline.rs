@@ -21,6 +21,7 @@ use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
+use tracing::{Instrument, Span};
 
 use crate::{
     CommandSender, DocumentRef, RetryPolicy,
@@ -28,11 +29,14 @@ use crate::{
     clock::ServerClock,
     command::{ProcessDocumentMessages, Reason},
     deliver::{Answer, Deliver, Envelope, Outcome, deadline},
-    deliverable::{Hold, Ordering},
+    deliverable::{Hold, Ordering, hold},
     entry::{Entry, Slot},
     event::{Event, Events},
     group::Statement,
+    health::{Health, InFlight},
+    metrics::{Metrics, Path},
     process::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
+    trace,
     turns::Turns,
     write,
 };
@@ -62,10 +66,34 @@ pub enum Dispatch {
     Background,
     /// Each was tried, in the order sent.
     Settled(Vec<(uuid::Uuid, Disposition)>),
-    /// No seat was free, or there is no way to deliver now: the rescuer delivers them.
-    Skipped,
+    /// The rescuer delivers them.
+    Skipped(Shed),
+    /// None of them is due yet: the rescuer delivers them when they are.
+    Scheduled,
     /// Switched off: the rescuer delivers them.
     Off,
+}
+
+/// Why the inline dispatcher left messages to the rescuer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// No seat was free.
+    Full,
+    /// There is no way to deliver now.
+    Unavailable,
+    /// It is shutting down.
+    Stopped,
+}
+
+impl Shed {
+    /// The word for it in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Unavailable => "unavailable",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// Sets up an [`Inline`].
@@ -139,7 +167,7 @@ impl InlineBuilder {
         let clock = ServerClock::new(self.client.clone());
         Inline {
             shared: Arc::new(Shared {
-                processor: Processor::new(self.client, clock, deliver, self.settings),
+                processor: Processor::inline(self.client, clock, deliver, self.settings, self.capacity),
                 mode: self.mode,
                 seats: Arc::new(Semaphore::new(self.capacity.min(Semaphore::MAX_PERMITS))),
                 turns: Turns::default(),
@@ -174,6 +202,7 @@ struct Shared {
 /// The right to deliver one save's messages.
 pub(crate) struct Seat {
     _permit: OwnedSemaphorePermit,
+    _in_flight: InFlight,
     /// Closing waits for it.
     _token: TaskTrackerToken,
 }
@@ -184,6 +213,15 @@ pub(crate) enum Work {
     BornClaimed(Claim),
     /// Whatever is deliverable.
     Unclaimed(DocumentRef),
+}
+
+impl Work {
+    fn document(&self) -> &DocumentRef {
+        match self {
+            Self::BornClaimed(claim) => &claim.document,
+            Self::Unclaimed(document) => document,
+        }
+    }
 }
 
 impl Inline {
@@ -215,10 +253,16 @@ impl Inline {
         self.shared.processor.events()
     }
 
+    /// How it stands, for as long as the process runs: for a health endpoint of your own.
+    pub fn health(&self) -> Health {
+        self.shared.processor.health()
+    }
+
     /// Stops taking work, and waits for what is in flight: as long as `grace`, then what is held is given back.
     /// Stores go on saving; their messages wait for the rescuer.
     pub async fn close(&self, grace: Duration) {
         self.shared.closing.cancel();
+        self.shared.processor.vitals().drain();
         self.shared.tasks.close();
         if tokio::time::timeout(grace, self.shared.tasks.wait()).await.is_err() {
             self.shared.stop.cancel();
@@ -244,23 +288,39 @@ impl Inline {
         self.shared.processor.deliverer().via(message_type)
     }
 
-    /// A seat, or what to report for want of one.
-    pub(crate) fn seat(&self) -> Result<Seat, Dispatch> {
+    /// A seat for so many messages that are due, or what to report for want of one.
+    pub(crate) fn seat_for(&self, due: usize) -> Result<Seat, Dispatch> {
         let shared = &self.shared;
         if shared.mode == Mode::Off {
             return Err(Dispatch::Off);
         }
-        if shared.closing.is_cancelled() || !shared.processor.deliverer().is_available() {
-            return Err(Dispatch::Skipped);
+        if due == 0 {
+            return Err(Dispatch::Scheduled);
         }
-        let permit = shared.seats.clone().try_acquire_owned().map_err(|_full| Dispatch::Skipped)?;
-        Ok(Seat { _permit: permit, _token: shared.tasks.token() })
+        if shared.closing.is_cancelled() {
+            return Err(Dispatch::Skipped(Shed::Stopped));
+        }
+        if !shared.processor.is_available() {
+            return Err(Dispatch::Skipped(Shed::Unavailable));
+        }
+        let permit = shared.seats.clone().try_acquire_owned();
+        let permit = permit.map_err(|_full| Dispatch::Skipped(Shed::Full))?;
+        let in_flight = shared.processor.vitals().enter();
+        Ok(Seat { _permit: permit, _in_flight: in_flight, _token: shared.tasks.token() })
     }
 
-    /// Reports that a save's messages were left to the rescuer.
-    pub(crate) fn skipped(&self, document: &DocumentRef) {
-        tracing::debug!(%document, "not delivered inline; left to the rescuer");
-        self.events().emit(Event::Skipped { document: document.clone() });
+    /// Reports what there is instead of a delivery, where it is worth a report.
+    pub(crate) fn left(&self, document: &DocumentRef, due: usize, why: &Dispatch) {
+        if let Dispatch::Skipped(reason) = *why {
+            tracing::debug!(%document, reason = reason.as_str(), "not delivered inline; left to the rescuer");
+            self.shared.processor.vitals().shed(due);
+            let document = document.clone();
+            self.shared.processor.emit(Event::Skipped { document, count: due, reason });
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        self.shared.processor.metrics()
     }
 
     /// Whether messages with this `via` can be delivered from here.
@@ -281,11 +341,13 @@ impl Inline {
         // each other.
         let awaited = shared.mode == Mode::Await && deadline().is_none();
         let waiting = ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect();
+        let span = trace::dispatch(work.document(), Path::Inline);
         // A task of its own: a caller that goes away must not take the delivery with it.
-        let task = self.shared.tasks.spawn(async move {
+        let delivery = async move {
             let _seat = seat;
             shared.deliver(work, &ids, ordering, awaited).await
-        });
+        };
+        let task = self.shared.tasks.spawn(delivery.instrument(span));
         match awaited {
             false => Dispatch::Background,
             true => Dispatch::Settled(task.await.unwrap_or(waiting)),
@@ -301,10 +363,7 @@ impl Shared {
         ordering: Ordering,
         awaited: bool,
     ) -> Vec<(uuid::Uuid, Disposition)> {
-        let document = match &work {
-            Work::BornClaimed(claim) => claim.document.clone(),
-            Work::Unclaimed(document) => document.clone(),
-        };
+        let document = work.document().clone();
         let mut known = Vec::new();
         let done = match work {
             Work::BornClaimed(claim) => self.deliver_claimed(&claim, ordering, &mut known).await,
@@ -314,6 +373,8 @@ impl Shared {
         };
         if let Err(error) = done {
             tracing::warn!(%document, %error, "inline delivery broke off; the rescuer goes on");
+            self.processor.vitals().failed(&error.to_string());
+            trace::failed(&Span::current(), "interrupted");
         }
         if known.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. })) {
             self.hand_off(&document).await;
@@ -381,8 +442,9 @@ impl Shared {
             true => self.processor.claimer().read(document).await,
             false => Ok(None),
         };
+        let now = self.processor.clock().now().await.unwrap_or_else(|_unasked| DateTime::now());
         let read = |id: Uuid| match &read {
-            Ok(Some(Ok(slots))) => disposition(slots, id),
+            Ok(Some(Ok(slots))) => disposition(slots, id, now),
             Ok(None) => Disposition::Cleared,
             Ok(Some(Err(_))) | Err(_) => Disposition::Waiting,
         };
@@ -394,7 +456,7 @@ impl Shared {
         let Some(commands) = &self.handoff else { return };
         let command = ProcessDocumentMessages { document: document.clone(), reason: Reason::Handoff };
         match commands.send(vec![command]).await.pop() {
-            Some(Ok(())) => self.processor.events().emit(Event::HandedOff { document: document.clone() }),
+            Some(Ok(())) => self.processor.emit(Event::HandedOff { document: document.clone() }),
             Some(Err(error)) => {
                 tracing::debug!(%document, %error, "the hand-off was not sent; the sweep will find it")
             }
@@ -406,11 +468,12 @@ impl Shared {
 type Dispositions = Vec<(Uuid, Disposition)>;
 
 /// What an outbox says of a message. While elements of it cannot be read, one that is not found may be among them.
-fn disposition(slots: &[Slot], id: Uuid) -> Disposition {
+fn disposition(slots: &[Slot], id: Uuid, now: DateTime) -> Disposition {
     let error = |entry: &Entry| entry.last_error.clone().unwrap_or_default();
     match slots.iter().filter_map(Slot::entry).find(|entry| entry.id == id) {
         Some(entry) if entry.dead.is_some() => Disposition::Dead { error: error(entry) },
         Some(entry) if entry.attempts > 0 => Disposition::Retrying { error: error(entry) },
+        Some(entry) if matches!(hold(entry, now), Some(Hold::Scheduled(_))) => Disposition::Scheduled,
         Some(_) => Disposition::Waiting,
         None if slots.iter().any(|slot| slot.entry().is_none()) => Disposition::Waiting,
         None => Disposition::Cleared,

@@ -63,6 +63,9 @@
 //! # Features
 //! `bson-2` (default) and `bson-3` choose the BSON version that the driver, and so this crate, speaks. With both, the
 //! driver speaks 3.
+//!
+//! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without, a message
+//! carries the `traceparent` that its sender gave it, if any.
 
 pub mod amqp;
 mod caps;
@@ -80,15 +83,18 @@ pub mod entry;
 mod error;
 pub mod event;
 mod group;
+pub mod health;
 mod inbox;
 pub mod inline;
 mod key;
 mod message;
+pub mod metrics;
 mod outbox;
 mod oversized;
 pub mod process;
 mod retry;
 pub mod store;
+mod trace;
 pub mod turns;
 mod write;
 
@@ -99,9 +105,9 @@ pub use deliverable::Ordering;
 pub use document::Document;
 pub use error::Error;
 pub use inbox::{Inbox, InboxLimits};
-pub use inline::{Dispatch, Inline, Mode};
+pub use inline::{Dispatch, Inline, Mode, Shed};
 pub use key::DocumentRef;
 pub use message::Message;
-pub use outbox::{Outbox, Staged};
+pub use outbox::{Due, Outbox, Staged};
 pub use retry::RetryPolicy;
 pub use store::{Loaded, Store};

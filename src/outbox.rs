@@ -1,8 +1,8 @@
 //! The outbox as a field of an aggregate: what it sent since it was loaded.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use mongodb::bson::{Bson, Uuid};
+use mongodb::bson::{Bson, DateTime, Uuid};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -27,9 +27,13 @@ use crate::{
 ///
 /// assert_eq!(outbox.types(), ["order.paid"]);
 /// assert_eq!(outbox.sent::<OrderPaid>(), [OrderPaid { order: "o-1".into() }]);
+///
+/// let hour = std::time::Duration::from_secs(3600);
+/// outbox.send_after(OrderPaid { order: "o-2".into() }, hour);
+/// assert_eq!(outbox.iter().last().unwrap().due(), document_outbox::Due::After(hour));
 /// ```
 ///
-/// Two outboxes are equal when the same messages were sent in the same order; ids don't count.
+/// Two outboxes are equal when the same messages were sent in the same order for the same times; ids don't count.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outbox {
     staged: Vec<Staged>,
@@ -42,6 +46,19 @@ pub struct Staged {
     pub(crate) message_type: &'static str,
     pub(crate) payload: Result<Bson, String>,
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) due: Due,
+}
+
+/// When a message may be delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Due {
+    /// At once.
+    #[default]
+    Now,
+    /// Not before this.
+    At(DateTime),
+    /// Not before this long after the save.
+    After(Duration),
 }
 
 impl Outbox {
@@ -56,9 +73,29 @@ impl Outbox {
             message_type: M::TYPE,
             payload: codec::encode_value(&message).map_err(|error| error.to_string()),
             headers,
+            due: Due::Now,
         });
         let last = self.staged.len() - 1;
         &mut self.staged[last]
+    }
+
+    /// Sends a message with the next save that is not delivered before `at`, by the server's clock: a
+    /// [`SystemTime`](std::time::SystemTime) or a BSON date. One that has passed counts as now.
+    ///
+    /// It is stored with the document like any other and found by the rescuer's sweep once it is due, so up to a
+    /// `sweep_interval` later. Until then it holds back none of the document's other messages; once due, it takes its turn
+    /// where it stands. A document that waits for it can't be deleted, and is not on the fast path.
+    pub fn send_at<M: Message>(&mut self, message: M, at: impl Into<DateTime>) -> &mut Staged {
+        let staged = self.send(message);
+        staged.due = Due::At(at.into());
+        staged
+    }
+
+    /// Like [`send_at`](Self::send_at), this long after the save.
+    pub fn send_after<M: Message>(&mut self, message: M, after: Duration) -> &mut Staged {
+        let staged = self.send(message);
+        staged.due = Due::After(after);
+        staged
     }
 
     /// The messages of one type that were sent, decoded; one that doesn't decode is left out.
@@ -116,6 +153,11 @@ impl Staged {
         self.message_type
     }
 
+    /// When it may be delivered.
+    pub fn due(&self) -> Due {
+        self.due
+    }
+
     /// The headers given so far.
     pub fn headers(&self) -> &BTreeMap<String, String> {
         &self.headers
@@ -124,8 +166,8 @@ impl Staged {
 
 impl PartialEq for Staged {
     fn eq(&self, other: &Self) -> bool {
-        (self.message_type, &self.payload, &self.headers)
-            == (other.message_type, &other.payload, &other.headers)
+        (self.message_type, &self.payload, &self.headers, self.due)
+            == (other.message_type, &other.payload, &other.headers, other.due)
     }
 }
 
@@ -178,6 +220,17 @@ mod tests {
         assert_ne!(a.iter().next().unwrap().id(), b.iter().next().unwrap().id());
         b.send(Paid(2));
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn outboxes_whose_messages_are_due_at_other_times_differ() {
+        let (mut now, mut later) = (Outbox::default(), Outbox::default());
+        now.send(Paid(1));
+        later.send_at(Paid(1), std::time::UNIX_EPOCH + Duration::from_secs(60));
+        assert_ne!(now, later);
+        let due: Vec<_> = later.iter().map(Staged::due).collect();
+        assert_eq!(due, [Due::At(DateTime::from_millis(60_000))]);
+        assert_eq!(later.sent::<Paid>(), [Paid(1)]);
     }
 
     #[test]

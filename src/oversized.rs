@@ -1,8 +1,8 @@
 //! Documents that have no room for a claim.
 //!
 //! A document a few bytes short of the server's 16 MiB takes no update that makes it grow, and a claim makes it grow. Such
-//! a document is delivered under a lease in the state database instead, one message at a time, and its failures are
-//! kept with the lease. Removing a delivered message makes room, so this rarely lasts.
+//! a document is delivered under a lease in the state database instead, one message at a time. What would stand in its
+//! entries (attempts, the next try, who has had it, that it is dead) is kept with the lease. Removing a delivered message makes room, so this rarely lasts.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use mongodb::{
 };
 
 use crate::{
-    DocumentRef, RetryPolicy,
+    DocumentRef,
     claim::{Claim, cut, majority, primary},
     clock::later,
     codec,
     codes::{self, Verdict},
-    entry::{DeadReason, Entry, NotAnArray, Slot, read_outbox},
+    entry::{Dead, DeadReason, Entry, NotAnArray, Slot, read_outbox},
 };
 
 /// The collection of leases in the state database.
@@ -29,36 +29,51 @@ pub(crate) const LEASES: &str = "leases";
 pub(crate) struct Oversized {
     leases: Collection<Document>,
     lease: Duration,
-    retry: RetryPolicy,
 }
 
-/// A lease on a document, with what is known of its head.
+/// A lease on a document, with what its messages have no room for.
 pub(crate) struct Lease {
     token: String,
     until: DateTime,
-    state: Document,
+    /// Of each message whose delivery failed: `id`, `attempts`, `retry_at`, `last_error`, `delivered_to`.
+    failed: Vec<Document>,
+    /// Of each message that was given up: `id`, `dead_at`, `dead_reason`, `last_error`.
+    dead: Vec<Document>,
 }
 
 impl Lease {
-    /// Whether a message was given up while the document had no room to say so.
-    pub(crate) fn is_dead(&self, slot: &Slot) -> bool {
-        let dead = self.state.get_array("dead").map(Vec::as_slice).unwrap_or_default();
-        let is = |id: Uuid| {
-            dead.iter().filter_map(Bson::as_document).any(|entry| entry.get("id") == Some(&Bson::from(id)))
+    fn of(state: &Document, token: &str, until: DateTime) -> Self {
+        let list = |name| {
+            let elements = state.get_array(name).map(Vec::as_slice).unwrap_or_default();
+            elements.iter().filter_map(|element| element.as_document().cloned()).collect()
         };
-        slot.entry().is_some_and(|entry| is(entry.id))
+        Self { token: token.into(), until, failed: list("failed"), dead: list("dead") }
     }
 
-    /// When the head may be tried again, if it failed.
-    pub(crate) fn retry_at(&self, id: Uuid) -> Option<DateTime> {
-        (self.attempts(id) > 0).then(|| self.state.get_datetime("retry_at").ok().copied()).flatten()
-    }
-
-    fn attempts(&self, id: Uuid) -> u32 {
-        if self.state.get("entry") != Some(&Bson::from(id)) {
-            return 0;
+    /// Adds to the messages what is known of them here, and forgets those that have left.
+    pub(crate) fn complete(&mut self, slots: &mut [Slot]) {
+        let mut known: Vec<Bson> = Vec::new();
+        for entry in slots.iter_mut().filter_map(Slot::entry_mut) {
+            let id = Bson::from(entry.id);
+            let of = |list: &[Document]| list.iter().find(|of| of.get("id") == Some(&id)).cloned();
+            if let Some(failed) = of(&self.failed) {
+                let strings = failed.get_array("delivered_to").map(Vec::as_slice).unwrap_or_default();
+                entry.delivered_to =
+                    strings.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
+                entry.attempts = i64::from(failed.get_i32("attempts").unwrap_or(0));
+                entry.available_at = failed.get_datetime("retry_at").ok().copied();
+                entry.claimed_by = None;
+            }
+            if let Some(dead) = of(&self.dead) {
+                let at = dead.get_datetime("dead_at").copied().unwrap_or(self.until);
+                entry.dead =
+                    Some(Dead { at, reason: dead.get_str("dead_reason").unwrap_or_default().into() });
+            }
+            known.push(id);
         }
-        u32::try_from(self.state.get_i32("attempts").unwrap_or(0)).unwrap_or(0)
+        let stays = |of: &Document| of.get("id").is_some_and(|id| known.contains(id));
+        self.failed.retain(stays);
+        self.dead.retain(stays);
     }
 
     /// The lease in the shape of a claim on one entry.
@@ -70,11 +85,46 @@ impl Lease {
             entries: vec![entry],
         }
     }
+
+    /// Remembers a message that is to be tried again.
+    pub(crate) fn put_off(
+        &mut self,
+        entry: &Entry,
+        attempts: i64,
+        retry_at: DateTime,
+        error: &str,
+        delivered_to: &[String],
+    ) {
+        self.forget(entry.id);
+        // Within the range of what is read: a count in an entry is.
+        let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
+        self.failed.push(doc! {
+            "id": entry.id,
+            "attempts": attempts,
+            "retry_at": retry_at,
+            "last_error": cut(error),
+            "delivered_to": delivered_to,
+        });
+    }
+
+    /// Remembers a message that was given up.
+    pub(crate) fn die(&mut self, id: Uuid, now: DateTime, reason: DeadReason, error: &str) {
+        self.forget(id);
+        self.dead.push(
+            doc! { "id": id, "dead_at": now, "dead_reason": reason.as_str(), "last_error": cut(error) },
+        );
+    }
+
+    /// Nothing need be known of a message any more.
+    pub(crate) fn forget(&mut self, id: Uuid) {
+        let id = Bson::from(id);
+        self.failed.retain(|of| of.get("id") != Some(&id));
+    }
 }
 
 impl Oversized {
-    pub(crate) fn new(client: &Client, state_database: &str, lease: Duration, retry: RetryPolicy) -> Self {
-        Self { leases: client.database(state_database).collection(LEASES), lease, retry }
+    pub(crate) fn new(client: &Client, state_database: &str, lease: Duration) -> Self {
+        Self { leases: client.database(state_database).collection(LEASES), lease }
     }
 
     /// Takes the lease, or says until when another holds it.
@@ -97,7 +147,7 @@ impl Oversized {
             .write_concern(majority())
             .await;
         match taken {
-            Ok(state) => Ok(Ok(Lease { token: token.into(), until, state: state.unwrap_or_default() })),
+            Ok(state) => Ok(Ok(Lease::of(&state.unwrap_or_default(), token, until))),
             // The upsert met the lease of another.
             Err(error) if codes::verdict(&error) == Verdict::Duplicate => Ok(Err(until)),
             Err(error) => Err(error),
@@ -127,61 +177,16 @@ impl Oversized {
         Ok(())
     }
 
-    /// Counts a failed attempt: when to try again, or none when that was the last.
-    pub(crate) async fn fail(
-        &self,
-        document: &DocumentRef,
-        lease: &Lease,
-        id: Uuid,
-        now: DateTime,
-        error: &str,
-    ) -> Result<Option<DateTime>, Error> {
-        let attempts = lease.attempts(id) + 1;
-        if attempts >= self.retry.max_attempts {
-            self.die(document, lease, id, now, DeadReason::AttemptsExhausted, error).await?;
-            return Ok(None);
-        }
-        let retry_at = later(now, self.retry.backoff(attempts));
-        let state =
-            doc! { "entry": id, "attempts": attempts, "retry_at": retry_at, "last_error": cut(error) };
-        self.update(document, lease, doc! { "$set": state, "$unset": { "until": "" } }).await?;
-        Ok(Some(retry_at))
-    }
-
-    /// Records that a message was given up.
-    pub(crate) async fn die(
-        &self,
-        document: &DocumentRef,
-        lease: &Lease,
-        id: Uuid,
-        now: DateTime,
-        reason: DeadReason,
-        error: &str,
-    ) -> Result<(), Error> {
-        let dead =
-            doc! { "id": id, "dead_at": now, "dead_reason": reason.as_str(), "last_error": cut(error) };
-        let head = doc! { "until": "", "entry": "", "attempts": "", "retry_at": "", "last_error": "" };
-        self.update(document, lease, doc! { "$push": { "dead": dead }, "$unset": head }).await
-    }
-
-    /// Gives the lease back and keeps what is known.
-    pub(crate) async fn release(&self, document: &DocumentRef, lease: &Lease) -> Result<(), Error> {
-        self.update(document, lease, doc! { "$unset": { "until": "" } }).await
-    }
-
-    /// Gives the lease back; nothing need be known any more, unless messages died.
-    pub(crate) async fn forget(&self, document: &DocumentRef, lease: &Lease) -> Result<(), Error> {
-        if lease.state.contains_key("dead") {
-            return self.release(document, lease).await;
-        }
+    /// Gives the lease back, and keeps what is to be known of the messages.
+    pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<(), Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
-        self.leases.delete_one(mine).write_concern(majority()).await?;
-        Ok(())
-    }
-
-    async fn update(&self, document: &DocumentRef, lease: &Lease, update: Document) -> Result<(), Error> {
-        let mine = doc! { "_id": id_of(document), "owner": &lease.token };
-        self.leases.update_one(mine, update).write_concern(majority()).await?;
+        if lease.failed.is_empty() && lease.dead.is_empty() {
+            self.leases.delete_one(mine).write_concern(majority()).await?;
+        } else {
+            let set = doc! { "failed": lease.failed, "dead": lease.dead };
+            let update = doc! { "$set": set, "$unset": { "until": "" } };
+            self.leases.update_one(mine, update).write_concern(majority()).await?;
+        }
         Ok(())
     }
 }

@@ -23,19 +23,23 @@ use mongodb::{
     bson::{DateTime, Uuid},
     error::Error,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{Instrument, Span};
 
 use crate::{
     DocumentRef, RetryPolicy,
     claim::{Claim, Claimed, Claimer},
     clears::Clears,
     clock::{ServerClock, later, until},
-    deliver::{Answer, Deliver, Envelope, Outcome, within},
+    deliver::{Answer, Deliver, Envelope, Outcome, in_spans, within},
     deliverable::{Deliverable, Hold, Ordering, Rules, deliverable},
     entry::{DeadReason, Entry, Slot},
     event::{Event, Events},
     group::Writes,
-    oversized::Oversized,
+    health::{Health, Vitals},
+    metrics::{Metrics, Path},
+    oversized::{Lease, Oversized},
+    trace,
 };
 
 /// How often a lost race for a claim is run again at once before the document is left to who won.
@@ -113,6 +117,8 @@ pub enum Disposition {
         /// What went wrong.
         error: String,
     },
+    /// It is not due yet; the rescuer finds it when it is.
+    Scheduled,
     /// It was not tried yet, or not to the end; the rescuer sees to it.
     Waiting,
     /// It has left the outbox without this process: another delivered it, or its document was deleted or overwritten by a
@@ -131,6 +137,12 @@ pub struct Processor {
     claim_limit: usize,
     oversized: Oversized,
     events: Events<Event>,
+    path: Path,
+    metrics: Arc<Metrics>,
+    vitals: Arc<Vitals>,
+    /// Cancelled once the last clone is gone.
+    gone: CancellationToken,
+    _last: Arc<DropGuard>,
 }
 
 /// What a pass over one claim came to.
@@ -150,6 +162,30 @@ impl Processor {
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
     ) -> Self {
+        Self::on(Path::Dispatcher, client, clock, deliver, settings, None)
+    }
+
+    /// That of an inline dispatcher.
+    pub(crate) fn inline(
+        client: Client,
+        clock: ServerClock,
+        deliver: Arc<dyn Deliver>,
+        settings: ProcessorSettings,
+        capacity: usize,
+    ) -> Self {
+        Self::on(Path::Inline, client, clock, deliver, settings, Some(capacity))
+    }
+
+    fn on(
+        path: Path,
+        client: Client,
+        clock: ServerClock,
+        deliver: Arc<dyn Deliver>,
+        settings: ProcessorSettings,
+        capacity: Option<usize>,
+    ) -> Self {
+        let metrics = Arc::new(Metrics::register(path));
+        let gone = CancellationToken::new();
         let ProcessorSettings {
             name,
             lease,
@@ -160,8 +196,8 @@ impl Processor {
             group_commit,
         } = settings;
         Self {
-            oversized: Oversized::new(&client, &state_database, lease, retry.clone()),
-            clears: Clears::start(client.clone()),
+            oversized: Oversized::new(&client, &state_database, lease),
+            clears: Clears::start(client.clone(), metrics.claims_lost.clone()),
             claimer: Claimer {
                 writes: match group_commit {
                     true => Writes::grouped(client.clone()),
@@ -177,6 +213,11 @@ impl Processor {
             retry,
             claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
             events: Events::default(),
+            path,
+            vitals: Vitals::new(metrics.clone(), capacity),
+            metrics,
+            _last: Arc::new(gone.clone().drop_guard()),
+            gone,
         }
     }
 
@@ -195,6 +236,34 @@ impl Processor {
         &self.clock
     }
 
+    /// How it stands, for as long as the process runs: for a health endpoint of your own.
+    pub fn health(&self) -> Health {
+        Health::of(&self.vitals)
+    }
+
+    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Announces and counts an event.
+    pub(crate) fn emit(&self, event: Event) {
+        self.metrics.record(&event);
+        self.events.emit(event);
+    }
+
+    /// Whether there is a way to deliver now.
+    pub(crate) fn is_available(&self) -> bool {
+        let available = self.deliver.is_available();
+        if !available {
+            self.vitals.circuit_opened(&self.deliver, self.gone.clone());
+        }
+        available
+    }
+
     pub(crate) fn claimer(&self) -> &Claimer {
         &self.claimer
     }
@@ -209,7 +278,17 @@ impl Processor {
         ordering: Ordering,
         stop: &CancellationToken,
     ) -> Result<Processed, Error> {
-        self.process_into(document, ordering, stop, &mut Vec::new()).await
+        let _in_flight = self.vitals.enter();
+        let span = trace::dispatch(document, self.path);
+        let process = async {
+            let processed = self.process_into(document, ordering, stop, &mut Vec::new()).await;
+            if let Err(error) = &processed {
+                self.vitals.failed(&error.to_string());
+                trace::failed(&Span::current(), "interrupted");
+            }
+            processed
+        };
+        process.instrument(span).await
     }
 
     /// Like [`process`](Self::process), and notes what became of each message that was tried.
@@ -226,7 +305,7 @@ impl Processor {
             if stop.is_cancelled() {
                 return Ok(Processed::Interrupted);
             }
-            if !self.deliver.is_available() {
+            if !self.is_available() {
                 return Ok(Processed::Unavailable);
             }
             let now = self.clock.now().await?;
@@ -302,7 +381,7 @@ impl Processor {
             trouble: None,
         };
         // An ordered document's window holds one message: pipelined, the second would overtake a failed first.
-        let width = if ordering == Ordering::Ordered { 1 } else { self.claim_limit };
+        let width = if ordering == Ordering::Unordered { self.claim_limit } else { 1 };
         let mut windows = claim.entries.chunks(width);
         for window in windows.by_ref() {
             if stop.is_cancelled() {
@@ -317,8 +396,11 @@ impl Processor {
                 for (entry, answer) in window.iter().zip(answers) {
                     pass.settle(entry, answer).await;
                 }
+                if ordering == Ordering::DeadBlocks && pass.died() {
+                    pass.pass.stop(Processed::Held(Hold::Dead));
+                }
             }
-            if pass.pass.stopped.is_some() && ordering == Ordering::Ordered {
+            if pass.pass.stopped.is_some() && ordering != Ordering::Unordered {
                 break;
             }
         }
@@ -329,6 +411,17 @@ impl Processor {
     /// Delivers a window, with the quick tries in place for what fails in passing.
     async fn deliver_window(&self, claim: &Claim, window: &[Entry]) -> Vec<Answer> {
         let mut envelopes: Vec<_> = window.iter().map(|entry| Envelope::of(&claim.document, entry)).collect();
+        let spans = envelopes.iter_mut().map(|envelope| (envelope.id, trace::deliver(envelope, self.path)));
+        let spans: Arc<[_]> = spans.collect();
+        let answers = in_spans(spans.clone(), self.deliver_envelopes(claim, envelopes)).await;
+        for ((_, span), answer) in spans.iter().zip(&answers) {
+            trace::delivered(span, &answer.outcome);
+            self.metrics.delivery(&answer.outcome);
+        }
+        answers
+    }
+
+    async fn deliver_envelopes(&self, claim: &Claim, mut envelopes: Vec<Envelope>) -> Vec<Answer> {
         let mut answers = self.attempt(claim, &envelopes).await;
         for wait in self.retry.quick().build() {
             let failed: Vec<usize> = (0..answers.len()).filter(|i| is_transient(&answers[*i])).collect();
@@ -411,66 +504,85 @@ impl Processor {
         stop: &CancellationToken,
     ) -> Result<Option<Processed>, Error> {
         let now = self.clock.now().await?;
-        let lease = match self.oversized.lease(document, &self.claimer.token(), now).await? {
+        let mut lease = match self.oversized.lease(document, &self.claimer.token(), now).await? {
             Ok(lease) => lease,
             Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
         };
-        self.events.emit(Event::Oversized { document: document.clone() });
+        self.emit(Event::Oversized { document: document.clone() });
         tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
         // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
-        let slots = match self.oversized.read(&self.claimer.client, document).await? {
+        let mut slots = match self.oversized.read(&self.claimer.client, document).await? {
             None => {
-                self.oversized.forget(document, &lease).await?;
+                lease.complete(&mut []);
+                self.oversized.give_back(document, lease).await?;
                 return Ok(Some(Processed::Gone));
             }
             Some(outbox) => outbox.unwrap_or_default(),
         };
-        let live: Vec<Slot> = slots.into_iter().filter(|slot| !lease.is_dead(slot)).collect();
-        let plan = self.plan(&live, ordering, now);
-        let Some(entry) = plan.entries.first() else {
-            self.oversized.release(document, &lease).await?;
-            return Ok(Some(plan.held.map_or(Processed::Done, Processed::Held)));
+        lease.complete(&mut slots);
+        let plan = self.plan(&slots, ordering, now);
+        let entry = match plan.entries.first() {
+            Some(entry) if !stop.is_cancelled() => *entry,
+            Some(_) => {
+                self.oversized.give_back(document, lease).await?;
+                return Ok(Some(Processed::Interrupted));
+            }
+            None => {
+                self.oversized.give_back(document, lease).await?;
+                return Ok(Some(plan.held.map_or(Processed::Done, Processed::Held)));
+            }
         };
-        if let Some(until) = lease.retry_at(entry.id).filter(|at| *at > now) {
-            self.oversized.release(document, &lease).await?;
-            return Ok(Some(Processed::Held(Hold::Retrying(until))));
-        }
-        if stop.is_cancelled() {
-            self.oversized.release(document, &lease).await?;
-            return Ok(Some(Processed::Interrupted));
-        }
-        let claim = lease.as_claim(document, (*entry).clone());
-        let answer = self.deliver_window(&claim, &claim.entries).await.swap_remove(0);
-        match answer.outcome {
+        let claim = lease.as_claim(document, entry.clone());
+        let Answer { outcome, delivered_to } =
+            self.deliver_window(&claim, &claim.entries).await.swap_remove(0);
+        let attempts = entry.attempts + 1;
+        match outcome {
             Outcome::Delivered => {
                 self.oversized.clear(&self.claimer.client, document, entry.id).await?;
-                self.oversized.forget(document, &lease).await?;
+                lease.forget(entry.id);
+                self.oversized.give_back(document, lease).await?;
                 self.tell_delivered(document, entry);
                 Ok(None)
             }
-            Outcome::Unavailable(_) => {
-                self.oversized.release(document, &lease).await?;
+            Outcome::Unavailable(why) => {
+                self.vitals.failed(&why);
+                if !delivered_to.is_empty() {
+                    lease.put_off(entry, entry.attempts, now, &why, &delivered_to);
+                }
+                self.oversized.give_back(document, lease).await?;
                 Ok(Some(Processed::Unavailable))
             }
+            Outcome::Transient(error) if attempts < i64::from(self.retry.max_attempts) => {
+                let backoff = self.retry.backoff(u32::try_from(attempts).unwrap_or(1));
+                let retry_at = later(self.clock.now().await?, backoff);
+                lease.put_off(entry, attempts, retry_at, &error, &delivered_to);
+                self.oversized.give_back(document, lease).await?;
+                self.tell_failed(document, entry, &error);
+                // In an unordered document it holds back none of the others.
+                let held = Processed::Held(Hold::Retrying(retry_at));
+                Ok((ordering != Ordering::Unordered).then_some(held))
+            }
             Outcome::Transient(error) => {
-                let failure = self.oversized.fail(document, &lease, entry.id, now, &error).await?;
-                match failure {
-                    Some(retry_at) => {
-                        self.tell_failed(document, entry, &error);
-                        Ok(Some(Processed::Held(Hold::Retrying(retry_at))))
-                    }
-                    None => {
-                        self.tell_died(document, entry, DeadReason::AttemptsExhausted, &error);
-                        Ok(None)
-                    }
-                }
+                self.die_oversized(document, lease, entry, DeadReason::AttemptsExhausted, &error).await
             }
             Outcome::Permanent(error) => {
-                self.oversized.die(document, &lease, entry.id, now, DeadReason::Permanent, &error).await?;
-                self.tell_died(document, entry, DeadReason::Permanent, &error);
-                Ok(None)
+                self.die_oversized(document, lease, entry, DeadReason::Permanent, &error).await
             }
         }
+    }
+
+    async fn die_oversized(
+        &self,
+        document: &DocumentRef,
+        mut lease: Lease,
+        entry: &Entry,
+        reason: DeadReason,
+        error: &str,
+    ) -> Result<Option<Processed>, Error> {
+        lease.die(entry.id, self.clock.now().await?, reason, error);
+        self.oversized.give_back(document, lease).await?;
+        self.tell_died(document, entry, reason, error);
+        Ok(None)
     }
 }
 
@@ -499,6 +611,7 @@ impl<'a> Settling<'a> {
                 self.pass.dispositions.push((entry.id, Disposition::Delivered));
             }
             Outcome::Unavailable(why) => {
+                self.processor.vitals.failed(&why);
                 tracing::debug!(document = %self.claim.document, why, "no way to deliver now");
                 self.pass.stop(Processed::Unavailable);
                 match answer.delivered_to.is_empty() {
@@ -516,6 +629,11 @@ impl<'a> Settling<'a> {
                 self.die(entry, DeadReason::Permanent, &error, &answer.delivered_to).await;
             }
         }
+    }
+
+    /// Whether the message that was settled last is dead.
+    fn died(&self) -> bool {
+        matches!(self.pass.dispositions.last(), Some((_, Disposition::Dead { .. })))
     }
 
     fn attempts_left(&self, entry: &Entry) -> bool {
@@ -556,7 +674,7 @@ impl<'a> Settling<'a> {
         };
         if self.note(written) {
             let (document, count) = (self.claim.document.clone(), entries.len());
-            self.processor.events.emit(Event::Released { document, count, reason: "not delivered".into() });
+            self.processor.emit(Event::Released { document, count, reason: "not delivered".into() });
         }
     }
 
@@ -566,7 +684,7 @@ impl<'a> Settling<'a> {
             Ok(true) => true,
             Ok(false) => {
                 tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
-                self.processor.events.emit(Event::ClaimLost { document: self.claim.document.clone() });
+                self.processor.emit(Event::ClaimLost { document: self.claim.document.clone() });
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
             }
@@ -579,11 +697,14 @@ impl<'a> Settling<'a> {
     }
 
     async fn finish(mut self) -> Result<Pass, Error> {
-        if !self.delivered.is_empty()
-            && let Err(error) = self.processor.clears.clear(self.claim, &self.delivered).await
-        {
-            tracing::warn!(document = %self.claim.document, error, "delivered messages were not cleared; they will be delivered again");
-            self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
+        if !self.delivered.is_empty() {
+            match self.processor.clears.clear(self.claim, &self.delivered).await {
+                Ok(cleared) => _ = self.note(Ok(cleared)),
+                Err(error) => {
+                    tracing::warn!(document = %self.claim.document, error, "delivered messages were not cleared; they will be delivered again");
+                    self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
+                }
+            }
         }
         let given_back = std::mem::take(&mut self.given_back);
         if !given_back.is_empty() {
@@ -635,33 +756,44 @@ impl Processor {
         }
         if plan.not_mine > 0 {
             tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
-            self.events.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
+            self.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
         }
     }
 
     fn tell_unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
         tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
-        self.events.emit(Event::Unreadable { document: document.clone(), count, reason });
+        self.emit(Event::Unreadable { document: document.clone(), count, reason });
     }
 
     fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
         tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
+        if let (Some(now), Some(since)) = (self.clock.carried_on(), due_since(entry)) {
+            self.metrics.lag(until(since, now));
+        }
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Delivered { document, id, message_type });
+        self.emit(Event::Delivered { document, id, message_type });
     }
 
     fn tell_failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
         let attempts = entry.attempts + 1;
+        self.vitals.failed(error);
         tracing::info!(%document, id = %entry.id, message_type = entry.message_type, attempts, error, "a delivery failed and is tried again");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
+        self.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
     }
 
     fn tell_died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
+        self.vitals.failed(error);
         tracing::error!(%document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error, "a message was given up; it stays in the document");
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
-        self.events.emit(Event::Died { document, id, message_type, reason, error: error.into() });
+        self.emit(Event::Died { document, id, message_type, reason, error: error.into() });
     }
+}
+
+/// Since when a message, as it was claimed, has been there to be delivered. A schedule is known until the first failure.
+fn due_since(entry: &Entry) -> Option<DateTime> {
+    let scheduled = entry.available_at.filter(|_| entry.claimed_by.is_none() && entry.attempts == 0);
+    entry.created_at.map(|created_at| scheduled.map_or(created_at, |at| at.max(created_at)))
 }
 
 fn is_transient(answer: &Answer) -> bool {

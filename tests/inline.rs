@@ -7,9 +7,10 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use document_outbox::{
-    Dispatch, Inline, Mode, Ordering, RetryPolicy, Store,
+    Dispatch, Inline, Mode, Ordering, RetryPolicy, Shed, Store,
     clock::ServerClock,
     deliver::{Deliver, HandlerError, Handlers, Outcome},
+    deliverable::Hold,
     event::Event,
     process::{Disposition, Processed, Processor, ProcessorSettings},
     store::{Inserted, Receipt, Saved},
@@ -201,7 +202,7 @@ async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
     let inline = background(&test, &recorder);
     let orders = test.store(&inline);
     recorder.set_available(false);
-    assert_eq!(insert(&orders, placed("away")).await.dispatch, Dispatch::Skipped);
+    assert_eq!(insert(&orders, placed("away")).await.dispatch, Dispatch::Skipped(Shed::Unavailable));
     let entry = &test.outbox("away").await[0];
     assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
 
@@ -246,9 +247,9 @@ async fn a_full_dispatcher_skips_and_the_save_succeeds() {
     let orders = test.store(&inline);
     assert_eq!(insert(&orders, placed("first")).await.dispatch, Dispatch::Background);
     let mut events = inline.events().subscribe();
-    assert_eq!(insert(&orders, placed("second")).await.dispatch, Dispatch::Skipped);
+    assert_eq!(insert(&orders, placed("second")).await.dispatch, Dispatch::Skipped(Shed::Full));
     assert!(
-        matches!(events.recv().await.unwrap(), Event::Skipped { document } if document.subject() == "second")
+        matches!(events.recv().await.unwrap(), Event::Skipped { document, count: 1, reason: Shed::Full } if document.subject() == "second")
     );
     recorder.let_through(1);
     recorder.wait_delivered(1).await;
@@ -270,7 +271,7 @@ async fn closing_waits_for_what_is_in_flight_and_later_saves_are_left_to_the_res
     recorder.let_through(1);
     closing.await.unwrap();
     assert!(is_empty(&test.stored("o-1").await));
-    assert_eq!(insert(&orders, placed("o-2")).await.dispatch, Dispatch::Skipped);
+    assert_eq!(insert(&orders, placed("o-2")).await.dispatch, Dispatch::Skipped(Shed::Stopped));
     test.drop().await;
 }
 
@@ -509,6 +510,101 @@ async fn a_document_near_sixteen_megabytes_is_delivered() {
     assert_eq!(leases.count_documents(doc! {}).await.unwrap(), 0);
     test.client.database(&state).drop().await.unwrap();
     test.drop().await;
+}
+
+/// A worker whose claims are so long that a document stays too large for them, and its leases.
+fn worker_with_long_claims(
+    test: &TestDatabase,
+    deliver: impl Deliver,
+) -> (Processor, mongodb::Collection<Document>) {
+    let state = format!("{}_state", test.database.name());
+    let settings = ProcessorSettings {
+        name: "x".repeat(1_000),
+        state_database: state.clone(),
+        retry: slow_retry(),
+        ..ProcessorSettings::default()
+    };
+    let clock = ServerClock::new(test.client.clone());
+    let worker = Processor::new(test.client.clone(), clock, Arc::new(deliver), settings);
+    (worker, test.client.database(&state).collection("leases"))
+}
+
+/// A document with no room, and these messages in it.
+async fn insert_large(test: &TestDatabase, amounts: impl IntoIterator<Item = i64>) {
+    let entry = |amount| doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
+    let entries: Vec<_> = amounts.into_iter().map(entry).collect();
+    let mut document = doc! { "_id": "big", "total": 0, "outbox": entries, "fill": "" };
+    document.insert("fill", "x".repeat((16 << 20) - 20 - bytes_of(&document)));
+    test.orders().insert_one(document).await.unwrap();
+}
+
+#[tokio::test]
+async fn in_an_unordered_document_near_sixteen_megabytes_a_failing_message_holds_back_nothing() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
+    insert_large(&test, 0..3).await;
+    recorder.answer([Outcome::Transient("no".into()), Outcome::Permanent("never".into())]);
+    let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "big");
+    let processed = worker.process(&document, Ordering::Unordered, &CancellationToken::new()).await.unwrap();
+    assert!(matches!(processed, Processed::Held(Hold::Retrying(_))), "{processed:?}");
+    assert_eq!(recorder.amounts(), [2]);
+    let lease = leases.find_one(doc! {}).await.unwrap().unwrap();
+    let known = |name: &str| lease.get_array(name).unwrap()[0].as_document().unwrap().clone();
+    assert_eq!(known("failed").get_i32("attempts"), Ok(1));
+    assert_eq!(known("dead").get_str("dead_reason"), Ok("permanent"));
+    leases.drop().await.unwrap();
+    test.drop().await;
+}
+
+/// As in any document, what a handler has had it isn't given again.
+#[tokio::test]
+async fn a_document_near_sixteen_megabytes_remembers_which_handlers_have_had_a_message() {
+    let test = TestDatabase::create().await;
+    let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let called = |name: &'static str| {
+        let calls = calls.clone();
+        move || {
+            let mut calls = calls.lock().unwrap();
+            calls.push(name);
+            calls.iter().filter(|call| **call == name).count()
+        }
+    };
+    let (mail, bill) = (called("mail"), called("bill"));
+    let handlers = Handlers::builder()
+        .on("mail", move |_: Added, _| {
+            mail();
+            async { Ok(()) }
+        })
+        .on("bill", move |_: Added, _| {
+            let first = bill() == 1;
+            async move { if first { Err(HandlerError::transient("no")) } else { Ok(()) } }
+        });
+    let (worker, leases) = worker_with_long_claims(&test, AnyVia(handlers.build().unwrap()));
+    insert_large(&test, [1]).await;
+    assert!(matches!(process(&test, &worker, "big").await, Processed::Held(Hold::Retrying(_))));
+    let past = mongodb::bson::DateTime::from_millis(0);
+    leases.update_one(doc! {}, doc! { "$set": { "failed.0.retry_at": past } }).await.unwrap();
+    assert_eq!(process(&test, &worker, "big").await, Processed::Done);
+    let mut calls = calls.lock().unwrap().clone();
+    calls.sort_unstable();
+    assert_eq!(calls, ["bill", "bill", "mail"]);
+    assert!(is_empty(&test.stored("big").await));
+    assert_eq!(leases.count_documents(doc! {}).await.unwrap(), 0);
+    test.drop().await;
+}
+
+/// Handlers for messages that are stored as for the broker.
+struct AnyVia(Handlers);
+
+#[async_trait::async_trait]
+impl Deliver for AnyVia {
+    async fn deliver(
+        &self,
+        window: &[document_outbox::deliver::Envelope],
+    ) -> Vec<document_outbox::deliver::Answer> {
+        self.0.deliver(window).await
+    }
 }
 
 fn bytes_of(document: &Document) -> usize {

@@ -2,7 +2,7 @@
 //!
 //! | the pass | the command |
 //! |---|---|
-//! | nothing left, document gone, or the rest is for others | is finished |
+//! | nothing left, document gone, or the rest is for others or behind a dead one | is finished |
 //! | held until a time within `hold_within` | is kept for that time |
 //! | no way to deliver | is kept until there is, for `available_within` in all |
 //! | an error of MongoDB that may pass | is kept for a growing pause |
@@ -90,9 +90,9 @@ impl Decision {
     pub(crate) fn next(&mut self, pass: Pass, known: Known) -> Next {
         let left = self.keep_within.saturating_sub(known.kept);
         match pass {
-            Pass::Ended(done @ (Processed::Done | Processed::Gone | Processed::Held(Hold::NotMine))) => {
-                Next::Finish(done)
-            }
+            Pass::Ended(
+                done @ (Processed::Done | Processed::Gone | Processed::Held(Hold::NotMine | Hold::Dead)),
+            ) => Next::Finish(done),
             Pass::Ended(Processed::Interrupted) if known.stopping => Next::GiveBack,
             Pass::Ended(Processed::Interrupted) => Next::Leave(Left::TookTooLong),
             Pass::Ended(Processed::Unavailable) => {
@@ -125,7 +125,7 @@ impl Decision {
 fn due(hold: Hold, now: DateTime) -> Option<Duration> {
     match hold {
         Hold::Claimed(at) | Hold::Retrying(at) | Hold::Scheduled(at) => Some(until(now, at)),
-        Hold::NotMine => None,
+        Hold::NotMine | Hold::Dead => None,
     }
 }
 
@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn what_leaves_nothing_for_this_worker_finishes_the_command() {
-        for processed in [Processed::Done, Processed::Gone, Processed::Held(Hold::NotMine)] {
+        let held = [Hold::NotMine, Hold::Dead].map(Processed::Held);
+        for processed in [Processed::Done, Processed::Gone].into_iter().chain(held) {
             assert_eq!(next(processed, known()), Next::Finish(processed));
         }
     }

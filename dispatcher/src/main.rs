@@ -32,6 +32,7 @@ fn table() -> Vec<Key> {
         keys::rabbitmq_uri(),
         keys::watch(),
         keys::unordered(),
+        keys::dead_blocks(),
         Key::new("concurrency", Kind::Integer(1..=4096), "At most this many documents are processed at a time.")
             .with_default("32"),
         Key::new(
@@ -131,6 +132,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
     }
     let dispatcher = DispatcherSettings {
         unordered: read.namespaces("unordered"),
+        dead_blocks: read.namespaces("dead_blocks"),
         commands_exchange: read.string("commands_exchange"),
         commands_queue: read.string("commands_queue"),
         topology,
@@ -144,6 +146,12 @@ fn read(read: &mut Reader<'_>) -> Settings {
         read.problem(
             &["prefetch", "concurrency"],
             "must not be less than concurrency, or some of it is never used",
+        );
+    }
+    if dispatcher.contradicts_itself() {
+        read.problem(
+            &["dead_blocks", "unordered"],
+            "names collections that are in unordered too; without an order nothing can block, so drop one of them",
         );
     }
     Settings {

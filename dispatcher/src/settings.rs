@@ -19,6 +19,8 @@ pub struct DispatcherSettings {
     pub watch: Vec<NamespacePattern>,
     /// The collections among them whose messages need no order within a document. Default none.
     pub unordered: Vec<NamespacePattern>,
+    /// The collections among them where a dead message holds back the later ones of its document. Default none.
+    pub dead_blocks: Vec<NamespacePattern>,
     /// The exchange of commands. Default `outbox.commands`.
     pub commands_exchange: String,
     /// The queue that commands are consumed from. Default `outbox.process-document-messages`.
@@ -62,6 +64,9 @@ pub enum InvalidSettings {
         /// The concurrency.
         concurrency: usize,
     },
+    /// Where there is no order, nothing can block.
+    #[error("dead_blocks names collections that are in unordered too: drop one of them")]
+    Contradiction,
     /// The broker would end the consumer.
     #[error(
         "keep_within is above {:?}: the broker ends a consumer that keeps a command for too long",
@@ -79,6 +84,7 @@ impl DispatcherSettings {
         Self {
             watch: watch.into_iter().collect(),
             unordered: Vec::new(),
+            dead_blocks: Vec::new(),
             commands_exchange: COMMANDS_EXCHANGE.into(),
             commands_queue: COMMANDS_QUEUE.into(),
             topology: TopologyMode::default(),
@@ -99,6 +105,8 @@ impl DispatcherSettings {
             Err(InvalidSettings::NoConcurrency)
         } else if usize::from(prefetch) < concurrency {
             Err(InvalidSettings::PrefetchTooSmall { prefetch, concurrency })
+        } else if self.contradicts_itself() {
+            Err(InvalidSettings::Contradiction)
         } else if self.keep_within > Self::KEEP_AT_MOST {
             Err(InvalidSettings::KeptTooLong)
         } else {
@@ -106,10 +114,18 @@ impl DispatcherSettings {
         }
     }
 
+    /// Whether a collection is said both to keep an order and to keep none.
+    pub fn contradicts_itself(&self) -> bool {
+        self.dead_blocks.iter().any(|one| self.unordered.iter().any(|other| one.overlaps(other)))
+    }
+
     pub(crate) fn ordering(&self, namespace: &Namespace) -> Ordering {
-        match matches_any(&self.unordered, namespace) {
-            true => Ordering::Unordered,
-            false => Ordering::Ordered,
+        if matches_any(&self.unordered, namespace) {
+            Ordering::Unordered
+        } else if matches_any(&self.dead_blocks, namespace) {
+            Ordering::DeadBlocks
+        } else {
+            Ordering::Ordered
         }
     }
 
@@ -141,23 +157,29 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_in_a_sentence() {
-        let mut all = [settings(), settings(), settings(), settings()];
+        let mut all = [settings(), settings(), settings(), settings(), settings()];
         all[0].watch.clear();
         all[1].concurrency = 0;
         all[2].prefetch = 31;
         all[3].keep_within = Duration::from_secs(1800);
+        all[4].unordered = all[4].watch.clone();
+        all[4].dead_blocks = vec!["shop.payments".parse().unwrap()];
         let told = all.map(|settings| settings.validate().unwrap_err().to_string());
-        for (sentence, key) in told.iter().zip(["watch", "concurrency", "prefetch", "keep_within"]) {
+        for (sentence, key) in
+            told.iter().zip(["watch", "concurrency", "prefetch", "keep_within", "dead_blocks"])
+        {
             assert!(sentence.starts_with(key), "{sentence}");
         }
     }
 
     #[test]
-    fn order_is_kept_but_where_it_is_said_not_to_matter() {
+    fn order_is_kept_as_the_patterns_say() {
         let mut settings = settings();
         settings.unordered = vec!["shop.stock".parse().unwrap()];
+        settings.dead_blocks = vec!["shop.payments".parse().unwrap()];
         let ordering = |collection| settings.ordering(&Namespace::new("shop", collection));
         assert_eq!(ordering("orders"), Ordering::Ordered);
         assert_eq!(ordering("stock"), Ordering::Unordered);
+        assert_eq!(ordering("payments"), Ordering::DeadBlocks);
     }
 }

@@ -72,6 +72,7 @@ fn table() -> Vec<Key> {
         )
         .with_default("sweep"),
         keys::unordered(),
+        keys::dead_blocks(),
         Key::new(
             "stream",
             Kind::Text(check_stream),
@@ -110,6 +111,7 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
     }
     let settings = Settings {
         unordered: read.namespaces("unordered"),
+        dead_blocks: read.namespaces("dead_blocks"),
         stream: read.string("stream"),
         delay: read.duration("delay"),
         sweep_interval: read.duration("sweep_interval"),

@@ -33,6 +33,8 @@ pub struct Settings {
     pub watch: Vec<NamespacePattern>,
     /// The collections among them whose messages keep no order within a document. Default: none.
     pub unordered: Vec<NamespacePattern>,
+    /// The collections among them where a dead message holds back the later ones of its document. Default: none.
+    pub dead_blocks: Vec<NamespacePattern>,
     /// How old a message must be before it is rescued, so that the inline dispatcher comes first. From 1 s to 24 h.
     /// Default: 15 s.
     pub delay: Duration,
@@ -73,6 +75,7 @@ impl Settings {
             stream: "default".into(),
             watch,
             unordered: Vec::new(),
+            dead_blocks: Vec::new(),
             delay: Duration::from_secs(15),
             sweep_interval: Duration::from_secs(10),
             full_sweep_interval: Duration::from_secs(3600),
@@ -112,6 +115,16 @@ impl Settings {
             &["unordered", "watch"],
             "names collections that are not in watch; add them there or drop them here",
         );
+        check(
+            self.dead_blocks.iter().any(|pattern| !self.watches_some_of(pattern)),
+            &["dead_blocks", "watch"],
+            "names collections that are not in watch; add them there or drop them here",
+        );
+        check(
+            self.dead_blocks.iter().any(|one| self.unordered.iter().any(|other| one.overlaps(other))),
+            &["dead_blocks", "unordered"],
+            "names collections that are in unordered too; without an order nothing can block, so drop one of them",
+        );
         check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
         check(
             self.delay < SHORTEST_DELAY || self.delay > LONGEST_DELAY,
@@ -145,21 +158,17 @@ impl Settings {
 
     /// Whether the messages of a document of this collection keep their order.
     pub fn ordering(&self, namespace: &Namespace) -> Ordering {
-        match matches_any(&self.unordered, namespace) {
-            true => Ordering::Unordered,
-            false => Ordering::Ordered,
+        if matches_any(&self.unordered, namespace) {
+            Ordering::Unordered
+        } else if matches_any(&self.dead_blocks, namespace) {
+            Ordering::DeadBlocks
+        } else {
+            Ordering::Ordered
         }
     }
 
     fn watches_some_of(&self, pattern: &NamespacePattern) -> bool {
-        self.watch.iter().any(|watched| {
-            let same = |a: &str, b: &str| a == b;
-            same(watched.database(), pattern.database())
-                && match (watched.collection(), pattern.collection()) {
-                    (Some(watched), Some(named)) => same(watched, named),
-                    _ => true,
-                }
-        })
+        self.watch.iter().any(|watched| watched.overlaps(pattern))
     }
 }
 
@@ -193,19 +202,32 @@ mod tests {
         settings.page_size = 0;
         settings.cursor_idle_limit = Duration::from_secs(600);
         settings.unordered = vec!["shop.orders".parse().unwrap()];
+        settings.dead_blocks = vec!["shop.*".parse().unwrap()];
         let about: Vec<_> = settings.problems().into_iter().map(|(names, _)| names[0]).collect();
         assert_eq!(
             about,
-            ["watch", "unordered", "delay", "sweep_interval", "page_size", "cursor_idle_limit"]
+            [
+                "watch",
+                "unordered",
+                "dead_blocks",
+                "dead_blocks",
+                "delay",
+                "sweep_interval",
+                "page_size",
+                "cursor_idle_limit"
+            ]
         );
     }
 
     #[test]
-    fn a_collection_is_unordered_only_where_a_pattern_says_so() {
+    fn a_collection_keeps_its_order_as_the_patterns_say() {
         let mut settings = watching(&["shop.*"]);
         settings.unordered = vec!["shop.mails".parse().unwrap()];
+        settings.dead_blocks = vec!["shop.payments".parse().unwrap()];
         let ordering = |name: &str| settings.ordering(&Namespace::new("shop", name));
         assert_eq!(ordering("mails"), Ordering::Unordered);
+        assert_eq!(ordering("payments"), Ordering::DeadBlocks);
         assert_eq!(ordering("orders"), Ordering::Ordered);
+        assert_eq!(settings.problems(), []);
     }
 }

@@ -40,6 +40,16 @@ pub fn unordered() -> Key {
     .with_default("")
 }
 
+/// `dead_blocks`, default none: read with [`Reader::namespaces`](crate::Reader::namespaces).
+pub fn dead_blocks() -> Key {
+    Key::new(
+        "dead_blocks",
+        Kind::Namespaces,
+        "The collections among them where a dead message holds back the later ones of its document.",
+    )
+    .with_default("")
+}
+
 /// `state_database`, default `document_outbox`: read with [`Reader::string`](crate::Reader::string).
 pub fn state_database() -> Key {
     Key::new("state_database", Kind::Text(check_database), "The database for positions and leases.")

@@ -28,7 +28,7 @@ pub enum State {
         /// Why, and what to do, in a sentence.
         reason: String,
     },
-    /// Closed by [`close`](super::Publisher::close), or because its last owner is gone. Final.
+    /// Closed by [`close`](super::Publisher::close), or because its last owner or its supervisor is gone. Final.
     Closed,
 }
 
@@ -83,6 +83,13 @@ impl Board {
     }
 }
 
+impl Drop for Board {
+    /// However its supervisor ended, a panic included: nobody waits for it any more.
+    fn drop(&mut self) {
+        self.post(State::Closed);
+    }
+}
+
 /// Waits until the state is ready; false once it can never be again.
 pub(super) async fn wait_ready(mut states: watch::Receiver<State>) -> bool {
     let settled = states.wait_for(|state| matches!(state, State::Ready | State::Closed)).await;
@@ -126,6 +133,20 @@ impl Pauses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_supervisor_that_panics_leaves_nobody_waiting() {
+        let board = Board::new("test".into());
+        let states = board.watch();
+        let supervisor = tokio::spawn(async move {
+            board.post(State::Ready);
+            assert_ne!(board.state(), State::Ready, "on purpose");
+        });
+        wait_closed(states.clone()).await;
+        assert!(supervisor.await.is_err_and(|error| error.is_panic()));
+        assert_eq!(*states.borrow(), State::Closed);
+        assert!(!wait_ready(states).await);
+    }
 
     #[test]
     fn pauses_grow_to_the_longest_and_start_over_after_a_connection_that_lasted() {

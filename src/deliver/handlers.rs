@@ -48,7 +48,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, deadline, json, within};
+use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, deadline, json, span, within};
 use crate::Message;
 
 /// What a handler says when it could not do its work. Its text is stored with the message and shown to operators: no
@@ -240,13 +240,14 @@ impl Handlers {
         let mut delivered_to = envelope.delivered_to.clone();
         let shared = Arc::new(envelope.clone());
         let deadline = deadline();
+        let span = span(envelope);
         let waiting = self.of(&envelope.message_type).filter(|handler| !handler.has_had(envelope));
         let running: Vec<_> = waiting
             .map(|handler| {
                 let (handler, envelope) = (handler.clone(), shared.clone());
                 let key = handler.key.current.clone();
                 // The call is inside the task: it decodes, and that is the user's code too.
-                let run = async move { (handler.call)(envelope).await }.in_current_span();
+                let run = async move { (handler.call)(envelope).await }.instrument(span.clone());
                 let run = within(deadline, run);
                 (key, AbortOnDropHandle::new(tokio::spawn(run)))
             })

@@ -13,7 +13,7 @@ pub mod json;
 pub mod rabbitmq;
 pub mod router;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use mongodb::bson::{Bson, DateTime, Uuid};
@@ -25,6 +25,7 @@ pub use self::{
     router::Router,
 };
 use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
 use crate::{DocumentRef, entry::Entry};
 
@@ -100,6 +101,32 @@ pub(crate) async fn within<T>(deadline: Option<Instant>, delivery: impl Future<O
         Some(deadline) => DEADLINE.scope(deadline, delivery).await,
         None => delivery.await,
     }
+}
+
+/// The spans of the messages that are being delivered, by their ids.
+pub(crate) type Spans = Arc<[(Uuid, Span)]>;
+
+tokio::task_local! {
+    static SPANS: Spans;
+}
+
+/// The span of a message's delivery. A window's messages have one each: what is done for one of them alone belongs inside. An
+/// implementation may [record](Span::record) `messaging.system`, `messaging.destination.name` and
+/// `messaging.rabbitmq.destination.routing_key` on it.
+pub fn span(envelope: &Envelope) -> Span {
+    let known = |spans: &Spans| {
+        spans.iter().find(|(id, _)| *id == envelope.id).map_or_else(Span::current, |(_, span)| span.clone())
+    };
+    SPANS.try_with(known).unwrap_or_else(|_| Span::current())
+}
+
+/// Runs a delivery whose messages have these spans, inside of it where it is one.
+pub(crate) async fn in_spans<T>(spans: Spans, delivery: impl Future<Output = T>) -> T {
+    let span = match &*spans {
+        [(_, span)] => span.clone(),
+        _ => Span::current(),
+    };
+    SPANS.scope(spans, delivery).instrument(span).await
 }
 
 /// What became of one message.

@@ -30,10 +30,13 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline};
-use crate::amqp::{
-    AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher, State,
-    Topology, TopologyMode,
+use super::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span};
+use crate::{
+    amqp::{
+        AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher,
+        State, Topology, TopologyMode,
+    },
+    metrics::UNROUTABLE_TEXT,
 };
 
 /// The exchange that messages go to by default.
@@ -125,7 +128,7 @@ impl RabbitMq {
                 Outcome::Delivered
             }
             Published::Unroutable { code, text } => Outcome::Transient(format!(
-                "unroutable: no queue is bound for `{message_type}` at exchange `{}` ({code} {text})",
+                "{UNROUTABLE_TEXT}no queue is bound for `{message_type}` at exchange `{}` ({code} {text})",
                 self.exchange
             )),
             Published::Nacked => Outcome::Transient(format!(
@@ -144,6 +147,11 @@ impl Deliver for RabbitMq {
         let mut publications = Vec::with_capacity(window.len());
         let mut unpublishable: Vec<Option<Outcome>> = Vec::with_capacity(window.len());
         for envelope in window {
+            let span = span(envelope);
+            span.record("messaging.system", "rabbitmq");
+            let destination = format_args!("{}:{}", self.exchange, envelope.message_type);
+            span.record("messaging.destination.name", tracing::field::display(destination));
+            span.record("messaging.rabbitmq.destination.routing_key", envelope.message_type.as_str());
             match self.publication(envelope) {
                 Ok(publication) => {
                     publications.push(publication);

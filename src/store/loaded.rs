@@ -6,9 +6,12 @@ use mongodb::bson::{Bson, DateTime, Document as BsonDocument, RawDocumentBuf};
 
 use super::fields::{Unknown, check_reserved};
 use crate::{
-    Document, DocumentRef, codec,
+    Document, DocumentRef, Due,
+    clock::later,
+    codec,
     entry::{ETAG, NotAnArray, OUTBOX, type_name},
     error::Error,
+    trace,
 };
 
 /// An aggregate and the state it was loaded in. Dereferences to the aggregate.
@@ -85,6 +88,16 @@ pub(super) fn encode<T: Document>(value: &T) -> Result<RawDocumentBuf, Error> {
         .map_err(|error| Error::Encode { what: "the document".into(), reason: error.to_string() })
 }
 
+/// When a message is due, where that is still to come.
+pub(super) fn scheduled(due: Due, now: DateTime) -> Option<DateTime> {
+    let at = match due {
+        Due::Now => now,
+        Due::At(at) => at,
+        Due::After(after) => later(now, after),
+    };
+    Some(at).filter(|at| *at > now)
+}
+
 /// A staged message as the entry to store.
 pub(super) fn entry(
     staged: &crate::Staged,
@@ -93,20 +106,23 @@ pub(super) fn entry(
     now: DateTime,
     claim: Option<(&str, DateTime)>,
 ) -> BsonDocument {
+    let due = scheduled(staged.due, now);
+    // Nobody holds a claim on what is not to be delivered now.
+    let claim = claim.filter(|_| due.is_none());
     let mut entry = BsonDocument::new();
     entry.insert("id", staged.id);
     entry.insert("type", staged.message_type);
     entry.insert("payload", payload.clone());
-    if !staged.headers.is_empty() {
-        let headers: BsonDocument =
-            staged.headers.iter().map(|(name, value)| (name.clone(), value.into())).collect();
+    let headers = trace::stored(staged.headers.clone());
+    if !headers.is_empty() {
+        let headers: BsonDocument = headers.into_iter().map(|(name, value)| (name, value.into())).collect();
         entry.insert("headers", headers);
     }
     if let Some(via) = via {
         entry.insert("via", via);
     }
     entry.insert("created_at", now);
-    entry.insert("available_at", claim.map_or(now, |(_, until)| until));
+    entry.insert("available_at", claim.map(|(_, until)| until).or(due).unwrap_or(now));
     if let Some((token, _)) = claim {
         entry.insert("claimed_by", token);
     }

@@ -22,14 +22,15 @@ use std::{marker::PhantomData, time::Duration};
 
 use mongodb::{
     Collection, IndexModel,
-    bson::{Bson, Document as BsonDocument, RawDocumentBuf, doc},
+    bson::{Bson, DateTime, Document as BsonDocument, RawDocumentBuf, doc},
     error::Error as DriverError,
     options::{IndexOptions, ReadConcern},
 };
+use tracing::{Instrument, Span};
 
 use self::{
     fields::{changes, check_reserved, insertable},
-    loaded::{encode, entry},
+    loaded::{encode, entry, scheduled},
 };
 pub use self::{
     loaded::Loaded,
@@ -43,12 +44,14 @@ use crate::{
     clock::later,
     codec,
     codes::{self, Verdict},
-    entry::{ETAG, OUTBOX, read_outbox},
+    entry::{ETAG, OUTBOX, Slot, read_outbox},
     group::Statement,
     inline::{Dispatch, Seat, Work},
     key::equal_to,
+    metrics::SaveOutcome,
     outbox::new_random,
     process::Disposition,
+    trace,
     write::{self, Answer},
 };
 
@@ -132,7 +135,16 @@ impl<T: Document> Store<T> {
     ///
     /// # Errors
     /// [`Error`]; nothing was written then, and nothing was sent.
-    pub async fn insert(&self, mut value: T) -> Result<Inserted<T>, Error> {
+    pub async fn insert(&self, value: T) -> Result<Inserted<T>, Error> {
+        let outcome = |inserted: &Inserted<T>| match inserted {
+            Inserted::Applied(..) => SaveOutcome::Applied,
+            Inserted::Exists(_) => SaveOutcome::Conflict,
+            Inserted::Unknown(..) => SaveOutcome::Unknown,
+        };
+        self.observe("insert", self.insert_with(value), outcome).await
+    }
+
+    async fn insert_with(&self, mut value: T) -> Result<Inserted<T>, Error> {
         let encoded = encode(&value)?;
         check_reserved(None, &encoded)?;
         let mut document = DocumentRef::by_id(self.collection.namespace(), id_of(value.id())?);
@@ -184,7 +196,14 @@ impl<T: Document> Store<T> {
     pub async fn save(&self, loaded: &mut Loaded<T>) -> Result<Saved, Error> {
         // The messages leave the aggregate once they are saved, and no sooner: a dropped save must not lose them.
         let messages: Vec<_> = loaded.value.outbox().iter().cloned().collect();
-        let saved = self.save_with(loaded, &messages).await;
+        let outcome = |saved: &Saved| match saved {
+            Saved::Applied(_) => SaveOutcome::Applied,
+            Saved::Unchanged => SaveOutcome::Unchanged,
+            Saved::Conflict => SaveOutcome::Conflict,
+            Saved::Gone => SaveOutcome::Gone,
+            Saved::Unknown(_) => SaveOutcome::Unknown,
+        };
+        let saved = self.observe("save", self.save_with(loaded, &messages), outcome).await;
         if matches!(saved, Ok(Saved::Applied(_))) {
             loaded.value.outbox().take();
         }
@@ -334,6 +353,17 @@ impl<T: Document> Store<T> {
     /// # Errors
     /// [`Error`]; nothing was deleted then.
     pub async fn delete(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
+        let outcome = |deleted: &Deleted| match deleted {
+            Deleted::Done => SaveOutcome::Applied,
+            Deleted::Conflict => SaveOutcome::Conflict,
+            Deleted::Gone => SaveOutcome::Gone,
+            Deleted::Undelivered => SaveOutcome::Refused,
+            Deleted::Unknown(_) => SaveOutcome::Unknown,
+        };
+        self.observe("delete", self.delete_with(loaded), outcome).await
+    }
+
+    async fn delete_with(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
         let mut filter = loaded.document.filter();
         filter.insert(
             ETAG,
@@ -359,15 +389,38 @@ impl<T: Document> Store<T> {
     pub async fn stage(&self, outbox: &mut Outbox) -> Result<StagedMessages, Error> {
         let messages: Vec<_> = outbox.iter().cloned().collect();
         let unnamed = DocumentRef::by_id(self.collection.namespace(), Bson::Null);
-        let entries = self.entries(&unnamed, &messages, None).await?;
+        let now = self.inline.now().await.map_err(Error::of_read)?;
+        let entries = self.entries(&unnamed, &messages, now, None)?;
         outbox.take();
         Ok(StagedMessages {
             inline: self.inline.clone(),
             namespace: self.collection.namespace(),
             ordering: T::ORDERING,
             ids: messages.iter().map(|message| message.id).collect(),
+            due: due_now(&messages, now),
             entries: entries.into_iter().map(Bson::from).collect(),
         })
+    }
+
+    /// Does a write in a span of its own, and counts what it came to.
+    async fn observe<R>(
+        &self,
+        verb: &'static str,
+        write: impl Future<Output = Result<R, Error>>,
+        outcome: impl FnOnce(&R) -> SaveOutcome,
+    ) -> Result<R, Error> {
+        let span = trace::save(verb, &self.collection.namespace());
+        let written = write.instrument(span.clone()).await;
+        let outcome = match &written {
+            Ok(written) => outcome(written),
+            Err(Error::Unknown { .. }) => SaveOutcome::Unknown,
+            Err(_) => SaveOutcome::Refused,
+        };
+        if let Some(error_type) = outcome.error_type() {
+            trace::failed(&span, error_type);
+        }
+        self.inline.metrics().save(outcome);
+        written
     }
 
     /// Makes entries of messages, with a seat where one is free, and claimed where `empty` promises success.
@@ -381,19 +434,21 @@ impl<T: Document> Store<T> {
             return Ok(Prepared::nothing());
         }
         self.check_entries(document, 0, messages.len())?;
-        let seat = self.inline.seat();
+        let now = self.inline.now().await.map_err(Error::of_read)?;
+        let due = due_now(messages, now);
+        let seat = self.inline.seat_for(due);
         let claim = match &seat {
             Ok(_) if empty && self.serves_all(messages) => {
-                let now = self.inline.now().await.map_err(Error::of_read)?;
                 let claimer = self.inline.claimer();
                 let until = later(now, claimer.lease);
                 Some(Claim { document: document.clone(), token: claimer.token(), until, entries: Vec::new() })
             }
             _ => None,
         };
-        let entries = self.entries(document, messages, claim.as_ref()).await?;
+        let entries = self.entries(document, messages, now, claim.as_ref())?;
         Ok(Prepared {
             ids: messages.iter().map(|message| message.id).collect(),
+            due,
             entries: entries.into_iter().map(Bson::from).collect(),
             seat,
             claim,
@@ -404,16 +459,16 @@ impl<T: Document> Store<T> {
         messages.iter().all(|message| self.inline.serves(self.inline.via(message.message_type)))
     }
 
-    async fn entries(
+    fn entries(
         &self,
         document: &DocumentRef,
         messages: &[Staged],
+        now: DateTime,
         claim: Option<&Claim>,
     ) -> Result<Vec<BsonDocument>, Error> {
         self.check_entries(document, 0, messages.len())?;
         let payloads = messages.iter().map(|message| Ok((message, self.caps.check_message(message)?)));
         let payloads = payloads.collect::<Result<Vec<_>, Error>>()?;
-        let now = self.inline.now().await.map_err(Error::of_read)?;
         let claim = claim.map(|claim| (claim.token.as_str(), claim.until));
         let entries = payloads.into_iter().map(|(message, payload)| {
             entry(message, payload, self.inline.via(message.message_type), now, claim)
@@ -422,17 +477,21 @@ impl<T: Document> Store<T> {
     }
 
     async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
-        let Prepared { ids, entries, seat, claim } = prepared;
+        let Prepared { ids, due, entries, seat, claim } = prepared;
+        self.inline.metrics().sent(ids.len());
+        Span::current().record("messaging.batch.message_count", ids.len());
         let messages = ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect();
         let dispatch = match seat {
             _ if ids.is_empty() => Dispatch::Nothing,
             Err(why) => {
-                self.inline.skipped(document);
+                self.inline.left(document, due, &why);
                 why
             }
             Ok(seat) => {
                 let work = match claim {
-                    Some(claim) => Work::BornClaimed(Claim { entries: own_entries(&entries), ..claim }),
+                    Some(claim) => {
+                        Work::BornClaimed(Claim { entries: claimed(&entries, &claim.token), ..claim })
+                    }
                     None => Work::Unclaimed(document.clone()),
                 };
                 self.inline.dispatch(seat, work, ids, T::ORDERING).await
@@ -551,6 +610,8 @@ enum Look {
 /// A save's messages, ready to be written.
 struct Prepared {
     ids: Vec<mongodb::bson::Uuid>,
+    /// How many of them are due.
+    due: usize,
     entries: Vec<Bson>,
     seat: Result<Seat, Dispatch>,
     claim: Option<Claim>,
@@ -558,23 +619,32 @@ struct Prepared {
 
 impl Prepared {
     fn nothing() -> Self {
-        Self { ids: Vec::new(), entries: Vec::new(), seat: Err(Dispatch::Nothing), claim: None }
+        Self { ids: Vec::new(), due: 0, entries: Vec::new(), seat: Err(Dispatch::Nothing), claim: None }
     }
 
-    /// Makes the entries unclaimed, due at once.
+    /// Makes the claimed entries unclaimed, due at once.
     fn disclaim(&mut self) {
         self.claim = None;
         for entry in self.entries.iter_mut().filter_map(Bson::as_document_mut) {
-            entry.remove("claimed_by");
+            if entry.remove("claimed_by").is_none() {
+                continue;
+            }
             let created_at = entry.get("created_at").cloned().unwrap_or(Bson::Null);
             entry.insert("available_at", created_at);
         }
     }
 }
 
-fn own_entries(entries: &[Bson]) -> Vec<crate::entry::Entry> {
+/// The entries among one's own that were written with this claim.
+fn claimed(entries: &[Bson], token: &str) -> Vec<crate::entry::Entry> {
     let slots = read_outbox(Some(&Bson::Array(entries.to_vec()))).unwrap_or_default();
-    slots.iter().filter_map(|slot| slot.entry().cloned()).collect()
+    let entries = slots.iter().filter_map(Slot::entry);
+    entries.filter(|entry| entry.claimed_by.as_deref() == Some(token)).cloned().collect()
+}
+
+/// How many of these messages are not for later.
+fn due_now(messages: &[Staged], now: DateTime) -> usize {
+    messages.iter().filter(|message| scheduled(message.due, now).is_none()).count()
 }
 
 fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {

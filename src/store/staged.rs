@@ -38,6 +38,8 @@ pub struct StagedMessages {
     pub(super) namespace: mongodb::Namespace,
     pub(super) ordering: Ordering,
     pub(super) ids: Vec<Uuid>,
+    /// How many of them are due.
+    pub(super) due: usize,
     pub(super) entries: Vec<Bson>,
 }
 
@@ -86,10 +88,11 @@ impl StagedMessages {
             return Dispatch::Nothing;
         }
         let document = DocumentRef::by_id(self.namespace, id);
-        match self.inline.seat() {
+        self.inline.metrics().sent(self.ids.len());
+        match self.inline.seat_for(self.due) {
             Ok(seat) => self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await,
             Err(why) => {
-                self.inline.skipped(&document);
+                self.inline.left(&document, self.due, &why);
                 why
             }
         }

@@ -178,6 +178,22 @@ impl Flow {
 
     /// A worker that delivers to the broker, consuming commands.
     pub async fn dispatcher(&self, retry: RetryPolicy) -> Worker {
+        self.dispatcher_with(retry, self.dispatcher_settings()).await
+    }
+
+    pub fn dispatcher_settings(&self) -> DispatcherSettings {
+        DispatcherSettings {
+            commands_exchange: self.commands(),
+            commands_queue: self.commands(),
+            ..DispatcherSettings::new([self.pattern()])
+        }
+    }
+
+    pub async fn dispatcher_with(
+        &self,
+        retry: RetryPolicy,
+        dispatcher_settings: DispatcherSettings,
+    ) -> Worker {
         let settings = ProcessorSettings {
             name: "worker".into(),
             retry,
@@ -189,19 +205,14 @@ impl Flow {
         let rabbitmq = Arc::new(self.rabbitmq(WORKER).await);
         let processor = Processor::new(client, clock, rabbitmq, settings);
         let messages = Heard::from(processor.events().subscribe());
-        let settings = DispatcherSettings {
-            commands_exchange: self.commands(),
-            commands_queue: self.commands(),
-            ..DispatcherSettings::new([self.pattern()])
-        };
-        let dispatcher = Dispatcher::new(processor, self.amqp(WORKER), settings).unwrap();
+        let dispatcher = Dispatcher::new(processor, self.amqp(WORKER), dispatcher_settings).unwrap();
         let events = Heard::from(dispatcher.events().subscribe());
         let running = dispatcher.start();
         soon("the dispatcher to be ready", running.ready()).await;
         Worker { running, events, messages }
     }
 
-    fn pattern(&self) -> outbox_rescuer::NamespacePattern {
+    pub fn pattern(&self) -> outbox_rescuer::NamespacePattern {
         format!("{}.*", self.name()).parse().unwrap()
     }
 

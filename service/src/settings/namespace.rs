@@ -31,6 +31,12 @@ impl NamespacePattern {
     pub fn matches(&self, database: &str, collection: &str) -> bool {
         self.database == database && self.collection.as_deref().is_none_or(|named| named == collection)
     }
+
+    /// Whether there can be a collection that both mean.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let collections = self.collection().zip(other.collection());
+        self.database == other.database && collections.is_none_or(|(one, another)| one == another)
+    }
 }
 
 impl fmt::Display for NamespacePattern {

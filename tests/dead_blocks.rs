@@ -1,0 +1,137 @@
+//! The option that a dead message holds back the later ones of its document.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/flow.rs"]
+mod flow;
+mod support;
+
+use std::time::Duration;
+
+use document_outbox::{
+    Dispatch, Document, DocumentRef, Inline, Mode, Ordering, Outbox, RetryPolicy, Store,
+    command::{ProcessDocumentMessages, Reason},
+    deliverable::Hold,
+    process::{Disposition, Processed},
+    store::Inserted,
+};
+use flow::{Flow, Received};
+use mongodb::bson::{DateTime, doc};
+use outbox_dispatcher::{DispatcherEvent, DispatcherSettings};
+use outbox_rescuer::{RescueEvent, Settings};
+use serde::{Deserialize, Serialize};
+use support::{Added, is_empty};
+
+const DELAY: Duration = Duration::from_secs(1);
+/// A header that no broker takes: the message that has it dies at once.
+const DEADLY: &str = "CC";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Account {
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+
+impl Document for Account {
+    type Id = String;
+    const ORDERING: Ordering = Ordering::DeadBlocks;
+    fn id(&self) -> &String {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+fn account(id: &str) -> Account {
+    Account { id: id.into(), outbox: Outbox::default() }
+}
+
+/// P4, as an option: *a dead one no longer does (option: it does)*.
+#[tokio::test]
+async fn where_dead_ones_block_nobody_delivers_past_one_until_it_is_replayed() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let inline = Inline::builder(&flow.test.client).mode(Mode::Await);
+    let inline = inline.deliver_to(flow.rabbitmq("inline").await);
+    let accounts = Store::<Account>::new(flow.test.orders(), &inline);
+    let dispositions = |dispatch: Dispatch| match dispatch {
+        Dispatch::Settled(settled) => {
+            settled.into_iter().map(|(_, disposition)| disposition).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+
+    let dead_blocks = vec![flow.pattern()];
+    let requeue_pause = Duration::from_millis(100);
+    let settings =
+        Settings { dead_blocks: dead_blocks.clone(), requeue_pause, ..flow.rescuer_settings(DELAY) };
+    let mut rescuer = flow.rescuer(settings).await;
+
+    // Inline: within one save, and in the next one.
+    let mut new = account("a-1");
+    new.outbox.send(Added { amount: 1 });
+    new.outbox.send(Added { amount: 2 }).header(DEADLY, "x");
+    new.outbox.send(Added { amount: 3 });
+    let inserted = accounts.insert(new).await.unwrap();
+    let Inserted::Applied(_, receipt) = inserted else { panic!("{inserted:?}") };
+    let settled = dispositions(receipt.dispatch);
+    assert!(
+        matches!(&settled[..], [Disposition::Delivered, Disposition::Dead { .. }, Disposition::Waiting]),
+        "{settled:?}"
+    );
+    let send = |account: &mut Account| _ = account.outbox.send(Added { amount: 4 });
+    let updated = accounts.update(&"a-1".into(), send).await.unwrap();
+    assert_eq!(dispositions(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
+
+    // The dispatcher, told to.
+    let settings = DispatcherSettings { dead_blocks, ..flow.dispatcher_settings() };
+    let mut worker = flow.dispatcher_with(RetryPolicy::default(), settings).await;
+    let document = DocumentRef::by_id(flow.test.orders().namespace(), "a-1");
+    let command = ProcessDocumentMessages { document, reason: Reason::Operator };
+    let sent = flow.command_sender().await.send(vec![command]).await;
+    assert!(sent.iter().all(Result::is_ok), "{sent:?}");
+    let finished = |event: &DispatcherEvent| match event {
+        DispatcherEvent::Finished { processed, .. } => Some(*processed),
+        _ => None,
+    };
+    assert_eq!(worker.wait("the end of the command", finished).await, Processed::Held(Hold::Dead));
+
+    // The rescuer: its stream sees a later document after this one, and several sweeps pass by.
+    accounts.insert(account("a-2")).await.map(drop).unwrap();
+    let mut outbox = Outbox::default();
+    outbox.send(Added { amount: 5 });
+    let staged = accounts.stage(&mut outbox).await.unwrap();
+    let later = staged.onto(doc! {}).unwrap();
+    flow.test.orders().update_one(doc! { "_id": "a-2" }, later).await.unwrap();
+    drop(staged);
+    let queued = |event: &RescueEvent| match event {
+        RescueEvent::Queued { document, .. } => Some(document.subject()),
+        _ => None,
+    };
+    assert_eq!(rescuer.wait("a command", queued).await, "a-2");
+    for _ in 0..3 {
+        let next = |event: &RescueEvent| match event {
+            RescueEvent::SweepDone { .. } => Some(None),
+            event => queued(event).filter(|id| id == "a-1").map(Some),
+        };
+        assert_eq!(rescuer.wait("the sweep to end", next).await, None, "it is not queued");
+    }
+    let amounts = |received: &[Received]| received.iter().map(Received::amount).collect::<Vec<_>>();
+    assert_eq!(amounts(&receiver.wait(2).await), [1, 5]);
+
+    // An operator replays it, without what it died of.
+    let set = doc! { "outbox.$[e].available_at": DateTime::now() };
+    let unset = doc! { "outbox.$[e].dead_at": "", "outbox.$[e].dead_reason": "", "outbox.$[e].headers": "" };
+    let orders = flow.test.orders();
+    let replay = orders.update_one(doc! { "_id": "a-1" }, doc! { "$set": set, "$unset": unset });
+    replay.array_filters(vec![doc! { "e.dead_at": { "$exists": true } }]).await.unwrap();
+    assert_eq!(amounts(&receiver.wait(5).await), [1, 5, 2, 3, 4]);
+    flow.test.wait_until("a-1", is_empty).await;
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}

@@ -1,0 +1,408 @@
+//! The series of docs/metrics.md that the library records: all of them, from the start, and with the right figures.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/flow.rs"]
+mod flow;
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use document_outbox::{
+    Caps, Dispatch, DocumentRef, Inline, Mode, Ordering, RetryPolicy, Shed, Store,
+    clock::ServerClock,
+    deliver::{Deliver, Outcome},
+    event::Event,
+    metrics,
+    process::{Processed, Processor, ProcessorSettings},
+    store::{Deleted, Inserted, Saved},
+};
+use flow::{Flow, Heard};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use mongodb::{
+    Client,
+    bson::{Bson, DateTime, Document, Uuid, doc},
+};
+use support::{LONG, Order, Recorder, TestDatabase, is_empty, uri};
+use tokio_util::sync::CancellationToken;
+
+/// A recorder of the test's own: series belong to the recorder that was there when they were registered.
+struct Recording {
+    recorder: DebuggingRecorder,
+    snapshotter: Snapshotter,
+    /// What counters and histograms had come to before: a snapshot empties them.
+    sums: BTreeMap<String, f64>,
+}
+
+impl Recording {
+    fn new() -> Self {
+        let recorder = DebuggingRecorder::new();
+        Self { snapshotter: recorder.snapshotter(), recorder, sums: BTreeMap::new() }
+    }
+
+    fn during<T>(&self, build: impl FnOnce() -> T) -> T {
+        metrics::facade::with_local_recorder(&self.recorder, build)
+    }
+
+    /// Every series as `name{label=value,..}` with its figure: of a histogram, how often it was recorded to.
+    fn now(&mut self) -> BTreeMap<String, f64> {
+        for (key, unit, description, value) in self.snapshotter.snapshot().into_vec() {
+            assert!(unit.is_some() && description.is_some(), "{key:?} is described");
+            let key = key.key();
+            let labels: Vec<_> =
+                key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+            let name = match labels.is_empty() {
+                true => key.name().to_owned(),
+                false => format!("{}{{{}}}", key.name(), labels.join(",")),
+            };
+            let sum = self.sums.entry(name).or_default();
+            match value {
+                DebugValue::Counter(count) => *sum += count as f64,
+                DebugValue::Gauge(value) => *sum = value.0,
+                DebugValue::Histogram(samples) => {
+                    assert!(samples.iter().all(|lag| (0.0..60.0).contains(&lag.0)), "{samples:?}");
+                    *sum += samples.len() as f64;
+                }
+            }
+        }
+        self.sums.clone()
+    }
+
+    /// Those that are not zero.
+    fn counted(&mut self) -> BTreeMap<String, f64> {
+        self.now().into_iter().filter(|(_, figure)| *figure != 0.0).collect()
+    }
+}
+
+fn figures<const N: usize>(figures: [(&str, f64); N]) -> BTreeMap<String, f64> {
+    figures.into_iter().map(|(name, figure)| (name.to_owned(), figure)).collect()
+}
+
+/// The series that the documentation promises, with every value of every label, for deliveries by this path.
+fn documented(path: &str) -> BTreeSet<String> {
+    let text = include_str!("../docs/metrics.md");
+    let section =
+        text.split("\n## ").find(|section| section.starts_with("Wherever the library delivers")).unwrap();
+    let mut all = BTreeSet::new();
+    for row in section.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let cells: Vec<&str> = row.split('|').collect();
+        let mut series = vec![Vec::new()];
+        for label in cells[2].split(';').filter(|label| label.contains('`')) {
+            // `reason`: `full`, `stopped`, or two labels with the values of the last: `path`, `result`: ...
+            let (names, values) = label.split_once(':').unwrap_or((label, ""));
+            let words =
+                |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+            for name in words(names) {
+                let values = if name == "path" { vec![path.to_owned()] } else { words(values) };
+                let with = |labels: &Vec<String>, value: &String| {
+                    [labels.clone(), vec![format!("{name}={value}")]].concat()
+                };
+                series = series
+                    .iter()
+                    .flat_map(|labels| values.iter().map(|v| with(labels, v)).collect::<Vec<_>>())
+                    .collect();
+            }
+        }
+        let name = cells[0].trim().trim_matches('`');
+        all.extend(series.into_iter().map(|labels| match labels.is_empty() {
+            true => name.to_owned(),
+            false => format!("{name}{{{}}}", labels.join(",")),
+        }));
+    }
+    assert!(all.len() > 25, "{all:?}");
+    all
+}
+
+fn no_quick_tries() -> RetryPolicy {
+    RetryPolicy { quick_tries: 0, max_attempts: 2, ..RetryPolicy::default() }
+}
+
+fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
+    let settings = ProcessorSettings {
+        state_database: format!("{}_state", test.database.name()),
+        retry: no_quick_tries(),
+        ..ProcessorSettings::default()
+    };
+    let clock = ServerClock::new(test.client.clone());
+    Processor::new(test.client.clone(), clock, Arc::new(deliver.clone()), settings)
+}
+
+async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed {
+    let document = DocumentRef::by_id(test.orders().namespace(), id);
+    worker.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
+}
+
+/// Makes everything due that isn't dead, as time would.
+async fn make_due(test: &TestDatabase, id: &str) {
+    let set = doc! { "$set": { "outbox.$[e].available_at": DateTime::from_millis(0) } };
+    let orders = test.orders();
+    let update = orders.update_one(doc! { "_id": id }, set);
+    update.array_filters(vec![doc! { "e.id": { "$exists": true }, "e.dead_at": null }]).await.unwrap();
+}
+
+fn placed(id: &str, amounts: impl IntoIterator<Item = i64>) -> Order {
+    let mut order = Order::new(id);
+    amounts.into_iter().for_each(|amount| order.add(amount));
+    order
+}
+
+async fn insert(orders: &Store<Order>, order: Order) -> Dispatch {
+    match orders.insert(order).await.unwrap() {
+        Inserted::Applied(_, receipt) => receipt.dispatch,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn every_series_of_the_documentation_is_there_at_zero_before_anything_happens() {
+    let test = TestDatabase::create().await;
+    let application = Recording::new();
+    let inline = application.during(|| Inline::builder(&test.client).deliver_to(Recorder::default()));
+    let service = Recording::new();
+    let worker = service.during(|| worker(&test, &Recorder::default()));
+    for (mut recording, path) in [(application, "inline"), (service, "dispatcher")] {
+        let there = recording.now();
+        assert_eq!(there.keys().cloned().collect::<BTreeSet<_>>(), documented(path));
+        assert!(there.values().all(|figure| *figure == 0.0), "{there:?}");
+    }
+    drop((inline, worker));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn saves_and_deletes_are_counted_by_their_outcomes() {
+    let test = TestDatabase::create().await;
+    // A client of its own name, whose inserts get no clean answer when told so.
+    let name = format!("unsure-{}", uuid::Uuid::now_v7().simple());
+    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+    options.app_name = Some(name.clone());
+    let client = Client::with_options(options).unwrap();
+    let mut recording = Recording::new();
+    let inline = recording.during(|| Inline::off(&client));
+    let collection = client.database(test.database.name()).collection::<Document>("orders");
+    let orders = Store::<Order>::new(collection, &inline);
+
+    assert_eq!(insert(&orders, placed("o-1", [1, 2])).await, Dispatch::Off); // applied, 2 sent
+    assert!(matches!(orders.insert(placed("o-1", [3])).await.unwrap(), Inserted::Exists(_))); // conflict
+    let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Unchanged));
+    orders.update(&"o-1".into(), |order| order.add(4)).await.unwrap(); // applied, 1 sent
+    mine.add(5);
+    assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Conflict));
+    let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    assert!(matches!(orders.delete(&mine).await.unwrap(), Deleted::Undelivered)); // refused
+    let strict = orders.clone().with_caps(Caps { payload_bytes: 1, ..Caps::default() });
+    mine.add(6);
+    strict.save(&mut mine).await.unwrap_err(); // refused
+    test.orders().delete_one(doc! { "_id": "o-1" }).await.unwrap();
+    assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Gone));
+
+    let data = doc! {
+        "failCommands": ["insert"], "appName": &name,
+        "writeConcernError": { "code": 64, "errmsg": "waiting for replication timed out" },
+    };
+    let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+    test.client.database("admin").run_command(fail).await.unwrap();
+    assert!(matches!(orders.insert(placed("o-2", [7])).await.unwrap(), Inserted::Unknown(..)));
+
+    let mut outbox = document_outbox::Outbox::default();
+    outbox.send(support::Added { amount: 8 });
+    let staged = orders.stage(&mut outbox).await.unwrap();
+    test.orders().insert_one(staged.into_new(doc! { "_id": "o-3" }).unwrap()).await.unwrap();
+    assert_eq!(staged.committed("o-3").await, Dispatch::Off); // 1 sent
+
+    let wanted = figures([
+        ("outbox_saves_total{outcome=applied}", 2.0),
+        ("outbox_saves_total{outcome=unchanged}", 1.0),
+        ("outbox_saves_total{outcome=conflict}", 2.0),
+        ("outbox_saves_total{outcome=gone}", 1.0),
+        ("outbox_saves_total{outcome=unknown}", 1.0),
+        ("outbox_saves_total{outcome=refused}", 2.0),
+        ("outbox_messages_sent_total", 4.0),
+    ]);
+    assert_eq!(recording.counted(), wanted, "what is switched off is not shed");
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn what_the_inline_dispatcher_does_and_leaves_is_counted_and_its_health_says_it() {
+    let test = TestDatabase::create().await;
+    let mut recording = Recording::new();
+    let recorder = Recorder::held();
+    let inline = recording.during(|| Inline::builder(&test.client).capacity(1).deliver_to(recorder.clone()));
+    let health = inline.health();
+    let orders = test.store(&inline);
+    insert(&orders, placed("o-1", [1, 2])).await;
+    recorder.wait_tried(1).await;
+    assert_eq!(insert(&orders, placed("o-2", [3, 4])).await, Dispatch::Skipped(Shed::Full));
+    assert_eq!(recording.counted()["outbox_in_flight_documents{path=inline}"], 1.0);
+    let snapshot = health.snapshot();
+    assert_eq!((snapshot.in_flight, snapshot.capacity, snapshot.shed), (1, Some(1), 2));
+    assert_eq!((snapshot.circuit_open_since, snapshot.last_error), (None, None));
+    recorder.let_through(2);
+    test.wait_until("o-1", is_empty).await;
+    until("its seat is free", || health.snapshot().in_flight == 0).await;
+
+    recorder.set_available(false);
+    assert_eq!(insert(&orders, placed("o-3", [5])).await, Dispatch::Skipped(Shed::Unavailable));
+    assert_eq!(recording.counted()["outbox_circuit_open"], 1.0);
+    assert!(health.snapshot().circuit_open_since.is_some());
+    let json = serde_json::to_value(health.snapshot()).unwrap();
+    assert!(json["circuit_open_since"].as_str().is_some_and(|time| time.ends_with('Z')), "{json}");
+    recorder.set_available(true);
+    until("the circuit is closed", || health.snapshot().circuit_open_since.is_none()).await;
+
+    recorder.answer([Outcome::Transient("no luck".into())]);
+    recorder.let_through(3);
+    let mut events = Heard::from(inline.events().subscribe());
+    let retrying = Inline::builder(&test.client).retry(no_quick_tries());
+    let retrying = recording.during(|| retrying.mode(Mode::Await).deliver_to(recorder.clone()));
+    insert(&test.store(&retrying), placed("o-4", [6])).await;
+    let failed = retrying.health().snapshot().last_error.unwrap();
+    assert_eq!(failed.error, "no luck");
+
+    inline.close(LONG).await;
+    assert!(health.snapshot().draining);
+    let mut later = placed("o-5", [7]);
+    later.outbox.send_after(support::Added { amount: 8 }, LONG);
+    assert_eq!(insert(&orders, later).await, Dispatch::Skipped(Shed::Stopped));
+    let wanted = figures([
+        ("outbox_saves_total{outcome=applied}", 5.0),
+        ("outbox_messages_sent_total", 8.0),
+        ("outbox_deliveries_total{path=inline,result=delivered}", 2.0),
+        ("outbox_deliveries_total{path=inline,result=transient}", 1.0),
+        ("outbox_delivery_lag_seconds{path=inline}", 2.0),
+        ("outbox_shed_total{reason=full}", 2.0),
+        ("outbox_shed_total{reason=unavailable}", 1.0),
+        ("outbox_shed_total{reason=stopped}", 1.0),
+    ]);
+    assert_eq!(recording.counted(), wanted, "what is not due is not shed");
+    let shed = |event: &Event| match event {
+        Event::Skipped { count, reason, .. } => Some((*count, *reason)),
+        _ => None,
+    };
+    assert_eq!(events.wait("the last one to be announced", shed).await, (1, Shed::Stopped));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn what_a_worker_makes_of_messages_is_counted() {
+    let test = TestDatabase::create().await;
+    let mut recording = Recording::new();
+    let recorder = Recorder::default();
+    let worker = recording.during(|| worker(&test, &recorder));
+    let mut events = Heard::from(worker.events().subscribe());
+    let orders = test.store(&Inline::off(&test.client));
+    let foreign = |extra: Document| {
+        let mut entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 0i64 } };
+        entry.extend(extra);
+        Bson::from(entry)
+    };
+
+    // Attempts run out, a permanent failure, and delivered: in one document, one after the other.
+    insert(&orders, placed("o-1", [1, 2, 3])).await;
+    recorder.answer([Outcome::Transient("no".into()), Outcome::Transient("no".into())]);
+    assert!(matches!(process(&test, &worker, "o-1").await, Processed::Held(_)));
+    make_due(&test, "o-1").await;
+    recorder.answer([Outcome::Permanent("never".into())]);
+    assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
+
+    // Its claimers crashed; what is no entry; what is for somebody else.
+    let odd =
+        vec![foreign(doc! { "claims": 8 }), Bson::Null, Bson::Null, foreign(doc! { "via": "handlers" })];
+    test.orders().insert_one(doc! { "_id": "o-2", "outbox": odd }).await.unwrap();
+    process(&test, &worker, "o-2").await;
+
+    // No way to deliver: both are given back, one of them was tried.
+    insert(&orders, placed("o-3", [4, 5])).await;
+    recorder.answer([Outcome::Unavailable("away".into())]);
+    assert_eq!(process(&test, &worker, "o-3").await, Processed::Unavailable);
+    assert_eq!(worker.health().snapshot().last_error.unwrap().error, "away");
+
+    // Too large for a claim.
+    let mut large = doc! { "_id": "o-4", "outbox": [foreign(doc! {})], "fill": "" };
+    let bytes = mongodb::bson::RawDocumentBuf::try_from(&large).unwrap().as_bytes().len();
+    large.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
+    test.orders().insert_one(large).await.unwrap();
+    assert_eq!(process(&test, &worker, "o-4").await, Processed::Done);
+
+    let wanted = figures([
+        ("outbox_deliveries_total{path=dispatcher,result=delivered}", 2.0),
+        ("outbox_deliveries_total{path=dispatcher,result=transient}", 2.0),
+        ("outbox_deliveries_total{path=dispatcher,result=permanent}", 1.0),
+        ("outbox_deliveries_total{path=dispatcher,result=unavailable}", 1.0),
+        // A foreign entry's age is not known.
+        ("outbox_delivery_lag_seconds{path=dispatcher}", 1.0),
+        ("outbox_dead_total{reason=attempts_exhausted}", 1.0),
+        ("outbox_dead_total{reason=permanent}", 1.0),
+        ("outbox_dead_total{reason=crashed}", 1.0),
+        ("outbox_unreadable_total", 2.0),
+        ("outbox_not_mine_total", 1.0),
+        // Behind the failure, and both of those that found no way.
+        ("outbox_released_total", 4.0),
+        ("outbox_oversized_total", 1.0),
+    ]);
+    assert_eq!(recording.counted(), wanted);
+    let died = |event: &Event| matches!(event, Event::Died { .. });
+    assert_eq!(events.rest().iter().filter(|event| died(event)).count(), 3);
+    test.client.database(&format!("{}_state", test.database.name())).drop().await.unwrap();
+    test.drop().await;
+}
+
+/// P8: a claim that ended while its holder worked is told, also where the delivery succeeded and only the clear shows it.
+#[tokio::test]
+async fn a_claim_that_was_lost_during_a_successful_delivery_is_counted_and_announced() {
+    let test = TestDatabase::create().await;
+    let mut recording = Recording::new();
+    let slow = Recorder::held();
+    let slow_worker = recording.during(|| worker(&test, &slow));
+    let mut events = Heard::from(slow_worker.events().subscribe());
+    insert(&test.store(&Inline::off(&test.client)), placed("o-1", [1])).await;
+    let take_over = async {
+        slow.wait_tried(1).await;
+        make_due(&test, "o-1").await;
+        assert_eq!(process(&test, &worker(&test, &Recorder::default()), "o-1").await, Processed::Done);
+        slow.let_through(1);
+    };
+    tokio::join!(process(&test, &slow_worker, "o-1"), take_over);
+    let lost = |event: &Event| matches!(event, Event::ClaimLost { .. }).then_some(());
+    events.wait("the loss", lost).await;
+    assert_eq!(recording.counted()["outbox_claims_lost_total"], 1.0);
+    assert!(is_empty(&test.stored("o-1").await));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn unroutable_messages_and_hand_offs_are_counted() {
+    let flow = Flow::begin().await;
+    flow.unbind().await;
+    let mut recording = Recording::new();
+    let (commands, rabbitmq) = (flow.command_sender().await, flow.rabbitmq("inline").await);
+    let quick = RetryPolicy { quick_wait: Duration::from_millis(1), ..RetryPolicy::default() };
+    let inline = Inline::builder(&flow.test.client).mode(Mode::Await).retry(quick).hand_off(commands);
+    let inline = recording.during(|| inline.deliver_to(rabbitmq.clone()));
+    assert!(rabbitmq.is_available());
+    insert(&flow.test.store(&inline), placed("o-1", [1])).await;
+    let wanted = figures([
+        ("outbox_saves_total{outcome=applied}", 1.0),
+        ("outbox_messages_sent_total", 1.0),
+        ("outbox_deliveries_total{path=inline,result=transient}", 1.0),
+        ("outbox_unroutable_total", 1.0),
+        ("outbox_handed_off_total", 1.0),
+    ]);
+    assert_eq!(recording.counted(), wanted, "quick tries in place are part of one delivery");
+    flow.end().await;
+}
+
+async fn until(what: &str, wanted: impl Fn() -> bool) {
+    let look = async {
+        while !wanted() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, look).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+}

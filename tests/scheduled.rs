@@ -1,0 +1,235 @@
+//! Messages that are sent now and delivered later.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/flow.rs"]
+mod flow;
+mod support;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use document_outbox::{
+    Dispatch, Inline, Mode, Ordering, Outbox, RetryPolicy, Store,
+    clock::ServerClock,
+    command::Reason,
+    event::Event,
+    process::{Disposition, Processed, Processor, ProcessorSettings},
+    store::{Deleted, Inserted, Receipt},
+};
+use flow::{Flow, Heard, Received, WORKER};
+use mongodb::bson::{DateTime, Document, doc};
+use outbox_rescuer::{RescueEvent, Settings};
+use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty};
+use tokio_util::sync::CancellationToken;
+
+const DELAY: Duration = Duration::from_secs(1);
+/// Longer than the delay, so that the change stream comes by before.
+const LATER: Duration = Duration::from_secs(3);
+
+/// An order whose first message is for later, and whose others are for now.
+fn placed(id: &str, later: i64, now: impl IntoIterator<Item = i64>, after: Duration) -> Order {
+    let mut order = Order::new(id);
+    order.outbox.send_after(Added { amount: later }, after);
+    now.into_iter().for_each(|amount| order.add(amount));
+    order
+}
+
+async fn insert(orders: &Store<Order>, order: Order) -> Receipt {
+    match orders.insert(order).await.unwrap() {
+        Inserted::Applied(_, receipt) => receipt,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn date(entry: &Document, name: &str) -> i64 {
+    entry.get_datetime(name).unwrap().timestamp_millis()
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap()
+}
+
+fn amounts(received: &[Received]) -> Vec<i64> {
+    received.iter().map(Received::amount).collect()
+}
+
+/// P4: *a scheduled one takes its turn when due*, and holds back nothing until then. P5: it is late by the sweep's interval
+/// and the queue at most; the change stream, which comes by before, doesn't queue it.
+#[tokio::test]
+async fn a_scheduled_message_waits_in_its_document_and_is_delivered_by_the_sweep_when_due() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let worker = flow.dispatcher(RetryPolicy::default()).await;
+    let mut rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let inline = Inline::builder(&flow.test.client).mode(Mode::Await);
+    let orders = flow.test.store(&inline.deliver_to(flow.rabbitmq("inline").await));
+
+    let receipt = insert(&orders, placed("o-1", 1, [2, 3], LATER)).await;
+    let dispositions = [Disposition::Scheduled, Disposition::Delivered, Disposition::Delivered];
+    let settled = receipt.messages.into_iter().zip(dispositions).collect();
+    assert_eq!(receipt.dispatch, Dispatch::Settled(settled));
+    let updated = orders.update(&"o-1".into(), |order| order.add(4)).await.unwrap();
+    let settled = updated.receipt.unwrap().dispatch;
+    assert!(matches!(&settled, Dispatch::Settled(all) if all[0].1 == Disposition::Delivered), "{settled:?}");
+    assert_eq!(amounts(&receiver.wait(3).await), [2, 3, 4]);
+    let entry = flow.test.outbox("o-1").await.remove(0);
+    assert_eq!(date(&entry, "available_at") - date(&entry, "created_at"), millis(LATER));
+    assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
+    assert!(matches!(orders.delete(&updated.document).await.unwrap(), Deleted::Undelivered));
+
+    let queued = |event: &RescueEvent| match event {
+        RescueEvent::Queued { reason, .. } => Some(*reason),
+        _ => None,
+    };
+    assert_eq!(rescuer.wait("its first command", queued).await, Reason::Sweep);
+    let clock = ServerClock::new(flow.test.client.clone());
+    let late = clock.now().await.unwrap().timestamp_millis() - date(&entry, "available_at");
+    // Two readings of the server's clock differ by their round trips.
+    assert!(late > -50, "queued {late} ms after it was due");
+    let received = receiver.wait(4).await;
+    assert_eq!(amounts(&received), [2, 3, 4, 1]);
+    assert_eq!(received[3].app_id(), WORKER);
+    flow.test.wait_until("o-1", is_empty).await;
+
+    rescuer.stop().await;
+    worker.running.stop().await;
+    flow.end().await;
+}
+
+/// A due one that nobody has found yet is delivered by whoever comes by, in its place.
+#[tokio::test]
+async fn a_scheduled_message_that_is_due_is_delivered_in_its_place_by_the_next_save() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let orders = test.store(&Inline::builder(&test.client).deliver_to(recorder.clone()));
+    assert_eq!(insert(&orders, placed("o-1", 1, [], LONG)).await.dispatch, Dispatch::Scheduled);
+    let entry = test.outbox("o-1").await.remove(0);
+    let due = entry.get_datetime("created_at").unwrap();
+    let set = doc! { "$set": { "outbox.0.available_at": due } };
+    test.orders().update_one(doc! { "_id": "o-1" }, set).await.unwrap();
+    orders.update(&"o-1".into(), |order| order.add(2)).await.unwrap();
+    recorder.wait_delivered(2).await;
+    assert_eq!(recorder.amounts(), [1, 2]);
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_save_of_scheduled_messages_alone_takes_no_seat_and_is_not_shed() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = Inline::builder(&test.client).capacity(1).deliver_to(recorder.clone());
+    let mut events = Heard::from(inline.events().subscribe());
+    let orders = test.store(&inline);
+    assert_eq!(insert(&orders, placed("o-1", 1, [2], LONG)).await.dispatch, Dispatch::Background);
+    assert_eq!(insert(&orders, placed("o-2", 3, [], LONG)).await.dispatch, Dispatch::Scheduled);
+    let mut outbox = Outbox::default();
+    outbox.send_after(Added { amount: 4 }, LONG);
+    let staged = orders.stage(&mut outbox).await.unwrap();
+    test.orders().insert_one(staged.into_new(doc! { "_id": "o-3" }).unwrap()).await.unwrap();
+    assert_eq!(staged.committed("o-3").await, Dispatch::Scheduled);
+    for id in ["o-2", "o-3"] {
+        let entry = test.outbox(id).await.remove(0);
+        assert_eq!(date(&entry, "available_at") - date(&entry, "created_at"), millis(LONG));
+    }
+    let outbox = test.outbox("o-1").await;
+    let claimed: Vec<_> = outbox.iter().map(|entry| entry.contains_key("claimed_by")).collect();
+    assert_eq!(claimed, [false, true], "born claimed is what is due");
+    recorder.let_through(1);
+    recorder.wait_delivered(1).await;
+    assert_eq!(recorder.amounts(), [2]);
+    inline.close(LONG).await;
+    assert!(!events.rest().iter().any(|event| matches!(event, Event::Skipped { .. })));
+    test.drop().await;
+}
+
+/// Where somebody else's entry came in between, the messages are written without a claim; the schedule stays.
+#[tokio::test]
+async fn a_schedule_survives_that_the_outbox_was_not_empty_after_all() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    insert(&orders, Order::new("o-1")).await;
+    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let foreign =
+        doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 7i64 } };
+    test.orders().update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } }).await.unwrap();
+    order.outbox.send_after(Added { amount: 8 }, LONG);
+    order.add(9);
+    assert!(orders.save(&mut order).await.unwrap().is_applied());
+    assert_eq!(recorder.amounts(), [7, 9]);
+    let entry = test.outbox("o-1").await.remove(0);
+    assert_eq!(date(&entry, "available_at") - date(&entry, "created_at"), millis(LONG));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_time_that_has_passed_is_now_and_one_without_end_is_never() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let mut order = Order::new("o-1");
+    order.outbox.send_after(Added { amount: 1 }, Duration::MAX);
+    order.outbox.send_at(Added { amount: 2 }, DateTime::MAX);
+    order.outbox.send_at(Added { amount: 3 }, UNIX_EPOCH);
+    order.outbox.send_at(Added { amount: 4 }, SystemTime::now() + LONG);
+    order.outbox.send_after(Added { amount: 5 }, Duration::ZERO);
+    insert(&test.store(&inline), order).await;
+    assert_eq!(recorder.amounts(), [3, 5]);
+    let left = test.outbox("o-1").await;
+    assert_eq!(left.len(), 3);
+    assert!(left.iter().all(|entry| !entry.contains_key("claimed_by")));
+    test.drop().await;
+}
+
+/// A failed one retries like any other; released, it is due at once.
+#[tokio::test]
+async fn a_scheduled_message_that_could_not_be_delivered_when_due_does_not_look_scheduled_again() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let orders = test.store(&Inline::off(&test.client));
+    insert(&orders, placed("o-1", 1, [2], Duration::from_millis(1))).await;
+    let clock = ServerClock::new(test.client.clone());
+    let processor = Processor::new(
+        test.client.clone(),
+        clock.clone(),
+        std::sync::Arc::new(recorder.clone()),
+        ProcessorSettings::default(),
+    );
+    let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
+    let process = || async {
+        processor.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
+    };
+    let due = test.outbox("o-1").await[0].get_datetime("available_at").copied().unwrap();
+    while clock.now().await.unwrap() < due {
+        tokio::task::yield_now().await;
+    }
+    recorder.answer([document_outbox::deliver::Outcome::Unavailable("away".into())]);
+    assert_eq!(process().await, Processed::Unavailable);
+    assert_eq!(process().await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1, 2]);
+    test.drop().await;
+}
+
+/// What waits for its time costs the rescuer no command, round after round.
+#[tokio::test]
+async fn a_scheduled_message_is_not_queued_before_its_time() {
+    let flow = Flow::begin().await;
+    let settings = Settings { requeue_pause: Duration::from_millis(100), ..flow.rescuer_settings(DELAY) };
+    let mut rescuer = flow.rescuer(settings).await;
+    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    insert(&orders, placed("o-1", 1, [], LONG)).await;
+    // Whatever comes of it comes before what comes of a later one, which is as old as the delay then.
+    let mut order = Order::new("o-2");
+    order.add(2);
+    insert(&orders, order).await;
+    let queued = |event: &RescueEvent| match event {
+        RescueEvent::Queued { document, .. } => Some(document.subject()),
+        _ => None,
+    };
+    for _ in 0..3 {
+        assert_eq!(rescuer.wait("a command", queued).await, "o-2");
+    }
+    rescuer.stop().await;
+    flow.end().await;
+}
