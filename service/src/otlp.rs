@@ -112,13 +112,13 @@ fn with_tls() -> Result<HttpsConnector<HttpConnector>, StartError> {
 #[async_trait]
 impl<C: Connect + Clone + Send + Sync + 'static> HttpClient for Collector<C> {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let sending = self.client.request(request.map(Full::new));
+        let client = self.client.clone();
         let exchange = async move {
-            let (head, body) = sending.await?.into_parts();
+            let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
             let body = Limited::new(body, LONGEST_ANSWER).collect().await?.to_bytes();
             Ok(Response::from_parts(head, body))
         };
-        self.runtime.spawn(tokio::time::timeout(LONGEST_EXCHANGE, exchange)).await??
+        self.runtime.spawn(async { tokio::time::timeout(LONGEST_EXCHANGE, exchange).await }).await??
     }
 }
 

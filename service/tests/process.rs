@@ -457,11 +457,29 @@ fn a_config_command_that_is_none_is_told_with_those_there_are() {
 
 #[cfg(feature = "otlp")]
 mod traces {
-    //! A collector that takes what comes.
+    use std::sync::mpsc;
 
     use super::*;
 
-    /// One request to a collector: its head and its body.
+    /// Runs a daemon that traces, and returns what its collector was sent: a head and a body.
+    fn traced(args: &str, path: &str, env: &[(&str, &str)]) -> (String, Vec<u8>) {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}{path}", collector.local_addr().unwrap());
+        let variable = if path.is_empty() {
+            "OTEL_EXPORTER_OTLP_ENDPOINT"
+        } else {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+        };
+        let (sender, received) = mpsc::channel();
+        thread::spawn(move || sender.send(receive(&collector)));
+        let (code, log) = start_with("traces", args, &[&[(variable, endpoint.as_str())], env].concat()).end();
+        assert_eq!(code, Some(0), "{log}");
+        received
+            .recv_timeout(std::time::Duration::from_secs(60))
+            .unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
+    }
+
+    /// One request to a collector.
     fn receive(collector: &TcpListener) -> (String, Vec<u8>) {
         let (stream, _) = collector.accept().unwrap();
         let mut stream = BufReader::new(stream);
@@ -485,13 +503,8 @@ mod traces {
 
     #[test]
     fn spans_reach_the_collector_before_the_end_and_show_no_message() {
-        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", collector.local_addr().unwrap());
         // Nothing but the flush sends within the hour.
-        let env =
-            [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "3600000")];
-        let daemon = start_with("traces", "--log-filter trace", &env);
-        let (head, body) = receive(&collector);
+        let (head, body) = traced("--log-filter trace", "", &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]);
         assert!(head.starts_with("post /v1/traces") && head.contains("application/x-protobuf"), "{head}");
         for part in [
             "service.name",
@@ -505,26 +518,21 @@ mod traces {
             assert!(has(&body, part), "{part} in {}", String::from_utf8_lossy(&body));
         }
         assert!(!has(&body, "hunter2"), "{}", String::from_utf8_lossy(&body));
-        assert_eq!(daemon.end().0, Some(0));
     }
 
     #[test]
     fn the_variables_of_the_specification_name_the_service() {
-        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}/v1/traces", collector.local_addr().unwrap());
         let env = [
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint.as_str()),
             ("OTEL_SERVICE_NAME", "shop-rescuer"),
             ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "x-team=shop"),
         ];
-        let daemon = start_with("traces", "", &env);
-        let (head, body) = receive(&collector);
+        let (head, body) = traced("", "/v1/traces", &env);
+        assert!(head.starts_with("post /v1/traces"), "{head}");
         assert!(head.contains("x-team: shop"), "{head}");
         for part in ["shop-rescuer", "staging", "1.2.3"] {
             assert!(has(&body, part), "{part} in {}", String::from_utf8_lossy(&body));
         }
-        assert_eq!(daemon.end().0, Some(0));
     }
 
     #[test]
