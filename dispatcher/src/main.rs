@@ -1,6 +1,10 @@
 //! `outbox-dispatcher`: a shell around the library of the same name.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use document_outbox::{
     RetryPolicy,
@@ -10,8 +14,8 @@ use document_outbox::{
     process::{Processor, ProcessorSettings},
 };
 use mongodb::{Client, options::ClientOptions};
-use outbox_dispatcher::{Dispatcher, DispatcherSettings};
-use outbox_service::{CancellationToken, Choice, Daemon, Exit, Key, Kind, Reader, Uri, keys};
+use outbox_dispatcher::{Dispatcher, DispatcherSettings, Running};
+use outbox_service::{Choice, Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys};
 
 const NAME: &str = "outbox-dispatcher";
 const SECOND: Duration = Duration::from_secs(1);
@@ -78,6 +82,8 @@ fn table() -> Vec<Key> {
         keys::commands_queue(),
         keys::topology(),
         keys::state_database(),
+        // The rescuer has the usual port.
+        keys::http_listen("127.0.0.1:9465"),
     ]
 }
 
@@ -174,7 +180,7 @@ fn host() -> String {
     name.map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
 }
 
-async fn serve(settings: Settings, stop: CancellationToken) -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error + Send + Sync>> {
     let rabbitmq = settings.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let amqp = rabbitmq.amqp.clone();
     let mut options = ClientOptions::parse(settings.mongodb.expose()).await?;
@@ -185,7 +191,32 @@ async fn serve(settings: Settings, stop: CancellationToken) -> Result<(), Box<dy
     let clock = ServerClock::new(client.clone());
     let deliver = RabbitMq::start(rabbitmq);
     let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);
-    Dispatcher::new(processor, amqp, settings.dispatcher)?.run(stop).await;
+    let worker =
+        Worker(Arc::new(Mutex::new(Some(Dispatcher::new(processor, amqp, settings.dispatcher)?.start()))));
+    context.probes.report(worker.clone());
+    context.stop.cancelled().await;
+    let running = worker.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(running) = running {
+        running.stop().await;
+    }
     deliver.close().await;
     Ok(())
+}
+
+/// The worker until it is stopped.
+#[derive(Clone)]
+struct Worker(Arc<Mutex<Option<Running>>>);
+
+impl Report for Worker {
+    fn not_ready(&self) -> Vec<String> {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match running.as_ref().is_some_and(Running::is_ready) {
+            true => Vec::new(),
+            false => vec!["commands are not being consumed".into()],
+        }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 }

@@ -1,6 +1,12 @@
 //! `outbox-rescuer`: a shell around the library of the same name.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use document_outbox::{
     CommandSender,
@@ -8,9 +14,10 @@ use document_outbox::{
 };
 use mongodb::{Client, options::ClientOptions};
 use outbox_rescuer::{
-    BrokerCommands, CancellationToken, LONGEST_DELAY, OnHistoryLost, Rescuer, SHORTEST_DELAY, Settings,
+    BrokerCommands, LONGEST_DELAY, OnHistoryLost, RescueEvent, Rescuer, SHORTEST_DELAY, Settings,
 };
-use outbox_service::{Daemon, Exit, Key, Kind, Reader, Uri, keys};
+use outbox_service::{Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys};
+use tokio::sync::broadcast;
 
 const NAME: &str = "outbox-rescuer";
 
@@ -142,7 +149,7 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
 
 async fn serve(
     (connections, settings): (Connections, Settings),
-    stop: CancellationToken,
+    context: Context,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Connections { mongodb, rabbitmq, exchange, queue, topology } = connections;
     let rabbitmq = rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
@@ -150,9 +157,42 @@ async fn serve(
     // The queue as well: commands sent before the first dispatcher has started would be lost without it.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
-    let result = Rescuer::new(client, commands, settings)?.run(stop).await;
+    let rescuer = Rescuer::new(client, commands, settings)?;
+    let is_open = Arc::new(AtomicBool::default());
+    let watching = tokio::spawn(watch(rescuer.subscribe(), is_open.clone()));
+    context.probes.report(State { is_open, publisher: publisher.clone() });
+    let result = rescuer.run(context.stop).await;
+    watching.abort();
     publisher.close().await;
     Ok(result?)
+}
+
+struct State {
+    /// Whether the change stream has been opened.
+    is_open: Arc<AtomicBool>,
+    publisher: Publisher,
+}
+
+async fn watch(mut events: broadcast::Receiver<RescueEvent>, is_open: Arc<AtomicBool>) {
+    loop {
+        match events.recv().await {
+            Ok(RescueEvent::Opened { .. }) => is_open.store(true, Ordering::Relaxed),
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+impl Report for State {
+    fn not_ready(&self) -> Vec<String> {
+        let stream = (!self.is_open.load(Ordering::Relaxed)).then(|| "the change stream is not open".into());
+        let broker = (!self.publisher.is_ready()).then(|| "RabbitMQ takes no commands".into());
+        stream.into_iter().chain(broker).collect()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 }
 
 async fn client_options(uri: &Uri) -> Result<ClientOptions, mongodb::error::Error> {

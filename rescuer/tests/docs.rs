@@ -1,6 +1,8 @@
-//! docs/configuration.md has every setting of `outbox-rescuer`, and no other.
+//! docs/ has every setting of `outbox-rescuer`, and no other.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::process::Command;
 
 #[path = "../../tests/support/configuration.rs"]
 mod configuration;
@@ -10,4 +12,20 @@ fn the_documentation_has_every_setting_with_its_default_and_no_other() {
     let said = configuration::of_help(env!("CARGO_BIN_EXE_outbox-rescuer"));
     assert!(said.contains_key("OUTBOX_DELAY"), "{said:?}");
     assert_eq!(configuration::of_documentation("outbox-rescuer"), said);
+}
+
+#[test]
+fn the_sample_and_the_schema_in_the_documentation_are_those_it_prints() {
+    let binary = env!("CARGO_BIN_EXE_outbox-rescuer");
+    configuration::assert_is_committed(binary, "sample", "docs/outbox-rescuer.toml");
+    configuration::assert_is_committed(binary, "schema", "docs/outbox-rescuer.schema.json");
+}
+
+#[test]
+fn the_sample_has_no_problems() {
+    let binary = env!("CARGO_BIN_EXE_outbox-rescuer");
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/outbox-rescuer.toml");
+    let check =
+        Command::new(binary).args(["config", "check", "--config", sample]).env_clear().output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
 }

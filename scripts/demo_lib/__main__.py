@@ -63,6 +63,7 @@ class Demo:
         service = common | {
             "OUTBOX_WATCH": f"{self.name}.*",
             "OUTBOX_STATE_DATABASE": f"{self.name}_state",
+            "OUTBOX_HTTP_LISTEN": "127.0.0.1:0",
         }
         self.app = OrderApplication(
             *self.program("orders", "examples/orders"),

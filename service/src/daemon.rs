@@ -8,27 +8,47 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Runtime, time::timeout};
+use tokio::{
+    runtime::{Handle, Runtime},
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    Key, Problems, Program, Reader, Resolution, Resolved, Sources,
+    Key, Probes, Problems, Program, Reader, Resolution, Resolved, Sources,
+    http::{Bound, Listen},
     keys::{self, LogFormat},
+    metrics::Exporter,
     settings::resolve,
     shutdown, telemetry,
 };
 
+#[cfg(feature = "otlp")]
+use crate::otlp::Traces;
+
+/// What is there in place of the export of traces in a build without it.
+#[cfg(not(feature = "otlp"))]
+enum Traces {}
+
+#[cfg(not(feature = "otlp"))]
+impl Traces {
+    fn flush(self, _: Duration) {}
+}
+
 /// A program that serves until it is told to stop.
 ///
 /// # Flow
-/// Settings are resolved and validated; logging starts; `serve` is called with the settings and a token that SIGTERM or
-/// SIGINT cancels; it then has `shutdown_grace` to end. The first log line holds name, version and effective settings,
-/// the last one how it ended.
+/// Settings are resolved and validated; logging and HTTP start; `serve` is called with the settings and a [`Context`]. From
+/// SIGTERM or SIGINT on it is not ready and has `shutdown_grace` to end. Then HTTP ends, and the last traces are sent within
+/// what is left of the grace. The first log line holds name, version and effective settings, the last one how it ended.
+///
+/// With `config check`, `config sample` or `config schema` for its first arguments it says what its settings are, or can be,
+/// and serves nothing.
 ///
 /// # Keys
-/// The table is what [`Daemon::keys`] takes, and the shell's own: `config`, `log_format`, `log_filter` and
-/// `shutdown_grace`. `read` may read those too.
+/// The table is what [`Daemon::keys`] takes, and the shell's own: `config`, `http_listen`, `log_format`, `log_filter`
+/// and `shutdown_grace`. `read` may read those too.
 ///
 /// # Errors
 /// Settings problems and what `--help` prints go to the terminal as they are; an error of `serve` is logged with its
@@ -38,7 +58,7 @@ use crate::{
 /// ```no_run
 /// use std::{io, time::Duration};
 ///
-/// use outbox_service::{CancellationToken, Daemon, Exit, Key, Kind, NamespacePattern, Reader, Uri, keys};
+/// use outbox_service::{Context, Daemon, Exit, Key, Kind, NamespacePattern, Reader, Uri, keys};
 ///
 /// struct Settings {
 ///     mongodb: Uri,
@@ -56,9 +76,9 @@ use crate::{
 ///     Settings { mongodb: read.uri("mongodb_uri"), watch: read.namespaces("watch"), delay }
 /// }
 ///
-/// async fn serve(settings: Settings, stop: CancellationToken) -> io::Result<()> {
+/// async fn serve(settings: Settings, context: Context) -> io::Result<()> {
 ///     println!("{} patterns, {:?} late, at {}", settings.watch.len(), settings.delay, settings.mongodb);
-///     stop.cancelled().await;
+///     context.stop.cancelled().await;
 ///     Ok(())
 /// }
 ///
@@ -73,6 +93,14 @@ use crate::{
 pub struct Daemon {
     program: Program,
     keys: Vec<Key>,
+}
+
+/// What a daemon is given to serve with.
+pub struct Context {
+    /// Cancelled by SIGTERM or SIGINT.
+    pub stop: CancellationToken,
+    /// Where it reports whether it is ready, and how it stands.
+    pub probes: Probes,
 }
 
 /// How a daemon ended; `main` returns it.
@@ -94,6 +122,7 @@ impl Termination for Exit {
 
 /// What the shell itself needs to know.
 struct Shell {
+    http_listen: Listen,
     log_format: LogFormat,
     log_filter: String,
     shutdown_grace: Duration,
@@ -102,7 +131,12 @@ struct Shell {
 impl Daemon {
     /// A daemon of this name (`outbox-rescuer`), version (`env!("CARGO_PKG_VERSION")`) and purpose, in a sentence.
     pub fn new(name: &'static str, version: &'static str, about: &'static str) -> Self {
-        let keys = vec![keys::log_format(), keys::log_filter(), keys::shutdown_grace()];
+        let keys = vec![
+            keys::http_listen(keys::HTTP_LISTEN),
+            keys::log_format(),
+            keys::log_filter(),
+            keys::shutdown_grace(),
+        ];
         Self { program: Program { name, version, about }, keys }
     }
 
@@ -121,7 +155,7 @@ impl Daemon {
     pub fn run<T, F, E>(
         self,
         read: impl FnOnce(&mut Reader<'_>) -> T,
-        serve: impl FnOnce(T, CancellationToken) -> F,
+        serve: impl FnOnce(T, Context) -> F,
     ) -> Exit
     where
         F: Future<Output = Result<(), E>>,
@@ -135,14 +169,18 @@ impl Daemon {
         self,
         sources: &Sources,
         read: impl FnOnce(&mut Reader<'_>) -> T,
-        serve: impl FnOnce(T, CancellationToken) -> F,
+        serve: impl FnOnce(T, Context) -> F,
     ) -> Exit
     where
         F: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let resolved = match resolve(&self.program, &self.keys, sources) {
-            Resolution::Run(resolved) => resolved,
+        let (resolved, only_check) = match resolve(&self.program, &self.keys, sources) {
+            Resolution::Run(resolved) => (resolved, false),
+            Resolution::Check(resolved) => {
+                print!("{}", resolved.effective());
+                (resolved, true)
+            }
             Resolution::Print(text) => {
                 print!("{text}");
                 return Exit::Clean;
@@ -156,7 +194,11 @@ impl Daemon {
                 return Exit::Misconfigured;
             }
         };
-        match self.serve(&resolved, &shell, |stop| serve(settings, stop)) {
+        if only_check {
+            resolved.warnings().iter().for_each(|warning| eprintln!("{}: {warning}", self.program.name));
+            return Exit::Clean;
+        }
+        match self.serve(&resolved, &shell, |context| serve(settings, context)) {
             Ok(exit) => exit,
             Err(error) => {
                 eprintln!("{}: {}", self.program.name, Chain(&*error));
@@ -170,23 +212,69 @@ impl Daemon {
         &self,
         resolved: &Resolved,
         shell: &Shell,
-        serve: impl FnOnce(CancellationToken) -> F,
+        serve: impl FnOnce(Context) -> F,
     ) -> Result<Exit, Box<dyn Error + Send + Sync>>
     where
         F: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        telemetry::init(shell.log_format, &shell.log_filter)?;
         let runtime = runtime()?;
+        let traces = self.start_telemetry(shell, runtime.handle())?;
+        let bound = shell.http_listen.0.map(Bound::to).transpose()?;
         let stop = {
             let _entered = runtime.enter();
             shutdown::signal()?
         };
         info!(version = self.program.version, settings = %resolved.summary(), "{} started", self.program.name);
         resolved.warnings().iter().for_each(|warning| warn!("{warning}"));
-        let ended = runtime.block_on(until_stopped(serve(stop.clone()), &stop, shell.shutdown_grace));
+        let probes = Probes::new(self.program, stop.clone());
+        runtime.spawn(probes.clone().beat());
+        let http = match bound {
+            Some(bound) => Some(bound.answer(probes.clone(), Exporter::install(&self.program)?)?),
+            None => None,
+        };
+        if let Some(http) = &http {
+            info!(address = %http, "probes, metrics and status are served");
+        }
+        let serving = serve(Context { stop: stop.clone(), probes });
+        let (ended, deadline) = runtime.block_on(until_stopped(serving, &stop, shell.shutdown_grace));
+        if let Some(http) = http {
+            http.stop();
+        }
+        if let Some(traces) = traces {
+            traces.flush(deadline.saturating_duration_since(Instant::now()));
+        }
         runtime.shutdown_timeout(LAST_TASKS);
         Ok(self.report(ended.map(|result| result.map_err(Into::into)), shell))
+    }
+
+    #[cfg(feature = "otlp")]
+    fn start_telemetry(
+        &self,
+        shell: &Shell,
+        runtime: &Handle,
+    ) -> Result<Option<Traces>, Box<dyn Error + Send + Sync>> {
+        let started = telemetry::collector()
+            .map(|endpoint| Traces::start(&self.program, &endpoint, runtime))
+            .transpose()?;
+        let (traces, spans) = started.unzip();
+        telemetry::init_with(shell.log_format, &shell.log_filter, spans)?;
+        Ok(traces)
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    fn start_telemetry(
+        &self,
+        shell: &Shell,
+        _: &Handle,
+    ) -> Result<Option<Traces>, Box<dyn Error + Send + Sync>> {
+        telemetry::init(shell.log_format, &shell.log_filter)?;
+        if telemetry::collector().is_some() {
+            warn!(
+                "no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set: this program is built without otlp"
+            );
+        }
+        Ok(None)
     }
 
     fn report(&self, ended: Option<Result<(), Box<dyn Error + Send + Sync>>>, shell: &Shell) -> Exit {
@@ -214,6 +302,8 @@ const LAST_TASKS: Duration = Duration::from_secs(1);
 fn read_all<T>(resolved: &Resolved, read: impl FnOnce(&mut Reader<'_>) -> T) -> Result<(T, Shell), Problems> {
     let mut reader = Reader::new(resolved);
     let shell = Shell {
+        // Where it is no address, that is a problem already.
+        http_listen: reader.string("http_listen").parse().unwrap_or(Listen(None)),
         log_format: reader.choice("log_format"),
         log_filter: reader.string("log_filter"),
         shutdown_grace: reader.duration("shutdown_grace"),
@@ -227,18 +317,19 @@ fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(4)).enable_all().build()
 }
 
-/// What `serve` came to; `None` if it went on for longer than `grace` after `stop`.
+/// What `serve` came to; `None` if it went on for longer than `grace` after `stop`. And until when everything else has to end.
 async fn until_stopped<T>(
     serve: impl Future<Output = T>,
     stop: &CancellationToken,
     grace: Duration,
-) -> Option<T> {
+) -> (Option<T>, Instant) {
     let mut serve = std::pin::pin!(serve);
     tokio::select! {
-        ended = &mut serve => return Some(ended),
+        ended = &mut serve => return (Some(ended), Instant::now() + grace),
         () = stop.cancelled() => {}
     }
-    timeout(grace, serve).await.ok()
+    let deadline = Instant::now() + grace;
+    (timeout_at(deadline, serve).await.ok(), deadline)
 }
 
 /// An error and its sources on one line.
@@ -266,7 +357,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_ends_before_the_signal_is_reported() {
-        assert_eq!(until_stopped(future::ready(7), &CancellationToken::new(), GRACE).await, Some(7));
+        assert_eq!(until_stopped(future::ready(7), &CancellationToken::new(), GRACE).await.0, Some(7));
     }
 
     #[tokio::test(start_paused = true)]
@@ -277,8 +368,8 @@ mod tests {
             tokio::time::sleep(needs).await;
             7
         };
-        assert_eq!(until_stopped(work(GRACE - Duration::from_millis(1)), &stop, GRACE).await, Some(7));
-        assert_eq!(until_stopped(work(GRACE + Duration::from_secs(1)), &stop, GRACE).await, None);
+        assert_eq!(until_stopped(work(GRACE - Duration::from_millis(1)), &stop, GRACE).await.0, Some(7));
+        assert_eq!(until_stopped(work(GRACE + Duration::from_secs(1)), &stop, GRACE).await.0, None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -290,7 +381,7 @@ mod tests {
             signalled.cancel();
         });
         let work = tokio::time::sleep(100 * GRACE + GRACE / 2);
-        assert_eq!(until_stopped(work, &stop, GRACE).await, Some(()));
+        assert_eq!(until_stopped(work, &stop, GRACE).await.0, Some(()));
     }
 
     #[test]

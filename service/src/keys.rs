@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     Choice, Key, Kind, Scheme,
+    http::Listen,
     settings::{check_database, did_you_mean},
 };
 
@@ -95,6 +96,21 @@ pub fn shutdown_grace() -> Key {
     .with_default("25s")
 }
 
+/// `http_listen`: where probes, metrics and status are served. [`Daemon`](crate::Daemon) adds it to every table, with
+/// [`HTTP_LISTEN`]; daemons for the same machine need defaults of their own.
+pub fn http_listen(default: &'static str) -> Key {
+    Key::new(
+        "http_listen",
+        Kind::Text(check_listen),
+        "Where /livez, /readyz, /metrics and /status are: an IP address and a port, or off. They ask for no password: \
+         open them to trusted networks only.",
+    )
+    .with_default(default)
+}
+
+/// The default of `http_listen` where a daemon has none of its own: the usual port of an OpenTelemetry program.
+pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
+
 /// `log_format`, default `text`: read with [`Reader::choice`](crate::Reader::choice) as [`LogFormat`].
 /// [`Daemon`](crate::Daemon) adds it to every table.
 pub fn log_format() -> Key {
@@ -143,6 +159,10 @@ pub enum LogFormat {
 
 impl Choice for LogFormat {
     const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
+fn check_listen(text: &str) -> Result<(), String> {
+    text.parse::<Listen>().map(drop)
 }
 
 /// A short string of AMQP 0-9-1: at most 255 bytes.

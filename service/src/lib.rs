@@ -2,17 +2,24 @@
 //!
 //! A daemon is a table of [`Key`]s, a function that reads them into its own settings, and a future that serves until
 //! it is told to stop. [`Daemon::run`] is the rest of the process: it resolves the [`settings`], starts
-//! [`telemetry`], listens for the [`shutdown`] signals, and turns the outcome into an exit code.
+//! [`telemetry`], serves probes and metrics over HTTP, listens for the [`shutdown`] signals, and turns the outcome into
+//! an exit code.
 //!
 //! Nothing here knows MongoDB or RabbitMQ beyond the shape of a URI and of a name.
 
 mod daemon;
+mod http;
 pub mod keys;
+mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
+mod probes;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
 
-pub use daemon::{Daemon, Exit};
+pub use daemon::{Context, Daemon, Exit};
+pub use probes::{Probes, Report};
 pub use settings::{
     Choice, Key, Kind, NamespacePattern, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme,
     Sources, Uri,

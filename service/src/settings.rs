@@ -14,6 +14,10 @@
 //! - An unknown flag or file key is a problem. An unknown `OUTBOX_` variable is a warning if it
 //!   resembles a known one, and else none of this program's business: several programs share one environment.
 //!
+//! # Before it runs
+//! `config check` prints what is in effect and all problems, `config sample` a file with every key, `config schema` the
+//! file's JSON Schema: both are made from the table of keys.
+//!
 //! # Secrets
 //! The password of a [`Uri`] appears in no output of this module: problems don't quote what could be a URI, and the
 //! summary, `Debug` and `--help` show URIs redacted or not at all.
@@ -25,6 +29,8 @@ mod namespace;
 mod problem;
 mod reader;
 mod resolve;
+mod sample;
+mod schema;
 mod sources;
 mod suggestion;
 mod uri;

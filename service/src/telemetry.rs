@@ -1,10 +1,13 @@
-//! Logs, to standard error.
+//! Logs, to standard error; and which spans and events anything may show.
 
-use std::io::{self, IsTerminal};
+use std::{
+    env,
+    io::{self, IsTerminal},
+};
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, Layer,
+    EnvFilter, Layer, Registry,
     filter::{FilterFn, ParseError},
     layer::SubscriberExt,
     util::{SubscriberInitExt, TryInitError},
@@ -29,19 +32,21 @@ pub enum InitError {
 /// # Errors
 /// If the filter is invalid, or the process has a subscriber already.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), InitError> {
-    let registry = tracing_subscriber::registry().with(parse_filter(filter)?);
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    match format {
-        LogFormat::Text => {
-            registry.with(layer.with_ansi(coloured()).with_filter(FilterFn::new(is_harmless))).try_init()?
-        }
-        LogFormat::Json => {
-            registry
-                .with(layer.json().flatten_event(true).with_filter(FilterFn::new(is_harmless)))
-                .try_init()?;
-        }
-    }
-    Ok(())
+    init_with(format, filter, None)
+}
+
+/// What takes spans elsewhere.
+pub(crate) type Spans = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// As [`init`], and hands spans that `filter` lets pass to `spans`.
+pub(crate) fn init_with(format: LogFormat, filter: &str, spans: Option<Spans>) -> Result<(), InitError> {
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(coloured()).with_filter(FilterFn::new(is_harmless)).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(FilterFn::new(is_harmless)).boxed(),
+    };
+    let layers: Vec<_> = spans.into_iter().chain([lines]).collect();
+    Ok(tracing_subscriber::registry().with(layers).with(parse_filter(filter)?).try_init()?)
 }
 
 /// Unlike `EnvFilter::new`, refuses what it can't parse instead of dropping it.
@@ -50,9 +55,18 @@ pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
 }
 
 /// The AMQP client logs returned messages whole as a warning, and every frame, the login's too, at the level `trace`.
-fn is_harmless(metadata: &Metadata<'_>) -> bool {
+pub(crate) fn is_harmless(metadata: &Metadata<'_>) -> bool {
     let (target, level) = (metadata.target(), *metadata.level());
     !target.starts_with("lapin") || target != "lapin::returned_messages" && level <= Level::DEBUG
+}
+
+/// Where the variables of the OpenTelemetry specification want traces sent to, if anywhere.
+pub(crate) fn collector() -> Option<String> {
+    let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let is_off = set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        || set("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
+    let endpoint = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    endpoint.filter(|_| !is_off)
 }
 
 /// <https://no-color.org>

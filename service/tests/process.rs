@@ -7,16 +7,39 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{self, Child, ChildStderr, Command, Stdio},
+    thread,
 };
 
-use outbox_service::{CancellationToken, Daemon, Sources, keys};
+use outbox_service::{Context, Daemon, Report, Sources, keys};
+use serde_json::{Value, json};
 
 /// What the daemon does once it serves.
 const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
 
-async fn serve(behaviour: String, stop: CancellationToken) -> Result<(), std::io::Error> {
+/// The last line that came in.
+struct Told(String);
+
+impl Report for Told {
+    fn not_ready(&self) -> Vec<String> {
+        (self.0 != "ready").then(|| self.0.clone()).into_iter().collect()
+    }
+
+    fn status(&self) -> Value {
+        json!({ "told": self.0 })
+    }
+}
+
+/// What the test says next; empty at the end of input.
+fn next_word() -> String {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    line.trim().to_owned()
+}
+
+async fn serve(behaviour: String, Context { stop, probes }: Context) -> Result<(), std::io::Error> {
     match behaviour.as_str() {
         "fails" => return Err(std::io::Error::other("the broker is gone")),
         "talks" => {
@@ -26,6 +49,40 @@ async fn serve(behaviour: String, stop: CancellationToken) -> Result<(), std::io
             return Err(std::io::Error::other("done talking"));
         }
         "lingers" => std::future::pending().await,
+        "is told" => loop {
+            let word = tokio::task::spawn_blocking(next_word).await.unwrap();
+            match word.as_str() {
+                "wait for the stop" => stop.cancelled().await,
+                "end" => break,
+                _ => probes.report(Told(word.clone())),
+            }
+            tracing::info!("done: {word}");
+        },
+        "traces" => {
+            let span = tracing::info_span!("deliver", otel.name = "deliver orders");
+            span.in_scope(|| {
+                tracing::info!(step.number = 7, "a step");
+                tracing::warn!(target: "lapin::returned_messages", "a returned message: hunter2");
+                tracing::trace!(target: "lapin::channels", "a frame: hunter2");
+            });
+        }
+        "records" => {
+            metrics::counter!("outbox_test_total").increment(3);
+            metrics::histogram!("outbox_test_seconds").record(0.3);
+            tracing::info!("recorded");
+            stop.cancelled().await;
+        }
+        "gets stuck" => {
+            let workers = tokio::runtime::Handle::current().metrics().num_workers();
+            (0..workers).for_each(|_| {
+                drop(tokio::spawn(async {
+                    loop {
+                        thread::park()
+                    }
+                }))
+            });
+            std::future::pending().await
+        }
         _ => stop.cancelled().await,
     }
     Ok(())
@@ -43,7 +100,7 @@ fn the_daemon() {
     let exit = Daemon::new("outbox-test", "1.2.3", "Tests the shell.").keys([keys::mongodb_uri()]).run_from(
         &sources,
         |read| read.uri("mongodb_uri"),
-        |_uri, stop| serve(behaviour, stop),
+        |_uri, context| serve(behaviour, context),
     );
     process::exit(exit as i32);
 }
@@ -54,6 +111,10 @@ struct Running {
 }
 
 fn start(behaviour: &str, args: &str) -> Running {
+    start_with(behaviour, args, &[])
+}
+
+fn start_with(behaviour: &str, args: &str, env: &[(&str, &str)]) -> Running {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["the_daemon", "--exact", "--ignored", "--nocapture"])
         .env_clear()
@@ -61,7 +122,10 @@ fn start(behaviour: &str, args: &str) -> Running {
         .env("TEST_ARGS", args)
         .env("OUTBOX_MONGODB_URI", "mongodb://app:hunter2@db")
         .env("OUTBOX_MONGODB_URL", "hunter2")
-        .stdout(Stdio::null())
+        .env("OUTBOX_HTTP_LISTEN", "127.0.0.1:0")
+        .envs(env.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -85,12 +149,66 @@ impl Running {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    /// For the behaviour "is told"; returns when it did it.
+    fn tell(&mut self, word: &str) {
+        writeln!(self.child.stdin.as_ref().unwrap(), "{word}").unwrap();
+        self.line_with(&format!("done: {word}"));
+    }
+
+    /// Where its probes are.
+    fn address(&mut self) -> SocketAddr {
+        let line = self.line_with("probes, metrics and status are served");
+        line.trim().rsplit_once("address=").unwrap().1.parse().unwrap()
+    }
+
     /// The exit code and what was left to read of standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         self.stderr.read_to_string(&mut rest).unwrap();
         (self.child.wait().unwrap().code(), rest)
     }
+
+    /// What it printed, to its end.
+    fn printed(mut self) -> String {
+        let mut printed = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+        self.child.wait().unwrap();
+        printed
+    }
+}
+
+/// No daemon outlives its test, also where that failed.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The status line, the headers, and the body.
+struct Answer {
+    head: String,
+    body: String,
+}
+
+fn send(address: SocketAddr, request: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Answer { head: head.to_lowercase(), body: body.to_owned() }
+}
+
+fn get(address: SocketAddr, path: &str) -> Answer {
+    send(address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+}
+
+#[track_caller]
+fn assert_answers(address: SocketAddr, path: &str, status: u16, body: &str) {
+    let answer = get(address, path);
+    assert!(answer.head.starts_with(&format!("http/1.1 {status} ")), "{path}: {}", answer.head);
+    assert_eq!(answer.body, body, "{path}");
 }
 
 #[test]
@@ -187,4 +305,263 @@ fn the_amqp_clients_logs_show_no_message_and_no_login_at_any_level() {
         assert!(rest.contains("a channel opens"), "{rest}");
         assert!(!rest.contains("hunter2"), "{rest}");
     }
+}
+
+#[test]
+fn a_daemon_is_ready_when_it_says_so_and_no_longer_once_it_is_told_to_stop() {
+    let mut daemon = start("is told", "");
+    let address = daemon.address();
+    assert_answers(address, "/readyz", 503, "starting\n");
+    assert_answers(address, "/livez", 200, "alive\n");
+    daemon.tell("the broker is gone");
+    assert_answers(address, "/readyz", 503, "the broker is gone\n");
+    daemon.tell("ready");
+    assert_answers(address, "/readyz", 200, "ready\n");
+    daemon.signal("TERM");
+    daemon.tell("wait for the stop");
+    assert_answers(address, "/readyz", 503, "stopping\n");
+    assert_answers(address, "/livez", 200, "alive\n");
+    assert!(get(address, "/metrics").body.contains("outbox_build_info"));
+}
+
+#[test]
+fn a_client_that_never_ends_its_request_holds_up_no_stop() {
+    let mut daemon = start("is told", "--shutdown-grace 1h");
+    let mut slow = TcpStream::connect(daemon.address()).unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: te").unwrap();
+    daemon.signal("TERM");
+    daemon.tell("wait for the stop");
+    writeln!(daemon.child.stdin.as_ref().unwrap(), "end").unwrap();
+    let (code, rest) = daemon.end();
+    assert_eq!(code, Some(0), "{rest}");
+    // What closed it was the end of the daemon, not an answer.
+    let mut answer = String::new();
+    assert!(slow.read_to_string(&mut answer).is_err() || answer.is_empty(), "{answer}");
+}
+
+#[test]
+fn the_status_is_json_with_what_the_daemon_reports() {
+    let mut daemon = start("is told", "");
+    let address = daemon.address();
+    daemon.tell("ready");
+    let answer = get(address, "/status");
+    assert!(answer.head.contains("content-type: application/json"), "{}", answer.head);
+    let status: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(
+        (&status["service"], &status["version"], &status["ready"], &status["not_ready"], &status["told"]),
+        (&json!("outbox-test"), &json!("1.2.3"), &json!(true), &json!([]), &json!("ready"))
+    );
+}
+
+#[test]
+fn metrics_are_prometheus_text_with_buckets_from_a_millisecond_to_an_hour() {
+    let mut daemon = start("records", "");
+    let address = daemon.address();
+    daemon.line_with("recorded");
+    let answer = get(address, "/metrics");
+    assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
+    for line in [
+        "# HELP outbox_build_info What runs; always 1.",
+        "# TYPE outbox_build_info gauge",
+        r#"outbox_build_info{service="outbox-test",version="1.2.3"} 1"#,
+        "# TYPE outbox_test_total counter",
+        "outbox_test_total 3",
+        "# TYPE outbox_test_seconds histogram",
+        r#"outbox_test_seconds_bucket{le="0.001"} 0"#,
+        r#"outbox_test_seconds_bucket{le="0.5"} 1"#,
+        r#"outbox_test_seconds_bucket{le="3600"} 1"#,
+        "outbox_test_seconds_sum 0.3",
+    ] {
+        assert!(answer.body.lines().any(|found| found == line), "{line} in {}", answer.body);
+    }
+    if cfg!(target_os = "linux") {
+        assert!(answer.body.contains("\nprocess_resident_memory_bytes "), "{}", answer.body);
+    }
+}
+
+#[test]
+fn only_get_and_head_of_what_is_there_are_answered() {
+    let mut daemon = start("is told", "");
+    let address = daemon.address();
+    let head = send(address, "HEAD /livez HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert!(head.head.starts_with("http/1.1 200") && head.body.is_empty(), "{}{}", head.head, head.body);
+    let post = send(address, "POST /livez HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nhi");
+    assert!(post.head.starts_with("http/1.1 405") && post.head.contains("allow: get, head"), "{}", post.head);
+    assert!(get(address, "/").head.starts_with("http/1.1 404"));
+    let long = format!("GET /livez HTTP/1.1\r\nHost: {}\r\n\r\n", "x".repeat(100_000));
+    let mut stream = TcpStream::connect(address).unwrap();
+    // It may be refused before it is written to its end, and the refusal be lost with the connection.
+    let _ = stream.write_all(long.as_bytes());
+    let mut refusal = String::new();
+    let _ = stream.read_to_string(&mut refusal);
+    assert!(refusal.is_empty() || refusal.starts_with("HTTP/1.1 431"), "{refusal}");
+    assert_answers(address, "/livez", 200, "alive\n");
+}
+
+#[test]
+fn a_daemon_whose_runtime_is_stuck_is_not_alive() {
+    let mut daemon = start("gets stuck", "");
+    let address = daemon.address();
+    while get(address, "/livez").head.starts_with("http/1.1 200") {
+        thread::sleep(std::time::Duration::from_millis(200));
+    }
+    assert_answers(address, "/livez", 503, "the runtime is stuck\n");
+    assert!(get(address, "/metrics").head.starts_with("http/1.1 200"));
+}
+
+#[test]
+fn a_taken_port_is_told_before_anything_starts() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let (code, told) = start("stops", &format!("--http-listen {address}")).end();
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains(&format!("http_listen: {address} can't be listened on; free it")), "{told}");
+    assert!(!told.contains("outbox-test started"), "{told}");
+}
+
+#[test]
+fn http_can_be_off() {
+    let mut daemon = start("stops", "--http-listen off");
+    daemon.line_with("outbox-test started");
+    daemon.signal("TERM");
+    let (code, rest) = daemon.end();
+    assert_eq!(code, Some(0));
+    assert!(!rest.contains("are served"), "{rest}");
+}
+
+#[test]
+fn the_settings_can_be_checked_without_serving() {
+    let checked = start("fails", "config check --shutdown-grace 5s").printed();
+    for line in [
+        r#"mongodb_uri = "mongodb://app:***@db"  # OUTBOX_MONGODB_URI"#,
+        r#"shutdown_grace = "5s"                 # --shutdown-grace"#,
+        r#"log_filter = "info"                   # default"#,
+    ] {
+        assert!(checked.lines().any(|found| found == line), "{line} in {checked}");
+    }
+    let (code, told) = start("fails", "config check --shutdown-grace 5 --mongodb-uri hunter2").end();
+    assert_eq!(code, Some(2));
+    assert!(told.contains("2 problems") && told.contains("OUTBOX_MONGODB_URL is ignored"), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+}
+
+#[test]
+fn a_config_command_that_is_none_is_told_with_those_there_are() {
+    for args in ["config", "config chekc", "config chekc --shutdown-grace 5s"] {
+        let (code, told) = start("fails", args).end();
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains("config check, config sample or config schema"), "{told}");
+        assert!(!told.contains("is missing"), "{told}");
+    }
+}
+
+#[cfg(feature = "otlp")]
+mod traces {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Runs a daemon that traces, and returns what its collector was sent: a head and a body.
+    fn traced(args: &str, path: &str, env: &[(&str, &str)]) -> (String, Vec<u8>) {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}{path}", collector.local_addr().unwrap());
+        let variable = if path.is_empty() {
+            "OTEL_EXPORTER_OTLP_ENDPOINT"
+        } else {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+        };
+        let (sender, received) = mpsc::channel();
+        thread::spawn(move || sender.send(receive(&collector)));
+        let (code, log) = start_with("traces", args, &[&[(variable, endpoint.as_str())], env].concat()).end();
+        assert_eq!(code, Some(0), "{log}");
+        received
+            .recv_timeout(std::time::Duration::from_secs(60))
+            .unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
+    }
+
+    /// One request to a collector.
+    fn receive(collector: &TcpListener) -> (String, Vec<u8>) {
+        let (stream, _) = collector.accept().unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(stream.read_line(&mut head).unwrap(), 0, "{head}");
+        }
+        let head = head.to_lowercase();
+        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
+        stream.get_mut().write_all(answer).unwrap();
+        (head, body)
+    }
+
+    /// Strings are as they are in protobuf.
+    fn has(body: &[u8], text: &str) -> bool {
+        body.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    #[test]
+    fn spans_reach_the_collector_before_the_end_and_show_no_message() {
+        // Nothing but the flush sends within the hour.
+        let (head, body) = traced("--log-filter trace", "", &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]);
+        assert!(head.starts_with("post /v1/traces") && head.contains("application/x-protobuf"), "{head}");
+        for part in [
+            "service.name",
+            "outbox-test",
+            "service.version",
+            "1.2.3",
+            "deliver orders",
+            "a step",
+            "step.number",
+        ] {
+            assert!(has(&body, part), "{part} in {}", String::from_utf8_lossy(&body));
+        }
+        assert!(!has(&body, "hunter2"), "{}", String::from_utf8_lossy(&body));
+    }
+
+    #[test]
+    fn the_variables_of_the_specification_name_the_service() {
+        let env = [
+            ("OTEL_SERVICE_NAME", "shop-rescuer"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-team=shop"),
+        ];
+        let (head, body) = traced("", "/v1/traces", &env);
+        assert!(head.starts_with("post /v1/traces"), "{head}");
+        assert!(head.contains("x-team: shop"), "{head}");
+        for part in ["shop-rescuer", "staging", "1.2.3"] {
+            assert!(has(&body, part), "{part} in {}", String::from_utf8_lossy(&body));
+        }
+    }
+
+    #[test]
+    fn a_collector_that_never_answers_holds_up_no_stop() {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
+        let (code, log) = start_with("traces", "--shutdown-grace 100ms", &env).end();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("the last traces were not sent"), "{log}");
+    }
+
+    #[test]
+    fn nothing_is_sent_where_the_specification_says_so() {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
+            let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), off];
+            assert_eq!(start_with("traces", "", &env).end().0, Some(0));
+        }
+        collector.set_nonblocking(true).unwrap();
+        assert!(collector.accept().is_err(), "nobody connected");
+    }
+}
+
+#[cfg(not(feature = "otlp"))]
+#[test]
+fn a_build_without_the_export_says_so_where_it_is_asked_for() {
+    let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")];
+    let (_, log) = start_with("fails", "", &env).end();
+    assert!(log.contains("no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set"), "{log}");
 }

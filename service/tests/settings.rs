@@ -7,6 +7,7 @@ use outbox_service::{
     keys::{self, Topology},
     settings::resolve,
 };
+use serde_json::json;
 
 const PROGRAM: Program = Program { name: "outbox-test", version: "1.2.3", about: "Tests settings." };
 const PASSWORD: &str = "hunter2";
@@ -88,7 +89,15 @@ fn sources(args: &[&str], env: &[(&str, &str)]) -> Sources {
 fn resolved(sources: &Sources) -> Resolved {
     match resolve(&PROGRAM, &table(), sources) {
         Resolution::Run(resolved) => resolved,
+        Resolution::Check(_) => panic!("only checks"),
         Resolution::Print(text) => panic!("printed {text}"),
+    }
+}
+
+fn printed(args: &[&str]) -> String {
+    match resolve(&PROGRAM, &table(), &sources(args, &[])) {
+        Resolution::Print(text) => text,
+        other => panic!("printed nothing: {other:?}"),
     }
 }
 
@@ -315,7 +324,7 @@ fn a_password_appears_in_no_output() {
         let reader = Reader::new(&resolved);
         let texts = format!(
             "{sources:?}\n{resolved:?}\n{}\n{reader:?}\n{:?}",
-            resolved.summary(),
+            [resolved.summary(), resolved.effective()].concat(),
             resolved.warnings()
         );
         match read(reader) {
@@ -355,11 +364,99 @@ fn a_password_appears_in_no_output() {
     ] {
         let text = outputs(&sources);
         assert!(!text.contains(PASSWORD), "{text}");
-        for print in ["--help", "--version"] {
+        for print in [&["--help"][..], &["--version"], &["config", "sample"], &["config", "schema"]] {
             let mut sources = sources.clone();
-            sources.args = vec![print.into()];
+            sources.args = print.iter().map(OsString::from).collect();
             let Resolution::Print(text) = resolve(&PROGRAM, &table(), &sources) else { panic!("ran") };
             assert!(!text.contains(PASSWORD), "{text}");
         }
     }
+}
+
+#[test]
+fn the_sample_is_a_file_of_every_key_that_works_as_it_is_and_with_its_defaults() {
+    let sample = printed(&["config", "sample"]);
+    let uncommented: Vec<_> = sample
+        .lines()
+        .map(|line| match line.split_once(" = ") {
+            Some((name, _))
+                if name.trim_start_matches("# ").chars().all(|c| c == '_' || c.is_ascii_lowercase()) =>
+            {
+                line.trim_start_matches("# ")
+            }
+            _ => line,
+        })
+        .collect();
+    let defaults = uncommented.join("\n");
+    for key in table() {
+        assert!(sample.contains(key.help()), "{sample}");
+        assert!(defaults.lines().any(|line| line.starts_with(&format!("{} = ", key.name()))), "{defaults}");
+    }
+    assert!(sample.contains("# Takes a duration from 1s to 1day.\n# delay = \"15s\"\n"), "{sample}");
+    assert!(sample.contains("# Takes a whole number from 1 to 1000.\n# max_attempts = 10\n"), "{sample}");
+    assert!(sample.contains("# Takes one of declare, verify, off.\n# topology = \"declare\"\n"), "{sample}");
+    for text in [sample, defaults] {
+        *FILE.lock().unwrap() = text;
+        let mut sources = sources(&["--config", "sample.toml"], &[]);
+        sources.read_file = |_| Ok(FILE.lock().unwrap().clone());
+        let found = settings(&sources).unwrap();
+        assert_eq!((found.delay.as_secs(), found.max_attempts, found.watch.len()), (15, 10, 2));
+    }
+}
+
+/// What a test wants the file to hold.
+static FILE: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
+
+#[test]
+fn the_schema_has_every_key_with_its_type_bounds_and_default() {
+    let schema: serde_json::Value = serde_json::from_str(&printed(&["config", "schema"])).unwrap();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(schema["additionalProperties"], false);
+    let properties = schema["properties"].as_object().unwrap();
+    assert_eq!(
+        properties.keys().map(String::as_str).collect::<Vec<_>>(),
+        table().iter().map(Key::name).collect::<Vec<_>>()
+    );
+    let shape = |name: &str| {
+        let mut property = properties[name].clone();
+        property.as_object_mut().unwrap().remove("description");
+        property
+    };
+    assert_eq!(
+        shape("max_attempts"),
+        json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 10 })
+    );
+    assert_eq!(shape("topology"), json!({ "enum": ["declare", "verify", "off"], "default": "declare" }));
+    assert_eq!(shape("inline"), json!({ "type": "boolean", "default": false }));
+    assert_eq!(
+        shape("mongodb_uri"),
+        json!({ "type": "string", "pattern": "^(mongodb://|mongodb\\+srv://)" })
+    );
+    assert_eq!(shape("unordered")["default"], json!([]));
+    assert_eq!(shape("delay")["default"], "15s");
+}
+
+#[test]
+fn the_check_shows_every_value_with_where_it_came_from_and_no_secret() {
+    let mut sources = with_required(&["config", "check", "--delay=1m", "--config=o.toml"], &[]);
+    sources.read_file =
+        |_| Ok(format!("topology = 'verify'\nlog_filter = '[{{uri={MONGODB}}}]=info'\ntags = 'a,b'"));
+    let Resolution::Check(resolved) = resolve(&PROGRAM, &table(), &sources) else { panic!("no check") };
+    let effective = resolved.effective();
+    let words: Vec<_> =
+        effective.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for line in [
+        "rabbitmq_uri = \"amqp://guest:***@rabbit:5672/%2f\" # OUTBOX_RABBITMQ_URI",
+        "watch = [\"shop.*\"] # OUTBOX_WATCH",
+        "topology = \"verify\" # o.toml",
+        "log_filter = \"***\" # o.toml",
+        "delay = \"1m\" # --delay",
+        "max_attempts = 10 # default",
+        "inline = false # default",
+        "tags = [\"a\", \"b\"] # o.toml",
+        "unordered = [] # default",
+    ] {
+        assert!(words.iter().any(|found| found == line), "{line} in {effective}");
+    }
+    assert!(!effective.contains(PASSWORD), "{effective}");
 }

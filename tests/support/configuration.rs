@@ -1,6 +1,6 @@
-//! Compares docs/configuration.md with what a service says of itself. Included by the tests of both services.
+//! Compares docs/ with what a service says of itself. Included by the tests of both services.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 /// Variable and default, as `--help` has them.
 pub(crate) fn of_help(binary: &str) -> BTreeMap<String, String> {
@@ -30,4 +30,14 @@ pub(crate) fn of_documentation(service: &str) -> BTreeMap<String, String> {
         (cells[1].to_owned(), cells[2].to_owned())
     };
     rows.map(key).collect()
+}
+
+/// What `config sample` or `config schema` prints is in this file of the repository.
+pub(crate) fn assert_is_committed(binary: &str, what: &str, file: &str) {
+    let printed = Command::new(binary).args(["config", what]).output().unwrap().stdout;
+    let committed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).unwrap();
+    assert!(
+        printed == committed,
+        "{file} is not what is printed: write it anew with `{binary} config {what} >{file}`"
+    );
 }

@@ -1,4 +1,5 @@
-//! The command line: one flag for each key, `--help` and `--version`.
+//! The command line: one flag for each key, `--help` and `--version`, and the words that ask for something else than to
+//! serve.
 
 use std::ffi::{OsStr, OsString};
 
@@ -17,7 +18,40 @@ pub(super) enum Parsed {
     Print(String),
 }
 
-const RULES: &str = "A flag overrides its environment variable, which overrides the file.\n\
+/// What the program is to do with its settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Task {
+    #[default]
+    Serve,
+    Check,
+    Sample,
+    Schema,
+}
+
+const TASKS: [(&str, Task); 3] = [("check", Task::Check), ("sample", Task::Sample), ("schema", Task::Schema)];
+
+/// Takes `config check` and the like off the front. Flags follow.
+pub(super) fn task(args: &[OsString], given: &mut Given) -> (Task, Vec<OsString>) {
+    if args.first().is_none_or(|word| word != "config") {
+        return (Task::Serve, args.to_vec());
+    }
+    let named = args.get(1).and_then(|word| TASKS.iter().find(|(name, _)| word == name));
+    if let Some((_, task)) = named {
+        return (*task, args[2..].to_vec());
+    }
+    let sentence = "needs to know what: write config check, config sample or config schema";
+    given.problems.push(Problem::new("config", sentence));
+    // The rest was meant for whatever that was.
+    given.incomplete = true;
+    let flags = args.iter().skip_while(|arg| !arg.to_string_lossy().starts_with('-'));
+    (Task::Serve, flags.cloned().collect())
+}
+
+const RULES: &str = "Commands, before any flag, in place of serving:\n  \
+    config check   Print the settings as they are, with where each comes from; exit code 2 and all problems if there are any\n  \
+    config sample  Print a file with every setting, its default and its meaning\n  \
+    config schema  Print the JSON Schema of the file\n\n\
+    A flag overrides its environment variable, which overrides the file.\n\
     Durations carry their unit: 250ms, 15s, 1h. Lists are separated by commas; in the file they may be arrays.";
 
 /// Reads the command line. What clap refuses is recorded and left out, and the rest is read again, so that one
@@ -53,6 +87,10 @@ fn command(program: &Program, keys: &[Key]) -> Command {
         .after_help(RULES)
         .no_binary_name(true)
         .next_line_help(true)
+        .override_usage(format!(
+            "{0} [OPTIONS]\n       {0} config <check|sample|schema> [OPTIONS]",
+            program.name
+        ))
         .args(keys.iter().map(flag))
 }
 

@@ -120,6 +120,40 @@ impl Kind {
             Self::Namespaces => "list of namespaces",
         }
     }
+
+    /// What it takes, with its bounds: "a duration from 1s to 1h". `None` for a text, which takes what its help says.
+    pub(super) fn takes(&self) -> Option<String> {
+        let print = humantime::format_duration;
+        let takes = match self {
+            Self::Uri(scheme) => format!("a URI: {}", scheme.prefixes().join(" or ")),
+            Self::Duration(bounds) => {
+                format!("a duration from {} to {}", print(*bounds.start()), print(*bounds.end()))
+            }
+            Self::Integer(bounds) => format!("a whole number from {} to {}", bounds.start(), bounds.end()),
+            Self::Boolean => "true or false".into(),
+            Self::Choice(names) => format!("one of {}", names.join(", ")),
+            Self::Text(_) => return None,
+            Self::List(_) => "a list of texts".into(),
+            Self::Namespaces => {
+                "a list of namespaces: database.collection, or database.* for all of a database".into()
+            }
+        };
+        Some(takes)
+    }
+
+    /// A text that it takes, for keys without a default.
+    pub(super) fn example(&self) -> &'static str {
+        match self {
+            Self::Uri(scheme) => scheme.example(),
+            Self::Duration(_) => "1s",
+            Self::Integer(_) => "1",
+            Self::Boolean => "true",
+            Self::Choice(names) => names.first().copied().unwrap_or_default(),
+            Self::Text(_) => "text",
+            Self::List(_) => "one,two",
+            Self::Namespaces => "shop.orders,shop.stock",
+        }
+    }
 }
 
 /// An enum whose values users choose by name.

@@ -24,7 +24,7 @@ impl<'a> Reader<'a> {
         let mut reader = Self { resolved, values: BTreeMap::new(), problems: resolved.problems.clone() };
         for Entry { key, text } in &resolved.entries {
             match text {
-                Text::Found(text, origin) => match value(key, text) {
+                Text::Found(text, origin) => match Value::of(key, text) {
                     Ok(value) => drop(reader.values.insert(key.name(), value)),
                     Err(sentences) => {
                         let problem = |sentence| Problem::new(spelled(key, origin), sentence);
@@ -172,14 +172,6 @@ impl fmt::Debug for Reader<'_> {
             .field("settings", &self.resolved.summary())
             .field("problems", &self.problems)
             .finish_non_exhaustive()
-    }
-}
-
-fn value(key: &Key, text: &str) -> Result<Value, Vec<String>> {
-    match Value::empty(key.kind()) {
-        Some(empty) if text.is_empty() && key.default() == Some("") => Ok(empty),
-        _ if text.is_empty() => Err(vec![format!("is empty; give it a {}", key.kind().noun())]),
-        _ => Value::parse(text, key.kind()),
     }
 }
 

@@ -8,8 +8,10 @@ use std::{
 
 use super::{
     Key, Kind, Problem, Sources, did_you_mean, file,
-    flags::{self, Parsed},
+    flags::{self, Parsed, Task},
     key::accept_any,
+    sample::{literal, sample},
+    schema::schema,
     shown,
     sources::{Given, Origin},
     uri::Uri,
@@ -32,7 +34,9 @@ pub struct Program {
 pub enum Resolution {
     /// The program is to run.
     Run(Resolved),
-    /// The user asked for `--help` or `--version`: print this and end.
+    /// The user asked for the settings as they are: print [`Resolved::effective`] and what is wrong with them, and end.
+    Check(Resolved),
+    /// The user asked for something else: print this and end.
     Print(String),
 }
 
@@ -64,10 +68,17 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
         Key::new("config", Kind::Text(accept_any), "The TOML file to read settings from.").with_default("");
     let all: Vec<Key> = [config.clone()].into_iter().chain(keys.iter().cloned()).collect();
 
-    let mut flags = match flags::parse(program, &all, &sources.args) {
+    let mut asked = Given::default();
+    let (task, args) = flags::task(&sources.args, &mut asked);
+    let mut flags = match flags::parse(program, &all, &args) {
         Parsed::Given(given) => given,
         Parsed::Print(text) => return Resolution::Print(text),
     };
+    match task {
+        Task::Serve | Task::Check => {}
+        Task::Sample => return Resolution::Print(sample(program, keys)),
+        Task::Schema => return Resolution::Print(schema(program, keys)),
+    }
     let mut env = environment(&all, &sources.env);
     let config_text = choose(&config, &mut flags, &mut env, None, &sources.env);
     let (path, mut file) = match &config_text {
@@ -81,12 +92,16 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
         key: key.clone(),
         text: choose(key, &mut flags, &mut env, Some((&mut file, &path)), &sources.env),
     }));
-    Resolution::Run(Resolved {
+    let resolved = Resolved {
         entries,
-        incomplete: flags.incomplete || file.incomplete,
-        problems: [flags.problems, env.problems, file.problems].concat(),
+        incomplete: asked.incomplete || flags.incomplete || file.incomplete,
+        problems: [asked.problems, flags.problems, env.problems, file.problems].concat(),
         warnings: unknown_variables(&all, &sources.env),
-    })
+    };
+    match task {
+        Task::Check => Resolution::Check(resolved),
+        _ => Resolution::Run(resolved),
+    }
 }
 
 fn environment(keys: &[Key], variables: &[(OsString, OsString)]) -> Given {
@@ -187,6 +202,14 @@ impl Resolved {
         let shown: Vec<String> = self.entries.iter().filter_map(Entry::summary).collect();
         shown.join(" ")
     }
+
+    /// Every setting that has a usable value, as a line of the file with where it comes from behind it. Without secrets.
+    pub fn effective(&self) -> String {
+        let lines: Vec<_> = self.entries.iter().filter_map(Entry::effective).collect();
+        let width = lines.iter().map(|(line, _)| line.chars().count()).filter(|width| *width <= 60).max();
+        let width = width.unwrap_or_default();
+        lines.iter().map(|(line, origin)| format!("{line:width$}  # {origin}\n")).collect()
+    }
 }
 
 impl Entry {
@@ -197,9 +220,7 @@ impl Entry {
         let name = self.key.name();
         let text = match Value::parse(text, self.key.kind()) {
             Ok(Value::Uri(uri)) => Uri::to_string(&uri),
-            Ok(_) if text.contains("//") || text.contains('@') || text.contains(char::is_whitespace) => {
-                shown(text)
-            }
+            Ok(_) if may_hold_a_secret(text) || text.contains(char::is_whitespace) => shown(text),
             Ok(_) => text.clone(),
             Err(_) if text.is_empty() => return None,
             Err(_) => "?".into(),
@@ -211,6 +232,31 @@ impl Entry {
             _ => Some(format!("{name}={text} ({})", spelled(&self.key, origin))),
         }
     }
+
+    /// The line, and the origin.
+    fn effective(&self) -> Option<(String, String)> {
+        let Text::Found(text, origin) = &self.text else {
+            return None;
+        };
+        let value = match Value::of(&self.key, text).ok()? {
+            // No setting of the file.
+            _ if self.key.name() == "config" => return None,
+            Value::Uri(uri) => literal(self.key.kind(), &uri.to_string()),
+            _ if may_hold_a_secret(text) => literal(self.key.kind(), "***"),
+            _ => literal(self.key.kind(), text),
+        };
+        let origin = match origin {
+            Origin::Default => "default".into(),
+            Origin::File { path } => path.clone(),
+            _ => spelled(&self.key, origin),
+        };
+        Some((format!("{} = {value}", self.key.name()), origin))
+    }
+}
+
+/// Whether a text could be a URI that somebody gave to the wrong key.
+fn may_hold_a_secret(text: &str) -> bool {
+    text.contains("//") || text.contains('@')
 }
 
 impl fmt::Debug for Resolved {

@@ -12,14 +12,14 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    fn prefixes(self) -> [&'static str; 2] {
+    pub(super) fn prefixes(self) -> [&'static str; 2] {
         match self {
             Self::MongoDb => ["mongodb://", "mongodb+srv://"],
             Self::Amqp => ["amqp://", "amqps://"],
         }
     }
 
-    fn example(self) -> &'static str {
+    pub(super) fn example(self) -> &'static str {
         match self {
             Self::MongoDb => "mongodb://host:27017/?replicaSet=rs0",
             Self::Amqp => "amqp://user:password@host:5672/%2f",

@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use super::{Check, Kind, NamespacePattern, Uri, did_you_mean, shown};
+use super::{Check, Key, Kind, NamespacePattern, Uri, did_you_mean, shown};
 
 /// The value of one key. No `Debug`: a text may be a password that somebody gave to the wrong key.
 #[derive(Clone, PartialEq)]
@@ -36,8 +36,17 @@ impl Value {
         one.map_err(|sentence| vec![sentence])
     }
 
+    /// The value of a key; an empty text only where the key's default is empty as well.
+    pub(super) fn of(key: &Key, text: &str) -> Result<Self, Vec<String>> {
+        match Self::empty(key.kind()) {
+            Some(empty) if text.is_empty() && key.default() == Some("") => Ok(empty),
+            _ if text.is_empty() => Err(vec![format!("is empty; give it a {}", key.kind().noun())]),
+            _ => Self::parse(text, key.kind()),
+        }
+    }
+
     /// What an empty text means where the default allows one.
-    pub(super) fn empty(kind: &Kind) -> Option<Self> {
+    fn empty(kind: &Kind) -> Option<Self> {
         match kind {
             Kind::Text(_) => Some(Self::Text(String::new())),
             Kind::List(_) => Some(Self::List(Vec::new())),

@@ -1,0 +1,39 @@
+//! Nothing that `outbox-rescuer` says shows a password or a payload.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "../../tests/support/secrets.rs"]
+mod secrets;
+
+use secrets::{Service, World, said_by};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_outbox-rescuer");
+
+#[tokio::test]
+async fn no_output_of_the_rescuer_shows_a_password_or_a_payload() {
+    let world = World::begin().await;
+    world.store("o-1", "order.placed").await;
+    let mut settings = world.settings(None);
+    let quick = [("DELAY", "1s"), ("SWEEP_INTERVAL", "100ms")];
+    settings.extend(quick.map(|(key, value)| (format!("OUTBOX_{key}"), value.to_owned())));
+    let mut service = Service::start(BINARY, &settings);
+    service.ready().await;
+    service.line_with("elements of an outbox are no entries");
+    world.command_arrives().await;
+    let mut said = service.stop();
+    assert!(said.contains(r#""level":"TRACE""#), "everything is logged: {said}");
+    for (server, refusal) in
+        [("OUTBOX_MONGODB_URI", "uthentication failed"), ("OUTBOX_RABBITMQ_URI", "ACCESS_REFUSED")]
+    {
+        let mut service = Service::start(BINARY, &world.settings(Some(server)));
+        service.line_with(refusal);
+        said.push_str(&service.end().1);
+    }
+    for args in
+        [&["config", "check"][..], &["config", "sample"], &["config", "schema"], &["--help"], &["--nope"]]
+    {
+        said.push_str(&said_by(BINARY, args, &settings));
+    }
+    world.assert_shows_no_secret(&said);
+    world.end().await;
+}

@@ -1,0 +1,220 @@
+//! Probes, metrics and status over HTTP.
+//!
+//! # Flow
+//! One thread with a runtime of its own answers, so that it also answers where the daemon's runtime is stuck, and until
+//! the daemon has drained. A connection serves one request and ends within seconds; there is a bounded number.
+//!
+//! # Caveats
+//! It asks for no password and shows no secret. It listens on the own machine unless told otherwise.
+
+use std::{
+    convert::Infallible,
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    str::FromStr,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::{
+    Probes,
+    metrics::{Exporter, UPKEEP},
+};
+
+/// As many connections as probes, scrapers and people need at once; more wait in the socket's queue.
+const CONNECTIONS: usize = 32;
+const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
+/// The least that hyper takes.
+const LONGEST_HEAD: usize = 8 * 1024;
+/// How long answers that are being written may take when everything stops.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+const AFTER_REFUSAL: Duration = Duration::from_millis(100);
+
+/// The value of `http_listen`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listen(pub(crate) Option<SocketAddr>);
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = (text != "off").then(|| text.parse()).transpose();
+        address.map(Self).map_err(|_| {
+            "is no address; write an IP address and a port as in 127.0.0.1:9464 or [::]:9464, or off".into()
+        })
+    }
+}
+
+/// Why nothing listens.
+#[derive(Debug, thiserror::Error)]
+#[error("http_listen: {address} can't be listened on; free it, choose another address, or write off")]
+pub(crate) struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// A socket that is listened on and not yet answered.
+pub(crate) struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Bound {
+    pub(crate) fn to(address: SocketAddr) -> Result<Self, ListenError> {
+        let bind = || {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(Self { address: listener.local_addr()?, listener })
+        };
+        bind().map_err(|source| ListenError { address, source })
+    }
+
+    /// Answers until [`Server::stop`].
+    pub(crate) fn answer(self, probes: Probes, exporter: Exporter) -> io::Result<Server> {
+        let Self { listener, address } = self;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let thread = thread::Builder::new().name("http".into()).spawn(move || {
+            runtime.block_on(async {
+                match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => serve(listener, Arc::new(Pages { probes, exporter }), stopped).await,
+                    Err(error) => tracing::error!(%error, "nothing answers on http_listen"),
+                }
+            });
+        })?;
+        Ok(Server { address, stop, thread })
+    }
+}
+
+/// The thread that answers.
+pub(crate) struct Server {
+    address: SocketAddr,
+    stop: CancellationToken,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Ends it; no client can hold it up.
+    pub(crate) fn stop(self) {
+        self.stop.cancel();
+        // It only fails where it panicked, which was told.
+        let _ = self.thread.join();
+    }
+}
+
+/// Where it listens, for the log.
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    let mut upkeep = interval(UPKEEP);
+    upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = upkeep.tick() => pages.exporter.upkeep(),
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, pages.clone()))),
+                Err(error) => {
+                    debug!(%error, "a connection was not accepted");
+                    sleep(AFTER_REFUSAL).await;
+                }
+            },
+        }
+    }
+    let _ = timeout(LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+async fn connection(stream: TcpStream, pages: Arc<Pages>) {
+    let answer = service_fn(|request: Request<Incoming>| {
+        let response = pages.answer(request.method(), request.uri().path());
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .max_buf_size(LONGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), answer);
+    // Whatever a client does wrong is answered or ends its connection.
+    let _ = timeout(CONNECTION_WITHIN, connection).await;
+}
+
+struct Pages {
+    probes: Probes,
+    exporter: Exporter,
+}
+
+impl Pages {
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        if *method != Method::GET && *method != Method::HEAD {
+            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refused;
+        }
+        match path {
+            "/livez" if self.probes.is_alive() => text(StatusCode::OK, "alive\n"),
+            "/livez" => text(StatusCode::SERVICE_UNAVAILABLE, "the runtime is stuck\n"),
+            "/readyz" => match self.probes.not_ready() {
+                reasons if reasons.is_empty() => text(StatusCode::OK, "ready\n"),
+                reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+            },
+            "/metrics" => {
+                page(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.exporter.render())
+            }
+            "/status" => page(StatusCode::OK, "application/json", format!("{:#}\n", self.probes.status())),
+            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /status\n"),
+        }
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    page(status, "text/plain; charset=utf-8", body)
+}
+
+fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn http_is_listened_for_on_an_address_or_not_at_all() {
+        assert_eq!("off".parse(), Ok(Listen(None)));
+        assert_eq!("[::1]:80".parse(), Ok(Listen(Some(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 80))))));
+        for text in ["localhost:9464", "9464", "127.0.0.1", "on", ""] {
+            assert!(text.parse::<Listen>().unwrap_err().contains("127.0.0.1:9464"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What `/metrics` shows: everything recorded through the `metrics` facade, and what the process uses.
+
+use std::time::Duration;
+
+use metrics::{describe_gauge, gauge};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
+
+use crate::Program;
+
+/// Upper bounds of all histograms, in seconds: for lags from a millisecond to an hour.
+const BUCKETS: [f64; 20] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+    600.0, 1_800.0, 3_600.0,
+];
+
+/// How often [`Exporter::upkeep`] is due, so that what nobody scrapes takes no memory.
+pub(crate) const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why nothing can be recorded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    #[error("the buckets of the histograms are invalid: a defect of this program, report it")]
+    Buckets(#[from] BuildError),
+    #[error("the process records metrics already; let one place install a recorder")]
+    Twice,
+}
+
+/// Renders what was recorded.
+pub(crate) struct Exporter {
+    recorded: PrometheusHandle,
+    process: Collector,
+}
+
+impl Exporter {
+    /// Records whatever is recorded in this process from now on.
+    pub(crate) fn install(program: &Program) -> Result<Self, InstallError> {
+        let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder();
+        let recorded = recorder.handle();
+        metrics::set_global_recorder(recorder).map_err(|_| InstallError::Twice)?;
+        describe_gauge!("outbox_build_info", "What runs; always 1.");
+        gauge!("outbox_build_info", "service" => program.name, "version" => program.version).set(1.0);
+        let process = Collector::default();
+        process.describe();
+        Ok(Self { recorded, process })
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub(crate) fn render(&self) -> String {
+        self.process.collect();
+        self.recorded.render()
+    }
+
+    pub(crate) fn upkeep(&self) {
+        self.recorded.run_upkeep();
+    }
+}

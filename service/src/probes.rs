@@ -1,0 +1,148 @@
+//! How a daemon stands: what its probes and its status answer.
+
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::Program;
+
+/// What a daemon says of itself. It is asked on the thread that answers HTTP: answers come from memory, at once.
+pub trait Report: Send + Sync {
+    /// Why it can't do its work now, a sentence each; empty when it can.
+    fn not_ready(&self) -> Vec<String>;
+
+    /// Its state for people and scripts: a JSON object, whose fields stand in `/status`. No message, no secret.
+    fn status(&self) -> Value;
+}
+
+/// The way from a daemon to its probes. Clones are the same.
+#[derive(Clone)]
+pub struct Probes(Arc<Inner>);
+
+struct Inner {
+    program: Program,
+    stop: CancellationToken,
+    report: RwLock<Option<Box<dyn Report>>>,
+    started: Instant,
+    /// When the runtime last ran a task, in milliseconds since `started`.
+    last_beat: AtomicU64,
+}
+
+impl Probes {
+    pub(crate) fn new(program: Program, stop: CancellationToken) -> Self {
+        let (started, last_beat) = (Instant::now(), AtomicU64::new(0));
+        Self(Arc::new(Inner { program, stop, report: RwLock::default(), started, last_beat }))
+    }
+
+    /// From now on the daemon answers for itself; before, it is not ready because it is starting.
+    pub fn report(&self, report: impl Report + 'static) {
+        *self.0.report.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(report));
+    }
+
+    /// Shows, as long as it runs, that the runtime it runs on gets to its tasks.
+    pub(crate) async fn beat(self) {
+        let mut ticks = tokio::time::interval(BEAT);
+        loop {
+            ticks.tick().await;
+            self.0.last_beat.store(self.age_ms(), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the runtime is not stuck.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.is_alive_at(self.age_ms())
+    }
+
+    fn is_alive_at(&self, now: u64) -> bool {
+        now.saturating_sub(self.0.last_beat.load(Ordering::Relaxed)) < STUCK_MS
+    }
+
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Empty when ready.
+    pub(crate) fn not_ready(&self) -> Vec<String> {
+        if self.0.stop.is_cancelled() {
+            return vec!["stopping".into()];
+        }
+        let report = self.0.report.read().unwrap_or_else(PoisonError::into_inner);
+        report.as_deref().map_or_else(|| vec!["starting".into()], Report::not_ready)
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let not_ready = self.not_ready();
+        let mut status = Map::new();
+        status.insert("service".into(), json!(self.0.program.name));
+        status.insert("version".into(), json!(self.0.program.version));
+        status.insert("uptime_seconds".into(), json!(self.0.started.elapsed().as_secs()));
+        status.insert("ready".into(), json!(not_ready.is_empty()));
+        status.insert("not_ready".into(), json!(not_ready));
+        let report = self.0.report.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Value::Object(own)) = report.as_deref().map(Report::status) {
+            for (name, value) in own {
+                status.entry(name).or_insert(value);
+            }
+        }
+        Value::Object(status)
+    }
+}
+
+const BEAT: Duration = Duration::from_secs(1);
+/// Longer than a busy machine keeps a task waiting.
+const STUCK_MS: u64 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Half;
+
+    impl Report for Half {
+        fn not_ready(&self) -> Vec<String> {
+            vec!["the broker is gone".into()]
+        }
+
+        fn status(&self) -> Value {
+            json!({ "streams": 2, "ready": true })
+        }
+    }
+
+    fn probes() -> Probes {
+        Probes::new(Program { name: "outbox-test", version: "1.2.3", about: "" }, CancellationToken::new())
+    }
+
+    #[test]
+    fn a_daemon_is_starting_until_it_reports_and_stopping_once_it_is_told_to() {
+        let probes = probes();
+        assert_eq!(probes.not_ready(), ["starting"]);
+        probes.report(Half);
+        assert_eq!(probes.not_ready(), ["the broker is gone"]);
+        probes.0.stop.cancel();
+        assert_eq!(probes.not_ready(), ["stopping"]);
+    }
+
+    #[test]
+    fn the_status_has_what_every_daemon_has_and_what_is_its_own() {
+        let probes = probes();
+        probes.report(Half);
+        let status = probes.status();
+        assert_eq!((&status["service"], &status["version"]), (&json!("outbox-test"), &json!("1.2.3")));
+        assert_eq!((&status["ready"], &status["streams"]), (&json!(false), &json!(2)), "{status}");
+    }
+
+    #[test]
+    fn a_runtime_is_alive_for_as_long_as_its_heart_beats() {
+        let probes = probes();
+        probes.0.last_beat.store(5_000, Ordering::Relaxed);
+        assert!(probes.is_alive_at(5_000 + STUCK_MS - 1));
+        assert!(!probes.is_alive_at(5_000 + STUCK_MS));
+    }
+}

@@ -1,0 +1,74 @@
+//! The JSON Schema of the file, for editors and pipelines.
+
+use serde_json::{Map, Value, json};
+
+use super::{Key, Kind, Program};
+
+/// A digit and a unit, as often as one likes: what `humantime` reads.
+const DURATION: &str = "^(\\s*[0-9]+\\s*(nsec|ns|usec|us|msec|ms|seconds?|sec|s|minutes?|mins?|m|hours?|hrs?|hr|h|days?|d|weeks?|wks?|wk|w|months?|M|years?|yrs?|yr|y))+\\s*$";
+/// A database, a dot, and the rest; what exactly each may be is checked when the file is read.
+const NAMESPACE: &str = "^\\s*[^.,\\s]+\\.[^,]+$";
+
+/// Requires no key: each may be given otherwise.
+pub(super) fn schema(program: &Program, keys: &[Key]) -> String {
+    let properties: Map<String, Value> =
+        keys.iter().map(|key| (key.name().to_owned(), property(key))).collect();
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": format!("Settings of {}", program.name),
+        "description": program.about,
+        "type": "object",
+        "additionalProperties": false,
+        "properties": properties,
+    });
+    format!("{schema:#}\n")
+}
+
+fn property(key: &Key) -> Value {
+    let takes = key.kind().takes().map(|takes| format!(" Takes {takes}."));
+    let required = match key.default() {
+        None => " Required here, in the environment or on the command line.",
+        Some(_) => "",
+    };
+    let mut property = Map::new();
+    let description = format!("{}{}{required}", key.help(), takes.unwrap_or_default());
+    property.insert("description".into(), description.into());
+    if let Value::Object(shape) = shape(key.kind()) {
+        property.extend(shape);
+    }
+    if let Some(default) = key.default() {
+        property.insert("default".into(), typed(key.kind(), default));
+    }
+    Value::Object(property)
+}
+
+fn shape(kind: &Kind) -> Value {
+    let list = |item: Value| json!({ "anyOf": [{ "type": "array", "items": item }, { "type": "string" }] });
+    match kind {
+        Kind::Uri(scheme) => {
+            let [plain, other] = scheme.prefixes();
+            json!({ "type": "string", "pattern": format!("^({plain}|{})", other.replace('+', "\\+")) })
+        }
+        Kind::Duration(_) => json!({ "type": "string", "pattern": DURATION }),
+        Kind::Integer(bounds) => {
+            json!({ "type": "integer", "minimum": bounds.start(), "maximum": bounds.end() })
+        }
+        Kind::Boolean => json!({ "type": "boolean" }),
+        Kind::Choice(names) => json!({ "enum": names }),
+        Kind::Text(_) => json!({ "type": "string" }),
+        Kind::List(_) => list(json!({ "type": "string", "pattern": "^[^,]+$" })),
+        Kind::Namespaces => list(json!({ "type": "string", "pattern": NAMESPACE })),
+    }
+}
+
+/// A text in the type that the file has it in.
+fn typed(kind: &Kind, text: &str) -> Value {
+    match kind {
+        Kind::Integer(_) => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
+        Kind::Boolean => (text == "true").into(),
+        Kind::List(_) | Kind::Namespaces => {
+            text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect::<Vec<_>>().into()
+        }
+        Kind::Uri(_) | Kind::Duration(_) | Kind::Choice(_) | Kind::Text(_) => text.into(),
+    }
+}
