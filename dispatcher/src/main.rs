@@ -10,7 +10,7 @@ use document_outbox::{
     process::{Processor, ProcessorSettings},
 };
 use mongodb::{Client, options::ClientOptions};
-use outbox_dispatcher::{Dispatcher, DispatcherSettings};
+use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate};
 use outbox_service::{CancellationToken, Choice, Daemon, Exit, Key, Kind, Reader, Uri, keys};
 
 const NAME: &str = "outbox-dispatcher";
@@ -40,6 +40,8 @@ fn table() -> Vec<Key> {
             "At most this many commands are taken from the broker and not yet acknowledged.",
         )
         .with_default("128"),
+        Key::new("rate", Kind::Text(check_rate), "At most this many messages a second are delivered, as in 500/s.")
+            .with_default(NO_RATE),
         Key::new(
             "claim_lease",
             Kind::Duration(SECOND..=LONGEST_LEASE),
@@ -78,6 +80,16 @@ fn table() -> Vec<Key> {
         keys::topology(),
         keys::state_database(),
     ]
+}
+
+/// No limit but what the worker can do.
+const NO_RATE: &str = "off";
+
+fn check_rate(text: &str) -> Result<(), String> {
+    match text {
+        NO_RATE => Ok(()),
+        rate => rate.parse::<Rate>().map(drop).map_err(|error| format!("{error}, or {NO_RATE}")),
+    }
 }
 
 /// [`PayloadFormat`] by the names it has in the settings.
@@ -135,6 +147,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         commands_queue: read.string("commands_queue"),
         topology,
         concurrency: read.integer("concurrency"),
+        rate: read.string("rate").parse().ok(),
         prefetch: read.integer("prefetch"),
         hold_within: read.duration("hold_within"),
         grace: read.duration("shutdown_grace").mul_f64(0.9),
