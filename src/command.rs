@@ -46,6 +46,9 @@ pub enum Reason {
     Handoff,
     /// An operator asked for it.
     Operator,
+    /// A reason that this version doesn't know.
+    #[serde(other)]
+    Other,
 }
 
 impl fmt::Display for Reason {
@@ -55,6 +58,7 @@ impl fmt::Display for Reason {
             Self::Sweep => "sweep",
             Self::Handoff => "handoff",
             Self::Operator => "operator",
+            Self::Other => "other",
         })
     }
 }
@@ -86,7 +90,6 @@ pub enum CommandError {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Wire {
     database: String,
     collection: String,
@@ -107,7 +110,8 @@ impl ProcessDocumentMessages {
         serde_json::to_vec(&wire).unwrap_or_default()
     }
 
-    /// Reads a body, strictly: every field, none besides, and a key that can act as nothing but a key.
+    /// Reads a body: every field, and a key that can act as nothing but a key. A field besides and a reason that are unknown are
+    /// from a later version, and say nothing about the document.
     ///
     /// # Errors
     /// [`CommandError`], which names what is wrong without quoting the body.
@@ -131,7 +135,7 @@ impl ProcessDocumentMessages {
 /// Says where and how the JSON is off; serde's own text could quote values.
 fn describe(error: &serde_json::Error) -> String {
     let what = match error.classify() {
-        serde_json::error::Category::Data => "a field is missing, unknown or of the wrong type",
+        serde_json::error::Category::Data => "a field is missing or of the wrong type",
         _ => "the JSON does not parse",
     };
     format!("{what} (line {}, column {})", error.line(), error.column())
@@ -216,6 +220,13 @@ mod tests {
     }
 
     #[test]
+    fn unknown_fields_are_ignored_and_an_unknown_reason_is_another() {
+        let later = br#"{"version":2,"database":"shop","collection":"c","document_key":{"_id":1},"reason":"because","hints":[{}]}"#;
+        let command = ProcessDocumentMessages::from_json(later).unwrap();
+        assert_eq!((command.document.id(), command.reason), (&Bson::Int32(1), Reason::Other));
+    }
+
+    #[test]
     fn forged_malformed_and_huge_commands_are_refused_without_quoting_them() {
         let key = |json: &str| {
             format!(r#"{{"database":"shop","collection":"c","document_key":{json},"reason":"stream"}}"#)
@@ -233,11 +244,11 @@ mod tests {
             key(r#"{"$where":"secret","_id":1}"#),
             key(r#"{"_id":[1]}"#),
             key(r#"{"_id":{"$regularExpression":{"pattern":"secret","options":""}}}"#),
-            key(r#"{"_id":1},"surplus":1"#),
             br#"{"database":"a.b","collection":"c","document_key":{"_id":1},"reason":"stream"}"#.to_vec(),
             br#"{"database":"","collection":"c","document_key":{"_id":1},"reason":"stream"}"#.to_vec(),
             br#"{"database":"shop","collection":"$cmd","document_key":{"_id":1},"reason":"stream"}"#.to_vec(),
-            br#"{"database":"shop","collection":"c","document_key":{"_id":1},"reason":"because"}"#.to_vec(),
+            br#"{"database":"shop","collection":"c","document_key":{"_id":1}}"#.to_vec(),
+            br#"{"database":"shop","collection":"c","document_key":{"_id":1},"reason":1}"#.to_vec(),
         ];
         for body in refused {
             let error = ProcessDocumentMessages::from_json(&body).expect_err(&String::from_utf8_lossy(&body));

@@ -14,8 +14,13 @@
 //! A holder whose claim runs out while a delivery is under way cannot take it back: the next holder repeats it. The check of
 //! what is left of the lease before each delivery makes this rare, the `inbox` of the receiver makes it harmless.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use async_trait::async_trait;
 use backon::BackoffBuilder;
 use futures::FutureExt;
 use mongodb::{
@@ -47,6 +52,8 @@ const RACES: usize = 5;
 
 /// A shorter lease would run out while its own claim is written.
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
+/// A plan that waited for its pace for longer is made anew: the document may have changed, and a claim holds from when it was planned.
+const STALE: Duration = Duration::from_millis(100);
 /// A window of clears names every entry of its claims; it must fit into one command.
 const MOST_IN_A_CLAIM: usize = 500;
 
@@ -126,6 +133,14 @@ pub enum Disposition {
     Cleared,
 }
 
+/// How fast messages may be delivered. Asked before a claim and not under it, so that no claim runs out while it waits.
+#[async_trait]
+pub trait Pace: Send + Sync + 'static {
+    /// Waits until messages may be claimed and delivered, and says how many: at least one and at most `wanted`. Zero ends the
+    /// pass as [`Processed::Interrupted`], with nothing claimed. Cancel safe.
+    async fn permits(&self, wanted: usize) -> usize;
+}
+
 /// Processes documents: clones share one queue of clears.
 #[derive(Clone)]
 pub struct Processor {
@@ -136,6 +151,7 @@ pub struct Processor {
     retry: RetryPolicy,
     claim_limit: usize,
     oversized: Oversized,
+    pace: Option<Arc<dyn Pace>>,
     events: Events<Event>,
     path: Path,
     metrics: Arc<Metrics>,
@@ -212,6 +228,7 @@ impl Processor {
             deliver,
             retry,
             claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
+            pace: None,
             events: Events::default(),
             path,
             vitals: Vitals::new(metrics.clone(), capacity),
@@ -219,6 +236,13 @@ impl Processor {
             _last: Arc::new(gone.clone().drop_guard()),
             gone,
         }
+    }
+
+    /// Delivers at this pace from now on, and not as fast as it can.
+    #[must_use]
+    pub fn paced(mut self, pace: Arc<dyn Pace>) -> Self {
+        self.pace = Some(pace);
+        self
     }
 
     /// What happens, from now on.
@@ -301,6 +325,7 @@ impl Processor {
     ) -> Result<Processed, Error> {
         let mut races = 0;
         let mut told = false;
+        let mut permits = 0;
         loop {
             if stop.is_cancelled() {
                 return Ok(Processed::Interrupted);
@@ -335,7 +360,25 @@ impl Processor {
             if plan.entries.is_empty() {
                 return Ok(plan.held.map_or(Processed::Done, Processed::Held));
             }
-            let claim = match self.claimer.claim(document, &plan.entries, now).await? {
+            let entries = match &self.pace {
+                None => &plan.entries[..],
+                Some(pace) => {
+                    let asked = Instant::now();
+                    if permits == 0 {
+                        permits = tokio::select! {
+                            permits = pace.permits(plan.entries.len()) => permits,
+                            () = stop.cancelled() => 0,
+                        };
+                    }
+                    match permits {
+                        0 => return Ok(Processed::Interrupted),
+                        _ if asked.elapsed() > STALE => continue,
+                        _ => &plan.entries[..permits.min(plan.entries.len())],
+                    }
+                }
+            };
+            let more = plan.more || entries.len() < plan.entries.len();
+            let claim = match self.claimer.claim(document, entries, now).await? {
                 Claimed::Held(claim) if !claim.entries.is_empty() => claim,
                 Claimed::Held(_) | Claimed::Lost if races < RACES => {
                     races += 1;
@@ -343,16 +386,20 @@ impl Processor {
                 }
                 Claimed::Held(_) | Claimed::Lost => return Ok(Processed::Held(Hold::Claimed(now))),
                 Claimed::NoRoom => match self.process_oversized(document, ordering, stop).await? {
-                    None => continue,
+                    None => {
+                        permits = 0;
+                        continue;
+                    }
                     Some(processed) => return Ok(processed),
                 },
             };
-            let complete = !plan.more && plan.held.is_none() && claim.entries.len() == plan.entries.len();
+            permits = 0;
+            let complete = !more && plan.held.is_none() && claim.entries.len() == entries.len();
             let pass = self.deliver_claim(&claim, ordering, stop).await?;
             dispositions.extend(pass.dispositions);
             match pass.stopped {
                 // In an unordered document, one that waits for its retry holds back none of those not yet claimed.
-                Some(Processed::Held(Hold::Retrying(_))) if plan.more && ordering == Ordering::Unordered => {}
+                Some(Processed::Held(Hold::Retrying(_))) if more && ordering == Ordering::Unordered => {}
                 Some(processed) => return Ok(processed),
                 None if complete && !pass.cut_short => return Ok(Processed::Done),
                 None => {}

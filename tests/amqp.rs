@@ -4,18 +4,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // what they would hide, a test must show
 
+#[path = "support/network.rs"]
+mod network;
 #[path = "support/private_broker.rs"]
 mod private_broker;
 
 use std::{
-    io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::TcpListener,
     panic::AssertUnwindSafe,
     process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -32,6 +29,7 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable},
 };
+use network::Network;
 use private_broker::PrivateBroker;
 use uuid::Uuid;
 
@@ -212,92 +210,6 @@ fn unavailable(published: &Published, sent: bool) -> bool {
 
 async fn next(consumer: &Consumer) -> Delivery {
     soon("a delivery", consumer.next()).await.expect("the consumer was closed")
-}
-
-/// A network between us and the broker that can be cut and can swallow everything.
-struct Network {
-    address: SocketAddr,
-    wire: Arc<Wire>,
-}
-
-#[derive(Default)]
-struct Wire {
-    swallowing: AtomicBool,
-    /// Cut when the broker has sent so many bytes more.
-    left: Mutex<Option<usize>>,
-    streams: Mutex<Vec<TcpStream>>,
-}
-
-impl Network {
-    fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let wire = Arc::new(Wire::default());
-        let network = Self { address, wire: wire.clone() };
-        std::thread::spawn(move || {
-            for here in listener.incoming().map_while(Result::ok) {
-                let there = TcpStream::connect(Self::broker()).unwrap();
-                for (from, to, answers) in [(&here, &there, false), (&there, &here, true)] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let wire = wire.clone();
-                    std::thread::spawn(move || wire.carry(from, to, answers));
-                }
-                wire.streams.lock().unwrap().extend([here, there]);
-            }
-        });
-        network
-    }
-
-    fn broker() -> String {
-        let uri = broker_uri();
-        uri.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned()
-    }
-
-    fn uri(&self) -> String {
-        broker_uri().replace(&Self::broker(), &self.address.to_string())
-    }
-
-    /// Everything sent from now on vanishes, without an error for anybody.
-    fn swallow(&self, on: bool) {
-        self.wire.swallowing.store(on, Ordering::SeqCst);
-    }
-
-    fn cut_after(&self, bytes: usize) {
-        *self.wire.left.lock().unwrap() = Some(bytes);
-    }
-
-    fn cut(&self) {
-        self.wire.cut();
-    }
-}
-
-impl Wire {
-    fn carry(&self, mut from: TcpStream, mut to: TcpStream, answers: bool) {
-        let mut bytes = [0; 65536];
-        while let Ok(count @ 1..) = from.read(&mut bytes) {
-            let mut count = count;
-            let mut cut = false;
-            if answers && let Some(left) = self.left.lock().unwrap().as_mut() {
-                cut = count >= *left;
-                count = count.min(*left);
-                *left -= count;
-            }
-            if !self.swallowing.load(Ordering::SeqCst) && to.write_all(&bytes[..count]).is_err() {
-                break;
-            }
-            if cut {
-                *self.left.lock().unwrap() = None;
-                self.cut();
-            }
-        }
-        let _ = to.shutdown(Shutdown::Both);
-    }
-
-    fn cut(&self) {
-        for stream in self.streams.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
 }
 
 // --- publishing ------------------------------------------------------------------------------------------------------
@@ -496,7 +408,7 @@ async fn a_connection_closed_by_an_operator_is_unavailable_at_once_and_ready_aga
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_cut_in_the_middle_of_windows_loses_no_message_that_was_called_confirmed() {
     scene(async |scene| {
-        let network = Network::new();
+        let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
         let mut confirmed = Vec::new();
         for round in 0..10 {
@@ -530,7 +442,7 @@ async fn a_network_cut_in_the_middle_of_windows_loses_no_message_that_was_called
 #[tokio::test(flavor = "multi_thread")]
 async fn confirms_that_do_not_come_in_time_are_of_unknown_fate_and_the_connection_is_replaced() {
     scene(async |scene| {
-        let network = Network::new();
+        let network = Network::to(&broker_uri());
         let mut settings = scene.settings_at(&network.uri());
         settings.confirm_timeout = Duration::from_millis(200);
         let publisher = scene.publisher_with(settings).await;
@@ -551,7 +463,7 @@ async fn confirms_that_do_not_come_in_time_are_of_unknown_fate_and_the_connectio
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_accepts_and_says_nothing_is_given_up_in_time_and_tried_again() {
     scene(async |scene| {
-        let network = Network::new();
+        let network = Network::to(&broker_uri());
         network.swallow(true);
         let mut settings = scene.settings_at(&network.uri());
         settings.connect_timeout = Duration::from_millis(200);
@@ -668,7 +580,7 @@ async fn verifying_makes_nothing_and_waits_for_what_is_missing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_login_and_an_absent_vhost_are_told_without_the_password() {
     scene(async |scene| {
-        let broker = Network::broker();
+        let broker = network::host(&broker_uri());
         for (uri, told) in [
             (format!("amqp://guest:s3cret@{broker}/%2f"), "check the user"),
             (format!("{}{}", broker_uri().trim_end_matches("%2f"), scene.id), "virtual host"),
@@ -686,7 +598,7 @@ async fn a_refused_login_and_an_absent_vhost_are_told_without_the_password() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_needs_no_provider_installed_by_the_application() {
     scene(async |scene| {
-        let uri = format!("amqps://guest:guest@{}", Network::broker()); // which speaks no TLS on this port
+        let uri = format!("amqps://guest:guest@{}", network::host(&broker_uri())); // which speaks no TLS on this port
         let publisher = Publisher::start(scene.settings_at(&uri), Topology::default());
         let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
         println!("{state}");
@@ -799,7 +711,7 @@ async fn a_consumer_survives_that_its_queue_is_deleted() {
 async fn a_consumer_whose_connection_fell_silent_without_an_error_is_made_anew() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
-        let network = Network::new();
+        let network = Network::to(&broker_uri());
         let mut settings = scene.settings_at(&network.uri());
         settings.consumer_check = Duration::from_millis(50);
         settings.connect_timeout = Duration::from_millis(500);

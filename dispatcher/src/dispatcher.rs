@@ -10,13 +10,15 @@ use document_outbox::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    DispatcherEvent, DispatcherSettings, InvalidSettings,
+    DispatcherEvent, DispatcherSettings, InvalidSettings, Status, metrics,
+    status::Standing,
     work::{Stops, Work},
 };
 
 /// A dispatcher worker, ready to start.
 pub struct Dispatcher {
     work: Arc<Work>,
+    standing: Arc<Standing>,
     amqp: AmqpSettings,
 }
 
@@ -24,6 +26,7 @@ pub struct Dispatcher {
 pub struct Running {
     consumer: Arc<Consumer>,
     work: Arc<Work>,
+    standing: Arc<Standing>,
     tasks: TaskTracker,
     intake: tokio::task::JoinHandle<()>,
 }
@@ -39,7 +42,9 @@ impl Dispatcher {
         settings: DispatcherSettings,
     ) -> Result<Self, InvalidSettings> {
         settings.validate()?;
-        Ok(Self { work: Arc::new(Work::new(processor, settings)), amqp })
+        metrics::register();
+        let work = Arc::new(Work::new(processor, settings));
+        Ok(Self { work, standing: Arc::new(Standing::new()), amqp })
     }
 
     /// What happens to commands, from now on.
@@ -47,9 +52,14 @@ impl Dispatcher {
         self.work.events()
     }
 
+    /// Tells how it stands.
+    pub fn status(&self) -> Status {
+        Status::new(self.work.clone(), self.standing.clone())
+    }
+
     /// Starts it; connects in the background. Must be called inside a tokio runtime.
     pub fn start(self) -> Running {
-        let Self { work, amqp } = self;
+        let Self { work, standing, amqp } = self;
         let settings = work.settings();
         let consumer = Arc::new(Consumer::start(
             amqp,
@@ -58,9 +68,12 @@ impl Dispatcher {
             settings.prefetch,
             "outbox-dispatcher".into(),
         ));
+        let states = consumer.subscribe();
+        let follower = standing.clone();
+        tokio::spawn(async move { follower.follow(states).await });
         let tasks = TaskTracker::new();
         let intake = tokio::spawn(take(consumer.clone(), work.clone(), tasks.clone()));
-        Running { consumer, work, tasks, intake }
+        Running { consumer, work, standing, tasks, intake }
     }
 
     /// Runs until `stop` is cancelled, then stops in order, within the grace period.
@@ -75,6 +88,11 @@ impl Running {
     /// What happens to commands, from now on.
     pub fn events(&self) -> &Events<DispatcherEvent> {
         self.work.events()
+    }
+
+    /// Tells how it stands.
+    pub fn status(&self) -> Status {
+        Status::new(self.work.clone(), self.standing.clone())
     }
 
     /// Whether commands are being consumed.

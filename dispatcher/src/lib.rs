@@ -35,11 +35,16 @@ mod admission;
 mod decision;
 mod dispatcher;
 mod event;
+mod metrics;
+mod rate;
 mod settings;
+mod status;
 mod work;
 
 pub use admission::Refusal;
 pub use dispatcher::{Dispatcher, Running};
 pub use event::{DispatcherEvent, Left};
 pub use outbox_service::NamespacePattern;
+pub use rate::{InvalidRate, Rate};
 pub use settings::{DispatcherSettings, InvalidSettings};
+pub use status::{ConsumerSnapshot, Snapshot, Status};

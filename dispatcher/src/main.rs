@@ -1,10 +1,6 @@
 //! `outbox-dispatcher`: a shell around the library of the same name.
 
-use std::{
-    error::Error,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use document_outbox::{
     RetryPolicy,
@@ -14,7 +10,7 @@ use document_outbox::{
     process::{Processor, ProcessorSettings},
 };
 use mongodb::{Client, options::ClientOptions};
-use outbox_dispatcher::{Dispatcher, DispatcherSettings, Running};
+use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
 use outbox_service::{Choice, Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys};
 
 const NAME: &str = "outbox-dispatcher";
@@ -45,6 +41,8 @@ fn table() -> Vec<Key> {
             "At most this many commands are taken from the broker and not yet acknowledged.",
         )
         .with_default("128"),
+        Key::new("rate", Kind::Text(check_rate), "At most this many messages a second are delivered, as in 500/s.")
+            .with_default(NO_RATE),
         Key::new(
             "claim_lease",
             Kind::Duration(SECOND..=LONGEST_LEASE),
@@ -85,6 +83,16 @@ fn table() -> Vec<Key> {
         // The rescuer has the usual port.
         keys::http_listen("127.0.0.1:9465"),
     ]
+}
+
+/// No limit but what the worker can do.
+const NO_RATE: &str = "off";
+
+fn check_rate(text: &str) -> Result<(), String> {
+    match text {
+        NO_RATE => Ok(()),
+        rate => rate.parse::<Rate>().map(drop).map_err(|error| format!("{error}, or {NO_RATE}")),
+    }
 }
 
 /// [`PayloadFormat`] by the names it has in the settings.
@@ -143,6 +151,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         commands_queue: read.string("commands_queue"),
         topology,
         concurrency: read.integer("concurrency"),
+        rate: read.string("rate").parse().ok(),
         prefetch: read.integer("prefetch"),
         hold_within: read.duration("hold_within"),
         grace: read.duration("shutdown_grace").mul_f64(0.9),
@@ -191,32 +200,22 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     let clock = ServerClock::new(client.clone());
     let deliver = RabbitMq::start(rabbitmq);
     let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);
-    let worker =
-        Worker(Arc::new(Mutex::new(Some(Dispatcher::new(processor, amqp, settings.dispatcher)?.start()))));
-    context.probes.report(worker.clone());
+    let worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
+    context.probes.report(Worker(worker.status()));
     context.stop.cancelled().await;
-    let running = worker.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(running) = running {
-        running.stop().await;
-    }
+    worker.stop().await;
     deliver.close().await;
     Ok(())
 }
 
-/// The worker until it is stopped.
-#[derive(Clone)]
-struct Worker(Arc<Mutex<Option<Running>>>);
+struct Worker(Status);
 
 impl Report for Worker {
     fn not_ready(&self) -> Vec<String> {
-        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match running.as_ref().is_some_and(Running::is_ready) {
-            true => Vec::new(),
-            false => vec!["commands are not being consumed".into()],
-        }
+        self.0.snapshot().not_ready
     }
 
     fn status(&self) -> serde_json::Value {
-        serde_json::Value::Null
+        serde_json::to_value(self.0.snapshot()).unwrap_or_default()
     }
 }

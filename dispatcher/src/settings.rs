@@ -10,7 +10,7 @@ use document_outbox::{
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
 
-use crate::admission::matches_any;
+use crate::{Rate, admission::matches_any};
 
 /// How a [`Dispatcher`](crate::Dispatcher) works.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +29,8 @@ pub struct DispatcherSettings {
     pub topology: TopologyMode,
     /// At most this many documents are processed at a time. Default 32.
     pub concurrency: usize,
+    /// At most this many messages a second are delivered, by this worker. Default as many as it can.
+    pub rate: Option<Rate>,
     /// At most this many commands are taken and not yet settled: those processed, those that wait for their document, and
     /// those kept for a moment. At least `concurrency`. Default 128.
     pub prefetch: u16,
@@ -89,6 +91,7 @@ impl DispatcherSettings {
             commands_queue: COMMANDS_QUEUE.into(),
             topology: TopologyMode::default(),
             concurrency: 32,
+            rate: None,
             prefetch: 128,
             hold_within: Duration::from_secs(5),
             available_within: Duration::from_secs(60),

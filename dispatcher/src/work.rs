@@ -3,12 +3,19 @@
 use std::{
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use document_outbox::{
-    DocumentRef, amqp::Delivery, command::ProcessDocumentMessages, event::Events, process::Processor,
+    DocumentRef,
+    amqp::Delivery,
+    command::{ProcessDocumentMessages, Reason},
+    event::Events,
+    process::Processor,
     turns::Turns,
 };
 use futures::FutureExt;
@@ -20,6 +27,8 @@ use crate::{
     DispatcherEvent, DispatcherSettings, Left,
     admission::admit,
     decision::{Decision, Known, Next, Pass},
+    metrics,
+    rate::Limiter,
 };
 
 /// The pause after a wait for a way to deliver. It doubles each time there turns out to be none all the same, as where one of
@@ -30,6 +39,7 @@ const LONGEST_BREATH: Duration = Duration::from_secs(10);
 /// What all commands of a worker share.
 pub(crate) struct Work {
     processor: Processor,
+    limiter: Option<Arc<Limiter>>,
     settings: DispatcherSettings,
     events: Events<DispatcherEvent>,
     turns: Turns,
@@ -37,13 +47,15 @@ pub(crate) struct Work {
     slots: Semaphore,
     /// Commands kept for a document that is due in a moment.
     holds: Semaphore,
+    /// Commands that wait for whatever reason.
+    kept: AtomicUsize,
     stops: Stops,
 }
 
 /// The two steps of a stop.
 #[derive(Default)]
 pub(crate) struct Stops {
-    /// No command is taken, none is kept.
+    /// No command is taken, none is kept, nothing waits for the rate.
     pub(crate) intake: CancellationToken,
     /// Claims are given back.
     pub(crate) release: CancellationToken,
@@ -57,13 +69,23 @@ enum End {
 
 impl Work {
     pub(crate) fn new(processor: Processor, settings: DispatcherSettings) -> Self {
+        let stops = Stops::default();
+        let concurrency = settings.concurrency.min(Semaphore::MAX_PERMITS);
+        let limiter =
+            settings.rate.map(|rate| Arc::new(Limiter::new(rate, concurrency, stops.intake.clone())));
+        let processor = match &limiter {
+            Some(limiter) => processor.paced(limiter.clone()),
+            None => processor,
+        };
         Self {
             processor,
+            limiter,
             events: Events::default(),
             turns: Turns::default(),
-            slots: Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)),
+            slots: Semaphore::new(concurrency),
             holds: Semaphore::new(usize::from(settings.prefetch / 2)),
-            stops: Stops::default(),
+            kept: AtomicUsize::new(0),
+            stops,
             settings,
         }
     }
@@ -80,6 +102,27 @@ impl Work {
         &self.stops
     }
 
+    pub(crate) fn delivery_available(&self) -> bool {
+        self.processor.deliverer().is_available()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.settings.concurrency.saturating_sub(self.slots.available_permits())
+    }
+
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn throttled(&self) -> Duration {
+        self.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.throttled())
+    }
+
+    fn tell(&self, event: DispatcherEvent, reason: Option<Reason>) {
+        metrics::event(&event, reason);
+        self.events.emit(event);
+    }
+
     pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) {
         let admitted = admit(delivery.message_type.as_deref(), &delivery.body, &self.settings.watch);
         let ProcessDocumentMessages { document, reason } = match admitted {
@@ -87,19 +130,19 @@ impl Work {
             Err(refusal) => {
                 tracing::warn!(%refusal, bytes = delivery.body.len(), "a command was refused");
                 delivery.reject().await;
-                return self.events.emit(DispatcherEvent::Refused { refusal });
+                return self.tell(DispatcherEvent::Refused { refusal }, None);
             }
         };
-        self.events.emit(DispatcherEvent::Taken { document: document.clone(), reason });
+        self.tell(DispatcherEvent::Taken { document: document.clone(), reason }, Some(reason));
         match self.see_through(&document).await {
             // Without its connection a command can't be acknowledged: it comes again, and finds nothing left.
             End::Acknowledge(event) => {
                 delivery.ack().await;
-                self.events.emit(event);
+                self.tell(event, Some(reason));
             }
             End::GiveBack => {
                 delivery.requeue().await;
-                self.events.emit(DispatcherEvent::GivenBack { document });
+                self.tell(DispatcherEvent::GivenBack { document }, Some(reason));
             }
         }
     }
@@ -125,7 +168,7 @@ impl Work {
                 now: self.processor.clock().now().await.unwrap_or_else(|_unasked| DateTime::now()),
                 kept: begun.elapsed(),
                 unavailable,
-                stopping: self.stops.release.is_cancelled(),
+                stopping: self.stops.intake.is_cancelled(),
             };
             let document = document.clone();
             match decision.next(pass, known) {
@@ -198,10 +241,13 @@ impl Work {
     /// Waits with the command in hand; false when the worker stops meanwhile.
     async fn keep(&self, document: DocumentRef, why: Left, wait: impl Future<Output = ()>) -> bool {
         self.events.emit(DispatcherEvent::Kept { document, why });
-        tokio::select! {
+        self.kept.fetch_add(1, Ordering::Relaxed);
+        let waited = tokio::select! {
             () = wait => true,
             () = self.stops.intake.cancelled() => false,
-        }
+        };
+        self.kept.fetch_sub(1, Ordering::Relaxed);
+        waited
     }
 
     fn leave(&self, document: DocumentRef, why: Left) -> End {

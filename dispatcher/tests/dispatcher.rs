@@ -2,8 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[path = "dispatcher/binary.rs"]
+mod binary;
+#[path = "../../tests/support/network.rs"]
+mod network;
+#[path = "../../tests/support/private_broker.rs"]
+mod private_broker;
+#[path = "dispatcher/rate.rs"]
+mod rate;
+#[path = "dispatcher/status.rs"]
+mod status;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+#[path = "dispatcher/watchdog.rs"]
+mod watchdog;
 
 use std::{
     sync::{
@@ -34,6 +46,7 @@ use tokio::sync::broadcast;
 struct Scene {
     test: TestDatabase,
     name: String,
+    broker: String,
     commands: CommandSender,
     publisher: Publisher,
     outside: lapin::Channel,
@@ -42,19 +55,24 @@ struct Scene {
 
 impl Scene {
     async fn set() -> Self {
+        Self::on(&uri("OUTBOX_RABBITMQ_URI")).await
+    }
+
+    /// On another broker.
+    async fn on(broker: &str) -> Self {
         let test = TestDatabase::create().await;
         let name = format!("test-dispatcher-{}", test.database.name());
-        let amqp = AmqpSettings::new(&uri("OUTBOX_RABBITMQ_URI")).unwrap();
+        let amqp = AmqpSettings::new(broker).unwrap();
         let publisher = Publisher::start(amqp, CommandSender::topology(&name, &name, TopologyMode::Declare));
         assert!(publisher.ready().await);
-        let connection =
-            lapin::Connection::connect(&uri("OUTBOX_RABBITMQ_URI"), Default::default()).await.unwrap();
+        let connection = lapin::Connection::connect(broker, Default::default()).await.unwrap();
         Self {
             commands: CommandSender::new(publisher.clone(), &name),
             outside: connection.create_channel().await.unwrap(),
             _connection: connection,
             test,
             name,
+            broker: broker.to_owned(),
             publisher,
         }
     }
@@ -84,10 +102,8 @@ impl Scene {
     }
 
     fn start_with(&self, deliver: impl Deliver, retry: RetryPolicy, settings: DispatcherSettings) -> Worker {
-        let amqp = AmqpSettings::new(&uri("OUTBOX_RABBITMQ_URI")).unwrap();
-        let dispatcher = Dispatcher::new(self.processor(deliver, retry), amqp, settings).unwrap();
-        let events = dispatcher.events().subscribe();
-        Worker { running: dispatcher.start(), events }
+        let amqp = AmqpSettings::new(&self.broker).unwrap();
+        Worker::start(self.processor(deliver, retry), amqp, settings)
     }
 
     fn start(&self, deliver: impl Deliver) -> Worker {
@@ -142,6 +158,12 @@ struct Worker {
 }
 
 impl Worker {
+    fn start(processor: Processor, amqp: AmqpSettings, settings: DispatcherSettings) -> Self {
+        let dispatcher = Dispatcher::new(processor, amqp, settings).unwrap();
+        let events = dispatcher.events().subscribe();
+        Self { running: dispatcher.start(), events }
+    }
+
     /// Waits for the first event that fits.
     async fn wait<T>(&mut self, fits: impl Fn(&DispatcherEvent) -> Option<T>) -> T {
         let look = async {

@@ -18,7 +18,8 @@ pub struct PrivateBroker {
 impl PrivateBroker {
     /// Starts it, on ports that are free; returns when it answers.
     pub async fn start() -> Self {
-        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let checkout = manifest.ancestors().find(|folder| folder.join("scripts/services").exists()).unwrap();
         let name = format!("broker-{}", uuid::Uuid::now_v7().simple());
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::create_dir_all(directory.join("scripts")).unwrap();

@@ -1,0 +1,87 @@
+//! The dispatcher's series, as docs/metrics.md has them; what is delivered is counted by the library.
+
+use document_outbox::command::{CommandError, Reason};
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
+use crate::{DispatcherEvent, Refusal};
+
+const COMMANDS: &str = "outbox_commands_total";
+const REFUSED: &str = "outbox_commands_refused_total";
+const READY: &str = "outbox_consumer_ready";
+const REBUILDS: &str = "outbox_consumer_rebuilds_total";
+const THROTTLED: &str = "outbox_throttled_seconds_total";
+
+const REASONS: [Reason; 5] =
+    [Reason::Stream, Reason::Sweep, Reason::Handoff, Reason::Operator, Reason::Other];
+const OUTCOMES: [&str; 4] = ["finished", "coalesced", "left", "given_back"];
+const CAUSES: [&str; 3] = ["malformed", "not_watched", "too_large"];
+
+/// Makes every series known, at zero.
+pub(crate) fn register() {
+    describe_counter!(COMMANDS, Unit::Count, "commands by what became of them");
+    describe_counter!(REFUSED, Unit::Count, "commands rejected");
+    describe_gauge!(READY, "1 while commands are being consumed");
+    describe_counter!(REBUILDS, Unit::Count, "how often the consumer's connection was built anew");
+    describe_counter!(
+        THROTTLED,
+        Unit::Seconds,
+        "time deliveries spent waiting for the rate, in whole seconds"
+    );
+    for reason in REASONS {
+        for outcome in OUTCOMES {
+            counter!(COMMANDS, "reason" => label(reason), "outcome" => outcome).increment(0);
+        }
+    }
+    for cause in CAUSES {
+        counter!(REFUSED, "cause" => cause).increment(0);
+    }
+    gauge!(READY).set(0);
+    counter!(REBUILDS).increment(0);
+    counter!(THROTTLED).increment(0);
+}
+
+/// Counts what an event ends: a command with this reason, or one that was refused and has none.
+pub(crate) fn event(event: &DispatcherEvent, reason: Option<Reason>) {
+    let outcome = match event {
+        DispatcherEvent::Finished { .. } => "finished",
+        DispatcherEvent::Coalesced { .. } => "coalesced",
+        DispatcherEvent::LeftToSweep { .. } => "left",
+        DispatcherEvent::GivenBack { .. } => "given_back",
+        DispatcherEvent::Refused { refusal } => {
+            return counter!(REFUSED, "cause" => cause(refusal)).increment(1);
+        }
+        DispatcherEvent::Taken { .. } | DispatcherEvent::Kept { .. } => return,
+    };
+    let reason = label(reason.unwrap_or(Reason::Other));
+    counter!(COMMANDS, "reason" => reason, "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn consumer_ready(ready: bool) {
+    gauge!(READY).set(u8::from(ready));
+}
+
+pub(crate) fn consumer_rebuilt() {
+    counter!(REBUILDS).increment(1);
+}
+
+pub(crate) fn throttled(seconds: u64) {
+    counter!(THROTTLED).increment(seconds);
+}
+
+fn label(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Stream => "stream",
+        Reason::Sweep => "sweep",
+        Reason::Handoff => "handoff",
+        Reason::Operator => "operator",
+        Reason::Other => "other",
+    }
+}
+
+fn cause(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Command(CommandError::TooLong(_)) => "too_large",
+        Refusal::WrongType | Refusal::Command(_) => "malformed",
+        Refusal::NotWatched(_) => "not_watched",
+    }
+}

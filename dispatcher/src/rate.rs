@@ -1,0 +1,227 @@
+//! How fast messages are delivered: a rate, and the limiter that keeps to it.
+//!
+//! Consumers that are to bear a backlog of hours must not get it in a minute. The limiter counts messages, and is asked before they
+//! are claimed: what waits for its turn is claimed by nobody, so no claim runs out. It gives out a message at a time where
+//! the rate is low, so that a stall of MongoDB or the broker can't gather many that then go out at once.
+
+use std::{
+    fmt,
+    num::NonZeroU32,
+    str::FromStr,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use document_outbox::process::Pace;
+use governor::{
+    Quota, RateLimiter,
+    clock::Clock,
+    middleware::NoOpMiddleware,
+    state::{InMemoryState, NotKeyed},
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics;
+
+/// Messages per second, written as `500/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(NonZeroU32);
+
+/// Not a rate; says in a sentence, beginning with a verb, what to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is no rate; write messages per second as in 500/s, from 1/s to {MOST}/s")]
+pub struct InvalidRate;
+
+const MOST: u32 = 1_000_000;
+
+impl Rate {
+    /// So many messages in each second.
+    ///
+    /// # Errors
+    /// Zero, or more than a million.
+    pub fn per_second(messages: u32) -> Result<Self, InvalidRate> {
+        NonZeroU32::new(messages).filter(|messages| messages.get() <= MOST).map(Self).ok_or(InvalidRate)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = InvalidRate;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRate> {
+        let number = text.strip_suffix("/s").and_then(|number| number.parse().ok());
+        Self::per_second(number.ok_or(InvalidRate)?)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.0)
+    }
+}
+
+/// Lets messages through, in the order in which they were asked for.
+///
+/// In any second at most the rate, a fiftieth of it that may be saved up, and what is on its way: a twentieth of the rate,
+/// or one message for each document that is processed, whichever is more.
+pub(crate) struct Limiter {
+    bucket: RateLimiter<NotKeyed, InMemoryState, Runtime, NoOpMiddleware<Duration>>,
+    clock: Runtime,
+    /// Whoever holds it is next.
+    line: Mutex<()>,
+    most_at_once: usize,
+    stop: CancellationToken,
+    throttled: Throttled,
+}
+
+/// The runtime's clock, by which it also sleeps.
+#[derive(Clone)]
+struct Runtime {
+    start: Instant,
+}
+
+impl Clock for Runtime {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+impl Limiter {
+    /// `concurrency` is how many ask at a time. Once `stop` is cancelled it gives out nothing.
+    pub(crate) fn new(Rate(rate): Rate, concurrency: usize, stop: CancellationToken) -> Self {
+        let saved = NonZeroU32::new(rate.get() / 50).unwrap_or(NonZeroU32::MIN);
+        let clock = Runtime { start: Instant::now() };
+        let quota = Quota::per_second(rate).allow_burst(saved);
+        Self {
+            bucket: RateLimiter::direct_with_clock(quota, clock.clone()),
+            clock,
+            line: Mutex::default(),
+            most_at_once: (rate.get() as usize / 20 / concurrency.max(1)).max(1),
+            stop,
+            throttled: Throttled::default(),
+        }
+    }
+
+    /// How long deliveries have waited, all added up.
+    pub(crate) fn throttled(&self) -> Duration {
+        Duration::from_nanos(self.throttled.nanos.load(Ordering::Relaxed))
+    }
+
+    async fn one(&self) {
+        let _next = self.line.lock().await;
+        while let Err(early) = self.bucket.check() {
+            sleep(early.wait_time_from(self.clock.now())).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Pace for Limiter {
+    async fn permits(&self, wanted: usize) -> usize {
+        let asked = Instant::now();
+        let given = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => 0,
+            () = self.one() => 1,
+        };
+        self.throttled.add(asked.elapsed());
+        let more =
+            (1..wanted.min(self.most_at_once)).take_while(|_| given == 1 && self.bucket.check().is_ok());
+        given + more.count()
+    }
+}
+
+/// Time added up; counted in whole seconds, as counters are whole.
+#[derive(Default)]
+struct Throttled {
+    nanos: AtomicU64,
+}
+
+impl Throttled {
+    fn add(&self, waited: Duration) {
+        const SECOND: u64 = 1_000_000_000;
+        let waited = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.nanos.fetch_add(waited, Ordering::Relaxed);
+        metrics::throttled(before.wrapping_add(waited) / SECOND - before / SECOND);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn limiter(rate: u32, concurrency: usize) -> Arc<Limiter> {
+        let rate = Rate::per_second(rate).unwrap();
+        Arc::new(Limiter::new(rate, concurrency, CancellationToken::new()))
+    }
+
+    #[test]
+    fn a_rate_is_messages_per_second() {
+        assert_eq!("500/s".parse::<Rate>().map(|rate| rate.to_string()), Ok("500/s".into()));
+        for text in ["500", "0/s", "-1/s", "1.5/s", "500/m", "1000001/s", "/s", ""] {
+            assert_eq!(text.parse::<Rate>(), Err(InvalidRate), "{text}");
+        }
+    }
+
+    /// How many are given in each of a hundred sliding seconds to so many that never have enough.
+    async fn given_in_each_second(limiter: Arc<Limiter>, concurrency: usize) -> Vec<usize> {
+        let start = Instant::now();
+        let ask = |limiter: Arc<Limiter>| async move {
+            let mut given = Vec::new();
+            while start.elapsed() < Duration::from_secs(10) {
+                let permits = limiter.permits(100).await;
+                given.resize(given.len() + permits, start.elapsed());
+            }
+            given
+        };
+        let tasks: Vec<_> = (0..concurrency).map(|_| tokio::spawn(ask(limiter.clone()))).collect();
+        let mut given = Vec::new();
+        for task in tasks {
+            given.extend(task.await.unwrap());
+        }
+        let within = |from: Duration| {
+            given.iter().filter(|at| (from..from + Duration::from_secs(1)).contains(*at)).count()
+        };
+        (0..90).map(|tenth| within(Duration::from_millis(tenth * 100))).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_second_has_the_rate_and_no_more_than_a_few_above() {
+        for (rate, concurrency) in [(7, 32), (500, 32), (1_500, 1), (5_000, 32)] {
+            let seconds = given_in_each_second(limiter(rate, concurrency), concurrency).await;
+            let (least, most) = (rate as usize * 95 / 100, rate as usize * 105 / 100 + 1);
+            assert!(seconds.iter().all(|given| (least..=most).contains(given)), "{rate}: {seconds:?}");
+        }
+    }
+
+    /// However long nothing was asked for, as while the broker was away.
+    #[tokio::test(start_paused = true)]
+    async fn little_can_be_saved_up() {
+        let limiter = limiter(500, 4);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let mut at_once = 0;
+        let now = Instant::now();
+        while now.elapsed().is_zero() {
+            at_once += limiter.permits(100).await;
+        }
+        assert!(at_once <= 12, "{at_once}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_a_wait_and_nothing_is_given_after_it() {
+        let stop = CancellationToken::new();
+        let limiter = Limiter::new(Rate::per_second(1).unwrap(), 1, stop.clone());
+        assert_eq!(limiter.permits(1).await, 1);
+        let (given, ()) = tokio::join!(limiter.permits(1), async { stop.cancel() });
+        assert_eq!(given, 0);
+        assert_eq!(limiter.permits(1).await, 0);
+    }
+}

@@ -1,0 +1,258 @@
+//! The binary itself: several at a time, killed, and told to stop under load.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Stdio,
+};
+
+use futures::StreamExt;
+use lapin::{
+    options::{
+        BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
+    },
+    types::FieldTable,
+};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+};
+
+use super::*;
+
+/// One worker process.
+struct Process {
+    child: Child,
+    /// Stands in every `claimed_by` of its own.
+    name: String,
+}
+
+impl Process {
+    fn start(scene: &Scene, arguments: &[&str]) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_outbox-dispatcher"))
+            .env("OUTBOX_MONGODB_URI", uri("OUTBOX_MONGODB_URI"))
+            .env("OUTBOX_RABBITMQ_URI", &scene.broker)
+            .env("OUTBOX_WATCH", format!("{}.*", scene.test.database.name()))
+            .env("OUTBOX_COMMANDS_EXCHANGE", &scene.name)
+            .env("OUTBOX_COMMANDS_QUEUE", &scene.name)
+            .env("OUTBOX_MESSAGES_EXCHANGE", scene.messages())
+            .env("OUTBOX_STATE_DATABASE", format!("{}_state", scene.test.database.name()))
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let name = format!(":{}/", child.id().unwrap());
+        Self { child, name }
+    }
+
+    /// SIGTERM; returns whether it ended well, which it does not when its grace runs out.
+    async fn terminate(mut self) -> bool {
+        let id = self.child.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+        tokio::time::timeout(LONG, self.child.wait()).await.expect("it ends").unwrap().success()
+    }
+
+    async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
+
+/// What came out of a queue for all messages, in its order: document and amount of each, by message id.
+struct Receiver {
+    received: watch::Receiver<Vec<(String, String, i64)>>,
+}
+
+impl Receiver {
+    async fn start(scene: &Scene) -> Self {
+        let (exchange, queue) = (scene.messages(), format!("{}.received", scene.name));
+        let channel = &scene.outside;
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let none = FieldTable::default;
+        channel
+            .exchange_declare(exchange.clone().into(), lapin::ExchangeKind::Topic, durable, none())
+            .await
+            .unwrap();
+        channel.queue_declare(queue.clone().into(), QueueDeclareOptions::default(), none()).await.unwrap();
+        channel
+            .queue_bind(
+                queue.clone().into(),
+                exchange.into(),
+                "#".into(),
+                QueueBindOptions::default(),
+                none(),
+            )
+            .await
+            .unwrap();
+        let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let mut deliveries = channel.basic_consume(queue.into(), "".into(), consume, none()).await.unwrap();
+        let (sender, received) = watch::channel(Vec::new());
+        tokio::spawn(async move {
+            while let Some(Ok(delivery)) = deliveries.next().await {
+                let id = delivery.properties.message_id().as_ref().unwrap().to_string();
+                let headers = delivery.properties.headers().as_ref().unwrap();
+                let subject = headers.inner().get("cloudEvents:subject").unwrap();
+                let subject = subject.as_long_string().unwrap().to_string();
+                let body: serde_json::Value = serde_json::from_slice(&delivery.data).unwrap();
+                sender.send_modify(|all| all.push((id, subject, body["amount"].as_i64().unwrap())));
+            }
+        });
+        Self { received }
+    }
+
+    /// Waits until so many different messages came; answers with all of them, repeats included.
+    async fn wait(&self, different: usize) -> Vec<(String, String, i64)> {
+        let mut received = self.received.clone();
+        let ids =
+            |all: &[(String, String, i64)]| all.iter().map(|one| one.0.clone()).collect::<BTreeSet<_>>();
+        let enough = tokio::time::timeout(LONG, received.wait_for(|all| ids(all).len() >= different)).await;
+        match enough {
+            Ok(all) => all.unwrap().clone(),
+            Err(_) => panic!("{} of {different} came", ids(&self.received.borrow()).len()),
+        }
+    }
+}
+
+/// P4: the first sight of each message is in its document's order.
+fn assert_in_order(received: &[(String, String, i64)], messages: i64) {
+    let mut seen = BTreeSet::new();
+    let mut documents = BTreeMap::<&str, Vec<i64>>::new();
+    for (id, document, amount) in received {
+        if seen.insert(id) {
+            documents.entry(document).or_default().push(*amount);
+        }
+    }
+    for (document, amounts) in documents {
+        assert_eq!(amounts, (1..=messages).collect::<Vec<_>>(), "{document}");
+    }
+}
+
+/// Every `claimed_by` that is written from now on.
+async fn claims(scene: &Scene) -> watch::Receiver<Vec<String>> {
+    let mut changes = scene.test.orders().watch().await.unwrap();
+    let (sender, claims) = watch::channel(Vec::new());
+    tokio::spawn(async move {
+        loop {
+            let Some(change) = changes.next_if_any().await.unwrap() else {
+                if sender.is_closed() {
+                    return;
+                }
+                continue;
+            };
+            let updated = change.update_description.map(|update| update.updated_fields).unwrap_or_default();
+            sender.send_modify(|claims| claims.push(updated.to_string()));
+        }
+    });
+    claims
+}
+
+async fn until_claimed(claims: &watch::Receiver<Vec<String>>, by: &Process) {
+    let mut claims = claims.clone();
+    let by_it = |claims: &Vec<String>| claims.iter().any(|claim| claim.contains(&by.name));
+    drop(tokio::time::timeout(LONG, claims.wait_for(by_it)).await.expect("it claims").unwrap());
+}
+
+impl Scene {
+    async fn until_consumed_by(&self, workers: u32) {
+        let look = async {
+            loop {
+                let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+                let queue = self
+                    .outside
+                    .queue_declare(self.name.clone().into(), passive, FieldTable::default())
+                    .await
+                    .unwrap();
+                if queue.consumer_count() == workers {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, look).await.expect("so many consume");
+    }
+
+    async fn strike_binary(self) {
+        let queue = format!("{}.received", self.name);
+        self.outside.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+        self.outside.exchange_delete(self.messages().into(), ExchangeDeleteOptions::default()).await.unwrap();
+        self.test.client.database(&format!("{}_state", self.test.database.name())).drop().await.unwrap();
+        self.strike().await;
+    }
+}
+
+fn documents(prefix: &str, count: i64) -> impl Iterator<Item = (String, i64)> {
+    (0..count).map(move |nth| (format!("{prefix}-{nth}"), MESSAGES))
+}
+
+const MESSAGES: i64 = 5;
+
+/// P2, P3, P4 with replicas: every message once and in order; and at least once when one of them is killed at work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_dispatchers_share_the_work_and_one_goes_on_when_the_other_is_killed() {
+    let scene = Scene::set().await;
+    let receiver = Receiver::start(&scene).await;
+    let claims = claims(&scene).await;
+    // There is no rescuer: the other has room to keep all that the dead one may have claimed, for longer than its lease.
+    let arguments = ["--prefetch=16", "--concurrency=4", "--claim-lease=2s"];
+    let (one, other) = (Process::start(&scene, &arguments), Process::start(&scene, &arguments));
+    scene.until_consumed_by(2).await;
+
+    scene.strand(documents("first", 200)).await;
+    let received = receiver.wait(200 * MESSAGES as usize).await;
+    scene.test.wait_until_all_are_empty().await;
+    assert_eq!(received.len(), 200 * MESSAGES as usize, "none comes twice");
+    assert_in_order(&received, MESSAGES);
+    until_claimed(&claims, &one).await;
+    until_claimed(&claims, &other).await;
+
+    let before = claims.borrow().len();
+    scene.strand(documents("second", 200)).await;
+    let at_work = |claims: &Vec<String>| claims[before..].iter().any(|claim| claim.contains(&one.name));
+    drop(tokio::time::timeout(LONG, claims.clone().wait_for(at_work)).await.unwrap().unwrap());
+    one.kill().await;
+    let received = receiver.wait(400 * MESSAGES as usize).await;
+    scene.test.wait_until_all_are_empty().await;
+    assert_in_order(&received, MESSAGES);
+
+    assert!(other.terminate().await);
+    assert!(scene.queue_is_empty().await);
+    scene.strike_binary().await;
+}
+
+/// SIGTERM: commands in hand are finished or given back, claims are released, within the grace; nothing is lost or repeated.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispatcher_that_is_told_to_stop_under_load_leaves_nothing_claimed_lost_or_repeated() {
+    const DOCUMENTS: i64 = 200;
+    let scene = Scene::set().await;
+    let receiver = Receiver::start(&scene).await;
+    scene.strand(documents("o", DOCUMENTS)).await;
+    // Slow enough that it can't be done before the signal comes.
+    for stop_after in [20, 100] {
+        let process = Process::start(&scene, &["--rate=100/s"]);
+        receiver.wait(stop_after).await;
+        assert!(process.terminate().await, "it ended before its grace did");
+        let claimed = doc! { "outbox.claimed_by": { "$exists": true } };
+        assert_eq!(scene.test.orders().count_documents(claimed).await.unwrap(), 0, "nothing stays claimed");
+        let counted =
+            doc! { "$or": [{ "outbox.attempts": { "$gt": 0 } }, { "outbox.claims": { "$gt": 0 } }] };
+        assert_eq!(scene.test.orders().count_documents(counted).await.unwrap(), 0, "a stop is no attempt");
+        let left = doc! { "outbox.0": { "$exists": true } };
+        assert!(
+            scene.test.orders().count_documents(left).await.unwrap() > 0,
+            "or else it was not under load"
+        );
+    }
+    // And at full speed, with as much on its way as it ever has.
+    let process = Process::start(&scene, &[]);
+    receiver.wait(300).await;
+    assert!(process.terminate().await);
+    let process = Process::start(&scene, &[]);
+    let received = receiver.wait((DOCUMENTS * MESSAGES) as usize).await;
+    scene.test.wait_until_all_are_empty().await;
+    assert!(process.terminate().await);
+    assert_eq!(received.len(), (DOCUMENTS * MESSAGES) as usize, "none comes twice");
+    assert_in_order(&received, MESSAGES);
+    assert!(scene.queue_is_empty().await);
+    scene.strike_binary().await;
+}

@@ -1,0 +1,136 @@
+//! The rate limit on a backlog, with a real broker.
+
+use std::time::Instant;
+
+use document_outbox::deliver::{RabbitMq, RabbitMqSettings};
+use outbox_dispatcher::Rate;
+use tokio::sync::watch;
+
+use super::*;
+
+/// Notes when each message was confirmed. Here and not at a consumer: a broker or a consumer that is held up for a moment hands
+/// out together what was published one by one, and that is not the limiter's doing.
+struct Clocked {
+    rabbitmq: RabbitMq,
+    confirmed: watch::Sender<Vec<Instant>>,
+}
+
+#[async_trait]
+impl Deliver for Clocked {
+    async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+        let answers = self.rabbitmq.deliver(window).await;
+        let confirmed = answers.iter().filter(|answer| answer.outcome == Outcome::Delivered).count();
+        self.confirmed.send_modify(|times| times.resize(times.len() + confirmed, Instant::now()));
+        answers
+    }
+
+    fn is_available(&self) -> bool {
+        self.rabbitmq.is_available()
+    }
+
+    async fn available(&self) {
+        self.rabbitmq.available().await;
+    }
+}
+
+impl Scene {
+    pub(super) async fn rabbitmq(&self, broker: &str) -> RabbitMq {
+        let mut settings = RabbitMqSettings::new(broker).unwrap();
+        settings.exchange = self.messages();
+        settings.amqp.confirm_timeout = Duration::from_secs(1);
+        settings.accept_unroutable = ["order.added".to_owned()].into();
+        let rabbitmq = RabbitMq::start(settings);
+        tokio::time::timeout(LONG, rabbitmq.available()).await.unwrap();
+        rabbitmq
+    }
+
+    pub(super) fn messages(&self) -> String {
+        format!("{}.messages", self.name)
+    }
+
+    /// Documents as another writer leaves them, with so many messages each, and a command for each.
+    pub(super) async fn strand(&self, documents: impl IntoIterator<Item = (String, i64)>) {
+        let documents: Vec<_> = documents.into_iter().collect();
+        let entry =
+            |amount: i64| doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
+        let stored = documents.iter().map(|(id, messages)| {
+            doc! { "_id": id, "outbox": (1..=*messages).map(entry).collect::<Vec<_>>() }
+        });
+        self.test.orders().insert_many(stored).await.unwrap();
+        let commands = documents.iter().map(|(id, _)| ProcessDocumentMessages {
+            document: self.document(id.as_str()),
+            reason: Reason::Sweep,
+        });
+        assert!(self.commands.send(commands.collect()).await.iter().all(Result::is_ok));
+    }
+}
+
+/// *At `rate = 500/s` no second exceeds 550.* A slow machine only makes it less.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_thousands_is_delivered_at_the_rate_and_no_second_has_a_tenth_more() {
+    const MOST: usize = 550;
+    let scene = Scene::set().await;
+    let single = (0..1_500).map(|nth| (format!("single-{nth}"), 1));
+    let several = (0..100).map(|nth| (format!("several-{nth}"), 10));
+    let messages = 2_500 + 200;
+    scene.strand(single.chain(several).chain([("long".to_owned(), 200)])).await;
+    let (confirmed, mut times) = watch::channel(Vec::new());
+    let clocked = Clocked { rabbitmq: scene.rabbitmq(&scene.broker).await, confirmed };
+    let mut settings = scene.settings();
+    settings.rate = Some(Rate::per_second(500).unwrap());
+    let worker = scene.start_with(clocked, RetryPolicy::default(), settings);
+    let all = times.wait_for(|times| times.len() >= messages);
+    let times = tokio::time::timeout(2 * LONG, all).await.expect("all are delivered").unwrap().clone();
+    let second = |from: &Instant| {
+        times.iter().filter(|at| (*from..*from + Duration::from_secs(1)).contains(*at)).count()
+    };
+    let most = times.iter().map(second).max().unwrap();
+    assert!(most <= MOST, "{most} messages in one second");
+    let throttled = worker.running.status().snapshot().throttled_seconds;
+    assert!(throttled > 0.0, "or else the limit was never reached");
+    worker.running.stop().await;
+    assert_eq!(times.len(), messages, "each was delivered once");
+    let filled = doc! { "outbox.0": { "$exists": true } };
+    assert_eq!(scene.test.orders().count_documents(filled).await.unwrap(), 0);
+    let delete = ExchangeDeleteOptions::default();
+    scene.outside.exchange_delete(scene.messages().into(), delete).await.unwrap();
+    scene.strike().await;
+}
+
+/// What waits for the rate is claimed by nobody, and a stop doesn't wait for it.
+#[tokio::test]
+async fn a_message_that_waits_for_the_rate_is_not_claimed_and_a_stop_gives_its_command_back() {
+    const MESSAGES: usize = 20;
+    let scene = Scene::set().await;
+    scene.strand([("o-1".to_owned(), MESSAGES as i64)]).await;
+    let recorder = Recorder::default();
+    let mut settings = scene.settings();
+    settings.rate = Some(Rate::per_second(1).unwrap());
+    settings.unordered = settings.watch.clone();
+    let mut worker = scene.start_with(recorder.clone(), quick_retry(), settings);
+    recorder.wait_delivered(1).await;
+    let cleared = |stored: &Document| stored.get_array("outbox").unwrap().len() < MESSAGES;
+    let stored = scene.test.wait_until("o-1", cleared).await;
+    let waiting = stored.get_array("outbox").unwrap();
+    assert!(!waiting.is_empty(), "or else it proves nothing");
+    for entry in waiting {
+        assert_eq!(entry.as_document().unwrap().get("claimed_by"), None);
+    }
+    // Within the grace of 25 s all would be delivered: the stop must not use it for that.
+    worker.running.stop().await;
+    let given_back = loop {
+        match worker.events.recv().await.unwrap() {
+            DispatcherEvent::GivenBack { .. } => break true,
+            DispatcherEvent::Finished { .. } => break false,
+            _ => {}
+        }
+    };
+    assert!(given_back);
+    assert!(!scene.is_cleared("o-1").await);
+    let next = Recorder::default();
+    let mut worker = scene.start(next.clone());
+    assert_eq!(worker.finished().await, Processed::Done);
+    assert_eq!(recorder.delivered().len() + next.delivered().len(), MESSAGES);
+    worker.running.stop().await;
+    scene.strike().await;
+}
