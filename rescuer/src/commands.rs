@@ -73,6 +73,10 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
     if wanted.is_empty() {
         return sent;
     }
+    if context.is_over() {
+        sent.failed = wanted;
+        return sent;
+    }
     let command = |wanted: &Wanted| ProcessDocumentMessages { document: wanted.document.clone(), reason };
     let mut answers = context.commands.send(wanted.iter().map(command).collect()).await.into_iter();
     let mut first_failure = None;
@@ -108,7 +112,7 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
 pub(crate) async fn send_all(context: &Context, wanted: Vec<Wanted>, reason: Reason) -> Option<usize> {
     let (mut pauses, mut left, mut confirmed) = (Pauses::new(), wanted, 0);
     while !left.is_empty() {
-        if context.stop.is_cancelled() {
+        if context.is_over() {
             return None;
         }
         let sent = send(context, left, reason).await;

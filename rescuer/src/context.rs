@@ -1,4 +1,4 @@
-//! What the stream and the sweep of one rescuer share.
+//! What stream and sweep share, while this process owns the stream.
 
 use std::{
     sync::{
@@ -11,7 +11,7 @@ use std::{
 use document_outbox::{clock::ServerClock, event::Events};
 use mongodb::{
     Client, Collection, Namespace,
-    bson::{DateTime, RawDocumentBuf},
+    bson::{DateTime, RawDocumentBuf, Timestamp},
     error::Error,
     options::{CollectionOptions, ReadPreference, SelectionCriteria},
 };
@@ -19,25 +19,44 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Commands, RescueEvent, RescuerError, Settings,
-    commands::Pauses,
-    fault::{self, Fault},
-    look::Unreadable,
-    position::Positions,
-    queued::Queued,
+    Commands, RescueEvent, RescuerError, Settings, budget::Budget, coverage::Plan, fault, lease::Held,
+    look::Unreadable, position::Positions, queued::Queued,
 };
 
-pub(crate) struct Context {
+/// What all streams of a process share.
+#[derive(Clone)]
+pub(crate) struct Shared {
     pub(crate) client: Client,
-    pub(crate) settings: Settings,
+    pub(crate) settings: Arc<Settings>,
     pub(crate) commands: Arc<dyn Commands>,
     pub(crate) events: Events<RescueEvent>,
     pub(crate) clock: ServerClock,
+    /// For the sweeps of all streams together.
+    pub(crate) budget: Arc<Budget>,
+    /// What this process is called.
+    pub(crate) owner: Arc<str>,
+}
+
+/// One stream, from when its lease is taken until it is lost or given back.
+pub(crate) struct Context {
+    pub(crate) shared: Shared,
+    pub(crate) plan: Plan,
+    pub(crate) held: Held,
     pub(crate) positions: Positions,
+    /// Where to begin instead of at the position.
+    pub(crate) start_at: Option<Timestamp>,
     pub(crate) full_sweep: FullSweep,
     pub(crate) queued: Mutex<Queued>,
     pub(crate) unreadable: Mutex<Unreadable>,
     pub(crate) stop: CancellationToken,
+}
+
+impl std::ops::Deref for Context {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
 }
 
 impl Context {
@@ -47,6 +66,25 @@ impl Context {
 
     pub(crate) fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing new may be begun: told to stop, or the lease is over. Asked before anything is queued or saved, since
+    /// a process that was paused goes on where it was before any timer of its own has run.
+    pub(crate) fn is_over(&self) -> bool {
+        if !self.stop.is_cancelled() && !self.held.lasts() {
+            self.step_back("its lease ended before it could be renewed, or this process was paused");
+        }
+        self.stop.is_cancelled()
+    }
+
+    /// Stops both halves of this stream, for another rescuer to go on, or this one later.
+    pub(crate) fn step_back(&self, reason: &str) {
+        if !self.stop.is_cancelled() {
+            let (stream, epoch) = (self.plan.name.clone(), self.held.epoch);
+            tracing::warn!(stream, epoch, reason, "no longer the owner of the stream; standing by");
+            self.stop.cancel();
+            self.events.emit(RescueEvent::SteppedBack { stream, epoch, reason: reason.into() });
+        }
     }
 
     /// A collection to look documents up in: on the primary, which has everything that a change stream has shown.
@@ -69,27 +107,12 @@ impl Context {
     pub(crate) async fn insist<T, F>(
         &self,
         doing: &'static str,
-        mut attempt: impl FnMut() -> F,
+        attempt: impl FnMut() -> F,
     ) -> Result<Option<T>, RescuerError>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let mut pauses = Pauses::new();
-        while !self.stop.is_cancelled() {
-            match attempt().await {
-                Ok(done) => return Ok(Some(done)),
-                Err(source) => match fault::of(&source) {
-                    Fault::Fatal(advice) => {
-                        return Err(RescuerError::Refused { doing, advice, source });
-                    }
-                    Fault::Passing | Fault::Lost => {
-                        tracing::warn!(error = fault::text(&source), "could not {doing}; trying again");
-                        pauses.pause(&self.stop).await;
-                    }
-                },
-            }
-        }
-        Ok(None)
+        fault::insist(doing, || self.is_over(), &self.stop, attempt).await
     }
 }
 
@@ -120,7 +143,7 @@ impl FullSweep {
     pub(crate) fn request_later(context: &Arc<Context>) {
         let context = context.clone();
         tokio::spawn(async move {
-            let old = tokio::time::sleep(context.settings.delay + MARGIN);
+            let old = tokio::time::sleep(context.plan.delay + MARGIN);
             if context.stop.run_until_cancelled(old).await.is_some() {
                 context.full_sweep.request();
             }

@@ -120,7 +120,7 @@ impl Follower<'_> {
             };
             let wait = until(now, due);
             if wait.is_zero() {
-                return Ok(!self.context.stop.is_cancelled());
+                return Ok(!self.context.is_over());
             }
             if !announced {
                 announced = true;
@@ -172,7 +172,7 @@ impl Follower<'_> {
     }
 
     fn due(&self, filled: &Filled) -> DateTime {
-        later(filled.at, self.context.settings.delay)
+        later(filled.at, self.context.plan.delay)
     }
 
     async fn save_if_due(&mut self) -> Result<(), RescuerError> {
@@ -184,12 +184,17 @@ impl Follower<'_> {
 
     /// Saves what is not saved yet. A failure that passes is no error: the position stays unsaved and the next save has it.
     async fn save(&mut self) -> Result<(), RescuerError> {
+        // Told to stop, it saves all the same; after the lease it doesn't.
+        if !self.context.held.lasts() {
+            self.context.is_over();
+            return Ok(());
+        }
         let Some(mark) = self.unsaved.take() else {
             return Ok(());
         };
         self.saved = Instant::now();
         let saved = match self.context.clock.now().await {
-            Ok(now) => self.context.positions.save(&mark, now).await,
+            Ok(now) => self.context.positions.save(&mark, self.context.held.epoch, now).await,
             Err(error) => Err(error),
         };
         match saved {
@@ -198,7 +203,10 @@ impl Follower<'_> {
                 self.context.events.emit(RescueEvent::PositionSaved { cluster_time });
                 Ok(())
             }
-            Ok(Saved::Fenced) => Err(RescuerError::Fenced(self.context.settings.stream.clone())),
+            Ok(Saved::Fenced) => {
+                self.context.step_back("another rescuer has saved a position, or somebody deleted it");
+                Ok(())
+            }
             Err(error) => {
                 let error = fault::text(&error);
                 tracing::warn!(error, "the position could not be saved; trying again");

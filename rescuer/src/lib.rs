@@ -26,7 +26,8 @@
 //! # Caveats
 //! - A command is a hint. One more than needed is harmless, and there are some: after a crash, around a busy document.
 //! - The oplog has to reach back further than the delay.
-//! - One rescuer of a name at a time; a second one takes the position over and the first ends.
+//! - Several rescuers of a name stand in for each other: one owns a stream, for as long as it renews its lease in the state
+//!   database; the others stand by.
 //!
 //! # Example
 //! ```no_run
@@ -51,12 +52,14 @@ mod budget;
 mod change;
 mod commands;
 mod context;
+mod coverage;
 mod error;
 mod event;
 mod fault;
 mod filter;
 mod follow;
 mod index;
+mod lease;
 mod look;
 mod page;
 mod position;
@@ -76,4 +79,4 @@ pub use error::RescuerError;
 pub use event::{ReopenCause, RescueEvent, StartedFrom};
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
-pub use settings::{LONGEST_DELAY, OnHistoryLost, SHORTEST_DELAY, Settings};
+pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};

@@ -1,14 +1,22 @@
 //! `outbox-rescuer`: a shell around the library of the same name.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use document_outbox::{
     CommandSender,
     amqp::{AmqpSettings, Publisher, TopologyMode},
 };
-use mongodb::{Client, options::ClientOptions};
+use mongodb::{
+    Client,
+    bson::{DateTime, Timestamp},
+    options::ClientOptions,
+};
 use outbox_rescuer::{
-    BrokerCommands, CancellationToken, LONGEST_DELAY, OnHistoryLost, Rescuer, SHORTEST_DELAY, Settings,
+    BrokerCommands, CancellationToken, LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, Rescuer, SHORTEST_DELAY,
+    SHORTEST_LEASE, Settings,
 };
 use outbox_service::{Daemon, Exit, Key, Kind, Reader, Uri, keys};
 
@@ -31,6 +39,13 @@ fn table() -> Vec<Key> {
             Kind::Duration(SHORTEST_DELAY..=LONGEST_DELAY),
             "How old a message must be before it is rescued. Longer than inline delivery ever takes, shorter than what \
              a crash may cost; the oplog has to reach back further.",
+        )
+        .with_default("15s"),
+        Key::new(
+            "lease",
+            Kind::Duration(SHORTEST_LEASE..=LONGEST_LEASE),
+            "How long a rescuer owns a stream without renewing it: how long others of the same stream wait before they take \
+             over from one that died.",
         )
         .with_default("15s"),
         Key::new(
@@ -71,11 +86,19 @@ fn table() -> Vec<Key> {
              fail, or go on from the latest change.",
         )
         .with_default("sweep"),
+        Key::new(
+            "start_at",
+            Kind::Text(check_start_at),
+            "An operator's tool: read from this time, 2026-01-31T12:00:00Z or so long ago, 1h, at every start, whatever the \
+             position says.",
+        )
+        .with_default(""),
         keys::unordered(),
         Key::new(
             "stream",
             Kind::Text(check_stream),
-            "Names the position in the state database. Rescuers that watch different collections need different names.",
+            "Names position and lease in the state database. Rescuers of one name stand in for each other; those that watch \
+             different collections need different names.",
         )
         .with_default("default"),
         keys::state_database(),
@@ -89,6 +112,33 @@ fn check_stream(name: &str) -> Result<(), String> {
     match name.len() <= 255 && !name.chars().any(char::is_control) {
         true => Ok(()),
         false => Err("is longer than 255 bytes or holds a control character; choose another name".into()),
+    }
+}
+
+fn check_start_at(text: &str) -> Result<(), String> {
+    start_at(text).map(drop)
+}
+
+/// A time, or so long before now, which must be past; none where nothing is said.
+fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
+    const AGAIN: &str = "write a time as in 2026-01-31T12:00:00Z, or how long ago, as in 1h";
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let now = SystemTime::now();
+    let time = match humantime::parse_duration(text) {
+        Ok(ago) => now.checked_sub(ago).ok_or_else(|| format!("is too long ago; {AGAIN}"))?,
+        Err(_) => DateTime::parse_rfc3339_str(text)
+            .map_err(|_| format!("is neither a time nor a duration; {AGAIN}"))?
+            .to_system_time(),
+    };
+    let seconds = time.duration_since(UNIX_EPOCH).ok().and_then(|since| u32::try_from(since.as_secs()).ok());
+    match seconds {
+        Some(time) if SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(time.into()) => {
+            Ok(Some(Timestamp { time, increment: 1 }))
+        }
+        Some(_) => Err("is still to come; name a time that is past".into()),
+        None => Err(format!("is no time that MongoDB's log could have; {AGAIN}")),
     }
 }
 
@@ -112,6 +162,8 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
         unordered: read.namespaces("unordered"),
         stream: read.string("stream"),
         delay: read.duration("delay"),
+        lease: read.duration("lease"),
+        start_at: start_at(&read.string("start_at")).ok().flatten(),
         sweep_interval: read.duration("sweep_interval"),
         full_sweep_interval: read.duration("full_sweep_interval"),
         requeue_pause: read.duration("requeue_pause"),

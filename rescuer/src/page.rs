@@ -24,7 +24,7 @@ pub(crate) async fn check(context: &Context, changes: Vec<Filled>) -> Result<boo
         let Some(now) = context.now().await? else {
             return Ok(false);
         };
-        let moment = Moment::following(now, context.settings.delay);
+        let moment = Moment::following(now, context.plan.delay);
         let find = || find(context, &namespace, &refs, moment);
         match context.insist("look documents of a change up", find).await? {
             Some(found) => wanted.extend(found),

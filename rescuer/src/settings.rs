@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use document_outbox::deliverable::Ordering;
-use mongodb::Namespace;
+use mongodb::{Namespace, bson::Timestamp};
 use outbox_service::{Choice, NamespacePattern};
+
+use crate::coverage;
 
 /// What to do when the stream cannot go on from the saved position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,19 +31,25 @@ pub struct Settings {
     /// Names the stream in the state database. Rescuers that watch different things there need different names.
     /// Default: `default`.
     pub stream: String,
-    /// The collections with outboxes.
+    /// The collections with outboxes. The first pattern that matches one counts; each delay has a stream of its own.
     pub watch: Vec<NamespacePattern>,
     /// The collections among them whose messages keep no order within a document. Default: none.
     pub unordered: Vec<NamespacePattern>,
-    /// How old a message must be before it is rescued, so that the inline dispatcher comes first. From 1 s to 24 h.
-    /// Default: 15 s.
+    /// How old a message must be before it is rescued, so that the inline dispatcher comes first, where its pattern in
+    /// `watch` has no delay of its own. From 1 s to 24 h. Default: 15 s.
     pub delay: Duration,
+    /// How long the lease on a stream lasts: how long it takes until another rescuer goes on where one died. From 1 s to
+    /// 10 min. Default: 15 s.
+    pub lease: Duration,
+    /// Read from this time when a stream is owned for the first time, whatever its position says: for an operator who wants
+    /// changes checked again. Every start does so, for as long as it is set. Default: none.
+    pub start_at: Option<Timestamp>,
     /// How often the sweep goes through what is due. Default: 10 s.
     pub sweep_interval: Duration,
     /// How often the sweep also looks at entries without a date, and at collections without the index that makes
     /// it cheap, from end to end. Default: 1 h.
     pub full_sweep_interval: Duration,
-    /// How many queries a second the sweep may send. Default: 50.
+    /// How many queries a second the sweeps of all streams together may send. Default: 50.
     pub sweep_queries_per_second: u32,
     /// How many changes or documents are dealt with at a time. Default: 500.
     pub page_size: usize,
@@ -59,7 +67,8 @@ pub struct Settings {
     pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
-    /// How many documents the sweep remembers to have queued lately. About 100 bytes each. Default: 100,000.
+    /// How many documents the sweeps of all streams together remember to have queued lately. About 100 bytes each.
+    /// Default: 100,000.
     pub queued_capacity: usize,
     /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
     /// time, up to 2 min. Default: 30 s.
@@ -74,6 +83,8 @@ impl Settings {
             watch,
             unordered: Vec::new(),
             delay: Duration::from_secs(15),
+            lease: Duration::from_secs(15),
+            start_at: None,
             sweep_interval: Duration::from_secs(10),
             full_sweep_interval: Duration::from_secs(3600),
             sweep_queries_per_second: 50,
@@ -103,7 +114,7 @@ impl Settings {
             "names no collection; name at least one, as in shop.orders or shop.*",
         );
         check(
-            self.watch.iter().any(|pattern| pattern.database() == self.state_database),
+            self.watch.iter().any(|pattern| pattern.database().exact() == Some(&self.state_database)),
             &["watch", "state_database"],
             "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
@@ -112,11 +123,29 @@ impl Settings {
             &["unordered", "watch"],
             "names collections that are not in watch; add them there or drop them here",
         );
-        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
+        if let Some((pattern, by)) = coverage::covered(&self.watch) {
+            let sentence = format!(
+                "has {pattern} behind {by}, which comes first and means all that it does; put it in front, or drop it"
+            );
+            check(true, &["watch"], &sentence);
+        }
+        let outside = |delay: Duration| delay < SHORTEST_DELAY || delay > LONGEST_DELAY;
         check(
-            self.delay < SHORTEST_DELAY || self.delay > LONGEST_DELAY,
-            &["delay"],
-            "must be from 1s to 24h",
+            self.watch.iter().filter_map(NamespacePattern::delay).any(outside),
+            &["watch"],
+            "has a delay that is not from 1s to 24h",
+        );
+        check(
+            self.unordered.iter().any(|pattern| pattern.delay().is_some()),
+            &["unordered"],
+            "has a delay, which belongs in watch; drop it here",
+        );
+        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
+        check(outside(self.delay), &["delay"], "must be from 1s to 24h");
+        check(
+            self.lease < SHORTEST_LEASE || self.lease > LONGEST_LEASE,
+            &["lease"],
+            "must be from 1s to 10min",
         );
         check(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");
         check(
@@ -138,11 +167,6 @@ impl Settings {
         problems
     }
 
-    /// Whether a collection is watched.
-    pub fn watches(&self, namespace: &Namespace) -> bool {
-        matches_any(&self.watch, namespace)
-    }
-
     /// Whether the messages of a document of this collection keep their order.
     pub fn ordering(&self, namespace: &Namespace) -> Ordering {
         match matches_any(&self.unordered, namespace) {
@@ -152,14 +176,7 @@ impl Settings {
     }
 
     fn watches_some_of(&self, pattern: &NamespacePattern) -> bool {
-        self.watch.iter().any(|watched| {
-            let same = |a: &str, b: &str| a == b;
-            same(watched.database(), pattern.database())
-                && match (watched.collection(), pattern.collection()) {
-                    (Some(watched), Some(named)) => same(watched, named),
-                    _ => true,
-                }
-        })
+        self.watch.iter().any(|watched| watched.overlaps(pattern))
     }
 }
 
@@ -167,6 +184,11 @@ impl Settings {
 pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 /// Longer, and few oplogs would reach back to it.
 pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Shorter, and a busy machine would lose it.
+pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+/// Longer, and nothing would be rescued for too long after a crash.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
 
 fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
     patterns.iter().any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
@@ -198,6 +220,20 @@ mod tests {
             about,
             ["watch", "unordered", "delay", "sweep_interval", "page_size", "cursor_idle_limit"]
         );
+    }
+
+    #[test]
+    fn patterns_that_cannot_work_together_are_told() {
+        let told = |patterns: &[&str]| {
+            let problems = watching(patterns).problems();
+            problems.into_iter().map(|(_, sentence)| sentence).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(told(&["shop.orders@2s", "shop.*", "*.orders@1h"]), "");
+        assert!(told(&["shop.*", "shop.orders@2s"]).contains("has shop.orders@2s behind shop.*"));
+        assert!(told(&["shop.*@20ms"]).contains("from 1s to 24h"));
+        let mut settings = watching(&["shop.*@2s"]);
+        settings.unordered = vec!["shop.orders@2s".parse().unwrap()];
+        assert!(settings.problems()[0].1.contains("belongs in watch"));
     }
 
     #[test]

@@ -167,8 +167,9 @@ impl Reader {
     }
 
     async fn open(&self) -> Result<ChangeStream<RawChange>, Error> {
-        let Context { client, settings, .. } = &*self.context;
-        let stages = pipeline(&settings.watch);
+        let (client, settings) = (&self.context.client, &self.context.settings);
+        let coverage = &self.context.plan.coverage;
+        let stages = pipeline(coverage);
         // `startAfter`, since unlike `resumeAfter` it goes on behind an invalidate.
         let (after, at) = match &self.mark {
             Mark { token: Some(token), .. } => (Some(token.clone()), None),
@@ -181,7 +182,7 @@ impl Reader {
             .max_await_time(MAX_AWAIT)
             .batch_size(batch)
             .build();
-        let stream = match Scope::of(&settings.watch) {
+        let stream = match Scope::of(coverage) {
             Scope::Cluster => client.watch().pipeline(stages).with_options(options).await?,
             Scope::Database(database) => {
                 let database = client.database(&database);
@@ -287,7 +288,7 @@ impl Reader {
     }
 
     fn told_to_stop(&self) -> bool {
-        self.context.stop.is_cancelled() || self.out.is_closed()
+        self.context.is_over() || self.out.is_closed()
     }
 }
 

@@ -6,7 +6,10 @@
 
 mod broker;
 mod faults;
+mod lease;
+mod patterns;
 mod position;
+mod process;
 mod stream;
 mod support;
 mod sweep;

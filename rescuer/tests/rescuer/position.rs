@@ -1,6 +1,6 @@
 //! What the position is worth: restarts, losses, forgeries.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, doc};
 use outbox_rescuer::{OnHistoryLost, RescueEvent, RescuerError, Settings, StartedFrom};
@@ -215,19 +215,6 @@ async fn with_other_patterns_the_stream_starts_at_the_positions_time() {
         running.page().await;
     }
     running.stop().await.unwrap();
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_second_rescuer_of_the_name_takes_over_and_the_first_ends() {
-    let (world, commands) = (World::new().await, Recorder::new());
-    let first = world.started(&commands, world.settings()).await;
-    let second = world.started(&commands, world.settings()).await;
-    world.orders().insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
-    let ended = tokio::time::timeout(PATIENCE, first.task).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(RescuerError::Fenced(_))), "{ended:?}");
-    second.stop().await.unwrap();
-    assert!(commands.refusals.load(Ordering::SeqCst) == 0);
     world.end().await;
 }
 

@@ -32,6 +32,19 @@ pub(crate) fn mongodb_uri() -> String {
     std::env::var("OUTBOX_MONGODB_URI").expect("eval \"$(scripts/services env)\" first")
 }
 
+pub(crate) fn rabbitmq_uri() -> String {
+    std::env::var("OUTBOX_RABBITMQ_URI").expect("eval \"$(scripts/services env)\" first")
+}
+
+/// Exchanges and queues are durable, so a test takes its own away.
+pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
+    let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.queue_delete(queue.into(), Default::default()).await.unwrap();
+    channel.exchange_delete(exchange.into(), Default::default()).await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+}
+
 /// A database of its own, and the state database of its own rescuer; both are dropped by [`World::end`].
 pub(crate) struct World {
     pub(crate) client: Client,
@@ -67,6 +80,11 @@ impl World {
         self.state.collection("positions")
     }
 
+    /// The lease of the stream, as anybody can read it.
+    pub(crate) fn leases(&self) -> Collection<Document> {
+        self.state.collection("leases")
+    }
+
     pub(crate) async fn position(&self) -> Document {
         self.positions().find_one(doc! { "_id": "default" }).await.unwrap().expect("a position")
     }
@@ -76,6 +94,8 @@ impl World {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
         Settings {
             delay: DELAY,
+            // So that what follows a kill needn't wait for long.
+            lease: Duration::from_secs(1),
             sweep_interval: Duration::from_secs(600),
             sweep_queries_per_second: 1000,
             state_database: self.state.name().to_owned(),
@@ -183,6 +203,30 @@ impl Running {
             matches!(event, RescueEvent::PositionSaved { .. }).then_some(())
         })
         .await;
+    }
+
+    pub(crate) async fn owned(&mut self) -> i64 {
+        self.wait("the stream to be owned", |event| match event {
+            RescueEvent::Owned { epoch, .. } => Some(*epoch),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn standing_by(&mut self) -> String {
+        self.wait("another owner to be seen", |event| match event {
+            RescueEvent::StandingBy { owner, .. } => Some(owner.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn stepped_back(&mut self) -> String {
+        self.wait("the stream to be given up", |event| match event {
+            RescueEvent::SteppedBack { reason, .. } => Some(reason.clone()),
+            _ => None,
+        })
+        .await
     }
 
     /// A round of the sweep that queues something.
