@@ -1,6 +1,7 @@
 //! What stream and sweep share, while this process owns the stream.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use document_outbox::{clock::ServerClock, event::Events};
+use document_outbox::clock::ServerClock;
 use mongodb::{
     Client, Collection, Namespace,
     bson::{DateTime, RawDocumentBuf, Timestamp},
@@ -19,8 +20,16 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Commands, RescueEvent, RescuerError, Settings, budget::Budget, coverage::Plan, fault, lease::Held,
-    look::Unreadable, position::Positions, queued::Queued,
+    Commands, RescueEvent, RescuerError, Settings, Warning,
+    budget::Budget,
+    coverage::Plan,
+    fault,
+    index::Index,
+    lease::{Held, Lease},
+    look::Unreadable,
+    position::Positions,
+    queued::Queued,
+    status::Reporter,
 };
 
 /// What all streams of a process share.
@@ -29,7 +38,6 @@ pub(crate) struct Shared {
     pub(crate) client: Client,
     pub(crate) settings: Arc<Settings>,
     pub(crate) commands: Arc<dyn Commands>,
-    pub(crate) events: Events<RescueEvent>,
     pub(crate) clock: ServerClock,
     /// For the sweeps of all streams together.
     pub(crate) budget: Arc<Budget>,
@@ -37,17 +45,33 @@ pub(crate) struct Shared {
     pub(crate) owner: Arc<str>,
 }
 
+/// One stream, whoever owns it.
+pub(crate) struct Stream {
+    pub(crate) shared: Shared,
+    pub(crate) plan: Plan,
+    pub(crate) report: Arc<Reporter>,
+    pub(crate) positions: Positions,
+    pub(crate) lease: Lease,
+    /// How many documents its sweep may remember.
+    pub(crate) remembers: usize,
+    pub(crate) stop: CancellationToken,
+}
+
 /// One stream, from when its lease is taken until it is lost or given back.
 pub(crate) struct Context {
     pub(crate) shared: Shared,
     pub(crate) plan: Plan,
     pub(crate) held: Held,
+    pub(crate) report: Arc<Reporter>,
     pub(crate) positions: Positions,
     /// Where to begin instead of at the position.
     pub(crate) start_at: Option<Timestamp>,
     pub(crate) full_sweep: FullSweep,
     pub(crate) queued: Mutex<Queued>,
     pub(crate) unreadable: Mutex<Unreadable>,
+    pub(crate) inline: Mutex<Inline>,
+    /// As the last round of the sweep found them, each with the index it is swept by.
+    collections: Mutex<HashMap<Namespace, Option<Index>>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -60,6 +84,23 @@ impl std::ops::Deref for Context {
 }
 
 impl Context {
+    pub(crate) fn new(stream: &Stream, held: Held, start_at: Option<Timestamp>) -> Self {
+        Self {
+            queued: Mutex::new(Queued::new(stream.remembers, stream.shared.settings.requeue_pause)),
+            shared: stream.shared.clone(),
+            plan: stream.plan.clone(),
+            held,
+            report: stream.report.clone(),
+            positions: stream.positions.clone(),
+            start_at,
+            full_sweep: FullSweep::default(),
+            unreadable: Mutex::default(),
+            inline: Mutex::default(),
+            collections: Mutex::default(),
+            stop: stream.stop.child_token(),
+        }
+    }
+
     pub(crate) fn queued(&self) -> MutexGuard<'_, Queued> {
         self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,7 +124,32 @@ impl Context {
             let (stream, epoch) = (self.plan.name.clone(), self.held.epoch);
             tracing::warn!(stream, epoch, reason, "no longer the owner of the stream; standing by");
             self.stop.cancel();
-            self.events.emit(RescueEvent::SteppedBack { stream, epoch, reason: reason.into() });
+            self.report.emit(RescueEvent::SteppedBack { stream, epoch, reason: reason.into() });
+        }
+    }
+
+    pub(crate) fn collections(&self) -> HashMap<Namespace, Option<Index>> {
+        self.collections.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_collections(&self, found: HashMap<Namespace, Option<Index>>) {
+        let mut collections = self.collections.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing =
+            |of: &HashMap<_, Option<Index>>| of.values().filter(|index| index.is_none()).count() as f64;
+        self.report.metrics.indexes_missing(missing(&found) - missing(&collections));
+        *collections = found;
+    }
+
+    /// Counts how many of the documents that changed still have something to be delivered, and warns when it is some of
+    /// them: where it is nearly all, there is no inline dispatcher that could be too slow.
+    pub(crate) fn count_inline(&self, undelivered: usize, of: usize) {
+        let mut inline = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
+        (inline.undelivered, inline.of) = (inline.undelivered + undelivered, inline.of + of);
+        if inline.of >= ENOUGH {
+            let Inline { undelivered, of } = std::mem::take(&mut *inline);
+            if undelivered * 20 > of && undelivered * 5 < of * 4 {
+                self.report.warn(Warning::InlineSlow { undelivered, of, delay: self.plan.delay });
+            }
         }
     }
 
@@ -112,9 +178,19 @@ impl Context {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        fault::insist(doing, || self.is_over(), &self.stop, attempt).await
+        fault::insist(doing, || self.is_over(), &self.stop, attempt, |error| self.report.error(error)).await
     }
 }
+
+/// How many changed documents were still undelivered, since this was last judged.
+#[derive(Debug, Default)]
+pub(crate) struct Inline {
+    undelivered: usize,
+    of: usize,
+}
+
+/// So many documents make a share.
+const ENOUGH: usize = 200;
 
 /// For clocks that differ a little.
 const MARGIN: Duration = Duration::from_secs(1);

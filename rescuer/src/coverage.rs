@@ -77,6 +77,15 @@ impl Coverage {
             && self.arms.iter().any(|arm| matches(&arm.pattern) && !arm.except.iter().any(matches))
     }
 
+    /// The collections that are named one by one.
+    pub(crate) fn named(&self) -> Vec<Namespace> {
+        let named = |pattern: &NamespacePattern| {
+            let (database, collection) = (pattern.database().exact()?, pattern.collection().exact()?);
+            Some(Namespace::new(database, collection))
+        };
+        self.patterns().filter_map(named).filter(|namespace| self.holds(namespace)).collect()
+    }
+
     pub(crate) fn patterns(&self) -> impl Iterator<Item = &NamespacePattern> {
         self.arms.iter().map(|arm| &arm.pattern)
     }

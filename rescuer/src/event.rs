@@ -1,7 +1,11 @@
 //! What a rescuer does, as values: logs, counts and tests learn of it here.
 
+use std::time::Duration;
+
 use document_outbox::{DocumentRef, command::Reason};
 use mongodb::{Namespace, bson::Timestamp};
+
+use crate::Warning;
 
 /// Something that happened in a rescuer.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +32,13 @@ pub enum RescueEvent {
         epoch: i64,
         /// Why.
         reason: String,
+    },
+    /// Something works, but not for long or not well.
+    Warning {
+        /// Which stream.
+        stream: String,
+        /// What, with its numbers.
+        warning: Warning,
     },
     /// The change stream is open.
     Opened {
@@ -98,6 +109,8 @@ pub enum RescueEvent {
         queued: usize,
         /// How many queries of the budget it took.
         queries: usize,
+        /// How long it took.
+        took: Duration,
         /// Whether something kept it from reaching its end; the next round tries again.
         cut_short: bool,
     },

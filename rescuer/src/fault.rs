@@ -62,6 +62,7 @@ pub(crate) async fn insist<T, F>(
     is_over: impl Fn() -> bool,
     stop: &CancellationToken,
     mut attempt: impl FnMut() -> F,
+    tell: impl Fn(&str),
 ) -> Result<Option<T>, RescuerError>
 where
     F: Future<Output = Result<T, Error>>,
@@ -74,6 +75,7 @@ where
                 Fault::Fatal(advice) => return Err(RescuerError::Refused { doing, advice, source }),
                 Fault::Passing | Fault::Lost => {
                     tracing::warn!(error = text(&source), "could not {doing}; trying again");
+                    tell(&format!("could not {doing}: {}", text(&source)));
                     pauses.pause(stop).await;
                 }
             },

@@ -81,7 +81,10 @@ impl Follower<'_> {
             match self.take().await {
                 Taken::Nothing => {}
                 Taken::End => break,
-                Taken::Item(Item::Passed(mark)) => self.unsaved = Some(mark),
+                Taken::Item(Item::Passed(mark)) => {
+                    self.context.report.head(None);
+                    self.unsaved = Some(mark);
+                }
                 Taken::Item(Item::Filled(filled)) => {
                     if !self.hold(&filled).await? || !self.deal_with_page(*filled).await? {
                         break;
@@ -122,9 +125,11 @@ impl Follower<'_> {
             if wait.is_zero() {
                 return Ok(!self.context.is_over());
             }
+            self.context.report.moved();
             if !announced {
                 announced = true;
-                self.context.events.emit(RescueEvent::Holding { document: filled.document.clone() });
+                self.context.report.head(None);
+                self.context.report.emit(RescueEvent::Holding { document: filled.document.clone() });
                 if wait > self.context.settings.busy_save_interval {
                     self.save().await?;
                 }
@@ -148,6 +153,7 @@ impl Follower<'_> {
         let Some(now) = self.context.now().await? else {
             return Ok(false);
         };
+        self.context.report.head(Some((self.due(&first), now)));
         let mut mark = first.mark.clone();
         let mut page = vec![first];
         while page.len() < self.context.settings.page_size {
@@ -200,7 +206,7 @@ impl Follower<'_> {
         match saved {
             Ok(Saved::Done) => {
                 let cluster_time = mark.cluster_time;
-                self.context.events.emit(RescueEvent::PositionSaved { cluster_time });
+                self.context.report.emit(RescueEvent::PositionSaved { cluster_time });
                 Ok(())
             }
             Ok(Saved::Fenced) => {

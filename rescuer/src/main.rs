@@ -74,6 +74,12 @@ fn table() -> Vec<Key> {
         )
         .with_default("50"),
         Key::new(
+            "totals_interval",
+            Kind::Duration(Duration::from_secs(1)..=LONGEST_DELAY),
+            "How often pending and dead messages are counted for the metrics, out of the sweep's queries.",
+        )
+        .with_default("30s"),
+        Key::new(
             "page_size",
             Kind::Integer(1..=10_000),
             "How many changes or documents are dealt with at a time.",
@@ -105,6 +111,8 @@ fn table() -> Vec<Key> {
         keys::commands_exchange(),
         keys::commands_queue(),
         keys::topology(),
+        // It ends quickly; the others shouldn't wait for long where one hangs.
+        keys::shutdown_grace().with_default("10s"),
     ]
 }
 
@@ -163,6 +171,8 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
         stream: read.string("stream"),
         delay: read.duration("delay"),
         lease: read.duration("lease"),
+        totals_interval: read.duration("totals_interval"),
+        shutdown_grace: Some(read.duration("shutdown_grace")),
         start_at: start_at(&read.string("start_at")).ok().flatten(),
         sweep_interval: read.duration("sweep_interval"),
         full_sweep_interval: read.duration("full_sweep_interval"),

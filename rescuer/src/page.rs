@@ -31,10 +31,11 @@ pub(crate) async fn check(context: &Context, changes: Vec<Filled>) -> Result<boo
             None => return Ok(false),
         }
     }
+    context.count_inline(wanted.len(), documents);
     let Some(queued) = send_all(context, wanted, Reason::Stream).await else {
         return Ok(false);
     };
-    context.events.emit(RescueEvent::PageDone { changes: count, documents, queued });
+    context.report.emit(RescueEvent::PageDone { changes: count, documents, queued });
     Ok(true)
 }
 
@@ -76,7 +77,7 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
     let named = |wanted: Wanted| match keys.get(&wanted.document.map_key()) {
         Some(documents) => documents
             .iter()
-            .map(|document| Wanted { document: (*document).clone(), head: wanted.head.clone() })
+            .map(|document| Wanted { document: (*document).clone(), ..wanted.clone() })
             .collect(),
         // Deleted and inserted again with an equal `_id` of another type of number.
         None => vec![wanted],

@@ -24,32 +24,35 @@
 //! other would find it soon: so there is a second one, a delay later.
 
 use std::{
+    collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use document_outbox::{clock::ServerClock, event::Events};
 use futures::{FutureExt, future::join_all};
-use mongodb::{Client, bson::Timestamp};
+use mongodb::Client;
 use tokio::{sync::broadcast, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Commands, RescueEvent, RescuerError, Settings,
+    Commands, RescueEvent, RescuerError, Settings, Warning,
     budget::Budget,
     commands::Pauses,
-    context::{Context, FullSweep, Shared},
+    context::{Context, FullSweep, Shared, Stream},
     coverage::{self, Plan},
     event::StartedFrom,
     fault::{self, Fault},
     follow::{Followed, follow},
     lease::{self, Held, Lease, Others},
+    oplog,
     position::{Mark, Positions, Saved, Start},
-    queued::Queued,
     server,
     settings::OnHistoryLost,
+    status::{Reporter, StatusHandle},
     sweep::Sweep,
+    totals,
 };
 
 /// A rescuer, ready to run.
@@ -58,7 +61,8 @@ use crate::{
 /// application's, and in a test. Give it a client of its own: its change streams keep a connection each busy.
 pub struct Rescuer {
     shared: Shared,
-    plans: Vec<Plan>,
+    events: Events<RescueEvent>,
+    streams: Vec<(Plan, Arc<Reporter>)>,
 }
 
 impl Rescuer {
@@ -79,22 +83,32 @@ impl Rescuer {
         if !problems.is_empty() {
             return Err(RescuerError::Settings(problems));
         }
-        let plans = coverage::plans(&settings);
+        let events = Events::default();
+        let report = |plan: Plan| {
+            let report = Reporter::new(&plan, events.clone());
+            (plan, Arc::new(report))
+        };
+        let streams = coverage::plans(&settings).into_iter().map(report).collect();
         let shared = Shared {
             clock: ServerClock::new(client.clone()),
             client,
             commands,
-            events: Events::default(),
             budget: Arc::new(Budget::new(settings.sweep_queries_per_second)),
             owner: lease::owner().into(),
             settings: Arc::new(settings),
         };
-        Ok(Self { shared, plans })
+        Ok(Self { shared, events, streams })
     }
 
     /// What happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<RescueEvent> {
-        self.shared.events.subscribe()
+        self.events.subscribe()
+    }
+
+    /// How it stands, now and while it runs.
+    pub fn status(&self) -> StatusHandle {
+        let streams = self.streams.iter().map(|(_, report)| report.clone());
+        StatusHandle::new(self.shared.owner.clone(), streams.collect())
     }
 
     /// Rescues until `stop` is cancelled. Then it takes nothing new, leaves a page that isn't confirmed for the next start,
@@ -112,47 +126,47 @@ impl Rescuer {
         if !server::check(&self.shared.client, &stop).await? {
             return Ok(());
         }
-        let share = self.shared.settings.queued_capacity / self.plans.len();
-        let serve = |plan: Plan| {
+        let settings = &self.shared.settings;
+        if let Some(grace) = settings.shutdown_grace.filter(|grace| *grace > settings.lease) {
+            let warning = Warning::GraceLong { grace, lease: settings.lease };
+            self.streams.iter().take(1).for_each(|(_, report)| report.warn(warning.clone()));
+        }
+        let remembers = settings.queued_capacity / self.streams.len();
+        let serve = |(plan, report): (Plan, Arc<Reporter>)| {
             let (shared, stop) = (self.shared.clone(), stop.clone());
             async move {
                 let _all = stop.clone().drop_guard();
-                Stream::new(shared, plan, share, stop).serve().await
+                Stream::new(shared, plan, report, remembers, stop).serve().await
             }
         };
-        join_all(self.plans.into_iter().map(serve)).await.into_iter().collect()
+        join_all(self.streams.into_iter().map(serve)).await.into_iter().collect()
     }
-}
-
-/// One stream, whoever owns it.
-struct Stream {
-    shared: Shared,
-    plan: Plan,
-    positions: Positions,
-    lease: Lease,
-    /// How many documents its sweep may remember.
-    queued: usize,
-    /// Where to begin, once, if an operator wants it elsewhere than at the position.
-    start_at: Option<Timestamp>,
-    stop: CancellationToken,
 }
 
 impl Stream {
-    fn new(shared: Shared, plan: Plan, queued: usize, stop: CancellationToken) -> Self {
+    fn new(
+        shared: Shared,
+        plan: Plan,
+        report: Arc<Reporter>,
+        remembers: usize,
+        stop: CancellationToken,
+    ) -> Self {
         let Shared { client, settings, owner, .. } = &shared;
         let lease = Lease::new(client, &settings.state_database, &plan.name, owner, settings.lease);
         let positions = Positions::new(client, &plan, owner);
-        let start_at = settings.start_at;
-        Self { positions, lease, shared, plan, queued, start_at, stop }
+        Self { positions, lease, shared, plan, report, remembers, stop }
     }
 
-    async fn serve(mut self) -> Result<(), RescuerError> {
+    async fn serve(self) -> Result<(), RescuerError> {
+        // Where to begin, once, if an operator wants it elsewhere than at the position.
+        let mut start_at = self.shared.settings.start_at;
         while let Some(held) = self.stand_by().await? {
             let epoch = held.epoch;
             tracing::info!(stream = self.plan.name, epoch, owner = %self.shared.owner, "owner of the stream");
+            self.report.owned(&self.shared.owner, epoch, held.until());
             let stream = self.plan.name.clone();
-            self.shared.events.emit(RescueEvent::Owned { stream, epoch });
-            let context = Arc::new(self.context(held));
+            self.report.emit(RescueEvent::Owned { stream, epoch });
+            let context = Arc::new(Context::new(&self, held, start_at.take()));
             let ended = self.own(&context).await;
             self.give_back(&context).await;
             ended?;
@@ -169,10 +183,12 @@ impl Stream {
                 Ok(Ok(held)) => return Ok(Some(held)),
                 Ok(Err(others)) => {
                     pauses = Pauses::new();
+                    let ends = Instant::now() + others.left;
+                    self.report.standing_by(Some((&others.owner, others.epoch, ends)));
                     if seen.replace((others.owner.clone(), others.epoch)) != seen {
                         let (stream, owner) = (self.plan.name.clone(), others.owner.clone());
                         tracing::info!(stream, owner, epoch = others.epoch, "standing by");
-                        self.shared.events.emit(RescueEvent::StandingBy { stream, owner });
+                        self.report.emit(RescueEvent::StandingBy { stream, owner });
                     }
                     // Often, so that one that is given back is noticed at once.
                     let step =
@@ -185,6 +201,7 @@ impl Stream {
                         return Err(RescuerError::Refused { doing, advice, source });
                     }
                     tracing::warn!(error = fault::text(&source), "could not {doing}; trying again");
+                    self.report.error(&format!("could not {doing}: {}", fault::text(&source)));
                     pauses.pause(&self.stop).await;
                 }
             }
@@ -205,28 +222,21 @@ impl Stream {
         }
     }
 
-    fn context(&mut self, held: Held) -> Context {
-        let settings = &self.shared.settings;
-        Context {
-            shared: self.shared.clone(),
-            plan: self.plan.clone(),
-            held,
-            positions: self.positions.clone(),
-            start_at: self.start_at.take(),
-            full_sweep: FullSweep::default(),
-            queued: Mutex::new(Queued::new(self.queued, settings.requeue_pause)),
-            unreadable: Mutex::default(),
-            stop: self.stop.child_token(),
-        }
-    }
-
     /// Does the owner's work until told to stop or the lease is lost, and keeps the lease until the last of it is done.
     async fn own(&self, context: &Arc<Context>) -> Result<(), RescuerError> {
         let _both = context.stop.clone().drop_guard();
         let done = CancellationToken::new();
         let _done = done.clone().drop_guard();
         tokio::spawn(keep(self.lease.clone(), context.clone(), done));
-        run(context).await
+        let beside =
+            [tokio::spawn(oplog::watch(context.clone())), tokio::spawn(totals::refresh(context.clone()))];
+        let ended = run(context).await;
+        context.stop.cancel();
+        // Whatever became of them, they are over before another term of this process begins.
+        join_all(beside).await;
+        self.report.standing_by(None);
+        context.set_collections(HashMap::new());
+        ended
     }
 
     /// Lets another go on at once. Where that fails, it does when the lease is over.
@@ -252,12 +262,17 @@ async fn keep(lease: Lease, context: Arc<Context>, done: CancellationToken) {
         let asked = Instant::now();
         let left = context.held.until().saturating_duration_since(asked);
         match timeout(left, lease.renew(context.held.epoch)).await {
-            Ok(Ok(true)) => context.held.extend(asked + lease.lasts()),
+            Ok(Ok(true)) => {
+                let until = asked + lease.lasts();
+                context.held.extend(until);
+                context.report.renewed(until);
+            }
             Ok(Ok(false)) => {
                 return context.step_back("another rescuer has taken its lease, or somebody deleted it");
             }
             Ok(Err(error)) => {
                 tracing::warn!(error = fault::text(&error), "could not renew the lease; trying again");
+                context.report.error(&format!("could not renew the lease: {}", fault::text(&error)));
             }
             // Out of time: found in the next turn.
             Err(_) => {}
@@ -363,7 +378,7 @@ async fn lose(
 ) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
     let settings = &context.settings;
     tracing::warn!(reason, code, policy = ?settings.on_history_lost, "the stream's position is LOST");
-    context.events.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
+    context.report.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
     if settings.on_history_lost == OnHistoryLost::Fail {
         let stream = context.plan.name.clone();
         return Err(RescuerError::PositionLost { stream, reason });
@@ -393,7 +408,10 @@ async fn save(context: &Context, mark: &Mark) -> Result<bool, RescuerError> {
     };
     let save = || context.positions.take(mark, context.held.epoch, now);
     match context.insist("save the position", save).await? {
-        Some(Saved::Done) => Ok(true),
+        Some(Saved::Done) => {
+            context.report.position(mark.cluster_time);
+            Ok(true)
+        }
         Some(Saved::Fenced) => {
             context.step_back("another rescuer has saved a position");
             Ok(false)

@@ -13,7 +13,7 @@ use crate::{RescuerError, fault::insist};
 /// Refuses servers that cannot feed a rescuer; `false` when told to stop first.
 pub(crate) async fn check(client: &Client, stop: &CancellationToken) -> Result<bool, RescuerError> {
     let ask = || async { client.database("admin").run_command(doc! { "hello": 1 }).await };
-    match insist("ask MongoDB what it is", || stop.is_cancelled(), stop, ask).await? {
+    match insist("ask MongoDB what it is", || stop.is_cancelled(), stop, ask, |_| ()).await? {
         Some(hello) => suits(&hello).map(|()| true),
         None => Ok(false),
     }

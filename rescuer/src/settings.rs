@@ -60,6 +60,11 @@ pub struct Settings {
     /// A change that is held for longer than this has its cursor closed and opened again afterwards, because the server
     /// drops one that nobody reads for 10 minutes. Default: 5 min.
     pub cursor_idle_limit: Duration,
+    /// How often pending and dead messages are counted for the metrics, out of the sweep's queries. Default: 30 s.
+    pub totals_interval: Duration,
+    /// How long whoever stops this rescuer waits for it to end; told only for a warning where it doesn't fit. Default:
+    /// unknown.
+    pub shutdown_grace: Option<Duration>,
     /// What to do when the stream cannot go on from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
     /// How long the server must go on refusing to open the stream, in words that aren't known to be about the position,
@@ -92,6 +97,8 @@ impl Settings {
             idle_save_interval: Duration::from_secs(10),
             busy_save_interval: Duration::from_millis(500),
             cursor_idle_limit: Duration::from_secs(300),
+            totals_interval: Duration::from_secs(30),
+            shutdown_grace: None,
             on_history_lost: OnHistoryLost::default(),
             refused_for: Duration::from_secs(30),
             state_database: "document_outbox".into(),
@@ -158,6 +165,7 @@ impl Settings {
             &["sweep_queries_per_second"],
             "must be at least 1, or nothing would be swept",
         );
+        check(self.totals_interval.is_zero(), &["totals_interval"], "must be more than zero");
         check(self.page_size == 0 || self.page_size > 10_000, &["page_size"], "must be from 1 to 10000");
         check(
             self.cursor_idle_limit.is_zero() || self.cursor_idle_limit > Duration::from_secs(540),

@@ -107,7 +107,7 @@ impl Reader {
             let cut = match self.open().await {
                 Ok(stream) => {
                     tracing::info!(how = ?self.opening, "the change stream is open");
-                    self.context.events.emit(self.opening.clone());
+                    self.context.report.emit(self.opening.clone());
                     (opened, self.refusals) = (true, None);
                     self.read(stream, &mut pauses).await
                 }
@@ -211,6 +211,10 @@ impl Reader {
                 self.worked = true;
             }
             asked = true;
+            if next.is_some() {
+                self.context.report.metrics.events.increment(1);
+                self.context.report.moved();
+            }
             let item = match next.map(RawChange::read) {
                 Some(Change::Filled(filled)) => Item::Filled(filled),
                 Some(Change::Renamed(mark)) => {
@@ -257,6 +261,7 @@ impl Reader {
         // An unreadable token keeps the earlier time, which is a low-water mark still.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
         self.mark = Mark { token: Some(token), cluster_time };
+        self.context.report.moved();
         let all_taken = self.out.capacity() == self.out.max_capacity();
         if all_taken && self.idle_since.elapsed() >= self.context.settings.idle_save_interval {
             self.idle_since = Instant::now();

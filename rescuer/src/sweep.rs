@@ -24,7 +24,7 @@
 //! the others are made up for.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -117,11 +117,13 @@ impl Sweep {
                 (true, false) => self.last_full = Some(Instant::now()),
                 (false, _) => {}
             }
-            self.say_when_slow(begun.elapsed());
+            let took = begun.elapsed();
+            self.say_when_slow(took);
             let Tally { collections, examined, queued, queries, cut_short, .. } = tally;
             tracing::debug!(full, collections, examined, queued, queries, cut_short, "swept");
-            let done = RescueEvent::SweepDone { full, collections, examined, queued, queries, cut_short };
-            context.events.emit(done);
+            let done =
+                RescueEvent::SweepDone { full, collections, examined, queued, queries, cut_short, took };
+            context.report.emit(done);
             tokio::select! {
                 () = tokio::time::sleep(settings.sweep_interval) => {}
                 () = context.full_sweep.requested() => {}
@@ -153,7 +155,7 @@ impl Sweep {
         let databases = match targets::databases(&context).await {
             Ok(databases) => databases,
             Err(error) => {
-                survivable("list databases for the sweep", error)?;
+                self.survivable("list databases for the sweep", error)?;
                 (tally.cut_short, tally.unlisted) = (true, true);
                 return Ok(tally);
             }
@@ -167,7 +169,7 @@ impl Sweep {
             match targets::list(&context, &database).await {
                 Ok(found) => all.extend(found),
                 Err(error) => {
-                    survivable("list collections for the sweep", error)?;
+                    self.survivable("list collections for the sweep", error)?;
                     (tally.cut_short, tally.unlisted) = (true, true);
                 }
             }
@@ -178,16 +180,23 @@ impl Sweep {
         if !tally.unlisted {
             self.keep_only(&all);
         }
+        let mut swept = HashMap::new();
         for namespace in &all {
             if context.is_over() {
                 tally.cut_short = true;
                 return Ok(tally);
             }
-            if let Err(error) = self.collection(namespace, &mut tally).await {
-                self.indexes.forget(namespace);
-                survivable("sweep a collection", error)?;
-                tally.cut_short = true;
+            match self.collection(namespace, &mut tally).await {
+                Ok(index) => drop(swept.insert(namespace.clone(), index)),
+                Err(error) => {
+                    self.indexes.forget(namespace);
+                    self.survivable("sweep a collection", error)?;
+                    tally.cut_short = true;
+                }
             }
+        }
+        if !tally.cut_short {
+            context.set_collections(swept);
         }
         Ok(tally)
     }
@@ -198,6 +207,16 @@ impl Sweep {
         self.context.stop.run_until_cancelled(self.context.budget.turn()).await;
     }
 
+    /// Whether the next round may succeed.
+    fn survivable(&self, doing: &'static str, source: Error) -> Result<(), RescuerError> {
+        if let Fault::Fatal(advice) = fault::of(&source) {
+            return Err(RescuerError::Refused { doing, advice, source });
+        }
+        tracing::warn!(error = fault::text(&source), "could not {doing}; the next round tries again");
+        self.context.report.error(&format!("could not {doing}: {}", fault::text(&source)));
+        Ok(())
+    }
+
     /// Forgets collections that are gone.
     fn keep_only(&mut self, all: &[Namespace]) {
         self.context.queued().keep_only(all);
@@ -206,16 +225,18 @@ impl Sweep {
         self.undone.retain(|namespace| all.contains(namespace));
     }
 
-    async fn collection(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<(), Error> {
+    async fn collection(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<Option<Index>, Error> {
         let context = self.context.clone();
         tally.collections += 1;
         if !self.indexes.knows(namespace) {
             self.turn(tally).await;
         }
-        let reading = match self.indexes.find(&context, namespace).await? {
-            Some(index) => match self.by_index(namespace, &index, tally).await {
+        let mut index = self.indexes.find(&context, namespace).await?;
+        let reading = match &index {
+            Some(by) => match self.by_index(namespace, by, tally).await {
                 Err(error) if is_refused_hint(&error) => {
                     self.indexes.miss(&context, namespace);
+                    index = None;
                     self.scan(namespace, tally).await?
                 }
                 read => read?,
@@ -231,7 +252,7 @@ impl Sweep {
             }
             Reading::Enough => tally.cut_short = true,
         }
-        Ok(())
+        Ok(index)
     }
 
     async fn by_index(
@@ -336,13 +357,4 @@ fn due_by(now: DateTime) -> Document {
 fn undated() -> Document {
     let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }
-}
-
-/// Whether the next round may succeed.
-fn survivable(doing: &'static str, source: Error) -> Result<(), RescuerError> {
-    if let Fault::Fatal(advice) = fault::of(&source) {
-        return Err(RescuerError::Refused { doing, advice, source });
-    }
-    tracing::warn!(error = fault::text(&source), "could not {doing}; the next round tries again");
-    Ok(())
 }

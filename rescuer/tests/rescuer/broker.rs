@@ -28,10 +28,10 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
     let publisher = Publisher::start(amqp.clone(), topology());
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
     let rescuer = Rescuer::new(world.client.clone(), commands, world.settings()).unwrap();
-    let events = rescuer.subscribe();
+    let (events, status) = (rescuer.subscribe(), rescuer.status());
     let stop = CancellationToken::new();
     let task = tokio::spawn(rescuer.run(stop.clone()));
-    let mut running = Running { events, stop, task, begun: std::time::Instant::now() };
+    let mut running = Running { events, status, stop, task, begun: std::time::Instant::now() };
     let id = ObjectId::new();
     orders.insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
     running.wait("a command", |event| matches!(event, RescueEvent::Queued { .. }).then_some(())).await;

@@ -10,6 +10,8 @@ mod lease;
 mod patterns;
 mod position;
 mod process;
+mod status;
 mod stream;
 mod support;
 mod sweep;
+mod warnings;

@@ -163,9 +163,10 @@ async fn the_sweep_keeps_to_its_budget_with_many_collections_in_many_databases()
     let counts = counting(&mut options);
     let client = Client::with_options(options).unwrap();
     let rescuer = Rescuer::new(client, Recorder::new(), settings).unwrap();
-    let (events, stop, begun) = (rescuer.subscribe(), CancellationToken::new(), Instant::now());
+    let (events, status) = (rescuer.subscribe(), rescuer.status());
+    let (stop, begun) = (CancellationToken::new(), Instant::now());
     let task = tokio::spawn(rescuer.run(stop.clone()));
-    let mut running = Running { events, stop, task, begun };
+    let mut running = Running { events, status, stop, task, begun };
     let (mut budgeted, mut swept) = (0, 0);
     while swept < COLLECTIONS + DATABASES {
         let (collections, queries) = running

@@ -16,7 +16,9 @@ use mongodb::{
     bson::{Bson, DateTime, Document, Uuid, doc},
     options::{ClientOptions, IndexOptions},
 };
-use outbox_rescuer::{CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings};
+use outbox_rescuer::{
+    CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings, StatusHandle,
+};
 use tokio::{sync::broadcast, task::JoinHandle, time::timeout};
 
 /// Longer than anything here takes; a test that waits for this has failed.
@@ -112,10 +114,10 @@ impl World {
         options.app_name = Some(self.app_name.clone());
         let client = Client::with_options(options).unwrap();
         let rescuer = Rescuer::new(client, commands.clone(), settings).unwrap();
-        let events = rescuer.subscribe();
+        let (events, status) = (rescuer.subscribe(), rescuer.status());
         let stop = CancellationToken::new();
         let task = tokio::spawn(rescuer.run(stop.clone()));
-        Running { events, stop, task, begun: Instant::now() }
+        Running { events, status, stop, task, begun: Instant::now() }
     }
 
     /// Started, with the stream open and the first sweep behind it.
@@ -161,6 +163,7 @@ pub(crate) async fn index(collection: &Collection<Document>) {
 /// A rescuer at work in this process.
 pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
+    pub(crate) status: StatusHandle,
     pub(crate) stop: CancellationToken,
     /// A test that loops over waits ends as well.
     pub(crate) begun: Instant,
