@@ -7,6 +7,7 @@
 mod broker;
 mod faults;
 mod lease;
+mod oplog;
 mod patterns;
 mod position;
 mod process;

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use document_outbox::{SendFailure, command::ProcessDocumentMessages};
 use mongodb::{
     Client, Collection, Database, IndexModel,
-    bson::{Bson, DateTime, Document, Uuid, doc},
+    bson::{Bson, DateTime, Document, Timestamp, Uuid, doc},
     options::{ClientOptions, IndexOptions},
 };
 use outbox_rescuer::{
@@ -50,6 +50,7 @@ pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
 /// A database of its own, and the state database of its own rescuer; both are dropped by [`World::end`].
 pub(crate) struct World {
     pub(crate) client: Client,
+    uri: String,
     /// The rescuer's client can be told from the test's, and from other tests', by this name.
     pub(crate) app_name: String,
     pub(crate) db: Database,
@@ -58,17 +59,26 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> Self {
+        Self::on(mongodb_uri()).await
+    }
+
+    pub(crate) async fn on(uri: String) -> Self {
         // Shown of tests that fail.
         let _ =
             tracing_subscriber::fmt().with_env_filter("outbox_rescuer=debug").with_test_writer().try_init();
-        let client = Client::with_uri_str(mongodb_uri()).await.unwrap();
+        let client = Client::with_uri_str(&uri).await.unwrap();
         let name = unique("rescuer");
         let state = client.database(&format!("{name}_state"));
-        Self { db: client.database(&name), state, app_name: name, client }
+        Self { db: client.database(&name), state, app_name: name, client, uri }
     }
 
     pub(crate) fn orders(&self) -> Collection<Document> {
         self.db.collection("orders")
+    }
+
+    pub(crate) async fn server_time(&self) -> Timestamp {
+        let reply = self.client.database("admin").run_command(doc! { "ping": 1 }).await.unwrap();
+        reply.get_timestamp("operationTime").unwrap()
     }
 
     /// With the index that the sweep wants.
@@ -110,7 +120,7 @@ impl World {
 
     pub(crate) async fn start(&self, commands: &Arc<impl Commands + 'static>, settings: Settings) -> Running {
         self.something_else_is_written().await;
-        let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
+        let mut options = ClientOptions::parse(&self.uri).await.unwrap();
         options.app_name = Some(self.app_name.clone());
         let client = Client::with_options(options).unwrap();
         let rescuer = Rescuer::new(client, commands.clone(), settings).unwrap();
