@@ -9,6 +9,7 @@ use document_outbox::{
     amqp::Publisher,
     command::{ProcessDocumentMessages, Reason},
 };
+use mongodb::bson::DateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::{context::Context, event::RescueEvent, verdict::Head};
@@ -56,6 +57,8 @@ impl Commands for BrokerCommands {
 pub(crate) struct Wanted {
     pub(crate) document: DocumentRef,
     pub(crate) head: Head,
+    /// Since when it was due for rescue, where that can be told.
+    pub(crate) due: Option<DateTime>,
 }
 
 /// What one window came to.
@@ -73,6 +76,10 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
     if wanted.is_empty() {
         return sent;
     }
+    if context.is_over() {
+        sent.failed = wanted;
+        return sent;
+    }
     let command = |wanted: &Wanted| ProcessDocumentMessages { document: wanted.document.clone(), reason };
     let mut answers = context.commands.send(wanted.iter().map(command).collect()).await.into_iter();
     let mut first_failure = None;
@@ -82,7 +89,10 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
             Ok(()) => {
                 tracing::debug!(document = %wanted.document, %reason, "queued");
                 context.queued().note(&wanted.document, &wanted.head, std::time::Instant::now());
-                context.events.emit(RescueEvent::Queued { document: wanted.document, reason });
+                if let Some(due) = wanted.due {
+                    context.report.rescued(reason, due);
+                }
+                context.report.emit(RescueEvent::Queued { document: wanted.document, reason });
                 sent.confirmed += 1;
             }
             Err(failure) if failure.is_transient() => {
@@ -92,14 +102,14 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
             Err(failure) => {
                 tracing::error!(document = %wanted.document, %failure, "no command can be sent for this document");
                 let (document, reason) = (wanted.document, failure.to_string());
-                context.events.emit(RescueEvent::Unsendable { document, reason });
+                context.report.emit(RescueEvent::Unsendable { document, reason });
             }
         }
     }
     if let Some(failure) = first_failure {
         let count = sent.failed.len();
         tracing::warn!(count, %failure, "commands were not confirmed; they are sent again");
-        context.events.emit(RescueEvent::CommandsFailed { count, error: failure.to_string() });
+        context.report.emit(RescueEvent::CommandsFailed { count, error: failure.to_string() });
     }
     sent
 }
@@ -108,7 +118,7 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
 pub(crate) async fn send_all(context: &Context, wanted: Vec<Wanted>, reason: Reason) -> Option<usize> {
     let (mut pauses, mut left, mut confirmed) = (Pauses::new(), wanted, 0);
     while !left.is_empty() {
-        if context.stop.is_cancelled() {
+        if context.is_over() {
             return None;
         }
         let sent = send(context, left, reason).await;

@@ -1,6 +1,7 @@
-//! What the stream and the sweep of one rescuer share.
+//! What stream and sweep share, while this process owns the stream.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -8,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use document_outbox::{clock::ServerClock, event::Events};
+use document_outbox::clock::ServerClock;
 use mongodb::{
     Client, Collection, Namespace,
-    bson::{DateTime, RawDocumentBuf},
+    bson::{DateTime, RawDocumentBuf, Timestamp},
     error::Error,
     options::{CollectionOptions, ReadPreference, SelectionCriteria},
 };
@@ -19,34 +20,137 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Commands, RescueEvent, RescuerError, Settings,
-    commands::Pauses,
-    fault::{self, Fault},
+    Commands, RescueEvent, RescuerError, Settings, Warning,
+    budget::Budget,
+    coverage::Plan,
+    fault,
+    index::Index,
+    lease::{Held, Lease},
     look::Unreadable,
     position::Positions,
     queued::Queued,
+    status::Reporter,
 };
 
-pub(crate) struct Context {
+/// What all streams of a process share.
+#[derive(Clone)]
+pub(crate) struct Shared {
     pub(crate) client: Client,
-    pub(crate) settings: Settings,
+    pub(crate) settings: Arc<Settings>,
     pub(crate) commands: Arc<dyn Commands>,
-    pub(crate) events: Events<RescueEvent>,
     pub(crate) clock: ServerClock,
+    /// For the sweeps of all streams together.
+    pub(crate) budget: Arc<Budget>,
+    /// What this process is called.
+    pub(crate) owner: Arc<str>,
+}
+
+/// One stream, whoever owns it.
+pub(crate) struct Stream {
+    pub(crate) shared: Shared,
+    pub(crate) plan: Plan,
+    pub(crate) report: Arc<Reporter>,
     pub(crate) positions: Positions,
-    pub(crate) full_sweep: FullSweep,
-    pub(crate) queued: Mutex<Queued>,
-    pub(crate) unreadable: Mutex<Unreadable>,
+    pub(crate) lease: Lease,
+    /// How many documents its sweep may remember.
+    pub(crate) remembers: usize,
     pub(crate) stop: CancellationToken,
 }
 
+/// One stream, from when its lease is taken until it is lost or given back.
+pub(crate) struct Context {
+    pub(crate) shared: Shared,
+    pub(crate) plan: Plan,
+    pub(crate) held: Held,
+    pub(crate) report: Arc<Reporter>,
+    pub(crate) positions: Positions,
+    /// Where to begin instead of at the position.
+    pub(crate) start_at: Option<Timestamp>,
+    pub(crate) full_sweep: FullSweep,
+    pub(crate) queued: Mutex<Queued>,
+    pub(crate) unreadable: Mutex<Unreadable>,
+    pub(crate) inline: Mutex<Inline>,
+    /// As the last round of the sweep found them, each with the index it is swept by.
+    collections: Mutex<HashMap<Namespace, Option<Index>>>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl std::ops::Deref for Context {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
 impl Context {
+    pub(crate) fn new(stream: &Stream, held: Held, start_at: Option<Timestamp>) -> Self {
+        Self {
+            queued: Mutex::new(Queued::new(stream.remembers, stream.shared.settings.requeue_pause)),
+            shared: stream.shared.clone(),
+            plan: stream.plan.clone(),
+            held,
+            report: stream.report.clone(),
+            positions: stream.positions.clone(),
+            start_at,
+            full_sweep: FullSweep::default(),
+            unreadable: Mutex::default(),
+            inline: Mutex::default(),
+            collections: Mutex::default(),
+            stop: stream.stop.child_token(),
+        }
+    }
+
     pub(crate) fn queued(&self) -> MutexGuard<'_, Queued> {
         self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing new may be begun: told to stop, or the lease is over. Asked before anything is queued or saved, since
+    /// a process that was paused goes on where it was before any timer of its own has run.
+    pub(crate) fn is_over(&self) -> bool {
+        if !self.stop.is_cancelled() && !self.held.lasts() {
+            self.step_back("its lease ended before it could be renewed, or this process was paused");
+        }
+        self.stop.is_cancelled()
+    }
+
+    /// Stops both halves of this stream, for another rescuer to go on, or this one later.
+    pub(crate) fn step_back(&self, reason: &str) {
+        if !self.stop.is_cancelled() {
+            let (stream, epoch) = (self.plan.name.clone(), self.held.epoch);
+            tracing::warn!(stream, epoch, reason, "no longer the owner of the stream; standing by");
+            self.stop.cancel();
+            self.report.emit(RescueEvent::SteppedBack { stream, epoch, reason: reason.into() });
+        }
+    }
+
+    pub(crate) fn collections(&self) -> HashMap<Namespace, Option<Index>> {
+        self.collections.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_collections(&self, found: HashMap<Namespace, Option<Index>>) {
+        let mut collections = self.collections.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing =
+            |of: &HashMap<_, Option<Index>>| of.values().filter(|index| index.is_none()).count() as f64;
+        self.report.metrics.indexes_missing(missing(&found) - missing(&collections));
+        *collections = found;
+    }
+
+    /// Counts how many of the documents that changed still have something to be delivered, and warns when it is some of
+    /// them: where it is nearly all, there is no inline dispatcher that could be too slow.
+    pub(crate) fn count_inline(&self, undelivered: usize, of: usize) {
+        let mut inline = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
+        (inline.undelivered, inline.of) = (inline.undelivered + undelivered, inline.of + of);
+        if inline.of >= ENOUGH {
+            let Inline { undelivered, of } = std::mem::take(&mut *inline);
+            if undelivered * 20 > of && undelivered * 5 < of * 4 {
+                self.report.warn(Warning::InlineSlow { undelivered, of, delay: self.plan.delay });
+            }
+        }
     }
 
     /// A collection to look documents up in: on the primary, which has everything that a change stream has shown.
@@ -69,29 +173,24 @@ impl Context {
     pub(crate) async fn insist<T, F>(
         &self,
         doing: &'static str,
-        mut attempt: impl FnMut() -> F,
+        attempt: impl FnMut() -> F,
     ) -> Result<Option<T>, RescuerError>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let mut pauses = Pauses::new();
-        while !self.stop.is_cancelled() {
-            match attempt().await {
-                Ok(done) => return Ok(Some(done)),
-                Err(source) => match fault::of(&source) {
-                    Fault::Fatal(advice) => {
-                        return Err(RescuerError::Refused { doing, advice, source });
-                    }
-                    Fault::Passing | Fault::Lost => {
-                        tracing::warn!(error = fault::text(&source), "could not {doing}; trying again");
-                        pauses.pause(&self.stop).await;
-                    }
-                },
-            }
-        }
-        Ok(None)
+        fault::insist(doing, || self.is_over(), &self.stop, attempt, |error| self.report.error(error)).await
     }
 }
+
+/// How many changed documents were still undelivered, since this was last judged.
+#[derive(Debug, Default)]
+pub(crate) struct Inline {
+    undelivered: usize,
+    of: usize,
+}
+
+/// So many documents make a share.
+const ENOUGH: usize = 200;
 
 /// For clocks that differ a little.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -120,7 +219,7 @@ impl FullSweep {
     pub(crate) fn request_later(context: &Arc<Context>) {
         let context = context.clone();
         tokio::spawn(async move {
-            let old = tokio::time::sleep(context.settings.delay + MARGIN);
+            let old = tokio::time::sleep(context.plan.delay + MARGIN);
             if context.stop.run_until_cancelled(old).await.is_some() {
                 context.full_sweep.request();
             }

@@ -39,11 +39,6 @@ pub enum RescuerError {
         /// Why it is lost.
         reason: String,
     },
-    /// Another rescuer of the same name took the position over, or somebody deleted it.
-    #[error(
-        "the position of stream {0:?} was taken by another rescuer, or deleted; run one rescuer of a name at a time"
-    )]
-    Fenced(String),
     /// A part of it panicked, and the rest doesn't go on alone.
     #[error(
         "{0} panicked, which is a defect; please report what the log says of it, and start the rescuer again"

@@ -1,11 +1,45 @@
 //! What a rescuer does, as values: logs, counts and tests learn of it here.
 
+use std::time::Duration;
+
 use document_outbox::{DocumentRef, command::Reason};
 use mongodb::{Namespace, bson::Timestamp};
+
+use crate::Warning;
 
 /// Something that happened in a rescuer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RescueEvent {
+    /// Another rescuer owns a stream; this one waits.
+    StandingBy {
+        /// Which stream.
+        stream: String,
+        /// What the other is called.
+        owner: String,
+    },
+    /// This rescuer became the owner of a stream.
+    Owned {
+        /// Which stream.
+        stream: String,
+        /// How often the stream was taken, at the least.
+        epoch: i64,
+    },
+    /// This rescuer lost a stream, and stands by again.
+    SteppedBack {
+        /// Which stream.
+        stream: String,
+        /// Of the lease that it lost.
+        epoch: i64,
+        /// Why.
+        reason: String,
+    },
+    /// Something works, but not for long or not well.
+    Warning {
+        /// Which stream.
+        stream: String,
+        /// What, with its numbers.
+        warning: Warning,
+    },
     /// The change stream is open.
     Opened {
         /// From where it is read.
@@ -73,6 +107,10 @@ pub enum RescueEvent {
         examined: usize,
         /// How many were queued.
         queued: usize,
+        /// How many queries of the budget it took.
+        queries: usize,
+        /// How long it took.
+        took: Duration,
         /// Whether something kept it from reaching its end; the next round tries again.
         cut_short: bool,
     },
@@ -103,6 +141,8 @@ pub enum StartedFrom {
     ChangedPatterns,
     /// From now, after a lost position.
     AfterLoss,
+    /// From the time in the settings, with a sweep.
+    Asked,
 }
 
 /// Why a stream's cursor ended.

@@ -16,6 +16,9 @@
 
 use document_outbox::codes;
 use mongodb::error::{Error, ErrorKind};
+use tokio_util::sync::CancellationToken;
+
+use crate::{RescuerError, commands::Pauses};
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,37 @@ pub(crate) fn of_stream(error: &Error) -> Fault {
 pub(crate) fn passes(error: &Error) -> bool {
     let by_code = |code| PASSING.contains(&code);
     error.contains_label("ResumableChangeStreamError") || codes::code(error).is_none_or(by_code)
+}
+
+/// Does it until it succeeds, with pauses; `None` when it is over before.
+///
+/// # Errors
+/// What trying again doesn't help against.
+pub(crate) async fn insist<T, F>(
+    doing: &'static str,
+    is_over: impl Fn() -> bool,
+    stop: &CancellationToken,
+    mut attempt: impl FnMut() -> F,
+    tell: impl Fn(&str),
+) -> Result<Option<T>, RescuerError>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut pauses = Pauses::new();
+    while !is_over() {
+        match attempt().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(source) => match of(&source) {
+                Fault::Fatal(advice) => return Err(RescuerError::Refused { doing, advice, source }),
+                Fault::Passing | Fault::Lost => {
+                    tracing::warn!(error = text(&source), "could not {doing}; trying again");
+                    tell(&format!("could not {doing}: {}", text(&source)));
+                    pauses.pause(stop).await;
+                }
+            },
+        }
+    }
+    Ok(None)
 }
 
 /// The error without the server's whole response.

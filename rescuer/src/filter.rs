@@ -22,6 +22,8 @@
 use mongodb::bson::{Bson, Document, doc};
 use outbox_service::NamespacePattern;
 
+use crate::coverage::{Arm, Coverage};
+
 /// What a change stream is opened on: as little as holds every pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -31,18 +33,18 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
-    pub(crate) fn of(patterns: &[NamespacePattern]) -> Self {
-        let mut databases = patterns.iter().map(NamespacePattern::database);
-        let Some(first) = databases.next() else {
+    pub(crate) fn of(coverage: &Coverage) -> Self {
+        let mut databases = coverage.patterns().map(|pattern| pattern.database().exact());
+        let Some(Some(database)) = databases.next() else {
             return Self::Cluster;
         };
-        match patterns {
-            [one] => match one.collection() {
-                Some(collection) => Self::Collection(first.into(), collection.into()),
-                None => Self::Database(first.into()),
-            },
-            _ if databases.all(|database| database == first) => Self::Database(first.into()),
-            _ => Self::Cluster,
+        if databases.any(|other| other != Some(database)) {
+            return Self::Cluster;
+        }
+        let mut collections = coverage.patterns().map(|pattern| pattern.collection().exact());
+        match (collections.next(), collections.next()) {
+            (Some(Some(collection)), None) => Self::Collection(database.into(), collection.into()),
+            _ => Self::Database(database.into()),
         }
     }
 
@@ -56,16 +58,16 @@ impl Scope {
 }
 
 /// The stages after `$changeStream`.
-pub(crate) fn pipeline(patterns: &[NamespacePattern]) -> Vec<Document> {
-    let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", patterns)] };
+pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
+    let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", coverage)] };
     let filled = doc! { "$and": [
-        namespaces("ns", patterns),
+        namespaces("ns", coverage),
         { "$or": [
             { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox.0": { "$exists": true } },
             { "operationType": "update", "$expr": fills_an_outbox() },
         ] },
     ] };
-    let stages = match Scope::of(patterns) {
+    let stages = match Scope::of(coverage) {
         // A cluster's stream is never invalidated, and a plain filter is one that the server can look at the oplog with.
         Scope::Cluster => doc! { "$or": [filled, renamed] },
         _ => doc! { "$or": [filled, renamed, { "operationType": "invalidate" }] },
@@ -79,13 +81,39 @@ pub(crate) fn pipeline(patterns: &[NamespacePattern]) -> Vec<Document> {
     ]
 }
 
-fn namespaces(field: &str, patterns: &[NamespacePattern]) -> Document {
-    let (db, coll) = (format!("{field}.db"), format!("{field}.coll"));
-    let of = |pattern: &NamespacePattern| match pattern.collection() {
-        Some(collection) => doc! { &db: pattern.database(), &coll: collection },
-        None => doc! { &db: pattern.database() },
+fn namespaces(field: &str, coverage: &Coverage) -> Document {
+    let of = |arm: &Arm| {
+        let mut wanted = named(field, &arm.pattern, &coverage.state_database);
+        if !arm.except.is_empty() {
+            let except = arm.except.iter().map(|other| named(field, other, ""));
+            wanted.insert("$nor", except.collect::<Vec<_>>());
+        }
+        wanted
     };
-    doc! { "$or": patterns.iter().map(of).collect::<Vec<_>>() }
+    doc! { "$or": coverage.arms.iter().map(of).collect::<Vec<_>>() }
+}
+
+/// The names that a pattern means. A filter's regular expression passes a name over that is no UTF-8; one in an expression
+/// would end the stream.
+fn named(field: &str, pattern: &NamespacePattern, state_database: &str) -> Document {
+    let (db, coll) = (format!("{field}.db"), format!("{field}.coll"));
+    let mut filter = Document::new();
+    match pattern.database().exact() {
+        Some(database) => drop(filter.insert(db, database)),
+        None => {
+            let mut names = doc! { "$regex": pattern.database().regex() };
+            if pattern.database().matches(state_database) {
+                names.insert("$ne", state_database);
+            }
+            filter.insert(db, names);
+        }
+    }
+    match pattern.collection().exact() {
+        Some(collection) => drop(filter.insert(coll, collection)),
+        None if pattern.collection().is_any() => {}
+        None => drop(filter.insert(coll, doc! { "$regex": pattern.collection().regex() })),
+    }
+    filter
 }
 
 fn fills_an_outbox() -> Document {
@@ -113,11 +141,9 @@ fn fills_an_outbox() -> Document {
 /// Equal for as long as a token of the one stream can be used for the other.
 ///
 /// A token made with another pipeline may be refused, or point behind changes that this pipeline wants.
-pub(crate) fn fingerprint(patterns: &[NamespacePattern]) -> String {
-    let mut patterns = patterns.to_vec();
-    patterns.sort();
-    let stages: Vec<Bson> = pipeline(&patterns).into_iter().map(Bson::Document).collect();
-    let text = format!("{} {}", Scope::of(&patterns).name(), Bson::Array(stages).into_relaxed_extjson());
+pub(crate) fn fingerprint(coverage: &Coverage) -> String {
+    let stages: Vec<Bson> = pipeline(coverage).into_iter().map(Bson::Document).collect();
+    let text = format!("{} {}", Scope::of(coverage).name(), Bson::Array(stages).into_relaxed_extjson());
     format!("{:016x}", fnv1a(text.as_bytes()))
 }
 
@@ -132,8 +158,9 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    fn patterns(texts: &[&str]) -> Vec<NamespacePattern> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
+    fn patterns(texts: &[&str]) -> Coverage {
+        let watch = texts.iter().map(|text| text.parse().unwrap()).collect();
+        crate::coverage::plans(&crate::Settings::new(watch)).remove(0).coverage
     }
 
     #[test]
@@ -143,6 +170,9 @@ mod tests {
             (&["shop.*"], Scope::Database("shop".into())),
             (&["shop.orders", "shop.stock"], Scope::Database("shop".into())),
             (&["shop.orders", "mail.sent"], Scope::Cluster),
+            (&["shop.order_*"], Scope::Database("shop".into())),
+            (&["tenant_*.orders"], Scope::Cluster),
+            (&["shop.*", "*.orders"], Scope::Cluster),
         ] {
             assert_eq!(Scope::of(&patterns(texts)), scope, "{texts:?}");
         }
@@ -154,6 +184,22 @@ mod tests {
         assert_eq!(of(&["a.b", "c.d"]), of(&["c.d", "a.b"]));
         assert_ne!(of(&["a.b"]), of(&["a.*"]));
         assert_ne!(of(&["a.b"]), of(&["a.b", "a.c"]));
+        assert_ne!(of(&["a.*"]), of(&["a.x*"]));
+    }
+
+    #[test]
+    fn what_an_earlier_pattern_of_another_delay_means_is_not_sent() {
+        let watch = ["shop.orders@1s", "shop.*"].iter().map(|text| text.parse().unwrap()).collect();
+        let base = crate::coverage::plans(&crate::Settings::new(watch)).remove(1).coverage;
+        let expected =
+            doc! { "$or": [{ "ns.db": "shop", "$nor": [{ "ns.db": "shop", "ns.coll": "orders" }] }] };
+        assert_eq!(namespaces("ns", &base), expected);
+        assert_eq!(
+            namespaces("ns", &patterns(&["*.*"])),
+            doc! { "$or": [
+                { "ns.db": { "$regex": "^.*$", "$ne": "document_outbox" } },
+            ] }
+        );
     }
 
     #[test]

@@ -81,7 +81,10 @@ impl Follower<'_> {
             match self.take().await {
                 Taken::Nothing => {}
                 Taken::End => break,
-                Taken::Item(Item::Passed(mark)) => self.unsaved = Some(mark),
+                Taken::Item(Item::Passed(mark)) => {
+                    self.context.report.head(None);
+                    self.unsaved = Some(mark);
+                }
                 Taken::Item(Item::Filled(filled)) => {
                     if !self.hold(&filled).await? || !self.deal_with_page(*filled).await? {
                         break;
@@ -120,11 +123,13 @@ impl Follower<'_> {
             };
             let wait = until(now, due);
             if wait.is_zero() {
-                return Ok(!self.context.stop.is_cancelled());
+                return Ok(!self.context.is_over());
             }
+            self.context.report.moved();
             if !announced {
                 announced = true;
-                self.context.events.emit(RescueEvent::Holding { document: filled.document.clone() });
+                self.context.report.head(None);
+                self.context.report.emit(RescueEvent::Holding { document: filled.document.clone() });
                 if wait > self.context.settings.busy_save_interval {
                     self.save().await?;
                 }
@@ -148,6 +153,7 @@ impl Follower<'_> {
         let Some(now) = self.context.now().await? else {
             return Ok(false);
         };
+        self.context.report.head(Some((self.due(&first), now)));
         let mut mark = first.mark.clone();
         let mut page = vec![first];
         while page.len() < self.context.settings.page_size {
@@ -172,7 +178,7 @@ impl Follower<'_> {
     }
 
     fn due(&self, filled: &Filled) -> DateTime {
-        later(filled.at, self.context.settings.delay)
+        later(filled.at, self.context.plan.delay)
     }
 
     async fn save_if_due(&mut self) -> Result<(), RescuerError> {
@@ -184,21 +190,29 @@ impl Follower<'_> {
 
     /// Saves what is not saved yet. A failure that passes is no error: the position stays unsaved and the next save has it.
     async fn save(&mut self) -> Result<(), RescuerError> {
+        // Told to stop, it saves all the same; after the lease it doesn't.
+        if !self.context.held.lasts() {
+            self.context.is_over();
+            return Ok(());
+        }
         let Some(mark) = self.unsaved.take() else {
             return Ok(());
         };
         self.saved = Instant::now();
         let saved = match self.context.clock.now().await {
-            Ok(now) => self.context.positions.save(&mark, now).await,
+            Ok(now) => self.context.positions.save(&mark, self.context.held.epoch, now).await,
             Err(error) => Err(error),
         };
         match saved {
             Ok(Saved::Done) => {
                 let cluster_time = mark.cluster_time;
-                self.context.events.emit(RescueEvent::PositionSaved { cluster_time });
+                self.context.report.emit(RescueEvent::PositionSaved { cluster_time });
                 Ok(())
             }
-            Ok(Saved::Fenced) => Err(RescuerError::Fenced(self.context.settings.stream.clone())),
+            Ok(Saved::Fenced) => {
+                self.context.step_back("another rescuer has saved a position, or somebody deleted it");
+                Ok(())
+            }
             Err(error) => {
                 let error = fault::text(&error);
                 tracing::warn!(error, "the position could not be saved; trying again");

@@ -79,7 +79,7 @@ impl Indexes {
                  if it is missing, make it with {}",
                 how_to_make(&namespace.coll),
             );
-            context.events.emit(RescueEvent::IndexMissing { namespace: namespace.clone() });
+            context.report.emit(RescueEvent::IndexMissing { namespace: namespace.clone() });
         }
     }
 

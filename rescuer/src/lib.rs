@@ -26,7 +26,8 @@
 //! # Caveats
 //! - A command is a hint. One more than needed is harmless, and there are some: after a crash, around a busy document.
 //! - The oplog has to reach back further than the delay.
-//! - One rescuer of a name at a time; a second one takes the position over and the first ends.
+//! - Several rescuers of a name stand in for each other: one owns a stream, for as long as it renews its lease in the state
+//!   database; the others stand by.
 //!
 //! # Example
 //! ```no_run
@@ -51,13 +52,17 @@ mod budget;
 mod change;
 mod commands;
 mod context;
+mod coverage;
 mod error;
 mod event;
 mod fault;
 mod filter;
 mod follow;
 mod index;
+mod lease;
 mod look;
+mod metrics;
+mod oplog;
 mod page;
 mod position;
 mod queued;
@@ -65,15 +70,20 @@ mod rescuer;
 mod scan;
 mod server;
 mod settings;
+mod status;
 mod stream;
 mod sweep;
 mod targets;
 mod token;
+mod totals;
 mod verdict;
+mod warning;
 
 pub use commands::{BrokerCommands, Commands};
 pub use error::RescuerError;
 pub use event::{ReopenCause, RescueEvent, StartedFrom};
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
-pub use settings::{LONGEST_DELAY, OnHistoryLost, SHORTEST_DELAY, Settings};
+pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
+pub use status::{LastError, LastSweep, Role, Status, StatusHandle, StreamStatus};
+pub use warning::Warning;

@@ -9,6 +9,7 @@ use mongodb::{
 };
 
 use crate::{
+    Warning,
     commands::Wanted,
     context::Context,
     event::RescueEvent,
@@ -44,7 +45,7 @@ pub(crate) fn look(
 ) -> Option<Wanted> {
     let Ok(document) = Document::try_from(raw) else {
         let flaw = Some("the document cannot be decoded".to_owned());
-        let verdict = Verdict { work: None, unreadable: 1, flaw };
+        let verdict = Verdict { unreadable: 1, flaw, ..Verdict::default() };
         announce(context, &DocumentRef::by_id(namespace.clone(), Bson::Null), verdict);
         return None;
     };
@@ -52,9 +53,12 @@ pub(crate) fn look(
     let reference = DocumentRef::by_id(namespace.clone(), id);
     let ordering = context.settings.ordering(namespace);
     let mut verdict = judge(document.get("outbox"), ordering, moment);
-    let head = verdict.work.take();
+    let (head, due) = (verdict.work.take(), verdict.due);
+    if let Some(lease) = verdict.long_claim {
+        context.report.warn(Warning::InlineLeaseLong { lease, delay: context.plan.delay });
+    }
     announce(context, &reference, verdict);
-    head.map(|head| Wanted { document: reference, head })
+    head.map(|head| Wanted { document: reference, head, due })
 }
 
 fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
@@ -66,7 +70,7 @@ fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
             }
             false => tracing::debug!(%document, count, reason, "elements of an outbox are still no entries"),
         }
-        context.events.emit(RescueEvent::Unreadable { document: document.clone(), count, reason });
+        context.report.emit(RescueEvent::Unreadable { document: document.clone(), count, reason });
     }
 }
 

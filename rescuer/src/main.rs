@@ -1,23 +1,24 @@
 //! `outbox-rescuer`: a shell around the library of the same name.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use document_outbox::{
     CommandSender,
     amqp::{AmqpSettings, Publisher, TopologyMode},
 };
-use mongodb::{Client, options::ClientOptions};
+use mongodb::{
+    Client,
+    bson::{DateTime, Timestamp},
+    options::ClientOptions,
+};
 use outbox_rescuer::{
-    BrokerCommands, LONGEST_DELAY, OnHistoryLost, RescueEvent, Rescuer, SHORTEST_DELAY, Settings,
+    BrokerCommands, LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, Rescuer, SHORTEST_DELAY, SHORTEST_LEASE,
+    Settings, StatusHandle,
 };
 use outbox_service::{Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys};
-use tokio::sync::broadcast;
 
 const NAME: &str = "outbox-rescuer";
 
@@ -38,6 +39,13 @@ fn table() -> Vec<Key> {
             Kind::Duration(SHORTEST_DELAY..=LONGEST_DELAY),
             "How old a message must be before it is rescued. Longer than inline delivery ever takes, shorter than what \
              a crash may cost; the oplog has to reach back further.",
+        )
+        .with_default("15s"),
+        Key::new(
+            "lease",
+            Kind::Duration(SHORTEST_LEASE..=LONGEST_LEASE),
+            "How long a rescuer owns a stream without renewing it: how long others of the same stream wait before they take \
+             over from one that died.",
         )
         .with_default("15s"),
         Key::new(
@@ -66,6 +74,12 @@ fn table() -> Vec<Key> {
         )
         .with_default("50"),
         Key::new(
+            "totals_interval",
+            Kind::Duration(Duration::from_secs(1)..=LONGEST_DELAY),
+            "How often pending and dead messages are counted for the metrics, out of the sweep's queries.",
+        )
+        .with_default("30s"),
+        Key::new(
             "page_size",
             Kind::Integer(1..=10_000),
             "How many changes or documents are dealt with at a time.",
@@ -78,18 +92,28 @@ fn table() -> Vec<Key> {
              fail, or go on from the latest change.",
         )
         .with_default("sweep"),
+        Key::new(
+            "start_at",
+            Kind::Text(check_start_at),
+            "An operator's tool: read from this time, 2026-01-31T12:00:00Z or so long ago, 1h, at every start, whatever the \
+             position says.",
+        )
+        .with_default(""),
         keys::unordered(),
         keys::dead_blocks(),
         Key::new(
             "stream",
             Kind::Text(check_stream),
-            "Names the position in the state database. Rescuers that watch different collections need different names.",
+            "Names position and lease in the state database. Rescuers of one name stand in for each other; those that watch \
+             different collections need different names.",
         )
         .with_default("default"),
         keys::state_database(),
         keys::commands_exchange(),
         keys::commands_queue(),
         keys::topology(),
+        // It ends quickly; the others shouldn't wait for long where one hangs.
+        keys::shutdown_grace().with_default("10s"),
     ]
 }
 
@@ -97,6 +121,33 @@ fn check_stream(name: &str) -> Result<(), String> {
     match name.len() <= 255 && !name.chars().any(char::is_control) {
         true => Ok(()),
         false => Err("is longer than 255 bytes or holds a control character; choose another name".into()),
+    }
+}
+
+fn check_start_at(text: &str) -> Result<(), String> {
+    start_at(text).map(drop)
+}
+
+/// A time, or so long before now, which must be past; none where nothing is said.
+fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
+    const AGAIN: &str = "write a time as in 2026-01-31T12:00:00Z, or how long ago, as in 1h";
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let now = SystemTime::now();
+    let time = match humantime::parse_duration(text) {
+        Ok(ago) => now.checked_sub(ago).ok_or_else(|| format!("is too long ago; {AGAIN}"))?,
+        Err(_) => DateTime::parse_rfc3339_str(text)
+            .map_err(|_| format!("is neither a time nor a duration; {AGAIN}"))?
+            .to_system_time(),
+    };
+    let seconds = time.duration_since(UNIX_EPOCH).ok().and_then(|since| u32::try_from(since.as_secs()).ok());
+    match seconds {
+        Some(time) if SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(time.into()) => {
+            Ok(Some(Timestamp { time, increment: 1 }))
+        }
+        Some(_) => Err("is still to come; name a time that is past".into()),
+        None => Err(format!("is no time that MongoDB's log could have; {AGAIN}")),
     }
 }
 
@@ -121,6 +172,10 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
         dead_blocks: read.namespaces("dead_blocks"),
         stream: read.string("stream"),
         delay: read.duration("delay"),
+        lease: read.duration("lease"),
+        totals_interval: read.duration("totals_interval"),
+        shutdown_grace: Some(read.duration("shutdown_grace")),
+        start_at: start_at(&read.string("start_at")).ok().flatten(),
         sweep_interval: read.duration("sweep_interval"),
         full_sweep_interval: read.duration("full_sweep_interval"),
         requeue_pause: read.duration("requeue_pause"),
@@ -158,40 +213,25 @@ async fn serve(
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
     let rescuer = Rescuer::new(client, commands, settings)?;
-    let is_open = Arc::new(AtomicBool::default());
-    let watching = tokio::spawn(watch(rescuer.subscribe(), is_open.clone()));
-    context.probes.report(State { is_open, publisher: publisher.clone() });
+    context.probes.report(State { status: rescuer.status(), publisher: publisher.clone() });
     let result = rescuer.run(context.stop).await;
-    watching.abort();
     publisher.close().await;
     Ok(result?)
 }
 
 struct State {
-    /// Whether the change stream has been opened.
-    is_open: Arc<AtomicBool>,
+    status: StatusHandle,
     publisher: Publisher,
-}
-
-async fn watch(mut events: broadcast::Receiver<RescueEvent>, is_open: Arc<AtomicBool>) {
-    loop {
-        match events.recv().await {
-            Ok(RescueEvent::Opened { .. }) => is_open.store(true, Ordering::Relaxed),
-            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-            Err(broadcast::error::RecvError::Closed) => return,
-        }
-    }
 }
 
 impl Report for State {
     fn not_ready(&self) -> Vec<String> {
-        let stream = (!self.is_open.load(Ordering::Relaxed)).then(|| "the change stream is not open".into());
         let broker = (!self.publisher.is_ready()).then(|| "RabbitMQ takes no commands".into());
-        stream.into_iter().chain(broker).collect()
+        self.status.snapshot().not_ready.into_iter().chain(broker).collect()
     }
 
     fn status(&self) -> serde_json::Value {
-        serde_json::Value::Null
+        serde_json::to_value(self.status.snapshot()).unwrap_or_default()
     }
 }
 

@@ -24,17 +24,18 @@ pub(crate) async fn check(context: &Context, changes: Vec<Filled>) -> Result<boo
         let Some(now) = context.now().await? else {
             return Ok(false);
         };
-        let moment = Moment::following(now, context.settings.delay);
+        let moment = Moment::following(now, context.plan.delay);
         let find = || find(context, &namespace, &refs, moment);
         match context.insist("look documents of a change up", find).await? {
             Some(found) => wanted.extend(found),
             None => return Ok(false),
         }
     }
+    context.count_inline(wanted.len(), documents);
     let Some(queued) = send_all(context, wanted, Reason::Stream).await else {
         return Ok(false);
     };
-    context.events.emit(RescueEvent::PageDone { changes: count, documents, queued });
+    context.report.emit(RescueEvent::PageDone { changes: count, documents, queued });
     Ok(true)
 }
 
@@ -76,7 +77,7 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
     let named = |wanted: Wanted| match keys.get(&wanted.document.map_key()) {
         Some(documents) => documents
             .iter()
-            .map(|document| Wanted { document: (*document).clone(), head: wanted.head.clone() })
+            .map(|document| Wanted { document: (*document).clone(), ..wanted.clone() })
             .collect(),
         // Deleted and inserted again with an equal `_id` of another type of number.
         None => vec![wanted],

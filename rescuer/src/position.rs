@@ -1,7 +1,8 @@
 //! Where the stream stands: a low-water mark in the state database.
 //!
 //! Everything before a saved position was checked and, where needed, queued and confirmed. Positions are written with
-//! majority, and only over one of the same epoch, so that an owner that was replaced cannot write over its successor's.
+//! majority, and only over one of the same or a lower epoch, so that an owner that was replaced cannot write over its
+//! successor's.
 //!
 //! ```text
 //! document_outbox.positions
@@ -9,19 +10,29 @@
 //!   token: { _data: ".." },  // absent: nothing was read yet, start at cluster_time
 //!   cluster_time: Timestamp, // at or before the token
 //!   pipeline: "9f..",        // what the token was made with
+//!   lineage: UUID,           // of this very collection, as the server made it
 //!   owner: "host/..", epoch: 1, updated_at: Date }
 //! ```
+//!
+//! # A position of another cluster
+//! A token means nothing to a cluster that didn't make it, and need not be refused: it may just point somewhere. What
+//! tells is the UUID that the server gave the collection of positions: one that was dumped and restored, or copied, has
+//! another. A copy of a whole server's files keeps it, but its oplog too; where that was made anew, the server says 286, or
+//! the position is ahead of the server's time.
 
+use std::sync::{Arc, OnceLock};
+
+use document_outbox::codes::{self, Verdict};
 use mongodb::{
-    Client, Collection,
-    bson::{Bson, DateTime, Timestamp, doc},
+    Client, Collection, Database,
+    bson::{Binary, Bson, DateTime, Document, Timestamp, doc},
     change_stream::event::ResumeToken,
     error::Error,
     options::{CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Settings, filter::fingerprint};
+use crate::{coverage::Plan, filter::fingerprint, server};
 
 /// How far the stream was dealt with.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +56,8 @@ pub(crate) enum Start {
     Fresh,
     /// After the token, or at the time where there is no token yet.
     Resume(Mark),
+    /// At a time that an operator asked for.
+    Asked(Timestamp),
     /// At the time of a position that was made with another pipeline.
     PipelineChanged(Timestamp),
     /// The position cannot be used; why.
@@ -57,15 +70,36 @@ pub(crate) struct Found {
     token: Option<ResumeToken>,
     cluster_time: Option<Bson>,
     pipeline: Option<Bson>,
+    lineage: Option<Bson>,
+}
+
+/// What a position is held against.
+#[derive(Debug, Clone)]
+pub(crate) struct Here {
+    /// What is watched and how.
+    pub(crate) pipeline: String,
+    /// The UUID of the collection of positions, where the server tells.
+    pub(crate) lineage: Option<Binary>,
+    /// The server's time.
+    pub(crate) time: Timestamp,
 }
 
 /// Decides where to start.
-pub(crate) fn start(found: Option<Found>, pipeline: &str) -> Start {
-    let Some(Found { token, cluster_time, pipeline: made_with }) = found else {
+pub(crate) fn start(found: Option<Found>, here: &Here) -> Start {
+    let Some(Found { token, cluster_time, pipeline, lineage }) = found else {
         return Start::Fresh;
     };
     let cluster_time = cluster_time.as_ref().and_then(Bson::as_timestamp);
-    let same = made_with.as_ref().and_then(Bson::as_str) == Some(pipeline);
+    let ours = here.lineage.clone().map(Bson::Binary);
+    if lineage.zip(ours).is_some_and(|(theirs, ours)| theirs != ours) {
+        return Start::Lost("the saved position was copied here from another cluster or another time".into());
+    }
+    if cluster_time.is_some_and(|time| time.time > here.time.time.saturating_add(AHEAD)) {
+        return Start::Lost(
+            "the saved position is ahead of the server's time, so it is of another cluster".into(),
+        );
+    }
+    let same = pipeline.as_ref().and_then(Bson::as_str) == Some(&here.pipeline);
     match (same, token, cluster_time) {
         (true, Some(token), cluster_time) => Start::Resume(Mark { token: Some(token), cluster_time }),
         (true, None, Some(time)) => Start::Resume(Mark::at(time)),
@@ -75,64 +109,123 @@ pub(crate) fn start(found: Option<Found>, pipeline: &str) -> Start {
     }
 }
 
+/// In seconds. The members of a cluster may differ by less.
+const AHEAD: u32 = 60;
+
 /// The stored position of one stream.
+#[derive(Clone)]
 pub(crate) struct Positions {
+    database: Database,
     collection: Collection<Found>,
     stream: String,
     owner: String,
     pipeline: String,
+    lineage: Arc<OnceLock<Binary>>,
 }
 
 impl Positions {
-    pub(crate) fn new(client: &Client, settings: &Settings) -> Self {
+    pub(crate) fn new(client: &Client, plan: &Plan, owner: &str) -> Self {
         let majority = CollectionOptions::builder()
             .read_concern(ReadConcern::majority())
             .write_concern(WriteConcern::majority())
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .build();
-        let database = client.database(&settings.state_database);
+        let database = client.database(&plan.coverage.state_database);
         Self {
             collection: database.collection_with_options("positions", majority),
-            stream: settings.stream.clone(),
-            owner: format!("rescuer/{}", uuid::Uuid::new_v4()),
-            pipeline: fingerprint(&settings.watch),
+            database,
+            stream: plan.name.clone(),
+            owner: owner.into(),
+            pipeline: fingerprint(&plan.coverage),
+            lineage: Arc::default(),
         }
     }
 
     /// Reads the position and decides where to start.
     pub(crate) async fn load(&self) -> Result<Start, Error> {
-        let found = self.collection.find_one(doc! { "_id": &self.stream }).await?;
-        Ok(start(found, &self.pipeline))
+        let found = self.collection.find_one(self.id()).await?;
+        let here = Here {
+            pipeline: self.pipeline.clone(),
+            lineage: self.lineage().await?,
+            time: server::cluster_time(self.collection.client()).await?,
+        };
+        Ok(start(found, &here))
     }
 
-    /// Writes a position whatever stands there, as a new owner does.
-    pub(crate) async fn take(&self, mark: &Mark, now: DateTime) -> Result<(), Error> {
+    /// The epoch of the position that is there, if any.
+    pub(crate) async fn epoch(&self) -> Result<i64, Error> {
+        let raw = self.collection.clone_with_type::<Document>();
+        let found = raw.find_one(self.id()).projection(doc! { "epoch": 1 }).await?;
+        Ok(found.and_then(|found| found.get_i64("epoch").ok()).unwrap_or(0))
+    }
+
+    /// Writes a position where there is none of a higher epoch, as a new owner does.
+    pub(crate) async fn take(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
+        if self.lineage().await?.is_none() {
+            // It has none before it is there.
+            match self.database.create_collection(self.collection.name()).await {
+                Err(error) if codes::code(&error) != Some(NAMESPACE_EXISTS) => return Err(error),
+                _ => drop(self.lineage().await?),
+            }
+        }
         let stored = self.collection.clone_with_type::<Stored<'_>>();
-        let filter = doc! { "_id": &self.stream };
-        stored.replace_one(filter, self.stored(mark, now)).upsert(true).await?;
-        Ok(())
+        let write = stored.replace_one(self.not_above(epoch), self.stored(mark, epoch, now)).upsert(true);
+        match write.await {
+            Ok(_) => Ok(Saved::Done),
+            // One of a higher epoch is there, so the filter misses it and the upsert meets it.
+            Err(error) if codes::verdict(&error) == Verdict::Duplicate => Ok(Saved::Fenced),
+            Err(error) => Err(error),
+        }
     }
 
     /// Moves the position on.
-    pub(crate) async fn save(&self, mark: &Mark, now: DateTime) -> Result<Saved, Error> {
+    pub(crate) async fn save(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
         let stored = self.collection.clone_with_type::<Stored<'_>>();
-        let filter = doc! { "_id": &self.stream, "epoch": EPOCH, "owner": &self.owner };
-        let result = stored.replace_one(filter, self.stored(mark, now)).await?;
+        let result = stored.replace_one(self.not_above(epoch), self.stored(mark, epoch, now)).await?;
         Ok(if result.matched_count == 1 { Saved::Done } else { Saved::Fenced })
     }
 
-    fn stored<'a>(&'a self, mark: &'a Mark, now: DateTime) -> Stored<'a> {
+    fn id(&self) -> Document {
+        doc! { "_id": &self.stream }
+    }
+
+    fn not_above(&self, epoch: i64) -> Document {
+        doc! { "_id": &self.stream, "epoch": { "$not": { "$gt": epoch } } }
+    }
+
+    /// The UUID of the collection; `None` where it isn't there or the user may not ask.
+    async fn lineage(&self) -> Result<Option<Binary>, Error> {
+        if let Some(known) = self.lineage.get() {
+            return Ok(Some(known.clone()));
+        }
+        let listed = self.database.list_collections().filter(doc! { "name": self.collection.name() }).await;
+        let mut listed = match listed {
+            Err(error) if codes::code(&error) == Some(UNAUTHORISED) => return Ok(None),
+            listed => listed?,
+        };
+        if !listed.advance().await? {
+            return Ok(None);
+        }
+        let found = listed.deserialize_current()?.info.uuid;
+        Ok(found.map(|uuid| self.lineage.get_or_init(|| uuid).clone()))
+    }
+
+    fn stored<'a>(&'a self, mark: &'a Mark, epoch: i64, now: DateTime) -> Stored<'a> {
         Stored {
             id: &self.stream,
             token: mark.token.as_ref(),
             cluster_time: mark.cluster_time,
             pipeline: &self.pipeline,
+            lineage: self.lineage.get(),
             owner: &self.owner,
-            epoch: EPOCH,
+            epoch,
             updated_at: now,
         }
     }
 }
+
+const UNAUTHORISED: i32 = 13;
+const NAMESPACE_EXISTS: i32 = 48;
 
 #[derive(Serialize)]
 struct Stored<'a> {
@@ -142,19 +235,18 @@ struct Stored<'a> {
     token: Option<&'a ResumeToken>,
     cluster_time: Option<Timestamp>,
     pipeline: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lineage: Option<&'a Binary>,
     owner: &'a str,
     epoch: i64,
     updated_at: DateTime,
 }
 
-/// One owner, for as long as there are no leases.
-const EPOCH: i64 = 1;
-
 /// What a save came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Saved {
     Done,
-    /// The position is gone or of another epoch.
+    /// The position is gone or of a higher epoch.
     Fenced,
 }
 
@@ -169,25 +261,34 @@ mod tests {
     }
 
     fn found(token: Option<ResumeToken>, cluster_time: Option<Bson>, pipeline: &str) -> Option<Found> {
-        Some(Found { token, cluster_time, pipeline: Some(pipeline.into()) })
+        Some(Found { token, cluster_time, pipeline: Some(pipeline.into()), lineage: None })
+    }
+
+    fn here() -> Here {
+        let time = Timestamp { time: 1000, increment: 1 };
+        Here { pipeline: "p".into(), lineage: Some(lineage(1)), time }
+    }
+
+    fn lineage(byte: u8) -> Binary {
+        Binary { subtype: mongodb::bson::spec::BinarySubtype::Uuid, bytes: vec![byte; 16] }
     }
 
     #[test]
     fn only_the_absence_of_a_position_is_a_fresh_start() {
-        assert_eq!(start(None, "p"), Start::Fresh);
+        assert_eq!(start(None, &here()), Start::Fresh);
     }
 
     #[test]
     fn a_position_is_resumed_by_its_token_or_by_its_time_before_there_is_one() {
         let mark = Mark { token: Some(token()), cluster_time: Some(TIME) };
-        assert_eq!(start(found(Some(token()), Some(TIME.into()), "p"), "p"), Start::Resume(mark));
-        assert_eq!(start(found(None, Some(TIME.into()), "p"), "p"), Start::Resume(Mark::at(TIME)));
+        assert_eq!(start(found(Some(token()), Some(TIME.into()), "p"), &here()), Start::Resume(mark));
+        assert_eq!(start(found(None, Some(TIME.into()), "p"), &here()), Start::Resume(Mark::at(TIME)));
     }
 
     #[test]
     fn a_token_of_another_pipeline_is_not_used_but_its_time_is() {
         let other = found(Some(token()), Some(TIME.into()), "other");
-        assert_eq!(start(other, "p"), Start::PipelineChanged(TIME));
+        assert_eq!(start(other, &here()), Start::PipelineChanged(TIME));
     }
 
     #[test]
@@ -196,9 +297,24 @@ mod tests {
             found(None, None, "p"),
             found(None, Some("yesterday".into()), "p"),
             found(Some(token()), None, "other"),
-            Some(Found { token: Some(token()), cluster_time: None, pipeline: None }),
+            Some(Found { token: Some(token()), cluster_time: None, pipeline: None, lineage: None }),
         ] {
-            assert!(matches!(start(unusable.clone(), "p"), Start::Lost(_)), "{unusable:?}");
+            assert!(matches!(start(unusable.clone(), &here()), Start::Lost(_)), "{unusable:?}");
         }
+    }
+
+    #[test]
+    fn a_position_of_another_cluster_is_lost() {
+        let of = |made: Option<u8>, time: u32| {
+            let time = Bson::from(Timestamp { time, increment: 1 });
+            let lineage = made.map(|byte| Bson::Binary(lineage(byte)));
+            Some(Found { lineage, ..found(Some(token()), Some(time), "p").unwrap() })
+        };
+        assert!(matches!(start(of(Some(1), 1030), &here()), Start::Resume(_)), "clocks differ a little");
+        assert!(matches!(start(of(None, 7), &here()), Start::Resume(_)), "nobody asked when it was made");
+        let unknown = Here { lineage: None, ..here() };
+        assert!(matches!(start(of(Some(2), 7), &unknown), Start::Resume(_)), "the server doesn't tell");
+        assert!(matches!(start(of(Some(2), 7), &here()), Start::Lost(_)));
+        assert!(matches!(start(of(Some(1), 2000), &here()), Start::Lost(_)));
     }
 }

@@ -35,7 +35,7 @@ impl Scans {
     ) -> Result<Reading, Error> {
         for _ in 0..SLICES_A_ROUND {
             let from = self.0.get(namespace).cloned();
-            let to = end_of_slice(sweep, namespace, from.clone()).await?;
+            let to = end_of_slice(sweep, namespace, from.clone(), tally).await?;
             let filled = doc! { "outbox.0": { "$exists": true } };
             if sweep.read(namespace, filled, bounds(from, to.clone()), tally).await? == Reading::Enough {
                 return Ok(Reading::Enough);
@@ -66,8 +66,9 @@ async fn end_of_slice(
     sweep: &mut Sweep,
     namespace: &Namespace,
     from: Option<Bson>,
+    tally: &mut Tally,
 ) -> Result<Option<Bson>, Error> {
-    sweep.budget.turn().await;
+    sweep.turn(tally).await;
     let mut options = bounds(from, None);
     options.skip = Some(SLICE);
     options.limit = Some(1);

@@ -6,12 +6,14 @@ use mongodb::{
     error::Error,
 };
 
-use crate::{RescuerError, context::Context};
+use tokio_util::sync::CancellationToken;
+
+use crate::{RescuerError, fault::insist};
 
 /// Refuses servers that cannot feed a rescuer; `false` when told to stop first.
-pub(crate) async fn check(context: &Context) -> Result<bool, RescuerError> {
-    let ask = || async { context.client.database("admin").run_command(doc! { "hello": 1 }).await };
-    match context.insist("ask MongoDB what it is", ask).await? {
+pub(crate) async fn check(client: &Client, stop: &CancellationToken) -> Result<bool, RescuerError> {
+    let ask = || async { client.database("admin").run_command(doc! { "hello": 1 }).await };
+    match insist("ask MongoDB what it is", || stop.is_cancelled(), stop, ask, |_| ()).await? {
         Some(hello) => suits(&hello).map(|()| true),
         None => Ok(false),
     }
@@ -37,6 +39,15 @@ pub(crate) async fn operation_time(client: &Client) -> Result<Timestamp, Error> 
     reply
         .get_timestamp("operationTime")
         .map_err(|error| Error::custom(format!("the reply to `ping`: {error}")))
+}
+
+/// The latest time that this cluster knows of.
+pub(crate) async fn cluster_time(client: &Client) -> Result<Timestamp, Error> {
+    let reply = client.database("admin").run_command(doc! { "ping": 1 }).await?;
+    let gossiped = reply.get_document("$clusterTime").and_then(|time| time.get_timestamp("clusterTime"));
+    let times = [gossiped, reply.get_timestamp("operationTime")];
+    let latest = times.into_iter().flatten().max();
+    latest.ok_or_else(|| Error::custom("the reply to `ping` tells no cluster time"))
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use document_outbox::deliverable::Ordering;
-use mongodb::Namespace;
+use mongodb::{Namespace, bson::Timestamp};
 use outbox_service::{Choice, NamespacePattern};
+
+use crate::coverage;
 
 /// What to do when the stream cannot go on from the saved position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,21 +31,27 @@ pub struct Settings {
     /// Names the stream in the state database. Rescuers that watch different things there need different names.
     /// Default: `default`.
     pub stream: String,
-    /// The collections with outboxes.
+    /// The collections with outboxes. The first pattern that matches one counts; each delay has a stream of its own.
     pub watch: Vec<NamespacePattern>,
     /// The collections among them whose messages keep no order within a document. Default: none.
     pub unordered: Vec<NamespacePattern>,
     /// The collections among them where a dead message holds back the later ones of its document. Default: none.
     pub dead_blocks: Vec<NamespacePattern>,
-    /// How old a message must be before it is rescued, so that the inline dispatcher comes first. From 1 s to 24 h.
-    /// Default: 15 s.
+    /// How old a message must be before it is rescued, so that the inline dispatcher comes first, where its pattern in
+    /// `watch` has no delay of its own. From 1 s to 24 h. Default: 15 s.
     pub delay: Duration,
+    /// How long the lease on a stream lasts: how long it takes until another rescuer goes on where one died. From 1 s to
+    /// 10 min. Default: 15 s.
+    pub lease: Duration,
+    /// Read from this time when a stream is owned for the first time, whatever its position says: for an operator who wants
+    /// changes checked again. Every start does so, for as long as it is set. Default: none.
+    pub start_at: Option<Timestamp>,
     /// How often the sweep goes through what is due. Default: 10 s.
     pub sweep_interval: Duration,
     /// How often the sweep also looks at entries without a date, and at collections without the index that makes
     /// it cheap, from end to end. Default: 1 h.
     pub full_sweep_interval: Duration,
-    /// How many queries a second the sweep may send. Default: 50.
+    /// How many queries a second the sweeps of all streams together may send. Default: 50.
     pub sweep_queries_per_second: u32,
     /// How many changes or documents are dealt with at a time. Default: 500.
     pub page_size: usize,
@@ -54,6 +62,11 @@ pub struct Settings {
     /// A change that is held for longer than this has its cursor closed and opened again afterwards, because the server
     /// drops one that nobody reads for 10 minutes. Default: 5 min.
     pub cursor_idle_limit: Duration,
+    /// How often pending and dead messages are counted for the metrics, out of the sweep's queries. Default: 30 s.
+    pub totals_interval: Duration,
+    /// How long whoever stops this rescuer waits for it to end; told only for a warning where it doesn't fit. Default:
+    /// unknown.
+    pub shutdown_grace: Option<Duration>,
     /// What to do when the stream cannot go on from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
     /// How long the server must go on refusing to open the stream, in words that aren't known to be about the position,
@@ -61,7 +74,8 @@ pub struct Settings {
     pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
-    /// How many documents the sweep remembers to have queued lately. About 100 bytes each. Default: 100,000.
+    /// How many documents the sweeps of all streams together remember to have queued lately. About 100 bytes each.
+    /// Default: 100,000.
     pub queued_capacity: usize,
     /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
     /// time, up to 2 min. Default: 30 s.
@@ -77,6 +91,8 @@ impl Settings {
             unordered: Vec::new(),
             dead_blocks: Vec::new(),
             delay: Duration::from_secs(15),
+            lease: Duration::from_secs(15),
+            start_at: None,
             sweep_interval: Duration::from_secs(10),
             full_sweep_interval: Duration::from_secs(3600),
             sweep_queries_per_second: 50,
@@ -84,6 +100,8 @@ impl Settings {
             idle_save_interval: Duration::from_secs(10),
             busy_save_interval: Duration::from_millis(500),
             cursor_idle_limit: Duration::from_secs(300),
+            totals_interval: Duration::from_secs(30),
+            shutdown_grace: None,
             on_history_lost: OnHistoryLost::default(),
             refused_for: Duration::from_secs(30),
             state_database: "document_outbox".into(),
@@ -106,7 +124,7 @@ impl Settings {
             "names no collection; name at least one, as in shop.orders or shop.*",
         );
         check(
-            self.watch.iter().any(|pattern| pattern.database() == self.state_database),
+            self.watch.iter().any(|pattern| pattern.database().exact() == Some(&self.state_database)),
             &["watch", "state_database"],
             "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
@@ -125,11 +143,29 @@ impl Settings {
             &["dead_blocks", "unordered"],
             "names collections that are in unordered too; without an order nothing can block, so drop one of them",
         );
-        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
+        if let Some((pattern, by)) = coverage::covered(&self.watch) {
+            let sentence = format!(
+                "has {pattern} behind {by}, which comes first and means all that it does; put it in front, or drop it"
+            );
+            check(true, &["watch"], &sentence);
+        }
+        let outside = |delay: Duration| delay < SHORTEST_DELAY || delay > LONGEST_DELAY;
         check(
-            self.delay < SHORTEST_DELAY || self.delay > LONGEST_DELAY,
-            &["delay"],
-            "must be from 1s to 24h",
+            self.watch.iter().filter_map(NamespacePattern::delay).any(outside),
+            &["watch"],
+            "has a delay that is not from 1s to 24h",
+        );
+        check(
+            self.unordered.iter().chain(&self.dead_blocks).any(|pattern| pattern.delay().is_some()),
+            &["unordered", "dead_blocks"],
+            "has a delay, which belongs in watch; drop it here",
+        );
+        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
+        check(outside(self.delay), &["delay"], "must be from 1s to 24h");
+        check(
+            self.lease < SHORTEST_LEASE || self.lease > LONGEST_LEASE,
+            &["lease"],
+            "must be from 1s to 10min",
         );
         check(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");
         check(
@@ -142,6 +178,7 @@ impl Settings {
             &["sweep_queries_per_second"],
             "must be at least 1, or nothing would be swept",
         );
+        check(self.totals_interval.is_zero(), &["totals_interval"], "must be more than zero");
         check(self.page_size == 0 || self.page_size > 10_000, &["page_size"], "must be from 1 to 10000");
         check(
             self.cursor_idle_limit.is_zero() || self.cursor_idle_limit > Duration::from_secs(540),
@@ -149,11 +186,6 @@ impl Settings {
             "must be more than zero and at most 9min, because the server drops an idle cursor after 10",
         );
         problems
-    }
-
-    /// Whether a collection is watched.
-    pub fn watches(&self, namespace: &Namespace) -> bool {
-        matches_any(&self.watch, namespace)
     }
 
     /// Whether the messages of a document of this collection keep their order.
@@ -176,6 +208,11 @@ impl Settings {
 pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 /// Longer, and few oplogs would reach back to it.
 pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Shorter, and a busy machine would lose it.
+pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+/// Longer, and nothing would be rescued for too long after a crash.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
 
 fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
     patterns.iter().any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
@@ -217,6 +254,20 @@ mod tests {
                 "cursor_idle_limit"
             ]
         );
+    }
+
+    #[test]
+    fn patterns_that_cannot_work_together_are_told() {
+        let told = |patterns: &[&str]| {
+            let problems = watching(patterns).problems();
+            problems.into_iter().map(|(_, sentence)| sentence).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(told(&["shop.orders@2s", "shop.*", "*.orders@1h"]), "");
+        assert!(told(&["shop.*", "shop.orders@2s"]).contains("has shop.orders@2s behind shop.*"));
+        assert!(told(&["shop.*@20ms"]).contains("from 1s to 24h"));
+        let mut settings = watching(&["shop.*@2s"]);
+        settings.unordered = vec!["shop.orders@2s".parse().unwrap()];
+        assert!(settings.problems()[0].1.contains("belongs in watch"));
     }
 
     #[test]

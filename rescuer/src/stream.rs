@@ -107,7 +107,7 @@ impl Reader {
             let cut = match self.open().await {
                 Ok(stream) => {
                     tracing::info!(how = ?self.opening, "the change stream is open");
-                    self.context.events.emit(self.opening.clone());
+                    self.context.report.emit(self.opening.clone());
                     (opened, self.refusals) = (true, None);
                     self.read(stream, &mut pauses).await
                 }
@@ -167,8 +167,9 @@ impl Reader {
     }
 
     async fn open(&self) -> Result<ChangeStream<RawChange>, Error> {
-        let Context { client, settings, .. } = &*self.context;
-        let stages = pipeline(&settings.watch);
+        let (client, settings) = (&self.context.client, &self.context.settings);
+        let coverage = &self.context.plan.coverage;
+        let stages = pipeline(coverage);
         // `startAfter`, since unlike `resumeAfter` it goes on behind an invalidate.
         let (after, at) = match &self.mark {
             Mark { token: Some(token), .. } => (Some(token.clone()), None),
@@ -181,7 +182,7 @@ impl Reader {
             .max_await_time(MAX_AWAIT)
             .batch_size(batch)
             .build();
-        let stream = match Scope::of(&settings.watch) {
+        let stream = match Scope::of(coverage) {
             Scope::Cluster => client.watch().pipeline(stages).with_options(options).await?,
             Scope::Database(database) => {
                 let database = client.database(&database);
@@ -210,6 +211,10 @@ impl Reader {
                 self.worked = true;
             }
             asked = true;
+            if next.is_some() {
+                self.context.report.metrics.events.increment(1);
+                self.context.report.moved();
+            }
             let item = match next.map(RawChange::read) {
                 Some(Change::Filled(filled)) => Item::Filled(filled),
                 Some(Change::Renamed(mark)) => {
@@ -256,6 +261,7 @@ impl Reader {
         // An unreadable token keeps the earlier time, which is a low-water mark still.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
         self.mark = Mark { token: Some(token), cluster_time };
+        self.context.report.moved();
         let all_taken = self.out.capacity() == self.out.max_capacity();
         if all_taken && self.idle_since.elapsed() >= self.context.settings.idle_save_interval {
             self.idle_since = Instant::now();
@@ -287,7 +293,7 @@ impl Reader {
     }
 
     fn told_to_stop(&self) -> bool {
-        self.context.stop.is_cancelled() || self.out.is_closed()
+        self.context.is_over() || self.out.is_closed()
     }
 }
 

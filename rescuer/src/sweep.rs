@@ -24,7 +24,7 @@
 //! the others are made up for.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,7 +39,6 @@ use mongodb::{
 
 use crate::{
     RescuerError,
-    budget::Budget,
     commands::{Wanted, send},
     context::Context,
     event::RescueEvent,
@@ -57,7 +56,6 @@ pub(crate) const LONGEST_QUERY: Duration = Duration::from_secs(300);
 
 pub(crate) struct Sweep {
     pub(crate) context: Arc<Context>,
-    pub(crate) budget: Budget,
     indexes: Indexes,
     scans: Scans,
     last_full: Option<Instant>,
@@ -73,6 +71,8 @@ pub(crate) struct Tally {
     pub(crate) collections: usize,
     pub(crate) examined: usize,
     pub(crate) queued: usize,
+    /// Turns of the budget.
+    pub(crate) queries: usize,
     pub(crate) cut_short: bool,
     /// Some collections couldn't be listed.
     unlisted: bool,
@@ -89,7 +89,6 @@ pub(crate) enum Reading {
 impl Sweep {
     pub(crate) fn new(context: &Arc<Context>) -> Self {
         Self {
-            budget: Budget::new(context.settings.sweep_queries_per_second),
             context: context.clone(),
             indexes: Indexes::default(),
             scans: Scans::default(),
@@ -105,7 +104,7 @@ impl Sweep {
         loop {
             // Without a broker every find would be in vain.
             context.stop.run_until_cancelled(context.commands.ready()).await;
-            if context.stop.is_cancelled() {
+            if context.is_over() {
                 return Ok(());
             }
             let hourly = self.last_full.is_none_or(|last| last.elapsed() >= settings.full_sweep_interval);
@@ -118,10 +117,13 @@ impl Sweep {
                 (true, false) => self.last_full = Some(Instant::now()),
                 (false, _) => {}
             }
-            self.say_when_slow(begun.elapsed());
-            let Tally { collections, examined, queued, cut_short, .. } = tally;
-            tracing::debug!(full, collections, examined, queued, cut_short, "swept");
-            context.events.emit(RescueEvent::SweepDone { full, collections, examined, queued, cut_short });
+            let took = begun.elapsed();
+            self.say_when_slow(took);
+            let Tally { collections, examined, queued, queries, cut_short, .. } = tally;
+            tracing::debug!(full, collections, examined, queued, queries, cut_short, "swept");
+            let done =
+                RescueEvent::SweepDone { full, collections, examined, queued, queries, cut_short, took };
+            context.report.emit(done);
             tokio::select! {
                 () = tokio::time::sleep(settings.sweep_interval) => {}
                 () = context.full_sweep.requested() => {}
@@ -147,12 +149,27 @@ impl Sweep {
         let mut tally = Tally::default();
         context.queued().begin_round();
         let mut all = Vec::new();
-        for database in targets::databases(&context.settings) {
-            self.budget.turn().await;
-            match targets::list(&context.client, &database, &context.settings).await {
+        if targets::asks(&context.plan.coverage) {
+            self.turn(&mut tally).await;
+        }
+        let databases = match targets::databases(&context).await {
+            Ok(databases) => databases,
+            Err(error) => {
+                self.survivable("list databases for the sweep", error)?;
+                (tally.cut_short, tally.unlisted) = (true, true);
+                return Ok(tally);
+            }
+        };
+        for database in databases {
+            if context.is_over() {
+                (tally.cut_short, tally.unlisted) = (true, true);
+                return Ok(tally);
+            }
+            self.turn(&mut tally).await;
+            match targets::list(&context, &database).await {
                 Ok(found) => all.extend(found),
                 Err(error) => {
-                    survivable("list collections for the sweep", error)?;
+                    self.survivable("list collections for the sweep", error)?;
                     (tally.cut_short, tally.unlisted) = (true, true);
                 }
             }
@@ -163,18 +180,41 @@ impl Sweep {
         if !tally.unlisted {
             self.keep_only(&all);
         }
+        let mut swept = HashMap::new();
         for namespace in &all {
-            if context.stop.is_cancelled() {
+            if context.is_over() {
                 tally.cut_short = true;
                 return Ok(tally);
             }
-            if let Err(error) = self.collection(namespace, &mut tally).await {
-                self.indexes.forget(namespace);
-                survivable("sweep a collection", error)?;
-                tally.cut_short = true;
+            match self.collection(namespace, &mut tally).await {
+                Ok(index) => drop(swept.insert(namespace.clone(), index)),
+                Err(error) => {
+                    self.indexes.forget(namespace);
+                    self.survivable("sweep a collection", error)?;
+                    tally.cut_short = true;
+                }
             }
         }
+        if !tally.cut_short {
+            context.set_collections(swept);
+        }
         Ok(tally)
+    }
+
+    /// Waits for the next query's turn.
+    pub(crate) async fn turn(&self, tally: &mut Tally) {
+        tally.queries += 1;
+        self.context.stop.run_until_cancelled(self.context.budget.turn()).await;
+    }
+
+    /// Whether the next round may succeed.
+    fn survivable(&self, doing: &'static str, source: Error) -> Result<(), RescuerError> {
+        if let Fault::Fatal(advice) = fault::of(&source) {
+            return Err(RescuerError::Refused { doing, advice, source });
+        }
+        tracing::warn!(error = fault::text(&source), "could not {doing}; the next round tries again");
+        self.context.report.error(&format!("could not {doing}: {}", fault::text(&source)));
+        Ok(())
     }
 
     /// Forgets collections that are gone.
@@ -185,16 +225,18 @@ impl Sweep {
         self.undone.retain(|namespace| all.contains(namespace));
     }
 
-    async fn collection(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<(), Error> {
+    async fn collection(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<Option<Index>, Error> {
         let context = self.context.clone();
         tally.collections += 1;
         if !self.indexes.knows(namespace) {
-            self.budget.turn().await;
+            self.turn(tally).await;
         }
-        let reading = match self.indexes.find(&context, namespace).await? {
-            Some(index) => match self.by_index(namespace, &index, tally).await {
+        let mut index = self.indexes.find(&context, namespace).await?;
+        let reading = match &index {
+            Some(by) => match self.by_index(namespace, by, tally).await {
                 Err(error) if is_refused_hint(&error) => {
                     self.indexes.miss(&context, namespace);
+                    index = None;
                     self.scan(namespace, tally).await?
                 }
                 read => read?,
@@ -210,7 +252,7 @@ impl Sweep {
             }
             Reading::Enough => tally.cut_short = true,
         }
-        Ok(())
+        Ok(index)
     }
 
     async fn by_index(
@@ -263,7 +305,7 @@ impl Sweep {
         options.projection = Some(projection());
         options.batch_size = u32::try_from(page).ok();
         options.max_time = Some(LONGEST_QUERY);
-        self.budget.turn().await;
+        self.turn(tally).await;
         let collection = context.collection(namespace);
         let find = collection.find(filter).with_options(options);
         let Some(cursor) = context.stop.run_until_cancelled(find.into_future()).await else {
@@ -271,7 +313,7 @@ impl Sweep {
         };
         let mut cursor = cursor?;
         loop {
-            let moment = Moment::sweeping(context.clock.now().await?, context.settings.delay);
+            let moment = Moment::sweeping(context.clock.now().await?, context.plan.delay);
             let (mut wanted, mut read) = (Vec::new(), 0);
             while read < page {
                 // A stop needn't wait for what the server is still looking for.
@@ -287,13 +329,13 @@ impl Sweep {
             tally.examined += read;
             let sent = send(&context, wanted, Reason::Sweep).await;
             tally.queued += sent.confirmed;
-            if !sent.failed.is_empty() || context.stop.is_cancelled() {
+            if !sent.failed.is_empty() || context.is_over() {
                 return Ok(Reading::Enough);
             }
             if read < page {
                 return Ok(Reading::GoOn);
             }
-            self.budget.turn().await;
+            self.turn(tally).await;
         }
     }
 
@@ -315,13 +357,4 @@ fn due_by(now: DateTime) -> Document {
 fn undated() -> Document {
     let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }
-}
-
-/// Whether the next round may succeed.
-fn survivable(doing: &'static str, source: Error) -> Result<(), RescuerError> {
-    if let Fault::Fatal(advice) = fault::of(&source) {
-        return Err(RescuerError::Refused { doing, advice, source });
-    }
-    tracing::warn!(error = fault::text(&source), "could not {doing}; the next round tries again");
-    Ok(())
 }

@@ -3,31 +3,47 @@
 use std::collections::BTreeSet;
 
 use mongodb::{
-    Client, Namespace,
-    bson::{Document, doc},
+    Namespace,
+    bson::{Bson, Document, doc},
     error::Error,
 };
+use outbox_service::NamespacePattern;
 
-use crate::Settings;
+use crate::{context::Context, coverage::Coverage};
 
-/// The databases that the patterns name.
-pub(crate) fn databases(settings: &Settings) -> BTreeSet<String> {
-    settings.watch.iter().map(|pattern| pattern.database().to_owned()).collect()
+/// The databases that a stream's patterns name. A query where one of them holds a `*`.
+pub(crate) async fn databases(context: &Context) -> Result<BTreeSet<String>, Error> {
+    let exact = |pattern: &NamespacePattern| pattern.database().exact().map(str::to_owned);
+    let patterns: Vec<_> = context.plan.coverage.patterns().collect();
+    let mut databases: BTreeSet<String> = patterns.iter().filter_map(|pattern| exact(pattern)).collect();
+    if asks(&context.plan.coverage) {
+        // Those in which this user may do something; it needs no privilege for that.
+        let command = doc! { "listDatabases": 1, "nameOnly": true, "authorizedDatabases": true };
+        let reply = context.client.database("admin").run_command(command).await?;
+        let listed = reply.get_array("databases").into_iter().flatten().filter_map(Bson::as_document);
+        let names = listed.filter_map(|database| database.get_str("name").ok());
+        let wanted = |name: &&str| patterns.iter().any(|pattern| pattern.database().matches(name));
+        databases.extend(names.filter(wanted).map(str::to_owned));
+    }
+    databases.retain(|name| *name != context.plan.coverage.state_database);
+    Ok(databases)
+}
+
+/// Whether [`databases`] asks the server.
+pub(crate) fn asks(coverage: &Coverage) -> bool {
+    coverage.patterns().any(|pattern| pattern.database().exact().is_none())
 }
 
 /// The watched collections of one database. None where there is no such database.
-pub(crate) async fn list(
-    client: &Client,
-    database: &str,
-    settings: &Settings,
-) -> Result<Vec<Namespace>, Error> {
+pub(crate) async fn list(context: &Context, database: &str) -> Result<Vec<Namespace>, Error> {
     // These two options together need no privilege beyond those on the collections themselves.
     let command = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };
-    let mut cursor = client.database(database).run_cursor_command(command).await?;
+    let mut cursor = context.client.database(database).run_cursor_command(command).await?;
     let mut found = Vec::new();
     while cursor.advance().await? {
         let listed: Document = cursor.deserialize_current()?;
-        found.extend(sweepable(database, &listed).filter(|namespace| settings.watches(namespace)));
+        let namespace = sweepable(database, &listed);
+        found.extend(namespace.filter(|namespace| context.plan.coverage.holds(namespace)));
     }
     Ok(found)
 }

@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 use document_outbox::{
-    clock::later,
+    clock::{later, until},
     deliverable::{Ordering, Rules, deliverable},
     entry::{Entry, Slot, read_outbox},
 };
@@ -31,6 +31,7 @@ pub(crate) struct Moment {
     pub(crate) now: DateTime,
     /// What was made at or before this is old enough.
     pub(crate) old: DateTime,
+    delay: Duration,
     /// Whether a change that is old enough itself led here.
     proven: bool,
 }
@@ -41,14 +42,14 @@ const AHEAD: Duration = Duration::from_secs(1);
 impl Moment {
     /// For the sweep, which comes back anyway.
     pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
-        Self { now, old: earlier(now, delay), proven: false }
+        Self { now, old: earlier(now, delay), delay, proven: false }
     }
 
     /// For the change stream, which comes by once. The message it was woken for was made at about the change's own time,
     /// which another machine's clock may see a little differently.
     pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(Duration::from_millis(500));
-        Self { now, old: earlier(now, delay - slack), proven: true }
+        Self { now, old: earlier(now, delay - slack), delay, proven: true }
     }
 }
 
@@ -65,6 +66,10 @@ pub(crate) struct Head {
 pub(crate) struct Verdict {
     /// Set when a command is wanted.
     pub(crate) work: Option<Head>,
+    /// Since when, where that can be told.
+    pub(crate) due: Option<DateTime>,
+    /// How long an inline claim lasts, if that is longer than the delay.
+    pub(crate) long_claim: Option<Duration>,
     /// How many elements are no entries.
     pub(crate) unreadable: usize,
     /// What is wrong with the first of them.
@@ -76,14 +81,17 @@ pub(crate) fn judge(outbox: Option<&Bson>, ordering: Ordering, moment: Moment) -
     let slots = match read_outbox(outbox) {
         Ok(slots) => slots,
         Err(not_an_array) => {
-            return Verdict { work: None, unreadable: 1, flaw: Some(not_an_array.to_string()) };
+            return Verdict { unreadable: 1, flaw: Some(not_an_array.to_string()), ..Verdict::default() };
         }
     };
     let rules = Rules { now: moment.now, ordering, limit: usize::MAX, serves: &|_| true };
     let found = deliverable(&slots, rules);
     let mut ready = found.entries.iter().copied().chain(found.crashed);
+    let found_work = ready.find(|entry| is_old_enough(entry, moment));
     Verdict {
-        work: ready.find(|entry| is_old_enough(entry, moment)).map(head),
+        work: found_work.map(head),
+        due: found_work.and_then(|entry| due(entry, moment)),
+        long_claim: slots.iter().filter_map(Slot::entry).find_map(|entry| long_claim(entry, moment)),
         unreadable: found.unreadable,
         flaw: slots.iter().find_map(flaw),
     }
@@ -111,6 +119,24 @@ fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
     let made = entry.created_at.or_else(|| time_in(&entry.id));
     let made = made.filter(|made| *made <= later(moment.now, AHEAD));
     tried || seen || put_off(entry) || made.is_none_or(|made| made <= moment.old)
+}
+
+/// From when on an entry was to be rescued.
+fn due(entry: &Entry, moment: Moment) -> Option<DateTime> {
+    let tried = entry.attempts > 0 || entry.claims > 0;
+    let made = entry.created_at.or_else(|| time_in(&entry.id)).map(|made| later(made, moment.delay));
+    match tried || put_off(entry) {
+        true => entry.available_at.or(made),
+        false => made.max(entry.available_at),
+    }
+}
+
+/// How long the claim of an inline dispatcher lasts, where that is longer than the delay. Workers count theirs.
+fn long_claim(entry: &Entry, moment: Moment) -> Option<Duration> {
+    let inline = entry.claimed_by.is_some() && entry.claims == 0 && entry.attempts == 0;
+    let (made, ends) = entry.created_at.zip(entry.available_at)?;
+    let lasts = until(made, ends);
+    (inline && ends > moment.now && lasts > moment.delay).then_some(lasts)
 }
 
 /// Scheduled by its writer, or given back by a claimer: nobody's inline dispatcher is at it.
@@ -172,6 +198,35 @@ mod tests {
         assert!(claimed(-20_000, -10_000));
         assert!(!claimed(-12_000, -2_000));
         assert!(!claimed(-20_000, 1));
+    }
+
+    #[test]
+    fn it_is_told_since_when_a_document_was_due_for_rescue() {
+        let due = |extra: Document| {
+            let mut entry = doc! { "id": Uuid::new(), "type": "order.placed" };
+            entry.extend(extra);
+            verdict(vec![entry], Ordering::Ordered).due
+        };
+        let made = doc! { "created_at": at(-60_000) };
+        let with = |extra: Document| made.clone().into_iter().chain(extra).collect::<Document>();
+        assert_eq!(due(with(doc! { "available_at": at(-60_000) })), Some(at(-45_000)));
+        assert_eq!(due(with(doc! { "available_at": at(-9000), "claimed_by": "gone" })), Some(at(-9000)));
+        assert_eq!(due(with(doc! { "available_at": at(-7000), "attempts": 1 })), Some(at(-7000)));
+        assert_eq!(due(doc! {}), None);
+    }
+
+    #[test]
+    fn an_inline_claim_that_outlasts_the_delay_is_told() {
+        let claim = |extra: Document| {
+            let mut entry = doc! { "id": Uuid::new(), "type": "order.placed", "claimed_by": "p/1" };
+            entry.extend(doc! { "created_at": at(-15_000), "available_at": at(5000) });
+            entry.extend(extra);
+            verdict(vec![entry], Ordering::Ordered).long_claim
+        };
+        assert_eq!(claim(doc! {}), Some(Duration::from_secs(20)));
+        assert_eq!(claim(doc! { "claims": 1 }), None, "a worker's");
+        assert_eq!(claim(doc! { "created_at": at(-5000) }), None);
+        assert_eq!(claim(doc! { "available_at": at(-1) }), None, "it is over");
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub fn watch() -> Key {
     Key::new(
         "watch",
         Kind::Namespaces,
-        "The collections with outboxes: shop.orders, or shop.* for all of a database.",
+        "The collections with outboxes: shop.orders, shop.* for all of a database, tenant_*.orders; with a delay of their \
+         own, audit.log@5m. The first that matches counts.",
     )
 }
 

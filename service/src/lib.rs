@@ -21,7 +21,7 @@ pub mod telemetry;
 pub use daemon::{Context, Daemon, Exit};
 pub use probes::{Probes, Report};
 pub use settings::{
-    Choice, Key, Kind, NamespacePattern, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme,
-    Sources, Uri,
+    Choice, Glob, Key, Kind, NamespacePattern, Problem, Problems, Program, Reader, Resolution, Resolved,
+    Scheme, Sources, Uri,
 };
 pub use tokio_util::sync::CancellationToken;

@@ -37,7 +37,7 @@ mod uri;
 mod value;
 
 pub use key::{Check, Choice, Key, Kind};
-pub use namespace::{InvalidPattern, NamespacePattern};
+pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 pub use problem::{Problem, Problems};
 pub use reader::Reader;
 pub use resolve::{Program, Resolution, Resolved, resolve};

@@ -22,16 +22,16 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
     let orders = world.indexed_orders().await;
     let name = unique("rescuer");
     let (exchange, queue) = (format!("{name}.commands"), format!("{name}.queue"));
-    let uri = std::env::var("OUTBOX_RABBITMQ_URI").expect("eval \"$(scripts/services env)\" first");
+    let uri = rabbitmq_uri();
     let amqp = AmqpSettings::new(&uri).unwrap();
     let topology = || CommandSender::topology(&exchange, &queue, TopologyMode::Declare);
     let publisher = Publisher::start(amqp.clone(), topology());
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
     let rescuer = Rescuer::new(world.client.clone(), commands, world.settings()).unwrap();
-    let events = rescuer.subscribe();
+    let (events, status) = (rescuer.subscribe(), rescuer.status());
     let stop = CancellationToken::new();
     let task = tokio::spawn(rescuer.run(stop.clone()));
-    let mut running = Running { events, stop, task, begun: std::time::Instant::now() };
+    let mut running = Running { events, status, stop, task, begun: std::time::Instant::now() };
     let id = ObjectId::new();
     orders.insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
     running.wait("a command", |event| matches!(event, RescueEvent::Queued { .. }).then_some(())).await;
@@ -49,13 +49,4 @@ async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_c
     publisher.close().await;
     remove(&uri, &exchange, &queue).await;
     world.end().await;
-}
-
-/// Exchanges and queues are durable, so a test takes its own away.
-async fn remove(uri: &str, exchange: &str, queue: &str) {
-    let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    channel.queue_delete(queue.into(), Default::default()).await.unwrap();
-    channel.exchange_delete(exchange.into(), Default::default()).await.unwrap();
-    connection.close(200, "done".into()).await.unwrap();
 }

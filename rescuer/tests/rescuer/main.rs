@@ -6,7 +6,13 @@
 
 mod broker;
 mod faults;
+mod lease;
+mod oplog;
+mod patterns;
 mod position;
+mod process;
+mod status;
 mod stream;
 mod support;
 mod sweep;
+mod warnings;

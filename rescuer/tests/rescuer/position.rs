@@ -1,8 +1,8 @@
 //! What the position is worth: restarts, losses, forgeries.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Bson, DateTime, Document, Timestamp, doc};
 use outbox_rescuer::{OnHistoryLost, RescueEvent, RescuerError, Settings, StartedFrom};
 
 use crate::support::*;
@@ -218,16 +218,73 @@ async fn with_other_patterns_the_stream_starts_at_the_positions_time() {
     world.end().await;
 }
 
+/// P7: a lost position loses nothing.
 #[tokio::test]
-async fn a_second_rescuer_of_the_name_takes_over_and_the_first_ends() {
-    let (world, commands) = (World::new().await, Recorder::new());
-    let first = world.started(&commands, world.settings()).await;
-    let second = world.started(&commands, world.settings()).await;
-    world.orders().insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
-    let ended = tokio::time::timeout(PATIENCE, first.task).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(RescuerError::Fenced(_))), "{ended:?}");
-    second.stop().await.unwrap();
-    assert!(commands.refusals.load(Ordering::SeqCst) == 0);
+async fn a_position_that_was_copied_from_another_cluster_is_lost() {
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    with_position(&world, world.settings()).await;
+    orders.insert_one(doc! { "_id": "while down", "outbox": [minimal()] }).await.unwrap();
+    // As by dump and restore: the same position, in a collection that this server made.
+    let position = world.position().await;
+    world.positions().drop().await.unwrap();
+    world.positions().insert_one(position).await.unwrap();
+    let commands = Recorder::new();
+    let mut running = world.start(&commands, world.settings()).await;
+    let reason = running
+        .wait("a lost position", |event| match event {
+            RescueEvent::PositionLost { reason, .. } => Some(reason.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(reason.contains("another cluster"), "{reason}");
+    assert_eq!(opened(&mut running).await, StartedFrom::AfterLoss);
+    while commands.distinct() < 1 {
+        running.swept().await;
+    }
+    running.stop().await.unwrap();
+    let mut again = world.start(&Recorder::new(), world.settings()).await;
+    assert_eq!(opened(&mut again).await, StartedFrom::Position, "it is of this cluster now");
+    again.stop().await.unwrap();
+    world.end().await;
+}
+
+/// A token whose time is still to come is opened without an error, and shows nothing until then.
+#[tokio::test]
+async fn a_position_ahead_of_the_servers_time_is_lost() {
+    let world = World::new().await;
+    with_position(&world, world.settings()).await;
+    let ahead = Timestamp { time: u32::MAX, increment: 1 };
+    world.positions().update_one(doc! {}, doc! { "$set": { "cluster_time": ahead } }).await.unwrap();
+    let mut running = world.start(&Recorder::new(), world.settings()).await;
+    let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
+    running.wait("a lost position", lost).await;
+    assert_eq!(opened(&mut running).await, StartedFrom::AfterLoss);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn asked_to_the_stream_starts_at_a_time_whatever_the_position_says() {
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    orders.insert_one(doc! { "_id": "early", "outbox": [dated(0, -3_600_000)] }).await.unwrap();
+    let start_at = Some(Timestamp { time: world.server_time().await.time - 1, increment: 1 });
+    with_position(&world, world.settings()).await;
+    let commands = Recorder::new();
+    let settings = Settings { start_at, ..world.settings() };
+    let mut running = world.start(&commands, settings.clone()).await;
+    assert_eq!(opened(&mut running).await, StartedFrom::Asked);
+    // Read again, though nothing is to be done about it.
+    let (changes, _, queued) = running.page().await;
+    assert!(changes >= 1 && queued == 0, "{changes} changes, {queued} queued");
+    // Once: from then on the position counts.
+    let another = doc! { "$set": { "owner": "other/1", "until": DateTime::from_millis(0) } };
+    running.saved().await;
+    world.leases().update_one(doc! {}, another).await.unwrap();
+    running.stepped_back().await;
+    assert_eq!(opened(&mut running).await, StartedFrom::Position);
+    running.stop().await.unwrap();
     world.end().await;
 }
 

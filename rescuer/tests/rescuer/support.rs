@@ -13,10 +13,12 @@ use async_trait::async_trait;
 use document_outbox::{SendFailure, command::ProcessDocumentMessages};
 use mongodb::{
     Client, Collection, Database, IndexModel,
-    bson::{Bson, DateTime, Document, Uuid, doc},
+    bson::{Bson, DateTime, Document, Timestamp, Uuid, doc},
     options::{ClientOptions, IndexOptions},
 };
-use outbox_rescuer::{CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings};
+use outbox_rescuer::{
+    CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings, StatusHandle,
+};
 use tokio::{sync::broadcast, task::JoinHandle, time::timeout};
 
 /// Longer than anything here takes; a test that waits for this has failed.
@@ -32,9 +34,23 @@ pub(crate) fn mongodb_uri() -> String {
     std::env::var("OUTBOX_MONGODB_URI").expect("eval \"$(scripts/services env)\" first")
 }
 
+pub(crate) fn rabbitmq_uri() -> String {
+    std::env::var("OUTBOX_RABBITMQ_URI").expect("eval \"$(scripts/services env)\" first")
+}
+
+/// Exchanges and queues are durable, so a test takes its own away.
+pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
+    let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.queue_delete(queue.into(), Default::default()).await.unwrap();
+    channel.exchange_delete(exchange.into(), Default::default()).await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+}
+
 /// A database of its own, and the state database of its own rescuer; both are dropped by [`World::end`].
 pub(crate) struct World {
     pub(crate) client: Client,
+    uri: String,
     /// The rescuer's client can be told from the test's, and from other tests', by this name.
     pub(crate) app_name: String,
     pub(crate) db: Database,
@@ -43,17 +59,26 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> Self {
+        Self::on(mongodb_uri()).await
+    }
+
+    pub(crate) async fn on(uri: String) -> Self {
         // Shown of tests that fail.
         let _ =
             tracing_subscriber::fmt().with_env_filter("outbox_rescuer=debug").with_test_writer().try_init();
-        let client = Client::with_uri_str(mongodb_uri()).await.unwrap();
+        let client = Client::with_uri_str(&uri).await.unwrap();
         let name = unique("rescuer");
         let state = client.database(&format!("{name}_state"));
-        Self { db: client.database(&name), state, app_name: name, client }
+        Self { db: client.database(&name), state, app_name: name, client, uri }
     }
 
     pub(crate) fn orders(&self) -> Collection<Document> {
         self.db.collection("orders")
+    }
+
+    pub(crate) async fn server_time(&self) -> Timestamp {
+        let reply = self.client.database("admin").run_command(doc! { "ping": 1 }).await.unwrap();
+        reply.get_timestamp("operationTime").unwrap()
     }
 
     /// With the index that the sweep wants.
@@ -67,6 +92,11 @@ impl World {
         self.state.collection("positions")
     }
 
+    /// The lease of the stream, as anybody can read it.
+    pub(crate) fn leases(&self) -> Collection<Document> {
+        self.state.collection("leases")
+    }
+
     pub(crate) async fn position(&self) -> Document {
         self.positions().find_one(doc! { "_id": "default" }).await.unwrap().expect("a position")
     }
@@ -76,6 +106,8 @@ impl World {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
         Settings {
             delay: DELAY,
+            // So that what follows a kill needn't wait for long.
+            lease: Duration::from_secs(1),
             sweep_interval: Duration::from_secs(600),
             sweep_queries_per_second: 1000,
             state_database: self.state.name().to_owned(),
@@ -88,14 +120,14 @@ impl World {
 
     pub(crate) async fn start(&self, commands: &Arc<impl Commands + 'static>, settings: Settings) -> Running {
         self.something_else_is_written().await;
-        let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
+        let mut options = ClientOptions::parse(&self.uri).await.unwrap();
         options.app_name = Some(self.app_name.clone());
         let client = Client::with_options(options).unwrap();
         let rescuer = Rescuer::new(client, commands.clone(), settings).unwrap();
-        let events = rescuer.subscribe();
+        let (events, status) = (rescuer.subscribe(), rescuer.status());
         let stop = CancellationToken::new();
         let task = tokio::spawn(rescuer.run(stop.clone()));
-        Running { events, stop, task, begun: Instant::now() }
+        Running { events, status, stop, task, begun: Instant::now() }
     }
 
     /// Started, with the stream open and the first sweep behind it.
@@ -141,6 +173,7 @@ pub(crate) async fn index(collection: &Collection<Document>) {
 /// A rescuer at work in this process.
 pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
+    pub(crate) status: StatusHandle,
     pub(crate) stop: CancellationToken,
     /// A test that loops over waits ends as well.
     pub(crate) begun: Instant,
@@ -183,6 +216,30 @@ impl Running {
             matches!(event, RescueEvent::PositionSaved { .. }).then_some(())
         })
         .await;
+    }
+
+    pub(crate) async fn owned(&mut self) -> i64 {
+        self.wait("the stream to be owned", |event| match event {
+            RescueEvent::Owned { epoch, .. } => Some(*epoch),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn standing_by(&mut self) -> String {
+        self.wait("another owner to be seen", |event| match event {
+            RescueEvent::StandingBy { owner, .. } => Some(owner.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn stepped_back(&mut self) -> String {
+        self.wait("the stream to be given up", |event| match event {
+            RescueEvent::SteppedBack { reason, .. } => Some(reason.clone()),
+            _ => None,
+        })
+        .await
     }
 
     /// A round of the sweep that queues something.

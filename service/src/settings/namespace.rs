@@ -1,15 +1,24 @@
-//! Patterns of namespaces: `shop.orders`, `shop.*`.
+//! Patterns of namespaces: `shop.orders`, `shop.*`, `tenant_*.orders`, `audit.log@5m`.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use super::shown;
 
-/// One collection, `shop.orders`, or all collections of one database, `shop.*`.
+/// Collections of databases, by their names: `shop.orders`, `shop.*`, `tenant_*.orders`, `*.*`. With `@` and a duration
+/// behind it, `audit.log@5m`, they have a delay of their own.
+///
+/// A `*` stands for any characters, none included. Where there is one, the server's own databases (`admin`, `config`,
+/// `local`) and collections (`system.…`) are never meant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespacePattern {
-    database: String,
-    collection: Option<String>,
+    database: Glob,
+    collection: Glob,
+    delay: Option<Duration>,
 }
+
+/// A name in which `*` stands for any characters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Glob(String);
 
 /// Why a text is no pattern, in a sentence that starts with the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,32 +26,145 @@ pub struct NamespacePattern {
 pub struct InvalidPattern(String);
 
 impl NamespacePattern {
-    /// The database.
-    pub fn database(&self) -> &str {
+    /// The databases.
+    pub fn database(&self) -> &Glob {
         &self.database
     }
 
-    /// The collection; `None` means all of the database.
-    pub fn collection(&self) -> Option<&str> {
-        self.collection.as_deref()
+    /// The collections.
+    pub fn collection(&self) -> &Glob {
+        &self.collection
+    }
+
+    /// The delay that stands with it.
+    pub fn delay(&self) -> Option<Duration> {
+        self.delay
     }
 
     /// Whether a collection is one of those meant.
     pub fn matches(&self, database: &str, collection: &str) -> bool {
-        self.database == database && self.collection.as_deref().is_none_or(|named| named == collection)
+        !is_the_servers(database)
+            && !is_system(collection)
+            && self.database.matches(database)
+            && self.collection.matches(collection)
+    }
+
+    /// Whether it means every collection that `other` means.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.database.covers(&other.database) && self.collection.covers(&other.collection)
     }
 
     /// Whether there can be a collection that both mean.
     pub fn overlaps(&self, other: &Self) -> bool {
-        let collections = self.collection().zip(other.collection());
-        self.database == other.database && collections.is_none_or(|(one, another)| one == another)
+        self.database.overlaps(&other.database) && self.collection.overlaps(&other.collection)
+    }
+}
+
+impl Glob {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name, where it is just one.
+    pub fn exact(&self) -> Option<&str> {
+        (!self.0.contains('*')).then_some(&self.0)
+    }
+
+    /// Whether it means any name.
+    pub fn is_any(&self) -> bool {
+        self.0.chars().all(|c| c == '*')
+    }
+
+    /// Whether a name is one of those meant.
+    pub fn matches(&self, name: &str) -> bool {
+        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
+        // The last `*`, and up to where it reaches so far.
+        let mut star = None;
+        let (mut p, mut n) = (0, 0);
+        while n < name.len() {
+            match pattern.get(p) {
+                Some(b'*') => {
+                    star = Some((p, n));
+                    p += 1;
+                }
+                Some(byte) if *byte == name[n] => (p, n) = (p + 1, n + 1),
+                _ => match star {
+                    Some((at, reach)) => {
+                        star = Some((at, reach + 1));
+                        (p, n) = (at + 1, reach + 1);
+                    }
+                    None => return false,
+                },
+            }
+        }
+        pattern[p..].iter().all(|byte| *byte == b'*')
+    }
+
+    /// Whether it means every name that `other` means. No name holds a `*`, so that one in `other` is met by one here, or
+    /// by nothing.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.matches(&other.0)
+    }
+
+    /// Whether there can be a name that both mean.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        // `reached[j]`: what was read of this one, and the first `j` of the other, can be met by one name.
+        let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
+        let mut reached = vec![false; b.len() + 1];
+        for i in 0..=a.len() {
+            let above = reached.clone();
+            for j in 0..=b.len() {
+                let own = i.checked_sub(1).map(|at| a[at]);
+                let others = j.checked_sub(1).map(|at| b[at]);
+                reached[j] = match (own, others) {
+                    (None, None) => true,
+                    (Some(b'*'), _) if above[j] => true,
+                    (_, Some(b'*')) if reached[j - 1] => true,
+                    (Some(b'*'), Some(_)) => reached[j - 1],
+                    (Some(_), Some(b'*')) => above[j],
+                    (Some(own), Some(others)) => own == others && above[j - 1],
+                    _ => false,
+                };
+            }
+        }
+        reached[b.len()]
+    }
+
+    /// An anchored regular expression for the same names.
+    pub fn regex(&self) -> String {
+        let mut regex = String::from("^");
+        for c in self.0.chars() {
+            match c {
+                '*' => regex.push_str(".*"),
+                c if c.is_alphanumeric() || c == '_' => regex.push(c),
+                c => regex.extend(['\\', c]),
+            }
+        }
+        regex.push('$');
+        regex
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
 impl fmt::Display for NamespacePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.database, self.collection.as_deref().unwrap_or("*"))
+        write!(f, "{}.{}", self.database, self.collection)?;
+        match self.delay {
+            Some(delay) => write!(f, "@{}", written(delay)),
+            None => Ok(()),
+        }
     }
+}
+
+/// A duration as it is written in settings, without blanks: `1h30m`.
+pub fn written(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace(' ', "")
 }
 
 impl FromStr for NamespacePattern {
@@ -50,26 +172,33 @@ impl FromStr for NamespacePattern {
 
     fn from_str(text: &str) -> Result<Self, InvalidPattern> {
         let invalid = |flaw: String| InvalidPattern(format!("{} {flaw}", shown(text)));
-        let Some((database, collection)) = text.split_once('.') else {
-            let flaw = match text {
-                "*" => "names no database; write database.* for each database",
+        let (names, delay) = split_delay(text).map_err(invalid)?;
+        let Some((database, collection)) = names.split_once('.') else {
+            let flaw = match names {
+                "*" => "names no collection; write *.* for all collections of all databases",
                 _ => "names no collection; write database.collection, or database.* for all of them",
             };
             return Err(invalid(flaw.into()));
         };
-        if database.contains('*') {
-            return Err(invalid(
-                "has `*` for its database; name the databases one by one, as in shop.*".into(),
-            ));
-        }
-        check_database(database).map_err(|flaw| invalid(format!("has a database that {flaw}")))?;
-        if collection != "*" {
-            check_collection(collection).map_err(|flaw| invalid(format!("has a collection that {flaw}")))?;
-        }
-        if text.len() > LONGEST_NAMESPACE {
+        check_database_pattern(database).map_err(|flaw| invalid(format!("has a database that {flaw}")))?;
+        check_collection(collection).map_err(|flaw| invalid(format!("has a collection that {flaw}")))?;
+        if names.len() > LONGEST_NAMESPACE {
             return Err(invalid(format!("is longer than the {LONGEST_NAMESPACE} bytes MongoDB allows")));
         }
-        Ok(Self { database: database.into(), collection: (collection != "*").then(|| collection.into()) })
+        Ok(Self { database: Glob(database.into()), collection: Glob(collection.into()), delay })
+    }
+}
+
+/// What stands behind the last `@` is a delay if it begins with a digit; else the `@` is part of a name.
+fn split_delay(text: &str) -> Result<(&str, Option<Duration>), String> {
+    match text.rsplit_once('@') {
+        Some((names, delay)) if delay.starts_with(|c: char| c.is_ascii_digit()) => {
+            let parsed = humantime::parse_duration(delay);
+            let parsed = parsed
+                .map_err(|_| format!("has {} for a delay; write one as in shop.orders@15s", shown(delay)))?;
+            Ok((names, Some(parsed)))
+        }
+        _ => Ok((text, None)),
     }
 }
 
@@ -79,70 +208,146 @@ const LONGEST_NAMESPACE: usize = 255;
 
 /// The manual's rules for a database's name, but for the server's own databases: they take no outbox.
 pub(crate) fn check_database(name: &str) -> Result<(), String> {
+    match name.contains('*') {
+        true => Err("has a '*' in its name; MongoDB allows none".into()),
+        false => check_database_pattern(name),
+    }
+}
+
+fn check_database_pattern(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("has no name; write its name".into())
-    } else if let Some(forbidden) = name.chars().find(|c| "/\\. \"$*\0".contains(*c)) {
+    } else if let Some(forbidden) = name.chars().find(|c| "/\\. \"$\0".contains(*c)) {
         Err(format!("has a {forbidden:?} in its name; MongoDB allows none"))
     } else if name.len() > LONGEST_DATABASE {
         Err(format!("has a name longer than the {LONGEST_DATABASE} bytes MongoDB allows"))
-    } else if ["admin", "config", "local"].contains(&name) {
+    } else if is_the_servers(name) {
         Err("is the server's own; name one of the application's".into())
     } else {
         Ok(())
     }
 }
 
-/// The manual's rules for a collection's name, but for `*`, which would look like a pattern.
+/// The manual's rules for a collection's name.
 fn check_collection(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("has no name; write its name, or `*` for all".into())
-    } else if name.contains('*') {
-        Err("mixes `*` with letters; `*` stands alone and means all of the database".into())
     } else if let Some(forbidden) = name.chars().find(|c| "$\0".contains(*c)) {
         Err(format!("has a {forbidden:?} in its name; MongoDB allows none"))
-    } else if name.starts_with("system.") {
+    } else if is_system(name) {
         Err("is the server's own; name one of the application's".into())
     } else {
         Ok(())
     }
+}
+
+fn is_the_servers(database: &str) -> bool {
+    ["admin", "config", "local"].contains(&database)
+}
+
+fn is_system(collection: &str) -> bool {
+    collection.starts_with("system.")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn pattern(text: &str) -> NamespacePattern {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn a_pattern_names_one_collection_which_may_hold_dots() {
-        let pattern: NamespacePattern = "shop.orders.archive".parse().unwrap();
-        assert_eq!((pattern.database(), pattern.collection()), ("shop", Some("orders.archive")));
+        let pattern = pattern("shop.orders.archive");
+        assert_eq!(pattern.database().exact(), Some("shop"));
+        assert_eq!(pattern.collection().exact(), Some("orders.archive"));
         assert_eq!(pattern.to_string(), "shop.orders.archive");
         assert!(pattern.matches("shop", "orders.archive"));
         assert!(!pattern.matches("shop", "orders"));
     }
 
     #[test]
-    fn a_star_means_all_collections_of_one_database() {
-        let pattern: NamespacePattern = "shop.*".parse().unwrap();
-        assert_eq!((pattern.collection(), pattern.to_string().as_str()), (None, "shop.*"));
-        assert!(pattern.matches("shop", "orders"));
-        assert!(!pattern.matches("stock", "orders"));
+    fn a_star_stands_for_any_characters_of_a_database_or_a_collection() {
+        for (text, means, not) in [
+            ("shop.*", ["shop.orders", "shop.a.b"], ["stock.orders", "shops.orders"]),
+            ("tenant_*.orders", ["tenant_7.orders", "tenant_.orders"], ["tenant.orders", "tenant_7.order"]),
+            ("*.orders", ["a.orders", "b.orders"], ["admin.orders", "a.b.orders"]),
+            ("shop.order_*_eu", ["shop.order_1_eu", "shop.order_x_eu_eu"], ["shop.order_eu", "shop.order_1"]),
+            ("*.*", ["a.b", "c.d.e"], ["local.oplog.rs", "a.system.views"]),
+        ] {
+            let of = |name: &str| {
+                let (database, collection) = name.split_once('.').unwrap();
+                pattern(text).matches(database, collection)
+            };
+            assert!(means.into_iter().all(of) && !not.into_iter().any(of), "{text}");
+            assert_eq!(pattern(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_the_last_at_sign_is_a_delay_if_it_begins_with_a_digit() {
+        let delay = |text: &str| pattern(text).delay();
+        assert_eq!(delay("shop.*@2s"), Some(Duration::from_secs(2)));
+        assert_eq!(delay("shop.mail@home@1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(delay("shop.mail@home"), None);
+        assert!(pattern("shop.mail@home").matches("shop", "mail@home"));
+        assert_eq!(pattern("shop.*@90m").to_string(), "shop.*@1h30m");
+        assert_ne!(pattern("shop.*@2s"), pattern("shop.*"));
+    }
+
+    #[test]
+    fn one_pattern_covers_another_where_it_means_all_that_the_other_does() {
+        for (wide, narrow) in [
+            ("shop.*", "shop.orders"),
+            ("*.orders", "tenant_*.orders@2s"),
+            ("*.*", "*.order_*"),
+            ("a.b*", "a.b*"),
+        ] {
+            assert!(pattern(wide).covers(&pattern(narrow)), "{wide} {narrow}");
+        }
+        for (one, other) in
+            [("shop.orders", "shop.*"), ("*.orders", "shop.*"), ("a.*_b", "a.*"), ("a.x*", "a.*x")]
+        {
+            assert!(!pattern(one).covers(&pattern(other)), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn two_patterns_overlap_where_a_name_can_meet_both() {
+        for (one, other, overlap) in [
+            ("*.orders", "shop.*", true),
+            ("a.x*", "a.*x", true),
+            ("a.ab*", "a.a*c", true),
+            ("a.*b*", "a.c*", true),
+            ("a.ab*", "a.ac*", false),
+            ("a.*b", "a.*c", false),
+            ("shop.orders", "shop.stock", false),
+            ("shop.*", "stock.*", false),
+        ] {
+            assert_eq!(pattern(one).overlaps(&pattern(other)), overlap, "{one} {other}");
+            assert_eq!(pattern(other).overlaps(&pattern(one)), overlap, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn a_regular_expression_takes_nothing_in_a_name_for_its_own() {
+        assert_eq!(pattern("shop.a.b-*+").collection().regex(), r"^a\.b\-.*\+$");
     }
 
     #[test]
     fn anything_else_is_refused_with_what_to_write_instead() {
         for (text, hint) in [
             ("shop", "write database.collection"),
-            ("*", "names no database"),
-            ("*.*", "name the databases one by one"),
-            ("*.orders", "name the databases one by one"),
-            ("sh*p.orders", "name the databases one by one"),
-            ("shop.ord*", "`*` stands alone"),
+            ("*", "write *.*"),
             (".orders", "a database that has no name"),
             ("shop.", "a collection that has no name"),
             ("my shop.orders", "has a ' ' in its name"),
             ("shop.$cmd", "has a '$' in its name"),
             ("shop.system.views", "the server's own"),
             ("local.oplog.rs", "the server's own"),
+            ("shop.orders@2", "for a delay"),
+            ("shop.orders@2 parsecs", "for a delay"),
             (&format!("{}.orders", "s".repeat(64)), "63 bytes"),
             (&format!("shop.{}", "o".repeat(255)), "255 bytes"),
         ] {

@@ -1,0 +1,147 @@
+//! Which collections one stream is for.
+//!
+//! `watch` is a list of patterns, some with a delay of their own, and the first that matches a collection counts. There is
+//! one stream for each delay. So what a stream is for is its own patterns, less what an earlier pattern of another delay
+//! takes away.
+
+use std::time::Duration;
+
+use mongodb::Namespace;
+use outbox_service::{NamespacePattern, settings::written};
+
+use crate::Settings;
+
+/// The collections of one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Coverage {
+    /// In an order of their own, so that equal coverages are equal.
+    pub(crate) arms: Vec<Arm>,
+    /// Never watched: the positions and leases in it would be read back for ever.
+    pub(crate) state_database: String,
+}
+
+/// One pattern, and the earlier ones of other delays that take something away from it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arm {
+    pub(crate) pattern: NamespacePattern,
+    pub(crate) except: Vec<NamespacePattern>,
+}
+
+/// One stream: its name in the state database, its delay, what it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    pub(crate) delay: Duration,
+    pub(crate) coverage: Coverage,
+}
+
+/// One stream for each delay, the shortest first. That of the base delay has the plain name.
+pub(crate) fn plans(settings: &Settings) -> Vec<Plan> {
+    let delay_of = |pattern: &NamespacePattern| pattern.delay().unwrap_or(settings.delay);
+    let mut delays: Vec<Duration> = settings.watch.iter().map(delay_of).collect();
+    delays.sort();
+    delays.dedup();
+    let plan = |delay: Duration| {
+        let mut arms = Vec::new();
+        for (at, pattern) in settings.watch.iter().enumerate() {
+            if delay_of(pattern) == delay {
+                let others = settings.watch[..at].iter();
+                let takes = |other: &&NamespacePattern| delay_of(other) != delay && other.overlaps(pattern);
+                let mut except: Vec<_> = others.filter(takes).cloned().collect();
+                except.sort();
+                arms.push(Arm { pattern: pattern.clone(), except });
+            }
+        }
+        arms.sort();
+        let name = match delay == settings.delay {
+            true => settings.stream.clone(),
+            false => format!("{}@{}", settings.stream, written(delay)),
+        };
+        Plan { name, delay, coverage: Coverage { arms, state_database: settings.state_database.clone() } }
+    };
+    delays.into_iter().map(plan).collect()
+}
+
+/// A pattern that never counts, with the earlier one that means all that it does.
+pub(crate) fn covered(watch: &[NamespacePattern]) -> Option<(&NamespacePattern, &NamespacePattern)> {
+    watch.iter().enumerate().find_map(|(at, pattern)| {
+        let earlier = watch[..at].iter().find(|earlier| earlier.covers(pattern));
+        earlier.map(|earlier| (pattern, earlier))
+    })
+}
+
+impl Coverage {
+    pub(crate) fn holds(&self, namespace: &Namespace) -> bool {
+        let matches = |pattern: &NamespacePattern| pattern.matches(&namespace.db, &namespace.coll);
+        namespace.db != self.state_database
+            && self.arms.iter().any(|arm| matches(&arm.pattern) && !arm.except.iter().any(matches))
+    }
+
+    /// The collections that are named one by one.
+    pub(crate) fn named(&self) -> Vec<Namespace> {
+        let named = |pattern: &NamespacePattern| {
+            let (database, collection) = (pattern.database().exact()?, pattern.collection().exact()?);
+            Some(Namespace::new(database, collection))
+        };
+        self.patterns().filter_map(named).filter(|namespace| self.holds(namespace)).collect()
+    }
+
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &NamespacePattern> {
+        self.arms.iter().map(|arm| &arm.pattern)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(watch: &[&str]) -> Settings {
+        Settings::new(watch.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    /// Which stream each collection is in.
+    fn streams(watch: &[&str], collection: &str) -> Vec<String> {
+        let (db, coll) = collection.split_once('.').unwrap();
+        let plans = plans(&settings(watch)).into_iter();
+        let of = plans.filter(|plan| plan.coverage.holds(&Namespace::new(db, coll)));
+        of.map(|plan| plan.name).collect()
+    }
+
+    #[test]
+    fn there_is_a_stream_for_each_delay_and_the_base_delay_has_the_plain_name() {
+        let watch = ["shop.*@2s", "audit.log@5m", "tenant_*.orders", "mail.sent@15s"];
+        let plans = plans(&settings(&watch));
+        let names: Vec<_> = plans.iter().map(|plan| (plan.name.as_str(), plan.delay.as_secs())).collect();
+        assert_eq!(names, [("default@2s", 2), ("default", 15), ("default@5m", 300)]);
+        assert_eq!(streams(&watch, "tenant_9.orders"), ["default"]);
+        assert_eq!(streams(&watch, "mail.sent"), ["default"]);
+        assert_eq!(streams(&watch, "elsewhere.orders"), [""; 0]);
+    }
+
+    #[test]
+    fn the_first_pattern_that_matches_counts_and_no_collection_is_in_two_streams() {
+        let watch = ["shop.orders@2s", "*.orders@1m", "shop.*"];
+        assert_eq!(streams(&watch, "shop.orders"), ["default@2s"]);
+        assert_eq!(streams(&watch, "other.orders"), ["default@1m"]);
+        assert_eq!(streams(&watch, "shop.stock"), ["default"]);
+    }
+
+    #[test]
+    fn the_state_database_and_the_servers_own_are_in_no_stream() {
+        let watch = ["*.*"];
+        for name in ["document_outbox.positions", "admin.users", "local.oplog.rs", "config.shards"] {
+            assert_eq!(streams(&watch, name), [""; 0], "{name}");
+        }
+        assert_eq!(streams(&watch, "shop.orders"), ["default"]);
+    }
+
+    #[test]
+    fn a_pattern_behind_one_that_means_all_it_does_is_found() {
+        let find = |watch: &[&str]| {
+            let settings = settings(watch);
+            covered(&settings.watch).map(|(pattern, by)| (pattern.to_string(), by.to_string()))
+        };
+        assert_eq!(find(&["shop.*", "shop.orders@2s"]), Some(("shop.orders@2s".into(), "shop.*".into())));
+        assert_eq!(find(&["shop.orders@2s", "shop.*"]), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! Settings that work, but not for long or not well, with the numbers that show it.
+
+use std::{fmt, time::Duration};
+
+use outbox_service::settings::written;
+
+/// What an operator should look at. Each is told once an hour at most.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Warning {
+    /// The oplog reaches back less than twice the delay.
+    OplogShort {
+        /// The stream's delay.
+        delay: Duration,
+        /// How far the oplog reaches back.
+        window: Duration,
+    },
+    /// The saved position is near the end of the oplog.
+    PositionFarBack {
+        /// How far the position is behind the newest change.
+        behind: Duration,
+        /// How far the oplog reaches back.
+        window: Duration,
+    },
+    /// How far the oplog reaches back can't be told.
+    OplogUnknown {
+        /// What the server said.
+        error: String,
+    },
+    /// Many messages are still undelivered when they are as old as the delay.
+    InlineSlow {
+        /// How many of the documents that changed were still to be delivered.
+        undelivered: usize,
+        /// How many changed.
+        of: usize,
+        /// The stream's delay.
+        delay: Duration,
+    },
+    /// An inline dispatcher's claim lasts for longer than the delay.
+    InlineLeaseLong {
+        /// How long it lasts, from the message's making.
+        lease: Duration,
+        /// The stream's delay.
+        delay: Duration,
+    },
+    /// Who stops this process waits for longer than its lease lasts.
+    GraceLong {
+        /// How long it waits.
+        grace: Duration,
+        /// How long the lease lasts.
+        lease: Duration,
+    },
+}
+
+impl Warning {
+    /// Of which kind it is, for not repeating it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::OplogShort { .. } => "oplog_short",
+            Self::PositionFarBack { .. } => "position_far_back",
+            Self::OplogUnknown { .. } => "oplog_unknown",
+            Self::InlineSlow { .. } => "inline_slow",
+            Self::InlineLeaseLong { .. } => "inline_lease_long",
+            Self::GraceLong { .. } => "grace_long",
+        }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |duration: &Duration| written(Duration::from_secs(duration.as_secs()));
+        match self {
+            Self::OplogShort { delay, window } => write!(
+                f,
+                "the oplog reaches back {} and the delay is {}: keep it above twice the delay, and above what an outage of \
+                 the rescuer may take, with a larger oplog (oplogMinRetentionHours) or a shorter delay",
+                seconds(window),
+                written(*delay)
+            ),
+            Self::PositionFarBack { behind, window } => write!(
+                f,
+                "the saved position is {} behind and the oplog reaches back {}: the stream is close to losing its history; \
+                 enlarge the oplog, or see what holds the stream up",
+                seconds(behind),
+                seconds(window)
+            ),
+            Self::OplogUnknown { error } => write!(
+                f,
+                "how far the oplog reaches back is unknown ({error}); to have it watched, grant this user the action find on \
+                 the collection local.oplog.rs"
+            ),
+            Self::InlineSlow { undelivered, of, delay } => write!(
+                f,
+                "{undelivered} of the last {of} changed documents still had undelivered messages when they were {} old: \
+                 inline dispatch is off, slow or failing; if it is slow, lengthen the delay",
+                written(*delay)
+            ),
+            Self::InlineLeaseLong { lease, delay } => write!(
+                f,
+                "an inline claim lasts {} and the delay is {}: a message whose process died waits for the claim and then for \
+                 the sweep; shorten the applications' inline lease or lengthen the delay",
+                seconds(lease),
+                written(*delay)
+            ),
+            Self::GraceLong { grace, lease } => write!(
+                f,
+                "shutdown_grace ({}) is longer than lease ({}): a rescuer that hangs while it stops keeps its streams from \
+                 the others for that long; shorten the one or lengthen the other",
+                written(*grace),
+                written(*lease)
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_names_its_numbers() {
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        for (warning, numbers) in [
+            (Warning::OplogShort { delay: hour, window: minute }, ["1h", "1m"]),
+            (Warning::PositionFarBack { behind: minute, window: hour }, ["1m", "1h"]),
+            (Warning::InlineSlow { undelivered: 11, of: 200, delay: minute }, ["11 of the last 200", "1m"]),
+            (Warning::InlineLeaseLong { lease: hour, delay: minute }, ["1h", "1m"]),
+            (Warning::GraceLong { grace: hour, lease: minute }, ["1h", "1m"]),
+        ] {
+            let text = warning.to_string();
+            assert!(numbers.iter().all(|number| text.contains(number)), "{text}");
+        }
+    }
+}

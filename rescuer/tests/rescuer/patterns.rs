@@ -1,0 +1,199 @@
+//! Several patterns, several delays, collections and databases that appear later.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use document_outbox::command::Reason;
+use mongodb::{
+    Client,
+    bson::{Bson, Document, doc},
+    event::{EventHandler, command::CommandEvent},
+    options::ClientOptions,
+};
+use outbox_rescuer::{CancellationToken, NamespacePattern, RescueEvent, Rescuer, Settings};
+
+use crate::support::*;
+
+fn watching(world: &World, patterns: &[&str]) -> Settings {
+    let own = |text: &&str| text.replace("DB", world.db.name()).parse::<NamespacePattern>().unwrap();
+    Settings { watch: patterns.iter().map(own).collect(), ..world.settings() }
+}
+
+/// Waits until this many streams are open.
+async fn opened(running: &mut Running, mut streams: usize) {
+    running
+        .wait("the streams to open", |event| {
+            streams -= usize::from(matches!(event, RescueEvent::Opened { .. }));
+            (streams == 0).then_some(())
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn each_delay_has_a_stream_of_its_own_and_the_first_pattern_that_matches_counts() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let settings = watching(&world, &["DB.fast_*@1s", "DB.slow@1h", "DB.*"]);
+    let settings = Settings { delay: DELAY * 3, ..settings };
+    let mut running = world.start(&commands, settings).await;
+    opened(&mut running, 3).await;
+    let insert = |name: &'static str| {
+        let collection = world.db.collection::<Document>(name);
+        async move { collection.insert_one(doc! { "_id": name, "outbox": [dated(0, 0)] }).await.unwrap() }
+    };
+    let saved = Instant::now();
+    for name in ["slow", "other", "fast_1"] {
+        insert(name).await;
+    }
+    while commands.distinct() < 2 {
+        running.page().await;
+    }
+    assert_eq!(commands.ids(), ["fast_1", "other"].map(Bson::from));
+    let taken = commands.taken();
+    assert!(taken[0].1 - saved >= DELAY && taken[1].1 - saved >= DELAY * 3);
+    let ids = world.positions().distinct("_id", doc! {}).await.unwrap();
+    assert_eq!(ids, ["default", "default@1h", "default@1s"].map(Bson::from));
+    assert_eq!(world.leases().count_documents(doc! { "kind": "stream" }).await.unwrap(), 3);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn databases_and_collections_that_appear_later_are_watched_and_swept() {
+    for reason in [Reason::Stream, Reason::Sweep] {
+        let (world, commands) = (World::new().await, Recorder::new());
+        let settings = watching(&world, &["DB_*.orders", "DB_*.order_*"]);
+        let settings = match reason {
+            Reason::Stream => settings,
+            _ => Settings { sweep_interval: DELAY, delay: DELAY * 3600, ..settings },
+        };
+        let mut running = world.started(&commands, settings).await;
+        let later = |name: &str| world.client.database(&format!("{}_{name}", world.db.name()));
+        let mut old = dated(60_000, 60_000);
+        old.insert("attempts", 1);
+        for (database, collection) in [("a", "orders"), ("b", "order_7"), ("b", "stock"), ("state", "orders")]
+        {
+            let collection = later(database).collection::<Document>(collection);
+            index(&collection).await;
+            collection.insert_one(doc! { "_id": collection.name(), "outbox": [old.clone()] }).await.unwrap();
+        }
+        // An order of the state database would come between these.
+        let last = later("c").collection::<Document>("orders");
+        index(&last).await;
+        last.insert_one(doc! { "_id": "last", "outbox": [old] }).await.unwrap();
+        while commands.distinct() < 3 {
+            match reason {
+                Reason::Stream => drop(running.page().await),
+                _ => drop(running.swept().await),
+            }
+        }
+        let mut ids: Vec<_> = commands.firsts().iter().map(|id| id.as_str().unwrap().to_owned()).collect();
+        ids.sort();
+        assert_eq!(ids, ["last", "order_7", "orders"]);
+        assert!(
+            commands.taken().iter().all(|(command, _)| command.document.namespace.db != world.state.name())
+        );
+        running.stop().await.unwrap();
+        for name in ["a", "b", "c"] {
+            later(name).drop().await.unwrap();
+        }
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_collection_that_changes_its_stream_loses_nothing() {
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    let running = world.started(&Recorder::new(), watching(&world, &["DB.*"])).await;
+    running.stop().await.unwrap();
+    orders.insert_one(doc! { "_id": "between", "outbox": [minimal()] }).await.unwrap();
+    let commands = Recorder::new();
+    let mut running = world.start(&commands, watching(&world, &["DB.orders@2s", "DB.*"])).await;
+    while commands.distinct() < 1 {
+        running.swept().await;
+    }
+    orders.insert_one(doc! { "_id": "afterwards", "outbox": [minimal()] }).await.unwrap();
+    while commands.distinct() < 2 {
+        running.page().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// The sweep's queries as they leave the driver.
+fn counting(options: &mut ClientOptions) -> Arc<Mutex<HashMap<String, usize>>> {
+    let counts: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
+    let into = counts.clone();
+    options.command_event_handler = Some(EventHandler::callback(move |event| {
+        if let CommandEvent::Started(event) = event {
+            let collection = event.command.get_str("collection").unwrap_or_default();
+            let of_a_stream = event.command_name == "getMore" && collection.starts_with("$cmd");
+            let of_state = event.db.ends_with("_state");
+            if !of_a_stream && !of_state {
+                *into.lock().unwrap().entry(event.command_name).or_default() += 1;
+            }
+        }
+    }));
+    counts
+}
+
+/// 500 collections in 100 databases, by two streams that share the budget.
+#[tokio::test]
+async fn the_sweep_keeps_to_its_budget_with_many_collections_in_many_databases() {
+    const DATABASES: usize = 100;
+    const COLLECTIONS: usize = 500;
+    const RATE: u32 = 400;
+    let world = World::new().await;
+    let name = |number: usize| format!("{}_{number}", world.db.name());
+    for number in 0..DATABASES {
+        let database = world.client.database(&name(number));
+        for collection in 0..COLLECTIONS / DATABASES {
+            database.create_collection(format!("orders_{collection}")).await.unwrap();
+        }
+    }
+    let settings = Settings {
+        sweep_queries_per_second: RATE,
+        sweep_interval: Duration::from_millis(1),
+        ..watching(&world, &["DB_*.orders_0@2s", "DB_*.*"])
+    };
+    let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
+    let counts = counting(&mut options);
+    let client = Client::with_options(options).unwrap();
+    let rescuer = Rescuer::new(client, Recorder::new(), settings).unwrap();
+    let (events, status) = (rescuer.subscribe(), rescuer.status());
+    let (stop, begun) = (CancellationToken::new(), Instant::now());
+    let task = tokio::spawn(rescuer.run(stop.clone()));
+    let mut running = Running { events, status, stop, task, begun };
+    let (mut budgeted, mut swept) = (0, 0);
+    while swept < COLLECTIONS + DATABASES {
+        let (collections, queries) = running
+            .wait("a sweep", |event| match event {
+                RescueEvent::SweepDone { collections, queries, cut_short, .. } => {
+                    assert!(!cut_short);
+                    Some((*collections, *queries))
+                }
+                _ => None,
+            })
+            .await;
+        (budgeted, swept) = (budgeted + queries, swept + collections);
+    }
+    running.stop().await.unwrap();
+    let took = begun.elapsed();
+    let counts = counts.lock().unwrap().clone();
+    let of = |names: &[&str]| names.iter().filter_map(|name| counts.get(*name)).sum::<usize>();
+    let sent = of(&["find", "getMore", "listCollections", "listDatabases", "listIndexes"]);
+    // Each collection of each database was looked at, and what was sent is what the budget was asked for. The rounds
+    // that were under way at the end are the difference.
+    assert!(sent >= swept, "{sent} for {swept}: {counts:?}");
+    assert!(budgeted >= swept && sent >= budgeted, "{budgeted} of the budget, {counts:?}");
+    // Never sooner than the rate allows; how much later is the machine's affair.
+    let least = Duration::from_secs(1) / RATE * u32::try_from(sent - 1).unwrap();
+    assert!(took >= least, "{sent} in {took:?}");
+    for number in 0..DATABASES {
+        world.client.database(&name(number)).drop().await.unwrap();
+    }
+    world.end().await;
+}

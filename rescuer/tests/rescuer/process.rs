@@ -1,0 +1,222 @@
+//! Real processes of the binary: killed, paused, stopped, while a writer goes on writing.
+
+use std::{
+    collections::HashSet,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use document_outbox::{
+    CommandSender,
+    amqp::{AmqpSettings, Consumer, TopologyMode},
+    command::ProcessDocumentMessages,
+};
+use mongodb::bson::{Document, doc};
+use tokio::time::timeout;
+
+use crate::support::*;
+
+/// An `outbox-rescuer`, and what it has logged.
+struct Process {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Process {
+    fn id(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.id()]).status().unwrap();
+        assert!(sent.success(), "{signal}");
+    }
+
+    fn logged(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for a line with this text, from the `from`-th on.
+    async fn logs(&self, text: &str, from: usize) {
+        until(&format!("{} to log {text:?}", self.id()), || async {
+            self.logged()[from..].iter().any(|line| line.contains(text)).then_some(())
+        })
+        .await;
+    }
+
+    async fn ended(&mut self) -> bool {
+        let child = Mutex::new(&mut self.child);
+        let ended = || async { child.lock().unwrap().try_wait().unwrap() };
+        until("the process to end", ended).await.success()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let told = self.logged().into_iter().filter(|line| !line.contains("queued document"));
+            eprintln!("log of {}:\n{}", self.id(), told.collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Two rescuers of one name, a writer that goes on writing, and who takes the commands.
+struct Replicas {
+    world: World,
+    name: String,
+    lease: &'static str,
+    writer: tokio::task::JoinHandle<()>,
+    written: Arc<Mutex<i32>>,
+    consumer: Consumer,
+    seen: HashSet<i32>,
+}
+
+impl Replicas {
+    async fn new(lease: &'static str) -> Self {
+        let world = World::new().await;
+        let orders = world.indexed_orders().await;
+        let name = world.app_name.clone();
+        let amqp = AmqpSettings::new(&rabbitmq_uri()).unwrap();
+        let topology = CommandSender::topology(&name, &name, TopologyMode::Declare);
+        let consumer = Consumer::start(amqp, topology, name.clone(), 100, "test".into());
+        let written = Arc::new(Mutex::new(0));
+        let writer = tokio::spawn({
+            let written = written.clone();
+            async move {
+                for id in 0.. {
+                    orders.insert_one(doc! { "_id": id, "outbox": [dated(0, 0)] }).await.unwrap();
+                    *written.lock().unwrap() = id + 1;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        });
+        Self { world, name, lease, writer, written, consumer, seen: HashSet::new() }
+    }
+
+    fn start(&self) -> Process {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-rescuer"))
+            .env("OUTBOX_MONGODB_URI", mongodb_uri())
+            .env("OUTBOX_RABBITMQ_URI", rabbitmq_uri())
+            .env("OUTBOX_WATCH", format!("{}.*", self.world.db.name()))
+            .env("OUTBOX_STATE_DATABASE", self.world.state.name())
+            .env("OUTBOX_COMMANDS_EXCHANGE", &self.name)
+            .env("OUTBOX_COMMANDS_QUEUE", &self.name)
+            .env("OUTBOX_DELAY", "1s")
+            .env("OUTBOX_LEASE", self.lease)
+            .env("OUTBOX_SWEEP_INTERVAL", "1h")
+            .env("OUTBOX_LOG_FILTER", "info,outbox_rescuer=debug")
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, into) = (BufReader::new(child.stderr.take().unwrap()).lines(), log.clone());
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| into.lock().unwrap().push(line));
+        });
+        Process { child, log }
+    }
+
+    /// The lease, once this process has it.
+    async fn owned_by(&self, process: &Process) -> Document {
+        let owner = format!("/{}/", process.id());
+        let mine = doc! { "owner": { "$regex": owner } };
+        let leases = self.world.leases();
+        until("the process to own the stream", || async { leases.find_one(mine.clone()).await.unwrap() })
+            .await
+    }
+
+    /// Takes commands until all that was written up to now has had one.
+    async fn nothing_is_lost(&mut self) {
+        let written = *self.written.lock().unwrap();
+        while !(0..written).all(|id| self.seen.contains(&id)) {
+            let delivery = timeout(PATIENCE, self.consumer.next()).await;
+            let delivery = delivery.expect("every document has its command").unwrap();
+            let command = ProcessDocumentMessages::from_json(&delivery.body).unwrap();
+            self.seen.extend(command.document.id().as_i32());
+            delivery.ack().await;
+        }
+    }
+
+    async fn end(self) {
+        self.writer.abort();
+        let _ = self.writer.await;
+        self.consumer.close().await;
+        remove(&rabbitmq_uri(), &self.name, &self.name).await;
+        self.world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_owner_that_is_killed_is_replaced_when_its_lease_ends_and_nothing_is_lost() {
+    let mut replicas = Replicas::new("2s").await;
+    let mut first = replicas.start();
+    let lease = replicas.owned_by(&first).await;
+    let second = replicas.start();
+    second.logs("standing by", 0).await;
+    replicas.nothing_is_lost().await;
+    first.child.kill().unwrap();
+    let taken = replicas.owned_by(&second).await;
+    assert_eq!(taken.get_i64("epoch").unwrap(), lease.get_i64("epoch").unwrap() + 1);
+    replicas.nothing_is_lost().await;
+    replicas.end().await;
+}
+
+#[tokio::test]
+async fn an_owner_that_was_paused_queues_and_saves_nothing_when_it_wakes_up() {
+    let mut replicas = Replicas::new("1s").await;
+    let first = replicas.start();
+    replicas.owned_by(&first).await;
+    let second = replicas.start();
+    second.logs("standing by", 0).await;
+    first.signal("-STOP");
+    replicas.owned_by(&second).await;
+    replicas.nothing_is_lost().await;
+    let before = first.logged().len();
+    first.signal("-CONT");
+    first.logs(": standing by ", before).await;
+    let since = first.logged()[before..].to_vec();
+    let worked = |line: &&String| line.contains("queued document");
+    assert_eq!(since.iter().filter(worked).collect::<Vec<_>>(), [""; 0], "{since:#?}");
+    let owner = replicas.world.position().await.get_str("owner").unwrap().to_owned();
+    assert!(owner.contains(&second.id()), "{owner}");
+    // And back again.
+    second.signal("-STOP");
+    replicas.owned_by(&first).await;
+    replicas.nothing_is_lost().await;
+    second.signal("-CONT");
+    second.logs("no longer the owner", 0).await;
+    replicas.end().await;
+}
+
+/// The lease would last for ten minutes: only by being given back does it change hands.
+#[tokio::test]
+async fn an_owner_that_is_stopped_hands_over_at_once_and_nothing_is_lost() {
+    let mut replicas = Replicas::new("10m").await;
+    let mut first = replicas.start();
+    replicas.owned_by(&first).await;
+    let mut second = replicas.start();
+    second.logs("standing by", 0).await;
+    first.signal("-TERM");
+    assert!(first.ended().await);
+    replicas.owned_by(&second).await;
+    replicas.nothing_is_lost().await;
+    second.signal("-TERM");
+    assert!(second.ended().await);
+    replicas.end().await;
+}

@@ -1,0 +1,229 @@
+//! What a rescuer says of itself: its series and its status.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use mongodb::bson::{DateTime, doc};
+use outbox_rescuer::{RescueEvent, Role, Settings};
+
+use crate::support::*;
+
+/// A recorder for this test's thread, which is where its rescuers run.
+fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    (recorder, handle)
+}
+
+/// As a scrape shows them; of a histogram, how many samples it has.
+fn values(handle: &PrometheusHandle) -> BTreeMap<String, f64> {
+    let text = handle.render();
+    let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let lines = lines.filter(|line| !line.contains("quantile=") && !line.contains("_sum"));
+    let value = |line: &str| {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        let mut labels: Vec<_> =
+            labels.trim_end_matches('}').split(',').map(|label| label.replace('"', "")).collect();
+        labels.sort();
+        (format!("{}{{{}}}", name.trim_end_matches("_count"), labels.join(",")), value.parse().unwrap())
+    };
+    lines.map(value).collect()
+}
+
+/// The kind of each name, where it is described as well.
+fn kinds(handle: &PrometheusHandle) -> BTreeMap<String, String> {
+    let text = handle.render();
+    let of = |tag: &'static str| {
+        text.lines().filter_map(move |line| line.strip_prefix(tag)?.trim().split_once(' '))
+    };
+    let described: BTreeSet<&str> = of("# HELP").map(|(name, _)| name).collect();
+    let kinds = of("# TYPE").filter(|(name, _)| described.contains(name));
+    kinds.map(|(name, kind)| (name.to_owned(), kind.replace("summary", "histogram"))).collect()
+}
+
+/// The rows of docs/metrics.md for the rescuer: name, kind, and labels with the values that are fixed.
+fn contract() -> Vec<(String, String, BTreeMap<String, Vec<String>>)> {
+    let text = include_str!("../../../docs/metrics.md");
+    let section = text.split("\n## ").find(|section| section.starts_with("The rescuer\n")).unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `outbox_"));
+    let row = |row: &str| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let mut labels: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for part in cells[2].split("; ").flat_map(|part| match part.contains(':') {
+            true => vec![part],
+            false => part.split(", ").collect(),
+        }) {
+            // `stream`, `cause`: `error`, …
+            let words: Vec<String> = part.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            let fixed = part.split_once(": ").map_or(0, |(_, values)| values.matches('`').count() / 2);
+            let (names, values) = words.split_at(words.len() - fixed);
+            names.iter().for_each(|name| drop(labels.insert(name.clone(), Vec::new())));
+            if let Some(last) = names.last() {
+                labels.insert(last.clone(), values.to_vec());
+            }
+        }
+        (format!("outbox_{}", cells[0].trim_matches('`')), cells[1].to_owned(), labels)
+    };
+    rows.map(row).collect()
+}
+
+/// P8: nothing is silent.
+#[tokio::test]
+async fn every_series_of_the_documentation_exists_at_zero_from_the_start_and_no_other() {
+    let (recorder, handle) = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = World::new().await;
+    let watch = vec!["shop.orders".parse().unwrap()];
+    let settings = Settings { watch, ..world.settings() };
+    let commands = Recorder::new();
+    let rescuer = outbox_rescuer::Rescuer::new(world.client.clone(), commands, settings).unwrap();
+    let (mut expected, mut kinds_expected) = (BTreeSet::new(), BTreeMap::new());
+    let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, kind, labels) in contract() {
+        let mut sets = vec![String::new()];
+        for (label, values) in labels {
+            let values = match label.as_str() {
+                "stream" => vec!["default".to_owned()],
+                "collection" => vec!["shop.orders".to_owned()],
+                // Listed where the label first comes up.
+                name if values.is_empty() => known[name].clone(),
+                name => {
+                    known.insert(name.to_owned(), values.clone());
+                    values
+                }
+            };
+            let add = |set: &String, value: &String| match set.as_str() {
+                "" => format!("{label}={value}"),
+                set => format!("{set},{label}={value}"),
+            };
+            sets = sets
+                .iter()
+                .flat_map(|set| values.iter().map(move |value| (set, value)))
+                .map(|(set, value)| add(set, value))
+                .collect();
+        }
+        expected.extend(sets.into_iter().map(|set| format!("{name}{{{set}}}")));
+        kinds_expected.insert(name, kind);
+    }
+    let there = values(&handle);
+    assert!(there.values().all(|value| *value == 0.0), "{there:#?}");
+    assert_eq!(there.into_keys().collect::<BTreeSet<_>>(), expected);
+    assert_eq!(kinds(&handle), kinds_expected);
+    drop(rescuer);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_happens_is_counted() {
+    let (recorder, handle) = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.create_index(document_outbox::store::indexes()[1].clone()).await.unwrap();
+    let name = orders.namespace().to_string();
+    orders.insert_one(doc! { "_id": "old", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
+    let mut dead = minimal();
+    dead.insert("dead_at", DateTime::now());
+    orders.insert_one(doc! { "_id": "dead", "outbox": [dead.clone(), dead, "odd"] }).await.unwrap();
+    let totals_interval = Duration::from_millis(50);
+    let mut running = world.started(&commands, Settings { totals_interval, ..world.settings() }).await;
+    orders.insert_one(doc! { "_id": "new", "outbox": [dated(0, 0)] }).await.unwrap();
+    running.page().await;
+    running.saved().await;
+    let begun = std::time::Instant::now();
+    let of = |series: &BTreeMap<String, f64>, name: &str| series.get(name).copied().unwrap_or(-1.0);
+    let seen = loop {
+        let seen = values(&handle);
+        let pending = of(&seen, &format!("outbox_pending_documents{{collection={name}}}"));
+        let age = of(&seen, "outbox_stream_token_age_seconds{stream=default}");
+        let headroom = of(&seen, "outbox_oplog_headroom_seconds{stream=default}");
+        if pending == 3.0 && age > 0.0 && headroom > 0.0 {
+            break seen;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{seen:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    for (series, value) in [
+        ("outbox_commands_queued_total{reason=stream}", 1.0),
+        ("outbox_commands_queued_total{reason=sweep}", 1.0),
+        ("outbox_rescue_lag_seconds{reason=stream}", 1.0),
+        ("outbox_rescue_lag_seconds{reason=sweep}", 1.0),
+        ("outbox_stream_events_total{stream=default}", 1.0),
+        ("outbox_lease_owner{stream=default}", 1.0),
+        ("outbox_lease_changes_total{stream=default}", 1.0),
+        ("outbox_sweeps_total{result=done,stream=default}", 1.0),
+        ("outbox_sweep_seconds{stream=default}", 1.0),
+        ("outbox_indexes_missing{}", 0.0),
+        (&format!("outbox_dead_messages{{collection={name}}}"), 2.0),
+    ] {
+        assert!(of(&seen, series) >= value, "{series}: {seen:#?}");
+    }
+    let oldest = of(&seen, &format!("outbox_oldest_pending_age_seconds{{collection={name}}}"));
+    assert!((60.0..120.0).contains(&oldest), "{oldest}");
+    let age = of(&seen, "outbox_stream_token_age_seconds{stream=default}");
+    assert!(age < 60.0, "{age}");
+    running.stop().await.unwrap();
+    // Who doesn't own it says nothing of it.
+    let after = values(&handle);
+    for series in
+        ["outbox_lease_owner{stream=default}", &format!("outbox_pending_documents{{collection={name}}}")]
+    {
+        assert_eq!(of(&after, series), 0.0, "{series}");
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn collections_without_the_index_are_counted_by_all_streams_together() {
+    let (recorder, handle) = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (world, commands) = (World::new().await, Recorder::new());
+    for name in ["orders", "stock", "mails"] {
+        world.db.create_collection(name).await.unwrap();
+    }
+    index(&world.db.collection("mails")).await;
+    let own = |text: &str| text.replace("DB", world.db.name()).parse().unwrap();
+    let watch = vec![own("DB.orders@2s"), own("DB.*")];
+    let mut running = world.start(&commands, Settings { watch, ..world.settings() }).await;
+    running.swept().await;
+    running.swept().await;
+    let missing = || values(&handle)["outbox_indexes_missing{}"];
+    assert_eq!(missing(), 2.0);
+    running.stop().await.unwrap();
+    assert_eq!(missing(), 0.0);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_status_of_each_shows_who_owns_what() {
+    let world = World::new().await;
+    let settings = Settings { lease: Duration::from_secs(600), ..world.settings() };
+    let mut first = world.start(&Recorder::new(), settings.clone()).await;
+    first.owned().await;
+    let mut second = world.start(&Recorder::new(), settings).await;
+    second.standing_by().await;
+    let opened = |event: &RescueEvent| matches!(event, RescueEvent::PositionSaved { .. }).then_some(());
+    first.wait("the position to be saved", opened).await;
+    let (owner, standby) = (first.status.snapshot(), second.status.snapshot());
+    assert_eq!((&owner.not_ready[..], &standby.not_ready[..]), (&[][..], &[][..]));
+    assert_eq!((owner.streams[0].role, standby.streams[0].role), (Role::Owner, Role::Standby));
+    for status in [&owner, &standby] {
+        assert_eq!(status.streams[0].owner.as_deref(), Some(owner.name.as_str()));
+        assert_eq!(status.streams[0].epoch, Some(1));
+        assert!(status.streams[0].lease_ends_in.is_some_and(|seconds| seconds > 0.0));
+    }
+    assert!(owner.streams[0].position.as_deref().is_some_and(|time| time.starts_with("20")));
+    assert_ne!(owner.name, standby.name);
+    let json = serde_json::to_value(&owner).unwrap();
+    assert_eq!(json["streams"][0]["role"], "owner");
+    assert_eq!(json["streams"][0]["patterns"][0], format!("{}.*", world.db.name()));
+    first.stop().await.unwrap();
+    second.owned().await;
+    assert_eq!(second.status.snapshot().streams[0].role, Role::Owner);
+    second.stop().await.unwrap();
+    world.end().await;
+}
