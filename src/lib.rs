@@ -88,6 +88,7 @@ mod oversized;
 pub mod process;
 mod retry;
 pub mod store;
+pub mod tls;
 pub mod turns;
 
 pub use caps::{Caps, MAX_TYPE_BYTES};

@@ -11,6 +11,7 @@ pub mod keys;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod transport;
 
 pub use daemon::{Daemon, Exit};
 pub use settings::{
