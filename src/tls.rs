@@ -243,7 +243,11 @@ mod tests {
                 TlsFile::Ca,
                 "/nowhere/ca.pem cannot be read",
             ),
-            (TlsFiles { ca: directory.file("empty", ""), ..Default::default() }, TlsFile::Ca, "no such section"),
+            (
+                TlsFiles { ca: directory.file("empty", ""), ..Default::default() },
+                TlsFile::Ca,
+                "no such section",
+            ),
             (TlsFiles { ca: key_file.clone(), ..Default::default() }, TlsFile::Ca, "no such section"),
             (
                 TlsFiles { ca: directory.file("no", no_der), ..Default::default() },
@@ -272,7 +276,8 @@ mod tests {
 
     #[test]
     fn the_files_of_a_mongodb_uri_are_those_the_driver_would_open() {
-        let files = TlsFiles::of_mongodb("mongodb://h/?tlsCAFile=%2Fetc%2Fca.pem&tlscertificatekeyfile=/etc/c.pem");
+        let files =
+            TlsFiles::of_mongodb("mongodb://h/?tlsCAFile=%2Fetc%2Fca.pem&tlscertificatekeyfile=/etc/c.pem");
         let both = Some(PathBuf::from("/etc/c.pem"));
         assert_eq!(files, TlsFiles { ca: Some("/etc/ca.pem".into()), certificate: both.clone(), key: both });
         assert_eq!(TlsFiles::of_mongodb("mongodb://h/?tls=true"), TlsFiles::default());

@@ -50,9 +50,12 @@ pub(crate) fn passes(error: &Error) -> bool {
     error.contains_label("ResumableChangeStreamError") || codes::code(error).is_none_or(by_code)
 }
 
-/// The error without the server's whole response.
+/// The error without the server's whole response, and what to do where waiting doesn't help.
 pub(crate) fn text(error: &Error) -> String {
-    error.kind.to_string()
+    match codes::advice(error) {
+        Some(advice) => format!("{}; {advice}", error.kind),
+        None => error.kind.to_string(),
+    }
 }
 
 /// Network, elections, shutdowns, interruptions, routing: the driver specification's list of what change streams resume

@@ -140,7 +140,8 @@ fn amqp(read: &mut Reader<'_>) -> Option<AmqpSettings> {
         read.problem(&["mongodb_uri"], format!("names a file for TLS that is of no use: {error}"));
     }
     let uri = read.uri("rabbitmq_uri");
-    let amqp = AmqpSettings::new(uri.expose()).map_err(|error| read.problem(&["rabbitmq_uri"], error.to_string()));
+    let amqp =
+        AmqpSettings::new(uri.expose()).map_err(|error| read.problem(&["rabbitmq_uri"], error.to_string()));
     let files = TlsFiles {
         ca: read.path("rabbitmq_ca_file"),
         certificate: read.path("rabbitmq_cert_file"),

@@ -156,7 +156,9 @@ impl Choice for LogFormat {
 
 fn check_path(path: &str) -> Result<(), String> {
     match path.contains("-----BEGIN") {
-        true => Err("holds the certificate or key itself; put it into a file, and the file's name here".into()),
+        true => {
+            Err("holds the certificate or key itself; put it into a file, and the file's name here".into())
+        }
         false => Ok(()),
     }
 }

@@ -61,7 +61,9 @@ mod tests {
             [keys::mongodb_uri(), keys::rabbitmq_uri()].into_iter().chain(keys::transport()).collect();
         let env = settings.iter().map(|(name, value)| (name.into(), value.into())).collect();
         let sources = Sources { args: vec![], env, read_file: |_| Err(std::io::ErrorKind::NotFound.into()) };
-        let Resolution::Run(resolved) = resolve(&Program { name: "p", version: "1", about: "" }, &table, &sources) else {
+        let Resolution::Run(resolved) =
+            resolve(&Program { name: "p", version: "1", about: "" }, &table, &sources)
+        else {
             panic!("nothing to print")
         };
         let mut reader = Reader::new(&resolved);

@@ -99,7 +99,10 @@ impl Plan {
     /// Made anew for each connection, since the files may have been renewed.
     fn tls(&self) -> Result<RustlsConnector, Trouble> {
         let unusable = |reason: &dyn Display| {
-            Trouble::Misconfigured(format!("no encrypted connection to {} can be made: {reason}", self.endpoint()))
+            Trouble::Misconfigured(format!(
+                "no encrypted connection to {} can be made: {reason}",
+                self.endpoint()
+            ))
         };
         let files = &self.settings.tls;
         let config = match files.authorities().map_err(|error| unusable(&error))? {

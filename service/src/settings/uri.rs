@@ -53,7 +53,8 @@ impl Uri {
             _ if self.0.starts_with("amqp") => self.0.starts_with("amqps://"),
             Some((_, value)) => value == "true",
             None => {
-                self.0.starts_with("mongodb+srv://") || self.parameters().any(|(name, _)| name.starts_with("tls"))
+                self.0.starts_with("mongodb+srv://")
+                    || self.parameters().any(|(name, _)| name.starts_with("tls"))
             }
         }
     }
