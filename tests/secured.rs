@@ -284,3 +284,56 @@ async fn a_wrong_password_is_told_without_it() {
         .await;
     assert!(!service.log().concat().contains("not-hunter2"));
 }
+
+#[tokio::test]
+async fn what_others_could_read_and_files_of_no_use_are_refused_before_anything_is_connected() {
+    // Nobody answers at these names: a service that connected would go on trying and not end.
+    let mongodb = "mongodb://u:hunter2-of-the-tests@mongodb.invalid/?replicaSet=rs0";
+    let rabbitmq = "amqp://u:hunter2-of-the-tests@rabbitmq.invalid/%2f";
+    for name in ["outbox-rescuer", "outbox-dispatcher"] {
+        let insecure = format!("{mongodb}&tlsInsecure=true");
+        let open = [
+            ("OUTBOX_MONGODB_URI", insecure.as_str()),
+            ("OUTBOX_RABBITMQ_URI", rabbitmq),
+            ("OUTBOX_WATCH", "shop.*"),
+        ];
+        let mut service = Service::start(name, &open);
+        service.says(&["OUTBOX_RABBITMQ_URI: begins with amqp://", "allow_insecure = true"]).await;
+        service.says(&["OUTBOX_MONGODB_URI: has tlsInsecure", "allow_insecure = true"]).await;
+        assert_eq!(service.ended().await, Some(2));
+
+        let allowed = [("OUTBOX_ALLOW_INSECURE", "true")];
+        let mut service = Service::start(name, &[&open[..], &allowed].concat());
+        service.says(&[&format!("{name} started"), "allow_insecure=true"]).await;
+
+        let (encrypted, no_ca) =
+            (rabbitmq.replace("amqp:", "amqps:"), format!("{mongodb}&tlsCAFile=/nowhere/m.pem"));
+        let mut service = Service::start(
+            name,
+            &[
+                ("OUTBOX_MONGODB_URI", &no_ca),
+                ("OUTBOX_RABBITMQ_URI", &encrypted),
+                ("OUTBOX_RABBITMQ_CA_FILE", "/nowhere/r.pem"),
+                ("OUTBOX_WATCH", "shop.*"),
+            ],
+        );
+        service
+            .says(&[
+                "OUTBOX_MONGODB_URI: names a file for TLS that is of no use: /nowhere/m.pem cannot be read",
+            ])
+            .await;
+        service
+            .says(&["OUTBOX_RABBITMQ_CA_FILE: /nowhere/r.pem cannot be read", "put the certificate"])
+            .await;
+        assert_eq!(service.ended().await, Some(2));
+
+        // Without TLS, MongoDB is a warning: SCRAM shows no password.
+        let plain = [
+            ("OUTBOX_MONGODB_URI", mongodb),
+            ("OUTBOX_RABBITMQ_URI", encrypted.as_str()),
+            ("OUTBOX_WATCH", "shop.*"),
+        ];
+        let mut service = Service::start(name, &plain);
+        service.says(&["WARN", "mongodb_uri leads to another machine without TLS"]).await;
+    }
+}
