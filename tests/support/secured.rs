@@ -7,7 +7,7 @@
 use std::{
     fs,
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -69,6 +69,8 @@ impl Secured {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            // What ends the test's process group must not end it before it has cleaned up.
+            .process_group(0)
             .spawn()
             .unwrap();
         let secured = Self { directory, guard, mongodb, rabbitmq };
@@ -165,7 +167,6 @@ cd "$0"
 epmd >epmd.log 2>&1 & epmd=$!
 "$RABBITMQ" >rabbitmq.log 2>&1 & rabbitmq=$!
 "$MONGOD" --config mongod.conf --port "$MONGODB_PORT" >mongod.log 2>&1 & mongod=$!
-trap '' INT TERM
 cat
 [ -z "${OUTBOX_TEST_KEEP:-}" ] || cp -r . "$OUTBOX_TEST_KEEP"
 kill -KILL $rabbitmq $mongod $epmd
@@ -193,9 +194,16 @@ where
     done.unwrap_or_else(|| panic!("waited in vain for {what}: {last}"))
 }
 
+/// Below those that the system gives to outgoing connections, so that none takes one before its server does.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+    let mut taken = Vec::new();
+    [(); N].map(|()| {
+        let ports = std::iter::repeat_with(|| fastrand::u16(20_000..32_000));
+        let bound = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).next().unwrap();
+        let port = bound.local_addr().unwrap().port();
+        taken.push(bound);
+        port
+    })
 }
 
 /// The one on PATH, else the one that scripts/services has unpacked.
