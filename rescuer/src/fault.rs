@@ -75,7 +75,7 @@ fn of_code(code: i32) -> Fault {
     }
 }
 
-const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listCollections, listIndexes and changeStream on \
+const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listIndexes and changeStream on \
      what is watched and readWrite on the state database, or correct the credentials";
 const UNSUPPORTED: &str = "this server has no change streams as they are needed here; use MongoDB 6.0 or later as a \
      replica set or sharded cluster";
