@@ -69,6 +69,24 @@ pub(crate) fn interrupts(code: i32) -> bool {
     INTERRUPTED.contains(&code)
 }
 
+/// What a person has to do about an error that waiting doesn't end, where that is known.
+pub fn advice(error: &Error) -> Option<&'static str> {
+    const CREDENTIALS: &str = "correct the user, the password and authSource in the URI";
+    match code(error) {
+        Some(13) => Some(
+            "this user lacks a privilege: grant it find and update on what is watched and readWrite on the state database",
+        ),
+        Some(18 | 8000) => Some(CREDENTIALS),
+        _ if matches!(error.kind.as_ref(), ErrorKind::Authentication { .. }) => Some(CREDENTIALS),
+        // The driver keeps no more of it than this text.
+        _ if error.to_string().contains("invalid peer certificate") => Some(
+            "the server's certificate is not accepted: name the authority that signed it with tlsCAFile in the URI, and a \
+             host that it is for",
+        ),
+        _ => None,
+    }
+}
+
 /// The server's code, where it gave one.
 pub fn code(error: &Error) -> Option<i32> {
     match error.kind.as_ref() {

@@ -94,6 +94,7 @@ mod oversized;
 pub mod process;
 mod retry;
 pub mod store;
+pub mod tls;
 mod trace;
 pub mod turns;
 mod write;

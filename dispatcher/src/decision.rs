@@ -131,12 +131,16 @@ fn due(hold: Hold, now: DateTime) -> Option<Duration> {
 
 /// What an error says, without the server's prose about a write, which can quote the document.
 fn describe(error: &Error) -> String {
-    match error.kind.as_ref() {
+    let said = match error.kind.as_ref() {
         ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
         ErrorKind::Write(WriteFailure::WriteError(write)) => {
             format!("the write was refused (code {})", write.code)
         }
         _ => error.to_string(),
+    };
+    match codes::advice(error) {
+        Some(advice) => format!("{said}; {advice}"),
+        None => said,
     }
 }
 

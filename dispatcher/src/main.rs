@@ -8,10 +8,11 @@ use document_outbox::{
     clock::ServerClock,
     deliver::{PayloadFormat, RabbitMq, RabbitMqSettings},
     process::{Processor, ProcessorSettings},
+    tls::{TlsFile, TlsFiles},
 };
 use mongodb::{Client, options::ClientOptions};
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
-use outbox_service::{Choice, Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys};
+use outbox_service::{Choice, Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys, transport};
 
 const NAME: &str = "outbox-dispatcher";
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,7 +23,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn main() -> Exit {
     let about = "Consumes commands and publishes the messages that stand in documents' outboxes to RabbitMQ, for any \
                  collection, without knowing the types. Leaves alone what is for an application's own handlers.";
-    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(table()).run(read, serve)
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(keys::transport()).keys(table()).run(read, serve)
 }
 
 fn table() -> Vec<Key> {
@@ -121,20 +122,13 @@ fn read(read: &mut Reader<'_>) -> Settings {
         keys::Topology::Verify => TopologyMode::Verify,
         keys::Topology::Off => TopologyMode::Off,
     };
-    let rabbitmq = read.uri("rabbitmq_uri");
-    let rabbitmq = match AmqpSettings::new(rabbitmq.expose()) {
-        Ok(amqp) => Some(RabbitMqSettings {
-            amqp: amqp.named(NAME),
-            exchange: read.string("messages_exchange"),
-            topology,
-            payload: read.choice::<Format>("payload_format").0,
-            accept_unroutable: read.strings("unroutable_ok").into_iter().collect(),
-        }),
-        Err(error) => {
-            read.problem(&["rabbitmq_uri"], error.to_string());
-            None
-        }
-    };
+    let rabbitmq = amqp(read).map(|amqp| RabbitMqSettings {
+        amqp,
+        exchange: read.string("messages_exchange"),
+        topology,
+        payload: read.choice::<Format>("payload_format").0,
+        accept_unroutable: read.strings("unroutable_ok").into_iter().collect(),
+    });
     let retry = RetryPolicy {
         max_attempts: read.integer("max_attempts"),
         backoff_min: read.duration("backoff_min"),
@@ -183,6 +177,31 @@ fn read(read: &mut Reader<'_>) -> Settings {
     }
 }
 
+/// How RabbitMQ is reached; judges the connection to MongoDB as well.
+fn amqp(read: &mut Reader<'_>) -> Option<AmqpSettings> {
+    transport::check(read);
+    if let Err(error) = TlsFiles::of_mongodb(read.uri("mongodb_uri").expose()).check() {
+        read.problem(&["mongodb_uri"], format!("names a file for TLS that is of no use: {error}"));
+    }
+    let uri = read.uri("rabbitmq_uri");
+    let amqp =
+        AmqpSettings::new(uri.expose()).map_err(|error| read.problem(&["rabbitmq_uri"], error.to_string()));
+    let files = TlsFiles {
+        ca: read.path("rabbitmq_ca_file"),
+        certificate: read.path("rabbitmq_cert_file"),
+        key: read.path("rabbitmq_key_file"),
+    };
+    let amqp = amqp.ok()?.named(NAME).with_tls(files).map_err(|error| {
+        let key = match error.file() {
+            TlsFile::Ca => "rabbitmq_ca_file",
+            TlsFile::Certificate => "rabbitmq_cert_file",
+            TlsFile::Key => "rabbitmq_key_file",
+        };
+        read.problem(&[key], error.to_string());
+    });
+    amqp.ok()
+}
+
 /// This machine's name, so that operators can tell workers in containers apart by their claims.
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
@@ -192,6 +211,7 @@ fn host() -> String {
 async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error + Send + Sync>> {
     let rabbitmq = settings.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let amqp = rabbitmq.amqp.clone();
+    transport::warn_of_plain_mongodb(&settings.mongodb);
     let mut options = ClientOptions::parse(settings.mongodb.expose()).await?;
     options.app_name.get_or_insert_with(|| NAME.into());
     // Tries are repeated; a short one lets a signal to stop through.

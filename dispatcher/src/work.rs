@@ -251,7 +251,12 @@ impl Work {
     }
 
     fn leave(&self, document: DocumentRef, why: Left) -> End {
-        tracing::debug!(%document, ?why, "left to the sweep");
+        match why {
+            Left::MongoDb(_) => {
+                tracing::warn!(%document, ?why, "the document could not be processed; it is left to the sweep");
+            }
+            _ => tracing::debug!(%document, ?why, "left to the sweep"),
+        }
         End::Acknowledge(DispatcherEvent::LeftToSweep { document, why })
     }
 }

@@ -84,9 +84,12 @@ where
     Ok(None)
 }
 
-/// The error without the server's whole response.
+/// The error without the server's whole response, and what to do where waiting doesn't help.
 pub(crate) fn text(error: &Error) -> String {
-    error.kind.to_string()
+    match codes::advice(error) {
+        Some(advice) => format!("{}; {advice}", error.kind),
+        None => error.kind.to_string(),
+    }
 }
 
 /// Network, elections, shutdowns, interruptions, routing: the driver specification's list of what change streams resume
@@ -106,7 +109,7 @@ fn of_code(code: i32) -> Fault {
     }
 }
 
-const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listCollections, listIndexes and changeStream on \
+const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listIndexes and changeStream on \
      what is watched and readWrite on the state database, or correct the credentials";
 const UNSUPPORTED: &str = "this server has no change streams as they are needed here; use MongoDB 6.0 or later as a \
      replica set or sharded cluster";

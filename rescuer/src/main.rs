@@ -8,6 +8,7 @@ use std::{
 use document_outbox::{
     CommandSender,
     amqp::{AmqpSettings, Publisher, TopologyMode},
+    tls::{TlsFile, TlsFiles},
 };
 use mongodb::{
     Client,
@@ -18,14 +19,14 @@ use outbox_rescuer::{
     BrokerCommands, LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, Rescuer, SHORTEST_DELAY, SHORTEST_LEASE,
     Settings, StatusHandle,
 };
-use outbox_service::{Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys};
+use outbox_service::{Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys, transport};
 
 const NAME: &str = "outbox-rescuer";
 
 fn main() -> Exit {
     let about = "Finds messages that were left in documents' outboxes and has a dispatcher deliver them. Reads MongoDB's \
                  change streams `delay` late, sweeps what is due, and sends commands over RabbitMQ.";
-    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(table()).run(read, serve)
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(keys::transport()).keys(table()).run(read, serve)
 }
 
 fn table() -> Vec<Key> {
@@ -161,12 +162,6 @@ struct Connections {
 }
 
 fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
-    let rabbitmq = read.uri("rabbitmq_uri");
-    // A URI that has a problem already is not judged twice.
-    let rabbitmq = AmqpSettings::new(rabbitmq.expose()).map(|settings| settings.named(NAME));
-    if let Err(error) = &rabbitmq {
-        read.problem(&["rabbitmq_uri"], error.to_string());
-    }
     let settings = Settings {
         unordered: read.namespaces("unordered"),
         dead_blocks: read.namespaces("dead_blocks"),
@@ -190,7 +185,7 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
     }
     let connections = Connections {
         mongodb: read.uri("mongodb_uri"),
-        rabbitmq: rabbitmq.ok(),
+        rabbitmq: amqp(read),
         exchange: read.string("commands_exchange"),
         queue: read.string("commands_queue"),
         topology: match read.choice("topology") {
@@ -202,12 +197,38 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
     (connections, settings)
 }
 
+/// How RabbitMQ is reached; judges the connection to MongoDB as well.
+fn amqp(read: &mut Reader<'_>) -> Option<AmqpSettings> {
+    transport::check(read);
+    if let Err(error) = TlsFiles::of_mongodb(read.uri("mongodb_uri").expose()).check() {
+        read.problem(&["mongodb_uri"], format!("names a file for TLS that is of no use: {error}"));
+    }
+    let uri = read.uri("rabbitmq_uri");
+    let amqp =
+        AmqpSettings::new(uri.expose()).map_err(|error| read.problem(&["rabbitmq_uri"], error.to_string()));
+    let files = TlsFiles {
+        ca: read.path("rabbitmq_ca_file"),
+        certificate: read.path("rabbitmq_cert_file"),
+        key: read.path("rabbitmq_key_file"),
+    };
+    let amqp = amqp.ok()?.named(NAME).with_tls(files).map_err(|error| {
+        let key = match error.file() {
+            TlsFile::Ca => "rabbitmq_ca_file",
+            TlsFile::Certificate => "rabbitmq_cert_file",
+            TlsFile::Key => "rabbitmq_key_file",
+        };
+        read.problem(&[key], error.to_string());
+    });
+    amqp.ok()
+}
+
 async fn serve(
     (connections, settings): (Connections, Settings),
     context: Context,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Connections { mongodb, rabbitmq, exchange, queue, topology } = connections;
     let rabbitmq = rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
+    transport::warn_of_plain_mongodb(&mongodb);
     let client = Client::with_options(client_options(&mongodb).await?)?;
     // The queue as well: commands sent before the first dispatcher has started would be lost without it.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));

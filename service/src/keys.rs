@@ -22,6 +22,25 @@ pub fn rabbitmq_uri() -> Key {
     Key::new("rabbitmq_uri", Kind::Uri(Scheme::Amqp), "Where RabbitMQ is.")
 }
 
+/// The keys of [`transport`](crate::transport): certificates for RabbitMQ, and what may go unprotected.
+pub fn transport() -> [Key; 4] {
+    let file = |name, help| Key::new(name, Kind::Text(check_path), help).with_default("");
+    [
+        file(
+            "rabbitmq_ca_file",
+            "PEM file of the authorities that may have signed RabbitMQ's certificate; without it those of the machine.",
+        ),
+        file("rabbitmq_cert_file", "PEM file of the certificate to show to RabbitMQ, where it asks for one."),
+        file("rabbitmq_key_file", "PEM file of that certificate's key."),
+        Key::new(
+            "allow_insecure",
+            Kind::Boolean,
+            "Allow amqp:// and unverified TLS to other machines; for networks that are trusted.",
+        )
+        .with_default("false"),
+    ]
+}
+
 /// `watch`, required: read with [`Reader::namespaces`](crate::Reader::namespaces).
 pub fn watch() -> Key {
     Key::new(
@@ -164,6 +183,15 @@ impl Choice for LogFormat {
 
 fn check_listen(text: &str) -> Result<(), String> {
     text.parse::<Listen>().map(drop)
+}
+
+fn check_path(path: &str) -> Result<(), String> {
+    match path.contains("-----BEGIN") {
+        true => {
+            Err("holds the certificate or key itself; put it into a file, and the file's name here".into())
+        }
+        false => Ok(()),
+    }
 }
 
 /// A short string of AMQP 0-9-1: at most 255 bytes.

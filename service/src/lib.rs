@@ -17,6 +17,7 @@ mod probes;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod transport;
 
 pub use daemon::{Context, Daemon, Exit};
 pub use probes::{Probes, Report};

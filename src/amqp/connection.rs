@@ -1,11 +1,12 @@
 //! Making one connection with one channel, and naming what went wrong.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt::Display, io, pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use lapin::{
     Channel, Connection, ConnectionProperties, ErrorKind, Event,
-    tcp::{AMQPUriTcpExt, TLSConfig},
+    tcp::{AMQPUriTcpExt, RustlsConnector, RustlsConnectorConfig, TLSConfig},
+    uri::{AMQPScheme, AMQPUri},
 };
 use tokio::time::{error::Elapsed, timeout};
 
@@ -69,12 +70,23 @@ impl Plan {
         // Recovery and retries of the client stay off, as they are by default: the supervisor does both.
         let options = ConnectionProperties::default().with_connection_name(self.name().into());
         let runtime = lapin::runtime::default_runtime().map_err(|error| self.explain(&error))?;
+        let tls = settings.is_encrypted().then(|| self.tls()).transpose()?;
         Connection::connector(
             uri,
             runtime,
             // The client dials on a thread of its own, which would outlive our patience where packets vanish.
             async move |uri, runtime| {
-                let connecting = uri.connect_with_config_async(TLSConfig::default(), &runtime);
+                // The client's own way to TLS trusts the machine's roots beside the ones that are named, and fails where
+                // a machine has none.
+                let host = uri.authority.host.clone();
+                let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
+                let connecting = async {
+                    let stream = plain.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+                    match &tls {
+                        Some(tls) => stream.into_rustls(tls, &host).await,
+                        None => Ok(stream),
+                    }
+                };
                 let connected = timeout(patience, connecting).await.map_err(|_| io::ErrorKind::TimedOut);
                 Ok(connected.map_err(io::Error::from)??)
             },
@@ -82,6 +94,28 @@ impl Plan {
         )
         .await
         .map_err(|error| self.explain(&error))
+    }
+
+    /// Made anew for each connection, since the files may have been renewed.
+    fn tls(&self) -> Result<RustlsConnector, Trouble> {
+        let unusable = |reason: &dyn Display| {
+            Trouble::Misconfigured(format!(
+                "no encrypted connection to {} can be made: {reason}",
+                self.endpoint()
+            ))
+        };
+        let files = &self.settings.tls;
+        let config = match files.authorities().map_err(|error| unusable(&error))? {
+            Some(authorities) => RustlsConnectorConfig::default().with_parsable_certificates(authorities),
+            None => RustlsConnectorConfig::new_with_native_certs().map_err(|error| {
+                unusable(&format!("this machine names no authorities to trust ({error}); give a CA file"))
+            })?,
+        };
+        let connector = match files.identity().map_err(|error| unusable(&error))? {
+            Some((chain, key)) => config.connector_with_single_cert(chain, key),
+            None => config.connector_with_no_client_auth(),
+        };
+        connector.map_err(|error| unusable(&error))
     }
 
     async fn channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
@@ -103,7 +137,20 @@ impl Plan {
             Some(530) => Trouble::Misconfigured(format!(
                 "{endpoint} refused the virtual host: check that it exists and that user {user:?} may use it ({said})"
             )),
-            _ => Trouble::Unreachable(format!("{endpoint}: {said}")),
+            _ => match tls_error(error) {
+                Some(rustls::Error::InvalidCertificate(_)) => Trouble::Misconfigured(format!(
+                    "the certificate of {endpoint} is not accepted: name the authority that signed it in the CA file \
+                     (rabbitmq_ca_file), and in the URI a host that it is for ({said})"
+                )),
+                Some(rustls::Error::AlertReceived(_)) => Trouble::Misconfigured(format!(
+                    "{endpoint} refused the encrypted connection: check the certificate and key that we show to it \
+                     (rabbitmq_cert_file, rabbitmq_key_file), which it may ask for ({said})"
+                )),
+                Some(rustls::Error::InvalidMessage(_)) => Trouble::Misconfigured(format!(
+                    "{endpoint} doesn't speak TLS: name the port for amqps, usually 5671 ({said})"
+                )),
+                _ => Trouble::Unreachable(format!("{endpoint}: {said}")),
+            },
         }
     }
 }
@@ -146,6 +193,14 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+/// What is wrong with the encryption, if it is that.
+fn tls_error(error: &lapin::Error) -> Option<&rustls::Error> {
+    match error.kind() {
+        ErrorKind::IOError(error) => error.get_ref()?.downcast_ref(),
         _ => None,
     }
 }

@@ -2,9 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 
 use super::publication::SHORT_STRING;
+use crate::tls::{TlsFileError, TlsFiles};
 
 /// How to reach the broker, and how long to wait for it.
 ///
@@ -12,6 +13,7 @@ use super::publication::SHORT_STRING;
 #[derive(Clone)]
 pub struct AmqpSettings {
     pub(super) uri: AMQPUri,
+    pub(super) tls: TlsFiles,
     /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`, and sent with every message
     /// as the AMQP property `app_id`: who published it.
     /// Default: `document-outbox`.
@@ -61,13 +63,15 @@ pub enum AmqpSettingsError {
 impl AmqpSettings {
     /// The defaults for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
     ///
-    /// The path is the virtual host, percent-encoded. `amqps` means TLS, with the roots of the machine.
+    /// The path is the virtual host, percent-encoded. `amqps` means TLS, with the roots of the machine or those of
+    /// [`with_tls`](Self::with_tls).
     ///
     /// # Errors
     /// [`AmqpSettingsError`] says what is wrong with the URI without repeating any of it.
     pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
         Ok(Self {
             uri: parse(uri.trim())?,
+            tls: TlsFiles::default(),
             connection_name: "document-outbox".to_owned(),
             connect_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(15),
@@ -86,6 +90,19 @@ impl AmqpSettings {
         self
     }
 
+    /// The same with certificates, for `amqps`: the authority that signed the broker's, and one of our own to show.
+    ///
+    /// The files are read here to see whether they can be used, and again for each connection, so that renewed ones are
+    /// taken without a restart.
+    ///
+    /// # Errors
+    /// [`TlsFileError`] for the first file that can't be used.
+    pub fn with_tls(mut self, files: TlsFiles) -> Result<Self, TlsFileError> {
+        files.check()?;
+        self.tls = files;
+        Ok(self)
+    }
+
     /// Host, port and virtual host, for logs.
     #[must_use]
     pub fn endpoint(&self) -> String {
@@ -101,6 +118,10 @@ impl AmqpSettings {
         &self.connection_name[..self.connection_name.floor_char_boundary(SHORT_STRING)]
     }
 
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.uri.scheme == AMQPScheme::AMQPS
+    }
+
     pub(super) fn user(&self) -> &str {
         &self.uri.authority.userinfo.username
     }
@@ -111,7 +132,8 @@ impl fmt::Debug for AmqpSettings {
         f.debug_struct("AmqpSettings")
             .field("endpoint", &self.endpoint())
             .field("user", &self.user())
-            .field("tls", &(self.uri.scheme == lapin::uri::AMQPScheme::AMQPS))
+            .field("encrypted", &self.is_encrypted())
+            .field("tls", &self.tls)
             .field("connection_name", &self.connection_name)
             .field("connect_timeout", &self.connect_timeout)
             .field("confirm_timeout", &self.confirm_timeout)

@@ -39,11 +39,11 @@ impl fmt::Display for Problems {
     }
 }
 
-/// A value as a problem may quote it: on one line, not too long, and not at all where it could be a URI that somebody
-/// gave to the wrong key.
+/// A value as a problem may quote it: on one line, not too long, and not at all where it could be a URI or a private key
+/// that somebody gave to the wrong key.
 pub(crate) fn shown(value: &str) -> String {
     const LONGEST: usize = 60;
-    if value.contains("//") || value.contains('@') {
+    if value.contains("//") || value.contains('@') || value.contains("-----BEGIN") {
         return "the value (not shown, it could hold a password)".into();
     }
     match value.char_indices().nth(LONGEST) {
@@ -71,5 +71,6 @@ mod tests {
         assert!(shown(&"ä".repeat(500)).len() < 150);
         assert!(!shown("amqp://guest:hunter2@rabbit").contains("hunter2"));
         assert!(!shown("hunter2@rabbit").contains("hunter2"));
+        assert!(!shown("-----BEGIN PRIVATE KEY-----\nhunter2").contains("hunter2"));
     }
 }

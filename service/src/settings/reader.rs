@@ -1,6 +1,6 @@
 //! From texts to a daemon's own settings.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use super::{
     Choice, Key, NamespacePattern, Problem, Problems, Resolved, Uri,
@@ -93,6 +93,11 @@ impl<'a> Reader<'a> {
             _ => None,
         });
         value.unwrap_or_default()
+    }
+
+    /// The path under `name`; `None` where it is empty.
+    pub fn path(&mut self, name: &'static str) -> Option<PathBuf> {
+        Some(self.string(name)).filter(|path| !path.is_empty()).map(PathBuf::from)
     }
 
     /// The texts under `name`.

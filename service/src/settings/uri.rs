@@ -1,6 +1,6 @@
 //! URIs that hold a password, and what of them may be shown.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// What a URI leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,44 @@ impl Uri {
     /// The whole connection string, for the driver and for nothing else.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether every host is this machine itself: `localhost`, a loopback address, or a Unix socket.
+    pub fn is_local(&self) -> bool {
+        let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);
+        let (authority, _) = split_authority(rest);
+        let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+        !self.0.starts_with("mongodb+srv://") && hosts.split(',').all(is_local)
+    }
+
+    /// Whether it asks for TLS, which a `mongodb+srv://` does unless it says otherwise, as does any option of TLS.
+    pub fn is_encrypted(&self) -> bool {
+        let said = self.parameters().find(|(name, _)| name == "tls" || name == "ssl");
+        match said {
+            _ if self.0.starts_with("amqp") => self.0.starts_with("amqps://"),
+            Some((_, value)) => value == "true",
+            None => {
+                self.0.starts_with("mongodb+srv://")
+                    || self.parameters().any(|(name, _)| name.starts_with("tls"))
+            }
+        }
+    }
+
+    /// The parameter that has the certificate of MongoDB taken without looking at it, if there is one.
+    pub fn skips_verification(&self) -> Option<&'static str> {
+        let given = |wanted: &str| {
+            self.parameters().any(|(name, value)| name.eq_ignore_ascii_case(wanted) && value != "false")
+        };
+        ["tlsInsecure", "tlsAllowInvalidCertificates", "tlsAllowInvalidHostnames"]
+            .into_iter()
+            .find(|name| given(name))
+    }
+
+    /// Name in lower case, and value, of each parameter.
+    fn parameters(&self) -> impl Iterator<Item = (String, &str)> {
+        let parameters = self.0.split_once('?').map_or("", |(_, parameters)| parameters);
+        let pairs = parameters.split(['?', '#', '&', ';']).filter_map(|piece| piece.split_once('='));
+        pairs.map(|(name, value)| (name.to_ascii_lowercase(), value))
     }
 
     /// Checks scheme and shape; the driver checks the rest. The errors are sentences that quote nothing.
@@ -89,10 +127,24 @@ fn has_no_number_for_port(host: &str) -> bool {
     behind_address.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err())
 }
 
+/// Of a host as it stands in a URI, with its port.
+fn is_local(host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    // Colons are the port's where there is no more than one; an IPv6 address stands in brackets.
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    match name.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => name == "localhost" || name.ends_with(".localhost") || name.ends_with(".sock"),
+    }
+}
+
 const MASK: &str = "***";
 
 /// Parameters of either URI that hold no secret, in lower case. Any other is masked: also one that is misspelled.
-const HARMLESS: [&str; 39] = [
+const HARMLESS: [&str; 40] = [
     "appname",
     "auth_mechanism",
     "authmechanism",
@@ -129,6 +181,7 @@ const HARMLESS: [&str; 39] = [
     "tls",
     "tlsallowinvalidcertificates",
     "tlscafile",
+    "tlscertificatekeyfile",
     "tlsinsecure",
     "w",
     "wtimeoutms",
@@ -241,6 +294,61 @@ mod tests {
             assert!(sentence.contains(reason), "{sentence}");
             assert!(!sentence.contains("hunter2"), "{sentence}");
         }
+    }
+
+    #[test]
+    fn a_uri_is_local_if_all_its_hosts_are() {
+        for text in [
+            "mongodb://localhost",
+            "mongodb://u:p@127.0.0.1:27017,LOCALHOST:27018/shop",
+            "mongodb://[::1]:27017",
+            "mongodb://[::ffff:127.0.0.1]",
+            "mongodb://%2Ftmp%2Fmongodb-27017.sock",
+            "mongodb://rabbit.localhost",
+        ] {
+            assert!(mongodb(text).unwrap().is_local(), "{text}");
+        }
+        for text in [
+            "mongodb://mongo",
+            "mongodb://127.0.0.1,10.0.0.7",
+            "mongodb://localhost@mongo",
+            "mongodb://localhost.example.com",
+            "mongodb://127.0.0.1.example.com",
+            "mongodb://[2001:db8::7]",
+            "mongodb://0.0.0.0",
+            "mongodb://mongo/?x=localhost",
+            "mongodb+srv://localhost",
+        ] {
+            assert!(!mongodb(text).unwrap().is_local(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_uri_is_encrypted_where_the_driver_would_encrypt() {
+        for (text, encrypted) in [
+            ("mongodb://h", false),
+            ("mongodb://h/?tls=true", true),
+            ("mongodb://h/?w=1&SSL=true", true),
+            ("mongodb://h/?tlsCAFile=/ca.pem", true),
+            ("mongodb+srv://h.example.com", true),
+            ("mongodb+srv://h.example.com/?tls=false", false),
+        ] {
+            assert_eq!(mongodb(text).unwrap().is_encrypted(), encrypted, "{text}");
+        }
+        let amqp = |text| Uri::parse(text, Scheme::Amqp).unwrap().is_encrypted();
+        assert!(amqp("amqps://h") && !amqp("amqp://h/?tls=true"));
+    }
+
+    #[test]
+    fn what_skips_verification_is_named() {
+        let skips = |text| mongodb(text).unwrap().skips_verification();
+        assert_eq!(skips("mongodb://h/?tlsInsecure=true"), Some("tlsInsecure"));
+        assert_eq!(skips("mongodb://h/?w=1&TLSINSECURE=true"), Some("tlsInsecure"));
+        assert_eq!(
+            skips("mongodb://h/?tlsAllowInvalidCertificates=true"),
+            Some("tlsAllowInvalidCertificates")
+        );
+        assert_eq!(skips("mongodb://h/?tlsInsecure=false&tls=true"), None);
     }
 
     #[test]

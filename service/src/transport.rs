@@ -1,0 +1,108 @@
+//! What may travel unprotected, and where to.
+//!
+//! | connection | on this machine | to another |
+//! |---|---|---|
+//! | `amqp://` | yes | refused: it carries the password and every message as they are |
+//! | MongoDB with `tlsInsecure` and the like | yes | refused: encrypted for whoever answers is no better |
+//! | MongoDB without TLS | yes | a warning: SCRAM shows no password, and many sets are closed off by their network |
+//! | `amqps://`, MongoDB with TLS | yes | yes |
+//!
+//! `allow_insecure = true` allows what is refused. What a MongoDB replica set tells of its other members is not judged.
+
+use crate::{Reader, Uri};
+
+/// Records what is refused of `mongodb_uri` and `rabbitmq_uri`, and files for TLS that a plain connection would not use.
+pub fn check(read: &mut Reader<'_>) {
+    let (mongodb, rabbitmq) = (read.uri("mongodb_uri"), read.uri("rabbitmq_uri"));
+    if !rabbitmq.is_encrypted() {
+        for name in ["rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file"] {
+            if read.path(name).is_some() {
+                read.problem(&[name, "rabbitmq_uri"], PLAIN_WITH_FILES);
+            }
+        }
+    }
+    if read.boolean("allow_insecure") {
+        return;
+    }
+    if !rabbitmq.is_encrypted() && !rabbitmq.is_local() {
+        read.problem(&["rabbitmq_uri"], PLAIN_AMQP);
+    }
+    if let Some(parameter) = mongodb.skips_verification().filter(|_| !mongodb.is_local()) {
+        let sentence = format!(
+            "has {parameter}, so that whoever answers there passes for MongoDB; leave it out and name the authority that \
+             signed the server's certificate with tlsCAFile, or set allow_insecure = true"
+        );
+        read.problem(&["mongodb_uri"], sentence);
+    }
+}
+
+/// Logs it where MongoDB is on another machine and not encrypted.
+pub fn warn_of_plain_mongodb(mongodb: &Uri) {
+    if !mongodb.is_encrypted() && !mongodb.is_local() {
+        tracing::warn!("{PLAIN_MONGODB}");
+    }
+}
+
+const PLAIN_AMQP: &str = "begins with amqp://, which sends the password and every message unencrypted to another machine; \
+     write amqps:// (rabbitmq_ca_file names an authority of your own), or set allow_insecure = true where the network is \
+     trusted with them";
+const PLAIN_WITH_FILES: &str = "is set, but rabbitmq_uri begins with amqp://, which is not encrypted; write amqps:// there, \
+     or leave this out";
+const PLAIN_MONGODB: &str = "mongodb_uri leads to another machine without TLS: documents travel unencrypted; add tls=true, \
+     and tlsCAFile for an authority of your own";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Key, Program, Resolution, Sources, keys, settings::resolve};
+
+    fn problems(settings: &[(&str, &str)]) -> Vec<String> {
+        let table: Vec<Key> =
+            [keys::mongodb_uri(), keys::rabbitmq_uri()].into_iter().chain(keys::transport()).collect();
+        let env = settings.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let sources = Sources { args: vec![], env, read_file: |_| Err(std::io::ErrorKind::NotFound.into()) };
+        let Resolution::Run(resolved) =
+            resolve(&Program { name: "p", version: "1", about: "" }, &table, &sources)
+        else {
+            panic!("nothing to print")
+        };
+        let mut reader = Reader::new(&resolved);
+        check(&mut reader);
+        let problems = reader.finish(()).err().map(|problems| problems.0).unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    const PLAIN: (&str, &str) = ("OUTBOX_RABBITMQ_URI", "amqp://u:hunter2@rabbit/%2f");
+    const LOCAL: (&str, &str) = ("OUTBOX_RABBITMQ_URI", "amqp://u:hunter2@localhost/%2f");
+    const ENCRYPTED: (&str, &str) = ("OUTBOX_RABBITMQ_URI", "amqps://u:hunter2@rabbit/%2f");
+    const MONGODB: (&str, &str) = ("OUTBOX_MONGODB_URI", "mongodb://mongo/?replicaSet=rs0");
+    const INSECURE: (&str, &str) = ("OUTBOX_MONGODB_URI", "mongodb://u:hunter2@mongo/?tlsInsecure=true");
+
+    #[test]
+    fn what_would_be_open_to_others_is_refused_with_what_to_do() {
+        let told = problems(&[PLAIN, INSECURE]);
+        assert_eq!(told.len(), 2, "{told:?}");
+        for (told, key, remedy) in [
+            (&told[0], "OUTBOX_RABBITMQ_URI: begins with amqp://", "write amqps://"),
+            (&told[1], "OUTBOX_MONGODB_URI: has tlsInsecure", "tlsCAFile"),
+        ] {
+            assert!(told.starts_with(key) && told.contains(remedy), "{told}");
+            assert!(told.contains("allow_insecure = true") && !told.contains("hunter2"), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_is_encrypted_or_stays_here_or_is_allowed_is_not_refused() {
+        assert_eq!(problems(&[ENCRYPTED, MONGODB]), [""; 0]);
+        assert_eq!(problems(&[LOCAL, MONGODB]), [""; 0]);
+        assert_eq!(problems(&[LOCAL, ("OUTBOX_MONGODB_URI", "mongodb://[::1]/?tlsInsecure=true")]), [""; 0]);
+        assert_eq!(problems(&[PLAIN, INSECURE, ("OUTBOX_ALLOW_INSECURE", "true")]), [""; 0]);
+    }
+
+    #[test]
+    fn a_file_for_tls_that_a_plain_connection_would_not_use_is_refused() {
+        let told = problems(&[LOCAL, MONGODB, ("OUTBOX_RABBITMQ_CA_FILE", "/ca.pem")]);
+        assert!(told.len() == 1 && told[0].starts_with("OUTBOX_RABBITMQ_CA_FILE: is set, but"), "{told:?}");
+        assert_eq!(problems(&[ENCRYPTED, MONGODB, ("OUTBOX_RABBITMQ_CA_FILE", "/ca.pem")]), [""; 0]);
+    }
+}

@@ -1,0 +1,286 @@
+//! Certificates for TLS by their files, checked before anything is connected.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use mongodb::options::{ConnectionString, Tls};
+use rustls::{
+    RootCertStore,
+    crypto::ring,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+    sign::CertifiedKey,
+};
+
+/// The files of one connection, in PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authorities that may have signed the server's certificate, and no others. Without it those of the machine
+    /// for RabbitMQ, those of Mozilla for MongoDB.
+    pub ca: Option<PathBuf>,
+    /// The certificate to show to the server, followed by those between it and its authority.
+    pub certificate: Option<PathBuf>,
+    /// The key of that certificate, unencrypted. May be the same file.
+    pub key: Option<PathBuf>,
+}
+
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsFile {
+    /// [`TlsFiles::ca`].
+    Ca,
+    /// [`TlsFiles::certificate`].
+    Certificate,
+    /// [`TlsFiles::key`].
+    Key,
+}
+
+impl fmt::Display for TlsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ca => "certificate of an authority",
+            Self::Certificate => "certificate",
+            Self::Key => "key",
+        })
+    }
+}
+
+/// What is wrong with a file, and what to do. Holds nothing of its content.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TlsFileError {
+    /// It is not there, or may not be read.
+    #[error("{} cannot be read ({reason}); put the {file} there in PEM, readable for this process", path.display())]
+    Unreadable {
+        /// What it is for.
+        file: TlsFile,
+        /// Where it should be.
+        path: PathBuf,
+        /// In the system's words.
+        reason: String,
+    },
+    /// It holds something else.
+    #[error("{} holds no {file} that can be used ({reason}); put one there in PEM", path.display())]
+    Unusable {
+        /// What it is for.
+        file: TlsFile,
+        /// Where it is.
+        path: PathBuf,
+        /// Why it can't be used.
+        reason: String,
+    },
+    /// A certificate is of no use without its key, nor a key without its certificate.
+    #[error("the {0} is missing that belongs to it; give both, or neither")]
+    Unpaired(TlsFile),
+}
+
+impl TlsFileError {
+    /// What the file is for that needs to be put right.
+    #[must_use]
+    pub fn file(&self) -> TlsFile {
+        match self {
+            Self::Unreadable { file, .. } | Self::Unusable { file, .. } | Self::Unpaired(file) => *file,
+        }
+    }
+}
+
+/// A certificate with those between it and its authority, and its key.
+pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+impl TlsFiles {
+    /// The files that a URI of MongoDB names with `tlsCAFile` and `tlsCertificateKeyFile`; none if it can't be parsed.
+    ///
+    /// The driver passes over a file of authorities that holds none, and then trusts nobody; the second file it opens
+    /// only when it connects.
+    #[must_use]
+    pub fn of_mongodb(uri: &str) -> Self {
+        match ConnectionString::parse(uri).map(|parsed| parsed.tls) {
+            Ok(Some(Tls::Enabled(options))) => Self {
+                ca: options.ca_file_path,
+                certificate: options.cert_key_file_path.clone(),
+                key: options.cert_key_file_path,
+            },
+            _ => Self::default(),
+        }
+    }
+
+    /// Reads them all, and whether the key belongs to the certificate.
+    ///
+    /// # Errors
+    /// [`TlsFileError`] for the first that can't be used.
+    pub fn check(&self) -> Result<(), TlsFileError> {
+        self.authorities()?;
+        self.identity()?;
+        Ok(())
+    }
+
+    /// The authorities to trust, at least one; `None` where no file names any.
+    pub(crate) fn authorities(&self) -> Result<Option<Vec<CertificateDer<'static>>>, TlsFileError> {
+        let Some(path) = &self.ca else {
+            return Ok(None);
+        };
+        let certificates = certificates(TlsFile::Ca, path)?;
+        match RootCertStore::empty().add_parsable_certificates(certificates.iter().cloned()) {
+            (0, _) => Err(unusable(TlsFile::Ca, path, "none of its certificates can be parsed")),
+            _ => Ok(Some(certificates)),
+        }
+    }
+
+    /// What to show to the server; `None` where it shall see nothing.
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, TlsFileError> {
+        let (certificate, key) = match (&self.certificate, &self.key) {
+            (None, None) => return Ok(None),
+            (Some(_), None) => return Err(TlsFileError::Unpaired(TlsFile::Key)),
+            (None, Some(_)) => return Err(TlsFileError::Unpaired(TlsFile::Certificate)),
+            (Some(certificate), Some(key)) => (certificate, key),
+        };
+        let chain = certificates(TlsFile::Certificate, certificate)?;
+        let bytes = read(TlsFile::Key, key)?;
+        let der = PrivateKeyDer::from_pem_slice(&bytes)
+            .map_err(|error| unusable(TlsFile::Key, key, what_pem_lacks(&error)))?;
+        CertifiedKey::from_der(chain.clone(), der.clone_key(), &ring::default_provider())
+            .map_err(|error| unusable(TlsFile::Key, key, &format!("with that certificate: {error}")))?;
+        Ok(Some((chain, der)))
+    }
+}
+
+fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let bytes = read(file, path)?;
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match parsed {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(unusable(file, path, what_pem_lacks(&pem::Error::NoItemsFound)))
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(unusable(file, path, what_pem_lacks(&error))),
+    }
+}
+
+fn read(file: TlsFile, path: &Path) -> Result<Vec<u8>, TlsFileError> {
+    let unreadable =
+        |error: io::Error| TlsFileError::Unreadable { file, path: path.into(), reason: error.to_string() };
+    fs::read(path).map_err(unreadable)
+}
+
+fn unusable(file: TlsFile, path: &Path, reason: &str) -> TlsFileError {
+    TlsFileError::Unusable { file, path: path.into(), reason: reason.into() }
+}
+
+/// In words of our own: those of the parser quote the file, which could be a key.
+fn what_pem_lacks(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::NoItemsFound => "it has no such section",
+        pem::Error::MissingSectionEnd { .. } => "it ends in the middle",
+        _ => "it is not PEM",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate and its key, in PEM.
+    fn certificate() -> (String, String) {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (cert.pem(), signing_key.serialize_pem())
+    }
+
+    /// A directory of the test's own, gone with it.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn create() -> Self {
+            let path = std::env::temp_dir().join(format!("outbox-tls-{}", uuid::Uuid::now_v7().simple()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, name: &str, content: &str) -> Option<PathBuf> {
+            let path = self.0.join(name);
+            fs::write(&path, content).unwrap();
+            Some(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn files_that_fit_are_taken_also_where_certificate_and_key_share_one() {
+        let directory = Directory::create();
+        let (certificate, key) = certificate();
+        let ca = directory.file("ca.pem", &certificate);
+        let both = directory.file("both.pem", &format!("{certificate}{key}"));
+        let key = directory.file("key.pem", &key);
+        for files in [
+            TlsFiles::default(),
+            TlsFiles { ca: ca.clone(), certificate: ca.clone(), key },
+            TlsFiles { ca, certificate: both.clone(), key: both },
+        ] {
+            assert_eq!(files.check(), Ok(()), "{files:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_no_use_is_named_with_what_it_is_for_and_never_quoted() {
+        let directory = Directory::create();
+        let (certificate, key) = certificate();
+        let (_, other) = self::certificate();
+        let good = directory.file("good.pem", &certificate);
+        let key_file = directory.file("key.pem", &key);
+        let cut = key.lines().take(2).collect::<Vec<_>>().join("\n");
+        let no_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (files, file, part) in [
+            (
+                TlsFiles { ca: Some("/nowhere/ca.pem".into()), ..Default::default() },
+                TlsFile::Ca,
+                "/nowhere/ca.pem cannot be read",
+            ),
+            (
+                TlsFiles { ca: directory.file("empty", ""), ..Default::default() },
+                TlsFile::Ca,
+                "no such section",
+            ),
+            (TlsFiles { ca: key_file.clone(), ..Default::default() }, TlsFile::Ca, "no such section"),
+            (
+                TlsFiles { ca: directory.file("no", no_der), ..Default::default() },
+                TlsFile::Ca,
+                "can be parsed",
+            ),
+            (TlsFiles { certificate: good.clone(), ..Default::default() }, TlsFile::Key, "give both"),
+            (TlsFiles { key: key_file, ..Default::default() }, TlsFile::Certificate, "give both"),
+            (
+                TlsFiles { certificate: good.clone(), key: directory.file("cut", &cut), ca: None },
+                TlsFile::Key,
+                "ends in the middle",
+            ),
+            (
+                TlsFiles { certificate: good, key: directory.file("other", &other), ca: None },
+                TlsFile::Key,
+                "with that certificate",
+            ),
+        ] {
+            let error = files.check().unwrap_err();
+            assert_eq!(error.file(), file, "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+            assert!(!error.to_string().contains(&key[40..60]), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_files_of_a_mongodb_uri_are_those_the_driver_would_open() {
+        let files =
+            TlsFiles::of_mongodb("mongodb://h/?tlsCAFile=%2Fetc%2Fca.pem&tlscertificatekeyfile=/etc/c.pem");
+        let both = Some(PathBuf::from("/etc/c.pem"));
+        assert_eq!(files, TlsFiles { ca: Some("/etc/ca.pem".into()), certificate: both.clone(), key: both });
+        assert_eq!(TlsFiles::of_mongodb("mongodb://h/?tls=true"), TlsFiles::default());
+        assert_eq!(TlsFiles::of_mongodb("no uri"), TlsFiles::default());
+    }
+}

@@ -1,0 +1,392 @@
+//! What deploy/ and docker-compose.yml say fits together, and fits what the services and the documentation have.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
+
+use serde_json::Value;
+
+fn read(path: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn yaml(path: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().unwrap_or_else(|| panic!("no list: {value}"))
+}
+
+fn duration(text: &str) -> u64 {
+    text.strip_suffix('s').unwrap().parse().unwrap()
+}
+
+/// The series of docs/metrics.md, each with the rest of its row: kind, labels and their values.
+fn contract() -> BTreeMap<String, String> {
+    let table = read("docs/metrics.md");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `outbox_"));
+    let series = rows.map(|row| {
+        let (name, rest) = row.split_once('`').unwrap();
+        (format!("outbox_{name}"), rest.to_owned())
+    });
+    series.collect()
+}
+
+/// Everything in a text that is spelled like a series.
+fn spelled_like_series(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("outbox_")).map(str::to_owned).collect()
+}
+
+/// A series, where `word` is one, or a part of a histogram.
+fn is_series(word: &str, contract: &BTreeMap<String, String>) -> bool {
+    let of_histogram = |suffix| {
+        let base = word.strip_suffix(suffix)?;
+        contract.get(base).filter(|row| row.contains("| histogram |"))
+    };
+    contract.contains_key(word)
+        || ["_bucket", "_sum", "_count"].into_iter().any(|suffix| of_histogram(suffix).is_some())
+}
+
+fn rules() -> Vec<Value> {
+    let [alerts] = &yaml("deploy/prometheus/alerts.yaml")[..] else { panic!("one document") };
+    items(&alerts["groups"]).iter().flat_map(|group| items(&group["rules"]).to_vec()).collect()
+}
+
+/// The panels, and what they ask.
+fn dashboard() -> (Vec<Value>, Vec<String>) {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+    let panels = items(&dashboard["panels"]).to_vec();
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let asked = targets.map(|target| text(&target["expr"]).to_owned()).collect();
+    (panels, asked)
+}
+
+fn expressions() -> Vec<String> {
+    let rules = rules();
+    rules.iter().map(|rule| text(&rule["expr"]).to_owned()).chain(dashboard().1).collect()
+}
+
+#[test]
+fn every_series_that_alerts_dashboard_and_runbooks_name_is_in_the_contract() {
+    let contract = contract();
+    assert!(contract.len() > 30, "{contract:?}");
+    let of_expressions: BTreeSet<_> =
+        expressions().iter().flat_map(|asked| spelled_like_series(asked)).collect();
+    let unknown: Vec<_> = of_expressions.iter().filter(|word| !is_series(word, &contract)).collect();
+    assert!(of_expressions.len() > 25 && unknown.is_empty(), "{unknown:?} of {of_expressions:?}");
+    // Names of indexes and of a collection.
+    let no_series = ["outbox_available_at", "outbox_dead_at", "outbox_discarded"];
+    let of_runbooks = spelled_like_series(&read("docs/operations.md"));
+    let unknown: Vec<_> = of_runbooks
+        .iter()
+        .filter(|word| !is_series(word, &contract) && !no_series.contains(&word.as_str()))
+        .collect();
+    assert!(of_runbooks.len() > 15 && unknown.is_empty(), "{unknown:?} of {of_runbooks:?}");
+}
+
+#[test]
+fn every_label_that_alerts_and_dashboard_ask_for_is_one_of_its_series() {
+    let contract = contract();
+    for asked in expressions() {
+        // {label="value"} behind a series: both stand in its row.
+        for (before, after) in asked.match_indices('{').map(|(at, _)| asked.split_at(at)) {
+            let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap();
+            let selector = after[1..].split('}').next().unwrap();
+            for pair in selector.split(',') {
+                let (label, value) = pair.split_once("=\"").unwrap_or_else(|| panic!("{asked}"));
+                let row = &contract[name.trim_end_matches("_bucket")];
+                let value = value.trim_end_matches('"');
+                let there = row.contains(&format!("`{label}`")) && row.contains(&format!("`{value}`"));
+                assert!(there, "{name} has no {label} {value}: {row}");
+            }
+        }
+        // by (label) and on (label): one of some series in the expression, or of Prometheus itself.
+        let series = spelled_like_series(&asked);
+        let rows: String = series
+            .iter()
+            .filter_map(|name| contract.get(name).or_else(|| contract.get(name.trim_end_matches("_bucket"))))
+            .map(String::as_str)
+            .collect();
+        for list in ["by (", "on ("].iter().flat_map(|word| asked.split(word).skip(1)) {
+            for label in list.split(')').next().unwrap().split(", ") {
+                let there =
+                    ["job", "instance", "le"].contains(&label) || rows.contains(&format!("`{label}`"));
+                assert!(there, "{label} in {asked}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_says_what_it_means_and_leads_to_a_runbook_that_exists() {
+    let runbooks: BTreeSet<String> = read("docs/operations.md")
+        .split("\n## ")
+        .find(|section| section.starts_with("Runbooks"))
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .map(|title| title.to_lowercase().replace(' ', "-").replace([',', '"', ':', '`'], ""))
+        .collect();
+    let mut names = BTreeSet::new();
+    for rule in rules() {
+        let name = text(&rule["alert"]);
+        assert!(name.starts_with("Outbox") && names.insert(name.to_owned()), "{name} is there twice");
+        assert!(["info", "warning", "critical"].contains(&text(&rule["labels"]["severity"])), "{name}");
+        for annotation in ["summary", "description"] {
+            assert!(text(&rule["annotations"][annotation]).len() > 10, "{name}: {annotation}");
+        }
+        let runbook = text(&rule["annotations"]["runbook_url"]);
+        let anchor =
+            runbook.strip_prefix("docs/operations.md#").unwrap_or_else(|| panic!("{name}: {runbook}"));
+        assert!(runbooks.contains(anchor), "{name}: {runbook} is none of {runbooks:?}");
+    }
+    assert!(names.len() > 20, "{names:?}");
+}
+
+#[test]
+fn what_must_not_go_unnoticed_has_an_alert() {
+    let asked: String = rules().iter().map(|rule| text(&rule["expr"]).to_owned() + "\n").collect();
+    for series in [
+        "outbox_dead_total",
+        "outbox_oldest_pending_age_seconds",
+        "outbox_stream_lag_seconds",
+        "outbox_stream_token_age_seconds",
+        "outbox_oplog_headroom_seconds",
+        "outbox_positions_lost_total",
+        "outbox_lease_owner",
+        "outbox_unroutable_total",
+        "outbox_unreadable_total",
+        "outbox_not_mine_total",
+        "outbox_circuit_open",
+        "outbox_claims_lost_total",
+        "outbox_commands_refused_total",
+        "outbox_commands_failed_total",
+        "outbox_consumer_ready",
+        "outbox_sweeps_total",
+        "outbox_indexes_missing",
+        "outbox_oversized_total",
+    ] {
+        assert!(asked.contains(series), "{series}");
+    }
+}
+
+#[test]
+fn the_dashboard_has_its_rows_and_no_panel_lies_on_another() {
+    let (panels, _) = dashboard();
+    let rows: Vec<_> =
+        panels.iter().filter(|panel| panel["type"] == "row").map(|row| text(&row["title"])).collect();
+    assert_eq!(rows, ["Flow", "Rescue", "Dispatcher", "Health"]);
+    let mut taken = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    for panel in &panels {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{}", panel["id"]);
+        let at = |side: &str| panel["gridPos"][side].as_u64().unwrap();
+        assert!(at("x") + at("w") <= 24, "{}", panel["title"]);
+        for cell in
+            (at("y")..at("y") + at("h")).flat_map(|y| (at("x")..at("x") + at("w")).map(move |x| (x, y)))
+        {
+            assert!(taken.insert(cell), "{} lies on another", panel["title"]);
+        }
+    }
+}
+
+/// The variables of one service, and those it requires, by the tables that its own tests compare with `--help`.
+fn variables(service: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let text = read("docs/configuration.md");
+    let sections = text.split("\n## ").filter(|section| {
+        let heading = section.lines().next().unwrap_or_default();
+        heading == "Both services" || heading == service
+    });
+    let rows: Vec<Vec<String>> = sections
+        .flat_map(str::lines)
+        .filter(|line| line.starts_with("| `"))
+        .map(|row| row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect())
+        .collect();
+    let of = |wanted: &dyn Fn(&Vec<String>) -> bool| {
+        rows.iter().filter(|row| wanted(row)).map(|row| row[2].clone()).collect()
+    };
+    (of(&|_| true), of(&|row| row[3] == "required"))
+}
+
+/// Served by the process around each daemon.
+const HTTP_LISTEN: &str = "OUTBOX_HTTP_LISTEN";
+
+fn check_variables(service: &str, given: &BTreeMap<String, String>) {
+    let (known, required) = variables(service);
+    assert!(known.len() > 10 && required.len() == 3, "{known:?} {required:?}");
+    let unknown: Vec<_> =
+        given.keys().filter(|name| !known.contains(*name) && *name != HTTP_LISTEN).collect();
+    assert!(unknown.is_empty(), "{service} has no {unknown:?}");
+    let missing: Vec<_> = required.iter().filter(|name| !given.contains_key(*name)).collect();
+    assert!(missing.is_empty(), "{service} needs {missing:?}");
+}
+
+fn strings(map: &Value) -> BTreeMap<String, String> {
+    let map = map.as_object().unwrap_or_else(|| panic!("no table: {map}"));
+    map.iter().map(|(name, value)| (name.clone(), text(value).to_owned())).collect()
+}
+
+/// The port that the image exposes.
+fn port_of_the_image() -> u64 {
+    let file = read("deploy/Dockerfile");
+    file.lines().find_map(|line| line.strip_prefix("EXPOSE ")).unwrap().parse().unwrap()
+}
+
+const SERVICES: [&str; 2] = ["outbox-rescuer", "outbox-dispatcher"];
+
+#[test]
+fn the_image_is_built_from_what_is_there_and_has_both_services() {
+    let file = read("deploy/Dockerfile");
+    for service in SERVICES {
+        let built = file.contains(&format!("--package {service}"));
+        assert!(built && file.contains(&format!("target/release/{service}")), "{service}");
+    }
+    let manifest: BTreeMap<String, String> = read("Cargo.toml")
+        .lines()
+        .filter_map(|line| line.split_once(" = "))
+        .map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned()))
+        .collect();
+    assert!(
+        file.contains(&format!("FROM rust:{}-", manifest["rust-version"])),
+        "{}",
+        manifest["rust-version"]
+    );
+    // A member of the workspace that isn't sent to the build breaks it.
+    let members =
+        manifest["members"].trim_matches(['[', ']']).split(", ").map(|member| member.trim_matches('"'));
+    let sent = read("deploy/Dockerfile.dockerignore");
+    let sent: BTreeSet<&str> = sent.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    for part in members.filter(|member| *member != ".").chain(["src", "Cargo.toml", "Cargo.lock"]) {
+        assert!(
+            sent.contains(part),
+            "{part} is not sent to the build: add it to deploy/Dockerfile.dockerignore"
+        );
+    }
+    let user = file.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
+    assert!(!user.starts_with('0') && user != "root", "{user}");
+    let listen = format!("ENV {HTTP_LISTEN}=0.0.0.0:{}", port_of_the_image());
+    assert!(file.contains(&listen), "{listen}");
+}
+
+#[test]
+fn the_manifests_fit_the_services_the_image_and_each_other() {
+    let kustomization = &yaml("deploy/kubernetes/kustomization.yaml")[0];
+    let resources = items(&kustomization["resources"]).iter().map(text);
+    let files = resources.chain(["secret.example.yaml"]);
+    let all: Vec<Value> = files.flat_map(|file| yaml(&format!("deploy/kubernetes/{file}"))).collect();
+    let of_kind = |kind: &str| all.iter().filter(|item| item["kind"] == kind).collect::<Vec<_>>();
+    let namespace = text(&kustomization["namespace"]);
+    assert_eq!(text(&of_kind("Namespace")[0]["metadata"]["name"]), namespace);
+
+    let mut settings = BTreeMap::new();
+    for item in of_kind("ConfigMap") {
+        settings.insert(("configMapRef", text(&item["metadata"]["name"])), strings(&item["data"]));
+    }
+    for item in of_kind("Secret") {
+        assert_eq!(text(&item["metadata"]["namespace"]), namespace);
+        settings.insert(("secretRef", text(&item["metadata"]["name"])), strings(&item["stringData"]));
+    }
+
+    let deployments = of_kind("Deployment");
+    let names: BTreeSet<_> = deployments.iter().map(|item| text(&item["metadata"]["name"])).collect();
+    assert_eq!(names, SERVICES.into());
+    for deployment in deployments {
+        let name = text(&deployment["metadata"]["name"]);
+        assert!(deployment["spec"]["replicas"].as_u64() >= Some(2), "{name}");
+        let template = &deployment["spec"]["template"];
+        let pod = &template["spec"];
+        let [container] = items(&pod["containers"]) else { panic!("one container") };
+        assert_eq!(items(&container["command"]), [name]);
+        assert_eq!(container["image"], kustomization["images"][0]["name"]);
+
+        let mut given = BTreeMap::new();
+        for source in items(&container["envFrom"]) {
+            for (kind, reference) in source.as_object().unwrap() {
+                let key = (kind.as_str(), text(&reference["name"]));
+                given.extend(settings.get(&key).unwrap_or_else(|| panic!("{key:?} is nowhere")).clone());
+            }
+        }
+        check_variables(name, &given);
+        assert!(given["OUTBOX_MONGODB_URI"].contains("tls=true"), "{name}");
+        assert!(given["OUTBOX_RABBITMQ_URI"].starts_with("amqps://"), "{name}");
+        for uri in ["OUTBOX_MONGODB_URI", "OUTBOX_RABBITMQ_URI"] {
+            assert!(given[uri].contains(&format!("://{name}:")), "a user of its own: {name} {uri}");
+        }
+
+        let (volume, mount) = (&pod["volumes"][0], &container["volumeMounts"][0]);
+        assert_eq!(volume["name"], mount["name"]);
+        let certificates = &settings[&("secretRef", text(&volume["secret"]["secretName"]))];
+        let mounted = |file: &str| format!("{}/{file}", text(&mount["mountPath"]));
+        let there: Vec<String> = certificates.keys().map(|file| mounted(file)).collect();
+        assert!(there.contains(&given["OUTBOX_RABBITMQ_CA_FILE"]), "{there:?}");
+        assert!(
+            there.iter().any(|file| given["OUTBOX_MONGODB_URI"].contains(&format!("tlsCAFile={file}"))),
+            "{there:?}"
+        );
+
+        let port = port_of_the_image();
+        assert_eq!(container["ports"][0]["containerPort"], port);
+        assert_eq!(given[HTTP_LISTEN], format!("0.0.0.0:{port}"));
+        assert_eq!(text(&template["metadata"]["annotations"]["prometheus.io/port"]), port.to_string());
+        for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+            let get = &container[probe]["httpGet"];
+            assert_eq!((text(&get["path"]), &get["port"]), (path, &container["ports"][0]["name"]));
+        }
+        let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
+        assert!(grace > duration(&given["OUTBOX_SHUTDOWN_GRACE"]), "{name}");
+
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+        assert!(
+            read("deploy/Dockerfile").contains(&format!("USER {}:", pod["securityContext"]["runAsUser"]))
+        );
+        for bound in ["requests", "limits"] {
+            assert!(container["resources"][bound]["memory"].is_string(), "{name}");
+        }
+        let labels = &template["metadata"]["labels"];
+        assert_eq!(&deployment["spec"]["selector"]["matchLabels"], labels);
+        let budget = of_kind("PodDisruptionBudget").into_iter().find(|item| item["metadata"]["name"] == name);
+        assert_eq!(&budget.unwrap()["spec"]["selector"]["matchLabels"], labels);
+    }
+}
+
+#[test]
+fn the_compose_profile_fits_the_services_and_the_image() {
+    let compose = &yaml("docker-compose.yml")[0];
+    let services = compose["services"].as_object().unwrap();
+    for name in SERVICES {
+        let service = &services[name.trim_start_matches("outbox-")];
+        assert_eq!(items(&service["command"]), [name]);
+        assert_eq!(items(&service["profiles"]), ["services"]);
+        let build = &service["build"];
+        assert!(!read(text(&build["dockerfile"])).is_empty() && build["context"] == ".");
+        let given = strings(&service["environment"]);
+        check_variables(name, &given);
+        assert_eq!(given[HTTP_LISTEN], format!("0.0.0.0:{}", port_of_the_image()));
+        let published = text(&service["ports"][0]);
+        let loopback = published.starts_with("127.0.0.1:");
+        assert!(loopback && published.ends_with(&format!(":{}", port_of_the_image())), "{published}");
+        for needed in service["depends_on"].as_object().unwrap().keys() {
+            assert!(services.contains_key(needed), "{needed}");
+            let led_to = given.values().any(|value| value.contains(&format!("{needed}:")));
+            assert!(led_to, "no setting of {name} leads to {needed}");
+        }
+        assert!(duration(text(&service["stop_grace_period"])) > 25, "longer than shutdown_grace");
+    }
+    // What is started for development has no profile.
+    for name in ["mongodb", "rabbitmq"] {
+        assert!(services[name].get("profiles").is_none(), "{name}");
+    }
+}

@@ -1,0 +1,392 @@
+//! Both services, as the programs they are, on servers with TLS, passwords and the least privileges.
+//!
+//! The roles are those of deploy/roles, to the letter: a privilege that a service comes to need and the files don't have
+//! fails these tests.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/secured.rs"]
+mod secured;
+mod support;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use document_outbox::{
+    CommandSender, DocumentRef, Inline, Mode, Store,
+    amqp::{AmqpSettings, Publisher, TopologyMode},
+    command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE, ProcessDocumentMessages, Reason},
+    deliver::{Deliver, RabbitMq, RabbitMqSettings},
+    store::Inserted,
+    tls::TlsFiles,
+};
+use futures::StreamExt;
+use lapin::{
+    ExchangeKind,
+    options::{BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use mongodb::{
+    Client,
+    bson::{Document, RawDocumentBuf, Uuid, doc},
+};
+use secured::{ADMIN, PASSWORD, Secured, VERIFIED};
+use serde_json::json;
+use support::{LONG, Order};
+use tokio::sync::watch;
+
+/// A service at work, killed with this value.
+struct Service {
+    child: Child,
+    log: watch::Receiver<Vec<String>>,
+}
+
+impl Service {
+    /// With settings from the environment alone.
+    fn start(name: &str, settings: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(binary(name))
+            .env_clear()
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, log) = watch::channel(Vec::new());
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| sender.send_modify(|log| log.push(line)));
+        });
+        Self { child, log }
+    }
+
+    /// Waits for a line with all these parts.
+    async fn says(&mut self, parts: &[&str]) {
+        let said = |log: &Vec<String>| log.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+        let heard = tokio::time::timeout(LONG, self.log.wait_for(said)).await;
+        let heard = heard.is_ok_and(|heard| heard.is_ok());
+        assert!(heard, "waited in vain for {parts:?} in {:#?}", self.log());
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.log.borrow().clone()
+    }
+
+    /// Tells it to stop, and waits until it has; its exit code.
+    async fn stop(mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+        self.ended().await
+    }
+
+    async fn ended(&mut self) -> Option<i32> {
+        // The end of its output is the end of it.
+        let end = tokio::time::timeout(LONG, self.log.wait_for(|_| false)).await;
+        assert!(end.is_ok_and(|ended| ended.is_err()), "it goes on: {:#?}", self.log());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let told = self.log().join("\n");
+        assert!(std::thread::panicking() || !told.contains(PASSWORD), "a password in the log: {told}");
+    }
+}
+
+/// Where cargo puts it beside this test.
+fn binary(name: &str) -> std::path::PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let binary = test.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(binary.exists(), "{} is not there: cargo build --workspace --bins", binary.display());
+    binary
+}
+
+/// The settings of one service, as the user of its name.
+struct Settings(Vec<(&'static str, String)>);
+
+impl Settings {
+    fn of(secured: &Secured, name: &str, vhost: &str) -> Self {
+        Self(vec![
+            ("OUTBOX_MONGODB_URI", secured.mongodb_uri(name, "ca.pem")),
+            ("OUTBOX_RABBITMQ_URI", secured.rabbitmq_uri(name, vhost)),
+            ("OUTBOX_RABBITMQ_CA_FILE", secured.file("ca.pem")),
+            ("OUTBOX_RABBITMQ_CERT_FILE", secured.file("client.pem")),
+            ("OUTBOX_RABBITMQ_KEY_FILE", secured.file("client.pem")),
+            ("OUTBOX_TOPOLOGY", if vhost == VERIFIED { "verify" } else { "declare" }.into()),
+            ("OUTBOX_WATCH", "shop.*".into()),
+        ])
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.0.retain(|(other, _)| *other != name);
+        self.0.push((name, value.into()));
+        self
+    }
+
+    fn start(&self, service: &str) -> Service {
+        let settings: Vec<_> = self.0.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Service::start(service, &settings)
+    }
+}
+
+fn rescuer(secured: &Secured, vhost: &str) -> Settings {
+    Settings::of(secured, "outbox-rescuer", vhost)
+        .with("OUTBOX_DELAY", "1s")
+        .with("OUTBOX_SWEEP_INTERVAL", "500ms")
+}
+
+fn dispatcher(secured: &Secured, vhost: &str) -> Settings {
+    Settings::of(secured, "outbox-dispatcher", vhost)
+}
+
+/// Every message of a virtual host's `outbox.messages`, as a receiver sees it.
+struct Receiver {
+    _connection: lapin::Connection,
+    consumer: lapin::Consumer,
+}
+
+impl Receiver {
+    async fn begin(secured: &Secured, vhost: &str) -> Self {
+        let connection = secured.amqp(vhost).await;
+        let channel = connection.create_channel().await.unwrap();
+        let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let queue = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let (bind, none) = (QueueBindOptions::default(), FieldTable::default);
+        let (name, messages) = ("received", "outbox.messages");
+        channel.exchange_declare(messages.into(), ExchangeKind::Topic, exchange, none()).await.unwrap();
+        channel.queue_declare(name.into(), queue, none()).await.unwrap();
+        channel.queue_bind(name.into(), messages.into(), "#".into(), bind, none()).await.unwrap();
+        let consumer = channel.basic_consume(name.into(), name.into(), consume, none()).await.unwrap();
+        Self { _connection: connection, consumer }
+    }
+
+    /// Type and body of the next one.
+    async fn next(&mut self) -> (String, serde_json::Value) {
+        let next = tokio::time::timeout(LONG, self.consumer.next()).await;
+        let delivery = next.expect("a message arrives").expect("the queue stays").unwrap();
+        (delivery.routing_key.to_string(), serde_json::from_slice(&delivery.data).unwrap())
+    }
+}
+
+/// What a writer in any language has to push, and no more.
+async fn push(client: &Client, database: &str, id: &str, amount: i64) {
+    let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
+    let orders = client.database(database).collection::<Document>("orders");
+    let push = orders.update_one(doc! { "_id": id }, doc! { "$push": { "outbox": entry } });
+    push.upsert(true).await.unwrap();
+}
+
+/// An application that delivers inline and hands off, as the user of its own.
+async fn deliver_inline(secured: &Secured, vhost: &str, receiver: &mut Receiver, amount: i64) {
+    let uri = secured.rabbitmq_uri("shop", vhost);
+    let pem = || Some(secured.file("client.pem").into());
+    let files = TlsFiles { ca: Some(secured.file("ca.pem").into()), certificate: pem(), key: pem() };
+    let amqp = AmqpSettings::new(&uri).unwrap().with_tls(files).unwrap();
+    let topology = if vhost == VERIFIED { TopologyMode::Verify } else { TopologyMode::Declare };
+    let rabbitmq = RabbitMq::start(RabbitMqSettings {
+        amqp: amqp.clone(),
+        topology,
+        ..RabbitMqSettings::new(&uri).unwrap()
+    });
+    soon("a connection for messages", rabbitmq.available()).await;
+    let shop = secured.client("shop").await;
+    let inline = Inline::builder(&shop).mode(Mode::Await).deliver_to(rabbitmq.clone());
+    let orders = Store::<Order>::new(shop.database("shop").collection::<Order>("orders"), &inline);
+    let mut order = Order::new(&format!("inline-{amount}"));
+    order.add(amount);
+    let inserted = orders.insert(order).await.unwrap();
+    assert!(matches!(inserted, Inserted::Applied(..)), "{inserted:?}");
+    assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": amount })));
+
+    let commands = CommandSender::topology(COMMANDS_EXCHANGE, COMMANDS_QUEUE, topology);
+    let publisher = Publisher::start(amqp, commands);
+    assert!(soon("a connection for commands", publisher.ready()).await);
+    let namespace = mongodb::Namespace::new("shop", "orders");
+    let command =
+        ProcessDocumentMessages { document: DocumentRef::by_id(namespace, "o-1"), reason: Reason::Handoff };
+    let sent = CommandSender::new(publisher.clone(), COMMANDS_EXCHANGE).send(vec![command]).await;
+    assert!(sent.iter().all(Result::is_ok), "{sent:?}");
+    publisher.close().await;
+    rabbitmq.close().await;
+}
+
+/// Fails with a sentence where something never comes.
+async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+#[tokio::test]
+async fn services_with_least_privileges_scram_and_tls_deliver_what_another_client_pushes() {
+    let secured = Secured::start().await;
+    let shop = secured.client("shop").await;
+    let orders: Store<Order> =
+        Store::new(shop.database("shop").collection::<Order>("orders"), &Inline::off(&shop));
+    orders.ensure_indexes().await.unwrap();
+
+    let mut receiver = Receiver::begin(&secured, "/").await;
+    let mut rescuing = rescuer(&secured, "/").start("outbox-rescuer");
+    let mut dispatching = dispatcher(&secured, "/").start("outbox-dispatcher");
+    push(&shop, "shop", "o-1", 1).await;
+    assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 1 })));
+    // One without room for a claim is delivered under a lease in the state database.
+    let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 3 } };
+    let mut large = doc! { "_id": "o-large", "outbox": [entry], "fill": "" };
+    let bytes = RawDocumentBuf::try_from(&large).unwrap().as_bytes().len();
+    large.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
+    shop.database("shop").collection("orders").insert_one(large).await.unwrap();
+    assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 3 })));
+    deliver_inline(&secured, "/", &mut receiver, 4).await;
+    for service in [rescuing, dispatching] {
+        assert_eq!(service.stop().await, Some(0));
+    }
+
+    // Everything made beforehand, nothing that the services may declare, and the stream of several databases.
+    secured.grant("outbox-rescuer", &["outboxRescuerOfSeveralDatabases"]).await;
+    let mut receiver = Receiver::begin(&secured, VERIFIED).await;
+    rescuing = rescuer(&secured, VERIFIED).with("OUTBOX_WATCH", "shop.*,stock.*").start("outbox-rescuer");
+    dispatching =
+        dispatcher(&secured, VERIFIED).with("OUTBOX_WATCH", "shop.*,stock.*").start("outbox-dispatcher");
+    push(&shop, "shop", "o-1", 2).await;
+    assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 2 })));
+    deliver_inline(&secured, VERIFIED, &mut receiver, 5).await;
+    for service in [rescuing, dispatching] {
+        assert_eq!(service.stop().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_authority_and_a_client_without_certificate_are_refused_in_a_sentence() {
+    let secured = Secured::start().await;
+
+    // Another authority for RabbitMQ, then the right one in the same file: no restart is needed.
+    let file = secured.file("chosen-ca.pem");
+    std::fs::copy(secured.file("other-ca.pem"), &file).unwrap();
+    let mut service =
+        dispatcher(&secured, "/").with("OUTBOX_RABBITMQ_CA_FILE", &file).start("outbox-dispatcher");
+    service
+        .says(&[
+            "RabbitMQ needs attention",
+            "the certificate of localhost:",
+            "rabbitmq_ca_file",
+            "UnknownIssuer",
+        ])
+        .await;
+    std::fs::copy(secured.file("ca.pem"), &file).unwrap();
+    service.says(&["connected to RabbitMQ"]).await;
+
+    let mut service = dispatcher(&secured, "/")
+        .with("OUTBOX_RABBITMQ_CERT_FILE", "")
+        .with("OUTBOX_RABBITMQ_KEY_FILE", "")
+        .start("outbox-dispatcher");
+    service
+        .says(&["RabbitMQ needs attention", "refused the encrypted connection", "rabbitmq_cert_file"])
+        .await;
+
+    let uri = secured.mongodb_uri("outbox-rescuer", "other-ca.pem");
+    let mut service = rescuer(&secured, "/").with("OUTBOX_MONGODB_URI", uri).start("outbox-rescuer");
+    service.says(&["could not ask MongoDB what it is", "UnknownIssuer", "tlsCAFile"]).await;
+}
+
+#[tokio::test]
+async fn a_privilege_that_is_missing_is_named_with_what_to_grant() {
+    let secured = Secured::start().await;
+    let admin = secured.client(ADMIN).await;
+
+    secured.grant("outbox-rescuer", &["outboxDispatcher"]).await;
+    let mut service = rescuer(&secured, "/").start("outbox-rescuer");
+    service.says(&["outbox-rescuer failed", "grant it find, listIndexes and changeStream"]).await;
+    assert_eq!(service.ended().await, Some(1));
+
+    secured.grant("outbox-rescuer", &["outboxRescuer"]).await;
+    secured.grant("outbox-dispatcher", &["outboxRescuer"]).await;
+    let _rescuing = rescuer(&secured, "/").start("outbox-rescuer");
+    let mut service = dispatcher(&secured, "/").start("outbox-dispatcher");
+    push(&admin, "shop", "o-1", 1).await;
+    service.says(&["could not be processed", "left to the sweep", "grant it find and update"]).await;
+
+    let mut service =
+        dispatcher(&secured, "/").with("OUTBOX_COMMANDS_QUEUE", "other").start("outbox-dispatcher");
+    service
+        .says(&["RabbitMQ needs attention", "queue \"other\"", "grant it configure, write and read"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_without_it() {
+    let secured = Secured::start().await;
+    let uri = secured.mongodb_uri("outbox-rescuer", "ca.pem").replace(PASSWORD, "not-hunter2");
+    let mut service = rescuer(&secured, "/").with("OUTBOX_MONGODB_URI", uri).start("outbox-rescuer");
+    service.says(&["outbox-rescuer failed", "correct the credentials"]).await;
+    assert!(!service.log().concat().contains("not-hunter2"));
+
+    let uri = secured.rabbitmq_uri("outbox-rescuer", "/").replace(PASSWORD, "not-hunter2");
+    let mut service = rescuer(&secured, "/").with("OUTBOX_RABBITMQ_URI", uri).start("outbox-rescuer");
+    service
+        .says(&[
+            "RabbitMQ needs attention",
+            "refused user \"outbox-rescuer\"",
+            "check the user, its password",
+        ])
+        .await;
+    assert!(!service.log().concat().contains("not-hunter2"));
+}
+
+#[tokio::test]
+async fn what_others_could_read_and_files_of_no_use_are_refused_before_anything_is_connected() {
+    // Nobody answers at these names: a service that connected would go on trying and not end.
+    let mongodb = "mongodb://u:hunter2-of-the-tests@mongodb.invalid/?replicaSet=rs0";
+    let rabbitmq = "amqp://u:hunter2-of-the-tests@rabbitmq.invalid/%2f";
+    for name in ["outbox-rescuer", "outbox-dispatcher"] {
+        let insecure = format!("{mongodb}&tlsInsecure=true");
+        let open = [
+            ("OUTBOX_MONGODB_URI", insecure.as_str()),
+            ("OUTBOX_RABBITMQ_URI", rabbitmq),
+            ("OUTBOX_WATCH", "shop.*"),
+        ];
+        let mut service = Service::start(name, &open);
+        service.says(&["OUTBOX_RABBITMQ_URI: begins with amqp://", "allow_insecure = true"]).await;
+        service.says(&["OUTBOX_MONGODB_URI: has tlsInsecure", "allow_insecure = true"]).await;
+        assert_eq!(service.ended().await, Some(2));
+
+        let allowed = [("OUTBOX_ALLOW_INSECURE", "true")];
+        let mut service = Service::start(name, &[&open[..], &allowed].concat());
+        service.says(&[&format!("{name} started"), "allow_insecure=true"]).await;
+
+        let (encrypted, no_ca) =
+            (rabbitmq.replace("amqp:", "amqps:"), format!("{mongodb}&tlsCAFile=/nowhere/m.pem"));
+        let mut service = Service::start(
+            name,
+            &[
+                ("OUTBOX_MONGODB_URI", &no_ca),
+                ("OUTBOX_RABBITMQ_URI", &encrypted),
+                ("OUTBOX_RABBITMQ_CA_FILE", "/nowhere/r.pem"),
+                ("OUTBOX_WATCH", "shop.*"),
+            ],
+        );
+        service
+            .says(&[
+                "OUTBOX_MONGODB_URI: names a file for TLS that is of no use: /nowhere/m.pem cannot be read",
+            ])
+            .await;
+        service
+            .says(&["OUTBOX_RABBITMQ_CA_FILE: /nowhere/r.pem cannot be read", "put the certificate"])
+            .await;
+        assert_eq!(service.ended().await, Some(2));
+
+        // Without TLS, MongoDB is a warning: SCRAM shows no password.
+        let plain = [
+            ("OUTBOX_MONGODB_URI", mongodb),
+            ("OUTBOX_RABBITMQ_URI", encrypted.as_str()),
+            ("OUTBOX_WATCH", "shop.*"),
+        ];
+        let mut service = Service::start(name, &plain);
+        service.says(&["WARN", "mongodb_uri leads to another machine without TLS"]).await;
+    }
+}
