@@ -65,6 +65,17 @@ fn of_code(code: i32, error: &Error) -> Verdict {
     }
 }
 
+/// What an error says, without the server's prose about a write, which can quote the document.
+pub fn describe(error: &Error) -> String {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => {
+            format!("the write was refused (code {})", write.code)
+        }
+        _ => error.to_string(),
+    }
+}
+
 /// The server's code, where it gave one.
 pub fn code(error: &Error) -> Option<i32> {
     match error.kind.as_ref() {

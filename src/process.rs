@@ -31,6 +31,7 @@ use crate::{
     claim::{Claim, Claimed, Claimer},
     clears::Clears,
     clock::{ServerClock, later, until},
+    codes,
     deliver::{Answer, Deliver, Envelope, Outcome, in_spans, within},
     deliverable::{Deliverable, Hold, Ordering, Rules, deliverable},
     entry::{DeadReason, Entry, Slot},
@@ -262,7 +263,7 @@ impl Processor {
         let process = async {
             let processed = self.process_into(document, ordering, stop, &mut Vec::new()).await;
             if let Err(error) = &processed {
-                self.vitals.failed(&error.to_string());
+                self.vitals.failed(&codes::describe(error));
                 trace::failed(&Span::current(), "interrupted");
             }
             processed
