@@ -358,6 +358,7 @@ impl Processor {
             delivered: vec![],
             given_back: vec![],
             pass: Pass::new(),
+            lost: false,
             trouble: None,
         };
         // An ordered document's window holds one message: pipelined, the second would overtake a failed first.
@@ -573,6 +574,8 @@ struct Settling<'a> {
     delivered: Vec<Uuid>,
     given_back: Vec<&'a Entry>,
     pass: Pass,
+    /// Whether it was told that the claim is lost.
+    lost: bool,
     /// The first failed write. The others are tried all the same: one trouble must not leave the rest unsettled.
     trouble: Option<Error>,
 }
@@ -663,8 +666,10 @@ impl<'a> Settling<'a> {
         match written {
             Ok(true) => true,
             Ok(false) => {
-                tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
-                self.processor.emit(Event::ClaimLost { document: self.claim.document.clone() });
+                if !std::mem::replace(&mut self.lost, true) {
+                    tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
+                    self.processor.emit(Event::ClaimLost { document: self.claim.document.clone() });
+                }
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
             }
