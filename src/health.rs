@@ -68,7 +68,7 @@ pub struct Snapshot {
     pub shed: u64,
     /// What went wrong last, however long ago.
     pub last_error: Option<LastError>,
-    /// Whether it was told to stop.
+    /// Whether an inline dispatcher was told to close. Of a worker its caller knows.
     pub draining: bool,
 }
 

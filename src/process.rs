@@ -794,3 +794,34 @@ fn remember(known: &mut Vec<String>, delivered_to: &[String]) {
 fn fail_all(window: &[Envelope], error: &str) -> Vec<Answer> {
     window.iter().map(|_| Outcome::Transient(error.into()).into()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Bson, Document, doc};
+
+    use super::*;
+    use crate::entry::read_outbox;
+
+    #[test]
+    fn a_message_is_late_from_when_it_was_sent_or_was_due_and_not_from_a_retry_or_a_claim() {
+        let at = DateTime::from_millis;
+        let since = |extra: Document| {
+            let mut entry = doc! { "id": Uuid::new(), "type": "t" };
+            entry.extend(extra);
+            let slots = read_outbox(Some(&Bson::from(vec![entry]))).unwrap_or_default();
+            slots[0].entry().and_then(due_since)
+        };
+        let sent = |available_at| doc! { "created_at": at(10), "available_at": at(available_at) };
+        assert_eq!(since(sent(10)), Some(at(10)));
+        assert_eq!(since(sent(50)), Some(at(50)), "scheduled");
+        assert_eq!(since(sent(5)), Some(at(10)), "due before it was sent, by another clock");
+        let with = |name: &str, value: Bson| {
+            let mut entry = sent(50);
+            entry.insert(name, value);
+            since(entry)
+        };
+        assert_eq!(with("attempts", 1.into()), Some(at(10)));
+        assert_eq!(with("claimed_by", "p/1".into()), Some(at(10)));
+        assert_eq!(since(doc! { "available_at": at(50) }), None, "nobody knows");
+    }
+}
