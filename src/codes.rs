@@ -87,6 +87,22 @@ pub fn advice(error: &Error) -> Option<&'static str> {
     }
 }
 
+/// What an error says, without the server's prose about a write, which can quote the document, and with what to do about it
+/// where that is known.
+pub fn describe(error: &Error) -> String {
+    let said = match error.kind.as_ref() {
+        ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => {
+            format!("the write was refused (code {})", write.code)
+        }
+        _ => error.to_string(),
+    };
+    match advice(error) {
+        Some(advice) => format!("{said}; {advice}"),
+        None => said,
+    }
+}
+
 /// The server's code, where it gave one.
 pub fn code(error: &Error) -> Option<i32> {
     match error.kind.as_ref() {

@@ -3,7 +3,7 @@
 use mongodb::bson::Uuid;
 use tokio::sync::broadcast;
 
-use crate::{DocumentRef, entry::DeadReason, inline::Shed};
+use crate::{DocumentRef, entry::DeadReason};
 
 /// How many events a slow subscriber may lag behind before it misses some.
 const BACKLOG: usize = 4096;
@@ -121,4 +121,26 @@ pub enum Event {
         /// Which.
         document: DocumentRef,
     },
+}
+
+/// Why the inline dispatcher left messages to the rescuer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// No seat was free.
+    Full,
+    /// There is no way to deliver now.
+    Unavailable,
+    /// It is shutting down.
+    Stopped,
+}
+
+impl Shed {
+    /// The word for it in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Unavailable => "unavailable",
+            Self::Stopped => "stopped",
+        }
+    }
 }

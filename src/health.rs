@@ -68,7 +68,7 @@ pub struct Snapshot {
     pub shed: u64,
     /// What went wrong last, however long ago.
     pub last_error: Option<LastError>,
-    /// Whether it was told to stop.
+    /// Whether an inline dispatcher was told to close. Of a worker its caller knows.
     pub draining: bool,
 }
 
@@ -78,7 +78,7 @@ pub struct LastError {
     /// When.
     #[serde(serialize_with = "as_text")]
     pub at: Option<SystemTime>,
-    /// A deliverer's, a handler's or MongoDB's own words: no payload.
+    /// In the words of the deliverer or handler, or MongoDB's without its prose about a write: no payload.
     pub error: String,
 }
 

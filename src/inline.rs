@@ -27,11 +27,12 @@ use crate::{
     CommandSender, DocumentRef, RetryPolicy,
     claim::{Claim, Claimer},
     clock::ServerClock,
+    codes,
     command::{ProcessDocumentMessages, Reason},
     deliver::{Answer, Deliver, Envelope, Outcome, deadline},
     deliverable::{Hold, Ordering, hold},
     entry::{Entry, Slot},
-    event::{Event, Events},
+    event::{Event, Events, Shed},
     group::Statement,
     health::{Health, InFlight},
     metrics::{Metrics, Path},
@@ -72,28 +73,6 @@ pub enum Dispatch {
     Scheduled,
     /// Switched off: the rescuer delivers them.
     Off,
-}
-
-/// Why the inline dispatcher left messages to the rescuer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shed {
-    /// No seat was free.
-    Full,
-    /// There is no way to deliver now.
-    Unavailable,
-    /// It is shutting down.
-    Stopped,
-}
-
-impl Shed {
-    /// The word for it in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Unavailable => "unavailable",
-            Self::Stopped => "stopped",
-        }
-    }
 }
 
 /// Sets up an [`Inline`].
@@ -373,7 +352,7 @@ impl Shared {
         };
         if let Err(error) = done {
             tracing::warn!(%document, %error, "inline delivery broke off; the rescuer goes on");
-            self.processor.vitals().failed(&error.to_string());
+            self.processor.vitals().failed(&codes::describe(&error));
             trace::failed(&Span::current(), "interrupted");
         }
         if known.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. })) {

@@ -20,7 +20,11 @@ use facade::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 /// The facade, in the version that this library records through.
 pub use metrics as facade;
 
-use crate::{deliver::Outcome, entry::DeadReason, event::Event, inline::Shed};
+use crate::{
+    deliver::Outcome,
+    entry::DeadReason,
+    event::{Event, Shed},
+};
 
 /// A constant for each name, and what tells the recorder its unit and meaning.
 macro_rules! series {

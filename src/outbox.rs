@@ -91,7 +91,7 @@ impl Outbox {
         staged
     }
 
-    /// Like [`send_at`](Self::send_at), this long after the save.
+    /// Like [`send_at`](Self::send_at), this long after the save; after [`stage`](crate::Store::stage) for updates of your own.
     pub fn send_after<M: Message>(&mut self, message: M, after: Duration) -> &mut Staged {
         let staged = self.send(message);
         staged.due = Due::After(after);

@@ -2,7 +2,8 @@
 //!
 //! A document a few bytes short of the server's 16 MiB takes no update that makes it grow, and a claim makes it grow. Such
 //! a document is delivered under a lease in the state database instead, one message at a time. What would stand in its
-//! entries (attempts, the next try, who has had it, that it is dead) is kept with the lease. Removing a delivered message makes room, so this rarely lasts.
+//! entries (attempts, the next try, who has had it, that it is dead) is kept with the lease. Removing a delivered message
+//! makes room, so this rarely lasts.
 
 use std::time::Duration;
 

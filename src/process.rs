@@ -36,6 +36,7 @@ use crate::{
     claim::{Claim, Claimed, Claimer},
     clears::Clears,
     clock::{ServerClock, later, until},
+    codes,
     deliver::{Answer, Deliver, Envelope, Outcome, in_spans, within},
     deliverable::{Deliverable, Hold, Ordering, Rules, deliverable},
     entry::{DeadReason, Entry, Slot},
@@ -307,7 +308,7 @@ impl Processor {
         let process = async {
             let processed = self.process_into(document, ordering, stop, &mut Vec::new()).await;
             if let Err(error) = &processed {
-                self.vitals.failed(&error.to_string());
+                self.vitals.failed(&codes::describe(error));
                 trace::failed(&Span::current(), "interrupted");
             }
             processed
@@ -425,6 +426,7 @@ impl Processor {
             delivered: vec![],
             given_back: vec![],
             pass: Pass::new(),
+            lost: false,
             trouble: None,
         };
         // An ordered document's window holds one message: pipelined, the second would overtake a failed first.
@@ -640,6 +642,8 @@ struct Settling<'a> {
     delivered: Vec<Uuid>,
     given_back: Vec<&'a Entry>,
     pass: Pass,
+    /// Whether it was told that the claim is lost.
+    lost: bool,
     /// The first failed write. The others are tried all the same: one trouble must not leave the rest unsettled.
     trouble: Option<Error>,
 }
@@ -730,8 +734,10 @@ impl<'a> Settling<'a> {
         match written {
             Ok(true) => true,
             Ok(false) => {
-                tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
-                self.processor.emit(Event::ClaimLost { document: self.claim.document.clone() });
+                if !std::mem::replace(&mut self.lost, true) {
+                    tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
+                    self.processor.emit(Event::ClaimLost { document: self.claim.document.clone() });
+                }
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
             }
@@ -855,4 +861,35 @@ fn remember(known: &mut Vec<String>, delivered_to: &[String]) {
 
 fn fail_all(window: &[Envelope], error: &str) -> Vec<Answer> {
     window.iter().map(|_| Outcome::Transient(error.into()).into()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Bson, Document, doc};
+
+    use super::*;
+    use crate::entry::read_outbox;
+
+    #[test]
+    fn a_message_is_late_from_when_it_was_sent_or_was_due_and_not_from_a_retry_or_a_claim() {
+        let at = DateTime::from_millis;
+        let since = |extra: Document| {
+            let mut entry = doc! { "id": Uuid::new(), "type": "t" };
+            entry.extend(extra);
+            let slots = read_outbox(Some(&Bson::from(vec![entry]))).unwrap_or_default();
+            slots[0].entry().and_then(due_since)
+        };
+        let sent = |available_at| doc! { "created_at": at(10), "available_at": at(available_at) };
+        assert_eq!(since(sent(10)), Some(at(10)));
+        assert_eq!(since(sent(50)), Some(at(50)), "scheduled");
+        assert_eq!(since(sent(5)), Some(at(10)), "due before it was sent, by another clock");
+        let with = |name: &str, value: Bson| {
+            let mut entry = sent(50);
+            entry.insert(name, value);
+            since(entry)
+        };
+        assert_eq!(with("attempts", 1.into()), Some(at(10)));
+        assert_eq!(with("claimed_by", "p/1".into()), Some(at(10)));
+        assert_eq!(since(doc! { "available_at": at(50) }), None, "nobody knows");
+    }
 }

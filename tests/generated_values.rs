@@ -243,7 +243,7 @@ impl World {
         at_once(saves).await.into_iter().flatten().collect()
     }
 
-    /// Has a worker process each, first in order, then without; what was delivered.
+    /// Has a worker process each, first in order, up to the dead ones and beyond, then without; what was delivered.
     async fn process_each(&self, documents: &[i32]) -> Vec<Envelope> {
         let recorder = Recorder::default();
         let settings =
@@ -251,8 +251,9 @@ impl World {
         let client = self.test.client.clone();
         let worker = Processor::new(client, self.clock.clone(), Arc::new(recorder.clone()), settings);
         let runs = documents.iter().map(async |id| {
-            self.process(&worker, *id, Ordering::Ordered).await;
-            self.process(&worker, *id, Ordering::Unordered).await;
+            for ordering in [Ordering::DeadBlocks, Ordering::Ordered, Ordering::Unordered] {
+                self.process(&worker, *id, ordering).await;
+            }
         });
         at_once(runs).await;
         recorder.delivered()

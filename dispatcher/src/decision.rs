@@ -19,10 +19,7 @@ use document_outbox::{
     deliverable::Hold,
     process::Processed,
 };
-use mongodb::{
-    bson::DateTime,
-    error::{Error, ErrorKind, WriteFailure},
-};
+use mongodb::{bson::DateTime, error::Error};
 
 use crate::{DispatcherSettings, Left};
 
@@ -109,7 +106,7 @@ impl Decision {
                 _ => Next::Leave(Left::Held(hold)),
             },
             Pass::Failed(error) => {
-                let why = Left::MongoDb(describe(&error));
+                let why = Left::MongoDb(codes::describe(&error));
                 let pause = self.pauses.next().filter(|pause| *pause <= left);
                 match pause {
                     Some(pause) if codes::verdict(&error) != Verdict::Refused => Next::Retry(pause, why),
@@ -126,21 +123,6 @@ fn due(hold: Hold, now: DateTime) -> Option<Duration> {
     match hold {
         Hold::Claimed(at) | Hold::Retrying(at) | Hold::Scheduled(at) => Some(until(now, at)),
         Hold::NotMine | Hold::Dead => None,
-    }
-}
-
-/// What an error says, without the server's prose about a write, which can quote the document.
-fn describe(error: &Error) -> String {
-    let said = match error.kind.as_ref() {
-        ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
-        ErrorKind::Write(WriteFailure::WriteError(write)) => {
-            format!("the write was refused (code {})", write.code)
-        }
-        _ => error.to_string(),
-    };
-    match codes::advice(error) {
-        Some(advice) => format!("{said}; {advice}"),
-        None => said,
     }
 }
 
