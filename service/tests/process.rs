@@ -11,10 +11,14 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     process::{self, Child, ChildStderr, Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use outbox_service::{Context, Daemon, Report, Sources, keys};
 use serde_json::{Value, json};
+
+/// Longer than anything here takes; a test that waits for this has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the daemon does once it serves.
 const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
@@ -402,8 +406,10 @@ fn only_get_and_head_of_what_is_there_are_answered() {
 fn a_daemon_whose_runtime_is_stuck_is_not_alive() {
     let mut daemon = start("gets stuck", "");
     let address = daemon.address();
+    let deadline = Instant::now() + PATIENCE;
     while get(address, "/livez").head.starts_with("http/1.1 200") {
-        thread::sleep(std::time::Duration::from_millis(200));
+        assert!(Instant::now() < deadline, "still alive");
+        thread::sleep(Duration::from_millis(200));
     }
     assert_answers(address, "/livez", 503, "the runtime is stuck\n");
     assert!(get(address, "/metrics").head.starts_with("http/1.1 200"));
@@ -474,9 +480,7 @@ mod traces {
         thread::spawn(move || sender.send(receive(&collector)));
         let (code, log) = start_with("traces", args, &[&[(variable, endpoint.as_str())], env].concat()).end();
         assert_eq!(code, Some(0), "{log}");
-        received
-            .recv_timeout(std::time::Duration::from_secs(60))
-            .unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
+        received.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
     }
 
     /// One request to a collector.
