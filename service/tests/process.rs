@@ -477,14 +477,14 @@ mod traces {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
         };
         let (sender, received) = mpsc::channel();
-        thread::spawn(move || sender.send(receive(&collector)));
+        thread::spawn(move || sender.send(receive(&collector, "200 OK")));
         let (code, log) = start_with("traces", args, &[&[(variable, endpoint.as_str())], env].concat()).end();
         assert_eq!(code, Some(0), "{log}");
         received.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
     }
 
-    /// One request to a collector.
-    fn receive(collector: &TcpListener) -> (String, Vec<u8>) {
+    /// One request to a collector, which answers it with this status.
+    fn receive(collector: &TcpListener, status: &str) -> (String, Vec<u8>) {
         let (stream, _) = collector.accept().unwrap();
         let mut stream = BufReader::new(stream);
         let mut head = String::new();
@@ -495,8 +495,7 @@ mod traces {
         let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
         let mut body = vec![0; length.parse().unwrap()];
         stream.read_exact(&mut body).unwrap();
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
-        stream.get_mut().write_all(answer).unwrap();
+        write!(stream.get_mut(), "HTTP/1.1 {status}\r\nContent-Length: 7\r\n\r\nhunter2").unwrap();
         (head, body)
     }
 
@@ -547,6 +546,26 @@ mod traces {
         let (code, log) = start_with("traces", "--shutdown-grace 100ms", &env).end();
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("the last traces were not sent"), "{log}");
+    }
+
+    #[test]
+    fn a_collector_that_refuses_is_told_of_without_what_it_said_or_how_it_is_reached() {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://user:hunter2@{}", collector.local_addr().unwrap());
+        thread::spawn(move || receive(&collector, "401 Unauthorized"));
+        let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
+        let (code, log) = start_with("traces", "--log-filter trace", &env).end();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("HTTP export failed with status code: 401"), "{log}");
+        assert!(!log.contains("hunter2"), "{log}");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_none_is_told_and_not_shown() {
+        let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "ht tp://user:hunter2@collector")];
+        let (code, told) = start_with("traces", "", &env).end();
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains("OTEL_EXPORTER_OTLP_ENDPOINT") && !told.contains("hunter2"), "{told}");
     }
 
     #[test]
