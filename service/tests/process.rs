@@ -539,6 +539,23 @@ mod traces {
     }
 
     #[test]
+    fn the_last_traces_are_sent_once_http_has_ended() {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        let env =
+            [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "3600000")];
+        let mut daemon = start_with("traces", "", &env);
+        let address = daemon.address();
+        // The connection comes from the flush, which waits for an answer.
+        let (stream, _) = collector.accept().unwrap();
+        assert!(TcpStream::connect(address).is_err(), "HTTP has ended");
+        drop(stream);
+        drop(collector);
+        let (code, log) = daemon.end();
+        assert_eq!(code, Some(0), "{log}");
+    }
+
+    #[test]
     fn a_collector_that_never_answers_holds_up_no_stop() {
         let collector = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", collector.local_addr().unwrap());
