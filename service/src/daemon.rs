@@ -227,6 +227,11 @@ impl Daemon {
         };
         info!(version = self.program.version, settings = %resolved.summary(), "{} started", self.program.name);
         resolved.warnings().iter().for_each(|warning| warn!("{warning}"));
+        if cfg!(not(feature = "otlp")) && telemetry::collector().is_some() {
+            warn!(
+                "no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set: this program is built without otlp"
+            );
+        }
         let probes = Probes::new(self.program, stop.clone());
         runtime.spawn(probes.clone().beat());
         let http = match bound {
@@ -269,11 +274,6 @@ impl Daemon {
         _: &Handle,
     ) -> Result<Option<Traces>, Box<dyn Error + Send + Sync>> {
         telemetry::init(shell.log_format, &shell.log_filter)?;
-        if telemetry::collector().is_some() {
-            warn!(
-                "no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set: this program is built without otlp"
-            );
-        }
         Ok(None)
     }
 

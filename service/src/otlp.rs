@@ -15,7 +15,7 @@ use hyper_util::{
 };
 use opentelemetry::{KeyValue, trace::TracerProvider};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithHttpConfig};
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
 use opentelemetry_sdk::{Resource, resource::EnvResourceDetector, trace::SdkTracerProvider};
 use tokio::runtime::Handle;
 use tracing_subscriber::{Layer, filter::FilterFn};
@@ -28,10 +28,11 @@ use crate::{
 /// Why no traces can be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
+    /// Without what the exporter says: that quotes the endpoint, which may hold a password.
     #[error(
-        "the settings of the OpenTelemetry export are invalid; correct the OTEL_EXPORTER_OTLP_ variables"
+        "OTEL_EXPORTER_OTLP_ENDPOINT or another of the OTEL_EXPORTER_OTLP_ variables is invalid; correct it"
     )]
-    Settings(#[from] ExporterBuildError),
+    Settings,
     #[error("the certificates of this machine can't be read")]
     Certificates(#[source] std::io::Error),
 }
@@ -52,7 +53,7 @@ impl Traces {
             true => exporter.with_http_client(Collector::new(with_tls()?, runtime)),
             false => exporter.with_http_client(Collector::new(HttpConnector::new(), runtime)),
         };
-        let exporter = exporter.build()?;
+        let exporter = exporter.build().map_err(|_| StartError::Settings)?;
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(resource(program))

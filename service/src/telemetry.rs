@@ -54,10 +54,16 @@ pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(filter)
 }
 
-/// The AMQP client logs returned messages whole as a warning, and every frame, the login's too, at the level `trace`.
+/// The AMQP client logs returned messages whole as a warning, and every frame, the login's too, at the level `trace`. The
+/// export of traces and its HTTP client log the address of the collector and what that answers from `debug` on.
 pub(crate) fn is_harmless(metadata: &Metadata<'_>) -> bool {
     let (target, level) = (metadata.target(), *metadata.level());
-    !target.starts_with("lapin") || target != "lapin::returned_messages" && level <= Level::DEBUG
+    match target {
+        "lapin::returned_messages" => false,
+        _ if target.starts_with("lapin") => level <= Level::DEBUG,
+        _ if target.starts_with("opentelemetry") || target.starts_with("hyper") => level <= Level::INFO,
+        _ => true,
+    }
 }
 
 /// Where the variables of the OpenTelemetry specification want traces sent to, if anywhere.

@@ -11,10 +11,14 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     process::{self, Child, ChildStderr, Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use outbox_service::{Context, Daemon, Report, Sources, keys};
 use serde_json::{Value, json};
+
+/// Longer than anything here takes; a test that waits for this has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the daemon does once it serves.
 const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
@@ -402,8 +406,10 @@ fn only_get_and_head_of_what_is_there_are_answered() {
 fn a_daemon_whose_runtime_is_stuck_is_not_alive() {
     let mut daemon = start("gets stuck", "");
     let address = daemon.address();
+    let deadline = Instant::now() + PATIENCE;
     while get(address, "/livez").head.starts_with("http/1.1 200") {
-        thread::sleep(std::time::Duration::from_millis(200));
+        assert!(Instant::now() < deadline, "still alive");
+        thread::sleep(Duration::from_millis(200));
     }
     assert_answers(address, "/livez", 503, "the runtime is stuck\n");
     assert!(get(address, "/metrics").head.starts_with("http/1.1 200"));
@@ -471,16 +477,14 @@ mod traces {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
         };
         let (sender, received) = mpsc::channel();
-        thread::spawn(move || sender.send(receive(&collector)));
+        thread::spawn(move || sender.send(receive(&collector, "200 OK")));
         let (code, log) = start_with("traces", args, &[&[(variable, endpoint.as_str())], env].concat()).end();
         assert_eq!(code, Some(0), "{log}");
-        received
-            .recv_timeout(std::time::Duration::from_secs(60))
-            .unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
+        received.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
     }
 
-    /// One request to a collector.
-    fn receive(collector: &TcpListener) -> (String, Vec<u8>) {
+    /// One request to a collector, which answers it with this status.
+    fn receive(collector: &TcpListener, status: &str) -> (String, Vec<u8>) {
         let (stream, _) = collector.accept().unwrap();
         let mut stream = BufReader::new(stream);
         let mut head = String::new();
@@ -491,8 +495,7 @@ mod traces {
         let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
         let mut body = vec![0; length.parse().unwrap()];
         stream.read_exact(&mut body).unwrap();
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
-        stream.get_mut().write_all(answer).unwrap();
+        write!(stream.get_mut(), "HTTP/1.1 {status}\r\nContent-Length: 7\r\n\r\nhunter2").unwrap();
         (head, body)
     }
 
@@ -536,6 +539,23 @@ mod traces {
     }
 
     #[test]
+    fn the_last_traces_are_sent_once_http_has_ended() {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        let env =
+            [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "3600000")];
+        let mut daemon = start_with("traces", "", &env);
+        let address = daemon.address();
+        // The connection comes from the flush, which waits for an answer.
+        let (stream, _) = collector.accept().unwrap();
+        assert!(TcpStream::connect(address).is_err(), "HTTP has ended");
+        drop(stream);
+        drop(collector);
+        let (code, log) = daemon.end();
+        assert_eq!(code, Some(0), "{log}");
+    }
+
+    #[test]
     fn a_collector_that_never_answers_holds_up_no_stop() {
         let collector = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", collector.local_addr().unwrap());
@@ -543,6 +563,26 @@ mod traces {
         let (code, log) = start_with("traces", "--shutdown-grace 100ms", &env).end();
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("the last traces were not sent"), "{log}");
+    }
+
+    #[test]
+    fn a_collector_that_refuses_is_told_of_without_what_it_said_or_how_it_is_reached() {
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://user:hunter2@{}", collector.local_addr().unwrap());
+        thread::spawn(move || receive(&collector, "401 Unauthorized"));
+        let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
+        let (code, log) = start_with("traces", "--log-filter trace", &env).end();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("HTTP export failed with status code: 401"), "{log}");
+        assert!(!log.contains("hunter2"), "{log}");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_none_is_told_and_not_shown() {
+        let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "ht tp://user:hunter2@collector")];
+        let (code, told) = start_with("traces", "", &env).end();
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains("OTEL_EXPORTER_OTLP_ENDPOINT") && !told.contains("hunter2"), "{told}");
     }
 
     #[test]

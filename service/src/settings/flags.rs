@@ -19,9 +19,8 @@ pub(super) enum Parsed {
 }
 
 /// What the program is to do with its settings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) enum Task {
-    #[default]
     Serve,
     Check,
     Sample,

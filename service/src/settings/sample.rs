@@ -10,7 +10,7 @@ use super::{Key, Kind, Program};
 pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     let mut file = format!(
         "# Every setting of {0}, as `{0} config sample` prints them. What is commented out is the default.\n\
-         # The environment and the command line override this file: OUTBOX_DELAY and --delay go before delay.\n\
+         # The environment and the command line go before this file: OUTBOX_LOG_FORMAT and --log-format before log_format.\n\
          # `{0} config check --config FILE` tells what is in effect.\n",
         program.name
     );
