@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     process::{Child, Command},
     sync::watch,
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{MissedTickBehavior, interval},
 };
 
@@ -109,6 +109,7 @@ async fn main() -> Result<(), Failure> {
 
     println!("{}", saves.measure("idle, after", tokio::time::sleep(idle)).await);
     println!("{}", consumer.report(took));
+    saves.stop().await;
     database.drop().await?;
     client.database(STATE).drop().await?;
     Ok(())
@@ -168,19 +169,20 @@ fn service(name: &str, environment: &[(&str, &str)]) -> Result<Child, Failure> {
 struct Saves {
     /// When each was begun, and how long it took.
     taken: Arc<Mutex<Vec<(Instant, Duration)>>>,
+    task: JoinHandle<()>,
 }
 
 impl Saves {
     fn start(orders: Store<Order>) -> Self {
         let taken = Arc::new(Mutex::new(Vec::new()));
-        let saves = Self { taken: taken.clone() };
-        tokio::spawn(async move {
+        let notes = taken.clone();
+        let task = tokio::spawn(async move {
             let mut tasks = JoinSet::new();
             let mut pace = interval(EVERY);
             pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
             for nth in 0u64.. {
                 let due = pace.tick().await;
-                let (orders, taken) = (orders.clone(), taken.clone());
+                let (orders, taken) = (orders.clone(), notes.clone());
                 tasks.spawn(async move {
                     let mut order = Order { id: format!("fresh-{nth}"), outbox: Outbox::default() };
                     order.outbox.send(Fresh { order: order.id.clone() });
@@ -195,7 +197,13 @@ impl Saves {
                 while tasks.try_join_next().is_some() {}
             }
         });
-        saves
+        Self { taken, task }
+    }
+
+    async fn stop(self) {
+        self.task.abort();
+        // It says that it was aborted.
+        let _ = self.task.await;
     }
 
     /// What the saves took that were begun during a phase.

@@ -70,10 +70,10 @@ impl Scene {
 async fn a_backlog_of_thousands_is_delivered_at_the_rate_and_no_second_has_a_tenth_more() {
     const MOST: usize = 550;
     let scene = Scene::set().await;
-    let single = (0..1_500).map(|nth| (format!("single-{nth}"), 1));
-    let several = (0..100).map(|nth| (format!("several-{nth}"), 10));
-    let messages = 2_500 + 200;
-    scene.strand(single.chain(several).chain([("long".to_owned(), 200)])).await;
+    let single = (0..1_200).map(|nth| (format!("single-{nth}"), 1));
+    let several = (0..70).map(|nth| (format!("several-{nth}"), 10));
+    let messages = 1_200 + 700 + 100;
+    scene.strand(single.chain(several).chain([("long".to_owned(), 100)])).await;
     let (confirmed, mut times) = watch::channel(Vec::new());
     let clocked = Clocked { rabbitmq: scene.rabbitmq(&scene.broker).await, confirmed };
     let mut settings = scene.settings();
