@@ -65,6 +65,16 @@ fn of_code(code: i32, error: &Error) -> Verdict {
     }
 }
 
+/// The server's code, where it gave one.
+pub fn code(error: &Error) -> Option<i32> {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => Some(command.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.code),
+        ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => Some(concern.code),
+        _ => None,
+    }
+}
+
 /// What a person has to do about an error that waiting doesn't end, where that is known.
 pub fn advice(error: &Error) -> Option<&'static str> {
     const CREDENTIALS: &str = "correct the user, the password and authSource in the URI";
@@ -79,16 +89,6 @@ pub fn advice(error: &Error) -> Option<&'static str> {
             "the server's certificate is not accepted: name the authority that signed it with tlsCAFile in the URI, and a \
              host that it is for",
         ),
-        _ => None,
-    }
-}
-
-/// The server's code, where it gave one.
-pub fn code(error: &Error) -> Option<i32> {
-    match error.kind.as_ref() {
-        ErrorKind::Command(command) => Some(command.code),
-        ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.code),
-        ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => Some(concern.code),
         _ => None,
     }
 }
