@@ -259,6 +259,11 @@ async fn keep(lease: Lease, context: Arc<Context>, done: CancellationToken) {
         if done.run_until_cancelled(tokio::time::sleep(step)).await.is_none() {
             return;
         }
+        if !context.held.lasts() {
+            // Steps back, unless it did so already.
+            context.is_over();
+            return;
+        }
         let asked = Instant::now();
         let left = context.held.until().saturating_duration_since(asked);
         match timeout(left, lease.renew(context.held.epoch)).await {

@@ -325,7 +325,7 @@ impl Reporter {
             owner: state.owner.as_ref().map(|(owner, _)| owner.clone()),
             epoch: state.owner.as_ref().map(|(_, epoch)| *epoch),
             lease_ends_in: state.lease_ends.map(ends_in),
-            position: state.position.and_then(|time| in_words(time)),
+            position: state.position.and_then(in_words),
             token_age: state.token_age().map(|age| age.as_secs_f64()),
             lag: owns.then_some(state.lag.as_secs_f64()),
             headroom: state.headroom(),

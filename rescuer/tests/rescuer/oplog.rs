@@ -124,6 +124,9 @@ async fn outage_longer_than_the_oplog_loses_nothing() {
         .await;
     assert_eq!((lost, from), (Some(286), Some(StartedFrom::AfterLoss)));
     assert!(matches!(warned, Some(Warning::OplogShort { delay: told, .. }) if told == delay), "{warned:?}");
+    while commands.distinct() < 2 {
+        running.swept().await;
+    }
     running.stop().await.unwrap();
 
     let mut running = world.start(&commands, world.settings()).await;

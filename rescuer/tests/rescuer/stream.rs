@@ -332,3 +332,47 @@ async fn a_collection_that_is_renamed_to_a_watched_name_is_swept() {
     running.stop().await.unwrap();
     world.end().await;
 }
+
+/// The hour itself is not waited for: what matters is what is open and stored while a change is held for so long.
+#[tokio::test]
+async fn a_delay_of_an_hour_holds_no_cursor_open_and_outlives_restarts() {
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    let settings = Settings {
+        delay: DELAY * 3600,
+        page_size: 10,
+        cursor_idle_limit: std::time::Duration::from_millis(100),
+        ..world.settings()
+    };
+    for _ in 0..2 {
+        let commands = Recorder::new();
+        let mut running = world.start(&commands, settings.clone()).await;
+        if orders.find_one(doc! {}).await.unwrap().is_none() {
+            running
+                .wait("the stream to open", |event| matches!(event, RescueEvent::Opened { .. }).then_some(()))
+                .await;
+            let documents: Vec<_> = (0..200).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] }).collect();
+            orders.insert_many(documents).await.unwrap();
+        }
+        let held = |event: &RescueEvent| matches!(event, RescueEvent::Holding { .. }).then_some(());
+        running.wait("a held change", held).await;
+        // The server would drop a cursor that nobody reads, at a time of its own choosing.
+        let begun = std::time::Instant::now();
+        while world.open_streams().await > 0 {
+            assert!(begun.elapsed() < PATIENCE, "the stream's cursor stays open unread");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert_eq!(running.status.snapshot().not_ready, [""; 0], "a held head is as it should be");
+        assert_eq!(commands.ids(), []);
+        running.stop().await.unwrap();
+    }
+    // An hour later, as it were.
+    let commands = Recorder::new();
+    let settings = Settings { delay: DELAY, ..settings };
+    let mut running = world.start(&commands, settings).await;
+    while commands.distinct() < 200 {
+        running.page().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}

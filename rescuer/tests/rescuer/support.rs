@@ -81,6 +81,18 @@ impl World {
         reply.get_timestamp("operationTime").unwrap()
     }
 
+    /// How many change streams the rescuer has open on the server, be it that they are not read just now.
+    pub(crate) async fn open_streams(&self) -> usize {
+        let cursors = doc! { "$currentOp": { "allUsers": true, "idleCursors": true } };
+        let streams = doc! { "$match": { "appName": &self.app_name, "cursor": { "$exists": true } } };
+        let mut found = self.client.database("admin").aggregate([cursors, streams]).await.unwrap();
+        let mut count = 0;
+        while found.advance().await.unwrap() {
+            count += 1;
+        }
+        count
+    }
+
     /// With the index that the sweep wants.
     pub(crate) async fn indexed_orders(&self) -> Collection<Document> {
         let orders = self.orders();
