@@ -20,8 +20,8 @@ pub(crate) struct RawChange {
     /// Only of those that fill no outbox.
     operation_type: Option<String>,
     ns: Option<RawDocumentBuf>,
-    document_key: Option<RawDocumentBuf>,
-    wall_time: Option<DateTime>,
+    key: Option<RawDocumentBuf>,
+    at: Option<DateTime>,
 }
 
 /// A document whose outbox was filled.
@@ -56,7 +56,7 @@ impl RawChange {
             (Some("rename"), _) => Change::Renamed(mark),
             (_, Some(document)) => {
                 let seconds = |time: Timestamp| DateTime::from_millis(i64::from(time.time) * 1000);
-                let at = self.wall_time.or(cluster_time.map(seconds));
+                let at = self.at.or(cluster_time.map(seconds));
                 let at = at.unwrap_or(DateTime::from_millis(0));
                 Change::Filled(Box::new(Filled { document, at, mark }))
             }
@@ -67,7 +67,7 @@ impl RawChange {
     fn document(&self) -> Option<DocumentRef> {
         let ns = self.ns.as_ref()?;
         let namespace = Namespace::new(ns.get_str("db").ok()?, ns.get_str("coll").ok()?);
-        let key = Document::try_from(self.document_key.clone()?).ok()?;
+        let key = Document::try_from(self.key.clone()?).ok()?;
         Some(DocumentRef { namespace, key })
     }
 }

@@ -81,8 +81,8 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
                 { "$in": ["$operationType", ["rename", "invalidate"]] }, "$operationType", "$$REMOVE",
             ] },
             "ns": 1,
-            "documentKey": 1,
-            "wallTime": 1,
+            "key": "$documentKey",
+            "at": "$wallTime",
         } },
     ]
 }
