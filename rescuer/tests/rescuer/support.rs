@@ -355,7 +355,9 @@ pub(crate) fn minimal() -> Document {
 
 /// With dates, made and due so long ago, in milliseconds.
 pub(crate) fn dated(made: i64, due: i64) -> Document {
-    let at = |ago: i64| DateTime::from_millis(DateTime::now().timestamp_millis() - ago);
+    // Read once: due a moment after it was made, it would count as scheduled.
+    let now = DateTime::now().timestamp_millis();
+    let at = |ago: i64| DateTime::from_millis(now - ago);
     let mut entry = minimal();
     entry.extend(doc! { "created_at": at(made), "available_at": at(due), "attempts": 0, "claims": 0 });
     entry
