@@ -8,7 +8,7 @@ use mongodb::{
 };
 use serde::Deserialize;
 
-use crate::position::Mark;
+use crate::{position::Mark, token};
 
 /// As it is sent, projected. Kept raw where content is a user's, so that none of it can keep a change from being read: a
 /// change that can't be read can't be passed either, since its token is in it.
@@ -17,11 +17,11 @@ use crate::position::Mark;
 pub(crate) struct RawChange {
     #[serde(rename = "_id")]
     token: ResumeToken,
-    operation_type: String,
+    /// Only of those that fill no outbox.
+    operation_type: Option<String>,
     ns: Option<RawDocumentBuf>,
-    document_key: Option<RawDocumentBuf>,
-    cluster_time: Option<Timestamp>,
-    wall_time: Option<DateTime>,
+    key: Option<RawDocumentBuf>,
+    at: Option<DateTime>,
 }
 
 /// A document whose outbox was filled.
@@ -49,13 +49,14 @@ pub(crate) enum Change {
 impl RawChange {
     pub(crate) fn read(self) -> Change {
         let document = self.document();
-        let mark = Mark { token: Some(self.token), cluster_time: self.cluster_time };
-        match (self.operation_type.as_str(), document) {
-            ("invalidate", _) => Change::Invalidate(mark),
-            ("rename", _) => Change::Renamed(mark),
+        let cluster_time = token::cluster_time(&self.token);
+        let mark = Mark { token: Some(self.token), cluster_time };
+        match (self.operation_type.as_deref(), document) {
+            (Some("invalidate"), _) => Change::Invalidate(mark),
+            (Some("rename"), _) => Change::Renamed(mark),
             (_, Some(document)) => {
                 let seconds = |time: Timestamp| DateTime::from_millis(i64::from(time.time) * 1000);
-                let at = self.wall_time.or(self.cluster_time.map(seconds));
+                let at = self.at.or(cluster_time.map(seconds));
                 let at = at.unwrap_or(DateTime::from_millis(0));
                 Change::Filled(Box::new(Filled { document, at, mark }))
             }
@@ -66,7 +67,7 @@ impl RawChange {
     fn document(&self) -> Option<DocumentRef> {
         let ns = self.ns.as_ref()?;
         let namespace = Namespace::new(ns.get_str("db").ok()?, ns.get_str("coll").ok()?);
-        let key = Document::try_from(self.document_key.clone()?).ok()?;
+        let key = Document::try_from(self.key.clone()?).ok()?;
         Some(DocumentRef { namespace, key })
     }
 }

@@ -74,9 +74,15 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     };
     vec![
         doc! { "$match": stages },
-        // `_id` is the token and has to stay; the driver needs `operationType` and `ns`.
+        // `_id` is the token and has to stay, and has the cluster time in it.
         doc! { "$project": {
-            "_id": 1, "operationType": 1, "ns": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1,
+            "_id": 1,
+            "operationType": { "$cond": [
+                { "$in": ["$operationType", ["rename", "invalidate"]] }, "$operationType", "$$REMOVE",
+            ] },
+            "ns": 1,
+            "key": "$documentKey",
+            "at": "$wallTime",
         } },
     ]
 }

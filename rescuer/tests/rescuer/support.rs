@@ -81,16 +81,24 @@ impl World {
         reply.get_timestamp("operationTime").unwrap()
     }
 
-    /// How many change streams the rescuer has open on the server, be it that they are not read just now.
-    pub(crate) async fn open_streams(&self) -> usize {
-        let cursors = doc! { "$currentOp": { "allUsers": true, "idleCursors": true } };
-        let streams = doc! { "$match": { "appName": &self.app_name, "cursor": { "$exists": true } } };
-        let mut found = self.client.database("admin").aggregate([cursors, streams]).await.unwrap();
-        let mut count = 0;
-        while found.advance().await.unwrap() {
-            count += 1;
+    /// Waits until the server has so many change streams open on this database, be it that they are not read just now.
+    pub(crate) async fn streams_open(&self, expected: usize) {
+        let of = format!("{}.$cmd.aggregate", self.db.name());
+        let begun = Instant::now();
+        loop {
+            let all = doc! { "$currentOp": { "allUsers": true, "idleCursors": true } };
+            let streams = doc! { "$match": { "ns": &of, "cursor": { "$exists": true } } };
+            let mut found = self.client.database("admin").aggregate([all, streams]).await.unwrap();
+            let mut count = 0;
+            while found.advance().await.unwrap() {
+                count += 1;
+            }
+            if count == expected {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{count} change streams are open, not {expected}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        count
     }
 
     /// With the index that the sweep wants.
@@ -347,7 +355,9 @@ pub(crate) fn minimal() -> Document {
 
 /// With dates, made and due so long ago, in milliseconds.
 pub(crate) fn dated(made: i64, due: i64) -> Document {
-    let at = |ago: i64| DateTime::from_millis(DateTime::now().timestamp_millis() - ago);
+    // Read once: due a moment after it was made, it would count as scheduled.
+    let now = DateTime::now().timestamp_millis();
+    let at = |ago: i64| DateTime::from_millis(now - ago);
     let mut entry = minimal();
     entry.extend(doc! { "created_at": at(made), "available_at": at(due), "attempts": 0, "claims": 0 });
     entry
