@@ -225,8 +225,7 @@ const HTTP_LISTEN: &str = "OUTBOX_HTTP_LISTEN";
 fn check_variables(service: &str, given: &BTreeMap<String, String>) {
     let (known, required) = variables(service);
     assert!(known.len() > 10 && required.len() == 3, "{known:?} {required:?}");
-    let unknown: Vec<_> =
-        given.keys().filter(|name| !known.contains(*name) && *name != HTTP_LISTEN).collect();
+    let unknown: Vec<_> = given.keys().filter(|name| !known.contains(*name)).collect();
     assert!(unknown.is_empty(), "{service} has no {unknown:?}");
     let missing: Vec<_> = required.iter().filter(|name| !given.contains_key(*name)).collect();
     assert!(missing.is_empty(), "{service} needs {missing:?}");

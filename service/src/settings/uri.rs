@@ -22,7 +22,7 @@ impl Scheme {
     pub(super) fn example(self) -> &'static str {
         match self {
             Self::MongoDb => "mongodb://host:27017/?replicaSet=rs0",
-            Self::Amqp => "amqp://user:password@host:5672/%2f",
+            Self::Amqp => "amqps://user:password@host:5671/%2f",
         }
     }
 }
