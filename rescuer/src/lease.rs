@@ -139,7 +139,7 @@ impl Lease {
             Err(error) if codes::verdict(&error) == Verdict::Duplicate => return Ok(None),
             taken => taken?.unwrap_or_default(),
         };
-        let mine = taken.get_str("owner") == Ok(&self.owner);
+        let mine = taken.get_str("owner").is_ok_and(|owner| owner == self.owner);
         let held = |epoch| Held { epoch, until: Mutex::new(asked + self.lasts) };
         Ok(taken.get_i64("epoch").ok().filter(|_| mine).map(held))
     }

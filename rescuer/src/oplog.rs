@@ -97,7 +97,7 @@ async fn look(context: &Context) -> Result<Window, Error> {
     Ok(Window {
         first: seconds(&first).map_err(no_time)?,
         last: seconds(&last).map_err(no_time)?,
-        whole: message == Ok("initiating set"),
+        whole: message.is_ok_and(|message| message == "initiating set"),
     })
 }
 
