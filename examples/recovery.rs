@@ -158,6 +158,7 @@ fn service(name: &str, environment: &[(&str, &str)]) -> Result<Child, Failure> {
         .env("OUTBOX_COMMANDS_EXCHANGE", format!("{NAME}.commands"))
         .env("OUTBOX_COMMANDS_QUEUE", format!("{NAME}.commands"))
         .env("OUTBOX_LOG_FILTER", "warn")
+        .env("OUTBOX_HTTP_LISTEN", "127.0.0.1:0")
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .kill_on_drop(true)

@@ -49,6 +49,7 @@ impl Service {
     fn start(name: &str, settings: &[(&str, &str)]) -> Self {
         let mut child = Command::new(binary(name))
             .env_clear()
+            .env("OUTBOX_HTTP_LISTEN", "127.0.0.1:0")
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

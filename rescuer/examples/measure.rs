@@ -171,6 +171,7 @@ async fn memory(database: &Database, state: &Database, delay: &str, time: Durati
         .env("OUTBOX_COMMANDS_QUEUE", "outbox.measure")
         .env("OUTBOX_DELAY", delay)
         .env("OUTBOX_LOG_FILTER", "warn")
+        .env("OUTBOX_HTTP_LISTEN", "127.0.0.1:0")
         .stdin(Stdio::null())
         .spawn()?;
     let mut rescuer = Process(rescuer);

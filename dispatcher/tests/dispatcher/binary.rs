@@ -37,6 +37,7 @@ impl Process {
             .env("OUTBOX_COMMANDS_QUEUE", &scene.name)
             .env("OUTBOX_MESSAGES_EXCHANGE", scene.messages())
             .env("OUTBOX_STATE_DATABASE", format!("{}_state", scene.test.database.name()))
+            .env("OUTBOX_HTTP_LISTEN", "127.0.0.1:0")
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -119,6 +119,7 @@ impl Replicas {
             .env("OUTBOX_DELAY", "1s")
             .env("OUTBOX_LEASE", self.lease)
             .env("OUTBOX_SWEEP_INTERVAL", "1h")
+            .env("OUTBOX_HTTP_LISTEN", "127.0.0.1:0")
             .env("OUTBOX_LOG_FILTER", "info,outbox_rescuer=debug")
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
