@@ -55,8 +55,8 @@ impl Scope {
     }
 }
 
-/// The stages after `$changeStream`.
-pub(crate) fn pipeline(patterns: &[NamespacePattern]) -> Vec<Document> {
+/// The stages after `$changeStream` that a rescuer of these patterns reads with.
+pub fn pipeline(patterns: &[NamespacePattern]) -> Vec<Document> {
     let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", patterns)] };
     let filled = doc! { "$and": [
         namespaces("ns", patterns),

@@ -74,6 +74,7 @@ mod verdict;
 pub use commands::{BrokerCommands, Commands};
 pub use error::RescuerError;
 pub use event::{ReopenCause, RescueEvent, StartedFrom};
+pub use filter::pipeline;
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
 pub use settings::{LONGEST_DELAY, OnHistoryLost, SHORTEST_DELAY, Settings};
