@@ -40,8 +40,13 @@ impl Scale {
     pub(crate) fn new(quick: bool) -> Self {
         match quick {
             true => Self { quick, blocks: 3, loop_time: Duration::from_millis(700) },
-            false => Self { quick, blocks: 7, loop_time: Duration::from_secs(3) },
+            false => Self { quick, blocks: 7, loop_time: Duration::from_secs(2) },
         }
+    }
+
+    /// Fewer blocks where one takes minutes, and no other for warming up.
+    pub(crate) fn blocks_of(&self, operations: usize) -> std::ops::Range<usize> {
+        if operations >= 100_000 { 1..4 } else { 0..self.blocks + 1 }
     }
 
     pub(crate) fn pick<T>(&self, quick: T, full: T) -> T {

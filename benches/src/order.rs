@@ -114,4 +114,10 @@ impl Stored {
         let outbox = (0..messages).map(|_| entry()).collect();
         Self { id: order.id, total: order.total, lines: order.lines, etag: Uuid::new(), outbox }
     }
+
+    /// Changes it. The server writes nothing when it is given what it has, and answers several times as fast.
+    pub(crate) fn change(&mut self) {
+        self.total += 1;
+        self.etag = Uuid::new();
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use mongodb::{
     Client, Collection,
-    bson::{Bson, Document, doc, oid::ObjectId},
+    bson::{Document, doc, oid::ObjectId},
     options::{ReadConcern, TransactionOptions},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -83,7 +83,7 @@ impl Classic {
         };
         try_join_all(rows.iter().map(publish)).await?;
         if !rows.is_empty() {
-            let ids: Vec<_> = rows.iter().filter_map(|row| row.get("_id").cloned()).map(Bson::from).collect();
+            let ids: Vec<_> = rows.iter().filter_map(|row| row.get("_id").cloned()).collect();
             self.outbox.delete_many(doc! { "_id": { "$in": ids } }).await?;
         }
         Ok(i64::try_from(rows.len())?)

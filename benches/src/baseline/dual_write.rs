@@ -19,7 +19,7 @@ use crate::{
     order::{Changed, Order},
 };
 
-/// More made it slower on two cores, and so did one.
+/// A small pool.
 const CHANNELS: usize = 4;
 
 /// Publishes with confirms over a few channels of one connection, shared by all callers.

@@ -59,14 +59,14 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<(Vec<f64>,
     let publisher = Confirmed::connect(bed).await?;
     let by_hand = BatchedLoop { database: bed.database.clone(), collection: collection.clone(), publisher };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for block in 0..=bed.scale.blocks {
+    for block in bed.scale.blocks_of(count) {
         for turn in 0..2 {
             let dispatcher = (block + turn) % 2 == 0;
             strand(bed, &collection).await?;
             if dispatcher {
                 command(bed, &collection.namespace(), count).await?;
             }
-            let counting = block == bed.scale.blocks;
+            let counting = block + 1 == bed.scale.blocks_of(count).end;
             let before = if counting { Some(Counters::take(bed).await?) } else { None };
             let took = match dispatcher {
                 true => dispatch(bed, count, &collection).await?,

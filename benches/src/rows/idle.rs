@@ -18,7 +18,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         services.push(Service::start(bed, name, bed.name(), settings)?);
     }
     // They connect, and the rescuer sweeps twice.
-    tokio::time::sleep(bed.scale.pick(Duration::from_secs(4), Duration::from_secs(20))).await;
+    tokio::time::sleep(bed.scale.pick(Duration::from_secs(4), Duration::from_secs(10))).await;
     let mut percent: [Vec<f64>; 2] = Default::default();
     for _ in 0..bed.scale.blocks {
         let began = Instant::now();
@@ -26,7 +26,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         for service in &services {
             before.push(service.cpu_seconds()?);
         }
-        tokio::time::sleep(bed.scale.pick(Duration::from_secs(4), Duration::from_secs(10))).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         for (index, service) in services.iter().enumerate() {
             let used = service.cpu_seconds()? - before[index];
             percent[index].push(used / began.elapsed().as_secs_f64() * 100.0);

@@ -24,7 +24,7 @@ const PER_SECOND: f64 = 200.0;
 const BYTES: usize = 2_000;
 
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
-    let count = bed.scale.pick(300, 1_000);
+    let count = bed.scale.pick(300, 600);
     let inline = bed.inline(Mode::Background, true);
     let store = bed.orders(&inline, "latency_ours", count, BYTES).await?;
     let publisher = Confirmed::connect(bed).await?;

@@ -79,10 +79,10 @@ pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
     tokio::time::sleep(settings.delay).await;
 
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for block in 0..=bed.scale.blocks {
+    for block in bed.scale.blocks_of(changes) {
         for turn in 0..2 {
             let rescuer = (block + turn) % 2 == 0;
-            let counting = block == bed.scale.blocks;
+            let counting = block + 1 == bed.scale.blocks_of(changes).end;
             let before = if counting { Some(Counters::take(bed).await?) } else { None };
             let took = match rescuer {
                 true => {
@@ -179,7 +179,7 @@ async fn now(bed: &Bed) -> Result<Timestamp> {
 pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     const PER_SECOND: f64 = 100.0;
     let delay = Duration::from_secs(2);
-    let count = bed.scale.pick(300, 2_100);
+    let count = bed.scale.pick(300, 1_400);
     let database = bed.client.database(&format!("{}_timely", bed.name()));
     let collection = small_documents(&database, 1).await?;
     let settings = [("DELAY", "2s".to_owned()), ("STREAM", "timely".to_owned())];
@@ -263,7 +263,7 @@ async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
 
 /// Of two rescuers that read the same changes, none of which was delivered.
 pub(crate) async fn memory(bed: &Bed, report: &mut Report) -> Result<()> {
-    let changes = bed.scale.pick(20_000, 200_000);
+    let changes = bed.scale.pick(20_000, 100_000);
     let database = bed.client.database(&format!("{}_memory", bed.name()));
     let collection = small_documents(&database, changes).await?;
     let mut services = Vec::new();

@@ -22,22 +22,23 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let inline = bed.inline(Mode::Background, true);
     let store = bed.orders(&inline, "save_ours", count, 2_000).await?;
     let raw = bed.raw_orders("save_raw", count, 2_000).await?.clone_with_type::<Stored>();
-    let stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), 2_000), 1)).collect();
+    let mut stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), 2_000), 1)).collect();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     // The first block is for warming up.
     for block in 0..=bed.scale.blocks {
         let mut team = Ours::team(bed, &store, count, 1).await?;
         let mut events = inline.events().subscribe();
         let (mut saves, mut writes) = (Vec::new(), Vec::new());
-        for (saver, stored) in team.iter_mut().zip(&stored) {
+        for (saver, stored) in team.iter_mut().zip(&mut stored) {
             let began = Instant::now();
             saver.save(0).await?;
             saves.push(began.elapsed().as_secs_f64());
             delivered(&mut events).await?;
             // For the clear.
             tokio::time::sleep(Duration::from_millis(3)).await;
+            stored.change();
             let began = Instant::now();
-            raw.replace_one(doc! { "_id": &stored.id }, stored).write_concern(majority()).await?;
+            raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
             writes.push(began.elapsed().as_secs_f64());
             tokio::time::sleep(Duration::from_millis(3)).await;
         }

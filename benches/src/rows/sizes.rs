@@ -75,22 +75,23 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
 
 /// The time of a save, nothing delivered, by that of a raw write of the same bytes, a block each.
 async fn save(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
-    let count = bed.scale.pick(12, 50);
+    let count = bed.scale.pick(12, 40);
     let store = bed.orders(&bed.inline(Mode::Off, true), "size_ours", count, bytes).await?;
     let raw = bed.raw_orders("size_raw", count, bytes).await?.clone_with_type::<Stored>();
-    let stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), bytes), messages)).collect();
+    let mut stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), bytes), messages)).collect();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for block in 0..=bed.scale.blocks {
         store.collection().update_many(doc! {}, doc! { "$set": { "outbox": [] } }).await?;
         let mut team = Ours::team(bed, &store, count, 1).await?;
         let (mut saves, mut writes) = (Vec::new(), Vec::new());
-        for (saver, stored) in team.iter_mut().zip(&stored) {
+        for (saver, stored) in team.iter_mut().zip(&mut stored) {
             saver.messages = messages;
             let began = Instant::now();
             saver.save(0).await?;
             saves.push(began.elapsed().as_secs_f64());
+            stored.change();
             let began = Instant::now();
-            raw.replace_one(doc! { "_id": &stored.id }, stored).write_concern(majority()).await?;
+            raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
             writes.push(began.elapsed().as_secs_f64());
         }
         if block > 0 {

@@ -32,7 +32,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     for _ in 0..bed.scale.blocks {
         let before = Counters::take(bed).await?;
         let began = Instant::now();
-        let time = bed.scale.pick(Duration::from_secs(2), Duration::from_secs(5));
+        let time = bed.scale.pick(Duration::from_secs(2), Duration::from_secs(3));
         let save_often = |n: usize| {
             let store = &store;
             async move {
