@@ -22,7 +22,10 @@
 use mongodb::bson::{Bson, Document, doc};
 use outbox_service::NamespacePattern;
 
-use crate::coverage::{Arm, Coverage};
+use crate::{
+    Settings,
+    coverage::{Arm, Coverage, plans},
+};
 
 /// What a change stream is opened on: as little as holds every pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,12 @@ impl Scope {
             Self::Collection(database, collection) => format!("{database}.{collection}"),
         }
     }
+}
+
+/// The stages after `$changeStream` that each stream of a rescuer with these settings reads with, that of the shortest delay
+/// first.
+pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
+    plans(settings).iter().map(|plan| pipeline(&plan.coverage)).collect()
 }
 
 /// The stages after `$changeStream`.

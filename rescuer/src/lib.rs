@@ -82,6 +82,7 @@ mod warning;
 pub use commands::{BrokerCommands, Commands};
 pub use error::RescuerError;
 pub use event::{ReopenCause, RescueEvent, StartedFrom};
+pub use filter::pipelines;
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};

@@ -1,0 +1,85 @@
+//! A loop that delivers what stands in outboxes, by hand: finds a thousand documents, claims them with one command, publishes
+//! and awaits all confirms, clears them with one command. One process only, and nothing is looked at that may go wrong.
+
+use futures::future::try_join_all;
+use mongodb::{
+    Collection, Database,
+    bson::{Bson, DateTime, Document, doc},
+};
+
+use super::Confirmed;
+use crate::Result;
+
+const BATCH: i64 = 1_000;
+
+pub(crate) struct BatchedLoop {
+    pub(crate) database: Database,
+    pub(crate) collection: Collection<Document>,
+    pub(crate) publisher: Confirmed,
+}
+
+impl BatchedLoop {
+    /// Until nothing is left.
+    pub(crate) async fn run(&self) -> Result<()> {
+        // By the index on what is due, which it moves through once.
+        let mut filled =
+            doc! { "outbox.id": { "$exists": true }, "outbox.available_at": { "$lte": DateTime::now() } };
+        filled.insert("outbox.claimed_by", doc! { "$exists": false });
+        let mut found = self
+            .collection
+            .find(filled)
+            .projection(doc! { "outbox": 1 })
+            .batch_size(u32::try_from(BATCH)?)
+            .await?;
+        loop {
+            let mut documents = Vec::new();
+            while documents.len() < usize::try_from(BATCH)? && found.advance().await? {
+                documents.push(found.deserialize_current()?);
+            }
+            if documents.is_empty() {
+                return Ok(());
+            }
+            self.deliver(&documents).await?;
+        }
+    }
+
+    async fn deliver(&self, documents: &[Document]) -> Result<()> {
+        let me = uuid::Uuid::new_v4().to_string();
+        let claim = |document: &Document| {
+            doc! {
+                "q": { "_id": document.get("_id"), "outbox.claimed_by": { "$exists": false } },
+                "u": { "$set": { "outbox.0.claimed_by": &me, "outbox.0.available_at": DateTime::now() } },
+            }
+        };
+        self.write(documents.iter().map(claim).collect(), "majority".into()).await?;
+        let entries =
+            documents.iter().filter_map(|document| document.get_array("outbox").ok()?.first()?.as_document());
+        let publish = |entry: &Document| {
+            let id = entry.get("id").map(ToString::to_string).unwrap_or_default();
+            let body = entry.get("payload").cloned().map(Bson::into_relaxed_extjson).unwrap_or_default();
+            async move { self.publisher.publish_body(&id, &serde_json::to_vec(&body)?).await }
+        };
+        try_join_all(entries.map(publish)).await?;
+        let clear = |document: &Document| {
+            doc! {
+                "q": { "_id": document.get("_id") },
+                "u": { "$pull": { "outbox": { "claimed_by": &me } } },
+            }
+        };
+        self.write(documents.iter().map(clear).collect(), 1.into()).await
+    }
+
+    async fn write(&self, updates: Vec<Document>, concern: Bson) -> Result<()> {
+        let command = doc! {
+            "update": self.collection.name(),
+            "updates": updates,
+            "ordered": false,
+            "writeConcern": { "w": concern },
+        };
+        let reply = self.database.run_command(command).await?;
+        match reply.get("writeErrors").or(reply.get("writeConcernError")) {
+            Some(error) => Err(format!("a write was refused: {error}").into()),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! A change stream as the driver gives it: with the rescuer's pipeline, counting only.
+
+use mongodb::{
+    Client,
+    bson::{Document, RawDocumentBuf, Timestamp},
+};
+
+use crate::Result;
+
+/// Counts so many changes of a database from a time on.
+pub(crate) async fn count_changes(
+    client: &Client,
+    database: &str,
+    pipeline: Vec<Document>,
+    from: Timestamp,
+    changes: usize,
+) -> Result<()> {
+    let stream = client.database(database).watch().pipeline(pipeline).start_at_operation_time(from).await?;
+    let mut stream = stream.with_type::<RawDocumentBuf>();
+    let mut counted = 0;
+    while counted < changes {
+        counted += usize::from(stream.next_if_any().await?.is_some());
+    }
+    Ok(())
+}

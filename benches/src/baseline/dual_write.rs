@@ -1,0 +1,86 @@
+//! Dual write: replace the document with majority, then publish and wait for the confirm. Fast and unsafe: a crash in between
+//! loses the message.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use lapin::{
+    BasicProperties, Channel, Confirmation,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use mongodb::{Collection, bson::doc};
+
+use super::majority;
+use crate::{
+    Result,
+    bed::Bed,
+    order::{Changed, Order},
+};
+
+/// A small pool.
+const CHANNELS: usize = 4;
+
+/// Publishes with confirms over a few channels of one connection, shared by all callers.
+#[derive(Clone)]
+pub(crate) struct Confirmed {
+    channels: Arc<[Channel]>,
+    next: Arc<AtomicUsize>,
+    exchange: String,
+    _connection: Arc<lapin::Connection>,
+}
+
+impl Confirmed {
+    pub(crate) async fn connect(bed: &Bed) -> Result<Self> {
+        let connection = bed.connect().await?;
+        let mut channels = Vec::new();
+        for _ in 0..CHANNELS {
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            channels.push(channel);
+        }
+        let (channels, next) = (channels.into(), Arc::default());
+        Ok(Self { channels, next, exchange: bed.exchange(), _connection: Arc::new(connection) })
+    }
+
+    pub(crate) async fn publish(&self, message: &Changed) -> Result<()> {
+        self.publish_body(&uuid::Uuid::now_v7().to_string(), &serde_json::to_vec(message)?).await
+    }
+
+    pub(crate) async fn publish_body(&self, id: &str, body: &[u8]) -> Result<()> {
+        let channel = &self.channels[self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len()];
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/json".into())
+            .with_message_id(id.into());
+        let (exchange, key) = (self.exchange.as_str().into(), "order.changed".into());
+        let options = BasicPublishOptions::default();
+        match channel.basic_publish(exchange, key, options, body, properties).await?.await? {
+            Confirmation::Ack(_) => Ok(()),
+            other => Err(format!("not confirmed: {other:?}").into()),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct DualWrite {
+    orders: Collection<Order>,
+    publisher: Confirmed,
+}
+
+impl DualWrite {
+    pub(crate) fn new(orders: Collection<Order>, publisher: Confirmed) -> Self {
+        Self { orders, publisher }
+    }
+
+    /// Messages keep their order: each waits for the confirm of the one before.
+    pub(crate) async fn save(&self, order: &mut Order, at: i64, messages: usize) -> Result<()> {
+        let message = order.change(at);
+        self.orders.replace_one(doc! { "_id": &order.id }, &*order).write_concern(majority()).await?;
+        for _ in 0..messages {
+            self.publisher.publish(&message).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,18 @@
+//! What people write without this library, written well: every baseline does its job as fast as it can without giving up
+//! what it promises.
+
+mod batched_loop;
+mod change_stream;
+mod classic;
+mod dual_write;
+
+pub(crate) use batched_loop::BatchedLoop;
+pub(crate) use change_stream::count_changes;
+pub(crate) use classic::Classic;
+pub(crate) use dual_write::{Confirmed, DualWrite};
+
+use mongodb::options::{Acknowledgment, WriteConcern};
+
+pub(crate) fn majority() -> WriteConcern {
+    WriteConcern::builder().w(Acknowledgment::Majority).build()
+}

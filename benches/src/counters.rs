@@ -1,0 +1,142 @@
+//! What the servers and this process did meanwhile, besides taking time.
+
+use std::{collections::BTreeMap, fs};
+
+use mongodb::bson::{Bson, Document, Timestamp, doc};
+
+use crate::{Result, bed::Bed};
+
+/// Counts at one moment, or between two.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub(crate) struct Counters {
+    /// Of MongoDB: those that read or write documents.
+    pub(crate) commands: i64,
+    /// Inserted, updated and deleted, also by the servers themselves.
+    pub(crate) documents_written: i64,
+    pub(crate) mongodb_bytes_sent: i64,
+    pub(crate) oplog_bytes: i64,
+    /// Messages in the queue that is bound for all of them.
+    pub(crate) messages_published: i64,
+    /// Seconds, by process. Servers that are no processes of this machine are left out.
+    pub(crate) cpu_seconds: BTreeMap<&'static str, f64>,
+    /// The largest resident memory, in MiB, by process. Of this process since the first moment.
+    pub(crate) peak_memory_mib: BTreeMap<&'static str, f64>,
+    #[serde(skip)]
+    at: Option<Timestamp>,
+}
+
+impl Counters {
+    pub(crate) async fn take(bed: &Bed) -> Result<Self> {
+        let status = bed.client.database("admin").run_command(doc! { "serverStatus": 1 }).await?;
+        let counts = [
+            "update",
+            "insert",
+            "delete",
+            "find",
+            "getMore",
+            "aggregate",
+            "findAndModify",
+            "commitTransaction",
+        ];
+        let commands =
+            counts.iter().map(|name| number(&status, &["metrics", "commands", name, "total"])).sum();
+        let written =
+            ["inserted", "updated", "deleted"].map(|name| number(&status, &["metrics", "document", name]));
+        let mut cpu_seconds = BTreeMap::new();
+        for (name, pid) in processes() {
+            cpu_seconds.extend(cpu(&pid).map(|seconds| (name, seconds)));
+        }
+        // 5: the peak starts anew. Where that is not allowed, it is the peak of the whole run.
+        let _ = fs::write("/proc/self/clear_refs", "5");
+        Ok(Self {
+            commands,
+            documents_written: written.iter().sum(),
+            mongodb_bytes_sent: number(&status, &["network", "bytesOut"]),
+            messages_published: i64::try_from(bed.waiting(&bed.queue()).await?).unwrap_or(i64::MAX),
+            cpu_seconds,
+            at: status.get_timestamp("operationTime").ok(),
+            ..Self::default()
+        })
+    }
+
+    /// What was counted since then.
+    pub(crate) async fn until_now(self, bed: &Bed) -> Result<Self> {
+        let peaks =
+            processes().into_iter().filter_map(|(name, pid)| Some((name, peak_memory(&pid)?))).collect();
+        let now = Self::take(bed).await?;
+        let cpu =
+            now.cpu_seconds.iter().filter_map(|(name, s)| Some((*name, s - self.cpu_seconds.get(name)?)));
+        Ok(Self {
+            commands: now.commands - self.commands,
+            documents_written: now.documents_written - self.documents_written,
+            mongodb_bytes_sent: now.mongodb_bytes_sent - self.mongodb_bytes_sent,
+            oplog_bytes: oplog_bytes(bed, self.at, now.at).await?,
+            messages_published: now.messages_published - self.messages_published,
+            cpu_seconds: cpu.collect(),
+            peak_memory_mib: peaks,
+            at: None,
+        })
+    }
+}
+
+fn number(status: &Document, path: &[&str]) -> i64 {
+    let mut value = Some(&Bson::Null);
+    let mut document = Some(status);
+    for name in path {
+        value = document.and_then(|document| document.get(name));
+        document = value.and_then(Bson::as_document);
+    }
+    match value {
+        Some(Bson::Int32(number)) => (*number).into(),
+        Some(Bson::Int64(number)) => *number,
+        Some(Bson::Double(number)) => *number as i64,
+        _ => 0,
+    }
+}
+
+async fn oplog_bytes(bed: &Bed, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<i64> {
+    let stages = [
+        doc! { "$match": { "ts": { "$gt": from, "$lte": to } } },
+        doc! { "$group": { "_id": null, "bytes": { "$sum": { "$bsonSize": "$$ROOT" } } } },
+    ];
+    let oplog = bed.client.database("local").collection::<Document>("oplog.rs");
+    let mut found = oplog.aggregate(stages).await?;
+    Ok(match found.advance().await? {
+        true => number(&found.deserialize_current()?, &["bytes"]),
+        false => 0,
+    })
+}
+
+/// This process, and the servers where scripts/services runs them on this machine.
+fn processes() -> Vec<(&'static str, String)> {
+    let mut processes = vec![("bench", "self".to_owned())];
+    let Ok(directory) = std::env::var("OUTBOX_TEST_SERVICES_DIR") else { return processes };
+    let port = |variable: &str| {
+        let uri = std::env::var(variable).unwrap_or_default();
+        let host = uri.rsplit('@').next().unwrap_or_default().trim_start_matches("mongodb://").to_owned();
+        host.split('/').next().and_then(|host| host.rsplit(':').next()).unwrap_or_default().to_owned()
+    };
+    for (name, variable) in [("mongod", "OUTBOX_MONGODB_URI"), ("rabbitmq", "OUTBOX_RABBITMQ_URI")] {
+        let file = format!("{directory}/{name}-{}.pid", port(variable));
+        if let Ok(pid) = fs::read_to_string(file) {
+            processes.push((name, pid.trim().to_owned()));
+        }
+    }
+    processes
+}
+
+/// Seconds of processor time, of all its threads that still live.
+pub(crate) fn cpu(pid: &str) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok());
+    // Ticks of 10 ms, the same on every Linux.
+    Some((ticks(11)? + ticks(12)?) / 100.0)
+}
+
+/// The largest resident memory so far, in MiB.
+pub(crate) fn peak_memory(pid: &str) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib / 1024.0)
+}

@@ -1,0 +1,75 @@
+//! The benchmark suite: measures what the documentation says of performance, against what people write instead, in one run
+//! and in alternating blocks. `scripts/bench` builds and starts it; docs/performance.md says what each row means.
+
+mod baseline;
+mod bed;
+mod counters;
+mod figure;
+mod machine;
+mod order;
+mod report;
+mod rows;
+mod services;
+mod stats;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+
+use crate::{
+    bed::{Bed, Scale},
+    report::Report,
+};
+
+/// What can go wrong ends the run.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The same rows with small counts, in less than three minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Exit with 1 when a goal is missed for which docs/performance.md gives no reason.
+    #[arg(long)]
+    check: bool,
+    /// Only these measurements, by the beginnings of their names, such as `save` or `drain`.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Where results and figures go.
+    #[arg(long, default_value = "benches/results")]
+    results: PathBuf,
+    /// The page whose reasons count for --check.
+    #[arg(long, default_value = "docs/performance.md")]
+    reasons: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let bed = Bed::make(Scale::new(arguments.quick)).await?;
+    let mut report = Report::new(&bed).await?;
+    let measured = rows::measure(&bed, &arguments.only, &mut report).await;
+    bed.clean_up().await?;
+    measured?;
+    println!("{}", report.table());
+    report.write(&arguments.results)?;
+    if !arguments.check {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let reasons = std::fs::read_to_string(&arguments.reasons)?;
+    let unexplained = report.unexplained(&reasons);
+    for row in &unexplained {
+        eprintln!("bench: `{row}` is not met, and {} gives no reason for it", arguments.reasons.display());
+    }
+    Ok(if unexplained.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

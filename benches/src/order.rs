@@ -1,0 +1,123 @@
+//! What is saved and sent: an order of a size to choose, and a message of some 200 bytes.
+
+use document_outbox::{Document, Message, Outbox};
+use mongodb::bson::{DateTime, Uuid};
+use serde::{Deserialize, Serialize};
+
+/// An aggregate. Every save changes one of its fields.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Order {
+    #[serde(rename = "_id")]
+    pub(crate) id: String,
+    pub(crate) total: i64,
+    pub(crate) lines: Vec<Line>,
+    #[serde(skip)]
+    pub(crate) outbox: Outbox,
+}
+
+/// About 100 bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Line {
+    sku: String,
+    name: String,
+    quantity: i32,
+    price: i64,
+}
+
+/// The message: about 200 bytes of JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Changed {
+    pub(crate) order: String,
+    pub(crate) total: i64,
+    /// When it should have been sent, in µs since the suite started.
+    pub(crate) at: i64,
+    note: String,
+}
+
+impl Message for Changed {
+    const TYPE: &'static str = "order.changed";
+}
+
+impl Document for Order {
+    type Id = String;
+    fn id(&self) -> &String {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+impl Order {
+    /// An order of about so many bytes.
+    pub(crate) fn new(id: String, bytes: usize) -> Self {
+        let line = |n: usize| Line {
+            sku: format!("SKU-{n:08}"),
+            name: "a thing that somebody has ordered".into(),
+            quantity: 1,
+            price: 1_999,
+        };
+        let lines = (0..bytes.saturating_sub(60) / BYTES_OF_A_LINE).map(line).collect();
+        Self { id, total: 0, lines, outbox: Outbox::default() }
+    }
+
+    /// Changes it, as one without an outbox would.
+    pub(crate) fn change(&mut self, at: i64) -> Changed {
+        self.total += 1;
+        Changed { order: self.id.clone(), total: self.total, at, note: "n".repeat(120) }
+    }
+
+    /// Changes it, and sends so many messages.
+    pub(crate) fn send(&mut self, at: i64, messages: usize) {
+        let message = self.change(at);
+        for _ in 0..messages {
+            self.outbox.send(message.clone());
+        }
+    }
+}
+
+const BYTES_OF_A_LINE: usize = 107;
+
+/// The document as it is stored with its messages: what a raw write of the same bytes writes.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Stored {
+    #[serde(rename = "_id")]
+    pub(crate) id: String,
+    pub(crate) total: i64,
+    lines: Vec<Line>,
+    etag: Uuid,
+    outbox: Vec<StoredEntry>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct StoredEntry {
+    id: Uuid,
+    #[serde(rename = "type")]
+    message_type: &'static str,
+    payload: Changed,
+    created_at: DateTime,
+    available_at: DateTime,
+    claimed_by: String,
+}
+
+impl Stored {
+    pub(crate) fn new(mut order: Order, messages: usize) -> Self {
+        let payload = order.change(0);
+        let entry = || StoredEntry {
+            id: Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()),
+            message_type: Changed::TYPE,
+            payload: payload.clone(),
+            created_at: DateTime::now(),
+            available_at: DateTime::now(),
+            claimed_by: format!("pid-10000/{}", uuid::Uuid::new_v4()),
+        };
+        let outbox = (0..messages).map(|_| entry()).collect();
+        Self { id: order.id, total: order.total, lines: order.lines, etag: Uuid::new(), outbox }
+    }
+
+    /// Changes it. The server writes nothing when it is given what it has, and answers several times as fast.
+    pub(crate) fn change(&mut self) {
+        self.total += 1;
+        self.etag = Uuid::new();
+    }
+}

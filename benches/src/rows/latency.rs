@@ -1,0 +1,108 @@
+//! From the save to the receiver, at a fixed rate: each save begins when it is due, and counts from then.
+
+use std::time::Duration;
+
+use document_outbox::Mode;
+use futures::StreamExt;
+use lapin::{
+    options::{BasicCancelOptions, BasicConsumeOptions},
+    types::FieldTable,
+};
+
+use super::savers::{Dual, Old, Ours, Saver, open_loop};
+use crate::{
+    Result,
+    baseline::{Classic, Confirmed, DualWrite},
+    bed::Bed,
+    figure::Figure,
+    order::Changed,
+    report::{Goal, Report, Row},
+    stats::{percentile, ratios},
+};
+
+const PER_SECOND: f64 = 200.0;
+const BYTES: usize = 2_000;
+
+pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
+    let count = bed.scale.pick(300, 600);
+    let inline = bed.inline(Mode::Background, true);
+    let store = bed.orders(&inline, "latency_ours", count, BYTES).await?;
+    let publisher = Confirmed::connect(bed).await?;
+    let dual = DualWrite::new(bed.raw_orders("latency_dual", count, BYTES).await?, publisher.clone());
+    let classic = Classic::new(bed, bed.raw_orders("latency_classic", count, BYTES).await?).await?;
+    // Of ours, dual write, classic: p50 and p99, a block each.
+    let mut p50: [Vec<f64>; 3] = Default::default();
+    let mut p99: [Vec<f64>; 3] = Default::default();
+    for block in 0..=bed.scale.blocks {
+        for turn in 0..3 {
+            let which = (block + turn) % 3;
+            bed.purge().await?;
+            let late = match which {
+                0 => {
+                    let late = received(bed, Ours::team(bed, &store, count, 1).await?).await?;
+                    bed.settled(&store.collection().clone_with_type()).await?;
+                    late
+                }
+                1 => received(bed, Dual::team(&dual, count, 1, BYTES)).await?,
+                _ => {
+                    let poller = classic.start_poller(publisher.clone(), Duration::from_millis(100));
+                    let late = received(bed, Old::team(&classic, count, 1, BYTES)).await?;
+                    poller.stop().await?;
+                    late
+                }
+            };
+            if block > 0 {
+                p50[which].push(percentile(&late, 50.0));
+                p99[which].push(percentile(&late, 99.0));
+            }
+        }
+    }
+    let [ours, dual, classic] = p50;
+    let [ours99, dual99, classic99] = p99;
+    let detail = |ours: &[f64], theirs: &[f64]| {
+        format!("{:.1} ms to {:.1} ms", percentile(ours, 50.0), percentile(theirs, 50.0))
+    };
+    let measured = "save → receiver, p50 at 200/s";
+    let row = Row::new("receive-latency", measured, "transaction, polled every 100 ms");
+    let row = row.goal(Goal::AtMost(0.1)).values("×", &ratios(&ours, &classic));
+    report.add(row.detail(detail(&ours, &classic)));
+    let row = Row::new("receive-latency-dual", measured, "dual write");
+    report.add(row.values("×", &ratios(&ours, &dual)).detail(detail(&ours, &dual)));
+    let row = Row::new("receive-latency-p99", "save → receiver, p99 at 200/s", "dual write");
+    report.add(row.values("×", &ratios(&ours99, &dual99)).detail(detail(&ours99, &dual99)));
+    report.draw(
+        Figure::new("latency", "Save to receiver at 200 saves a second, open loop", " ms")
+            .ours("p50", &ours)
+            .theirs("p50, dual write (unsafe)", &dual)
+            .theirs("p50, transaction, polled every 100 ms", &classic)
+            .ours("p99", &ours99)
+            .theirs("p99, dual write (unsafe)", &dual99)
+            .theirs("p99, transaction, polled every 100 ms", &classic99),
+    );
+    Ok(())
+}
+
+/// ms from when each save was due to when its message was received.
+async fn received<S: Saver>(bed: &Bed, savers: Vec<S>) -> Result<Vec<f64>> {
+    let count = savers.len();
+    let connection = bed.connect().await?;
+    let channel = connection.create_channel().await?;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let tag = "receiver";
+    let mut messages =
+        channel.basic_consume(bed.queue().into(), tag.into(), options, FieldTable::default()).await?;
+    let receiving = async {
+        let mut late = Vec::with_capacity(count);
+        for _ in 0..count {
+            let message = messages.next().await.ok_or("the receiver's channel ended")??;
+            let now = bed.micros();
+            let message: Changed = serde_json::from_slice(&message.data)?;
+            late.push((now - message.at) as f64 / 1e3);
+        }
+        Ok::<_, crate::Failure>(late)
+    };
+    let receiving = async { tokio::time::timeout(Duration::from_secs(60), receiving).await? };
+    let (late, ()) = futures::future::try_join(receiving, open_loop(bed, savers, PER_SECOND)).await?;
+    channel.basic_cancel(tag.into(), BasicCancelOptions::default()).await?;
+    Ok(late)
+}

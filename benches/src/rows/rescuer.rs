@@ -1,0 +1,299 @@
+//! The rescuer: how fast it catches up, how late it is when it is on time, and what memory it takes.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use document_outbox::{SendFailure, command::ProcessDocumentMessages};
+use futures::StreamExt;
+use lapin::{
+    options::{BasicConsumeOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use mongodb::{
+    Client, Collection, Database,
+    bson::{Document, Timestamp, Uuid, doc},
+};
+use outbox_rescuer::{
+    CancellationToken, Commands, NamespacePattern, RescueEvent, Rescuer, Settings, pipelines,
+};
+
+use crate::{
+    Result,
+    baseline::count_changes,
+    bed::{Bed, id},
+    counters::Counters,
+    figure::Figure,
+    report::{Goal, Report, Row},
+    services::Service,
+    stats::{percentile, ratios},
+};
+
+/// Takes commands and counts them.
+#[derive(Default)]
+struct Counted(AtomicUsize);
+
+#[async_trait]
+impl Commands for Counted {
+    async fn send(
+        &self,
+        commands: Vec<ProcessDocumentMessages>,
+    ) -> Vec<std::result::Result<(), SendFailure>> {
+        self.0.fetch_add(commands.len(), Ordering::Relaxed);
+        vec![Ok(()); commands.len()]
+    }
+
+    async fn ready(&self) {}
+}
+
+/// Changes of documents whose messages have all been delivered since: nothing is to be done, but every change and every
+/// document must be looked at.
+pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
+    let rounds = 10;
+    let documents = bed.scale.pick(2_000, 100_000);
+    let changes = documents * rounds;
+    let database = bed.client.database(&format!("{}_changes", bed.name()));
+    let pattern: NamespacePattern = format!("{}.*", database.name()).parse()?;
+    let collection = small_documents(&database, documents).await?;
+    let settings = Settings {
+        delay: Duration::from_secs(1),
+        state_database: bed.state().name().to_owned(),
+        ..Settings::new(vec![pattern])
+    };
+    // The position of a rescuer that was started and stopped before all that.
+    run(&settings, bed, 0).await?;
+    let positions = bed.state().collection::<Document>("positions");
+    let position = positions.find_one(doc! {}).await?.ok_or("the rescuer saved no position")?;
+    let from = now(bed).await?;
+    for round in 0..i32::try_from(rounds)? {
+        let entry = entry();
+        collection.update_many(doc! {}, doc! { "$set": { "outbox": [entry], "round": round } }).await?;
+    }
+    collection.update_many(doc! {}, doc! { "$set": { "outbox": [] } }).await?;
+    tokio::time::sleep(settings.delay).await;
+
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for block in bed.scale.blocks_of(changes) {
+        for turn in 0..2 {
+            let rescuer = (block + turn) % 2 == 0;
+            let counting = block + 1 == bed.scale.blocks_of(changes).end;
+            let before = if counting { Some(Counters::take(bed).await?) } else { None };
+            let took = match rescuer {
+                true => {
+                    positions.replace_one(doc! { "_id": position.get("_id") }, &position).await?;
+                    run(&settings, bed, changes).await?
+                }
+                false => {
+                    let client = Client::with_uri_str(&bed.mongodb_uri).await?;
+                    let began = Instant::now();
+                    let stages = pipelines(&settings).remove(0);
+                    count_changes(&client, database.name(), stages, from, changes).await?;
+                    began.elapsed()
+                }
+            };
+            if let Some(before) = before {
+                let name = if rescuer { "rescuer" } else { "change stream, counting only" };
+                let counted = before.until_now(bed).await?;
+                report.count(format!("{name}, {changes} changes"), changes as f64, counted);
+            }
+            if block > 0 {
+                let rates = if rescuer { &mut ours } else { &mut theirs };
+                rates.push(changes as f64 / took.as_secs_f64());
+            }
+        }
+    }
+    database.drop().await?;
+    let row = Row::new(
+        "drain",
+        format!("rescuer drain of {changes} changes"),
+        "change stream, same pipeline, counting only",
+    );
+    let detail = format!("{:.0}/s to {:.0}/s", percentile(&ours, 50.0), percentile(&theirs, 50.0));
+    report.add(row.goal(Goal::AtLeast(0.9)).values("×", &ratios(&ours, &theirs)).detail(detail));
+    report.draw(
+        Figure::new("drain", format!("Catching up on {changes} changes"), "/s")
+            .ours("rescuer", &ours)
+            .theirs("driver's change stream, counting only", &theirs),
+    );
+    Ok(())
+}
+
+/// From the start of a rescuer until it has dealt with so many changes; of none, until its stream is open.
+async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration> {
+    let client = Client::with_uri_str(&bed.mongodb_uri).await?;
+    let commands = Arc::new(Counted::default());
+    let rescuer = Rescuer::new(client, commands.clone(), settings.clone())?;
+    let mut events = rescuer.subscribe();
+    let stop = CancellationToken::new();
+    let began = Instant::now();
+    let running = tokio::spawn(rescuer.run(stop.clone()));
+    let (mut opened, mut dealt_with) = (false, 0);
+    while !opened || dealt_with < changes {
+        match events.recv().await? {
+            RescueEvent::Opened { .. } => opened = true,
+            RescueEvent::PageDone { changes, .. } => dealt_with += changes,
+            _ => {}
+        }
+    }
+    let took = began.elapsed();
+    stop.cancel();
+    running.await??;
+    match commands.0.load(Ordering::Relaxed) {
+        0 => Ok(took),
+        sent => Err(format!("{sent} commands were sent for documents that need none").into()),
+    }
+}
+
+/// An entry of a moment ago, unclaimed.
+fn entry() -> Document {
+    doc! {
+        "id": Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()),
+        "type": "order.changed",
+        "payload": { "note": "n".repeat(120) },
+        "created_at": mongodb::bson::DateTime::now(),
+        "available_at": mongodb::bson::DateTime::now(),
+    }
+}
+
+async fn small_documents(database: &Database, count: usize) -> Result<Collection<Document>> {
+    let collection = database.collection::<Document>("orders");
+    for numbers in (0..count).collect::<Vec<_>>().chunks(5_000) {
+        collection.insert_many(numbers.iter().map(|n| doc! { "_id": id(*n), "outbox": [] })).await?;
+    }
+    collection.create_indexes(document_outbox::store::indexes()).await?;
+    Ok(collection)
+}
+
+async fn now(bed: &Bed) -> Result<Timestamp> {
+    let hello = bed.client.database("admin").run_command(doc! { "hello": 1 }).await?;
+    Ok(hello.get_timestamp("operationTime")?)
+}
+
+/// How late commands come for documents that nobody delivered from: what they were to come at is the save's time and the delay.
+pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
+    const PER_SECOND: f64 = 100.0;
+    let delay = Duration::from_secs(2);
+    let count = bed.scale.pick(300, 1_400);
+    let database = bed.client.database(&format!("{}_timely", bed.name()));
+    let collection = small_documents(&database, 1).await?;
+    let settings = [("DELAY", "2s".to_owned()), ("STREAM", "timely".to_owned())];
+    let service = Service::start(bed, "outbox-rescuer", database.name(), &settings)?;
+    is_at_work(bed, "timely").await?;
+
+    let connection = bed.connect().await?;
+    let channel = connection.create_channel().await?;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let queue = bed.commands();
+    let mut commands =
+        channel.basic_consume(queue.into(), "commands".into(), options, FieldTable::default()).await?;
+    let insert = async {
+        let mut inserted = HashMap::new();
+        let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / PER_SECOND));
+        for n in 1..=count {
+            ticks.tick().await;
+            inserted.insert(id(n), bed.micros());
+            collection.insert_one(doc! { "_id": id(n), "outbox": [entry()] }).await?;
+        }
+        Ok::<_, crate::Failure>(inserted)
+    };
+    let receive = async {
+        let mut received = Vec::new();
+        while received.len() < count {
+            let command = commands.next().await.ok_or("the receiver's channel ended")??;
+            let at = bed.micros();
+            received.push((ProcessDocumentMessages::from_json(&command.data)?, at));
+        }
+        Ok(received)
+    };
+    let receive = async { tokio::time::timeout(Duration::from_secs(120), receive).await? };
+    let (inserted, received) = futures::future::try_join(insert, receive).await?;
+    service.stop().await?;
+    database.drop().await?;
+
+    let due = |command: &ProcessDocumentMessages| {
+        let at = inserted.get(command.document.id().as_str().unwrap_or_default());
+        at.map(|at| at + i64::try_from(delay.as_micros()).unwrap_or(i64::MAX))
+    };
+    let late: Vec<_> =
+        received.iter().filter_map(|(command, at)| Some((at - due(command)?) as f64 / 1e3)).collect();
+    let p99: Vec<_> =
+        late.chunks_exact(count / bed.scale.blocks).map(|late| percentile(late, 99.0)).collect();
+    let detail = format!("p50 {:.0} ms, earliest {:.1} ms", percentile(&late, 50.0), percentile(&late, 0.0));
+    let row = Row::new("timeliness", "rescuer timeliness, p99 at 100/s", "the save's time + delay");
+    report.add(row.goal(Goal::AtMost(250.0)).values(" ms", &p99).detail(detail));
+    report.draw(
+        Figure::new("timeliness", "Commands after they were due", " ms")
+            .ours(
+                "p50",
+                &late
+                    .chunks_exact(count / bed.scale.blocks)
+                    .map(|late| percentile(late, 50.0))
+                    .collect::<Vec<_>>(),
+            )
+            .ours("p99", &p99),
+    );
+    Ok(())
+}
+
+/// Until its first position is saved, and its queue is there.
+async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
+    let positions = bed.state().collection::<Document>("positions");
+    let begun = async {
+        while positions.find_one(doc! { "_id": stream }).await?.is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        loop {
+            let channel = bed.connect().await?;
+            let channel = channel.create_channel().await?;
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            if channel.queue_declare(bed.commands().into(), passive, FieldTable::default()).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), begun).await.map_err(|_| "the rescuer does not start")?
+}
+
+/// Of two rescuers that read the same changes, none of which was delivered.
+pub(crate) async fn memory(bed: &Bed, report: &mut Report) -> Result<()> {
+    let changes = bed.scale.pick(20_000, 100_000);
+    let database = bed.client.database(&format!("{}_memory", bed.name()));
+    let collection = small_documents(&database, changes).await?;
+    let mut services = Vec::new();
+    for (name, delay) in [("15s", "15s"), ("5min", "5m")] {
+        let settings = [("DELAY", delay.to_owned()), ("STREAM", name.to_owned())];
+        services.push((name, Service::start(bed, "outbox-rescuer", database.name(), &settings)?));
+        is_at_work(bed, name).await?;
+    }
+    let before = bed.waiting(&bed.commands()).await?;
+    collection.update_many(doc! {}, doc! { "$set": { "outbox": [entry()] } }).await?;
+    let queued = async {
+        while bed.waiting(&bed.commands()).await? - before < u64::try_from(changes)? {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok::<_, crate::Failure>(())
+    };
+    tokio::time::timeout(Duration::from_secs(180), queued)
+        .await
+        .map_err(|_| "the rescuer sends no commands")??;
+    for (name, service) in services {
+        let row = Row::new(
+            format!("memory-{name}"),
+            format!("rescuer memory at its peak, delay {name}, {changes} changes"),
+            "–",
+        );
+        report.add(row.goal(Goal::AtMost(40.0)).values(" MiB", &[service.peak_memory_mib()?]));
+        service.stop().await?;
+    }
+    let purge = lapin::options::QueuePurgeOptions::default();
+    bed.channel.queue_purge(bed.commands().into(), purge).await?;
+    database.drop().await?;
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! Whether there is a size of documents, or a number of messages, at which it gets disproportionately slow.
+
+use std::time::{Duration, Instant};
+
+use document_outbox::Mode;
+use mongodb::bson::doc;
+
+use super::savers::{Dual, Ours, Saver, closed_loop};
+use crate::{
+    Result,
+    baseline::{Confirmed, DualWrite, majority},
+    bed::{Bed, id},
+    figure::Figure,
+    order::{Order, Stored},
+    report::{Goal, Report, Row},
+    stats::{percentile, ratios},
+};
+
+/// Bytes of the document, and messages of a save. The first is what the others are compared with.
+const CASES: [(usize, usize); 7] =
+    [(2_000, 1), (1_000, 1), (10_000, 1), (100_000, 1), (1_000_000, 1), (2_000, 10), (2_000, 100)];
+
+pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
+    let (mut saves, mut flows) = (Vec::new(), Vec::new());
+    for (bytes, messages) in CASES {
+        saves.push(save(bed, bytes, messages).await?);
+        flows.push(flow(bed, bytes, messages).await?);
+    }
+    let name = |(bytes, messages): (usize, usize)| {
+        let size = if bytes < 1_000_000 {
+            format!("{} kB", bytes / 1_000)
+        } else {
+            format!("{} MB", bytes / 1_000_000)
+        };
+        format!("{size}, {messages} message{}", if messages == 1 { "" } else { "s" })
+    };
+    let mut figure = Figure::new("sizes", "By size and messages: saves a second, this to dual write", "×");
+    for (case, ((save, flow), (bytes, messages))) in CASES.iter().zip(saves.iter().zip(&flows).zip(CASES)) {
+        let row = Row::new(
+            format!("size-save-{bytes}-{messages}"),
+            format!("save, p50, {}", name(*case)),
+            "raw replace_one",
+        );
+        report.add(row.values("×", save));
+        let row = Row::new(
+            format!("size-flow-{bytes}-{messages}"),
+            format!("save → cleared, {}", name(*case)),
+            "dual write",
+        );
+        report.add(row.values("×", flow));
+        figure = figure.ours(name(*case), flow);
+    }
+    report.draw(figure);
+    // Of a time, the largest is the worst; of a rate, the smallest.
+    let worst = |cases: &[Vec<f64>], worst: fn(f64, f64) -> f64, start: f64| {
+        let blocks = 0..cases[0].len();
+        let of_block =
+            |block: usize| cases[1..].iter().map(|case| case[block] / cases[0][block]).fold(start, worst);
+        blocks.map(of_block).collect::<Vec<_>>()
+    };
+    let row = Row::new(
+        "sizes-save",
+        "save, p50, 1 kB to 1 MB, 1 to 100 messages: the worst",
+        "the ratio to raw at 2 kB",
+    );
+    report.add(row.goal(Goal::AtMost(1.2)).values("×", &worst(&saves, f64::max, f64::NEG_INFINITY)));
+    let row = Row::new(
+        "sizes-flow",
+        "save → cleared, the same sizes: the worst",
+        "the ratio to dual write at 2 kB",
+    );
+    report.add(row.goal(Goal::AtLeast(0.8)).values("×", &worst(&flows, f64::min, f64::INFINITY)));
+    Ok(())
+}
+
+/// The time of a save, nothing delivered, by that of a raw write of the same bytes, a block each.
+async fn save(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
+    let count = bed.scale.pick(12, 40);
+    let store = bed.orders(&bed.inline(Mode::Off, true), "size_ours", count, bytes).await?;
+    let raw = bed.raw_orders("size_raw", count, bytes).await?.clone_with_type::<Stored>();
+    let mut stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), bytes), messages)).collect();
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for block in 0..=bed.scale.blocks {
+        store.collection().update_many(doc! {}, doc! { "$set": { "outbox": [] } }).await?;
+        let mut team = Ours::team(bed, &store, count, 1).await?;
+        let (mut saves, mut writes) = (Vec::new(), Vec::new());
+        for (saver, stored) in team.iter_mut().zip(&mut stored) {
+            saver.messages = messages;
+            let began = Instant::now();
+            saver.save(0).await?;
+            saves.push(began.elapsed().as_secs_f64());
+            stored.change();
+            let began = Instant::now();
+            raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
+            writes.push(began.elapsed().as_secs_f64());
+        }
+        if block > 0 {
+            ours.push(percentile(&saves, 50.0));
+            theirs.push(percentile(&writes, 50.0));
+        }
+    }
+    Ok(ratios(&ours, &theirs))
+}
+
+/// The rate of saves whose messages are confirmed and cleared, by that of dual writes, a block each.
+async fn flow(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
+    const SAVERS: usize = 8;
+    const EACH: usize = 2;
+    let time = bed.scale.pick(Duration::from_millis(300), Duration::from_secs(1));
+    let store = bed.orders(&bed.inline(Mode::Await, true), "size_flow", SAVERS * EACH, bytes).await?;
+    let way = bed.raw_orders("size_dual", SAVERS * EACH, bytes).await?;
+    let way = DualWrite::new(way, Confirmed::connect(bed).await?);
+    let mut ours = Ours::team(bed, &store, SAVERS, EACH).await?;
+    let mut dual = Dual::team(&way, SAVERS, EACH, bytes);
+    ours.iter_mut().for_each(|saver| saver.messages = messages);
+    dual.iter_mut().for_each(|saver| saver.messages = messages);
+    let mut rates: [Vec<f64>; 2] = Default::default();
+    for block in 0..=bed.scale.blocks {
+        for turn in 0..2 {
+            bed.purge().await?;
+            let which = (block + turn) % 2;
+            let (saves, took) = match which {
+                0 => closed_loop(&mut ours, time).await?,
+                _ => closed_loop(&mut dual, time).await?,
+            };
+            if block > 0 {
+                rates[which].push(saves / took.as_secs_f64());
+            }
+        }
+    }
+    bed.purge().await?;
+    let [ours, dual] = rates;
+    Ok(ratios(&ours, &dual))
+}
