@@ -153,7 +153,8 @@ impl Follower<'_> {
         let Some(now) = self.context.now().await? else {
             return Ok(false);
         };
-        self.context.report.head(Some((self.due(&first), now)));
+        let due = self.due(&first);
+        self.context.report.head(Some((due, now)));
         let mut mark = first.mark.clone();
         let mut page = vec![first];
         while page.len() < self.context.settings.page_size {
@@ -170,7 +171,7 @@ impl Follower<'_> {
                 Err(_) => break,
             }
         }
-        let done = page::check(self.context, page).await?;
+        let done = page::check(self.context, page, due).await?;
         if done {
             self.unsaved = Some(mark);
         }

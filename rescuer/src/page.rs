@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use document_outbox::{DocumentRef, command::Reason};
-use mongodb::{Namespace, error::Error};
+use mongodb::{Namespace, bson::DateTime, error::Error};
 
 use crate::{
     RescuerError,
@@ -16,8 +16,13 @@ use crate::{
     verdict::Moment,
 };
 
-/// Checks a page; `false` when told to stop before everything it needed was confirmed.
-pub(crate) async fn check(context: &Context, changes: Vec<Filled>) -> Result<bool, RescuerError> {
+/// Checks a page, the first change of which was `due` then; `false` when told to stop before everything it needed was
+/// confirmed.
+pub(crate) async fn check(
+    context: &Context,
+    changes: Vec<Filled>,
+    due: DateTime,
+) -> Result<bool, RescuerError> {
     let (count, mut documents, mut wanted) = (changes.len(), 0, Vec::new());
     for (namespace, refs) in by_collection(changes) {
         documents += refs.len();
@@ -32,6 +37,8 @@ pub(crate) async fn check(context: &Context, changes: Vec<Filled>) -> Result<boo
         }
     }
     context.count_inline(wanted.len(), documents);
+    // An entry without a date is as old as its change, and that is as old as the page's first at the most.
+    wanted.iter_mut().for_each(|wanted: &mut Wanted| _ = wanted.due.get_or_insert(due));
     let Some(queued) = send_all(context, wanted, Reason::Stream).await else {
         return Ok(false);
     };
