@@ -159,7 +159,7 @@ async fn run(sender: Arc<Sender>, mut requests: mpsc::Receiver<Request>) {
         // Neither is ever closed.
         let Ok(turn) = turns.clone().acquire_owned().await else { return };
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        if requests.recv_many(&mut waiting, MOST_STATEMENTS).await == 0 {
+        if recv_all(&mut requests, &mut waiting, MOST_STATEMENTS).await == 0 {
             return;
         }
         let batches: Vec<_> =
@@ -175,6 +175,25 @@ async fn run(sender: Arc<Sender>, mut requests: mpsc::Receiver<Request>) {
             settled.await;
         });
     }
+}
+
+/// Takes whatever waits, as `recv_many` does, and what comes of tasks that are about to run: those woken together by the
+/// answer to one batch would otherwise make a batch of the first alone, and all others wait for that.
+pub(crate) async fn recv_all<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) -> usize {
+    let mut count = queue.recv_many(taken, most).await;
+    let mut more = count;
+    while more > 0 && count < most {
+        tokio::task::yield_now().await;
+        more = 0;
+        while count + more < most
+            && let Ok(item) = queue.try_recv()
+        {
+            taken.push(item);
+            more += 1;
+        }
+        count += more;
+    }
+    count
 }
 
 /// By collection, each no larger than a command may be, in the order they came.

@@ -243,7 +243,7 @@ impl Supervisor {
             self.board.post(State::Blocked { reason: "noticed on connecting".to_owned() });
         }
         loop {
-            closing |= self.gather();
+            closing |= self.gather().await;
             if closing && self.backlog.is_empty() {
                 return End::Asked;
             }
@@ -266,19 +266,28 @@ impl Supervisor {
         }
     }
 
-    /// Takes what waits in the inbox, up to a window; true when asked to close.
-    fn gather(&mut self) -> bool {
-        while self.backlog.len() < WINDOW_MESSAGES {
-            match self.inbox.try_recv() {
-                Ok(command) => {
-                    if self.take(Some(command)) {
-                        return true;
+    /// Takes what waits in the inbox, up to a window; true when asked to close. With something to publish, those that are
+    /// about to run come first: callers woken together would else make a window of the first alone.
+    async fn gather(&mut self) -> bool {
+        loop {
+            let had = self.backlog.len();
+            if had > 0 {
+                tokio::task::yield_now().await;
+            }
+            while self.backlog.len() < WINDOW_MESSAGES {
+                match self.inbox.try_recv() {
+                    Ok(command) => {
+                        if self.take(Some(command)) {
+                            return true;
+                        }
                     }
+                    Err(_) => break,
                 }
-                Err(_) => return false,
+            }
+            if self.backlog.len() == had || self.backlog.len() >= WINDOW_MESSAGES {
+                return false;
             }
         }
-        false
     }
 
     fn take(&mut self, command: Option<Command>) -> bool {
