@@ -33,15 +33,10 @@ pub(crate) fn admit(
     }
     let command = ProcessDocumentMessages::from_json(body)?;
     let namespace = &command.document.namespace;
-    match matches_any(watch, namespace) {
+    match NamespacePattern::any_matches(watch, &namespace.db, &namespace.coll) {
         true => Ok(command),
         false => Err(Refusal::NotWatched(shown(namespace))),
     }
-}
-
-/// Whether a collection is one of those meant.
-pub(crate) fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
-    patterns.iter().any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
 }
 
 /// A name that a stranger chose: on one line and not too long.

@@ -10,7 +10,7 @@ use document_outbox::{
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
 
-use crate::{Rate, admission::matches_any};
+use crate::Rate;
 
 /// How a [`Dispatcher`](crate::Dispatcher) works.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,13 +119,14 @@ impl DispatcherSettings {
 
     /// Whether a collection is said both to keep an order and to keep none.
     pub fn contradicts_itself(&self) -> bool {
-        self.dead_blocks.iter().any(|one| self.unordered.iter().any(|other| one.overlaps(other)))
+        NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered)
     }
 
     pub(crate) fn ordering(&self, namespace: &Namespace) -> Ordering {
-        if matches_any(&self.unordered, namespace) {
+        let among = |patterns| NamespacePattern::any_matches(patterns, &namespace.db, &namespace.coll);
+        if among(&self.unordered) {
             Ordering::Unordered
-        } else if matches_any(&self.dead_blocks, namespace) {
+        } else if among(&self.dead_blocks) {
             Ordering::DeadBlocks
         } else {
             Ordering::Ordered

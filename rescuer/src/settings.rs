@@ -139,7 +139,7 @@ impl Settings {
             "names collections that are not in watch; add them there or drop them here",
         );
         check(
-            self.dead_blocks.iter().any(|one| self.unordered.iter().any(|other| one.overlaps(other))),
+            NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered),
             &["dead_blocks", "unordered"],
             "names collections that are in unordered too; without an order nothing can block, so drop one of them",
         );
@@ -190,9 +190,10 @@ impl Settings {
 
     /// Whether the messages of a document of this collection keep their order.
     pub fn ordering(&self, namespace: &Namespace) -> Ordering {
-        if matches_any(&self.unordered, namespace) {
+        let among = |patterns| NamespacePattern::any_matches(patterns, &namespace.db, &namespace.coll);
+        if among(&self.unordered) {
             Ordering::Unordered
-        } else if matches_any(&self.dead_blocks, namespace) {
+        } else if among(&self.dead_blocks) {
             Ordering::DeadBlocks
         } else {
             Ordering::Ordered
@@ -213,10 +214,6 @@ pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// Longer, and nothing would be rescued for too long after a crash.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
-
-fn matches_any(patterns: &[NamespacePattern], namespace: &Namespace) -> bool {
-    patterns.iter().any(|pattern| pattern.matches(&namespace.db, &namespace.coll))
-}
 
 #[cfg(test)]
 mod tests {

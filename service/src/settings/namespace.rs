@@ -58,6 +58,16 @@ impl NamespacePattern {
     pub fn overlaps(&self, other: &Self) -> bool {
         self.database.overlaps(&other.database) && self.collection.overlaps(&other.collection)
     }
+
+    /// Whether a collection is one of those that any of the patterns means.
+    pub fn any_matches(patterns: &[Self], database: &str, collection: &str) -> bool {
+        patterns.iter().any(|pattern| pattern.matches(database, collection))
+    }
+
+    /// Whether there can be a collection that both lists mean.
+    pub fn any_overlap(one: &[Self], other: &[Self]) -> bool {
+        one.iter().any(|one| other.iter().any(|other| one.overlaps(other)))
+    }
 }
 
 impl Glob {
