@@ -226,12 +226,13 @@ fn batches(requests: impl Iterator<Item = Request>) -> Vec<Vec<Request>> {
 /// Sends the updates of one collection and gives each its answer.
 async fn settle(sender: Arc<Sender>, batch: Vec<Request>) {
     let client = &sender.client;
-    if batch.len() == 1 || sender.forbidden.load(Ordering::Relaxed) {
-        return send_alone(client, batch).await;
-    }
+    let namespace = match batch.as_slice() {
+        [first, _, ..] if !sender.forbidden.load(Ordering::Relaxed) => first.statement.namespace.clone(),
+        _ => return send_alone(client, batch).await,
+    };
     // Without a session there is no server to send to, and each has the right to the driver's own error.
     let Ok(session) = sender.session().await else { return send_alone(client, batch).await };
-    let batch = Batch::new(session, batch);
+    let batch = Batch::new(session, namespace, batch);
     let (session, refused) = batch.settle(&sender).await;
     if let Some(session) = session {
         sender.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(session);
@@ -285,7 +286,7 @@ struct Session {
 /// Updates on their way.
 struct Batch {
     session: Session,
-    namespace: Option<Namespace>,
+    namespace: Namespace,
     /// Those without an answer, each with its place in the first command.
     open: VecDeque<(i32, Request)>,
     /// Those to be sent alone: not executed, certainly.
@@ -316,9 +317,8 @@ enum Said {
 }
 
 impl Batch {
-    fn new(mut session: Session, requests: Vec<Request>) -> Self {
+    fn new(mut session: Session, namespace: Namespace, requests: Vec<Request>) -> Self {
         session.number += 1;
-        let namespace = requests.first().map(|request| request.statement.namespace.clone());
         let open = (0..).zip(requests).collect();
         let deadline = Instant::now() + WRITE_TIMEOUT;
         Self { session, namespace, open, refused: Vec::new(), deadline, in_doubt: false }
@@ -373,6 +373,7 @@ impl Batch {
                     Verdict::Refused if first && codes::code(&error) == Some(UNAUTHORIZED) => {
                         sender.forbid(&error);
                         self.refused.extend(self.open.drain(..).map(|(_, request)| request));
+                        continue;
                     }
                     Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused if !apart => apart = true,
                     Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused => {
@@ -382,9 +383,6 @@ impl Batch {
                         continue;
                     }
                 },
-            }
-            if self.open.is_empty() {
-                break;
             }
             first = false;
             let pause = pauses.next().unwrap_or(LONGEST);
@@ -397,13 +395,12 @@ impl Batch {
     }
 
     async fn send(&mut self, client: &Client, count: usize) -> Result<Document, DriverError> {
-        let Some(namespace) = &self.namespace else { return Ok(doc! {}) };
         let open = || self.open.iter().take(count);
         let statements: Vec<_> = open().map(|(_, request)| request.statement.in_company()).collect();
         let places: Vec<_> = open().map(|(place, _)| *place).collect();
         let timeout = i64::try_from(MAJORITY_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
         let command = doc! {
-            "update": &namespace.coll,
+            "update": &self.namespace.coll,
             "updates": statements,
             "ordered": false,
             "txnNumber": self.session.number,
@@ -411,7 +408,7 @@ impl Batch {
             "writeConcern": { "w": "majority", "wtimeout": timeout },
             "maxTimeMS": i64::try_from(LONGEST.as_millis()).unwrap_or(i64::MAX),
         };
-        let database = client.database(&namespace.db);
+        let database = client.database(&self.namespace.db);
         let session = &mut *self.session.session;
         database.run_command(command).session(session).selection_criteria(primary()).await
     }
