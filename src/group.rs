@@ -426,6 +426,8 @@ impl Batch {
                     continue;
                 }
                 Said::Interrupted => {
+                    // By the table of `codes`: it may have been done.
+                    self.in_doubt = true;
                     left.push_back((place, request));
                     continue;
                 }
