@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::{
     claim::{Claim, clear_statement, primary},
     codes::{self, Verdict},
-    group::recv_all,
+    group::recv_more,
 };
 
 /// The server's own bound on the statements of one command is far above this.
@@ -65,7 +65,8 @@ async fn run(client: Client, mut requests: mpsc::Receiver<Request>, lost: Counte
     // A few windows side by side: one that waits for a locked document holds up its own requests alone.
     let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut window = Vec::with_capacity(WINDOW);
-    while recv_all(&mut requests, &mut window, WINDOW).await > 0 {
+    while requests.recv_many(&mut window, WINDOW).await > 0 {
+        recv_more(&mut requests, &mut window, WINDOW).await;
         let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
         for request in window.drain(..) {
             collections.entry(request.namespace.to_string()).or_default().push(request);

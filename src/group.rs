@@ -2,8 +2,8 @@
 //!
 //! # Flow
 //! An update joins a queue. Whatever waits while the previous batch is in flight makes the next one: one `update` command
-//! with a statement each, and one wait for the majority. No timer: an update that comes alone is sent alone, as the driver
-//! sends any other.
+//! with a statement each, and one wait for the majority. No timer: an update that comes alone is sent alone and at once, by
+//! the task that brings it, as the driver sends any other.
 //!
 //! # Guarantees
 //! Each update has an answer of its own, as exact as if it had been sent alone:
@@ -32,7 +32,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     mem::ManuallyDrop,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -46,7 +46,7 @@ use mongodb::{
     options::SessionOptions,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Notify, Semaphore, mpsc, oneshot},
     time::{Instant, sleep, timeout_at},
 };
 
@@ -62,7 +62,12 @@ const MOST_STATEMENTS: usize = 1_000;
 const MOST_BYTES: usize = 12 << 20;
 /// An update larger than this goes alone: it would hold others up for longer than it could gain.
 const LARGE: usize = 64 << 10;
-/// After this long without an answer the next batch goes out beside the one in flight.
+/// Batches in flight at a time, when each is quick. With one alone, all savers would end up in step: all in their save while
+/// the broker idles, then all in their delivery while the database does.
+const LANES: usize = 2;
+/// Fewer updates than this are not shared out over several batches: a command and its wait have their own cost.
+const WORTH_A_TURN: usize = 8;
+/// After this long without an answer the next batch goes out beside those in flight.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Batches in flight at a time, when each takes long.
 const MOST_IN_FLIGHT: usize = 32;
@@ -105,7 +110,13 @@ impl Statement {
 pub(crate) struct Writes {
     client: Client,
     /// None where each goes alone.
-    queue: Option<mpsc::Sender<Request>>,
+    queue: Option<Queue>,
+}
+
+#[derive(Debug, Clone)]
+struct Queue {
+    requests: mpsc::Sender<Request>,
+    lane: Arc<Lane>,
 }
 
 #[derive(Debug)]
@@ -124,8 +135,9 @@ impl Writes {
     /// Concurrent updates together. Must be called inside a tokio runtime; sends nothing by itself.
     pub(crate) fn grouped(client: Client) -> Self {
         let (queue, requests) = mpsc::channel(MOST_STATEMENTS);
-        tokio::spawn(run(Arc::new(Sender::new(client.clone())), requests));
-        Self { client, queue: Some(queue) }
+        let lane = Arc::new(Lane::default());
+        tokio::spawn(run(Arc::new(Sender::new(client.clone())), lane.clone(), requests));
+        Self { client, queue: Some(Queue { requests: queue, lane }) }
     }
 
     /// Sends an update, with majority. One whose caller goes away while it waits is sent all the same.
@@ -134,12 +146,112 @@ impl Writes {
         let Some(queue) = self.queue.as_ref().filter(|_| bytes <= LARGE) else {
             return alone(&self.client, statement).await;
         };
+        if let Some(_turn) = queue.turn_for_one() {
+            return alone(&self.client, statement).await;
+        }
         let (answer, answered) = oneshot::channel();
         let ended = || Answer::Unknown(DriverError::custom("the task that groups updates has ended"));
-        if queue.send(Request { statement, bytes, answer }).await.is_err() {
+        if queue.requests.send(Request { statement, bytes, answer }).await.is_err() {
             return ended();
         }
         answered.await.unwrap_or_else(|_| ended())
+    }
+}
+
+impl Queue {
+    /// The turn, where nobody else wants it.
+    fn turn_for_one(&self) -> Option<Turn> {
+        let nobody_waits = self.requests.capacity() == self.requests.max_capacity();
+        if nobody_waits { self.lane.take_at_once() } else { None }
+    }
+}
+
+/// Whose turn it is to send: so many at a time, not counting those that have taken longer than [`PATIENCE`].
+#[derive(Debug, Default)]
+struct Lane {
+    state: Mutex<Flights>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Flights {
+    /// When each of them began.
+    since: Vec<Instant>,
+    /// Whether the last had company: then others are about to come, and one should not go ahead of them.
+    grouped: bool,
+    /// Whether somebody waits for a turn.
+    wanted: bool,
+}
+
+impl Flights {
+    /// How many more may go, or when the first of those under way has had its time.
+    fn free(&self) -> Result<usize, Instant> {
+        let now = Instant::now();
+        let young = self.since.iter().map(|since| *since + PATIENCE).filter(|late| *late > now);
+        match (LANES.saturating_sub(young.clone().count()), young.min()) {
+            (0, Some(late)) => Err(late),
+            (free, _) => Ok(free),
+        }
+    }
+}
+
+/// The right to send, until dropped.
+struct Turn {
+    lane: Arc<Lane>,
+    since: Instant,
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, Flights> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(self: &Arc<Self>, flights: &mut Flights) -> Turn {
+        let since = Instant::now();
+        flights.since.push(since);
+        Turn { lane: self.clone(), since }
+    }
+
+    fn take_at_once(self: &Arc<Self>) -> Option<Turn> {
+        let mut flights = self.lock();
+        let free = flights.since.is_empty() && !flights.grouped && !flights.wanted;
+        free.then(|| self.begin(&mut flights))
+    }
+
+    /// Waits until there is a turn, and no longer than the patience with those who have them.
+    async fn wait(&self) {
+        loop {
+            let freed = self.freed.notified();
+            let late = {
+                let mut flights = self.lock();
+                let free = flights.free();
+                flights.wanted = free.is_err();
+                match free {
+                    Ok(_) => return,
+                    Err(late) => late,
+                }
+            };
+            // Free or late, the next round will tell.
+            let _ = timeout_at(late, freed).await;
+        }
+    }
+
+    /// Turns for so many: as many as are free, at least one, and no more than are worth it.
+    fn take(self: &Arc<Self>, count: usize) -> Vec<Turn> {
+        let mut flights = self.lock();
+        flights.grouped = count > 1;
+        let turns = flights.free().unwrap_or(1).min(count.div_ceil(WORTH_A_TURN)).max(1);
+        (0..turns).map(|_| self.begin(&mut flights)).collect()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut flights = self.lane.lock();
+        if let Some(place) = flights.since.iter().position(|since| *since == self.since) {
+            flights.since.swap_remove(place);
+        }
+        self.lane.freed.notify_one();
     }
 }
 
@@ -158,49 +270,40 @@ struct Sender {
     forbidden: AtomicBool,
 }
 
-async fn run(sender: Arc<Sender>, mut requests: mpsc::Receiver<Request>) {
-    let turns = Arc::new(Semaphore::new(1));
+async fn run(sender: Arc<Sender>, lane: Arc<Lane>, mut requests: mpsc::Receiver<Request>) {
     let places = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
     let mut waiting = Vec::with_capacity(MOST_STATEMENTS);
-    loop {
-        // Neither is ever closed.
-        let Ok(turn) = turns.clone().acquire_owned().await else { return };
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        if recv_all(&mut requests, &mut waiting, MOST_STATEMENTS).await == 0 {
-            return;
+    while requests.recv_many(&mut waiting, MOST_STATEMENTS).await > 0 {
+        lane.wait().await;
+        recv_more(&mut requests, &mut waiting, MOST_STATEMENTS).await;
+        let turns = lane.take(waiting.len());
+        let share = waiting.len().div_ceil(turns.len());
+        for turn in turns {
+            // Never closed.
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let batches = batches(waiting.drain(..share.min(waiting.len())));
+            let batches: Vec<_> = batches.into_iter().map(|batch| settle(sender.clone(), batch)).collect();
+            tokio::spawn(async move {
+                futures::future::join_all(batches).await;
+                drop((turn, place));
+            });
         }
-        let batches: Vec<_> =
-            batches(waiting.drain(..)).into_iter().map(|batch| settle(sender.clone(), batch)).collect();
-        tokio::spawn(async move {
-            let _place = place;
-            let mut settled = std::pin::pin!(futures::future::join_all(batches));
-            tokio::select! {
-                biased;
-                _ = &mut settled => return,
-                () = sleep(PATIENCE) => drop(turn),
-            }
-            settled.await;
-        });
     }
 }
 
-/// Takes whatever waits, as `recv_many` does, and what comes of tasks that are about to run: those woken together by the
-/// answer to one batch would otherwise make a batch of the first alone, and all others wait for that.
-pub(crate) async fn recv_all<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) -> usize {
-    let mut count = queue.recv_many(taken, most).await;
-    let mut more = count;
-    while more > 0 && count < most {
+/// Adds whatever waits, and what comes of tasks that are about to run: those woken together by the answer to one batch would
+/// otherwise make a batch of the first alone, and all others wait for that.
+pub(crate) async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) {
+    let mut before = 0;
+    while taken.len() > before && taken.len() < most {
+        before = taken.len();
         tokio::task::yield_now().await;
-        more = 0;
-        while count + more < most
+        while taken.len() < most
             && let Ok(item) = queue.try_recv()
         {
             taken.push(item);
-            more += 1;
         }
-        count += more;
     }
-    count
 }
 
 /// By collection, each no larger than a command may be, in the order they came.
