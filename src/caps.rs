@@ -66,14 +66,7 @@ impl Caps {
 pub(crate) fn encoded_bytes(value: &Bson) -> usize {
     match value {
         Bson::Document(document) => document_bytes(document),
-        Bson::Array(items) => {
-            let digits = |index: usize| index.checked_ilog10().map_or(1, |log| log as usize + 1);
-            5 + items
-                .iter()
-                .enumerate()
-                .map(|(index, item)| 2 + digits(index) + encoded_bytes(item))
-                .sum::<usize>()
-        }
+        Bson::Array(items) => array_bytes(items),
         Bson::String(text) | Bson::Symbol(text) | Bson::JavaScriptCode(text) => text.len() + 5,
         Bson::Binary(binary) => binary.bytes.len() + 5,
         Bson::Int32(_) => 4,
@@ -85,6 +78,13 @@ pub(crate) fn encoded_bytes(value: &Bson) -> usize {
         Bson::JavaScriptCodeWithScope(code) => code.code.len() + 9 + document_bytes(&code.scope),
         _ => 8,
     }
+}
+
+/// How many bytes an array of these takes in BSON.
+pub(crate) fn array_bytes(items: &[Bson]) -> usize {
+    let digits = |index: usize| index.checked_ilog10().map_or(1, |log| log as usize + 1);
+    let items = items.iter().enumerate();
+    5 + items.map(|(index, item)| 2 + digits(index) + encoded_bytes(item)).sum::<usize>()
 }
 
 /// How many bytes a document takes in BSON.

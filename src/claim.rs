@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use mongodb::{
     Client, Collection,
-    bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
+    bson::{DateTime, Document, RawDocumentBuf, doc},
     error::Error,
-    options::{ReadConcern, WriteConcern},
+    options::WriteConcern,
 };
 
 use crate::{
     DocumentRef,
     clock::later,
     codes::{self, Verdict},
-    entry::{DeadReason, Entry, NotAnArray, Slot, read_outbox},
+    entry::{DeadReason, Entry},
     group::{Statement, Writes},
     outbox::new_random,
     write::Answer,
@@ -79,30 +79,6 @@ impl Claimer {
 
     fn collection(&self, document: &DocumentRef) -> Collection<RawDocumentBuf> {
         self.client.database(&document.namespace.db).collection(&document.namespace.coll)
-    }
-
-    /// Reads the outbox; none when the document is gone.
-    pub(crate) async fn read(
-        &self,
-        document: &DocumentRef,
-    ) -> Result<Option<Result<Vec<Slot>, NotAnArray>>, Error> {
-        let found = self
-            .collection(document)
-            .find_one(document.filter())
-            .projection(doc! { "outbox": 1 })
-            .read_concern(ReadConcern::local())
-            .selection_criteria(primary())
-            .await?;
-        let Some(raw) = found else { return Ok(None) };
-        let outbox = match raw.get("outbox") {
-            Ok(value) => value.map(Bson::try_from).transpose().map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        Ok(Some(match outbox {
-            Ok(outbox) => read_outbox(outbox.as_ref()),
-            // Bytes that are no BSON: the server would not have stored them.
-            Err(_) => Err(NotAnArray("bytes that cannot be read")),
-        }))
     }
 
     /// Claims these entries, as read, for the lease.

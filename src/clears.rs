@@ -1,40 +1,41 @@
-//! Clears go out in windows: whatever waits while the previous window is in flight makes the next one.
-//!
-//! No timer: a lone clear goes at once. A window is one unordered `update` command per collection.
+//! Clears go out in windows, as [`lane`](crate::lane) makes them: one unordered `update` command per collection.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use backon::{ExponentialBuilder, Retryable};
+use futures::future::join_all;
 use metrics::Counter;
 use mongodb::{
-    Client, Database,
+    Client, Database, Namespace,
     bson::{Document, Uuid, doc},
     error::Error,
 };
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use serde::Serialize;
+use tokio::sync::oneshot;
 
 use crate::{
     claim::{Claim, clear_statement, primary},
+    codec,
     codes::{self, Verdict},
-    group::recv_more,
+    lane::Lane,
 };
 
 /// The server's own bound on the statements of one command is far above this.
 const WINDOW: usize = 1_000;
-/// Windows under way at a time.
-const IN_FLIGHT: usize = 8;
 /// A window that takes longer has met a document that a transaction holds.
 const LONGEST_MILLIS: i64 = 1_000;
 
-/// Sends clears; clones share one queue.
+/// Sends clears; clones share one lane.
 #[derive(Debug, Clone)]
 pub(crate) struct Clears {
-    queue: mpsc::Sender<Request>,
+    client: Client,
+    lost: Counter,
+    lane: Lane<Request>,
 }
 
 #[derive(Debug)]
 struct Request {
-    namespace: mongodb::Namespace,
+    namespace: Namespace,
     statement: Document,
     done: oneshot::Sender<Result<bool, String>>,
 }
@@ -42,9 +43,21 @@ struct Request {
 impl Clears {
     /// Claims that turn out to be lost are counted where no caller can be told of them.
     pub(crate) fn start(client: Client, lost: Counter) -> Self {
-        let (queue, requests) = mpsc::channel(WINDOW);
-        tokio::spawn(run(client, requests, lost));
-        Self { queue }
+        let lane = {
+            let (client, lost) = (client.clone(), lost.clone());
+            Lane::start(WINDOW, move |requests: Vec<Request>| {
+                let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
+                for request in requests {
+                    collections.entry(request.namespace.to_string()).or_default().push(request);
+                }
+                let (client, lost) = (client.clone(), lost.clone());
+                async move {
+                    let windows = collections.into_values().map(|window| settle(&client, window, &lost));
+                    join_all(windows).await;
+                }
+            })
+        };
+        Self { client, lost, lane }
     }
 
     /// Removes these delivered entries where the claim still holds them; resolves once the server has done it. False when it
@@ -56,32 +69,16 @@ impl Clears {
         let (done, answer) = oneshot::channel();
         let statement = clear_statement(claim, ids);
         let request = Request { namespace: claim.document.namespace.clone(), statement, done };
-        self.queue.send(request).await.map_err(|_| "the clearing task has ended")?;
-        answer.await.map_err(|_| "the clearing task has ended")?
+        if let Some(_turn) = self.lane.turn_for_one() {
+            settle(&self.client, vec![request], &self.lost).await;
+        } else if !self.lane.join(request).await {
+            return Err(ENDED.into());
+        }
+        answer.await.map_err(|_| ENDED)?
     }
 }
 
-async fn run(client: Client, mut requests: mpsc::Receiver<Request>, lost: Counter) {
-    // A few windows side by side: one that waits for a locked document holds up its own requests alone.
-    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-    let mut window = Vec::with_capacity(WINDOW);
-    while requests.recv_many(&mut window, WINDOW).await > 0 {
-        recv_more(&mut requests, &mut window, WINDOW).await;
-        let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
-        for request in window.drain(..) {
-            collections.entry(request.namespace.to_string()).or_default().push(request);
-        }
-        for requests in collections.into_values() {
-            // Never closed.
-            let Ok(place) = in_flight.clone().acquire_owned().await else { return };
-            let (client, lost) = (client.clone(), lost.clone());
-            tokio::spawn(async move {
-                settle(&client, requests, &lost).await;
-                drop(place);
-            });
-        }
-    }
-}
+const ENDED: &str = "the clearing task has ended";
 
 /// Sends a window; where it has no answer as a whole, each of its statements by itself.
 async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
@@ -89,7 +86,7 @@ async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
     let database = client.database(&namespace.db);
     let (statements, waiting): (Vec<_>, Vec<_>) =
         requests.into_iter().map(|request| (request.statement, request.done)).unzip();
-    let answers = match send(&database, &namespace.coll, statements.clone()).await {
+    let answers = match send(&database, &namespace.coll, &statements).await {
         Ok(reply) => {
             let mut answers = read_reply(&reply, statements.len());
             match (lost_claims(&reply), &mut answers[..]) {
@@ -111,17 +108,17 @@ async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
         }
         Err(_) => {
             // A clear can be repeated at will: it matches ids and the claim.
-            let singly = statements.into_iter().map(|statement| {
+            let singly = statements.iter().map(|statement| {
                 let (database, collection) = (&database, &namespace.coll);
                 async move {
                     let tries = ExponentialBuilder::default().with_jitter().with_max_times(3);
-                    let send = || send(database, collection, vec![statement.clone()]);
+                    let send = || send(database, collection, std::slice::from_ref(statement));
                     let again = |error: &Error| codes::verdict(error) != Verdict::Refused;
                     let reply = send.retry(tries).when(again).await.map_err(|error| error.to_string())?;
                     read_reply(&reply, 1).pop().unwrap_or(Ok(true))
                 }
             });
-            futures::future::join_all(singly).await
+            join_all(singly).await
         }
     };
     for (done, answer) in waiting.into_iter().zip(answers) {
@@ -130,15 +127,28 @@ async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
     }
 }
 
-async fn send(database: &Database, collection: &str, statements: Vec<Document>) -> Result<Document, Error> {
-    let command = doc! {
-        "update": collection,
-        "updates": statements,
-        "ordered": false,
-        "writeConcern": { "w": 1 },
-        "maxTimeMS": LONGEST_MILLIS,
+/// The command of a window.
+#[derive(Serialize)]
+struct Update<'a> {
+    update: &'a str,
+    updates: &'a [Document],
+    ordered: bool,
+    #[serde(rename = "writeConcern")]
+    write_concern: Document,
+    #[serde(rename = "maxTimeMS")]
+    longest: i64,
+}
+
+async fn send(database: &Database, collection: &str, statements: &[Document]) -> Result<Document, Error> {
+    let command = Update {
+        update: collection,
+        updates: statements,
+        ordered: false,
+        write_concern: doc! { "w": 1 },
+        longest: LONGEST_MILLIS,
     };
-    database.run_command(command).selection_criteria(primary()).await
+    let command = codec::encode(&command).map_err(Error::custom)?;
+    database.run_raw_command(command).selection_criteria(primary()).await
 }
 
 /// How many statements found their document, and nothing in it that they would remove. The reply of a first send says so;

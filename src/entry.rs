@@ -121,11 +121,15 @@ pub struct NotAnArray(pub &'static str);
 
 /// Reads the value of a document's `outbox` field; an absent one is empty.
 pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
-    let elements = match outbox {
-        None => return Ok(Vec::new()),
-        Some(Bson::Array(elements)) => elements,
-        Some(other) => return Err(NotAnArray(type_name(other))),
-    };
+    match outbox {
+        None => Ok(Vec::new()),
+        Some(Bson::Array(elements)) => Ok(read_elements(elements)),
+        Some(other) => Err(NotAnArray(type_name(other))),
+    }
+}
+
+/// Reads the elements of an outbox.
+pub(crate) fn read_elements(elements: &[Bson]) -> Vec<Slot> {
     let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
     elements.iter().flat_map(ids_an_update_would_match).for_each(|id| *seen.entry(id).or_default() += 1);
     let unique = |id: &Uuid| seen.get(&id.bytes()[..]).copied() == Some(1);
@@ -139,7 +143,7 @@ pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
             Err(reason) => Slot::Unreadable(Unreadable { index, reason }),
         }
     });
-    Ok(slots.collect())
+    slots.collect()
 }
 
 /// The UUIDs by which the server's query `{id: X}` would find this element: its `id`, the members of an array

@@ -1,9 +1,9 @@
 //! Group commit: updates of concurrent savers and claimers go to the server together.
 //!
 //! # Flow
-//! An update joins a queue. Whatever waits while the previous batch is in flight makes the next one: one `update` command
-//! with a statement each, and one wait for the majority. No timer: an update that comes alone is sent alone and at once, by
-//! the task that brings it, as the driver sends any other.
+//! Whatever comes while the last batches are in flight makes the next one: one `update` command with a statement each, and one
+//! wait for the majority. No timer: an update that comes alone is sent alone and at once, by the task that brings it, as
+//! the driver sends any other.
 //!
 //! # Guarantees
 //! Each update has an answer of its own, as exact as if it had been sent alone:
@@ -25,34 +25,38 @@
 //! # Caveats
 //! An upsert needs the privilege `insert` besides `update`, although it inserts nothing. Without it every update goes alone.
 //!
-//! An update that takes long (a transaction holds its document) would hold up those of its batch: after
-//! [`PATIENCE`] the next batch goes out beside it, and after [`LONGEST`] its own is taken apart.
+//! An update that takes long (a transaction holds its document) holds up those of its batch: after [`LONGEST`] the batch is
+//! taken apart. The next ones overtake it before that.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     mem::ManuallyDrop,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::future::join_all;
 use mongodb::{
     Client, ClientSession, Collection, Namespace,
     bson::{Bson, Document, doc, oid::ObjectId},
     error::Error as DriverError,
     options::SessionOptions,
 };
+use serde::Serialize;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, oneshot},
+    sync::oneshot,
     time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
     claim::{MAJORITY_TIMEOUT, primary},
+    codec,
     codes::{self, Verdict},
+    lane::Lane,
     write::{self, Answer, WRITE_TIMEOUT},
 };
 
@@ -62,15 +66,6 @@ const MOST_STATEMENTS: usize = 1_000;
 const MOST_BYTES: usize = 12 << 20;
 /// An update larger than this goes alone: it would hold others up for longer than it could gain.
 const LARGE: usize = 64 << 10;
-/// Batches in flight at a time, when each is quick. With one alone, all savers would end up in step: all in their save while
-/// the broker idles, then all in their delivery while the database does.
-const LANES: usize = 2;
-/// Fewer updates than this are not shared out over several batches: a command and its wait have their own cost.
-const WORTH_A_TURN: usize = 8;
-/// After this long without an answer the next batch goes out beside those in flight.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// Batches in flight at a time, when each takes long.
-const MOST_IN_FLIGHT: usize = 32;
 /// A command that takes longer than this to execute has met a document that somebody holds.
 const LONGEST: Duration = Duration::from_secs(1);
 /// Beyond what the driver has ever counted to in a session of its own.
@@ -93,30 +88,48 @@ impl Statement {
         size(&self.filter) + size(&self.update) + self.array_filters.iter().map(size).sum::<usize>()
     }
 
-    /// As it stands in a command; see the guarantees for the upsert.
-    fn in_company(&self) -> Document {
-        let mut update = self.update.clone();
-        update.insert("$setOnInsert", doc! { "_id": ObjectId::new() });
-        let mut statement = doc! { "q": &self.filter, "u": update, "upsert": true };
-        if !self.array_filters.is_empty() {
-            statement.insert("arrayFilters", self.array_filters.clone());
-        }
-        statement
+    /// Has the server say where nothing matches, as the guarantees have it. Where it is sent alone, this does nothing.
+    fn tell_misses(&mut self) {
+        self.update.insert("$setOnInsert", doc! { "_id": ObjectId::new() });
+    }
+
+    fn in_company(&self) -> InCompany<'_> {
+        InCompany { q: &self.filter, u: &self.update, upsert: true, array_filters: &self.array_filters }
     }
 }
 
-/// How updates are sent; clones share one queue, which ends with the last of them.
+/// A statement as it stands in a command.
+#[derive(Serialize)]
+struct InCompany<'a> {
+    q: &'a Document,
+    u: &'a Document,
+    upsert: bool,
+    #[serde(rename = "arrayFilters", skip_serializing_if = "<[_]>::is_empty")]
+    array_filters: &'a [Document],
+}
+
+/// The command of a batch: written from what is at hand, nothing of it copied.
+#[derive(Serialize)]
+struct Update<'a> {
+    update: &'a str,
+    updates: Vec<InCompany<'a>>,
+    ordered: bool,
+    #[serde(rename = "txnNumber")]
+    number: i64,
+    #[serde(rename = "stmtIds")]
+    places: Vec<i32>,
+    #[serde(rename = "writeConcern")]
+    write_concern: Document,
+    #[serde(rename = "maxTimeMS")]
+    longest: i64,
+}
+
+/// How updates are sent; clones share one lane.
 #[derive(Debug, Clone)]
 pub(crate) struct Writes {
     client: Client,
     /// None where each goes alone.
-    queue: Option<Queue>,
-}
-
-#[derive(Debug, Clone)]
-struct Queue {
-    requests: mpsc::Sender<Request>,
-    lane: Arc<Lane>,
+    lane: Option<Lane<Request>>,
 }
 
 #[derive(Debug)]
@@ -129,129 +142,36 @@ struct Request {
 impl Writes {
     /// Each update alone.
     pub(crate) fn single(client: Client) -> Self {
-        Self { client, queue: None }
+        Self { client, lane: None }
     }
 
     /// Concurrent updates together. Must be called inside a tokio runtime; sends nothing by itself.
     pub(crate) fn grouped(client: Client) -> Self {
-        let (queue, requests) = mpsc::channel(MOST_STATEMENTS);
-        let lane = Arc::new(Lane::default());
-        tokio::spawn(run(Arc::new(Sender::new(client.clone())), lane.clone(), requests));
-        Self { client, queue: Some(Queue { requests: queue, lane }) }
+        let sender = Arc::new(Sender::new(client.clone()));
+        let lane = Lane::start(MOST_STATEMENTS, move |requests| {
+            let settled: Vec<_> =
+                batches(requests).into_iter().map(|batch| settle(sender.clone(), batch)).collect();
+            async { drop(join_all(settled).await) }
+        });
+        Self { client, lane: Some(lane) }
     }
 
-    /// Sends an update, with majority. One whose caller goes away while it waits is sent all the same.
-    pub(crate) async fn update(&self, statement: Statement) -> Answer {
+    /// Sends an update, with majority. Where its caller goes away meanwhile, it may be sent or not.
+    pub(crate) async fn update(&self, mut statement: Statement) -> Answer {
         let bytes = statement.bytes();
-        let Some(queue) = self.queue.as_ref().filter(|_| bytes <= LARGE) else {
+        let Some(lane) = self.lane.as_ref().filter(|_| bytes <= LARGE) else {
             return alone(&self.client, statement).await;
         };
-        if let Some(_turn) = queue.turn_for_one() {
+        if let Some(_turn) = lane.turn_for_one() {
             return alone(&self.client, statement).await;
         }
+        statement.tell_misses();
         let (answer, answered) = oneshot::channel();
         let ended = || Answer::Unknown(DriverError::custom("the task that groups updates has ended"));
-        if queue.requests.send(Request { statement, bytes, answer }).await.is_err() {
-            return ended();
+        match lane.join(Request { statement, bytes, answer }).await {
+            true => answered.await.unwrap_or_else(|_| ended()),
+            false => ended(),
         }
-        answered.await.unwrap_or_else(|_| ended())
-    }
-}
-
-impl Queue {
-    /// The turn, where nobody else wants it.
-    fn turn_for_one(&self) -> Option<Turn> {
-        let nobody_waits = self.requests.capacity() == self.requests.max_capacity();
-        if nobody_waits { self.lane.take_at_once() } else { None }
-    }
-}
-
-/// Whose turn it is to send: so many at a time, not counting those that have taken longer than [`PATIENCE`].
-#[derive(Debug, Default)]
-struct Lane {
-    state: Mutex<Flights>,
-    freed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Flights {
-    /// When each of them began.
-    since: Vec<Instant>,
-    /// Whether the last had company: then others are about to come, and one should not go ahead of them.
-    grouped: bool,
-    /// Whether somebody waits for a turn.
-    wanted: bool,
-}
-
-impl Flights {
-    /// How many more may go, or when the first of those under way has had its time.
-    fn free(&self) -> Result<usize, Instant> {
-        let now = Instant::now();
-        let young = self.since.iter().map(|since| *since + PATIENCE).filter(|late| *late > now);
-        match (LANES.saturating_sub(young.clone().count()), young.min()) {
-            (0, Some(late)) => Err(late),
-            (free, _) => Ok(free),
-        }
-    }
-}
-
-/// The right to send, until dropped.
-struct Turn {
-    lane: Arc<Lane>,
-    since: Instant,
-}
-
-impl Lane {
-    fn lock(&self) -> MutexGuard<'_, Flights> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(self: &Arc<Self>, flights: &mut Flights) -> Turn {
-        let since = Instant::now();
-        flights.since.push(since);
-        Turn { lane: self.clone(), since }
-    }
-
-    fn take_at_once(self: &Arc<Self>) -> Option<Turn> {
-        let mut flights = self.lock();
-        let free = flights.since.is_empty() && !flights.grouped && !flights.wanted;
-        free.then(|| self.begin(&mut flights))
-    }
-
-    /// Waits until there is a turn, and no longer than the patience with those who have them.
-    async fn wait(&self) {
-        loop {
-            let freed = self.freed.notified();
-            let late = {
-                let mut flights = self.lock();
-                let free = flights.free();
-                flights.wanted = free.is_err();
-                match free {
-                    Ok(_) => return,
-                    Err(late) => late,
-                }
-            };
-            // Free or late, the next round will tell.
-            let _ = timeout_at(late, freed).await;
-        }
-    }
-
-    /// Turns for so many: as many as are free, at least one, and no more than are worth it.
-    fn take(self: &Arc<Self>, count: usize) -> Vec<Turn> {
-        let mut flights = self.lock();
-        flights.grouped = count > 1;
-        let turns = flights.free().unwrap_or(1).min(count.div_ceil(WORTH_A_TURN)).max(1);
-        (0..turns).map(|_| self.begin(&mut flights)).collect()
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut flights = self.lane.lock();
-        if let Some(place) = flights.since.iter().position(|since| *since == self.since) {
-            flights.since.swap_remove(place);
-        }
-        self.lane.freed.notify_one();
     }
 }
 
@@ -270,44 +190,8 @@ struct Sender {
     forbidden: AtomicBool,
 }
 
-async fn run(sender: Arc<Sender>, lane: Arc<Lane>, mut requests: mpsc::Receiver<Request>) {
-    let places = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
-    let mut waiting = Vec::with_capacity(MOST_STATEMENTS);
-    while requests.recv_many(&mut waiting, MOST_STATEMENTS).await > 0 {
-        lane.wait().await;
-        recv_more(&mut requests, &mut waiting, MOST_STATEMENTS).await;
-        let turns = lane.take(waiting.len());
-        let share = waiting.len().div_ceil(turns.len());
-        for turn in turns {
-            // Never closed.
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            let batches = batches(waiting.drain(..share.min(waiting.len())));
-            let batches: Vec<_> = batches.into_iter().map(|batch| settle(sender.clone(), batch)).collect();
-            tokio::spawn(async move {
-                futures::future::join_all(batches).await;
-                drop((turn, place));
-            });
-        }
-    }
-}
-
-/// Adds whatever waits, and what comes of tasks that are about to run: those woken together by the answer to one batch would
-/// otherwise make a batch of the first alone, and all others wait for that.
-pub(crate) async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) {
-    let mut before = 0;
-    while taken.len() > before && taken.len() < most {
-        before = taken.len();
-        tokio::task::yield_now().await;
-        while taken.len() < most
-            && let Ok(item) = queue.try_recv()
-        {
-            taken.push(item);
-        }
-    }
-}
-
 /// By collection, each no larger than a command may be, in the order they came.
-fn batches(requests: impl Iterator<Item = Request>) -> Vec<Vec<Request>> {
+fn batches(requests: Vec<Request>) -> Vec<Vec<Request>> {
     let mut batches: Vec<Vec<Request>> = Vec::new();
     let mut filling: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for request in requests {
@@ -348,7 +232,7 @@ async fn send_alone(client: &Client, requests: Vec<Request>) {
         // Whoever asked may have gone.
         let _ = request.answer.send(alone(client, request.statement).await);
     });
-    futures::future::join_all(sent).await;
+    join_all(sent).await;
 }
 
 impl Sender {
@@ -498,22 +382,21 @@ impl Batch {
     }
 
     async fn send(&mut self, client: &Client, count: usize) -> Result<Document, DriverError> {
+        let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let open = || self.open.iter().take(count);
-        let statements: Vec<_> = open().map(|(_, request)| request.statement.in_company()).collect();
-        let places: Vec<_> = open().map(|(place, _)| *place).collect();
-        let timeout = i64::try_from(MAJORITY_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
-        let command = doc! {
-            "update": &self.namespace.coll,
-            "updates": statements,
-            "ordered": false,
-            "txnNumber": self.session.number,
-            "stmtIds": places,
-            "writeConcern": { "w": "majority", "wtimeout": timeout },
-            "maxTimeMS": i64::try_from(LONGEST.as_millis()).unwrap_or(i64::MAX),
+        let command = Update {
+            update: &self.namespace.coll,
+            updates: open().map(|(_, request)| request.statement.in_company()).collect(),
+            ordered: false,
+            number: self.session.number,
+            places: open().map(|(place, _)| *place).collect(),
+            write_concern: doc! { "w": "majority", "wtimeout": millis(MAJORITY_TIMEOUT) },
+            longest: millis(LONGEST),
         };
+        let command = codec::encode(&command).map_err(DriverError::custom)?;
         let database = client.database(&self.namespace.db);
         let session = &mut *self.session.session;
-        database.run_command(command).session(session).selection_criteria(primary()).await
+        database.run_raw_command(command).session(session).selection_criteria(primary()).await
     }
 
     /// Answers those of the first statements that a clean reply decides; how many of them it leaves open.
@@ -597,14 +480,14 @@ mod tests {
 
     #[test]
     fn a_batch_is_of_one_collection_and_no_larger_than_a_command_may_be() {
-        let requests = [
+        let requests = vec![
             request("a.x", MOST_BYTES - 10),
             request("a.y", 1),
             request("a.x", 10),
             request("a.x", 1),
             request("a.y", 1),
         ];
-        let batches = batches(requests.into_iter());
+        let batches = batches(requests);
         let told: Vec<_> =
             batches.iter().map(|batch| (batch[0].statement.namespace.coll.as_str(), batch.len())).collect();
         assert_eq!(told, [("x", 2), ("y", 2), ("x", 1)]);

@@ -418,7 +418,7 @@ impl Shared {
         };
         let unknown = ids.iter().any(|id| known(*id).is_none());
         let read = match unknown {
-            true => self.processor.claimer().read(document).await,
+            true => self.processor.read(document).await,
             false => Ok(None),
         };
         let now = self.processor.clock().now().await.unwrap_or_else(|_unasked| DateTime::now());

@@ -45,6 +45,7 @@ use crate::{
     health::{Health, Vitals},
     metrics::{Metrics, Path},
     oversized::{Lease, Oversized},
+    reads::{Read, Reads},
     trace,
 };
 
@@ -145,6 +146,7 @@ pub trait Pace: Send + Sync + 'static {
 /// Processes documents: clones share one queue of clears.
 #[derive(Clone)]
 pub struct Processor {
+    reads: Reads,
     claimer: Claimer,
     clears: Clears,
     clock: ServerClock,
@@ -214,6 +216,7 @@ impl Processor {
         } = settings;
         Self {
             oversized: Oversized::new(&client, &state_database, lease),
+            reads: Reads::start(client.clone()),
             clears: Clears::start(client.clone(), metrics.claims_lost.clone()),
             claimer: Claimer {
                 writes: match group_commit {
@@ -289,6 +292,11 @@ impl Processor {
         available
     }
 
+    /// Reads a document's outbox.
+    pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Read, Error> {
+        self.reads.read(document).await
+    }
+
     pub(crate) fn claimer(&self) -> &Claimer {
         &self.claimer
     }
@@ -335,7 +343,7 @@ impl Processor {
                 return Ok(Processed::Unavailable);
             }
             let now = self.clock.now().await?;
-            let Some(outbox) = self.claimer.read(document).await? else {
+            let Some(outbox) = self.read(document).await? else {
                 return Ok(Processed::Gone);
             };
             let slots = match outbox {

@@ -34,14 +34,18 @@ fn table() -> Vec<Key> {
         keys::watch(),
         keys::unordered(),
         keys::dead_blocks(),
-        Key::new("concurrency", Kind::Integer(1..=4096), "At most this many documents are processed at a time.")
-            .with_default("32"),
+        Key::new(
+            "concurrency",
+            Kind::Integer(1..=4096),
+            "At most this many documents are processed at a time; with a rate, no more than a twentieth of it, or 32 where that is more.",
+        )
+        .with_default("256"),
         Key::new(
             "prefetch",
             Kind::Integer(1..=65535),
             "At most this many commands are taken from the broker and not yet acknowledged.",
         )
-        .with_default("128"),
+        .with_default("512"),
         Key::new("rate", Kind::Text(check_rate), "At most this many messages a second are delivered, as in 500/s.")
             .with_default(NO_RATE),
         Key::new(

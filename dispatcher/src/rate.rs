@@ -38,6 +38,8 @@ pub struct Rate(NonZeroU32);
 pub struct InvalidRate;
 
 const MOST: u32 = 1_000_000;
+/// So many documents may be processed at a time however low the rate is: one that takes long must not hold up all others.
+const FEW: usize = 32;
 
 impl Rate {
     /// So many messages in each second.
@@ -46,6 +48,12 @@ impl Rate {
     /// Zero, or more than a million.
     pub fn per_second(messages: u32) -> Result<Self, InvalidRate> {
         NonZeroU32::new(messages).filter(|messages| messages.get() <= MOST).map(Self).ok_or(InvalidRate)
+    }
+
+    /// How many documents may be processed at a time: what is on its way when MongoDB or the broker stalls goes out at once
+    /// afterwards.
+    pub(crate) fn abreast(self) -> usize {
+        (self.0.get() as usize / 20).max(FEW)
     }
 }
 

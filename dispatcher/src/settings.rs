@@ -27,12 +27,13 @@ pub struct DispatcherSettings {
     pub commands_queue: String,
     /// Whether exchange, queue and binding are made, looked for, or left alone. Default made.
     pub topology: TopologyMode,
-    /// At most this many documents are processed at a time. Default 32.
+    /// At most this many documents are processed at a time. Default 256: with RabbitMQ, those processed side by side share
+    /// their commands to MongoDB. With a `rate`, no more than a twentieth of it, or 32.
     pub concurrency: usize,
     /// At most this many messages a second are delivered, by this worker. Default as many as it can.
     pub rate: Option<Rate>,
     /// At most this many commands are taken and not yet settled: those processed, those that wait for their document, and
-    /// those kept for a moment. At least `concurrency`. Default 128.
+    /// those kept for a moment. At least `concurrency`. Default 512.
     pub prefetch: u16,
     /// A command is kept while what holds its document back ends within this time; at most half of `prefetch` wait
     /// like that. Default 5 s.
@@ -90,9 +91,9 @@ impl DispatcherSettings {
             commands_exchange: COMMANDS_EXCHANGE.into(),
             commands_queue: COMMANDS_QUEUE.into(),
             topology: TopologyMode::default(),
-            concurrency: 32,
+            concurrency: 256,
             rate: None,
-            prefetch: 128,
+            prefetch: 512,
             hold_within: Duration::from_secs(5),
             available_within: Duration::from_secs(60),
             keep_within: Duration::from_secs(300),
@@ -164,7 +165,7 @@ mod tests {
         let mut all = [settings(), settings(), settings(), settings(), settings()];
         all[0].watch.clear();
         all[1].concurrency = 0;
-        all[2].prefetch = 31;
+        all[2].prefetch = 255;
         all[3].keep_within = Duration::from_secs(1800);
         all[4].unordered = all[4].watch.clone();
         all[4].dead_blocks = vec!["shop.payments".parse().unwrap()];

@@ -43,7 +43,8 @@ pub(crate) struct Work {
     settings: DispatcherSettings,
     events: Events<DispatcherEvent>,
     turns: Turns,
-    /// Documents being processed.
+    /// How many documents may be processed at a time, and the places for them.
+    concurrency: usize,
     slots: Semaphore,
     /// Commands kept for a document that is due in a moment.
     holds: Semaphore,
@@ -70,7 +71,10 @@ enum End {
 impl Work {
     pub(crate) fn new(processor: Processor, settings: DispatcherSettings) -> Self {
         let stops = Stops::default();
-        let concurrency = settings.concurrency.min(Semaphore::MAX_PERMITS);
+        let concurrency = match settings.rate {
+            None => settings.concurrency.min(Semaphore::MAX_PERMITS),
+            Some(rate) => settings.concurrency.min(rate.abreast()),
+        };
         let limiter =
             settings.rate.map(|rate| Arc::new(Limiter::new(rate, concurrency, stops.intake.clone())));
         let processor = match &limiter {
@@ -82,6 +86,7 @@ impl Work {
             limiter,
             events: Events::default(),
             turns: Turns::default(),
+            concurrency,
             slots: Semaphore::new(concurrency),
             holds: Semaphore::new(usize::from(settings.prefetch / 2)),
             kept: AtomicUsize::new(0),
@@ -106,8 +111,12 @@ impl Work {
         self.processor.deliverer().is_available()
     }
 
+    pub(crate) fn concurrency(&self) -> usize {
+        self.concurrency
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
-        self.settings.concurrency.saturating_sub(self.slots.available_permits())
+        self.concurrency.saturating_sub(self.slots.available_permits())
     }
 
     pub(crate) fn kept(&self) -> usize {

@@ -39,12 +39,12 @@ pub use self::{
 };
 use crate::{
     Caps, Document, DocumentRef, Error, Inline, Outbox, Staged,
-    caps::document_bytes,
+    caps::{array_bytes, document_bytes},
     claim::{Claim, primary},
     clock::later,
     codec,
     codes::{self, Verdict},
-    entry::{ETAG, OUTBOX, Slot, read_outbox},
+    entry::{ETAG, OUTBOX, Slot, read_elements},
     group::Statement,
     inline::{Dispatch, Seat, Work},
     key::equal_to,
@@ -241,7 +241,7 @@ impl<T: Document> Store<T> {
         let mut prepared = self.prepare(&document, messages, held == 0).await?;
         let sent = match prepared.entries.is_empty() {
             true => 0,
-            false => document_bytes(&doc! { OUTBOX: prepared.entries.clone() }),
+            false => 2 + OUTBOX.len() + array_bytes(&prepared.entries),
         };
         let grown = |bytes: usize| {
             (bytes + now.as_bytes().len() + sent).saturating_sub(loaded.baseline.as_bytes().len())
@@ -637,9 +637,11 @@ impl Prepared {
 
 /// The entries among one's own that were written with this claim.
 fn claimed(entries: &[Bson], token: &str) -> Vec<crate::entry::Entry> {
-    let slots = read_outbox(Some(&Bson::Array(entries.to_vec()))).unwrap_or_default();
-    let entries = slots.iter().filter_map(Slot::entry);
-    entries.filter(|entry| entry.claimed_by.as_deref() == Some(token)).cloned().collect()
+    let entries = read_elements(entries).into_iter().filter_map(|slot| match slot {
+        Slot::Entry(entry) => Some(*entry),
+        Slot::Unreadable(_) => None,
+    });
+    entries.filter(|entry| entry.claimed_by.as_deref() == Some(token)).collect()
 }
 
 /// How many of these messages are not for later.

@@ -1,0 +1,163 @@
+//! Reading outboxes: documents that are processed side by side are read together.
+//!
+//! Batches as [`lane`](crate::lane) makes them: one `find` by `_id` for each collection. Answers are matched by the bytes of
+//! the `_id`. One that finds no match is read again alone, so that what MongoDB takes for equal counts: a document may be
+//! named by another type of number than it is stored with.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures::{TryStreamExt, future::join_all};
+use mongodb::{
+    Client, Collection, Namespace,
+    bson::{Bson, Document, RawDocumentBuf, doc},
+    error::Error,
+    options::ReadConcern,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    DocumentRef,
+    claim::primary,
+    codec,
+    codes::{self, Verdict},
+    entry::{NotAnArray, OUTBOX, Slot, read_outbox},
+    lane::Lane,
+};
+
+/// Documents of one `find`: the server returns so many at once.
+const MOST: u32 = 100;
+
+/// What is read of a document: none when it is gone.
+pub(crate) type Read = Option<Result<Vec<Slot>, NotAnArray>>;
+
+/// Reads outboxes; clones share one lane.
+#[derive(Debug, Clone)]
+pub(crate) struct Reads {
+    client: Client,
+    lane: Lane<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    document: DocumentRef,
+    answer: oneshot::Sender<Result<Read, Error>>,
+}
+
+impl Reads {
+    /// Must be called inside a tokio runtime; sends nothing by itself.
+    pub(crate) fn start(client: Client) -> Self {
+        let reader = client.clone();
+        let lane = Lane::start(MOST as usize, move |requests: Vec<Request>| {
+            let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
+            for request in requests {
+                collections.entry(request.document.namespace.to_string()).or_default().push(request);
+            }
+            let client = reader.clone();
+            async move {
+                join_all(collections.into_values().map(|batch| settle(&client, batch))).await;
+            }
+        });
+        Self { client, lane }
+    }
+
+    /// Reads an outbox, from the primary, as it stands there.
+    pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Read, Error> {
+        if !can_be_listed(document) {
+            return alone(&self.client, document).await;
+        }
+        if let Some(_turn) = self.lane.turn_for_one() {
+            return alone(&self.client, document).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        let ended = || Error::custom("the task that reads outboxes has ended");
+        match self.lane.join(Request { document: document.clone(), answer }).await {
+            true => answered.await.unwrap_or_else(|_| Err(ended())),
+            false => Err(ended()),
+        }
+    }
+}
+
+/// Whether the `_id` names it, and can stand in a list without being read as an expression.
+fn can_be_listed(document: &DocumentRef) -> bool {
+    document.key.len() == 1 && !matches!(document.id(), Bson::Document(_) | Bson::RegularExpression(_))
+}
+
+fn collection(client: &Client, namespace: &Namespace) -> Collection<RawDocumentBuf> {
+    client.database(&namespace.db).collection(&namespace.coll)
+}
+
+async fn alone(client: &Client, document: &DocumentRef) -> Result<Read, Error> {
+    let found = collection(client, &document.namespace)
+        .find_one(document.filter())
+        .projection(doc! { OUTBOX: 1 })
+        .read_concern(ReadConcern::local())
+        .selection_criteria(primary())
+        .await?;
+    Ok(found.as_ref().map(outbox))
+}
+
+async fn settle(client: &Client, batch: Vec<Request>) {
+    let found = match batch.as_slice() {
+        [first, _, ..] => match together(client, &first.document.namespace, &batch).await {
+            // Something of one of them; each has the right to its own error.
+            Err(error) if codes::verdict(&error) == Verdict::Refused => Ok(HashMap::new()),
+            found => found,
+        },
+        _ => Ok(HashMap::new()),
+    };
+    let answers = batch.into_iter().map(|Request { document, answer }| {
+        let found = match &found {
+            Ok(found) => Ok(found.get(&bytes(document.id()))),
+            Err(error) => Err(error.clone()),
+        };
+        async move {
+            let read = match found {
+                Ok(Some(raw)) => Ok(Some(outbox(raw))),
+                Ok(None) => alone(client, &document).await,
+                Err(error) => Err(error),
+            };
+            // Whoever asked may have gone.
+            let _ = answer.send(read);
+        }
+    });
+    join_all(answers).await;
+}
+
+/// Documents, by the bytes of their `_id`.
+async fn together(
+    client: &Client,
+    namespace: &Namespace,
+    batch: &[Request],
+) -> Result<HashMap<Vec<u8>, RawDocumentBuf>, Error> {
+    let ids: Vec<_> = batch.iter().map(|request| request.document.id().clone()).collect();
+    let mut found = collection(client, namespace)
+        .find(doc! { "_id": { "$in": ids } })
+        .projection(doc! { OUTBOX: 1 })
+        .batch_size(MOST)
+        .read_concern(ReadConcern::local())
+        .selection_criteria(primary())
+        .await?;
+    let mut documents = HashMap::with_capacity(batch.len());
+    while let Some(document) = found.try_next().await? {
+        if let Ok(Some(id)) = document.get("_id")
+            && let Ok(id) = Bson::try_from(id)
+        {
+            documents.insert(bytes(&id), document);
+        }
+    }
+    Ok(documents)
+}
+
+/// Equal for values of equal type and bytes.
+fn bytes(id: &Bson) -> Vec<u8> {
+    let document: Document = doc! { "": id };
+    codec::encode_document(&document).unwrap_or_default()
+}
+
+fn outbox(document: &RawDocumentBuf) -> Result<Vec<Slot>, NotAnArray> {
+    // Bytes that are no BSON: the server would not have stored them.
+    let unreadable = |_| NotAnArray("bytes that cannot be read");
+    let value = document.get(OUTBOX).map_err(unreadable)?;
+    let value = value.map(Bson::try_from).transpose().map_err(unreadable)?;
+    read_outbox(value.as_ref())
+}
