@@ -12,7 +12,7 @@ use std::{
 use document_outbox::clock::ServerClock;
 use mongodb::{
     Client, Collection, Namespace,
-    bson::{DateTime, RawDocumentBuf, Timestamp},
+    bson::{DateTime, RawDocumentBuf, Timestamp, doc},
     error::Error,
     options::{CollectionOptions, ReadPreference, SelectionCriteria},
 };
@@ -159,6 +159,14 @@ impl Context {
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .build();
         self.client.database(&namespace.db).collection_with_options(&namespace.coll, primary)
+    }
+
+    /// The cluster time up to which the primary has everything; none where it tells none.
+    pub(crate) async fn cluster_time(&self) -> Result<Option<Timestamp>, Error> {
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let admin = self.client.database("admin");
+        let reply = admin.run_command(doc! { "ping": 1 }).selection_criteria(primary).await?;
+        Ok(reply.get_timestamp("operationTime").ok())
     }
 
     /// Server time; `None` when told to stop before it could be asked.

@@ -24,7 +24,8 @@ use crate::{
     change::Filled,
     context::Context,
     event::{RescueEvent, StartedFrom},
-    fault, page,
+    fault,
+    page::{self, Settled},
     position::{Mark, Saved},
     stream::{Ended, Item, Reader},
 };
@@ -46,6 +47,7 @@ pub(crate) struct Follower<'a> {
     items: mpsc::Receiver<Item>,
     /// Taken from the reader, but not old enough when a page was closed.
     next: Option<Box<Filled>>,
+    settled: Settled,
     /// Everything before it was dealt with; set while that isn't saved.
     unsaved: Option<Mark>,
     saved: Instant,
@@ -60,7 +62,8 @@ pub(crate) async fn follow(
     let (out, items) = mpsc::channel(context.settings.page_size);
     let reader = tokio::spawn(Reader::new(context.clone(), out, mark, from).run());
     let saved = Instant::now();
-    let follower = Follower { context, items, next: None, unsaved: None, saved };
+    let settled = Settled::default();
+    let follower = Follower { context, items, next: None, settled, unsaved: None, saved };
     // When this fails, the reader finds nobody there to hand on to, and ends.
     follower.run().await?;
     match reader.await {
@@ -171,7 +174,7 @@ impl Follower<'_> {
                 Err(_) => break,
             }
         }
-        let done = page::check(self.context, page, due).await?;
+        let done = page::check(self.context, &mut self.settled, page, due).await?;
         if done {
             self.unsaved = Some(mark);
         }

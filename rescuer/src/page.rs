@@ -4,7 +4,11 @@
 use std::collections::HashMap;
 
 use document_outbox::{DocumentRef, command::Reason};
-use mongodb::{Namespace, bson::DateTime, error::Error};
+use mongodb::{
+    Namespace,
+    bson::{Bson, DateTime, RawDocument, Timestamp},
+    error::Error,
+};
 
 use crate::{
     RescuerError,
@@ -13,27 +17,45 @@ use crate::{
     context::Context,
     event::RescueEvent,
     look::{any_of, look, projection},
+    queued::hash,
     verdict::Moment,
 };
+
+/// From this many changes on, a page is worth asking for the time of the look-up.
+const FULL: usize = 100;
 
 /// Checks a page, the first change of which was `due` then; `false` when told to stop before everything it needed was
 /// confirmed.
 pub(crate) async fn check(
     context: &Context,
+    settled: &mut Settled,
     changes: Vec<Filled>,
     due: DateTime,
 ) -> Result<bool, RescuerError> {
-    let (count, mut documents, mut wanted) = (changes.len(), 0, Vec::new());
-    for (namespace, refs) in by_collection(changes) {
-        documents += refs.len();
+    let (count, mut wanted) = (changes.len(), Vec::new());
+    let changed = by_document(changes);
+    let documents = changed.len();
+    let collections = by_collection(changed.into_iter().filter(|(key, change)| !settled.covers(key, change)));
+    // Asked before anything is looked up: everything until then is seen.
+    let time = match count < FULL || collections.is_empty() {
+        true => None,
+        false => match context.insist("ask MongoDB for its cluster time", || context.cluster_time()).await? {
+            Some(time) => time,
+            None => return Ok(false),
+        },
+    };
+    for (namespace, refs) in collections {
         let Some(now) = context.now().await? else {
             return Ok(false);
         };
         let moment = Moment::following(now, context.plan.delay);
         let find = || find(context, &namespace, &refs, moment);
-        match context.insist("look documents of a change up", find).await? {
-            Some(found) => wanted.extend(found),
-            None => return Ok(false),
+        let Some(found) = context.insist("look documents of a change up", find).await? else {
+            return Ok(false);
+        };
+        wanted.extend(found.wanted);
+        if let Some(time) = time {
+            found.empty.iter().for_each(|key| settled.note(key, time));
         }
     }
     context.count_inline(wanted.len(), documents);
@@ -46,17 +68,54 @@ pub(crate) async fn check(
     Ok(true)
 }
 
-/// Each document once, however many changes it had.
-fn by_collection(changes: Vec<Filled>) -> HashMap<Namespace, Vec<DocumentRef>> {
-    let mut documents: HashMap<Vec<u8>, DocumentRef> = HashMap::new();
-    for change in changes {
-        documents.entry(change.document.map_key()).or_insert(change.document);
-    }
+/// The last change of each document.
+fn by_document(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
+    changes.into_iter().map(|change| (change.document.map_key(), change)).collect()
+}
+
+fn by_collection(
+    changes: impl Iterator<Item = (Vec<u8>, Filled)>,
+) -> HashMap<Namespace, Vec<DocumentRef>> {
     let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
-    for document in documents.into_values() {
-        collections.entry(document.namespace.clone()).or_default().push(document);
+    for (_, Filled { document, .. }) in changes {
+        match collections.get_mut(&document.namespace) {
+            Some(documents) => documents.push(document),
+            None => _ = collections.insert(document.namespace.clone(), vec![document]),
+        }
     }
     collections
+}
+
+/// Documents that were found with an empty outbox, and the cluster time by which they were: what they changed until then needs
+/// no second look. So a document that changed many times in a backlog is looked up once, and not once in every page.
+///
+/// Forgetting costs another look and nothing else, so it is bounded. Two documents whose hashes are equal would hide each
+/// other's changes from the stream, though not from the sweep.
+#[derive(Debug, Default)]
+pub(crate) struct Settled(HashMap<u64, Timestamp>);
+
+/// At some 40 bytes each.
+const MOST_SETTLED: usize = 100_000;
+
+impl Settled {
+    fn covers(&self, key: &[u8], change: &Filled) -> bool {
+        let time = self.0.get(&hash(&key));
+        time.zip(change.mark.cluster_time).is_some_and(|(time, change)| change <= *time)
+    }
+
+    fn note(&mut self, key: &[u8], time: Timestamp) {
+        if self.0.len() >= MOST_SETTLED {
+            self.0.clear();
+        }
+        self.0.insert(hash(&key), time);
+    }
+}
+
+/// What a look-up found.
+struct Found {
+    wanted: Vec<Wanted>,
+    /// The keys of those whose outbox is empty.
+    empty: Vec<Vec<u8>>,
 }
 
 async fn find(
@@ -64,18 +123,34 @@ async fn find(
     namespace: &Namespace,
     documents: &[DocumentRef],
     moment: Moment,
-) -> Result<Vec<Wanted>, Error> {
+) -> Result<Found, Error> {
     let mut cursor = context.collection(namespace).find(any_of(documents)).projection(projection()).await?;
-    let mut wanted = Vec::new();
+    let (mut wanted, mut empty) = (Vec::new(), Vec::new());
     while cursor.advance().await? {
-        wanted.extend(look(context, namespace, cursor.current(), moment));
+        let document = cursor.current();
+        match id_of_empty(document) {
+            Some(id) => empty.push(DocumentRef::by_id(namespace.clone(), id).map_key()),
+            None => wanted.extend(look(context, namespace, document, moment)),
+        }
     }
-    Ok(with_keys(wanted, documents))
+    Ok(Found { wanted: with_keys(wanted, documents), empty })
+}
+
+/// The `_id` of a document whose outbox is an empty array.
+fn id_of_empty(document: &RawDocument) -> Option<Bson> {
+    /// Its length, and the byte that ends it.
+    const BYTES: usize = 5;
+    let outbox = document.get_array("outbox").ok()?;
+    let id = document.get("_id").ok()??;
+    (outbox.as_bytes().len() == BYTES).then(|| id.try_into().ok()).flatten()
 }
 
 /// Gives each document the key that its change named: on a sharded collection it holds more than the `_id`, and several
 /// documents can have one `_id`.
 fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
+    if wanted.is_empty() {
+        return wanted;
+    }
     let mut keys: HashMap<Vec<u8>, Vec<&DocumentRef>> = HashMap::new();
     for document in documents {
         let by_id = DocumentRef::by_id(document.namespace.clone(), document.id().clone());
@@ -90,4 +165,54 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
         None => vec![wanted],
     };
     wanted.into_iter().flat_map(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{RawDocumentBuf, doc};
+
+    use super::*;
+    use crate::position::Mark;
+
+    fn change(id: i32, time: Option<u32>) -> (Vec<u8>, Filled) {
+        let document = DocumentRef::by_id(Namespace::new("shop", "orders"), id);
+        let cluster_time = time.map(|time| Timestamp { time, increment: 1 });
+        let mark = Mark { token: None, cluster_time };
+        (document.map_key(), Filled { document, at: DateTime::from_millis(0), mark })
+    }
+
+    #[test]
+    fn what_a_document_changed_until_it_was_found_empty_needs_no_second_look() {
+        let mut settled = Settled::default();
+        let covers = |settled: &Settled, id, time| {
+            let (key, change) = change(id, time);
+            settled.covers(&key, &change)
+        };
+        assert!(!covers(&settled, 1, Some(1)));
+        settled.note(&change(1, None).0, Timestamp { time: 7, increment: 1 });
+        assert!(covers(&settled, 1, Some(6)) && covers(&settled, 1, Some(7)));
+        assert!(!covers(&settled, 1, Some(8)), "it has changed since");
+        assert!(!covers(&settled, 1, None), "nobody knows when");
+        assert!(!covers(&settled, 2, Some(6)));
+    }
+
+    #[test]
+    fn the_memory_of_empty_documents_is_bounded() {
+        let mut settled = Settled::default();
+        for number in 0..3 * MOST_SETTLED {
+            settled.note(&number.to_le_bytes(), Timestamp { time: 7, increment: 1 });
+        }
+        assert!(settled.0.len() <= MOST_SETTLED);
+    }
+
+    #[test]
+    fn only_an_empty_array_is_an_empty_outbox() {
+        let id = |document| id_of_empty(&RawDocumentBuf::try_from(&document).unwrap());
+        assert_eq!(id(doc! { "_id": 7, "outbox": [] }), Some(7.into()));
+        for outbox in [doc! { "outbox": [{}] }, doc! { "outbox": null }, doc! { "outbox": {} }, doc! {}] {
+            let mut document = doc! { "_id": 7 };
+            document.extend(outbox);
+            assert_eq!(id(document), None);
+        }
+    }
 }

@@ -23,7 +23,7 @@ use mongodb::{
     error::Error,
     options::ChangeStreamOptions,
 };
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
     change::{Change, Filled, RawChange},
@@ -272,6 +272,11 @@ impl Reader {
 
     /// Hands on, unless that takes longer than the cursor may be left alone.
     async fn offer(&self, item: Item) -> Offered {
+        let item = match self.out.try_send(item) {
+            Ok(()) => return Offered::Taken,
+            Err(TrySendError::Closed(_)) => return Offered::Stopped,
+            Err(TrySendError::Full(item)) => item,
+        };
         let limit = tokio::time::sleep(self.context.settings.cursor_idle_limit);
         tokio::select! {
             permit = self.out.reserve() => match permit {

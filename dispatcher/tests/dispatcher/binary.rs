@@ -224,7 +224,7 @@ async fn two_dispatchers_share_the_work_and_one_goes_on_when_the_other_is_killed
 /// SIGTERM: commands in hand are finished or given back, claims are released, within the grace; nothing is lost or repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dispatcher_that_is_told_to_stop_under_load_leaves_nothing_claimed_lost_or_repeated() {
-    const DOCUMENTS: i64 = 200;
+    const DOCUMENTS: i64 = 1_000;
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     scene.strand(documents("o", DOCUMENTS)).await;

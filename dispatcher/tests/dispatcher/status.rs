@@ -180,7 +180,7 @@ async fn the_status_tells_what_is_in_hand_and_why_it_is_not_ready() {
     scene.command("delivered").await;
     recorder.wait_tried(1).await;
     let busy = worker.running.status().snapshot();
-    assert_eq!((busy.in_flight, busy.kept, busy.concurrency, busy.prefetch), (1, 0, 32, 128));
+    assert_eq!((busy.in_flight, busy.kept, busy.concurrency, busy.prefetch), (1, 0, 32, 512));
     recorder.set_available(false);
     scene.command("kept").await;
     let unavailable = until(&worker.running, |status| status.kept == 1).await;
