@@ -47,6 +47,11 @@ pub(crate) enum Change {
 }
 
 impl RawChange {
+    /// Whether it is about the stream itself, and not about a document.
+    pub(crate) fn is_of_stream(&self) -> bool {
+        self.operation_type.is_some()
+    }
+
     pub(crate) fn read(self) -> Change {
         let document = self.document();
         let cluster_time = token::cluster_time(&self.token);

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     RescuerError,
-    change::Filled,
+    change::{Change, Filled},
     context::Context,
     event::{RescueEvent, StartedFrom},
     fault,
@@ -84,11 +84,11 @@ impl Follower<'_> {
             match self.take().await {
                 Taken::Nothing => {}
                 Taken::End => break,
-                Taken::Item(Item::Passed(mark)) => {
+                Taken::Passed(mark) => {
                     self.context.report.head(None);
                     self.unsaved = Some(mark);
                 }
-                Taken::Item(Item::Filled(filled)) => {
+                Taken::Filled(filled) => {
                     if !self.hold(&filled).await? || !self.deal_with_page(*filled).await? {
                         break;
                     }
@@ -101,7 +101,7 @@ impl Follower<'_> {
     /// The next item; nothing when a position has to be saved first.
     async fn take(&mut self) -> Taken {
         if let Some(filled) = self.next.take() {
-            return Taken::Item(Item::Filled(filled));
+            return Taken::Filled(filled);
         }
         let interval = self.context.settings.busy_save_interval;
         let due = match self.unsaved {
@@ -111,7 +111,7 @@ impl Follower<'_> {
         tokio::select! {
             biased;
             () = self.context.stop.cancelled() => Taken::End,
-            item = self.items.recv() => item.map_or(Taken::End, Taken::Item),
+            item = self.items.recv() => item.map_or(Taken::End, Taken::from),
             () = tokio::time::sleep(due) => Taken::Nothing,
         }
     }
@@ -161,17 +161,17 @@ impl Follower<'_> {
         let mut mark = first.mark.clone();
         let mut page = vec![first];
         while page.len() < self.context.settings.page_size {
-            match self.items.try_recv() {
-                Ok(Item::Passed(passed)) => mark = passed,
-                Ok(Item::Filled(filled)) if self.due(&filled) <= now => {
+            match self.items.try_recv().map_or(Taken::Nothing, Taken::from) {
+                Taken::Passed(passed) => mark = passed,
+                Taken::Filled(filled) if self.due(&filled) <= now => {
                     mark = filled.mark.clone();
                     page.push(*filled);
                 }
-                Ok(Item::Filled(filled)) => {
+                Taken::Filled(filled) => {
                     self.next = Some(filled);
                     break;
                 }
-                Err(_) => break,
+                Taken::Nothing | Taken::End => break,
             }
         }
         let done = page::check(self.context, &mut self.settled, page, due).await?;
@@ -230,7 +230,27 @@ impl Follower<'_> {
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 enum Taken {
-    Item(Item),
+    Filled(Box<Filled>),
+    Passed(Mark),
     Nothing,
     End,
+}
+
+impl From<Item> for Taken {
+    fn from(item: Item) -> Self {
+        let change = match item {
+            Item::Passed(mark) => return Self::Passed(mark),
+            Item::Changed(change) => change.read(),
+        };
+        match change {
+            Change::Filled(filled) => Self::Filled(filled),
+            Change::Nameless(mark) => {
+                tracing::warn!(
+                    "a change names no document that can be named in a command; it is left to the sweep"
+                );
+                Self::Passed(mark)
+            }
+            Change::Invalidate(mark) | Change::Renamed(mark) => Self::Passed(mark),
+        }
+    }
 }

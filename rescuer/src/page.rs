@@ -73,9 +73,7 @@ fn by_document(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
     changes.into_iter().map(|change| (change.document.map_key(), change)).collect()
 }
 
-fn by_collection(
-    changes: impl Iterator<Item = (Vec<u8>, Filled)>,
-) -> HashMap<Namespace, Vec<DocumentRef>> {
+fn by_collection(changes: impl Iterator<Item = (Vec<u8>, Filled)>) -> HashMap<Namespace, Vec<DocumentRef>> {
     let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
     for (_, Filled { document, .. }) in changes {
         match collections.get_mut(&document.namespace) {

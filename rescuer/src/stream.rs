@@ -26,7 +26,7 @@ use mongodb::{
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
-    change::{Change, Filled, RawChange},
+    change::{Change, RawChange},
     commands::Pauses,
     context::{Context, FullSweep},
     event::{ReopenCause, RescueEvent, StartedFrom},
@@ -46,7 +46,8 @@ const REFUSALS: u32 = 3;
 /// What the stream shows, in order.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Filled(Box<Filled>),
+    /// A document was changed. Not yet read: the server waits for its reader, and shall not wait for that as well.
+    Changed(Box<RawChange>),
     /// Nothing that matters lies before this.
     Passed(Mark),
 }
@@ -198,6 +199,12 @@ impl Reader {
 
     /// Reads one cursor to its end.
     async fn read(&mut self, mut stream: ChangeStream<RawChange>, pauses: &mut Pauses) -> Cut {
+        let cut = self.read_on(&mut stream, pauses).await;
+        self.set_mark(stream.resume_token());
+        cut
+    }
+
+    async fn read_on(&mut self, stream: &mut ChangeStream<RawChange>, pauses: &mut Pauses) -> Cut {
         let mut asked = false;
         while !self.told_to_stop() {
             let next = match stream.next_if_any().await {
@@ -215,34 +222,30 @@ impl Reader {
                 self.context.report.metrics.events.increment(1);
                 self.context.report.moved();
             }
-            let item = match next.map(RawChange::read) {
-                Some(Change::Filled(filled)) => Item::Filled(filled),
-                Some(Change::Renamed(mark)) => {
-                    tracing::info!("a collection was renamed to one that is watched; sweeping");
-                    FullSweep::request_twice(&self.context);
-                    Item::Passed(mark)
-                }
-                Some(Change::Nameless(mark)) => {
-                    tracing::warn!(
-                        "a change names no document that can be named in a command; it is left to the sweep"
-                    );
-                    Item::Passed(mark)
-                }
-                Some(Change::Invalidate(mark)) => {
-                    self.mark = mark.clone();
-                    return match self.offer(Item::Passed(mark)).await {
-                        Offered::Taken => Cut::Invalidated,
-                        Offered::Held(item) => Cut::Held(item),
-                        Offered::Stopped => Cut::Stopped,
-                    };
-                }
+            let item = match next {
+                Some(change) if change.is_of_stream() => match change.read() {
+                    Change::Renamed(mark) => {
+                        tracing::info!("a collection was renamed to one that is watched; sweeping");
+                        FullSweep::request_twice(&self.context);
+                        Item::Passed(mark)
+                    }
+                    Change::Invalidate(mark) => {
+                        return match self.offer(Item::Passed(mark)).await {
+                            Offered::Taken => Cut::Invalidated,
+                            Offered::Held(item) => Cut::Held(item),
+                            Offered::Stopped => Cut::Stopped,
+                        };
+                    }
+                    Change::Filled(filled) => Item::Passed(filled.mark),
+                    Change::Nameless(mark) => Item::Passed(mark),
+                },
+                Some(change) => Item::Changed(Box::new(change)),
                 None if !stream.is_alive() => return Cut::Ended,
                 None => {
                     self.pass_idle(stream.resume_token());
                     continue;
                 }
             };
-            self.mark = item.mark().clone();
             match self.offer(item).await {
                 Offered::Taken => self.idle_since = Instant::now(),
                 Offered::Held(item) => return Cut::Held(item),
@@ -252,15 +255,23 @@ impl Reader {
         Cut::Stopped
     }
 
-    /// The token of a stream that shows nothing moves on all the same; were it not saved, resuming would read everything
-    /// again that others wrote since.
-    fn pass_idle(&mut self, token: Option<ResumeToken>) {
+    /// The position is behind this token from now on; false when it was before.
+    fn set_mark(&mut self, token: Option<ResumeToken>) -> bool {
         let Some(token) = token.filter(|token| Some(token) != self.mark.token.as_ref()) else {
-            return;
+            return false;
         };
         // An unreadable token keeps the earlier time, which is a low-water mark still.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
         self.mark = Mark { token: Some(token), cluster_time };
+        true
+    }
+
+    /// The token of a stream that shows nothing moves on all the same; were it not saved, resuming would read everything
+    /// again that others wrote since.
+    fn pass_idle(&mut self, token: Option<ResumeToken>) {
+        if !self.set_mark(token) {
+            return;
+        }
         self.context.report.moved();
         let all_taken = self.out.capacity() == self.out.max_capacity();
         if all_taken && self.idle_since.elapsed() >= self.context.settings.idle_save_interval {
@@ -307,13 +318,4 @@ enum Offered {
     Taken,
     Held(Item),
     Stopped,
-}
-
-impl Item {
-    fn mark(&self) -> &Mark {
-        match self {
-            Self::Filled(filled) => &filled.mark,
-            Self::Passed(mark) => mark,
-        }
-    }
 }
