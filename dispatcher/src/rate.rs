@@ -38,6 +38,9 @@ pub struct Rate(NonZeroU32);
 pub struct InvalidRate;
 
 const MOST: u32 = 1_000_000;
+/// Whoever has to wait waits for this long at least, and then those behind find what was saved up meanwhile: so they go
+/// together, and share their commands to MongoDB. Half of what may be saved up, since a sleep can be late.
+const TICK: Duration = Duration::from_millis(10);
 /// So many documents may be processed at a time however low the rate is: one that takes long must not hold up all others.
 const FEW: usize = 32;
 
@@ -124,7 +127,7 @@ impl Limiter {
     async fn one(&self) {
         let _next = self.line.lock().await;
         while let Err(early) = self.bucket.check() {
-            sleep(early.wait_time_from(self.clock.now())).await;
+            sleep(early.wait_time_from(self.clock.now()).max(TICK)).await;
         }
     }
 }

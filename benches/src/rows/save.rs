@@ -1,9 +1,10 @@
-//! A save by itself: how much longer than the driver's own write of the same bytes.
+//! A save by itself: how much longer than the driver's own write of the same bytes. And what an update that waits for nothing
+//! costs the write that follows: that is what the clear of one save costs the next.
 
 use std::time::{Duration, Instant};
 
 use document_outbox::{Mode, event::Event};
-use mongodb::bson::doc;
+use mongodb::{bson::doc, options::WriteConcern};
 use tokio::sync::broadcast;
 
 use super::savers::{Ours, Saver};
@@ -23,12 +24,13 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let store = bed.orders(&inline, "save_ours", count, 2_000).await?;
     let raw = bed.raw_orders("save_raw", count, 2_000).await?.clone_with_type::<Stored>();
     let mut stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), 2_000), 1)).collect();
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut behind) = (Vec::new(), Vec::new(), Vec::new());
+    let mut updates = Vec::new();
     // The first block is for warming up.
     for block in 0..=bed.scale.blocks {
         let mut team = Ours::team(bed, &store, count, 1).await?;
         let mut events = inline.events().subscribe();
-        let (mut saves, mut writes) = (Vec::new(), Vec::new());
+        let (mut saves, mut writes, mut writes_behind) = (Vec::new(), Vec::new(), Vec::new());
         for (saver, stored) in team.iter_mut().zip(&mut stored) {
             let began = Instant::now();
             saver.save(0).await?;
@@ -41,16 +43,32 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
             raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
             writes.push(began.elapsed().as_secs_f64());
             tokio::time::sleep(Duration::from_millis(3)).await;
+            let began = Instant::now();
+            let cleared = doc! { "$inc": { "cleared": 1 } };
+            let waits_for_nothing = WriteConcern::nodes(1);
+            raw.update_one(doc! { "_id": &stored.id }, cleared).write_concern(waits_for_nothing).await?;
+            updates.push(began.elapsed().as_secs_f64());
+            stored.change();
+            let began = Instant::now();
+            raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
+            writes_behind.push(began.elapsed().as_secs_f64());
+            tokio::time::sleep(Duration::from_millis(3)).await;
         }
         if block > 0 {
             ours.push(percentile(&saves, 50.0) * 1e3);
             theirs.push(percentile(&writes, 50.0) * 1e3);
+            behind.push(percentile(&writes_behind, 50.0) * 1e3);
         }
         bed.settled(&store.collection().clone_with_type()).await?;
     }
     let detail = format!("{:.2} ms, raw {:.2} ms", percentile(&ours, 50.0), percentile(&theirs, 50.0));
     let row = Row::new("save-latency", "save, 1 saver, p50", "raw replace_one of the same bytes");
     report.add(row.goal(Goal::AtMost(1.05)).values("×", &ratios(&ours, &theirs)).detail(detail));
+    let row =
+        Row::new("save-behind", "raw replace_one right behind an update with w: 1, p50", "raw replace_one");
+    let detail =
+        format!("{:.2} ms; the update {:.2} ms", percentile(&behind, 50.0), percentile(&updates, 50.0) * 1e3);
+    report.add(row.values("×", &ratios(&behind, &theirs)).detail(detail));
     Ok(())
 }
 

@@ -1,0 +1,130 @@
+//! Documents that are processed side by side are looked at together: each has the answer that it would have had alone.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use document_outbox::{
+    DocumentRef, Ordering,
+    clock::ServerClock,
+    process::{Processed, Processor, ProcessorSettings},
+};
+use futures::future::join_all;
+use mongodb::{
+    Client, Namespace,
+    bson::{Bson, DateTime, Decimal128, Document, Uuid, doc, oid::ObjectId},
+    event::{EventHandler, command::CommandEvent},
+    options::ClientOptions,
+};
+use support::{Recorder, TestDatabase, uri};
+use tokio_util::sync::CancellationToken;
+
+/// A processor, and how many `find` commands its client has sent.
+async fn processor(deliver: Recorder) -> (Processor, Arc<AtomicUsize>) {
+    let finds = Arc::new(AtomicUsize::new(0));
+    let counted = finds.clone();
+    let mut options = ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+    options.command_event_handler = Some(EventHandler::callback(move |event| {
+        if let CommandEvent::Started(started) = event
+            && started.command_name == "find"
+        {
+            counted.fetch_add(1, Relaxed);
+        }
+    }));
+    let client = Client::with_options(options).unwrap();
+    let clock = ServerClock::new(client.clone());
+    (Processor::new(client, clock, Arc::new(deliver), ProcessorSettings::default()), finds)
+}
+
+fn filled(id: impl Into<Bson>) -> Document {
+    let sent = DateTime::from_millis(DateTime::now().timestamp_millis() - 60_000);
+    let entry =
+        doc! { "id": Uuid::new(), "type": "t", "payload": {}, "created_at": sent, "available_at": sent };
+    doc! { "_id": id.into(), "outbox": [entry] }
+}
+
+async fn process(processor: &Processor, documents: &[DocumentRef]) -> Vec<Processed> {
+    let stop = CancellationToken::new();
+    let passes = documents.iter().map(|document| processor.process(document, Ordering::Ordered, &stop));
+    join_all(passes).await.into_iter().map(Result::unwrap).collect()
+}
+
+#[tokio::test]
+async fn whatever_the_type_of_id_each_document_is_found_and_none_is_taken_for_another() {
+    let test = TestDatabase::new().await;
+    let orders = test.orders();
+    let namespace = Namespace::new(test.database.name(), orders.name());
+    let ids = [
+        Bson::from("text"),
+        Bson::from("$odd.text"),
+        Bson::from(1),
+        Bson::from("1"),
+        Bson::from(true),
+        Bson::Null,
+        Bson::from(ObjectId::new()),
+        Bson::from(Uuid::new()),
+        Bson::from(DateTime::from_millis(1)),
+        Bson::from(doc! { "a": 1, "b": { "c": "d" } }),
+        Bson::Decimal128("2.5".parse::<Decimal128>().unwrap()),
+        Bson::MinKey,
+        Bson::MaxKey,
+    ];
+    orders.insert_many(ids.iter().map(|id| filled(id.clone()))).await.unwrap();
+    let recorder = Recorder::default();
+    let (processor, _) = processor(recorder.clone()).await;
+    let there = ids.iter().map(|id| DocumentRef::by_id(namespace.clone(), id.clone()));
+    let missing =
+        [Bson::from(2), Bson::from("other"), Bson::from(doc! { "a": 1 }), Bson::from(doc! { "$gt": 0 })];
+    let gone = missing.into_iter().map(|id| DocumentRef::by_id(namespace.clone(), id));
+    let documents: Vec<_> = there.chain(gone).collect();
+
+    let processed = process(&processor, &documents).await;
+    let (found, gone) = processed.split_at(ids.len());
+    assert!(found.iter().all(|processed| *processed == Processed::Done), "{found:?}");
+    assert!(gone.iter().all(|processed| *processed == Processed::Gone), "{gone:?}");
+    assert_eq!(recorder.delivered().len(), ids.len());
+    let left = orders.count_documents(doc! { "outbox.0": { "$exists": true } }).await.unwrap();
+    assert_eq!(left, 0);
+    test.drop().await;
+}
+
+/// MongoDB takes 1 and 1.0 for the same `_id`, and so must a command that names it by another type.
+#[tokio::test]
+async fn a_document_that_is_named_by_another_type_of_number_is_found() {
+    let test = TestDatabase::new().await;
+    let orders = test.orders();
+    let namespace = Namespace::new(test.database.name(), orders.name());
+    orders.insert_many((0..30).map(filled)).await.unwrap();
+    let (processor, _) = processor(Recorder::default()).await;
+    let documents: Vec<_> = (0..30_i64).map(|id| DocumentRef::by_id(namespace.clone(), id)).collect();
+    let processed = process(&processor, &documents).await;
+    assert!(processed.iter().all(|processed| *processed == Processed::Done), "{processed:?}");
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn many_documents_are_looked_at_with_few_commands_and_an_odd_one_spoils_no_other() {
+    const MANY: i32 = 200;
+    let test = TestDatabase::new().await;
+    let orders = test.orders();
+    let namespace = Namespace::new(test.database.name(), orders.name());
+    orders.insert_many((0..MANY).map(filled)).await.unwrap();
+    let recorder = Recorder::default();
+    let (processor, finds) = processor(recorder.clone()).await;
+    let ids = (0..MANY).map(Bson::from).chain([Bson::Undefined]);
+    let documents: Vec<_> = ids.map(|id| DocumentRef::by_id(namespace.clone(), id)).collect();
+    let stop = CancellationToken::new();
+    let passes = documents.iter().map(|document| processor.process(document, Ordering::Ordered, &stop));
+    let processed = join_all(passes).await;
+    let done = processed.iter().filter(|processed| matches!(processed, Ok(Processed::Done))).count();
+    assert_eq!(done, MANY as usize, "{processed:?}");
+    assert_eq!(recorder.delivered().len(), MANY as usize);
+    let finds = finds.load(Relaxed);
+    assert!(finds < MANY as usize / 2, "{finds} commands for {MANY} documents");
+    test.drop().await;
+}
