@@ -17,7 +17,7 @@ use tokio::{
 /// the broker idles, then all in their delivery while the database does.
 const ABREAST: usize = 2;
 /// Fewer requests than this are not shared out over several batches: each has a cost of its own.
-const WORTH_A_TURN: usize = 8;
+const WORTH_A_TURN: usize = 16;
 /// After this long a batch is overtaken.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Batches under way at a time, when each takes long.

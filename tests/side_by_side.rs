@@ -56,7 +56,7 @@ async fn process(processor: &Processor, documents: &[DocumentRef]) -> Vec<Proces
 
 #[tokio::test]
 async fn whatever_the_type_of_id_each_document_is_found_and_none_is_taken_for_another() {
-    let test = TestDatabase::new().await;
+    let test = TestDatabase::create().await;
     let orders = test.orders();
     let namespace = Namespace::new(test.database.name(), orders.name());
     let ids = [
@@ -96,7 +96,7 @@ async fn whatever_the_type_of_id_each_document_is_found_and_none_is_taken_for_an
 /// MongoDB takes 1 and 1.0 for the same `_id`, and so must a command that names it by another type.
 #[tokio::test]
 async fn a_document_that_is_named_by_another_type_of_number_is_found() {
-    let test = TestDatabase::new().await;
+    let test = TestDatabase::create().await;
     let orders = test.orders();
     let namespace = Namespace::new(test.database.name(), orders.name());
     orders.insert_many((0..30).map(filled)).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_document_that_is_named_by_another_type_of_number_is_found() {
 #[tokio::test]
 async fn many_documents_are_looked_at_with_few_commands_and_an_odd_one_spoils_no_other() {
     const MANY: i32 = 200;
-    let test = TestDatabase::new().await;
+    let test = TestDatabase::create().await;
     let orders = test.orders();
     let namespace = Namespace::new(test.database.name(), orders.name());
     orders.insert_many((0..MANY).map(filled)).await.unwrap();
