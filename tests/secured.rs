@@ -223,6 +223,8 @@ async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
+const MANY: usize = 200;
+
 #[tokio::test]
 async fn services_with_least_privileges_scram_and_tls_deliver_what_another_client_pushes() {
     let secured = Secured::start().await;
@@ -243,6 +245,15 @@ async fn services_with_least_privileges_scram_and_tls_deliver_what_another_clien
     large.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
     shop.database("shop").collection("orders").insert_one(large).await.unwrap();
     assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 3 })));
+    // Claims that go together take a privilege more than those that go alone.
+    let entry = || doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 6 } };
+    let many = (0..MANY).map(|n| doc! { "_id": format!("o-many-{n}"), "outbox": [entry()] });
+    shop.database("shop").collection("orders").insert_many(many).await.unwrap();
+    for _ in 0..MANY {
+        assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 6 })));
+    }
+    let log = dispatching.log();
+    assert!(!log.iter().any(|line| line.contains("one by one")), "{log:#?}");
     deliver_inline(&secured, "/", &mut receiver, 4).await;
     for service in [rescuing, dispatching] {
         assert_eq!(service.stop().await, Some(0));

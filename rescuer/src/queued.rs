@@ -27,21 +27,25 @@ const UNREMEMBERED: usize = 1000;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Queued {
+    began: Instant,
     pause: Duration,
     capacity: usize,
     documents: HashMap<u64, Hint>,
-    round: u64,
+    round: u32,
     rota: Rota,
 }
 
+/// As small as can be, since there are so many: times in milliseconds, the rest shortened. Where that takes two collections or two
+/// rounds for one, a command is doubled.
 #[derive(Debug)]
 struct Hint {
-    collection: u64,
     state: u64,
-    sent: Instant,
-    pause: Duration,
+    /// When the pause ends, since the memory began.
+    ends: u64,
+    pause: u32,
+    collection: u32,
     /// The last round of the sweep in which it was still due.
-    round: u64,
+    round: u32,
 }
 
 /// Whose turn it is among those for whom there is no room.
@@ -69,12 +73,13 @@ pub(crate) enum Admission {
 impl Queued {
     pub(crate) fn new(capacity: usize, pause: Duration) -> Self {
         let capacity = capacity.max(1);
-        Self { pause, capacity, documents: HashMap::new(), round: 0, rota: Rota::default() }
+        let began = Instant::now();
+        Self { began, pause, capacity, documents: HashMap::new(), round: 0, rota: Rota::default() }
     }
 
     /// Begins a round of the sweep.
     pub(crate) fn begin_round(&mut self) {
-        self.round += 1;
+        self.round = self.round.wrapping_add(1);
         let next = self.rota.skip + self.turns();
         let skip = if self.rota.came > next { next } else { 0 };
         self.rota = Rota { skip, came: 0, tidied: false };
@@ -82,6 +87,7 @@ impl Queued {
 
     /// Asked by the sweep for each document that wants a command.
     pub(crate) fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
+        let now = self.since_began(now);
         if let Some(hint) = self.documents.get_mut(&hash(&document.map_key())) {
             hint.round = self.round;
             let waits = hint.state == hash(head) && !hint.is_over(now);
@@ -103,34 +109,41 @@ impl Queued {
 
     /// Told for each command that the broker confirmed.
     pub(crate) fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
-        let (key, state) = (hash(&document.map_key()), hash(head));
-        let longest = LONGEST.max(self.pause);
+        let (key, state, now) = (hash(&document.map_key()), hash(head), self.since_began(now));
+        let millis = |pause: Duration| u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
+        let longest = millis(LONGEST.max(self.pause));
         let pause = match self.documents.get(&key) {
-            Some(hint) if hint.state == state && hint.is_over(now) => (hint.pause * 2).min(longest),
+            Some(hint) if hint.state == state && hint.is_over(now) => {
+                hint.pause.saturating_mul(2).min(longest)
+            }
             // The stream came by before the pause was over, which says nothing about how stuck it is.
             Some(hint) if hint.state == state => hint.pause,
             None if self.is_full() => return,
-            _ => self.pause,
+            _ => millis(self.pause),
         };
-        let collection = hash(&document.namespace);
-        let hint = Hint { collection, state, sent: now, pause, round: self.round };
-        self.documents.insert(key, hint);
+        let (collection, ends) = (short(&document.namespace), now + u64::from(pause));
+        self.documents.insert(key, Hint { state, ends, pause, collection, round: self.round });
     }
 
     /// Ends a round for a collection: what was not found due in it any more is forgotten, once its pause is over or room
     /// is short.
     pub(crate) fn end_round(&mut self, namespace: &Namespace, now: Instant) {
-        let (collection, round) = (hash(namespace), self.round);
-        let short = self.documents.len() >= self.capacity / 2;
+        let (collection, round, now) = (short(namespace), self.round, self.since_began(now));
+        let is_short = self.documents.len() >= self.capacity / 2;
         self.documents.retain(|_, hint| {
-            hint.collection != collection || hint.round == round || !(short || hint.is_over(now))
+            hint.collection != collection || hint.round == round || !(is_short || hint.is_over(now))
         });
     }
 
     /// Forgets everything of collections that are gone.
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
-        let known: Vec<u64> = namespaces.iter().map(hash).collect();
+        let known: Vec<u32> = namespaces.iter().map(short).collect();
         self.documents.retain(|_, hint| known.contains(&hint.collection));
+    }
+
+    /// In milliseconds.
+    fn since_began(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn is_full(&self) -> bool {
@@ -143,9 +156,13 @@ impl Queued {
 }
 
 impl Hint {
-    fn is_over(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.sent) >= self.pause
+    fn is_over(&self, now: u64) -> bool {
+        now >= self.ends
     }
+}
+
+fn short(namespace: &Namespace) -> u32 {
+    (hash(namespace) >> 32) as u32
 }
 
 /// Equal for equal values within one process.
