@@ -77,9 +77,10 @@ impl Reads {
     }
 }
 
-/// Whether the `_id` names it, and can stand in a list without being read as an expression.
+/// Whether the `_id` names it, and can stand in a list: some would be read as an expression, and one is refused.
 fn can_be_listed(document: &DocumentRef) -> bool {
-    document.key.len() == 1 && !matches!(document.id(), Bson::Document(_) | Bson::RegularExpression(_))
+    let id = document.id();
+    document.key.len() == 1 && !matches!(id, Bson::Document(_) | Bson::RegularExpression(_) | Bson::Undefined)
 }
 
 fn collection(client: &Client, namespace: &Namespace) -> Collection<RawDocumentBuf> {

@@ -125,6 +125,6 @@ async fn many_documents_are_looked_at_with_few_commands_and_an_odd_one_spoils_no
     assert_eq!(done, MANY as usize, "{processed:?}");
     assert_eq!(recorder.delivered().len(), MANY as usize);
     let finds = finds.load(Relaxed);
-    assert!(finds < MANY as usize / 2, "{finds} commands for {MANY} documents");
+    assert!(finds < MANY as usize / 10, "{finds} commands for {MANY} documents");
     test.drop().await;
 }

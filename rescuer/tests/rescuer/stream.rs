@@ -126,6 +126,35 @@ async fn a_thousand_documents_are_all_queued_in_pages_and_each_document_once_a_p
     world.end().await;
 }
 
+/// What a document changed before it was found empty needs no second look; what it changes afterwards does.
+#[tokio::test]
+async fn a_document_that_was_found_empty_is_looked_up_again_when_it_has_changed_since() {
+    const MANY: i32 = 300;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.insert_many((0..MANY).map(|id| doc! { "_id": id, "outbox": [] })).await.unwrap();
+    let mut running = world.started(&commands, world.settings()).await;
+    // Filled and emptied, until a page was large enough to be remembered.
+    let mut largest = 0;
+    while largest < 100 {
+        orders.update_many(doc! {}, push(minimal())).await.unwrap();
+        orders.update_many(doc! {}, doc! { "$set": { "outbox": [] } }).await.unwrap();
+        let mut changes = 0;
+        while changes < MANY as usize {
+            let page = running.page().await;
+            changes += page.0;
+            largest = largest.max(page.0);
+        }
+    }
+    assert_eq!(commands.distinct(), 0);
+    orders.update_many(doc! {}, push(minimal())).await.unwrap();
+    while commands.distinct() < MANY as usize {
+        running.page().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
 #[tokio::test]
 async fn an_unordered_collection_is_not_held_back_by_a_retrying_message() {
     let (world, commands) = (World::new().await, Recorder::new());

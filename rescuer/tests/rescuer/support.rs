@@ -83,11 +83,12 @@ impl World {
 
     /// Waits until the server has so many change streams open on this database, be it that they are not read just now.
     pub(crate) async fn streams_open(&self, expected: usize) {
-        let of = format!("{}.$cmd.aggregate", self.db.name());
+        // While nobody waits for its next batch, and while somebody does.
+        let of = [".$cmd.aggregate", ".$cmd"].map(|name| format!("{}{name}", self.db.name()));
         let begun = Instant::now();
         loop {
             let all = doc! { "$currentOp": { "allUsers": true, "idleCursors": true } };
-            let streams = doc! { "$match": { "ns": &of, "cursor": { "$exists": true } } };
+            let streams = doc! { "$match": { "ns": { "$in": &of[..] }, "cursor": { "$exists": true } } };
             let mut found = self.client.database("admin").aggregate([all, streams]).await.unwrap();
             let mut count = 0;
             while found.advance().await.unwrap() {
