@@ -1,7 +1,5 @@
 //! Clears go out in windows, as [`lane`](crate::lane) makes them: one unordered `update` command per collection.
 
-use std::collections::BTreeMap;
-
 use backon::{ExponentialBuilder, Retryable};
 use futures::future::join_all;
 use metrics::Counter;
@@ -17,7 +15,7 @@ use crate::{
     claim::{Claim, clear_statement, primary},
     codec,
     codes::{self, Verdict},
-    lane::Lane,
+    lane::{Lane, by_collection},
 };
 
 /// The server's own bound on the statements of one command is far above this.
@@ -46,14 +44,10 @@ impl Clears {
         let lane = {
             let (client, lost) = (client.clone(), lost.clone());
             Lane::start(WINDOW, move |requests: Vec<Request>| {
-                let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
-                for request in requests {
-                    collections.entry(request.namespace.to_string()).or_default().push(request);
-                }
                 let (client, lost) = (client.clone(), lost.clone());
                 async move {
-                    let windows = collections.into_values().map(|window| settle(&client, window, &lost));
-                    join_all(windows).await;
+                    let collections = by_collection(requests, |request| &request.namespace);
+                    join_all(collections.map(|window| settle(&client, window, &lost))).await;
                 }
             })
         };

@@ -4,10 +4,12 @@
 //! takes long is overtaken.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use mongodb::Namespace;
 use tokio::{
     sync::{Notify, Semaphore, mpsc},
     time::{Instant, timeout_at},
@@ -85,6 +87,18 @@ async fn run<T, S>(
             });
         }
     }
+}
+
+/// The requests of each collection, in the order they came.
+pub(crate) fn by_collection<T>(
+    requests: Vec<T>,
+    namespace: impl Fn(&T) -> &Namespace,
+) -> impl Iterator<Item = Vec<T>> {
+    let mut collections: BTreeMap<String, Vec<T>> = BTreeMap::new();
+    for request in requests {
+        collections.entry(namespace(&request).to_string()).or_default().push(request);
+    }
+    collections.into_values()
 }
 
 /// Adds whatever waits, and what comes of tasks that are about to run: those woken together by the answers of one batch would

@@ -4,7 +4,7 @@
 //! the `_id`. One that finds no match is read again alone, so that what MongoDB takes for equal counts: a document may be
 //! named by another type of number than it is stored with.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use futures::{TryStreamExt, future::join_all};
 use mongodb::{
@@ -21,7 +21,7 @@ use crate::{
     codec,
     codes::{self, Verdict},
     entry::{NotAnArray, OUTBOX, Slot, read_outbox},
-    lane::Lane,
+    lane::{Lane, by_collection},
 };
 
 /// Documents of one `find`: the server returns so many at once.
@@ -48,13 +48,10 @@ impl Reads {
     pub(crate) fn start(client: Client) -> Self {
         let reader = client.clone();
         let lane = Lane::start(MOST as usize, move |requests: Vec<Request>| {
-            let mut collections: BTreeMap<String, Vec<Request>> = BTreeMap::new();
-            for request in requests {
-                collections.entry(request.document.namespace.to_string()).or_default().push(request);
-            }
             let client = reader.clone();
             async move {
-                join_all(collections.into_values().map(|batch| settle(&client, batch))).await;
+                let collections = by_collection(requests, |request| &request.document.namespace);
+                join_all(collections.map(|batch| settle(&client, batch))).await;
             }
         });
         Self { client, lane }

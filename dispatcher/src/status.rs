@@ -67,7 +67,7 @@ impl Status {
             consumer: self.consumer.snapshot(),
             delivery_available: work.delivery_available(),
             in_flight: work.in_flight(),
-            concurrency: self.work.concurrency(),
+            concurrency: work.concurrency(),
             kept: work.kept(),
             prefetch: settings.prefetch,
             rate: settings.rate.map(|rate| rate.to_string()),
