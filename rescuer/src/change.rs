@@ -34,39 +34,40 @@ pub(crate) struct Filled {
     pub(crate) mark: Mark,
 }
 
-/// What a change says.
+/// Whom a change is about.
 #[derive(Debug)]
 pub(crate) enum Change {
-    Filled(Box<Filled>),
+    /// A document; which one is still to be read.
+    Document(Box<RawChange>),
     /// The stream ends here and goes on behind it.
     Invalidate(Mark),
     /// A collection was given a name that is watched, with all that is in it.
     Renamed(Mark),
-    /// It names no document.
-    Nameless(Mark),
 }
 
 impl RawChange {
-    /// Whether it is about the stream itself, and not about a document.
-    pub(crate) fn is_of_stream(&self) -> bool {
-        self.operation_type.is_some()
+    pub(crate) fn sort(self) -> Change {
+        match self.operation_type.as_deref() {
+            Some("invalidate") => Change::Invalidate(self.mark()),
+            Some("rename") => Change::Renamed(self.mark()),
+            _ => Change::Document(Box::new(self)),
+        }
     }
 
-    pub(crate) fn read(self) -> Change {
-        let document = self.document();
+    /// The document whose outbox was filled; the position behind a change that names none.
+    pub(crate) fn read(self) -> Result<Box<Filled>, Mark> {
+        let (at, document) = (self.at, self.document());
+        let mark = self.mark();
+        let Some(document) = document else { return Err(mark) };
+        let seconds = |time: Timestamp| DateTime::from_millis(i64::from(time.time) * 1000);
+        let at = at.or(mark.cluster_time.map(seconds)).unwrap_or(DateTime::from_millis(0));
+        Ok(Box::new(Filled { document, at, mark }))
+    }
+
+    /// The position behind it.
+    fn mark(self) -> Mark {
         let cluster_time = token::cluster_time(&self.token);
-        let mark = Mark { token: Some(self.token), cluster_time };
-        match (self.operation_type.as_deref(), document) {
-            (Some("invalidate"), _) => Change::Invalidate(mark),
-            (Some("rename"), _) => Change::Renamed(mark),
-            (_, Some(document)) => {
-                let seconds = |time: Timestamp| DateTime::from_millis(i64::from(time.time) * 1000);
-                let at = self.at.or(cluster_time.map(seconds));
-                let at = at.unwrap_or(DateTime::from_millis(0));
-                Change::Filled(Box::new(Filled { document, at, mark }))
-            }
-            (_, None) => Change::Nameless(mark),
-        }
+        Mark { token: Some(self.token), cluster_time }
     }
 
     fn document(&self) -> Option<DocumentRef> {

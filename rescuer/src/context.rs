@@ -14,7 +14,7 @@ use mongodb::{
     Client, Collection, Namespace,
     bson::{DateTime, RawDocumentBuf, Timestamp, doc},
     error::Error,
-    options::{CollectionOptions, ReadPreference, SelectionCriteria},
+    options::{CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -155,17 +155,14 @@ impl Context {
 
     /// A collection to look documents up in: on the primary, which has everything that a change stream has shown.
     pub(crate) fn collection(&self, namespace: &Namespace) -> Collection<RawDocumentBuf> {
-        let primary = CollectionOptions::builder()
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .build();
+        let primary = CollectionOptions::builder().selection_criteria(primary()).build();
         self.client.database(&namespace.db).collection_with_options(&namespace.coll, primary)
     }
 
     /// The cluster time up to which the primary has everything; none where it tells none.
     pub(crate) async fn cluster_time(&self) -> Result<Option<Timestamp>, Error> {
-        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
         let admin = self.client.database("admin");
-        let reply = admin.run_command(doc! { "ping": 1 }).selection_criteria(primary).await?;
+        let reply = admin.run_command(doc! { "ping": 1 }).selection_criteria(primary()).await?;
         Ok(reply.get_timestamp("operationTime").ok())
     }
 
@@ -248,4 +245,17 @@ impl FullSweep {
     pub(crate) async fn requested(&self) {
         self.wake.notified().await;
     }
+}
+
+pub(crate) fn primary() -> SelectionCriteria {
+    SelectionCriteria::ReadPreference(ReadPreference::Primary)
+}
+
+/// How the state database is read and written: what was read or written there lasts.
+pub(crate) fn lasting() -> CollectionOptions {
+    CollectionOptions::builder()
+        .read_concern(ReadConcern::majority())
+        .write_concern(WriteConcern::majority())
+        .selection_criteria(primary())
+        .build()
 }

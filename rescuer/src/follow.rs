@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     RescuerError,
-    change::{Change, Filled},
+    change::Filled,
     context::Context,
     event::{RescueEvent, StartedFrom},
     fault,
@@ -238,19 +238,17 @@ enum Taken {
 
 impl From<Item> for Taken {
     fn from(item: Item) -> Self {
-        let change = match item {
-            Item::Passed(mark) => return Self::Passed(mark),
-            Item::Changed(change) => change.read(),
-        };
-        match change {
-            Change::Filled(filled) => Self::Filled(filled),
-            Change::Nameless(mark) => {
-                tracing::warn!(
-                    "a change names no document that can be named in a command; it is left to the sweep"
-                );
-                Self::Passed(mark)
-            }
-            Change::Invalidate(mark) | Change::Renamed(mark) => Self::Passed(mark),
+        match item {
+            Item::Passed(mark) => Self::Passed(mark),
+            Item::Changed(change) => match change.read() {
+                Ok(filled) => Self::Filled(filled),
+                Err(mark) => {
+                    tracing::warn!(
+                        "a change names no document that can be named in a command; it is left to the sweep"
+                    );
+                    Self::Passed(mark)
+                }
+            },
         }
     }
 }

@@ -31,10 +31,10 @@ use mongodb::{
     Client, Collection,
     bson::{Bson, Document, doc},
     error::Error,
-    options::{
-        CollectionOptions, ReadConcern, ReadPreference, ReturnDocument, SelectionCriteria, WriteConcern,
-    },
+    options::ReturnDocument,
 };
+
+use crate::context::lasting;
 
 /// The lease of one stream.
 #[derive(Debug, Clone)]
@@ -83,12 +83,7 @@ impl Lease {
         owner: &str,
         lasts: Duration,
     ) -> Self {
-        let majority = CollectionOptions::builder()
-            .read_concern(ReadConcern::majority())
-            .write_concern(WriteConcern::majority())
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .build();
-        let collection = client.database(state_database).collection_with_options("leases", majority);
+        let collection = client.database(state_database).collection_with_options("leases", lasting());
         Self { collection, id: doc! { "_id": { "stream": stream } }, owner: owner.into(), lasts }
     }
 

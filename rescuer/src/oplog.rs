@@ -9,10 +9,13 @@ use document_outbox::codes;
 use mongodb::{
     bson::{Document, doc},
     error::Error,
-    options::{ReadPreference, SelectionCriteria},
 };
 
-use crate::{Warning, context::Context, fault};
+use crate::{
+    Warning,
+    context::{Context, primary},
+    fault,
+};
 
 /// How often the ages are brought up to date.
 const TICK: Duration = Duration::from_secs(1);
@@ -82,7 +85,6 @@ async fn look_and_warn(context: &Context, age: Option<Duration>) {
 
 async fn look(context: &Context) -> Result<Window, Error> {
     let oplog = context.client.database("local").collection::<Document>("oplog.rs");
-    let primary = || SelectionCriteria::ReadPreference(ReadPreference::Primary);
     let end = |direction: i32| {
         oplog
             .find_one(doc! {})

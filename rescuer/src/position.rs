@@ -28,11 +28,10 @@ use mongodb::{
     bson::{Binary, Bson, DateTime, Document, Timestamp, doc},
     change_stream::event::ResumeToken,
     error::Error,
-    options::{CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{coverage::Plan, filter::fingerprint, server};
+use crate::{context::lasting, coverage::Plan, filter::fingerprint, server};
 
 /// How far the stream was dealt with.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,14 +124,9 @@ pub(crate) struct Positions {
 
 impl Positions {
     pub(crate) fn new(client: &Client, plan: &Plan, owner: &str) -> Self {
-        let majority = CollectionOptions::builder()
-            .read_concern(ReadConcern::majority())
-            .write_concern(WriteConcern::majority())
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .build();
         let database = client.database(&plan.coverage.state_database);
         Self {
-            collection: database.collection_with_options("positions", majority),
+            collection: database.collection_with_options("positions", lasting()),
             database,
             stream: plan.name.clone(),
             owner: owner.into(),

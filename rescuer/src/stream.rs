@@ -222,24 +222,20 @@ impl Reader {
                 self.context.report.metrics.events.increment(1);
                 self.context.report.moved();
             }
-            let item = match next {
-                Some(change) if change.is_of_stream() => match change.read() {
-                    Change::Renamed(mark) => {
-                        tracing::info!("a collection was renamed to one that is watched; sweeping");
-                        FullSweep::request_twice(&self.context);
-                        Item::Passed(mark)
-                    }
-                    Change::Invalidate(mark) => {
-                        return match self.offer(Item::Passed(mark)).await {
-                            Offered::Taken => Cut::Invalidated,
-                            Offered::Held(item) => Cut::Held(item),
-                            Offered::Stopped => Cut::Stopped,
-                        };
-                    }
-                    Change::Filled(filled) => Item::Passed(filled.mark),
-                    Change::Nameless(mark) => Item::Passed(mark),
-                },
-                Some(change) => Item::Changed(Box::new(change)),
+            let item = match next.map(RawChange::sort) {
+                Some(Change::Document(change)) => Item::Changed(change),
+                Some(Change::Renamed(mark)) => {
+                    tracing::info!("a collection was renamed to one that is watched; sweeping");
+                    FullSweep::request_twice(&self.context);
+                    Item::Passed(mark)
+                }
+                Some(Change::Invalidate(mark)) => {
+                    return match self.offer(Item::Passed(mark)).await {
+                        Offered::Taken => Cut::Invalidated,
+                        Offered::Held(item) => Cut::Held(item),
+                        Offered::Stopped => Cut::Stopped,
+                    };
+                }
                 None if !stream.is_alive() => return Cut::Ended,
                 None => {
                     self.pass_idle(stream.resume_token());
