@@ -1,4 +1,4 @@
-//! The five writes of a delivery: claim, clear, fail, die, release.
+//! The writes of a delivery: claim, fail, die, release. The fifth, clear, is in [`clears`](crate::clears).
 //!
 //! A *claim* marks entries with a value of its own and a time until which it holds; every later write matches that value,
 //! so a holder whose claim has run out and gone to another changes nothing. Claims, failures, deaths and releases wait
@@ -265,14 +265,6 @@ impl Claimer {
 /// Reads and commands go to the primary, whatever the client's own preference.
 pub(crate) fn primary() -> mongodb::options::SelectionCriteria {
     mongodb::options::SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary)
-}
-
-/// The update that clears delivered entries: as a statement of an `update` command.
-pub(crate) fn clear_statement(claim: &Claim, ids: &[mongodb::bson::Uuid]) -> Document {
-    doc! {
-        "q": claim.document.filter(),
-        "u": { "$pull": { "outbox": { "id": { "$in": ids }, "claimed_by": &claim.token } } },
-    }
 }
 
 /// Cuts an error's text to what an entry may hold, at a character's boundary.

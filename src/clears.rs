@@ -12,7 +12,8 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::{
-    claim::{Claim, clear_statement, primary},
+    DocumentRef,
+    claim::primary,
     codec,
     codes::{self, Verdict},
     lane::{Lane, by_collection},
@@ -29,6 +30,25 @@ pub(crate) struct Clears {
     client: Client,
     lost: Counter,
     lane: Lane<Request>,
+}
+
+/// Entries of a document that were delivered under a claim.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivered {
+    pub(crate) document: DocumentRef,
+    /// The claim's value.
+    pub(crate) token: String,
+    pub(crate) ids: Vec<Uuid>,
+}
+
+impl Delivered {
+    /// The statement that clears them. It matches ids and the claim, so that it can be repeated at will.
+    fn statement(&self) -> Document {
+        doc! {
+            "q": self.document.filter(),
+            "u": { "$pull": { "outbox": { "id": { "$in": &self.ids }, "claimed_by": &self.token } } },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -54,21 +74,41 @@ impl Clears {
         Self { client, lost, lane }
     }
 
-    /// Removes these delivered entries where the claim still holds them; resolves once the server has done it. False when it
-    /// is known to have held none of them.
+    /// Removes these entries where the claim still holds them; resolves once the server has done it. False when it is known to
+    /// have held none of them.
     ///
     /// # Errors
     /// A text; the entries then stay, and are delivered again once the claim has run out.
-    pub(crate) async fn clear(&self, claim: &Claim, ids: &[Uuid]) -> Result<bool, String> {
-        let (done, answer) = oneshot::channel();
-        let statement = clear_statement(claim, ids);
-        let request = Request { namespace: claim.document.namespace.clone(), statement, done };
+    pub(crate) async fn clear(&self, delivered: &Delivered) -> Result<bool, String> {
+        let (request, answer) = Request::of(delivered);
         if let Some(_turn) = self.lane.turn_for_one() {
             settle(&self.client, vec![request], &self.lost).await;
         } else if !self.lane.join(request).await {
             return Err(ENDED.into());
         }
         answer.await.map_err(|_| ENDED)?
+    }
+
+    /// Like [`clear`](Self::clear), for those of many documents at once; the answers are in their order.
+    pub(crate) async fn clear_all(&self, delivered: &[Delivered]) -> Vec<Result<bool, String>> {
+        let (requests, answers): (Vec<_>, Vec<_>) = delivered.iter().map(Request::of).unzip();
+        let collections = by_collection(requests, |request| &request.namespace);
+        for mut requests in collections {
+            while !requests.is_empty() {
+                let window = requests.drain(..requests.len().min(WINDOW)).collect();
+                settle(&self.client, window, &self.lost).await;
+            }
+        }
+        let answers = answers.into_iter().map(|answer| async { answer.await.map_err(|_| ENDED)? });
+        join_all(answers).await
+    }
+}
+
+impl Request {
+    fn of(delivered: &Delivered) -> (Self, oneshot::Receiver<Result<bool, String>>) {
+        let (done, answer) = oneshot::channel();
+        let namespace = delivered.document.namespace.clone();
+        (Self { namespace, statement: delivered.statement(), done }, answer)
     }
 }
 
@@ -101,7 +141,6 @@ async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
             vec![Err(error.to_string()); statements.len()]
         }
         Err(_) => {
-            // A clear can be repeated at will: it matches ids and the claim.
             let singly = statements.iter().map(|statement| {
                 let (database, collection) = (&database, &namespace.coll);
                 async move {

@@ -16,7 +16,10 @@ use mongodb::{
     bson::{DateTime, Uuid},
     error::Error as DriverError,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -35,6 +38,7 @@ use crate::{
     event::{Event, Events, Shed},
     group::Statement,
     health::{Health, InFlight},
+    linger::Linger,
     metrics::{Metrics, Path},
     process::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
     trace,
@@ -45,6 +49,9 @@ use crate::{
 /// The first wait for another's claim to end; it grows to [`CLAIM_WAIT_MAX`].
 const CLAIM_WAIT: Duration = Duration::from_millis(5);
 const CLAIM_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// What closing gives to the last clears at least.
+const CLEAR_GRACE: Duration = Duration::from_secs(1);
 
 /// When messages are delivered, seen from the save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,6 +90,7 @@ pub struct InlineBuilder {
     mode: Mode,
     capacity: usize,
     handoff: Option<CommandSender>,
+    clear_within: Duration,
     settings: ProcessorSettings,
 }
 
@@ -130,6 +138,17 @@ impl InlineBuilder {
         self
     }
 
+    /// How long a message that was delivered may stay in its document: at most a quarter of the lease. The next save of that
+    /// document takes it out meanwhile, without a write of its own; those that nobody saves in time are cleared together. Default
+    /// zero: each is cleared at once, and in [`Mode::Await`] a save returns when that is done.
+    ///
+    /// It costs repeats: what stays is delivered again when the process dies, or ends without [`close`](Inline::close). And to
+    /// other processes it looks undelivered: what they send from the same document waits for it.
+    pub fn clear_within(mut self, time: Duration) -> Self {
+        self.clear_within = time;
+        self
+    }
+
     /// The library's own database, as the services have it. Default `document_outbox`.
     pub fn state_database(mut self, name: impl Into<String>) -> Self {
         self.settings.state_database = name.into();
@@ -146,7 +165,14 @@ impl InlineBuilder {
         let clock = ServerClock::new(self.client.clone());
         Inline {
             shared: Arc::new(Shared {
-                processor: Processor::inline(self.client, clock, deliver, self.settings, self.capacity),
+                processor: Processor::inline(
+                    self.client,
+                    clock,
+                    deliver,
+                    self.settings,
+                    self.capacity,
+                    self.clear_within,
+                ),
                 mode: self.mode,
                 seats: Arc::new(Semaphore::new(self.capacity.min(Semaphore::MAX_PERMITS))),
                 turns: Turns::default(),
@@ -211,6 +237,7 @@ impl Inline {
             mode: Mode::default(),
             capacity: 1_024,
             handoff: None,
+            clear_within: Duration::ZERO,
             settings: ProcessorSettings {
                 lease: Duration::from_secs(10),
                 counts_claims: false,
@@ -243,9 +270,22 @@ impl Inline {
         self.shared.closing.cancel();
         self.shared.processor.vitals().drain();
         self.shared.tasks.close();
-        if tokio::time::timeout(grace, self.shared.tasks.wait()).await.is_err() {
+        let deadline = Instant::now() + grace;
+        if timeout_at(deadline, self.shared.tasks.wait()).await.is_err() {
             self.shared.stop.cancel();
             self.shared.tasks.wait().await;
+        }
+        let deadline = deadline.max(Instant::now() + CLEAR_GRACE);
+        if timeout_at(deadline, self.flush()).await.is_err() {
+            tracing::warn!("not all delivered messages were cleared; those left will be delivered again");
+        }
+    }
+
+    /// Clears what was delivered and stays in its document, as [`clear_within`](InlineBuilder::clear_within) has it, and waits for
+    /// that, but not for deliveries under way. [`close`](Self::close) does so too.
+    pub async fn flush(&self) {
+        if let Some(linger) = self.linger() {
+            linger.flush_all().await;
         }
     }
 
@@ -300,6 +340,11 @@ impl Inline {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         self.shared.processor.metrics()
+    }
+
+    /// Where delivered messages wait for the next save of their document.
+    pub(crate) fn linger(&self) -> Option<&Linger> {
+        self.shared.processor.linger()
     }
 
     /// Whether messages with this `via` can be delivered from here.
@@ -372,7 +417,7 @@ impl Shared {
     ) -> Result<(), DriverError> {
         // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
         let _turn = self.turns.beside(&claim.document);
-        let pass = self.processor.deliver_claim(claim, ordering, &self.stop).await?;
+        let pass = self.processor.deliver_claim(claim, ordering, &self.stop, true).await?;
         known.extend(pass.dispositions);
         Ok(())
     }
@@ -389,6 +434,9 @@ impl Shared {
             false => self.turns.join(document).await,
         };
         let Some(_turn) = turn else { return Ok(()) };
+        if let Some(linger) = self.processor.linger() {
+            linger.flush(document).await;
+        }
         let (mut wait, mut waited) = (CLAIM_WAIT, Duration::ZERO);
         loop {
             match self.processor.process_into(document, ordering, &self.stop, known).await? {

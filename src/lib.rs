@@ -88,6 +88,7 @@ mod inbox;
 pub mod inline;
 mod key;
 mod lane;
+mod linger;
 mod message;
 pub mod metrics;
 mod outbox;

@@ -34,7 +34,7 @@ use tracing::{Instrument, Span};
 use crate::{
     DocumentRef, RetryPolicy,
     claim::{Claim, Claimed, Claimer},
-    clears::Clears,
+    clears::{Clears, Delivered},
     clock::{ServerClock, later, until},
     codes,
     deliver::{Answer, Deliver, Envelope, Outcome, in_spans, within},
@@ -43,6 +43,7 @@ use crate::{
     event::{Event, Events},
     group::Writes,
     health::{Health, Vitals},
+    linger::Linger,
     metrics::{Metrics, Path},
     oversized::{Lease, Oversized},
     reads::{Read, Reads},
@@ -149,15 +150,16 @@ pub struct Processor {
     reads: Reads,
     claimer: Claimer,
     clears: Clears,
+    /// Where delivered messages wait for the next save of their document.
+    linger: Option<Linger>,
     clock: ServerClock,
     deliver: Arc<dyn Deliver>,
     retry: RetryPolicy,
     claim_limit: usize,
     oversized: Oversized,
     pace: Option<Arc<dyn Pace>>,
-    events: Events<Event>,
+    teller: Teller,
     path: Path,
-    metrics: Arc<Metrics>,
     vitals: Arc<Vitals>,
     /// Cancelled once the last clone is gone.
     gone: CancellationToken,
@@ -184,15 +186,36 @@ impl Processor {
         Self::on(Path::Dispatcher, client, clock, deliver, settings, None)
     }
 
-    /// That of an inline dispatcher.
+    /// That of an inline dispatcher, whose delivered messages may stay in their documents for `clear_within`.
     pub(crate) fn inline(
         client: Client,
         clock: ServerClock,
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
         capacity: usize,
+        clear_within: Duration,
     ) -> Self {
-        Self::on(Path::Inline, client, clock, deliver, settings, Some(capacity))
+        let mut processor = Self::on(Path::Inline, client, clock, deliver, settings, Some(capacity));
+        // Longer than that, and a clear might come after its claim has ended.
+        let clear_within = clear_within.min(processor.claimer.lease / 4);
+        if !clear_within.is_zero() {
+            let (clears, teller) = (processor.clears.clone(), processor.teller.clone());
+            processor.linger = Some(Linger::start(clear_within, move |delivered| {
+                let (clears, teller) = (clears.clone(), teller.clone());
+                async move {
+                    let answers = clears.clear_all(&delivered).await;
+                    for (Delivered { document, .. }, answer) in delivered.iter().zip(answers) {
+                        match answer {
+                            Ok(true) => {}
+                            Ok(false) => teller.claim_lost(document),
+                            Err(error) => teller.not_cleared(document, &error),
+                        }
+                    }
+                }
+                .boxed()
+            }));
+        }
+        processor
     }
 
     fn on(
@@ -218,6 +241,7 @@ impl Processor {
             oversized: Oversized::new(&client, &state_database, lease),
             reads: Reads::start(client.clone()),
             clears: Clears::start(client.clone(), metrics.claims_lost.clone()),
+            linger: None,
             claimer: Claimer {
                 writes: match group_commit {
                     true => Writes::grouped(client.clone()),
@@ -233,10 +257,9 @@ impl Processor {
             retry,
             claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
             pace: None,
-            events: Events::default(),
             path,
             vitals: Vitals::new(metrics.clone(), capacity),
-            metrics,
+            teller: Teller { metrics, events: Events::default() },
             _last: Arc::new(gone.clone().drop_guard()),
             gone,
         }
@@ -251,7 +274,7 @@ impl Processor {
 
     /// What happens, from now on.
     pub fn events(&self) -> &Events<Event> {
-        &self.events
+        &self.teller.events
     }
 
     /// Where messages go.
@@ -274,13 +297,17 @@ impl Processor {
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.metrics
+        &self.teller.metrics
     }
 
     /// Announces and counts an event.
     pub(crate) fn emit(&self, event: Event) {
-        self.metrics.record(&event);
-        self.events.emit(event);
+        self.teller.emit(event);
+    }
+
+    /// Where delivered messages wait for the next save of their document; none where they are cleared at once.
+    pub(crate) fn linger(&self) -> Option<&Linger> {
+        self.linger.as_ref()
     }
 
     /// Whether there is a way to deliver now.
@@ -404,7 +431,7 @@ impl Processor {
             };
             permits = 0;
             let complete = !more && plan.held.is_none() && claim.entries.len() == entries.len();
-            let pass = self.deliver_claim(&claim, ordering, stop).await?;
+            let pass = self.deliver_claim(&claim, ordering, stop, false).await?;
             dispositions.extend(pass.dispositions);
             match pass.stopped {
                 // In an unordered document, one that waits for its retry holds back none of those not yet claimed.
@@ -421,16 +448,19 @@ impl Processor {
         deliverable(slots, Rules { now, ordering, limit: self.claim_limit, serves: &serves })
     }
 
-    /// Delivers what a claim holds, and settles every entry of it.
+    /// Delivers what a claim holds, and settles every entry of it. With `may_linger`, delivered ones may be cleared after this
+    /// has returned: when the claim held all that stands in the document, and nobody is about to look at it.
     pub(crate) async fn deliver_claim(
         &self,
         claim: &Claim,
         ordering: Ordering,
         stop: &CancellationToken,
+        may_linger: bool,
     ) -> Result<Pass, Error> {
         let mut pass = Settling {
             processor: self,
             claim,
+            may_linger,
             delivered: vec![],
             given_back: vec![],
             pass: Pass::new(),
@@ -473,7 +503,7 @@ impl Processor {
         let answers = in_spans(spans.clone(), self.deliver_envelopes(claim, envelopes)).await;
         for ((_, span), answer) in spans.iter().zip(&answers) {
             trace::delivered(span, &answer.outcome);
-            self.metrics.delivery(&answer.outcome);
+            self.metrics().delivery(&answer.outcome);
         }
         answers
     }
@@ -537,6 +567,11 @@ impl Processor {
     /// its time would be cut off by the others before it.
     async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
         matches!(self.lease_left(claim).await, Ok(left) if left > self.claimer.lease / 2 + wait)
+    }
+
+    /// Whether half of a lease is left, as far as that is known without asking.
+    fn half_left(&self, claim: &Claim) -> bool {
+        self.clock.carried_on().is_some_and(|now| until(now, claim.until) > self.claimer.lease / 2)
     }
 
     /// What is kept of a lease to record a delivery's outcome.
@@ -647,6 +682,7 @@ impl Processor {
 struct Settling<'a> {
     processor: &'a Processor,
     claim: &'a Claim,
+    may_linger: bool,
     delivered: Vec<Uuid>,
     given_back: Vec<&'a Entry>,
     pass: Pass,
@@ -743,8 +779,7 @@ impl<'a> Settling<'a> {
             Ok(true) => true,
             Ok(false) => {
                 if !std::mem::replace(&mut self.lost, true) {
-                    tracing::warn!(document = %self.claim.document, "a claim ran out while its holder worked; messages may be delivered again");
-                    self.processor.emit(Event::ClaimLost { document: self.claim.document.clone() });
+                    self.processor.teller.claim_lost(&self.claim.document);
                 }
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
@@ -757,12 +792,31 @@ impl<'a> Settling<'a> {
         }
     }
 
+    /// What was delivered, but for what may wait for the next save.
+    fn left_to_clear(&mut self) -> Option<Delivered> {
+        if self.delivered.is_empty() {
+            return None;
+        }
+        let all = self.delivered.len() == self.claim.entries.len();
+        let delivered = Delivered {
+            document: self.claim.document.clone(),
+            token: self.claim.token.clone(),
+            ids: std::mem::take(&mut self.delivered),
+        };
+        match &self.processor.linger {
+            Some(linger) if self.may_linger && all && self.processor.half_left(self.claim) => {
+                linger.defer(delivered).err()
+            }
+            _ => Some(delivered),
+        }
+    }
+
     async fn finish(mut self) -> Result<Pass, Error> {
-        if !self.delivered.is_empty() {
-            match self.processor.clears.clear(self.claim, &self.delivered).await {
+        if let Some(delivered) = self.left_to_clear() {
+            match self.processor.clears.clear(&delivered).await {
                 Ok(cleared) => _ = self.note(Ok(cleared)),
                 Err(error) => {
-                    tracing::warn!(document = %self.claim.document, error, "delivered messages were not cleared; they will be delivered again");
+                    self.processor.teller.not_cleared(&delivered.document, &error);
                     self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 }
             }
@@ -803,6 +857,29 @@ impl Pass {
     }
 }
 
+/// Where it is told what happens.
+#[derive(Clone)]
+struct Teller {
+    metrics: Arc<Metrics>,
+    events: Events<Event>,
+}
+
+impl Teller {
+    fn emit(&self, event: Event) {
+        self.metrics.record(&event);
+        self.events.emit(event);
+    }
+
+    fn claim_lost(&self, document: &DocumentRef) {
+        tracing::warn!(%document, "a claim ran out while its holder worked; messages may be delivered again");
+        self.emit(Event::ClaimLost { document: document.clone() });
+    }
+
+    fn not_cleared(&self, document: &DocumentRef, error: &str) {
+        tracing::warn!(%document, error, "delivered messages were not cleared; they will be delivered again");
+    }
+}
+
 /// Telling the world.
 impl Processor {
     fn tell(&self, document: &DocumentRef, slots: &[Slot], plan: &Deliverable<'_>) {
@@ -829,7 +906,7 @@ impl Processor {
     fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
         tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
         if let (Some(now), Some(since)) = (self.clock.carried_on(), due_since(entry)) {
-            self.metrics.lag(until(since, now));
+            self.metrics().lag(until(since, now));
         }
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
         self.emit(Event::Delivered { document, id, message_type });

@@ -2,8 +2,9 @@
 //!
 //! # Flow
 //! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries appended to the
-//! outbox. It matches the `etag` the aggregate was loaded with, so nobody's change is lost, and never touches the
-//! entries that stand there, so no delivery is lost either.
+//! outbox. It matches the `etag` the aggregate was loaded with, so nobody's change is lost, and doesn't touch the
+//! entries that stand there, so no delivery is lost either: but for entries that this process has
+//! delivered and left there, which it takes out.
 //!
 //! # Guarantees
 //! - A message exists if and only if the save that sent it is committed by the majority.
@@ -41,6 +42,7 @@ use crate::{
     Caps, Document, DocumentRef, Error, Inline, Outbox, Staged,
     caps::{array_bytes, document_bytes},
     claim::{Claim, primary},
+    clears::Delivered,
     clock::later,
     codec,
     codes::{self, Verdict},
@@ -48,6 +50,7 @@ use crate::{
     group::Statement,
     inline::{Dispatch, Seat, Work},
     key::equal_to,
+    linger::Taken,
     metrics::SaveOutcome,
     outbox::new_random,
     process::Disposition,
@@ -232,13 +235,19 @@ impl<T: Document> Store<T> {
                 return Err(Error::OutboxNotArray { document, source: source.clone() });
             }
         };
+        // What was delivered and waits for this save to take it out, or for its clear, does not count.
+        let linger = self.inline.linger().filter(|_| !messages.is_empty());
+        let lingering = linger.map_or(0, |linger| linger.count(&document));
+        let held = held.saturating_sub(lingering);
         let mut size = Size { held, bytes: loaded.bytes };
         if self.check_entries(&document, held, messages.len()).is_err() {
             // Counted up since the document was loaded: what was delivered meanwhile has left.
             size = self.measure(&document).await?.unwrap_or(size);
+            size.held = size.held.saturating_sub(lingering);
             self.check_entries(&document, size.held, messages.len())?;
         }
         let mut prepared = self.prepare(&document, messages, held == 0).await?;
+        let mut taken = prepared.claim.as_ref().and(linger).and_then(|linger| linger.take(&document));
         let sent = match prepared.entries.is_empty() {
             true => 0,
             false => 2 + OUTBOX.len() + array_bytes(&prepared.entries),
@@ -260,10 +269,14 @@ impl<T: Document> Store<T> {
         );
         loop {
             let mut filter = filter.clone();
-            if prepared.claim.is_some() {
-                filter.insert("outbox.0", doc! { "$exists": false });
+            match taken.as_ref().and_then(Taken::delivered) {
+                Some(delivered) => filter.extend(holds_only(delivered)),
+                None if prepared.claim.is_some() => {
+                    filter.insert("outbox.0", doc! { "$exists": false });
+                }
+                None => {}
             }
-            let update = update_of(&changes, &etag, &prepared.entries);
+            let update = update_of(&changes, &etag, &prepared.entries, taken.is_some());
             let namespace = document.namespace.clone();
             let statement = Statement { namespace, filter, update, array_filters: Vec::new() };
             match self.inline.write(statement).await {
@@ -272,12 +285,23 @@ impl<T: Document> Store<T> {
                 Answer::Failed(error) => return Err(Error::of_write(&document, error, bytes)),
                 Answer::Missed => match self.look(loaded).await? {
                     // The etag is as loaded, so only the outbox can have been in the way.
+                    Look::Same if let (Some(taken), Some(linger)) = (taken.take(), linger) => {
+                        drop(taken);
+                        linger.flush(&document).await;
+                    }
                     Look::Same if prepared.claim.is_some() => prepared.disclaim(),
                     Look::Same | Look::Changed => return Ok(Saved::Conflict),
                     Look::Gone => return Ok(Saved::Gone),
                 },
             }
         }
+        let held = match taken {
+            Some(taken) => {
+                taken.done();
+                0
+            }
+            None => held,
+        };
         loaded.etag = Some(etag);
         loaded.baseline = now;
         loaded.bytes = bytes;
@@ -364,6 +388,9 @@ impl<T: Document> Store<T> {
     }
 
     async fn delete_with(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
+        if let Some(linger) = self.inline.linger() {
+            linger.flush(&loaded.document).await;
+        }
         let mut filter = loaded.document.filter();
         filter.insert(
             ETAG,
@@ -653,15 +680,29 @@ fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
     codec::encode_value(id).map_err(|error| Error::Encode { what: "`_id`".into(), reason: error.to_string() })
 }
 
-fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson]) -> BsonDocument {
+/// Matches an outbox that holds these entries, still under their claim, and nothing else.
+fn holds_only(delivered: &Delivered) -> BsonDocument {
+    let mut filter = doc! { format!("{OUTBOX}.{}", delivered.ids.len()): { "$exists": false } };
+    for (place, id) in delivered.ids.iter().enumerate() {
+        filter.insert(format!("{OUTBOX}.{place}.id"), id);
+        filter.insert(format!("{OUTBOX}.{place}.claimed_by"), &delivered.token);
+    }
+    filter
+}
+
+/// The update that writes the changes and appends these entries, or puts them in the place of all that stand there.
+fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson], alone: bool) -> BsonDocument {
     let mut set = changes.set.clone();
     set.insert(ETAG, etag.clone());
+    if alone {
+        set.insert(OUTBOX, entries);
+    }
     let mut update = doc! { "$set": set };
     if !changes.unset.is_empty() {
         let unset: BsonDocument = changes.unset.iter().map(|field| (field.clone(), Bson::from(""))).collect();
         update.insert("$unset", unset);
     }
-    if !entries.is_empty() {
+    if !entries.is_empty() && !alone {
         update.insert("$push", doc! { OUTBOX: { "$each": entries.to_vec() } });
     }
     update

@@ -1,0 +1,263 @@
+//! Delivered messages that stay in their document for a while: the next save takes them out, and nothing else does harm to them
+//! or through them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::time::Duration;
+
+use document_outbox::{
+    Dispatch, Inline, Loaded, Mode, Store,
+    inline::InlineBuilder,
+    process::Disposition,
+    store::{Deleted, Inserted, Saved},
+};
+use futures::future::join_all;
+use mongodb::bson::{Bson, Document, Uuid, doc};
+use support::{Added, Order, Recorder, TestDatabase, is_empty};
+
+/// So long that no test meets its end.
+const FOR_EVER: Duration = Duration::from_secs(600);
+
+fn lingering(test: &TestDatabase, time: Duration) -> InlineBuilder {
+    Inline::builder(&test.client).mode(Mode::Await).lease(4 * FOR_EVER).clear_within(time)
+}
+
+/// An application whose delivered messages stay until somebody sees to them.
+struct Shop {
+    test: TestDatabase,
+    recorder: Recorder,
+    inline: Inline,
+    orders: Store<Order>,
+}
+
+impl Shop {
+    async fn open() -> Self {
+        let (test, recorder) = (TestDatabase::create().await, Recorder::default());
+        let inline = lingering(&test, FOR_EVER).deliver_to(recorder.clone());
+        Self { orders: test.store(&inline), test, recorder, inline }
+    }
+
+    /// A new order, with a message that has been delivered and stays.
+    async fn with_one_that_stays(id: &str) -> (Self, Loaded<Order>) {
+        let shop = Self::open().await;
+        let mut order = Order::new(id);
+        order.add(1);
+        let Inserted::Applied(order, receipt) = shop.orders.insert(order).await.unwrap() else { panic!() };
+        assert_delivered(&receipt.dispatch);
+        assert_eq!(shop.amounts(id).await, [1]);
+        (shop, *order)
+    }
+
+    /// The amounts of the messages that stand in an outbox; 0 for what is no message.
+    async fn amounts(&self, id: &str) -> Vec<i64> {
+        let stored = self.test.stored(id).await;
+        let amount = |entry: &Bson| {
+            let payload = entry.as_document().and_then(|entry| entry.get_document("payload").ok());
+            payload.and_then(|payload| payload.get_i64("amount").ok()).unwrap_or(0)
+        };
+        stored.get_array("outbox").unwrap().iter().map(amount).collect()
+    }
+
+    async fn push(&self, id: &str, element: impl Into<Bson>) {
+        let push = doc! { "$push": { "outbox": element.into() } };
+        self.test.orders().update_one(doc! { "_id": id }, push).await.unwrap();
+    }
+}
+
+fn assert_delivered(dispatch: &Dispatch) {
+    let Dispatch::Settled(settled) = dispatch else { panic!("{dispatch:?}") };
+    assert!(settled.iter().all(|(_, end)| *end == Disposition::Delivered), "{settled:?}");
+}
+
+async fn save(orders: &Store<Order>, order: &mut Loaded<Order>, amount: i64) {
+    order.add(amount);
+    match orders.save(order).await.unwrap() {
+        Saved::Applied(receipt) => assert_delivered(&receipt.dispatch),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn foreign(amount: i64) -> Document {
+    doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
+}
+
+#[tokio::test]
+async fn a_delivered_message_leaves_with_the_next_save_of_its_document() {
+    let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
+    for amount in 2..=4 {
+        save(&shop.orders, &mut order, amount).await;
+        assert_eq!(shop.amounts("o-1").await, [amount]);
+    }
+    // One that is loaded finds it there, and takes it out as well.
+    shop.orders.update(&"o-1".into(), |order| order.add(5)).await.unwrap();
+    assert_eq!(shop.amounts("o-1").await, [5]);
+    let mut order = shop.orders.load(&"o-1".into()).await.unwrap().unwrap();
+    order.note = Some("a save that sends nothing takes nothing out".into());
+    assert!(shop.orders.save(&mut order).await.unwrap().is_applied());
+    assert_eq!(shop.amounts("o-1").await, [5]);
+    order.outbox.send(Added { amount: 6 });
+    order.outbox.send(Added { amount: 7 });
+    assert!(shop.orders.save(&mut order).await.unwrap().is_applied());
+    assert_eq!(shop.amounts("o-1").await, [6, 7]);
+    save(&shop.orders, &mut order, 8).await;
+    assert_eq!(shop.amounts("o-1").await, [8]);
+    shop.inline.close(FOR_EVER).await;
+    assert!(is_empty(&shop.test.stored("o-1").await));
+    assert_eq!(shop.recorder.amounts(), [1, 2, 3, 4, 5, 6, 7, 8], "each once, in order");
+    shop.test.drop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_saves_again_is_cleared_when_its_time_is_over() {
+    let (test, recorder) = (TestDatabase::create().await, Recorder::default());
+    let inline = lingering(&test, Duration::from_millis(50)).deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    let insert = |n: i64| {
+        let orders = &orders;
+        async move {
+            let mut order = Order::new(&format!("o-{n}"));
+            order.add(n);
+            assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
+        }
+    };
+    join_all((0..100).map(insert)).await;
+    test.wait_until_all_are_empty().await;
+    assert_eq!(recorder.delivered().len(), 100);
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn the_last_handle_clears_what_stays() {
+    let (Shop { test, inline, orders, recorder }, order) = Shop::with_one_that_stays("o-1").await;
+    drop((inline, orders, order));
+    test.wait_until("o-1", is_empty).await;
+    assert_eq!(recorder.amounts(), [1]);
+    test.drop().await;
+}
+
+/// A save takes out what it knows, and only where nothing else stands there.
+#[tokio::test]
+async fn what_others_have_written_beside_a_delivered_message_is_neither_lost_nor_repeated() {
+    let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
+    shop.push("o-1", foreign(2)).await;
+    save(&shop.orders, &mut order, 3).await;
+    shop.push("o-1", "no entry").await;
+    save(&shop.orders, &mut order, 4).await;
+    shop.inline.close(FOR_EVER).await;
+    assert_eq!(shop.amounts("o-1").await, [0], "the unreadable element stays");
+    assert_eq!(shop.recorder.amounts(), [1, 2, 3, 4]);
+    shop.test.drop().await;
+}
+
+/// Its claim had ended, and another has it now.
+#[tokio::test]
+async fn a_message_that_another_has_claimed_meanwhile_is_left_to_it() {
+    let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
+    let until =
+        mongodb::bson::DateTime::from_millis(mongodb::bson::DateTime::now().timestamp_millis() + 60_000);
+    let claimed = doc! { "$set": { "outbox.0.claimed_by": "another/1", "outbox.0.available_at": until } };
+    shop.test.orders().update_one(doc! { "_id": "o-1" }, claimed).await.unwrap();
+    order.add(2);
+    let (saving, looking) = (shop.orders.save(&mut order), async {
+        shop.test.wait_until("o-1", |stored| stored.get_array("outbox").unwrap().len() == 2).await
+    });
+    tokio::select! {
+        saved = saving => panic!("the other's message came first: {saved:?}"),
+        _ = looking => {}
+    }
+    assert_eq!(shop.amounts("o-1").await, [1, 2]);
+    assert_eq!(shop.recorder.amounts(), [1]);
+    shop.test.drop().await;
+}
+
+#[tokio::test]
+async fn a_save_that_comes_to_nothing_has_what_it_would_have_taken_cleared() {
+    let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
+    let changed = doc! { "$set": { "etag": Uuid::new() } };
+    shop.test.orders().update_one(doc! { "_id": "o-1" }, changed).await.unwrap();
+    order.add(2);
+    assert!(matches!(shop.orders.save(&mut order).await.unwrap(), Saved::Conflict));
+    shop.test.wait_until("o-1", is_empty).await;
+    shop.test.drop().await;
+}
+
+#[tokio::test]
+async fn a_document_whose_message_was_delivered_can_be_deleted_at_once() {
+    let (shop, order) = Shop::with_one_that_stays("o-1").await;
+    assert!(matches!(shop.orders.delete(&order).await.unwrap(), Deleted::Done));
+    shop.test.drop().await;
+}
+
+#[tokio::test]
+async fn an_update_of_the_callers_own_does_not_wait_for_what_stays() {
+    let (shop, _) = Shop::with_one_that_stays("o-1").await;
+    let mut order = Order::new("o-1");
+    order.add(2);
+    let staged = shop.orders.stage(&mut order.outbox).await.unwrap();
+    let update = staged.onto(doc! { "$inc": { "total": 2 } }).unwrap();
+    shop.test.orders().update_one(doc! { "_id": "o-1" }, update).await.unwrap();
+    assert_delivered(&staged.committed("o-1").await);
+    assert_eq!(shop.recorder.amounts(), [1, 2]);
+    shop.test.drop().await;
+}
+
+/// Two processes save the same document in turn: each finds the other's message, and waits until that has been cleared.
+#[tokio::test]
+async fn another_process_waits_for_what_stays_and_keeps_the_order() {
+    let (test, recorder) = (TestDatabase::create().await, Recorder::default());
+    let process = || {
+        let inline = lingering(&test, Duration::from_millis(20)).deliver_to(recorder.clone());
+        test.store(&inline)
+    };
+    let (one, other) = (process(), process());
+    assert!(matches!(one.insert(Order::new("o-1")).await.unwrap(), Inserted::Applied(..)));
+    for amount in 0..10 {
+        let orders = if amount % 2 == 0 { &one } else { &other };
+        let updated = orders.update(&"o-1".into(), |order| order.add(amount)).await.unwrap();
+        assert_delivered(&updated.receipt.unwrap().dispatch);
+    }
+    assert_eq!(recorder.amounts(), (0..10).collect::<Vec<_>>());
+    test.wait_until("o-1", is_empty).await;
+    test.drop().await;
+}
+
+/// Many savers of few documents, with foreign writers between them: every message once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_contention_every_message_is_delivered_once() {
+    let (test, recorder) = (TestDatabase::create().await, Recorder::default());
+    let inline = lingering(&test, Duration::from_millis(30)).deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    for document in 0..10 {
+        let inserted = orders.insert(Order::new(&format!("o-{document}"))).await.unwrap();
+        assert!(matches!(inserted, Inserted::Applied(..)));
+    }
+    let saver = |saver: i64| {
+        let (orders, test) = (&orders, &test);
+        async move {
+            for round in 0..5 {
+                let (id, amount) = (format!("o-{}", (saver + round * 3) % 10), saver * 100 + round);
+                if saver % 8 == 0 {
+                    let push = doc! { "$push": { "outbox": foreign(amount) } };
+                    test.orders().update_one(doc! { "_id": id }, push).await.unwrap();
+                } else {
+                    orders.update(&id, |order| order.add(amount)).await.unwrap();
+                }
+            }
+        }
+    };
+    join_all((0..32).map(saver)).await;
+    // Foreign messages that nobody saved behind: the rescuer's, in real life.
+    for document in 0..10 {
+        orders.update(&format!("o-{document}"), |order| order.add(-1)).await.unwrap();
+    }
+    inline.close(FOR_EVER).await;
+    test.wait_until_all_are_empty().await;
+    let mut amounts: Vec<_> = recorder.amounts().into_iter().filter(|amount| *amount >= 0).collect();
+    amounts.sort_unstable();
+    let mut sent: Vec<_> = (0..32).flat_map(|saver| (0..5).map(move |round| saver * 100 + round)).collect();
+    sent.sort_unstable();
+    assert_eq!(amounts, sent);
+    test.drop().await;
+}
