@@ -9,6 +9,7 @@ use document_outbox::{
     Inline, Loaded, Mode, Store,
     amqp::AmqpSettings,
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
+    inline::InlineBuilder,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use lapin::{
@@ -151,9 +152,13 @@ impl Bed {
     }
 
     /// An inline dispatcher that publishes to the exchange.
-    pub(crate) fn inline(&self, mode: Mode, group_commit: bool) -> Inline {
-        let inline = Inline::builder(&self.client).mode(mode).group_commit(group_commit);
-        inline.deliver_to_shared(Arc::new(self.rabbitmq.clone()))
+    pub(crate) fn inline(&self, mode: Mode) -> Inline {
+        self.inline_with(mode, |builder| builder)
+    }
+
+    pub(crate) fn inline_with(&self, mode: Mode, set: impl FnOnce(InlineBuilder) -> InlineBuilder) -> Inline {
+        let inline = Inline::builder(&self.client).mode(mode);
+        set(inline).deliver_to_shared(Arc::new(self.rabbitmq.clone()))
     }
 
     /// A fresh collection with its two indexes and so many orders.

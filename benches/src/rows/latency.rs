@@ -25,7 +25,7 @@ const BYTES: usize = 2_000;
 
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let count = bed.scale.pick(300, 600);
-    let inline = bed.inline(Mode::Background, true);
+    let inline = bed.inline(Mode::Background);
     let store = bed.orders(&inline, "latency_ours", count, BYTES).await?;
     let publisher = Confirmed::connect(bed).await?;
     let dual = DualWrite::new(bed.raw_orders("latency_dual", count, BYTES).await?, publisher.clone());

@@ -20,7 +20,7 @@ use crate::{
 /// One saver, alternating with the raw write; nothing else is under way while either runs.
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let count = bed.scale.pick(80, 400);
-    let inline = bed.inline(Mode::Background, true);
+    let inline = bed.inline(Mode::Background);
     let store = bed.orders(&inline, "save_ours", count, 2_000).await?;
     let raw = bed.raw_orders("save_raw", count, 2_000).await?.clone_with_type::<Stored>();
     let mut stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), 2_000), 1)).collect();

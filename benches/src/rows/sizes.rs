@@ -76,7 +76,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
 /// The time of a save, nothing delivered, by that of a raw write of the same bytes, a block each.
 async fn save(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
     let count = bed.scale.pick(12, 40);
-    let store = bed.orders(&bed.inline(Mode::Off, true), "size_ours", count, bytes).await?;
+    let store = bed.orders(&bed.inline(Mode::Off), "size_ours", count, bytes).await?;
     let raw = bed.raw_orders("size_raw", count, bytes).await?.clone_with_type::<Stored>();
     let mut stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), bytes), messages)).collect();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -107,7 +107,7 @@ async fn flow(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
     const SAVERS: usize = 8;
     const EACH: usize = 2;
     let time = bed.scale.pick(Duration::from_millis(300), Duration::from_secs(1));
-    let store = bed.orders(&bed.inline(Mode::Await, true), "size_flow", SAVERS * EACH, bytes).await?;
+    let store = bed.orders(&bed.inline(Mode::Await), "size_flow", SAVERS * EACH, bytes).await?;
     let way = bed.raw_orders("size_dual", SAVERS * EACH, bytes).await?;
     let way = DualWrite::new(way, Confirmed::connect(bed).await?);
     let mut ours = Ours::team(bed, &store, SAVERS, EACH).await?;

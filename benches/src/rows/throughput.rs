@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use document_outbox::Mode;
+use document_outbox::{Inline, Mode};
 
 use super::savers::{DOCUMENTS, Dual, Old, Ours, closed_loop};
 use crate::{
@@ -20,103 +20,120 @@ const BYTES: usize = 2_000;
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let mut figure = Figure::new("throughput", "Saved, confirmed, cleared: documents of 2 kB a second", "/s");
     for (savers, goal) in [(1, 0.97), (64, 2.0), (256, 3.0)] {
-        let Rates { ours, single, dual, classic } = rates(bed, report, savers).await?;
-        let detail = |ours: &[f64], theirs: &[f64]| {
-            format!("{:.0}/s to {:.0}/s", percentile(ours, 50.0), percentile(theirs, 50.0))
+        let sides = rates(bed, report, savers).await?;
+        let rates = |name: &str| {
+            sides.iter().find(|side| side.name == name).map(|side| side.rates.as_slice()).unwrap_or_default()
         };
         let plural = if savers == 1 { "" } else { "s" };
         let measured = format!("save → confirmed → cleared, {savers} saver{plural}");
-        let row = Row::new(format!("throughput-{savers}"), &measured, "dual write");
-        report.add(
-            row.goal(Goal::AtLeast(goal)).values("×", &ratios(&ours, &dual)).detail(detail(&ours, &dual)),
-        );
-        figure = figure
-            .ours(format!("{savers} savers"), &ours)
-            .ours(format!("{savers} savers, without group commit"), &single)
-            .theirs(format!("{savers} savers, dual write (unsafe)"), &dual);
-        let row =
-            Row::new(format!("ungrouped-{savers}"), format!("{measured}, group commit off"), "dual write");
-        report.add(row.values("×", &ratios(&single, &dual)).detail(detail(&single, &dual)));
-        if let Some(classic) = classic {
-            let row = Row::new(format!("classic-{savers}"), &measured, "transaction, poller with batch 1000");
-            let row = row.goal(Goal::AtLeast(5.0)).values("×", &ratios(&ours, &classic));
-            report.add(row.detail(detail(&ours, &classic)));
-            figure = figure.theirs(format!("{savers} savers, transaction and poller"), &classic);
+        let row = |name: &str, note: &str, ours: &str, baseline: &str| {
+            let (ours, theirs) = (rates(ours), rates(baseline));
+            let detail = format!("{:.0}/s to {:.0}/s", percentile(ours, 50.0), percentile(theirs, 50.0));
+            let row = Row::new(format!("{name}-{savers}"), format!("{measured}{note}"), baseline);
+            row.values("×", &ratios(ours, theirs)).detail(detail)
+        };
+        report.add(row("throughput", "", OURS, DUAL).goal(Goal::AtLeast(goal)));
+        report.add(row("lingering", ", cleared within a second", LINGERING, DUAL));
+        report.add(row("ungrouped", ", group commit off", UNGROUPED, DUAL));
+        if savers == 64 {
+            report.add(row("classic", "", OURS, CLASSIC).goal(Goal::AtLeast(5.0)));
+        }
+        for side in &sides {
+            let label = format!("{savers} savers, {}", side.name);
+            figure = match side.name.starts_with(OURS) {
+                true => figure.ours(label, &side.rates),
+                false => figure.theirs(label, &side.rates),
+            };
         }
     }
     report.draw(figure);
     Ok(())
 }
 
+const OURS: &str = "this";
+const LINGERING: &str = "this, cleared within a second";
+const UNGROUPED: &str = "this, group commit off";
+const DUAL: &str = "dual write";
+const CLASSIC: &str = "transaction, poller with batch 1000";
+
 /// Saves a second, a block each.
-struct Rates {
-    ours: Vec<f64>,
-    single: Vec<f64>,
-    dual: Vec<f64>,
-    classic: Option<Vec<f64>>,
+struct Side {
+    name: &'static str,
+    savers: Savers,
+    rates: Vec<f64>,
 }
 
-async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Rates> {
-    let count = savers * DOCUMENTS;
-    let (grouped, single) = (bed.inline(Mode::Await, true), bed.inline(Mode::Await, false));
-    let grouped = bed.orders(&grouped, "grouped", count, BYTES).await?;
-    let single = bed.orders(&single, "single", count, BYTES).await?;
-    let mut grouped = Ours::team(bed, &grouped, savers, DOCUMENTS).await?;
-    let mut single = Ours::team(bed, &single, savers, DOCUMENTS).await?;
-    let publisher = Confirmed::connect(bed).await?;
-    let dual = DualWrite::new(bed.raw_orders("dual", count, BYTES).await?, publisher.clone());
-    let mut dual = Dual::team(&dual, savers, DOCUMENTS, BYTES);
-    bed.database.collection::<()>("classic_outbox").drop().await?;
-    let way = Classic::new(bed, bed.raw_orders("classic", count, BYTES).await?).await?;
-    let mut classic = Old::team(&way, savers, DOCUMENTS, BYTES);
-    let with_classic = savers == 64;
+enum Savers {
+    Ours(Inline, Vec<Ours>),
+    Dual(Vec<Dual>),
+    Classic(Box<Classic>, Confirmed, Vec<Old>),
+}
 
-    let time = bed.scale.loop_time;
-    let mut rates: [Vec<f64>; 4] = Default::default();
-    let mut counted: [Option<Counters>; 4] = Default::default();
-    let mut done: [f64; 4] = Default::default();
+impl Savers {
+    /// How many saves have come to their end, and how long it took.
+    async fn run(&mut self, time: Duration) -> Result<(f64, Duration)> {
+        let began = Instant::now();
+        let (saves, _) = match self {
+            Self::Ours(inline, savers) => {
+                let done = closed_loop(savers, time).await?;
+                inline.flush().await;
+                done
+            }
+            Self::Dual(savers) => closed_loop(savers, time).await?,
+            Self::Classic(way, publisher, savers) => {
+                let poller = way.start_poller(publisher.clone(), Duration::from_millis(5));
+                let done = closed_loop(savers, time).await?;
+                while !way.is_empty().await? {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                poller.stop().await?;
+                done
+            }
+        };
+        Ok((saves, began.elapsed()))
+    }
+}
+
+async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side>> {
+    let count = savers * DOCUMENTS;
+    let mut sides = Vec::new();
+    let publisher = Confirmed::connect(bed).await?;
+    let ways = [
+        (OURS, bed.inline(Mode::Await)),
+        (LINGERING, bed.inline_with(Mode::Await, |builder| builder.clear_within(Duration::from_secs(1)))),
+        (UNGROUPED, bed.inline_with(Mode::Await, |builder| builder.group_commit(false))),
+    ];
+    for (n, (name, inline)) in ways.into_iter().enumerate() {
+        let store = bed.orders(&inline, &format!("ours_{n}"), count, BYTES).await?;
+        let team = Ours::team(bed, &store, savers, DOCUMENTS).await?;
+        sides.push(Side { name, savers: Savers::Ours(inline, team), rates: Vec::new() });
+    }
+    let way = DualWrite::new(bed.raw_orders("dual", count, BYTES).await?, publisher.clone());
+    let team = Dual::team(&way, savers, DOCUMENTS, BYTES);
+    sides.push(Side { name: DUAL, savers: Savers::Dual(team), rates: Vec::new() });
+    if savers == 64 {
+        bed.database.collection::<()>("classic_outbox").drop().await?;
+        let way = Classic::new(bed, bed.raw_orders("classic", count, BYTES).await?).await?;
+        let team = Old::team(&way, savers, DOCUMENTS, BYTES);
+        let savers = Savers::Classic(Box::new(way), publisher, team);
+        sides.push(Side { name: CLASSIC, savers, rates: Vec::new() });
+    }
+    let count = sides.len();
     // The first block is for warming up. The order turns from block to block.
     for block in 0..=bed.scale.blocks {
-        for turn in 0..4 {
-            let which = (block + turn) % 4;
-            if which == 3 && !with_classic {
-                continue;
-            }
+        for turn in 0..count {
+            let side = &mut sides[(block + turn) % count];
             bed.purge().await?;
-            let last = block == bed.scale.blocks;
-            let before = if last { Some(Counters::take(bed).await?) } else { None };
-            let (saves, took) = match which {
-                0 => closed_loop(&mut grouped, time).await?,
-                1 => closed_loop(&mut single, time).await?,
-                2 => closed_loop(&mut dual, time).await?,
-                _ => {
-                    let poller = way.start_poller(publisher.clone(), Duration::from_millis(5));
-                    let began = Instant::now();
-                    let (saves, _) = closed_loop(&mut classic, time).await?;
-                    while !way.is_empty().await? {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                    let took = began.elapsed();
-                    poller.stop().await?;
-                    (saves, took)
-                }
-            };
-            if let Some(before) = before {
-                counted[which] = Some(before.until_now(bed).await?);
-                done[which] = saves;
-            }
+            let before = Counters::take(bed).await?;
+            let (saves, took) = side.savers.run(bed.scale.loop_time).await?;
             if block > 0 {
-                rates[which].push(saves / took.as_secs_f64());
+                side.rates.push(saves / took.as_secs_f64());
             }
-        }
-    }
-    let names = ["this", "this, group commit off", "dual write", "transaction and poller"];
-    for ((name, counted), done) in names.iter().zip(counted).zip(done) {
-        if let Some(counted) = counted {
-            report.count(format!("{name}, {savers} savers"), done, counted);
+            if block == bed.scale.blocks {
+                report.count(format!("{}, {savers} savers", side.name), saves, before.until_now(bed).await?);
+            }
         }
     }
     bed.purge().await?;
-    let [ours, single, dual, classic] = rates;
-    Ok(Rates { ours, single, dual, classic: with_classic.then_some(classic) })
+    Ok(sides)
 }
