@@ -1,6 +1,6 @@
 //! The outbox as a field of an aggregate: what it sent since it was loaded.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mongodb::bson::{Bson, DateTime, Uuid};
 use serde::de::DeserializeOwned;
@@ -44,7 +44,8 @@ pub struct Outbox {
 pub struct Staged {
     pub(crate) id: Uuid,
     pub(crate) message_type: &'static str,
-    pub(crate) payload: Result<Bson, String>,
+    /// Shared by its copies: a save keeps one until it is done.
+    pub(crate) payload: Result<Arc<Bson>, String>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) due: Due,
 }
@@ -71,7 +72,7 @@ impl Outbox {
         self.staged.push(Staged {
             id: new_id(),
             message_type: M::TYPE,
-            payload: codec::encode_value(&message).map_err(|error| error.to_string()),
+            payload: codec::encode_value(&message).map(Arc::new).map_err(|error| error.to_string()),
             headers,
             due: Due::Now,
         });

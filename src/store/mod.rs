@@ -154,21 +154,18 @@ impl<T: Document> Store<T> {
         self.complete(&mut document, &encoded)?;
         let messages = value.outbox().take();
         // A new document's outbox is empty: its entries can always be born claimed.
-        let prepared = match self.prepare(&document, &messages, true).await {
-            Ok(prepared) => prepared,
-            Err(error) => return Err(error),
-        };
+        let mut prepared = self.prepare(&document, &messages, true).await?;
         let mut new = insertable(&encoded)?;
         let etag = Bson::from(new_random());
         new.insert(ETAG, etag.clone());
         if !prepared.entries.is_empty() {
-            new.insert(OUTBOX, prepared.entries.clone());
+            new.insert(OUTBOX, std::mem::take(&mut prepared.entries));
         }
         let bytes = document_bytes(&new);
         self.check_size(&document, bytes, 0)?;
         match write::insert(&self.collection.clone_with_type(), new).await {
             Answer::Done | Answer::Missed => {
-                let held = Ok(prepared.entries.len());
+                let held = Ok(prepared.ids.len());
                 let baseline = encoded;
                 let unknown = fields::Unknown::default();
                 let receipt = self.dispatch(&document, prepared).await;
@@ -261,6 +258,8 @@ impl<T: Document> Store<T> {
         }
         let (held, bytes) = (size.held, grown(size.bytes));
 
+        // Moved into the statement; one that has missed is written anew.
+        let mut written = Some((changes, std::mem::take(&mut prepared.entries)));
         let etag = Bson::from(new_random());
         let mut filter = document.filter();
         filter.insert(
@@ -276,7 +275,14 @@ impl<T: Document> Store<T> {
                 }
                 None => {}
             }
-            let update = update_of(&changes, &etag, &prepared.entries, taken.is_some());
+            let (changes, entries) = match written.take() {
+                Some(written) => written,
+                None => (
+                    fields::changes(&loaded.baseline, &now, &loaded.unknown)?,
+                    self.entries(&document, messages, prepared.now, prepared.claim.as_ref())?,
+                ),
+            };
+            let update = update_of(changes, &etag, entries, taken.is_some());
             let namespace = document.namespace.clone();
             let statement = Statement { namespace, filter, update, array_filters: Vec::new() };
             match self.inline.write(statement).await {
@@ -289,7 +295,7 @@ impl<T: Document> Store<T> {
                         drop(taken);
                         linger.flush(&document).await;
                     }
-                    Look::Same if prepared.claim.is_some() => prepared.disclaim(),
+                    Look::Same if prepared.claim.is_some() => prepared.claim = None,
                     Look::Same | Look::Changed => return Ok(Saved::Conflict),
                     Look::Gone => return Ok(Saved::Gone),
                 },
@@ -305,7 +311,7 @@ impl<T: Document> Store<T> {
         loaded.etag = Some(etag);
         loaded.baseline = now;
         loaded.bytes = bytes;
-        loaded.held = loaded.held.clone().map(|_| held + prepared.entries.len());
+        loaded.held = loaded.held.clone().map(|_| held + prepared.ids.len());
         let receipt = self.dispatch(&document, prepared).await;
         if let Dispatch::Settled(settled) = &receipt.dispatch
             && settled.iter().all(|(_, disposition)| *disposition == Disposition::Delivered)
@@ -425,7 +431,7 @@ impl<T: Document> Store<T> {
             ordering: T::ORDERING,
             ids: messages.iter().map(|message| message.id).collect(),
             due: due_now(&messages, now),
-            entries: entries.into_iter().map(Bson::from).collect(),
+            entries,
         })
     }
 
@@ -473,13 +479,9 @@ impl<T: Document> Store<T> {
             _ => None,
         };
         let entries = self.entries(document, messages, now, claim.as_ref())?;
-        Ok(Prepared {
-            ids: messages.iter().map(|message| message.id).collect(),
-            due,
-            entries: entries.into_iter().map(Bson::from).collect(),
-            seat,
-            claim,
-        })
+        let claim = claim.map(|claim| Claim { entries: claimed(&entries, &claim.token), ..claim });
+        let ids = messages.iter().map(|message| message.id).collect();
+        Ok(Prepared { ids, now, due, entries, seat, claim })
     }
 
     fn serves_all(&self, messages: &[Staged]) -> bool {
@@ -492,19 +494,19 @@ impl<T: Document> Store<T> {
         messages: &[Staged],
         now: DateTime,
         claim: Option<&Claim>,
-    ) -> Result<Vec<BsonDocument>, Error> {
+    ) -> Result<Vec<Bson>, Error> {
         self.check_entries(document, 0, messages.len())?;
         let payloads = messages.iter().map(|message| Ok((message, self.caps.check_message(message)?)));
         let payloads = payloads.collect::<Result<Vec<_>, Error>>()?;
         let claim = claim.map(|claim| (claim.token.as_str(), claim.until));
         let entries = payloads.into_iter().map(|(message, payload)| {
-            entry(message, payload, self.inline.via(message.message_type), now, claim)
+            Bson::from(entry(message, payload, self.inline.via(message.message_type), now, claim))
         });
         Ok(entries.collect())
     }
 
     async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
-        let Prepared { ids, due, entries, seat, claim } = prepared;
+        let Prepared { ids, due, seat, claim, .. } = prepared;
         self.inline.metrics().sent(ids.len());
         Span::current().record("messaging.batch.message_count", ids.len());
         let messages = ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect();
@@ -515,12 +517,8 @@ impl<T: Document> Store<T> {
                 why
             }
             Ok(seat) => {
-                let work = match claim {
-                    Some(claim) => {
-                        Work::BornClaimed(Claim { entries: claimed(&entries, &claim.token), ..claim })
-                    }
-                    None => Work::Unclaimed(document.clone()),
-                };
+                let unclaimed = || Work::Unclaimed(document.clone());
+                let work = claim.map_or_else(unclaimed, Work::BornClaimed);
                 self.inline.dispatch(seat, work, ids, T::ORDERING).await
             }
         };
@@ -637,27 +635,25 @@ enum Look {
 /// A save's messages, ready to be written.
 struct Prepared {
     ids: Vec<mongodb::bson::Uuid>,
+    /// Server time, when they are sent.
+    now: DateTime,
     /// How many of them are due.
     due: usize,
     entries: Vec<Bson>,
     seat: Result<Seat, Dispatch>,
+    /// With those of the entries that it holds.
     claim: Option<Claim>,
 }
 
 impl Prepared {
     fn nothing() -> Self {
-        Self { ids: Vec::new(), due: 0, entries: Vec::new(), seat: Err(Dispatch::Nothing), claim: None }
-    }
-
-    /// Makes the claimed entries unclaimed, due at once.
-    fn disclaim(&mut self) {
-        self.claim = None;
-        for entry in self.entries.iter_mut().filter_map(Bson::as_document_mut) {
-            if entry.remove("claimed_by").is_none() {
-                continue;
-            }
-            let created_at = entry.get("created_at").cloned().unwrap_or(Bson::Null);
-            entry.insert("available_at", created_at);
+        Self {
+            ids: Vec::new(),
+            now: DateTime::MIN,
+            due: 0,
+            entries: Vec::new(),
+            seat: Err(Dispatch::Nothing),
+            claim: None,
         }
     }
 }
@@ -691,19 +687,19 @@ fn holds_only(delivered: &Delivered) -> BsonDocument {
 }
 
 /// The update that writes the changes and appends these entries, or puts them in the place of all that stand there.
-fn update_of(changes: &fields::Changes, etag: &Bson, entries: &[Bson], alone: bool) -> BsonDocument {
-    let mut set = changes.set.clone();
+fn update_of(changes: fields::Changes, etag: &Bson, entries: Vec<Bson>, alone: bool) -> BsonDocument {
+    let fields::Changes { mut set, unset } = changes;
     set.insert(ETAG, etag.clone());
-    if alone {
-        set.insert(OUTBOX, entries);
-    }
-    let mut update = doc! { "$set": set };
-    if !changes.unset.is_empty() {
-        let unset: BsonDocument = changes.unset.iter().map(|field| (field.clone(), Bson::from(""))).collect();
+    let mut update = BsonDocument::new();
+    if !unset.is_empty() {
+        let unset: BsonDocument = unset.into_iter().map(|field| (field, Bson::from(""))).collect();
         update.insert("$unset", unset);
     }
-    if !entries.is_empty() && !alone {
-        update.insert("$push", doc! { OUTBOX: { "$each": entries.to_vec() } });
+    if alone {
+        set.insert(OUTBOX, entries);
+    } else if !entries.is_empty() {
+        update.insert("$push", doc! { OUTBOX: { "$each": entries } });
     }
+    update.insert("$set", set);
     update
 }
