@@ -2,11 +2,13 @@
 //! what it promises.
 
 mod batched_loop;
+mod by_hand;
 mod change_stream;
 mod classic;
 mod dual_write;
 
 pub(crate) use batched_loop::BatchedLoop;
+pub(crate) use by_hand::ByHand;
 pub(crate) use change_stream::count_changes;
 pub(crate) use classic::Classic;
 pub(crate) use dual_write::{Confirmed, DualWrite};

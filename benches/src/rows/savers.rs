@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use document_outbox::{Dispatch, Loaded, Store, process::Disposition, store::Saved};
 use futures::future::try_join_all;
+use mongodb::bson::Uuid;
 
 use crate::{
     Result,
-    baseline::{Classic, DualWrite},
+    baseline::{ByHand, Classic, DualWrite},
     bed::{Bed, id},
     order::Order,
 };
@@ -79,6 +80,28 @@ impl Saver for Dual {
     async fn save(&mut self, at: i64) -> Result<()> {
         self.next = (self.next + 1) % self.documents.len();
         self.way.save(&mut self.documents[self.next], at, self.messages).await
+    }
+}
+
+pub(crate) struct Hand {
+    way: ByHand,
+    documents: Vec<(Order, Option<Uuid>)>,
+    next: usize,
+}
+
+impl Hand {
+    pub(crate) fn team(way: &ByHand, size: usize, each: usize, bytes: usize) -> Vec<Self> {
+        let documents =
+            |saver| own_documents(saver, each, bytes).into_iter().map(|order| (order, None)).collect();
+        (0..size).map(|saver| Self { way: way.clone(), documents: documents(saver), next: 0 }).collect()
+    }
+}
+
+impl Saver for Hand {
+    async fn save(&mut self, at: i64) -> Result<()> {
+        self.next = (self.next + 1) % self.documents.len();
+        let (order, etag) = &mut self.documents[self.next];
+        self.way.save(order, etag, at).await
     }
 }
 

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use document_outbox::{Inline, Mode};
 
-use super::savers::{DOCUMENTS, Dual, Old, Ours, closed_loop};
+use super::savers::{DOCUMENTS, Dual, Hand, Old, Ours, closed_loop};
 use crate::{
     Result,
-    baseline::{Classic, Confirmed, DualWrite},
+    baseline::{ByHand, Classic, Confirmed, DualWrite},
     bed::Bed,
     counters::Counters,
     figure::Figure,
@@ -34,6 +34,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         };
         report.add(row("throughput", "", OURS, DUAL).goal(Goal::AtLeast(goal)));
         report.add(row("lingering", ", cleared within a second", LINGERING, DUAL));
+        report.add(row("by-hand", ", by hand", BY_HAND, DUAL));
         report.add(row("ungrouped", ", group commit off", UNGROUPED, DUAL));
         if savers == 64 {
             report.add(row("classic", "", OURS, CLASSIC).goal(Goal::AtLeast(5.0)));
@@ -53,6 +54,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
 const OURS: &str = "this";
 const LINGERING: &str = "this, cleared within a second";
 const UNGROUPED: &str = "this, group commit off";
+const BY_HAND: &str = "the same by hand";
 const DUAL: &str = "dual write";
 const CLASSIC: &str = "transaction, poller with batch 1000";
 
@@ -65,6 +67,7 @@ struct Side {
 
 enum Savers {
     Ours(Inline, Vec<Ours>),
+    ByHand(Vec<Hand>),
     Dual(Vec<Dual>),
     Classic(Box<Classic>, Confirmed, Vec<Old>),
 }
@@ -79,6 +82,7 @@ impl Savers {
                 inline.flush().await;
                 done
             }
+            Self::ByHand(savers) => closed_loop(savers, time).await?,
             Self::Dual(savers) => closed_loop(savers, time).await?,
             Self::Classic(way, publisher, savers) => {
                 let poller = way.start_poller(publisher.clone(), Duration::from_millis(5));
@@ -108,6 +112,10 @@ async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side
         let team = Ours::team(bed, &store, savers, DOCUMENTS).await?;
         sides.push(Side { name, savers: Savers::Ours(inline, team), rates: Vec::new() });
     }
+    let orders =
+        bed.orders(&bed.inline(Mode::Off), "by_hand", count, BYTES).await?.collection().clone_with_type();
+    let team = Hand::team(&ByHand::new(bed, orders).await?, savers, DOCUMENTS, BYTES);
+    sides.push(Side { name: BY_HAND, savers: Savers::ByHand(team), rates: Vec::new() });
     let way = DualWrite::new(bed.raw_orders("dual", count, BYTES).await?, publisher.clone());
     let team = Dual::team(&way, savers, DOCUMENTS, BYTES);
     sides.push(Side { name: DUAL, savers: Savers::Dual(team), rates: Vec::new() });
