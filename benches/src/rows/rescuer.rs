@@ -152,12 +152,14 @@ async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration>
 
 /// An entry of a moment ago, unclaimed.
 fn entry() -> Document {
+    // One reading for both: an entry that is available a millisecond after it was made is a scheduled one.
+    let now = mongodb::bson::DateTime::now();
     doc! {
         "id": Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()),
         "type": "order.changed",
         "payload": { "note": "n".repeat(120) },
-        "created_at": mongodb::bson::DateTime::now(),
-        "available_at": mongodb::bson::DateTime::now(),
+        "created_at": now,
+        "available_at": now,
     }
 }
 
