@@ -65,10 +65,7 @@ impl Clears {
             let (client, lost) = (client.clone(), lost.clone());
             Lane::start(WINDOW, move |requests: Vec<Request>| {
                 let (client, lost) = (client.clone(), lost.clone());
-                async move {
-                    let collections = by_collection(requests, |request| &request.namespace);
-                    join_all(collections.map(|window| settle(&client, window, &lost))).await;
-                }
+                async move { settle_all(&client, requests, &lost).await }
             })
         };
         Self { client, lost, lane }
@@ -92,13 +89,7 @@ impl Clears {
     /// Like [`clear`](Self::clear), for those of many documents at once; the answers are in their order.
     pub(crate) async fn clear_all(&self, delivered: &[Delivered]) -> Vec<Result<bool, String>> {
         let (requests, answers): (Vec<_>, Vec<_>) = delivered.iter().map(Request::of).unzip();
-        let collections = by_collection(requests, |request| &request.namespace);
-        for mut requests in collections {
-            while !requests.is_empty() {
-                let window = requests.drain(..requests.len().min(WINDOW)).collect();
-                settle(&self.client, window, &self.lost).await;
-            }
-        }
+        settle_all(&self.client, requests, &self.lost).await;
         let answers = answers.into_iter().map(|answer| async { answer.await.map_err(|_| ENDED)? });
         join_all(answers).await
     }
@@ -113,6 +104,18 @@ impl Request {
 }
 
 const ENDED: &str = "the clearing task has ended";
+
+/// Sends clears in windows, side by side: one that meets a document which somebody holds holds up no other.
+async fn settle_all(client: &Client, requests: Vec<Request>, lost: &Counter) {
+    let collections = by_collection(requests, |request| &request.namespace);
+    let windows = collections.flat_map(|mut requests| {
+        std::iter::from_fn(move || {
+            let window: Vec<_> = requests.drain(..requests.len().min(WINDOW)).collect();
+            (!window.is_empty()).then_some(window)
+        })
+    });
+    join_all(windows.map(|window| settle(client, window, lost))).await;
+}
 
 /// Sends a window; where it has no answer as a whole, each of its statements by itself.
 async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {

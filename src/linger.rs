@@ -31,10 +31,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{DocumentRef, clears::Delivered};
 
-/// Clears that may wait at a time, taken ones included until their time would be over. More are cleared at once.
+/// Clears that may wait at a time, taken ones included until their time would be over, and documents that may be under way to be
+/// cleared. With more, each is cleared at once by its delivery, which waits for it.
 const MOST: usize = 16_384;
 /// A save names each entry that it takes out by its place; more are cleared at once.
-pub(crate) const MOST_ENTRIES: usize = 16;
+const MOST_ENTRIES: usize = 16;
 
 type Key = Arc<[u8]>;
 type Clear = dyn Fn(Vec<Delivered>) -> BoxFuture<'static, ()> + Send + Sync;
@@ -78,6 +79,12 @@ impl State {
         self.now.push((key, delivered));
     }
 
+    fn go_all(&mut self) {
+        for (key, waiting) in std::mem::take(&mut self.waiting) {
+            self.go(key, waiting.delivered);
+        }
+    }
+
     /// What is to be cleared now, with all that is due until then.
     fn take_due(&mut self, until: Instant) -> Vec<(Key, Delivered)> {
         while let Some((due, key)) = self.due.pop_front_if(|(due, _)| *due <= until) {
@@ -112,7 +119,7 @@ impl Linger {
     /// Lets these wait; gives them back where they are better cleared at once.
     pub(crate) fn defer(&self, delivered: Delivered) -> Result<(), Delivered> {
         let mut state = self.shared.lock();
-        if delivered.ids.len() > MOST_ENTRIES || state.due.len() >= MOST {
+        if delivered.ids.len() > MOST_ENTRIES || state.due.len().max(state.going.len()) >= MOST {
             return Err(delivered);
         }
         let key = Key::from(delivered.document.map_key());
@@ -154,13 +161,8 @@ impl Linger {
 
     /// Waits until all that waits has been cleared.
     pub(crate) async fn flush_all(&self) {
-        {
-            let mut state = self.shared.lock();
-            for (key, waiting) in std::mem::take(&mut state.waiting) {
-                state.go(key, waiting.delivered);
-            }
-            self.shared.woken.notify_one();
-        }
+        self.shared.lock().go_all();
+        self.shared.woken.notify_one();
         self.shared.gone(|state| state.going.is_empty()).await;
     }
 }
@@ -267,8 +269,7 @@ async fn run(shared: Arc<Shared>, gone: CancellationToken) {
     }
     let left = {
         let mut state = shared.lock();
-        let waiting: Vec<_> = state.waiting.drain().collect();
-        waiting.into_iter().for_each(|(key, waiting)| state.go(key, waiting.delivered));
+        state.go_all();
         std::mem::take(&mut state.now)
     };
     shared.clear(left);
@@ -390,5 +391,15 @@ mod tests {
             linger.defer(delivered(2)).unwrap();
         }
         assert!(linger.defer(delivered(2)).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_cleared_counts_as_well() {
+        let linger = Linger::start(TIME, |_| Box::pin(std::future::pending()));
+        for id in 0..MOST {
+            linger.defer(delivered(i32::try_from(id).unwrap())).unwrap();
+        }
+        tokio::time::sleep(TIME * 2).await;
+        assert!(linger.defer(delivered(-1)).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! An outbox in the document with group commit, by hand: saves, publishes and clears each go together while the last are under
-//! way. What it would come to at best: it takes every write for done, repeats nothing, and knows one type of document.
+//! way. What it would come to at best: it takes a batch for done if the sum is right, repeats nothing, and knows one type of
+//! document.
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub(crate) struct ByHand {
 }
 
 impl ByHand {
-    /// The orders need an `etag` of null.
+    /// The orders have no `etag` yet.
     pub(crate) async fn new(bed: &Bed, orders: Collection<Order>) -> Result<Self> {
         let update = |concern: Bson| {
             let (database, name) = (bed.database.clone(), orders.name().to_owned());
