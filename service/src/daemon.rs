@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     fmt,
+    io::{self, Write},
     process::{ExitCode, Termination},
     thread,
     time::Duration,
@@ -19,6 +20,7 @@ use crate::{
     Key, Probes, Problems, Program, Reader, Resolution, Resolved, Sources,
     http::{Bound, Listen},
     keys::{self, LogFormat},
+    log_line::to_stderr,
     metrics::Exporter,
     settings::resolve,
     shutdown, telemetry,
@@ -177,34 +179,43 @@ impl Daemon {
     {
         let (resolved, only_check) = match resolve(&self.program, &self.keys, sources) {
             Resolution::Run(resolved) => (resolved, false),
-            Resolution::Check(resolved) => {
-                print!("{}", resolved.effective());
-                (resolved, true)
-            }
-            Resolution::Print(text) => {
-                print!("{text}");
-                return Exit::Clean;
-            }
+            Resolution::Check(resolved) => (resolved, true),
+            Resolution::Print(text) => return print(&text),
         };
         let (settings, shell) = match read_all(&resolved, read) {
             Ok(read) => read,
             Err(problems) => {
-                eprintln!("{}: {problems}", self.program.name);
-                resolved.warnings().iter().for_each(|warning| eprintln!("  {warning}"));
+                if only_check {
+                    print(&resolved.effective());
+                }
+                self.complain(&problems.to_string());
+                for warning in resolved.warnings() {
+                    self.complain(warning);
+                }
                 return Exit::Misconfigured;
             }
         };
+
         if only_check {
-            resolved.warnings().iter().for_each(|warning| eprintln!("{}: {warning}", self.program.name));
-            return Exit::Clean;
+            let exit = print(&resolved.effective());
+            for warning in resolved.warnings() {
+                self.complain(warning);
+            }
+            return exit;
         }
+
         match self.serve(&resolved, &shell, |context| serve(settings, context)) {
             Ok(exit) => exit,
             Err(error) => {
-                eprintln!("{}: {}", self.program.name, Chain(&*error));
+                self.complain(&Chain(&*error).to_string());
                 Exit::Failed
             }
         }
+    }
+
+    /// Writes to standard error, before there is a log.
+    fn complain(&self, text: &str) {
+        to_stderr(format!("{}: {text}\n", self.program.name).as_bytes());
     }
 
     /// `Err` for what kept `serve` from being called.
@@ -292,6 +303,21 @@ impl Daemon {
                 error!(shutdown_grace = ?shell.shutdown_grace, "{name} did not stop in time and was cut off");
                 Exit::Failed
             }
+        }
+    }
+}
+
+/// Writes what was asked for to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Exit {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+
+    match written {
+        Ok(()) => Exit::Clean,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Clean,
+        Err(error) => {
+            to_stderr(format!("standard output can't be written to: {error}\n").as_bytes());
+            Exit::Failed
         }
     }
 }

@@ -2,17 +2,23 @@
 //!
 //! # Flow
 //! One thread with a runtime of its own answers, so that it also answers where the daemon's runtime is stuck, and until
-//! the daemon has drained. A connection serves one request and ends within seconds; there is a bounded number.
+//! the daemon has drained. A connection serves one request and ends within seconds; there is a bounded number. When they are
+//! all taken, a new one takes the place of the oldest that has not sent its request, so that slow clients can't keep a
+//! probe from its answer.
 //!
 //! # Caveats
 //! It asks for no password and shows no secret. It listens on the own machine unless told otherwise.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     fmt, io,
     net::{SocketAddr, TcpListener},
     str::FromStr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -28,7 +34,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpStream,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -39,7 +45,7 @@ use crate::{
     metrics::{Exporter, UPKEEP},
 };
 
-/// As many connections as probes, scrapers and people need at once; more wait in the socket's queue.
+/// As many connections as probes, scrapers and people need at once.
 const CONNECTIONS: usize = 32;
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
@@ -130,16 +136,16 @@ impl fmt::Display for Server {
 }
 
 async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::default();
     let mut upkeep = interval(UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             _ = upkeep.tick() => pages.exporter.upkeep(),
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, pages.clone()))),
+            () = connections.one_ended() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => connections.add(stream, &pages),
                 Err(error) => {
                     debug!(%error, "a connection was not accepted");
                     sleep(AFTER_REFUSAL).await;
@@ -147,11 +153,57 @@ async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: Cance
             },
         }
     }
-    let _ = timeout(LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout(LAST_ANSWERS, connections.all_ended()).await;
 }
 
-async fn connection(stream: TcpStream, pages: Arc<Pages>) {
+/// The open connections, the oldest first.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    open: VecDeque<Open>,
+}
+
+struct Open {
+    task: AbortHandle,
+    /// Its request has arrived, so that only its answer is left to be sent.
+    asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    fn add(&mut self, stream: TcpStream, pages: &Arc<Pages>) {
+        self.open.retain(|open| !open.task.is_finished());
+        if self.open.len() >= CONNECTIONS {
+            self.drop_slowest();
+        }
+
+        let asked = Arc::new(AtomicBool::new(false));
+        let task = self.tasks.spawn(connection(stream, pages.clone(), asked.clone()));
+        self.open.push_back(Open { task, asked });
+    }
+
+    /// Ends the oldest that has not asked; where all have, the oldest, which does not read its answer.
+    fn drop_slowest(&mut self) {
+        let silent = self.open.iter().position(|open| !open.asked.load(Ordering::Relaxed));
+        if let Some(slowest) = self.open.remove(silent.unwrap_or(0)) {
+            slowest.task.abort();
+        }
+    }
+
+    /// Pends for ever where none is open.
+    async fn one_ended(&mut self) {
+        if self.tasks.join_next().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn all_ended(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn connection(stream: TcpStream, pages: Arc<Pages>, asked: Arc<AtomicBool>) {
     let answer = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
         let response = pages.answer(request.method(), request.uri().path());
         async move { Ok::<_, Infallible>(response) }
     });

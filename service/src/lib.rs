@@ -10,6 +10,7 @@
 mod daemon;
 mod http;
 pub mod keys;
+mod log_line;
 mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;

@@ -1,8 +1,10 @@
 //! Logs, to standard error; and which spans and events anything may show.
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     env,
     io::{self, IsTerminal},
+    panic::{self, PanicHookInfo},
 };
 
 use tracing::{Level, Metadata};
@@ -13,7 +15,10 @@ use tracing_subscriber::{
     util::{SubscriberInitExt, TryInitError},
 };
 
-use crate::keys::LogFormat;
+use crate::{
+    keys::LogFormat,
+    log_line::{JsonLines, TextLines},
+};
 
 /// Why logging could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +32,8 @@ pub enum InitError {
 }
 
 /// Sends every event that `filter` lets pass to standard error. Text is coloured on a terminal only, and never if
-/// `NO_COLOR` is set. Whatever the filter says, what would show a message or a password is left out.
+/// `NO_COLOR` is set. Whatever the filter says, what would show a message or a password is left out. Every record takes one
+/// line, whatever stands in its values; a panic is a record as well.
 ///
 /// # Errors
 /// If the filter is invalid, or the process has a subscriber already.
@@ -40,13 +46,37 @@ pub(crate) type Spans = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// As [`init`], and hands spans that `filter` lets pass to `spans`.
 pub(crate) fn init_with(format: LogFormat, filter: &str, spans: Option<Spans>) -> Result<(), InitError> {
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // The formatter would report its own errors with `eprintln!`, which panics where standard error is closed.
+    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
     let lines = match format {
-        LogFormat::Text => lines.with_ansi(coloured()).with_filter(FilterFn::new(is_harmless)).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_filter(FilterFn::new(is_harmless)).boxed(),
+        LogFormat::Text => {
+            let text = lines.with_writer(TextLines).with_ansi(coloured());
+            text.with_filter(FilterFn::new(is_harmless)).boxed()
+        }
+        LogFormat::Json => {
+            let json = lines.with_writer(JsonLines).json().flatten_event(true);
+            json.with_filter(FilterFn::new(is_harmless)).boxed()
+        }
     };
+
     let layers: Vec<_> = spans.into_iter().chain([lines]).collect();
-    Ok(tracing_subscriber::registry().with(layers).with(parse_filter(filter)?).try_init()?)
+    tracing_subscriber::registry().with(layers).with(parse_filter(filter)?).try_init()?;
+    panic::set_hook(Box::new(log_panic));
+
+    Ok(())
+}
+
+/// A panic as one record; the standard library's own report takes several lines and quotes its message as it is.
+fn log_panic(panicked: &PanicHookInfo<'_>) {
+    let message = panicked.payload_as_str().unwrap_or("no message");
+    let place = panicked.location().map(ToString::to_string).unwrap_or_default();
+    let backtrace = Backtrace::capture();
+
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(panic = message, place, %backtrace, "a task panicked: a defect, report it");
+    } else {
+        tracing::error!(panic = message, place, "a task panicked: a defect, report it");
+    }
 }
 
 /// Unlike `EnvFilter::new`, refuses what it can't parse instead of dropping it.

@@ -52,6 +52,13 @@ async fn serve(behaviour: String, Context { stop, probes }: Context) -> Result<(
             tracing::debug!(target: "lapin::channels", "a channel opens");
             return Err(std::io::Error::other("done talking"));
         }
+        "is written to" => {
+            let id = "o-1\n2030-01-01T00:00:00Z ERROR outbox_dispatcher: forged\r2030\u{2028}2030";
+            tracing::warn!(document = %id, error = ?id, "an id of somebody else's");
+            tracing::info_span!("deliver", document = id).in_scope(|| tracing::warn!("inside: {id}"));
+            let _ = tokio::spawn(async move { panic!("{id}") }).await;
+            return Err(std::io::Error::other(id));
+        }
         "lingers" => std::future::pending().await,
         "is told" => loop {
             let word = tokio::task::spawn_blocking(next_word).await.unwrap();
@@ -309,6 +316,66 @@ fn the_amqp_clients_logs_show_no_message_and_no_login_at_any_level() {
         assert!(rest.contains("a channel opens"), "{rest}");
         assert!(!rest.contains("hunter2"), "{rest}");
     }
+}
+
+/// P8, and nothing that somebody else wrote passes for a record.
+#[test]
+fn no_value_begins_a_log_line() {
+    for format in ["text", "json"] {
+        let (code, log) = start("is written to", &format!("--log-format {format}")).end();
+        assert_eq!(code, Some(1), "{log}");
+        assert_eq!(log.matches("forged").count(), log.matches("outbox_dispatcher: forged").count(), "{log}");
+        assert!(log.contains("a task panicked"), "{log}");
+
+        let now = format!("{}-", 1970 + std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() / 31_556_952);
+        for line in log.lines() {
+            let own =
+                if format == "text" { line.starts_with(&now) } else { line.starts_with("{\"timestamp\"") };
+            assert!(own, "{line:?} in {log}");
+        }
+    }
+}
+
+/// Standard error may be full or closed, where a supervisor has ended.
+#[test]
+fn a_log_that_nobody_takes_is_no_panic() {
+    for (args, redirect, code) in [
+        ("--log-fromat json", "2>/dev/full", 2),
+        ("--log-fromat json", "2>&-", 2),
+        ("--log-filter trace", "2>/dev/full", 1),
+        ("--log-filter trace --log-format json", "2>/dev/full", 1),
+    ] {
+        let script = format!("exec \"$0\" the_daemon --exact --ignored --nocapture {redirect}");
+        let status = Command::new("bash")
+            .args(["-c", &script])
+            .arg(env::current_exe().unwrap())
+            .env(BEHAVIOUR, "is written to")
+            .env("TEST_ARGS", args)
+            .env("OUTBOX_MONGODB_URI", "mongodb://db")
+            .env("OUTBOX_HTTP_LISTEN", "off")
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(code), "{args} {redirect}");
+    }
+}
+
+/// Thirty-two silent clients hold every connection there is.
+#[test]
+fn silent_clients_keep_no_probe_waiting() {
+    let mut daemon = start("is told", "");
+    let address = daemon.address();
+
+    let silent: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(address).unwrap()).collect();
+    assert_answers(address, "/livez", 200, "alive\n");
+
+    // Only the oldest made room: the others were not just given up after a time.
+    let is_open = |mut client: &TcpStream| {
+        client.set_nonblocking(true).unwrap();
+        client.read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    assert!(!is_open(&silent[0]));
+    assert!(silent[1..].iter().all(is_open));
 }
 
 #[test]
