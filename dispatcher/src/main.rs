@@ -4,15 +4,13 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use document_outbox::{
     RetryPolicy,
-    amqp::{AmqpSettings, TopologyMode},
+    amqp::TopologyMode,
     clock::ServerClock,
     deliver::{PayloadFormat, RabbitMq, RabbitMqSettings},
     process::{Processor, ProcessorSettings},
-    tls::{TlsFile, TlsFiles},
 };
-use mongodb::{Client, options::ClientOptions};
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
-use outbox_service::{Choice, Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys, transport};
+use outbox_service::{Choice, Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
 
 const NAME: &str = "outbox-dispatcher";
 const SECOND: Duration = Duration::from_secs(1);
@@ -113,7 +111,7 @@ impl Choice for Format {
 
 /// Everything read, and nothing connected.
 struct Settings {
-    mongodb: Uri,
+    connections: Connections,
     /// None only beside a problem that keeps the worker from starting.
     rabbitmq: Option<RabbitMqSettings>,
     processor: ProcessorSettings,
@@ -126,7 +124,8 @@ fn read(read: &mut Reader<'_>) -> Settings {
         keys::Topology::Verify => TopologyMode::Verify,
         keys::Topology::Off => TopologyMode::Off,
     };
-    let rabbitmq = amqp(read).map(|amqp| RabbitMqSettings {
+    let connections = Connections::read(read, NAME);
+    let rabbitmq = connections.rabbitmq.clone().map(|amqp| RabbitMqSettings {
         amqp,
         exchange: read.string("messages_exchange"),
         topology,
@@ -168,7 +167,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         );
     }
     Settings {
-        mongodb: read.uri("mongodb_uri"),
+        connections,
         rabbitmq,
         processor: ProcessorSettings {
             name: format!("{NAME}@{}:{}", host(), std::process::id()),
@@ -181,31 +180,6 @@ fn read(read: &mut Reader<'_>) -> Settings {
     }
 }
 
-/// How RabbitMQ is reached; judges the connection to MongoDB as well.
-fn amqp(read: &mut Reader<'_>) -> Option<AmqpSettings> {
-    transport::check(read);
-    if let Err(error) = TlsFiles::of_mongodb(read.uri("mongodb_uri").expose()).check() {
-        read.problem(&["mongodb_uri"], format!("names a file for TLS that is of no use: {error}"));
-    }
-    let uri = read.uri("rabbitmq_uri");
-    let amqp =
-        AmqpSettings::new(uri.expose()).map_err(|error| read.problem(&["rabbitmq_uri"], error.to_string()));
-    let files = TlsFiles {
-        ca: read.path("rabbitmq_ca_file"),
-        certificate: read.path("rabbitmq_cert_file"),
-        key: read.path("rabbitmq_key_file"),
-    };
-    let amqp = amqp.ok()?.named(NAME).with_tls(files).map_err(|error| {
-        let key = match error.file() {
-            TlsFile::Ca => "rabbitmq_ca_file",
-            TlsFile::Certificate => "rabbitmq_cert_file",
-            TlsFile::Key => "rabbitmq_key_file",
-        };
-        read.problem(&[key], error.to_string());
-    });
-    amqp.ok()
-}
-
 /// This machine's name, so that operators can tell workers in containers apart by their claims.
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
@@ -215,12 +189,7 @@ fn host() -> String {
 async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error + Send + Sync>> {
     let rabbitmq = settings.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let amqp = rabbitmq.amqp.clone();
-    transport::warn_of_plain_mongodb(&settings.mongodb);
-    let mut options = ClientOptions::parse(settings.mongodb.expose()).await?;
-    options.app_name.get_or_insert_with(|| NAME.into());
-    // Tries are repeated; a short one lets a signal to stop through.
-    options.server_selection_timeout.get_or_insert(Duration::from_secs(5));
-    let client = Client::with_options(options)?;
+    let client = settings.connections.mongodb().await?;
     let clock = ServerClock::new(client.clone());
     let deliver = RabbitMq::start(rabbitmq);
     let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);

@@ -7,19 +7,14 @@ use std::{
 
 use document_outbox::{
     CommandSender,
-    amqp::{AmqpSettings, Publisher, TopologyMode},
-    tls::{TlsFile, TlsFiles},
+    amqp::{Publisher, TopologyMode},
 };
-use mongodb::{
-    Client,
-    bson::{DateTime, Timestamp},
-    options::ClientOptions,
-};
+use mongodb::bson::{DateTime, Timestamp};
 use outbox_rescuer::{
     BrokerCommands, LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, Rescuer, SHORTEST_DELAY, SHORTEST_LEASE,
     Settings, StatusHandle,
 };
-use outbox_service::{Context, Daemon, Exit, Key, Kind, Reader, Report, Uri, keys, transport};
+use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
 
 const NAME: &str = "outbox-rescuer";
 
@@ -153,15 +148,14 @@ fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
 }
 
 /// What the binary needs beyond the rescuer's own settings.
-struct Connections {
-    mongodb: Uri,
-    rabbitmq: Option<AmqpSettings>,
+struct Around {
+    connections: Connections,
     exchange: String,
     queue: String,
     topology: TopologyMode,
 }
 
-fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
+fn read(read: &mut Reader<'_>) -> (Around, Settings) {
     let settings = Settings {
         unordered: read.namespaces("unordered"),
         dead_blocks: read.namespaces("dead_blocks"),
@@ -183,9 +177,8 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
     for (names, sentence) in settings.problems() {
         read.problem(&names, sentence);
     }
-    let connections = Connections {
-        mongodb: read.uri("mongodb_uri"),
-        rabbitmq: amqp(read),
+    let around = Around {
+        connections: Connections::read(read, NAME),
         exchange: read.string("commands_exchange"),
         queue: read.string("commands_queue"),
         topology: match read.choice("topology") {
@@ -194,42 +187,16 @@ fn read(read: &mut Reader<'_>) -> (Connections, Settings) {
             keys::Topology::Off => TopologyMode::Off,
         },
     };
-    (connections, settings)
-}
-
-/// How RabbitMQ is reached; judges the connection to MongoDB as well.
-fn amqp(read: &mut Reader<'_>) -> Option<AmqpSettings> {
-    transport::check(read);
-    if let Err(error) = TlsFiles::of_mongodb(read.uri("mongodb_uri").expose()).check() {
-        read.problem(&["mongodb_uri"], format!("names a file for TLS that is of no use: {error}"));
-    }
-    let uri = read.uri("rabbitmq_uri");
-    let amqp =
-        AmqpSettings::new(uri.expose()).map_err(|error| read.problem(&["rabbitmq_uri"], error.to_string()));
-    let files = TlsFiles {
-        ca: read.path("rabbitmq_ca_file"),
-        certificate: read.path("rabbitmq_cert_file"),
-        key: read.path("rabbitmq_key_file"),
-    };
-    let amqp = amqp.ok()?.named(NAME).with_tls(files).map_err(|error| {
-        let key = match error.file() {
-            TlsFile::Ca => "rabbitmq_ca_file",
-            TlsFile::Certificate => "rabbitmq_cert_file",
-            TlsFile::Key => "rabbitmq_key_file",
-        };
-        read.problem(&[key], error.to_string());
-    });
-    amqp.ok()
+    (around, settings)
 }
 
 async fn serve(
-    (connections, settings): (Connections, Settings),
+    (around, settings): (Around, Settings),
     context: Context,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Connections { mongodb, rabbitmq, exchange, queue, topology } = connections;
-    let rabbitmq = rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
-    transport::warn_of_plain_mongodb(&mongodb);
-    let client = Client::with_options(client_options(&mongodb).await?)?;
+    let Around { connections, exchange, queue, topology } = around;
+    let client = connections.mongodb().await?;
+    let rabbitmq = connections.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     // The queue as well: commands sent before the first dispatcher has started would be lost without it.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
@@ -254,13 +221,4 @@ impl Report for State {
     fn status(&self) -> serde_json::Value {
         serde_json::to_value(self.status.snapshot()).unwrap_or_default()
     }
-}
-
-async fn client_options(uri: &Uri) -> Result<ClientOptions, mongodb::error::Error> {
-    let mut options = ClientOptions::parse(uri.expose()).await?;
-    options.app_name.get_or_insert_with(|| NAME.into());
-    // Tries are repeated for as long as it takes; a short one lets a signal to stop through.
-    options.server_selection_timeout.get_or_insert(Duration::from_secs(5));
-    options.connect_timeout.get_or_insert(Duration::from_secs(5));
-    Ok(options)
 }

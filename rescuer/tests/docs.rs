@@ -29,3 +29,13 @@ fn the_sample_has_no_problems() {
         Command::new(binary).args(["config", "check", "--config", sample]).env_clear().output().unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
 }
+
+#[test]
+fn output_that_ends_early_is_no_panic() {
+    configuration::assert_output_may_end(env!("CARGO_BIN_EXE_outbox-rescuer"));
+}
+
+#[test]
+fn the_parts_that_use_a_uri_judge_it() {
+    configuration::assert_uris_are_judged(env!("CARGO_BIN_EXE_outbox-rescuer"));
+}

@@ -5,13 +5,15 @@
 //! [`telemetry`], serves probes and metrics over HTTP, listens for the [`shutdown`] signals, and turns the outcome into
 //! an exit code.
 //!
-//! Nothing here knows MongoDB or RabbitMQ beyond the shape of a URI and of a name.
+//! Only [`Connections`] knows MongoDB and RabbitMQ beyond the shape of a URI and of a name.
 
+mod connections;
 mod daemon;
 mod http;
 pub mod keys;
 mod log_line;
 mod metrics;
+mod mongodb_uri;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod probes;
@@ -20,6 +22,7 @@ pub mod shutdown;
 pub mod telemetry;
 pub mod transport;
 
+pub use connections::Connections;
 pub use daemon::{Context, Daemon, Exit};
 pub use probes::{Probes, Report};
 pub use settings::{

@@ -42,6 +42,7 @@ pub use problem::{Problem, Problems};
 pub use reader::Reader;
 pub use resolve::{Program, Resolution, Resolved, resolve};
 pub use sources::Sources;
+pub(crate) use uri::is_harmless;
 pub use uri::{Scheme, Uri};
 
 pub(crate) use namespace::check_database;

@@ -41,3 +41,63 @@ pub(crate) fn assert_is_committed(binary: &str, what: &str, file: &str) {
         "{file} is not what is printed: write it anew with `{binary} config {what} >{file}`"
     );
 }
+
+/// A reader of what is printed may have seen enough, and a disk may be full: neither is a panic.
+pub(crate) fn assert_output_may_end(binary: &str) {
+    for (script, code) in [
+        ("\"$0\" config sample >&-", 0),
+        ("set -o pipefail; { sleep 0.1; \"$0\" config schema; } | :", 0),
+        ("\"$0\" --help >/dev/full", 1),
+        ("\"$0\" config check --watch shop >/dev/full 2>/dev/full", 2),
+    ] {
+        let status = Command::new("bash").args(["-c", script, binary]).env_clear().status().unwrap();
+        assert_eq!(status.code(), Some(code), "{script}");
+    }
+}
+
+/// `config check` with this URI of MongoDB: its exit code, and everything it printed.
+pub(crate) fn check(binary: &str, mongodb: &str, rabbitmq: &str) -> (Option<i32>, String) {
+    let output = Command::new(binary)
+        .args(["config", "check"])
+        .env_clear()
+        .env("OUTBOX_MONGODB_URI", mongodb)
+        .env("OUTBOX_RABBITMQ_URI", rabbitmq)
+        .env("OUTBOX_WATCH", "shop.*")
+        .output()
+        .unwrap();
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(printed).unwrap())
+}
+
+/// What MongoDB's driver or the AMQP client refuses is a problem of the settings, in a sentence that shows no secret.
+pub(crate) fn assert_uris_are_judged(binary: &str) {
+    const BROKER: &str = "amqp://u:hunter2@localhost/%2f";
+    const DATABASE: &str = "mongodb://u:hunter2@h/?replicaSet=rs0";
+
+    for refused in [
+        "mongodb://h/?compressors=lz4",
+        "mongodb://h/?maxPoolSize=abc",
+        "mongodb://h/?readPreference=nearby",
+        "mongodb://h/?w=-1",
+        "mongodb://h/?proxyHost=p",
+        "mongodb://u:p@[bad",
+        "mongodb://app:2024?hunter2@db1",
+        "mongodb://h/?tls=yes",
+        "mongodb+srv://h:27017",
+        "mongodb://h/?authMechanismProperties=NAME=hunter2",
+    ] {
+        let (code, printed) = check(binary, refused, BROKER);
+        assert_eq!(code, Some(2), "{refused}: {printed}");
+        assert!(
+            printed.contains("OUTBOX_MONGODB_URI: ") && !printed.contains("hunter2"),
+            "{refused}: {printed}"
+        );
+        assert!(!printed.contains("Error {") && !printed.contains("InvalidArgument"), "{refused}: {printed}");
+    }
+
+    let (code, printed) = check(binary, "mongodb://h/?compressors=zstd,zlib,snappy", BROKER);
+    assert_eq!(code, Some(0), "{printed}");
+    let (code, printed) = check(binary, DATABASE, "amqp://u:hunter2@localhost/%2f?heartbeat=abc");
+    assert_eq!(code, Some(2), "{printed}");
+    assert!(!printed.contains("hunter2"), "{printed}");
+}

@@ -77,7 +77,7 @@ impl Uri {
     }
 
     /// Checks scheme and shape; the driver checks the rest. The errors are sentences that quote nothing.
-    pub(super) fn parse(text: &str, scheme: Scheme) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, scheme: Scheme) -> Result<Self, String> {
         let [plain, other] = scheme.prefixes();
         let rest = text.strip_prefix(plain).or_else(|| text.strip_prefix(other));
         let Some(rest) = rest else {
@@ -106,8 +106,10 @@ fn flaw(rest: &str) -> Option<&'static str> {
         Some("holds white space; percent-encode it (a space is %20)")
     } else if user_info.contains('@') || user_info.matches(':').count() > 1 {
         Some("has a user name or password with `@` or `:` in it; percent-encode them as %40 and %3A")
-    } else if !authority.contains('@') && tail.split('?').next().is_some_and(|path| path.contains('@')) {
-        Some("has a user name or password with `/` in it; percent-encode it as %2F")
+    } else if !authority.contains('@') && tail.contains('@') && is_cut_off(hosts, tail) {
+        Some(
+            "has a user name or password with `/`, `?` or `#` in it; percent-encode them as %2F, %3F and %23",
+        )
     } else if hosts.split(',').any(str::is_empty) {
         Some("names no host")
     } else if hosts.split(',').any(has_no_number_for_port) {
@@ -119,6 +121,21 @@ fn flaw(rest: &str) -> Option<&'static str> {
 
 fn split_authority(rest: &str) -> (&str, &str) {
     rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()))
+}
+
+/// Whether the `@` in `tail` ends a user name and password of which a special character cut the beginning off: what looks like
+/// a port would be the beginning of the password. The value of an option may hold an `@`.
+fn is_cut_off(hosts: &str, tail: &str) -> bool {
+    let (path, options) = tail.split_once('?').unwrap_or((tail, ""));
+    if path.contains('@') {
+        return true;
+    }
+
+    let behind_address = hosts.rsplit_once(']').map_or(hosts, |(_, port)| port);
+    let is_an_option = |piece: &str| piece.split_once('=').is_some_and(|(name, _)| is_harmless(name));
+    let mut strange = options.split('&').filter(|piece| piece.contains('@') && !is_an_option(piece));
+
+    behind_address.contains(':') && strange.next().is_some()
 }
 
 /// `host:port`, where an IPv6 address stands in brackets.
@@ -211,11 +228,16 @@ impl fmt::Display for Uri {
     }
 }
 
+/// Whether the value of this parameter, in any case of letters, holds no secret.
+pub(crate) fn is_harmless(name: &str) -> bool {
+    HARMLESS.contains(&name.to_ascii_lowercase().as_str())
+}
+
 /// Writes one `key=value`, with the separator that ends it.
 fn write_parameter(f: &mut fmt::Formatter<'_>, piece: &str) -> fmt::Result {
     let (parameter, separator) = piece.split_at(piece.trim_end_matches(['?', '#', '&', ';']).len());
     match parameter.split_once('=') {
-        Some((key, _)) if HARMLESS.contains(&key.to_ascii_lowercase().as_str()) => f.write_str(parameter)?,
+        Some((key, _)) if is_harmless(key) => f.write_str(parameter)?,
         Some((key, _)) => write!(f, "{key}={MASK}")?,
         None if parameter.is_empty() => {}
         None => f.write_str(MASK)?,
@@ -289,6 +311,9 @@ mod tests {
             ("mongodb://u:p:hunter2@h", "%3A"),
             ("mongodb://u:p/hunter2@h", "%2F"),
             ("mongodb://u:p hunter2@h", "%20"),
+            ("mongodb://app:2024?hunter2@db1", "%3F"),
+            ("mongodb://app:2024?x=hunter2@db1/", "%3F"),
+            ("mongodb://app:2024#hunter2@db1", "%23"),
         ] {
             let sentence = mongodb(text).unwrap_err();
             assert!(sentence.contains(reason), "{sentence}");

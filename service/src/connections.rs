@@ -1,0 +1,84 @@
+//! The connections that both services have: MongoDB and RabbitMQ, judged by the parts that will make them.
+
+use std::time::Duration;
+
+use document_outbox::{
+    amqp::AmqpSettings,
+    tls::{TlsFile, TlsFiles},
+};
+use mongodb::{Client, error::Error, options::ClientOptions};
+
+use crate::{Reader, Uri, mongodb_uri, transport};
+
+/// How long the driver may look for a server before a try counts as failed. Tries are repeated for as long as it takes; a
+/// short one lets a signal to stop through.
+const TRY: Duration = Duration::from_secs(5);
+
+/// How MongoDB and RabbitMQ are reached. Nothing is connected yet.
+#[derive(Debug)]
+pub struct Connections {
+    name: &'static str,
+    mongodb: Uri,
+    /// RabbitMQ; `None` only beside a problem that keeps the program from starting.
+    pub rabbitmq: Option<AmqpSettings>,
+}
+
+impl Connections {
+    /// Reads `mongodb_uri`, `rabbitmq_uri` and the keys of [`keys::transport`](crate::keys::transport), and records what is
+    /// wrong with them. The connections will bear `name`.
+    pub fn read(read: &mut Reader<'_>, name: &'static str) -> Self {
+        transport::check(read);
+
+        let mongodb = read.uri("mongodb_uri");
+        if let Some(sentence) = mongodb_uri::refusal(&mongodb) {
+            read.problem(&["mongodb_uri"], sentence);
+        } else if let Err(error) = TlsFiles::of_mongodb(mongodb.expose()).check() {
+            read.problem(&["mongodb_uri"], format!("names a file for TLS that is of no use: {error}"));
+        }
+
+        Self { name, mongodb, rabbitmq: rabbitmq(read, name) }
+    }
+
+    /// A client of MongoDB, which connects when it is used. Logs where what it carries is not encrypted.
+    ///
+    /// # Errors
+    /// If a `mongodb+srv` name can't be looked up, or its records and the URI don't go together.
+    pub async fn mongodb(&self) -> Result<Client, Error> {
+        transport::warn_of_plain_mongodb(&self.mongodb);
+
+        let mut options = ClientOptions::parse(self.mongodb.expose()).await?;
+        options.app_name.get_or_insert_with(|| self.name.into());
+        options.server_selection_timeout.get_or_insert(TRY);
+        options.connect_timeout.get_or_insert(TRY);
+
+        Client::with_options(options)
+    }
+}
+
+fn rabbitmq(read: &mut Reader<'_>, name: &str) -> Option<AmqpSettings> {
+    let uri = read.uri("rabbitmq_uri");
+    let settings = match AmqpSettings::new(uri.expose()) {
+        Ok(settings) => Some(settings.named(name)),
+        Err(error) => {
+            read.problem(&["rabbitmq_uri"], error.to_string());
+            None
+        }
+    };
+
+    let files = TlsFiles {
+        ca: read.path("rabbitmq_ca_file"),
+        certificate: read.path("rabbitmq_cert_file"),
+        key: read.path("rabbitmq_key_file"),
+    };
+    if let Err(error) = files.check() {
+        let key = match error.file() {
+            TlsFile::Ca => "rabbitmq_ca_file",
+            TlsFile::Certificate => "rabbitmq_cert_file",
+            TlsFile::Key => "rabbitmq_key_file",
+        };
+        read.problem(&[key], error.to_string());
+        return None;
+    }
+
+    settings?.with_tls(files).ok()
+}
