@@ -1,6 +1,6 @@
 //! An order is paid; the message that says so is saved with it, and delivered: `cargo run --example quickstart`.
 
-use document_outbox::{Document, Inline, Message, Outbox, Store, deliver::Handlers};
+use document_outbox::{Document, Inline, Message, Outbox, Store, deliver::Handlers, store::Inserted};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let uri = std::env::var("OUTBOX_MONGODB_URI").unwrap_or("mongodb://127.0.0.1/?replicaSet=rs0".into());
     let client = mongodb::Client::with_uri_str(uri).await?;
 
-    // Messages go to a function here; `RabbitMq::start(RabbitMqSettings::new(uri)?)` in its place publishes them.
+    // Messages go to a function here; examples/orders.rs sends them to RabbitMQ.
     let handlers = Handlers::builder().on("print", |message: OrderPaid, _| async move {
         println!("delivered  order.paid {}", message.order);
         Ok(())
@@ -52,7 +52,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let orders = Store::<Order>::new(client.database("shop").collection::<Order>("orders"), &inline);
 
     let id = uuid::Uuid::now_v7().to_string();
-    let _new = orders.insert(Order { id: id.clone(), paid: false, outbox: Outbox::default() }).await?;
+    let order = Order { id: id.clone(), paid: false, outbox: Outbox::default() };
+    let Inserted::Applied(..) = orders.insert(order).await? else {
+        return Err("the order was not inserted".into());
+    };
     orders.update(&id, Order::pay).await?; // loads, pays, saves; again when somebody else saved in between
     println!("saved      order.paid {id}");
     inline.close(std::time::Duration::from_secs(10)).await; // waits for what is in flight

@@ -84,15 +84,41 @@ async fn dead_messages_are_replayed_by_type_and_reason_among_things_that_are_no_
     test.orders().update_one(doc! { "_id": "o-1" }, junk).await.unwrap();
     let which = |reason: &str| doc! { "type": "order.added", "dead_reason": reason, "dead_at": { "$gte": mongodb::bson::DateTime::from_millis(0) } };
     let replay = async |reason: &str| {
-        let filters = which(reason).into_iter().map(|(name, value)| (format!("e.{name}"), value));
         let orders = test.orders();
-        let update = orders
-            .update_many(doc! { "outbox": { "$elemMatch": which(reason) } }, revive())
-            .array_filters(vec![filters.collect::<Document>()]);
+        let of_entry = |prefix: &str| -> Document {
+            which(reason).into_iter().map(|(name, value)| (format!("{prefix}.{name}"), value)).collect()
+        };
+        let copy = [
+            doc! { "$match": { "outbox": { "$elemMatch": which(reason) } } },
+            doc! { "$unwind": "$outbox" },
+            doc! { "$match": of_entry("outbox") },
+            doc! { "$project": { "_id": { "id": "$outbox.id", "dead_at": "$outbox.dead_at" },
+            "collection": { "$literal": "shop.orders" }, "document": "$_id", "entry": "$outbox",
+            "replayed_at": "$$NOW", "by": { "$literal": "your name, the ticket" } } },
+            doc! { "$merge": {
+                "into": { "db": test.database.name(), "coll": "replayed" }, "whenMatched": "keepExisting",
+            } },
+        ];
+        orders.aggregate(copy).await.unwrap();
+
+        let mut batch = Vec::new();
+        let mut found = orders
+            .find(doc! { "outbox": { "$elemMatch": which(reason) } })
+            .projection(doc! { "_id": 1 })
+            .await
+            .unwrap();
+        while found.advance().await.unwrap() {
+            batch.push(found.deserialize_current().unwrap().get("_id").unwrap().clone());
+        }
+        let update =
+            orders.update_many(doc! { "_id": { "$in": batch } }, revive()).array_filters(vec![of_entry("e")]);
         update.await.unwrap().modified_count
     };
     assert_eq!(replay("attempts_exhausted").await, 0, "it died for another reason");
     assert_eq!(replay("permanent").await, 1);
+    let replayed = test.database.collection::<Document>("replayed").find_one(doc! {}).await.unwrap().unwrap();
+    let copied = replayed.get_document("entry").unwrap();
+    assert!(copied.contains_key("last_error") && copied.contains_key("dead_at"), "{copied}");
 
     let recorder = Recorder::default();
     assert_eq!(work_off(&test, &recorder).await, Processed::Done);
@@ -115,12 +141,17 @@ async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
             doc! { "$match": { "_id": "o-1", "outbox.id": id } },
             doc! { "$unwind": "$outbox" },
             doc! { "$match": { "outbox.id": id, "outbox.dead_at": { "$exists": true } } },
-            doc! { "$project": { "_id": "$outbox.id", "document": "$_id", "entry": "$outbox", "discarded_at": "$$NOW" } },
+            doc! { "$project": { "_id": "$outbox.id", "collection": { "$literal": "shop.orders" }, "document": "$_id",
+            "entry": "$outbox", "discarded_at": "$$NOW", "by": { "$literal": "your name, the ticket" } } },
             doc! { "$merge": {
-                "into": { "db": test.database.name(), "coll": "outbox_discarded" }, "whenMatched": "keepExisting",
+                "into": { "db": test.database.name(), "coll": "discarded" }, "whenMatched": "keepExisting",
             } },
         ];
         test.orders().aggregate(copy).await.unwrap();
+        let discarded = test.database.collection::<Document>("discarded");
+        if discarded.find_one(doc! { "_id": id, "document": "o-1" }).await.unwrap().is_none() {
+            return;
+        }
         let pull = doc! { "$pull": { "outbox": { "id": id, "dead_at": { "$exists": true } } } };
         test.orders().update_one(doc! { "_id": "o-1" }, pull).await.unwrap();
     };
@@ -129,7 +160,7 @@ async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
 
     let outbox = test.outbox("o-1").await;
     assert_eq!((outbox.len(), outbox[0].get("id")), (1, Some(&Bson::from(living))));
-    let discarded = test.database.collection::<Document>("outbox_discarded");
+    let discarded = test.database.collection::<Document>("discarded");
     let kept = discarded.find_one(doc! { "_id": &id }).await.unwrap().unwrap();
     assert_eq!(kept.get_str("document"), Ok("o-1"));
     assert_eq!(discarded.count_documents(doc! {}).await.unwrap(), 1);
