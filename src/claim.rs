@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use mongodb::{
-    Client, Collection,
-    bson::{DateTime, Document, RawDocumentBuf, doc},
+    Client,
+    bson::{DateTime, Document, doc},
     error::Error,
     options::WriteConcern,
 };
@@ -21,6 +21,7 @@ use crate::{
     clock::later,
     codes::{self, Verdict},
     entry::{DeadReason, Entry},
+    filter::{self, Filter},
     group::{Statement, Writes},
     outbox::new_random,
     write::Answer,
@@ -77,10 +78,6 @@ impl Claimer {
         format!("{}/{}", self.name, new_random())
     }
 
-    fn collection(&self, document: &DocumentRef) -> Collection<RawDocumentBuf> {
-        self.client.database(&document.namespace.db).collection(&document.namespace.coll)
-    }
-
     /// Claims these entries, as read, for the lease.
     pub(crate) async fn claim(
         &self,
@@ -92,9 +89,8 @@ impl Claimer {
             return Ok(Claimed::Lost);
         }
         let (token, until) = (self.token(), later(now, self.lease));
-        let mut filter = document.filter();
         let unchanged = entries.iter().map(|entry| doc! { "$elemMatch": as_read(entry) });
-        filter.insert("outbox", doc! { "$all": unchanged.collect::<Vec<_>>() });
+        let filter = document.select(doc! { "outbox": { "$all": unchanged.collect::<Vec<_>>() } });
         let mut update = doc! { "$set": {
             "outbox.$[e].claimed_by": &token,
             "outbox.$[e].available_at": until,
@@ -141,8 +137,7 @@ impl Claimer {
         entry: &Entry,
         now: DateTime,
     ) -> Result<bool, Error> {
-        let mut filter = document.filter();
-        filter.insert("outbox", doc! { "$elemMatch": as_read(entry) });
+        let filter = document.select(doc! { "outbox": { "$elemMatch": as_read(entry) } });
         let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
         let update = death(now, DeadReason::Crashed, &error);
         self.write(document, filter, update, doc! { "e.id": entry.id }).await
@@ -213,15 +208,15 @@ impl Claimer {
         if self.counts_claims {
             update.insert("$inc", doc! { "outbox.$[e].claims": -1 });
         }
-        let mut filter = claim.document.filter();
-        filter.insert("outbox", doc! { "$elemMatch": { "id": { "$in": &ids }, "claimed_by": &claim.token } });
+        let mine = doc! { "id": { "$in": &ids }, "claimed_by": &claim.token };
+        let filter = claim.document.select(doc! { "outbox": { "$elemMatch": mine } });
         let mine = doc! { "e.id": { "$in": ids }, "e.claimed_by": &claim.token };
         self.write_with(&claim.document, filter, update, mine, concern).await
     }
 
     async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
-        let mut filter = claim.document.filter();
-        filter.insert("outbox", doc! { "$elemMatch": { "id": entry.id, "claimed_by": &claim.token } });
+        let mine = doc! { "id": entry.id, "claimed_by": &claim.token };
+        let filter = claim.document.select(doc! { "outbox": { "$elemMatch": mine } });
         let mine = doc! { "e.id": entry.id, "e.claimed_by": &claim.token };
         self.write(&claim.document, filter, update, mine).await
     }
@@ -229,7 +224,7 @@ impl Claimer {
     async fn write(
         &self,
         document: &DocumentRef,
-        filter: Document,
+        filter: Filter,
         update: Document,
         element: Document,
     ) -> Result<bool, Error> {
@@ -239,15 +234,14 @@ impl Claimer {
     async fn write_with(
         &self,
         document: &DocumentRef,
-        filter: Document,
+        filter: Filter,
         mut update: Document,
         element: Document,
         concern: WriteConcern,
     ) -> Result<bool, Error> {
-        let collection = self.collection(document);
         let send = |update: Document| {
-            let write = collection.update_one(filter.clone(), update);
-            write.array_filters(vec![element.clone()]).write_concern(concern.clone())
+            let (filter, elements) = (filter.clone(), vec![element.clone()]);
+            filter::update(&self.client, &document.namespace, filter, update, elements, concern.clone())
         };
         match send(update.clone()).await {
             // In a document without room, the state is worth more than the text about it.
@@ -255,9 +249,9 @@ impl Claimer {
                 if let Ok(set) = update.get_document_mut("$set") {
                     set.remove("outbox.$[e].last_error");
                 }
-                Ok(send(update).await?.matched_count > 0)
+                send(update).await
             }
-            other => Ok(other?.matched_count > 0),
+            other => other,
         }
     }
 }

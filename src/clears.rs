@@ -16,6 +16,7 @@ use crate::{
     claim::primary,
     codec,
     codes::{self, Verdict},
+    filter::Filter,
     lane::{Lane, by_collection},
 };
 
@@ -43,18 +44,23 @@ pub(crate) struct Delivered {
 
 impl Delivered {
     /// The statement that clears them. It matches ids and the claim, so that it can be repeated at will.
-    fn statement(&self) -> Document {
-        doc! {
-            "q": self.document.filter(),
-            "u": { "$pull": { "outbox": { "id": { "$in": &self.ids }, "claimed_by": &self.token } } },
-        }
+    fn statement(&self) -> Pull {
+        let delivered = doc! { "id": { "$in": &self.ids }, "claimed_by": &self.token };
+        Pull { q: self.document.select(Document::new()), u: doc! { "$pull": { "outbox": delivered } } }
     }
+}
+
+/// A statement as it is in a command.
+#[derive(Debug, Serialize)]
+struct Pull {
+    q: Filter,
+    u: Document,
 }
 
 #[derive(Debug)]
 struct Request {
     namespace: Namespace,
-    statement: Document,
+    statement: Pull,
     done: oneshot::Sender<Result<bool, String>>,
 }
 
@@ -167,7 +173,7 @@ async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
 #[derive(Serialize)]
 struct Update<'a> {
     update: &'a str,
-    updates: &'a [Document],
+    updates: &'a [Pull],
     ordered: bool,
     #[serde(rename = "writeConcern")]
     write_concern: Document,
@@ -175,7 +181,7 @@ struct Update<'a> {
     longest: i64,
 }
 
-async fn send(database: &Database, collection: &str, statements: &[Document]) -> Result<Document, Error> {
+async fn send(database: &Database, collection: &str, statements: &[Pull]) -> Result<Document, Error> {
     let command = Update {
         update: collection,
         updates: statements,

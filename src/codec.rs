@@ -3,6 +3,7 @@
 //! Everything goes through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
 //! writes the same BSON here as there (a `uuid::Uuid` is binary, not text).
 
+use base64::Engine;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -67,14 +68,28 @@ pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
     writable.then(|| date.try_to_rfc3339_string().ok()).flatten()
 }
 
-/// The bytes of an owned document.
-pub(crate) fn encode_document(document: &Document) -> Result<Vec<u8>, CodecError> {
-    to_vec(document).map_err(CodecError::new)
-}
-
 /// Reads a raw document as an owned one.
 pub(crate) fn to_document(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
     raw.try_into().map_err(CodecError::new)
+}
+
+/// Reads a raw document as an owned one; bytes of strings that are not UTF-8 become replacement characters.
+pub(crate) fn to_document_lossy(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
+    #[cfg(feature = "bson-3")]
+    let document = mongodb::bson::Utf8Lossy::<Document>::try_from(raw).map(|lossy| lossy.0);
+    #[cfg(not(feature = "bson-3"))]
+    let document = mongodb::bson::from_slice_utf8_lossy(raw.as_bytes());
+    document.map_err(CodecError::new)
+}
+
+/// RFC 4648, 4: with padding.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// Reads what [`base64`] has written.
+pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
 }
 
 #[cfg(test)]

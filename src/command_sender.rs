@@ -7,7 +7,7 @@ use crate::{
         ExchangeKind, ExchangeSpec, Publication, Published, Publisher, QueueSpec, Topology, TopologyMode,
     },
     command::{
-        COMMAND_TYPE, COMMANDS_DELIVERY_LIMIT, COMMANDS_ROUTING_KEY, MAX_COMMAND_BYTES,
+        COMMAND_LIFETIME, COMMAND_TYPE, COMMANDS_DELIVERY_LIMIT, COMMANDS_ROUTING_KEY, MAX_COMMAND_BYTES,
         ProcessDocumentMessages,
     },
     outbox::new_random,
@@ -107,6 +107,7 @@ impl CommandSender {
             headers: Vec::new(),
             body,
             timestamp: since_1970.ok().map(|time| time.as_secs()),
+            expiration: Some(COMMAND_LIFETIME),
         }
     }
 

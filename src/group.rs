@@ -41,7 +41,7 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::future::join_all;
 use mongodb::{
-    Client, ClientSession, Collection, Namespace,
+    Client, ClientSession, Namespace,
     bson::{Bson, Document, doc, oid::ObjectId},
     error::Error as DriverError,
     options::SessionOptions,
@@ -56,6 +56,7 @@ use crate::{
     claim::{MAJORITY_TIMEOUT, primary},
     codec,
     codes::{self, Verdict},
+    filter::Filter,
     lane::Lane,
     write::{self, Answer, WRITE_TIMEOUT},
 };
@@ -77,7 +78,7 @@ const NOTHING_MATCHED: i32 = 66;
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
     pub(crate) namespace: Namespace,
-    pub(crate) filter: Document,
+    pub(crate) filter: Filter,
     pub(crate) update: Document,
     pub(crate) array_filters: Vec<Document>,
 }
@@ -85,7 +86,7 @@ pub(crate) struct Statement {
 impl Statement {
     fn bytes(&self) -> usize {
         let size = |document: &Document| crate::caps::document_bytes(document);
-        size(&self.filter) + size(&self.update) + self.array_filters.iter().map(size).sum::<usize>()
+        self.filter.bytes() + size(&self.update) + self.array_filters.iter().map(size).sum::<usize>()
     }
 
     /// Has the server say where nothing matches, as the guarantees have it. Where it is sent alone, this does nothing.
@@ -101,7 +102,7 @@ impl Statement {
 /// A statement as it stands in a command.
 #[derive(Serialize)]
 struct InCompany<'a> {
-    q: &'a Document,
+    q: &'a Filter,
     u: &'a Document,
     upsert: bool,
     #[serde(rename = "arrayFilters", skip_serializing_if = "<[_]>::is_empty")]
@@ -178,8 +179,7 @@ impl Writes {
 /// An update as the driver sends it.
 async fn alone(client: &Client, statement: Statement) -> Answer {
     let Statement { namespace, filter, update, array_filters } = statement;
-    let collection: Collection<Document> = client.database(&namespace.db).collection(&namespace.coll);
-    write::update(&collection, filter, update, array_filters).await
+    write::update(client, &namespace, filter, update, array_filters).await
 }
 
 struct Sender {
@@ -474,7 +474,8 @@ mod tests {
     fn request(namespace: &str, bytes: usize) -> Request {
         let (db, coll) = namespace.split_once('.').unwrap();
         let namespace = Namespace::new(db, coll);
-        let statement = Statement { namespace, filter: doc! {}, update: doc! {}, array_filters: Vec::new() };
+        let statement =
+            Statement { namespace, filter: doc! {}.into(), update: doc! {}, array_filters: Vec::new() };
         Request { statement, bytes, answer: oneshot::channel().0 }
     }
 

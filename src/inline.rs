@@ -481,7 +481,7 @@ impl Shared {
     /// Tells the workers that a failed delivery is theirs now. A command that fails is no loss: the sweep finds it.
     async fn hand_off(&self, document: &DocumentRef) {
         let Some(commands) = &self.handoff else { return };
-        let command = ProcessDocumentMessages { document: document.clone(), reason: Reason::Handoff };
+        let command = ProcessDocumentMessages::new(document.clone(), Reason::Handoff);
         match commands.send(vec![command]).await.pop() {
             Some(Ok(())) => self.processor.emit(Event::HandedOff { document: document.clone() }),
             Some(Err(error)) => {

@@ -68,6 +68,7 @@
 //! carries the `traceparent` that its sender gave it, if any.
 
 pub mod amqp;
+mod bytes;
 mod caps;
 mod claim;
 mod clears;
@@ -82,6 +83,7 @@ mod document;
 pub mod entry;
 mod error;
 pub mod event;
+mod filter;
 mod group;
 pub mod health;
 mod inbox;

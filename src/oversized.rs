@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use mongodb::{
     Client, Collection,
-    bson::{Bson, DateTime, Document, RawDocumentBuf, Uuid, doc},
+    bson::{Binary, Bson, DateTime, Document, Uuid, doc, spec::BinarySubtype},
     error::Error,
     options::{ReadConcern, ReturnDocument},
 };
 
 use crate::{
     DocumentRef,
-    claim::{Claim, cut, majority, primary},
+    claim::{Claim, cut, majority},
     clock::later,
     codec,
     codes::{self, Verdict},
     entry::{Dead, DeadReason, Entry, NotAnArray, Slot, read_outbox},
+    filter::{self, Filter},
 };
 
 /// The collection of leases in the state database.
@@ -161,12 +162,10 @@ impl Oversized {
         client: &Client,
         document: &DocumentRef,
     ) -> Result<Option<Result<Vec<Slot>, NotAnArray>>, Error> {
-        let found = collection(client, document)
-            .find_one(document.filter())
-            .projection(doc! { "outbox": 1 })
-            .read_concern(ReadConcern::majority())
-            .selection_criteria(primary())
-            .await?;
+        let filter = document.select(Document::new());
+        let projection = doc! { "outbox": 1 };
+        let found =
+            filter::find(client, &document.namespace, filter, projection, ReadConcern::majority()).await?;
         let outbox = found.map(|raw| codec::to_document(&raw).unwrap_or_default());
         Ok(outbox.map(|document| read_outbox(document.get("outbox"))))
     }
@@ -174,7 +173,8 @@ impl Oversized {
     /// Removes a delivered message.
     pub(crate) async fn clear(&self, client: &Client, document: &DocumentRef, id: Uuid) -> Result<(), Error> {
         let pull = doc! { "$pull": { "outbox": { "id": id } } };
-        collection(client, document).update_one(document.filter(), pull).write_concern(majority()).await?;
+        let filter = document.select(Document::new());
+        filter::update(client, &document.namespace, filter, pull, Vec::new(), majority()).await?;
         Ok(())
     }
 
@@ -192,10 +192,14 @@ impl Oversized {
     }
 }
 
+/// With the key as binary where no [`Document`] can hold it.
 fn id_of(document: &DocumentRef) -> Document {
-    doc! { "ns": document.namespace.to_string(), "key": document.key.clone() }
-}
-
-fn collection(client: &Client, document: &DocumentRef) -> Collection<RawDocumentBuf> {
-    client.database(&document.namespace.db).collection(&document.namespace.coll)
+    let key = match document.select(Document::new()) {
+        Filter::Plain(_) => codec::to_document(document.key()).map(Bson::Document),
+        Filter::Bytes(_) => Ok(Bson::Binary(Binary {
+            subtype: BinarySubtype::Generic,
+            bytes: document.key().as_bytes().to_vec(),
+        })),
+    };
+    doc! { "ns": document.namespace.to_string(), "key": key.unwrap_or(Bson::Null) }
 }

@@ -18,9 +18,9 @@ use tokio::sync::oneshot;
 use crate::{
     DocumentRef,
     claim::primary,
-    codec,
     codes::{self, Verdict},
     entry::{NotAnArray, OUTBOX, Slot, read_outbox},
+    filter,
     lane::{Lane, by_collection},
 };
 
@@ -40,6 +40,8 @@ pub(crate) struct Reads {
 #[derive(Debug)]
 struct Request {
     document: DocumentRef,
+    /// Its `_id`.
+    id: Bson,
     answer: oneshot::Sender<Result<Read, Error>>,
 }
 
@@ -59,25 +61,20 @@ impl Reads {
 
     /// Reads an outbox, from the primary, as it stands there.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Read, Error> {
-        if !can_be_listed(document) {
+        // Some ids would be read as an expression, and some can't be in a list at all.
+        let Some(id) = document.listable_id() else {
             return alone(&self.client, document).await;
-        }
+        };
         if let Some(_turn) = self.lane.turn_for_one() {
             return alone(&self.client, document).await;
         }
         let (answer, answered) = oneshot::channel();
         let ended = || Error::custom("the task that reads outboxes has ended");
-        match self.lane.join(Request { document: document.clone(), answer }).await {
+        match self.lane.join(Request { document: document.clone(), id, answer }).await {
             true => answered.await.unwrap_or_else(|_| Err(ended())),
             false => Err(ended()),
         }
     }
-}
-
-/// Whether the `_id` names it, and can stand in a list: some would be read as an expression, and one is refused.
-fn can_be_listed(document: &DocumentRef) -> bool {
-    let id = document.id();
-    document.key.len() == 1 && !matches!(id, Bson::Document(_) | Bson::RegularExpression(_) | Bson::Undefined)
 }
 
 fn collection(client: &Client, namespace: &Namespace) -> Collection<RawDocumentBuf> {
@@ -85,12 +82,9 @@ fn collection(client: &Client, namespace: &Namespace) -> Collection<RawDocumentB
 }
 
 async fn alone(client: &Client, document: &DocumentRef) -> Result<Read, Error> {
-    let found = collection(client, &document.namespace)
-        .find_one(document.filter())
-        .projection(doc! { OUTBOX: 1 })
-        .read_concern(ReadConcern::local())
-        .selection_criteria(primary())
-        .await?;
+    let filter = document.select(Document::new());
+    let projection = doc! { OUTBOX: 1 };
+    let found = filter::find(client, &document.namespace, filter, projection, ReadConcern::local()).await?;
     Ok(found.as_ref().map(outbox))
 }
 
@@ -103,9 +97,9 @@ async fn settle(client: &Client, batch: Vec<Request>) {
         },
         _ => Ok(HashMap::new()),
     };
-    let answers = batch.into_iter().map(|Request { document, answer }| {
+    let answers = batch.into_iter().map(|Request { document, answer, .. }| {
         let found = match &found {
-            Ok(found) => Ok(found.get(&bytes(document.id()))),
+            Ok(found) => Ok(found.get(document.key().as_bytes())),
             Err(error) => Err(error.clone()),
         };
         async move {
@@ -121,13 +115,13 @@ async fn settle(client: &Client, batch: Vec<Request>) {
     join_all(answers).await;
 }
 
-/// Documents, by the bytes of their `_id`.
+/// Documents, by their key of an `_id` alone.
 async fn together(
     client: &Client,
     namespace: &Namespace,
     batch: &[Request],
 ) -> Result<HashMap<Vec<u8>, RawDocumentBuf>, Error> {
-    let ids: Vec<_> = batch.iter().map(|request| request.document.id().clone()).collect();
+    let ids: Vec<_> = batch.iter().map(|request| request.id.clone()).collect();
     let mut found = collection(client, namespace)
         .find(doc! { "_id": { "$in": ids } })
         .projection(doc! { OUTBOX: 1 })
@@ -137,19 +131,11 @@ async fn together(
         .await?;
     let mut documents = HashMap::with_capacity(batch.len());
     while let Some(document) = found.try_next().await? {
-        if let Ok(Some(id)) = document.get("_id")
-            && let Ok(id) = Bson::try_from(id)
-        {
-            documents.insert(bytes(&id), document);
+        if let Some(named) = DocumentRef::of_stored(namespace.clone(), &document) {
+            documents.insert(named.key().as_bytes().to_vec(), document);
         }
     }
     Ok(documents)
-}
-
-/// Equal for values of equal type and bytes.
-fn bytes(id: &Bson) -> Vec<u8> {
-    let document: Document = doc! { "": id };
-    codec::encode_document(&document).unwrap_or_default()
 }
 
 fn outbox(document: &RawDocumentBuf) -> Result<Vec<Slot>, NotAnArray> {

@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use mongodb::{Collection, bson::Document, error::Error as DriverError};
+use mongodb::{Client, Collection, Namespace, bson::Document, error::Error as DriverError};
 
 use crate::{
     claim::majority,
     codes::{self, Verdict},
+    filter::{self, Filter},
 };
 
 /// A write that has no answer after this long is unknown.
@@ -29,16 +30,13 @@ pub(crate) enum Answer {
 }
 
 pub(crate) async fn update(
-    collection: &Collection<Document>,
-    filter: Document,
+    client: &Client,
+    namespace: &Namespace,
+    filter: Filter,
     update: Document,
     array_filters: Vec<Document>,
 ) -> Answer {
-    let mut write = collection.update_one(filter, update).write_concern(majority());
-    if !array_filters.is_empty() {
-        write = write.array_filters(array_filters);
-    }
-    answer(async { Ok(write.await?.matched_count > 0) }).await
+    answer(filter::update(client, namespace, filter, update, array_filters, majority())).await
 }
 
 pub(crate) async fn insert(collection: &Collection<Document>, document: Document) -> Answer {

@@ -90,7 +90,7 @@ async fn where_dead_ones_block_nobody_delivers_past_one_until_it_is_replayed() {
     let settings = DispatcherSettings { dead_blocks, ..flow.dispatcher_settings() };
     let mut worker = flow.dispatcher_with(RetryPolicy::default(), settings).await;
     let document = DocumentRef::by_id(flow.test.orders().namespace(), "a-1");
-    let command = ProcessDocumentMessages { document, reason: Reason::Operator };
+    let command = ProcessDocumentMessages::new(document, Reason::Operator);
     let sent = flow.command_sender().await.send(vec![command]).await;
     assert!(sent.iter().all(Result::is_ok), "{sent:?}");
     let finished = |event: &DispatcherEvent| match event {

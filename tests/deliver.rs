@@ -392,9 +392,9 @@ async fn without_a_broker_every_message_is_unavailable_and_no_attempt_is_counted
 /// The command, as a dispatcher finds it: "direct, durable", "quorum queue with a delivery limit".
 #[tokio::test]
 async fn commands_arrive_in_the_queue_that_the_topology_makes_and_fail_where_there_is_none() {
-    let command = |id: Bson| ProcessDocumentMessages {
-        document: DocumentRef::by_id(Namespace::new("shop", "orders"), id),
-        reason: Reason::Sweep,
+    let command = |id: Bson| {
+        let document = DocumentRef::by_id(Namespace::new("shop", "orders"), id);
+        ProcessDocumentMessages::new(document, Reason::Sweep)
     };
     scene(async |scene| {
         let settings = AmqpSettings::new(&broker_uri()).unwrap().named(&scene.id);

@@ -210,8 +210,7 @@ async fn deliver_inline(secured: &Secured, vhost: &str, receiver: &mut Receiver,
     let publisher = Publisher::start(amqp, commands);
     assert!(soon("a connection for commands", publisher.ready()).await);
     let namespace = mongodb::Namespace::new("shop", "orders");
-    let command =
-        ProcessDocumentMessages { document: DocumentRef::by_id(namespace, "o-1"), reason: Reason::Handoff };
+    let command = ProcessDocumentMessages::new(DocumentRef::by_id(namespace, "o-1"), Reason::Handoff);
     let sent = CommandSender::new(publisher.clone(), COMMANDS_EXCHANGE).send(vec![command]).await;
     assert!(sent.iter().all(Result::is_ok), "{sent:?}");
     publisher.close().await;

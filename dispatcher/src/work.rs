@@ -134,7 +134,7 @@ impl Work {
 
     pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) {
         let admitted = admit(delivery.message_type.as_deref(), &delivery.body, &self.settings.watch);
-        let ProcessDocumentMessages { document, reason } = match admitted {
+        let ProcessDocumentMessages { document, reason, .. } = match admitted {
             Ok(command) => command,
             Err(refusal) => {
                 tracing::warn!(%refusal, bytes = delivery.body.len(), "a command was refused");

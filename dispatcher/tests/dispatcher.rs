@@ -115,7 +115,7 @@ impl Scene {
     }
 
     async fn command(&self, id: impl Into<Bson>) {
-        let command = ProcessDocumentMessages { document: self.document(id), reason: Reason::Stream };
+        let command = ProcessDocumentMessages::new(self.document(id), Reason::Stream);
         assert_eq!(self.commands.send(vec![command]).await, [Ok(())]);
     }
 
@@ -231,7 +231,7 @@ async fn a_thousand_duplicates_of_a_command_deliver_each_message_once() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2]).await;
     let recorder = Recorder::default();
-    let command = ProcessDocumentMessages { document: scene.document("o-1"), reason: Reason::Sweep };
+    let command = ProcessDocumentMessages::new(scene.document("o-1"), Reason::Sweep);
     assert!(scene.commands.send(vec![command; 1_000]).await.iter().all(Result::is_ok));
     let mut worker = scene.start(recorder.clone());
     let mut settled = 0;
@@ -255,7 +255,7 @@ async fn forged_malformed_and_huge_commands_are_refused_and_the_next_good_one_is
     scene.place("o-1", [1]).await;
     let recorder = Recorder::default();
     let mut worker = scene.start(recorder.clone());
-    let good = ProcessDocumentMessages { document: scene.document("o-1"), reason: Reason::Stream }.to_json();
+    let good = ProcessDocumentMessages::new(scene.document("o-1"), Reason::Stream).to_json();
     let elsewhere = br#"{"database":"other","collection":"c","document_key":{"_id":1},"reason":"stream"}"#;
     let bad: Vec<(Option<&str>, Vec<u8>)> = vec![
         (Some(COMMAND_TYPE), b"not json".to_vec()),

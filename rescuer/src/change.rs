@@ -3,7 +3,7 @@
 use document_outbox::DocumentRef;
 use mongodb::{
     Namespace,
-    bson::{DateTime, Document, RawDocumentBuf, Timestamp},
+    bson::{DateTime, RawDocumentBuf, Timestamp},
     change_stream::event::ResumeToken,
 };
 use serde::Deserialize;
@@ -73,7 +73,6 @@ impl RawChange {
     fn document(&self) -> Option<DocumentRef> {
         let ns = self.ns.as_ref()?;
         let namespace = Namespace::new(ns.get_str("db").ok()?, ns.get_str("coll").ok()?);
-        let key = Document::try_from(self.key.clone()?).ok()?;
-        Some(DocumentRef { namespace, key })
+        Some(DocumentRef::new(namespace, self.key.clone()?))
     }
 }

@@ -80,7 +80,9 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
         sent.failed = wanted;
         return sent;
     }
-    let command = |wanted: &Wanted| ProcessDocumentMessages { document: wanted.document.clone(), reason };
+    let cluster = context.positions.cluster();
+    let command =
+        |wanted: &Wanted| ProcessDocumentMessages::new(wanted.document.clone(), reason).of_cluster(cluster);
     let mut answers = context.commands.send(wanted.iter().map(command).collect()).await.into_iter();
     let mut first_failure = None;
     for wanted in wanted {

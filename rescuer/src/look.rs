@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use document_outbox::DocumentRef;
 use mongodb::{
     Namespace,
-    bson::{Bson, Document, RawDocument, doc},
+    bson::{Bson, Document, RawDocument, RawDocumentBuf, rawdoc},
 };
 
 use crate::{
@@ -43,16 +43,18 @@ pub(crate) fn look(
     raw: &RawDocument,
     moment: Moment,
 ) -> Option<Wanted> {
-    let Ok(document) = Document::try_from(raw) else {
-        let flaw = Some("the document cannot be decoded".to_owned());
-        let verdict = Verdict { unreadable: 1, flaw, ..Verdict::default() };
-        announce(context, &DocumentRef::by_id(namespace.clone(), Bson::Null), verdict);
+    let reference = DocumentRef::of_stored(namespace.clone(), raw)?;
+    let outbox = match raw.get("outbox") {
+        Ok(outbox) => outbox.map(Bson::try_from).transpose(),
+        Err(error) => Err(error),
+    };
+    let Ok(outbox) = outbox else {
+        let flaw = Some("the outbox cannot be decoded".to_owned());
+        announce(context, &reference, Verdict { unreadable: 1, flaw, ..Verdict::default() });
         return None;
     };
-    let id = document.get("_id").cloned().unwrap_or(Bson::Null);
-    let reference = DocumentRef::by_id(namespace.clone(), id);
     let ordering = context.settings.ordering(namespace);
-    let mut verdict = judge(document.get("outbox"), ordering, moment);
+    let mut verdict = judge(outbox.as_ref(), ordering, moment);
     let (head, due) = (verdict.work.take(), verdict.due);
     if let Some(lease) = verdict.long_claim {
         context.report.warn(Warning::InlineLeaseLong { lease, delay: context.plan.delay });
@@ -91,38 +93,19 @@ impl Unreadable {
 /// At about 16 bytes each.
 const REMEMBERED: usize = 10_000;
 
-/// A filter that selects these documents and no others, whatever stands in their `_id`.
-pub(crate) fn any_of(documents: &[DocumentRef]) -> Document {
-    // A list takes values as they are, but for those it could read as an expression.
-    let is_plain = |id: &Bson| match id {
-        Bson::RegularExpression(_) => false,
-        Bson::Document(document) => !document.keys().any(|name| name.starts_with('$')),
-        _ => true,
-    };
-    let (plain, odd): (Vec<_>, Vec<_>) = documents.iter().partition(|document| is_plain(document.id()));
-    let plain: Vec<Bson> = plain.into_iter().map(|document| document.id().clone()).collect();
-    let mut filters = vec![doc! { "_id": { "$in": plain } }];
-    filters.extend(odd.into_iter().map(|document| doc! { "_id": { "$eq": document.id().clone() } }));
-    match filters.len() {
-        1 => filters.remove(0),
-        _ => doc! { "$or": filters },
+/// The command that reads of these documents what they are judged by, as bytes: an `_id` need not be readable.
+pub(crate) fn find_command(namespace: &Namespace, documents: &[DocumentRef]) -> RawDocumentBuf {
+    let projection = RawDocumentBuf::try_from(&projection()).unwrap_or_default();
+    rawdoc! {
+        "find": namespace.coll.as_str(),
+        "filter": DocumentRef::any_of(documents),
+        "projection": projection,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_id_cannot_act_as_an_expression() {
-        let of = |id: Bson| DocumentRef::by_id(Namespace::new("shop", "orders"), id);
-        let sub: Bson = doc! { "tenant": 1 }.into();
-        let evil: Bson = doc! { "$gt": "" }.into();
-        assert_eq!(
-            any_of(&[of(1.into()), of(sub.clone()), of(evil.clone())]),
-            doc! { "$or": [{ "_id": { "$in": [1, sub] } }, { "_id": { "$eq": evil } }] }
-        );
-    }
 
     #[test]
     fn a_document_is_warned_of_once_and_the_memory_of_that_is_bounded() {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use document_outbox::{DocumentRef, command::Reason};
 use mongodb::{
     Namespace,
-    bson::{Bson, DateTime, RawDocument, Timestamp},
+    bson::{DateTime, RawDocument, Timestamp},
     error::Error,
 };
 
@@ -14,9 +14,9 @@ use crate::{
     RescuerError,
     change::Filled,
     commands::{Wanted, send_all},
-    context::Context,
+    context::{Context, primary},
     event::RescueEvent,
-    look::{any_of, look, projection},
+    look::{find_command, look},
     queued::hash,
     verdict::Moment,
 };
@@ -122,25 +122,26 @@ async fn find(
     documents: &[DocumentRef],
     moment: Moment,
 ) -> Result<Found, Error> {
-    let mut cursor = context.collection(namespace).find(any_of(documents)).projection(projection()).await?;
+    // On the primary, which has everything that a change stream has shown.
+    let database = context.client.database(&namespace.db);
+    let command = find_command(namespace, documents);
+    let mut cursor = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
     let (mut wanted, mut empty) = (Vec::new(), Vec::new());
     while cursor.advance().await? {
         let document = cursor.current();
-        match id_of_empty(document) {
-            Some(id) => empty.push(DocumentRef::by_id(namespace.clone(), id).map_key()),
-            None => wanted.extend(look(context, namespace, document, moment)),
+        match DocumentRef::of_stored(namespace.clone(), document) {
+            Some(named) if is_empty(document) => empty.push(named.map_key()),
+            _ => wanted.extend(look(context, namespace, document, moment)),
         }
     }
     Ok(Found { wanted: with_keys(wanted, documents), empty })
 }
 
-/// The `_id` of a document whose outbox is an empty array.
-fn id_of_empty(document: &RawDocument) -> Option<Bson> {
+/// Whether the outbox is an empty array.
+fn is_empty(document: &RawDocument) -> bool {
     /// Its length, and the byte that ends it.
     const BYTES: usize = 5;
-    let outbox = document.get_array("outbox").ok()?;
-    let id = document.get("_id").ok()??;
-    (outbox.as_bytes().len() == BYTES).then(|| id.try_into().ok()).flatten()
+    document.get_array("outbox").is_ok_and(|outbox| outbox.as_bytes().len() == BYTES)
 }
 
 /// Gives each document the key that its change named: on a sharded collection it holds more than the `_id`, and several
@@ -151,8 +152,9 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
     }
     let mut keys: HashMap<Vec<u8>, Vec<&DocumentRef>> = HashMap::new();
     for document in documents {
-        let by_id = DocumentRef::by_id(document.namespace.clone(), document.id().clone());
-        keys.entry(by_id.map_key()).or_default().push(document);
+        if let Some(by_id) = DocumentRef::of_stored(document.namespace.clone(), document.key()) {
+            keys.entry(by_id.map_key()).or_default().push(document);
+        }
     }
     let named = |wanted: Wanted| match keys.get(&wanted.document.map_key()) {
         Some(documents) => documents
@@ -205,12 +207,12 @@ mod tests {
 
     #[test]
     fn only_an_empty_array_is_an_empty_outbox() {
-        let id = |document| id_of_empty(&RawDocumentBuf::try_from(&document).unwrap());
-        assert_eq!(id(doc! { "_id": 7, "outbox": [] }), Some(7.into()));
+        let empty = |document| is_empty(&RawDocumentBuf::try_from(&document).unwrap());
+        assert!(empty(doc! { "_id": 7, "outbox": [] }));
         for outbox in [doc! { "outbox": [{}] }, doc! { "outbox": null }, doc! { "outbox": {} }, doc! {}] {
             let mut document = doc! { "_id": 7 };
             document.extend(outbox);
-            assert_eq!(id(document), None);
+            assert!(!empty(document));
         }
     }
 }

@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use document_outbox::codes::{self, Verdict};
 use mongodb::{
     Client, Collection, Database,
-    bson::{Binary, Bson, DateTime, Document, Timestamp, doc},
+    bson::{Binary, Bson, DateTime, Document, Timestamp, Uuid, doc},
     change_stream::event::ResumeToken,
     error::Error,
 };
@@ -185,6 +185,11 @@ impl Positions {
 
     fn not_above(&self, epoch: i64) -> Document {
         doc! { "_id": &self.stream, "epoch": { "$not": { "$gt": epoch } } }
+    }
+
+    /// What commands name the cluster by: the UUID of the collection, once it is known.
+    pub(crate) fn cluster(&self) -> Option<Uuid> {
+        self.lineage.get().and_then(|lineage| lineage.to_uuid().ok())
     }
 
     /// The UUID of the collection; `None` where it isn't there or the user may not ask.

@@ -1,6 +1,6 @@
 //! One message to publish, and what became of it.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// One message to publish: always persistent, always mandatory.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Publication {
     pub body: Vec<u8>,
     /// Seconds since the Unix epoch.
     pub timestamp: Option<u64>,
+    /// The broker drops it when no consumer took it for this long. None: never.
+    pub expiration: Option<Duration>,
 }
 
 /// What became of one [`Publication`].

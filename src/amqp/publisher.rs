@@ -483,6 +483,10 @@ fn properties(publication: &Publication, app_id: &str) -> BasicProperties {
     if let Some(timestamp) = publication.timestamp {
         properties = properties.with_timestamp(timestamp);
     }
+    if let Some(expiration) = publication.expiration {
+        // In milliseconds, as text: AMQP leaves the form to the broker.
+        properties = properties.with_expiration(expiration.as_millis().to_string().into());
+    }
     properties
 }
 

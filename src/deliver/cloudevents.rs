@@ -65,6 +65,7 @@ pub fn publication(
         headers: headers(envelope),
         body: json::encode(&envelope.payload, format)?,
         timestamp: envelope.created_at.and_then(seconds),
+        expiration: None,
     })
 }
 
@@ -178,7 +179,7 @@ mod tests {
     fn what_a_minimal_foreign_entry_lacks_is_left_out() {
         let mut envelope = envelope();
         envelope.created_at = None;
-        envelope.document.key = doc! { "_id": "" };
+        envelope.document = DocumentRef::by_id(envelope.document.namespace, "");
         assert_eq!(header(&envelope, "cloudEvents:time"), None);
         assert_eq!(header(&envelope, "cloudEvents:subject"), None);
         assert_eq!(publication(&envelope, "x", PayloadFormat::Json).unwrap().timestamp, None);

@@ -224,7 +224,8 @@ impl Suite<'_> {
             window[1].payload = payload;
             window[1].headers = BTreeMap::from([("☃ \r\n".to_owned(), "☃\u{0}\r\n".repeat(20))]);
             window[1].created_at = Some(DateTime::MAX);
-            window[1].document.key = doc! { "_id": { "nested": [DateTime::MIN, "\r\n/ %"] } };
+            let namespace = window[1].document.namespace.clone();
+            window[1].document = DocumentRef::by_id(namespace, doc! { "nested": [DateTime::MIN, "\r\n/ %"] });
             let answers = self.deliver(&window).await;
             for place in [0, 2] {
                 let outcome = &answers[place].outcome;

@@ -284,7 +284,7 @@ impl<T: Document> Store<T> {
             };
             let update = update_of(changes, &etag, entries, taken.is_some());
             let namespace = document.namespace.clone();
-            let statement = Statement { namespace, filter, update, array_filters: Vec::new() };
+            let statement = Statement { namespace, filter: filter.into(), update, array_filters: Vec::new() };
             match self.inline.write(statement).await {
                 Answer::Done => break,
                 Answer::Unknown(error) => return Ok(Saved::Unknown(error)),
@@ -534,7 +534,7 @@ impl<T: Document> Store<T> {
             };
             let value = raw.get(field).map_err(|error| reason(&error))?;
             let value = value.map(Bson::try_from).transpose().map_err(|error| reason(&error))?;
-            document.key.insert(field, value.unwrap_or(Bson::Null));
+            document.add_shard_key(field, value.unwrap_or(Bson::Null));
         }
         Ok(())
     }

@@ -134,9 +134,8 @@ async fn command(bed: &Bed, namespace: &Namespace, count: usize) -> Result<()> {
     publisher.ready().await;
     let sender = CommandSender::new(publisher.clone(), bed.commands());
     for numbers in (0..count).collect::<Vec<_>>().chunks(1_000) {
-        let command = |n: &usize| ProcessDocumentMessages {
-            document: DocumentRef::by_id(namespace.clone(), id(*n)),
-            reason: Reason::Stream,
+        let command = |n: &usize| {
+            ProcessDocumentMessages::new(DocumentRef::by_id(namespace.clone(), id(*n)), Reason::Stream)
         };
         for sent in sender.send(numbers.iter().map(command).collect()).await {
             sent?;

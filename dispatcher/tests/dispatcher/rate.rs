@@ -57,10 +57,9 @@ impl Scene {
             doc! { "_id": id, "outbox": (1..=*messages).map(entry).collect::<Vec<_>>() }
         });
         self.test.orders().insert_many(stored).await.unwrap();
-        let commands = documents.iter().map(|(id, _)| ProcessDocumentMessages {
-            document: self.document(id.as_str()),
-            reason: Reason::Sweep,
-        });
+        let commands = documents
+            .iter()
+            .map(|(id, _)| ProcessDocumentMessages::new(self.document(id.as_str()), Reason::Sweep));
         assert!(self.commands.send(commands.collect()).await.iter().all(Result::is_ok));
     }
 }

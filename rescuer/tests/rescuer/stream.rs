@@ -19,7 +19,7 @@ async fn a_foreign_push_is_queued_after_the_delay_and_not_before() {
     let taken = commands.taken();
     assert_eq!(taken.len(), 1);
     let (command, at) = &taken[0];
-    assert_eq!((command.document.id(), command.reason), (&Bson::from("o-1"), Reason::Stream));
+    assert_eq!((command.document.id(), command.reason), (Bson::from("o-1"), Reason::Stream));
     let late = at.duration_since(saved);
     // The insert itself takes a moment before its `wallTime`; server and test share a clock, to the millisecond.
     assert!(late >= DELAY && late < DELAY * 10, "{late:?}");

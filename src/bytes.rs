@@ -1,0 +1,283 @@
+//! Documents as bytes: elements are copied as they are, whatever names, types or text they hold.
+//!
+//! The server stores strings and field names that are not UTF-8, and two fields of one name; a
+//! [`Document`](mongodb::bson::Document) can hold neither. A key only has to be compared, so it is never decoded for that.
+//! The layout is that of <https://bsonspec.org>.
+
+use mongodb::bson::{RawDocument, RawDocumentBuf};
+
+/// BSON's numbers for the types that this module has to tell apart.
+pub(crate) mod kind {
+    pub(crate) const DOCUMENT: u8 = 0x03;
+    pub(crate) const ARRAY: u8 = 0x04;
+    pub(crate) const UNDEFINED: u8 = 0x06;
+    pub(crate) const REGULAR_EXPRESSION: u8 = 0x0B;
+}
+
+/// One element of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Element<'a> {
+    pub(crate) kind: u8,
+    /// Without the NUL that ends it.
+    pub(crate) name: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+/// The elements of a document, in their order; ends early at bytes that are not BSON.
+pub(crate) fn elements(document: &RawDocument) -> Elements<'_> {
+    // Without its length and the NUL behind the last element.
+    let bytes = document.as_bytes();
+    let end = bytes.len().saturating_sub(1);
+    Elements { rest: bytes.get(4..end).unwrap_or_default() }
+}
+
+/// The first element of this name.
+pub(crate) fn element<'a>(document: &'a RawDocument, name: &str) -> Option<Element<'a>> {
+    elements(document).find(|element| element.name == name.as_bytes())
+}
+
+/// See [`elements`].
+pub(crate) struct Elements<'a> {
+    rest: &'a [u8],
+}
+
+impl Elements<'_> {
+    /// Whether every byte so far was part of an element.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.rest.is_empty()
+    }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Element<'a>;
+
+    fn next(&mut self) -> Option<Element<'a>> {
+        let (&kind, rest) = self.rest.split_first()?;
+        let (name, rest) = split_text(rest)?;
+        let length = value_length(kind, rest)?;
+        let (value, rest) = rest.split_at_checked(length)?;
+
+        self.rest = rest;
+        Some(Element { kind, name, value })
+    }
+}
+
+/// The bytes before the first NUL, and those behind it.
+fn split_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    Some((&bytes[..end], &bytes[end + 1..]))
+}
+
+/// How many bytes the value at the start of these has; none for a type that BSON doesn't have.
+fn value_length(kind: u8, bytes: &[u8]) -> Option<usize> {
+    match kind {
+        // Undefined, null, min key, max key.
+        0x06 | 0x0A | 0xFF | 0x7F => Some(0),
+        // Boolean.
+        0x08 => Some(1),
+        // int32.
+        0x10 => Some(4),
+        // Double, date, timestamp, int64.
+        0x01 | 0x09 | 0x11 | 0x12 => Some(8),
+        // ObjectId.
+        0x07 => Some(12),
+        // decimal128.
+        0x13 => Some(16),
+        // String, JavaScript, symbol.
+        0x02 | 0x0D | 0x0E => declared_length(bytes)?.checked_add(4),
+        // Binary: length and subtype stand before the bytes.
+        0x05 => declared_length(bytes)?.checked_add(5),
+        // DBPointer: a string and an ObjectId.
+        0x0C => declared_length(bytes)?.checked_add(4 + 12),
+        // Document, array, JavaScript with scope: the length counts itself.
+        0x03 | 0x04 | 0x0F => declared_length(bytes),
+        // Regular expression: pattern and options, each up to a NUL.
+        0x0B => {
+            let (pattern, rest) = split_text(bytes)?;
+            let (options, _) = split_text(rest)?;
+            Some(pattern.len() + options.len() + 2)
+        }
+        _ => None,
+    }
+}
+
+fn declared_length(bytes: &[u8]) -> Option<usize> {
+    let length = i32::from_le_bytes(*bytes.first_chunk()?);
+    usize::try_from(length).ok()
+}
+
+/// Whether the server would take these bytes, apart from what it thinks of names and types.
+pub(crate) fn is_sound(document: &RawDocument, depth: usize) -> bool {
+    let mut elements = elements(document);
+    let sound = elements.all(|element| is_sound_element(element, depth));
+    sound && elements.is_exhausted()
+}
+
+fn is_sound_element(element: Element<'_>, depth: usize) -> bool {
+    let Element { kind, value, .. } = element;
+    match kind {
+        0x02 | 0x0D | 0x0E => value.len() > 4 && value.ends_with(&[0]),
+        0x03 | 0x04 => is_sound_value(value, depth),
+        0x08 => matches!(value, [0 | 1]),
+        0x0C => value.len() > 4 + 12 && value[value.len() - 13] == 0,
+        0x0F => {
+            let code = value.get(4..).and_then(declared_length).and_then(|length| length.checked_add(8));
+            let scope = code.and_then(|end| value.get(end..));
+            scope.is_some_and(|scope| is_sound_value(scope, depth))
+        }
+        _ => true,
+    }
+}
+
+fn is_sound_value(value: &[u8], depth: usize) -> bool {
+    let Ok(inner) = RawDocument::from_bytes(value) else { return false };
+    depth > 0 && is_sound(inner, depth - 1)
+}
+
+/// Puts a document together from elements.
+pub(crate) struct Builder {
+    /// Room for the length, then the elements.
+    bytes: Vec<u8>,
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self { bytes: vec![0; 4] }
+    }
+
+    pub(crate) fn push(&mut self, element: Element<'_>) {
+        self.bytes.push(element.kind);
+        self.bytes.extend_from_slice(element.name);
+        self.bytes.push(0);
+        self.bytes.extend_from_slice(element.value);
+    }
+
+    /// Adds all elements of a document.
+    pub(crate) fn extend(&mut self, document: &RawDocument) {
+        for element in elements(document) {
+            self.push(element);
+        }
+    }
+
+    pub(crate) fn push_document(&mut self, name: &[u8], document: &RawDocument) {
+        self.push(Element { kind: kind::DOCUMENT, name, value: document.as_bytes() });
+    }
+
+    pub(crate) fn push_array(&mut self, name: &str, items: List) {
+        let items = items.items.build();
+        self.push(Element { kind: kind::ARRAY, name: name.as_bytes(), value: items.as_bytes() });
+    }
+
+    pub(crate) fn build(mut self) -> RawDocumentBuf {
+        self.bytes.push(0);
+        // MongoDB takes 16 MiB, so the length of anything that is of use fits.
+        let length = i32::try_from(self.bytes.len()).unwrap_or(i32::MAX);
+        self.bytes[..4].copy_from_slice(&length.to_le_bytes());
+        RawDocumentBuf::from_bytes(self.bytes).unwrap_or_default()
+    }
+}
+
+/// Puts an array together.
+pub(crate) struct List {
+    items: Builder,
+    length: usize,
+}
+
+impl List {
+    pub(crate) fn new() -> Self {
+        Self { items: Builder::new(), length: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Adds a value; its name gives way to its place.
+    pub(crate) fn push(&mut self, element: Element<'_>) {
+        let place = self.length.to_string();
+        self.items.push(Element { name: place.as_bytes(), ..element });
+        self.length += 1;
+    }
+
+    pub(crate) fn push_document(&mut self, document: &RawDocument) {
+        self.push(Element { kind: kind::DOCUMENT, name: b"", value: document.as_bytes() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{
+        Binary, Bson, DateTime, Decimal128, JavaScriptCodeWithScope, Regex, Timestamp, doc, oid::ObjectId,
+        spec::BinarySubtype,
+    };
+
+    use super::*;
+
+    fn every_type() -> RawDocumentBuf {
+        let mut document = doc! {
+            "double": 1.5, "string": "text", "document": { "a": 1 }, "array": [1, "two"],
+            "binary": Binary { subtype: BinarySubtype::Generic, bytes: vec![1, 2, 3] },
+            "old": Binary { subtype: BinarySubtype::BinaryOld, bytes: vec![1, 2, 3] },
+            "oid": ObjectId::new(), "bool": true, "date": DateTime::now(), "null": null,
+            "js": Bson::JavaScriptCode("f".into()), "symbol": Bson::Symbol("s".into()),
+            "int": 7, "timestamp": Timestamp { time: 1, increment: 2 }, "long": 7i64,
+            "decimal": Decimal128::from_bytes([7; 16]), "min": Bson::MinKey, "max": Bson::MaxKey,
+            "undefined": Bson::Undefined, "": "no name",
+        };
+        let (code, scope) = ("f".to_owned(), doc! { "x": 1 });
+        document.insert("scope", JavaScriptCodeWithScope { code, scope });
+        document.insert("regex", Regex { pattern: "a.b".into(), options: "i".into() });
+        RawDocumentBuf::try_from(&document).unwrap()
+    }
+
+    #[test]
+    fn elements_of_every_type_are_copied_byte_by_byte() {
+        let document = every_type();
+        let mut copy = Builder::new();
+        copy.extend(&document);
+        assert_eq!(copy.build().as_bytes(), document.as_bytes());
+        assert_eq!(elements(&document).count(), document.iter().count());
+    }
+
+    #[test]
+    fn bytes_that_are_not_bson_end_the_elements() {
+        let whole = every_type();
+        let mut broken = whole.as_bytes().to_vec();
+        broken[4] = 0x55;
+        let broken = RawDocumentBuf::from_bytes(broken).unwrap();
+        let mut elements = elements(&broken);
+        assert_eq!(elements.next(), None);
+        assert!(!elements.is_exhausted());
+    }
+
+    #[test]
+    fn soundness_is_checked_at_every_depth() {
+        let nested = |inner: RawDocumentBuf| {
+            let mut outer = Builder::new();
+            outer.push_document(b"a", &inner);
+            outer.build()
+        };
+        assert!(is_sound(&nested(every_type()), 2));
+        assert!(!is_sound(&nested(every_type()), 1), "too deep");
+
+        let mut bool_of_2 = Builder::new();
+        bool_of_2.push(Element { kind: 0x08, name: b"b", value: &[2] });
+        assert!(!is_sound(&nested(bool_of_2.build()), 1));
+        let mut unknown_kind = Builder::new();
+        unknown_kind.push(Element { kind: 0x55, name: b"b", value: &[] });
+        assert!(!is_sound(&nested(unknown_kind.build()), 1));
+    }
+
+    #[test]
+    fn no_length_leads_outside_of_the_document() {
+        let whole = every_type().as_bytes().to_vec();
+        for place in 4..whole.len() - 1 {
+            for byte in [0, 1, 0x7F, 0xFF] {
+                let mut broken = whole.clone();
+                broken[place] = byte;
+                let broken = RawDocumentBuf::from_bytes(broken).unwrap();
+                assert!(elements(&broken).count() < broken.as_bytes().len());
+            }
+        }
+    }
+}
