@@ -1,5 +1,7 @@
 //! One change as the stream shows it.
 
+use std::time::Instant;
+
 use document_outbox::DocumentRef;
 use mongodb::{
     Namespace,
@@ -22,6 +24,9 @@ pub(crate) struct RawChange {
     ns: Option<RawDocumentBuf>,
     key: Option<RawDocumentBuf>,
     at: Option<DateTime>,
+    /// When this process read it.
+    #[serde(skip, default = "Instant::now")]
+    read: Instant,
 }
 
 /// A document whose outbox was filled.
@@ -30,6 +35,8 @@ pub(crate) struct Filled {
     pub(crate) document: DocumentRef,
     /// When, by the server's clock.
     pub(crate) at: DateTime,
+    /// Since when this process has it in hand.
+    pub(crate) read: Instant,
     /// The position behind this change.
     pub(crate) mark: Mark,
 }
@@ -56,12 +63,12 @@ impl RawChange {
 
     /// The document whose outbox was filled; the position behind a change that names none.
     pub(crate) fn read(self) -> Result<Box<Filled>, Mark> {
-        let (at, document) = (self.at, self.document());
+        let (at, read, document) = (self.at, self.read, self.document());
         let mark = self.mark();
         let Some(document) = document else { return Err(mark) };
         let seconds = |time: Timestamp| DateTime::from_millis(i64::from(time.time) * 1000);
         let at = at.or(mark.cluster_time.map(seconds)).unwrap_or(DateTime::from_millis(0));
-        Ok(Box::new(Filled { document, at, mark }))
+        Ok(Box::new(Filled { document, at, read, mark }))
     }
 
     /// The position behind it.

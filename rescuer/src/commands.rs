@@ -22,6 +22,12 @@ pub trait Commands: Send + Sync {
 
     /// Waits until a command sent now has a chance. May return early; may be dropped.
     async fn ready(&self);
+
+    /// Whether a command sent now has a chance, as far as that is known without sending one. A rescuer that can't send
+    /// leaves its streams to one that can.
+    fn is_ready(&self) -> bool {
+        true
+    }
 }
 
 /// Commands by way of RabbitMQ.
@@ -50,6 +56,10 @@ impl Commands for BrokerCommands {
         // False means closed for good; the next send then says so.
         self.publisher.ready().await;
     }
+
+    fn is_ready(&self) -> bool {
+        self.publisher.is_ready()
+    }
 }
 
 /// A document that wants a command, in the state in which it was found.
@@ -70,6 +80,8 @@ pub(crate) struct Sent {
     pub(crate) failed: Vec<Wanted>,
 }
 
+const SENDING: &str = "send commands";
+
 /// Sends one window, remembers what was confirmed, and announces what became of each.
 pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason) -> Sent {
     let mut sent = Sent::default();
@@ -83,7 +95,13 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
     let cluster = context.positions.cluster();
     let command =
         |wanted: &Wanted| ProcessDocumentMessages::new(wanted.document.clone(), reason).of_cluster(cluster);
-    let mut answers = context.commands.send(wanted.iter().map(command).collect()).await.into_iter();
+    let sending = context.commands.send(wanted.iter().map(command).collect());
+    // A stop doesn't wait for confirms that may never come. What was sent all the same is a command too many.
+    let Some(answers) = context.stop.run_until_cancelled(sending).await else {
+        sent.failed = wanted;
+        return sent;
+    };
+    let mut answers = answers.into_iter();
     let mut first_failure = None;
     for wanted in wanted {
         let unanswered = || Err(SendFailure::Unavailable("there was no answer for it".into()));
@@ -108,9 +126,13 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
             }
         }
     }
+    context.sending.note(sent.confirmed, sent.failed.len());
+    if sent.confirmed > 0 {
+        context.report.healed(SENDING);
+    }
     if let Some(failure) = first_failure {
         let count = sent.failed.len();
-        tracing::warn!(count, %failure, "commands were not confirmed; they are sent again");
+        context.report.trouble(SENDING, &format!("{failure} ({count} were not confirmed)"));
         context.report.emit(RescueEvent::CommandsFailed { count, error: failure.to_string() });
     }
     sent
@@ -125,6 +147,9 @@ pub(crate) async fn send_all(context: &Context, wanted: Vec<Wanted>, reason: Rea
         }
         let sent = send(context, left, reason).await;
         confirmed += sent.confirmed;
+        if sent.confirmed > 0 {
+            context.report.page_moved();
+        }
         left = sent.failed;
         if !left.is_empty() {
             pauses.pause(&context.stop).await;
@@ -147,10 +172,13 @@ impl Pauses {
         Self(Box::new(delays.build()))
     }
 
-    /// Waits for the next pause, or until told to stop.
+    pub(crate) fn next(&mut self) -> Duration {
+        self.0.next().unwrap_or(LONGEST_PAUSE)
+    }
+
+    /// Waits for the next pause, or until stopped.
     pub(crate) async fn pause(&mut self, stop: &CancellationToken) {
-        let pause = self.0.next().unwrap_or(LONGEST_PAUSE);
-        stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        stop.run_until_cancelled(tokio::time::sleep(self.next())).await;
     }
 }
 

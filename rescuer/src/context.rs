@@ -1,9 +1,9 @@
 //! What stream and sweep share, while this process owns the stream.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,14 +14,17 @@ use mongodb::{
     Client, Collection, Namespace,
     bson::{DateTime, RawDocumentBuf, Timestamp, doc},
     error::Error,
-    options::{CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
+    options::{
+        Acknowledgment, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
+    },
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Commands, RescueEvent, RescuerError, Settings, Warning,
+    Commands, RescueEvent, Settings, Warning,
     budget::Budget,
+    commands::Pauses,
     coverage::Plan,
     fault,
     index::Index,
@@ -29,6 +32,7 @@ use crate::{
     look::Unreadable,
     position::Positions,
     queued::Queued,
+    sending::Sending,
     status::Reporter,
 };
 
@@ -43,6 +47,15 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     /// What this process is called.
     pub(crate) owner: Arc<str>,
+    /// What became of the commands that were sent lately.
+    pub(crate) sending: Arc<Sending>,
+}
+
+impl Shared {
+    /// Whether this process can send commands, as far as it knows.
+    pub(crate) fn is_able(&self) -> bool {
+        self.commands.is_ready() && !self.sending.fails()
+    }
 }
 
 /// One stream, whoever owns it.
@@ -54,6 +67,8 @@ pub(crate) struct Stream {
     pub(crate) lease: Lease,
     /// How many documents its sweep may remember.
     pub(crate) remembers: usize,
+    /// Whether this process has no other stream.
+    pub(crate) alone: bool,
     pub(crate) stop: CancellationToken,
 }
 
@@ -72,6 +87,8 @@ pub(crate) struct Context {
     pub(crate) inline: Mutex<Inline>,
     /// As the last round of the sweep found them, each with the index it is swept by.
     collections: Mutex<HashMap<Namespace, Option<Index>>>,
+    /// Which of its tasks has panicked.
+    pub(crate) panicked: OnceLock<&'static str>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -97,6 +114,7 @@ impl Context {
             unreadable: Mutex::default(),
             inline: Mutex::default(),
             collections: Mutex::default(),
+            panicked: OnceLock::new(),
             stop: stream.stop.child_token(),
         }
     }
@@ -166,24 +184,35 @@ impl Context {
         Ok(reply.get_timestamp("operationTime").ok())
     }
 
-    /// Server time; `None` when told to stop before it could be asked.
-    pub(crate) async fn now(&self) -> Result<Option<DateTime>, RescuerError> {
+    /// Server time; `None` when stopped before it could be asked.
+    pub(crate) async fn now(&self) -> Option<DateTime> {
         self.insist("ask MongoDB for its time", || self.clock.now()).await
     }
 
-    /// Does it until it succeeds, with pauses; `None` when told to stop before.
-    ///
-    /// # Errors
-    /// What trying again doesn't help against.
-    pub(crate) async fn insist<T, F>(
-        &self,
-        doing: &'static str,
-        attempt: impl FnMut() -> F,
-    ) -> Result<Option<T>, RescuerError>
+    /// Does it until it succeeds, with pauses; `None` when stopped before. While it fails, that is shown as trouble of this
+    /// stream: `doing` completes the sentence "could not …".
+    pub(crate) async fn insist<T, F>(&self, doing: &str, mut attempt: impl FnMut() -> F) -> Option<T>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        fault::insist(doing, || self.is_over(), &self.stop, attempt, |error| self.report.error(error)).await
+        let mut pauses = Pauses::new();
+        let mut failed = false;
+        while !self.is_over() {
+            match self.stop.run_until_cancelled(attempt()).await? {
+                Ok(done) => {
+                    if failed {
+                        self.report.healed(doing);
+                    }
+                    return Some(done);
+                }
+                Err(error) => {
+                    failed = true;
+                    self.report.trouble(doing, &fault::explain(&error, fault::of(&error)));
+                    pauses.pause(&self.stop).await;
+                }
+            }
+        }
+        None
     }
 }
 
@@ -204,6 +233,8 @@ const MARGIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct FullSweep {
     wanted: AtomicBool,
+    /// Collections whose part is wanted in the next round, whether or not a whole one is.
+    owed: Mutex<HashSet<Namespace>>,
     wake: Notify,
 }
 
@@ -241,9 +272,36 @@ impl FullSweep {
         self.wanted.swap(false, Ordering::AcqRel)
     }
 
+    /// The stream has passed over changes of this collection: its part of a full round has to find them.
+    pub(crate) fn owe(&self, namespace: &Namespace) {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.clone());
+    }
+
+    /// The collections that are owed their part; from then on they no longer are.
+    pub(crate) fn take_owed(&self) -> HashSet<Namespace> {
+        std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Waits for a request.
     pub(crate) async fn requested(&self) {
         self.wake.notified().await;
+    }
+}
+
+/// Gives what was begun its time to end: all that it needs before the stop, and `last` from then on. `None` when that wasn't enough.
+pub(crate) async fn with_grace<T>(
+    stop: &CancellationToken,
+    last: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let over = async {
+        stop.cancelled().await;
+        tokio::time::sleep(last).await;
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = over => None,
     }
 }
 
@@ -253,9 +311,14 @@ pub(crate) fn primary() -> SelectionCriteria {
 
 /// How the state database is read and written: what was read or written there lasts.
 pub(crate) fn lasting() -> CollectionOptions {
+    // A majority that is away for hours answers with an error, instead of never.
+    let majority = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(MAJORITY_WITHIN).build();
     CollectionOptions::builder()
         .read_concern(ReadConcern::majority())
-        .write_concern(WriteConcern::majority())
+        .write_concern(majority)
         .selection_criteria(primary())
         .build()
 }
+
+/// How long a write to the state database waits for the majority.
+const MAJORITY_WITHIN: Duration = Duration::from_secs(10);

@@ -45,3 +45,18 @@ pub enum RescuerError {
     )]
     Panicked(&'static str),
 }
+
+impl RescuerError {
+    /// Whether no part of the process can be relied on any more.
+    pub(crate) fn is_defect(&self) -> bool {
+        matches!(self, Self::Panicked(_))
+    }
+
+    /// In one line.
+    pub(crate) fn with_source(&self) -> String {
+        match self {
+            Self::Refused { source, .. } => format!("{self}: {}", source.kind),
+            error => error.to_string(),
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! | 286 change stream history lost, 280 fatal change stream error, 260 invalid resume token, 136 capped position lost, 10334 a change too large to be sent | [`Fault::Lost`]: no reopening from this position helps |
 //! | 9, 14, 40647, 40648, 40649, 50811, 50788 … a token the server can't read | [`Fault::Lost`] |
 //! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
+//! | a login that the driver says has failed | [`Fault::Fatal`] at the start, [`Fault::Passing`] later: a fail-over breaks logins off |
 //! | 40573 no replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
 //! | 166 a view or a time series, 72 a read concern that change streams cannot have, when a stream is opened | [`Fault::Fatal`] |
 //! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Passing`]: again, from the last position |
@@ -12,13 +13,13 @@
 //! A damaged token can make the server fail in any way while it decodes it (15 overflow, for one). So an opening that the
 //! server itself refuses several times in a row, for at least [`Settings::refused_for`](crate::Settings::refused_for), with
 //! nothing that [`passes`], is [`Fault::Lost`] as well. Unless the position is the server's own time of a moment before:
-//! that cannot be lost, so it is the server who will not, and a person has to act.
+//! that cannot be lost, so it is the server that refuses, and a person has to act.
+//!
+//! Only a start ends with a [`Fault::Fatal`]. Later it is reported as trouble of the one stream or collection that it affects,
+//! and tried again: a person who acts needn't restart anything, and the other streams and collections are not affected.
 
 use document_outbox::codes;
 use mongodb::error::{Error, ErrorKind};
-use tokio_util::sync::CancellationToken;
-
-use crate::{RescuerError, commands::Pauses};
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +28,22 @@ pub(crate) enum Fault {
     Passing,
     /// The position is of no use any more.
     Lost,
-    /// Trying again is no use; the sentence says what to do.
+    /// A person has to act; the sentence says what to do.
     Fatal(&'static str),
+}
+
+/// Before anything has worked: wrong credentials are the likeliest reason of all.
+pub(crate) fn at_start(error: &Error) -> Fault {
+    match error.kind.as_ref() {
+        ErrorKind::Authentication { .. } => Fault::Fatal(NOT_ALLOWED),
+        _ => of(error),
+    }
 }
 
 pub(crate) fn of(error: &Error) -> Fault {
     match error.kind.as_ref() {
-        ErrorKind::Authentication { .. } => Fault::Fatal(NOT_ALLOWED),
+        // The driver says so of every login that breaks off, as one does to a member that is shutting down.
+        ErrorKind::Authentication { .. } => Fault::Passing,
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
         _ => codes::code(error).map_or(Fault::Passing, of_code),
     }
@@ -53,35 +63,12 @@ pub(crate) fn passes(error: &Error) -> bool {
     error.contains_label("ResumableChangeStreamError") || codes::code(error).is_none_or(by_code)
 }
 
-/// Does it until it succeeds, with pauses; `None` when it is over before.
-///
-/// # Errors
-/// What trying again doesn't help against.
-pub(crate) async fn insist<T, F>(
-    doing: &'static str,
-    is_over: impl Fn() -> bool,
-    stop: &CancellationToken,
-    mut attempt: impl FnMut() -> F,
-    tell: impl Fn(&str),
-) -> Result<Option<T>, RescuerError>
-where
-    F: Future<Output = Result<T, Error>>,
-{
-    let mut pauses = Pauses::new();
-    while !is_over() {
-        match attempt().await {
-            Ok(done) => return Ok(Some(done)),
-            Err(source) => match of(&source) {
-                Fault::Fatal(advice) => return Err(RescuerError::Refused { doing, advice, source }),
-                Fault::Passing | Fault::Lost => {
-                    tracing::warn!(error = text(&source), "could not {doing}; trying again");
-                    tell(&format!("could not {doing}: {}", text(&source)));
-                    pauses.pause(stop).await;
-                }
-            },
-        }
+/// The error, and what a person has to do about it.
+pub(crate) fn explain(error: &Error, fault: Fault) -> String {
+    match fault {
+        Fault::Fatal(advice) => format!("{}; {advice}", error.kind),
+        Fault::Passing | Fault::Lost => text(error),
     }
-    Ok(None)
 }
 
 /// The error without the server's whole response, and what to do where waiting doesn't help.

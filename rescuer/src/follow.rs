@@ -1,7 +1,8 @@
 //! Following the change stream `delay` late.
 //!
 //! # Flow
-//! The change at the head is held until it is `delay` old by the server's clock; nothing behind it is dealt with before.
+//! The change at the head is held until it is `delay` old by the server's clock, or has been in hand for that long; nothing
+//! behind it is dealt with before.
 //! So the oplog is the delay queue, memory doesn't grow with the delay, and the position is always a low-water mark.
 //! What is old enough by then forms a page; when everything the page needed is confirmed by the broker, the position may
 //! move behind it.
@@ -15,18 +16,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::clock::{later, until};
-use mongodb::bson::DateTime;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     RescuerError,
+    age::Age,
+    aside::Aside,
     change::Filled,
-    context::Context,
+    commands::Pauses,
+    context::{Context, with_grace},
     event::{RescueEvent, StartedFrom},
     fault,
     page::{self, Settled},
     position::{Mark, Saved},
+    reminder::Reminder,
     stream::{Ended, Item, Reader},
 };
 
@@ -47,10 +50,16 @@ pub(crate) struct Follower<'a> {
     items: mpsc::Receiver<Item>,
     /// Taken from the reader, but not old enough when a page was closed.
     next: Option<Box<Filled>>,
+    age: Age,
     settled: Settled,
+    aside: Aside,
     /// Everything before it was dealt with; set while that isn't saved.
     unsaved: Option<Mark>,
-    saved: Instant,
+    /// When to save next, at the soonest.
+    save_at: Instant,
+    /// Between tries to save a position.
+    pauses: Pauses,
+    unnamed: Reminder,
 }
 
 /// Follows from a mark until told to stop, or the position is lost.
@@ -61,26 +70,35 @@ pub(crate) async fn follow(
 ) -> Result<Followed, RescuerError> {
     let (out, items) = mpsc::channel(context.settings.page_size);
     let reader = tokio::spawn(Reader::new(context.clone(), out, mark, from).run());
-    let saved = Instant::now();
-    let settled = Settled::default();
-    let follower = Follower { context, items, next: None, settled, unsaved: None, saved };
-    // When this fails, the reader finds nobody there to hand on to, and ends.
-    follower.run().await?;
+    let follower = Follower {
+        context,
+        items,
+        next: None,
+        age: Age::new(context.plan.delay),
+        settled: Settled::default(),
+        aside: Aside::default(),
+        unsaved: None,
+        save_at: Instant::now() + context.settings.busy_save_interval,
+        pauses: Pauses::new(),
+        unnamed: Reminder::default(),
+    };
+    // When it ends, the reader finds that nobody takes what it reads, and ends too.
+    follower.run().await;
+
     match reader.await {
         Ok(Ended::Stopped) => Ok(Followed::Stopped),
         Ok(Ended::Lost { reason, code, worked }) => Ok(Followed::Lost { reason, code, worked }),
-        Ok(Ended::Refused { advice, source }) => {
-            Err(RescuerError::Refused { doing: "read the change stream", advice, source })
+        Err(error) if error.is_panic() => {
+            Err(RescuerError::Panicked("the task that reads the change stream"))
         }
-        Err(error) if error.is_panic() => Err(RescuerError::Panicked("what reads the change stream")),
         Err(_) => Ok(Followed::Stopped),
     }
 }
 
 impl Follower<'_> {
-    async fn run(mut self) -> Result<(), RescuerError> {
+    async fn run(mut self) {
         loop {
-            self.save_if_due().await?;
+            self.save_if_due().await;
             match self.take().await {
                 Taken::Nothing => {}
                 Taken::End => break,
@@ -89,13 +107,13 @@ impl Follower<'_> {
                     self.unsaved = Some(mark);
                 }
                 Taken::Filled(filled) => {
-                    if !self.hold(&filled).await? || !self.deal_with_page(*filled).await? {
+                    if !self.hold(&filled).await || !self.deal_with_page(*filled).await {
                         break;
                     }
                 }
             }
         }
-        self.save().await
+        self.save().await;
     }
 
     /// The next item; nothing when a position has to be saved first.
@@ -103,67 +121,92 @@ impl Follower<'_> {
         if let Some(filled) = self.next.take() {
             return Taken::Filled(filled);
         }
-        let interval = self.context.settings.busy_save_interval;
         let due = match self.unsaved {
-            Some(_) => interval.saturating_sub(self.saved.elapsed()),
+            Some(_) => self.save_at.saturating_duration_since(Instant::now()),
             None => Duration::MAX,
         };
         tokio::select! {
             biased;
             () = self.context.stop.cancelled() => Taken::End,
-            item = self.items.recv() => item.map_or(Taken::End, Taken::from),
+            item = self.items.recv() => match item {
+                Some(item) => self.sort(item),
+                None => Taken::End,
+            },
             () = tokio::time::sleep(due) => Taken::Nothing,
         }
     }
 
-    /// Waits until a change is old enough; false when told to stop before, or nothing is read any more.
-    async fn hold(&mut self, filled: &Filled) -> Result<bool, RescuerError> {
-        let due = self.due(filled);
+    fn sort(&mut self, item: Item) -> Taken {
+        match item {
+            Item::Passed(mark) => Taken::Passed(mark),
+            Item::Changed(change) => match change.read() {
+                Ok(filled) => Taken::Filled(filled),
+                Err(mark) => {
+                    if self.unnamed.is_due() {
+                        tracing::warn!(
+                            "a change names no document that a command can name; such are left to the sweep"
+                        );
+                    }
+                    Taken::Passed(mark)
+                }
+            },
+        }
+    }
+
+    /// Waits until a change is old enough; false when stopped before, or nothing is read any more.
+    async fn hold(&mut self, filled: &Filled) -> bool {
         let mut announced = false;
         loop {
-            let Some(now) = self.context.now().await? else {
-                return Ok(false);
+            let Some(now) = self.context.now().await else {
+                return false;
             };
-            let wait = until(now, due);
+            let wait = self.age.wait(filled, now);
             if wait.is_zero() {
-                return Ok(!self.context.is_over());
+                self.age.learn(filled, now);
+                return !self.context.is_over();
             }
-            self.context.report.moved();
             if !announced {
                 announced = true;
                 self.context.report.head(None);
                 self.context.report.emit(RescueEvent::Holding { document: filled.document.clone() });
                 if wait > self.context.settings.busy_save_interval {
-                    self.save().await?;
+                    self.save().await;
                 }
             }
+
             // Without its reader, all behind this change goes unread; a hold can take hours. The position stands before
             // it, and what follows a loss finds it.
             if self.items.is_closed() {
-                return Ok(false);
+                return false;
             }
+
             // In steps, also because the server's clock may be set meanwhile.
             let step = tokio::time::sleep(wait.min(LONGEST_NAP));
             if self.context.stop.run_until_cancelled(step).await.is_none() {
-                return Ok(false);
+                return false;
             }
         }
     }
 
     /// Deals with a change that is old enough and with all those behind it that are, as far as they have arrived.
-    /// False when told to stop before they were done.
-    async fn deal_with_page(&mut self, first: Filled) -> Result<bool, RescuerError> {
-        let Some(now) = self.context.now().await? else {
-            return Ok(false);
+    /// False when stopped before they were done.
+    async fn deal_with_page(&mut self, first: Filled) -> bool {
+        let Some(now) = self.context.now().await else {
+            return false;
         };
-        let due = self.due(&first);
+        // Of a change that is old enough by its time in hand alone, it is only known that it is due by now.
+        let due = self.age.due(&first).min(now);
         self.context.report.head(Some((due, now)));
+
         let mut mark = first.mark.clone();
         let mut page = vec![first];
         while page.len() < self.context.settings.page_size {
-            match self.items.try_recv().map_or(Taken::Nothing, Taken::from) {
+            let Ok(item) = self.items.try_recv() else {
+                break;
+            };
+            match self.sort(item) {
                 Taken::Passed(passed) => mark = passed,
-                Taken::Filled(filled) if self.due(&filled) <= now => {
+                Taken::Filled(filled) if self.age.wait(&filled, now).is_zero() => {
                     mark = filled.mark.clone();
                     page.push(*filled);
                 }
@@ -174,59 +217,67 @@ impl Follower<'_> {
                 Taken::Nothing | Taken::End => break,
             }
         }
-        let done = page::check(self.context, &mut self.settled, page, due).await?;
+
+        let done = page::check(self.context, &mut self.settled, &mut self.aside, page, due).await;
         if done {
             self.unsaved = Some(mark);
         }
-        Ok(done)
+        done
     }
 
-    fn due(&self, filled: &Filled) -> DateTime {
-        later(filled.at, self.context.plan.delay)
-    }
-
-    async fn save_if_due(&mut self) -> Result<(), RescuerError> {
-        match self.saved.elapsed() >= self.context.settings.busy_save_interval {
-            true => self.save().await,
-            false => Ok(()),
+    async fn save_if_due(&mut self) {
+        if Instant::now() >= self.save_at {
+            self.save().await;
         }
     }
 
-    /// Saves what is not saved yet. A failure that passes is no error: the position stays unsaved and the next save has it.
-    async fn save(&mut self) -> Result<(), RescuerError> {
-        // Told to stop, it saves all the same; after the lease it doesn't.
+    /// Saves what is not saved yet. After a failure the position stays unsaved, and the next save has it.
+    async fn save(&mut self) {
+        // When stopped, it saves all the same; after the lease it doesn't.
         if !self.context.held.lasts() {
             self.context.is_over();
-            return Ok(());
+            return;
         }
         let Some(mark) = self.unsaved.take() else {
-            return Ok(());
+            return;
         };
-        self.saved = Instant::now();
-        let saved = match self.context.clock.now().await {
-            Ok(now) => self.context.positions.save(&mark, self.context.held.epoch, now).await,
-            Err(error) => Err(error),
-        };
-        match saved {
+        self.save_at = Instant::now() + self.context.settings.busy_save_interval;
+        match write(self.context, &mark).await {
             Ok(Saved::Done) => {
+                self.pauses = Pauses::new();
+                self.context.report.healed(SAVING);
                 let cluster_time = mark.cluster_time;
                 self.context.report.emit(RescueEvent::PositionSaved { cluster_time });
-                Ok(())
             }
             Ok(Saved::Fenced) => {
                 self.context.step_back("another rescuer has saved a position, or somebody deleted it");
-                Ok(())
             }
             Err(error) => {
-                let error = fault::text(&error);
-                tracing::warn!(error, "the position could not be saved; trying again");
+                self.save_at = Instant::now() + self.pauses.next();
+                self.context.report.trouble(SAVING, &error);
                 self.unsaved = Some(mark);
-                Ok(())
             }
         }
     }
 }
 
+/// Writes a position. A server that doesn't answer delays a stop only for a moment.
+async fn write(context: &Context, mark: &Mark) -> Result<Saved, String> {
+    let write = async {
+        let now = context.clock.now().await?;
+        context.positions.save(mark, context.held.epoch, now).await
+    };
+    let write = timeout(LONGEST_SAVE, write);
+    match with_grace(&context.stop, context.settings.last_write(), write).await {
+        Some(Ok(written)) => written.map_err(|error| fault::explain(&error, fault::of(&error))),
+        Some(Err(_)) => Err(format!("MongoDB has not answered for {} s", LONGEST_SAVE.as_secs())),
+        None => Err("MongoDB has not answered before the end".into()),
+    }
+}
+
+const SAVING: &str = "save the position";
+/// Above the time that the server has for the majority.
+const LONGEST_SAVE: Duration = Duration::from_secs(15);
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 enum Taken {
@@ -234,21 +285,4 @@ enum Taken {
     Passed(Mark),
     Nothing,
     End,
-}
-
-impl From<Item> for Taken {
-    fn from(item: Item) -> Self {
-        match item {
-            Item::Passed(mark) => Self::Passed(mark),
-            Item::Changed(change) => match change.read() {
-                Ok(filled) => Self::Filled(filled),
-                Err(mark) => {
-                    tracing::warn!(
-                        "a change names no document that can be named in a command; it is left to the sweep"
-                    );
-                    Self::Passed(mark)
-                }
-            },
-        }
-    }
 }

@@ -4,22 +4,33 @@
 //! document_outbox.leases
 //! { _id: { stream: "default" }, kind: "stream",
 //!   owner: "host/pid/..", epoch: 7,      // one more with every taking
-//!   since: Date, until: Date }           // server time
+//!   since: Date, until: Date,            // server time; no `until`: it was given back
+//!   term: { epoch: 7, lasts: 15000 },    // for how long that owner takes it at a time, in milliseconds
+//!   able: { owner: "..", until: Date } } // one that stands by and can send commands
 //! ```
 //!
 //! # Flow
-//! Those who stand by look at the lease several times while it lasts. Whoever finds it over takes it, with an epoch above
-//! that of the lease and of the position. The owner renews it three times while it lasts, and gives it back when it ends.
+//! Those who stand by look at the lease several times while it lasts, and those of them that can send commands say so in it. One
+//! that finds the lease over takes it, with an epoch above that of the lease and of the position; see `standby.rs` for who waits
+//! for whom. The owner renews it three times while it lasts, and gives it back when it ends.
 //!
 //! # Guarantees
 //! - All dates are the server's (`$$NOW`), written and compared where they are stored, by the majority. No clock of a
 //!   rescuer is asked what time it is, only how long something took.
 //! - An owner counts its lease from *before* it asked for it, so it believes less than the server grants. One that was
 //!   paused for longer finds out by that count alone, before it queues or saves anything.
-//! - Whatever an owner writes late all the same is refused: positions are written only over the same or a lower epoch.
+//! - The server's clock may be set. A lease that is given back has no date that a clock could be behind; and one that hasn't
+//!   been renewed for as long as it lasts, as somebody who stood by has counted it, is over whatever its date says.
+//! - Anything that an owner writes late all the same is refused: positions are written only over the same or a lower epoch.
 //!
 //! # Caveats
-//! A command that is on its way while an owner is paused is sent when it wakes up. That is a hint too many, and harmless.
+//! A command that is on its way while an owner is paused is sent when it wakes up. That is a hint too many, and harmless. So is
+//! that an owner and its successor both send for a moment, where the server's clock is set ahead: the owner finds out when it
+//! renews its lease.
+//!
+//! # Versions
+//! Rescuers of 2fcbd23 know neither `term` nor `able`, leave them as they are, and give a lease back by dating it. A `term` whose
+//! epoch isn't the lease's was left by an earlier owner and says nothing.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -29,7 +40,7 @@ use std::{
 use document_outbox::codes::{self, Verdict};
 use mongodb::{
     Client, Collection,
-    bson::{Bson, Document, doc},
+    bson::{Bson, DateTime, Document, doc},
     error::Error,
     options::ReturnDocument,
 };
@@ -49,14 +60,29 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) epoch: i64,
+    taken: Instant,
     until: Mutex<Instant>,
 }
 
-/// The lease as another holds it.
+/// The lease as it stands in the state database.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Others {
+pub(crate) struct Seen {
     pub(crate) owner: String,
     pub(crate) epoch: i64,
+    pub(crate) until: Option<DateTime>,
+    /// By the server's clock.
+    pub(crate) left: Duration,
+    /// For how long its owner takes it at a time, where it says so.
+    pub(crate) lasts: Option<Duration>,
+    pub(crate) able: Option<Able>,
+}
+
+/// One that stands by and can send commands.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Able {
+    pub(crate) owner: String,
+    pub(crate) until: DateTime,
+    /// By the server's clock.
     pub(crate) left: Duration,
 }
 
@@ -64,6 +90,11 @@ impl Held {
     /// Whether it lasts still, by the clock that runs while this process is paused.
     pub(crate) fn lasts(&self) -> bool {
         Instant::now() < self.until()
+    }
+
+    /// For how long it is held.
+    pub(crate) fn age(&self) -> Duration {
+        self.taken.elapsed()
     }
 
     pub(crate) fn until(&self) -> Instant {
@@ -91,34 +122,45 @@ impl Lease {
         self.lasts
     }
 
-    /// Who holds it; `None` where it can be taken.
-    pub(crate) async fn look(&self) -> Result<Option<Others>, Error> {
-        let left = doc! { "$cond": [is_date(), { "$subtract": ["$until", "$$NOW"] }, 0] };
-        let fields = doc! { "owner": 1, "epoch": 1, "left": left };
+    /// As it stands; `None` where it was never taken.
+    pub(crate) async fn look(&self) -> Result<Option<Seen>, Error> {
+        let fields = doc! {
+            "owner": 1, "epoch": 1, "until": 1, "term": 1, "able": 1,
+            "left": left("$until"), "able_left": left("$able.until"),
+        };
         let found = self.collection.find_one(self.id.clone()).projection(fields).await?;
-        Ok(found.and_then(|found| self.others(&found)))
+        Ok(found.map(|found| seen(&found)))
     }
 
-    /// Takes it where it can be taken, with an epoch above `floor`; `None` where another was faster.
-    pub(crate) async fn take(&self, floor: i64) -> Result<Option<Held>, Error> {
+    /// Takes it where it can be taken, with an epoch above `floor`; `None` where another was faster. A lease that still has
+    /// the date `stale` is over.
+    pub(crate) async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Error> {
         let asked = Instant::now();
         let me = || doc! { "$literal": &self.owner };
-        let free = doc! { "$or": [
-            { "$not": [is_date()] },
-            { "$lte": ["$until", "$$NOW"] },
+        let mut free = vec![
+            doc! { "$not": [is_date("$until")] },
+            doc! { "$lte": ["$until", "$$NOW"] },
             // Its own of before: with a new epoch, so that what is still under way from then is refused.
-            { "$eq": ["$owner", me()] },
-        ] };
+            doc! { "$eq": ["$owner", me()] },
+        ];
+        if let Some(stale) = stale {
+            free.push(doc! { "$eq": ["$until", { "$literal": stale }] });
+        }
         let if_free = |new: Bson, old: &str| doc! { "$cond": ["$free", new, old] };
         let known =
             doc! { "$convert": { "input": "$epoch", "to": "long", "onError": 0_i64, "onNull": 0_i64 } };
         let epoch = doc! { "$add": [{ "$max": [known, floor] }, 1_i64] };
         let update = vec![
-            doc! { "$set": { "free": free } },
+            doc! { "$set": { "free": { "$or": free } } },
             doc! { "$set": {
                 "kind": "stream",
                 "owner": if_free(me().into(), "$owner"),
-                "epoch": if_free(epoch.into(), "$epoch"),
+                "epoch": if_free(epoch.clone().into(), "$epoch"),
+                "term": if_free(doc! { "epoch": epoch, "lasts": self.millis() }.into(), "$term"),
+                // Who owns it no longer stands by.
+                "able": { "$cond": [
+                    { "$and": ["$free", { "$eq": ["$able.owner", me()] }] }, "$$REMOVE", "$able",
+                ] },
                 "since": if_free("$$NOW".into(), "$since"),
                 "until": if_free(self.until().into(), "$until"),
             } },
@@ -135,8 +177,8 @@ impl Lease {
             taken => taken?.unwrap_or_default(),
         };
         let mine = taken.get_str("owner").is_ok_and(|owner| owner == self.owner);
-        let held = |epoch| Held { epoch, until: Mutex::new(asked + self.lasts) };
-        Ok(taken.get_i64("epoch").ok().filter(|_| mine).map(held))
+        let epoch = taken.get_i64("epoch").ok().filter(|_| mine);
+        Ok(epoch.map(|epoch| Held { epoch, taken: asked, until: Mutex::new(asked + self.lasts) }))
     }
 
     /// Renews it; false where it is another's, or gone.
@@ -145,10 +187,36 @@ impl Lease {
         Ok(self.collection.update_one(self.mine(epoch), update).await?.matched_count == 1)
     }
 
-    /// Gives it back, so that another can take it at once.
+    /// Gives it back, so that another can take it at once. Undated: a date would be one to come for a server whose clock is
+    /// set back now.
     pub(crate) async fn release(&self, epoch: i64) -> Result<(), Error> {
-        let update = vec![doc! { "$set": { "until": "$$NOW" } }];
+        let update = doc! { "$unset": { "until": "" } };
         self.collection.update_one(self.mine(epoch), update).await.map(drop)
+    }
+
+    /// Gives back whatever of it is this process's: after a taking that has not answered.
+    pub(crate) async fn release_any(&self) -> Result<(), Error> {
+        let mut mine = self.id.clone();
+        mine.insert("owner", &self.owner);
+        let update = doc! { "$unset": { "until": "" } };
+        self.collection.update_one(mine, update).await.map(drop)
+    }
+
+    /// Says that this process stands by and can send commands, for as long as a lease lasts.
+    pub(crate) async fn announce(&self) -> Result<(), Error> {
+        let mut others = self.id.clone();
+        others.insert("owner", doc! { "$ne": &self.owner });
+        let able = doc! { "owner": { "$literal": &self.owner }, "until": self.until() };
+        // Whatever is there is replaced whole: of another type, it couldn't be set in part.
+        let update = vec![doc! { "$unset": "able" }, doc! { "$set": { "able": able } }];
+        self.collection.update_one(others, update).await.map(drop)
+    }
+
+    /// Takes that back.
+    pub(crate) async fn withdraw(&self) -> Result<(), Error> {
+        let mut mine = self.id.clone();
+        mine.insert("able.owner", &self.owner);
+        self.collection.update_one(mine, doc! { "$unset": { "able": "" } }).await.map(drop)
     }
 
     fn mine(&self, epoch: i64) -> Document {
@@ -158,20 +226,44 @@ impl Lease {
     }
 
     fn until(&self) -> Document {
-        doc! { "$add": ["$$NOW", i64::try_from(self.lasts.as_millis()).unwrap_or(i64::MAX)] }
+        doc! { "$add": ["$$NOW", self.millis()] }
     }
 
-    fn others(&self, found: &Document) -> Option<Others> {
-        let owner = found.get_str("owner").unwrap_or("an unknown rescuer");
-        let left = found.get_i64("left").ok().and_then(|left| u64::try_from(left).ok()).unwrap_or(0);
-        let epoch = found.get_i64("epoch").unwrap_or(0);
-        let others = Others { owner: owner.into(), epoch, left: Duration::from_millis(left) };
-        (left > 0 && owner != self.owner).then_some(others)
+    fn millis(&self) -> i64 {
+        i64::try_from(self.lasts.as_millis()).unwrap_or(i64::MAX)
     }
 }
 
-fn is_date() -> Document {
-    doc! { "$eq": [{ "$type": "$until" }, "date"] }
+/// Reads a lease without trusting it.
+fn seen(found: &Document) -> Seen {
+    let millis = |document: &Document, name: &str| {
+        let millis = document.get_i64(name).ok().and_then(|millis| u64::try_from(millis).ok());
+        Duration::from_millis(millis.unwrap_or(0))
+    };
+    let epoch = found.get_i64("epoch").unwrap_or(0);
+    let term = found.get_document("term").ok().filter(|term| term.get_i64("epoch").ok() == Some(epoch));
+    let able = found.get_document("able").ok().and_then(|able| {
+        let owner = able.get_str("owner").ok()?.to_owned();
+        let until = *able.get_datetime("until").ok()?;
+        Some(Able { owner, until, left: millis(found, "able_left") })
+    });
+    Seen {
+        owner: found.get_str("owner").unwrap_or("an unknown rescuer").to_owned(),
+        epoch,
+        until: found.get_datetime("until").ok().copied(),
+        left: millis(found, "left"),
+        lasts: term.map(|term| millis(term, "lasts")).filter(|lasts| !lasts.is_zero()),
+        able,
+    }
+}
+
+/// How long until a date, in milliseconds; 0 for what is none.
+fn left(date: &str) -> Document {
+    doc! { "$cond": [is_date(date), { "$subtract": [date, "$$NOW"] }, 0_i64] }
+}
+
+fn is_date(value: &str) -> Document {
+    doc! { "$eq": [{ "$type": value }, "date"] }
 }
 
 /// What this process is called in leases and positions.

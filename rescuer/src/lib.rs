@@ -48,6 +48,9 @@
 //! # }
 //! ```
 
+mod age;
+mod aside;
+mod begin;
 mod budget;
 mod change;
 mod commands;
@@ -66,14 +69,18 @@ mod oplog;
 mod page;
 mod position;
 mod queued;
+mod reminder;
 mod rescuer;
 mod scan;
+mod sending;
 mod server;
 mod settings;
+mod standby;
 mod status;
 mod stream;
 mod sweep;
 mod targets;
+mod term;
 mod token;
 mod totals;
 mod verdict;

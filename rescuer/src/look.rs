@@ -1,6 +1,6 @@
 //! Looking at documents: what is read of them, and what is made of it.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use document_outbox::DocumentRef;
 use mongodb::{
@@ -94,12 +94,20 @@ impl Unreadable {
 const REMEMBERED: usize = 10_000;
 
 /// The command that reads of these documents what they are judged by, as bytes: an `_id` need not be readable.
-pub(crate) fn find_command(namespace: &Namespace, documents: &[DocumentRef]) -> RawDocumentBuf {
+pub(crate) fn find_command(
+    namespace: &Namespace,
+    documents: &[DocumentRef],
+    read_concern: RawDocumentBuf,
+    max_time: Duration,
+) -> RawDocumentBuf {
     let projection = RawDocumentBuf::try_from(&projection()).unwrap_or_default();
+    let max_time = i64::try_from(max_time.as_millis()).unwrap_or(i64::MAX);
     rawdoc! {
         "find": namespace.coll.as_str(),
         "filter": DocumentRef::any_of(documents),
         "projection": projection,
+        "readConcern": read_concern,
+        "maxTimeMS": max_time,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use document_outbox::{
     CommandSender,
-    amqp::{Publisher, TopologyMode},
+    amqp::{self, Publisher, TopologyMode},
 };
 use mongodb::bson::{DateTime, Timestamp};
 use outbox_rescuer::{
@@ -15,6 +15,7 @@ use outbox_rescuer::{
     Settings, StatusHandle,
 };
 use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
+use tokio::time::timeout;
 
 const NAME: &str = "outbox-rescuer";
 
@@ -195,17 +196,48 @@ async fn serve(
     context: Context,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Around { connections, exchange, queue, topology } = around;
-    let client = connections.mongodb().await?;
+    // Looks names up, which a resolver can take its time for.
+    let Some(client) = context.stop.run_until_cancelled(connections.mongodb()).await else {
+        return Ok(());
+    };
+    let client = client?;
     let rabbitmq = connections.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     // The queue as well: commands sent before the first dispatcher has started would be lost without it.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
+    let last = LONGEST_CLOSE.min(settings.shutdown_grace.unwrap_or(LONGEST_CLOSE) / 4);
     let rescuer = Rescuer::new(client, commands, settings)?;
     context.probes.report(State { status: rescuer.status(), publisher: publisher.clone() });
-    let result = rescuer.run(context.stop).await;
-    publisher.close().await;
-    Ok(result?)
+
+    let stop = context.stop.child_token();
+    let rescuing = rescuer.run(stop.clone());
+    tokio::pin!(rescuing);
+    let result = tokio::select! {
+        ended = &mut rescuing => ended.map_err(Into::into),
+        () = ended(&publisher) => {
+            stop.cancel();
+            // Its position and its lease, for another.
+            let _ = rescuing.await;
+            Err("the task that publishes commands has ended, which is a defect; please report what the log says of it".into())
+        }
+    };
+    // Nobody waits for a confirm any more.
+    let _ = timeout(last, publisher.close()).await;
+    result
 }
+
+/// Waits until the publisher has ended, which it does only when it is closed or panics.
+async fn ended(publisher: &Publisher) {
+    let mut states = publisher.subscribe();
+    while *states.borrow() != amqp::State::Closed {
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// For the end of the connection to RabbitMQ.
+const LONGEST_CLOSE: Duration = Duration::from_secs(2);
 
 struct State {
     status: StatusHandle,

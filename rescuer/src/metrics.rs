@@ -15,6 +15,7 @@ use mongodb::Namespace;
 use crate::{ReopenCause, RescueEvent};
 
 const COMMANDS_QUEUED: &str = "outbox_commands_queued_total";
+const COMMANDS_READY: &str = "outbox_commands_ready";
 const COMMANDS_FAILED: &str = "outbox_commands_failed_total";
 const RESCUE_LAG: &str = "outbox_rescue_lag_seconds";
 const STREAM_EVENTS: &str = "outbox_stream_events_total";
@@ -23,6 +24,7 @@ const TOKEN_AGE: &str = "outbox_stream_token_age_seconds";
 const HEADROOM: &str = "outbox_oplog_headroom_seconds";
 const REOPENS: &str = "outbox_stream_reopens_total";
 const POSITIONS_LOST: &str = "outbox_positions_lost_total";
+const TROUBLES: &str = "outbox_stream_troubles";
 const LEASE_OWNER: &str = "outbox_lease_owner";
 const LEASE_CHANGES: &str = "outbox_lease_changes_total";
 const SWEEPS: &str = "outbox_sweeps_total";
@@ -34,6 +36,7 @@ const INDEXES_MISSING: &str = "outbox_indexes_missing";
 
 fn describe() {
     describe_counter!(COMMANDS_QUEUED, "Commands confirmed by RabbitMQ.");
+    describe_gauge!(COMMANDS_READY, "1 where this process can send commands, 0 where it can't.");
     describe_counter!(
         COMMANDS_FAILED,
         "Commands that could not be handed to RabbitMQ; they are tried again."
@@ -57,6 +60,7 @@ fn describe() {
     );
     describe_counter!(REOPENS, "How often the change stream was opened again.");
     describe_counter!(POSITIONS_LOST, "Positions that could not be gone on from.");
+    describe_gauge!(TROUBLES, "What of the stream doesn't work now and is tried again, see /status.");
     describe_gauge!(LEASE_OWNER, "1 where this process owns the stream, 0 where it stands by.");
     describe_counter!(LEASE_CHANGES, "How often this process became the owner.");
     describe_counter!(SWEEPS, "Rounds of the sweep.");
@@ -79,6 +83,7 @@ pub(crate) struct Totals {
 pub(crate) struct Metrics {
     queued: ByReason<Counter>,
     failed: Counter,
+    ready: Gauge,
     rescue_lag: ByReason<Histogram>,
     pub(crate) events: Counter,
     lag: Gauge,
@@ -86,6 +91,7 @@ pub(crate) struct Metrics {
     headroom: Gauge,
     reopens: HashMap<&'static str, Counter>,
     positions_lost: Counter,
+    troubles: Gauge,
     lease_owner: Gauge,
     lease_changes: Counter,
     sweeps_done: Counter,
@@ -134,6 +140,7 @@ impl Metrics {
         let metrics = Self {
             queued: ByReason::new(|reason| counter!(COMMANDS_QUEUED, "reason" => reason)),
             failed: counter!(COMMANDS_FAILED),
+            ready: gauge!(COMMANDS_READY),
             rescue_lag: ByReason::new(|reason| histogram!(RESCUE_LAG, "reason" => reason)),
             events: counter!(STREAM_EVENTS, "stream" => stream()),
             lag: gauge!(STREAM_LAG, "stream" => stream()),
@@ -141,6 +148,7 @@ impl Metrics {
             headroom: gauge!(HEADROOM, "stream" => stream()),
             reopens: CAUSES.into_iter().map(reopens).collect(),
             positions_lost: counter!(POSITIONS_LOST, "stream" => stream()),
+            troubles: gauge!(TROUBLES, "stream" => stream()),
             lease_owner: gauge!(LEASE_OWNER, "stream" => stream()),
             lease_changes: counter!(LEASE_CHANGES, "stream" => stream()),
             sweeps_done: counter!(SWEEPS, "stream" => stream(), "result" => "done"),
@@ -150,6 +158,7 @@ impl Metrics {
         };
         metrics.indexes_missing.increment(0.0);
         collections.for_each(|collection| metrics.totals(collection, Totals::default()));
+        metrics.able(false);
         metrics.disown();
         metrics
     }
@@ -157,6 +166,7 @@ impl Metrics {
     /// What this process says of a stream that it doesn't own.
     pub(crate) fn disown(&self) {
         self.lease_owner.set(0.0);
+        self.troubles.set(0.0);
         self.lag.set(0.0);
         self.token_age.set(0.0);
         self.headroom.set(0.0);
@@ -194,6 +204,14 @@ impl Metrics {
 
     pub(crate) fn token_age(&self, age: Duration) {
         self.token_age.set(age.as_secs_f64());
+    }
+
+    pub(crate) fn able(&self, is_able: bool) {
+        self.ready.set(if is_able { 1.0 } else { 0.0 });
+    }
+
+    pub(crate) fn troubles(&self, count: usize) {
+        self.troubles.set(count as f64);
     }
 
     pub(crate) fn headroom(&self, seconds: Option<f64>) {

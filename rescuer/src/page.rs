@@ -1,21 +1,26 @@
 //! One page: changes that are old enough, their documents looked up at once, what is still undelivered queued as one
 //! window.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use document_outbox::{DocumentRef, command::Reason};
 use mongodb::{
     Namespace,
-    bson::{DateTime, RawDocument, Timestamp},
+    bson::{DateTime, RawDocument, RawDocumentBuf, Timestamp, rawdoc},
     error::Error,
 };
+use tokio::time::timeout;
 
 use crate::{
-    RescuerError,
+    aside::{Aside, PATIENCE},
     change::Filled,
-    commands::{Wanted, send_all},
+    commands::{Pauses, Wanted, send_all},
     context::{Context, primary},
     event::RescueEvent,
+    fault::{self, Fault},
     look::{find_command, look},
     queued::hash,
     verdict::Moment,
@@ -23,49 +28,114 @@ use crate::{
 
 /// From this many changes on, a page is worth asking for the time of the look-up.
 const FULL: usize = 100;
+/// No look-up keeps the stream waiting for longer.
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
 
-/// Checks a page, the first change of which was `due` then; `false` when told to stop before everything it needed was
-/// confirmed.
+/// Checks a page, the first change of which was `due` then; `false` when stopped before everything it needed was confirmed.
 pub(crate) async fn check(
     context: &Context,
     settled: &mut Settled,
+    aside: &mut Aside,
     changes: Vec<Filled>,
     due: DateTime,
-) -> Result<bool, RescuerError> {
+) -> bool {
+    context.report.page_moved();
     let (count, mut wanted) = (changes.len(), Vec::new());
     let changed = by_document(changes);
     let documents = changed.len();
     let collections = by_collection(changed.into_iter().filter(|(key, change)| !settled.covers(key, change)));
+
     // Asked before anything is looked up: everything until then is seen.
-    let time = match count < FULL || collections.is_empty() {
-        true => None,
-        false => match context.insist("ask MongoDB for its cluster time", || context.cluster_time()).await? {
-            Some(time) => time,
-            None => return Ok(false),
-        },
-    };
+    let mut time = None;
+    if count >= FULL && !collections.is_empty() {
+        let asked = context.insist("ask MongoDB for its cluster time", || context.cluster_time()).await;
+        let Some(answer) = asked else {
+            return false;
+        };
+        time = answer;
+    }
+
     for (namespace, refs) in collections {
-        let Some(now) = context.now().await? else {
-            return Ok(false);
-        };
-        let moment = Moment::following(now, context.plan.delay);
-        let find = || find(context, &namespace, &refs, moment);
-        let Some(found) = context.insist("look documents of a change up", find).await? else {
-            return Ok(false);
-        };
-        wanted.extend(found.wanted);
-        if let Some(time) = time {
-            found.empty.iter().for_each(|key| settled.note(key, time));
+        match look_up(context, aside, &namespace, &refs, time).await {
+            LookedUp::Found(found) => {
+                wanted.extend(found.wanted);
+                if let Some(time) = time {
+                    found.empty.iter().for_each(|key| settled.note(key, time));
+                }
+            }
+            LookedUp::SetAside => context.full_sweep.owe(&namespace),
+            LookedUp::Stopped => return false,
         }
+        context.report.page_moved();
     }
     context.count_inline(wanted.len(), documents);
-    // An entry without a date is as old as its change, and that is as old as the page's first at the most.
+
+    // An entry without a date is as old as its change, and that is as old as the page's first at most.
     wanted.iter_mut().for_each(|wanted: &mut Wanted| _ = wanted.due.get_or_insert(due));
     let Some(queued) = send_all(context, wanted, Reason::Stream).await else {
-        return Ok(false);
+        return false;
     };
     context.report.emit(RescueEvent::PageDone { changes: count, documents, queued });
-    Ok(true)
+    true
+}
+
+/// What became of the look-up of one collection's documents.
+enum LookedUp {
+    Found(Found),
+    /// It fails for this collection; the sweep finds what its changes were about.
+    SetAside,
+    Stopped,
+}
+
+/// Looks up documents of one collection until that succeeds, or it is clear that it is this collection that fails.
+async fn look_up(
+    context: &Context,
+    aside: &mut Aside,
+    namespace: &Namespace,
+    refs: &[DocumentRef],
+    time: Option<Timestamp>,
+) -> LookedUp {
+    if aside.waits(namespace) {
+        return LookedUp::SetAside;
+    }
+    let part = format!("look up changed documents of {namespace}");
+    let (mut pauses, begun) = (Pauses::new(), Instant::now());
+    while !context.is_over() {
+        let Some(now) = context.now().await else {
+            break;
+        };
+        let moment = Moment::following(now, context.plan.delay);
+        let find = find(context, namespace, refs, moment, time);
+        let Some(found) = context.stop.run_until_cancelled(find).await else {
+            break;
+        };
+        let error = match found {
+            Ok(found) => {
+                aside.take_back(namespace);
+                context.report.healed(&part);
+                return LookedUp::Found(found);
+            }
+            Err(error) => error,
+        };
+
+        let fault = fault::of(&error);
+        context.report.trouble(&part, &fault::explain(&error, fault));
+        let long =
+            matches!(fault, Fault::Fatal(_)) || aside.contains(namespace) || begun.elapsed() >= PATIENCE;
+        if long && answers(context).await {
+            aside.put(namespace);
+            return LookedUp::SetAside;
+        }
+        pauses.pause(&context.stop).await;
+    }
+    LookedUp::Stopped
+}
+
+/// Whether MongoDB answers at all: then it is the collection that fails.
+async fn answers(context: &Context) -> bool {
+    let asked = timeout(LONGEST_LOOK, context.cluster_time());
+    let answer = context.stop.run_until_cancelled(asked).await;
+    matches!(answer, Some(Ok(Ok(_))))
 }
 
 /// The last change of each document.
@@ -116,16 +186,27 @@ struct Found {
     empty: Vec<Vec<u8>>,
 }
 
+/// With a `time`, everything that was written until then is seen, also by writes that were still committing when it was asked
+/// for: without it a document could be found empty "by" a time before which a message was pushed to it.
+fn read_concern(time: Option<Timestamp>) -> RawDocumentBuf {
+    match time {
+        Some(time) => rawdoc! { "level": "local", "afterClusterTime": time },
+        None => rawdoc! { "level": "local" },
+    }
+}
+
 async fn find(
     context: &Context,
     namespace: &Namespace,
     documents: &[DocumentRef],
     moment: Moment,
+    time: Option<Timestamp>,
 ) -> Result<Found, Error> {
     // On the primary, which has everything that a change stream has shown.
     let database = context.client.database(&namespace.db);
-    let command = find_command(namespace, documents);
+    let command = find_command(namespace, documents, read_concern(time), LONGEST_LOOK);
     let mut cursor = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
+
     let (mut wanted, mut empty) = (Vec::new(), Vec::new());
     while cursor.advance().await? {
         let document = cursor.current();
@@ -178,7 +259,8 @@ mod tests {
         let document = DocumentRef::by_id(Namespace::new("shop", "orders"), id);
         let cluster_time = time.map(|time| Timestamp { time, increment: 1 });
         let mark = Mark { token: None, cluster_time };
-        (document.map_key(), Filled { document, at: DateTime::from_millis(0), mark })
+        let (at, read) = (DateTime::from_millis(0), Instant::now());
+        (document.map_key(), Filled { document, at, read, mark })
     }
 
     #[test]

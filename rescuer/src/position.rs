@@ -20,7 +20,7 @@
 //! another. A copy of a whole server's files keeps it, but its oplog too; where that was made anew, the server says 286, or
 //! the position is ahead of the server's time.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use document_outbox::codes::{self, Verdict};
 use mongodb::{
@@ -119,7 +119,8 @@ pub(crate) struct Positions {
     stream: String,
     owner: String,
     pipeline: String,
-    lineage: Arc<OnceLock<Binary>>,
+    /// As last asked for: a collection that is dropped and made again has another.
+    lineage: Arc<Mutex<Option<Binary>>>,
 }
 
 impl Positions {
@@ -155,27 +156,39 @@ impl Positions {
 
     /// Writes a position where there is none of a higher epoch, as a new owner does.
     pub(crate) async fn take(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
-        if self.lineage().await?.is_none() {
-            // It has none before it is there.
-            match self.database.create_collection(self.collection.name()).await {
-                Err(error) if codes::code(&error) != Some(NAMESPACE_EXISTS) => return Err(error),
-                _ => drop(self.lineage().await?),
-            }
-        }
         let stored = self.collection.clone_with_type::<Stored<'_>>();
-        let write = stored.replace_one(self.not_above(epoch), self.stored(mark, epoch, now)).upsert(true);
-        match write.await {
-            Ok(_) => Ok(Saved::Done),
-            // One of a higher epoch is there, so the filter misses it and the upsert meets it.
-            Err(error) if codes::verdict(&error) == Verdict::Duplicate => Ok(Saved::Fenced),
-            Err(error) => Err(error),
+        let mut lineage = self.lineage().await?;
+        loop {
+            if lineage.is_none() {
+                // It has none before it is there.
+                match self.database.create_collection(self.collection.name()).await {
+                    Err(error) if codes::code(&error) != Some(NAMESPACE_EXISTS) => return Err(error),
+                    _ => lineage = self.lineage().await?,
+                }
+            }
+            let written = self.stored(mark, lineage.as_ref(), epoch, now);
+            match stored.replace_one(self.not_above(epoch), written).upsert(true).await {
+                Ok(_) => {}
+                // One of a higher epoch is there, so the filter misses it and the upsert meets it.
+                Err(error) if codes::verdict(&error) == Verdict::Duplicate => return Ok(Saved::Fenced),
+                Err(error) => return Err(error),
+            }
+
+            // Dropped in between, the write has made another collection, and the position would name the one before.
+            let made = self.lineage().await?;
+            if made == lineage {
+                return Ok(Saved::Done);
+            }
+            lineage = made;
         }
     }
 
     /// Moves the position on.
     pub(crate) async fn save(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
         let stored = self.collection.clone_with_type::<Stored<'_>>();
-        let result = stored.replace_one(self.not_above(epoch), self.stored(mark, epoch, now)).await?;
+        let lineage = self.known_lineage();
+        let written = self.stored(mark, lineage.as_ref(), epoch, now);
+        let result = stored.replace_one(self.not_above(epoch), written).await?;
         Ok(if result.matched_count == 1 { Saved::Done } else { Saved::Fenced })
     }
 
@@ -187,16 +200,23 @@ impl Positions {
         doc! { "_id": &self.stream, "epoch": { "$not": { "$gt": epoch } } }
     }
 
-    /// What commands name the cluster by: the UUID of the collection, once it is known.
+    /// What commands name the cluster by: the UUID of the collection, as it was when the position was last read or taken.
     pub(crate) fn cluster(&self) -> Option<Uuid> {
-        self.lineage.get().and_then(|lineage| lineage.to_uuid().ok())
+        self.known_lineage().and_then(|lineage| lineage.to_uuid().ok())
     }
 
-    /// The UUID of the collection; `None` where it isn't there or the user may not ask.
+    fn known_lineage(&self) -> Option<Binary> {
+        self.lineage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks for the UUID of the collection; `None` where it isn't there or the user may not ask.
     async fn lineage(&self) -> Result<Option<Binary>, Error> {
-        if let Some(known) = self.lineage.get() {
-            return Ok(Some(known.clone()));
-        }
+        let asked = self.ask_lineage().await?;
+        self.lineage.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&asked);
+        Ok(asked)
+    }
+
+    async fn ask_lineage(&self) -> Result<Option<Binary>, Error> {
         let listed = self.database.list_collections().filter(doc! { "name": self.collection.name() }).await;
         let mut listed = match listed {
             Err(error) if codes::code(&error) == Some(UNAUTHORISED) => return Ok(None),
@@ -205,17 +225,22 @@ impl Positions {
         if !listed.advance().await? {
             return Ok(None);
         }
-        let found = listed.deserialize_current()?.info.uuid;
-        Ok(found.map(|uuid| self.lineage.get_or_init(|| uuid).clone()))
+        Ok(listed.deserialize_current()?.info.uuid)
     }
 
-    fn stored<'a>(&'a self, mark: &'a Mark, epoch: i64, now: DateTime) -> Stored<'a> {
+    fn stored<'a>(
+        &'a self,
+        mark: &'a Mark,
+        lineage: Option<&'a Binary>,
+        epoch: i64,
+        now: DateTime,
+    ) -> Stored<'a> {
         Stored {
             id: &self.stream,
             token: mark.token.as_ref(),
             cluster_time: mark.cluster_time,
             pipeline: &self.pipeline,
-            lineage: self.lineage.get(),
+            lineage,
             owner: &self.owner,
             epoch,
             updated_at: now,

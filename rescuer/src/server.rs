@@ -5,18 +5,37 @@ use mongodb::{
     bson::{Document, Timestamp, doc},
     error::Error,
 };
-
 use tokio_util::sync::CancellationToken;
 
-use crate::{RescuerError, fault::insist};
+use crate::{
+    RescuerError,
+    commands::Pauses,
+    fault::{self, Fault},
+    reminder::Reminder,
+};
 
-/// Refuses servers that cannot feed a rescuer; `false` when told to stop first.
+/// Refuses servers that cannot feed a rescuer; `false` when stopped first.
 pub(crate) async fn check(client: &Client, stop: &CancellationToken) -> Result<bool, RescuerError> {
-    let ask = || async { client.database("admin").run_command(doc! { "hello": 1 }).await };
-    match insist("ask MongoDB what it is", || stop.is_cancelled(), stop, ask, |_| ()).await? {
-        Some(hello) => suits(&hello).map(|()| true),
-        None => Ok(false),
+    let doing = "ask MongoDB what it is";
+    let (mut pauses, mut reminder) = (Pauses::new(), Reminder::default());
+    while !stop.is_cancelled() {
+        let ask = async { client.database("admin").run_command(doc! { "hello": 1 }).await };
+        let Some(answer) = stop.run_until_cancelled(ask).await else {
+            break;
+        };
+        let source = match answer {
+            Ok(hello) => return suits(&hello).map(|()| true),
+            Err(error) => error,
+        };
+        if let Fault::Fatal(advice) = fault::at_start(&source) {
+            return Err(RescuerError::Refused { doing, advice, source });
+        }
+        if reminder.is_due() {
+            tracing::warn!(error = fault::text(&source), "could not {doing}; trying again");
+        }
+        pauses.pause(stop).await;
     }
+    Ok(false)
 }
 
 fn suits(hello: &Document) -> Result<(), RescuerError> {

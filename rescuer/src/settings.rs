@@ -8,6 +8,9 @@ use outbox_service::{Choice, NamespacePattern};
 
 use crate::coverage;
 
+/// Within the default `shutdown_grace` there is room for several.
+const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
+
 /// What to do when the stream cannot go on from the saved position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnHistoryLost {
@@ -108,6 +111,12 @@ impl Settings {
             queued_capacity: 100_000,
             requeue_pause: Duration::from_secs(30),
         }
+    }
+
+    /// How long each of the last writes of a rescuer that stops may take: that of the position, then that of the lease.
+    pub(crate) fn last_write(&self) -> Duration {
+        let share = self.shutdown_grace.map_or(LONGEST_LAST_WRITE, |grace| grace / 4);
+        share.min(LONGEST_LAST_WRITE)
     }
 
     /// What cannot work, in sentences, each with the names of the settings it is about. Empty when all is well.

@@ -1,7 +1,7 @@
 //! How a rescuer stands, for `/status` and `/readyz`: kept up to date by what happens, read without asking anybody.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,15 +10,19 @@ use document_outbox::{clock::later, command::Reason, event::Events};
 use mongodb::bson::{DateTime, Timestamp};
 use serde::Serialize;
 
-use crate::{RescueEvent, Warning, coverage::Plan, metrics::Metrics, oplog::Window};
+use crate::{RescueEvent, Warning, coverage::Plan, metrics::Metrics, oplog::Window, reminder::Reminder};
 
 /// A stream that has shown nothing for this long, not even that there is nothing, is not well: a replica set writes something
 /// every 10 s by itself.
 const SILENCE: Duration = Duration::from_secs(30);
 /// So long after an owner's lease has ended somebody should have taken it.
 const TAKING: Duration = Duration::from_secs(5);
-/// A warning is told again after this long.
+/// A page that gets no further for this long is stuck, and so is a sweep, on top of its own pause.
+const STUCK: Duration = Duration::from_secs(60);
+/// A warning is repeated after this long.
 const AGAIN: Duration = Duration::from_secs(3600);
+/// Of more troubles than this, readiness gives only the number.
+const MOST_TROUBLES: usize = 3;
 
 /// Asks a rescuer how it stands. Cheap to clone, and to ask: no server is asked.
 #[derive(Clone)]
@@ -49,6 +53,8 @@ pub struct StreamStatus {
     pub patterns: Vec<String>,
     /// What this process is to it.
     pub role: Role,
+    /// Whether this process can send commands, as far as it knows.
+    pub able: bool,
     /// Who owns it.
     pub owner: Option<String>,
     /// How often it was taken, at the least.
@@ -63,6 +69,8 @@ pub struct StreamStatus {
     pub lag: Option<f64>,
     /// How far the oplog reaches back beyond the saved position, in seconds; absent where that isn't known.
     pub headroom: Option<f64>,
+    /// What doesn't work now and is tried again, in sentences, each with its last error.
+    pub troubles: Vec<String>,
     /// The last thing that went wrong.
     pub last_error: Option<LastError>,
     /// The last round of the sweep.
@@ -127,6 +135,7 @@ impl StatusHandle {
 /// Where everything that happens to one stream is told: listeners, series, status.
 pub(crate) struct Reporter {
     plan: Plan,
+    sweep_interval: Duration,
     events: Events<RescueEvent>,
     pub(crate) metrics: Metrics,
     state: Mutex<State>,
@@ -137,9 +146,18 @@ struct State {
     role: Role,
     owner: Option<(String, i64)>,
     lease_ends: Option<Instant>,
+    able: bool,
     open: bool,
-    /// When the stream last showed something, be it that there is nothing, or a change was held.
+    /// When the stream last showed something, even if only that there is nothing.
     moved: Instant,
+    /// The reader waits for the follower to take what it has read, and reads nothing meanwhile.
+    reader_waits: bool,
+    /// When the page in work got a step further; none between pages.
+    page: Option<Instant>,
+    /// When the sweep got a step further.
+    sweep_moved: Instant,
+    /// By what doesn't work.
+    troubles: BTreeMap<String, Trouble>,
     position: Option<Timestamp>,
     /// Since when what is dealt with is due.
     head: Option<DateTime>,
@@ -150,19 +168,32 @@ struct State {
     last_sweep: Option<(LastSweep, Instant)>,
 }
 
+/// What doesn't work, and is tried again until it does.
+#[derive(Default)]
+struct Trouble {
+    error: String,
+    logged: Reminder,
+}
+
 impl Reporter {
-    pub(crate) fn new(plan: &Plan, events: Events<RescueEvent>) -> Self {
+    pub(crate) fn new(plan: &Plan, sweep_interval: Duration, events: Events<RescueEvent>) -> Self {
         let named = plan.coverage.named();
         Self {
             metrics: Metrics::new(&plan.name, named.iter()),
             plan: plan.clone(),
+            sweep_interval,
             events,
             state: Mutex::new(State {
                 role: Role::Starting,
                 owner: None,
                 lease_ends: None,
+                able: false,
                 open: false,
                 moved: Instant::now(),
+                reader_waits: false,
+                page: None,
+                sweep_moved: Instant::now(),
+                troubles: BTreeMap::new(),
                 position: None,
                 head: None,
                 lag: Duration::ZERO,
@@ -184,16 +215,13 @@ impl Reporter {
         self.metrics.record(&event);
         let now = Instant::now();
         match &event {
-            RescueEvent::Opened { .. } => {
-                let mut state = self.state();
-                (state.open, state.moved) = (true, now);
-            }
+            RescueEvent::Opened { .. } => self.state().open = true,
             RescueEvent::Reopened { cause } => {
                 if let crate::ReopenCause::Error(error) = cause {
                     self.error(error);
                 }
-                let mut state = self.state();
-                (state.open, state.moved) = (true, now);
+                // That it opens proves nothing yet: one that breaks off at its first read opens each time.
+                self.state().open = true;
             }
             RescueEvent::PositionLost { reason, .. } => {
                 self.error(reason);
@@ -201,6 +229,7 @@ impl Reporter {
             }
             RescueEvent::CommandsFailed { error, .. } => self.error(error),
             RescueEvent::PositionSaved { cluster_time } => self.position(*cluster_time),
+            RescueEvent::PageDone { .. } => self.state().page = None,
             RescueEvent::SweepDone { full, collections, examined, queued, queries, cut_short, took } => {
                 let sweep = LastSweep {
                     ago: 0.0,
@@ -212,7 +241,8 @@ impl Reporter {
                     queries: *queries,
                     cut_short: *cut_short,
                 };
-                self.state().last_sweep = Some((sweep, now));
+                let mut state = self.state();
+                (state.last_sweep, state.sweep_moved) = (Some((sweep, now)), now);
             }
             _ => {}
         }
@@ -233,6 +263,51 @@ impl Reporter {
         self.emit(RescueEvent::Warning { stream, warning });
     }
 
+    /// Something of this stream doesn't work and will be tried again: `part` completes the sentence "could not …".
+    ///
+    /// It is shown in readiness, status and series until it has [`healed`](Self::healed), and logged when it begins and once a
+    /// minute while it lasts.
+    pub(crate) fn trouble(&self, part: &str, error: &str) {
+        let mut state = self.state();
+        let trouble = state.troubles.entry(part.to_owned()).or_default();
+        trouble.error = error.to_owned();
+        let log = trouble.logged.is_due();
+        self.metrics.troubles(state.troubles.len());
+        drop(state);
+
+        if log {
+            tracing::warn!(stream = self.plan.name, error, "could not {part}; trying again");
+        }
+        self.error(&format!("could not {part}: {error}"));
+    }
+
+    /// This works again, or is no longer wanted.
+    pub(crate) fn healed(&self, part: &str) {
+        let mut state = self.state();
+        if state.troubles.remove(part).is_none() {
+            return;
+        }
+        self.metrics.troubles(state.troubles.len());
+        drop(state);
+        tracing::info!(stream = self.plan.name, "no longer in trouble: {part}");
+    }
+
+    /// A page is in work, or has got a step further.
+    pub(crate) fn page_moved(&self) {
+        self.state().page = Some(Instant::now());
+    }
+
+    /// The sweep has got a step further: something was listed, read or sent.
+    pub(crate) fn sweep_moved(&self) {
+        self.state().sweep_moved = Instant::now();
+    }
+
+    /// The reader waits until what it has read is taken; a change that is held can take hours.
+    pub(crate) fn reader_waits(&self, waits: bool) {
+        let mut state = self.state();
+        (state.reader_waits, state.moved) = (waits, Instant::now());
+    }
+
     pub(crate) fn error(&self, error: &str) {
         self.state().last_error = Some((error.to_owned(), Instant::now()));
     }
@@ -241,7 +316,10 @@ impl Reporter {
         let mut state = self.state();
         state.role = Role::Owner;
         state.owner = Some((owner.to_owned(), epoch));
-        (state.lease_ends, state.moved, state.open) = (Some(until), Instant::now(), false);
+        (state.lease_ends, state.open) = (Some(until), false);
+        let now = Instant::now();
+        (state.moved, state.sweep_moved) = (now, now);
+        (state.page, state.reader_waits) = (None, false);
     }
 
     /// Another has it, or had it; what only the owner knows is no longer known.
@@ -249,6 +327,7 @@ impl Reporter {
         let mut state = self.state();
         if state.role == Role::Owner {
             self.metrics.disown();
+            state.troubles.clear();
         }
         state.role = Role::Standby;
         (state.open, state.position, state.window) = (false, None, None);
@@ -259,11 +338,17 @@ impl Reporter {
         }
     }
 
+    /// Whether this process can send commands.
+    pub(crate) fn able(&self, is_able: bool) {
+        self.state().able = is_able;
+        self.metrics.able(is_able);
+    }
+
     pub(crate) fn renewed(&self, until: Instant) {
         self.state().lease_ends = Some(until);
     }
 
-    /// The stream has shown something, or a change is held as it should be.
+    /// The stream has shown something, even if only that there is nothing.
     pub(crate) fn moved(&self) {
         self.state().moved = Instant::now();
     }
@@ -308,7 +393,7 @@ impl Reporter {
         self.metrics.headroom(state.headroom());
     }
 
-    fn snapshot(&self) -> (StreamStatus, Option<String>) {
+    fn snapshot(&self) -> (StreamStatus, Vec<String>) {
         let state = self.state();
         let now = Instant::now();
         let seconds = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
@@ -322,6 +407,7 @@ impl Reporter {
             delay: self.plan.delay.as_secs_f64(),
             patterns: self.plan.coverage.patterns().map(ToString::to_string).collect(),
             role: state.role,
+            able: state.able,
             owner: state.owner.as_ref().map(|(owner, _)| owner.clone()),
             epoch: state.owner.as_ref().map(|(_, epoch)| *epoch),
             lease_ends_in: state.lease_ends.map(ends_in),
@@ -329,6 +415,7 @@ impl Reporter {
             token_age: state.token_age().map(|age| age.as_secs_f64()),
             lag: owns.then_some(state.lag.as_secs_f64()),
             headroom: state.headroom(),
+            troubles: state.troubles().collect(),
             last_error: state
                 .last_error
                 .as_ref()
@@ -338,7 +425,8 @@ impl Reporter {
                 .as_ref()
                 .map(|(sweep, at)| LastSweep { ago: seconds(*at), ..sweep.clone() }),
         };
-        let unready = state.unready(now).map(|why| format!("stream {}: {why}", self.plan.name));
+        let why = state.not_ready(now, self.sweep_interval);
+        let unready = why.into_iter().map(|why| format!("stream {}: {why}", self.plan.name)).collect();
         (status, unready)
     }
 }
@@ -358,6 +446,38 @@ impl State {
         Some(f64::from(position.time) - f64::from(window.first))
     }
 
+    fn troubles(&self) -> impl Iterator<Item = String> {
+        self.troubles.iter().map(|(part, trouble)| format!("could not {part}: {}", trouble.error))
+    }
+
+    /// Why it is not ready, in sentences.
+    fn not_ready(&self, now: Instant, sweep_interval: Duration) -> Vec<String> {
+        let mut why: Vec<String> = self.unready(now).into_iter().collect();
+        if self.role == Role::Owner {
+            why.extend(self.stuck(now, sweep_interval));
+        }
+        why.extend(self.troubles().take(MOST_TROUBLES));
+        if let Some(more) = self.troubles.len().checked_sub(MOST_TROUBLES).filter(|more| *more > 0) {
+            why.push(format!("{more} more troubles, see /status"));
+        }
+        why
+    }
+
+    /// What of the work gets no further.
+    fn stuck(&self, now: Instant, sweep_interval: Duration) -> Vec<String> {
+        let mut stuck = Vec::new();
+        let page = self.page.map(|moved| now.saturating_duration_since(moved));
+        if let Some(still) = page.filter(|still| *still > STUCK) {
+            let seconds = still.as_secs();
+            stuck.push(format!("a page of changes has got no further for {seconds} s"));
+        }
+        let still = now.saturating_duration_since(self.sweep_moved);
+        if still > sweep_interval + STUCK {
+            stuck.push(format!("the sweep has got no further for {} s", still.as_secs()));
+        }
+        stuck
+    }
+
     fn unready(&self, now: Instant) -> Option<String> {
         let silent = now.saturating_duration_since(self.moved);
         let over = |grace| self.lease_ends.is_none_or(|ends| ends + grace < now);
@@ -369,7 +489,7 @@ impl State {
             Role::Standby => None,
             Role::Owner if over(Duration::ZERO) => Some("the lease could not be renewed".into()),
             Role::Owner if !self.open => Some("the change stream is not open".into()),
-            Role::Owner if silent > SILENCE => {
+            Role::Owner if silent > SILENCE && !self.reader_waits => {
                 let silent = silent.as_secs();
                 Some(format!(
                     "the change stream has shown nothing for {silent} s, not even that there is nothing"
@@ -394,11 +514,15 @@ mod tests {
 
     fn reporter() -> Reporter {
         let settings = crate::Settings::new(vec!["shop.orders".parse().unwrap()]);
-        Reporter::new(&crate::coverage::plans(&settings).remove(0), Events::default())
+        Reporter::new(
+            &crate::coverage::plans(&settings).remove(0),
+            settings.sweep_interval,
+            Events::default(),
+        )
     }
 
     fn unready(report: &Reporter) -> String {
-        report.snapshot().1.unwrap_or_default()
+        report.snapshot().1.join("; ")
     }
 
     #[test]
@@ -417,6 +541,59 @@ mod tests {
         assert_eq!(unready(&report), "");
         report.renewed(long_ago);
         assert!(unready(&report).contains("could not be renewed"));
+    }
+
+    #[test]
+    fn work_that_gets_no_further_is_not_ready() {
+        let (report, now) = (reporter(), Instant::now());
+        report.owned("me/1", 7, now + Duration::from_secs(3600));
+        report.emit(RescueEvent::Opened { from: crate::StartedFrom::Now });
+        report.page_moved();
+        assert_eq!(unready(&report), "");
+
+        let long_ago = now.checked_sub(STUCK * 2).unwrap();
+        report.state().page = Some(long_ago);
+        assert!(unready(&report).contains("a page of changes has got no further for 1"));
+        report.emit(RescueEvent::PageDone { changes: 1, documents: 1, queued: 0 });
+        assert_eq!(unready(&report), "");
+
+        report.state().sweep_moved = long_ago;
+        assert!(unready(&report).contains("the sweep has got no further for 1"));
+        report.sweep_moved();
+        assert_eq!(unready(&report), "");
+    }
+
+    #[test]
+    fn a_stream_that_only_opens_is_not_ready() {
+        let (report, now) = (reporter(), Instant::now());
+        report.owned("me/1", 7, now + Duration::from_secs(3600));
+        report.emit(RescueEvent::Opened { from: crate::StartedFrom::Now });
+        report.state().moved = now.checked_sub(SILENCE * 2).unwrap();
+        report.emit(RescueEvent::Reopened { cause: crate::ReopenCause::Ended });
+        assert!(unready(&report).contains("has shown nothing"));
+
+        report.reader_waits(true);
+        report.state().moved = now.checked_sub(SILENCE * 2).unwrap();
+        assert_eq!(unready(&report), "", "it reads on when the change that is held is taken");
+    }
+
+    #[test]
+    fn troubles_are_shown_until_they_heal() {
+        let (report, now) = (reporter(), Instant::now());
+        report.owned("me/1", 7, now + Duration::from_secs(3600));
+        report.emit(RescueEvent::Opened { from: crate::StartedFrom::Now });
+        for number in 1..=5 {
+            report.trouble(&format!("sweep shop.c{number}"), "not allowed");
+        }
+        let unready_now = unready(&report);
+        assert!(unready_now.contains("could not sweep shop.c1: not allowed"), "{unready_now}");
+        assert!(unready_now.contains("2 more troubles"), "{unready_now}");
+        assert_eq!(report.snapshot().0.troubles.len(), 5);
+
+        for number in 1..=5 {
+            report.healed(&format!("sweep shop.c{number}"));
+        }
+        assert_eq!(unready(&report), "");
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //!      ▼                                            │
 //!   opening ──▶ reading ── held too long, invalidated, ended ──▶ opening, after the last token handed on
 //!      │            │
-//!      └────────────┴── position lost | refused | told to stop ──▶ Ended
+//!      └────────────┴── position lost | stopped ──▶ Ended
 //! ```
 //!
-//! It runs in a task of its own: a driver's cursor must not be dropped in the middle of a poll, so nothing here races a
-//! poll against anything. It reads at most one page ahead of what the other side has taken, then waits.
+//! It runs in a task of its own: a driver's cursor must not be used again after a poll of it was dropped, so a poll is raced
+//! against nothing but the end, after which nothing uses the cursor. It reads at most one page ahead of what the other side has
+//! taken, then waits.
 
 use std::{
     sync::Arc,
@@ -33,6 +34,7 @@ use crate::{
     fault::{self, Fault},
     filter::{Scope, pipeline},
     position::Mark,
+    reminder::Reminder,
     token,
 };
 
@@ -42,6 +44,10 @@ const MAX_AWAIT: Duration = Duration::from_millis(500);
 /// After so many refusals in a row, and no sooner than [`Settings::refused_for`](crate::Settings::refused_for), it is the
 /// position that is refused.
 const REFUSALS: u32 = 3;
+
+/// For so long the server's own time is a position that it can't have lost.
+const FRESH: Duration = Duration::from_secs(600);
+const READING: &str = "read the change stream";
 
 /// What the stream shows, in order.
 #[derive(Debug)]
@@ -62,10 +68,6 @@ pub(crate) enum Ended {
         /// Whether a cursor had delivered before.
         worked: bool,
     },
-    Refused {
-        advice: &'static str,
-        source: Error,
-    },
 }
 
 /// Why one cursor ended.
@@ -84,8 +86,8 @@ pub(crate) struct Reader {
     mark: Mark,
     /// What the next successful opening is announced as.
     opening: RescueEvent,
-    /// The mark is an operation time that was asked for just now.
-    fresh: bool,
+    /// When the mark was asked for, where it is the server's time of then.
+    fresh: Option<Instant>,
     /// How often in a row the server has refused to open at this position, and since when.
     refusals: Option<(u32, Instant)>,
     /// Whether a cursor has delivered, be it that there is nothing.
@@ -96,30 +98,32 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn new(context: Arc<Context>, out: mpsc::Sender<Item>, mark: Mark, from: StartedFrom) -> Self {
         let opening = RescueEvent::Opened { from };
-        let fresh = matches!(from, StartedFrom::Now | StartedFrom::AfterLoss);
+        let fresh = matches!(from, StartedFrom::Now | StartedFrom::AfterLoss).then(Instant::now);
         let idle_since = Instant::now();
         Self { context, out, mark, opening, fresh, refusals: None, worked: false, idle_since }
     }
 
     pub(crate) async fn run(mut self) -> Ended {
-        let mut pauses = Pauses::new();
+        let (mut pauses, mut reminder) = (Pauses::new(), Reminder::default());
         let mut opened = false;
         loop {
-            let cut = match self.open().await {
-                Ok(stream) => {
+            let context = self.context.clone();
+            let cut = match context.stop.run_until_cancelled(self.open()).await {
+                None => Cut::Stopped,
+                Some(Ok(stream)) => {
                     tracing::info!(how = ?self.opening, "the change stream is open");
                     self.context.report.emit(self.opening.clone());
                     (opened, self.refusals) = (true, None);
                     self.read(stream, &mut pauses).await
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     let (count, since) = self.refusals.unwrap_or((0, Instant::now()));
                     self.refusals = (!fault::passes(&error)).then_some((count + 1, since));
                     Cut::Failed(error)
                 }
             };
             let cause = match cut {
-                _ if self.told_to_stop() => return Ended::Stopped,
+                _ if self.is_over() => return Ended::Stopped,
                 Cut::Stopped => return Ended::Stopped,
                 Cut::Invalidated => ReopenCause::Invalidated,
                 Cut::Ended => ReopenCause::Ended,
@@ -130,15 +134,27 @@ impl Reader {
                     ReopenCause::Held
                 }
                 Cut::Failed(error) => match self.judge(error) {
-                    Ok(error) => ReopenCause::Error(error),
+                    Ok(error) => {
+                        self.context.report.trouble(READING, &error);
+                        ReopenCause::Error(error)
+                    }
                     Err(ended) => return ended,
                 },
             };
-            if cause == ReopenCause::Held {
-                tracing::debug!("opening the change stream again behind a change that was held for long");
-            } else {
-                tracing::warn!(?cause, "the change stream broke off; opening it again from where it stood");
-                pauses.pause(&self.context.stop).await;
+            match &cause {
+                ReopenCause::Held => {
+                    tracing::debug!("opening the change stream again behind a change that was held for long");
+                }
+                ReopenCause::Error(_) => pauses.pause(&self.context.stop).await,
+                ReopenCause::Invalidated | ReopenCause::Ended => {
+                    if reminder.is_due() {
+                        tracing::warn!(
+                            ?cause,
+                            "the change stream ended; opening it again from where it stood"
+                        );
+                    }
+                    pauses.pause(&self.context.stop).await;
+                }
             }
             if opened {
                 self.opening = RescueEvent::Reopened { cause };
@@ -146,20 +162,28 @@ impl Reader {
         }
     }
 
-    /// What an error that ends a cursor means: its text when it passes.
-    fn judge(&self, error: Error) -> Result<String, Ended> {
-        let reason = fault::text(&error);
-        match fault::of_stream(&error) {
-            Fault::Fatal(advice) => Err(Ended::Refused { advice, source: error }),
+    /// What an error that ends a cursor means: its text when it is tried again.
+    fn judge(&mut self, error: Error) -> Result<String, Ended> {
+        let fault = fault::of_stream(&error);
+        let reason = fault::explain(&error, fault);
+        match fault {
+            Fault::Fatal(_) => {
+                self.refusals = None;
+                Ok(reason)
+            }
             Fault::Passing if !self.is_refused() => Ok(reason),
             // The server's own time cannot be lost a moment later.
-            Fault::Passing | Fault::Lost if self.fresh && self.refusals.is_some() => {
-                Err(Ended::Refused { advice: fault::REFUSED, source: error })
+            Fault::Passing | Fault::Lost if self.is_fresh() && self.refusals.is_some() => {
+                Ok(format!("{reason}; {}", fault::REFUSED))
             }
             Fault::Passing | Fault::Lost => {
                 Err(Ended::Lost { reason, code: codes::code(&error), worked: self.worked })
             }
         }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.fresh.is_some_and(|asked| asked.elapsed() < FRESH)
     }
 
     fn is_refused(&self) -> bool {
@@ -200,22 +224,28 @@ impl Reader {
     /// Reads one cursor to its end.
     async fn read(&mut self, mut stream: ChangeStream<RawChange>, pauses: &mut Pauses) -> Cut {
         let cut = self.read_on(&mut stream, pauses).await;
-        self.set_mark(stream.resume_token());
+        // After a stop a poll of it may have been dropped.
+        if !matches!(cut, Cut::Stopped) {
+            self.set_mark(stream.resume_token());
+        }
         cut
     }
 
     async fn read_on(&mut self, stream: &mut ChangeStream<RawChange>, pauses: &mut Pauses) -> Cut {
         let mut asked = false;
-        while !self.told_to_stop() {
-            let next = match stream.next_if_any().await {
-                Ok(next) => next,
-                Err(error) => return Cut::Failed(error),
+        let context = self.context.clone();
+        while !self.is_over() {
+            let next = match context.stop.run_until_cancelled(stream.next_if_any()).await {
+                None => return Cut::Stopped,
+                Some(Ok(next)) => next,
+                Some(Err(error)) => return Cut::Failed(error),
             };
-            self.fresh = false;
+            self.fresh = None;
             // That there is nothing in the first batch was said by the opening itself.
             if next.is_some() || asked {
                 *pauses = Pauses::new();
                 self.worked = true;
+                self.context.report.healed(READING);
             }
             asked = true;
             if next.is_some() {
@@ -285,7 +315,8 @@ impl Reader {
             Err(TrySendError::Full(item)) => item,
         };
         let limit = tokio::time::sleep(self.context.settings.cursor_idle_limit);
-        tokio::select! {
+        self.context.report.reader_waits(true);
+        let offered = tokio::select! {
             permit = self.out.reserve() => match permit {
                 Ok(permit) => {
                     permit.send(item);
@@ -295,16 +326,20 @@ impl Reader {
             },
             () = limit => Offered::Held(item),
             () = self.context.stop.cancelled() => Offered::Stopped,
-        }
+        };
+        self.context.report.reader_waits(false);
+        offered
     }
 
-    /// Hands on, however long it takes; false when told to stop.
+    /// Hands on, however long it takes; false when stopped.
     async fn hand_on(&self, item: Item) -> bool {
+        self.context.report.reader_waits(true);
         let sent = self.context.stop.run_until_cancelled(self.out.send(item)).await;
+        self.context.report.reader_waits(false);
         sent.is_some_and(|sent| sent.is_ok())
     }
 
-    fn told_to_stop(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.context.is_over() || self.out.is_closed()
     }
 }

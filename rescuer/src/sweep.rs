@@ -177,6 +177,7 @@ impl Sweep {
         if full {
             self.undone.extend(all.iter().cloned());
         }
+        self.undone.extend(context.full_sweep.take_owed());
         if !tally.unlisted {
             self.keep_only(&all);
         }
@@ -205,6 +206,7 @@ impl Sweep {
     pub(crate) async fn turn(&self, tally: &mut Tally) {
         tally.queries += 1;
         self.context.stop.run_until_cancelled(self.context.budget.turn()).await;
+        self.context.report.sweep_moved();
     }
 
     /// Whether the next round may succeed.

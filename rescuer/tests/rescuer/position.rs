@@ -292,16 +292,42 @@ async fn ended(running: Running) -> RescuerError {
     tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").unwrap_err()
 }
 
-/// A refusal that isn't about the position is no reason to give it up, again and again.
+/// A refusal that isn't about the position is no reason to give it up, and one pattern's is not the others' affair.
 #[tokio::test]
-async fn a_view_that_is_watched_ends_the_rescuer_with_what_to_do() {
+async fn a_view_in_place_of_a_collection_stops_no_other_stream() {
     let world = World::new().await;
-    world.db.run_command(doc! { "create": "open", "viewOn": "orders", "pipeline": [] }).await.unwrap();
-    let view = format!("{}.open", world.db.name()).parse().unwrap();
-    let settings = Settings { watch: vec![view], ..world.settings() };
-    let error = ended(world.start(&Recorder::new(), settings).await).await;
-    assert!(matches!(error, RescuerError::Refused { .. }), "{error}");
-    assert!(error.to_string().contains("no views"), "{error}");
+    let orders = world.indexed_orders().await;
+    world.db.run_command(doc! { "create": "audit", "viewOn": "orders", "pipeline": [] }).await.unwrap();
+    let watch = ["audit@2s", "*"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
+    let settings = Settings { watch: watch.to_vec(), ..world.settings() };
+    let commands = Recorder::new();
+    let mut running = world.start(&commands, settings).await;
+    opened(&mut running).await;
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    running.page().await;
+    assert_eq!(commands.distinct(), 1);
+
+    let refused = until_some("the trouble to show", || {
+        let status = running.status.snapshot();
+        status.streams[1].troubles.first().cloned().zip(Some(status.not_ready))
+    });
+    let (trouble, not_ready) = refused.await;
+    assert!(trouble.contains("no views") && not_ready[0].contains("default@2s"), "{trouble}; {not_ready:?}");
+
+    // Once it can be watched, nothing has to be restarted.
+    let audit = world.db.collection::<Document>("audit");
+    audit.drop().await.unwrap();
+    index(&audit).await;
+    opened(&mut running).await;
+    audit.insert_one(doc! { "_id": 2, "outbox": [minimal()] }).await.unwrap();
+    while commands.distinct() < 2 {
+        running.page().await;
+    }
+    until_some("the trouble to end", || {
+        running.status.snapshot().streams[1].troubles.is_empty().then_some(())
+    })
+    .await;
+    running.stop().await.unwrap();
     world.end().await;
 }
 

@@ -294,6 +294,18 @@ impl Running {
     }
 }
 
+/// Waits until something that no event tells of can be seen.
+pub(crate) async fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Takes commands and remembers them; refuses them on request.
 #[derive(Default)]
 pub(crate) struct Recorder {
@@ -347,6 +359,10 @@ impl Commands for Recorder {
     }
 
     async fn ready(&self) {}
+
+    fn is_ready(&self) -> bool {
+        !self.away.load(Ordering::SeqCst)
+    }
 }
 
 /// As a foreign writer leaves it: what it must have, and no more.

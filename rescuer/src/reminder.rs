@@ -1,0 +1,35 @@
+//! Saying again what lasts, but seldom.
+
+use std::time::{Duration, Instant};
+
+/// How often something that lasts is logged.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// When something was last logged.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reminder(Option<Instant>);
+
+impl Reminder {
+    /// Whether to log it now: at first, and once a minute from then on.
+    pub(crate) fn is_due(&mut self) -> bool {
+        let due = self.0.is_none_or(|logged| logged.elapsed() >= REMIND);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lasts_is_logged_once_a_minute() {
+        let mut reminder = Reminder::default();
+        assert!(reminder.is_due());
+        assert!(!reminder.is_due());
+        reminder.0 = Instant::now().checked_sub(REMIND);
+        assert!(reminder.is_due());
+    }
+}
