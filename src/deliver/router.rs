@@ -6,20 +6,24 @@
 //! one saved for the broker still goes there after its type got a handler.
 //!
 //! # Guarantees
-//! - The ways of one window are taken at the same time; one that fails or is unavailable doesn't keep the others from
-//!   delivering.
+//! - The routes of one window are taken at the same time; one that fails, panics, is unavailable or has no answer by the
+//!   [deadline](super::deadline) keeps no other from delivering, and changes no answer of theirs.
 //! - A message whose `via` is none of the ways' fails; it never goes elsewhere.
 //!
 //! # Caveats
 //! A router is available while any of its ways is. A caller that stops at the first [`Outcome::Unavailable`] would hold
 //! up the messages of the other ways.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
 
 use async_trait::async_trait;
-use futures::future::{BoxFuture, join_all, select_all};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all, select_all},
+};
+use tokio::time::timeout_at;
 
-use super::{Answer, Deliver, Envelope, HANDLERS, Handlers, Outcome};
+use super::{Answer, Deliver, Envelope, HANDLERS, Handlers, Outcome, deadline};
 
 /// Chooses among several [`Deliver`]s by a message's type.
 ///
@@ -106,35 +110,57 @@ async fn deliver_part(
         return Vec::new();
     }
     let part: Vec<_> = places.iter().map(|place| window[*place].clone()).collect();
-    let answers = deliverer.deliver(&part).await;
+    let answers = deliver_guarded(deliverer, &part).await;
     places.into_iter().zip(answers).collect()
+}
+
+/// One answer a message, whatever the deliverer does: what it does wrong is the failure of its own messages.
+async fn deliver_guarded(deliverer: &dyn Deliver, part: &[Envelope]) -> Vec<Answer> {
+    let delivery = AssertUnwindSafe(deliverer.deliver(part)).catch_unwind();
+    let delivered = match deadline() {
+        Some(deadline) => timeout_at(deadline, delivery).await,
+        None => Ok(delivery.await),
+    };
+
+    let outcome = match delivered {
+        Ok(Ok(answers)) if answers.len() == part.len() => return answers,
+        Ok(Ok(answers)) => Outcome::Transient(format!(
+            "the deliverer of this route answered {} of {} messages",
+            answers.len(),
+            part.len()
+        )),
+        Ok(Err(_panic)) => Outcome::Transient("the deliverer of this route panicked".to_owned()),
+        Err(_elapsed) if !deliverer.is_available() => Outcome::Unavailable(
+            "the route became unavailable, and no answer came before the claim ran out".to_owned(),
+        ),
+        Err(_elapsed) => Outcome::Transient("no answer before the claim ran out".to_owned()),
+    };
+    part.iter().map(|_| outcome.clone().into()).collect()
 }
 
 #[async_trait]
 impl Deliver for Router {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
         let chosen: Vec<_> = window.iter().map(|envelope| self.way(envelope.via.as_deref())).collect();
-        let parts = self.ways().enumerate().map(|(way, deliverer)| {
+        let mut parts = Vec::new();
+        for (way, deliverer) in self.ways().enumerate() {
             let places = (0..window.len()).filter(|place| chosen[*place] == Some(way)).collect();
-            deliver_part(deliverer.as_ref(), places, window)
-        });
-        let parts: Vec<_> = parts.collect();
+            parts.push(deliver_part(deliverer.as_ref(), places, window));
+        }
+
         let mut answers = vec![None; window.len()];
         for (place, answer) in join_all(parts).await.into_iter().flatten() {
             answers[place] = Some(answer);
         }
-        let unanswered = |(envelope, way): (&Envelope, Option<usize>)| {
-            let via = envelope.via.as_deref().unwrap_or("the broker");
-            Answer::from(Outcome::Transient(match way {
-                None => format!("no route for messages via `{via}` in this process"),
-                Some(_) => {
-                    format!("the deliverer for messages via `{via}` gave fewer answers than it got messages")
-                }
-            }))
-        };
-        let places = window.iter().zip(chosen);
-        let answers = answers.into_iter().zip(places);
-        answers.map(|(answer, place)| answer.unwrap_or_else(|| unanswered(place))).collect()
+
+        let mut all = Vec::with_capacity(window.len());
+        for (envelope, answer) in window.iter().zip(answers) {
+            all.push(answer.unwrap_or_else(|| {
+                let via = envelope.via.as_deref().unwrap_or("the broker");
+                Outcome::Transient(format!("no route for messages via `{via}` in this process")).into()
+            }));
+        }
+        all
     }
 
     fn via(&self, message_type: &str) -> Option<&str> {
@@ -164,5 +190,86 @@ impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let routes: Vec<_> = self.routes.iter().map(|route| &route.via).collect();
         f.debug_struct("Router").field("routes", &routes).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mongodb::{Namespace, bson::Bson};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{DocumentRef, deliver::within};
+
+    struct Fails(Failing);
+
+    #[derive(Clone, Copy)]
+    enum Failing {
+        Not,
+        Hangs,
+        HangsAway,
+        Panics,
+        Miscounts,
+    }
+
+    #[async_trait]
+    impl Deliver for Fails {
+        async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+            match self.0 {
+                Failing::Not => window.iter().map(|_| Outcome::Delivered.into()).collect(),
+                Failing::Hangs | Failing::HangsAway => std::future::pending().await,
+                Failing::Panics => unreachable!("on purpose"),
+                Failing::Miscounts => vec![Outcome::Delivered.into(); window.len() - 1],
+            }
+        }
+
+        fn is_available(&self) -> bool {
+            !matches!(self.0, Failing::HangsAway)
+        }
+    }
+
+    fn envelope(via: Option<&str>) -> Envelope {
+        let id = mongodb::bson::Uuid::new();
+        Envelope {
+            document: DocumentRef::by_id(Namespace::new("shop", "orders"), id),
+            id,
+            message_type: "any".into(),
+            payload: Bson::Null,
+            headers: std::collections::BTreeMap::new(),
+            via: via.map(str::to_owned),
+            created_at: None,
+            attempts: 0,
+            delivered_to: Vec::new(),
+        }
+    }
+
+    /// P3: one route's trouble repeats no message of another.
+    #[tokio::test(start_paused = true)]
+    async fn a_route_in_trouble_spoils_no_answer_of_another() {
+        for (failing, free) in [
+            (Failing::Hangs, false),
+            (Failing::HangsAway, true),
+            (Failing::Panics, false),
+            (Failing::Miscounts, false),
+        ] {
+            let router = Router::new(Fails(Failing::Not)).route("slow", Fails(failing), ["slow"]);
+            let window = [envelope(None), envelope(Some("slow")), envelope(None), envelope(Some("slow"))];
+            let deadline = Instant::now() + Duration::from_secs(1);
+            let delivery = within(Some(deadline), router.deliver(&window));
+            let answers = tokio::time::timeout(Duration::from_secs(2), delivery).await.unwrap();
+            assert_eq!(answers.len(), 4);
+            for place in [0, 2] {
+                assert_eq!(answers[place].outcome, Outcome::Delivered);
+            }
+            for place in [1, 3] {
+                match &answers[place].outcome {
+                    Outcome::Transient(_) => assert!(!free),
+                    Outcome::Unavailable(_) => assert!(free),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
     }
 }
