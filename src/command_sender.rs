@@ -119,7 +119,10 @@ impl CommandSender {
             }
             Published::Nacked => Err(SendFailure::Nacked),
             Published::Refused { reason } => Err(SendFailure::Refused(reason)),
-            Published::Unavailable { reason, .. } => Err(SendFailure::Unavailable(reason)),
+            // It may pass, as when a permission is given back.
+            Published::Rejected { reason } | Published::Unavailable { reason, .. } => {
+                Err(SendFailure::Unavailable(reason))
+            }
         }
     }
 }

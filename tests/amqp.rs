@@ -8,11 +8,13 @@
 mod network;
 #[path = "support/private_broker.rs"]
 mod private_broker;
+#[path = "support/restricted.rs"]
+mod restricted;
 
 use std::{
+    collections::BTreeMap,
     net::TcpListener,
     panic::AssertUnwindSafe,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -24,13 +26,14 @@ use futures::{FutureExt, future::join_all};
 use lapin::{
     ConnectionProperties,
     options::{
-        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions,
-        QueueDeleteOptions, QueuePurgeOptions,
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
+        QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
     },
     types::{AMQPValue, FieldTable},
 };
 use network::Network;
 use private_broker::PrivateBroker;
+use restricted::{RestrictedUser, rabbitmqctl};
 use uuid::Uuid;
 
 // --- what every test stands on ---------------------------------------------------------------------------------------
@@ -50,14 +53,6 @@ fn env(name: &str) -> String {
 
 fn broker_uri() -> String {
     env("OUTBOX_RABBITMQ_URI")
-}
-
-fn rabbitmqctl(arguments: &[&str]) -> String {
-    // The directory lies in the checkout whose servers are used, which has the script that knows them.
-    let script = std::path::Path::new(&env("OUTBOX_TEST_SERVICES_DIR")).join("../scripts/services");
-    let output = Command::new(&script).arg("rabbitmqctl").args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// An exchange and a queue under names of one test, and a plain connection to look at them from outside.
@@ -161,6 +156,22 @@ impl Scene {
             .exchange_delete(self.id.as_str().into(), ExchangeDeleteOptions::default())
             .await
             .unwrap();
+    }
+
+    /// The ids of the messages in the queue, each as often as it is there, taken out.
+    async fn counts(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        let options = BasicGetOptions { no_ack: true };
+        while let Some(message) = self.outside.basic_get(self.id.as_str().into(), options).await.unwrap() {
+            let id = message.properties.message_id().clone().unwrap();
+            *counts.entry(id.to_string()).or_default() += 1;
+        }
+        counts
+    }
+
+    async fn unbind(&self) {
+        let names = (self.id.as_str().into(), self.id.as_str().into());
+        self.outside.queue_unbind(names.0, names.1, "routed".into(), FieldTable::default()).await.unwrap();
     }
 
     async fn purge(&self) -> u32 {
@@ -350,34 +361,257 @@ async fn a_header_named_cc_really_ends_the_channel_so_refusing_it_is_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exchange_deleted_underneath_ends_the_channel_and_is_declared_again() {
+async fn an_exchange_deleted_underneath_is_declared_again_within_the_call() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
+        let states = publisher.subscribe();
         assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
         scene.delete_exchange().await;
         let published = publisher.publish(vec![scene.routed("2"), scene.routed("3")]).await;
-        assert!(published.iter().all(|one| unavailable(one, true)), "{published:?}");
-        assert!(format!("{published:?}").contains("NOT_FOUND"), "{published:?}");
-        until_confirmed(&publisher, &scene.routed("4")).await;
+        assert_eq!(published, vec![Published::Confirmed; 2]);
+        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_to_an_exchange_that_never_exists_does_not_make_a_hot_loop() {
+async fn an_exchange_that_stays_away_makes_no_hot_loop() {
     scene(async |scene| {
-        let publisher = scene.publisher().await;
-        let astray = Publication { exchange: format!("{}-absent", scene.id), ..scene.routed("1") };
+        let settings = || {
+            let mut settings = scene.settings();
+            settings.reconnect_min = Duration::from_millis(20);
+            settings
+        };
+        let publisher =
+            Publisher::start(settings(), Topology { mode: TopologyMode::Off, ..scene.topology() });
         let begin = Instant::now();
-        for _ in 0..7 {
+        for _ in 0..5 {
             assert!(publisher.ready().await);
-            let published = publisher.publish(vec![astray.clone()]).await;
-            assert!(unavailable(&published[0], true), "{published:?}");
-            assert!(!publisher.is_ready());
+            let states = publisher.subscribe();
+            let published = publisher.publish(vec![scene.routed("1")]).await;
+            assert!(unavailable(&published[0], false), "{published:?}");
+            assert!(format!("{published:?}").contains("NOT_FOUND"), "{published:?}");
+            let state = until_state(states, |state| *state != State::Ready).await;
+            assert!(matches!(state, State::Misconfigured { .. }), "{state}");
         }
         assert!(publisher.ready().await);
-        // Steps of 20, 40, 80, 160, 320, 400, 400 ms, each at least half of it by its jitter.
-        assert!(begin.elapsed() >= Duration::from_millis(710), "{:?}", begin.elapsed());
+        // Steps of 20, 40, 80, 160, 320 ms, each at least half of it by its jitter.
+        assert!(begin.elapsed() >= Duration::from_millis(310), "{:?}", begin.elapsed());
+        scene.publisher().await;
+        until_confirmed(&publisher, &scene.routed("2")).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_exchange_costs_other_exchanges_nothing() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let states = publisher.subscribe();
+        let astray = |id: &str| Publication { exchange: format!("{}-absent", scene.id), ..scene.routed(id) };
+        for round in 0..5 {
+            let ids: Vec<_> = (0..20).map(|index| format!("{round}-{index}")).collect();
+            let window = ids.iter().enumerate().map(|(index, id)| match index % 2 {
+                0 => scene.routed(id),
+                _ => astray(id),
+            });
+            let published = publisher.publish(window.collect()).await;
+            for (index, published) in published.iter().enumerate() {
+                match index % 2 {
+                    0 => assert_eq!(*published, Published::Confirmed),
+                    _ => assert!(unavailable(published, false), "{published:?}"),
+                }
+            }
+        }
+        assert!(scene.counts().await.values().all(|count| *count <= 2));
+        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+    })
+    .await;
+}
+
+/// A user of the broker that may write only to routing keys that match, at the scene's exchange.
+async fn user_of(scene: &Scene, pattern: &str) -> RestrictedUser {
+    let user = RestrictedUser::create(&scene.id, &scene.uri).await;
+    user.may_write(&scene.id, pattern).await;
+    user
+}
+
+fn rejected(published: &Published, key: &str) -> bool {
+    let said = format!("access to topic '{key}'");
+    matches!(published, Published::Rejected { reason } if reason.contains(&said))
+}
+
+/// A queue that takes every routing key of the scene's exchange.
+fn everything(scene: &Scene) -> Topology {
+    let mut topology = scene.topology();
+    topology.queues[0].bind = vec![(scene.id.clone(), "#".to_owned())];
+    topology
+}
+
+/// P6: a refusal of one message costs its neighbours one repeat at most.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_routing_key_fails_by_itself() {
+    scene(async |scene| {
+        let user = user_of(scene, r"^order\\.").await;
+        let publisher = Publisher::start(scene.settings_at(user.uri()), everything(scene));
+        assert!(publisher.ready().await);
+        let states = publisher.subscribe();
+
+        for round in 0..3 {
+            let calls = (0..100).map(|index| {
+                let key = if index % 2 == 0 { "order.paid" } else { "invoice.sent" };
+                let message = scene.message(&format!("{round}-{index}"), key);
+                let publisher = publisher.clone();
+                tokio::spawn(async move { publisher.publish(vec![message]).await.remove(0) })
+            });
+            for (index, published) in join_all(calls).await.into_iter().enumerate() {
+                let published = published.unwrap();
+                match index % 2 {
+                    0 => assert_eq!(published, Published::Confirmed, "{index}"),
+                    _ => assert!(rejected(&published, "invoice.sent"), "{index}: {published:?}"),
+                }
+            }
+        }
+        let counts = scene.counts().await;
+        assert_eq!(counts.len(), 150, "{counts:?}");
+        assert!(counts.values().all(|count| *count <= 2), "{counts:?}");
+        // Only those beside the first forbidden one were repeated: from then on these go apart.
+        assert!(counts.iter().all(|(id, count)| *count == 1 || id.starts_with("0-")), "{counts:?}");
+        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        publisher.close().await;
+    })
+    .await;
+}
+
+/// Each key is new to the publisher, so each may cost the window its channel.
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_forbidden_keys_repeat_a_neighbour_once_at_most() {
+    scene(async |scene| {
+        let user = user_of(scene, r"^order\\.").await;
+        let publisher = Publisher::start(scene.settings_at(user.uri()), everything(scene));
+        assert!(publisher.ready().await);
+        let key = |index: usize| match index % 10 {
+            3 => format!("invoice.{index}"),
+            _ => "order.paid".to_owned(),
+        };
+        let window = (0..200).map(|index| scene.message(&index.to_string(), &key(index)));
+        for (index, published) in publisher.publish(window.collect()).await.iter().enumerate() {
+            match index % 10 {
+                3 => assert!(rejected(published, &key(index)), "{index}: {published:?}"),
+                _ => assert_eq!(*published, Published::Confirmed, "{index}"),
+            }
+        }
+        let counts = scene.counts().await;
+        assert_eq!(counts.len(), 180);
+        assert!(counts.values().all(|count| *count <= 2), "{counts:?}");
+        publisher.close().await;
+    })
+    .await;
+}
+
+/// RabbitMQ checks properties when it gets them, and closes the channel over a wrong one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_property_that_rabbitmq_refuses_fails_its_own_message() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let states = publisher.subscribe();
+        let odd = Publication { expiration: Some(Duration::from_secs(u64::MAX)), ..scene.routed("odd") };
+        for _ in 0..2 {
+            let window = vec![scene.routed("before"), odd.clone(), scene.routed("behind")];
+            let published = publisher.publish(window).await;
+            assert!(
+                matches!(&published[1], Published::Rejected { reason } if reason.contains("expiration")),
+                "{published:?}"
+            );
+            assert_eq!([&published[0], &published[2]], [&Published::Confirmed; 2]);
+        }
+        assert!(scene.counts().await.values().all(|count| *count <= 3));
+        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_given_later_counts_on_the_same_connection() {
+    scene(async |scene| {
+        let user = user_of(scene, r"^order\\.").await;
+        let publisher = Publisher::start(scene.settings_at(user.uri()), everything(scene));
+        assert!(publisher.ready().await);
+        let states = publisher.subscribe();
+        let invoice = scene.message("invoice", "invoice.sent");
+        assert!(rejected(&publisher.publish(vec![invoice.clone()]).await[0], "invoice.sent"));
+        user.may_write(&scene.id, "^(order|invoice)").await;
+        let mut order = 0;
+        while publisher.publish(vec![invoice.clone()]).await != [Published::Confirmed] {
+            order += 1;
+            let order = scene.message(&order.to_string(), "order.paid");
+            assert_eq!(publisher.publish(vec![order]).await, [Published::Confirmed]);
+        }
+        assert!(!states.has_changed().unwrap());
+        publisher.close().await;
+    })
+    .await;
+}
+
+/// A right that is taken from the whole exchange is no message's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_exchange_counts_as_misconfigured_until_it_is_allowed() {
+    scene(async |scene| {
+        let user = user_of(scene, ".*").await;
+        let maker = scene.publisher().await;
+        let publisher = Publisher::start(scene.settings_at(user.uri()), scene.verified());
+        assert!(publisher.ready().await);
+        let states = publisher.subscribe();
+        user.may_write_to_exchanges("^$").await;
+        let published = publisher.publish(vec![scene.routed("1")]).await;
+        assert!(matches!(&published[0], Published::Unavailable { .. }), "{published:?}");
+        let state = until_state(states, |state| *state != State::Ready).await;
+        assert!(matches!(state, State::Misconfigured { .. }), "{state}");
+        user.may_write_to_exchanges(".*").await;
+        until_confirmed(&publisher, &scene.routed("2")).await;
+        publisher.close().await;
+        maker.close().await;
+    })
+    .await;
+}
+
+/// Messages whose caller gave up were released meanwhile, and somebody else may have delivered them.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_a_caller_that_gave_up_are_not_published() {
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
+        // Each is a window of its own, and the first gets no confirm for now.
+        let window =
+            ["first", "late", "later"].map(|id| Publication { body: vec![0; 5 << 20], ..scene.routed(id) });
+        network.hold_after(0);
+        let given_up =
+            tokio::time::timeout(Duration::from_millis(500), publisher.publish(window.to_vec())).await;
+        assert!(given_up.is_err());
+        network.release();
+        assert_eq!(publisher.publish(vec![scene.routed("last")]).await, [Published::Confirmed]);
+        let counts = scene.counts().await;
+        assert!(counts.contains_key("last"));
+        assert!(!counts.contains_key("late") && !counts.contains_key("later"), "{counts:?}");
+        network.cut();
+    })
+    .await;
+}
+
+/// P3: a confirm that doesn't come in time costs a repeat of its own message only.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_deadline_the_answers_that_came_count() {
+    const CONFIRM: usize = 21; // bytes of its frame
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
+        let large = Publication { body: vec![0; 9 << 20], ..scene.routed("large") };
+        network.hold_after(CONFIRM);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+        let published = publisher.publish_until(vec![scene.routed("small"), large], Some(deadline)).await;
+        assert_eq!(published[0], Published::Confirmed);
+        assert!(unavailable(&published[1], true), "{published:?}");
+        network.cut();
     })
     .await;
 }
@@ -605,6 +839,42 @@ async fn tls_needs_no_provider_installed_by_the_application() {
             matches!(&state, State::Misconfigured { reason } if reason.contains("doesn't speak TLS")),
             "{state}"
         );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_binding_is_declared_again_for_an_unroutable_message() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let states = publisher.subscribe();
+        scene.unbind().await;
+        let window = vec![scene.routed("1"), scene.message("2", "nowhere"), scene.routed("3")];
+        let published = publisher.publish(window).await;
+        assert_eq!([&published[0], &published[2]], [&Published::Confirmed; 2], "{published:?}");
+        assert!(unroutable(&published[1]), "{published:?}");
+        scene.delete_queue().await;
+        assert_eq!(publisher.publish(vec![scene.routed("4")]).await, [Published::Confirmed]);
+        assert_eq!(scene.counts().await.keys().collect::<Vec<_>>(), ["4"]);
+        assert!(!states.has_changed().unwrap(), "{:?}", *states.borrow());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_binding_is_declared_again_by_its_consumer() {
+    scene(async |scene| {
+        let mut settings = scene.settings();
+        settings.consumer_check = Duration::from_millis(50);
+        let consumer = scene.consume(settings, 1);
+        assert!(consumer.ready().await);
+        let states = consumer.subscribe();
+        scene.unbind().await;
+        let publisher = Publisher::start(scene.settings(), Topology::default());
+        assert!(publisher.ready().await);
+        while unroutable(&publisher.publish(vec![scene.routed("1")]).await[0]) {}
+        assert!(next(&consumer).await.ack().await);
+        assert!(!states.has_changed().unwrap(), "{:?}", *states.borrow());
     })
     .await;
 }
@@ -868,22 +1138,158 @@ async fn outage_by_an_alarm_blocks_a_publisher_which_then_is_ready_and_confirms_
     .await;
 }
 
+/// A limit belongs to the connection it was learned on, and the broker decides about each message over it.
 #[tokio::test(flavor = "multi_thread")]
-async fn outage_of_nothing_but_large_messages_is_learned_from_the_brokers_first_complaint() {
+async fn outage_of_large_messages_ends_when_the_brokers_limit_is_raised() {
     let broker = PrivateBroker::start().await;
     scene_at(broker.uri.clone(), async |scene| {
-        let smaller = "application:set_env(rabbit, max_message_size, 1024).";
-        broker.rabbitmqctl(&["eval", smaller]).await;
+        let limit = |bytes: usize| format!("application:set_env(rabbit, max_message_size, {bytes}).");
+        broker.rabbitmqctl(&["eval", &limit(1024)]).await;
+        let network = Network::to(&broker.uri);
+        let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
+        let states = publisher.subscribe();
+        let of = |bytes, id: &str| Publication { body: vec![0; bytes], ..scene.routed(id) };
+        let refused = |published: &Published| {
+            matches!(published, Published::Refused { reason } if reason.contains("1024"))
+        };
+
+        for round in 0..2 {
+            let window = [of(1024, "fits"), of(1025, "long"), of(10, "small"), of(9999, "longer")];
+            let published = publisher.publish(window.to_vec()).await;
+            assert_eq!(published[0], Published::Confirmed, "{round}");
+            assert!(refused(&published[1]), "{round}: {published:?}");
+            assert_eq!(published[2], Published::Confirmed, "{round}");
+            assert!(refused(&published[3]), "{round}: {published:?}");
+        }
+        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        assert!(scene.counts().await.values().all(|count| *count <= 3));
+
+        broker.rabbitmqctl(&["eval", &limit(1 << 20)]).await;
+        network.cut();
+        until_state(states, |state| *state != State::Ready).await;
+        until_confirmed(&publisher, &of(9999, "longer")).await;
+        network.cut();
+    })
+    .await;
+}
+
+/// A broker that has a higher limit by now takes the message, without a new connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn outage_of_large_messages_ends_on_a_living_connection_too() {
+    let broker = PrivateBroker::start().await;
+    scene_at(broker.uri.clone(), async |scene| {
+        let limit = |bytes: usize| format!("application:set_env(rabbit, max_message_size, {bytes}).");
+        broker.rabbitmqctl(&["eval", &limit(1024)]).await;
         let publisher = scene.publisher().await;
-        let long = Publication { body: vec![0; 1025], ..scene.routed("1") };
-        let published = publisher.publish(vec![long.clone()]).await;
-        assert!(unavailable(&published[0], true), "{published:?}");
-        let published = publisher.publish(vec![long]).await;
-        assert!(
-            matches!(&published[0], Published::Refused { reason } if reason.contains("1024")),
-            "{published:?}"
-        );
-        until_confirmed(&publisher, &Publication { body: vec![0; 1024], ..scene.routed("2") }).await;
+        let states = publisher.subscribe();
+        let long = Publication { body: vec![0; 9999], ..scene.routed("long") };
+        assert!(matches!(publisher.publish(vec![long.clone()]).await[0], Published::Refused { .. }));
+        broker.rabbitmqctl(&["eval", &limit(1 << 20)]).await;
+        // What the broker said a second ago counts until then.
+        while publisher.publish(vec![long.clone()]).await != [Published::Confirmed] {
+            assert_eq!(publisher.publish(vec![scene.routed("small")]).await, [Published::Confirmed]);
+        }
+        assert!(!states.has_changed().unwrap());
+    })
+    .await;
+}
+
+// --- closing ---------------------------------------------------------------------------------------------------------
+// With time limits so long that closing must not wait for them.
+
+fn patient(mut settings: AmqpSettings) -> AmqpSettings {
+    settings.connect_timeout = LONG * 10;
+    settings.confirm_timeout = LONG * 10;
+    settings.heartbeat = LONG * 10;
+    settings
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_ends_while_the_broker_is_silent() {
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        let publisher = scene.publisher_with(patient(scene.settings_at(&network.uri()))).await;
+        network.swallow(true);
+        let window = (0..3000).map(|index| scene.routed(&index.to_string())).collect();
+        let (published, ()) = tokio::join!(publisher.publish(window), publisher.close());
+        assert!(published.iter().all(|one| matches!(one, Published::Unavailable { .. })));
+        network.cut();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_ends_while_a_connection_is_being_made() {
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        network.swallow(true);
+        let settings = patient(scene.settings_at(&network.uri()));
+        let publisher = Publisher::start(settings.clone(), scene.topology());
+        publisher.close().await;
+        let consumer = scene.consume(settings, 1);
+        consumer.stop_taking().await;
+        consumer.close().await;
+        assert!(consumer.next().await.is_none());
+        network.cut();
+    })
+    .await;
+}
+
+/// The request to close came before the connection was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_ends_when_the_connection_is_lost_meanwhile() {
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        let publisher = scene.publisher_with(patient(scene.settings_at(&network.uri()))).await;
+        network.hold_after(0);
+        let window = vec![scene.routed("1")];
+        let (published, (), ()) =
+            tokio::join!(publisher.publish(window), publisher.close(), async { network.cut() });
+        assert!(matches!(published[0], Published::Unavailable { .. }), "{published:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_stops_while_the_broker_is_silent() {
+    scene(async |scene| {
+        let publisher = scene.publisher().await;
+        let network = Network::to(&broker_uri());
+        let mut settings = patient(scene.settings_at(&network.uri()));
+        settings.consumer_check = Duration::from_millis(10);
+        let consumer = scene.consume(settings, 10);
+        assert!(consumer.ready().await);
+        let window = (0..5).map(|index| scene.routed(&index.to_string())).collect();
+        assert_eq!(publisher.publish(window).await, vec![Published::Confirmed; 5]);
+        let held = next(&consumer).await;
+        network.swallow(true);
+        consumer.stop_taking().await;
+        drop(held);
+        consumer.close().await;
+        network.cut();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outage_by_an_alarm_lets_publisher_and_consumer_close() {
+    let broker = PrivateBroker::start().await;
+    scene_at(broker.uri.clone(), async |scene| {
+        let publisher = scene.publisher_with(patient(scene.settings())).await;
+        let consumer = scene.consume(patient(scene.settings()), 1);
+        assert!(consumer.ready().await);
+        let mut states = publisher.subscribe();
+        broker.raise_alarm().await;
+        let publishing = tokio::spawn({
+            let (publisher, message) = (publisher.clone(), scene.routed("1"));
+            async move { publisher.publish(vec![message]).await }
+        });
+        states.wait_for(|state| matches!(state, State::Blocked { .. })).await.unwrap();
+        publisher.close().await;
+        assert!(unavailable(&publishing.await.unwrap()[0], true));
+        consumer.stop_taking().await;
+        consumer.close().await;
+        broker.lift_alarm().await;
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! The whole system while its broker is gone, takes nothing, or closes the channel.
 //!
-//! Each test has a RabbitMQ of its own, but the last, which only breaks its own exchange.
+//! Most tests have a RabbitMQ of their own. The last ones use only an exchange and a user of their own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
@@ -8,6 +8,8 @@
 mod flow;
 #[path = "support/private_broker.rs"]
 mod private_broker;
+#[path = "support/restricted.rs"]
+mod restricted;
 mod support;
 
 use std::{
@@ -15,10 +17,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::{Inline, RetryPolicy, amqp::State, deliver::RabbitMq, event::Event, store::Inserted};
+use document_outbox::{
+    Inline, Message, Mode, RetryPolicy, amqp::State, deliver::RabbitMq, event::Event, store::Inserted,
+};
 use flow::{Flow, Heard, Received, Rescue, Worker, soon};
 use mongodb::bson::doc;
 use private_broker::PrivateBroker;
+use restricted::RestrictedUser;
+use serde::{Deserialize, Serialize};
 use support::{LONG, Order};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -186,20 +192,125 @@ async fn outage_by_an_alarm_that_blocks_the_connection_counts_no_attempt_and_fai
     assert_eq!(failed(&events), None, "no attempt was counted");
 }
 
-/// A channel that the broker closes (404: the exchange is gone) is made anew, with its exchange; what was on its way is
-/// delivered again, what nobody could receive in between is tried again.
+/// An exchange that is deleted (404 closes the channel) is made again; what nobody could receive in between is tried
+/// again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_closed_by_the_broker_under_a_running_application_loses_nothing() {
     let retry = RetryPolicy { max_attempts: 10_000, ..short_retry() };
-    let system = System::start(Flow::begin().await, retry).await;
+    let mut system = System::start(Flow::begin().await, retry).await;
     for _ in 0..3 {
-        let mut states = system.rabbitmq.subscribe();
         system.flow.delete_exchange(system.flow.messages()).await;
-        let closed = states.wait_for(|state| matches!(state, State::Disconnected { .. }));
-        drop(soon("the channel to be closed", closed).await.unwrap());
-        drop(soon("the channel to be made anew", states.wait_for(|state| *state == State::Ready)).await);
+        let unroutable = |event: &Event| match event {
+            Event::Failed { error, .. } => error.starts_with("unroutable").then_some(()),
+            _ => None,
+        };
+        system.messages.wait("the exchange to be made again, without its queue", unroutable).await;
         system.flow.bind().await;
         system.saves.made(20).await;
     }
     system.everything_arrives().await;
+}
+
+#[derive(Serialize, Deserialize)]
+struct InvoiceSent {
+    amount: i64,
+}
+
+impl Message for InvoiceSent {
+    const TYPE: &'static str = "invoice.sent";
+}
+
+/// Saves one document after the other, orders and invoices in turn, all at once, with a user who may publish only orders.
+/// Then an order a second, each awaited. Every order arrives, twice at most; every invoice dies by itself, with the words
+/// of the broker. Returns how long the later orders took.
+async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) -> Vec<Duration> {
+    let name = format!("test-{}", uuid::Uuid::now_v7().simple());
+    let user = RestrictedUser::create(&name, &support::uri("OUTBOX_RABBITMQ_URI")).await;
+    let flow = Flow::on(user.uri()).await;
+    user.may_write(&flow.messages(), r"^order\\.").await;
+    let retry = RetryPolicy { max_attempts: 3, ..short_retry() };
+    let mut worker = flow.dispatcher(retry.clone()).await;
+    let rabbitmq = flow.rabbitmq("inline").await;
+    let inline = Inline::builder(&flow.test.client)
+        .mode(Mode::Await)
+        .retry(retry)
+        .hand_off(flow.command_sender().await)
+        .deliver_to(rabbitmq.clone());
+    let receiver = flow.receiver().await;
+    let orders = flow.test.store(&inline);
+
+    let saves = (0..2 * pairs).map(|nth| {
+        let mut order = Order::new(&format!("o-{nth}"));
+        if nth % 2 == 0 {
+            order.add(1);
+        } else {
+            order.outbox.send(InvoiceSent { amount: 1 });
+        }
+        orders.insert(order)
+    });
+    for saved in futures::future::join_all(saves).await {
+        assert!(matches!(saved, Ok(Inserted::Applied(..))));
+    }
+    let mut took = Vec::new();
+    let mut every_second = tokio::time::interval(Duration::from_secs(1));
+    for nth in 0..later {
+        every_second.tick().await;
+        let mut order = Order::new(&format!("later-{nth}"));
+        order.add(1);
+        let begin = Instant::now();
+        assert!(matches!(orders.insert(order).await, Ok(Inserted::Applied(..))));
+        took.push(begin.elapsed());
+    }
+
+    let mut died = 0;
+    let all_dead = |event: &Event| {
+        died += usize::from(matches!(event, Event::Died { .. }));
+        (died == pairs).then_some(())
+    };
+    worker.messages.wait("every invoice to die", all_dead).await;
+    for nth in (1..2 * pairs).step_by(2) {
+        let outbox = flow.test.outbox(format!("o-{nth}")).await;
+        assert_eq!(outbox[0].get_str("dead_reason"), Ok("attempts_exhausted"));
+        let error = outbox[0].get_str("last_error").unwrap();
+        assert!(error.contains("access to topic 'invoice.sent'"), "{error}");
+    }
+    let received =
+        receiver.wait_until("every order", |received| counts(received).len() >= pairs + later).await;
+    assert!(received.iter().all(|message| message.routing_key == "order.added"));
+    let counts = counts(&received);
+    assert_eq!(counts.len(), pairs + later);
+    assert!(counts.values().all(|count| *count <= 2), "{counts:?}");
+    let later_ones = counts.iter().filter(|(document, _)| document.starts_with("later"));
+    assert!(later_ones.clone().all(|(_, count)| *count == 1), "{counts:?}");
+
+    inline.close(LONG).await;
+    rabbitmq.close().await;
+    worker.running.stop().await;
+    flow.end().await;
+    took
+}
+
+fn counts(received: &[Received]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for message in received {
+        *counts.entry(message.subject()).or_default() += 1;
+    }
+    counts
+}
+
+/// P6 Independent, P3: a message that the broker refuses fails by itself and costs its neighbours one repeat at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forbidden_invoices_die_while_orders_are_delivered() {
+    orders_beside_forbidden_invoices(15, 2).await;
+}
+
+/// The same for as long as it takes to see that the orders stay in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_orders_stay_in_time_beside_forbidden_invoices() {
+    let mut took = orders_beside_forbidden_invoices(50, 300).await;
+    took.sort();
+    let (median, late) = (took[took.len() / 2], took[took.len() * 95 / 100]);
+    println!("an order took {median:?} in the median, {late:?} in the 95th percentile");
+    assert!(late < Duration::from_secs(1), "{late:?}");
 }

@@ -343,6 +343,33 @@ async fn a_full_queue_that_rejects_is_transient() {
     .await;
 }
 
+/// P3 (d): a broker that refuses a message for one of several queues gives the others one copy an attempt.
+#[tokio::test]
+async fn a_queue_that_rejects_doubles_a_message_once_an_attempt() {
+    scene(async |scene| {
+        let rabbit = scene.rabbit().await;
+        let healthy = scene.bind("order.#").await;
+        let mut full = FieldTable::default();
+        full.insert("x-max-length".into(), AMQPValue::LongInt(0));
+        full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        scene.bind_with("order.*", full).await;
+        // Classic queues take one over the limit before they reject.
+        while outcome(&rabbit, envelope("order.first", 1)).await == Outcome::Delivered {}
+        scene.ids(&healthy).await;
+
+        let mut message = envelope("order.paid", 1);
+        for attempts in 0..3 {
+            message.attempts = attempts;
+            for _quick_try in 0..3 {
+                let text = transient(outcome(&rabbit, message.clone()).await);
+                assert!(text.contains("RabbitMQ refused `order.paid`"), "{text}");
+            }
+            assert_eq!(scene.ids(&healthy).await, [message.id]);
+        }
+    })
+    .await;
+}
+
 /// Outcome: "It can never succeed: the message is dead at once."
 #[tokio::test]
 async fn what_no_broker_could_take_is_permanent_and_costs_the_others_nothing() {
@@ -399,8 +426,8 @@ async fn commands_arrive_in_the_queue_that_the_topology_makes_and_fail_where_the
     scene(async |scene| {
         let settings = AmqpSettings::new(&broker_uri()).unwrap().named(&scene.id);
         scene.queues.lock().unwrap().push(scene.id.clone());
-        let topology = CommandSender::topology(&scene.id, &scene.id, TopologyMode::Declare);
-        let publisher = Publisher::start(settings, topology);
+        let topology = |mode| CommandSender::topology(&scene.id, &scene.id, mode);
+        let publisher = Publisher::start(settings.clone(), topology(TopologyMode::Declare));
         assert!(soon("the broker", publisher.ready()).await);
         let sender = CommandSender::new(publisher, &scene.id);
 
@@ -421,8 +448,12 @@ async fn commands_arrive_in_the_queue_that_the_topology_makes_and_fail_where_the
 
         let options = QueueDeleteOptions::default();
         scene.outside.queue_delete(scene.id.clone().into(), options).await.unwrap();
-        let sent = sender.send(vec![command(1.into())]).await;
+        let elsewhere = Publisher::start(settings, topology(TopologyMode::Off));
+        assert!(soon("the broker", elsewhere.ready()).await);
+        let sent = CommandSender::new(elsewhere, &scene.id).send(vec![command(1.into())]).await;
         assert!(matches!(sent[0], Err(SendFailure::Unroutable { .. })), "{sent:?}");
+        let sent = sender.send(vec![command(1.into())]).await;
+        assert_eq!(sent, [Ok(())], "the queue is declared again");
         assert!(sender.send(vec![]).await.is_empty());
     })
     .await;

@@ -1,45 +1,147 @@
-//! What waits to be published: requests of many callers go in, windows come out, answers find their way back.
+//! Messages that wait to be published: requests of many callers go in, windows come out, answers find their way back.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
 use super::{Publication, Published};
 
-/// One caller's messages and where its answer goes.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) publications: Vec<Publication>,
-    pub(super) reply: oneshot::Sender<Vec<Published>>,
-}
+/// The answer of an item that was dropped without one.
+const GONE: &str = "the publisher has ended";
 
-/// One message on its way, and the place of its answer.
+/// One caller's messages, on their way to the publisher.
+#[derive(Debug)]
+pub(super) struct Request(Vec<Item>);
+
+/// The caller's end of a request. Dropping it gives up on all that was not answered.
+#[derive(Debug)]
+pub(super) struct Answers(Arc<Ticket>);
+
+/// One message on its way, and the place of its answer. One that is dropped unanswered answers that the publisher has
+/// ended.
+#[derive(Debug)]
 pub(super) struct Item {
     pub(super) publication: Publication,
-    ticket: u64,
+    ticket: Arc<Ticket>,
     slot: usize,
 }
 
+#[derive(Debug)]
 struct Ticket {
+    state: Mutex<TicketState>,
+    complete: Notify,
+    abandoned: AtomicBool,
+}
+
+#[derive(Debug)]
+struct TicketState {
     answers: Vec<Option<Published>>,
     open: usize,
-    reply: oneshot::Sender<Vec<Published>>,
 }
 
 /// First in, first out.
 #[derive(Default)]
 pub(super) struct Backlog {
     items: VecDeque<Item>,
-    tickets: HashMap<u64, Ticket>,
-    last: u64,
 }
 
 impl Request {
+    pub(super) fn new(publications: Vec<Publication>) -> (Self, Answers) {
+        let ticket = Arc::new(Ticket {
+            state: Mutex::new(TicketState {
+                answers: vec![None; publications.len()],
+                open: publications.len(),
+            }),
+            complete: Notify::new(),
+            abandoned: AtomicBool::new(false),
+        });
+        let mut items = Vec::with_capacity(publications.len());
+
+        for (slot, publication) in publications.into_iter().enumerate() {
+            items.push(Item { publication, ticket: ticket.clone(), slot });
+        }
+        (Self(items), Answers(ticket))
+    }
+
     /// Answers all of it as unavailable and certainly not sent.
     pub(super) fn decline(self, reason: &str) {
-        let answer = Published::Unavailable { reason: reason.to_owned(), maybe_sent: false };
-        // A caller that is gone misses nothing.
-        let _ = self.reply.send(vec![answer; self.publications.len()]);
+        for item in self.0 {
+            item.decline(reason);
+        }
+    }
+}
+
+impl Answers {
+    /// Waits until every message has its answer.
+    pub(super) async fn complete(&self) {
+        loop {
+            let complete = self.0.complete.notified();
+            if self.0.lock().open == 0 {
+                return;
+            }
+            complete.await;
+        }
+    }
+
+    /// The answers there are by now, each in its place.
+    pub(super) fn take(self) -> Vec<Option<Published>> {
+        std::mem::take(&mut self.0.lock().answers)
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.0.abandoned.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Ticket {
+    fn lock(&self) -> MutexGuard<'_, TicketState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first answer to a message counts.
+    fn answer(&self, slot: usize, answer: impl FnOnce() -> Published) {
+        let mut state = self.lock();
+        let Some(place @ None) = state.answers.get_mut(slot) else {
+            return; // answered before, or the caller has taken the answers there were
+        };
+        *place = Some(answer());
+        state.open -= 1;
+
+        if state.open == 0 {
+            self.complete.notify_one();
+        }
+    }
+}
+
+impl Item {
+    /// Gives the caller the answer to this message.
+    pub(super) fn settle(self, answer: Published) {
+        self.ticket.answer(self.slot, || answer);
+    }
+
+    /// Answers that it was certainly not sent.
+    pub(super) fn decline(self, reason: &str) {
+        self.settle(Published::Unavailable { reason: reason.to_owned(), maybe_sent: false });
+    }
+
+    /// Whether its caller gave up waiting. By then others may have the message, so it must not be sent any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.ticket.abandoned.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Item {
+    fn drop(&mut self) {
+        let unanswered = || Published::Unavailable { reason: GONE.to_owned(), maybe_sent: true };
+        self.ticket.answer(self.slot, unanswered);
     }
 }
 
@@ -53,22 +155,19 @@ impl Backlog {
     }
 
     pub(super) fn add(&mut self, request: Request) {
-        let Request { publications, reply } = request;
-        if reply.is_closed() {
-            return; // its caller gave up before anything of it was sent
-        }
-        self.last += 1;
-        let (ticket, open) = (self.last, publications.len());
-        self.tickets.insert(ticket, Ticket { answers: vec![None; open], open, reply });
-        let items = publications.into_iter().enumerate();
-        self.items.extend(items.map(|(slot, publication)| Item { publication, ticket, slot }));
+        self.items.extend(request.0);
     }
 
-    /// The next window, in order: ends at so many messages or bytes, or before a message id it already has.
-    /// Holds at least one message unless nothing waits.
+    /// The next window, in order: ends at this many messages or bytes, or before a message id it already has. Messages
+    /// whose callers gave up are left out. Holds at least one message unless nothing waits.
     pub(super) fn window(&mut self, messages: usize, bytes: usize) -> Vec<Item> {
         let (mut window, mut ids, mut weight) = (Vec::new(), HashSet::new(), 0);
+
         while let Some(item) = self.items.front() {
+            if item.is_abandoned() {
+                self.items.pop_front();
+                continue;
+            }
             weight += item.publication.weight();
             let full = window.len() >= messages || weight > bytes;
             if !window.is_empty() && (full || ids.contains(&item.publication.message_id)) {
@@ -80,25 +179,10 @@ impl Backlog {
         window
     }
 
-    /// Puts an answer in its place; the caller gets all of its answers with the last.
-    pub(super) fn settle(&mut self, item: &Item, answer: Published) {
-        let Some(ticket) = self.tickets.get_mut(&item.ticket) else {
-            return;
-        };
-        if ticket.answers[item.slot].replace(answer).is_none() {
-            ticket.open -= 1;
-        }
-        if ticket.open == 0
-            && let Some(ticket) = self.tickets.remove(&item.ticket)
-        {
-            let _ = ticket.reply.send(ticket.answers.into_iter().flatten().collect());
-        }
-    }
-
     /// Answers everything that still waits as unavailable and certainly not sent.
     pub(super) fn decline(&mut self, reason: &str) {
         for item in std::mem::take(&mut self.items) {
-            self.settle(&item, Published::Unavailable { reason: reason.to_owned(), maybe_sent: false });
+            item.decline(reason);
         }
     }
 }
@@ -107,37 +191,37 @@ impl Backlog {
 mod tests {
     use super::*;
 
-    fn request(ids: &[&str]) -> (Request, oneshot::Receiver<Vec<Published>>) {
+    fn request(ids: &[&str]) -> (Request, Answers) {
         let publication = |id: &&str| Publication { message_id: (*id).into(), ..Publication::default() };
-        let (reply, answer) = oneshot::channel();
-        (Request { publications: ids.iter().map(publication).collect(), reply }, answer)
+        Request::new(ids.iter().map(publication).collect())
     }
 
     fn ids(window: &[Item]) -> Vec<&str> {
         window.iter().map(|item| item.publication.message_id.as_str()).collect()
     }
 
-    #[test]
-    fn callers_share_a_window_and_each_gets_its_own_answers_in_order() {
+    #[tokio::test]
+    async fn callers_share_a_window_and_each_gets_its_own_answers_in_order() {
         let mut backlog = Backlog::default();
-        let (first, mut first_answer) = request(&["1", "2"]);
-        let (second, mut second_answer) = request(&["3"]);
+        let (first, first_answers) = request(&["1", "2"]);
+        let (second, second_answers) = request(&["3"]);
         backlog.add(first);
         backlog.add(second);
-        let window = backlog.window(10, usize::MAX);
+        let mut window = backlog.window(10, usize::MAX);
         assert_eq!(ids(&window), ["1", "2", "3"]);
-        backlog.settle(&window[2], Published::Confirmed);
-        backlog.settle(&window[1], Published::Nacked);
-        assert_eq!(second_answer.try_recv().unwrap(), [Published::Confirmed]);
-        assert!(first_answer.try_recv().is_err());
-        backlog.settle(&window[0], Published::Confirmed);
-        assert_eq!(first_answer.try_recv().unwrap(), [Published::Confirmed, Published::Nacked]);
+        window.pop().unwrap().settle(Published::Confirmed);
+        second_answers.complete().await;
+        assert_eq!(second_answers.take(), [Some(Published::Confirmed)]);
+        window.pop().unwrap().settle(Published::Nacked);
+        window.pop().unwrap().settle(Published::Confirmed);
+        first_answers.complete().await;
+        assert_eq!(first_answers.take(), [Some(Published::Confirmed), Some(Published::Nacked)]);
     }
 
     #[test]
     fn a_window_ends_before_a_message_id_it_already_has() {
         let mut backlog = Backlog::default();
-        let (request, _answer) = request(&["1", "2", "1", "3"]);
+        let (request, _answers) = request(&["1", "2", "1", "3"]);
         backlog.add(request);
         assert_eq!(ids(&backlog.window(10, usize::MAX)), ["1", "2"]);
         assert_eq!(ids(&backlog.window(10, usize::MAX)), ["1", "3"]);
@@ -146,7 +230,7 @@ mod tests {
     #[test]
     fn a_window_ends_at_its_count_and_its_bytes_but_takes_one_message_of_any_size() {
         let mut backlog = Backlog::default();
-        let (request, _answer) = request(&["1", "2", "3", "4"]);
+        let (request, _answers) = request(&["1", "2", "3", "4"]);
         backlog.add(request);
         assert_eq!(ids(&backlog.window(2, usize::MAX)), ["1", "2"]);
         assert_eq!(ids(&backlog.window(2, 1)), ["3"]);
@@ -156,21 +240,31 @@ mod tests {
     #[test]
     fn what_waits_when_the_connection_ends_was_certainly_not_sent() {
         let mut backlog = Backlog::default();
-        let (request, mut answer) = request(&["1", "2"]);
+        let (request, answers) = request(&["1", "2"]);
         backlog.add(request);
-        let window = backlog.window(1, usize::MAX);
-        backlog.settle(&window[0], Published::Confirmed);
+        backlog.window(1, usize::MAX).pop().unwrap().settle(Published::Confirmed);
         backlog.decline("gone");
         let declined = Published::Unavailable { reason: "gone".into(), maybe_sent: false };
-        assert_eq!(answer.try_recv().unwrap(), [Published::Confirmed, declined]);
+        assert_eq!(answers.take(), [Some(Published::Confirmed), Some(declined)]);
     }
 
     #[test]
-    fn a_caller_that_gave_up_is_not_published_for() {
+    fn messages_of_callers_that_gave_up_stay_unpublished() {
         let mut backlog = Backlog::default();
-        let (request, answer) = request(&["1"]);
-        drop(answer);
-        backlog.add(request);
+        let (gone, answers) = request(&["1", "2"]);
+        let (waiting, _answers) = request(&["3"]);
+        backlog.add(gone);
+        backlog.add(waiting);
+        drop(answers);
+        assert_eq!(ids(&backlog.window(10, usize::MAX)), ["3"]);
         assert!(backlog.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_message_leaves_no_caller_waiting() {
+        let (request, answers) = request(&["1"]);
+        drop(request);
+        answers.complete().await;
+        assert!(matches!(answers.take()[..], [Some(Published::Unavailable { maybe_sent: true, .. })]));
     }
 }

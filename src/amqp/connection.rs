@@ -1,22 +1,30 @@
 //! Making one connection with one channel, and naming what went wrong.
 
-use std::{fmt::Display, io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Display},
+    io,
+    pin::Pin,
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt};
 use lapin::{
     Channel, Connection, ConnectionProperties, ErrorKind, Event,
+    options::ConfirmSelectOptions,
+    protocol::AMQPErrorKind,
     tcp::{AMQPUriTcpExt, RustlsConnector, RustlsConnectorConfig, TLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
-use tokio::time::{error::Elapsed, timeout};
+use tokio::time::timeout;
 
 use super::{AmqpSettings, State, Topology};
 
 /// What a supervisor needs for its connections.
+#[derive(Clone)]
 pub(super) struct Plan {
     pub(super) settings: AmqpSettings,
     pub(super) topology: Topology,
-    /// `publisher` or `consumer`.
+    /// `publisher`, `suspects` or `consumer`.
     pub(super) role: &'static str,
 }
 
@@ -28,12 +36,20 @@ pub(super) struct Link {
 }
 
 /// Why there is no link.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Trouble {
     /// Waiting may help.
     Unreachable(String),
     /// A person must act.
     Misconfigured(String),
+}
+
+impl Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(reason) | Self::Misconfigured(reason) => f.write_str(reason),
+        }
+    }
 }
 
 impl From<Trouble> for State {
@@ -51,14 +67,60 @@ impl Plan {
     }
 
     /// A fresh connection, channel and topology, or why not. Nothing is left behind on failure.
-    pub(super) async fn open(self: Arc<Self>) -> Result<Link, Trouble> {
-        let patience = self.settings.connect_timeout;
-        let late =
-            |_: Elapsed| Trouble::Unreachable(format!("no answer from {} in {patience:?}", self.endpoint()));
-        let connection = timeout(patience, self.dial()).await.map_err(late)??;
+    pub(super) async fn open(&self) -> Result<Link, Trouble> {
+        let connection = self.connect().await?;
         let events = Box::pin(connection.events_listener());
-        let channel = timeout(patience, self.channel(&connection)).await.map_err(late)??;
+        let channel = self.channel(&connection).await?;
         Ok(Link { connection, channel, events })
+    }
+
+    /// A fresh connection, without channels.
+    pub(super) async fn connect(&self) -> Result<Connection, Trouble> {
+        self.in_time(self.dial()).await
+    }
+
+    /// A fresh channel; the topology was applied over it.
+    pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
+        self.in_time(async {
+            let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
+            self.topology.apply(&channel).await?;
+            Ok(channel)
+        })
+        .await
+    }
+
+    /// A fresh channel with confirms.
+    pub(super) async fn confirming_channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
+        self.in_time(async {
+            let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
+            self.confirms(&channel).await?;
+            Ok(channel)
+        })
+        .await
+    }
+
+    /// Turns confirms on.
+    pub(super) async fn confirms(&self, channel: &Channel) -> Result<(), Trouble> {
+        let selected = channel.confirm_select(ConfirmSelectOptions::default());
+        self.in_time(async { selected.await.map_err(|error| self.explain(&error)) }).await
+    }
+
+    /// Applies the topology again, over a channel of its own, since a refusal closes the channel.
+    pub(super) async fn declare_again(&self, connection: &Connection) -> Result<(), Trouble> {
+        let channel = self.channel(connection).await?;
+        // Whether it closes in time or not, nobody uses it any more.
+        let _ = timeout(GOODBYE, channel.close(200, "OK".into())).await;
+        Ok(())
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+        let patience = self.settings.connect_timeout;
+        match timeout(patience, work).await {
+            Ok(done) => done,
+            Err(_) => {
+                Err(Trouble::Unreachable(format!("no answer from {} in {patience:?}", self.endpoint())))
+            }
+        }
     }
 
     async fn dial(&self) -> Result<Connection, Trouble> {
@@ -118,12 +180,6 @@ impl Plan {
         connector.map_err(|error| unusable(&error))
     }
 
-    async fn channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
-        let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
-        self.topology.apply(&channel).await?;
-        Ok(channel)
-    }
-
     fn endpoint(&self) -> String {
         self.settings.endpoint()
     }
@@ -163,7 +219,7 @@ impl Link {
 
     /// Says goodbye where that is possible; one that cannot be closed within a moment is dropped.
     pub(super) async fn close(self) {
-        let _ = timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
+        close(&self.connection).await;
     }
 
     /// The next event that matters. Cancel safe.
@@ -172,7 +228,13 @@ impl Link {
             match self.events.next().await {
                 Some(Event::ConnectionBlocked(reason)) => return Weather::Blocked(reason),
                 Some(Event::ConnectionUnblocked) => return Weather::Unblocked,
-                Some(Event::Error(error)) => return Weather::Lost(broker_said(&error)),
+                Some(Event::Error(error)) => {
+                    let reason = broker_said(&error);
+                    return match Cause::of(&error) {
+                        Cause::Channel(_) => Weather::ChannelClosed(reason),
+                        Cause::Connection(_) | Cause::Lost => Weather::Lost(reason),
+                    };
+                }
                 Some(_) => {}
                 None => return Weather::Lost("the connection ended".to_owned()),
             }
@@ -184,10 +246,46 @@ impl Link {
 pub(super) enum Weather {
     Blocked(String),
     Unblocked,
+    /// One of its channels was closed by the broker.
+    ChannelClosed(String),
     Lost(String),
 }
 
+/// Why something that was asked of the broker has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// RabbitMQ closed the channel with this code, over one thing that was asked on it.
+    Channel(u16),
+    /// RabbitMQ closed the connection with this code of the protocol, perhaps over one thing that was asked on it.
+    Connection(u16),
+    /// The connection is lost, or silent: nothing that was asked is to blame.
+    Lost,
+}
+
+impl Cause {
+    pub(super) fn of(error: &lapin::Error) -> Self {
+        let ErrorKind::ProtocolError(error) = error.kind() else {
+            return Self::Lost;
+        };
+        let code = error.get_id();
+
+        match error.kind() {
+            AMQPErrorKind::Soft(_) => Self::Channel(code),
+            // Those that the broker uses for what it was sent: frame, syntax, command, channel, unexpected frame, not
+            // implemented, internal. The others (320, 402, 506, 530) are about itself or the whole connection.
+            AMQPErrorKind::Hard(_) if matches!(code, 501..=505 | 540 | 541) => Self::Connection(code),
+            AMQPErrorKind::Hard(_) => Self::Lost,
+        }
+    }
+}
+
+/// The longest that a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Says goodbye where that is possible.
+pub(super) async fn close(connection: &Connection) {
+    let _ = timeout(GOODBYE, connection.close(200, "OK".into())).await;
+}
 
 /// The reply code of the broker, if it was the broker that refused.
 pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {

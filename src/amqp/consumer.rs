@@ -11,6 +11,8 @@
 //! A consumer can fall silent without an error. So a silent one looks at its queue now and then: if the broker
 //! knows no consumer of it, or if at two looks in a row messages wait while nothing is held here and
 //! nothing came in between, the connection is made anew.
+//!
+//! At the same times a topology in mode `declare` is declared again: a queue that lost its binding looks idle.
 
 use std::{
     collections::VecDeque,
@@ -38,11 +40,14 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    AmqpSettings, State, Topology,
+    AmqpSettings, State, Topology, TopologyMode,
     connection::{Link, Plan, Trouble, Weather, broker_said, code_of},
     state::{Board, Pauses, wait_closed, wait_ready},
     topology::short,
 };
+
+/// The longest that ending the subscription may take, and putting a delivery back.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Takes deliveries from one queue, over connections of its own. Dropping it closes them.
 #[derive(Debug)]
@@ -158,6 +163,8 @@ impl Consumer {
 
     /// Ends the subscription: [`next`](Self::next) gives nothing more and what it had not yet given is put back.
     /// Deliveries that were given can still be settled, until [`close`](Self::close) or an error.
+    ///
+    /// Ends within five seconds, whatever the broker does.
     pub async fn stop_taking(&self) {
         self.stop.cancel();
         // An error means that the supervisor is gone, and its subscription with it.
@@ -167,7 +174,7 @@ impl Consumer {
         }
     }
 
-    /// Closes the connection; what is not settled by now comes again, to somebody.
+    /// Closes the connection, in two seconds at most; what is not settled by now comes again, to somebody.
     pub async fn close(&self) {
         self.stop.cancel();
         self.end.cancel();
@@ -372,7 +379,7 @@ impl Supervisor {
     }
 
     async fn open(&self) -> Result<(Link, lapin::Consumer), Trouble> {
-        let link = self.plan.clone().open().await?;
+        let link = self.plan.open().await?;
         let patience = self.plan.settings.connect_timeout;
         let late = |_| Trouble::Unreachable(format!("no answer to the subscription in {patience:?}"));
         let stream = timeout(patience, self.subscribe(&link.channel)).await.map_err(late)??;
@@ -411,17 +418,25 @@ impl Supervisor {
                 () = self.end.cancelled() => return End::Asked,
                 () = self.stop.cancelled(), if !stopped => {
                     stopped = true;
-                    if let Err(reason) = self.unsubscribe(&link.channel, &mut stream).await {
+                    let unsubscribed = tokio::select! {
+                        biased;
+                        () = self.end.cancelled() => return End::Asked,
+                        unsubscribed = self.unsubscribe(&link.channel, &mut stream) => unsubscribed,
+                    };
+                    if let Err(reason) = unsubscribed {
                         return End::Lost(reason);
                     }
                 }
                 Some(acker) = self.dropped.recv() => {
                     let queue = &self.subscription.queue;
                     tracing::debug!(queue, "a delivery was dropped unsettled: put back");
-                    let _ = timeout(patience, requeue(acker)).await;
+                    let _ = timeout(LAST_WORDS, requeue(acker)).await;
                 }
-                weather = link.event() => if let Weather::Lost(reason) = weather {
-                    return End::Lost(reason);
+                weather = link.event() => match weather {
+                    Weather::Lost(reason) => return End::Lost(reason),
+                    // It may be one that only looked at the queue.
+                    Weather::ChannelClosed(reason) if !link.alive() => return End::Lost(reason),
+                    Weather::ChannelClosed(_) | Weather::Blocked(_) | Weather::Unblocked => {}
                 },
                 delivery = stream.next(), if !stopped => match delivery {
                     Some(Ok(delivery)) => {
@@ -439,11 +454,22 @@ impl Supervisor {
                     }
                 },
                 _ = check.tick(), if !stopped => {
-                    let glance = timeout(patience, self.glance(&link.connection)).await;
+                    let glance = tokio::select! {
+                        biased;
+                        () = self.end.cancelled() => return End::Asked,
+                        () = self.stop.cancelled() => continue,
+                        glance = timeout(patience, self.glance(&link.connection)) => glance,
+                    };
                     let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
                     let held = count.load(Ordering::Relaxed);
                     if let Err(reason) = glance.and_then(|glance| watchdog.look(&glance, held)) {
                         return End::Lost(reason);
+                    }
+                    tokio::select! {
+                        biased;
+                        () = self.end.cancelled() => return End::Asked,
+                        () = self.stop.cancelled() => continue,
+                        () = self.declare_again(&link.connection) => {}
                     }
                 }
             }
@@ -452,7 +478,6 @@ impl Supervisor {
 
     /// Ends the subscription and puts back what the client had received and nobody has taken over.
     async fn unsubscribe(&self, channel: &Channel, stream: &mut lapin::Consumer) -> Result<(), String> {
-        let patience = self.plan.settings.connect_timeout;
         let unsubscribing = async {
             channel.basic_cancel(stream.tag(), BasicCancelOptions::default()).await?;
             while let Some(delivery) = stream.next().await {
@@ -460,11 +485,23 @@ impl Supervisor {
             }
             Ok(())
         };
-        let unsubscribed = timeout(patience, unsubscribing).await;
+        let unsubscribed = timeout(LAST_WORDS, unsubscribing).await;
         self.taking.send_replace(false);
         match unsubscribed {
             Ok(unsubscribed) => unsubscribed.map_err(|error: lapin::Error| broker_said(&error)),
-            Err(_) => Err(format!("the subscription could not be ended in {patience:?}")),
+            Err(_) => Err(format!("the subscription could not be ended in {LAST_WORDS:?}")),
+        }
+    }
+
+    /// Makes what is missing of the topology: a binding that is removed under a living subscription ends nothing, and no
+    /// message comes any more.
+    async fn declare_again(&self, connection: &Connection) {
+        if self.plan.topology.mode != TopologyMode::Declare {
+            return;
+        }
+        if let Err(trouble) = self.plan.declare_again(connection).await {
+            // What is delivered is delivered all the same, so the subscription stays.
+            tracing::warn!(queue = self.subscription.queue, %trouble, "the topology could not be declared again");
         }
     }
 

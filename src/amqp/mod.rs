@@ -32,12 +32,17 @@
 //!   `lapin::returned_messages`: turn that target off where payloads must not be logged.
 
 mod backlog;
+mod closing;
 mod connection;
 mod consumer;
+mod flight;
 mod publication;
 mod publisher;
+mod quarantine;
+mod refusals;
 mod settings;
 mod state;
+mod supervisor;
 mod topology;
 mod window;
 

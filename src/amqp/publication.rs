@@ -40,8 +40,14 @@ pub enum Published {
     },
     /// The broker refused it, for example because a queue is full and rejects.
     Nacked,
-    /// It can never be published as it is. Decided before sending: the broker would answer with the end of
-    /// the channel, or of the connection, for everyone.
+    /// The broker refused it by closing the channel or the connection over it, for example because its user may not
+    /// write to this routing key. The broker may take it once that is changed. It has no queue for it.
+    Rejected {
+        /// The broker's code and words.
+        reason: String,
+    },
+    /// It can never be published as it is. Decided before sending where that is possible, because the broker would close
+    /// the channel, or the connection, of all messages; a body over the limit of the broker is decided by the broker.
     Refused {
         /// Why, in a sentence.
         reason: String,
@@ -99,7 +105,7 @@ impl Publication {
         }
         if self.body.len() > limits.body {
             return Some(format!(
-                "the body has {} bytes, and {} are allowed (max_message_bytes here, max_message_size of the broker)",
+                "the body has {} bytes, and {} are allowed (max_message_bytes)",
                 self.body.len(),
                 limits.body
             ));
@@ -117,8 +123,10 @@ impl Publication {
         const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;
         const TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP: usize = 4 + 1 + 8;
         const LONGEST_APP_ID: usize = 1 + SHORT_STRING;
+        const LONGEST_EXPIRATION: usize = 1 + 39; // digits of a `u128`
         FRAME
             + LONGEST_APP_ID
+            + LONGEST_EXPIRATION
             + CLASS_WEIGHT_SIZE_FLAGS
             + TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP
             + headers

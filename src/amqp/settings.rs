@@ -30,8 +30,7 @@ pub struct AmqpSettings {
     /// The longest pause before a new connection. Default: 5 s.
     pub reconnect_max: Duration,
     /// Longer bodies are refused without being sent, since the broker would close the channel on them.
-    /// A smaller limit of the broker is learned from its first complaint. Default: 16 MiB, the default of
-    /// RabbitMQ 4.
+    /// Under that the broker decides, by its `max_message_size`. Default: 16 MiB, the default of RabbitMQ 4.
     pub max_message_bytes: usize,
     /// How often a silent consumer looks whether its queue holds messages it should have got. Default: 30 s.
     pub consumer_check: Duration,
@@ -46,6 +45,12 @@ pub enum AmqpSettingsError {
     /// There is no host between the scheme and the path.
     #[error("the RabbitMQ URI names no host: write amqp://user:password@host:5672/%2f")]
     Host,
+    /// There are several hosts between the scheme and the path.
+    #[error(
+        "the RabbitMQ URI names several hosts, and a connection has one: give the name of a load balancer, or a DNS name \
+         with the addresses of all nodes, and percent-encode '@' and ',' in a password"
+    )]
+    SeveralHosts,
     /// The path is a lone `/`, which names the virtual host with the empty name.
     #[error(
         "the RabbitMQ URI ends in a lone '/', which names a virtual host with an empty name: write /%2f for the \
@@ -157,6 +162,10 @@ fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
     if host.is_empty() || host.starts_with(':') {
         return Err(AmqpSettingsError::Host);
     }
+    let first = authority.split('@').nth(1).unwrap_or(host);
+    if host.contains([',', ';']) || first.contains(',') {
+        return Err(AmqpSettingsError::SeveralHosts);
+    }
     let mut uri: AMQPUri = text.parse().map_err(AmqpSettingsError::Malformed)?;
     if uri.vhost.is_empty() {
         return Err(AmqpSettingsError::EmptyVhost);
@@ -181,6 +190,7 @@ mod tests {
         assert_eq!(uri("amqp://guest:guest@localhost:5672/%2f").vhost, "/");
         assert_eq!(uri("amqp://localhost").vhost, "/");
         assert_eq!(uri("amqp://localhost/team%2Fshop").vhost, "team/shop");
+        assert_eq!(uri("amqp://user:s3,cret@localhost").authority.userinfo.password, "s3,cret");
     }
 
     #[test]
@@ -201,6 +211,11 @@ mod tests {
             ("amqp:///%2f", AmqpSettingsError::Host),
             ("amqp://user:s3cret@/", AmqpSettingsError::Host),
             ("amqp://user:s3cret@host/", AmqpSettingsError::EmptyVhost),
+            ("amqp://user:s3cret@a,b/%2f", AmqpSettingsError::SeveralHosts),
+            ("amqp://user:s3cret@a:5672,b:5672/%2f", AmqpSettingsError::SeveralHosts),
+            ("amqp://user:s3cret@a,amqp://user:s3cret@b/%2f", AmqpSettingsError::SeveralHosts),
+            ("amqp://user:s3cret@a,user:s3cret@b/%2f", AmqpSettingsError::SeveralHosts),
+            ("amqps://a;b", AmqpSettingsError::SeveralHosts),
         ] {
             let error = AmqpSettings::new(text).unwrap_err();
             assert_eq!(error, expected, "{text}");

@@ -66,6 +66,19 @@ pub struct Topology {
 }
 
 impl Topology {
+    pub(super) fn has_exchange(&self, name: &str) -> bool {
+        self.exchanges.iter().any(|exchange| exchange.name == name)
+    }
+
+    /// Whether it binds a queue that gets messages to this exchange with this routing key.
+    pub(super) fn routes(&self, exchange: &str, routing_key: &str) -> bool {
+        let Some(spec) = self.exchanges.iter().find(|spec| spec.name == exchange) else {
+            return false;
+        };
+        let mut bindings = self.queues.iter().flat_map(|queue| &queue.bind);
+        bindings.any(|(bound, pattern)| bound == exchange && spec.kind.routes(pattern, routing_key))
+    }
+
     /// Makes or verifies everything on a channel of its own: a refusal closes the channel.
     pub(super) async fn apply(&self, channel: &Channel) -> Result<(), Trouble> {
         if self.mode == TopologyMode::Off {
@@ -151,6 +164,32 @@ impl QueueSpec {
     }
 }
 
+impl ExchangeKind {
+    fn routes(self, pattern: &str, routing_key: &str) -> bool {
+        match self {
+            Self::Fanout => true,
+            Self::Direct => pattern == routing_key,
+            Self::Topic => {
+                let (pattern, key): (Vec<_>, Vec<_>) =
+                    (pattern.split('.').collect(), routing_key.split('.').collect());
+                topic_matches(&pattern, &key)
+            }
+        }
+    }
+}
+
+/// `*` is one word, `#` any number of words.
+fn topic_matches(pattern: &[&str], key: &[&str]) -> bool {
+    match (pattern, key) {
+        ([], []) => true,
+        (["#", rest @ ..], _) => (0..=key.len()).any(|words| topic_matches(rest, &key[words..])),
+        ([word, pattern @ ..], [first, key @ ..]) if *word == "*" || word == first => {
+            topic_matches(pattern, key)
+        }
+        _ => false,
+    }
+}
+
 impl From<ExchangeKind> for lapin::ExchangeKind {
     fn from(kind: ExchangeKind) -> Self {
         match kind {
@@ -169,4 +208,26 @@ pub(super) fn short(name: &str) -> Result<ShortString, Trouble> {
             "the name that begins with {start:?} is longer than the 255 bytes of AMQP"
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_binding_matches_as_rabbitmq_does() {
+        for (pattern, key, matches) in [
+            ("order.paid", "order.paid", true),
+            ("order.*", "order.paid", true),
+            ("order.*", "order", false),
+            ("#", "", true),
+            ("#", "order.paid.late", true),
+            ("order.#", "order", true),
+            ("*.paid.#", "order.paid.late.again", true),
+            ("#.late", "order.paid", false),
+        ] {
+            assert_eq!(ExchangeKind::Topic.routes(pattern, key), matches, "{pattern} {key}");
+        }
+        assert!(!ExchangeKind::Direct.routes("#", "order"));
+    }
 }

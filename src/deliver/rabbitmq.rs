@@ -11,24 +11,35 @@
 //! | has it in at least one queue | `Delivered` |
 //! | has no queue for it (unroutable) | `Transient`; `Delivered` for [types that say so](RabbitMqSettings::accept_unroutable) |
 //! | refused it (a full queue that rejects) | `Transient` |
-//! | could never take it (too large, a type over 255 bytes, headers over a frame) | `Permanent`, before anything is sent |
-//! | is away, blocked, or its answer did not come | `Unavailable` |
+//! | closed the channel over it (a routing key that the user may not write to) | `Transient`, with the broker's words |
+//! | could never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before anything is sent |
+//! | says that its body is over the broker's `max_message_size` | `Permanent` |
+//! | is away, blocked, has no such exchange or lets nobody write to it, or its answer did not come | `Unavailable` |
 //!
 //! # Guarantees
 //! - `Delivered` is said only of what the broker confirmed and did not return: it is on disk wherever the bound queues are
 //!   durable and replicated wherever they are quorum queues.
 //! - Without a broker it answers at once, and no attempt is counted.
+//! - A message for which the broker closes the channel fails by itself. Others that were under way with it may be
+//!   published once more.
+//! - At its [deadline](super::deadline) the answers that came count.
 //!
 //! # Caveats
 //! - A confirm that got lost means that the message is published again: the receiver sees the same `message_id` twice.
-//! - Where two queues are bound and one rejects, the broker answers with one refusal, and the other queue gets a repeat.
+//! - Where two queues are bound and one rejects, the broker answers with one refusal, and the other queue gets one copy
+//!   with each attempt: the quick tries in between publish nothing.
 //! - A header of the message named `CC` or `BCC` is `Permanent`: RabbitMQ would take it for a list of routing keys.
 //! - The AMQP client logs an unroutable message with its body; [how to turn that off](crate::amqp).
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use mongodb::bson::Uuid;
+use tokio::{sync::watch, time::Instant};
 
 use super::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span};
 use crate::{
@@ -41,6 +52,9 @@ use crate::{
 
 /// The exchange that messages go to by default.
 pub const MESSAGES_EXCHANGE: &str = "outbox.messages";
+
+/// For how long a refusal answers for the quick tries of the same attempt.
+const SAME_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Where and how messages are published.
 #[derive(Debug, Clone)]
@@ -88,6 +102,29 @@ pub struct RabbitMq {
     exchange: String,
     payload: PayloadFormat,
     accept_unroutable: BTreeSet<String>,
+    nacked: Nacked,
+}
+
+/// Messages that the broker refused lately, each with the attempts that had been counted before. It may have refused one
+/// for one of its queues and put it into the others: until the next attempt it is not published again.
+#[derive(Debug, Clone, Default)]
+struct Nacked(Arc<Mutex<HashMap<(Uuid, i64), Instant>>>);
+
+impl Nacked {
+    fn note(&self, envelope: &Envelope) {
+        let now = Instant::now();
+        let mut nacked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        nacked.retain(|_, at| now.duration_since(*at) < SAME_ATTEMPT);
+        nacked.insert((envelope.id, envelope.attempts), now);
+    }
+
+    fn has(&self, envelope: &Envelope) -> bool {
+        let nacked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match nacked.get(&(envelope.id, envelope.attempts)) {
+            Some(at) => at.elapsed() < SAME_ATTEMPT,
+            None => false,
+        }
+    }
 }
 
 impl RabbitMq {
@@ -102,6 +139,7 @@ impl RabbitMq {
             exchange: settings.exchange,
             payload: settings.payload,
             accept_unroutable: settings.accept_unroutable,
+            nacked: Nacked::default(),
         }
     }
 
@@ -110,12 +148,16 @@ impl RabbitMq {
         self.publisher.subscribe()
     }
 
-    /// Publishes what was handed over before, then closes the connection, for all clones.
+    /// Publishes what was handed over before, then closes the connection, for all clones. Ends within seven seconds,
+    /// whatever the broker does.
     pub async fn close(&self) {
         self.publisher.close().await;
     }
 
     fn publication(&self, envelope: &Envelope) -> Result<Publication, Outcome> {
+        if self.nacked.has(envelope) {
+            return Err(self.judge(envelope, Published::Nacked));
+        }
         cloudevents::publication(envelope, &self.exchange, self.payload)
             .map_err(|error| Outcome::Permanent(error.to_string()))
     }
@@ -135,6 +177,9 @@ impl RabbitMq {
                 "RabbitMQ refused `{message_type}`: a queue bound to exchange `{}` is full or cannot be written",
                 self.exchange
             )),
+            Published::Rejected { reason } => {
+                Outcome::Transient(format!("RabbitMQ refused `{message_type}`: {reason}"))
+            }
             Published::Refused { reason } => Outcome::Permanent(reason),
             Published::Unavailable { reason, .. } => Outcome::Unavailable(reason),
         }
@@ -160,15 +205,16 @@ impl Deliver for RabbitMq {
                 Err(outcome) => unpublishable.push(Some(outcome)),
             }
         }
-        let publish = self.publisher.publish(publications);
-        let published = match deadline() {
-            Some(deadline) => tokio::time::timeout_at(deadline, publish).await.unwrap_or_default(),
-            None => publish.await,
-        };
-        let mut published = published.into_iter();
         // A broker that is silent is no failed attempt: without an answer in time there is no way to deliver now.
+        let published = self.publisher.publish_until(publications, deadline()).await;
+        let mut published = published.into_iter();
         let mut next = |envelope| match published.next() {
-            Some(published) => self.judge(envelope, published),
+            Some(published) => {
+                if published == Published::Nacked {
+                    self.nacked.note(envelope);
+                }
+                self.judge(envelope, published)
+            }
             None => Outcome::Unavailable("no confirm came before the claim ran out".to_owned()),
         };
         let outcomes = window.iter().zip(unpublishable);

@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -24,6 +24,9 @@ struct Wire {
     swallowing: AtomicBool,
     /// Cut when the broker has sent so many bytes more.
     left: Mutex<Option<usize>>,
+    /// Answers wait once the broker has sent this many bytes more.
+    before_hold: Mutex<Option<usize>>,
+    released: Condvar,
     streams: Mutex<Vec<TcpStream>>,
 }
 
@@ -68,8 +71,24 @@ impl Network {
         *self.wire.left.lock().unwrap() = Some(bytes);
     }
 
+    /// What the broker sends after this many bytes more waits until it is released.
+    pub fn hold_after(&self, bytes: usize) {
+        *self.wire.before_hold.lock().unwrap() = Some(bytes);
+    }
+
+    pub fn release(&self) {
+        self.wire.release();
+    }
+
     pub fn cut(&self) {
         self.wire.cut();
+        self.wire.release();
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.wire.release();
     }
 }
 
@@ -84,7 +103,8 @@ impl Wire {
                 count = count.min(*left);
                 *left -= count;
             }
-            if !self.swallowing.load(Ordering::SeqCst) && to.write_all(&bytes[..count]).is_err() {
+            let passed = if answers { self.pass_before_hold(&bytes[..count], &mut to) } else { 0 };
+            if !self.swallowing.load(Ordering::SeqCst) && to.write_all(&bytes[passed..count]).is_err() {
                 break;
             }
             if cut {
@@ -93,6 +113,28 @@ impl Wire {
             }
         }
         let _ = to.shutdown(Shutdown::Both);
+    }
+
+    /// Writes what comes before a hold, and returns how much that was once there is no hold.
+    fn pass_before_hold(&self, bytes: &[u8], to: &mut TcpStream) -> usize {
+        let mut passed = 0;
+        let mut before_hold = self.before_hold.lock().unwrap();
+        while let Some(left) = before_hold.as_mut() {
+            let passing = (*left).min(bytes.len() - passed);
+            let _ = to.write_all(&bytes[passed..passed + passing]);
+            *left -= passing;
+            passed += passing;
+            if passed == bytes.len() {
+                break;
+            }
+            before_hold = self.released.wait(before_hold).unwrap();
+        }
+        passed
+    }
+
+    fn release(&self) {
+        *self.before_hold.lock().unwrap() = None;
+        self.released.notify_all();
     }
 
     fn cut(&self) {

@@ -1,0 +1,142 @@
+//! One window in the air: published all at once, every confirm awaited.
+
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use lapin::{
+    BasicProperties, Channel, Confirmation,
+    options::BasicPublishOptions,
+    types::{AMQPValue, FieldTable, LongString, ShortString},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    AmqpSettings, Publication,
+    backlog::Item,
+    connection::{Cause, broker_said},
+    window::{Answer, Returned},
+};
+
+/// What came back for one window.
+pub(super) struct Outcome {
+    pub(super) answers: Vec<Answer>,
+    pub(super) returns: Vec<Returned>,
+    pub(super) failure: Option<Failure>,
+}
+
+/// Why messages of a window have no answer.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) reason: String,
+    pub(super) cause: Cause,
+}
+
+impl Failure {
+    pub(super) fn lost(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), cause: Cause::Lost }
+    }
+
+    fn of(error: &lapin::Error) -> Self {
+        Self { reason: broker_said(error), cause: Cause::of(error) }
+    }
+}
+
+impl Outcome {
+    fn new(messages: usize) -> Self {
+        Self { answers: vec![Answer::Missing; messages], returns: Vec::new(), failure: None }
+    }
+
+    pub(super) fn nothing(messages: usize, failure: Failure) -> Self {
+        Self { failure: Some(failure), ..Self::new(messages) }
+    }
+
+    fn note(&mut self, index: usize, confirmed: Result<Confirmation, lapin::Error>) {
+        match confirmed {
+            Ok(confirmation) => {
+                self.answers[index] = match confirmation {
+                    Confirmation::Ack(_) => Answer::Acked,
+                    Confirmation::Nack(_) => Answer::Nacked,
+                    Confirmation::NotRequested => Answer::Missing,
+                };
+                self.returns.extend(confirmation.take_message().map(|message| Returned {
+                    message_id: message.properties.message_id().as_ref().map(ToString::to_string),
+                    code: message.reply_code,
+                    text: message.reply_text.to_string(),
+                }));
+            }
+            Err(error) => {
+                // The first to come names the cause; the broker's word is better than "invalid state".
+                let failure = Failure::of(&error);
+                if self.failure.is_none() || failure.cause != Cause::Lost {
+                    self.failure = Some(failure);
+                }
+            }
+        }
+    }
+}
+
+/// Publishes all at once and collects every confirm.
+pub(super) async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettings) -> Outcome {
+    let (app_id, patience) = (settings.app_id(), settings.confirm_timeout);
+    let mut outcome = Outcome::new(items.len());
+    let deadline = Instant::now() + patience;
+    let mut flights = FuturesUnordered::new();
+
+    for (index, item) in items.iter().enumerate() {
+        let mut publishing = Box::pin(async move { send(channel, &item.publication, app_id).await?.await });
+        // The first poll hands it to the client: polled here, the messages go out in their order.
+        match (&mut publishing).now_or_never() {
+            Some(confirmed) => outcome.note(index, confirmed),
+            None => flights.push(async move { (index, publishing.await) }),
+        }
+    }
+
+    loop {
+        match timeout_at(deadline, flights.next()).await {
+            Ok(Some((index, confirmed))) => outcome.note(index, confirmed),
+            Ok(None) => return outcome,
+            Err(_) => {
+                let reason = format!("{} messages were not confirmed in {patience:?}", flights.len());
+                outcome.failure.get_or_insert(Failure::lost(reason));
+                return outcome;
+            }
+        }
+    }
+}
+
+async fn send(
+    channel: &Channel,
+    publication: &Publication,
+    app_id: &str,
+) -> lapin::Result<lapin::PublisherConfirm> {
+    let (exchange, key) = (publication.exchange.as_str().into(), publication.routing_key.as_str().into());
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    channel.basic_publish(exchange, key, options, &publication.body, properties(publication, app_id)).await
+}
+
+/// Every string was measured by [`Publication::flaw`] before: the client panics on long ones.
+fn properties(publication: &Publication, app_id: &str) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    for (name, value) in &publication.headers {
+        headers.insert(
+            ShortString::from(name.as_str()),
+            AMQPValue::LongString(LongString::from(value.as_str())),
+        );
+    }
+
+    let mut properties = BasicProperties::default()
+        .with_content_type(publication.content_type.as_str().into())
+        .with_message_id(publication.message_id.as_str().into())
+        .with_app_id(app_id.into())
+        .with_headers(headers)
+        .with_delivery_mode(2);
+    if let Some(message_type) = &publication.message_type {
+        properties = properties.with_type(message_type.as_str().into());
+    }
+    if let Some(timestamp) = publication.timestamp {
+        properties = properties.with_timestamp(timestamp);
+    }
+    if let Some(expiration) = publication.expiration {
+        // In milliseconds, as text: AMQP leaves the form to the broker.
+        properties = properties.with_expiration(expiration.as_millis().to_string().into());
+    }
+    properties
+}

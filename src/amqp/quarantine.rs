@@ -1,0 +1,282 @@
+//! Messages that may cost others their channel are published here, each on a channel that carries no other.
+//!
+//! # Flow
+//!
+//! RabbitMQ answers a message that it refuses by closing the channel, sometimes the connection. It says which kind it
+//! refuses, not which message, and what had been published before on that channel stays without an answer. So all of
+//! a window that have none come here, and those that are like one that was refused lately
+//! ([`Refusals`]). There is one connection for them, made when it is needed and closed when it was idle for a while, with
+//! a few channels that are used again as long as they live. A channel that is closed names its one message; a
+//! connection that is closed does, once that message was the only one on it.
+//!
+//! # Guarantees
+//!
+//! A message comes here at most once after it was published with others: it is repeated once at most.
+//!
+//! # Caveats
+//!
+//! Messages of one window may overtake each other here.
+
+use std::{collections::VecDeque, pin::Pin, slice, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use lapin::{Channel, Connection};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Published,
+    backlog::Item,
+    connection::{Cause, Plan, Trouble, close},
+    flight::{Failure, Outcome, fly},
+    refusals::{Refusals, Subject},
+    window::judge,
+};
+
+/// How many channels are in use at a time. A thousand messages come through in less than a second.
+const ABREAST: usize = 16;
+/// The connection is closed when nothing came for this long.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// One message under suspicion.
+pub(super) struct Suspect {
+    pub(super) item: Item,
+    /// It may cost the whole connection, so it is published while no other is.
+    pub(super) alone: bool,
+}
+
+/// The task that publishes suspects. Dropping it ends the task; what it had not answered is answered as of unknown fate.
+pub(super) struct Quarantine {
+    suspects: mpsc::UnboundedSender<Suspect>,
+    task: JoinHandle<()>,
+}
+
+impl Quarantine {
+    /// `broken` hears of each exchange of the topology that takes no messages at all.
+    pub(super) fn start(
+        plan: Arc<Plan>,
+        refusals: Arc<Refusals>,
+        broken: mpsc::UnboundedSender<Trouble>,
+    ) -> Self {
+        let (suspects, inbox) = mpsc::unbounded_channel();
+        let ward = Ward {
+            plan,
+            refusals,
+            broken,
+            inbox,
+            waiting: VecDeque::new(),
+            connection: None,
+            channels: Vec::new(),
+            trials: FuturesUnordered::new(),
+            alone: false,
+        };
+        Self { suspects, task: tokio::spawn(ward.run()) }
+    }
+
+    pub(super) fn put(&self, suspect: Suspect) {
+        // An error gives the suspect back, which answers when it is dropped.
+        let _ = self.suspects.send(suspect);
+    }
+
+    /// Finishes what is there, for this long at most.
+    pub(super) async fn finish(mut self, patience: Duration) {
+        let (nobody, _) = mpsc::unbounded_channel();
+        self.suspects = nobody;
+        let _ = timeout(patience, &mut self.task).await;
+    }
+}
+
+impl Drop for Quarantine {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Ward {
+    plan: Arc<Plan>,
+    refusals: Arc<Refusals>,
+    broken: mpsc::UnboundedSender<Trouble>,
+    inbox: mpsc::UnboundedReceiver<Suspect>,
+    waiting: VecDeque<Suspect>,
+    connection: Option<Arc<Connection>>,
+    /// Those that are free.
+    channels: Vec<Channel>,
+    trials: FuturesUnordered<Pin<Box<dyn Future<Output = Trial> + Send>>>,
+    /// Whether the one trial under way must stay the only one.
+    alone: bool,
+}
+
+/// One message published, and what came of it.
+struct Trial {
+    suspect: Suspect,
+    channel: Option<Channel>,
+    outcome: Outcome,
+}
+
+impl Ward {
+    async fn run(mut self) {
+        let mut open = true;
+        loop {
+            self.begin_trials().await;
+            if !open && self.trials.is_empty() && self.waiting.is_empty() {
+                break;
+            }
+            let idle = self.connection.is_some() && self.trials.is_empty();
+
+            tokio::select! {
+                suspect = self.inbox.recv(), if open => match suspect {
+                    Some(suspect) => self.waiting.push_back(suspect),
+                    None => open = false,
+                },
+                Some(trial) = self.trials.next() => self.conclude(trial),
+                () = sleep(IDLE), if idle => self.hang_up().await,
+            }
+        }
+        self.hang_up().await;
+    }
+
+    /// Begins as many trials as there is room for.
+    async fn begin_trials(&mut self) {
+        while let Some(suspect) = self.waiting.front() {
+            let room = match self.connection.as_ref().map(|connection| connection.configuration()) {
+                Some(negotiated) => ABREAST.min(usize::from(negotiated.channel_max())),
+                None => ABREAST,
+            };
+            let full = if suspect.alone { 1 } else { room };
+            if self.alone || self.trials.len() >= full {
+                return;
+            }
+            let Some(suspect) = self.waiting.pop_front() else {
+                return;
+            };
+            if suspect.item.is_abandoned() {
+                continue;
+            }
+            if let Some(answer) = self.refusals.fresh(&suspect.item.publication) {
+                self.answer(suspect, answer);
+                continue;
+            }
+
+            match self.connection().await {
+                Ok(connection) => {
+                    self.alone = suspect.alone;
+                    let (plan, channel) = (self.plan.clone(), self.channels.pop());
+                    self.trials.push(Box::pin(attempt(plan, connection, channel, suspect)));
+                }
+                Err(trouble) => {
+                    let reason = trouble.to_string();
+                    suspect.item.settle(Published::Unavailable { reason: reason.clone(), maybe_sent: true });
+                    self.give_up(&reason);
+                }
+            }
+        }
+    }
+
+    async fn connection(&mut self) -> Result<Arc<Connection>, Trouble> {
+        if let Some(connection) = self.connection.take_if(|connection| !connection.status().connected()) {
+            drop(connection);
+            self.channels.clear();
+        }
+        match &self.connection {
+            Some(connection) => Ok(connection.clone()),
+            None => {
+                let connection = Arc::new(self.plan.connect().await?);
+                Ok(self.connection.insert(connection).clone())
+            }
+        }
+    }
+
+    fn conclude(&mut self, trial: Trial) {
+        let Trial { suspect, channel, outcome } = trial;
+        let publication = &suspect.item.publication;
+        let was_alone = std::mem::take(&mut self.alone);
+
+        let Some(failure) = &outcome.failure else {
+            let ids = [publication.message_id.as_str()];
+            let verdict =
+                judge(&ids, &outcome.answers, &outcome.returns, "RabbitMQ gave no answer that counts");
+            self.refusals.lift(publication);
+            self.channels.extend(channel);
+            return suspect.item.settle(verdict.into_iter().next().unwrap_or(Published::Nacked));
+        };
+        match failure.cause {
+            Cause::Channel(code) => self.refused(suspect, code, &failure.reason),
+            Cause::Connection(code) => {
+                self.forget_connection();
+                if was_alone {
+                    return self.refused(suspect, code, &failure.reason);
+                }
+                self.waiting.push_front(Suspect { alone: true, ..suspect });
+            }
+            Cause::Lost => {
+                let reason = failure.reason.clone();
+                self.forget_connection();
+                suspect.item.settle(Published::Unavailable { reason: reason.clone(), maybe_sent: true });
+                self.give_up(&reason);
+            }
+        }
+    }
+
+    fn refused(&self, suspect: Suspect, code: u16, said: &str) {
+        let publication = &suspect.item.publication;
+        let subject = Subject::of(publication, code, said);
+        let answer = self.refusals.note(&subject, publication, said);
+        self.answer(suspect, answer);
+    }
+
+    fn answer(&self, suspect: Suspect, answer: Published) {
+        // Unavailable is what a whole exchange is: without one of its topology the publisher is of no use.
+        if let Published::Unavailable { reason, .. } = &answer
+            && self.plan.topology.has_exchange(&suspect.item.publication.exchange)
+        {
+            let _ = self.broken.send(Trouble::Misconfigured(reason.clone()));
+        }
+        suspect.item.settle(answer);
+    }
+
+    /// Answers for all that wait: there is no connection for them now, and they had been published before.
+    fn give_up(&mut self, reason: &str) {
+        for suspect in std::mem::take(&mut self.waiting) {
+            let reason = reason.to_owned();
+            suspect.item.settle(Published::Unavailable { reason, maybe_sent: true });
+        }
+    }
+
+    fn forget_connection(&mut self) {
+        self.channels.clear();
+        self.connection = None;
+    }
+
+    async fn hang_up(&mut self) {
+        self.channels.clear();
+        if let Some(connection) = self.connection.take() {
+            close(&connection).await;
+        }
+    }
+}
+
+/// Publishes one message on a channel that carries no other.
+async fn attempt(
+    plan: Arc<Plan>,
+    connection: Arc<Connection>,
+    channel: Option<Channel>,
+    suspect: Suspect,
+) -> Trial {
+    let channel = match channel.filter(|channel| channel.status().connected()) {
+        Some(channel) => Ok(channel),
+        None => plan.confirming_channel(&connection).await,
+    };
+    match channel {
+        Ok(channel) => {
+            let outcome = fly(&channel, slice::from_ref(&suspect.item), &plan.settings).await;
+            Trial { suspect, channel: Some(channel), outcome }
+        }
+        Err(trouble) => {
+            let outcome = Outcome::nothing(1, Failure::lost(trouble.to_string()));
+            Trial { suspect, channel: None, outcome }
+        }
+    }
+}

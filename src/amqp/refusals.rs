@@ -1,0 +1,237 @@
+//! What RabbitMQ refused lately, by closing the channel or the connection over it.
+//!
+//! It closes the channel of all messages over one: a routing key that the user may not write to, a body over its limit,
+//! an exchange that isn't there. So messages of a kind that was refused are published apart from the others
+//! ([quarantine](super::quarantine)), where RabbitMQ decides again about each. What it said a moment ago answers for
+//! the next ones of the kind, so that a thousand of them don't cost a thousand channels.
+//!
+//! A remembered refusal decides nothing that RabbitMQ has not said within the last second. A wrong memory costs a
+//! message its place in a window, no more.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Publication, Published};
+
+/// For how long an answer of RabbitMQ holds for other messages of its kind.
+const FRESH: Duration = Duration::from_secs(1);
+/// For how long messages of a refused kind are published apart. After that, one of them costs a channel again.
+const REMEMBERED: Duration = Duration::from_secs(10 * 60);
+/// The most kinds that are remembered; the oldest is forgotten first.
+const MOST: usize = 1000;
+
+/// What a refusal is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    /// Every message to this exchange.
+    Exchange(String),
+    /// Every message to this exchange with this routing key.
+    Route(String, String),
+    /// One message, by its id.
+    Message(String),
+    /// Every message with a longer body.
+    Longer(usize),
+}
+
+struct Refusal {
+    said: String,
+    at: Instant,
+}
+
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<HashMap<Subject, Refusal>>);
+
+impl Subject {
+    /// What RabbitMQ refused when it closed the channel of this message alone, by its reply code and text.
+    pub(super) fn of(publication: &Publication, code: u16, said: &str) -> Self {
+        let exchange = publication.exchange.clone();
+        match code {
+            404 => Self::Exchange(exchange),
+            403 if is_about_the_exchange(said) => Self::Exchange(exchange),
+            403 => Self::Route(exchange, publication.routing_key.clone()),
+            _ => match longest_body(said) {
+                Some(limit) if publication.body.len() > limit => Self::Longer(limit),
+                _ => Self::Message(publication.message_id.clone()),
+            },
+        }
+    }
+
+    fn answer(&self, publication: &Publication, said: &str) -> Published {
+        match self {
+            // Not the fault of a message: an operator removed the exchange, or the right to write to it.
+            Self::Exchange(_) => Published::Unavailable { reason: said.to_owned(), maybe_sent: false },
+            Self::Route(..) | Self::Message(_) => Published::Rejected { reason: said.to_owned() },
+            Self::Longer(limit) => Published::Refused {
+                reason: format!(
+                    "the body has {} bytes, and RabbitMQ takes {limit} (its max_message_size): {said}",
+                    publication.body.len()
+                ),
+            },
+        }
+    }
+
+    fn covers(&self, publication: &Publication) -> bool {
+        match self {
+            Self::Exchange(exchange) => *exchange == publication.exchange,
+            Self::Route(exchange, key) => {
+                *exchange == publication.exchange && *key == publication.routing_key
+            }
+            Self::Message(id) => *id == publication.message_id,
+            Self::Longer(limit) => publication.body.len() > *limit,
+        }
+    }
+}
+
+impl Refusals {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Refusal>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a refusal, and gives the answer for the message that met it.
+    pub(super) fn note(&self, subject: &Subject, publication: &Publication, said: &str) -> Published {
+        let answer = subject.answer(publication, said);
+        let at = Instant::now();
+        let mut refused = self.lock();
+
+        refused.retain(|_, refusal| at.duration_since(refusal.at) < REMEMBERED);
+        if refused.len() >= MOST && !refused.contains_key(subject) {
+            let oldest = refused.iter().min_by_key(|(_, refusal)| refusal.at);
+            if let Some(oldest) = oldest.map(|(subject, _)| subject.clone()) {
+                refused.remove(&oldest);
+            }
+        }
+        let refusal = Refusal { said: said.to_owned(), at };
+        let known = refused.insert(subject.clone(), refusal).is_some();
+        drop(refused);
+
+        if !known {
+            tracing::warn!(
+                exchange = publication.exchange,
+                routing_key = publication.routing_key,
+                said,
+                "RabbitMQ closed the channel over a message; others like it are published apart"
+            );
+        }
+        answer
+    }
+
+    /// Whether messages like this one were refused, so that it may cost others their channel.
+    pub(super) fn suspects(&self, publication: &Publication) -> bool {
+        self.lock().keys().any(|subject| subject.covers(publication))
+    }
+
+    /// What RabbitMQ said about messages like this one within the last second.
+    pub(super) fn fresh(&self, publication: &Publication) -> Option<Published> {
+        let now = Instant::now();
+
+        for (subject, refusal) in &*self.lock() {
+            if subject.covers(publication) && now.duration_since(refusal.at) < FRESH {
+                return Some(subject.answer(publication, &refusal.said));
+            }
+        }
+        None
+    }
+
+    /// Forgets whatever speaks against this message: RabbitMQ has taken it.
+    pub(super) fn lift(&self, publication: &Publication) {
+        self.lock().retain(|subject, _| !subject.covers(publication));
+    }
+
+    /// Forgets limits, which belong to the connection they were learned on.
+    pub(super) fn forget_limits(&self) {
+        self.lock().retain(|subject, _| !matches!(subject, Subject::Longer(_)));
+    }
+}
+
+/// Of the two reasons for a 403, `access to exchange 'x' in vhost ..` and `access to topic 'k' in exchange 'x' ..`, the
+/// first is about every message. A routing key can hold anything, so the first name counts.
+fn is_about_the_exchange(said: &str) -> bool {
+    match (said.find("exchange '"), said.find("topic '")) {
+        (Some(exchange), Some(topic)) => exchange < topic,
+        (exchange, None) => exchange.is_some(),
+        (None, Some(_)) => false,
+    }
+}
+
+/// `message size 17 is larger than configured max size 16` and its like close the channel with 406.
+pub(super) fn longest_body(said: &str) -> Option<usize> {
+    let (_, limit) = said.split_once("larger than configured max size ")?;
+    limit.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publication(routing_key: &str) -> Publication {
+        Publication {
+            exchange: "x".into(),
+            routing_key: routing_key.into(),
+            message_id: format!("{routing_key}-1"),
+            body: vec![0; 17],
+            ..Publication::default()
+        }
+    }
+
+    #[test]
+    fn a_refusal_covers_as_much_as_rabbitmq_means() {
+        let topic =
+            "403 ACCESS_REFUSED - access to topic 'k' in exchange 'x' in vhost '/' refused for user 'u'";
+        let exchange = "403 ACCESS_REFUSED - access to exchange 'x' in vhost '/' refused for user 'u'";
+        let forged =
+            "403 ACCESS_REFUSED - access to topic 'to exchange 'x' in vhost' in exchange 'x' in vhost '/'";
+        let long = "406 PRECONDITION_FAILED - message size 17 is larger than configured max size 16";
+        let absent = "404 NOT_FOUND - no exchange 'x' in vhost '/'";
+        for (code, said, subject) in [
+            (403, topic, Subject::Route("x".into(), "k".into())),
+            (403, forged, Subject::Route("x".into(), "k".into())),
+            (403, exchange, Subject::Exchange("x".into())),
+            (404, absent, Subject::Exchange("x".into())),
+            (406, long, Subject::Longer(16)),
+            (406, "406 PRECONDITION_FAILED - invalid expiration", Subject::Message("k-1".into())),
+        ] {
+            assert_eq!(Subject::of(&publication("k"), code, said), subject, "{said}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_answers_for_a_second_and_is_remembered_longer() {
+        let (refusals, invoice) = (Refusals::default(), publication("invoice"));
+        let subject = Subject::of(&invoice, 403, "access to topic 'invoice' in exchange 'x'");
+        let rejected = refusals.note(&subject, &invoice, "no");
+        assert_eq!(rejected, Published::Rejected { reason: "no".into() });
+        assert!(!refusals.suspects(&publication("order")));
+        assert_eq!(refusals.fresh(&invoice), Some(rejected));
+        tokio::time::advance(FRESH).await;
+        assert_eq!(refusals.fresh(&invoice), None);
+        assert!(refusals.suspects(&invoice));
+        refusals.lift(&invoice);
+        assert!(!refusals.suspects(&invoice));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_forgotten_with_its_connection_and_others_stay() {
+        let (refusals, message) = (Refusals::default(), publication("k"));
+        refusals.note(&Subject::Longer(16), &message, "too long");
+        assert!(refusals.suspects(&message));
+        refusals.forget_limits();
+        assert!(!refusals.suspects(&message));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_memory_of_refusals_is_bounded() {
+        let refusals = Refusals::default();
+        for nth in 0..MOST + 5 {
+            let message = publication(&nth.to_string());
+            refusals.note(&Subject::Message(message.message_id.clone()), &message, "no");
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(refusals.lock().len(), MOST);
+        assert!(!refusals.suspects(&publication("0")) && refusals.suspects(&publication("1004")));
+    }
+}

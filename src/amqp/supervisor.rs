@@ -1,0 +1,430 @@
+//! The task behind a [`Publisher`](super::Publisher): it connects, publishes window after window, and starts again.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{
+    Publication, Published, State, TopologyMode,
+    backlog::{Backlog, Item, Request},
+    closing::Closing,
+    connection::{Cause, Link, Plan, Trouble, Weather},
+    flight::{Failure, Outcome, fly},
+    quarantine::{Quarantine, Suspect},
+    refusals::{Refusals, Subject, longest_body},
+    state::{Board, Pauses},
+    window::judge,
+};
+
+/// A window closes at this many messages or bytes: enough to hide the round trip, small enough for its confirms
+/// to come well within their time.
+const WINDOW_MESSAGES: usize = 1000;
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// RabbitMQ's default, until the first connection has negotiated.
+pub(super) const FRAME_MAX: usize = 131_072;
+/// An idle connection is looked at this often, for ends that the client reports to nobody.
+const PULSE: Duration = Duration::from_secs(1);
+
+pub(super) struct Supervisor {
+    pub(super) plan: Arc<Plan>,
+    pub(super) inbox: mpsc::UnboundedReceiver<Request>,
+    pub(super) board: Board,
+    pub(super) frame_max: Arc<AtomicUsize>,
+    pub(super) refusals: Arc<Refusals>,
+    pub(super) quarantine: Quarantine,
+    /// Exchanges of the topology that take no messages, found by the quarantine.
+    pub(super) breaks: mpsc::UnboundedReceiver<Trouble>,
+    pub(super) closing: Closing,
+    pub(super) backlog: Backlog,
+    /// A window was given up while blocked: its confirms may still come, so no other may follow on its channel.
+    pub(super) abandoned: bool,
+}
+
+/// Why a connection is no longer served.
+enum End {
+    Asked,
+    Lost(Trouble),
+}
+
+impl Supervisor {
+    pub(super) async fn run(mut self) {
+        let mut pauses = Pauses::new(self.plan.settings.reconnect_min, self.plan.settings.reconnect_max);
+        loop {
+            let Some(opened) = self.declining(open(self.plan.clone(), self.frame_max.clone())).await else {
+                break;
+            };
+            let lived = match opened {
+                Ok(mut link) => {
+                    let since = Instant::now();
+                    self.refusals.forget_limits();
+                    self.board.post(State::Ready);
+                    match self.serve(&mut link).await {
+                        End::Asked => {
+                            self.backlog.decline(&State::Closed.to_string());
+                            self.quarantine.finish(self.closing.left()).await;
+                            link.close().await;
+                            break;
+                        }
+                        End::Lost(trouble) => self.lost(trouble),
+                    }
+                    if self.declining(link.close()).await.is_none() {
+                        break;
+                    }
+                    since.elapsed()
+                }
+                Err(trouble) => {
+                    self.board.post(trouble.into());
+                    Duration::ZERO
+                }
+            };
+
+            let pause = pauses.after(lived);
+            if self.declining(sleep(pause)).await.is_none() {
+                break;
+            }
+        }
+
+        self.board.post(State::Closed);
+        self.inbox.close();
+        while let Ok(request) = self.inbox.try_recv() {
+            request.decline(&State::Closed.to_string());
+        }
+    }
+
+    /// Runs `work` while declining every request; none when asked to close.
+    async fn declining<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = self.closing.asked() => return None,
+                request = self.inbox.recv() => match request {
+                    Some(request) => request.decline(&self.board.state().to_string()),
+                    None => return None,
+                },
+            }
+        }
+    }
+
+    /// Publishes window after window until the connection is lost or nobody wants it any more.
+    async fn serve(&mut self, link: &mut Link) -> End {
+        self.abandoned = false;
+        let mut pulse = interval(PULSE);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if link.connection.status().blocked() {
+            self.board.post(State::Blocked { reason: "noticed on connecting".to_owned() });
+        }
+
+        loop {
+            // Asked first: requests that were handed over before somebody asked are in the inbox by now.
+            let closing = self.closing.is_asked();
+            self.gather().await;
+            if closing && self.backlog.is_empty() {
+                return End::Asked;
+            }
+            if let Ok(trouble) = self.breaks.try_recv() {
+                return End::Lost(trouble);
+            }
+            let done = if self.backlog.is_empty() {
+                self.idle(link, &mut pulse).await
+            } else {
+                self.publish(link).await
+            };
+            if let Err(end) = done {
+                return end;
+            }
+        }
+    }
+
+    /// Waits for something to do.
+    async fn idle(&mut self, link: &mut Link, pulse: &mut tokio::time::Interval) -> Result<(), End> {
+        tokio::select! {
+            biased;
+            weather = link.event() => self.note(weather)?,
+            Some(trouble) = self.breaks.recv() => return Err(End::Lost(trouble)),
+            request = self.inbox.recv() => match request {
+                Some(request) => self.take(request),
+                None => return Err(End::Asked),
+            },
+            () = self.closing.asked() => return Ok(()),
+            _ = pulse.tick() => {}
+        }
+
+        if !link.connection.status().connected() {
+            return Err(lost("the connection ended"));
+        }
+        if !link.channel.status().connected() {
+            self.replace_channel(link).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what waits in the inbox, up to a window. With something to publish, callers that are about to run come first:
+    /// woken together, they would otherwise make a window of the first alone.
+    async fn gather(&mut self) {
+        loop {
+            let had = self.backlog.len();
+            if had > 0 {
+                tokio::task::yield_now().await;
+            }
+            while self.backlog.len() < WINDOW_MESSAGES
+                && let Ok(request) = self.inbox.try_recv()
+            {
+                self.take(request);
+            }
+            if self.backlog.len() == had || self.backlog.len() >= WINDOW_MESSAGES {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, request: Request) {
+        if self.blocked() {
+            request.decline(&self.board.state().to_string());
+        } else {
+            self.backlog.add(request);
+        }
+    }
+
+    fn blocked(&self) -> bool {
+        matches!(self.board.state(), State::Blocked { .. })
+    }
+
+    /// Posts what the broker reports; an error when the connection is lost.
+    fn note(&self, weather: Weather) -> Result<(), End> {
+        match weather {
+            Weather::Blocked(reason) => self.board.post(State::Blocked { reason }),
+            Weather::Unblocked if self.abandoned => {
+                return Err(lost("replaced after an alarm of RabbitMQ"));
+            }
+            Weather::Unblocked => self.board.post(State::Ready),
+            // The messages on it fail by themselves.
+            Weather::ChannelClosed(_) => {}
+            Weather::Lost(reason) => return Err(lost(reason)),
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, trouble: Trouble) {
+        let state = State::from(trouble);
+        let reported = state.to_string();
+        self.board.post(state);
+        self.backlog.decline(&reported);
+    }
+
+    /// The next window, without the messages that may cost it the channel: these go apart.
+    fn next_window(&mut self) -> Vec<Item> {
+        let mut window = Vec::new();
+        for item in self.backlog.window(WINDOW_MESSAGES, WINDOW_BYTES) {
+            if self.refusals.suspects(&item.publication) {
+                self.quarantine.put(Suspect { item, alone: false });
+            } else {
+                window.push(item);
+            }
+        }
+        window
+    }
+
+    /// Publishes one window and answers for all of it; an error when the connection must be given up now.
+    async fn publish(&mut self, link: &mut Link) -> Result<(), End> {
+        let items = self.next_window();
+        if items.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.fly(link, &items).await;
+        let Some(failure) = &outcome.failure else {
+            let left = self.settle(items, &outcome);
+            return self.declare_for(left.unrouted, link).await;
+        };
+        match failure.cause {
+            Cause::Channel(_) if !self.blocked() => {
+                self.learn_limit(&failure.reason, &items);
+                let left = self.settle(items, &outcome);
+                self.replace_channel_for(left.undecided, link, &failure.reason).await?;
+                self.declare_for(left.unrouted, link).await
+            }
+            Cause::Connection(_) => {
+                let trouble = Trouble::Unreachable(failure.reason.clone());
+                self.lost(trouble.clone());
+                for item in self.settle(items, &outcome).undecided {
+                    self.quarantine.put(Suspect { item, alone: true });
+                }
+                Err(End::Lost(trouble))
+            }
+            Cause::Channel(_) | Cause::Lost => self.give_up(items, &outcome, failure, link),
+        }
+    }
+
+    /// Publishes a window and waits for its confirms, or for what ends that.
+    async fn fly(&self, link: &mut Link, items: &[Item]) -> Outcome {
+        let channel = link.channel.clone();
+        let flight = fly(&channel, items, &self.plan.settings);
+        let overdue = self.closing.overdue_for(items);
+        tokio::pin!(flight, overdue);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut flight => return outcome,
+                weather = link.event() => if let Err(End::Lost(trouble)) = self.note(weather) {
+                    // The confirms fail by themselves; this is for one that does not.
+                    let late = |_| Outcome::nothing(items.len(), Failure::lost(trouble.to_string()));
+                    return timeout(PULSE, &mut flight).await.unwrap_or_else(late);
+                },
+                () = &mut overdue => {
+                    let reason = "the publisher was closed before the confirms came";
+                    return Outcome::nothing(items.len(), Failure::lost(reason));
+                }
+            }
+        }
+    }
+
+    /// Answers for a window whose answers don't come, and for all that waits behind it.
+    fn give_up(
+        &mut self,
+        items: Vec<Item>,
+        outcome: &Outcome,
+        failure: &Failure,
+        link: &mut Link,
+    ) -> Result<(), End> {
+        let trouble = Trouble::Unreachable(failure.reason.clone());
+        self.abandoned = self.blocked() && link.alive();
+
+        // Posted before anyone is answered: a caller that learns of the failure finds the publisher not ready.
+        if self.abandoned {
+            self.backlog.decline(&self.board.state().to_string());
+        } else {
+            self.lost(trouble.clone());
+        }
+        for item in self.settle(items, outcome).undecided {
+            item.settle(Published::Unavailable { reason: failure.reason.clone(), maybe_sent: true });
+        }
+        if self.abandoned { Ok(()) } else { Err(End::Lost(trouble)) }
+    }
+
+    /// Gives each message of a window the answer that it has. The others are left.
+    fn settle(&self, items: Vec<Item>, outcome: &Outcome) -> Left {
+        let ids: Vec<&str> = items.iter().map(|item| item.publication.message_id.as_str()).collect();
+        let reason = match &outcome.failure {
+            Some(failure) => &failure.reason,
+            None => "RabbitMQ gave no answer that counts",
+        };
+        let verdicts = judge(&ids, &outcome.answers, &outcome.returns, reason);
+        let declares = self.plan.topology.mode == TopologyMode::Declare;
+        let mut left = Left::default();
+
+        for (item, verdict) in items.into_iter().zip(verdicts) {
+            let Publication { exchange, routing_key, .. } = &item.publication;
+            match verdict {
+                Published::Unavailable { .. } if outcome.failure.is_some() => left.undecided.push(item),
+                Published::Unroutable { .. }
+                    if declares && self.plan.topology.routes(exchange, routing_key) =>
+                {
+                    left.unrouted.push((item, verdict));
+                }
+                verdict => item.settle(verdict),
+            }
+        }
+        left
+    }
+
+    /// A limit that RabbitMQ has just named decides about the messages over it.
+    fn learn_limit(&self, said: &str, items: &[Item]) {
+        let Some(limit) = longest_body(said) else {
+            return;
+        };
+        if let Some(item) = items.iter().find(|item| item.publication.body.len() > limit) {
+            self.refusals.note(&Subject::Longer(limit), &item.publication, said);
+        }
+    }
+
+    /// Goes on with a fresh channel, and has the messages that the closed one left undecided published apart.
+    async fn replace_channel_for(
+        &mut self,
+        undecided: Vec<Item>,
+        link: &mut Link,
+        reason: &str,
+    ) -> Result<(), End> {
+        // The topology first: an exchange that was deleted is there again when its messages are published.
+        let replaced = self.replace_channel(link).await;
+        if let Err(End::Lost(trouble)) = &replaced {
+            self.lost(trouble.clone());
+        }
+        for item in undecided {
+            match &replaced {
+                Ok(()) => self.quarantine.put(Suspect { item, alone: false }),
+                Err(_) => {
+                    item.settle(Published::Unavailable { reason: reason.to_owned(), maybe_sent: true });
+                }
+            }
+        }
+        replaced
+    }
+
+    async fn replace_channel(&self, link: &mut Link) -> Result<(), End> {
+        let replaced = tokio::select! {
+            replaced = publishing_channel(&self.plan, &link.connection) => replaced,
+            () = self.closing.overdue() => return Err(End::Asked),
+        };
+        link.channel = replaced.map_err(End::Lost)?;
+        Ok(())
+    }
+
+    /// Declares the topology again because these were unroutable though it routes them, and publishes them once more.
+    async fn declare_for(&mut self, unrouted: Vec<(Item, Published)>, link: &mut Link) -> Result<(), End> {
+        if unrouted.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(count = unrouted.len(), "messages were unroutable: the topology is declared again");
+        let declared = tokio::select! {
+            declared = self.plan.declare_again(&link.connection) => declared.map_err(End::Lost),
+            () = self.closing.overdue() => Err(End::Asked),
+        };
+
+        if let Err(End::Lost(trouble)) = &declared {
+            self.lost(trouble.clone());
+        }
+        for (item, verdict) in unrouted {
+            match &declared {
+                Ok(()) => self.quarantine.put(Suspect { item, alone: false }),
+                Err(_) => item.settle(verdict),
+            }
+        }
+        declared
+    }
+}
+
+/// Messages of a window that have no answer yet.
+#[derive(Default)]
+struct Left {
+    undecided: Vec<Item>,
+    /// Unroutable, though the topology routes them.
+    unrouted: Vec<(Item, Published)>,
+}
+
+fn lost(reason: impl Into<String>) -> End {
+    End::Lost(Trouble::Unreachable(reason.into()))
+}
+
+async fn open(plan: Arc<Plan>, frame_max: Arc<AtomicUsize>) -> Result<Link, Trouble> {
+    let link = plan.open().await?;
+    plan.confirms(&link.channel).await?;
+    let negotiated = usize::try_from(link.connection.configuration().frame_max()).unwrap_or(FRAME_MAX);
+    frame_max.store(negotiated, Ordering::Relaxed);
+    Ok(link)
+}
+
+/// A fresh channel with confirms; the topology was applied over it.
+async fn publishing_channel(plan: &Plan, connection: &lapin::Connection) -> Result<lapin::Channel, Trouble> {
+    let channel = plan.channel(connection).await?;
+    plan.confirms(&channel).await?;
+    Ok(channel)
+}

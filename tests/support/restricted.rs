@@ -1,0 +1,64 @@
+//! A user of the broker that may write to some routing keys only.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::{path::Path, process::Command};
+
+/// Gone with this value. Its password is its name.
+pub struct RestrictedUser {
+    name: String,
+    uri: String,
+}
+
+impl RestrictedUser {
+    /// A user who may do everything so far, on the broker that `scripts/services` started at this URI.
+    pub async fn create(name: &str, broker: &str) -> Self {
+        let host = broker.rsplit('@').next().unwrap();
+        let user = Self { name: name.to_owned(), uri: format!("amqp://{name}:{name}@{host}") };
+        user.eval("ok = rabbit_auth_backend_internal:add_user(U, U, <<\"test\">>)").await;
+        user.may_write_to_exchanges(".*").await;
+        user
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    pub async fn may_write_to_exchanges(&self, pattern: &str) {
+        self.eval(&format!(
+            r#"ok = rabbit_auth_backend_internal:set_permissions(U, <<"/">>, <<".*">>, <<"{pattern}">>, <<".*">>, <<"test">>)"#
+        ))
+        .await;
+    }
+
+    /// At this exchange, to routing keys that match.
+    pub async fn may_write(&self, exchange: &str, pattern: &str) {
+        self.eval(&format!(
+            r#"ok = rabbit_auth_backend_internal:set_topic_permissions(U, <<"/">>, <<"{exchange}">>, <<"{pattern}">>, <<".*">>, <<"test">>)"#
+        ))
+        .await;
+    }
+
+    async fn eval(&self, expression: &str) {
+        let expression = format!(r#"U = <<"{}">>, {expression}."#, self.name);
+        tokio::task::spawn_blocking(move || rabbitmqctl(&["-q", "eval", &expression])).await.unwrap();
+    }
+}
+
+impl Drop for RestrictedUser {
+    fn drop(&mut self) {
+        rabbitmqctl(&["-q", "delete_user", &self.name]);
+    }
+}
+
+/// On the broker that `scripts/services` started.
+pub fn rabbitmqctl(arguments: &[&str]) -> String {
+    // The directory lies in the checkout whose servers are used, which has the script that knows them.
+    let directory =
+        std::env::var("OUTBOX_TEST_SERVICES_DIR").expect(r#"run `eval "$(scripts/services env)"`"#);
+    let script = Path::new(&directory).join("../scripts/services");
+    let output = Command::new(&script).arg("rabbitmqctl").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
