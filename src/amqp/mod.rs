@@ -7,7 +7,9 @@
 //! A [`Publisher`] and a [`Consumer`] each own one connection and one supervisor task. The supervisor
 //! dials, opens a channel, applies the [`Topology`], serves until anything at all goes wrong, drops the
 //! connection and starts again with a growing, jittered pause. Nothing is repaired in place: a half-alive
-//! channel and a dead one look the same from outside, a fresh one is known to be good.
+//! channel and a dead one look the same from outside, a fresh one is known to be good. Only a channel that the broker
+//! closed over a message is replaced on the same connection; the publisher then finds that message on a connection for
+//! suspects.
 //!
 //! ```text
 //!            ┌───────────── pause ◀──────────────┐
@@ -21,6 +23,11 @@
 //! - [`Published::Confirmed`] is said only of a message that the broker acknowledged and did not return.
 //! - [`Publisher::publish`] never waits for a connection: without one it answers
 //!   [`Published::Unavailable`] at once.
+//! - A message that the broker refuses by closing the channel is [`Published::Rejected`] by itself. Each of the others is
+//!   published once more at most.
+//! - In mode [`TopologyMode::Declare`] a queue or binding that was removed is made again: when a message for it was
+//!   unroutable, and whenever a consumer checks its queue.
+//! - Closing and stopping end within seconds, whatever the broker does.
 //! - A [`Delivery`] of a connection that is gone cannot be acknowledged by mistake; trying is harmless.
 //!
 //! # Caveats
