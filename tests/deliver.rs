@@ -432,7 +432,7 @@ async fn commands_arrive_in_the_queue_that_the_topology_makes_and_fail_where_the
         let sender = CommandSender::new(publisher, &scene.id);
 
         let sent = sender
-            .send(vec![command("o-1".into()), command("x".repeat(70_000).into()), command(7i64.into())])
+            .send(vec![command("o-1".into()), command("x".repeat(16 << 20).into()), command(7i64.into())])
             .await;
         assert_eq!((&sent[0], &sent[2]), (&Ok(()), &Ok(())));
         assert!(matches!(sent[1], Err(SendFailure::Refused(_))), "{sent:?}");
