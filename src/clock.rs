@@ -3,10 +3,16 @@
 //! Processes whose clocks disagree would steal each other's claims. So every date in an entry, and every comparison
 //! with one, is the time of the MongoDB server: the `localTime` of a `hello`, carried on by this machine's
 //! monotonic clock and renewed now and then.
+//!
+//! # A machine that was suspended
+//! The monotonic clock stands still meanwhile, so a reading carried on by it would be behind by the length of the sleep:
+//! claims that are over would look alive, and new ones would be over when they are made. The wall clock shows the sleep
+//! afterwards. When the two clocks part, the reading counts for nothing and the server is asked again before anybody gets a
+//! time.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mongodb::{
@@ -20,6 +26,14 @@ const RENEW_AFTER: Duration = Duration::from_secs(30);
 /// A reading with a longer round trip (the first one connects) is taken again, at most this often.
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 const TRIES: usize = 3;
+
+/// A renewal that takes longer is given up, and the next caller starts another. The driver gives up on a server that it
+/// cannot reach before that, and says more about it.
+const RENEW_WITHIN: Duration = Duration::from_secs(35);
+
+/// How far the wall clock and the monotonic clock may part before a reading counts for nothing. A clock that is slewed stays
+/// far below that: at most 15 ms in the time after which a reading is renewed.
+const CLOCKS_MAY_PART: Duration = Duration::from_millis(200);
 
 /// The server's time, at the cost of a local clock. Clones share one reading.
 #[derive(Clone)]
@@ -35,8 +49,17 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Reading {
     server: DateTime,
-    taken: Instant,
+    taken: Moment,
     renewing: bool,
+}
+
+/// One moment by both clocks of this machine.
+#[derive(Clone, Copy)]
+struct Moment {
+    /// Stands still while the machine is suspended.
+    monotonic: Instant,
+    /// Can be set by hand or by NTP.
+    wall: SystemTime,
 }
 
 impl ServerClock {
@@ -48,33 +71,40 @@ impl ServerClock {
     /// The server's time now, to within half a round trip.
     ///
     /// # Errors
-    /// Only before the first reading, when the server cannot be asked.
+    /// When the server has to be asked and cannot be: before the first reading, and after this machine was suspended or its
+    /// clock was set.
     pub async fn now(&self) -> Result<DateTime, mongodb::error::Error> {
-        match self.carried_on() {
-            Some(now) => Ok(now),
-            None => {
-                self.shared.renew().await?;
-                Ok(self.carried_on().unwrap_or_else(DateTime::now))
-            }
+        if let Some(now) = self.carried_on() {
+            return Ok(now);
         }
+
+        self.shared.renew().await?;
+        Ok(self.carried_on().unwrap_or_else(DateTime::now))
     }
 
-    /// The last reading carried on to now; starts a renewal when it is old.
+    /// The last reading carried on to now; starts a renewal when it is old. None when there is no reading that counts.
     pub(crate) fn carried_on(&self) -> Option<DateTime> {
         let mut guard = self.shared.lock();
         let reading = guard.as_mut()?;
-        let age = reading.taken.elapsed();
+        let age = reading.taken.age(Moment::now())?;
+
         if age > RENEW_AFTER && !reading.renewing {
-            reading.renewing = true;
-            let shared = self.shared.clone();
-            tokio::spawn(async move {
-                if let Err(error) = shared.renew().await {
-                    tracing::debug!(%error, "server time was not renewed; the last reading is carried on");
-                    shared.lock().iter_mut().for_each(|reading| reading.renewing = false);
-                }
-            });
+            self.shared.renew_in_background(reading);
         }
         Some(later(reading.server, age))
+    }
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// How long ago this was; none when the two clocks disagree about it.
+    fn age(self, now: Self) -> Option<Duration> {
+        let age = now.monotonic.duration_since(self.monotonic);
+        let by_the_wall = now.wall.duration_since(self.wall).ok()?;
+        if by_the_wall.abs_diff(age) > CLOCKS_MAY_PART { None } else { Some(age) }
     }
 }
 
@@ -83,28 +113,67 @@ impl Shared {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Renews the reading in a task of the caller's runtime. Whatever ends that task, the next caller can start another.
+    fn renew_in_background(self: &Arc<Self>, reading: &mut Reading) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        reading.renewing = true;
+        let renewing = Renewing { shared: self.clone() };
+        runtime.spawn(async move {
+            if let Err(error) = renewing.shared.renew().await {
+                tracing::debug!(%error, "server time was not renewed; the last reading is carried on");
+            }
+        });
+    }
+
     /// Asks the server, again where the answer took its time: the error is up to half the round trip.
     async fn renew(&self) -> Result<(), mongodb::error::Error> {
+        match tokio::time::timeout(RENEW_WITHIN, self.ask()).await {
+            Ok(asked) => {
+                *self.lock() = asked?;
+                Ok(())
+            }
+            Err(_elapsed) => Err(mongodb::error::Error::custom(format!(
+                "MongoDB did not say its time within {} s",
+                RENEW_WITHIN.as_secs()
+            ))),
+        }
+    }
+
+    async fn ask(&self) -> Result<Option<Reading>, mongodb::error::Error> {
         let mut best: Option<(Duration, Reading)> = None;
         for _ in 0..TRIES {
-            let asked = Instant::now();
+            let asked = Moment::now();
             let reply = self.client.database("admin").run_command(doc! { "hello": 1 }).await?;
-            let round_trip = asked.elapsed();
+            let taken = Moment::now();
+            let round_trip = taken.monotonic.duration_since(asked.monotonic);
             let server = match reply.get_datetime("localTime") {
                 Ok(time) => later(*time, round_trip / 2),
                 Err(error) => {
                     return Err(mongodb::error::Error::custom(format!("the reply to `hello`: {error}")));
                 }
             };
+
             if best.is_none_or(|(shortest, _)| round_trip < shortest) {
-                best = Some((round_trip, Reading { server, taken: asked + round_trip, renewing: false }));
+                best = Some((round_trip, Reading { server, taken, renewing: false }));
             }
             if round_trip < GOOD_ENOUGH {
                 break;
             }
         }
-        *self.lock() = best.map(|(_, reading)| reading);
-        Ok(())
+        Ok(best.map(|(_, reading)| reading))
+    }
+}
+
+/// A renewal on its way, until dropped.
+struct Renewing {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        if let Some(reading) = self.shared.lock().as_mut() {
+            reading.renewing = false;
+        }
     }
 }
 
@@ -118,4 +187,59 @@ pub fn later(date: DateTime, by: Duration) -> DateTime {
 pub fn until(now: DateTime, date: DateTime) -> Duration {
     let millis = date.timestamp_millis().saturating_sub(now.timestamp_millis());
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: &str = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1";
+
+    /// A clock of a server that cannot be asked, with a reading that was taken so long ago by each clock.
+    async fn clock(monotonic: Duration, wall: Duration) -> ServerClock {
+        let clock = ServerClock::new(Client::with_uri_str(NOBODY).await.unwrap());
+        let now = Moment::now();
+        let taken = Moment { monotonic: now.monotonic - monotonic, wall: now.wall - wall };
+        let server = DateTime::from_millis(1_000_000);
+        *clock.shared.lock() = Some(Reading { server, taken, renewing: false });
+        clock
+    }
+
+    #[tokio::test]
+    async fn a_reading_is_carried_on_while_the_clocks_agree() {
+        let ten = Duration::from_secs(10);
+        let clock = clock(ten, ten + CLOCKS_MAY_PART / 2).await;
+        assert!(clock.now().await.unwrap() >= DateTime::from_millis(1_010_000));
+    }
+
+    #[tokio::test]
+    async fn after_a_suspension_the_server_is_asked_again() {
+        let asleep = clock(Duration::from_secs(1), Duration::from_secs(61)).await;
+        assert_eq!(asleep.carried_on(), None, "not the time from before the sleep");
+        assert!(asleep.now().await.is_err(), "the server has to be asked and is away");
+
+        let set_back = clock(Duration::from_secs(61), Duration::from_secs(1)).await;
+        assert!(set_back.now().await.is_err());
+    }
+
+    #[test]
+    fn a_renewal_that_ends_with_its_runtime_is_followed_by_another() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let old = RENEW_AFTER * 2;
+
+        let first = runtime();
+        let clock = first.block_on(async {
+            let clock = clock(old, old).await;
+            assert!(clock.carried_on().is_some());
+            assert!(clock.shared.lock().unwrap().renewing);
+            clock
+        });
+        drop(first);
+        assert!(!clock.shared.lock().unwrap().renewing);
+
+        runtime().block_on(async {
+            clock.carried_on().unwrap();
+            assert!(clock.shared.lock().unwrap().renewing);
+        });
+    }
 }
