@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mongodb::{
     Client,
-    bson::{DateTime, Document, doc},
+    bson::{Bson, DateTime, Document, Uuid, doc},
     error::Error,
     options::WriteConcern,
 };
@@ -47,6 +47,9 @@ pub(crate) struct Claim {
     pub(crate) token: String,
     /// Server time at which it ends.
     pub(crate) until: DateTime,
+    /// Whether it was added to the `claims` of its entries.
+    pub(crate) counted: bool,
+    /// As they were before the claim, but for those that were born with it.
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -57,6 +60,13 @@ pub(crate) enum Claimed {
     /// Somebody else was faster, or the document changed: look again.
     Lost,
     /// The document has no room for the claim's fields.
+    NoRoom,
+}
+
+/// What came of writing a claim.
+enum Written {
+    Done,
+    Missed,
     NoRoom,
 }
 
@@ -82,36 +92,59 @@ impl Claimer {
     pub(crate) async fn claim(
         &self,
         document: &DocumentRef,
-        entries: &[&Entry],
+        entries: Vec<Entry>,
         now: DateTime,
     ) -> Result<Claimed, Error> {
         if entries.is_empty() {
             return Ok(Claimed::Lost);
         }
-        let (token, until) = (self.token(), later(now, self.lease));
-        let unchanged = entries.iter().map(|entry| doc! { "$elemMatch": as_read(entry) });
-        let filter = document.select(doc! { "outbox": { "$all": unchanged.collect::<Vec<_>>() } });
+        let mut claim = Claim {
+            document: document.clone(),
+            token: self.token(),
+            until: later(now, self.lease),
+            counted: self.counts_claims,
+            entries,
+        };
+        let mut written = self.write_claim(&claim, now).await?;
+
+        if matches!(written, Written::NoRoom) {
+            // The shortest claim there is. A document without room for this one has no room for anybody's: two claimers cannot
+            // come to different ends, the one with a claim and the other with a lease.
+            claim.token = new_random().to_string();
+            claim.counted = false;
+            written = self.write_claim(&claim, now).await?;
+        }
+        Ok(match written {
+            Written::Done => Claimed::Held(claim),
+            Written::Missed => Claimed::Lost,
+            Written::NoRoom => Claimed::NoRoom,
+        })
+    }
+
+    async fn write_claim(&self, claim: &Claim, now: DateTime) -> Result<Written, Error> {
+        let unchanged = claim.entries.iter().map(|entry| doc! { "$elemMatch": as_read(entry) });
+        let unchanged = doc! { "$all": unchanged.collect::<Vec<_>>() };
+        let filter = claim.document.select(doc! { "outbox": unchanged });
         let mut update = doc! { "$set": {
-            "outbox.$[e].claimed_by": &token,
-            "outbox.$[e].available_at": until,
+            "outbox.$[e].claimed_by": &claim.token,
+            "outbox.$[e].available_at": claim.until,
         } };
-        if self.counts_claims {
+        if claim.counted {
             update.insert("$inc", doc! { "outbox.$[e].claims": 1 });
         }
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        let ids: Vec<_> = claim.entries.iter().map(|entry| entry.id).collect();
         // It starts from the ids: a filter on types or absence would select unreadable neighbours too, and the server would
         // refuse the whole update.
         let array_filters = vec![doc! { "e.id": { "$in": ids } }];
-        let namespace = document.namespace.clone();
-        let entries = entries.iter().map(|entry| (*entry).clone()).collect();
-        let claim = Claim { document: document.clone(), token, until, entries };
+        let namespace = claim.document.namespace.clone();
+
         match self.writes.update(Statement { namespace, filter, update, array_filters }).await {
-            Answer::Done => Ok(Claimed::Held(claim)),
-            Answer::Missed => Ok(Claimed::Lost),
-            Answer::Failed(error) if codes::verdict(&error) == Verdict::TooLarge => Ok(Claimed::NoRoom),
+            Answer::Done => Ok(Written::Done),
+            Answer::Missed => Ok(Written::Missed),
+            Answer::Failed(error) if codes::verdict(&error) == Verdict::TooLarge => Ok(Written::NoRoom),
             Answer::Failed(error) => Err(error),
             Answer::Unknown(error) => {
-                self.undo(&claim, now).await;
+                self.undo(claim, now).await;
                 Err(error)
             }
         }
@@ -141,6 +174,40 @@ impl Claimer {
         let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
         let update = death(now, DeadReason::Crashed, &error);
         self.write(document, filter, update, doc! { "e.id": entry.id }).await
+    }
+
+    /// Records in a document without room that an entry is dead: only when, which takes less room than the date that it
+    /// replaces. False when there is no room even for that, or the entry has gone.
+    pub(crate) async fn die_without_room(
+        &self,
+        document: &DocumentRef,
+        entry: &Entry,
+        now: DateTime,
+    ) -> Result<bool, Error> {
+        let update = doc! {
+            "$set": { "outbox.$[e].dead_at": now },
+            "$unset": { "outbox.$[e].available_at": "", "outbox.$[e].claimed_by": "" },
+        };
+        self.record(document, entry.id, update, now).await
+    }
+
+    /// Records what was known of an entry elsewhere, now that there may be room for it. False when there is none, or somebody
+    /// has claimed it.
+    pub(crate) async fn record(
+        &self,
+        document: &DocumentRef,
+        id: Uuid,
+        update: Document,
+        now: DateTime,
+    ) -> Result<bool, Error> {
+        let unclaimed = doc! { "claimed_by": null };
+        let expired = doc! { "available_at": { "$not": { "$gt": now } } };
+        let free = doc! { "id": id, "$or": [unclaimed, expired] };
+        let filter = document.select(doc! { "outbox": { "$elemMatch": free } });
+        match self.write(document, filter, update, doc! { "e.id": id }).await {
+            Err(error) if codes::verdict(&error) == Verdict::TooLarge => Ok(false),
+            written => written,
+        }
     }
 
     /// Records a failed attempt and puts the entry off until `retry_at`. False when the claim was lost.
@@ -199,19 +266,39 @@ impl Claimer {
         delivered_to: &[String],
         concern: WriteConcern,
     ) -> Result<bool, Error> {
-        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        // Not after any of them was sent: with clocks apart, that would look like a schedule.
-        let due = entries.iter().filter_map(|entry| entry.created_at).fold(now, DateTime::min);
-        let mut set = doc! { "outbox.$[e].available_at": due };
-        remember(&mut set, delivered_to);
-        let mut update = doc! { "$set": set, "$unset": { "outbox.$[e].claimed_by": "" } };
-        if self.counts_claims {
-            update.insert("$inc", doc! { "outbox.$[e].claims": -1 });
+        let mut set = Document::new();
+        let mut unset = Document::new();
+        let mut increase = Document::new();
+        let mut elements = Vec::new();
+        for (index, (due, ids)) in due_again(entries, now).into_iter().enumerate() {
+            let field = |name: &str| format!("outbox.$[e{index}].{name}");
+            match due {
+                Some(due) => set.insert(field("available_at"), due),
+                None => unset.insert(field("available_at"), ""),
+            };
+            unset.insert(field("claimed_by"), "");
+            if !delivered_to.is_empty() {
+                set.insert(field("delivered_to"), delivered_to);
+            }
+            if claim.counted {
+                increase.insert(field("claims"), -1);
+            }
+            elements.push(
+                doc! { format!("e{index}.id"): { "$in": ids }, format!("e{index}.claimed_by"): &claim.token },
+            );
         }
-        let mine = doc! { "id": { "$in": &ids }, "claimed_by": &claim.token };
+        let mut update = doc! { "$unset": unset };
+        if !set.is_empty() {
+            update.insert("$set", set);
+        }
+        if !increase.is_empty() {
+            update.insert("$inc", increase);
+        }
+
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        let mine = doc! { "id": { "$in": ids }, "claimed_by": &claim.token };
         let filter = claim.document.select(doc! { "outbox": { "$elemMatch": mine } });
-        let mine = doc! { "e.id": { "$in": ids }, "e.claimed_by": &claim.token };
-        self.write_with(&claim.document, filter, update, mine, concern).await
+        self.write_with(&claim.document, filter, update, elements, concern).await
     }
 
     async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
@@ -228,7 +315,7 @@ impl Claimer {
         update: Document,
         element: Document,
     ) -> Result<bool, Error> {
-        self.write_with(document, filter, update, element, majority()).await
+        self.write_with(document, filter, update, vec![element], majority()).await
     }
 
     async fn write_with(
@@ -236,11 +323,11 @@ impl Claimer {
         document: &DocumentRef,
         filter: Filter,
         mut update: Document,
-        element: Document,
+        elements: Vec<Document>,
         concern: WriteConcern,
     ) -> Result<bool, Error> {
         let send = |update: Document| {
-            let (filter, elements) = (filter.clone(), vec![element.clone()]);
+            let (filter, elements) = (filter.clone(), elements.clone());
             filter::update(&self.client, &document.namespace, filter, update, elements, concern.clone())
         };
         match send(update.clone()).await {
@@ -271,8 +358,59 @@ pub(crate) fn cut(error: &str) -> &str {
 }
 
 /// The entry's moving fields as they were read; null matches an absent field.
+///
+/// All of them: an entry that another has claimed and given back meanwhile can have the date that it had before, and yet
+/// have reached some of its handlers.
 fn as_read(entry: &Entry) -> Document {
-    doc! { "id": entry.id, "available_at": entry.available_at, "claimed_by": &entry.claimed_by, "dead_at": null }
+    doc! {
+        "id": entry.id,
+        "available_at": entry.available_at,
+        "claimed_by": &entry.claimed_by,
+        "dead_at": null,
+        "attempts": count_as_read(entry.attempts),
+        "claims": count_as_read(entry.claims),
+        "delivered_to": match entry.delivered_to.as_slice() {
+            [] => Bson::from(doc! { "$in": [Bson::Null, Bson::Array(Vec::new())] }),
+            keys => Bson::from(keys),
+        },
+    }
+}
+
+/// A count that is absent reads as 0.
+fn count_as_read(count: i64) -> Bson {
+    if count == 0 { doc! { "$in": [Bson::Null, Bson::from(0)] }.into() } else { count.into() }
+}
+
+/// When entries that are given back are due: what each had before the claim, as far as that is known. None is no date at all.
+/// Entries of one date stand together.
+///
+/// Never this process's own time: to one whose clock is behind, the entry would look scheduled, and the next would overtake
+/// it. An entry that was due when it was sent is due by every clock, so all of those can share the earliest date.
+fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uuid>)> {
+    let mut sent: Option<(DateTime, Vec<Uuid>)> = None;
+    let mut others: Vec<(Option<DateTime>, Vec<Uuid>)> = Vec::new();
+    for entry in entries {
+        // The date of an earlier claim, or of the one that the entry was born with, says when that ends.
+        let before = entry.available_at.filter(|_| entry.claimed_by.is_none());
+        match (before, entry.created_at) {
+            (Some(at), Some(created_at)) if at > created_at => add(&mut others, Some(at), entry.id),
+            (_, Some(created_at)) => {
+                let (due, ids) = sent.get_or_insert_with(|| (now, Vec::new()));
+                *due = created_at.min(*due);
+                ids.push(entry.id);
+            }
+            (before, None) => add(&mut others, before, entry.id),
+        }
+    }
+    others.extend(sent.map(|(due, ids)| (Some(due), ids)));
+    others
+}
+
+fn add(dates: &mut Vec<(Option<DateTime>, Vec<Uuid>)>, date: Option<DateTime>, id: Uuid) {
+    match dates.iter_mut().find(|(known, _)| *known == date) {
+        Some((_, ids)) => ids.push(id),
+        None => dates.push((date, vec![id])),
+    }
 }
 
 fn remember(set: &mut Document, delivered_to: &[String]) {

@@ -9,16 +9,17 @@
 //! # Guarantees
 //! A save never fails because of delivery. Seats bound what is in flight; nothing queues without one.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use mongodb::{
     Client,
     bson::{DateTime, Uuid},
     error::Error as DriverError,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{
     sync::CancellationToken,
@@ -27,7 +28,7 @@ use tokio_util::{
 use tracing::{Instrument, Span};
 
 use crate::{
-    CommandSender, DocumentRef, RetryPolicy,
+    CommandSender, DocumentRef, RetryPolicy, Staged,
     claim::{Claim, Claimer},
     clock::ServerClock,
     codes,
@@ -39,8 +40,10 @@ use crate::{
     group::Statement,
     health::{Health, InFlight},
     linger::Linger,
+    memory::{Memory, Room},
     metrics::{Metrics, Path},
     process::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
+    reads::Outbox,
     trace,
     turns::Turns,
     write,
@@ -50,8 +53,16 @@ use crate::{
 const CLAIM_WAIT: Duration = Duration::from_millis(5);
 const CLAIM_WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// What closing gives to the last clears at least.
-const CLEAR_GRACE: Duration = Duration::from_secs(1);
+/// The part of the grace in which closing gives back what is held, and the longest that this takes.
+const GIVING_BACK: f64 = 0.2;
+const GIVING_BACK_MAX: Duration = Duration::from_secs(2);
+/// What closing takes at least to give back what is held, with a shorter grace too.
+const CLOSE_MIN: Duration = Duration::from_secs(2);
+/// Longer than any save takes that somebody polls: the server's time, a look, and two writes. A save that has not ended by
+/// then has been forgotten.
+const SAVE_MAX: Duration = Duration::from_secs(120);
+/// How long a flush waits for MongoDB.
+const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 /// When messages are delivered, seen from the save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,6 +115,20 @@ impl InlineBuilder {
     /// How many saves' messages may be in delivery at once. Default 1,024.
     pub fn capacity(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
+        self
+    }
+
+    /// How many bytes the messages in delivery may take in memory, and as many the outboxes that are read to deliver what is in
+    /// them. A save that finds no room leaves its messages to the rescuer, as it does without a seat. Default 64 MiB.
+    pub fn memory_bytes(mut self, bytes: usize) -> Self {
+        self.settings.memory_bytes = bytes;
+        self
+    }
+
+    /// How many messages may be published and not yet cleared: so many at most are repeated when the process is killed, and
+    /// those that [`clear_within`](Self::clear_within) lets stay. Deliveries wait beyond that. Default 1,024.
+    pub fn max_repeats(mut self, messages: usize) -> Self {
+        self.settings.max_repeats = messages;
         self
     }
 
@@ -163,6 +188,7 @@ impl InlineBuilder {
     /// Starts it with a deliverer that others use too.
     pub fn deliver_to_shared(self, deliver: Arc<dyn Deliver>) -> Inline {
         let clock = ServerClock::new(self.client.clone());
+        let memory = Memory::of(self.settings.memory_bytes);
         Inline {
             shared: Arc::new(Shared {
                 processor: Processor::inline(
@@ -175,7 +201,9 @@ impl InlineBuilder {
                 ),
                 mode: self.mode,
                 seats: Arc::new(Semaphore::new(self.capacity.min(Semaphore::MAX_PERMITS))),
+                memory,
                 turns: Turns::default(),
+                saves: TaskTracker::new(),
                 tasks: TaskTracker::new(),
                 handoff: self.handoff,
                 closing: CancellationToken::new(),
@@ -195,7 +223,12 @@ struct Shared {
     processor: Processor,
     mode: Mode,
     seats: Arc<Semaphore>,
+    /// What the messages of all seats may weigh.
+    memory: Memory,
     turns: Turns,
+    /// Saves whose messages are not in delivery yet.
+    saves: TaskTracker,
+    /// Deliveries.
     tasks: TaskTracker,
     handoff: Option<CommandSender>,
     /// No new work is taken.
@@ -206,10 +239,11 @@ struct Shared {
 
 /// The right to deliver one save's messages.
 pub(crate) struct Seat {
-    _permit: OwnedSemaphorePermit,
-    _in_flight: InFlight,
-    /// Closing waits for it.
-    _token: TaskTrackerToken,
+    permit: OwnedSemaphorePermit,
+    room: Room,
+    in_flight: InFlight,
+    /// Closing waits for the save, until it has handed its messages over.
+    save: TaskTrackerToken,
 }
 
 /// What is to be delivered.
@@ -241,6 +275,7 @@ impl Inline {
             settings: ProcessorSettings {
                 lease: Duration::from_secs(10),
                 counts_claims: false,
+                max_repeats: 1_024,
                 state_database: STATE_DATABASE.into(),
                 ..ProcessorSettings::default()
             },
@@ -264,28 +299,51 @@ impl Inline {
         self.shared.processor.health()
     }
 
-    /// Stops taking work, and waits for what is in flight: as long as `grace`, then what is held is given back.
-    /// Stores go on saving; their messages wait for the rescuer.
+    /// Stops taking work, and waits for what is in flight. Stores go on saving; their messages wait for the rescuer.
+    ///
+    /// It returns when everything has ended, and at the end of `grace` in any case, whatever is in the way: a save in a future
+    /// that nobody polls, a MongoDB or a broker that is away. With a grace below 2 s it may take 2 s. For most of the grace
+    /// deliveries continue; in its last fifth, at most 2 s, messages whose delivery was not begun are given back. What
+    /// is not given back by then is delivered by others once its claim has ended. `Duration::MAX` waits for as long as
+    /// deliveries take, which their leases bound.
     pub async fn close(&self, grace: Duration) {
-        self.shared.closing.cancel();
-        self.shared.processor.vitals().drain();
-        self.shared.tasks.close();
-        let deadline = Instant::now() + grace;
-        if timeout_at(deadline, self.shared.tasks.wait()).await.is_err() {
-            self.shared.stop.cancel();
-            self.shared.tasks.wait().await;
-        }
-        let deadline = deadline.max(Instant::now() + CLEAR_GRACE);
-        if timeout_at(deadline, self.flush()).await.is_err() {
-            tracing::warn!("not all delivered messages were cleared; those left will be delivered again");
+        let shared = &self.shared;
+        let began = Instant::now();
+        shared.closing.cancel();
+        shared.processor.vitals().drain();
+        shared.saves.close();
+        shared.tasks.close();
+
+        let mut ended = std::pin::pin!(shared.ended());
+        if let Some(end) = began.checked_add(grace) {
+            let giving_back = grace.mul_f64(GIVING_BACK).min(GIVING_BACK_MAX);
+            if timeout_at(end - giving_back, &mut ended).await.is_ok() {
+                return;
+            }
+            shared.stop.cancel();
+            let end = end.max(began + CLOSE_MIN);
+            if timeout_at(end, ended).await.is_err() {
+                tracing::warn!(
+                    saves = shared.saves.len(),
+                    deliveries = shared.tasks.len(),
+                    "the grace period ended before all saves and deliveries had; messages that are still claimed are \
+                     delivered again once their claims have ended"
+                );
+            }
+        } else {
+            ended.await;
         }
     }
 
-    /// Clears what was delivered and stays in its document, as [`clear_within`](InlineBuilder::clear_within) has it, and waits for
-    /// that, but not for deliveries under way. [`close`](Self::close) does so too.
+    /// Clears what was delivered and stays in its document now, as [`clear_within`](InlineBuilder::clear_within) has it, and
+    /// waits for that, at most 30 s; not for deliveries under way. [`close`](Self::close) does so too.
     pub async fn flush(&self) {
-        if let Some(linger) = self.linger() {
-            linger.flush_all().await;
+        let Some(linger) = self.linger() else { return };
+        if timeout(FLUSH_MAX, linger.flush_all()).await.is_err() {
+            tracing::warn!(
+                "delivered messages were not cleared within {} s; those left are delivered again",
+                FLUSH_MAX.as_secs()
+            );
         }
     }
 
@@ -307,8 +365,9 @@ impl Inline {
         self.shared.processor.deliverer().via(message_type)
     }
 
-    /// A seat for so many messages that are due, or what to report for want of one.
-    pub(crate) fn seat_for(&self, due: usize) -> Result<Seat, Dispatch> {
+    /// A seat for a save of which this many messages are due, with room for those that it brings along; or what to report
+    /// because there is none.
+    pub(crate) fn seat_for(&self, due: usize, messages: &[Staged]) -> Result<Seat, Dispatch> {
         let shared = &self.shared;
         if shared.mode == Mode::Off {
             return Err(Dispatch::Off);
@@ -316,6 +375,8 @@ impl Inline {
         if due == 0 {
             return Err(Dispatch::Scheduled);
         }
+        // Before the question: closing waits for every save that was not told of it.
+        let save = shared.saves.token();
         if shared.closing.is_cancelled() {
             return Err(Dispatch::Skipped(Shed::Stopped));
         }
@@ -324,17 +385,16 @@ impl Inline {
         }
         let permit = shared.seats.clone().try_acquire_owned();
         let permit = permit.map_err(|_full| Dispatch::Skipped(Shed::Full))?;
+        let weight = messages.iter().map(Staged::weight).sum();
+        let room = shared.memory.try_reserve(weight).ok_or(Dispatch::Skipped(Shed::Full))?;
         let in_flight = shared.processor.vitals().enter();
-        Ok(Seat { _permit: permit, _in_flight: in_flight, _token: shared.tasks.token() })
+        Ok(Seat { permit, room, in_flight, save })
     }
 
     /// Reports what there is instead of a delivery, where it is worth a report.
     pub(crate) fn left(&self, document: &DocumentRef, due: usize, why: &Dispatch) {
         if let Dispatch::Skipped(reason) = *why {
-            tracing::debug!(%document, reason = reason.as_str(), "not delivered inline; left to the rescuer");
-            self.shared.processor.vitals().shed(due);
-            let document = document.clone();
-            self.shared.processor.emit(Event::Skipped { document, count: due, reason });
+            self.shared.left(document, due, reason);
         }
     }
 
@@ -364,49 +424,143 @@ impl Inline {
         // A handler that saves is itself part of a delivery; were it to wait for the next one, the two could wait for
         // each other.
         let awaited = shared.mode == Mode::Await && deadline().is_none();
-        let waiting = ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect();
+        let waiting = || ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect();
+        let (begin, begun) = oneshot::channel();
         let span = trace::dispatch(work.document(), Path::Inline);
+        let document = work.document().clone();
+        let unfinished = Unfinished { shared: Some(self.shared.clone()), document, messages: ids.len() };
+
         // A task of its own: a caller that goes away must not take the delivery with it.
+        let Seat { permit, room, in_flight, save } = seat;
+        let of = ids.clone();
         let delivery = async move {
-            let _seat = seat;
-            shared.deliver(work, &ids, ordering, awaited).await
+            let delivery = shared.deliver(work, &of, ordering, awaited.then_some(begin));
+            let delivered = AssertUnwindSafe(delivery).catch_unwind().await;
+            unfinished.ended(delivered.is_ok());
+            drop((permit, room, in_flight));
+            delivered.ok()
         };
-        let task = self.shared.tasks.spawn(delivery.instrument(span));
-        match awaited {
-            false => Dispatch::Background,
-            true => Dispatch::Settled(task.await.unwrap_or(waiting)),
+        let mut task = self.shared.tasks.spawn(delivery.instrument(span));
+        drop(save);
+        if !awaited {
+            return Dispatch::Background;
+        }
+
+        // The turn of its document may never come before this returns: a handler that has its save made by another task waits
+        // for that task, and is what the save waits for.
+        let patience = self.shared.processor.claimer().lease / 2;
+        tokio::select! {
+            settled = &mut task => {
+                return Dispatch::Settled(settled.ok().flatten().unwrap_or_else(waiting));
+            }
+            begun = timeout(patience, begun) => {
+                if begun.is_err() {
+                    return Dispatch::Settled(waiting());
+                }
+            }
+        }
+        Dispatch::Settled(task.await.ok().flatten().unwrap_or_else(waiting))
+    }
+}
+
+/// A delivery that has not come to its end. One that is dropped, with the runtime that it runs on, or that panics, leaves its
+/// messages to the rescuer: that is not silent.
+struct Unfinished {
+    /// None once it has come to its end.
+    shared: Option<Arc<Shared>>,
+    document: DocumentRef,
+    messages: usize,
+}
+
+impl Unfinished {
+    fn ended(mut self, whole: bool) {
+        if let Some(shared) = self.shared.take()
+            && !whole
+        {
+            let why = "a delivery panicked; what was claimed is delivered again once its claim has ended";
+            tracing::error!(document = %self.document, messages = self.messages, why);
+            shared.processor.vitals().failed(why);
         }
     }
 }
 
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.take() else { return };
+        tracing::warn!(
+            document = %self.document,
+            messages = self.messages,
+            "the runtime ended before a delivery had: close the inline dispatcher before; what was not cleared is \
+             delivered again"
+        );
+        shared.left(&self.document, self.messages, Shed::Stopped);
+    }
+}
+
 impl Shared {
+    /// Waits until saves and deliveries have ended and nothing stays that was delivered.
+    async fn ended(&self) {
+        let linger = self.processor.linger();
+        if let Some(linger) = linger {
+            linger.close();
+        }
+        let flush = async {
+            if let Some(linger) = linger {
+                linger.flush_all().await;
+            }
+        };
+        let handed_over = async {
+            if timeout(SAVE_MAX, self.saves.wait()).await.is_err() {
+                tracing::debug!(saves = self.saves.len(), "saves that nobody finishes are not waited for");
+            }
+            self.tasks.wait().await;
+        };
+        tokio::join!(flush, handed_over);
+        // What saves have given back since.
+        if let Some(linger) = linger {
+            linger.flush_all().await;
+        }
+    }
+
+    /// Reports messages that are left to the rescuer.
+    fn left(&self, document: &DocumentRef, count: usize, reason: Shed) {
+        tracing::debug!(%document, reason = reason.as_str(), "not delivered inline; left to the rescuer");
+        self.processor.vitals().shed(count);
+        self.processor.emit(Event::Skipped { document: document.clone(), count, reason });
+    }
+
+    /// Delivers; what `begun` gets says that nobody before it is waited for any more. With it, what became of each message.
     async fn deliver(
         &self,
         work: Work,
         ids: &[Uuid],
         ordering: Ordering,
-        awaited: bool,
+        begun: Option<oneshot::Sender<()>>,
     ) -> Vec<(uuid::Uuid, Disposition)> {
         let document = work.document().clone();
+        let awaited = begun.is_some();
         let mut known = Vec::new();
         let done = match work {
-            Work::BornClaimed(claim) => self.deliver_claimed(&claim, ordering, &mut known).await,
+            Work::BornClaimed(claim) => {
+                if let Some(begun) = begun {
+                    let _ = begun.send(());
+                }
+                self.deliver_claimed(&claim, ordering, &mut known).await
+            }
             Work::Unclaimed(document) => {
-                self.deliver_unclaimed(&document, ordering, awaited, &mut known).await
+                self.deliver_unclaimed(&document, ids.len(), ordering, begun, &mut known).await
             }
         };
+
         if let Err(error) = done {
-            tracing::warn!(%document, %error, "inline delivery broke off; the rescuer goes on");
+            tracing::warn!(%document, error = codes::describe(&error), "inline delivery broke off; the rescuer goes on");
             self.processor.vitals().failed(&codes::describe(&error));
             trace::failed(&Span::current(), "interrupted");
         }
         if known.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. })) {
-            self.hand_off(&document).await;
+            self.stop.run_until_cancelled(self.hand_off(&document)).await;
         }
-        match awaited {
-            true => self.look(&document, ids, &known).await,
-            false => Vec::new(),
-        }
+        if awaited { self.look(&document, ids, &known).await } else { Vec::new() }
     }
 
     async fn deliver_claimed(
@@ -417,37 +571,58 @@ impl Shared {
     ) -> Result<(), DriverError> {
         // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
         let _turn = self.turns.beside(&claim.document);
-        let pass = self.processor.deliver_claim(claim, ordering, &self.stop, true).await?;
+        let pass = self.processor.deliver_claim(claim, ordering, &self.stop, true).await;
         known.extend(pass.dispositions);
-        Ok(())
+        pass.trouble.map_or(Ok(()), Err)
     }
 
     async fn deliver_unclaimed(
         &self,
         document: &DocumentRef,
+        messages: usize,
         ordering: Ordering,
-        awaited: bool,
+        begun: Option<oneshot::Sender<()>>,
         known: &mut Dispositions,
     ) -> Result<(), DriverError> {
-        let turn = match awaited {
-            true => self.turns.queue(document).await,
-            false => self.turns.join(document).await,
+        let turn = async {
+            match &begun {
+                Some(_) => self.turns.queue(document).await,
+                None => self.turns.join(document).await,
+            }
         };
-        let Some(_turn) = turn else { return Ok(()) };
-        if let Some(linger) = self.processor.linger() {
-            linger.flush(document).await;
+        let _turn = match self.stop.run_until_cancelled(turn).await {
+            Some(Some(turn)) => turn,
+            // Whoever waits for the turn already does this one's work too.
+            Some(None) => return Ok(()),
+            None => {
+                self.left(document, messages, Shed::Stopped);
+                return Ok(());
+            }
+        };
+        if let Some(begun) = begun {
+            // Nobody may wait for it any more.
+            let _ = begun.send(());
         }
+        if let Some(linger) = self.processor.linger() {
+            self.stop.run_until_cancelled(linger.flush(document)).await;
+        }
+
         let (mut wait, mut waited) = (CLAIM_WAIT, Duration::ZERO);
         loop {
             match self.processor.process_into(document, ordering, &self.stop, known).await? {
                 // Another process delivers what stands before; it will be done in moments, or has died.
                 Processed::Held(Hold::Claimed(_)) if waited < self.processor.claimer().lease => {
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = self.stop.cancelled() => return Ok(()),
-                    }
+                    self.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
                     waited += wait;
                     wait = (wait * 2).min(CLAIM_WAIT_MAX);
+                }
+                Processed::Interrupted if known.is_empty() => {
+                    self.left(document, messages, Shed::Stopped);
+                    return Ok(());
+                }
+                Processed::Unavailable if known.is_empty() => {
+                    self.left(document, messages, Shed::Unavailable);
+                    return Ok(());
                 }
                 _ => return Ok(()),
             }
@@ -461,21 +636,27 @@ impl Shared {
         ids: &[Uuid],
         known: &Dispositions,
     ) -> Vec<(uuid::Uuid, Disposition)> {
-        let known = |id: Uuid| {
-            known.iter().rev().find(|(of, _)| *of == id).map(|(_, disposition)| disposition.clone())
-        };
-        let unknown = ids.iter().any(|id| known(*id).is_none());
-        let read = match unknown {
-            true => self.processor.read(document).await,
-            false => Ok(None),
-        };
-        let now = self.processor.clock().now().await.unwrap_or_else(|_unasked| DateTime::now());
-        let read = |id: Uuid| match &read {
-            Ok(Some(Ok(slots))) => disposition(slots, id, now),
-            Ok(None) => Disposition::Cleared,
-            Ok(Some(Err(_))) | Err(_) => Disposition::Waiting,
-        };
-        ids.iter().map(|id| (as_uuid(*id), known(*id).unwrap_or_else(|| read(*id)))).collect()
+        let mut read = None;
+        let mut settled = Vec::with_capacity(ids.len());
+        for id in ids {
+            let known = known.iter().rev().find(|(of, _)| of == id);
+            let disposition = match known {
+                Some((_, disposition)) => disposition.clone(),
+                None => {
+                    if read.is_none() {
+                        read = Some(self.processor.read(document).await);
+                    }
+                    let now = self.processor.clock().carried_on().unwrap_or_else(DateTime::now);
+                    match &read {
+                        Some(Ok(Some(Outbox { slots: Ok(slots), .. }))) => disposition(slots, *id, now),
+                        Some(Ok(None)) => Disposition::Cleared,
+                        _ => Disposition::Waiting,
+                    }
+                }
+            };
+            settled.push((as_uuid(*id), disposition));
+        }
+        settled
     }
 
     /// Tells the workers that a failed delivery is theirs now. A command that fails is no loss: the sweep finds it.

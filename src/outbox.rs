@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     codec,
+    memory::weight_of_message,
     message::{Message, SCHEMA_HEADER},
 };
 
@@ -152,6 +153,11 @@ impl Staged {
     /// The message's type.
     pub fn message_type(&self) -> &'static str {
         self.message_type
+    }
+
+    /// About what it takes in memory while it is delivered.
+    pub(crate) fn weight(&self) -> usize {
+        self.payload.as_ref().map_or(0, |payload| weight_of_message(payload))
     }
 
     /// When it may be delivered.

@@ -16,7 +16,7 @@ use mongodb::{
 
 use crate::{
     DocumentRef,
-    claim::{Claim, cut, majority},
+    claim::{Claim, MAJORITY_TIMEOUT, cut, majority},
     clock::later,
     codec,
     codes::{self, Verdict},
@@ -58,7 +58,10 @@ impl Lease {
         for entry in slots.iter_mut().filter_map(Slot::entry_mut) {
             let id = Bson::from(entry.id);
             let of = |list: &[Document]| list.iter().find(|of| of.get("id") == Some(&id)).cloned();
-            if let Some(failed) = of(&self.failed) {
+            // Where there was room in the document, it may know more by now.
+            let is_news =
+                |failed: &Document| i64::from(failed.get_i32("attempts").unwrap_or(0)) >= entry.attempts;
+            if let Some(failed) = of(&self.failed).filter(is_news) {
                 let strings = failed.get_array("delivered_to").map(Vec::as_slice).unwrap_or_default();
                 entry.delivered_to =
                     strings.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
@@ -84,6 +87,7 @@ impl Lease {
             document: document.clone(),
             token: self.token.clone(),
             until: self.until,
+            counted: false,
             entries: vec![entry],
         }
     }
@@ -115,6 +119,37 @@ impl Lease {
         self.dead.push(
             doc! { "id": id, "dead_at": now, "dead_reason": reason.as_str(), "last_error": cut(error) },
         );
+    }
+
+    /// What is known here of messages, as the updates that record it in the document once there is room.
+    pub(crate) fn updates(&self) -> Vec<(Uuid, Document)> {
+        let mut updates = Vec::new();
+        for failed in &self.failed {
+            let mut set = Document::new();
+            for (kept, field) in [
+                ("attempts", "attempts"),
+                ("retry_at", "available_at"),
+                ("last_error", "last_error"),
+                ("delivered_to", "delivered_to"),
+            ] {
+                if let Some(value) = failed.get(kept) {
+                    set.insert(format!("outbox.$[e].{field}"), value.clone());
+                }
+            }
+            let update = doc! { "$set": set, "$unset": { "outbox.$[e].claimed_by": "" } };
+            updates.extend(uuid_of(failed).map(|id| (id, update)));
+        }
+        for dead in &self.dead {
+            let mut set = Document::new();
+            for field in ["dead_at", "dead_reason", "last_error"] {
+                if let Some(value) = dead.get(field) {
+                    set.insert(format!("outbox.$[e].{field}"), value.clone());
+                }
+            }
+            let unset = doc! { "outbox.$[e].available_at": "", "outbox.$[e].claimed_by": "" };
+            updates.extend(uuid_of(dead).map(|id| (id, doc! { "$set": set, "$unset": unset })));
+        }
+        updates
     }
 
     /// Nothing need be known of a message any more.
@@ -156,7 +191,8 @@ impl Oversized {
         }
     }
 
-    /// Reads the outbox as the majority has it.
+    /// Reads the outbox as the majority has it, and nothing older than the latest that this server has: a claim that was written
+    /// before this lease was taken is seen, whether it has its majority yet or not.
     pub(crate) async fn read(
         &self,
         client: &Client,
@@ -164,8 +200,10 @@ impl Oversized {
     ) -> Result<Option<Result<Vec<Slot>, NotAnArray>>, Error> {
         let filter = document.select(Document::new());
         let projection = doc! { "outbox": 1 };
-        let found =
-            filter::find(client, &document.namespace, filter, projection, ReadConcern::majority()).await?;
+        let find = filter::find(client, &document.namespace, filter, projection, ReadConcern::linearizable());
+        // Without a majority it would wait for ever.
+        let found = tokio::time::timeout(MAJORITY_TIMEOUT, find).await;
+        let found = found.map_err(|_elapsed| Error::custom("no majority has confirmed a read in time"))??;
         let outbox = found.map(|raw| codec::to_document(&raw).unwrap_or_default());
         Ok(outbox.map(|document| read_outbox(document.get("outbox"))))
     }
@@ -178,18 +216,25 @@ impl Oversized {
         Ok(())
     }
 
-    /// Gives the lease back, and keeps what is to be known of the messages.
-    pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<(), Error> {
+    /// Gives the lease back, and keeps what is to be known of the messages. False when it had gone to another: then nothing is
+    /// kept.
+    pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<bool, Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
         if lease.failed.is_empty() && lease.dead.is_empty() {
-            self.leases.delete_one(mine).write_concern(majority()).await?;
+            let deleted = self.leases.delete_one(mine).write_concern(majority()).await?;
+            Ok(deleted.deleted_count > 0)
         } else {
             let set = doc! { "failed": lease.failed, "dead": lease.dead };
             let update = doc! { "$set": set, "$unset": { "until": "" } };
-            self.leases.update_one(mine, update).write_concern(majority()).await?;
+            let updated = self.leases.update_one(mine, update).write_concern(majority()).await?;
+            Ok(updated.matched_count > 0)
         }
-        Ok(())
     }
+}
+
+fn uuid_of(known: &Document) -> Option<Uuid> {
+    let Some(Bson::Binary(id)) = known.get("id") else { return None };
+    Some(Uuid::from_bytes(id.bytes.as_slice().try_into().ok()?))
 }
 
 /// With the key as binary where no [`Document`] can hold it.

@@ -3,6 +3,10 @@
 //! Batches as [`lane`](crate::lane) makes them: one `find` by `_id` for each collection. Answers are matched by the bytes of
 //! the `_id`. One that finds no match is read again alone, so that what MongoDB takes for equal counts: a document may be
 //! named by another type of number than it is stored with.
+//!
+//! # Memory
+//! A `find` asks for one reply and no more, which the server fills with 16 MiB at most, and reserves room for it; what the
+//! reply does not hold is asked for again. Each outbox goes to its reader with the room that it takes.
 
 use std::collections::HashMap;
 
@@ -22,58 +26,76 @@ use crate::{
     entry::{NotAnArray, OUTBOX, Slot, read_outbox},
     filter,
     lane::{Lane, by_collection},
+    memory::{Memory, REPLY, Room, weight_of},
 };
 
 /// Documents of one `find`: the server returns so many at once.
 const MOST: u32 = 100;
 
 /// What is read of a document: none when it is gone.
-pub(crate) type Read = Option<Result<Vec<Slot>, NotAnArray>>;
+pub(crate) type Read = Option<Outbox>;
+
+/// An outbox in memory.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    pub(crate) slots: Result<Vec<Slot>, NotAnArray>,
+    /// The room that it takes.
+    pub(crate) room: Room,
+}
 
 /// Reads outboxes; clones share one lane.
 #[derive(Debug, Clone)]
 pub(crate) struct Reads {
-    client: Client,
+    reader: Reader,
     lane: Lane<Request>,
+}
+
+#[derive(Debug, Clone)]
+struct Reader {
+    client: Client,
+    memory: Memory,
 }
 
 #[derive(Debug)]
 struct Request {
     document: DocumentRef,
-    /// Its `_id`.
     id: Bson,
     answer: oneshot::Sender<Result<Read, Error>>,
 }
 
 impl Reads {
     /// Must be called inside a tokio runtime; sends nothing by itself.
-    pub(crate) fn start(client: Client) -> Self {
-        let reader = client.clone();
+    pub(crate) fn start(client: Client, memory: Memory) -> Self {
+        let reader = Reader { client, memory };
+        let of_lane = reader.clone();
         let lane = Lane::start(MOST as usize, move |requests: Vec<Request>| {
-            let client = reader.clone();
+            let reader = of_lane.clone();
             async move {
                 let collections = by_collection(requests, |request| &request.document.namespace);
-                join_all(collections.map(|batch| settle(&client, batch))).await;
+                join_all(collections.map(|batch| reader.settle(batch))).await;
             }
         });
-        Self { client, lane }
+        Self { reader, lane }
     }
 
-    /// Reads an outbox, from the primary, as it stands there.
+    /// Reads an outbox, from the primary, as it is there. Waits for the room that it takes: its reader must hold none.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Read, Error> {
         // Some ids would be read as an expression, and some can't be in a list at all.
         let Some(id) = document.listable_id() else {
-            return alone(&self.client, document).await;
+            return self.reader.alone(document).await;
         };
         if let Some(_turn) = self.lane.turn_for_one() {
-            return alone(&self.client, document).await;
+            return self.reader.alone(document).await;
         }
+
         let (answer, answered) = oneshot::channel();
-        let ended = || Error::custom("the task that reads outboxes has ended");
-        match self.lane.join(Request { document: document.clone(), id, answer }).await {
-            true => answered.await.unwrap_or_else(|_| Err(ended())),
-            false => Err(ended()),
+        if self.lane.join(Request { document: document.clone(), id, answer }).await
+            && let Ok(read) = answered.await
+        {
+            return read;
         }
+        // The runtime that reads together has ended; this one has not.
+        self.reader.alone(document).await
     }
 }
 
@@ -81,61 +103,102 @@ fn collection(client: &Client, namespace: &Namespace) -> Collection<RawDocumentB
     client.database(&namespace.db).collection(&namespace.coll)
 }
 
-async fn alone(client: &Client, document: &DocumentRef) -> Result<Read, Error> {
-    let filter = document.select(Document::new());
-    let projection = doc! { OUTBOX: 1 };
-    let found = filter::find(client, &document.namespace, filter, projection, ReadConcern::local()).await?;
-    Ok(found.as_ref().map(outbox))
-}
+impl Reader {
+    async fn alone(&self, document: &DocumentRef) -> Result<Read, Error> {
+        let mut room = self.memory.reserve(REPLY).await;
+        let mut is_last = false;
+        loop {
+            let filter = document.select(Document::new());
+            let projection = doc! { OUTBOX: 1 };
+            let found =
+                filter::find(&self.client, &document.namespace, filter, projection, ReadConcern::local())
+                    .await?;
+            let Some(raw) = found else { return Ok(None) };
 
-async fn settle(client: &Client, batch: Vec<Request>) {
-    let found = match batch.as_slice() {
-        [first, _, ..] => match together(client, &first.document.namespace, &batch).await {
-            // Something of one of them; each has the right to its own error.
-            Err(error) if codes::verdict(&error) == Verdict::Refused => Ok(HashMap::new()),
-            found => found,
-        },
-        _ => Ok(HashMap::new()),
-    };
-    let answers = batch.into_iter().map(|Request { document, answer, .. }| {
-        let found = match &found {
-            Ok(found) => Ok(found.get(document.key().as_bytes())),
-            Err(error) => Err(error.clone()),
-        };
-        async move {
-            let read = match found {
-                Ok(Some(raw)) => Ok(Some(outbox(raw))),
-                Ok(None) => alone(client, &document).await,
-                Err(error) => Err(error),
-            };
-            // Whoever asked may have gone.
-            let _ = answer.send(read);
-        }
-    });
-    join_all(answers).await;
-}
-
-/// Documents, by their key of an `_id` alone.
-async fn together(
-    client: &Client,
-    namespace: &Namespace,
-    batch: &[Request],
-) -> Result<HashMap<Vec<u8>, RawDocumentBuf>, Error> {
-    let ids: Vec<_> = batch.iter().map(|request| request.id.clone()).collect();
-    let mut found = collection(client, namespace)
-        .find(doc! { "_id": { "$in": ids } })
-        .projection(doc! { OUTBOX: 1 })
-        .batch_size(MOST)
-        .read_concern(ReadConcern::local())
-        .selection_criteria(primary())
-        .await?;
-    let mut documents = HashMap::with_capacity(batch.len());
-    while let Some(document) = found.try_next().await? {
-        if let Some(named) = DocumentRef::of_stored(namespace.clone(), &document) {
-            documents.insert(named.key().as_bytes().to_vec(), document);
+            let weight = weight_of(&raw);
+            if is_last || room.holds(weight) {
+                room.shrink_to(weight);
+                return Ok(Some(Outbox { slots: outbox(&raw), room }));
+            }
+            // Made of many small values. Nobody waits for more room while holding some.
+            drop((raw, room));
+            room = self.memory.reserve(weight).await;
+            is_last = true;
         }
     }
-    Ok(documents)
+
+    /// Answers the requests of one collection.
+    async fn settle(&self, batch: Vec<Request>) {
+        let mut open: HashMap<Vec<u8>, Vec<Request>> = HashMap::new();
+        for request in batch {
+            open.entry(request.document.key().as_bytes().to_vec()).or_default().push(request);
+        }
+        let mut alone = Vec::new();
+        while open.len() > 1 {
+            let mut room = self.memory.reserve(REPLY).await;
+            let found = match self.together(&open).await {
+                Ok(found) if !found.is_empty() => found,
+                Ok(_) => break,
+                // Something of one of them; each has the right to its own error.
+                Err(error) if codes::verdict(&error) == Verdict::Refused => break,
+                Err(error) => {
+                    for request in open.into_values().flatten() {
+                        // Whoever asked may have gone.
+                        let _ = request.answer.send(Err(error.clone()));
+                    }
+                    return;
+                }
+            };
+            let before = open.len();
+            for (id, raw) in found {
+                let weight = weight_of(&raw);
+                for request in open.remove(&id).into_iter().flatten() {
+                    if room.holds(weight) {
+                        let outbox = Outbox { slots: outbox(&raw), room: room.split(weight) };
+                        let _ = request.answer.send(Ok(Some(outbox)));
+                    } else {
+                        alone.push(request);
+                    }
+                }
+            }
+            if open.len() == before {
+                break;
+            }
+        }
+
+        let left = open.into_values().flatten().chain(alone);
+        let answered = left.map(|Request { document, answer, .. }| async move {
+            let _ = answer.send(self.alone(&document).await);
+        });
+        join_all(answered).await;
+    }
+
+    /// Those of the documents that fit into one reply, by their key of an `_id` alone.
+    async fn together(
+        &self,
+        open: &HashMap<Vec<u8>, Vec<Request>>,
+    ) -> Result<Vec<(Vec<u8>, RawDocumentBuf)>, Error> {
+        let requests: Vec<_> = open.values().filter_map(|requests| requests.first()).collect();
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
+        let found = collection(&self.client, &first.document.namespace)
+            .find(doc! { "_id": { "$in": ids } })
+            .projection(doc! { OUTBOX: 1 })
+            // Below zero: one reply, and no cursor.
+            .limit(-i64::from(MOST))
+            .read_concern(ReadConcern::local())
+            .selection_criteria(primary())
+            .await?;
+        let found: Vec<RawDocumentBuf> = found.try_collect().await?;
+
+        let mut documents = Vec::with_capacity(found.len());
+        for document in found {
+            if let Some(named) = DocumentRef::of_stored(first.document.namespace.clone(), &document) {
+                documents.push((named.key().as_bytes().to_vec(), document));
+            }
+        }
+        Ok(documents)
+    }
 }
 
 fn outbox(document: &RawDocumentBuf) -> Result<Vec<Slot>, NotAnArray> {

@@ -743,3 +743,288 @@ async fn a_locked_document_does_not_hold_up_the_clears_of_others() {
     assert_eq!(recorder.delivered().len(), 2);
     test.drop().await;
 }
+
+/// A save that is under way in a future that nobody polls any more.
+#[tokio::test]
+async fn closing_ends_with_a_forgotten_save() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = background(&test, &recorder);
+    let orders = test.store(&inline);
+    insert(&orders, Order::new("o-1")).await;
+    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    order.add(1);
+    // Its document is held, so that the save is in the middle when it is forgotten.
+    let mut session = test.client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let touch = doc! { "$set": { "note": "mine" } };
+    test.orders().update_one(doc! { "_id": "o-1" }, touch).session(&mut session).await.unwrap();
+    let mut save = Box::pin(orders.save(&mut order));
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut save).await.is_err());
+
+    tokio::time::timeout(LONG, inline.close(Duration::ZERO)).await.expect("closing ends");
+    session.abort_transaction().await.unwrap();
+    assert!(save.await.unwrap().is_applied(), "and the save can still be finished");
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn closing_may_take_for_ever() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = background(&test, &recorder);
+    let orders = test.store(&inline);
+    insert(&orders, placed("o-1")).await;
+    recorder.wait_tried(1).await;
+    let close = inline.close(Duration::MAX);
+    let deliver = async { recorder.let_through(1) };
+    tokio::time::timeout(LONG, async { tokio::join!(close, deliver) }).await.unwrap();
+    assert!(is_empty(&test.stored("o-1").await));
+    test.drop().await;
+}
+
+/// The broker is blocked: what is on its way has no answer, and what was not begun is given back, too.
+#[tokio::test]
+async fn closing_gives_everything_back_while_the_way_is_lost() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = Inline::builder(&test.client).lease(LONG).deliver_to(recorder.clone());
+    let mut order = placed("o-1");
+    order.add(2);
+    insert(&test.store(&inline), order).await;
+    recorder.wait_tried(1).await;
+    recorder.set_available(false);
+    tokio::time::timeout(LONG / 2, inline.close(Duration::ZERO)).await.unwrap();
+    for entry in test.outbox("o-1").await {
+        assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
+    }
+    test.drop().await;
+}
+
+/// What was not begun need not wait for what was: that may take a lease.
+#[tokio::test]
+async fn a_stop_gives_back_at_once_what_was_not_begun() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let worker = worker(&test, &recorder);
+    let mut order = placed("o-1");
+    order.add(2);
+    insert(&test.store(&Inline::off(&test.client)), order).await;
+    let stop = CancellationToken::new();
+    let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
+    let process = worker.process(&document, Ordering::Ordered, &stop);
+    let stopping = async {
+        recorder.wait_tried(1).await;
+        stop.cancel();
+        let second_is_free = |stored: &Document| {
+            let entry = stored.get_array("outbox").unwrap()[1].as_document().unwrap();
+            !entry.contains_key("claimed_by")
+        };
+        test.wait_until("o-1", second_is_free).await;
+        recorder.let_through(1);
+    };
+    let (processed, ()) = tokio::join!(process, stopping);
+    assert_eq!(processed.unwrap(), Processed::Interrupted);
+    assert_eq!((recorder.amounts(), test.outbox("o-1").await.len()), (vec![1], 1));
+    test.drop().await;
+}
+
+/// Entries of other writers have no date that a process could compare with its clock, and get none.
+#[tokio::test]
+async fn a_released_entry_has_the_date_it_had_before() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let at = mongodb::bson::DateTime::from_millis;
+    let entry = |extra: Document| {
+        let mut entry =
+            doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };
+        entry.extend(extra);
+        entry
+    };
+    let outbox = vec![
+        entry(doc! {}),
+        entry(doc! { "available_at": at(5) }),
+        entry(doc! { "created_at": at(7), "available_at": at(7) }),
+        entry(doc! { "created_at": at(7), "available_at": at(9) }),
+        entry(doc! { "available_at": at(6), "claimed_by": "gone" }),
+    ];
+    test.orders().insert_one(doc! { "_id": "o-1", "total": 0, "outbox": outbox }).await.unwrap();
+    recorder.answer([Outcome::Unavailable("away".into())]);
+    assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Unavailable);
+    let outbox = test.outbox("o-1").await;
+    let dates: Vec<_> = outbox.iter().map(|entry| entry.get_datetime("available_at").ok().copied()).collect();
+    assert_eq!(dates, [None, Some(at(5)), Some(at(7)), Some(at(9)), None]);
+    assert!(outbox.iter().all(|entry| !entry.contains_key("claimed_by")));
+    test.drop().await;
+}
+
+/// Between reading and claiming, another takes the entry, reaches one of its handlers and gives it back: it looks as before.
+#[tokio::test]
+async fn a_claim_misses_an_entry_that_has_reached_a_handler() {
+    struct Half;
+    #[async_trait::async_trait]
+    impl Deliver for Half {
+        async fn deliver(
+            &self,
+            _: &[document_outbox::deliver::Envelope],
+        ) -> Vec<document_outbox::deliver::Answer> {
+            let outcome = Outcome::Unavailable("half of it".into());
+            vec![document_outbox::deliver::Answer { outcome, delivered_to: vec!["mail".into()] }]
+        }
+    }
+    /// Asked between the read and the claim.
+    struct Meanwhile(Processor, document_outbox::DocumentRef, std::sync::atomic::AtomicBool);
+    #[async_trait::async_trait]
+    impl document_outbox::process::Pace for Meanwhile {
+        async fn permits(&self, wanted: usize) -> usize {
+            if !self.2.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                let stop = CancellationToken::new();
+                self.0.process(&self.1, Ordering::Ordered, &stop).await.unwrap();
+            }
+            wanted
+        }
+    }
+    let test = TestDatabase::create().await;
+    insert(&test.store(&Inline::off(&test.client)), placed("o-1")).await;
+    let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
+    let settings = ProcessorSettings { retry: slow_retry(), ..ProcessorSettings::default() };
+    let clock = ServerClock::new(test.client.clone());
+    let other = Processor::new(test.client.clone(), clock, Arc::new(Half), settings);
+    // Warm, so that its pass takes a moment.
+    process(&test, &other, "nobody").await;
+
+    let recorder = Recorder::default();
+    let worker = worker(&test, &recorder).paced(Arc::new(Meanwhile(other, document, false.into())));
+    assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
+    assert_eq!(recorder.delivered()[0].delivered_to, ["mail"], "as the other left it");
+    test.drop().await;
+}
+
+/// P3 (a): what is published and not yet cleared is bounded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_process_repeats_no_more_than_the_bound() {
+    const DOCUMENTS: usize = 8;
+    const MESSAGES: usize = 20;
+    const BOUND: usize = 5;
+    let test = TestDatabase::create().await;
+    let ids: Vec<_> = (0..DOCUMENTS).map(|n| format!("o-{n}")).collect();
+    for id in &ids {
+        let mut order = Order::new(id);
+        (0..MESSAGES).for_each(|amount| order.add(amount.try_into().unwrap()));
+        insert(&test.store(&Inline::off(&test.client)), order).await;
+    }
+    let recorder = Recorder::held();
+    let settings = ProcessorSettings { max_repeats: BOUND, ..ProcessorSettings::default() };
+    let clock = ServerClock::new(test.client.clone());
+    let dying = Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), settings);
+    let tasks = ids.iter().map(|id| {
+        let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), id.as_str());
+        let dying = dying.clone();
+        tokio::spawn(async move {
+            dying.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
+        })
+    });
+    let tasks: Vec<_> = tasks.collect();
+    recorder.let_through(50);
+    recorder.wait_delivered(50).await;
+    for task in tasks {
+        task.abort();
+        // One or another may have come to its end before.
+        drop(task.await);
+    }
+
+    let next = worker(&test, &recorder);
+    recorder.let_through(DOCUMENTS * MESSAGES);
+    for id in &ids {
+        expire_claims(&test, id).await;
+        assert_eq!(process(&test, &next, id).await, Processed::Done);
+    }
+    let delivered = recorder.delivered();
+    let distinct: std::collections::HashSet<_> =
+        delivered.iter().map(|envelope| envelope.id.bytes()).collect();
+    assert_eq!(distinct.len(), DOCUMENTS * MESSAGES);
+    let repeats = delivered.len() - distinct.len();
+    assert!(repeats <= BOUND, "{repeats} repeats");
+    test.drop().await;
+}
+
+/// One write of a delivery fails: what became of the others is known all the same.
+#[tokio::test]
+async fn a_failed_write_hides_nothing_of_the_others() {
+    let test = TestDatabase::create().await;
+    let name = format!("failing-{}", uuid::Uuid::now_v7().simple());
+    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+    options.app_name = Some(name.clone());
+    let client = Client::with_options(options).unwrap();
+    let recorder = Recorder::default();
+    recorder.answer([Outcome::Delivered, Outcome::Transient("no".into())]);
+    let inline = Inline::builder(&client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
+    let orders =
+        Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
+    let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
+    let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+    test.client.database("admin").run_command(fail).await.unwrap();
+
+    let mut order = placed("o-1");
+    order.add(2);
+    let receipt = insert(&orders, order).await;
+    let Dispatch::Settled(settled) = receipt.dispatch else { panic!("{:?}", receipt.dispatch) };
+    let dispositions: Vec<_> = settled.into_iter().map(|(_, disposition)| disposition).collect();
+    assert_eq!(dispositions, [Disposition::Delivered, Disposition::Waiting]);
+    test.drop().await;
+}
+
+/// A handler that has a task save its own document, and waits for that task, waits for a delivery that waits for it.
+#[tokio::test]
+async fn a_handler_that_waits_for_a_spawned_save_is_delivered() {
+    let test = TestDatabase::create().await;
+    let store: Arc<std::sync::OnceLock<Store<Order>>> = Arc::default();
+    let orders = store.clone();
+    let handlers = Handlers::builder().on("again", move |added: Added, _| {
+        let orders = orders.clone();
+        async move {
+            if added.amount == 1 {
+                let save = async move {
+                    orders.get().unwrap().update(&"o-1".to_owned(), |order| order.add(2)).await.unwrap();
+                };
+                tokio::spawn(save).await?;
+            }
+            Ok(())
+        }
+    });
+    let inline = Inline::builder(&test.client)
+        .mode(Mode::Await)
+        .lease(Duration::from_secs(2))
+        .retry(slow_retry())
+        .deliver_to(handlers.build().unwrap());
+    let orders = store.get_or_init(|| test.store(&inline));
+    let receipt = insert(orders, placed("o-1")).await;
+    assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Delivered)]));
+    test.wait_until("o-1", is_empty).await;
+    test.drop().await;
+}
+
+/// Code of the user's that panics where a future is made, not only where it is polled.
+#[tokio::test]
+async fn a_deliverer_that_panics_at_once_costs_an_attempt() {
+    struct Panics;
+    impl Deliver for Panics {
+        fn deliver<'a, 'b, 'c>(
+            &'a self,
+            _: &'b [document_outbox::deliver::Envelope],
+        ) -> futures::future::BoxFuture<'c, Vec<document_outbox::deliver::Answer>>
+        where
+            'a: 'c,
+            'b: 'c,
+            Self: 'c,
+        {
+            panic!("on purpose")
+        }
+    }
+    let test = TestDatabase::create().await;
+    let inline = Inline::builder(&test.client).mode(Mode::Await).retry(slow_retry()).deliver_to(Panics);
+    let receipt = insert(&test.store(&inline), placed("o-1")).await;
+    let retrying = Disposition::Retrying { error: "the deliverer panicked".into() };
+    assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], retrying)]));
+    test.drop().await;
+}

@@ -71,6 +71,18 @@ fn table() -> Vec<Key> {
             "A command is kept while what holds its document back ends within this time; else it is left to the sweep.",
         )
         .with_default("5s"),
+        Key::new(
+            "max_repeats",
+            Kind::Integer(1..=100_000),
+            "At most this many messages are published and not yet cleared: so many are repeated at most when this worker is killed.",
+        )
+        .with_default("256"),
+        Key::new(
+            "memory_mib",
+            Kind::Integer(1..=65_536),
+            "At most this many MiB of outboxes are in memory, as estimated; one document that takes more is processed alone.",
+        )
+        .with_default("64"),
         keys::messages_exchange(),
         Key::new("payload_format", Kind::choice::<Format>(), "How payloads are written.").with_default("json"),
         Key::new(
@@ -174,6 +186,8 @@ fn read(read: &mut Reader<'_>) -> Settings {
             lease: read.duration("claim_lease"),
             retry,
             state_database: read.string("state_database"),
+            max_repeats: read.integer("max_repeats"),
+            memory_bytes: read.integer::<usize>("memory_mib") << 20,
             ..ProcessorSettings::default()
         },
         dispatcher,

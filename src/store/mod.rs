@@ -268,7 +268,7 @@ impl<T: Document> Store<T> {
         );
         loop {
             let mut filter = filter.clone();
-            match taken.as_ref().and_then(Taken::delivered) {
+            match taken.as_ref().map(Taken::delivered) {
                 Some(delivered) => filter.extend(holds_only(delivered)),
                 None if prepared.claim.is_some() => {
                     filter.insert("outbox.0", doc! { "$exists": false });
@@ -469,12 +469,18 @@ impl<T: Document> Store<T> {
         self.check_entries(document, 0, messages.len())?;
         let now = self.inline.now().await.map_err(Error::of_read)?;
         let due = due_now(messages, now);
-        let seat = self.inline.seat_for(due);
+        let seat = self.inline.seat_for(due, messages);
         let claim = match &seat {
             Ok(_) if empty && self.serves_all(messages) => {
                 let claimer = self.inline.claimer();
                 let until = later(now, claimer.lease);
-                Some(Claim { document: document.clone(), token: claimer.token(), until, entries: Vec::new() })
+                Some(Claim {
+                    document: document.clone(),
+                    token: claimer.token(),
+                    until,
+                    counted: false,
+                    entries: Vec::new(),
+                })
             }
             _ => None,
         };

@@ -89,7 +89,7 @@ impl StagedMessages {
         }
         let document = DocumentRef::by_id(self.namespace, id);
         self.inline.metrics().sent(self.ids.len());
-        match self.inline.seat_for(self.due) {
+        match self.inline.seat_for(self.due, &[]) {
             Ok(seat) => self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await,
             Err(why) => {
                 self.inline.left(&document, self.due, &why);
