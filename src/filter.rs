@@ -80,7 +80,7 @@ pub(crate) async fn find(
     let command = codec::encode(&command).map_err(Error::custom)?;
     let mut found = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
     let one = found.advance().await?;
-    Ok(one.then(|| found.current().to_raw_document_buf()))
+    Ok(one.then(|| found.current().to_owned()))
 }
 
 #[derive(Serialize)]
