@@ -29,8 +29,23 @@ use crate::{deliverable::Ordering, outbox::Outbox};
 /// }
 /// ```
 ///
+/// # Identity
+/// The key of an aggregate is what its encoding has as `_id`. [`id`](Document::id) must return that field; an insert and a save
+/// check it and refuse an aggregate without an `_id`, or with two different ones, before anything is written. A `String`, a
+/// number, an `ObjectId`, a `uuid::Uuid` (stored as binary subtype 0), a newtype or a struct can be one as it is, and so can
+/// a field with one of the encodings that `bson` and `uuid` bring, such as `uuid_1_as_binary` or `hex_string_as_object_id`.
+/// For another encoding, make a type of its own for the id that has it.
+///
+/// # Other fields
 /// The document's fields `etag` and `outbox` belong to the library. The struct must not write fields of those names
-/// itself; a [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map that picks them up is fine.
+/// itself; a [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map that picks them up is fine, a struct that denies
+/// unknown fields is not.
+///
+/// Stored fields that the struct doesn't know survive a save: at the top level, in sub-documents, and in those elements of
+/// arrays that can be recognised, see [`ELEMENT_KEYS`](Document::ELEMENT_KEYS).
+///
+/// What is stored must decode as the same struct again. An insert and a save check it. They refuse, for example, a field with
+/// `skip_serializing` and no default, and a map that repeats a field's name.
 ///
 /// **Caveat.** A renamed field with `#[serde(alias = "old")]` makes a document that was saved since hold both names, which serde then
 /// refuses. Rename stored fields with an update of the collection.
@@ -43,7 +58,16 @@ pub trait Document: Serialize + DeserializeOwned + Send + Sync {
     /// `dead_blocks`).
     const ORDERING: Ordering = Ordering::Ordered;
 
-    /// The aggregate's identity, as in the field `_id`.
+    /// By which field the elements of an array are told apart: pairs of a path and a field, such as `("lines", "sku")`. The
+    /// path of an array inside the elements of another is `lines.discounts`.
+    ///
+    /// A save that changes an array keeps the fields that the struct doesn't know in every element that it recognises: one
+    /// that is equal in all that the struct knows, or has the same value of this field (without a declaration, of `_id` or
+    /// `id`), or is in its old place between two neighbours that are recognised. Others are written without; what is
+    /// dropped so is counted (`outbox_unknown_fields_dropped_total`) and logged once for each path.
+    const ELEMENT_KEYS: &'static [(&'static str, &'static str)] = &[];
+
+    /// The aggregate's identity: the field that is stored as `_id`.
     fn id(&self) -> &Self::Id;
 
     /// The aggregate's outbox.

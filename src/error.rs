@@ -130,10 +130,57 @@ pub enum Error {
         field: String,
     },
     /// The aggregate's `_id`, or a field of its shard key, was changed after it was loaded.
-    #[error("{document}: its `_id` or shard key was changed; insert a new document instead")]
+    #[error(
+        "{document}: `{field}` was {was} when it was loaded and is {is} now; insert a new document instead"
+    )]
     IdChanged {
         /// Which.
         document: DocumentRef,
+        /// `_id`, or the field of the shard key.
+        field: String,
+        /// Its value when the aggregate was loaded.
+        was: String,
+        /// Its value now.
+        is: String,
+    },
+    /// The aggregate's encoding has no `_id`, so MongoDB would make one that nobody knows.
+    #[error(
+        "the aggregate's `id()` is {id}, but it encodes no `_id`, so nothing was written: mark the field \
+         `#[serde(rename = \"_id\")]`, and give an id that is an `Option` its value before the insert"
+    )]
+    NoId {
+        /// What `id()` returns.
+        id: String,
+    },
+    /// The aggregate's `id()` and the `_id` of its encoding are two different values.
+    #[error(
+        "the aggregate's `id()` is {id}, but it encodes {encoded} as `_id`, so nothing was written: return the field \
+         `_id` from `id()`; if the field has an encoding of its own, give that to its type instead"
+    )]
+    IdMismatch {
+        /// What `id()` returns, by its own encoding.
+        id: String,
+        /// The `_id` of the encoding.
+        encoded: String,
+    },
+    /// What would be written could not be read as the same struct again.
+    #[error(
+        "{document}: what would be stored does not decode as its struct again, so nothing was written: {reason}"
+    )]
+    Unreadable {
+        /// Which.
+        document: DocumentRef,
+        /// Why, naming the field.
+        reason: String,
+    },
+    /// A field that the struct doesn't know, inside one that was changed, can't be written back.
+    #[error(
+        "field `{field}` is unknown to the struct and cannot be written back, since it is not valid UTF-8, so nothing was \
+         written: repair or remove it in the stored document"
+    )]
+    UnreadableField {
+        /// Its path.
+        field: String,
     },
     /// An update brought by the caller already touches what the library writes.
     #[error("the update already has `{path}`; leave `outbox` and `etag` to the library")]

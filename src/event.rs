@@ -132,6 +132,8 @@ pub enum Shed {
     Unavailable,
     /// It is shutting down.
     Stopped,
+    /// No document of the name given holds them.
+    NotFound,
 }
 
 impl Shed {
@@ -141,6 +143,7 @@ impl Shed {
             Self::Full => "full",
             Self::Unavailable => "unavailable",
             Self::Stopped => "stopped",
+            Self::NotFound => "not_found",
         }
     }
 }

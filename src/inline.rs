@@ -402,6 +402,11 @@ impl Inline {
         self.shared.processor.metrics()
     }
 
+    /// Whether a delivery of messages of this document is under way.
+    pub(crate) fn works_on(&self, document: &DocumentRef) -> bool {
+        self.shared.turns.is_taken(document)
+    }
+
     /// Where delivered messages wait for the next save of their document.
     pub(crate) fn linger(&self) -> Option<&Linger> {
         self.shared.processor.linger()

@@ -45,6 +45,8 @@ series! {
     describe_counter SAVES = "outbox_saves_total", Count;
     /// Messages that a save has made durable.
     describe_counter MESSAGES_SENT = "outbox_messages_sent_total", Count;
+    /// Fields unknown to a struct that a save dropped with array elements it could not recognise.
+    describe_counter UNKNOWN_FIELDS_DROPPED = "outbox_unknown_fields_dropped_total", Count;
     /// Deliveries of one message by `path` and `result`; every one but `unavailable` is an attempt.
     describe_counter DELIVERIES = "outbox_deliveries_total", Count;
     /// From when a message was sent, or scheduled for, to its confirmed delivery, by `path`.
@@ -117,13 +119,14 @@ impl SaveOutcome {
 pub(crate) struct Metrics {
     saves: [Counter; 6],
     messages_sent: Counter,
+    unknown_fields_dropped: Counter,
     deliveries: [Counter; 4],
     delivery_lag: Histogram,
     dead: [Counter; 4],
     unroutable: Counter,
     unreadable: Counter,
     not_mine: Counter,
-    shed: [Counter; 3],
+    shed: [Counter; 4],
     pub(crate) claims_lost: Counter,
     released: Counter,
     handed_off: Counter,
@@ -141,10 +144,11 @@ impl Metrics {
         let results = ["delivered", "transient", "permanent", "unavailable"];
         let reasons =
             [DeadReason::AttemptsExhausted, DeadReason::Permanent, DeadReason::Crashed, DeadReason::Operator];
-        let sheds = [Shed::Full, Shed::Unavailable, Shed::Stopped];
+        let sheds = [Shed::Full, Shed::Unavailable, Shed::Stopped, Shed::NotFound];
         Self {
             saves: saves.map(|outcome| counter!(SAVES, "outcome" => outcome)),
             messages_sent: counter!(MESSAGES_SENT),
+            unknown_fields_dropped: counter!(UNKNOWN_FIELDS_DROPPED),
             deliveries: results.map(|result| counter!(DELIVERIES, "path" => path, "result" => result)),
             delivery_lag: histogram!(DELIVERY_LAG, "path" => path),
             dead: reasons.map(|reason| counter!(DEAD, "reason" => reason.as_str())),
@@ -167,6 +171,10 @@ impl Metrics {
 
     pub(crate) fn sent(&self, messages: usize) {
         self.messages_sent.increment(count(messages));
+    }
+
+    pub(crate) fn unknown_fields_dropped(&self, fields: usize) {
+        self.unknown_fields_dropped.increment(count(fields));
     }
 
     /// Of one message, quick tries in place included.

@@ -50,6 +50,11 @@ impl Turns {
         self.take(document, false).await
     }
 
+    /// Whether somebody works on the document, or waits for that.
+    pub fn is_taken(&self, document: &DocumentRef) -> bool {
+        self.lock().contains_key(&document.map_key())
+    }
+
     /// Takes part without waiting: later comers wait for it, but it waits for nobody.
     pub fn beside(&self, document: &DocumentRef) -> Turn {
         let key = document.map_key();

@@ -20,6 +20,7 @@ use mongodb::{
     bson::{Bson, Document, doc},
 };
 use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 fn background(test: &TestDatabase, recorder: &Recorder) -> Inline {
@@ -102,6 +103,62 @@ async fn entries_are_born_claimed_where_the_outbox_was_proven_empty_and_only_the
     assert_eq!(recorder.amounts(), [1, 2]);
     test.wait_until("o-1", is_empty).await;
     test.drop().await;
+}
+
+/// An aggregate that a process keeps is on the fast path again once its own messages have left.
+#[tokio::test]
+async fn a_kept_aggregate_is_born_claimed_again() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client).retry(slow_retry()).deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    let Inserted::Applied(mut order, _) = orders.insert(placed("o-1")).await.unwrap() else { panic!() };
+    let mut changes = test.orders().watch().await.unwrap();
+    for _ in 0..3 {
+        test.wait_until("o-1", is_empty).await;
+        is_idle(&inline).await;
+        order.add(1);
+        assert!(orders.save(&mut order).await.unwrap().is_applied());
+        let pushed = timeout(LONG, pushed_entry(&mut changes)).await.unwrap();
+        assert!(pushed.get_str("claimed_by").is_ok(), "{pushed}");
+    }
+
+    // One that could not be delivered is still there, and another save goes the long way.
+    recorder.answer([Outcome::Transient("no luck".into())]);
+    for amount in [2, 3] {
+        is_idle(&inline).await;
+        order.add(amount);
+        assert!(orders.save(&mut order).await.unwrap().is_applied());
+    }
+    is_idle(&inline).await;
+    let outbox = test.outbox("o-1").await;
+    assert_eq!((outbox.len(), outbox[1].get("claimed_by")), (2, None));
+    assert_eq!(recorder.amounts(), [1, 1, 1, 1]);
+    test.drop().await;
+}
+
+async fn is_idle(inline: &Inline) {
+    let idle = async {
+        while inline.health().snapshot().in_flight > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, idle).await.unwrap();
+}
+
+/// The first entry that a save pushes onto an empty outbox, as it was written.
+async fn pushed_entry(
+    changes: &mut mongodb::change_stream::ChangeStream<
+        mongodb::change_stream::event::ChangeStreamEvent<Document>,
+    >,
+) -> Document {
+    loop {
+        let Some(change) = changes.next_if_any().await.unwrap() else { continue };
+        let Some(update) = change.update_description else { continue };
+        if let Ok([Bson::Document(entry)]) = update.updated_fields.get_array("outbox").map(Vec::as_slice) {
+            return entry.clone();
+        }
+    }
 }
 
 /// A foreign entry that arrives between load and save stands before the save's own: it must be delivered first.

@@ -228,6 +228,48 @@ async fn saves_and_deletes_are_counted_by_their_outcomes() {
     test.drop().await;
 }
 
+/// P8: what a save drops with an element that it can't recognise is counted.
+#[tokio::test]
+async fn unknown_fields_that_a_save_drops_are_counted() {
+    let test = TestDatabase::create().await;
+    let mut recording = Recording::new();
+    let inline = recording.during(|| Inline::off(&test.client));
+    let carts = Store::<Cart>::new(test.orders(), &inline);
+    let line = |n: i32| doc! { "n": n, "note": "by others", "x": 1 };
+    test.orders().insert_one(doc! { "_id": "c-1", "lines": [line(1), line(2), line(3)] }).await.unwrap();
+    let id = "c-1".to_owned();
+    carts.update(&id, |cart| cart.lines.swap(0, 2)).await.unwrap();
+    carts.update(&id, |cart| cart.lines.remove(1).n).await.unwrap();
+    assert!(!recording.counted().contains_key("outbox_unknown_fields_dropped_total"));
+    carts.update(&id, |cart| cart.lines.iter_mut().for_each(|line| line.n += 10)).await.unwrap();
+    assert_eq!(recording.counted()["outbox_unknown_fields_dropped_total"], 4.0);
+    test.drop().await;
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Cart {
+    #[serde(rename = "_id")]
+    id: String,
+    lines: Vec<CartLine>,
+    #[serde(skip)]
+    outbox: document_outbox::Outbox,
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct CartLine {
+    n: i32,
+}
+
+impl document_outbox::Document for Cart {
+    type Id = String;
+    fn id(&self) -> &String {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut document_outbox::Outbox {
+        &mut self.outbox
+    }
+}
+
 #[tokio::test]
 async fn what_the_inline_dispatcher_does_and_leaves_is_counted_and_its_health_says_it() {
     let test = TestDatabase::create().await;

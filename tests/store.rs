@@ -5,7 +5,7 @@
 mod support;
 
 use document_outbox::{
-    Caps, Document, Error, Inline, Mode, Outbox,
+    Caps, Dispatch, Document, Error, Inline, Mode, Outbox, Shed,
     store::{Deleted, Inserted, Saved},
 };
 use mongodb::bson::{Bson, Uuid, doc, oid::ObjectId};
@@ -401,10 +401,17 @@ async fn an_update_that_writes_the_librarys_fields_itself_is_refused_by_name() {
     let mut outbox = Outbox::default();
     outbox.send(support::Added { amount: 1 });
     let staged = test.store(&inline).stage(&mut outbox).await.unwrap();
-    for update in [doc! { "$set": { "outbox.0.type": "x" } }, doc! { "$unset": { "etag": "" } }] {
+    for update in [
+        doc! { "$set": { "outbox.0.type": "x" } },
+        doc! { "$unset": { "etag": "" } },
+        doc! { "$rename": { "outbox": "x" } },
+        doc! { "$rename": { "x": "outbox" } },
+        doc! { "$rename": { "x": "etag.y" } },
+    ] {
         let error = staged.onto(update).unwrap_err();
         assert!(matches!(error, Error::UpdateTouchesOutbox { .. }), "{error}");
     }
+    assert!(staged.onto(doc! { "$set": { "x": "outbox" }, "$rename": { "x": "outboxes" } }).is_ok());
     assert!(staged.into_new(doc! { "_id": 1, "outbox": [] }).is_err());
     test.drop().await;
 }
@@ -483,5 +490,540 @@ async fn a_changed_shard_key_is_refused() {
     let error = orders.update(&"o-1".into(), |order| order.total = 5).await.unwrap_err();
     assert!(matches!(error, Error::IdChanged { .. }), "{error}");
     orders.update(&"o-1".into(), |order| order.note = Some("x".into())).await.unwrap();
+    test.drop().await;
+}
+
+/// An aggregate with a field `_id` of this type and encoding.
+macro_rules! aggregate {
+    ($name:ident, $id:ty $(, $with:literal)?) => {
+        #[derive(Debug, Serialize, Deserialize)]
+        struct $name {
+            #[serde(rename = "_id" $(, with = $with)?)]
+            id: $id,
+            n: i32,
+            #[serde(skip)]
+            outbox: Outbox,
+        }
+        impl Document for $name {
+            type Id = $id;
+            fn id(&self) -> &$id {
+                &self.id
+            }
+            fn outbox(&mut self) -> &mut Outbox {
+                &mut self.outbox
+            }
+        }
+        impl With<$id> for $name {
+            fn with(id: $id) -> Self {
+                Self { id, n: 0, outbox: Outbox::default() }
+            }
+        }
+    };
+}
+
+trait With<I> {
+    fn with(id: I) -> Self;
+}
+
+/// As `bson` has it under the name `uuid_1_as_binary`, with a feature of its own.
+mod uuid_as_binary {
+    use mongodb::bson::Uuid;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(id: &uuid::Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+        Uuid::from_bytes(id.into_bytes()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<uuid::Uuid, D::Error> {
+        Uuid::deserialize(deserializer).map(|id| uuid::Uuid::from_bytes(id.bytes()))
+    }
+}
+
+/// As `bson` has it under the name `uuid_1_as_java_legacy_binary`.
+mod uuid_of_java {
+    use mongodb::bson::{Binary, Uuid, uuid::UuidRepresentation};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    const JAVA: UuidRepresentation = UuidRepresentation::JavaLegacy;
+
+    pub(super) fn serialize<S: Serializer>(id: &uuid::Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+        Binary::from_uuid_with_representation(Uuid::from_bytes(id.into_bytes()), JAVA).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<uuid::Uuid, D::Error> {
+        let id = Binary::deserialize(deserializer)?.to_uuid_with_representation(JAVA);
+        id.map(|id| uuid::Uuid::from_bytes(id.bytes())).map_err(D::Error::custom)
+    }
+}
+
+/// As `bson` has it under the name `hex_string_as_object_id`.
+mod hex_as_object_id {
+    use mongodb::bson::oid::ObjectId;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error};
+
+    pub(super) fn serialize<S: Serializer>(id: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        ObjectId::parse_str(id).map_err(S::Error::custom)?.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+        ObjectId::deserialize(deserializer).map(|id| id.to_hex())
+    }
+}
+
+/// An encoding that no other program knows.
+mod prefixed {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(id: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("order-{id}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+        String::deserialize(deserializer).map(|id| id.trim_start_matches("order-").to_owned())
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+struct Name(String);
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+struct Key {
+    tenant: i64,
+    order: uuid::Uuid,
+}
+
+aggregate!(ByUuid, uuid::Uuid);
+aggregate!(ByBinaryUuid, uuid::Uuid, "uuid_as_binary");
+aggregate!(ByJavaUuid, uuid::Uuid, "uuid_of_java");
+aggregate!(BySimpleUuid, uuid::Uuid, "uuid::serde::simple");
+aggregate!(ByBsonUuid, Uuid);
+aggregate!(ByObjectId, ObjectId);
+aggregate!(ByHex, String, "hex_as_object_id");
+aggregate!(ByName, Name);
+aggregate!(ByKey, Key);
+aggregate!(ByNumber, u32);
+aggregate!(ByPrefixed, String, "prefixed");
+aggregate!(ByOption, Option<ObjectId>);
+
+/// Inserts, loads, updates, delivers, clears and deletes; what is stored as `_id`.
+async fn lives<T, I>(test: &TestDatabase, id: I) -> Bson
+where
+    T: Document<Id = I> + With<I> + std::fmt::Debug,
+    I: Clone + std::fmt::Debug + Serialize + Send + Sync + 'static,
+{
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let store = || document_outbox::Store::<T>::new(test.orders(), &inline);
+    let mut new = T::with(id.clone());
+    new.outbox().send(Text("inserted".into()));
+    let Inserted::Applied(mut inserted, _) = store().insert(new).await.unwrap() else { panic!("{id:?}") };
+    inserted.outbox().send(Text("saved".into()));
+    assert!(store().save(&mut inserted).await.unwrap().is_applied(), "{id:?}");
+    // A store that has seen no document yet, and one that has.
+    let fresh = store();
+    for text in ["updated", "again"] {
+        fresh.update(&id, |it| _ = it.outbox().send(Text(text.into()))).await.unwrap();
+    }
+    let stored = test.orders().find_one(doc! {}).await.unwrap().unwrap();
+    assert_eq!(stored.get_array("outbox").unwrap().len(), 0, "{id:?}");
+    assert_eq!(recorder.delivered().len(), 4, "{id:?}");
+    assert!(recorder.delivered().iter().all(|it| it.document.id() == *stored.get("_id").unwrap()));
+    let loaded = fresh.load(&id).await.unwrap().unwrap();
+    assert!(matches!(fresh.delete(&loaded).await.unwrap(), Deleted::Done), "{id:?}");
+    assert!(fresh.load(&id).await.unwrap().is_none());
+    stored.get("_id").unwrap().clone()
+}
+
+/// P3: each message of an aggregate is delivered once and cleared, whatever its `_id` is.
+#[tokio::test]
+async fn every_natural_way_of_having_an_id_works() {
+    let test = TestDatabase::create().await;
+    let (uuid, oid) = (uuid::Uuid::new_v4(), ObjectId::new());
+    let subtype = |stored: Bson| match stored {
+        Bson::Binary(binary) => u8::from(binary.subtype),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(subtype(lives::<ByUuid, _>(&test, uuid).await), 0);
+    assert_eq!(subtype(lives::<ByBinaryUuid, _>(&test, uuid).await), 4);
+    assert_eq!(subtype(lives::<ByJavaUuid, _>(&test, uuid).await), 3);
+    assert_eq!(lives::<BySimpleUuid, _>(&test, uuid).await, uuid.simple().to_string().into());
+    assert_eq!(subtype(lives::<ByBsonUuid, _>(&test, Uuid::new()).await), 4);
+    assert_eq!(lives::<ByObjectId, _>(&test, oid).await, oid.into());
+    assert_eq!(lives::<ByHex, _>(&test, oid.to_hex()).await, oid.into());
+    assert_eq!(lives::<ByName, _>(&test, Name("n".into())).await, "n".into());
+    assert!(lives::<ByKey, _>(&test, Key { tenant: 1, order: uuid }).await.as_document().is_some());
+    assert_eq!(lives::<ByNumber, _>(&test, 7).await, Bson::Int64(7));
+    assert_eq!(lives::<ByOption, _>(&test, Some(oid)).await, oid.into());
+    test.drop().await;
+}
+
+/// The identity of these can't be told from their encoding.
+#[derive(Debug, Serialize, Deserialize)]
+struct Unnamed {
+    id: String,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+#[derive(Debug, Serialize, Deserialize)]
+struct Misnamed {
+    #[serde(rename = "_id")]
+    id: String,
+    number: String,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+#[derive(Debug, Serialize, Deserialize)]
+struct Absent {
+    #[serde(rename = "_id", skip_serializing_if = "Option::is_none")]
+    id: Option<ObjectId>,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+macro_rules! named_by {
+    ($name:ident, $field:ident: $id:ty) => {
+        impl Document for $name {
+            type Id = $id;
+            #[allow(clippy::misnamed_getters, reason = "some of these are wrong on purpose")]
+            fn id(&self) -> &$id {
+                &self.$field
+            }
+            fn outbox(&mut self) -> &mut Outbox {
+                &mut self.outbox
+            }
+        }
+    };
+}
+named_by!(Unnamed, id: String);
+named_by!(Misnamed, number: String);
+named_by!(Absent, id: Option<ObjectId>);
+
+async fn refused<T: Document + std::fmt::Debug>(test: &TestDatabase, mut value: T, texts: [&str; 2]) {
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    value.outbox().send(Text("never".into()));
+    let refused = document_outbox::Store::<T>::new(test.orders(), &inline).insert(value).await.unwrap_err();
+    assert!(matches!(refused, Error::NoId { .. } | Error::IdMismatch { .. }), "{refused}");
+    assert!(texts.iter().all(|text| refused.to_string().contains(text)), "{refused}");
+    assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), 0);
+    assert!(recorder.delivered().is_empty());
+}
+
+/// P3: an identity that two parts of the library took for two different ones would have every message delivered twice.
+#[tokio::test]
+async fn an_aggregate_without_one_key_is_never_written() {
+    let test = TestDatabase::create().await;
+    let outbox = Outbox::default;
+    let (id, number) = ("o-1".to_owned(), "n-1".to_owned());
+    refused(&test, Unnamed { id: id.clone(), outbox: outbox() }, ["o-1", "no `_id`"]).await;
+    refused(&test, Misnamed { id: id.clone(), number, outbox: outbox() }, ["o-1", "n-1"]).await;
+    refused(&test, ByPrefixed::with(id), ["\"o-1\"", "\"order-o-1\""]).await;
+    refused(&test, Absent { id: None, outbox: outbox() }, ["null", "`Option`"]).await;
+    refused(&test, ByOption::with(None), ["null", "`Option`"]).await;
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_save_checks_the_key_of_what_it_writes() {
+    let (test, inline) = off().await;
+    test.orders().insert_one(doc! { "_id": "o-1", "number": "o-1", "id": "x", "n": 0 }).await.unwrap();
+    let misnamed = document_outbox::Store::<Misnamed>::new(test.orders(), &inline);
+    let mut loaded = misnamed.load(&"o-1".into()).await.unwrap().unwrap();
+    loaded.number = "n-1".into();
+    let error = misnamed.save(&mut loaded).await.unwrap_err();
+    assert!(matches!(error, Error::IdMismatch { .. }), "{error}");
+    let unnamed = document_outbox::Store::<Unnamed>::new(test.orders(), &inline);
+    let mut loaded = unnamed.load(&"o-1".into()).await.unwrap().unwrap();
+    loaded.outbox.send(Text("never".into()));
+    let error = unnamed.save(&mut loaded).await.unwrap_err();
+    assert!(matches!(error, Error::NoId { .. }), "{error}");
+    let names = document_outbox::Store::<ByName>::new(test.orders(), &inline);
+    let error = names.update(&Name("o-1".into()), |it| it.id = Name("o-2".into())).await.unwrap_err();
+    assert!(matches!(error, Error::IdChanged { .. }), "{error}");
+    assert!(error.to_string().contains("o-1") && error.to_string().contains("o-2"), "{error}");
+    assert_eq!(test.outbox("o-1").await.len(), 0);
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_document_is_saved_under_the_id_it_is_stored_with() {
+    let (test, inline) = off().await;
+    let id = uuid::Uuid::new_v4();
+    // As earlier versions, and other programs, have stored them.
+    let generic = mongodb::bson::Binary {
+        subtype: mongodb::bson::spec::BinarySubtype::Generic,
+        bytes: id.as_bytes().to_vec(),
+    };
+    let oid = ObjectId::new();
+    for id in [Bson::from(generic), oid.to_hex().into(), Bson::Int32(5)] {
+        test.orders().insert_one(doc! { "_id": id, "n": 0 }).await.unwrap();
+    }
+    let uuids = document_outbox::Store::<ByUuid>::new(test.orders(), &inline);
+    uuids.update(&id, |it| it.n = 1).await.unwrap();
+    let oids = document_outbox::Store::<ByObjectId>::new(test.orders(), &inline);
+    oids.update(&oid, |it| it.n = 1).await.unwrap();
+    let numbers = document_outbox::Store::<ByNumber>::new(test.orders(), &inline);
+    numbers.update(&5, |it| it.n = 1).await.unwrap();
+    assert_eq!(test.orders().count_documents(doc! { "n": 1 }).await.unwrap(), 3);
+    // A struct that takes any `_id` asks for the text, which isn't there.
+    test.orders().insert_one(doc! { "_id": oid, "n": 0 }).await.unwrap();
+    test.orders().delete_one(doc! { "_id": oid.to_hex() }).await.unwrap();
+    let any = document_outbox::Store::<Any>::new(test.orders(), &inline);
+    assert!(any.load(&oid.to_hex().into()).await.unwrap().is_none());
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn an_id_that_a_collation_finds_is_saved_and_deleted() {
+    let (test, inline) = off().await;
+    let collation = mongodb::options::Collation::builder()
+        .locale("en")
+        .strength(mongodb::options::CollationStrength::Secondary)
+        .build();
+    test.database.create_collection("orders").collation(collation).await.unwrap();
+    insert(&test, &inline, Order::new("abc")).await;
+    let orders = test.store(&inline);
+    orders.update(&"ABC".into(), |order| order.add(1)).await.unwrap();
+    assert_eq!(test.outbox("abc").await.len(), 1);
+    test.orders().update_one(doc! { "_id": "abc" }, doc! { "$set": { "outbox": [] } }).await.unwrap();
+    let loaded = orders.load(&"ABC".into()).await.unwrap().unwrap();
+    assert!(matches!(orders.delete(&loaded).await.unwrap(), Deleted::Done));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_shard_key_of_another_numeric_type_is_saved() {
+    let (test, inline) = off().await;
+    let orders = test.store(&inline).with_shard_key(["total"]);
+    test.orders().insert_one(doc! { "_id": "o-1", "total": 5_i32 }).await.unwrap();
+    orders.update(&"o-1".into(), |order| order.note = Some("x".into())).await.unwrap();
+    let error = orders.update(&"o-1".into(), |order| order.total = 6).await.unwrap_err();
+    assert!(matches!(&error, Error::IdChanged { field, .. } if field == "total"), "{error}");
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn staged_messages_are_delivered_from_the_document_that_has_them() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let uuids = document_outbox::Store::<ByUuid>::new(test.orders(), &inline);
+    let id = uuid::Uuid::new_v4();
+    assert!(matches!(uuids.insert(ByUuid::with(id)).await.unwrap(), Inserted::Applied(..)));
+    // The struct stores binary subtype 0, a `bson::Uuid` is subtype 4.
+    let given = [(Bson::from("o-1"), false), (Uuid::from_bytes(id.into_bytes()).into(), true)];
+    for (given, found) in given {
+        let mut outbox = Outbox::default();
+        outbox.send(Text("staged".into()));
+        let staged = uuids.stage(&mut outbox).await.unwrap();
+        let update = staged.onto(doc! { "$inc": { "n": 1 } }).unwrap();
+        uuids.collection().update_one(doc! {}, update).await.unwrap();
+        let dispatch = staged.committed(given).await;
+        assert_eq!(matches!(dispatch, Dispatch::Settled(_)), found, "{dispatch:?}");
+        assert_eq!(dispatch == Dispatch::Skipped(Shed::NotFound), !found, "{dispatch:?}");
+    }
+    assert_eq!(recorder.delivered().len(), 2);
+    test.drop().await;
+}
+
+/// Structs that write what they can't read.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(dead_code, reason = "written and never read: that is what the test is about")]
+struct Secret {
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(skip_serializing)]
+    secret: String,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+named_by!(Secret, id: String);
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Strict {
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+named_by!(Strict, id: String);
+#[derive(Debug, Serialize, Deserialize)]
+struct Dated {
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(with = "maybe", skip_serializing_if = "Option::is_none")]
+    at: Option<i64>,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+named_by!(Dated, id: String);
+mod maybe {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(at: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
+        at.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+        Option::deserialize(deserializer)
+    }
+}
+
+/// P1: what can't be read again is refused before anything is written, with its messages.
+#[tokio::test]
+async fn what_the_same_struct_cannot_read_is_not_written() {
+    let (test, inline) = off().await;
+    let (id, outbox) = ("o-1".to_owned(), Outbox::default);
+    let secrets = document_outbox::Store::<Secret>::new(test.orders(), &inline);
+    let secret = Secret { id: id.clone(), secret: "s".into(), outbox: outbox() };
+    let error = secrets.insert(secret).await.unwrap_err();
+    assert!(matches!(error, Error::Unreadable { .. }) && error.to_string().contains("secret"), "{error}");
+    let strict = document_outbox::Store::<Strict>::new(test.orders(), &inline);
+    let error = strict.insert(Strict { id: id.clone(), outbox: outbox() }).await.unwrap_err();
+    assert!(matches!(error, Error::Unreadable { .. }) && error.to_string().contains("etag"), "{error}");
+    assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), 0);
+
+    // What is read depends on the value.
+    let dated = document_outbox::Store::<Dated>::new(test.orders(), &inline);
+    let new = Dated { id: id.clone(), at: Some(1), outbox: outbox() };
+    assert!(matches!(dated.insert(new).await.unwrap(), Inserted::Applied(..)));
+    let before = test.stored("o-1").await;
+    let absent = dated.update(&id, |it| {
+        it.at = None;
+        it.outbox.send(Text("never".into()));
+    });
+    let error = absent.await.unwrap_err();
+    assert!(matches!(error, Error::Unreadable { .. }) && error.to_string().contains("`at`"), "{error}");
+    let flats = document_outbox::Store::<Flat>::new(test.orders(), &inline);
+    let twice = |flat: &mut Flat| drop(flat.rest.insert("_id".into(), "o-2".into()));
+    assert!(flats.update(&id, twice).await.is_err());
+    assert_eq!(test.stored("o-1").await, before);
+    test.drop().await;
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Basket {
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(default)]
+    lines: Vec<Line>,
+    #[serde(default)]
+    parcels: Vec<Parcel>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<Address>,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Line {
+    sku: String,
+    qty: i64,
+}
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Parcel {
+    id: i64,
+    lines: Vec<Line>,
+}
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Address {
+    street: String,
+}
+impl Document for Basket {
+    type Id = String;
+    const ELEMENT_KEYS: &'static [(&'static str, &'static str)] = &[("parcels.lines", "sku")];
+    fn id(&self) -> &String {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+fn line(sku: &str, qty: i64) -> Line {
+    Line { sku: sku.into(), qty }
+}
+
+/// P6: a save loses no stored field that its struct doesn't know, in arrays of every element that can be recognised.
+#[tokio::test]
+async fn fields_unknown_to_the_struct_survive_in_arrays() {
+    let (test, inline) = off().await;
+    let baskets = document_outbox::Store::<Basket>::new(test.orders(), &inline);
+    let (discount, gift) =
+        (doc! { "sku": "a", "qty": 1, "discount": 5 }, doc! { "sku": "b", "qty": 1, "gift": true });
+    let stored = doc! {
+        "_id": "o-1",
+        "lines": [discount.clone(), gift.clone()],
+        "parcels": [{ "id": 1, "lines": [discount.clone(), gift.clone()], "seal": "x" }, { "id": 2, "lines": [], "seal": "y" }],
+        "address": { "street": "s", "geo": [1, 2] },
+    };
+    test.orders().insert_one(&stored).await.unwrap();
+    let id = "o-1".to_owned();
+    let same = |stored: &Bson, expected: Bson| assert_eq!(canonical(stored), canonical(&expected));
+
+    // A line more, and a street.
+    baskets.update(&id, |it| it.lines.push(line("c", 3))).await.unwrap();
+    baskets.update(&id, |it| it.address.as_mut().unwrap().street = "t".into()).await.unwrap();
+    let now = test.stored("o-1").await;
+    same(&now["lines"], vec![discount.clone(), gift.clone(), doc! { "sku": "c", "qty": 3 }].into());
+    same(&now["address"], doc! { "street": "t", "geo": [1, 2] }.into());
+
+    // One removed, one changed in its place; parcels exchanged by their ids, their lines by the declared key.
+    let changed = baskets.update(&id, |it| {
+        it.lines.remove(0);
+        it.parcels.swap(0, 1);
+        it.parcels[1].lines.reverse();
+        it.parcels[1].lines.iter_mut().for_each(|line| line.qty = 9);
+    });
+    changed.await.unwrap();
+    baskets.update(&id, |it| it.lines[0].qty = 7).await.unwrap();
+    let now = test.stored("o-1").await;
+    same(
+        &now["lines"],
+        vec![doc! { "sku": "b", "qty": 7, "gift": true }, doc! { "sku": "c", "qty": 3 }].into(),
+    );
+    let lines =
+        vec![doc! { "sku": "b", "qty": 9, "gift": true }, doc! { "sku": "a", "qty": 9, "discount": 5 }];
+    same(
+        &now["parcels"],
+        vec![doc! { "id": 2, "lines": [], "seal": "y" }, doc! { "id": 1, "lines": lines, "seal": "x" }]
+            .into(),
+    );
+    test.drop().await;
+}
+
+/// Without the order of fields and the width of numbers.
+fn canonical(value: &Bson) -> Bson {
+    match value {
+        Bson::Document(document) => {
+            let mut fields: Vec<_> = document.iter().collect();
+            fields.sort_by_key(|(name, _)| name.as_str());
+            let fields = fields.into_iter().map(|(name, value)| (name.clone(), canonical(value)));
+            fields.collect::<mongodb::bson::Document>().into()
+        }
+        Bson::Array(items) => Bson::Array(items.iter().map(canonical).collect()),
+        Bson::Int32(number) => Bson::Int64((*number).into()),
+        other => other.clone(),
+    }
+}
+
+#[tokio::test]
+async fn no_save_brings_back_what_an_earlier_one_removed() {
+    let (test, inline) = off().await;
+    let baskets = document_outbox::Store::<Basket>::new(test.orders(), &inline);
+    let stored = doc! {
+        "_id": "o-1",
+        "lines": [{ "sku": "a", "qty": 1, "discount": 5 }, { "sku": "b", "qty": 1, "gift": true }],
+        "address": { "street": "s", "geo": 1 },
+    };
+    test.orders().insert_one(stored).await.unwrap();
+    let mut basket = baskets.load(&"o-1".into()).await.unwrap().unwrap();
+    let address = basket.address.take();
+    let removed = basket.lines.remove(0);
+    assert!(baskets.save(&mut basket).await.unwrap().is_applied());
+    basket.address = address;
+    basket.lines.push(removed);
+    assert!(baskets.save(&mut basket).await.unwrap().is_applied());
+    let now = test.stored("o-1").await;
+    assert_eq!(now.get_document("address").unwrap(), &doc! { "street": "s" });
+    let lines = [doc! { "sku": "b", "qty": 1_i64, "gift": true }, doc! { "sku": "a", "qty": 1_i64 }];
+    assert_eq!(now.get_array("lines").unwrap(), &lines.map(Bson::from));
     test.drop().await;
 }

@@ -1,24 +1,28 @@
 //! Which fields a save writes: what changed between the aggregate as loaded and as it is now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use mongodb::bson::{Bson, Document, RawBsonRef, RawDocument};
 
+use super::unknown::{Dropped, Keys, Path, Unknown, carry};
 use crate::{
     codec,
     entry::{ETAG, OUTBOX},
     error::Error,
 };
 
-/// The top-level fields that a save sets and removes.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Changes {
-    pub(crate) set: Document,
-    pub(crate) unset: Vec<String>,
+/// What a save writes: the top-level fields that it sets and removes.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) set: Document,
+    pub(super) unset: Vec<String>,
+    /// What is unknown inside each field that is set.
+    pub(super) unknown: Vec<(String, Option<Unknown>)>,
+    pub(super) dropped: Dropped,
 }
 
 impl Changes {
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.set.is_empty() && self.unset.is_empty()
     }
 }
@@ -27,83 +31,45 @@ impl Changes {
 ///
 /// # Errors
 /// [`Error::ReservedField`] where it writes the library's own fields, [`Error::FieldName`] where a changed field cannot be
-/// addressed, [`Error::Encode`] where the encoding itself is broken.
-pub(crate) fn changes(before: &RawDocument, now: &RawDocument, unknown: &Unknown) -> Result<Changes, Error> {
-    if before.as_bytes() == now.as_bytes() {
-        return Ok(Changes::default());
-    }
+/// addressed, [`Error::UnreadableField`] where an unknown field inside a changed one cannot be written back,
+/// [`Error::Encode`] where the encoding itself is broken.
+pub(super) fn changes(
+    before: &RawDocument,
+    now: &RawDocument,
+    unknown: &BTreeMap<String, Unknown>,
+    keys: Keys,
+) -> Result<Changes, Error> {
     let mut changes = Changes::default();
+    if before.as_bytes() == now.as_bytes() {
+        return Ok(changes);
+    }
+    let before = elements(before)?;
+    let was: HashMap<&str, RawBsonRef<'_>> = before.iter().copied().collect();
+    let mut is = HashSet::new();
     for (name, value) in elements(now)? {
-        if before.get(&name).ok().flatten() == Some(value) {
+        is.insert(name);
+        let was = was.get(name);
+        if was == Some(&value) {
             continue;
         }
-        let mut value = Bson::try_from(value).map_err(|error| broken(&error))?;
-        if let Some(Kept::Within(inner)) = unknown.0.get(&name) {
-            inner.restore(&mut value);
-        }
+        let value = match (unknown.get(name), was) {
+            (Some(inside), Some(was)) => {
+                let carried = carry(inside, *was, value, &Path::of(name, keys), &mut changes.dropped)?;
+                changes.unknown.push((name.to_owned(), carried.unknown));
+                carried.value
+            }
+            _ => Bson::try_from(value).map_err(|error| broken(&error))?,
+        };
         changes.set.insert(addressable(name)?, value);
     }
-    for (name, _) in elements(before)? {
+    for (name, _) in before {
         // Dropping the library's own fields from a map that had picked them up drops nothing that is stored.
-        let is_ours = [ETAG, OUTBOX].contains(&name.as_str());
-        if !is_ours && now.get(&name).ok().flatten().is_none() {
+        let is_ours = [ETAG, OUTBOX].contains(&name);
+        if !is_ours && !is.contains(name) {
             changes.unset.push(addressable(name)?);
         }
     }
     Ok(changes)
-}
-
-/// Fields inside an aggregate's sub-documents that are stored but unknown to its struct, so that setting the sub-document
-/// doesn't drop them. Unknown fields at the top level need no memory: no save touches them.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Unknown(BTreeMap<String, Kept>);
-
-#[derive(Debug, PartialEq)]
-enum Kept {
-    Field(Bson),
-    Within(Unknown),
-}
-
-impl Unknown {
-    /// What `stored` holds in its sub-documents that `known` does not.
-    pub(crate) fn of(stored: &RawDocument, known: &RawDocument) -> Self {
-        let mut found = BTreeMap::new();
-        for (name, known) in elements(known).unwrap_or_default() {
-            let RawBsonRef::Document(known) = known else {
-                continue;
-            };
-            if let Ok(Some(RawBsonRef::Document(stored))) = stored.get(&name) {
-                let within = Self::within(stored, known);
-                if !within.0.is_empty() {
-                    found.insert(name, Kept::Within(within));
-                }
-            }
-        }
-        Self(found)
-    }
-
-    fn within(stored: &RawDocument, known: &RawDocument) -> Self {
-        let Self(mut found) = Self::of(stored, known);
-        for (name, value) in elements(stored).unwrap_or_default() {
-            if known.get(&name).ok().flatten().is_none()
-                && let Ok(value) = Bson::try_from(value)
-            {
-                found.insert(name, Kept::Field(value));
-            }
-        }
-        Self(found)
-    }
-
-    fn restore(&self, value: &mut Bson) {
-        let Bson::Document(document) = value else { return };
-        for (name, kept) in &self.0 {
-            match (kept, document.get_mut(name)) {
-                (Kept::Field(value), None) => _ = document.insert(name.clone(), value.clone()),
-                (Kept::Within(inner), Some(value)) => inner.restore(value),
-                _ => {}
-            }
-        }
-    }
 }
 
 /// Checks that an aggregate doesn't write the library's fields itself, other than as they were stored.
@@ -123,23 +89,27 @@ pub(crate) fn insertable(encoded: &RawDocument) -> Result<Document, Error> {
     codec::to_document(encoded).map_err(|error| broken(&error))
 }
 
-fn elements(document: &RawDocument) -> Result<Vec<(String, RawBsonRef<'_>)>, Error> {
+pub(super) fn elements(document: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>)>, Error> {
     let named = document.iter().map(|element| {
         let (name, value) = element.map_err(|error| broken(&error))?;
-        // A `&str` in one BSON version, a C string in the other.
-        Ok((AsRef::<str>::as_ref(name).to_owned(), value))
+        Ok((text(name), value))
     });
     named.collect()
 }
 
-fn addressable(name: String) -> Result<String, Error> {
-    match name.is_empty() || name.starts_with('$') || name.contains('.') {
-        true => Err(Error::FieldName { field: name }),
-        false => Ok(name),
-    }
+/// The name of a field: a `&str` in one BSON version, a C string in the other.
+pub(super) fn text<N: AsRef<str> + ?Sized>(name: &N) -> &str {
+    name.as_ref()
 }
 
-fn broken(error: &impl std::fmt::Display) -> Error {
+fn addressable(name: &str) -> Result<String, Error> {
+    if name.is_empty() || name.starts_with('$') || name.contains('.') {
+        return Err(Error::FieldName { field: name.into() });
+    }
+    Ok(name.into())
+}
+
+pub(super) fn broken(error: &impl std::fmt::Display) -> Error {
     Error::Encode { what: "the document".into(), reason: error.to_string() }
 }
 
@@ -154,7 +124,7 @@ mod tests {
     }
 
     fn between(before: Document, now: Document) -> Result<Changes, Error> {
-        changes(&raw(before), &raw(now), &Unknown::default())
+        changes(&raw(before), &raw(now), &BTreeMap::new(), &[])
     }
 
     #[test]
@@ -164,17 +134,6 @@ mod tests {
         assert_eq!(found.set, doc! { "b": [1, 2], "d": true });
         assert_eq!(found.unset, ["c"]);
         assert!(between(doc! { "a": f64::NAN }, doc! { "a": f64::NAN }).unwrap().is_empty());
-    }
-
-    #[test]
-    fn unknown_fields_inside_a_changed_sub_document_survive() {
-        let stored =
-            raw(doc! { "address": { "street": "a", "geo": { "x": 1, "y": 2 }, "note": "kept", "gone": 1 } });
-        let before = raw(doc! { "address": { "street": "a", "geo": { "x": 1 }, "gone": 1 } });
-        let now = raw(doc! { "address": { "street": "b", "geo": { "x": 5 } } });
-        let found = changes(&before, &now, &Unknown::of(&stored, &before)).unwrap();
-        let expected = doc! { "address": { "street": "b", "geo": { "x": 5, "y": 2 }, "note": "kept" } };
-        assert_eq!(found.set, expected);
     }
 
     #[test]

@@ -1,16 +1,26 @@
 //! An aggregate as it was loaded, with what the next save needs to know.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+};
 
-use mongodb::bson::{Bson, DateTime, Document as BsonDocument, RawDocumentBuf};
+use mongodb::bson::{Bson, DateTime, Document as BsonDocument, RawBsonRef, RawDocument, RawDocumentBuf};
 
-use super::fields::{Unknown, check_reserved};
+use super::{
+    fields::check_reserved,
+    identity::ID,
+    outcome::Receipt,
+    unknown::{Unknown, unknown},
+};
 use crate::{
-    Document, DocumentRef, Due,
+    Document, DocumentRef, Due, bytes,
     clock::later,
     codec,
     entry::{ETAG, NotAnArray, OUTBOX, type_name},
     error::Error,
+    inline::Dispatch,
+    process::Disposition,
     trace,
 };
 
@@ -23,9 +33,12 @@ pub struct Loaded<T> {
     pub(super) etag: Option<Bson>,
     /// The aggregate as it would be written if nothing were changed.
     pub(super) baseline: RawDocumentBuf,
-    pub(super) unknown: Unknown,
+    /// What the struct doesn't know inside the top-level fields.
+    pub(super) unknown: BTreeMap<String, Unknown>,
     /// Entries in the stored outbox, as far as known.
     pub(super) held: Result<usize, NotAnArray>,
+    /// Whether they may all have been delivered meanwhile.
+    pub(super) hope: Hope,
     /// Bytes of the stored document.
     pub(super) bytes: usize,
 }
@@ -48,24 +61,121 @@ impl<T: Document> Loaded<T> {
         let value: T = codec::decode(raw.as_bytes()).map_err(|error| decode(error.to_string()))?;
         let baseline = encode(&value)?;
         check_reserved(Some(raw), &baseline)?;
-        let field = |name: &str| -> Result<Option<Bson>, Error> {
-            let value = raw.get(name).map_err(|error| decode(error.to_string()))?;
-            value.map(Bson::try_from).transpose().map_err(|error| decode(error.to_string()))
-        };
-        let held = match field(OUTBOX)? {
-            None => Ok(0),
-            Some(Bson::Array(entries)) => Ok(entries.len()),
-            Some(other) => Err(NotAnArray(type_name(&other))),
-        };
+        let etag = raw.get(ETAG).map_err(|error| decode(error.to_string()))?;
+        let etag = etag.map(Bson::try_from).transpose().map_err(|error| decode(error.to_string()))?;
         Ok(Self {
-            etag: field(ETAG)?,
-            unknown: Unknown::of(raw, &baseline),
+            etag,
+            held: held(raw).map_err(decode)?,
+            hope: Hope::default(),
+            unknown: unknown(raw, &baseline, T::ELEMENT_KEYS)?,
             bytes: raw.as_bytes().len(),
             value,
             document,
             baseline,
-            held,
         })
+    }
+
+    /// Remembers the entries of a save, which found so many others there.
+    pub(super) fn has_sent(&mut self, others: usize, receipt: &Receipt) {
+        let sent = receipt.messages.len();
+        let (left, dispatched) = match &receipt.dispatch {
+            Dispatch::Settled(settled) if settled.iter().all(|(_, it)| *it == Disposition::Delivered) => {
+                (0, 0)
+            }
+            Dispatch::Background => (sent, sent),
+            _ => (sent, 0),
+        };
+        if others == 0 {
+            self.hope.was_right();
+        }
+        self.hope.dispatched += dispatched;
+        self.held = self.held.clone().map(|_| others + left);
+    }
+
+    /// Remembers what is unknown in the fields that a save has set.
+    pub(super) fn now_knows(&mut self, set: Vec<(String, Option<Unknown>)>, unset: &[String]) {
+        for field in unset {
+            self.unknown.remove(field);
+        }
+        for (field, unknown) in set {
+            match unknown {
+                Some(unknown) => self.unknown.insert(field, unknown),
+                None => self.unknown.remove(&field),
+            };
+        }
+    }
+
+    /// Whether a field that names the document is other than when it was loaded.
+    pub(super) fn check_named_alike(&self, now: &RawDocument, shard_key: &[String]) -> Result<(), Error> {
+        for field in [ID].into_iter().chain(shard_key.iter().map(String::as_str)) {
+            if bytes::element(&self.baseline, field) != bytes::element(now, field) {
+                return Err(Error::IdChanged {
+                    document: self.document.clone(),
+                    field: field.to_owned(),
+                    was: shown(&self.baseline, field),
+                    is: shown(now, field),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many entries the stored outbox has.
+fn held(raw: &RawDocument) -> Result<Result<usize, NotAnArray>, String> {
+    // Counted without reading the entries.
+    let outbox = raw.get(OUTBOX).map_err(|error| error.to_string())?;
+    match outbox {
+        None => Ok(Ok(0)),
+        Some(RawBsonRef::Array(entries)) => Ok(Ok(entries.into_iter().count())),
+        Some(other) => {
+            let other = Bson::try_from(other).map_err(|error| error.to_string())?;
+            Ok(Err(NotAnArray(type_name(&other))))
+        }
+    }
+}
+
+fn shown(document: &RawDocument, field: &str) -> String {
+    match document.get(field).map(|value| value.map(Bson::try_from)) {
+        Ok(Some(Ok(value))) => value.to_string(),
+        Ok(None) => "absent".to_owned(),
+        Ok(Some(Err(_))) | Err(_) => "unreadable".to_owned(),
+    }
+}
+
+/// Whether a save may take the outbox for empty although entries were counted: those that this aggregate's own saves wrote are
+/// mostly delivered and cleared soon after. The save's filter decides; a hope that was wrong costs two more round trips, so
+/// after each that was, twice as many saves go by without one.
+#[derive(Debug, Default)]
+pub(super) struct Hope {
+    /// How many of the entries counted this process has begun to deliver.
+    pub(super) dispatched: usize,
+    wrong: u32,
+    saves_without: u64,
+}
+
+/// After so many wrong hopes the pause grows no more.
+const MOST_WRONG: u32 = 6;
+
+impl Hope {
+    pub(super) fn covers(&mut self, held: usize) -> bool {
+        if held > self.dispatched {
+            return false;
+        }
+        if self.saves_without > 0 {
+            self.saves_without -= 1;
+            return false;
+        }
+        true
+    }
+
+    pub(super) fn was_right(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(super) fn was_wrong(&mut self) {
+        self.wrong = (self.wrong + 1).min(MOST_WRONG);
+        self.saves_without = 1 << self.wrong;
     }
 }
 

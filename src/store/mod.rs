@@ -8,22 +8,34 @@
 //!
 //! # Guarantees
 //! - A message exists if and only if the save that sent it is committed by the majority.
-//! - Stored fields that the struct doesn't know survive.
+//! - Stored fields that the struct doesn't know survive, in arrays those of every element that can be recognised.
+//! - What is stored decodes as the same struct again, and is found by the same id.
 //! - Documents from before the library, without `etag` and `outbox`, are loaded and saved like the rest.
 //!
 //! # Caveats
 //! A save future that is dropped leaves the save undecided: done or not, never by half.
 
+mod elements;
 mod fields;
+mod identity;
 mod loaded;
 mod outcome;
 mod staged;
+mod unknown;
 
-use std::{marker::PhantomData, time::Duration};
+use std::{
+    collections::BTreeMap,
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{self, AtomicUsize},
+    },
+    time::Duration,
+};
 
 use mongodb::{
     Collection, IndexModel,
-    bson::{Bson, DateTime, Document as BsonDocument, RawDocumentBuf, doc},
+    bson::{Bson, DateTime, Document as BsonDocument, RawDocument, RawDocumentBuf, doc},
     error::Error as DriverError,
     options::{IndexOptions, ReadConcern},
 };
@@ -31,7 +43,8 @@ use tracing::{Instrument, Span};
 
 use self::{
     fields::{changes, check_reserved, insertable},
-    loaded::{encode, entry, scheduled},
+    identity::{ID, check_id, id_of, is_of_one_type, is_unset, named_by, other_forms},
+    loaded::{Hope, encode, entry, scheduled},
 };
 pub use self::{
     loaded::Loaded,
@@ -53,7 +66,6 @@ use crate::{
     linger::Taken,
     metrics::SaveOutcome,
     outbox::new_random,
-    process::Disposition,
     trace,
     write::{self, Answer},
 };
@@ -67,6 +79,8 @@ pub struct Store<T> {
     inline: Inline,
     caps: Caps,
     shard_key: Vec<String>,
+    /// In which form the `_id` that was seen last is encoded.
+    form: Arc<AtomicUsize>,
     aggregate: PhantomData<fn() -> T>,
 }
 
@@ -77,6 +91,7 @@ impl<T> Clone for Store<T> {
             inline: self.inline.clone(),
             caps: self.caps,
             shard_key: self.shard_key.clone(),
+            form: self.form.clone(),
             aggregate: PhantomData,
         }
     }
@@ -91,6 +106,7 @@ impl<T: Document> Store<T> {
             inline: inline.clone(),
             caps: Caps::default(),
             shard_key: Vec::new(),
+            form: Arc::default(),
             aggregate: PhantomData,
         }
     }
@@ -127,11 +143,45 @@ impl<T: Document> Store<T> {
     /// # Errors
     /// [`Error::Decode`] when it doesn't fit the struct, [`Error::Unavailable`] when MongoDB can't be asked.
     pub async fn load(&self, id: &T::Id) -> Result<Option<Loaded<T>>, Error> {
-        let mut document = DocumentRef::by_id(self.collection.namespace(), id_of(id)?);
-        let found = self.find(&document, None, ReadConcern::majority()).await?;
+        let own = id_of(id)?;
+        let others = other_forms(&own);
+        // Most of a store's documents have their `_id` in one form: that of the last one that was seen is tried first.
+        let last = self.form.load(atomic::Ordering::Relaxed);
+        if let Some(form) = last.checked_sub(1).and_then(|place| others.get(place))
+            && let Some(loaded) = self.load_other(&own, &others, equal_to(form)).await?
+        {
+            return Ok(Some(loaded));
+        }
+        let document = DocumentRef::by_id(self.collection.namespace(), own.clone());
+        if let Some(raw) = self.find(&document, None, ReadConcern::majority()).await? {
+            self.form.store(0, atomic::Ordering::Relaxed);
+            return self.read(&raw).map(Some);
+        }
+        if others.is_empty() {
+            return Ok(None);
+        }
+        let any = Bson::from(doc! { "$in": others.clone() });
+        self.load_other(&own, &others, any).await
+    }
+
+    /// Loads an aggregate whose field has an encoding of its own.
+    async fn load_other(&self, own: &Bson, others: &[Bson], id: Bson) -> Result<Option<Loaded<T>>, Error> {
+        let found = self.find_by(doc! { ID: id }, None, ReadConcern::majority()).await?;
         let Some(raw) = found else { return Ok(None) };
-        self.complete(&mut document, &raw)?;
-        Loaded::read(document, &raw).map(Some)
+        let loaded = self.read(&raw)?;
+        // A struct that takes any `_id` tells a text from the ObjectId of the same digits.
+        if !is_of_one_type(own, &id_of(loaded.value.id())?) {
+            return Ok(None);
+        }
+        let place = others.iter().position(|form| *form == loaded.document.id());
+        self.form.store(place.map_or(0, |place| place + 1), atomic::Ordering::Relaxed);
+        Ok(Some(loaded))
+    }
+
+    /// Reads a stored document, which from then on has the name by which it is stored.
+    fn read(&self, raw: &RawDocumentBuf) -> Result<Loaded<T>, Error> {
+        let document = named_by(self.collection.namespace(), &self.shard_key, raw)?;
+        Loaded::read(document, raw)
     }
 
     /// Inserts a new aggregate with the messages it sent.
@@ -150,8 +200,11 @@ impl<T: Document> Store<T> {
     async fn insert_with(&self, mut value: T) -> Result<Inserted<T>, Error> {
         let encoded = encode(&value)?;
         check_reserved(None, &encoded)?;
-        let mut document = DocumentRef::by_id(self.collection.namespace(), id_of(value.id())?);
-        self.complete(&mut document, &encoded)?;
+        let form = check_id(&encoded, value.id())?;
+        if is_unset::<T>(&encoded) {
+            return Err(Error::NoId { id: Bson::Null.to_string() });
+        }
+        let document = named_by(self.collection.namespace(), &self.shard_key, &encoded)?;
         let messages = value.outbox().take();
         // A new document's outbox is empty: its entries can always be born claimed.
         let mut prepared = self.prepare(&document, &messages, true).await?;
@@ -163,17 +216,25 @@ impl<T: Document> Store<T> {
         }
         let bytes = document_bytes(&new);
         self.check_size(&document, bytes, 0)?;
+        // As it is stored, with the library's fields: a struct that refuses those could not be loaded.
+        let stored = codec::encode(&new).map_err(|error| fields::broken(&error))?;
+        check_readable::<T>(&document, &stored)?;
         match write::insert(&self.collection.clone_with_type(), new).await {
             Answer::Done | Answer::Missed => {
-                let held = Ok(prepared.ids.len());
-                let baseline = encoded;
-                let unknown = fields::Unknown::default();
+                self.form.store(form, atomic::Ordering::Relaxed);
+                let mut loaded = Loaded {
+                    value,
+                    document: document.clone(),
+                    etag: Some(etag),
+                    baseline: encoded,
+                    unknown: BTreeMap::new(),
+                    held: Ok(0),
+                    hope: Hope::default(),
+                    bytes,
+                };
                 let receipt = self.dispatch(&document, prepared).await;
-                let etag = Some(etag);
-                Ok(Inserted::Applied(
-                    Box::new(Loaded { value, document, etag, baseline, unknown, held, bytes }),
-                    receipt,
-                ))
+                loaded.has_sent(0, &receipt);
+                Ok(Inserted::Applied(Box::new(loaded), receipt))
             }
             Answer::Unknown(error) => {
                 value.outbox().restore(messages);
@@ -213,18 +274,20 @@ impl<T: Document> Store<T> {
     async fn save_with(&self, loaded: &mut Loaded<T>, messages: &[Staged]) -> Result<Saved, Error> {
         let now = encode(&loaded.value)?;
         let document = loaded.document.clone();
-        let mut named = DocumentRef::by_id(document.namespace.clone(), id_of(loaded.value.id())?);
-        self.complete(&mut named, &now)?;
-        if named != document {
-            return Err(Error::IdChanged { document });
-        }
-        let changes = changes(&loaded.baseline, &now, &loaded.unknown)?;
+        loaded.check_named_alike(&now, &self.shard_key)?;
+        check_id(&now, loaded.value.id())?;
+        let mut changes = changes(&loaded.baseline, &now, &loaded.unknown, T::ELEMENT_KEYS)?;
         if let Some(field) = [ETAG, OUTBOX].into_iter().find(|field| changes.set.contains_key(field)) {
             return Err(Error::ReservedField { field });
         }
         if changes.is_empty() && messages.is_empty() {
             return Ok(Saved::Unchanged);
         }
+        if !changes.is_empty() {
+            check_readable::<T>(&document, &now)?;
+        }
+        let (dropped, unknown) = (std::mem::take(&mut changes.dropped), std::mem::take(&mut changes.unknown));
+        let unset = changes.unset.clone();
         let held = match (&loaded.held, messages.is_empty()) {
             (Ok(held), _) => *held,
             (Err(_), true) => 0,
@@ -243,7 +306,8 @@ impl<T: Document> Store<T> {
             size.held = size.held.saturating_sub(lingering);
             self.check_entries(&document, size.held, messages.len())?;
         }
-        let mut prepared = self.prepare(&document, messages, held == 0).await?;
+        let hopes = size.held > 0 && loaded.hope.covers(size.held) && !self.inline.works_on(&document);
+        let mut prepared = self.prepare(&document, messages, size.held == 0 || hopes).await?;
         let mut taken = prepared.claim.as_ref().and(linger).and_then(|linger| linger.take(&document));
         let sent = match prepared.entries.is_empty() {
             true => 0,
@@ -278,7 +342,7 @@ impl<T: Document> Store<T> {
             let (changes, entries) = match written.take() {
                 Some(written) => written,
                 None => (
-                    fields::changes(&loaded.baseline, &now, &loaded.unknown)?,
+                    fields::changes(&loaded.baseline, &now, &loaded.unknown, T::ELEMENT_KEYS)?,
                     self.entries(&document, messages, prepared.now, prepared.claim.as_ref())?,
                 ),
             };
@@ -295,29 +359,31 @@ impl<T: Document> Store<T> {
                         drop(taken);
                         linger.flush(&document).await;
                     }
-                    Look::Same if prepared.claim.is_some() => prepared.claim = None,
+                    Look::Same if prepared.claim.is_some() => {
+                        prepared.claim = None;
+                        if hopes {
+                            loaded.hope.was_wrong();
+                        }
+                    }
                     Look::Same | Look::Changed => return Ok(Saved::Conflict),
                     Look::Gone => return Ok(Saved::Gone),
                 },
             }
         }
-        let held = match taken {
-            Some(taken) => {
-                taken.done();
-                0
-            }
-            None => held,
-        };
+        let was_empty = prepared.claim.is_some();
+        if let Some(taken) = taken {
+            taken.done();
+        }
         loaded.etag = Some(etag);
         loaded.baseline = now;
         loaded.bytes = bytes;
-        loaded.held = loaded.held.clone().map(|_| held + prepared.ids.len());
-        let receipt = self.dispatch(&document, prepared).await;
-        if let Dispatch::Settled(settled) = &receipt.dispatch
-            && settled.iter().all(|(_, disposition)| *disposition == Disposition::Delivered)
-        {
-            loaded.held = loaded.held.clone().map(|_| held);
+        loaded.now_knows(unknown, &unset);
+        if !dropped.is_empty() {
+            unknown::warn_of(&document.namespace, &dropped);
+            self.inline.metrics().unknown_fields_dropped(dropped.values().sum());
         }
+        let receipt = self.dispatch(&document, prepared).await;
+        loaded.has_sent(if was_empty { 0 } else { held }, &receipt);
         Ok(Saved::Applied(receipt))
     }
 
@@ -427,7 +493,8 @@ impl<T: Document> Store<T> {
         outbox.take();
         Ok(StagedMessages {
             inline: self.inline.clone(),
-            namespace: self.collection.namespace(),
+            collection: self.collection.clone(),
+            shard_key: self.shard_key.clone(),
             ordering: T::ORDERING,
             ids: messages.iter().map(|message| message.id).collect(),
             due: due_now(&messages, now),
@@ -531,28 +598,22 @@ impl<T: Document> Store<T> {
         Receipt { messages, dispatch }
     }
 
-    /// Adds the shard key to a document's name.
-    fn complete(&self, document: &mut DocumentRef, raw: &RawDocumentBuf) -> Result<(), Error> {
-        for field in &self.shard_key {
-            let reason = |error: &dyn std::fmt::Display| Error::Decode {
-                document: document.clone(),
-                reason: format!("shard key field `{field}`: {error}"),
-            };
-            let value = raw.get(field).map_err(|error| reason(&error))?;
-            let value = value.map(Bson::try_from).transpose().map_err(|error| reason(&error))?;
-            document.add_shard_key(field, value.unwrap_or(Bson::Null));
-        }
-        Ok(())
-    }
-
     async fn find(
         &self,
         document: &DocumentRef,
         projection: Option<BsonDocument>,
         concern: ReadConcern,
     ) -> Result<Option<RawDocumentBuf>, Error> {
-        let mut find =
-            self.collection.find_one(document.filter()).read_concern(concern).selection_criteria(primary());
+        self.find_by(document.filter(), projection, concern).await
+    }
+
+    async fn find_by(
+        &self,
+        filter: BsonDocument,
+        projection: Option<BsonDocument>,
+        concern: ReadConcern,
+    ) -> Result<Option<RawDocumentBuf>, Error> {
+        let mut find = self.collection.find_one(filter).read_concern(concern).selection_criteria(primary());
         if let Some(projection) = projection {
             find = find.projection(projection);
         }
@@ -678,8 +739,12 @@ fn due_now(messages: &[Staged], now: DateTime) -> usize {
     messages.iter().filter(|message| scheduled(message.due, now).is_none()).count()
 }
 
-fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
-    codec::encode_value(id).map_err(|error| Error::Encode { what: "`_id`".into(), reason: error.to_string() })
+/// Checks that what would be stored can be loaded again.
+fn check_readable<T: Document>(document: &DocumentRef, content: &RawDocument) -> Result<(), Error> {
+    match codec::decode::<T>(content.as_bytes()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Unreadable { document: document.clone(), reason: error.to_string() }),
+    }
 }
 
 /// Matches an outbox that holds these entries, still under their claim, and nothing else.
@@ -694,7 +759,7 @@ fn holds_only(delivered: &Delivered) -> BsonDocument {
 
 /// The update that writes the changes and appends these entries, or puts them in the place of all that stand there.
 fn update_of(changes: fields::Changes, etag: &Bson, entries: Vec<Bson>, alone: bool) -> BsonDocument {
-    let fields::Changes { mut set, unset } = changes;
+    let fields::Changes { mut set, unset, .. } = changes;
     set.insert(ETAG, etag.clone());
     let mut update = BsonDocument::new();
     if !unset.is_empty() {

@@ -18,13 +18,21 @@
 //! # Ok(()) }
 //! ```
 
-use mongodb::bson::{Bson, Document as BsonDocument, Uuid, doc};
+use mongodb::{
+    Collection,
+    bson::{Bson, Document as BsonDocument, RawDocumentBuf, Uuid, doc},
+    error::Error as DriverError,
+    options::ReadConcern,
+};
 
+use super::identity::{ID, named_by, other_forms};
 use crate::{
-    DocumentRef, Error,
+    DocumentRef, Error, Shed,
+    claim::primary,
     deliverable::Ordering,
     entry::{ETAG, OUTBOX},
     inline::{Dispatch, Inline, Work},
+    key::equal_to,
     outbox::new_random,
 };
 
@@ -35,7 +43,8 @@ use crate::{
 #[must_use = "messages that are not written are lost"]
 pub struct StagedMessages {
     pub(super) inline: Inline,
-    pub(super) namespace: mongodb::Namespace,
+    pub(super) collection: Collection<RawDocumentBuf>,
+    pub(super) shard_key: Vec<String>,
     pub(super) ordering: Ordering,
     pub(super) ids: Vec<Uuid>,
     /// How many of them are due.
@@ -50,11 +59,11 @@ impl StagedMessages {
     /// [`Error::UpdateTouchesOutbox`] where the update writes `outbox` or `etag` itself.
     pub fn onto(&self, mut update: BsonDocument) -> Result<BsonDocument, Error> {
         for (operator, fields) in &update {
-            let fields = fields.as_document().into_iter().flat_map(BsonDocument::keys);
-            let is_ours =
-                |path: &&String| [ETAG, OUTBOX].contains(&path.split('.').next().unwrap_or_default());
-            if let Some(path) = fields.into_iter().find(is_ours) {
-                return Err(Error::UpdateTouchesOutbox { path: format!("{operator}: {path}") });
+            for (path, value) in fields.as_document().into_iter().flatten() {
+                let renamed_to = value.as_str().filter(|_| operator == "$rename");
+                if is_ours(path) || renamed_to.is_some_and(is_ours) {
+                    return Err(Error::UpdateTouchesOutbox { path: format!("{operator}: {path}") });
+                }
             }
         }
         merge(&mut update, "$set", doc! { ETAG: new_random() });
@@ -83,20 +92,56 @@ impl StagedMessages {
     }
 
     /// Starts inline delivery, once the write is committed. Left out, the rescuer delivers.
+    ///
+    /// `id` is the `_id` of the document that was written. A UUID or ObjectId may be given in any of the forms in which a
+    /// document can have it. If no document of that `_id` has the messages, the rescuer delivers them, and a warning says so.
     pub async fn committed(self, id: impl Into<Bson>) -> Dispatch {
-        if self.entries.is_empty() {
-            return Dispatch::Nothing;
-        }
-        let document = DocumentRef::by_id(self.namespace, id);
+        let Some(first) = self.ids.first() else { return Dispatch::Nothing };
+        let id = id.into();
+        let named = DocumentRef::by_id(self.collection.namespace(), id.clone());
         self.inline.metrics().sent(self.ids.len());
-        match self.inline.seat_for(self.due, &[]) {
-            Ok(seat) => self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await,
+        let seat = match self.inline.seat_for(self.due, &[]) {
+            Ok(seat) => seat,
             Err(why) => {
-                self.inline.left(&document, self.due, &why);
-                why
+                self.inline.left(&named, self.due, &why);
+                return why;
             }
-        }
+        };
+
+        let document = match self.find(&id, *first).await {
+            Ok(Some(document)) => document,
+            Ok(None) => {
+                tracing::warn!(
+                    document = %named,
+                    "no document of this `_id` has the staged messages: either it is not the `_id` of the document that was \
+                     written, or the write is not committed; if it is, the rescuer delivers them"
+                );
+                let why = Dispatch::Skipped(Shed::NotFound);
+                self.inline.left(&named, self.due, &why);
+                return why;
+            }
+            // The delivery will meet the same trouble, and report it.
+            Err(_unasked) => named,
+        };
+        self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await
     }
+
+    /// The document that has the messages, by its stored name.
+    async fn find(&self, id: &Bson, message: Uuid) -> Result<Option<DocumentRef>, DriverError> {
+        let mut any = vec![doc! { ID: equal_to(id) }];
+        any.extend(other_forms(id).into_iter().map(|form| doc! { ID: form }));
+        let filter = doc! { "$or": any, "outbox.id": message };
+        let mut projection = doc! { ID: 1 };
+        projection.extend(self.shard_key.iter().map(|field| (field.clone(), Bson::Int32(1))));
+        let find = self.collection.find_one(filter).projection(projection);
+        let found = find.read_concern(ReadConcern::local()).selection_criteria(primary()).await?;
+        Ok(found.and_then(|found| named_by(self.collection.namespace(), &self.shard_key, &found).ok()))
+    }
+}
+
+fn is_ours(path: &str) -> bool {
+    let field = path.split('.').next().unwrap_or_default();
+    [ETAG, OUTBOX].contains(&field)
 }
 
 fn merge(update: &mut BsonDocument, operator: &str, fields: BsonDocument) {

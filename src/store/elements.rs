@@ -1,0 +1,379 @@
+//! Which element of a changed array is which element of the array before.
+//!
+//! # Flow
+//! In this order, each step only for elements that the steps before left over:
+//! 1. equal in all that the struct knows, by the longest common subsequence; then equal ones that have moved;
+//! 2. the same value of the declared key, or else of `_id` or `id`, where no other element has it;
+//! 3. the same place, where the lengths are equal and both neighbours are recognised in their places, unless the keys differ.
+//!
+//! # Caveats
+//! The longest common subsequence takes time and memory by the product of the lengths of what is left between an equal head and
+//! an equal tail. Above a bound it is left out: equal elements are then taken in the order in which they come, which
+//! differs only where some of them are equal to each other.
+
+use std::collections::{HashMap, VecDeque};
+
+use mongodb::bson::{RawBsonRef, RawDocument};
+
+/// The fields by which elements are told apart where no key is declared; the first that is there counts.
+const USUAL_KEYS: [&str; 2] = ["_id", "id"];
+
+/// How many pairs the longest common subsequence may compare.
+const MOST_PAIRS: usize = 250_000;
+
+/// For each element of the array as it is now, which element of the array before it is.
+pub(super) fn recognise(
+    before: &[RawBsonRef<'_>],
+    now: &[RawBsonRef<'_>],
+    key: Option<&str>,
+) -> Vec<Option<usize>> {
+    let mut found = Recognised::none(before.len(), now.len());
+    let (numbers_before, numbers_now) = numbered(before, now);
+    found.equal_ones(&numbers_before, &numbers_now);
+    if found.is_complete() {
+        return found.now;
+    }
+    found.by_key(before, now, key);
+    if before.len() == now.len() {
+        found.between_recognised_ones(before, now, key);
+    }
+    found.now
+}
+
+/// For each element of an array as its struct writes it, which element of the stored array it was read from. `agrees` says
+/// of two whether the second can have been read from the first.
+pub(super) fn read_from(
+    stored: &[RawBsonRef<'_>],
+    known: &[RawBsonRef<'_>],
+    key: Option<&str>,
+    agrees: impl Fn(RawBsonRef<'_>, RawBsonRef<'_>) -> bool,
+) -> Vec<Option<usize>> {
+    let mut found = Recognised::none(stored.len(), known.len());
+    for place in 0..stored.len().min(known.len()) {
+        if agrees(stored[place], known[place]) {
+            found.pair(place, place);
+        }
+    }
+    if found.is_complete() {
+        return found.now;
+    }
+
+    // The struct keeps them in an order of its own, such as a set's, or has left some out.
+    found.by_key(stored, known, key);
+    let (stored_rest, known_rest) = found.rest();
+    found.in_order(&stored_rest, &known_rest, |i, j| agrees(stored[i], known[j]));
+    if stored.len() == known.len() {
+        // What is left was read as something else than it is, such as a text without its spaces.
+        for place in 0..known.len() {
+            if found.is_free(place) {
+                found.pair(place, place);
+            }
+        }
+    }
+    found.now
+}
+
+/// Numbers that are equal exactly when documents and arrays are, to be compared instead of them. Other values hold nothing
+/// that could be unknown: all of one type have the same number.
+fn numbered<'a>(before: &[RawBsonRef<'a>], now: &[RawBsonRef<'a>]) -> (Vec<usize>, Vec<usize>) {
+    let mut numbers: HashMap<(u8, &'a [u8]), usize> = HashMap::new();
+    let mut number = |value: &RawBsonRef<'a>| {
+        let bytes = match value {
+            RawBsonRef::Document(document) => document.as_bytes(),
+            RawBsonRef::Array(array) => array.as_bytes(),
+            _ => &[],
+        };
+        let next = numbers.len();
+        *numbers.entry((value.element_type() as u8, bytes)).or_insert(next)
+    };
+    let before = before.iter().map(&mut number).collect();
+    (before, now.iter().map(number).collect())
+}
+
+struct Recognised {
+    /// For each element before, which one it is now.
+    before: Vec<Option<usize>>,
+    /// For each element now, which one it was.
+    now: Vec<Option<usize>>,
+}
+
+impl Recognised {
+    fn none(before: usize, now: usize) -> Self {
+        Self { before: vec![None; before], now: vec![None; now] }
+    }
+
+    fn pair(&mut self, before: usize, now: usize) {
+        self.before[before] = Some(now);
+        self.now[now] = Some(before);
+    }
+
+    fn is_complete(&self) -> bool {
+        self.now.iter().all(Option::is_some)
+    }
+
+    /// Those before and now that are not recognised yet.
+    fn rest(&self) -> (Vec<usize>, Vec<usize>) {
+        let unpaired = |all: &[Option<usize>]| (0..all.len()).filter(|place| all[*place].is_none()).collect();
+        (unpaired(&self.before), unpaired(&self.now))
+    }
+
+    fn is_free(&self, place: usize) -> bool {
+        self.before[place].is_none() && self.now[place].is_none()
+    }
+
+    fn equal_ones(&mut self, before: &[usize], now: &[usize]) {
+        let shorter = before.len().min(now.len());
+        let head = (0..shorter).take_while(|place| before[*place] == now[*place]).count();
+        for place in 0..head {
+            self.pair(place, place);
+        }
+
+        for back in 1..=shorter - head {
+            let (last_before, last_now) = (before.len() - back, now.len() - back);
+            if before[last_before] != now[last_now] {
+                break;
+            }
+            self.pair(last_before, last_now);
+        }
+
+        let (rest_before, rest_now) = self.rest();
+        if rest_before.len().saturating_mul(rest_now.len()) <= MOST_PAIRS {
+            for (i, j) in longest_common_subsequence(&rest_before, &rest_now, |i, j| before[i] == now[j]) {
+                self.pair(i, j);
+            }
+        }
+        self.moved_ones(before, now);
+    }
+
+    /// Equal elements wherever they are, in the order in which they come.
+    fn moved_ones(&mut self, before: &[usize], now: &[usize]) {
+        let (rest_before, rest_now) = self.rest();
+        let mut places: HashMap<usize, VecDeque<usize>> = HashMap::new();
+        for place in rest_before {
+            places.entry(before[place]).or_default().push_back(place);
+        }
+        for place in rest_now {
+            if let Some(found) = places.get_mut(&now[place]).and_then(VecDeque::pop_front) {
+                self.pair(found, place);
+            }
+        }
+    }
+
+    /// For each of these now, the next of those before that is the same, as far as the bound on pairs reaches.
+    fn in_order(&mut self, before: &[usize], now: &[usize], same: impl Fn(usize, usize) -> bool) {
+        let (mut compared, mut next) = (0, 0);
+        for place in now {
+            for nth in (next..before.len()).chain(0..next) {
+                if self.before[before[nth]].is_some() {
+                    continue;
+                }
+                compared += 1;
+                if compared > MOST_PAIRS {
+                    return;
+                }
+                if same(before[nth], *place) {
+                    self.pair(before[nth], *place);
+                    next = nth + 1;
+                    break;
+                }
+            }
+        }
+    }
+
+    fn by_key(&mut self, before: &[RawBsonRef<'_>], now: &[RawBsonRef<'_>], declared: Option<&str>) {
+        // A key that stands twice names nothing, also where one of the two is recognised already.
+        let (keys_before, keys_now) = (unique_keys(before, declared), unique_keys(now, declared));
+        for (key, now) in keys_now {
+            let before = keys_before.get(&key).copied();
+            if let Some(before) = before
+                && self.before[before].is_none()
+                && self.now[now].is_none()
+            {
+                self.pair(before, now);
+            }
+        }
+    }
+
+    fn between_recognised_ones(
+        &mut self,
+        before: &[RawBsonRef<'_>],
+        now: &[RawBsonRef<'_>],
+        declared: Option<&str>,
+    ) {
+        // Beyond either end there is nothing that could have moved.
+        let mut in_place = vec![true; now.len() + 2];
+        for place in 0..now.len() {
+            in_place[place + 1] = self.now[place] == Some(place);
+        }
+        for place in 0..now.len() {
+            let is_between = in_place[place] && in_place[place + 2];
+            if is_between && self.is_free(place) && !have_other_keys(before[place], now[place], declared) {
+                self.pair(place, place);
+            }
+        }
+    }
+}
+
+/// Whether the keys of these say that they are two different elements.
+fn have_other_keys(before: RawBsonRef<'_>, now: RawBsonRef<'_>, declared: Option<&str>) -> bool {
+    match (key_of(before, declared), key_of(now, declared)) {
+        (Some(before), Some(now)) => before != now,
+        _ => false,
+    }
+}
+
+/// The keys that stand once, and where.
+fn unique_keys(elements: &[RawBsonRef<'_>], declared: Option<&str>) -> HashMap<String, usize> {
+    let mut places: HashMap<String, Option<usize>> = HashMap::new();
+    for (place, element) in elements.iter().enumerate() {
+        if let Some(key) = key_of(*element, declared) {
+            places.entry(key).and_modify(|place| *place = None).or_insert(Some(place));
+        }
+    }
+    places.into_iter().filter_map(|(key, place)| Some((key, place?))).collect()
+}
+
+/// The name and value of an element's key, as text that is equal where they are.
+fn key_of(element: RawBsonRef<'_>, declared: Option<&str>) -> Option<String> {
+    let RawBsonRef::Document(element) = element else { return None };
+    let named = |name: &str| Some(format!("{name}: {}", value_of(element, name)?));
+    match declared {
+        Some(name) => named(name),
+        None => USUAL_KEYS.into_iter().find_map(named),
+    }
+}
+
+fn value_of(element: &RawDocument, name: &str) -> Option<String> {
+    match element.get(name).ok().flatten()? {
+        RawBsonRef::Null | RawBsonRef::Undefined => None,
+        // A number that was read may be written as one of another type.
+        RawBsonRef::Int32(number) => Some(number.to_string()),
+        RawBsonRef::Int64(number) => Some(number.to_string()),
+        RawBsonRef::Double(number) => Some(number.to_string()),
+        value => Some(format!("{value:?}")),
+    }
+}
+
+/// Pairs of the longest subsequence that both have, by dynamic programming.
+fn longest_common_subsequence(
+    before: &[usize],
+    now: &[usize],
+    same: impl Fn(usize, usize) -> bool,
+) -> Vec<(usize, usize)> {
+    // The length of the longest one of what follows each pair of places.
+    let width = now.len() + 1;
+    let mut longest = vec![0_u32; (before.len() + 1) * width];
+    for i in (0..before.len()).rev() {
+        for j in (0..now.len()).rev() {
+            longest[i * width + j] = if same(before[i], now[j]) {
+                longest[(i + 1) * width + j + 1] + 1
+            } else {
+                longest[(i + 1) * width + j].max(longest[i * width + j + 1])
+            };
+        }
+    }
+
+    let mut pairs = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while i < before.len() && j < now.len() {
+        if same(before[i], now[j]) {
+            pairs.push((before[i], now[j]));
+            (i, j) = (i + 1, j + 1);
+        } else if longest[(i + 1) * width + j] >= longest[i * width + j + 1] {
+            i += 1;
+        } else {
+            j += 1;
+        }
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+
+    use super::*;
+    use crate::codec;
+
+    fn raw(elements: &[Document]) -> RawDocumentBuf {
+        codec::encode(&doc! { "a": elements.iter().cloned().map(Bson::from).collect::<Vec<_>>() }).unwrap()
+    }
+
+    fn elements(raw: &RawDocumentBuf) -> Vec<RawBsonRef<'_>> {
+        raw.get_array("a").unwrap().into_iter().map(Result::unwrap).collect()
+    }
+
+    fn found(before: &[Document], now: &[Document], key: Option<&str>) -> Vec<Option<usize>> {
+        let (before, now) = (raw(before), raw(now));
+        recognise(&elements(&before), &elements(&now), key)
+    }
+
+    fn lines(numbers: &[i32]) -> Vec<Document> {
+        numbers.iter().map(|number| doc! { "n": *number }).collect()
+    }
+
+    #[test]
+    fn equal_elements_are_recognised_around_what_comes_and_goes() {
+        assert_eq!(found(&lines(&[1, 2]), &lines(&[1, 2, 3]), None), [Some(0), Some(1), None]);
+        assert_eq!(found(&lines(&[1, 2, 3]), &lines(&[1, 3]), None), [Some(0), Some(2)]);
+        assert_eq!(found(&lines(&[1, 2]), &lines(&[0, 1, 2]), None), [None, Some(0), Some(1)]);
+        assert_eq!(found(&lines(&[]), &lines(&[1]), None), [None]);
+        assert_eq!(found(&lines(&[1]), &lines(&[]), None), []);
+    }
+
+    #[test]
+    fn of_equal_elements_those_in_order_are_taken() {
+        // The first 7 was removed: by order alone it would be taken for the one that is left.
+        let found = found(&lines(&[7, 1, 7, 2]), &lines(&[1, 7, 9]), None);
+        assert_eq!(found, [Some(1), Some(2), None]);
+    }
+
+    #[test]
+    fn equal_elements_that_have_moved_are_recognised() {
+        assert_eq!(found(&lines(&[1, 2, 3]), &lines(&[3, 1, 2]), None), [Some(2), Some(0), Some(1)]);
+        assert_eq!(found(&lines(&[1, 2]), &lines(&[2, 1]), None), [Some(1), Some(0)]);
+    }
+
+    #[test]
+    fn a_key_is_recognised_wherever_it_is_and_only_once() {
+        let keyed = |keys: &[(&str, i32)]| -> Vec<Document> {
+            keys.iter().map(|(key, n)| doc! { "sku": *key, "n": *n }).collect()
+        };
+        let (before, now) = (keyed(&[("a", 1), ("b", 2)]), keyed(&[("b", 3), ("a", 4), ("c", 1)]));
+        assert_eq!(found(&before, &now, Some("sku")), [Some(1), Some(0), None]);
+        assert_eq!(found(&before, &now, None), [None, None, None]);
+        let twice = keyed(&[("a", 3), ("a", 4), ("c", 1)]);
+        assert_eq!(found(&before, &twice, Some("sku")), [None, None, None]);
+    }
+
+    #[test]
+    fn without_a_declared_key_an_id_is_one() {
+        for name in ["_id", "id"] {
+            let before = [doc! { name: 1, "n": 1 }, doc! { name: 2, "n": 2 }];
+            let now = [doc! { name: 2, "n": 5 }, doc! { name: 1, "n": 6 }];
+            assert_eq!(found(&before, &now, None), [Some(1), Some(0)], "{name}");
+            // Another id in the same place is another element.
+            assert_eq!(found(&before[..1], &now[..1], None), [None], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_changed_element_is_recognised_between_recognised_neighbours() {
+        assert_eq!(found(&lines(&[1, 2, 3]), &lines(&[1, 9, 3]), None), [Some(0), Some(1), Some(2)]);
+        assert_eq!(found(&lines(&[1]), &lines(&[9]), None), [Some(0)]);
+        assert_eq!(found(&lines(&[1, 2, 3]), &lines(&[8, 9, 3]), None), [None, None, Some(2)]);
+        assert_eq!(found(&lines(&[1, 2, 3]), &lines(&[1, 9]), None), [Some(0), None]);
+    }
+
+    #[test]
+    fn above_the_bound_equal_elements_are_still_recognised() {
+        let before: Vec<i32> = (0..2_000).collect();
+        let mut now: Vec<i32> = (1_000..2_000).chain(0..1_000).collect();
+        now[500] = -1;
+        let found = found(&lines(&before), &lines(&now), None);
+        assert_eq!(found[500], None);
+        let recognised = found.iter().zip(&now).filter(|(found, _)| found.is_some());
+        assert!(recognised.clone().all(|(found, now)| found.unwrap() == usize::try_from(*now).unwrap()));
+        assert_eq!(recognised.count(), 1_999);
+    }
+}

@@ -1,0 +1,226 @@
+//! The key of an aggregate: what its encoding has as `_id`, and nothing else.
+//!
+//! # Flow
+//! An insert and a save take the key from the encoding, and refuse an aggregate whose `id()` says something else. A load has
+//! only the id: it looks for the document under the id's own encoding first, and then under the others that a field's
+//! `#[serde(with = ..)]` may give it. After that the document's name is the `_id` as it is stored, byte by byte.
+//!
+//! # Guarantees
+//! What `insert` stores, `load` finds by the same id; where that can't be, `insert` refuses before anything is written.
+
+use mongodb::{
+    Namespace,
+    bson::{
+        Binary, Bson, DateTime, RawBsonRef, RawDocument, doc, oid::ObjectId, spec::BinarySubtype,
+        uuid::UuidRepresentation,
+    },
+};
+
+use super::fields::broken;
+use crate::{DocumentRef, codec, error::Error};
+
+pub(super) const ID: &str = "_id";
+
+/// An id by its own encoding.
+pub(super) fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
+    codec::encode_value(id).map_err(|error| Error::Encode { what: "`_id`".into(), reason: error.to_string() })
+}
+
+/// Checks the `_id` of an aggregate's encoding against what its `id()` says; gives the form of its encoding: zero for the id's
+/// own, else one more than its place among the [other forms](other_forms).
+///
+/// # Errors
+/// [`Error::NoId`] and [`Error::IdMismatch`].
+pub(super) fn check_id<I: serde::Serialize>(encoded: &RawDocument, id: &I) -> Result<usize, Error> {
+    let own = id_of(id)?;
+    let Some(value) = encoded.get(ID).map_err(|error| broken(&error))? else {
+        return Err(Error::NoId { id: own.to_string() });
+    };
+    let encoded = Bson::try_from(value).map_err(|error| broken(&error))?;
+    if is_same(&own, &encoded) {
+        return Ok(0);
+    }
+    match other_forms(&own).iter().position(|form| *form == encoded) {
+        Some(place) => Ok(place + 1),
+        None => Err(Error::IdMismatch { id: own.to_string(), encoded: encoded.to_string() }),
+    }
+}
+
+/// Whether the `_id` is absent: the field is an `Option` that holds nothing, since the aggregate can be read without it.
+pub(super) fn is_unset<T: serde::de::DeserializeOwned>(encoded: &RawDocument) -> bool {
+    if !matches!(encoded.get(ID), Ok(Some(RawBsonRef::Null))) {
+        return false;
+    }
+    let Ok(mut without) = codec::to_document(encoded) else { return false };
+    without.remove(ID);
+    codec::encode(&without).is_ok_and(|without| codec::decode::<T>(without.as_bytes()).is_ok())
+}
+
+/// The name of a document with this content: its `_id` and the fields of the shard key, byte by byte.
+pub(super) fn named_by(
+    namespace: Namespace,
+    shard_key: &[String],
+    content: &RawDocument,
+) -> Result<DocumentRef, Error> {
+    let document = DocumentRef::of_stored(namespace, content);
+    let mut document = document.ok_or_else(|| Error::NoId { id: "unknown".into() })?;
+    for field in shard_key {
+        let reason = |error: &dyn std::fmt::Display| Error::Decode {
+            document: document.clone(),
+            reason: format!("shard key field `{field}`: {error}"),
+        };
+        let value = content.get(field).map_err(|error| reason(&error))?;
+        let value = value.map(Bson::try_from).transpose().map_err(|error| reason(&error))?;
+        document.add_shard_key(field, value.unwrap_or(Bson::Null));
+    }
+    Ok(document)
+}
+
+/// Whether a document that was found under another form of an id has that id: its own `id()` is encoded like the one asked for.
+pub(super) fn is_of_one_type(asked: &Bson, found: &Bson) -> bool {
+    match (asked, found) {
+        (Bson::Binary(asked), Bson::Binary(found)) => asked.subtype == found.subtype,
+        _ => asked.element_type() == found.element_type(),
+    }
+}
+
+/// Whether MongoDB takes these for the same `_id`.
+fn is_same(own: &Bson, encoded: &Bson) -> bool {
+    match (number(own), number(encoded)) {
+        (Some(own), Some(encoded)) => own == encoded,
+        _ => own == encoded || is_same_in_bytes(own, encoded),
+    }
+}
+
+/// As values, two that are not a number differ.
+fn is_same_in_bytes(own: &Bson, encoded: &Bson) -> bool {
+    let bytes = |id: &Bson| codec::encode(&doc! { ID: id.clone() });
+    match (bytes(own), bytes(encoded)) {
+        (Ok(own), Ok(encoded)) => own.as_bytes() == encoded.as_bytes(),
+        _ => false,
+    }
+}
+
+fn number(value: &Bson) -> Option<i128> {
+    match value {
+        Bson::Int32(number) => Some((*number).into()),
+        Bson::Int64(number) => Some((*number).into()),
+        Bson::Double(number) if number.fract() == 0.0 && number.abs() < 2_f64.powi(63) => {
+            Some(*number as i128)
+        }
+        _ => None,
+    }
+}
+
+/// The other ways in which a field may encode the same id: those of the helpers that come with `bson` and `uuid`.
+pub(super) fn other_forms(id: &Bson) -> Vec<Bson> {
+    let mut forms = Vec::new();
+    if let Some(uuid) = uuid_in(id) {
+        forms.extend(forms_of_uuid(uuid));
+    }
+    match id {
+        Bson::ObjectId(id) => forms.push(id.to_hex().into()),
+        Bson::DateTime(date) => forms.extend(codec::rfc3339(*date).map(Bson::String)),
+        Bson::String(text) => {
+            forms.extend(ObjectId::parse_str(text).map(Bson::ObjectId));
+            forms.extend(DateTime::parse_rfc3339_str(text).map(Bson::DateTime));
+        }
+        _ => {}
+    }
+    forms.retain(|form| form != id);
+    forms
+}
+
+fn uuid_in(id: &Bson) -> Option<uuid::Uuid> {
+    match id {
+        Bson::Binary(Binary { subtype: BinarySubtype::Generic | BinarySubtype::Uuid, bytes }) => {
+            uuid::Uuid::from_slice(bytes).ok()
+        }
+        Bson::String(text) => uuid::Uuid::parse_str(text).ok(),
+        _ => None,
+    }
+}
+
+fn forms_of_uuid(uuid: uuid::Uuid) -> Vec<Bson> {
+    let bytes = mongodb::bson::Uuid::from_bytes(uuid.into_bytes());
+    let mut forms = vec![
+        Bson::from(bytes),
+        Binary { subtype: BinarySubtype::Generic, bytes: uuid.as_bytes().to_vec() }.into(),
+        uuid.hyphenated().to_string().into(),
+        uuid.simple().to_string().into(),
+        uuid.urn().to_string().into(),
+        uuid.braced().to_string().into(),
+    ];
+    let legacy =
+        [UuidRepresentation::JavaLegacy, UuidRepresentation::CSharpLegacy, UuidRepresentation::PythonLegacy];
+    for representation in legacy {
+        forms.push(Binary::from_uuid_with_representation(bytes, representation).into());
+    }
+    forms
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    fn encoded(id: impl Into<Bson>) -> mongodb::bson::RawDocumentBuf {
+        codec::encode(&doc! { "_id": id.into(), "n": 1 }).unwrap()
+    }
+
+    #[test]
+    fn an_id_that_a_field_encodes_in_another_form_is_recognised() {
+        let uuid = uuid::Uuid::from_u128(7);
+        assert_eq!(check_id(&encoded(id_of(&uuid).unwrap()), &uuid).unwrap(), 0);
+        for (place, form) in other_forms(&id_of(&uuid).unwrap()).into_iter().enumerate() {
+            assert_eq!(check_id(&encoded(form), &uuid).unwrap(), place + 1);
+        }
+        let id = ObjectId::from_bytes([9; 12]);
+        assert!(check_id(&encoded(id), &id.to_hex()).is_ok());
+        assert!(check_id(&encoded(id.to_hex()), &id).is_ok());
+        assert_eq!(check_id(&encoded(7.0), &7_u32).unwrap(), 0);
+        assert_eq!(check_id(&encoded(f64::NAN), &f64::NAN).unwrap(), 0);
+    }
+
+    #[test]
+    fn an_id_that_says_something_else_is_refused_with_both() {
+        let error = check_id(&encoded("o-1"), &"o-2").unwrap_err();
+        assert!(error.to_string().contains("o-1") && error.to_string().contains("o-2"), "{error}");
+        let without = codec::encode(&doc! { "id": "o-1" }).unwrap();
+        let error = check_id(&without, &"o-1").unwrap_err();
+        assert!(matches!(error, Error::NoId { .. }) && error.to_string().contains("o-1"), "{error}");
+        for (own, other) in [(Bson::Int32(1), Bson::from("1")), (Bson::Null, Bson::Int32(0))] {
+            assert!(check_id(&encoded(other), &own).is_err());
+        }
+    }
+
+    #[test]
+    fn a_number_and_a_name_have_no_other_form() {
+        for id in [Bson::Int32(1), "o-1".into(), Bson::Null, doc! { "a": 1 }.into(), true.into()] {
+            assert_eq!(other_forms(&id), []);
+        }
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Optional {
+        #[serde(rename = "_id")]
+        id: Option<ObjectId>,
+        n: i32,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Any {
+        #[serde(rename = "_id")]
+        id: Bson,
+        n: i32,
+    }
+
+    #[test]
+    fn an_option_without_an_id_is_unset_but_null_can_be_meant() {
+        let null = encoded(Bson::Null);
+        assert!(is_unset::<Optional>(&null));
+        assert!(!is_unset::<Any>(&null));
+        assert!(!is_unset::<Optional>(&encoded(ObjectId::new())));
+    }
+}
