@@ -199,7 +199,8 @@ impl Oversized {
         document: &DocumentRef,
     ) -> Result<Option<Result<Vec<Slot>, NotAnArray>>, Error> {
         let filter = document.select(Document::new());
-        let projection = doc! { "outbox": 1 };
+        // An `_id` need not be readable.
+        let projection = doc! { "_id": 0, "outbox": 1 };
         let find = filter::find(client, &document.namespace, filter, projection, ReadConcern::linearizable());
         // Without a majority it would wait for ever.
         let found = tokio::time::timeout(MAJORITY_TIMEOUT, find).await;

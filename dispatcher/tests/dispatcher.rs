@@ -6,6 +6,8 @@
 mod binary;
 #[path = "../../tests/support/network.rs"]
 mod network;
+#[path = "../../tests/support/odd_ids.rs"]
+mod odd_ids;
 #[path = "../../tests/support/private_broker.rs"]
 mod private_broker;
 #[path = "dispatcher/rate.rs"]
@@ -38,6 +40,7 @@ use document_outbox::{
 };
 use lapin::options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use mongodb::bson::{Bson, DateTime, Document, Uuid, doc, oid::ObjectId};
+use odd_ids::{named, odd_ids, stored, undelivered};
 use outbox_dispatcher::{Dispatcher, DispatcherEvent, DispatcherSettings, Left, Refusal, Running};
 use support::{Added, LONG, Order, Recorder, TestDatabase, uri};
 use tokio::sync::broadcast;
@@ -311,6 +314,28 @@ async fn a_document_with_any_type_of_id_and_a_minimal_foreign_entry_is_processed
     assert_eq!(recorder.delivered().len(), ids.len());
     scene.command("not there").await;
     assert_eq!(worker.finished().await, Processed::Gone);
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+/// P2 At least once, whatever names, types or bytes are in an `_id`: claimed, failed once, delivered and cleared.
+#[tokio::test]
+async fn every_id_that_the_server_stores_is_processed() {
+    let scene = Scene::set().await;
+    let (orders, ids) = (scene.test.orders(), odd_ids());
+    let entry = || doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };
+    let documents: Vec<_> = ids.iter().map(|(_, id)| stored(id, vec![entry()])).collect();
+    odd_ids::insert(&orders, &documents).await;
+    let recorder = Recorder::default();
+    recorder.answer([Outcome::Transient("once".into())]);
+    let mut worker = scene.start(recorder.clone());
+    for (name, id) in &ids {
+        let command = ProcessDocumentMessages::new(named(&orders.namespace(), id), Reason::Sweep);
+        assert_eq!(scene.commands.send(vec![command]).await, [Ok(())], "{name}");
+        assert_eq!(worker.finished().await, Processed::Done, "{name}");
+    }
+    assert_eq!(undelivered(&orders).await, 0);
+    assert_eq!(recorder.delivered().len(), ids.len());
     worker.running.stop().await;
     scene.strike().await;
 }

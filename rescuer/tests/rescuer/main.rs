@@ -7,6 +7,8 @@
 mod broker;
 mod faults;
 mod lease;
+#[path = "../../../tests/support/odd_ids.rs"]
+mod odd_ids;
 mod oplog;
 mod patterns;
 mod position;

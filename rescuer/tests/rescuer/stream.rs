@@ -6,7 +6,10 @@ use document_outbox::command::Reason;
 use mongodb::bson::{Bson, Document, doc};
 use outbox_rescuer::{ReopenCause, RescueEvent, Settings};
 
-use crate::support::*;
+use crate::{
+    odd_ids::{self, odd_ids, stored},
+    support::*,
+};
 
 #[tokio::test]
 async fn a_foreign_push_is_queued_after_the_delay_and_not_before() {
@@ -23,6 +26,24 @@ async fn a_foreign_push_is_queued_after_the_delay_and_not_before() {
     let late = at.duration_since(saved);
     // The insert itself takes a moment before its `wallTime`; server and test share a clock, to the millisecond.
     assert!(late >= DELAY && late < DELAY * 10, "{late:?}");
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P2 At least once, whatever names, types or bytes are in an `_id`.
+#[tokio::test]
+async fn every_id_that_the_server_stores_is_queued() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut running = world.started(&commands, world.settings()).await;
+    let ids = odd_ids();
+    let documents: Vec<_> = ids.iter().map(|(_, id)| stored(id, vec![minimal()])).collect();
+    odd_ids::insert(&orders, &documents).await;
+    while commands.distinct_keys().len() < ids.len() {
+        running.page().await;
+    }
+    let expected = ids.iter().map(|(_, id)| id.as_bytes().to_vec()).collect();
+    assert_eq!(commands.distinct_keys(), expected);
     running.stop().await.unwrap();
     world.end().await;
 }

@@ -323,6 +323,12 @@ impl Recorder {
         self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
     }
 
+    /// The keys of the documents, in bytes.
+    pub(crate) fn distinct_keys(&self) -> HashSet<Vec<u8>> {
+        let taken = self.taken();
+        taken.iter().map(|(command, _)| command.document.key().as_bytes().to_vec()).collect()
+    }
+
     /// Each once, in the order in which they came first: where the sweep may come by as well.
     pub(crate) fn firsts(&self) -> Vec<Bson> {
         let mut firsts: Vec<Bson> = Vec::new();

@@ -6,7 +6,10 @@ use document_outbox::command::Reason;
 use mongodb::bson::{Bson, Document, doc};
 use outbox_rescuer::{RescueEvent, Settings};
 
-use crate::support::*;
+use crate::{
+    odd_ids::{self, odd_ids, stored},
+    support::*,
+};
 
 /// With a sweep so often that a test needn't wait.
 fn sweeping(world: &World) -> Settings {
@@ -23,6 +26,23 @@ async fn the_first_start_finds_what_was_there_before_with_and_without_dates() {
     let running = world.started(&commands, world.settings()).await;
     assert_eq!(commands.ids(), ["dated", "minimal"].map(Bson::from));
     assert!(commands.taken().iter().all(|(command, _)| command.reason == Reason::Sweep));
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P2 At least once, whatever names, types or bytes are in an `_id`.
+#[tokio::test]
+async fn every_id_that_the_server_stores_is_swept() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let (indexed, plain) = (world.indexed_orders().await, world.db.collection("without_index"));
+    let ids = odd_ids();
+    let documents: Vec<_> = ids.iter().map(|(_, id)| stored(id, vec![dated(60_000, 60_000)])).collect();
+    odd_ids::insert(&indexed, &documents).await;
+    odd_ids::insert(&plain, &documents).await;
+    let running = world.started(&commands, world.settings()).await;
+    assert_eq!(commands.taken().len(), 2 * ids.len());
+    let expected = ids.iter().map(|(_, id)| id.as_bytes().to_vec()).collect();
+    assert_eq!(commands.distinct_keys(), expected);
     running.stop().await.unwrap();
     world.end().await;
 }
