@@ -164,6 +164,11 @@ impl Oversized {
         Self { leases: client.database(state_database).collection(LEASES), lease }
     }
 
+    /// The name of the state database.
+    pub(crate) fn database(&self) -> String {
+        self.leases.namespace().db
+    }
+
     /// Takes the lease, or says until when another holds it.
     pub(crate) async fn lease(
         &self,

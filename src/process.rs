@@ -22,7 +22,7 @@ use std::{
 use async_trait::async_trait;
 use futures::FutureExt;
 use mongodb::{
-    Client,
+    Client, Database,
     bson::{DateTime, Uuid},
     error::Error,
 };
@@ -285,6 +285,16 @@ impl Processor {
     /// Where messages go.
     pub fn deliverer(&self) -> &Arc<dyn Deliver> {
         &self.deliver
+    }
+
+    /// The client of the database that it works on.
+    pub fn client(&self) -> &Client {
+        &self.claimer.client
+    }
+
+    /// The database of leases and positions.
+    pub fn state_database(&self) -> Database {
+        self.claimer.client.database(&self.oversized.database())
     }
 
     /// The server's time, by which everything in an outbox is dated.

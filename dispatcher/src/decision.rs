@@ -6,7 +6,8 @@
 //! | held until a time within `hold_within` | is kept for that time |
 //! | no way to deliver | is kept until there is, for `available_within` in all |
 //! | an error of MongoDB that may pass | is kept for a growing pause |
-//! | an error that says "no, now or later" (rights, validation) | is left to the sweep |
+//! | MongoDB away as a whole, or this user without the right | is put back for another worker |
+//! | an error that says "no, now or later" (validation) | is left to the sweep |
 //! | held for longer, or kept for `keep_within` in all | is left to the sweep |
 //! | broken off by a stop | is given back |
 
@@ -21,10 +22,12 @@ use document_outbox::{
 };
 use mongodb::{bson::DateTime, error::Error};
 
-use crate::{DispatcherSettings, Left};
+use crate::{DispatcherSettings, Left, reach::is_away};
 
 /// The least pause before another pass, so that nothing can make it a hot loop.
 const BREATH: Duration = Duration::from_millis(50);
+/// The server's code for a command that the user may not send.
+const UNAUTHORISED: i32 = 13;
 
 /// How a pass ended.
 #[derive(Debug)]
@@ -45,7 +48,31 @@ pub(crate) enum Next {
     /// Another pass, this much later.
     Retry(Duration, Left),
     Leave(Left),
+    /// Another worker may be able to.
+    PutBack(Unable),
     GiveBack,
+}
+
+/// Why another worker may be able to do what this one cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unable {
+    OtherCluster,
+    /// MongoDB refuses this user the collection; says how.
+    Refused(String),
+    /// No server can be worked with; says why.
+    Away(String),
+    /// Too many wait already.
+    Full(Left),
+}
+
+impl From<Unable> for Left {
+    fn from(unable: Unable) -> Self {
+        match unable {
+            Unable::OtherCluster => Self::OtherCluster,
+            Unable::Refused(error) | Unable::Away(error) => Self::MongoDb(error),
+            Unable::Full(why) => why,
+        }
+    }
 }
 
 /// What is known of a command besides its last pass.
@@ -105,6 +132,10 @@ impl Decision {
                 }
                 _ => Next::Leave(Left::Held(hold)),
             },
+            Pass::Failed(error) if is_away(&error) => Next::PutBack(Unable::Away(codes::describe(&error))),
+            Pass::Failed(error) if codes::code(&error) == Some(UNAUTHORISED) => {
+                Next::PutBack(Unable::Refused(codes::describe(&error)))
+            }
             Pass::Failed(error) => {
                 let why = Left::MongoDb(codes::describe(&error));
                 let pause = self.pauses.next().filter(|pause| *pause <= left);

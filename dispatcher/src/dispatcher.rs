@@ -1,16 +1,22 @@
 //! The worker as a whole: takes commands, hands them out, stops in order.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use document_outbox::{
     amqp::{AmqpSettings, Consumer},
     event::Events,
     process::Processor,
 };
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    DispatcherEvent, DispatcherSettings, InvalidSettings, Status, metrics,
+    DispatcherEvent, DispatcherSettings, InvalidSettings, Status,
+    ability::Taking,
+    metrics,
     status::Standing,
     work::{Stops, Work},
 };
@@ -28,8 +34,14 @@ pub struct Running {
     work: Arc<Work>,
     standing: Arc<Standing>,
     tasks: TaskTracker,
-    intake: tokio::task::JoinHandle<()>,
+    /// Those without which it does nothing. None of them ends before a stop.
+    essential: JoinSet<&'static str>,
 }
+
+/// A task without which a worker does nothing has ended, which is a defect.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0} has ended, which is a defect; the worker does nothing without it")]
+pub struct Ended(String);
 
 impl Dispatcher {
     /// A worker that delivers through this processor and consumes commands from this broker.
@@ -65,22 +77,42 @@ impl Dispatcher {
             amqp,
             settings.topology(),
             settings.commands_queue.clone(),
-            settings.prefetch,
+            work.prefetch(),
             "outbox-dispatcher".into(),
         ));
-        let states = consumer.subscribe();
-        let follower = standing.clone();
-        tokio::spawn(async move { follower.follow(states).await });
+        // Before MongoDB has answered, nothing can be done about a command.
+        consumer.pause();
         let tasks = TaskTracker::new();
-        let intake = tokio::spawn(take(consumer.clone(), work.clone(), tasks.clone()));
-        Running { consumer, work, standing, tasks, intake }
+        let mut essential = JoinSet::new();
+        essential.spawn(named("the task that follows the consumer", {
+            let (standing, states) = (standing.clone(), consumer.subscribe());
+            async move { standing.follow(states).await }
+        }));
+        essential.spawn(named("the task that asks MongoDB whether it is there", {
+            let work = work.clone();
+            async move { _ = work.stops().intake.run_until_cancelled(work.watch_mongodb()).await }
+        }));
+        essential.spawn(named("the task that opens and closes the intake", {
+            open_and_close(consumer.clone(), work.clone())
+        }));
+        essential.spawn(named("the task that takes commands", {
+            take(consumer.clone(), work.clone(), tasks.clone())
+        }));
+        Running { consumer, work, standing, tasks, essential }
     }
 
     /// Runs until `stop` is cancelled, then stops in order, within the grace period.
-    pub async fn run(self, stop: CancellationToken) {
-        let running = self.start();
-        stop.cancelled().await;
+    ///
+    /// # Errors
+    /// [`Ended`], when the worker can't go on; it is stopped in order all the same.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Ended> {
+        let mut running = self.start();
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = running.ended() => Err(ended),
+        };
         running.stop().await;
+        ended
     }
 }
 
@@ -105,25 +137,76 @@ impl Running {
         self.consumer.ready().await
     }
 
+    /// Waits until a task without which the worker does nothing has ended, by a panic for example. A worker that was not told to
+    /// stop has no such end. Cancel safe.
+    pub async fn ended(&mut self) -> Ended {
+        match self.essential.join_next().await {
+            Some(Ok(name)) => Ended(name.into()),
+            Some(Err(error)) if error.is_panic() => Ended("a task that panicked".into()),
+            _ => Ended("every task".into()),
+        }
+    }
+
     /// Takes no more commands, and lets what is in hand go on for four fifths of the grace period. Then claims are given back,
-    /// and unfinished commands to the broker.
-    pub async fn stop(self) {
+    /// and unfinished commands to the broker. A broker that is silent doesn't make it longer.
+    pub async fn stop(mut self) {
+        let deadline = Instant::now() + self.work.settings().grace;
+        let soon = deadline - self.work.settings().grace.mul_f64(0.2);
         let Stops { intake, release } = self.work.stops();
-        let grace = self.work.settings().grace;
         intake.cancel();
-        self.consumer.stop_taking().await;
-        // It only ends early where the consumer did.
-        let _ = self.intake.await;
-        self.tasks.close();
-        if tokio::time::timeout(grace.mul_f64(0.8), self.tasks.wait()).await.is_err() {
+        let in_hand = async {
+            self.consumer.stop_taking().await;
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
+        if timeout_at(soon, in_hand).await.is_err() {
             release.cancel();
-            if tokio::time::timeout(grace.mul_f64(0.2), self.tasks.wait()).await.is_err() {
+            self.tasks.close();
+            if timeout_at(deadline, self.tasks.wait()).await.is_err() {
                 tracing::warn!(
                     "the grace period ended before every claim was given back; those end with their lease"
                 );
             }
         }
-        self.consumer.close().await;
+        // What is not settled by now comes again; a broker that doesn't answer is not waited for.
+        let farewell = async {
+            self.consumer.close().await;
+            while self.essential.join_next().await.is_some() {}
+        };
+        let _ = timeout_at(deadline.max(Instant::now() + FAREWELL), farewell).await;
+    }
+}
+
+/// For closing the connection in order when the grace period is over.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// Takes from the queue what this worker is able to work on, until it is stopped.
+async fn open_and_close(consumer: Arc<Consumer>, work: Arc<Work>) {
+    let ability = work.ability();
+    loop {
+        let (taking, until) = ability.taking();
+        match taking {
+            Taking::All => consumer.resume(work.prefetch_now()),
+            Taking::One => consumer.resume(1),
+            Taking::Nothing => consumer.pause(),
+        }
+
+        let next_try = async {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = work.stops().intake.cancelled() => return,
+            () = ability.changed() => {}
+            () = next_try => {}
+        }
     }
 }
 
@@ -139,5 +222,51 @@ async fn take(consumer: Arc<Consumer>, work: Arc<Work>, tasks: TaskTracker) {
             Some(delivery) => drop(tasks.spawn(work.clone().handle(delivery))),
             None => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use document_outbox::{
+        clock::ServerClock,
+        deliver::{Answer, Deliver, Envelope},
+        process::ProcessorSettings,
+    };
+
+    use super::*;
+
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Deliver for Nobody {
+        async fn deliver(&self, _: &[Envelope]) -> Vec<Answer> {
+            Vec::new()
+        }
+    }
+
+    /// Without servers: neither is reached.
+    async fn dispatcher() -> Dispatcher {
+        let client = mongodb::Client::with_uri_str("mongodb://127.0.0.1:1/").await.unwrap();
+        let clock = ServerClock::new(client.clone());
+        let processor = Processor::new(client, clock, Arc::new(Nobody), ProcessorSettings::default());
+        let amqp = AmqpSettings::new("amqp://127.0.0.1:1/%2f").unwrap();
+        Dispatcher::new(processor, amqp, DispatcherSettings::new(["shop.*".parse().unwrap()])).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_worker_whose_consumer_has_ended_ends() {
+        let mut running = dispatcher().await.start();
+        // As it does when its supervisor panics.
+        running.consumer.close().await;
+        assert!(running.ended().await.to_string().contains("has ended"));
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_runs_until_it_is_stopped_has_no_such_end() {
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(dispatcher().await.run(stop.clone()));
+        stop.cancel();
+        assert_eq!(running.await.unwrap(), Ok(()));
     }
 }

@@ -7,8 +7,8 @@ use crate::Refusal;
 /// What became of a command.
 ///
 /// Every delivery begins with [`Refused`](Self::Refused), which ends it, or [`Taken`](Self::Taken), and ends with one of
-/// [`Finished`](Self::Finished), [`Coalesced`](Self::Coalesced), [`LeftToSweep`](Self::LeftToSweep) and
-/// [`GivenBack`](Self::GivenBack). The last is announced after the broker was told.
+/// [`Finished`](Self::Finished), [`Coalesced`](Self::Coalesced), [`LeftToSweep`](Self::LeftToSweep),
+/// [`PutBack`](Self::PutBack) and [`GivenBack`](Self::GivenBack). The last two are announced after the broker was told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DispatcherEvent {
     /// A command was admitted.
@@ -49,6 +49,14 @@ pub enum DispatcherEvent {
         /// What stood in the way.
         why: Left,
     },
+    /// This worker can do nothing about it; not acknowledged, and given back to the broker after a pause, for another worker
+    /// until it expires.
+    PutBack {
+        /// Which document.
+        document: DocumentRef,
+        /// What stood in the way.
+        why: Left,
+    },
     /// The worker stops; not acknowledged, so the broker hands the command to another.
     GivenBack {
         /// Which document.
@@ -65,6 +73,8 @@ pub enum Left {
     Unavailable,
     /// MongoDB did not answer, or refused; says how, without a document's content.
     MongoDb(String),
+    /// It is of another MongoDB cluster than this worker's.
+    OtherCluster,
     /// There are more than can be delivered while one command is kept.
     TookTooLong,
     /// Processing it panicked, which is a defect.

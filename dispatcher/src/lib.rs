@@ -14,6 +14,8 @@
 //! # Guarantees
 //! - A command is acknowledged only once its processing came to its end, after the delivered messages left the document.
 //! - One document is processed by one task of this process at a time.
+//! - A worker that can do nothing about commands takes none, and is not ready: while MongoDB cannot be reached, and when for a
+//!   minute it had only commands of another cluster, or such that MongoDB refuses to its user. Those it had it puts back.
 //! - A stop finishes what is in hand for a while, then gives claims back. An unfinished command is never acknowledged: the
 //!   broker hands it to another worker.
 //!
@@ -31,18 +33,23 @@
 //! handlers of your own, or to run beside the application, give [`Dispatcher::new`] a processor with your
 //! [`Deliver`](document_outbox::deliver::Deliver).
 
+mod ability;
 mod admission;
+mod cluster;
 mod decision;
 mod dispatcher;
 mod event;
 mod metrics;
+mod put_back;
 mod rate;
+mod reach;
+mod repeats;
 mod settings;
 mod status;
 mod work;
 
 pub use admission::Refusal;
-pub use dispatcher::{Dispatcher, Running};
+pub use dispatcher::{Dispatcher, Ended, Running};
 pub use event::{DispatcherEvent, Left};
 pub use outbox_service::NamespacePattern;
 pub use rate::{InvalidRate, Rate};

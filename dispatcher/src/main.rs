@@ -4,13 +4,14 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use document_outbox::{
     RetryPolicy,
-    amqp::TopologyMode,
+    amqp::{State, TopologyMode},
     clock::ServerClock,
     deliver::{PayloadFormat, RabbitMq, RabbitMqSettings},
     process::{Processor, ProcessorSettings},
 };
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
 use outbox_service::{Choice, Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
+use tokio::sync::watch;
 
 const NAME: &str = "outbox-dispatcher";
 const SECOND: Duration = Duration::from_secs(1);
@@ -207,12 +208,23 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     let clock = ServerClock::new(client.clone());
     let deliver = RabbitMq::start(rabbitmq);
     let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);
-    let worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
+    let mut worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
     context.probes.report(Worker(worker.status()));
-    context.stop.cancelled().await;
+    // Without these it would live on and do nothing.
+    let ended: Result<(), Box<dyn Error + Send + Sync>> = tokio::select! {
+        () = context.stop.cancelled() => Ok(()),
+        ended = worker.ended() => Err(ended.into()),
+        () = closed(deliver.subscribe()) => Err("the task that publishes messages has ended".into()),
+    };
     worker.stop().await;
     deliver.close().await;
-    Ok(())
+    ended
+}
+
+/// Waits until a connection's supervisor has ended.
+async fn closed(mut states: watch::Receiver<State>) {
+    // An error says so too.
+    let _ = states.wait_for(|state| *state == State::Closed).await;
 }
 
 struct Worker(Status);

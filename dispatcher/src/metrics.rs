@@ -3,7 +3,7 @@
 use document_outbox::command::{CommandError, Reason};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
-use crate::{DispatcherEvent, Refusal};
+use crate::{DispatcherEvent, Left, Refusal};
 
 const COMMANDS: &str = "outbox_commands_total";
 const REFUSED: &str = "outbox_commands_refused_total";
@@ -13,7 +13,7 @@ const THROTTLED: &str = "outbox_throttled_seconds_total";
 
 const REASONS: [Reason; 5] =
     [Reason::Stream, Reason::Sweep, Reason::Handoff, Reason::Operator, Reason::Other];
-const OUTCOMES: [&str; 4] = ["finished", "coalesced", "left", "given_back"];
+const OUTCOMES: [&str; 6] = ["finished", "coalesced", "left", "put_back", "other_cluster", "given_back"];
 const CAUSES: [&str; 3] = ["malformed", "not_watched", "too_large"];
 
 /// Makes every series known, at zero.
@@ -46,6 +46,8 @@ pub(crate) fn event(event: &DispatcherEvent, reason: Option<Reason>) {
         DispatcherEvent::Finished { .. } => "finished",
         DispatcherEvent::Coalesced { .. } => "coalesced",
         DispatcherEvent::LeftToSweep { .. } => "left",
+        DispatcherEvent::PutBack { why: Left::OtherCluster, .. } => "other_cluster",
+        DispatcherEvent::PutBack { .. } => "put_back",
         DispatcherEvent::GivenBack { .. } => "given_back",
         DispatcherEvent::Refused { refusal } => {
             return counter!(REFUSED, "cause" => cause(refusal)).increment(1);

@@ -53,6 +53,11 @@ impl Rate {
         NonZeroU32::new(messages).filter(|messages| messages.get() <= MOST).map(Self).ok_or(InvalidRate)
     }
 
+    /// Messages in a second.
+    pub(crate) fn messages(self) -> u32 {
+        self.0.get()
+    }
+
     /// How many documents may be processed at a time: what is on its way when MongoDB or the broker stalls goes out at once
     /// afterwards.
     pub(crate) fn abreast(self) -> usize {

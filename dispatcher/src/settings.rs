@@ -33,7 +33,8 @@ pub struct DispatcherSettings {
     /// At most this many messages a second are delivered, by this worker. Default as many as it can.
     pub rate: Option<Rate>,
     /// At most this many commands are taken and not yet settled: those processed, those that wait for their document, and
-    /// those kept for a moment. At least `concurrency`. Default 512.
+    /// those kept for a moment. At least `concurrency`. With a `rate`, no more than half of what it lets through within
+    /// `keep_within`. Commands that this worker can do nothing about, which wait to be put back, are not counted. Default 512.
     pub prefetch: u16,
     /// A command is kept while what holds its document back ends within this time; at most half of `prefetch` wait
     /// like that. Default 5 s.
@@ -118,6 +119,15 @@ impl DispatcherSettings {
         }
     }
 
+    /// The prefetch, and with a rate no more than half of what can be worked off while a command is kept: the rest would be let
+    /// go undelivered, all at the same moment.
+    pub(crate) fn prefetch_at_rate(&self) -> u16 {
+        let Some(rate) = self.rate else { return self.prefetch };
+        let messages = self.keep_within.as_secs_f64() * f64::from(rate.messages()) / 2.0;
+        // As floats go, beyond the range is its end.
+        self.prefetch.min(messages as u16).max(1)
+    }
+
     /// Whether a collection is said both to keep an order and to keep none.
     pub fn contradicts_itself(&self) -> bool {
         NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered)
@@ -175,6 +185,18 @@ mod tests {
         {
             assert!(sentence.starts_with(key), "{sentence}");
         }
+    }
+
+    #[test]
+    fn a_low_rate_leaves_no_command_waiting_past_its_time() {
+        let at = |rate: Option<u32>| {
+            let rate = rate.map(|rate| Rate::per_second(rate).unwrap());
+            DispatcherSettings { rate, ..settings() }.prefetch_at_rate()
+        };
+        assert_eq!((at(None), at(Some(500)), at(Some(1))), (512, 512, 150));
+        let short = DispatcherSettings { keep_within: Duration::from_secs(1), ..settings() };
+        let slow = DispatcherSettings { rate: Some(Rate::per_second(1).unwrap()), ..short };
+        assert_eq!(slow.prefetch_at_rate(), 1, "it takes some all the same");
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub struct Snapshot {
     pub kept: usize,
     /// The most commands in hand, processed, waiting and kept.
     pub prefetch: u16,
+    /// Commands that this worker can do nothing about, and which wait to be put back.
+    pub to_put_back: usize,
+    /// Why no commands are taken, in a sentence: MongoDB is away, or the commands are of no use here. Absent while they are.
+    pub unable: Option<String>,
     /// Messages a second at most; absent where there is no limit.
     pub rate: Option<String>,
     /// How long deliveries have waited for the rate, all added up.
@@ -44,7 +48,7 @@ pub struct Snapshot {
 /// How the consumer of commands stood.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ConsumerSnapshot {
-    /// `idle` before the start, then `connecting`, `ready`, `blocked`, `disconnected`, `misconfigured` or `closed`.
+    /// `idle` before the start, then `connecting`, `ready`, `paused`, `blocked`, `disconnected`, `misconfigured` or `closed`.
     pub state: &'static str,
     /// Since when, in RFC 3339, by the clock of this process.
     pub since: String,
@@ -69,7 +73,9 @@ impl Status {
             in_flight: work.in_flight(),
             concurrency: work.concurrency(),
             kept: work.kept(),
-            prefetch: settings.prefetch,
+            prefetch: work.prefetch(),
+            to_put_back: work.to_put_back(),
+            unable: work.ability().why_unable(),
             rate: settings.rate.map(|rate| rate.to_string()),
             throttled_seconds: work.throttled().as_secs_f64(),
             stopping: work.stops().intake.is_cancelled(),
@@ -84,15 +90,21 @@ impl Snapshot {
     fn why_not_ready(&self) -> Vec<String> {
         let ConsumerSnapshot { state, last_error, .. } = &self.consumer;
         let consuming = match (*state, last_error) {
-            ("ready", _) => None,
+            ("ready" | "paused", _) => None,
             ("disconnected" | "misconfigured" | "blocked", Some(error)) => {
                 Some(format!("commands are not being consumed: {error}"))
             }
             _ => Some(format!("commands are not being consumed: the consumer is {state}")),
         };
+        let unable = match (*state, &self.unable) {
+            ("idle", _) | (_, None) => None,
+            (_, Some(why)) => Some(format!("no commands are taken: {why}")),
+        };
+        let paused = "commands are not being consumed: the consumer is paused";
+        let unable = unable.or_else(|| (*state == "paused").then(|| paused.to_owned()));
         let delivering = (!self.delivery_available).then(|| "there is no way to deliver messages".to_owned());
         let stopping = self.stopping.then(|| "the dispatcher is stopping".to_owned());
-        consuming.into_iter().chain(delivering).chain(stopping).collect()
+        consuming.into_iter().chain(unable).chain(delivering).chain(stopping).collect()
     }
 }
 
@@ -129,10 +141,13 @@ impl Standing {
         let mut now = self.lock();
         let name = name(state);
         // What lies between two looks is not seen. So a consumer that is ready at both was made anew.
-        if std::mem::replace(&mut now.state, name) != name || name == "ready" {
+        let before = std::mem::replace(&mut now.state, name);
+        if before != name || name == "ready" {
             now.since = DateTime::now();
         }
         match state {
+            // After a pause it is the same connection.
+            State::Ready if before == "paused" && now.subscribed > 0 => {}
             State::Ready => {
                 now.subscribed += 1;
                 if now.subscribed > 1 {
@@ -142,7 +157,7 @@ impl Standing {
             State::Blocked { .. } | State::Disconnected { .. } | State::Misconfigured { .. } => {
                 now.last_error = Some(state.to_string());
             }
-            State::Connecting | State::Closed => {}
+            State::Connecting | State::Paused | State::Closed => {}
         }
         metrics::consumer_ready(*state == State::Ready);
     }
@@ -166,6 +181,7 @@ fn name(state: &State) -> &'static str {
     match state {
         State::Connecting => "connecting",
         State::Ready => "ready",
+        State::Paused => "paused",
         State::Blocked { .. } => "blocked",
         State::Disconnected { .. } => "disconnected",
         State::Misconfigured { .. } => "misconfigured",

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[path = "dispatcher/ability.rs"]
+mod ability;
 #[path = "dispatcher/binary.rs"]
 mod binary;
 #[path = "../../tests/support/network.rs"]
@@ -38,7 +40,7 @@ use document_outbox::{
     process::{Processed, Processor, ProcessorSettings},
     store::Inserted,
 };
-use lapin::options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use mongodb::bson::{Bson, DateTime, Document, Uuid, doc, oid::ObjectId};
 use odd_ids::{named, odd_ids, stored, undelivered};
 use outbox_dispatcher::{Dispatcher, DispatcherEvent, DispatcherSettings, Left, Refusal, Running};
@@ -145,6 +147,13 @@ impl Scene {
 
     async fn is_cleared(&self, id: impl Into<Bson>) -> bool {
         self.test.outbox(id).await.is_empty()
+    }
+
+    /// How many commands wait in the queue.
+    async fn depth(&self) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = self.outside.queue_declare(self.name.clone().into(), options, Default::default()).await;
+        queue.unwrap().message_count()
     }
 
     /// Whether the commands queue holds nothing; what was acknowledged is gone for good.
@@ -336,6 +345,26 @@ async fn every_id_that_the_server_stores_is_processed() {
     }
     assert_eq!(undelivered(&orders).await, 0);
     assert_eq!(recorder.delivered().len(), ids.len());
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+/// `keep_within` counts from when a command was taken: waiting for another of its document is part of it.
+#[tokio::test]
+async fn the_wait_for_a_turn_counts_as_keeping() {
+    let scene = Scene::set().await;
+    scene.place("o-1", [1]).await;
+    let recorder = Recorder::held();
+    let settings = DispatcherSettings { keep_within: Duration::from_millis(300), ..scene.settings() };
+    let mut worker = scene.start_with(recorder.clone(), quick_retry(), settings);
+    scene.command("o-1").await;
+    recorder.wait_tried(1).await;
+    scene.command("o-1").await;
+    // The first cannot end before its delivery does.
+    assert_eq!(worker.left().await, Left::TookTooLong);
+    assert_eq!(recorder.wait_tried(1).await.len(), 1);
+    recorder.let_through(1);
+    assert_eq!(worker.finished().await, Processed::Done);
     worker.running.stop().await;
     scene.strike().await;
 }

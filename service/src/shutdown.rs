@@ -1,12 +1,19 @@
 //! The signals that end a daemon.
 
-use std::{io, process};
+use std::{io, process, time::Duration};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// Listens for SIGTERM and SIGINT from now on. The first cancels the token; a second, of either kind, ends the process
+/// Signals closer together are one.
+const ONE_SIGNAL: Duration = Duration::from_secs(1);
+
+/// Listens for SIGTERM and SIGINT from now on. The first cancels the token; a later one, of either kind, ends the process
 /// at once with 143 or 130, as a shell reports a process those signals killed.
+///
+/// Signals within a second of the first count as one with it: a terminal signals the whole process group, and a wrapper in
+/// that group passes its own signal on.
 ///
 /// Must be called within a Tokio runtime. On Windows, Ctrl-C takes the place of both.
 ///
@@ -18,11 +25,20 @@ pub fn signal() -> io::Result<CancellationToken> {
     let cancelled = token.clone();
     tokio::spawn(async move {
         let first = signals.next().await;
-        info!(signal = first.name, "stopping; a second signal ends the process at once");
+        let since = Instant::now();
+        info!(
+            signal = first.name,
+            "stopping; another signal, a second from now or later, ends the process at once"
+        );
         cancelled.cancel();
-        let second = signals.next().await;
-        error!(signal = second.name, "ended before work in hand was done");
-        process::exit(second.exit_code);
+
+        let mut later = signals.next().await;
+        while since.elapsed() < ONE_SIGNAL {
+            info!(signal = later.name, "counts as one with the signal before");
+            later = signals.next().await;
+        }
+        error!(signal = later.name, "ended before work in hand was done");
+        process::exit(later.exit_code);
     });
     Ok(token)
 }

@@ -26,7 +26,7 @@ use std::{
 
 use futures::StreamExt;
 use lapin::{
-    Acker, Channel, Connection,
+    Acker, BasicProperties, Channel, Connection,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
         BasicRejectOptions, QueueDeclareOptions,
@@ -54,6 +54,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub struct Consumer {
     inbox: Arc<Inbox>,
     states: watch::Receiver<State>,
+    intake: watch::Sender<Intake>,
     taking: watch::Receiver<bool>,
     stop: CancellationToken,
     _end: DropGuard,
@@ -72,6 +73,8 @@ pub struct Delivery {
     pub message_type: Option<String>,
     /// The AMQP property `message_id`.
     pub message_id: Option<String>,
+    /// How often a quorum queue has handed it out before; 0 for other queues.
+    pub delivery_count: u32,
     /// The MIME type of the body.
     pub content_type: Option<String>,
     /// The headers that are strings.
@@ -108,7 +111,8 @@ impl Consumer {
         let (put_back, dropped) = mpsc::unbounded_channel();
         let (taking, still_taking) = watch::channel(true);
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
-        let subscription = Subscription { queue, prefetch, tag };
+        let (intake, wanted) = watch::channel(Intake::AtMost(prefetch));
+        let subscription = Subscription { queue, tag, count: 0 };
         let supervisor = Supervisor {
             plan,
             subscription,
@@ -116,12 +120,13 @@ impl Consumer {
             inbox: inbox.clone(),
             put_back,
             dropped,
+            wanted,
             taking,
             stop: stop.clone(),
             end: end.clone(),
         };
         tokio::spawn(supervisor.run());
-        Self { inbox, states, taking: still_taking, stop, _end: end.clone().drop_guard(), end }
+        Self { inbox, states, intake, taking: still_taking, stop, _end: end.clone().drop_guard(), end }
     }
 
     /// The next delivery; none after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel safe.
@@ -161,6 +166,21 @@ impl Consumer {
         states
     }
 
+    /// Takes nothing more for now, and puts back what was not handed out by [`next`](Self::next); the connection stays, and
+    /// deliveries that were handed out can be settled. Returns at once.
+    pub fn pause(&self) {
+        self.want(Intake::Nothing);
+    }
+
+    /// Takes deliveries again after [`pause`](Self::pause), or with another prefetch than before. Returns at once.
+    pub fn resume(&self, prefetch: u16) {
+        self.want(Intake::AtMost(prefetch));
+    }
+
+    fn want(&self, wanted: Intake) {
+        self.intake.send_if_modified(|intake| std::mem::replace(intake, wanted) != wanted);
+    }
+
     /// Ends the subscription: [`next`](Self::next) gives nothing more and what it had not yet given is put back.
     /// Deliveries that were given can still be settled, until [`close`](Self::close) or an error.
     ///
@@ -190,6 +210,7 @@ impl Delivery {
         Self {
             message_type: text(properties.kind()),
             message_id: text(properties.message_id()),
+            delivery_count: delivery_count(&properties),
             content_type: text(properties.content_type()),
             headers: headers.filter_map(|(name, value)| Some((name.to_string(), string(value)?))).collect(),
             exchange: delivery.exchange.to_string(),
@@ -232,6 +253,19 @@ impl fmt::Debug for Delivery {
             .field("body_bytes", &self.body.len())
             .finish_non_exhaustive()
     }
+}
+
+fn delivery_count(properties: &BasicProperties) -> u32 {
+    let count = properties.headers().as_ref().and_then(|table| table.inner().get("x-delivery-count"));
+    let count = match count {
+        Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).ok(),
+        Some(AMQPValue::LongInt(count)) => u32::try_from(*count).ok(),
+        Some(AMQPValue::LongUInt(count)) => Some(*count),
+        Some(AMQPValue::ShortShortUInt(count)) => Some(u32::from(*count)),
+        Some(AMQPValue::ShortUInt(count)) => Some(u32::from(*count)),
+        _ => None,
+    };
+    count.unwrap_or(0)
 }
 
 async fn requeue(acker: Acker) -> lapin::Result<bool> {
@@ -312,10 +346,19 @@ impl Inbox {
     }
 }
 
+/// What a consumer is to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Intake {
+    Nothing,
+    /// So many unsettled deliveries at a time; 0 means any number.
+    AtMost(u16),
+}
+
 struct Subscription {
     queue: String,
-    prefetch: u16,
     tag: String,
+    /// How often it was subscribed to. Part of the tag: what is still held of one subscription doesn't count for the next.
+    count: u64,
 }
 
 struct Supervisor {
@@ -325,9 +368,32 @@ struct Supervisor {
     inbox: Arc<Inbox>,
     put_back: mpsc::UnboundedSender<Acker>,
     dropped: mpsc::UnboundedReceiver<Acker>,
+    wanted: watch::Receiver<Intake>,
     taking: watch::Sender<bool>,
     stop: CancellationToken,
     end: CancellationToken,
+}
+
+/// None when asked to end or to stop before it is done.
+async fn unless_stopped<T>(
+    end: &CancellationToken,
+    stop: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = end.cancelled() => None,
+        () = stop.cancelled() => None,
+        done = work => Some(done),
+    }
+}
+
+/// The next delivery of a subscription; never where there is none.
+async fn next_of(stream: &mut Option<lapin::Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Why a connection is no longer served.
@@ -338,14 +404,14 @@ enum End {
 
 impl Supervisor {
     async fn run(mut self) {
-        let settings = &self.plan.settings;
-        let mut pauses = Pauses::new(settings.reconnect_min, settings.reconnect_max);
+        let (min, max) = (self.plan.settings.reconnect_min, self.plan.settings.reconnect_max);
+        let mut pauses = Pauses::new(min, max);
         // One that is asked to stop before it is subscribed, or after it lost what it held, has nothing to do.
-        while let Some(opened) = self.unless_stopped(self.open()).await {
+        let (end, stop) = (self.end.clone(), self.stop.clone());
+        while let Some(opened) = unless_stopped(&end, &stop, self.open()).await {
             let lived = match opened {
                 Ok((mut link, stream)) => {
                     let since = Instant::now();
-                    self.board.post(State::Ready);
                     let end = self.serve(&mut link, stream).await;
                     if let End::Lost(reason) = &end {
                         self.board.post(State::Disconnected { reason: reason.clone() });
@@ -361,7 +427,7 @@ impl Supervisor {
                     Duration::ZERO
                 }
             };
-            if self.unless_stopped(sleep(pauses.after(lived))).await.is_none() {
+            if unless_stopped(&end, &stop, sleep(pauses.after(lived))).await.is_none() {
                 break;
             }
         }
@@ -369,25 +435,31 @@ impl Supervisor {
         self.board.post(State::Closed);
     }
 
-    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            () = self.end.cancelled() => None,
-            () = self.stop.cancelled() => None,
-            done = work => Some(done),
-        }
-    }
-
-    async fn open(&self) -> Result<(Link, lapin::Consumer), Trouble> {
+    async fn open(&mut self) -> Result<(Link, Option<lapin::Consumer>), Trouble> {
         let link = self.plan.open().await?;
-        let patience = self.plan.settings.connect_timeout;
-        let late = |_| Trouble::Unreachable(format!("no answer to the subscription in {patience:?}"));
-        let stream = timeout(patience, self.subscribe(&link.channel)).await.map_err(late)??;
+        self.subscription.count = 0;
+        let stream = self.subscribe(&link.channel).await?;
         Ok((link, stream))
     }
 
-    async fn subscribe(&self, channel: &Channel) -> Result<lapin::Consumer, Trouble> {
-        let Subscription { queue, prefetch, tag } = &self.subscription;
+    /// Subscribes, or takes nothing, as wanted.
+    async fn subscribe(&mut self, channel: &Channel) -> Result<Option<lapin::Consumer>, Trouble> {
+        let wanted = *self.wanted.borrow_and_update();
+        let Intake::AtMost(prefetch) = wanted else {
+            self.board.post(State::Paused);
+            return Ok(None);
+        };
+
+        self.subscription.count += 1;
+        let patience = self.plan.settings.connect_timeout;
+        let late = |_| Trouble::Unreachable(format!("no answer to the subscription in {patience:?}"));
+        let stream = timeout(patience, self.consume(channel, prefetch)).await.map_err(late)??;
+        self.board.post(State::Ready);
+        Ok(Some(stream))
+    }
+
+    async fn consume(&self, channel: &Channel, prefetch: u16) -> Result<lapin::Consumer, Trouble> {
+        let Subscription { queue, tag, count } = &self.subscription;
         let explain = |error: lapin::Error| match code_of(&error) {
             Some(404) => Trouble::Misconfigured(format!(
                 "the queue {queue:?} does not exist: create it, or name it in a topology set to `declare` ({})",
@@ -395,14 +467,15 @@ impl Supervisor {
             )),
             _ => self.plan.explain(&error),
         };
-        channel.basic_qos(*prefetch, BasicQosOptions::default()).await.map_err(explain)?;
-        let (queue, tag) = (short(queue)?, short(tag)?);
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(explain)?;
+        let tag = if *count == 1 { tag.clone() } else { format!("{tag}-{count}") };
+        let (queue, tag) = (short(queue)?, short(&tag)?);
         let options = BasicConsumeOptions::default();
         channel.basic_consume(queue, tag, options, FieldTable::default()).await.map_err(explain)
     }
 
     /// Passes deliveries on until the connection is lost or nobody wants it any more.
-    async fn serve(&mut self, link: &mut Link, mut stream: lapin::Consumer) -> End {
+    async fn serve(&mut self, link: &mut Link, mut stream: Option<lapin::Consumer>) -> End {
         let gone = CancellationToken::new();
         let _gone = gone.clone().drop_guard();
         let count = Arc::new(AtomicUsize::new(0));
@@ -421,10 +494,23 @@ impl Supervisor {
                     let unsubscribed = tokio::select! {
                         biased;
                         () = self.end.cancelled() => return End::Asked,
-                        unsubscribed = self.unsubscribe(&link.channel, &mut stream) => unsubscribed,
+                        unsubscribed = self.unsubscribe(&link.channel, stream.take()) => unsubscribed,
                     };
+                    self.taking.send_replace(false);
                     if let Err(reason) = unsubscribed {
                         return End::Lost(reason);
+                    }
+                }
+                Ok(()) = self.wanted.changed(), if !stopped => {
+                    watchdog = Watchdog::default();
+                    if let Err(reason) = self.unsubscribe(&link.channel, stream.take()).await {
+                        return End::Lost(reason);
+                    }
+                    match self.subscribe(&link.channel).await {
+                        Ok(subscribed) => stream = subscribed,
+                        Err(Trouble::Unreachable(reason) | Trouble::Misconfigured(reason)) => {
+                            return End::Lost(reason);
+                        }
                     }
                 }
                 Some(acker) = self.dropped.recv() => {
@@ -438,7 +524,7 @@ impl Supervisor {
                     Weather::ChannelClosed(reason) if !link.alive() => return End::Lost(reason),
                     Weather::ChannelClosed(_) | Weather::Blocked(_) | Weather::Unblocked => {}
                 },
-                delivery = stream.next(), if !stopped => match delivery {
+                delivery = next_of(&mut stream), if !stopped => match delivery {
                     Some(Ok(delivery)) => {
                         watchdog.delivered();
                         count.fetch_add(1, Ordering::Relaxed);
@@ -453,13 +539,11 @@ impl Supervisor {
                         return End::Lost(reason.to_owned());
                     }
                 },
-                _ = check.tick(), if !stopped => {
-                    let glance = tokio::select! {
-                        biased;
-                        () = self.end.cancelled() => return End::Asked,
-                        () = self.stop.cancelled() => continue,
-                        glance = timeout(patience, self.glance(&link.connection)) => glance,
-                    };
+                _ = check.tick(), if !stopped && stream.is_some() => {
+                    let (end, stop) = (self.end.clone(), self.stop.clone());
+                    let glance = timeout(patience, self.glance(&link.connection));
+                    // A stop needn't wait for a broker that is silent.
+                    let Some(glance) = unless_stopped(&end, &stop, glance).await else { continue };
                     let glance = glance.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
                     let held = count.load(Ordering::Relaxed);
                     if let Err(reason) = glance.and_then(|glance| watchdog.look(&glance, held)) {
@@ -476,18 +560,22 @@ impl Supervisor {
         }
     }
 
-    /// Ends the subscription and puts back what the client had received and nobody has taken over.
-    async fn unsubscribe(&self, channel: &Channel, stream: &mut lapin::Consumer) -> Result<(), String> {
+    /// Ends a subscription and puts back what the client had received and nobody has taken over.
+    async fn unsubscribe(&self, channel: &Channel, stream: Option<lapin::Consumer>) -> Result<(), String> {
         let unsubscribing = async {
-            channel.basic_cancel(stream.tag(), BasicCancelOptions::default()).await?;
-            while let Some(delivery) = stream.next().await {
-                requeue(delivery?.acker).await?;
+            if let Some(mut stream) = stream {
+                channel.basic_cancel(stream.tag(), BasicCancelOptions::default()).await?;
+                while let Some(delivery) = stream.next().await {
+                    requeue(delivery?.acker).await?;
+                }
+            }
+            // Dropped, it comes back to be put back.
+            while let Some(delivery) = self.inbox.take() {
+                drop(delivery);
             }
             Ok(())
         };
-        let unsubscribed = timeout(LAST_WORDS, unsubscribing).await;
-        self.taking.send_replace(false);
-        match unsubscribed {
+        match timeout(LAST_WORDS, unsubscribing).await {
             Ok(unsubscribed) => unsubscribed.map_err(|error: lapin::Error| broker_said(&error)),
             Err(_) => Err(format!("the subscription could not be ended in {LAST_WORDS:?}")),
         }

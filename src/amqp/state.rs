@@ -13,6 +13,8 @@ pub enum State {
     Connecting,
     /// Connected, and the topology is in place.
     Ready,
+    /// Connected, and takes nothing: see [`Consumer::pause`](super::Consumer::pause).
+    Paused,
     /// The broker takes no messages because of a memory or disk alarm. Ends by itself.
     Blocked {
         /// In the broker's words.
@@ -37,6 +39,7 @@ impl fmt::Display for State {
         match self {
             Self::Connecting => f.write_str("connecting to RabbitMQ"),
             Self::Ready => f.write_str("connected to RabbitMQ"),
+            Self::Paused => f.write_str("connected to RabbitMQ, and takes nothing"),
             Self::Blocked { reason } => write!(f, "RabbitMQ takes no messages because of an alarm: {reason}"),
             Self::Disconnected { reason } => write!(f, "not connected to RabbitMQ: {reason}"),
             Self::Misconfigured { reason } => write!(f, "RabbitMQ needs attention: {reason}"),
@@ -72,7 +75,7 @@ impl Board {
         });
         if changed {
             match &state {
-                State::Connecting | State::Ready | State::Closed => {
+                State::Connecting | State::Ready | State::Paused | State::Closed => {
                     tracing::info!(connection = %self.name, "{state}");
                 }
                 State::Blocked { .. } | State::Disconnected { .. } | State::Misconfigured { .. } => {

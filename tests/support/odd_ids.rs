@@ -19,7 +19,7 @@ use mongodb::{
 pub(crate) fn odd_ids() -> Vec<(&'static str, RawDocumentBuf)> {
     let binary = |subtype, length| Bson::Binary(Binary { subtype, bytes: vec![7; length] });
     let scoped = JavaScriptCodeWithScope { code: "f".into(), scope: doc! { "x": 1 } };
-    let regex = Regex { pattern: "a.b".try_into().unwrap(), options: "i".try_into().unwrap() };
+    let regex = Regex { pattern: "a.b".into(), options: "i".into() };
     let mut ids: Vec<(&str, RawDocumentBuf)> = vec![
         ("text that is not UTF-8", patched("??", "??", b"\xFF\xFE")),
         ("other text that is not UTF-8", patched("??", "??", b"\xFE\xFF")),

@@ -133,3 +133,27 @@ async fn a_message_that_waits_for_the_rate_is_not_claimed_and_a_stop_gives_its_c
     worker.running.stop().await;
     scene.strike().await;
 }
+
+/// However low the rate is, no command is taken that could not have its turn while it is kept.
+#[tokio::test]
+async fn a_low_rate_leaves_no_command_undelivered() {
+    const DOCUMENTS: usize = 60;
+    let scene = Scene::set().await;
+    scene.strand((0..DOCUMENTS).map(|n| (format!("o-{n}"), 1))).await;
+    let settings = DispatcherSettings {
+        rate: Some(Rate::per_second(20).unwrap()),
+        keep_within: Duration::from_secs(2),
+        ..scene.settings()
+    };
+    let mut worker = scene.start_with(Recorder::default(), quick_retry(), settings);
+    for _ in 0..DOCUMENTS {
+        let ended = worker.wait(|event| match event {
+            DispatcherEvent::Finished { processed, .. } => Some(Ok(*processed)),
+            DispatcherEvent::LeftToSweep { why, .. } => Some(Err(why.clone())),
+            _ => None,
+        });
+        assert_eq!(ended.await, Ok(Processed::Done));
+    }
+    worker.running.stop().await;
+    scene.strike().await;
+}

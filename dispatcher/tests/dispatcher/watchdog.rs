@@ -107,3 +107,20 @@ async fn outage_by_an_alarm_is_noticed_and_the_command_kept_until_it_ends() {
     worker.running.stop().await;
     scene.strike().await;
 }
+
+/// A stop ends within its grace, though the broker answers nothing more: not to the end of the subscription either.
+#[tokio::test]
+async fn a_silent_broker_does_not_hold_a_stop_up() {
+    let scene = Scene::set().await;
+    let network = Network::to(&scene.broker);
+    let mut amqp = scene.amqp(&network.uri());
+    amqp.connect_timeout = LONG * 2;
+    amqp.heartbeat = LONG * 10;
+    let settings = DispatcherSettings { grace: Duration::from_secs(1), ..scene.settings() };
+    let worker = Worker::start(scene.processor(Recorder::default(), quick_retry()), amqp, settings);
+    assert!(worker.running.ready().await);
+    network.swallow(true);
+    tokio::time::timeout(LONG, worker.running.stop()).await.expect("it stops");
+    network.cut();
+    scene.strike().await;
+}

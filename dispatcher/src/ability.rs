@@ -1,0 +1,234 @@
+//! Whether this worker can do anything about commands, and so takes them: one place decides.
+//!
+//! RabbitMQ hands commands to every worker with room for them, and a worker that can do nothing with them always has room.
+//!
+//! | this worker | takes |
+//! |---|---|
+//! | has had no answer of MongoDB yet, or cannot reach it | nothing |
+//! | had only commands of another cluster, or only such that MongoDB refuses to this user, for a minute | nothing; one a minute, to try |
+//! | else | up to its prefetch |
+//!
+//! While it takes nothing it is not ready, and other workers have the commands.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+/// After so long with useless commands alone, nothing more is taken; then one is tried each time so long has passed.
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+
+/// See the module. Shared by the worker's tasks.
+pub(crate) struct Ability {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// What to take from the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taking {
+    All,
+    One,
+    Nothing,
+}
+
+/// Why a command was of no use to this worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Useless {
+    OtherCluster,
+    Refused,
+}
+
+/// The pure part: what was seen, and when.
+#[derive(Debug)]
+struct State {
+    /// Why MongoDB cannot be reached; none once it has answered.
+    away: Option<String>,
+    streak: Option<Streak>,
+    /// When to take one again, once a streak has lasted for too long.
+    next_try: Option<Instant>,
+    /// When MongoDB last did what was asked of it for a command.
+    worked: Option<Instant>,
+}
+
+/// Useless commands without a useful one between them.
+#[derive(Debug, Clone, Copy)]
+struct Streak {
+    began: Instant,
+    last: Instant,
+    why: Useless,
+}
+
+impl State {
+    fn new() -> Self {
+        Self { away: Some("it has not answered yet".into()), streak: None, next_try: None, worked: None }
+    }
+
+    fn useful(&mut self) {
+        self.streak = None;
+        self.next_try = None;
+    }
+
+    fn useless(&mut self, why: Useless, now: Instant) {
+        let began = match self.streak {
+            // A lull is no part of a streak: two forged commands an hour apart say nothing.
+            Some(streak) if now - streak.last < MINUTE || self.next_try.is_some() => streak.began,
+            _ => now,
+        };
+        self.streak = Some(Streak { began, last: now, why });
+        if now - began >= MINUTE {
+            self.next_try = Some(now + MINUTE);
+        }
+    }
+
+    fn taking(&self, now: Instant) -> Taking {
+        match (&self.away, self.next_try) {
+            (Some(_), _) => Taking::Nothing,
+            (None, Some(next_try)) if now < next_try => Taking::Nothing,
+            (None, Some(_)) => Taking::One,
+            (None, None) => Taking::All,
+        }
+    }
+
+    fn why_unable(&self) -> Option<String> {
+        if let Some(reason) = &self.away {
+            return Some(format!("MongoDB cannot be reached: {reason}"));
+        }
+        self.next_try?;
+        Some(match self.streak?.why {
+            Useless::OtherCluster => {
+                "the commands are of another MongoDB cluster: mongodb_uri, state_database or the RabbitMQ vhost is not that of \
+                 the rescuer that sends them"
+            }
+            Useless::Refused => "MongoDB refuses this user what every command needs: grant it find and update",
+        }
+        .into())
+    }
+}
+
+impl Ability {
+    pub(crate) fn new() -> Self {
+        Self { state: Mutex::new(State::new()), changed: Notify::new() }
+    }
+
+    /// MongoDB has answered. Whether it had been away.
+    pub(crate) fn reached(&self) -> bool {
+        let was_away = self.lock().away.take().is_some();
+        if was_away {
+            // What was useless may have been so because of that.
+            self.lock().useful();
+            self.changed.notify_one();
+        }
+        was_away
+    }
+
+    /// MongoDB cannot be reached. Whether it could until now.
+    pub(crate) fn away(&self, reason: String) -> bool {
+        let was_there = self.lock().away.replace(reason).is_none();
+        self.changed.notify_one();
+        was_there
+    }
+
+    /// Whether MongoDB did what was asked of it for a command since then.
+    pub(crate) fn worked_since(&self, then: Instant) -> bool {
+        self.lock().worked.is_some_and(|worked| worked >= then)
+    }
+
+    /// A command was of this worker's cluster, and MongoDB let it be worked on.
+    pub(crate) fn useful(&self) {
+        let mut state = self.lock();
+        state.worked = Some(Instant::now());
+        if state.streak.is_some() {
+            state.useful();
+            self.changed.notify_one();
+        }
+    }
+
+    /// A command was of no use to this worker.
+    pub(crate) fn useless(&self, why: Useless) {
+        self.lock().useless(why, Instant::now());
+        self.changed.notify_one();
+    }
+
+    /// What to take now, and when to ask again at the latest.
+    pub(crate) fn taking(&self) -> (Taking, Option<Instant>) {
+        let (state, now) = (self.lock(), Instant::now());
+        (state.taking(now), state.next_try.filter(|next_try| *next_try > now))
+    }
+
+    /// Why nothing is taken, in a sentence.
+    pub(crate) fn why_unable(&self) -> Option<String> {
+        self.lock().why_unable()
+    }
+
+    /// Has the asker of [`changed`](Self::changed) ask again.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Waits until the answer may have changed; one waits at a time.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn reached() -> State {
+        State { away: None, ..State::new() }
+    }
+
+    #[test]
+    fn nothing_is_taken_before_mongodb_has_answered() {
+        let mut state = State::new();
+        let now = Instant::now();
+        assert_eq!(state.taking(now), Taking::Nothing);
+        assert!(state.why_unable().unwrap().contains("not answered yet"));
+        state.away = None;
+        assert_eq!((state.taking(now), state.why_unable()), (Taking::All, None));
+    }
+
+    #[test]
+    fn a_minute_of_useless_commands_alone_leaves_one_a_minute() {
+        let (mut state, start) = (reached(), Instant::now());
+        for second in 0..60 {
+            state.useless(Useless::OtherCluster, start + SECOND * second);
+            assert_eq!(state.taking(start + SECOND * second), Taking::All, "{second}");
+        }
+        let mut now = start + MINUTE;
+        for _ in 0..3 {
+            state.useless(Useless::OtherCluster, now);
+            assert_eq!(state.taking(now + SECOND * 59), Taking::Nothing);
+            assert!(state.why_unable().unwrap().contains("another MongoDB cluster"));
+            now += MINUTE;
+            assert_eq!(state.taking(now), Taking::One);
+            // Nothing may come for a while.
+            now += MINUTE * 5;
+        }
+        state.useful();
+        assert_eq!((state.taking(now), state.why_unable()), (Taking::All, None));
+    }
+
+    #[test]
+    fn a_useful_command_or_a_lull_begins_the_minute_again() {
+        let (mut state, start) = (reached(), Instant::now());
+        state.useless(Useless::Refused, start);
+        state.useful();
+        state.useless(Useless::Refused, start + SECOND * 59);
+        state.useless(Useless::Refused, start + SECOND * 61);
+        assert_eq!(state.taking(start + SECOND * 61), Taking::All);
+        state.useless(Useless::Refused, start + MINUTE * 10);
+        state.useless(Useless::Refused, start + MINUTE * 10 + SECOND);
+        assert_eq!(state.taking(start + MINUTE * 10 + SECOND), Taking::All);
+    }
+}

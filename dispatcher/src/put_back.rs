@@ -1,0 +1,105 @@
+//! Commands that this worker can do nothing about: they wait a while, then go back to the broker for another worker.
+//!
+//! Put back at once, a command would return at once, and be dropped after 20 times. So it waits, for longer each time it
+//! comes: until it expires it comes fewer than 20 times.
+//!
+//! Those that wait take no room from others: the consumer's prefetch grows by as many as wait here, up to [`MOST`].
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+/// The prefetch grows by no more than this.
+const MOST: usize = 4096;
+/// And by so many at a time: each change of it is a new subscription.
+const STEP: usize = 256;
+
+/// The first few times it comes, a command waits for this long: beside a worker that can, it will soon be there.
+const SHORT: Duration = Duration::from_secs(1);
+const SHORT_TIMES: u32 = 4;
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// How many wait.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    count: AtomicUsize,
+    room: AtomicUsize,
+}
+
+impl Waiting {
+    /// One more waits. Whether the room for them has to grow.
+    pub(crate) fn begin(&self) -> bool {
+        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        count > self.room.load(Ordering::Relaxed)
+    }
+
+    /// One less waits. Whether no room is needed any more.
+    pub(crate) fn end(&self) -> bool {
+        self.count.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// By how much to raise the prefetch now. It falls when none waits any more, not with each that ends.
+    pub(crate) fn room(&self) -> usize {
+        let count = self.count();
+        let wanted = count.div_ceil(STEP) * STEP;
+        let room = match count {
+            0 => 0,
+            _ => wanted.max(self.room.load(Ordering::Relaxed)).min(MOST),
+        };
+        self.room.store(room, Ordering::Relaxed);
+        room
+    }
+}
+
+/// How long a command waits that the broker has handed out so often before.
+pub(crate) fn pause(delivery_count: u32) -> Duration {
+    let doublings = delivery_count.saturating_sub(SHORT_TIMES - 1).min(8);
+    (SHORT * 2u32.pow(doublings)).min(LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use document_outbox::command::{COMMAND_LIFETIME, COMMANDS_DELIVERY_LIMIT};
+
+    use super::*;
+
+    #[test]
+    fn a_command_comes_quickly_at_first_and_seldom_then() {
+        let seconds: Vec<u64> = (0..10).map(|count| pause(count).as_secs()).collect();
+        assert_eq!(seconds, [1, 1, 1, 1, 2, 4, 8, 16, 20, 20]);
+    }
+
+    /// So the expiration ends it and not the limit of deliveries, or nearly.
+    #[test]
+    fn the_pauses_last_nearly_as_long_as_a_command_lives() {
+        let all: Duration = (0..COMMANDS_DELIVERY_LIMIT).map(pause).sum();
+        assert!(all > COMMAND_LIFETIME * 9 / 10, "{all:?}");
+    }
+
+    #[test]
+    fn the_room_grows_in_steps_and_falls_when_none_waits() {
+        let waiting = Waiting::default();
+        assert_eq!(waiting.room(), 0);
+        assert!(waiting.begin(), "it has to grow");
+        assert_eq!(waiting.room(), STEP);
+        for _ in 1..STEP {
+            assert!(!waiting.begin());
+        }
+        assert!(waiting.begin());
+        assert_eq!(waiting.room(), 2 * STEP);
+        for _ in 0..STEP {
+            assert!(!waiting.end());
+        }
+        assert_eq!(waiting.room(), 2 * STEP);
+        assert_eq!(waiting.count(), 1);
+        assert!(waiting.end(), "none is left");
+        assert_eq!(waiting.room(), 0);
+        (0..10 * MOST).for_each(|_| assert!(waiting.begin() || waiting.count() <= MOST));
+        assert_eq!(waiting.room(), MOST);
+    }
+}

@@ -1,0 +1,59 @@
+//! Warnings that can come thousands of times a second: the first at once, then one each while with how many there were.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Between two lines about the same.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Counts what is not logged. The kinds are few and fixed.
+#[derive(Debug, Default)]
+pub(crate) struct Repeats(Mutex<HashMap<&'static str, Repeated>>);
+
+#[derive(Debug)]
+struct Repeated {
+    logged: Instant,
+    since: u64,
+}
+
+impl Repeats {
+    /// Whether to log this one: then how many of its kind there were since the last line, with this one.
+    pub(crate) fn count(&self, kind: &'static str) -> Option<u64> {
+        let now = Instant::now();
+        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(repeated) = kinds.get_mut(kind) else {
+            kinds.insert(kind, Repeated { logged: now, since: 0 });
+            return Some(1);
+        };
+
+        repeated.since += 1;
+        if now - repeated.logged < PAUSE {
+            return None;
+        }
+        repeated.logged = now;
+        Some(std::mem::take(&mut repeated.since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn repeats_are_counted_and_logged_once_in_ten_seconds() {
+        let repeats = Repeats::default();
+        assert_eq!(repeats.count("a"), Some(1));
+        for _ in 0..1_000 {
+            assert_eq!(repeats.count("a"), None);
+        }
+        assert_eq!(repeats.count("b"), Some(1), "another kind");
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(repeats.count("a"), Some(1_001));
+        assert_eq!(repeats.count("a"), None);
+    }
+}

@@ -1,0 +1,319 @@
+//! A worker that can do nothing about commands leaves them to others, and says that it is not ready.
+
+use document_outbox::amqp::Publication;
+use mongodb::{Client, options::ClientOptions};
+
+use super::{
+    network::{Network, host},
+    status::until,
+    *,
+};
+
+/// What stands in for another cluster: another state database, whose positions the server gave another UUID.
+struct Elsewhere {
+    state: String,
+    cluster: Uuid,
+}
+
+impl Elsewhere {
+    async fn made(scene: &Scene, name: &str) -> Self {
+        let state = scene.test.client.database(&format!("{}_{name}", scene.test.database.name()));
+        state.create_collection("positions").await.unwrap();
+        let mut listed = state.list_collections().await.unwrap();
+        assert!(listed.advance().await.unwrap());
+        let uuid = listed.deserialize_current().unwrap().info.uuid.unwrap();
+        Self { state: state.name().to_owned(), cluster: uuid.to_uuid().unwrap() }
+    }
+
+    async fn gone(self, scene: &Scene) {
+        scene.test.client.database(&self.state).drop().await.unwrap();
+    }
+}
+
+impl Scene {
+    /// A worker by way of this client, whose state database is this one.
+    fn start_by(&self, client: Client, state_database: &str, deliver: impl Deliver) -> Worker {
+        let settings = ProcessorSettings {
+            retry: quick_retry(),
+            state_database: state_database.to_owned(),
+            ..ProcessorSettings::default()
+        };
+        let processor = Processor::new(client.clone(), ServerClock::new(client), Arc::new(deliver), settings);
+        Worker::start(processor, AmqpSettings::new(&self.broker).unwrap(), self.settings())
+    }
+
+    fn start_at_state(&self, state_database: &str, deliver: impl Deliver) -> Worker {
+        self.start_by(self.test.client.clone(), state_database, deliver)
+    }
+
+    async fn send(&self, id: &str, cluster: Uuid) {
+        let command =
+            ProcessDocumentMessages::new(self.document(id), Reason::Sweep).of_cluster(Some(cluster));
+        assert_eq!(self.commands.send(vec![command]).await, [Ok(())]);
+    }
+}
+
+async fn put_back(worker: &mut Worker) -> Left {
+    worker
+        .wait(|event| match event {
+            DispatcherEvent::PutBack { why, .. } => Some(why.clone()),
+            _ => None,
+        })
+        .await
+}
+
+/// A client whose server answers nobody.
+async fn nowhere() -> Client {
+    let mut options = ClientOptions::parse("mongodb://127.0.0.1:1/?directConnection=true").await.unwrap();
+    options.server_selection_timeout = Some(Duration::from_millis(100));
+    Client::with_options(options).unwrap()
+}
+
+/// P5, whatever another cluster's worker does: the command waits with it for a moment, and is there for the right one.
+#[tokio::test]
+async fn a_command_of_another_cluster_is_left_to_its_own_worker() {
+    let scene = Scene::set().await;
+    let (here, there) = (Elsewhere::made(&scene, "here").await, Elsewhere::made(&scene, "there").await);
+    scene.place("o-1", [1]).await;
+    let recorder = Recorder::default();
+    let mut wrong = scene.start_at_state(&there.state, recorder.clone());
+    scene.send("o-1", here.cluster).await;
+    assert_eq!(put_back(&mut wrong).await, Left::OtherCluster);
+    assert!(recorder.delivered().is_empty());
+
+    let mut right = scene.start_at_state(&here.state, recorder.clone());
+    assert_eq!(right.finished().await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1]);
+    wrong.running.stop().await;
+    right.running.stop().await;
+    here.gone(&scene).await;
+    there.gone(&scene).await;
+    scene.strike().await;
+}
+
+/// A MongoDB without positions has no name of its own: there, a document that is missing says it.
+#[tokio::test]
+async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
+    let scene = Scene::set().await;
+    let here = Elsewhere::made(&scene, "here").await;
+    let unnamed = format!("{}_unnamed", scene.test.database.name());
+    let mut worker = scene.start_at_state(&unnamed, Recorder::default());
+    scene.send("not there", here.cluster).await;
+    assert_eq!(put_back(&mut worker).await, Left::OtherCluster);
+    scene.place("there", [1]).await;
+    scene.send("there", here.cluster).await;
+    assert_eq!(worker.finished().await, Processed::Done);
+    scene.command("of a version that names none").await;
+    assert_eq!(worker.finished().await, Processed::Gone);
+    worker.running.stop().await;
+    here.gone(&scene).await;
+    scene.strike().await;
+}
+
+/// Positions that were made anew have another name; what names them is no stranger for that.
+#[tokio::test]
+async fn a_worker_learns_the_new_name_of_its_own_cluster() {
+    let scene = Scene::set().await;
+    let before = Elsewhere::made(&scene, "here").await;
+    scene.place("o-1", [1]).await;
+    let mut worker = scene.start_at_state(&before.state, Recorder::default());
+    assert!(worker.running.ready().await);
+    scene.test.client.database(&before.state).collection::<Document>("positions").drop().await.unwrap();
+    let after = Elsewhere::made(&scene, "here").await;
+    assert_ne!(before.cluster, after.cluster);
+    scene.send("o-1", after.cluster).await;
+    assert_eq!(worker.finished().await, Processed::Done);
+    worker.running.stop().await;
+    after.gone(&scene).await;
+    scene.strike().await;
+}
+
+/// *Forged, it does no harm*: those of no known cluster wait beside, and take no room from others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_forged_commands_delay_no_other() {
+    const FORGED: usize = 1_000;
+    let scene = Scene::set().await;
+    let here = Elsewhere::made(&scene, "here").await;
+    scene.place("o-1", [1]).await;
+    let forged = (0..FORGED).map(|n| {
+        let document = scene.document(format!("forged-{n}"));
+        ProcessDocumentMessages::new(document, Reason::Sweep).of_cluster(Some(Uuid::new()))
+    });
+    assert!(scene.commands.send(forged.collect()).await.iter().all(Result::is_ok));
+    scene.send("o-1", here.cluster).await;
+
+    let mut worker = scene.start_at_state(&here.state, Recorder::default());
+    let mut put_back = 0;
+    loop {
+        match worker.events.recv().await {
+            Ok(DispatcherEvent::PutBack { .. }) => put_back += 1,
+            Ok(DispatcherEvent::Finished { processed, .. }) => break assert_eq!(processed, Processed::Done),
+            Ok(_) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    // In the way, all of them would have to go back before it.
+    assert!(put_back < FORGED, "{put_back}");
+    worker.running.stop().await;
+    here.gone(&scene).await;
+    scene.strike().await;
+}
+
+/// A worker without MongoDB takes nothing: not one command goes by way of it.
+#[tokio::test]
+async fn a_worker_that_cannot_reach_mongodb_takes_nothing() {
+    let scene = Scene::set().await;
+    scene.place("o-1", [1]).await;
+    scene.command("o-1").await;
+    let mut blind = scene.start_by(nowhere().await, "document_outbox", Recorder::default());
+    let status = until(&blind.running, |status| {
+        status.unable.as_ref().is_some_and(|why| !why.contains("not answered yet"))
+    })
+    .await;
+    assert!(status.not_ready.iter().any(|why| why.contains("MongoDB cannot be reached")), "{status:?}");
+    assert!(!blind.running.is_ready());
+
+    let mut worker = scene.start(Recorder::default());
+    assert_eq!(worker.finished().await, Processed::Done);
+    assert!(blind.events.try_recv().is_err(), "it took nothing");
+    blind.running.stop().await;
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+/// MongoDB goes while a worker has commands: it gives them back, and takes them again once MongoDB answers.
+#[tokio::test]
+async fn commands_are_put_back_while_mongodb_is_away() {
+    let scene = Scene::set().await;
+    let server = host(&uri("OUTBOX_MONGODB_URI").replace("mongodb://", ""));
+    let network = Network::to(&format!("mongodb://x@{server}/"));
+    let address = host(&network.uri());
+    let mut options =
+        ClientOptions::parse(format!("mongodb://{address}/?directConnection=true")).await.unwrap();
+    options.server_selection_timeout = Some(Duration::from_millis(300));
+    options.connect_timeout = Some(Duration::from_millis(300));
+    options.heartbeat_freq = Some(Duration::from_millis(500));
+    let client = Client::with_options(options).unwrap();
+    scene.place("o-1", [1]).await;
+    let mut worker = scene.start_by(client, "document_outbox", Recorder::default());
+    assert!(worker.running.ready().await);
+
+    network.swallow(true);
+    network.cut();
+    scene.command("o-1").await;
+    assert!(matches!(put_back(&mut worker).await, Left::MongoDb(_)));
+    until(&worker.running, |status| status.unable.is_some() && status.consumer.state == "paused").await;
+
+    network.cut();
+    network.swallow(false);
+    assert_eq!(worker.finished().await, Processed::Done);
+    let status = until(&worker.running, |status| status.not_ready.is_empty()).await;
+    assert_eq!(status.consumer.rebuilds, 0, "RabbitMQ was there throughout");
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+/// A right that is missing for one collection: its commands are for others, and the rest goes on.
+#[tokio::test]
+async fn a_refused_collection_stops_no_other() {
+    let scene = Scene::set().await;
+    let mut options = ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+    options.app_name = Some(scene.name.clone());
+    let client = Client::with_options(options).unwrap();
+    let stock = scene.test.database.collection::<Document>("stock");
+    let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 2i64 } };
+    stock.insert_one(doc! { "_id": "s-1", "outbox": [entry] }).await.unwrap();
+    scene.place("o-1", [1]).await;
+    let data = doc! {
+        "failCommands": ["find"], "errorCode": 13, "appName": &scene.name,
+        "namespace": stock.namespace().to_string(),
+    };
+    let admin = scene.test.client.database("admin");
+    let fail = |mode: Bson| doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data.clone() };
+    admin.run_command(fail("alwaysOn".into())).await.unwrap();
+
+    let recorder = Recorder::default();
+    let mut worker = scene.start_by(client, "document_outbox", recorder.clone());
+    let refused = DocumentRef::by_id(stock.namespace(), "s-1");
+    let command = ProcessDocumentMessages::new(refused, Reason::Sweep);
+    assert_eq!(scene.commands.send(vec![command]).await, [Ok(())]);
+    assert!(matches!(put_back(&mut worker).await, Left::MongoDb(_)));
+    scene.command("o-1").await;
+    assert_eq!(worker.finished().await, Processed::Done);
+    assert!(worker.running.is_ready());
+
+    admin.run_command(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
+    assert_eq!(worker.finished().await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1, 2]);
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+/// *A worker that had only such for a minute stops taking, is not ready, and tries one a minute.*
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
+    let scene = Scene::set().await;
+    let (here, there) = (Elsewhere::made(&scene, "here").await, Elsewhere::made(&scene, "there").await);
+    let mut wrong = scene.start_at_state(&there.state, Recorder::default());
+    for n in 0..20 {
+        scene.place(&format!("o-{n}"), [1]).await;
+        scene.send(&format!("o-{n}"), here.cluster).await;
+    }
+    let stopped = async {
+        loop {
+            put_back(&mut wrong).await;
+            if wrong.running.status().snapshot().unable.is_some() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(LONG * 3, stopped).await.expect("it stops within a minute, and what comes late");
+    let status = until(&wrong.running, |status| status.consumer.state == "paused").await;
+    assert!(status.not_ready.iter().any(|why| why.contains("another MongoDB cluster")), "{status:?}");
+
+    let mut right = scene.start_at_state(&here.state, Recorder::default());
+    for _ in 0..20 {
+        assert_eq!(right.finished().await, Processed::Done);
+    }
+    // It tries again by itself, and takes the first that is its own.
+    scene.place("own", [1]).await;
+    right.running.stop().await;
+    scene.send("own", there.cluster).await;
+    assert_eq!(tokio::time::timeout(LONG * 3, wrong.finished()).await.unwrap(), Processed::Done);
+    until(&wrong.running, |status| status.not_ready.is_empty()).await;
+    wrong.running.stop().await;
+    here.gone(&scene).await;
+    there.gone(&scene).await;
+    scene.strike().await;
+}
+
+/// In RabbitMQ itself: a command that nobody takes is gone after its time, and its queue is empty.
+#[tokio::test]
+async fn a_command_expires_where_nobody_takes_it() {
+    let scene = Scene::set().await;
+    let body = ProcessDocumentMessages::new(scene.document("o-1"), Reason::Sweep).to_json();
+    let publication = Publication {
+        exchange: scene.name.clone(),
+        routing_key: COMMANDS_ROUTING_KEY.into(),
+        message_id: Uuid::new().to_string(),
+        content_type: "application/json".into(),
+        body,
+        expiration: Some(Duration::from_millis(100)),
+        ..Publication::default()
+    };
+    assert_eq!(scene.publisher.publish(vec![publication]).await, [Published::Confirmed]);
+    let gone = async {
+        while scene.depth().await > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LONG, gone).await.expect("it expires");
+
+    scene.command("o-1").await;
+    let got = scene.outside.basic_get(scene.name.clone().into(), BasicGetOptions::default()).await.unwrap();
+    let properties = got.expect("a fresh one is there").delivery.properties;
+    let lifetime = document_outbox::command::COMMAND_LIFETIME.as_millis().to_string();
+    assert_eq!(properties.expiration().as_ref().map(|text| text.to_string()), Some(lifetime));
+    scene.strike().await;
+}
