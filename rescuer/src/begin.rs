@@ -101,6 +101,7 @@ async fn lose(
     let settings = &context.settings;
     tracing::warn!(reason, code, policy = ?settings.on_history_lost, "the stream's position is LOST");
     context.report.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
+    context.catalogue().doubt();
     if settings.on_history_lost == OnHistoryLost::Fail {
         let stream = context.plan.name.clone();
         return Err(RescuerError::PositionLost { stream, reason });

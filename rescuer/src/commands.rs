@@ -12,7 +12,7 @@ use document_outbox::{
 use mongodb::bson::DateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, event::RescueEvent, verdict::Head};
+use crate::{context::Context, event::RescueEvent, unsendable, verdict::Head};
 
 /// Sends commands and learns what became of each.
 #[async_trait]
@@ -120,9 +120,13 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
                 sent.failed.push(wanted);
             }
             Err(failure) => {
-                tracing::error!(document = %wanted.document, %failure, "no command can be sent for this document");
+                context.queued().note_unsendable(&wanted.document, &wanted.head, std::time::Instant::now());
                 let (document, reason) = (wanted.document, failure.to_string());
-                context.report.emit(RescueEvent::Unsendable { document, reason });
+                if context.report.unsendable(&document, &reason) {
+                    let document_name = unsendable::name(&document);
+                    tracing::error!(document = document_name, %failure, "no command can be sent for this document");
+                    context.report.emit(RescueEvent::Unsendable { document, reason });
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What stream and sweep share, while this process owns the stream.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -24,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Commands, RescueEvent, Settings, Warning,
     budget::Budget,
+    catalogue::Catalogue,
     commands::Pauses,
     coverage::Plan,
     fault,
-    index::Index,
     lease::{Held, Lease},
     look::Unreadable,
     position::Positions,
@@ -85,8 +85,9 @@ pub(crate) struct Context {
     pub(crate) queued: Mutex<Queued>,
     pub(crate) unreadable: Mutex<Unreadable>,
     pub(crate) inline: Mutex<Inline>,
-    /// As the last round of the sweep found them, each with the index it is swept by.
-    collections: Mutex<HashMap<Namespace, Option<Index>>>,
+    catalogue: Mutex<Catalogue>,
+    /// The sweep's first round has ended.
+    pub(crate) swept: CancellationToken,
     /// Which of its tasks has panicked.
     pub(crate) panicked: OnceLock<&'static str>,
     pub(crate) stop: CancellationToken,
@@ -113,7 +114,8 @@ impl Context {
             full_sweep: FullSweep::default(),
             unreadable: Mutex::default(),
             inline: Mutex::default(),
-            collections: Mutex::default(),
+            catalogue: Mutex::new(Catalogue::new(stream.plan.coverage.named())),
+            swept: CancellationToken::new(),
             panicked: OnceLock::new(),
             stop: stream.stop.child_token(),
         }
@@ -146,16 +148,9 @@ impl Context {
         }
     }
 
-    pub(crate) fn collections(&self) -> HashMap<Namespace, Option<Index>> {
-        self.collections.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn set_collections(&self, found: HashMap<Namespace, Option<Index>>) {
-        let mut collections = self.collections.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing =
-            |of: &HashMap<_, Option<Index>>| of.values().filter(|index| index.is_none()).count() as f64;
-        self.report.metrics.indexes_missing(missing(&found) - missing(&collections));
-        *collections = found;
+    /// What is known of the collections.
+    pub(crate) fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
+        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts how many of the documents that changed still have something to be delivered, and warns when it is some of

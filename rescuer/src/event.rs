@@ -76,7 +76,7 @@ pub enum RescueEvent {
         /// What the first failure said.
         error: String,
     },
-    /// A command can never be sent; its document waits for the sweep to try again.
+    /// No command can be sent for a document, first seen now. It is tried again when its outbox changes, and hourly.
     Unsendable {
         /// Which document.
         document: DocumentRef,
@@ -111,6 +111,8 @@ pub enum RescueEvent {
         queries: usize,
         /// How long it took.
         took: Duration,
+        /// How many collections it left in the middle; the next round continues there.
+        unfinished: usize,
         /// Whether something kept it from reaching its end; the next round tries again.
         cut_short: bool,
     },

@@ -1,9 +1,4 @@
-//! The index that makes a sweep cost what is due, and not what is stored.
-
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+//! The indexes that make a sweep cost what is due, and not what is stored; and those by which the server deletes documents.
 
 use mongodb::{
     IndexModel, Namespace,
@@ -13,14 +8,7 @@ use mongodb::{
 
 use document_outbox::codes;
 
-use crate::{context::Context, event::RescueEvent};
-
-/// After this long a collection without the index is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-
-/// What is known of the collections' indexes.
-#[derive(Debug, Default)]
-pub(crate) struct Indexes(HashMap<Namespace, Known>);
+use crate::context::Context;
 
 /// An index that the sweep can go by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,74 +18,46 @@ pub(crate) struct Index {
     pub(crate) partial: bool,
 }
 
-#[derive(Debug)]
-enum Known {
-    Present(Index),
-    Missing { looked: Instant },
+/// What a collection's list of indexes says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Indexes {
+    /// The one that the sweep goes by.
+    pub(crate) due: Option<Index>,
+    /// Whether there is one by which dead messages are found.
+    pub(crate) dead: bool,
+    /// The name of one that has the server delete documents, whatever is in their outboxes.
+    pub(crate) ttl: Option<String>,
 }
 
 impl Indexes {
-    /// Whether the collection's indexes needn't be listed now.
-    pub(crate) fn knows(&self, namespace: &Namespace) -> bool {
-        match self.0.get(namespace) {
-            Some(Known::Present(_)) => true,
-            Some(Known::Missing { looked }) => looked.elapsed() < LOOK_AGAIN,
-            None => false,
-        }
+    /// Whether somebody has made an index for outboxes.
+    pub(crate) fn is_of_outboxes(&self) -> bool {
+        self.due.is_some() || self.dead
     }
 
-    /// The collection's index, if there is one; announces once that there is none.
-    pub(crate) async fn find(
-        &mut self,
-        context: &Context,
-        namespace: &Namespace,
-    ) -> Result<Option<Index>, Error> {
-        match self.0.get(namespace) {
-            Some(Known::Present(index)) => return Ok(Some(index.clone())),
-            Some(Known::Missing { .. }) if self.knows(namespace) => return Ok(None),
-            _ => {}
+    fn add(&mut self, index: &IndexModel) {
+        if let Some(due) = serves(index) {
+            // The partial one is the better one.
+            self.due = self.due.take().filter(|found| found.partial).or(Some(due));
         }
-        match list(context, namespace).await? {
-            Some(index) => {
-                self.0.insert(namespace.clone(), Known::Present(index.clone()));
-                Ok(Some(index))
-            }
-            None => {
-                self.miss(context, namespace);
-                Ok(None)
-            }
+        self.dead |= holds_dead(index);
+        if let Some(name) = expires(index) {
+            self.ttl.get_or_insert(name);
         }
-    }
-
-    /// The index is not there, or is listed and cannot be used, as while it is being built.
-    pub(crate) fn miss(&mut self, context: &Context, namespace: &Namespace) {
-        let before = self.0.insert(namespace.clone(), Known::Missing { looked: Instant::now() });
-        if !matches!(before, Some(Known::Missing { .. })) {
-            tracing::warn!(
-                %namespace,
-                "the index for the sweep is missing or still being built, so the collection is read from end to end, slowly; \
-                 if it is missing, make it with {}",
-                how_to_make(&namespace.coll),
-            );
-            context.report.emit(RescueEvent::IndexMissing { namespace: namespace.clone() });
-        }
-    }
-
-    /// Look again next time.
-    pub(crate) fn forget(&mut self, namespace: &Namespace) {
-        // One that is known to be missing was announced, and is looked at again in time.
-        if let Some(Known::Present(_)) = self.0.get(namespace) {
-            self.0.remove(namespace);
-        }
-    }
-
-    pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
-        self.0.retain(|namespace, _| namespaces.contains(namespace));
     }
 }
 
+pub(crate) async fn list(context: &Context, namespace: &Namespace) -> Result<Indexes, Error> {
+    let mut indexes = Indexes::default();
+    let mut cursor = context.collection(namespace).list_indexes().await?;
+    while cursor.advance().await? {
+        indexes.add(&cursor.deserialize_current()?);
+    }
+    Ok(indexes)
+}
+
 /// By the name that the library gives it: under another the library could not make it any more.
-fn how_to_make(collection: &str) -> String {
+pub(crate) fn how_to_make(collection: &str) -> String {
     format!(
         "db.getCollection({collection:?}).createIndex({{\"outbox.available_at\": 1}}, {{name: \"outbox_available_at\", \
          partialFilterExpression: {{\"outbox.id\": {{$exists: true}}}}}})"
@@ -111,18 +71,6 @@ pub(crate) fn is_refused_hint(error: &Error) -> bool {
     codes::code(error) == Some(BAD_VALUE)
 }
 
-async fn list(context: &Context, namespace: &Namespace) -> Result<Option<Index>, Error> {
-    let mut cursor = context.collection(namespace).list_indexes().await?;
-    let mut found: Option<Index> = None;
-    while cursor.advance().await? {
-        if let Some(index) = serves(&cursor.deserialize_current()?) {
-            // The partial one is the better one.
-            found = found.filter(|found| found.partial).or(Some(index));
-        }
-    }
-    Ok(found)
-}
-
 /// The index, if the sweep can rely on it to hold every entry.
 fn serves(index: &IndexModel) -> Option<Index> {
     let options = index.options.as_ref()?;
@@ -132,12 +80,39 @@ fn serves(index: &IndexModel) -> Option<Index> {
         // A sparse one lacks the entries without a date where no entry of the document has one.
         && options.sparse != Some(true)
         && options.hidden != Some(true);
-    let ascending = match index.keys.iter().collect::<Vec<_>>()[..] {
-        [(name, direction)] => name == "outbox.available_at" && is_one(direction),
-        _ => false,
-    };
-    let name = options.name.clone().filter(|_| ascending && complete)?;
+    let name = options.name.clone().filter(|_| is_ascending(index, "outbox.available_at") && complete)?;
     Some(Index { name, partial: partial.is_some() })
+}
+
+/// Whether dead messages can be counted by it. A sparse one has them all, too.
+fn holds_dead(index: &IndexModel) -> bool {
+    let usable = |options: &mongodb::options::IndexOptions| {
+        options.partial_filter_expression.is_none() && options.hidden != Some(true)
+    };
+    is_ascending(index, "outbox.dead_at") && index.options.as_ref().is_none_or(usable)
+}
+
+/// The name of an index that has the server delete documents with a filled outbox. One that is made for empty outboxes
+/// alone is the way to have both.
+fn expires(index: &IndexModel) -> Option<String> {
+    let options = index.options.as_ref()?;
+    options.expire_after?;
+    let only_empty = options.partial_filter_expression.as_ref().is_some_and(|filter| {
+        let outbox = filter.get("outbox");
+        let empty = Bson::Array(Vec::new());
+        outbox == Some(&empty) || outbox == Some(&doc! { "$eq": [] }.into())
+    });
+    if only_empty {
+        return None;
+    }
+    Some(options.name.clone().unwrap_or_default())
+}
+
+fn is_ascending(index: &IndexModel, field: &str) -> bool {
+    match index.keys.iter().collect::<Vec<_>>()[..] {
+        [(name, direction)] => name == field && is_one(direction),
+        _ => false,
+    }
 }
 
 fn is_one(direction: &Bson) -> bool {
@@ -179,17 +154,29 @@ mod tests {
     }
 
     #[test]
-    fn indexes_are_listed_where_nothing_is_known_and_not_every_round() {
-        let (mut indexes, orders) = (Indexes::default(), Namespace::new("shop", "orders"));
-        assert!(!indexes.knows(&orders));
-        let index = Index { name: "i".into(), partial: true };
-        indexes.0.insert(orders.clone(), Known::Present(index));
-        assert!(indexes.knows(&orders));
-        indexes.forget(&orders);
-        assert!(!indexes.knows(&orders));
-        indexes.0.insert(orders.clone(), Known::Missing { looked: Instant::now() });
-        assert!(indexes.knows(&orders));
-        indexes.forget(&orders);
-        assert!(indexes.knows(&orders), "it was announced, and is listed again in time");
+    fn an_index_that_deletes_filled_outboxes_is_seen() {
+        let ttl = |partial: Option<Document>| {
+            let options = IndexOptions::builder()
+                .name("expires_at_1".to_owned())
+                .expire_after(std::time::Duration::ZERO)
+                .partial_filter_expression(partial)
+                .build();
+            let mut indexes = Indexes::default();
+            indexes.add(&IndexModel::builder().keys(doc! { "expires_at": 1 }).options(options).build());
+            indexes.ttl
+        };
+        assert_eq!(ttl(None).as_deref(), Some("expires_at_1"));
+        assert!(ttl(Some(doc! { "state": "done" })).is_some());
+        assert_eq!(ttl(Some(doc! { "outbox": [] })), None);
+        assert_eq!(ttl(Some(doc! { "state": "done", "outbox": { "$eq": [] } })), None);
+    }
+
+    #[test]
+    fn the_librarys_own_indexes_serve() {
+        let mut indexes = Indexes::default();
+        for index in document_outbox::store::indexes() {
+            indexes.add(&index);
+        }
+        assert!(indexes.due.is_some_and(|due| due.partial) && indexes.dead && indexes.ttl.is_none());
     }
 }

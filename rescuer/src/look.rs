@@ -5,11 +5,11 @@ use std::{collections::HashSet, time::Duration};
 use document_outbox::DocumentRef;
 use mongodb::{
     Namespace,
-    bson::{Bson, Document, RawDocument, RawDocumentBuf, rawdoc},
+    bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, rawdoc},
 };
 
 use crate::{
-    Warning,
+    Warning, catalogue,
     commands::Wanted,
     context::Context,
     event::RescueEvent,
@@ -17,33 +17,74 @@ use crate::{
     verdict::{Moment, Verdict, judge},
 };
 
-/// The fields by which an outbox is judged: neither payloads nor errors, which can be large. Elements that are no objects
-/// are left out by the server, so these are neither judged nor counted here.
+/// The fields by which an entry is judged: neither payloads nor errors, which can be large.
+const FIELDS: [&str; 11] = [
+    "id",
+    "type",
+    "headers",
+    "via",
+    "available_at",
+    "claimed_by",
+    "attempts",
+    "claims",
+    "delivered_to",
+    "dead_at",
+    "created_at",
+];
+
+/// What is read of a document: its `_id`, and of its outbox what it is judged by.
+///
+/// A plain projection of paths would leave out elements that are not objects, and an `outbox` that is not an array: the document
+/// would pass for one with an empty outbox. So they are replaced by an empty value of their kind.
 pub(crate) fn projection() -> Document {
-    const FIELDS: [&str; 11] = [
-        "id",
-        "type",
-        "headers",
-        "via",
-        "available_at",
-        "claimed_by",
-        "attempts",
-        "claims",
-        "delivered_to",
-        "dead_at",
-        "created_at",
-    ];
-    FIELDS.iter().map(|field| (format!("outbox.{field}"), Bson::Int32(1))).collect()
+    let is_a = |value: &str, kind: &str| doc! { "$eq": [{ "$type": value }, kind] };
+    let fields: Document =
+        FIELDS.iter().map(|field| ((*field).to_owned(), format!("$$e.{field}").into())).collect();
+    // An update that looks for an `id` finds it in an inner array, too.
+    let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
+        "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
+    } } };
+    let element = doc! { "$switch": {
+        "branches": [
+            { "case": is_a("$$e", "object"), "then": fields },
+            { "case": is_a("$$e", "array"), "then": inner },
+            { "case": is_small("$$e"), "then": "$$e" },
+        ],
+        "default": "",
+    } };
+    let outbox = doc! { "$switch": {
+        "branches": [
+            { "case": { "$isArray": "$outbox" }, "then": { "$map": { "input": "$outbox", "as": "e", "in": element } } },
+            { "case": is_a("$outbox", "missing"), "then": "$$REMOVE" },
+            { "case": is_a("$outbox", "object"), "then": { "$literal": {} } },
+            { "case": is_small("$outbox"), "then": "$outbox" },
+        ],
+        "default": "",
+    } };
+    doc! { "outbox": outbox }
 }
 
-/// Judges one projected document; what wants a command comes back. Announces what is unreadable.
-pub(crate) fn look(
-    context: &Context,
-    namespace: &Namespace,
-    raw: &RawDocument,
-    moment: Moment,
-) -> Option<Wanted> {
-    let reference = DocumentRef::of_stored(namespace.clone(), raw)?;
+/// Whether a value has a few bytes by its type.
+fn is_small(value: &str) -> Document {
+    let small = ["null", "bool", "int", "long", "double", "decimal", "date", "objectId", "timestamp"];
+    doc! { "$in": [{ "$type": value }, small.as_slice()] }
+}
+
+/// What was seen in a document.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// Set where it wants a command.
+    pub(crate) wanted: Option<Wanted>,
+    /// Whether a living entry has no date.
+    pub(crate) undated: bool,
+}
+
+/// Judges one projected document. Announces what is unreadable.
+pub(crate) fn look(context: &Context, namespace: &Namespace, raw: &RawDocument, moment: Moment) -> Looked {
+    catalogue::found_outbox(context, namespace);
+    let Some(reference) = DocumentRef::of_stored(namespace.clone(), raw) else {
+        return Looked::default();
+    };
     let outbox = match raw.get("outbox") {
         Ok(outbox) => outbox.map(Bson::try_from).transpose(),
         Err(error) => Err(error),
@@ -51,16 +92,16 @@ pub(crate) fn look(
     let Ok(outbox) = outbox else {
         let flaw = Some("the outbox cannot be decoded".to_owned());
         announce(context, &reference, Verdict { unreadable: 1, flaw, ..Verdict::default() });
-        return None;
+        return Looked::default();
     };
     let ordering = context.settings.ordering(namespace);
     let mut verdict = judge(outbox.as_ref(), ordering, moment);
-    let (head, due) = (verdict.work.take(), verdict.due);
+    let (head, due, undated) = (verdict.work.take(), verdict.due, verdict.undated);
     if let Some(lease) = verdict.long_claim {
         context.report.warn(Warning::InlineLeaseLong { lease, delay: context.plan.delay });
     }
     announce(context, &reference, verdict);
-    head.map(|head| Wanted { document: reference, head, due })
+    Looked { wanted: head.map(|head| Wanted { document: reference, head, due }), undated }
 }
 
 fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
@@ -130,7 +171,8 @@ mod tests {
     #[test]
     fn no_payload_is_read() {
         let fields = projection();
-        assert!(fields.contains_key("outbox.id"));
-        assert!(!fields.contains_key("outbox") && !fields.contains_key("outbox.payload"));
+        let text = fields.to_string();
+        assert!(text.contains("$$e.available_at"), "{text}");
+        assert!(!text.contains("payload") && !text.contains("last_error"), "{text}");
     }
 }

@@ -164,6 +164,8 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
         delay: read.duration("delay"),
         lease: read.duration("lease"),
         totals_interval: read.duration("totals_interval"),
+        // Nobody could read them.
+        count_totals: read.string("http_listen") != "off",
         shutdown_grace: Some(read.duration("shutdown_grace")),
         start_at: start_at(&read.string("start_at")).ok().flatten(),
         sweep_interval: read.duration("sweep_interval"),

@@ -11,8 +11,9 @@ use metrics::{
     histogram,
 };
 use mongodb::Namespace;
+use outbox_service::NamespacePattern;
 
-use crate::{ReopenCause, RescueEvent};
+use crate::{ReopenCause, RescueEvent, catalogue::Flaws, coverage::Coverage};
 
 const COMMANDS_QUEUED: &str = "outbox_commands_queued_total";
 const COMMANDS_READY: &str = "outbox_commands_ready";
@@ -33,6 +34,13 @@ const PENDING: &str = "outbox_pending_documents";
 const DEAD: &str = "outbox_dead_messages";
 const OLDEST: &str = "outbox_oldest_pending_age_seconds";
 const INDEXES_MISSING: &str = "outbox_indexes_missing";
+const EXPIRING: &str = "outbox_expiring_collections";
+const UNWATCHABLE: &str = "outbox_unwatchable";
+const UNREADABLE: &str = "outbox_unreadable_total";
+const UNSENDABLE: &str = "outbox_unsendable_total";
+const MESSAGES: &str = "outbox_messages";
+const UNDELIVERED_AGE: &str = "outbox_oldest_undelivered_age_seconds";
+const FULLEST: &str = "outbox_fullest_outbox_entries";
 
 fn describe() {
     describe_counter!(COMMANDS_QUEUED, "Commands confirmed by RabbitMQ.");
@@ -68,16 +76,43 @@ fn describe() {
     describe_gauge!(PENDING, "Documents with messages still to be delivered or dead, at the last look.");
     describe_gauge!(DEAD, "Dead messages, at the last look.");
     describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest message that is due and not delivered.");
-    describe_gauge!(INDEXES_MISSING, "Collections without the index that makes their sweep cheap.");
+    describe_gauge!(INDEXES_MISSING, "Indexes that collections with outboxes lack.");
+    describe_gauge!(EXPIRING, "Collections with outboxes whose documents MongoDB deletes by itself.");
+    describe_gauge!(UNWATCHABLE, "1 where a pattern of watch matches no collection, 0 otherwise.");
+    describe_counter!(UNREADABLE, "Sightings of outbox elements that are not entries.");
+    describe_counter!(UNSENDABLE, "Documents for which no command can be made.");
+    describe_gauge!(MESSAGES, "Messages in outboxes by their state, at the last look.");
+    describe_gauge!(
+        UNDELIVERED_AGE,
+        Unit::Seconds,
+        "Age of the oldest message that is due, claimed or retrying, at the last look."
+    );
+    describe_gauge!(FULLEST, "Entries in the fullest outbox, at the last look.");
 }
 
-/// What the last look at a collection found.
+/// What the last look at a collection found. What could not be counted is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Totals {
-    pub(crate) pending: u64,
-    pub(crate) dead: u64,
-    pub(crate) oldest: Duration,
+    pub(crate) pending: Option<u64>,
+    pub(crate) dead: Option<u64>,
+    /// Among messages that are due.
+    pub(crate) oldest: Option<Duration>,
+    pub(crate) filled: Option<Filled>,
 }
+
+/// What all filled outboxes of a collection hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Filled {
+    /// How many messages are in each of [`STATES`].
+    pub(crate) messages: [u64; STATES.len()],
+    /// Among messages that are due, claimed or retrying.
+    pub(crate) oldest: Duration,
+    /// How many entries the fullest outbox has.
+    pub(crate) fullest: u64,
+}
+
+/// The states of a message, as in ARCHITECTURE.md.
+pub(crate) const STATES: [&str; 5] = ["due", "claimed", "retrying", "scheduled", "dead"];
 
 /// The series of one stream.
 pub(crate) struct Metrics {
@@ -99,6 +134,12 @@ pub(crate) struct Metrics {
     sweep_seconds: Histogram,
     /// Of all streams together: each adds and takes away its own.
     indexes_missing: Gauge,
+    /// Likewise.
+    expiring: Gauge,
+    /// By the pattern as it is written.
+    unwatchable: HashMap<String, Gauge>,
+    unreadable: Counter,
+    unsendable: Counter,
 }
 
 struct ByReason<T> {
@@ -131,8 +172,8 @@ fn cause(cause: &ReopenCause) -> &'static str {
 }
 
 impl Metrics {
-    /// Makes the series of a stream exist, and those of the collections that are named.
-    pub(crate) fn new<'a>(stream: &str, collections: impl Iterator<Item = &'a Namespace>) -> Self {
+    /// Makes the series of a stream exist. Those of the collections that are named say that nothing was counted yet.
+    pub(crate) fn new(stream: &str, coverage: &Coverage) -> Self {
         describe();
         let name: Arc<str> = stream.into();
         let stream = || name.clone();
@@ -155,9 +196,16 @@ impl Metrics {
             sweeps_cut_short: counter!(SWEEPS, "stream" => stream(), "result" => "cut_short"),
             sweep_seconds: histogram!(SWEEP_SECONDS, "stream" => stream()),
             indexes_missing: gauge!(INDEXES_MISSING),
+            expiring: gauge!(EXPIRING),
+            unwatchable: coverage.patterns().map(unwatchable).collect(),
+            unreadable: counter!(UNREADABLE),
+            unsendable: counter!(UNSENDABLE),
         };
         metrics.indexes_missing.increment(0.0);
-        collections.for_each(|collection| metrics.totals(collection, Totals::default()));
+        metrics.expiring.increment(0.0);
+        for collection in coverage.named() {
+            metrics.totals(&collection, Totals::default());
+        }
         metrics.able(false);
         metrics.disown();
         metrics
@@ -170,6 +218,7 @@ impl Metrics {
         self.lag.set(0.0);
         self.token_age.set(0.0);
         self.headroom.set(0.0);
+        self.unwatchable(&[]);
     }
 
     pub(crate) fn record(&self, event: &RescueEvent) {
@@ -180,7 +229,8 @@ impl Metrics {
             }
             RescueEvent::Queued { reason, .. } => self.queued.of(*reason).increment(1),
             RescueEvent::CommandsFailed { count, .. } => self.failed.increment(*count as u64),
-            RescueEvent::Unsendable { .. } => self.failed.increment(1),
+            RescueEvent::Unsendable { .. } => self.unsendable.increment(1),
+            RescueEvent::Unreadable { count, .. } => self.unreadable.increment(*count as u64),
             RescueEvent::Reopened { cause: why } => {
                 self.reopens.get(cause(why)).iter().for_each(|counter| counter.increment(1));
             }
@@ -218,15 +268,42 @@ impl Metrics {
         self.headroom.set(seconds.unwrap_or(f64::NAN));
     }
 
-    /// How many more collections lack their index than before.
-    pub(crate) fn indexes_missing(&self, more: f64) {
-        self.indexes_missing.increment(more);
+    /// What is wrong with the collections now, and what was before.
+    pub(crate) fn flaws(&self, before: &Flaws, now: &Flaws) {
+        self.indexes_missing.increment(now.indexes_missing as f64 - before.indexes_missing as f64);
+        self.expiring.increment(now.expiring as f64 - before.expiring as f64);
     }
 
+    /// Which patterns match no collection.
+    pub(crate) fn unwatchable(&self, patterns: &[String]) {
+        for (pattern, gauge) in &self.unwatchable {
+            let matches_none = patterns.contains(pattern);
+            gauge.set(f64::from(u8::from(matches_none)));
+        }
+    }
+
+    /// Not a number says that something wasn't counted; the services' own exporter leaves such a series out. These are
+    /// looked up each time, and not kept, so that a series can be dropped with its collection.
     pub(crate) fn totals(&self, namespace: &Namespace, totals: Totals) {
         let collection: Arc<str> = namespace.to_string().into();
-        gauge!(PENDING, "collection" => collection.clone()).set(totals.pending as f64);
-        gauge!(DEAD, "collection" => collection.clone()).set(totals.dead as f64);
-        gauge!(OLDEST, "collection" => collection).set(totals.oldest.as_secs_f64());
+        let set = |gauge: Gauge, value: Option<f64>| gauge.set(value.unwrap_or(f64::NAN));
+        let Totals { pending, dead, oldest, filled } = totals;
+        set(gauge!(PENDING, "collection" => collection.clone()), pending.map(|pending| pending as f64));
+        set(gauge!(DEAD, "collection" => collection.clone()), dead.map(|dead| dead as f64));
+        set(gauge!(OLDEST, "collection" => collection.clone()), oldest.map(|oldest| oldest.as_secs_f64()));
+        for (at, state) in STATES.into_iter().enumerate() {
+            let messages = filled.map(|filled| filled.messages[at] as f64);
+            set(gauge!(MESSAGES, "collection" => collection.clone(), "state" => state), messages);
+        }
+        let age = filled.map(|filled| filled.oldest.as_secs_f64());
+        set(gauge!(UNDELIVERED_AGE, "collection" => collection.clone()), age);
+        let fullest = filled.map(|filled| filled.fullest as f64);
+        set(gauge!(FULLEST, "collection" => collection), fullest);
     }
+}
+
+fn unwatchable(pattern: &NamespacePattern) -> (String, Gauge) {
+    let name = pattern.to_string();
+    let gauge = gauge!(UNWATCHABLE, "pattern" => name.clone());
+    (name, gauge)
 }

@@ -212,7 +212,7 @@ async fn find(
         let document = cursor.current();
         match DocumentRef::of_stored(namespace.clone(), document) {
             Some(named) if is_empty(document) => empty.push(named.map_key()),
-            _ => wanted.extend(look(context, namespace, document, moment)),
+            _ => wanted.extend(look(context, namespace, document, moment).wanted),
         }
     }
     Ok(Found { wanted: with_keys(wanted, documents), empty })

@@ -4,9 +4,20 @@
 //! document is queued again after it; one whose outbox has changed (another head, another claim, another failure) is new.
 //! Forgetting costs a doubled command and nothing else, so the memory may forget; it may not grow.
 //!
+//! # What bounds the queue of commands
+//! The sweep queues only documents that it can remember. A full memory makes it wait until pauses end, which takes two
+//! minutes at most. A command expires in the broker. So at any time the queue holds, for each of at most
+//! [`Settings::queued_capacity`](crate::Settings::queued_capacity) documents, the commands of one expiry, and beside them
+//! those of the documents that the change stream has shown since.
+//!
 //! # When it is full
-//! Those whose pause is over are forgotten. If that makes no room, the sweep queues without remembering, up to
-//! [`UNREMEMBERED`] documents a round, and each round goes on behind those of the round before, so that everyone has a turn.
+//! Documents whose pause is over are forgotten. If that makes no room, a collection that has less than its share takes room
+//! from the one that has most, so that one collection's backlog stops no other. All others wait: the sweep keeps its
+//! place and continues there, so every document has its turn.
+//!
+//! # Entries without a date
+//! A document that was queued for such an entry isn't among those that the sweep reads in every round. So the memory also
+//! holds, for each collection, whether there were any since the sweep last found none.
 
 use std::{
     collections::HashMap,
@@ -21,8 +32,10 @@ use crate::verdict::Head;
 
 /// Pauses don't grow beyond this.
 const LONGEST: Duration = Duration::from_secs(120);
-/// How many documents a round queues without remembering them, but not more than can be remembered.
-const UNREMEMBERED: usize = 1000;
+/// A document for which no command can be made waits this long, unless its outbox changes.
+const UNSENDABLE: Duration = Duration::from_secs(3600);
+/// How many documents of the largest collection are forgotten at a time, to make room for a smaller one.
+const FORGOTTEN_AT_ONCE: usize = 100;
 
 /// See the module.
 #[derive(Debug)]
@@ -30,33 +43,43 @@ pub(crate) struct Queued {
     began: Instant,
     pause: Duration,
     capacity: usize,
-    documents: HashMap<u64, Hint>,
-    round: u32,
-    rota: Rota,
+    /// How many documents are remembered in all collections.
+    len: usize,
+    /// By a hash of their names. Where that takes two for one, a command is doubled.
+    collections: HashMap<u64, Documents>,
+    /// Before this, forgetting those whose pause is over is not tried again: it looks at every document.
+    tidy_after: u64,
 }
 
-/// As small as can be, since there are so many: times in milliseconds, the rest shortened. Where that takes two collections or two
-/// rounds for one, a command is doubled.
+/// What is remembered of one collection.
+#[derive(Debug, Default)]
+struct Documents {
+    hints: HashMap<u64, Hint>,
+    /// How often the sweep has begun to read the collection.
+    pass: u32,
+    undated: Undated,
+}
+
+/// Whether documents were queued for an entry without a date, and not seen to be done.
+#[derive(Debug, Default, Clone, Copy)]
+struct Undated {
+    waiting: bool,
+    /// How often one was queued.
+    noted: u64,
+}
+
+/// As small as can be, since there are so many: times in milliseconds, the rest shortened.
 #[derive(Debug)]
 struct Hint {
     state: u64,
     /// When the pause ends, since the memory began.
     ends: u64,
+    /// Zero as long as its command isn't confirmed.
     pause: u32,
-    collection: u32,
-    /// The last round of the sweep in which it was still due.
-    round: u32,
-}
-
-/// Whose turn it is among those for whom there is no room.
-#[derive(Debug, Default)]
-struct Rota {
-    /// How many of them had their turn in the rounds before.
-    skip: usize,
-    /// How many came by in this round.
-    came: usize,
-    /// Whether what could be forgotten was forgotten in this round.
-    tidied: bool,
+    /// The last pass in which it still wanted a command.
+    pass: u32,
+    /// It was queued for an entry without a date, which not every pass reads.
+    undated: bool,
 }
 
 /// What the memory says of a document that wants a command.
@@ -66,107 +89,217 @@ pub(crate) enum Admission {
     Queue,
     /// It was queued lately in this very state.
     Wait,
-    /// It cannot be remembered, and so many were queued without that it has to wait for another round.
+    /// There is no room to remember it: keep it until there is.
     Full,
 }
 
 impl Queued {
     pub(crate) fn new(capacity: usize, pause: Duration) -> Self {
-        let capacity = capacity.max(1);
-        let began = Instant::now();
-        Self { began, pause, capacity, documents: HashMap::new(), round: 0, rota: Rota::default() }
+        Self {
+            began: Instant::now(),
+            pause,
+            capacity: capacity.max(1),
+            len: 0,
+            collections: HashMap::new(),
+            tidy_after: 0,
+        }
     }
 
-    /// Begins a round of the sweep.
-    pub(crate) fn begin_round(&mut self) {
-        self.round = self.round.wrapping_add(1);
-        let next = self.rota.skip + self.turns();
-        let skip = if self.rota.came > next { next } else { 0 };
-        self.rota = Rota { skip, came: 0, tidied: false };
+    /// The sweep begins to read a collection.
+    pub(crate) fn begin_pass(&mut self, namespace: &Namespace) {
+        let documents = self.collections.entry(hash(namespace)).or_default();
+        documents.pass = documents.pass.wrapping_add(1);
     }
 
     /// Asked by the sweep for each document that wants a command.
     pub(crate) fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
         let now = self.since_began(now);
-        if let Some(hint) = self.documents.get_mut(&hash(&document.map_key())) {
-            hint.round = self.round;
-            let waits = hint.state == hash(head) && !hint.is_over(now);
+        let (collection, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
+
+        let documents = self.collections.entry(collection).or_default();
+        let pass = documents.pass;
+        if let Some(hint) = documents.hints.get_mut(&key) {
+            hint.pass = pass;
+            let waits = hint.state == state && hint.is_confirmed() && !hint.is_over(now);
             return if waits { Admission::Wait } else { Admission::Queue };
         }
-        if self.is_full() && !std::mem::replace(&mut self.rota.tidied, true) {
-            self.documents.retain(|_, hint| !hint.is_over(now));
+
+        if !self.has_room(collection, now) {
+            return Admission::Full;
         }
-        if !self.is_full() {
-            return Admission::Queue;
-        }
-        let turn = self.rota.came;
-        self.rota.came += 1;
-        match (self.rota.skip..self.rota.skip + self.turns()).contains(&turn) {
-            true => Admission::Queue,
-            false => Admission::Full,
-        }
+
+        // Taken before the broker confirms: a page of many documents must not find the same room for each.
+        let ends = now + u64::from(millis(self.pause));
+        let hint = Hint { state, ends, pause: 0, pass, undated: head.is_undated() };
+        self.insert(collection, key, hint);
+        Admission::Queue
     }
 
-    /// Told for each command that the broker confirmed.
+    /// The broker has confirmed a command for a document.
     pub(crate) fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
-        let (key, state, now) = (hash(&document.map_key()), hash(head), self.since_began(now));
-        let millis = |pause: Duration| u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
-        let longest = millis(LONGEST.max(self.pause));
-        let pause = match self.documents.get(&key) {
-            Some(hint) if hint.state == state && hint.is_over(now) => {
-                hint.pause.saturating_mul(2).min(longest)
-            }
+        let now = self.since_began(now);
+        let collection = hash(&document.namespace);
+        let (key, state) = (hash(&document.map_key()), hash(head));
+        let first = millis(self.pause);
+
+        if head.is_undated() {
+            let undated = &mut self.collections.entry(collection).or_default().undated;
+            undated.waiting = true;
+            undated.noted += 1;
+        }
+
+        let pause = match self.hint(collection, key) {
+            Some(hint) if hint.state != state || !hint.is_confirmed() => first,
             // The stream came by before the pause was over, which says nothing about how stuck it is.
-            Some(hint) if hint.state == state => hint.pause,
-            None if self.is_full() => return,
-            _ => millis(self.pause),
+            Some(hint) if !hint.is_over(now) => hint.pause,
+            Some(hint) => hint.pause.saturating_mul(2).min(millis(LONGEST.max(self.pause))),
+            // The stream queues what it finds, remembered or not: it comes by once.
+            None if self.len >= self.capacity => return,
+            None => first,
         };
-        let (collection, ends) = (short(&document.namespace), now + u64::from(pause));
-        self.documents.insert(key, Hint { state, ends, pause, collection, round: self.round });
+        let pass = self.collections.get(&collection).map_or(0, |documents| documents.pass);
+        let hint = Hint { state, ends: now + u64::from(pause), pause, pass, undated: head.is_undated() };
+        self.insert(collection, key, hint);
     }
 
-    /// Ends a round for a collection: what was not found due in it any more is forgotten, once its pause is over or room
-    /// is short.
-    pub(crate) fn end_round(&mut self, namespace: &Namespace, now: Instant) {
-        let (collection, round, now) = (short(namespace), self.round, self.since_began(now));
-        let is_short = self.documents.len() >= self.capacity / 2;
-        self.documents.retain(|_, hint| {
-            hint.collection != collection || hint.round == round || !(is_short || hint.is_over(now))
+    /// No command can be made for a document: it isn't tried again until its outbox changes, or for an hour.
+    pub(crate) fn note_unsendable(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
+        let now = self.since_began(now);
+        let (collection, key) = (hash(&document.namespace), hash(&document.map_key()));
+        if self.hint(collection, key).is_none() && self.len >= self.capacity {
+            return;
+        }
+        let pause = millis(UNSENDABLE);
+        let pass = self.collections.get(&collection).map_or(0, |documents| documents.pass);
+        let ends = now + u64::from(pause);
+        self.insert(
+            collection,
+            key,
+            Hint { state: hash(head), ends, pause, pass, undated: head.is_undated() },
+        );
+    }
+
+    /// The sweep has read a collection to its end. Documents that it didn't find to want a command any more are forgotten, once
+    /// their pause is over or room is short.
+    pub(crate) fn end_pass(&mut self, namespace: &Namespace, read: Read, now: Instant) {
+        let now = self.since_began(now);
+        let is_short = self.len >= self.capacity / 2;
+        let Some(documents) = self.collections.get_mut(&hash(namespace)) else {
+            return;
+        };
+        let before = documents.hints.len();
+        let pass = documents.pass;
+        documents.hints.retain(|_, hint| {
+            let unread = hint.undated && read == Read::Dated;
+            hint.pass == pass || unread || !(is_short || hint.is_over(now))
         });
+        self.len -= before - documents.hints.len();
+    }
+
+    /// Whether documents of a collection were queued for entries without a date, and how often, since none was found.
+    pub(crate) fn undated(&self, namespace: &Namespace) -> Option<u64> {
+        let undated = self.collections.get(&hash(namespace))?.undated;
+        undated.waiting.then_some(undated.noted)
+    }
+
+    /// The sweep found no entry without a date, unless one was queued since `noted`.
+    pub(crate) fn none_undated(&mut self, namespace: &Namespace, noted: u64) {
+        if let Some(documents) = self.collections.get_mut(&hash(namespace)) {
+            documents.undated.waiting &= documents.undated.noted != noted;
+        }
     }
 
     /// Forgets everything of collections that are gone.
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
-        let known: Vec<u32> = namespaces.iter().map(short).collect();
-        self.documents.retain(|_, hint| known.contains(&hint.collection));
+        let known: Vec<u64> = namespaces.iter().map(hash).collect();
+        self.collections.retain(|collection, _| known.contains(collection));
+        self.len = self.collections.values().map(|documents| documents.hints.len()).sum();
+    }
+
+    fn hint(&self, collection: u64, key: u64) -> Option<&Hint> {
+        self.collections.get(&collection)?.hints.get(&key)
+    }
+
+    fn insert(&mut self, collection: u64, key: u64, hint: Hint) {
+        let documents = self.collections.entry(collection).or_default();
+        if documents.hints.insert(key, hint).is_none() {
+            self.len += 1;
+        }
+    }
+
+    /// Whether one more document of a collection can be remembered, having made room if need be.
+    fn has_room(&mut self, collection: u64, now: u64) -> bool {
+        if self.len >= self.capacity && now >= self.tidy_after {
+            self.tidy_after = now + u64::from(millis(self.pause.min(Duration::from_secs(10)) / 10));
+            self.forget_those_over(now);
+        }
+        if self.len >= self.capacity {
+            self.take_from_the_largest(collection);
+        }
+        self.len < self.capacity
+    }
+
+    fn forget_those_over(&mut self, now: u64) {
+        for documents in self.collections.values_mut() {
+            documents.hints.retain(|_, hint| !hint.is_over(now));
+        }
+        self.len = self.collections.values().map(|documents| documents.hints.len()).sum();
+    }
+
+    /// Has the largest collection forget some documents, if another that has less than its share asks for room.
+    fn take_from_the_largest(&mut self, collection: u64) {
+        let of = |documents: &Documents| documents.hints.len();
+        let own = self.collections.get(&collection).map_or(0, of);
+        let filled =
+            self.collections.iter().filter(|(name, documents)| of(documents) > 0 || **name == collection);
+        let share = self.capacity / filled.count().max(1);
+        if own >= share {
+            return;
+        }
+        let Some(largest) = self.collections.values_mut().max_by_key(|documents| documents.hints.len())
+        else {
+            return;
+        };
+        let mut left = largest.hints.len().saturating_sub(share).min(FORGOTTEN_AT_ONCE);
+        self.len -= left;
+        largest.hints.retain(|_, _| {
+            let keep = left == 0;
+            left = left.saturating_sub(1);
+            keep
+        });
     }
 
     /// In milliseconds.
     fn since_began(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
+}
 
-    fn is_full(&self) -> bool {
-        self.documents.len() >= self.capacity
-    }
-
-    fn turns(&self) -> usize {
-        UNREMEMBERED.min(self.capacity)
-    }
+/// What a pass has read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// Documents with an entry whose date has come.
+    Dated,
+    /// Those without a date, too.
+    All,
 }
 
 impl Hint {
     fn is_over(&self, now: u64) -> bool {
         now >= self.ends
     }
+
+    fn is_confirmed(&self) -> bool {
+        self.pause > 0
+    }
 }
 
-fn short(namespace: &Namespace) -> u32 {
-    (hash(namespace) >> 32) as u32
+fn millis(pause: Duration) -> u32 {
+    u32::try_from(pause.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Equal for equal values within one process.
-pub(crate) fn hash(value: &impl Hash) -> u64 {
+pub(crate) fn hash(value: &(impl Hash + ?Sized)) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
@@ -182,10 +315,16 @@ mod tests {
 
     const PAUSE: Duration = Duration::from_secs(30);
 
-    fn head() -> Head {
-        let outbox = Bson::Array(vec![doc! { "id": Uuid::new(), "type": "t" }.into()]);
+    fn head_of(extra: mongodb::bson::Document) -> Head {
+        let mut entry = doc! { "id": Uuid::new(), "type": "t" };
+        entry.extend(extra);
+        let outbox = Bson::Array(vec![entry.into()]);
         let moment = Moment::sweeping(DateTime::now(), Duration::ZERO);
         judge(Some(&outbox), Ordering::Ordered, moment).work.unwrap()
+    }
+
+    fn head() -> Head {
+        head_of(doc! { "available_at": DateTime::from_millis(0) })
     }
 
     fn document(id: i32) -> DocumentRef {
@@ -210,6 +349,14 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_was_not_confirmed_is_admitted_again() {
+        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        for _ in 0..3 {
+            assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue);
+        }
+    }
+
+    #[test]
     fn what_the_stream_queues_within_the_pause_does_not_lengthen_it() {
         let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
         for _ in 0..5 {
@@ -229,41 +376,87 @@ mod tests {
     }
 
     #[test]
-    fn a_full_memory_gives_everyone_a_turn_within_a_few_rounds() {
-        let (mut queued, head, now) = (Queued::new(2, PAUSE), head(), Instant::now());
-        let round = |queued: &mut Queued| -> Vec<i32> {
-            queued.begin_round();
-            let admitted = |id: &i32| queued.admit(&document(*id), &head, now) == Admission::Queue;
-            let admitted: Vec<i32> = (1..=7).filter(admitted).collect();
-            admitted.iter().for_each(|id| queued.note(&document(*id), &head, now));
-            admitted
-        };
-        queued.note(&document(1), &head, now);
-        queued.note(&document(2), &head, now);
-        let rounds: Vec<_> = (0..4).map(|_| round(&mut queued)).collect();
-        assert_eq!(rounds, [vec![3, 4], vec![5, 6], vec![7], vec![3, 4]]);
+    fn an_unsendable_document_waits_for_an_hour_or_a_change() {
+        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        queued.note_unsendable(&document(1), &head, now);
+        assert_eq!(queued.admit(&document(1), &head, now + LONGEST * 2), Admission::Wait);
+        assert_eq!(queued.admit(&document(1), &self::head(), now), Admission::Queue);
+        assert_eq!(queued.admit(&document(1), &head, now + UNSENDABLE), Admission::Queue);
+    }
+
+    /// One page of documents takes the room that there is, and no more; pauses that end make room for the others.
+    #[test]
+    fn a_full_memory_admits_no_more_until_pauses_end() {
+        let (mut queued, head, now) = (Queued::new(3, PAUSE), head(), Instant::now());
+        let mut admitted = Vec::new();
+        for id in 1..=5 {
+            admitted.push(queued.admit(&document(id), &head, now));
+        }
+        assert_eq!(&admitted[..3], [Admission::Queue; 3]);
+        assert_eq!(&admitted[3..], [Admission::Full; 2]);
+        for id in 1..=3 {
+            queued.note(&document(id), &head, now);
+        }
+        let later = now + PAUSE;
+        assert_eq!(queued.admit(&document(4), &head, later), Admission::Queue);
+        assert_eq!(queued.admit(&document(5), &head, later), Admission::Queue);
     }
 
     #[test]
-    fn a_full_memory_forgets_those_whose_pause_is_over_and_those_that_are_done() {
+    fn a_small_collection_has_room_beside_a_large_backlog() {
+        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        for id in 0..20 {
+            queued.note(&document(id), &head, now);
+        }
+        let stock = |id: i32| DocumentRef::by_id(Namespace::new("shop", "stock"), id);
+        let mut admitted = Vec::new();
+        for id in 0..7 {
+            admitted.push(queued.admit(&stock(id), &head, now));
+        }
+        let room = admitted.iter().filter(|admission| **admission == Admission::Queue).count();
+        assert_eq!(room, 5, "its share of two: {admitted:?}");
+        assert!(queued.len <= 10);
+        assert_eq!(queued.admit(&document(100), &head, now), Admission::Full, "the large one has its share");
+    }
+
+    #[test]
+    fn documents_that_are_done_are_forgotten_when_room_is_short() {
         let (mut queued, head, now) = (Queued::new(2, PAUSE), head(), Instant::now());
-        let full = |queued: &mut Queued| {
-            queued.begin_round();
-            queued.note(&document(1), &head, now);
-            queued.note(&document(2), &head, now);
-            queued.begin_round();
-        };
-        full(&mut queued);
-        assert_eq!(queued.admit(&document(3), &head, now + PAUSE), Admission::Queue);
-        queued.note(&document(3), &head, now + PAUSE);
-        assert_eq!(queued.admit(&document(3), &head, now + PAUSE), Admission::Wait, "3 is remembered");
-        let mut queued = Queued::new(2, PAUSE);
-        full(&mut queued);
+        queued.begin_pass(&orders());
+        queued.note(&document(1), &head, now);
+        queued.note(&document(2), &head, now);
+        queued.begin_pass(&orders());
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait);
-        queued.end_round(&orders(), now);
-        queued.note(&document(3), &head, now);
-        assert_eq!(queued.admit(&document(3), &head, now), Admission::Wait, "2 was delivered");
+        queued.end_pass(&orders(), Read::Dated, now);
+        assert_eq!(queued.admit(&document(3), &head, now), Admission::Queue, "2 was delivered");
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait, "1 is remembered");
+    }
+
+    #[test]
+    fn undated_documents_survive_a_pass_that_does_not_read_them() {
+        let (mut queued, head, now) = (Queued::new(2, PAUSE), head_of(doc! {}), Instant::now());
+        queued.note(&document(1), &head, now);
+        queued.note(&document(2), &head, now);
+        for (read, expected) in [(Read::Dated, Admission::Wait), (Read::All, Admission::Queue)] {
+            queued.begin_pass(&orders());
+            queued.end_pass(&orders(), read, now);
+            assert_eq!(queued.admit(&document(1), &head, now), expected, "{read:?}");
+        }
+    }
+
+    #[test]
+    fn a_collection_has_undated_documents_until_none_is_found() {
+        let (mut queued, now) = (Queued::new(1, PAUSE), Instant::now());
+        queued.note(&document(1), &head(), now);
+        assert_eq!(queued.undated(&orders()), None);
+        // More than can be remembered one by one.
+        queued.note(&document(2), &head_of(doc! {}), now);
+        let noted = queued.undated(&orders()).unwrap();
+        queued.note(&document(3), &head_of(doc! {}), now);
+        queued.none_undated(&orders(), noted);
+        let noted = queued.undated(&orders()).expect("one was queued meanwhile");
+        queued.none_undated(&orders(), noted);
+        assert_eq!(queued.undated(&orders()), None);
     }
 
     #[test]
@@ -271,6 +464,7 @@ mod tests {
         let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
         queued.note(&document(1), &head, now);
         queued.keep_only(&[Namespace::new("shop", "stock")]);
+        assert_eq!(queued.len, 0);
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue);
     }
 }

@@ -65,8 +65,11 @@ pub struct Settings {
     /// A change that is held for longer than this has its cursor closed and opened again afterwards, because the server
     /// drops one that nobody reads for 10 minutes. Default: 5 min.
     pub cursor_idle_limit: Duration,
-    /// How often pending and dead messages are counted for the metrics, out of the sweep's queries. Default: 30 s.
+    /// How often pending and dead messages are counted for the metrics, out of at most a fifth of the sweep's queries.
+    /// Default: 30 s.
     pub totals_interval: Duration,
+    /// Whether they are counted at all. Switch it off where nobody reads the metrics. Default: true.
+    pub count_totals: bool,
     /// How long whoever stops this rescuer waits for it to end; told only for a warning where it doesn't fit. Default:
     /// unknown.
     pub shutdown_grace: Option<Duration>,
@@ -77,8 +80,8 @@ pub struct Settings {
     pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
-    /// How many documents the sweeps of all streams together remember to have queued lately. About 100 bytes each.
-    /// Default: 100,000.
+    /// How many documents the sweeps of all streams together remember to have queued lately, and so how many they have
+    /// queued at a time. About 100 bytes each. Default: 100,000.
     pub queued_capacity: usize,
     /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
     /// time, up to 2 min. Default: 30 s.
@@ -104,6 +107,7 @@ impl Settings {
             busy_save_interval: Duration::from_millis(500),
             cursor_idle_limit: Duration::from_secs(300),
             totals_interval: Duration::from_secs(30),
+            count_totals: true,
             shutdown_grace: None,
             on_history_lost: OnHistoryLost::default(),
             refused_for: Duration::from_secs(30),

@@ -6,11 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::{clock::later, command::Reason, event::Events};
+use document_outbox::{DocumentRef, clock::later, command::Reason, event::Events};
 use mongodb::bson::{DateTime, Timestamp};
+use outbox_service::NamespacePattern;
 use serde::Serialize;
 
-use crate::{RescueEvent, Warning, coverage::Plan, metrics::Metrics, oplog::Window, reminder::Reminder};
+use crate::{
+    RescueEvent, Unwatchable, Warning, catalogue::Flaws, coverage::Plan, metrics::Metrics, oplog::Window,
+    reminder::Reminder, unsendable::Unsendable,
+};
 
 /// A stream that has shown nothing for this long, not even that there is nothing, is not well: a replica set writes something
 /// every 10 s by itself.
@@ -67,7 +71,8 @@ pub struct StreamStatus {
     pub token_age: Option<f64>,
     /// How much later than its delay it is read, in seconds.
     pub lag: Option<f64>,
-    /// How far the oplog reaches back beyond the saved position, in seconds; absent where that isn't known.
+    /// How far the oplog reaches back beyond the saved position, in seconds; absent where that isn't known, and where the
+    /// oplog has dropped nothing yet.
     pub headroom: Option<f64>,
     /// What doesn't work now and is tried again, in sentences, each with its last error.
     pub troubles: Vec<String>,
@@ -75,6 +80,9 @@ pub struct StreamStatus {
     pub last_error: Option<LastError>,
     /// The last round of the sweep.
     pub last_sweep: Option<LastSweep>,
+    /// What is wrong with the collections, in sentences: a pattern that matches none, an index that is missing, documents
+    /// that the server deletes, documents for which no command can be made.
+    pub problems: Vec<String>,
 }
 
 /// What a process is to a stream.
@@ -115,6 +123,8 @@ pub struct LastSweep {
     pub queued: usize,
     /// How many queries of the budget it took.
     pub queries: usize,
+    /// How many collections it left in the middle, for the next round to continue.
+    pub unfinished: usize,
     /// Whether something kept it from reaching its end.
     pub cut_short: bool,
 }
@@ -139,7 +149,7 @@ pub(crate) struct Reporter {
     events: Events<RescueEvent>,
     pub(crate) metrics: Metrics,
     state: Mutex<State>,
-    warned: Mutex<HashMap<&'static str, Instant>>,
+    warned: Mutex<HashMap<String, Instant>>,
 }
 
 struct State {
@@ -166,6 +176,9 @@ struct State {
     server: Option<(DateTime, Instant)>,
     last_error: Option<(String, Instant)>,
     last_sweep: Option<(LastSweep, Instant)>,
+    unwatchable: Vec<String>,
+    flaws: Flaws,
+    unsendable: Unsendable,
 }
 
 /// What doesn't work, and is tried again until it does.
@@ -177,9 +190,8 @@ struct Trouble {
 
 impl Reporter {
     pub(crate) fn new(plan: &Plan, sweep_interval: Duration, events: Events<RescueEvent>) -> Self {
-        let named = plan.coverage.named();
         Self {
-            metrics: Metrics::new(&plan.name, named.iter()),
+            metrics: Metrics::new(&plan.name, &plan.coverage),
             plan: plan.clone(),
             sweep_interval,
             events,
@@ -201,6 +213,9 @@ impl Reporter {
                 server: None,
                 last_error: None,
                 last_sweep: None,
+                unwatchable: Vec::new(),
+                flaws: Flaws::default(),
+                unsendable: Unsendable::default(),
             }),
             warned: Mutex::default(),
         }
@@ -230,7 +245,16 @@ impl Reporter {
             RescueEvent::CommandsFailed { error, .. } => self.error(error),
             RescueEvent::PositionSaved { cluster_time } => self.position(*cluster_time),
             RescueEvent::PageDone { .. } => self.state().page = None,
-            RescueEvent::SweepDone { full, collections, examined, queued, queries, cut_short, took } => {
+            RescueEvent::SweepDone {
+                full,
+                collections,
+                examined,
+                queued,
+                queries,
+                unfinished,
+                cut_short,
+                took,
+            } => {
                 let sweep = LastSweep {
                     ago: 0.0,
                     took: took.as_secs_f64(),
@@ -239,6 +263,7 @@ impl Reporter {
                     examined: *examined,
                     queued: *queued,
                     queries: *queries,
+                    unfinished: *unfinished,
                     cut_short: *cut_short,
                 };
                 let mut state = self.state();
@@ -252,11 +277,12 @@ impl Reporter {
     /// Tells of a warning, in the log and as an event, unless it was told lately.
     pub(crate) fn warn(&self, warning: Warning) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = warned.get(warning.kind());
-        if last.is_some_and(|last| last.elapsed() < AGAIN) {
+        warned.retain(|_, last| last.elapsed() < AGAIN);
+        let subject = warning.subject();
+        if warned.contains_key(&subject) {
             return;
         }
-        warned.insert(warning.kind(), Instant::now());
+        warned.insert(subject, Instant::now());
         drop(warned);
         let stream = self.plan.name.clone();
         tracing::warn!(stream, "{warning}");
@@ -332,6 +358,7 @@ impl Reporter {
         state.role = Role::Standby;
         (state.open, state.position, state.window) = (false, None, None);
         (state.head, state.lag) = (None, Duration::ZERO);
+        (state.unwatchable, state.unsendable) = (Vec::new(), Unsendable::default());
         if let Some((owner, epoch, ends)) = others {
             state.owner = Some((owner.to_owned(), epoch));
             state.lease_ends = Some(ends);
@@ -393,6 +420,25 @@ impl Reporter {
         self.metrics.headroom(state.headroom());
     }
 
+    /// What is wrong with the collections.
+    pub(crate) fn flaws(&self, flaws: Flaws) {
+        let mut state = self.state();
+        self.metrics.flaws(&state.flaws, &flaws);
+        state.flaws = flaws;
+    }
+
+    /// Which patterns match nothing that can be watched.
+    pub(crate) fn unwatchable(&self, found: &[(NamespacePattern, Unwatchable)]) {
+        let patterns: Vec<String> = found.iter().map(|(pattern, _)| pattern.to_string()).collect();
+        self.metrics.unwatchable(&patterns);
+        self.state().unwatchable = found.iter().map(|(pattern, why)| format!("{pattern} {why}")).collect();
+    }
+
+    /// No command can be made for a document; whether that is new.
+    pub(crate) fn unsendable(&self, document: &DocumentRef, reason: &str) -> bool {
+        self.state().unsendable.add(document, reason)
+    }
+
     fn snapshot(&self) -> (StreamStatus, Vec<String>) {
         let state = self.state();
         let now = Instant::now();
@@ -414,7 +460,7 @@ impl Reporter {
             position: state.position.and_then(in_words),
             token_age: state.token_age().map(|age| age.as_secs_f64()),
             lag: owns.then_some(state.lag.as_secs_f64()),
-            headroom: state.headroom(),
+            headroom: state.headroom().filter(|headroom| headroom.is_finite()),
             troubles: state.troubles().collect(),
             last_error: state
                 .last_error
@@ -424,6 +470,7 @@ impl Reporter {
                 .last_sweep
                 .as_ref()
                 .map(|(sweep, at)| LastSweep { ago: seconds(*at), ..sweep.clone() }),
+            problems: state.problems(),
         };
         let why = state.not_ready(now, self.sweep_interval);
         let unready = why.into_iter().map(|why| format!("stream {}: {why}", self.plan.name)).collect();
@@ -441,8 +488,19 @@ impl State {
         Some(since(DateTime::from_millis(i64::from(position.time) * 1000), now))
     }
 
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.unwatchable.clone();
+        problems.extend(self.flaws.sentences.iter().cloned());
+        problems.extend(self.unsendable.sentences());
+        problems
+    }
+
     fn headroom(&self) -> Option<f64> {
         let (position, window) = self.position.zip(self.window)?;
+        // Nothing was ever dropped from the oplog: that it is young doesn't mean that it is short.
+        if window.whole {
+            return Some(f64::INFINITY);
+        }
         Some(f64::from(position.time) - f64::from(window.first))
     }
 

@@ -4,359 +4,328 @@
 //! holder is gone, scheduled messages, lost commands, clears that were rolled back, and all that the stream missed. It runs
 //! from the first moment, beside the stream, and depends on nothing but the documents.
 //!
-//! # How a collection is read
-//! By the partial index on `outbox.available_at`, in its order, with one cursor from the oldest to now:
+//! # A round
+//! lists the collections, then reads [a page of each in turn](crate::pass). It ends when each was read to its end, and at
+//! the latest, when each has had a turn, after `sweep_interval`: a collection with a long backlog then continues where it
+//! was, and the others are begun again. So no collection's backlog makes another's messages late.
 //!
-//! - *No sort.* The index is multikey, and a sort by an array's field reads the whole range before the first page.
-//! - *No page by page with a lower bound.* Thousands of entries can share one millisecond (a transaction, a bulk
-//!   schedule); a bound behind it would skip those, a bound on it would read them for ever. A cursor's place in the index
-//!   is exact, costs the server the same, and survives what is delivered or claimed meanwhile.
-//! - The cursor fetches `page_size` documents at a time and each fetch waits for its turn in the budget of queries.
-//! - `$elemMatch`, since conditions on the bare path may be met by two different elements.
-//!
-//! Entries without a date (a foreign writer may leave it out) stand at the index's null, with all dead ones. They are read
-//! in a *full* round only: at the start, after a lost position, once more a delay later (what was too young then), and
-//! hourly. The stream is what finds them promptly.
+//! A *full* round also reads entries without a date (a foreign writer may leave it out): at the start, after a lost position,
+//! once more a delay later (for what was too young then), and hourly. The stream is what finds them promptly; those that
+//! were queued are read again by ordinary rounds until they are seen to be done.
 //!
 //! # When a round is cut short
 //! By an error, or a broker that doesn't confirm: nothing is remembered as queued that wasn't, and the next round begins
-//! from the oldest again. Each collection goes by itself: those that were read to their end are done, and of a full round
+//! from the oldest again. Each collection is read by itself: those that were read to their end are done, and of a full round
 //! the others are made up for.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use document_outbox::command::Reason;
-use mongodb::{
-    Namespace,
-    bson::{Bson, DateTime, Document, RawDocument, doc},
-    error::Error,
-    options::{FindOptions, Hint},
-};
+use document_outbox::codes;
+use mongodb::{Namespace, error::Error};
 
 use crate::{
-    RescuerError,
-    commands::{Wanted, send},
+    catalogue::{self, Holds},
     context::Context,
     event::RescueEvent,
-    fault::{self, Fault},
-    index::{Index, Indexes, is_refused_hint},
-    look::{look, projection},
-    queued::Admission,
-    scan::Scans,
-    targets,
-    verdict::Moment,
+    fault,
+    pass::{Count, Pass, Turn, Wish},
+    scan::{SLICES_A_ROUND, Scans},
+    targets::{self, Listing},
+    unwatchable,
 };
 
-/// No query keeps the server busy for longer.
-pub(crate) const LONGEST_QUERY: Duration = Duration::from_secs(300);
+/// A round doesn't leave a long backlog sooner, however short the interval is.
+const SHORTEST_ROUND: Duration = Duration::from_secs(1);
+
+/// As it is reported when it fails: "could not …".
+const LISTING: &str = "list collections for the sweep";
 
 pub(crate) struct Sweep {
-    pub(crate) context: Arc<Context>,
-    indexes: Indexes,
+    context: Arc<Context>,
     scans: Scans,
     last_full: Option<Instant>,
-    /// The collections whose part of a full round is still to be done.
-    undone: HashSet<Namespace>,
+    /// How many full rounds were wanted.
+    full_rounds: u64,
+    /// The collections whose part of a full round is still to be done, and of which.
+    undone: HashMap<Namespace, u64>,
+    /// Those that the last round left in the middle.
+    under_way: HashMap<Namespace, Pass>,
+    /// When entries without a date were last read, or were first known to wait.
+    undated: HashMap<Namespace, Instant>,
+    /// Those that could not be read.
+    failing: HashSet<Namespace>,
+    /// Where outboxes that the index doesn't hold are still to be looked for.
+    unchecked: HashSet<Namespace>,
     /// Whether the last round took longer than the pause between two.
     slow: bool,
 }
 
-/// What one round came to.
+/// What one round amounted to.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Tally {
-    pub(crate) collections: usize,
-    pub(crate) examined: usize,
-    pub(crate) queued: usize,
-    /// Turns of the budget.
-    pub(crate) queries: usize,
-    pub(crate) cut_short: bool,
+struct Tally {
+    collections: usize,
+    turns: usize,
+    count: Count,
+    /// How many collections continue in the next round.
+    unfinished: usize,
+    /// Some of them needn't wait for room.
+    more: bool,
+    cut_short: bool,
     /// Some collections couldn't be listed.
     unlisted: bool,
-}
-
-/// Whether to go on reading a collection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reading {
-    GoOn,
-    /// There is nobody to send to.
-    Enough,
 }
 
 impl Sweep {
     pub(crate) fn new(context: &Arc<Context>) -> Self {
         Self {
             context: context.clone(),
-            indexes: Indexes::default(),
             scans: Scans::default(),
             last_full: None,
-            undone: HashSet::new(),
+            full_rounds: 0,
+            undone: HashMap::new(),
+            under_way: HashMap::new(),
+            undated: HashMap::new(),
+            failing: HashSet::new(),
+            unchecked: HashSet::new(),
             slow: false,
         }
     }
 
     /// Sweeps until told to stop.
-    pub(crate) async fn run(mut self) -> Result<(), RescuerError> {
+    pub(crate) async fn run(mut self) {
         let (context, settings) = (self.context.clone(), self.context.settings.clone());
         loop {
             // Without a broker every find would be in vain.
             context.stop.run_until_cancelled(context.commands.ready()).await;
             if context.is_over() {
-                return Ok(());
+                return;
             }
+
             let hourly = self.last_full.is_none_or(|last| last.elapsed() >= settings.full_sweep_interval);
             let wanted = context.full_sweep.take() || hourly;
             let begun = Instant::now();
             let full = wanted || !self.undone.is_empty();
-            let tally = self.round(wanted).await?;
+            let tally = self.round(wanted).await;
             match (wanted, tally.unlisted) {
                 (true, true) => context.full_sweep.postpone(),
                 (true, false) => self.last_full = Some(Instant::now()),
                 (false, _) => {}
             }
+
             let took = begun.elapsed();
-            self.say_when_slow(took);
-            let Tally { collections, examined, queued, queries, cut_short, .. } = tally;
-            tracing::debug!(full, collections, examined, queued, queries, cut_short, "swept");
-            let done =
-                RescueEvent::SweepDone { full, collections, examined, queued, queries, cut_short, took };
-            context.report.emit(done);
+            self.warn_when_slow(took);
+            let Tally { collections, count, unfinished, cut_short, .. } = tally;
+            let Count { examined, queued, queries } = count;
+            tracing::debug!(full, collections, examined, queued, queries, unfinished, cut_short, "swept");
+            context.report.emit(RescueEvent::SweepDone {
+                full,
+                collections,
+                examined,
+                queued,
+                queries,
+                unfinished,
+                cut_short,
+                took,
+            });
+            context.swept.cancel();
+
+            let pause =
+                if tally.more { Duration::ZERO } else { settings.sweep_interval.saturating_sub(took) };
             tokio::select! {
-                () = tokio::time::sleep(settings.sweep_interval) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = context.full_sweep.requested() => {}
                 () = context.stop.cancelled() => {}
             }
         }
     }
 
-    fn say_when_slow(&mut self, took: Duration) {
-        let slow = took > self.context.settings.sweep_interval;
+    fn warn_when_slow(&mut self, took: Duration) {
+        let slow = took > self.context.settings.sweep_interval.max(SHORTEST_ROUND);
         if slow && !std::mem::replace(&mut self.slow, slow) {
             tracing::warn!(
                 ?took,
-                "a round of the sweep takes longer than sweep_interval; raise sweep_queries_per_second, or look whether \
-                 every collection has its index"
+                "a round of the sweep takes longer than sweep_interval: a collection has a long backlog or lacks its index, or \
+                 there are more collections than sweep_queries_per_second allows for"
             );
         }
         self.slow = slow;
     }
 
-    async fn round(&mut self, full: bool) -> Result<Tally, RescuerError> {
+    async fn round(&mut self, full: bool) -> Tally {
         let context = self.context.clone();
+        let begun = Instant::now();
         let mut tally = Tally::default();
-        context.queued().begin_round();
-        let mut all = Vec::new();
-        if targets::asks(&context.plan.coverage) {
-            self.turn(&mut tally).await;
-        }
-        let databases = match targets::databases(&context).await {
-            Ok(databases) => databases,
+
+        let listing = targets::list_all(&context, &mut tally.count.turns()).await;
+        let listing = match listing {
+            Ok(listing) => listing,
             Err(error) => {
-                self.survivable("list databases for the sweep", error)?;
+                self.trouble(LISTING, &error);
                 (tally.cut_short, tally.unlisted) = (true, true);
-                return Ok(tally);
+                return tally;
             }
         };
-        for database in databases {
-            if context.is_over() {
-                (tally.cut_short, tally.unlisted) = (true, true);
-                return Ok(tally);
-            }
-            self.turn(&mut tally).await;
-            match targets::list(&context, &database).await {
-                Ok(found) => all.extend(found),
-                Err(error) => {
-                    self.survivable("list collections for the sweep", error)?;
-                    (tally.cut_short, tally.unlisted) = (true, true);
-                }
-            }
-        }
+        let all = self.take_up(listing, &mut tally).await;
+        let owed = context.full_sweep.take_owed();
         if full {
-            self.undone.extend(all.iter().cloned());
+            self.want_full(&all);
+        } else if !owed.is_empty() {
+            let owed: Vec<Namespace> = owed.into_iter().collect();
+            self.want_full(&owed);
         }
-        self.undone.extend(context.full_sweep.take_owed());
-        if !tally.unlisted {
-            self.keep_only(&all);
-        }
-        let mut swept = HashMap::new();
-        for namespace in &all {
-            if context.is_over() {
-                tally.cut_short = true;
-                return Ok(tally);
-            }
-            match self.collection(namespace, &mut tally).await {
-                Ok(index) => drop(swept.insert(namespace.clone(), index)),
-                Err(error) => {
-                    self.indexes.forget(namespace);
-                    self.survivable("sweep a collection", error)?;
+
+        let longest = context.settings.sweep_interval.max(SHORTEST_ROUND);
+        let mut next: VecDeque<Pass> = self.begin(all, &mut tally);
+        while let Some(mut pass) = next.pop_front() {
+            let wish = self.wish(&pass.namespace);
+            match pass.turn(&context, &mut self.scans, wish, &mut tally.count).await {
+                Ok(Turn::More) => next.push_back(pass),
+                Ok(Turn::NoRoom) => self.leave(pass, &mut tally),
+                Ok(Turn::Done) => self.finish(&pass),
+                // The others would find nobody to send to either.
+                Ok(Turn::Stopped) => {
                     tally.cut_short = true;
+                    return tally;
                 }
+                Err(error) => self.fail(&pass.namespace, &error, &mut tally),
+            }
+            // Every collection has had a turn once the first ones come by again.
+            tally.turns += 1;
+            if tally.turns >= tally.collections && begun.elapsed() >= longest {
+                break;
             }
         }
-        if !tally.cut_short {
-            context.set_collections(swept);
+        tally.more = !next.is_empty();
+        for pass in next {
+            self.leave(pass, &mut tally);
         }
-        Ok(tally)
+        tally
     }
 
-    /// Waits for the next query's turn.
-    pub(crate) async fn turn(&self, tally: &mut Tally) {
-        tally.queries += 1;
-        self.context.stop.run_until_cancelled(self.context.budget.turn()).await;
-        self.context.report.sweep_moved();
+    /// The collections that were listed. Reports what can't be watched, and forgets what is gone.
+    async fn take_up(&mut self, listing: Listing, tally: &mut Tally) -> Vec<Namespace> {
+        let context = self.context.clone();
+        let all = listing.watched(&context.plan.coverage);
+        if listing.failed.is_empty() && !context.is_over() {
+            context.report.healed(LISTING);
+            self.keep_only(&all);
+            unwatchable::report(&context, &listing, &mut tally.count.turns()).await;
+            return all;
+        }
+        (tally.cut_short, tally.unlisted) = (true, true);
+        for (_, error) in listing.failed {
+            self.trouble(LISTING, &error);
+        }
+        all
     }
 
-    /// Whether the next round may succeed.
-    fn survivable(&self, doing: &'static str, source: Error) -> Result<(), RescuerError> {
-        if let Fault::Fatal(advice) = fault::of(&source) {
-            return Err(RescuerError::Refused { doing, advice, source });
+    fn want_full(&mut self, all: &[Namespace]) {
+        self.full_rounds += 1;
+        for namespace in all {
+            if self.context.catalogue().holds(namespace) != Holds::Nothing {
+                self.undone.insert(namespace.clone(), self.full_rounds);
+            }
         }
-        tracing::warn!(error = fault::text(&source), "could not {doing}; the next round tries again");
-        self.context.report.error(&format!("could not {doing}: {}", fault::text(&source)));
-        Ok(())
+    }
+
+    /// One pass for each collection that has or may have outboxes.
+    fn begin(&mut self, all: Vec<Namespace>, tally: &mut Tally) -> VecDeque<Pass> {
+        let mut passes = VecDeque::new();
+        for namespace in all {
+            if self.context.catalogue().holds(&namespace) == Holds::Nothing {
+                continue;
+            }
+            let pass = self.under_way.remove(&namespace).unwrap_or_else(|| Pass::new(namespace));
+            passes.push_back(pass);
+        }
+        tally.collections = passes.len();
+        passes
+    }
+
+    fn wish(&mut self, namespace: &Namespace) -> Wish {
+        let waits = self.context.queued().undated(namespace).is_some();
+        let since = if waits {
+            Some(*self.undated.entry(namespace.clone()).or_insert_with(Instant::now))
+        } else {
+            None
+        };
+        let pause = self.context.settings.requeue_pause;
+        Wish {
+            full: self.undone.get(namespace).copied(),
+            // Within the pause, all of them would be found to wait.
+            undated: since.is_some_and(|since| since.elapsed() >= pause),
+            flaws: if self.unchecked.contains(namespace) { SLICES_A_ROUND } else { 0 },
+        }
+    }
+
+    /// A collection continues in the next round.
+    fn leave(&mut self, pass: Pass, tally: &mut Tally) {
+        tally.unfinished += 1;
+        self.under_way.insert(pass.namespace.clone(), pass);
+    }
+
+    /// A collection was read to its end.
+    fn finish(&mut self, pass: &Pass) {
+        let namespace = &pass.namespace;
+        if self.failing.remove(namespace) {
+            self.context.report.healed(&sweeping(namespace));
+        }
+        if pass.read_flaws {
+            self.unchecked.remove(namespace);
+        }
+        if pass.read_undated {
+            self.undated.remove(namespace);
+        }
+        if pass.fulfilled.is_some() && pass.fulfilled == self.undone.get(namespace).copied() {
+            self.undone.remove(namespace);
+            if pass.read_undated {
+                self.unchecked.insert(namespace.clone());
+            }
+        }
+        if self.context.catalogue().holds(namespace) == Holds::Nothing {
+            self.undone.remove(namespace);
+        }
+    }
+
+    /// A collection can't be read: the others are, and the next round tries again.
+    fn fail(&mut self, namespace: &Namespace, error: &Error, tally: &mut Tally) {
+        /// It waited for room for longer than the server keeps a cursor.
+        const CURSOR_NOT_FOUND: i32 = 43;
+        if codes::code(error) == Some(CURSOR_NOT_FOUND) {
+            tally.unfinished += 1;
+            return;
+        }
+        self.context.catalogue().forget_indexes(namespace);
+        tally.cut_short = true;
+        self.failing.insert(namespace.clone());
+        self.trouble(&sweeping(namespace), error);
+    }
+
+    /// The next round tries again.
+    fn trouble(&self, part: &str, error: &Error) {
+        self.context.report.trouble(part, &fault::explain(error, fault::of(error)));
     }
 
     /// Forgets collections that are gone.
     fn keep_only(&mut self, all: &[Namespace]) {
         self.context.queued().keep_only(all);
-        self.indexes.keep_only(all);
+        catalogue::keep_only(&self.context, all);
         self.scans.keep_only(all);
-        self.undone.retain(|namespace| all.contains(namespace));
-    }
-
-    async fn collection(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<Option<Index>, Error> {
-        let context = self.context.clone();
-        tally.collections += 1;
-        if !self.indexes.knows(namespace) {
-            self.turn(tally).await;
-        }
-        let mut index = self.indexes.find(&context, namespace).await?;
-        let reading = match &index {
-            Some(by) => match self.by_index(namespace, by, tally).await {
-                Err(error) if is_refused_hint(&error) => {
-                    self.indexes.miss(&context, namespace);
-                    index = None;
-                    self.scan(namespace, tally).await?
-                }
-                read => read?,
-            },
-            None => self.scan(namespace, tally).await?,
-        };
-        match reading {
-            Reading::GoOn => {
-                context.queued().end_round(namespace, Instant::now());
-                if !self.scans.is_under_way(namespace) {
-                    self.undone.remove(namespace);
-                }
-            }
-            Reading::Enough => tally.cut_short = true,
-        }
-        Ok(index)
-    }
-
-    async fn by_index(
-        &mut self,
-        namespace: &Namespace,
-        index: &Index,
-        tally: &mut Tally,
-    ) -> Result<Reading, Error> {
-        let now = self.context.clock.now().await?;
-        let due = self.range(namespace, due_by(now), index, tally).await?;
-        if due == Reading::Enough || !self.undone.contains(namespace) {
-            return Ok(due);
-        }
-        match index.partial {
-            true => self.range(namespace, undated(), index, tally).await,
-            // The range would be nearly the whole collection, all in one.
-            false => self.scan(namespace, tally).await,
-        }
-    }
-
-    async fn scan(&mut self, namespace: &Namespace, tally: &mut Tally) -> Result<Reading, Error> {
-        let mut scans = std::mem::take(&mut self.scans);
-        let scanned = scans.go_on(self, namespace, tally).await;
-        self.scans = scans;
-        scanned
-    }
-
-    /// Reads a range of the index to its end.
-    async fn range(
-        &mut self,
-        namespace: &Namespace,
-        filter: Document,
-        index: &Index,
-        tally: &mut Tally,
-    ) -> Result<Reading, Error> {
-        let options = FindOptions::builder().hint(Hint::Name(index.name.clone())).build();
-        self.read(namespace, filter, options, tally).await
-    }
-
-    /// Reads what a query finds, page by page, and queues what wants a command.
-    pub(crate) async fn read(
-        &mut self,
-        namespace: &Namespace,
-        filter: Document,
-        mut options: FindOptions,
-        tally: &mut Tally,
-    ) -> Result<Reading, Error> {
-        let context = self.context.clone();
-        let page = context.settings.page_size;
-        options.projection = Some(projection());
-        options.batch_size = u32::try_from(page).ok();
-        options.max_time = Some(LONGEST_QUERY);
-        self.turn(tally).await;
-        let collection = context.collection(namespace);
-        let find = collection.find(filter).with_options(options);
-        let Some(cursor) = context.stop.run_until_cancelled(find.into_future()).await else {
-            return Ok(Reading::Enough);
-        };
-        let mut cursor = cursor?;
-        loop {
-            let moment = Moment::sweeping(context.clock.now().await?, context.plan.delay);
-            let (mut wanted, mut read) = (Vec::new(), 0);
-            while read < page {
-                // A stop needn't wait for what the server is still looking for.
-                let Some(more) = context.stop.run_until_cancelled(cursor.advance()).await else {
-                    return Ok(Reading::Enough);
-                };
-                if !more? {
-                    break;
-                }
-                read += 1;
-                wanted.extend(self.admit(namespace, cursor.current(), moment));
-            }
-            tally.examined += read;
-            let sent = send(&context, wanted, Reason::Sweep).await;
-            tally.queued += sent.confirmed;
-            if !sent.failed.is_empty() || context.is_over() {
-                return Ok(Reading::Enough);
-            }
-            if read < page {
-                return Ok(Reading::GoOn);
-            }
-            self.turn(tally).await;
-        }
-    }
-
-    fn admit(&self, namespace: &Namespace, document: &RawDocument, moment: Moment) -> Option<Wanted> {
-        let found = look(&self.context, namespace, document, moment)?;
-        match self.context.queued().admit(&found.document, &found.head, Instant::now()) {
-            Admission::Queue => Some(found),
-            Admission::Wait | Admission::Full => None,
+        let there: HashSet<&Namespace> = all.iter().collect();
+        self.undone.retain(|namespace, _| there.contains(namespace));
+        self.under_way.retain(|namespace, _| there.contains(namespace));
+        self.undated.retain(|namespace, _| there.contains(namespace));
+        self.unchecked.retain(|namespace| there.contains(namespace));
+        for gone in self.failing.extract_if(|namespace| !there.contains(namespace)) {
+            self.context.report.healed(&sweeping(&gone));
         }
     }
 }
 
-/// Documents with an entry whose date has come. The first condition is what lets the server use the partial index.
-fn due_by(now: DateTime) -> Document {
-    doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": { "available_at": { "$lte": now } } } }
-}
-
-/// Documents with a living entry that has no date.
-fn undated() -> Document {
-    let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
-    doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }
+fn sweeping(namespace: &Namespace) -> String {
+    format!("sweep {namespace}")
 }

@@ -10,7 +10,6 @@
 //! goes for all of them, the stream changes hands that often at most.
 
 use std::{
-    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     RescuerError,
     begin::{begin, keep_following},
+    catalogue::Flaws,
     context::{Context, FullSweep, Stream, with_grace},
     event::StartedFrom,
     fault,
@@ -61,7 +61,7 @@ impl Stream {
             let _ = end_soon(task).await;
         }
         self.report.standing_by(None);
-        context.set_collections(HashMap::new());
+        self.report.flaws(Flaws::default());
         match context.panicked.get() {
             Some(what) => Err(RescuerError::Panicked(what)),
             None => ended,
@@ -122,7 +122,7 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
         let context = context.clone();
         async move {
             let _both = context.stop.clone().drop_guard();
-            Sweep::new(&context).run().await
+            Sweep::new(&context).run().await;
         }
     });
     let following = AssertUnwindSafe(keep_following(context, mark, from)).catch_unwind();
@@ -130,10 +130,9 @@ async fn run(context: &Arc<Context>) -> Result<(), RescuerError> {
         following.await.unwrap_or(Err(RescuerError::Panicked("the task that follows the change stream")));
     context.stop.cancel();
     let swept = match end_soon(sweeping).await {
-        Some(Ok(swept)) => swept,
         Some(Err(error)) if error.is_panic() => Err(RescuerError::Panicked("the sweep")),
         // Nothing is kept of a round.
-        Some(Err(_)) | None => Ok(()),
+        Some(_) | None => Ok(()),
     };
     followed.and(swept)
 }

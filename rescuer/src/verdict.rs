@@ -61,6 +61,13 @@ pub(crate) struct Head {
     counts: (i64, i64),
 }
 
+impl Head {
+    /// Without a date, the sweep doesn't come across it in every round.
+    pub(crate) fn is_undated(&self) -> bool {
+        self.available_at.is_none()
+    }
+}
+
 /// What is to be done about a document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Verdict {
@@ -70,7 +77,9 @@ pub(crate) struct Verdict {
     pub(crate) due: Option<DateTime>,
     /// How long an inline claim lasts, if that is longer than the delay.
     pub(crate) long_claim: Option<Duration>,
-    /// How many elements are no entries.
+    /// Whether a living entry has no date.
+    pub(crate) undated: bool,
+    /// How many elements are not entries.
     pub(crate) unreadable: usize,
     /// What is wrong with the first of them.
     pub(crate) flaw: Option<String>,
@@ -92,6 +101,7 @@ pub(crate) fn judge(outbox: Option<&Bson>, ordering: Ordering, moment: Moment) -
         work: found_work.map(head),
         due: found_work.and_then(|entry| due(entry, moment)),
         long_claim: slots.iter().filter_map(Slot::entry).find_map(|entry| long_claim(entry, moment)),
+        undated: slots.iter().filter_map(Slot::entry).any(is_undated),
         unreadable: found.unreadable,
         flaw: slots.iter().find_map(flaw),
     }
@@ -103,6 +113,10 @@ fn head(entry: &Entry) -> Head {
         available_at: entry.available_at.map(DateTime::timestamp_millis),
         counts: (entry.attempts, entry.claims),
     }
+}
+
+fn is_undated(entry: &Entry) -> bool {
+    entry.dead.is_none() && entry.available_at.is_none()
 }
 
 fn flaw(slot: &Slot) -> Option<String> {

@@ -2,7 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use outbox_service::settings::written;
+use mongodb::Namespace;
+use outbox_service::{NamespacePattern, settings::written};
+
+use crate::{Expiry, Unwatchable};
 
 /// What an operator should look at. Each is told once an hour at most.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,18 +52,34 @@ pub enum Warning {
         /// How long the lease lasts.
         lease: Duration,
     },
+    /// No collection is watched by a pattern.
+    Unwatchable {
+        /// The pattern of `watch`.
+        pattern: NamespacePattern,
+        /// Why.
+        why: Unwatchable,
+    },
+    /// The server deletes documents of a watched collection, whatever is in their outboxes.
+    DocumentsExpire {
+        /// The collection.
+        namespace: Namespace,
+        /// How it does.
+        expiry: Expiry,
+    },
 }
 
 impl Warning {
-    /// Of which kind it is, for not repeating it.
-    pub(crate) fn kind(&self) -> &'static str {
+    /// Equal for warnings of the same thing, so that none is repeated too soon.
+    pub(crate) fn subject(&self) -> String {
         match self {
-            Self::OplogShort { .. } => "oplog_short",
-            Self::PositionFarBack { .. } => "position_far_back",
-            Self::OplogUnknown { .. } => "oplog_unknown",
-            Self::InlineSlow { .. } => "inline_slow",
-            Self::InlineLeaseLong { .. } => "inline_lease_long",
-            Self::GraceLong { .. } => "grace_long",
+            Self::OplogShort { .. } => "oplog_short".into(),
+            Self::PositionFarBack { .. } => "position_far_back".into(),
+            Self::OplogUnknown { .. } => "oplog_unknown".into(),
+            Self::InlineSlow { .. } => "inline_slow".into(),
+            Self::InlineLeaseLong { .. } => "inline_lease_long".into(),
+            Self::GraceLong { .. } => "grace_long".into(),
+            Self::Unwatchable { pattern, .. } => format!("unwatchable {pattern}"),
+            Self::DocumentsExpire { namespace, .. } => format!("documents_expire {namespace}"),
         }
     }
 }
@@ -107,6 +126,15 @@ impl fmt::Display for Warning {
                  the others for that long; shorten the one or lengthen the other",
                 written(*grace),
                 written(*lease)
+            ),
+            Self::Unwatchable { pattern, why } => {
+                write!(f, "watch has {pattern}, which {why}. Until then nothing is rescued by it")
+            }
+            Self::DocumentsExpire { namespace, expiry } => write!(
+                f,
+                "{namespace} loses documents by {expiry}, and with them messages that were not delivered yet, and dead ones. \
+                 Have only documents with an empty outbox expire: create the TTL index with partialFilterExpression \
+                 {{outbox: []}}, and keep outboxes out of capped collections"
             ),
         }
     }

@@ -16,6 +16,7 @@ mod metrics;
 mod mongodb_uri;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod passing;
 mod probes;
 pub mod settings;
 pub mod shutdown;

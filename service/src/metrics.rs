@@ -6,7 +6,10 @@ use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
-use crate::Program;
+use crate::{
+    Program,
+    passing::{Gauges, Passing},
+};
 
 /// Upper bounds of all histograms, in seconds: for lags from a millisecond to an hour.
 const BUCKETS: [f64; 20] = [
@@ -29,6 +32,7 @@ pub(crate) enum InstallError {
 /// Renders what was recorded.
 pub(crate) struct Exporter {
     recorded: PrometheusHandle,
+    passing: Gauges,
     process: Collector,
 }
 
@@ -37,18 +41,20 @@ impl Exporter {
     pub(crate) fn install(program: &Program) -> Result<Self, InstallError> {
         let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder();
         let recorded = recorder.handle();
+        let recorder = Passing::new(recorder);
+        let passing = recorder.gauges();
         metrics::set_global_recorder(recorder).map_err(|_| InstallError::Twice)?;
         describe_gauge!("outbox_build_info", "What runs; always 1.");
         gauge!("outbox_build_info", "service" => program.name, "version" => program.version).set(1.0);
         let process = Collector::default();
         process.describe();
-        Ok(Self { recorded, process })
+        Ok(Self { recorded, passing, process })
     }
 
     /// Everything, in Prometheus' text format.
     pub(crate) fn render(&self) -> String {
         self.process.collect();
-        self.recorded.render()
+        self.recorded.render() + &self.passing.render()
     }
 
     pub(crate) fn upkeep(&self) {

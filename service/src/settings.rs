@@ -47,4 +47,4 @@ pub use uri::{Scheme, Uri};
 
 pub(crate) use namespace::check_database;
 pub(crate) use problem::shown;
-pub(crate) use suggestion::did_you_mean;
+pub use suggestion::did_you_mean;

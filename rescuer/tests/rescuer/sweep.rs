@@ -266,7 +266,8 @@ async fn a_full_memory_delays_documents_and_stops_no_collection() {
     };
     orders.insert_many(documents(0)).await.unwrap();
     stock.insert_many(documents(10)).await.unwrap();
-    let settings = Settings { queued_capacity: 2, page_size: 1, ..sweeping(&world) };
+    let requeue_pause = Duration::from_millis(100);
+    let settings = Settings { queued_capacity: 2, page_size: 1, requeue_pause, ..sweeping(&world) };
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 10 {
         running.swept_something().await;
