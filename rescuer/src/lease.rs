@@ -178,7 +178,8 @@ impl Lease {
         };
         let mine = taken.get_str("owner").is_ok_and(|owner| owner == self.owner);
         let epoch = taken.get_i64("epoch").ok().filter(|_| mine);
-        Ok(epoch.map(|epoch| Held { epoch, taken: asked, until: Mutex::new(asked + self.lasts) }))
+        let (taken, until) = (Instant::now(), asked + self.lasts);
+        Ok(epoch.map(|epoch| Held { epoch, taken, until: Mutex::new(until) }))
     }
 
     /// Renews it; false where it is another's, or gone.

@@ -50,12 +50,9 @@ struct Unchanged(Option<(DateTime, Instant)>);
 #[derive(Debug, PartialEq)]
 pub(crate) enum Next {
     /// Take it; one that still has the date `stale` is over.
-    Take {
-        stale: Option<DateTime>,
-    },
-    Wait {
-        left: Duration,
-    },
+    Take { stale: Option<DateTime> },
+    /// Another has it, or is to have it.
+    Wait { owner: String, left: Duration },
 }
 
 impl Unchanged {
@@ -82,21 +79,21 @@ impl Watch {
             return Next::Take { stale: None };
         };
         let unchanged = self.lease.since(seen.until, now);
-        let able = self.able_other(seen, me, lasts, now).is_some();
+        let able = self.able_other(seen, me, lasts, now);
         let mut stale = None;
         if seen.owner != me && !seen.left.is_zero() {
             // All rescuers of a name have the same settings, so one that says nothing has a lease like this one's.
             let left = seen.lasts.unwrap_or(lasts).saturating_sub(unchanged);
             if !left.is_zero() {
-                return Next::Wait { left: left.min(seen.left) };
+                return Next::Wait { owner: seen.owner.clone(), left: left.min(seen.left) };
             }
             stale = seen.until;
         }
 
-        if able && !is_able {
-            return Next::Wait { left: Duration::ZERO };
+        match able {
+            Some(able) if !is_able => Next::Wait { owner: able.owner.clone(), left: Duration::ZERO },
+            _ => Next::Take { stale },
         }
-        Next::Take { stale }
     }
 
     /// Another that stands by and can send commands. One that has stopped renewing that says nothing any more.
@@ -116,7 +113,7 @@ impl Watch {
 /// What one look came to.
 enum Look {
     Taken(Held),
-    Wait(Seen, Duration),
+    Wait { owner: String, epoch: i64, left: Duration },
     Stopped,
 }
 
@@ -129,12 +126,12 @@ impl Stream {
         while !self.stop.is_cancelled() {
             let is_able = self.shared.is_able();
             self.report.able(is_able);
-            let (seen, left) = match self.look_or_take(&mut watch, is_able).await {
+            let (owner, epoch, left) = match self.look_or_take(&mut watch, is_able).await {
                 Ok(Look::Taken(held)) => {
                     self.report.healed(TAKING);
                     return Some(held);
                 }
-                Ok(Look::Wait(seen, left)) => (seen, left),
+                Ok(Look::Wait { owner, epoch, left }) => (owner, epoch, left),
                 Ok(Look::Stopped) => break,
                 Err(error) => {
                     self.report.trouble(TAKING, &fault::explain(&error, fault::of(&error)));
@@ -145,12 +142,13 @@ impl Stream {
 
             pauses = Pauses::new();
             self.report.healed(TAKING);
-            self.report.standing_by(Some((&seen.owner, seen.epoch, Instant::now() + left)));
-            if known.as_ref() != Some(&(seen.owner.clone(), seen.epoch)) {
-                let (stream, owner) = (self.plan.name.clone(), seen.owner.clone());
-                tracing::info!(stream, owner, epoch = seen.epoch, "standing by");
+            self.report.standing_by(Some((&owner, epoch, Instant::now() + left)));
+            let seen = Some((owner.clone(), epoch));
+            if known != seen {
+                known = seen;
+                let stream = self.plan.name.clone();
+                tracing::info!(stream, owner, epoch, "standing by");
                 self.report.emit(RescueEvent::StandingBy { stream, owner });
-                known = Some((seen.owner, seen.epoch));
             }
             self.announce(is_able, &mut announced).await;
 
@@ -176,10 +174,10 @@ impl Stream {
             let (seen, lasts) = (seen?, self.lease.lasts());
             let stale = match watch.next(seen.as_ref(), &self.shared.owner, lasts, is_able, Instant::now()) {
                 Next::Take { stale } => stale,
-                Next::Wait { left } => match seen {
-                    Some(seen) => return Ok(Look::Wait(seen, left)),
-                    None => None,
-                },
+                Next::Wait { owner, left } => {
+                    let epoch = seen.map_or(0, |seen| seen.epoch);
+                    return Ok(Look::Wait { owner, epoch, left });
+                }
             };
 
             // Above the position's too, whatever became of the lease, or the position could not be written.
@@ -248,7 +246,8 @@ mod tests {
     fn a_lease_that_lasts_is_waited_for() {
         let mut watch = Watch::default();
         let left = Duration::from_secs(4);
-        assert_eq!(next(&mut watch, &seen(left), true, Duration::ZERO), Next::Wait { left });
+        let waits = Next::Wait { owner: "other/1".into(), left };
+        assert_eq!(next(&mut watch, &seen(left), true, Duration::ZERO), waits);
         assert!(is_taken(&next(&mut watch, &seen(Duration::ZERO), true, Duration::ZERO)));
         let mine = Seen { owner: "me/1".into(), ..seen(left) };
         assert!(is_taken(&next(&mut watch, &mine, true, Duration::ZERO)));

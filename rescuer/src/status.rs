@@ -654,6 +654,41 @@ mod tests {
         assert_eq!(unready(&report), "");
     }
 
+    /// What a thread logs while this is in force.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn trouble_that_lasts_is_logged_once() {
+        let (report, log) = (reporter(), Log::default());
+        let into = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || into.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for number in 0..1000 {
+                report.trouble("save the position", &format!("not allowed, {number}"));
+            }
+            report.healed("save the position");
+            report.healed("save the position");
+        });
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = log.lines().collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        assert!(
+            lines[0].contains("could not save the position") && lines[1].contains("no longer in trouble")
+        );
+    }
+
     #[test]
     fn who_stands_by_is_ready_while_the_owner_lives() {
         let (report, now) = (reporter(), Instant::now());

@@ -6,7 +6,7 @@ use mongodb::bson::{Bson, Document, doc};
 use outbox_rescuer::{ReopenCause, RescueEvent, Settings};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::support::*;
+use crate::{process::Replicas, support::*};
 
 /// The server has one such fault at a time. This is for tests in one process; for those that each have their own, there is
 /// a group in `.config/nextest.toml`.
@@ -288,5 +288,84 @@ async fn a_query_that_takes_long_does_not_hold_a_stop_up() {
         assert!(took < Duration::from_secs(4), "{took:?}");
         assert_eq!(commands.ids(), [], "the query was under way");
         world.end().await;
+    }
+}
+
+/// P5: whatever the other collections do.
+#[tokio::test]
+async fn a_collection_that_cannot_be_read_stops_no_other() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let stock = world.db.collection::<Document>("stock");
+    index(&stock).await;
+    let settings = Settings { sweep_interval: Duration::from_millis(200), ..world.settings() };
+    let mut running = world.started(&commands, settings).await;
+    // 13: this user may not.
+    let error = doc! {
+        "failCommands": ["find"], "errorCode": 13, "namespace": format!("{}.orders", world.db.name()),
+    };
+    world.fail(error.clone(), "alwaysOn").await;
+    orders.insert_one(doc! { "_id": "order", "outbox": [minimal()] }).await.unwrap();
+    stock.insert_one(doc! { "_id": "item", "outbox": [minimal()] }).await.unwrap();
+    while commands.distinct() < 1 {
+        running.page().await;
+    }
+    assert_eq!(commands.firsts(), [Bson::from("item")]);
+    let not_ready = running.status.snapshot().not_ready.join("; ");
+    assert!(not_ready.contains(&format!("{}.orders", world.db.name())), "{not_ready}");
+
+    // What the stream has passed over is found when it can be read.
+    world.fail(error, "off").await;
+    while commands.distinct() < 2 {
+        running.swept().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_opens_and_breaks_off_is_not_ready() {
+    let _alone = alone().await;
+    let (world, commands) = (World::new().await, Recorder::new());
+    let settings = Settings { lease: Duration::from_secs(60), ..world.settings() };
+    let mut running = world.started(&commands, settings).await;
+    let error = doc! { "failCommands": ["getMore"], "errorCode": 50, "errorLabels": [] };
+    world.fail(error.clone(), "alwaysOn").await;
+    for _ in 0..2 {
+        let reopened = |event: &RescueEvent| matches!(event, RescueEvent::Reopened { .. }).then_some(());
+        running.wait("the stream to be opened again", reopened).await;
+    }
+    let not_ready = running.status.snapshot().not_ready.join("; ");
+    world.fail(error, "off").await;
+    assert!(not_ready.contains("could not read the change stream"), "{not_ready}");
+    until_some("it to be ready again", || running.status.snapshot().not_ready.is_empty().then_some(())).await;
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// The binary, told to stop while MongoDB doesn't answer what it has asked.
+#[tokio::test]
+async fn sigterm_ends_whatever_is_under_way() {
+    let _alone = alone().await;
+    for commands in [&["getMore"][..], &["aggregate", "find", "listCollections", "listIndexes"]] {
+        let replicas = Replicas::new("10m").await;
+        let world = &replicas.world;
+        let slow = doc! { "failCommands": commands, "blockConnection": true, "blockTimeMS": 8000 };
+        let mut process = replicas.start();
+        // While it reads, or while the position and the stream are still to come.
+        let until = if commands == ["getMore"] { "the change stream is open" } else { "started" };
+        process.logs(until, 0).await;
+        let met = world.fail(slow.clone(), "alwaysOn").await;
+        world.has_met(met).await;
+        process.signal("-TERM");
+        assert!(process.ended().await, "{commands:?}: cut off");
+        world.fail(slow, "off").await;
+        let lease = world.leases().find_one(doc! {}).await.unwrap();
+        assert!(
+            lease.as_ref().is_none_or(|lease| !lease.contains_key("until")),
+            "{commands:?}: the lease is kept: {lease:?}"
+        );
+        replicas.end().await;
     }
 }

@@ -1,9 +1,9 @@
 //! Several rescuers of one name: one owns the stream, the others stand by. Here within this process; see `process.rs`.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use mongodb::bson::{Bson, DateTime, doc};
-use outbox_rescuer::Settings;
+use mongodb::bson::{Bson, DateTime, Document, doc};
+use outbox_rescuer::{RescueEvent, Settings};
 
 use crate::support::*;
 
@@ -114,5 +114,219 @@ async fn a_lease_that_makes_no_sense_is_taken() {
         assert!(running.owned().await >= 1, "{odd}");
         running.stop().await.unwrap();
     }
+    world.end().await;
+}
+
+fn in_millis(millis: i64) -> DateTime {
+    DateTime::from_millis(DateTime::now().timestamp_millis() + millis)
+}
+
+/// As another rescuer leaves it.
+async fn leave_lease(world: &World, fields: Document) {
+    let mut lease =
+        doc! { "_id": { "stream": "default" }, "kind": "stream", "owner": "other/1", "epoch": 3_i64 };
+    lease.extend(fields);
+    world.leases().insert_one(lease).await.unwrap();
+}
+
+async fn lease(world: &World) -> Document {
+    world.leases().find_one(doc! {}).await.unwrap().unwrap()
+}
+
+/// P5: one process without a broker must not keep the rescue from everybody.
+#[tokio::test]
+async fn an_owner_that_cannot_send_yields_to_one_that_can() {
+    let (world, cut_off, connected) = (World::new().await, Recorder::new(), Recorder::new());
+    let orders = world.indexed_orders().await;
+    cut_off.away.store(true, Ordering::SeqCst);
+    let mut first = world.start(&cut_off, world.settings()).await;
+    let epoch = first.owned().await;
+    let mut second = world.start(&connected, world.settings()).await;
+    assert!(first.stepped_back().await.contains("can't send commands"));
+    assert_eq!(second.owned().await, epoch + 1);
+
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    second.page().await;
+    assert_eq!(connected.firsts(), [Bson::from(1)]);
+    assert_eq!(first.standing_by().await, lease(&world).await.get_str("owner").unwrap());
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_owner_whose_broker_goes_away_yields_at_once() {
+    let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
+    let settings = Settings { lease: Duration::from_secs(2), ..world.settings() };
+    let mut first = world.start(&first_commands, settings.clone()).await;
+    let epoch = first.owned().await;
+    let mut second = world.start(&second_commands, settings).await;
+    second.standing_by().await;
+    until_lease(&world, "the standby to say that it is able", doc! { "able.owner": { "$exists": true } })
+        .await;
+    first_commands.away.store(true, Ordering::SeqCst);
+    assert_eq!(second.owned().await, epoch + 1);
+
+    // And not back, as long as the owner can send.
+    first_commands.away.store(false, Ordering::SeqCst);
+    until_lease(&world, "the other to be able again", doc! { "able.owner": { "$exists": true } }).await;
+    let until = *lease(&world).await.get_datetime("until").unwrap();
+    let renewed = doc! { "until": { "$gt": until }, "epoch": epoch + 1 };
+    until_lease(&world, "the lease to be renewed", renewed).await;
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+    world.end().await;
+}
+
+async fn until_lease(world: &World, what: &str, wanted: Document) {
+    let begun = std::time::Instant::now();
+    while world.leases().find_one(wanted.clone()).await.unwrap().is_none() {
+        let lease = world.leases().find_one(doc! {}).await.unwrap();
+        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}: {lease:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The lease is free, and only the one that can't send looks at it.
+#[tokio::test]
+async fn a_free_lease_is_left_to_one_that_can_send() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    commands.away.store(true, Ordering::SeqCst);
+    leave_lease(&world, doc! { "able": { "owner": "other/2", "until": in_millis(3_600_000) } }).await;
+    let mut running = world.start(&commands, world.settings()).await;
+    let first = running.wait("a decision", |event| match event {
+        RescueEvent::StandingBy { .. } => Some(true),
+        RescueEvent::Owned { .. } => Some(false),
+        _ => None,
+    });
+    assert!(first.await, "it took the lease from one that can send");
+    // That one has died, or it would say so again.
+    assert_eq!(running.owned().await, 4);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn with_the_broker_away_for_all_the_stream_keeps_its_owner() {
+    let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
+    let orders = world.indexed_orders().await;
+    first_commands.away.store(true, Ordering::SeqCst);
+    second_commands.away.store(true, Ordering::SeqCst);
+    let mut first = world.start(&first_commands, world.settings()).await;
+    let epoch = first.owned().await;
+    let mut second = world.start(&second_commands, world.settings()).await;
+    second.standing_by().await;
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+
+    let since = *lease(&world).await.get_datetime("until").unwrap();
+    let three_leases = DateTime::from_millis(since.timestamp_millis() + 3000);
+    let renewed = doc! { "epoch": epoch, "until": { "$gt": three_leases } };
+    until_lease(&world, "the owner to keep the lease", renewed).await;
+    assert_eq!(first_commands.distinct() + second_commands.distinct(), 0);
+
+    // For one of them it is back.
+    second_commands.away.store(false, Ordering::SeqCst);
+    assert_eq!(second.owned().await, epoch + 1);
+    while second_commands.distinct() < 1 {
+        second.page().await;
+    }
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Whoever has a broker has it for one lease, and then the other.
+#[tokio::test]
+async fn with_a_broker_that_blinks_nobody_owns_for_less_than_a_lease() {
+    const LEASE: i64 = 1000;
+    let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut first = world.start(&first_commands, world.settings()).await;
+    first.owned().await;
+    let second = world.start(&second_commands, world.settings()).await;
+    let mut terms: Vec<(i64, i64)> = Vec::new();
+    let mut round = 0;
+    while terms.len() < 6 {
+        let first_is_away = round / 10 % 2 == 0;
+        first_commands.away.store(first_is_away, Ordering::SeqCst);
+        second_commands.away.store(!first_is_away, Ordering::SeqCst);
+        orders.insert_one(doc! { "_id": round, "outbox": [minimal()] }).await.unwrap();
+        let lease = lease(&world).await;
+        let since = lease.get_datetime("since").unwrap().timestamp_millis();
+        let term = (lease.get_i64("epoch").unwrap(), since);
+        if terms.last() != Some(&term) {
+            terms.push(term);
+        }
+        round += 1;
+        assert!(round < 300, "it changes hands: {terms:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for pair in terms.windows(2) {
+        let took = pair[1].1 - pair[0].1;
+        assert!(took >= LEASE - 10, "a term of {took} ms: {terms:?}");
+    }
+
+    first_commands.away.store(false, Ordering::SeqCst);
+    second_commands.away.store(false, Ordering::SeqCst);
+    let all = || {
+        let mut ids = first_commands.firsts();
+        ids.extend(second_commands.firsts());
+        (0..round).all(|id| ids.contains(&id.into())).then_some(())
+    };
+    until_some("every document to have its command", all).await;
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+    world.end().await;
+}
+
+/// As by an owner that died before the server's clock was set back by half an hour.
+#[tokio::test]
+async fn a_lease_dated_far_ahead_blocks_nobody_for_long() {
+    for term in [doc! {}, doc! { "term": { "epoch": 3_i64, "lasts": 1000_i64 } }] {
+        let (world, commands) = (World::new().await, Recorder::new());
+        let mut fields = doc! { "since": in_millis(1_799_000), "until": in_millis(1_800_000) };
+        fields.extend(term);
+        leave_lease(&world, fields).await;
+        let mut running = world.start(&commands, world.settings()).await;
+        assert_eq!(running.standing_by().await, "other/1");
+        assert_eq!(running.owned().await, 4);
+        running.stop().await.unwrap();
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_owner_that_renews_by_a_fast_clock_keeps_its_lease() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    leave_lease(&world, doc! { "until": in_millis(1_800_000) }).await;
+    let leases = world.leases();
+    let renewing = tokio::spawn(async move {
+        for step in 1.. {
+            let renewed = doc! { "$set": { "until": in_millis(1_800_000 + step) } };
+            leases.update_one(doc! { "owner": "other/1" }, renewed).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let mut running = world.start(&commands, world.settings()).await;
+    running.standing_by().await;
+    let owned = |event: &RescueEvent| matches!(event, RescueEvent::Owned { .. }).then_some(());
+    let three_leases = tokio::time::timeout(Duration::from_secs(3), running.wait("a lease", owned));
+    assert!(three_leases.await.is_err(), "it took the lease of a living owner");
+    renewing.abort();
+    running.owned().await;
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// No date of a clock that may be set back, and free for rescuers of before too.
+#[tokio::test]
+async fn a_lease_that_is_given_back_has_no_date() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let running = world.started(&commands, Settings { lease: LONG, ..world.settings() }).await;
+    assert_eq!(lease(&world).await.get_document("term").unwrap().get_i64("lasts").unwrap(), 600_000);
+    running.stop().await.unwrap();
+    let lease = lease(&world).await;
+    assert!(!lease.contains_key("until"), "{lease}");
+    assert_eq!(lease.get_i64("epoch").unwrap(), 1);
     world.end().await;
 }

@@ -249,6 +249,53 @@ async fn a_position_that_was_copied_from_another_cluster_is_lost() {
     world.end().await;
 }
 
+#[tokio::test]
+async fn positions_that_are_dropped_are_made_again_for_this_cluster() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut running = world.started(&commands, world.settings()).await;
+    world.positions().drop().await.unwrap();
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    running.stepped_back().await;
+    running.owned().await;
+    running.saved().await;
+    running.stop().await.unwrap();
+
+    let mut again = world.start(&Recorder::new(), world.settings()).await;
+    assert_eq!(opened(&mut again).await, StartedFrom::Position);
+    again.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_lost_position_ends_no_other_stream() {
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    let watch = ["audit@2s", "*"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
+    let settings =
+        Settings { watch: watch.to_vec(), on_history_lost: OnHistoryLost::Fail, ..world.settings() };
+    let mut running = world.start(&Recorder::new(), settings.clone()).await;
+    opened(&mut running).await;
+    opened(&mut running).await;
+    running.stop().await.unwrap();
+    let forged = doc! { "$set": { "token": { "_data": "garbage" } } };
+    world.positions().update_one(doc! { "_id": "default@2s" }, forged).await.unwrap();
+
+    let commands = Recorder::new();
+    let mut running = world.start(&commands, settings).await;
+    until_some("the trouble to show", || {
+        let status = running.status.snapshot();
+        status.streams[1].troubles.iter().any(|trouble| trouble.contains("is lost")).then_some(())
+    })
+    .await;
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    while commands.distinct() < 1 {
+        running.page().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
 /// A token whose time is still to come is opened without an error, and shows nothing until then.
 #[tokio::test]
 async fn a_position_ahead_of_the_servers_time_is_lost() {
@@ -367,6 +414,39 @@ impl outbox_rescuer::Commands for Panicking {
         assert!(!self.in_sweep, "as a test wants it");
         std::future::pending().await
     }
+}
+
+/// Panics where only the task that renews the lease comes by.
+#[derive(Default)]
+struct PanickingLater(std::sync::atomic::AtomicBool);
+
+#[async_trait::async_trait]
+impl outbox_rescuer::Commands for PanickingLater {
+    async fn send(
+        &self,
+        commands: Vec<document_outbox::command::ProcessDocumentMessages>,
+    ) -> Vec<Result<(), document_outbox::SendFailure>> {
+        commands.into_iter().map(|_| Ok(())).collect()
+    }
+
+    async fn ready(&self) {}
+
+    fn is_ready(&self) -> bool {
+        assert!(!self.0.load(std::sync::atomic::Ordering::SeqCst), "as a test wants it");
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_panic_beside_the_two_halves_ends_the_rescuer_too() {
+    let world = World::new().await;
+    let commands = std::sync::Arc::new(PanickingLater::default());
+    let mut running = world.start(&commands, world.settings()).await;
+    opened(&mut running).await;
+    commands.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    let error = ended(running).await;
+    assert!(matches!(error, RescuerError::Panicked(_)), "{error}");
+    world.end().await;
 }
 
 #[tokio::test]

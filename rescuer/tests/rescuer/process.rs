@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::support::*;
 
 /// An `outbox-rescuer`, and what it has logged.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -29,7 +29,7 @@ impl Process {
         self.child.id().to_string()
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.id()]).status().unwrap();
         assert!(sent.success(), "{signal}");
     }
@@ -39,14 +39,14 @@ impl Process {
     }
 
     /// Waits for a line with this text, from the `from`-th on.
-    async fn logs(&self, text: &str, from: usize) {
+    pub(crate) async fn logs(&self, text: &str, from: usize) {
         until(&format!("{} to log {text:?}", self.id()), || async {
             self.logged()[from..].iter().any(|line| line.contains(text)).then_some(())
         })
         .await;
     }
 
-    async fn ended(&mut self) -> bool {
+    pub(crate) async fn ended(&mut self) -> bool {
         let child = Mutex::new(&mut self.child);
         let ended = || async { child.lock().unwrap().try_wait().unwrap() };
         until("the process to end", ended).await.success()
@@ -76,8 +76,8 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMu
 }
 
 /// Two rescuers of one name, a writer that goes on writing, and who takes the commands.
-struct Replicas {
-    world: World,
+pub(crate) struct Replicas {
+    pub(crate) world: World,
     name: String,
     lease: &'static str,
     writer: tokio::task::JoinHandle<()>,
@@ -87,7 +87,7 @@ struct Replicas {
 }
 
 impl Replicas {
-    async fn new(lease: &'static str) -> Self {
+    pub(crate) async fn new(lease: &'static str) -> Self {
         let world = World::new().await;
         let orders = world.indexed_orders().await;
         let name = world.app_name.clone();
@@ -108,10 +108,11 @@ impl Replicas {
         Self { world, name, lease, writer, written, consumer, seen: HashSet::new() }
     }
 
-    fn start(&self) -> Process {
+    pub(crate) fn start(&self) -> Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-rescuer"))
-            .env("OUTBOX_MONGODB_URI", mongodb_uri())
+            .env("OUTBOX_MONGODB_URI", format!("{}&appName={}", mongodb_uri(), self.world.app_name))
             .env("OUTBOX_RABBITMQ_URI", rabbitmq_uri())
+            .env("OUTBOX_SHUTDOWN_GRACE", "4s")
             .env("OUTBOX_WATCH", format!("{}.*", self.world.db.name()))
             .env("OUTBOX_STATE_DATABASE", self.world.state.name())
             .env("OUTBOX_COMMANDS_EXCHANGE", &self.name)
@@ -154,7 +155,7 @@ impl Replicas {
         }
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.writer.abort();
         let _ = self.writer.await;
         self.consumer.close().await;

@@ -229,3 +229,25 @@ async fn the_status_of_each_shows_who_owns_what() {
     second.stop().await.unwrap();
     world.end().await;
 }
+
+/// Connected, and yet with nobody to take a command: readiness must not say that all is well.
+#[tokio::test]
+async fn commands_that_are_refused_show_in_readiness() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut running = world.started(&commands, world.settings()).await;
+    assert_eq!(running.status.snapshot().not_ready, [""; 0]);
+    assert!(running.status.snapshot().streams[0].able);
+    commands.away.store(true, std::sync::atomic::Ordering::SeqCst);
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    let failed = |event: &RescueEvent| matches!(event, RescueEvent::CommandsFailed { .. }).then_some(());
+    running.wait("a refusal", failed).await;
+    let not_ready = running.status.snapshot().not_ready.join("; ");
+    assert!(not_ready.contains("could not send commands: away"), "{not_ready}");
+
+    commands.away.store(false, std::sync::atomic::Ordering::SeqCst);
+    running.page().await;
+    assert_eq!(running.status.snapshot().not_ready, [""; 0]);
+    running.stop().await.unwrap();
+    world.end().await;
+}

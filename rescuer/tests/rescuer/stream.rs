@@ -1,10 +1,18 @@
 //! What the change stream makes of changes.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Instant,
+};
 
 use document_outbox::command::Reason;
-use mongodb::bson::{Bson, Document, doc};
-use outbox_rescuer::{ReopenCause, RescueEvent, Settings};
+use mongodb::{
+    Client,
+    bson::{Bson, Document, Timestamp, doc},
+    event::{EventHandler, command::CommandEvent},
+    options::ClientOptions,
+};
+use outbox_rescuer::{CancellationToken, ReopenCause, RescueEvent, Rescuer, Settings};
 
 use crate::{
     odd_ids::{self, odd_ids, stored},
@@ -423,6 +431,101 @@ async fn a_delay_of_an_hour_holds_no_cursor_open_and_outlives_restarts() {
     while commands.distinct() < 200 {
         running.page().await;
     }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// What the rescuer takes for the present is half an hour before the dates of the changes that it reads.
+#[tokio::test]
+async fn a_server_clock_that_was_set_back_holds_nothing_up() {
+    let half_an_hour = std::time::Duration::from_secs(1800);
+    let (world, commands) = (World::on(set_back(half_an_hour).await).await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut running = world.started(&commands, world.settings()).await;
+    let saved = Instant::now();
+    for id in 0..20 {
+        orders.insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
+    }
+    while commands.distinct() < 20 {
+        running.page().await;
+    }
+    // Not before the delay all the same.
+    assert!(commands.taken()[0].1.duration_since(saved) >= DELAY);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Or a message could be pushed by a write that was still committing when its document was found empty, and be passed over.
+#[tokio::test]
+async fn a_full_page_is_read_as_of_the_time_it_is_noted_by() {
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
+    let times: Arc<Mutex<Vec<Option<Timestamp>>>> = Arc::default();
+    let into = times.clone();
+    options.command_event_handler = Some(EventHandler::callback(move |event| {
+        if let CommandEvent::Started(event) = event
+            && event.command.get_document("filter").is_ok_and(|filter| filter.contains_key("_id"))
+            && event.command.get_str("find") == Ok("orders")
+        {
+            let concern = event.command.get_document("readConcern");
+            let time = concern.and_then(|concern| concern.get_timestamp("afterClusterTime")).ok();
+            into.lock().unwrap().push(time);
+        }
+    }));
+    let client = Client::with_options(options).unwrap();
+    let before = world.server_time().await;
+    let rescuer = Rescuer::new(client, Recorder::new(), world.settings()).unwrap();
+    let (events, status) = (rescuer.subscribe(), rescuer.status());
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(rescuer.run(stop.clone()));
+    let mut running = Running { events, status, stop, task, begun: Instant::now() };
+    let opened = |event: &RescueEvent| matches!(event, RescueEvent::Opened { .. }).then_some(());
+    running.wait("the stream to open", opened).await;
+
+    orders.insert_many((0..300).map(|id| doc! { "_id": id, "outbox": [minimal()] })).await.unwrap();
+    while running.page().await.0 < 100 {}
+    let latest = times.lock().unwrap().iter().flatten().max().copied();
+    assert!(latest.is_some_and(|time| time > before), "{latest:?}");
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Takes commands, and says nothing about them.
+#[derive(Default)]
+struct Silent(tokio::sync::Notify);
+
+#[async_trait::async_trait]
+impl outbox_rescuer::Commands for Silent {
+    async fn send(
+        &self,
+        _: Vec<document_outbox::command::ProcessDocumentMessages>,
+    ) -> Vec<Result<(), document_outbox::SendFailure>> {
+        self.0.notify_one();
+        std::future::pending().await
+    }
+
+    async fn ready(&self) {}
+}
+
+#[tokio::test]
+async fn a_broker_that_confirms_nothing_delays_no_stop() {
+    let (world, commands) = (World::new().await, Arc::new(Silent::default()));
+    let orders = world.indexed_orders().await;
+    let mut running = world.start(&commands, world.settings()).await;
+    let opened = |event: &RescueEvent| matches!(event, RescueEvent::Opened { .. }).then_some(());
+    running.wait("the stream to open", opened).await;
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    commands.0.notified().await;
+    running.stop().await.unwrap();
+    let lease = world.leases().find_one(doc! {}).await.unwrap().unwrap();
+    assert!(!lease.contains_key("until"), "{lease}");
+
+    // The next start has it again.
+    let commands = Recorder::new();
+    let mut running = world.start(&commands, world.settings()).await;
+    running.page().await;
+    assert_eq!(commands.firsts(), [Bson::from(1)]);
     running.stop().await.unwrap();
     world.end().await;
 }

@@ -19,7 +19,16 @@ use mongodb::{
 use outbox_rescuer::{
     CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings, StatusHandle,
 };
-use tokio::{sync::broadcast, task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::broadcast,
+    task::JoinHandle,
+    time::timeout,
+};
 
 /// Longer than anything here takes; a test that waits for this has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -171,11 +180,21 @@ impl World {
         self.state.collection("noise").insert_one(doc! {}).await.unwrap();
     }
 
-    pub(crate) async fn fail(&self, fail: Document, mode: impl Into<Bson>) {
+    /// Sets a fail point for the test's rescuer; how often commands have met it so far.
+    pub(crate) async fn fail(&self, fail: Document, mode: impl Into<Bson>) -> i64 {
         let mut data = doc! { "appName": &self.app_name };
         data.extend(fail);
         let command = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": data };
-        self.client.database("admin").run_command(command).await.unwrap();
+        let reply = self.client.database("admin").run_command(command).await.unwrap();
+        let count = reply.get("count").unwrap();
+        count.as_i64().or(count.as_i32().map(i64::from)).unwrap()
+    }
+
+    /// Waits until a command has met the fail point once more than `before`.
+    pub(crate) async fn has_met(&self, before: i64) {
+        let most = i64::try_from(PATIENCE.as_millis()).unwrap();
+        let wait = doc! { "waitForFailPoint": "failCommand", "timesEntered": before + 1, "maxTimeMS": most };
+        self.client.database("admin").run_command(wait).await.unwrap();
     }
 
     pub(crate) async fn end(self) {
@@ -291,6 +310,47 @@ impl Running {
         self.task.abort();
         let _ = self.task.await;
         self.stop.cancel();
+    }
+}
+
+/// A way to the server on which its clock, as it tells it, is that far behind its dates: what it says is `localTime` is
+/// changed on the way. It ends with the test.
+pub(crate) async fn set_back(by: Duration) -> String {
+    let uri = mongodb_uri();
+    let server = uri.trim_start_matches("mongodb://").split('/').next().unwrap().to_owned();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&server).await.unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            tokio::spawn(async move { pass_set_back(from_server, &mut to_client, by).await });
+        }
+    });
+    format!("mongodb://{address}/?directConnection=true")
+}
+
+/// Passes whole messages on.
+async fn pass_set_back(
+    mut from: OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    by: Duration,
+) -> std::io::Result<()> {
+    const FIELD: &[u8] = b"\x09localTime\0";
+    loop {
+        let mut message = from.read_u32_le().await?.to_le_bytes().to_vec();
+        let length = u32::from_le_bytes(message[..4].try_into().unwrap()) as usize;
+        message.resize(length, 0);
+        from.read_exact(&mut message[4..]).await?;
+        if let Some(at) = message.windows(FIELD.len()).position(|bytes| bytes == FIELD) {
+            let value = at + FIELD.len()..at + FIELD.len() + 8;
+            let millis = i64::from_le_bytes(message[value.clone()].try_into().unwrap());
+            let behind = millis - i64::try_from(by.as_millis()).unwrap();
+            message[value].copy_from_slice(&behind.to_le_bytes());
+        }
+        to.write_all(&message).await?;
     }
 }
 
