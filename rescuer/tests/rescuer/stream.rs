@@ -513,8 +513,15 @@ async fn a_broker_that_confirms_nothing_delays_no_stop() {
     let (world, commands) = (World::new().await, Arc::new(Silent::default()));
     let orders = world.indexed_orders().await;
     let mut running = world.start(&commands, world.settings()).await;
-    let opened = |event: &RescueEvent| matches!(event, RescueEvent::Opened { .. }).then_some(());
-    running.wait("the stream to open", opened).await;
+    // The first sweep is over by then too, so that it is the stream that sends.
+    let (mut opened, mut swept) = (false, false);
+    running
+        .wait("the stream to open and the first sweep to end", |event| {
+            opened |= matches!(event, RescueEvent::Opened { .. });
+            swept |= matches!(event, RescueEvent::SweepDone { .. });
+            (opened && swept).then_some(())
+        })
+        .await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     commands.0.notified().await;
     running.stop().await.unwrap();
