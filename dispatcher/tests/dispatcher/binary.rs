@@ -257,3 +257,78 @@ async fn a_dispatcher_that_is_told_to_stop_under_load_leaves_nothing_claimed_los
     assert!(scene.queue_is_empty().await);
     scene.strike_binary().await;
 }
+
+impl Process {
+    /// The most memory that it has had, in MiB, as the kernel counts it.
+    fn peak(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.child.id().unwrap());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+    }
+}
+
+/// Has one worker deliver documents of ten messages of this many bytes, and gives its peak of memory.
+async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
+    let scene = Scene::set().await;
+    let (exchange, queue) = (scene.messages(), format!("{}.received", scene.name));
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let none = FieldTable::default;
+    let topic = lapin::ExchangeKind::Topic;
+    scene.outside.exchange_declare(exchange.clone().into(), topic, durable, none()).await.unwrap();
+    // Only the latest of so many bytes is kept.
+    let mut newest = FieldTable::default();
+    newest.insert("x-max-length".into(), 1.into());
+    let declare = QueueDeclareOptions::default();
+    scene.outside.queue_declare(queue.clone().into(), declare, newest).await.unwrap();
+    let bind = QueueBindOptions::default();
+    scene.outside.queue_bind(queue.into(), exchange.into(), "#".into(), bind, none()).await.unwrap();
+
+    let payload = doc! { "text": "x".repeat(bytes) };
+    for nth in 0..documents {
+        let now = DateTime::now();
+        let entry = || {
+            doc! { "id": Uuid::new(), "type": "order.added", "payload": &payload, "created_at": now, "available_at": now }
+        };
+        let outbox: Vec<_> = (0..10).map(|_| entry()).collect();
+        let id = format!("o-{nth}");
+        scene.test.orders().insert_one(doc! { "_id": &id, "outbox": outbox }).await.unwrap();
+        scene.command(id).await;
+    }
+    let process = Process::start(&scene, arguments);
+    let emptied = async {
+        let mut changes = scene.test.orders().watch().await.unwrap();
+        while scene.test.orders().count_documents(doc! { "outbox.0": { "$exists": true } }).await.unwrap() > 0
+        {
+            changes.next_if_any().await.unwrap();
+        }
+    };
+    tokio::time::timeout(10 * LONG, emptied).await.expect("every outbox becomes empty");
+    let peak = process.peak();
+    println!("peak: {peak} MiB");
+    assert!(process.terminate().await);
+    scene.strike_binary().await;
+    peak
+}
+
+/// What weighs is bytes, not documents: together these are 120 MB, several times in memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_large_documents_is_bounded_in_bytes() {
+    let peak = peak_of(24, 500_000, &["--memory-mib=16"]).await;
+    assert!(peak < 192, "{peak} MiB");
+}
+
+/// A document that weighs more than all that is allowed goes through alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_larger_than_the_memory_allowed_is_delivered() {
+    let peak = peak_of(2, 1_400_000, &["--memory-mib=1"]).await;
+    assert!(peak < 256, "{peak} MiB");
+}
+
+/// 1.5 GB of messages, and half a gigabyte of memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_large_documents_stay_within_memory() {
+    let peak = peak_of(150, 1_000_000, &[]).await;
+    assert!(peak < 512, "{peak} MiB");
+}
