@@ -22,6 +22,11 @@ use crate::{
 
 /// The server's own bound on the statements of one command is far above this.
 const WINDOW: usize = 1_000;
+/// Bytes of one command, below the 16 MiB that it may have.
+const MOST_BYTES: usize = 12 << 20;
+/// An id in a statement, with its place in the list; and all that is neither ids nor names.
+const ID_BYTES: usize = 30;
+const STATEMENT_BYTES: usize = 200;
 /// A window that takes longer has met a document that a transaction holds.
 const LONGEST_MILLIS: i64 = 1_000;
 
@@ -61,6 +66,8 @@ struct Pull {
 struct Request {
     namespace: Namespace,
     statement: Pull,
+    /// About how long the statement is.
+    bytes: usize,
     done: oneshot::Sender<Result<bool, String>>,
 }
 
@@ -86,9 +93,17 @@ impl Clears {
         let (request, answer) = Request::of(delivered);
         if let Some(_turn) = self.lane.turn_for_one() {
             settle(&self.client, vec![request], &self.lost).await;
-        } else if !self.lane.join(request).await {
-            return Err(ENDED.into());
+            return answer.await.map_err(|_| ENDED)?;
         }
+        if self.lane.join(request).await
+            && let Ok(answer) = answer.await
+        {
+            return answer;
+        }
+
+        // The runtime that sends windows has ended; this one has not. A clear can be repeated at will.
+        let (request, answer) = Request::of(delivered);
+        settle(&self.client, vec![request], &self.lost).await;
         answer.await.map_err(|_| ENDED)?
     }
 
@@ -105,7 +120,9 @@ impl Request {
     fn of(delivered: &Delivered) -> (Self, oneshot::Receiver<Result<bool, String>>) {
         let (done, answer) = oneshot::channel();
         let namespace = delivered.document.namespace.clone();
-        (Self { namespace, statement: delivered.statement(), done }, answer)
+        let key = delivered.document.key().as_bytes().len();
+        let bytes = STATEMENT_BYTES + key + delivered.token.len() + delivered.ids.len() * ID_BYTES;
+        (Self { namespace, statement: delivered.statement(), bytes, done }, answer)
     }
 }
 
@@ -114,13 +131,25 @@ const ENDED: &str = "the clearing task has ended";
 /// Sends clears in windows, side by side: one that meets a document which somebody holds holds up no other.
 async fn settle_all(client: &Client, requests: Vec<Request>, lost: &Counter) {
     let collections = by_collection(requests, |request| &request.namespace);
-    let windows = collections.flat_map(|mut requests| {
-        std::iter::from_fn(move || {
-            let window: Vec<_> = requests.drain(..requests.len().min(WINDOW)).collect();
-            (!window.is_empty()).then_some(window)
-        })
-    });
+    let windows = collections.flat_map(windows);
     join_all(windows.map(|window| settle(client, window, lost))).await;
+}
+
+/// Each no larger than a command may be: a claim can have a thousand entries, and a document a key of any size.
+fn windows(requests: Vec<Request>) -> Vec<Vec<Request>> {
+    let mut windows: Vec<Vec<Request>> = Vec::new();
+    let mut bytes = 0;
+    for request in requests {
+        bytes += request.bytes;
+        match windows.last_mut() {
+            Some(window) if window.len() < WINDOW && bytes <= MOST_BYTES => window.push(request),
+            _ => {
+                bytes = request.bytes;
+                windows.push(vec![request]);
+            }
+        }
+    }
+    windows
 }
 
 /// Sends a window; where it has no answer as a whole, each of its statements by itself.
@@ -216,6 +245,23 @@ fn read_reply(reply: &Document, statements: usize) -> Vec<Result<bool, String>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_is_no_larger_than_a_command_may_be() {
+        let request = |ids: usize| {
+            let document = DocumentRef::by_id(Namespace::new("shop", "orders"), 1);
+            let ids = vec![Uuid::new(); ids];
+            Request::of(&Delivered { document, token: "p/1".into(), ids }).0
+        };
+        let full = codec::encode(&request(1_000).statement).unwrap().as_bytes().len();
+        assert!(full <= request(1_000).bytes, "{full}");
+        let requests: Vec<_> = (0..WINDOW).map(|_| request(1_000)).collect();
+        let windows = windows(requests);
+        assert!(windows.len() > 1);
+        for window in windows {
+            assert!(window.iter().map(|request| request.bytes).sum::<usize>() <= MOST_BYTES);
+        }
+    }
 
     #[test]
     fn a_refused_statement_fails_alone() {

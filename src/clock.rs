@@ -132,10 +132,9 @@ impl Shared {
                 *self.lock() = asked?;
                 Ok(())
             }
-            Err(_elapsed) => Err(mongodb::error::Error::custom(format!(
-                "MongoDB did not say its time within {} s",
-                RENEW_WITHIN.as_secs()
-            ))),
+            Err(_elapsed) => {
+                Err(unanswered(&format!("MongoDB did not say its time within {} s", RENEW_WITHIN.as_secs())))
+            }
         }
     }
 
@@ -149,7 +148,7 @@ impl Shared {
             let server = match reply.get_datetime("localTime") {
                 Ok(time) => later(*time, round_trip / 2),
                 Err(error) => {
-                    return Err(mongodb::error::Error::custom(format!("the reply to `hello`: {error}")));
+                    return Err(unanswered(&format!("the reply to `hello`: {error}")));
                 }
             };
 
@@ -175,6 +174,10 @@ impl Drop for Renewing {
             reading.renewing = false;
         }
     }
+}
+
+fn unanswered(why: &str) -> mongodb::error::Error {
+    std::io::Error::other(why).into()
 }
 
 /// A date that much later.

@@ -3,6 +3,7 @@
 use crate::{
     DocumentRef,
     codes::{self, Verdict},
+    runtime,
 };
 
 /// Why a store did not do what was asked. Unless it says otherwise, nothing was written.
@@ -199,7 +200,7 @@ impl Error {
     /// Reads an error of a write to this document.
     pub(crate) fn of_write(document: &DocumentRef, source: mongodb::error::Error, bytes: usize) -> Self {
         match codes::verdict(&source) {
-            Verdict::NotSent => Self::Unavailable(source),
+            Verdict::NotSent => Self::Unavailable(runtime::explain(source)),
             Verdict::Unknown => Self::Unknown { document: document.clone(), source },
             Verdict::TooLarge => Self::DocumentTooLarge { document: document.clone(), bytes, cap: 16 << 20 },
             Verdict::Refused | Verdict::Duplicate => Self::Refused(source),
@@ -210,7 +211,7 @@ impl Error {
     pub(crate) fn of_read(source: mongodb::error::Error) -> Self {
         match codes::verdict(&source) {
             Verdict::Refused => Self::Refused(source),
-            _ => Self::Unavailable(source),
+            _ => Self::Unavailable(runtime::explain(source)),
         }
     }
 }

@@ -8,22 +8,27 @@
 //! ```
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mongodb::bson::DateTime;
 use serde::{Serialize, Serializer};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     deliver::{Deliver, json::rfc3339},
+    event::Shed,
     metrics::Metrics,
 };
 
+/// How often it is warned of messages that are left to the rescuer, for each reason.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Between two looks at a deliverer that says it is back and is not.
 const BREATH: Duration = Duration::from_millis(500);
 
@@ -100,6 +105,15 @@ pub(crate) struct Vitals {
 struct Known {
     circuit_open_since: Option<SystemTime>,
     last_error: Option<LastError>,
+    /// By the word for the reason.
+    shed: HashMap<&'static str, Warning>,
+}
+
+/// When it was last warned of messages that are left to the rescuer, and of how many it was not.
+#[derive(Default)]
+struct Warning {
+    at: Option<Instant>,
+    messages: usize,
 }
 
 /// A document in delivery, until dropped.
@@ -134,8 +148,21 @@ impl Vitals {
         InFlight(self.clone())
     }
 
-    pub(crate) fn shed(&self, messages: usize) {
+    /// Counts messages that are left to the rescuer, and warns of that at most once a minute for each reason.
+    pub(crate) fn shed(&self, messages: usize, reason: Shed) {
         self.shed.fetch_add(u64::try_from(messages).unwrap_or(u64::MAX), Ordering::Relaxed);
+
+        let mut known = self.lock();
+        let warning = known.shed.entry(reason.as_str()).or_default();
+        warning.messages += messages;
+        if warning.at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            tracing::warn!(
+                reason = reason.as_str(),
+                messages = warning.messages,
+                "messages are not delivered inline; the rescuer delivers them, later"
+            );
+            *warning = Warning { at: Some(Instant::now()), messages: 0 };
+        }
     }
 
     pub(crate) fn drain(&self) {
@@ -157,12 +184,24 @@ impl Vitals {
             known.circuit_open_since = Some(SystemTime::now());
             self.metrics.circuit_open.set(1);
         }
-        let (vitals, deliver) = (self.clone(), Arc::downgrade(deliver));
-        tokio::spawn(async move {
-            gone.run_until_cancelled(back(deliver)).await;
-            vitals.lock().circuit_open_since = None;
-            vitals.metrics.circuit_open.set(0);
-        });
+        let circuit = OpenCircuit(self.clone());
+        let deliver = Arc::downgrade(deliver);
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                gone.run_until_cancelled(back(deliver)).await;
+                drop(circuit);
+            });
+        }
+    }
+}
+
+/// No way to deliver, as far as is known, until dropped: also with the runtime on which its end was waited for.
+struct OpenCircuit(Arc<Vitals>);
+
+impl Drop for OpenCircuit {
+    fn drop(&mut self) {
+        self.0.lock().circuit_open_since = None;
+        self.0.metrics.circuit_open.set(0);
     }
 }
 

@@ -44,7 +44,7 @@ use crate::{
     metrics::{Metrics, Path},
     process::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
     reads::Outbox,
-    trace,
+    runtime, trace,
     turns::Turns,
     write,
 };
@@ -70,7 +70,9 @@ pub enum Mode {
     /// The save returns when it is durable; delivery goes on in the background.
     #[default]
     Background,
-    /// The save returns once each message was tried, and says what became of it.
+    /// The save returns once each message was tried, and says what became of it. One that waits for others of its document for
+    /// longer than half of a lease answers [`Disposition::Waiting`], and is delivered in the background. A handler's own save
+    /// waits for no delivery; but a handler should not wait for a *task* that saves, whose save is not known to be the handler's.
     Await,
     /// Nothing is delivered from here; the rescuer finds it.
     Off,
@@ -530,7 +532,7 @@ impl Shared {
     /// Reports messages that are left to the rescuer.
     fn left(&self, document: &DocumentRef, count: usize, reason: Shed) {
         tracing::debug!(%document, reason = reason.as_str(), "not delivered inline; left to the rescuer");
-        self.processor.vitals().shed(count);
+        self.processor.vitals().shed(count, reason);
         self.processor.emit(Event::Skipped { document: document.clone(), count, reason });
     }
 
@@ -558,8 +560,9 @@ impl Shared {
         };
 
         if let Err(error) = done {
-            tracing::warn!(%document, error = codes::describe(&error), "inline delivery broke off; the rescuer goes on");
-            self.processor.vitals().failed(&codes::describe(&error));
+            let error = codes::describe(&runtime::explain(error));
+            tracing::warn!(%document, error, "inline delivery broke off; the rescuer continues");
+            self.processor.vitals().failed(&error);
             trace::failed(&Span::current(), "interrupted");
         }
         if known.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. })) {

@@ -101,6 +101,7 @@ pub mod process;
 mod reads;
 mod report;
 mod retry;
+mod runtime;
 mod settle;
 pub mod store;
 pub mod tls;

@@ -209,7 +209,9 @@ impl Oversized {
         let find = filter::find(client, &document.namespace, filter, projection, ReadConcern::linearizable());
         // Without a majority it would wait for ever.
         let found = tokio::time::timeout(MAJORITY_TIMEOUT, find).await;
-        let found = found.map_err(|_elapsed| Error::custom("no majority has confirmed a read in time"))??;
+        let found = found.map_err(|_elapsed| {
+            Error::from(std::io::Error::other("no majority has confirmed a read in time"))
+        })??;
         let outbox = found.map(|raw| codec::to_document(&raw).unwrap_or_default());
         Ok(outbox.map(|document| read_outbox(document.get("outbox"))))
     }

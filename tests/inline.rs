@@ -1085,3 +1085,192 @@ async fn a_deliverer_that_panics_at_once_costs_an_attempt() {
     assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], retrying)]));
     test.drop().await;
 }
+
+/// A process with several runtimes, such as tests that share a `static`.
+mod runtimes {
+    use document_outbox::Error;
+    use tokio::runtime::Runtime;
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    }
+
+    fn assert_says_so(error: &Error) {
+        assert!(matches!(error, Error::Unavailable(_)), "nothing was written: {error:?}");
+        assert!(error.to_string().contains("runtime"), "{error}");
+    }
+
+    #[test]
+    fn a_store_whose_runtime_has_ended_says_so() {
+        let first = runtime();
+        let (test, orders, mut order) = first.block_on(async {
+            let test = TestDatabase::create().await;
+            let orders = test.store(&background(&test, &Recorder::default()));
+            insert(&orders, Order::new("o-1")).await;
+            let order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+            (test, orders, order)
+        });
+        drop(first);
+
+        let second = runtime();
+        second.block_on(async {
+            order.add(1);
+            let tries = async {
+                assert_says_so(&orders.load(&"o-1".into()).await.unwrap_err());
+                assert_says_so(&orders.insert(placed("o-2")).await.unwrap_err());
+                assert_says_so(&orders.insert(Order::new("o-3")).await.unwrap_err());
+                assert_says_so(&orders.save(&mut order).await.unwrap_err());
+                assert_says_so(&orders.delete(&order).await.unwrap_err());
+                let saves = (0..20).map(|n| orders.insert(placed(&format!("s-{n}"))));
+                for saved in futures::future::join_all(saves).await {
+                    assert_says_so(&saved.unwrap_err());
+                }
+            };
+            tokio::time::timeout(2 * LONG, tries).await.expect("each has an answer");
+            let client = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+            let database = client.database(test.database.name());
+            let stored = database.collection::<Document>("orders");
+            assert_eq!(stored.count_documents(doc! {}).await.unwrap(), 1, "and it is so");
+            database.drop().await.unwrap();
+        });
+    }
+
+    /// The client lives; the tasks of the inline dispatcher do not.
+    #[test]
+    fn a_dispatcher_whose_runtime_has_ended_delivers_or_says_so() {
+        let of_client = runtime();
+        let test = of_client.block_on(TestDatabase::create());
+        let recorder = Recorder::default();
+        let first = runtime();
+        let inline = first.block_on(async {
+            let inline = Inline::builder(&test.client)
+                .mode(Mode::Await)
+                .clear_within(Duration::from_millis(200))
+                .deliver_to(recorder.clone());
+            insert(&test.store(&inline), placed("o-1")).await;
+            inline
+        });
+        drop(first);
+
+        runtime().block_on(async {
+            let orders = test.store(&inline);
+            let saves = (0..20).map(|n| {
+                let orders = orders.clone();
+                tokio::spawn(async move { orders.insert(placed(&format!("s-{n}"))).await })
+            });
+            let saves: Vec<_> = saves.collect();
+            let mut written = 1;
+            for save in saves {
+                match tokio::time::timeout(LONG, save).await.expect("an answer").unwrap() {
+                    Ok(Inserted::Applied(_, receipt)) => {
+                        let delivered = vec![(receipt.messages[0], Disposition::Delivered)];
+                        assert_eq!(receipt.dispatch, Dispatch::Settled(delivered));
+                        written += 1;
+                    }
+                    Ok(other) => panic!("{other:?}"),
+                    Err(error) => assert_says_so(&error),
+                }
+            }
+            assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), written);
+            for of_one in 0..10 {
+                orders.update(&"o-1".into(), |order| order.add(of_one)).await.unwrap();
+            }
+            tokio::time::timeout(LONG, inline.close(LONG / 2)).await.unwrap();
+            test.wait_until_all_are_empty().await;
+            assert_eq!(recorder.delivered().len() as u64, written + 10, "each once");
+        });
+        of_client.block_on(test.drop());
+    }
+
+    /// What its runtime took along is not delivered from here, and that is not silent.
+    #[test]
+    fn a_delivery_that_ends_with_its_runtime_is_announced() {
+        let of_client = runtime();
+        let test = of_client.block_on(TestDatabase::create());
+        let recorder = Recorder::held();
+        let first = runtime();
+        let inline = first.block_on(async {
+            let inline = background(&test, &recorder);
+            insert(&test.store(&inline), placed("o-1")).await;
+            recorder.wait_tried(1).await;
+            inline
+        });
+        let mut events = inline.events().subscribe();
+        drop(first);
+        assert!(matches!(
+            events.try_recv().unwrap(),
+            Event::Skipped { document, count: 1, reason: Shed::Stopped } if document.subject() == "o-1"
+        ));
+        let health = inline.health().snapshot();
+        assert_eq!((health.shed, health.in_flight), (1, 0));
+        of_client.block_on(test.drop());
+    }
+
+    #[test]
+    fn a_deliverer_whose_runtime_has_ended_is_unavailable() {
+        use document_outbox::deliver::{RabbitMq, RabbitMqSettings};
+        let first = runtime();
+        let exchange = format!("t-{}", uuid::Uuid::now_v7().simple());
+        let rabbitmq = first.block_on(async {
+            let settings = RabbitMqSettings::new(&uri("OUTBOX_RABBITMQ_URI")).unwrap();
+            let topology = document_outbox::amqp::TopologyMode::Off;
+            let rabbitmq = RabbitMq::start(RabbitMqSettings { exchange, topology, ..settings });
+            tokio::time::timeout(LONG, rabbitmq.available()).await.unwrap();
+            assert!(rabbitmq.is_available());
+            rabbitmq
+        });
+        drop(first);
+        assert!(!rabbitmq.is_available());
+
+        runtime().block_on(async {
+            let test = TestDatabase::create().await;
+            let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(rabbitmq.clone());
+            let receipt = insert(&test.store(&inline), placed("o-1")).await;
+            assert_eq!(receipt.dispatch, Dispatch::Skipped(Shed::Unavailable));
+            tokio::time::timeout(LONG, inline.close(LONG)).await.unwrap();
+            tokio::time::timeout(LONG, rabbitmq.close()).await.unwrap();
+            test.drop().await;
+        });
+    }
+}
+
+/// As with any claim, there is a shortest lease.
+#[tokio::test]
+async fn a_lease_of_a_moment_still_delivers_a_large_document() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let state = format!("{}_state", test.database.name());
+    let settings = ProcessorSettings {
+        state_database: state.clone(),
+        lease: Duration::from_millis(1),
+        retry: slow_retry(),
+        ..ProcessorSettings::default()
+    };
+    let clock = ServerClock::new(test.client.clone());
+    let worker = Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), settings);
+    insert_large(&test, [1]).await;
+    assert_eq!(process(&test, &worker, "big").await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1]);
+    test.client.database(&state).drop().await.unwrap();
+    test.drop().await;
+}
+
+/// It died while there was no room to say so much; whoever comes when there is finds it dead.
+#[tokio::test]
+async fn a_message_that_died_in_a_large_document_stays_dead() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
+    insert_large(&test, [1]).await;
+    recorder.answer([Outcome::Permanent("never".into())]);
+    assert_eq!(process(&test, &worker, "big").await, Processed::Done);
+    let room = doc! { "$unset": { "fill": "" } };
+    test.orders().update_one(doc! { "_id": "big" }, room).await.unwrap();
+    assert_eq!(process(&test, &worker, "big").await, Processed::Done);
+    assert_eq!(recorder.amounts(), Vec::<i64>::new());
+    assert!(test.outbox("big").await[0].contains_key("dead_at"));
+    leases.drop().await.unwrap();
+    test.drop().await;
+}
