@@ -380,3 +380,138 @@ fn can_be_put_on_the_wire_or_told_why_not(envelope: &Envelope) {
         }
     }
 }
+
+/// An aggregate that knows few of its stored fields, at every depth.
+#[derive(Debug, Serialize, Deserialize)]
+struct Tree {
+    #[serde(rename = "_id")]
+    id: i32,
+    root: Node,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Node {
+    id: i64,
+    n: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inner: Option<Box<Node>>,
+    #[serde(default)]
+    nodes: Vec<Node>,
+}
+
+impl Document for Tree {
+    type Id = i32;
+    fn id(&self) -> &i32 {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+impl Node {
+    fn of(stored: &mongodb::bson::Document) -> Self {
+        let nodes = stored.get_array("nodes").unwrap();
+        Self {
+            id: stored.get_i64("id").unwrap(),
+            n: stored.get_i64("n").unwrap(),
+            inner: stored.get_document("inner").ok().map(|inner| Box::new(Self::of(inner))),
+            nodes: nodes.iter().map(|node| Self::of(node.as_document().unwrap())).collect(),
+        }
+    }
+}
+
+/// P6: *a save loses no stored field that its struct doesn't know, at any depth*, whatever is in it; nor does it bring one back
+/// that was removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn six_hundred_generated_changes_keep_every_unknown_field() {
+    let test = TestDatabase::create().await;
+    let trees = Store::<Tree>::new(test.orders(), &Inline::off(&test.client));
+    let raw = test.orders().clone_with_type::<RawDocumentBuf>();
+    let mut generator = Generator::announced(4);
+    let mut refused = 0;
+    for id in 0..300 {
+        let mut model = doc! { "_id": id, "root": node(&mut generator, 2) };
+        if test.orders().insert_one(&model).await.is_err() {
+            refused += 1;
+            continue;
+        }
+        let mut tree = trees.load(&id).await.unwrap().unwrap();
+        for _ in 0..2 {
+            let mut changed = model.clone();
+            change(&mut generator, changed.get_document_mut("root").unwrap(), 2);
+            tree.root = Node::of(changed.get_document("root").unwrap());
+            match trees.save(&mut tree).await {
+                Ok(saved) => assert!(saved.is_applied(), "{saved:?}"),
+                // Names that the server takes from an insert only.
+                Err(Error::Refused(_)) => {
+                    refused += 1;
+                    break;
+                }
+                Err(error) => panic!("document {id}: {error}"),
+            }
+            model = changed;
+            let stored = raw.find_one(doc! { "_id": id }).await.unwrap().unwrap();
+            let root = Bson::try_from(stored.get("root").unwrap().unwrap()).unwrap();
+            assert_eq!(ordered(&root), ordered(&model["root"]), "document {id}");
+        }
+    }
+    assert!(refused < 60, "{refused} documents were refused, too many to be a test");
+    test.drop().await;
+}
+
+fn node(generator: &mut Generator, depth: usize) -> mongodb::bson::Document {
+    let mut node = doc! { "id": generator.below(1 << 40) as i64, "n": generator.below(3) as i64 };
+    for name in ["u", "v"] {
+        if generator.below(2) == 0 {
+            node.insert(name, generator.value(2));
+        }
+    }
+    let mut nodes = Vec::new();
+    if depth > 0 {
+        node.insert("inner", self::node(generator, depth - 1));
+        nodes.extend((0..generator.below(5)).map(|_| Bson::from(self::node(generator, depth - 1))));
+    }
+    node.insert("nodes", nodes);
+    node
+}
+
+/// As an application may, that knew every field.
+fn change(generator: &mut Generator, node: &mut mongodb::bson::Document, depth: usize) {
+    if generator.below(3) == 0 {
+        node.insert("n", generator.below(3) as i64);
+    }
+    match node.get_document_mut("inner") {
+        Ok(_) if generator.below(6) == 0 => _ = node.remove("inner"),
+        Ok(inner) => change(generator, inner, depth.saturating_sub(1)),
+        Err(_) => {}
+    }
+    let nodes = node.get_array_mut("nodes").unwrap();
+    for inner in nodes.iter_mut() {
+        change(generator, inner.as_document_mut().unwrap(), depth.saturating_sub(1));
+    }
+    let place = generator.below(nodes.len() + 1);
+    match generator.below(5) {
+        0 => nodes.rotate_left(place),
+        1 => nodes.truncate(place),
+        2 => nodes.insert(place, doc! { "id": -1_i64, "n": 0_i64, "nodes": [] }.into()),
+        3 => nodes.reverse(),
+        _ => {}
+    }
+}
+
+/// With fields in the order of their names, and as text, for values that are not equal to themselves.
+fn ordered(value: &Bson) -> String {
+    match value {
+        Bson::Document(document) => {
+            let mut fields: Vec<_> =
+                document.iter().map(|(name, value)| format!("{name:?}: {}", ordered(value))).collect();
+            fields.sort();
+            format!("{{{}}}", fields.join(", "))
+        }
+        Bson::Array(items) => format!("[{}]", items.iter().map(ordered).collect::<Vec<_>>().join(", ")),
+        other => format!("{other:?}"),
+    }
+}
