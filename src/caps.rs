@@ -45,6 +45,12 @@ impl Caps {
         if message_type.is_empty() || message_type.len() > MAX_TYPE_BYTES {
             return Err(Error::MessageType { message_type: message_type.into() });
         }
+        if let Some(name) = staged.headers.keys().find(|name| name.contains('\0')) {
+            return Err(Error::Encode {
+                what: format!("header {name:?} of message `{message_type}`"),
+                reason: "a name in BSON cannot hold a NUL character".into(),
+            });
+        }
         let headers: usize = staged.headers.iter().map(|(name, value)| name.len() + value.len() + 7).sum();
         let too_large =
             |what, bytes, cap| Error::MessageTooLarge { message_type: message_type.into(), what, bytes, cap };
@@ -94,8 +100,9 @@ pub(crate) fn document_bytes(document: &Document) -> usize {
 
 fn is_within(value: &Bson, depth: usize) -> bool {
     match value {
-        Bson::Document(_) | Bson::Array(_) if depth == 0 => false,
+        Bson::Document(_) | Bson::Array(_) | Bson::JavaScriptCodeWithScope(_) if depth == 0 => false,
         Bson::Document(document) => document.values().all(|value| is_within(value, depth - 1)),
+        Bson::JavaScriptCodeWithScope(code) => code.scope.values().all(|value| is_within(value, depth - 1)),
         Bson::Array(items) => items.iter().all(|value| is_within(value, depth - 1)),
         _ => true,
     }
@@ -125,6 +132,15 @@ mod tests {
             "r": regex("a+", "i"),
         };
         assert_eq!(document_bytes(&document), codec::encode(&document).unwrap().as_bytes().len());
+    }
+
+    #[test]
+    fn a_header_name_with_a_nul_is_refused() {
+        let mut outbox = crate::Outbox::default();
+        outbox.send(crate::outbox::tests::Paid(1)).header("tenant\0", "north");
+        let staged: Vec<_> = outbox.iter().collect();
+        let error = Caps::default().check_message(staged[0]).unwrap_err().to_string();
+        assert!(error.contains(r#"header "tenant\0" of message `order.paid`"#), "{error}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The one place where the two BSON versions the driver can carry differ in name.
 //!
-//! Everything goes through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
-//! writes the same BSON here as there (a `uuid::Uuid` is binary, not text).
+//! Aggregates go through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
+//! writes the same BSON here as there (a `uuid::Uuid` is binary, not text). Messages have a form of their own:
+//! see [`payload`](crate::payload).
 
 use base64::Engine;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
@@ -13,8 +14,20 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub struct CodecError(pub(crate) String);
 
 impl CodecError {
-    fn new(error: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(error: impl std::fmt::Display) -> Self {
         Self(error.to_string())
+    }
+}
+
+impl serde::ser::Error for CodecError {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Self::new(message)
+    }
+}
+
+impl serde::de::Error for CodecError {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Self::new(message)
     }
 }
 

@@ -16,6 +16,9 @@ use serde::Serialize;
 ///     const TYPE: &'static str = "order.placed";
 /// }
 /// ```
+///
+/// The body that receivers get is what `serde_json` writes for the struct; [`deliver::json`](crate::deliver::json) lists the
+/// exceptions. It is stored in the same human-readable form: a `uuid::Uuid` and an `IpAddr` as their text.
 pub trait Message: Serialize {
     /// The message's stable name: the routing key and the CloudEvents `type`. It is stored and sent, so it
     /// outlives the code: never a language's type name. At most 255 bytes.

@@ -6,9 +6,9 @@ use mongodb::bson::{Bson, DateTime, Uuid};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    codec,
     memory::weight_of_message,
     message::{Message, SCHEMA_HEADER},
+    payload,
 };
 
 /// What an aggregate sends; a field of the user's own struct, marked `#[serde(skip)]`.
@@ -64,7 +64,9 @@ pub enum Due {
 }
 
 impl Outbox {
-    /// Sends a message with the next save. Never fails: a payload that cannot be encoded fails that save.
+    /// Sends a message with the next save. Never fails: a payload that cannot be encoded (an integer beyond 64 bits with sign, a
+    /// field name with a NUL character or there twice, a map's key that is not a string in JSON either) fails that save, before
+    /// anything is written.
     ///
     /// The returned handle adds headers and knows the message's id.
     pub fn send<M: Message>(&mut self, message: M) -> &mut Staged {
@@ -73,7 +75,7 @@ impl Outbox {
         self.staged.push(Staged {
             id: new_id(),
             message_type: M::TYPE,
-            payload: codec::encode_value(&message).map(Arc::new).map_err(|error| error.to_string()),
+            payload: payload::encode(&message).map(Arc::new).map_err(|error| error.to_string()),
             headers,
             due: Due::Now,
         });
@@ -100,10 +102,10 @@ impl Outbox {
         staged
     }
 
-    /// The messages of one type that were sent, decoded; one that doesn't decode is left out.
+    /// The messages of one type that were sent, decoded as a handler gets them; one that doesn't decode is left out.
     pub fn sent<M: Message + DeserializeOwned>(&self) -> Vec<M> {
         let of_type = self.staged.iter().filter(|staged| M::is_named(staged.message_type));
-        of_type.filter_map(|staged| codec::decode_value(staged.payload.as_ref().ok()?).ok()).collect()
+        of_type.filter_map(|staged| payload::decode(staged.payload.as_ref().ok()?).ok()).collect()
     }
 
     /// The types of what was sent, in order.
@@ -189,13 +191,13 @@ pub(crate) fn new_random() -> Uuid {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde::{Deserialize, Serialize, Serializer};
 
     use super::*;
 
     #[derive(Serialize, Deserialize, Debug, PartialEq)]
-    struct Paid(i32);
+    pub(crate) struct Paid(pub(crate) i32);
     impl Message for Paid {
         const TYPE: &'static str = "order.paid";
         const ALIASES: &'static [&'static str] = &["OrderPaid"];

@@ -1,5 +1,9 @@
 //! Payloads as JSON: what each BSON type becomes on the wire.
 //!
+//! A message is stored in serde's human-readable form, so its body is what `serde_json` writes for the same struct, with these
+//! exceptions: bytes and BSON's own types by the table; an `f32` by its shortest decimal, in the notation of an `f64`; numbers
+//! that are not finite as strings, where `serde_json` writes null.
+//!
 //! | BSON | [`PayloadFormat::Json`] |
 //! |---|---|
 //! | string, symbol | string |

@@ -76,12 +76,13 @@ impl Envelope {
         uuid::Uuid::from_bytes(self.id.bytes())
     }
 
-    /// Decodes the payload.
+    /// Decodes the payload, in the human-readable form in which messages are stored, or else in the compact one of other BSON
+    /// serializers: a `uuid::Uuid` reads text, binary of subtype 4, and 16 bytes of subtype 0.
     ///
     /// # Errors
     /// When it doesn't fit the type. The text may quote a value: keep it out of an [`Outcome`]'s text, which is stored.
     pub fn decode<M: serde::de::DeserializeOwned>(&self) -> Result<M, crate::CodecError> {
-        crate::codec::decode_value(&self.payload)
+        crate::payload::decode(&self.payload)
     }
 }
 
