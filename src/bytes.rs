@@ -8,6 +8,7 @@ use mongodb::bson::{RawDocument, RawDocumentBuf};
 
 /// BSON's numbers for the types that this module has to tell apart.
 pub(crate) mod kind {
+    pub(crate) const STRING: u8 = 0x02;
     pub(crate) const DOCUMENT: u8 = 0x03;
     pub(crate) const ARRAY: u8 = 0x04;
     pub(crate) const UNDEFINED: u8 = 0x06;

@@ -3,11 +3,14 @@
 //! Anything can stand in a stored array: another program's bug, a hand edit, an older format. Reading an
 //! outbox therefore never fails and never panics; each element becomes an [`Entry`] or an
 //! [`Unreadable`] with the reason, and an unreadable one is neither delivered nor deleted, and never
-//! stands in the way of its neighbours.
+//! stands in the way of its neighbours. A message that was pushed twice is one message: the first counts, and the writes that
+//! claim and clear it by its id take the others along.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use mongodb::bson::{Bson, DateTime, Document, Uuid, spec::BinarySubtype};
+use mongodb::bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, Uuid, doc, spec::BinarySubtype};
+
+use crate::{bytes::Element, codec, salvage, trace};
 
 /// The array field that holds what is still to be delivered.
 pub const OUTBOX: &str = "outbox";
@@ -119,6 +122,62 @@ impl Slot {
 #[error("field `outbox` holds {0}, not an array; move that value elsewhere and remove or empty the field")]
 pub struct NotAnArray(pub &'static str);
 
+/// Reads the outbox of a stored document, or of a projection of one, whatever else stands in the document.
+///
+/// Text that is not UTF-8 makes unreadable the entry that holds it, and no other.
+pub fn read_outbox_of(document: &RawDocument) -> Result<Vec<Slot>, NotAnArray> {
+    if let Ok(outbox) = document.get(OUTBOX)
+        && let Ok(outbox) = outbox.map(Bson::try_from).transpose()
+    {
+        return read_outbox(outbox.as_ref());
+    }
+
+    let Ok(outbox) = salvage::field(document, OUTBOX) else {
+        return Err(NotAnArray("bytes that cannot be read"));
+    };
+    let Some(outbox) = outbox else {
+        return Ok(Vec::new());
+    };
+    let Some(mut items) = outbox.items() else {
+        return Err(NotAnArray(type_name(&outbox.read_lossily())));
+    };
+
+    let (mut elements, mut damaged) = (Vec::new(), BTreeMap::new());
+    for item in items.by_ref() {
+        if let Some(reason) = damage(&item) {
+            damaged.insert(elements.len(), reason);
+        }
+        elements.push(item.read_lossily());
+    }
+    if !items.is_exhausted() {
+        damaged.insert(elements.len(), "the array cannot be read from here on".into());
+        elements.push(Bson::Null);
+    }
+    Ok(slots(&elements, &damaged))
+}
+
+/// The fields by which an entry is delivered. Others may hold what they like.
+const FIELDS: [&str; 11] = [
+    "id",
+    "type",
+    "payload",
+    "headers",
+    "via",
+    "available_at",
+    "claimed_by",
+    "attempts",
+    "claims",
+    "delivered_to",
+    "dead_at",
+];
+
+/// Why an element cannot be read as it was written.
+fn damage(element: &Element<'_>) -> Option<String> {
+    let damaged =
+        element.fields()?.find(|field| FIELDS.contains(&&*field.text_name()) && field.read().is_none())?;
+    Some(format!("`{}` holds text that is not UTF-8, or a value that is not BSON", damaged.text_name()))
+}
+
 /// Reads the value of a document's `outbox` field; an absent one is empty.
 pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
     match outbox {
@@ -130,26 +189,80 @@ pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
 
 /// Reads the elements of an outbox.
 pub(crate) fn read_elements(elements: &[Bson]) -> Vec<Slot> {
-    let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
-    elements.iter().flat_map(ids_an_update_would_match).for_each(|id| *seen.entry(id).or_default() += 1);
-    let unique = |id: &Uuid| seen.get(&id.bytes()[..]).copied() == Some(1);
-    let slots = elements.iter().enumerate().map(|(index, element)| {
-        let entry = read_entry(element).and_then(|entry| match unique(&entry.id) {
-            true => Ok(entry),
-            false => Err(format!("`id` {} stands more than once in this outbox", entry.id)),
-        });
-        match entry {
-            Ok(entry) => Slot::Entry(Box::new(entry)),
-            Err(reason) => Slot::Unreadable(Unreadable { index, reason }),
+    slots(elements, &BTreeMap::new())
+}
+
+/// What the elements of an outbox are, but for messages that stand there again: those are left out.
+fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
+    let mut places: HashMap<[u8; 16], Vec<usize>> = HashMap::with_capacity(elements.len());
+    let mut entries = Vec::with_capacity(elements.len());
+    for (index, element) in elements.iter().enumerate() {
+        for id in ids_an_update_would_match(element) {
+            places.entry(id).or_default().push(index);
         }
-    });
-    slots.collect()
+        entries.push(match damaged.get(&index) {
+            Some(reason) => Err(reason.clone()),
+            None => read_entry(element),
+        });
+    }
+
+    let mut repeats: HashSet<usize> = HashSet::new();
+    let mut ambiguous = HashSet::new();
+    for (id, places) in places.iter().filter(|(_, places)| places.len() > 1) {
+        if is_one_message(places, &entries) {
+            repeats.extend(&places[1..]);
+        } else {
+            ambiguous.insert(*id);
+        }
+    }
+
+    let mut slots = Vec::with_capacity(entries.len());
+    for (index, entry) in entries.into_iter().enumerate() {
+        let reason = match entry {
+            Ok(_) if repeats.contains(&index) => continue,
+            Ok(entry) if !ambiguous.contains(&entry.id.bytes()) => {
+                slots.push(Slot::Entry(Box::new(entry)));
+                continue;
+            }
+            Ok(entry) => {
+                format!("`id` {} stands more than once in this outbox, with other content", entry.id)
+            }
+            Err(reason) => reason,
+        };
+        slots.push(Slot::Unreadable(Unreadable { index, reason }));
+    }
+    slots
+}
+
+/// Whether the elements at these places are one message that was pushed again: by a write that was repeated after an error, or
+/// with an outbox that was copied. When it was sent, and what became of it since, doesn't count.
+fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
+    let mut contents = places.iter().map(|place| entries[*place].as_ref().ok().and_then(content));
+    let Some(Some(first)) = contents.next() else {
+        return false;
+    };
+    contents.all(|content| content.is_some_and(|content| content == first))
+}
+
+/// The bytes of what a receiver gets.
+fn content(entry: &Entry) -> Option<Vec<u8>> {
+    let mut headers = entry.headers.clone();
+    // Of the save, and not of the message.
+    headers.retain(|name, _| ![trace::TRACEPARENT, trace::TRACESTATE].contains(&&**name));
+    let headers: Document = headers.into_iter().map(|(name, value)| (name, Bson::from(value))).collect();
+    let content = doc! {
+        "type": &entry.message_type,
+        "payload": entry.payload.clone(),
+        "headers": headers,
+        "via": &entry.via,
+    };
+    codec::encode(&content).ok().map(RawDocumentBuf::into_bytes)
 }
 
 /// The UUIDs by which the server's query `{id: X}` would find this element: its `id`, the members of an array
 /// `id`, and, where the element is itself an array, those of its members.
-fn ids_an_update_would_match(element: &Bson) -> Vec<Vec<u8>> {
-    fn of_document(document: &Document) -> Vec<Vec<u8>> {
+fn ids_an_update_would_match(element: &Bson) -> Vec<[u8; 16]> {
+    fn of_document(document: &Document) -> Vec<[u8; 16]> {
         match document.get("id") {
             Some(Bson::Array(ids)) => ids.iter().filter_map(uuid_bytes).collect(),
             Some(id) => uuid_bytes(id).into_iter().collect(),
@@ -163,10 +276,10 @@ fn ids_an_update_would_match(element: &Bson) -> Vec<Vec<u8>> {
     }
 }
 
-fn uuid_bytes(value: &Bson) -> Option<Vec<u8>> {
+fn uuid_bytes(value: &Bson) -> Option<[u8; 16]> {
     match value {
-        Bson::Binary(binary) if binary.subtype == BinarySubtype::Uuid && binary.bytes.len() == 16 => {
-            Some(binary.bytes.clone())
+        Bson::Binary(binary) if binary.subtype == BinarySubtype::Uuid => {
+            binary.bytes.as_slice().try_into().ok()
         }
         _ => None,
     }
@@ -178,7 +291,6 @@ fn read_entry(element: &Bson) -> Result<Entry, String> {
     };
     let id = document.get("id").ok_or("`id` is missing")?;
     let id = uuid_bytes(id)
-        .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
         .map(Uuid::from_bytes)
         .ok_or_else(|| format!("`id` is {}, not a UUID (binary subtype 4)", type_name(id)))?;
     let message_type = string(document, "type")?.ok_or("`type` is missing")?;
@@ -287,9 +399,8 @@ pub(crate) fn type_name(value: &Bson) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::doc;
-
     use super::*;
+    use crate::salvage::tests::damaged;
 
     fn minimal(id: Uuid) -> Document {
         doc! { "id": id, "type": "order.placed", "payload": 1 }
@@ -323,12 +434,96 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_stands_twice_makes_both_unreadable_and_leaves_the_neighbour() {
+    fn an_id_twice_with_other_content_makes_both_unreadable() {
         let (twice, once) = (Uuid::new(), Uuid::new());
-        let slots = read(vec![minimal(twice).into(), minimal(once).into(), minimal(twice).into()]);
+        let mut other = minimal(twice);
+        other.insert("payload", 2);
+        let slots = read(vec![minimal(twice).into(), minimal(once).into(), other.into()]);
         assert!(reason(&slots[0]).contains("more than once"));
         assert!(slots[1].entry().is_some());
         assert!(reason(&slots[2]).contains("more than once"));
+    }
+
+    #[test]
+    fn a_message_that_was_pushed_twice_is_one() {
+        let (id, other) = (Uuid::new(), Uuid::new());
+        let mut first = minimal(id);
+        first.extend(doc! {
+            "payload": { "nan": f64::NAN }, "claimed_by": "p/1", "attempts": 2, "created_at": DateTime::from_millis(1),
+            "headers": { "tenant": "north", "traceparent": "a" },
+        });
+        let mut again = minimal(id);
+        again.extend(doc! {
+            "payload": { "nan": f64::NAN }, "created_at": DateTime::from_millis(2),
+            "headers": { "tenant": "north", "traceparent": "b", "tracestate": "c" },
+        });
+        let slots = read(vec![
+            first.clone().into(),
+            minimal(other).into(),
+            again.clone().into(),
+            again.clone().into(),
+        ]);
+        let found: Vec<_> =
+            slots.iter().map(|slot| slot.entry().map(|entry| (entry.id, entry.attempts))).collect();
+        assert_eq!(found, [Some((id, 2)), Some((other, 0))]);
+
+        for (name, value) in [
+            ("type", Bson::from("order.paid")),
+            ("payload", Bson::Null),
+            ("headers", Bson::from(doc! { "tenant": "south" })),
+            ("via", Bson::from("handlers")),
+            ("attempts", Bson::Null),
+        ] {
+            let mut unlike = again.clone();
+            unlike.insert(name, value);
+            let slots = read(vec![first.clone().into(), unlike.into()]);
+            assert!(slots.iter().all(|slot| slot.entry().is_none()), "{name}");
+            assert_eq!(slots.len(), 2);
+        }
+    }
+
+    #[test]
+    fn text_that_is_not_utf_8_makes_only_its_entry_unreadable() {
+        let entry = |extra: Document| {
+            let mut entry = minimal(Uuid::new());
+            entry.extend(extra);
+            Bson::from(entry)
+        };
+        for (bad, flaw) in [
+            (entry(doc! { "payload": { "a": ["##"] } }), "`payload`"),
+            (entry(doc! { "payload": { "##": 1 } }), "`payload`"),
+            (entry(doc! { "headers": { "a": "##" } }), "`headers`"),
+            (entry(doc! { "headers": { "##": "a" } }), "`headers`"),
+            (entry(doc! { "type": "##" }), "`type`"),
+            (entry(doc! { "via": "##" }), "`via`"),
+            (entry(doc! { "claimed_by": "##" }), "`claimed_by`"),
+            (entry(doc! { "delivered_to": ["##"] }), "`delivered_to`"),
+            (Bson::from("##"), "a string, not an object"),
+        ] {
+            let outbox = vec![entry(doc! {}), bad, entry(doc! {})];
+            let document = damaged(&doc! { "##": "##", "name": "##", "outbox": outbox, "later": "##" });
+            let slots = read_outbox_of(&document).unwrap();
+            assert!(slots[0].entry().is_some() && slots[2].entry().is_some(), "{flaw}");
+            assert!(reason(&slots[1]).contains(flaw), "{}", reason(&slots[1]));
+        }
+    }
+
+    #[test]
+    fn text_that_is_not_utf_8_where_nothing_reads_it_does_not_count() {
+        let mut entry = minimal(Uuid::new());
+        entry.extend(doc! { "last_error": "##", "dead_reason": "##", "unknown": "##", "##": 1 });
+        let document = damaged(&doc! { "outbox": [entry] });
+        assert!(read_outbox_of(&document).unwrap()[0].entry().is_some());
+        assert_eq!(read_outbox_of(&damaged(&doc! { "name": "##" })), Ok(vec![]));
+        assert_eq!(read_outbox_of(&damaged(&doc! { "outbox": "##" })), Err(NotAnArray("a string")));
+    }
+
+    #[test]
+    fn an_id_that_stands_in_a_damaged_entry_too_is_ambiguous() {
+        let mut bad = minimal(Uuid::from_bytes([1; 16]));
+        bad.insert("payload", "##");
+        let document = damaged(&doc! { "outbox": [minimal(Uuid::from_bytes([1; 16])), bad] });
+        assert!(read_outbox_of(&document).unwrap().iter().all(|slot| slot.entry().is_none()));
     }
 
     #[test]

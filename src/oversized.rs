@@ -20,7 +20,7 @@ use crate::{
     clock::later,
     codec,
     codes::{self, Verdict},
-    entry::{Dead, DeadReason, Entry, NotAnArray, Slot, read_outbox},
+    entry::{Dead, DeadReason, Entry, NotAnArray, Slot, read_outbox_of},
     filter::{self, Filter},
 };
 
@@ -212,8 +212,7 @@ impl Oversized {
         let found = found.map_err(|_elapsed| {
             Error::from(std::io::Error::other("no majority has confirmed a read in time"))
         })??;
-        let outbox = found.map(|raw| codec::to_document(&raw).unwrap_or_default());
-        Ok(outbox.map(|document| read_outbox(document.get("outbox"))))
+        Ok(found.as_ref().map(|document| read_outbox_of(document)))
     }
 
     /// Removes a delivered message.

@@ -23,7 +23,7 @@ use crate::{
     DocumentRef,
     claim::primary,
     codes::{self, Verdict},
-    entry::{NotAnArray, OUTBOX, Slot, read_outbox},
+    entry::{NotAnArray, OUTBOX, Slot, read_outbox_of},
     filter,
     lane::{Lane, by_collection},
     memory::{Memory, REPLY, Room, weight_of},
@@ -118,7 +118,7 @@ impl Reader {
             let weight = weight_of(&raw);
             if is_last || room.holds(weight) {
                 room.shrink_to(weight);
-                return Ok(Some(Outbox { slots: outbox(&raw), room }));
+                return Ok(Some(Outbox { slots: read_outbox_of(&raw), room }));
             }
             // Made of many small values. Nobody waits for more room while holding some.
             drop((raw, room));
@@ -154,7 +154,7 @@ impl Reader {
                 let weight = weight_of(&raw);
                 for request in open.remove(&id).into_iter().flatten() {
                     if room.holds(weight) {
-                        let outbox = Outbox { slots: outbox(&raw), room: room.split(weight) };
+                        let outbox = Outbox { slots: read_outbox_of(&raw), room: room.split(weight) };
                         let _ = request.answer.send(Ok(Some(outbox)));
                     } else {
                         alone.push(request);
@@ -199,12 +199,4 @@ impl Reader {
         }
         Ok(documents)
     }
-}
-
-fn outbox(document: &RawDocumentBuf) -> Result<Vec<Slot>, NotAnArray> {
-    // Bytes that are no BSON: the server would not have stored them.
-    let unreadable = |_| NotAnArray("bytes that cannot be read");
-    let value = document.get(OUTBOX).map_err(unreadable)?;
-    let value = value.map(Bson::try_from).transpose().map_err(unreadable)?;
-    read_outbox(value.as_ref())
 }

@@ -1274,3 +1274,92 @@ async fn a_message_that_died_in_a_large_document_stays_dead() {
     leases.drop().await.unwrap();
     test.drop().await;
 }
+
+#[tokio::test]
+async fn an_entry_that_is_not_utf_8_costs_its_neighbours_nothing() {
+    let test = TestDatabase::create().await;
+    let bad = [
+        doc! { "payload": "##" },
+        doc! { "payload": { "a": [{ "##": 1 }] } },
+        doc! { "headers": { "h": "##" } },
+        doc! { "headers": { "##": "h" } },
+        doc! { "type": "##" },
+    ];
+    for (number, bad) in bad.into_iter().enumerate() {
+        let recorder = Recorder::default();
+        let worker = worker(&test, &recorder);
+        let mut events = worker.events().subscribe();
+        let id = format!("o-{number}");
+        let mut middle = entry(2);
+        middle.extend(bad);
+        let outbox = vec![entry(1), middle, entry(3)];
+        test.insert_damaged(doc! { "_id": &id, "##": 1, "name": "##", "outbox": outbox }).await;
+
+        assert_eq!(process(&test, &worker, &id).await, Processed::Done);
+        assert_eq!(recorder.amounts(), [1, 3], "{id}");
+        let unreadable = loop {
+            if let Event::Unreadable { count, reason, .. } = events.recv().await.unwrap() {
+                break (count, reason);
+            }
+        };
+        assert_eq!(unreadable.0, 1);
+        assert!(unreadable.1.starts_with("element 1: `"), "{}", unreadable.1);
+        let left =
+            test.orders().count_documents(doc! { "_id": &id, "outbox": { "$size": 1 } }).await.unwrap();
+        assert_eq!(left, 1, "the unreadable one stays");
+    }
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_was_pushed_twice_is_delivered_once() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let off = Inline::off(&test.client);
+    let orders = test.store(&off);
+    insert(&orders, Order::new("o-1")).await;
+
+    let mut outbox = document_outbox::Outbox::default();
+    outbox.send(Added { amount: 1 });
+    let staged = orders.stage(&mut outbox).await.unwrap();
+    for _repeated_after_an_error in 0..2 {
+        let update = staged.onto(doc! { "$set": { "total": 1 } }).unwrap();
+        test.orders().update_one(doc! { "_id": "o-1" }, update).await.unwrap();
+    }
+    let mut loaded = orders.load(&"o-1".to_owned()).await.unwrap().unwrap();
+    loaded.add(2);
+    let copied = loaded.outbox.clone();
+    assert!(matches!(orders.save(&mut loaded).await.unwrap(), Saved::Applied(_)));
+    loaded.total += 1;
+    loaded.outbox = copied;
+    assert!(matches!(orders.save(&mut loaded).await.unwrap(), Saved::Applied(_)));
+    assert_eq!(test.outbox("o-1").await.len(), 4);
+
+    assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
+    assert_eq!(recorder.amounts(), [1, 2]);
+    assert!(is_empty(&test.stored("o-1").await));
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_was_pushed_twice_fails_and_dies_as_one() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let twice = entry(1);
+    let mut claimed = twice.clone();
+    claimed.extend(doc! { "claimed_by": "gone", "available_at": mongodb::bson::DateTime::from_millis(0) });
+    test.orders().insert_one(doc! { "_id": "o-1", "outbox": [claimed, entry(2), twice] }).await.unwrap();
+
+    recorder.answer([Outcome::Permanent("no".into())]);
+    assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
+    assert_eq!(recorder.amounts(), [2]);
+    let left = test.outbox("o-1").await;
+    assert_eq!(left.len(), 2);
+    assert!(left.iter().all(|entry| entry.contains_key("dead_at") && !entry.contains_key("claimed_by")));
+    test.drop().await;
+}
+
+/// As a foreign writer pushes it.
+fn entry(amount: i64) -> Document {
+    doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
+}

@@ -233,6 +233,66 @@ impl document_outbox::Message for Text {
     const TYPE: &'static str = "text";
 }
 #[derive(Serialize, Deserialize)]
+struct Count(u64);
+impl document_outbox::Message for Count {
+    const TYPE: &'static str = "count";
+}
+
+#[tokio::test]
+async fn a_message_that_bson_cannot_hold_fails_its_save() {
+    let (test, inline) = off().await;
+    let orders = test.store(&inline);
+    insert(&test, &inline, Order::new("o-1")).await;
+    let before = test.stored("o-1").await;
+    let refused = |change: fn(&mut Order), named: &'static str| {
+        let orders = &orders;
+        async move {
+            let error = orders.update(&"o-1".to_owned(), change).await.unwrap_err();
+            assert!(matches!(error, Error::Encode { .. }) && error.to_string().contains(named), "{error}");
+        }
+    };
+    refused(|order| _ = order.outbox.send(Count(u64::MAX)), "message `count`").await;
+    refused(|order| _ = order.outbox.send(Count(1)).header("a\0b", "x"), r#"header "a\0b""#).await;
+    assert_eq!(test.stored("o-1").await, before);
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn text_that_is_not_utf_8_outside_of_the_aggregate_does_not_keep_it_from_loading() {
+    let (test, inline) = off().await;
+    let orders = test.store(&inline);
+    let entry = doc! { "id": Uuid::new(), "type": "x", "payload": "##", "headers": { "##": "##" } };
+    for (id, extra) in [
+        ("payload", doc! { "outbox": [entry] }),
+        ("value", doc! { "legacy": "##" }),
+        ("name", doc! { "legacy##": 1 }),
+        ("deep", doc! { "legacy": [{ "a": ["##", { "##": 1 }] }] }),
+    ] {
+        let mut document = doc! { "_id": id };
+        document.extend(extra);
+        document.extend(doc! { "total": 1, "note": "mine", "etag": 7 });
+        test.insert_damaged(document).await;
+
+        let mut loaded = orders.load(&id.to_owned()).await.unwrap().unwrap();
+        assert_eq!((loaded.total, loaded.note.as_deref()), (1, Some("mine")), "{id}");
+        loaded.total = 2;
+        assert!(matches!(orders.save(&mut loaded).await.unwrap(), Saved::Applied(_)), "{id}");
+        let again = orders.load(&id.to_owned()).await.unwrap().unwrap();
+        assert_eq!(again.total, 2, "{id}");
+    }
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn text_that_is_not_utf_8_in_the_aggregate_names_the_field() {
+    let (test, inline) = off().await;
+    test.insert_damaged(doc! { "_id": "o-1", "total": 1, "note": "##" }).await;
+    let error = test.store(&inline).load(&"o-1".to_owned()).await.unwrap_err();
+    assert!(matches!(error, Error::Decode { .. }) && error.to_string().contains("`note`"), "{error}");
+    test.drop().await;
+}
+
+#[derive(Serialize, Deserialize)]
 struct Deep(Vec<Vec<Vec<i32>>>);
 impl document_outbox::Message for Deep {
     const TYPE: &'static str = "deep";

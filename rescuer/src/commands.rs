@@ -12,7 +12,13 @@ use document_outbox::{
 use mongodb::bson::DateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, event::RescueEvent, unsendable, verdict::Head};
+use crate::{
+    context::Context,
+    event::RescueEvent,
+    unsendable,
+    verdict::{Head, Moment},
+    whole,
+};
 
 /// Sends commands and learns what became of each.
 #[async_trait]
@@ -69,6 +75,10 @@ pub(crate) struct Wanted {
     pub(crate) head: Head,
     /// Since when it was due for rescue, where that can be told.
     pub(crate) due: Option<DateTime>,
+    /// When it was found.
+    pub(crate) moment: Moment,
+    /// Whether what was read of it doesn't say enough.
+    pub(crate) is_unsure: bool,
 }
 
 /// What one window came to.
@@ -90,6 +100,10 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
     }
     if context.is_over() {
         sent.failed = wanted;
+        return sent;
+    }
+    let wanted = whole::confirm(context, wanted).await;
+    if wanted.is_empty() {
         return sent;
     }
     let cluster = context.positions.cluster();

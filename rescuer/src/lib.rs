@@ -89,6 +89,7 @@ mod unsendable;
 mod unwatchable;
 mod verdict;
 mod warning;
+mod whole;
 
 pub use catalogue::Expiry;
 pub use commands::{BrokerCommands, Commands};

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use document_outbox::DocumentRef;
+use document_outbox::{DocumentRef, entry::read_outbox_of};
 use mongodb::{
     Namespace,
     bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, rawdoc},
@@ -85,23 +85,18 @@ pub(crate) fn look(context: &Context, namespace: &Namespace, raw: &RawDocument, 
     let Some(reference) = DocumentRef::of_stored(namespace.clone(), raw) else {
         return Looked::default();
     };
-    let outbox = match raw.get("outbox") {
-        Ok(outbox) => outbox.map(Bson::try_from).transpose(),
-        Err(error) => Err(error),
-    };
-    let Ok(outbox) = outbox else {
-        let flaw = Some("the outbox cannot be decoded".to_owned());
-        announce(context, &reference, Verdict { unreadable: 1, flaw, ..Verdict::default() });
-        return Looked::default();
-    };
     let ordering = context.settings.ordering(namespace);
-    let mut verdict = judge(outbox.as_ref(), ordering, moment);
+    let outbox = read_outbox_of(raw);
+    // A message that was pushed twice is left out, but without its payload it may be another.
+    let read = outbox.as_ref().map_or(0, Vec::len);
+    let is_unsure = raw.get_array("outbox").is_ok_and(|elements| elements.into_iter().count() > read);
+    let mut verdict = judge(outbox, ordering, moment);
     let (head, due, undated) = (verdict.work.take(), verdict.due, verdict.undated);
     if let Some(lease) = verdict.long_claim {
         context.report.warn(Warning::InlineLeaseLong { lease, delay: context.plan.delay });
     }
     announce(context, &reference, verdict);
-    Looked { wanted: head.map(|head| Wanted { document: reference, head, due }), undated }
+    Looked { wanted: head.map(|head| Wanted { document: reference, head, due, moment, is_unsure }), undated }
 }
 
 fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {

@@ -135,6 +135,12 @@ impl Queued {
         Admission::Queue
     }
 
+    /// Whether a document was queued in this very state.
+    pub(crate) fn knows(&self, document: &DocumentRef, head: &Head) -> bool {
+        let hint = self.hint(hash(&document.namespace), hash(&document.map_key()));
+        hint.is_some_and(|hint| hint.state == hash(head) && hint.is_confirmed())
+    }
+
     /// The broker has confirmed a command for a document.
     pub(crate) fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
@@ -307,7 +313,7 @@ pub(crate) fn hash(value: &(impl Hash + ?Sized)) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use document_outbox::deliverable::Ordering;
+    use document_outbox::{deliverable::Ordering, entry::read_outbox};
     use mongodb::bson::{Bson, DateTime, Uuid, doc};
 
     use super::*;
@@ -320,7 +326,7 @@ mod tests {
         entry.extend(extra);
         let outbox = Bson::Array(vec![entry.into()]);
         let moment = Moment::sweeping(DateTime::now(), Duration::ZERO);
-        judge(Some(&outbox), Ordering::Ordered, moment).work.unwrap()
+        judge(read_outbox(Some(&outbox)), Ordering::Ordered, moment).work.unwrap()
     }
 
     fn head() -> Head {

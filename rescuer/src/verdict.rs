@@ -20,9 +20,9 @@ use std::time::Duration;
 use document_outbox::{
     clock::{later, until},
     deliverable::{Ordering, Rules, deliverable},
-    entry::{Entry, Slot, read_outbox},
+    entry::{Entry, NotAnArray, Slot},
 };
-use mongodb::bson::{Bson, DateTime, Uuid};
+use mongodb::bson::{DateTime, Uuid};
 
 /// The moment a document is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -85,9 +85,9 @@ pub(crate) struct Verdict {
     pub(crate) flaw: Option<String>,
 }
 
-/// Judges the value of a document's `outbox` field.
-pub(crate) fn judge(outbox: Option<&Bson>, ordering: Ordering, moment: Moment) -> Verdict {
-    let slots = match read_outbox(outbox) {
+/// Judges an outbox, as it was read.
+pub(crate) fn judge(outbox: Result<Vec<Slot>, NotAnArray>, ordering: Ordering, moment: Moment) -> Verdict {
+    let slots = match outbox {
         Ok(slots) => slots,
         Err(not_an_array) => {
             return Verdict { unreadable: 1, flaw: Some(not_an_array.to_string()), ..Verdict::default() };
@@ -175,7 +175,8 @@ fn earlier(date: DateTime, by: Duration) -> DateTime {
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::{Document, doc};
+    use document_outbox::entry::read_outbox;
+    use mongodb::bson::{Bson, Document, doc};
 
     use super::*;
 
@@ -188,7 +189,7 @@ mod tests {
 
     fn verdict(entries: Vec<Document>, ordering: Ordering) -> Verdict {
         let outbox = Bson::Array(entries.into_iter().map(Bson::Document).collect());
-        judge(Some(&outbox), ordering, Moment::sweeping(at(0), DELAY))
+        judge(read_outbox(Some(&outbox)), ordering, Moment::sweeping(at(0), DELAY))
     }
 
     fn wants_command(extra: Document) -> bool {
@@ -285,7 +286,7 @@ mod tests {
             let mut whole = doc! { "id": Uuid::new(), "type": "order.placed", "created_at": at(-1000) };
             whole.extend(entry);
             let outbox = Bson::Array(vec![whole.into()]);
-            judge(Some(&outbox), Ordering::Ordered, moment).work.is_some()
+            judge(read_outbox(Some(&outbox)), Ordering::Ordered, moment).work.is_some()
         };
         let (stream, sweep) = (Moment::following(at(0), DELAY), Moment::sweeping(at(0), DELAY));
         assert!(wants(doc! {}, stream));
@@ -299,9 +300,12 @@ mod tests {
         let found = verdict(vec![doc! { "id": 7 }], Ordering::Ordered);
         assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
         assert!(found.flaw.is_some_and(|flaw| flaw.contains("`id`")));
-        let found = judge(Some(&"x".into()), Ordering::Ordered, Moment::sweeping(at(0), DELAY));
+        let found = judge(read_outbox(Some(&"x".into())), Ordering::Ordered, Moment::sweeping(at(0), DELAY));
         assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
-        assert_eq!(judge(None, Ordering::Ordered, Moment::sweeping(at(0), DELAY)), Verdict::default());
+        assert_eq!(
+            judge(read_outbox(None), Ordering::Ordered, Moment::sweeping(at(0), DELAY)),
+            Verdict::default()
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ use mongodb::{
 };
 
 use super::fields::broken;
-use crate::{DocumentRef, codec, error::Error};
+use crate::{DocumentRef, codec, error::Error, salvage};
 
 pub(super) const ID: &str = "_id";
 
@@ -65,13 +65,15 @@ pub(super) fn named_by(
     let document = DocumentRef::of_stored(namespace, content);
     let mut document = document.ok_or_else(|| Error::NoId { id: "unknown".into() })?;
     for field in shard_key {
-        let reason = |error: &dyn std::fmt::Display| Error::Decode {
+        let unreadable = || Error::Decode {
             document: document.clone(),
-            reason: format!("shard key field `{field}`: {error}"),
+            reason: format!("shard key field `{field}` cannot be read"),
         };
-        let value = content.get(field).map_err(|error| reason(&error))?;
-        let value = value.map(Bson::try_from).transpose().map_err(|error| reason(&error))?;
-        document.add_shard_key(field, value.unwrap_or(Bson::Null));
+        let value = match salvage::field(content, field).map_err(|_broken| unreadable())? {
+            Some(value) => value.read().ok_or_else(unreadable)?,
+            None => Bson::Null,
+        };
+        document.add_shard_key(field, value);
     }
     Ok(document)
 }

@@ -5,7 +5,7 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use mongodb::bson::{Bson, DateTime, Document as BsonDocument, RawBsonRef, RawDocument, RawDocumentBuf};
+use mongodb::bson::{Bson, DateTime, Document as BsonDocument, RawDocument, RawDocumentBuf};
 
 use super::{
     fields::check_reserved,
@@ -14,14 +14,15 @@ use super::{
     unknown::{Unknown, unknown},
 };
 use crate::{
-    Document, DocumentRef, Due, bytes,
+    Document, DocumentRef, Due,
+    bytes::{self, Element},
     clock::later,
     codec,
     entry::{ETAG, NotAnArray, OUTBOX, type_name},
     error::Error,
     inline::Dispatch,
     process::Disposition,
-    trace,
+    salvage, trace,
 };
 
 /// An aggregate and the state it was loaded in. Dereferences to the aggregate.
@@ -57,15 +58,17 @@ impl<T> Loaded<T> {
 
 impl<T: Document> Loaded<T> {
     pub(super) fn read(document: DocumentRef, raw: &RawDocumentBuf) -> Result<Self, Error> {
-        let decode = |reason: String| Error::Decode { document: document.clone(), reason };
-        let value: T = codec::decode(raw.as_bytes()).map_err(|error| decode(error.to_string()))?;
+        let broken = |reason: String| Error::Decode { document: document.clone(), reason };
+        let value: T = decode(raw).map_err(broken)?;
         let baseline = encode(&value)?;
         check_reserved(Some(raw), &baseline)?;
-        let etag = raw.get(ETAG).map_err(|error| decode(error.to_string()))?;
-        let etag = etag.map(Bson::try_from).transpose().map_err(|error| decode(error.to_string()))?;
+        let etag = match field(raw, ETAG).map_err(broken)? {
+            Some(etag) => Some(etag.read().ok_or_else(|| broken(damaged(ETAG)))?),
+            None => None,
+        };
         Ok(Self {
             etag,
-            held: held(raw).map_err(decode)?,
+            held: held(raw).map_err(broken)?,
             hope: Hope::default(),
             unknown: unknown(raw, &baseline, T::ELEMENT_KEYS)?,
             bytes: raw.as_bytes().len(),
@@ -123,16 +126,18 @@ impl<T: Document> Loaded<T> {
 
 /// How many entries the stored outbox has.
 fn held(raw: &RawDocument) -> Result<Result<usize, NotAnArray>, String> {
+    let Some(outbox) = field(raw, OUTBOX)? else {
+        return Ok(Ok(0));
+    };
     // Counted without reading the entries.
-    let outbox = raw.get(OUTBOX).map_err(|error| error.to_string())?;
-    match outbox {
-        None => Ok(Ok(0)),
-        Some(RawBsonRef::Array(entries)) => Ok(Ok(entries.into_iter().count())),
-        Some(other) => {
-            let other = Bson::try_from(other).map_err(|error| error.to_string())?;
-            Ok(Err(NotAnArray(type_name(&other))))
-        }
-    }
+    Ok(match outbox.items() {
+        Some(entries) => Ok(entries.count()),
+        None => Err(NotAnArray(type_name(&outbox.read_lossily()))),
+    })
+}
+
+fn field<'a>(raw: &'a RawDocument, name: &str) -> Result<Option<Element<'a>>, String> {
+    salvage::field(raw, name).map_err(|_broken| format!("field `{name}` cannot be found"))
 }
 
 fn shown(document: &RawDocument, field: &str) -> String {
@@ -191,6 +196,37 @@ impl<T> DerefMut for Loaded<T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
     }
+}
+
+/// Decodes an aggregate, whatever text that is not UTF-8 stands in fields that are not its own.
+fn decode<T: Document>(raw: &RawDocument) -> Result<T, String> {
+    let error = match codec::decode(raw.as_bytes()) {
+        Ok(value) => return Ok(value),
+        Err(error) => error.to_string(),
+    };
+    if BsonDocument::try_from(raw).is_ok() {
+        return Err(error);
+    }
+
+    // What the struct writes again, it has read: that must be what is stored. The entries of the outbox are judged by who delivers.
+    let mut lossy = salvage::lossy(raw);
+    lossy.remove(OUTBOX);
+    let lossy = codec::encode(&lossy).map_err(|error| error.to_string())?;
+    let value: T = codec::decode(lossy.as_bytes()).map_err(|error| error.to_string())?;
+    let known = codec::encode(&value).map_err(|error| error.to_string())?;
+    let known = codec::to_document(&known).map_err(|error| error.to_string())?;
+    for element in bytes::elements(raw) {
+        if let Some(known) = known.get(element.text_name())
+            && let Some(path) = element.damage(known)
+        {
+            return Err(damaged(&path));
+        }
+    }
+    Ok(value)
+}
+
+fn damaged(path: &str) -> String {
+    format!("field `{path}` holds text that is not UTF-8, or a value that is not BSON")
 }
 
 pub(super) fn encode<T: Document>(value: &T) -> Result<RawDocumentBuf, Error> {

@@ -16,7 +16,7 @@ use document_outbox::{
 };
 use mongodb::{
     Client, Collection, Database,
-    bson::{Bson, Document as BsonDocument, doc},
+    bson::{Bson, Document as BsonDocument, RawDocumentBuf, doc},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
@@ -99,6 +99,18 @@ impl TestDatabase {
             }
         };
         tokio::time::timeout(LONG, look).await.expect("every outbox becomes empty")
+    }
+
+    /// Inserts a document as another program would write it: with `\xff\xfe`, which is not UTF-8, in place of each `##`.
+    pub async fn insert_damaged(&self, document: BsonDocument) {
+        let mut bytes = RawDocumentBuf::try_from(&document).unwrap().into_bytes();
+        for at in 1..bytes.len() {
+            if bytes[at - 1..=at] == *b"##" {
+                bytes[at - 1..=at].copy_from_slice(b"\xff\xfe");
+            }
+        }
+        let orders: Collection<RawDocumentBuf> = self.orders().clone_with_type();
+        orders.insert_one(RawDocumentBuf::from_bytes(bytes).unwrap()).await.unwrap();
     }
 
     pub async fn drop(self) {

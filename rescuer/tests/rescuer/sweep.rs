@@ -160,7 +160,10 @@ async fn unreadable_entries_are_announced_and_never_queued_and_hold_nothing_back
         "_id": "odd", "outbox": [odd.clone()],
     };
     orders.insert_one(outboxes).await.unwrap();
-    orders.insert_one(doc! { "_id": "twice", "outbox": [twice.clone(), twice] }).await.unwrap();
+    let mut other = twice.clone();
+    other.insert("payload", 2);
+    orders.insert_one(doc! { "_id": "again", "outbox": [twice.clone(), twice.clone()] }).await.unwrap();
+    orders.insert_one(doc! { "_id": "twice", "outbox": [twice, other] }).await.unwrap();
     orders.insert_one(doc! { "_id": "mixed", "outbox": [odd, minimal()] }).await.unwrap();
     let mut running = world.start(&commands, world.settings()).await;
     let mut announced = std::collections::HashSet::new();
@@ -175,7 +178,39 @@ async fn unreadable_entries_are_announced_and_never_queued_and_hold_nothing_back
         })
         .await;
     assert_eq!(announced.len(), 3, "{announced:?}");
-    assert_eq!(commands.ids(), [Bson::from("mixed")]);
+    let mut queued = commands.ids();
+    queued.sort_by_key(ToString::to_string);
+    assert_eq!(queued, ["again", "mixed"].map(Bson::from), "a message that was pushed twice is one");
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_payload_that_cannot_be_read_is_queued_once_and_announced() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut bad = dated(60_000, 60_000);
+    bad.insert("payload", "QQQQ");
+    let document = doc! { "_id": "bad", "outbox": [bad] };
+    let mut bytes = mongodb::bson::RawDocumentBuf::try_from(&document).unwrap().into_bytes();
+    let at = bytes.windows(4).position(|four| four == b"QQQQ").unwrap();
+    bytes[at..at + 4].fill(0xff);
+    let raw = mongodb::bson::RawDocumentBuf::from_bytes(bytes).unwrap();
+    orders.clone_with_type::<mongodb::bson::RawDocumentBuf>().insert_one(raw).await.unwrap();
+
+    let settings = Settings { requeue_pause: Duration::from_millis(1), ..sweeping(&world) };
+    let mut running = world.start(&commands, settings).await;
+    let reason = running
+        .wait("the unreadable payload", |event| match event {
+            RescueEvent::Unreadable { reason, .. } => Some(reason.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(reason.contains("`payload`"), "{reason}");
+    for _ in 0..3 {
+        running.swept().await;
+    }
+    assert_eq!(commands.ids(), [Bson::from("bad")]);
     running.stop().await.unwrap();
     world.end().await;
 }
