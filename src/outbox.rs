@@ -142,8 +142,14 @@ impl Outbox {
 
 impl Staged {
     /// Adds a header, or replaces it. Headers travel with the message and are shown to operators: no secrets.
+    ///
+    /// `dataschema` is where [`Message::SCHEMA`] travels: a header of that name is not added. Names that are reserved on the wire
+    /// are listed [there](crate::deliver::cloudevents).
     pub fn header(&mut self, name: impl Into<String>, value: impl Into<String>) -> &mut Self {
-        self.headers.insert(name.into(), value.into());
+        let name = name.into();
+        if name != SCHEMA_HEADER {
+            self.headers.insert(name, value.into());
+        }
         self
     }
 
@@ -261,7 +267,7 @@ pub(crate) mod tests {
     #[test]
     fn the_schema_travels_as_a_header() {
         let mut outbox = Outbox::default();
-        let staged = outbox.send(Paid(1)).header("tenant", "north");
+        let staged = outbox.send(Paid(1)).header("tenant", "north").header(SCHEMA_HEADER, "forged");
         assert_eq!(staged.headers()[SCHEMA_HEADER], "https://example.test/paid.json");
         assert_eq!(staged.headers()["tenant"], "north");
     }

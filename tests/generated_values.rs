@@ -22,7 +22,7 @@ use document_outbox::{
     Document, DocumentRef, Error, Inline, Message, Ordering, Outbox, SendFailure, Store,
     clock::ServerClock,
     command::{ProcessDocumentMessages, Reason},
-    deliver::{Envelope, PayloadFormat, cloudevents},
+    deliver::{AttributePrefix, Envelope, PayloadFormat, cloudevents},
     deliverable::{Deliverable, Rules, deliverable},
     entry::{Slot, read_outbox},
     process::{Processed, Processor, ProcessorSettings},
@@ -375,7 +375,7 @@ fn unreadable_ones(stored: &RawDocumentBuf) -> Vec<Vec<u8>> {
 
 fn can_be_put_on_the_wire_or_told_why_not(envelope: &Envelope) {
     for format in [PayloadFormat::Json, PayloadFormat::CanonicalExtendedJson] {
-        if let Err(error) = cloudevents::publication(envelope, "messages", format) {
+        if let Err(error) = cloudevents::publication(envelope, "messages", format, AttributePrefix::Colon) {
             assert!(!error.to_string().is_empty());
         }
     }

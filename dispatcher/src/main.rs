@@ -6,7 +6,7 @@ use document_outbox::{
     RetryPolicy,
     amqp::{State, TopologyMode},
     clock::ServerClock,
-    deliver::{PayloadFormat, RabbitMq, RabbitMqSettings},
+    deliver::{AttributePrefix, PayloadFormat, RabbitMq, RabbitMqSettings},
     process::{Processor, ProcessorSettings},
 };
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
@@ -87,6 +87,12 @@ fn table() -> Vec<Key> {
         keys::messages_exchange(),
         Key::new("payload_format", Kind::choice::<Format>(), "How payloads are written.").with_default("json"),
         Key::new(
+            "attribute_prefix",
+            Kind::choice::<Prefix>(),
+            "What the names of CloudEvents attributes begin with, in the headers of messages.",
+        )
+        .with_default("cloudEvents:"),
+        Key::new(
             "unroutable_ok",
             Kind::List(any),
             "Message types that count as delivered when no queue is bound for them.",
@@ -122,6 +128,17 @@ impl Choice for Format {
     ];
 }
 
+/// [`AttributePrefix`] by the names it has in the settings.
+#[derive(Debug, Clone, Copy, Default)]
+struct Prefix(AttributePrefix);
+
+impl Choice for Prefix {
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("cloudEvents:", Self(AttributePrefix::Colon)),
+        ("cloudEvents_", Self(AttributePrefix::Underscore)),
+    ];
+}
+
 /// Everything read, and nothing connected.
 struct Settings {
     connections: Connections,
@@ -143,6 +160,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         exchange: read.string("messages_exchange"),
         topology,
         payload: read.choice::<Format>("payload_format").0,
+        attribute_prefix: read.choice::<Prefix>("attribute_prefix").0,
         accept_unroutable: read.strings("unroutable_ok").into_iter().collect(),
     });
     let retry = RetryPolicy {

@@ -13,8 +13,12 @@
 //! | body | the payload as [JSON](super::json) |
 //! | every other header | the message's, under its own name: `traceparent`, `tracestate` and the user's |
 //!
-//! All headers are strings. A header of the message whose name begins with `cloudEvents:` is dropped: the attributes above
-//! are the library's to tell.
+//! All headers are strings. Where receivers can't take a colon in a header's name, `cloudEvents_` is the
+//! [prefix](AttributePrefix) instead.
+//!
+//! A header of the message that could be taken for what the library or the broker has to say is dropped: one whose name begins
+//! with `cloudEvents:` or `cloudEvents_`, in any case of letters, and one in which RabbitMQ keeps its own books or another
+//! protocol's properties (`x-death` and its like, `x-received-from`, `x-amqp-1.0-…`).
 //!
 //! [CloudEvents]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 //! [AMQP binding]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
@@ -27,8 +31,39 @@ use super::{
 };
 use crate::{amqp::Publication, message::SCHEMA_HEADER};
 
-/// What the names of attributes begin with; reserved in any case of letters.
-const PREFIX: &str = "cloudEvents:";
+/// What the names of attributes begin with. Both are reserved, whichever is in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AttributePrefix {
+    /// `cloudEvents:`
+    #[default]
+    Colon,
+    /// `cloudEvents_`, which the binding allows for receivers that can't take a colon, such as JMS clients.
+    Underscore,
+}
+
+impl AttributePrefix {
+    /// The prefix itself.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Colon => "cloudEvents:",
+            Self::Underscore => "cloudEvents_",
+        }
+    }
+}
+
+/// How the names begin of headers that are not a message's own, in any case of letters.
+const RESERVED: [&str; 7] = [
+    "cloudEvents:",
+    "cloudEvents_",
+    // Where RabbitMQ notes dead-lettering, by which it also recognises a cycle and drops the message.
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    // Where its federation notes the way, and drops what has come too far.
+    "x-received-from",
+    // From which it makes properties for receivers that speak AMQP 1.0.
+    "x-amqp-1.0-",
+];
 /// The longest routing key that AMQP 0-9-1 can carry.
 const MAX_TYPE_BYTES: usize = 255;
 
@@ -51,6 +86,7 @@ pub fn publication(
     envelope: &Envelope,
     exchange: &str,
     format: PayloadFormat,
+    prefix: AttributePrefix,
 ) -> Result<Publication, UnpublishableError> {
     let message_type = &envelope.message_type;
     if message_type.len() > MAX_TYPE_BYTES {
@@ -62,15 +98,16 @@ pub fn publication(
         message_id: envelope.id.to_string(),
         message_type: Some(message_type.clone()),
         content_type: format.content_type().to_owned(),
-        headers: headers(envelope),
+        headers: headers(envelope, prefix),
         body: json::encode(&envelope.payload, format)?,
         timestamp: envelope.created_at.and_then(seconds),
         expiration: None,
     })
 }
 
-fn headers(envelope: &Envelope) -> Vec<(String, String)> {
-    let attribute = |name: &str, value: String| (format!("{PREFIX}{name}"), value);
+fn headers(envelope: &Envelope, prefix: AttributePrefix) -> Vec<(String, String)> {
+    let prefix = prefix.as_str();
+    let attribute = |name: &str, value: String| (format!("{prefix}{name}"), value);
     let required = [
         attribute("specversion", "1.0".to_owned()),
         attribute("id", envelope.id.to_string()),
@@ -95,7 +132,10 @@ fn headers(envelope: &Envelope) -> Vec<(String, String)> {
 }
 
 fn is_reserved(name: &str) -> bool {
-    name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+    RESERVED.iter().any(|prefix| {
+        let start = name.get(..prefix.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    })
 }
 
 /// Where events come from: a URI reference of two path segments, `/{database}/{collection}`.
@@ -142,7 +182,7 @@ mod tests {
     }
 
     fn headers_of(envelope: &Envelope) -> Vec<(String, String)> {
-        publication(envelope, "x", PayloadFormat::Json).unwrap().headers
+        publication(envelope, "x", PayloadFormat::Json, AttributePrefix::Colon).unwrap().headers
     }
 
     fn header(envelope: &Envelope, name: &str) -> Option<String> {
@@ -160,11 +200,34 @@ mod tests {
     #[test]
     fn a_header_cannot_pass_itself_off_as_an_attribute() {
         let mut envelope = envelope();
-        for name in ["cloudEvents:id", "CLOUDEVENTS:source"] {
+        for name in [
+            "cloudEvents:id",
+            "CLOUDEVENTS:source",
+            "cloudEvents_id",
+            "cloudevents_Type",
+            "x-death",
+            "X-First-Death-Queue",
+            "x-received-from",
+            "x-amqp-1.0-properties",
+        ] {
             envelope.headers.insert(name.into(), "forged".into());
         }
-        assert!(headers_of(&envelope).iter().all(|(_, value)| value != "forged"));
+        envelope.headers.insert("cloudEvents".into(), "plain".into());
+        for prefix in [AttributePrefix::Colon, AttributePrefix::Underscore] {
+            let headers = headers(&envelope, prefix);
+            assert!(headers.iter().all(|(_, value)| value != "forged"));
+        }
         assert_eq!(header(&envelope, "tenant").as_deref(), Some("north"));
+        assert_eq!(header(&envelope, "cloudEvents").as_deref(), Some("plain"));
+    }
+
+    #[test]
+    fn the_prefix_of_attributes_can_be_chosen() {
+        let headers: std::collections::BTreeMap<_, _> =
+            headers(&envelope(), AttributePrefix::Underscore).into_iter().collect();
+        assert_eq!(headers["cloudEvents_id"], envelope().id.to_string());
+        assert_eq!(headers["cloudEvents_specversion"], "1.0");
+        assert!(headers.keys().all(|name| !name.starts_with("cloudEvents:")));
     }
 
     #[test]
@@ -182,7 +245,10 @@ mod tests {
         envelope.document = DocumentRef::by_id(envelope.document.namespace, "");
         assert_eq!(header(&envelope, "cloudEvents:time"), None);
         assert_eq!(header(&envelope, "cloudEvents:subject"), None);
-        assert_eq!(publication(&envelope, "x", PayloadFormat::Json).unwrap().timestamp, None);
+        assert_eq!(
+            publication(&envelope, "x", PayloadFormat::Json, AttributePrefix::Colon).unwrap().timestamp,
+            None
+        );
     }
 
     #[test]
@@ -190,7 +256,7 @@ mod tests {
         let mut envelope = envelope();
         envelope.message_type = "x".repeat(256);
         assert_eq!(
-            publication(&envelope, "x", PayloadFormat::Json),
+            publication(&envelope, "x", PayloadFormat::Json, AttributePrefix::Colon),
             Err(UnpublishableError::TypeTooLong(256))
         );
     }

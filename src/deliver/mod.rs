@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use mongodb::bson::{Bson, DateTime, Uuid};
 
 pub use self::{
+    cloudevents::AttributePrefix,
     handlers::{HandlerError, HandlerKey, Handlers, HandlersBuilder, HandlersError},
     json::PayloadFormat,
     rabbitmq::{MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},

@@ -41,7 +41,9 @@ use async_trait::async_trait;
 use mongodb::bson::Uuid;
 use tokio::{sync::watch, time::Instant};
 
-use super::{Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span};
+use super::{
+    Answer, AttributePrefix, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span,
+};
 use crate::{
     amqp::{
         AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher,
@@ -68,6 +70,8 @@ pub struct RabbitMqSettings {
     pub topology: TopologyMode,
     /// How payloads are written. Default: plain JSON.
     pub payload: PayloadFormat,
+    /// What the names of CloudEvents attributes begin with. Default: `cloudEvents:`.
+    pub attribute_prefix: AttributePrefix,
     /// Types of which nobody needs to have a queue: unroutable is delivered. Default: none.
     pub accept_unroutable: BTreeSet<String>,
 }
@@ -83,6 +87,7 @@ impl RabbitMqSettings {
             exchange: MESSAGES_EXCHANGE.to_owned(),
             topology: TopologyMode::default(),
             payload: PayloadFormat::default(),
+            attribute_prefix: AttributePrefix::default(),
             accept_unroutable: BTreeSet::new(),
         })
     }
@@ -101,6 +106,7 @@ pub struct RabbitMq {
     publisher: Publisher,
     exchange: String,
     payload: PayloadFormat,
+    attribute_prefix: AttributePrefix,
     accept_unroutable: BTreeSet<String>,
     nacked: Nacked,
 }
@@ -138,6 +144,7 @@ impl RabbitMq {
             publisher: Publisher::start(settings.amqp, topology),
             exchange: settings.exchange,
             payload: settings.payload,
+            attribute_prefix: settings.attribute_prefix,
             accept_unroutable: settings.accept_unroutable,
             nacked: Nacked::default(),
         }
@@ -158,7 +165,7 @@ impl RabbitMq {
         if self.nacked.has(envelope) {
             return Err(self.judge(envelope, Published::Nacked));
         }
-        cloudevents::publication(envelope, &self.exchange, self.payload)
+        cloudevents::publication(envelope, &self.exchange, self.payload, self.attribute_prefix)
             .map_err(|error| Outcome::Permanent(error.to_string()))
     }
 
