@@ -351,7 +351,7 @@ async fn sigterm_ends_whatever_is_under_way() {
     for commands in [&["getMore"][..], &["aggregate", "find", "listCollections", "listIndexes"]] {
         let replicas = Replicas::new("10m").await;
         let world = &replicas.world;
-        let slow = doc! { "failCommands": commands, "blockConnection": true, "blockTimeMS": 8000 };
+        let slow = doc! { "failCommands": commands, "blockConnection": true, "blockTimeMS": 6000 };
         let mut process = replicas.start();
         // While it reads, or while the position and the stream are still to come.
         let until = if commands == ["getMore"] { "the change stream is open" } else { "started" };
