@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/network.rs"]
+mod network;
 mod support;
 
 use std::{sync::Arc, time::Duration};
@@ -855,6 +857,28 @@ async fn closing_gives_everything_back_while_the_way_is_lost() {
     for entry in test.outbox("o-1").await {
         assert_eq!((entry.get("claimed_by"), entry.get("attempts")), (None, None));
     }
+    test.drop().await;
+}
+
+/// What was delivered cannot be cleared: nothing comes back from MongoDB any more.
+#[tokio::test]
+async fn closing_ends_while_mongodb_is_silent() {
+    let test = TestDatabase::create().await;
+    let mongodb = uri("OUTBOX_MONGODB_URI");
+    let host = mongodb.trim_start_matches("mongodb://").split('/').next().unwrap();
+    let network = network::Network::to(&format!("mongodb://any@{host}/"));
+    let far = network.uri().replace("any@", "");
+    let client = Client::with_uri_str(format!("{far}?directConnection=true")).await.unwrap();
+    let recorder = Recorder::held();
+    let inline = Inline::builder(&client).deliver_to(recorder.clone());
+    let orders =
+        Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
+    insert(&orders, placed("o-1")).await;
+    recorder.wait_tried(1).await;
+    network.swallow(true);
+    recorder.let_through(1);
+    tokio::time::timeout(LONG / 2, inline.close(Duration::ZERO)).await.expect("closing ends");
+    network.cut();
     test.drop().await;
 }
 
