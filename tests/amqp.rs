@@ -531,6 +531,41 @@ async fn a_property_that_rabbitmq_refuses_fails_its_own_message() {
     .await;
 }
 
+/// Some errors cost the whole connection, and leave open which message it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_closed_over_one_message_fails_that_message() {
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
+        network.poison(b"poisonous");
+        for round in 0..2 {
+            assert!(publisher.ready().await);
+            let window = (0..20).map(|index| match index {
+                7 => scene.routed("poisonous"),
+                _ => scene.routed(&format!("{round}-{index}")),
+            });
+            for (index, published) in publisher.publish(window.collect()).await.iter().enumerate() {
+                match index {
+                    7 => assert!(
+                        matches!(published, Published::Rejected { reason } if reason.contains("FRAME_ERROR")),
+                        "{published:?}"
+                    ),
+                    _ => assert_eq!(*published, Published::Confirmed, "{round}-{index}"),
+                }
+            }
+        }
+        let counts = scene.counts().await;
+        assert_eq!(counts.len(), 38);
+        assert!(
+            counts.iter().all(|(id, count)| *count <= if id.starts_with("0-") { 2 } else { 1 }),
+            "{counts:?}"
+        );
+        publisher.close().await;
+        network.cut();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permission_given_later_counts_on_the_same_connection() {
     scene(async |scene| {
@@ -1190,6 +1225,103 @@ async fn outage_of_large_messages_ends_on_a_living_connection_too() {
             assert_eq!(publisher.publish(vec![scene.routed("small")]).await, [Published::Confirmed]);
         }
         assert!(!states.has_changed().unwrap());
+    })
+    .await;
+}
+
+// --- at large sizes --------------------------------------------------------------------------------------------------
+
+/// A hundred callers publish orders as fast as they can, and a new forbidden key turns up every 50 ms.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_new_forbidden_keys_cost_a_busy_publisher_little() {
+    scene(async |scene| {
+        let user = user_of(scene, r"^order\\.").await;
+        let publisher = Publisher::start(scene.settings_at(user.uri()), everything(scene));
+        assert!(publisher.ready().await);
+        let end = Instant::now() + Duration::from_secs(5);
+        let callers = (0..100).map(|caller| {
+            let (publisher, id) = (publisher.clone(), scene.id.clone());
+            tokio::spawn(async move {
+                let mut took = Vec::new();
+                while Instant::now() < end {
+                    let message = Publication {
+                        exchange: id.clone(),
+                        routing_key: "order.paid".to_owned(),
+                        message_id: format!("{caller}-{}", took.len()),
+                        ..Publication::default()
+                    };
+                    let begin = Instant::now();
+                    assert_eq!(publisher.publish(vec![message]).await, [Published::Confirmed]);
+                    took.push(begin.elapsed());
+                }
+                took
+            })
+        });
+        let callers: Vec<_> = callers.collect();
+        let mut every = tokio::time::interval(Duration::from_millis(50));
+        let mut forbidden = 0;
+        while Instant::now() < end {
+            every.tick().await;
+            let key = format!("invoice.{forbidden}");
+            forbidden += 1;
+            assert!(rejected(&publisher.publish(vec![scene.message(&key, &key)]).await[0], &key));
+        }
+        let mut took: Vec<_> = join_all(callers).await.into_iter().flat_map(Result::unwrap).collect();
+        took.sort();
+        assert_eq!(
+            publisher.publish(vec![scene.message("last", "order.paid")]).await,
+            [Published::Confirmed]
+        );
+        let consumer = scene.consumer(0).await;
+        let mut counts = BTreeMap::<String, usize>::new();
+        while !counts.contains_key("last") {
+            let delivery = next(&consumer).await;
+            *counts.entry(delivery.message_id.clone().unwrap()).or_default() += 1;
+            assert!(delivery.ack().await);
+        }
+        counts.remove("last");
+        let repeated = counts.values().filter(|count| **count == 2).count();
+        println!(
+            "{} orders beside {forbidden} forbidden keys: {repeated} came twice; median {:?}, longest {:?}",
+            took.len(),
+            took[took.len() / 2],
+            took[took.len() - 1]
+        );
+        assert_eq!(counts.len(), took.len());
+        assert!(counts.values().all(|count| *count <= 2));
+        assert!(took[took.len() - 1] < Duration::from_secs(1));
+        publisher.close().await;
+    })
+    .await;
+}
+
+/// Each message was given up before the confirms of those before it came.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_messages_given_up_behind_late_confirms_stay_unpublished() {
+    const WINDOW: usize = 8 << 20;
+    const BODY: usize = 200_000;
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
+        for round in 0..5 {
+            network.hold_after(0);
+            let calls = (0..200).map(|nth| {
+                let message = Publication { body: vec![0; BODY], ..scene.routed(&format!("{round}-{nth}")) };
+                let deadline = tokio::time::Instant::now() + Duration::from_secs(3);
+                let publisher = publisher.clone();
+                tokio::spawn(async move { publisher.publish_until(vec![message], Some(deadline)).await })
+            });
+            for published in join_all(calls).await {
+                assert!(unavailable(&published.unwrap()[0], true));
+            }
+            network.release();
+            until_confirmed(&publisher, &scene.routed(&format!("last-{round}"))).await;
+            let counts = scene.counts().await;
+            assert!(counts.len() <= 1 + WINDOW / BODY, "{}", counts.len());
+        }
+        network.cut();
     })
     .await;
 }

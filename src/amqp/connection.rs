@@ -263,6 +263,14 @@ pub(super) enum Cause {
 }
 
 impl Cause {
+    pub(super) fn explains_more_than(self, other: Self) -> bool {
+        match self {
+            Self::Channel(_) => !matches!(other, Self::Channel(_)),
+            Self::Connection(_) => other == Self::Lost,
+            Self::Lost => false,
+        }
+    }
+
     pub(super) fn of(error: &lapin::Error) -> Self {
         let ErrorKind::ProtocolError(error) = error.kind() else {
             return Self::Lost;

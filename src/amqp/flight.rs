@@ -63,9 +63,14 @@ impl Outcome {
                 }));
             }
             Err(error) => {
-                // The first to come names the cause; the broker's word is better than "invalid state".
+                // The broker's word is better than "invalid state", and the end of the channel explains more than that of
+                // the connection: the client may have sent more on the closed channel, for which the broker ends both.
                 let failure = Failure::of(&error);
-                if self.failure.is_none() || failure.cause != Cause::Lost {
+                let better = match &self.failure {
+                    None => true,
+                    Some(known) => failure.cause.explains_more_than(known.cause),
+                };
+                if better {
                     self.failure = Some(failure);
                 }
             }

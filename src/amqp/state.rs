@@ -43,7 +43,9 @@ impl fmt::Display for State {
             Self::Blocked { reason } => write!(f, "RabbitMQ takes no messages because of an alarm: {reason}"),
             Self::Disconnected { reason } => write!(f, "not connected to RabbitMQ: {reason}"),
             Self::Misconfigured { reason } => write!(f, "RabbitMQ needs attention: {reason}"),
-            Self::Closed => f.write_str("the connection to RabbitMQ was closed on request"),
+            Self::Closed => f.write_str(
+                "the connection to RabbitMQ is closed, on request or because its runtime has ended",
+            ),
         }
     }
 }

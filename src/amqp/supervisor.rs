@@ -31,6 +31,8 @@ const WINDOW_MESSAGES: usize = 1000;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// RabbitMQ's default, until the first connection has negotiated.
 pub(super) const FRAME_MAX: usize = 131_072;
+/// How long messages wait for a connection in place of one that ended with a closed channel.
+const RENEWAL: Duration = Duration::from_secs(1);
 /// An idle connection is looked at this often, for ends that the client reports to nobody.
 const PULSE: Duration = Duration::from_secs(1);
 
@@ -358,24 +360,43 @@ impl Supervisor {
         if let Err(End::Lost(trouble)) = &replaced {
             self.lost(trouble.clone());
         }
+        let reason = match &replaced {
+            Err(End::Lost(trouble)) => format!("{reason}; then {trouble}"),
+            _ => reason.to_owned(),
+        };
         for item in undecided {
-            match &replaced {
-                Ok(()) => self.quarantine.put(Suspect { item, alone: false }),
-                Err(_) => {
-                    item.settle(Published::Unavailable { reason: reason.to_owned(), maybe_sent: true });
-                }
+            if replaced.is_ok() {
+                self.quarantine.put(Suspect { item, alone: false });
+            } else {
+                item.settle(Published::Unavailable { reason: reason.clone(), maybe_sent: true });
             }
         }
         replaced
     }
 
     async fn replace_channel(&self, link: &mut Link) -> Result<(), End> {
-        let replaced = tokio::select! {
-            replaced = publishing_channel(&self.plan, &link.connection) => replaced,
-            () = self.closing.overdue() => return Err(End::Asked),
+        let replacing = async {
+            let replaced = publishing_channel(&self.plan, &link.connection).await;
+            match replaced {
+                Ok(channel) => {
+                    link.channel = channel;
+                    Ok(())
+                }
+                Err(trouble @ Trouble::Misconfigured(_)) => Err(trouble),
+                // The client may have sent more on the closed channel, for which the broker ends the connection: that is no
+                // reason to decline messages, so long as another connection is there at once.
+                Err(trouble) => {
+                    let opening = timeout(RENEWAL, open(self.plan.clone(), self.frame_max.clone())).await;
+                    *link = opening.unwrap_or(Err(trouble))?;
+                    self.refusals.forget_limits();
+                    Ok(())
+                }
+            }
         };
-        link.channel = replaced.map_err(End::Lost)?;
-        Ok(())
+        tokio::select! {
+            replaced = replacing => replaced.map_err(End::Lost),
+            () = self.closing.overdue() => Err(End::Asked),
+        }
     }
 
     /// Declares the topology again because these were unroutable though it routes them, and publishes them once more.

@@ -27,6 +27,8 @@ struct Wire {
     /// Answers wait once the broker has sent this many bytes more.
     before_hold: Mutex<Option<usize>>,
     released: Condvar,
+    /// A request that holds these bytes is answered with the end of its connection.
+    poison: Mutex<Option<Vec<u8>>>,
     streams: Mutex<Vec<TcpStream>>,
 }
 
@@ -46,10 +48,13 @@ impl Network {
         std::thread::spawn(move || {
             for here in listener.incoming().map_while(Result::ok) {
                 let there = TcpStream::connect(&broker).unwrap();
+                let back = here.try_clone().unwrap();
                 for (from, to, answers) in [(&here, &there, false), (&there, &here, true)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let wire = wire.clone();
-                    std::thread::spawn(move || wire.carry(from, to, answers));
+                    let (wire, back) = (wire.clone(), back.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        wire.carry(from, to, back, answers);
+                    });
                 }
                 wire.streams.lock().unwrap().extend([here, there]);
             }
@@ -80,6 +85,12 @@ impl Network {
         self.wire.release();
     }
 
+    /// From now on a request that holds these bytes never arrives: its connection is closed with 501, as RabbitMQ does for a
+    /// frame that it can't read.
+    pub fn poison(&self, bytes: &[u8]) {
+        *self.wire.poison.lock().unwrap() = Some(bytes.to_vec());
+    }
+
     pub fn cut(&self) {
         self.wire.cut();
         self.wire.release();
@@ -93,9 +104,15 @@ impl Drop for Network {
 }
 
 impl Wire {
-    fn carry(&self, mut from: TcpStream, mut to: TcpStream, answers: bool) {
+    fn carry(&self, mut from: TcpStream, mut to: TcpStream, mut back: TcpStream, answers: bool) {
         let mut bytes = [0; 65536];
         while let Ok(count @ 1..) = from.read(&mut bytes) {
+            if !answers && self.is_poisoned(&bytes[..count]) {
+                let _ = back.write_all(&connection_close());
+                // The client ends it, once it has read that.
+                while matches!(from.read(&mut bytes), Ok(1..)) {}
+                break;
+            }
             let mut count = count;
             let mut cut = false;
             if answers && let Some(left) = self.left.lock().unwrap().as_mut() {
@@ -113,6 +130,11 @@ impl Wire {
             }
         }
         let _ = to.shutdown(Shutdown::Both);
+    }
+
+    fn is_poisoned(&self, bytes: &[u8]) -> bool {
+        let poison = self.poison.lock().unwrap();
+        poison.as_ref().is_some_and(|poison| bytes.windows(poison.len()).any(|window| window == poison))
     }
 
     /// Writes what comes before a hold, and returns how much that was once there is no hold.
@@ -142,4 +164,20 @@ impl Wire {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
+}
+
+/// The frame of `connection.close` with 501 FRAME_ERROR.
+fn connection_close() -> Vec<u8> {
+    let text = b"FRAME_ERROR - as a test asked for";
+    let mut method = [0, 10, 0, 50].to_vec();
+    method.extend(501u16.to_be_bytes());
+    method.push(u8::try_from(text.len()).unwrap());
+    method.extend(text);
+    method.extend([0, 60, 0, 40]);
+
+    let mut frame = vec![1, 0, 0];
+    frame.extend(u32::try_from(method.len()).unwrap().to_be_bytes());
+    frame.extend(method);
+    frame.push(0xCE);
+    frame
 }
