@@ -5,16 +5,20 @@
 //!
 //! | change | passes when |
 //! |---|---|
-//! | insert, replace | `fullDocument.outbox.0` exists |
-//! | update | it sets `outbox` to a non-empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
+//! | insert, replace | `fullDocument.outbox` is there and not an empty array |
+//! | update | it sets `outbox` to anything else than an empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
+//! | update | it sets or removes a field of an entry by which the entry is judged, and gives that entry no date |
 //! | rename | it gives a collection a watched name: what is in it was saved under another |
-//! | invalidate | always: it ends the cursor, and its token is where to go on |
+//! | invalidate | always: it ends the cursor, and its token is where to continue |
 //!
 //! A `$push` onto an empty array shows as `outbox: [..]`, onto a filled one as `"outbox.1"`; a `$pull` always as
 //! `outbox: [rest]`. A pipeline that puts one entry in another's place shows as each of its fields (`"outbox.0.id"`,
-//! `"outbox.0.type"`, …). A key with a dot in it cannot be addressed by a path, hence `$objectToArray`. Other changes
-//! inside an entry (`"outbox.0.attempts"`) are left out: they are claims, failures and releases, which never touch the
-//! `id`, and those are the sweep's.
+//! `"outbox.0.type"`, …). A key with a dot in it cannot be addressed by a path, hence `$objectToArray`.
+//!
+//! Claims, failures and releases of the library change an entry too. They are left out, by the date that each of them sets
+//! (`available_at`, or `dead_at`): the sweep finds the entry by that date. What sets none is a person's or another program's: a
+//! repair that makes an entry readable, or a claim that is removed by hand. An `outbox` that is not an array passes, to be
+//! reported.
 //!
 //! Nothing here may fail on what users write, or the stream stops at that change for ever. A field's name may be no UTF-8,
 //! which a regular expression refuses with an error: hence names are split and compared.
@@ -72,8 +76,8 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     let filled = doc! { "$and": [
         namespaces("ns", coverage),
         { "$or": [
-            { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox.0": { "$exists": true } },
-            { "operationType": "update", "$expr": fills_an_outbox() },
+            { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox": { "$exists": true, "$ne": [] } },
+            { "operationType": "update", "$expr": { "$or": [fills_an_outbox(), changes_an_undated_entry()] } },
         ] },
     ] };
     let stages = match Scope::of(coverage) {
@@ -132,8 +136,7 @@ fn named(field: &str, pattern: &NamespacePattern, state_database: &str) -> Docum
 }
 
 fn fills_an_outbox() -> Document {
-    let elements = doc! { "$cond": [{ "$isArray": "$$field.v" }, "$$field.v", []] };
-    let filled = doc! { "$gt": [{ "$size": elements }, 0] };
+    let filled = doc! { "$ne": ["$$field.v", []] };
     let part = |at: i32| doc! { "$arrayElemAt": ["$$path", at] };
     let parts = |count: i32| doc! { "$eq": [{ "$size": "$$path" }, count] };
     let is_entry = doc! { "$and": [
@@ -150,6 +153,53 @@ fn fills_an_outbox() -> Document {
             { "$and": [{ "$eq": ["$$field.k", "outbox"] }, filled] },
             { "$let": { "vars": { "path": { "$split": ["$$field.k", "."] } }, "in": is_entry } },
         ] },
+    } } }
+}
+
+/// An update that changes entries in place, and one of them without giving it a date.
+fn changes_an_undated_entry() -> Document {
+    // The fields of the table in ARCHITECTURE.md by which an entry is judged.
+    const JUDGED: [&str; 9] = [
+        "type",
+        "headers",
+        "via",
+        "available_at",
+        "claimed_by",
+        "attempts",
+        "claims",
+        "delivered_to",
+        "dead_at",
+    ];
+    let part = |at: i32| doc! { "$arrayElemAt": ["$$path", at] };
+    let paths =
+        |names: &str| doc! { "$map": { "input": names, "as": "name", "in": { "$split": ["$$name", "."] } } };
+    let of_entry = |fields: &[&str]| {
+        doc! { "$and": [
+            { "$gte": [{ "$size": "$$path" }, 3] },
+            { "$eq": [part(0), "outbox"] },
+            { "$in": [part(2), fields] },
+        ] }
+    };
+    // The places of the entries that these paths lead to.
+    let places = |paths: Document, fields: &[&str]| {
+        let entries = doc! { "$filter": { "input": paths, "as": "path", "cond": of_entry(fields) } };
+        doc! { "$map": { "input": entries, "as": "path", "in": part(1) } }
+    };
+    let dates = doc! { "$filter": {
+        "input": "$$set", "as": "field", "cond": { "$eq": [{ "$type": "$$field.v" }, "date"] },
+    } };
+    let names = doc! { "$concatArrays": [
+        { "$map": { "input": "$$set", "as": "field", "in": "$$field.k" } },
+        { "$ifNull": ["$updateDescription.removedFields", []] },
+    ] };
+    let dated = doc! { "$map": { "input": dates, "as": "field", "in": "$$field.k" } };
+    let undated = doc! { "$setDifference": [
+        places(paths("$$names"), &JUDGED),
+        places(paths("$$dated"), &["available_at", "dead_at"]),
+    ] };
+    let set = doc! { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } };
+    doc! { "$let": { "vars": { "set": set }, "in": {
+        "$let": { "vars": { "names": names, "dated": dated }, "in": { "$gt": [{ "$size": undated }, 0] } },
     } } }
 }
 
@@ -212,7 +262,7 @@ mod tests {
         assert_eq!(
             namespaces("ns", &patterns(&["*.*"])),
             doc! { "$or": [
-                { "ns.db": { "$regex": "^.*$", "$ne": "document_outbox" } },
+                { "ns.db": { "$regex": "(?s)^.*\\z", "$ne": "document_outbox" } },
             ] }
         );
     }

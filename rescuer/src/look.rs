@@ -104,9 +104,9 @@ fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
         let (count, reason) = (verdict.unreadable, verdict.flaw.unwrap_or_default());
         match context.unreadable().is_new(document) {
             true => {
-                tracing::warn!(%document, count, reason, "elements of an outbox are no entries; they are left alone")
+                tracing::warn!(%document, count, reason, "elements of an outbox are not entries; they are left alone")
             }
-            false => tracing::debug!(%document, count, reason, "elements of an outbox are still no entries"),
+            false => tracing::debug!(%document, count, reason, "elements of an outbox are still not entries"),
         }
         context.report.emit(RescueEvent::Unreadable { document: document.clone(), count, reason });
     }

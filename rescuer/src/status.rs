@@ -706,6 +706,18 @@ mod tests {
     }
 
     #[test]
+    fn a_young_oplog_is_not_a_short_one() {
+        let report = reporter();
+        report.position(Some(Timestamp { time: 1000, increment: 1 }));
+        let window = |whole| Some(Window { first: 900, last: 1000, whole });
+        report.window(window(true));
+        assert_eq!(report.state().headroom(), Some(f64::INFINITY));
+        assert_eq!(report.snapshot().0.headroom, None);
+        report.window(window(false));
+        assert_eq!(report.snapshot().0.headroom, Some(100.0));
+    }
+
+    #[test]
     fn a_warning_is_not_repeated_at_once() {
         let report = reporter();
         let mut heard = report.events.subscribe();

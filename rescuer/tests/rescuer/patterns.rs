@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::command::Reason;
+use document_outbox::command::{ProcessDocumentMessages, Reason};
 use futures::future::join_all;
 use mongodb::{
     Client,
@@ -198,4 +198,72 @@ async fn the_sweep_keeps_to_its_budget_with_many_collections_in_many_databases()
     }))
     .await;
     own.end().await;
+}
+
+/// A name with a line break is a name like others, for stream and sweep.
+#[tokio::test]
+async fn a_name_with_a_line_break_is_watched() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let mut running = world.started(&commands, watching(&world, &["DB.odd*", "DB.*_end"])).await;
+    for (at, name) in ["odd\nname", "two\nlines_end", "no_end\n"].into_iter().enumerate() {
+        let id = i32::try_from(at).unwrap();
+        world
+            .db
+            .collection::<Document>(name)
+            .insert_one(doc! { "_id": id, "outbox": [minimal()] })
+            .await
+            .unwrap();
+    }
+    while commands.distinct() < 2 {
+        running.page().await;
+    }
+    let mut ids: Vec<_> = commands.firsts().iter().filter_map(Bson::as_i32).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [0, 1]);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Claims and failures of the library are dated, and the sweep's. What makes an entry deliverable without a date is the
+/// stream's.
+#[tokio::test]
+async fn entries_that_are_repaired_or_released_by_hand_are_seen() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut running = world.started(&commands, world.settings()).await;
+    let with = |name: &str, value: Bson| {
+        let mut entry = minimal();
+        entry.insert(name, value);
+        entry
+    };
+    let mut claimed = dated(60_000, -3_600_000);
+    claimed.extend(doc! { "claimed_by": "gone/1", "claims": 1 });
+    let cases = [
+        (with("attempts", Bson::Null), doc! { "$unset": { "outbox.0.attempts": "" } }),
+        (with("type", 7.into()), doc! { "$set": { "outbox.0.type": "order.placed" } }),
+        (claimed, doc! { "$unset": { "outbox.0.available_at": "", "outbox.0.claimed_by": "" } }),
+    ];
+    let mut expected = Vec::new();
+    for (id, (entry, repair)) in cases.into_iter().enumerate() {
+        let id = i32::try_from(id).unwrap();
+        orders.insert_one(doc! { "_id": id, "outbox": [entry] }).await.unwrap();
+        assert_eq!(running.page().await.2, 0, "{id}: not yet");
+        orders.update_one(doc! { "_id": id }, repair).await.unwrap();
+        assert_eq!(running.page().await.2, 1, "{id}: now");
+        expected.push(Bson::from(id));
+    }
+    // The sweep may have come by as well.
+    let of_stream = |(command, _): &(ProcessDocumentMessages, Instant)| {
+        (command.reason == Reason::Stream).then(|| command.document.id().to_owned())
+    };
+    assert_eq!(commands.taken().iter().filter_map(of_stream).collect::<Vec<_>>(), expected);
+
+    // A claim gives its entry a date, and isn't shown at all.
+    let date = dated(0, -3_600_000).get("available_at").unwrap().clone();
+    let claim = doc! { "$set": { "outbox.0.available_at": date, "outbox.0.claimed_by": "d/1" } };
+    orders.update_many(doc! {}, claim).await.unwrap();
+    orders.insert_one(doc! { "_id": "last", "outbox": [minimal()] }).await.unwrap();
+    assert_eq!(running.page().await, (1, 1, 1));
+    running.stop().await.unwrap();
+    world.end().await;
 }

@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
+use document_outbox::{SendFailure, command::ProcessDocumentMessages};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use mongodb::bson::{DateTime, doc};
-use outbox_rescuer::{RescueEvent, Role, Settings};
+use mongodb::bson::{DateTime, bson, doc};
+use outbox_rescuer::{Commands, RescueEvent, Role, Settings};
 
 use crate::support::*;
 
@@ -248,6 +250,160 @@ async fn commands_that_are_refused_show_in_readiness() {
     commands.away.store(false, std::sync::atomic::Ordering::SeqCst);
     running.page().await;
     assert_eq!(running.status.snapshot().not_ready, [""; 0]);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Commands that are never ready, as those of a broker that is away, or that are refused for some documents.
+#[derive(Default)]
+struct Broken {
+    away: bool,
+}
+
+#[async_trait::async_trait]
+impl Commands for Broken {
+    async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
+        let refuse = |_| Err(SendFailure::Refused("its key is too long".into()));
+        commands.into_iter().map(refuse).collect()
+    }
+
+    async fn ready(&self) {
+        if self.away {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Waits until the series are as wanted.
+async fn until(handle: &PrometheusHandle, wanted: impl Fn(&BTreeMap<String, f64>) -> bool) {
+    let begun = std::time::Instant::now();
+    loop {
+        let seen = values(handle);
+        if wanted(&seen) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{seen:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// P8: the figures are needed most while nothing can be sent.
+#[tokio::test]
+async fn the_backlog_is_counted_without_a_broker() {
+    let (recorder, handle) = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    let mut retrying = dated(300_000, -3_600_000);
+    retrying.insert("attempts", 3);
+    let mut claimed = dated(60_000, -3_600_000);
+    claimed.insert("claimed_by", "dispatcher/1");
+    let mut dead = minimal();
+    dead.insert("dead_at", DateTime::now());
+    let outboxes = [
+        bson!([dated(60_000, 60_000), dated(60_000, 60_000)]),
+        bson!([retrying, dead]),
+        bson!([claimed, dated(0, -3_600_000), "odd"]),
+    ];
+    let totals_interval = Duration::from_millis(50);
+    let settings = Settings { totals_interval, ..world.settings() };
+    for outbox in outboxes {
+        orders.insert_one(doc! { "outbox": outbox }).await.unwrap();
+    }
+    let running = world.start(&Arc::new(Broken { away: true }), settings).await;
+    let name = orders.namespace().to_string();
+    let of = |seen: &BTreeMap<String, f64>, series: &str| {
+        seen.get(&format!("{series}{{collection={name}}}")).copied().unwrap_or(f64::NAN)
+    };
+    until(&handle, |seen| of(seen, "outbox_pending_documents") == 3.0).await;
+    let seen = values(&handle);
+    let in_state = |state: &str| seen[&format!("outbox_messages{{collection={name},state={state}}}")];
+    let states = ["due", "claimed", "retrying", "scheduled", "dead"].map(in_state);
+    assert_eq!(states, [2.0, 1.0, 1.0, 1.0, 1.0]);
+    let oldest = of(&seen, "outbox_oldest_pending_age_seconds");
+    assert!((60.0..300.0).contains(&oldest), "of what is due: {oldest}");
+    let oldest = of(&seen, "outbox_oldest_undelivered_age_seconds");
+    assert!((300.0..600.0).contains(&oldest), "with the retrying one: {oldest}");
+    assert_eq!(of(&seen, "outbox_fullest_outbox_entries"), 3.0);
+    assert_eq!(of(&seen, "outbox_dead_messages"), 1.0, "without the index for them");
+    assert_eq!(seen["outbox_indexes_missing{}"], 1.0, "that index");
+
+    // What is gone says nothing any more.
+    orders.drop().await.unwrap();
+    until(&handle, |seen| of(seen, "outbox_pending_documents").is_nan()).await;
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P8: whatever stands in `outbox`, written while the rescuer looks or before.
+#[tokio::test]
+async fn an_outbox_of_any_shape_is_reported_and_counted() {
+    let (recorder, handle) = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let shapes = |prefix: &str| {
+        let shapes = [
+            doc! { "outbox": ["x"] },
+            doc! { "outbox": { "id": 1 } },
+            doc! { "outbox": 7 },
+            doc! { "outbox": "text" },
+            doc! { "outbox": [{ "type": "t" }] },
+            doc! { "outbox": [null] },
+        ];
+        let mut documents = Vec::new();
+        for (at, shape) in shapes.into_iter().enumerate() {
+            let mut document = doc! { "_id": format!("{prefix}{at}") };
+            document.extend(shape);
+            documents.push(document);
+        }
+        documents
+    };
+    orders.insert_many(shapes("before")).await.unwrap();
+    let settings = Settings { sweep_interval: Duration::from_millis(50), ..world.settings() };
+    let mut running = world.start(&commands, settings).await;
+    let mut seen = BTreeSet::new();
+    let all = |seen: &mut BTreeSet<String>, event: &RescueEvent, count: usize| {
+        if let RescueEvent::Unreadable { document, .. } = event {
+            seen.insert(document.subject());
+        }
+        (seen.len() == count).then_some(())
+    };
+    running.wait("those of before", |event| all(&mut seen, event, 6)).await;
+    orders.insert_many(shapes("insert")).await.unwrap();
+    running.wait("those that are inserted", |event| all(&mut seen, event, 12)).await;
+    orders.insert_one(doc! { "_id": "update", "outbox": [] }).await.unwrap();
+    orders.update_one(doc! { "_id": "update" }, doc! { "$set": { "outbox": { "id": 1 } } }).await.unwrap();
+    running.wait("the one that is updated", |event| all(&mut seen, event, 13)).await;
+    until(&handle, |seen| seen["outbox_unreadable_total{}"] >= 13.0).await;
+    assert_eq!(commands.ids(), []);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P8: listed and counted, and warned of once.
+#[tokio::test]
+async fn a_document_without_a_command_is_listed_once() {
+    let (recorder, handle) = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = World::new().await;
+    let orders = world.indexed_orders().await;
+    orders.insert_one(doc! { "_id": "long", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
+    let settings = Settings { sweep_interval: Duration::from_millis(50), ..world.settings() };
+    let mut running = world.start(&Arc::new(Broken::default()), settings).await;
+    let (mut unsendable, mut rounds) = (0, 0);
+    running
+        .wait("rounds", |event| {
+            unsendable += usize::from(matches!(event, RescueEvent::Unsendable { .. }));
+            rounds += usize::from(matches!(event, RescueEvent::SweepDone { .. }));
+            (rounds == 5).then_some(())
+        })
+        .await;
+    assert_eq!(unsendable, 1);
+    let problems = &running.status.snapshot().streams[0].problems;
+    assert!(problems[0].contains("orders/long: no command can be made for it"), "{problems:?}");
+    let seen = values(&handle);
+    assert_eq!((seen["outbox_unsendable_total{}"], seen["outbox_commands_failed_total{}"]), (1.0, 0.0));
     running.stop().await.unwrap();
     world.end().await;
 }

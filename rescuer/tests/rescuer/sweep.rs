@@ -375,3 +375,206 @@ async fn a_young_entry_without_a_date_is_found_a_delay_after_the_first_start() {
     running.stop().await.unwrap();
     world.end().await;
 }
+
+/// P7: more entries without a date than can be remembered, and every document is queued, from one full round.
+#[tokio::test]
+async fn a_full_sweep_queues_more_than_it_remembers() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.insert_many((0..100).map(|id| doc! { "_id": id, "outbox": [minimal()] })).await.unwrap();
+    let settings = Settings {
+        queued_capacity: 15,
+        page_size: 10,
+        requeue_pause: Duration::from_millis(300),
+        delay: Duration::from_secs(3600),
+        ..sweeping(&world)
+    };
+    let mut running = world.start(&commands, settings).await;
+    let (queued, unfinished) = running
+        .wait("a sweep", |event| match event {
+            RescueEvent::SweepDone { queued, unfinished, .. } => Some((*queued, *unfinished)),
+            _ => None,
+        })
+        .await;
+    assert_eq!((queued, unfinished), (15, 1), "as many as can be remembered, and not done");
+    while commands.distinct() < 100 {
+        running.swept().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P5: whatever the other collections have to do.
+#[tokio::test]
+async fn a_backlog_delays_no_other_collection() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    for name in ["a", "b", "y", "z"] {
+        let backlog = world.db.collection::<Document>(name);
+        index(&backlog).await;
+        let documents =
+            (0..60).map(|id| doc! { "_id": format!("{name}{id}"), "outbox": [dated(60_000, 60_000)] });
+        backlog.insert_many(documents).await.unwrap();
+    }
+    let small = world.db.collection::<Document>("m");
+    index(&small).await;
+    small.insert_one(doc! { "_id": "retry", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
+    let mut running = world.start(&commands, Settings { page_size: 5, ..world.settings() }).await;
+    assert_eq!(running.swept().await.1, 241);
+    let before = commands.ids().iter().position(|id| *id == Bson::from("retry")).unwrap();
+    assert!(
+        before <= 4 * 5,
+        "a page of each other collection goes before it at most, not {before} documents"
+    );
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// The first slice was read when its entry was too young, and the scan is under way when the second full sweep comes.
+#[tokio::test]
+async fn a_full_sweep_during_a_scan_covers_the_whole_collection() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.orders();
+    let whole = mongodb::IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).build();
+    orders.create_index(whole).await.unwrap();
+    orders.insert_many((0..21_000).map(|id| doc! { "_id": id, "outbox": [] })).await.unwrap();
+    let mut undated = dated(0, 0);
+    undated.remove("available_at");
+    orders.insert_one(doc! { "_id": -1, "outbox": [undated] }).await.unwrap();
+    let settings = Settings { delay: DELAY * 2, sweep_interval: DELAY * 5, ..world.settings() };
+    let mut running = world.start(&commands, settings).await;
+    running.swept_something().await;
+    assert_eq!(commands.ids(), [Bson::from(-1)]);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Nothing rests on one command, also for an entry that only a full round or the stream finds.
+#[tokio::test]
+async fn an_undated_document_is_read_again_by_ordinary_rounds() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    let settings = Settings {
+        requeue_pause: Duration::from_millis(100),
+        delay: Duration::from_secs(3600),
+        ..sweeping(&world)
+    };
+    let mut running = world.start(&commands, settings).await;
+    while commands.ids().len() < 4 {
+        running.swept_something().await;
+    }
+    let full = running.swept().await.0;
+    assert!(!full, "no full round is needed for it");
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P8: under a pattern, other collections are no business of the rescuer's.
+#[tokio::test]
+async fn a_collection_without_outboxes_costs_nothing_once_read() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let sessions = world.db.collection::<Document>("sessions");
+    sessions.insert_many((0..100).map(|id| doc! { "_id": id, "user": "u" })).await.unwrap();
+    let mut running = world.start(&commands, sweeping(&world)).await;
+    let mut collections = Vec::new();
+    while collections.len() < 4 {
+        let swept = |event: &RescueEvent| match event {
+            RescueEvent::SweepDone { collections, .. } => Some(*collections),
+            RescueEvent::IndexMissing { .. } => panic!("it needs no index"),
+            _ => None,
+        };
+        collections.push(running.wait("a sweep", swept).await);
+    }
+    assert_eq!(collections, [1, 0, 0, 0]);
+    // From the first outbox on it is one like others.
+    sessions.insert_one(doc! { "_id": "first", "outbox": [minimal()] }).await.unwrap();
+    running
+        .wait("the missing index", |event| matches!(event, RescueEvent::IndexMissing { .. }).then_some(()))
+        .await;
+    assert_eq!(running.status.snapshot().streams[0].problems.len(), 1);
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Its text is the server's to store, and not UTF-8.
+#[tokio::test]
+async fn an_entry_that_is_not_utf8_takes_no_neighbour_along() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut odd = minimal();
+    odd.insert("headers", doc! { "a": "MARK" });
+    let insert = doc! {
+        "insert": orders.name(), "documents": [{ "_id": 1, "outbox": [odd, minimal()] }, { "_id": 2, "outbox": [minimal()] }],
+    };
+    let mut bytes = mongodb::bson::RawDocumentBuf::try_from(&insert).unwrap().into_bytes();
+    let at = bytes.windows(4).position(|window| window == b"MARK").unwrap();
+    bytes[at..at + 4].fill(0xff);
+    let insert = mongodb::bson::RawDocumentBuf::from_bytes(bytes).unwrap();
+    world.db.run_raw_command(insert).await.unwrap();
+    let mut running = world.start(&commands, world.settings()).await;
+    running
+        .wait("the odd entry", |event| match event {
+            RescueEvent::Unreadable { document, count: 1, .. } if document.subject() == "1" => Some(()),
+            _ => None,
+        })
+        .await;
+    while commands.distinct() < 2 {
+        running.swept().await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// Every `_id` of 150,000 documents, with the memory of the defaults.
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_full_sweep_queues_150_000_undated_documents() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    for from in (0..150_000).step_by(10_000) {
+        let documents = (from..from + 10_000).map(|id| doc! { "_id": id, "outbox": [minimal()] });
+        orders.insert_many(documents).await.unwrap();
+    }
+    let settings = Settings { sweep_interval: DELAY * 10, sweep_queries_per_second: 50, ..world.settings() };
+    let running = world.start(&commands, settings).await;
+    let begun = std::time::Instant::now();
+    // Of so many events some are missed: the commands themselves say how far it is.
+    while commands.distinct() < 150_000 {
+        assert!(begun.elapsed() < Duration::from_secs(600), "{}", commands.distinct());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// 300,000 documents that are due and behind a claimed head are read in every round, and a retry in another collection is not
+/// late for it.
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_retry_beside_300_000_held_documents_is_on_time() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let held = world.db.collection::<Document>("held");
+    index(&held).await;
+    let mut claimed = dated(60_000, -3_600_000);
+    claimed.insert("claimed_by", "dispatcher/1");
+    for from in (0..300_000).step_by(10_000) {
+        let outbox = [claimed.clone(), dated(60_000, 60_000)];
+        let documents = (from..from + 10_000).map(|id| doc! { "_id": id, "outbox": outbox.to_vec() });
+        held.insert_many(documents).await.unwrap();
+    }
+    let orders = world.indexed_orders().await;
+    let settings = Settings { sweep_interval: DELAY * 2, sweep_queries_per_second: 50, ..world.settings() };
+    let mut running = world.start(&commands, settings).await;
+    running.swept().await;
+    let mut retry = dated(60_000, -3_000);
+    retry.insert("attempts", 1);
+    orders.insert_one(doc! { "_id": "retry", "outbox": [retry] }).await.unwrap();
+    let mut rounds = 0;
+    while commands.distinct() < 1 {
+        running.swept().await;
+        rounds += 1;
+        assert!(rounds <= 4, "due after 3 s, read every 2 s");
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}

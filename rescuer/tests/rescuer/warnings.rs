@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use mongodb::bson::doc;
-use outbox_rescuer::{RescueEvent, Settings, Warning};
+use mongodb::{
+    IndexModel,
+    bson::{Bson, Document, doc},
+    options::IndexOptions,
+};
+use outbox_rescuer::{Expiry, RescueEvent, Settings, Unwatchable, Warning};
 
 use crate::support::*;
 
@@ -58,6 +62,86 @@ async fn a_grace_that_is_longer_than_the_lease_is_warned_of() {
     let lease = settings.lease;
     let mut running = world.start(&commands, settings).await;
     assert_eq!(warned(&mut running).await, Warning::GraceLong { grace, lease });
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P8: a slip in `watch` doesn't look like a collection in which nothing happens.
+#[tokio::test]
+async fn a_pattern_that_watches_nothing_is_warned_of_by_name() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
+    world.db.run_command(doc! { "create": "open", "viewOn": "orders", "pipeline": [] }).await.unwrap();
+    world.db.run_command(doc! { "create": "clicks", "timeseries": { "timeField": "at" } }).await.unwrap();
+    let own = |name: &str| format!("{}.{name}", world.db.name()).parse().unwrap();
+    let watch = vec![own("orders"), own("Orders"), own("open"), own("clicks")];
+    let mut running = world.start(&commands, Settings { watch, ..world.settings() }).await;
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        match warned(&mut running).await {
+            Warning::Unwatchable { pattern, why } => seen.push((pattern.collection().to_string(), why)),
+            other => panic!("{other}"),
+        }
+    }
+    seen.sort_by(|one, other| one.0.cmp(&other.0));
+    let hint = format!(" (did you mean {}?)", orders.namespace());
+    assert_eq!(
+        seen,
+        [
+            ("Orders".to_owned(), Unwatchable::Missing { hint }),
+            ("clicks".to_owned(), Unwatchable::TimeSeries),
+            ("open".to_owned(), Unwatchable::View),
+        ]
+    );
+    while commands.distinct() < 1 {
+        running.swept().await;
+    }
+    assert_eq!(commands.ids(), [Bson::from(1)], "the others continue");
+    let problems = running.status.snapshot().streams[0].problems.join("; ");
+    for name in ["Orders matches no collection", "open is a view", "clicks is a time series"] {
+        assert!(problems.contains(name), "{problems}");
+    }
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P8: what the server deletes was never delivered, and never dead.
+#[tokio::test]
+async fn collections_that_lose_documents_are_warned_of() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let expiring = |partial: Option<Document>| {
+        let options = IndexOptions::builder()
+            .name("expires".to_owned())
+            .expire_after(Duration::from_secs(3600))
+            .partial_filter_expression(partial)
+            .build();
+        IndexModel::builder().keys(doc! { "expires_at": 1 }).options(options).build()
+    };
+    let orders = world.indexed_orders().await;
+    orders.create_index(expiring(None)).await.unwrap();
+    // The way to have both.
+    let safe = world.db.collection::<Document>("safe");
+    index(&safe).await;
+    safe.create_index(expiring(Some(doc! { "outbox": [] }))).await.unwrap();
+    // None of the rescuer's business.
+    world.db.collection::<Document>("sessions").create_index(expiring(None)).await.unwrap();
+    world.db.run_command(doc! { "create": "log", "capped": true, "size": 65_536 }).await.unwrap();
+    index(&world.db.collection("log")).await;
+    let mut running = world.start(&commands, world.settings()).await;
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        match warned(&mut running).await {
+            Warning::DocumentsExpire { namespace, expiry } => seen.push((namespace.coll, expiry)),
+            other => panic!("{other}"),
+        }
+    }
+    running.swept().await;
+    seen.sort_by(|one, other| one.0.cmp(&other.0));
+    let expected =
+        [("log".to_owned(), Expiry::Capped), ("orders".to_owned(), Expiry::TtlIndex("expires".into()))];
+    assert_eq!(seen, expected);
+    assert_eq!(running.status.snapshot().streams[0].problems.len(), 2);
     running.stop().await.unwrap();
     world.end().await;
 }

@@ -141,9 +141,10 @@ impl Glob {
         reached[b.len()]
     }
 
-    /// An anchored regular expression for the same names.
+    /// An anchored regular expression for the same names, also for those with a line break in them: `.` means it, too, and
+    /// the end is that of the name and not of a line.
     pub fn regex(&self) -> String {
-        let mut regex = String::from("^");
+        let mut regex = String::from("(?s)^");
         for c in self.0.chars() {
             match c {
                 '*' => regex.push_str(".*"),
@@ -151,7 +152,7 @@ impl Glob {
                 c => regex.extend(['\\', c]),
             }
         }
-        regex.push('$');
+        regex.push_str("\\z");
         regex
     }
 }
@@ -342,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_regular_expression_takes_nothing_in_a_name_for_its_own() {
-        assert_eq!(pattern("shop.a.b-*+").collection().regex(), r"^a\.b\-.*\+$");
+        assert_eq!(pattern("shop.a.b-*+").collection().regex(), r"(?s)^a\.b\-.*\+\z");
     }
 
     #[test]
