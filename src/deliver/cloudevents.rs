@@ -6,7 +6,7 @@
 //! | header `cloudEvents:id`, property `message_id` | its id |
 //! | header `cloudEvents:type`, property `type`, routing key | its type |
 //! | header `cloudEvents:source` | `/{database}/{collection}`, percent-encoded (RFC 3986, 3.3) |
-//! | header `cloudEvents:subject` | the document's `_id` as [text](crate::DocumentRef::subject); left out when empty |
+//! | header `cloudEvents:subject` | the document's `_id` as [text](crate::DocumentRef::subject); left out when empty or longer than 8 KiB |
 //! | header `cloudEvents:time`, property `timestamp` | when it was sent; left out when unknown or outside the years 0 to 9999 |
 //! | header `cloudEvents:dataschema` | [`Message::SCHEMA`](crate::Message::SCHEMA); left out when there is none |
 //! | property `content_type` | `application/json` |
@@ -105,6 +105,9 @@ pub fn publication(
     })
 }
 
+/// A longer subject is left out: all headers together have to fit one frame of 128 KiB, and an `_id` may have megabytes.
+const LONGEST_SUBJECT: usize = 8 << 10;
+
 fn headers(envelope: &Envelope, prefix: AttributePrefix) -> Vec<(String, String)> {
     let prefix = prefix.as_str();
     let attribute = |name: &str, value: String| (format!("{prefix}{name}"), value);
@@ -115,7 +118,7 @@ fn headers(envelope: &Envelope, prefix: AttributePrefix) -> Vec<(String, String)
         attribute("source", source(&envelope.document.namespace)),
     ];
     let optional = [
-        ("subject", Some(envelope.document.subject())),
+        ("subject", Some(envelope.document.subject()).filter(|subject| subject.len() <= LONGEST_SUBJECT)),
         ("time", envelope.created_at.and_then(json::rfc3339)),
         ("dataschema", envelope.headers.get(SCHEMA_HEADER).cloned()),
     ];
@@ -245,6 +248,12 @@ mod tests {
         envelope.document = DocumentRef::by_id(envelope.document.namespace, "");
         assert_eq!(header(&envelope, "cloudEvents:time"), None);
         assert_eq!(header(&envelope, "cloudEvents:subject"), None);
+        let of = |length| DocumentRef::by_id(envelope.document.namespace.clone(), "x".repeat(length));
+        let (fits, long) = (of(LONGEST_SUBJECT), of(LONGEST_SUBJECT + 1));
+        envelope.document = fits;
+        assert!(header(&envelope, "cloudEvents:subject").is_some());
+        envelope.document = long;
+        assert_eq!(header(&envelope, "cloudEvents:subject"), None, "the message goes without it");
         assert_eq!(
             publication(&envelope, "x", PayloadFormat::Json, AttributePrefix::Colon).unwrap().timestamp,
             None
