@@ -154,7 +154,9 @@ impl Claimer {
     /// holder died. Nothing was published under it, so that this may be rolled back does no harm.
     async fn undo(&self, claim: &Claim, now: DateTime) {
         let entries: Vec<_> = claim.entries.iter().collect();
-        let write = self.release_with(claim, &entries, now, &[], WriteConcern::nodes(1));
+        let Release { filter, update, elements } = self.release_of(claim, &entries, now, &[]);
+        let (namespace, concern) = (&claim.document.namespace, WriteConcern::nodes(1));
+        let write = filter::update(&self.client, namespace, filter, update, elements, concern);
         match tokio::time::timeout(UNDO_TIMEOUT, write).await {
             Ok(Ok(_)) => {}
             _ => {
@@ -255,17 +257,17 @@ impl Claimer {
         now: DateTime,
         delivered_to: &[String],
     ) -> Result<bool, Error> {
-        self.release_with(claim, entries, now, delivered_to, majority()).await
+        let Release { filter, update, elements } = self.release_of(claim, entries, now, delivered_to);
+        self.write_elements(&claim.document, filter, update, elements).await
     }
 
-    async fn release_with(
+    fn release_of(
         &self,
         claim: &Claim,
         entries: &[&Entry],
         now: DateTime,
         delivered_to: &[String],
-        concern: WriteConcern,
-    ) -> Result<bool, Error> {
+    ) -> Release {
         let mut set = Document::new();
         let mut unset = Document::new();
         let mut increase = Document::new();
@@ -298,7 +300,7 @@ impl Claimer {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         let mine = doc! { "id": { "$in": ids }, "claimed_by": &claim.token };
         let filter = claim.document.select(doc! { "outbox": { "$elemMatch": mine } });
-        self.write_with(&claim.document, filter, update, elements, concern).await
+        Release { filter, update, elements }
     }
 
     async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
@@ -315,32 +317,51 @@ impl Claimer {
         update: Document,
         element: Document,
     ) -> Result<bool, Error> {
-        self.write_with(document, filter, update, vec![element], majority()).await
+        self.write_elements(document, filter, update, vec![element]).await
     }
 
-    async fn write_with(
+    async fn write_elements(
         &self,
         document: &DocumentRef,
         filter: Filter,
         mut update: Document,
         elements: Vec<Document>,
-        concern: WriteConcern,
     ) -> Result<bool, Error> {
-        let send = |update: Document| {
-            let (filter, elements) = (filter.clone(), elements.clone());
-            filter::update(&self.client, &document.namespace, filter, update, elements, concern.clone())
-        };
-        match send(update.clone()).await {
+        let answer = self.send(document, filter.clone(), update.clone(), elements.clone()).await;
+        let answer = match answer {
             // In a document without room, the state is worth more than the text about it.
-            Err(error) if codes::verdict(&error) == Verdict::TooLarge => {
+            Answer::Failed(error) if codes::verdict(&error) == Verdict::TooLarge => {
                 if let Ok(set) = update.get_document_mut("$set") {
                     set.remove("outbox.$[e].last_error");
                 }
-                send(update).await
+                self.send(document, filter, update, elements).await
             }
-            other => other,
+            answer => answer,
+        };
+        match answer {
+            Answer::Done => Ok(true),
+            Answer::Missed => Ok(false),
+            Answer::Failed(error) | Answer::Unknown(error) => Err(error),
         }
     }
+
+    async fn send(
+        &self,
+        document: &DocumentRef,
+        filter: Filter,
+        update: Document,
+        array_filters: Vec<Document>,
+    ) -> Answer {
+        let namespace = document.namespace.clone();
+        self.writes.update(Statement { namespace, filter, update, array_filters }).await
+    }
+}
+
+/// The update that gives entries back.
+struct Release {
+    filter: Filter,
+    update: Document,
+    elements: Vec<Document>,
 }
 
 /// Reads and commands go to the primary, whatever the client's own preference.

@@ -1,6 +1,12 @@
 //! Clears go out in windows, as [`lane`](crate::lane) makes them: one unordered `update` command per collection.
+//!
+//! A clear that has no clean answer, be it that the whole window has none or that it was interrupted by itself, is tried
+//! again, alone, for as long as its claim may hold. It matches ids and the claim, so that it can be repeated at will; what is
+//! never cleared is delivered again.
 
-use backon::{ExponentialBuilder, Retryable};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::future::join_all;
 use metrics::Counter;
 use mongodb::{
@@ -9,7 +15,10 @@ use mongodb::{
     error::Error,
 };
 use serde::Serialize;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
     DocumentRef,
@@ -29,13 +38,24 @@ const ID_BYTES: usize = 30;
 const STATEMENT_BYTES: usize = 200;
 /// A window that takes longer has met a document that a transaction holds.
 const LONGEST_MILLIS: i64 = 1_000;
+/// The pauses between tries of a single clear.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends clears; clones share one lane.
 #[derive(Debug, Clone)]
 pub(crate) struct Clears {
+    wire: Wire,
+    lane: Lane<Request>,
+}
+
+/// How windows are sent.
+#[derive(Debug, Clone)]
+struct Wire {
     client: Client,
     lost: Counter,
-    lane: Lane<Request>,
+    /// How long a clear is tried.
+    lease: Duration,
 }
 
 /// Entries of a document that were delivered under a claim.
@@ -72,16 +92,18 @@ struct Request {
 }
 
 impl Clears {
-    /// Claims that turn out to be lost are counted where no caller can be told of them.
-    pub(crate) fn start(client: Client, lost: Counter) -> Self {
-        let lane = {
-            let (client, lost) = (client.clone(), lost.clone());
-            Lane::start(WINDOW, move |requests: Vec<Request>| {
-                let (client, lost) = (client.clone(), lost.clone());
-                async move { settle_all(&client, requests, &lost).await }
-            })
-        };
-        Self { client, lost, lane }
+    /// Claims hold for `lease`. Those that turn out to be lost are counted where no caller can be told.
+    pub(crate) fn start(client: Client, lost: Counter, lease: Duration) -> Self {
+        let wire = Wire { client, lost, lease };
+        let sender = wire.clone();
+        let lane = Lane::start(WINDOW, move |requests: Vec<Request>, place| {
+            let wire = sender.clone();
+            async move {
+                let _place = place;
+                settle_all(&wire, requests).await;
+            }
+        });
+        Self { wire, lane }
     }
 
     /// Removes these entries where the claim still holds them; resolves once the server has done it. False when it is known to
@@ -92,7 +114,7 @@ impl Clears {
     pub(crate) async fn clear(&self, delivered: &Delivered) -> Result<bool, String> {
         let (request, answer) = Request::of(delivered);
         if let Some(_turn) = self.lane.turn_for_one() {
-            settle(&self.client, vec![request], &self.lost).await;
+            settle(&self.wire, vec![request]).await;
             return answer.await.map_err(|_| ENDED)?;
         }
         if self.lane.join(request).await
@@ -103,14 +125,14 @@ impl Clears {
 
         // The runtime that sends windows has ended; this one has not. A clear can be repeated at will.
         let (request, answer) = Request::of(delivered);
-        settle(&self.client, vec![request], &self.lost).await;
+        settle(&self.wire, vec![request]).await;
         answer.await.map_err(|_| ENDED)?
     }
 
     /// Like [`clear`](Self::clear), for those of many documents at once; the answers are in their order.
     pub(crate) async fn clear_all(&self, delivered: &[Delivered]) -> Vec<Result<bool, String>> {
         let (requests, answers): (Vec<_>, Vec<_>) = delivered.iter().map(Request::of).unzip();
-        settle_all(&self.client, requests, &self.lost).await;
+        settle_all(&self.wire, requests).await;
         let answers = answers.into_iter().map(|answer| async { answer.await.map_err(|_| ENDED)? });
         join_all(answers).await
     }
@@ -129,10 +151,10 @@ impl Request {
 const ENDED: &str = "the clearing task has ended";
 
 /// Sends clears in windows, side by side: one that meets a document which somebody holds holds up no other.
-async fn settle_all(client: &Client, requests: Vec<Request>, lost: &Counter) {
+async fn settle_all(wire: &Wire, requests: Vec<Request>) {
     let collections = by_collection(requests, |request| &request.namespace);
     let windows = collections.flat_map(windows);
-    join_all(windows.map(|window| settle(client, window, lost))).await;
+    join_all(windows.map(|window| settle(wire, window))).await;
 }
 
 /// Each no larger than a command may be: a claim can have a thousand entries, and a document a key of any size.
@@ -152,50 +174,111 @@ fn windows(requests: Vec<Request>) -> Vec<Vec<Request>> {
     windows
 }
 
-/// Sends a window; where it has no answer as a whole, each of its statements by itself.
-async fn settle(client: &Client, requests: Vec<Request>, lost: &Counter) {
+/// What became of a clear.
+#[derive(Debug, Clone, PartialEq)]
+enum Cleared {
+    Done,
+    /// Its claim held none of the entries.
+    Lost,
+    Refused(String),
+    /// It may have been done or not.
+    Open(String),
+}
+
+/// Sends a window, and what has no answer of it statement by statement.
+async fn settle(wire: &Wire, requests: Vec<Request>) {
     let Some(namespace) = requests.first().map(|request| request.namespace.clone()) else { return };
-    let database = client.database(&namespace.db);
+    let deadline = Instant::now() + wire.lease;
+    let database = wire.client.database(&namespace.db);
     let (statements, waiting): (Vec<_>, Vec<_>) =
         requests.into_iter().map(|request| (request.statement, request.done)).unzip();
-    let answers = match send(&database, &namespace.coll, &statements).await {
-        Ok(reply) => {
-            let mut answers = read_reply(&reply, statements.len());
-            match (lost_claims(&reply), &mut answers[..]) {
-                (0, _) => {}
-                (_, [only]) => *only = only.clone().map(|_| false),
-                (claims, _) => {
-                    tracing::warn!(
-                        collection = %namespace,
-                        claims,
-                        "claims ran out while their holder worked; messages may be delivered again"
-                    );
-                    lost.increment(claims);
-                }
-            }
-            answers
-        }
-        Err(error) if codes::verdict(&error) == Verdict::Refused => {
-            vec![Err(error.to_string()); statements.len()]
-        }
-        Err(_) => {
-            let singly = statements.iter().map(|statement| {
-                let (database, collection) = (&database, &namespace.coll);
-                async move {
-                    let tries = ExponentialBuilder::default().with_jitter().with_max_times(3);
-                    let send = || send(database, collection, std::slice::from_ref(statement));
-                    let again = |error: &Error| codes::verdict(error) != Verdict::Refused;
-                    let reply = send.retry(tries).when(again).await.map_err(|error| error.to_string())?;
-                    read_reply(&reply, 1).pop().unwrap_or(Ok(true))
-                }
-            });
-            join_all(singly).await
-        }
+
+    let sent = timeout_at(deadline, send(&database, &namespace.coll, &statements)).await;
+    let outcomes = match sent {
+        Ok(Ok(reply)) => read_first(wire, &namespace, &reply, statements.len()),
+        Ok(Err(error)) => vec![of_error(&error); statements.len()],
+        Err(_elapsed) => vec![Cleared::Open("no answer while the claim held".into()); statements.len()],
     };
-    for (done, answer) in waiting.into_iter().zip(answers) {
-        // Whoever asked may have gone.
-        let _ = done.send(answer);
+
+    let settled = outcomes.into_iter().zip(&statements).zip(waiting).map(|((outcome, statement), done)| {
+        let (database, collection) = (&database, &namespace.coll);
+        async move {
+            let outcome = match outcome {
+                Cleared::Open(why) => settle_one(database, collection, statement, deadline, why).await,
+                outcome => outcome,
+            };
+            let answer = match outcome {
+                Cleared::Done => Ok(true),
+                Cleared::Lost => Ok(false),
+                Cleared::Refused(why) | Cleared::Open(why) => Err(why),
+            };
+            // The caller may have gone.
+            let _gone = done.send(answer);
+        }
+    });
+    join_all(settled).await;
+}
+
+/// Sends a clear again and again, until it has an answer or its claim has run out.
+async fn settle_one(
+    database: &Database,
+    collection: &str,
+    statement: &Pull,
+    deadline: Instant,
+    why: String,
+) -> Cleared {
+    let mut outcome = Cleared::Open(why);
+    let mut pauses = ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build();
+    while matches!(outcome, Cleared::Open(_)) {
+        let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+        if Instant::now() + pause >= deadline {
+            break;
+        }
+        sleep(pause).await;
+
+        let sent = timeout_at(deadline, send(database, collection, std::slice::from_ref(statement))).await;
+        outcome = match sent {
+            // How many entries it found says nothing: an earlier try may have removed them.
+            Ok(Ok(reply)) => read_reply(&reply, 1).pop().unwrap_or(Cleared::Done),
+            Ok(Err(error)) => of_error(&error),
+            Err(_elapsed) => break,
+        };
     }
+    outcome
+}
+
+fn of_error(error: &Error) -> Cleared {
+    if codes::verdict(error) == Verdict::Refused {
+        Cleared::Refused(error.to_string())
+    } else {
+        Cleared::Open(error.to_string())
+    }
+}
+
+/// Reads the reply to a first send, which tells of claims that were lost, too.
+fn read_first(wire: &Wire, namespace: &Namespace, reply: &Document, statements: usize) -> Vec<Cleared> {
+    let mut outcomes = read_reply(reply, statements);
+    let lost = lost_claims(reply);
+    if lost == 0 {
+        return outcomes;
+    }
+    if let [only] = &mut outcomes[..] {
+        *only = Cleared::Lost;
+        return outcomes;
+    }
+
+    tracing::warn!(
+        collection = %namespace,
+        claims = lost,
+        "claims ran out while their holder worked; messages may be delivered again"
+    );
+    wire.lost.increment(lost);
+    outcomes
 }
 
 /// The command of a window.
@@ -229,17 +312,19 @@ fn lost_claims(reply: &Document) -> u64 {
     u64::try_from(number("n") - number("nModified")).unwrap_or(0)
 }
 
-/// One answer per statement. `run_command` returns `Ok` for a reply that refuses single statements: read it.
-fn read_reply(reply: &Document, statements: usize) -> Vec<Result<bool, String>> {
-    let mut answers = vec![Ok(true); statements];
+/// One outcome per statement. `run_command` returns `Ok` for a reply that refuses single statements: read it.
+fn read_reply(reply: &Document, statements: usize) -> Vec<Cleared> {
+    let mut outcomes = vec![Cleared::Done; statements];
     for error in reply.get_array("writeErrors").into_iter().flatten().filter_map(|error| error.as_document())
     {
         let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
-        if let Some(answer) = index.and_then(|index| answers.get_mut(index)) {
-            *answer = Err(error.get_str("errmsg").unwrap_or("refused").to_owned());
+        if let Some(outcome) = index.and_then(|index| outcomes.get_mut(index)) {
+            let why = error.get_str("errmsg").unwrap_or("refused").to_owned();
+            let is_interrupted = error.get_i32("code").is_ok_and(codes::interrupts);
+            *outcome = if is_interrupted { Cleared::Open(why) } else { Cleared::Refused(why) };
         }
     }
-    answers
+    outcomes
 }
 
 #[cfg(test)]
@@ -266,7 +351,18 @@ mod tests {
     #[test]
     fn a_refused_statement_fails_alone() {
         let reply = doc! { "ok": 1, "n": 2, "writeErrors": [{ "index": 1, "code": 2, "errmsg": "no" }] };
-        assert_eq!(read_reply(&reply, 3), [Ok(true), Err("no".into()), Ok(true)]);
+        assert_eq!(read_reply(&reply, 3), [Cleared::Done, Cleared::Refused("no".into()), Cleared::Done]);
+    }
+
+    #[test]
+    fn an_interrupted_statement_stays_open() {
+        let interrupted = |code: i32| {
+            let error = doc! { "index": 0, "code": code, "errmsg": "later" };
+            read_reply(&doc! { "ok": 1, "n": 0, "writeErrors": [error] }, 1)
+        };
+        for code in [10107, 189, 112] {
+            assert_eq!(interrupted(code), [Cleared::Open("later".into())]);
+        }
     }
 
     #[test]

@@ -5,16 +5,18 @@
 //!
 //! | error | counts as |
 //! |---|---|
-//! | no server could be selected; the client was shut down | [`Verdict::NotSent`]: nothing happened |
+//! | no server could be selected; the client was shut down; a new connection was not let in (during a fail-over no login succeeds) | [`Verdict::NotSent`]: nothing happened |
 //! | 11000, 11001 duplicate key | [`Verdict::Duplicate`] |
 //! | 10334, 17419, 17420 document too large; 15 nested too deep | [`Verdict::TooLarge`] |
-//! | any other answer of the server that it will not do this (validation, authorisation, bad value, …) | [`Verdict::Refused`]: nothing happened |
+//! | any other answer of the server that it will not do this (validation, authorisation, bad value, …); what the driver refuses by itself (a bad argument, a value that can't be encoded) | [`Verdict::Refused`]: nothing happened |
 //! | network error, cleared pool, unreadable reply | [`Verdict::Unknown`]: it may have happened |
 //! | write concern not met (64 timeout, 11602 interrupted by a step-down, 91 shutdown, …) | [`Verdict::Unknown`] |
 //! | 6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 50, 11601, 24, 112: not primary, shutting down, interrupted, out of time, conflict with another write | [`Verdict::Unknown`] |
 //!
 //! The driver has by then tried a retryable write twice. The AMQP side of the table is
 //! [`amqp::Published`](crate::amqp::Published): what the broker's answer means for a message.
+
+use std::io;
 
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 
@@ -40,16 +42,66 @@ const INTERRUPTED: [i32; 17] =
 
 /// Reads an error by the table of this module.
 pub fn verdict(error: &Error) -> Verdict {
+    if is_unencodable(error) {
+        return Verdict::Refused;
+    }
     match error.kind.as_ref() {
+        // A login is what a connection begins with.
         ErrorKind::ServerSelection { .. }
         | ErrorKind::Shutdown
-        | ErrorKind::InvalidArgument { .. }
-        | ErrorKind::DnsResolve { .. } => Verdict::NotSent,
+        | ErrorKind::DnsResolve { .. }
+        | ErrorKind::Authentication { .. } => Verdict::NotSent,
+        ErrorKind::Io(error) if error.get_ref().is_some_and(|source| source.is::<NotSent>()) => {
+            Verdict::NotSent
+        }
+        ErrorKind::InvalidArgument { .. } => Verdict::Refused,
         ErrorKind::Command(command) => of_code(command.code, error),
         ErrorKind::Write(WriteFailure::WriteError(write)) => of_code(write.code, error),
-        ErrorKind::Authentication { .. } | ErrorKind::BsonSerialization(_) => Verdict::Refused,
         _ => Verdict::Unknown,
     }
+}
+
+/// Whether a value could not be turned into BSON.
+pub(crate) fn is_unencodable(error: &Error) -> bool {
+    match error.kind.as_ref() {
+        ErrorKind::BsonSerialization(_) => true,
+        // With this version the driver has one kind for what is sent and for what comes back.
+        #[cfg(feature = "bson-3")]
+        ErrorKind::Bson(error) => matches!(
+            error.kind,
+            mongodb::bson::error::ErrorKind::Serialization { .. }
+                | mongodb::bson::error::ErrorKind::TooLargeUnsignedInteger { .. }
+        ),
+        ErrorKind::Io(error) => error.get_ref().is_some_and(|source| source.is::<Unencodable>()),
+        _ => false,
+    }
+}
+
+/// A write has certainly not been sent.
+#[derive(Debug, thiserror::Error)]
+#[error("not sent: {0}")]
+struct NotSent(String);
+
+/// A value could not be turned into BSON.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unencodable(String);
+
+// The driver lets nobody else make errors of its kinds, but for this one, which shows its text.
+
+/// The error of a write that has certainly not been sent.
+pub(crate) fn not_sent(why: impl Into<String>) -> Error {
+    io::Error::other(NotSent(why.into())).into()
+}
+
+/// The error of a write whose statement can't be turned into BSON.
+pub(crate) fn unencodable(why: impl Into<String>) -> Error {
+    io::Error::new(io::ErrorKind::InvalidInput, Unencodable(why.into())).into()
+}
+
+/// The error of a write that may have happened.
+pub(crate) fn lost(why: impl Into<String>) -> Error {
+    io::Error::other(why.into()).into()
 }
 
 fn of_code(code: i32, error: &Error) -> Verdict {
@@ -110,5 +162,28 @@ pub fn code(error: &Error) -> Option<i32> {
         ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.code),
         ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => Some(concern.code),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_our_own_are_filed_like_the_drivers() {
+        assert_eq!(verdict(&not_sent("no server")), Verdict::NotSent);
+        assert_eq!(verdict(&unencodable("a name with a NUL")), Verdict::Refused);
+        assert_eq!(verdict(&lost("no answer")), Verdict::Unknown);
+        assert!(not_sent("no server").to_string().contains("no server"));
+    }
+
+    #[tokio::test]
+    async fn a_wrong_argument_is_refused_and_no_outage() {
+        let options = mongodb::options::ClientOptions::builder().hosts(Vec::new()).build();
+        let client = mongodb::Client::with_options(options).unwrap();
+        let unacknowledged = mongodb::options::WriteConcern::nodes(0);
+        let collection = client.database("a").collection::<mongodb::bson::Document>("b");
+        let wrong = collection.delete_one(mongodb::bson::doc! {}).write_concern(unacknowledged).await;
+        assert_eq!(verdict(&wrong.unwrap_err()), Verdict::Refused);
     }
 }

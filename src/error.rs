@@ -199,6 +199,9 @@ impl Error {
 
     /// Reads an error of a write to this document.
     pub(crate) fn of_write(document: &DocumentRef, source: mongodb::error::Error, bytes: usize) -> Self {
+        if codes::is_unencodable(&source) {
+            return Self::Encode { what: document.to_string(), reason: source.kind.to_string() };
+        }
         match codes::verdict(&source) {
             Verdict::NotSent => Self::Unavailable(runtime::explain(source)),
             Verdict::Unknown => Self::Unknown { document: document.clone(), source },

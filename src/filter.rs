@@ -30,16 +30,6 @@ impl From<Document> for Filter {
     }
 }
 
-impl Filter {
-    /// Length in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Plain(filter) => crate::caps::document_bytes(filter),
-            Self::Bytes(filter) => filter.as_bytes().len(),
-        }
-    }
-}
-
 /// The condition on one element of a key: equality, whatever its value looks like to a query.
 pub(crate) fn push_equal(filter: &mut Builder, element: Element<'_>) {
     if !matches!(element.kind, kind::DOCUMENT | kind::REGULAR_EXPRESSION) {

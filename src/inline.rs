@@ -37,7 +37,7 @@ use crate::{
     deliverable::{Hold, Ordering, hold},
     entry::{Entry, Slot},
     event::{Event, Events, Shed},
-    group::Statement,
+    group::Writes,
     health::{Health, InFlight},
     linger::Linger,
     memory::{Memory, Room},
@@ -350,16 +350,16 @@ impl Inline {
     }
 
     pub(crate) async fn now(&self) -> Result<DateTime, mongodb::error::Error> {
-        self.shared.processor.clock().now().await
+        write::read(self.shared.processor.clock().now()).await
     }
 
     pub(crate) fn claimer(&self) -> &Claimer {
         self.shared.processor.claimer()
     }
 
-    /// Sends a save's update.
-    pub(crate) async fn write(&self, statement: Statement) -> write::Answer {
-        self.shared.processor.claimer().writes.update(statement).await
+    /// How a save is written.
+    pub(crate) fn writes(&self) -> &Writes {
+        &self.shared.processor.claimer().writes
     }
 
     /// Who can deliver messages of this type.

@@ -11,7 +11,7 @@ use std::{
 
 use mongodb::Namespace;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, timeout_at},
 };
 
@@ -22,7 +22,7 @@ const ABREAST: usize = 2;
 const WORTH_A_TURN: usize = 16;
 /// After this long a batch is overtaken.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Batches under way at a time, when each takes long.
+/// Batches under way at a time, when each takes long. One that has given its place back no longer counts.
 const MOST_UNDER_WAY: usize = 32;
 
 /// Takes requests, one by one or in batches; clones share it. It ends with the last of them, once everything has gone.
@@ -39,8 +39,9 @@ impl<T> Clone for Lane<T> {
 }
 
 impl<T: Send + 'static> Lane<T> {
-    /// Batches hold `most` requests at most and are seen through by `settle`. Must be called inside a tokio runtime.
-    pub(crate) fn start<S>(most: usize, settle: impl Fn(Vec<T>) -> S + Send + 'static) -> Self
+    /// Batches hold at most `most` requests and are finished by `settle`, which holds the batch's place for as long as the
+    /// server is busy with it. Must be called inside a tokio runtime.
+    pub(crate) fn start<S>(most: usize, settle: impl Fn(Vec<T>, Place) -> S + Send + 'static) -> Self
     where
         S: Future<Output = ()> + Send + 'static,
     {
@@ -51,9 +52,13 @@ impl<T: Send + 'static> Lane<T> {
     }
 
     /// The right to go alone and at once, where nobody else is under way.
-    pub(crate) fn turn_for_one(&self) -> Option<Turn> {
+    pub(crate) fn turn_for_one(&self) -> Option<Place> {
         let nobody_waits = self.requests.capacity() == self.requests.max_capacity();
-        if nobody_waits { self.turns.take_at_once() } else { None }
+        if !nobody_waits {
+            return None;
+        }
+        let turn = self.turns.take_at_once()?;
+        Some(Place { _turn: turn, _permit: None })
     }
 
     /// Joins a batch; false when the runtime has ended.
@@ -66,7 +71,7 @@ async fn run<T, S>(
     turns: Arc<Turns>,
     mut requests: mpsc::Receiver<T>,
     most: usize,
-    settle: impl Fn(Vec<T>) -> S,
+    settle: impl Fn(Vec<T>, Place) -> S,
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
@@ -79,12 +84,9 @@ async fn run<T, S>(
         let share = taken.len().div_ceil(turns.len());
         for turn in turns {
             // Never closed.
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            let batch = settle(taken.drain(..share.min(taken.len())).collect());
-            tokio::spawn(async move {
-                batch.await;
-                drop((turn, place));
-            });
+            let Ok(permit) = places.clone().acquire_owned().await else { return };
+            let place = Place { _turn: turn, _permit: Some(permit) };
+            tokio::spawn(settle(taken.drain(..share.min(taken.len())).collect(), place));
         }
     }
 }
@@ -145,8 +147,15 @@ impl UnderWay {
     }
 }
 
+/// A batch's place among those under way, until dropped.
+pub(crate) struct Place {
+    _turn: Turn,
+    /// None for one that goes alone.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
 /// The right to be under way, until dropped.
-pub(crate) struct Turn {
+struct Turn {
     turns: Arc<Turns>,
     since: Instant,
 }
@@ -212,10 +221,13 @@ mod tests {
     /// A lane whose batches are handed to the test, which sees them through by dropping them.
     fn lane() -> (Lane<u32>, mpsc::UnboundedReceiver<Batch>) {
         let (begun, batches) = mpsc::unbounded_channel();
-        let lane = Lane::start(100, move |requests| {
+        let lane = Lane::start(100, move |requests, place| {
             let (hold, held) = tokio::sync::oneshot::channel::<()>();
             begun.send(Batch { requests, _hold: hold }).unwrap();
-            async move { drop(held.await) }
+            async move {
+                let _place = place;
+                drop(held.await);
+            }
         });
         (lane, batches)
     }

@@ -68,6 +68,7 @@
 //! carries the `traceparent` that its sender gave it, if any.
 
 pub mod amqp;
+mod batch;
 mod bytes;
 mod caps;
 mod claim;
@@ -92,6 +93,7 @@ pub mod inline;
 mod key;
 mod lane;
 mod linger;
+mod majority;
 mod memory;
 mod message;
 pub mod metrics;
@@ -100,10 +102,13 @@ mod oversized;
 mod payload;
 pub mod process;
 mod reads;
+mod reply;
 mod report;
+mod request;
 mod retry;
 mod runtime;
 mod salvage;
+mod session;
 mod settle;
 pub mod store;
 pub mod tls;

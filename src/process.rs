@@ -245,7 +245,7 @@ impl Processor {
             oversized: Oversized::new(&client, &state_database, lease),
             reads: Reads::start(client.clone(), Memory::of(memory_bytes)),
             unsettled: Unsettled::most(max_repeats),
-            clears: Clears::start(client.clone(), metrics.claims_lost.clone()),
+            clears: Clears::start(client.clone(), metrics.claims_lost.clone(), lease),
             linger: None,
             claimer: Claimer {
                 writes: match group_commit {

@@ -68,9 +68,10 @@ impl Reads {
     pub(crate) fn start(client: Client, memory: Memory) -> Self {
         let reader = Reader { client, memory };
         let of_lane = reader.clone();
-        let lane = Lane::start(MOST as usize, move |requests: Vec<Request>| {
+        let lane = Lane::start(MOST as usize, move |requests: Vec<Request>, place| {
             let reader = of_lane.clone();
             async move {
+                let _place = place;
                 let collections = by_collection(requests, |request| &request.document.namespace);
                 join_all(collections.map(|batch| reader.settle(batch))).await;
             }

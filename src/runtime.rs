@@ -10,7 +10,8 @@ use mongodb::error::{Error, ErrorKind};
 pub(crate) fn has_ended(error: &Error) -> bool {
     let ErrorKind::ServerSelection { message, .. } = error.kind.as_ref() else { return false };
     let writable = ["Type: RsPrimary", "Type: Mongos", "Type: Standalone", "Type: LoadBalancer"];
-    message.contains("ReadPreference(Primary)") && writable.iter().any(|kind| message.contains(kind))
+    let asks_for_one = message.contains("ReadPreference(Primary)") || message.contains("criteria Predicate");
+    asks_for_one && writable.iter().any(|kind| message.contains(kind))
 }
 
 /// The error, or in its place one that says that the runtime has ended.

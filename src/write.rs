@@ -1,20 +1,53 @@
-//! The door through which a store writes.
+//! The door through which everything is written: a write is one statement on one document, answered with one of four words.
 //!
-//! Every write of a store is one statement on one document, answered with one of four words. Here they are sent alone;
-//! [`group`](crate::group) sends updates in company.
+//! [`batch`](crate::batch) sends statements and finds their answers; [`group`](crate::group) decides which go together.
 
 use std::time::Duration;
 
-use mongodb::{Client, Collection, Namespace, bson::Document, error::Error as DriverError};
-
-use crate::{
-    claim::majority,
-    codes::{self, Verdict},
-    filter::{self, Filter},
+use mongodb::{
+    bson::{Document, RawDocument},
+    error::Error as DriverError,
 };
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use tokio::time::{Instant, timeout_at};
 
-/// A write that has no answer after this long is unknown.
+use crate::codes;
+
+/// The one bound of a write, and of a save with all that it reads and writes. It covers the wait for others, for a server,
+/// for whoever holds the document, and for the majority. A write without a clean answer by then is unknown, or not sent if it
+/// never left.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+tokio::task_local! {
+    static DEADLINE: Instant;
+}
+
+/// Does all of this within one [`WRITE_TIMEOUT`]: what it reads by [`read`], and what it writes.
+pub(crate) async fn within_one_timeout<T>(save: impl Future<Output = T>) -> T {
+    DEADLINE.scope(Instant::now() + WRITE_TIMEOUT, save).await
+}
+
+/// When a write that begins now must have its answer.
+pub(crate) fn deadline() -> Instant {
+    DEADLINE.try_with(|deadline| *deadline).unwrap_or_else(|_alone| Instant::now() + WRITE_TIMEOUT)
+}
+
+/// Waits no longer than a write may take; none if that was not enough.
+pub(crate) async fn until_deadline<T>(work: impl IntoFuture<Output = T>) -> Option<T> {
+    timeout_at(deadline(), work).await.ok()
+}
+
+/// Reads no longer than a write may take.
+pub(crate) async fn read<T>(
+    read: impl IntoFuture<Output = Result<T, DriverError>>,
+) -> Result<T, DriverError> {
+    until_deadline(read).await.unwrap_or_else(|| Err(codes::lost(no_answer())))
+}
+
+/// What to say where the deadline was the end of it.
+pub(crate) fn no_answer() -> String {
+    format!("no clean answer within {} s", WRITE_TIMEOUT.as_secs_f32())
+}
 
 /// How a write was answered.
 #[derive(Debug)]
@@ -29,35 +62,94 @@ pub(crate) enum Answer {
     Unknown(DriverError),
 }
 
-pub(crate) async fn update(
-    client: &Client,
-    namespace: &Namespace,
-    filter: Filter,
-    update: Document,
-    array_filters: Vec<Document>,
-) -> Answer {
-    answer(filter::update(client, namespace, filter, update, array_filters, majority())).await
+/// What a statement does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Update,
+    Insert,
+    Delete,
 }
 
-pub(crate) async fn insert(collection: &Collection<Document>, document: Document) -> Answer {
-    let write = collection.insert_one(document).write_concern(majority());
-    answer(async { write.await.map(|_| true) }).await
+impl Kind {
+    /// The command's name, and its field for the statements.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Update => ("update", "updates"),
+            Self::Insert => ("insert", "documents"),
+            Self::Delete => ("delete", "deletes"),
+        }
+    }
 }
 
-pub(crate) async fn delete<T: Send + Sync>(collection: &Collection<T>, filter: Document) -> Answer {
-    let write = collection.delete_one(filter).write_concern(majority());
-    answer(async { Ok(write.await?.deleted_count > 0) }).await
+/// Statements of one kind on one collection, written from what is at hand.
+pub(crate) struct Command<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) collection: &'a str,
+    pub(crate) statements: Vec<&'a RawDocument>,
+    /// None for a command that can't be repeated.
+    pub(crate) retry: Option<Retry>,
+    pub(crate) concern: Document,
+    /// How long the server may work at it, the wait for the majority included.
+    pub(crate) longest: Duration,
 }
 
-async fn answer(write: impl Future<Output = Result<bool, DriverError>>) -> Answer {
-    match tokio::time::timeout(WRITE_TIMEOUT, write).await {
-        Ok(Ok(true)) => Answer::Done,
-        Ok(Ok(false)) => Answer::Missed,
-        Ok(Err(error)) if codes::verdict(&error) == Verdict::Unknown => Answer::Unknown(error),
-        Ok(Err(error)) => Answer::Failed(error),
-        Err(_elapsed) => Answer::Unknown(DriverError::custom(format!(
-            "no answer within {} s",
-            WRITE_TIMEOUT.as_secs_f32()
-        ))),
+/// What makes a command a retryable write.
+pub(crate) struct Retry {
+    pub(crate) number: i64,
+    /// The statements' names under that number.
+    pub(crate) places: Vec<i32>,
+}
+
+impl Serialize for Command<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (name, statements) = self.kind.names();
+        let mut command = serializer.serialize_map(None)?;
+        command.serialize_entry(name, self.collection)?;
+        command.serialize_entry(statements, &self.statements)?;
+        command.serialize_entry("ordered", &false)?;
+        if let Some(retry) = &self.retry {
+            command.serialize_entry("txnNumber", &retry.number)?;
+            command.serialize_entry("stmtIds", &retry.places)?;
+        }
+        command.serialize_entry("writeConcern", &self.concern)?;
+        command.serialize_entry("maxTimeMS", &millis(self.longest))?;
+        command.end()
+    }
+}
+
+/// As MongoDB takes a time.
+pub(crate) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{doc, rawdoc};
+
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn a_command_is_written_as_the_server_takes_it() {
+        let (first, second) = (rawdoc! { "q": { "_id": 1 } }, rawdoc! { "q": { "_id": 2 } });
+        let command = Command {
+            kind: Kind::Delete,
+            collection: "orders",
+            statements: vec![&first, &second],
+            retry: Some(Retry { number: 7, places: vec![0, 1] }),
+            concern: doc! { "w": "majority" },
+            longest: Duration::from_secs(1),
+        };
+        let written = codec::to_document(&codec::encode(&command).unwrap()).unwrap();
+        let expected = doc! {
+            "delete": "orders",
+            "deletes": [{ "q": { "_id": 1 } }, { "q": { "_id": 2 } }],
+            "ordered": false,
+            "txnNumber": 7_i64,
+            "stmtIds": [0, 1],
+            "writeConcern": { "w": "majority" },
+            "maxTimeMS": 1_000_i64,
+        };
+        assert_eq!(written, expected);
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/standalone.rs"]
+mod standalone;
 mod support;
 
 use std::{
@@ -13,7 +15,7 @@ use std::{
 };
 
 use document_outbox::{
-    Document, Error, Inline, Outbox, Store,
+    Document, Error, Inline, Message, Outbox, Store,
     store::{Inserted, Saved},
 };
 use futures::future::join_all;
@@ -24,6 +26,7 @@ use mongodb::{
     options::ClientOptions,
 };
 use serde::{Deserialize, Serialize};
+use standalone::Standalone;
 use support::{LONG, TestDatabase, uri};
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -40,6 +43,15 @@ struct Account {
     unique: Option<i32>,
     #[serde(skip)]
     outbox: Outbox,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl Message for Named {
+    const TYPE: &'static str = "named";
 }
 
 impl Account {
@@ -73,13 +85,23 @@ impl Bank {
     }
 
     async fn at(variable: &str, group_commit: bool) -> Self {
-        let test = TestDatabase::on(variable).await;
+        let options = ClientOptions::parse(uri(variable)).await.unwrap();
+        Self::with(TestDatabase::on(variable).await, options, group_commit, |_| {})
+    }
+
+    /// With these options; `heard` is given every event of its commands.
+    fn with(
+        test: TestDatabase,
+        mut options: ClientOptions,
+        group_commit: bool,
+        heard: impl Fn(&CommandEvent) + Send + Sync + 'static,
+    ) -> Self {
         let name = format!("bank-{}", uuid::Uuid::now_v7().simple());
         let (alone, together) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counts = (alone.clone(), together.clone());
-        let mut options = ClientOptions::parse(uri(variable)).await.unwrap();
         options.app_name = Some(name.clone());
-        options.command_event_handler = Some(EventHandler::callback(move |event| {
+        options.command_event_handler = Some(EventHandler::callback(move |event: CommandEvent| {
+            heard(&event);
             if let CommandEvent::Started(started) = event
                 && let Ok(statements) = started.command.get_array("updates")
             {
@@ -92,6 +114,14 @@ impl Bank {
             Inline::builder(&client).group_commit(group_commit).deliver_to(support::Recorder::default());
         let collection = client.database(test.database.name()).collection::<BsonDocument>("orders");
         Self { accounts: Store::new(collection, &inline), test, name, alone, together }
+    }
+
+    /// The same bank with another deliverer.
+    fn delivering_to(mut self, deliver: support::Recorder) -> Self {
+        let client = self.accounts.collection().client();
+        let inline = Inline::builder(client).deliver_to(deliver);
+        self.accounts = Store::new(self.accounts.collection().clone(), &inline);
+        self
     }
 
     async fn add(&self, account: Account) {
@@ -156,6 +186,30 @@ impl Bank {
     fn together(&self) -> usize {
         self.together.load(Ordering::Relaxed)
     }
+
+    fn alone(&self) -> usize {
+        self.alone.load(Ordering::Relaxed)
+    }
+
+    async fn load_all(&self, count: i32) -> Vec<document_outbox::Loaded<Account>> {
+        join_all((0..count).map(|id| self.load_one(id))).await
+    }
+
+    async fn load_one(&self, id: i32) -> document_outbox::Loaded<Account> {
+        self.accounts.load(&Bson::from(id)).await.unwrap().expect("the account is there")
+    }
+}
+
+/// Changes each account, and saves them all at once.
+async fn save_all(
+    bank: &Bank,
+    accounts: &mut [document_outbox::Loaded<Account>],
+) -> Vec<Result<Saved, Error>> {
+    let saves = accounts.iter_mut().map(|account| {
+        account.history.push("saved".into());
+        bank.accounts.save(account)
+    });
+    within("the saves to end", join_all(saves)).await
 }
 
 fn applied(saves: &[(String, Result<Saved, Error>)]) -> usize {
@@ -197,7 +251,7 @@ async fn a_save_that_comes_alone_is_sent_alone() {
     for _ in 0..5 {
         assert!(matches!(bank.append(0).await.1, Ok(Saved::Applied(_))));
     }
-    assert_eq!((bank.alone.load(Ordering::Relaxed), bank.together()), (5, 0));
+    assert_eq!((bank.alone(), bank.together()), (5, 0));
     bank.test.drop().await;
 }
 
@@ -321,6 +375,155 @@ async fn a_save_that_is_held_up_holds_up_no_other() {
     bank.test.drop().await;
 }
 
+/// The driver has ten connections. Ten saves wait for a transaction to end, which needs one of them for that.
+#[tokio::test]
+async fn saves_that_are_held_up_leave_room_for_the_commit() {
+    for group_commit in [true, false] {
+        let bank = Bank::at("OUTBOX_MONGODB_URI", group_commit).await;
+        bank.add_many(10).await;
+        let mut accounts = bank.load_all(10).await;
+        // Large ones go alone.
+        accounts.iter_mut().for_each(|account| account.history.push("x".repeat(80 << 10)));
+        let client = bank.accounts.collection().client().clone();
+        let mut session = client.start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        let seen = doc! { "$set": { "seen": true } };
+        bank.accounts.collection().update_many(doc! {}, seen).session(&mut session).await.unwrap();
+
+        let saves = save_all(&bank, &mut accounts);
+        let commit = async {
+            within("ten saves to be sent", async {
+                while bank.alone() < 10 {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+            session.commit_transaction().await.unwrap();
+        };
+        let (saves, ()) = within("the commit", async { tokio::join!(saves, commit) }).await;
+        assert!(saves.iter().all(|saved| matches!(saved, Ok(Saved::Applied(_)))), "{saves:?}");
+        bank.test.drop().await;
+    }
+}
+
+#[tokio::test]
+async fn saves_and_claims_do_not_bring_a_dropped_collection_back() {
+    let bank = Bank::open().await;
+    bank.add_many(20).await;
+    let mut accounts = bank.load_all(20).await;
+    bank.test.orders().drop().await.unwrap();
+
+    let saves = save_all(&bank, &mut accounts).await;
+    assert!(saves.iter().all(|saved| matches!(saved, Ok(Saved::Gone))), "{saves:?}");
+    assert!(bank.together() > 0);
+    assert_eq!(bank.test.database.list_collection_names().await.unwrap(), Vec::<String>::new());
+    bank.test.drop().await;
+}
+
+#[tokio::test]
+async fn a_save_that_cannot_be_encoded_fails_alone() {
+    for group_commit in [true, false] {
+        let bank = Bank::at("OUTBOX_MONGODB_URI", group_commit).await;
+        bank.add_many(20).await;
+        let mut accounts = bank.load_all(20).await;
+        accounts[7].outbox.send(Named { name: "a".into() }).header("a\0b", "x");
+
+        let mut saves = save_all(&bank, &mut accounts).await;
+        let refused = saves.remove(7);
+        assert!(matches!(refused, Err(ref error) if !error.is_passing()), "{refused:?}");
+        assert!(!matches!(refused, Err(Error::Unknown { .. })), "{refused:?}");
+        assert!(saves.iter().all(|saved| matches!(saved, Ok(Saved::Applied(_)))), "{saves:?}");
+
+        let mut unborn = Account::new(100);
+        unborn.outbox.send(Named { name: "b".into() }).header("a\0b", "x");
+        let inserted = bank.accounts.insert(unborn).await;
+        assert!(matches!(inserted, Err(ref error) if !error.is_passing()), "{inserted:?}");
+        bank.test.drop().await;
+    }
+}
+
+/// As at the end of a program: the stores may still be there.
+#[tokio::test]
+async fn the_client_shuts_down_after_batches() {
+    let bank = Bank::open().await;
+    bank.add_many(20).await;
+    let mut accounts = bank.load_all(20).await;
+    save_all(&bank, &mut accounts).await;
+    assert!(bank.together() > 0);
+
+    let client = bank.accounts.collection().client().clone();
+    within("the client to shut down", client.shutdown().into_future()).await;
+    let after = save_all(&bank, &mut accounts).await;
+    assert!(after.iter().all(|saved| matches!(saved, Err(Error::Unavailable(_)))), "{after:?}");
+    bank.test.drop().await;
+}
+
+/// A server that is no replica set refuses every batch.
+#[tokio::test]
+async fn a_server_without_retryable_writes_takes_saves_one_by_one() {
+    let server = Standalone::start().await;
+    let client = Client::with_uri_str(&server.uri).await.unwrap();
+    let test = TestDatabase { database: client.database("t"), client };
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = refused.clone();
+    let options = ClientOptions::parse(&server.uri).await.unwrap();
+    let bank = Bank::with(test, options, true, move |event| {
+        if let CommandEvent::Failed(failed) = event
+            && failed.command_name == "update"
+        {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    bank.add_many(20).await;
+    let mut accounts = bank.load_all(20).await;
+    for _ in 0..2 {
+        let saves = save_all(&bank, &mut accounts).await;
+        assert!(saves.iter().all(|saved| matches!(saved, Ok(Saved::Applied(_)))), "{saves:?}");
+    }
+    let learned = refused.load(Ordering::Relaxed);
+    save_all(&bank, &mut accounts).await;
+    assert_eq!(refused.load(Ordering::Relaxed), learned, "what was refused is remembered");
+}
+
+/// Waits for a server as long as `patience`, which the driver would do by itself for 30 s.
+async fn save_while_the_server_is_away(patience: std::time::Duration) {
+    for group_commit in [true, false] {
+        let server = Standalone::start().await;
+        let client = Client::with_uri_str(&server.uri).await.unwrap();
+        let test = TestDatabase { database: client.database("t"), client };
+        let mut options = ClientOptions::parse(&server.uri).await.unwrap();
+        options.server_selection_timeout = Some(patience);
+        let bank = Bank::with(test, options, group_commit, |_| {});
+        bank.add_many(5).await;
+        let mut accounts = bank.load_all(5).await;
+        drop(server);
+        // Until the driver knows.
+        let ping = || async { bank.accounts.collection().find_one(doc! {}).await };
+        within("the server to be missed", async {
+            while !ping().await.is_err_and(|error| error.to_string().contains("Server selection")) {}
+        })
+        .await;
+
+        let other = bank.accounts.insert(Account::new(100));
+        let deleted = bank.accounts.delete(&accounts[4]).await;
+        let (saves, inserted) = tokio::join!(save_all(&bank, &mut accounts[..4]), other);
+        assert!(saves.iter().all(|saved| matches!(saved, Err(Error::Unavailable(_)))), "{saves:?}");
+        assert!(matches!(inserted, Err(Error::Unavailable(_))), "{inserted:?}");
+        assert!(matches!(deleted, Err(Error::Unavailable(_))), "{deleted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_makes_saves_unavailable() {
+    save_while_the_server_is_away(std::time::Duration::from_millis(500)).await;
+}
+
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_driver_more_patient_than_a_save_makes_it_unavailable() {
+    save_while_the_server_is_away(std::time::Duration::from_secs(31)).await;
+}
+
 /// The driver takes sessions from a pool: one of ours in there would have later writes answered without being made.
 #[tokio::test]
 async fn sessions_of_batches_are_never_the_drivers() {
@@ -418,21 +621,69 @@ mod faults {
         }
     }
 
-    /// As where a user may update and not insert, which an upsert needs.
+    /// As where a privilege is missing for a minute.
     #[tokio::test]
-    async fn where_batches_are_not_allowed_each_save_goes_alone() {
+    async fn a_refusal_that_passes_turns_no_batches_off() {
         let bank = Bank::open().await;
         bank.add_many(50).await;
         bank.fail("alwaysOn", doc! { "errorCode": 13 }).await;
         let saves = contend(&bank, 1).await;
+        assert!(saves.iter().all(|(_, saved)| matches!(saved, Err(Error::Refused(_)))), "{saves:?}");
         bank.fail("off", doc! {}).await;
         bank.check(&saves).await;
         let before = bank.together();
-        assert!(before > 0);
         let saves = contend(&bank, 1).await;
         assert!(applied(&saves) >= 50);
         bank.check(&saves).await;
-        assert_eq!(bank.together(), before);
+        assert!(bank.together() > before);
+        bank.test.drop().await;
+    }
+
+    /// The first try is executed, and no word of the majority comes; then the same command is refused.
+    #[tokio::test]
+    async fn a_refusal_after_doubt_hides_no_save_that_was_applied() {
+        let admin = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap().database("admin");
+        let options = ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+        let test = TestDatabase::create().await;
+        let (executed, mut first) = tokio::sync::mpsc::unbounded_channel();
+        let bank = Bank::with(test, options, true, move |event| {
+            if let CommandEvent::Succeeded(succeeded) = event
+                && succeeded.reply.contains_key("writeConcernError")
+            {
+                let _ = executed.send(());
+            }
+        });
+        bank.add_many(20).await;
+        let concern = doc! { "code": 91, "errmsg": "shutting down" };
+        bank.fail(doc! { "times": 4 }, doc! { "writeConcernError": concern }).await;
+        let name = bank.name.clone();
+        let refuse = async {
+            within("an executed batch", first.recv()).await;
+            let data = doc! { "failCommands": ["update"], "appName": name, "errorCode": 13 };
+            let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 12 }, "data": data };
+            admin.run_command(point).await.unwrap();
+        };
+        let saves = join_all((0..20).map(|id| bank.append(id)));
+        let (saves, ()) = within("the saves", async { tokio::join!(saves, refuse) }).await;
+        bank.fail("off", doc! {}).await;
+        bank.check(&saves).await;
+        assert!(bank.together() > 0);
+        bank.test.drop().await;
+    }
+
+    /// A clear that is interrupted again and again, as while a fail-over takes its time.
+    #[tokio::test]
+    async fn a_clear_is_tried_while_its_claim_holds() {
+        let recorder = support::Recorder::held();
+        let bank = Bank::open().await.delivering_to(recorder.clone());
+        let mut account = Account::new(1);
+        account.outbox.send(Named { name: "a".into() });
+        bank.add(account).await;
+        recorder.wait_tried(1).await;
+        bank.fail(doc! { "times": 6 }, doc! { "errorCode": 11602 }).await;
+        recorder.let_through(1);
+        bank.test.wait_until(1, support::is_empty).await;
+        assert_eq!(recorder.wait_tried(1).await.len(), 1);
         bank.test.drop().await;
     }
 

@@ -1042,8 +1042,9 @@ async fn a_failed_write_hides_nothing_of_the_others() {
     let inline = Inline::builder(&client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
     let orders =
         Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
+    // It is tried in two forms.
     let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
-    let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+    let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
     test.client.database("admin").run_command(fail).await.unwrap();
 
     let mut order = placed("o-1");

@@ -7,17 +7,17 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use document_outbox::{
-    DocumentRef, Inline, Ordering,
+    DocumentRef, Inline, Ordering, Store,
     clock::ServerClock,
     process::{Processed, Processor, ProcessorSettings},
     store::{Inserted, Saved},
 };
 use mongodb::{
     Client,
-    bson::{Bson, Document, doc},
+    bson::{Bson, DateTime, Document, doc},
     options::{ClientOptions, ServerAddress},
 };
 use support::{Order, Recorder, TestDatabase, uri};
@@ -60,6 +60,121 @@ async fn set_stalled(mode: &str) -> usize {
         }
     }
     secondaries
+}
+
+/// Both secondaries that far behind, until dropped. They vote as before, so the majority is late.
+struct LateMajority;
+
+impl LateMajority {
+    async fn begin(seconds: i64) -> Self {
+        let late = Self;
+        set_late(seconds).await;
+        late
+    }
+}
+
+impl Drop for LateMajority {
+    /// On a runtime of its own, so that a failing test restores the set too.
+    fn drop(&mut self) {
+        let restored = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(set_late(0))
+        });
+        restored.join().unwrap();
+    }
+}
+
+/// Has both secondaries apply everything that many seconds late; returns when the majority is as late as that.
+async fn set_late(seconds: i64) {
+    let client = Client::with_uri_str(uri(RS3)).await.unwrap();
+    let admin = client.database("admin");
+    let hello = admin.run_command(doc! { "hello": 1 }).await.unwrap();
+    let primary = hello.get_str("primary").unwrap().to_owned();
+    let mut config = admin.run_command(doc! { "replSetGetConfig": 1 }).await.unwrap();
+    let mut config = config.get_document_mut("config").unwrap().clone();
+    config.insert("version", config.get_i32("version").unwrap() + 1);
+    for member in config.get_array_mut("members").unwrap() {
+        let member = member.as_document_mut().unwrap();
+        let is_late = seconds > 0 && member.get_str("host") != Ok(&primary);
+        member.insert("priority", if is_late { 0 } else { 1 });
+        member.insert("hidden", is_late);
+        member.insert("secondaryDelaySecs", if is_late { seconds } else { 0 });
+    }
+    admin.run_command(doc! { "replSetReconfig": config }).await.unwrap();
+    if seconds == 0 {
+        let written = client.database("admin").collection::<Document>("reached");
+        let majority = mongodb::options::WriteConcern::majority();
+        written.insert_one(doc! { "at": DateTime::now() }).write_concern(majority).await.unwrap();
+        written.drop().await.unwrap();
+    }
+}
+
+/// What became of saves.
+#[derive(Debug, Default)]
+struct Tally {
+    applied: usize,
+    other: Vec<String>,
+    slowest: Duration,
+}
+
+/// Savers with an order each, that pause between their saves, until `rounds` saves or `time` has passed.
+async fn save_steadily(orders: &Store<Order>, savers: usize, rounds: usize, time: Duration) -> Tally {
+    let begun = std::time::Instant::now();
+    let saves = (0..savers).map(|saver| async move {
+        let id = format!("steady-{saver}");
+        let Ok(Inserted::Applied(mut loaded, _)) = orders.insert(Order::new(&id)).await else {
+            return Tally { other: vec![format!("{id} was not inserted")], ..Tally::default() };
+        };
+        let mut tally = Tally::default();
+        for round in 0..rounds {
+            if begun.elapsed() > time {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..1_000))).await;
+            loaded.total = round as i64 + 1;
+            let since = std::time::Instant::now();
+            match orders.save(&mut loaded).await {
+                Ok(Saved::Applied(_)) => tally.applied += 1,
+                other => tally.other.push(format!("{other:?}")),
+            }
+            tally.slowest = tally.slowest.max(since.elapsed());
+        }
+        tally
+    });
+    let mut all = Tally::default();
+    for tally in futures::future::join_all(saves).await {
+        all.applied += tally.applied;
+        all.other.extend(tally.other);
+        all.slowest = all.slowest.max(tally.slowest);
+    }
+    all
+}
+
+/// The same orders with a majority that is late, and with a writer beside them, so that it never catches up.
+async fn save_under_a_late_majority(seconds: i64, savers: usize, rounds: usize, time: Duration) -> Tally {
+    let test = TestDatabase::on(RS3).await;
+    let orders = test.store(&Inline::builder(&test.client).deliver_to(Recorder::default()));
+    let late = LateMajority::begin(seconds).await;
+    let beside = test.database.collection::<Document>("beside");
+    let stop = CancellationToken::new();
+    let writer = async {
+        let alone = mongodb::options::WriteConcern::nodes(1);
+        while !stop.is_cancelled() {
+            beside.insert_one(doc! { "x": 1 }).write_concern(alone.clone()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let saving = async {
+        let tally = save_steadily(&orders, savers, rounds, time).await;
+        stop.cancel();
+        tally
+    };
+    let (tally, ()) = tokio::join!(saving, writer);
+    drop(late);
+    let stored = test.orders().distinct("total", doc! {}).await.unwrap();
+    assert!(!stored.is_empty());
+    test.drop().await;
+    tally
 }
 
 async fn direct(host: ServerAddress) -> Client {
@@ -140,7 +255,42 @@ async fn outage_of_the_majority_publishes_nothing_and_loses_nothing() {
         assert_eq!(worker.process(&document, Ordering::Ordered, &stop).await.unwrap(), Processed::Done);
         assert_eq!(recorder.amounts()[delivered..], amounts);
     }
+    // Batches that were given up leave nothing behind.
+    let client = test.client.clone();
     test.drop().await;
+    let ends = tokio::time::timeout(support::LONG, client.shutdown().into_future()).await;
+    assert!(ends.is_ok(), "the client does not shut down");
+}
+
+/// P1: a majority that is late is only late.
+#[tokio::test]
+async fn outage_of_speed_alone_fails_no_grouped_save() {
+    let tally = save_under_a_late_majority(2, 20, 2, Duration::from_secs(60)).await;
+    assert_eq!((tally.applied, tally.other), (40, Vec::new()));
+}
+
+async fn stress_late_majority(seconds: i64) {
+    let tally = save_under_a_late_majority(seconds, 64, usize::MAX, Duration::from_secs(60)).await;
+    println!("{seconds} s behind: {} applied, slowest {:?}", tally.applied, tally.slowest);
+    assert_eq!(tally.other, Vec::<String>::new());
+}
+
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_outage_majority_two_seconds_behind_fails_no_save() {
+    stress_late_majority(2).await;
+}
+
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_outage_majority_five_seconds_behind_fails_no_save() {
+    stress_late_majority(5).await;
+}
+
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_outage_majority_nine_seconds_behind_fails_no_save() {
+    stress_late_majority(9).await;
 }
 
 fn entries(stored: &Document) -> impl Iterator<Item = &Document> {

@@ -26,6 +26,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use mongodb::{
     Client,
     bson::{Bson, DateTime, Document, Uuid, doc},
+    event::{EventHandler, command::CommandEvent},
 };
 use support::{LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio_util::sync::CancellationToken;
@@ -176,10 +177,18 @@ async fn every_series_of_the_documentation_is_there_at_zero_before_anything_happ
 #[tokio::test]
 async fn saves_and_deletes_are_counted_by_their_outcomes() {
     let test = TestDatabase::create().await;
-    // A client of its own name, whose inserts get no clean answer when told so.
+    // A client of its own name, whose inserts can be left without a clean answer.
     let name = format!("unsure-{}", uuid::Uuid::now_v7().simple());
     let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
     options.app_name = Some(name.clone());
+    let (unsure, mut doubt) = tokio::sync::mpsc::unbounded_channel();
+    options.command_event_handler = Some(EventHandler::callback(move |event: CommandEvent| {
+        if let CommandEvent::Succeeded(succeeded) = event
+            && succeeded.reply.contains_key("writeConcernError")
+        {
+            let _ = unsure.send(());
+        }
+    }));
     let client = Client::with_options(options).unwrap();
     let mut recording = Recording::new();
     let inline = recording.during(|| Inline::off(&client));
@@ -203,11 +212,18 @@ async fn saves_and_deletes_are_counted_by_their_outcomes() {
 
     let data = doc! {
         "failCommands": ["insert"], "appName": &name,
-        "writeConcernError": { "code": 64, "errmsg": "waiting for replication timed out" },
+        "writeConcernError": { "code": 91, "errmsg": "shutting down" },
     };
-    let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+    let fail = doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data };
     test.client.database("admin").run_command(fail).await.unwrap();
-    assert!(matches!(orders.insert(placed("o-2", [7])).await.unwrap(), Inserted::Unknown(..)));
+    let shutdown = async {
+        doubt.recv().await.unwrap();
+        client.clone().shutdown().await;
+    };
+    let (unsure, ()) = tokio::join!(orders.insert(placed("o-2", [7])), shutdown);
+    assert!(matches!(unsure.unwrap(), Inserted::Unknown(..)));
+    let off = doc! { "configureFailPoint": "failCommand", "mode": "off" };
+    test.client.database("admin").run_command(off).await.unwrap();
 
     let mut outbox = document_outbox::Outbox::default();
     outbox.send(support::Added { amount: 8 });

@@ -219,7 +219,7 @@ impl<T: Document> Store<T> {
         // As it is stored, with the library's fields: a struct that refuses those could not be loaded.
         let stored = codec::encode(&new).map_err(|error| fields::broken(&error))?;
         check_readable::<T>(&document, &stored)?;
-        match write::insert(&self.collection.clone_with_type(), new).await {
+        match self.inline.writes().insert(document.namespace.clone(), stored).await {
             Answer::Done | Answer::Missed => {
                 self.form.store(form, atomic::Ordering::Relaxed);
                 let mut loaded = Loaded {
@@ -349,7 +349,7 @@ impl<T: Document> Store<T> {
             let update = update_of(changes, &etag, entries, taken.is_some());
             let namespace = document.namespace.clone();
             let statement = Statement { namespace, filter: filter.into(), update, array_filters: Vec::new() };
-            match self.inline.write(statement).await {
+            match self.inline.writes().update(statement).await {
                 Answer::Done => break,
                 Answer::Unknown(error) => return Ok(Saved::Unknown(error)),
                 Answer::Failed(error) => return Err(Error::of_write(&document, error, bytes)),
@@ -357,7 +357,8 @@ impl<T: Document> Store<T> {
                     // The etag is as loaded, so only the outbox can have been in the way.
                     Look::Same if let (Some(taken), Some(linger)) = (taken.take(), linger) => {
                         drop(taken);
-                        linger.flush(&document).await;
+                        // What is not cleared by then fails the next try.
+                        write::until_deadline(linger.flush(&document)).await;
                     }
                     Look::Same if prepared.claim.is_some() => {
                         prepared.claim = None;
@@ -461,7 +462,7 @@ impl<T: Document> Store<T> {
 
     async fn delete_with(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
         if let Some(linger) = self.inline.linger() {
-            linger.flush(&loaded.document).await;
+            write::until_deadline(linger.flush(&loaded.document)).await;
         }
         let mut filter = loaded.document.filter();
         filter.insert(
@@ -469,7 +470,7 @@ impl<T: Document> Store<T> {
             loaded.etag.as_ref().map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
         );
         filter.insert("outbox.0", doc! { "$exists": false });
-        match write::delete(&self.collection, filter).await {
+        match self.inline.writes().delete(loaded.document.namespace.clone(), &filter).await {
             Answer::Done => Ok(Deleted::Done),
             Answer::Unknown(error) => Ok(Deleted::Unknown(error)),
             Answer::Failed(error) => Err(Error::of_write(&loaded.document, error, 0)),
@@ -510,7 +511,7 @@ impl<T: Document> Store<T> {
         outcome: impl FnOnce(&R) -> SaveOutcome,
     ) -> Result<R, Error> {
         let span = trace::save(verb, &self.collection.namespace());
-        let written = write.instrument(span.clone()).await;
+        let written = write::within_one_timeout(write.instrument(span.clone())).await;
         let outcome = match &written {
             Ok(written) => outcome(written),
             Err(Error::Unknown { .. }) => SaveOutcome::Unknown,
@@ -617,7 +618,7 @@ impl<T: Document> Store<T> {
         if let Some(projection) = projection {
             find = find.projection(projection);
         }
-        find.await.map_err(Error::of_read)
+        write::read(find).await.map_err(Error::of_read)
     }
 
     async fn exists(&self, document: &DocumentRef, error: &DriverError) -> Result<bool, Error> {
