@@ -73,10 +73,12 @@ pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
 /// The stages after `$changeStream`.
 pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", coverage)] };
+    // `$ne: []` would also pass over an outbox that has an empty array among its elements.
+    let not_empty = doc! { "$exists": true, "$not": { "$size": 0 } };
     let filled = doc! { "$and": [
         namespaces("ns", coverage),
         { "$or": [
-            { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox": { "$exists": true, "$ne": [] } },
+            { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox": not_empty },
             { "operationType": "update", "$expr": { "$or": [fills_an_outbox(), changes_an_undated_entry()] } },
         ] },
     ] };

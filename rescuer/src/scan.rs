@@ -136,7 +136,8 @@ impl Scans {
 }
 
 fn filter(scan: Scan) -> Document {
-    let filled = doc! { "$exists": true, "$ne": [] };
+    // `$ne: []` would also pass over an outbox that has an empty array among its elements.
+    let filled = doc! { "$exists": true, "$not": { "$size": 0 } };
     match scan {
         Scan::Outboxes => doc! { "outbox": filled },
         Scan::Flaws => doc! { "$or": [

@@ -18,7 +18,7 @@ async fn no_output_of_the_rescuer_shows_a_password_or_a_payload() {
     settings.extend(quick.map(|(key, value)| (format!("OUTBOX_{key}"), value.to_owned())));
     let mut service = Service::start(BINARY, &settings);
     service.ready().await;
-    service.line_with("elements of an outbox are no entries");
+    service.line_with("elements of an outbox are not entries");
     world.command_arrives().await;
     let mut said = service.stop();
     assert!(said.contains(r#""level":"TRACE""#), "everything is logged: {said}");
