@@ -20,6 +20,9 @@ use tokio::{sync::Notify, time::Instant};
 /// After so long with useless commands alone, nothing more is taken; then one is tried each time so long has passed.
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
+/// Before the first answer, or the first failure.
+const NOT_YET: &str = "it has not answered yet";
+
 /// See the module. Shared by the worker's tasks.
 pub(crate) struct Ability {
     state: Mutex<State>,
@@ -63,7 +66,7 @@ struct Streak {
 
 impl State {
     fn new() -> Self {
-        Self { away: Some("it has not answered yet".into()), streak: None, next_try: None, worked: None }
+        Self { away: Some(NOT_YET.into()), streak: None, next_try: None, worked: None }
     }
 
     fn useful(&mut self) {
@@ -124,11 +127,11 @@ impl Ability {
         was_away
     }
 
-    /// MongoDB cannot be reached. Whether it could until now.
+    /// MongoDB cannot be reached. Whether that is news: it could until now, or was not asked before.
     pub(crate) fn away(&self, reason: String) -> bool {
-        let was_there = self.lock().away.replace(reason).is_none();
+        let before = self.lock().away.replace(reason);
         self.changed.notify_one();
-        was_there
+        before.is_none_or(|before| before == NOT_YET)
     }
 
     /// Whether MongoDB did what was asked of it for a command since then.
