@@ -273,7 +273,7 @@ fn read_first(wire: &Wire, namespace: &Namespace, reply: &Document, statements: 
     }
 
     tracing::warn!(
-        collection = %namespace,
+        collection = namespace.to_string(),
         claims = lost,
         "claims ran out while their holder worked; messages may be delivered again"
     );

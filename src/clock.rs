@@ -120,7 +120,10 @@ impl Shared {
         let renewing = Renewing { shared: self.clone() };
         runtime.spawn(async move {
             if let Err(error) = renewing.shared.renew().await {
-                tracing::debug!(%error, "server time was not renewed; the last reading is carried on");
+                tracing::debug!(
+                    error = error.to_string(),
+                    "server time was not renewed; the last reading is carried on"
+                );
             }
         });
     }

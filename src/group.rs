@@ -239,7 +239,7 @@ impl Sender {
         let mut refused = self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner);
         refused.insert(namespace.to_string(), Instant::now());
         tracing::warn!(
-            collection = %namespace,
+            collection = namespace.to_string(),
             seconds = ONE_BY_ONE.as_secs(),
             "the server refuses retryable writes of several statements and takes them one by one: so they go for a while"
         );

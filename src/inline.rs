@@ -674,7 +674,7 @@ impl Shared {
         match commands.send(vec![command]).await.pop() {
             Some(Ok(())) => self.processor.emit(Event::HandedOff { document: document.clone() }),
             Some(Err(error)) => {
-                tracing::debug!(%document, %error, "the hand-off was not sent; the sweep will find it")
+                tracing::debug!(%document, error = error.to_string(), "the hand-off was not sent; the sweep will find it")
             }
             None => {}
         }

@@ -325,7 +325,7 @@ fn review(context: &Context, namespace: &Namespace) {
     }
     if is_missed {
         tracing::warn!(
-            %namespace,
+            namespace = namespace.to_string(),
             "the index for the sweep is missing or still being built, so the collection is read from end to end, slowly; \
              if it is missing, create it with {}",
             how_to_make(&namespace.coll),

@@ -91,7 +91,11 @@ async fn round(context: &Context, looked: &mut HashMap<Namespace, Looked>) -> Re
             Err(error) => Err(error),
         };
         let totals = counted.unwrap_or_else(|error| {
-            tracing::debug!(%namespace, error = fault::text(&error), "could not count what is pending");
+            tracing::debug!(
+                namespace = namespace.to_string(),
+                error = fault::text(&error),
+                "could not count what is pending"
+            );
             // Better none than those of before.
             Totals::default()
         });

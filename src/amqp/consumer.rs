@@ -589,7 +589,12 @@ impl Supervisor {
         }
         if let Err(trouble) = self.plan.declare_again(connection).await {
             // What is delivered is delivered all the same, so the subscription stays.
-            tracing::warn!(queue = self.subscription.queue, %trouble, "the topology could not be declared again");
+            let trouble = trouble.to_string();
+            tracing::warn!(
+                queue = self.subscription.queue,
+                trouble,
+                "the topology could not be declared again"
+            );
         }
     }
 
