@@ -47,8 +47,8 @@ use crate::{deliverable::Ordering, outbox::Outbox};
 /// What is stored must decode as the same struct again. An insert and a save check it. They refuse, for example, a field with
 /// `skip_serializing` and no default, and a map that repeats a field's name.
 ///
-/// **Caveat.** A renamed field with `#[serde(alias = "old")]` makes a document that was saved since hold both names, which serde then
-/// refuses. Rename stored fields with an update of the collection.
+/// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read under its old name,
+/// and moves to the new one with the next save that changes what it is in.
 pub trait Document: Serialize + DeserializeOwned + Send + Sync {
     /// The type of `_id`: anything that encodes to a BSON value MongoDB takes as one.
     type Id: Serialize + Send + Sync;

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::HashMap;
+
 use document_outbox::{
     Caps, Dispatch, Document, Error, Inline, Mode, Outbox, Shed,
     store::{Deleted, Inserted, Saved},
@@ -1085,5 +1087,95 @@ async fn no_save_brings_back_what_an_earlier_one_removed() {
     assert_eq!(now.get_document("address").unwrap(), &doc! { "street": "s" });
     let lines = [doc! { "sku": "b", "qty": 1_i64, "gift": true }, doc! { "sku": "a", "qty": 1_i64 }];
     assert_eq!(now.get_array("lines").unwrap(), &lines.map(Bson::from));
+    test.drop().await;
+}
+
+/// A struct of today over documents that were written before its fields were renamed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Renamed {
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(alias = "oldNote")]
+    note: String,
+    #[serde(default)]
+    paid: bool,
+    address: RenamedStreet,
+    lines: Vec<RenamedLine>,
+    by_shelf: HashMap<String, RenamedLine>,
+    #[serde(skip)]
+    outbox: Outbox,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RenamedStreet {
+    #[serde(alias = "road")]
+    street: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RenamedLine {
+    sku: String,
+    #[serde(alias = "count")]
+    qty: i64,
+}
+
+impl Document for Renamed {
+    type Id = String;
+    fn id(&self) -> &String {
+        &self.id
+    }
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+/// What a save accepts, the same struct reads again; and a field that is unknown beside a renamed one survives.
+#[tokio::test]
+async fn fields_read_under_an_old_name_move() {
+    let (test, inline) = off().await;
+    let orders = document_outbox::Store::<Renamed>::new(test.orders(), &inline);
+    let line = |sku: &str| doc! { "sku": sku, "count": 1, "u": sku };
+    let stored = |id: &str| {
+        doc! {
+            "_id": id, "oldNote": "x", "other": 7, "address": { "road": "r", "u": 1 },
+            "lines": [line("a"), line("b")], "by_shelf": { "k": line("c") },
+        }
+    };
+    let changes: [fn(&mut Renamed); 6] = [
+        |it| it.note = "y".into(),
+        |it| it.paid = true,
+        |it| it.address.street = "s".into(),
+        |it| it.lines.push(RenamedLine { sku: "d".into(), qty: 1 }),
+        |it| it.lines[0].qty = 2,
+        |it| it.by_shelf.get_mut("k").unwrap().qty = 2,
+    ];
+    for (nth, change) in changes.into_iter().enumerate() {
+        let id = format!("o-{nth}");
+        test.orders().insert_one(stored(&id)).await.unwrap();
+        orders.update(&id, change).await.unwrap();
+
+        let mut expected = Renamed {
+            id: id.clone(),
+            note: "x".into(),
+            paid: false,
+            address: RenamedStreet { street: "r".into() },
+            lines: ["a", "b"].map(|sku| RenamedLine { sku: sku.into(), qty: 1 }).into(),
+            by_shelf: HashMap::from([("k".into(), RenamedLine { sku: "c".into(), qty: 1 })]),
+            outbox: Outbox::default(),
+        };
+        change(&mut expected);
+        let loaded = orders.load(&id).await.unwrap().unwrap();
+        assert_eq!(format!("{:?}", *loaded), format!("{expected:?}"), "change {nth}");
+
+        let now = test.stored(id.as_str()).await;
+        assert_eq!(
+            (now.get_i32("other"), now.contains_key("oldNote")),
+            (Ok(7), false),
+            "change {nth}: {now}"
+        );
+        assert_eq!(now.get_document("address").unwrap().get_i32("u"), Ok(1), "change {nth}: {now}");
+        let kept = now.get_array("lines").unwrap().iter().take(2).map(|it| it.as_document().unwrap());
+        assert!(kept.into_iter().all(|it| it.contains_key("u")), "change {nth}: {now}");
+    }
     test.drop().await;
 }

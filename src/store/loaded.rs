@@ -1,17 +1,15 @@
 //! An aggregate as it was loaded, with what the next save needs to know.
 
-use std::{
-    collections::BTreeMap,
-    ops::{Deref, DerefMut},
-};
+use std::ops::{Deref, DerefMut};
 
 use mongodb::bson::{Bson, DateTime, Document as BsonDocument, RawDocument, RawDocumentBuf};
 
 use super::{
-    fields::check_reserved,
+    fields::{Changes, changes, check_reserved},
     identity::ID,
     outcome::Receipt,
-    unknown::{Unknown, unknown},
+    renamed::{Known, compare},
+    unknown::Unknown,
 };
 use crate::{
     Document, DocumentRef, Due,
@@ -34,8 +32,8 @@ pub struct Loaded<T> {
     pub(super) etag: Option<Bson>,
     /// The aggregate as it would be written if nothing were changed.
     pub(super) baseline: RawDocumentBuf,
-    /// What the struct doesn't know inside the top-level fields.
-    pub(super) unknown: BTreeMap<String, Unknown>,
+    /// What the struct doesn't know of the stored document, and what it knows by another name.
+    pub(super) known: Known,
     /// Entries in the stored outbox, as far as known.
     pub(super) held: Result<usize, NotAnArray>,
     /// Whether they may all have been delivered meanwhile.
@@ -70,7 +68,7 @@ impl<T: Document> Loaded<T> {
             etag,
             held: held(raw).map_err(broken)?,
             hope: Hope::default(),
-            unknown: unknown(raw, &baseline, T::ELEMENT_KEYS)?,
+            known: compare::<T>(raw, &baseline, T::ELEMENT_KEYS)?,
             bytes: raw.as_bytes().len(),
             value,
             document,
@@ -95,15 +93,35 @@ impl<T: Document> Loaded<T> {
         self.held = self.held.clone().map(|_| others + left);
     }
 
+    /// What a save of the aggregate as it is now writes. With any change, a field that was read under another name moves.
+    pub(super) fn changes(&self, now: &RawDocument) -> Result<Changes, Error> {
+        let mut changes = changes(&self.baseline, now, &self.known.unknown, T::ELEMENT_KEYS)?;
+        if changes.is_empty() || self.known.renamed.is_empty() {
+            return Ok(changes);
+        }
+
+        for field in &self.known.unstored {
+            if !changes.set.contains_key(field)
+                && let Ok(Some(value)) = now.get(field)
+                && let Ok(value) = Bson::try_from(value)
+            {
+                changes.set.insert(field, value);
+            }
+        }
+        changes.unset.extend(self.known.renamed.iter().cloned());
+        Ok(changes)
+    }
+
     /// Remembers what is unknown in the fields that a save has set.
     pub(super) fn now_knows(&mut self, set: Vec<(String, Option<Unknown>)>, unset: &[String]) {
         for field in unset {
-            self.unknown.remove(field);
+            self.known.unknown.remove(field);
         }
+        self.known.renamed.retain(|field| !unset.contains(field));
         for (field, unknown) in set {
             match unknown {
-                Some(unknown) => self.unknown.insert(field, unknown),
-                None => self.unknown.remove(&field),
+                Some(unknown) => self.known.unknown.insert(field, unknown),
+                None => self.known.unknown.remove(&field),
             };
         }
     }

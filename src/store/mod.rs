@@ -20,11 +20,11 @@ mod fields;
 mod identity;
 mod loaded;
 mod outcome;
+mod renamed;
 mod staged;
 mod unknown;
 
 use std::{
-    collections::BTreeMap,
     marker::PhantomData,
     sync::{
         Arc,
@@ -42,9 +42,10 @@ use mongodb::{
 use tracing::{Instrument, Span};
 
 use self::{
-    fields::{changes, check_reserved, insertable},
+    fields::{check_reserved, insertable},
     identity::{ID, check_id, id_of, is_of_one_type, is_unset, named_by, other_forms},
     loaded::{Hope, encode, entry, scheduled},
+    renamed::Known,
 };
 pub use self::{
     loaded::Loaded,
@@ -227,7 +228,7 @@ impl<T: Document> Store<T> {
                     document: document.clone(),
                     etag: Some(etag),
                     baseline: encoded,
-                    unknown: BTreeMap::new(),
+                    known: Known::default(),
                     held: Ok(0),
                     hope: Hope::default(),
                     bytes,
@@ -276,7 +277,7 @@ impl<T: Document> Store<T> {
         let document = loaded.document.clone();
         loaded.check_named_alike(&now, &self.shard_key)?;
         check_id(&now, loaded.value.id())?;
-        let mut changes = changes(&loaded.baseline, &now, &loaded.unknown, T::ELEMENT_KEYS)?;
+        let mut changes = loaded.changes(&now)?;
         if let Some(field) = [ETAG, OUTBOX].into_iter().find(|field| changes.set.contains_key(field)) {
             return Err(Error::ReservedField { field });
         }
@@ -342,7 +343,7 @@ impl<T: Document> Store<T> {
             let (changes, entries) = match written.take() {
                 Some(written) => written,
                 None => (
-                    fields::changes(&loaded.baseline, &now, &loaded.unknown, T::ELEMENT_KEYS)?,
+                    loaded.changes(&now)?,
                     self.entries(&document, messages, prepared.now, prepared.claim.as_ref())?,
                 ),
             };

@@ -49,17 +49,27 @@ pub(super) struct Carried {
 /// Unknown fields that went with elements that could not be recognised, by path.
 pub(super) type Dropped = BTreeMap<String, usize>;
 
+/// What a comparison of a stored document with its struct keeps beside its result.
+#[derive(Debug, Default)]
+pub(super) struct Search {
+    /// Paths of stored fields that the struct has read under another name, so that they aren't unknown.
+    pub(super) renamed: BTreeSet<String>,
+    /// Paths of unknown fields beside which the struct has a field that isn't stored: it may have read the one for the other.
+    pub(super) candidates: BTreeSet<String>,
+}
+
 /// What is unknown inside each top-level field. `known` is the aggregate as read from `stored` and written again.
 pub(super) fn unknown(
     stored: &RawDocument,
     known: &RawDocument,
     keys: Keys,
+    search: &mut Search,
 ) -> Result<BTreeMap<String, Unknown>, Error> {
     let stored = by_name(stored);
     let mut found = BTreeMap::new();
     for (name, known) in elements(known)? {
         if let Some(Some(stored)) = stored.get(name)
-            && let Some(inside) = inside(*stored, known, &Path::of(name, keys))
+            && let Some(inside) = inside(*stored, known, &Path::of(name, keys), search)
         {
             found.insert(name.to_owned(), inside);
         }
@@ -67,26 +77,51 @@ pub(super) fn unknown(
     Ok(found)
 }
 
-fn inside(stored: RawBsonRef<'_>, known: RawBsonRef<'_>, path: &Path<'_>) -> Option<Unknown> {
+fn inside(
+    stored: RawBsonRef<'_>,
+    known: RawBsonRef<'_>,
+    path: &Path<'_>,
+    search: &mut Search,
+) -> Option<Unknown> {
     match (stored, known) {
-        (RawBsonRef::Document(stored), RawBsonRef::Document(known)) => inside_document(stored, known, path),
-        (RawBsonRef::Array(stored), RawBsonRef::Array(known)) => inside_array(stored, known, path),
+        (RawBsonRef::Document(stored), RawBsonRef::Document(known)) => {
+            inside_document(stored, known, path, search)
+        }
+        (RawBsonRef::Array(stored), RawBsonRef::Array(known)) => inside_array(stored, known, path, search),
         _ => None,
     }
 }
 
-fn inside_document(stored: &RawDocument, known: &RawDocument, path: &Path<'_>) -> Option<Unknown> {
+fn inside_document(
+    stored: &RawDocument,
+    known: &RawDocument,
+    path: &Path<'_>,
+    search: &mut Search,
+) -> Option<Unknown> {
     if stored.as_bytes() == known.as_bytes() {
         return None;
     }
     let known = by_name(known);
+    let has_more = {
+        let stored = by_name(stored);
+        known.keys().any(|name| !stored.contains_key(name))
+    };
     let mut found = BTreeMap::new();
     for element in stored.iter_elements() {
         let Ok(element) = element else { return Some(Unknown::Unreadable) };
         let name = text(element.key());
         let unknown = match (known.get(name), element.value()) {
-            (Some(Some(known)), Ok(stored)) => inside(stored, *known, &path.then(name)),
-            (None, Ok(stored)) => Some(Bson::try_from(stored).map_or(Unknown::Unreadable, Unknown::Field)),
+            (Some(Some(known)), Ok(stored)) => inside(stored, *known, &path.then(name), search),
+            (None, Ok(stored)) => {
+                if has_more {
+                    let path = path.then(name).to_string();
+                    if search.renamed.contains(&path) {
+                        continue;
+                    }
+                    search.candidates.insert(path);
+                }
+                Some(Bson::try_from(stored).map_or(Unknown::Unreadable, Unknown::Field))
+            }
             _ => Some(Unknown::Unreadable),
         };
         if let Some(unknown) = unknown {
@@ -96,7 +131,12 @@ fn inside_document(stored: &RawDocument, known: &RawDocument, path: &Path<'_>) -
     (!found.is_empty()).then_some(Unknown::Fields(found))
 }
 
-fn inside_array(stored: &RawArray, known: &RawArray, path: &Path<'_>) -> Option<Unknown> {
+fn inside_array(
+    stored: &RawArray,
+    known: &RawArray,
+    path: &Path<'_>,
+    search: &mut Search,
+) -> Option<Unknown> {
     if stored.as_bytes() == known.as_bytes() {
         return None;
     }
@@ -109,7 +149,7 @@ fn inside_array(stored: &RawArray, known: &RawArray, path: &Path<'_>) -> Option<
     for (place, from) in read_from.into_iter().enumerate() {
         let Some(from) = from else { continue };
         read += 1;
-        if let Some(unknown) = inside(stored[from], known[place], path) {
+        if let Some(unknown) = inside(stored[from], known[place], path, search) {
             found.insert(place, unknown);
         }
     }
@@ -319,7 +359,7 @@ impl fmt::Display for Path<'_> {
 }
 
 /// The fields of a document by name, the first of several with one name; none where a value can't be read.
-fn by_name(document: &RawDocument) -> HashMap<&str, Option<RawBsonRef<'_>>> {
+pub(super) fn by_name(document: &RawDocument) -> HashMap<&str, Option<RawBsonRef<'_>>> {
     let mut fields = HashMap::new();
     for element in document.iter_elements().flatten() {
         let name = text(element.key());
@@ -352,7 +392,7 @@ mod tests {
     /// What a save of `now` sets, of an aggregate that was `stored` and read as `before`; and what it dropped.
     fn saved(stored: &Document, before: &Document, now: &Document) -> (Document, Dropped) {
         let (stored, before, now) = (raw(stored), raw(before), raw(now));
-        let found = unknown(&stored, &before, KEYS).unwrap();
+        let found = unknown(&stored, &before, KEYS, &mut Search::default()).unwrap();
         let changes = changes(&before, &now, &found, KEYS).unwrap();
         (changes.set, changes.dropped)
     }
@@ -453,7 +493,7 @@ mod tests {
         bytes[place] = 0xff;
         let stored = RawDocumentBuf::from_bytes(bytes).unwrap();
         let (before, now) = (doc! { "address": { "street": "a" } }, doc! { "address": { "street": "b" } });
-        let found = unknown(&stored, &raw(&before), KEYS).unwrap();
+        let found = unknown(&stored, &raw(&before), KEYS, &mut Search::default()).unwrap();
         let error = changes(&raw(&before), &raw(&now), &found, KEYS).unwrap_err();
         assert!(matches!(&error, Error::UnreadableField { field } if field == "address.geo"), "{error}");
     }
@@ -551,7 +591,7 @@ mod tests {
         for _ in 0..200 {
             let mut stored = doc! { "root": generated.document(3) };
             let mut before = known(&stored);
-            let mut found = unknown(&raw(&stored), &raw(&before), &[]).unwrap();
+            let mut found = unknown(&raw(&stored), &raw(&before), &[], &mut Search::default()).unwrap();
             for _ in 0..3 {
                 let mut after = stored.clone();
                 generated.change(after.get_document_mut("root").unwrap(), 3);
@@ -569,7 +609,10 @@ mod tests {
                     };
                 }
                 (stored, before) = (after, now);
-                assert_eq!(found, unknown(&raw(&stored), &raw(&before), &[]).unwrap());
+                assert_eq!(
+                    found,
+                    unknown(&raw(&stored), &raw(&before), &[], &mut Search::default()).unwrap()
+                );
             }
         }
     }

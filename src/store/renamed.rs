@@ -1,0 +1,132 @@
+//! Stored fields that the struct has read under another name, as `#[serde(alias)]` has it.
+//!
+//! Such a field looks unknown, because the struct writes it under its new name. Put back beside that, it would make a document
+//! that holds both names, which serde refuses to read. serde doesn't say what it has read; so where a level of the document has
+//! both an unknown field and one that the struct writes and that isn't stored, each unknown one is tried: if the struct can't be
+//! read with it, it was read under another name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mongodb::bson::{Bson, Document as BsonDocument, RawDocument};
+
+use super::{
+    fields::elements,
+    identity::ID,
+    unknown::{Dropped, Keys, Path, Search, Unknown, by_name, carry, unknown},
+};
+use crate::{
+    Document, codec,
+    entry::{ETAG, OUTBOX},
+    error::Error,
+};
+
+/// More candidates than this, as a map of structs has them, are tried together by their last name.
+const MOST_TRIALS: usize = 32;
+
+/// What of a stored document a struct doesn't know, and what it knows by another name.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// Inside the top-level fields.
+    pub(super) unknown: BTreeMap<String, Unknown>,
+    /// Top-level fields that were read under another name.
+    pub(super) renamed: Vec<String>,
+    /// Top-level fields that the struct writes and that aren't stored.
+    pub(super) unstored: Vec<String>,
+}
+
+/// Compares a stored document with what the struct that was read from it writes again.
+pub(super) fn compare<T: Document>(
+    stored: &RawDocument,
+    known: &RawDocument,
+    keys: Keys,
+) -> Result<Known, Error> {
+    let mut search = Search::default();
+    let found = unknown(stored, known, keys, &mut search)?;
+    let inside = search.candidates;
+
+    let (in_stored, in_known) = (by_name(stored), by_name(known));
+    let unstored: Vec<String> = in_known
+        .keys()
+        .filter(|name| !in_stored.contains_key(*name))
+        .map(|name| (*name).to_owned())
+        .collect();
+    let mut top = Vec::new();
+    if !unstored.is_empty() {
+        let own = [ID, ETAG, OUTBOX];
+        let unread = in_stored.keys().filter(|name| !in_known.contains_key(*name) && !own.contains(name));
+        top.extend(unread.map(|name| (*name).to_owned()));
+    }
+    // A struct that can't be read from what it writes says nothing by failing once more.
+    if (inside.is_empty() && top.is_empty()) || !is_read::<T>(known) {
+        return Ok(Known { unknown: found, renamed: Vec::new(), unstored });
+    }
+
+    let mut renamed = BTreeSet::new();
+    for tried in trials(&inside) {
+        let others = inside.difference(&tried).cloned().collect();
+        let mut search = Search { renamed: others, candidates: BTreeSet::new() };
+        let with = unknown(stored, known, keys, &mut search)?;
+        if let Ok(with) = merged(known, &with, keys)
+            && !is_read::<T>(&with)
+        {
+            renamed.extend(tried);
+        }
+    }
+    let mut search = Search { renamed, candidates: BTreeSet::new() };
+    let found = unknown(stored, known, keys, &mut search)?;
+
+    top.retain(|name| with_field(known, stored, name).is_ok_and(|with| !is_read::<T>(&with)));
+    Ok(Known { unknown: found, renamed: top, unstored })
+}
+
+/// The candidates, in the sets in which they are tried.
+fn trials(candidates: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
+    if candidates.len() <= MOST_TRIALS {
+        return candidates.iter().map(|path| BTreeSet::from([path.clone()])).collect();
+    }
+
+    let mut by_last: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for path in candidates {
+        let last = path.rsplit_once('.').map_or(path.as_str(), |(_, last)| last);
+        by_last.entry(last).or_default().insert(path.clone());
+    }
+    by_last.into_values().collect()
+}
+
+/// What a save that changes nothing inside would write, with the unknown fields in it.
+fn merged(
+    known: &RawDocument,
+    unknown: &BTreeMap<String, Unknown>,
+    keys: Keys,
+) -> Result<mongodb::bson::RawDocumentBuf, Error> {
+    let mut document = codec::to_document(known).map_err(encode_error)?;
+    for (name, value) in elements(known)? {
+        if let Some(inside) = unknown.get(name) {
+            let carried = carry(inside, value, value, &Path::of(name, keys), &mut Dropped::new())?;
+            document.insert(name, carried.value);
+        }
+    }
+    codec::encode(&document).map_err(encode_error)
+}
+
+fn with_field(
+    known: &RawDocument,
+    stored: &RawDocument,
+    name: &str,
+) -> Result<mongodb::bson::RawDocumentBuf, Error> {
+    let mut document: BsonDocument = codec::to_document(known).map_err(encode_error)?;
+    if let Some(Some(value)) = by_name(stored).get(name)
+        && let Ok(value) = Bson::try_from(*value)
+    {
+        document.insert(name, value);
+    }
+    codec::encode(&document).map_err(encode_error)
+}
+
+fn encode_error(error: codec::CodecError) -> Error {
+    Error::Encode { what: "an aggregate".into(), reason: error.to_string() }
+}
+
+fn is_read<T: Document>(document: &RawDocument) -> bool {
+    codec::decode::<T>(document.as_bytes()).is_ok()
+}
