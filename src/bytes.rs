@@ -214,6 +214,7 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::unnecessary_fallible_conversions, reason = "with one BSON version it can fail")]
     fn every_type() -> RawDocumentBuf {
         let mut document = doc! {
             "double": 1.5, "string": "text", "document": { "a": 1 }, "array": [1, "two"],
@@ -227,7 +228,8 @@ mod tests {
         };
         let (code, scope) = ("f".to_owned(), doc! { "x": 1 });
         document.insert("scope", JavaScriptCodeWithScope { code, scope });
-        document.insert("regex", Regex { pattern: "a.b".into(), options: "i".into() });
+        document
+            .insert("regex", Regex { pattern: "a.b".try_into().unwrap(), options: "i".try_into().unwrap() });
         RawDocumentBuf::try_from(&document).unwrap()
     }
 

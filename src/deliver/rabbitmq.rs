@@ -22,7 +22,7 @@
 //! - Without a broker it answers at once, and no attempt is counted.
 //! - A message for which the broker closes the channel fails by itself. Others that were under way with it may be
 //!   published once more.
-//! - At its [deadline](super::deadline) the answers that came count.
+//! - At its [`deadline`] the answers that came count.
 //!
 //! # Caveats
 //! - A confirm that got lost means that the message is published again: the receiver sees the same `message_id` twice.

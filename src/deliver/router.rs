@@ -7,7 +7,7 @@
 //!
 //! # Guarantees
 //! - The routes of one window are taken at the same time; one that fails, panics, is unavailable or has no answer by the
-//!   [deadline](super::deadline) keeps no other from delivering, and changes no answer of theirs.
+//!   [`deadline`] keeps no other from delivering, and changes no answer of theirs.
 //! - A message whose `via` is none of the ways' fails; it never goes elsewhere.
 //!
 //! # Caveats
