@@ -1,6 +1,6 @@
 //! Clears go out in windows, as [`lane`](crate::lane) makes them: one unordered `update` command per collection.
 //!
-//! A clear that has no clean answer, be it that the whole window has none or that it was interrupted by itself, is tried
+//! A clear that has no clean answer, whether for the whole window or interrupted by itself, is tried
 //! again, alone, for as long as its claim may hold. It matches ids and the claim, so that it can be repeated at will; what is
 //! never cleared is delivered again.
 

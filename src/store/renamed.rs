@@ -2,8 +2,8 @@
 //!
 //! Such a field looks unknown, because the struct writes it under its new name. Put back beside that, it would make a document
 //! that holds both names, which serde refuses to read. serde doesn't say what it has read; so where a level of the document has
-//! both an unknown field and one that the struct writes and that isn't stored, each unknown one is tried: if the struct can't be
-//! read with it, it was read under another name.
+//! both an unknown field and one that the struct writes and that isn't stored, the unknown ones are tried, together and, only
+//! if the struct can't be read with them, each by itself: one with which it can't be read was read under another name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,8 +56,8 @@ pub(super) fn compare<T: Document>(
         let unread = in_stored.keys().filter(|name| !in_known.contains_key(*name) && !own.contains(name));
         top.extend(unread.map(|name| (*name).to_owned()));
     }
-    // A struct that can't be read from what it writes says nothing by failing once more.
-    if (inside.is_empty() && top.is_empty()) || !is_read::<T>(known) {
+    let none = inside.is_empty() && top.is_empty();
+    if none || reads_all::<T>(stored, known, &found, &top, keys) {
         return Ok(Known { unknown: found, renamed: Vec::new(), unstored });
     }
 
@@ -75,8 +75,24 @@ pub(super) fn compare<T: Document>(
     let mut search = Search { renamed, candidates: BTreeSet::new() };
     let found = unknown(stored, known, keys, &mut search)?;
 
-    top.retain(|name| with_field(known, stored, name).is_ok_and(|with| !is_read::<T>(&with)));
+    top.retain(|name| {
+        let with = with_fields(known, stored, std::slice::from_ref(name));
+        with.is_ok_and(|with| !is_read::<T>(&with))
+    });
     Ok(Known { unknown: found, renamed: top, unstored })
+}
+
+/// Whether no candidate was read under another name, by one trial of all of them; or whether trials say nothing, since the
+/// struct can't be read from what it writes either.
+fn reads_all<T: Document>(
+    stored: &RawDocument,
+    known: &RawDocument,
+    found: &BTreeMap<String, Unknown>,
+    top: &[String],
+    keys: Keys,
+) -> bool {
+    let all = merged(known, found, keys).and_then(|merged| with_fields(&merged, stored, top));
+    all.is_ok_and(|all| is_read::<T>(&all)) || !is_read::<T>(known)
 }
 
 /// The candidates, in the sets in which they are tried.
@@ -109,16 +125,19 @@ fn merged(
     codec::encode(&document).map_err(encode_error)
 }
 
-fn with_field(
+fn with_fields(
     known: &RawDocument,
     stored: &RawDocument,
-    name: &str,
+    names: &[String],
 ) -> Result<mongodb::bson::RawDocumentBuf, Error> {
     let mut document: BsonDocument = codec::to_document(known).map_err(encode_error)?;
-    if let Some(Some(value)) = by_name(stored).get(name)
-        && let Ok(value) = Bson::try_from(*value)
-    {
-        document.insert(name, value);
+    let stored = by_name(stored);
+    for name in names {
+        if let Some(Some(value)) = stored.get(name.as_str())
+            && let Ok(value) = Bson::try_from(*value)
+        {
+            document.insert(name.as_str(), value);
+        }
     }
     codec::encode(&document).map_err(encode_error)
 }
