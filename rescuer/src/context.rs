@@ -25,15 +25,15 @@ use crate::{
     Commands, RescueEvent, Settings, Warning,
     budget::Budget,
     catalogue::Catalogue,
+    classify,
     commands::Pauses,
-    coverage::Plan,
-    fault,
     lease::{Held, Lease},
     look::Unreadable,
     position::Positions,
     queued::Queued,
     sending::Sending,
     status::Reporter,
+    watch_plan::Plan,
 };
 
 /// What all streams of a process share.
@@ -202,7 +202,7 @@ impl Context {
                 }
                 Err(error) => {
                     failed = true;
-                    self.report.trouble(doing, &fault::explain(&error, fault::of(&error)));
+                    self.report.trouble(doing, &classify::explain(&error, classify::of(&error)));
                     pauses.pause(&self.stop).await;
                 }
             }

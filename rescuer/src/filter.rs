@@ -28,7 +28,7 @@ use outbox_service::NamespacePattern;
 
 use crate::{
     Settings,
-    coverage::{Arm, Coverage, plans},
+    watch_plan::{Arm, Coverage, plans},
 };
 
 /// What a change stream is opened on: as little as holds every pattern.
@@ -227,7 +227,7 @@ mod tests {
 
     fn patterns(texts: &[&str]) -> Coverage {
         let watch = texts.iter().map(|text| text.parse().unwrap()).collect();
-        crate::coverage::plans(&crate::Settings::new(watch)).remove(0).coverage
+        crate::watch_plan::plans(&crate::Settings::new(watch)).remove(0).coverage
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn what_an_earlier_pattern_of_another_delay_means_is_not_sent() {
         let watch = ["shop.orders@1s", "shop.*"].iter().map(|text| text.parse().unwrap()).collect();
-        let base = crate::coverage::plans(&crate::Settings::new(watch)).remove(1).coverage;
+        let base = crate::watch_plan::plans(&crate::Settings::new(watch)).remove(1).coverage;
         let expected =
             doc! { "$or": [{ "ns.db": "shop", "$nor": [{ "ns.db": "shop", "ns.coll": "orders" }] }] };
         assert_eq!(namespaces("ns", &base), expected);

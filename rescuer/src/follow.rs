@@ -23,10 +23,10 @@ use crate::{
     age::Age,
     aside::Aside,
     change::Filled,
+    classify,
     commands::Pauses,
     context::{Context, with_grace},
     event::{RescueEvent, StartedFrom},
-    fault,
     page::{self, Settled},
     position::{Mark, Saved},
     reminder::Reminder,
@@ -269,7 +269,7 @@ async fn write(context: &Context, mark: &Mark) -> Result<Saved, String> {
     };
     let write = timeout(LONGEST_SAVE, write);
     match with_grace(&context.stop, context.settings.last_write(), write).await {
-        Some(Ok(written)) => written.map_err(|error| fault::explain(&error, fault::of(&error))),
+        Some(Ok(written)) => written.map_err(|error| classify::explain(&error, classify::of(&error))),
         Some(Err(_)) => Err(format!("MongoDB has not answered for {} s", LONGEST_SAVE.as_secs())),
         None => Err("MongoDB has not answered before the end".into()),
     }

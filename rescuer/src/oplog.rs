@@ -12,9 +12,8 @@ use mongodb::{
 };
 
 use crate::{
-    Warning,
+    Warning, classify,
     context::{Context, primary},
-    fault,
 };
 
 /// How often the ages are brought up to date.
@@ -76,8 +75,8 @@ async fn look_and_warn(context: &Context, age: Option<Duration>) {
         Err(error) => {
             context.report.window(None);
             // Refused, and not merely out of reach.
-            if codes::code(&error).is_some() && !fault::passes(&error) {
-                context.report.warn(Warning::OplogUnknown { error: fault::text(&error) });
+            if codes::code(&error).is_some() && !classify::passes(&error) {
+                context.report.warn(Warning::OplogUnknown { error: classify::text(&error) });
             }
         }
     }

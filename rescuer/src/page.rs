@@ -17,10 +17,10 @@ use tokio::time::timeout;
 use crate::{
     aside::{Aside, PATIENCE},
     change::Filled,
+    classify::{self, Fault},
     commands::{Pauses, Wanted, send_all},
     context::{Context, primary},
     event::RescueEvent,
-    fault::{self, Fault},
     look::{find_command, look},
     queued::hash,
     verdict::Moment,
@@ -118,8 +118,8 @@ async fn look_up(
             Err(error) => error,
         };
 
-        let fault = fault::of(&error);
-        context.report.trouble(&part, &fault::explain(&error, fault));
+        let fault = classify::of(&error);
+        context.report.trouble(&part, &classify::explain(&error, fault));
         let long =
             matches!(fault, Fault::Fatal(_)) || aside.contains(namespace) || begun.elapsed() >= PATIENCE;
         if long && answers(context).await {

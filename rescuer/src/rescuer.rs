@@ -19,12 +19,12 @@ use crate::{
     Commands, RescueEvent, RescuerError, Settings, Warning,
     budget::Budget,
     context::{Context, Shared, Stream},
-    coverage::{self, Plan},
     lease::{self, Lease},
+    owner::SERVING,
     position::Positions,
     server,
     status::{Reporter, StatusHandle},
-    term::SERVING,
+    watch_plan::{self, Plan},
 };
 
 /// After a term that ended with an error, a stream is taken up again no sooner.
@@ -63,7 +63,7 @@ impl Rescuer {
             let report = Reporter::new(&plan, settings.sweep_interval, events.clone());
             (plan, Arc::new(report))
         };
-        let streams = coverage::plans(&settings).into_iter().map(report).collect();
+        let streams = watch_plan::plans(&settings).into_iter().map(report).collect();
         let shared = Shared {
             clock: ServerClock::new(client.clone()),
             client,

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     RescuerError,
+    classify::{self, Fault},
     commands::Pauses,
-    fault::{self, Fault},
     reminder::Reminder,
 };
 
@@ -27,11 +27,11 @@ pub(crate) async fn check(client: &Client, stop: &CancellationToken) -> Result<b
             Ok(hello) => return suits(&hello).map(|()| true),
             Err(error) => error,
         };
-        if let Fault::Fatal(advice) = fault::at_start(&source) {
+        if let Fault::Fatal(advice) = classify::at_start(&source) {
             return Err(RescuerError::Refused { doing, advice, source });
         }
         if reminder.is_due() {
-            tracing::warn!(error = fault::text(&source), "could not {doing}; trying again");
+            tracing::warn!(error = classify::text(&source), "could not {doing}; trying again");
         }
         pauses.pause(stop).await;
     }

@@ -6,7 +6,7 @@ use document_outbox::deliverable::Ordering;
 use mongodb::{Namespace, bson::Timestamp};
 use outbox_service::{Choice, NamespacePattern};
 
-use crate::coverage;
+use crate::watch_plan;
 
 /// Within the default `shutdown_grace` there is room for several.
 const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
@@ -156,7 +156,7 @@ impl Settings {
             &["dead_blocks", "unordered"],
             "names collections that are in unordered too; without an order nothing can block, so drop one of them",
         );
-        if let Some((pattern, by)) = coverage::covered(&self.watch) {
+        if let Some((pattern, by)) = watch_plan::covered(&self.watch) {
             let sentence = format!(
                 "has {pattern} behind {by}, which comes first and means all that it does; put it in front, or drop it"
             );

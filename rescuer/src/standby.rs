@@ -17,10 +17,9 @@ use std::time::{Duration, Instant};
 use mongodb::{bson::DateTime, error::Error};
 
 use crate::{
-    RescueEvent,
+    RescueEvent, classify,
     commands::Pauses,
     context::{Stream, with_grace},
-    fault,
     lease::{Able, Held, Seen},
 };
 
@@ -134,7 +133,7 @@ impl Stream {
                 Ok(Look::Wait { owner, epoch, left }) => (owner, epoch, left),
                 Ok(Look::Stopped) => break,
                 Err(error) => {
-                    self.report.trouble(TAKING, &fault::explain(&error, fault::of(&error)));
+                    self.report.trouble(TAKING, &classify::explain(&error, classify::of(&error)));
                     pauses.pause(&self.stop).await;
                     continue;
                 }
@@ -212,7 +211,10 @@ impl Stream {
             return;
         };
         if let Some(Err(error)) = written {
-            tracing::debug!(error = fault::text(&error), "the lease does not say whether this one is able");
+            tracing::debug!(
+                error = classify::text(&error),
+                "the lease does not say whether this one is able"
+            );
         }
     }
 }

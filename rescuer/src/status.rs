@@ -12,8 +12,8 @@ use outbox_service::NamespacePattern;
 use serde::Serialize;
 
 use crate::{
-    RescueEvent, Unwatchable, Warning, catalogue::Flaws, coverage::Plan, metrics::Metrics, oplog::Window,
-    reminder::Reminder, unsendable::Unsendable,
+    RescueEvent, Unwatchable, Warning, catalogue::Flaws, metrics::Metrics, oplog::Window, reminder::Reminder,
+    unsendable::Unsendable, watch_plan::Plan,
 };
 
 /// A stream that has shown nothing for this long, not even that there is nothing, is not well: a replica set writes something
@@ -573,7 +573,7 @@ mod tests {
     fn reporter() -> Reporter {
         let settings = crate::Settings::new(vec!["shop.orders".parse().unwrap()]);
         Reporter::new(
-            &crate::coverage::plans(&settings).remove(0),
+            &crate::watch_plan::plans(&settings).remove(0),
             settings.sweep_interval,
             Events::default(),
         )

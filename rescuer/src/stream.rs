@@ -28,10 +28,10 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
     change::{Change, RawChange},
+    classify::{self, Fault},
     commands::Pauses,
     context::{Context, FullSweep},
     event::{ReopenCause, RescueEvent, StartedFrom},
-    fault::{self, Fault},
     filter::{Scope, pipeline},
     position::Mark,
     reminder::Reminder,
@@ -118,7 +118,7 @@ impl Reader {
                 }
                 Some(Err(error)) => {
                     let (count, since) = self.refusals.unwrap_or((0, Instant::now()));
-                    self.refusals = (!fault::passes(&error)).then_some((count + 1, since));
+                    self.refusals = (!classify::passes(&error)).then_some((count + 1, since));
                     Cut::Failed(error)
                 }
             };
@@ -164,8 +164,8 @@ impl Reader {
 
     /// What an error that ends a cursor means: its text when it is tried again.
     fn judge(&mut self, error: Error) -> Result<String, Ended> {
-        let fault = fault::of_stream(&error);
-        let reason = fault::explain(&error, fault);
+        let fault = classify::of_stream(&error);
+        let reason = classify::explain(&error, fault);
         match fault {
             Fault::Fatal(_) => {
                 self.refusals = None;
@@ -174,7 +174,7 @@ impl Reader {
             Fault::Passing if !self.is_refused() => Ok(reason),
             // The server's own time cannot be lost a moment later.
             Fault::Passing | Fault::Lost if self.is_fresh() && self.refusals.is_some() => {
-                Ok(format!("{reason}; {}", fault::REFUSED))
+                Ok(format!("{reason}; {}", classify::REFUSED))
             }
             Fault::Passing | Fault::Lost => {
                 Err(Ended::Lost { reason, code: codes::code(&error), worked: self.worked })

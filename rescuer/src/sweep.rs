@@ -29,9 +29,9 @@ use mongodb::{Namespace, error::Error};
 
 use crate::{
     catalogue::{self, Holds},
+    classify,
     context::Context,
     event::RescueEvent,
-    fault,
     pass::{Count, Pass, Turn, Wish},
     scan::{SLICES_A_ROUND, Scans},
     targets::{self, Listing},
@@ -307,7 +307,7 @@ impl Sweep {
 
     /// The next round tries again.
     fn trouble(&self, part: &str, error: &Error) {
-        self.context.report.trouble(part, &fault::explain(error, fault::of(error)));
+        self.context.report.trouble(part, &classify::explain(error, classify::of(error)));
     }
 
     /// Forgets collections that are gone.

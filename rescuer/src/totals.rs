@@ -22,8 +22,8 @@ use mongodb::{
 use crate::{
     budget::Turns,
     catalogue::{self, Holds},
+    classify,
     context::Context,
-    fault,
     metrics::{Filled, STATES, Totals},
     targets, unwatchable,
 };
@@ -59,7 +59,7 @@ pub(crate) async fn refresh(context: Arc<Context>) {
         // A stop needn't wait for what the server is still counting.
         let round = round(&context, &mut looked);
         if let Some(Err(error)) = context.stop.run_until_cancelled(round).await {
-            tracing::debug!(error = fault::text(&error), "could not list the collections to count in");
+            tracing::debug!(error = classify::text(&error), "could not list the collections to count in");
         }
         let pause = tokio::time::sleep(context.settings.totals_interval);
         context.stop.run_until_cancelled(pause).await;
@@ -93,7 +93,7 @@ async fn round(context: &Context, looked: &mut HashMap<Namespace, Looked>) -> Re
         let totals = counted.unwrap_or_else(|error| {
             tracing::debug!(
                 namespace = namespace.to_string(),
-                error = fault::text(&error),
+                error = classify::text(&error),
                 "could not count what is pending"
             );
             // Better none than those of before.

@@ -12,8 +12,8 @@ use crate::{
     Warning,
     budget::Turns,
     context::Context,
-    coverage::Coverage,
     targets::{self, Listed, ListedKind, Listing},
+    watch_plan::Coverage,
 };
 
 /// Why no collection is watched by a pattern.
@@ -125,7 +125,7 @@ mod tests {
             listed("open_orders", ListedKind::View),
             listed("clicks", ListedKind::TimeSeries),
         ];
-        let plan = crate::coverage::plans(&settings).remove(0);
+        let plan = crate::watch_plan::plans(&settings).remove(0);
         let found = find(&plan.coverage, &there, &["bugs".into()]);
         found.into_iter().map(|(pattern, why)| format!("{pattern} {why}")).collect()
     }

@@ -26,9 +26,9 @@ use crate::{
     RescuerError,
     begin::{begin, keep_following},
     catalogue::Flaws,
+    classify,
     context::{Context, FullSweep, Stream, with_grace},
     event::StartedFrom,
-    fault,
     lease::Lease,
     oplog,
     standby::{Watch, pause_between_looks},
@@ -74,7 +74,7 @@ impl Stream {
         let last = self.shared.settings.last_write();
         if let Some(Ok(Err(error))) = with_grace(&self.stop, last, release).await {
             tracing::debug!(
-                error = fault::text(&error),
+                error = classify::text(&error),
                 "the lease could not be given back; it ends by itself"
             );
         }
@@ -190,7 +190,7 @@ async fn renew(lease: &Lease, context: &Context) -> bool {
             context.report.healed(RENEWING);
         }
         Ok(Ok(false)) => return false,
-        Ok(Err(error)) => context.report.trouble(RENEWING, &fault::explain(&error, fault::of(&error))),
+        Ok(Err(error)) => context.report.trouble(RENEWING, &classify::explain(&error, classify::of(&error))),
         // Out of time: found in the next turn.
         Err(_) => {}
     }
