@@ -20,11 +20,11 @@ use std::sync::Arc;
 use crate::{
     RescueEvent, RescuerError,
     commands::Pauses,
-    context::{Context, FullSweep},
     event::StartedFrom,
     follow::{Followed, follow},
+    leadership::server,
+    leadership::term::{Context, FullSweep},
     position::{Mark, Saved, Start},
-    server,
     settings::OnHistoryLost,
 };
 

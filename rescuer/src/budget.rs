@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::context::Context;
+use crate::leadership::term::Context;
 
 /// Counting for the metrics takes at most every fifth query.
 const COUNTING: u32 = 5;

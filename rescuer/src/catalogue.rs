@@ -24,9 +24,9 @@ use document_outbox::codes;
 use crate::{
     Warning,
     budget::Turns,
-    context::Context,
     event::RescueEvent,
     index::{self, Index, Indexes, how_to_make},
+    leadership::term::Context,
 };
 
 /// After this long a collection without the index is looked at again.

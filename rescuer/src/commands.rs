@@ -13,8 +13,8 @@ use mongodb::bson::DateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::Context,
     event::RescueEvent,
+    leadership::term::Context,
     unsendable,
     verdict::{Head, Moment},
     whole,

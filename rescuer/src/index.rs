@@ -8,7 +8,7 @@ use mongodb::{
 
 use document_outbox::codes;
 
-use crate::context::Context;
+use crate::leadership::term::Context;
 
 /// An index that the sweep can go by.
 #[derive(Debug, Clone, PartialEq, Eq)]

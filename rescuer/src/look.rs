@@ -11,8 +11,8 @@ use mongodb::{
 use crate::{
     Warning, catalogue,
     commands::Wanted,
-    context::Context,
     event::RescueEvent,
+    leadership::term::Context,
     queued::hash,
     verdict::{Moment, Verdict, judge},
 };

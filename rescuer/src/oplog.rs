@@ -13,7 +13,7 @@ use mongodb::{
 
 use crate::{
     Warning, classify,
-    context::{Context, primary},
+    leadership::term::{Context, primary},
 };
 
 /// How often the ages are brought up to date.

@@ -31,7 +31,7 @@ use mongodb::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{context::lasting, filter::fingerprint, server, watch_plan::Plan};
+use crate::{filter::fingerprint, leadership::server, leadership::term::lasting, watch_plan::Plan};
 
 /// How far the stream was dealt with.
 #[derive(Debug, Clone, PartialEq)]

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Commands, RescueEvent, RescuerError, Settings, Warning,
     budget::Budget,
-    context::{Context, Shared, Stream},
-    lease::{self, Lease},
+    leadership::lease::{self, Lease},
+    leadership::server,
+    leadership::term::{Context, Shared, Stream},
     owner::SERVING,
     position::Positions,
-    server,
     status::{Reporter, StatusHandle},
     watch_plan::{self, Plan},
 };

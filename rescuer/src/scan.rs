@@ -24,7 +24,7 @@ use mongodb::{
 use crate::{
     budget::Turns,
     catalogue::{self, Holds},
-    context::Context,
+    leadership::term::Context,
     pass::LONGEST_QUERY,
 };
 

@@ -30,8 +30,8 @@ use mongodb::{Namespace, error::Error};
 use crate::{
     catalogue::{self, Holds},
     classify,
-    context::Context,
     event::RescueEvent,
+    leadership::term::Context,
     pass::{Count, Pass, Turn, Wish},
     scan::{SLICES_A_ROUND, Scans},
     targets::{self, Listing},

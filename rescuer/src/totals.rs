@@ -23,7 +23,7 @@ use crate::{
     budget::Turns,
     catalogue::{self, Holds},
     classify,
-    context::Context,
+    leadership::term::Context,
     metrics::{Filled, STATES, Totals},
     targets, unwatchable,
 };

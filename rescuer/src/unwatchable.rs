@@ -11,7 +11,7 @@ use outbox_service::{NamespacePattern, settings::did_you_mean};
 use crate::{
     Warning,
     budget::Turns,
-    context::Context,
+    leadership::term::Context,
     targets::{self, Listed, ListedKind, Listing},
     watch_plan::Coverage,
 };

@@ -16,7 +16,7 @@ use mongodb::{
 
 use crate::{
     commands::Wanted,
-    context::{Context, primary},
+    leadership::term::{Context, primary},
     look::look,
 };
 

@@ -19,8 +19,8 @@ use mongodb::{bson::DateTime, error::Error};
 use crate::{
     RescueEvent, classify,
     commands::Pauses,
-    context::{Stream, with_grace},
-    lease::{Able, Held, Seen},
+    leadership::lease::{Able, Held, Seen},
+    leadership::term::{Stream, with_grace},
 };
 
 const TAKING: &str = "take the stream's lease";

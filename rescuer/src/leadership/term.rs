@@ -27,7 +27,7 @@ use crate::{
     catalogue::Catalogue,
     classify,
     commands::Pauses,
-    lease::{Held, Lease},
+    leadership::lease::{Held, Lease},
     look::Unreadable,
     position::Positions,
     queued::Queued,

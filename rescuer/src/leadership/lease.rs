@@ -45,7 +45,7 @@ use mongodb::{
     options::ReturnDocument,
 };
 
-use crate::context::lasting;
+use crate::leadership::term::lasting;
 
 /// The lease of one stream.
 #[derive(Debug, Clone)]
