@@ -48,27 +48,18 @@
 //! # }
 //! ```
 
-mod age;
-mod aside;
-mod begin;
 mod budget;
 mod catalogue;
-mod change;
 mod classify;
 mod commands;
 mod error;
 mod event;
-mod filter;
-mod follow;
 mod index;
 mod leadership;
 mod look;
 mod metrics;
-mod oplog;
 mod owner;
-mod page;
 mod pass;
-mod position;
 mod queued;
 mod reminder;
 mod rescuer;
@@ -79,7 +70,6 @@ mod status;
 mod stream;
 mod sweep;
 mod targets;
-mod token;
 mod totals;
 mod unsendable;
 mod unwatchable;
@@ -92,10 +82,10 @@ pub use catalogue::Expiry;
 pub use commands::{BrokerCommands, Commands};
 pub use error::RescuerError;
 pub use event::{ReopenCause, RescueEvent, StartedFrom};
-pub use filter::pipelines;
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
 pub use status::{LastError, LastSweep, Role, Status, StatusHandle, StreamStatus};
+pub use stream::filter::pipelines;
 pub use unwatchable::Unwatchable;
 pub use warning::Warning;

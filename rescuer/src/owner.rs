@@ -24,14 +24,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     RescuerError,
-    begin::{begin, keep_following},
     catalogue::Flaws,
     classify,
     event::StartedFrom,
     leadership::lease::Lease,
     leadership::standby::{Watch, pause_between_looks},
     leadership::term::{Context, FullSweep, Stream, with_grace},
-    oplog,
+    stream::oplog,
+    stream::start::{begin, keep_following},
     sweep::Sweep,
     totals,
 };

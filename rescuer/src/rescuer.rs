@@ -22,8 +22,8 @@ use crate::{
     leadership::server,
     leadership::term::{Context, Shared, Stream},
     owner::SERVING,
-    position::Positions,
     status::{Reporter, StatusHandle},
+    stream::position::Positions,
     watch_plan::{self, Plan},
 };
 

@@ -29,10 +29,10 @@ use crate::{
     commands::Pauses,
     leadership::lease::{Held, Lease},
     look::Unreadable,
-    position::Positions,
     queued::Queued,
     sending::Sending,
     status::Reporter,
+    stream::position::Positions,
     watch_plan::Plan,
 };
 

@@ -21,11 +21,11 @@ use crate::{
     RescueEvent, RescuerError,
     commands::Pauses,
     event::StartedFrom,
-    follow::{Followed, follow},
     leadership::server,
     leadership::term::{Context, FullSweep},
-    position::{Mark, Saved, Start},
     settings::OnHistoryLost,
+    stream::follow::{Followed, follow},
+    stream::position::{Mark, Saved, Start},
 };
 
 /// Where this term of an owner begins to read; `None` when stopped before that was saved.

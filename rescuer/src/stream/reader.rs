@@ -27,15 +27,15 @@ use mongodb::{
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
-    change::{Change, RawChange},
     classify::{self, Fault},
     commands::Pauses,
     event::{ReopenCause, RescueEvent, StartedFrom},
-    filter::{Scope, pipeline},
     leadership::term::{Context, FullSweep},
-    position::Mark,
     reminder::Reminder,
-    token,
+    stream::change::{Change, RawChange},
+    stream::filter::{Scope, pipeline},
+    stream::position::Mark,
+    stream::token,
 };
 
 /// How long the server waits for something new before it answers that there is nothing.

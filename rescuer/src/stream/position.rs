@@ -31,7 +31,7 @@ use mongodb::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{filter::fingerprint, leadership::server, leadership::term::lasting, watch_plan::Plan};
+use crate::{leadership::server, leadership::term::lasting, stream::filter::fingerprint, watch_plan::Plan};
 
 /// How far the stream was dealt with.
 #[derive(Debug, Clone, PartialEq)]

@@ -19,18 +19,17 @@ use std::{
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    RescuerError,
-    age::Age,
-    aside::Aside,
-    change::Filled,
-    classify,
+    RescuerError, classify,
     commands::Pauses,
     event::{RescueEvent, StartedFrom},
     leadership::term::{Context, with_grace},
-    page::{self, Settled},
-    position::{Mark, Saved},
     reminder::Reminder,
-    stream::{Ended, Item, Reader},
+    stream::age::Age,
+    stream::change::Filled,
+    stream::page::{self, Settled},
+    stream::position::{Mark, Saved},
+    stream::reader::{Ended, Item, Reader},
+    stream::set_aside::Aside,
 };
 
 /// Why following ended.

@@ -15,14 +15,14 @@ use mongodb::{
 use tokio::time::timeout;
 
 use crate::{
-    aside::{Aside, PATIENCE},
-    change::Filled,
     classify::{self, Fault},
     commands::{Pauses, Wanted, send_all},
     event::RescueEvent,
     leadership::term::{Context, primary},
     look::{find_command, look},
     queued::hash,
+    stream::change::Filled,
+    stream::set_aside::{Aside, PATIENCE},
     verdict::Moment,
 };
 
@@ -253,7 +253,7 @@ mod tests {
     use mongodb::bson::{RawDocumentBuf, doc};
 
     use super::*;
-    use crate::position::Mark;
+    use crate::stream::position::Mark;
 
     fn change(id: i32, time: Option<u32>) -> (Vec<u8>, Filled) {
         let document = DocumentRef::by_id(Namespace::new("shop", "orders"), id);

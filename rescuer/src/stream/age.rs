@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use document_outbox::clock::{later, until};
 use mongodb::bson::DateTime;
 
-use crate::change::Filled;
+use crate::stream::change::Filled;
 
 /// How old changes have to be, and what is known of the clock that dated them.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ mod tests {
     use mongodb::Namespace;
 
     use super::*;
-    use crate::position::Mark;
+    use crate::stream::position::Mark;
 
     const DELAY: Duration = Duration::from_secs(10);
     const HOUR: i64 = 3_600_000;

@@ -10,7 +10,7 @@ use mongodb::{
 };
 use serde::Deserialize;
 
-use crate::{position::Mark, token};
+use crate::{stream::position::Mark, stream::token};
 
 /// As it is sent, projected. Kept raw where content is a user's, so that none of it can keep a change from being read: a
 /// change that can't be read can't be passed either, since its token is in it.

@@ -1,0 +1,13 @@
+//! The change stream, followed `delay` late.
+
+pub(crate) mod age;
+pub(crate) mod change;
+pub(crate) mod filter;
+pub(crate) mod follow;
+pub(crate) mod oplog;
+pub(crate) mod page;
+pub(crate) mod position;
+pub(crate) mod reader;
+pub(crate) mod set_aside;
+pub(crate) mod start;
+pub(crate) mod token;
