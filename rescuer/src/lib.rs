@@ -48,37 +48,28 @@
 //! # }
 //! ```
 
-mod budget;
-mod catalogue;
 mod classify;
 mod commands;
 mod error;
 mod event;
-mod index;
 mod leadership;
 mod look;
 mod metrics;
 mod owner;
-mod pass;
 mod queued;
 mod reminder;
 mod rescuer;
-mod scan;
 mod sending;
 mod settings;
 mod status;
 mod stream;
 mod sweep;
-mod targets;
-mod totals;
 mod unsendable;
-mod unwatchable;
 mod verdict;
 mod warning;
 mod watch_plan;
 mod whole;
 
-pub use catalogue::Expiry;
 pub use commands::{BrokerCommands, Commands};
 pub use error::RescuerError;
 pub use event::{ReopenCause, RescueEvent, StartedFrom};
@@ -87,5 +78,6 @@ pub use rescuer::Rescuer;
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
 pub use status::{LastError, LastSweep, Role, Status, StatusHandle, StreamStatus};
 pub use stream::filter::pipelines;
-pub use unwatchable::Unwatchable;
+pub use sweep::catalogue::Expiry;
+pub use sweep::unwatchable::Unwatchable;
 pub use warning::Warning;

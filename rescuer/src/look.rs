@@ -9,11 +9,12 @@ use mongodb::{
 };
 
 use crate::{
-    Warning, catalogue,
+    Warning,
     commands::Wanted,
     event::RescueEvent,
     leadership::term::Context,
     queued::hash,
+    sweep::catalogue,
     verdict::{Moment, Verdict, judge},
 };
 

@@ -13,7 +13,7 @@ use metrics::{
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
 
-use crate::{ReopenCause, RescueEvent, catalogue::Flaws, watch_plan::Coverage};
+use crate::{ReopenCause, RescueEvent, sweep::catalogue::Flaws, watch_plan::Coverage};
 
 const COMMANDS_QUEUED: &str = "outbox_commands_queued_total";
 const COMMANDS_READY: &str = "outbox_commands_ready";

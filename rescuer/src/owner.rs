@@ -23,17 +23,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    RescuerError,
-    catalogue::Flaws,
-    classify,
+    RescuerError, classify,
     event::StartedFrom,
     leadership::lease::Lease,
     leadership::standby::{Watch, pause_between_looks},
     leadership::term::{Context, FullSweep, Stream, with_grace},
     stream::oplog,
     stream::start::{begin, keep_following},
-    sweep::Sweep,
-    totals,
+    sweep::backlog_gauge,
+    sweep::catalogue::Flaws,
+    sweep::rounds::Sweep,
 };
 
 /// For how long a task that was stopped may take to end by itself.
@@ -51,7 +50,7 @@ impl Stream {
         drop(essential(context, "the task that renews the lease", keeping));
         let beside = [
             essential(context, "the task that watches the oplog", oplog::watch(context.clone())),
-            essential(context, "the task that counts the backlog", totals::refresh(context.clone())),
+            essential(context, "the task that counts the backlog", backlog_gauge::refresh(context.clone())),
         ];
 
         let ended = run(context).await;

@@ -17,13 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Commands, RescueEvent, RescuerError, Settings, Warning,
-    budget::Budget,
     leadership::lease::{self, Lease},
     leadership::server,
     leadership::term::{Context, Shared, Stream},
     owner::SERVING,
     status::{Reporter, StatusHandle},
     stream::position::Positions,
+    sweep::budget::Budget,
     watch_plan::{self, Plan},
 };
 

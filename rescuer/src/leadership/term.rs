@@ -22,10 +22,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Commands, RescueEvent, Settings, Warning,
-    budget::Budget,
-    catalogue::Catalogue,
-    classify,
+    Commands, RescueEvent, Settings, Warning, classify,
     commands::Pauses,
     leadership::lease::{Held, Lease},
     look::Unreadable,
@@ -33,6 +30,8 @@ use crate::{
     sending::Sending,
     status::Reporter,
     stream::position::Positions,
+    sweep::budget::Budget,
+    sweep::catalogue::Catalogue,
     watch_plan::Plan,
 };
 

@@ -23,10 +23,10 @@ use document_outbox::codes;
 
 use crate::{
     Warning,
-    budget::Turns,
     event::RescueEvent,
-    index::{self, Index, Indexes, how_to_make},
     leadership::term::Context,
+    sweep::budget::Turns,
+    sweep::index::{self, Index, Indexes, how_to_make},
 };
 
 /// After this long a collection without the index is looked at again.

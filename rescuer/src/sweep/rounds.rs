@@ -28,14 +28,14 @@ use document_outbox::codes;
 use mongodb::{Namespace, error::Error};
 
 use crate::{
-    catalogue::{self, Holds},
     classify,
     event::RescueEvent,
     leadership::term::Context,
-    pass::{Count, Pass, Turn, Wish},
-    scan::{SLICES_A_ROUND, Scans},
-    targets::{self, Listing},
-    unwatchable,
+    sweep::catalogue::{self, Holds},
+    sweep::collections::{self, Listing},
+    sweep::read::{Count, Pass, Turn, Wish},
+    sweep::scan::{SLICES_A_ROUND, Scans},
+    sweep::unwatchable,
 };
 
 /// A round doesn't leave a long backlog sooner, however short the interval is.
@@ -160,7 +160,7 @@ impl Sweep {
         let begun = Instant::now();
         let mut tally = Tally::default();
 
-        let listing = targets::list_all(&context, &mut tally.count.turns()).await;
+        let listing = collections::list_all(&context, &mut tally.count.turns()).await;
         let listing = match listing {
             Ok(listing) => listing,
             Err(error) => {

@@ -20,12 +20,13 @@ use mongodb::{
 };
 
 use crate::{
-    budget::Turns,
-    catalogue::{self, Holds},
     classify,
     leadership::term::Context,
     metrics::{Filled, STATES, Totals},
-    targets, unwatchable,
+    sweep::budget::Turns,
+    sweep::catalogue::{self, Holds},
+    sweep::collections,
+    sweep::unwatchable,
 };
 
 /// Counting ends here.
@@ -71,7 +72,7 @@ pub(crate) async fn refresh(context: Arc<Context>) {
 }
 
 async fn round(context: &Context, looked: &mut HashMap<Namespace, Looked>) -> Result<(), Error> {
-    let listing = targets::list_all(context, &mut Turns::Counting).await?;
+    let listing = collections::list_all(context, &mut Turns::Counting).await?;
     let collections = listing.watched(&context.plan.coverage);
     if listing.failed.is_empty() {
         unwatchable::report(context, &listing, &mut Turns::Counting).await;

@@ -31,14 +31,14 @@ use mongodb::{
 };
 
 use crate::{
-    budget::Turns,
-    catalogue::{self, Holds},
     commands::{Wanted, send},
-    index::{Index, is_refused_hint},
     leadership::term::Context,
     look::{look, projection},
     queued::{Admission, Read},
-    scan::{SLICES_A_ROUND, Scan, Scans, Slice},
+    sweep::budget::Turns,
+    sweep::catalogue::{self, Holds},
+    sweep::index::{Index, is_refused_hint},
+    sweep::scan::{SLICES_A_ROUND, Scan, Scans, Slice},
     verdict::Moment,
 };
 

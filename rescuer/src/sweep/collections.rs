@@ -9,7 +9,7 @@ use mongodb::{
 };
 use outbox_service::NamespacePattern;
 
-use crate::{budget::Turns, leadership::term::Context, watch_plan::Coverage};
+use crate::{leadership::term::Context, sweep::budget::Turns, watch_plan::Coverage};
 
 /// What the databases of a stream's patterns hold.
 #[derive(Debug, Default)]

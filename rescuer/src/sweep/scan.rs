@@ -22,10 +22,10 @@ use mongodb::{
 };
 
 use crate::{
-    budget::Turns,
-    catalogue::{self, Holds},
     leadership::term::Context,
-    pass::LONGEST_QUERY,
+    sweep::budget::Turns,
+    sweep::catalogue::{self, Holds},
+    sweep::read::LONGEST_QUERY,
 };
 
 /// How many documents a slice has.

@@ -10,9 +10,9 @@ use outbox_service::{NamespacePattern, settings::did_you_mean};
 
 use crate::{
     Warning,
-    budget::Turns,
     leadership::term::Context,
-    targets::{self, Listed, ListedKind, Listing},
+    sweep::budget::Turns,
+    sweep::collections::{self, Listed, ListedKind, Listing},
     watch_plan::Coverage,
 };
 
@@ -53,7 +53,7 @@ pub(crate) async fn report(context: &Context, listing: &Listing, turns: &mut Tur
     if found.iter().any(lacks_hint) {
         turns.wait(context).await;
         // Without the names there is no hint, and a warning all the same.
-        let databases = targets::all_databases(context).await.unwrap_or_default();
+        let databases = collections::all_databases(context).await.unwrap_or_default();
         found = find(coverage, &listing.all, &databases);
     }
     context.report.unwatchable(&found);

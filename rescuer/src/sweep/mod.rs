@@ -1,0 +1,11 @@
+//! The sweep: the net under the change stream.
+
+pub(crate) mod backlog_gauge;
+pub(crate) mod budget;
+pub(crate) mod catalogue;
+pub(crate) mod collections;
+pub(crate) mod index;
+pub(crate) mod read;
+pub(crate) mod rounds;
+pub(crate) mod scan;
+pub(crate) mod unwatchable;
