@@ -14,10 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     event::RescueEvent,
+    judge::verdict::{Head, Moment},
     leadership::term::Context,
-    unsendable,
-    verdict::{Head, Moment},
-    whole,
+    unsendable, whole,
 };
 
 /// Sends commands and learns what became of each.

@@ -28,7 +28,7 @@ use std::{
 use document_outbox::DocumentRef;
 use mongodb::Namespace;
 
-use crate::verdict::Head;
+use crate::judge::verdict::Head;
 
 /// Pauses don't grow beyond this.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -317,7 +317,7 @@ mod tests {
     use mongodb::bson::{Bson, DateTime, Uuid, doc};
 
     use super::*;
-    use crate::verdict::{Moment, judge};
+    use crate::judge::verdict::{Moment, judge};
 
     const PAUSE: Duration = Duration::from_secs(30);
 

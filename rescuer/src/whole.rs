@@ -16,8 +16,8 @@ use mongodb::{
 
 use crate::{
     commands::Wanted,
+    judge::inspect::look,
     leadership::term::{Context, primary},
-    look::look,
 };
 
 /// Leaves out the documents that have nothing to deliver, seen whole.

@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Commands, RescueEvent, Settings, Warning, classify,
     commands::Pauses,
+    judge::inspect::Unreadable,
     leadership::lease::{Held, Lease},
-    look::Unreadable,
     queued::Queued,
     sending::Sending,
     status::Reporter,

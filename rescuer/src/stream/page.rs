@@ -18,12 +18,12 @@ use crate::{
     classify::{self, Fault},
     commands::{Pauses, Wanted, send_all},
     event::RescueEvent,
+    judge::inspect::{find_command, look},
+    judge::verdict::Moment,
     leadership::term::{Context, primary},
-    look::{find_command, look},
     queued::hash,
     stream::change::Filled,
     stream::set_aside::{Aside, PATIENCE},
-    verdict::Moment,
 };
 
 /// From this many changes on, a page is worth asking for the time of the look-up.

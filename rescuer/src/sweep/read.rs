@@ -32,14 +32,14 @@ use mongodb::{
 
 use crate::{
     commands::{Wanted, send},
+    judge::inspect::{look, projection},
+    judge::verdict::Moment,
     leadership::term::Context,
-    look::{look, projection},
     queued::{Admission, Read},
     sweep::budget::Turns,
     sweep::catalogue::{self, Holds},
     sweep::index::{Index, is_refused_hint},
     sweep::scan::{SLICES_A_ROUND, Scan, Scans, Slice},
-    verdict::Moment,
 };
 
 /// No query keeps the server busy for longer.

@@ -12,10 +12,10 @@ use crate::{
     Warning,
     commands::Wanted,
     event::RescueEvent,
+    judge::verdict::{Moment, Verdict, judge},
     leadership::term::Context,
     queued::hash,
     sweep::catalogue,
-    verdict::{Moment, Verdict, judge},
 };
 
 /// The fields by which an entry is judged: neither payloads nor errors, which can be large.

@@ -1,0 +1,4 @@
+//! Whether a document wants a command now.
+
+pub(crate) mod inspect;
+pub(crate) mod verdict;
