@@ -49,17 +49,15 @@
 //! ```
 
 mod classify;
-mod commands;
 mod error;
 mod event;
 mod judge;
 mod leadership;
 mod metrics;
 mod owner;
-mod queued;
 mod reminder;
 mod rescuer;
-mod sending;
+mod send;
 mod settings;
 mod status;
 mod stream;
@@ -67,13 +65,12 @@ mod sweep;
 mod unsendable;
 mod warning;
 mod watch_plan;
-mod whole;
 
-pub use commands::{BrokerCommands, Commands};
 pub use error::RescuerError;
 pub use event::{ReopenCause, RescueEvent, StartedFrom};
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
+pub use send::commands::{BrokerCommands, Commands};
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
 pub use status::{LastError, LastSweep, Role, Status, StatusHandle, StreamStatus};
 pub use stream::filter::pipelines;

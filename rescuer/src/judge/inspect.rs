@@ -10,11 +10,11 @@ use mongodb::{
 
 use crate::{
     Warning,
-    commands::Wanted,
     event::RescueEvent,
     judge::verdict::{Moment, Verdict, judge},
     leadership::term::Context,
-    queued::hash,
+    send::commands::Wanted,
+    send::recently_queued::hash,
     sweep::catalogue,
 };
 

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     RescuerError,
     classify::{self, Fault},
-    commands::Pauses,
     reminder::Reminder,
+    send::commands::Pauses,
 };
 
 /// Refuses servers that cannot feed a rescuer; `false` when stopped first.

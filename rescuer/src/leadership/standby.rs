@@ -18,9 +18,9 @@ use mongodb::{bson::DateTime, error::Error};
 
 use crate::{
     RescueEvent, classify,
-    commands::Pauses,
     leadership::lease::{Able, Held, Seen},
     leadership::term::{Stream, with_grace},
+    send::commands::Pauses,
 };
 
 const TAKING: &str = "take the stream's lease";

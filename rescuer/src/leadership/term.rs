@@ -23,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Commands, RescueEvent, Settings, Warning, classify,
-    commands::Pauses,
     judge::inspect::Unreadable,
     leadership::lease::{Held, Lease},
-    queued::Queued,
-    sending::Sending,
+    send::ability::Sending,
+    send::commands::Pauses,
+    send::recently_queued::Queued,
     status::Reporter,
     stream::position::Positions,
     sweep::budget::Budget,

@@ -20,10 +20,10 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     RescuerError, classify,
-    commands::Pauses,
     event::{RescueEvent, StartedFrom},
     leadership::term::{Context, with_grace},
     reminder::Reminder,
+    send::commands::Pauses,
     stream::age::Age,
     stream::change::Filled,
     stream::page::{self, Settled},

@@ -16,12 +16,12 @@ use tokio::time::timeout;
 
 use crate::{
     classify::{self, Fault},
-    commands::{Pauses, Wanted, send_all},
     event::RescueEvent,
     judge::inspect::{find_command, look},
     judge::verdict::Moment,
     leadership::term::{Context, primary},
-    queued::hash,
+    send::commands::{Pauses, Wanted, send_all},
+    send::recently_queued::hash,
     stream::change::Filled,
     stream::set_aside::{Aside, PATIENCE},
 };

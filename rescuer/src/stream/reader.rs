@@ -28,10 +28,10 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
     classify::{self, Fault},
-    commands::Pauses,
     event::{ReopenCause, RescueEvent, StartedFrom},
     leadership::term::{Context, FullSweep},
     reminder::Reminder,
+    send::commands::Pauses,
     stream::change::{Change, RawChange},
     stream::filter::{Scope, pipeline},
     stream::position::Mark,

@@ -19,10 +19,10 @@ use std::sync::Arc;
 
 use crate::{
     RescueEvent, RescuerError,
-    commands::Pauses,
     event::StartedFrom,
     leadership::server,
     leadership::term::{Context, FullSweep},
+    send::commands::Pauses,
     settings::OnHistoryLost,
     stream::follow::{Followed, follow},
     stream::position::{Mark, Saved, Start},

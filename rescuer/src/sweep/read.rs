@@ -31,11 +31,11 @@ use mongodb::{
 };
 
 use crate::{
-    commands::{Wanted, send},
     judge::inspect::{look, projection},
     judge::verdict::Moment,
     leadership::term::Context,
-    queued::{Admission, Read},
+    send::commands::{Wanted, send},
+    send::recently_queued::{Admission, Read},
     sweep::budget::Turns,
     sweep::catalogue::{self, Holds},
     sweep::index::{Index, is_refused_hint},

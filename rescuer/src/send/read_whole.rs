@@ -15,9 +15,9 @@ use mongodb::{
 };
 
 use crate::{
-    commands::Wanted,
     judge::inspect::look,
     leadership::term::{Context, primary},
+    send::commands::Wanted,
 };
 
 /// Leaves out the documents that have nothing to deliver, seen whole.

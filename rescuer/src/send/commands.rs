@@ -16,7 +16,8 @@ use crate::{
     event::RescueEvent,
     judge::verdict::{Head, Moment},
     leadership::term::Context,
-    unsendable, whole,
+    send::read_whole,
+    unsendable,
 };
 
 /// Sends commands and learns what became of each.
@@ -101,7 +102,7 @@ pub(crate) async fn send(context: &Context, wanted: Vec<Wanted>, reason: Reason)
         sent.failed = wanted;
         return sent;
     }
-    let wanted = whole::confirm(context, wanted).await;
+    let wanted = read_whole::confirm(context, wanted).await;
     if wanted.is_empty() {
         return sent;
     }
