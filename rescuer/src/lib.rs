@@ -50,30 +50,25 @@
 
 mod classify;
 mod error;
-mod event;
 mod judge;
 mod leadership;
-mod metrics;
+mod observe;
 mod owner;
-mod reminder;
 mod rescuer;
 mod send;
 mod settings;
-mod status;
 mod stream;
 mod sweep;
-mod unsendable;
-mod warning;
 mod watch_plan;
 
 pub use error::RescuerError;
-pub use event::{ReopenCause, RescueEvent, StartedFrom};
+pub use observe::event::{ReopenCause, RescueEvent, StartedFrom};
+pub use observe::status::{LastError, LastSweep, Role, Status, StatusHandle, StreamStatus};
+pub use observe::warning::Warning;
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
 pub use send::commands::{BrokerCommands, Commands};
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
-pub use status::{LastError, LastSweep, Role, Status, StatusHandle, StreamStatus};
 pub use stream::filter::pipelines;
 pub use sweep::catalogue::Expiry;
 pub use sweep::unwatchable::Unwatchable;
-pub use warning::Warning;

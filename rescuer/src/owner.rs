@@ -24,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     RescuerError, classify,
-    event::StartedFrom,
     leadership::lease::Lease,
     leadership::standby::{Watch, pause_between_looks},
     leadership::term::{Context, FullSweep, Stream, with_grace},
+    observe::event::StartedFrom,
     stream::oplog,
     stream::start::{begin, keep_following},
     sweep::backlog_gauge,

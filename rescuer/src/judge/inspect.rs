@@ -10,9 +10,9 @@ use mongodb::{
 
 use crate::{
     Warning,
-    event::RescueEvent,
     judge::verdict::{Moment, Verdict, judge},
     leadership::term::Context,
+    observe::event::RescueEvent,
     send::commands::Wanted,
     send::recently_queued::hash,
     sweep::catalogue,

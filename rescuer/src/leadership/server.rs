@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     RescuerError,
     classify::{self, Fault},
-    reminder::Reminder,
+    observe::reminder::Reminder,
     send::commands::Pauses,
 };
 

@@ -13,11 +13,11 @@ use mongodb::bson::DateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    event::RescueEvent,
     judge::verdict::{Head, Moment},
     leadership::term::Context,
+    observe::event::RescueEvent,
+    observe::unsendable,
     send::read_whole,
-    unsendable,
 };
 
 /// Sends commands and learns what became of each.

@@ -20,9 +20,9 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     RescuerError, classify,
-    event::{RescueEvent, StartedFrom},
     leadership::term::{Context, with_grace},
-    reminder::Reminder,
+    observe::event::{RescueEvent, StartedFrom},
+    observe::reminder::Reminder,
     send::commands::Pauses,
     stream::age::Age,
     stream::change::Filled,

@@ -16,10 +16,10 @@ use tokio::time::timeout;
 
 use crate::{
     classify::{self, Fault},
-    event::RescueEvent,
     judge::inspect::{find_command, look},
     judge::verdict::Moment,
     leadership::term::{Context, primary},
+    observe::event::RescueEvent,
     send::commands::{Pauses, Wanted, send_all},
     send::recently_queued::hash,
     stream::change::Filled,

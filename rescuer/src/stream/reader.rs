@@ -28,9 +28,9 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
     classify::{self, Fault},
-    event::{ReopenCause, RescueEvent, StartedFrom},
     leadership::term::{Context, FullSweep},
-    reminder::Reminder,
+    observe::event::{ReopenCause, RescueEvent, StartedFrom},
+    observe::reminder::Reminder,
     send::commands::Pauses,
     stream::change::{Change, RawChange},
     stream::filter::{Scope, pipeline},

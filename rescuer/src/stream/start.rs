@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use crate::{
     RescueEvent, RescuerError,
-    event::StartedFrom,
     leadership::server,
     leadership::term::{Context, FullSweep},
+    observe::event::StartedFrom,
     send::commands::Pauses,
     settings::OnHistoryLost,
     stream::follow::{Followed, follow},

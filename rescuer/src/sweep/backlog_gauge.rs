@@ -22,7 +22,7 @@ use mongodb::{
 use crate::{
     classify,
     leadership::term::Context,
-    metrics::{Filled, STATES, Totals},
+    observe::metrics::{Filled, STATES, Totals},
     sweep::budget::Turns,
     sweep::catalogue::{self, Holds},
     sweep::collections,

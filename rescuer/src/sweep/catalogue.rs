@@ -23,8 +23,8 @@ use document_outbox::codes;
 
 use crate::{
     Warning,
-    event::RescueEvent,
     leadership::term::Context,
+    observe::event::RescueEvent,
     sweep::budget::Turns,
     sweep::index::{self, Index, Indexes, how_to_make},
 };

@@ -29,8 +29,8 @@ use mongodb::{Namespace, error::Error};
 
 use crate::{
     classify,
-    event::RescueEvent,
     leadership::term::Context,
+    observe::event::RescueEvent,
     sweep::catalogue::{self, Holds},
     sweep::collections::{self, Listing},
     sweep::read::{Count, Pass, Turn, Wish},

@@ -12,8 +12,8 @@ use outbox_service::NamespacePattern;
 use serde::Serialize;
 
 use crate::{
-    RescueEvent, Unwatchable, Warning, metrics::Metrics, reminder::Reminder, stream::oplog::Window,
-    sweep::catalogue::Flaws, unsendable::Unsendable, watch_plan::Plan,
+    RescueEvent, Unwatchable, Warning, observe::metrics::Metrics, observe::reminder::Reminder,
+    observe::unsendable::Unsendable, stream::oplog::Window, sweep::catalogue::Flaws, watch_plan::Plan,
 };
 
 /// A stream that has shown nothing for this long, not even that there is nothing, is not well: a replica set writes something
