@@ -25,7 +25,7 @@ use mongodb::{
     bson::{Document as BsonDocument, doc},
 };
 
-use crate::{Result, order::Order};
+use crate::{order::Order, result::Result};
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -195,7 +195,7 @@ impl Bed {
     pub(crate) async fn load(&self, store: &Store<Order>, count: usize) -> Result<Vec<Loaded<Order>>> {
         let load = |n: usize| async move {
             let found = store.load(&id(n)).await?;
-            found.ok_or_else(|| crate::Failure::from(format!("order {} is not there", id(n))))
+            found.ok_or_else(|| crate::result::Failure::from(format!("order {} is not there", id(n))))
         };
         stream::iter(0..count).map(load).buffered(16).try_collect().await
     }

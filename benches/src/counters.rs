@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use mongodb::bson::{Bson, Document, Timestamp, doc};
 
-use crate::{Result, bed::Bed};
+use crate::{bed::Bed, result::Result};
 
 /// Counts at one moment, or between two.
 #[derive(Debug, Clone, Default, serde::Serialize)]

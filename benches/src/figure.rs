@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{report::number, stats::Spread};
+use crate::stats::{Spread, number};
 
 /// Bars of one unit.
 pub(crate) struct Figure {

@@ -5,7 +5,7 @@ use std::fs;
 use mongodb::bson::doc;
 use serde::Serialize;
 
-use crate::{Result, bed::Bed};
+use crate::{bed::Bed, result::Result};
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Machine {

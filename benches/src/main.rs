@@ -8,6 +8,7 @@ mod figure;
 mod machine;
 mod order;
 mod report;
+mod result;
 mod rows;
 mod services;
 mod stats;
@@ -19,11 +20,8 @@ use clap::Parser;
 use crate::{
     bed::{Bed, Scale},
     report::Report,
+    result::Result,
 };
-
-/// What can go wrong ends the run.
-pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
-pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 #[derive(Debug, Parser)]
 struct Arguments {

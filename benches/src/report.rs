@@ -4,7 +4,14 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use serde::Serialize;
 
-use crate::{Result, bed::Bed, counters::Counters, figure::Figure, machine::Machine, stats::Spread};
+use crate::{
+    bed::Bed,
+    counters::Counters,
+    figure::Figure,
+    machine::Machine,
+    result::Result,
+    stats::{Spread, number},
+};
 
 /// What a row should come to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -191,16 +198,6 @@ impl Counted {
             by_process(&self.counters.cpu_seconds, 1000.0 / self.operations),
             by_process(&self.counters.peak_memory_mib, 1.0),
         ]
-    }
-}
-
-/// Three digits that matter.
-pub(crate) fn number(value: f64) -> String {
-    match value.abs() {
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 0.1 || size == 0.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-use crate::{Result, bed::Bed, counters};
+use crate::{bed::Bed, counters, result::Result};
 
 /// A service at work; killed when dropped.
 pub(crate) struct Service {

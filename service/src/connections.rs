@@ -8,7 +8,11 @@ use document_outbox::{
 };
 use mongodb::{Client, error::Error, options::ClientOptions};
 
-use crate::{Reader, Uri, mongodb_uri, transport};
+use crate::{
+    mongodb_uri,
+    settings::{Reader, Uri},
+    transport,
+};
 
 /// How long the driver may look for a server before a try counts as failed. Tries are repeated for as long as it takes; a
 /// short one lets a signal to stop through.

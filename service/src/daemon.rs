@@ -17,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    Key, Probes, Problems, Program, Reader, Resolution, Resolved, Sources,
     http::{Bound, Listen},
-    keys::{self, LogFormat},
+    keys,
     log_line::to_stderr,
     metrics::Exporter,
-    settings::resolve,
-    shutdown, telemetry,
+    probes::Probes,
+    settings::{Key, Problems, Program, Reader, Resolution, Resolved, Sources, resolve},
+    shutdown,
+    telemetry::{self, LogFormat},
 };
 
 #[cfg(feature = "otlp")]

@@ -41,8 +41,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    Probes,
     metrics::{Exporter, UPKEEP},
+    probes::Probes,
 };
 
 /// As many connections as probes, scrapers and people need at once.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    Choice, Key, Kind, Scheme,
     http::Listen,
-    settings::{check_database, did_you_mean},
+    settings::{Choice, Key, Kind, Scheme, check_database, did_you_mean},
+    telemetry::{LogFormat, parse_filter},
 };
 
 /// `mongodb_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
@@ -167,20 +167,6 @@ impl Choice for Topology {
         &[("declare", Self::Declare), ("verify", Self::Verify), ("off", Self::Off)];
 }
 
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For machines: one JSON object a line.
-    Json,
-}
-
-impl Choice for LogFormat {
-    const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
-}
-
 fn check_listen(text: &str) -> Result<(), String> {
     text.parse::<Listen>().map(drop)
 }
@@ -225,7 +211,7 @@ fn check_log_filter(filter: &str) -> Result<(), String> {
             return Err(format!("has {word} for a level{hint}; write one of {}", LEVELS.join(", ")));
         }
     }
-    crate::telemetry::parse_filter(filter)
+    parse_filter(filter)
         .map(drop)
         .map_err(|error| format!("is no filter ({error}); write a level, or target=level pairs with commas"))
 }

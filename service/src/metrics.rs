@@ -7,8 +7,8 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 use metrics_process::Collector;
 
 use crate::{
-    Program,
     passing::{Gauges, Passing},
+    settings::Program,
 };
 
 /// Upper bounds of all histograms, in seconds: for lags from a millisecond to an hour.

@@ -10,7 +10,7 @@ use mongodb::{
     options::{ClientOptions, ConnectionString, HostInfo},
 };
 
-use crate::{Uri, settings};
+use crate::settings::{self, Uri};
 
 /// Why the driver would refuse the URI, as a sentence that goes behind its key; `None` if it takes it.
 ///
@@ -125,7 +125,7 @@ fn is_shown(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Scheme;
+    use crate::settings::Scheme;
 
     fn refused(text: &str) -> Option<String> {
         refusal(&Uri::parse(text, Scheme::MongoDb).unwrap())

@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tracing_subscriber::{Layer, filter::FilterFn};
 
 use crate::{
-    Program,
+    settings::Program,
     telemetry::{Spans, is_harmless},
 };
 

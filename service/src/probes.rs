@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::Program;
+use crate::settings::Program;
 
 /// What a daemon says of itself. It is asked on the thread that answers HTTP: answers come from memory, at once.
 pub trait Report: Send + Sync {

@@ -16,9 +16,23 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    keys::LogFormat,
     log_line::{JsonLines, TextLines},
+    settings::Choice,
 };
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+impl Choice for LogFormat {
+    const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
 
 /// Why logging could not be started.
 #[derive(Debug, thiserror::Error)]

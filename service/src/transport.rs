@@ -9,7 +9,7 @@
 //!
 //! `allow_insecure = true` allows what is refused. What a MongoDB replica set tells of its other members is not judged.
 
-use crate::{Reader, Uri};
+use crate::settings::{Reader, Uri};
 
 /// Records what is refused of `mongodb_uri` and `rabbitmq_uri`, and files for TLS that a plain connection would not use.
 pub fn check(read: &mut Reader<'_>) {
@@ -54,7 +54,10 @@ const PLAIN_MONGODB: &str = "mongodb_uri leads to another machine without TLS: d
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Key, Program, Resolution, Sources, keys, settings::resolve};
+    use crate::{
+        keys,
+        settings::{Key, Program, Resolution, Sources, resolve},
+    };
 
     fn problems(settings: &[(&str, &str)]) -> Vec<String> {
         let table: Vec<Key> =

@@ -7,8 +7,8 @@ use mongodb::{
     bson::{Bson, DateTime, Document, doc},
 };
 
-use super::Confirmed;
-use crate::Result;
+use super::dual_write::Confirmed;
+use crate::result::Result;
 
 const BATCH: i64 = 1_000;
 

@@ -11,8 +11,8 @@ use mongodb::{
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::Confirmed;
-use crate::{Result, bed::Bed, order::Order};
+use super::dual_write::Confirmed;
+use crate::{bed::Bed, order::Order, result::Result};
 
 /// Batches of each kind under way at a time.
 const ABREAST: usize = 2;

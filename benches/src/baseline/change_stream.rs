@@ -5,7 +5,7 @@ use mongodb::{
     bson::{Document, RawDocumentBuf, Timestamp},
 };
 
-use crate::Result;
+use crate::result::Result;
 
 /// Counts so many changes of a database from a time on.
 pub(crate) async fn count_changes(

@@ -11,8 +11,8 @@ use mongodb::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Confirmed, majority};
-use crate::{Result, bed::Bed, order::Order};
+use super::{concern::majority, dual_write::Confirmed};
+use crate::{bed::Bed, order::Order, result::Result};
 
 const BATCH: i64 = 1_000;
 

@@ -12,11 +12,11 @@ use lapin::{
 };
 use mongodb::{Collection, bson::doc};
 
-use super::majority;
+use super::concern::majority;
 use crate::{
-    Result,
     bed::Bed,
     order::{Changed, Order},
+    result::Result,
 };
 
 /// A small pool.

@@ -5,16 +5,12 @@ mod batched_loop;
 mod by_hand;
 mod change_stream;
 mod classic;
+mod concern;
 mod dual_write;
 
 pub(crate) use batched_loop::BatchedLoop;
 pub(crate) use by_hand::ByHand;
 pub(crate) use change_stream::count_changes;
 pub(crate) use classic::Classic;
+pub(crate) use concern::majority;
 pub(crate) use dual_write::{Confirmed, DualWrite};
-
-use mongodb::options::{Acknowledgment, WriteConcern};
-
-pub(crate) fn majority() -> WriteConcern {
-    WriteConcern::builder().w(Acknowledgment::Majority).build()
-}

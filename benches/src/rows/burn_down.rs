@@ -19,12 +19,12 @@ use mongodb::{
 use outbox_dispatcher::{Dispatcher, DispatcherSettings};
 
 use crate::{
-    Result,
     baseline::{BatchedLoop, Confirmed},
     bed::{Bed, id},
     counters::Counters,
     figure::Figure,
     report::{Goal, Report, Row},
+    result::Result,
     stats::{percentile, ratios},
 };
 

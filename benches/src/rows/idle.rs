@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    Result,
     bed::Bed,
     report::{Goal, Report, Row},
+    result::Result,
     services::Service,
 };
 

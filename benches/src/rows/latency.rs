@@ -11,12 +11,12 @@ use lapin::{
 
 use super::savers::{Dual, Old, Ours, Saver, open_loop};
 use crate::{
-    Result,
     baseline::{Classic, Confirmed, DualWrite},
     bed::Bed,
     figure::Figure,
     order::Changed,
     report::{Goal, Report, Row},
+    result::Result,
     stats::{percentile, ratios},
 };
 
@@ -99,7 +99,7 @@ async fn received<S: Saver>(bed: &Bed, savers: Vec<S>) -> Result<Vec<f64>> {
             let message: Changed = serde_json::from_slice(&message.data)?;
             late.push((now - message.at) as f64 / 1e3);
         }
-        Ok::<_, crate::Failure>(late)
+        Ok::<_, crate::result::Failure>(late)
     };
     let receiving = async { tokio::time::timeout(Duration::from_secs(60), receiving).await? };
     let (late, ()) = futures::future::try_join(receiving, open_loop(bed, savers, PER_SECOND)).await?;

@@ -10,7 +10,7 @@ mod sizes;
 mod throughput;
 mod writes;
 
-use crate::{Result, bed::Bed, report::Report};
+use crate::{bed::Bed, report::Report, result::Result};
 
 /// Measures all rows, or those whose names begin as wanted.
 pub(crate) async fn measure(bed: &Bed, only: &[String], report: &mut Report) -> Result<()> {

@@ -25,12 +25,12 @@ use outbox_rescuer::{
 };
 
 use crate::{
-    Result,
     baseline::count_changes,
     bed::{Bed, id},
     counters::Counters,
     figure::Figure,
     report::{Goal, Report, Row},
+    result::Result,
     services::Service,
     stats::{percentile, ratios},
 };
@@ -202,7 +202,7 @@ pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
             inserted.insert(id(n), bed.micros());
             collection.insert_one(doc! { "_id": id(n), "outbox": [entry()] }).await?;
         }
-        Ok::<_, crate::Failure>(inserted)
+        Ok::<_, crate::result::Failure>(inserted)
     };
     let receive = async {
         let mut received = Vec::new();
@@ -280,7 +280,7 @@ pub(crate) async fn memory(bed: &Bed, report: &mut Report) -> Result<()> {
         while bed.waiting(&bed.commands()).await? - before < u64::try_from(changes)? {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        Ok::<_, crate::Failure>(())
+        Ok::<_, crate::result::Failure>(())
     };
     tokio::time::timeout(Duration::from_secs(180), queued)
         .await

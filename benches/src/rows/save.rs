@@ -9,11 +9,11 @@ use tokio::sync::broadcast;
 
 use super::savers::{Ours, Saver};
 use crate::{
-    Result,
     baseline::majority,
     bed::{Bed, id},
     order::{Order, Stored},
     report::{Goal, Report, Row},
+    result::Result,
     stats::{percentile, ratios},
 };
 

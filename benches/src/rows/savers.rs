@@ -7,10 +7,10 @@ use futures::future::try_join_all;
 use mongodb::bson::Uuid;
 
 use crate::{
-    Result,
     baseline::{ByHand, Classic, DualWrite},
     bed::{Bed, id},
     order::Order,
+    result::Result,
 };
 
 /// Saves one of its documents, with a message, and ends when its way has ended.
@@ -139,7 +139,7 @@ pub(crate) async fn closed_loop<S: Saver>(savers: &mut Vec<S>, time: Duration) -
                 saver.save(0).await?;
                 done += 1.0;
             }
-            Ok::<_, crate::Failure>((saver, done))
+            Ok::<_, crate::result::Failure>((saver, done))
         })
     };
     let ended = try_join_all(savers.drain(..).map(run)).await?;

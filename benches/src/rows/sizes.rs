@@ -7,12 +7,12 @@ use mongodb::bson::doc;
 
 use super::savers::{Dual, Ours, Saver, closed_loop};
 use crate::{
-    Result,
     baseline::{Confirmed, DualWrite, majority},
     bed::{Bed, id},
     figure::Figure,
     order::{Order, Stored},
     report::{Goal, Report, Row},
+    result::Result,
     stats::{percentile, ratios},
 };
 

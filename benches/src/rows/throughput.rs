@@ -6,12 +6,12 @@ use document_outbox::{Inline, Mode};
 
 use super::savers::{DOCUMENTS, Dual, Hand, Old, Ours, closed_loop};
 use crate::{
-    Result,
     baseline::{ByHand, Classic, Confirmed, DualWrite},
     bed::Bed,
     counters::Counters,
     figure::Figure,
     report::{Goal, Report, Row},
+    result::Result,
     stats::{percentile, ratios},
 };
 

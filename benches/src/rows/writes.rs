@@ -7,10 +7,10 @@ use futures::future::try_join_all;
 
 use super::savers::{DOCUMENTS, Ours, closed_loop};
 use crate::{
-    Result,
     bed::{Bed, id},
     counters::Counters,
     report::{Goal, Report, Row},
+    result::Result,
 };
 
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
@@ -45,7 +45,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
                     saves += 1.0;
                     tokio::time::sleep(PAUSE).await;
                 }
-                Ok::<f64, crate::Failure>(saves)
+                Ok::<f64, crate::result::Failure>(saves)
             }
         };
         let saves: f64 = try_join_all((0..SAVERS).map(save_often)).await?.iter().sum();

@@ -2,7 +2,12 @@
 
 use toml::{Table, Value};
 
-use super::{Key, Problem, did_you_mean, shown, sources::Given};
+use super::{
+    key::Key,
+    problem::{Problem, shown},
+    sources::Given,
+    suggestion::did_you_mean,
+};
 
 /// Reads the file's text; `path` is how the user named it.
 pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {

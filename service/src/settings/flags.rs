@@ -9,7 +9,13 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::{Key, Kind, Problem, Program, did_you_mean, sources::Given};
+use super::{
+    key::{Key, Kind},
+    problem::Problem,
+    program::Program,
+    sources::Given,
+    suggestion::did_you_mean,
+};
 
 /// What the command line asks for.
 pub(super) enum Parsed {

@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use super::Scheme;
+use super::uri::Scheme;
 
 /// Says in a sentence what is wrong with a text, starting with a verb: "is longer than 255 bytes; shorten it".
 pub type Check = fn(&str) -> Result<(), String>;
@@ -94,7 +94,7 @@ pub enum Kind {
     Text(Check),
     /// Texts, comma-separated or a TOML array, each of which passes the check.
     List(Check),
-    /// Patterns of namespaces, comma-separated or a TOML array; see [`NamespacePattern`](super::NamespacePattern).
+    /// Patterns of namespaces, comma-separated or a TOML array; see [`NamespacePattern`](super::namespace::NamespacePattern).
     Namespaces,
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::shown;
+use super::problem::shown;
 
 /// Collections of databases, by their names: `shop.orders`, `shop.*`, `tenant_*.orders`, `*.*`. With `@` and a duration
 /// behind it, `audit.log@5m`, they have a delay of their own.

@@ -3,8 +3,11 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use super::{
-    Choice, Key, NamespacePattern, Problem, Problems, Resolved, Uri,
-    resolve::{Entry, Text, spelled},
+    key::{Choice, Key},
+    namespace::NamespacePattern,
+    problem::{Problem, Problems},
+    resolve::{Entry, Resolved, Text, spelled},
+    uri::Uri,
     value::Value,
 };
 

@@ -7,27 +7,18 @@ use std::{
 };
 
 use super::{
-    Key, Kind, Problem, Sources, did_you_mean, file,
+    file,
     flags::{self, Parsed, Task},
-    key::accept_any,
+    key::{Key, Kind, accept_any},
+    problem::{Problem, shown},
+    program::Program,
     sample::{literal, sample},
     schema::schema,
-    shown,
-    sources::{Given, Origin},
+    sources::{Given, Origin, Sources},
+    suggestion::did_you_mean,
     uri::Uri,
     value::Value,
 };
-
-/// What `--help` and `--version` say of a program.
-#[derive(Clone, Copy, Debug)]
-pub struct Program {
-    /// The binary's name: `outbox-rescuer`.
-    pub name: &'static str,
-    /// Its version: `env!("CARGO_PKG_VERSION")`.
-    pub version: &'static str,
-    /// What it does, in a sentence.
-    pub about: &'static str,
-}
 
 /// What [`resolve`] came to.
 #[derive(Debug)]
@@ -62,7 +53,7 @@ pub(super) enum Text {
 }
 
 /// Looks up each of `keys`, and the file to read (`--config`, `OUTBOX_CONFIG`), in `sources`: flags over environment
-/// over file over default. Problems wait in the result for [`Reader`](super::Reader).
+/// over file over default. Problems wait in the result for [`Reader`](super::reader::Reader).
 pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution {
     let config =
         Key::new("config", Kind::Text(accept_any), "The TOML file to read settings from.").with_default("");

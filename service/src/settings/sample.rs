@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::{Key, Kind, Program};
+use super::{
+    key::{Key, Kind},
+    program::Program,
+};
 
 /// Parses as it is; where a default is uncommented as well.
 pub(super) fn sample(program: &Program, keys: &[Key]) -> String {

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Key, Kind, Program};
+use super::{
+    key::{Key, Kind},
+    program::Program,
+};
 
 /// A digit and a unit, as often as one likes: what `humantime` reads.
 const DURATION: &str = "^(\\s*[0-9]+\\s*(nsec|ns|usec|us|msec|ms|seconds?|sec|s|minutes?|mins?|m|hours?|hrs?|hr|h|days?|d|weeks?|wks?|wk|w|months?|M|years?|yrs?|yr|y))+\\s*$";

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, env, ffi::OsString, fmt, fs, io, path::Path};
 
-use super::{Key, Problem};
+use super::{key::Key, problem::Problem};
 
 /// The command line, the environment and the way to read a file: a value, so that tests bring their own.
 #[derive(Clone)]

@@ -92,7 +92,7 @@ impl Uri {
         }
     }
 
-    /// What [`Reader`](super::Reader) hands out in place of one that has a problem.
+    /// What [`Reader`](super::reader::Reader) hands out in place of one that has a problem.
     pub(super) fn absent() -> Self {
         Self(String::new())
     }

@@ -2,7 +2,13 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use super::{Check, Key, Kind, NamespacePattern, Uri, did_you_mean, shown};
+use super::{
+    key::{Check, Key, Kind},
+    namespace::NamespacePattern,
+    problem::shown,
+    suggestion::did_you_mean,
+    uri::Uri,
+};
 
 /// The value of one key. No `Debug`: a text may be a password that somebody gave to the wrong key.
 #[derive(Clone, PartialEq)]

@@ -1,0 +1,7 @@
+//! The write concern that a baseline promises with.
+
+use mongodb::options::{Acknowledgment, WriteConcern};
+
+pub(crate) fn majority() -> WriteConcern {
+    WriteConcern::builder().w(Acknowledgment::Majority).build()
+}

@@ -1,0 +1,5 @@
+//! What a measurement comes to: anything that goes wrong ends the run.
+
+/// What can go wrong.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
