@@ -11,6 +11,7 @@
 //! time.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -39,6 +40,12 @@ const CLOCKS_MAY_PART: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct ServerClock {
     shared: Arc<Shared>,
+}
+
+impl fmt::Debug for ServerClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerClock").finish_non_exhaustive()
+    }
 }
 
 struct Shared {

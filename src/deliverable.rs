@@ -8,6 +8,8 @@
 //! for this deliverer: what stands behind it must not overtake it. Where dead ones block, it stops at those too. In an
 //! unordered document it stops at nothing.
 
+use std::fmt;
+
 use mongodb::bson::DateTime;
 
 use crate::entry::{Entry, Slot};
@@ -40,6 +42,16 @@ pub struct Rules<'a> {
     pub limit: usize,
     /// Whether the deliverer that asks can serve an entry with this `via`.
     pub serves: &'a (dyn Fn(Option<&str>) -> bool + Sync),
+}
+
+impl fmt::Debug for Rules<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules")
+            .field("now", &self.now)
+            .field("ordering", &self.ordering)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What holds the entries back that are not deliverable now.

@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -36,6 +37,12 @@ const BREATH: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct Health {
     vitals: Arc<Vitals>,
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Health").field(&self.snapshot()).finish()
+    }
 }
 
 impl Health {

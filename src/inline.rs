@@ -9,7 +9,7 @@
 //! # Guarantees
 //! A save never fails because of delivery. Seats bound what is in flight; nothing queues without one.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use mongodb::{
@@ -219,6 +219,12 @@ impl InlineBuilder {
 #[derive(Clone)]
 pub struct Inline {
     shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Inline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inline").field("mode", &self.shared.mode).finish_non_exhaustive()
+    }
 }
 
 struct Shared {

@@ -15,6 +15,7 @@
 //! what is left of the lease before each delivery makes this rare, the `inbox` of the receiver makes it harmless.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -174,6 +175,15 @@ pub struct Processor {
     /// Cancelled once the last clone is gone.
     gone: CancellationToken,
     _last: Arc<DropGuard>,
+}
+
+impl fmt::Debug for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Processor")
+            .field("retry", &self.retry)
+            .field("claim_limit", &self.claim_limit)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Processor {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,6 +17,12 @@ use crate::DocumentRef;
 #[derive(Clone, Default)]
 pub struct Turns {
     documents: Arc<Mutex<HashMap<Vec<u8>, Place>>>,
+}
+
+impl fmt::Debug for Turns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turns").field("documents", &self.lock().len()).finish()
+    }
 }
 
 #[derive(Default)]
@@ -32,6 +39,12 @@ pub struct Turn {
     turns: Turns,
     key: Vec<u8>,
     guard: Option<OwnedMutexGuard<()>>,
+}
+
+impl fmt::Debug for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turn").finish_non_exhaustive()
+    }
 }
 
 impl Turns {

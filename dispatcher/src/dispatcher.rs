@@ -1,6 +1,6 @@
 //! The worker as a whole: takes commands, hands them out, stops in order.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use document_outbox::{
     amqp::{AmqpSettings, Consumer},
@@ -28,6 +28,12 @@ pub struct Dispatcher {
     amqp: AmqpSettings,
 }
 
+impl fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatcher").field("broker", &self.amqp).finish_non_exhaustive()
+    }
+}
+
 /// A dispatcher worker at work.
 pub struct Running {
     consumer: Arc<Consumer>,
@@ -36,6 +42,12 @@ pub struct Running {
     tasks: TaskTracker,
     /// Those without which it does nothing. None of them ends before a stop.
     essential: JoinSet<&'static str>,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").finish_non_exhaustive()
+    }
 }
 
 /// A task without which a worker does nothing has ended, which is a defect.

@@ -1,6 +1,9 @@
 //! How a worker stands, for probes and people.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use document_outbox::amqp::State;
 use mongodb::bson::DateTime;
@@ -14,6 +17,12 @@ use crate::{metrics, work::Work};
 pub struct Status {
     work: Arc<Work>,
     consumer: Arc<Standing>,
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Status").field(&self.snapshot()).finish()
+    }
 }
 
 /// How a worker stood at one moment.

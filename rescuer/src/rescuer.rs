@@ -7,7 +7,7 @@
 //!   start ──▶ standing by ── lease taken ──▶ stream and sweep ── stopped ──▶ position saved, lease given back
 //! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use document_outbox::{clock::ServerClock, event::Events};
 use futures::future::join_all;
@@ -38,6 +38,12 @@ pub struct Rescuer {
     shared: Shared,
     events: Events<RescueEvent>,
     streams: Vec<(Plan, Arc<Reporter>)>,
+}
+
+impl fmt::Debug for Rescuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rescuer").field("streams", &self.streams.len()).finish_non_exhaustive()
+    }
 }
 
 impl Rescuer {

@@ -99,6 +99,7 @@ pub struct Daemon {
 }
 
 /// What a daemon is given to serve with.
+#[derive(Debug)]
 pub struct Context {
     /// Cancelled by SIGTERM or SIGINT.
     pub stop: CancellationToken,

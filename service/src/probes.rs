@@ -1,6 +1,7 @@
 //! How a daemon stands: what its probes and its status answer.
 
 use std::{
+    fmt,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -25,6 +26,12 @@ pub trait Report: Send + Sync {
 /// The way from a daemon to its probes. Clones are the same.
 #[derive(Clone)]
 pub struct Probes(Arc<Inner>);
+
+impl fmt::Debug for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probes").field("program", &self.0.program.name).finish_non_exhaustive()
+    }
+}
 
 struct Inner {
     program: Program,

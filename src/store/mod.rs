@@ -25,6 +25,7 @@ mod staged;
 mod unknown;
 
 use std::{
+    fmt,
     marker::PhantomData,
     sync::{
         Arc,
@@ -83,6 +84,15 @@ pub struct Store<T> {
     /// In which form the `_id` that was seen last is encoded.
     form: Arc<AtomicUsize>,
     aggregate: PhantomData<fn() -> T>,
+}
+
+impl<T> fmt::Debug for Store<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("collection", &self.collection.namespace().to_string())
+            .field("caps", &self.caps)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<T> Clone for Store<T> {

@@ -18,6 +18,8 @@
 //! # Ok(()) }
 //! ```
 
+use std::fmt;
+
 use mongodb::{
     Collection,
     bson::{Bson, Document as BsonDocument, RawDocumentBuf, Uuid, doc},
@@ -50,6 +52,16 @@ pub struct StagedMessages {
     /// How many of them are due.
     pub(super) due: usize,
     pub(super) entries: Vec<Bson>,
+}
+
+/// Without the entries, which hold payloads.
+impl fmt::Debug for StagedMessages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StagedMessages")
+            .field("collection", &self.collection.namespace().to_string())
+            .field("ids", &self.ids)
+            .finish_non_exhaustive()
+    }
 }
 
 impl StagedMessages {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -33,6 +34,12 @@ const MOST_TROUBLES: usize = 3;
 pub struct StatusHandle {
     owner: Arc<str>,
     streams: Vec<Arc<Reporter>>,
+}
+
+impl fmt::Debug for StatusHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusHandle").field("owner", &self.owner).finish_non_exhaustive()
+    }
 }
 
 /// How a rescuer stands.
