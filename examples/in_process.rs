@@ -12,11 +12,11 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use document_outbox::{
-    CommandSender, Document, Inline, Message, Mode, Outbox, Store,
+    Aggregate, CommandSender, InlineDispatcher, Message, Mode, Outbox, Store,
     amqp::{AmqpSettings, Publisher, TopologyMode},
-    clock::ServerClock,
     deliver::Handlers,
-    process::{Processor, ProcessorSettings},
+    dispatch::{Processor, ProcessorSettings},
+    internal::ServerClock,
 };
 use mongodb::Client;
 use outbox_dispatcher::{Dispatcher, DispatcherSettings};
@@ -45,7 +45,7 @@ impl Message for OrderPaid {
     const TYPE: &'static str = "order.paid";
 }
 
-impl Document for Order {
+impl Aggregate for Order {
     type Id = String;
 
     fn id(&self) -> &String {
@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let handlers = handlers(told)?;
 
     let inline = |mode| {
-        let builder = Inline::builder(&client).mode(mode).lease(LEASE);
+        let builder = InlineDispatcher::builder(&client).mode(mode).lease(LEASE);
         builder.deliver_to(handlers.clone())
     };
     let (at_once, off) = (inline(Mode::Background), inline(Mode::Off));

@@ -9,7 +9,7 @@
 use std::{collections::HashMap, env, error::Error, str::FromStr, sync::Arc, time::Duration};
 
 use document_outbox::{
-    CommandSender, Document, Inline, Message, Outbox, RetryPolicy, Store,
+    Aggregate, CommandSender, InlineDispatcher, Message, Outbox, RetryPolicy, Store,
     amqp::{AmqpSettings, Publisher, TopologyMode},
     command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE},
     deliver::{Deliver, MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
@@ -99,7 +99,7 @@ impl Message for CustomerNotified {
     const TYPE: &'static str = "customer.notified";
 }
 
-impl Document for Order {
+impl Aggregate for Order {
     type Id = i64;
 
     fn id(&self) -> &i64 {
@@ -221,11 +221,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Delivery in the background of each save; what fails is handed to the dispatcher at once.
-fn inline(client: &Client, settings: &Settings, amqp: AmqpSettings, messages: &RabbitMq) -> Inline {
+fn inline(client: &Client, settings: &Settings, amqp: AmqpSettings, messages: &RabbitMq) -> InlineDispatcher {
     let (exchange, queue) = (&settings.commands_exchange, &settings.commands_queue);
     let topology = CommandSender::topology(exchange, queue, TopologyMode::Declare);
     let commands = CommandSender::new(Publisher::start(amqp, topology), exchange);
-    Inline::builder(client)
+    InlineDispatcher::builder(client)
         .lease(settings.inline_lease)
         .retry(settings.retry.clone())
         .hand_off(commands)

@@ -1,6 +1,8 @@
 //! An order is paid; the message that says so is saved with it, and delivered: `cargo run --example quickstart`.
 
-use document_outbox::{Document, Inline, Message, Outbox, Store, deliver::Handlers, store::Inserted};
+use document_outbox::{
+    Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers, store::Inserted,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -12,7 +14,7 @@ struct Order {
     outbox: Outbox,
 }
 
-impl Document for Order {
+impl Aggregate for Order {
     type Id = String;
     fn id(&self) -> &String {
         &self.id
@@ -48,7 +50,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("delivered  order.paid {}", message.order);
         Ok(())
     });
-    let inline = Inline::builder(&client).deliver_to(handlers.build()?);
+    let inline = InlineDispatcher::builder(&client).deliver_to(handlers.build()?);
     let orders = Store::<Order>::new(client.database("shop").collection::<Order>("orders"), &inline);
 
     let id = uuid::Uuid::now_v7().to_string();

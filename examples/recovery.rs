@@ -16,7 +16,7 @@ use std::{
 };
 
 use document_outbox::{
-    Document, Inline, Message, Mode, Outbox, Store,
+    Aggregate, InlineDispatcher, Message, Mode, Outbox, Store,
     amqp::{AmqpSettings, Consumer, ExchangeKind, ExchangeSpec, QueueSpec, Topology, TopologyMode},
     deliver::{RabbitMq, RabbitMqSettings},
     store::Inserted,
@@ -60,7 +60,7 @@ impl Message for Fresh {
 /// The type of what was left behind.
 const STRANDED: &str = "stranded";
 
-impl Document for Order {
+impl Aggregate for Order {
     type Id = String;
 
     fn id(&self) -> &String {
@@ -90,7 +90,7 @@ async fn main() -> Result<(), Failure> {
     let consumer = Received::start(&rabbitmq).await?;
     let deliver =
         RabbitMq::start(RabbitMqSettings { exchange: NAME.into(), ..RabbitMqSettings::new(&rabbitmq)? });
-    let inline = Inline::builder(&client).mode(Mode::Await).deliver_to(deliver);
+    let inline = InlineDispatcher::builder(&client).mode(Mode::Await).deliver_to(deliver);
     let orders = Store::<Order>::new(database.collection::<Order>("orders"), &inline);
     orders.ensure_indexes().await?;
     println!("stranding {documents} documents");

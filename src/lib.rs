@@ -5,17 +5,17 @@
 //!
 //! | step | here |
 //! |---|---|
-//! | an aggregate sends | [`Document`], [`Message`], [`Outbox`] |
+//! | an aggregate sends | [`Aggregate`], [`Message`], [`Outbox`] |
 //! | it is saved, with its messages | [`Store`] |
-//! | they are delivered right after the save | [`Inline`], [`deliver`] |
+//! | they are delivered right after the save | [`InlineDispatcher`], [`deliver`] |
 //! | a receiving aggregate tells repeats | [`Inbox`] |
 //!
 //! What inline delivery leaves behind (the process died, the broker was away, a handler failed) is found by the *rescuer* and
 //! delivered by the *dispatcher*, two services of their own that meet only in [`command`]. They and the inline dispatcher
-//! share one answer to *what may be delivered now* ([`deliverable`]) and one way to do it ([`process`]).
+//! share one answer to *what may be delivered now* and one way to do it ([`Processor`](dispatch::Processor)).
 //!
 //! ```
-//! use document_outbox::{Document, Message, Outbox};
+//! use document_outbox::{Aggregate, Message, Outbox};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Serialize, Deserialize)]
@@ -36,7 +36,7 @@
 //!     const TYPE: &'static str = "order.paid";
 //! }
 //!
-//! impl Document for Order {
+//! impl Aggregate for Order {
 //!     type Id = String;
 //!     fn id(&self) -> &String {
 //!         &self.id
@@ -67,68 +67,44 @@
 //! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without, a message
 //! carries the `traceparent` that its sender gave it, if any.
 
+mod aggregate;
 pub mod amqp;
-mod batch;
-mod bytes;
-mod caps;
-mod claim;
-mod clears;
-pub mod clock;
-mod codec;
-pub mod codes;
 pub mod command;
-mod command_sender;
 pub mod deliver;
-pub mod deliverable;
-mod delivery;
-mod document;
-pub mod entry;
-mod error;
-pub mod event;
-mod filter;
-mod group;
-pub mod health;
-mod inbox;
-pub mod inline;
-mod key;
-mod lane;
-mod linger;
-mod majority;
-mod memory;
-mod message;
-pub mod metrics;
-mod outbox;
-mod oversized;
-mod payload;
-pub mod process;
-mod reads;
-mod reply;
-mod report;
-mod request;
-mod retry;
-mod runtime;
-mod salvage;
-mod session;
-mod settle;
+pub mod dispatch;
+mod encoding;
+mod mongo;
+pub mod observe;
 pub mod store;
+mod stored;
 pub mod tls;
-mod trace;
-pub mod turns;
-mod under_lease;
-mod unsettled;
-mod write;
 
-pub use caps::{Caps, MAX_TYPE_BYTES};
-pub use codec::CodecError;
-pub use command_sender::{CommandSender, SendFailure};
-pub use deliverable::Ordering;
-pub use document::Document;
-pub use error::Error;
-pub use event::Shed;
-pub use inbox::{Inbox, InboxLimits};
-pub use inline::{Dispatch, Inline, Mode};
-pub use key::DocumentRef;
-pub use message::Message;
-pub use outbox::{Due, Outbox, Staged};
-pub use retry::RetryPolicy;
-pub use store::{Loaded, Store};
+pub use aggregate::{
+    Aggregate,
+    inbox::{Inbox, InboxLimits},
+    message::Message,
+    outbox::{Due, Outbox, PendingMessage},
+};
+pub use command::sender::{CommandSender, SendFailure};
+pub use dispatch::{Dispatch, InlineDispatcher, Mode, RetryPolicy};
+pub use encoding::codec::CodecError;
+pub use observe::Shed;
+pub use store::{Caps, Error, Loaded, MAX_TYPE_BYTES, Store};
+pub use stored::{deliverable::DeliveryOrder, document_ref::DocumentRef};
+
+/// What the rescuer, the dispatcher and their services share with this crate. No part of its interface: it may change in
+/// any version.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::{
+        dispatch::document_locks::{Turn, Turns},
+        mongo::{
+            clock::{ServerClock, later, until},
+            error_codes,
+        },
+        stored::{
+            deliverable::{Deliverable, Hold, Rules, deliverable, hold},
+            entry::{Dead, DeadReason, Entry, NotAnArray, Slot, Unreadable, read_outbox, read_outbox_of},
+        },
+    };
+}

@@ -18,7 +18,8 @@ use std::{
 };
 
 use document_outbox::{
-    Inline, Message, Mode, RetryPolicy, amqp::State, deliver::RabbitMq, event::Event, store::Inserted,
+    InlineDispatcher, Message, Mode, RetryPolicy, amqp::State, deliver::RabbitMq, observe::Event,
+    store::Inserted,
 };
 use flow::{Flow, Heard, Received, Rescue, Worker, soon};
 use mongodb::bson::doc;
@@ -46,7 +47,7 @@ fn short_retry() -> RetryPolicy {
 struct System {
     flow: Flow,
     rabbitmq: RabbitMq,
-    inline: Inline,
+    inline: InlineDispatcher,
     messages: Heard<Event>,
     worker: Worker,
     rescuer: Rescue,
@@ -56,7 +57,7 @@ struct System {
 impl System {
     async fn start(flow: Flow, retry: RetryPolicy) -> Self {
         let rabbitmq = flow.rabbitmq("inline").await;
-        let inline = Inline::builder(&flow.test.client)
+        let inline = InlineDispatcher::builder(&flow.test.client)
             .retry(retry.clone())
             .lease(Duration::from_secs(1))
             .hand_off(flow.command_sender().await)
@@ -118,7 +119,7 @@ struct Saves {
 }
 
 impl Saves {
-    async fn begin(flow: &Flow, inline: &Inline) -> Self {
+    async fn begin(flow: &Flow, inline: &InlineDispatcher) -> Self {
         let orders = flow.test.store(inline);
         for nth in 0..DOCUMENTS {
             let inserted = orders.insert(Order::new(&format!("o-{nth}"))).await.unwrap();
@@ -231,7 +232,7 @@ async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) -> Vec<Dur
     let retry = RetryPolicy { max_attempts: 3, ..short_retry() };
     let mut worker = flow.dispatcher(retry.clone()).await;
     let rabbitmq = flow.rabbitmq("inline").await;
-    let inline = Inline::builder(&flow.test.client)
+    let inline = InlineDispatcher::builder(&flow.test.client)
         .mode(Mode::Await)
         .retry(retry)
         .hand_off(flow.command_sender().await)

@@ -8,9 +8,8 @@ mod support;
 use std::time::Duration;
 
 use document_outbox::{
-    Dispatch, Inline, Loaded, Mode, Store,
-    inline::InlineBuilder,
-    process::Disposition,
+    Dispatch, InlineDispatcher, Loaded, Mode, Store,
+    dispatch::{Disposition, InlineBuilder},
     store::{Deleted, Inserted, Saved},
 };
 use futures::future::join_all;
@@ -21,14 +20,14 @@ use support::{Added, Order, Recorder, TestDatabase, is_empty};
 const FOR_EVER: Duration = Duration::from_secs(600);
 
 fn lingering(test: &TestDatabase, time: Duration) -> InlineBuilder {
-    Inline::builder(&test.client).mode(Mode::Await).lease(4 * FOR_EVER).clear_within(time)
+    InlineDispatcher::builder(&test.client).mode(Mode::Await).lease(4 * FOR_EVER).clear_within(time)
 }
 
 /// An application whose delivered messages stay until somebody sees to them.
 struct Shop {
     test: TestDatabase,
     recorder: Recorder,
-    inline: Inline,
+    inline: InlineDispatcher,
     orders: Store<Order>,
 }
 

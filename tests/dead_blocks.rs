@@ -9,10 +9,10 @@ mod support;
 use std::time::Duration;
 
 use document_outbox::{
-    Dispatch, Document, DocumentRef, Inline, Mode, Ordering, Outbox, RetryPolicy, Store,
+    Aggregate, DeliveryOrder, Dispatch, DocumentRef, InlineDispatcher, Mode, Outbox, RetryPolicy, Store,
     command::{ProcessDocumentMessages, Reason},
-    deliverable::Hold,
-    process::{Disposition, Processed},
+    dispatch::{Disposition, Processed},
+    internal::Hold,
     store::Inserted,
 };
 use flow::{Flow, Received};
@@ -34,9 +34,9 @@ struct Account {
     outbox: Outbox,
 }
 
-impl Document for Account {
+impl Aggregate for Account {
     type Id = String;
-    const ORDERING: Ordering = Ordering::DeadBlocks;
+    const ORDERING: DeliveryOrder = DeliveryOrder::DeadBlocks;
     fn id(&self) -> &String {
         &self.id
     }
@@ -54,7 +54,7 @@ fn account(id: &str) -> Account {
 async fn where_dead_ones_block_nobody_delivers_past_one_until_it_is_replayed() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
-    let inline = Inline::builder(&flow.test.client).mode(Mode::Await);
+    let inline = InlineDispatcher::builder(&flow.test.client).mode(Mode::Await);
     let inline = inline.deliver_to(flow.rabbitmq("inline").await);
     let accounts = Store::<Account>::new(flow.test.orders(), &inline);
     let dispositions = |dispatch: Dispatch| match dispatch {

@@ -19,13 +19,11 @@ use std::{
 
 use async_trait::async_trait;
 use document_outbox::{
-    Document, DocumentRef, Error, Inline, Message, Ordering, Outbox, SendFailure, Store,
-    clock::ServerClock,
+    Aggregate, DeliveryOrder, DocumentRef, Error, InlineDispatcher, Message, Outbox, SendFailure, Store,
     command::{ProcessDocumentMessages, Reason},
     deliver::{AttributePrefix, Envelope, PayloadFormat, cloudevents},
-    deliverable::{Deliverable, Rules, deliverable},
-    entry::{Slot, read_outbox},
-    process::{Processed, Processor, ProcessorSettings},
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::{Deliverable, Rules, ServerClock, Slot, deliverable, read_outbox},
 };
 use flow::{Heard, soon};
 use futures::{StreamExt, stream};
@@ -51,7 +49,7 @@ struct Any {
     outbox: Outbox,
 }
 
-impl Document for Any {
+impl Aggregate for Any {
     type Id = i32;
     fn id(&self) -> &i32 {
         &self.id
@@ -133,7 +131,7 @@ async fn see_through(outboxes: Vec<Bson>) {
         unreadable_ones_are_as_they_were(*id, &found[id], &after[id]);
         let times = queued.get(id).copied().unwrap_or_default();
         assert!(times <= 3, "document {id} was queued {times} times");
-        let wanted = world.plan(&before[id], Ordering::Ordered, |plan| {
+        let wanted = world.plan(&before[id], DeliveryOrder::Ordered, |plan| {
             plan.entries.iter().any(|entry| entry.message_type == GOOD)
         });
         assert!(!wanted || times > 0, "document {id} was not queued");
@@ -143,7 +141,7 @@ async fn see_through(outboxes: Vec<Bson>) {
     // What a worker is done with, no rescuer queues again: one without a memory finds nothing there.
     let mut second = world.rescuer("second").await;
     for (id, times) in second.sees_all(&world, -2).await {
-        let elsewhere = world.plan(&after[&id], Ordering::Ordered, |plan| plan.not_mine);
+        let elsewhere = world.plan(&after[&id], DeliveryOrder::Ordered, |plan| plan.not_mine);
         assert!(elsewhere > 0, "document {id} is queued for ever ({times} times by now)");
     }
     println!("{} messages of {} documents delivered", delivered.len(), documents.len());
@@ -164,7 +162,7 @@ struct World {
 impl World {
     async fn create() -> Self {
         let test = TestDatabase::create().await;
-        let store = Store::<Any>::new(test.orders(), &Inline::off(&test.client));
+        let store = Store::<Any>::new(test.orders(), &InlineDispatcher::off(&test.client));
         store.ensure_indexes().await.unwrap();
         let clock = ServerClock::new(test.client.clone());
         Self { now: clock.now().await.unwrap(), test, store, clock }
@@ -251,7 +249,7 @@ impl World {
         let client = self.test.client.clone();
         let worker = Processor::new(client, self.clock.clone(), Arc::new(recorder.clone()), settings);
         let runs = documents.iter().map(async |id| {
-            for ordering in [Ordering::DeadBlocks, Ordering::Ordered, Ordering::Unordered] {
+            for ordering in [DeliveryOrder::DeadBlocks, DeliveryOrder::Ordered, DeliveryOrder::Unordered] {
                 self.process(&worker, *id, ordering).await;
             }
         });
@@ -259,7 +257,7 @@ impl World {
         recorder.delivered()
     }
 
-    async fn process(&self, worker: &Processor, id: i32, ordering: Ordering) {
+    async fn process(&self, worker: &Processor, id: i32, ordering: DeliveryOrder) {
         let (document, stop) = (self.document(id), CancellationToken::new());
         let processing = worker.process(&document, ordering, &stop);
         let processed = soon(&format!("document {id} to be done with"), processing).await;
@@ -273,7 +271,12 @@ impl World {
     }
 
     /// What of a document a deliverer to the broker can deliver.
-    fn plan<T>(&self, stored: &RawDocumentBuf, ordering: Ordering, ask: impl Fn(Deliverable<'_>) -> T) -> T {
+    fn plan<T>(
+        &self,
+        stored: &RawDocumentBuf,
+        ordering: DeliveryOrder,
+        ask: impl Fn(Deliverable<'_>) -> T,
+    ) -> T {
         let slots = slots(stored);
         ask(deliverable(
             &slots,
@@ -401,7 +404,7 @@ struct Node {
     nodes: Vec<Node>,
 }
 
-impl Document for Tree {
+impl Aggregate for Tree {
     type Id = i32;
     fn id(&self) -> &i32 {
         &self.id
@@ -428,7 +431,7 @@ impl Node {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn six_hundred_generated_changes_keep_every_unknown_field() {
     let test = TestDatabase::create().await;
-    let trees = Store::<Tree>::new(test.orders(), &Inline::off(&test.client));
+    let trees = Store::<Tree>::new(test.orders(), &InlineDispatcher::off(&test.client));
     let raw = test.orders().clone_with_type::<RawDocumentBuf>();
     let mut generator = Generator::announced(4);
     let mut refused = 0;

@@ -15,13 +15,13 @@ use std::{
 };
 
 use document_outbox::{
-    Document, Error, Inline, Message, Outbox, Store,
+    Aggregate, Error, InlineDispatcher, Message, Outbox, Store,
     store::{Inserted, Saved},
 };
 use futures::future::join_all;
 use mongodb::{
     Client,
-    bson::{Bson, Decimal128, Document as BsonDocument, Timestamp, doc, oid::ObjectId},
+    bson::{Bson, Decimal128, Document, Timestamp, doc, oid::ObjectId},
     event::{EventHandler, command::CommandEvent},
     options::ClientOptions,
 };
@@ -60,7 +60,7 @@ impl Account {
     }
 }
 
-impl Document for Account {
+impl Aggregate for Account {
     type Id = Bson;
     fn id(&self) -> &Bson {
         &self.id
@@ -110,16 +110,17 @@ impl Bank {
             }
         }));
         let client = Client::with_options(options).unwrap();
-        let inline =
-            Inline::builder(&client).group_commit(group_commit).deliver_to(support::Recorder::default());
-        let collection = client.database(test.database.name()).collection::<BsonDocument>("orders");
+        let inline = InlineDispatcher::builder(&client)
+            .group_commit(group_commit)
+            .deliver_to(support::Recorder::default());
+        let collection = client.database(test.database.name()).collection::<Document>("orders");
         Self { accounts: Store::new(collection, &inline), test, name, alone, together }
     }
 
     /// The same bank with another deliverer.
     fn delivering_to(mut self, deliver: support::Recorder) -> Self {
         let client = self.accounts.collection().client();
-        let inline = Inline::builder(client).deliver_to(deliver);
+        let inline = InlineDispatcher::builder(client).deliver_to(deliver);
         self.accounts = Store::new(self.accounts.collection().clone(), &inline);
         self
     }
@@ -176,7 +177,7 @@ impl Bank {
         }
     }
 
-    async fn fail(&self, mode: impl Into<Bson>, data: BsonDocument) {
+    async fn fail(&self, mode: impl Into<Bson>, data: Document) {
         let mut all = doc! { "failCommands": ["update"], "appName": &self.name };
         all.extend(data);
         let command = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": all };

@@ -8,7 +8,7 @@ mod support;
 
 use std::{process::Stdio, time::Duration};
 
-use document_outbox::{Document, Inline, Message, Outbox, RetryPolicy, Store, command::Reason};
+use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, RetryPolicy, Store, command::Reason};
 use flow::{Flow, Received, Receiver, WORKER};
 use mongodb::bson::{Bson, Uuid, doc};
 use outbox_rescuer::RescueEvent;
@@ -56,7 +56,7 @@ impl Message for Counted {
     const TYPE: &'static str = "counter.counted";
 }
 
-impl Document for Counter {
+impl Aggregate for Counter {
     type Id = String;
     fn id(&self) -> &String {
         &self.id
@@ -80,7 +80,7 @@ async fn a_process_that_saves_the_hot_document() {
     test.database = test.client.database(&database);
     let flow = Flow::of(test, &support::uri("OUTBOX_RABBITMQ_URI"));
     let rabbitmq = flow.rabbitmq(&name).await;
-    let inline = Inline::builder(&flow.test.client)
+    let inline = InlineDispatcher::builder(&flow.test.client)
         .name(&name)
         .lease(Duration::from_secs(4))
         .deliver_to(rabbitmq.clone());

@@ -9,12 +9,11 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use document_outbox::{
-    Dispatch, Inline, Mode, Ordering, RetryPolicy, Shed, Store,
-    clock::ServerClock,
+    DeliveryOrder, Dispatch, InlineDispatcher, Mode, RetryPolicy, Shed, Store,
     deliver::{Deliver, HandlerError, Handlers, Outcome},
-    deliverable::Hold,
-    event::Event,
-    process::{Disposition, Processed, Processor, ProcessorSettings},
+    dispatch::{Disposition, Processed, Processor, ProcessorSettings},
+    internal::{Hold, ServerClock},
+    observe::Event,
     store::{Inserted, Receipt, Saved},
 };
 use mongodb::{
@@ -25,8 +24,8 @@ use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-fn background(test: &TestDatabase, recorder: &Recorder) -> Inline {
-    Inline::builder(&test.client).deliver_to(recorder.clone())
+fn background(test: &TestDatabase, recorder: &Recorder) -> InlineDispatcher {
+    InlineDispatcher::builder(&test.client).deliver_to(recorder.clone())
 }
 
 /// No quick tries, and a first backoff so long that no test meets its end.
@@ -66,7 +65,7 @@ fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
 
 async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed {
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), id);
-    worker.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
+    worker.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
 }
 
 /// Makes every claim of a document run out, as time would.
@@ -112,7 +111,7 @@ async fn entries_are_born_claimed_where_the_outbox_was_proven_empty_and_only_the
 async fn a_kept_aggregate_is_born_claimed_again() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).retry(slow_retry()).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).retry(slow_retry()).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     let Inserted::Applied(mut order, _) = orders.insert(placed("o-1")).await.unwrap() else { panic!() };
     let mut changes = test.orders().watch().await.unwrap();
@@ -139,7 +138,7 @@ async fn a_kept_aggregate_is_born_claimed_again() {
     test.drop().await;
 }
 
-async fn is_idle(inline: &Inline) {
+async fn is_idle(inline: &InlineDispatcher) {
     let idle = async {
         while inline.health().snapshot().in_flight > 0 {
             tokio::task::yield_now().await;
@@ -185,8 +184,10 @@ async fn an_entry_that_arrives_between_load_and_save_keeps_its_place_before_the_
 async fn awaiting_says_what_became_of_each_message() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline =
-        Inline::builder(&test.client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client)
+        .mode(Mode::Await)
+        .retry(slow_retry())
+        .deliver_to(recorder.clone());
     let orders = test.store(&inline);
     let outcomes = |dispatch: Dispatch| match dispatch {
         Dispatch::Settled(settled) => {
@@ -230,7 +231,8 @@ async fn the_last_attempt_makes_a_message_dead_and_lets_the_next_go() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let retry = RetryPolicy { max_attempts: 1, ..slow_retry() };
-    let inline = Inline::builder(&test.client).mode(Mode::Await).retry(retry).deliver_to(recorder.clone());
+    let inline =
+        InlineDispatcher::builder(&test.client).mode(Mode::Await).retry(retry).deliver_to(recorder.clone());
     recorder.answer([Outcome::Transient("no".into())]);
     let mut order = placed("o-1");
     order.add(2);
@@ -245,7 +247,7 @@ async fn the_last_attempt_makes_a_message_dead_and_lets_the_next_go() {
 async fn what_fails_in_passing_is_tried_again_in_place_without_an_attempt() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     recorder.answer([Outcome::Transient("once".into()), Outcome::Transient("twice".into())]);
     let receipt = insert(&test.store(&inline), placed("o-1")).await;
     assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Delivered)]));
@@ -280,7 +282,7 @@ async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
 async fn a_claim_that_runs_out_because_the_way_was_lost_counts_no_attempt() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
-    let inline = Inline::builder(&test.client)
+    let inline = InlineDispatcher::builder(&test.client)
         .mode(Mode::Await)
         .lease(Duration::from_secs(1))
         .deliver_to(recorder.clone());
@@ -302,7 +304,7 @@ async fn a_claim_that_runs_out_because_the_way_was_lost_counts_no_attempt() {
 async fn a_full_dispatcher_skips_and_the_save_succeeds() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
-    let inline = Inline::builder(&test.client).capacity(1).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).capacity(1).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     assert_eq!(insert(&orders, placed("first")).await.dispatch, Dispatch::Background);
     let mut events = inline.events().subscribe();
@@ -395,7 +397,7 @@ async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
         }
     };
     let recorder = Recorder::default();
-    let inline = Inline::builder(&client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&client).mode(Mode::Await).deliver_to(recorder.clone());
     let orders =
         Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
     fail("alwaysOn".into()).await;
@@ -419,7 +421,7 @@ async fn a_holder_whose_claim_ran_out_clears_and_fails_nothing_of_the_next_holde
     let test = TestDatabase::create().await;
     let slow = Recorder::held();
     let slow_worker = worker(&test, &slow);
-    insert(&test.store(&Inline::off(&test.client)), placed("o-1")).await;
+    insert(&test.store(&InlineDispatcher::off(&test.client)), placed("o-1")).await;
     let slow_run = async {
         let processed = process(&test, &slow_worker, "o-1").await;
         (processed, "late")
@@ -447,8 +449,10 @@ async fn a_holder_whose_claim_ran_out_clears_and_fails_nothing_of_the_next_holde
 async fn a_failing_message_holds_back_its_own_document_only() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline =
-        Inline::builder(&test.client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client)
+        .mode(Mode::Await)
+        .retry(slow_retry())
+        .deliver_to(recorder.clone());
     let orders = test.store(&inline);
     recorder.answer([Outcome::Transient("no".into())]);
     insert(&orders, placed("stuck")).await;
@@ -499,7 +503,7 @@ async fn an_outbox_of_a_thousand_entries_is_delivered_in_order() {
     let recorder = Recorder::default();
     let mut order = Order::new("o-1");
     (0..1_000).for_each(|amount| order.add(amount));
-    insert(&test.store(&Inline::off(&test.client)), order).await;
+    insert(&test.store(&InlineDispatcher::off(&test.client)), order).await;
     assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
     assert_eq!(recorder.amounts(), (0..1_000).collect::<Vec<_>>());
     assert!(is_empty(&test.stored("o-1").await));
@@ -605,7 +609,8 @@ async fn in_an_unordered_document_near_sixteen_megabytes_a_failing_message_holds
     insert_large(&test, 0..3).await;
     recorder.answer([Outcome::Transient("no".into()), Outcome::Permanent("never".into())]);
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "big");
-    let processed = worker.process(&document, Ordering::Unordered, &CancellationToken::new()).await.unwrap();
+    let processed =
+        worker.process(&document, DeliveryOrder::Unordered, &CancellationToken::new()).await.unwrap();
     assert!(matches!(processed, Processed::Held(Hold::Retrying(_))), "{processed:?}");
     assert_eq!(recorder.amounts(), [2]);
     let lease = leases.find_one(doc! {}).await.unwrap().unwrap();
@@ -690,7 +695,7 @@ async fn a_deliverer_that_breaks_its_contract_costs_attempts_and_no_message() {
     let test = TestDatabase::create().await;
     let settings = |lease| ProcessorSettings { retry: slow_retry(), lease, ..ProcessorSettings::default() };
     for (id, lease) in [("panic", LONG), ("miscount", LONG), ("hang", Duration::from_secs(1))] {
-        insert(&test.store(&Inline::off(&test.client)), placed(id)).await;
+        insert(&test.store(&InlineDispatcher::off(&test.client)), placed(id)).await;
         let clock = ServerClock::new(test.client.clone());
         let worker = Processor::new(test.client.clone(), clock, Arc::new(Broken), settings(lease));
         assert!(matches!(process(&test, &worker, id).await, Processed::Held(_)), "{id}");
@@ -725,7 +730,7 @@ async fn a_save_is_not_told_applied_when_another_save_won() {
 async fn a_message_for_somebody_else_is_left_unclaimed() {
     let test = TestDatabase::create().await;
     let handlers = Handlers::builder().build().unwrap();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(handlers);
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(handlers);
     let receipt = insert(&test.store(&inline), placed("o-1")).await;
     assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Waiting)]));
     let entry = &test.outbox("o-1").await[0];
@@ -740,7 +745,7 @@ async fn a_handler_that_hangs_does_not_repeat_the_other() {
     let hang = |_: Added, _| std::future::pending::<Result<(), HandlerError>>();
     let handlers =
         Handlers::builder().on("quick", |_: Added, _| async { Ok(()) }).on("hangs", hang).build().unwrap();
-    let inline = Inline::builder(&test.client)
+    let inline = InlineDispatcher::builder(&test.client)
         .mode(Mode::Await)
         .lease(Duration::from_secs(1))
         .retry(slow_retry())
@@ -770,7 +775,8 @@ async fn a_handler_that_saves_its_own_document_waits_for_nobody() {
             Ok(())
         }
     });
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(handlers.build().unwrap());
+    let inline =
+        InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(handlers.build().unwrap());
     let orders = store.get_or_init(|| test.store(&inline));
     let receipt = insert(orders, placed("o-1")).await;
     assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], Disposition::Delivered)]));
@@ -847,7 +853,7 @@ async fn closing_may_take_for_ever() {
 async fn closing_gives_everything_back_while_the_way_is_lost() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
-    let inline = Inline::builder(&test.client).lease(LONG).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).lease(LONG).deliver_to(recorder.clone());
     let mut order = placed("o-1");
     order.add(2);
     insert(&test.store(&inline), order).await;
@@ -870,7 +876,7 @@ async fn closing_ends_while_mongodb_is_silent() {
     let far = network.uri().replace("any@", "");
     let client = Client::with_uri_str(format!("{far}?directConnection=true")).await.unwrap();
     let recorder = Recorder::held();
-    let inline = Inline::builder(&client).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&client).deliver_to(recorder.clone());
     let orders =
         Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
     insert(&orders, placed("o-1")).await;
@@ -890,10 +896,10 @@ async fn a_stop_gives_back_at_once_what_was_not_begun() {
     let worker = worker(&test, &recorder);
     let mut order = placed("o-1");
     order.add(2);
-    insert(&test.store(&Inline::off(&test.client)), order).await;
+    insert(&test.store(&InlineDispatcher::off(&test.client)), order).await;
     let stop = CancellationToken::new();
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
-    let process = worker.process(&document, Ordering::Ordered, &stop);
+    let process = worker.process(&document, DeliveryOrder::Ordered, &stop);
     let stopping = async {
         recorder.wait_tried(1).await;
         stop.cancel();
@@ -956,17 +962,17 @@ async fn a_claim_misses_an_entry_that_has_reached_a_handler() {
     /// Asked between the read and the claim.
     struct Meanwhile(Processor, document_outbox::DocumentRef, std::sync::atomic::AtomicBool);
     #[async_trait::async_trait]
-    impl document_outbox::process::Pace for Meanwhile {
+    impl document_outbox::dispatch::Pace for Meanwhile {
         async fn permits(&self, wanted: usize) -> usize {
             if !self.2.swap(true, std::sync::atomic::Ordering::SeqCst) {
                 let stop = CancellationToken::new();
-                self.0.process(&self.1, Ordering::Ordered, &stop).await.unwrap();
+                self.0.process(&self.1, DeliveryOrder::Ordered, &stop).await.unwrap();
             }
             wanted
         }
     }
     let test = TestDatabase::create().await;
-    insert(&test.store(&Inline::off(&test.client)), placed("o-1")).await;
+    insert(&test.store(&InlineDispatcher::off(&test.client)), placed("o-1")).await;
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
     let settings = ProcessorSettings { retry: slow_retry(), ..ProcessorSettings::default() };
     let clock = ServerClock::new(test.client.clone());
@@ -992,7 +998,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
     for id in &ids {
         let mut order = Order::new(id);
         (0..MESSAGES).for_each(|amount| order.add(amount.try_into().unwrap()));
-        insert(&test.store(&Inline::off(&test.client)), order).await;
+        insert(&test.store(&InlineDispatcher::off(&test.client)), order).await;
     }
     let recorder = Recorder::held();
     let settings = ProcessorSettings { max_repeats: BOUND, ..ProcessorSettings::default() };
@@ -1002,7 +1008,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
         let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), id.as_str());
         let dying = dying.clone();
         tokio::spawn(async move {
-            dying.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
+            dying.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
         })
     });
     let tasks: Vec<_> = tasks.collect();
@@ -1039,7 +1045,8 @@ async fn a_failed_write_hides_nothing_of_the_others() {
     let client = Client::with_options(options).unwrap();
     let recorder = Recorder::default();
     recorder.answer([Outcome::Delivered, Outcome::Transient("no".into())]);
-    let inline = Inline::builder(&client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
+    let inline =
+        InlineDispatcher::builder(&client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
     let orders =
         Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
     // It is tried in two forms.
@@ -1074,7 +1081,7 @@ async fn a_handler_that_waits_for_a_spawned_save_is_delivered() {
             Ok(())
         }
     });
-    let inline = Inline::builder(&test.client)
+    let inline = InlineDispatcher::builder(&test.client)
         .mode(Mode::Await)
         .lease(Duration::from_secs(2))
         .retry(slow_retry())
@@ -1104,7 +1111,8 @@ async fn a_deliverer_that_panics_at_once_costs_an_attempt() {
         }
     }
     let test = TestDatabase::create().await;
-    let inline = Inline::builder(&test.client).mode(Mode::Await).retry(slow_retry()).deliver_to(Panics);
+    let inline =
+        InlineDispatcher::builder(&test.client).mode(Mode::Await).retry(slow_retry()).deliver_to(Panics);
     let receipt = insert(&test.store(&inline), placed("o-1")).await;
     let retrying = Disposition::Retrying { error: "the deliverer panicked".into() };
     assert_eq!(receipt.dispatch, Dispatch::Settled(vec![(receipt.messages[0], retrying)]));
@@ -1170,7 +1178,7 @@ mod runtimes {
         let recorder = Recorder::default();
         let first = runtime();
         let inline = first.block_on(async {
-            let inline = Inline::builder(&test.client)
+            let inline = InlineDispatcher::builder(&test.client)
                 .mode(Mode::Await)
                 .clear_within(Duration::from_millis(200))
                 .deliver_to(recorder.clone());
@@ -1251,7 +1259,8 @@ mod runtimes {
 
         runtime().block_on(async {
             let test = TestDatabase::create().await;
-            let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(rabbitmq.clone());
+            let inline =
+                InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(rabbitmq.clone());
             let receipt = insert(&test.store(&inline), placed("o-1")).await;
             assert_eq!(receipt.dispatch, Dispatch::Skipped(Shed::Unavailable));
             tokio::time::timeout(LONG, inline.close(LONG)).await.unwrap();
@@ -1340,7 +1349,7 @@ async fn an_entry_that_is_not_utf_8_costs_its_neighbours_nothing() {
 async fn a_message_that_was_pushed_twice_is_delivered_once() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let off = Inline::off(&test.client);
+    let off = InlineDispatcher::off(&test.client);
     let orders = test.store(&off);
     insert(&orders, Order::new("o-1")).await;
 

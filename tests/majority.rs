@@ -10,9 +10,9 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use document_outbox::{
-    DocumentRef, Inline, Ordering, Store,
-    clock::ServerClock,
-    process::{Processed, Processor, ProcessorSettings},
+    DeliveryOrder, DocumentRef, InlineDispatcher, Store,
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::ServerClock,
     store::{Inserted, Saved},
 };
 use mongodb::{
@@ -153,7 +153,7 @@ async fn save_steadily(orders: &Store<Order>, savers: usize, rounds: usize, time
 /// The same orders with a majority that is late, and with a writer beside them, so that it never catches up.
 async fn save_under_a_late_majority(seconds: i64, savers: usize, rounds: usize, time: Duration) -> Tally {
     let test = TestDatabase::on(RS3).await;
-    let orders = test.store(&Inline::builder(&test.client).deliver_to(Recorder::default()));
+    let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(Recorder::default()));
     let late = LateMajority::begin(seconds).await;
     let beside = test.database.collection::<Document>("beside");
     let stop = CancellationToken::new();
@@ -198,12 +198,12 @@ async fn outage_of_the_majority_publishes_nothing_and_loses_nothing() {
     set_stalled("off").await;
     let test = TestDatabase::on(RS3).await;
     let recorder = Recorder::default();
-    let orders = test.store(&Inline::builder(&test.client).deliver_to(recorder.clone()));
+    let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(recorder.clone()));
     let worker = worker(&test, &recorder);
     let stop = CancellationToken::new();
     let mut placed = Order::new("before");
     placed.add(1);
-    let off = test.store(&Inline::off(&test.client));
+    let off = test.store(&InlineDispatcher::off(&test.client));
     assert!(matches!(off.insert(placed).await.unwrap(), Inserted::Applied(..)));
     let mut loaded = orders.load(&"before".into()).await.unwrap().unwrap();
     let before = document(&test, "before");
@@ -230,8 +230,8 @@ async fn outage_of_the_majority_publishes_nothing_and_loses_nothing() {
     let (saved, crowd, claimed, phantom) = tokio::join!(
         orders.save(&mut loaded),
         futures::future::join_all(crowd),
-        worker.process(&before, Ordering::Ordered, &stop),
-        worker.process(&shown, Ordering::Ordered, &stop),
+        worker.process(&before, DeliveryOrder::Ordered, &stop),
+        worker.process(&shown, DeliveryOrder::Ordered, &stop),
     );
     assert!(matches!(saved.unwrap(), Saved::Unknown(_)));
     assert!(crowd.iter().all(|saved| matches!(saved, Ok(Saved::Unknown(_)))), "{crowd:?}");
@@ -252,7 +252,7 @@ async fn outage_of_the_majority_publishes_nothing_and_loses_nothing() {
         test.orders().update_one(doc! { "_id": id }, expire).await.unwrap();
         let delivered = recorder.delivered().len();
         let document = document(&test, id);
-        assert_eq!(worker.process(&document, Ordering::Ordered, &stop).await.unwrap(), Processed::Done);
+        assert_eq!(worker.process(&document, DeliveryOrder::Ordered, &stop).await.unwrap(), Processed::Done);
         assert_eq!(recorder.amounts()[delivered..], amounts);
     }
     // Batches that were given up leave nothing behind.

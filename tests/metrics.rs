@@ -13,12 +13,11 @@ use std::{
 };
 
 use document_outbox::{
-    Caps, Dispatch, DocumentRef, Inline, Mode, Ordering, RetryPolicy, Shed, Store,
-    clock::ServerClock,
+    Caps, DeliveryOrder, Dispatch, DocumentRef, InlineDispatcher, Mode, RetryPolicy, Shed, Store,
     deliver::{Deliver, Outcome},
-    event::Event,
-    metrics,
-    process::{Processed, Processor, ProcessorSettings},
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::ServerClock,
+    observe::{Event, metrics},
     store::{Deleted, Inserted, Saved},
 };
 use flow::{Flow, Heard};
@@ -134,7 +133,7 @@ fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
 
 async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed {
     let document = DocumentRef::by_id(test.orders().namespace(), id);
-    worker.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
+    worker.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
 }
 
 /// Makes everything due that isn't dead, as time would.
@@ -162,7 +161,8 @@ async fn insert(orders: &Store<Order>, order: Order) -> Dispatch {
 async fn every_series_of_the_documentation_is_there_at_zero_before_anything_happens() {
     let test = TestDatabase::create().await;
     let application = Recording::new();
-    let inline = application.during(|| Inline::builder(&test.client).deliver_to(Recorder::default()));
+    let inline =
+        application.during(|| InlineDispatcher::builder(&test.client).deliver_to(Recorder::default()));
     let service = Recording::new();
     let worker = service.during(|| worker(&test, &Recorder::default()));
     for (mut recording, path) in [(application, "inline"), (service, "dispatcher")] {
@@ -191,7 +191,7 @@ async fn saves_and_deletes_are_counted_by_their_outcomes() {
     }));
     let client = Client::with_options(options).unwrap();
     let mut recording = Recording::new();
-    let inline = recording.during(|| Inline::off(&client));
+    let inline = recording.during(|| InlineDispatcher::off(&client));
     let collection = client.database(test.database.name()).collection::<Document>("orders");
     let orders = Store::<Order>::new(collection, &inline);
 
@@ -249,7 +249,7 @@ async fn saves_and_deletes_are_counted_by_their_outcomes() {
 async fn unknown_fields_that_a_save_drops_are_counted() {
     let test = TestDatabase::create().await;
     let mut recording = Recording::new();
-    let inline = recording.during(|| Inline::off(&test.client));
+    let inline = recording.during(|| InlineDispatcher::off(&test.client));
     let carts = Store::<Cart>::new(test.orders(), &inline);
     let line = |n: i32| doc! { "n": n, "note": "by others", "x": 1 };
     test.orders().insert_one(doc! { "_id": "c-1", "lines": [line(1), line(2), line(3)] }).await.unwrap();
@@ -276,7 +276,7 @@ struct CartLine {
     n: i32,
 }
 
-impl document_outbox::Document for Cart {
+impl document_outbox::Aggregate for Cart {
     type Id = String;
     fn id(&self) -> &String {
         &self.id
@@ -291,7 +291,8 @@ async fn what_the_inline_dispatcher_does_and_leaves_is_counted_and_its_health_sa
     let test = TestDatabase::create().await;
     let mut recording = Recording::new();
     let recorder = Recorder::held();
-    let inline = recording.during(|| Inline::builder(&test.client).capacity(1).deliver_to(recorder.clone()));
+    let inline =
+        recording.during(|| InlineDispatcher::builder(&test.client).capacity(1).deliver_to(recorder.clone()));
     let health = inline.health();
     let orders = test.store(&inline);
     insert(&orders, placed("o-1", [1, 2])).await;
@@ -317,7 +318,7 @@ async fn what_the_inline_dispatcher_does_and_leaves_is_counted_and_its_health_sa
     recorder.answer([Outcome::Transient("no luck".into())]);
     recorder.let_through(3);
     let mut events = Heard::from(inline.events().subscribe());
-    let retrying = Inline::builder(&test.client).retry(no_quick_tries());
+    let retrying = InlineDispatcher::builder(&test.client).retry(no_quick_tries());
     let retrying = recording.during(|| retrying.mode(Mode::Await).deliver_to(recorder.clone()));
     insert(&test.store(&retrying), placed("o-4", [6])).await;
     let failed = retrying.health().snapshot().last_error.unwrap();
@@ -354,7 +355,7 @@ async fn what_a_worker_makes_of_messages_is_counted() {
     let recorder = Recorder::default();
     let worker = recording.during(|| worker(&test, &recorder));
     let mut events = Heard::from(worker.events().subscribe());
-    let orders = test.store(&Inline::off(&test.client));
+    let orders = test.store(&InlineDispatcher::off(&test.client));
     let foreign = |extra: Document| {
         let mut entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 0i64 } };
         entry.extend(extra);
@@ -419,7 +420,7 @@ async fn a_claim_that_was_lost_during_a_successful_delivery_is_counted_and_annou
     let slow = Recorder::held();
     let slow_worker = recording.during(|| worker(&test, &slow));
     let mut events = Heard::from(slow_worker.events().subscribe());
-    insert(&test.store(&Inline::off(&test.client)), placed("o-1", [1, 2])).await;
+    insert(&test.store(&InlineDispatcher::off(&test.client)), placed("o-1", [1, 2])).await;
     slow.answer([Outcome::Delivered, Outcome::Permanent("never".into())]);
     let take_over = async {
         slow.wait_tried(1).await;
@@ -442,7 +443,8 @@ async fn unroutable_messages_and_hand_offs_are_counted() {
     let mut recording = Recording::new();
     let (commands, rabbitmq) = (flow.command_sender().await, flow.rabbitmq("inline").await);
     let quick = RetryPolicy { quick_wait: Duration::from_millis(1), ..RetryPolicy::default() };
-    let inline = Inline::builder(&flow.test.client).mode(Mode::Await).retry(quick).hand_off(commands);
+    let inline =
+        InlineDispatcher::builder(&flow.test.client).mode(Mode::Await).retry(quick).hand_off(commands);
     let inline = recording.during(|| inline.deliver_to(rabbitmq.clone()));
     assert!(rabbitmq.is_available());
     insert(&flow.test.store(&inline), placed("o-1", [1])).await;

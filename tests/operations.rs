@@ -8,10 +8,10 @@ mod support;
 use std::sync::Arc;
 
 use document_outbox::{
-    DocumentRef, Inline, Mode, Ordering, RetryPolicy,
-    clock::ServerClock,
+    DeliveryOrder, DocumentRef, InlineDispatcher, Mode, RetryPolicy,
     deliver::Outcome,
-    process::{Processed, Processor, ProcessorSettings},
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::ServerClock,
     store::Inserted,
 };
 use mongodb::bson::{Bson, Document, Uuid, doc};
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 async fn with_a_dead_message(test: &TestDatabase) -> Bson {
     let recorder = Recorder::default();
     recorder.answer([Outcome::Permanent("no".into())]);
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let mut order = Order::new("o-1");
     order.add(1);
     order.add(2);
@@ -40,7 +40,7 @@ async fn work_off(test: &TestDatabase, recorder: &Recorder) -> Processed {
     let worker = Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), settings);
     let document = DocumentRef::by_id(test.orders().namespace(), "o-1");
     let stop = CancellationToken::new();
-    worker.process(&document, Ordering::Ordered, &stop).await.unwrap()
+    worker.process(&document, DeliveryOrder::Ordered, &stop).await.unwrap()
 }
 
 fn revive() -> Document {

@@ -9,11 +9,11 @@ mod support;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use document_outbox::{
-    Dispatch, Inline, Mode, Ordering, Outbox, RetryPolicy, Store,
-    clock::ServerClock,
+    DeliveryOrder, Dispatch, InlineDispatcher, Mode, Outbox, RetryPolicy, Store,
     command::Reason,
-    event::Event,
-    process::{Disposition, Processed, Processor, ProcessorSettings},
+    dispatch::{Disposition, Processed, Processor, ProcessorSettings},
+    internal::ServerClock,
+    observe::Event,
     store::{Deleted, Inserted, Receipt},
 };
 use flow::{Flow, Heard, Received, WORKER};
@@ -61,7 +61,7 @@ async fn a_scheduled_message_waits_in_its_document_and_is_delivered_by_the_sweep
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(RetryPolicy::default()).await;
     let mut rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
-    let inline = Inline::builder(&flow.test.client).mode(Mode::Await);
+    let inline = InlineDispatcher::builder(&flow.test.client).mode(Mode::Await);
     let orders = flow.test.store(&inline.deliver_to(flow.rabbitmq("inline").await));
 
     let receipt = insert(&orders, placed("o-1", 1, [2, 3], LATER)).await;
@@ -101,7 +101,7 @@ async fn a_scheduled_message_waits_in_its_document_and_is_delivered_by_the_sweep
 async fn a_scheduled_message_that_is_due_is_delivered_in_its_place_by_the_next_save() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let orders = test.store(&Inline::builder(&test.client).deliver_to(recorder.clone()));
+    let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(recorder.clone()));
     assert_eq!(insert(&orders, placed("o-1", 1, [], LONG)).await.dispatch, Dispatch::Scheduled);
     let entry = test.outbox("o-1").await.remove(0);
     let due = entry.get_datetime("created_at").unwrap();
@@ -117,7 +117,7 @@ async fn a_scheduled_message_that_is_due_is_delivered_in_its_place_by_the_next_s
 async fn a_save_of_scheduled_messages_alone_takes_no_seat_and_is_not_shed() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
-    let inline = Inline::builder(&test.client).capacity(1).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).capacity(1).deliver_to(recorder.clone());
     let mut events = Heard::from(inline.events().subscribe());
     let orders = test.store(&inline);
     assert_eq!(insert(&orders, placed("o-1", 1, [2], LONG)).await.dispatch, Dispatch::Background);
@@ -147,7 +147,7 @@ async fn a_save_of_scheduled_messages_alone_takes_no_seat_and_is_not_shed() {
 async fn a_schedule_survives_that_the_outbox_was_not_empty_after_all() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     insert(&orders, Order::new("o-1")).await;
     let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
@@ -167,7 +167,7 @@ async fn a_schedule_survives_that_the_outbox_was_not_empty_after_all() {
 async fn a_time_that_has_passed_is_now_and_one_without_end_is_never() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let mut order = Order::new("o-1");
     order.outbox.send_after(Added { amount: 1 }, Duration::MAX);
     order.outbox.send_at(Added { amount: 2 }, DateTime::MAX);
@@ -187,7 +187,7 @@ async fn a_time_that_has_passed_is_now_and_one_without_end_is_never() {
 async fn a_scheduled_message_that_could_not_be_delivered_when_due_does_not_look_scheduled_again() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let orders = test.store(&Inline::off(&test.client));
+    let orders = test.store(&InlineDispatcher::off(&test.client));
     insert(&orders, placed("o-1", 1, [2], Duration::from_millis(1))).await;
     let clock = ServerClock::new(test.client.clone());
     let processor = Processor::new(
@@ -198,7 +198,7 @@ async fn a_scheduled_message_that_could_not_be_delivered_when_due_does_not_look_
     );
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
     let process = || async {
-        processor.process(&document, Ordering::Ordered, &CancellationToken::new()).await.unwrap()
+        processor.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
     };
     let due = test.outbox("o-1").await[0].get_datetime("available_at").copied().unwrap();
     while clock.now().await.unwrap() < due {
@@ -217,7 +217,7 @@ async fn a_scheduled_message_is_not_queued_before_its_time() {
     let flow = Flow::begin().await;
     let settings = Settings { requeue_pause: Duration::from_millis(100), ..flow.rescuer_settings(DELAY) };
     let mut rescuer = flow.rescuer(settings).await;
-    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     insert(&orders, placed("o-1", 1, [], LONG)).await;
     // Whatever comes of it comes before what comes of a later one, which is as old as the delay then.
     let mut order = Order::new("o-2");

@@ -16,7 +16,7 @@ use std::{
 };
 
 use document_outbox::{
-    CommandSender, DocumentRef, Inline, Mode, Store,
+    CommandSender, DocumentRef, InlineDispatcher, Mode, Store,
     amqp::{AmqpSettings, Publisher, TopologyMode},
     command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE, ProcessDocumentMessages, Reason},
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
@@ -198,7 +198,7 @@ async fn deliver_inline(secured: &Secured, vhost: &str, receiver: &mut Receiver,
     });
     soon("a connection for messages", rabbitmq.available()).await;
     let shop = secured.client("shop").await;
-    let inline = Inline::builder(&shop).mode(Mode::Await).deliver_to(rabbitmq.clone());
+    let inline = InlineDispatcher::builder(&shop).mode(Mode::Await).deliver_to(rabbitmq.clone());
     let orders = Store::<Order>::new(shop.database("shop").collection::<Order>("orders"), &inline);
     let mut order = Order::new(&format!("inline-{amount}"));
     order.add(amount);
@@ -229,7 +229,7 @@ async fn services_with_least_privileges_scram_and_tls_deliver_what_another_clien
     let secured = Secured::start().await;
     let shop = secured.client("shop").await;
     let orders: Store<Order> =
-        Store::new(shop.database("shop").collection::<Order>("orders"), &Inline::off(&shop));
+        Store::new(shop.database("shop").collection::<Order>("orders"), &InlineDispatcher::off(&shop));
     orders.ensure_indexes().await.unwrap();
 
     let mut receiver = Receiver::begin(&secured, "/").await;

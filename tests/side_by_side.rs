@@ -10,9 +10,9 @@ use std::sync::{
 };
 
 use document_outbox::{
-    DocumentRef, Ordering,
-    clock::ServerClock,
-    process::{Processed, Processor, ProcessorSettings},
+    DeliveryOrder, DocumentRef,
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::ServerClock,
 };
 use futures::future::join_all;
 use mongodb::{
@@ -50,7 +50,7 @@ fn filled(id: impl Into<Bson>) -> Document {
 
 async fn process(processor: &Processor, documents: &[DocumentRef]) -> Vec<Processed> {
     let stop = CancellationToken::new();
-    let passes = documents.iter().map(|document| processor.process(document, Ordering::Ordered, &stop));
+    let passes = documents.iter().map(|document| processor.process(document, DeliveryOrder::Ordered, &stop));
     join_all(passes).await.into_iter().map(Result::unwrap).collect()
 }
 
@@ -119,7 +119,7 @@ async fn many_documents_are_looked_at_with_few_commands_and_an_odd_one_spoils_no
     let ids = (0..MANY).map(Bson::from).chain([Bson::Undefined]);
     let documents: Vec<_> = ids.map(|id| DocumentRef::by_id(namespace.clone(), id)).collect();
     let stop = CancellationToken::new();
-    let passes = documents.iter().map(|document| processor.process(document, Ordering::Ordered, &stop));
+    let passes = documents.iter().map(|document| processor.process(document, DeliveryOrder::Ordered, &stop));
     let processed = join_all(passes).await;
     let done = processed.iter().filter(|processed| matches!(processed, Ok(Processed::Done))).count();
     assert_eq!(done, MANY as usize, "{processed:?}");

@@ -7,20 +7,20 @@ mod support;
 use std::collections::HashMap;
 
 use document_outbox::{
-    Caps, Dispatch, Document, Error, Inline, Mode, Outbox, Shed,
+    Aggregate, Caps, Dispatch, Error, InlineDispatcher, Mode, Outbox, Shed,
     store::{Deleted, Inserted, Saved},
 };
 use mongodb::bson::{Bson, Uuid, doc, oid::ObjectId};
 use serde::{Deserialize, Serialize};
 use support::{Order, Recorder, TestDatabase};
 
-async fn off() -> (TestDatabase, Inline) {
+async fn off() -> (TestDatabase, InlineDispatcher) {
     let test = TestDatabase::create().await;
-    let inline = Inline::off(&test.client);
+    let inline = InlineDispatcher::off(&test.client);
     (test, inline)
 }
 
-async fn insert(test: &TestDatabase, inline: &Inline, order: Order) {
+async fn insert(test: &TestDatabase, inline: &InlineDispatcher, order: Order) {
     assert!(matches!(test.store(inline).insert(order).await.unwrap(), Inserted::Applied(..)));
 }
 
@@ -323,7 +323,7 @@ struct Any {
     #[serde(skip)]
     outbox: Outbox,
 }
-impl Document for Any {
+impl Aggregate for Any {
     type Id = Bson;
     fn id(&self) -> &Bson {
         &self.id
@@ -337,7 +337,7 @@ impl Document for Any {
 async fn every_type_of_id_is_saved_loaded_claimed_and_cleared() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let store = document_outbox::Store::<Any>::new(test.orders(), &inline);
     let ids: Vec<Bson> = vec![
         ObjectId::new().into(),
@@ -376,7 +376,7 @@ struct Flat {
     #[serde(skip)]
     outbox: Outbox,
 }
-impl Document for Flat {
+impl Aggregate for Flat {
     type Id = String;
     fn id(&self) -> &String {
         &self.id
@@ -428,7 +428,7 @@ async fn indexes_are_made_on_request_and_again_without_harm() {
 async fn messages_ride_on_an_update_and_in_a_transaction_of_the_callers_own() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     insert(&test, &inline, Order::new("o-1")).await;
     let etag = test.stored("o-1").await.get("etag").cloned();
@@ -484,7 +484,7 @@ async fn a_dropped_save_keeps_its_messages_for_the_next_one() {
     let (test, inline) = off().await;
     insert(&test, &inline, Order::new("o-1")).await;
     // A store that has yet to ask the server for its time.
-    let orders = test.store(&Inline::off(&test.client));
+    let orders = test.store(&InlineDispatcher::off(&test.client));
     let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
     order.add(1);
     {
@@ -519,7 +519,7 @@ async fn dropping_the_librarys_fields_from_a_flattened_map_drops_nothing_that_is
 async fn an_aggregate_that_is_kept_and_saved_over_and_over_does_not_count_what_was_delivered() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).deliver_to(recorder.clone());
     let orders = test.store(&inline).with_caps(Caps { entries: 2, ..Caps::default() });
     let Inserted::Applied(mut order, _) = orders.insert(Order::new("o-1")).await.unwrap() else { panic!() };
     for amount in 1..=6 {
@@ -566,7 +566,7 @@ macro_rules! aggregate {
             #[serde(skip)]
             outbox: Outbox,
         }
-        impl Document for $name {
+        impl Aggregate for $name {
             type Id = $id;
             fn id(&self) -> &$id {
                 &self.id
@@ -669,11 +669,11 @@ aggregate!(ByOption, Option<ObjectId>);
 /// Inserts, loads, updates, delivers, clears and deletes; what is stored as `_id`.
 async fn lives<T, I>(test: &TestDatabase, id: I) -> Bson
 where
-    T: Document<Id = I> + With<I> + std::fmt::Debug,
+    T: Aggregate<Id = I> + With<I> + std::fmt::Debug,
     I: Clone + std::fmt::Debug + Serialize + Send + Sync + 'static,
 {
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let store = || document_outbox::Store::<T>::new(test.orders(), &inline);
     let mut new = T::with(id.clone());
     new.outbox().send(Text("inserted".into()));
@@ -742,7 +742,7 @@ struct Absent {
 }
 macro_rules! named_by {
     ($name:ident, $field:ident: $id:ty) => {
-        impl Document for $name {
+        impl Aggregate for $name {
             type Id = $id;
             #[allow(clippy::misnamed_getters, reason = "some of these are wrong on purpose")]
             fn id(&self) -> &$id {
@@ -758,9 +758,9 @@ named_by!(Unnamed, id: String);
 named_by!(Misnamed, number: String);
 named_by!(Absent, id: Option<ObjectId>);
 
-async fn refused<T: Document + std::fmt::Debug>(test: &TestDatabase, mut value: T, texts: [&str; 2]) {
+async fn refused<T: Aggregate + std::fmt::Debug>(test: &TestDatabase, mut value: T, texts: [&str; 2]) {
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     value.outbox().send(Text("never".into()));
     let refused = document_outbox::Store::<T>::new(test.orders(), &inline).insert(value).await.unwrap_err();
     assert!(matches!(refused, Error::NoId { .. } | Error::IdMismatch { .. }), "{refused}");
@@ -866,7 +866,7 @@ async fn a_shard_key_of_another_numeric_type_is_saved() {
 async fn staged_messages_are_delivered_from_the_document_that_has_them() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let inline = Inline::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let uuids = document_outbox::Store::<ByUuid>::new(test.orders(), &inline);
     let id = uuid::Uuid::new_v4();
     assert!(matches!(uuids.insert(ByUuid::with(id)).await.unwrap(), Inserted::Applied(..)));
@@ -988,7 +988,7 @@ struct Parcel {
 struct Address {
     street: String,
 }
-impl Document for Basket {
+impl Aggregate for Basket {
     type Id = String;
     const ELEMENT_KEYS: &'static [(&'static str, &'static str)] = &[("parcels.lines", "sku")];
     fn id(&self) -> &String {
@@ -1119,7 +1119,7 @@ struct RenamedLine {
     qty: i64,
 }
 
-impl Document for Renamed {
+impl Aggregate for Renamed {
     type Id = String;
     fn id(&self) -> &String {
         &self.id

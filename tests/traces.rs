@@ -9,10 +9,10 @@ mod support;
 use std::sync::Arc;
 
 use document_outbox::{
-    DocumentRef, Inline, Mode, Ordering, RetryPolicy, Store,
-    clock::ServerClock,
+    DeliveryOrder, DocumentRef, InlineDispatcher, Mode, RetryPolicy, Store,
     deliver::{Deliver, HandlerError, Handlers, Outcome, Router},
-    process::{Processed, Processor, ProcessorSettings},
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::ServerClock,
     store::{Inserted, Receipt},
 };
 use flow::{Flow, Received};
@@ -114,7 +114,7 @@ fn worker(test: &TestDatabase, deliver: impl Deliver) -> Processor {
     Processor::new(test.client.clone(), ServerClock::new(test.client.clone()), Arc::new(deliver), settings)
 }
 
-async fn process(test: &TestDatabase, worker: &Processor, id: &str, ordering: Ordering) -> Processed {
+async fn process(test: &TestDatabase, worker: &Processor, id: &str, ordering: DeliveryOrder) -> Processed {
     let document = DocumentRef::by_id(test.orders().namespace(), id);
     worker.process(&document, ordering, &CancellationToken::new()).await.unwrap()
 }
@@ -124,7 +124,7 @@ async fn an_inline_delivery_is_part_of_the_trace_of_its_save_and_the_message_goe
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let spans = Spans::begin();
-    let inline = Inline::builder(&flow.test.client).mode(Mode::Await);
+    let inline = InlineDispatcher::builder(&flow.test.client).mode(Mode::Await);
     let inline = inline.deliver_to(flow.rabbitmq("inline").await);
     let orders = flow.test.store(&inline);
     let order = placed("o-1", [7]);
@@ -162,7 +162,7 @@ async fn a_rescue_begins_a_trace_of_its_own_that_links_to_the_stored_one() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let spans = Spans::begin();
-    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     insert(&orders, placed("o-1", [1])).await;
     let mut order = placed("o-2", []);
     order.outbox.send(Added { amount: 2 }).header("traceparent", OWN).header("tracestate", "a=b");
@@ -177,7 +177,7 @@ async fn a_rescue_begins_a_trace_of_its_own_that_links_to_the_stored_one() {
 
     let worker = worker(&flow.test, flow.rabbitmq("worker").await);
     for id in ["o-1", "o-2"] {
-        assert_eq!(process(&flow.test, &worker, id, Ordering::Ordered).await, Processed::Done);
+        assert_eq!(process(&flow.test, &worker, id, DeliveryOrder::Ordered).await, Processed::Done);
     }
     let received = receiver.wait(2).await;
     let (dispatched, sent) = (spans.named("dispatch orders"), spans.named("send order.added"));
@@ -199,7 +199,7 @@ async fn the_span_of_a_save_ends_before_the_delivery_that_follows_it() {
     let test = TestDatabase::create().await;
     let spans = Spans::begin();
     let recorder = Recorder::held();
-    let orders = test.store(&Inline::builder(&test.client).deliver_to(recorder.clone()));
+    let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(recorder.clone()));
     insert(&orders, placed("o-1", [1])).await;
     recorder.wait_tried(1).await;
     assert_eq!(spans.names(), ["insert orders"]);
@@ -221,9 +221,9 @@ async fn each_handler_runs_inside_the_span_of_its_own_message() {
         }
     });
     let router = Router::new(Recorder::default()).handlers(handlers.build().unwrap());
-    let inline = Inline::builder(&test.client).mode(Mode::Off).deliver_to(router.clone());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Off).deliver_to(router.clone());
     let receipt = insert(&test.store(&inline), placed("o-1", 1..=3)).await;
-    process(&test, &worker(&test, router), "o-1", Ordering::Unordered).await;
+    process(&test, &worker(&test, router), "o-1", DeliveryOrder::Unordered).await;
 
     let handled = spans.named("handle");
     assert_eq!(handled.len(), 3);
@@ -248,7 +248,7 @@ async fn what_a_delivery_or_a_save_failed_of_is_named_on_its_span() {
     let spans = Spans::begin();
     let recorder = Recorder::default();
     recorder.answer([Outcome::Transient("no".into())]);
-    let inline = Inline::builder(&test.client).mode(Mode::Await).retry(no_quick_tries());
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).retry(no_quick_tries());
     let orders = test.store(&inline.deliver_to(recorder));
     insert(&orders, placed("o-1", [1])).await;
     let failed = |span: SpanData| {

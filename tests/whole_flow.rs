@@ -8,7 +8,9 @@ mod support;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use document_outbox::{Inline, RetryPolicy, Store, command::Reason, event::Event, store::Inserted};
+use document_outbox::{
+    InlineDispatcher, RetryPolicy, Store, command::Reason, observe::Event, store::Inserted,
+};
 use flow::{Flow, Heard, Received, WORKER, soon};
 use futures::StreamExt;
 use mongodb::bson::{Bson, DateTime, Document, Uuid, doc, oid::ObjectId};
@@ -227,7 +229,7 @@ async fn messages_of_a_collection_that_was_dropped_and_made_again_arrive() {
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
     let rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
-    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     insert(&orders, placed("before", [1])).await;
     receiver.wait(1).await;
 
@@ -295,7 +297,7 @@ async fn five_hundred_documents_saved_with_inline_off_all_arrive_once_and_in_ord
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
     let rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
-    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     let saves = (0..DOCUMENTS).map(async |nth| {
         let id = format!("o-{nth}");
         insert(&orders, placed(&id, 1..MESSAGES)).await;
@@ -330,7 +332,7 @@ async fn a_rescued_message_is_a_cloud_event_with_its_own_headers_and_trace() {
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
     let rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
-    let orders = flow.test.store(&Inline::off(&flow.test.client));
+    let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     let mut order = Order::new("o-1");
     let sent = order.outbox.send(support::Added { amount: 7 });
     sent.header("tenant", "north ☃").header("traceparent", TRACE);
@@ -376,7 +378,7 @@ async fn a_message_that_nobody_can_receive_is_handed_off_and_delivered_once_some
     let flow = Flow::begin().await;
     flow.unbind().await;
     let receiver = flow.receiver().await;
-    let inline = Inline::builder(&flow.test.client)
+    let inline = InlineDispatcher::builder(&flow.test.client)
         .retry(patient())
         .hand_off(flow.command_sender().await)
         .deliver_to(flow.rabbitmq("inline").await);

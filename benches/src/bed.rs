@@ -6,10 +6,10 @@ use std::{
 };
 
 use document_outbox::{
-    Inline, Loaded, Mode, Store,
+    InlineDispatcher, Loaded, Mode, Store,
     amqp::AmqpSettings,
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
-    inline::InlineBuilder,
+    dispatch::InlineBuilder,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use lapin::{
@@ -152,19 +152,23 @@ impl Bed {
     }
 
     /// An inline dispatcher that publishes to the exchange.
-    pub(crate) fn inline(&self, mode: Mode) -> Inline {
+    pub(crate) fn inline(&self, mode: Mode) -> InlineDispatcher {
         self.inline_with(mode, |builder| builder)
     }
 
-    pub(crate) fn inline_with(&self, mode: Mode, set: impl FnOnce(InlineBuilder) -> InlineBuilder) -> Inline {
-        let inline = Inline::builder(&self.client).mode(mode);
+    pub(crate) fn inline_with(
+        &self,
+        mode: Mode,
+        set: impl FnOnce(InlineBuilder) -> InlineBuilder,
+    ) -> InlineDispatcher {
+        let inline = InlineDispatcher::builder(&self.client).mode(mode);
         set(inline).deliver_to_shared(Arc::new(self.rabbitmq.clone()))
     }
 
     /// A fresh collection with its two indexes and so many orders.
     pub(crate) async fn orders(
         &self,
-        inline: &Inline,
+        inline: &InlineDispatcher,
         name: &str,
         count: usize,
         bytes: usize,

@@ -1,6 +1,6 @@
 //! What is saved and sent: an order of a size to choose, and a message of some 200 bytes.
 
-use document_outbox::{Document, Message, Outbox};
+use document_outbox::{Aggregate, Message, Outbox};
 use mongodb::bson::{DateTime, Uuid};
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,7 @@ impl Message for Changed {
     const TYPE: &'static str = "order.changed";
 }
 
-impl Document for Order {
+impl Aggregate for Order {
     type Id = String;
     fn id(&self) -> &String {
         &self.id

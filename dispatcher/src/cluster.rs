@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 use mongodb::{
     Database,
     bson::{Uuid, doc},
@@ -90,7 +90,7 @@ impl Cluster {
     async fn read(&self) -> Result<Is, Error> {
         let listed = self.state.list_collections().filter(doc! { "name": POSITIONS }).await;
         let mut listed = match listed {
-            Err(error) if codes::code(&error) == Some(UNAUTHORISED) => return Ok(Is::Unreadable),
+            Err(error) if error_codes::code(&error) == Some(UNAUTHORISED) => return Ok(Is::Unreadable),
             listed => listed?,
         };
         if !listed.advance().await? {

@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use document_outbox::{
-    clock::until,
-    codes::{self, Verdict},
-    deliverable::Hold,
-    process::Processed,
+    dispatch::Processed,
+    internal::{
+        Hold,
+        error_codes::{self, Verdict},
+        until,
+    },
 };
 use mongodb::{bson::DateTime, error::Error};
 
@@ -132,15 +134,19 @@ impl Decision {
                 }
                 _ => Next::Leave(Left::Held(hold)),
             },
-            Pass::Failed(error) if is_away(&error) => Next::PutBack(Unable::Away(codes::describe(&error))),
-            Pass::Failed(error) if codes::code(&error) == Some(UNAUTHORISED) => {
-                Next::PutBack(Unable::Refused(codes::describe(&error)))
+            Pass::Failed(error) if is_away(&error) => {
+                Next::PutBack(Unable::Away(error_codes::describe(&error)))
+            }
+            Pass::Failed(error) if error_codes::code(&error) == Some(UNAUTHORISED) => {
+                Next::PutBack(Unable::Refused(error_codes::describe(&error)))
             }
             Pass::Failed(error) => {
-                let why = Left::MongoDb(codes::describe(&error));
+                let why = Left::MongoDb(error_codes::describe(&error));
                 let pause = self.pauses.next().filter(|pause| *pause <= left);
                 match pause {
-                    Some(pause) if codes::verdict(&error) != Verdict::Refused => Next::Retry(pause, why),
+                    Some(pause) if error_codes::verdict(&error) != Verdict::Refused => {
+                        Next::Retry(pause, why)
+                    }
                     _ => Next::Leave(why),
                 }
             }

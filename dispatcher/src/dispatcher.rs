@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use document_outbox::{
     amqp::{AmqpSettings, Consumer},
-    event::Events,
-    process::Processor,
+    dispatch::Processor,
+    observe::Events,
 };
 use tokio::{
     task::JoinSet,
@@ -240,9 +240,9 @@ async fn take(consumer: Arc<Consumer>, work: Arc<Work>, tasks: TaskTracker) {
 #[cfg(test)]
 mod tests {
     use document_outbox::{
-        clock::ServerClock,
         deliver::{Answer, Deliver, Envelope},
-        process::ProcessorSettings,
+        dispatch::ProcessorSettings,
+        internal::ServerClock,
     };
 
     use super::*;

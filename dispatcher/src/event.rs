@@ -1,6 +1,6 @@
 //! What happens to commands, as values. What happens to messages is announced by the processor.
 
-use document_outbox::{DocumentRef, command::Reason, deliverable::Hold, process::Processed};
+use document_outbox::{DocumentRef, command::Reason, dispatch::Processed, internal::Hold};
 
 use crate::Refusal;
 

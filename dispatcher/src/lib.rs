@@ -8,7 +8,7 @@
 //!                  rejected    acknowledged                └──── wait ◀──────┘     that passes
 //!                                                                            └─ else ─▶ left to the sweep: acknowledged
 //! ```
-//! A pass is the library's [`Processor`](document_outbox::process::Processor): it reads, claims, delivers and settles. This
+//! A pass is the library's [`Processor`](document_outbox::dispatch::Processor): it reads, claims, delivers and settles. This
 //! crate decides when: which commands are admitted, how many documents at a time, how long a command is kept.
 //!
 //! # Guarantees

@@ -5,9 +5,9 @@ use std::{error::Error, sync::Arc, time::Duration};
 use document_outbox::{
     RetryPolicy,
     amqp::{State, TopologyMode},
-    clock::ServerClock,
     deliver::{AttributePrefix, PayloadFormat, RabbitMq, RabbitMqSettings},
-    process::{Processor, ProcessorSettings},
+    dispatch::{Processor, ProcessorSettings},
+    internal::ServerClock,
 };
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
 use outbox_service::{Choice, Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};

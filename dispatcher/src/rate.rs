@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use document_outbox::process::Pace;
+use document_outbox::dispatch::Pace;
 use governor::{
     Quota, RateLimiter,
     clock::Clock,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 use mongodb::{
     Client,
     bson::doc,
@@ -70,7 +70,7 @@ async fn ask(client: &Client, cluster: &Cluster, ability: &Ability) -> Result<()
         cluster.ask().await
     };
     match timeout(PATIENCE, asking).await {
-        Ok(answer) => answer.map_err(|error| codes::describe(&error)),
+        Ok(answer) => answer.map_err(|error| error_codes::describe(&error)),
         // It had no connection to spare for the question.
         Err(_elapsed) if ability.worked_since(began) => Ok(()),
         Err(_elapsed) => Err(format!("no answer in {PATIENCE:?}")),

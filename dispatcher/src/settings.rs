@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use document_outbox::{
+    DeliveryOrder,
     amqp::{ExchangeKind, ExchangeSpec, QueueSpec, Topology, TopologyMode},
     command::{COMMANDS_DELIVERY_LIMIT, COMMANDS_EXCHANGE, COMMANDS_QUEUE, COMMANDS_ROUTING_KEY},
-    deliverable::Ordering,
 };
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
@@ -133,14 +133,14 @@ impl DispatcherSettings {
         NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered)
     }
 
-    pub(crate) fn ordering(&self, namespace: &Namespace) -> Ordering {
+    pub(crate) fn ordering(&self, namespace: &Namespace) -> DeliveryOrder {
         let among = |patterns| NamespacePattern::any_matches(patterns, &namespace.db, &namespace.coll);
         if among(&self.unordered) {
-            Ordering::Unordered
+            DeliveryOrder::Unordered
         } else if among(&self.dead_blocks) {
-            Ordering::DeadBlocks
+            DeliveryOrder::DeadBlocks
         } else {
-            Ordering::Ordered
+            DeliveryOrder::Ordered
         }
     }
 
@@ -205,8 +205,8 @@ mod tests {
         settings.unordered = vec!["shop.stock".parse().unwrap()];
         settings.dead_blocks = vec!["shop.payments".parse().unwrap()];
         let ordering = |collection| settings.ordering(&Namespace::new("shop", collection));
-        assert_eq!(ordering("orders"), Ordering::Ordered);
-        assert_eq!(ordering("stock"), Ordering::Unordered);
-        assert_eq!(ordering("payments"), Ordering::DeadBlocks);
+        assert_eq!(ordering("orders"), DeliveryOrder::Ordered);
+        assert_eq!(ordering("stock"), DeliveryOrder::Unordered);
+        assert_eq!(ordering("payments"), DeliveryOrder::DeadBlocks);
     }
 }

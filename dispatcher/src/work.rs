@@ -14,9 +14,9 @@ use document_outbox::{
     DocumentRef,
     amqp::Delivery,
     command::{ProcessDocumentMessages, Reason},
-    event::Events,
-    process::{Processed, Processor},
-    turns::Turns,
+    dispatch::{Processed, Processor},
+    internal::Turns,
+    observe::Events,
 };
 use futures::FutureExt;
 use mongodb::bson::DateTime;

@@ -31,13 +31,12 @@ use std::{
 
 use async_trait::async_trait;
 use document_outbox::{
-    CommandSender, DocumentRef, Inline, RetryPolicy,
+    CommandSender, DocumentRef, InlineDispatcher, RetryPolicy,
     amqp::{AmqpSettings, Publication, Published, Publisher, TopologyMode},
-    clock::ServerClock,
     command::{COMMAND_TYPE, COMMANDS_ROUTING_KEY, MAX_COMMAND_BYTES, ProcessDocumentMessages, Reason},
     deliver::{Answer, Deliver, Envelope, HandlerError, Handlers, Outcome},
-    deliverable::Hold,
-    process::{Processed, Processor, ProcessorSettings},
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::{Hold, ServerClock},
     store::Inserted,
 };
 use lapin::options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -141,7 +140,7 @@ impl Scene {
     async fn place(&self, id: &str, amounts: impl IntoIterator<Item = i64>) {
         let mut order = Order::new(id);
         amounts.into_iter().for_each(|amount| order.add(amount));
-        let orders = self.test.store(&Inline::off(&self.test.client));
+        let orders = self.test.store(&InlineDispatcher::off(&self.test.client));
         assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
     }
 
@@ -599,7 +598,7 @@ async fn a_worker_process_that_a_message_kills() {
     let processor = Processor::new(client, clock, Arc::new(killer), ProcessorSettings::default());
     let document = DocumentRef::by_id(database.collection::<Document>("orders").namespace(), "o-1");
     let stop = tokio_util::sync::CancellationToken::new();
-    let ordering = document_outbox::Ordering::Ordered;
+    let ordering = document_outbox::DeliveryOrder::Ordered;
     processor.process(&document, ordering, &stop).await.unwrap();
 }
 
@@ -609,7 +608,7 @@ async fn a_message_that_kills_its_process_dies_and_its_neighbours_are_delivered(
     let test = TestDatabase::create().await;
     let mut order = Order::new("o-1");
     [12, 13, 14].into_iter().for_each(|amount| order.add(amount));
-    let orders = test.store(&Inline::off(&test.client));
+    let orders = test.store(&InlineDispatcher::off(&test.client));
     assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
     let mut crashes = 0;
     loop {

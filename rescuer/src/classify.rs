@@ -18,7 +18,7 @@
 //! Only a start ends with a [`Fault::Fatal`]. Later it is reported as trouble of the one stream or collection that it affects,
 //! and tried again: a person who acts needn't restart anything, and the other streams and collections are not affected.
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 use mongodb::error::{Error, ErrorKind};
 
 /// What to do about an error.
@@ -45,13 +45,13 @@ pub(crate) fn of(error: &Error) -> Fault {
         // The driver says so of every login that breaks off, as one does to a member that is shutting down.
         ErrorKind::Authentication { .. } => Fault::Passing,
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
-        _ => codes::code(error).map_or(Fault::Passing, of_code),
+        _ => error_codes::code(error).map_or(Fault::Passing, of_code),
     }
 }
 
 /// Of an error with which a stream is not opened, or breaks off.
 pub(crate) fn of_stream(error: &Error) -> Fault {
-    match codes::code(error) {
+    match error_codes::code(error) {
         Some(166 | 72) => Fault::Fatal(UNWATCHABLE),
         _ => of(error),
     }
@@ -60,7 +60,7 @@ pub(crate) fn of_stream(error: &Error) -> Fault {
 /// Whether a server's refusal to open a stream says something about the server rather than about the position.
 pub(crate) fn passes(error: &Error) -> bool {
     let by_code = |code| PASSING.contains(&code);
-    error.contains_label("ResumableChangeStreamError") || codes::code(error).is_none_or(by_code)
+    error.contains_label("ResumableChangeStreamError") || error_codes::code(error).is_none_or(by_code)
 }
 
 /// The error, and what a person has to do about it.
@@ -73,7 +73,7 @@ pub(crate) fn explain(error: &Error, fault: Fault) -> String {
 
 /// The error without the server's whole response, and what to do where waiting doesn't help.
 pub(crate) fn text(error: &Error) -> String {
-    match codes::advice(error) {
+    match error_codes::advice(error) {
         Some(advice) => format!("{}; {advice}", error.kind),
         None => error.kind.to_string(),
     }

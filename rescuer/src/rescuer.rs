@@ -9,7 +9,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use document_outbox::{clock::ServerClock, event::Events};
+use document_outbox::{internal::ServerClock, observe::Events};
 use futures::future::join_all;
 use mongodb::Client;
 use tokio::sync::broadcast;

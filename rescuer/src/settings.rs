@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use document_outbox::deliverable::Ordering;
+use document_outbox::DeliveryOrder;
 use mongodb::{Namespace, bson::Timestamp};
 use outbox_service::{Choice, NamespacePattern};
 
@@ -202,14 +202,14 @@ impl Settings {
     }
 
     /// Whether the messages of a document of this collection keep their order.
-    pub fn ordering(&self, namespace: &Namespace) -> Ordering {
+    pub fn ordering(&self, namespace: &Namespace) -> DeliveryOrder {
         let among = |patterns| NamespacePattern::any_matches(patterns, &namespace.db, &namespace.coll);
         if among(&self.unordered) {
-            Ordering::Unordered
+            DeliveryOrder::Unordered
         } else if among(&self.dead_blocks) {
-            Ordering::DeadBlocks
+            DeliveryOrder::DeadBlocks
         } else {
-            Ordering::Ordered
+            DeliveryOrder::Ordered
         }
     }
 
@@ -286,9 +286,9 @@ mod tests {
         settings.unordered = vec!["shop.mails".parse().unwrap()];
         settings.dead_blocks = vec!["shop.payments".parse().unwrap()];
         let ordering = |name: &str| settings.ordering(&Namespace::new("shop", name));
-        assert_eq!(ordering("mails"), Ordering::Unordered);
-        assert_eq!(ordering("payments"), Ordering::DeadBlocks);
-        assert_eq!(ordering("orders"), Ordering::Ordered);
+        assert_eq!(ordering("mails"), DeliveryOrder::Unordered);
+        assert_eq!(ordering("payments"), DeliveryOrder::DeadBlocks);
+        assert_eq!(ordering("orders"), DeliveryOrder::Ordered);
         assert_eq!(settings.problems(), []);
     }
 }

@@ -29,7 +29,7 @@ use super::{
     Envelope,
     json::{self, PayloadError, PayloadFormat},
 };
-use crate::{amqp::Publication, message::SCHEMA_HEADER};
+use crate::{aggregate::message::SCHEMA_HEADER, amqp::Publication};
 
 /// What the names of attributes begin with. Both are reserved, whichever is in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -168,7 +168,7 @@ mod tests {
     use mongodb::bson::{Uuid, doc};
 
     use super::*;
-    use crate::DocumentRef;
+    use crate::stored::document_ref::DocumentRef;
 
     fn envelope() -> Envelope {
         Envelope {

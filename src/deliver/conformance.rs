@@ -34,7 +34,7 @@ use mongodb::{
 use tokio::time::{sleep, timeout};
 
 use super::{Answer, Deliver, Envelope, Outcome, json};
-use crate::DocumentRef;
+use crate::stored::document_ref::DocumentRef;
 
 /// A deliverer to be tested, and the receiver at its other end.
 #[async_trait]

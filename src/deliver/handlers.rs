@@ -49,7 +49,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, deadline, json, span, within};
-use crate::Message;
+use crate::aggregate::message::Message;
 
 /// What a handler says when it could not do its work. Its text is stored with the message and shown to operators: no
 /// payload, no secret.

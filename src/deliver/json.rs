@@ -87,7 +87,7 @@ pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
 
 /// A date as RFC 3339 in UTC with milliseconds; none outside the years 0 to 9999.
 pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
-    let text = crate::codec::rfc3339(date)?;
+    let text = crate::encoding::codec::rfc3339(date)?;
     let whole = text.strip_suffix('Z')?;
     let (seconds, fraction) = whole.split_once('.').unwrap_or((whole, ""));
     Some(format!("{seconds}.{fraction:0<3}Z"))

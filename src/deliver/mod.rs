@@ -28,7 +28,7 @@ pub use self::{
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
-use crate::{DocumentRef, entry::Entry};
+use crate::stored::{document_ref::DocumentRef, entry::Entry};
 
 /// The `via` of a message that is delivered by the application's own handlers.
 pub const HANDLERS: &str = "handlers";
@@ -83,7 +83,7 @@ impl Envelope {
     /// # Errors
     /// When it doesn't fit the type. The text may quote a value: keep it out of an [`Outcome`]'s text, which is stored.
     pub fn decode<M: serde::de::DeserializeOwned>(&self) -> Result<M, crate::CodecError> {
-        crate::payload::decode(&self.payload)
+        crate::encoding::payload::decode(&self.payload)
     }
 }
 

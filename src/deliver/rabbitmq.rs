@@ -49,7 +49,7 @@ use crate::{
         AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher,
         State, Topology, TopologyMode,
     },
-    metrics::UNROUTABLE_TEXT,
+    observe::metrics::UNROUTABLE_TEXT,
 };
 
 /// The exchange that messages go to by default.

@@ -201,7 +201,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::{DocumentRef, deliver::within};
+    use crate::{deliver::within, stored::document_ref::DocumentRef};
 
     struct Fails(Failing);
 

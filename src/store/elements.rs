@@ -293,7 +293,7 @@ mod tests {
     use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 
     use super::*;
-    use crate::codec;
+    use crate::encoding::codec;
 
     fn raw(elements: &[Document]) -> RawDocumentBuf {
         codec::encode(&doc! { "a": elements.iter().cloned().map(Bson::from).collect::<Vec<_>>() }).unwrap()

@@ -6,9 +6,9 @@ use mongodb::bson::{Bson, Document, RawBsonRef, RawDocument};
 
 use super::unknown::{Dropped, Keys, Path, Unknown, carry};
 use crate::{
-    codec,
-    entry::{ETAG, OUTBOX},
-    error::Error,
+    encoding::codec,
+    store::error::Error,
+    stored::entry::{ETAG, OUTBOX},
 };
 
 /// What a save writes: the top-level fields that it sets and removes.

@@ -17,7 +17,11 @@ use mongodb::{
 };
 
 use super::fields::broken;
-use crate::{DocumentRef, codec, error::Error, salvage};
+use crate::{
+    encoding::{codec, salvage},
+    store::error::Error,
+    stored::document_ref::DocumentRef,
+};
 
 pub(super) const ID: &str = "_id";
 

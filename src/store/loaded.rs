@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use mongodb::bson::{Bson, DateTime, Document as BsonDocument, RawDocument, RawDocumentBuf};
+use mongodb::bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf};
 
 use super::{
     fields::{Changes, changes, check_reserved},
@@ -12,15 +12,19 @@ use super::{
     unknown::Unknown,
 };
 use crate::{
-    Document, DocumentRef, Due,
-    bytes::{self, Element},
-    clock::later,
-    codec,
-    entry::{ETAG, NotAnArray, OUTBOX, type_name},
-    error::Error,
-    inline::Dispatch,
-    process::Disposition,
-    salvage, trace,
+    aggregate::{Aggregate, outbox::Due},
+    dispatch::{inline::Dispatch, processor::Disposition},
+    encoding::{
+        bytes::{self, Element},
+        codec, salvage,
+    },
+    mongo::clock::later,
+    observe::trace,
+    store::error::Error,
+    stored::{
+        document_ref::DocumentRef,
+        entry::{ETAG, NotAnArray, OUTBOX, type_name},
+    },
 };
 
 /// An aggregate and the state it was loaded in. Dereferences to the aggregate.
@@ -54,7 +58,7 @@ impl<T> Loaded<T> {
     }
 }
 
-impl<T: Document> Loaded<T> {
+impl<T: Aggregate> Loaded<T> {
     pub(super) fn read(document: DocumentRef, raw: &RawDocumentBuf) -> Result<Self, Error> {
         let broken = |reason: String| Error::Decode { document: document.clone(), reason };
         let value: T = decode(raw).map_err(broken)?;
@@ -217,12 +221,12 @@ impl<T> DerefMut for Loaded<T> {
 }
 
 /// Decodes an aggregate, whatever text that is not UTF-8 stands in fields that are not its own.
-fn decode<T: Document>(raw: &RawDocument) -> Result<T, String> {
+fn decode<T: Aggregate>(raw: &RawDocument) -> Result<T, String> {
     let error = match codec::decode(raw.as_bytes()) {
         Ok(value) => return Ok(value),
         Err(error) => error.to_string(),
     };
-    if BsonDocument::try_from(raw).is_ok() {
+    if Document::try_from(raw).is_ok() {
         return Err(error);
     }
 
@@ -247,7 +251,7 @@ fn damaged(path: &str) -> String {
     format!("field `{path}` holds text that is not UTF-8, or a value that is not BSON")
 }
 
-pub(super) fn encode<T: Document>(value: &T) -> Result<RawDocumentBuf, Error> {
+pub(super) fn encode<T: Aggregate>(value: &T) -> Result<RawDocumentBuf, Error> {
     codec::encode(value)
         .map_err(|error| Error::Encode { what: "the document".into(), reason: error.to_string() })
 }
@@ -264,22 +268,22 @@ pub(super) fn scheduled(due: Due, now: DateTime) -> Option<DateTime> {
 
 /// A staged message as the entry to store.
 pub(super) fn entry(
-    staged: &crate::Staged,
+    staged: &crate::PendingMessage,
     payload: &Bson,
     via: Option<&str>,
     now: DateTime,
     claim: Option<(&str, DateTime)>,
-) -> BsonDocument {
+) -> Document {
     let due = scheduled(staged.due, now);
     // Nobody holds a claim on what is not to be delivered now.
     let claim = claim.filter(|_| due.is_none());
-    let mut entry = BsonDocument::new();
+    let mut entry = Document::new();
     entry.insert("id", staged.id);
     entry.insert("type", staged.message_type);
     entry.insert("payload", payload.clone());
     let headers = trace::stored(staged.headers.clone());
     if !headers.is_empty() {
-        let headers: BsonDocument = headers.into_iter().map(|(name, value)| (name, value.into())).collect();
+        let headers: Document = headers.into_iter().map(|(name, value)| (name, value.into())).collect();
         entry.insert("headers", headers);
     }
     if let Some(via) = via {

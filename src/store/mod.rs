@@ -15,7 +15,9 @@
 //! # Caveats
 //! A save future that is dropped leaves the save undecided: done or not, never by half.
 
+pub(crate) mod caps;
 mod elements;
+pub(crate) mod error;
 mod fields;
 mod identity;
 mod loaded;
@@ -36,40 +38,52 @@ use std::{
 
 use mongodb::{
     Collection, IndexModel,
-    bson::{Bson, DateTime, Document as BsonDocument, RawDocument, RawDocumentBuf, doc},
+    bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc},
     error::Error as DriverError,
     options::{IndexOptions, ReadConcern},
 };
 use tracing::{Instrument, Span};
 
+pub use self::{
+    caps::{Caps, MAX_TYPE_BYTES},
+    error::Error,
+    loaded::Loaded,
+    outcome::{Deleted, Inserted, Receipt, Saved, Updated},
+    staged::StagedMessages,
+};
 use self::{
     fields::{check_reserved, insertable},
     identity::{ID, check_id, id_of, is_of_one_type, is_unset, named_by, other_forms},
     loaded::{Hope, encode, entry, scheduled},
     renamed::Known,
 };
-pub use self::{
-    loaded::Loaded,
-    outcome::{Deleted, Inserted, Receipt, Saved, Updated},
-    staged::StagedMessages,
-};
 use crate::{
-    Caps, Document, DocumentRef, Error, Inline, Outbox, Staged,
-    caps::{array_bytes, document_bytes},
-    claim::{Claim, primary},
-    clears::Delivered,
-    clock::later,
-    codec,
-    codes::{self, Verdict},
-    entry::{ETAG, OUTBOX, Slot, read_elements},
-    group::Statement,
-    inline::{Dispatch, Seat, Work},
-    key::equal_to,
-    linger::Taken,
-    metrics::SaveOutcome,
-    outbox::new_random,
-    trace,
-    write::{self, Answer},
+    aggregate::{
+        Aggregate,
+        outbox::{Outbox, PendingMessage},
+    },
+    dispatch::{
+        claim::Claim,
+        deferred_clears::Taken,
+        inline::{Dispatch, InlineDispatcher, Seat, Work},
+    },
+    encoding::codec,
+    mongo::{
+        clears::Delivered,
+        clock::later,
+        concern::primary,
+        error_codes::{self, Verdict},
+        group_commit::Statement,
+        write::{self, Answer},
+    },
+    observe::{metrics::SaveOutcome, trace},
+    store::caps::{array_bytes, document_bytes},
+    stored::{
+        document_ref::DocumentRef,
+        entry::{ETAG, OUTBOX, Slot, read_elements},
+        filter::equal_to,
+        ids::new_random,
+    },
 };
 
 /// How often [`Store::update`] tries before it gives up on a document that others keep changing.
@@ -78,7 +92,7 @@ const UPDATE_TRIES: u32 = 32;
 /// Aggregates of one type in one collection.
 pub struct Store<T> {
     collection: Collection<RawDocumentBuf>,
-    inline: Inline,
+    inline: InlineDispatcher,
     caps: Caps,
     shard_key: Vec<String>,
     /// In which form the `_id` that was seen last is encoded.
@@ -108,10 +122,10 @@ impl<T> Clone for Store<T> {
     }
 }
 
-impl<T: Document> Store<T> {
+impl<T: Aggregate> Store<T> {
     /// A store of the aggregates in this collection. Read and write concerns are the store's own: majority. The clients of
     /// the collection and of the inline dispatcher must reach the same MongoDB; saves go through the latter.
-    pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &Inline) -> Self {
+    pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &InlineDispatcher) -> Self {
         Self {
             collection: collection.clone_with_type(),
             inline: inline.clone(),
@@ -282,7 +296,7 @@ impl<T: Document> Store<T> {
         saved
     }
 
-    async fn save_with(&self, loaded: &mut Loaded<T>, messages: &[Staged]) -> Result<Saved, Error> {
+    async fn save_with(&self, loaded: &mut Loaded<T>, messages: &[PendingMessage]) -> Result<Saved, Error> {
         let now = encode(&loaded.value)?;
         let document = loaded.document.clone();
         loaded.check_named_alike(&now, &self.shard_key)?;
@@ -539,7 +553,7 @@ impl<T: Document> Store<T> {
     async fn prepare(
         &self,
         document: &DocumentRef,
-        messages: &[Staged],
+        messages: &[PendingMessage],
         empty: bool,
     ) -> Result<Prepared, Error> {
         if messages.is_empty() {
@@ -569,14 +583,14 @@ impl<T: Document> Store<T> {
         Ok(Prepared { ids, now, due, entries, seat, claim })
     }
 
-    fn serves_all(&self, messages: &[Staged]) -> bool {
+    fn serves_all(&self, messages: &[PendingMessage]) -> bool {
         messages.iter().all(|message| self.inline.serves(self.inline.via(message.message_type)))
     }
 
     fn entries(
         &self,
         document: &DocumentRef,
-        messages: &[Staged],
+        messages: &[PendingMessage],
         now: DateTime,
         claim: Option<&Claim>,
     ) -> Result<Vec<Bson>, Error> {
@@ -613,7 +627,7 @@ impl<T: Document> Store<T> {
     async fn find(
         &self,
         document: &DocumentRef,
-        projection: Option<BsonDocument>,
+        projection: Option<Document>,
         concern: ReadConcern,
     ) -> Result<Option<RawDocumentBuf>, Error> {
         self.find_by(document.filter(), projection, concern).await
@@ -621,8 +635,8 @@ impl<T: Document> Store<T> {
 
     async fn find_by(
         &self,
-        filter: BsonDocument,
-        projection: Option<BsonDocument>,
+        filter: Document,
+        projection: Option<Document>,
         concern: ReadConcern,
     ) -> Result<Option<RawDocumentBuf>, Error> {
         let mut find = self.collection.find_one(filter).read_concern(concern).selection_criteria(primary());
@@ -633,7 +647,7 @@ impl<T: Document> Store<T> {
     }
 
     async fn exists(&self, document: &DocumentRef, error: &DriverError) -> Result<bool, Error> {
-        if codes::verdict(error) != Verdict::Duplicate {
+        if error_codes::verdict(error) != Verdict::Duplicate {
             return Ok(false);
         }
         let found = self.find(document, Some(doc! { "_id": 1 }), ReadConcern::local()).await?;
@@ -738,7 +752,7 @@ impl Prepared {
 }
 
 /// The entries among one's own that were written with this claim.
-fn claimed(entries: &[Bson], token: &str) -> Vec<crate::entry::Entry> {
+fn claimed(entries: &[Bson], token: &str) -> Vec<crate::stored::entry::Entry> {
     let entries = read_elements(entries).into_iter().filter_map(|slot| match slot {
         Slot::Entry(entry) => Some(*entry),
         Slot::Unreadable(_) => None,
@@ -747,12 +761,12 @@ fn claimed(entries: &[Bson], token: &str) -> Vec<crate::entry::Entry> {
 }
 
 /// How many of these messages are not for later.
-fn due_now(messages: &[Staged], now: DateTime) -> usize {
+fn due_now(messages: &[PendingMessage], now: DateTime) -> usize {
     messages.iter().filter(|message| scheduled(message.due, now).is_none()).count()
 }
 
 /// Checks that what would be stored can be loaded again.
-fn check_readable<T: Document>(document: &DocumentRef, content: &RawDocument) -> Result<(), Error> {
+fn check_readable<T: Aggregate>(document: &DocumentRef, content: &RawDocument) -> Result<(), Error> {
     match codec::decode::<T>(content.as_bytes()) {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::Unreadable { document: document.clone(), reason: error.to_string() }),
@@ -760,7 +774,7 @@ fn check_readable<T: Document>(document: &DocumentRef, content: &RawDocument) ->
 }
 
 /// Matches an outbox that holds these entries, still under their claim, and nothing else.
-fn holds_only(delivered: &Delivered) -> BsonDocument {
+fn holds_only(delivered: &Delivered) -> Document {
     let mut filter = doc! { format!("{OUTBOX}.{}", delivered.ids.len()): { "$exists": false } };
     for (place, id) in delivered.ids.iter().enumerate() {
         filter.insert(format!("{OUTBOX}.{place}.id"), id);
@@ -770,12 +784,12 @@ fn holds_only(delivered: &Delivered) -> BsonDocument {
 }
 
 /// The update that writes the changes and appends these entries, or puts them in the place of all that stand there.
-fn update_of(changes: fields::Changes, etag: &Bson, entries: Vec<Bson>, alone: bool) -> BsonDocument {
+fn update_of(changes: fields::Changes, etag: &Bson, entries: Vec<Bson>, alone: bool) -> Document {
     let fields::Changes { mut set, unset, .. } = changes;
     set.insert(ETAG, etag.clone());
-    let mut update = BsonDocument::new();
+    let mut update = Document::new();
     if !unset.is_empty() {
-        let unset: BsonDocument = unset.into_iter().map(|field| (field, Bson::from(""))).collect();
+        let unset: Document = unset.into_iter().map(|field| (field, Bson::from(""))).collect();
         update.insert("$unset", unset);
     }
     if alone {

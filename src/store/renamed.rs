@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mongodb::bson::{Bson, Document as BsonDocument, RawDocument};
+use mongodb::bson::{Bson, Document, RawDocument};
 
 use super::{
     fields::elements,
@@ -15,9 +15,10 @@ use super::{
     unknown::{Dropped, Keys, Path, Search, Unknown, by_name, carry, unknown},
 };
 use crate::{
-    Document, codec,
-    entry::{ETAG, OUTBOX},
-    error::Error,
+    aggregate::Aggregate,
+    encoding::codec,
+    store::error::Error,
+    stored::entry::{ETAG, OUTBOX},
 };
 
 /// More candidates than this, as a map of structs has them, are tried together by their last name.
@@ -35,7 +36,7 @@ pub(super) struct Known {
 }
 
 /// Compares a stored document with what the struct that was read from it writes again.
-pub(super) fn compare<T: Document>(
+pub(super) fn compare<T: Aggregate>(
     stored: &RawDocument,
     known: &RawDocument,
     keys: Keys,
@@ -84,7 +85,7 @@ pub(super) fn compare<T: Document>(
 
 /// Whether no candidate was read under another name, by one trial of all of them; or whether trials say nothing, since the
 /// struct can't be read from what it writes either.
-fn reads_all<T: Document>(
+fn reads_all<T: Aggregate>(
     stored: &RawDocument,
     known: &RawDocument,
     found: &BTreeMap<String, Unknown>,
@@ -130,7 +131,7 @@ fn with_fields(
     stored: &RawDocument,
     names: &[String],
 ) -> Result<mongodb::bson::RawDocumentBuf, Error> {
-    let mut document: BsonDocument = codec::to_document(known).map_err(encode_error)?;
+    let mut document: Document = codec::to_document(known).map_err(encode_error)?;
     let stored = by_name(stored);
     for name in names {
         if let Some(Some(value)) = stored.get(name.as_str())
@@ -146,6 +147,6 @@ fn encode_error(error: codec::CodecError) -> Error {
     Error::Encode { what: "an aggregate".into(), reason: error.to_string() }
 }
 
-fn is_read<T: Document>(document: &RawDocument) -> bool {
+fn is_read<T: Aggregate>(document: &RawDocument) -> bool {
     codec::decode::<T>(document.as_bytes()).is_ok()
 }

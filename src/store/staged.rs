@@ -29,13 +29,17 @@ use mongodb::{
 
 use super::identity::{ID, named_by, other_forms};
 use crate::{
-    DocumentRef, Error, Shed,
-    claim::primary,
-    deliverable::Ordering,
-    entry::{ETAG, OUTBOX},
-    inline::{Dispatch, Inline, Work},
-    key::equal_to,
-    outbox::new_random,
+    dispatch::inline::{Dispatch, InlineDispatcher, Work},
+    mongo::concern::primary,
+    observe::event::Shed,
+    store::error::Error,
+    stored::{
+        deliverable::DeliveryOrder,
+        document_ref::DocumentRef,
+        entry::{ETAG, OUTBOX},
+        filter::equal_to,
+        ids::new_random,
+    },
 };
 
 /// Messages ready to be written by an update, insert or transaction of the caller's.
@@ -44,10 +48,10 @@ use crate::{
 /// with less, a failover can undo it. Dropping this without writing drops the messages.
 #[must_use = "messages that are not written are lost"]
 pub struct StagedMessages {
-    pub(super) inline: Inline,
+    pub(super) inline: InlineDispatcher,
     pub(super) collection: Collection<RawDocumentBuf>,
     pub(super) shard_key: Vec<String>,
-    pub(super) ordering: Ordering,
+    pub(super) ordering: DeliveryOrder,
     pub(super) ids: Vec<Uuid>,
     /// How many of them are due.
     pub(super) due: usize,

@@ -15,7 +15,7 @@ use super::{
     elements::{read_from, recognise},
     fields::{broken, elements, text},
 };
-use crate::error::Error;
+use crate::store::error::Error;
 
 /// So many paths are logged once each; names of a map's entries may be part of them.
 const MOST_PATHS: usize = 1_000;
@@ -381,7 +381,7 @@ mod tests {
     use mongodb::bson::{RawDocumentBuf, doc};
 
     use super::{super::fields::changes, *};
-    use crate::codec;
+    use crate::encoding::codec;
 
     const KEYS: Keys = &[("lines", "sku"), ("groups.lines", "sku")];
 

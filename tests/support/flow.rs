@@ -7,12 +7,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use document_outbox::{
-    CommandSender, Inline, RetryPolicy,
+    CommandSender, InlineDispatcher, RetryPolicy,
     amqp::{AmqpSettings, Publisher, TopologyMode},
-    clock::ServerClock,
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
-    event::Event,
-    process::{Processor, ProcessorSettings},
+    dispatch::{Processor, ProcessorSettings},
+    internal::ServerClock,
+    observe::Event,
 };
 use futures::StreamExt;
 use lapin::{
@@ -53,7 +53,7 @@ impl Flow {
     pub async fn on(broker: &str) -> Self {
         let flow = Self::of(TestDatabase::create().await, broker);
         flow.test.database.create_collection("orders").await.unwrap();
-        flow.test.store(&Inline::off(&flow.test.client)).ensure_indexes().await.unwrap();
+        flow.test.store(&InlineDispatcher::off(&flow.test.client)).ensure_indexes().await.unwrap();
         flow.declare().await;
         flow.bind().await;
         flow

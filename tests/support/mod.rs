@@ -11,12 +11,12 @@ use std::{
 
 use async_trait::async_trait;
 use document_outbox::{
-    Document, Inline, Message, Outbox, Store,
+    Aggregate, InlineDispatcher, Message, Outbox, Store,
     deliver::{Answer, Deliver, Envelope, Outcome},
 };
 use mongodb::{
     Client, Collection, Database,
-    bson::{Bson, Document as BsonDocument, RawDocumentBuf, doc},
+    bson::{Bson, Document, RawDocumentBuf, doc},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
@@ -48,32 +48,28 @@ impl TestDatabase {
         Self { client, database }
     }
 
-    pub fn orders(&self) -> Collection<BsonDocument> {
+    pub fn orders(&self) -> Collection<Document> {
         self.database.collection("orders")
     }
 
-    pub fn store(&self, inline: &Inline) -> Store<Order> {
+    pub fn store(&self, inline: &InlineDispatcher) -> Store<Order> {
         Store::new(self.orders(), inline)
     }
 
     /// The stored document.
-    pub async fn stored(&self, id: impl Into<Bson>) -> BsonDocument {
+    pub async fn stored(&self, id: impl Into<Bson>) -> Document {
         self.orders().find_one(doc! { "_id": id.into() }).await.unwrap().expect("the document is there")
     }
 
     /// The stored outbox; empty where there is none.
-    pub async fn outbox(&self, id: impl Into<Bson>) -> Vec<BsonDocument> {
+    pub async fn outbox(&self, id: impl Into<Bson>) -> Vec<Document> {
         let stored = self.stored(id).await;
         let entries = stored.get_array("outbox").cloned().unwrap_or_default();
         entries.into_iter().map(|entry| entry.as_document().unwrap().clone()).collect()
     }
 
     /// Waits, on the change stream, until the document is as wanted.
-    pub async fn wait_until(
-        &self,
-        id: impl Into<Bson>,
-        wanted: impl Fn(&BsonDocument) -> bool,
-    ) -> BsonDocument {
+    pub async fn wait_until(&self, id: impl Into<Bson>, wanted: impl Fn(&Document) -> bool) -> Document {
         let id = id.into();
         let look = async {
             let mut changes = self.orders().watch().await.unwrap();
@@ -102,7 +98,7 @@ impl TestDatabase {
     }
 
     /// Inserts a document as another program would write it: with `\xff\xfe`, which is not UTF-8, in place of each `##`.
-    pub async fn insert_damaged(&self, document: BsonDocument) {
+    pub async fn insert_damaged(&self, document: Document) {
         let mut bytes = RawDocumentBuf::try_from(&document).unwrap().into_bytes();
         for at in 1..bytes.len() {
             if bytes[at - 1..=at] == *b"##" {
@@ -119,7 +115,7 @@ impl TestDatabase {
 }
 
 /// A stored document whose messages have all left it.
-pub fn is_empty(stored: &BsonDocument) -> bool {
+pub fn is_empty(stored: &Document) -> bool {
     stored.get_array("outbox").is_ok_and(Vec::is_empty)
 }
 
@@ -145,7 +141,7 @@ impl Order {
     }
 }
 
-impl Document for Order {
+impl Aggregate for Order {
     type Id = String;
     fn id(&self) -> &String {
         &self.id

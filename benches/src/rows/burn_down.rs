@@ -8,9 +8,9 @@ use std::{
 use document_outbox::{
     CommandSender, DocumentRef,
     amqp::{AmqpSettings, Publisher, TopologyMode},
-    clock::ServerClock,
     command::{ProcessDocumentMessages, Reason},
-    process::{Processor, ProcessorSettings},
+    dispatch::{Processor, ProcessorSettings},
+    internal::ServerClock,
 };
 use mongodb::{
     Collection, Namespace,

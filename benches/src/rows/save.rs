@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use document_outbox::{Mode, event::Event};
+use document_outbox::{Mode, observe::Event};
 use mongodb::{bson::doc, options::WriteConcern};
 use tokio::sync::broadcast;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use document_outbox::{Dispatch, Loaded, Store, process::Disposition, store::Saved};
+use document_outbox::{Dispatch, Loaded, Store, dispatch::Disposition, store::Saved};
 use futures::future::try_join_all;
 use mongodb::bson::Uuid;
 

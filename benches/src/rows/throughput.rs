@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use document_outbox::{Inline, Mode};
+use document_outbox::{InlineDispatcher, Mode};
 
 use super::savers::{DOCUMENTS, Dual, Hand, Old, Ours, closed_loop};
 use crate::{
@@ -66,7 +66,7 @@ struct Side {
 }
 
 enum Savers {
-    Ours(Inline, Vec<Ours>),
+    Ours(InlineDispatcher, Vec<Ours>),
     ByHand(Vec<Hand>),
     Dual(Vec<Dual>),
     Classic(Box<Classic>, Confirmed, Vec<Old>),

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use document_outbox::{DocumentRef, entry::read_outbox_of};
+use document_outbox::{DocumentRef, internal::read_outbox_of};
 use mongodb::{
     Namespace,
     bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, rawdoc},

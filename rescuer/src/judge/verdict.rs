@@ -18,9 +18,8 @@
 use std::time::Duration;
 
 use document_outbox::{
-    clock::{later, until},
-    deliverable::{Ordering, Rules, deliverable},
-    entry::{Entry, NotAnArray, Slot},
+    DeliveryOrder,
+    internal::{Entry, NotAnArray, Rules, Slot, deliverable, later, until},
 };
 use mongodb::bson::{DateTime, Uuid};
 
@@ -86,7 +85,11 @@ pub(crate) struct Verdict {
 }
 
 /// Judges an outbox, as it was read.
-pub(crate) fn judge(outbox: Result<Vec<Slot>, NotAnArray>, ordering: Ordering, moment: Moment) -> Verdict {
+pub(crate) fn judge(
+    outbox: Result<Vec<Slot>, NotAnArray>,
+    ordering: DeliveryOrder,
+    moment: Moment,
+) -> Verdict {
     let slots = match outbox {
         Ok(slots) => slots,
         Err(not_an_array) => {
@@ -175,7 +178,7 @@ fn earlier(date: DateTime, by: Duration) -> DateTime {
 
 #[cfg(test)]
 mod tests {
-    use document_outbox::entry::read_outbox;
+    use document_outbox::internal::read_outbox;
     use mongodb::bson::{Bson, Document, doc};
 
     use super::*;
@@ -187,7 +190,7 @@ mod tests {
         DateTime::from_millis(NOW + millis)
     }
 
-    fn verdict(entries: Vec<Document>, ordering: Ordering) -> Verdict {
+    fn verdict(entries: Vec<Document>, ordering: DeliveryOrder) -> Verdict {
         let outbox = Bson::Array(entries.into_iter().map(Bson::Document).collect());
         judge(read_outbox(Some(&outbox)), ordering, Moment::sweeping(at(0), DELAY))
     }
@@ -195,7 +198,7 @@ mod tests {
     fn wants_command(extra: Document) -> bool {
         let mut entry = doc! { "id": Uuid::new(), "type": "order.placed" };
         entry.extend(extra);
-        verdict(vec![entry], Ordering::Ordered).work.is_some()
+        verdict(vec![entry], DeliveryOrder::Ordered).work.is_some()
     }
 
     #[test]
@@ -220,7 +223,7 @@ mod tests {
         let due = |extra: Document| {
             let mut entry = doc! { "id": Uuid::new(), "type": "order.placed" };
             entry.extend(extra);
-            verdict(vec![entry], Ordering::Ordered).due
+            verdict(vec![entry], DeliveryOrder::Ordered).due
         };
         let made = doc! { "created_at": at(-60_000) };
         let with = |extra: Document| made.clone().into_iter().chain(extra).collect::<Document>();
@@ -236,7 +239,7 @@ mod tests {
             let mut entry = doc! { "id": Uuid::new(), "type": "order.placed", "claimed_by": "p/1" };
             entry.extend(doc! { "created_at": at(-15_000), "available_at": at(5000) });
             entry.extend(extra);
-            verdict(vec![entry], Ordering::Ordered).long_claim
+            verdict(vec![entry], DeliveryOrder::Ordered).long_claim
         };
         assert_eq!(claim(doc! {}), Some(Duration::from_secs(20)));
         assert_eq!(claim(doc! { "claims": 1 }), None, "a worker's");
@@ -286,7 +289,7 @@ mod tests {
             let mut whole = doc! { "id": Uuid::new(), "type": "order.placed", "created_at": at(-1000) };
             whole.extend(entry);
             let outbox = Bson::Array(vec![whole.into()]);
-            judge(read_outbox(Some(&outbox)), Ordering::Ordered, moment).work.is_some()
+            judge(read_outbox(Some(&outbox)), DeliveryOrder::Ordered, moment).work.is_some()
         };
         let (stream, sweep) = (Moment::following(at(0), DELAY), Moment::sweeping(at(0), DELAY));
         assert!(wants(doc! {}, stream));
@@ -297,13 +300,14 @@ mod tests {
     #[test]
     fn dead_and_unreadable_entries_make_no_command_but_the_unreadable_are_told() {
         assert!(!wants_command(doc! { "dead_at": at(-1) }));
-        let found = verdict(vec![doc! { "id": 7 }], Ordering::Ordered);
+        let found = verdict(vec![doc! { "id": 7 }], DeliveryOrder::Ordered);
         assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
         assert!(found.flaw.is_some_and(|flaw| flaw.contains("`id`")));
-        let found = judge(read_outbox(Some(&"x".into())), Ordering::Ordered, Moment::sweeping(at(0), DELAY));
+        let found =
+            judge(read_outbox(Some(&"x".into())), DeliveryOrder::Ordered, Moment::sweeping(at(0), DELAY));
         assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
         assert_eq!(
-            judge(read_outbox(None), Ordering::Ordered, Moment::sweeping(at(0), DELAY)),
+            judge(read_outbox(None), DeliveryOrder::Ordered, Moment::sweeping(at(0), DELAY)),
             Verdict::default()
         );
     }
@@ -316,8 +320,8 @@ mod tests {
             entry
         };
         let entries = vec![entry(doc! { "attempts": 1, "available_at": at(5) }), entry(doc! {})];
-        assert!(verdict(entries.clone(), Ordering::Ordered).work.is_none());
-        assert!(verdict(entries, Ordering::Unordered).work.is_some());
+        assert!(verdict(entries.clone(), DeliveryOrder::Ordered).work.is_none());
+        assert!(verdict(entries, DeliveryOrder::Unordered).work.is_some());
     }
 
     #[test]
@@ -333,7 +337,7 @@ mod tests {
         let head = |extra: Document| {
             let mut entry = doc! { "id": id, "type": "t" };
             entry.extend(extra);
-            verdict(vec![entry], Ordering::Ordered).work.unwrap()
+            verdict(vec![entry], DeliveryOrder::Ordered).work.unwrap()
         };
         assert_eq!(head(doc! {}), head(doc! {}));
         assert_ne!(head(doc! {}), head(doc! { "available_at": at(-1) }));

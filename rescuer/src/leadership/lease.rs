@@ -37,7 +37,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::codes::{self, Verdict};
+use document_outbox::internal::error_codes::{self, Verdict};
 use mongodb::{
     Client, Collection,
     bson::{Bson, DateTime, Document, doc},
@@ -173,7 +173,7 @@ impl Lease {
             .return_document(ReturnDocument::After)
             .await;
         let taken = match taken {
-            Err(error) if codes::verdict(&error) == Verdict::Duplicate => return Ok(None),
+            Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => return Ok(None),
             taken => taken?.unwrap_or_default(),
         };
         let mine = taken.get_str("owner").is_ok_and(|owner| owner == self.owner);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use document_outbox::clock::ServerClock;
+use document_outbox::internal::ServerClock;
 use mongodb::{
     Client, Collection, Namespace,
     bson::{DateTime, RawDocumentBuf, Timestamp, doc},
@@ -83,7 +83,7 @@ pub(crate) struct Context {
     pub(crate) full_sweep: FullSweep,
     pub(crate) queued: Mutex<Queued>,
     pub(crate) unreadable: Mutex<Unreadable>,
-    pub(crate) inline: Mutex<Inline>,
+    pub(crate) inline: Mutex<InlineDispatcher>,
     catalogue: Mutex<Catalogue>,
     /// The sweep's first round has ended.
     pub(crate) swept: CancellationToken,
@@ -158,7 +158,7 @@ impl Context {
         let mut inline = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
         (inline.undelivered, inline.of) = (inline.undelivered + undelivered, inline.of + of);
         if inline.of >= ENOUGH {
-            let Inline { undelivered, of } = std::mem::take(&mut *inline);
+            let InlineDispatcher { undelivered, of } = std::mem::take(&mut *inline);
             if undelivered * 20 > of && undelivered * 5 < of * 4 {
                 self.report.warn(Warning::InlineSlow { undelivered, of, delay: self.plan.delay });
             }
@@ -212,7 +212,7 @@ impl Context {
 
 /// How many changed documents were still undelivered, since this was last judged.
 #[derive(Debug, Default)]
-pub(crate) struct Inline {
+pub(crate) struct InlineDispatcher {
     undelivered: usize,
     of: usize,
 }

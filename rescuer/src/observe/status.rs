@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::{DocumentRef, clock::later, command::Reason, event::Events};
+use document_outbox::{DocumentRef, command::Reason, internal::later, observe::Events};
 use mongodb::bson::{DateTime, Timestamp};
 use outbox_service::NamespacePattern;
 use serde::Serialize;
@@ -566,7 +566,7 @@ impl State {
 }
 
 fn since(date: DateTime, now: DateTime) -> Duration {
-    document_outbox::clock::until(date, now)
+    document_outbox::internal::until(date, now)
 }
 
 fn in_words(time: Timestamp) -> Option<String> {

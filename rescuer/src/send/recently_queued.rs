@@ -313,7 +313,7 @@ pub(crate) fn hash(value: &(impl Hash + ?Sized)) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use document_outbox::{deliverable::Ordering, entry::read_outbox};
+    use document_outbox::{DeliveryOrder, internal::read_outbox};
     use mongodb::bson::{Bson, DateTime, Uuid, doc};
 
     use super::*;
@@ -326,7 +326,7 @@ mod tests {
         entry.extend(extra);
         let outbox = Bson::Array(vec![entry.into()]);
         let moment = Moment::sweeping(DateTime::now(), Duration::ZERO);
-        judge(read_outbox(Some(&outbox)), Ordering::Ordered, moment).work.unwrap()
+        judge(read_outbox(Some(&outbox)), DeliveryOrder::Ordered, moment).work.unwrap()
     }
 
     fn head() -> Head {

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use document_outbox::clock::{later, until};
+use document_outbox::internal::{later, until};
 use mongodb::bson::DateTime;
 
 use crate::stream::change::Filled;

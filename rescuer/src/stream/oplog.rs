@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 use mongodb::{
     bson::{Document, doc},
     error::Error,
@@ -75,7 +75,7 @@ async fn look_and_warn(context: &Context, age: Option<Duration>) {
         Err(error) => {
             context.report.window(None);
             // Refused, and not merely out of reach.
-            if codes::code(&error).is_some() && !classify::passes(&error) {
+            if error_codes::code(&error).is_some() && !classify::passes(&error) {
                 context.report.warn(Warning::OplogUnknown { error: classify::text(&error) });
             }
         }

@@ -22,7 +22,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use document_outbox::codes::{self, Verdict};
+use document_outbox::internal::error_codes::{self, Verdict};
 use mongodb::{
     Client, Collection, Database,
     bson::{Binary, Bson, DateTime, Document, Timestamp, Uuid, doc},
@@ -162,7 +162,7 @@ impl Positions {
             if lineage.is_none() {
                 // It has none before it is there.
                 match self.database.create_collection(self.collection.name()).await {
-                    Err(error) if codes::code(&error) != Some(NAMESPACE_EXISTS) => return Err(error),
+                    Err(error) if error_codes::code(&error) != Some(NAMESPACE_EXISTS) => return Err(error),
                     _ => lineage = self.lineage().await?,
                 }
             }
@@ -170,7 +170,7 @@ impl Positions {
             match stored.replace_one(self.not_above(epoch), written).upsert(true).await {
                 Ok(_) => {}
                 // One of a higher epoch is there, so the filter misses it and the upsert meets it.
-                Err(error) if codes::verdict(&error) == Verdict::Duplicate => return Ok(Saved::Fenced),
+                Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => return Ok(Saved::Fenced),
                 Err(error) => return Err(error),
             }
 
@@ -219,7 +219,7 @@ impl Positions {
     async fn ask_lineage(&self) -> Result<Option<Binary>, Error> {
         let listed = self.database.list_collections().filter(doc! { "name": self.collection.name() }).await;
         let mut listed = match listed {
-            Err(error) if codes::code(&error) == Some(UNAUTHORISED) => return Ok(None),
+            Err(error) if error_codes::code(&error) == Some(UNAUTHORISED) => return Ok(None),
             listed => listed?,
         };
         if !listed.advance().await? {

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 use mongodb::{
     bson::Document,
     change_stream::{ChangeStream, event::ResumeToken},
@@ -177,7 +177,7 @@ impl Reader {
                 Ok(format!("{reason}; {}", classify::REFUSED))
             }
             Fault::Passing | Fault::Lost => {
-                Err(Ended::Lost { reason, code: codes::code(&error), worked: self.worked })
+                Err(Ended::Lost { reason, code: error_codes::code(&error), worked: self.worked })
             }
         }
     }

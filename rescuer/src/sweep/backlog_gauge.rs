@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::clock::until;
+use document_outbox::internal::until;
 use mongodb::{
     Namespace,
     bson::{Bson, DateTime, Document, doc},

@@ -19,7 +19,7 @@ use mongodb::{
     error::Error,
 };
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 
 use crate::{
     Warning,
@@ -344,7 +344,7 @@ async fn options(context: &Context, namespace: &Namespace) -> Result<Option<Docu
     let database = context.client.database(&namespace.db);
     let mut cursor = match database.run_cursor_command(command).await {
         Ok(cursor) => cursor,
-        Err(error) if codes::code(&error) == Some(UNAUTHORIZED) => return Ok(None),
+        Err(error) if error_codes::code(&error) == Some(UNAUTHORIZED) => return Ok(None),
         Err(error) => return Err(error),
     };
     if !cursor.advance().await? {

@@ -6,7 +6,7 @@ use mongodb::{
     error::Error,
 };
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 
 use crate::leadership::term::Context;
 
@@ -68,7 +68,7 @@ pub(crate) fn how_to_make(collection: &str) -> String {
 pub(crate) fn is_refused_hint(error: &Error) -> bool {
     /// Bad value: of the sweep's own queries, only the hint can be one.
     const BAD_VALUE: i32 = 2;
-    codes::code(error) == Some(BAD_VALUE)
+    error_codes::code(error) == Some(BAD_VALUE)
 }
 
 /// The index, if the sweep can rely on it to hold every entry.

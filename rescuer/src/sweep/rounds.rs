@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use document_outbox::codes;
+use document_outbox::internal::error_codes;
 use mongodb::{Namespace, error::Error};
 
 use crate::{
@@ -295,7 +295,7 @@ impl Sweep {
     fn fail(&mut self, namespace: &Namespace, error: &Error, tally: &mut Tally) {
         /// It waited for room for longer than the server keeps a cursor.
         const CURSOR_NOT_FOUND: i32 = 43;
-        if codes::code(error) == Some(CURSOR_NOT_FOUND) {
+        if error_codes::code(error) == Some(CURSOR_NOT_FOUND) {
             tally.unfinished += 1;
             return;
         }

@@ -1,0 +1,264 @@
+//! The outbox as a field of an aggregate: what it sent since it was loaded.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use mongodb::bson::{Bson, DateTime, Uuid};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    aggregate::message::{Message, SCHEMA_HEADER},
+    encoding::payload,
+    stored::{ids::new_id, memory::weight_of_message},
+};
+
+/// What an aggregate sends; a field of the user's own struct, marked `#[serde(skip)]`.
+///
+/// Sending only stages: the messages are written by the save, in the same update as the aggregate's other
+/// fields. An outbox is never read from a document; what stands there from earlier saves is not in here.
+///
+/// A unit test asks it what was sent, without any server:
+///
+/// ```
+/// # use document_outbox::{Message, Outbox};
+/// # #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
+/// # struct OrderPaid { order: String }
+/// # impl Message for OrderPaid { const TYPE: &'static str = "order.paid"; }
+/// let mut outbox = Outbox::default();
+/// outbox.send(OrderPaid { order: "o-1".into() }).header("tenant", "north");
+///
+/// assert_eq!(outbox.types(), ["order.paid"]);
+/// assert_eq!(outbox.sent::<OrderPaid>(), [OrderPaid { order: "o-1".into() }]);
+///
+/// let hour = std::time::Duration::from_secs(3600);
+/// outbox.send_after(OrderPaid { order: "o-2".into() }, hour);
+/// assert_eq!(outbox.iter().last().unwrap().due(), document_outbox::Due::After(hour));
+/// ```
+///
+/// Two outboxes are equal when the same messages were sent in the same order for the same times; ids don't count.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outbox {
+    staged: Vec<PendingMessage>,
+}
+
+/// A message that waits for the save.
+#[derive(Debug, Clone)]
+pub struct PendingMessage {
+    pub(crate) id: Uuid,
+    pub(crate) message_type: &'static str,
+    /// Shared by its copies: a save keeps one until it is done.
+    pub(crate) payload: Result<Arc<Bson>, String>,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) due: Due,
+}
+
+/// When a message may be delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Due {
+    /// At once.
+    #[default]
+    Now,
+    /// Not before this.
+    At(DateTime),
+    /// Not before this long after the save.
+    After(Duration),
+}
+
+impl Outbox {
+    /// Sends a message with the next save. Never fails: a payload that cannot be encoded (an integer beyond 64 bits with sign, a
+    /// field name with a NUL character or there twice, a map's key that is not a string in JSON either) fails that save, before
+    /// anything is written.
+    ///
+    /// The returned handle adds headers and knows the message's id.
+    pub fn send<M: Message>(&mut self, message: M) -> &mut PendingMessage {
+        let headers =
+            M::SCHEMA.map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned())).into_iter().collect();
+        self.staged.push(PendingMessage {
+            id: new_id(),
+            message_type: M::TYPE,
+            payload: payload::encode(&message).map(Arc::new).map_err(|error| error.to_string()),
+            headers,
+            due: Due::Now,
+        });
+        let last = self.staged.len() - 1;
+        &mut self.staged[last]
+    }
+
+    /// Sends a message with the next save that is not delivered before `at`, by the server's clock: a
+    /// [`SystemTime`](std::time::SystemTime) or a BSON date. One that has passed counts as now.
+    ///
+    /// It is stored with the document like any other and found by the rescuer's sweep once it is due, so up to a
+    /// `sweep_interval` later. Until then it holds back none of the document's other messages; once due, it takes its turn
+    /// where it stands. A document that waits for it can't be deleted, and is not on the fast path.
+    pub fn send_at<M: Message>(&mut self, message: M, at: impl Into<DateTime>) -> &mut PendingMessage {
+        let staged = self.send(message);
+        staged.due = Due::At(at.into());
+        staged
+    }
+
+    /// Like [`send_at`](Self::send_at), this long after the save; after [`stage`](crate::Store::stage) for updates of your own.
+    pub fn send_after<M: Message>(&mut self, message: M, after: Duration) -> &mut PendingMessage {
+        let staged = self.send(message);
+        staged.due = Due::After(after);
+        staged
+    }
+
+    /// The messages of one type that were sent, decoded as a handler gets them; one that doesn't decode is left out.
+    pub fn sent<M: Message + DeserializeOwned>(&self) -> Vec<M> {
+        let of_type = self.staged.iter().filter(|staged| M::is_named(staged.message_type));
+        of_type.filter_map(|staged| payload::decode(staged.payload.as_ref().ok()?).ok()).collect()
+    }
+
+    /// The types of what was sent, in order.
+    pub fn types(&self) -> Vec<&'static str> {
+        self.staged.iter().map(|staged| staged.message_type).collect()
+    }
+
+    /// What was sent, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &PendingMessage> {
+        self.staged.iter()
+    }
+
+    /// How many messages were sent.
+    pub fn len(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// True when nothing was sent.
+    pub fn is_empty(&self) -> bool {
+        self.staged.is_empty()
+    }
+
+    /// Takes what was sent, leaving nothing.
+    pub(crate) fn take(&mut self) -> Vec<PendingMessage> {
+        std::mem::take(&mut self.staged)
+    }
+
+    /// Puts back what was taken, before anything sent since.
+    pub(crate) fn restore(&mut self, mut staged: Vec<PendingMessage>) {
+        staged.append(&mut self.staged);
+        self.staged = staged;
+    }
+}
+
+impl PendingMessage {
+    /// Adds a header, or replaces it. Headers travel with the message and are shown to operators: no secrets.
+    ///
+    /// `dataschema` is where [`Message::SCHEMA`] travels: a header of that name is not added. Names that are reserved on the wire
+    /// are listed [there](crate::deliver::cloudevents).
+    pub fn header(&mut self, name: impl Into<String>, value: impl Into<String>) -> &mut Self {
+        let name = name.into();
+        if name != SCHEMA_HEADER {
+            self.headers.insert(name, value.into());
+        }
+        self
+    }
+
+    /// The id the message has in the outbox, on the wire, and in an inbox that receives it.
+    pub fn id(&self) -> uuid::Uuid {
+        uuid::Uuid::from_bytes(self.id.bytes())
+    }
+
+    /// The message's type.
+    pub fn message_type(&self) -> &'static str {
+        self.message_type
+    }
+
+    /// About what it takes in memory while it is delivered.
+    pub(crate) fn weight(&self) -> usize {
+        self.payload.as_ref().map_or(0, |payload| weight_of_message(payload))
+    }
+
+    /// When it may be delivered.
+    pub fn due(&self) -> Due {
+        self.due
+    }
+
+    /// The headers given so far.
+    pub fn headers(&self) -> &BTreeMap<String, String> {
+        &self.headers
+    }
+}
+
+impl PartialEq for PendingMessage {
+    fn eq(&self, other: &Self) -> bool {
+        (self.message_type, &self.payload, &self.headers, self.due)
+            == (other.message_type, &other.payload, &other.headers, other.due)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde::{Deserialize, Serialize, Serializer};
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize, Debug, PartialEq)]
+    pub(crate) struct Paid(pub(crate) i32);
+    impl Message for Paid {
+        const TYPE: &'static str = "order.paid";
+        const ALIASES: &'static [&'static str] = &["OrderPaid"];
+        const SCHEMA: Option<&'static str> = Some("https://example.test/paid.json");
+    }
+
+    #[derive(Serialize, Deserialize, Debug, PartialEq)]
+    struct OldPaid(i32);
+    impl Message for OldPaid {
+        const TYPE: &'static str = "OrderPaid";
+    }
+
+    struct Broken;
+    impl Serialize for Broken {
+        fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("no such luck"))
+        }
+    }
+    impl Message for Broken {
+        const TYPE: &'static str = "broken";
+    }
+
+    #[test]
+    fn outboxes_are_equal_by_content_and_not_by_id() {
+        let (mut a, mut b) = (Outbox::default(), Outbox::default());
+        a.send(Paid(1));
+        b.send(Paid(1));
+        assert_eq!(a, b);
+        assert_ne!(a.iter().next().unwrap().id(), b.iter().next().unwrap().id());
+        b.send(Paid(2));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn outboxes_whose_messages_are_due_at_other_times_differ() {
+        let (mut now, mut later) = (Outbox::default(), Outbox::default());
+        now.send(Paid(1));
+        later.send_at(Paid(1), std::time::UNIX_EPOCH + Duration::from_secs(60));
+        assert_ne!(now, later);
+        let due: Vec<_> = later.iter().map(PendingMessage::due).collect();
+        assert_eq!(due, [Due::At(DateTime::from_millis(60_000))]);
+        assert_eq!(later.sent::<Paid>(), [Paid(1)]);
+    }
+
+    #[test]
+    fn a_message_staged_under_a_former_name_is_decoded() {
+        let mut outbox = Outbox::default();
+        outbox.send(OldPaid(7));
+        assert_eq!(outbox.sent::<Paid>(), [Paid(7)]);
+    }
+
+    #[test]
+    fn sending_what_cannot_be_encoded_does_not_panic_and_is_kept_for_the_save_to_report() {
+        let mut outbox = Outbox::default();
+        outbox.send(Broken);
+        assert_eq!(outbox.types(), ["broken"]);
+        let error = outbox.iter().next().unwrap().payload.clone().unwrap_err();
+        assert!(error.contains("no such luck"));
+    }
+
+    #[test]
+    fn the_schema_travels_as_a_header() {
+        let mut outbox = Outbox::default();
+        let staged = outbox.send(Paid(1)).header("tenant", "north").header(SCHEMA_HEADER, "forged");
+        assert_eq!(staged.headers()[SCHEMA_HEADER], "https://example.test/paid.json");
+        assert_eq!(staged.headers()["tenant"], "north");
+    }
+}

@@ -1,0 +1,457 @@
+//! The writes of a delivery: claim, fail, die, release. The fifth, clear, is in [`clears`](crate::mongo::clears).
+//!
+//! A *claim* marks entries with a value of its own and a time until which it holds; every later write matches that value,
+//! so a holder whose claim has run out and gone to another changes nothing. Claims, failures, deaths and releases wait
+//! for the majority. A clear does not: a lost clear is a repeat, and a repeat is within the promises.
+//!
+//! **Invariant.** Nothing is published before the majority has acknowledged its claim: what a local read or an
+//! unacknowledged claim shows can be rolled back, and a message from it would be a phantom.
+
+use std::time::Duration;
+
+use mongodb::{
+    Client,
+    bson::{Bson, DateTime, Document, Uuid, doc},
+    error::Error,
+    options::WriteConcern,
+};
+
+use crate::{
+    mongo::{
+        clock::later,
+        error_codes::{self, Verdict},
+        group_commit::{Statement, Writes},
+        statement,
+        write::Answer,
+    },
+    stored::{
+        document_ref::DocumentRef,
+        entry::{DeadReason, Entry},
+        filter::Filter,
+        ids::new_random,
+    },
+};
+
+/// How long a claim without an answer is tried to be taken back.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest error text kept in an entry.
+const MAX_ERROR_BYTES: usize = 1024;
+
+/// Entries held until a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    pub(crate) document: DocumentRef,
+    /// The value of `claimed_by`.
+    pub(crate) token: String,
+    /// Server time at which it ends.
+    pub(crate) until: DateTime,
+    /// Whether it was added to the `claims` of its entries.
+    pub(crate) counted: bool,
+    /// As they were before the claim, but for those that were born with it.
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// What came of an attempt to claim.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    Held(Claim),
+    /// Somebody else was faster, or the document changed: look again.
+    Lost,
+    /// The document has no room for the claim's fields.
+    NoRoom,
+}
+
+/// What came of writing a claim.
+enum Written {
+    Done,
+    Missed,
+    NoRoom,
+}
+
+/// Who claims, and for how long.
+#[derive(Debug, Clone)]
+pub(crate) struct Claimer {
+    pub(crate) client: Client,
+    pub(crate) writes: Writes,
+    /// The first part of every token; shown to operators.
+    pub(crate) name: String,
+    pub(crate) lease: Duration,
+    /// Whether a claim is counted in `claims`, to notice messages that kill their process.
+    pub(crate) counts_claims: bool,
+}
+
+impl Claimer {
+    /// A fresh claim value.
+    pub(crate) fn token(&self) -> String {
+        format!("{}/{}", self.name, new_random())
+    }
+
+    /// Claims these entries, as read, for the lease.
+    pub(crate) async fn claim(
+        &self,
+        document: &DocumentRef,
+        entries: Vec<Entry>,
+        now: DateTime,
+    ) -> Result<Claimed, Error> {
+        if entries.is_empty() {
+            return Ok(Claimed::Lost);
+        }
+        let mut claim = Claim {
+            document: document.clone(),
+            token: self.token(),
+            until: later(now, self.lease),
+            counted: self.counts_claims,
+            entries,
+        };
+        let mut written = self.write_claim(&claim, now).await?;
+
+        if matches!(written, Written::NoRoom) {
+            // The shortest claim there is. A document without room for this one has no room for anybody's: two claimers cannot
+            // come to different ends, the one with a claim and the other with a lease.
+            claim.token = new_random().to_string();
+            claim.counted = false;
+            written = self.write_claim(&claim, now).await?;
+        }
+        Ok(match written {
+            Written::Done => Claimed::Held(claim),
+            Written::Missed => Claimed::Lost,
+            Written::NoRoom => Claimed::NoRoom,
+        })
+    }
+
+    async fn write_claim(&self, claim: &Claim, now: DateTime) -> Result<Written, Error> {
+        let unchanged = claim.entries.iter().map(|entry| doc! { "$elemMatch": as_read(entry) });
+        let unchanged = doc! { "$all": unchanged.collect::<Vec<_>>() };
+        let filter = claim.document.select(doc! { "outbox": unchanged });
+        let mut update = doc! { "$set": {
+            "outbox.$[e].claimed_by": &claim.token,
+            "outbox.$[e].available_at": claim.until,
+        } };
+        if claim.counted {
+            update.insert("$inc", doc! { "outbox.$[e].claims": 1 });
+        }
+        let ids: Vec<_> = claim.entries.iter().map(|entry| entry.id).collect();
+        // It starts from the ids: a filter on types or absence would select unreadable neighbours too, and the server would
+        // refuse the whole update.
+        let array_filters = vec![doc! { "e.id": { "$in": ids } }];
+        let namespace = claim.document.namespace.clone();
+
+        match self.writes.update(Statement { namespace, filter, update, array_filters }).await {
+            Answer::Done => Ok(Written::Done),
+            Answer::Missed => Ok(Written::Missed),
+            Answer::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => Ok(Written::NoRoom),
+            Answer::Failed(error) => Err(error),
+            Answer::Unknown(error) => {
+                self.undo(claim, now).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes back a claim that has no clean answer, as far as it can be: it may stand all the same, and would count as one whose
+    /// holder died. Nothing was published under it, so that this may be rolled back does no harm.
+    async fn undo(&self, claim: &Claim, now: DateTime) {
+        let entries: Vec<_> = claim.entries.iter().collect();
+        let Release { filter, update, elements } = self.release_of(claim, &entries, now, &[]);
+        let (namespace, concern) = (&claim.document.namespace, WriteConcern::nodes(1));
+        let write = statement::update(&self.client, namespace, filter, update, elements, concern);
+        match tokio::time::timeout(UNDO_TIMEOUT, write).await {
+            Ok(Ok(_)) => {}
+            _ => {
+                tracing::debug!(document = %claim.document, "a claim without an answer was not taken back; it ends with its lease")
+            }
+        }
+    }
+
+    /// Gives up an entry whose claimers kept dying, if it is still as read.
+    pub(crate) async fn die_crashed(
+        &self,
+        document: &DocumentRef,
+        entry: &Entry,
+        now: DateTime,
+    ) -> Result<bool, Error> {
+        let filter = document.select(doc! { "outbox": { "$elemMatch": as_read(entry) } });
+        let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
+        let update = death(now, DeadReason::Crashed, &error);
+        self.write(document, filter, update, doc! { "e.id": entry.id }).await
+    }
+
+    /// Records in a document without room that an entry is dead: only when, which takes less room than the date that it
+    /// replaces. False when there is no room even for that, or the entry has gone.
+    pub(crate) async fn die_without_room(
+        &self,
+        document: &DocumentRef,
+        entry: &Entry,
+        now: DateTime,
+    ) -> Result<bool, Error> {
+        let update = doc! {
+            "$set": { "outbox.$[e].dead_at": now },
+            "$unset": { "outbox.$[e].available_at": "", "outbox.$[e].claimed_by": "" },
+        };
+        self.record(document, entry.id, update, now).await
+    }
+
+    /// Records what was known of an entry elsewhere, now that there may be room for it. False when there is none, or somebody
+    /// has claimed it.
+    pub(crate) async fn record(
+        &self,
+        document: &DocumentRef,
+        id: Uuid,
+        update: Document,
+        now: DateTime,
+    ) -> Result<bool, Error> {
+        let unclaimed = doc! { "claimed_by": null };
+        let expired = doc! { "available_at": { "$not": { "$gt": now } } };
+        let free = doc! { "id": id, "$or": [unclaimed, expired] };
+        let filter = document.select(doc! { "outbox": { "$elemMatch": free } });
+        match self.write(document, filter, update, doc! { "e.id": id }).await {
+            Err(error) if error_codes::verdict(&error) == Verdict::TooLarge => Ok(false),
+            written => written,
+        }
+    }
+
+    /// Records a failed attempt and puts the entry off until `retry_at`. False when the claim was lost.
+    pub(crate) async fn fail(
+        &self,
+        claim: &Claim,
+        entry: &Entry,
+        retry_at: DateTime,
+        error: &str,
+        delivered_to: &[String],
+    ) -> Result<bool, Error> {
+        let mut set = doc! { "outbox.$[e].available_at": retry_at, "outbox.$[e].last_error": cut(error) };
+        remember(&mut set, delivered_to);
+        let update = doc! {
+            "$set": set,
+            "$inc": { "outbox.$[e].attempts": 1 },
+            "$unset": { "outbox.$[e].claimed_by": "" },
+        };
+        self.settle(claim, entry, update).await
+    }
+
+    /// Gives an entry up. False when the claim was lost.
+    pub(crate) async fn die(
+        &self,
+        claim: &Claim,
+        entry: &Entry,
+        now: DateTime,
+        reason: DeadReason,
+        error: &str,
+        delivered_to: &[String],
+    ) -> Result<bool, Error> {
+        let mut update = death(now, reason, error);
+        if let Ok(set) = update.get_document_mut("$set") {
+            remember(set, delivered_to);
+        }
+        update.insert("$inc", doc! { "outbox.$[e].attempts": 1 });
+        self.settle(claim, entry, update).await
+    }
+
+    /// Gives entries back, due at once, with no attempt counted. False when the claim was lost.
+    pub(crate) async fn release(
+        &self,
+        claim: &Claim,
+        entries: &[&Entry],
+        now: DateTime,
+        delivered_to: &[String],
+    ) -> Result<bool, Error> {
+        let Release { filter, update, elements } = self.release_of(claim, entries, now, delivered_to);
+        self.write_elements(&claim.document, filter, update, elements).await
+    }
+
+    fn release_of(
+        &self,
+        claim: &Claim,
+        entries: &[&Entry],
+        now: DateTime,
+        delivered_to: &[String],
+    ) -> Release {
+        let mut set = Document::new();
+        let mut unset = Document::new();
+        let mut increase = Document::new();
+        let mut elements = Vec::new();
+        for (index, (due, ids)) in due_again(entries, now).into_iter().enumerate() {
+            let field = |name: &str| format!("outbox.$[e{index}].{name}");
+            match due {
+                Some(due) => set.insert(field("available_at"), due),
+                None => unset.insert(field("available_at"), ""),
+            };
+            unset.insert(field("claimed_by"), "");
+            if !delivered_to.is_empty() {
+                set.insert(field("delivered_to"), delivered_to);
+            }
+            if claim.counted {
+                increase.insert(field("claims"), -1);
+            }
+            elements.push(
+                doc! { format!("e{index}.id"): { "$in": ids }, format!("e{index}.claimed_by"): &claim.token },
+            );
+        }
+        let mut update = doc! { "$unset": unset };
+        if !set.is_empty() {
+            update.insert("$set", set);
+        }
+        if !increase.is_empty() {
+            update.insert("$inc", increase);
+        }
+
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        let mine = doc! { "id": { "$in": ids }, "claimed_by": &claim.token };
+        let filter = claim.document.select(doc! { "outbox": { "$elemMatch": mine } });
+        Release { filter, update, elements }
+    }
+
+    async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
+        let mine = doc! { "id": entry.id, "claimed_by": &claim.token };
+        let filter = claim.document.select(doc! { "outbox": { "$elemMatch": mine } });
+        let mine = doc! { "e.id": entry.id, "e.claimed_by": &claim.token };
+        self.write(&claim.document, filter, update, mine).await
+    }
+
+    async fn write(
+        &self,
+        document: &DocumentRef,
+        filter: Filter,
+        update: Document,
+        element: Document,
+    ) -> Result<bool, Error> {
+        self.write_elements(document, filter, update, vec![element]).await
+    }
+
+    async fn write_elements(
+        &self,
+        document: &DocumentRef,
+        filter: Filter,
+        mut update: Document,
+        elements: Vec<Document>,
+    ) -> Result<bool, Error> {
+        let answer = self.send(document, filter.clone(), update.clone(), elements.clone()).await;
+        let answer = match answer {
+            // In a document without room, the state is worth more than the text about it.
+            Answer::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
+                if let Ok(set) = update.get_document_mut("$set") {
+                    set.remove("outbox.$[e].last_error");
+                }
+                self.send(document, filter, update, elements).await
+            }
+            answer => answer,
+        };
+        match answer {
+            Answer::Done => Ok(true),
+            Answer::Missed => Ok(false),
+            Answer::Failed(error) | Answer::Unknown(error) => Err(error),
+        }
+    }
+
+    async fn send(
+        &self,
+        document: &DocumentRef,
+        filter: Filter,
+        update: Document,
+        array_filters: Vec<Document>,
+    ) -> Answer {
+        let namespace = document.namespace.clone();
+        self.writes.update(Statement { namespace, filter, update, array_filters }).await
+    }
+}
+
+/// The update that gives entries back.
+struct Release {
+    filter: Filter,
+    update: Document,
+    elements: Vec<Document>,
+}
+
+/// Cuts an error's text to what an entry may hold, at a character's boundary.
+pub(crate) fn cut(error: &str) -> &str {
+    let mut end = error.len().min(MAX_ERROR_BYTES);
+    while !error.is_char_boundary(end) {
+        end -= 1;
+    }
+    &error[..end]
+}
+
+/// The entry's moving fields as they were read; null matches an absent field.
+///
+/// All of them: an entry that another has claimed and given back meanwhile can have the date that it had before, and yet
+/// have reached some of its handlers.
+fn as_read(entry: &Entry) -> Document {
+    doc! {
+        "id": entry.id,
+        "available_at": entry.available_at,
+        "claimed_by": &entry.claimed_by,
+        "dead_at": null,
+        "attempts": count_as_read(entry.attempts),
+        "claims": count_as_read(entry.claims),
+        "delivered_to": match entry.delivered_to.as_slice() {
+            [] => Bson::from(doc! { "$in": [Bson::Null, Bson::Array(Vec::new())] }),
+            keys => Bson::from(keys),
+        },
+    }
+}
+
+/// A count that is absent reads as 0.
+fn count_as_read(count: i64) -> Bson {
+    if count == 0 { doc! { "$in": [Bson::Null, Bson::from(0)] }.into() } else { count.into() }
+}
+
+/// When entries that are given back are due: what each had before the claim, as far as that is known. None is no date at all.
+/// Entries of one date stand together.
+///
+/// Never this process's own time: to one whose clock is behind, the entry would look scheduled, and the next would overtake
+/// it. An entry that was due when it was sent is due by every clock, so all of those can share the earliest date.
+fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uuid>)> {
+    let mut sent: Option<(DateTime, Vec<Uuid>)> = None;
+    let mut others: Vec<(Option<DateTime>, Vec<Uuid>)> = Vec::new();
+    for entry in entries {
+        // The date of an earlier claim, or of the one that the entry was born with, says when that ends.
+        let before = entry.available_at.filter(|_| entry.claimed_by.is_none());
+        match (before, entry.created_at) {
+            (Some(at), Some(created_at)) if at > created_at => add(&mut others, Some(at), entry.id),
+            (_, Some(created_at)) => {
+                let (due, ids) = sent.get_or_insert_with(|| (now, Vec::new()));
+                *due = created_at.min(*due);
+                ids.push(entry.id);
+            }
+            (before, None) => add(&mut others, before, entry.id),
+        }
+    }
+    others.extend(sent.map(|(due, ids)| (Some(due), ids)));
+    others
+}
+
+fn add(dates: &mut Vec<(Option<DateTime>, Vec<Uuid>)>, date: Option<DateTime>, id: Uuid) {
+    match dates.iter_mut().find(|(known, _)| *known == date) {
+        Some((_, ids)) => ids.push(id),
+        None => dates.push((date, vec![id])),
+    }
+}
+
+fn remember(set: &mut Document, delivered_to: &[String]) {
+    if !delivered_to.is_empty() {
+        set.insert("outbox.$[e].delivered_to", delivered_to);
+    }
+}
+
+fn death(now: DateTime, reason: DeadReason, error: &str) -> Document {
+    doc! {
+        "$set": {
+            "outbox.$[e].dead_at": now,
+            "outbox.$[e].dead_reason": reason.as_str(),
+            "outbox.$[e].last_error": cut(error),
+        },
+        "$unset": { "outbox.$[e].available_at": "", "outbox.$[e].claimed_by": "" },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_cut_at_a_character_boundary() {
+        let text = format!("{}☃☃", "x".repeat(MAX_ERROR_BYTES - 1));
+        assert_eq!(cut(&text).len(), MAX_ERROR_BYTES - 1);
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,244 @@
+//! Delivering what a claim holds, window by window.
+//!
+//! # Guarantees
+//! - A window of an ordered document holds one message: pipelined, the second would overtake a failed first.
+//! - Whatever a deliverer does (it hangs, panics, miscounts), each message has an answer before its claim ends.
+//! - A stop gives back at once what was not begun; what was begun has its answer first, unless there is no way to deliver any
+//!   more.
+
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+
+use backon::BackoffBuilder;
+use futures::FutureExt;
+use mongodb::error::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    deliver::{Answer, Envelope, Outcome, in_spans, within},
+    dispatch::{
+        claim::Claim,
+        processor::{Processed, Processor},
+        settle::{Pass, Settling},
+    },
+    mongo::clock::until,
+    observe::trace,
+    stored::{
+        deliverable::{DeliveryOrder, Hold},
+        entry::Entry,
+        memory::weight_of_entry,
+    },
+};
+
+/// The messages of an unordered document are delivered side by side, up to this many bytes: each is copied on its way.
+const WINDOW_BYTES: usize = 4 << 20;
+/// How often it is asked whether the way to deliver is lost, while stopping.
+const GLANCE: Duration = Duration::from_millis(50);
+
+impl Processor {
+    /// Delivers what a claim holds, and settles every entry of it. With `may_linger`, delivered ones may be cleared after this
+    /// has returned: when the claim held all that is in the document, and nobody is about to look at it.
+    pub(crate) async fn deliver_claim(
+        &self,
+        claim: &Claim,
+        ordering: DeliveryOrder,
+        stop: &CancellationToken,
+        may_linger: bool,
+    ) -> Pass {
+        let mut settling = Settling::of(self, claim, may_linger);
+        let mut windows = self.windows(&claim.entries, ordering).into_iter();
+        while let Some(window) = windows.next() {
+            let permits = settling.permits(window.len(), stop).await.filter(|_| !stop.is_cancelled());
+            let Some(permits) = permits else {
+                settling.give_back(window, "shutdown");
+                settling.stop(Processed::Interrupted);
+                break;
+            };
+            if !self.may_begin(claim, Duration::ZERO).await {
+                settling.give_back(window, "not enough of the lease is left");
+                settling.cut_short();
+                break;
+            }
+
+            let answers = {
+                let mut delivery = pin!(self.deliver_window(claim, window, stop));
+                match stop.run_until_cancelled(&mut delivery).await {
+                    Some(answers) => answers,
+                    None => {
+                        // What was not begun need not wait for what was.
+                        for rest in windows.by_ref() {
+                            settling.give_back(rest, "shutdown");
+                            settling.stop(Processed::Interrupted);
+                        }
+                        tokio::join!(settling.release_given_back(), delivery).1
+                    }
+                }
+            };
+            settling.settle_all(window, answers, permits).await;
+
+            if ordering == DeliveryOrder::DeadBlocks && settling.died() {
+                settling.stop(Processed::Held(Hold::Dead));
+            }
+            if settling.is_stopped() && ordering != DeliveryOrder::Unordered {
+                break;
+            }
+        }
+        for window in windows {
+            settling.give_back(window, "held back");
+        }
+        settling.finish().await
+    }
+
+    /// Entries that are delivered side by side.
+    fn windows<'a>(&self, entries: &'a [Entry], ordering: DeliveryOrder) -> Vec<&'a [Entry]> {
+        if ordering != DeliveryOrder::Unordered {
+            return entries.chunks(1).collect();
+        }
+        let most = self.claim_limit.min(self.unsettled.bound());
+        let mut windows = Vec::new();
+        let (mut first, mut bytes) = (0, 0);
+        for (index, entry) in entries.iter().enumerate() {
+            let weight = weight_of_entry(entry);
+            let is_full = index - first >= most || bytes + weight > WINDOW_BYTES;
+            if is_full && index > first {
+                windows.push(&entries[first..index]);
+                (first, bytes) = (index, 0);
+            }
+            bytes += weight;
+        }
+        windows.push(&entries[first..]);
+        windows
+    }
+
+    /// How many bytes of messages are delivered side by side.
+    pub(crate) fn window_bytes(&self, ordering: DeliveryOrder) -> usize {
+        if ordering == DeliveryOrder::Unordered { WINDOW_BYTES } else { 0 }
+    }
+
+    /// Delivers a window, with the quick tries in place for what fails in passing.
+    pub(crate) async fn deliver_window(
+        &self,
+        claim: &Claim,
+        window: &[Entry],
+        stop: &CancellationToken,
+    ) -> Vec<Answer> {
+        let mut envelopes: Vec<_> = window.iter().map(|entry| Envelope::of(&claim.document, entry)).collect();
+        let spans = envelopes.iter_mut().map(|envelope| (envelope.id, trace::deliver(envelope, self.path)));
+        let spans: Arc<[_]> = spans.collect();
+        let answers = in_spans(spans.clone(), self.deliver_envelopes(claim, envelopes, stop)).await;
+        for ((_, span), answer) in spans.iter().zip(&answers) {
+            trace::delivered(span, &answer.outcome);
+            self.metrics().delivery(&answer.outcome);
+        }
+        answers
+    }
+
+    async fn deliver_envelopes(
+        &self,
+        claim: &Claim,
+        mut envelopes: Vec<Envelope>,
+        stop: &CancellationToken,
+    ) -> Vec<Answer> {
+        let mut answers = self.attempt(claim, &envelopes, stop).await;
+        for wait in self.retry.quick().build() {
+            let failed: Vec<usize> = (0..answers.len()).filter(|i| is_transient(&answers[*i])).collect();
+            if failed.is_empty() || stop.is_cancelled() || !self.may_begin(claim, wait).await {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+            for index in &failed {
+                remember(&mut envelopes[*index].delivered_to, &answers[*index].delivered_to);
+            }
+            let again: Vec<_> = failed.iter().map(|index| envelopes[*index].clone()).collect();
+            for (index, answer) in failed.into_iter().zip(self.attempt(claim, &again, stop).await) {
+                answers[index] = answer;
+            }
+        }
+        // What a try served stays served, also when the next one came to no answer.
+        for (answer, envelope) in answers.iter_mut().zip(envelopes) {
+            if answer.delivered_to.is_empty() && answer.outcome != Outcome::Delivered {
+                answer.delivered_to = envelope.delivered_to;
+            }
+        }
+        answers
+    }
+
+    /// One try, guarded: a deliverer that hangs, panics or miscounts becomes failed attempts.
+    async fn attempt(&self, claim: &Claim, window: &[Envelope], stop: &CancellationToken) -> Vec<Answer> {
+        let left = self.lease_left(claim).await.unwrap_or_default().saturating_sub(self.margin());
+        // A deliverer that keeps an eye on the time answers just before it is dropped, for those that have answered.
+        let deadline = tokio::time::Instant::now() + left.mul_f64(0.95);
+        // Called inside: it may panic before it returns a future.
+        let delivery = async { self.deliver.deliver(window).await };
+        let delivery = AssertUnwindSafe(within(Some(deadline), delivery)).catch_unwind();
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(left, delivery) => ended.ok(),
+            () = self.lost_while_stopping(stop) => None,
+        };
+
+        let answers = match ended {
+            Some(Ok(answers)) => answers,
+            Some(Err(_panic)) => fail_all(window, "the deliverer panicked"),
+            // Not the message's fault: the way was lost while it was on it, as when an alarm blocks a broker's connection.
+            None if !self.deliver.is_available() => {
+                let why = Outcome::Unavailable(
+                    "the way was lost, and no answer came before the claim ran out".into(),
+                );
+                window.iter().map(|_| why.clone().into()).collect()
+            }
+            None => fail_all(window, "no answer before the claim ran out"),
+        };
+        if answers.len() == window.len() {
+            return answers;
+        }
+        let text = format!("the deliverer answered {} of {} messages", answers.len(), window.len());
+        fail_all(window, &text)
+    }
+
+    /// Ends when there is no way to deliver any more while this is being stopped: then nobody waits for an answer.
+    async fn lost_while_stopping(&self, stop: &CancellationToken) {
+        stop.cancelled().await;
+        while self.deliver.is_available() {
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    async fn lease_left(&self, claim: &Claim) -> Result<Duration, Error> {
+        Ok(until(self.clock.now().await?, claim.until))
+    }
+
+    /// Whether enough is left of a lease to begin another delivery after this wait: half of it. With less, a message that needs
+    /// its time would be cut off by the others before it.
+    async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
+        matches!(self.lease_left(claim).await, Ok(left) if left > self.claimer.lease / 2 + wait)
+    }
+
+    /// Whether half of a lease is left, as far as that is known without asking.
+    pub(crate) fn half_left(&self, claim: &Claim) -> bool {
+        self.clock.carried_on().is_some_and(|now| until(now, claim.until) > self.claimer.lease / 2)
+    }
+
+    /// How long this claim is good for, as far as that is known without asking.
+    pub(crate) fn claim_left(&self, claim: &Claim) -> Duration {
+        let left = self.clock.carried_on().map_or(Duration::ZERO, |now| until(now, claim.until));
+        left.saturating_sub(self.margin())
+    }
+
+    /// What is kept of a lease to record a delivery's outcome.
+    fn margin(&self) -> Duration {
+        self.claimer.lease / 10
+    }
+}
+
+fn is_transient(answer: &Answer) -> bool {
+    matches!(answer.outcome, Outcome::Transient(_))
+}
+
+fn remember(known: &mut Vec<String>, delivered_to: &[String]) {
+    if !delivered_to.is_empty() {
+        *known = delivered_to.to_vec();
+    }
+}
+
+fn fail_all(window: &[Envelope], error: &str) -> Vec<Answer> {
+    window.iter().map(|_| Outcome::Transient(error.into()).into()).collect()
+}

@@ -1,0 +1,264 @@
+//! Documents that have no room for a claim.
+//!
+//! A document a few bytes short of the server's 16 MiB takes no update that makes it grow, and a claim makes it grow. Such
+//! a document is delivered under a lease in the state database instead, one message at a time. What would stand in its
+//! entries (attempts, the next try, who has had it, that it is dead) is kept with the lease. Removing a delivered message
+//! makes room, so this rarely lasts.
+
+use std::time::Duration;
+
+use mongodb::{
+    Client, Collection,
+    bson::{Binary, Bson, DateTime, Document, Uuid, doc, spec::BinarySubtype},
+    error::Error,
+    options::{ReadConcern, ReturnDocument},
+};
+
+use crate::{
+    dispatch::claim::{Claim, cut},
+    encoding::codec,
+    mongo::{
+        clock::later,
+        concern::{MAJORITY_TIMEOUT, majority},
+        error_codes::{self, Verdict},
+        statement,
+    },
+    stored::{
+        document_ref::DocumentRef,
+        entry::{Dead, DeadReason, Entry, NotAnArray, Slot, read_outbox_of},
+        filter::Filter,
+    },
+};
+
+/// The collection of leases in the state database.
+pub(crate) const LEASES: &str = "leases";
+
+#[derive(Debug, Clone)]
+pub(crate) struct Oversized {
+    leases: Collection<Document>,
+    lease: Duration,
+}
+
+/// A lease on a document, with what its messages have no room for.
+pub(crate) struct Lease {
+    token: String,
+    until: DateTime,
+    /// Of each message whose delivery failed: `id`, `attempts`, `retry_at`, `last_error`, `delivered_to`.
+    failed: Vec<Document>,
+    /// Of each message that was given up: `id`, `dead_at`, `dead_reason`, `last_error`.
+    dead: Vec<Document>,
+}
+
+impl Lease {
+    fn of(state: &Document, token: &str, until: DateTime) -> Self {
+        let list = |name| {
+            let elements = state.get_array(name).map(Vec::as_slice).unwrap_or_default();
+            elements.iter().filter_map(|element| element.as_document().cloned()).collect()
+        };
+        Self { token: token.into(), until, failed: list("failed"), dead: list("dead") }
+    }
+
+    /// Adds to the messages what is known of them here, and forgets those that have left.
+    pub(crate) fn complete(&mut self, slots: &mut [Slot]) {
+        let mut known: Vec<Bson> = Vec::new();
+        for entry in slots.iter_mut().filter_map(Slot::entry_mut) {
+            let id = Bson::from(entry.id);
+            let of = |list: &[Document]| list.iter().find(|of| of.get("id") == Some(&id)).cloned();
+            // Where there was room in the document, it may know more by now.
+            let is_news =
+                |failed: &Document| i64::from(failed.get_i32("attempts").unwrap_or(0)) >= entry.attempts;
+            if let Some(failed) = of(&self.failed).filter(is_news) {
+                let strings = failed.get_array("delivered_to").map(Vec::as_slice).unwrap_or_default();
+                entry.delivered_to =
+                    strings.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect();
+                entry.attempts = i64::from(failed.get_i32("attempts").unwrap_or(0));
+                entry.available_at = failed.get_datetime("retry_at").ok().copied();
+                entry.claimed_by = None;
+            }
+            if let Some(dead) = of(&self.dead) {
+                let at = dead.get_datetime("dead_at").copied().unwrap_or(self.until);
+                entry.dead =
+                    Some(Dead { at, reason: dead.get_str("dead_reason").unwrap_or_default().into() });
+            }
+            known.push(id);
+        }
+        let stays = |of: &Document| of.get("id").is_some_and(|id| known.contains(id));
+        self.failed.retain(stays);
+        self.dead.retain(stays);
+    }
+
+    /// The lease in the shape of a claim on one entry.
+    pub(crate) fn as_claim(&self, document: &DocumentRef, entry: Entry) -> Claim {
+        Claim {
+            document: document.clone(),
+            token: self.token.clone(),
+            until: self.until,
+            counted: false,
+            entries: vec![entry],
+        }
+    }
+
+    /// Remembers a message that is to be tried again.
+    pub(crate) fn put_off(
+        &mut self,
+        entry: &Entry,
+        attempts: i64,
+        retry_at: DateTime,
+        error: &str,
+        delivered_to: &[String],
+    ) {
+        self.forget(entry.id);
+        // Within the range of what is read: a count in an entry is.
+        let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
+        self.failed.push(doc! {
+            "id": entry.id,
+            "attempts": attempts,
+            "retry_at": retry_at,
+            "last_error": cut(error),
+            "delivered_to": delivered_to,
+        });
+    }
+
+    /// Remembers a message that was given up.
+    pub(crate) fn die(&mut self, id: Uuid, now: DateTime, reason: DeadReason, error: &str) {
+        self.forget(id);
+        self.dead.push(
+            doc! { "id": id, "dead_at": now, "dead_reason": reason.as_str(), "last_error": cut(error) },
+        );
+    }
+
+    /// What is known here of messages, as the updates that record it in the document once there is room.
+    pub(crate) fn updates(&self) -> Vec<(Uuid, Document)> {
+        let mut updates = Vec::new();
+        for failed in &self.failed {
+            let mut set = Document::new();
+            for (kept, field) in [
+                ("attempts", "attempts"),
+                ("retry_at", "available_at"),
+                ("last_error", "last_error"),
+                ("delivered_to", "delivered_to"),
+            ] {
+                if let Some(value) = failed.get(kept) {
+                    set.insert(format!("outbox.$[e].{field}"), value.clone());
+                }
+            }
+            let update = doc! { "$set": set, "$unset": { "outbox.$[e].claimed_by": "" } };
+            updates.extend(uuid_of(failed).map(|id| (id, update)));
+        }
+        for dead in &self.dead {
+            let mut set = Document::new();
+            for field in ["dead_at", "dead_reason", "last_error"] {
+                if let Some(value) = dead.get(field) {
+                    set.insert(format!("outbox.$[e].{field}"), value.clone());
+                }
+            }
+            let unset = doc! { "outbox.$[e].available_at": "", "outbox.$[e].claimed_by": "" };
+            updates.extend(uuid_of(dead).map(|id| (id, doc! { "$set": set, "$unset": unset })));
+        }
+        updates
+    }
+
+    /// Nothing need be known of a message any more.
+    pub(crate) fn forget(&mut self, id: Uuid) {
+        let id = Bson::from(id);
+        self.failed.retain(|of| of.get("id") != Some(&id));
+    }
+}
+
+impl Oversized {
+    pub(crate) fn new(client: &Client, state_database: &str, lease: Duration) -> Self {
+        Self { leases: client.database(state_database).collection(LEASES), lease }
+    }
+
+    /// The name of the state database.
+    pub(crate) fn database(&self) -> String {
+        self.leases.namespace().db
+    }
+
+    /// Takes the lease, or says until when another holds it.
+    pub(crate) async fn lease(
+        &self,
+        document: &DocumentRef,
+        token: &str,
+        now: DateTime,
+    ) -> Result<Result<Lease, DateTime>, Error> {
+        let until = later(now, self.lease);
+        let free = doc! { "_id": id_of(document), "until": { "$not": { "$gt": now } } };
+        let taken = self
+            .leases
+            .find_one_and_update(
+                free,
+                doc! { "$set": { "kind": "oversized", "owner": token, "until": until } },
+            )
+            .upsert(true)
+            .return_document(ReturnDocument::After)
+            .write_concern(majority())
+            .await;
+        match taken {
+            Ok(state) => Ok(Ok(Lease::of(&state.unwrap_or_default(), token, until))),
+            // The upsert met the lease of another.
+            Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => Ok(Err(until)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the outbox as the majority has it, and nothing older than the latest that this server has: a claim that was written
+    /// before this lease was taken is seen, whether it has its majority yet or not.
+    pub(crate) async fn read(
+        &self,
+        client: &Client,
+        document: &DocumentRef,
+    ) -> Result<Option<Result<Vec<Slot>, NotAnArray>>, Error> {
+        let filter = document.select(Document::new());
+        // An `_id` need not be readable.
+        let projection = doc! { "_id": 0, "outbox": 1 };
+        let find =
+            statement::find(client, &document.namespace, filter, projection, ReadConcern::linearizable());
+        // Without a majority it would wait for ever.
+        let found = tokio::time::timeout(MAJORITY_TIMEOUT, find).await;
+        let found = found.map_err(|_elapsed| {
+            Error::from(std::io::Error::other("no majority has confirmed a read in time"))
+        })??;
+        Ok(found.as_ref().map(|document| read_outbox_of(document)))
+    }
+
+    /// Removes a delivered message.
+    pub(crate) async fn clear(&self, client: &Client, document: &DocumentRef, id: Uuid) -> Result<(), Error> {
+        let pull = doc! { "$pull": { "outbox": { "id": id } } };
+        let filter = document.select(Document::new());
+        statement::update(client, &document.namespace, filter, pull, Vec::new(), majority()).await?;
+        Ok(())
+    }
+
+    /// Gives the lease back, and keeps what is to be known of the messages. False when it had gone to another: then nothing is
+    /// kept.
+    pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<bool, Error> {
+        let mine = doc! { "_id": id_of(document), "owner": &lease.token };
+        if lease.failed.is_empty() && lease.dead.is_empty() {
+            let deleted = self.leases.delete_one(mine).write_concern(majority()).await?;
+            Ok(deleted.deleted_count > 0)
+        } else {
+            let set = doc! { "failed": lease.failed, "dead": lease.dead };
+            let update = doc! { "$set": set, "$unset": { "until": "" } };
+            let updated = self.leases.update_one(mine, update).write_concern(majority()).await?;
+            Ok(updated.matched_count > 0)
+        }
+    }
+}
+
+fn uuid_of(known: &Document) -> Option<Uuid> {
+    let Some(Bson::Binary(id)) = known.get("id") else { return None };
+    Some(Uuid::from_bytes(id.bytes.as_slice().try_into().ok()?))
+}
+
+/// With the key as binary where no [`Document`] can hold it.
+fn id_of(document: &DocumentRef) -> Document {
+    let key = match document.select(Document::new()) {
+        Filter::Plain(_) => codec::to_document(document.key()).map(Bson::Document),
+        Filter::Bytes(_) => Ok(Bson::Binary(Binary {
+            subtype: BinarySubtype::Generic,
+            bytes: document.key().as_bytes().to_vec(),
+        })),
+    };
+    doc! { "ns": document.namespace.to_string(), "key": key.unwrap_or(Bson::Null) }
+}

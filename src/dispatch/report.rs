@@ -1,0 +1,138 @@
+//! Where it is reported what happens to messages: logs, counts and events, each from one place.
+
+use std::sync::Arc;
+
+use mongodb::bson::DateTime;
+
+use crate::{
+    dispatch::processor::Processor,
+    mongo::clock::until,
+    observe::{
+        event::{Event, Events},
+        metrics::Metrics,
+    },
+    stored::{
+        deliverable::Deliverable,
+        document_ref::DocumentRef,
+        entry::{DeadReason, Entry, Slot},
+    },
+};
+
+/// Announces and counts.
+#[derive(Clone)]
+pub(crate) struct Teller {
+    metrics: Arc<Metrics>,
+    events: Events<Event>,
+}
+
+impl Teller {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, events: Events::default() }
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(crate) fn events(&self) -> &Events<Event> {
+        &self.events
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        self.metrics.record(&event);
+        self.events.emit(event);
+    }
+
+    pub(crate) fn claim_lost(&self, document: &DocumentRef) {
+        tracing::warn!(%document, "a claim ran out while its holder worked; messages may be delivered again");
+        self.emit(Event::ClaimLost { document: document.clone() });
+    }
+
+    pub(crate) fn not_cleared(&self, document: &DocumentRef, error: &str) {
+        tracing::warn!(%document, error, "delivered messages were not cleared; they will be delivered again");
+    }
+}
+
+impl Processor {
+    pub(crate) fn tell(&self, document: &DocumentRef, slots: &[Slot], plan: &Deliverable<'_>) {
+        let first = slots.iter().find_map(|slot| match slot {
+            Slot::Unreadable(unreadable) => {
+                Some(format!("element {}: {}", unreadable.index, unreadable.reason))
+            }
+            Slot::Entry(_) => None,
+        });
+        if let Some(reason) = first {
+            self.tell_unreadable(document, plan.unreadable, reason);
+        }
+        if plan.not_mine > 0 {
+            tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
+            self.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
+        }
+    }
+
+    pub(crate) fn tell_unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
+        tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
+        self.emit(Event::Unreadable { document: document.clone(), count, reason });
+    }
+
+    pub(crate) fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
+        tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
+        if let (Some(now), Some(since)) = (self.clock.carried_on(), due_since(entry)) {
+            self.metrics().lag(until(since, now));
+        }
+        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        self.emit(Event::Delivered { document, id, message_type });
+    }
+
+    pub(crate) fn tell_failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
+        let attempts = entry.attempts + 1;
+        self.vitals.failed(error);
+        tracing::info!(%document, id = %entry.id, message_type = entry.message_type, attempts, error, "a delivery failed and is tried again");
+        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        self.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
+    }
+
+    pub(crate) fn tell_died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
+        self.vitals.failed(error);
+        tracing::error!(%document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error, "a message was given up; it stays in the document");
+        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        self.emit(Event::Died { document, id, message_type, reason, error: error.into() });
+    }
+}
+
+/// Since when a message, as it was claimed, has been there to be delivered. A schedule is known until the first failure.
+fn due_since(entry: &Entry) -> Option<DateTime> {
+    let scheduled = entry.available_at.filter(|_| entry.claimed_by.is_none() && entry.attempts == 0);
+    entry.created_at.map(|created_at| scheduled.map_or(created_at, |at| at.max(created_at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Bson, Document, Uuid, doc};
+
+    use super::*;
+    use crate::stored::entry::read_outbox;
+
+    #[test]
+    fn a_message_is_late_from_when_it_was_sent_or_was_due_and_not_from_a_retry_or_a_claim() {
+        let at = DateTime::from_millis;
+        let since = |extra: Document| {
+            let mut entry = doc! { "id": Uuid::new(), "type": "t" };
+            entry.extend(extra);
+            let slots = read_outbox(Some(&Bson::from(vec![entry]))).unwrap_or_default();
+            slots[0].entry().and_then(due_since)
+        };
+        let sent = |available_at| doc! { "created_at": at(10), "available_at": at(available_at) };
+        assert_eq!(since(sent(10)), Some(at(10)));
+        assert_eq!(since(sent(50)), Some(at(50)), "scheduled");
+        assert_eq!(since(sent(5)), Some(at(10)), "due before it was sent, by another clock");
+        let with = |name: &str, value: Bson| {
+            let mut entry = sent(50);
+            entry.insert(name, value);
+            since(entry)
+        };
+        assert_eq!(with("attempts", 1.into()), Some(at(10)));
+        assert_eq!(with("claimed_by", "p/1".into()), Some(at(10)));
+        assert_eq!(since(doc! { "available_at": at(50) }), None, "nobody knows");
+    }
+}

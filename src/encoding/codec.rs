@@ -1,0 +1,122 @@
+//! The one place where the two BSON versions the driver can carry differ in name.
+//!
+//! Aggregates go through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
+//! writes the same BSON here as there (a `uuid::Uuid` is binary, not text). Messages have a form of their own:
+//! see [`payload`](crate::encoding::payload).
+
+use base64::Engine;
+use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// A value could not be turned into BSON, or BSON into the value wanted.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct CodecError(pub(crate) String);
+
+impl CodecError {
+    pub(crate) fn new(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl serde::ser::Error for CodecError {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Self::new(message)
+    }
+}
+
+impl serde::de::Error for CodecError {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Self::new(message)
+    }
+}
+
+#[cfg(feature = "bson-3")]
+use mongodb::bson::{deserialize_from_slice as from_slice, serialize_to_vec as to_vec};
+#[cfg(not(feature = "bson-3"))]
+use mongodb::bson::{from_slice, to_vec};
+
+/// Encodes a value that is a document at its top level.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<RawDocumentBuf, CodecError> {
+    let bytes = to_vec(value).map_err(CodecError::new)?;
+    RawDocumentBuf::from_bytes(bytes).map_err(CodecError::new)
+}
+
+/// Decodes a document.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    from_slice(bytes).map_err(CodecError::new)
+}
+
+/// Encodes any value, a document or not.
+pub(crate) fn encode_value<T: Serialize>(value: &T) -> Result<Bson, CodecError> {
+    #[derive(Serialize)]
+    struct Wrapped<'a, T> {
+        v: &'a T,
+    }
+    let raw = encode(&Wrapped { v: value })?;
+    let element = raw.get("v").map_err(CodecError::new)?;
+    element
+        .ok_or_else(|| CodecError("the value serializes to nothing".into()))?
+        .try_into()
+        .map_err(CodecError::new)
+}
+
+/// Decodes any value, a document or not.
+pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, CodecError> {
+    #[derive(Deserialize)]
+    struct Wrapped<T> {
+        v: T,
+    }
+    let raw = encode(&mongodb::bson::doc! { "v": value.clone() })?;
+    decode::<Wrapped<T>>(raw.as_bytes()).map(|wrapped| wrapped.v)
+}
+
+/// The milliseconds since 1970 that RFC 3339 can write: the years 0 to 9999.
+const RFC_3339: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
+
+/// A date as RFC 3339; none outside the years 0 to 9999, where one BSON version refuses and the other writes a date that is
+/// not the one asked for.
+pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
+    let writable = RFC_3339.contains(&date.timestamp_millis());
+    writable.then(|| date.try_to_rfc3339_string().ok()).flatten()
+}
+
+/// Reads a raw document as an owned one.
+pub(crate) fn to_document(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
+    raw.try_into().map_err(CodecError::new)
+}
+
+/// Reads a raw document as an owned one; bytes of strings that are not UTF-8 become replacement characters.
+pub(crate) fn to_document_lossy(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
+    #[cfg(feature = "bson-3")]
+    let document = mongodb::bson::Utf8Lossy::<Document>::try_from(raw).map(|lossy| lossy.0);
+    #[cfg(not(feature = "bson-3"))]
+    let document = mongodb::bson::from_slice_utf8_lossy(raw.as_bytes());
+    document.map_err(CodecError::new)
+}
+
+/// RFC 4648, 4: with padding.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// Reads what [`base64`] has written.
+pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_is_written_as_it_is_or_not_at_all() {
+        let written = |millis| rfc3339(DateTime::from_millis(millis));
+        assert_eq!(written(0).as_deref(), Some("1970-01-01T00:00:00Z"));
+        assert_eq!(written(*RFC_3339.start()).as_deref(), Some("0000-01-01T00:00:00Z"));
+        assert_eq!(written(*RFC_3339.end()).as_deref(), Some("9999-12-31T23:59:59.999Z"));
+        for outside in [i64::MIN, RFC_3339.start() - 1, RFC_3339.end() + 1, i64::MAX] {
+            assert_eq!(written(outside), None);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! How values become BSON and JSON, and back, without losing anything that is stored.
+
+pub(crate) mod bytes;
+pub(crate) mod codec;
+pub(crate) mod payload;
+pub(crate) mod salvage;

@@ -1,0 +1,434 @@
+//! A serializer to BSON that is human-readable to serde.
+
+use mongodb::bson::{Binary, Bson, Document, spec::BinarySubtype};
+use serde::{
+    Deserialize, Serialize, Serializer,
+    ser::{self, SerializeMap as _},
+};
+
+use super::read::{Reader, Uuids};
+use crate::{deliver::json::MAX_DEPTH, encoding::codec::CodecError};
+
+/// The struct names under which BSON's own types serialize: as extended JSON, which becomes the BSON type again.
+const BSON_TYPES: [&str; 13] = [
+    "$oid",
+    "$date",
+    "$binary",
+    "$timestamp",
+    "$minKey",
+    "$maxKey",
+    "$code",
+    "$codeWithScope",
+    "$symbol",
+    "$undefined",
+    "$regularExpression",
+    "$dbPointer",
+    "$numberDecimal",
+];
+/// The newtype name under which `bson::Uuid` serializes.
+pub(super) const BSON_UUID: &str = "$__bson_private_uuid";
+/// The struct name under which `serde_json::value::RawValue` serializes its text.
+pub(super) const RAW_JSON: &str = "$serde_json::private::RawValue";
+/// The struct name under which `serde_json::Number` serializes its digits, with that crate's `arbitrary_precision`.
+const JSON_NUMBER: &str = "$serde_json::private::Number";
+
+/// Writes one value.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Writer {
+    /// How many levels of nesting are left: a value that contains itself must not overflow the stack.
+    levels: usize,
+}
+
+impl Writer {
+    pub(super) fn new() -> Self {
+        Self { levels: MAX_DEPTH }
+    }
+
+    fn inner(self) -> Result<Self, CodecError> {
+        match self.levels.checked_sub(1) {
+            Some(levels) => Ok(Self { levels }),
+            None => Err(CodecError(format!("it is nested deeper than {MAX_DEPTH} levels"))),
+        }
+    }
+
+    fn list(self, len: Option<usize>, variant: Option<&'static str>) -> Result<List, CodecError> {
+        // A length is only a hint, and comes from the caller.
+        let items = Vec::with_capacity(len.unwrap_or_default().min(1024));
+        Ok(List { items, variant, writer: self.inner()? })
+    }
+
+    fn fields(self, shape: Shape) -> Result<Fields, CodecError> {
+        Ok(Fields { document: Document::new(), name: None, shape, writer: self.inner()? })
+    }
+}
+
+/// An integer beyond the 64 bits that BSON and most readers have.
+fn integer<I: TryInto<i64>>(number: I) -> Result<Bson, CodecError> {
+    let number =
+        number.try_into().map_err(|_| CodecError("an integer is beyond 64 bits with sign".into()))?;
+    Ok(Bson::Int64(number))
+}
+
+impl Serializer for Writer {
+    type Ok = Bson;
+    type Error = CodecError;
+    type SerializeSeq = List;
+    type SerializeTuple = List;
+    type SerializeTupleStruct = List;
+    type SerializeTupleVariant = List;
+    type SerializeMap = Fields;
+    type SerializeStruct = Fields;
+    type SerializeStructVariant = Fields;
+
+    fn is_human_readable(&self) -> bool {
+        true
+    }
+
+    fn serialize_bool(self, value: bool) -> Result<Bson, CodecError> {
+        Ok(Bson::Boolean(value))
+    }
+
+    fn serialize_i8(self, number: i8) -> Result<Bson, CodecError> {
+        Ok(Bson::Int32(number.into()))
+    }
+
+    fn serialize_i16(self, number: i16) -> Result<Bson, CodecError> {
+        Ok(Bson::Int32(number.into()))
+    }
+
+    fn serialize_i32(self, number: i32) -> Result<Bson, CodecError> {
+        Ok(Bson::Int32(number))
+    }
+
+    fn serialize_i64(self, number: i64) -> Result<Bson, CodecError> {
+        Ok(Bson::Int64(number))
+    }
+
+    fn serialize_i128(self, number: i128) -> Result<Bson, CodecError> {
+        integer(number)
+    }
+
+    fn serialize_u8(self, number: u8) -> Result<Bson, CodecError> {
+        Ok(Bson::Int32(number.into()))
+    }
+
+    fn serialize_u16(self, number: u16) -> Result<Bson, CodecError> {
+        Ok(Bson::Int32(number.into()))
+    }
+
+    fn serialize_u32(self, number: u32) -> Result<Bson, CodecError> {
+        Ok(Bson::Int64(number.into()))
+    }
+
+    fn serialize_u64(self, number: u64) -> Result<Bson, CodecError> {
+        integer(number)
+    }
+
+    fn serialize_u128(self, number: u128) -> Result<Bson, CodecError> {
+        integer(number)
+    }
+
+    /// By its shortest decimal: `0.1`, not the `0.10000000149011612` that it is exactly.
+    fn serialize_f32(self, number: f32) -> Result<Bson, CodecError> {
+        let exact = f64::from(number);
+        let shortest = number.to_string().parse().unwrap_or(exact);
+        // Read back, it is cut to 32 bits again, and has to be the same number.
+        let same = shortest as f32 == number;
+        Ok(Bson::Double(if same { shortest } else { exact }))
+    }
+
+    fn serialize_f64(self, number: f64) -> Result<Bson, CodecError> {
+        Ok(Bson::Double(number))
+    }
+
+    fn serialize_char(self, value: char) -> Result<Bson, CodecError> {
+        Ok(Bson::String(value.to_string()))
+    }
+
+    fn serialize_str(self, text: &str) -> Result<Bson, CodecError> {
+        Ok(Bson::String(text.to_owned()))
+    }
+
+    fn serialize_bytes(self, bytes: &[u8]) -> Result<Bson, CodecError> {
+        Ok(Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }))
+    }
+
+    fn serialize_none(self) -> Result<Bson, CodecError> {
+        Ok(Bson::Null)
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<Bson, CodecError> {
+        value.serialize(self)
+    }
+
+    fn serialize_unit(self) -> Result<Bson, CodecError> {
+        Ok(Bson::Null)
+    }
+
+    fn serialize_unit_struct(self, _name: &'static str) -> Result<Bson, CodecError> {
+        Ok(Bson::Null)
+    }
+
+    fn serialize_unit_variant(
+        self,
+        _name: &'static str,
+        _index: u32,
+        variant: &'static str,
+    ) -> Result<Bson, CodecError> {
+        Ok(Bson::String(variant.to_owned()))
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<Bson, CodecError> {
+        let written = value.serialize(self)?;
+        match &written {
+            // The text of a `bson::Uuid`: what says that it is BSON's own type keeps that type.
+            Bson::String(text) if name == BSON_UUID => {
+                let uuid = uuid::Uuid::parse_str(text).map_err(CodecError::new)?;
+                let bytes = uuid.into_bytes().to_vec();
+                Ok(Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes }))
+            }
+            _ => Ok(written),
+        }
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _name: &'static str,
+        _index: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<Bson, CodecError> {
+        let mut fields = self.fields(Shape::Plain)?;
+        fields.add(variant.to_owned(), value)?;
+        fields.finish()
+    }
+
+    fn serialize_seq(self, len: Option<usize>) -> Result<List, CodecError> {
+        self.list(len, None)
+    }
+
+    fn serialize_tuple(self, len: usize) -> Result<List, CodecError> {
+        self.list(Some(len), None)
+    }
+
+    fn serialize_tuple_struct(self, _name: &'static str, len: usize) -> Result<List, CodecError> {
+        self.list(Some(len), None)
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _name: &'static str,
+        _index: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<List, CodecError> {
+        self.inner()?.list(Some(len), Some(variant))
+    }
+
+    fn serialize_map(self, _len: Option<usize>) -> Result<Fields, CodecError> {
+        self.fields(Shape::Plain)
+    }
+
+    fn serialize_struct(self, name: &'static str, _len: usize) -> Result<Fields, CodecError> {
+        let shape = match name {
+            RAW_JSON => Shape::RawJson,
+            JSON_NUMBER => Shape::JsonNumber,
+            name if BSON_TYPES.contains(&name) => Shape::BsonType,
+            _ => Shape::Plain,
+        };
+        self.fields(shape)
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _name: &'static str,
+        _index: u32,
+        variant: &'static str,
+        _len: usize,
+    ) -> Result<Fields, CodecError> {
+        self.inner()?.fields(Shape::Variant(variant))
+    }
+}
+
+/// An array that is being written.
+pub(super) struct List {
+    items: Vec<Bson>,
+    /// The enum's variant that the array belongs to.
+    variant: Option<&'static str>,
+    writer: Writer,
+}
+
+impl List {
+    fn add<T: Serialize + ?Sized>(&mut self, item: &T) -> Result<(), CodecError> {
+        self.items.push(item.serialize(self.writer)?);
+        Ok(())
+    }
+
+    fn finish(self) -> Bson {
+        let array = Bson::Array(self.items);
+        match self.variant {
+            Some(variant) => variant_of(variant, array),
+            None => array,
+        }
+    }
+}
+
+/// What an object becomes once it is complete.
+enum Shape {
+    Plain,
+    /// The content of an enum's variant.
+    Variant(&'static str),
+    /// One of BSON's own types in extended JSON.
+    BsonType,
+    RawJson,
+    JsonNumber,
+}
+
+/// An object that is being written.
+pub(super) struct Fields {
+    document: Document,
+    /// A map's key, until its value comes.
+    name: Option<String>,
+    shape: Shape,
+    writer: Writer,
+}
+
+impl Fields {
+    fn add<T: Serialize + ?Sized>(&mut self, name: String, value: &T) -> Result<(), CodecError> {
+        if name.contains('\0') {
+            return Err(CodecError(format!("the field name {name:?} has a NUL character")));
+        }
+        let value = value.serialize(self.writer)?;
+        if self.document.contains_key(&name) {
+            return Err(CodecError(format!("the field name {name:?} is there twice")));
+        }
+        self.document.insert(name, value);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Bson, CodecError> {
+        match self.shape {
+            Shape::Plain => Ok(Bson::Document(self.document)),
+            Shape::Variant(variant) => Ok(variant_of(variant, Bson::Document(self.document))),
+            Shape::BsonType => bson_type(Bson::Document(self.document)),
+            Shape::RawJson => {
+                let value: serde_json::Value =
+                    serde_json::from_str(only_text(&self.document)).map_err(CodecError::new)?;
+                value.serialize(self.writer)
+            }
+            Shape::JsonNumber => json_number(only_text(&self.document)),
+        }
+    }
+}
+
+fn variant_of(variant: &'static str, content: Bson) -> Bson {
+    let mut document = Document::new();
+    document.insert(variant, content);
+    Bson::Document(document)
+}
+
+fn bson_type(extended: Bson) -> Result<Bson, CodecError> {
+    let value = Bson::deserialize(Reader::new(&extended, Uuids::AsStored))?;
+    if let Bson::RegularExpression(regex) = &value
+        && (regex.pattern.as_str().contains('\0') || regex.options.as_str().contains('\0'))
+    {
+        return Err(CodecError("a regular expression has a NUL character".into()));
+    }
+    Ok(value)
+}
+
+/// The text in a struct of one field.
+fn only_text(document: &Document) -> &str {
+    document.values().next().and_then(Bson::as_str).unwrap_or_default()
+}
+
+fn json_number(digits: &str) -> Result<Bson, CodecError> {
+    if let Ok(number) = digits.parse::<i64>() {
+        return Ok(Bson::Int64(number));
+    }
+    if digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
+        return integer(digits.parse::<i128>().unwrap_or(i128::MAX));
+    }
+    digits.parse().map(Bson::Double).map_err(CodecError::new)
+}
+
+/// A map's key, as `serde_json` writes it.
+fn key<T: Serialize + ?Sized>(key: &T) -> Result<String, CodecError> {
+    let mut map = serde_json::value::Serializer.serialize_map(Some(1)).map_err(CodecError::new)?;
+    map.serialize_entry(key, &()).map_err(CodecError::new)?;
+    let written = map.end().map_err(CodecError::new)?;
+    let name = match written {
+        serde_json::Value::Object(object) => object.into_iter().next().map(|(name, _)| name),
+        _ => None,
+    };
+    name.ok_or_else(|| CodecError("a map's key serializes to nothing".into()))
+}
+
+impl ser::SerializeMap for Fields {
+    type Ok = Bson;
+    type Error = CodecError;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, name: &T) -> Result<(), CodecError> {
+        self.name = Some(key(name)?);
+        Ok(())
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CodecError> {
+        let name = self.name.take().ok_or_else(|| CodecError("a map's value has no key".into()))?;
+        self.add(name, value)
+    }
+
+    fn end(self) -> Result<Bson, CodecError> {
+        self.finish()
+    }
+}
+
+macro_rules! list_of {
+    ($trait:ident, $add:ident) => {
+        impl ser::$trait for List {
+            type Ok = Bson;
+            type Error = CodecError;
+
+            fn $add<T: Serialize + ?Sized>(&mut self, item: &T) -> Result<(), CodecError> {
+                self.add(item)
+            }
+
+            fn end(self) -> Result<Bson, CodecError> {
+                Ok(self.finish())
+            }
+        }
+    };
+}
+
+list_of!(SerializeSeq, serialize_element);
+list_of!(SerializeTuple, serialize_element);
+list_of!(SerializeTupleStruct, serialize_field);
+list_of!(SerializeTupleVariant, serialize_field);
+
+macro_rules! fields_of {
+    ($trait:ident) => {
+        impl ser::$trait for Fields {
+            type Ok = Bson;
+            type Error = CodecError;
+
+            fn serialize_field<T: Serialize + ?Sized>(
+                &mut self,
+                name: &'static str,
+                value: &T,
+            ) -> Result<(), CodecError> {
+                self.add(name.to_owned(), value)
+            }
+
+            fn end(self) -> Result<Bson, CodecError> {
+                self.finish()
+            }
+        }
+    };
+}
+
+fields_of!(SerializeStruct);
+fields_of!(SerializeStructVariant);

@@ -1,0 +1,160 @@
+//! Stored values read as far as they can be, so that text which is not UTF-8 costs only itself.
+//!
+//! Other programs write strings and field names that are not UTF-8, and MongoDB stores them. The decoders of the `bson` crates
+//! refuse the whole document then. Here such text is read with replacement characters, and reported as damage.
+//!
+//! **Caveat.** Slower than the decoders: for what these have refused.
+
+use mongodb::bson::{Bson, Document, RawDocument};
+
+use crate::encoding::bytes::{Builder, Element, Elements, elements, kind};
+
+/// The bytes are not BSON as far as it is known here; no server is known to store such.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Broken;
+
+/// The field of this name, however the fields before it are.
+pub(crate) fn field<'a>(document: &'a RawDocument, name: &str) -> Result<Option<Element<'a>>, Broken> {
+    let mut elements = elements(document);
+    let found = elements.find(|element| element.name == name.as_bytes());
+    if found.is_none() && !elements.is_exhausted() {
+        return Err(Broken);
+    }
+    Ok(found)
+}
+
+/// A document with replacement characters in names and text that are not UTF-8.
+pub(crate) fn lossy(document: &RawDocument) -> Document {
+    elements(document).map(|element| (element.text_name(), element.read_lossily())).collect()
+}
+
+impl<'a> Element<'a> {
+    /// The name, with replacement characters where it is not UTF-8.
+    pub(crate) fn text_name(&self) -> String {
+        String::from_utf8_lossy(self.name).into_owned()
+    }
+
+    /// The fields of a document.
+    pub(crate) fn fields(&self) -> Option<Elements<'a>> {
+        self.inner(kind::DOCUMENT).map(elements)
+    }
+
+    /// The elements of an array.
+    pub(crate) fn items(&self) -> Option<Elements<'a>> {
+        self.inner(kind::ARRAY).map(elements)
+    }
+
+    fn inner(&self, wanted: u8) -> Option<&'a RawDocument> {
+        if self.kind != wanted {
+            return None;
+        }
+        RawDocument::from_bytes(self.value).ok()
+    }
+
+    /// The value; none when something in it cannot be decoded.
+    pub(crate) fn read(&self) -> Option<Bson> {
+        let mut document = Builder::new();
+        document.push(Element { name: b"v", ..*self });
+        document.build().get("v").ok()??.try_into().ok()
+    }
+
+    /// The value, with replacement characters for text that is not UTF-8, and null for what cannot be read at all.
+    pub(crate) fn read_lossily(&self) -> Bson {
+        if let Some(value) = self.read() {
+            return value;
+        }
+        if let Some(document) = self.inner(kind::DOCUMENT) {
+            return Bson::Document(lossy(document));
+        }
+        if let Some(items) = self.items() {
+            return Bson::Array(items.map(|item| item.read_lossily()).collect());
+        }
+        if self.kind == kind::STRING {
+            let text = self.value.get(4..self.value.len().saturating_sub(1)).unwrap_or_default();
+            return Bson::String(String::from_utf8_lossy(text).into_owned());
+        }
+        Bson::Null
+    }
+
+    /// The first part that cannot be decoded among those that `known` has too, by its path; none where there is no such part.
+    pub(crate) fn damage(&self, known: &Bson) -> Option<String> {
+        if std::str::from_utf8(self.name).is_err() {
+            return Some(self.text_name());
+        }
+        if self.read().is_some() {
+            return None;
+        }
+
+        let mut parts = match known {
+            Bson::Document(_) => self.fields(),
+            Bson::Array(_) => self.items(),
+            _ => None,
+        };
+        let Some(parts) = &mut parts else {
+            return Some(self.text_name());
+        };
+        for part in parts {
+            if let Some(known) = part_of(known, &part.text_name())
+                && let Some(path) = part.damage(known)
+            {
+                return Some(format!("{}.{path}", self.text_name()));
+            }
+        }
+        None
+    }
+}
+
+fn part_of<'a>(value: &'a Bson, name: &str) -> Option<&'a Bson> {
+    match value {
+        Bson::Document(document) => document.get(name),
+        Bson::Array(items) => items.get(name.parse::<usize>().ok()?),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use mongodb::bson::{RawDocumentBuf, doc};
+
+    use super::*;
+    use crate::encoding::codec;
+
+    /// The document with `\xff\xfe`, which is not UTF-8, in place of each `##`.
+    pub(crate) fn damaged(document: &Document) -> RawDocumentBuf {
+        let mut bytes = codec::encode(document).unwrap().into_bytes();
+        for at in 1..bytes.len() {
+            if bytes[at - 1..=at] == *b"##" {
+                bytes[at - 1..=at].copy_from_slice(b"\xff\xfe");
+            }
+        }
+        RawDocumentBuf::from_bytes(bytes).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_utf_8_costs_only_itself() {
+        let raw = damaged(&doc! { "a": "##", "b##": 1, "c": { "d": ["x", "##"] }, "e": 2 });
+        let read: Vec<_> = elements(&raw).map(|element| element.read().is_some()).collect();
+        assert_eq!(read, [false, true, false, true]);
+        let shown = "\u{fffd}\u{fffd}";
+        let expected = doc! { "a": shown, format!("b{shown}"): 1, "c": { "d": ["x", shown] }, "e": 2 };
+        assert_eq!(lossy(&raw), expected);
+        assert_eq!(field(&raw, "e").unwrap().unwrap().read(), Some(Bson::Int32(2)));
+    }
+
+    #[test]
+    fn damage_counts_where_it_is_known() {
+        let raw = damaged(&doc! { "c": { "d": ["x", { "y": "##" }], "z": 1 } });
+        let field = self::field(&raw, "c").unwrap().unwrap();
+        let damage = |known: Document| field.damage(&known.into());
+        assert_eq!(damage(doc! { "d": ["x", { "y": "" }] }).as_deref(), Some("c.d.1.y"));
+        assert_eq!(damage(doc! { "d": ["x", {}], "z": 1 }), None);
+        assert_eq!(damage(doc! { "d": ["x"] }), None);
+        let named = damaged(&doc! { "c": { "d##": 1 } });
+        let field = self::field(&named, "c").unwrap().unwrap();
+        assert_eq!(
+            field.damage(&doc! { "d\u{fffd}\u{fffd}": 1 }.into()).as_deref(),
+            Some("c.d\u{fffd}\u{fffd}")
+        );
+        assert_eq!(field.damage(&doc! {}.into()), None);
+    }
+}

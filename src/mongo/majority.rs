@@ -1,0 +1,133 @@
+//! Waiting for the majority without holding a connection.
+//!
+//! A write that the primary has executed is told by its *optime*: a timestamp and the term of the primary that wrote it. It
+//! lasts once the majority's own optime, of the same term, has reached it: within a term there is one primary, and
+//! whatever it wrote before is part of what the majority has. The primary says in its answer to `hello` how far the majority
+//! is. One `hello` at a time serves everybody who waits.
+
+use std::time::Duration;
+
+use mongodb::{
+    Client,
+    bson::{Document, Timestamp, doc},
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+
+use crate::mongo::concern::primary;
+
+/// How often the primary is asked.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Where a write is in the oplog.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct OpTime {
+    term: i64,
+    at: Timestamp,
+}
+
+impl OpTime {
+    /// Reads `{ ts, t }`; none where there is no such field, as in the replies of mongos.
+    pub(crate) fn read(reply: &Document, field: &str) -> Option<Self> {
+        let written = reply.get_document(field).ok()?;
+        Some(Self { term: written.get_i64("t").ok()?, at: written.get_timestamp("ts").ok()? })
+    }
+
+    /// The later of two.
+    pub(crate) fn max(self, other: Self) -> Self {
+        if (self.term, self.at) < (other.term, other.at) { other } else { self }
+    }
+}
+
+/// What is known of a write that was waited for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Known {
+    /// The majority has it.
+    Lasts,
+    /// Another primary was elected meanwhile: ask it whether it has the write.
+    NewTerm,
+}
+
+/// Follows how far the majority is.
+pub(crate) struct Majority {
+    client: Client,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    majority: Option<OpTime>,
+    asked: Option<Instant>,
+}
+
+impl Majority {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, seen: Mutex::default() }
+    }
+
+    /// Waits until the fate of what was written then is known: without bound, so bound it.
+    pub(crate) async fn wait(&self, written: OpTime) -> Known {
+        loop {
+            if let Some(known) = self.look(written).await {
+                return known;
+            }
+            sleep(INTERVAL).await;
+        }
+    }
+
+    async fn look(&self, written: OpTime) -> Option<Known> {
+        let mut seen = self.seen.lock().await;
+        let known = seen.majority.and_then(|majority| judge(majority, written));
+        if known.is_some() || seen.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
+            return known;
+        }
+
+        let admin = self.client.database("admin");
+        let hello = admin.run_command(doc! { "hello": 1 }).selection_criteria(primary()).await;
+        seen.asked = Some(Instant::now());
+        let majority =
+            hello.ok().as_ref().and_then(last_write).and_then(|last| OpTime::read(last, "majorityOpTime"))?;
+        seen.majority = Some(majority);
+        judge(majority, written)
+    }
+}
+
+fn last_write(hello: &Document) -> Option<&Document> {
+    hello.get_document("lastWrite").ok()
+}
+
+fn judge(majority: OpTime, written: OpTime) -> Option<Known> {
+    if majority.term > written.term {
+        Some(Known::NewTerm)
+    } else if majority.term == written.term && majority.at >= written.at {
+        Some(Known::Lasts)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(term: i64, time: u32) -> OpTime {
+        OpTime { term, at: Timestamp { time, increment: 1 } }
+    }
+
+    #[test]
+    fn a_write_lasts_only_within_its_own_term() {
+        assert_eq!(judge(at(3, 10), at(3, 10)), Some(Known::Lasts));
+        assert_eq!(judge(at(3, 9), at(3, 10)), None);
+        assert_eq!(judge(at(4, 11), at(3, 10)), Some(Known::NewTerm));
+        assert_eq!(judge(at(2, 11), at(3, 10)), None);
+    }
+
+    #[test]
+    fn an_optime_is_read_from_a_reply() {
+        let reply = doc! { "opTime": { "ts": Timestamp { time: 7, increment: 1 }, "t": 3_i64 } };
+        assert_eq!(OpTime::read(&reply, "opTime"), Some(at(3, 7)));
+        assert_eq!(OpTime::read(&doc! { "ok": 1 }, "opTime"), None);
+    }
+}

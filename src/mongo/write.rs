@@ -1,0 +1,155 @@
+//! The door through which everything is written: a write is one statement on one document, answered with one of four words.
+//!
+//! [`batch`](crate::mongo::batch) sends statements and finds their answers; [`group`](crate::mongo::group_commit) decides which go together.
+
+use std::time::Duration;
+
+use mongodb::{
+    bson::{Document, RawDocument},
+    error::Error as DriverError,
+};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use tokio::time::{Instant, timeout_at};
+
+use crate::mongo::error_codes;
+
+/// The one bound of a write, and of a save with all that it reads and writes. It covers the wait for others, for a server,
+/// for whoever holds the document, and for the majority. A write without a clean answer by then is unknown, or not sent if it
+/// never left.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+tokio::task_local! {
+    static DEADLINE: Instant;
+}
+
+/// Does all of this within one [`WRITE_TIMEOUT`]: what it reads by [`read`], and what it writes.
+pub(crate) async fn within_one_timeout<T>(save: impl Future<Output = T>) -> T {
+    DEADLINE.scope(Instant::now() + WRITE_TIMEOUT, save).await
+}
+
+/// When a write that begins now must have its answer.
+pub(crate) fn deadline() -> Instant {
+    DEADLINE.try_with(|deadline| *deadline).unwrap_or_else(|_alone| Instant::now() + WRITE_TIMEOUT)
+}
+
+/// Waits no longer than a write may take; none if that was not enough.
+pub(crate) async fn until_deadline<T>(work: impl IntoFuture<Output = T>) -> Option<T> {
+    timeout_at(deadline(), work).await.ok()
+}
+
+/// Reads no longer than a write may take.
+pub(crate) async fn read<T>(
+    read: impl IntoFuture<Output = Result<T, DriverError>>,
+) -> Result<T, DriverError> {
+    until_deadline(read).await.unwrap_or_else(|| Err(error_codes::lost(no_answer())))
+}
+
+/// What to say where the deadline was the end of it.
+pub(crate) fn no_answer() -> String {
+    format!("no clean answer within {} s", WRITE_TIMEOUT.as_secs_f32())
+}
+
+/// How a write was answered.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Done, and the majority has it.
+    Done,
+    /// The filter found nothing.
+    Missed,
+    /// Nothing was written.
+    Failed(DriverError),
+    /// It may have been written.
+    Unknown(DriverError),
+}
+
+/// What a statement does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Update,
+    Insert,
+    Delete,
+}
+
+impl Kind {
+    /// The command's name, and its field for the statements.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Update => ("update", "updates"),
+            Self::Insert => ("insert", "documents"),
+            Self::Delete => ("delete", "deletes"),
+        }
+    }
+}
+
+/// Statements of one kind on one collection, written from what is at hand.
+pub(crate) struct Command<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) collection: &'a str,
+    pub(crate) statements: Vec<&'a RawDocument>,
+    /// None for a command that can't be repeated.
+    pub(crate) retry: Option<Retry>,
+    pub(crate) concern: Document,
+    /// How long the server may work at it, the wait for the majority included.
+    pub(crate) longest: Duration,
+}
+
+/// What makes a command a retryable write.
+pub(crate) struct Retry {
+    pub(crate) number: i64,
+    /// The statements' names under that number.
+    pub(crate) places: Vec<i32>,
+}
+
+impl Serialize for Command<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (name, statements) = self.kind.names();
+        let mut command = serializer.serialize_map(None)?;
+        command.serialize_entry(name, self.collection)?;
+        command.serialize_entry(statements, &self.statements)?;
+        command.serialize_entry("ordered", &false)?;
+        if let Some(retry) = &self.retry {
+            command.serialize_entry("txnNumber", &retry.number)?;
+            command.serialize_entry("stmtIds", &retry.places)?;
+        }
+        command.serialize_entry("writeConcern", &self.concern)?;
+        command.serialize_entry("maxTimeMS", &millis(self.longest))?;
+        command.end()
+    }
+}
+
+/// As MongoDB takes a time.
+pub(crate) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{doc, rawdoc};
+
+    use super::*;
+    use crate::encoding::codec;
+
+    #[test]
+    fn a_command_is_written_as_the_server_takes_it() {
+        let (first, second) = (rawdoc! { "q": { "_id": 1 } }, rawdoc! { "q": { "_id": 2 } });
+        let command = Command {
+            kind: Kind::Delete,
+            collection: "orders",
+            statements: vec![&first, &second],
+            retry: Some(Retry { number: 7, places: vec![0, 1] }),
+            concern: doc! { "w": "majority" },
+            longest: Duration::from_secs(1),
+        };
+        let written = codec::to_document(&codec::encode(&command).unwrap()).unwrap();
+        let expected = doc! {
+            "delete": "orders",
+            "deletes": [{ "q": { "_id": 1 } }, { "q": { "_id": 2 } }],
+            "ordered": false,
+            "txnNumber": 7_i64,
+            "stmtIds": [0, 1],
+            "writeConcern": { "w": "majority" },
+            "maxTimeMS": 1_000_i64,
+        };
+        assert_eq!(written, expected);
+    }
+}

@@ -1,0 +1,224 @@
+//! How it stands with an inline dispatcher or a worker, for a process's own health endpoint.
+//!
+//! ```no_run
+//! # fn example(inline: document_outbox::InlineDispatcher) -> serde_json::Result<()> {
+//! let health = inline.health(); // kept by the endpoint
+//! let body = serde_json::to_string(&health.snapshot())?;
+//! # Ok(()) }
+//! ```
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use mongodb::bson::DateTime;
+use serde::{Serialize, Serializer};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    deliver::{Deliver, json::rfc3339},
+    observe::{event::Shed, metrics::Metrics},
+};
+
+/// How often it is warned of messages that are left to the rescuer, for each reason.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Between two looks at a deliverer that says it is back and is not.
+const BREATH: Duration = Duration::from_millis(500);
+
+/// Asks how it stands. Clones ask the same dispatcher; none keeps it alive, and asking sends no query.
+#[derive(Clone)]
+pub struct Health {
+    vitals: Arc<Vitals>,
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Health").field(&self.snapshot()).finish()
+    }
+}
+
+impl Health {
+    pub(crate) fn of(vitals: &Arc<Vitals>) -> Self {
+        Self { vitals: vitals.clone() }
+    }
+
+    /// How it stands now.
+    pub fn snapshot(&self) -> Snapshot {
+        let vitals = &self.vitals;
+        let known = vitals.lock();
+        Snapshot {
+            in_flight: vitals.in_flight.load(Ordering::Relaxed),
+            capacity: vitals.capacity,
+            circuit_open_since: known.circuit_open_since,
+            shed: vitals.shed.load(Ordering::Relaxed),
+            last_error: known.last_error.clone(),
+            draining: vitals.draining.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// How it stood at one moment. Times are this machine's, and RFC 3339 where they are written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Documents in delivery.
+    pub in_flight: usize,
+    /// How many there may be at most; none for a worker, whose caller decides.
+    pub capacity: Option<usize>,
+    /// Since when deliveries have waited for a way to deliver (the broker), as seen when there was something to deliver.
+    #[serde(serialize_with = "as_text")]
+    pub circuit_open_since: Option<SystemTime>,
+    /// Messages that were left to the rescuer since the start.
+    pub shed: u64,
+    /// What went wrong last, however long ago.
+    pub last_error: Option<LastError>,
+    /// Whether an inline dispatcher was told to close. Of a worker its caller knows.
+    pub draining: bool,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LastError {
+    /// When.
+    #[serde(serialize_with = "as_text")]
+    pub at: Option<SystemTime>,
+    /// In the words of the deliverer or handler, or MongoDB's without its prose about a write: no payload.
+    pub error: String,
+}
+
+fn as_text<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(DateTime::from_system_time).and_then(rfc3339).serialize(serializer)
+}
+
+/// What a processor knows of itself.
+pub(crate) struct Vitals {
+    metrics: Arc<Metrics>,
+    capacity: Option<usize>,
+    in_flight: AtomicUsize,
+    shed: AtomicU64,
+    draining: AtomicBool,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    circuit_open_since: Option<SystemTime>,
+    last_error: Option<LastError>,
+    /// By the word for the reason.
+    shed: HashMap<&'static str, Warning>,
+}
+
+/// When it was last warned of messages that are left to the rescuer, and of how many it was not.
+#[derive(Default)]
+struct Warning {
+    at: Option<Instant>,
+    messages: usize,
+}
+
+/// A document in delivery, until dropped.
+pub(crate) struct InFlight(Arc<Vitals>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.in_flight.decrement(1);
+    }
+}
+
+impl Vitals {
+    pub(crate) fn new(metrics: Arc<Metrics>, capacity: Option<usize>) -> Arc<Self> {
+        Arc::new(Self {
+            metrics,
+            capacity,
+            in_flight: AtomicUsize::new(0),
+            shed: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            known: Mutex::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.metrics.in_flight.increment(1);
+        InFlight(self.clone())
+    }
+
+    /// Counts messages that are left to the rescuer, and warns of that at most once a minute for each reason.
+    pub(crate) fn shed(&self, messages: usize, reason: Shed) {
+        self.shed.fetch_add(u64::try_from(messages).unwrap_or(u64::MAX), Ordering::Relaxed);
+
+        let mut known = self.lock();
+        let warning = known.shed.entry(reason.as_str()).or_default();
+        warning.messages += messages;
+        if warning.at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            tracing::warn!(
+                reason = reason.as_str(),
+                messages = warning.messages,
+                "messages are not delivered inline; the rescuer delivers them, later"
+            );
+            *warning = Warning { at: Some(Instant::now()), messages: 0 };
+        }
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self, error: &str) {
+        let error = LastError { at: Some(SystemTime::now()), error: error.into() };
+        self.lock().last_error = Some(error);
+    }
+
+    /// Notes that there is no way to deliver, and watches for its end. `gone` is cancelled with the processor.
+    pub(crate) fn circuit_opened(self: &Arc<Self>, deliver: &Arc<dyn Deliver>, gone: CancellationToken) {
+        {
+            let mut known = self.lock();
+            if known.circuit_open_since.is_some() {
+                return;
+            }
+            known.circuit_open_since = Some(SystemTime::now());
+            self.metrics.circuit_open.set(1);
+        }
+        let circuit = OpenCircuit(self.clone());
+        let deliver = Arc::downgrade(deliver);
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                gone.run_until_cancelled(back(deliver)).await;
+                drop(circuit);
+            });
+        }
+    }
+}
+
+/// No way to deliver, as far as is known, until dropped: also with the runtime on which its end was waited for.
+struct OpenCircuit(Arc<Vitals>);
+
+impl Drop for OpenCircuit {
+    fn drop(&mut self) {
+        self.0.lock().circuit_open_since = None;
+        self.0.metrics.circuit_open.set(0);
+    }
+}
+
+/// Waits until there is a way to deliver, or nobody who could.
+async fn back(deliver: Weak<dyn Deliver>) {
+    while let Some(deliver) = deliver.upgrade() {
+        deliver.available().await;
+        if deliver.is_available() {
+            break;
+        }
+        drop(deliver);
+        tokio::time::sleep(BREATH).await;
+    }
+}

@@ -1,0 +1,9 @@
+//! What can be seen of a running process: events, metrics, traces and health.
+
+pub(crate) mod event;
+pub(crate) mod health;
+pub mod metrics;
+pub(crate) mod trace;
+
+pub use event::{Event, Events, Shed};
+pub use health::{Health, LastError, Snapshot};

@@ -1,0 +1,229 @@
+//! Spans, and the trace that goes with a message from the save that sent it to its delivery.
+//!
+//! Names and attributes are those of OpenTelemetry's semantic conventions for messaging. Without the feature `opentelemetry` there
+//! are spans like any others of the `tracing` crate, and no trace is stored with a message but what its sender gave it.
+
+use std::collections::BTreeMap;
+
+use mongodb::Namespace;
+use tracing::{Span, field::Empty, info_span};
+
+use crate::{
+    deliver::{Envelope, HANDLERS, Outcome},
+    observe::metrics::Path,
+    stored::{
+        document_ref::DocumentRef,
+        entry::{TRACEPARENT, TRACESTATE},
+    },
+};
+
+/// A save, an insert or a delete: `verb` is what it is called.
+pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
+    info_span!(
+        "save",
+        otel.name = %format_args!("{verb} {}", namespace.coll),
+        db.system.name = "mongodb",
+        db.namespace = namespace.db,
+        db.collection.name = namespace.coll,
+        messaging.batch.message_count = Empty,
+        "error.type" = Empty,
+        otel.status_code = Empty,
+    )
+}
+
+/// A pass over one document's messages. Of the inline dispatcher it is in the trace of the save that it follows.
+pub(crate) fn dispatch(document: &DocumentRef, path: Path) -> Span {
+    let name = format_args!("dispatch {}", document.namespace.coll);
+    match path {
+        // No child in the subscriber's eyes: that would keep the save's span open, which ends before.
+        Path::Inline => {
+            let span = info_span!(
+                parent: None,
+                "dispatch",
+                otel.name = %name,
+                path = path.as_str(),
+                db.namespace = document.namespace.db,
+                db.collection.name = document.namespace.coll,
+            );
+            context::follow(&span, &context::headers(&Span::current()));
+            span
+        }
+        Path::Dispatcher => info_span!(
+            "dispatch",
+            otel.name = %name,
+            path = path.as_str(),
+            db.namespace = document.namespace.db,
+            db.collection.name = document.namespace.coll,
+        ),
+    }
+}
+
+/// The delivery of one message: part of the trace of its save where that delivers inline, else linked to it. The message
+/// carries the trace of its own delivery from then on.
+pub(crate) fn deliver(envelope: &mut Envelope, path: Path) -> Span {
+    let (operation, kind, system) = match envelope.via.as_deref() {
+        Some(HANDLERS) => ("process", "consumer", Some("document_outbox")),
+        _ => ("send", "producer", None),
+    };
+    let span = info_span!(
+        "deliver",
+        otel.name = %format_args!("{operation} {}", envelope.message_type),
+        otel.kind = kind,
+        path = path.as_str(),
+        "messaging.operation.name" = operation,
+        "messaging.operation.type" = operation,
+        messaging.system = system,
+        messaging.destination.name = Empty,
+        messaging.rabbitmq.destination.routing_key = Empty,
+        messaging.message.id = %envelope.id,
+        "error.type" = Empty,
+        otel.status_code = Empty,
+    );
+    match path {
+        Path::Inline => context::follow(&span, &envelope.headers),
+        Path::Dispatcher => context::link(&span, &envelope.headers),
+    }
+    carry(&mut envelope.headers, &span);
+    span
+}
+
+/// Notes on a message's span what became of it.
+pub(crate) fn delivered(span: &Span, outcome: &Outcome) {
+    match outcome {
+        Outcome::Delivered => {}
+        Outcome::Transient(_) => failed(span, "transient"),
+        Outcome::Permanent(_) => failed(span, "permanent"),
+        Outcome::Unavailable(_) => failed(span, "unavailable"),
+    }
+}
+
+/// Notes on a span that what it stands for failed, and by which of few words.
+pub(crate) fn failed(span: &Span, error_type: &'static str) {
+    span.record("error.type", error_type);
+    span.record("otel.status_code", "ERROR");
+}
+
+/// The headers of a message that is saved now: the trace that it is saved in, unless its sender gave it one.
+pub(crate) fn stored(mut headers: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    if !headers.contains_key(TRACEPARENT) {
+        carry(&mut headers, &Span::current());
+    }
+    headers
+}
+
+/// Replaces the trace in a message's headers with that of a span, if it has one.
+fn carry(headers: &mut BTreeMap<String, String>, span: &Span) {
+    let trace = context::headers(span);
+    if !trace.is_empty() {
+        headers.remove(TRACESTATE);
+        headers.extend(trace);
+    }
+}
+
+#[cfg(not(feature = "opentelemetry"))]
+mod context {
+    use super::{BTreeMap, Span};
+
+    pub(super) fn headers(_span: &Span) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    pub(super) fn follow(_span: &Span, _headers: &BTreeMap<String, String>) {}
+
+    pub(super) fn link(_span: &Span, _headers: &BTreeMap<String, String>) {}
+}
+
+#[cfg(feature = "opentelemetry")]
+mod context {
+    use opentelemetry::{
+        Context,
+        trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
+    };
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+    use super::{BTreeMap, Span, TRACEPARENT, TRACESTATE};
+
+    /// The trace context of a span, as headers; empty where no tracer listens.
+    pub(super) fn headers(span: &Span) -> BTreeMap<String, String> {
+        let context = span.context();
+        let found = context.span().span_context().clone();
+        if !found.is_valid() {
+            return BTreeMap::new();
+        }
+        let (trace, id, flags) = (found.trace_id(), found.span_id(), found.trace_flags().to_u8());
+        let mut headers = BTreeMap::from([(TRACEPARENT.to_owned(), format!("00-{trace}-{id}-{flags:02x}"))]);
+        let state = found.trace_state().header();
+        if !state.is_empty() {
+            headers.insert(TRACESTATE.to_owned(), state);
+        }
+        headers
+    }
+
+    /// Makes a span a child of the one that these headers name, if they name one.
+    pub(super) fn follow(span: &Span, headers: &BTreeMap<String, String>) {
+        if let Some(parent) = read(headers) {
+            // It fails where no tracer listens: then there is no trace to be part of.
+            let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+        }
+    }
+
+    /// Links a span to the one that these headers name, if they name one.
+    pub(super) fn link(span: &Span, headers: &BTreeMap<String, String>) {
+        if let Some(linked) = read(headers) {
+            span.add_link(linked);
+        }
+    }
+
+    /// Reads what anybody may have stored: what is no trace context is none.
+    fn read(headers: &BTreeMap<String, String>) -> Option<SpanContext> {
+        let mut parts = headers.get(TRACEPARENT)?.split('-');
+        let (version, trace, id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
+        // Versions to come may have more parts behind these; `ff` is never one.
+        if !hex(version, 2) || version == "ff" || version == "00" && parts.next().is_some() {
+            return None;
+        }
+        if !hex(trace, 32) || !hex(id, 16) || !hex(flags, 2) {
+            return None;
+        }
+        let state = headers.get(TRACESTATE).and_then(|state| state.parse::<TraceState>().ok());
+        let context = SpanContext::new(
+            TraceId::from_hex(trace).ok()?,
+            SpanId::from_hex(id).ok()?,
+            TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED,
+            true,
+            state.unwrap_or_default(),
+        );
+        context.is_valid().then_some(context)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        fn read_text(text: &str) -> Option<SpanContext> {
+            read(&BTreeMap::from([(TRACEPARENT.to_owned(), text.to_owned())]))
+        }
+
+        #[test]
+        fn a_stored_trace_is_read_as_the_w3c_writes_it_and_anything_else_is_none() {
+            const ID: &str = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
+            let read = read_text(&format!("00-{ID}-01")).unwrap();
+            assert!(read.is_sampled() && read.is_remote());
+            assert_eq!(format!("{}-{}", read.trace_id(), read.span_id()), ID);
+            assert!(read_text(&format!("01-{ID}-00-more")).is_some_and(|read| !read.is_sampled()));
+            let zero = "00-00000000000000000000000000000000-b7ad6b7169203331-01".to_owned();
+            for text in [
+                format!("00-{ID}-01-more"),
+                format!("ff-{ID}-01"),
+                format!("00-{ID}"),
+                format!("00-+{}-01", &ID[1..]),
+                format!("00-☃{ID}-01"),
+                zero,
+                String::new(),
+            ] {
+                assert_eq!(read_text(&text), None, "{text}");
+            }
+        }
+    }
+}

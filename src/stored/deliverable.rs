@@ -1,0 +1,303 @@
+//! What may be delivered now: one pure function of an outbox and the time.
+//!
+//! The inline dispatcher, the dispatcher worker, the rescuer and operators all ask this function and no other,
+//! so they cannot disagree on the order of a document's messages.
+//!
+//! It walks the array in order and passes over what is dead, unreadable, or scheduled and not yet due. In an
+//! ordered document it stops at the first entry that is waiting for a retry, claimed by another, or not
+//! for this deliverer: what stands behind it must not overtake it. Where dead ones block, it stops at those too. In an
+//! unordered document it stops at nothing.
+
+use std::fmt;
+
+use mongodb::bson::DateTime;
+
+use crate::stored::entry::{Entry, Slot};
+
+/// Whether the messages of one document keep their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeliveryOrder {
+    /// One after the other, in the order they stand in the outbox; a failing one holds back the later ones.
+    #[default]
+    Ordered,
+    /// Like `Ordered`, and a dead one holds back the later ones too, until an operator has replayed or removed it.
+    DeadBlocks,
+    /// Each for itself; a failing one holds back nothing.
+    Unordered,
+}
+
+/// From this many crashed claims on, an entry is claimed alone, so that its neighbours don't die with it.
+pub(crate) const CLAIMED_ALONE_AT: i64 = 5;
+/// At this many crashed claims, an entry is dead.
+pub(crate) const CRASHED_AT: i64 = 8;
+
+/// How the question is asked.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    /// Server time.
+    pub now: DateTime,
+    /// Whether the document keeps its order.
+    pub ordering: DeliveryOrder,
+    /// At most this many entries in one claim.
+    pub limit: usize,
+    /// Whether the deliverer that asks can serve an entry with this `via`.
+    pub serves: &'a (dyn Fn(Option<&str>) -> bool + Sync),
+}
+
+impl fmt::Debug for Rules<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules")
+            .field("now", &self.now)
+            .field("ordering", &self.ordering)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What holds the entries back that are not deliverable now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Another claim holds the head until then.
+    Claimed(DateTime),
+    /// The head failed and is tried again then.
+    Retrying(DateTime),
+    /// The head is scheduled for then.
+    Scheduled(DateTime),
+    /// The head is for a deliverer other than the one that asks.
+    NotMine,
+    /// The head is dead, and this document's dead ones hold back what stands behind them.
+    Dead,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Deliverable<'a> {
+    /// To be claimed and delivered now, in this order.
+    pub entries: Vec<&'a Entry>,
+    /// To be given up first: the processes that claimed it kept dying.
+    pub crashed: Option<&'a Entry>,
+    /// More would be deliverable, but not in the same claim.
+    pub more: bool,
+    /// What holds back the first entry that is not deliverable. Scheduled ones hold back nothing but themselves: the
+    /// earliest of them is named only where nothing else waits.
+    pub held: Option<Hold>,
+    /// How many entries the deliverer that asks cannot serve.
+    pub not_mine: usize,
+    /// How many elements are no entries.
+    pub unreadable: usize,
+}
+
+impl Deliverable<'_> {
+    /// True when there is something to do for this document now.
+    pub fn is_work(&self) -> bool {
+        !self.entries.is_empty() || self.crashed.is_some()
+    }
+}
+
+/// Decides what of an outbox may be delivered now.
+pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
+    let mut answer = Deliverable::default();
+    let mut open = true;
+    for slot in slots {
+        let entry = match slot {
+            Slot::Unreadable(_) => {
+                answer.unreadable += 1;
+                continue;
+            }
+            Slot::Entry(entry) => entry.as_ref(),
+        };
+        if entry.dead.is_some() {
+            if open && rules.ordering == DeliveryOrder::DeadBlocks {
+                note(&mut answer.held, Hold::Dead);
+                open = false;
+            }
+            continue;
+        }
+        let mine = (rules.serves)(entry.via.as_deref());
+        if !mine {
+            answer.not_mine += 1;
+        }
+        if !open {
+            continue;
+        }
+        match hold(entry, rules.now).or((!mine).then_some(Hold::NotMine)) {
+            None => open = take(&mut answer, entry, rules.limit),
+            Some(hold) => {
+                note(&mut answer.held, hold);
+                open = rules.ordering == DeliveryOrder::Unordered || matches!(hold, Hold::Scheduled(_));
+            }
+        }
+    }
+    answer
+}
+
+/// Remembers the first hold, but for a scheduled entry's: that gives way to any other, and to an earlier one.
+fn note(held: &mut Option<Hold>, hold: Hold) {
+    let replace = match (&held, hold) {
+        (None, _) => true,
+        (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < *known,
+        (Some(Hold::Scheduled(_)), _) => true,
+        (Some(_), _) => false,
+    };
+    if replace {
+        *held = Some(hold);
+    }
+}
+
+/// Adds an entry to the answer; false when nothing more may be added.
+fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> bool {
+    let crashes = entry.claims - entry.attempts;
+    if crashes >= CRASHED_AT {
+        if answer.entries.is_empty() {
+            answer.crashed = Some(entry);
+        }
+        answer.more = true;
+        return false;
+    }
+    let alone = crashes >= CLAIMED_ALONE_AT;
+    if answer.entries.len() >= limit || alone && !answer.entries.is_empty() {
+        answer.more = true;
+        return false;
+    }
+    answer.entries.push(entry);
+    answer.more = alone;
+    !alone
+}
+
+/// What keeps this entry from being delivered at that time, whoever asks.
+pub fn hold(entry: &Entry, now: DateTime) -> Option<Hold> {
+    let at = entry.available_at.filter(|at| *at > now)?;
+    match (&entry.claimed_by, entry.attempts) {
+        (Some(_), _) => Some(Hold::Claimed(at)),
+        (None, 1..) => Some(Hold::Retrying(at)),
+        // Due since it was sent, by another's clock that is ahead of this one: passed over, it would be overtaken.
+        (None, _) if entry.created_at.is_some_and(|created_at| at <= created_at) => None,
+        (None, _) => Some(Hold::Scheduled(at)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::{Bson, Uuid, doc};
+
+    use super::*;
+    use crate::stored::entry::read_outbox;
+
+    const NOW: i64 = 1_000_000;
+
+    fn at(millis: i64) -> DateTime {
+        DateTime::from_millis(millis)
+    }
+
+    fn entry(name: &str, extra: mongodb::bson::Document) -> Bson {
+        let mut document = doc! { "id": Uuid::new(), "type": name, "payload": {} };
+        document.extend(extra);
+        document.into()
+    }
+
+    fn names<'a>(found: &Deliverable<'a>) -> Vec<&'a str> {
+        found.entries.iter().map(|entry| entry.message_type.as_str()).collect()
+    }
+
+    fn ask(slots: &[Slot], ordering: DeliveryOrder) -> Deliverable<'_> {
+        let serves = |via: Option<&str>| via.is_none();
+        deliverable(slots, Rules { now: at(NOW), ordering, limit: 3, serves: &serves })
+    }
+
+    fn slots(entries: Vec<Bson>) -> Vec<Slot> {
+        read_outbox(Some(&Bson::Array(entries))).unwrap()
+    }
+
+    #[test]
+    fn dead_unreadable_and_not_yet_due_scheduled_entries_are_passed_over() {
+        let slots = slots(vec![
+            entry("dead", doc! { "dead_at": at(1) }),
+            Bson::Null,
+            entry("scheduled", doc! { "available_at": at(NOW + 1) }),
+            entry("due", doc! { "available_at": at(NOW) }),
+            entry("foreign", doc! {}),
+        ]);
+        let found = ask(&slots, DeliveryOrder::Ordered);
+        assert_eq!(names(&found), ["due", "foreign"]);
+        assert_eq!(found.held, Some(Hold::Scheduled(at(NOW + 1))));
+        assert_eq!(found.unreadable, 1);
+    }
+
+    #[test]
+    fn a_retrying_or_claimed_head_holds_back_an_ordered_document_only() {
+        for (head, hold) in [
+            (doc! { "available_at": at(NOW + 5), "attempts": 1 }, Hold::Retrying(at(NOW + 5))),
+            (doc! { "available_at": at(NOW + 5), "claimed_by": "x" }, Hold::Claimed(at(NOW + 5))),
+            (doc! { "via": "handlers" }, Hold::NotMine),
+        ] {
+            let slots = slots(vec![entry("head", head), entry("next", doc! {})]);
+            let ordered = ask(&slots, DeliveryOrder::Ordered);
+            assert_eq!((names(&ordered), ordered.held), (vec![], Some(hold)));
+            assert_eq!(names(&ask(&slots, DeliveryOrder::Unordered)), ["next"]);
+        }
+    }
+
+    #[test]
+    fn a_dead_entry_holds_back_the_later_ones_only_where_dead_ones_block() {
+        let slots = slots(vec![
+            entry("first", doc! {}),
+            entry("dead", doc! { "dead_at": at(1) }),
+            entry("next", doc! {}),
+            entry("other", doc! { "via": "handlers" }),
+        ]);
+        assert_eq!(names(&ask(&slots, DeliveryOrder::Ordered)), ["first", "next"]);
+        assert_eq!(names(&ask(&slots, DeliveryOrder::Unordered)), ["first", "next"]);
+        let found = ask(&slots, DeliveryOrder::DeadBlocks);
+        assert_eq!((names(&found), found.held), (vec!["first"], Some(Hold::Dead)));
+        assert_eq!(found.not_mine, 1, "what is behind it is still counted");
+        let found = ask(&slots[1..], DeliveryOrder::DeadBlocks);
+        assert!(!found.is_work(), "no reason for a command");
+        let retrying = entry("head", doc! { "available_at": at(NOW + 5), "attempts": 1 });
+        let behind = [self::slots(vec![retrying]), slots].concat();
+        assert_eq!(ask(&behind, DeliveryOrder::DeadBlocks).held, Some(Hold::Retrying(at(NOW + 5))));
+    }
+
+    #[test]
+    fn a_scheduled_entry_is_named_as_what_holds_only_where_nothing_else_waits() {
+        let scheduled = |millis| entry("scheduled", doc! { "available_at": at(NOW + millis) });
+        let claimed = entry("claimed", doc! { "available_at": at(NOW + 5), "claimed_by": "x" });
+        let several = slots(vec![scheduled(9), scheduled(3), scheduled(7)]);
+        assert_eq!(ask(&several, DeliveryOrder::Ordered).held, Some(Hold::Scheduled(at(NOW + 3))));
+        let both = slots(vec![scheduled(9), claimed, scheduled(3)]);
+        assert_eq!(ask(&both, DeliveryOrder::Ordered).held, Some(Hold::Claimed(at(NOW + 5))));
+    }
+
+    #[test]
+    fn an_entry_that_was_due_when_it_was_sent_is_due_by_every_clock() {
+        let ahead = doc! { "created_at": at(NOW + 50), "available_at": at(NOW + 50) };
+        let slots = slots(vec![entry("first", ahead), entry("second", doc! {})]);
+        assert_eq!(names(&ask(&slots, DeliveryOrder::Ordered)), ["first", "second"]);
+    }
+
+    #[test]
+    fn an_expired_claim_is_deliverable() {
+        let slots = slots(vec![entry("a", doc! { "available_at": at(NOW), "claimed_by": "gone" })]);
+        assert_eq!(names(&ask(&slots, DeliveryOrder::Ordered)), ["a"]);
+    }
+
+    #[test]
+    fn a_claim_holds_no_more_than_its_limit() {
+        let slots = slots((0..10).map(|_| entry("a", doc! {})).collect());
+        assert_eq!(ask(&slots, DeliveryOrder::Ordered).entries.len(), 3);
+    }
+
+    #[test]
+    fn an_entry_whose_claimers_crashed_is_claimed_alone_and_dies_at_eight() {
+        let crashed = |claims: i32, attempts: i32| doc! { "claims": claims, "attempts": attempts };
+        let alone = slots(vec![entry("a", crashed(5, 0)), entry("b", doc! {})]);
+        assert_eq!(names(&ask(&alone, DeliveryOrder::Ordered)), ["a"]);
+        let behind = slots(vec![entry("a", doc! {}), entry("b", crashed(5, 0)), entry("c", doc! {})]);
+        assert_eq!(names(&ask(&behind, DeliveryOrder::Ordered)), ["a"]);
+        let dying = slots(vec![entry("a", crashed(8, 0)), entry("b", doc! {})]);
+        let found = ask(&dying, DeliveryOrder::Ordered);
+        assert_eq!(found.crashed.map(|entry| entry.message_type.as_str()), Some("a"));
+        assert!(found.entries.is_empty());
+        let failing = slots(vec![entry("a", crashed(9, 9)), entry("b", doc! {})]);
+        assert_eq!(names(&ask(&failing, DeliveryOrder::Ordered)), ["a", "b"]);
+    }
+}

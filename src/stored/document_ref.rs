@@ -1,0 +1,356 @@
+//! Which document: its namespace and its key.
+
+use std::{borrow::Cow, fmt};
+
+use mongodb::{
+    Namespace,
+    bson::{Binary, Bson, Document, RawDocument, RawDocumentBuf, doc, spec::BinarySubtype},
+};
+
+use crate::{
+    encoding::{
+        bytes::{self, Builder, Element, List, kind},
+        codec,
+    },
+    stored::filter::{Filter, equal_to, push_equal},
+};
+
+const ID: &str = "_id";
+/// Decoding takes stack for each level, and the server nests to 180: a key that is nested deeper than this stays bytes.
+const DEPTH: usize = 32;
+/// In a log line a longer `_id` is cut, since it may have megabytes.
+const LONGEST_SHOWN: usize = 200;
+
+/// One document, named the way a change event names it: a namespace and a *document key*.
+///
+/// The document key holds `_id` and, on a sharded collection, the fields of the shard key. It is kept as the server's
+/// bytes, so that every `_id` that MongoDB stores survives, also one that is not UTF-8; it is only compared, for equality.
+#[derive(Clone, PartialEq)]
+pub struct DocumentRef {
+    /// Database and collection.
+    pub namespace: Namespace,
+    /// `{ _id, ..shard key fields }`.
+    key: RawDocumentBuf,
+    /// Whether a [`Document`] holds the key as it is.
+    plain: bool,
+}
+
+impl DocumentRef {
+    /// Names a document by its document key, as a change event or a command gives it.
+    pub fn new(namespace: Namespace, key: RawDocumentBuf) -> Self {
+        let plain = is_plain(&key);
+        Self { namespace, key, plain }
+    }
+
+    /// Names a document by its `_id` alone.
+    pub fn by_id(namespace: Namespace, id: impl Into<Bson>) -> Self {
+        let key = codec::encode(&doc! { ID: id.into() });
+        // A value that can't be encoded is the `_id` of no document, and neither is an array.
+        let key = key.or_else(|_| codec::encode(&doc! { ID: [] })).unwrap_or_default();
+        Self { namespace, key, plain: true }
+    }
+
+    /// Names a stored document by its `_id` alone; none when these bytes hold none.
+    pub fn of_stored(namespace: Namespace, document: &RawDocument) -> Option<Self> {
+        let mut key = Builder::new();
+        key.push(bytes::element(document, ID)?);
+        Some(Self::new(namespace, key.build()))
+    }
+
+    /// The document key.
+    pub fn key(&self) -> &RawDocument {
+        &self.key
+    }
+
+    /// The `_id`, for people and for what knows its own documents. Text that is not UTF-8 has replacement characters here,
+    /// so two documents may look the same.
+    pub fn id(&self) -> Bson {
+        let key = match self.plain_key() {
+            None if bytes::is_sound(&self.key, DEPTH) => codec::to_document_lossy(&self.key).ok(),
+            key => key,
+        };
+        key.and_then(|mut key| key.remove(ID)).unwrap_or_else(|| self.id_in_base64().into())
+    }
+
+    /// A filter that selects this document and no other, as the driver takes it.
+    ///
+    /// A key that no [`Document`] can hold, such as text that is not UTF-8, is selected by [`filter_bytes`](Self::filter_bytes)
+    /// alone: this filter selects nothing then.
+    pub fn filter(&self) -> Document {
+        match self.select(Document::new()) {
+            Filter::Plain(filter) => filter,
+            Filter::Bytes(_) => doc! { ID: [] },
+        }
+    }
+
+    /// A filter that selects this document and no other, for a command that is sent as bytes.
+    ///
+    /// Values that a query would read as an expression (sub-documents, regular expressions) are behind `$eq`.
+    pub fn filter_bytes(&self) -> RawDocumentBuf {
+        let mut filter = Builder::new();
+        for element in bytes::elements(&self.key) {
+            push_equal(&mut filter, element);
+        }
+        filter.build()
+    }
+
+    /// A filter that selects the documents of one collection that have one of these `_id`s, in bytes.
+    pub fn any_of(documents: &[Self]) -> RawDocumentBuf {
+        let (mut listed, mut odd) = (List::new(), List::new());
+        for document in documents {
+            let Some(id) = bytes::element(&document.key, ID) else { continue };
+            if is_listable(id) {
+                listed.push(id);
+            } else {
+                let mut filter = Builder::new();
+                push_equal(&mut filter, id);
+                odd.push_document(&filter.build());
+            }
+        }
+
+        let mut any = Builder::new();
+        any.push_array("$in", listed);
+        let mut filter = Builder::new();
+        filter.push_document(ID.as_bytes(), &any.build());
+        if odd.is_empty() {
+            return filter.build();
+        }
+
+        odd.push_document(&filter.build());
+        let mut filter = Builder::new();
+        filter.push_array("$or", odd);
+        filter.build()
+    }
+
+    /// A filter that selects this document if it meets further conditions.
+    pub(crate) fn select(&self, further: Document) -> Filter {
+        if let Some(key) = self.plain_key() {
+            let mut filter: Document =
+                key.into_iter().map(|(name, value)| (name, equal_to(&value))).collect();
+            filter.extend(further);
+            return Filter::Plain(filter);
+        }
+        let mut filter = Builder::new();
+        filter.extend(&self.filter_bytes());
+        filter.extend(&codec::encode(&further).unwrap_or_default());
+        Filter::Bytes(filter.build())
+    }
+
+    /// The `_id` as a value of a filter's list: none where a query would read it as an expression, or where it doesn't
+    /// name the document alone.
+    pub(crate) fn listable_id(&self) -> Option<Bson> {
+        let mut key = self.plain_key().filter(|key| key.len() == 1)?;
+        key.remove(ID)
+            .filter(|id| !matches!(id, Bson::Document(_) | Bson::RegularExpression(_) | Bson::Undefined))
+    }
+
+    /// Adds a field of the shard key.
+    pub(crate) fn add_shard_key(&mut self, field: &str, value: Bson) {
+        let Ok(mut key) = codec::to_document(&self.key) else { return };
+        key.insert(field, value);
+        if let Ok(key) = codec::encode(&key) {
+            self.key = key;
+        }
+    }
+
+    /// The `_id` as text, as it is in the CloudEvents `subject`: a string as it is, an ObjectId or UUID by its usual
+    /// text, a number by its digits, everything else as relaxed extended JSON. Bytes that are not UTF-8 are replaced.
+    ///
+    /// Sixteen bytes of the generic binary subtype are a UUID too: that is how serde writes one to BSON.
+    pub fn subject(&self) -> String {
+        match self.id() {
+            Bson::String(text) => text,
+            Bson::ObjectId(id) => id.to_hex(),
+            Bson::Int32(number) => number.to_string(),
+            Bson::Int64(number) => number.to_string(),
+            Bson::Boolean(value) => value.to_string(),
+            Bson::DateTime(date) => {
+                codec::rfc3339(date).unwrap_or_else(|| date.timestamp_millis().to_string())
+            }
+            Bson::Binary(binary) => match uuid_of(&binary) {
+                Some(uuid) => uuid.to_string(),
+                None => Bson::Binary(binary).into_relaxed_extjson().to_string(),
+            },
+            other => other.into_relaxed_extjson().to_string(),
+        }
+    }
+
+    /// Bytes that are equal exactly when the documents are the same: the key of in-memory maps.
+    pub fn map_key(&self) -> Vec<u8> {
+        let mut bytes = self.namespace.to_string().into_bytes();
+        bytes.push(0);
+        bytes.extend(self.key.as_bytes());
+        bytes
+    }
+
+    /// The key as a [`Document`], where one holds it as it is.
+    pub(crate) fn plain_key(&self) -> Option<Document> {
+        if !self.plain {
+            return None;
+        }
+        codec::to_document(&self.key).ok()
+    }
+
+    /// For an `_id` that can't be decoded at all.
+    fn id_in_base64(&self) -> String {
+        let value = bytes::element(&self.key, ID).map(|Element { value, .. }| value);
+        codec::base64(value.unwrap_or_default())
+    }
+}
+
+/// Whether a list in a filter takes it as a value: not what it could read as an expression.
+fn is_listable(id: Element<'_>) -> bool {
+    if id.kind != kind::DOCUMENT {
+        return !matches!(id.kind, kind::REGULAR_EXPRESSION | kind::UNDEFINED);
+    }
+    let Ok(document) = RawDocument::from_bytes(id.value) else { return false };
+    bytes::elements(document).all(|element| !element.name.starts_with(b"$"))
+}
+
+/// The UUID in a binary `_id`, if it is one.
+fn uuid_of(binary: &Binary) -> Option<uuid::Uuid> {
+    if !matches!(binary.subtype, BinarySubtype::Uuid | BinarySubtype::Generic) {
+        return None;
+    }
+    uuid::Uuid::from_slice(&binary.bytes).ok()
+}
+
+/// Whether decoding these bytes loses nothing.
+fn is_plain(key: &RawDocument) -> bool {
+    if !bytes::is_sound(key, DEPTH) {
+        return false;
+    }
+    let again = codec::to_document(key).and_then(|decoded| codec::encode(&decoded));
+    again.is_ok_and(|again| again.as_bytes() == key.as_bytes())
+}
+
+/// For log lines: on one line, and not too long.
+impl fmt::Display for DocumentRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let subject = self.subject();
+        write!(f, "{}/{}", one_line(&self.namespace.to_string()), one_line(&subject))?;
+        if subject.len() > LONGEST_SHOWN {
+            write!(f, "… ({} bytes)", subject.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// Without control characters, which could forge a line of a log, and cut short.
+fn one_line(text: &str) -> Cow<'_, str> {
+    let shown = &text[..text.floor_char_boundary(LONGEST_SHOWN)];
+    if !shown.contains(char::is_control) {
+        return Cow::Borrowed(shown);
+    }
+
+    let mut line = String::with_capacity(shown.len());
+    for c in shown.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    Cow::Owned(line)
+}
+
+impl fmt::Debug for DocumentRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DocumentRef({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn orders() -> Namespace {
+        Namespace::new("shop", "orders")
+    }
+
+    /// A string `_id` of these bytes.
+    fn text(bytes: &[u8]) -> RawDocumentBuf {
+        let length = i32::try_from(bytes.len() + 1).unwrap().to_le_bytes();
+        let value = [&length[..], bytes, &[0]].concat();
+        let mut key = Builder::new();
+        key.push(Element { kind: 0x02, name: b"_id", value: &value });
+        key.build()
+    }
+
+    #[test]
+    fn a_sub_document_id_cannot_act_as_a_query_expression() {
+        let document = DocumentRef::by_id(orders(), doc! { "$gt": "" });
+        let filter = doc! { "_id": { "$eq": { "$gt": "" } } };
+        assert_eq!(document.filter(), filter);
+        assert_eq!(document.filter_bytes(), RawDocumentBuf::try_from(&filter).unwrap());
+    }
+
+    #[test]
+    fn many_ids_are_listed_and_those_like_expressions_are_not() {
+        let of = |id: Bson| DocumentRef::by_id(orders(), id);
+        let (sub, evil): (Bson, Bson) = (doc! { "tenant": 1 }.into(), doc! { "$gt": "" }.into());
+        let any = DocumentRef::any_of(&[of(1.into()), of(sub.clone()), of(evil.clone())]);
+        let expected = doc! { "$or": [{ "_id": { "$eq": evil } }, { "_id": { "$in": [1, sub.clone()] } }] };
+        assert_eq!(codec::to_document(&any).unwrap(), expected);
+        let plain = DocumentRef::any_of(&[of(1.into()), of(sub.clone())]);
+        assert_eq!(codec::to_document(&plain).unwrap(), doc! { "_id": { "$in": [1, sub] } });
+    }
+
+    #[test]
+    fn map_keys_tell_an_int_from_a_long_and_a_string() {
+        let keys: std::collections::HashSet<_> = [Bson::Int32(1), Bson::Int64(1), Bson::String("1".into())]
+            .into_iter()
+            .map(|id| DocumentRef::by_id(orders(), id).map_key())
+            .collect();
+        assert_eq!(keys.len(), 3);
+    }
+
+    #[test]
+    fn an_id_that_is_not_utf_8_keeps_its_bytes() {
+        let [one, other] = [b"a\xFF", b"a\xFE"].map(|id| DocumentRef::new(orders(), text(id)));
+        assert!(one != other && one.map_key() != other.map_key());
+        assert_eq!(one.subject(), "a\u{FFFD}");
+        assert_eq!(one.filter_bytes(), text(b"a\xFF"));
+        assert_eq!(one.filter(), doc! { "_id": [] }, "it selects no other document");
+        assert!(matches!(one.select(doc! { "x": 1 }), Filter::Bytes(_)));
+    }
+
+    #[test]
+    fn an_id_with_two_fields_of_one_name_is_not_shortened() {
+        let mut id = Builder::new();
+        for value in [1i32, 2] {
+            id.push(Element { kind: 0x10, name: b"a", value: &value.to_le_bytes() });
+        }
+        let mut key = Builder::new();
+        key.push_document(b"_id", &id.build());
+        let key = key.build();
+        let document = DocumentRef::of_stored(orders(), &key).unwrap();
+        assert_eq!(document.key().as_bytes(), key.as_bytes());
+        assert!(matches!(document.select(Document::new()), Filter::Bytes(_)));
+        let filter = document.filter_bytes();
+        let equal = bytes::element(&filter, "_id").unwrap();
+        assert_eq!(
+            (equal.kind, bytes::elements(RawDocument::from_bytes(equal.value).unwrap()).count()),
+            (kind::DOCUMENT, 1)
+        );
+    }
+
+    #[test]
+    fn sixteen_generic_bytes_are_shown_as_a_uuid() {
+        let uuid = uuid::Uuid::from_u128(0x0190_a0a1_0000_7000_8000_0000_0000_0001);
+        for subtype in [BinarySubtype::Generic, BinarySubtype::Uuid] {
+            let id = Binary { subtype, bytes: uuid.as_bytes().to_vec() };
+            assert_eq!(DocumentRef::by_id(orders(), id).subject(), uuid.to_string());
+        }
+        let old = Binary { subtype: BinarySubtype::UuidOld, bytes: uuid.as_bytes().to_vec() };
+        assert!(DocumentRef::by_id(orders(), old).subject().contains("$binary"));
+    }
+
+    #[test]
+    fn a_log_line_shows_an_id_on_one_line_and_cut() {
+        let shown = DocumentRef::by_id(orders(), "o-1\n2030 ERROR forged").to_string();
+        assert_eq!(shown, "shop.orders/o-1\\n2030 ERROR forged");
+        let long = DocumentRef::by_id(orders(), "☃".repeat(1_000_000)).to_string();
+        assert!(long.len() < 250 && long.ends_with("(3000000 bytes)"), "{long}");
+    }
+}
