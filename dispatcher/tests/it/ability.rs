@@ -1,12 +1,24 @@
 //! A worker that can do nothing about commands leaves them to others, and says that it is not ready.
 
-use document_outbox::amqp::Publication;
-use mongodb::{Client, options::ClientOptions};
+use std::time::Duration;
 
-use super::{
+use document_outbox::{
+    amqp::{Publication, Published},
+    command::{COMMANDS_ROUTING_KEY, ProcessDocumentMessages, Reason},
+    dispatch::Processed,
+};
+use lapin::options::BasicGetOptions;
+use mongodb::{
+    Client,
+    bson::{Document, Uuid},
+    options::ClientOptions,
+};
+use outbox_dispatcher::{DispatcherEvent, Left};
+
+use crate::{
     network::{Network, host},
-    status::until,
-    *,
+    scene::{Scene, put_back, until},
+    support::{LONG, Recorder, uri},
 };
 
 /// What stands in for another cluster: another state database, whose positions the server gave another UUID.
@@ -28,38 +40,6 @@ impl Elsewhere {
     async fn gone(self, scene: &Scene) {
         scene.test.client.database(&self.state).drop().await.unwrap();
     }
-}
-
-impl Scene {
-    /// A worker by way of this client, whose state database is this one.
-    fn start_by(&self, client: Client, state_database: &str, deliver: impl Deliver) -> Worker {
-        let settings = ProcessorSettings {
-            retry: quick_retry(),
-            state_database: state_database.to_owned(),
-            ..ProcessorSettings::default()
-        };
-        let processor = Processor::new(client.clone(), ServerClock::new(client), Arc::new(deliver), settings);
-        Worker::start(processor, AmqpSettings::new(&self.broker).unwrap(), self.settings())
-    }
-
-    fn start_at_state(&self, state_database: &str, deliver: impl Deliver) -> Worker {
-        self.start_by(self.test.client.clone(), state_database, deliver)
-    }
-
-    async fn send(&self, id: &str, cluster: Uuid) {
-        let command =
-            ProcessDocumentMessages::new(self.document(id), Reason::Sweep).of_cluster(Some(cluster));
-        assert_eq!(self.commands.send(vec![command]).await, [Ok(())]);
-    }
-}
-
-async fn put_back(worker: &mut Worker) -> Left {
-    worker
-        .wait(|event| match event {
-            DispatcherEvent::PutBack { why, .. } => Some(why.clone()),
-            _ => None,
-        })
-        .await
 }
 
 /// A client whose server answers nobody.
@@ -209,42 +189,6 @@ async fn commands_are_put_back_while_mongodb_is_away() {
     assert_eq!(worker.finished().await, Processed::Done);
     let status = until(&worker.running, |status| status.not_ready.is_empty()).await;
     assert_eq!(status.consumer.rebuilds, 0, "RabbitMQ was there throughout");
-    worker.running.stop().await;
-    scene.strike().await;
-}
-
-/// A right that is missing for one collection: its commands are for others, and the rest goes on.
-#[tokio::test]
-async fn a_refused_collection_stops_no_other() {
-    let scene = Scene::set().await;
-    let mut options = ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
-    options.app_name = Some(scene.name.clone());
-    let client = Client::with_options(options).unwrap();
-    let stock = scene.test.database.collection::<Document>("stock");
-    let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 2i64 } };
-    stock.insert_one(doc! { "_id": "s-1", "outbox": [entry] }).await.unwrap();
-    scene.place("o-1", [1]).await;
-    let data = doc! {
-        "failCommands": ["find"], "errorCode": 13, "appName": &scene.name,
-        "namespace": stock.namespace().to_string(),
-    };
-    let admin = scene.test.client.database("admin");
-    let fail = |mode: Bson| doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data.clone() };
-    admin.run_command(fail("alwaysOn".into())).await.unwrap();
-
-    let recorder = Recorder::default();
-    let mut worker = scene.start_by(client, "document_outbox", recorder.clone());
-    let refused = DocumentRef::by_id(stock.namespace(), "s-1");
-    let command = ProcessDocumentMessages::new(refused, Reason::Sweep);
-    assert_eq!(scene.commands.send(vec![command]).await, [Ok(())]);
-    assert!(matches!(put_back(&mut worker).await, Left::MongoDb(_)));
-    scene.command("o-1").await;
-    assert_eq!(worker.finished().await, Processed::Done);
-    assert!(worker.running.is_ready());
-
-    admin.run_command(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
-    assert_eq!(worker.finished().await, Processed::Done);
-    assert_eq!(recorder.amounts(), [1, 2]);
     worker.running.stop().await;
     scene.strike().await;
 }

@@ -1,9 +1,6 @@
 //! A daemon as a process: its exit codes, its signals, what it writes.
 //!
-//! The process is this test binary itself, told to run `the_daemon` alone.
-
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+//! The process is this test binary itself, told to run `the_daemon_that_the_tests_start` alone.
 
 use std::{
     env,
@@ -101,7 +98,7 @@ async fn serve(behaviour: String, Context { stop, probes }: Context) -> Result<(
 
 #[test]
 #[ignore = "the process that the other tests start"]
-fn the_daemon() {
+fn the_daemon_that_the_tests_start() {
     let Ok(behaviour) = env::var(BEHAVIOUR) else {
         return;
     };
@@ -127,7 +124,7 @@ fn start(behaviour: &str, args: &str) -> Running {
 
 fn start_with(behaviour: &str, args: &str, env: &[(&str, &str)]) -> Running {
     let mut child = Command::new(env::current_exe().unwrap())
-        .args(["the_daemon", "--exact", "--ignored", "--nocapture"])
+        .args(["process::the_daemon_that_the_tests_start", "--exact", "--ignored", "--nocapture"])
         .env_clear()
         .env(BEHAVIOUR, behaviour)
         .env("TEST_ARGS", args)
@@ -364,7 +361,9 @@ fn a_log_that_nobody_takes_is_no_panic() {
         ("--log-filter trace", "2>/dev/full", 1),
         ("--log-filter trace --log-format json", "2>/dev/full", 1),
     ] {
-        let script = format!("exec \"$0\" the_daemon --exact --ignored --nocapture {redirect}");
+        let script = format!(
+            "exec \"$0\" process::the_daemon_that_the_tests_start --exact --ignored --nocapture {redirect}"
+        );
         let status = Command::new("bash")
             .args(["-c", &script])
             .arg(env::current_exe().unwrap())

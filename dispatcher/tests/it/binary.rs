@@ -3,22 +3,27 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Stdio,
+    time::Duration,
 };
 
 use futures::StreamExt;
 use lapin::{
     options::{
-        BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-        QueueDeleteOptions,
+        BasicConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+        QueueDeclareOptions, QueueDeleteOptions,
     },
     types::FieldTable,
 };
+use mongodb::bson::{DateTime, Uuid, doc};
 use tokio::{
     process::{Child, Command},
     sync::watch,
 };
 
-use super::*;
+use crate::{
+    scene::Scene,
+    support::{LONG, uri},
+};
 
 /// One worker process.
 struct Process {

@@ -1,14 +1,27 @@
 //! What a worker says of itself: its status, its series.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use document_outbox::{
+    amqp::AmqpSettings,
+    command::{COMMAND_TYPE, MAX_COMMAND_BYTES},
+    deliver::Outcome,
+    dispatch::{Processed, Processor, ProcessorSettings},
+    internal::ServerClock,
+};
 use metrics_util::{
     CompositeKey,
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
 };
-use outbox_dispatcher::Snapshot;
+use outbox_dispatcher::{Dispatcher, DispatcherEvent, DispatcherSettings};
 
-use super::*;
+use crate::{
+    scene::{Scene, quick_retry, slow_retry, until},
+    support::{Recorder, uri},
+};
 
 /// The dispatcher's part of docs/metrics.md: every series with each combination of its labels' values.
 fn documented() -> BTreeSet<String> {
@@ -143,24 +156,6 @@ async fn commands_are_counted_by_what_became_of_them_those_of_a_later_version_to
     assert_eq!(counted, expected.map(|series| (series.to_owned(), 1.0)).into());
     worker.running.stop().await;
     scene.strike().await;
-}
-
-/// Waits, event by event, until the status is as wanted.
-pub(super) async fn until(worker: &Running, wanted: impl Fn(&Snapshot) -> bool) -> Snapshot {
-    let status = worker.status();
-    let look = async {
-        loop {
-            let snapshot = status.snapshot();
-            if wanted(&snapshot) {
-                return snapshot;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    match tokio::time::timeout(LONG, look).await {
-        Ok(snapshot) => snapshot,
-        Err(_) => panic!("it never comes to that: {:?}", status.snapshot()),
-    }
 }
 
 #[tokio::test]

@@ -1,11 +1,8 @@
 //! docs/ has every setting of `outbox-dispatcher`, and no other.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::process::Command;
 
-#[path = "../../tests/support/configuration.rs"]
-mod configuration;
+use crate::configuration;
 
 #[test]
 fn the_documentation_has_every_setting_with_its_default_and_no_other() {

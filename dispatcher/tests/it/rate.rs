@@ -1,12 +1,22 @@
 //! The rate limit on a backlog, with a real broker.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use document_outbox::deliver::{RabbitMq, RabbitMqSettings};
-use outbox_dispatcher::Rate;
+use async_trait::async_trait;
+use document_outbox::{
+    RetryPolicy,
+    deliver::{Answer, Deliver, Envelope, Outcome, RabbitMq},
+    dispatch::Processed,
+};
+use lapin::options::ExchangeDeleteOptions;
+use mongodb::bson::{Document, doc};
+use outbox_dispatcher::{DispatcherEvent, DispatcherSettings, Rate};
 use tokio::sync::watch;
 
-use super::*;
+use crate::{
+    scene::{Scene, quick_retry},
+    support::{LONG, Recorder},
+};
 
 /// Notes when each message was confirmed. Here and not at a consumer: a broker or a consumer that is held up for a moment hands
 /// out together what was published one by one, and that is not the limiter's doing.
@@ -30,37 +40,6 @@ impl Deliver for Clocked {
 
     async fn available(&self) {
         self.rabbitmq.available().await;
-    }
-}
-
-impl Scene {
-    pub(super) async fn rabbitmq(&self, broker: &str) -> RabbitMq {
-        let mut settings = RabbitMqSettings::new(broker).unwrap();
-        settings.exchange = self.messages();
-        settings.amqp.confirm_timeout = Duration::from_secs(1);
-        settings.accept_unroutable = ["order.added".to_owned()].into();
-        let rabbitmq = RabbitMq::start(settings);
-        tokio::time::timeout(LONG, rabbitmq.available()).await.unwrap();
-        rabbitmq
-    }
-
-    pub(super) fn messages(&self) -> String {
-        format!("{}.messages", self.name)
-    }
-
-    /// Documents as another writer leaves them, with so many messages each, and a command for each.
-    pub(super) async fn strand(&self, documents: impl IntoIterator<Item = (String, i64)>) {
-        let documents: Vec<_> = documents.into_iter().collect();
-        let entry =
-            |amount: i64| doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
-        let stored = documents.iter().map(|(id, messages)| {
-            doc! { "_id": id, "outbox": (1..=*messages).map(entry).collect::<Vec<_>>() }
-        });
-        self.test.orders().insert_many(stored).await.unwrap();
-        let commands = documents
-            .iter()
-            .map(|(id, _)| ProcessDocumentMessages::new(self.document(id.as_str()), Reason::Sweep));
-        assert!(self.commands.send(commands.collect()).await.iter().all(Result::is_ok));
     }
 }
 

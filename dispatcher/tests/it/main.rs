@@ -1,0 +1,32 @@
+//! The worker on a real broker and a real database.
+//!
+//! Tests that break a server are in [`outage`], those that set a fail point of MongoDB in [`fail_point`]: .config/nextest.toml
+//! and scripts/test know them by that, and keep others from running beside them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod ability;
+mod binary;
+mod commands;
+mod crash;
+mod docs;
+mod fail_point;
+mod outage;
+mod rate;
+mod scene;
+mod secrets;
+mod status;
+mod watchdog;
+
+#[path = "../../../tests/support/configuration.rs"]
+mod configuration;
+#[path = "../../../tests/support/network.rs"]
+mod network;
+#[path = "../../../tests/support/odd_ids.rs"]
+mod odd_ids;
+#[path = "../../../tests/support/private_broker.rs"]
+mod private_broker;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+#[path = "../../../tests/support/secrets.rs"]
+mod world;

@@ -1,0 +1,53 @@
+//! A broker that breaks. Each test has one of its own, and runs while no other test does.
+
+use document_outbox::dispatch::Processed;
+
+use crate::{
+    private_broker::PrivateBroker,
+    scene::{Scene, until},
+    support::{self, Recorder},
+};
+
+/// RabbitMQ closes the channel (406) of a consumer that holds a command for too long.
+#[tokio::test]
+async fn outage_of_a_channel_that_the_broker_closes_is_noticed_and_the_command_comes_again() {
+    let broker = PrivateBroker::start().await;
+    let impatient = "application:set_env(rabbit, consumer_timeout, 500),
+                     application:set_env(rabbit, channel_tick_interval, 200).";
+    broker.rabbitmqctl(&["eval", impatient]).await;
+    let scene = Scene::on(&broker.uri).await;
+    scene.place("held", [1]).await;
+    let recorder = Recorder::held();
+    let mut worker = scene.start_at(recorder.clone(), scene.amqp(&broker.uri));
+    scene.command("held").await;
+    recorder.wait_tried(1).await;
+    let closed = until(&worker.running, |status| status.consumer.rebuilds >= 1).await;
+    let said = closed.consumer.last_error.unwrap_or_default();
+    assert!(said.contains("timeout") || said.contains("406"), "{said}");
+    recorder.let_through(2);
+    scene.goes_on(&mut worker, "after").await;
+    scene.test.wait_until("held", support::is_empty).await;
+    assert_eq!(recorder.delivered().len(), 2, "each once, though the command came again");
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+/// *Unavailable is not an attempt.* The commands come from a broker that is well, so that what is noticed is the other's alarm.
+#[tokio::test]
+async fn outage_by_an_alarm_is_noticed_and_the_command_kept_until_it_ends() {
+    let scene = Scene::set().await;
+    let broker = PrivateBroker::start().await;
+    let mut worker = scene.start(scene.rabbitmq(&broker.uri).await);
+    scene.goes_on(&mut worker, "before").await;
+    broker.raise_alarm().await;
+    scene.place("kept", [1]).await;
+    scene.command("kept").await;
+    let kept = until(&worker.running, |status| !status.delivery_available && status.kept == 1).await;
+    assert_eq!(kept.not_ready, ["there is no way to deliver messages"]);
+    broker.lift_alarm().await;
+    assert_eq!(worker.finished().await, Processed::Done);
+    assert!(scene.is_cleared("kept").await);
+    scene.goes_on(&mut worker, "after").await;
+    worker.running.stop().await;
+    scene.strike().await;
+}

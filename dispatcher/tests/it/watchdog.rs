@@ -1,0 +1,65 @@
+//! A consumer that goes wrong is noticed and made anew, and commands go on being processed.
+
+use std::time::Duration;
+
+use lapin::options::QueueDeleteOptions;
+use outbox_dispatcher::DispatcherSettings;
+
+use crate::{
+    network::Network,
+    scene::{Scene, Worker, quick_retry, until},
+    support::{LONG, Recorder},
+};
+
+#[tokio::test]
+async fn a_dispatcher_whose_connection_fell_silent_connects_anew_and_goes_on() {
+    let scene = Scene::set().await;
+    let network = Network::to(&scene.broker);
+    let mut amqp = scene.amqp(&network.uri());
+    amqp.consumer_check = Duration::from_millis(50);
+    amqp.connect_timeout = Duration::from_secs(1);
+    amqp.heartbeat = LONG * 10; // which would notice too, much later
+    let mut worker = scene.start_at(Recorder::default(), amqp);
+    scene.goes_on(&mut worker, "before").await;
+    network.swallow(true);
+    let lost = until(&worker.running, |status| status.consumer.state != "ready").await;
+    assert_eq!(lost.not_ready.len(), 1, "{lost:?}");
+    // TCP would bring the goodbye of the old connection some day. Swallowed, it leaves the broker a consumer to deliver to.
+    network.cut();
+    network.swallow(false);
+    scene.goes_on(&mut worker, "after").await;
+    assert!(worker.running.status().snapshot().consumer.rebuilds >= 1);
+    network.cut();
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+#[tokio::test]
+async fn a_dispatcher_whose_queue_is_deleted_makes_it_again_and_goes_on() {
+    let scene = Scene::set().await;
+    let mut worker = scene.start_at(Recorder::default(), scene.amqp(&scene.broker));
+    scene.goes_on(&mut worker, "before").await;
+    scene.outside.queue_delete(scene.name.clone().into(), QueueDeleteOptions::default()).await.unwrap();
+    let rebuilt = until(&worker.running, |status| status.consumer.rebuilds == 1).await;
+    assert!(rebuilt.consumer.last_error.is_some());
+    scene.goes_on(&mut worker, "after").await;
+    worker.running.stop().await;
+    scene.strike().await;
+}
+
+/// A stop ends within its grace, though the broker answers nothing more: not to the end of the subscription either.
+#[tokio::test]
+async fn a_silent_broker_does_not_hold_a_stop_up() {
+    let scene = Scene::set().await;
+    let network = Network::to(&scene.broker);
+    let mut amqp = scene.amqp(&network.uri());
+    amqp.connect_timeout = LONG * 2;
+    amqp.heartbeat = LONG * 10;
+    let settings = DispatcherSettings { grace: Duration::from_secs(1), ..scene.settings() };
+    let worker = Worker::start(scene.processor(Recorder::default(), quick_retry()), amqp, settings);
+    assert!(worker.running.ready().await);
+    network.swallow(true);
+    tokio::time::timeout(LONG, worker.running.stop()).await.expect("it stops");
+    network.cut();
+    scene.strike().await;
+}
