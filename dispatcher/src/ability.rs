@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_of_useless_commands_alone_leaves_one_a_minute() {
+    fn useless_commands_alone_leave_one_a_minute() {
         let (mut state, start) = (reached(), Instant::now());
         for second in 0..60 {
             state.useless(Useless::OtherCluster, start + SECOND * second);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_useful_command_or_a_lull_begins_the_minute_again() {
+    fn a_useful_command_restarts_the_minute() {
         let (mut state, start) = (reached(), Instant::now());
         state.useless(Useless::Refused, start);
         state.useful();

@@ -58,20 +58,20 @@ mod tests {
     }
 
     #[test]
-    fn a_command_needs_no_type_but_may_have_no_other() {
+    fn a_command_may_have_no_other_type() {
         assert_eq!(ask(None, "shop.orders"), Ok(()));
         assert_eq!(ask(Some(COMMAND_TYPE), "shop.*"), Ok(()));
         assert_eq!(ask(Some("DropDatabase"), "shop.*"), Err(Refusal::WrongType));
     }
 
     #[test]
-    fn a_collection_that_is_not_watched_is_refused_by_name_alone() {
+    fn an_unwatched_collection_is_refused_by_name() {
         let refusal = ask(None, "shop.stock").unwrap_err();
         assert_eq!(refusal.to_string(), r#"the collection "shop.orders" is not watched"#);
     }
 
     #[test]
-    fn a_name_that_a_stranger_chose_stays_on_one_line() {
+    fn a_foreign_name_stays_on_one_line() {
         let text = shown(&Namespace::new("shop", format!("a\nb{}", "x".repeat(500))));
         assert!(!text.contains('\n') && text.len() < 100, "{text}");
     }

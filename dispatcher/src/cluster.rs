@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_name_that_is_known_to_differ_is_elsewhere() {
+    fn only_a_name_known_to_differ_is_elsewhere() {
         let [one, other] = [1, 2].map(|byte| Uuid::from_bytes([byte; 16]));
         for here in [Is::Called(one), Is::Unnamed, Is::Unreadable] {
             assert_eq!(belongs(here, None), Belongs::Here);

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_due_within_the_bound_is_waited_for_and_a_later_one_left_to_the_sweep() {
+    fn a_head_due_soon_is_waited_for() {
         let soon = next(Processed::Held(retrying(5_000)), known());
         assert_eq!(soon, Next::Hold(Duration::from_secs(5), retrying(5_000)));
         let late = next(Processed::Held(retrying(5_001)), known());
@@ -211,13 +211,13 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_is_due_at_once_still_has_a_pause_before_it() {
+    fn a_head_due_at_once_has_a_pause() {
         let again = next(Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))), known());
         assert!(matches!(again, Next::Hold(BREATH, _)), "{again:?}");
     }
 
     #[test]
-    fn no_command_is_kept_for_longer_than_allowed_in_all() {
+    fn no_command_is_kept_too_long() {
         let old = Known { kept: Duration::from_secs(298), ..known() };
         assert_eq!(next(Processed::Held(retrying(3_000)), old), Next::Leave(Left::Held(retrying(3_000))));
         assert_eq!(next(Processed::Unavailable, old), Next::Await(Duration::from_secs(2)));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_to_deliver_is_waited_for_a_minute_in_all() {
+    fn an_unavailable_broker_is_waited_for_a_minute() {
         assert_eq!(next(Processed::Unavailable, known()), Next::Await(Duration::from_secs(60)));
         let waited = Known { unavailable: Duration::from_secs(60), ..known() };
         assert_eq!(next(Processed::Unavailable, waited), Next::Leave(Left::Unavailable));
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_may_pass_is_tried_again_with_growing_pauses_until_the_time_is_up() {
+    fn a_transient_error_is_retried_until_time_is_up() {
         let mut decision = Decision::new(&settings());
         let mut kept = Duration::ZERO;
         let mut tries = 0;

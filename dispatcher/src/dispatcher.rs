@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_that_runs_until_it_is_stopped_has_no_such_end() {
+    async fn a_stopped_worker_ends_without_an_error() {
         let stop = CancellationToken::new();
         let running = tokio::spawn(dispatcher().await.run(stop.clone()));
         stop.cancel();

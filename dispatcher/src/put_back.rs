@@ -76,13 +76,13 @@ mod tests {
 
     /// So the expiration ends it and not the limit of deliveries, or nearly.
     #[test]
-    fn the_pauses_last_nearly_as_long_as_a_command_lives() {
+    fn the_pauses_last_about_a_commands_lifetime() {
         let all: Duration = (0..COMMANDS_DELIVERY_LIMIT).map(pause).sum();
         assert!(all > COMMAND_LIFETIME * 9 / 10, "{all:?}");
     }
 
     #[test]
-    fn the_room_grows_in_steps_and_falls_when_none_waits() {
+    fn the_room_grows_in_steps_and_falls_once() {
         let waiting = Waiting::default();
         assert_eq!(waiting.room(), 0);
         assert!(waiting.begin(), "it has to grow");

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn every_second_has_the_rate_and_no_more_than_a_few_above() {
+    async fn no_second_exceeds_the_rate_by_much() {
         for (rate, concurrency) in [(7, 32), (500, 32), (1_500, 1), (5_000, 32)] {
             let seconds = given_in_each_second(limiter(rate, concurrency), concurrency).await;
             let (least, most) = (rate as usize * 95 / 100, rate as usize * 105 / 100 + 1);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stop_ends_a_wait_and_nothing_is_given_after_it() {
+    async fn nothing_is_given_after_a_stop() {
         let stop = CancellationToken::new();
         let limiter = Limiter::new(Rate::per_second(1).unwrap(), 1, stop.clone());
         assert_eq!(limiter.permits(1).await, 1);

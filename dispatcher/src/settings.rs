@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_work() {
+    fn the_default_settings_are_valid() {
         assert_eq!(settings().validate(), Ok(()));
     }
 
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_low_rate_leaves_no_command_waiting_past_its_time() {
+    fn the_prefetch_shrinks_with_the_rate() {
         let at = |rate: Option<u32>| {
             let rate = rate.map(|rate| Rate::per_second(rate).unwrap());
             DispatcherSettings { rate, ..settings() }.prefetch_at_rate()

@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_in_hand_has_the_grace_to_end_and_no_more() {
+    async fn work_in_hand_has_the_grace_to_end() {
         let stop = CancellationToken::new();
         stop.cancel();
         let work = |needs| async move {
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_grace_begins_with_the_signal_not_with_the_start() {
+    async fn the_grace_begins_with_the_signal() {
         let stop = CancellationToken::new();
         let signalled = stop.clone();
         tokio::spawn(async move {
@@ -413,14 +413,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_the_daemon_takes_the_place_of_the_shells() {
+    fn a_daemons_key_replaces_the_shells() {
         let daemon = Daemon::new("d", "1", "").keys([keys::shutdown_grace().with_default("5s")]);
         let graces: Vec<_> = daemon.keys.iter().filter(|key| key.name() == "shutdown_grace").collect();
         assert_eq!(graces.iter().map(|key| key.default()).collect::<Vec<_>>(), [Some("5s")]);
     }
 
     #[test]
-    fn an_error_is_told_with_its_sources_on_one_line() {
+    fn an_error_prints_its_sources_on_one_line() {
         #[derive(Debug, thiserror::Error)]
         #[error("can't start")]
         struct Outer(#[source] std::io::Error);

@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn http_is_listened_for_on_an_address_or_not_at_all() {
+    fn http_listen_is_an_address_or_off() {
         assert_eq!("off".parse(), Ok(Listen(None)));
         assert_eq!("[::1]:80".parse(), Ok(Listen(Some(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 80))))));
         for text in ["localhost:9464", "9464", "127.0.0.1", "on", ""] {

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_is_starting_until_it_reports_and_stopping_once_it_is_told_to() {
+    fn a_daemon_is_starting_until_it_reports() {
         let probes = probes();
         assert_eq!(probes.not_ready(), ["starting"]);
         probes.report(Half);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_has_what_every_daemon_has_and_what_is_its_own() {
+    fn the_status_has_common_and_own_fields() {
         let probes = probes();
         probes.report(Half);
         let status = probes.status();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_is_alive_for_as_long_as_its_heart_beats() {
+    fn a_runtime_is_alive_while_its_heart_beats() {
         let probes = probes();
         probes.0.last_beat.store(5_000, Ordering::Relaxed);
         assert!(probes.is_alive_at(5_000 + STUCK_MS - 1));

@@ -82,7 +82,7 @@ mod tests {
     const INSECURE: (&str, &str) = ("OUTBOX_MONGODB_URI", "mongodb://u:hunter2@mongo/?tlsInsecure=true");
 
     #[test]
-    fn what_would_be_open_to_others_is_refused_with_what_to_do() {
+    fn unprotected_connections_are_refused_with_a_remedy() {
         let told = problems(&[PLAIN, INSECURE]);
         assert_eq!(told.len(), 2, "{told:?}");
         for (told, key, remedy) in [
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encrypted_or_stays_here_or_is_allowed_is_not_refused() {
+    fn encrypted_local_and_allowed_connections_are_accepted() {
         assert_eq!(problems(&[ENCRYPTED, MONGODB]), [""; 0]);
         assert_eq!(problems(&[LOCAL, MONGODB]), [""; 0]);
         assert_eq!(problems(&[LOCAL, ("OUTBOX_MONGODB_URI", "mongodb://[::1]/?tlsInsecure=true")]), [""; 0]);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_for_tls_that_a_plain_connection_would_not_use_is_refused() {
+    fn tls_files_for_plain_connections_are_refused() {
         let told = problems(&[LOCAL, MONGODB, ("OUTBOX_RABBITMQ_CA_FILE", "/ca.pem")]);
         assert!(told.len() == 1 && told[0].starts_with("OUTBOX_RABBITMQ_CA_FILE: is set, but"), "{told:?}");
         assert_eq!(problems(&[ENCRYPTED, MONGODB, ("OUTBOX_RABBITMQ_CA_FILE", "/ca.pem")]), [""; 0]);

@@ -51,7 +51,7 @@ async fn nowhere() -> Client {
 
 /// P5, whatever another cluster's worker does: the command waits with it for a moment, and is there for the right one.
 #[tokio::test]
-async fn a_command_of_another_cluster_is_left_to_its_own_worker() {
+async fn another_clusters_command_is_left_to_its_worker() {
     let scene = Scene::set().await;
     let (here, there) = (Elsewhere::made(&scene, "here").await, Elsewhere::made(&scene, "there").await);
     scene.place("o-1", [1]).await;
@@ -92,7 +92,7 @@ async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
 
 /// Positions that were made anew have another name; what names them is no stranger for that.
 #[tokio::test]
-async fn a_worker_learns_the_new_name_of_its_own_cluster() {
+async fn a_worker_learns_its_clusters_new_name() {
     let scene = Scene::set().await;
     let before = Elsewhere::made(&scene, "here").await;
     scene.place("o-1", [1]).await;

@@ -195,7 +195,7 @@ const MESSAGES: i64 = 5;
 
 /// P2, P3, P4 with replicas: every message once and in order; and at least once when one of them is killed at work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_dispatchers_share_the_work_and_one_goes_on_when_the_other_is_killed() {
+async fn one_dispatcher_continues_when_another_is_killed() {
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     let claims = claims(&scene).await;
@@ -228,7 +228,7 @@ async fn two_dispatchers_share_the_work_and_one_goes_on_when_the_other_is_killed
 
 /// SIGTERM: commands in hand are finished or given back, claims are released, within the grace; nothing is lost or repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dispatcher_that_is_told_to_stop_under_load_leaves_nothing_claimed_lost_or_repeated() {
+async fn a_stop_under_load_loses_and_repeats_no_message() {
     const DOCUMENTS: i64 = 1_000;
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;

@@ -41,7 +41,7 @@ async fn a_command_delivers_clears_and_is_acknowledged() {
 
 /// A command is a hint: repeated a thousand times, each message is still delivered once.
 #[tokio::test]
-async fn a_thousand_duplicates_of_a_command_deliver_each_message_once() {
+async fn a_thousand_duplicates_deliver_each_message_once() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2]).await;
     let recorder = Recorder::default();
@@ -64,7 +64,7 @@ async fn a_thousand_duplicates_of_a_command_deliver_each_message_once() {
 }
 
 #[tokio::test]
-async fn forged_malformed_and_huge_commands_are_refused_and_the_next_good_one_is_processed() {
+async fn bad_commands_are_refused_and_good_ones_processed() {
     let scene = Scene::set().await;
     scene.place("o-1", [1]).await;
     let recorder = Recorder::default();
@@ -100,7 +100,7 @@ async fn forged_malformed_and_huge_commands_are_refused_and_the_next_good_one_is
 }
 
 #[tokio::test]
-async fn a_document_with_any_type_of_id_and_a_minimal_foreign_entry_is_processed() {
+async fn documents_of_other_writers_are_processed() {
     let scene = Scene::set().await;
     let recorder = Recorder::default();
     let mut worker = scene.start(recorder.clone());
@@ -173,7 +173,7 @@ async fn the_wait_for_a_turn_counts_as_keeping() {
 
 /// P3 (b), P5: a claim that outlives its holder is taken over once it has run out, and not before.
 #[tokio::test]
-async fn a_claim_is_respected_while_it_lives_and_taken_over_when_its_holder_is_gone() {
+async fn a_claim_is_taken_over_once_it_expires() {
     let scene = Scene::set().await;
     scene.place("o-1", [1]).await;
     let claim = |at: i64| doc! { "$set": { "outbox.0.claimed_by": "gone/1", "outbox.0.available_at": DateTime::from_millis(at) } };
@@ -198,7 +198,7 @@ async fn a_claim_is_respected_while_it_lives_and_taken_over_when_its_holder_is_g
 
 /// P4: the failing head is tried again while the command is kept, in order, and other documents go on.
 #[tokio::test]
-async fn a_failing_head_is_tried_again_in_order_with_the_command_kept() {
+async fn a_failing_head_is_retried_in_order() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2]).await;
     let recorder = Recorder::default();
@@ -213,7 +213,7 @@ async fn a_failing_head_is_tried_again_in_order_with_the_command_kept() {
 }
 
 #[tokio::test]
-async fn a_head_due_much_later_is_left_to_the_sweep_and_holds_back_its_own_document_only() {
+async fn a_late_head_blocks_only_its_own_document() {
     let scene = Scene::set().await;
     scene.place("stuck", [1, 2]).await;
     scene.place("other", [3]).await;
@@ -233,7 +233,7 @@ async fn a_head_due_much_later_is_left_to_the_sweep_and_holds_back_its_own_docum
 }
 
 #[tokio::test]
-async fn in_an_unordered_collection_a_failing_message_holds_back_nothing() {
+async fn an_unordered_failing_message_blocks_no_other() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2, 3]).await;
     let recorder = Recorder::default();
@@ -250,7 +250,7 @@ async fn in_an_unordered_collection_a_failing_message_holds_back_nothing() {
 
 /// P2: given up is dead and visible, never gone.
 #[tokio::test]
-async fn the_last_attempt_and_a_permanent_failure_make_dead_entries() {
+async fn exhausted_and_permanent_failures_become_dead_entries() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2, 3]).await;
     let recorder = Recorder::default();
@@ -270,7 +270,7 @@ async fn the_last_attempt_and_a_permanent_failure_make_dead_entries() {
 
 /// An unavailable deliverer is no attempt: the command is kept until there is a way.
 #[tokio::test]
-async fn a_command_is_kept_while_there_is_no_way_to_deliver() {
+async fn a_command_is_kept_while_delivery_is_unavailable() {
     let scene = Scene::set().await;
     scene.place("o-1", [1]).await;
     let recorder = Recorder::default();
@@ -289,7 +289,7 @@ async fn a_command_is_kept_while_there_is_no_way_to_deliver() {
 
 /// A cancelled attempt is not a failure, and an unfinished command goes to the next worker.
 #[tokio::test]
-async fn a_stop_gives_back_what_was_not_delivered_and_the_next_worker_goes_on() {
+async fn the_next_worker_continues_after_a_stop() {
     let scene = Scene::set().await;
     scene.place("o-1", [1, 2, 3]).await;
     let recorder = Recorder::held();
@@ -321,7 +321,7 @@ async fn a_stop_gives_back_what_was_not_delivered_and_the_next_worker_goes_on() 
 
 /// A dispatcher that can't serve an entry's `via` leaves it: it never goes to the wrong place.
 #[tokio::test]
-async fn an_entry_for_handlers_is_left_alone_by_a_worker_that_only_has_a_broker() {
+async fn a_broker_worker_leaves_entries_for_handlers_alone() {
     let scene = Scene::set().await;
     let entry =
         doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 }, "via": "handlers" };
@@ -338,7 +338,7 @@ async fn an_entry_for_handlers_is_left_alone_by_a_worker_that_only_has_a_broker(
 
 /// Handlers are isolated: one that fails neither stops nor repeats the others, over processes too.
 #[tokio::test]
-async fn a_handler_that_was_served_is_not_called_again_for_anothers_failure() {
+async fn a_handler_is_not_repeated_for_anothers_failure() {
     let scene = Scene::set().await;
     let entry =
         doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 }, "via": "handlers" };

@@ -56,7 +56,7 @@ async fn a_worker_process_that_a_message_kills() {
 
 /// A message that kills its process writes no failure; it is noticed by its claims, claimed alone, and dies at last.
 #[tokio::test]
-async fn a_message_that_kills_its_process_dies_and_its_neighbours_are_delivered() {
+async fn a_message_that_kills_its_process_dies() {
     let test = TestDatabase::create().await;
     let mut order = Order::new("o-1");
     [12, 13, 14].into_iter().for_each(|amount| order.add(amount));

@@ -5,14 +5,14 @@ use std::process::Command;
 use crate::configuration;
 
 #[test]
-fn the_documentation_has_every_setting_with_its_default_and_no_other() {
+fn docs_list_every_setting_with_its_default() {
     let said = configuration::of_help(env!("CARGO_BIN_EXE_outbox-dispatcher"));
     assert!(said.contains_key("OUTBOX_CLAIM_LEASE"), "{said:?}");
     assert_eq!(configuration::of_documentation("outbox-dispatcher"), said);
 }
 
 #[test]
-fn the_sample_and_the_schema_in_the_documentation_are_those_it_prints() {
+fn docs_have_the_printed_sample_and_schema() {
     let binary = env!("CARGO_BIN_EXE_outbox-dispatcher");
     configuration::assert_is_committed(binary, "sample", "docs/outbox-dispatcher.toml");
     configuration::assert_is_committed(binary, "schema", "docs/outbox-dispatcher.schema.json");

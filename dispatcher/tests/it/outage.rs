@@ -10,7 +10,7 @@ use crate::{
 
 /// RabbitMQ closes the channel (406) of a consumer that holds a command for too long.
 #[tokio::test]
-async fn outage_of_a_channel_that_the_broker_closes_is_noticed_and_the_command_comes_again() {
+async fn a_closed_channels_command_is_delivered_again() {
     let broker = PrivateBroker::start().await;
     let impatient = "application:set_env(rabbit, consumer_timeout, 500),
                      application:set_env(rabbit, channel_tick_interval, 200).";
@@ -34,7 +34,7 @@ async fn outage_of_a_channel_that_the_broker_closes_is_noticed_and_the_command_c
 
 /// *Unavailable is not an attempt.* The commands come from a broker that is well, so that what is noticed is the other's alarm.
 #[tokio::test]
-async fn outage_by_an_alarm_is_noticed_and_the_command_kept_until_it_ends() {
+async fn a_command_is_kept_during_an_alarm() {
     let scene = Scene::set().await;
     let broker = PrivateBroker::start().await;
     let mut worker = scene.start(scene.rabbitmq(&broker.uri).await);

@@ -45,7 +45,7 @@ impl Deliver for Clocked {
 
 /// *At `rate = 500/s` no second exceeds 550.* A slow machine only makes it less.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backlog_of_thousands_is_delivered_at_the_rate_and_no_second_has_a_tenth_more() {
+async fn a_large_backlog_is_delivered_at_the_rate() {
     const MOST: usize = 550;
     let scene = Scene::set().await;
     let single = (0..1_200).map(|nth| (format!("single-{nth}"), 1));
@@ -77,7 +77,7 @@ async fn a_backlog_of_thousands_is_delivered_at_the_rate_and_no_second_has_a_ten
 
 /// What waits for the rate is claimed by nobody, and a stop doesn't wait for it.
 #[tokio::test]
-async fn a_message_that_waits_for_the_rate_is_not_claimed_and_a_stop_gives_its_command_back() {
+async fn a_message_waiting_for_the_rate_is_unclaimed() {
     const MESSAGES: usize = 20;
     let scene = Scene::set().await;
     scene.strand([("o-1".to_owned(), MESSAGES as i64)]).await;

@@ -7,7 +7,7 @@ use crate::world::{Service, World, said_by};
 const BINARY: &str = env!("CARGO_BIN_EXE_outbox-dispatcher");
 
 #[tokio::test]
-async fn no_output_of_the_dispatcher_shows_a_password_or_a_payload() {
+async fn the_dispatchers_output_shows_no_secret() {
     let world = World::begin().await;
     let messages = format!("{}_messages", world.name);
     let own =

@@ -89,7 +89,7 @@ fn series() -> (DebuggingRecorder, Series) {
 }
 
 #[tokio::test]
-async fn every_documented_series_exists_at_zero_once_there_is_a_dispatcher() {
+async fn every_documented_series_starts_at_zero() {
     let (recorder, mut series) = series();
     let _installed = metrics::set_default_local_recorder(&recorder);
     let client = mongodb::Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
@@ -115,7 +115,7 @@ async fn every_documented_series_exists_at_zero_once_there_is_a_dispatcher() {
 
 /// Versions are mixed while a rescuer is replaced before its dispatchers: what those don't know, they ignore.
 #[tokio::test]
-async fn commands_are_counted_by_what_became_of_them_those_of_a_later_version_too() {
+async fn commands_are_counted_by_their_outcome() {
     let (recorder, mut series) = series();
     let _installed = metrics::set_default_local_recorder(&recorder);
     let scene = Scene::set().await;
@@ -159,7 +159,7 @@ async fn commands_are_counted_by_what_became_of_them_those_of_a_later_version_to
 }
 
 #[tokio::test]
-async fn the_status_tells_what_is_in_hand_and_why_it_is_not_ready() {
+async fn the_status_reports_work_in_hand_and_readiness() {
     let scene = Scene::set().await;
     scene.place("delivered", [1]).await;
     scene.place("kept", [2]).await;

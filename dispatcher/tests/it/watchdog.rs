@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_dispatcher_whose_connection_fell_silent_connects_anew_and_goes_on() {
+async fn a_silent_connection_is_replaced() {
     let scene = Scene::set().await;
     let network = Network::to(&scene.broker);
     let mut amqp = scene.amqp(&network.uri());
@@ -35,7 +35,7 @@ async fn a_dispatcher_whose_connection_fell_silent_connects_anew_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_dispatcher_whose_queue_is_deleted_makes_it_again_and_goes_on() {
+async fn a_deleted_queue_is_declared_again() {
     let scene = Scene::set().await;
     let mut worker = scene.start_at(Recorder::default(), scene.amqp(&scene.broker));
     scene.goes_on(&mut worker, "before").await;

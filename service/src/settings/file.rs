@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_an_array_or_a_text_with_commas() {
+    fn a_list_is_an_array_or_comma_separated() {
         for text in ["watch = ['shop.orders', 'shop.stock']", "watch = 'shop.orders,shop.stock'"] {
             let given = parse("f.toml", text, &table());
             assert_eq!(given.texts["watch"].as_deref(), Some("shop.orders,shop.stock"));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_with_the_key_it_resembles() {
+    fn an_unknown_key_is_refused_with_a_suggestion() {
         assert_eq!(
             problems("shutdown_grace = '5s'\nshutdown_gracee = '5s'"),
             [
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_the_wrong_shape_is_refused_and_told_the_right_one() {
+    fn a_value_of_the_wrong_shape_is_refused() {
         let all = problems("shutdown_grace = ['5s']\nwatch = [1]\n[window]\nsize = 1");
         assert_eq!(all.len(), 3);
         assert!(all[0].starts_with("f.toml:shutdown_grace: takes one value"), "{all:?}");
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_syntax_error_has_its_place_and_does_not_quote_its_line() {
+    fn a_syntax_error_does_not_quote_its_line() {
         for text in [
             "watch = 'a.b'\nmongodb_uri = 'mongodb://u:hunter2@h",
             "watch = 'a.b'\nmongodb_uri = mongodb://u:hunter2@h",

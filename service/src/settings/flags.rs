@@ -251,14 +251,14 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_takes_its_value_behind_a_space_or_an_equals_sign() {
+    fn a_flag_takes_its_value_either_way() {
         for args in [&["--shutdown-grace", "5s"][..], &["--shutdown-grace=5s"]] {
             assert_eq!(given(args).texts["shutdown_grace"].as_deref(), Some("5s"));
         }
     }
 
     #[test]
-    fn a_repeated_list_flag_adds_and_any_other_is_refused() {
+    fn only_a_list_flag_may_be_repeated() {
         let given = given(&["--watch", "a.b", "--watch=c.d", "--shutdown-grace=1s", "--shutdown-grace=2s"]);
         assert_eq!(given.texts["watch"].as_deref(), Some("a.b,c.d"));
         assert_eq!(given.problems, [Problem::new("--shutdown-grace", "is given 2 times; give it once")]);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn help_shows_each_flag_with_its_variable_default_and_meaning() {
+    fn help_shows_each_flags_variable_default_and_meaning() {
         let help = printed(&["--help"]);
         for key in table() {
             for part in [key.flag(), key.env(), key.help().into()] {

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_any_characters_of_a_database_or_a_collection() {
+    fn a_star_stands_for_any_characters() {
         for (text, means, not) in [
             ("shop.*", ["shop.orders", "shop.a.b"], ["stock.orders", "shops.orders"]),
             ("tenant_*.orders", ["tenant_7.orders", "tenant_.orders"], ["tenant.orders", "tenant_7.order"]),
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_behind_the_last_at_sign_is_a_delay_if_it_begins_with_a_digit() {
+    fn a_number_behind_the_at_sign_is_a_delay() {
         let delay = |text: &str| pattern(text).delay();
         assert_eq!(delay("shop.*@2s"), Some(Duration::from_secs(2)));
         assert_eq!(delay("shop.mail@home@1h30m"), Some(Duration::from_secs(5400)));
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pattern_covers_another_where_it_means_all_that_the_other_does() {
+    fn a_pattern_covers_those_it_includes() {
         for (wide, narrow) in [
             ("shop.*", "shop.orders"),
             ("*.orders", "tenant_*.orders@2s"),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_expression_takes_nothing_in_a_name_for_its_own() {
+    fn a_regular_expression_escapes_every_name() {
         assert_eq!(pattern("shop.a.b-*+").collection().regex(), r"(?s)^a\.b\-.*\+\z");
     }
 

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quoted_value_is_short_and_on_one_line_and_never_a_uri() {
+    fn a_quoted_value_is_short_and_harmless() {
         assert_eq!(shown("a\nb"), r#""a\nb""#);
         assert!(shown(&"ä".repeat(500)).len() < 150);
         assert!(!shown("amqp://guest:hunter2@rabbit").contains("hunter2"));

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_shown_in_no_place_it_can_stand_in() {
+    fn a_password_is_shown_in_no_place() {
         for text in [
             "mongodb://u:hunter2@h",
             "mongodb://u:@h/?tlsCertificateKeyFilePassword=hunter2",
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_uri_is_refused_in_a_sentence_that_does_not_quote_it() {
+    fn a_malformed_uri_is_refused_without_quoting_it() {
         for (text, reason) in [
             ("hunter2", "start it with mongodb://"),
             ("amqp://u:hunter2@h", "start it with mongodb://"),

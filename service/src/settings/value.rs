@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_number_is_no_duration_and_is_told_why() {
+    fn a_plain_number_is_no_duration() {
         for text in ["15", "0", "1.5", "-3"] {
             let sentence = duration(text, &ANY_DURATION).unwrap_err();
             assert_eq!(sentence, format!("{text:?} has no unit; write it as in 250ms, 15s or 1h"));
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_spelled_exactly_and_a_slip_is_recognised() {
+    fn a_slip_in_a_choice_is_recognised() {
         assert_eq!(choice("off", &["declare", "off"]), Ok("off".into()));
         assert_eq!(
             choice("decalre", &["declare", "off"]).unwrap_err(),

@@ -266,7 +266,7 @@ fn signals_within_a_second_count_as_one() {
 }
 
 #[test]
-fn what_outlasts_the_grace_is_cut_off_and_counts_as_failed() {
+fn work_beyond_the_grace_is_cut_off() {
     let mut daemon = start("lingers", "--shutdown-grace 1ms");
     daemon.line_with("outbox-test started");
     daemon.signal("TERM");
@@ -299,7 +299,7 @@ fn help_is_printed_and_ends_the_process() {
 }
 
 #[test]
-fn the_first_line_holds_name_version_and_settings_without_secrets() {
+fn the_first_line_has_settings_without_secrets() {
     let mut daemon = start("stops", "");
     let line = daemon.line_with("outbox-test started");
     for part in ["1.2.3", "mongodb_uri=mongodb://app:***@db (OUTBOX_MONGODB_URI)", "shutdown_grace=25s"] {
@@ -326,7 +326,7 @@ fn json_logs_are_one_object_a_line() {
 }
 
 #[test]
-fn the_amqp_clients_logs_show_no_message_and_no_login_at_any_level() {
+fn the_amqp_clients_logs_show_no_secret() {
     for format in ["text", "json"] {
         let (_, rest) = start("talks", &format!("--log-format {format} --log-filter trace")).end();
         assert!(rest.contains("a channel opens"), "{rest}");
@@ -397,7 +397,7 @@ fn silent_clients_keep_no_probe_waiting() {
 }
 
 #[test]
-fn a_daemon_is_ready_when_it_says_so_and_no_longer_once_it_is_told_to_stop() {
+fn a_daemon_is_ready_until_it_stops() {
     let mut daemon = start("is told", "");
     let address = daemon.address();
     assert_answers(address, "/readyz", 503, "starting\n");
@@ -414,7 +414,7 @@ fn a_daemon_is_ready_when_it_says_so_and_no_longer_once_it_is_told_to_stop() {
 }
 
 #[test]
-fn a_client_that_never_ends_its_request_holds_up_no_stop() {
+fn a_slow_client_does_not_delay_a_stop() {
     let mut daemon = start("is told", "--shutdown-grace 1h");
     let mut slow = TcpStream::connect(daemon.address()).unwrap();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: te").unwrap();
@@ -443,7 +443,7 @@ fn the_status_is_json_with_what_the_daemon_reports() {
 }
 
 #[test]
-fn metrics_are_prometheus_text_with_buckets_from_a_millisecond_to_an_hour() {
+fn metrics_are_prometheus_text_with_wide_buckets() {
     let mut daemon = start("records", "");
     let address = daemon.address();
     daemon.line_with("recorded");
@@ -469,7 +469,7 @@ fn metrics_are_prometheus_text_with_buckets_from_a_millisecond_to_an_hour() {
 }
 
 #[test]
-fn only_get_and_head_of_what_is_there_are_answered() {
+fn only_get_and_head_are_answered() {
     let mut daemon = start("is told", "");
     let address = daemon.address();
     let head = send(address, "HEAD /livez HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -537,7 +537,7 @@ fn the_settings_can_be_checked_without_serving() {
 }
 
 #[test]
-fn a_config_command_that_is_none_is_told_with_those_there_are() {
+fn an_unknown_config_command_is_refused_with_a_list() {
     for args in ["config", "config chekc", "config chekc --shutdown-grace 5s"] {
         let (code, told) = start("fails", args).end();
         assert_eq!(code, Some(2), "{told}");
@@ -590,7 +590,7 @@ mod traces {
     }
 
     #[test]
-    fn spans_reach_the_collector_before_the_end_and_show_no_message() {
+    fn spans_reach_the_collector_without_messages() {
         // Nothing but the flush sends within the hour.
         let (head, body) = traced("--log-filter trace", "", &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]);
         assert!(head.starts_with("post /v1/traces") && head.contains("application/x-protobuf"), "{head}");
@@ -651,7 +651,7 @@ mod traces {
     }
 
     #[test]
-    fn a_collector_that_refuses_is_told_of_without_what_it_said_or_how_it_is_reached() {
+    fn a_refusing_collector_is_logged_without_its_address() {
         let collector = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://user:hunter2@{}", collector.local_addr().unwrap());
         thread::spawn(move || receive(&collector, "401 Unauthorized"));
@@ -663,7 +663,7 @@ mod traces {
     }
 
     #[test]
-    fn an_endpoint_that_is_none_is_told_and_not_shown() {
+    fn an_invalid_endpoint_is_refused_without_quoting_it() {
         let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "ht tp://user:hunter2@collector")];
         let (code, told) = start_with("traces", "", &env).end();
         assert_eq!(code, Some(1), "{told}");
@@ -685,7 +685,7 @@ mod traces {
 
 #[cfg(not(feature = "otlp"))]
 #[test]
-fn a_build_without_the_export_says_so_where_it_is_asked_for() {
+fn a_build_without_export_warns_when_configured() {
     let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")];
     let (_, log) = start_with("fails", "", &env).end();
     assert!(log.contains("no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set"), "{log}");

@@ -133,7 +133,7 @@ fn the_simplest_run_needs_the_environment_alone() {
 }
 
 #[test]
-fn a_flag_overrides_the_environment_which_overrides_the_file_which_overrides_the_default() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let delay = |sources: Sources| settings(&sources).map(|settings| settings.delay.as_secs());
     let with_file = |mut sources: Sources| {
         sources.read_file = |_| Ok("delay = '20s'".into());
@@ -148,7 +148,7 @@ fn a_flag_overrides_the_environment_which_overrides_the_file_which_overrides_the
 }
 
 #[test]
-fn the_file_that_the_flag_names_is_read_rather_than_the_environments() {
+fn the_flags_file_is_read_before_the_environments() {
     let mut sources = with_required(&["--config", "flag.toml"], &[("OUTBOX_CONFIG", "env.toml")]);
     sources.read_file = |path| {
         let name = path.display().to_string();
@@ -173,7 +173,7 @@ fn a_file_may_set_everything_in_its_own_types() {
 }
 
 #[test]
-fn all_problems_are_told_at_once_by_the_name_the_user_gave() {
+fn all_problems_are_reported_at_once() {
     let mut sources = sources(
         &["--delay=15", "--dealy", "3s", "--config", "outbox.toml"],
         &[
@@ -206,7 +206,7 @@ fn all_problems_are_told_at_once_by_the_name_the_user_gave() {
 }
 
 #[test]
-fn keys_that_do_not_go_together_are_told_where_both_have_a_value() {
+fn contradicting_keys_are_reported_if_both_are_set() {
     let lease = ("OUTBOX_INLINE_LEASE", "20s");
     let related = settings(&with_required(&[], &[lease])).unwrap_err();
     assert_eq!(lines(&related), ["OUTBOX_INLINE_LEASE: must be shorter than delay; shorten it"]);
@@ -216,7 +216,7 @@ fn keys_that_do_not_go_together_are_told_where_both_have_a_value() {
 }
 
 #[test]
-fn an_unreadable_file_is_told_without_blaming_the_keys_it_may_hold() {
+fn an_unreadable_file_is_reported_alone() {
     let problems = settings(&sources(&["--config", "gone.toml", "--delay=15"], &[])).unwrap_err();
     let problems = lines(&problems);
     assert_eq!(problems.len(), 2, "{problems:#?}");
@@ -225,7 +225,7 @@ fn an_unreadable_file_is_told_without_blaming_the_keys_it_may_hold() {
 }
 
 #[test]
-fn a_variable_that_looks_like_a_slip_is_a_warning_and_that_of_another_program_is_not() {
+fn a_variable_resembling_a_key_is_a_warning() {
     let env = [("OUTBOX_DELYA", PASSWORD), ("OUTBOX_COLOUR", "red"), ("PATH", "/bin")];
     let resolved = resolved(&with_required(&[], &env));
     assert_eq!(
@@ -236,7 +236,7 @@ fn a_variable_that_looks_like_a_slip_is_a_warning_and_that_of_another_program_is
 }
 
 #[test]
-fn an_empty_variable_is_not_set_and_an_empty_flag_only_where_the_default_is_empty() {
+fn an_empty_variable_counts_as_not_set() {
     let tagged = with_required(&[], &[("OUTBOX_DELAY", ""), ("OUTBOX_TAGS", "a,b")]);
     let found = settings(&tagged).unwrap();
     assert_eq!((found.delay.as_secs(), found.tags.len()), (15, 2));
@@ -246,14 +246,14 @@ fn an_empty_variable_is_not_set_and_an_empty_flag_only_where_the_default_is_empt
 }
 
 #[test]
-fn a_value_from_a_mounted_secret_may_end_in_a_newline() {
+fn a_mounted_secret_may_end_in_a_newline() {
     let mut sources = with_required(&[], &[]);
     sources.env[0].1 = format!("{MONGODB}\n").into();
     assert_eq!(settings(&sources).unwrap().mongodb.expose(), MONGODB);
 }
 
 #[test]
-fn rust_log_counts_only_where_the_filter_is_not_set() {
+fn rust_log_counts_without_a_filter() {
     let rust_log = ("RUST_LOG", "debug");
     let filter = |sources: Sources| settings(&sources).unwrap().log_filter;
     assert_eq!(filter(with_required(&[], &[rust_log])), "debug");
@@ -278,7 +278,7 @@ fn what_is_not_utf8_is_refused_and_not_shown() {
 }
 
 #[test]
-fn a_key_read_otherwise_than_declared_is_a_defect_and_never_a_value() {
+fn a_key_read_otherwise_is_a_defect() {
     let resolved = resolved(&with_required(&[], &[("OUTBOX_MAX_ATTEMPTS", "300")]));
     let mut reader = Reader::new(&resolved);
     let as_text = reader.string("delay");
@@ -309,7 +309,7 @@ fn the_defaults_of_the_shared_keys_are_valid() {
 }
 
 #[test]
-fn the_summary_is_one_line_with_every_value_and_where_it_came_from() {
+fn the_summary_has_every_value_and_its_source() {
     let mut sources = with_required(&["--delay=1m", "--config=o.toml"], &[]);
     sources.read_file = |_| Ok("topology = 'verify'".into());
     assert_eq!(
@@ -378,7 +378,7 @@ fn a_password_appears_in_no_output() {
 }
 
 #[test]
-fn the_sample_is_a_file_of_every_key_that_works_as_it_is_and_with_its_defaults() {
+fn the_sample_works_with_and_without_its_defaults() {
     let sample = printed(&["config", "sample"]);
     let uncommented: Vec<_> = sample
         .lines()
@@ -412,7 +412,7 @@ fn the_sample_is_a_file_of_every_key_that_works_as_it_is_and_with_its_defaults()
 static FILE: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
 
 #[test]
-fn the_schema_has_every_key_with_its_type_bounds_and_default() {
+fn the_schema_has_every_keys_bounds_and_default() {
     let schema: serde_json::Value = serde_json::from_str(&printed(&["config", "schema"])).unwrap();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     assert_eq!(schema["additionalProperties"], false);
@@ -441,7 +441,7 @@ fn the_schema_has_every_key_with_its_type_bounds_and_default() {
 }
 
 #[test]
-fn the_check_shows_every_value_with_where_it_came_from_and_no_secret() {
+fn the_check_shows_sources_and_no_secret() {
     let mut sources = with_required(&["config", "check", "--delay=1m", "--config=o.toml"], &[]);
     sources.read_file =
         |_| Ok(format!("topology = 'verify'\nlog_filter = '[{{uri={MONGODB}}}]=info'\ntags = 'a,b'"));
