@@ -1,7 +1,7 @@
 //! Certificates for TLS by their files, checked before anything is connected.
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -29,24 +29,17 @@ pub struct TlsFiles {
 }
 
 /// What a file is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum TlsFile {
     /// [`TlsFiles::ca`].
+    #[strum(serialize = "certificate of an authority")]
     Ca,
     /// [`TlsFiles::certificate`].
+    #[strum(serialize = "certificate")]
     Certificate,
     /// [`TlsFiles::key`].
+    #[strum(serialize = "key")]
     Key,
-}
-
-impl fmt::Display for TlsFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ca => "certificate of an authority",
-            Self::Certificate => "certificate",
-            Self::Key => "key",
-        })
-    }
 }
 
 /// What is wrong with a file, and what to do. Holds nothing of its content.

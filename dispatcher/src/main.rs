@@ -10,7 +10,7 @@ use document_outbox::{
     internal::ServerClock,
 };
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
-use outbox_service::{Choice, Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
+use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
 use tokio::sync::watch;
 
 const NAME: &str = "outbox-dispatcher";
@@ -85,10 +85,10 @@ fn table() -> Vec<Key> {
         )
         .with_default("64"),
         keys::messages_exchange(),
-        Key::new("payload_format", Kind::choice::<Format>(), "How payloads are written.").with_default("json"),
+        Key::new("payload_format", Kind::choice::<PayloadFormat>(), "How payloads are written.").with_default("json"),
         Key::new(
             "attribute_prefix",
-            Kind::choice::<Prefix>(),
+            Kind::choice::<AttributePrefix>(),
             "What the names of CloudEvents attributes begin with, in the headers of messages.",
         )
         .with_default("cloudEvents:"),
@@ -117,28 +117,6 @@ fn check_rate(text: &str) -> Result<(), String> {
     }
 }
 
-/// [`PayloadFormat`] by the names it has in the settings.
-#[derive(Debug, Clone, Copy, Default)]
-struct Format(PayloadFormat);
-
-impl Choice for Format {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("json", Self(PayloadFormat::Json)),
-        ("canonical_extended_json", Self(PayloadFormat::CanonicalExtendedJson)),
-    ];
-}
-
-/// [`AttributePrefix`] by the names it has in the settings.
-#[derive(Debug, Clone, Copy, Default)]
-struct Prefix(AttributePrefix);
-
-impl Choice for Prefix {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("cloudEvents:", Self(AttributePrefix::Colon)),
-        ("cloudEvents_", Self(AttributePrefix::Underscore)),
-    ];
-}
-
 /// Everything read, and nothing connected.
 struct Settings {
     connections: Connections,
@@ -149,18 +127,14 @@ struct Settings {
 }
 
 fn read(read: &mut Reader<'_>) -> Settings {
-    let topology = match read.choice("topology") {
-        keys::Topology::Declare => TopologyMode::Declare,
-        keys::Topology::Verify => TopologyMode::Verify,
-        keys::Topology::Off => TopologyMode::Off,
-    };
+    let topology: TopologyMode = read.choice("topology");
     let connections = Connections::read(read, NAME);
     let rabbitmq = connections.rabbitmq.clone().map(|amqp| RabbitMqSettings {
         amqp,
         exchange: read.string("messages_exchange"),
         topology,
-        payload: read.choice::<Format>("payload_format").0,
-        attribute_prefix: read.choice::<Prefix>("attribute_prefix").0,
+        payload: read.choice("payload_format"),
+        attribute_prefix: read.choice("attribute_prefix"),
         accept_unroutable: read.strings("unroutable_ok").into_iter().collect(),
     });
     let retry = RetryPolicy {

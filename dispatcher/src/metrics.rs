@@ -2,6 +2,7 @@
 
 use document_outbox::command::{CommandError, Reason};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use strum::VariantArray;
 
 use crate::{DispatcherEvent, Left, Refusal};
 
@@ -11,8 +12,6 @@ const READY: &str = "outbox_consumer_ready";
 const REBUILDS: &str = "outbox_consumer_rebuilds_total";
 const THROTTLED: &str = "outbox_throttled_seconds_total";
 
-const REASONS: [Reason; 5] =
-    [Reason::Stream, Reason::Sweep, Reason::Handoff, Reason::Operator, Reason::Other];
 const OUTCOMES: [&str; 6] = ["finished", "coalesced", "left", "put_back", "other_cluster", "given_back"];
 const CAUSES: [&str; 3] = ["malformed", "not_watched", "too_large"];
 
@@ -27,9 +26,9 @@ pub(crate) fn register() {
         Unit::Seconds,
         "time deliveries spent waiting for the rate, in whole seconds"
     );
-    for reason in REASONS {
+    for reason in Reason::VARIANTS {
         for outcome in OUTCOMES {
-            counter!(COMMANDS, "reason" => label(reason), "outcome" => outcome).increment(0);
+            counter!(COMMANDS, "reason" => reason.as_str(), "outcome" => outcome).increment(0);
         }
     }
     for cause in CAUSES {
@@ -54,7 +53,7 @@ pub(crate) fn event(event: &DispatcherEvent, reason: Option<Reason>) {
         }
         DispatcherEvent::Taken { .. } | DispatcherEvent::Kept { .. } => return,
     };
-    let reason = label(reason.unwrap_or(Reason::Other));
+    let reason = reason.unwrap_or(Reason::Other).as_str();
     counter!(COMMANDS, "reason" => reason, "outcome" => outcome).increment(1);
 }
 
@@ -68,16 +67,6 @@ pub(crate) fn consumer_rebuilt() {
 
 pub(crate) fn throttled(seconds: u64) {
     counter!(THROTTLED).increment(seconds);
-}
-
-fn label(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Stream => "stream",
-        Reason::Sweep => "sweep",
-        Reason::Handoff => "handoff",
-        Reason::Operator => "operator",
-        Reason::Other => "other",
-    }
 }
 
 fn cause(refusal: &Refusal) -> &'static str {

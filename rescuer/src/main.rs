@@ -184,11 +184,7 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
         connections: Connections::read(read, NAME),
         exchange: read.string("commands_exchange"),
         queue: read.string("commands_queue"),
-        topology: match read.choice("topology") {
-            keys::Topology::Declare => TopologyMode::Declare,
-            keys::Topology::Verify => TopologyMode::Verify,
-            keys::Topology::Off => TopologyMode::Off,
-        },
+        topology: read.choice("topology"),
     };
     (around, settings)
 }

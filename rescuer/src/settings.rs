@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use document_outbox::DeliveryOrder;
 use mongodb::{Namespace, bson::Timestamp};
-use outbox_service::{Choice, NamespacePattern};
+use outbox_service::NamespacePattern;
 
 use crate::watch_plan;
 
@@ -12,7 +12,8 @@ use crate::watch_plan;
 const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// What to do when the stream cannot go on from the saved position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, strum::EnumString, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum OnHistoryLost {
     /// Go on from now, and sweep everything. Loses nothing.
     #[default]
@@ -21,11 +22,6 @@ pub enum OnHistoryLost {
     Fail,
     /// Go on from now; what was missed waits for the sweep's usual rounds.
     Latest,
-}
-
-impl Choice for OnHistoryLost {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("sweep", Self::Sweep), ("fail", Self::Fail), ("latest", Self::Latest)];
 }
 
 /// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::problems`] says what cannot work.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use document_outbox::amqp::TopologyMode;
+
 use crate::{
     http::Listen,
-    settings::{Choice, Key, Kind, Scheme, check_database, did_you_mean},
+    settings::{Key, Kind, Scheme, check_database, did_you_mean},
     telemetry::{LogFormat, parse_filter},
 };
 
@@ -95,11 +97,12 @@ pub fn messages_exchange() -> Key {
         .with_default("outbox.messages")
 }
 
-/// `topology`, default `declare`: read with [`Reader::choice`](crate::Reader::choice) as [`Topology`].
+/// `topology`, default `declare`: read with [`Reader::choice`](crate::Reader::choice) as a
+/// [`TopologyMode`].
 pub fn topology() -> Key {
     Key::new(
         "topology",
-        Kind::choice::<Topology>(),
+        Kind::choice::<TopologyMode>(),
         "What to do about exchanges and queues: declare them, verify that they exist, or nothing.",
     )
     .with_default("declare")
@@ -148,23 +151,6 @@ pub fn log_filter() -> Key {
     )
     .with_fallback_env("RUST_LOG")
     .with_default("info")
-}
-
-/// What a daemon does about the exchanges and queues it needs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Topology {
-    /// Declares them.
-    #[default]
-    Declare,
-    /// Checks that they exist and declares nothing.
-    Verify,
-    /// Takes them for granted.
-    Off,
-}
-
-impl Choice for Topology {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("declare", Self::Declare), ("verify", Self::Verify), ("off", Self::Off)];
 }
 
 fn check_listen(text: &str) -> Result<(), String> {

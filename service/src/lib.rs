@@ -27,7 +27,7 @@ pub use connections::Connections;
 pub use daemon::{Context, Daemon, Exit};
 pub use probes::{Probes, Report};
 pub use settings::{
-    Choice, Glob, Key, Kind, NamespacePattern, Problem, Problems, Program, Reader, Resolution, Resolved,
-    Scheme, Sources, Uri,
+    Glob, Key, Kind, NamespacePattern, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme,
+    Sources, Uri,
 };
 pub use tokio_util::sync::CancellationToken;

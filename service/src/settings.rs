@@ -37,7 +37,7 @@ mod suggestion;
 mod uri;
 mod value;
 
-pub use key::{Check, Choice, Key, Kind};
+pub use key::{Check, Key, Kind};
 pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 pub use problem::{Problem, Problems};
 pub use program::Program;

@@ -15,23 +15,17 @@ use tracing_subscriber::{
     util::{SubscriberInitExt, TryInitError},
 };
 
-use crate::{
-    log_line::{JsonLines, TextLines},
-    settings::Choice,
-};
+use crate::log_line::{JsonLines, TextLines};
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum LogFormat {
     /// For people.
     #[default]
     Text,
     /// For machines: one JSON object a line.
     Json,
-}
-
-impl Choice for LogFormat {
-    const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }
 
 /// Why logging could not be started.

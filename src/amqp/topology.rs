@@ -9,7 +9,8 @@ use lapin::{
 use super::connection::{Trouble, broker_said, code_of};
 
 /// Whether the topology is made, looked for, or left alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum TopologyMode {
     /// Make what is missing. What is there already must have the same arguments.
     #[default]

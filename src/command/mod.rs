@@ -16,7 +16,7 @@
 
 pub(crate) mod sender;
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use mongodb::{
     Namespace,
@@ -57,8 +57,21 @@ const MAX_KEY_DEPTH: usize = 200;
 const MAX_READABLE_DEPTH: usize = 32;
 
 /// Why a command was sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Reason {
     /// The change stream showed a document whose outbox was still filled after the delay.
     Stream,
@@ -73,15 +86,10 @@ pub enum Reason {
     Other,
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stream => "stream",
-            Self::Sweep => "sweep",
-            Self::Handoff => "handoff",
-            Self::Operator => "operator",
-            Self::Other => "other",
-        })
+impl Reason {
+    /// The word for it in metrics.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -32,22 +32,23 @@ use super::{
 use crate::{aggregate::message::SCHEMA_HEADER, amqp::Publication};
 
 /// What the names of attributes begin with. Both are reserved, whichever is in use.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
+)]
 pub enum AttributePrefix {
     /// `cloudEvents:`
     #[default]
+    #[strum(serialize = "cloudEvents:")]
     Colon,
     /// `cloudEvents_`, which the binding allows for receivers that can't take a colon, such as JMS clients.
+    #[strum(serialize = "cloudEvents_")]
     Underscore,
 }
 
 impl AttributePrefix {
     /// The prefix itself.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Colon => "cloudEvents:",
-            Self::Underscore => "cloudEvents_",
-        }
+        self.into()
     }
 }
 

@@ -41,7 +41,8 @@ use serde_json::{Value, json};
 pub const MAX_DEPTH: usize = 200;
 
 /// How payloads are written. The content type of both is `application/json`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum PayloadFormat {
     /// Plain JSON, by the table [above](self).
     #[default]

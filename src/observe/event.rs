@@ -124,7 +124,8 @@ pub enum Event {
 }
 
 /// Why the inline dispatcher left messages to the rescuer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Shed {
     /// No seat was free.
     Full,
@@ -139,11 +140,6 @@ pub enum Shed {
 impl Shed {
     /// The word for it in metrics.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Unavailable => "unavailable",
-            Self::Stopped => "stopped",
-            Self::NotFound => "not_found",
-        }
+        self.into()
     }
 }

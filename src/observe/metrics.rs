@@ -76,7 +76,8 @@ series! {
 }
 
 /// Whose deliveries are meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Path {
     Inline,
     Dispatcher,
@@ -84,10 +85,7 @@ pub(crate) enum Path {
 
 impl Path {
     pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Inline => "inline",
-            Self::Dispatcher => "dispatcher",
-        }
+        self.into()
     }
 }
 

@@ -62,7 +62,8 @@ pub struct Dead {
 }
 
 /// Why an entry died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum DeadReason {
     /// Every attempt allowed by the retry policy failed.
     AttemptsExhausted,
@@ -77,12 +78,7 @@ pub enum DeadReason {
 impl DeadReason {
     /// The word stored in `dead_reason`.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AttemptsExhausted => "attempts_exhausted",
-            Self::Permanent => "permanent",
-            Self::Crashed => "crashed",
-            Self::Operator => "operator",
-        }
+        self.into()
     }
 }
 

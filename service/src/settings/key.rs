@@ -2,6 +2,8 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use strum::VariantNames;
+
 use super::uri::Scheme;
 
 /// Says in a sentence what is wrong with a text, starting with a verb: "is longer than 255 bytes; shorten it".
@@ -89,7 +91,7 @@ pub enum Kind {
     /// `true` or `false`; the bare flag means `true`.
     Boolean,
     /// One of these names; see [`Kind::choice`].
-    Choice(Vec<&'static str>),
+    Choice(&'static [&'static str]),
     /// A text that passes the check.
     Text(Check),
     /// Texts, comma-separated or a TOML array, each of which passes the check.
@@ -99,9 +101,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind for an enum of names.
-    pub fn choice<T: Choice>() -> Self {
-        Self::Choice(T::NAMES.iter().map(|(name, _)| *name).collect())
+    /// The kind for an enum, whose values users choose by name.
+    pub fn choice<T: VariantNames>() -> Self {
+        Self::Choice(T::VARIANTS)
     }
 
     pub(super) fn is_list(&self) -> bool {
@@ -154,12 +156,6 @@ impl Kind {
             Self::Namespaces => "shop.orders,shop.stock",
         }
     }
-}
-
-/// An enum whose values users choose by name.
-pub trait Choice: Copy + Default + 'static {
-    /// Every value with the name users give it, in lower case.
-    const NAMES: &'static [(&'static str, Self)];
 }
 
 /// The check of a text that may be anything.

@@ -1,9 +1,9 @@
 //! From texts to a daemon's own settings.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
-    key::{Choice, Key},
+    key::Key,
     namespace::NamespacePattern,
     problem::{Problem, Problems},
     resolve::{Entry, Resolved, Text, spelled},
@@ -79,11 +79,9 @@ impl<'a> Reader<'a> {
     }
 
     /// The choice under `name`.
-    pub fn choice<T: Choice>(&mut self, name: &'static str) -> T {
+    pub fn choice<T: FromStr + Default>(&mut self, name: &'static str) -> T {
         let value = self.get(name, |value| match value {
-            Value::Choice(chosen) => {
-                T::NAMES.iter().find(|(name, _)| name == chosen).map(|(_, value)| *value)
-            }
+            Value::Choice(chosen) => chosen.parse().ok(),
             _ => None,
         });
         value.unwrap_or_default()

@@ -2,12 +2,13 @@
 
 use std::{ffi::OsString, io, path::Path, time::Duration};
 
+use document_outbox::amqp::TopologyMode;
 use outbox_service::{
-    Choice, Key, Kind, NamespacePattern, Problems, Program, Reader, Resolution, Resolved, Sources, Uri,
-    keys::{self, Topology},
+    Key, Kind, NamespacePattern, Problems, Program, Reader, Resolution, Resolved, Sources, Uri, keys,
     settings::resolve,
 };
 use serde_json::json;
+use strum::VariantNames;
 
 const PROGRAM: Program = Program { name: "outbox-test", version: "1.2.3", about: "Tests settings." };
 const PASSWORD: &str = "hunter2";
@@ -45,7 +46,7 @@ struct Settings {
     watch: Vec<NamespacePattern>,
     unordered: Vec<NamespacePattern>,
     state_database: String,
-    topology: Topology,
+    topology: TopologyMode,
     log_filter: String,
     delay: Duration,
     max_attempts: u32,
@@ -124,7 +125,7 @@ fn the_simplest_run_needs_the_environment_alone() {
     assert_eq!(settings.watch, ["shop.*".parse().unwrap()]);
     assert_eq!(settings.unordered, []);
     assert_eq!(settings.state_database, "document_outbox");
-    assert_eq!(settings.topology, Topology::Declare);
+    assert_eq!(settings.topology, TopologyMode::Declare);
     assert_eq!(settings.log_filter, "info");
     assert_eq!(settings.delay, Duration::from_secs(15));
     assert_eq!(settings.max_attempts, 10);
@@ -169,7 +170,10 @@ fn a_file_may_set_everything_in_its_own_types() {
     let settings = settings(&sources).unwrap();
     assert_eq!(settings.watch.len(), 2);
     assert_eq!((settings.delay.as_secs(), settings.max_attempts, settings.inline), (3600, 1000, true));
-    assert_eq!((settings.topology, settings.tags.as_slice()), (Topology::Off, &["a".into(), "b".into()][..]));
+    assert_eq!(
+        (settings.topology, settings.tags.as_slice()),
+        (TopologyMode::Off, &["a".into(), "b".into()][..])
+    );
 }
 
 #[test]
@@ -305,7 +309,7 @@ fn the_defaults_of_the_shared_keys_are_valid() {
     ];
     let Resolution::Run(resolved) = resolve(&PROGRAM, &all, &sources(&[], &[])) else { panic!("printed") };
     assert_eq!(Reader::new(&resolved).finish(()), Ok(()));
-    assert_eq!(Topology::NAMES.len(), 3);
+    assert_eq!(TopologyMode::VARIANTS.len(), 3);
 }
 
 #[test]
