@@ -36,7 +36,7 @@ use crate::{
         claim::{Claimed, Claimer},
         deferred_clears::Linger,
         oversized::Oversized,
-        report::Teller,
+        report::Reporter,
         retry::RetryPolicy,
         unsettled::Unsettled,
     },
@@ -178,9 +178,8 @@ pub struct Processor {
     pub(crate) unsettled: Unsettled,
     pub(crate) oversized: Oversized,
     pace: Option<Arc<dyn Pace>>,
-    pub(crate) teller: Teller,
+    pub(crate) report: Reporter,
     pub(crate) path: Path,
-    pub(crate) vitals: Arc<Vitals>,
     /// Cancelled once the last clone is gone.
     gone: CancellationToken,
     _last: Arc<DropGuard>,
@@ -219,16 +218,16 @@ impl Processor {
         // Longer than that, and a clear might come after its claim has ended.
         let clear_within = clear_within.min(processor.claimer.lease / 4);
         if !clear_within.is_zero() {
-            let (clears, teller) = (processor.clears.clone(), processor.teller.clone());
+            let (clears, report) = (processor.clears.clone(), processor.report.clone());
             processor.linger = Some(Linger::start(clear_within, move |delivered| {
-                let (clears, teller) = (clears.clone(), teller.clone());
+                let (clears, report) = (clears.clone(), report.clone());
                 async move {
                     let answers = clears.clear_all(&delivered).await;
                     for (Delivered { document, .. }, answer) in delivered.iter().zip(answers) {
                         match answer {
                             Ok(true) => {}
-                            Ok(false) => teller.claim_lost(document),
-                            Err(error) => teller.not_cleared(document, &error),
+                            Ok(false) => report.claim_lost(document),
+                            Err(error) => report.not_cleared(document, &error),
                         }
                     }
                 }
@@ -282,8 +281,7 @@ impl Processor {
             claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
             pace: None,
             path,
-            vitals: Vitals::new(metrics.clone(), capacity),
-            teller: Teller::new(metrics),
+            report: Reporter::new(metrics.clone(), Vitals::new(metrics, capacity)),
             _last: Arc::new(gone.clone().drop_guard()),
             gone,
         }
@@ -298,7 +296,7 @@ impl Processor {
 
     /// What happens, from now on.
     pub fn events(&self) -> &Events<Event> {
-        self.teller.events()
+        self.report.events()
     }
 
     /// Where messages go.
@@ -323,20 +321,20 @@ impl Processor {
 
     /// How it stands, for as long as the process runs: for a health endpoint of your own.
     pub fn health(&self) -> Health {
-        Health::of(&self.vitals)
+        Health::of(self.vitals())
     }
 
     pub(crate) fn vitals(&self) -> &Arc<Vitals> {
-        &self.vitals
+        self.report.vitals()
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
-        self.teller.metrics()
+        self.report.metrics()
     }
 
     /// Announces and counts an event.
     pub(crate) fn emit(&self, event: Event) {
-        self.teller.emit(event);
+        self.report.emit(event);
     }
 
     /// Where delivered messages wait for the next save of their document; none where they are cleared at once.
@@ -348,7 +346,7 @@ impl Processor {
     pub(crate) fn is_available(&self) -> bool {
         let available = self.deliver.is_available();
         if !available {
-            self.vitals.circuit_opened(&self.deliver, self.gone.clone());
+            self.vitals().circuit_opened(&self.deliver, self.gone.clone());
         }
         available
     }
@@ -356,6 +354,10 @@ impl Processor {
     /// Reads a document's outbox.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Read, Error> {
         self.reads.read(document).await
+    }
+
+    pub(crate) fn delivered(&self, document: &DocumentRef, entry: &Entry) {
+        self.report.delivered(document, entry, self.clock.carried_on());
     }
 
     pub(crate) fn claimer(&self) -> &Claimer {
@@ -372,12 +374,12 @@ impl Processor {
         ordering: DeliveryOrder,
         stop: &CancellationToken,
     ) -> Result<Processed, Error> {
-        let _in_flight = self.vitals.enter();
+        let _in_flight = self.vitals().enter();
         let span = trace::dispatch(document, self.path);
         let process = async {
             let processed = self.process_into(document, ordering, stop, &mut Vec::new()).await;
             if let Err(error) = &processed {
-                self.vitals.failed(&error_codes::describe(error));
+                self.vitals().failed(&error_codes::describe(error));
                 trace::failed(&Span::current(), "interrupted");
             }
             processed
@@ -431,7 +433,7 @@ impl Processor {
         let slots = match slots {
             Ok(slots) => slots,
             Err(reason) => {
-                self.tell_unreadable(document, 1, reason.to_string());
+                self.report.unreadable(document, 1, reason.to_string());
                 return Ok(Step::Ended(Processed::Done));
             }
         };
@@ -496,7 +498,7 @@ impl Processor {
     ) -> Result<Choice, Error> {
         let plan = self.plan(slots, ordering, now);
         if !std::mem::replace(&mut looks.told, true) {
-            self.tell(document, slots, &plan);
+            self.report.left_alone(document, slots, &plan);
         }
 
         if let Some(entry) = plan.crashed.filter(|_| plan.entries.is_empty()) {
@@ -549,7 +551,7 @@ impl Processor {
     async fn die_crashed(&self, document: &DocumentRef, entry: &Entry, now: DateTime) -> Result<bool, Error> {
         let died = self.claimer.die_crashed(document, entry, now).await?;
         if died {
-            self.tell_died(document, entry, DeadReason::Crashed, "its claimers ended without an answer");
+            self.report.died(document, entry, DeadReason::Crashed, "its claimers ended without an answer");
         }
         Ok(died)
     }

@@ -1,14 +1,14 @@
-//! Where it is reported what happens to messages: logs, counts and events, each from one place.
+//! Where it is reported what happens to messages: log lines, counts and events, each from one place.
 
 use std::sync::Arc;
 
 use mongodb::bson::DateTime;
 
 use crate::{
-    dispatch::processor::Processor,
     mongo::clock::until,
     observe::{
         event::{Event, Events},
+        health::Vitals,
         metrics::Metrics,
     },
     stored::{
@@ -18,16 +18,17 @@ use crate::{
     },
 };
 
-/// Announces and counts.
+/// Logs, counts and announces.
 #[derive(Clone)]
-pub(crate) struct Teller {
+pub(crate) struct Reporter {
     metrics: Arc<Metrics>,
     events: Events<Event>,
+    vitals: Arc<Vitals>,
 }
 
-impl Teller {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, events: Events::default() }
+impl Reporter {
+    pub(crate) fn new(metrics: Arc<Metrics>, vitals: Arc<Vitals>) -> Self {
+        Self { metrics, events: Events::default(), vitals }
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -38,6 +39,11 @@ impl Teller {
         &self.events
     }
 
+    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
+    /// Counts and announces an event.
     pub(crate) fn emit(&self, event: Event) {
         self.metrics.record(&event);
         self.events.emit(event);
@@ -51,52 +57,67 @@ impl Teller {
     pub(crate) fn not_cleared(&self, document: &DocumentRef, error: &str) {
         tracing::warn!(%document, error, "delivered messages were not cleared; they will be delivered again");
     }
-}
 
-impl Processor {
-    pub(crate) fn tell(&self, document: &DocumentRef, slots: &[Slot], plan: &Deliverable<'_>) {
-        let first = slots.iter().find_map(|slot| match slot {
-            Slot::Unreadable(unreadable) => {
-                Some(format!("element {}: {}", unreadable.index, unreadable.reason))
-            }
+    /// Reports what this process can't deliver: unreadable elements, and messages for others.
+    pub(crate) fn left_alone(&self, document: &DocumentRef, slots: &[Slot], plan: &Deliverable<'_>) {
+        let unreadable = slots.iter().find_map(|slot| match slot {
+            Slot::Unreadable(unreadable) => Some(unreadable),
             Slot::Entry(_) => None,
         });
-        if let Some(reason) = first {
-            self.tell_unreadable(document, plan.unreadable, reason);
+        if let Some(first) = unreadable {
+            let reason = format!("element {}: {}", first.index, first.reason);
+            self.unreadable(document, plan.unreadable, reason);
         }
+
         if plan.not_mine > 0 {
             tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
             self.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
         }
     }
 
-    pub(crate) fn tell_unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
+    pub(crate) fn unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
         tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
         self.emit(Event::Unreadable { document: document.clone(), count, reason });
     }
 
-    pub(crate) fn tell_delivered(&self, document: &DocumentRef, entry: &Entry) {
+    /// `now` is server time, if it is known.
+    pub(crate) fn delivered(&self, document: &DocumentRef, entry: &Entry, now: Option<DateTime>) {
         tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
-        if let (Some(now), Some(since)) = (self.clock.carried_on(), due_since(entry)) {
-            self.metrics().lag(until(since, now));
+        if let (Some(now), Some(since)) = (now, due_since(entry)) {
+            self.metrics.lag(until(since, now));
         }
+
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
         self.emit(Event::Delivered { document, id, message_type });
     }
 
-    pub(crate) fn tell_failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
+    pub(crate) fn failed(&self, document: &DocumentRef, entry: &Entry, error: &str) {
         let attempts = entry.attempts + 1;
         self.vitals.failed(error);
-        tracing::info!(%document, id = %entry.id, message_type = entry.message_type, attempts, error, "a delivery failed and is tried again");
+        tracing::info!(
+            %document, id = %entry.id, message_type = entry.message_type, attempts, error,
+            "a delivery failed and is tried again"
+        );
+
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
         self.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
     }
 
-    pub(crate) fn tell_died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
+    pub(crate) fn died(&self, document: &DocumentRef, entry: &Entry, reason: DeadReason, error: &str) {
         self.vitals.failed(error);
-        tracing::error!(%document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error, "a message was given up; it stays in the document");
+        tracing::error!(
+            %document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error,
+            "a message was given up; it stays in the document"
+        );
+
         let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
         self.emit(Event::Died { document, id, message_type, reason, error: error.into() });
+    }
+
+    /// Reports that there is no way to deliver now.
+    pub(crate) fn unavailable(&self, document: &DocumentRef, why: &str) {
+        self.vitals.failed(why);
+        tracing::debug!(%document, why, "no way to deliver now");
     }
 }
 

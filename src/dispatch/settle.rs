@@ -99,13 +99,12 @@ impl<'a> Settling<'a> {
     async fn settle(&mut self, entry: &'a Entry, answer: Answer) {
         match answer.outcome {
             Outcome::Delivered => {
-                self.processor.tell_delivered(&self.claim.document, entry);
+                self.processor.delivered(&self.claim.document, entry);
                 self.delivered.push(entry.id);
                 self.pass.dispositions.push((entry.id, Disposition::Delivered));
             }
             Outcome::Unavailable(why) => {
-                self.processor.vitals.failed(&why);
-                tracing::debug!(document = %self.claim.document, why, "no way to deliver now");
+                self.processor.report.unavailable(&self.claim.document, &why);
                 self.pass.stop(Processed::Unavailable);
                 match answer.delivered_to.is_empty() {
                     true => self.given_back.push(entry),
@@ -144,7 +143,7 @@ impl<'a> Settling<'a> {
             Err(error) => Err(error),
         };
         if self.note(written) {
-            self.processor.tell_failed(&self.claim.document, entry, error);
+            self.processor.report.failed(&self.claim.document, entry, error);
             self.pass.dispositions.push((entry.id, Disposition::Retrying { error: error.into() }));
         }
     }
@@ -155,7 +154,7 @@ impl<'a> Settling<'a> {
             Err(error) => Err(error),
         };
         if self.note(written) {
-            self.processor.tell_died(&self.claim.document, entry, reason, error);
+            self.processor.report.died(&self.claim.document, entry, reason, error);
             self.pass.dispositions.push((entry.id, Disposition::Dead { error: error.into() }));
         }
     }
@@ -177,7 +176,7 @@ impl<'a> Settling<'a> {
             Ok(true) => true,
             Ok(false) => {
                 if !std::mem::replace(&mut self.lost, true) {
-                    self.processor.teller.claim_lost(&self.claim.document);
+                    self.processor.report.claim_lost(&self.claim.document);
                 }
                 self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 false
@@ -225,7 +224,7 @@ impl<'a> Settling<'a> {
             match self.processor.clears.clear(&delivered).await {
                 Ok(cleared) => _ = self.note(Ok(cleared)),
                 Err(error) => {
-                    self.processor.teller.not_cleared(&delivered.document, &error);
+                    self.processor.report.not_cleared(&delivered.document, &error);
                     self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 }
             }

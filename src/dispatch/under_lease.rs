@@ -80,7 +80,7 @@ impl Processor {
         let attempts = entry.attempts + 1;
         match outcome {
             Outcome::Delivered => {
-                self.tell_delivered(document, entry);
+                self.delivered(document, entry);
                 self.oversized.clear(&self.claimer.client, document, entry.id).await?;
                 lease.forget(entry.id);
                 // There is some room now. Whoever claims in the document looks at nothing but the document.
@@ -92,7 +92,7 @@ impl Processor {
                 Ok(None)
             }
             Outcome::Unavailable(why) => {
-                self.vitals.failed(&why);
+                self.report.unavailable(document, &why);
                 if !delivered_to.is_empty() {
                     let now = self.clock.now().await?;
                     lease.put_off(entry, entry.attempts, now, &why, &delivered_to);
@@ -105,7 +105,7 @@ impl Processor {
                 let retry_at = later(self.clock.now().await?, backoff);
                 lease.put_off(entry, attempts, retry_at, &error, &delivered_to);
                 if self.give_back(document, lease).await? {
-                    self.tell_failed(document, entry, &error);
+                    self.report.failed(document, entry, &error);
                 }
                 // In an unordered document it holds back none of the others.
                 let held = Processed::Held(Hold::Retrying(retry_at));
@@ -134,7 +134,7 @@ impl Processor {
         // Whoever comes when there is room for claims again doesn't look at what was kept with the lease.
         let is_recorded = self.claimer.die_without_room(document, entry, now).await?;
         if is_kept || is_recorded {
-            self.tell_died(document, entry, reason, error);
+            self.report.died(document, entry, reason, error);
         }
         Ok(None)
     }
@@ -143,7 +143,7 @@ impl Processor {
     async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<bool, Error> {
         let is_mine = self.oversized.give_back(document, lease).await?;
         if !is_mine {
-            self.teller.claim_lost(document);
+            self.report.claim_lost(document);
         }
         Ok(is_mine)
     }
