@@ -1,23 +1,25 @@
 //! Making one connection with one channel, and naming what went wrong.
 
-use std::{
-    fmt::{self, Display},
-    io,
-    pin::Pin,
-    time::Duration,
-};
+use std::{fmt::Display, io, pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt};
 use lapin::{
     Channel, Connection, ConnectionProperties, ErrorKind, Event,
     options::ConfirmSelectOptions,
-    protocol::AMQPErrorKind,
     tcp::{AMQPUriTcpExt, RustlsConnector, RustlsConnectorConfig, TLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
 use tokio::time::timeout;
 
-use super::{AmqpSettings, State, Topology};
+use crate::amqp::{
+    settings::AmqpSettings,
+    state::State,
+    topology::Topology,
+    trouble::{Cause, Trouble, broker_said, code_of},
+};
+
+/// The longest that a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What a supervisor needs for its connections.
 #[derive(Clone)]
@@ -33,23 +35,6 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) channel: Channel,
     pub(super) events: Pin<Box<dyn Stream<Item = Event> + Send>>,
-}
-
-/// Why there is no link.
-#[derive(Clone, Debug)]
-pub(super) enum Trouble {
-    /// Waiting may help.
-    Unreachable(String),
-    /// A person must act.
-    Misconfigured(String),
-}
-
-impl Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable(reason) | Self::Misconfigured(reason) => f.write_str(reason),
-        }
-    }
 }
 
 impl From<Trouble> for State {
@@ -223,27 +208,27 @@ impl Link {
     }
 
     /// The next event that matters. Cancel safe.
-    pub(super) async fn event(&mut self) -> Weather {
+    pub(super) async fn event(&mut self) -> ConnectionEvent {
         loop {
             match self.events.next().await {
-                Some(Event::ConnectionBlocked(reason)) => return Weather::Blocked(reason),
-                Some(Event::ConnectionUnblocked) => return Weather::Unblocked,
+                Some(Event::ConnectionBlocked(reason)) => return ConnectionEvent::Blocked(reason),
+                Some(Event::ConnectionUnblocked) => return ConnectionEvent::Unblocked,
                 Some(Event::Error(error)) => {
                     let reason = broker_said(&error);
                     return match Cause::of(&error) {
-                        Cause::Channel(_) => Weather::ChannelClosed(reason),
-                        Cause::Connection(_) | Cause::Lost => Weather::Lost(reason),
+                        Cause::Channel(_) => ConnectionEvent::ChannelClosed(reason),
+                        Cause::Connection(_) | Cause::Lost => ConnectionEvent::Lost(reason),
                     };
                 }
                 Some(_) => {}
-                None => return Weather::Lost("the connection ended".to_owned()),
+                None => return ConnectionEvent::Lost("the connection ended".to_owned()),
             }
         }
     }
 }
 
 /// What the broker tells about a connection.
-pub(super) enum Weather {
+pub(super) enum ConnectionEvent {
     Blocked(String),
     Unblocked,
     /// One of its channels was closed by the broker.
@@ -251,56 +236,9 @@ pub(super) enum Weather {
     Lost(String),
 }
 
-/// Why something that was asked of the broker has no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// RabbitMQ closed the channel with this code, over one thing that was asked on it.
-    Channel(u16),
-    /// RabbitMQ closed the connection with this code of the protocol, perhaps over one thing that was asked on it.
-    Connection(u16),
-    /// The connection is lost, or silent: nothing that was asked is to blame.
-    Lost,
-}
-
-impl Cause {
-    pub(super) fn explains_more_than(self, other: Self) -> bool {
-        match self {
-            Self::Channel(_) => !matches!(other, Self::Channel(_)),
-            Self::Connection(_) => other == Self::Lost,
-            Self::Lost => false,
-        }
-    }
-
-    pub(super) fn of(error: &lapin::Error) -> Self {
-        let ErrorKind::ProtocolError(error) = error.kind() else {
-            return Self::Lost;
-        };
-        let code = error.get_id();
-
-        match error.kind() {
-            AMQPErrorKind::Soft(_) => Self::Channel(code),
-            // Those that the broker uses for what it was sent: frame, syntax, command, channel, unexpected frame, not
-            // implemented, internal. The others (320, 402, 506, 530) are about itself or the whole connection.
-            AMQPErrorKind::Hard(_) if matches!(code, 501..=505 | 540 | 541) => Self::Connection(code),
-            AMQPErrorKind::Hard(_) => Self::Lost,
-        }
-    }
-}
-
-/// The longest that a goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(2);
-
 /// Says goodbye where that is possible.
 pub(super) async fn close(connection: &Connection) {
     let _ = timeout(GOODBYE, connection.close(200, "OK".into())).await;
-}
-
-/// The reply code of the broker, if it was the broker that refused.
-pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => Some(error.get_id()),
-        _ => None,
-    }
 }
 
 /// What is wrong with the encryption, if it is that.
@@ -308,13 +246,5 @@ fn tls_error(error: &lapin::Error) -> Option<&rustls::Error> {
     match error.kind() {
         ErrorKind::IOError(error) => error.get_ref()?.downcast_ref(),
         _ => None,
-    }
-}
-
-/// The broker's own words where there are any, else the client's.
-pub(super) fn broker_said(error: &lapin::Error) -> String {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => format!("{} {}", error.get_id(), error.get_message()),
-        _ => error.to_string(),
     }
 }

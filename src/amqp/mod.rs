@@ -38,24 +38,17 @@
 //! - The client logs every message that the broker returns, with its body, as a warning of the target
 //!   `lapin::returned_messages`: turn that target off where payloads must not be logged.
 
-mod backlog;
-mod closing;
 mod connection;
-mod consumer;
-mod flight;
-mod publication;
-mod publisher;
-mod quarantine;
-mod refusals;
+mod consume;
+mod publish;
 mod settings;
 mod state;
-mod supervisor;
+mod supervise;
 mod topology;
-mod window;
+mod trouble;
 
-pub use consumer::{Consumer, Delivery};
-pub use publication::{Publication, Published};
-pub use publisher::Publisher;
+pub use consume::{Consumer, Delivery};
+pub use publish::{Publication, Published, Publisher};
 pub use settings::{AmqpSettings, AmqpSettingsError};
 pub use state::State;
 pub use topology::{ExchangeKind, ExchangeSpec, QueueSpec, Topology, TopologyMode};

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use lapin::uri::{AMQPScheme, AMQPUri};
 
-use super::publication::SHORT_STRING;
+use crate::amqp::publish::publication::SHORT_STRING;
 use crate::tls::{TlsFileError, TlsFiles};
 
 /// How to reach the broker, and how long to wait for it.

@@ -1,6 +1,6 @@
 //! What a supervisor tells about its connection.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use tokio::sync::watch;
 
@@ -107,34 +107,6 @@ pub(super) async fn wait_closed(mut states: watch::Receiver<State>) {
     let _ = states.wait_for(|state| *state == State::Closed).await;
 }
 
-/// Pauses between connections: doubling, jittered, and short again after a connection that lasted.
-pub(super) struct Pauses {
-    min: Duration,
-    max: Duration,
-    next: Duration,
-}
-
-impl Pauses {
-    pub(super) fn new(min: Duration, max: Duration) -> Self {
-        let min = min.max(Duration::from_millis(1));
-        let max = max.max(min);
-        Self { min, max, next: min }
-    }
-
-    /// The pause after a connection that was of use for `lived`. Between half of the step and all of it, so
-    /// that many processes do not come back in step.
-    pub(super) fn after(&mut self, lived: Duration) -> Duration {
-        // Judged by its life and not by having been made: one that is refused at its first use each time
-        // would otherwise be made anew without end and without pause.
-        if lived >= self.max {
-            self.next = self.min;
-        }
-        let step = self.next;
-        self.next = (step * 2).min(self.max);
-        step.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,18 +123,5 @@ mod tests {
         assert!(supervisor.await.is_err_and(|error| error.is_panic()));
         assert_eq!(*states.borrow(), State::Closed);
         assert!(!wait_ready(states).await);
-    }
-
-    #[test]
-    fn pauses_grow_to_the_longest_and_start_over_after_a_connection_that_lasted() {
-        let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
-        let mut pauses = Pauses::new(min, max);
-        let mut step = min;
-        for _ in 0..10 {
-            let pause = pauses.after(Duration::from_millis(3));
-            assert!(pause >= step / 2 && pause <= step, "{pause:?} for {step:?}");
-            step = (step * 2).min(max);
-        }
-        assert!(pauses.after(max) <= min);
     }
 }

@@ -3,10 +3,10 @@
 use lapin::{
     Channel,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, FieldTable},
 };
 
-use super::connection::{Trouble, broker_said, code_of};
+use crate::amqp::trouble::{Trouble, broker_said, code_of, short};
 
 /// Whether the topology is made, looked for, or left alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
@@ -199,16 +199,6 @@ impl From<ExchangeKind> for lapin::ExchangeKind {
             ExchangeKind::Fanout => Self::Fanout,
         }
     }
-}
-
-/// The client panics on a name over 255 bytes unless asked like this.
-pub(super) fn short(name: &str) -> Result<ShortString, Trouble> {
-    ShortString::try_new(name).map_err(|_| {
-        let start: String = name.chars().take(40).collect();
-        Trouble::Misconfigured(format!(
-            "the name that begins with {start:?} is longer than the 255 bytes of AMQP"
-        ))
-    })
 }
 
 #[cfg(test)]

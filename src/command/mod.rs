@@ -46,7 +46,7 @@ pub const COMMANDS_DELIVERY_LIMIT: u32 = 20;
 ///
 /// More than twice the longest pause between two commands of the sweep for one document (2 min): so a document that is
 /// stuck always has a command in the queue, and at most four.
-pub const COMMAND_LIFETIME: Duration = Duration::from_secs(300);
+pub const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
 /// A longer body is refused unread, and not sent: a publisher takes messages of 16 MiB. A document key of 11 MB fits.
 pub const MAX_COMMAND_BYTES: usize = 15 << 20;
 /// Dispatchers of before refuse a longer body, and a key without its BSON may not make a longer one.
@@ -125,7 +125,7 @@ pub enum CommandError {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct SentCommand<'a> {
     database: &'a str,
     collection: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,7 +138,7 @@ struct Written<'a> {
 
 /// With a readable key of this type.
 #[derive(Deserialize)]
-struct Read<K> {
+struct ReceivedCommand<K> {
     database: String,
     collection: String,
     document_key: Option<K>,
@@ -163,7 +163,7 @@ impl ProcessDocumentMessages {
 
     /// The body on the wire.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut wire = Written {
+        let mut wire = SentCommand {
             database: &self.document.namespace.db,
             collection: &self.document.namespace.coll,
             document_key: readable(&self.document),
@@ -190,15 +190,15 @@ impl ProcessDocumentMessages {
             return Err(CommandError::TooLong(body.len()));
         }
         if body.len() <= MAX_READABLE_BYTES {
-            let wire: Read<Readable> = serde_json::from_slice(body).map_err(malformed)?;
+            let wire: ReceivedCommand<Readable> = serde_json::from_slice(body).map_err(malformed)?;
             return wire.command(key_of_readable);
         }
-        let wire: Read<IgnoredAny> = serde_json::from_slice(body).map_err(malformed)?;
+        let wire: ReceivedCommand<IgnoredAny> = serde_json::from_slice(body).map_err(malformed)?;
         wire.command(|_| Err(CommandError::BadKey("longer than 64 KiB and not in `key`")))
     }
 }
 
-impl<K> Read<K> {
+impl<K> ReceivedCommand<K> {
     fn command(
         self,
         of_readable: impl Fn(K) -> Result<RawDocumentBuf, CommandError>,

@@ -31,6 +31,24 @@ use super::{
 };
 use crate::{aggregate::message::SCHEMA_HEADER, amqp::Publication};
 
+/// How the names begin of headers that are not a message's own, in any case of letters.
+const RESERVED: [&str; 7] = [
+    "cloudEvents:",
+    "cloudEvents_",
+    // Where RabbitMQ notes dead-lettering, by which it also recognises a cycle and drops the message.
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    // Where its federation notes the way, and drops what has come too far.
+    "x-received-from",
+    // From which it makes properties for receivers that speak AMQP 1.0.
+    "x-amqp-1.0-",
+];
+/// The longest routing key that AMQP 0-9-1 can carry.
+const MAX_TYPE_BYTES: usize = 255;
+/// A longer subject is left out: all headers together have to fit one frame of 128 KiB, and an `_id` may have megabytes.
+const LONGEST_SUBJECT: usize = 8 << 10;
+
 /// What the names of attributes begin with. Both are reserved, whichever is in use.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
@@ -51,22 +69,6 @@ impl AttributePrefix {
         self.into()
     }
 }
-
-/// How the names begin of headers that are not a message's own, in any case of letters.
-const RESERVED: [&str; 7] = [
-    "cloudEvents:",
-    "cloudEvents_",
-    // Where RabbitMQ notes dead-lettering, by which it also recognises a cycle and drops the message.
-    "x-death",
-    "x-first-death-",
-    "x-last-death-",
-    // Where its federation notes the way, and drops what has come too far.
-    "x-received-from",
-    // From which it makes properties for receivers that speak AMQP 1.0.
-    "x-amqp-1.0-",
-];
-/// The longest routing key that AMQP 0-9-1 can carry.
-const MAX_TYPE_BYTES: usize = 255;
 
 /// Why a message can't be published, ever. Shows nothing of its payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -105,9 +107,6 @@ pub fn publication(
         expiration: None,
     })
 }
-
-/// A longer subject is left out: all headers together have to fit one frame of 128 KiB, and an `_id` may have megabytes.
-const LONGEST_SUBJECT: usize = 8 << 10;
 
 fn headers(envelope: &Envelope, prefix: AttributePrefix) -> Vec<(String, String)> {
     let prefix = prefix.as_str();

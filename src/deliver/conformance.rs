@@ -36,6 +36,22 @@ use tokio::time::{sleep, timeout};
 use super::{Answer, Deliver, Envelope, Outcome, json};
 use crate::stored::document_ref::DocumentRef;
 
+const ONE_ANSWER: &str = "one answer per message of the window";
+const TRULY: &str = "`Delivered` only when the receiver has it";
+const IN_ORDER: &str = "answers stand in the window's order, and errors of one message don't spread";
+const REPEATABLE: &str = "a message can be delivered again, with the same id";
+const NO_PANIC: &str = "it does not panic";
+const NOT_FOR_EVER: &str = "it does not wait for ever";
+const DROPPABLE: &str = "a delivery that is dropped halfway leaves it usable";
+const DISCREET: &str = "its texts say why, and show nothing of the payload";
+const FREE_OF_CHARGE: &str = "while it is not available no attempt is counted";
+const RECOVERS: &str = "it becomes available again by itself";
+const SERVES: &str = "it serves the `via` that it wants stored, and no unknown one";
+/// Between two tries of a deliverer that says it may be available and isn't.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+/// Stands in payloads and must not be seen in texts.
+const SECRET: &str = "conformance-secret-0f8e";
+
 /// A deliverer to be tested, and the receiver at its other end.
 #[async_trait]
 pub trait Harness: Send + Sync {
@@ -99,23 +115,6 @@ pub async fn check(harness: &dyn Harness) {
     suite.via_is_served();
     suite.unavailable().await;
 }
-
-const ONE_ANSWER: &str = "one answer per message of the window";
-const TRULY: &str = "`Delivered` only when the receiver has it";
-const IN_ORDER: &str = "answers stand in the window's order, and errors of one message don't spread";
-const REPEATABLE: &str = "a message can be delivered again, with the same id";
-const NO_PANIC: &str = "it does not panic";
-const NOT_FOR_EVER: &str = "it does not wait for ever";
-const DROPPABLE: &str = "a delivery that is dropped halfway leaves it usable";
-const DISCREET: &str = "its texts say why, and show nothing of the payload";
-const FREE_OF_CHARGE: &str = "while it is not available no attempt is counted";
-const RECOVERS: &str = "it becomes available again by itself";
-const SERVES: &str = "it serves the `via` that it wants stored, and no unknown one";
-
-/// Between two tries of a deliverer that says it may be available and isn't.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
-/// Stands in payloads and must not be seen in texts.
-const SECRET: &str = "conformance-secret-0f8e";
 
 struct Suite<'a>(&'a dyn Harness);
 

@@ -54,7 +54,6 @@ use crate::{
 
 /// The exchange that messages go to by default.
 pub const MESSAGES_EXCHANGE: &str = "outbox.messages";
-
 /// For how long a refusal answers for the quick tries of the same attempt.
 const SAME_ATTEMPT: Duration = Duration::from_secs(5);
 

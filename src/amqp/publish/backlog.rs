@@ -10,14 +10,14 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Publication, Published};
+use crate::amqp::publish::publication::{Publication, Published};
 
 /// The answer of an item that was dropped without one.
 const GONE: &str = "the publisher has ended";
 
 /// One caller's messages, on their way to the publisher.
 #[derive(Debug)]
-pub(super) struct Request(Vec<Item>);
+pub(super) struct PublishRequest(Vec<Item>);
 
 /// The caller's end of a request. Dropping it gives up on all that was not answered.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(super) struct Backlog {
     items: VecDeque<Item>,
 }
 
-impl Request {
+impl PublishRequest {
     pub(super) fn new(publications: Vec<Publication>) -> (Self, Answers) {
         let ticket = Arc::new(Ticket {
             state: Mutex::new(TicketState {
@@ -154,7 +154,7 @@ impl Backlog {
         self.items.len()
     }
 
-    pub(super) fn add(&mut self, request: Request) {
+    pub(super) fn add(&mut self, request: PublishRequest) {
         self.items.extend(request.0);
     }
 
@@ -191,9 +191,9 @@ impl Backlog {
 mod tests {
     use super::*;
 
-    fn request(ids: &[&str]) -> (Request, Answers) {
+    fn request(ids: &[&str]) -> (PublishRequest, Answers) {
         let publication = |id: &&str| Publication { message_id: (*id).into(), ..Publication::default() };
-        Request::new(ids.iter().map(publication).collect())
+        PublishRequest::new(ids.iter().map(publication).collect())
     }
 
     fn ids(window: &[Item]) -> Vec<&str> {

@@ -10,19 +10,24 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{
-    Publication, Published, State, TopologyMode,
-    backlog::{Backlog, Item, Request},
-    closing::Closing,
-    connection::{Cause, Link, Plan, Trouble, Weather},
-    flight::{Failure, Outcome, fly},
-    quarantine::{Quarantine, Suspect},
-    refusals::{Refusals, Subject, longest_body},
-    state::{Board, Pauses},
-    window::judge,
+use crate::amqp::{
+    connection::{ConnectionEvent, Link, Plan},
+    publish::{
+        backlog::{Backlog, Item, PublishRequest},
+        closing::Closing,
+        flight::{Failure, WindowOutcome, fly},
+        publication::{Publication, Published},
+        quarantine::{Quarantine, Suspect},
+        refusals::{Refusals, Subject, longest_body},
+        window::judge,
+    },
+    state::{Board, State},
+    supervise::{End, Pauses, Supervised},
+    topology::TopologyMode,
+    trouble::{Cause, Trouble},
 };
 
 /// A window closes at this many messages or bytes: enough to hide the round trip, small enough for its confirms
@@ -36,9 +41,9 @@ const RENEWAL: Duration = Duration::from_secs(1);
 /// An idle connection is looked at this often, for ends that the client reports to nobody.
 const PULSE: Duration = Duration::from_secs(1);
 
-pub(super) struct Supervisor {
+pub(super) struct PublishSupervisor {
     pub(super) plan: Arc<Plan>,
-    pub(super) inbox: mpsc::UnboundedReceiver<Request>,
+    pub(super) inbox: mpsc::UnboundedReceiver<PublishRequest>,
     pub(super) board: Board,
     pub(super) frame_max: Arc<AtomicUsize>,
     pub(super) refusals: Arc<Refusals>,
@@ -51,59 +56,21 @@ pub(super) struct Supervisor {
     pub(super) abandoned: bool,
 }
 
-/// Why a connection is no longer served.
-enum End {
-    Asked,
-    Lost(Trouble),
-}
-
-impl Supervisor {
-    pub(super) async fn run(mut self) {
-        let mut pauses = Pauses::new(self.plan.settings.reconnect_min, self.plan.settings.reconnect_max);
-        loop {
-            let Some(opened) = self.declining(open(self.plan.clone(), self.frame_max.clone())).await else {
-                break;
-            };
-            let lived = match opened {
-                Ok(mut link) => {
-                    let since = Instant::now();
-                    self.refusals.forget_limits();
-                    self.board.post(State::Ready);
-                    match self.serve(&mut link).await {
-                        End::Asked => {
-                            self.backlog.decline(&State::Closed.to_string());
-                            self.quarantine.finish(self.closing.left()).await;
-                            link.close().await;
-                            break;
-                        }
-                        End::Lost(trouble) => self.lost(trouble),
-                    }
-                    if self.declining(link.close()).await.is_none() {
-                        break;
-                    }
-                    since.elapsed()
-                }
-                Err(trouble) => {
-                    self.board.post(trouble.into());
-                    Duration::ZERO
-                }
-            };
-
-            let pause = pauses.after(lived);
-            if self.declining(sleep(pause)).await.is_none() {
-                break;
-            }
-        }
-
-        self.board.post(State::Closed);
-        self.inbox.close();
-        while let Ok(request) = self.inbox.try_recv() {
-            request.decline(&State::Closed.to_string());
-        }
+impl Supervised for PublishSupervisor {
+    fn board(&self) -> &Board {
+        &self.board
     }
 
-    /// Runs `work` while declining every request; none when asked to close.
-    async fn declining<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+    fn pauses(&self) -> Pauses {
+        Pauses::new(self.plan.settings.reconnect_min, self.plan.settings.reconnect_max)
+    }
+
+    fn open(&self) -> impl Future<Output = Result<Link, Trouble>> + Send + 'static {
+        open(self.plan.clone(), self.frame_max.clone())
+    }
+
+    /// Declines every request meanwhile.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -119,7 +86,10 @@ impl Supervisor {
 
     /// Publishes window after window until the connection is lost or nobody wants it any more.
     async fn serve(&mut self, link: &mut Link) -> End {
+        self.refusals.forget_limits();
+        self.board.post(State::Ready);
         self.abandoned = false;
+
         let mut pulse = interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if link.connection.status().blocked() {
@@ -147,6 +117,27 @@ impl Supervisor {
         }
     }
 
+    fn lost(&mut self, trouble: Trouble) {
+        let state = State::from(trouble);
+        let reported = state.to_string();
+        self.board.post(state);
+        self.backlog.decline(&reported);
+    }
+
+    async fn finish(&mut self) {
+        self.backlog.decline(&State::Closed.to_string());
+        self.quarantine.finish(self.closing.left()).await;
+    }
+
+    fn ended(&mut self) {
+        self.inbox.close();
+        while let Ok(request) = self.inbox.try_recv() {
+            request.decline(&State::Closed.to_string());
+        }
+    }
+}
+
+impl PublishSupervisor {
     /// Waits for something to do.
     async fn idle(&mut self, link: &mut Link, pulse: &mut tokio::time::Interval) -> Result<(), End> {
         tokio::select! {
@@ -162,7 +153,7 @@ impl Supervisor {
         }
 
         if !link.connection.status().connected() {
-            return Err(lost("the connection ended"));
+            return Err(End::lost("the connection ended"));
         }
         if !link.channel.status().connected() {
             self.replace_channel(link).await?;
@@ -189,7 +180,7 @@ impl Supervisor {
         }
     }
 
-    fn take(&mut self, request: Request) {
+    fn take(&mut self, request: PublishRequest) {
         if self.blocked() {
             request.decline(&self.board.state().to_string());
         } else {
@@ -202,25 +193,18 @@ impl Supervisor {
     }
 
     /// Posts what the broker reports; an error when the connection is lost.
-    fn note(&self, weather: Weather) -> Result<(), End> {
+    fn note(&self, weather: ConnectionEvent) -> Result<(), End> {
         match weather {
-            Weather::Blocked(reason) => self.board.post(State::Blocked { reason }),
-            Weather::Unblocked if self.abandoned => {
-                return Err(lost("replaced after an alarm of RabbitMQ"));
+            ConnectionEvent::Blocked(reason) => self.board.post(State::Blocked { reason }),
+            ConnectionEvent::Unblocked if self.abandoned => {
+                return Err(End::lost("replaced after an alarm of RabbitMQ"));
             }
-            Weather::Unblocked => self.board.post(State::Ready),
+            ConnectionEvent::Unblocked => self.board.post(State::Ready),
             // The messages on it fail by themselves.
-            Weather::ChannelClosed(_) => {}
-            Weather::Lost(reason) => return Err(lost(reason)),
+            ConnectionEvent::ChannelClosed(_) => {}
+            ConnectionEvent::Lost(reason) => return Err(End::lost(reason)),
         }
         Ok(())
-    }
-
-    fn lost(&mut self, trouble: Trouble) {
-        let state = State::from(trouble);
-        let reported = state.to_string();
-        self.board.post(state);
-        self.backlog.decline(&reported);
     }
 
     /// The next window, without the messages that may cost it the channel: these go apart.
@@ -267,7 +251,7 @@ impl Supervisor {
     }
 
     /// Publishes a window and waits for its confirms, or for what ends that.
-    async fn fly(&self, link: &mut Link, items: &[Item]) -> Outcome {
+    async fn fly(&self, link: &mut Link, items: &[Item]) -> WindowOutcome {
         let channel = link.channel.clone();
         let flight = fly(&channel, items, &self.plan.settings);
         let overdue = self.closing.overdue_for(items);
@@ -278,12 +262,12 @@ impl Supervisor {
                 outcome = &mut flight => return outcome,
                 weather = link.event() => if let Err(End::Lost(trouble)) = self.note(weather) {
                     // The confirms fail by themselves; this is for one that does not.
-                    let late = |_| Outcome::nothing(items.len(), Failure::lost(trouble.to_string()));
+                    let late = |_| WindowOutcome::nothing(items.len(), Failure::lost(trouble.to_string()));
                     return timeout(PULSE, &mut flight).await.unwrap_or_else(late);
                 },
                 () = &mut overdue => {
                     let reason = "the publisher was closed before the confirms came";
-                    return Outcome::nothing(items.len(), Failure::lost(reason));
+                    return WindowOutcome::nothing(items.len(), Failure::lost(reason));
                 }
             }
         }
@@ -293,7 +277,7 @@ impl Supervisor {
     fn give_up(
         &mut self,
         items: Vec<Item>,
-        outcome: &Outcome,
+        outcome: &WindowOutcome,
         failure: &Failure,
         link: &mut Link,
     ) -> Result<(), End> {
@@ -313,7 +297,7 @@ impl Supervisor {
     }
 
     /// Gives each message of a window the answer that it has. The others are left.
-    fn settle(&self, items: Vec<Item>, outcome: &Outcome) -> Left {
+    fn settle(&self, items: Vec<Item>, outcome: &WindowOutcome) -> Left {
         let ids: Vec<&str> = items.iter().map(|item| item.publication.message_id.as_str()).collect();
         let reason = match &outcome.failure {
             Some(failure) => &failure.reason,
@@ -429,10 +413,6 @@ struct Left {
     undecided: Vec<Item>,
     /// Unroutable, though the topology routes them.
     unrouted: Vec<(Item, Published)>,
-}
-
-fn lost(reason: impl Into<String>) -> End {
-    End::Lost(Trouble::Unreachable(reason.into()))
 }
 
 async fn open(plan: Arc<Plan>, frame_max: Arc<AtomicUsize>) -> Result<Link, Trouble> {

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::backlog::Item;
+use crate::amqp::publish::backlog::Item;
 
 /// The longest that closing waits for the confirms of messages that were handed over before.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);

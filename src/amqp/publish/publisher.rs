@@ -32,22 +32,26 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    AmqpSettings, Publication, Published, State, Topology,
-    backlog::{Backlog, Request},
-    closing::Closing,
+use crate::amqp::{
     connection::Plan,
-    publication::Limits,
-    quarantine::Quarantine,
-    refusals::Refusals,
-    state::{Board, wait_closed, wait_ready},
-    supervisor::{FRAME_MAX, Supervisor},
+    publish::{
+        backlog::{Backlog, PublishRequest},
+        closing::Closing,
+        publication::{Limits, Publication, Published},
+        quarantine::Quarantine,
+        refusals::Refusals,
+        supervisor::{FRAME_MAX, PublishSupervisor},
+    },
+    settings::AmqpSettings,
+    state::{Board, State, wait_closed, wait_ready},
+    supervise::supervise,
+    topology::Topology,
 };
 
 /// Publishes messages and says what became of each. Clones share one connection, which ends with the last.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    requests: mpsc::UnboundedSender<Request>,
+    requests: mpsc::UnboundedSender<PublishRequest>,
     states: watch::Receiver<State>,
     closing: Closing,
     settings: Arc<AmqpSettings>,
@@ -74,7 +78,7 @@ impl Publisher {
 
         // On connections of its own, so that a refused message doesn't cost this one.
         let apart = Arc::new(Plan { role: "suspects", ..(*plan).clone() });
-        let supervisor = Supervisor {
+        let supervisor = PublishSupervisor {
             quarantine: Quarantine::start(apart, refusals.clone(), broken),
             plan,
             inbox,
@@ -86,7 +90,7 @@ impl Publisher {
             backlog: Backlog::default(),
             abandoned: false,
         };
-        tokio::spawn(supervisor.run());
+        tokio::spawn(supervise(supervisor));
         Self { requests, states, closing, settings: shared, frame_max }
     }
 
@@ -148,7 +152,7 @@ impl Publisher {
         if publications.is_empty() {
             return Vec::new();
         }
-        let (request, answers) = Request::new(publications);
+        let (request, answers) = PublishRequest::new(publications);
         if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
             request.decline(&State::Closed.to_string());
         }

@@ -2,6 +2,11 @@
 
 use std::{fmt, time::Duration};
 
+pub(in crate::amqp) const SHORT_STRING: usize = 255;
+/// Sender-selected distribution: RabbitMQ closes the channel when these are not lists of strings.
+const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
+static NONE: String = String::new();
+
 /// One message to publish: always persistent, always mandatory.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Publication {
@@ -133,11 +138,6 @@ impl Publication {
             + properties
     }
 }
-
-pub(super) const SHORT_STRING: usize = 255;
-/// Sender-selected distribution: RabbitMQ closes the channel when these are not lists of strings.
-const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
-static NONE: String = String::new();
 
 impl fmt::Debug for Publication {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

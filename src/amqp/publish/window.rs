@@ -7,11 +7,11 @@
 
 use std::collections::HashMap;
 
-use super::Published;
+use crate::amqp::publish::publication::Published;
 
 /// What the broker said about one message of the window.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Confirm {
     Acked,
     Nacked,
     /// Nothing that counts: the time was up, or the channel ended.
@@ -28,16 +28,21 @@ pub(super) struct Returned {
 
 /// What became of each message. `ids` are unique; `answers` are in the same order; `failure` says why answers
 /// are missing, if any are.
-pub(super) fn judge(ids: &[&str], answers: &[Answer], returns: &[Returned], failure: &str) -> Vec<Published> {
+pub(super) fn judge(
+    ids: &[&str],
+    answers: &[Confirm],
+    returns: &[Returned],
+    failure: &str,
+) -> Vec<Published> {
     let returned: HashMap<&str, &Returned> =
         returns.iter().filter_map(|returned| Some((returned.message_id.as_deref()?, returned))).collect();
     let doubt = doubt(ids, answers, returns, &returned);
     let unknown = |reason: &str| Published::Unavailable { reason: reason.to_owned(), maybe_sent: true };
-    let verdict = |(id, answer): (&&str, &Answer)| match (returned.get(id), answer) {
+    let verdict = |(id, answer): (&&str, &Confirm)| match (returned.get(id), answer) {
         (Some(returned), _) => Published::Unroutable { code: returned.code, text: returned.text.clone() },
-        (None, Answer::Nacked) => Published::Nacked,
-        (None, Answer::Missing) => unknown(failure),
-        (None, Answer::Acked) => doubt.map_or(Published::Confirmed, unknown),
+        (None, Confirm::Nacked) => Published::Nacked,
+        (None, Confirm::Missing) => unknown(failure),
+        (None, Confirm::Acked) => doubt.map_or(Published::Confirmed, unknown),
     };
     ids.iter().zip(answers).map(verdict).collect()
 }
@@ -45,7 +50,7 @@ pub(super) fn judge(ids: &[&str], answers: &[Answer], returns: &[Returned], fail
 /// Why an acknowledgement without a returned message proves nothing in this window.
 fn doubt(
     ids: &[&str],
-    answers: &[Answer],
+    answers: &[Confirm],
     returns: &[Returned],
     returned: &HashMap<&str, &Returned>,
 ) -> Option<&'static str> {
@@ -55,7 +60,8 @@ fn doubt(
     }
     // Each acknowledgement brings along at most one returned message that waits with the client. If the one it
     // brought belongs to a message that is not acknowledged itself, its own may still have been waiting there.
-    let borrowed = |(id, answer): (&&str, &Answer)| *answer == Answer::Missing && returned.contains_key(*id);
+    let borrowed =
+        |(id, answer): (&&str, &Confirm)| *answer == Confirm::Missing && returned.contains_key(*id);
     if ids.iter().zip(answers).any(borrowed) {
         return Some("the connection ended while returned messages were still coming in");
     }
@@ -80,21 +86,21 @@ mod tests {
 
     #[test]
     fn a_returned_message_counts_for_its_id_whichever_confirm_brought_it() {
-        let answers = [Answer::Acked, Answer::Acked, Answer::Acked];
+        let answers = [Confirm::Acked, Confirm::Acked, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "");
         assert_eq!(verdicts, [Published::Confirmed, unroutable(), Published::Confirmed]);
     }
 
     #[test]
     fn several_returned_messages_in_any_order_are_each_matched() {
-        let answers = [Answer::Acked, Answer::Acked, Answer::Acked];
+        let answers = [Confirm::Acked, Confirm::Acked, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("3")), returned(Some("1"))], "");
         assert_eq!(verdicts, [unroutable(), Published::Confirmed, unroutable()]);
     }
 
     #[test]
     fn a_nack_is_its_own_answer_and_a_missing_one_is_unknown() {
-        let answers = [Answer::Nacked, Answer::Missing, Answer::Acked];
+        let answers = [Confirm::Nacked, Confirm::Missing, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[], "the channel ended");
         assert_eq!(verdicts[0], Published::Nacked);
         assert_eq!(
@@ -107,7 +113,7 @@ mod tests {
     #[test]
     fn a_returned_message_without_a_known_id_leaves_no_acknowledgement_trusted() {
         for stranger in [returned(None), returned(Some("9"))] {
-            let verdicts = judge(&["1", "2"], &[Answer::Acked, Answer::Nacked], &[stranger], "");
+            let verdicts = judge(&["1", "2"], &[Confirm::Acked, Confirm::Nacked], &[stranger], "");
             assert!(unknown(&verdicts[0]), "{verdicts:?}");
             assert_eq!(verdicts[1], Published::Nacked);
         }
@@ -116,7 +122,7 @@ mod tests {
     #[test]
     fn an_acknowledgement_that_carried_the_return_of_an_unanswered_message_is_not_trusted() {
         // return 2, return 3, ack 3 with the return of 2; then the connection dies with the return of 3 unseen.
-        let answers = [Answer::Missing, Answer::Missing, Answer::Acked];
+        let answers = [Confirm::Missing, Confirm::Missing, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "lost");
         assert!(unknown(&verdicts[0]) && unknown(&verdicts[2]), "{verdicts:?}");
         assert_eq!(verdicts[1], unroutable());

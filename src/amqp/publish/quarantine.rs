@@ -27,13 +27,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    Published,
-    backlog::Item,
-    connection::{Cause, Plan, Trouble, close},
-    flight::{Failure, Outcome, fly},
-    refusals::{Refusals, Subject},
-    window::judge,
+use crate::amqp::{
+    connection::{Plan, close},
+    publish::{
+        backlog::Item,
+        flight::{Failure, WindowOutcome, fly},
+        publication::Published,
+        refusals::{Refusals, Subject},
+        window::judge,
+    },
+    trouble::{Cause, Trouble},
 };
 
 /// How many channels are in use at a time. A thousand messages come through in less than a second.
@@ -82,7 +85,7 @@ impl Quarantine {
     }
 
     /// Finishes what is there, for this long at most.
-    pub(super) async fn finish(mut self, patience: Duration) {
+    pub(super) async fn finish(&mut self, patience: Duration) {
         let (nobody, _) = mpsc::unbounded_channel();
         self.suspects = nobody;
         let _ = timeout(patience, &mut self.task).await;
@@ -113,7 +116,7 @@ struct Ward {
 struct Trial {
     suspect: Suspect,
     channel: Option<Channel>,
-    outcome: Outcome,
+    outcome: WindowOutcome,
 }
 
 impl Ward {
@@ -275,7 +278,7 @@ async fn attempt(
             Trial { suspect, channel: Some(channel), outcome }
         }
         Err(trouble) => {
-            let outcome = Outcome::nothing(1, Failure::lost(trouble.to_string()));
+            let outcome = WindowOutcome::nothing(1, Failure::lost(trouble.to_string()));
             Trial { suspect, channel: None, outcome }
         }
     }

@@ -16,12 +16,12 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Publication, Published};
+use crate::amqp::publish::publication::{Publication, Published};
 
 /// For how long an answer of RabbitMQ holds for other messages of its kind.
 const FRESH: Duration = Duration::from_secs(1);
 /// For how long messages of a refused kind are published apart. After that, one of them costs a channel again.
-const REMEMBERED: Duration = Duration::from_secs(10 * 60);
+const REMEMBERED: Duration = Duration::from_mins(10);
 /// The most kinds that are remembered; the oldest is forgotten first.
 const MOST: usize = 1000;
 

@@ -8,16 +8,19 @@ use lapin::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    AmqpSettings, Publication,
-    backlog::Item,
-    connection::{Cause, broker_said},
-    window::{Answer, Returned},
+use crate::amqp::{
+    publish::{
+        backlog::Item,
+        publication::Publication,
+        window::{Confirm, Returned},
+    },
+    settings::AmqpSettings,
+    trouble::{Cause, broker_said},
 };
 
 /// What came back for one window.
-pub(super) struct Outcome {
-    pub(super) answers: Vec<Answer>,
+pub(super) struct WindowOutcome {
+    pub(super) answers: Vec<Confirm>,
     pub(super) returns: Vec<Returned>,
     pub(super) failure: Option<Failure>,
 }
@@ -39,9 +42,9 @@ impl Failure {
     }
 }
 
-impl Outcome {
+impl WindowOutcome {
     fn new(messages: usize) -> Self {
-        Self { answers: vec![Answer::Missing; messages], returns: Vec::new(), failure: None }
+        Self { answers: vec![Confirm::Missing; messages], returns: Vec::new(), failure: None }
     }
 
     pub(super) fn nothing(messages: usize, failure: Failure) -> Self {
@@ -52,9 +55,9 @@ impl Outcome {
         match confirmed {
             Ok(confirmation) => {
                 self.answers[index] = match confirmation {
-                    Confirmation::Ack(_) => Answer::Acked,
-                    Confirmation::Nack(_) => Answer::Nacked,
-                    Confirmation::NotRequested => Answer::Missing,
+                    Confirmation::Ack(_) => Confirm::Acked,
+                    Confirmation::Nack(_) => Confirm::Nacked,
+                    Confirmation::NotRequested => Confirm::Missing,
                 };
                 self.returns.extend(confirmation.take_message().map(|message| Returned {
                     message_id: message.properties.message_id().as_ref().map(ToString::to_string),
@@ -79,9 +82,9 @@ impl Outcome {
 }
 
 /// Publishes all at once and collects every confirm.
-pub(super) async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettings) -> Outcome {
+pub(super) async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettings) -> WindowOutcome {
     let (app_id, patience) = (settings.app_id(), settings.confirm_timeout);
-    let mut outcome = Outcome::new(items.len());
+    let mut outcome = WindowOutcome::new(items.len());
     let deadline = Instant::now() + patience;
     let mut flights = FuturesUnordered::new();
 

@@ -1,0 +1,39 @@
+//! Deliveries that have come and that nobody has asked for yet.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::amqp::consume::delivery::Delivery;
+
+/// Deliveries that nobody has asked for yet. No lock is held over an await: a `next` that nobody polls any more must
+/// not keep [`Consumer::stop_taking`] waiting.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    deliveries: Mutex<VecDeque<Delivery>>,
+    pub(super) arrived: Notify,
+}
+
+impl Arrivals {
+    pub(super) fn put(&self, delivery: Delivery) {
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).push_back(delivery);
+        self.arrived.notify_one();
+    }
+
+    /// The oldest that is not stale.
+    pub(super) fn take(&self) -> Option<Delivery> {
+        let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(delivery) = deliveries.pop_front() {
+            if !delivery.is_stale() {
+                if !deliveries.is_empty() {
+                    self.arrived.notify_one();
+                }
+                return Some(delivery);
+            }
+        }
+        None
+    }
+}

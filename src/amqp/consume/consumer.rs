@@ -1,0 +1,159 @@
+//! Consuming with acknowledgements.
+//!
+//! # Flow
+//!
+//! The supervisor connects, subscribes to the queue and passes deliveries on. After any error, after the broker
+//! cancelled the consumer, and at the end of the stream it connects and subscribes anew; what was not
+//! acknowledged comes again, marked as redelivered.
+//!
+//! # The watchdog
+//!
+//! A consumer can fall silent without an error. So a silent one looks at its queue now and then: if the broker
+//! knows no consumer of it, or if at two looks in a row messages wait while nothing is held here and
+//! nothing came in between, the connection is made anew.
+//!
+//! At the same times a topology in mode `declare` is declared again: a queue that lost its binding looks idle.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::amqp::{
+    connection::Plan,
+    consume::{
+        arrivals::Arrivals,
+        delivery::Delivery,
+        supervisor::{ConsumeSupervisor, Intake, Subscription},
+    },
+    settings::AmqpSettings,
+    state::{Board, State, wait_closed, wait_ready},
+    supervise::supervise,
+    topology::Topology,
+};
+
+/// Takes deliveries from one queue, over connections of its own. Dropping it closes them.
+#[derive(Debug)]
+pub struct Consumer {
+    arrivals: Arc<Arrivals>,
+    states: watch::Receiver<State>,
+    intake: watch::Sender<Intake>,
+    taking: watch::Receiver<bool>,
+    stop: CancellationToken,
+    _end: DropGuard,
+    end: CancellationToken,
+}
+
+impl Consumer {
+    /// Starts connecting in the background and returns at once.
+    ///
+    /// At most `prefetch` deliveries are unsettled at a time; 0 means any number. `tag` is the name of the
+    /// consumer, shown by the broker.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    #[must_use]
+    pub fn start(
+        settings: AmqpSettings,
+        topology: Topology,
+        queue: String,
+        prefetch: u16,
+        tag: String,
+    ) -> Self {
+        let plan = Arc::new(Plan { settings, topology, role: "consumer" });
+        let board = Board::new(plan.name());
+        let states = board.watch();
+        let arrivals = Arc::new(Arrivals::default());
+        let (put_back, dropped) = mpsc::unbounded_channel();
+        let (taking, still_taking) = watch::channel(true);
+        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let (intake, wanted) = watch::channel(Intake::AtMost(prefetch));
+        let subscription = Subscription { queue, tag, count: 0 };
+        let supervisor = ConsumeSupervisor {
+            plan,
+            subscription,
+            board,
+            arrivals: arrivals.clone(),
+            put_back,
+            dropped,
+            wanted,
+            taking,
+            stop: stop.clone(),
+            end: end.clone(),
+        };
+        tokio::spawn(supervise(supervisor));
+        Self { arrivals, states, intake, taking: still_taking, stop, _end: end.clone().drop_guard(), end }
+    }
+
+    /// The next delivery; none after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel safe.
+    pub async fn next(&self) -> Option<Delivery> {
+        loop {
+            let arrived = self.arrivals.arrived.notified();
+            if self.stop.is_cancelled() {
+                return None;
+            }
+            if let Some(delivery) = self.arrivals.take() {
+                return Some(delivery);
+            }
+            tokio::select! {
+                () = arrived => {}
+                () = self.stop.cancelled() => {}
+                () = wait_closed(self.states.clone()) => return None,
+            }
+        }
+    }
+
+    /// Whether it is subscribed to the queue.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        *self.states.borrow() == State::Ready
+    }
+
+    /// Waits until subscribed. False once that can never be again, after [`close`](Self::close).
+    pub async fn ready(&self) -> bool {
+        wait_ready(self.states.clone()).await
+    }
+
+    /// The state, and every change of it from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        let mut states = self.states.clone();
+        states.mark_unchanged();
+        states
+    }
+
+    /// Takes nothing more for now, and puts back what was not handed out by [`next`](Self::next); the connection stays, and
+    /// deliveries that were handed out can be settled. Returns at once.
+    pub fn pause(&self) {
+        self.want(Intake::Nothing);
+    }
+
+    /// Takes deliveries again after [`pause`](Self::pause), or with another prefetch than before. Returns at once.
+    pub fn resume(&self, prefetch: u16) {
+        self.want(Intake::AtMost(prefetch));
+    }
+
+    fn want(&self, wanted: Intake) {
+        self.intake.send_if_modified(|intake| std::mem::replace(intake, wanted) != wanted);
+    }
+
+    /// Ends the subscription: [`next`](Self::next) gives nothing more and what it had not yet given is put back.
+    /// Deliveries that were given can still be settled, until [`close`](Self::close) or an error.
+    ///
+    /// Ends within five seconds, whatever the broker does.
+    pub async fn stop_taking(&self) {
+        self.stop.cancel();
+        // An error means that the supervisor is gone, and its subscription with it.
+        let _ = self.taking.clone().wait_for(|taking| !taking).await;
+        while let Some(delivery) = self.arrivals.take() {
+            drop(delivery);
+        }
+    }
+
+    /// Closes the connection, in two seconds at most; what is not settled by now comes again, to somebody.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.end.cancel();
+        wait_closed(self.states.clone()).await;
+    }
+}

@@ -1,0 +1,165 @@
+//! One message from a queue, and the right to settle it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use lapin::{
+    Acker, BasicProperties,
+    options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
+    types::AMQPValue,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// One message from the queue, to be settled by [`ack`](Self::ack), [`reject`](Self::reject) or
+/// [`requeue`](Self::requeue). One that is dropped is put back.
+///
+/// Settling answers whether the broker was told. It was not if the connection of the delivery is gone: then
+/// the message comes again.
+pub struct Delivery {
+    /// The body.
+    pub body: Vec<u8>,
+    /// The AMQP property `type`.
+    pub message_type: Option<String>,
+    /// The AMQP property `message_id`.
+    pub message_id: Option<String>,
+    /// How often a quorum queue has handed it out before; 0 for other queues.
+    pub delivery_count: u32,
+    /// The MIME type of the body.
+    pub content_type: Option<String>,
+    /// The headers that are strings.
+    pub headers: Vec<(String, String)>,
+    /// The exchange it was published to.
+    pub exchange: String,
+    /// The routing key it was published with.
+    pub routing_key: String,
+    /// Whether it may have been delivered before.
+    pub redelivered: bool,
+    held: Held,
+}
+
+/// The right to settle one delivery, once, on the connection it came over.
+pub(super) struct Held {
+    pub(super) acker: Option<Acker>,
+    pub(super) gone: CancellationToken,
+    pub(super) count: Arc<AtomicUsize>,
+    pub(super) put_back: mpsc::UnboundedSender<Acker>,
+}
+
+impl Delivery {
+    pub(super) fn new(delivery: lapin::message::Delivery, held: Held) -> Self {
+        let properties = delivery.properties;
+        let text = |property: &Option<lapin::types::ShortString>| property.as_ref().map(ToString::to_string);
+        let headers = properties.headers().iter().flat_map(|table| table.inner());
+        Self {
+            message_type: text(properties.kind()),
+            message_id: text(properties.message_id()),
+            delivery_count: delivery_count(&properties),
+            content_type: text(properties.content_type()),
+            headers: headers.filter_map(|(name, value)| Some((name.to_string(), string(value)?))).collect(),
+            exchange: delivery.exchange.to_string(),
+            routing_key: delivery.routing_key.to_string(),
+            redelivered: delivery.redelivered,
+            body: delivery.data,
+            held,
+        }
+    }
+
+    /// Whether its connection is gone, so that settling it would do nothing.
+    pub(super) fn is_stale(&self) -> bool {
+        self.held.is_stale()
+    }
+
+    /// Done: the broker forgets the message. False if it could not be told.
+    pub async fn ack(self) -> bool {
+        let ack = |acker: Acker| async move { acker.ack(BasicAckOptions::default()).await };
+        self.held.settle(ack).await
+    }
+
+    /// Hopeless: the broker drops or dead-letters the message. False if it could not be told.
+    pub async fn reject(self) -> bool {
+        let reject = |acker: Acker| async move { acker.reject(BasicRejectOptions { requeue: false }).await };
+        self.held.settle(reject).await
+    }
+
+    /// Not now: the broker delivers the message again, at once. False if it could not be told.
+    ///
+    /// Not a means to retry: it loops without a pause, and newer brokers do not count it towards the
+    /// delivery limit.
+    pub async fn requeue(self) -> bool {
+        self.held.settle(requeue).await
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("message_id", &self.message_id)
+            .field("message_type", &self.message_type)
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("redelivered", &self.redelivered)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Held {
+    fn is_stale(&self) -> bool {
+        self.gone.is_cancelled() || self.acker.as_ref().is_none_or(|acker| !acker.usable())
+    }
+
+    async fn settle<F>(mut self, settle: impl FnOnce(Acker) -> F) -> bool
+    where
+        F: Future<Output = lapin::Result<bool>>,
+    {
+        let Some(acker) = self.acker.take() else {
+            return false;
+        };
+        tokio::select! {
+            biased;
+            () = self.gone.cancelled() => false,
+            told = settle(acker) => told.unwrap_or(false),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(acker) = self.acker.take().filter(|_| !self.gone.is_cancelled()) {
+            let _ = self.put_back.send(acker);
+        }
+    }
+}
+
+fn delivery_count(properties: &BasicProperties) -> u32 {
+    let count = properties.headers().as_ref().and_then(|table| table.inner().get("x-delivery-count"));
+    let count = match count {
+        Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).ok(),
+        Some(AMQPValue::LongInt(count)) => u32::try_from(*count).ok(),
+        Some(AMQPValue::LongUInt(count)) => Some(*count),
+        Some(AMQPValue::ShortShortUInt(count)) => Some(u32::from(*count)),
+        Some(AMQPValue::ShortUInt(count)) => Some(u32::from(*count)),
+        _ => None,
+    };
+    count.unwrap_or(0)
+}
+
+/// Puts a delivery back into its queue.
+pub(super) async fn requeue(acker: Acker) -> lapin::Result<bool> {
+    acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await
+}
+
+fn string(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,67 @@
+//! A consumer that has nothing to do, told from one that the broker has forgotten.
+
+/// What the broker says about a queue.
+pub(super) struct QueueStatus {
+    pub(super) waiting: u32,
+    pub(super) consumers: u32,
+}
+
+/// Distinguishes a consumer that has nothing to do from one that the broker forgot.
+#[derive(Default)]
+pub(super) struct Watchdog {
+    suspicious: bool,
+    delivered: bool,
+}
+
+impl Watchdog {
+    pub(super) fn delivered(&mut self) {
+        self.delivered = true;
+    }
+
+    /// One check; an error when it was forgotten. A single check is no proof: messages may be on their way.
+    pub(super) fn check(&mut self, status: &QueueStatus, held: usize) -> Result<(), String> {
+        let silent = !std::mem::take(&mut self.delivered);
+        if status.consumers == 0 && silent {
+            return Err("RabbitMQ does not know the consumer any more".to_owned());
+        }
+        let suspicious = silent && held == 0 && status.waiting > 0;
+        if std::mem::replace(&mut self.suspicious, suspicious) && suspicious {
+            return Err(format!("{} messages wait and none is delivered", status.waiting));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(waiting: u32, consumers: u32) -> QueueStatus {
+        QueueStatus { waiting, consumers }
+    }
+
+    #[test]
+    fn two_looks_at_waiting_messages_with_nothing_held_and_nothing_delivered_are_one_too_many() {
+        let mut watchdog = Watchdog::default();
+        assert!(watchdog.check(&status(5, 1), 0).is_ok());
+        assert!(watchdog.check(&status(5, 1), 0).is_err());
+    }
+
+    #[test]
+    fn a_delivery_or_a_held_message_or_an_empty_queue_clears_the_suspicion() {
+        let mut watchdog = Watchdog::default();
+        assert!(watchdog.check(&status(5, 1), 0).is_ok());
+        watchdog.delivered();
+        assert!(watchdog.check(&status(5, 1), 0).is_ok());
+        assert!(watchdog.check(&status(5, 1), 0).is_ok());
+        assert!(watchdog.check(&status(5, 1), 1).is_ok());
+        assert!(watchdog.check(&status(5, 1), 0).is_ok());
+        assert!(watchdog.check(&status(0, 1), 0).is_ok());
+        assert!(watchdog.check(&status(5, 1), 0).is_ok());
+    }
+
+    #[test]
+    fn a_consumer_that_the_broker_does_not_know_is_forgotten_at_the_first_look() {
+        assert!(Watchdog::default().check(&status(0, 0), 0).is_err());
+    }
+}

@@ -1,0 +1,84 @@
+//! What went wrong with RabbitMQ, and what that is about: one message, its channel, or the connection.
+
+use std::fmt::{self, Display};
+
+use lapin::{ErrorKind, protocol::AMQPErrorKind, types::ShortString};
+
+/// Why there is no link.
+#[derive(Clone, Debug)]
+pub(super) enum Trouble {
+    /// Waiting may help.
+    Unreachable(String),
+    /// A person must act.
+    Misconfigured(String),
+}
+
+impl Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(reason) | Self::Misconfigured(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// Why something that was asked of the broker has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// RabbitMQ closed the channel with this code, over one thing that was asked on it.
+    Channel(u16),
+    /// RabbitMQ closed the connection with this code of the protocol, perhaps over one thing that was asked on it.
+    Connection(u16),
+    /// The connection is lost, or silent: nothing that was asked is to blame.
+    Lost,
+}
+
+impl Cause {
+    pub(super) fn explains_more_than(self, other: Self) -> bool {
+        match self {
+            Self::Channel(_) => !matches!(other, Self::Channel(_)),
+            Self::Connection(_) => other == Self::Lost,
+            Self::Lost => false,
+        }
+    }
+
+    pub(super) fn of(error: &lapin::Error) -> Self {
+        let ErrorKind::ProtocolError(error) = error.kind() else {
+            return Self::Lost;
+        };
+        let code = error.get_id();
+
+        match error.kind() {
+            AMQPErrorKind::Soft(_) => Self::Channel(code),
+            // Those that the broker uses for what it was sent: frame, syntax, command, channel, unexpected frame, not
+            // implemented, internal. The others (320, 402, 506, 530) are about itself or the whole connection.
+            AMQPErrorKind::Hard(_) if matches!(code, 501..=505 | 540 | 541) => Self::Connection(code),
+            AMQPErrorKind::Hard(_) => Self::Lost,
+        }
+    }
+}
+
+/// The reply code of the broker, if it was the broker that refused.
+pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+/// The broker's own words where there are any, else the client's.
+pub(super) fn broker_said(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => format!("{} {}", error.get_id(), error.get_message()),
+        _ => error.to_string(),
+    }
+}
+
+/// The client panics on a name over 255 bytes unless asked like this.
+pub(super) fn short(name: &str) -> Result<ShortString, Trouble> {
+    ShortString::try_new(name).map_err(|_| {
+        let start: String = name.chars().take(40).collect();
+        Trouble::Misconfigured(format!(
+            "the name that begins with {start:?} is longer than the 255 bytes of AMQP"
+        ))
+    })
+}
