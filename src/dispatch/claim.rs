@@ -10,19 +10,16 @@
 use std::time::Duration;
 
 use mongodb::{
-    Client,
     bson::{Bson, DateTime, Document, Uuid, doc},
     error::Error,
-    options::WriteConcern,
 };
+use tokio::time::timeout;
 
 use crate::{
     mongo::{
+        Mongo, Update, WriteOutcome,
         clock::later,
         error_codes::{self, Verdict},
-        group_commit::{Statement, Writes},
-        statement,
-        write::Answer,
     },
     stored::{
         document_ref::DocumentRef,
@@ -71,8 +68,7 @@ enum Written {
 /// Who claims, and for how long.
 #[derive(Debug, Clone)]
 pub(crate) struct Claimer {
-    pub(crate) client: Client,
-    pub(crate) writes: Writes,
+    pub(crate) mongo: Mongo,
     /// The first part of every token; shown to operators.
     pub(crate) name: String,
     pub(crate) lease: Duration,
@@ -136,12 +132,14 @@ impl Claimer {
         let array_filters = vec![doc! { "e.id": { "$in": ids } }];
         let namespace = claim.document.namespace.clone();
 
-        match self.writes.update(Statement { namespace, filter, update, array_filters }).await {
-            Answer::Done => Ok(Written::Done),
-            Answer::Missed => Ok(Written::Missed),
-            Answer::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => Ok(Written::NoRoom),
-            Answer::Failed(error) => Err(error),
-            Answer::Unknown(error) => {
+        match self.mongo.update(Update { namespace, filter, update, array_filters }).await {
+            WriteOutcome::Done => Ok(Written::Done),
+            WriteOutcome::Missed => Ok(Written::Missed),
+            WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
+                Ok(Written::NoRoom)
+            }
+            WriteOutcome::Failed(error) => Err(error),
+            WriteOutcome::Unknown(error) => {
                 self.undo(claim, now).await;
                 Err(error)
             }
@@ -153,13 +151,11 @@ impl Claimer {
     async fn undo(&self, claim: &Claim, now: DateTime) {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = self.release_of(claim, &entries, now, &[]);
-        let (namespace, concern) = (&claim.document.namespace, WriteConcern::nodes(1));
-        let write = statement::update(&self.client, namespace, filter, update, elements, concern);
-        match tokio::time::timeout(UNDO_TIMEOUT, write).await {
-            Ok(Ok(_)) => {}
-            _ => {
-                tracing::debug!(document = %claim.document, "a claim without an answer was not taken back; it ends with its lease")
-            }
+        let namespace = claim.document.namespace.clone();
+        let update = Update { namespace, filter, update, array_filters: elements };
+        let written = timeout(UNDO_TIMEOUT, self.mongo.update_without_majority(update)).await;
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::debug!(document = %claim.document, "a claim without an answer was not taken back; it ends with its lease");
         }
     }
 
@@ -328,7 +324,7 @@ impl Claimer {
         let answer = self.send(document, filter.clone(), update.clone(), elements.clone()).await;
         let answer = match answer {
             // In a document without room, the state is worth more than the text about it.
-            Answer::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
+            WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
                 if let Ok(set) = update.get_document_mut("$set") {
                     set.remove("outbox.$[e].last_error");
                 }
@@ -337,9 +333,9 @@ impl Claimer {
             answer => answer,
         };
         match answer {
-            Answer::Done => Ok(true),
-            Answer::Missed => Ok(false),
-            Answer::Failed(error) | Answer::Unknown(error) => Err(error),
+            WriteOutcome::Done => Ok(true),
+            WriteOutcome::Missed => Ok(false),
+            WriteOutcome::Failed(error) | WriteOutcome::Unknown(error) => Err(error),
         }
     }
 
@@ -349,9 +345,9 @@ impl Claimer {
         filter: Filter,
         update: Document,
         array_filters: Vec<Document>,
-    ) -> Answer {
+    ) -> WriteOutcome {
         let namespace = document.namespace.clone();
-        self.writes.update(Statement { namespace, filter, update, array_filters }).await
+        self.mongo.update(Update { namespace, filter, update, array_filters }).await
     }
 }
 

@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{mongo::clears::Delivered, stored::document_ref::DocumentRef};
+use crate::{mongo::Delivered, stored::document_ref::DocumentRef};
 
 /// Messages that may wait at a time, taken ones included until their time would be over, and documents that may be under way
 /// to be cleared. With more, each is cleared at once by its delivery, which waits for it. So many messages a process can repeat

@@ -203,7 +203,7 @@ impl Processor {
     }
 
     async fn lease_left(&self, claim: &Claim) -> Result<Duration, Error> {
-        Ok(until(self.clock.now().await?, claim.until))
+        Ok(until(self.mongo.clock().now().await?, claim.until))
     }
 
     /// Whether enough is left of a lease to begin another delivery after this wait: half of it. With less, a message that needs
@@ -214,12 +214,12 @@ impl Processor {
 
     /// Whether half of a lease is left, as far as that is known without asking.
     pub(crate) fn half_left(&self, claim: &Claim) -> bool {
-        self.clock.carried_on().is_some_and(|now| until(now, claim.until) > self.claimer.lease / 2)
+        self.mongo.clock().carried_on().is_some_and(|now| until(now, claim.until) > self.claimer.lease / 2)
     }
 
     /// How long this claim is good for, as far as that is known without asking.
     pub(crate) fn claim_left(&self, claim: &Claim) -> Duration {
-        let left = self.clock.carried_on().map_or(Duration::ZERO, |now| until(now, claim.until));
+        let left = self.mongo.clock().carried_on().map_or(Duration::ZERO, |now| until(now, claim.until));
         left.saturating_sub(self.margin())
     }
 

@@ -38,7 +38,7 @@ use crate::{
         processor::{Disposition, Processed, Processor, ProcessorSettings, STATE_DATABASE},
         retry::RetryPolicy,
     },
-    mongo::{clock::ServerClock, error_codes, group_commit::Writes, reads::Outbox, runtime, write},
+    mongo::{Mongo, StoredOutbox, clock::ServerClock, error_codes, runtime},
     observe::{
         event::{Event, Events, Shed},
         health::{Health, InFlight},
@@ -359,17 +359,13 @@ impl InlineDispatcher {
         }
     }
 
-    pub(crate) async fn now(&self) -> Result<DateTime, mongodb::error::Error> {
-        write::read(self.shared.processor.clock().now()).await
+    /// The door to MongoDB that stores and their inline dispatcher share.
+    pub(crate) fn mongo(&self) -> &Mongo {
+        &self.shared.processor.mongo
     }
 
     pub(crate) fn claimer(&self) -> &Claimer {
         self.shared.processor.claimer()
-    }
-
-    /// How a save is written.
-    pub(crate) fn writes(&self) -> &Writes {
-        &self.shared.processor.claimer().writes
     }
 
     /// Who can deliver messages of this type.
@@ -666,8 +662,8 @@ impl Shared {
                     }
                     let now = self.processor.clock().carried_on().unwrap_or_else(DateTime::now);
                     match &read {
-                        Some(Ok(Some(Outbox { slots: Ok(slots), .. }))) => disposition(slots, *id, now),
-                        Some(Ok(None)) => Disposition::Cleared,
+                        Some(Ok(StoredOutbox::Entries { slots, .. })) => disposition(slots, *id, now),
+                        Some(Ok(StoredOutbox::Gone)) => Disposition::Cleared,
                         _ => Disposition::Waiting,
                     }
                 }

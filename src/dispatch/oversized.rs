@@ -8,24 +8,24 @@
 use std::time::Duration;
 
 use mongodb::{
-    Client, Collection,
+    Namespace,
     bson::{Binary, Bson, DateTime, Document, Uuid, doc, spec::BinarySubtype},
     error::Error,
-    options::{ReadConcern, ReturnDocument},
+    options::ReadConcern,
 };
 
 use crate::{
     dispatch::claim::{Claim, cut},
     encoding::codec,
     mongo::{
+        Delete, Find, Mongo, Update, Upsert, WriteOutcome,
         clock::later,
-        concern::{MAJORITY_TIMEOUT, majority},
+        concern::MAJORITY_TIMEOUT,
         error_codes::{self, Verdict},
-        statement,
     },
     stored::{
         document_ref::DocumentRef,
-        entry::{Dead, DeadReason, Entry, NotAnArray, Slot, read_outbox_of},
+        entry::{Dead, DeadReason, Entry, Slot, read_outbox_of},
         filter::Filter,
     },
 };
@@ -35,7 +35,9 @@ pub(crate) const LEASES: &str = "leases";
 
 #[derive(Debug, Clone)]
 pub(crate) struct Oversized {
-    leases: Collection<Document>,
+    mongo: Mongo,
+    /// The collection of leases.
+    leases: Namespace,
     lease: Duration,
 }
 
@@ -166,13 +168,13 @@ impl Lease {
 }
 
 impl Oversized {
-    pub(crate) fn new(client: &Client, state_database: &str, lease: Duration) -> Self {
-        Self { leases: client.database(state_database).collection(LEASES), lease }
+    pub(crate) fn new(mongo: Mongo, state_database: &str, lease: Duration) -> Self {
+        Self { mongo, leases: Namespace::new(state_database, LEASES), lease }
     }
 
     /// The name of the state database.
-    pub(crate) fn database(&self) -> String {
-        self.leases.namespace().db
+    pub(crate) fn database(&self) -> &str {
+        &self.leases.db
     }
 
     /// Takes the lease, or says until when another holds it.
@@ -184,17 +186,12 @@ impl Oversized {
     ) -> Result<Result<Lease, DateTime>, Error> {
         let until = later(now, self.lease);
         let free = doc! { "_id": id_of(document), "until": { "$not": { "$gt": now } } };
-        let taken = self
-            .leases
-            .find_one_and_update(
-                free,
-                doc! { "$set": { "kind": "oversized", "owner": token, "until": until } },
-            )
-            .upsert(true)
-            .return_document(ReturnDocument::After)
-            .write_concern(majority())
-            .await;
-        match taken {
+        let take = Upsert {
+            namespace: self.leases.clone(),
+            filter: free,
+            update: doc! { "$set": { "kind": "oversized", "owner": token, "until": until } },
+        };
+        match self.mongo.upsert(take).await {
             Ok(state) => Ok(Ok(Lease::of(&state.unwrap_or_default(), token, until))),
             // The upsert met the lease of another.
             Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => Ok(Err(until)),
@@ -203,45 +200,54 @@ impl Oversized {
     }
 
     /// Reads the outbox as the majority has it, and nothing older than the latest that this server has: a claim that was written
-    /// before this lease was taken is seen, whether it has its majority yet or not.
-    pub(crate) async fn read(
-        &self,
-        client: &Client,
-        document: &DocumentRef,
-    ) -> Result<Option<Result<Vec<Slot>, NotAnArray>>, Error> {
-        let filter = document.select(Document::new());
-        // An `_id` need not be readable.
-        let projection = doc! { "_id": 0, "outbox": 1 };
-        let find =
-            statement::find(client, &document.namespace, filter, projection, ReadConcern::linearizable());
+    /// before this lease was taken is seen, whether it has its majority yet or not. None when the document is gone; a malformed
+    /// outbox has nothing in it.
+    pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Option<Vec<Slot>>, Error> {
+        let find = Find {
+            namespace: &document.namespace,
+            filter: document.select(Document::new()),
+            // An `_id` need not be readable.
+            projection: Some(doc! { "_id": 0, "outbox": 1 }),
+            concern: ReadConcern::linearizable(),
+        };
         // Without a majority it would wait for ever.
-        let found = tokio::time::timeout(MAJORITY_TIMEOUT, find).await;
-        let found = found.map_err(|_elapsed| {
-            Error::from(std::io::Error::other("no majority has confirmed a read in time"))
-        })??;
-        Ok(found.as_ref().map(|document| read_outbox_of(document)))
+        let Ok(found) = tokio::time::timeout(MAJORITY_TIMEOUT, self.mongo.find(find)).await else {
+            return Err(error_codes::lost("no majority has confirmed a read in time"));
+        };
+        Ok(found?.map(|document| read_outbox_of(&document).unwrap_or_default()))
     }
 
     /// Removes a delivered message.
-    pub(crate) async fn clear(&self, client: &Client, document: &DocumentRef, id: Uuid) -> Result<(), Error> {
-        let pull = doc! { "$pull": { "outbox": { "id": id } } };
-        let filter = document.select(Document::new());
-        statement::update(client, &document.namespace, filter, pull, Vec::new(), majority()).await?;
-        Ok(())
+    pub(crate) async fn clear(&self, document: &DocumentRef, id: Uuid) -> Result<(), Error> {
+        let clear = Update {
+            namespace: document.namespace.clone(),
+            filter: document.select(doc! { "outbox.id": id }),
+            update: doc! { "$pull": { "outbox": { "id": id } } },
+            array_filters: Vec::new(),
+        };
+        match self.mongo.update(clear).await {
+            WriteOutcome::Done | WriteOutcome::Missed => Ok(()),
+            WriteOutcome::Failed(error) | WriteOutcome::Unknown(error) => Err(error),
+        }
     }
 
     /// Gives the lease back, and keeps what is to be known of the messages. False when it had gone to another: then nothing is
     /// kept.
     pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<bool, Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
-        if lease.failed.is_empty() && lease.dead.is_empty() {
-            let deleted = self.leases.delete_one(mine).write_concern(majority()).await?;
-            Ok(deleted.deleted_count > 0)
+        let namespace = self.leases.clone();
+        let written = if lease.failed.is_empty() && lease.dead.is_empty() {
+            self.mongo.delete(Delete { namespace, filter: mine }).await
         } else {
             let set = doc! { "failed": lease.failed, "dead": lease.dead };
             let update = doc! { "$set": set, "$unset": { "until": "" } };
-            let updated = self.leases.update_one(mine, update).write_concern(majority()).await?;
-            Ok(updated.matched_count > 0)
+            let filter = Filter::from(mine);
+            self.mongo.update(Update { namespace, filter, update, array_filters: Vec::new() }).await
+        };
+        match written {
+            WriteOutcome::Done => Ok(true),
+            WriteOutcome::Missed => Ok(false),
+            WriteOutcome::Failed(error) | WriteOutcome::Unknown(error) => Err(error),
         }
     }
 }

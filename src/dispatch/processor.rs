@@ -40,13 +40,7 @@ use crate::{
         retry::RetryPolicy,
         unsettled::Unsettled,
     },
-    mongo::{
-        clears::{Clears, Delivered},
-        clock::ServerClock,
-        error_codes,
-        group_commit::Writes,
-        reads::{Outbox, Read, Reads},
-    },
+    mongo::{ClearOutcome, Delivered, Mongo, MongoSettings, StoredOutbox, clock::ServerClock, error_codes},
     observe::{
         event::{Event, Events},
         health::{Health, Vitals},
@@ -57,7 +51,7 @@ use crate::{
         deliverable::{Deliverable, DeliveryOrder, Hold, Rules, deliverable},
         document_ref::DocumentRef,
         entry::{DeadReason, Entry, Slot},
-        memory::{Memory, weight_of_claim},
+        memory::weight_of_claim,
     },
 };
 
@@ -166,12 +160,10 @@ pub trait Pace: Send + Sync + 'static {
 /// Processes documents: clones share one queue of clears.
 #[derive(Clone)]
 pub struct Processor {
-    reads: Reads,
+    pub(crate) mongo: Mongo,
     pub(crate) claimer: Claimer,
-    pub(crate) clears: Clears,
     /// Where delivered messages wait for the next save of their document.
     pub(crate) linger: Option<Linger>,
-    pub(crate) clock: ServerClock,
     pub(crate) deliver: Arc<dyn Deliver>,
     pub(crate) retry: RetryPolicy,
     pub(crate) claim_limit: usize,
@@ -218,16 +210,16 @@ impl Processor {
         // Longer than that, and a clear might come after its claim has ended.
         let clear_within = clear_within.min(processor.claimer.lease / 4);
         if !clear_within.is_zero() {
-            let (clears, report) = (processor.clears.clone(), processor.report.clone());
+            let (mongo, report) = (processor.mongo.clone(), processor.report.clone());
             processor.linger = Some(Linger::start(clear_within, move |delivered| {
-                let (clears, report) = (clears.clone(), report.clone());
+                let (mongo, report) = (mongo.clone(), report.clone());
                 async move {
-                    let answers = clears.clear_all(&delivered).await;
-                    for (Delivered { document, .. }, answer) in delivered.iter().zip(answers) {
-                        match answer {
-                            Ok(true) => {}
-                            Ok(false) => report.claim_lost(document),
-                            Err(error) => report.not_cleared(document, &error),
+                    let outcomes = mongo.clear_all(&delivered).await;
+                    for (Delivered { document, .. }, outcome) in delivered.iter().zip(outcomes) {
+                        match outcome {
+                            ClearOutcome::Done => {}
+                            ClearOutcome::ClaimLost => report.claim_lost(document),
+                            ClearOutcome::Failed(error) => report.not_cleared(document, &error),
                         }
                     }
                 }
@@ -259,23 +251,14 @@ impl Processor {
             memory_bytes,
         } = settings;
         let lease = lease.max(SHORTEST_LEASE);
+        let asked = MongoSettings { group_commit, memory_bytes, lease };
+        let mongo = Mongo::start(client, clock, &asked, metrics.claims_lost.clone());
         Self {
-            oversized: Oversized::new(&client, &state_database, lease),
-            reads: Reads::start(client.clone(), Memory::of(memory_bytes)),
+            oversized: Oversized::new(mongo.clone(), &state_database, lease),
             unsettled: Unsettled::most(max_repeats),
-            clears: Clears::start(client.clone(), metrics.claims_lost.clone(), lease),
             linger: None,
-            claimer: Claimer {
-                writes: match group_commit {
-                    true => Writes::grouped(client.clone()),
-                    false => Writes::single(client.clone()),
-                },
-                client,
-                name,
-                lease,
-                counts_claims,
-            },
-            clock,
+            claimer: Claimer { mongo: mongo.clone(), name, lease, counts_claims },
+            mongo,
             deliver,
             retry,
             claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
@@ -306,17 +289,17 @@ impl Processor {
 
     /// The client of the database that it works on.
     pub fn client(&self) -> &Client {
-        &self.claimer.client
+        self.mongo.client()
     }
 
     /// The database of leases and positions.
     pub fn state_database(&self) -> Database {
-        self.claimer.client.database(&self.oversized.database())
+        self.mongo.database(self.oversized.database())
     }
 
     /// The server's time, by which everything in an outbox is dated.
     pub fn clock(&self) -> &ServerClock {
-        &self.clock
+        self.mongo.clock()
     }
 
     /// How it stands, for as long as the process runs: for a health endpoint of your own.
@@ -352,12 +335,12 @@ impl Processor {
     }
 
     /// Reads a document's outbox.
-    pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Read, Error> {
-        self.reads.read(document).await
+    pub(crate) async fn read(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
+        self.mongo.read_outbox(document).await
     }
 
     pub(crate) fn delivered(&self, document: &DocumentRef, entry: &Entry) {
-        self.report.delivered(document, entry, self.clock.carried_on());
+        self.report.delivered(document, entry, self.mongo.clock().carried_on());
     }
 
     pub(crate) fn claimer(&self) -> &Claimer {
@@ -426,13 +409,11 @@ impl Processor {
             return Ok(Step::Ended(Processed::Interrupted));
         };
         // Read after that wait: a claim holds from this time on.
-        let now = self.clock.now().await?;
-        let Some(Outbox { slots, mut room }) = read? else {
-            return Ok(Step::Ended(Processed::Gone));
-        };
-        let slots = match slots {
-            Ok(slots) => slots,
-            Err(reason) => {
+        let now = self.mongo.clock().now().await?;
+        let (slots, mut room) = match read? {
+            StoredOutbox::Entries { slots, room } => (slots, room),
+            StoredOutbox::Gone => return Ok(Step::Ended(Processed::Gone)),
+            StoredOutbox::Malformed(reason) => {
                 self.report.unreadable(document, 1, reason.to_string());
                 return Ok(Step::Ended(Processed::Done));
             }

@@ -10,7 +10,7 @@ use crate::{
         processor::{Disposition, Processed, Processor},
         unsettled::Permits,
     },
-    mongo::{clears::Delivered, clock::later},
+    mongo::{ClearOutcome, Delivered, clock::later},
     observe::event::Event,
     stored::{
         deliverable::Hold,
@@ -134,7 +134,7 @@ impl<'a> Settling<'a> {
 
     async fn fail(&mut self, entry: &Entry, error: &str, delivered_to: &[String]) {
         let attempts = u32::try_from(entry.attempts + 1).unwrap_or(1);
-        let written = match self.processor.clock.now().await {
+        let written = match self.processor.mongo.clock().now().await {
             Ok(now) => {
                 let retry_at = later(now, self.processor.retry.backoff(attempts));
                 self.pass.stop(Processed::Held(Hold::Retrying(retry_at)));
@@ -149,7 +149,7 @@ impl<'a> Settling<'a> {
     }
 
     async fn die(&mut self, entry: &Entry, reason: DeadReason, error: &str, delivered_to: &[String]) {
-        let written = match self.processor.clock.now().await {
+        let written = match self.processor.mongo.clock().now().await {
             Ok(now) => self.processor.claimer.die(self.claim, entry, now, reason, error, delivered_to).await,
             Err(error) => Err(error),
         };
@@ -160,7 +160,7 @@ impl<'a> Settling<'a> {
     }
 
     async fn release(&mut self, entries: &[&Entry], delivered_to: &[String]) {
-        let written = match self.processor.clock.now().await {
+        let written = match self.processor.mongo.clock().now().await {
             Ok(now) => self.processor.claimer.release(self.claim, entries, now, delivered_to).await,
             Err(error) => Err(error),
         };
@@ -221,9 +221,10 @@ impl<'a> Settling<'a> {
     async fn clear(&mut self) {
         let unsettled = std::mem::replace(&mut self.unsettled, Permits::none());
         if let Some(delivered) = self.left_to_clear() {
-            match self.processor.clears.clear(&delivered).await {
-                Ok(cleared) => _ = self.note(Ok(cleared)),
-                Err(error) => {
+            match self.processor.mongo.clear(&delivered).await {
+                ClearOutcome::Done => {}
+                ClearOutcome::ClaimLost => _ = self.note(Ok(false)),
+                ClearOutcome::Failed(error) => {
                     self.processor.report.not_cleared(&delivered.document, &error);
                     self.pass.stop(Processed::Held(Hold::Claimed(self.claim.until)));
                 }

@@ -27,7 +27,7 @@ impl Processor {
         ordering: DeliveryOrder,
         stop: &CancellationToken,
     ) -> Result<Option<Processed>, Error> {
-        let now = self.clock.now().await?;
+        let now = self.mongo.clock().now().await?;
         let mut lease = match self.oversized.lease(document, &self.claimer.token(), now).await? {
             Ok(lease) => lease,
             Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
@@ -36,13 +36,13 @@ impl Processor {
         tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
 
         // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
-        let mut slots = match self.oversized.read(&self.claimer.client, document).await? {
+        let mut slots = match self.oversized.read(document).await? {
             None => {
                 lease.complete(&mut []);
                 self.oversized.give_back(document, lease).await?;
                 return Ok(Some(Processed::Gone));
             }
-            Some(outbox) => outbox.unwrap_or_default(),
+            Some(slots) => slots,
         };
         lease.complete(&mut slots);
         let plan = self.plan(&slots, ordering, now);
@@ -81,10 +81,10 @@ impl Processor {
         match outcome {
             Outcome::Delivered => {
                 self.delivered(document, entry);
-                self.oversized.clear(&self.claimer.client, document, entry.id).await?;
+                self.oversized.clear(document, entry.id).await?;
                 lease.forget(entry.id);
                 // There is some room now. Whoever claims in the document looks at nothing but the document.
-                let now = self.clock.now().await?;
+                let now = self.mongo.clock().now().await?;
                 for (id, update) in lease.updates() {
                     self.claimer.record(document, id, update, now).await?;
                 }
@@ -94,7 +94,7 @@ impl Processor {
             Outcome::Unavailable(why) => {
                 self.report.unavailable(document, &why);
                 if !delivered_to.is_empty() {
-                    let now = self.clock.now().await?;
+                    let now = self.mongo.clock().now().await?;
                     lease.put_off(entry, entry.attempts, now, &why, &delivered_to);
                 }
                 self.give_back(document, lease).await?;
@@ -102,7 +102,7 @@ impl Processor {
             }
             Outcome::Transient(error) if attempts < i64::from(self.retry.max_attempts) => {
                 let backoff = self.retry.backoff(u32::try_from(attempts).unwrap_or(1));
-                let retry_at = later(self.clock.now().await?, backoff);
+                let retry_at = later(self.mongo.clock().now().await?, backoff);
                 lease.put_off(entry, attempts, retry_at, &error, &delivered_to);
                 if self.give_back(document, lease).await? {
                     self.report.failed(document, entry, &error);
@@ -128,7 +128,7 @@ impl Processor {
         reason: DeadReason,
         error: &str,
     ) -> Result<Option<Processed>, Error> {
-        let now = self.clock.now().await?;
+        let now = self.mongo.clock().now().await?;
         lease.die(entry.id, now, reason, error);
         let is_kept = self.give_back(document, lease).await?;
         // Whoever comes when there is room for claims again doesn't look at what was kept with the lease.

@@ -43,7 +43,7 @@ use crate::{
         reply::{OUT_OF_TIME, Reply, Said},
         request::{Departure, Request},
         session::{Session, Sessions},
-        write::{Answer, Command, Kind, Retry, millis, no_answer},
+        write::{Command, Kind, Retry, WriteOutcome, millis, no_answer},
     },
 };
 
@@ -80,7 +80,7 @@ pub(crate) async fn settle(wire: &Wire, requests: Vec<Request>, place: Option<Pl
         Ok(session) => session,
         Err(error) => {
             for request in requests {
-                request.answer.send(Answer::Failed(error_codes::not_sent(error.to_string()))).ok();
+                request.answer.send(WriteOutcome::Failed(error_codes::not_sent(error.to_string()))).ok();
             }
             return Vec::new();
         }
@@ -133,13 +133,13 @@ impl Open {
         Self { place, request, in_doubt: false, is_held: false }
     }
 
-    fn answer(self, answer: Answer) {
+    fn answer(self, answer: WriteOutcome) {
         answer_to(self.request.answer, answer);
     }
 }
 
 /// A caller may have gone.
-fn answer_to(caller: oneshot::Sender<Answer>, answer: Answer) {
+fn answer_to(caller: oneshot::Sender<WriteOutcome>, answer: WriteOutcome) {
     let _gone = caller.send(answer);
 }
 
@@ -161,7 +161,7 @@ struct Batch<'a> {
     namespace: Namespace,
     open: VecDeque<Open>,
     /// With the answer that each gets once the majority has it.
-    executed: Vec<(Open, Answer)>,
+    executed: Vec<(Open, WriteOutcome)>,
     /// The latest time in the oplog that the majority has to reach for that.
     written_at: Option<OpTime>,
     refused: Vec<Request>,
@@ -269,7 +269,7 @@ impl Batch<'_> {
     }
 
     /// Answers the first statements, or keeps their answers until the majority has them.
-    fn note(&mut self, each: Vec<Option<Answer>>) -> Next {
+    fn note(&mut self, each: Vec<Option<WriteOutcome>>) -> Next {
         let mut interrupted = false;
         for answer in each {
             let Some(mut open) = self.open.pop_front() else { break };
@@ -296,7 +296,7 @@ impl Batch<'_> {
             // Nothing left, so each can have the driver's own error at once.
             Verdict::NotSent => {
                 for open in self.open.drain(..count) {
-                    open.answer(Answer::Failed(error.clone()));
+                    open.answer(WriteOutcome::Failed(error.clone()));
                 }
                 Next::AtOnce
             }
@@ -404,16 +404,16 @@ impl Batch<'_> {
         }
         for open in std::mem::take(&mut self.open) {
             let answer = if open.in_doubt {
-                Answer::Unknown(error.clone())
+                WriteOutcome::Unknown(error.clone())
             } else {
-                Answer::Failed(error_codes::not_sent(error.to_string()))
+                WriteOutcome::Failed(error_codes::not_sent(error.to_string()))
             };
             open.answer(answer);
         }
     }
 }
 
-impl Answer {
+impl WriteOutcome {
     /// This answer of a server whose majority was not heard of in time.
     fn unless_it_may_last(self, error: Option<&DriverError>) -> Self {
         match self {
@@ -442,7 +442,7 @@ fn takes_writes(server: ServerType) -> bool {
 }
 
 /// Sends a statement by itself in a way that any server takes. It is not repeated, since that would not be safe.
-pub(crate) async fn send_plain(wire: &Wire, request: &Request) -> Answer {
+pub(crate) async fn send_plain(wire: &Wire, request: &Request) -> WriteOutcome {
     let command = Command {
         kind: request.kind,
         collection: &request.namespace.coll,
@@ -453,7 +453,7 @@ pub(crate) async fn send_plain(wire: &Wire, request: &Request) -> Answer {
     };
     let command = match codec::encode(&command) {
         Ok(command) => command,
-        Err(error) => return Answer::Failed(error_codes::unencodable(error.to_string())),
+        Err(error) => return WriteOutcome::Failed(error_codes::unencodable(error.to_string())),
     };
     let database = wire.client.database(&request.namespace.db);
     let criteria = leaves(vec![request.departure.clone()]);
@@ -462,14 +462,17 @@ pub(crate) async fn send_plain(wire: &Wire, request: &Request) -> Answer {
         Err(error) => Err(error),
     };
     match reply {
-        Ok(Reply { concern: Some(concern), .. }) => Answer::Unknown(error_codes::lost(concern.text)),
+        Ok(Reply { concern: Some(concern), .. }) => WriteOutcome::Unknown(error_codes::lost(concern.text)),
         Ok(reply) => match reply.of(&[0]) {
-            Said::Each(mut each) => {
-                each.pop().flatten().unwrap_or_else(|| Answer::Unknown(error_codes::lost("interrupted")))
+            Said::Each(mut each) => each
+                .pop()
+                .flatten()
+                .unwrap_or_else(|| WriteOutcome::Unknown(error_codes::lost("interrupted"))),
+            Said::Some | Said::Nonsense => {
+                WriteOutcome::Unknown(error_codes::lost("the reply does not add up"))
             }
-            Said::Some | Said::Nonsense => Answer::Unknown(error_codes::lost("the reply does not add up")),
         },
-        Err(error) if error_codes::verdict(&error) == Verdict::Unknown => Answer::Unknown(error),
-        Err(error) => Answer::Failed(error),
+        Err(error) if error_codes::verdict(&error) == Verdict::Unknown => WriteOutcome::Unknown(error),
+        Err(error) => WriteOutcome::Failed(error),
     }
 }

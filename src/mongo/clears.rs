@@ -11,7 +11,7 @@ use futures::future::join_all;
 use metrics::Counter;
 use mongodb::{
     Client, Database, Namespace,
-    bson::{Document, Uuid, doc},
+    bson::{Document, doc},
     error::Error,
 };
 use serde::Serialize;
@@ -26,8 +26,10 @@ use crate::{
         batching::{Lane, by_collection},
         concern::primary,
         error_codes::{self, Verdict},
+        statement::{Delivered, Update},
+        write::UpdateStatement,
     },
-    stored::{document_ref::DocumentRef, filter::Filter},
+    stored::filter::Filter,
 };
 
 /// The server's own bound on the statements of one command is far above this.
@@ -59,21 +61,15 @@ struct Wire {
     lease: Duration,
 }
 
-/// Entries of a document that were delivered under a claim.
-#[derive(Debug, Clone)]
-pub(crate) struct Delivered {
-    pub(crate) document: DocumentRef,
-    /// The claim's value.
-    pub(crate) token: String,
-    pub(crate) ids: Vec<Uuid>,
-}
-
-impl Delivered {
-    /// The statement that clears them. It matches ids and the claim, so that it can be repeated at will.
-    fn statement(&self) -> Pull {
-        let delivered = doc! { "id": { "$in": &self.ids }, "claimed_by": &self.token };
-        Pull { q: self.document.select(Document::new()), u: doc! { "$pull": { "outbox": delivered } } }
-    }
+/// How a clear was answered.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ClearOutcome {
+    /// The entries are gone, or are about to be: the server has done it, the majority perhaps not yet.
+    Done,
+    /// Its claim held none of the entries.
+    ClaimLost,
+    /// For this reason the entries stay, and are delivered again once the claim has run out.
+    Failed(String),
 }
 
 /// A statement as it is in a command.
@@ -83,13 +79,20 @@ struct Pull {
     u: Document,
 }
 
+impl Pull {
+    fn of(delivered: &Delivered) -> Self {
+        let cleared = doc! { "id": { "$in": &delivered.ids }, "claimed_by": &delivered.token };
+        Self { q: delivered.document.select(Document::new()), u: doc! { "$pull": { "outbox": cleared } } }
+    }
+}
+
 #[derive(Debug)]
 struct Request {
     namespace: Namespace,
     statement: Pull,
     /// About how long the statement is.
     bytes: usize,
-    done: oneshot::Sender<Result<bool, String>>,
+    done: oneshot::Sender<ClearOutcome>,
 }
 
 impl Clears {
@@ -107,49 +110,60 @@ impl Clears {
         Self { wire, lane }
     }
 
-    /// Removes these entries where the claim still holds them; resolves once the server has done it. False when it is known to
-    /// have held none of them.
-    ///
-    /// # Errors
-    /// A text; the entries then stay, and are delivered again once the claim has run out.
-    pub(crate) async fn clear(&self, delivered: &Delivered) -> Result<bool, String> {
-        let (request, answer) = Request::of(delivered);
+    /// Removes these entries where the claim still holds them; resolves once the server has done it.
+    pub(crate) async fn clear(&self, delivered: &Delivered) -> ClearOutcome {
+        let (request, outcome) = Request::of(delivered);
         if let Some(_turn) = self.lane.turn_for_one() {
             settle(&self.wire, vec![request]).await;
-            return answer.await.map_err(|_| ENDED)?;
+            return outcome_of(outcome).await;
         }
         if self.lane.join(request).await
-            && let Ok(answer) = answer.await
+            && let Ok(outcome) = outcome.await
         {
-            return answer;
+            return outcome;
         }
 
         // The runtime that sends windows has ended; this one has not. A clear can be repeated at will.
-        let (request, answer) = Request::of(delivered);
+        let (request, outcome) = Request::of(delivered);
         settle(&self.wire, vec![request]).await;
-        answer.await.map_err(|_| ENDED)?
+        outcome_of(outcome).await
     }
 
-    /// Like [`clear`](Self::clear), for those of many documents at once; the answers are in their order.
-    pub(crate) async fn clear_all(&self, delivered: &[Delivered]) -> Vec<Result<bool, String>> {
-        let (requests, answers): (Vec<_>, Vec<_>) = delivered.iter().map(Request::of).unzip();
+    /// Like [`clear`](Self::clear), for those of many documents at once; the outcomes are in their order.
+    pub(crate) async fn clear_all(&self, delivered: &[Delivered]) -> Vec<ClearOutcome> {
+        let (requests, outcomes): (Vec<_>, Vec<_>) = delivered.iter().map(Request::of).unzip();
         settle_all(&self.wire, requests).await;
-        let answers = answers.into_iter().map(|answer| async { answer.await.map_err(|_| ENDED)? });
-        join_all(answers).await
+        join_all(outcomes.into_iter().map(outcome_of)).await
+    }
+
+    /// Sends an update once, without waiting for the majority.
+    pub(crate) async fn send_once(&self, update: Update) -> Result<(), Error> {
+        let database = self.wire.client.database(&update.namespace.db);
+        let statement = UpdateStatement::of(&update);
+        let reply = send(&database, &update.namespace.coll, std::slice::from_ref(&statement)).await?;
+        match read_reply(&reply, 1).pop() {
+            Some(Cleared::Refused(why) | Cleared::Open(why)) => Err(error_codes::lost(why)),
+            Some(Cleared::Done | Cleared::Lost) | None => Ok(()),
+        }
     }
 }
 
 impl Request {
-    fn of(delivered: &Delivered) -> (Self, oneshot::Receiver<Result<bool, String>>) {
+    fn of(delivered: &Delivered) -> (Self, oneshot::Receiver<ClearOutcome>) {
         let (done, answer) = oneshot::channel();
         let namespace = delivered.document.namespace.clone();
         let key = delivered.document.key().as_bytes().len();
         let bytes = STATEMENT_BYTES + key + delivered.token.len() + delivered.ids.len() * ID_BYTES;
-        (Self { namespace, statement: delivered.statement(), bytes, done }, answer)
+        (Self { namespace, statement: Pull::of(delivered), bytes, done }, answer)
     }
 }
 
-const ENDED: &str = "the clearing task has ended";
+async fn outcome_of(answered: oneshot::Receiver<ClearOutcome>) -> ClearOutcome {
+    match answered.await {
+        Ok(outcome) => outcome,
+        Err(_ended) => ClearOutcome::Failed("the clearing task has ended".into()),
+    }
+}
 
 /// Sends clears in windows, side by side: one that meets a document which somebody holds holds up no other.
 async fn settle_all(wire: &Wire, requests: Vec<Request>) {
@@ -209,9 +223,9 @@ async fn settle(wire: &Wire, requests: Vec<Request>) {
                 outcome => outcome,
             };
             let answer = match outcome {
-                Cleared::Done => Ok(true),
-                Cleared::Lost => Ok(false),
-                Cleared::Refused(why) | Cleared::Open(why) => Err(why),
+                Cleared::Done => ClearOutcome::Done,
+                Cleared::Lost => ClearOutcome::ClaimLost,
+                Cleared::Refused(why) | Cleared::Open(why) => ClearOutcome::Failed(why),
             };
             // The caller may have gone.
             let _gone = done.send(answer);
@@ -284,9 +298,9 @@ fn read_first(wire: &Wire, namespace: &Namespace, reply: &Document, statements: 
 
 /// The command of a window.
 #[derive(Serialize)]
-struct Update<'a> {
+struct Window<'a, S> {
     update: &'a str,
-    updates: &'a [Pull],
+    updates: &'a [S],
     ordered: bool,
     #[serde(rename = "writeConcern")]
     write_concern: Document,
@@ -294,8 +308,12 @@ struct Update<'a> {
     longest: i64,
 }
 
-async fn send(database: &Database, collection: &str, statements: &[Pull]) -> Result<Document, Error> {
-    let command = Update {
+async fn send<S: Serialize>(
+    database: &Database,
+    collection: &str,
+    statements: &[S],
+) -> Result<Document, Error> {
+    let command = Window {
         update: collection,
         updates: statements,
         ordered: false,
@@ -330,7 +348,10 @@ fn read_reply(reply: &Document, statements: usize) -> Vec<Cleared> {
 
 #[cfg(test)]
 mod tests {
+    use mongodb::bson::Uuid;
+
     use super::*;
+    use crate::stored::document_ref::DocumentRef;
 
     #[test]
     fn a_window_is_no_larger_than_a_command_may_be() {

@@ -8,11 +8,6 @@
 //! # Guarantees
 //! Each write has an answer of its own, as exact as if it had been sent alone, and has it within [`WRITE_TIMEOUT`](crate::mongo::write::WRITE_TIMEOUT).
 //!
-//! # Invariants
-//! - A filter names `_id` by equality, and an update leaves `_id` alone.
-//! - An update changes what it matches: the server keeps no record of one that changes nothing, and could not tell later that
-//!   it had matched.
-//!
 //! # Caveats
 //! A server that takes no retryable writes from us (a standalone one, some that only speak MongoDB's protocol) refuses every
 //! batch. Once it has refused one and then done all its statements one by one, the writes of that collection go one by one
@@ -25,11 +20,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use mongodb::{
-    Client, Namespace,
-    bson::{Document, RawDocumentBuf},
-};
-use serde::Serialize;
+use mongodb::{Client, Namespace, bson::RawDocumentBuf};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
@@ -39,9 +30,9 @@ use crate::{
         batching::{Lane, Place},
         error_codes,
         request::Request,
-        write::{Answer, Kind},
+        statement::{Delete, Insert, Update},
+        write::{DeleteStatement, Kind, UpdateStatement, WriteOutcome},
     },
-    stored::filter::Filter,
 };
 
 /// Statements of one command.
@@ -52,31 +43,6 @@ const MOST_BYTES: usize = 12 << 20;
 const LARGE: usize = 64 << 10;
 /// How long a collection's refusal of batches is remembered.
 const ONE_BY_ONE: Duration = Duration::from_secs(60);
-
-/// An update of one document, named by its `_id`.
-#[derive(Debug, Clone)]
-pub(crate) struct Statement {
-    pub(crate) namespace: Namespace,
-    pub(crate) filter: Filter,
-    pub(crate) update: Document,
-    pub(crate) array_filters: Vec<Document>,
-}
-
-/// An update as it is in a command.
-#[derive(Serialize)]
-struct Update<'a> {
-    q: &'a Filter,
-    u: &'a Document,
-    #[serde(rename = "arrayFilters", skip_serializing_if = "<[_]>::is_empty")]
-    array_filters: &'a [Document],
-}
-
-/// A delete as it is in a command.
-#[derive(Serialize)]
-struct Delete<'a> {
-    q: &'a Document,
-    limit: i32,
-}
 
 /// How writes are sent; clones share one lane.
 #[derive(Clone)]
@@ -109,13 +75,12 @@ impl Writes {
     }
 
     /// Sends an update, with majority. If its caller goes away meanwhile, it may be sent or not.
-    pub(crate) async fn update(&self, statement: Statement) -> Answer {
-        let Statement { namespace, filter, update, array_filters } = statement;
-        let encoded = codec::encode(&Update { q: &filter, u: &update, array_filters: &array_filters });
-        let statement = match encoded {
+    pub(crate) async fn update(&self, update: Update) -> WriteOutcome {
+        let statement = match codec::encode(&UpdateStatement::of(&update)) {
             Ok(statement) => statement,
-            Err(error) => return Answer::Failed(error_codes::unencodable(error.to_string())),
+            Err(error) => return WriteOutcome::Failed(error_codes::unencodable(error.to_string())),
         };
+        let namespace = update.namespace;
         let Some(lane) = self.lane.as_ref().filter(|_| statement.as_bytes().len() <= LARGE) else {
             return self.alone(Kind::Update, namespace, statement, None).await;
         };
@@ -130,15 +95,15 @@ impl Writes {
     }
 
     /// Sends an insert, with majority.
-    pub(crate) async fn insert(&self, namespace: Namespace, document: RawDocumentBuf) -> Answer {
-        self.alone(Kind::Insert, namespace, document, None).await
+    pub(crate) async fn insert(&self, insert: Insert) -> WriteOutcome {
+        self.alone(Kind::Insert, insert.namespace, insert.document, None).await
     }
 
     /// Sends a delete of one document, with majority.
-    pub(crate) async fn delete(&self, namespace: Namespace, filter: &Document) -> Answer {
-        match codec::encode(&Delete { q: filter, limit: 1 }) {
-            Ok(statement) => self.alone(Kind::Delete, namespace, statement, None).await,
-            Err(error) => Answer::Failed(error_codes::unencodable(error.to_string())),
+    pub(crate) async fn delete(&self, delete: Delete) -> WriteOutcome {
+        match codec::encode(&DeleteStatement { q: &delete.filter, limit: 1 }) {
+            Ok(statement) => self.alone(Kind::Delete, delete.namespace, statement, None).await,
+            Err(error) => WriteOutcome::Failed(error_codes::unencodable(error.to_string())),
         }
     }
 
@@ -148,7 +113,7 @@ impl Writes {
         namespace: Namespace,
         statement: RawDocumentBuf,
         place: Option<Place>,
-    ) -> Answer {
+    ) -> WriteOutcome {
         let (request, waiter) = Request::new(kind, namespace, statement);
         let _settled = timeout_at(waiter.deadline, settle(&self.sender, vec![request], place)).await;
         waiter.answer().await
@@ -210,7 +175,7 @@ async fn settle(sender: &Sender, requests: Vec<Request>, place: Option<Place>) {
 async fn send_plain(sender: &Sender, requests: Vec<Request>) -> bool {
     let sent = requests.into_iter().map(|request| async move {
         let answer = batch::send_plain(&sender.wire, &request).await;
-        let is_done = matches!(answer, Answer::Done | Answer::Missed);
+        let is_done = matches!(answer, WriteOutcome::Done | WriteOutcome::Missed);
         // The caller may have gone.
         let _gone = request.answer.send(answer);
         is_done

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use futures::{TryStreamExt, future::join_all};
 use mongodb::{
     Client, Collection, Namespace,
-    bson::{Bson, Document, RawDocumentBuf, doc},
+    bson::{Bson, Document, RawDocument, RawDocumentBuf, doc},
     error::Error,
     options::ReadConcern,
 };
@@ -24,7 +24,8 @@ use crate::{
         batching::{Lane, by_collection},
         concern::primary,
         error_codes::{self, Verdict},
-        statement,
+        find,
+        statement::Find,
     },
     stored::{
         document_ref::DocumentRef,
@@ -36,15 +37,24 @@ use crate::{
 /// Documents of one `find`: the server returns so many at once.
 const MOST: u32 = 100;
 
-/// What is read of a document: none when it is gone.
-pub(crate) type Read = Option<Outbox>;
-
-/// An outbox in memory.
+/// The outbox that a document has.
 #[derive(Debug)]
-pub(crate) struct Outbox {
-    pub(crate) slots: Result<Vec<Slot>, NotAnArray>,
-    /// The room that it takes.
-    pub(crate) room: Room,
+pub(crate) enum StoredOutbox {
+    /// There is no such document.
+    Gone,
+    /// The field is no array.
+    Malformed(NotAnArray),
+    /// Its elements, and the room that they take in memory.
+    Entries { slots: Vec<Slot>, room: Room },
+}
+
+impl StoredOutbox {
+    fn read(document: &RawDocument, room: Room) -> Self {
+        match read_outbox_of(document) {
+            Ok(slots) => Self::Entries { slots, room },
+            Err(reason) => Self::Malformed(reason),
+        }
+    }
 }
 
 /// Reads outboxes; clones share one lane.
@@ -64,7 +74,7 @@ struct Reader {
 struct Request {
     document: DocumentRef,
     id: Bson,
-    answer: oneshot::Sender<Result<Read, Error>>,
+    answer: oneshot::Sender<Result<StoredOutbox, Error>>,
 }
 
 impl Reads {
@@ -84,7 +94,7 @@ impl Reads {
     }
 
     /// Reads an outbox, from the primary, as it is there. Waits for the room that it takes: its reader must hold none.
-    pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Read, Error> {
+    pub(crate) async fn read(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
         // Some ids would be read as an expression, and some can't be in a list at all.
         let Some(id) = document.listable_id() else {
             return self.reader.alone(document).await;
@@ -109,21 +119,22 @@ fn collection(client: &Client, namespace: &Namespace) -> Collection<RawDocumentB
 }
 
 impl Reader {
-    async fn alone(&self, document: &DocumentRef) -> Result<Read, Error> {
+    async fn alone(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
         let mut room = self.memory.reserve(REPLY).await;
         let mut is_last = false;
         loop {
-            let filter = document.select(Document::new());
-            let projection = doc! { OUTBOX: 1 };
-            let found =
-                statement::find(&self.client, &document.namespace, filter, projection, ReadConcern::local())
-                    .await?;
-            let Some(raw) = found else { return Ok(None) };
+            let find = Find {
+                namespace: &document.namespace,
+                filter: document.select(Document::new()),
+                projection: Some(doc! { OUTBOX: 1 }),
+                concern: ReadConcern::local(),
+            };
+            let Some(raw) = find::find(&self.client, find).await? else { return Ok(StoredOutbox::Gone) };
 
             let weight = weight_of(&raw);
             if is_last || room.holds(weight) {
                 room.shrink_to(weight);
-                return Ok(Some(Outbox { slots: read_outbox_of(&raw), room }));
+                return Ok(StoredOutbox::read(&raw, room));
             }
             // Made of many small values. Nobody waits for more room while holding some.
             drop((raw, room));
@@ -159,8 +170,8 @@ impl Reader {
                 let weight = weight_of(&raw);
                 for request in open.remove(&id).into_iter().flatten() {
                     if room.holds(weight) {
-                        let outbox = Outbox { slots: read_outbox_of(&raw), room: room.split(weight) };
-                        let _ = request.answer.send(Ok(Some(outbox)));
+                        let outbox = StoredOutbox::read(&raw, room.split(weight));
+                        let _ = request.answer.send(Ok(outbox));
                     } else {
                         alone.push(request);
                     }

@@ -13,7 +13,7 @@ use mongodb::{
 
 use crate::{
     encoding::codec,
-    mongo::{error_codes, majority::OpTime, write::Answer},
+    mongo::{error_codes, majority::OpTime, write::WriteOutcome},
 };
 
 /// The server's code for a write whose wait for the majority took longer than `wtimeout`.
@@ -48,7 +48,7 @@ pub(crate) struct Concern {
 #[derive(Debug)]
 pub(crate) enum Said {
     /// Of each, in their order; none for one that was interrupted and may have been executed.
-    Each(Vec<Option<Answer>>),
+    Each(Vec<Option<WriteOutcome>>),
     /// Some matched and some did not; the same command again tells which.
     Some,
     /// It contradicts itself.
@@ -93,9 +93,9 @@ impl Reply {
         for (index, place) in places.iter().enumerate() {
             each.push(match self.errors.remove(&index) {
                 Some(error) if error_codes::code(&error).is_some_and(error_codes::interrupts) => None,
-                Some(error) => Some(Answer::Failed(error)),
-                None if all_matched || self.retried.contains(place) => Some(Answer::Done),
-                None => Some(Answer::Missed),
+                Some(error) => Some(WriteOutcome::Failed(error)),
+                None if all_matched || self.retried.contains(place) => Some(WriteOutcome::Done),
+                None => Some(WriteOutcome::Missed),
             });
         }
         Said::Each(each)
@@ -138,12 +138,12 @@ mod tests {
         }
     }
 
-    fn letter(answer: &Option<Answer>) -> char {
+    fn letter(answer: &Option<WriteOutcome>) -> char {
         match answer {
-            Some(Answer::Done) => 'd',
-            Some(Answer::Missed) => 'm',
-            Some(Answer::Failed(_)) => 'f',
-            Some(Answer::Unknown(_)) => 'u',
+            Some(WriteOutcome::Done) => 'd',
+            Some(WriteOutcome::Missed) => 'm',
+            Some(WriteOutcome::Failed(_)) => 'f',
+            Some(WriteOutcome::Unknown(_)) => 'u',
             None => '?',
         }
     }

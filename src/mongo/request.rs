@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::mongo::{
     error_codes,
-    write::{Answer, Kind, deadline, no_answer},
+    write::{Kind, WriteOutcome, deadline, no_answer},
 };
 
 /// One statement, on its way.
@@ -25,7 +25,7 @@ pub(crate) struct Request {
     pub(crate) statement: RawDocumentBuf,
     pub(crate) departure: Departure,
     pub(crate) deadline: Instant,
-    pub(crate) answer: oneshot::Sender<Answer>,
+    pub(crate) answer: oneshot::Sender<WriteOutcome>,
 }
 
 /// The other end of a [`Request`].
@@ -33,7 +33,7 @@ pub(crate) struct Request {
 pub(crate) struct Waiter {
     departure: Departure,
     pub(crate) deadline: Instant,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<WriteOutcome>,
 }
 
 impl Request {
@@ -47,16 +47,16 @@ impl Request {
 
 impl Waiter {
     /// The answer; where none comes, what is certain without one.
-    pub(crate) async fn answer(self) -> Answer {
+    pub(crate) async fn answer(self) -> WriteOutcome {
         let why = match timeout_at(self.deadline, self.answer).await {
             Ok(Ok(answer)) => return answer,
             Ok(Err(_ended)) => "the runtime that sends writes has ended".to_owned(),
             Err(_elapsed) => no_answer(),
         };
         if self.departure.cancel() {
-            Answer::Failed(error_codes::not_sent(why))
+            WriteOutcome::Failed(error_codes::not_sent(why))
         } else {
-            Answer::Unknown(error_codes::lost(why))
+            WriteOutcome::Unknown(error_codes::lost(why))
         }
     }
 }
@@ -107,7 +107,7 @@ mod tests {
         let (_request, waiter) = request();
         let waiting = waiter.answer().await;
         assert!(
-            matches!(waiting, Answer::Failed(error) if error_codes::verdict(&error) == error_codes::Verdict::NotSent)
+            matches!(waiting, WriteOutcome::Failed(error) if error_codes::verdict(&error) == error_codes::Verdict::NotSent)
         );
 
         let (sent, waiter) = request();
@@ -115,7 +115,7 @@ mod tests {
         drop(sent);
         let ended = waiter.answer().await;
         assert!(
-            matches!(ended, Answer::Unknown(error) if error_codes::verdict(&error) == error_codes::Verdict::Unknown)
+            matches!(ended, WriteOutcome::Unknown(error) if error_codes::verdict(&error) == error_codes::Verdict::Unknown)
         );
     }
 }

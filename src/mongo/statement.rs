@@ -1,108 +1,64 @@
-//! The commands that take a filter of any form.
+//! What MongoDB is asked, as values: none of them knows who executes it.
 
 use mongodb::{
-    Client, Collection, Namespace,
-    bson::{Document, RawDocumentBuf, doc},
-    error::Error,
-    options::{ReadConcern, WriteConcern},
+    Namespace,
+    bson::{Document, RawDocumentBuf, Uuid},
+    options::ReadConcern,
 };
-use serde::Serialize;
 
-use crate::{encoding::codec, mongo::concern::primary, stored::filter::Filter};
+use crate::stored::{document_ref::DocumentRef, filter::Filter};
 
-/// Reads these fields of the document on the primary; none when it is gone.
-pub(crate) async fn find(
-    client: &Client,
-    namespace: &Namespace,
-    filter: Filter,
-    projection: Document,
-    concern: ReadConcern,
-) -> Result<Option<RawDocumentBuf>, Error> {
-    let database = client.database(&namespace.db);
-    let filter = match filter {
-        Filter::Plain(filter) => {
-            let collection: Collection<RawDocumentBuf> = database.collection(&namespace.coll);
-            let find = collection.find_one(filter).projection(projection);
-            return find.read_concern(concern).selection_criteria(primary()).await;
-        }
-        Filter::Bytes(filter) => filter,
-    };
-
-    let command = Find {
-        find: &namespace.coll,
-        filter,
-        projection,
-        limit: 1,
-        single_batch: true,
-        read_concern: concern,
-    };
-    let command = codec::encode(&command).map_err(Error::custom)?;
-    let mut found = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
-    let one = found.advance().await?;
-    Ok(one.then(|| found.current().to_owned()))
+/// Inserts a document.
+#[derive(Debug, Clone)]
+pub(crate) struct Insert {
+    pub(crate) namespace: Namespace,
+    /// As it is sent: with its `_id`.
+    pub(crate) document: RawDocumentBuf,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Find<'a> {
-    find: &'a str,
-    filter: RawDocumentBuf,
-    projection: Document,
-    limit: i32,
-    single_batch: bool,
-    read_concern: ReadConcern,
+/// Updates one document.
+///
+/// **Invariants.** The filter names `_id` by equality, and the update leaves `_id` alone. The update changes the document that
+/// the filter matches: the server keeps no record of one that changes nothing, and could not say later that it had matched.
+#[derive(Debug, Clone)]
+pub(crate) struct Update {
+    pub(crate) namespace: Namespace,
+    pub(crate) filter: Filter,
+    pub(crate) update: Document,
+    pub(crate) array_filters: Vec<Document>,
 }
 
-/// Updates the document; false when the filter finds none.
-pub(crate) async fn update(
-    client: &Client,
-    namespace: &Namespace,
-    filter: Filter,
-    update: Document,
-    array_filters: Vec<Document>,
-    concern: WriteConcern,
-) -> Result<bool, Error> {
-    let database = client.database(&namespace.db);
-    let filter = match filter {
-        Filter::Plain(filter) => {
-            let collection: Collection<Document> = database.collection(&namespace.coll);
-            let mut write = collection.update_one(filter, update).write_concern(concern);
-            if !array_filters.is_empty() {
-                write = write.array_filters(array_filters);
-            }
-            return Ok(write.await?.matched_count > 0);
-        }
-        Filter::Bytes(filter) => filter,
-    };
-
-    // Of the commands that update, this one answers a refusal with an error. Its reply must not hold the document, which
-    // could not be decoded.
-    let command = FindAndModify {
-        collection: &namespace.coll,
-        query: filter,
-        fields: doc! { "_id": 0, "none": { "$literal": 1 } },
-        update,
-        array_filters,
-        write_concern: concern,
-    };
-    let command = codec::encode(&command).map_err(Error::custom)?;
-    let reply = database.run_raw_command(command).selection_criteria(primary()).await?;
-    if let Some(error) = reply.get("writeConcernError") {
-        return Err(Error::custom(format!("the write was not acknowledged by the majority: {error}")));
-    }
-    let last = reply.get_document("lastErrorObject").map_err(Error::custom)?;
-    Ok(last.get_bool("updatedExisting").unwrap_or(false))
+/// Updates one document, or makes it of the filter's equalities where there is none.
+#[derive(Debug, Clone)]
+pub(crate) struct Upsert {
+    pub(crate) namespace: Namespace,
+    pub(crate) filter: Document,
+    pub(crate) update: Document,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct FindAndModify<'a> {
-    #[serde(rename = "findAndModify")]
-    collection: &'a str,
-    query: RawDocumentBuf,
-    fields: Document,
-    update: Document,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    array_filters: Vec<Document>,
-    write_concern: WriteConcern,
+/// Deletes one document. The filter names `_id` by equality.
+#[derive(Debug, Clone)]
+pub(crate) struct Delete {
+    pub(crate) namespace: Namespace,
+    pub(crate) filter: Document,
+}
+
+/// Finds one document on the primary.
+#[derive(Debug, Clone)]
+pub(crate) struct Find<'a> {
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) filter: Filter,
+    /// All fields where there is none.
+    pub(crate) projection: Option<Document>,
+    pub(crate) concern: ReadConcern,
+}
+
+/// Removes entries of a document that were delivered under a claim, where that claim still holds them. It matches ids and the
+/// claim, so that it can be repeated at will.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivered {
+    pub(crate) document: DocumentRef,
+    /// The claim's value.
+    pub(crate) token: String,
+    pub(crate) ids: Vec<Uuid>,
 }

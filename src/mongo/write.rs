@@ -11,7 +11,10 @@ use mongodb::{
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use tokio::time::{Instant, timeout_at};
 
-use crate::mongo::error_codes;
+use crate::{
+    mongo::{error_codes, statement::Update},
+    stored::filter::Filter,
+};
 
 /// The one bound of a write, and of a save with all that it reads and writes. It covers the wait for others, for a server,
 /// for whoever holds the document, and for the majority. A write without a clean answer by then is unknown, or not sent if it
@@ -51,7 +54,7 @@ pub(crate) fn no_answer() -> String {
 
 /// How a write was answered.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum WriteOutcome {
     /// Done, and the majority has it.
     Done,
     /// The filter found nothing.
@@ -79,6 +82,28 @@ impl Kind {
             Self::Delete => ("delete", "deletes"),
         }
     }
+}
+
+/// An update as it is in a command.
+#[derive(Serialize)]
+pub(crate) struct UpdateStatement<'a> {
+    q: &'a Filter,
+    u: &'a Document,
+    #[serde(rename = "arrayFilters", skip_serializing_if = "<[_]>::is_empty")]
+    array_filters: &'a [Document],
+}
+
+impl<'a> UpdateStatement<'a> {
+    pub(crate) fn of(update: &'a Update) -> Self {
+        Self { q: &update.filter, u: &update.update, array_filters: &update.array_filters }
+    }
+}
+
+/// A delete as it is in a command.
+#[derive(Serialize)]
+pub(crate) struct DeleteStatement<'a> {
+    pub(crate) q: &'a Document,
+    pub(crate) limit: i32,
 }
 
 /// Statements of one kind on one collection, written from what is at hand.

@@ -37,7 +37,7 @@ use std::{
 };
 
 use mongodb::{
-    Collection, IndexModel,
+    Collection, IndexModel, Namespace,
     bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc},
     error::Error as DriverError,
     options::{IndexOptions, ReadConcern},
@@ -69,12 +69,10 @@ use crate::{
     },
     encoding::codec,
     mongo::{
-        clears::Delivered,
+        Delete, Delivered, Find, Insert, Mongo, Update, WriteOutcome,
         clock::later,
-        concern::primary,
         error_codes::{self, Verdict},
-        group_commit::Statement,
-        write::{self, Answer},
+        write,
     },
     observe::{metrics::SaveOutcome, trace},
     store::caps::{array_bytes, document_bytes},
@@ -92,6 +90,8 @@ const UPDATE_TRIES: u32 = 32;
 /// Aggregates of one type in one collection.
 pub struct Store<T> {
     collection: Collection<RawDocumentBuf>,
+    namespace: Namespace,
+    mongo: Mongo,
     inline: InlineDispatcher,
     caps: Caps,
     shard_key: Vec<String>,
@@ -103,7 +103,7 @@ pub struct Store<T> {
 impl<T> fmt::Debug for Store<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
-            .field("collection", &self.collection.namespace().to_string())
+            .field("collection", &self.namespace.to_string())
             .field("caps", &self.caps)
             .finish_non_exhaustive()
     }
@@ -113,6 +113,8 @@ impl<T> Clone for Store<T> {
     fn clone(&self) -> Self {
         Self {
             collection: self.collection.clone(),
+            namespace: self.namespace.clone(),
+            mongo: self.mongo.clone(),
             inline: self.inline.clone(),
             caps: self.caps,
             shard_key: self.shard_key.clone(),
@@ -123,11 +125,13 @@ impl<T> Clone for Store<T> {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// A store of the aggregates in this collection. Read and write concerns are the store's own: majority. The clients of
-    /// the collection and of the inline dispatcher must reach the same MongoDB; saves go through the latter.
+    /// A store of the aggregates in the collection of this name. It reads and writes through the client that the inline
+    /// dispatcher was built with, with concerns of its own: majority.
     pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &InlineDispatcher) -> Self {
         Self {
+            namespace: collection.namespace(),
             collection: collection.clone_with_type(),
+            mongo: inline.mongo().clone(),
             inline: inline.clone(),
             caps: Caps::default(),
             shard_key: Vec::new(),
@@ -160,7 +164,7 @@ impl<T: Aggregate> Store<T> {
     /// # Errors
     /// [`Error::Refused`] or [`Error::Unavailable`].
     pub async fn ensure_indexes(&self) -> Result<(), Error> {
-        self.collection.create_indexes(indexes()).await.map(drop).map_err(Error::of_read)
+        self.mongo.create_indexes(&self.namespace, indexes()).await.map_err(Error::of_read)
     }
 
     /// Loads an aggregate, as the majority has it; none when there is no such document.
@@ -177,7 +181,7 @@ impl<T: Aggregate> Store<T> {
         {
             return Ok(Some(loaded));
         }
-        let document = DocumentRef::by_id(self.collection.namespace(), own.clone());
+        let document = DocumentRef::by_id(self.namespace.clone(), own.clone());
         if let Some(raw) = self.find(&document, None, ReadConcern::majority()).await? {
             self.form.store(0, atomic::Ordering::Relaxed);
             return self.read(&raw).map(Some);
@@ -205,7 +209,7 @@ impl<T: Aggregate> Store<T> {
 
     /// Reads a stored document, which from then on has the name by which it is stored.
     fn read(&self, raw: &RawDocumentBuf) -> Result<Loaded<T>, Error> {
-        let document = named_by(self.collection.namespace(), &self.shard_key, raw)?;
+        let document = named_by(self.namespace.clone(), &self.shard_key, raw)?;
         Loaded::read(document, raw)
     }
 
@@ -229,7 +233,7 @@ impl<T: Aggregate> Store<T> {
         if is_unset::<T>(&encoded) {
             return Err(Error::NoId { id: Bson::Null.to_string() });
         }
-        let document = named_by(self.collection.namespace(), &self.shard_key, &encoded)?;
+        let document = named_by(self.namespace.clone(), &self.shard_key, &encoded)?;
         let messages = value.outbox().take();
         // A new document's outbox is empty: its entries can always be born claimed.
         let mut prepared = self.prepare(&document, &messages, true).await?;
@@ -244,8 +248,8 @@ impl<T: Aggregate> Store<T> {
         // As it is stored, with the library's fields: a struct that refuses those could not be loaded.
         let stored = codec::encode(&new).map_err(|error| fields::broken(&error))?;
         check_readable::<T>(&document, &stored)?;
-        match self.inline.writes().insert(document.namespace.clone(), stored).await {
-            Answer::Done | Answer::Missed => {
+        match self.mongo.insert(Insert { namespace: document.namespace.clone(), document: stored }).await {
+            WriteOutcome::Done | WriteOutcome::Missed => {
                 self.form.store(form, atomic::Ordering::Relaxed);
                 let mut loaded = Loaded {
                     value,
@@ -261,15 +265,15 @@ impl<T: Aggregate> Store<T> {
                 loaded.has_sent(0, &receipt);
                 Ok(Inserted::Applied(Box::new(loaded), receipt))
             }
-            Answer::Unknown(error) => {
+            WriteOutcome::Unknown(error) => {
                 value.outbox().restore(messages);
                 Ok(Inserted::Unknown(value, error))
             }
-            Answer::Failed(error) if self.exists(&document, &error).await? => {
+            WriteOutcome::Failed(error) if self.exists(&document, &error).await? => {
                 value.outbox().restore(messages);
                 Ok(Inserted::Exists(value))
             }
-            Answer::Failed(error) => Err(Error::of_write(&document, error, bytes)),
+            WriteOutcome::Failed(error) => Err(Error::of_write(&document, error, bytes)),
         }
     }
 
@@ -373,12 +377,12 @@ impl<T: Aggregate> Store<T> {
             };
             let update = update_of(changes, &etag, entries, taken.is_some());
             let namespace = document.namespace.clone();
-            let statement = Statement { namespace, filter: filter.into(), update, array_filters: Vec::new() };
-            match self.inline.writes().update(statement).await {
-                Answer::Done => break,
-                Answer::Unknown(error) => return Ok(Saved::Unknown(error)),
-                Answer::Failed(error) => return Err(Error::of_write(&document, error, bytes)),
-                Answer::Missed => match self.look(loaded).await? {
+            let filter = filter.into();
+            match self.mongo.update(Update { namespace, filter, update, array_filters: Vec::new() }).await {
+                WriteOutcome::Done => break,
+                WriteOutcome::Unknown(error) => return Ok(Saved::Unknown(error)),
+                WriteOutcome::Failed(error) => return Err(Error::of_write(&document, error, bytes)),
+                WriteOutcome::Missed => match self.look(loaded).await? {
                     // The etag is as loaded, so only the outbox can have been in the way.
                     Look::Same if let (Some(taken), Some(linger)) = (taken.take(), linger) => {
                         drop(taken);
@@ -440,7 +444,7 @@ impl<T: Aggregate> Store<T> {
         id: &T::Id,
         mut change: impl FnMut(&mut T) -> Result<R, E>,
     ) -> Result<Result<Updated<T, R>, E>, Error> {
-        let named = || Ok::<_, Error>(DocumentRef::by_id(self.collection.namespace(), id_of(id)?));
+        let named = || Ok::<_, Error>(DocumentRef::by_id(self.namespace.clone(), id_of(id)?));
         for tries in 0..UPDATE_TRIES {
             let Some(mut document) = self.load(id).await? else {
                 return Err(Error::NotFound { document: named()? });
@@ -495,11 +499,12 @@ impl<T: Aggregate> Store<T> {
             loaded.etag.as_ref().map_or_else(|| Bson::from(doc! { "$exists": false }), equal_to),
         );
         filter.insert("outbox.0", doc! { "$exists": false });
-        match self.inline.writes().delete(loaded.document.namespace.clone(), &filter).await {
-            Answer::Done => Ok(Deleted::Done),
-            Answer::Unknown(error) => Ok(Deleted::Unknown(error)),
-            Answer::Failed(error) => Err(Error::of_write(&loaded.document, error, 0)),
-            Answer::Missed => Ok(match self.look(loaded).await? {
+        let namespace = loaded.document.namespace.clone();
+        match self.mongo.delete(Delete { namespace, filter }).await {
+            WriteOutcome::Done => Ok(Deleted::Done),
+            WriteOutcome::Unknown(error) => Ok(Deleted::Unknown(error)),
+            WriteOutcome::Failed(error) => Err(Error::of_write(&loaded.document, error, 0)),
+            WriteOutcome::Missed => Ok(match self.look(loaded).await? {
                 Look::Same => Deleted::Undelivered,
                 Look::Changed => Deleted::Conflict,
                 Look::Gone => Deleted::Gone,
@@ -513,11 +518,12 @@ impl<T: Aggregate> Store<T> {
     /// [`Error`] for messages past their caps; they stay in the outbox.
     pub async fn stage(&self, outbox: &mut Outbox) -> Result<StagedMessages, Error> {
         let messages: Vec<_> = outbox.iter().cloned().collect();
-        let unnamed = DocumentRef::by_id(self.collection.namespace(), Bson::Null);
-        let now = self.inline.now().await.map_err(Error::of_read)?;
+        let unnamed = DocumentRef::by_id(self.namespace.clone(), Bson::Null);
+        let now = self.mongo.now().await.map_err(Error::of_read)?;
         let entries = self.entries(&unnamed, &messages, now, None)?;
         outbox.take();
         Ok(StagedMessages {
+            mongo: self.mongo.clone(),
             inline: self.inline.clone(),
             collection: self.collection.clone(),
             shard_key: self.shard_key.clone(),
@@ -535,7 +541,7 @@ impl<T: Aggregate> Store<T> {
         write: impl Future<Output = Result<R, Error>>,
         outcome: impl FnOnce(&R) -> SaveOutcome,
     ) -> Result<R, Error> {
-        let span = trace::save(verb, &self.collection.namespace());
+        let span = trace::save(verb, &self.namespace);
         let written = write::within_one_timeout(write.instrument(span.clone())).await;
         let outcome = match &written {
             Ok(written) => outcome(written),
@@ -560,7 +566,7 @@ impl<T: Aggregate> Store<T> {
             return Ok(Prepared::nothing());
         }
         self.check_entries(document, 0, messages.len())?;
-        let now = self.inline.now().await.map_err(Error::of_read)?;
+        let now = self.mongo.now().await.map_err(Error::of_read)?;
         let due = due_now(messages, now);
         let seat = self.inline.seat_for(due, messages);
         let claim = match &seat {
@@ -639,11 +645,8 @@ impl<T: Aggregate> Store<T> {
         projection: Option<Document>,
         concern: ReadConcern,
     ) -> Result<Option<RawDocumentBuf>, Error> {
-        let mut find = self.collection.find_one(filter).read_concern(concern).selection_criteria(primary());
-        if let Some(projection) = projection {
-            find = find.projection(projection);
-        }
-        write::read(find).await.map_err(Error::of_read)
+        let find = Find { namespace: &self.namespace, filter: filter.into(), projection, concern };
+        self.mongo.find(find).await.map_err(Error::of_read)
     }
 
     async fn exists(&self, document: &DocumentRef, error: &DriverError) -> Result<bool, Error> {

@@ -30,7 +30,7 @@ use mongodb::{
 use super::identity::{ID, named_by, other_forms};
 use crate::{
     dispatch::inline::{Dispatch, InlineDispatcher, Work},
-    mongo::concern::primary,
+    mongo::{Find, Mongo},
     observe::event::Shed,
     store::error::Error,
     stored::{
@@ -48,6 +48,7 @@ use crate::{
 /// with less, a failover can undo it. Dropping this without writing drops the messages.
 #[must_use = "messages that are not written are lost"]
 pub struct StagedMessages {
+    pub(super) mongo: Mongo,
     pub(super) inline: InlineDispatcher,
     pub(super) collection: Collection<RawDocumentBuf>,
     pub(super) shard_key: Vec<String>,
@@ -149,8 +150,13 @@ impl StagedMessages {
         let filter = doc! { "$or": any, "outbox.id": message };
         let mut projection = doc! { ID: 1 };
         projection.extend(self.shard_key.iter().map(|field| (field.clone(), Bson::Int32(1))));
-        let find = self.collection.find_one(filter).projection(projection);
-        let found = find.read_concern(ReadConcern::local()).selection_criteria(primary()).await?;
+        let find = Find {
+            namespace: &self.collection.namespace(),
+            filter: filter.into(),
+            projection: Some(projection),
+            concern: ReadConcern::local(),
+        };
+        let found = self.mongo.find(find).await?;
         Ok(found.and_then(|found| named_by(self.collection.namespace(), &self.shard_key, &found).ok()))
     }
 }

@@ -1,0 +1,58 @@
+//! Finding one document by a filter of any form.
+
+use mongodb::{
+    Client, Collection,
+    bson::{Document, RawDocumentBuf},
+    error::Error,
+    options::ReadConcern,
+};
+use serde::Serialize;
+
+use crate::{
+    encoding::codec,
+    mongo::{concern::primary, statement::Find},
+    stored::filter::Filter,
+};
+
+/// A find as it is sent for a filter that the driver's own call doesn't take.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FindCommand<'a> {
+    find: &'a str,
+    filter: RawDocumentBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    projection: Option<Document>,
+    limit: i32,
+    single_batch: bool,
+    read_concern: ReadConcern,
+}
+
+/// The document on the primary; none when there is none.
+pub(super) async fn find(client: &Client, find: Find<'_>) -> Result<Option<RawDocumentBuf>, Error> {
+    let Find { namespace, filter, projection, concern } = find;
+    let database = client.database(&namespace.db);
+    let filter = match filter {
+        Filter::Plain(filter) => {
+            let collection: Collection<RawDocumentBuf> = database.collection(&namespace.coll);
+            let mut find = collection.find_one(filter).read_concern(concern).selection_criteria(primary());
+            if let Some(projection) = projection {
+                find = find.projection(projection);
+            }
+            return find.await;
+        }
+        Filter::Bytes(filter) => filter,
+    };
+
+    let command = FindCommand {
+        find: &namespace.coll,
+        filter,
+        projection,
+        limit: 1,
+        single_batch: true,
+        read_concern: concern,
+    };
+    let command = codec::encode(&command).map_err(Error::custom)?;
+    let mut found = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
+
+    if found.advance().await? { Ok(Some(found.current().to_owned())) } else { Ok(None) }
+}
