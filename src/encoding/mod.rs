@@ -3,4 +3,5 @@
 pub(crate) mod bytes;
 pub(crate) mod codec;
 pub(crate) mod payload;
+pub(crate) mod raw;
 pub(crate) mod salvage;

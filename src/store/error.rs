@@ -199,6 +199,11 @@ impl Error {
         matches!(self, Self::Unavailable(_) | Self::Contended { .. } | Self::OutboxFull { .. })
     }
 
+    /// An aggregate's encoding that cannot be read again.
+    pub(crate) fn of_encoding(error: impl std::fmt::Display) -> Self {
+        Self::Encode { what: "the document".into(), reason: error.to_string() }
+    }
+
     /// Reads an error of a write to this document.
     pub(crate) fn of_write(document: &DocumentRef, source: mongodb::error::Error, bytes: usize) -> Self {
         if error_codes::is_unencodable(&source) {

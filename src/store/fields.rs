@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use mongodb::bson::{Bson, Document, RawBsonRef, RawDocument};
+use mongodb::bson::{Document, RawBsonRef, RawDocument};
 
-use super::unknown::{Dropped, Keys, Path, Unknown, carry};
+use super::unknown::{
+    Unknown,
+    carry::{Dropped, carry},
+    path::{FieldPath, Keys},
+};
 use crate::{
-    encoding::codec,
+    encoding::{codec, raw},
     store::error::Error,
     stored::entry::{ETAG, OUTBOX},
 };
@@ -43,10 +47,10 @@ pub(super) fn changes(
     if before.as_bytes() == now.as_bytes() {
         return Ok(changes);
     }
-    let before = elements(before)?;
+    let before = raw::fields(before).map_err(Error::of_encoding)?;
     let was: HashMap<&str, RawBsonRef<'_>> = before.iter().copied().collect();
     let mut is = HashSet::new();
-    for (name, value) in elements(now)? {
+    for (name, value) in raw::fields(now).map_err(Error::of_encoding)? {
         is.insert(name);
         let was = was.get(name);
         if was == Some(&value) {
@@ -54,11 +58,11 @@ pub(super) fn changes(
         }
         let value = match (unknown.get(name), was) {
             (Some(inside), Some(was)) => {
-                let carried = carry(inside, *was, value, &Path::of(name, keys), &mut changes.dropped)?;
+                let carried = carry(inside, *was, value, &FieldPath::of(name, keys), &mut changes.dropped)?;
                 changes.unknown.push((name.to_owned(), carried.unknown));
                 carried.value
             }
-            _ => Bson::try_from(value).map_err(|error| broken(&error))?,
+            _ => raw::owned(value).map_err(Error::of_encoding)?,
         };
         changes.set.insert(addressable(name)?, value);
     }
@@ -86,20 +90,7 @@ pub(crate) fn check_reserved(stored: Option<&RawDocument>, encoded: &RawDocument
 
 /// An aggregate's encoding as a document to insert.
 pub(crate) fn insertable(encoded: &RawDocument) -> Result<Document, Error> {
-    codec::to_document(encoded).map_err(|error| broken(&error))
-}
-
-pub(super) fn elements(document: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>)>, Error> {
-    let named = document.iter().map(|element| {
-        let (name, value) = element.map_err(|error| broken(&error))?;
-        Ok((text(name), value))
-    });
-    named.collect()
-}
-
-/// The name of a field: a `&str` in one BSON version, a C string in the other.
-pub(super) fn text<N: AsRef<str> + ?Sized>(name: &N) -> &str {
-    name.as_ref()
+    codec::to_document(encoded).map_err(Error::of_encoding)
 }
 
 fn addressable(name: &str) -> Result<String, Error> {
@@ -107,10 +98,6 @@ fn addressable(name: &str) -> Result<String, Error> {
         return Err(Error::FieldName { field: name.into() });
     }
     Ok(name.into())
-}
-
-pub(super) fn broken(error: &impl std::fmt::Display) -> Error {
-    Error::Encode { what: "the document".into(), reason: error.to_string() }
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use mongodb::{
     },
 };
 
-use super::fields::broken;
 use crate::{
     encoding::{codec, salvage},
     store::error::Error,
@@ -37,10 +36,10 @@ pub(super) fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
 /// [`Error::NoId`] and [`Error::IdMismatch`].
 pub(super) fn check_id<I: serde::Serialize>(encoded: &RawDocument, id: &I) -> Result<usize, Error> {
     let own = id_of(id)?;
-    let Some(value) = encoded.get(ID).map_err(|error| broken(&error))? else {
+    let Some(value) = encoded.get(ID).map_err(Error::of_encoding)? else {
         return Err(Error::NoId { id: own.to_string() });
     };
-    let encoded = Bson::try_from(value).map_err(|error| broken(&error))?;
+    let encoded = Bson::try_from(value).map_err(Error::of_encoding)?;
     if is_same(&own, &encoded) {
         return Ok(0);
     }

@@ -7,9 +7,10 @@ use mongodb::bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf};
 use super::{
     fields::{Changes, changes, check_reserved},
     identity::ID,
-    outcome::Receipt,
-    renamed::{Known, compare},
-    unknown::Unknown,
+    unknown::{
+        Unknown,
+        renamed::{Differences, compare},
+    },
 };
 use crate::{
     aggregate::{Aggregate, outbox::Due},
@@ -37,7 +38,7 @@ pub struct Loaded<T> {
     /// The aggregate as it would be written if nothing were changed.
     pub(super) baseline: RawDocumentBuf,
     /// What the struct doesn't know of the stored document, and what it knows by another name.
-    pub(super) known: Known,
+    pub(super) differences: Differences,
     /// Entries in the stored outbox, as far as known.
     pub(super) held: Result<usize, NotAnArray>,
     /// Whether they may all have been delivered meanwhile.
@@ -72,7 +73,7 @@ impl<T: Aggregate> Loaded<T> {
             etag,
             held: held(raw).map_err(broken)?,
             hope: Hope::default(),
-            known: compare::<T>(raw, &baseline, T::ELEMENT_KEYS)?,
+            differences: compare::<T>(raw, &baseline, T::ELEMENT_KEYS)?,
             bytes: raw.as_bytes().len(),
             value,
             document,
@@ -80,10 +81,9 @@ impl<T: Aggregate> Loaded<T> {
         })
     }
 
-    /// Remembers the entries of a save, which found so many others there.
-    pub(super) fn has_sent(&mut self, others: usize, receipt: &Receipt) {
-        let sent = receipt.messages.len();
-        let (left, dispatched) = match &receipt.dispatch {
+    /// Remembers that a save wrote this many entries, beside as many others, and what was made of them.
+    pub(super) fn has_sent(&mut self, sent: usize, others: usize, dispatch: &Dispatch) {
+        let (left, dispatched) = match dispatch {
             Dispatch::Settled(settled) if settled.iter().all(|(_, it)| *it == Disposition::Delivered) => {
                 (0, 0)
             }
@@ -99,12 +99,12 @@ impl<T: Aggregate> Loaded<T> {
 
     /// What a save of the aggregate as it is now writes. With any change, a field that was read under another name moves.
     pub(super) fn changes(&self, now: &RawDocument) -> Result<Changes, Error> {
-        let mut changes = changes(&self.baseline, now, &self.known.unknown, T::ELEMENT_KEYS)?;
-        if changes.is_empty() || self.known.renamed.is_empty() {
+        let mut changes = changes(&self.baseline, now, &self.differences.unknown, T::ELEMENT_KEYS)?;
+        if changes.is_empty() || self.differences.renamed.is_empty() {
             return Ok(changes);
         }
 
-        for field in &self.known.unstored {
+        for field in &self.differences.unstored {
             if !changes.set.contains_key(field)
                 && let Ok(Some(value)) = now.get(field)
                 && let Ok(value) = Bson::try_from(value)
@@ -112,20 +112,20 @@ impl<T: Aggregate> Loaded<T> {
                 changes.set.insert(field, value);
             }
         }
-        changes.unset.extend(self.known.renamed.iter().cloned());
+        changes.unset.extend(self.differences.renamed.iter().cloned());
         Ok(changes)
     }
 
     /// Remembers what is unknown in the fields that a save has set.
     pub(super) fn now_knows(&mut self, set: Vec<(String, Option<Unknown>)>, unset: &[String]) {
         for field in unset {
-            self.known.unknown.remove(field);
+            self.differences.unknown.remove(field);
         }
-        self.known.renamed.retain(|field| !unset.contains(field));
+        self.differences.renamed.retain(|field| !unset.contains(field));
         for (field, unknown) in set {
             match unknown {
-                Some(unknown) => self.known.unknown.insert(field, unknown),
-                None => self.known.unknown.remove(&field),
+                Some(unknown) => self.differences.unknown.insert(field, unknown),
+                None => self.differences.unknown.remove(&field),
             };
         }
     }
@@ -252,8 +252,7 @@ fn damaged(path: &str) -> String {
 }
 
 pub(super) fn encode<T: Aggregate>(value: &T) -> Result<RawDocumentBuf, Error> {
-    codec::encode(value)
-        .map_err(|error| Error::Encode { what: "the document".into(), reason: error.to_string() })
+    codec::encode(value).map_err(Error::of_encoding)
 }
 
 /// When a message is due, where that is still to come.

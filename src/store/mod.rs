@@ -16,13 +16,11 @@
 //! A save future that is dropped leaves the save undecided: done or not, never by half.
 
 pub(crate) mod caps;
-mod elements;
 pub(crate) mod error;
 mod fields;
 mod identity;
 mod loaded;
 mod outcome;
-mod renamed;
 mod staged;
 mod unknown;
 
@@ -55,7 +53,7 @@ use self::{
     fields::{check_reserved, insertable},
     identity::{ID, check_id, id_of, is_of_one_type, is_unset, named_by, other_forms},
     loaded::{Hope, encode, entry, scheduled},
-    renamed::Known,
+    unknown::{carry, renamed::Differences},
 };
 use crate::{
     aggregate::{
@@ -246,7 +244,7 @@ impl<T: Aggregate> Store<T> {
         let bytes = document_bytes(&new);
         self.check_size(&document, bytes, 0)?;
         // As it is stored, with the library's fields: a struct that refuses those could not be loaded.
-        let stored = codec::encode(&new).map_err(|error| fields::broken(&error))?;
+        let stored = codec::encode(&new).map_err(Error::of_encoding)?;
         check_readable::<T>(&document, &stored)?;
         match self.mongo.insert(Insert { namespace: document.namespace.clone(), document: stored }).await {
             WriteOutcome::Done | WriteOutcome::Missed => {
@@ -256,13 +254,13 @@ impl<T: Aggregate> Store<T> {
                     document: document.clone(),
                     etag: Some(etag),
                     baseline: encoded,
-                    known: Known::default(),
+                    differences: Differences::default(),
                     held: Ok(0),
                     hope: Hope::default(),
                     bytes,
                 };
                 let receipt = self.dispatch(&document, prepared).await;
-                loaded.has_sent(0, &receipt);
+                loaded.has_sent(receipt.messages.len(), 0, &receipt.dispatch);
                 Ok(Inserted::Applied(Box::new(loaded), receipt))
             }
             WriteOutcome::Unknown(error) => {
@@ -409,11 +407,11 @@ impl<T: Aggregate> Store<T> {
         loaded.bytes = bytes;
         loaded.now_knows(unknown, &unset);
         if !dropped.is_empty() {
-            unknown::warn_of(&document.namespace, &dropped);
+            carry::warn_of(&document.namespace, &dropped);
             self.inline.metrics().unknown_fields_dropped(dropped.values().sum());
         }
         let receipt = self.dispatch(&document, prepared).await;
-        loaded.has_sent(if was_empty { 0 } else { held }, &receipt);
+        loaded.has_sent(receipt.messages.len(), if was_empty { 0 } else { held }, &receipt.dispatch);
         Ok(Saved::Applied(receipt))
     }
 

@@ -1,9 +1,9 @@
 //! *Bring your own update*: for teams with a data layer of their own.
 //!
 //! ```no_run
-//! # use document_outbox::{Document, Error, Outbox, Store};
+//! # use document_outbox::{Aggregate, Error, Outbox, Store};
 //! # use mongodb::bson::doc;
-//! # async fn example<T: Document>(orders: Store<T>, client: mongodb::Client, mut outbox: Outbox)
+//! # async fn example<T: Aggregate>(orders: Store<T>, client: mongodb::Client, mut outbox: Outbox)
 //! # -> Result<(), Box<dyn std::error::Error>> {
 //! let id = "o-1";
 //! let staged = orders.stage(&mut outbox).await?;

@@ -15,6 +15,7 @@
 //! # Caveats
 //! A type whose `Deserialize` doesn't read what its `Serialize` writes stays unreadable.
 
+mod names;
 mod read;
 mod write;
 
@@ -22,19 +23,19 @@ use mongodb::bson::Bson;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::{
-    read::{Reader, Uuids},
-    write::Writer,
+    read::{Uuids, ValueReader},
+    write::ValueWriter,
 };
 use crate::encoding::codec::{self, CodecError};
 
 /// Encodes a message.
 pub(crate) fn encode<M: Serialize>(message: &M) -> Result<Bson, CodecError> {
-    message.serialize(Writer::new())
+    message.serialize(ValueWriter::new())
 }
 
 /// Decodes a message, stored in either form.
 pub(crate) fn decode<M: DeserializeOwned>(payload: &Bson) -> Result<M, CodecError> {
-    let error = match M::deserialize(Reader::new(payload, Uuids::AsStored)) {
+    let error = match M::deserialize(ValueReader::new(payload, Uuids::AsStored)) {
         Ok(message) => return Ok(message),
         Err(error) => error,
     };
@@ -43,7 +44,7 @@ pub(crate) fn decode<M: DeserializeOwned>(payload: &Bson) -> Result<M, CodecErro
     }
 
     // Where serde keeps a value until it knows what it is for (flattened structs, tagged enums), a binary UUID reads only as text.
-    M::deserialize(Reader::new(payload, Uuids::Text)).map_err(|_| error)
+    M::deserialize(ValueReader::new(payload, Uuids::Text)).map_err(|_| error)
 }
 
 #[cfg(test)]

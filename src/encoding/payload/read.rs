@@ -10,7 +10,7 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-use super::write::{BSON_UUID, RAW_JSON};
+use super::names::{BSON_UUID, RAW_JSON};
 use crate::{
     deliver::json::{self, PayloadFormat},
     encoding::codec::CodecError,
@@ -25,12 +25,12 @@ pub(super) enum Uuids {
 
 /// Reads one value.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reader<'a> {
+pub(super) struct ValueReader<'a> {
     value: &'a Bson,
     uuids: Uuids,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ValueReader<'a> {
     pub(super) fn new(value: &'a Bson, uuids: Uuids) -> Self {
         Self { value, uuids }
     }
@@ -49,12 +49,12 @@ impl<'a> Reader<'a> {
         self,
         document: &'a mongodb::bson::Document,
     ) -> impl serde::de::MapAccess<'a, Error = CodecError> {
-        let fields = document.iter().map(move |(name, value)| (Name(name), Self { value, ..self }));
+        let fields = document.iter().map(move |(name, value)| (FieldName(name), Self { value, ..self }));
         MapDeserializer::new(fields)
     }
 }
 
-impl<'de> IntoDeserializer<'de, CodecError> for Reader<'de> {
+impl<'de> IntoDeserializer<'de, CodecError> for ValueReader<'de> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -62,7 +62,7 @@ impl<'de> IntoDeserializer<'de, CodecError> for Reader<'de> {
     }
 }
 
-impl<'de> Deserializer<'de> for Reader<'de> {
+impl<'de> Deserializer<'de> for ValueReader<'de> {
     type Error = CodecError;
 
     fn is_human_readable(&self) -> bool {
@@ -174,9 +174,9 @@ fn extended<'de, V: Visitor<'de>>(value: &Bson, visitor: V) -> Result<V::Value, 
 
 /// A field's name: a map's key may be a number or a boolean, written as text.
 #[derive(Debug, Clone, Copy)]
-struct Name<'a>(&'a str);
+struct FieldName<'a>(&'a str);
 
-impl<'de> IntoDeserializer<'de, CodecError> for Name<'de> {
+impl<'de> IntoDeserializer<'de, CodecError> for FieldName<'de> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -195,7 +195,7 @@ macro_rules! parsed {
     };
 }
 
-impl<'de> Deserializer<'de> for Name<'de> {
+impl<'de> Deserializer<'de> for FieldName<'de> {
     type Error = CodecError;
 
     fn is_human_readable(&self) -> bool {

@@ -6,40 +6,20 @@ use serde::{
     ser::{self, SerializeMap as _},
 };
 
-use super::read::{Reader, Uuids};
+use super::{
+    names::{BSON_TYPES, BSON_UUID, JSON_NUMBER, RAW_JSON},
+    read::{Uuids, ValueReader},
+};
 use crate::{deliver::json::MAX_DEPTH, encoding::codec::CodecError};
-
-/// The struct names under which BSON's own types serialize: as extended JSON, which becomes the BSON type again.
-const BSON_TYPES: [&str; 13] = [
-    "$oid",
-    "$date",
-    "$binary",
-    "$timestamp",
-    "$minKey",
-    "$maxKey",
-    "$code",
-    "$codeWithScope",
-    "$symbol",
-    "$undefined",
-    "$regularExpression",
-    "$dbPointer",
-    "$numberDecimal",
-];
-/// The newtype name under which `bson::Uuid` serializes.
-pub(super) const BSON_UUID: &str = "$__bson_private_uuid";
-/// The struct name under which `serde_json::value::RawValue` serializes its text.
-pub(super) const RAW_JSON: &str = "$serde_json::private::RawValue";
-/// The struct name under which `serde_json::Number` serializes its digits, with that crate's `arbitrary_precision`.
-const JSON_NUMBER: &str = "$serde_json::private::Number";
 
 /// Writes one value.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Writer {
+pub(super) struct ValueWriter {
     /// How many levels of nesting are left: a value that contains itself must not overflow the stack.
     levels: usize,
 }
 
-impl Writer {
+impl ValueWriter {
     pub(super) fn new() -> Self {
         Self { levels: MAX_DEPTH }
     }
@@ -51,14 +31,14 @@ impl Writer {
         }
     }
 
-    fn list(self, len: Option<usize>, variant: Option<&'static str>) -> Result<List, CodecError> {
+    fn list(self, len: Option<usize>, variant: Option<&'static str>) -> Result<ArrayWriter, CodecError> {
         // A length is only a hint, and comes from the caller.
         let items = Vec::with_capacity(len.unwrap_or_default().min(1024));
-        Ok(List { items, variant, writer: self.inner()? })
+        Ok(ArrayWriter { items, variant, writer: self.inner()? })
     }
 
-    fn fields(self, shape: Shape) -> Result<Fields, CodecError> {
-        Ok(Fields { document: Document::new(), name: None, shape, writer: self.inner()? })
+    fn fields(self, shape: Shape) -> Result<ObjectWriter, CodecError> {
+        Ok(ObjectWriter { document: Document::new(), name: None, shape, writer: self.inner()? })
     }
 }
 
@@ -69,16 +49,16 @@ fn integer<I: TryInto<i64>>(number: I) -> Result<Bson, CodecError> {
     Ok(Bson::Int64(number))
 }
 
-impl Serializer for Writer {
+impl Serializer for ValueWriter {
     type Ok = Bson;
     type Error = CodecError;
-    type SerializeSeq = List;
-    type SerializeTuple = List;
-    type SerializeTupleStruct = List;
-    type SerializeTupleVariant = List;
-    type SerializeMap = Fields;
-    type SerializeStruct = Fields;
-    type SerializeStructVariant = Fields;
+    type SerializeSeq = ArrayWriter;
+    type SerializeTuple = ArrayWriter;
+    type SerializeTupleStruct = ArrayWriter;
+    type SerializeTupleVariant = ArrayWriter;
+    type SerializeMap = ObjectWriter;
+    type SerializeStruct = ObjectWriter;
+    type SerializeStructVariant = ObjectWriter;
 
     fn is_human_readable(&self) -> bool {
         true
@@ -207,15 +187,15 @@ impl Serializer for Writer {
         fields.finish()
     }
 
-    fn serialize_seq(self, len: Option<usize>) -> Result<List, CodecError> {
+    fn serialize_seq(self, len: Option<usize>) -> Result<ArrayWriter, CodecError> {
         self.list(len, None)
     }
 
-    fn serialize_tuple(self, len: usize) -> Result<List, CodecError> {
+    fn serialize_tuple(self, len: usize) -> Result<ArrayWriter, CodecError> {
         self.list(Some(len), None)
     }
 
-    fn serialize_tuple_struct(self, _name: &'static str, len: usize) -> Result<List, CodecError> {
+    fn serialize_tuple_struct(self, _name: &'static str, len: usize) -> Result<ArrayWriter, CodecError> {
         self.list(Some(len), None)
     }
 
@@ -225,15 +205,15 @@ impl Serializer for Writer {
         _index: u32,
         variant: &'static str,
         len: usize,
-    ) -> Result<List, CodecError> {
+    ) -> Result<ArrayWriter, CodecError> {
         self.inner()?.list(Some(len), Some(variant))
     }
 
-    fn serialize_map(self, _len: Option<usize>) -> Result<Fields, CodecError> {
+    fn serialize_map(self, _len: Option<usize>) -> Result<ObjectWriter, CodecError> {
         self.fields(Shape::Plain)
     }
 
-    fn serialize_struct(self, name: &'static str, _len: usize) -> Result<Fields, CodecError> {
+    fn serialize_struct(self, name: &'static str, _len: usize) -> Result<ObjectWriter, CodecError> {
         let shape = match name {
             RAW_JSON => Shape::RawJson,
             JSON_NUMBER => Shape::JsonNumber,
@@ -249,20 +229,20 @@ impl Serializer for Writer {
         _index: u32,
         variant: &'static str,
         _len: usize,
-    ) -> Result<Fields, CodecError> {
+    ) -> Result<ObjectWriter, CodecError> {
         self.inner()?.fields(Shape::Variant(variant))
     }
 }
 
 /// An array that is being written.
-pub(super) struct List {
+pub(super) struct ArrayWriter {
     items: Vec<Bson>,
     /// The enum's variant that the array belongs to.
     variant: Option<&'static str>,
-    writer: Writer,
+    writer: ValueWriter,
 }
 
-impl List {
+impl ArrayWriter {
     fn add<T: Serialize + ?Sized>(&mut self, item: &T) -> Result<(), CodecError> {
         self.items.push(item.serialize(self.writer)?);
         Ok(())
@@ -289,15 +269,15 @@ enum Shape {
 }
 
 /// An object that is being written.
-pub(super) struct Fields {
+pub(super) struct ObjectWriter {
     document: Document,
     /// A map's key, until its value comes.
     name: Option<String>,
     shape: Shape,
-    writer: Writer,
+    writer: ValueWriter,
 }
 
-impl Fields {
+impl ObjectWriter {
     fn add<T: Serialize + ?Sized>(&mut self, name: String, value: &T) -> Result<(), CodecError> {
         if name.contains('\0') {
             return Err(CodecError(format!("the field name {name:?} has a NUL character")));
@@ -332,7 +312,7 @@ fn variant_of(variant: &'static str, content: Bson) -> Bson {
 }
 
 fn bson_type(extended: Bson) -> Result<Bson, CodecError> {
-    let value = Bson::deserialize(Reader::new(&extended, Uuids::AsStored))?;
+    let value = Bson::deserialize(ValueReader::new(&extended, Uuids::AsStored))?;
     if let Bson::RegularExpression(regex) = &value
         && (regex.pattern.as_str().contains('\0') || regex.options.as_str().contains('\0'))
     {
@@ -368,7 +348,7 @@ fn key<T: Serialize + ?Sized>(key: &T) -> Result<String, CodecError> {
     name.ok_or_else(|| CodecError("a map's key serializes to nothing".into()))
 }
 
-impl ser::SerializeMap for Fields {
+impl ser::SerializeMap for ObjectWriter {
     type Ok = Bson;
     type Error = CodecError;
 
@@ -389,7 +369,7 @@ impl ser::SerializeMap for Fields {
 
 macro_rules! list_of {
     ($trait:ident, $add:ident) => {
-        impl ser::$trait for List {
+        impl ser::$trait for ArrayWriter {
             type Ok = Bson;
             type Error = CodecError;
 
@@ -411,7 +391,7 @@ list_of!(SerializeTupleVariant, serialize_field);
 
 macro_rules! fields_of {
     ($trait:ident) => {
-        impl ser::$trait for Fields {
+        impl ser::$trait for ObjectWriter {
             type Ok = Bson;
             type Error = CodecError;
 

@@ -10,42 +10,43 @@ use std::collections::{BTreeMap, BTreeSet};
 use mongodb::bson::{Bson, Document, RawDocument};
 
 use super::{
-    fields::elements,
-    identity::ID,
-    unknown::{Dropped, Keys, Path, Search, Unknown, by_name, carry, unknown},
+    Unknown,
+    carry::{Dropped, carry},
+    find::{Search, unknown},
+    path::{FieldPath, Keys},
 };
 use crate::{
     aggregate::Aggregate,
-    encoding::codec,
-    store::error::Error,
+    encoding::{codec, raw},
+    store::{error::Error, identity::ID},
     stored::entry::{ETAG, OUTBOX},
 };
 
 /// More candidates than this, as a map of structs has them, are tried together by their last name.
 const MOST_TRIALS: usize = 32;
 
-/// What of a stored document a struct doesn't know, and what it knows by another name.
+/// In what a stored document differs from what its struct writes: what the struct doesn't know, and what it knows by another name.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(crate) struct Differences {
     /// Inside the top-level fields.
-    pub(super) unknown: BTreeMap<String, Unknown>,
+    pub(crate) unknown: BTreeMap<String, Unknown>,
     /// Top-level fields that were read under another name.
-    pub(super) renamed: Vec<String>,
+    pub(crate) renamed: Vec<String>,
     /// Top-level fields that the struct writes and that aren't stored.
-    pub(super) unstored: Vec<String>,
+    pub(crate) unstored: Vec<String>,
 }
 
 /// Compares a stored document with what the struct that was read from it writes again.
-pub(super) fn compare<T: Aggregate>(
+pub(crate) fn compare<T: Aggregate>(
     stored: &RawDocument,
     known: &RawDocument,
     keys: Keys,
-) -> Result<Known, Error> {
+) -> Result<Differences, Error> {
     let mut search = Search::default();
-    let found = unknown(stored, known, keys, &mut search)?;
+    let found = unknown(stored, known, keys, &mut search).map_err(encode_error)?;
     let inside = search.candidates;
 
-    let (in_stored, in_known) = (by_name(stored), by_name(known));
+    let (in_stored, in_known) = (raw::fields_by_name(stored), raw::fields_by_name(known));
     let unstored: Vec<String> = in_known
         .keys()
         .filter(|name| !in_stored.contains_key(*name))
@@ -59,14 +60,14 @@ pub(super) fn compare<T: Aggregate>(
     }
     let none = inside.is_empty() && top.is_empty();
     if none || reads_all::<T>(stored, known, &found, &top, keys) {
-        return Ok(Known { unknown: found, renamed: Vec::new(), unstored });
+        return Ok(Differences { unknown: found, renamed: Vec::new(), unstored });
     }
 
     let mut renamed = BTreeSet::new();
     for tried in trials(&inside) {
         let others = inside.difference(&tried).cloned().collect();
         let mut search = Search { renamed: others, candidates: BTreeSet::new() };
-        let with = unknown(stored, known, keys, &mut search)?;
+        let with = unknown(stored, known, keys, &mut search).map_err(encode_error)?;
         if let Ok(with) = merged(known, &with, keys)
             && !is_read::<T>(&with)
         {
@@ -74,13 +75,13 @@ pub(super) fn compare<T: Aggregate>(
         }
     }
     let mut search = Search { renamed, candidates: BTreeSet::new() };
-    let found = unknown(stored, known, keys, &mut search)?;
+    let found = unknown(stored, known, keys, &mut search).map_err(encode_error)?;
 
     top.retain(|name| {
         let with = with_fields(known, stored, std::slice::from_ref(name));
         with.is_ok_and(|with| !is_read::<T>(&with))
     });
-    Ok(Known { unknown: found, renamed: top, unstored })
+    Ok(Differences { unknown: found, renamed: top, unstored })
 }
 
 /// Whether no candidate was read under another name, by one trial of all of them; or whether trials say nothing, since the
@@ -117,9 +118,9 @@ fn merged(
     keys: Keys,
 ) -> Result<mongodb::bson::RawDocumentBuf, Error> {
     let mut document = codec::to_document(known).map_err(encode_error)?;
-    for (name, value) in elements(known)? {
+    for (name, value) in raw::fields(known).map_err(encode_error)? {
         if let Some(inside) = unknown.get(name) {
-            let carried = carry(inside, value, value, &Path::of(name, keys), &mut Dropped::new())?;
+            let carried = carry(inside, value, value, &FieldPath::of(name, keys), &mut Dropped::new())?;
             document.insert(name, carried.value);
         }
     }
@@ -132,7 +133,7 @@ fn with_fields(
     names: &[String],
 ) -> Result<mongodb::bson::RawDocumentBuf, Error> {
     let mut document: Document = codec::to_document(known).map_err(encode_error)?;
-    let stored = by_name(stored);
+    let stored = raw::fields_by_name(stored);
     for name in names {
         if let Some(Some(value)) = stored.get(name.as_str())
             && let Ok(value) = Bson::try_from(*value)

@@ -1,0 +1,165 @@
+//! Putting what is unknown back into what a save writes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
+
+use mongodb::bson::{Bson, Document, RawArray, RawBsonRef, RawDocument};
+
+use super::{Unknown, elements::recognise, path::FieldPath};
+use crate::{encoding::raw, store::error::Error};
+
+/// So many paths are logged once each; names of a map's entries may be part of them.
+const MOST_PATHS: usize = 1_000;
+
+/// What a save writes into a field, and what of it the struct doesn't know.
+pub(crate) struct Carried {
+    pub(crate) value: Bson,
+    pub(crate) unknown: Option<Unknown>,
+}
+
+/// Unknown fields that went with elements that could not be recognised, by path.
+pub(crate) type Dropped = BTreeMap<String, usize>;
+
+/// A value of the aggregate with what was unknown in it before.
+pub(crate) fn carry(
+    unknown: &Unknown,
+    before: RawBsonRef<'_>,
+    now: RawBsonRef<'_>,
+    path: &FieldPath<'_>,
+    dropped: &mut Dropped,
+) -> Result<Carried, Error> {
+    match (unknown, before, now) {
+        (Unknown::Fields(fields), RawBsonRef::Document(before), RawBsonRef::Document(now)) => {
+            carry_fields(fields, before, now, path, dropped)
+        }
+        (Unknown::Elements { elements, left_out }, RawBsonRef::Array(before), RawBsonRef::Array(now)) => {
+            if *left_out > 0 {
+                *dropped.entry(path.to_string()).or_default() += left_out;
+            }
+            carry_elements(elements, before, now, path, dropped)
+        }
+        (Unknown::Unreadable, ..) => Err(Error::UnreadableField { field: path.to_string() }),
+        // It is another kind of value now: what was in it is removed.
+        _ => Ok(Carried { value: owned(now)?, unknown: None }),
+    }
+}
+
+fn carry_fields(
+    unknown: &BTreeMap<String, Unknown>,
+    before: &RawDocument,
+    now: &RawDocument,
+    path: &FieldPath<'_>,
+    dropped: &mut Dropped,
+) -> Result<Carried, Error> {
+    let before = raw::fields_by_name(before);
+    let mut document = Document::new();
+    let mut left = BTreeMap::new();
+    for (name, now) in fields(now)? {
+        let (Some(inside), Some(Some(before))) = (unknown.get(name), before.get(name)) else {
+            document.insert(name, owned(now)?);
+            continue;
+        };
+        let carried = carry(inside, *before, now, &path.then(name), dropped)?;
+        document.insert(name, carried.value);
+        if let Some(inside) = carried.unknown {
+            left.insert(name.to_owned(), inside);
+        }
+    }
+
+    for (name, unknown) in unknown {
+        if document.contains_key(name) || before.contains_key(name.as_str()) {
+            continue;
+        }
+        match unknown {
+            Unknown::Field(value) => {
+                document.insert(name, value.clone());
+                left.insert(name.clone(), unknown.clone());
+            }
+            _ => return Err(Error::UnreadableField { field: path.then(name).to_string() }),
+        }
+    }
+    let unknown = (!left.is_empty()).then_some(Unknown::Fields(left));
+    Ok(Carried { value: document.into(), unknown })
+}
+
+fn carry_elements(
+    unknown: &BTreeMap<usize, Unknown>,
+    before: &RawArray,
+    now: &RawArray,
+    path: &FieldPath<'_>,
+    dropped: &mut Dropped,
+) -> Result<Carried, Error> {
+    let (before, now) = (items(before)?, items(now)?);
+    let recognised = recognise(&before, &now, path.key());
+    let mut array = Vec::with_capacity(now.len());
+    let mut left = BTreeMap::new();
+    for (place, now) in now.iter().enumerate() {
+        let was = recognised[place];
+        let Some((was, inside)) = was.and_then(|was| Some((was, unknown.get(&was)?))) else {
+            array.push(owned(*now)?);
+            continue;
+        };
+        let carried = carry(inside, before[was], *now, path, dropped)?;
+        array.push(carried.value);
+        if let Some(inside) = carried.unknown {
+            left.insert(place, inside);
+        }
+    }
+
+    // Where every element is recognised, the others were removed on purpose.
+    if recognised.iter().any(Option::is_none) {
+        let kept: BTreeSet<usize> = recognised.into_iter().flatten().collect();
+        let lost = unknown.iter().filter(|(place, _)| !kept.contains(place));
+        lost.for_each(|(_, unknown)| unknown.count(path, dropped));
+    }
+    let unknown = (!left.is_empty()).then_some(Unknown::Elements { elements: left, left_out: 0 });
+    Ok(Carried { value: array.into(), unknown })
+}
+
+impl Unknown {
+    /// Adds every unknown field to those that were dropped.
+    fn count(&self, path: &FieldPath<'_>, dropped: &mut Dropped) {
+        match self {
+            Self::Field(_) | Self::Unreadable => *dropped.entry(path.to_string()).or_default() += 1,
+            Self::Fields(fields) => {
+                fields.iter().for_each(|(name, unknown)| unknown.count(&path.then(name), dropped));
+            }
+            Self::Elements { elements, left_out } => {
+                if *left_out > 0 {
+                    *dropped.entry(path.to_string()).or_default() += left_out;
+                }
+                elements.values().for_each(|unknown| unknown.count(path, dropped));
+            }
+        }
+    }
+}
+
+/// Warns of each path once in this process.
+pub(crate) fn warn_of(namespace: &mongodb::Namespace, dropped: &Dropped) {
+    static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    for path in dropped.keys() {
+        let path = format!("{namespace}: {path}");
+        let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.len() < MOST_PATHS && warned.insert(path.clone()) {
+            tracing::warn!(
+                field = path,
+                "a save dropped a field that the struct doesn't know, because the array element it was in changed and \
+                 could not be recognised; declare a key of the elements in `Document::ELEMENT_KEYS`"
+            );
+        }
+    }
+}
+
+fn fields(document: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>)>, Error> {
+    raw::fields(document).map_err(Error::of_encoding)
+}
+
+fn items(array: &RawArray) -> Result<Vec<RawBsonRef<'_>>, Error> {
+    raw::items(array).map_err(Error::of_encoding)
+}
+
+fn owned(value: RawBsonRef<'_>) -> Result<Bson, Error> {
+    raw::owned(value).map_err(Error::of_encoding)
+}

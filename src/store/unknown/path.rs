@@ -1,0 +1,41 @@
+//! Where in a document a value is.
+
+use std::fmt;
+
+/// Keys of elements that an aggregate declares: a path, and the field of the elements there.
+pub(crate) type Keys = &'static [(&'static str, &'static str)];
+
+/// Where a value is: names of fields, with dots. An element of an array is where the array is.
+pub(crate) struct FieldPath<'a> {
+    parent: Option<&'a FieldPath<'a>>,
+    name: &'a str,
+    keys: Keys,
+}
+
+impl<'a> FieldPath<'a> {
+    pub(crate) fn of(name: &'a str, keys: Keys) -> Self {
+        Self { parent: None, name, keys }
+    }
+
+    pub(super) fn then(&'a self, name: &'a str) -> Self {
+        Self { parent: Some(self), name, keys: self.keys }
+    }
+
+    /// The key declared for elements here.
+    pub(super) fn key(&self) -> Option<&'static str> {
+        if self.keys.is_empty() {
+            return None;
+        }
+        let path = self.to_string();
+        self.keys.iter().find(|(of, _)| *of == path).map(|(_, key)| *key)
+    }
+}
+
+impl fmt::Display for FieldPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            write!(f, "{parent}.")?;
+        }
+        f.write_str(self.name)
+    }
+}
