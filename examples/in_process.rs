@@ -139,11 +139,10 @@ fn dispatcher(
         ProcessorSettings { state_database: STATE_DATABASE.into(), ..ProcessorSettings::default() };
     let clock = ServerClock::new(client.clone());
     let processor = Processor::new(client.clone(), clock, Arc::new(handlers), settings);
-    let settings = DispatcherSettings {
-        commands_exchange: COMMANDS.into(),
-        commands_queue: COMMANDS.into(),
-        ..DispatcherSettings::new([format!("{DATABASE}.*").parse()?])
-    };
+
+    let mut settings = DispatcherSettings::new([format!("{DATABASE}.*").parse()?]);
+    settings.commands_exchange = COMMANDS.into();
+    settings.commands_queue = COMMANDS.into();
     Ok(Dispatcher::new(processor, amqp.clone(), settings)?)
 }
 

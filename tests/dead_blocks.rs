@@ -17,7 +17,7 @@ use document_outbox::{
 };
 use flow::{Flow, Received};
 use mongodb::bson::{DateTime, doc};
-use outbox_dispatcher::{DispatcherEvent, DispatcherSettings};
+use outbox_dispatcher::DispatcherEvent;
 use outbox_rescuer::{RescueEvent, Settings};
 use serde::{Deserialize, Serialize};
 use support::{Added, is_empty};
@@ -86,8 +86,9 @@ async fn where_dead_ones_block_nobody_delivers_past_one_until_it_is_replayed() {
     let updated = accounts.update(&"a-1".into(), send).await.unwrap();
     assert_eq!(dispositions(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
 
-    // The dispatcher, told to.
-    let settings = DispatcherSettings { dead_blocks, ..flow.dispatcher_settings() };
+    // The dispatcher, with the same setting.
+    let mut settings = flow.dispatcher_settings();
+    settings.dead_blocks = dead_blocks;
     let mut worker = flow.dispatcher_with(RetryPolicy::default(), settings).await;
     let document = DocumentRef::by_id(flow.test.orders().namespace(), "a-1");
     let command = ProcessDocumentMessages::new(document, Reason::Operator);

@@ -18,14 +18,18 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 /// After so long with useless commands alone, nothing more is taken; then one is tried each time so long has passed.
-pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Before the first answer, or the first failure.
 const NOT_YET: &str = "it has not answered yet";
 
+const OTHER_CLUSTER: &str = "the commands are of another MongoDB cluster: mongodb_uri, state_database or the RabbitMQ vhost is \
+     not that of the rescuer that sends them";
+const REFUSED: &str = "MongoDB refuses this user what every command needs: grant it find and update";
+
 /// See the module. Shared by the worker's tasks.
 pub(crate) struct Ability {
-    state: Mutex<State>,
+    observations: Mutex<Observations>,
     changed: Notify,
 }
 
@@ -44,9 +48,16 @@ pub(crate) enum Useless {
     Refused,
 }
 
+/// Whether an answer of MongoDB differs from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    News,
+    AsBefore,
+}
+
 /// The pure part: what was seen, and when.
 #[derive(Debug)]
-struct State {
+struct Observations {
     /// Why MongoDB cannot be reached; none once it has answered.
     away: Option<String>,
     streak: Option<Streak>,
@@ -64,7 +75,7 @@ struct Streak {
     why: Useless,
 }
 
-impl State {
+impl Observations {
     fn new() -> Self {
         Self { away: Some(NOT_YET.into()), streak: None, next_try: None, worked: None }
     }
@@ -87,11 +98,14 @@ impl State {
     }
 
     fn taking(&self, now: Instant) -> Taking {
-        match (&self.away, self.next_try) {
-            (Some(_), _) => Taking::Nothing,
-            (None, Some(next_try)) if now < next_try => Taking::Nothing,
-            (None, Some(_)) => Taking::One,
-            (None, None) => Taking::All,
+        if self.away.is_some() {
+            return Taking::Nothing;
+        }
+
+        match self.next_try {
+            None => Taking::All,
+            Some(next_try) if now < next_try => Taking::Nothing,
+            Some(_) => Taking::One,
         }
     }
 
@@ -99,39 +113,41 @@ impl State {
         if let Some(reason) = &self.away {
             return Some(format!("MongoDB cannot be reached: {reason}"));
         }
+
         self.next_try?;
-        Some(match self.streak?.why {
-            Useless::OtherCluster => {
-                "the commands are of another MongoDB cluster: mongodb_uri, state_database or the RabbitMQ vhost is not that of \
-                 the rescuer that sends them"
-            }
-            Useless::Refused => "MongoDB refuses this user what every command needs: grant it find and update",
-        }
-        .into())
+        let why = match self.streak?.why {
+            Useless::OtherCluster => OTHER_CLUSTER,
+            Useless::Refused => REFUSED,
+        };
+        Some(why.into())
     }
 }
 
 impl Ability {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::new(State::new()), changed: Notify::new() }
+        Self { observations: Mutex::new(Observations::new()), changed: Notify::new() }
     }
 
-    /// MongoDB has answered. Whether it had been away.
-    pub(crate) fn reached(&self) -> bool {
-        let was_away = self.lock().away.take().is_some();
-        if was_away {
-            // What was useless may have been so because of that.
-            self.lock().useful();
-            self.changed.notify_one();
+    /// MongoDB has answered: news if it had been away.
+    pub(crate) fn reached(&self) -> Change {
+        if self.lock().away.take().is_none() {
+            return Change::AsBefore;
         }
-        was_away
+
+        // What was useless may have been so because of that.
+        self.lock().useful();
+        self.changed.notify_one();
+        Change::News
     }
 
-    /// MongoDB cannot be reached. Whether that is news: it could until now, or was not asked before.
-    pub(crate) fn away(&self, reason: String) -> bool {
+    /// MongoDB cannot be reached: news if it could until now, or was not asked before.
+    pub(crate) fn away(&self, reason: String) -> Change {
         let before = self.lock().away.replace(reason);
         self.changed.notify_one();
-        before.is_none_or(|before| before == NOT_YET)
+        match before {
+            Some(before) if before != NOT_YET => Change::AsBefore,
+            _ => Change::News,
+        }
     }
 
     /// Whether MongoDB did what was asked of it for a command since then.
@@ -176,8 +192,8 @@ impl Ability {
         self.changed.notified().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Observations> {
+        self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -187,13 +203,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn reached() -> State {
-        State { away: None, ..State::new() }
+    fn reached() -> Observations {
+        Observations { away: None, ..Observations::new() }
     }
 
     #[test]
     fn nothing_is_taken_before_mongodb_has_answered() {
-        let mut state = State::new();
+        let mut state = Observations::new();
         let now = Instant::now();
         assert_eq!(state.taking(now), Taking::Nothing);
         assert!(state.why_unable().unwrap().contains("not answered yet"));

@@ -8,8 +8,12 @@ use document_outbox::command::{COMMAND_TYPE, CommandError, ProcessDocumentMessag
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
 
+/// The longest name that a refusal quotes, in characters.
+const LONGEST: usize = 80;
+
 /// Why a delivery was rejected. Its text holds nothing of the body but, where they parsed, names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The AMQP property `type` says that it is something else.
     #[error("the property `type` is not `{COMMAND_TYPE}`")]
@@ -31,17 +35,18 @@ pub(crate) fn admit(
     if message_type.is_some_and(|text| text != COMMAND_TYPE) {
         return Err(Refusal::WrongType);
     }
+
     let command = ProcessDocumentMessages::from_json(body)?;
     let namespace = &command.document.namespace;
-    match NamespacePattern::any_matches(watch, &namespace.db, &namespace.coll) {
-        true => Ok(command),
-        false => Err(Refusal::NotWatched(shown(namespace))),
+    if !NamespacePattern::any_matches(watch, &namespace.db, &namespace.coll) {
+        return Err(Refusal::NotWatched(shown(namespace)));
     }
+
+    Ok(command)
 }
 
 /// A name that a stranger chose: on one line and not too long.
 fn shown(namespace: &Namespace) -> String {
-    const LONGEST: usize = 80;
     let text: String = namespace.to_string().chars().take(LONGEST).collect();
     format!("{text:?}")
 }

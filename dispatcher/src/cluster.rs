@@ -16,27 +16,29 @@ use mongodb::{
 };
 use tokio::time::Instant;
 
+use crate::mongodb_errors::UNAUTHORISED;
+
 const POSITIONS: &str = "positions";
-const UNAUTHORISED: i32 = 13;
 /// It is not asked for again before.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// The cluster of this worker, as far as it is known. See the module.
 pub(crate) struct Cluster {
     state: Database,
-    known: Mutex<Known>,
+    known: Mutex<Reading>,
 }
 
+/// What was last read, and when.
 #[derive(Debug, Clone, Copy)]
-struct Known {
-    cluster: Is,
-    asked: Option<Instant>,
+struct Reading {
+    name: ClusterName,
+    read: Option<Instant>,
 }
 
 /// What MongoDB says of the collection of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Is {
-    Called(Uuid),
+pub(crate) enum ClusterName {
+    Named(Uuid),
     /// There is no such collection: no rescuer of this cluster ever wrote a position.
     Unnamed,
     /// This user may not ask.
@@ -45,17 +47,17 @@ pub(crate) enum Is {
 
 /// Where a command belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Belongs {
+pub(crate) enum Home {
     Here,
     Elsewhere,
     /// This cluster has no name. If the document isn't here, the command belongs elsewhere.
-    Perhaps,
+    Unknown,
 }
 
 impl Cluster {
     pub(crate) fn new(state: Database) -> Self {
-        let known = Known { cluster: Is::Unreadable, asked: None };
-        Self { state, known: Mutex::new(known) }
+        let nothing = Reading { name: ClusterName::Unreadable, read: None };
+        Self { state, known: Mutex::new(nothing) }
     }
 
     /// Asks MongoDB, unless it was asked a moment ago.
@@ -63,51 +65,58 @@ impl Cluster {
     /// # Errors
     /// That it could not be asked; what was known before stays.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
-        if self.known().asked.is_some_and(|asked| asked.elapsed() < PAUSE) {
+        if self.known().read.is_some_and(|read| read.elapsed() < PAUSE) {
             return Ok(());
         }
-        let cluster = self.read().await?;
-        let known = Known { cluster, asked: Some(Instant::now()) };
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+
+        let name = self.read().await?;
+        let reading = Reading { name, read: Some(Instant::now()) };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = reading;
         Ok(())
     }
 
     /// Where a command belongs that names this cluster, or none.
-    pub(crate) async fn belongs(&self, named: Option<Uuid>) -> Belongs {
-        let first = belongs(self.known().cluster, named);
-        if first == Belongs::Here {
-            return first;
+    pub(crate) async fn home_of(&self, named: Option<Uuid>) -> Home {
+        if home(self.known().name, named) == Home::Here {
+            return Home::Here;
         }
-        // Without an answer, what was known before counts.
+
+        // The name may have changed. Without an answer, what was known before counts.
         let _ = self.ask().await;
-        belongs(self.known().cluster, named)
+        home(self.known().name, named)
     }
 
-    fn known(&self) -> Known {
+    fn known(&self) -> Reading {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn read(&self) -> Result<Is, Error> {
+    async fn read(&self) -> Result<ClusterName, Error> {
         let listed = self.state.list_collections().filter(doc! { "name": POSITIONS }).await;
         let mut listed = match listed {
-            Err(error) if error_codes::code(&error) == Some(UNAUTHORISED) => return Ok(Is::Unreadable),
+            Err(error) if error_codes::code(&error) == Some(UNAUTHORISED) => {
+                return Ok(ClusterName::Unreadable);
+            }
             listed => listed?,
         };
         if !listed.advance().await? {
-            return Ok(Is::Unnamed);
+            return Ok(ClusterName::Unnamed);
         }
-        let uuid = listed.deserialize_current()?.info.uuid;
-        let uuid = uuid.and_then(|uuid| uuid.to_uuid().ok());
-        Ok(uuid.map_or(Is::Unreadable, Is::Called))
+
+        let uuid = listed.deserialize_current()?.info.uuid.and_then(|uuid| uuid.to_uuid().ok());
+        Ok(match uuid {
+            Some(uuid) => ClusterName::Named(uuid),
+            None => ClusterName::Unreadable,
+        })
     }
 }
 
-fn belongs(here: Is, named: Option<Uuid>) -> Belongs {
+/// Where a command belongs that names a cluster, or none, for a worker at the one called `here`.
+fn home(here: ClusterName, named: Option<Uuid>) -> Home {
     match (here, named) {
-        (_, None) | (Is::Unreadable, _) => Belongs::Here,
-        (Is::Called(here), Some(named)) if here == named => Belongs::Here,
-        (Is::Called(_), Some(_)) => Belongs::Elsewhere,
-        (Is::Unnamed, Some(_)) => Belongs::Perhaps,
+        (_, None) | (ClusterName::Unreadable, _) => Home::Here,
+        (ClusterName::Named(here), Some(named)) if here == named => Home::Here,
+        (ClusterName::Named(_), Some(_)) => Home::Elsewhere,
+        (ClusterName::Unnamed, Some(_)) => Home::Unknown,
     }
 }
 
@@ -118,12 +127,12 @@ mod tests {
     #[test]
     fn only_a_name_known_to_differ_is_elsewhere() {
         let [one, other] = [1, 2].map(|byte| Uuid::from_bytes([byte; 16]));
-        for here in [Is::Called(one), Is::Unnamed, Is::Unreadable] {
-            assert_eq!(belongs(here, None), Belongs::Here);
+        for here in [ClusterName::Named(one), ClusterName::Unnamed, ClusterName::Unreadable] {
+            assert_eq!(home(here, None), Home::Here);
         }
-        assert_eq!(belongs(Is::Called(one), Some(one)), Belongs::Here);
-        assert_eq!(belongs(Is::Called(one), Some(other)), Belongs::Elsewhere);
-        assert_eq!(belongs(Is::Unnamed, Some(other)), Belongs::Perhaps);
-        assert_eq!(belongs(Is::Unreadable, Some(other)), Belongs::Here);
+        assert_eq!(home(ClusterName::Named(one), Some(one)), Home::Here);
+        assert_eq!(home(ClusterName::Named(one), Some(other)), Home::Elsewhere);
+        assert_eq!(home(ClusterName::Unnamed, Some(other)), Home::Unknown);
+        assert_eq!(home(ClusterName::Unreadable, Some(other)), Home::Here);
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | nothing left, document gone, or the rest is for others or behind a dead one | is finished |
 //! | held until a time within `hold_within` | is kept for that time |
-//! | no way to deliver | is kept until there is, for `available_within` in all |
+//! | no destination available | is kept until there is one, for `available_within` in all |
 //! | an error of MongoDB that may pass | is kept for a growing pause |
 //! | MongoDB away as a whole, or this user without the right | is put back for another worker |
 //! | an error that says "no, now or later" (validation) | is left to the sweep |
@@ -24,28 +24,26 @@ use document_outbox::{
 };
 use mongodb::{bson::DateTime, error::Error};
 
-use crate::{DispatcherSettings, Left, reach::is_away};
+use crate::{
+    event::Left,
+    mongodb_errors::{UNAUTHORISED, is_away},
+    pass::PassOutcome,
+    settings::DispatcherSettings,
+};
 
 /// The least pause before another pass, so that nothing can make it a hot loop.
-const BREATH: Duration = Duration::from_millis(50);
-/// The server's code for a command that the user may not send.
-const UNAUTHORISED: i32 = 13;
-
-/// How a pass ended.
-#[derive(Debug)]
-pub(crate) enum Pass {
-    Ended(Processed),
-    Failed(Error),
-    Panicked,
-}
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+/// Pauses after errors of MongoDB grow from the one to the other.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
 
 /// What is done next.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Next {
+pub(crate) enum Decision {
     Finish(Processed),
-    /// Another pass, this much later, if there is room to keep it.
+    /// Another pass, this much later, if there is room to keep the command.
     Hold(Duration, Hold),
-    /// Another pass once there is a way to deliver, which is waited for no longer than this.
+    /// Another pass once there is a destination, which is waited for no longer than this.
     Await(Duration),
     /// Another pass, this much later.
     Retry(Duration, Left),
@@ -63,8 +61,20 @@ pub(crate) enum Unable {
     Refused(String),
     /// No server can be worked with; says why.
     Away(String),
-    /// Too many wait already.
+    /// Too many commands wait already.
     Full(Left),
+}
+
+impl Unable {
+    /// The kind under which repeated warnings are counted.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::OtherCluster => "other_cluster",
+            Self::Refused(_) => "not_allowed",
+            Self::Away(_) => "away",
+            Self::Full(_) => "full",
+        }
+    }
 }
 
 impl From<Unable> for Left {
@@ -77,34 +87,35 @@ impl From<Unable> for Left {
     }
 }
 
-/// What is known of a command besides its last pass.
+/// What a decision goes by besides the last pass.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Known {
+pub(crate) struct Circumstances {
     /// Server time.
     pub(crate) now: DateTime,
     /// How long the command has been kept.
     pub(crate) kept: Duration,
-    /// How much of that there was no way to deliver.
+    /// For how much of that there was no destination.
     pub(crate) unavailable: Duration,
     /// Whether the worker stops.
     pub(crate) stopping: bool,
 }
 
 /// Decides about one command; remembers how its pauses grow.
-pub(crate) struct Decision {
+pub(crate) struct Policy {
     hold_within: Duration,
     available_within: Duration,
     keep_within: Duration,
     pauses: ExponentialBackoff,
 }
 
-impl Decision {
+impl Policy {
     pub(crate) fn new(settings: &DispatcherSettings) -> Self {
         let pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(10))
+            .with_min_delay(FIRST_RETRY)
+            .with_max_delay(LAST_RETRY)
             .with_jitter()
             .without_max_times();
+
         Self {
             hold_within: settings.hold_within,
             available_within: settings.available_within,
@@ -113,50 +124,63 @@ impl Decision {
         }
     }
 
-    pub(crate) fn next(&mut self, pass: Pass, known: Known) -> Next {
-        let left = self.keep_within.saturating_sub(known.kept);
-        match pass {
-            Pass::Ended(
-                done @ (Processed::Done | Processed::Gone | Processed::Held(Hold::NotMine | Hold::Dead)),
-            ) => Next::Finish(done),
-            Pass::Ended(Processed::Interrupted) if known.stopping => Next::GiveBack,
-            Pass::Ended(Processed::Interrupted) => Next::Leave(Left::TookTooLong),
-            Pass::Ended(Processed::Unavailable) => {
-                let wait = left.min(self.available_within.saturating_sub(known.unavailable));
-                match wait.is_zero() {
-                    true => Next::Leave(Left::Unavailable),
-                    false => Next::Await(wait),
+    pub(crate) fn decide(&mut self, outcome: PassOutcome, circumstances: Circumstances) -> Decision {
+        let left = self.keep_within.saturating_sub(circumstances.kept);
+        match outcome {
+            PassOutcome::Ended(processed) => self.after_a_pass(processed, circumstances, left),
+            PassOutcome::Failed(error) => self.after_an_error(&error, left),
+            PassOutcome::Panicked => Decision::Leave(Left::Panicked),
+        }
+    }
+
+    /// `left` is for how much longer the command may be kept.
+    fn after_a_pass(&self, processed: Processed, circumstances: Circumstances, left: Duration) -> Decision {
+        match processed {
+            Processed::Done | Processed::Gone => Decision::Finish(processed),
+            Processed::Interrupted if circumstances.stopping => Decision::GiveBack,
+            Processed::Interrupted => Decision::Leave(Left::TookTooLong),
+            Processed::Unavailable => {
+                let wait = left.min(self.available_within.saturating_sub(circumstances.unavailable));
+                if wait.is_zero() { Decision::Leave(Left::Unavailable) } else { Decision::Await(wait) }
+            }
+            Processed::Held(hold) => {
+                // Without an end, it is for others, or blocked until an operator acts.
+                let Some(wait) = wait_for(hold, circumstances.now) else {
+                    return Decision::Finish(processed);
+                };
+
+                let pause = wait.max(SHORTEST_PAUSE);
+                if wait <= self.hold_within && pause <= left {
+                    Decision::Hold(pause, hold)
+                } else {
+                    Decision::Leave(Left::Held(hold))
                 }
             }
-            Pass::Ended(Processed::Held(hold)) => match due(hold, known.now) {
-                Some(wait) if wait <= self.hold_within && wait.max(BREATH) <= left => {
-                    Next::Hold(wait.max(BREATH), hold)
-                }
-                _ => Next::Leave(Left::Held(hold)),
-            },
-            Pass::Failed(error) if is_away(&error) => {
-                Next::PutBack(Unable::Away(error_codes::describe(&error)))
-            }
-            Pass::Failed(error) if error_codes::code(&error) == Some(UNAUTHORISED) => {
-                Next::PutBack(Unable::Refused(error_codes::describe(&error)))
-            }
-            Pass::Failed(error) => {
-                let why = Left::MongoDb(error_codes::describe(&error));
-                let pause = self.pauses.next().filter(|pause| *pause <= left);
-                match pause {
-                    Some(pause) if error_codes::verdict(&error) != Verdict::Refused => {
-                        Next::Retry(pause, why)
-                    }
-                    _ => Next::Leave(why),
-                }
-            }
-            Pass::Panicked => Next::Leave(Left::Panicked),
+        }
+    }
+
+    fn after_an_error(&mut self, error: &Error, left: Duration) -> Decision {
+        let described = error_codes::describe(error);
+
+        // Neither is about the document: another worker may reach MongoDB, or be allowed to.
+        if is_away(error) {
+            return Decision::PutBack(Unable::Away(described));
+        }
+        if error_codes::code(error) == Some(UNAUTHORISED) {
+            return Decision::PutBack(Unable::Refused(described));
+        }
+
+        let why = Left::MongoDb(described);
+        let pause = self.pauses.next().filter(|pause| *pause <= left);
+        match pause {
+            Some(pause) if error_codes::verdict(error) != Verdict::Refused => Decision::Retry(pause, why),
+            _ => Decision::Leave(why),
         }
     }
 }
 
 /// How long until a hold ends by itself.
-fn due(hold: Hold, now: DateTime) -> Option<Duration> {
+fn wait_for(hold: Hold, now: DateTime) -> Option<Duration> {
     match hold {
         Hold::Claimed(at) | Hold::Retrying(at) | Hold::Scheduled(at) => Some(until(now, at)),
         Hold::NotMine | Hold::Dead => None,
@@ -173,8 +197,8 @@ mod tests {
         DispatcherSettings::new(["shop.*".parse().unwrap()])
     }
 
-    fn known() -> Known {
-        Known {
+    fn fresh() -> Circumstances {
+        Circumstances {
             now: DateTime::from_millis(NOW),
             kept: Duration::ZERO,
             unavailable: Duration::ZERO,
@@ -182,8 +206,8 @@ mod tests {
         }
     }
 
-    fn next(processed: Processed, known: Known) -> Next {
-        Decision::new(&settings()).next(Pass::Ended(processed), known)
+    fn next(processed: Processed, circumstances: Circumstances) -> Decision {
+        Policy::new(&settings()).decide(PassOutcome::Ended(processed), circumstances)
     }
 
     fn retrying(millis: i64) -> Hold {
@@ -198,55 +222,55 @@ mod tests {
     fn what_leaves_nothing_for_this_worker_finishes_the_command() {
         let held = [Hold::NotMine, Hold::Dead].map(Processed::Held);
         for processed in [Processed::Done, Processed::Gone].into_iter().chain(held) {
-            assert_eq!(next(processed, known()), Next::Finish(processed));
+            assert_eq!(next(processed, fresh()), Decision::Finish(processed));
         }
     }
 
     #[test]
     fn a_head_due_soon_is_waited_for() {
-        let soon = next(Processed::Held(retrying(5_000)), known());
-        assert_eq!(soon, Next::Hold(Duration::from_secs(5), retrying(5_000)));
-        let late = next(Processed::Held(retrying(5_001)), known());
-        assert_eq!(late, Next::Leave(Left::Held(retrying(5_001))));
+        let soon = next(Processed::Held(retrying(5_000)), fresh());
+        assert_eq!(soon, Decision::Hold(Duration::from_secs(5), retrying(5_000)));
+        let late = next(Processed::Held(retrying(5_001)), fresh());
+        assert_eq!(late, Decision::Leave(Left::Held(retrying(5_001))));
     }
 
     #[test]
     fn a_head_due_at_once_has_a_pause() {
-        let again = next(Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))), known());
-        assert!(matches!(again, Next::Hold(BREATH, _)), "{again:?}");
+        let again = next(Processed::Held(Hold::Claimed(DateTime::from_millis(NOW))), fresh());
+        assert!(matches!(again, Decision::Hold(SHORTEST_PAUSE, _)), "{again:?}");
     }
 
     #[test]
     fn no_command_is_kept_too_long() {
-        let old = Known { kept: Duration::from_secs(298), ..known() };
-        assert_eq!(next(Processed::Held(retrying(3_000)), old), Next::Leave(Left::Held(retrying(3_000))));
-        assert_eq!(next(Processed::Unavailable, old), Next::Await(Duration::from_secs(2)));
-        assert_eq!(next(Processed::Interrupted, known()), Next::Leave(Left::TookTooLong));
+        let old = Circumstances { kept: Duration::from_secs(298), ..fresh() };
+        assert_eq!(next(Processed::Held(retrying(3_000)), old), Decision::Leave(Left::Held(retrying(3_000))));
+        assert_eq!(next(Processed::Unavailable, old), Decision::Await(Duration::from_secs(2)));
+        assert_eq!(next(Processed::Interrupted, fresh()), Decision::Leave(Left::TookTooLong));
     }
 
     #[test]
     fn an_unavailable_broker_is_waited_for_a_minute() {
-        assert_eq!(next(Processed::Unavailable, known()), Next::Await(Duration::from_secs(60)));
-        let waited = Known { unavailable: Duration::from_secs(60), ..known() };
-        assert_eq!(next(Processed::Unavailable, waited), Next::Leave(Left::Unavailable));
+        assert_eq!(next(Processed::Unavailable, fresh()), Decision::Await(Duration::from_secs(60)));
+        let waited = Circumstances { unavailable: Duration::from_secs(60), ..fresh() };
+        assert_eq!(next(Processed::Unavailable, waited), Decision::Leave(Left::Unavailable));
     }
 
     #[test]
     fn a_stop_gives_the_command_back() {
-        let stopping = Known { stopping: true, ..known() };
-        assert_eq!(next(Processed::Interrupted, stopping), Next::GiveBack);
+        let stopping = Circumstances { stopping: true, ..fresh() };
+        assert_eq!(next(Processed::Interrupted, stopping), Decision::GiveBack);
     }
 
     #[test]
     fn a_transient_error_is_retried_until_time_is_up() {
-        let mut decision = Decision::new(&settings());
+        let mut policy = Policy::new(&settings());
         let mut kept = Duration::ZERO;
         let mut tries = 0;
         loop {
-            let known = Known { kept, ..known() };
-            match decision.next(Pass::Failed(network()), known) {
-                Next::Retry(pause, Left::MongoDb(_)) => kept += pause,
-                Next::Leave(Left::MongoDb(_)) => break,
+            let circumstances = Circumstances { kept, ..fresh() };
+            match policy.decide(PassOutcome::Failed(network()), circumstances) {
+                Decision::Retry(pause, Left::MongoDb(_)) => kept += pause,
+                Decision::Leave(Left::MongoDb(_)) => break,
                 other => panic!("{other:?}"),
             }
             tries += 1;

@@ -5,26 +5,33 @@ use std::{fmt, sync::Arc, time::Duration};
 use document_outbox::{
     amqp::{AmqpSettings, Consumer},
     dispatch::Processor,
-    observe::Events,
 };
 use tokio::{
+    sync::broadcast,
     task::JoinSet,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    DispatcherEvent, DispatcherSettings, InvalidSettings, Status,
-    ability::Taking,
-    metrics,
-    status::Standing,
-    work::{Stops, Work},
+    consumer::ConsumerHistory,
+    event::DispatcherEvent,
+    intake, metrics,
+    settings::{DispatcherSettings, InvalidSettings},
+    status::Status,
+    stops::Stops,
+    worker::Worker,
 };
+
+/// The last part of the grace period, which is for giving claims back.
+const LAST_PART: f64 = 0.2;
+/// For closing the connection in order when the grace period is over.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A dispatcher worker, ready to start.
 pub struct Dispatcher {
-    work: Arc<Work>,
-    standing: Arc<Standing>,
+    worker: Arc<Worker>,
+    history: Arc<ConsumerHistory>,
     amqp: AmqpSettings,
 }
 
@@ -37,8 +44,8 @@ impl fmt::Debug for Dispatcher {
 /// A dispatcher worker at work.
 pub struct Running {
     consumer: Arc<Consumer>,
-    work: Arc<Work>,
-    standing: Arc<Standing>,
+    worker: Arc<Worker>,
+    history: Arc<ConsumerHistory>,
     tasks: TaskTracker,
     /// Those without which it does nothing. None of them ends before a stop.
     essential: JoinSet<&'static str>,
@@ -59,58 +66,64 @@ impl Dispatcher {
     /// A worker that delivers through this processor and consumes commands from this broker.
     ///
     /// # Errors
-    /// [`InvalidSettings`], in a sentence.
+    /// [`InvalidSettings`]: every problem, in a sentence each.
     pub fn new(
         processor: Processor,
         amqp: AmqpSettings,
         settings: DispatcherSettings,
     ) -> Result<Self, InvalidSettings> {
-        settings.validate()?;
+        settings.validate().map_err(InvalidSettings)?;
+
         metrics::register();
-        let work = Arc::new(Work::new(processor, settings));
-        Ok(Self { work, standing: Arc::new(Standing::new()), amqp })
+        let worker = Arc::new(Worker::new(processor, settings));
+        Ok(Self { worker, history: Arc::new(ConsumerHistory::new()), amqp })
     }
 
     /// What happens to commands, from now on.
-    pub fn events(&self) -> &Events<DispatcherEvent> {
-        self.work.events()
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<DispatcherEvent> {
+        self.worker.subscribe()
     }
 
-    /// Tells how it stands.
+    /// Reports how it stands.
+    #[must_use]
     pub fn status(&self) -> Status {
-        Status::new(self.work.clone(), self.standing.clone())
+        Status::new(self.worker.clone(), self.history.clone())
     }
 
     /// Starts it; connects in the background. Must be called inside a tokio runtime.
+    #[must_use]
     pub fn start(self) -> Running {
-        let Self { work, standing, amqp } = self;
-        let settings = work.settings();
+        let Self { worker, history, amqp } = self;
+        let settings = worker.settings();
         let consumer = Arc::new(Consumer::start(
             amqp,
             settings.topology(),
             settings.commands_queue.clone(),
-            work.prefetch(),
+            worker.prefetch(),
             "outbox-dispatcher".into(),
         ));
         // Before MongoDB has answered, nothing can be done about a command.
         consumer.pause();
+
         let tasks = TaskTracker::new();
         let mut essential = JoinSet::new();
-        essential.spawn(named("the task that follows the consumer", {
-            let (standing, states) = (standing.clone(), consumer.subscribe());
-            async move { standing.follow(states).await }
-        }));
-        essential.spawn(named("the task that asks MongoDB whether it is there", {
-            let work = work.clone();
-            async move { _ = work.stops().intake.run_until_cancelled(work.watch_mongodb()).await }
-        }));
-        essential.spawn(named("the task that opens and closes the intake", {
-            open_and_close(consumer.clone(), work.clone())
-        }));
-        essential.spawn(named("the task that takes commands", {
-            take(consumer.clone(), work.clone(), tasks.clone())
-        }));
-        Running { consumer, work, standing, tasks, essential }
+        essential.spawn(named(
+            "the task that follows the consumer",
+            follow_consumer(history.clone(), consumer.clone()),
+        ));
+        essential
+            .spawn(named("the task that asks MongoDB whether it is there", watch_mongodb(worker.clone())));
+        essential.spawn(named(
+            "the task that opens and closes the intake",
+            intake::open_and_close(consumer.clone(), worker.clone()),
+        ));
+        essential.spawn(named(
+            "the task that takes commands",
+            intake::take(consumer.clone(), worker.clone(), tasks.clone()),
+        ));
+
+        Running { consumer, worker, history, tasks, essential }
     }
 
     /// Runs until `stop` is cancelled, then stops in order, within the grace period.
@@ -130,13 +143,15 @@ impl Dispatcher {
 
 impl Running {
     /// What happens to commands, from now on.
-    pub fn events(&self) -> &Events<DispatcherEvent> {
-        self.work.events()
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<DispatcherEvent> {
+        self.worker.subscribe()
     }
 
-    /// Tells how it stands.
+    /// Reports how it stands.
+    #[must_use]
     pub fn status(&self) -> Status {
-        Status::new(self.work.clone(), self.standing.clone())
+        Status::new(self.worker.clone(), self.history.clone())
     }
 
     /// Whether commands are being consumed.
@@ -149,8 +164,8 @@ impl Running {
         self.consumer.ready().await
     }
 
-    /// Waits until a task without which the worker does nothing has ended, by a panic for example. A worker that was not told to
-    /// stop has no such end. Cancel safe.
+    /// Waits until a task without which the worker does nothing has ended, by a panic for example. Until it is
+    /// stopped, a worker has no other end. Cancel safe.
     pub async fn ended(&mut self) -> Ended {
         match self.essential.join_next().await {
             Some(Ok(name)) => Ended(name.into()),
@@ -159,19 +174,21 @@ impl Running {
         }
     }
 
-    /// Takes no more commands, and lets what is in hand go on for four fifths of the grace period. Then claims are given back,
-    /// and unfinished commands to the broker. A broker that is silent doesn't make it longer.
+    /// Takes no more commands, and continues those in hand for four fifths of the grace period. Then claims are given back, and
+    /// unfinished commands to the broker. A broker that is silent doesn't make it longer.
     pub async fn stop(mut self) {
-        let deadline = Instant::now() + self.work.settings().grace;
-        let soon = deadline - self.work.settings().grace.mul_f64(0.2);
-        let Stops { intake, release } = self.work.stops();
+        let grace = self.worker.settings().grace;
+        let deadline = Instant::now() + grace;
+        let Stops { intake, release } = self.worker.stops();
         intake.cancel();
+
+        // What is in hand may end by itself.
         let in_hand = async {
             self.consumer.stop_taking().await;
             self.tasks.close();
             self.tasks.wait().await;
         };
-        if timeout_at(soon, in_hand).await.is_err() {
+        if timeout_at(deadline - grace.mul_f64(LAST_PART), in_hand).await.is_err() {
             release.cancel();
             self.tasks.close();
             if timeout_at(deadline, self.tasks.wait()).await.is_err() {
@@ -180,6 +197,7 @@ impl Running {
                 );
             }
         }
+
         // What is not settled by now comes again; a broker that doesn't answer is not waited for.
         let farewell = async {
             self.consumer.close().await;
@@ -189,52 +207,18 @@ impl Running {
     }
 }
 
-/// For closing the connection in order when the grace period is over.
-const FAREWELL: Duration = Duration::from_millis(500);
-
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
     task.await;
     name
 }
 
-/// Takes from the queue what this worker is able to work on, until it is stopped.
-async fn open_and_close(consumer: Arc<Consumer>, work: Arc<Work>) {
-    let ability = work.ability();
-    loop {
-        let (taking, until) = ability.taking();
-        match taking {
-            Taking::All => consumer.resume(work.prefetch_now()),
-            Taking::One => consumer.resume(1),
-            Taking::Nothing => consumer.pause(),
-        }
-
-        let next_try = async {
-            match until {
-                Some(until) => sleep_until(until).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = work.stops().intake.cancelled() => return,
-            () = ability.changed() => {}
-            () = next_try => {}
-        }
-    }
+async fn follow_consumer(history: Arc<ConsumerHistory>, consumer: Arc<Consumer>) {
+    let states = consumer.subscribe();
+    history.follow(states).await;
 }
 
-/// Hands out commands until the consumer ends or the intake is stopped. What is in flight is bounded by the prefetch.
-async fn take(consumer: Arc<Consumer>, work: Arc<Work>, tasks: TaskTracker) {
-    let intake = work.stops().intake.clone();
-    loop {
-        let delivery = tokio::select! {
-            () = intake.cancelled() => return,
-            delivery = consumer.next() => delivery,
-        };
-        match delivery {
-            Some(delivery) => drop(tasks.spawn(work.clone().handle(delivery))),
-            None => return,
-        }
-    }
+async fn watch_mongodb(worker: Arc<Worker>) {
+    let _ = worker.stops().intake.run_until_cancelled(worker.watch_mongodb()).await;
 }
 
 #[cfg(test)]

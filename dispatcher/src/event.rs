@@ -2,14 +2,15 @@
 
 use document_outbox::{DocumentRef, command::Reason, dispatch::Processed, internal::Hold};
 
-use crate::Refusal;
+use crate::admission::Refusal;
 
 /// What became of a command.
 ///
 /// Every delivery begins with [`Refused`](Self::Refused), which ends it, or [`Taken`](Self::Taken), and ends with one of
 /// [`Finished`](Self::Finished), [`Coalesced`](Self::Coalesced), [`LeftToSweep`](Self::LeftToSweep),
-/// [`PutBack`](Self::PutBack) and [`GivenBack`](Self::GivenBack). The last two are announced after the broker was told.
+/// [`PutBack`](Self::PutBack) and [`GivenBack`](Self::GivenBack). The last two are announced after the broker has it back.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum DispatcherEvent {
     /// A command was admitted.
     Taken {
@@ -66,10 +67,11 @@ pub enum DispatcherEvent {
 
 /// What stands in the way of a document's messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Left {
     /// The first of them waits until then.
     Held(Hold),
-    /// There is no way to deliver.
+    /// There is no destination available.
     Unavailable,
     /// MongoDB did not answer, or refused; says how, without a document's content.
     MongoDb(String),

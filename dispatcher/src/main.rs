@@ -9,15 +9,17 @@ use document_outbox::{
     dispatch::{Processor, ProcessorSettings},
     internal::ServerClock,
 };
-use outbox_dispatcher::{Dispatcher, DispatcherSettings, Rate, Status};
+use outbox_dispatcher::{Dispatcher, DispatcherSettings, Problem, Rate, Status};
 use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
 use tokio::sync::watch;
 
 const NAME: &str = "outbox-dispatcher";
 const SECOND: Duration = Duration::from_secs(1);
 /// With the five minutes for which a command is kept, well within the broker's `consumer_timeout` of 30 minutes.
-const LONGEST_LEASE: Duration = Duration::from_secs(15 * 60);
-const HOUR: Duration = Duration::from_secs(3600);
+const LONGEST_LEASE: Duration = Duration::from_mins(15);
+const HOUR: Duration = Duration::from_hours(1);
+/// The part of the grace that the worker has; the rest is for closing the connections.
+const GRACE_OF_THE_WORKER: f64 = 0.9;
 
 fn main() -> Exit {
     let about = "Consumes commands and publishes the messages that stand in documents' outboxes to RabbitMQ, for any \
@@ -146,45 +148,37 @@ fn read(read: &mut Reader<'_>) -> Settings {
     if retry.backoff_min > retry.backoff_max {
         read.problem(&["backoff_min", "backoff_max"], "must not be longer than backoff_max");
     }
-    let dispatcher = DispatcherSettings {
-        unordered: read.namespaces("unordered"),
-        dead_blocks: read.namespaces("dead_blocks"),
-        commands_exchange: read.string("commands_exchange"),
-        commands_queue: read.string("commands_queue"),
-        topology,
-        concurrency: read.integer("concurrency"),
-        rate: read.string("rate").parse().ok(),
-        prefetch: read.integer("prefetch"),
-        hold_within: read.duration("hold_within"),
-        grace: read.duration("shutdown_grace").mul_f64(0.9),
-        ..DispatcherSettings::new(read.namespaces("watch"))
+    let processor = ProcessorSettings {
+        name: format!("{NAME}@{}:{}", host(), std::process::id()),
+        lease: read.duration("claim_lease"),
+        retry,
+        state_database: read.string("state_database"),
+        max_repeats: read.integer("max_repeats"),
+        memory_bytes: read.integer::<usize>("memory_mib") << 20,
+        ..ProcessorSettings::default()
     };
-    if usize::from(dispatcher.prefetch) < dispatcher.concurrency {
-        read.problem(
-            &["prefetch", "concurrency"],
-            "must not be less than concurrency, or some of it is never used",
-        );
+
+    let dispatcher = read_dispatcher(read, topology);
+    for Problem { settings, sentence, .. } in dispatcher.validate().err().unwrap_or_default() {
+        read.problem(&settings, sentence);
     }
-    if dispatcher.contradicts_itself() {
-        read.problem(
-            &["dead_blocks", "unordered"],
-            "names collections that are in unordered too; without an order nothing can block, so drop one of them",
-        );
-    }
-    Settings {
-        connections,
-        rabbitmq,
-        processor: ProcessorSettings {
-            name: format!("{NAME}@{}:{}", host(), std::process::id()),
-            lease: read.duration("claim_lease"),
-            retry,
-            state_database: read.string("state_database"),
-            max_repeats: read.integer("max_repeats"),
-            memory_bytes: read.integer::<usize>("memory_mib") << 20,
-            ..ProcessorSettings::default()
-        },
-        dispatcher,
-    }
+
+    Settings { connections, rabbitmq, processor, dispatcher }
+}
+
+fn read_dispatcher(read: &mut Reader<'_>, topology: TopologyMode) -> DispatcherSettings {
+    let mut settings = DispatcherSettings::new(read.namespaces("watch"));
+    settings.unordered = read.namespaces("unordered");
+    settings.dead_blocks = read.namespaces("dead_blocks");
+    settings.commands_exchange = read.string("commands_exchange");
+    settings.commands_queue = read.string("commands_queue");
+    settings.topology = topology;
+    settings.concurrency = read.integer("concurrency");
+    settings.rate = read.string("rate").parse().ok();
+    settings.prefetch = read.integer("prefetch");
+    settings.hold_within = read.duration("hold_within");
+    settings.grace = read.duration("shutdown_grace").mul_f64(GRACE_OF_THE_WORKER);
+    settings
 }
 
 /// This machine's name, so that operators can tell workers in containers apart by their claims.

@@ -4,7 +4,10 @@ use document_outbox::command::{CommandError, Reason};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use strum::VariantArray;
 
-use crate::{DispatcherEvent, Left, Refusal};
+use crate::{
+    admission::Refusal,
+    event::{DispatcherEvent, Left},
+};
 
 const COMMANDS: &str = "outbox_commands_total";
 const REFUSED: &str = "outbox_commands_refused_total";

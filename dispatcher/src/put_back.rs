@@ -27,16 +27,24 @@ pub(crate) struct Waiting {
     room: AtomicUsize,
 }
 
+/// Whether the consumer's prefetch has to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Prefetch {
+    Changes,
+    Stays,
+}
+
 impl Waiting {
-    /// One more waits. Whether the room for them has to grow.
-    pub(crate) fn begin(&self) -> bool {
+    /// One more waits: the room for them may have to grow.
+    pub(crate) fn begin(&self) -> Prefetch {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        count > self.room.load(Ordering::Relaxed)
+        if count > self.room.load(Ordering::Relaxed) { Prefetch::Changes } else { Prefetch::Stays }
     }
 
-    /// One less waits. Whether no room is needed any more.
-    pub(crate) fn end(&self) -> bool {
-        self.count.fetch_sub(1, Ordering::Relaxed) == 1
+    /// One less waits: after the last, no room is needed any more.
+    pub(crate) fn end(&self) -> Prefetch {
+        let before = self.count.fetch_sub(1, Ordering::Relaxed);
+        if before == 1 { Prefetch::Changes } else { Prefetch::Stays }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -46,11 +54,13 @@ impl Waiting {
     /// By how much to raise the prefetch now. It falls when none waits any more, not with each that ends.
     pub(crate) fn room(&self) -> usize {
         let count = self.count();
-        let wanted = count.div_ceil(STEP) * STEP;
-        let room = match count {
-            0 => 0,
-            _ => wanted.max(self.room.load(Ordering::Relaxed)).min(MOST),
+        let room = if count == 0 {
+            0
+        } else {
+            let wanted = count.div_ceil(STEP) * STEP;
+            wanted.max(self.room.load(Ordering::Relaxed)).min(MOST)
         };
+
         self.room.store(room, Ordering::Relaxed);
         room
     }
@@ -58,6 +68,7 @@ impl Waiting {
 
 /// How long a command waits that the broker has handed out so often before.
 pub(crate) fn pause(delivery_count: u32) -> Duration {
+    // 256 s and more are cut to the longest anyway.
     let doublings = delivery_count.saturating_sub(SHORT_TIMES - 1).min(8);
     (SHORT * 2u32.pow(doublings)).min(LONGEST)
 }
@@ -85,21 +96,23 @@ mod tests {
     fn the_room_grows_in_steps_and_falls_once() {
         let waiting = Waiting::default();
         assert_eq!(waiting.room(), 0);
-        assert!(waiting.begin(), "it has to grow");
+        assert_eq!(waiting.begin(), Prefetch::Changes, "it has to grow");
         assert_eq!(waiting.room(), STEP);
         for _ in 1..STEP {
-            assert!(!waiting.begin());
+            assert_eq!(waiting.begin(), Prefetch::Stays);
         }
-        assert!(waiting.begin());
+        assert_eq!(waiting.begin(), Prefetch::Changes);
         assert_eq!(waiting.room(), 2 * STEP);
         for _ in 0..STEP {
-            assert!(!waiting.end());
+            assert_eq!(waiting.end(), Prefetch::Stays);
         }
         assert_eq!(waiting.room(), 2 * STEP);
         assert_eq!(waiting.count(), 1);
-        assert!(waiting.end(), "none is left");
+        assert_eq!(waiting.end(), Prefetch::Changes, "none is left");
         assert_eq!(waiting.room(), 0);
-        (0..10 * MOST).for_each(|_| assert!(waiting.begin() || waiting.count() <= MOST));
+        for _ in 0..10 * MOST {
+            assert!(waiting.begin() == Prefetch::Changes || waiting.count() <= MOST);
+        }
         assert_eq!(waiting.room(), MOST);
     }
 }

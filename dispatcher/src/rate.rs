@@ -28,6 +28,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
+const MOST: u32 = 1_000_000;
+/// A task that has to wait waits at least this long, and those behind it find what was saved up meanwhile: so they continue
+/// together, and share their commands to MongoDB. Half of what may be saved up, since a sleep can be late.
+const TICK: Duration = Duration::from_millis(10);
+/// A fiftieth of a second's messages may be saved up.
+const SAVED_UP: u32 = 50;
+/// A twentieth of a second's messages may be on their way.
+const ON_THEIR_WAY: usize = 20;
+/// At least this many documents may be processed at a time, however low the rate is: one that takes long must not block all
+/// others.
+const FEWEST_DOCUMENTS: usize = 32;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
 /// Messages per second, written as `500/s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(NonZeroU32);
@@ -37,20 +50,16 @@ pub struct Rate(NonZeroU32);
 #[error("is no rate; write messages per second as in 500/s, from 1/s to {MOST}/s")]
 pub struct InvalidRate;
 
-const MOST: u32 = 1_000_000;
-/// Whoever has to wait waits for this long at least, and then those behind find what was saved up meanwhile: so they go
-/// together, and share their commands to MongoDB. Half of what may be saved up, since a sleep can be late.
-const TICK: Duration = Duration::from_millis(10);
-/// So many documents may be processed at a time however low the rate is: one that takes long must not hold up all others.
-const FEW: usize = 32;
-
 impl Rate {
-    /// So many messages in each second.
+    /// This many messages in each second.
     ///
     /// # Errors
     /// Zero, or more than a million.
     pub fn per_second(messages: u32) -> Result<Self, InvalidRate> {
-        NonZeroU32::new(messages).filter(|messages| messages.get() <= MOST).map(Self).ok_or(InvalidRate)
+        match NonZeroU32::new(messages) {
+            Some(rate) if messages <= MOST => Ok(Self(rate)),
+            _ => Err(InvalidRate),
+        }
     }
 
     /// Messages in a second.
@@ -60,8 +69,12 @@ impl Rate {
 
     /// How many documents may be processed at a time: what is on its way when MongoDB or the broker stalls goes out at once
     /// afterwards.
-    pub(crate) fn abreast(self) -> usize {
-        (self.0.get() as usize / 20).max(FEW)
+    pub(crate) fn documents_at_a_time(self) -> usize {
+        self.messages_on_their_way().max(FEWEST_DOCUMENTS)
+    }
+
+    fn messages_on_their_way(self) -> usize {
+        self.0.get() as usize / ON_THEIR_WAY
     }
 }
 
@@ -69,8 +82,8 @@ impl FromStr for Rate {
     type Err = InvalidRate;
 
     fn from_str(text: &str) -> Result<Self, InvalidRate> {
-        let number = text.strip_suffix("/s").and_then(|number| number.parse().ok());
-        Self::per_second(number.ok_or(InvalidRate)?)
+        let number = text.strip_suffix("/s").ok_or(InvalidRate)?;
+        Self::per_second(number.parse().map_err(|_| InvalidRate)?)
     }
 }
 
@@ -85,9 +98,9 @@ impl fmt::Display for Rate {
 /// In any second at most the rate, a fiftieth of it that may be saved up, and what is on its way: a twentieth of the rate,
 /// or one message for each document that is processed, whichever is more.
 pub(crate) struct Limiter {
-    bucket: RateLimiter<NotKeyed, InMemoryState, Runtime, NoOpMiddleware<Duration>>,
-    clock: Runtime,
-    /// Whoever holds it is next.
+    bucket: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
+    clock: RuntimeClock,
+    /// The task that holds it is next.
     line: Mutex<()>,
     most_at_once: usize,
     stop: CancellationToken,
@@ -96,11 +109,11 @@ pub(crate) struct Limiter {
 
 /// The runtime's clock, by which it also sleeps.
 #[derive(Clone)]
-struct Runtime {
+struct RuntimeClock {
     start: Instant,
 }
 
-impl Clock for Runtime {
+impl Clock for RuntimeClock {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
@@ -110,15 +123,16 @@ impl Clock for Runtime {
 
 impl Limiter {
     /// `concurrency` is how many ask at a time. Once `stop` is cancelled it gives out nothing.
-    pub(crate) fn new(Rate(rate): Rate, concurrency: usize, stop: CancellationToken) -> Self {
-        let saved = NonZeroU32::new(rate.get() / 50).unwrap_or(NonZeroU32::MIN);
-        let clock = Runtime { start: Instant::now() };
-        let quota = Quota::per_second(rate).allow_burst(saved);
+    pub(crate) fn new(rate: Rate, concurrency: usize, stop: CancellationToken) -> Self {
+        let saved_up = NonZeroU32::new(rate.messages() / SAVED_UP).unwrap_or(NonZeroU32::MIN);
+        let clock = RuntimeClock { start: Instant::now() };
+        let quota = Quota::per_second(rate.0).allow_burst(saved_up);
+
         Self {
             bucket: RateLimiter::direct_with_clock(quota, clock.clone()),
             clock,
             line: Mutex::default(),
-            most_at_once: (rate.get() as usize / 20 / concurrency.max(1)).max(1),
+            most_at_once: (rate.messages_on_their_way() / concurrency.max(1)).max(1),
             stop,
             throttled: Throttled::default(),
         }
@@ -129,6 +143,7 @@ impl Limiter {
         Duration::from_nanos(self.throttled.nanos.load(Ordering::Relaxed))
     }
 
+    /// Waits for one message.
     async fn one(&self) {
         let _next = self.line.lock().await;
         while let Err(early) = self.bucket.check() {
@@ -141,15 +156,23 @@ impl Limiter {
 impl Pace for Limiter {
     async fn permits(&self, wanted: usize) -> usize {
         let asked = Instant::now();
-        let given = tokio::select! {
+        let stopped = tokio::select! {
             biased;
-            () = self.stop.cancelled() => 0,
-            () = self.one() => 1,
+            () = self.stop.cancelled() => true,
+            () = self.one() => false,
         };
         self.throttled.add(asked.elapsed());
-        let more =
-            (1..wanted.min(self.most_at_once)).take_while(|_| given == 1 && self.bucket.check().is_ok());
-        given + more.count()
+        if stopped {
+            return 0;
+        }
+
+        // The first had to be waited for; more are given only as far as they are there.
+        let most = wanted.min(self.most_at_once);
+        let mut given = 1;
+        while given < most && self.bucket.check().is_ok() {
+            given += 1;
+        }
+        given
     }
 }
 
@@ -161,10 +184,11 @@ struct Throttled {
 
 impl Throttled {
     fn add(&self, waited: Duration) {
-        const SECOND: u64 = 1_000_000_000;
         let waited = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         let before = self.nanos.fetch_add(waited, Ordering::Relaxed);
-        metrics::throttled(before.wrapping_add(waited) / SECOND - before / SECOND);
+
+        let seconds = before.wrapping_add(waited) / NANOS_PER_SECOND - before / NANOS_PER_SECOND;
+        metrics::throttled(seconds);
     }
 }
 
@@ -220,7 +244,7 @@ mod tests {
 
     /// Those that wait go together, a hundredth of a second's worth at a time.
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_to_wait_has_company() {
+    async fn those_who_wait_are_let_through_together() {
         let limiter = limiter(500, 32);
         let ask = |limiter: Arc<Limiter>| async move {
             limiter.permits(1).await;

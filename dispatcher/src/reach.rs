@@ -6,12 +6,15 @@ use document_outbox::internal::error_codes;
 use mongodb::{
     Client,
     bson::doc,
-    error::{Error, ErrorKind},
+    error::Error,
     options::{ReadPreference, SelectionCriteria},
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{ability::Ability, cluster::Cluster};
+use crate::{
+    ability::{Ability, Change},
+    cluster::Cluster,
+};
 
 /// Between two questions while it answers.
 const EVERY: Duration = Duration::from_secs(5);
@@ -20,34 +23,24 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// A longer wait for an answer is none.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether this error says that no server could be worked with, whatever was asked of it.
-pub(crate) fn is_away(error: &Error) -> bool {
-    matches!(
-        error.kind.as_ref(),
-        ErrorKind::ServerSelection { .. }
-            | ErrorKind::Authentication { .. }
-            | ErrorKind::DnsResolve { .. }
-            | ErrorKind::Shutdown
-    )
-}
-
-/// Asks MongoDB for ever, and notes how it stands.
+/// Asks MongoDB for ever, and notes whether it answers.
 pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability) {
     loop {
         // A command is not retried by the driver, and one election is no outage.
-        let answer = match ask(client, cluster, ability).await {
-            Ok(()) => Ok(()),
-            Err(_first) => ask(client, cluster, ability).await,
-        };
+        let mut answer = ask(client, cluster, ability).await;
+        if answer.is_err() {
+            answer = ask(client, cluster, ability).await;
+        }
+
         match answer {
             Ok(()) => {
-                if ability.reached() {
+                if ability.reached() == Change::News {
                     tracing::info!("MongoDB answers; commands are taken");
                 }
                 sleep(EVERY).await;
             }
             Err(reason) => {
-                note(ability, reason);
+                note_away(ability, reason);
                 sleep(AGAIN).await;
             }
         }
@@ -55,24 +48,25 @@ pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability)
 }
 
 /// Notes that MongoDB is away, and warns when it was not before.
-pub(crate) fn note(ability: &Ability, reason: String) {
-    if ability.away(reason.clone()) {
+pub(crate) fn note_away(ability: &Ability, reason: String) {
+    if ability.away(reason.clone()) == Change::News {
         tracing::warn!(reason, "MongoDB cannot be reached; no commands are taken until it answers");
     }
 }
 
+/// Asks the primary, which claims need, and the cluster for its name.
 async fn ask(client: &Client, cluster: &Cluster, ability: &Ability) -> Result<(), String> {
     let began = Instant::now();
-    let asking = async {
-        // Claims need the primary.
-        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-        client.database("admin").run_command(doc! { "ping": 1 }).selection_criteria(primary).await?;
-        cluster.ask().await
-    };
-    match timeout(PATIENCE, asking).await {
+    match timeout(PATIENCE, ping(client, cluster)).await {
         Ok(answer) => answer.map_err(|error| error_codes::describe(&error)),
         // It had no connection to spare for the question.
         Err(_elapsed) if ability.worked_since(began) => Ok(()),
         Err(_elapsed) => Err(format!("no answer in {PATIENCE:?}")),
     }
+}
+
+async fn ping(client: &Client, cluster: &Cluster) -> Result<(), Error> {
+    let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+    client.database("admin").run_command(doc! { "ping": 1 }).selection_criteria(primary).await?;
+    cluster.ask().await
 }

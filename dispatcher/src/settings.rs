@@ -1,6 +1,6 @@
 //! How a dispatcher works.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use document_outbox::{
     DeliveryOrder,
@@ -10,22 +10,23 @@ use document_outbox::{
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
 
-use crate::Rate;
+use crate::rate::Rate;
 
-/// How a [`Dispatcher`](crate::Dispatcher) works.
+/// How a [`Dispatcher`](crate::Dispatcher) works: [`new`](Self::new) gives the defaults, to be changed field by field.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct DispatcherSettings {
     /// The collections whose commands are taken; commands for others are rejected.
     pub watch: Vec<NamespacePattern>,
     /// The collections among them whose messages need no order within a document. Default none.
     pub unordered: Vec<NamespacePattern>,
-    /// The collections among them where a dead message holds back the later ones of its document. Default none.
+    /// The collections among them where a dead message blocks the later ones of its document. Default none.
     pub dead_blocks: Vec<NamespacePattern>,
     /// The exchange of commands. Default `outbox.commands`.
     pub commands_exchange: String,
     /// The queue that commands are consumed from. Default `outbox.process-document-messages`.
     pub commands_queue: String,
-    /// Whether exchange, queue and binding are made, looked for, or left alone. Default made.
+    /// Whether exchange, queue and binding are declared, verified, or left alone. Default declared.
     pub topology: TopologyMode,
     /// At most this many documents are processed at a time. Default 256: with RabbitMQ, those processed side by side share
     /// their commands to MongoDB. With a `rate`, no more than a twentieth of it, or 32.
@@ -36,52 +37,51 @@ pub struct DispatcherSettings {
     /// those kept for a moment. At least `concurrency`. With a `rate`, no more than half of what it lets through within
     /// `keep_within`. Commands that this worker can do nothing about, which wait to be put back, are not counted. Default 512.
     pub prefetch: u16,
-    /// A command is kept while what holds its document back ends within this time; at most half of `prefetch` wait
+    /// A command is kept while what blocks its document ends within this time; at most half of `prefetch` wait
     /// like that. Default 5 s.
     pub hold_within: Duration,
-    /// A command is kept while there is no way to deliver, for this long in all. Default 60 s.
+    /// A command is kept while no destination is available, for this long in all. Default 60 s.
     pub available_within: Duration,
     /// A command is kept for this long in all, whatever it waits for. Then no further message of its document is begun. With a
     /// delivery that takes the whole claim added, it must stay below the broker's `consumer_timeout` (30 min).
     /// Default 5 min, at most [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
     pub keep_within: Duration,
-    /// How long a stop may take. For four fifths of it what is in hand goes on; then claims are given back. Default 25 s.
+    /// How long a stop may take. For four fifths of it work in hand continues; then claims are given back. Default 25 s.
     pub grace: Duration,
 }
 
-/// Settings that can't work, in a sentence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidSettings {
-    /// No command could be taken.
-    #[error("watch is empty: name the collections whose commands are to be taken")]
-    NothingWatched,
-    /// No document could be processed.
-    #[error("concurrency is 0: allow at least one document at a time")]
-    NoConcurrency,
-    /// Some of the concurrency could never be used.
-    #[error(
-        "prefetch ({prefetch}) is less than concurrency ({concurrency}): raise the one or lower the other"
-    )]
-    PrefetchTooSmall {
-        /// The prefetch.
-        prefetch: u16,
-        /// The concurrency.
-        concurrency: usize,
-    },
-    /// Where there is no order, nothing can block.
-    #[error("dead_blocks names collections that are in unordered too: drop one of them")]
-    Contradiction,
-    /// The broker would end the consumer.
-    #[error(
-        "keep_within is above {:?}: the broker ends a consumer that keeps a command for too long",
-        DispatcherSettings::KEEP_AT_MOST
-    )]
-    KeptTooLong,
+/// Something to correct in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// The settings concerned; the sentence is about the first.
+    pub settings: Vec<&'static str>,
+    /// What is wrong and what to do, continuing from the name of the setting: "must not be …".
+    pub sentence: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.settings.first().unwrap_or(&"a setting"), self.sentence)
+    }
+}
+
+/// Settings that can't work: all their problems.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidSettings(pub Vec<Problem>);
+
+impl std::error::Error for InvalidSettings {}
+
+impl fmt::Display for InvalidSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentences: Vec<String> = self.0.iter().map(Problem::to_string).collect();
+        f.write_str(&sentences.join("; "))
+    }
 }
 
 impl DispatcherSettings {
     /// The longest [`keep_within`](Self::keep_within): half of RabbitMQ's default `consumer_timeout`.
-    pub const KEEP_AT_MOST: Duration = Duration::from_secs(15 * 60);
+    pub const KEEP_AT_MOST: Duration = Duration::from_mins(15);
 
     /// The defaults for these collections.
     pub fn new(watch: impl IntoIterator<Item = NamespacePattern>) -> Self {
@@ -96,26 +96,59 @@ impl DispatcherSettings {
             rate: None,
             prefetch: 512,
             hold_within: Duration::from_secs(5),
-            available_within: Duration::from_secs(60),
-            keep_within: Duration::from_secs(300),
+            available_within: Duration::from_mins(1),
+            keep_within: Duration::from_mins(5),
             grace: Duration::from_secs(25),
         }
     }
 
-    pub(crate) fn validate(&self) -> Result<(), InvalidSettings> {
-        let (prefetch, concurrency) = (self.prefetch, self.concurrency);
+    /// Checks every setting by itself and beside the others.
+    ///
+    /// # Errors
+    /// Everything that keeps a dispatcher from working, or that could never take effect.
+    pub fn validate(&self) -> Result<(), Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut problem = |settings: &[&'static str], sentence: String| {
+            problems.push(Problem { settings: settings.to_vec(), sentence });
+        };
+
         if self.watch.is_empty() {
-            Err(InvalidSettings::NothingWatched)
-        } else if concurrency == 0 {
-            Err(InvalidSettings::NoConcurrency)
-        } else if usize::from(prefetch) < concurrency {
-            Err(InvalidSettings::PrefetchTooSmall { prefetch, concurrency })
-        } else if self.contradicts_itself() {
-            Err(InvalidSettings::Contradiction)
-        } else if self.keep_within > Self::KEEP_AT_MOST {
-            Err(InvalidSettings::KeptTooLong)
-        } else {
-            Ok(())
+            problem(&["watch"], "is empty; name the collections whose commands are to be taken".into());
+        }
+        if self.concurrency == 0 {
+            problem(&["concurrency"], "is 0; allow at least one document at a time".into());
+        }
+        if usize::from(self.prefetch) < self.concurrency {
+            problem(
+                &["prefetch", "concurrency"],
+                "must not be less than concurrency, or some of it is never used".into(),
+            );
+        }
+        // Without an order, nothing can block.
+        if NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered) {
+            problem(
+                &["dead_blocks", "unordered"],
+                "names collections that are in unordered too; without an order nothing can block, so drop one of them"
+                    .into(),
+            );
+        }
+        if self.keep_within > Self::KEEP_AT_MOST {
+            let most = Self::KEEP_AT_MOST;
+            problem(
+                &["keep_within"],
+                format!("is above {most:?}; the broker ends a consumer that keeps a command for too long"),
+            );
+        }
+
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    /// How many documents are processed at a time: with a rate, only so many that what is on its way when MongoDB or the broker
+    /// stalls is not much to go out at once afterwards.
+    pub(crate) fn concurrency_at_rate(&self) -> usize {
+        match self.rate {
+            Some(rate) => self.concurrency.min(rate.documents_at_a_time()),
+            None => self.concurrency,
         }
     }
 
@@ -123,21 +156,17 @@ impl DispatcherSettings {
     /// go undelivered, all at the same moment.
     pub(crate) fn prefetch_at_rate(&self) -> u16 {
         let Some(rate) = self.rate else { return self.prefetch };
-        let messages = self.keep_within.as_secs_f64() * f64::from(rate.messages()) / 2.0;
-        // As floats go, beyond the range is its end.
-        self.prefetch.min(messages as u16).max(1)
+        let messages = self.keep_within.as_millis() * u128::from(rate.messages()) / 2_000;
+        let messages = u16::try_from(messages).unwrap_or(u16::MAX);
+        self.prefetch.min(messages).max(1)
     }
 
-    /// Whether a collection is said both to keep an order and to keep none.
-    pub fn contradicts_itself(&self) -> bool {
-        NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered)
-    }
-
-    pub(crate) fn ordering(&self, namespace: &Namespace) -> DeliveryOrder {
-        let among = |patterns| NamespacePattern::any_matches(patterns, &namespace.db, &namespace.coll);
-        if among(&self.unordered) {
+    /// In which order the messages of a document of this collection are delivered.
+    pub(crate) fn order_of(&self, namespace: &Namespace) -> DeliveryOrder {
+        let Namespace { db, coll } = namespace;
+        if NamespacePattern::any_matches(&self.unordered, db, coll) {
             DeliveryOrder::Unordered
-        } else if among(&self.dead_blocks) {
+        } else if NamespacePattern::any_matches(&self.dead_blocks, db, coll) {
             DeliveryOrder::DeadBlocks
         } else {
             DeliveryOrder::Ordered
@@ -179,12 +208,20 @@ mod tests {
         all[3].keep_within = Duration::from_secs(1800);
         all[4].unordered = all[4].watch.clone();
         all[4].dead_blocks = vec!["shop.payments".parse().unwrap()];
-        let told = all.map(|settings| settings.validate().unwrap_err().to_string());
-        for (sentence, key) in
-            told.iter().zip(["watch", "concurrency", "prefetch", "keep_within", "dead_blocks"])
+        for (settings, key) in
+            all.iter().zip(["watch", "concurrency", "prefetch", "keep_within", "dead_blocks"])
         {
-            assert!(sentence.starts_with(key), "{sentence}");
+            let problems = settings.validate().unwrap_err();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].to_string().starts_with(key), "{}", problems[0]);
         }
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let settings = DispatcherSettings { watch: Vec::new(), concurrency: 0, ..settings() };
+        let error = InvalidSettings(settings.validate().unwrap_err()).to_string();
+        assert!(error.starts_with("watch is empty") && error.contains("; concurrency is 0"), "{error}");
     }
 
     #[test]
@@ -204,9 +241,9 @@ mod tests {
         let mut settings = settings();
         settings.unordered = vec!["shop.stock".parse().unwrap()];
         settings.dead_blocks = vec!["shop.payments".parse().unwrap()];
-        let ordering = |collection| settings.ordering(&Namespace::new("shop", collection));
-        assert_eq!(ordering("orders"), DeliveryOrder::Ordered);
-        assert_eq!(ordering("stock"), DeliveryOrder::Unordered);
-        assert_eq!(ordering("payments"), DeliveryOrder::DeadBlocks);
+        let order = |collection| settings.order_of(&Namespace::new("shop", collection));
+        assert_eq!(order("orders"), DeliveryOrder::Ordered);
+        assert_eq!(order("stock"), DeliveryOrder::Unordered);
+        assert_eq!(order("payments"), DeliveryOrder::DeadBlocks);
     }
 }

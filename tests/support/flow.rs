@@ -182,11 +182,10 @@ impl Flow {
     }
 
     pub fn dispatcher_settings(&self) -> DispatcherSettings {
-        DispatcherSettings {
-            commands_exchange: self.commands(),
-            commands_queue: self.commands(),
-            ..DispatcherSettings::new([self.pattern()])
-        }
+        let mut settings = DispatcherSettings::new([self.pattern()]);
+        settings.commands_exchange = self.commands();
+        settings.commands_queue = self.commands();
+        settings
     }
 
     pub async fn dispatcher_with(
@@ -206,7 +205,7 @@ impl Flow {
         let processor = Processor::new(client, clock, rabbitmq, settings);
         let messages = Heard::from(processor.events().subscribe());
         let dispatcher = Dispatcher::new(processor, self.amqp(WORKER), dispatcher_settings).unwrap();
-        let events = Heard::from(dispatcher.events().subscribe());
+        let events = Heard::from(dispatcher.subscribe());
         let running = dispatcher.start();
         soon("the dispatcher to be ready", running.ready()).await;
         Worker { running, events, messages }

@@ -151,11 +151,10 @@ async fn dispatch(bed: &Bed, count: usize, collection: &Collection<Document>) ->
         ProcessorSettings { state_database: bed.state().name().to_owned(), ..ProcessorSettings::default() };
     let clock = ServerClock::new(bed.client.clone());
     let processor = Processor::new(bed.client.clone(), clock, Arc::new(bed.rabbitmq.clone()), settings);
-    let settings = DispatcherSettings {
-        commands_exchange: bed.commands(),
-        commands_queue: bed.commands(),
-        ..DispatcherSettings::new([format!("{}.*", bed.name()).parse()?])
-    };
+
+    let mut settings = DispatcherSettings::new([format!("{}.*", bed.name()).parse()?]);
+    settings.commands_exchange = bed.commands();
+    settings.commands_queue = bed.commands();
     let dispatcher = Dispatcher::new(processor, AmqpSettings::new(&bed.rabbitmq_uri)?, settings)?;
     let began = Instant::now();
     let running = dispatcher.start();

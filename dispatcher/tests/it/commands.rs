@@ -15,7 +15,7 @@ use document_outbox::{
     internal::Hold,
 };
 use mongodb::bson::{Bson, DateTime, Uuid, doc, oid::ObjectId};
-use outbox_dispatcher::{DispatcherEvent, DispatcherSettings, Left, Refusal};
+use outbox_dispatcher::{DispatcherEvent, Left, Refusal};
 
 use crate::{
     odd_ids::{self, named, odd_ids, stored, undelivered},
@@ -157,7 +157,8 @@ async fn the_wait_for_a_turn_counts_as_keeping() {
     let scene = Scene::set().await;
     scene.place("o-1", [1]).await;
     let recorder = Recorder::held();
-    let settings = DispatcherSettings { keep_within: Duration::from_millis(300), ..scene.settings() };
+    let mut settings = scene.settings();
+    settings.keep_within = Duration::from_millis(300);
     let mut worker = scene.start_with(recorder.clone(), quick_retry(), settings);
     scene.command("o-1").await;
     recorder.wait_tried(1).await;

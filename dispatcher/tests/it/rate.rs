@@ -10,7 +10,7 @@ use document_outbox::{
 };
 use lapin::options::ExchangeDeleteOptions;
 use mongodb::bson::{Document, doc};
-use outbox_dispatcher::{DispatcherEvent, DispatcherSettings, Rate};
+use outbox_dispatcher::{DispatcherEvent, Rate};
 use tokio::sync::watch;
 
 use crate::{
@@ -119,11 +119,9 @@ async fn a_low_rate_leaves_no_command_undelivered() {
     const DOCUMENTS: usize = 60;
     let scene = Scene::set().await;
     scene.strand((0..DOCUMENTS).map(|n| (format!("o-{n}"), 1))).await;
-    let settings = DispatcherSettings {
-        rate: Some(Rate::per_second(20).unwrap()),
-        keep_within: Duration::from_secs(2),
-        ..scene.settings()
-    };
+    let mut settings = scene.settings();
+    settings.rate = Some(Rate::per_second(20).unwrap());
+    settings.keep_within = Duration::from_secs(2);
     let mut worker = scene.start_with(Recorder::default(), quick_retry(), settings);
     for _ in 0..DOCUMENTS {
         let ended = worker.wait(|event| match event {

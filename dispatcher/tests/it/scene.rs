@@ -67,11 +67,11 @@ impl Scene {
     }
 
     pub(crate) fn settings(&self) -> DispatcherSettings {
-        DispatcherSettings {
-            commands_exchange: self.name.clone(),
-            commands_queue: self.name.clone(),
-            ..DispatcherSettings::new([format!("{}.*", self.test.database.name()).parse().unwrap()])
-        }
+        let mut settings =
+            DispatcherSettings::new([format!("{}.*", self.test.database.name()).parse().unwrap()]);
+        settings.commands_exchange = self.name.clone();
+        settings.commands_queue = self.name.clone();
+        settings
     }
 
     pub(crate) fn processor(&self, deliver: impl Deliver, retry: RetryPolicy) -> Processor {
@@ -225,7 +225,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(processor: Processor, amqp: AmqpSettings, settings: DispatcherSettings) -> Self {
         let dispatcher = Dispatcher::new(processor, amqp, settings).unwrap();
-        let events = dispatcher.events().subscribe();
+        let events = dispatcher.subscribe();
         Self { running: dispatcher.start(), events }
     }
 

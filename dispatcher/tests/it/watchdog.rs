@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use lapin::options::QueueDeleteOptions;
-use outbox_dispatcher::DispatcherSettings;
 
 use crate::{
     network::Network,
@@ -55,7 +54,8 @@ async fn a_silent_broker_does_not_hold_a_stop_up() {
     let mut amqp = scene.amqp(&network.uri());
     amqp.connect_timeout = LONG * 2;
     amqp.heartbeat = LONG * 10;
-    let settings = DispatcherSettings { grace: Duration::from_secs(1), ..scene.settings() };
+    let mut settings = scene.settings();
+    settings.grace = Duration::from_secs(1);
     let worker = Worker::start(scene.processor(Recorder::default(), quick_retry()), amqp, settings);
     assert!(worker.running.ready().await);
     network.swallow(true);

@@ -1,0 +1,108 @@
+//! How the consumer of commands stands, and has stood.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use document_outbox::amqp::State;
+use mongodb::bson::DateTime;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::metrics;
+
+/// How the consumer of commands stood.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ConsumerSnapshot {
+    /// `idle` before the start, then `connecting`, `ready`, `paused`, `blocked`, `disconnected`, `misconfigured` or `closed`.
+    pub state: &'static str,
+    /// Since when, in RFC 3339, by the clock of this process.
+    pub since: String,
+    /// How often it was subscribed again after the first time.
+    pub rebuilds: u64,
+    /// What last went wrong, in a sentence.
+    pub last_error: Option<String>,
+}
+
+/// How the consumer stands, and has stood.
+pub(crate) struct ConsumerHistory {
+    standing: Mutex<Standing>,
+}
+
+struct Standing {
+    state: &'static str,
+    since: DateTime,
+    subscribed: u64,
+    last_error: Option<String>,
+}
+
+impl ConsumerHistory {
+    pub(crate) fn new() -> Self {
+        let standing = Standing { state: "idle", since: DateTime::now(), subscribed: 0, last_error: None };
+        Self { standing: Mutex::new(standing) }
+    }
+
+    /// Notes every state of the consumer until it is closed.
+    pub(crate) async fn follow(&self, mut states: watch::Receiver<State>) {
+        loop {
+            let state = states.borrow_and_update().clone();
+            self.note(&state);
+            if state == State::Closed || states.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn note(&self, state: &State) {
+        let mut standing = self.lock();
+        let name = name(state);
+
+        // States between two readings are not seen. So a consumer that is ready at both was made again.
+        let before = std::mem::replace(&mut standing.state, name);
+        if before != name || name == "ready" {
+            standing.since = DateTime::now();
+        }
+
+        match state {
+            // After a pause it is the same connection.
+            State::Ready if before == "paused" && standing.subscribed > 0 => {}
+            State::Ready => {
+                standing.subscribed += 1;
+                if standing.subscribed > 1 {
+                    metrics::consumer_rebuilt();
+                }
+            }
+            State::Blocked { .. } | State::Disconnected { .. } | State::Misconfigured { .. } => {
+                standing.last_error = Some(state.to_string());
+            }
+            State::Connecting | State::Paused | State::Closed => {}
+        }
+
+        metrics::consumer_ready(*state == State::Ready);
+    }
+
+    pub(crate) fn snapshot(&self) -> ConsumerSnapshot {
+        let standing = self.lock();
+        ConsumerSnapshot {
+            state: standing.state,
+            since: standing.since.try_to_rfc3339_string().unwrap_or_default(),
+            rebuilds: standing.subscribed.saturating_sub(1),
+            last_error: standing.last_error.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn name(state: &State) -> &'static str {
+    match state {
+        State::Connecting => "connecting",
+        State::Ready => "ready",
+        State::Paused => "paused",
+        State::Blocked { .. } => "blocked",
+        State::Disconnected { .. } => "disconnected",
+        State::Misconfigured { .. } => "misconfigured",
+        State::Closed => "closed",
+    }
+}
