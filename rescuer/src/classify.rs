@@ -5,14 +5,14 @@
 //! | 286 change stream history lost, 280 fatal change stream error, 260 invalid resume token, 136 capped position lost, 10334 a change too large to be sent | [`Fault::Lost`]: no reopening from this position helps |
 //! | 9, 14, 40647, 40648, 40649, 50811, 50788 … a token the server can't read | [`Fault::Lost`] |
 //! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
-//! | a login that the driver says has failed | [`Fault::Fatal`] at the start, [`Fault::Passing`] later: a fail-over breaks logins off |
+//! | a login that the driver says has failed | [`Fault::Fatal`] at the start, [`Fault::Transient`] later: a fail-over breaks logins off |
 //! | 40573 no replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
 //! | 166 a view or a time series, 72 a read concern that change streams cannot have, when a stream is opened | [`Fault::Fatal`] |
-//! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Passing`]: again, from the last position |
+//! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Transient`]: again, from the last position |
 //!
 //! A damaged token can make the server fail in any way while it decodes it (15 overflow, for one). So an opening that the
 //! server itself refuses several times in a row, for at least [`Settings::refused_for`](crate::Settings::refused_for), with
-//! nothing that [`passes`], is [`Fault::Lost`] as well. Unless the position is the server's own time of a moment before:
+//! nothing that [`is_transient`], is [`Fault::Lost`] as well. Unless the position is the server's own time of a moment before:
 //! that cannot be lost, so it is the server that refuses, and a person has to act.
 //!
 //! Only a start ends with a [`Fault::Fatal`]. Later it is reported as trouble of the one stream or collection that it affects,
@@ -21,11 +21,28 @@
 use document_outbox::internal::error_codes;
 use mongodb::error::{Error, ErrorKind};
 
+/// Network, elections, shutdowns, interruptions, routing: the driver specification's list of what change streams resume
+/// after, and what a server says when it is busy.
+const TRANSIENT: [i32; 24] = [
+    6, 7, 43, 46, 50, 63, 89, 91, 112, 133, 134, 150, 189, 202, 234, 237, 262, 9001, 10107, 11600, 11601,
+    11602, 13435, 13436,
+];
+
+const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listIndexes and changeStream on \
+     what is watched and readWrite on the state database, or correct the credentials";
+const UNSUPPORTED: &str = "this server has no change streams as they are needed here; use MongoDB 6.0 or later as a \
+     replica set or sharded cluster";
+const UNWATCHABLE: &str = "MongoDB has no change stream for this; watch collections (no views, no time series), and have \
+     no other read concern than majority in the URI";
+/// For a stream that is refused at the server's own present time.
+pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and not because of its position; see what it \
+     says, and correct what is watched, the URI or the server";
+
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Try again after a pause, from the last position.
-    Passing,
+    Transient,
     /// The position is of no use any more.
     Lost,
     /// A person has to act; the sentence says what to do.
@@ -34,18 +51,18 @@ pub(crate) enum Fault {
 
 /// Before anything has worked: wrong credentials are the likeliest reason of all.
 pub(crate) fn at_start(error: &Error) -> Fault {
-    match error.kind.as_ref() {
-        ErrorKind::Authentication { .. } => Fault::Fatal(NOT_ALLOWED),
-        _ => of(error),
+    if matches!(error.kind.as_ref(), ErrorKind::Authentication { .. }) {
+        return Fault::Fatal(NOT_ALLOWED);
     }
+    of(error)
 }
 
 pub(crate) fn of(error: &Error) -> Fault {
     match error.kind.as_ref() {
         // The driver says so of every login that breaks off, as one does to a member that is shutting down.
-        ErrorKind::Authentication { .. } => Fault::Passing,
+        ErrorKind::Authentication { .. } => Fault::Transient,
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
-        _ => error_codes::code(error).map_or(Fault::Passing, of_code),
+        _ => error_codes::code(error).map_or(Fault::Transient, of_code),
     }
 }
 
@@ -58,16 +75,22 @@ pub(crate) fn of_stream(error: &Error) -> Fault {
 }
 
 /// Whether a server's refusal to open a stream says something about the server rather than about the position.
-pub(crate) fn passes(error: &Error) -> bool {
-    let by_code = |code| PASSING.contains(&code);
-    error.contains_label("ResumableChangeStreamError") || error_codes::code(error).is_none_or(by_code)
+pub(crate) fn is_transient(error: &Error) -> bool {
+    if error.contains_label("ResumableChangeStreamError") {
+        return true;
+    }
+    match error_codes::code(error) {
+        Some(code) => TRANSIENT.contains(&code),
+        // It isn't a refusal of the server at all.
+        None => true,
+    }
 }
 
 /// The error, and what a person has to do about it.
 pub(crate) fn explain(error: &Error, fault: Fault) -> String {
     match fault {
         Fault::Fatal(advice) => format!("{}; {advice}", error.kind),
-        Fault::Passing | Fault::Lost => text(error),
+        Fault::Transient | Fault::Lost => text(error),
     }
 }
 
@@ -79,32 +102,14 @@ pub(crate) fn text(error: &Error) -> String {
     }
 }
 
-/// Network, elections, shutdowns, interruptions, routing: the driver specification's list of what change streams resume
-/// after, and what a server says when it is busy.
-const PASSING: [i32; 24] = [
-    6, 7, 43, 46, 50, 63, 89, 91, 112, 133, 134, 150, 189, 202, 234, 237, 262, 9001, 10107, 11600, 11601,
-    11602, 13435, 13436,
-];
-
 fn of_code(code: i32) -> Fault {
     match code {
-        286 | 280 | 260 | 136 | 10334 => Fault::Lost,
-        9 | 14 | 40647 | 40648 | 40649 | 50788 | 50811 => Fault::Lost,
+        286 | 280 | 260 | 136 | 10334 | 9 | 14 | 40647 | 40648 | 40649 | 50788 | 50811 => Fault::Lost,
         13 | 18 | 8000 => Fault::Fatal(NOT_ALLOWED),
         40573 | 59 | 115 | 40324 => Fault::Fatal(UNSUPPORTED),
-        _ => Fault::Passing,
+        _ => Fault::Transient,
     }
 }
-
-const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listIndexes and changeStream on \
-     what is watched and readWrite on the state database, or correct the credentials";
-const UNSUPPORTED: &str = "this server has no change streams as they are needed here; use MongoDB 6.0 or later as a \
-     replica set or sharded cluster";
-const UNWATCHABLE: &str = "MongoDB has no change stream for this; watch collections (no views, no time series), and have \
-     no other read concern than majority in the URI";
-/// For a stream that is refused at the server's own present time.
-pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and not because of its position; see what it \
-     says, and correct what is watched, the URI or the server";
 
 #[cfg(test)]
 mod tests {
@@ -117,7 +122,7 @@ mod tests {
         }
         // Not primary, interrupted at shutdown, cursor not found, exceeded time limit, host unreachable.
         for code in [10107, 11600, 43, 50, 6, 189, 91, 133, 234, 237] {
-            assert_eq!(of_code(code), Fault::Passing, "{code}");
+            assert_eq!(of_code(code), Fault::Transient, "{code}");
         }
     }
 }

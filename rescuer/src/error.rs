@@ -1,11 +1,14 @@
 //! Why a rescuer ended.
 
+use crate::settings::Problem;
+
 /// Why a rescuer cannot work, or cannot go on. What passes by itself (elections, networks, brokers) is none of these.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RescuerError {
-    /// The settings cannot work; each sentence begins with the names of those it is about.
-    #[error("the settings cannot work: {}", .0.join("; "))]
-    Settings(Vec<String>),
+    /// The settings cannot work.
+    #[error("the settings cannot work: {}", sentences(.0))]
+    Settings(Vec<Problem>),
     /// A server without change streams.
     #[error(
         "MongoDB at this address is a single server without a replica set, which has no change streams; start it with \
@@ -59,4 +62,9 @@ impl RescuerError {
             error => error.to_string(),
         }
     }
+}
+
+fn sentences(problems: &[Problem]) -> String {
+    let sentences: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    sentences.join("; ")
 }

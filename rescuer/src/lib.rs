@@ -49,26 +49,35 @@
 //! ```
 
 mod classify;
+mod commands;
 mod error;
+mod halt;
+mod hash;
 mod judge;
 mod leadership;
+mod lineage;
+mod mongo;
 mod observe;
 mod owner;
+mod pauses;
+mod process;
 mod rescuer;
 mod send;
+mod serve;
 mod settings;
 mod stream;
 mod sweep;
 mod watch_plan;
 
+pub use commands::{BrokerCommands, Commands};
 pub use error::RescuerError;
 pub use observe::event::{ReopenCause, RescueEvent, StartedFrom};
-pub use observe::status::{LastError, LastSweep, Role, Status, StatusHandle, StreamStatus};
-pub use observe::warning::Warning;
+pub use observe::snapshot::{LastError, LastSweep, Role, Snapshot, StreamStatus};
+pub use observe::status::Status;
+pub use observe::warning::{Expiry, Unwatchable, Warning};
 pub use outbox_service::{CancellationToken, NamespacePattern};
 pub use rescuer::Rescuer;
-pub use send::commands::{BrokerCommands, Commands};
-pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
+pub use settings::{
+    LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, Problem, SHORTEST_DELAY, SHORTEST_LEASE, Settings,
+};
 pub use stream::filter::pipelines;
-pub use sweep::catalogue::Expiry;
-pub use sweep::unwatchable::Unwatchable;

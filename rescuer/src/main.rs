@@ -12,7 +12,7 @@ use document_outbox::{
 use mongodb::bson::{DateTime, Timestamp};
 use outbox_rescuer::{
     BrokerCommands, LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, Rescuer, SHORTEST_DELAY, SHORTEST_LEASE,
-    Settings, StatusHandle,
+    Settings, Status,
 };
 use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
 use tokio::time::timeout;
@@ -177,8 +177,8 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
         state_database: read.string("state_database"),
         ..Settings::new(read.namespaces("watch"))
     };
-    for (names, sentence) in settings.problems() {
-        read.problem(&names, sentence);
+    for problem in settings.validate().err().unwrap_or_default() {
+        read.problem(&problem.settings, problem.sentence);
     }
     let around = Around {
         connections: Connections::read(read, NAME),
@@ -238,7 +238,7 @@ async fn ended(publisher: &Publisher) {
 const LONGEST_CLOSE: Duration = Duration::from_secs(2);
 
 struct State {
-    status: StatusHandle,
+    status: Status,
     publisher: Publisher,
 }
 

@@ -7,35 +7,34 @@
 //!   start ──▶ standing by ── lease taken ──▶ stream and sweep ── stopped ──▶ position saved, lease given back
 //! ```
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
-use document_outbox::{internal::ServerClock, observe::Events};
+use document_outbox::observe::Events;
 use futures::future::join_all;
 use mongodb::Client;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Commands, RescueEvent, RescuerError, Settings, Warning,
-    leadership::lease::{self, Lease},
-    leadership::server,
-    leadership::term::{Context, Shared, Stream},
-    observe::status::{Reporter, StatusHandle},
-    owner::SERVING,
-    stream::position::Positions,
+    commands::Commands,
+    error::RescuerError,
+    halt::Interrupted,
+    leadership::{ability::Broker, lease, server},
+    mongo::Mongo,
+    observe::{event::RescueEvent, reporter::Reporter, status::Status, warning::Warning},
+    process::Process,
+    serve::Stream,
+    settings::Settings,
     sweep::budget::Budget,
     watch_plan::{self, Plan},
 };
-
-/// After a term that ended with an error, a stream is taken up again no sooner.
-const AFTER_ERROR: Duration = Duration::from_secs(60);
 
 /// A rescuer, ready to run.
 ///
 /// It takes its connections and a token that stops it, so that it runs the same in its own process, inside an
 /// application's, and in a test. Give it a client of its own: its change streams keep a connection each busy.
 pub struct Rescuer {
-    shared: Shared,
+    process: Process,
     events: Events<RescueEvent>,
     streams: Vec<(Plan, Arc<Reporter>)>,
 }
@@ -56,41 +55,35 @@ impl Rescuer {
         commands: Arc<dyn Commands>,
         settings: Settings,
     ) -> Result<Self, RescuerError> {
-        let problems: Vec<String> = settings
-            .problems()
-            .into_iter()
-            .map(|(names, sentence)| format!("{} {sentence}", names.join(" and ")))
-            .collect();
-        if !problems.is_empty() {
-            return Err(RescuerError::Settings(problems));
-        }
+        settings.validate().map_err(RescuerError::Settings)?;
+
         let events = Events::default();
-        let report = |plan: Plan| {
+        let mut streams = Vec::new();
+        for plan in watch_plan::plans(&settings) {
             let report = Reporter::new(&plan, settings.sweep_interval, events.clone());
-            (plan, Arc::new(report))
-        };
-        let streams = watch_plan::plans(&settings).into_iter().map(report).collect();
-        let shared = Shared {
-            clock: ServerClock::new(client.clone()),
-            client,
-            commands,
+            streams.push((plan, Arc::new(report)));
+        }
+        let process = Process {
+            name: lease::owner().into(),
+            mongo: Mongo::new(client),
+            broker: Arc::new(Broker::new(commands)),
             budget: Arc::new(Budget::new(settings.sweep_queries_per_second)),
-            owner: lease::owner().into(),
-            sending: Arc::default(),
             settings: Arc::new(settings),
         };
-        Ok(Self { shared, events, streams })
+        Ok(Self { process, events, streams })
     }
 
-    /// What happens from now on.
+    /// The events from now on.
+    #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<RescueEvent> {
         self.events.subscribe()
     }
 
     /// How it stands, now and while it runs.
-    pub fn status(&self) -> StatusHandle {
+    #[must_use]
+    pub fn status(&self) -> Status {
         let streams = self.streams.iter().map(|(_, report)| report.clone());
-        StatusHandle::new(self.shared.owner.clone(), streams.collect())
+        Status::new(self.process.name.clone(), streams.collect())
     }
 
     /// Rescues until `stop` is cancelled. Then it takes nothing new, leaves a page that isn't confirmed for the next start,
@@ -102,68 +95,37 @@ impl Rescuer {
     /// # Errors
     /// [`RescuerError`], for what keeps it from starting, and for what no stream can go on after.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RescuerError> {
-        // Of its own, so that a stream that ends can end the others. However this ends, even if it is dropped, nothing goes on
-        // alone.
+        // Of its own, so that a stream that ends can end the others. However this ends, even if it is dropped, nothing
+        // continues alone.
         let stop = stop.child_token();
         let _all = stop.clone().drop_guard();
-        if !server::check(&self.shared.client, &stop).await? {
-            return Ok(());
+        match server::check(&self.process.mongo, &stop).await {
+            Ok(()) => {}
+            Err(Interrupted::Halted) => return Ok(()),
+            Err(Interrupted::Failed(error)) => return Err(error),
         }
-        let settings = &self.shared.settings;
-        if let Some(grace) = settings.shutdown_grace.filter(|grace| *grace > settings.lease) {
-            let warning = Warning::GraceLong { grace, lease: settings.lease };
-            self.streams.iter().take(1).for_each(|(_, report)| report.warn(warning.clone()));
+        self.warn_of_a_long_grace();
+
+        let of = self.streams.len();
+        let mut serving = Vec::with_capacity(of);
+        for (plan, report) in self.streams {
+            let stream = Stream::new(self.process.clone(), plan, report, of, stop.clone());
+            let all = stop.clone().drop_guard();
+            serving.push(async move {
+                let _all = all;
+                stream.serve().await
+            });
         }
-        let remembers = settings.queued_capacity / self.streams.len();
-        let alone = self.streams.len() == 1;
-        let serve = |(plan, report): (Plan, Arc<Reporter>)| {
-            let (shared, stop) = (self.shared.clone(), stop.clone());
-            async move {
-                let _all = stop.clone().drop_guard();
-                Stream::new(shared, plan, report, remembers, alone, stop).serve().await
-            }
+        join_all(serving).await.into_iter().collect()
+    }
+
+    fn warn_of_a_long_grace(&self) {
+        let Settings { shutdown_grace, lease, .. } = *self.process.settings;
+        let (Some(grace), Some((_, report))) = (shutdown_grace, self.streams.first()) else {
+            return;
         };
-        join_all(self.streams.into_iter().map(serve)).await.into_iter().collect()
-    }
-}
-
-impl Stream {
-    fn new(
-        shared: Shared,
-        plan: Plan,
-        report: Arc<Reporter>,
-        remembers: usize,
-        alone: bool,
-        stop: CancellationToken,
-    ) -> Self {
-        let Shared { client, settings, owner, .. } = &shared;
-        let lease = Lease::new(client, &settings.state_database, &plan.name, owner, settings.lease);
-        let positions = Positions::new(client, &plan, owner);
-        Self { positions, lease, shared, plan, report, remembers, alone, stop }
-    }
-
-    async fn serve(self) -> Result<(), RescuerError> {
-        // Where to begin, once, if an operator wants it elsewhere than at the position.
-        let mut start_at = self.shared.settings.start_at;
-        while let Some(held) = self.stand_by().await {
-            let epoch = held.epoch;
-            tracing::info!(stream = self.plan.name, epoch, owner = %self.shared.owner, "owner of the stream");
-            self.report.owned(&self.shared.owner, epoch, held.until());
-            let stream = self.plan.name.clone();
-            self.report.emit(RescueEvent::Owned { stream, epoch });
-            let context = Arc::new(Context::new(&self, held, start_at.take()));
-            let ended = self.own(&context).await;
-            self.give_back(&context).await;
-            match ended {
-                Ok(()) => {}
-                Err(error) if self.alone || error.is_defect() => return Err(error),
-                // The others go on.
-                Err(error) => {
-                    self.report.trouble(SERVING, &error.with_source());
-                    self.stop.run_until_cancelled(tokio::time::sleep(AFTER_ERROR)).await;
-                }
-            }
+        if grace > lease {
+            report.warn(Warning::GraceLong { grace, lease });
         }
-        Ok(())
     }
 }

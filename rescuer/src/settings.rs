@@ -1,13 +1,25 @@
-//! How a rescuer works, and what is wrong with a way that cannot.
+//! How a rescuer works, and why it cannot.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use document_outbox::DeliveryOrder;
 use mongodb::{Namespace, bson::Timestamp};
 use outbox_service::NamespacePattern;
 
-use crate::watch_plan;
+/// Shorter, and the rescuer would race the inline dispatcher.
+pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
+/// Longer, and few oplogs would reach back to it.
+pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
 
+/// Shorter, and a busy machine would lose it.
+pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+/// Longer, and nothing would be rescued for too long after a crash.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
+
+/// Larger, and a page would take too long to look up.
+const LARGEST_PAGE: usize = 10_000;
+/// The server drops a cursor that is idle for 10 minutes.
+const LONGEST_CURSOR_IDLE: Duration = Duration::from_secs(9 * 60);
 /// Within the default `shutdown_grace` there is room for several.
 const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 
@@ -24,7 +36,9 @@ pub enum OnHistoryLost {
     Latest,
 }
 
-/// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::problems`] says what cannot work.
+/// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::validate`] finds what cannot work.
+///
+/// Fields are added with time: write `Settings { delay, ..Settings::new(watch) }`.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Names the stream in the state database. Rescuers that watch different things there need different names.
@@ -84,6 +98,33 @@ pub struct Settings {
     pub requeue_pause: Duration,
 }
 
+/// Something that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// The settings that it is about.
+    pub settings: Vec<&'static str>,
+    /// What is wrong and what to do, after the names of the settings.
+    pub sentence: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.settings.join(" and "), self.sentence)
+    }
+}
+
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add_if(&mut self, is_one: bool, settings: &[&'static str], sentence: &str) {
+        if is_one {
+            self.0.push(Problem { settings: settings.to_vec(), sentence: sentence.to_owned() });
+        }
+    }
+}
+
 impl Settings {
     /// The defaults, for the collections to watch.
     pub fn new(watch: Vec<NamespacePattern>) -> Self {
@@ -119,82 +160,96 @@ impl Settings {
         share.min(LONGEST_LAST_WRITE)
     }
 
-    /// What cannot work, in sentences, each with the names of the settings it is about. Empty when all is well.
-    pub fn problems(&self) -> Vec<(Vec<&'static str>, String)> {
-        let mut problems = Vec::new();
-        let mut check = |bad: bool, names: &[&'static str], sentence: &str| {
-            if bad {
-                problems.push((names.to_vec(), sentence.to_owned()));
-            }
-        };
-        check(
+    /// Checks that a rescuer can work like that.
+    ///
+    /// # Errors
+    /// Everything that cannot work, each problem with the names of the settings that it is about.
+    pub fn validate(&self) -> Result<(), Vec<Problem>> {
+        let mut problems = Problems::default();
+        self.check_patterns(&mut problems);
+        self.check_delays(&mut problems);
+        self.check_times_and_sizes(&mut problems);
+        if problems.0.is_empty() { Ok(()) } else { Err(problems.0) }
+    }
+
+    fn check_patterns(&self, problems: &mut Problems) {
+        problems.add_if(
             self.watch.is_empty(),
             &["watch"],
             "names no collection; name at least one, as in shop.orders or shop.*",
         );
-        check(
+        problems.add_if(
             self.watch.iter().any(|pattern| pattern.database().exact() == Some(&self.state_database)),
             &["watch", "state_database"],
             "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
-        check(
+        problems.add_if(
             self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
             "names collections that are not in watch; add them there or drop them here",
         );
-        check(
+        problems.add_if(
             self.dead_blocks.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["dead_blocks", "watch"],
             "names collections that are not in watch; add them there or drop them here",
         );
-        check(
+        problems.add_if(
             NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered),
             &["dead_blocks", "unordered"],
             "names collections that are in unordered too; without an order nothing can block, so drop one of them",
         );
-        if let Some((pattern, by)) = watch_plan::covered(&self.watch) {
+        if let Some((pattern, by)) = covered(&self.watch) {
             let sentence = format!(
                 "has {pattern} behind {by}, which comes first and means all that it does; put it in front, or drop it"
             );
-            check(true, &["watch"], &sentence);
+            problems.add_if(true, &["watch"], &sentence);
         }
-        let outside = |delay: Duration| delay < SHORTEST_DELAY || delay > LONGEST_DELAY;
-        check(
-            self.watch.iter().filter_map(NamespacePattern::delay).any(outside),
+    }
+
+    fn check_delays(&self, problems: &mut Problems) {
+        let delays = SHORTEST_DELAY..=LONGEST_DELAY;
+        problems.add_if(
+            self.watch.iter().filter_map(NamespacePattern::delay).any(|delay| !delays.contains(&delay)),
             &["watch"],
             "has a delay that is not from 1s to 24h",
         );
-        check(
+        problems.add_if(
             self.unordered.iter().chain(&self.dead_blocks).any(|pattern| pattern.delay().is_some()),
             &["unordered", "dead_blocks"],
             "has a delay, which belongs in watch; drop it here",
         );
-        check(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
-        check(outside(self.delay), &["delay"], "must be from 1s to 24h");
-        check(
-            self.lease < SHORTEST_LEASE || self.lease > LONGEST_LEASE,
+        problems.add_if(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
+        problems.add_if(!delays.contains(&self.delay), &["delay"], "must be from 1s to 24h");
+    }
+
+    fn check_times_and_sizes(&self, problems: &mut Problems) {
+        problems.add_if(
+            !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&self.lease),
             &["lease"],
             "must be from 1s to 10min",
         );
-        check(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");
-        check(
+        problems.add_if(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");
+        problems.add_if(
             self.full_sweep_interval < self.sweep_interval,
             &["full_sweep_interval", "sweep_interval"],
             "must not be shorter than sweep_interval; lengthen it",
         );
-        check(
+        problems.add_if(
             self.sweep_queries_per_second == 0,
             &["sweep_queries_per_second"],
             "must be at least 1, or nothing would be swept",
         );
-        check(self.totals_interval.is_zero(), &["totals_interval"], "must be more than zero");
-        check(self.page_size == 0 || self.page_size > 10_000, &["page_size"], "must be from 1 to 10000");
-        check(
-            self.cursor_idle_limit.is_zero() || self.cursor_idle_limit > Duration::from_secs(540),
+        problems.add_if(self.totals_interval.is_zero(), &["totals_interval"], "must be more than zero");
+        problems.add_if(
+            !(1..=LARGEST_PAGE).contains(&self.page_size),
+            &["page_size"],
+            "must be from 1 to 10000",
+        );
+        problems.add_if(
+            self.cursor_idle_limit.is_zero() || self.cursor_idle_limit > LONGEST_CURSOR_IDLE,
             &["cursor_idle_limit"],
             "must be more than zero and at most 9min, because the server drops an idle cursor after 10",
         );
-        problems
     }
 
     /// Whether the messages of a document of this collection keep their order.
@@ -214,15 +269,15 @@ impl Settings {
     }
 }
 
-/// Shorter, and the rescuer would race the inline dispatcher.
-pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
-/// Longer, and few oplogs would reach back to it.
-pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
-
-/// Shorter, and a busy machine would lose it.
-pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
-/// Longer, and nothing would be rescued for too long after a crash.
-pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
+/// A pattern that never counts, with the earlier one that means all that it does.
+fn covered(watch: &[NamespacePattern]) -> Option<(&NamespacePattern, &NamespacePattern)> {
+    for (at, pattern) in watch.iter().enumerate() {
+        if let Some(earlier) = watch[..at].iter().find(|earlier| earlier.covers(pattern)) {
+            return Some((pattern, earlier));
+        }
+    }
+    None
+}
 
 #[cfg(test)]
 mod tests {
@@ -232,9 +287,13 @@ mod tests {
         Settings::new(patterns.iter().map(|text| text.parse().unwrap()).collect())
     }
 
+    fn problems(settings: &Settings) -> Vec<Problem> {
+        settings.validate().err().unwrap_or_default()
+    }
+
     #[test]
     fn the_defaults_have_no_problem() {
-        assert_eq!(watching(&["shop.*", "stock.items"]).problems(), []);
+        assert_eq!(watching(&["shop.*", "stock.items"]).validate(), Ok(()));
     }
 
     #[test]
@@ -246,7 +305,7 @@ mod tests {
         settings.cursor_idle_limit = Duration::from_secs(600);
         settings.unordered = vec!["shop.orders".parse().unwrap()];
         settings.dead_blocks = vec!["shop.*".parse().unwrap()];
-        let about: Vec<_> = settings.problems().into_iter().map(|(names, _)| names[0]).collect();
+        let about: Vec<_> = problems(&settings).into_iter().map(|problem| problem.settings[0]).collect();
         assert_eq!(
             about,
             [
@@ -265,15 +324,15 @@ mod tests {
     #[test]
     fn patterns_that_cannot_work_together_are_told() {
         let told = |patterns: &[&str]| {
-            let problems = watching(patterns).problems();
-            problems.into_iter().map(|(_, sentence)| sentence).collect::<Vec<_>>().join("; ")
+            let problems = problems(&watching(patterns));
+            problems.into_iter().map(|problem| problem.sentence).collect::<Vec<_>>().join("; ")
         };
         assert_eq!(told(&["shop.orders@2s", "shop.*", "*.orders@1h"]), "");
         assert!(told(&["shop.*", "shop.orders@2s"]).contains("has shop.orders@2s behind shop.*"));
         assert!(told(&["shop.*@20ms"]).contains("from 1s to 24h"));
         let mut settings = watching(&["shop.*@2s"]);
         settings.unordered = vec!["shop.orders@2s".parse().unwrap()];
-        assert!(settings.problems()[0].1.contains("belongs in watch"));
+        assert!(problems(&settings)[0].sentence.contains("belongs in watch"));
     }
 
     #[test]
@@ -285,6 +344,16 @@ mod tests {
         assert_eq!(ordering("mails"), DeliveryOrder::Unordered);
         assert_eq!(ordering("payments"), DeliveryOrder::DeadBlocks);
         assert_eq!(ordering("orders"), DeliveryOrder::Ordered);
-        assert_eq!(settings.problems(), []);
+        assert_eq!(settings.validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_pattern_behind_one_that_means_all_it_does_is_found() {
+        let find = |watch: &[&str]| {
+            let settings = watching(watch);
+            covered(&settings.watch).map(|(pattern, by)| (pattern.to_string(), by.to_string()))
+        };
+        assert_eq!(find(&["shop.*", "shop.orders@2s"]), Some(("shop.orders@2s".into(), "shop.*".into())));
+        assert_eq!(find(&["shop.orders@2s", "shop.*"]), None);
     }
 }

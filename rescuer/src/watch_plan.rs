@@ -1,15 +1,15 @@
 //! Which collections one stream is for.
 //!
 //! `watch` is a list of patterns, some with a delay of their own, and the first that matches a collection counts. There is
-//! one stream for each delay. So what a stream is for is its own patterns, less what an earlier pattern of another delay
-//! takes away.
+//! one stream for each delay. So a stream is for its own patterns, less the collections that an earlier pattern of another
+//! delay takes away.
 
 use std::time::Duration;
 
 use mongodb::Namespace;
 use outbox_service::{NamespacePattern, settings::written};
 
-use crate::Settings;
+use crate::settings::Settings;
 
 /// The collections of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,53 +37,72 @@ pub(crate) struct Plan {
 
 /// One stream for each delay, the shortest first. That of the base delay has the plain name.
 pub(crate) fn plans(settings: &Settings) -> Vec<Plan> {
-    let delay_of = |pattern: &NamespacePattern| pattern.delay().unwrap_or(settings.delay);
-    let mut delays: Vec<Duration> = settings.watch.iter().map(delay_of).collect();
+    let mut delays = Vec::new();
+    for pattern in &settings.watch {
+        delays.push(delay_of(pattern, settings));
+    }
     delays.sort();
     delays.dedup();
-    let plan = |delay: Duration| {
-        let mut arms = Vec::new();
-        for (at, pattern) in settings.watch.iter().enumerate() {
-            if delay_of(pattern) == delay {
-                let others = settings.watch[..at].iter();
-                let takes = |other: &&NamespacePattern| delay_of(other) != delay && other.overlaps(pattern);
-                let mut except: Vec<_> = others.filter(takes).cloned().collect();
-                except.sort();
-                arms.push(Arm { pattern: pattern.clone(), except });
-            }
-        }
-        arms.sort();
-        let name = match delay == settings.delay {
-            true => settings.stream.clone(),
-            false => format!("{}@{}", settings.stream, written(delay)),
-        };
-        Plan { name, delay, coverage: Coverage { arms, state_database: settings.state_database.clone() } }
-    };
-    delays.into_iter().map(plan).collect()
+
+    delays.into_iter().map(|delay| plan(delay, settings)).collect()
 }
 
-/// A pattern that never counts, with the earlier one that means all that it does.
-pub(crate) fn covered(watch: &[NamespacePattern]) -> Option<(&NamespacePattern, &NamespacePattern)> {
-    watch.iter().enumerate().find_map(|(at, pattern)| {
-        let earlier = watch[..at].iter().find(|earlier| earlier.covers(pattern));
-        earlier.map(|earlier| (pattern, earlier))
-    })
+fn plan(delay: Duration, settings: &Settings) -> Plan {
+    let mut arms = Vec::new();
+    for (at, pattern) in settings.watch.iter().enumerate() {
+        if delay_of(pattern, settings) != delay {
+            continue;
+        }
+        let mut except = Vec::new();
+        for earlier in &settings.watch[..at] {
+            if delay_of(earlier, settings) != delay && earlier.overlaps(pattern) {
+                except.push(earlier.clone());
+            }
+        }
+        except.sort();
+        arms.push(Arm { pattern: pattern.clone(), except });
+    }
+    arms.sort();
+
+    let name = if delay == settings.delay {
+        settings.stream.clone()
+    } else {
+        format!("{}@{}", settings.stream, written(delay))
+    };
+    Plan { name, delay, coverage: Coverage { arms, state_database: settings.state_database.clone() } }
+}
+
+fn delay_of(pattern: &NamespacePattern, settings: &Settings) -> Duration {
+    pattern.delay().unwrap_or(settings.delay)
+}
+
+impl Arm {
+    fn holds(&self, namespace: &Namespace) -> bool {
+        let matches = |pattern: &NamespacePattern| pattern.matches(&namespace.db, &namespace.coll);
+        matches(&self.pattern) && !self.except.iter().any(matches)
+    }
 }
 
 impl Coverage {
     pub(crate) fn holds(&self, namespace: &Namespace) -> bool {
-        let matches = |pattern: &NamespacePattern| pattern.matches(&namespace.db, &namespace.coll);
-        namespace.db != self.state_database
-            && self.arms.iter().any(|arm| matches(&arm.pattern) && !arm.except.iter().any(matches))
+        namespace.db != self.state_database && self.arms.iter().any(|arm| arm.holds(namespace))
     }
 
     /// The collections that are named one by one.
     pub(crate) fn named(&self) -> Vec<Namespace> {
-        let named = |pattern: &NamespacePattern| {
-            let (database, collection) = (pattern.database().exact()?, pattern.collection().exact()?);
-            Some(Namespace::new(database, collection))
-        };
-        self.patterns().filter_map(named).filter(|namespace| self.holds(namespace)).collect()
+        let mut named = Vec::new();
+        for pattern in self.patterns() {
+            let (Some(database), Some(collection)) =
+                (pattern.database().exact(), pattern.collection().exact())
+            else {
+                continue;
+            };
+            let namespace = Namespace::new(database, collection);
+            if self.holds(&namespace) {
+                named.push(namespace);
+            }
+        }
+        named
     }
 
     pub(crate) fn patterns(&self) -> impl Iterator<Item = &NamespacePattern> {
@@ -133,15 +152,5 @@ mod tests {
             assert_eq!(streams(&watch, name), [""; 0], "{name}");
         }
         assert_eq!(streams(&watch, "shop.orders"), ["default"]);
-    }
-
-    #[test]
-    fn a_pattern_behind_one_that_means_all_it_does_is_found() {
-        let find = |watch: &[&str]| {
-            let settings = settings(watch);
-            covered(&settings.watch).map(|(pattern, by)| (pattern.to_string(), by.to_string()))
-        };
-        assert_eq!(find(&["shop.*", "shop.orders@2s"]), Some(("shop.orders@2s".into(), "shop.*".into())));
-        assert_eq!(find(&["shop.orders@2s", "shop.*"]), None);
     }
 }

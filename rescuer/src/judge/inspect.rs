@@ -1,21 +1,23 @@
-//! Looking at documents: what is read of them, and what is made of it.
+//! Inspecting documents: the fields that are read of them, and what they amount to.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use document_outbox::{DocumentRef, internal::read_outbox_of};
 use mongodb::{
     Namespace,
-    bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, rawdoc},
+    bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, rawdoc},
 };
 
+use super::{
+    unreadable::Unreadable,
+    verdict::{Head, Moment, Verdict, judge},
+};
 use crate::{
-    Warning,
-    judge::verdict::{Moment, Verdict, judge},
-    leadership::term::Context,
-    observe::event::RescueEvent,
-    send::commands::Wanted,
-    send::recently_queued::hash,
-    sweep::catalogue,
+    leadership::term::Term,
+    observe::{event::RescueEvent, warning::Warning},
 };
 
 /// The fields by which an entry is judged: neither payloads nor errors, which can be large.
@@ -36,11 +38,12 @@ const FIELDS: [&str; 11] = [
 /// What is read of a document: its `_id`, and of its outbox what it is judged by.
 ///
 /// A plain projection of paths would leave out elements that are not objects, and an `outbox` that is not an array: the document
-/// would pass for one with an empty outbox. So they are replaced by an empty value of their kind.
+/// would look like one with an empty outbox. So they are replaced by an empty value of their kind.
 pub(crate) fn projection() -> Document {
-    let is_a = |value: &str, kind: &str| doc! { "$eq": [{ "$type": value }, kind] };
-    let fields: Document =
-        FIELDS.iter().map(|field| ((*field).to_owned(), format!("$$e.{field}").into())).collect();
+    let mut fields = Document::new();
+    for field in FIELDS {
+        fields.insert(field, format!("$$e.{field}"));
+    }
     // An update that looks for an `id` finds it in an inner array, too.
     let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
         "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
@@ -65,70 +68,88 @@ pub(crate) fn projection() -> Document {
     doc! { "outbox": outbox }
 }
 
+fn is_a(value: &str, kind: &str) -> Document {
+    doc! { "$eq": [{ "$type": value }, kind] }
+}
+
 /// Whether a value has a few bytes by its type.
 fn is_small(value: &str) -> Document {
     let small = ["null", "bool", "int", "long", "double", "decimal", "date", "objectId", "timestamp"];
     doc! { "$in": [{ "$type": value }, small.as_slice()] }
 }
 
-/// What was seen in a document.
+/// A document that wants a command, in the state in which it was found.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) document: DocumentRef,
+    pub(crate) head: Head,
+    /// Since when it was due for rescue, where that is known.
+    pub(crate) due: Option<DateTime>,
+    /// When it was found.
+    pub(crate) moment: Moment,
+    /// Whether the fields that were read of it don't say enough.
+    pub(crate) is_unsure: bool,
+}
+
+/// What one document amounts to.
 #[derive(Debug, Default)]
-pub(crate) struct Looked {
+pub(crate) struct Inspected {
     /// Set where it wants a command.
     pub(crate) wanted: Option<Wanted>,
     /// Whether a living entry has no date.
     pub(crate) undated: bool,
 }
 
-/// Judges one projected document. Announces what is unreadable.
-pub(crate) fn look(context: &Context, namespace: &Namespace, raw: &RawDocument, moment: Moment) -> Looked {
-    catalogue::found_outbox(context, namespace);
-    let Some(reference) = DocumentRef::of_stored(namespace.clone(), raw) else {
-        return Looked::default();
-    };
-    let ordering = context.settings.ordering(namespace);
-    let outbox = read_outbox_of(raw);
-    // A message that was pushed twice is left out, but without its payload it may be another.
-    let read = outbox.as_ref().map_or(0, Vec::len);
-    let is_unsure = raw.get_array("outbox").is_ok_and(|elements| elements.into_iter().count() > read);
-    let mut verdict = judge(outbox, ordering, moment);
-    let (head, due, undated) = (verdict.work.take(), verdict.due, verdict.undated);
-    if let Some(lease) = verdict.long_claim {
-        context.report.warn(Warning::InlineLeaseLong { lease, delay: context.plan.delay });
-    }
-    announce(context, &reference, verdict);
-    Looked { wanted: head.map(|head| Wanted { document: reference, head, due, moment, is_unsure }), undated }
+/// Inspects documents for one term.
+pub(crate) struct Inspector {
+    term: Arc<Term>,
+    unreadable: Mutex<Unreadable>,
 }
 
-fn announce(context: &Context, document: &DocumentRef, verdict: Verdict) {
-    if verdict.unreadable > 0 {
-        let (count, reason) = (verdict.unreadable, verdict.flaw.unwrap_or_default());
-        match context.unreadable().is_new(document) {
-            true => {
-                tracing::warn!(%document, count, reason, "elements of an outbox are not entries; they are left alone")
-            }
-            false => tracing::debug!(%document, count, reason, "elements of an outbox are still not entries"),
+impl Inspector {
+    pub(crate) fn new(term: Arc<Term>) -> Self {
+        Self { term, unreadable: Mutex::default() }
+    }
+
+    /// Judges one projected document. Announces elements that are unreadable.
+    pub(crate) fn inspect(&self, namespace: &Namespace, raw: &RawDocument, moment: Moment) -> Inspected {
+        let Some(document) = DocumentRef::of_stored(namespace.clone(), raw) else {
+            return Inspected::default();
+        };
+        let ordering = self.term.settings.ordering(namespace);
+        let outbox = read_outbox_of(raw);
+
+        // A message that was pushed twice is left out, but without its payload it may be another.
+        let read = outbox.as_ref().map_or(0, Vec::len);
+        let is_unsure = raw.get_array("outbox").is_ok_and(|elements| elements.into_iter().count() > read);
+
+        let mut verdict = judge(outbox, ordering, moment);
+        if let Some(lease) = verdict.long_claim {
+            self.term.report.warn(Warning::InlineLeaseLong { lease, delay: self.term.plan.delay });
         }
-        context.report.emit(RescueEvent::Unreadable { document: document.clone(), count, reason });
+        self.announce_unreadable(&document, &mut verdict);
+
+        let Verdict { work, due, undated, .. } = verdict;
+        let wanted = work.map(|head| Wanted { document, head, due, moment, is_unsure });
+        Inspected { wanted, undated }
     }
-}
 
-/// The documents that were warned of, so that each is once.
-#[derive(Debug, Default)]
-pub(crate) struct Unreadable(HashSet<u64>);
-
-impl Unreadable {
-    /// Whether it was not warned of before, as far as is remembered.
-    fn is_new(&mut self, document: &DocumentRef) -> bool {
-        if self.0.len() >= REMEMBERED {
-            self.0.clear();
+    fn announce_unreadable(&self, document: &DocumentRef, verdict: &mut Verdict) {
+        if verdict.unreadable == 0 {
+            return;
         }
-        self.0.insert(hash(&document.map_key()))
+        let (count, reason) = (verdict.unreadable, verdict.flaw.take().unwrap_or_default());
+        let is_new = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).is_new(document);
+        if is_new {
+            tracing::warn!(%document, count, reason, "elements of an outbox are not entries; they are left alone");
+        } else {
+            tracing::debug!(%document, count, reason, "elements of an outbox are still not entries");
+        }
+
+        let document = document.clone();
+        self.term.report.emit(RescueEvent::Unreadable { document, count, reason });
     }
 }
-
-/// At about 16 bytes each.
-const REMEMBERED: usize = 10_000;
 
 /// The command that reads of these documents what they are judged by, as bytes: an `_id` need not be readable.
 pub(crate) fn find_command(
@@ -151,18 +172,6 @@ pub(crate) fn find_command(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_document_is_warned_of_once_and_the_memory_of_that_is_bounded() {
-        let mut unreadable = Unreadable::default();
-        let of = |id: i64| DocumentRef::by_id(Namespace::new("shop", "orders"), id);
-        assert!(unreadable.is_new(&of(1)));
-        assert!(!unreadable.is_new(&of(1)));
-        for id in 0..3 * REMEMBERED as i64 {
-            unreadable.is_new(&of(id));
-        }
-        assert!(unreadable.0.len() <= REMEMBERED);
-    }
 
     #[test]
     fn no_payload_is_read() {

@@ -1,4 +1,5 @@
 //! Whether a document wants a command now.
 
 pub(crate) mod inspect;
+pub(crate) mod unreadable;
 pub(crate) mod verdict;

@@ -23,32 +23,41 @@ use document_outbox::{
 };
 use mongodb::bson::{DateTime, Uuid};
 
-/// The moment a document is looked at.
+/// Servers and their clients may differ by this much about what time it is.
+const AHEAD: Duration = Duration::from_secs(1);
+/// The stream forgives clocks this much, and never more than a quarter of the delay.
+const LONGEST_SLACK: Duration = Duration::from_millis(500);
+
+/// The moment at which a document is judged.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
     /// Server time.
     pub(crate) now: DateTime,
-    /// What was made at or before this is old enough.
+    /// A message made at or before this is old enough.
     pub(crate) old: DateTime,
     delay: Duration,
-    /// Whether a change that is old enough itself led here.
-    proven: bool,
+    found_by: FoundBy,
 }
 
-/// Servers and their clients may differ by this much about what time it is.
-const AHEAD: Duration = Duration::from_secs(1);
+/// Who came across a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FoundBy {
+    /// By a change that is old enough itself.
+    Stream,
+    Sweep,
+}
 
 impl Moment {
     /// For the sweep, which comes back anyway.
     pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
-        Self { now, old: earlier(now, delay), delay, proven: false }
+        Self { now, old: earlier(now, delay), delay, found_by: FoundBy::Sweep }
     }
 
     /// For the change stream, which comes by once. The message it was woken for was made at about the change's own time,
     /// which another machine's clock may see a little differently.
     pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
-        let slack = (delay / 4).min(Duration::from_millis(500));
-        Self { now, old: earlier(now, delay - slack), delay, proven: true }
+        let slack = (delay / 4).min(LONGEST_SLACK);
+        Self { now, old: earlier(now, delay.saturating_sub(slack)), delay, found_by: FoundBy::Stream }
     }
 }
 
@@ -99,15 +108,26 @@ pub(crate) fn judge(
     let rules = Rules { now: moment.now, ordering, limit: usize::MAX, serves: &|_| true };
     let found = deliverable(&slots, rules);
     let mut ready = found.entries.iter().copied().chain(found.crashed);
-    let found_work = ready.find(|entry| is_old_enough(entry, moment));
-    Verdict {
-        work: found_work.map(head),
-        due: found_work.and_then(|entry| due(entry, moment)),
-        long_claim: slots.iter().filter_map(Slot::entry).find_map(|entry| long_claim(entry, moment)),
-        undated: slots.iter().filter_map(Slot::entry).any(is_undated),
+    let work = ready.find(|entry| is_old_enough(entry, moment));
+
+    let mut verdict = Verdict {
+        work: work.map(head),
+        due: work.and_then(|entry| due(entry, moment)),
         unreadable: found.unreadable,
-        flaw: slots.iter().find_map(flaw),
+        ..Verdict::default()
+    };
+    for slot in &slots {
+        match slot {
+            Slot::Entry(entry) => {
+                verdict.undated |= is_undated(entry);
+                verdict.long_claim = verdict.long_claim.or_else(|| long_claim(entry, moment));
+            }
+            Slot::Unreadable(unreadable) => {
+                verdict.flaw.get_or_insert_with(|| unreadable.reason.clone());
+            }
+        }
     }
+    verdict
 }
 
 fn head(entry: &Entry) -> Head {
@@ -122,53 +142,69 @@ fn is_undated(entry: &Entry) -> bool {
     entry.dead.is_none() && entry.available_at.is_none()
 }
 
-fn flaw(slot: &Slot) -> Option<String> {
-    match slot {
-        Slot::Entry(_) => None,
-        Slot::Unreadable(unreadable) => Some(unreadable.reason.clone()),
-    }
+/// Whether a deliverer has tried it, or a worker has claimed it.
+fn was_tried(entry: &Entry) -> bool {
+    entry.attempts > 0 || entry.claims > 0
+}
+
+/// When it was made, by its own date or the time in its `id`.
+fn made(entry: &Entry) -> Option<DateTime> {
+    entry.created_at.or_else(|| time_in(&entry.id))
 }
 
 /// Of an entry that is due.
 fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
-    let tried = entry.attempts > 0 || entry.claims > 0;
-    let seen = moment.proven && entry.available_at.is_none();
-    let made = entry.created_at.or_else(|| time_in(&entry.id));
-    let made = made.filter(|made| *made <= later(moment.now, AHEAD));
-    tried || seen || put_off(entry) || made.is_none_or(|made| made <= moment.old)
+    if was_tried(entry) || was_put_off(entry) {
+        return true;
+    }
+    // Without a date it is as old as the change for which the stream was woken.
+    if moment.found_by == FoundBy::Stream && entry.available_at.is_none() {
+        return true;
+    }
+
+    match made(entry) {
+        // A time that is still to come says nothing, so that no clock can put a message off.
+        Some(made) => made <= moment.old || made > later(moment.now, AHEAD),
+        None => true,
+    }
 }
 
 /// From when on an entry was to be rescued.
 fn due(entry: &Entry, moment: Moment) -> Option<DateTime> {
-    let tried = entry.attempts > 0 || entry.claims > 0;
-    let made = entry.created_at.or_else(|| time_in(&entry.id)).map(|made| later(made, moment.delay));
-    match tried || put_off(entry) {
-        true => entry.available_at.or(made),
-        false => made.max(entry.available_at),
+    let old_enough = made(entry).map(|made| later(made, moment.delay));
+    if was_tried(entry) || was_put_off(entry) {
+        entry.available_at.or(old_enough)
+    } else {
+        old_enough.max(entry.available_at)
     }
 }
 
 /// How long the claim of an inline dispatcher lasts, where that is longer than the delay. Workers count theirs.
 fn long_claim(entry: &Entry, moment: Moment) -> Option<Duration> {
-    let inline = entry.claimed_by.is_some() && entry.claims == 0 && entry.attempts == 0;
-    let (made, ends) = entry.created_at.zip(entry.available_at)?;
+    let is_inline = entry.claimed_by.is_some() && !was_tried(entry);
+    let (made, ends) = (entry.created_at?, entry.available_at?);
     let lasts = until(made, ends);
-    (inline && ends > moment.now && lasts > moment.delay).then_some(lasts)
+
+    let is_long = is_inline && ends > moment.now && lasts > moment.delay;
+    is_long.then_some(lasts)
 }
 
-/// Scheduled by its writer, or given back by a claimer: nobody's inline dispatcher is at it.
-fn put_off(entry: &Entry) -> bool {
-    let dates = entry.created_at.zip(entry.available_at);
-    entry.claimed_by.is_none() && dates.is_some_and(|(made, available)| available > made)
+/// Scheduled by its writer, or given back by a claimer: no inline dispatcher is at it.
+fn was_put_off(entry: &Entry) -> bool {
+    match (entry.created_at, entry.available_at) {
+        (Some(made), Some(available)) => entry.claimed_by.is_none() && available > made,
+        _ => false,
+    }
 }
 
 /// The milliseconds in a UUID of version 7 (RFC 9562, 5.7).
 fn time_in(id: &Uuid) -> Option<DateTime> {
     let id = uuid::Uuid::from_bytes(id.bytes());
-    (id.get_version_num() == 7).then(|| {
-        let millis = id.as_u128() >> 80;
-        DateTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
-    })
+    if id.get_version_num() != 7 {
+        return None;
+    }
+    let millis = id.as_u128() >> 80;
+    Some(DateTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
 }
 
 fn earlier(date: DateTime, by: Duration) -> DateTime {

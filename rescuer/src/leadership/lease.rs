@@ -39,19 +39,21 @@ use std::{
 
 use document_outbox::internal::error_codes::{self, Verdict};
 use mongodb::{
-    Client, Collection,
+    Collection,
     bson::{Bson, DateTime, Document, doc},
     error::Error,
     options::ReturnDocument,
 };
 
-use crate::leadership::term::lasting;
+use crate::mongo::{LEASES, Mongo, POSITIONS, lasting};
 
 /// The lease of one stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Lease {
     collection: Collection<Document>,
-    id: Document,
+    /// The positions of all streams, in the same database.
+    positions: Collection<Document>,
+    stream: String,
     owner: String,
     lasts: Duration,
 }
@@ -72,18 +74,26 @@ pub(crate) struct Seen {
     pub(crate) until: Option<DateTime>,
     /// By the server's clock.
     pub(crate) left: Duration,
-    /// For how long its owner takes it at a time, where it says so.
+    /// For how long its owner takes it at a time, where the lease says so.
     pub(crate) lasts: Option<Duration>,
-    pub(crate) able: Option<Able>,
+    pub(crate) able: Option<AbleStandby>,
 }
 
-/// One that stands by and can send commands.
+/// A rescuer that stands by and can send commands.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Able {
+pub(crate) struct AbleStandby {
     pub(crate) owner: String,
     pub(crate) until: DateTime,
     /// By the server's clock.
     pub(crate) left: Duration,
+}
+
+/// What a renewal of the lease came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    Done,
+    /// It is another's, or gone.
+    Lost,
 }
 
 impl Held {
@@ -108,67 +118,59 @@ impl Held {
 
 impl Lease {
     pub(crate) fn new(
-        client: &Client,
+        mongo: &Mongo,
         state_database: &str,
         stream: &str,
         owner: &str,
         lasts: Duration,
     ) -> Self {
-        let collection = client.database(state_database).collection_with_options("leases", lasting());
-        Self { collection, id: doc! { "_id": { "stream": stream } }, owner: owner.into(), lasts }
+        let database = mongo.database(state_database);
+        Self {
+            collection: database.collection_with_options(LEASES, lasting()),
+            positions: database.collection_with_options(POSITIONS, lasting()),
+            stream: stream.into(),
+            owner: owner.into(),
+            lasts,
+        }
+    }
+
+    pub(crate) fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
     }
 
     pub(crate) fn lasts(&self) -> Duration {
         self.lasts
     }
 
-    /// As it stands; `None` where it was never taken.
-    pub(crate) async fn look(&self) -> Result<Option<Seen>, Error> {
+    /// Reads it; `None` where it was never taken.
+    pub(crate) async fn read(&self) -> Result<Option<Seen>, Error> {
         let fields = doc! {
             "owner": 1, "epoch": 1, "until": 1, "term": 1, "able": 1,
             "left": left("$until"), "able_left": left("$able.until"),
         };
-        let found = self.collection.find_one(self.id.clone()).projection(fields).await?;
+        let found = self.collection.find_one(self.id()).projection(fields).await?;
         Ok(found.map(|found| seen(&found)))
+    }
+
+    /// The epoch of the stream's position, if there is one. A new owner's must be above it, even if the lease is gone, or it
+    /// couldn't write its own position.
+    pub(crate) async fn position_epoch(&self) -> Result<i64, Error> {
+        let filter = doc! { "_id": &self.stream };
+        let found = self.positions.find_one(filter).projection(doc! { "epoch": 1 }).await?;
+        Ok(found.and_then(|found| found.get_i64("epoch").ok()).unwrap_or(0))
     }
 
     /// Takes it where it can be taken, with an epoch above `floor`; `None` where another was faster. A lease that still has
     /// the date `stale` is over.
     pub(crate) async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Error> {
         let asked = Instant::now();
-        let me = || doc! { "$literal": &self.owner };
-        let mut free = vec![
-            doc! { "$not": [is_date("$until")] },
-            doc! { "$lte": ["$until", "$$NOW"] },
-            // Its own of before: with a new epoch, so that what is still under way from then is refused.
-            doc! { "$eq": ["$owner", me()] },
-        ];
-        if let Some(stale) = stale {
-            free.push(doc! { "$eq": ["$until", { "$literal": stale }] });
-        }
-        let if_free = |new: Bson, old: &str| doc! { "$cond": ["$free", new, old] };
-        let known =
-            doc! { "$convert": { "input": "$epoch", "to": "long", "onError": 0_i64, "onNull": 0_i64 } };
-        let epoch = doc! { "$add": [{ "$max": [known, floor] }, 1_i64] };
-        let update = vec![
-            doc! { "$set": { "free": { "$or": free } } },
-            doc! { "$set": {
-                "kind": "stream",
-                "owner": if_free(me().into(), "$owner"),
-                "epoch": if_free(epoch.clone().into(), "$epoch"),
-                "term": if_free(doc! { "epoch": epoch, "lasts": self.millis() }.into(), "$term"),
-                // Who owns it no longer stands by.
-                "able": { "$cond": [
-                    { "$and": ["$free", { "$eq": ["$able.owner", me()] }] }, "$$REMOVE", "$able",
-                ] },
-                "since": if_free("$$NOW".into(), "$since"),
-                "until": if_free(self.until().into(), "$until"),
-            } },
-            doc! { "$unset": "free" },
-        ];
         let taken = self
             .collection
-            .find_one_and_update(self.id.clone(), update)
+            .find_one_and_update(self.id(), self.taking(floor, stale))
             .upsert(true)
             .return_document(ReturnDocument::After)
             .await;
@@ -176,16 +178,56 @@ impl Lease {
             Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => return Ok(None),
             taken => taken?.unwrap_or_default(),
         };
-        let mine = taken.get_str("owner").is_ok_and(|owner| owner == self.owner);
-        let epoch = taken.get_i64("epoch").ok().filter(|_| mine);
-        let (taken, until) = (Instant::now(), asked + self.lasts);
-        Ok(epoch.map(|epoch| Held { epoch, taken, until: Mutex::new(until) }))
+
+        if taken.get_str("owner").ok() != Some(self.owner.as_str()) {
+            return Ok(None);
+        }
+        let Ok(epoch) = taken.get_i64("epoch") else {
+            return Ok(None);
+        };
+        // From before it was asked for: less than the server grants.
+        let until = asked + self.lasts;
+        Ok(Some(Held { epoch, taken: Instant::now(), until: Mutex::new(until) }))
     }
 
-    /// Renews it; false where it is another's, or gone.
-    pub(crate) async fn renew(&self, epoch: i64) -> Result<bool, Error> {
+    /// The update that takes the lease if it is free, and leaves it as it is if it isn't.
+    fn taking(&self, floor: i64, stale: Option<DateTime>) -> Vec<Document> {
+        let me = || doc! { "$literal": &self.owner };
+        let mut free = vec![
+            doc! { "$not": [is_date("$until")] },
+            doc! { "$lte": ["$until", "$$NOW"] },
+            // Its own of before: with a new epoch, so that everything still under way from then is refused.
+            doc! { "$eq": ["$owner", me()] },
+        ];
+        if let Some(stale) = stale {
+            free.push(doc! { "$eq": ["$until", { "$literal": stale }] });
+        }
+
+        let known =
+            doc! { "$convert": { "input": "$epoch", "to": "long", "onError": 0_i64, "onNull": 0_i64 } };
+        let epoch = doc! { "$add": [{ "$max": [known, floor] }, 1_i64] };
+        vec![
+            doc! { "$set": { "free": { "$or": free } } },
+            doc! { "$set": {
+                "kind": "stream",
+                "owner": if_free(me().into(), "$owner"),
+                "epoch": if_free(epoch.clone().into(), "$epoch"),
+                "term": if_free(doc! { "epoch": epoch, "lasts": self.millis() }.into(), "$term"),
+                // The owner no longer stands by.
+                "able": { "$cond": [
+                    { "$and": ["$free", { "$eq": ["$able.owner", me()] }] }, "$$REMOVE", "$able",
+                ] },
+                "since": if_free("$$NOW".into(), "$since"),
+                "until": if_free(self.until().into(), "$until"),
+            } },
+            doc! { "$unset": "free" },
+        ]
+    }
+
+    pub(crate) async fn renew(&self, epoch: i64) -> Result<Renewed, Error> {
         let update = vec![doc! { "$set": { "until": self.until() } }];
-        Ok(self.collection.update_one(self.mine(epoch), update).await?.matched_count == 1)
+        let renewed = self.collection.update_one(self.mine(epoch), update).await?;
+        Ok(if renewed.matched_count == 1 { Renewed::Done } else { Renewed::Lost })
     }
 
     /// Gives it back, so that another can take it at once. Undated: a date would be one to come for a server whose clock is
@@ -197,31 +239,35 @@ impl Lease {
 
     /// Gives back whatever of it is this process's: after a taking that has not answered.
     pub(crate) async fn release_any(&self) -> Result<(), Error> {
-        let mut mine = self.id.clone();
+        let mut mine = self.id();
         mine.insert("owner", &self.owner);
         let update = doc! { "$unset": { "until": "" } };
         self.collection.update_one(mine, update).await.map(drop)
     }
 
-    /// Says that this process stands by and can send commands, for as long as a lease lasts.
+    /// Announces that this process stands by and can send commands, for as long as a lease lasts.
     pub(crate) async fn announce(&self) -> Result<(), Error> {
-        let mut others = self.id.clone();
+        let mut others = self.id();
         others.insert("owner", doc! { "$ne": &self.owner });
         let able = doc! { "owner": { "$literal": &self.owner }, "until": self.until() };
-        // Whatever is there is replaced whole: of another type, it couldn't be set in part.
+        // An earlier value is replaced whole: of another type, it couldn't be set in part.
         let update = vec![doc! { "$unset": "able" }, doc! { "$set": { "able": able } }];
         self.collection.update_one(others, update).await.map(drop)
     }
 
     /// Takes that back.
     pub(crate) async fn withdraw(&self) -> Result<(), Error> {
-        let mut mine = self.id.clone();
+        let mut mine = self.id();
         mine.insert("able.owner", &self.owner);
         self.collection.update_one(mine, doc! { "$unset": { "able": "" } }).await.map(drop)
     }
 
+    fn id(&self) -> Document {
+        doc! { "_id": { "stream": &self.stream } }
+    }
+
     fn mine(&self, epoch: i64) -> Document {
-        let mut filter = self.id.clone();
+        let mut filter = self.id();
         filter.extend(doc! { "owner": &self.owner, "epoch": epoch });
         filter
     }
@@ -237,25 +283,41 @@ impl Lease {
 
 /// Reads a lease without trusting it.
 fn seen(found: &Document) -> Seen {
-    let millis = |document: &Document, name: &str| {
-        let millis = document.get_i64(name).ok().and_then(|millis| u64::try_from(millis).ok());
-        Duration::from_millis(millis.unwrap_or(0))
-    };
     let epoch = found.get_i64("epoch").unwrap_or(0);
-    let term = found.get_document("term").ok().filter(|term| term.get_i64("epoch").ok() == Some(epoch));
-    let able = found.get_document("able").ok().and_then(|able| {
-        let owner = able.get_str("owner").ok()?.to_owned();
-        let until = *able.get_datetime("until").ok()?;
-        Some(Able { owner, until, left: millis(found, "able_left") })
-    });
     Seen {
         owner: found.get_str("owner").unwrap_or("an unknown rescuer").to_owned(),
         epoch,
         until: found.get_datetime("until").ok().copied(),
         left: millis(found, "left"),
-        lasts: term.map(|term| millis(term, "lasts")).filter(|lasts| !lasts.is_zero()),
-        able,
+        lasts: lasts_at_a_time(found, epoch),
+        able: able(found),
     }
+}
+
+/// For how long the owner takes the lease at a time. A term of another epoch was left by an earlier owner.
+fn lasts_at_a_time(found: &Document, epoch: i64) -> Option<Duration> {
+    let term = found.get_document("term").ok()?;
+    if term.get_i64("epoch").ok() != Some(epoch) {
+        return None;
+    }
+    Some(millis(term, "lasts")).filter(|lasts| !lasts.is_zero())
+}
+
+fn able(found: &Document) -> Option<AbleStandby> {
+    let able = found.get_document("able").ok()?;
+    let owner = able.get_str("owner").ok()?.to_owned();
+    let until = *able.get_datetime("until").ok()?;
+    Some(AbleStandby { owner, until, left: millis(found, "able_left") })
+}
+
+/// A time in milliseconds; none at all where there is no such number.
+fn millis(document: &Document, name: &str) -> Duration {
+    let millis = document.get_i64(name).ok().and_then(|millis| u64::try_from(millis).ok());
+    Duration::from_millis(millis.unwrap_or(0))
+}
+
+fn if_free(new: Bson, old: &str) -> Document {
+    doc! { "$cond": ["$free", new, old] }
 }
 
 /// How long until a date, in milliseconds; 0 for what is none.
@@ -267,10 +329,15 @@ fn is_date(value: &str) -> Document {
     doc! { "$eq": [{ "$type": value }, "date"] }
 }
 
-/// What this process is called in leases and positions.
+/// The name of this process in leases and positions.
 pub(crate) fn owner() -> String {
     let host = std::env::var("HOSTNAME").or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname"));
-    let host = host.map(|host| host.trim().to_owned()).ok().filter(|host| !host.is_empty());
+    let host = host.unwrap_or_default();
+    let host = match host.trim() {
+        "" => "rescuer",
+        host => host,
+    };
+
     let unique = uuid::Uuid::new_v4().simple().to_string();
-    format!("{}/{}/{}", host.as_deref().unwrap_or("rescuer"), std::process::id(), &unique[..8])
+    format!("{host}/{}/{}", std::process::id(), &unique[..8])
 }

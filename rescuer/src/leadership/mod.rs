@@ -1,6 +1,8 @@
 //! Who owns a stream: a lease, those who stand by for it, and the term of one owner.
 
+pub(crate) mod ability;
 pub(crate) mod lease;
+pub(crate) mod renewal;
 pub(crate) mod server;
 pub(crate) mod standby;
 pub(crate) mod term;

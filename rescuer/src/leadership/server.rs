@@ -1,72 +1,57 @@
-//! What kind of server this is, and its operation time.
+//! Which servers can feed a rescuer.
 
-use mongodb::{
-    Client,
-    bson::{Document, Timestamp, doc},
-    error::Error,
-};
+use mongodb::bson::{Document, doc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    RescuerError,
     classify::{self, Fault},
+    error::RescuerError,
+    halt::{Interrupted, unless_stopped},
+    mongo::Mongo,
     observe::reminder::Reminder,
-    send::commands::Pauses,
+    pauses::Pauses,
 };
 
-/// Refuses servers that cannot feed a rescuer; `false` when stopped first.
-pub(crate) async fn check(client: &Client, stop: &CancellationToken) -> Result<bool, RescuerError> {
-    let doing = "ask MongoDB what it is";
+const ASKING: &str = "ask MongoDB what it is";
+
+/// Refuses servers that cannot feed a rescuer. Waits for one that doesn't answer.
+pub(crate) async fn check(mongo: &Mongo, stop: &CancellationToken) -> Result<(), Interrupted<RescuerError>> {
     let (mut pauses, mut reminder) = (Pauses::new(), Reminder::default());
-    while !stop.is_cancelled() {
-        let ask = async { client.database("admin").run_command(doc! { "hello": 1 }).await };
-        let Some(answer) = stop.run_until_cancelled(ask).await else {
-            break;
-        };
-        let source = match answer {
-            Ok(hello) => return suits(&hello).map(|()| true),
+    loop {
+        let ask = async { mongo.database("admin").run_command(doc! { "hello": 1 }).await };
+        let source = match unless_stopped(stop, ask).await? {
+            Ok(hello) => return Ok(suits(&hello)?),
             Err(error) => error,
         };
+
         if let Fault::Fatal(advice) = classify::at_start(&source) {
-            return Err(RescuerError::Refused { doing, advice, source });
+            return Err(RescuerError::Refused { doing: ASKING, advice, source }.into());
         }
         if reminder.is_due() {
-            tracing::warn!(error = classify::text(&source), "could not {doing}; trying again");
+            tracing::warn!(error = classify::text(&source), "could not {ASKING}; trying again");
         }
         pauses.pause(stop).await;
     }
-    Ok(false)
 }
 
 fn suits(hello: &Document) -> Result<(), RescuerError> {
     let set = hello.get_str("setName").ok();
-    let hosts = hello.get_array("hosts").into_iter().flatten();
-    let mut names = hosts.filter_map(|host| host.as_str()).chain(hello.get_str("me").ok());
-    let of_cosmos = |name: &str| name.contains(".documents.azure.") || name.contains(".mongo.cosmos.azure.");
-    if set == Some("globaldb") || names.any(of_cosmos) {
+    if set == Some("globaldb") || names(hello).any(is_of_cosmos) {
         return Err(RescuerError::CosmosDb);
     }
-    match set.is_some() || hello.get_str("msg").ok() == Some("isdbgrid") {
-        true => Ok(()),
-        false => Err(RescuerError::NotAReplicaSet),
-    }
+
+    let is_sharded = hello.get_str("msg").ok() == Some("isdbgrid");
+    if set.is_some() || is_sharded { Ok(()) } else { Err(RescuerError::NotAReplicaSet) }
 }
 
-/// A time from which a change stream shows everything that is not saved yet.
-pub(crate) async fn operation_time(client: &Client) -> Result<Timestamp, Error> {
-    let reply = client.database("admin").run_command(doc! { "ping": 1 }).await?;
-    reply
-        .get_timestamp("operationTime")
-        .map_err(|error| Error::custom(format!("the reply to `ping`: {error}")))
+/// The addresses by which the server and its members call themselves.
+fn names(hello: &Document) -> impl Iterator<Item = &str> {
+    let hosts = hello.get_array("hosts").into_iter().flatten();
+    hosts.filter_map(|host| host.as_str()).chain(hello.get_str("me").ok())
 }
 
-/// The latest time that this cluster knows of.
-pub(crate) async fn cluster_time(client: &Client) -> Result<Timestamp, Error> {
-    let reply = client.database("admin").run_command(doc! { "ping": 1 }).await?;
-    let gossiped = reply.get_document("$clusterTime").and_then(|time| time.get_timestamp("clusterTime"));
-    let times = [gossiped, reply.get_timestamp("operationTime")];
-    let latest = times.into_iter().flatten().max();
-    latest.ok_or_else(|| Error::custom("the reply to `ping` tells no cluster time"))
+fn is_of_cosmos(name: &str) -> bool {
+    name.contains(".documents.azure.") || name.contains(".mongo.cosmos.azure.")
 }
 
 #[cfg(test)]

@@ -14,24 +14,31 @@
 
 use std::time::{Duration, Instant};
 
-use mongodb::{bson::DateTime, error::Error};
+use mongodb::bson::DateTime;
+use tokio_util::sync::CancellationToken;
 
+use super::{
+    ability::Broker,
+    lease::{AbleStandby, Held, Lease, Seen},
+};
 use crate::{
-    RescueEvent, classify,
-    leadership::lease::{Able, Held, Seen},
-    leadership::term::{Stream, with_grace},
-    send::commands::Pauses,
+    classify,
+    commands::Ability,
+    halt::{self, Halt, Interrupted, Run, with_grace},
+    observe::{event::RescueEvent, reporter::Reporter},
+    pauses::Pauses,
 };
 
+/// As it is reported when it fails: "could not …".
 const TAKING: &str = "take the stream's lease";
-/// How often those who stand by look while a lease lasts.
-const LOOKS: u32 = 15;
-const SHORTEST_LOOK: Duration = Duration::from_millis(50);
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
+/// How often those who stand by read a lease while it lasts.
+const READS: u32 = 15;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Often, so that a lease that is given back is noticed at once.
-pub(crate) fn pause_between_looks(lasts: Duration) -> Duration {
-    (lasts / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK)
+pub(crate) fn pause_between_reads(lasts: Duration) -> Duration {
+    (lasts / READS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 /// What was seen of a lease so far, by the clock of this process alone.
@@ -73,15 +80,23 @@ impl Unchanged {
 
 impl Watch {
     /// Decides; `me` has leases that last `lasts`.
-    fn next(&mut self, seen: Option<&Seen>, me: &str, lasts: Duration, is_able: bool, now: Instant) -> Next {
+    fn next(
+        &mut self,
+        seen: Option<&Seen>,
+        me: &str,
+        lasts: Duration,
+        ability: Ability,
+        now: Instant,
+    ) -> Next {
         let Some(seen) = seen else {
             return Next::Take { stale: None };
         };
         let unchanged = self.lease.since(seen.until, now);
         let able = self.able_other(seen, me, lasts, now);
+
         let mut stale = None;
         if seen.owner != me && !seen.left.is_zero() {
-            // All rescuers of a name have the same settings, so one that says nothing has a lease like this one's.
+            // All rescuers of a name have the same settings, so one whose lease doesn't say has a lease like this one's.
             let left = seen.lasts.unwrap_or(lasts).saturating_sub(unchanged);
             if !left.is_zero() {
                 return Next::Wait { owner: seen.owner.clone(), left: left.min(seen.left) };
@@ -90,131 +105,181 @@ impl Watch {
         }
 
         match able {
-            Some(able) if !is_able => Next::Wait { owner: able.owner.clone(), left: Duration::ZERO },
+            Some(able) if ability == Ability::Unable => {
+                Next::Wait { owner: able.owner.clone(), left: Duration::ZERO }
+            }
             _ => Next::Take { stale },
         }
     }
 
-    /// Another that stands by and can send commands. One that has stopped renewing that says nothing any more.
+    /// Another that stands by and can send commands. An announcement that is no longer renewed doesn't count.
     pub(crate) fn able_other<'a>(
         &mut self,
         seen: &'a Seen,
         me: &str,
         lasts: Duration,
         now: Instant,
-    ) -> Option<&'a Able> {
+    ) -> Option<&'a AbleStandby> {
         let unchanged = self.able.since(seen.able.as_ref().map(|able| able.until), now);
         let other = seen.able.as_ref().filter(|able| able.owner != me)?;
-        (!other.left.is_zero() && unchanged < lasts).then_some(other)
+
+        let is_there = !other.left.is_zero() && unchanged < lasts;
+        is_there.then_some(other)
     }
 }
 
-/// What one look came to.
-enum Look {
+/// A rescuer that waits until it can take a stream's lease.
+pub(crate) struct Standby<'a> {
+    lease: &'a Lease,
+    broker: &'a Broker,
+    report: &'a Reporter,
+    stop: &'a CancellationToken,
+    /// How long a write that was begun may take after a stop.
+    last_write: Duration,
+    watch: Watch,
+    /// Whom it stands by for, and in which term.
+    known: Option<(String, i64)>,
+    /// When it last announced that it can send commands.
+    announced: Option<Instant>,
+}
+
+/// The result of one reading of the lease.
+enum Attempt {
     Taken(Held),
     Wait { owner: String, epoch: i64, left: Duration },
-    Stopped,
 }
 
-impl Stream {
-    /// Waits until the lease can be taken, and takes it; `None` when stopped before.
-    pub(crate) async fn stand_by(&self) -> Option<Held> {
-        let (mut pauses, mut watch) = (Pauses::new(), Watch::default());
-        let mut known = None;
-        let mut announced = None;
-        while !self.stop.is_cancelled() {
-            let is_able = self.shared.is_able();
-            self.report.able(is_able);
-            let (owner, epoch, left) = match self.look_or_take(&mut watch, is_able).await {
-                Ok(Look::Taken(held)) => {
-                    self.report.healed(TAKING);
-                    return Some(held);
-                }
-                Ok(Look::Wait { owner, epoch, left }) => (owner, epoch, left),
-                Ok(Look::Stopped) => break,
-                Err(error) => {
-                    self.report.trouble(TAKING, &classify::explain(&error, classify::of(&error)));
-                    pauses.pause(&self.stop).await;
-                    continue;
-                }
-            };
-
-            pauses = Pauses::new();
-            self.report.healed(TAKING);
-            self.report.standing_by(Some((&owner, epoch, Instant::now() + left)));
-            let seen = Some((owner.clone(), epoch));
-            if known != seen {
-                known = seen;
-                let stream = self.plan.name.clone();
-                tracing::info!(stream, owner, epoch, "standing by");
-                self.report.emit(RescueEvent::StandingBy { stream, owner });
-            }
-            self.announce(is_able, &mut announced).await;
-
-            let mut pause = pause_between_looks(self.lease.lasts());
-            if !left.is_zero() {
-                pause = pause.min(left);
-            }
-            self.stop.run_until_cancelled(tokio::time::sleep(pause)).await;
-        }
-
-        if announced.is_some() {
-            let last = self.shared.settings.last_write();
-            let _ = with_grace(&self.stop, last, self.lease.withdraw()).await;
-        }
-        None
+impl<'a> Standby<'a> {
+    pub(crate) fn new(
+        lease: &'a Lease,
+        broker: &'a Broker,
+        report: &'a Reporter,
+        stop: &'a CancellationToken,
+        last_write: Duration,
+    ) -> Self {
+        let watch = Watch::default();
+        Self { lease, broker, report, stop, last_write, watch, known: None, announced: None }
     }
 
-    async fn look_or_take(&self, watch: &mut Watch, is_able: bool) -> Result<Look, Error> {
+    /// Waits until the lease can be taken, and takes it.
+    pub(crate) async fn wait(mut self) -> Run<Held> {
+        let held = self.wait_or_halt().await;
+        if held.is_err() && self.announced.is_some() {
+            // An announcement that stays ends by itself.
+            let _ = with_grace(self.stop, self.last_write, self.lease.withdraw()).await;
+        }
+        held
+    }
+
+    async fn wait_or_halt(&mut self) -> Run<Held> {
+        let mut pauses = Pauses::new();
         loop {
-            let Some(seen) = self.stop.run_until_cancelled(self.lease.look()).await else {
-                return Ok(Look::Stopped);
-            };
-            let (seen, lasts) = (seen?, self.lease.lasts());
-            let stale = match watch.next(seen.as_ref(), &self.shared.owner, lasts, is_able, Instant::now()) {
+            if self.stop.is_cancelled() {
+                return Err(Halt);
+            }
+            let ability = self.broker.ability();
+            self.report.ability(ability);
+
+            match self.attempt(ability).await {
+                Ok(Attempt::Taken(held)) => {
+                    self.report.healed(TAKING);
+                    return Ok(held);
+                }
+                Ok(Attempt::Wait { owner, epoch, left }) => {
+                    pauses = Pauses::new();
+                    self.stand_by(owner, epoch, left);
+                    self.announce(ability).await?;
+                    halt::sleep(self.stop, self.pause(left)).await?;
+                }
+                Err(Interrupted::Halted) => return Err(Halt),
+                Err(Interrupted::Failed(error)) => {
+                    self.report.trouble(TAKING, &classify::explain(&error, classify::of(&error)));
+                    pauses.pause(self.stop).await;
+                }
+            }
+        }
+    }
+
+    /// Reads the lease, and takes it where that is called for.
+    async fn attempt(&mut self, ability: Ability) -> Result<Attempt, Interrupted> {
+        loop {
+            let seen = halt::unless_stopped(self.stop, self.lease.read()).await??;
+            let (me, lasts) = (self.lease.owner(), self.lease.lasts());
+            let stale = match self.watch.next(seen.as_ref(), me, lasts, ability, Instant::now()) {
                 Next::Take { stale } => stale,
                 Next::Wait { owner, left } => {
                     let epoch = seen.map_or(0, |seen| seen.epoch);
-                    return Ok(Look::Wait { owner, epoch, left });
+                    return Ok(Attempt::Wait { owner, epoch, left });
                 }
             };
 
-            // Above the position's too, whatever became of the lease, or the position could not be written.
-            let Some(floor) = self.stop.run_until_cancelled(self.positions.epoch()).await else {
-                return Ok(Look::Stopped);
-            };
+            let floor = halt::unless_stopped(self.stop, self.lease.position_epoch()).await??;
             if let Some(stale) = stale {
-                let stream = &self.plan.name;
+                let stream = self.lease.stream();
                 tracing::info!(stream, until = %stale, "the lease is dated ahead and isn't renewed; it is over");
             }
-            let (floor, last) = (floor?, self.shared.settings.last_write());
-            let Some(taken) = with_grace(&self.stop, last, self.lease.take(floor, stale)).await else {
-                // It may be taken all the same.
-                let _ = with_grace(&self.stop, last, self.lease.release_any()).await;
-                return Ok(Look::Stopped);
-            };
-            if let Some(held) = taken? {
-                return Ok(Look::Taken(held));
+            // Another that was faster is read again.
+            if let Some(held) = self.take(floor, stale).await? {
+                return Ok(Attempt::Taken(held));
             }
         }
     }
 
-    /// Says that this one is able, again and again, or takes it back once it no longer is.
-    async fn announce(&self, is_able: bool, announced: &mut Option<Instant>) {
-        let due = announced.is_none_or(|last| last.elapsed() >= self.lease.lasts() / 3);
-        let written = if is_able && due {
-            *announced = Some(Instant::now());
-            self.stop.run_until_cancelled(self.lease.announce()).await
-        } else if !is_able && announced.take().is_some() {
-            self.stop.run_until_cancelled(self.lease.withdraw()).await
-        } else {
-            return;
+    async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Interrupted> {
+        let taking = self.lease.take(floor, stale);
+        let Ok(taken) = with_grace(self.stop, self.last_write, taking).await else {
+            // It may be taken all the same.
+            let _ = with_grace(self.stop, self.last_write, self.lease.release_any()).await;
+            return Err(Interrupted::Halted);
         };
-        if let Some(Err(error)) = written {
+        Ok(taken?)
+    }
+
+    /// Reports who owns the stream.
+    fn stand_by(&mut self, owner: String, epoch: i64, left: Duration) {
+        self.report.healed(TAKING);
+        self.report.standing_by(Some((&owner, epoch, Instant::now() + left)));
+
+        let seen = Some((owner.clone(), epoch));
+        if self.known != seen {
+            self.known = seen;
+            let stream = self.lease.stream().to_owned();
+            tracing::info!(stream, owner, epoch, "standing by");
+            self.report.emit(RescueEvent::StandingBy { stream, owner });
+        }
+    }
+
+    /// Until the lease is read again: no later than it can end.
+    fn pause(&self, left: Duration) -> Duration {
+        let pause = pause_between_reads(self.lease.lasts());
+        if left.is_zero() { pause } else { pause.min(left) }
+    }
+
+    /// Announces that this one is able, again and again, or takes it back once it no longer is.
+    async fn announce(&mut self, ability: Ability) -> Run<()> {
+        let written = if ability == Ability::Able && self.announcement_is_due() {
+            self.announced = Some(Instant::now());
+            halt::unless_stopped(self.stop, self.lease.announce()).await?
+        } else if ability == Ability::Unable && self.announced.is_some() {
+            self.announced = None;
+            halt::unless_stopped(self.stop, self.lease.withdraw()).await?
+        } else {
+            return Ok(());
+        };
+
+        if let Err(error) = written {
             tracing::debug!(
                 error = classify::text(&error),
                 "the lease does not say whether this one is able"
             );
+        }
+        Ok(())
+    }
+
+    fn announcement_is_due(&self) -> bool {
+        match self.announced {
+            Some(last) => last.elapsed() >= self.lease.lasts() / 3,
+            None => true,
         }
     }
 }
@@ -232,12 +297,12 @@ mod tests {
     }
 
     fn with_able(seen: Seen, owner: &str) -> Seen {
-        let able = Able { owner: owner.into(), until: DateTime::from_millis(9), left: LEASE };
+        let able = AbleStandby { owner: owner.into(), until: DateTime::from_millis(9), left: LEASE };
         Seen { able: Some(able), ..seen }
     }
 
-    fn next(watch: &mut Watch, seen: &Seen, is_able: bool, after: Duration) -> Next {
-        watch.next(Some(seen), "me/1", LEASE, is_able, Instant::now() + after)
+    fn next(watch: &mut Watch, seen: &Seen, ability: Ability, after: Duration) -> Next {
+        watch.next(Some(seen), "me/1", LEASE, ability, Instant::now() + after)
     }
 
     fn is_taken(next: &Next) -> bool {
@@ -249,23 +314,23 @@ mod tests {
         let mut watch = Watch::default();
         let left = Duration::from_secs(4);
         let waits = Next::Wait { owner: "other/1".into(), left };
-        assert_eq!(next(&mut watch, &seen(left), true, Duration::ZERO), waits);
-        assert!(is_taken(&next(&mut watch, &seen(Duration::ZERO), true, Duration::ZERO)));
+        assert_eq!(next(&mut watch, &seen(left), Ability::Able, Duration::ZERO), waits);
+        assert!(is_taken(&next(&mut watch, &seen(Duration::ZERO), Ability::Able, Duration::ZERO)));
         let mine = Seen { owner: "me/1".into(), ..seen(left) };
-        assert!(is_taken(&next(&mut watch, &mine, true, Duration::ZERO)));
+        assert!(is_taken(&next(&mut watch, &mine, Ability::Able, Duration::ZERO)));
     }
 
     #[test]
     fn a_lease_dated_far_ahead_is_over_unless_it_is_renewed() {
         let mut watch = Watch::default();
         let dead = seen(HALF_AN_HOUR);
-        assert!(!is_taken(&next(&mut watch, &dead, true, Duration::ZERO)));
-        assert!(!is_taken(&next(&mut watch, &dead, true, LEASE - Duration::from_secs(1))));
+        assert!(!is_taken(&next(&mut watch, &dead, Ability::Able, Duration::ZERO)));
+        assert!(!is_taken(&next(&mut watch, &dead, Ability::Able, LEASE - Duration::from_secs(1))));
         let renewed = Seen { until: Some(DateTime::from_millis(8)), ..seen(HALF_AN_HOUR) };
-        assert!(!is_taken(&next(&mut watch, &renewed, true, LEASE)), "its owner lives");
+        assert!(!is_taken(&next(&mut watch, &renewed, Ability::Able, LEASE)), "its owner lives");
         let stale = renewed.until;
         assert_eq!(
-            next(&mut watch, &renewed, true, LEASE * 2 + Duration::from_secs(1)),
+            next(&mut watch, &renewed, Ability::Able, LEASE * 2 + Duration::from_secs(1)),
             Next::Take { stale }
         );
     }
@@ -274,23 +339,29 @@ mod tests {
     fn a_longer_lease_of_another_is_respected() {
         let mut watch = Watch::default();
         let long = Seen { lasts: Some(LEASE * 4), ..seen(LEASE * 4) };
-        assert!(!is_taken(&next(&mut watch, &long, true, Duration::ZERO)));
-        assert!(!is_taken(&next(&mut watch, &long, true, LEASE * 3)));
-        assert!(is_taken(&next(&mut watch, &long, true, LEASE * 5)));
+        assert!(!is_taken(&next(&mut watch, &long, Ability::Able, Duration::ZERO)));
+        assert!(!is_taken(&next(&mut watch, &long, Ability::Able, LEASE * 3)));
+        assert!(is_taken(&next(&mut watch, &long, Ability::Able, LEASE * 5)));
     }
 
     #[test]
     fn who_cannot_send_leaves_a_lease_to_one_who_can() {
         let mut watch = Watch::default();
         let over = seen(Duration::ZERO);
-        assert!(is_taken(&next(&mut watch, &over, false, Duration::ZERO)), "nobody is known who can");
+        assert!(
+            is_taken(&next(&mut watch, &over, Ability::Unable, Duration::ZERO)),
+            "nobody is known who can"
+        );
         let other = with_able(over.clone(), "other/2");
-        assert!(!is_taken(&next(&mut watch, &other, false, Duration::ZERO)));
-        assert!(is_taken(&next(&mut watch, &other, true, Duration::ZERO)));
+        assert!(!is_taken(&next(&mut watch, &other, Ability::Unable, Duration::ZERO)));
+        assert!(is_taken(&next(&mut watch, &other, Ability::Able, Duration::ZERO)));
         // It died, or its date is of a clock that was set back.
-        assert!(is_taken(&next(&mut watch, &other, false, LEASE + Duration::from_secs(1))));
+        assert!(is_taken(&next(&mut watch, &other, Ability::Unable, LEASE + Duration::from_secs(1))));
 
         let own = with_able(over, "me/1");
-        assert!(is_taken(&next(&mut Watch::default(), &own, false, Duration::ZERO)), "its own of before");
+        assert!(
+            is_taken(&next(&mut Watch::default(), &own, Ability::Unable, Duration::ZERO)),
+            "its own of before"
+        );
     }
 }

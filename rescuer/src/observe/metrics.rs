@@ -13,7 +13,11 @@ use metrics::{
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
 
-use crate::{ReopenCause, RescueEvent, sweep::catalogue::Flaws, watch_plan::Coverage};
+use super::{
+    event::{ReopenCause, RescueEvent},
+    flaws::Flaws,
+};
+use crate::{commands::Ability, watch_plan::Coverage};
 
 const COMMANDS_QUEUED: &str = "outbox_commands_queued_total";
 const COMMANDS_READY: &str = "outbox_commands_ready";
@@ -97,12 +101,12 @@ pub(crate) struct Totals {
     pub(crate) dead: Option<u64>,
     /// Among messages that are due.
     pub(crate) oldest: Option<Duration>,
-    pub(crate) filled: Option<Filled>,
+    pub(crate) contents: Option<Contents>,
 }
 
 /// What all filled outboxes of a collection hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Filled {
+pub(crate) struct Contents {
     /// How many messages are in each of [`STATES`].
     pub(crate) messages: [u64; STATES.len()],
     /// Among messages that are due, claimed or retrying.
@@ -120,7 +124,7 @@ pub(crate) struct Metrics {
     failed: Counter,
     ready: Gauge,
     rescue_lag: ByReason<Histogram>,
-    pub(crate) events: Counter,
+    changes: Counter,
     lag: Gauge,
     token_age: Gauge,
     headroom: Gauge,
@@ -183,7 +187,7 @@ impl Metrics {
             failed: counter!(COMMANDS_FAILED),
             ready: gauge!(COMMANDS_READY),
             rescue_lag: ByReason::new(|reason| histogram!(RESCUE_LAG, "reason" => reason)),
-            events: counter!(STREAM_EVENTS, "stream" => stream()),
+            changes: counter!(STREAM_EVENTS, "stream" => stream()),
             lag: gauge!(STREAM_LAG, "stream" => stream()),
             token_age: gauge!(TOKEN_AGE, "stream" => stream()),
             headroom: gauge!(HEADROOM, "stream" => stream()),
@@ -206,12 +210,12 @@ impl Metrics {
         for collection in coverage.named() {
             metrics.totals(&collection, Totals::default());
         }
-        metrics.able(false);
+        metrics.ability(Ability::Unable);
         metrics.disown();
         metrics
     }
 
-    /// What this process says of a stream that it doesn't own.
+    /// The series of a stream that this process doesn't own.
     pub(crate) fn disown(&self) {
         self.lease_owner.set(0.0);
         self.troubles.set(0.0);
@@ -232,7 +236,9 @@ impl Metrics {
             RescueEvent::Unsendable { .. } => self.unsendable.increment(1),
             RescueEvent::Unreadable { count, .. } => self.unreadable.increment(*count as u64),
             RescueEvent::Reopened { cause: why } => {
-                self.reopens.get(cause(why)).iter().for_each(|counter| counter.increment(1));
+                if let Some(reopens) = self.reopens.get(cause(why)) {
+                    reopens.increment(1);
+                }
             }
             RescueEvent::PositionLost { .. } => self.positions_lost.increment(1),
             RescueEvent::SweepDone { cut_short, took, .. } => {
@@ -256,12 +262,19 @@ impl Metrics {
         self.token_age.set(age.as_secs_f64());
     }
 
-    pub(crate) fn able(&self, is_able: bool) {
-        self.ready.set(if is_able { 1.0 } else { 0.0 });
+    pub(crate) fn ability(&self, ability: Ability) {
+        self.ready.set(match ability {
+            Ability::Able => 1.0,
+            Ability::Unable => 0.0,
+        });
+    }
+
+    pub(crate) fn change_read(&self) {
+        self.changes.increment(1);
     }
 
     pub(crate) fn troubles(&self, count: usize) {
-        self.troubles.set(count as f64);
+        self.troubles.set(figure(count));
     }
 
     pub(crate) fn headroom(&self, seconds: Option<f64>) {
@@ -270,8 +283,8 @@ impl Metrics {
 
     /// What is wrong with the collections now, and what was before.
     pub(crate) fn flaws(&self, before: &Flaws, now: &Flaws) {
-        self.indexes_missing.increment(now.indexes_missing as f64 - before.indexes_missing as f64);
-        self.expiring.increment(now.expiring as f64 - before.expiring as f64);
+        self.indexes_missing.increment(figure(now.indexes_missing) - figure(before.indexes_missing));
+        self.expiring.increment(figure(now.expiring) - figure(before.expiring));
     }
 
     /// Which patterns match no collection.
@@ -286,20 +299,30 @@ impl Metrics {
     /// looked up each time, and not kept, so that a series can be dropped with its collection.
     pub(crate) fn totals(&self, namespace: &Namespace, totals: Totals) {
         let collection: Arc<str> = namespace.to_string().into();
-        let set = |gauge: Gauge, value: Option<f64>| gauge.set(value.unwrap_or(f64::NAN));
-        let Totals { pending, dead, oldest, filled } = totals;
-        set(gauge!(PENDING, "collection" => collection.clone()), pending.map(|pending| pending as f64));
-        set(gauge!(DEAD, "collection" => collection.clone()), dead.map(|dead| dead as f64));
-        set(gauge!(OLDEST, "collection" => collection.clone()), oldest.map(|oldest| oldest.as_secs_f64()));
+        let of = || collection.clone();
+        set(&gauge!(PENDING, "collection" => of()), totals.pending.map(figure));
+        set(&gauge!(DEAD, "collection" => of()), totals.dead.map(figure));
+        set(&gauge!(OLDEST, "collection" => of()), totals.oldest.map(|oldest| oldest.as_secs_f64()));
+
+        let contents = totals.contents;
         for (at, state) in STATES.into_iter().enumerate() {
-            let messages = filled.map(|filled| filled.messages[at] as f64);
-            set(gauge!(MESSAGES, "collection" => collection.clone(), "state" => state), messages);
+            let messages = contents.map(|contents| figure(contents.messages[at]));
+            set(&gauge!(MESSAGES, "collection" => of(), "state" => state), messages);
         }
-        let age = filled.map(|filled| filled.oldest.as_secs_f64());
-        set(gauge!(UNDELIVERED_AGE, "collection" => collection.clone()), age);
-        let fullest = filled.map(|filled| filled.fullest as f64);
-        set(gauge!(FULLEST, "collection" => collection), fullest);
+        let age = contents.map(|contents| contents.oldest.as_secs_f64());
+        set(&gauge!(UNDELIVERED_AGE, "collection" => of()), age);
+        let fullest = contents.map(|contents| figure(contents.fullest));
+        set(&gauge!(FULLEST, "collection" => of()), fullest);
     }
+}
+
+fn set(gauge: &Gauge, value: Option<f64>) {
+    gauge.set(value.unwrap_or(f64::NAN));
+}
+
+/// A count as a series has it: exact up to four thousand millions.
+fn figure(count: impl TryInto<u32>) -> f64 {
+    f64::from(count.try_into().unwrap_or(u32::MAX))
 }
 
 fn unwatchable(pattern: &NamespacePattern) -> (String, Gauge) {

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use document_outbox::DocumentRef;
 
-use crate::send::recently_queued::hash;
+use crate::hash::hash;
 
 /// At about 16 bytes each.
 const REMEMBERED: usize = 10_000;

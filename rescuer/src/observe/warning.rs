@@ -5,8 +5,6 @@ use std::{fmt, time::Duration};
 use mongodb::Namespace;
 use outbox_service::{NamespacePattern, settings::written};
 
-use crate::{Expiry, Unwatchable};
-
 /// What an operator should look at. Each is told once an hour at most.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Warning {
@@ -66,6 +64,31 @@ pub enum Warning {
         /// How it does.
         expiry: Expiry,
     },
+}
+
+/// Why no collection is watched by a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unwatchable {
+    /// No collection has such a name.
+    Missing {
+        /// A name that is there and nearly the same, as ` (did you mean …?)`, or nothing.
+        hint: String,
+    },
+    /// It is a view: what is written is another collection.
+    View,
+    /// It is a time series: its measurements take no updates, and it has no change stream.
+    TimeSeries,
+}
+
+/// How the server deletes documents by itself, whatever is in their outboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expiry {
+    /// By an index with `expireAfterSeconds`, of this name.
+    TtlIndex(String),
+    /// By `expireAfterSeconds` of a clustered collection.
+    Clustered,
+    /// The oldest documents of a capped collection give way to new ones.
+    Capped,
 }
 
 impl Warning {
@@ -136,6 +159,30 @@ impl fmt::Display for Warning {
                  Have only documents with an empty outbox expire: create the TTL index with partialFilterExpression \
                  {{outbox: []}}, and keep outboxes out of capped collections"
             ),
+        }
+    }
+}
+
+impl fmt::Display for Unwatchable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { hint } => {
+                write!(f, "matches no collection{hint}; correct it, or create the collection")
+            }
+            Self::View => f.write_str("is a view; watch the collection that it reads"),
+            Self::TimeSeries => {
+                f.write_str("is a time series, which has no change stream; watch a plain collection")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TtlIndex(name) => write!(f, "its TTL index {name:?}"),
+            Self::Clustered => f.write_str("its expireAfterSeconds"),
+            Self::Capped => f.write_str("being capped"),
         }
     }
 }

@@ -1,6 +1,5 @@
-//! Commands on their way to the broker, and what was queued lately.
+//! Commands on their way to the broker, and the documents that were queued lately.
 
-pub(crate) mod ability;
-pub(crate) mod commands;
 pub(crate) mod read_whole;
 pub(crate) mod recently_queued;
+pub(crate) mod sender;

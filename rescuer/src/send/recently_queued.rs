@@ -11,7 +11,7 @@
 //! those of the documents that the change stream has shown since.
 //!
 //! # When it is full
-//! Documents whose pause is over are forgotten. If that makes no room, a collection that has less than its share takes room
+//! QueuedCollection whose pause is over are forgotten. If that makes no room, a collection that has less than its share takes room
 //! from the one that has most, so that one collection's backlog stops no other. All others wait: the sweep keeps its
 //! place and continues there, so every document has its turn.
 //!
@@ -20,15 +20,14 @@
 //! holds, for each collection, whether there were any since the sweep last found none.
 
 use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
 use document_outbox::DocumentRef;
 use mongodb::Namespace;
 
-use crate::judge::verdict::Head;
+use crate::{hash::hash, judge::verdict::Head};
 
 /// Pauses don't grow beyond this.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -36,27 +35,29 @@ const LONGEST: Duration = Duration::from_secs(120);
 const UNSENDABLE: Duration = Duration::from_secs(3600);
 /// How many documents of the largest collection are forgotten at a time, to make room for a smaller one.
 const FORGOTTEN_AT_ONCE: usize = 100;
+/// A full memory is looked through for documents to forget every tenth of a pause, or of this where that is shorter.
+const TIDY_WITHIN: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Queued {
+pub(crate) struct RecentlyQueued {
     began: Instant,
     pause: Duration,
     capacity: usize,
     /// How many documents are remembered in all collections.
     len: usize,
     /// By a hash of their names. Where that takes two for one, a command is doubled.
-    collections: HashMap<u64, Documents>,
+    collections: HashMap<u64, QueuedCollection>,
     /// Before this, forgetting those whose pause is over is not tried again: it looks at every document.
     tidy_after: u64,
 }
 
 /// What is remembered of one collection.
 #[derive(Debug, Default)]
-struct Documents {
-    hints: HashMap<u64, Hint>,
+struct QueuedCollection {
+    documents: HashMap<u64, QueuedDocument>,
     /// How often the sweep has begun to read the collection.
-    pass: u32,
+    sweep: u32,
     undated: Undated,
 }
 
@@ -70,15 +71,15 @@ struct Undated {
 
 /// As small as can be, since there are so many: times in milliseconds, the rest shortened.
 #[derive(Debug)]
-struct Hint {
+struct QueuedDocument {
     state: u64,
     /// When the pause ends, since the memory began.
     ends: u64,
     /// Zero as long as its command isn't confirmed.
     pause: u32,
-    /// The last pass in which it still wanted a command.
-    pass: u32,
-    /// It was queued for an entry without a date, which not every pass reads.
+    /// The last sweep in which it still wanted a command.
+    sweep: u32,
+    /// It was queued for an entry without a date, which not every sweep reads.
     undated: bool,
 }
 
@@ -93,7 +94,7 @@ pub(crate) enum Admission {
     Full,
 }
 
-impl Queued {
+impl RecentlyQueued {
     pub(crate) fn new(capacity: usize, pause: Duration) -> Self {
         Self {
             began: Instant::now(),
@@ -106,100 +107,93 @@ impl Queued {
     }
 
     /// The sweep begins to read a collection.
-    pub(crate) fn begin_pass(&mut self, namespace: &Namespace) {
-        let documents = self.collections.entry(hash(namespace)).or_default();
-        documents.pass = documents.pass.wrapping_add(1);
+    pub(crate) fn begin_sweep(&mut self, namespace: &Namespace) {
+        let collection = self.collections.entry(hash(namespace)).or_default();
+        collection.sweep = collection.sweep.wrapping_add(1);
     }
 
     /// Asked by the sweep for each document that wants a command.
     pub(crate) fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
         let now = self.since_began(now);
-        let (collection, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
+        let (name, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
 
-        let documents = self.collections.entry(collection).or_default();
-        let pass = documents.pass;
-        if let Some(hint) = documents.hints.get_mut(&key) {
-            hint.pass = pass;
-            let waits = hint.state == state && hint.is_confirmed() && !hint.is_over(now);
+        let collection = self.collections.entry(name).or_default();
+        let sweep = collection.sweep;
+        if let Some(known) = collection.documents.get_mut(&key) {
+            known.sweep = sweep;
+            let waits = known.state == state && known.is_confirmed() && !known.is_over(now);
             return if waits { Admission::Wait } else { Admission::Queue };
         }
 
-        if !self.has_room(collection, now) {
+        if !self.has_room(name, now) {
             return Admission::Full;
         }
 
         // Taken before the broker confirms: a page of many documents must not find the same room for each.
         let ends = now + u64::from(millis(self.pause));
-        let hint = Hint { state, ends, pause: 0, pass, undated: head.is_undated() };
-        self.insert(collection, key, hint);
+        let known = QueuedDocument { state, ends, pause: 0, sweep, undated: head.is_undated() };
+        self.insert(name, key, known);
         Admission::Queue
     }
 
     /// Whether a document was queued in this very state.
     pub(crate) fn knows(&self, document: &DocumentRef, head: &Head) -> bool {
-        let hint = self.hint(hash(&document.namespace), hash(&document.map_key()));
-        hint.is_some_and(|hint| hint.state == hash(head) && hint.is_confirmed())
+        match self.known(hash(&document.namespace), hash(&document.map_key())) {
+            Some(known) => known.state == hash(head) && known.is_confirmed(),
+            None => false,
+        }
     }
 
     /// The broker has confirmed a command for a document.
     pub(crate) fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
-        let collection = hash(&document.namespace);
-        let (key, state) = (hash(&document.map_key()), hash(head));
+        let (name, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
         let first = millis(self.pause);
 
         if head.is_undated() {
-            let undated = &mut self.collections.entry(collection).or_default().undated;
+            let undated = &mut self.collections.entry(name).or_default().undated;
             undated.waiting = true;
             undated.noted += 1;
         }
 
-        let pause = match self.hint(collection, key) {
-            Some(hint) if hint.state != state || !hint.is_confirmed() => first,
+        let pause = match self.known(name, key) {
+            Some(known) if known.state != state || !known.is_confirmed() => first,
             // The stream came by before the pause was over, which says nothing about how stuck it is.
-            Some(hint) if !hint.is_over(now) => hint.pause,
-            Some(hint) => hint.pause.saturating_mul(2).min(millis(LONGEST.max(self.pause))),
+            Some(known) if !known.is_over(now) => known.pause,
+            Some(known) => known.pause.saturating_mul(2).min(millis(LONGEST.max(self.pause))),
             // The stream queues what it finds, remembered or not: it comes by once.
             None if self.len >= self.capacity => return,
             None => first,
         };
-        let pass = self.collections.get(&collection).map_or(0, |documents| documents.pass);
-        let hint = Hint { state, ends: now + u64::from(pause), pause, pass, undated: head.is_undated() };
-        self.insert(collection, key, hint);
+        self.remember(name, key, head, pause, now);
     }
 
     /// No command can be made for a document: it isn't tried again until its outbox changes, or for an hour.
     pub(crate) fn note_unsendable(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
-        let (collection, key) = (hash(&document.namespace), hash(&document.map_key()));
-        if self.hint(collection, key).is_none() && self.len >= self.capacity {
+        let (name, key) = (hash(&document.namespace), hash(&document.map_key()));
+        if self.known(name, key).is_none() && self.len >= self.capacity {
             return;
         }
-        let pause = millis(UNSENDABLE);
-        let pass = self.collections.get(&collection).map_or(0, |documents| documents.pass);
-        let ends = now + u64::from(pause);
-        self.insert(
-            collection,
-            key,
-            Hint { state: hash(head), ends, pause, pass, undated: head.is_undated() },
-        );
+        self.remember(name, key, head, millis(UNSENDABLE), now);
     }
 
-    /// The sweep has read a collection to its end. Documents that it didn't find to want a command any more are forgotten, once
-    /// their pause is over or room is short.
-    pub(crate) fn end_pass(&mut self, namespace: &Namespace, read: Read, now: Instant) {
+    /// The sweep has read a collection to its end. Documents that it didn't find to want a command any more are forgotten,
+    /// once their pause is over or room is short.
+    pub(crate) fn end_sweep(&mut self, namespace: &Namespace, read: SweptEntries, now: Instant) {
         let now = self.since_began(now);
         let is_short = self.len >= self.capacity / 2;
-        let Some(documents) = self.collections.get_mut(&hash(namespace)) else {
+        let Some(collection) = self.collections.get_mut(&hash(namespace)) else {
             return;
         };
-        let before = documents.hints.len();
-        let pass = documents.pass;
-        documents.hints.retain(|_, hint| {
-            let unread = hint.undated && read == Read::Dated;
-            hint.pass == pass || unread || !(is_short || hint.is_over(now))
+
+        let before = collection.documents.len();
+        let sweep = collection.sweep;
+        collection.documents.retain(|_, known| {
+            let unread = known.undated && read == SweptEntries::Dated;
+            known.sweep == sweep || unread || !(is_short || known.is_over(now))
         });
-        self.len -= before - documents.hints.len();
+        self.len -= before - collection.documents.len();
     }
 
     /// Whether documents of a collection were queued for entries without a date, and how often, since none was found.
@@ -210,65 +204,85 @@ impl Queued {
 
     /// The sweep found no entry without a date, unless one was queued since `noted`.
     pub(crate) fn none_undated(&mut self, namespace: &Namespace, noted: u64) {
-        if let Some(documents) = self.collections.get_mut(&hash(namespace)) {
-            documents.undated.waiting &= documents.undated.noted != noted;
+        if let Some(collection) = self.collections.get_mut(&hash(namespace)) {
+            collection.undated.waiting &= collection.undated.noted != noted;
         }
     }
 
     /// Forgets everything of collections that are gone.
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
-        let known: Vec<u64> = namespaces.iter().map(hash).collect();
-        self.collections.retain(|collection, _| known.contains(collection));
-        self.len = self.collections.values().map(|documents| documents.hints.len()).sum();
+        let there: HashSet<u64> = namespaces.iter().map(hash).collect();
+        self.collections.retain(|collection, _| there.contains(collection));
+        self.count();
     }
 
-    fn hint(&self, collection: u64, key: u64) -> Option<&Hint> {
-        self.collections.get(&collection)?.hints.get(&key)
+    fn known(&self, name: u64, key: u64) -> Option<&QueuedDocument> {
+        self.collections.get(&name)?.documents.get(&key)
     }
 
-    fn insert(&mut self, collection: u64, key: u64, hint: Hint) {
-        let documents = self.collections.entry(collection).or_default();
-        if documents.hints.insert(key, hint).is_none() {
+    fn remember(&mut self, name: u64, key: u64, head: &Head, pause: u32, now: u64) {
+        let sweep = self.collections.get(&name).map_or(0, |collection| collection.sweep);
+        let ends = now + u64::from(pause);
+        let known = QueuedDocument { state: hash(head), ends, pause, sweep, undated: head.is_undated() };
+        self.insert(name, key, known);
+    }
+
+    fn insert(&mut self, name: u64, key: u64, known: QueuedDocument) {
+        let collection = self.collections.entry(name).or_default();
+        if collection.documents.insert(key, known).is_none() {
             self.len += 1;
         }
     }
 
+    /// Counts the documents of all collections.
+    fn count(&mut self) {
+        self.len = self.collections.values().map(|collection| collection.documents.len()).sum();
+    }
+
     /// Whether one more document of a collection can be remembered, having made room if need be.
-    fn has_room(&mut self, collection: u64, now: u64) -> bool {
+    fn has_room(&mut self, name: u64, now: u64) -> bool {
         if self.len >= self.capacity && now >= self.tidy_after {
-            self.tidy_after = now + u64::from(millis(self.pause.min(Duration::from_secs(10)) / 10));
+            self.tidy_after = now + u64::from(millis(self.pause.min(TIDY_WITHIN) / 10));
             self.forget_those_over(now);
         }
         if self.len >= self.capacity {
-            self.take_from_the_largest(collection);
+            self.take_from_the_largest(name);
         }
         self.len < self.capacity
     }
 
     fn forget_those_over(&mut self, now: u64) {
-        for documents in self.collections.values_mut() {
-            documents.hints.retain(|_, hint| !hint.is_over(now));
+        for collection in self.collections.values_mut() {
+            collection.documents.retain(|_, known| !known.is_over(now));
         }
-        self.len = self.collections.values().map(|documents| documents.hints.len()).sum();
+        self.count();
     }
 
     /// Has the largest collection forget some documents, if another that has less than its share asks for room.
-    fn take_from_the_largest(&mut self, collection: u64) {
-        let of = |documents: &Documents| documents.hints.len();
-        let own = self.collections.get(&collection).map_or(0, of);
-        let filled =
-            self.collections.iter().filter(|(name, documents)| of(documents) > 0 || **name == collection);
-        let share = self.capacity / filled.count().max(1);
+    fn take_from_the_largest(&mut self, asking: u64) {
+        let mut own = 0;
+        let mut filled = 0;
+        for (name, collection) in &self.collections {
+            if *name == asking {
+                own = collection.documents.len();
+            }
+            if *name == asking || !collection.documents.is_empty() {
+                filled += 1;
+            }
+        }
+        let share = self.capacity / filled.max(1);
         if own >= share {
             return;
         }
-        let Some(largest) = self.collections.values_mut().max_by_key(|documents| documents.hints.len())
+
+        let Some(largest) = self.collections.values_mut().max_by_key(|collection| collection.documents.len())
         else {
             return;
         };
-        let mut left = largest.hints.len().saturating_sub(share).min(FORGOTTEN_AT_ONCE);
+        let mut left = largest.documents.len().saturating_sub(share).min(FORGOTTEN_AT_ONCE);
         self.len -= left;
-        largest.hints.retain(|_, _| {
+        // In no order: which of them are forgotten doesn't matter.
+        largest.documents.retain(|_, _| {
             let keep = left == 0;
             left = left.saturating_sub(1);
             keep
@@ -281,16 +295,16 @@ impl Queued {
     }
 }
 
-/// What a pass has read.
+/// How much of a collection the sweep has read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Read {
+pub(crate) enum SweptEntries {
     /// Documents with an entry whose date has come.
     Dated,
     /// Those without a date, too.
     All,
 }
 
-impl Hint {
+impl QueuedDocument {
     fn is_over(&self, now: u64) -> bool {
         now >= self.ends
     }
@@ -302,13 +316,6 @@ impl Hint {
 
 fn millis(pause: Duration) -> u32 {
     u32::try_from(pause.as_millis()).unwrap_or(u32::MAX)
-}
-
-/// Equal for equal values within one process.
-pub(crate) fn hash(value: &(impl Hash + ?Sized)) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]
@@ -343,7 +350,7 @@ mod tests {
 
     #[test]
     fn the_same_state_waits_for_a_pause_that_doubles_up_to_two_minutes() {
-        let (mut queued, head, mut now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        let (mut queued, head, mut now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue);
         for factor in [1, 2, 4, 4] {
             queued.note(&document(1), &head, now);
@@ -356,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_command_that_was_not_confirmed_is_admitted_again() {
-        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         for _ in 0..3 {
             assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue);
         }
@@ -364,7 +371,7 @@ mod tests {
 
     #[test]
     fn what_the_stream_queues_within_the_pause_does_not_lengthen_it() {
-        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         for _ in 0..5 {
             queued.note(&document(1), &head, now);
         }
@@ -373,7 +380,7 @@ mod tests {
 
     #[test]
     fn another_head_is_new_and_starts_from_the_first_pause() {
-        let (mut queued, now) = (Queued::new(10, PAUSE), Instant::now());
+        let (mut queued, now) = (RecentlyQueued::new(10, PAUSE), Instant::now());
         queued.note(&document(1), &head(), now);
         let other = head();
         assert_eq!(queued.admit(&document(1), &other, now), Admission::Queue);
@@ -383,7 +390,7 @@ mod tests {
 
     #[test]
     fn an_unsendable_document_waits_for_an_hour_or_a_change() {
-        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         queued.note_unsendable(&document(1), &head, now);
         assert_eq!(queued.admit(&document(1), &head, now + LONGEST * 2), Admission::Wait);
         assert_eq!(queued.admit(&document(1), &self::head(), now), Admission::Queue);
@@ -393,7 +400,7 @@ mod tests {
     /// One page of documents takes the room that there is, and no more; pauses that end make room for the others.
     #[test]
     fn a_full_memory_admits_no_more_until_pauses_end() {
-        let (mut queued, head, now) = (Queued::new(3, PAUSE), head(), Instant::now());
+        let (mut queued, head, now) = (RecentlyQueued::new(3, PAUSE), head(), Instant::now());
         let mut admitted = Vec::new();
         for id in 1..=5 {
             admitted.push(queued.admit(&document(id), &head, now));
@@ -410,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_small_collection_has_room_beside_a_large_backlog() {
-        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         for id in 0..20 {
             queued.note(&document(id), &head, now);
         }
@@ -427,32 +434,34 @@ mod tests {
 
     #[test]
     fn documents_that_are_done_are_forgotten_when_room_is_short() {
-        let (mut queued, head, now) = (Queued::new(2, PAUSE), head(), Instant::now());
-        queued.begin_pass(&orders());
+        let (mut queued, head, now) = (RecentlyQueued::new(2, PAUSE), head(), Instant::now());
+        queued.begin_sweep(&orders());
         queued.note(&document(1), &head, now);
         queued.note(&document(2), &head, now);
-        queued.begin_pass(&orders());
+        queued.begin_sweep(&orders());
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait);
-        queued.end_pass(&orders(), Read::Dated, now);
+        queued.end_sweep(&orders(), SweptEntries::Dated, now);
         assert_eq!(queued.admit(&document(3), &head, now), Admission::Queue, "2 was delivered");
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Wait, "1 is remembered");
     }
 
     #[test]
     fn undated_documents_survive_a_pass_that_does_not_read_them() {
-        let (mut queued, head, now) = (Queued::new(2, PAUSE), head_of(doc! {}), Instant::now());
+        let (mut queued, head, now) = (RecentlyQueued::new(2, PAUSE), head_of(doc! {}), Instant::now());
         queued.note(&document(1), &head, now);
         queued.note(&document(2), &head, now);
-        for (read, expected) in [(Read::Dated, Admission::Wait), (Read::All, Admission::Queue)] {
-            queued.begin_pass(&orders());
-            queued.end_pass(&orders(), read, now);
+        for (read, expected) in
+            [(SweptEntries::Dated, Admission::Wait), (SweptEntries::All, Admission::Queue)]
+        {
+            queued.begin_sweep(&orders());
+            queued.end_sweep(&orders(), read, now);
             assert_eq!(queued.admit(&document(1), &head, now), expected, "{read:?}");
         }
     }
 
     #[test]
     fn a_collection_has_undated_documents_until_none_is_found() {
-        let (mut queued, now) = (Queued::new(1, PAUSE), Instant::now());
+        let (mut queued, now) = (RecentlyQueued::new(1, PAUSE), Instant::now());
         queued.note(&document(1), &head(), now);
         assert_eq!(queued.undated(&orders()), None);
         // More than can be remembered one by one.
@@ -467,7 +476,7 @@ mod tests {
 
     #[test]
     fn collections_that_are_gone_are_forgotten() {
-        let (mut queued, head, now) = (Queued::new(10, PAUSE), head(), Instant::now());
+        let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         queued.note(&document(1), &head, now);
         queued.keep_only(&[Namespace::new("shop", "stock")]);
         assert_eq!(queued.len, 0);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use document_outbox::internal::{later, until};
 use mongodb::bson::DateTime;
 
-use crate::stream::change::Filled;
+use super::change::Filled;
 
 /// How old changes have to be, and what is known of the clock that dated them.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use mongodb::{
 };
 use serde::Deserialize;
 
-use crate::{stream::position::Mark, stream::token};
+use super::{position::Mark, token};
 
 /// As it is sent, projected. Kept raw where content is a user's, so that none of it can keep a change from being read: a
 /// change that can't be read can't be passed either, since its token is in it.
@@ -29,6 +29,26 @@ pub(crate) struct RawChange {
     read: Instant,
 }
 
+/// What a change is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    /// A document; which one is still to be read.
+    Document,
+    /// The stream ends here and continues behind it.
+    Invalidate,
+    /// A collection was given a name that is watched, with all that is in it.
+    Rename,
+}
+
+/// What the reader hands to the follower, in order.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// A document was changed. Not yet read: the server waits for its reader, and shall not wait for that as well.
+    Changed(Box<RawChange>),
+    /// Nothing that matters lies before this.
+    UpTo(Mark),
+}
+
 /// A document whose outbox was filled.
 #[derive(Debug, Clone)]
 pub(crate) struct Filled {
@@ -41,40 +61,27 @@ pub(crate) struct Filled {
     pub(crate) mark: Mark,
 }
 
-/// Whom a change is about.
-#[derive(Debug)]
-pub(crate) enum Change {
-    /// A document; which one is still to be read.
-    Document(Box<RawChange>),
-    /// The stream ends here and goes on behind it.
-    Invalidate(Mark),
-    /// A collection was given a name that is watched, with all that is in it.
-    Renamed(Mark),
-}
-
 impl RawChange {
-    pub(crate) fn sort(self) -> Change {
+    pub(crate) fn kind(&self) -> ChangeKind {
         match self.operation_type.as_deref() {
-            Some("invalidate") => Change::Invalidate(self.mark()),
-            Some("rename") => Change::Renamed(self.mark()),
-            _ => Change::Document(Box::new(self)),
+            Some("invalidate") => ChangeKind::Invalidate,
+            Some("rename") => ChangeKind::Rename,
+            _ => ChangeKind::Document,
         }
     }
 
-    /// The document whose outbox was filled; the position behind a change that names none.
-    pub(crate) fn read(self) -> Result<Box<Filled>, Mark> {
-        let (at, read, document) = (self.at, self.read, self.document());
+    /// The document whose outbox was filled; none where the change names no document that a command can name.
+    pub(crate) fn filled(&self) -> Option<Filled> {
+        let document = self.document()?;
         let mark = self.mark();
-        let Some(document) = document else { return Err(mark) };
-        let seconds = |time: Timestamp| DateTime::from_millis(i64::from(time.time) * 1000);
-        let at = at.or(mark.cluster_time.map(seconds)).unwrap_or(DateTime::from_millis(0));
-        Ok(Box::new(Filled { document, at, read, mark }))
+        let at = self.at.or(mark.cluster_time.map(date_of)).unwrap_or(DateTime::from_millis(0));
+        Some(Filled { document, at, read: self.read, mark })
     }
 
     /// The position behind it.
-    fn mark(self) -> Mark {
+    pub(crate) fn mark(&self) -> Mark {
         let cluster_time = token::cluster_time(&self.token);
-        Mark { token: Some(self.token), cluster_time }
+        Mark { token: Some(self.token.clone()), cluster_time }
     }
 
     fn document(&self) -> Option<DocumentRef> {
@@ -82,4 +89,8 @@ impl RawChange {
         let namespace = Namespace::new(ns.get_str("db").ok()?, ns.get_str("coll").ok()?);
         Some(DocumentRef::new(namespace, self.key.clone()?))
     }
+}
+
+fn date_of(time: Timestamp) -> DateTime {
+    DateTime::from_millis(i64::from(time.time) * 1000)
 }

@@ -2,56 +2,54 @@
 //!
 //! # Flow
 //! The change at the head is held until it is `delay` old by the server's clock, or has been in hand for that long; nothing
-//! behind it is dealt with before.
-//! So the oplog is the delay queue, memory doesn't grow with the delay, and the position is always a low-water mark.
-//! What is old enough by then forms a page; when everything the page needed is confirmed by the broker, the position may
-//! move behind it.
+//! behind it is dealt with before. So the oplog is the delay queue, memory doesn't grow with the delay, and the position is
+//! always a low-water mark. The changes that are old enough by then form a page; when everything the page needed is confirmed
+//! by the broker, the position may move behind it.
 //!
 //! # Crash at any point
 //! The position stands before everything that was not confirmed; changes behind it are read again, and checked against
 //! their documents, which know what is still undelivered. At worst a page's commands are sent twice.
 
 use std::{
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, time::timeout};
-
-use crate::{
-    RescuerError, classify,
-    leadership::term::{Context, with_grace},
-    observe::event::{RescueEvent, StartedFrom},
-    observe::reminder::Reminder,
-    send::commands::Pauses,
-    stream::age::Age,
-    stream::change::Filled,
-    stream::page::{self, Settled},
-    stream::position::{Mark, Saved},
-    stream::reader::{Ended, Item, Reader},
-    stream::set_aside::Aside,
+use mongodb::{bson::DateTime, error::Error};
+use tokio::{
+    sync::mpsc,
+    time::{error::Elapsed, timeout},
 };
 
-/// Why following ended.
-#[derive(Debug)]
-pub(crate) enum Followed {
-    Stopped,
-    Lost {
-        reason: String,
-        code: Option<i32>,
-        /// Whether the stream had delivered before.
-        worked: bool,
-    },
-}
+use super::{
+    age::Age,
+    change::{Filled, Item},
+    page::PageChecker,
+    position::{Mark, Positions, Saved},
+};
+use crate::{
+    classify,
+    halt::{Halt, Run, with_grace},
+    leadership::term::Term,
+    observe::{event::RescueEvent, reminder::Reminder},
+    pauses::Pauses,
+};
 
-pub(crate) struct Follower<'a> {
-    context: &'a Arc<Context>,
+/// As it is reported when it fails: "could not …".
+const SAVING: &str = "save the position";
+/// Above the time that the server has for the majority.
+const LONGEST_SAVE: Duration = Duration::from_secs(15);
+const LONGEST_NAP: Duration = Duration::from_secs(1);
+
+pub(super) struct Follower {
+    term: Arc<Term>,
+    positions: Positions,
+    checker: PageChecker,
     items: mpsc::Receiver<Item>,
     /// Taken from the reader, but not old enough when a page was closed.
     next: Option<Box<Filled>>,
     age: Age,
-    settled: Settled,
-    aside: Aside,
     /// Everything before it was dealt with; set while that isn't saved.
     unsaved: Option<Mark>,
     /// When to save next, at the soonest.
@@ -61,227 +59,205 @@ pub(crate) struct Follower<'a> {
     unnamed: Reminder,
 }
 
-/// Follows from a mark until told to stop, or the position is lost.
-pub(crate) async fn follow(
-    context: &Arc<Context>,
-    mark: Mark,
-    from: StartedFrom,
-) -> Result<Followed, RescuerError> {
-    let (out, items) = mpsc::channel(context.settings.page_size);
-    let reader = tokio::spawn(Reader::new(context.clone(), out, mark, from).run());
-    let follower = Follower {
-        context,
-        items,
-        next: None,
-        age: Age::new(context.plan.delay),
-        settled: Settled::default(),
-        aside: Aside::default(),
-        unsaved: None,
-        save_at: Instant::now() + context.settings.busy_save_interval,
-        pauses: Pauses::new(),
-        unnamed: Reminder::default(),
-    };
-    // When it ends, the reader finds that nobody takes what it reads, and ends too.
-    follower.run().await;
-
-    match reader.await {
-        Ok(Ended::Stopped) => Ok(Followed::Stopped),
-        Ok(Ended::Lost { reason, code, worked }) => Ok(Followed::Lost { reason, code, worked }),
-        Err(error) if error.is_panic() => {
-            Err(RescuerError::Panicked("the task that reads the change stream"))
-        }
-        Err(_) => Ok(Followed::Stopped),
-    }
+/// What the follower has in hand.
+enum InHand {
+    Filled(Box<Filled>),
+    /// Nothing that matters lies before this.
+    UpTo(Mark),
+    /// A position has to be saved first.
+    Nothing,
 }
 
-impl Follower<'_> {
-    async fn run(mut self) {
-        loop {
-            self.save_if_due().await;
-            match self.take().await {
-                Taken::Nothing => {}
-                Taken::End => break,
-                Taken::Passed(mark) => {
-                    self.context.report.head(None);
-                    self.unsaved = Some(mark);
-                }
-                Taken::Filled(filled) => {
-                    if !self.hold(&filled).await || !self.deal_with_page(*filled).await {
-                        break;
-                    }
-                }
-            }
+impl Follower {
+    pub(super) fn new(
+        term: Arc<Term>,
+        positions: Positions,
+        checker: PageChecker,
+        items: mpsc::Receiver<Item>,
+    ) -> Self {
+        Self {
+            checker,
+            items,
+            next: None,
+            age: Age::new(term.plan.delay),
+            unsaved: None,
+            save_at: Instant::now() + term.settings.busy_save_interval,
+            pauses: Pauses::new(),
+            unnamed: Reminder::default(),
+            term,
+            positions,
         }
+    }
+
+    /// Follows until told to stop, or nothing is read any more.
+    pub(super) async fn run(mut self) {
+        let Err(Halt) = self.follow().await;
         self.save().await;
     }
 
-    /// The next item; nothing when a position has to be saved first.
-    async fn take(&mut self) -> Taken {
+    async fn follow(&mut self) -> Run<Infallible> {
+        loop {
+            if Instant::now() >= self.save_at {
+                self.save().await;
+            }
+            match self.take().await? {
+                InHand::Nothing => {}
+                InHand::UpTo(mark) => {
+                    self.term.report.head_on_time();
+                    self.unsaved = Some(mark);
+                }
+                InHand::Filled(filled) => {
+                    self.hold(&filled).await?;
+                    self.deal_with_page(*filled).await?;
+                }
+            }
+        }
+    }
+
+    /// The next item; nothing when a position has to be saved first. Halts when nothing is read any more.
+    async fn take(&mut self) -> Run<InHand> {
         if let Some(filled) = self.next.take() {
-            return Taken::Filled(filled);
+            return Ok(InHand::Filled(filled));
         }
         let due = match self.unsaved {
             Some(_) => self.save_at.saturating_duration_since(Instant::now()),
             None => Duration::MAX,
         };
+
         tokio::select! {
             biased;
-            () = self.context.stop.cancelled() => Taken::End,
-            item = self.items.recv() => match item {
-                Some(item) => self.sort(item),
-                None => Taken::End,
-            },
-            () = tokio::time::sleep(due) => Taken::Nothing,
+            () = self.term.stop.cancelled() => Err(Halt),
+            item = self.items.recv() => Ok(self.read(item.ok_or(Halt)?)),
+            () = tokio::time::sleep(due) => Ok(InHand::Nothing),
         }
     }
 
-    fn sort(&mut self, item: Item) -> Taken {
-        match item {
-            Item::Passed(mark) => Taken::Passed(mark),
-            Item::Changed(change) => match change.read() {
-                Ok(filled) => Taken::Filled(filled),
-                Err(mark) => {
-                    if self.unnamed.is_due() {
-                        tracing::warn!(
-                            "a change names no document that a command can name; such are left to the sweep"
-                        );
-                    }
-                    Taken::Passed(mark)
-                }
-            },
+    fn read(&mut self, item: Item) -> InHand {
+        let change = match item {
+            Item::Changed(change) => change,
+            Item::UpTo(mark) => return InHand::UpTo(mark),
+        };
+        if let Some(filled) = change.filled() {
+            return InHand::Filled(Box::new(filled));
         }
+
+        if self.unnamed.is_due() {
+            tracing::warn!("a change names no document that a command can name; such are left to the sweep");
+        }
+        InHand::UpTo(change.mark())
     }
 
-    /// Waits until a change is old enough; false when stopped before, or nothing is read any more.
-    async fn hold(&mut self, filled: &Filled) -> bool {
+    /// Waits until a change is old enough.
+    async fn hold(&mut self, filled: &Filled) -> Run<()> {
         let mut announced = false;
         loop {
-            let Some(now) = self.context.now().await else {
-                return false;
-            };
+            let now = self.term.now().await?;
             let wait = self.age.wait(filled, now);
             if wait.is_zero() {
                 self.age.learn(filled, now);
-                return !self.context.is_over();
+                return self.term.check();
             }
+
             if !announced {
                 announced = true;
-                self.context.report.head(None);
-                self.context.report.emit(RescueEvent::Holding { document: filled.document.clone() });
-                if wait > self.context.settings.busy_save_interval {
+                self.term.report.head_on_time();
+                self.term.report.emit(RescueEvent::Holding { document: filled.document.clone() });
+                if wait > self.term.settings.busy_save_interval {
                     self.save().await;
                 }
             }
 
             // Without its reader, all behind this change goes unread; a hold can take hours. The position stands before
-            // it, and what follows a loss finds it.
+            // it, and the beginning after a loss finds it.
             if self.items.is_closed() {
-                return false;
+                return Err(Halt);
             }
-
             // In steps, also because the server's clock may be set meanwhile.
-            let step = tokio::time::sleep(wait.min(LONGEST_NAP));
-            if self.context.stop.run_until_cancelled(step).await.is_none() {
-                return false;
-            }
+            self.term.sleep(wait.min(LONGEST_NAP)).await?;
         }
     }
 
     /// Deals with a change that is old enough and with all those behind it that are, as far as they have arrived.
-    /// False when stopped before they were done.
-    async fn deal_with_page(&mut self, first: Filled) -> bool {
-        let Some(now) = self.context.now().await else {
-            return false;
-        };
+    async fn deal_with_page(&mut self, first: Filled) -> Run<()> {
+        let now = self.term.now().await?;
         // Of a change that is old enough by its time in hand alone, it is only known that it is due by now.
         let due = self.age.due(&first).min(now);
-        self.context.report.head(Some((due, now)));
+        self.term.report.head_due(due, now);
 
+        let (page, mark) = self.fill_page(first, now);
+        self.checker.check(page, due).await?;
+        self.unsaved = Some(mark);
+        Ok(())
+    }
+
+    /// A page of changes that are old enough, and the position behind it.
+    fn fill_page(&mut self, first: Filled, now: DateTime) -> (Vec<Filled>, Mark) {
         let mut mark = first.mark.clone();
         let mut page = vec![first];
-        while page.len() < self.context.settings.page_size {
+        while page.len() < self.term.settings.page_size {
             let Ok(item) = self.items.try_recv() else {
                 break;
             };
-            match self.sort(item) {
-                Taken::Passed(passed) => mark = passed,
-                Taken::Filled(filled) if self.age.wait(&filled, now).is_zero() => {
+            match self.read(item) {
+                InHand::UpTo(behind) => mark = behind,
+                InHand::Filled(filled) if self.age.wait(&filled, now).is_zero() => {
                     mark = filled.mark.clone();
                     page.push(*filled);
                 }
-                Taken::Filled(filled) => {
+                InHand::Filled(filled) => {
                     self.next = Some(filled);
                     break;
                 }
-                Taken::Nothing | Taken::End => break,
+                InHand::Nothing => break,
             }
         }
-
-        let done = page::check(self.context, &mut self.settled, &mut self.aside, page, due).await;
-        if done {
-            self.unsaved = Some(mark);
-        }
-        done
+        (page, mark)
     }
 
-    async fn save_if_due(&mut self) {
-        if Instant::now() >= self.save_at {
-            self.save().await;
-        }
-    }
-
-    /// Saves what is not saved yet. After a failure the position stays unsaved, and the next save has it.
+    /// Saves a position that is not saved yet, also after a stop. After a failure it stays unsaved, and the next save has it.
     async fn save(&mut self) {
-        // When stopped, it saves all the same; after the lease it doesn't.
-        if !self.context.held.lasts() {
-            self.context.is_over();
+        if !self.term.held.lasts() {
+            // Steps back, unless it did so already: after the lease nothing is saved.
+            self.term.is_over();
             return;
         }
         let Some(mark) = self.unsaved.take() else {
             return;
         };
-        self.save_at = Instant::now() + self.context.settings.busy_save_interval;
-        match write(self.context, &mark).await {
+
+        self.save_at = Instant::now() + self.term.settings.busy_save_interval;
+        match self.write(&mark).await {
             Ok(Saved::Done) => {
                 self.pauses = Pauses::new();
-                self.context.report.healed(SAVING);
+                self.term.report.healed(SAVING);
                 let cluster_time = mark.cluster_time;
-                self.context.report.emit(RescueEvent::PositionSaved { cluster_time });
+                self.term.report.emit(RescueEvent::PositionSaved { cluster_time });
             }
             Ok(Saved::Fenced) => {
-                self.context.step_back("another rescuer has saved a position, or somebody deleted it");
+                self.term.step_back("another rescuer has saved a position, or somebody deleted it");
             }
             Err(error) => {
                 self.save_at = Instant::now() + self.pauses.next();
-                self.context.report.trouble(SAVING, &error);
+                self.term.report.trouble(SAVING, &error);
                 self.unsaved = Some(mark);
             }
         }
     }
-}
 
-/// Writes a position. A server that doesn't answer delays a stop only for a moment.
-async fn write(context: &Context, mark: &Mark) -> Result<Saved, String> {
-    let write = async {
-        let now = context.clock.now().await?;
-        context.positions.save(mark, context.held.epoch, now).await
-    };
-    let write = timeout(LONGEST_SAVE, write);
-    match with_grace(&context.stop, context.settings.last_write(), write).await {
-        Some(Ok(written)) => written.map_err(|error| classify::explain(&error, classify::of(&error))),
-        Some(Err(_)) => Err(format!("MongoDB has not answered for {} s", LONGEST_SAVE.as_secs())),
-        None => Err("MongoDB has not answered before the end".into()),
+    /// Writes a position. A server that doesn't answer delays a stop only for a moment.
+    async fn write(&self, mark: &Mark) -> Result<Saved, String> {
+        let write = timeout(LONGEST_SAVE, async {
+            let now = self.term.mongo.now().await?;
+            self.positions.save(mark, self.term.held.epoch, now).await
+        });
+
+        let last = self.term.settings.last_write();
+        let written: Run<Result<Result<Saved, Error>, Elapsed>> =
+            with_grace(&self.term.stop, last, write).await;
+        match written {
+            Ok(Ok(written)) => written.map_err(|error| classify::explain(&error, classify::of(&error))),
+            Ok(Err(_)) => Err(format!("MongoDB has not answered for {} s", LONGEST_SAVE.as_secs())),
+            Err(Halt) => Err("MongoDB has not answered before the end".into()),
+        }
     }
-}
-
-const SAVING: &str = "save the position";
-/// Above the time that the server has for the majority.
-const LONGEST_SAVE: Duration = Duration::from_secs(15);
-const LONGEST_NAP: Duration = Duration::from_secs(1);
-
-enum Taken {
-    Filled(Box<Filled>),
-    Passed(Mark),
-    Nothing,
-    End,
 }

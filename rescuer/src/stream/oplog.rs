@@ -12,94 +12,100 @@ use mongodb::{
 };
 
 use crate::{
-    Warning, classify,
-    leadership::term::{Context, primary},
+    classify,
+    halt::Run,
+    leadership::term::Term,
+    mongo::{Mongo, primary},
+    observe::{warning::Warning, window::Window},
 };
 
 /// How often the ages are brought up to date.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the oplog is looked at.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often the ends of the oplog are read.
+const READ: Duration = Duration::from_secs(10);
+/// The first entry of a replica set's oplog that has dropped nothing yet.
+const INITIATING: &str = "initiating set";
 
-/// The oldest and the newest second of the oplog.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Window {
-    pub(crate) first: u32,
-    pub(crate) last: u32,
-    /// Nothing was dropped from it yet: it will reach back further than it does now.
-    pub(crate) whole: bool,
-}
-
-impl Window {
-    fn length(self) -> Duration {
-        Duration::from_secs(u64::from(self.last.saturating_sub(self.first)))
-    }
-}
-
-/// What there is to warn of.
-pub(crate) fn judge(window: Window, delay: Duration, age: Option<Duration>) -> Option<Warning> {
+/// Decides whether there is something to warn of.
+fn judge(window: Window, delay: Duration, age: Option<Duration>) -> Option<Warning> {
     if window.whole {
         return None;
     }
     let length = window.length();
+    if delay * 2 >= length {
+        return Some(Warning::OplogShort { delay, window: length });
+    }
     match age {
-        _ if delay * 2 >= length => Some(Warning::OplogShort { delay, window: length }),
         Some(behind) if behind >= length / 4 * 3 => Some(Warning::PositionFarBack { behind, window: length }),
         _ => None,
     }
 }
 
 /// Watches until told to stop.
-pub(crate) async fn watch(context: Arc<Context>) {
-    let mut looked: Option<Instant> = None;
-    while !context.stop.is_cancelled() {
-        if let Ok(now) = context.clock.now().await {
-            let age = context.report.tick(now);
-            if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-                looked = Some(Instant::now());
-                context.stop.run_until_cancelled(look_and_warn(&context, age)).await;
+pub(crate) async fn watch(term: Arc<Term>) {
+    // A stop ends it, and nothing else.
+    let _ = watch_on(&term).await;
+}
+
+async fn watch_on(term: &Term) -> Run<()> {
+    let mut read: Option<Instant> = None;
+    loop {
+        if let Ok(now) = term.unless_stopped(term.mongo.now()).await? {
+            let age = term.report.tick(now);
+            if read.is_none_or(|read| read.elapsed() >= READ) {
+                read = Some(Instant::now());
+                let window = term.unless_stopped(read_window(&term.mongo)).await?;
+                report(term, window, age);
             }
         }
-        context.stop.run_until_cancelled(tokio::time::sleep(TICK)).await;
+        term.sleep(TICK).await?;
     }
 }
 
-async fn look_and_warn(context: &Context, age: Option<Duration>) {
-    match look(context).await {
+fn report(term: &Term, window: Result<Window, Error>, age: Option<Duration>) {
+    match window {
         Ok(window) => {
-            context.report.window(Some(window));
-            if let Some(warning) = judge(window, context.plan.delay, age) {
-                context.report.warn(warning);
+            term.report.window(Some(window));
+            if let Some(warning) = judge(window, term.plan.delay, age) {
+                term.report.warn(warning);
             }
         }
         Err(error) => {
-            context.report.window(None);
+            term.report.window(None);
             // Refused, and not merely out of reach.
-            if error_codes::code(&error).is_some() && !classify::passes(&error) {
-                context.report.warn(Warning::OplogUnknown { error: classify::text(&error) });
+            if error_codes::code(&error).is_some() && !classify::is_transient(&error) {
+                term.report.warn(Warning::OplogUnknown { error: classify::text(&error) });
             }
         }
     }
 }
 
-async fn look(context: &Context) -> Result<Window, Error> {
-    let oplog = context.client.database("local").collection::<Document>("oplog.rs");
-    let end = |direction: i32| {
-        oplog
-            .find_one(doc! {})
-            .sort(doc! { "$natural": direction })
-            .projection(doc! { "ts": 1, "o.msg": 1 })
-            .selection_criteria(primary())
-    };
-    let (first, last) = (end(1).await?.unwrap_or_default(), end(-1).await?.unwrap_or_default());
-    let seconds = |entry: &Document| entry.get_timestamp("ts").map(|time| time.time);
-    let no_time = |_| Error::custom("an entry of the oplog has no time");
-    let message = first.get_document("o").and_then(|o| o.get_str("msg"));
+async fn read_window(mongo: &Mongo) -> Result<Window, Error> {
+    let first = end(mongo, 1).await?;
+    let last = end(mongo, -1).await?;
+    let message = first.get_document("o").and_then(|entry| entry.get_str("msg"));
     Ok(Window {
-        first: seconds(&first).map_err(no_time)?,
-        last: seconds(&last).map_err(no_time)?,
-        whole: message.is_ok_and(|message| message == "initiating set"),
+        first: seconds(&first)?,
+        last: seconds(&last)?,
+        whole: message.is_ok_and(|message| message == INITIATING),
     })
+}
+
+/// The first entry in this direction.
+async fn end(mongo: &Mongo, direction: i32) -> Result<Document, Error> {
+    let oplog = mongo.database("local").collection::<Document>("oplog.rs");
+    let entry = oplog
+        .find_one(doc! {})
+        .sort(doc! { "$natural": direction })
+        .projection(doc! { "ts": 1, "o.msg": 1 })
+        .selection_criteria(primary())
+        .await?;
+    Ok(entry.unwrap_or_default())
+}
+
+fn seconds(entry: &Document) -> Result<u32, Error> {
+    let time = entry.get_timestamp("ts").map_err(|_| Error::custom("an entry of the oplog has no time"))?;
+    Ok(time.time)
 }
 
 #[cfg(test)]

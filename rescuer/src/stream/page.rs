@@ -1,8 +1,8 @@
-//! One page: changes that are old enough, their documents looked up at once, what is still undelivered queued as one
-//! window.
+//! One page: changes that are old enough, their documents looked up at once, those still undelivered queued as one window.
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,176 +14,214 @@ use mongodb::{
 };
 use tokio::time::timeout;
 
+use super::{
+    change::Filled,
+    inline_share::InlineShare,
+    set_aside::{PATIENCE, SetAside},
+    settled::Settled,
+};
 use crate::{
     classify::{self, Fault},
-    judge::inspect::{find_command, look},
-    judge::verdict::Moment,
-    leadership::term::{Context, primary},
+    halt::Run,
+    judge::{
+        inspect::{Inspector, Wanted, find_command},
+        verdict::Moment,
+    },
+    leadership::term::Term,
+    mongo::primary,
     observe::event::RescueEvent,
-    send::commands::{Pauses, Wanted, send_all},
-    send::recently_queued::hash,
-    stream::change::Filled,
-    stream::set_aside::{Aside, PATIENCE},
+    pauses::Pauses,
+    send::sender::Sender,
+    sweep::{catalogue::Catalogue, full_sweep::FullSweep},
 };
 
 /// From this many changes on, a page is worth asking for the time of the look-up.
 const FULL: usize = 100;
 /// No look-up keeps the stream waiting for longer.
-const LONGEST_LOOK: Duration = Duration::from_secs(10);
+const LONGEST_LOOK_UP: Duration = Duration::from_secs(10);
+/// An empty array is its length, and the byte that ends it.
+const EMPTY_ARRAY: usize = 5;
 
-/// Checks a page, the first change of which was `due` then; `false` when stopped before everything it needed was confirmed.
-pub(crate) async fn check(
-    context: &Context,
-    settled: &mut Settled,
-    aside: &mut Aside,
-    changes: Vec<Filled>,
-    due: DateTime,
-) -> bool {
-    context.report.page_moved();
-    let (count, mut wanted) = (changes.len(), Vec::new());
-    let changed = by_document(changes);
-    let documents = changed.len();
-    let collections = by_collection(changed.into_iter().filter(|(key, change)| !settled.covers(key, change)));
-
-    // Asked before anything is looked up: everything until then is seen.
-    let mut time = None;
-    if count >= FULL && !collections.is_empty() {
-        let asked = context.insist("ask MongoDB for its cluster time", || context.cluster_time()).await;
-        let Some(answer) = asked else {
-            return false;
-        };
-        time = answer;
-    }
-
-    for (namespace, refs) in collections {
-        match look_up(context, aside, &namespace, &refs, time).await {
-            LookedUp::Found(found) => {
-                wanted.extend(found.wanted);
-                if let Some(time) = time {
-                    found.empty.iter().for_each(|key| settled.note(key, time));
-                }
-            }
-            LookedUp::SetAside => context.full_sweep.owe(&namespace),
-            LookedUp::Stopped => return false,
-        }
-        context.report.page_moved();
-    }
-    context.count_inline(wanted.len(), documents);
-
-    // An entry without a date is as old as its change, and that is as old as the page's first at most.
-    wanted.iter_mut().for_each(|wanted: &mut Wanted| _ = wanted.due.get_or_insert(due));
-    let Some(queued) = send_all(context, wanted, Reason::Stream).await else {
-        return false;
-    };
-    context.report.emit(RescueEvent::PageDone { changes: count, documents, queued });
-    true
+/// Checks pages, one after the other.
+pub(super) struct PageChecker {
+    term: Arc<Term>,
+    sender: Arc<Sender>,
+    inspector: Arc<Inspector>,
+    catalogue: Arc<Catalogue>,
+    full_sweep: Arc<FullSweep>,
+    settled: Settled,
+    aside: SetAside,
+    inline: InlineShare,
 }
 
-/// What became of the look-up of one collection's documents.
-enum LookedUp {
-    Found(Found),
-    /// It fails for this collection; the sweep finds what its changes were about.
-    SetAside,
-    Stopped,
-}
-
-/// Looks up documents of one collection until that succeeds, or it is clear that it is this collection that fails.
-async fn look_up(
-    context: &Context,
-    aside: &mut Aside,
-    namespace: &Namespace,
-    refs: &[DocumentRef],
-    time: Option<Timestamp>,
-) -> LookedUp {
-    if aside.waits(namespace) {
-        return LookedUp::SetAside;
-    }
-    let part = format!("look up changed documents of {namespace}");
-    let (mut pauses, begun) = (Pauses::new(), Instant::now());
-    while !context.is_over() {
-        let Some(now) = context.now().await else {
-            break;
-        };
-        let moment = Moment::following(now, context.plan.delay);
-        let find = find(context, namespace, refs, moment, time);
-        let Some(found) = context.stop.run_until_cancelled(find).await else {
-            break;
-        };
-        let error = match found {
-            Ok(found) => {
-                aside.take_back(namespace);
-                context.report.healed(&part);
-                return LookedUp::Found(found);
-            }
-            Err(error) => error,
-        };
-
-        let fault = classify::of(&error);
-        context.report.trouble(&part, &classify::explain(&error, fault));
-        let long =
-            matches!(fault, Fault::Fatal(_)) || aside.contains(namespace) || begun.elapsed() >= PATIENCE;
-        if long && answers(context).await {
-            aside.put(namespace);
-            return LookedUp::SetAside;
-        }
-        pauses.pause(&context.stop).await;
-    }
-    LookedUp::Stopped
-}
-
-/// Whether MongoDB answers at all: then it is the collection that fails.
-async fn answers(context: &Context) -> bool {
-    let asked = timeout(LONGEST_LOOK, context.cluster_time());
-    let answer = context.stop.run_until_cancelled(asked).await;
-    matches!(answer, Some(Ok(Ok(_))))
-}
-
-/// The last change of each document.
-fn by_document(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
-    changes.into_iter().map(|change| (change.document.map_key(), change)).collect()
-}
-
-fn by_collection(changes: impl Iterator<Item = (Vec<u8>, Filled)>) -> HashMap<Namespace, Vec<DocumentRef>> {
-    let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
-    for (_, Filled { document, .. }) in changes {
-        match collections.get_mut(&document.namespace) {
-            Some(documents) => documents.push(document),
-            None => _ = collections.insert(document.namespace.clone(), vec![document]),
-        }
-    }
-    collections
-}
-
-/// Documents that were found with an empty outbox, and the cluster time by which they were: what they changed until then needs
-/// no second look. So a document that changed many times in a backlog is looked up once, and not once in every page.
-///
-/// Forgetting costs another look and nothing else, so it is bounded. Two documents whose hashes are equal would hide each
-/// other's changes from the stream, though not from the sweep.
-#[derive(Debug, Default)]
-pub(crate) struct Settled(HashMap<u64, Timestamp>);
-
-/// At some 40 bytes each.
-const MOST_SETTLED: usize = 100_000;
-
-impl Settled {
-    fn covers(&self, key: &[u8], change: &Filled) -> bool {
-        let time = self.0.get(&hash(&key));
-        time.zip(change.mark.cluster_time).is_some_and(|(time, change)| change <= *time)
-    }
-
-    fn note(&mut self, key: &[u8], time: Timestamp) {
-        if self.0.len() >= MOST_SETTLED {
-            self.0.clear();
-        }
-        self.0.insert(hash(&key), time);
-    }
-}
-
-/// What a look-up found.
-struct Found {
+/// The documents of one collection that a look-up found.
+struct FoundDocuments {
     wanted: Vec<Wanted>,
     /// The keys of those whose outbox is empty.
     empty: Vec<Vec<u8>>,
+}
+
+/// The result of a look-up in one collection.
+enum LookUp {
+    Found(FoundDocuments),
+    /// It fails for this collection; the sweep finds the documents whose changes are skipped.
+    SetAside,
+}
+
+impl PageChecker {
+    pub(super) fn new(
+        term: Arc<Term>,
+        sender: Arc<Sender>,
+        inspector: Arc<Inspector>,
+        catalogue: Arc<Catalogue>,
+        full_sweep: Arc<FullSweep>,
+    ) -> Self {
+        Self {
+            term,
+            sender,
+            inspector,
+            catalogue,
+            full_sweep,
+            settled: Settled::default(),
+            aside: SetAside::default(),
+            inline: InlineShare::default(),
+        }
+    }
+
+    /// Checks a page, the first change of which was `due` then, until everything that it needs is confirmed.
+    pub(super) async fn check(&mut self, changes: Vec<Filled>, due: DateTime) -> Run<()> {
+        self.term.report.page_moved();
+        let count = changes.len();
+        let changed = last_changes(changes);
+        let documents = changed.len();
+        let collections = self.by_collection(changed);
+
+        // Asked before anything is looked up: everything until then is seen.
+        let mut time = None;
+        if count >= FULL && !collections.is_empty() {
+            let ask = || self.term.mongo.primary_time();
+            time = self.term.insist("ask MongoDB for its cluster time", ask).await?;
+        }
+
+        let mut wanted = Vec::new();
+        for (namespace, documents) in collections {
+            match self.look_up(&namespace, &documents, time).await? {
+                LookUp::Found(found) => {
+                    wanted.extend(found.wanted);
+                    self.settle(&found.empty, time);
+                }
+                LookUp::SetAside => self.full_sweep.owe(&namespace),
+            }
+            self.term.report.page_moved();
+        }
+        if let Some(warning) = self.inline.count(wanted.len(), documents, self.term.plan.delay) {
+            self.term.report.warn(warning);
+        }
+
+        // An entry without a date is as old as its change, and that is as old as the page's first at most.
+        for wanted in &mut wanted {
+            wanted.due.get_or_insert(due);
+        }
+        let queued = self.sender.send_all(wanted, Reason::Stream).await?;
+        self.term.report.emit(RescueEvent::PageDone { changes: count, documents, queued });
+        Ok(())
+    }
+
+    /// The documents to look up. A change from before its document was found empty needs no second look-up.
+    fn by_collection(&self, changed: HashMap<Vec<u8>, Filled>) -> HashMap<Namespace, Vec<DocumentRef>> {
+        let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
+        for (key, change) in changed {
+            if !self.settled.covers(&key, &change) {
+                let namespace = change.document.namespace.clone();
+                collections.entry(namespace).or_default().push(change.document);
+            }
+        }
+        collections
+    }
+
+    fn settle(&mut self, empty: &[Vec<u8>], time: Option<Timestamp>) {
+        if let Some(time) = time {
+            for key in empty {
+                self.settled.note(key, time);
+            }
+        }
+    }
+
+    /// Looks up documents of one collection until that succeeds, or it is clear that it is this collection that fails.
+    async fn look_up(
+        &mut self,
+        namespace: &Namespace,
+        documents: &[DocumentRef],
+        time: Option<Timestamp>,
+    ) -> Run<LookUp> {
+        if self.aside.waits(namespace) {
+            return Ok(LookUp::SetAside);
+        }
+        let part = format!("look up changed documents of {namespace}");
+        let (mut pauses, begun) = (Pauses::new(), Instant::now());
+        loop {
+            self.term.check()?;
+            let moment = Moment::following(self.term.now().await?, self.term.plan.delay);
+            let find = self.find(namespace, documents, moment, time);
+            let error = match self.term.unless_stopped(find).await? {
+                Ok(found) => {
+                    self.aside.take_back(namespace);
+                    self.term.report.healed(&part);
+                    return Ok(LookUp::Found(found));
+                }
+                Err(error) => error,
+            };
+
+            let fault = classify::of(&error);
+            self.term.report.trouble(&part, &classify::explain(&error, fault));
+            let lasts = matches!(fault, Fault::Fatal(_))
+                || self.aside.contains(namespace)
+                || begun.elapsed() >= PATIENCE;
+            if lasts && self.mongodb_answers().await? {
+                self.aside.put(namespace);
+                return Ok(LookUp::SetAside);
+            }
+            pauses.pause(&self.term.stop).await;
+        }
+    }
+
+    /// Whether MongoDB answers at all: then it is the collection that fails.
+    async fn mongodb_answers(&self) -> Run<bool> {
+        let asked = timeout(LONGEST_LOOK_UP, self.term.mongo.primary_time());
+        let answer = self.term.unless_stopped(asked).await?;
+        Ok(matches!(answer, Ok(Ok(_))))
+    }
+
+    async fn find(
+        &self,
+        namespace: &Namespace,
+        documents: &[DocumentRef],
+        moment: Moment,
+        time: Option<Timestamp>,
+    ) -> Result<FoundDocuments, Error> {
+        // On the primary, which has everything that a change stream has shown.
+        let database = self.term.mongo.database(&namespace.db);
+        let command = find_command(namespace, documents, read_concern(time), LONGEST_LOOK_UP);
+        let mut cursor = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
+
+        let (mut wanted, mut empty) = (Vec::new(), Vec::new());
+        while cursor.advance().await? {
+            let document = cursor.current();
+            match DocumentRef::of_stored(namespace.clone(), document) {
+                Some(named) if is_empty(document) => empty.push(named.map_key()),
+                _ => {
+                    self.catalogue.found_outbox(namespace);
+                    wanted.extend(self.inspector.inspect(namespace, document, moment).wanted);
+                }
+            }
+        }
+        Ok(FoundDocuments { wanted: with_keys(wanted, documents), empty })
+    }
+}
+
+/// The last change of each document, by its key.
+fn last_changes(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
+    changes.into_iter().map(|change| (change.document.map_key(), change)).collect()
 }
 
 /// With a `time`, everything that was written until then is seen, also by writes that were still committing when it was asked
@@ -195,34 +233,9 @@ fn read_concern(time: Option<Timestamp>) -> RawDocumentBuf {
     }
 }
 
-async fn find(
-    context: &Context,
-    namespace: &Namespace,
-    documents: &[DocumentRef],
-    moment: Moment,
-    time: Option<Timestamp>,
-) -> Result<Found, Error> {
-    // On the primary, which has everything that a change stream has shown.
-    let database = context.client.database(&namespace.db);
-    let command = find_command(namespace, documents, read_concern(time), LONGEST_LOOK);
-    let mut cursor = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
-
-    let (mut wanted, mut empty) = (Vec::new(), Vec::new());
-    while cursor.advance().await? {
-        let document = cursor.current();
-        match DocumentRef::of_stored(namespace.clone(), document) {
-            Some(named) if is_empty(document) => empty.push(named.map_key()),
-            _ => wanted.extend(look(context, namespace, document, moment).wanted),
-        }
-    }
-    Ok(Found { wanted: with_keys(wanted, documents), empty })
-}
-
 /// Whether the outbox is an empty array.
 fn is_empty(document: &RawDocument) -> bool {
-    /// Its length, and the byte that ends it.
-    const BYTES: usize = 5;
-    document.get_array("outbox").is_ok_and(|outbox| outbox.as_bytes().len() == BYTES)
+    document.get_array("outbox").is_ok_and(|outbox| outbox.as_bytes().len() == EMPTY_ARRAY)
 }
 
 /// Gives each document the key that its change named: on a sharded collection it holds more than the `_id`, and several
@@ -231,21 +244,26 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
     if wanted.is_empty() {
         return wanted;
     }
-    let mut keys: HashMap<Vec<u8>, Vec<&DocumentRef>> = HashMap::new();
+    let mut by_id: HashMap<Vec<u8>, Vec<&DocumentRef>> = HashMap::new();
     for document in documents {
-        if let Some(by_id) = DocumentRef::of_stored(document.namespace.clone(), document.key()) {
-            keys.entry(by_id.map_key()).or_default().push(document);
+        if let Some(id_alone) = DocumentRef::of_stored(document.namespace.clone(), document.key()) {
+            by_id.entry(id_alone.map_key()).or_default().push(document);
         }
     }
-    let named = |wanted: Wanted| match keys.get(&wanted.document.map_key()) {
-        Some(documents) => documents
-            .iter()
-            .map(|document| Wanted { document: (*document).clone(), ..wanted.clone() })
-            .collect(),
-        // Deleted and inserted again with an equal `_id` of another type of number.
-        None => vec![wanted],
-    };
-    wanted.into_iter().flat_map(named).collect()
+
+    let mut named = Vec::with_capacity(wanted.len());
+    for wanted in wanted {
+        match by_id.get(&wanted.document.map_key()) {
+            Some(documents) => {
+                for document in documents {
+                    named.push(Wanted { document: (*document).clone(), ..wanted.clone() });
+                }
+            }
+            // Deleted and inserted again with an equal `_id` of another type of number.
+            None => named.push(wanted),
+        }
+    }
+    named
 }
 
 #[cfg(test)]
@@ -253,39 +271,6 @@ mod tests {
     use mongodb::bson::{RawDocumentBuf, doc};
 
     use super::*;
-    use crate::stream::position::Mark;
-
-    fn change(id: i32, time: Option<u32>) -> (Vec<u8>, Filled) {
-        let document = DocumentRef::by_id(Namespace::new("shop", "orders"), id);
-        let cluster_time = time.map(|time| Timestamp { time, increment: 1 });
-        let mark = Mark { token: None, cluster_time };
-        let (at, read) = (DateTime::from_millis(0), Instant::now());
-        (document.map_key(), Filled { document, at, read, mark })
-    }
-
-    #[test]
-    fn what_a_document_changed_until_it_was_found_empty_needs_no_second_look() {
-        let mut settled = Settled::default();
-        let covers = |settled: &Settled, id, time| {
-            let (key, change) = change(id, time);
-            settled.covers(&key, &change)
-        };
-        assert!(!covers(&settled, 1, Some(1)));
-        settled.note(&change(1, None).0, Timestamp { time: 7, increment: 1 });
-        assert!(covers(&settled, 1, Some(6)) && covers(&settled, 1, Some(7)));
-        assert!(!covers(&settled, 1, Some(8)), "it has changed since");
-        assert!(!covers(&settled, 1, None), "nobody knows when");
-        assert!(!covers(&settled, 2, Some(6)));
-    }
-
-    #[test]
-    fn the_memory_of_empty_documents_is_bounded() {
-        let mut settled = Settled::default();
-        for number in 0..3 * MOST_SETTLED {
-            settled.note(&number.to_le_bytes(), Timestamp { time: 7, increment: 1 });
-        }
-        assert!(settled.0.len() <= MOST_SETTLED);
-    }
 
     #[test]
     fn only_an_empty_array_is_an_empty_outbox() {

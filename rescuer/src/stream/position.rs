@@ -20,23 +20,32 @@
 //! another. A copy of a whole server's files keeps it, but its oplog too; where that was made anew, the server says 286, or
 //! the position is ahead of the server's time.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use document_outbox::internal::error_codes::{self, Verdict};
 use mongodb::{
-    Client, Collection, Database,
-    bson::{Binary, Bson, DateTime, Document, Timestamp, Uuid, doc},
+    Collection, Database,
+    bson::{Binary, Bson, DateTime, Document, Timestamp, doc},
     change_stream::event::ResumeToken,
     error::Error,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{leadership::server, leadership::term::lasting, stream::filter::fingerprint, watch_plan::Plan};
+use super::filter::fingerprint;
+use crate::{
+    lineage::Lineage,
+    mongo::{Mongo, POSITIONS, lasting},
+    watch_plan::Plan,
+};
+
+/// How far a position may be ahead of the server's time, in seconds. The members of a cluster differ by less.
+const AHEAD: u32 = 60;
+
+const UNAUTHORISED: i32 = 13;
+const NAMESPACE_EXISTS: i32 = 48;
 
 /// How far the stream was dealt with.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Mark {
-    /// Go on after this.
+    /// Continue after this.
     pub(crate) token: Option<ResumeToken>,
     /// At or before the token.
     pub(crate) cluster_time: Option<Timestamp>,
@@ -65,74 +74,82 @@ pub(crate) enum Start {
 
 /// A stored position, read without trusting it.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Found {
+struct FoundPosition {
     token: Option<ResumeToken>,
     cluster_time: Option<Bson>,
     pipeline: Option<Bson>,
     lineage: Option<Bson>,
 }
 
-/// What a position is held against.
+/// The present to which a position is compared.
 #[derive(Debug, Clone)]
-pub(crate) struct Here {
+struct Here {
     /// What is watched and how.
-    pub(crate) pipeline: String,
+    pipeline: String,
     /// The UUID of the collection of positions, where the server tells.
-    pub(crate) lineage: Option<Binary>,
+    lineage: Option<Binary>,
     /// The server's time.
-    pub(crate) time: Timestamp,
+    time: Timestamp,
 }
 
 /// Decides where to start.
-pub(crate) fn start(found: Option<Found>, here: &Here) -> Start {
-    let Some(Found { token, cluster_time, pipeline, lineage }) = found else {
+fn start(found: Option<FoundPosition>, here: &Here) -> Start {
+    let Some(FoundPosition { token, cluster_time, pipeline, lineage }) = found else {
         return Start::Fresh;
     };
     let cluster_time = cluster_time.as_ref().and_then(Bson::as_timestamp);
-    let ours = here.lineage.clone().map(Bson::Binary);
-    if lineage.zip(ours).is_some_and(|(theirs, ours)| theirs != ours) {
+
+    // One that was made before lineages were, or where the user may not ask for them, is taken to be of this cluster.
+    if let (Some(theirs), Some(ours)) = (lineage, here.lineage.clone())
+        && theirs != Bson::Binary(ours)
+    {
         return Start::Lost("the saved position was copied here from another cluster or another time".into());
     }
-    if cluster_time.is_some_and(|time| time.time > here.time.time.saturating_add(AHEAD)) {
+    if let Some(time) = cluster_time
+        && time.time > here.time.time.saturating_add(AHEAD)
+    {
         return Start::Lost(
             "the saved position is ahead of the server's time, so it is of another cluster".into(),
         );
     }
-    let same = pipeline.as_ref().and_then(Bson::as_str) == Some(&here.pipeline);
-    match (same, token, cluster_time) {
-        (true, Some(token), cluster_time) => Start::Resume(Mark { token: Some(token), cluster_time }),
-        (true, None, Some(time)) => Start::Resume(Mark::at(time)),
-        (true, None, None) => Start::Lost("the saved position has neither a token nor a time".into()),
-        (false, _, Some(time)) => Start::PipelineChanged(time),
-        (false, _, None) => Start::Lost("the saved position is of other patterns and has no time".into()),
+
+    let is_of_this_pipeline = pipeline.as_ref().and_then(Bson::as_str) == Some(&here.pipeline);
+    if !is_of_this_pipeline {
+        return match cluster_time {
+            Some(time) => Start::PipelineChanged(time),
+            None => Start::Lost("the saved position is of other patterns and has no time".into()),
+        };
+    }
+    match (token, cluster_time) {
+        (Some(token), cluster_time) => Start::Resume(Mark { token: Some(token), cluster_time }),
+        (None, Some(time)) => Start::Resume(Mark::at(time)),
+        (None, None) => Start::Lost("the saved position has neither a token nor a time".into()),
     }
 }
-
-/// In seconds. The members of a cluster may differ by less.
-const AHEAD: u32 = 60;
 
 /// The stored position of one stream.
 #[derive(Clone)]
 pub(crate) struct Positions {
     database: Database,
-    collection: Collection<Found>,
+    collection: Collection<FoundPosition>,
+    mongo: Mongo,
     stream: String,
     owner: String,
     pipeline: String,
-    /// As last asked for: a collection that is dropped and made again has another.
-    lineage: Arc<Mutex<Option<Binary>>>,
+    lineage: Lineage,
 }
 
 impl Positions {
-    pub(crate) fn new(client: &Client, plan: &Plan, owner: &str) -> Self {
-        let database = client.database(&plan.coverage.state_database);
+    pub(crate) fn new(mongo: &Mongo, plan: &Plan, owner: &str) -> Self {
+        let database = mongo.database(&plan.coverage.state_database);
         Self {
-            collection: database.collection_with_options("positions", lasting()),
+            collection: database.collection_with_options(POSITIONS, lasting()),
             database,
+            mongo: mongo.clone(),
             stream: plan.name.clone(),
             owner: owner.into(),
             pipeline: fingerprint(&plan.coverage),
-            lineage: Arc::default(),
+            lineage: Lineage::default(),
         }
     }
 
@@ -141,30 +158,26 @@ impl Positions {
         let found = self.collection.find_one(self.id()).await?;
         let here = Here {
             pipeline: self.pipeline.clone(),
-            lineage: self.lineage().await?,
-            time: server::cluster_time(self.collection.client()).await?,
+            lineage: self.ask_lineage().await?,
+            time: self.mongo.cluster_time().await?,
         };
         Ok(start(found, &here))
     }
 
-    /// The epoch of the position that is there, if any.
-    pub(crate) async fn epoch(&self) -> Result<i64, Error> {
-        let raw = self.collection.clone_with_type::<Document>();
-        let found = raw.find_one(self.id()).projection(doc! { "epoch": 1 }).await?;
-        Ok(found.and_then(|found| found.get_i64("epoch").ok()).unwrap_or(0))
+    /// What the cluster of the positions is known by.
+    pub(crate) fn lineage(&self) -> &Lineage {
+        &self.lineage
     }
 
     /// Writes a position where there is none of a higher epoch, as a new owner does.
     pub(crate) async fn take(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
-        let stored = self.collection.clone_with_type::<Stored<'_>>();
-        let mut lineage = self.lineage().await?;
+        let stored = self.collection.clone_with_type::<StoredPosition<'_>>();
+        let mut lineage = self.ask_lineage().await?;
         loop {
             if lineage.is_none() {
                 // It has none before it is there.
-                match self.database.create_collection(self.collection.name()).await {
-                    Err(error) if error_codes::code(&error) != Some(NAMESPACE_EXISTS) => return Err(error),
-                    _ => lineage = self.lineage().await?,
-                }
+                self.create().await?;
+                lineage = self.ask_lineage().await?;
             }
             let written = self.stored(mark, lineage.as_ref(), epoch, now);
             match stored.replace_one(self.not_above(epoch), written).upsert(true).await {
@@ -175,7 +188,7 @@ impl Positions {
             }
 
             // Dropped in between, the write has made another collection, and the position would name the one before.
-            let made = self.lineage().await?;
+            let made = self.ask_lineage().await?;
             if made == lineage {
                 return Ok(Saved::Done);
             }
@@ -183,10 +196,18 @@ impl Positions {
         }
     }
 
+    /// Makes the collection of positions, unless it is there.
+    async fn create(&self) -> Result<(), Error> {
+        match self.database.create_collection(self.collection.name()).await {
+            Err(error) if error_codes::code(&error) == Some(NAMESPACE_EXISTS) => Ok(()),
+            created => created,
+        }
+    }
+
     /// Moves the position on.
     pub(crate) async fn save(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
-        let stored = self.collection.clone_with_type::<Stored<'_>>();
-        let lineage = self.known_lineage();
+        let stored = self.collection.clone_with_type::<StoredPosition<'_>>();
+        let lineage = self.lineage.known();
         let written = self.stored(mark, lineage.as_ref(), epoch, now);
         let result = stored.replace_one(self.not_above(epoch), written).await?;
         Ok(if result.matched_count == 1 { Saved::Done } else { Saved::Fenced })
@@ -200,32 +221,18 @@ impl Positions {
         doc! { "_id": &self.stream, "epoch": { "$not": { "$gt": epoch } } }
     }
 
-    /// What commands name the cluster by: the UUID of the collection, as it was when the position was last read or taken.
-    pub(crate) fn cluster(&self) -> Option<Uuid> {
-        self.known_lineage().and_then(|lineage| lineage.to_uuid().ok())
-    }
-
-    fn known_lineage(&self) -> Option<Binary> {
-        self.lineage.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Asks for the UUID of the collection; `None` where it isn't there or the user may not ask.
-    async fn lineage(&self) -> Result<Option<Binary>, Error> {
-        let asked = self.ask_lineage().await?;
-        self.lineage.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&asked);
-        Ok(asked)
-    }
-
     async fn ask_lineage(&self) -> Result<Option<Binary>, Error> {
         let listed = self.database.list_collections().filter(doc! { "name": self.collection.name() }).await;
-        let mut listed = match listed {
-            Err(error) if error_codes::code(&error) == Some(UNAUTHORISED) => return Ok(None),
-            listed => listed?,
+        let asked = match listed {
+            Err(error) if error_codes::code(&error) == Some(UNAUTHORISED) => None,
+            listed => {
+                let mut listed = listed?;
+                if listed.advance().await? { listed.deserialize_current()?.info.uuid } else { None }
+            }
         };
-        if !listed.advance().await? {
-            return Ok(None);
-        }
-        Ok(listed.deserialize_current()?.info.uuid)
+        self.lineage.set(asked.as_ref());
+        Ok(asked)
     }
 
     fn stored<'a>(
@@ -234,8 +241,8 @@ impl Positions {
         lineage: Option<&'a Binary>,
         epoch: i64,
         now: DateTime,
-    ) -> Stored<'a> {
-        Stored {
+    ) -> StoredPosition<'a> {
+        StoredPosition {
             id: &self.stream,
             token: mark.token.as_ref(),
             cluster_time: mark.cluster_time,
@@ -248,11 +255,8 @@ impl Positions {
     }
 }
 
-const UNAUTHORISED: i32 = 13;
-const NAMESPACE_EXISTS: i32 = 48;
-
 #[derive(Serialize)]
-struct Stored<'a> {
+struct StoredPosition<'a> {
     #[serde(rename = "_id")]
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -266,7 +270,7 @@ struct Stored<'a> {
     updated_at: DateTime,
 }
 
-/// What a save came to.
+/// The result of a save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Saved {
     Done,
@@ -284,8 +288,12 @@ mod tests {
         serde_json::from_value(serde_json::json!({ "_data": "82" })).unwrap()
     }
 
-    fn found(token: Option<ResumeToken>, cluster_time: Option<Bson>, pipeline: &str) -> Option<Found> {
-        Some(Found { token, cluster_time, pipeline: Some(pipeline.into()), lineage: None })
+    fn found(
+        token: Option<ResumeToken>,
+        cluster_time: Option<Bson>,
+        pipeline: &str,
+    ) -> Option<FoundPosition> {
+        Some(FoundPosition { token, cluster_time, pipeline: Some(pipeline.into()), lineage: None })
     }
 
     fn here() -> Here {
@@ -321,7 +329,7 @@ mod tests {
             found(None, None, "p"),
             found(None, Some("yesterday".into()), "p"),
             found(Some(token()), None, "other"),
-            Some(Found { token: Some(token()), cluster_time: None, pipeline: None, lineage: None }),
+            Some(FoundPosition { token: Some(token()), cluster_time: None, pipeline: None, lineage: None }),
         ] {
             assert!(matches!(start(unusable.clone(), &here()), Start::Lost(_)), "{unusable:?}");
         }
@@ -332,7 +340,7 @@ mod tests {
         let of = |made: Option<u8>, time: u32| {
             let time = Bson::from(Timestamp { time, increment: 1 });
             let lineage = made.map(|byte| Bson::Binary(lineage(byte)));
-            Some(Found { lineage, ..found(Some(token()), Some(time), "p").unwrap() })
+            Some(FoundPosition { lineage, ..found(Some(token()), Some(time), "p").unwrap() })
         };
         assert!(matches!(start(of(Some(1), 1030), &here()), Start::Resume(_)), "clocks differ a little");
         assert!(matches!(start(of(None, 7), &here()), Start::Resume(_)), "nobody asked when it was made");

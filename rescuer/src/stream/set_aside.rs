@@ -12,37 +12,37 @@ use std::{
 
 use mongodb::Namespace;
 
-/// For so long a look-up is repeated before its collection is set aside; elections are over by then.
+/// A look-up is repeated for this long before its collection is set aside; elections are over by then.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// The collections that are set aside.
 #[derive(Debug, Default)]
-pub(crate) struct Aside(HashMap<Namespace, Until>);
+pub(crate) struct SetAside(HashMap<Namespace, Again>);
 
 #[derive(Debug)]
-struct Until {
+struct Again {
     pause: Duration,
-    again: Instant,
+    at: Instant,
 }
 
-impl Aside {
+impl SetAside {
     pub(crate) fn contains(&self, namespace: &Namespace) -> bool {
         self.0.contains_key(namespace)
     }
 
     /// Whether it is not to be tried yet.
     pub(crate) fn waits(&self, namespace: &Namespace) -> bool {
-        self.0.get(namespace).is_some_and(|until| Instant::now() < until.again)
+        self.0.get(namespace).is_some_and(|again| Instant::now() < again.at)
     }
 
     /// Sets a collection aside, for longer each time.
     pub(crate) fn put(&mut self, namespace: &Namespace) {
-        let until =
-            self.0.entry(namespace.clone()).or_insert(Until { pause: SHORTEST / 2, again: Instant::now() });
-        until.pause = (until.pause * 2).min(LONGEST);
-        until.again = Instant::now() + until.pause;
+        let new = Again { pause: SHORTEST / 2, at: Instant::now() };
+        let again = self.0.entry(namespace.clone()).or_insert(new);
+        again.pause = (again.pause * 2).min(LONGEST);
+        again.at = Instant::now() + again.pause;
     }
 
     /// It can be looked up again.
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_collection_waits_longer_each_time() {
-        let (mut aside, namespace) = (Aside::default(), Namespace::new("shop", "audit"));
+        let (mut aside, namespace) = (SetAside::default(), Namespace::new("shop", "audit"));
         assert!(!aside.waits(&namespace));
         let mut pauses = Vec::new();
         for _ in 0..8 {

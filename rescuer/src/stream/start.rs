@@ -17,127 +17,164 @@
 
 use std::sync::Arc;
 
+use mongodb::bson::Timestamp;
+use tokio::sync::mpsc;
+
+use super::{
+    follow::Follower,
+    page::PageChecker,
+    position::{Mark, Positions, Saved, Start},
+    reader::{Loss, Reader},
+};
 use crate::{
-    RescueEvent, RescuerError,
-    leadership::server,
-    leadership::term::{Context, FullSweep},
-    observe::event::StartedFrom,
-    send::commands::Pauses,
+    error::RescuerError,
+    halt::{Halt, Interrupted, Run},
+    judge::inspect::Inspector,
+    leadership::term::Term,
+    observe::event::{RescueEvent, StartedFrom},
+    pauses::Pauses,
+    send::sender::Sender,
     settings::OnHistoryLost,
-    stream::follow::{Followed, follow},
-    stream::position::{Mark, Saved, Start},
+    sweep::{catalogue::Catalogue, full_sweep::FullSweep},
 };
 
-/// Where this term of an owner begins to read; `None` when stopped before that was saved.
-pub(crate) async fn begin(context: &Arc<Context>) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
-    let start = match context.start_at {
-        Some(time) => Start::Asked(time),
-        None => match context.insist("read the position", || context.positions.load()).await {
-            Some(start) => start,
-            None => return Ok(None),
-        },
-    };
-    take_up(context, start).await
+/// The change stream of one term, from where it begins.
+pub(crate) struct ChangeStream {
+    pub(crate) term: Arc<Term>,
+    pub(crate) positions: Positions,
+    pub(crate) sender: Arc<Sender>,
+    pub(crate) inspector: Arc<Inspector>,
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) full_sweep: Arc<FullSweep>,
+    /// Where an operator wants it to begin, instead of at the position.
+    pub(crate) start_at: Option<Timestamp>,
 }
 
-/// Makes a start of what was found, and saves it where it is new; `None` when stopped before.
-async fn take_up(context: &Arc<Context>, start: Start) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
-    let (mark, from) = match start {
-        Start::Resume(mark) => (mark, StartedFrom::Position),
-        Start::PipelineChanged(time) => {
-            tracing::info!(
-                "other collections are watched than before: reading again from the position's time, and sweeping"
-            );
-            (Mark::at(time), StartedFrom::ChangedPatterns)
-        }
-        Start::Asked(time) => {
-            let seconds = time.time;
-            tracing::warn!(
-                seconds,
-                "reading from the time in start_at, whatever the position says; remove start_at again"
-            );
-            (Mark::at(time), StartedFrom::Asked)
-        }
-        Start::Fresh => match now(context).await {
-            Some(mark) => (mark, StartedFrom::Now),
-            None => return Ok(None),
-        },
-        Start::Lost(reason) => return lose(context, reason, None).await,
-    };
-    Ok(save(context, &mark).await.then_some((mark, from)))
+/// A place to read from, which is saved.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) mark: Mark,
+    pub(crate) from: StartedFrom,
 }
 
-/// Follows, and starts over as the settings say when the position is lost.
-pub(crate) async fn keep_following(
-    context: &Arc<Context>,
-    mut mark: Mark,
-    mut from: StartedFrom,
-) -> Result<(), RescuerError> {
-    let mut pauses = Pauses::new();
-    loop {
-        match follow(context, mark, from).await? {
-            Followed::Stopped => return Ok(()),
-            Followed::Lost { reason, code, worked } => {
-                // One after the other without anything between, the more slowly the longer.
-                if worked {
-                    pauses = Pauses::new();
-                }
-                pauses.pause(&context.stop).await;
-                match lose(context, reason, code).await? {
-                    Some(start) => (mark, from) = start,
-                    None => return Ok(()),
-                }
+type MayFail<T> = Result<T, Interrupted<RescuerError>>;
+
+impl ChangeStream {
+    /// Decides where this term begins to read.
+    pub(crate) async fn begin(&self) -> MayFail<Begun> {
+        let start = match self.start_at {
+            Some(time) => Start::Asked(time),
+            None => self.term.insist("read the position", || self.positions.load()).await?,
+        };
+        self.take_up(start).await
+    }
+
+    /// Makes a beginning of the position that was found, and saves it where it is new.
+    async fn take_up(&self, start: Start) -> MayFail<Begun> {
+        let (mark, from) = match start {
+            Start::Resume(mark) => (mark, StartedFrom::Position),
+            Start::PipelineChanged(time) => {
+                tracing::info!(
+                    "other collections are watched than before: reading again from the position's time, and sweeping"
+                );
+                (Mark::at(time), StartedFrom::ChangedPatterns)
+            }
+            Start::Asked(time) => {
+                let seconds = time.time;
+                tracing::warn!(
+                    seconds,
+                    "reading from the time in start_at, whatever the position says; remove start_at again"
+                );
+                (Mark::at(time), StartedFrom::Asked)
+            }
+            Start::Fresh => (self.now().await?, StartedFrom::Now),
+            Start::Lost(reason) => return self.begin_without(reason, None).await,
+        };
+
+        self.save(&mark).await?;
+        Ok(Begun { mark, from })
+    }
+
+    /// Follows, and starts over as the settings say when the position is lost. Ends by a stop or a failure.
+    pub(crate) async fn keep_following(&self, mut begun: Begun) -> MayFail<()> {
+        let mut pauses = Pauses::new();
+        loop {
+            let Loss { reason, code, worked } = self.follow(begun).await?;
+
+            // One loss after the other without anything between, the more slowly the longer.
+            if worked {
+                pauses = Pauses::new();
+            }
+            pauses.pause(&self.term.stop).await;
+            begun = self.begin_without(reason, code).await?;
+        }
+    }
+
+    /// Follows from a mark until the position is lost.
+    async fn follow(&self, begun: Begun) -> MayFail<Loss> {
+        let (out, items) = mpsc::channel(self.term.settings.page_size);
+        let Begun { mark, from } = begun;
+        let reader = Reader::new(self.term.clone(), self.full_sweep.clone(), out, mark, from);
+        let reading = tokio::spawn(reader.run());
+
+        let checker = PageChecker::new(
+            self.term.clone(),
+            self.sender.clone(),
+            self.inspector.clone(),
+            self.catalogue.clone(),
+            self.full_sweep.clone(),
+        );
+        // When it ends, the reader finds that its items are no longer taken, and ends too.
+        Follower::new(self.term.clone(), self.positions.clone(), checker, items).run().await;
+
+        match reading.await {
+            Ok(Ok(loss)) => Ok(loss),
+            Ok(Err(Halt)) => Err(Interrupted::Halted),
+            Err(error) if error.is_panic() => {
+                Err(RescuerError::Panicked("the task that reads the change stream").into())
+            }
+            Err(_) => Err(Interrupted::Halted),
+        }
+    }
+
+    /// Begins without a position, as the settings say.
+    async fn begin_without(&self, reason: String, code: Option<i32>) -> MayFail<Begun> {
+        let policy = self.term.settings.on_history_lost;
+        tracing::warn!(reason, code, ?policy, "the stream's position is LOST");
+        self.term.report.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
+        self.catalogue.doubt();
+        if policy == OnHistoryLost::Fail {
+            let stream = self.term.plan.name.clone();
+            return Err(RescuerError::PositionLost { stream, reason }.into());
+        }
+
+        // Saved first: whatever is saved later shows in the stream, whatever was saved earlier is there for the sweep.
+        let mark = self.now().await?;
+        self.save(&mark).await?;
+        if policy == OnHistoryLost::Sweep {
+            self.full_sweep.request_twice();
+        }
+        Ok(Begun { mark, from: StartedFrom::AfterLoss })
+    }
+
+    /// The server's present.
+    async fn now(&self) -> Run<Mark> {
+        let ask = || self.term.mongo.operation_time();
+        Ok(Mark::at(self.term.insist("ask MongoDB for its operation time", ask).await?))
+    }
+
+    async fn save(&self, mark: &Mark) -> Run<()> {
+        let now = self.term.now().await?;
+        let save = || self.positions.take(mark, self.term.held.epoch, now);
+        match self.term.insist("save the position", save).await? {
+            Saved::Done => {
+                self.term.report.position(mark.cluster_time);
+                Ok(())
+            }
+            Saved::Fenced => {
+                self.term.step_back("another rescuer has saved a position");
+                Err(Halt)
             }
         }
-    }
-}
-
-/// What to do without a position.
-async fn lose(
-    context: &Arc<Context>,
-    reason: String,
-    code: Option<i32>,
-) -> Result<Option<(Mark, StartedFrom)>, RescuerError> {
-    let settings = &context.settings;
-    tracing::warn!(reason, code, policy = ?settings.on_history_lost, "the stream's position is LOST");
-    context.report.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
-    context.catalogue().doubt();
-    if settings.on_history_lost == OnHistoryLost::Fail {
-        let stream = context.plan.name.clone();
-        return Err(RescuerError::PositionLost { stream, reason });
-    }
-    let Some(mark) = now(context).await else {
-        return Ok(None);
-    };
-    if !save(context, &mark).await {
-        return Ok(None);
-    }
-    if settings.on_history_lost == OnHistoryLost::Sweep {
-        FullSweep::request_twice(context);
-    }
-    Ok(Some((mark, StartedFrom::AfterLoss)))
-}
-
-async fn now(context: &Context) -> Option<Mark> {
-    let ask = || server::operation_time(&context.client);
-    context.insist("ask MongoDB for its operation time", ask).await.map(Mark::at)
-}
-
-/// False when stopped before.
-async fn save(context: &Context, mark: &Mark) -> bool {
-    let Some(now) = context.now().await else {
-        return false;
-    };
-    let save = || context.positions.take(mark, context.held.epoch, now);
-    match context.insist("save the position", save).await {
-        Some(Saved::Done) => {
-            context.report.position(mark.cluster_time);
-            true
-        }
-        Some(Saved::Fenced) => {
-            context.step_back("another rescuer has saved a position");
-            false
-        }
-        None => false,
     }
 }

@@ -1,9 +1,9 @@
 //! How much is pending and dead, counted in the background out of a share of the sweep's budget of queries.
 //!
-//! It goes by the indexes only: what has none is not counted, and its series say so by not being a number. It lists the
+//! It goes by the indexes only: what has none is not counted, and its series are not a number. It lists the
 //! collections by itself and needs no broker, since it is during an outage that the figures are needed.
 //!
-//! A look reads every filled outbox of a collection. So after one that took long, the next waits for ten times as long.
+//! Counting reads every filled outbox of a collection. So after one that took long, the next waits for ten times as long.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,23 @@ use document_outbox::internal::until;
 use mongodb::{
     Namespace,
     bson::{Bson, DateTime, Document, doc},
-    error::Error,
     options::Hint,
 };
+use tokio_util::sync::CancellationToken;
 
+use super::{
+    budget::{Budget, Turns},
+    catalogue::Catalogue,
+    collections,
+    facts::Holds,
+    query::due_by,
+    unwatchable,
+};
 use crate::{
     classify,
-    leadership::term::Context,
-    observe::metrics::{Filled, STATES, Totals},
-    sweep::budget::Turns,
-    sweep::catalogue::{self, Holds},
-    sweep::collections,
-    sweep::unwatchable,
+    halt::{Halt, Interrupted, Run},
+    leadership::term::Term,
+    observe::metrics::{Contents, STATES, Totals},
 };
 
 /// Counting ends here.
@@ -35,123 +40,217 @@ const MOST: i64 = 100_000;
 const LONGEST: Duration = Duration::from_secs(30);
 /// How many of the documents that have been due for longest are read for the oldest message.
 const ELDERS: i64 = 100;
-/// A look takes at most this part of the time.
+/// Counting takes at most this part of the time.
 const SHARE: u32 = 10;
 
-/// When a collection is looked at again.
-#[derive(Debug)]
-struct Looked {
-    again: Instant,
+/// Counts the backlog of one term's collections.
+pub(crate) struct BacklogGauge {
+    term: Arc<Term>,
+    catalogue: Arc<Catalogue>,
+    budget: Arc<Budget>,
+    /// Cancelled when the sweep's first round has ended.
+    swept: CancellationToken,
+    /// When each collection is counted again.
+    again: HashMap<Namespace, Instant>,
 }
 
-/// Looks at all collections again and again, until told to stop.
-pub(crate) async fn refresh(context: Arc<Context>) {
-    if !context.settings.count_totals {
-        return;
+impl BacklogGauge {
+    pub(crate) fn new(
+        term: Arc<Term>,
+        catalogue: Arc<Catalogue>,
+        budget: Arc<Budget>,
+        swept: CancellationToken,
+    ) -> Self {
+        Self { term, catalogue, budget, swept, again: HashMap::new() }
     }
-    // What is due is looked for first, unless that takes long, or can't begin because there is no broker.
-    tokio::select! {
-        () = context.swept.cancelled() => {}
-        () = tokio::time::sleep(context.settings.totals_interval) => {}
-        () = context.stop.cancelled() => {}
-    }
-    let mut looked: HashMap<Namespace, Looked> = HashMap::new();
-    while !context.stop.is_cancelled() {
-        // A stop needn't wait for what the server is still counting.
-        let round = round(&context, &mut looked);
-        if let Some(Err(error)) = context.stop.run_until_cancelled(round).await {
-            tracing::debug!(error = classify::text(&error), "could not list the collections to count in");
-        }
-        let pause = tokio::time::sleep(context.settings.totals_interval);
-        context.stop.run_until_cancelled(pause).await;
-    }
-    // The next owner reports them.
-    for namespace in looked.keys() {
-        context.report.metrics.totals(namespace, Totals::default());
-    }
-}
 
-async fn round(context: &Context, looked: &mut HashMap<Namespace, Looked>) -> Result<(), Error> {
-    let listing = collections::list_all(context, &mut Turns::Counting).await?;
-    let collections = listing.watched(&context.plan.coverage);
-    if listing.failed.is_empty() {
-        unwatchable::report(context, &listing, &mut Turns::Counting).await;
-        for (gone, _) in looked.extract_if(|known, _| !collections.contains(known)) {
-            context.report.metrics.totals(&gone, Totals::default());
+    /// Counts again and again, until told to stop.
+    pub(crate) async fn run(mut self) {
+        if !self.term.settings.count_totals {
+            return;
+        }
+        // A stop ends it, and nothing else.
+        let _ = self.count_on().await;
+
+        // The next owner reports them.
+        for namespace in self.again.keys() {
+            self.term.report.totals(namespace, Totals::default());
         }
     }
-    for namespace in collections {
-        if looked.get(&namespace).is_some_and(|looked| Instant::now() < looked.again) {
-            continue;
+
+    async fn count_on(&mut self) -> Run<()> {
+        let interval = self.term.settings.totals_interval;
+        // The sweep looks for due entries first, unless that takes long, or can't begin because there is no broker.
+        tokio::select! {
+            () = self.swept.cancelled() => {}
+            slept = self.term.sleep(interval) => slept?,
         }
-        let learned = catalogue::learn(context, &namespace, &mut Turns::Counting).await;
+
+        let (term, budget) = (self.term.clone(), self.budget.clone());
+        loop {
+            let mut turns = Turns::counting(&term, &budget);
+            // A stop needn't wait for what the server is still counting.
+            match term.unless_stopped(self.round(&mut turns)).await? {
+                Ok(()) => {}
+                Err(Interrupted::Halted) => return Err(Halt),
+                Err(Interrupted::Failed(error)) => {
+                    let error = classify::text(&error);
+                    tracing::debug!(error, "could not list the collections to count in");
+                }
+            }
+            term.sleep(interval).await?;
+        }
+    }
+
+    async fn round(&mut self, turns: &mut Turns<'_>) -> Result<(), Interrupted> {
+        let listing = collections::list_all(&self.term, turns).await?;
+        let collections = listing.watched(&self.term.plan.coverage);
+        if listing.failed.is_empty() {
+            unwatchable::report(&self.term, &listing, turns).await?;
+            for (gone, _) in self.again.extract_if(|known, _| !collections.contains(known)) {
+                self.term.report.totals(&gone, Totals::default());
+            }
+        }
+
+        for namespace in collections {
+            let is_early = self.again.get(&namespace).is_some_and(|again| Instant::now() < *again);
+            if !is_early {
+                self.count(namespace, turns).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts in one collection. A collection in which that fails is reported as not counted.
+    async fn count(&mut self, namespace: Namespace, turns: &mut Turns<'_>) -> Run<()> {
+        let learned = self.catalogue.learn(&namespace, turns).await;
         let begun = Instant::now();
         let counted = match learned {
-            Ok(()) if context.catalogue().holds(&namespace) != Holds::Outboxes => continue,
-            Ok(()) => look(context, &namespace).await,
-            Err(error) => Err(error),
+            Ok(()) if self.catalogue.holds(&namespace) != Holds::Outboxes => return Ok(()),
+            Ok(()) => self.totals(&namespace, turns).await,
+            Err(interrupted) => Err(interrupted),
         };
-        let totals = counted.unwrap_or_else(|error| {
-            tracing::debug!(
-                namespace = namespace.to_string(),
-                error = classify::text(&error),
-                "could not count what is pending"
-            );
-            // Better none than those of before.
-            Totals::default()
-        });
-        context.report.metrics.totals(&namespace, totals);
-        let again = Instant::now() + begun.elapsed() * SHARE;
-        looked.insert(namespace, Looked { again });
-    }
-    Ok(())
-}
 
-async fn look(context: &Context, namespace: &Namespace) -> Result<Totals, Error> {
-    let (index, has_dead_index) = {
-        let catalogue = context.catalogue();
-        (catalogue.index(namespace), catalogue.has_dead_index(namespace))
-    };
-    let mut totals = Totals::default();
-    if let Some(index) = index {
-        let hint = || Hint::Name(index.name.clone());
-        let now = context.clock.now().await?;
-        totals.oldest = Some(oldest(context, namespace, hint(), now).await?);
-        if index.partial {
-            let (pending, filled) = filled(context, namespace, hint(), now).await?;
-            (totals.pending, totals.filled) = (Some(pending), Some(filled));
-            // Of all of them where counting didn't end before.
-            let [.., dead] = filled.messages;
-            totals.dead = (pending < MOST as u64).then_some(dead);
+        let totals = match counted {
+            Ok(totals) => totals,
+            Err(Interrupted::Halted) => return Err(Halt),
+            Err(Interrupted::Failed(error)) => {
+                let (namespace, error) = (namespace.to_string(), classify::text(&error));
+                tracing::debug!(namespace, error, "could not count what is pending");
+                // Better none than those of before.
+                Totals::default()
+            }
+        };
+        self.term.report.totals(&namespace, totals);
+        self.again.insert(namespace, Instant::now() + begun.elapsed() * SHARE);
+        Ok(())
+    }
+
+    async fn totals(&self, namespace: &Namespace, turns: &mut Turns<'_>) -> Result<Totals, Interrupted> {
+        let mut totals = Totals::default();
+        if let Some(index) = self.catalogue.index(namespace) {
+            let hint = || Hint::Name(index.name.clone());
+            let now = self.term.mongo.now().await?;
+            totals.oldest = Some(self.oldest(namespace, hint(), now, turns).await?);
+
+            if index.partial {
+                let (pending, contents) = self.contents(namespace, hint(), now, turns).await?;
+                totals.pending = Some(pending);
+                totals.contents = Some(contents);
+                // Of all of them where counting didn't end before.
+                let [.., dead] = contents.messages;
+                let is_all = pending < MOST.unsigned_abs();
+                totals.dead = is_all.then_some(dead);
+            }
         }
-    }
-    if has_dead_index {
-        totals.dead = Some(dead(context, namespace).await?);
-    }
-    if let Some(dead) = totals.dead {
-        catalogue::found_dead(context, namespace, dead > 0);
-    }
-    Ok(totals)
-}
 
-/// What the filled outboxes hold, and how many there are.
-async fn filled(
-    context: &Context,
-    namespace: &Namespace,
-    hint: Hint,
-    now: DateTime,
-) -> Result<(u64, Filled), Error> {
-    let Some(counted) = aggregate(context, namespace, by_state(now), hint).await? else {
-        return Ok((0, Filled::default()));
-    };
-    let mut filled = Filled { fullest: number(&counted, "fullest"), ..Filled::default() };
-    for (at, state) in STATES.into_iter().enumerate() {
-        filled.messages[at] = number(&counted, state);
+        if self.catalogue.has_dead_index(namespace) {
+            totals.dead = Some(self.dead(namespace, turns).await?);
+        }
+        if let Some(dead) = totals.dead {
+            self.catalogue.counted_dead(namespace, dead);
+        }
+        Ok(totals)
     }
-    if let Ok(since) = counted.get_datetime("oldest") {
-        filled.oldest = until(*since, now);
+
+    /// The contents of the filled outboxes, and how many there are.
+    async fn contents(
+        &self,
+        namespace: &Namespace,
+        hint: Hint,
+        now: DateTime,
+        turns: &mut Turns<'_>,
+    ) -> Result<(u64, Contents), Interrupted> {
+        let Some(counted) = self.aggregate(namespace, by_state(now), hint, turns).await? else {
+            return Ok((0, Contents::default()));
+        };
+
+        let mut contents = Contents { fullest: number(&counted, "fullest"), ..Contents::default() };
+        for (at, state) in STATES.into_iter().enumerate() {
+            contents.messages[at] = number(&counted, state);
+        }
+        if let Ok(since) = counted.get_datetime("oldest") {
+            contents.oldest = until(*since, now);
+        }
+        Ok((number(&counted, "documents"), contents))
     }
-    Ok((number(&counted, "documents"), filled))
+
+    async fn dead(&self, namespace: &Namespace, turns: &mut Turns<'_>) -> Result<u64, Interrupted> {
+        let outbox = doc! { "$cond": [{ "$isArray": "$outbox" }, "$outbox", []] };
+        let dead = doc! { "$filter": { "input": outbox, "cond": { "$gt": ["$$this.dead_at", Bson::Null] } } };
+        let stages = vec![
+            doc! { "$match": { "outbox.dead_at": { "$exists": true } } },
+            doc! { "$limit": MOST },
+            doc! { "$group": { "_id": Bson::Null, "n": { "$sum": { "$size": dead } } } },
+        ];
+        let by_dead = Hint::Keys(doc! { "outbox.dead_at": 1 });
+
+        let counted = self.aggregate(namespace, stages, by_dead, turns).await?;
+        Ok(counted.map_or(0, |counted| number(&counted, "n")))
+    }
+
+    async fn aggregate(
+        &self,
+        namespace: &Namespace,
+        stages: Vec<Document>,
+        hint: Hint,
+        turns: &mut Turns<'_>,
+    ) -> Result<Option<Document>, Interrupted> {
+        turns.wait().await?;
+        let collection = self.term.mongo.collection(namespace);
+        let mut cursor = collection.aggregate(stages).hint(hint).max_time(LONGEST).await?;
+        if !cursor.advance().await? {
+            return Ok(None);
+        }
+        Ok(Some(cursor.deserialize_current()?))
+    }
+
+    /// The age of the oldest message among the documents that have been due for longest.
+    async fn oldest(
+        &self,
+        namespace: &Namespace,
+        hint: Hint,
+        now: DateTime,
+        turns: &mut Turns<'_>,
+    ) -> Result<Duration, Interrupted> {
+        let fields = doc! {
+            "_id": 0, "outbox.available_at": 1, "outbox.created_at": 1, "outbox.claimed_by": 1, "outbox.attempts": 1,
+        };
+
+        turns.wait().await?;
+        let collection = self.term.mongo.collection(namespace).clone_with_type::<Document>();
+        let find = collection.find(due_by(now)).hint(hint).projection(fields);
+        let mut cursor = find.limit(ELDERS).max_time(LONGEST).await?;
+        let mut oldest = Duration::ZERO;
+        while cursor.advance().await? {
+            let document = cursor.deserialize_current()?;
+            for entry in document.get_array("outbox").into_iter().flatten() {
+                let age = entry.as_document().and_then(|entry| age(entry, now));
+                oldest = oldest.max(age.unwrap_or_default());
+            }
+        }
+        Ok(oldest)
+    }
 }
 
 fn by_state(now: DateTime) -> Vec<Document> {
@@ -182,11 +281,9 @@ fn by_state(now: DateTime) -> Vec<Document> {
 
 /// The state of an element, as in ARCHITECTURE.md; none where it can't be an entry.
 fn state(now: DateTime) -> Document {
-    let is_not_a = |field: &str, kind: &str| doc! { "$ne": [{ "$type": field }, kind] };
     let due_at = doc! { "$ifNull": ["$$e.available_at", DateTime::MIN] };
     let made = doc! { "$ifNull": ["$$e.created_at", DateTime::MIN] };
     let attempts = doc! { "$gt": ["$$e.attempts", 0] };
-    let branch = |case: Document, then: &str| doc! { "case": case, "then": then };
     let no_entry = doc! { "$or": [is_not_a("$$e.id", "binData"), is_not_a("$$e.type", "string")] };
     doc! { "$switch": {
         "branches": [
@@ -200,6 +297,14 @@ fn state(now: DateTime) -> Document {
         ],
         "default": "scheduled",
     } }
+}
+
+fn is_not_a(field: &str, kind: &str) -> Document {
+    doc! { "$ne": [{ "$type": field }, kind] }
+}
+
+fn branch(case: Document, then: &str) -> Document {
+    doc! { "case": case, "then": then }
 }
 
 /// Since when a message waits: since it was made, or, if it was scheduled, since it is due.
@@ -218,72 +323,24 @@ fn since(now: DateTime) -> Document {
     doc! { "$let": { "vars": dates, "in": waits } }
 }
 
-async fn dead(context: &Context, namespace: &Namespace) -> Result<u64, Error> {
-    let outbox = doc! { "$cond": [{ "$isArray": "$outbox" }, "$outbox", []] };
-    let dead = doc! { "$filter": { "input": outbox, "cond": { "$gt": ["$$this.dead_at", Bson::Null] } } };
-    let stages = vec![
-        doc! { "$match": { "outbox.dead_at": { "$exists": true } } },
-        doc! { "$limit": MOST },
-        doc! { "$group": { "_id": Bson::Null, "n": { "$sum": { "$size": dead } } } },
-    ];
-    let by_dead = Hint::Keys(doc! { "outbox.dead_at": 1 });
-    let counted = aggregate(context, namespace, stages, by_dead).await?;
-    Ok(counted.map_or(0, |counted| number(&counted, "n")))
-}
-
-async fn aggregate(
-    context: &Context,
-    namespace: &Namespace,
-    stages: Vec<Document>,
-    hint: Hint,
-) -> Result<Option<Document>, Error> {
-    Turns::Counting.wait(context).await;
-    let collection = context.collection(namespace);
-    let mut cursor = collection.aggregate(stages).hint(hint).max_time(LONGEST).await?;
-    if !cursor.advance().await? {
-        return Ok(None);
-    }
-    cursor.deserialize_current().map(Some)
-}
-
+/// A count of a reply; 0 where there is none.
 fn number(counted: &Document, name: &str) -> u64 {
     let number = counted.get_i64(name).or_else(|_| counted.get_i32(name).map(i64::from));
     number.ok().and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
 }
 
-/// The age of the oldest message among the documents that have been due for longest.
-async fn oldest(
-    context: &Context,
-    namespace: &Namespace,
-    hint: Hint,
-    now: DateTime,
-) -> Result<Duration, Error> {
-    Turns::Counting.wait(context).await;
-    let due = doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": { "available_at": { "$lte": now } } } };
-    let fields = doc! {
-        "_id": 0, "outbox.available_at": 1, "outbox.created_at": 1, "outbox.claimed_by": 1, "outbox.attempts": 1,
-    };
-    let collection = context.collection(namespace).clone_with_type::<Document>();
-    let found = collection.find(due).hint(hint).projection(fields).limit(ELDERS).max_time(LONGEST);
-    let mut cursor = found.await?;
-    let mut oldest = Duration::ZERO;
-    while cursor.advance().await? {
-        let document = cursor.deserialize_current()?;
-        let entries = document.get_array("outbox").into_iter().flatten();
-        let ages = entries.filter_map(|entry| age(entry.as_document()?, now));
-        oldest = ages.fold(oldest, Duration::max);
-    }
-    Ok(oldest)
-}
-
 /// How old a due entry is: since it was made, or, if it was scheduled, since it is due.
 fn age(entry: &Document, now: DateTime) -> Option<Duration> {
     let due = *entry.get_datetime("available_at").ok()?;
+    if due > now {
+        return None;
+    }
     let made = entry.get_datetime("created_at").copied().unwrap_or(due);
-    let tried =
-        entry.contains_key("claimed_by") || entry.get_i32("attempts").is_ok_and(|attempts| attempts > 0);
-    let from = if tried { made.min(due) } else { made.max(due) };
-    (due <= now).then(|| until(from, now))
+    let attempts = entry.get_i32("attempts").unwrap_or(0);
+
+    let was_tried = entry.contains_key("claimed_by") || attempts > 0;
+    let from = if was_tried { made.min(due) } else { made.max(due) };
+    Some(until(from, now))
 }
 
 #[cfg(test)]

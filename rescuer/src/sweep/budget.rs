@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::leadership::term::Context;
+use crate::{halt::Run, leadership::term::Term};
 
 /// Counting for the metrics takes at most every fifth query.
 const COUNTING: u32 = 5;
@@ -24,25 +24,45 @@ struct Pace {
     next: Mutex<Instant>,
 }
 
-/// What queries are for, and so how they wait for their turn.
-pub(crate) enum Turns<'a> {
-    /// For the sweep, which says how many it took.
-    Sweeping { queries: &'a mut usize },
+/// Queries for one purpose, each of which waits for its turn.
+pub(crate) struct Turns<'a> {
+    term: &'a Term,
+    budget: &'a Budget,
+    purpose: Purpose,
+    taken: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Purpose {
+    Sweeping,
     /// For the metrics alone.
     Counting,
 }
 
-impl Turns<'_> {
-    /// Waits for the next query's turn, or until told to stop.
-    pub(crate) async fn wait(&mut self, context: &Context) {
-        let Context { shared, stop, report, .. } = context;
-        match self {
-            Self::Sweeping { queries } => {
-                **queries += 1;
-                stop.run_until_cancelled(shared.budget.turn()).await;
-                report.sweep_moved();
+impl<'a> Turns<'a> {
+    pub(crate) fn sweeping(term: &'a Term, budget: &'a Budget) -> Self {
+        Self { term, budget, purpose: Purpose::Sweeping, taken: 0 }
+    }
+
+    pub(crate) fn counting(term: &'a Term, budget: &'a Budget) -> Self {
+        Self { term, budget, purpose: Purpose::Counting, taken: 0 }
+    }
+
+    /// How many were taken so far.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Waits for the next query's turn.
+    pub(crate) async fn wait(&mut self) -> Run<()> {
+        self.taken += 1;
+        match self.purpose {
+            Purpose::Sweeping => {
+                self.term.unless_stopped(self.budget.turn()).await?;
+                self.term.report.sweep_moved();
+                Ok(())
             }
-            Self::Counting => _ = stop.run_until_cancelled(shared.budget.counting_turn()).await,
+            Purpose::Counting => self.term.unless_stopped(self.budget.counting_turn()).await,
         }
     }
 }

@@ -7,20 +7,20 @@ use mongodb::{
     bson::{Bson, Document, doc},
     error::Error,
 };
-use outbox_service::NamespacePattern;
 
-use crate::{leadership::term::Context, sweep::budget::Turns, watch_plan::Coverage};
+use super::budget::Turns;
+use crate::{halt::Interrupted, leadership::term::Term, mongo::Mongo, watch_plan::Coverage};
 
-/// What the databases of a stream's patterns hold.
+/// The contents of the databases of a stream's patterns.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// Everything, also what no pattern means.
+    /// Everything, including collections that no pattern means.
     pub(crate) all: Vec<Listed>,
     /// The databases that could not be listed, with the reason.
     pub(crate) failed: Vec<(String, Error)>,
 }
 
-/// A collection, or what goes by a collection's name.
+/// A collection, or something else that has a collection's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listed {
     pub(crate) namespace: Namespace,
@@ -49,21 +49,16 @@ impl Listing {
     }
 }
 
-/// Lists what the patterns of this stream can mean, waiting for its turn before each query.
+/// Lists the databases that the patterns of this stream can mean, waiting for its turn before each query.
 ///
 /// # Errors
 /// Where not even the databases can be listed. One database that can't be is in the listing.
-pub(crate) async fn list_all(context: &Context, turns: &mut Turns<'_>) -> Result<Listing, Error> {
+pub(crate) async fn list_all(term: &Term, turns: &mut Turns<'_>) -> Result<Listing, Interrupted> {
     let mut listing = Listing::default();
-    if asks(&context.plan.coverage) {
-        turns.wait(context).await;
-    }
-    for database in databases(context).await? {
-        if context.is_over() {
-            break;
-        }
-        turns.wait(context).await;
-        match list(context, &database).await {
+    for database in databases(term, turns).await? {
+        term.check()?;
+        turns.wait().await?;
+        match list(&term.mongo, &database).await {
             Ok(found) => listing.all.extend(found),
             Err(error) => listing.failed.push((database, error)),
         }
@@ -72,37 +67,43 @@ pub(crate) async fn list_all(context: &Context, turns: &mut Turns<'_>) -> Result
 }
 
 /// The databases that a stream's patterns name. A query where one of them holds a `*`.
-async fn databases(context: &Context) -> Result<BTreeSet<String>, Error> {
-    let exact = |pattern: &NamespacePattern| pattern.database().exact().map(str::to_owned);
-    let patterns: Vec<_> = context.plan.coverage.patterns().collect();
-    let mut databases: BTreeSet<String> = patterns.iter().filter_map(|pattern| exact(pattern)).collect();
-    if asks(&context.plan.coverage) {
-        let wanted = |name: &String| patterns.iter().any(|pattern| pattern.database().matches(name));
-        databases.extend(all_databases(context).await?.into_iter().filter(wanted));
+async fn databases(term: &Term, turns: &mut Turns<'_>) -> Result<BTreeSet<String>, Interrupted> {
+    let coverage = &term.plan.coverage;
+    let mut databases = BTreeSet::new();
+    let mut wildcards = Vec::new();
+    for pattern in coverage.patterns() {
+        match pattern.database().exact() {
+            Some(name) => _ = databases.insert(name.to_owned()),
+            None => wildcards.push(pattern.database()),
+        }
     }
-    databases.retain(|name| *name != context.plan.coverage.state_database);
+
+    if !wildcards.is_empty() {
+        turns.wait().await?;
+        for name in all_databases(&term.mongo).await? {
+            if wildcards.iter().any(|wildcard| wildcard.matches(&name)) {
+                databases.insert(name);
+            }
+        }
+    }
+    databases.remove(&coverage.state_database);
     Ok(databases)
 }
 
 /// The databases in which this user may do something; it needs no privilege for that.
-pub(crate) async fn all_databases(context: &Context) -> Result<Vec<String>, Error> {
+pub(crate) async fn all_databases(mongo: &Mongo) -> Result<Vec<String>, Error> {
     let command = doc! { "listDatabases": 1, "nameOnly": true, "authorizedDatabases": true };
-    let reply = context.client.database("admin").run_command(command).await?;
+    let reply = mongo.database("admin").run_command(command).await?;
     let listed = reply.get_array("databases").into_iter().flatten().filter_map(Bson::as_document);
     let names = listed.filter_map(|database| database.get_str("name").ok());
     Ok(names.map(str::to_owned).collect())
 }
 
-/// Whether [`databases`] asks the server.
-fn asks(coverage: &Coverage) -> bool {
-    coverage.patterns().any(|pattern| pattern.database().exact().is_none())
-}
-
-/// What one database holds. Nothing where there is no such database.
-async fn list(context: &Context, database: &str) -> Result<Vec<Listed>, Error> {
+/// The contents of one database; none where there is no such database.
+async fn list(mongo: &Mongo, database: &str) -> Result<Vec<Listed>, Error> {
     // These two options together need no privilege beyond those on the collections themselves.
     let command = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };
-    let mut cursor = context.client.database(database).run_cursor_command(command).await?;
+    let mut cursor = mongo.database(database).run_cursor_command(command).await?;
     let mut found = Vec::new();
     while cursor.advance().await? {
         let listed: Document = cursor.deserialize_current()?;
@@ -113,11 +114,11 @@ async fn list(context: &Context, database: &str) -> Result<Vec<Listed>, Error> {
 
 fn read(database: &str, listed: &Document) -> Option<Listed> {
     let name = listed.get_str("name").ok()?;
+    let is_system = name.starts_with("system.");
     let kind = match listed.get_str("type").ok()? {
-        _ if name.starts_with("system.") => ListedKind::Other,
-        "collection" => ListedKind::Collection,
-        "view" => ListedKind::View,
-        "timeseries" => ListedKind::TimeSeries,
+        "collection" if !is_system => ListedKind::Collection,
+        "view" if !is_system => ListedKind::View,
+        "timeseries" if !is_system => ListedKind::TimeSeries,
         _ => ListedKind::Other,
     };
     Some(Listed { namespace: Namespace::new(database, name), kind })

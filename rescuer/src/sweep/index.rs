@@ -8,7 +8,10 @@ use mongodb::{
 
 use document_outbox::internal::error_codes;
 
-use crate::leadership::term::Context;
+use crate::mongo::Mongo;
+
+/// Bad value: of the sweep's own queries, only the hint can be one.
+const BAD_VALUE: i32 = 2;
 
 /// An index that the sweep can go by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +41,10 @@ impl Indexes {
     fn add(&mut self, index: &IndexModel) {
         if let Some(due) = serves(index) {
             // The partial one is the better one.
-            self.due = self.due.take().filter(|found| found.partial).or(Some(due));
+            match &self.due {
+                Some(known) if known.partial => {}
+                _ => self.due = Some(due),
+            }
         }
         self.dead |= holds_dead(index);
         if let Some(name) = expires(index) {
@@ -47,9 +53,9 @@ impl Indexes {
     }
 }
 
-pub(crate) async fn list(context: &Context, namespace: &Namespace) -> Result<Indexes, Error> {
+pub(crate) async fn list(mongo: &Mongo, namespace: &Namespace) -> Result<Indexes, Error> {
     let mut indexes = Indexes::default();
-    let mut cursor = context.collection(namespace).list_indexes().await?;
+    let mut cursor = mongo.collection(namespace).list_indexes().await?;
     while cursor.advance().await? {
         indexes.add(&cursor.deserialize_current()?);
     }
@@ -66,30 +72,34 @@ pub(crate) fn how_to_make(collection: &str) -> String {
 
 /// Whether the server says that there is no such index to go by.
 pub(crate) fn is_refused_hint(error: &Error) -> bool {
-    /// Bad value: of the sweep's own queries, only the hint can be one.
-    const BAD_VALUE: i32 = 2;
     error_codes::code(error) == Some(BAD_VALUE)
 }
 
 /// The index, if the sweep can rely on it to hold every entry.
 fn serves(index: &IndexModel) -> Option<Index> {
     let options = index.options.as_ref()?;
-    let whole = |partial: &Document| *partial == doc! { "outbox.id": { "$exists": true } };
-    let partial = options.partial_filter_expression.as_ref();
-    let complete = partial.is_none_or(whole)
-        // A sparse one lacks the entries without a date where no entry of the document has one.
-        && options.sparse != Some(true)
-        && options.hidden != Some(true);
-    let name = options.name.clone().filter(|_| is_ascending(index, "outbox.available_at") && complete)?;
-    Some(Index { name, partial: partial.is_some() })
+    let name = options.name.clone()?;
+    if !is_ascending(index, "outbox.available_at") || options.hidden == Some(true) {
+        return None;
+    }
+    // A sparse one lacks the entries without a date where no entry of the document has one.
+    if options.sparse == Some(true) {
+        return None;
+    }
+
+    match &options.partial_filter_expression {
+        Some(filter) if *filter != doc! { "outbox.id": { "$exists": true } } => None,
+        filter => Some(Index { name, partial: filter.is_some() }),
+    }
 }
 
 /// Whether dead messages can be counted by it. A sparse one has them all, too.
 fn holds_dead(index: &IndexModel) -> bool {
-    let usable = |options: &mongodb::options::IndexOptions| {
-        options.partial_filter_expression.is_none() && options.hidden != Some(true)
+    let is_usable = match &index.options {
+        Some(options) => options.partial_filter_expression.is_none() && options.hidden != Some(true),
+        None => true,
     };
-    is_ascending(index, "outbox.dead_at") && index.options.as_ref().is_none_or(usable)
+    is_usable && is_ascending(index, "outbox.dead_at")
 }
 
 /// The name of an index that has the server delete documents with a filled outbox. One that is made for empty outboxes
@@ -97,26 +107,32 @@ fn holds_dead(index: &IndexModel) -> bool {
 fn expires(index: &IndexModel) -> Option<String> {
     let options = index.options.as_ref()?;
     options.expire_after?;
-    let only_empty = options.partial_filter_expression.as_ref().is_some_and(|filter| {
-        let outbox = filter.get("outbox");
-        let empty = Bson::Array(Vec::new());
-        outbox == Some(&empty) || outbox == Some(&doc! { "$eq": [] }.into())
-    });
-    if only_empty {
+    if let Some(filter) = &options.partial_filter_expression
+        && holds_only_empty(filter)
+    {
         return None;
     }
     Some(options.name.clone().unwrap_or_default())
 }
 
-fn is_ascending(index: &IndexModel, field: &str) -> bool {
-    match index.keys.iter().collect::<Vec<_>>()[..] {
-        [(name, direction)] => name == field && is_one(direction),
-        _ => false,
-    }
+fn holds_only_empty(filter: &Document) -> bool {
+    let Some(outbox) = filter.get("outbox") else {
+        return false;
+    };
+    *outbox == Bson::Array(Vec::new()) || *outbox == doc! { "$eq": [] }.into()
 }
 
-fn is_one(direction: &Bson) -> bool {
-    matches!(direction, Bson::Int32(1) | Bson::Int64(1)) || direction.as_f64() == Some(1.0)
+fn is_ascending(index: &IndexModel, field: &str) -> bool {
+    let Some(direction) = index.keys.get(field) else {
+        return false;
+    };
+    let is_one = match direction {
+        Bson::Int32(direction) => *direction == 1,
+        Bson::Int64(direction) => *direction == 1,
+        Bson::Double(direction) => direction.to_bits() == 1.0_f64.to_bits(),
+        _ => false,
+    };
+    is_one && index.keys.len() == 1
 }
 
 #[cfg(test)]

@@ -1,58 +1,44 @@
 //! One collection's part in the sweep: read from one end to the other, a page a turn.
 //!
 //! # How a collection is read
-//! By the partial index on `outbox.available_at`, in its order, with one cursor from the oldest to now:
-//!
-//! - *No sort.* The index is multikey, and a sort by an array's field reads the whole range before the first page.
-//! - *No page by page with a lower bound.* Thousands of entries can share one millisecond (a transaction, a bulk
-//!   schedule); a bound behind it would skip those, a bound on it would read them for ever. A cursor's place in the index
-//!   is exact, costs the server the same, and survives what is delivered or claimed meanwhile.
-//! - `$elemMatch`, since conditions on the bare path may be met by two different elements.
-//!
-//! Entries without a date are at the index's null, with all dead ones. They are read where a full round wants them, and
-//! where one was queued and not seen to be done since. Without the index, and for what an index doesn't hold, the
-//! collection is [scanned](crate::scan).
+//! By its index, with [one query](super::query) over the entries that are due. Entries without a date are at the index's
+//! null, with all dead ones. They are read where a full round wants them, and where one was queued and not seen to be done
+//! since. Without the index, and for outboxes that an index doesn't hold, the collection is [scanned](super::scan).
 //!
 //! # When there is no room to remember a document
-//! The pass keeps what it found and its place, and continues there as soon as pauses end. So a backlog of any size is
-//! queued from its beginning to its end, and not its beginning again and again.
+//! The collection keeps the documents that were found and its place, and continues there as soon as pauses end. So a backlog
+//! of any size is queued from its beginning to its end, and not its beginning again and again.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use document_outbox::command::Reason;
-use mongodb::{
-    Cursor, Namespace,
-    bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
-    error::Error,
-    options::{FindOptions, Hint},
-};
+use mongodb::{Namespace, error::Error};
 
+use super::{
+    budget::Turns,
+    catalogue::Catalogue,
+    facts::Holds,
+    index::{Index, is_refused_hint},
+    query::{OpenQuery, by, due_by, undated},
+    scan::{LapState, SLICES_A_ROUND, Scan, Scans, Slice, SliceQuery},
+};
 use crate::{
-    judge::inspect::{look, projection},
-    judge::verdict::Moment,
-    leadership::term::Context,
-    send::commands::{Wanted, send},
-    send::recently_queued::{Admission, Read},
-    sweep::budget::Turns,
-    sweep::catalogue::{self, Holds},
-    sweep::index::{Index, is_refused_hint},
-    sweep::scan::{SLICES_A_ROUND, Scan, Scans, Slice},
+    halt::Interrupted,
+    judge::inspect::{Inspector, Wanted},
+    leadership::term::Term,
+    send::{
+        recently_queued::{Admission, SweptEntries},
+        sender::Sender,
+    },
 };
-
-/// No query keeps the server busy for longer.
-pub(crate) const LONGEST_QUERY: Duration = Duration::from_secs(300);
 
 /// One collection on its way.
-pub(crate) struct Pass {
+pub(crate) struct CollectionSweep {
     pub(crate) namespace: Namespace,
     step: Step,
-    /// Entries without a date were read, too.
-    read: Read,
-    open: Option<Open>,
-    /// What was fulfilled of full rounds.
+    read: SweptEntries,
+    open: Option<OpenQuery>,
+    /// The full round whose part in this collection is done.
     pub(crate) fulfilled: Option<u64>,
     /// The entries without a date were read to their end.
     pub(crate) read_undated: bool,
@@ -60,24 +46,13 @@ pub(crate) struct Pass {
     pub(crate) read_flaws: bool,
 }
 
-/// What is read next.
+/// The next thing to read.
 enum Step {
     Begin,
     Due(Index),
     Undated { index: Index, wish: Option<u64>, noted: u64, found: bool },
-    Slices { scan: Scan, left: usize, slice: Option<Slice>, found: bool },
+    Slices { scan: Scan, left: usize, slice: Option<Slice> },
     End,
-}
-
-/// A query under way.
-struct Open {
-    cursor: Cursor<RawDocumentBuf>,
-    /// Found, and not yet queued because there was no room.
-    waiting: VecDeque<Wanted>,
-    /// Its first page was read.
-    read_before: bool,
-    /// The cursor is at its end.
-    ended: bool,
 }
 
 /// What a round wants of a collection.
@@ -91,117 +66,60 @@ pub(crate) struct Wish {
     pub(crate) flaws: usize,
 }
 
-/// What a turn amounted to.
+/// How far a collection is after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum TurnEnd {
     /// There is more to read.
     More,
     /// Nothing can be queued until a pause ends.
     NoRoom,
     /// The collection was read to its end.
     Done,
-    /// There is nobody to send to, or the sweep was stopped.
-    Stopped,
+    /// The broker takes no commands.
+    Unsent,
 }
 
-/// What is there to read.
-enum Next {
+/// How far a turn is after one of its steps.
+enum StepEnd {
+    /// It continues with another step.
+    Next,
+    Turn(TurnEnd),
+}
+
+/// What there is to read.
+enum Opened {
     Query,
     /// Another step is next.
-    Step,
-    /// A slice in which nothing has an outbox: its turn is over.
-    Passed,
+    NextStep,
+    /// A slice in which no document has an outbox.
+    EmptySlice,
 }
 
-/// What a page amounted to.
-enum Page {
+/// How far a query is after one of its pages.
+enum PageEnd {
     More,
     Last,
     NoRoom,
-    Stopped,
+    Unsent,
 }
 
-/// What was read in one turn.
+/// How much was read and queued.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Count {
     pub(crate) examined: usize,
     pub(crate) queued: usize,
-    pub(crate) queries: usize,
 }
 
-impl Count {
-    pub(crate) fn turns(&mut self) -> Turns<'_> {
-        Turns::Sweeping { queries: &mut self.queries }
-    }
-}
-
-impl Pass {
+impl CollectionSweep {
     pub(crate) fn new(namespace: Namespace) -> Self {
         Self {
             namespace,
             step: Step::Begin,
-            read: Read::Dated,
+            read: SweptEntries::Dated,
             open: None,
             fulfilled: None,
             read_undated: false,
             read_flaws: false,
-        }
-    }
-
-    /// Reads one page.
-    ///
-    /// # Errors
-    /// The pass is of no use then; the next one begins from the oldest again.
-    pub(crate) async fn turn(
-        &mut self,
-        context: &Context,
-        scans: &mut Scans,
-        wish: Wish,
-        count: &mut Count,
-    ) -> Result<Turn, Error> {
-        loop {
-            if context.is_over() {
-                return Ok(Turn::Stopped);
-            }
-            if matches!(self.step, Step::End) {
-                // A scan reads a part in each round: only a whole lap says which documents are done.
-                if !scans.is_under_way(Scan::Outboxes, &self.namespace) {
-                    context.queued().end_pass(&self.namespace, self.read, Instant::now());
-                }
-                return Ok(Turn::Done);
-            }
-            if self.open.is_none() {
-                match self.open_next(context, scans, wish, count).await {
-                    Ok(Next::Query) => {}
-                    Ok(Next::Step) => continue,
-                    Ok(Next::Passed) => return Ok(Turn::More),
-                    Err(error) if self.is_refused(&error) => {
-                        self.scan_instead(context);
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            let page = match self.page(context, count).await {
-                Err(error) if self.is_refused(&error) => {
-                    self.scan_instead(context);
-                    continue;
-                }
-                page => page?,
-            };
-            match page {
-                Page::More => return Ok(Turn::More),
-                Page::NoRoom => return Ok(Turn::NoRoom),
-                Page::Stopped => return Ok(Turn::Stopped),
-                Page::Last => {
-                    self.open = None;
-                    self.finish_query(context, scans, wish);
-                    let ended = matches!(self.step, Step::End);
-                    if !ended {
-                        return Ok(Turn::More);
-                    }
-                }
-            }
         }
     }
 
@@ -210,229 +128,290 @@ impl Pass {
         is_refused_hint(error) && matches!(self.step, Step::Due(_))
     }
 
-    fn scan_instead(&mut self, context: &Context) {
-        catalogue::refuse_index(context, &self.namespace);
-        self.open = None;
-        self.step = slices(Scan::Outboxes, SLICES_A_ROUND);
+    /// Notes that a page had an entry without a date.
+    fn saw_undated(&mut self) {
+        match &mut self.step {
+            Step::Undated { found, .. } => *found = true,
+            Step::Slices { slice: Some(slice), .. } => slice.undated = true,
+            Step::Begin | Step::Due(_) | Step::Slices { .. } | Step::End => {}
+        }
+    }
+}
+
+/// Reads collections for the sweep of one term.
+pub(crate) struct CollectionReader {
+    term: Arc<Term>,
+    sender: Arc<Sender>,
+    inspector: Arc<Inspector>,
+    catalogue: Arc<Catalogue>,
+    scans: Scans,
+}
+
+impl CollectionReader {
+    pub(crate) fn new(
+        term: Arc<Term>,
+        sender: Arc<Sender>,
+        inspector: Arc<Inspector>,
+        catalogue: Arc<Catalogue>,
+    ) -> Self {
+        Self { term, sender, inspector, catalogue, scans: Scans::default() }
+    }
+
+    /// Forgets collections that are gone.
+    pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
+        self.scans.keep_only(namespaces);
+    }
+
+    /// Reads one page.
+    ///
+    /// # Errors
+    /// The collection's place is of no use then; it is read from the oldest again.
+    pub(crate) async fn turn(
+        &mut self,
+        sweep: &mut CollectionSweep,
+        wish: Wish,
+        turns: &mut Turns<'_>,
+        count: &mut Count,
+    ) -> Result<TurnEnd, Interrupted> {
+        loop {
+            self.term.check()?;
+            if matches!(sweep.step, Step::End) {
+                self.end(sweep);
+                return Ok(TurnEnd::Done);
+            }
+
+            match self.step(sweep, wish, turns, count).await {
+                Ok(StepEnd::Next) => {}
+                Ok(StepEnd::Turn(end)) => return Ok(end),
+                Err(Interrupted::Failed(error)) if sweep.is_refused(&error) => self.scan_instead(sweep),
+                Err(interrupted) => return Err(interrupted),
+            }
+        }
+    }
+
+    fn end(&self, sweep: &CollectionSweep) {
+        // A scan reads a part in each round: only a whole lap says which documents are done.
+        if !self.scans.is_under_way(Scan::Outboxes, &sweep.namespace) {
+            self.sender.queued().end_sweep(&sweep.namespace, sweep.read, Instant::now());
+        }
+    }
+
+    fn scan_instead(&self, sweep: &mut CollectionSweep) {
+        self.catalogue.refuse_index(&sweep.namespace);
+        sweep.open = None;
+        sweep.step = slices(Scan::Outboxes, SLICES_A_ROUND);
+    }
+
+    async fn step(
+        &mut self,
+        sweep: &mut CollectionSweep,
+        wish: Wish,
+        turns: &mut Turns<'_>,
+        count: &mut Count,
+    ) -> Result<StepEnd, Interrupted> {
+        if sweep.open.is_none() {
+            match self.open_next(sweep, wish, turns).await? {
+                Opened::Query => {}
+                Opened::NextStep => return Ok(StepEnd::Next),
+                Opened::EmptySlice => return Ok(StepEnd::Turn(TurnEnd::More)),
+            }
+        }
+
+        match self.page(sweep, turns, count).await? {
+            PageEnd::More => Ok(StepEnd::Turn(TurnEnd::More)),
+            PageEnd::NoRoom => Ok(StepEnd::Turn(TurnEnd::NoRoom)),
+            PageEnd::Unsent => Ok(StepEnd::Turn(TurnEnd::Unsent)),
+            PageEnd::Last => {
+                sweep.open = None;
+                self.finish_query(sweep, wish);
+                // The end of a collection needs no turn of its own.
+                let is_over = matches!(sweep.step, Step::End);
+                Ok(if is_over { StepEnd::Next } else { StepEnd::Turn(TurnEnd::More) })
+            }
+        }
     }
 
     /// Opens the next query.
     async fn open_next(
         &mut self,
-        context: &Context,
-        scans: &mut Scans,
+        sweep: &mut CollectionSweep,
         wish: Wish,
-        count: &mut Count,
-    ) -> Result<Next, Error> {
-        let (filter, options) = match &mut self.step {
+        turns: &mut Turns<'_>,
+    ) -> Result<Opened, Interrupted> {
+        let (filter, options) = match &mut sweep.step {
             Step::Begin => {
-                catalogue::learn(context, &self.namespace, &mut count.turns()).await?;
-                if !scans.is_under_way(Scan::Outboxes, &self.namespace) {
-                    context.queued().begin_pass(&self.namespace);
-                }
-                let (index, holds) = {
-                    let catalogue = context.catalogue();
-                    (catalogue.index(&self.namespace), catalogue.holds(&self.namespace))
-                };
-                self.step = match index {
-                    Some(index) => Step::Due(index),
-                    None if holds == Holds::Nothing => Step::End,
-                    None => slices(Scan::Outboxes, SLICES_A_ROUND),
-                };
-                return Ok(Next::Step);
+                sweep.step = self.begin(&sweep.namespace, turns).await?;
+                return Ok(Opened::NextStep);
             }
-            Step::Due(index) => {
-                let now = context.clock.now().await?;
-                (due_by(now), by(index))
-            }
+            Step::Due(index) => (due_by(self.term.mongo.now().await?), by(index)),
             Step::Undated { index, .. } => (undated(), by(index)),
             Step::Slices { scan, slice, .. } => {
-                let mut turns = count.turns();
-                let (next, query) =
-                    scans.next(context, *scan, &self.namespace, wish.full, &mut turns).await?;
+                let of = (*scan, &sweep.namespace);
+                let noted = self.sender.queued().undated(&sweep.namespace).unwrap_or_default();
+                let lap = (wish.full, noted);
+                let (next, query) = self.scans.next(&self.term, &self.catalogue, of, lap, turns).await?;
                 *slice = Some(next);
-                let Some(query) = query else {
-                    self.finish_query(context, scans, wish);
-                    return Ok(Next::Passed);
-                };
-                query
+                match query {
+                    SliceQuery::Find(filter, options) => (filter, *options),
+                    SliceQuery::Empty => {
+                        self.finish_query(sweep, wish);
+                        return Ok(Opened::EmptySlice);
+                    }
+                }
             }
-            Step::End => return Ok(Next::Step),
+            Step::End => return Ok(Opened::NextStep),
         };
-        count.turns().wait(context).await;
-        self.open = open(context, &self.namespace, filter, options).await?;
-        Ok(Next::Query)
+
+        let open = OpenQuery::open(&self.term, &sweep.namespace, filter, options, turns).await?;
+        sweep.open = Some(open);
+        Ok(Opened::Query)
     }
 
-    /// A query was read to its end: what comes after it.
-    fn finish_query(&mut self, context: &Context, scans: &mut Scans, wish: Wish) {
-        let namespace = &self.namespace;
-        self.step = match std::mem::replace(&mut self.step, Step::End) {
-            Step::Due(_) if wish.full.is_none() && !wish.undated && wish.flaws == 0 => Step::End,
-            Step::Due(_) if wish.full.is_none() && !wish.undated => {
-                self.read_flaws = true;
-                slices(Scan::Flaws, wish.flaws)
-            }
-            // The range would be nearly the whole collection, all in one.
-            Step::Due(index) if !index.partial => slices(Scan::Outboxes, SLICES_A_ROUND),
-            Step::Due(index) => {
-                self.read = Read::All;
-                let noted = context.queued().undated(namespace).unwrap_or_default();
-                Step::Undated { index, wish: wish.full, noted, found: false }
-            }
+    /// The first step: by the index where there is one.
+    async fn begin(&self, namespace: &Namespace, turns: &mut Turns<'_>) -> Result<Step, Interrupted> {
+        self.catalogue.learn(namespace, turns).await?;
+        if !self.scans.is_under_way(Scan::Outboxes, namespace) {
+            self.sender.queued().begin_sweep(namespace);
+        }
+
+        if let Some(index) = self.catalogue.index(namespace) {
+            return Ok(Step::Due(index));
+        }
+        if self.catalogue.holds(namespace) == Holds::Nothing {
+            return Ok(Step::End);
+        }
+        Ok(slices(Scan::Outboxes, SLICES_A_ROUND))
+    }
+
+    /// A query was read to its end: decides what comes after it.
+    fn finish_query(&mut self, sweep: &mut CollectionSweep, wish: Wish) {
+        let step = std::mem::replace(&mut sweep.step, Step::End);
+        sweep.step = match step {
+            Step::Due(index) => self.after_due(sweep, index, wish),
             Step::Undated { wish, noted, found, .. } => {
-                self.fulfilled = wish;
-                self.read_undated = true;
+                sweep.fulfilled = wish;
+                sweep.read_undated = true;
                 if !found {
-                    context.queued().none_undated(namespace, noted);
+                    self.sender.queued().none_undated(&sweep.namespace, noted);
                 }
                 Step::End
             }
-            Step::Slices { scan, left, slice: Some(slice), found } => {
-                match scans.read(scan, namespace, slice, found) {
-                    Some(done) => {
-                        if scan == Scan::Outboxes {
-                            context.catalogue().found_none(namespace);
-                            self.read = Read::All;
-                            self.fulfilled = done.wish;
-                            if !done.undated {
-                                context.queued().none_undated(namespace, done.noted);
-                            }
-                        }
-                        Step::End
-                    }
-                    None if left > 1 => Step::Slices { scan, left: left - 1, slice: None, found: false },
-                    None => Step::End,
-                }
-            }
+            Step::Slices { scan, left, slice: Some(slice) } => self.after_slice(sweep, scan, left, slice),
             Step::Begin | Step::Slices { .. } | Step::End => Step::End,
         };
     }
 
-    /// Queues what waits, or what the next page of the open query has.
-    async fn page(&mut self, context: &Context, count: &mut Count) -> Result<Page, Error> {
-        let Some(open) = &mut self.open else {
-            return Ok(Page::Stopped);
+    /// The entries that are due were read.
+    fn after_due(&self, sweep: &mut CollectionSweep, index: Index, wish: Wish) -> Step {
+        if wish.full.is_none() && !wish.undated {
+            if wish.flaws == 0 {
+                return Step::End;
+            }
+            sweep.read_flaws = true;
+            return slices(Scan::Flaws, wish.flaws);
+        }
+
+        // In an index of all documents, the range without a date would be nearly the whole collection, all in one.
+        if !index.partial {
+            return slices(Scan::Outboxes, SLICES_A_ROUND);
+        }
+        sweep.read = SweptEntries::All;
+        let noted = self.sender.queued().undated(&sweep.namespace).unwrap_or_default();
+        Step::Undated { index, wish: wish.full, noted, found: false }
+    }
+
+    /// A slice was read.
+    fn after_slice(&mut self, sweep: &mut CollectionSweep, scan: Scan, left: usize, slice: Slice) -> Step {
+        let lap = match self.scans.read(scan, &sweep.namespace, slice) {
+            LapState::UnderWay if left > 1 => return slices(scan, left - 1),
+            LapState::UnderWay => return Step::End,
+            LapState::Ended(lap) => lap,
         };
-        let mut wanted = Vec::new();
+
+        if scan == Scan::Outboxes {
+            self.catalogue.found_none(&sweep.namespace);
+            sweep.read = SweptEntries::All;
+            sweep.fulfilled = lap.wish;
+            if !lap.undated {
+                self.sender.queued().none_undated(&sweep.namespace, lap.noted);
+            }
+        }
+        Step::End
+    }
+
+    /// Queues the documents that wait, or those of the open query's next page.
+    async fn page(
+        &self,
+        sweep: &mut CollectionSweep,
+        turns: &mut Turns<'_>,
+        count: &mut Count,
+    ) -> Result<PageEnd, Interrupted> {
+        let Some(mut open) = sweep.open.take() else {
+            return Ok(PageEnd::Last);
+        };
+        let end = self.page_of(&mut open, sweep, turns, count).await?;
+        sweep.open = Some(open);
+        Ok(end)
+    }
+
+    async fn page_of(
+        &self,
+        open: &mut OpenQuery,
+        sweep: &mut CollectionSweep,
+        turns: &mut Turns<'_>,
+        count: &mut Count,
+    ) -> Result<PageEnd, Interrupted> {
         if open.waiting.is_empty() {
             if open.ended {
-                return Ok(Page::Last);
+                return Ok(PageEnd::Last);
             }
-            let found = read_page(context, &self.namespace, open, count).await?;
-            let Some(found) = found else {
-                return Ok(Page::Stopped);
-            };
-            match &mut self.step {
-                Step::Undated { found: any, .. } | Step::Slices { found: any, .. } => *any |= found.undated,
-                Step::Begin | Step::Due(_) | Step::End => {}
+            let (inspector, catalogue) = (&self.inspector, &self.catalogue);
+            let found = open.read_page(&self.term, &sweep.namespace, inspector, catalogue, turns).await?;
+            count.examined += found.examined;
+            if found.undated {
+                sweep.saw_undated();
             }
             open.waiting = found.wanted.into();
         }
 
-        // In order, so that nobody is overtaken by documents behind it.
+        let wanted = self.admit(&mut open.waiting);
+        if wanted.is_empty() && !open.waiting.is_empty() {
+            return Ok(PageEnd::NoRoom);
+        }
+        let sent = self.sender.send(wanted, Reason::Sweep).await?;
+        count.queued += sent.confirmed;
+        if !sent.failed.is_empty() {
+            return Ok(PageEnd::Unsent);
+        }
+        self.term.check()?;
+
+        if !open.waiting.is_empty() {
+            Ok(PageEnd::NoRoom)
+        } else if open.ended {
+            Ok(PageEnd::Last)
+        } else {
+            Ok(PageEnd::More)
+        }
+    }
+
+    /// Takes documents for which there is room in the memory. In order, so that none is overtaken by documents behind it.
+    fn admit(&self, waiting: &mut VecDeque<Wanted>) -> Vec<Wanted> {
         let now = Instant::now();
-        while let Some(next) = open.waiting.pop_front() {
-            match context.queued().admit(&next.document, &next.head, now) {
+        let mut wanted = Vec::new();
+        while let Some(next) = waiting.pop_front() {
+            match self.sender.queued().admit(&next.document, &next.head, now) {
                 Admission::Queue => wanted.push(next),
                 Admission::Wait => {}
                 Admission::Full => {
-                    open.waiting.push_front(next);
+                    waiting.push_front(next);
                     break;
                 }
             }
         }
-        if wanted.is_empty() && !open.waiting.is_empty() {
-            return Ok(Page::NoRoom);
-        }
-
-        let sent = send(context, wanted, Reason::Sweep).await;
-        count.queued += sent.confirmed;
-        if !sent.failed.is_empty() || context.is_over() {
-            return Ok(Page::Stopped);
-        }
-        if open.waiting.is_empty() && open.ended {
-            return Ok(Page::Last);
-        }
-        if !open.waiting.is_empty() {
-            return Ok(Page::NoRoom);
-        }
-        Ok(Page::More)
+        wanted
     }
-}
-
-/// What a page holds.
-struct Found {
-    wanted: Vec<Wanted>,
-    undated: bool,
-}
-
-/// Reads the next page; none when told to stop.
-async fn read_page(
-    context: &Context,
-    namespace: &Namespace,
-    open: &mut Open,
-    count: &mut Count,
-) -> Result<Option<Found>, Error> {
-    let page = context.settings.page_size;
-    let moment = Moment::sweeping(context.clock.now().await?, context.plan.delay);
-    let mut found = Found { wanted: Vec::new(), undated: false };
-    let mut read = 0;
-    // The first page came with the query.
-    if open.read_before {
-        count.turns().wait(context).await;
-    }
-    open.read_before = true;
-    while read < page {
-        // A stop needn't wait for what the server is still looking for.
-        let Some(more) = context.stop.run_until_cancelled(open.cursor.advance()).await else {
-            return Ok(None);
-        };
-        if !more? {
-            open.ended = true;
-            break;
-        }
-        read += 1;
-        let looked = look(context, namespace, open.cursor.current(), moment);
-        found.undated |= looked.undated;
-        found.wanted.extend(looked.wanted);
-    }
-    count.examined += read;
-    Ok(Some(found))
-}
-
-async fn open(
-    context: &Context,
-    namespace: &Namespace,
-    filter: Document,
-    mut options: FindOptions,
-) -> Result<Option<Open>, Error> {
-    options.projection = Some(projection());
-    options.batch_size = u32::try_from(context.settings.page_size).ok();
-    options.max_time = Some(LONGEST_QUERY);
-    let collection = context.collection(namespace);
-    let find = collection.find(filter).with_options(options);
-    let Some(cursor) = context.stop.run_until_cancelled(find.into_future()).await else {
-        return Ok(None);
-    };
-    Ok(Some(Open { cursor: cursor?, waiting: VecDeque::new(), ended: false, read_before: false }))
 }
 
 fn slices(scan: Scan, left: usize) -> Step {
-    Step::Slices { scan, left, slice: None, found: false }
-}
-
-fn by(index: &Index) -> FindOptions {
-    FindOptions::builder().hint(Hint::Name(index.name.clone())).build()
-}
-
-/// Documents with an entry whose date has come. The first condition is what lets the server use the partial index.
-fn due_by(now: DateTime) -> Document {
-    doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": { "available_at": { "$lte": now } } } }
-}
-
-/// Documents with a living entry that has no date.
-fn undated() -> Document {
-    let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
-    doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }
+    Step::Slices { scan, left, slice: None }
 }

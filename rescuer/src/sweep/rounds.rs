@@ -5,7 +5,7 @@
 //! from the first moment, beside the stream, and depends on nothing but the documents.
 //!
 //! # A round
-//! lists the collections, then reads [a page of each in turn](crate::pass). It ends when each was read to its end, and at
+//! lists the collections, then reads [a page of each in turn](super::read). It ends when each was read to its end, and at
 //! the latest, when each has had a turn, after `sweep_interval`: a collection with a long backlog then continues where it
 //! was, and the others are begun again. So no collection's backlog makes another's messages late.
 //!
@@ -26,16 +26,23 @@ use std::{
 
 use document_outbox::internal::error_codes;
 use mongodb::{Namespace, error::Error};
+use tokio_util::sync::CancellationToken;
 
+use super::{
+    budget::{Budget, Turns},
+    catalogue::Catalogue,
+    collections::{self, Listing},
+    facts::Holds,
+    full_sweep::FullSweep,
+    read::{CollectionReader, CollectionSweep, Count, TurnEnd, Wish},
+    scan::SLICES_A_ROUND,
+    unwatchable,
+};
 use crate::{
-    classify,
-    leadership::term::Context,
+    halt::{Halt, Interrupted, Run},
+    leadership::term::Term,
     observe::event::RescueEvent,
-    sweep::catalogue::{self, Holds},
-    sweep::collections::{self, Listing},
-    sweep::read::{Count, Pass, Turn, Wish},
-    sweep::scan::{SLICES_A_ROUND, Scans},
-    sweep::unwatchable,
+    send::sender::Sender,
 };
 
 /// A round doesn't leave a long backlog sooner, however short the interval is.
@@ -44,21 +51,30 @@ const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 /// As it is reported when it fails: "could not …".
 const LISTING: &str = "list collections for the sweep";
 
+/// A cursor waited for room for longer than the server keeps one.
+const CURSOR_NOT_FOUND: i32 = 43;
+
 pub(crate) struct Sweep {
-    context: Arc<Context>,
-    scans: Scans,
+    term: Arc<Term>,
+    sender: Arc<Sender>,
+    catalogue: Arc<Catalogue>,
+    full_sweep: Arc<FullSweep>,
+    budget: Arc<Budget>,
+    /// Cancelled when the first round has ended.
+    swept: CancellationToken,
+    reader: CollectionReader,
     last_full: Option<Instant>,
     /// How many full rounds were wanted.
     full_rounds: u64,
     /// The collections whose part of a full round is still to be done, and of which.
     undone: HashMap<Namespace, u64>,
     /// Those that the last round left in the middle.
-    under_way: HashMap<Namespace, Pass>,
+    under_way: HashMap<Namespace, CollectionSweep>,
     /// When entries without a date were last read, or were first known to wait.
     undated: HashMap<Namespace, Instant>,
     /// Those that could not be read.
     failing: HashSet<Namespace>,
-    /// Where outboxes that the index doesn't hold are still to be looked for.
+    /// Those in which outboxes that the index doesn't hold are still to be looked for.
     unchecked: HashSet<Namespace>,
     /// Whether the last round took longer than the pause between two.
     slow: bool,
@@ -70,6 +86,7 @@ struct Tally {
     collections: usize,
     turns: usize,
     count: Count,
+    queries: usize,
     /// How many collections continue in the next round.
     unfinished: usize,
     /// Some of them needn't wait for room.
@@ -80,10 +97,23 @@ struct Tally {
 }
 
 impl Sweep {
-    pub(crate) fn new(context: &Arc<Context>) -> Self {
+    pub(crate) fn new(
+        term: Arc<Term>,
+        sender: Arc<Sender>,
+        catalogue: Arc<Catalogue>,
+        full_sweep: Arc<FullSweep>,
+        budget: Arc<Budget>,
+        reader: CollectionReader,
+        swept: CancellationToken,
+    ) -> Self {
         Self {
-            context: context.clone(),
-            scans: Scans::default(),
+            term,
+            sender,
+            catalogue,
+            full_sweep,
+            budget,
+            swept,
+            reader,
             last_full: None,
             full_rounds: 0,
             undone: HashMap::new(),
@@ -96,56 +126,41 @@ impl Sweep {
     }
 
     /// Sweeps until told to stop.
-    pub(crate) async fn run(mut self) {
-        let (context, settings) = (self.context.clone(), self.context.settings.clone());
+    pub(crate) async fn run(mut self) -> Run<()> {
+        let settings = self.term.settings.clone();
         loop {
             // Without a broker every find would be in vain.
-            context.stop.run_until_cancelled(context.commands.ready()).await;
-            if context.is_over() {
-                return;
-            }
+            self.sender.ready().await?;
+            self.term.check()?;
 
-            let hourly = self.last_full.is_none_or(|last| last.elapsed() >= settings.full_sweep_interval);
-            let wanted = context.full_sweep.take() || hourly;
-            let begun = Instant::now();
+            let is_hourly = match self.last_full {
+                Some(last) => last.elapsed() >= settings.full_sweep_interval,
+                None => true,
+            };
+            let wanted = self.full_sweep.take() || is_hourly;
             let full = wanted || !self.undone.is_empty();
+            let begun = Instant::now();
             let tally = self.round(wanted).await;
-            match (wanted, tally.unlisted) {
-                (true, true) => context.full_sweep.postpone(),
-                (true, false) => self.last_full = Some(Instant::now()),
-                (false, _) => {}
+            if wanted && tally.unlisted {
+                self.full_sweep.postpone();
+            } else if wanted {
+                self.last_full = Some(Instant::now());
             }
 
             let took = begun.elapsed();
             self.warn_when_slow(took);
-            let Tally { collections, count, unfinished, cut_short, .. } = tally;
-            let Count { examined, queued, queries } = count;
-            tracing::debug!(full, collections, examined, queued, queries, unfinished, cut_short, "swept");
-            context.report.emit(RescueEvent::SweepDone {
-                full,
-                collections,
-                examined,
-                queued,
-                queries,
-                unfinished,
-                cut_short,
-                took,
-            });
-            context.swept.cancel();
+            self.report(tally, full, took);
+            self.swept.cancel();
 
-            let pause =
-                if tally.more { Duration::ZERO } else { settings.sweep_interval.saturating_sub(took) };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = context.full_sweep.requested() => {}
-                () = context.stop.cancelled() => {}
-            }
+            let rest = settings.sweep_interval.saturating_sub(took);
+            let pause = if tally.more { Duration::ZERO } else { rest };
+            pause_or_wish(&self.term, &self.full_sweep, pause).await;
         }
     }
 
     fn warn_when_slow(&mut self, took: Duration) {
-        let slow = took > self.context.settings.sweep_interval.max(SHORTEST_ROUND);
-        if slow && !std::mem::replace(&mut self.slow, slow) {
+        let slow = took > self.term.settings.sweep_interval.max(SHORTEST_ROUND);
+        if slow && !self.slow {
             tracing::warn!(
                 ?took,
                 "a round of the sweep takes longer than sweep_interval: a collection has a long backlog or lacks its index, or \
@@ -155,174 +170,223 @@ impl Sweep {
         self.slow = slow;
     }
 
+    fn report(&self, tally: Tally, full: bool, took: Duration) {
+        let Tally { collections, queries, unfinished, cut_short, .. } = tally;
+        let Count { examined, queued } = tally.count;
+        tracing::debug!(full, collections, examined, queued, queries, unfinished, cut_short, "swept");
+        self.term.report.emit(RescueEvent::SweepDone {
+            full,
+            collections,
+            examined,
+            queued,
+            queries,
+            unfinished,
+            cut_short,
+            took,
+        });
+    }
+
     async fn round(&mut self, full: bool) -> Tally {
-        let context = self.context.clone();
-        let begun = Instant::now();
+        let (term, budget) = (self.term.clone(), self.budget.clone());
+        let mut turns = Turns::sweeping(&term, &budget);
         let mut tally = Tally::default();
 
-        let listing = collections::list_all(&context, &mut tally.count.turns()).await;
-        let listing = match listing {
-            Ok(listing) => listing,
-            Err(error) => {
-                self.trouble(LISTING, &error);
-                (tally.cut_short, tally.unlisted) = (true, true);
-                return tally;
+        match self.list(&mut turns, &mut tally).await {
+            Ok(all) => {
+                self.note_wishes(full, &all);
+                if self.read(all, &mut turns, &mut tally).await.is_err() {
+                    tally.cut_short = true;
+                }
             }
-        };
-        let all = self.take_up(listing, &mut tally).await;
-        let owed = context.full_sweep.take_owed();
+            Err(interrupted) => {
+                if let Interrupted::Failed(error) = interrupted {
+                    self.term.trouble(LISTING, &error);
+                }
+                tally.cut_short = true;
+                tally.unlisted = true;
+            }
+        }
+        tally.queries = turns.taken();
+        tally
+    }
+
+    /// The collections to sweep. Reports those that can't be watched, and forgets those that are gone.
+    async fn list(
+        &mut self,
+        turns: &mut Turns<'_>,
+        tally: &mut Tally,
+    ) -> Result<Vec<Namespace>, Interrupted> {
+        let listing = collections::list_all(&self.term, turns).await?;
+        self.term.check()?;
+
+        let all = listing.watched(&self.term.plan.coverage);
+        let Listing { failed, .. } = &listing;
+        if failed.is_empty() {
+            self.term.report.healed(LISTING);
+            self.keep_only(&all);
+            unwatchable::report(&self.term, &listing, turns).await?;
+            return Ok(all);
+        }
+
+        // The other databases are swept all the same.
+        tally.cut_short = true;
+        tally.unlisted = true;
+        for (_, error) in failed {
+            self.term.trouble(LISTING, error);
+        }
+        Ok(all)
+    }
+
+    /// Notes which collections have a part of a full round to be done.
+    fn note_wishes(&mut self, full: bool, all: &[Namespace]) {
+        let owed = self.full_sweep.take_owed();
         if full {
-            self.want_full(&all);
+            self.want_full(all);
         } else if !owed.is_empty() {
             let owed: Vec<Namespace> = owed.into_iter().collect();
             self.want_full(&owed);
         }
+    }
 
-        let longest = context.settings.sweep_interval.max(SHORTEST_ROUND);
-        let mut next: VecDeque<Pass> = self.begin(all, &mut tally);
-        while let Some(mut pass) = next.pop_front() {
-            let wish = self.wish(&pass.namespace);
-            match pass.turn(&context, &mut self.scans, wish, &mut tally.count).await {
-                Ok(Turn::More) => next.push_back(pass),
-                Ok(Turn::NoRoom) => self.leave(pass, &mut tally),
-                Ok(Turn::Done) => self.finish(&pass),
-                // The others would find nobody to send to either.
-                Ok(Turn::Stopped) => {
-                    tally.cut_short = true;
-                    return tally;
-                }
-                Err(error) => self.fail(&pass.namespace, &error, &mut tally),
+    fn want_full(&mut self, all: &[Namespace]) {
+        self.full_rounds += 1;
+        for namespace in all {
+            if self.catalogue.holds(namespace) != Holds::Nothing {
+                self.undone.insert(namespace.clone(), self.full_rounds);
             }
+        }
+    }
+
+    /// Reads a page of each collection in turn, until all are done or time is up.
+    async fn read(&mut self, all: Vec<Namespace>, turns: &mut Turns<'_>, tally: &mut Tally) -> Run<()> {
+        let begun = Instant::now();
+        let longest = self.term.settings.sweep_interval.max(SHORTEST_ROUND);
+        let mut next = self.begin(all, tally);
+        while let Some(mut sweep) = next.pop_front() {
+            let wish = self.wish(&sweep.namespace);
+            match self.reader.turn(&mut sweep, wish, turns, &mut tally.count).await {
+                Ok(TurnEnd::More) => next.push_back(sweep),
+                Ok(TurnEnd::NoRoom) => self.leave(sweep, tally),
+                Ok(TurnEnd::Done) => self.finish(&sweep),
+                // The others could send nothing either.
+                Ok(TurnEnd::Unsent) => {
+                    tally.cut_short = true;
+                    return Ok(());
+                }
+                Err(Interrupted::Halted) => return Err(Halt),
+                Err(Interrupted::Failed(error)) => self.fail(&sweep.namespace, &error, tally),
+            }
+
             // Every collection has had a turn once the first ones come by again.
             tally.turns += 1;
             if tally.turns >= tally.collections && begun.elapsed() >= longest {
                 break;
             }
         }
+
         tally.more = !next.is_empty();
-        for pass in next {
-            self.leave(pass, &mut tally);
+        for sweep in next {
+            self.leave(sweep, tally);
         }
-        tally
+        Ok(())
     }
 
-    /// The collections that were listed. Reports what can't be watched, and forgets what is gone.
-    async fn take_up(&mut self, listing: Listing, tally: &mut Tally) -> Vec<Namespace> {
-        let context = self.context.clone();
-        let all = listing.watched(&context.plan.coverage);
-        if listing.failed.is_empty() && !context.is_over() {
-            context.report.healed(LISTING);
-            self.keep_only(&all);
-            unwatchable::report(&context, &listing, &mut tally.count.turns()).await;
-            return all;
-        }
-        (tally.cut_short, tally.unlisted) = (true, true);
-        for (_, error) in listing.failed {
-            self.trouble(LISTING, &error);
-        }
-        all
-    }
-
-    fn want_full(&mut self, all: &[Namespace]) {
-        self.full_rounds += 1;
+    /// Each collection that has or may have outboxes, where it was left.
+    fn begin(&mut self, all: Vec<Namespace>, tally: &mut Tally) -> VecDeque<CollectionSweep> {
+        let mut sweeps = VecDeque::new();
         for namespace in all {
-            if self.context.catalogue().holds(namespace) != Holds::Nothing {
-                self.undone.insert(namespace.clone(), self.full_rounds);
-            }
-        }
-    }
-
-    /// One pass for each collection that has or may have outboxes.
-    fn begin(&mut self, all: Vec<Namespace>, tally: &mut Tally) -> VecDeque<Pass> {
-        let mut passes = VecDeque::new();
-        for namespace in all {
-            if self.context.catalogue().holds(&namespace) == Holds::Nothing {
+            if self.catalogue.holds(&namespace) == Holds::Nothing {
                 continue;
             }
-            let pass = self.under_way.remove(&namespace).unwrap_or_else(|| Pass::new(namespace));
-            passes.push_back(pass);
+            let left = self.under_way.remove(&namespace);
+            sweeps.push_back(left.unwrap_or_else(|| CollectionSweep::new(namespace)));
         }
-        tally.collections = passes.len();
-        passes
+        tally.collections = sweeps.len();
+        sweeps
     }
 
     fn wish(&mut self, namespace: &Namespace) -> Wish {
-        let waits = self.context.queued().undated(namespace).is_some();
-        let since = if waits {
-            Some(*self.undated.entry(namespace.clone()).or_insert_with(Instant::now))
+        let waits = self.sender.queued().undated(namespace).is_some();
+        let undated = if waits {
+            // Within the pause, all of them would be found to wait.
+            let since = self.undated.entry(namespace.clone()).or_insert_with(Instant::now);
+            since.elapsed() >= self.term.settings.requeue_pause
         } else {
-            None
+            false
         };
-        let pause = self.context.settings.requeue_pause;
+
         Wish {
             full: self.undone.get(namespace).copied(),
-            // Within the pause, all of them would be found to wait.
-            undated: since.is_some_and(|since| since.elapsed() >= pause),
+            undated,
             flaws: if self.unchecked.contains(namespace) { SLICES_A_ROUND } else { 0 },
         }
     }
 
     /// A collection continues in the next round.
-    fn leave(&mut self, pass: Pass, tally: &mut Tally) {
+    fn leave(&mut self, sweep: CollectionSweep, tally: &mut Tally) {
         tally.unfinished += 1;
-        self.under_way.insert(pass.namespace.clone(), pass);
+        self.under_way.insert(sweep.namespace.clone(), sweep);
     }
 
     /// A collection was read to its end.
-    fn finish(&mut self, pass: &Pass) {
-        let namespace = &pass.namespace;
+    fn finish(&mut self, sweep: &CollectionSweep) {
+        let namespace = &sweep.namespace;
         if self.failing.remove(namespace) {
-            self.context.report.healed(&sweeping(namespace));
+            self.term.report.healed(&sweeping(namespace));
         }
-        if pass.read_flaws {
+        if sweep.read_flaws {
             self.unchecked.remove(namespace);
         }
-        if pass.read_undated {
+        if sweep.read_undated {
             self.undated.remove(namespace);
         }
-        if pass.fulfilled.is_some() && pass.fulfilled == self.undone.get(namespace).copied() {
+
+        if sweep.fulfilled.is_some() && sweep.fulfilled == self.undone.get(namespace).copied() {
             self.undone.remove(namespace);
-            if pass.read_undated {
+            if sweep.read_undated {
                 self.unchecked.insert(namespace.clone());
             }
         }
-        if self.context.catalogue().holds(namespace) == Holds::Nothing {
+        if self.catalogue.holds(namespace) == Holds::Nothing {
             self.undone.remove(namespace);
         }
     }
 
     /// A collection can't be read: the others are, and the next round tries again.
     fn fail(&mut self, namespace: &Namespace, error: &Error, tally: &mut Tally) {
-        /// It waited for room for longer than the server keeps a cursor.
-        const CURSOR_NOT_FOUND: i32 = 43;
         if error_codes::code(error) == Some(CURSOR_NOT_FOUND) {
             tally.unfinished += 1;
             return;
         }
-        self.context.catalogue().forget_indexes(namespace);
+        self.catalogue.forget_indexes(namespace);
         tally.cut_short = true;
         self.failing.insert(namespace.clone());
-        self.trouble(&sweeping(namespace), error);
-    }
-
-    /// The next round tries again.
-    fn trouble(&self, part: &str, error: &Error) {
-        self.context.report.trouble(part, &classify::explain(error, classify::of(error)));
+        self.term.trouble(&sweeping(namespace), error);
     }
 
     /// Forgets collections that are gone.
     fn keep_only(&mut self, all: &[Namespace]) {
-        self.context.queued().keep_only(all);
-        catalogue::keep_only(&self.context, all);
-        self.scans.keep_only(all);
+        self.sender.queued().keep_only(all);
+        self.catalogue.keep_only(all);
+        self.reader.keep_only(all);
+
         let there: HashSet<&Namespace> = all.iter().collect();
         self.undone.retain(|namespace, _| there.contains(namespace));
         self.under_way.retain(|namespace, _| there.contains(namespace));
         self.undated.retain(|namespace, _| there.contains(namespace));
         self.unchecked.retain(|namespace| there.contains(namespace));
         for gone in self.failing.extract_if(|namespace| !there.contains(namespace)) {
-            self.context.report.healed(&sweeping(&gone));
+            self.term.report.healed(&sweeping(&gone));
         }
+    }
+}
+
+/// Waits for the next round, or until one is wanted at once.
+async fn pause_or_wish(term: &Term, full_sweep: &FullSweep, pause: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = full_sweep.requested() => {}
+        () = term.stop.cancelled() => {}
     }
 }
 

@@ -12,21 +12,16 @@
 //! A lap goes once from end to end. One under way is never begun again, or the end of a large collection would never be
 //! read; a wish that comes meanwhile is fulfilled by the lap after it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use mongodb::{
     Namespace,
     bson::{Bson, Document, doc},
-    error::Error,
     options::{FindOptions, Hint},
 };
 
-use crate::{
-    leadership::term::Context,
-    sweep::budget::Turns,
-    sweep::catalogue::{self, Holds},
-    sweep::read::LONGEST_QUERY,
-};
+use super::{budget::Turns, catalogue::Catalogue, facts::Holds, query::LONGEST_QUERY};
+use crate::{halt::Interrupted, leadership::term::Term};
 
 /// How many documents a slice has.
 const SLICE: u64 = 5_000;
@@ -54,19 +49,35 @@ struct Lap {
     wish: Option<u64>,
     /// Whether an entry without a date was seen.
     undated: bool,
-    /// What the memory said of such entries when it began.
+    /// How often such entries were queued before it began, as the memory has it.
     noted: u64,
 }
 
-/// A slice that is being read: where it ends; none at the end of the collection.
-pub(crate) struct Slice(Option<Bson>);
+/// A slice that is being read.
+pub(crate) struct Slice {
+    /// Where it ends; none at the end of the collection.
+    to: Option<Bson>,
+    /// Whether an entry without a date was seen in it.
+    pub(crate) undated: bool,
+}
 
-/// How to read it; none where no document in it has the field `outbox`.
-pub(crate) type Query = Option<(Document, FindOptions)>;
+/// How a slice is read.
+pub(crate) enum SliceQuery {
+    Find(Document, Box<FindOptions>),
+    /// No document in it has the field `outbox`.
+    Empty,
+}
+
+/// What became of a lap when a slice of it was read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum LapState {
+    UnderWay,
+    Ended(EndedLap),
+}
 
 /// A lap that reached the end of its collection.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Done {
+pub(crate) struct EndedLap {
     /// The wish that it fulfils.
     pub(crate) wish: Option<u64>,
     pub(crate) undated: bool,
@@ -74,53 +85,50 @@ pub(crate) struct Done {
 }
 
 impl Scans {
-    /// The next slice of a collection.
+    /// The next slice of a collection. A lap that begins with it fulfils `wish`; `noted` is how often entries without a date
+    /// were queued until now.
     pub(crate) async fn next(
         &mut self,
-        context: &Context,
-        scan: Scan,
-        namespace: &Namespace,
-        wish: Option<u64>,
+        term: &Term,
+        catalogue: &Catalogue,
+        (scan, namespace): (Scan, &Namespace),
+        (wish, noted): (Option<u64>, u64),
         turns: &mut Turns<'_>,
-    ) -> Result<(Slice, Query), Error> {
-        let noted = context.queued().undated(namespace).unwrap_or_default();
-        let lap =
-            self.0.entry((scan, namespace.clone())).or_insert_with(|| Lap { wish, noted, ..Lap::default() });
-        turns.wait(context).await;
-        let to = end_of_slice(context, namespace, lap.from.clone()).await?;
+    ) -> Result<(Slice, SliceQuery), Interrupted> {
+        let new = Lap { from: None, wish, undated: false, noted };
+        let lap = self.0.entry((scan, namespace.clone())).or_insert(new);
+
+        turns.wait().await?;
+        let to = end_of_slice(term, namespace, lap.from.clone()).await?;
         let bounds = bounds(lap.from.clone(), to.clone());
-        let query = (filter(scan), bounds.clone());
-        if context.catalogue().holds(namespace) == Holds::Outboxes {
-            return Ok((Slice(to), Some(query)));
+        let slice = Slice { to, undated: false };
+        if catalogue.holds(namespace) == Holds::Outboxes {
+            return Ok((slice, SliceQuery::Find(filter(scan), Box::new(bounds))));
         }
-        turns.wait(context).await;
-        if !has_outbox(context, namespace, bounds).await? {
-            return Ok((Slice(to), None));
+
+        turns.wait().await?;
+        if !has_outbox(term, namespace, bounds.clone()).await? {
+            return Ok((slice, SliceQuery::Empty));
         }
-        catalogue::found_outbox(context, namespace);
-        Ok((Slice(to), Some(query)))
+        catalogue.found_outbox(namespace);
+        Ok((slice, SliceQuery::Find(filter(scan), Box::new(bounds))))
     }
 
-    /// A slice was read; the lap, if it was the last one.
-    pub(crate) fn read(
-        &mut self,
-        scan: Scan,
-        namespace: &Namespace,
-        slice: Slice,
-        undated: bool,
-    ) -> Option<Done> {
+    /// A slice was read.
+    pub(crate) fn read(&mut self, scan: Scan, namespace: &Namespace, slice: Slice) -> LapState {
         let key = (scan, namespace.clone());
-        let lap = self.0.get_mut(&key)?;
-        lap.undated |= undated;
-        match slice.0 {
+        let Some(mut lap) = self.0.remove(&key) else {
+            return LapState::UnderWay;
+        };
+        lap.undated |= slice.undated;
+
+        match slice.to {
             Some(to) => {
                 lap.from = Some(to);
-                None
+                self.0.insert(key, lap);
+                LapState::UnderWay
             }
-            None => {
-                let lap = self.0.remove(&key)?;
-                Some(Done { wish: lap.wish, undated: lap.undated, noted: lap.noted })
-            }
+            None => LapState::Ended(EndedLap { wish: lap.wish, undated: lap.undated, noted: lap.noted }),
         }
     }
 
@@ -130,7 +138,7 @@ impl Scans {
     }
 
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
-        let there: std::collections::HashSet<&Namespace> = namespaces.iter().collect();
+        let there: HashSet<&Namespace> = namespaces.iter().collect();
         self.0.retain(|(_, namespace), _| there.contains(namespace));
     }
 }
@@ -149,51 +157,50 @@ fn filter(scan: Scan) -> Document {
 
 /// The `_id` behind the slice; none where the collection ends before.
 async fn end_of_slice(
-    context: &Context,
+    term: &Term,
     namespace: &Namespace,
     from: Option<Bson>,
-) -> Result<Option<Bson>, Error> {
+) -> Result<Option<Bson>, Interrupted> {
     let mut options = bounds(from, None);
     options.skip = Some(SLICE);
     options.limit = Some(BOUNDS);
     options.projection = Some(doc! { "_id": 1 });
-    let collection = context.collection(namespace);
-    let end = async {
-        let mut cursor = collection.find(Document::new()).with_options(options).await?;
-        while cursor.advance().await? {
-            let id = cursor.current().get("_id").ok().flatten();
-            if let Some(id) = id.and_then(|id| Bson::try_from(id).ok()) {
-                return Ok(Some(id));
-            }
+
+    let collection = term.mongo.collection(namespace);
+    let find = collection.find(Document::new()).with_options(options);
+    let mut cursor = term.unless_stopped(find.into_future()).await??;
+    while term.unless_stopped(cursor.advance()).await?? {
+        let id = cursor.current().get("_id").ok().flatten();
+        if let Some(id) = id.and_then(|id| Bson::try_from(id).ok()) {
+            return Ok(Some(id));
         }
-        Ok(None)
-    };
-    // Told to stop, nothing is read of a slice anyway.
-    context.stop.run_until_cancelled(end).await.unwrap_or(Ok(None))
+    }
+    Ok(None)
 }
 
-/// Whether any document of a slice has the field `outbox`, be it empty.
+/// Whether any document of a slice has the field `outbox`, even if it is empty.
 async fn has_outbox(
-    context: &Context,
+    term: &Term,
     namespace: &Namespace,
     mut options: FindOptions,
-) -> Result<bool, Error> {
+) -> Result<bool, Interrupted> {
     options.limit = Some(1);
     options.projection = Some(doc! { "_id": 1 });
-    let collection = context.collection(namespace);
-    let find = async {
-        let filter = doc! { "outbox": { "$exists": true } };
-        let mut cursor = collection.find(filter).with_options(options).await?;
-        cursor.advance().await
-    };
-    context.stop.run_until_cancelled(find).await.unwrap_or(Ok(true))
+
+    let collection = term.mongo.collection(namespace);
+    let find = collection.find(doc! { "outbox": { "$exists": true } }).with_options(options);
+    let mut cursor = term.unless_stopped(find.into_future()).await??;
+    Ok(term.unless_stopped(cursor.advance()).await??)
 }
 
 fn bounds(from: Option<Bson>, to: Option<Bson>) -> FindOptions {
-    let bound = |id: Bson| doc! { "_id": id };
     let mut options = FindOptions::builder().hint(Hint::Keys(doc! { "_id": 1 })).build();
     options.max_time = Some(LONGEST_QUERY);
     options.min = from.map(bound);
     options.max = to.map(bound);
     options
+}
+
+fn bound(id: Bson) -> Document {
+    doc! { "_id": id }
 }

@@ -3,80 +3,68 @@
 //! MongoDB opens a change stream on a name that doesn't exist, and lists no error for it, so a slip in `watch` would look
 //! like a collection in which nothing happens.
 
-use std::fmt;
-
-use mongodb::Namespace;
 use outbox_service::{NamespacePattern, settings::did_you_mean};
 
+use super::{
+    budget::Turns,
+    collections::{self, Listed, ListedKind, Listing},
+};
 use crate::{
-    Warning,
-    leadership::term::Context,
-    sweep::budget::Turns,
-    sweep::collections::{self, Listed, ListedKind, Listing},
+    halt::Run,
+    leadership::term::Term,
+    observe::warning::{Unwatchable, Warning},
     watch_plan::Coverage,
 };
 
-/// Why no collection is watched by a pattern.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unwatchable {
-    /// No collection has such a name.
-    Missing {
-        /// A name that is there and nearly the same, as ` (did you mean …?)`, or nothing.
-        hint: String,
-    },
-    /// It is a view: what is written is another collection.
-    View,
-    /// It is a time series: its measurements take no updates, and it has no change stream.
-    TimeSeries,
-}
-
-impl fmt::Display for Unwatchable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { hint } => {
-                write!(f, "matches no collection{hint}; correct it, or create the collection")
-            }
-            Self::View => f.write_str("is a view; watch the collection that it reads"),
-            Self::TimeSeries => {
-                f.write_str("is a time series, which has no change stream; watch a plain collection")
-            }
-        }
-    }
-}
+/// Databases that nobody watches by mistake.
+const OF_THE_SERVER: [&str; 3] = ["admin", "config", "local"];
 
 /// Reports which patterns match nothing that can be watched, waiting for its turn before a query.
-pub(crate) async fn report(context: &Context, listing: &Listing, turns: &mut Turns<'_>) {
-    let coverage = &context.plan.coverage;
+pub(crate) async fn report(term: &Term, listing: &Listing, turns: &mut Turns<'_>) -> Run<()> {
+    let coverage = &term.plan.coverage;
     let mut found = find(coverage, &listing.all, &[]);
+
     // Another case of a database's name, for example. Not asked for when all is well.
-    let lacks_hint = |(_, why): &(_, Unwatchable)| *why == Unwatchable::Missing { hint: String::new() };
     if found.iter().any(lacks_hint) {
-        turns.wait(context).await;
+        turns.wait().await?;
         // Without the names there is no hint, and a warning all the same.
-        let databases = collections::all_databases(context).await.unwrap_or_default();
+        let databases = collections::all_databases(&term.mongo).await.unwrap_or_default();
         found = find(coverage, &listing.all, &databases);
     }
-    context.report.unwatchable(&found);
+
+    term.report.unwatchable(&found);
     for (pattern, why) in found {
-        context.report.warn(Warning::Unwatchable { pattern, why });
+        term.report.warn(Warning::Unwatchable { pattern, why });
+    }
+    Ok(())
+}
+
+fn lacks_hint((_, why): &(NamespacePattern, Unwatchable)) -> bool {
+    match why {
+        Unwatchable::Missing { hint } => hint.is_empty(),
+        Unwatchable::View | Unwatchable::TimeSeries => false,
     }
 }
 
-/// What is wrong with each pattern that matches no plain collection. `databases` are the names of all databases, where
-/// they are known.
-pub(crate) fn find(
+/// What is wrong with each pattern that matches no plain collection. `databases` are the names of all databases, if they are
+/// known.
+fn find(
     coverage: &Coverage,
     listed: &[Listed],
     databases: &[String],
 ) -> Vec<(NamespacePattern, Unwatchable)> {
     let mut found = Vec::new();
     for pattern in coverage.patterns() {
-        let matches = |namespace: &Namespace| pattern.matches(&namespace.db, &namespace.coll);
-        let kinds: Vec<ListedKind> =
-            listed.iter().filter(|listed| matches(&listed.namespace)).map(|listed| listed.kind).collect();
+        let mut kinds = Vec::new();
+        for Listed { namespace, kind } in listed {
+            if pattern.matches(&namespace.db, &namespace.coll) {
+                kinds.push(*kind);
+            }
+        }
         if kinds.contains(&ListedKind::Collection) {
             continue;
         }
+
         let is_exact = pattern.database().exact().is_some() && pattern.collection().exact().is_some();
         let why = match kinds.first() {
             Some(ListedKind::View) if is_exact => Unwatchable::View,
@@ -98,21 +86,24 @@ fn hint(pattern: &NamespacePattern, listed: &[Listed], databases: &[String], sta
         }
     }
     let of_collections = did_you_mean(&given, names.iter().map(String::as_str));
-    let Some(database) = pattern.database().exact().filter(|_| of_collections.is_empty()) else {
+
+    // Of the databases only where the one that is named isn't there.
+    let Some(database) = pattern.database().exact() else {
         return of_collections;
     };
-    if databases.iter().any(|name| name == database) {
+    if !of_collections.is_empty() || databases.iter().any(|name| name == database) {
         return of_collections;
     }
-    let own = [state_database, "admin", "config", "local"];
-    let others = databases.iter().map(String::as_str).filter(|name| !own.contains(name));
-    did_you_mean(database, others)
+    let is_candidate = |name: &&str| *name != state_database && !OF_THE_SERVER.contains(name);
+    did_you_mean(database, databases.iter().map(String::as_str).filter(is_candidate))
 }
 
 #[cfg(test)]
 mod tests {
+    use mongodb::Namespace;
+
     use super::*;
-    use crate::Settings;
+    use crate::settings::Settings;
 
     fn listed(name: &str, kind: ListedKind) -> Listed {
         Listed { namespace: Namespace::new("bugs", name), kind }

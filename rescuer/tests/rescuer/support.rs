@@ -16,9 +16,7 @@ use mongodb::{
     bson::{Bson, DateTime, Document, Timestamp, Uuid, doc},
     options::{ClientOptions, IndexOptions},
 };
-use outbox_rescuer::{
-    CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings, StatusHandle,
-};
+use outbox_rescuer::{CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings, Status};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -213,7 +211,7 @@ pub(crate) async fn index(collection: &Collection<Document>) {
 /// A rescuer at work in this process.
 pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
-    pub(crate) status: StatusHandle,
+    pub(crate) status: Status,
     pub(crate) stop: CancellationToken,
     /// A test that loops over waits ends as well.
     pub(crate) begun: Instant,

@@ -1,0 +1,59 @@
+//! Where commands go: the seam between a rescuer and the broker.
+
+use async_trait::async_trait;
+use document_outbox::{CommandSender, SendFailure, amqp::Publisher, command::ProcessDocumentMessages};
+
+/// Sends commands and learns what became of each.
+#[async_trait]
+pub trait Commands: Send + Sync {
+    /// Sends a window of commands and answers for each in its place: `Ok` once the broker has confirmed it.
+    async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>>;
+
+    /// Waits until a command sent now has a chance. May return early; may be dropped.
+    async fn ready(&self);
+
+    /// Whether a command sent now has a chance, as far as that is known without sending one. A rescuer that can't send
+    /// leaves its streams to one that can.
+    fn is_ready(&self) -> bool {
+        true
+    }
+}
+
+/// Whether a process can send commands, as far as it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ability {
+    Able,
+    Unable,
+}
+
+/// Commands by way of RabbitMQ.
+#[derive(Debug, Clone)]
+pub struct BrokerCommands {
+    publisher: Publisher,
+    sender: CommandSender,
+}
+
+impl BrokerCommands {
+    /// Sends to `exchange` through `publisher`, which was started with [`CommandSender::topology`] or on a broker that has
+    /// it.
+    pub fn new(publisher: Publisher, exchange: impl Into<String>) -> Self {
+        let sender = CommandSender::new(publisher.clone(), exchange);
+        Self { publisher, sender }
+    }
+}
+
+#[async_trait]
+impl Commands for BrokerCommands {
+    async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
+        self.sender.send(commands).await
+    }
+
+    async fn ready(&self) {
+        // False means closed for good; the next send then says so.
+        self.publisher.ready().await;
+    }
+
+    fn is_ready(&self) -> bool {
+        self.publisher.is_ready()
+    }
+}

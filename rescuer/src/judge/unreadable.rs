@@ -1,0 +1,43 @@
+//! The documents that were warned of because of unreadable elements, so that each is warned of once.
+
+use std::collections::HashSet;
+
+use document_outbox::DocumentRef;
+
+use crate::hash::hash;
+
+/// At about 16 bytes each.
+const REMEMBERED: usize = 10_000;
+
+/// A bounded memory: forgetting costs a repeated warning.
+#[derive(Debug, Default)]
+pub(super) struct Unreadable(HashSet<u64>);
+
+impl Unreadable {
+    /// Whether it was not warned of before, as far as is remembered.
+    pub(super) fn is_new(&mut self, document: &DocumentRef) -> bool {
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        self.0.insert(hash(&document.map_key()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::Namespace;
+
+    use super::*;
+
+    #[test]
+    fn a_document_is_warned_of_once_and_the_memory_of_that_is_bounded() {
+        let mut unreadable = Unreadable::default();
+        let of = |id: i64| DocumentRef::by_id(Namespace::new("shop", "orders"), id);
+        assert!(unreadable.is_new(&of(1)));
+        assert!(!unreadable.is_new(&of(1)));
+        for id in 0..3 * REMEMBERED as i64 {
+            unreadable.is_new(&of(id));
+        }
+        assert!(unreadable.0.len() <= REMEMBERED);
+    }
+}

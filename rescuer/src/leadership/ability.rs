@@ -1,0 +1,106 @@
+//! Whether commands get through, by the connection and by the fate of the last commands.
+//!
+//! A living connection is not enough: a broker can refuse every command, because a privilege is missing, a queue isn't bound
+//! or is full. A rescuer to which that happens for a while counts as one that cannot send commands. One that stands by
+//! sends none, so it can't find out when that has passed: after a minute it counts as able again, and is tried when the
+//! owner isn't.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::commands::{Ability, Commands};
+
+/// After this long without a confirmed command, failures count.
+const FAILING_FOR: Duration = Duration::from_secs(10);
+/// After this long without a failure, they no longer do.
+const FORGIVEN: Duration = Duration::from_secs(60);
+
+/// The way to the broker, which all streams of a process share.
+pub(crate) struct Broker {
+    pub(crate) commands: Arc<dyn Commands>,
+    confirms: Confirms,
+}
+
+impl Broker {
+    pub(crate) fn new(commands: Arc<dyn Commands>) -> Self {
+        Self { commands, confirms: Confirms::default() }
+    }
+
+    /// Whether this process can send commands now.
+    pub(crate) fn ability(&self) -> Ability {
+        if self.commands.is_ready() && !self.confirms.fail() { Ability::Able } else { Ability::Unable }
+    }
+
+    /// A window was answered: how many commands were confirmed, and how many may be when tried again.
+    pub(crate) fn note(&self, confirmed: usize, failed: usize) {
+        self.confirms.note(confirmed, failed);
+    }
+}
+
+/// The fate of the commands that were sent lately.
+#[derive(Debug, Default)]
+struct Confirms(Mutex<Option<Failures>>);
+
+/// Failures without a confirm between them.
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    first: Instant,
+    last: Instant,
+}
+
+impl Confirms {
+    fn note(&self, confirmed: usize, failed: usize) {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if confirmed > 0 {
+            *failures = None;
+        } else if failed > 0 {
+            let now = Instant::now();
+            let first = match *failures {
+                Some(known) if now.duration_since(known.last) < FORGIVEN => known.first,
+                _ => now,
+            };
+            *failures = Some(Failures { first, last: now });
+        }
+    }
+
+    fn fail(&self) -> bool {
+        let Some(Failures { first, last }) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else {
+            return false;
+        };
+        last.duration_since(first) >= FAILING_FOR && last.elapsed() < FORGIVEN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failing(first: u64, last: u64) -> Confirms {
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        Confirms(Mutex::new(Some(Failures { first: ago(first), last: ago(last) })))
+    }
+
+    #[test]
+    fn failures_count_after_a_while_and_until_a_confirm() {
+        let confirms = Confirms::default();
+        confirms.note(0, 5);
+        assert!(!confirms.fail(), "a moment is no evidence");
+
+        let confirms = failing(11, 5);
+        confirms.note(0, 1);
+        assert!(confirms.fail());
+        confirms.note(1, 1);
+        assert!(!confirms.fail());
+    }
+
+    #[test]
+    fn failures_are_forgiven_after_a_minute() {
+        assert!(failing(200, 59).fail());
+        let confirms = failing(200, 61);
+        assert!(!confirms.fail());
+        confirms.note(0, 1);
+        assert!(!confirms.fail(), "it begins from the start");
+    }
+}

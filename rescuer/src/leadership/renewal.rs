@@ -1,0 +1,108 @@
+//! Keeping a lease: renewed three times while it lasts, until the last of the owner's work is done.
+//!
+//! # When commands can't be sent
+//! The owner still reads, counts and renews: everything that needs no broker stays visible. But it gives the stream up to
+//! one that stands by and can send commands, at once, though not before it has had it for one lease: with a broker that
+//! comes and goes for all of them, the stream changes hands that often at most.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ability::Broker,
+    lease::{Lease, Renewed},
+    standby::{Watch, pause_between_reads},
+    term::Term,
+};
+use crate::commands::Ability;
+
+/// As it is reported when it fails: "could not …".
+const RENEWING: &str = "renew the lease";
+
+/// Renews the lease of one term.
+pub(crate) struct Renewal {
+    lease: Lease,
+    term: Arc<Term>,
+    broker: Arc<Broker>,
+    watch: Watch,
+}
+
+impl Renewal {
+    pub(crate) fn new(lease: Lease, term: Arc<Term>, broker: Arc<Broker>) -> Self {
+        Self { lease, term, broker, watch: Watch::default() }
+    }
+
+    /// Renews the lease until everything is `done`. Has the owner step back where that is not possible, or where another is
+    /// able and this one isn't.
+    pub(crate) async fn keep(mut self, done: CancellationToken) {
+        let pause = self.lease.lasts() / 3;
+        let mut renew_at = Instant::now() + pause;
+        loop {
+            let next = renew_at.min(self.term.held.until());
+            let step = next.saturating_duration_since(Instant::now());
+            let step = step.min(pause_between_reads(self.lease.lasts()));
+            if done.run_until_cancelled(tokio::time::sleep(step)).await.is_none() {
+                return;
+            }
+            if !self.term.held.lasts() {
+                // Steps back, unless it did so already.
+                self.term.is_over();
+                return;
+            }
+
+            if let Some(able) = self.better_placed().await {
+                let reason = format!("it can't send commands, and {able}, which can, stands by");
+                return self.term.step_back(&reason);
+            }
+
+            if Instant::now() >= renew_at {
+                renew_at = Instant::now() + pause;
+                if self.renew().await == Renewed::Lost {
+                    let reason = "another rescuer has taken its lease, or somebody deleted it";
+                    return self.term.step_back(reason);
+                }
+            }
+        }
+    }
+
+    /// Another that stands by and can send commands, where this one can't and has had the stream for long enough.
+    async fn better_placed(&mut self) -> Option<String> {
+        let ability = self.broker.ability();
+        self.term.report.ability(ability);
+        if ability == Ability::Able || self.term.held.age() < self.lease.lasts() {
+            return None;
+        }
+
+        let seen = timeout(self.left(), self.lease.read()).await.ok()?.ok()??;
+        let (me, lasts) = (self.lease.owner(), self.lease.lasts());
+        let able = self.watch.able_other(&seen, me, lasts, Instant::now())?;
+        Some(able.owner.clone())
+    }
+
+    async fn renew(&self) -> Renewed {
+        let asked = Instant::now();
+        match timeout(self.left(), self.lease.renew(self.term.held.epoch)).await {
+            Ok(Ok(Renewed::Done)) => {
+                let until = asked + self.lease.lasts();
+                self.term.held.extend(until);
+                self.term.report.renewed(until);
+                self.term.report.healed(RENEWING);
+            }
+            Ok(Ok(Renewed::Lost)) => return Renewed::Lost,
+            Ok(Err(error)) => self.term.trouble(RENEWING, &error),
+            // Out of time: the next turn finds that the lease is over.
+            Err(_) => {}
+        }
+        Renewed::Done
+    }
+
+    /// How long the lease lasts still.
+    fn left(&self) -> Duration {
+        self.term.held.until().saturating_duration_since(Instant::now())
+    }
+}

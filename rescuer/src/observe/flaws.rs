@@ -1,0 +1,10 @@
+//! What is wrong with the collections of a stream, all together.
+
+/// Counts for the series, sentences for the status.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Flaws {
+    pub(crate) indexes_missing: usize,
+    pub(crate) expiring: usize,
+    /// The first of them, in sentences.
+    pub(crate) sentences: Vec<String>,
+}

@@ -1,0 +1,282 @@
+//! How one stream stands, and why it is not ready: values, and rules over them.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use document_outbox::internal::{later, until};
+use mongodb::bson::{DateTime, Timestamp};
+
+use super::{
+    flaws::Flaws,
+    reminder::Reminder,
+    snapshot::{LastError, LastSweep, Role, StreamStatus},
+    unsendable::Unsendable,
+    window::Window,
+};
+use crate::{commands::Ability, watch_plan::Plan};
+
+/// A stream that has shown nothing for this long, not even that there is nothing, is not well: a replica set writes
+/// something every 10 s by itself.
+pub(super) const SILENCE: Duration = Duration::from_secs(30);
+/// This long after an owner's lease has ended somebody should have taken it.
+pub(super) const TAKING: Duration = Duration::from_secs(5);
+/// A page that gets no further for this long is stuck, and so is a sweep, on top of its own pause.
+pub(super) const STUCK: Duration = Duration::from_secs(60);
+/// Of more troubles than this, readiness gives only the number.
+const MOST_TROUBLES: usize = 3;
+
+/// Whether the reader of the change stream reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    Reads,
+    /// It waits for the follower to take what it has read, and reads nothing meanwhile. A change that is held can take
+    /// hours.
+    Waits,
+}
+
+/// The last owner that this process knows of.
+#[derive(Debug)]
+pub(super) struct OwnerName {
+    pub(super) name: String,
+    pub(super) epoch: i64,
+}
+
+/// Something that doesn't work, and is tried again until it does.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    pub(super) error: String,
+    pub(super) logged: Reminder,
+}
+
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) role: Role,
+    pub(super) owner: Option<OwnerName>,
+    pub(super) lease_ends: Option<Instant>,
+    pub(super) ability: Ability,
+    pub(super) open: bool,
+    /// When the stream last showed something, even if only that there is nothing.
+    pub(super) moved: Instant,
+    pub(super) reading: Reading,
+    /// When the page in work got a step further; none between pages.
+    pub(super) page: Option<Instant>,
+    /// When the sweep got a step further.
+    pub(super) sweep_moved: Instant,
+    /// By the part that doesn't work.
+    pub(super) troubles: BTreeMap<String, Trouble>,
+    pub(super) position: Option<Timestamp>,
+    /// Since when the changes in work are due.
+    pub(super) head: Option<DateTime>,
+    pub(super) lag: Duration,
+    pub(super) window: Option<Window>,
+    /// Server time, and when it was asked for.
+    pub(super) server: Option<(DateTime, Instant)>,
+    pub(super) last_error: Option<(String, Instant)>,
+    pub(super) last_sweep: Option<(LastSweep, Instant)>,
+    pub(super) unwatchable: Vec<String>,
+    pub(super) flaws: Flaws,
+    pub(super) unsendable: Unsendable,
+}
+
+impl Standing {
+    pub(super) fn new() -> Self {
+        Self {
+            role: Role::Starting,
+            owner: None,
+            lease_ends: None,
+            ability: Ability::Unable,
+            open: false,
+            moved: Instant::now(),
+            reading: Reading::Reads,
+            page: None,
+            sweep_moved: Instant::now(),
+            troubles: BTreeMap::new(),
+            position: None,
+            head: None,
+            lag: Duration::ZERO,
+            window: None,
+            server: None,
+            last_error: None,
+            last_sweep: None,
+            unwatchable: Vec::new(),
+            flaws: Flaws::default(),
+            unsendable: Unsendable::default(),
+        }
+    }
+
+    /// This process owns the stream from now on; nothing of an earlier term counts.
+    pub(super) fn owned(&mut self, owner: OwnerName, until: Instant) {
+        self.role = Role::Owner;
+        self.owner = Some(owner);
+        self.lease_ends = Some(until);
+        self.open = false;
+
+        let now = Instant::now();
+        self.moved = now;
+        self.sweep_moved = now;
+        self.page = None;
+        self.reading = Reading::Reads;
+    }
+
+    /// Another process owns the stream, or will: what only the owner knows is no longer known.
+    pub(super) fn disowned(&mut self) {
+        if self.role == Role::Owner {
+            self.troubles.clear();
+        }
+        self.role = Role::Standby;
+        self.open = false;
+        self.position = None;
+        self.window = None;
+        self.head = None;
+        self.lag = Duration::ZERO;
+        self.unwatchable = Vec::new();
+        self.unsendable = Unsendable::default();
+    }
+
+    pub(super) fn status(&self, plan: &Plan) -> StreamStatus {
+        let now = Instant::now();
+        let lag = match self.role {
+            Role::Owner => Some(self.lag.as_secs_f64()),
+            Role::Starting | Role::Standby => None,
+        };
+        let last_error = self
+            .last_error
+            .as_ref()
+            .map(|(message, at)| LastError { message: message.clone(), ago: seconds_since(*at, now) });
+        let last_sweep = self
+            .last_sweep
+            .as_ref()
+            .map(|(sweep, at)| LastSweep { ago: seconds_since(*at, now), ..sweep.clone() });
+
+        StreamStatus {
+            name: plan.name.clone(),
+            delay: plan.delay.as_secs_f64(),
+            patterns: plan.coverage.patterns().map(ToString::to_string).collect(),
+            role: self.role,
+            able: self.ability == Ability::Able,
+            owner: self.owner.as_ref().map(|owner| owner.name.clone()),
+            epoch: self.owner.as_ref().map(|owner| owner.epoch),
+            lease_ends_in: self.lease_ends.map(|ends| seconds_until(ends, now)),
+            position: self.position.and_then(in_words),
+            token_age: self.token_age().map(|age| age.as_secs_f64()),
+            lag,
+            headroom: self.headroom().filter(|headroom| headroom.is_finite()),
+            troubles: self.troubles().collect(),
+            last_error,
+            last_sweep,
+            problems: self.problems(),
+        }
+    }
+
+    /// Server time now, by the time that has passed since it was asked for.
+    pub(super) fn server_time(&self) -> Option<DateTime> {
+        let (server, asked) = self.server?;
+        Some(later(server, asked.elapsed()))
+    }
+
+    pub(super) fn token_age(&self) -> Option<Duration> {
+        let (position, now) = (self.position?, self.server_time()?);
+        Some(until(date_of(position), now))
+    }
+
+    /// How far the oplog reaches back beyond the position, in seconds.
+    pub(super) fn headroom(&self) -> Option<f64> {
+        let (position, window) = (self.position?, self.window?);
+        // Nothing was ever dropped from the oplog: that it is young doesn't mean that it is short.
+        if window.whole {
+            return Some(f64::INFINITY);
+        }
+        Some(f64::from(position.time) - f64::from(window.first))
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.unwatchable.clone();
+        problems.extend(self.flaws.sentences.iter().cloned());
+        problems.extend(self.unsendable.sentences());
+        problems
+    }
+
+    fn troubles(&self) -> impl Iterator<Item = String> {
+        self.troubles.iter().map(|(part, trouble)| format!("could not {part}: {}", trouble.error))
+    }
+
+    /// Why it is not ready, in sentences.
+    pub(super) fn not_ready(&self, sweep_interval: Duration) -> Vec<String> {
+        let now = Instant::now();
+        let mut why: Vec<String> = self.unready(now).into_iter().collect();
+        if self.role == Role::Owner {
+            why.extend(self.stuck(now, sweep_interval));
+        }
+
+        // Thousands of collections can be in trouble at a time; a probe's answer stays short.
+        why.extend(self.troubles().take(MOST_TROUBLES));
+        let more = self.troubles.len().saturating_sub(MOST_TROUBLES);
+        if more > 0 {
+            why.push(format!("{more} more troubles, see /status"));
+        }
+        why
+    }
+
+    /// Which part of the work gets no further.
+    fn stuck(&self, now: Instant, sweep_interval: Duration) -> Vec<String> {
+        let mut stuck = Vec::new();
+        if let Some(moved) = self.page {
+            let still = now.saturating_duration_since(moved);
+            if still > STUCK {
+                stuck.push(format!("a page of changes has got no further for {} s", still.as_secs()));
+            }
+        }
+
+        let still = now.saturating_duration_since(self.sweep_moved);
+        if still > sweep_interval + STUCK {
+            stuck.push(format!("the sweep has got no further for {} s", still.as_secs()));
+        }
+        stuck
+    }
+
+    fn unready(&self, now: Instant) -> Option<String> {
+        let silent = now.saturating_duration_since(self.moved);
+        match self.role {
+            Role::Starting => Some("it isn't known yet who owns it".into()),
+            Role::Standby if self.lease_is_over(now, TAKING) => {
+                Some("its owner's lease is over, and nobody has taken it".into())
+            }
+            Role::Owner if self.lease_is_over(now, Duration::ZERO) => {
+                Some("the lease could not be renewed".into())
+            }
+            Role::Owner if !self.open => Some("the change stream is not open".into()),
+            Role::Owner if silent > SILENCE && self.reading == Reading::Reads => Some(format!(
+                "the change stream has shown nothing for {} s, not even that there is nothing",
+                silent.as_secs()
+            )),
+            Role::Standby | Role::Owner => None,
+        }
+    }
+
+    /// Whether the lease has been over for longer than `grace`; it counts as over while none is known.
+    fn lease_is_over(&self, now: Instant, grace: Duration) -> bool {
+        match self.lease_ends {
+            Some(ends) => ends + grace < now,
+            None => true,
+        }
+    }
+}
+
+fn seconds_since(at: Instant, now: Instant) -> f64 {
+    now.saturating_duration_since(at).as_secs_f64()
+}
+
+/// Below zero for a moment that is past.
+fn seconds_until(at: Instant, now: Instant) -> f64 {
+    if at > now { at.duration_since(now).as_secs_f64() } else { -seconds_since(at, now) }
+}
+
+fn date_of(time: Timestamp) -> DateTime {
+    DateTime::from_millis(i64::from(time.time) * 1000)
+}
+
+fn in_words(time: Timestamp) -> Option<String> {
+    date_of(time).try_to_rfc3339_string().ok()
+}

@@ -1,0 +1,18 @@
+//! How far the oplog reaches.
+
+use std::time::Duration;
+
+/// The oldest and the newest second of the oplog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) first: u32,
+    pub(crate) last: u32,
+    /// Nothing was dropped from it yet: it will reach back further than it does now.
+    pub(crate) whole: bool,
+}
+
+impl Window {
+    pub(crate) fn length(self) -> Duration {
+        Duration::from_secs(u64::from(self.last.saturating_sub(self.first)))
+    }
+}

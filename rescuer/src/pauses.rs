@@ -1,0 +1,38 @@
+//! Pauses between tries: growing and jittered, from 100 ms to 10 s.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio_util::sync::CancellationToken;
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The pauses of one thing that is tried until it succeeds. The mutex is never locked: it makes them `Sync`, so that a task
+/// can lend what holds them.
+pub(crate) struct Pauses(Mutex<Box<dyn Iterator<Item = Duration> + Send>>);
+
+impl Pauses {
+    pub(crate) fn new() -> Self {
+        let delays = ExponentialBuilder::default()
+            .with_min_delay(SHORTEST_PAUSE)
+            // The jitter adds as much again at most.
+            .with_max_delay(LONGEST_PAUSE / 2)
+            .with_jitter()
+            .without_max_times();
+        Self(Mutex::new(Box::new(delays.build())))
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let delays = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        delays.next().unwrap_or(LONGEST_PAUSE)
+    }
+
+    /// Waits for the next pause, or until stopped.
+    pub(crate) async fn pause(&mut self, stop: &CancellationToken) {
+        stop.run_until_cancelled(tokio::time::sleep(self.next())).await;
+    }
+}

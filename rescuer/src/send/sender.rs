@@ -1,0 +1,151 @@
+//! Sending commands: a window at a time, until the broker has confirmed each.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use document_outbox::{
+    SendFailure,
+    command::{ProcessDocumentMessages, Reason},
+};
+
+use super::{read_whole, recently_queued::RecentlyQueued};
+use crate::{
+    halt::Run,
+    judge::inspect::{Inspector, Wanted},
+    leadership::{ability::Broker, term::Term},
+    lineage::Lineage,
+    observe::event::RescueEvent,
+    pauses::Pauses,
+};
+
+/// As it is reported when it fails: "could not …".
+const SENDING: &str = "send commands";
+
+/// Sends commands for one term, and remembers for which documents.
+pub(crate) struct Sender {
+    term: Arc<Term>,
+    inspector: Arc<Inspector>,
+    broker: Arc<Broker>,
+    lineage: Lineage,
+    queued: Mutex<RecentlyQueued>,
+}
+
+/// The result of one window.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    /// How many are with the broker.
+    pub(crate) confirmed: usize,
+    /// Those that may be confirmed when tried again.
+    pub(crate) failed: Vec<Wanted>,
+    first_failure: Option<SendFailure>,
+}
+
+impl Sender {
+    pub(crate) fn new(
+        term: Arc<Term>,
+        inspector: Arc<Inspector>,
+        broker: Arc<Broker>,
+        lineage: Lineage,
+        queued: RecentlyQueued,
+    ) -> Self {
+        Self { term, inspector, broker, lineage, queued: Mutex::new(queued) }
+    }
+
+    /// The memory of documents that were queued lately.
+    pub(crate) fn queued(&self) -> MutexGuard<'_, RecentlyQueued> {
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a command sent now has a chance.
+    pub(crate) async fn ready(&self) -> Run<()> {
+        self.term.unless_stopped(self.broker.commands.ready()).await
+    }
+
+    /// Sends until every command is confirmed, or can never be, and returns how many were.
+    pub(crate) async fn send_all(&self, wanted: Vec<Wanted>, reason: Reason) -> Run<usize> {
+        let (mut pauses, mut left, mut confirmed) = (Pauses::new(), wanted, 0);
+        while !left.is_empty() {
+            let sent = self.send(left, reason).await?;
+            confirmed += sent.confirmed;
+            if sent.confirmed > 0 {
+                self.term.report.page_moved();
+            }
+
+            left = sent.failed;
+            if !left.is_empty() {
+                pauses.pause(&self.term.stop).await;
+                self.ready().await?;
+            }
+        }
+        Ok(confirmed)
+    }
+
+    /// Sends one window, remembers the documents whose command was confirmed, and announces the fate of each.
+    pub(crate) async fn send(&self, wanted: Vec<Wanted>, reason: Reason) -> Run<Sent> {
+        if wanted.is_empty() {
+            return Ok(Sent::default());
+        }
+        self.term.check()?;
+
+        let wanted = read_whole::confirm(&self.term, &self.inspector, &self.queued, wanted).await;
+        if wanted.is_empty() {
+            return Ok(Sent::default());
+        }
+
+        let cluster = self.lineage.cluster();
+        let mut commands = Vec::with_capacity(wanted.len());
+        for wanted in &wanted {
+            commands.push(ProcessDocumentMessages::new(wanted.document.clone(), reason).of_cluster(cluster));
+        }
+        // A stop doesn't wait for confirms that may never come. A command that was sent all the same is one too many.
+        let answers = self.term.unless_stopped(self.broker.commands.send(commands)).await?;
+
+        let mut sent = Sent::default();
+        let mut answers = answers.into_iter();
+        for wanted in wanted {
+            let unanswered = || Err(SendFailure::Unavailable("there was no answer for it".into()));
+            let answer = answers.next().unwrap_or_else(unanswered);
+            self.settle(wanted, answer, reason, &mut sent);
+        }
+        self.report(&sent);
+        Ok(sent)
+    }
+
+    /// Remembers and announces what the broker answered for one command.
+    fn settle(&self, wanted: Wanted, answer: Result<(), SendFailure>, reason: Reason, sent: &mut Sent) {
+        match answer {
+            Ok(()) => {
+                tracing::debug!(document = %wanted.document, %reason, "queued");
+                self.queued().note(&wanted.document, &wanted.head, Instant::now());
+                if let Some(due) = wanted.due {
+                    self.term.report.rescued(reason, due);
+                }
+                self.term.report.emit(RescueEvent::Queued { document: wanted.document, reason });
+                sent.confirmed += 1;
+            }
+            Err(failure) if failure.is_transient() => {
+                sent.first_failure.get_or_insert(failure);
+                sent.failed.push(wanted);
+            }
+            Err(failure) => {
+                self.queued().note_unsendable(&wanted.document, &wanted.head, Instant::now());
+                self.term.report.unsendable(wanted.document, failure.to_string());
+            }
+        }
+    }
+
+    fn report(&self, sent: &Sent) {
+        self.broker.note(sent.confirmed, sent.failed.len());
+        if sent.confirmed > 0 {
+            self.term.report.healed(SENDING);
+        }
+
+        if let Some(failure) = &sent.first_failure {
+            let count = sent.failed.len();
+            self.term.report.trouble(SENDING, &format!("{failure} ({count} were not confirmed)"));
+            self.term.report.emit(RescueEvent::CommandsFailed { count, error: failure.to_string() });
+        }
+    }
+}

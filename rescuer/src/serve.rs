@@ -1,0 +1,118 @@
+//! One stream of this process: it stands by until it owns the stream, does the owner's work for a term, and stands by again.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    classify,
+    error::RescuerError,
+    halt::{self, with_grace},
+    leadership::{lease::Held, lease::Lease, standby::Standby, term::Term},
+    observe::{event::RescueEvent, reporter::Reporter},
+    owner::{Owner, SERVING},
+    process::Process,
+    stream::position::Positions,
+    watch_plan::Plan,
+};
+
+/// After a term that ended with an error, a stream is taken up again no sooner.
+const AFTER_ERROR: Duration = Duration::from_secs(60);
+
+/// One stream, whoever owns it.
+pub(crate) struct Stream {
+    process: Process,
+    plan: Plan,
+    report: Arc<Reporter>,
+    positions: Positions,
+    lease: Lease,
+    /// How many documents its sweep may remember.
+    remembers: usize,
+    siblings: Siblings,
+    stop: CancellationToken,
+}
+
+/// Whether this process has other streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Siblings {
+    None,
+    Some,
+}
+
+impl Stream {
+    /// One of this many streams of the process.
+    pub(crate) fn new(
+        process: Process,
+        plan: Plan,
+        report: Arc<Reporter>,
+        of: usize,
+        stop: CancellationToken,
+    ) -> Self {
+        let Process { name, settings, mongo, .. } = &process;
+        let lease = Lease::new(mongo, &settings.state_database, &plan.name, name, settings.lease);
+        let positions = Positions::new(mongo, &plan, name);
+        let remembers = settings.queued_capacity / of;
+        let siblings = if of == 1 { Siblings::None } else { Siblings::Some };
+        Self { process, plan, report, positions, lease, remembers, siblings, stop }
+    }
+
+    /// Serves the stream until told to stop.
+    pub(crate) async fn serve(self) -> Result<(), RescuerError> {
+        let Process { broker, settings, .. } = &self.process;
+        // Where to begin, once, if an operator wants it elsewhere than at the position.
+        let mut start_at = settings.start_at;
+        loop {
+            let last = settings.last_write();
+            let standby = Standby::new(&self.lease, broker, &self.report, &self.stop, last);
+            let Ok(held) = standby.wait().await else {
+                return Ok(());
+            };
+
+            let term = self.begin(held);
+            let (lease, positions) = (self.lease.clone(), self.positions.clone());
+            let start_at = start_at.take();
+            let owner = Owner::new(&self.process, term.clone(), lease, positions, self.remembers, start_at);
+            let ended = owner.work().await;
+            self.give_back(&term).await;
+
+            match ended {
+                Ok(()) => {}
+                Err(error) if self.siblings == Siblings::None || error.is_defect() => return Err(error),
+                // The other streams continue.
+                Err(error) => {
+                    self.report.trouble(SERVING, &error.with_source());
+                    // A stop is noticed when standing by.
+                    let _ = halt::sleep(&self.stop, AFTER_ERROR).await;
+                }
+            }
+        }
+    }
+
+    /// A term begins.
+    fn begin(&self, held: Held) -> Arc<Term> {
+        let (stream, epoch) = (self.plan.name.clone(), held.epoch);
+        tracing::info!(stream, epoch, owner = %self.process.name, "owner of the stream");
+        self.report.owned(&self.process.name, epoch, held.until());
+        self.report.emit(RescueEvent::Owned { stream, epoch });
+
+        Arc::new(Term {
+            plan: self.plan.clone(),
+            held,
+            report: self.report.clone(),
+            stop: self.stop.child_token(),
+            settings: self.process.settings.clone(),
+            mongo: self.process.mongo.clone(),
+        })
+    }
+
+    /// Lets another continue at once. If that fails, it can when the lease is over.
+    async fn give_back(&self, term: &Term) {
+        let release = timeout(self.lease.lasts(), self.lease.release(term.held.epoch));
+        let last = self.process.settings.last_write();
+        if let Ok(Ok(Err(error))) = with_grace(&self.stop, last, release).await {
+            let error = classify::text(&error);
+            tracing::debug!(error, "the lease could not be given back; it ends by itself");
+        }
+    }
+}

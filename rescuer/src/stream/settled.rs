@@ -1,0 +1,78 @@
+//! Documents that were found with an empty outbox, so that a document that changed many times in a backlog is looked up once,
+//! and not once in every page.
+//!
+//! Forgetting costs another look-up and nothing else, so the memory is bounded. Two documents whose hashes are equal would hide
+//! each other's changes from the stream, though not from the sweep.
+
+use std::collections::HashMap;
+
+use mongodb::bson::Timestamp;
+
+use super::change::Filled;
+use crate::hash::hash;
+
+/// At some 40 bytes each.
+const MOST_SETTLED: usize = 100_000;
+
+/// The cluster time by which each was found empty: its changes until then need no second look-up.
+#[derive(Debug, Default)]
+pub(super) struct Settled(HashMap<u64, Timestamp>);
+
+impl Settled {
+    pub(super) fn covers(&self, key: &[u8], change: &Filled) -> bool {
+        match (self.0.get(&hash(&key)), change.mark.cluster_time) {
+            (Some(settled), Some(changed)) => changed <= *settled,
+            _ => false,
+        }
+    }
+
+    pub(super) fn note(&mut self, key: &[u8], time: Timestamp) {
+        if self.0.len() >= MOST_SETTLED {
+            self.0.clear();
+        }
+        self.0.insert(hash(&key), time);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use document_outbox::DocumentRef;
+    use mongodb::{Namespace, bson::DateTime};
+
+    use super::*;
+    use crate::stream::position::Mark;
+
+    fn change(id: i32, time: Option<u32>) -> (Vec<u8>, Filled) {
+        let document = DocumentRef::by_id(Namespace::new("shop", "orders"), id);
+        let cluster_time = time.map(|time| Timestamp { time, increment: 1 });
+        let mark = Mark { token: None, cluster_time };
+        let (at, read) = (DateTime::from_millis(0), Instant::now());
+        (document.map_key(), Filled { document, at, read, mark })
+    }
+
+    #[test]
+    fn what_a_document_changed_until_it_was_found_empty_needs_no_second_look() {
+        let mut settled = Settled::default();
+        let covers = |settled: &Settled, id, time| {
+            let (key, change) = change(id, time);
+            settled.covers(&key, &change)
+        };
+        assert!(!covers(&settled, 1, Some(1)));
+        settled.note(&change(1, None).0, Timestamp { time: 7, increment: 1 });
+        assert!(covers(&settled, 1, Some(6)) && covers(&settled, 1, Some(7)));
+        assert!(!covers(&settled, 1, Some(8)), "it has changed since");
+        assert!(!covers(&settled, 1, None), "nobody knows when");
+        assert!(!covers(&settled, 2, Some(6)));
+    }
+
+    #[test]
+    fn the_memory_of_empty_documents_is_bounded() {
+        let mut settled = Settled::default();
+        for number in 0..3 * MOST_SETTLED {
+            settled.note(&number.to_le_bytes(), Timestamp { time: 7, increment: 1 });
+        }
+        assert!(settled.0.len() <= MOST_SETTLED);
+    }
+}

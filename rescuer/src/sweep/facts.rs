@@ -1,0 +1,325 @@
+//! What is known of the watched collections: whether one holds outboxes at all, by which index it is swept, and whether the
+//! server deletes its documents by itself.
+//!
+//! # Collections without an outbox
+//! A pattern such as `shop.*` also means sessions and logs, which never held an outbox. Such a collection must cost nothing
+//! and alert nobody. So one that lacks the index is read once, slice by slice. If no document in it has the field `outbox`, it
+//! is left alone until the change stream shows one that has, or a position is lost, after which nobody can say what the
+//! stream would have shown. A collection that `watch` names is taken to hold outboxes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use mongodb::{Namespace, bson::Document};
+
+use super::index::{Index, Indexes};
+use crate::observe::{flaws::Flaws, warning::Expiry};
+
+/// After this long a collection without the index is looked at again.
+const MISSING_AGAIN: Duration = Duration::from_secs(60);
+/// After this long one that has it is, for an index that has the server delete documents. With many collections it takes
+/// longer, so that no more than one a second is listed.
+const PRESENT_AGAIN: Duration = Duration::from_secs(300);
+const ONE: Duration = Duration::from_secs(1);
+/// The status names no more flaws than these.
+const MOST_SENTENCES: usize = 100;
+
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// The collections that `watch` names one by one.
+    named: HashSet<Namespace>,
+    collections: HashMap<Namespace, CollectionFacts>,
+}
+
+/// What is known of one collection.
+#[derive(Debug, Clone, Default)]
+struct CollectionFacts {
+    holds: Holds,
+    /// When its indexes were listed.
+    listed: Option<Instant>,
+    indexes: Indexes,
+    expiry: Option<Expiry>,
+    /// The flaw that was last reported of it.
+    reported: Flaw,
+    /// Dead messages were found in it.
+    has_dead: bool,
+}
+
+/// Whether a collection has documents with an outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Holds {
+    /// It was not yet read to its end.
+    #[default]
+    Unsure,
+    /// At least one was seen, or there is an index for them.
+    Outboxes,
+    /// It was read to its end without one.
+    Nothing,
+}
+
+/// What is wrong with one collection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Flaw {
+    lacks_due: bool,
+    lacks_dead: bool,
+    expiry: Option<Expiry>,
+}
+
+/// What is to be reported of a collection.
+#[derive(Debug)]
+pub(super) struct Review {
+    /// It lacks the index for the sweep, and didn't before.
+    pub(super) is_missed: bool,
+    pub(super) expiry: Option<Expiry>,
+    /// What is wrong with all collections together, where this one's part has changed.
+    pub(super) flaws: Option<Flaws>,
+}
+
+impl Facts {
+    pub(super) fn new(named: Vec<Namespace>) -> Self {
+        Self { named: named.into_iter().collect(), collections: HashMap::new() }
+    }
+
+    pub(super) fn holds(&self, namespace: &Namespace) -> Holds {
+        match self.collections.get(namespace) {
+            Some(known) if known.holds != Holds::Unsure => known.holds,
+            // A collection that `watch` names is taken to hold outboxes.
+            _ if self.named.contains(namespace) => Holds::Outboxes,
+            _ => Holds::Unsure,
+        }
+    }
+
+    /// The index to go by, as far as is known.
+    pub(super) fn index(&self, namespace: &Namespace) -> Option<Index> {
+        self.collections.get(namespace)?.indexes.due.clone()
+    }
+
+    pub(super) fn has_dead_index(&self, namespace: &Namespace) -> bool {
+        self.collections.get(namespace).is_some_and(|known| known.indexes.dead)
+    }
+
+    pub(super) fn needs_listing(&self, namespace: &Namespace) -> bool {
+        let Some(known) = self.collections.get(namespace) else {
+            return true;
+        };
+        let Some(listed) = known.listed else {
+            return true;
+        };
+        if self.holds(namespace) == Holds::Nothing {
+            return false;
+        }
+
+        let again = match known.indexes.due {
+            Some(_) => PRESENT_AGAIN.max(ONE * u32::try_from(self.collections.len()).unwrap_or(u32::MAX)),
+            None => MISSING_AGAIN,
+        };
+        listed.elapsed() >= again
+    }
+
+    /// A document with the field `outbox` was seen.
+    pub(super) fn found_outbox(&mut self, namespace: &Namespace) {
+        let known = self.collections.entry(namespace.clone()).or_default();
+        if known.holds == Holds::Nothing {
+            // The index may have been made since.
+            known.listed = None;
+        }
+        known.holds = Holds::Outboxes;
+    }
+
+    /// The collection was read to its end, and no document of it has the field `outbox`.
+    pub(super) fn found_none(&mut self, namespace: &Namespace) {
+        let named = self.named.contains(namespace);
+        let known = self.collections.entry(namespace.clone()).or_default();
+        if known.holds == Holds::Unsure && !named {
+            known.holds = Holds::Nothing;
+        }
+    }
+
+    /// A position was lost: nobody can say what the stream would have shown.
+    pub(super) fn doubt(&mut self) {
+        for known in self.collections.values_mut() {
+            if known.holds == Holds::Nothing {
+                known.holds = Holds::Unsure;
+            }
+        }
+    }
+
+    /// List its indexes the next time.
+    pub(super) fn forget_indexes(&mut self, namespace: &Namespace) {
+        if let Some(known) = self.collections.get_mut(namespace) {
+            // One that is known to be missing was announced, and is looked at again in time.
+            if known.indexes.due.is_some() {
+                known.listed = None;
+            }
+        }
+    }
+
+    /// The index is listed and cannot be used, as while it is being built.
+    pub(super) fn refuse_index(&mut self, namespace: &Namespace) {
+        let known = self.collections.entry(namespace.clone()).or_default();
+        known.indexes.due = None;
+        known.holds = Holds::Outboxes;
+        known.listed = Some(Instant::now());
+    }
+
+    pub(super) fn keep_only(&mut self, namespaces: &[Namespace]) {
+        let there: HashSet<&Namespace> = namespaces.iter().collect();
+        self.collections.retain(|namespace, _| there.contains(namespace));
+    }
+
+    fn flaw(&self, namespace: &Namespace) -> Flaw {
+        let Some(known) = self.collections.get(namespace) else {
+            return Flaw::default();
+        };
+        if self.holds(namespace) != Holds::Outboxes || known.listed.is_none() {
+            return Flaw::default();
+        }
+        Flaw {
+            lacks_due: known.indexes.due.is_none(),
+            lacks_dead: known.indexes.due.is_some() && known.has_dead && !known.indexes.dead,
+            expiry: known.expiry.clone(),
+        }
+    }
+
+    /// The flaws of all collections together.
+    pub(super) fn flaws(&self) -> Flaws {
+        let mut flaws = Flaws::default();
+        for namespace in self.collections.keys() {
+            let flaw = self.flaw(namespace);
+            if flaw.lacks_due {
+                flaws.indexes_missing += 1;
+                flaws.sentences.push(format!("{namespace} lacks the index on outbox.available_at"));
+            }
+            if flaw.lacks_dead {
+                flaws.indexes_missing += 1;
+                let sentence = format!("{namespace} has dead messages and lacks the index on outbox.dead_at");
+                flaws.sentences.push(sentence);
+            }
+            if let Some(expiry) = &flaw.expiry {
+                flaws.expiring += 1;
+                let sentence =
+                    format!("{namespace} loses documents by {expiry}, whatever is in their outboxes");
+                flaws.sentences.push(sentence);
+            }
+        }
+
+        flaws.sentences.sort();
+        flaws.sentences.truncate(MOST_SENTENCES);
+        flaws
+    }
+
+    /// The indexes of a collection were listed.
+    pub(super) fn listed(&mut self, namespace: &Namespace, indexes: Indexes) {
+        let known = self.collections.entry(namespace.clone()).or_default();
+        if indexes.is_of_outboxes() {
+            known.holds = Holds::Outboxes;
+        }
+        known.indexes = indexes;
+        known.listed = Some(Instant::now());
+    }
+
+    /// The options of a collection were listed; none where this user may not list them.
+    pub(super) fn options(&mut self, namespace: &Namespace, options: Option<&Document>) {
+        if let Some(known) = self.collections.get_mut(namespace) {
+            known.expiry = expiry(options, &known.indexes);
+        }
+    }
+
+    /// Dead messages were counted.
+    pub(super) fn counted_dead(&mut self, namespace: &Namespace, dead: u64) {
+        if let Some(known) = self.collections.get_mut(namespace) {
+            known.has_dead = dead > 0;
+        }
+    }
+
+    /// Compares the flaw of a collection with the one that was last reported.
+    pub(super) fn review(&mut self, namespace: &Namespace) -> Option<Review> {
+        let flaw = self.flaw(namespace);
+        let known = self.collections.get_mut(namespace)?;
+        let before = std::mem::replace(&mut known.reported, flaw.clone());
+
+        // Counted over all collections, so not for each of thousands that have nothing new.
+        let flaws = if before == flaw { None } else { Some(self.flaws()) };
+        let is_missed = flaw.lacks_due && !before.lacks_due;
+        Some(Review { is_missed, expiry: flaw.expiry, flaws })
+    }
+}
+
+fn expiry(options: Option<&Document>, indexes: &Indexes) -> Option<Expiry> {
+    if let Some(name) = &indexes.ttl {
+        return Some(Expiry::TtlIndex(name.clone()));
+    }
+    let options = options?;
+    if options.get_bool("capped").unwrap_or(false) {
+        return Some(Expiry::Capped);
+    }
+    options.contains_key("expireAfterSeconds").then_some(Expiry::Clustered)
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::doc;
+
+    use super::*;
+
+    fn orders() -> Namespace {
+        Namespace::new("shop", "orders")
+    }
+
+    fn listed(facts: &mut Facts, indexes: Indexes) {
+        facts.listed(&orders(), indexes);
+    }
+
+    #[test]
+    fn a_collection_without_outboxes_lacks_nothing() {
+        let mut facts = Facts::new(Vec::new());
+        assert!(facts.needs_listing(&orders()));
+        listed(&mut facts, Indexes::default());
+        assert_eq!(facts.flaws(), Flaws::default(), "unsure");
+        facts.found_none(&orders());
+        assert_eq!((facts.holds(&orders()), facts.flaws()), (Holds::Nothing, Flaws::default()));
+        facts.found_outbox(&orders());
+        assert!(facts.needs_listing(&orders()), "an index may have been made since");
+        listed(&mut facts, Indexes::default());
+        assert_eq!(facts.flaws().indexes_missing, 1);
+    }
+
+    #[test]
+    fn a_named_collection_is_taken_to_hold_outboxes() {
+        let mut facts = Facts::new(vec![orders()]);
+        listed(&mut facts, Indexes::default());
+        facts.found_none(&orders());
+        assert_eq!((facts.holds(&orders()), facts.flaws().indexes_missing), (Holds::Outboxes, 1));
+    }
+
+    #[test]
+    fn a_lost_position_makes_unsure_what_was_found_empty() {
+        let mut facts = Facts::new(Vec::new());
+        listed(&mut facts, Indexes::default());
+        facts.found_none(&orders());
+        facts.doubt();
+        assert_eq!(facts.holds(&orders()), Holds::Unsure);
+    }
+
+    #[test]
+    fn the_index_for_dead_messages_is_missed_where_there_are_any() {
+        let mut facts = Facts::new(vec![orders()]);
+        let due = Some(Index { name: "i".into(), partial: true });
+        listed(&mut facts, Indexes { due, dead: false, ttl: None });
+        assert_eq!(facts.flaws().indexes_missing, 0);
+        facts.counted_dead(&orders(), 1);
+        assert_eq!(facts.flaws().indexes_missing, 1);
+    }
+
+    #[test]
+    fn capped_and_clustered_collections_lose_documents_too() {
+        let of = |options: Document| expiry(Some(&options), &Indexes::default());
+        assert_eq!(of(doc! { "capped": true, "size": 4096 }), Some(Expiry::Capped));
+        assert_eq!(of(doc! { "clusteredIndex": {}, "expireAfterSeconds": 60 }), Some(Expiry::Clustered));
+        assert_eq!(of(doc! { "capped": false, "validator": {} }), None);
+        let indexes = Indexes { ttl: Some("old".into()), ..Indexes::default() };
+        assert_eq!(expiry(None, &indexes), Some(Expiry::TtlIndex("old".into())));
+    }
+}

@@ -1,0 +1,80 @@
+//! The wish for a full sweep: one that also finds entries without a date.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use mongodb::Namespace;
+use tokio::sync::Notify;
+
+use crate::leadership::term::Term;
+
+/// For clocks that differ a little.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Between the stream, which wishes, and the sweep, which fulfils.
+pub(crate) struct FullSweep {
+    term: Arc<Term>,
+    wanted: AtomicBool,
+    /// Collections whose part is wanted in the next round, whether or not a whole one is.
+    owed: Mutex<HashSet<Namespace>>,
+    wake: Notify,
+}
+
+impl FullSweep {
+    pub(crate) fn new(term: Arc<Term>) -> Self {
+        Self { term, wanted: AtomicBool::new(false), owed: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// Wants one now.
+    pub(crate) fn request(&self) {
+        self.postpone();
+        self.wake.notify_one();
+    }
+
+    /// Wants one now, and another when documents that are too young for it are old enough.
+    pub(crate) fn request_twice(self: &Arc<Self>) {
+        self.request();
+        self.request_later();
+    }
+
+    /// Wants one when the documents of now are as old as the delay.
+    pub(crate) fn request_later(self: &Arc<Self>) {
+        let wish = self.clone();
+        tokio::spawn(async move {
+            if wish.term.sleep(wish.term.plan.delay + MARGIN).await.is_ok() {
+                wish.request();
+            }
+        });
+    }
+
+    /// Wants one in the next round.
+    pub(crate) fn postpone(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+
+    /// Whether one is wanted; from then on it no longer is.
+    pub(crate) fn take(&self) -> bool {
+        self.wanted.swap(false, Ordering::AcqRel)
+    }
+
+    /// The stream has skipped changes of this collection: its part of a full round has to find them.
+    pub(crate) fn owe(&self, namespace: &Namespace) {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.clone());
+    }
+
+    /// The collections that are owed their part; from then on they no longer are.
+    pub(crate) fn take_owed(&self) -> HashSet<Namespace> {
+        std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits for a request.
+    pub(crate) async fn requested(&self) {
+        self.wake.notified().await;
+    }
+}

@@ -1,0 +1,126 @@
+//! One query of the sweep over one collection, read a page at a time.
+//!
+//! By the partial index on `outbox.available_at`, in its order, with one cursor from the oldest to now:
+//!
+//! - *No sort.* The index is multikey, and a sort by an array's field reads the whole range before the first page.
+//! - *No page by page with a lower bound.* Thousands of entries can share one millisecond (a transaction, a bulk
+//!   schedule); a bound behind it would skip those, a bound on it would read them for ever. A cursor's place in the index
+//!   is exact, costs the server the same, and survives documents that are delivered or claimed meanwhile.
+//! - `$elemMatch`, since conditions on the bare path may be met by two different elements.
+
+use std::{collections::VecDeque, time::Duration};
+
+use mongodb::{
+    Cursor, Namespace,
+    bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
+    options::{FindOptions, Hint},
+};
+
+use super::{budget::Turns, catalogue::Catalogue, index::Index};
+use crate::{
+    halt::Interrupted,
+    judge::{
+        inspect::{Inspector, Wanted, projection},
+        verdict::Moment,
+    },
+    leadership::term::Term,
+};
+
+/// No query keeps the server busy for longer.
+pub(super) const LONGEST_QUERY: Duration = Duration::from_secs(300);
+
+/// A query under way.
+pub(super) struct OpenQuery {
+    cursor: Cursor<RawDocumentBuf>,
+    /// Found, and not yet queued because there was no room.
+    pub(super) waiting: VecDeque<Wanted>,
+    page: PageOf,
+    /// The cursor is at its end.
+    pub(super) ended: bool,
+}
+
+/// Which page is read next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PageOf {
+    /// The first, which came with the query.
+    Opening,
+    /// Another, which is a query of its own for the server.
+    Cursor,
+}
+
+/// The contents of a page.
+#[derive(Debug, Default)]
+pub(super) struct QueriedPage {
+    pub(super) wanted: Vec<Wanted>,
+    pub(super) examined: usize,
+    /// Whether there was an entry without a date.
+    pub(super) undated: bool,
+}
+
+impl OpenQuery {
+    pub(super) async fn open(
+        term: &Term,
+        namespace: &Namespace,
+        filter: Document,
+        mut options: FindOptions,
+        turns: &mut Turns<'_>,
+    ) -> Result<Self, Interrupted> {
+        options.projection = Some(projection());
+        options.batch_size = u32::try_from(term.settings.page_size).ok();
+        options.max_time = Some(LONGEST_QUERY);
+
+        turns.wait().await?;
+        let collection = term.mongo.collection(namespace);
+        let find = collection.find(filter).with_options(options);
+        let cursor = term.unless_stopped(find.into_future()).await??;
+        Ok(Self { cursor, waiting: VecDeque::new(), page: PageOf::Opening, ended: false })
+    }
+
+    /// Reads the next page.
+    pub(super) async fn read_page(
+        &mut self,
+        term: &Term,
+        namespace: &Namespace,
+        inspector: &Inspector,
+        catalogue: &Catalogue,
+        turns: &mut Turns<'_>,
+    ) -> Result<QueriedPage, Interrupted> {
+        let moment = Moment::sweeping(term.mongo.now().await?, term.plan.delay);
+        if self.page == PageOf::Cursor {
+            turns.wait().await?;
+        }
+        self.page = PageOf::Cursor;
+
+        let mut found = QueriedPage::default();
+        while found.examined < term.settings.page_size {
+            // A stop needn't wait for the documents that the server is still looking for.
+            let is_there = term.unless_stopped(self.cursor.advance()).await??;
+            if !is_there {
+                self.ended = true;
+                break;
+            }
+            found.examined += 1;
+
+            catalogue.found_outbox(namespace);
+            let inspected = inspector.inspect(namespace, self.cursor.current(), moment);
+            found.undated |= inspected.undated;
+            found.wanted.extend(inspected.wanted);
+        }
+        Ok(found)
+    }
+}
+
+pub(super) fn by(index: &Index) -> FindOptions {
+    FindOptions::builder().hint(Hint::Name(index.name.clone())).build()
+}
+
+/// Documents with an entry whose date has come. The first condition is what lets the server use the partial index.
+pub(super) fn due_by(now: DateTime) -> Document {
+    doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": { "available_at": { "$lte": now } } } }
+}
+
+/// Documents with a living entry that has no date.
+pub(super) fn undated() -> Document {
+    let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
+    doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }
+}
