@@ -4,7 +4,8 @@
 //! One thread with a runtime of its own answers, so that it also answers where the daemon's runtime is stuck, and until
 //! the daemon has drained. A connection serves one request and ends within seconds; there is a bounded number. When they are
 //! all taken, a new one takes the place of the oldest that has not sent its request, so that slow clients can't keep a
-//! probe from its answer.
+//! probe from its answer. Each keeps its place for a moment: otherwise clients that return as soon as they are dropped would
+//! take a probe's place before its request is read.
 //!
 //! # Caveats
 //! It asks for no password and shows no secret. It listens on the own machine unless told otherwise.
@@ -35,7 +36,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpStream,
     task::{AbortHandle, JoinSet},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -47,6 +48,8 @@ use crate::{
 
 /// As many connections as probes, scrapers and people need at once.
 const CONNECTIONS: usize = 32;
+/// How long a connection has its place, whoever waits for one. 200 slow clients delay a probe by less than a second.
+const UNDISTURBED: Duration = Duration::from_millis(100);
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
 /// The least that hyper takes.
@@ -140,11 +143,16 @@ async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: Cance
     let mut upkeep = interval(UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let room = connections.room();
+        let accept = async {
+            sleep_until(room).await;
+            listener.accept().await
+        };
         tokio::select! {
             () = stop.cancelled() => break,
             _ = upkeep.tick() => pages.exporter.upkeep(),
             () = connections.one_ended() => {}
-            accepted = listener.accept() => match accepted {
+            accepted = accept => match accepted {
                 Ok((stream, _)) => connections.add(stream, &pages),
                 Err(error) => {
                     debug!(%error, "a connection was not accepted");
@@ -165,28 +173,38 @@ struct Connections {
 
 struct Open {
     task: AbortHandle,
+    since: Instant,
     /// Its request has arrived, so that only its answer is left to be sent.
     asked: Arc<AtomicBool>,
 }
 
 impl Connections {
-    fn add(&mut self, stream: TcpStream, pages: &Arc<Pages>) {
+    /// When there is a place for another one: at once, or when the slowest has had its own for long enough.
+    fn room(&mut self) -> Instant {
         self.open.retain(|open| !open.task.is_finished());
-        if self.open.len() >= CONNECTIONS {
-            self.drop_slowest();
+        if self.open.len() < CONNECTIONS {
+            return Instant::now();
+        }
+        let slowest = self.open.get(self.slowest());
+        slowest.map_or_else(Instant::now, |open| open.since + UNDISTURBED)
+    }
+
+    fn add(&mut self, stream: TcpStream, pages: &Arc<Pages>) {
+        if self.open.len() >= CONNECTIONS
+            && let Some(slowest) = self.open.remove(self.slowest())
+        {
+            slowest.task.abort();
         }
 
         let asked = Arc::new(AtomicBool::new(false));
         let task = self.tasks.spawn(connection(stream, pages.clone(), asked.clone()));
-        self.open.push_back(Open { task, asked });
+        self.open.push_back(Open { task, since: Instant::now(), asked });
     }
 
-    /// Ends the oldest that has not asked; where all have, the oldest, which does not read its answer.
-    fn drop_slowest(&mut self) {
+    /// The place of the oldest that has not asked; if all have, of the oldest, which does not read its answer.
+    fn slowest(&self) -> usize {
         let silent = self.open.iter().position(|open| !open.asked.load(Ordering::Relaxed));
-        if let Some(slowest) = self.open.remove(silent.unwrap_or(0)) {
-            slowest.task.abort();
-        }
+        silent.unwrap_or(0)
     }
 
     /// Pends for ever where none is open.

@@ -7,6 +7,10 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{self, Child, ChildStderr, Command, Stdio},
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -394,6 +398,44 @@ fn silent_clients_keep_no_probe_waiting() {
     };
     assert!(!is_open(&silent[0]));
     assert!(silent[1..].iter().all(is_open));
+}
+
+/// 64 clients send half a request, and come back as soon as they are given up.
+#[test]
+#[ignore = "stress: run by scripts/stress"]
+fn stress_slow_clients_keep_no_probe_waiting() {
+    let mut daemon = start("is told", "");
+    let address = daemon.address();
+    let is_over = AtomicBool::new(false);
+    let connected = Barrier::new(65);
+    let is_answered = |_: &usize| {
+        let answer = std::panic::catch_unwind(|| get(address, "/livez"));
+        answer.is_ok_and(|answer| answer.body == "alive\n")
+    };
+    let answered = thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| {
+                let mut slow = half_a_request(address);
+                connected.wait();
+                while !is_over.load(Ordering::Relaxed) {
+                    // Returns when it is given up.
+                    let _ = slow.as_mut().map(|slow| slow.read(&mut [0; 1]));
+                    slow = half_a_request(address);
+                }
+            });
+        }
+        connected.wait();
+        let answered = (0..20).filter(is_answered).count();
+        is_over.store(true, Ordering::Relaxed);
+        answered
+    });
+    assert_eq!(answered, 20);
+}
+
+fn half_a_request(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(b"GET /livez HTTP/1.1\r\n")?;
+    Ok(stream)
 }
 
 #[test]
