@@ -20,14 +20,15 @@ use document_outbox::{
 };
 use futures::future::join_all;
 use mongodb::{
-    Client,
+    Client, ServerType,
     bson::{Bson, Decimal128, Document, Timestamp, doc, oid::ObjectId},
-    event::{EventHandler, command::CommandEvent},
+    event::{EventHandler, command::CommandEvent, sdam::SdamEvent},
     options::ClientOptions,
 };
 use serde::{Deserialize, Serialize};
 use standalone::Standalone;
 use support::{LONG, TestDatabase, uri};
+use tokio::sync::Notify;
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
@@ -494,20 +495,25 @@ async fn save_while_the_server_is_away(patience: std::time::Duration) {
         let test = TestDatabase { database: client.database("t"), client };
         let mut options = ClientOptions::parse(&server.uri).await.unwrap();
         options.server_selection_timeout = Some(patience);
+        let is_missed = Arc::new(Notify::new());
+        let missed = is_missed.clone();
+        options.sdam_event_handler = Some(EventHandler::callback(move |event| {
+            if let SdamEvent::ServerDescriptionChanged(changed) = event
+                && changed.new_description.server_type() == ServerType::Unknown
+            {
+                missed.notify_one();
+            }
+        }));
         let bank = Bank::with(test, options, group_commit, |_| {});
         bank.add_many(5).await;
         let mut accounts = bank.load_all(5).await;
         drop(server);
-        // Until the driver knows.
-        let ping = || async { bank.accounts.collection().find_one(doc! {}).await };
-        within("the server to be missed", async {
-            while !ping().await.is_err_and(|error| error.to_string().contains("Server selection")) {}
-        })
-        .await;
+        within("the driver to miss the server", is_missed.notified()).await;
 
         let other = bank.accounts.insert(Account::new(100));
-        let deleted = bank.accounts.delete(&accounts[4]).await;
-        let (saves, inserted) = tokio::join!(save_all(&bank, &mut accounts[..4]), other);
+        let (saved, last) = accounts.split_at_mut(4);
+        let deleted = bank.accounts.delete(&last[0]);
+        let (saves, inserted, deleted) = tokio::join!(save_all(&bank, saved), other, deleted);
         assert!(saves.iter().all(|saved| matches!(saved, Err(Error::Unavailable(_)))), "{saves:?}");
         assert!(matches!(inserted, Err(Error::Unavailable(_))), "{inserted:?}");
         assert!(matches!(deleted, Err(Error::Unavailable(_))), "{deleted:?}");
