@@ -1173,23 +1173,23 @@ async fn outage_by_an_alarm_blocks_a_publisher_which_then_is_ready_and_confirms_
     .await;
 }
 
-/// A limit belongs to the connection it was learned on, and the broker decides about each message over it.
-#[tokio::test(flavor = "multi_thread")]
-async fn outage_of_large_messages_ends_when_the_brokers_limit_is_raised() {
+/// Refuses messages over a limit, among them `long` ones, until the limit is raised and the connection another.
+async fn raise_the_limit(least: usize, long: usize, raised: usize) {
     let broker = PrivateBroker::start().await;
     scene_at(broker.uri.clone(), async |scene| {
         let limit = |bytes: usize| format!("application:set_env(rabbit, max_message_size, {bytes}).");
-        broker.rabbitmqctl(&["eval", &limit(1024)]).await;
+        broker.rabbitmqctl(&["eval", &limit(least)]).await;
         let network = Network::to(&broker.uri);
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
         let states = publisher.subscribe();
         let of = |bytes, id: &str| Publication { body: vec![0; bytes], ..scene.routed(id) };
         let refused = |published: &Published| {
-            matches!(published, Published::Refused { reason } if reason.contains("1024"))
+            matches!(published, Published::Refused { reason } if reason.contains(&least.to_string()))
         };
 
         for round in 0..2 {
-            let window = [of(1024, "fits"), of(1025, "long"), of(10, "small"), of(9999, "longer")];
+            let window =
+                [of(least, "fits"), of(least + 1, "long"), of(10, "small"), of(long, "longer")];
             let published = publisher.publish(window.to_vec()).await;
             assert_eq!(published[0], Published::Confirmed, "{round}");
             assert!(refused(&published[1]), "{round}: {published:?}");
@@ -1199,13 +1199,25 @@ async fn outage_of_large_messages_ends_when_the_brokers_limit_is_raised() {
         assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
         assert!(scene.counts().await.values().all(|count| *count <= 3));
 
-        broker.rabbitmqctl(&["eval", &limit(1 << 20)]).await;
+        broker.rabbitmqctl(&["eval", &limit(raised)]).await;
         network.cut();
         until_state(states, |state| *state != State::Ready).await;
-        until_confirmed(&publisher, &of(9999, "longer")).await;
+        until_confirmed(&publisher, &of(long, "longer")).await;
         network.cut();
     })
     .await;
+}
+
+/// A limit belongs to the connection it was learned on, and the broker decides about each message over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn outage_of_large_messages_ends_when_the_brokers_limit_is_raised() {
+    raise_the_limit(1024, 9999, 1 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_outage_of_messages_of_100_kilobytes_ends_with_the_limit() {
+    raise_the_limit(64_000, 100_000, 16 << 20).await;
 }
 
 /// A broker that has a higher limit by now takes the message, without a new connection.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/network.rs"]
+mod network;
 mod support;
 
 use std::time::Duration;
@@ -13,8 +15,12 @@ use document_outbox::{
     store::{Deleted, Inserted, Saved},
 };
 use futures::future::join_all;
-use mongodb::bson::{Bson, Document, Uuid, doc};
-use support::{Added, Order, Recorder, TestDatabase, is_empty};
+use mongodb::{
+    Client,
+    bson::{Bson, Document, Uuid, doc},
+};
+use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
+use tokio_util::sync::CancellationToken;
 
 /// So long that no test meets its end.
 const FOR_EVER: Duration = Duration::from_secs(600);
@@ -259,4 +265,44 @@ async fn under_contention_every_message_is_delivered_once() {
     sent.sort_unstable();
     assert_eq!(amounts, sent);
     test.drop().await;
+}
+
+/// Flushes while 200 savers keep clears under way, and every reply of MongoDB is a tenth of a second late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_flush_ends_beside_200_savers_and_late_replies() {
+    let (near, recorder) = (TestDatabase::create().await, Recorder::default());
+    let (network, far) = network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
+    let client = Client::with_uri_str(far).await.unwrap();
+    let test = TestDatabase { database: client.database(near.database.name()), client };
+    let inline = lingering(&test, Duration::from_millis(20)).deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    network.delay(Duration::from_millis(100));
+
+    let stop = CancellationToken::new();
+    let saver = |saver: i64| {
+        let (orders, stop) = (&orders, &stop);
+        async move {
+            let id = format!("o-{saver}");
+            assert!(matches!(orders.insert(Order::new(&id)).await.unwrap(), Inserted::Applied(..)));
+            let mut saved = 0;
+            while !stop.is_cancelled() {
+                orders.update(&id, |order| order.add(saver)).await.unwrap();
+                saved += 1;
+            }
+            saved
+        }
+    };
+    let flushing = async {
+        for round in 1..=4 {
+            recorder.wait_delivered(round * 200).await;
+            tokio::time::timeout(LONG, inline.flush()).await.expect("a flush ends while others save");
+        }
+        stop.cancel();
+    };
+    let (saved, ()) = tokio::join!(join_all((0..200).map(saver)), flushing);
+    inline.close(FOR_EVER).await;
+    near.wait_until_all_are_empty().await;
+    assert_eq!(recorder.delivered().len(), saved.iter().sum::<usize>(), "each once");
+    near.drop().await;
 }

@@ -809,9 +809,9 @@ async fn a_locked_document_does_not_hold_up_the_clears_of_others() {
     test.drop().await;
 }
 
-/// A save that is under way in a future that nobody polls any more.
-#[tokio::test]
-async fn closing_ends_with_a_forgotten_save() {
+/// Closes beside a save that is under way in a future that nobody polls for that long.
+/// Returns what the save answers when somebody polls it again.
+async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> Saved {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = background(&test, &recorder);
@@ -827,10 +827,25 @@ async fn closing_ends_with_a_forgotten_save() {
     let mut save = Box::pin(orders.save(&mut order));
     assert!(tokio::time::timeout(Duration::from_millis(100), &mut save).await.is_err());
 
-    tokio::time::timeout(LONG, inline.close(Duration::ZERO)).await.expect("closing ends");
+    tokio::time::timeout(LONG, inline.close(grace)).await.expect("closing ends");
     session.abort_transaction().await.unwrap();
-    assert!(save.await.unwrap().is_applied(), "and the save can still be finished");
+    tokio::time::sleep(forgotten).await;
+    let saved = save.await.unwrap();
     test.drop().await;
+    saved
+}
+
+#[tokio::test]
+async fn closing_ends_with_a_forgotten_save() {
+    let saved = close_beside_a_forgotten_save(Duration::ZERO, Duration::ZERO).await;
+    assert!(saved.is_applied(), "and the save can still be finished");
+}
+
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_closing_ends_with_a_save_forgotten_for_90_seconds() {
+    let saved = close_beside_a_forgotten_save(Duration::from_secs(2), Duration::from_secs(90)).await;
+    assert!(matches!(saved, Saved::Applied(_) | Saved::Unknown(_)), "it had 30 s: {saved:?}");
 }
 
 #[tokio::test]
@@ -870,11 +885,8 @@ async fn closing_gives_everything_back_while_the_way_is_lost() {
 #[tokio::test]
 async fn closing_ends_while_mongodb_is_silent() {
     let test = TestDatabase::create().await;
-    let mongodb = uri("OUTBOX_MONGODB_URI");
-    let host = mongodb.trim_start_matches("mongodb://").split('/').next().unwrap();
-    let network = network::Network::to(&format!("mongodb://any@{host}/"));
-    let far = network.uri().replace("any@", "");
-    let client = Client::with_uri_str(format!("{far}?directConnection=true")).await.unwrap();
+    let (network, far) = network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
+    let client = Client::with_uri_str(far).await.unwrap();
     let recorder = Recorder::held();
     let inline = InlineDispatcher::builder(&client).deliver_to(recorder.clone());
     let orders =
@@ -984,6 +996,52 @@ async fn a_claim_misses_an_entry_that_has_reached_a_handler() {
     let worker = worker(&test, &recorder).paced(Arc::new(Meanwhile(other, document, false.into())));
     assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
     assert_eq!(recorder.delivered()[0].delivered_to, ["mail"], "as the other left it");
+    test.drop().await;
+}
+
+/// P3, P6: each of ten attempts takes as long as the claim allows, and the other message of the document was never in them.
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_route_that_hangs_repeats_no_other_message() {
+    struct Hangs;
+    #[async_trait::async_trait]
+    impl Deliver for Hangs {
+        async fn deliver(
+            &self,
+            _: &[document_outbox::deliver::Envelope],
+        ) -> Vec<document_outbox::deliver::Answer> {
+            std::future::pending().await
+        }
+    }
+    let test = TestDatabase::create().await;
+    let entry = || doc! { "id": mongodb::bson::Uuid::new(), "type": "any", "payload": {} };
+    let mut hanging = entry();
+    hanging.insert("via", "hanging");
+    test.orders().insert_one(doc! { "_id": "o-1", "outbox": [entry(), hanging] }).await.unwrap();
+    let recorder = Recorder::default();
+    let router = document_outbox::deliver::Router::new(recorder.clone()).route("hanging", Hangs, ["hanging"]);
+    let wait = Duration::from_millis(1);
+    let retry = RetryPolicy { quick_tries: 0, backoff_min: wait, backoff_max: wait, ..slow_retry() };
+    let lease = Duration::from_secs(2);
+    let settings = ProcessorSettings { retry, lease, ..ProcessorSettings::default() };
+    let clock = ServerClock::new(test.client.clone());
+    let worker = Processor::new(test.client.clone(), clock, Arc::new(router), settings);
+
+    let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
+    let until_dead = async {
+        let stop = CancellationToken::new();
+        while !test.outbox("o-1").await.iter().any(|entry| entry.contains_key("dead_at")) {
+            worker.process(&document, DeliveryOrder::Unordered, &stop).await.unwrap();
+        }
+    };
+    tokio::time::timeout(2 * LONG, until_dead).await.expect("the attempts are exhausted");
+    let left = test.outbox("o-1").await;
+    assert_eq!((left.len(), left[0].get_str("via")), (1, Ok("hanging")));
+    assert_eq!(
+        (left[0].get_str("dead_reason"), left[0].get_i32("attempts")),
+        (Ok("attempts_exhausted"), Ok(10))
+    );
+    assert_eq!(recorder.delivered().len(), 1, "delivered in the first round, and in no other");
     test.drop().await;
 }
 

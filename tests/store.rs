@@ -10,6 +10,7 @@ use document_outbox::{
     Aggregate, Caps, Dispatch, Error, InlineDispatcher, Mode, Outbox, Shed,
     store::{Deleted, Inserted, Saved},
 };
+use futures::future::join_all;
 use mongodb::bson::{Bson, Uuid, doc, oid::ObjectId};
 use serde::{Deserialize, Serialize};
 use support::{Order, Recorder, TestDatabase};
@@ -781,6 +782,52 @@ async fn an_aggregate_without_one_key_is_never_written() {
     refused(&test, Absent { id: None, outbox: outbox() }, ["null", "`Option`"]).await;
     refused(&test, ByOption::with(None), ["null", "`Option`"]).await;
     test.drop().await;
+}
+
+/// Of 300 inserts at once, all are refused; or each message is delivered once, and each document found.
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_three_hundred_inserts_are_refused_or_found() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::default();
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let unnamed = document_outbox::Store::<Unnamed>::new(test.orders(), &inline);
+    let refused = (0..300).map(|n| {
+        let mut value = Unnamed { id: format!("o-{n}"), outbox: Outbox::default() };
+        value.outbox.send(Text("never".into()));
+        unnamed.insert(value)
+    });
+    let refused = join_all(refused).await;
+    assert!(refused.iter().all(|refused| matches!(refused, Err(Error::NoId { .. }))), "{refused:?}");
+    assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), 0);
+    assert!(recorder.delivered().is_empty());
+
+    insert_and_find::<ByBinaryUuid, _>(&test, uuid::Uuid::new_v4).await;
+    insert_and_find::<ByHex, _>(&test, || ObjectId::new().to_hex()).await;
+    test.drop().await;
+}
+
+async fn insert_and_find<T, I>(test: &TestDatabase, new_id: impl Fn() -> I)
+where
+    T: Aggregate<Id = I> + With<I> + std::fmt::Debug,
+    I: Clone + std::fmt::Debug + Serialize + Send + Sync + 'static,
+{
+    let recorder = Recorder::default();
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let store = document_outbox::Store::<T>::new(test.orders(), &inline);
+    let ids: Vec<I> = (0..300).map(|_| new_id()).collect();
+    let inserted = ids.iter().map(|id| {
+        let mut value = T::with(id.clone());
+        value.outbox().send(Text("inserted".into()));
+        store.insert(value)
+    });
+    let inserted = join_all(inserted).await;
+    assert!(inserted.iter().all(|inserted| matches!(inserted, Ok(Inserted::Applied(..)))), "{inserted:?}");
+    assert_eq!(recorder.delivered().len(), 300, "each once");
+    for id in &ids {
+        assert!(store.load(id).await.unwrap().is_some(), "{id:?}");
+    }
+    test.wait_until_all_are_empty().await;
 }
 
 #[tokio::test]

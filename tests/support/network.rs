@@ -10,6 +10,7 @@ use std::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 /// A network between us and a broker that can be cut and can swallow everything.
@@ -27,6 +28,8 @@ struct Wire {
     /// Answers wait once the broker has sent this many bytes more.
     before_hold: Mutex<Option<usize>>,
     released: Condvar,
+    /// How late each answer is.
+    delay: Mutex<Duration>,
     /// A request that holds these bytes is answered with the end of its connection.
     poison: Mutex<Option<Vec<u8>>>,
     streams: Mutex<Vec<TcpStream>>,
@@ -62,6 +65,14 @@ impl Network {
         network
     }
 
+    /// To the first server of a MongoDB, and the URI by which it is reached this way.
+    pub fn to_mongodb(uri: &str) -> (Self, String) {
+        let server = uri.trim_start_matches("mongodb://").split(['/', ',']).next().unwrap();
+        let network = Self::to(&format!("mongodb://any@{server}/"));
+        let uri = format!("mongodb://{}/?directConnection=true", network.address);
+        (network, uri)
+    }
+
     /// The same broker, by way of this network.
     pub fn uri(&self) -> String {
         self.broker.replace(&host(&self.broker), &self.address.to_string())
@@ -70,6 +81,11 @@ impl Network {
     /// Everything sent from now on vanishes, without an error for anybody.
     pub fn swallow(&self, on: bool) {
         self.wire.swallowing.store(on, Ordering::SeqCst);
+    }
+
+    /// From now on every answer is so late.
+    pub fn delay(&self, by: Duration) {
+        *self.wire.delay.lock().unwrap() = by;
     }
 
     pub fn cut_after(&self, bytes: usize) {
@@ -119,6 +135,10 @@ impl Wire {
                 cut = count >= *left;
                 count = count.min(*left);
                 *left -= count;
+            }
+            if answers {
+                let delay = *self.delay.lock().unwrap();
+                std::thread::sleep(delay);
             }
             let passed = if answers { self.pass_before_hold(&bytes[..count], &mut to) } else { 0 };
             if !self.swallowing.load(Ordering::SeqCst) && to.write_all(&bytes[passed..count]).is_err() {
