@@ -10,7 +10,7 @@ use document_outbox::{
 use lapin::options::BasicGetOptions;
 use mongodb::{
     Client,
-    bson::{Document, Uuid},
+    bson::{Document, Uuid, doc},
     options::ClientOptions,
 };
 use outbox_dispatcher::{DispatcherEvent, Left};
@@ -230,6 +230,38 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     here.gone(&scene).await;
     there.gone(&scene).await;
     scene.strike().await;
+}
+
+/// P5: beside a worker whose MongoDB can't be reached, or is another one, every command is for the other worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
+    for is_reached in [false, true] {
+        let scene = Scene::set().await;
+        let here = Elsewhere::made(&scene, "here").await;
+        let another = Client::with_uri_str(uri("OUTBOX_TEST_MONGODB_RS3_URI")).await.unwrap();
+        let blind = if is_reached { another } else { nowhere().await };
+        let useless = scene.start_by(blind, &here.state, Recorder::default());
+        let recorder = Recorder::default();
+        let worker = scene.start_at_state(&here.state, recorder.clone());
+
+        // 60 with dates, and 60 as a foreign writer leaves them.
+        for n in 0..60 {
+            scene.place(&format!("dated-{n}"), [1]).await;
+            let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };
+            let undated = doc! { "_id": format!("undated-{n}"), "outbox": [entry] };
+            scene.test.orders().insert_one(undated).await.unwrap();
+            scene.send(&format!("dated-{n}"), here.cluster).await;
+            scene.send(&format!("undated-{n}"), here.cluster).await;
+        }
+        recorder.wait_delivered(120).await;
+        scene.test.wait_until_all_are_empty().await;
+        assert_eq!(recorder.delivered().len(), 120, "each once");
+        useless.running.stop().await;
+        worker.running.stop().await;
+        here.gone(&scene).await;
+        scene.strike().await;
+    }
 }
 
 /// In RabbitMQ itself: a command that nobody takes is gone after its time, and its queue is empty.
