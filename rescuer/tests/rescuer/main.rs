@@ -7,11 +7,15 @@
 mod broker;
 mod faults;
 mod lease;
+#[path = "../../../tests/support/network.rs"]
+mod network;
 #[path = "../../../tests/support/odd_ids.rs"]
 mod odd_ids;
 mod oplog;
 mod patterns;
 mod position;
+#[path = "../../../tests/support/private_broker.rs"]
+mod private_broker;
 mod process;
 mod status;
 mod stream;

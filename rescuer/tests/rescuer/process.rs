@@ -16,7 +16,11 @@ use document_outbox::{
 use mongodb::bson::{Document, doc};
 use tokio::time::timeout;
 
-use crate::support::*;
+use crate::{
+    network::{Network, host},
+    private_broker::PrivateBroker,
+    support::*,
+};
 
 /// An `outbox-rescuer`, and what it has logged.
 pub(crate) struct Process {
@@ -78,6 +82,7 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMu
 /// Two rescuers of one name, a writer that goes on writing, and who takes the commands.
 pub(crate) struct Replicas {
     pub(crate) world: World,
+    broker: String,
     name: String,
     lease: &'static str,
     writer: tokio::task::JoinHandle<()>,
@@ -88,10 +93,15 @@ pub(crate) struct Replicas {
 
 impl Replicas {
     pub(crate) async fn new(lease: &'static str) -> Self {
+        Self::on(&rabbitmq_uri(), lease).await
+    }
+
+    /// With the commands at another broker.
+    pub(crate) async fn on(broker: &str, lease: &'static str) -> Self {
         let world = World::new().await;
         let orders = world.indexed_orders().await;
         let name = world.app_name.clone();
-        let amqp = AmqpSettings::new(&rabbitmq_uri()).unwrap();
+        let amqp = AmqpSettings::new(broker).unwrap();
         let topology = CommandSender::topology(&name, &name, TopologyMode::Declare);
         let consumer = Consumer::start(amqp, topology, name.clone(), 100, "test".into());
         let written = Arc::new(Mutex::new(0));
@@ -105,13 +115,19 @@ impl Replicas {
                 }
             }
         });
-        Self { world, name, lease, writer, written, consumer, seen: HashSet::new() }
+        let (broker, seen) = (broker.to_owned(), HashSet::new());
+        Self { world, broker, name, lease, writer, written, consumer, seen }
     }
 
     pub(crate) fn start(&self) -> Process {
+        self.start_with(&[])
+    }
+
+    /// With these settings besides.
+    fn start_with(&self, environment: &[(&str, &str)]) -> Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-rescuer"))
             .env("OUTBOX_MONGODB_URI", format!("{}&appName={}", mongodb_uri(), self.world.app_name))
-            .env("OUTBOX_RABBITMQ_URI", rabbitmq_uri())
+            .env("OUTBOX_RABBITMQ_URI", &self.broker)
             .env("OUTBOX_SHUTDOWN_GRACE", "4s")
             .env("OUTBOX_WATCH", format!("{}.*", self.world.db.name()))
             .env("OUTBOX_STATE_DATABASE", self.world.state.name())
@@ -122,6 +138,7 @@ impl Replicas {
             .env("OUTBOX_SWEEP_INTERVAL", "1h")
             .env("OUTBOX_HTTP_LISTEN", "127.0.0.1:0")
             .env("OUTBOX_LOG_FILTER", "info,outbox_rescuer=debug")
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -143,6 +160,13 @@ impl Replicas {
             .await
     }
 
+    /// Waits until this many more documents have been written.
+    async fn more_are_written(&self, documents: i32) {
+        let enough = *self.written.lock().unwrap() + documents;
+        until("more to be written", || async { (*self.written.lock().unwrap() >= enough).then_some(()) })
+            .await;
+    }
+
     /// Takes commands until all that was written up to now has had one.
     async fn nothing_is_lost(&mut self) {
         let written = *self.written.lock().unwrap();
@@ -159,7 +183,7 @@ impl Replicas {
         self.writer.abort();
         let _ = self.writer.await;
         self.consumer.close().await;
-        remove(&rabbitmq_uri(), &self.name, &self.name).await;
+        remove(&self.broker, &self.name, &self.name).await;
         self.world.end().await;
     }
 }
@@ -221,4 +245,51 @@ async fn an_owner_that_is_stopped_hands_over_at_once_and_nothing_is_lost() {
     second.signal("-TERM");
     assert!(second.ended().await);
     replicas.end().await;
+}
+
+/// P5, with real connections: the first can reach no broker, and owns the stream until another can.
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_a_rescuer_with_a_wrong_port_yields_to_a_connected_one() {
+    let mut replicas = Replicas::new("15s").await;
+    let wrong = replicas.broker.replace(&host(&replicas.broker), "127.0.0.1:1");
+    let first = replicas.start_with(&[("OUTBOX_RABBITMQ_URI", &wrong)]);
+    replicas.owned_by(&first).await;
+    let second = replicas.start();
+    replicas.owned_by(&second).await;
+    replicas.nothing_is_lost().await;
+    replicas.end().await;
+}
+
+/// A broker that answers nothing, is gone, or takes no messages: commands are on their way, and SIGTERM ends the rescuer
+/// within its grace.
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_outage_of_a_broker_delays_no_stop() {
+    for trouble in ["silence", "stop", "alarm"] {
+        let broker = PrivateBroker::start().await;
+        let network = Network::to(&broker.uri);
+        let mut replicas = Replicas::on(&broker.uri, "10m").await;
+        let mut process = replicas.start_with(&[("OUTBOX_RABBITMQ_URI", &network.uri())]);
+        replicas.more_are_written(1).await;
+        replicas.nothing_is_lost().await;
+        match trouble {
+            "silence" => network.swallow(true),
+            "stop" => broker.stop().await,
+            _ => broker.raise_alarm().await,
+        }
+        // One every 10 ms, so that the first of these are older than the delay.
+        replicas.more_are_written(200).await;
+
+        process.signal("-TERM");
+        assert!(process.ended().await, "{trouble}: cut off");
+        let lease = replicas.world.leases().find_one(doc! {}).await.unwrap().unwrap();
+        assert!(!lease.contains_key("until"), "{trouble}: the lease is kept: {lease}");
+        match trouble {
+            "silence" => network.cut(),
+            "stop" => broker.start_again().await,
+            _ => broker.lift_alarm().await,
+        }
+        replicas.end().await;
+    }
 }

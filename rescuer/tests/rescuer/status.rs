@@ -310,16 +310,18 @@ async fn the_backlog_is_counted_without_a_broker() {
     for outbox in outboxes {
         orders.insert_one(doc! { "outbox": outbox }).await.unwrap();
     }
+    let due = || doc! { "outbox": [dated(60_000, 60_000)] };
+    orders.insert_many((0..100).map(|_| due())).await.unwrap();
     let running = world.start(&Arc::new(Broken { away: true }), settings).await;
     let name = orders.namespace().to_string();
     let of = |seen: &BTreeMap<String, f64>, series: &str| {
         seen.get(&format!("{series}{{collection={name}}}")).copied().unwrap_or(f64::NAN)
     };
-    until(&handle, |seen| of(seen, "outbox_pending_documents") == 3.0).await;
+    until(&handle, |seen| of(seen, "outbox_pending_documents") == 103.0).await;
     let seen = values(&handle);
     let in_state = |state: &str| seen[&format!("outbox_messages{{collection={name},state={state}}}")];
     let states = ["due", "claimed", "retrying", "scheduled", "dead"].map(in_state);
-    assert_eq!(states, [2.0, 1.0, 1.0, 1.0, 1.0]);
+    assert_eq!(states, [102.0, 1.0, 1.0, 1.0, 1.0]);
     let oldest = of(&seen, "outbox_oldest_pending_age_seconds");
     assert!((60.0..300.0).contains(&oldest), "of what is due: {oldest}");
     let oldest = of(&seen, "outbox_oldest_undelivered_age_seconds");

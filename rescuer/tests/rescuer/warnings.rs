@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mongodb::{
     IndexModel,
-    bson::{Bson, Document, doc},
+    bson::{Bson, DateTime, Document, doc},
     options::IndexOptions,
 };
 use outbox_rescuer::{Expiry, RescueEvent, Settings, Unwatchable, Warning};
@@ -75,23 +75,28 @@ async fn a_pattern_that_watches_nothing_is_warned_of_by_name() {
     world.db.run_command(doc! { "create": "open", "viewOn": "orders", "pipeline": [] }).await.unwrap();
     world.db.run_command(doc! { "create": "clicks", "timeseries": { "timeField": "at" } }).await.unwrap();
     let own = |name: &str| format!("{}.{name}", world.db.name()).parse().unwrap();
-    let watch = vec![own("orders"), own("Orders"), own("open"), own("clicks")];
+    let capital = format!("R{}", &world.db.name()[1..]);
+    let other_case = format!("{capital}.orders").parse().unwrap();
+    let watch = vec![own("orders"), own("Orders"), own("order"), other_case, own("open"), own("clicks")];
     let mut running = world.start(&commands, Settings { watch, ..world.settings() }).await;
     let mut seen = Vec::new();
-    while seen.len() < 3 {
+    while seen.len() < 5 {
         match warned(&mut running).await {
-            Warning::Unwatchable { pattern, why } => seen.push((pattern.collection().to_string(), why)),
+            Warning::Unwatchable { pattern, why } => seen.push((pattern.to_string(), why)),
             other => panic!("{other}"),
         }
     }
     seen.sort_by(|one, other| one.0.cmp(&other.0));
-    let hint = format!(" (did you mean {}?)", orders.namespace());
+    let missing = || Unwatchable::Missing { hint: format!(" (did you mean {}?)", orders.namespace()) };
+    let named = |name: &str| format!("{}.{name}", world.db.name());
     assert_eq!(
         seen,
         [
-            ("Orders".to_owned(), Unwatchable::Missing { hint }),
-            ("clicks".to_owned(), Unwatchable::TimeSeries),
-            ("open".to_owned(), Unwatchable::View),
+            (format!("{capital}.orders"), missing()),
+            (named("Orders"), missing()),
+            (named("clicks"), Unwatchable::TimeSeries),
+            (named("open"), Unwatchable::View),
+            (named("order"), missing()),
         ]
     );
     while commands.distinct() < 1 {
@@ -99,7 +104,12 @@ async fn a_pattern_that_watches_nothing_is_warned_of_by_name() {
     }
     assert_eq!(commands.ids(), [Bson::from(1)], "the others continue");
     let problems = running.status.snapshot().streams[0].problems.join("; ");
-    for name in ["Orders matches no collection", "open is a view", "clicks is a time series"] {
+    for name in [
+        "Orders matches no collection",
+        "order matches no collection",
+        "open is a view",
+        "clicks is a time series",
+    ] {
         assert!(problems.contains(name), "{problems}");
     }
     running.stop().await.unwrap();
@@ -127,7 +137,18 @@ async fn collections_that_lose_documents_are_warned_of() {
     // None of the rescuer's business.
     world.db.collection::<Document>("sessions").create_index(expiring(None)).await.unwrap();
     world.db.run_command(doc! { "create": "log", "capped": true, "size": 65_536 }).await.unwrap();
-    index(&world.db.collection("log")).await;
+    let log = world.db.collection::<Document>("log");
+    index(&log).await;
+    let mut dead = minimal();
+    dead.insert("dead_at", DateTime::now());
+    for collection in [&orders, &log] {
+        for (count, entry) in [(100, minimal()), (20, dead.clone())] {
+            let document = doc! { "outbox": [entry], "padding": "x".repeat(600) };
+            collection.insert_many(vec![document; count]).await.unwrap();
+        }
+    }
+    let left = log.count_documents(doc! {}).await.unwrap();
+    assert!(left < 120, "the capped collection has lost none of its documents");
     let mut running = world.start(&commands, world.settings()).await;
     let mut seen = Vec::new();
     while seen.len() < 2 {
