@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use mongodb::Namespace;
-use outbox_service::{NamespacePattern, settings::written};
+use outbox_service::{NamespacePattern, written};
 
 use crate::settings::Settings;
 

@@ -6,7 +6,9 @@ use document_outbox::amqp::TopologyMode;
 
 use crate::{
     http::Listen,
-    settings::{Key, Kind, Scheme, check_database, did_you_mean},
+    namespace::check_database_pattern,
+    settings::{Key, Kind, Scheme},
+    suggestion::did_you_mean,
     telemetry::{LogFormat, parse_filter},
 };
 
@@ -164,6 +166,14 @@ fn check_path(path: &str) -> Result<(), String> {
         }
         false => Ok(()),
     }
+}
+
+/// A name, where a pattern would take a `*`.
+fn check_database(name: &str) -> Result<(), String> {
+    if name.contains('*') {
+        return Err("has a '*' in its name; MongoDB allows none".into());
+    }
+    check_database_pattern(name)
 }
 
 /// A short string of AMQP 0-9-1: at most 255 bytes.

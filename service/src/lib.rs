@@ -5,29 +5,53 @@
 //! [`telemetry`], serves probes and metrics over HTTP, listens for the [`shutdown`] signals, and turns the outcome into
 //! an exit code.
 //!
+//! All that is behind the feature `daemon` (default). Without it there are only the patterns of namespaces, which settings of the
+//! embedded rescuer and dispatcher have too.
+//!
 //! Only [`Connections`] knows MongoDB and RabbitMQ beyond the shape of a URI and of a name.
 
+#[cfg(feature = "daemon")]
 mod connections;
+#[cfg(feature = "daemon")]
 mod daemon;
+#[cfg(feature = "daemon")]
 mod http;
+#[cfg(feature = "daemon")]
 pub mod keys;
+#[cfg(feature = "daemon")]
 mod log_line;
+#[cfg(feature = "daemon")]
 mod metrics;
+#[cfg(feature = "daemon")]
 mod mongodb_uri;
+mod namespace;
 #[cfg(feature = "otlp")]
 mod otlp;
+#[cfg(feature = "daemon")]
 mod passing;
+#[cfg(feature = "daemon")]
 mod probes;
+mod quote;
+#[cfg(feature = "daemon")]
 pub mod settings;
+#[cfg(feature = "daemon")]
 pub mod shutdown;
+mod suggestion;
+#[cfg(feature = "daemon")]
 pub mod telemetry;
+#[cfg(feature = "daemon")]
 pub mod transport;
 
+#[cfg(feature = "daemon")]
 pub use connections::Connections;
+#[cfg(feature = "daemon")]
 pub use daemon::{Context, Daemon, Exit};
+pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
+#[cfg(feature = "daemon")]
 pub use probes::{Probes, Report};
+#[cfg(feature = "daemon")]
 pub use settings::{
-    Glob, Key, Kind, NamespacePattern, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme,
-    Sources, Uri,
+    Key, Kind, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme, Sources, Uri,
 };
+pub use suggestion::did_you_mean;
 pub use tokio_util::sync::CancellationToken;

@@ -25,7 +25,6 @@
 mod file;
 mod flags;
 mod key;
-mod namespace;
 mod problem;
 mod program;
 mod reader;
@@ -33,12 +32,10 @@ mod resolve;
 mod sample;
 mod schema;
 mod sources;
-mod suggestion;
 mod uri;
 mod value;
 
 pub use key::{Check, Key, Kind};
-pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 pub use problem::{Problem, Problems};
 pub use program::Program;
 pub use reader::Reader;
@@ -46,6 +43,3 @@ pub use resolve::{Resolution, Resolved, resolve};
 pub use sources::Sources;
 pub(crate) use uri::is_harmless;
 pub use uri::{Scheme, Uri};
-
-pub(crate) use namespace::check_database;
-pub use suggestion::did_you_mean;

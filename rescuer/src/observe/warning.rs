@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use mongodb::Namespace;
-use outbox_service::{NamespacePattern, settings::written};
+use outbox_service::{NamespacePattern, written};
 
 /// What an operator should look at. Each is told once an hour at most.
 #[derive(Debug, Clone, PartialEq)]

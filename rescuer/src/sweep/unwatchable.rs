@@ -3,7 +3,7 @@
 //! MongoDB opens a change stream on a name that doesn't exist, and lists no error for it, so a slip in `watch` would look
 //! like a collection in which nothing happens.
 
-use outbox_service::{NamespacePattern, settings::did_you_mean};
+use outbox_service::{NamespacePattern, did_you_mean};
 
 use super::{
     budget::Turns,

@@ -2,12 +2,8 @@
 
 use toml::{Table, Value};
 
-use super::{
-    key::Key,
-    problem::{Problem, shown},
-    sources::Given,
-    suggestion::did_you_mean,
-};
+use super::{key::Key, problem::Problem, sources::Given};
+use crate::{quote::shown, suggestion::did_you_mean};
 
 /// Reads the file's text; `path` is how the user named it.
 pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {

@@ -14,8 +14,8 @@ use super::{
     problem::Problem,
     program::Program,
     sources::Given,
-    suggestion::did_you_mean,
 };
+use crate::suggestion::did_you_mean;
 
 /// What the command line asks for.
 pub(super) enum Parsed {

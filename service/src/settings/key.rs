@@ -96,7 +96,7 @@ pub enum Kind {
     Text(Check),
     /// Texts, comma-separated or a TOML array, each of which passes the check.
     List(Check),
-    /// Patterns of namespaces, comma-separated or a TOML array; see [`NamespacePattern`](super::namespace::NamespacePattern).
+    /// Patterns of namespaces, comma-separated or a TOML array; see [`NamespacePattern`](crate::NamespacePattern).
     Namespaces,
 }
 

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::Duratio
 
 use super::{
     key::Key,
-    namespace::NamespacePattern,
     problem::{Problem, Problems},
     resolve::{Entry, Resolved, Text, spelled},
     uri::Uri,
     value::Value,
 };
+use crate::NamespacePattern;
 
 /// Hands out the values of a table of keys and collects what is wrong with them.
 ///

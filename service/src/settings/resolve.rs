@@ -10,15 +10,15 @@ use super::{
     file,
     flags::{self, Parsed, Task},
     key::{Key, Kind, accept_any},
-    problem::{Problem, shown},
+    problem::Problem,
     program::Program,
     sample::{literal, sample},
     schema::schema,
     sources::{Given, Origin, Sources},
-    suggestion::did_you_mean,
     uri::Uri,
     value::Value,
 };
+use crate::{quote::shown, suggestion::did_you_mean};
 
 /// What [`resolve`] came to.
 #[derive(Debug)]

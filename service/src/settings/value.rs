@@ -4,11 +4,9 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
     key::{Check, Key, Kind},
-    namespace::NamespacePattern,
-    problem::shown,
-    suggestion::did_you_mean,
     uri::Uri,
 };
+use crate::{namespace::NamespacePattern, quote::shown, suggestion::did_you_mean};
 
 /// The value of one key. No `Debug`: a text may be a password that somebody gave to the wrong key.
 #[derive(Clone, PartialEq)]

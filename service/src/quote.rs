@@ -1,0 +1,28 @@
+//! How a value is quoted in a sentence for people.
+
+/// A value as a problem may quote it: on one line, not too long, and not at all where it could be a URI or a private key
+/// that somebody gave to the wrong key.
+pub(crate) fn shown(value: &str) -> String {
+    const LONGEST: usize = 60;
+    if value.contains("//") || value.contains('@') || value.contains("-----BEGIN") {
+        return "the value (not shown, it could hold a password)".into();
+    }
+    match value.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}…", &value[..end]),
+        None => format!("{value:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quoted_value_is_short_and_harmless() {
+        assert_eq!(shown("a\nb"), r#""a\nb""#);
+        assert!(shown(&"ä".repeat(500)).len() < 150);
+        assert!(!shown("amqp://guest:hunter2@rabbit").contains("hunter2"));
+        assert!(!shown("hunter2@rabbit").contains("hunter2"));
+        assert!(!shown("-----BEGIN PRIVATE KEY-----\nhunter2").contains("hunter2"));
+    }
+}
