@@ -18,6 +18,11 @@ use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Repo
 use tokio::time::timeout;
 
 const NAME: &str = "outbox-rescuer";
+/// In bytes.
+const LONGEST_STREAM: usize = 255;
+/// For the end of the connection to RabbitMQ.
+const LONGEST_CLOSE: Duration = Duration::from_secs(2);
+const AGAIN: &str = "write a time as in 2026-01-31T12:00:00Z, or how long ago, as in 1h";
 
 fn main() -> Exit {
     let about = "Finds messages that were left in documents' outboxes and has a dispatcher deliver them. Reads MongoDB's \
@@ -26,8 +31,7 @@ fn main() -> Exit {
 }
 
 fn table() -> Vec<Key> {
-    let long = Kind::Duration(Duration::from_millis(100)..=LONGEST_DELAY);
-    vec![
+    let mut keys = vec![
         keys::mongodb_uri(),
         keys::rabbitmq_uri(),
         keys::watch(),
@@ -45,6 +49,15 @@ fn table() -> Vec<Key> {
              over from one that died.",
         )
         .with_default("15s"),
+    ];
+    keys.extend(sweep_keys());
+    keys.extend(operation_keys());
+    keys
+}
+
+fn sweep_keys() -> Vec<Key> {
+    let long = Kind::Duration(Duration::from_millis(100)..=LONGEST_DELAY);
+    vec![
         Key::new(
             "sweep_interval",
             long.clone(),
@@ -76,6 +89,11 @@ fn table() -> Vec<Key> {
             "How often pending and dead messages are counted for the metrics, out of the sweep's queries.",
         )
         .with_default("30s"),
+    ]
+}
+
+fn operation_keys() -> Vec<Key> {
+    vec![
         Key::new(
             "page_size",
             Kind::Integer(1..=10_000),
@@ -115,19 +133,18 @@ fn table() -> Vec<Key> {
 }
 
 fn check_stream(name: &str) -> Result<(), String> {
-    match name.len() <= 255 && !name.chars().any(char::is_control) {
-        true => Ok(()),
-        false => Err("is longer than 255 bytes or holds a control character; choose another name".into()),
+    if name.len() > LONGEST_STREAM || name.chars().any(char::is_control) {
+        return Err("is longer than 255 bytes or holds a control character; choose another name".into());
     }
+    Ok(())
 }
 
 fn check_start_at(text: &str) -> Result<(), String> {
     start_at(text).map(drop)
 }
 
-/// A time, or so long before now, which must be past; none where nothing is said.
+/// A time, or how long before now, which must be past; none where the text is empty.
 fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
-    const AGAIN: &str = "write a time as in 2026-01-31T12:00:00Z, or how long ago, as in 1h";
     if text.is_empty() {
         return Ok(None);
     }
@@ -138,14 +155,15 @@ fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
             .map_err(|_| format!("is neither a time nor a duration; {AGAIN}"))?
             .to_system_time(),
     };
+
     let seconds = time.duration_since(UNIX_EPOCH).ok().and_then(|since| u32::try_from(since.as_secs()).ok());
-    match seconds {
-        Some(time) if SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(time.into()) => {
-            Ok(Some(Timestamp { time, increment: 1 }))
-        }
-        Some(_) => Err("is still to come; name a time that is past".into()),
-        None => Err(format!("is no time that MongoDB's log could have; {AGAIN}")),
+    let Some(seconds) = seconds else {
+        return Err(format!("is no time that MongoDB's log could have; {AGAIN}"));
+    };
+    if SystemTime::now() < UNIX_EPOCH + Duration::from_secs(seconds.into()) {
+        return Err("is still to come; name a time that is past".into());
     }
+    Ok(Some(Timestamp { time: seconds, increment: 1 }))
 }
 
 /// What the binary needs beyond the rescuer's own settings.
@@ -164,7 +182,7 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
         delay: read.duration("delay"),
         lease: read.duration("lease"),
         totals_interval: read.duration("totals_interval"),
-        // Nobody could read them.
+        // Without an endpoint they could not be read.
         count_totals: read.string("http_listen") != "off",
         shutdown_grace: Some(read.duration("shutdown_grace")),
         start_at: start_at(&read.string("start_at")).ok().flatten(),
@@ -180,6 +198,7 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
     for problem in settings.validate().err().unwrap_or_default() {
         read.problem(&problem.settings, problem.sentence);
     }
+
     let around = Around {
         connections: Connections::read(read, NAME),
         exchange: read.string("commands_exchange"),
@@ -199,13 +218,15 @@ async fn serve(
         return Ok(());
     };
     let client = client?;
+
     let rabbitmq = connections.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     // The queue as well: commands sent before the first dispatcher has started would be lost without it.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
+
     let last = LONGEST_CLOSE.min(settings.shutdown_grace.unwrap_or(LONGEST_CLOSE) / 4);
     let rescuer = Rescuer::new(client, commands, settings)?;
-    context.probes.report(State { status: rescuer.status(), publisher: publisher.clone() });
+    context.probes.report(Health { status: rescuer.status(), publisher: publisher.clone() });
 
     let stop = context.stop.child_token();
     let rescuing = rescuer.run(stop.clone());
@@ -219,7 +240,8 @@ async fn serve(
             Err("the task that publishes commands has ended, which is a defect; please report what the log says of it".into())
         }
     };
-    // Nobody waits for a confirm any more.
+
+    // No confirm is waited for any more.
     let _ = timeout(last, publisher.close()).await;
     result
 }
@@ -234,18 +256,18 @@ async fn ended(publisher: &Publisher) {
     }
 }
 
-/// For the end of the connection to RabbitMQ.
-const LONGEST_CLOSE: Duration = Duration::from_secs(2);
-
-struct State {
+struct Health {
     status: Status,
     publisher: Publisher,
 }
 
-impl Report for State {
+impl Report for Health {
     fn not_ready(&self) -> Vec<String> {
-        let broker = (!self.publisher.is_ready()).then(|| "RabbitMQ takes no commands".into());
-        self.status.snapshot().not_ready.into_iter().chain(broker).collect()
+        let mut why = self.status.snapshot().not_ready;
+        if !self.publisher.is_ready() {
+            why.push("RabbitMQ takes no commands".into());
+        }
+        why
     }
 
     fn status(&self) -> serde_json::Value {

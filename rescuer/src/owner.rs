@@ -29,7 +29,7 @@ use crate::{
     stream::{oplog, position::Positions, start::ChangeStream},
     sweep::{
         backlog_gauge::BacklogGauge, catalogue::Catalogue, full_sweep::FullSweep, read::CollectionReader,
-        rounds::Sweep,
+        rounds::Rounds,
     },
 };
 
@@ -43,7 +43,7 @@ pub(crate) struct Owner {
     term: Arc<Term>,
     renewal: Renewal,
     stream: ChangeStream,
-    sweep: Sweep,
+    sweep: Rounds,
     gauge: BacklogGauge,
     full_sweep: Arc<FullSweep>,
     /// Which of the tasks has panicked.
@@ -62,17 +62,20 @@ impl Owner {
         start_at: Option<Timestamp>,
     ) -> Self {
         let Process { broker, budget, .. } = process;
+        // What judges and sends, for stream and sweep alike.
         let queued = RecentlyQueued::new(remembers, term.settings.requeue_pause);
         let inspector = Arc::new(Inspector::new(term.clone()));
         let lineage = positions.lineage().clone();
         let sender = Arc::new(Sender::new(term.clone(), inspector.clone(), broker.clone(), lineage, queued));
+
         let catalogue = Arc::new(Catalogue::new(term.clone()));
         let full_sweep = Arc::new(FullSweep::new(term.clone()));
 
+        // The sweep, whose first round the gauge waits for.
         let swept = CancellationToken::new();
         let reader =
             CollectionReader::new(term.clone(), sender.clone(), inspector.clone(), catalogue.clone());
-        let sweep = Sweep::new(
+        let sweep = Rounds::new(
             term.clone(),
             sender.clone(),
             catalogue.clone(),
@@ -109,11 +112,11 @@ impl Owner {
         let done = CancellationToken::new();
         let _done = done.clone().drop_guard();
 
-        let essential = |what, task: BoxedTask| spawn_essential(&term, &panicked, what, task);
-        drop(essential("the task that renews the lease", renewal.keep(done).boxed()));
+        let essential = Essential { term: term.clone(), panicked: panicked.clone() };
+        drop(essential.spawn("the task that renews the lease", renewal.keep(done)));
         let beside = [
-            essential("the task that watches the oplog", oplog::watch(term.clone()).boxed()),
-            essential("the task that counts the backlog", gauge.run().boxed()),
+            essential.spawn("the task that watches the oplog", oplog::watch(term.clone())),
+            essential.spawn("the task that counts the backlog", gauge.run()),
         ];
 
         let ended = run(&term, stream, sweep, &full_sweep).await;
@@ -132,29 +135,29 @@ impl Owner {
     }
 }
 
-type BoxedTask = futures::future::BoxFuture<'static, ()>;
+/// Tasks without which the others may not continue.
+struct Essential {
+    term: Arc<Term>,
+    panicked: Arc<OnceLock<&'static str>>,
+}
 
-/// Runs a task without which the others may not continue.
-fn spawn_essential(
-    term: &Arc<Term>,
-    panicked: &Arc<OnceLock<&'static str>>,
-    what: &'static str,
-    task: BoxedTask,
-) -> JoinHandle<()> {
-    let (term, panicked) = (term.clone(), panicked.clone());
-    tokio::spawn(async move {
-        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-            let _ = panicked.set(what);
-            term.stop.cancel();
-        }
-    })
+impl Essential {
+    fn spawn(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        let (term, panicked) = (self.term.clone(), self.panicked.clone());
+        tokio::spawn(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                let _ = panicked.set(what);
+                term.stop.cancel();
+            }
+        })
+    }
 }
 
 /// Stream and sweep, beside each other.
 async fn run(
     term: &Arc<Term>,
     stream: ChangeStream,
-    sweep: Sweep,
+    sweep: Rounds,
     full_sweep: &Arc<FullSweep>,
 ) -> Result<(), RescuerError> {
     let begun = match stream.begin().await {

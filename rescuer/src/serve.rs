@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// After a term that ended with an error, a stream is taken up again no sooner.
-const AFTER_ERROR: Duration = Duration::from_secs(60);
+const AFTER_ERROR: Duration = Duration::from_mins(1);
 
 /// One stream, whoever owns it.
 pub(crate) struct Stream {

@@ -9,23 +9,24 @@ use outbox_service::NamespacePattern;
 /// Shorter, and the rescuer would race the inline dispatcher.
 pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 /// Longer, and few oplogs would reach back to it.
-pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
+pub const LONGEST_DELAY: Duration = Duration::from_hours(24);
 
 /// Shorter, and a busy machine would lose it.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// Longer, and nothing would be rescued for too long after a crash.
-pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
+pub const LONGEST_LEASE: Duration = Duration::from_mins(10);
 
 /// Larger, and a page would take too long to look up.
 const LARGEST_PAGE: usize = 10_000;
 /// The server drops a cursor that is idle for 10 minutes.
-const LONGEST_CURSOR_IDLE: Duration = Duration::from_secs(9 * 60);
+const LONGEST_CURSOR_IDLE: Duration = Duration::from_mins(9);
 /// Within the default `shutdown_grace` there is room for several.
 const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// What to do when the stream cannot go on from the saved position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
+#[non_exhaustive]
 pub enum OnHistoryLost {
     /// Go on from now, and sweep everything. Loses nothing.
     #[default]
@@ -120,13 +121,18 @@ struct Problems(Vec<Problem>);
 impl Problems {
     fn add_if(&mut self, is_one: bool, settings: &[&'static str], sentence: &str) {
         if is_one {
-            self.0.push(Problem { settings: settings.to_vec(), sentence: sentence.to_owned() });
+            self.add(settings, sentence);
         }
+    }
+
+    fn add(&mut self, settings: &[&'static str], sentence: &str) {
+        self.0.push(Problem { settings: settings.to_vec(), sentence: sentence.to_owned() });
     }
 }
 
 impl Settings {
     /// The defaults, for the collections to watch.
+    #[must_use]
     pub fn new(watch: Vec<NamespacePattern>) -> Self {
         Self {
             stream: "default".into(),
@@ -137,12 +143,12 @@ impl Settings {
             lease: Duration::from_secs(15),
             start_at: None,
             sweep_interval: Duration::from_secs(10),
-            full_sweep_interval: Duration::from_secs(3600),
+            full_sweep_interval: Duration::from_hours(1),
             sweep_queries_per_second: 50,
             page_size: 500,
             idle_save_interval: Duration::from_secs(10),
             busy_save_interval: Duration::from_millis(500),
-            cursor_idle_limit: Duration::from_secs(300),
+            cursor_idle_limit: Duration::from_mins(5),
             totals_interval: Duration::from_secs(30),
             count_totals: true,
             shutdown_grace: None,
@@ -183,6 +189,8 @@ impl Settings {
             &["watch", "state_database"],
             "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
+
+        // Of collections that aren't watched, nothing is ever read.
         problems.add_if(
             self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
@@ -198,11 +206,13 @@ impl Settings {
             &["dead_blocks", "unordered"],
             "names collections that are in unordered too; without an order nothing can block, so drop one of them",
         );
+
+        // It would never count, which isn't meant.
         if let Some((pattern, by)) = covered(&self.watch) {
             let sentence = format!(
                 "has {pattern} behind {by}, which comes first and means all that it does; put it in front, or drop it"
             );
-            problems.add_if(true, &["watch"], &sentence);
+            problems.add(&["watch"], &sentence);
         }
     }
 
@@ -253,6 +263,7 @@ impl Settings {
     }
 
     /// Whether the messages of a document of this collection keep their order.
+    #[must_use]
     pub fn ordering(&self, namespace: &Namespace) -> DeliveryOrder {
         let among = |patterns| NamespacePattern::any_matches(patterns, &namespace.db, &namespace.coll);
         if among(&self.unordered) {
@@ -302,7 +313,7 @@ mod tests {
         settings.delay = Duration::from_millis(999);
         settings.sweep_interval = Duration::ZERO;
         settings.page_size = 0;
-        settings.cursor_idle_limit = Duration::from_secs(600);
+        settings.cursor_idle_limit = Duration::from_mins(10);
         settings.unordered = vec!["shop.orders".parse().unwrap()];
         settings.dead_blocks = vec!["shop.*".parse().unwrap()];
         let about: Vec<_> = problems(&settings).into_iter().map(|problem| problem.settings[0]).collect();

@@ -44,10 +44,12 @@ pub(crate) fn projection() -> Document {
     for field in FIELDS {
         fields.insert(field, format!("$$e.{field}"));
     }
+
     // An update that looks for an `id` finds it in an inner array, too.
     let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
         "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
     } } };
+
     let element = doc! { "$switch": {
         "branches": [
             { "case": is_a("$$e", "object"), "then": fields },
@@ -56,6 +58,7 @@ pub(crate) fn projection() -> Document {
         ],
         "default": "",
     } };
+
     let outbox = doc! { "$switch": {
         "branches": [
             { "case": { "$isArray": "$outbox" }, "then": { "$map": { "input": "$outbox", "as": "e", "in": element } } },

@@ -35,7 +35,7 @@ mod tests {
         let of = |id: i64| DocumentRef::by_id(Namespace::new("shop", "orders"), id);
         assert!(unreadable.is_new(&of(1)));
         assert!(!unreadable.is_new(&of(1)));
-        for id in 0..3 * REMEMBERED as i64 {
+        for id in 0..3 * i64::try_from(REMEMBERED).unwrap() {
             unreadable.is_new(&of(id));
         }
         assert!(unreadable.0.len() <= REMEMBERED);

@@ -105,6 +105,8 @@ pub(crate) fn judge(
             return Verdict { unreadable: 1, flaw: Some(not_an_array.to_string()), ..Verdict::default() };
         }
     };
+
+    // The question of every deliverer, and of the answers the first that is old enough.
     let rules = Rules { now: moment.now, ordering, limit: usize::MAX, serves: &|_| true };
     let found = deliverable(&slots, rules);
     let mut ready = found.entries.iter().copied().chain(found.crashed);
@@ -116,6 +118,8 @@ pub(crate) fn judge(
         unreadable: found.unreadable,
         ..Verdict::default()
     };
+
+    // Of all elements, since they are reported whether or not the document wants a command.
     for slot in &slots {
         match slot {
             Slot::Entry(entry) => {

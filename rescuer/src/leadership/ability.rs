@@ -15,7 +15,7 @@ use crate::commands::{Ability, Commands};
 /// After this long without a confirmed command, failures count.
 const FAILING_FOR: Duration = Duration::from_secs(10);
 /// After this long without a failure, they no longer do.
-const FORGIVEN: Duration = Duration::from_secs(60);
+const FORGIVEN: Duration = Duration::from_mins(1);
 
 /// The way to the broker, which all streams of a process share.
 pub(crate) struct Broker {

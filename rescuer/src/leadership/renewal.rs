@@ -86,6 +86,7 @@ impl Renewal {
 
     async fn renew(&self) -> Renewed {
         let asked = Instant::now();
+
         match timeout(self.left(), self.lease.renew(self.term.held.epoch)).await {
             Ok(Ok(Renewed::Done)) => {
                 let until = asked + self.lease.lasts();

@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     const LEASE: Duration = Duration::from_secs(15);
-    const HALF_AN_HOUR: Duration = Duration::from_secs(1800);
+    const HALF_AN_HOUR: Duration = Duration::from_mins(30);
 
     fn seen(left: Duration) -> Seen {
         let until = (!left.is_zero()).then_some(DateTime::from_millis(7));
@@ -325,7 +325,12 @@ mod tests {
         let mut watch = Watch::default();
         let dead = seen(HALF_AN_HOUR);
         assert!(!is_taken(&next(&mut watch, &dead, Ability::Able, Duration::ZERO)));
-        assert!(!is_taken(&next(&mut watch, &dead, Ability::Able, LEASE - Duration::from_secs(1))));
+        assert!(!is_taken(&next(
+            &mut watch,
+            &dead,
+            Ability::Able,
+            LEASE.checked_sub(Duration::from_secs(1)).unwrap()
+        )));
         let renewed = Seen { until: Some(DateTime::from_millis(8)), ..seen(HALF_AN_HOUR) };
         assert!(!is_taken(&next(&mut watch, &renewed, Ability::Able, LEASE)), "its owner lives");
         let stale = renewed.until;

@@ -77,6 +77,7 @@ impl Term {
     {
         let mut pauses = Pauses::new();
         let mut failed = false;
+
         loop {
             self.check()?;
             match self.unless_stopped(attempt()).await? {

@@ -9,6 +9,7 @@ use crate::Warning;
 
 /// Something that happened in a rescuer.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum RescueEvent {
     /// Another rescuer owns a stream; this one waits.
     StandingBy {
@@ -134,6 +135,7 @@ pub enum RescueEvent {
 
 /// From where a change stream is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StartedFrom {
     /// There was no position: from now, with a sweep for what was there before.
     Now,
@@ -149,6 +151,7 @@ pub enum StartedFrom {
 
 /// Why a stream's cursor ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReopenCause {
     /// An error, in the driver's words.
     Error(String),

@@ -47,6 +47,7 @@ const UNDELIVERED_AGE: &str = "outbox_oldest_undelivered_age_seconds";
 const FULLEST: &str = "outbox_fullest_outbox_entries";
 
 fn describe() {
+    // Commands.
     describe_counter!(COMMANDS_QUEUED, "Commands confirmed by RabbitMQ.");
     describe_gauge!(COMMANDS_READY, "1 where this process can send commands, 0 where it can't.");
     describe_counter!(
@@ -58,6 +59,8 @@ fn describe() {
         Unit::Seconds,
         "From when a document was due for rescue to its confirmed command."
     );
+
+    // The stream.
     describe_counter!(STREAM_EVENTS, "Changes read.");
     describe_gauge!(
         STREAM_LAG,
@@ -75,6 +78,8 @@ fn describe() {
     describe_gauge!(TROUBLES, "What of the stream doesn't work now and is tried again, see /status.");
     describe_gauge!(LEASE_OWNER, "1 where this process owns the stream, 0 where it stands by.");
     describe_counter!(LEASE_CHANGES, "How often this process became the owner.");
+
+    // The sweep, and the collections as it finds them.
     describe_counter!(SWEEPS, "Rounds of the sweep.");
     describe_histogram!(SWEEP_SECONDS, Unit::Seconds, "How long a round of the sweep took.");
     describe_gauge!(PENDING, "Documents with messages still to be delivered or dead, at the last look.");
@@ -182,6 +187,7 @@ impl Metrics {
         let name: Arc<str> = stream.into();
         let stream = || name.clone();
         let reopens = |cause| (cause, counter!(REOPENS, "stream" => stream(), "cause" => cause));
+
         let metrics = Self {
             queued: ByReason::new(|reason| counter!(COMMANDS_QUEUED, "reason" => reason)),
             failed: counter!(COMMANDS_FAILED),
@@ -205,10 +211,12 @@ impl Metrics {
             unreadable: counter!(UNREADABLE),
             unsendable: counter!(UNSENDABLE),
         };
+
+        // The gauges of all streams exist from now on, and keep the parts of the others.
         metrics.indexes_missing.increment(0.0);
         metrics.expiring.increment(0.0);
         for collection in coverage.named() {
-            metrics.totals(&collection, Totals::default());
+            Self::totals(&collection, Totals::default());
         }
         metrics.ability(Ability::Unable);
         metrics.disown();
@@ -295,9 +303,9 @@ impl Metrics {
         }
     }
 
-    /// Not a number says that something wasn't counted; the services' own exporter leaves such a series out. These are
-    /// looked up each time, and not kept, so that a series can be dropped with its collection.
-    pub(crate) fn totals(&self, namespace: &Namespace, totals: Totals) {
+    /// Sets the series of one collection. Not a number says that something wasn't counted; the services' own exporter leaves
+    /// such a series out. These are looked up each time, and not kept, so that a series can be dropped with its collection.
+    pub(crate) fn totals(namespace: &Namespace, totals: Totals) {
         let collection: Arc<str> = namespace.to_string().into();
         let of = || collection.clone();
         set(&gauge!(PENDING, "collection" => of()), totals.pending.map(figure));

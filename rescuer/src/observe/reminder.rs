@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// How often something that lasts is logged.
-const REMIND: Duration = Duration::from_secs(60);
+const REMIND: Duration = Duration::from_mins(1);
 
 /// When something was last logged.
 #[derive(Debug, Clone, Copy, Default)]

@@ -7,16 +7,13 @@ use std::{
 };
 
 use document_outbox::{DocumentRef, command::Reason, internal::until, observe::Events};
-use mongodb::{
-    Namespace,
-    bson::{DateTime, Timestamp},
-};
+use mongodb::bson::{DateTime, Timestamp};
 use outbox_service::NamespacePattern;
 
 use super::{
     event::{ReopenCause, RescueEvent},
     flaws::Flaws,
-    metrics::{Metrics, Totals},
+    metrics::Metrics,
     snapshot::{LastSweep, Role, StreamStatus},
     standing::{OwnerName, Reading, Standing},
     warning::{Unwatchable, Warning},
@@ -25,7 +22,7 @@ use super::{
 use crate::{commands::Ability, watch_plan::Plan};
 
 /// A warning is repeated after this long.
-const AGAIN: Duration = Duration::from_secs(3600);
+const AGAIN: Duration = Duration::from_hours(1);
 
 /// Reports for one stream, from before it is owned until after.
 pub(crate) struct Reporter {
@@ -261,11 +258,6 @@ impl Reporter {
         self.metrics.headroom(standing.headroom());
     }
 
-    /// What was counted in a collection.
-    pub(crate) fn totals(&self, namespace: &Namespace, totals: Totals) {
-        self.metrics.totals(namespace, totals);
-    }
-
     /// What is wrong with the collections.
     pub(crate) fn flaws(&self, flaws: Flaws) {
         let mut standing = self.standing();
@@ -326,7 +318,7 @@ mod tests {
 
     #[test]
     fn an_owner_is_ready_while_its_stream_moves_and_its_lease_lasts() {
-        let (report, hour) = (reporter(), Duration::from_secs(3600));
+        let (report, hour) = (reporter(), Duration::from_hours(1));
         assert!(unready(&report).contains("who owns it"));
         let now = Instant::now();
         report.owned("me/1", 7, now + hour);
@@ -345,7 +337,7 @@ mod tests {
     #[test]
     fn work_that_gets_no_further_is_not_ready() {
         let (report, now) = (reporter(), Instant::now());
-        report.owned("me/1", 7, now + Duration::from_secs(3600));
+        report.owned("me/1", 7, now + Duration::from_hours(1));
         report.emit(RescueEvent::Opened { from: StartedFrom::Now });
         report.page_moved();
         assert_eq!(unready(&report), "");
@@ -365,7 +357,7 @@ mod tests {
     #[test]
     fn a_stream_that_only_opens_is_not_ready() {
         let (report, now) = (reporter(), Instant::now());
-        report.owned("me/1", 7, now + Duration::from_secs(3600));
+        report.owned("me/1", 7, now + Duration::from_hours(1));
         report.emit(RescueEvent::Opened { from: StartedFrom::Now });
         report.standing().moved = now.checked_sub(SILENCE * 2).unwrap();
         report.emit(RescueEvent::Reopened { cause: ReopenCause::Ended });
@@ -379,7 +371,7 @@ mod tests {
     #[test]
     fn troubles_are_shown_until_they_heal() {
         let (report, now) = (reporter(), Instant::now());
-        report.owned("me/1", 7, now + Duration::from_secs(3600));
+        report.owned("me/1", 7, now + Duration::from_hours(1));
         report.emit(RescueEvent::Opened { from: StartedFrom::Now });
         for number in 1..=5 {
             report.trouble(&format!("sweep shop.c{number}"), "not allowed");

@@ -23,7 +23,7 @@ pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// This long after an owner's lease has ended somebody should have taken it.
 pub(super) const TAKING: Duration = Duration::from_secs(5);
 /// A page that gets no further for this long is stuck, and so is a sweep, on top of its own pause.
-pub(super) const STUCK: Duration = Duration::from_secs(60);
+pub(super) const STUCK: Duration = Duration::from_mins(1);
 /// Of more troubles than this, readiness gives only the number.
 const MOST_TROUBLES: usize = 3;
 
@@ -137,6 +137,7 @@ impl Standing {
 
     pub(super) fn status(&self, plan: &Plan) -> StreamStatus {
         let now = Instant::now();
+        // Of a stream that another owns, this process has an old one at best.
         let lag = match self.role {
             Role::Owner => Some(self.lag.as_secs_f64()),
             Role::Starting | Role::Standby => None,
@@ -238,6 +239,7 @@ impl Standing {
 
     fn unready(&self, now: Instant) -> Option<String> {
         let silent = now.saturating_duration_since(self.moved);
+
         match self.role {
             Role::Starting => Some("it isn't known yet who owns it".into()),
             Role::Standby if self.lease_is_over(now, TAKING) => {

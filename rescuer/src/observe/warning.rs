@@ -7,6 +7,7 @@ use outbox_service::{NamespacePattern, written};
 
 /// What an operator should look at. Each is told once an hour at most.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Warning {
     /// The oplog reaches back less than twice the delay.
     OplogShort {
@@ -68,6 +69,7 @@ pub enum Warning {
 
 /// Why no collection is watched by a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unwatchable {
     /// No collection has such a name.
     Missing {
@@ -82,6 +84,7 @@ pub enum Unwatchable {
 
 /// How the server deletes documents by itself, whatever is in their outboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Expiry {
     /// By an index with `expireAfterSeconds`, of this name.
     TtlIndex(String),
@@ -109,21 +112,21 @@ impl Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = |duration: &Duration| written(Duration::from_secs(duration.as_secs()));
+        // Each names its numbers, and says what to do.
         match self {
             Self::OplogShort { delay, window } => write!(
                 f,
                 "the oplog reaches back {} and the delay is {}: keep it above twice the delay, and above what an outage of \
                  the rescuer may take, with a larger oplog (oplogMinRetentionHours) or a shorter delay",
-                seconds(window),
+                in_seconds(*window),
                 written(*delay)
             ),
             Self::PositionFarBack { behind, window } => write!(
                 f,
                 "the saved position is {} behind and the oplog reaches back {}: the stream is close to losing its history; \
                  enlarge the oplog, or see what holds the stream up",
-                seconds(behind),
-                seconds(window)
+                in_seconds(*behind),
+                in_seconds(*window)
             ),
             Self::OplogUnknown { error } => write!(
                 f,
@@ -140,7 +143,7 @@ impl fmt::Display for Warning {
                 f,
                 "an inline claim lasts {} and the delay is {}: a message whose process died waits for the claim and then for \
                  the sweep; shorten the applications' inline lease or lengthen the delay",
-                seconds(lease),
+                in_seconds(*lease),
                 written(*delay)
             ),
             Self::GraceLong { grace, lease } => write!(
@@ -161,6 +164,11 @@ impl fmt::Display for Warning {
             ),
         }
     }
+}
+
+/// A measured time, without its fractions.
+fn in_seconds(time: Duration) -> String {
+    written(Duration::from_secs(time.as_secs()))
 }
 
 impl fmt::Display for Unwatchable {
@@ -193,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_warning_names_its_numbers() {
-        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        let (minute, hour) = (Duration::from_mins(1), Duration::from_hours(1));
         for (warning, numbers) in [
             (Warning::OplogShort { delay: hour, window: minute }, ["1h", "1m"]),
             (Warning::PositionFarBack { behind: minute, window: hour }, ["1m", "1h"]),

@@ -30,9 +30,9 @@ use mongodb::Namespace;
 use crate::{hash::hash, judge::verdict::Head};
 
 /// Pauses don't grow beyond this.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_mins(2);
 /// A document for which no command can be made waits this long, unless its outbox changes.
-const UNSENDABLE: Duration = Duration::from_secs(3600);
+const UNSENDABLE: Duration = Duration::from_hours(1);
 /// How many documents of the largest collection are forgotten at a time, to make room for a smaller one.
 const FORGOTTEN_AT_ONCE: usize = 100;
 /// A full memory is looked through for documents to forget every tenth of a pause, or of this where that is shorter.
@@ -355,7 +355,7 @@ mod tests {
         for factor in [1, 2, 4, 4] {
             queued.note(&document(1), &head, now);
             now += PAUSE * factor;
-            let just_before = now - Duration::from_millis(1);
+            let just_before = now.checked_sub(Duration::from_millis(1)).unwrap();
             assert_eq!(queued.admit(&document(1), &head, just_before), Admission::Wait, "{factor}");
             assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue, "{factor}");
         }

@@ -31,6 +31,10 @@ use crate::{
     watch_plan::{Arm, Coverage, plans},
 };
 
+/// The fields of the table in ARCHITECTURE.md by which an entry is judged.
+const JUDGED: [&str; 9] =
+    ["type", "headers", "via", "available_at", "claimed_by", "attempts", "claims", "delivered_to", "dead_at"];
+
 /// What a change stream is opened on: as little as holds every pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -48,6 +52,7 @@ impl Scope {
         if databases.any(|other| other != Some(database)) {
             return Self::Cluster;
         }
+
         let mut collections = coverage.patterns().map(|pattern| pattern.collection().exact());
         match (collections.next(), collections.next()) {
             (Some(Some(collection)), None) => Self::Collection(database.into(), collection.into()),
@@ -66,6 +71,7 @@ impl Scope {
 
 /// The stages after `$changeStream` that each stream of a rescuer with these settings reads with, that of the shortest delay
 /// first.
+#[must_use]
 pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
     plans(settings).iter().map(|plan| pipeline(&plan.coverage)).collect()
 }
@@ -73,22 +79,16 @@ pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
 /// The stages after `$changeStream`.
 pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", coverage)] };
-    // `$ne: []` would also pass over an outbox that has an empty array among its elements.
-    let not_empty = doc! { "$exists": true, "$not": { "$size": 0 } };
-    let filled = doc! { "$and": [
-        namespaces("ns", coverage),
-        { "$or": [
-            { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox": not_empty },
-            { "operationType": "update", "$expr": { "$or": [fills_an_outbox(), changes_an_undated_entry()] } },
-        ] },
-    ] };
-    let stages = match Scope::of(coverage) {
+    let passing = match Scope::of(coverage) {
         // A cluster's stream is never invalidated, and a plain filter is one that the server can look at the oplog with.
-        Scope::Cluster => doc! { "$or": [filled, renamed] },
-        _ => doc! { "$or": [filled, renamed, { "operationType": "invalidate" }] },
+        Scope::Cluster => doc! { "$or": [filled(coverage), renamed] },
+        Scope::Database(_) | Scope::Collection(..) => {
+            doc! { "$or": [filled(coverage), renamed, { "operationType": "invalidate" }] }
+        }
     };
+
     vec![
-        doc! { "$match": stages },
+        doc! { "$match": passing },
         // `_id` is the token and has to stay, and has the cluster time in it.
         doc! { "$project": {
             "_id": 1,
@@ -102,57 +102,74 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     ]
 }
 
-fn namespaces(field: &str, coverage: &Coverage) -> Document {
-    let of = |arm: &Arm| {
-        let mut wanted = named(field, &arm.pattern, &coverage.state_database);
-        if !arm.except.is_empty() {
-            let except = arm.except.iter().map(|other| named(field, other, ""));
-            wanted.insert("$nor", except.collect::<Vec<_>>());
-        }
-        wanted
-    };
-    doc! { "$or": coverage.arms.iter().map(of).collect::<Vec<_>>() }
+/// A change that fills an outbox.
+fn filled(coverage: &Coverage) -> Document {
+    // `$ne: []` would also pass over an outbox that has an empty array among its elements.
+    let not_empty = doc! { "$exists": true, "$not": { "$size": 0 } };
+    doc! { "$and": [
+        namespaces("ns", coverage),
+        { "$or": [
+            { "operationType": { "$in": ["insert", "replace"] }, "fullDocument.outbox": not_empty },
+            { "operationType": "update", "$expr": { "$or": [fills_an_outbox(), changes_an_undated_entry()] } },
+        ] },
+    ] }
 }
 
-/// The names that a pattern means. A filter's regular expression passes a name over that is no UTF-8; one in an expression
+fn namespaces(field: &str, coverage: &Coverage) -> Document {
+    let mut arms = Vec::with_capacity(coverage.arms.len());
+    for Arm { pattern, except } in &coverage.arms {
+        let mut wanted = named(field, pattern, &coverage.state_database);
+        if !except.is_empty() {
+            let except: Vec<Document> = except.iter().map(|other| named(field, other, "")).collect();
+            wanted.insert("$nor", except);
+        }
+        arms.push(wanted);
+    }
+    doc! { "$or": arms }
+}
+
+/// The names that a pattern means. A filter's regular expression passes over a name that is not UTF-8; one in an expression
 /// would end the stream.
 fn named(field: &str, pattern: &NamespacePattern, state_database: &str) -> Document {
-    let (db, coll) = (format!("{field}.db"), format!("{field}.coll"));
     let mut filter = Document::new();
-    match pattern.database().exact() {
-        Some(database) => drop(filter.insert(db, database)),
-        None => {
-            let mut names = doc! { "$regex": pattern.database().regex() };
-            if pattern.database().matches(state_database) {
-                names.insert("$ne", state_database);
-            }
-            filter.insert(db, names);
+
+    let database = pattern.database();
+    let name = format!("{field}.db");
+    if let Some(exact) = database.exact() {
+        filter.insert(name, exact);
+    } else {
+        let mut names = doc! { "$regex": database.regex() };
+        if database.matches(state_database) {
+            names.insert("$ne", state_database);
         }
+        filter.insert(name, names);
     }
-    match pattern.collection().exact() {
-        Some(collection) => drop(filter.insert(coll, collection)),
-        None if pattern.collection().is_any() => {}
-        None => drop(filter.insert(coll, doc! { "$regex": pattern.collection().regex() })),
+
+    let collection = pattern.collection();
+    let name = format!("{field}.coll");
+    if let Some(exact) = collection.exact() {
+        filter.insert(name, exact);
+    } else if !collection.is_any() {
+        filter.insert(name, doc! { "$regex": collection.regex() });
     }
     filter
 }
 
 fn fills_an_outbox() -> Document {
-    let filled = doc! { "$ne": ["$$field.v", []] };
-    let part = |at: i32| doc! { "$arrayElemAt": ["$$path", at] };
-    let parts = |count: i32| doc! { "$eq": [{ "$size": "$$path" }, count] };
+    let not_empty = doc! { "$ne": ["$$field.v", []] };
     let is_entry = doc! { "$and": [
         { "$eq": [part(0), "outbox"] },
         // Begins with a digit.
         { "$gte": [part(1), "0"] },
         { "$lt": [part(1), ":"] },
-        { "$or": [parts(2), { "$and": [parts(3), { "$eq": [part(2), "id"] }] }] },
+        { "$or": [has_parts(2), { "$and": [has_parts(3), { "$eq": [part(2), "id"] }] }] },
     ] };
+
     doc! { "$anyElementTrue": { "$map": {
         "input": { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } },
         "as": "field",
         "in": { "$or": [
-            { "$and": [{ "$eq": ["$$field.k", "outbox"] }, filled] },
+            { "$and": [{ "$eq": ["$$field.k", "outbox"] }, not_empty] },
             { "$let": { "vars": { "path": { "$split": ["$$field.k", "."] } }, "in": is_entry } },
         ] },
     } } }
@@ -160,49 +177,44 @@ fn fills_an_outbox() -> Document {
 
 /// An update that changes entries in place, and one of them without giving it a date.
 fn changes_an_undated_entry() -> Document {
-    // The fields of the table in ARCHITECTURE.md by which an entry is judged.
-    const JUDGED: [&str; 9] = [
-        "type",
-        "headers",
-        "via",
-        "available_at",
-        "claimed_by",
-        "attempts",
-        "claims",
-        "delivered_to",
-        "dead_at",
-    ];
-    let part = |at: i32| doc! { "$arrayElemAt": ["$$path", at] };
-    let paths =
-        |names: &str| doc! { "$map": { "input": names, "as": "name", "in": { "$split": ["$$name", "."] } } };
-    let of_entry = |fields: &[&str]| {
-        doc! { "$and": [
-            { "$gte": [{ "$size": "$$path" }, 3] },
-            { "$eq": [part(0), "outbox"] },
-            { "$in": [part(2), fields] },
-        ] }
-    };
-    // The places of the entries that these paths lead to.
-    let places = |paths: Document, fields: &[&str]| {
-        let entries = doc! { "$filter": { "input": paths, "as": "path", "cond": of_entry(fields) } };
-        doc! { "$map": { "input": entries, "as": "path", "in": part(1) } }
-    };
-    let dates = doc! { "$filter": {
-        "input": "$$set", "as": "field", "cond": { "$eq": [{ "$type": "$$field.v" }, "date"] },
-    } };
+    let set = doc! { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } };
     let names = doc! { "$concatArrays": [
         { "$map": { "input": "$$set", "as": "field", "in": "$$field.k" } },
         { "$ifNull": ["$updateDescription.removedFields", []] },
     ] };
-    let dated = doc! { "$map": { "input": dates, "as": "field", "in": "$$field.k" } };
-    let undated = doc! { "$setDifference": [
-        places(paths("$$names"), &JUDGED),
-        places(paths("$$dated"), &["available_at", "dead_at"]),
+    let with_dates = doc! { "$filter": {
+        "input": "$$set", "as": "field", "cond": { "$eq": [{ "$type": "$$field.v" }, "date"] },
+    } };
+    let dated = doc! { "$map": { "input": with_dates, "as": "field", "in": "$$field.k" } };
+
+    let left_undated = doc! { "$setDifference": [
+        places("$$names", &JUDGED),
+        places("$$dated", &["available_at", "dead_at"]),
     ] };
-    let set = doc! { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } };
     doc! { "$let": { "vars": { "set": set }, "in": {
-        "$let": { "vars": { "names": names, "dated": dated }, "in": { "$gt": [{ "$size": undated }, 0] } },
+        "$let": { "vars": { "names": names, "dated": dated }, "in": { "$gt": [{ "$size": left_undated }, 0] } },
     } } }
+}
+
+/// The places of the entries that these names of fields lead to.
+fn places(names: &str, fields: &[&str]) -> Document {
+    let paths = doc! { "$map": { "input": names, "as": "name", "in": { "$split": ["$$name", "."] } } };
+    let of_entry = doc! { "$and": [
+        { "$gte": [{ "$size": "$$path" }, 3] },
+        { "$eq": [part(0), "outbox"] },
+        { "$in": [part(2), fields] },
+    ] };
+    let entries = doc! { "$filter": { "input": paths, "as": "path", "cond": of_entry } };
+    doc! { "$map": { "input": entries, "as": "path", "in": part(1) } }
+}
+
+/// A part of a field's path.
+fn part(at: i32) -> Document {
+    doc! { "$arrayElemAt": ["$$path", at] }
+}
+
+fn has_parts(count: i32) -> Document {
+    doc! { "$eq": [{ "$size": "$$path" }, count] }
 }
 
 /// Equal for as long as a token of the one stream can be used for the other.
@@ -216,9 +228,11 @@ pub(crate) fn fingerprint(coverage: &Coverage) -> String {
 
 /// FNV-1a, 64 bits: the same in every version of this program, as the standard library's hashes need not be.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    for byte in bytes {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash
 }
 
 #[cfg(test)]

@@ -92,9 +92,9 @@ impl PageChecker {
     pub(super) async fn check(&mut self, changes: Vec<Filled>, due: DateTime) -> Run<()> {
         self.term.report.page_moved();
         let count = changes.len();
-        let changed = last_changes(changes);
-        let documents = changed.len();
-        let collections = self.by_collection(changed);
+        let last = last_changes(changes);
+        let documents = last.len();
+        let collections = self.by_collection(last);
 
         // Asked before anything is looked up: everything until then is seen.
         let mut time = None;
@@ -159,6 +159,7 @@ impl PageChecker {
         }
         let part = format!("look up changed documents of {namespace}");
         let (mut pauses, begun) = (Pauses::new(), Instant::now());
+
         loop {
             self.term.check()?;
             let moment = Moment::following(self.term.now().await?, self.term.plan.delay);
@@ -174,6 +175,7 @@ impl PageChecker {
 
             let fault = classify::of(&error);
             self.term.report.trouble(&part, &classify::explain(&error, fault));
+            // An election is over by then; a missing privilege doesn't heal by itself.
             let lasts = matches!(fault, Fault::Fatal(_))
                 || self.aside.contains(namespace)
                 || begun.elapsed() >= PATIENCE;
@@ -227,9 +229,10 @@ fn last_changes(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
 /// With a `time`, everything that was written until then is seen, also by writes that were still committing when it was asked
 /// for: without it a document could be found empty "by" a time before which a message was pushed to it.
 fn read_concern(time: Option<Timestamp>) -> RawDocumentBuf {
-    match time {
-        Some(time) => rawdoc! { "level": "local", "afterClusterTime": time },
-        None => rawdoc! { "level": "local" },
+    if let Some(time) = time {
+        rawdoc! { "level": "local", "afterClusterTime": time }
+    } else {
+        rawdoc! { "level": "local" }
     }
 }
 

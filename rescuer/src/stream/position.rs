@@ -288,6 +288,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({ "_data": "82" })).unwrap()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as `start` takes it")]
     fn found(
         token: Option<ResumeToken>,
         cluster_time: Option<Bson>,

@@ -53,7 +53,7 @@ const MAX_AWAIT: Duration = Duration::from_millis(500);
 const REFUSALS: u32 = 3;
 
 /// For this long the server's own time is a position that it can't have lost.
-const FRESH: Duration = Duration::from_secs(600);
+const FRESH: Duration = Duration::from_mins(10);
 
 /// As it is reported when it fails: "could not …".
 const READING: &str = "read the change stream";
@@ -114,6 +114,10 @@ pub(super) struct Reader {
     reminder: Reminder,
 }
 
+#[allow(
+    clippy::large_futures,
+    reason = "a poll of the driver's; the reader has a task of its own, on the heap"
+)]
 impl Reader {
     pub(super) fn new(
         term: Arc<Term>,

@@ -15,7 +15,7 @@ use mongodb::Namespace;
 /// A look-up is repeated for this long before its collection is set aside; elections are over by then.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 
 /// The collections that are set aside.
 #[derive(Debug, Default)]

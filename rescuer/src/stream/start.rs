@@ -129,11 +129,10 @@ impl ChangeStream {
 
         match reading.await {
             Ok(Ok(loss)) => Ok(loss),
-            Ok(Err(Halt)) => Err(Interrupted::Halted),
             Err(error) if error.is_panic() => {
                 Err(RescuerError::Panicked("the task that reads the change stream").into())
             }
-            Err(_) => Err(Interrupted::Halted),
+            Ok(Err(Halt)) | Err(_) => Err(Interrupted::Halted),
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     classify,
     halt::{Halt, Interrupted, Run},
     leadership::term::Term,
-    observe::metrics::{Contents, STATES, Totals},
+    observe::metrics::{Contents, Metrics, STATES, Totals},
 };
 
 /// Counting ends here.
@@ -74,7 +74,7 @@ impl BacklogGauge {
 
         // The next owner reports them.
         for namespace in self.again.keys() {
-            self.term.report.totals(namespace, Totals::default());
+            Metrics::totals(namespace, Totals::default());
         }
     }
 
@@ -108,7 +108,7 @@ impl BacklogGauge {
         if listing.failed.is_empty() {
             unwatchable::report(&self.term, &listing, turns).await?;
             for (gone, _) in self.again.extract_if(|known, _| !collections.contains(known)) {
-                self.term.report.totals(&gone, Totals::default());
+                Metrics::totals(&gone, Totals::default());
             }
         }
 
@@ -141,7 +141,7 @@ impl BacklogGauge {
                 Totals::default()
             }
         };
-        self.term.report.totals(&namespace, totals);
+        Metrics::totals(&namespace, totals);
         self.again.insert(namespace, Instant::now() + begun.elapsed() * SHARE);
         Ok(())
     }
@@ -257,6 +257,7 @@ fn by_state(now: DateTime) -> Vec<Document> {
     let outbox = doc! { "$cond": [{ "$isArray": "$outbox" }, "$outbox", []] };
     let entry = doc! { "state": state(now), "since": since(now) };
     let entries = doc! { "$map": { "input": outbox, "as": "e", "in": entry } };
+
     let mut group = doc! {
         "_id": Bson::Null,
         "documents": { "$sum": 1 },
@@ -267,9 +268,11 @@ fn by_state(now: DateTime) -> Vec<Document> {
         let of_state = doc! { "input": "$entries", "cond": { "$eq": ["$$this.state", state] } };
         group.insert(state, doc! { "$sum": { "$size": { "$filter": of_state } } });
     }
+
     let waiting = doc! { "$filter": {
         "input": "$entries", "cond": { "$in": ["$$this.state", ["due", "claimed", "retrying"]] },
     } };
+
     vec![
         doc! { "$match": { "outbox.id": { "$exists": true } } },
         doc! { "$limit": MOST },

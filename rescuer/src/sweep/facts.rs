@@ -18,10 +18,10 @@ use super::index::{Index, Indexes};
 use crate::observe::{flaws::Flaws, warning::Expiry};
 
 /// After this long a collection without the index is looked at again.
-const MISSING_AGAIN: Duration = Duration::from_secs(60);
+const MISSING_AGAIN: Duration = Duration::from_mins(1);
 /// After this long one that has it is, for an index that has the server delete documents. With many collections it takes
 /// longer, so that no more than one a second is listed.
-const PRESENT_AGAIN: Duration = Duration::from_secs(300);
+const PRESENT_AGAIN: Duration = Duration::from_mins(5);
 const ONE: Duration = Duration::from_secs(1);
 /// The status names no more flaws than these.
 const MOST_SENTENCES: usize = 100;

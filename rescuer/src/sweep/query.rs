@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// No query keeps the server busy for longer.
-pub(super) const LONGEST_QUERY: Duration = Duration::from_secs(300);
+pub(super) const LONGEST_QUERY: Duration = Duration::from_mins(5);
 
 /// A query under way.
 pub(super) struct OpenQuery {

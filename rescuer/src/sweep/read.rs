@@ -246,6 +246,7 @@ impl CollectionReader {
             Step::Due(index) => (due_by(self.term.mongo.now().await?), by(index)),
             Step::Undated { index, .. } => (undated(), by(index)),
             Step::Slices { scan, slice, .. } => {
+                // A lap that begins now covers the entries that were queued until now.
                 let of = (*scan, &sweep.namespace);
                 let noted = self.sender.queued().undated(&sweep.namespace).unwrap_or_default();
                 let lap = (wish.full, noted);
@@ -361,6 +362,7 @@ impl CollectionReader {
         turns: &mut Turns<'_>,
         count: &mut Count,
     ) -> Result<PageEnd, Interrupted> {
+        // Documents of an earlier page come first: they have waited for room.
         if open.waiting.is_empty() {
             if open.ended {
                 return Ok(PageEnd::Last);
@@ -378,6 +380,7 @@ impl CollectionReader {
         if wanted.is_empty() && !open.waiting.is_empty() {
             return Ok(PageEnd::NoRoom);
         }
+
         let sent = self.sender.send(wanted, Reason::Sweep).await?;
         count.queued += sent.confirmed;
         if !sent.failed.is_empty() {

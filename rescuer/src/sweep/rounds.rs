@@ -54,7 +54,8 @@ const LISTING: &str = "list collections for the sweep";
 /// A cursor waited for room for longer than the server keeps one.
 const CURSOR_NOT_FOUND: i32 = 43;
 
-pub(crate) struct Sweep {
+/// The rounds of the sweep, one after the other, during one term.
+pub(crate) struct Rounds {
     term: Arc<Term>,
     sender: Arc<Sender>,
     catalogue: Arc<Catalogue>,
@@ -65,7 +66,7 @@ pub(crate) struct Sweep {
     reader: CollectionReader,
     last_full: Option<Instant>,
     /// How many full rounds were wanted.
-    full_rounds: u64,
+    wanted_full: u64,
     /// The collections whose part of a full round is still to be done, and of which.
     undone: HashMap<Namespace, u64>,
     /// Those that the last round left in the middle.
@@ -96,7 +97,7 @@ struct Tally {
     unlisted: bool,
 }
 
-impl Sweep {
+impl Rounds {
     pub(crate) fn new(
         term: Arc<Term>,
         sender: Arc<Sender>,
@@ -115,7 +116,7 @@ impl Sweep {
             swept,
             reader,
             last_full: None,
-            full_rounds: 0,
+            wanted_full: 0,
             undone: HashMap::new(),
             under_way: HashMap::new(),
             undated: HashMap::new(),
@@ -249,10 +250,10 @@ impl Sweep {
     }
 
     fn want_full(&mut self, all: &[Namespace]) {
-        self.full_rounds += 1;
+        self.wanted_full += 1;
         for namespace in all {
             if self.catalogue.holds(namespace) != Holds::Nothing {
-                self.undone.insert(namespace.clone(), self.full_rounds);
+                self.undone.insert(namespace.clone(), self.wanted_full);
             }
         }
     }
