@@ -17,7 +17,8 @@ use crate::{
     deliver::{Answer, Envelope, Outcome, in_spans, within},
     dispatch::{
         claim::Claim,
-        processor::{Processed, Processor},
+        outcome::Processed,
+        processor::Processor,
         settle::{Pass, Settling},
     },
     mongo::clock::until,

@@ -7,7 +7,8 @@ use crate::{
     deliver::{Answer, Outcome},
     dispatch::{
         claim::Claim,
-        processor::{Disposition, Processed, Processor},
+        outcome::{Disposition, Dispositions, Processed},
+        processor::Processor,
         unsettled::Permits,
     },
     mongo::{ClearOutcome, Delivered, clock::later},
@@ -24,7 +25,7 @@ pub(crate) struct Pass {
     pub(crate) stopped: Option<Processed>,
     /// The lease was too short for all of it; the rest was given back, due at once.
     pub(crate) cut_short: bool,
-    pub(crate) dispositions: Vec<(Uuid, Disposition)>,
+    pub(crate) dispositions: Dispositions,
     /// The first failed write. The others are tried all the same: one trouble must not leave the rest unsettled.
     pub(crate) trouble: Option<Error>,
 }

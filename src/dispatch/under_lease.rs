@@ -6,10 +6,7 @@ use mongodb::error::Error;
 
 use crate::{
     deliver::{Answer, Outcome},
-    dispatch::{
-        oversized::Lease,
-        processor::{Processed, Processor},
-    },
+    dispatch::{outcome::Processed, oversized::Lease, processor::Processor},
     mongo::clock::later,
     observe::event::Event,
     stored::{

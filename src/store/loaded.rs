@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     aggregate::{Aggregate, outbox::Due},
-    dispatch::{inline::Dispatch, processor::Disposition},
+    dispatch::outcome::{Dispatch, Disposition},
     encoding::{
         bytes::{self, Element},
         codec, salvage,

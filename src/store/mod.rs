@@ -61,9 +61,8 @@ use crate::{
         outbox::{Outbox, PendingMessage},
     },
     dispatch::{
-        claim::Claim,
-        deferred_clears::Taken,
-        inline::{Dispatch, InlineDispatcher, Seat, Work},
+        claim::Claim, deferred_clears::Taken, deliveries::Work, inline::InlineDispatcher, outcome::Dispatch,
+        seats::Seat,
     },
     encoding::codec,
     mongo::{

@@ -3,7 +3,7 @@
 use mongodb::error::Error as DriverError;
 
 use super::Loaded;
-use crate::dispatch::inline::Dispatch;
+use crate::dispatch::outcome::Dispatch;
 
 /// A write that the majority has.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,7 +29,7 @@ use mongodb::{
 
 use super::identity::{ID, named_by, other_forms};
 use crate::{
-    dispatch::inline::{Dispatch, InlineDispatcher, Work},
+    dispatch::{deliveries::Work, inline::InlineDispatcher, outcome::Dispatch},
     mongo::{Find, Mongo},
     observe::event::Shed,
     store::error::Error,

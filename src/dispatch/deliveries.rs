@@ -1,0 +1,336 @@
+//! The deliveries of an inline dispatcher: one task for the messages of each save.
+//!
+//! # Guarantees
+//! - Deliveries of one document take turns, but for those that were born claimed: nobody is before them.
+//! - A delivery that is dropped with its runtime, or panics, is reported: its messages are left to the rescuer.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use mongodb::{
+    bson::{DateTime, Uuid},
+    error::Error,
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, Span};
+
+use crate::{
+    command::{ProcessDocumentMessages, Reason, sender::CommandSender},
+    dispatch::{
+        claim::Claim,
+        document_locks::{Turn, Turns},
+        outcome::{Disposition, Dispositions, Processed, as_uuid},
+        processor::Processor,
+        seats::TakenSeat,
+    },
+    mongo::{StoredOutbox, error_codes, runtime},
+    observe::{
+        event::{Event, Shed},
+        metrics::Path,
+        trace,
+    },
+    stored::{
+        deliverable::{DeliveryOrder, Hold},
+        document_ref::DocumentRef,
+    },
+};
+
+/// The first wait for another's claim to end; it grows to [`CLAIM_WAIT_MAX`].
+const CLAIM_WAIT: Duration = Duration::from_millis(5);
+const CLAIM_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// What is to be delivered.
+pub(crate) enum Work {
+    /// Entries that were saved with this claim.
+    BornClaimed(Claim),
+    /// Whatever is deliverable.
+    Unclaimed(DocumentRef),
+}
+
+impl Work {
+    fn document(&self) -> &DocumentRef {
+        match self {
+            Self::BornClaimed(claim) => &claim.document,
+            Self::Unclaimed(document) => document,
+        }
+    }
+}
+
+/// What became of a save's messages, by their ids, in the order sent.
+pub(crate) type Settled = Vec<(uuid::Uuid, Disposition)>;
+
+/// Delivers what was saved, in tasks of their own.
+pub(crate) struct Deliveries {
+    pub(crate) processor: Processor,
+    locks: Turns,
+    tasks: TaskTracker,
+    hand_off: Option<CommandSender>,
+    /// What is held is given back.
+    stop: CancellationToken,
+}
+
+/// The messages of one save, on their way.
+struct Delivery {
+    deliveries: Arc<Deliveries>,
+    document: DocumentRef,
+    ids: Vec<Uuid>,
+    ordering: DeliveryOrder,
+    /// Its save waits for what becomes of them, and is to know when nobody before them is waited for any more.
+    begun: Option<oneshot::Sender<()>>,
+    /// What became of each message that was tried here.
+    dispositions: Dispositions,
+}
+
+impl Deliveries {
+    pub(crate) fn new(processor: Processor, hand_off: Option<CommandSender>) -> Self {
+        Self {
+            processor,
+            locks: Turns::default(),
+            tasks: TaskTracker::new(),
+            hand_off,
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Delivers in a task of its own: a caller that goes away must not take the delivery with it. With `begun`, the task
+    /// returns what became of each message; none if it panicked.
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        work: Work,
+        ids: Vec<Uuid>,
+        ordering: DeliveryOrder,
+        seat: TakenSeat,
+        begun: Option<oneshot::Sender<()>>,
+    ) -> JoinHandle<Option<Settled>> {
+        let document = work.document().clone();
+        let span = trace::dispatch(&document, Path::Inline);
+        let unfinished =
+            Unfinished { deliveries: Some(self.clone()), document: document.clone(), messages: ids.len() };
+        let dispositions = Vec::new();
+        let delivery = Delivery { deliveries: self.clone(), document, ids, ordering, begun, dispositions };
+
+        let task = async move {
+            let settled = AssertUnwindSafe(delivery.deliver(work)).catch_unwind().await;
+            if settled.is_ok() {
+                unfinished.done();
+            } else {
+                unfinished.panicked();
+            }
+            drop(seat);
+            settled.ok()
+        };
+        self.tasks.spawn(task.instrument(span))
+    }
+
+    /// Whether a delivery of messages of this document is under way.
+    pub(crate) fn works_on(&self, document: &DocumentRef) -> bool {
+        self.locks.is_taken(document)
+    }
+
+    /// Reports messages that are left to the rescuer.
+    pub(crate) fn left(&self, document: &DocumentRef, count: usize, reason: Shed) {
+        tracing::debug!(%document, reason = reason.as_str(), "not delivered inline; left to the rescuer");
+        self.processor.vitals().shed(count, reason);
+        self.processor.emit(Event::Skipped { document: document.clone(), count, reason });
+    }
+
+    /// From now on it can be waited for their end.
+    pub(crate) fn close(&self) {
+        self.tasks.close();
+    }
+
+    /// Gives back what is held, and begins nothing more.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until all have ended, after [`close`](Self::close).
+    pub(crate) async fn ended(&self) {
+        self.tasks.wait().await;
+    }
+
+    /// How many are under way.
+    pub(crate) fn count(&self) -> usize {
+        self.tasks.len()
+    }
+}
+
+impl Delivery {
+    async fn deliver(mut self, work: Work) -> Settled {
+        let is_awaited = self.begun.is_some();
+        let done = match work {
+            Work::BornClaimed(claim) => self.deliver_claimed(&claim).await,
+            Work::Unclaimed(_) => self.deliver_unclaimed().await,
+        };
+
+        let processor = &self.deliveries.processor;
+        if let Err(error) = done {
+            let error = error_codes::describe(&runtime::explain(error));
+            tracing::warn!(document = %self.document, error, "inline delivery broke off; the rescuer continues");
+            processor.vitals().failed(&error);
+            trace::failed(&Span::current(), "interrupted");
+        }
+
+        if self.has_failed() {
+            self.deliveries.stop.run_until_cancelled(self.hand_off()).await;
+        }
+        if is_awaited { self.settled().await } else { Settled::new() }
+    }
+
+    async fn deliver_claimed(&mut self, claim: &Claim) -> Result<(), Error> {
+        self.begin();
+        // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
+        let _turn = self.deliveries.locks.beside(&claim.document);
+        let (processor, stop) = (&self.deliveries.processor, &self.deliveries.stop);
+        let pass = processor.deliver_claim(claim, self.ordering, stop, true).await;
+        self.dispositions.extend(pass.dispositions);
+        match pass.trouble {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    async fn deliver_unclaimed(&mut self) -> Result<(), Error> {
+        let deliveries = self.deliveries.clone();
+        let (processor, stop) = (&deliveries.processor, &deliveries.stop);
+        let _turn = match stop.run_until_cancelled(self.turn()).await {
+            Some(Some(turn)) => turn,
+            // Whoever waits for the turn already does this one's work too.
+            Some(None) => return Ok(()),
+            None => {
+                self.leave(Shed::Stopped);
+                return Ok(());
+            }
+        };
+        self.begin();
+        if let Some(linger) = processor.linger() {
+            stop.run_until_cancelled(linger.flush(&self.document)).await;
+        }
+
+        let (mut wait, mut waited) = (CLAIM_WAIT, Duration::ZERO);
+        loop {
+            let pass = processor.process_into(&self.document, self.ordering, stop, &mut self.dispositions);
+            match pass.await? {
+                // Another process delivers what stands before; it will be done in moments, or has died.
+                Processed::Held(Hold::Claimed(_)) if waited < processor.claimer().lease => {
+                    stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+                    waited += wait;
+                    wait = (wait * 2).min(CLAIM_WAIT_MAX);
+                }
+                Processed::Interrupted if self.dispositions.is_empty() => {
+                    self.leave(Shed::Stopped);
+                    return Ok(());
+                }
+                Processed::Unavailable if self.dispositions.is_empty() => {
+                    self.leave(Shed::Unavailable);
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for the turn of its document; none where another that waits already does this one's work too. One whose save
+    /// waits has to see its own messages delivered.
+    async fn turn(&self) -> Option<Turn> {
+        if self.begun.is_some() {
+            self.deliveries.locks.queue(&self.document).await
+        } else {
+            self.deliveries.locks.join(&self.document).await
+        }
+    }
+
+    /// Nobody before it is waited for any more.
+    fn begin(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            // Nobody may wait for it any more.
+            let _ = begun.send(());
+        }
+    }
+
+    fn leave(&self, reason: Shed) {
+        self.deliveries.left(&self.document, self.ids.len(), reason);
+    }
+
+    fn has_failed(&self) -> bool {
+        self.dispositions.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. }))
+    }
+
+    /// Hands a failed delivery over to the workers. A command that fails is no loss: the sweep finds the message.
+    async fn hand_off(&self) {
+        let Some(commands) = &self.deliveries.hand_off else { return };
+        let document = self.document.clone();
+        let command = ProcessDocumentMessages::new(document.clone(), Reason::Handoff);
+        match commands.send(vec![command]).await.pop() {
+            Some(Ok(())) => self.deliveries.processor.emit(Event::HandedOff { document }),
+            Some(Err(error)) => {
+                let error = error.to_string();
+                tracing::debug!(%document, error, "the hand-off was not sent; the sweep will find it");
+            }
+            None => {}
+        }
+    }
+
+    /// What became of the save's messages: as this process knows, otherwise as the document says.
+    async fn settled(&self) -> Settled {
+        let processor = &self.deliveries.processor;
+        let mut read = None;
+        let mut settled = Vec::with_capacity(self.ids.len());
+
+        for id in &self.ids {
+            let tried = self.dispositions.iter().rev().find(|(tried, _)| tried == id);
+            let disposition = if let Some((_, disposition)) = tried {
+                disposition.clone()
+            } else {
+                // The document is read once, and only where that is needed.
+                if read.is_none() {
+                    read = Some(processor.read(&self.document).await);
+                }
+                let now = processor.clock().carried_on().unwrap_or_else(DateTime::now);
+                match &read {
+                    Some(Ok(StoredOutbox::Entries { slots, .. })) => Disposition::read(slots, *id, now),
+                    Some(Ok(StoredOutbox::Gone)) => Disposition::Cleared,
+                    _ => Disposition::Waiting,
+                }
+            };
+            settled.push((as_uuid(*id), disposition));
+        }
+        settled
+    }
+}
+
+/// A delivery that has not ended. One that is dropped, with the runtime that it runs on, or that panics, leaves its messages to
+/// the rescuer: that is not silent.
+struct Unfinished {
+    /// None once it has ended.
+    deliveries: Option<Arc<Deliveries>>,
+    document: DocumentRef,
+    messages: usize,
+}
+
+impl Unfinished {
+    fn done(mut self) {
+        self.deliveries = None;
+    }
+
+    fn panicked(mut self) {
+        let Some(deliveries) = self.deliveries.take() else { return };
+        let why = "a delivery panicked; what was claimed is delivered again once its claim has ended";
+        tracing::error!(document = %self.document, messages = self.messages, why);
+        deliveries.processor.vitals().failed(why);
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(deliveries) = self.deliveries.take() else { return };
+        tracing::warn!(
+            document = %self.document,
+            messages = self.messages,
+            "the runtime ended before a delivery had: close the inline dispatcher before; what was not cleared is \
+             delivered again"
+        );
+        deliveries.left(&self.document, self.messages, Shed::Stopped);
+    }
+}

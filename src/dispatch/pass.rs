@@ -1,0 +1,301 @@
+//! A pass over one document: read, claim, deliver, settle, until nothing is left to deliver.
+//!
+//! # Flow
+//! ```text
+//! read outbox ─▶ deliverable? ─▶ claim (majority) ─▶ deliver ─┬─ Delivered ───▶ clear
+//!      ▲              │ no                                    ├─ Transient ───▶ fail, or die after the last attempt
+//!      └── more ──────┼───────────────────────────────────────├─ Permanent ───▶ die
+//!                     ▼                                       └─ Unavailable ─▶ release
+//!              why it waits
+//! ```
+//! The inline dispatcher and the dispatcher worker are two callers of this; each adds when to call it.
+//!
+//! # Caveats
+//! A holder whose claim runs out while a delivery is under way cannot take it back: the next holder repeats it. The check of
+//! what is left of the lease before each delivery makes this rare, the `inbox` of the receiver makes it harmless.
+
+use std::time::{Duration, Instant};
+
+use mongodb::{
+    bson::{DateTime, Uuid},
+    error::Error,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
+
+use crate::{
+    dispatch::{
+        claim::{Claim, Claimed},
+        outcome::{Dispositions, Processed},
+        processor::Processor,
+    },
+    mongo::{StoredOutbox, error_codes},
+    observe::trace,
+    stored::{
+        deliverable::{Deliverable, DeliveryOrder, Hold},
+        document_ref::DocumentRef,
+        entry::{DeadReason, Entry, Slot},
+        memory::{Room, weight_of_claim},
+    },
+};
+
+/// How often a lost race for a claim is run again at once before the document is left to the winner.
+const RACES: usize = 5;
+/// A plan that waited for its pace for longer is made again: the document may have changed, and a claim holds from when it was
+/// planned.
+const STALE: Duration = Duration::from_millis(100);
+
+impl Processor {
+    /// Delivers what is deliverable in a document's outbox, until nothing is.
+    ///
+    /// # Errors
+    /// When MongoDB can't be asked. What was held is released as far as possible, the rest by its lease.
+    pub async fn process(
+        &self,
+        document: &DocumentRef,
+        ordering: DeliveryOrder,
+        stop: &CancellationToken,
+    ) -> Result<Processed, Error> {
+        let _in_flight = self.vitals().enter();
+        let span = trace::dispatch(document, self.path);
+        let process = async {
+            let processed = self.process_into(document, ordering, stop, &mut Vec::new()).await;
+            if let Err(error) = &processed {
+                self.vitals().failed(&error_codes::describe(error));
+                trace::failed(&Span::current(), "interrupted");
+            }
+            processed
+        };
+
+        process.instrument(span).await
+    }
+
+    /// Like [`process`](Self::process), and notes what became of each message that was tried.
+    pub(crate) async fn process_into(
+        &self,
+        document: &DocumentRef,
+        ordering: DeliveryOrder,
+        stop: &CancellationToken,
+        dispositions: &mut Dispositions,
+    ) -> Result<Processed, Error> {
+        let mut pass = Pass {
+            processor: self,
+            document,
+            ordering,
+            stop,
+            dispositions,
+            races: 0,
+            has_reported: false,
+            permits: 0,
+        };
+
+        loop {
+            if let Next::End(processed) = pass.deliver_one_claim().await? {
+                return Ok(processed);
+            }
+        }
+    }
+}
+
+/// One pass, and what it remembers from one read of the document to the next.
+struct Pass<'a> {
+    processor: &'a Processor,
+    document: &'a DocumentRef,
+    ordering: DeliveryOrder,
+    stop: &'a CancellationToken,
+    /// What became of each message that was tried.
+    dispositions: &'a mut Dispositions,
+    /// Claims that others were faster with.
+    races: usize,
+    /// Whether unreadable elements and messages for others have been reported.
+    has_reported: bool,
+    /// What the pace has allowed and was not used.
+    permits: usize,
+}
+
+/// What follows a claim, or a read that led to none.
+enum Next {
+    End(Processed),
+    ReadAgain,
+}
+
+/// What is to be done about an outbox.
+enum Choice {
+    Claim(Chosen),
+    Next(Next),
+}
+
+/// What is to be claimed.
+struct Chosen {
+    ids: Vec<Uuid>,
+    rest: Rest,
+}
+
+/// What an outbox holds besides the entries that are claimed.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// More could be delivered, but not in this claim.
+    more: bool,
+    /// Something is held back.
+    held: bool,
+}
+
+impl Pass<'_> {
+    /// Reads the document's outbox and delivers one claim of it.
+    async fn deliver_one_claim(&mut self) -> Result<Next, Error> {
+        if self.stop.is_cancelled() {
+            return Ok(Next::End(Processed::Interrupted));
+        }
+        if !self.processor.is_available() {
+            return Ok(Next::End(Processed::Unavailable));
+        }
+
+        // It may wait for room; a stop does not.
+        let Some(read) = self.stop.run_until_cancelled(self.processor.read(self.document)).await else {
+            return Ok(Next::End(Processed::Interrupted));
+        };
+        // Read after that wait: a claim holds from this time on.
+        let now = self.processor.mongo.clock().now().await?;
+        let (slots, room) = match read? {
+            StoredOutbox::Entries { slots, room } => (slots, room),
+            StoredOutbox::Gone => return Ok(Next::End(Processed::Gone)),
+            StoredOutbox::Malformed(reason) => {
+                self.processor.report.unreadable(self.document, 1, reason.to_string());
+                return Ok(Next::End(Processed::Done));
+            }
+        };
+
+        match self.choose(&slots, now).await? {
+            Choice::Claim(chosen) => self.claim_and_deliver(slots, room, &chosen, now).await,
+            Choice::Next(next) => Ok(next),
+        }
+    }
+
+    /// Decides which entries of an outbox are claimed now, as far as the pace allows.
+    async fn choose(&mut self, slots: &[Slot], now: DateTime) -> Result<Choice, Error> {
+        let plan = self.processor.plan(slots, self.ordering, now);
+        if !std::mem::replace(&mut self.has_reported, true) {
+            self.processor.report.left_alone(self.document, slots, &plan);
+        }
+
+        if plan.entries.is_empty() {
+            return Ok(Choice::Next(match plan.crashed {
+                Some(crashed) => self.give_up_crashed(crashed, now).await?,
+                None => Next::End(plan.held.map_or(Processed::Done, Processed::Held)),
+            }));
+        }
+        self.choose_at_pace(&plan).await
+    }
+
+    /// Waits for the pace, if there is one, and chooses as many entries as it allows.
+    async fn choose_at_pace(&mut self, plan: &Deliverable<'_>) -> Result<Choice, Error> {
+        let mut count = plan.entries.len();
+        if let Some(pace) = &self.processor.pace {
+            let asked = Instant::now();
+            if self.permits == 0 {
+                let permits = self.stop.run_until_cancelled(pace.permits(count)).await;
+                self.permits = permits.unwrap_or(0);
+            }
+            if self.permits == 0 {
+                return Ok(Choice::Next(Next::End(Processed::Interrupted)));
+            }
+            if asked.elapsed() > STALE {
+                return Ok(Choice::Next(Next::ReadAgain));
+            }
+            count = count.min(self.permits);
+        }
+
+        let ids = plan.entries[..count].iter().map(|entry| entry.id).collect();
+        let rest = Rest { more: plan.more || count < plan.entries.len(), held: plan.held.is_some() };
+        Ok(Choice::Claim(Chosen { ids, rest }))
+    }
+
+    /// Gives up an entry whose claimers kept dying. It misses where somebody else has changed the entry meanwhile.
+    async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<Next, Error> {
+        if self.processor.claimer.die_crashed(self.document, entry, now).await? {
+            let error = "its claimers ended without an answer";
+            self.processor.report.died(self.document, entry, DeadReason::Crashed, error);
+        } else {
+            self.races += 1;
+        }
+
+        if self.races > RACES {
+            return Ok(Next::End(Processed::Held(Hold::Claimed(now))));
+        }
+        Ok(Next::ReadAgain)
+    }
+
+    async fn claim_and_deliver(
+        &mut self,
+        slots: Vec<Slot>,
+        mut room: Room,
+        chosen: &Chosen,
+        now: DateTime,
+    ) -> Result<Next, Error> {
+        // Nothing else of the outbox stays in memory.
+        let entries = entries_of(slots, &chosen.ids);
+        room.shrink_to(weight_of_claim(&entries, self.processor.window_bytes(self.ordering)));
+        let wanted = entries.len();
+
+        let claim = match self.processor.claimer.claim(self.document, entries, now).await? {
+            Claimed::Held(claim) if !claim.entries.is_empty() => claim,
+            Claimed::Held(_) | Claimed::Lost if self.races < RACES => {
+                self.races += 1;
+                return Ok(Next::ReadAgain);
+            }
+            Claimed::Held(_) | Claimed::Lost => {
+                return Ok(Next::End(Processed::Held(Hold::Claimed(now))));
+            }
+            Claimed::NoRoom => {
+                drop(room);
+                return self.deliver_under_lease().await;
+            }
+        };
+        self.permits = 0;
+
+        self.deliver_under_claim(&claim, wanted, chosen.rest).await
+    }
+
+    async fn deliver_under_claim(&mut self, claim: &Claim, wanted: usize, rest: Rest) -> Result<Next, Error> {
+        let pass = self.processor.deliver_claim(claim, self.ordering, self.stop, false).await;
+        self.dispositions.extend(pass.dispositions);
+        if let Some(error) = pass.trouble {
+            return Err(error);
+        }
+
+        let is_all = !rest.more && !rest.held && claim.entries.len() == wanted;
+        Ok(match pass.stopped {
+            // In an unordered document, one that waits for its retry holds back none of those not yet claimed.
+            Some(Processed::Held(Hold::Retrying(_)))
+                if rest.more && self.ordering == DeliveryOrder::Unordered =>
+            {
+                Next::ReadAgain
+            }
+            Some(processed) => Next::End(processed),
+            None if is_all && !pass.cut_short => Next::End(Processed::Done),
+            None => Next::ReadAgain,
+        })
+    }
+
+    async fn deliver_under_lease(&mut self) -> Result<Next, Error> {
+        let ended = self.processor.process_oversized(self.document, self.ordering, self.stop).await?;
+        if let Some(processed) = ended {
+            return Ok(Next::End(processed));
+        }
+        self.permits = 0;
+        Ok(Next::ReadAgain)
+    }
+}
+
+/// The entries with these ids, in their order.
+fn entries_of(slots: Vec<Slot>, ids: &[Uuid]) -> Vec<Entry> {
+    let mut entries = Vec::with_capacity(ids.len());
+    for slot in slots {
+        if let Slot::Entry(entry) = slot
+            && ids.contains(&entry.id)
+        {
+            entries.push(*entry);
+        }
+    }
+    entries
+}
