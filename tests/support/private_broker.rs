@@ -18,6 +18,7 @@ pub struct PrivateBroker {
 impl PrivateBroker {
     /// Starts it, on ports that are free; returns when it answers.
     pub async fn start() -> Self {
+        crate::isolation::assert_in("outage");
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
         let checkout = manifest.ancestors().find(|folder| folder.join("scripts/services").exists()).unwrap();
         let name = format!("broker-{}", uuid::Uuid::now_v7().simple());

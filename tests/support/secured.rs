@@ -43,6 +43,7 @@ pub struct Secured {
 impl Secured {
     /// Boots both; returns when their users can log in.
     pub async fn start() -> Self {
+        crate::isolation::assert_in("secured");
         let name = format!("secured-{}", uuid::Uuid::now_v7().simple());
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(directory.join("mongodb")).unwrap();

@@ -20,6 +20,8 @@ mod watchdog;
 
 #[path = "../../../tests/support/configuration.rs"]
 mod configuration;
+#[path = "../../../tests/support/isolation.rs"]
+mod isolation;
 #[path = "../../../tests/support/network.rs"]
 mod network;
 #[path = "../../../tests/support/odd_ids.rs"]

@@ -1,11 +1,6 @@
 //! Nothing that `outbox-rescuer` says shows a password or a payload.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "../../tests/support/secrets.rs"]
-mod secrets;
-
-use secrets::{Service, World, said_by};
+use crate::world::{Service, World, said_by};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_outbox-rescuer");
 

@@ -5,7 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod broker;
-mod faults;
+mod docs;
+mod fail_point;
 mod lease;
 #[path = "../../../tests/support/network.rs"]
 mod network;
@@ -17,8 +18,16 @@ mod position;
 #[path = "../../../tests/support/private_broker.rs"]
 mod private_broker;
 mod process;
+mod secrets;
 mod status;
 mod stream;
 mod support;
 mod sweep;
 mod warnings;
+
+#[path = "../../../tests/support/configuration.rs"]
+mod configuration;
+#[path = "../../../tests/support/isolation.rs"]
+mod isolation;
+#[path = "../../../tests/support/secrets.rs"]
+mod world;

@@ -180,6 +180,7 @@ impl World {
 
     /// Sets a fail point for the test's rescuer; how often commands have met it so far.
     pub(crate) async fn fail(&self, fail: Document, mode: impl Into<Bson>) -> i64 {
+        crate::isolation::assert_in("fail_point");
         let mut data = doc! { "appName": &self.app_name };
         data.extend(fail);
         let command = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": data };

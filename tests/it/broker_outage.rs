@@ -2,31 +2,21 @@
 //!
 //! Most tests have a RabbitMQ of their own. The last ones use only an exchange and a user of their own.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-#[path = "support/private_broker.rs"]
-mod private_broker;
-#[path = "support/restricted.rs"]
-mod restricted;
-mod support;
-
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use crate::flow::{Flow, Heard, Received, Rescue, Worker, soon};
+use crate::private_broker::PrivateBroker;
+use crate::restricted::RestrictedUser;
+use crate::support::{LONG, Order};
 use document_outbox::{
     InlineDispatcher, Message, Mode, RetryPolicy, amqp::State, deliver::RabbitMq, observe::Event,
     store::Inserted,
 };
-use flow::{Flow, Heard, Received, Rescue, Worker, soon};
 use mongodb::bson::doc;
-use private_broker::PrivateBroker;
-use restricted::RestrictedUser;
 use serde::{Deserialize, Serialize};
-use support::{LONG, Order};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -159,40 +149,6 @@ impl Saves {
     }
 }
 
-/// P2 At least once, P6 Independent: *Unavailable is not an attempt. An hour without RabbitMQ kills no message.*
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn outage_of_the_broker_for_longer_than_all_retries_kills_no_message_and_fails_no_save() {
-    let broker = PrivateBroker::start().await;
-    let retry = short_retry();
-    let system = System::start(Flow::on(&broker.uri).await, retry.clone()).await;
-    broker.stop().await;
-    let gone = Instant::now();
-    system.saves.made(100).await;
-    let entries = doc! { "outbox.attempts": { "$exists": true } };
-    assert_eq!(system.flow.test.orders().count_documents(entries).await.unwrap(), 0);
-    broker.start_again().await;
-    assert!(gone.elapsed() > retry.longest_schedule(), "or else it proves nothing");
-    let events = system.everything_arrives().await;
-    assert_eq!(failed(&events), None, "no attempt was counted");
-}
-
-/// P6: *a save never fails because of delivery*. A blocked connection is no attempt either.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn outage_by_an_alarm_that_blocks_the_connection_counts_no_attempt_and_fails_no_save() {
-    let broker = PrivateBroker::start().await;
-    let mut flow = Flow::on(&broker.uri).await;
-    flow.confirm_timeout = Duration::from_secs(1);
-    let system = System::start(flow, short_retry()).await;
-    broker.raise_alarm().await;
-    let mut states = system.rabbitmq.subscribe();
-    let blocked = states.wait_for(|state| matches!(state, State::Blocked { .. }));
-    drop(soon("the connection to be blocked", blocked).await.unwrap());
-    system.saves.made(100).await;
-    broker.lift_alarm().await;
-    let events = system.everything_arrives().await;
-    assert_eq!(failed(&events), None, "no attempt was counted");
-}
-
 /// An exchange that is deleted (404 closes the channel) is made again; what nobody could receive in between is tried
 /// again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,7 +182,7 @@ impl Message for InvoiceSent {
 /// of the broker. Returns how long the later orders took.
 async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) -> Vec<Duration> {
     let name = format!("test-{}", uuid::Uuid::now_v7().simple());
-    let user = RestrictedUser::create(&name, &support::uri("OUTBOX_RABBITMQ_URI")).await;
+    let user = RestrictedUser::create(&name, &crate::support::uri("OUTBOX_RABBITMQ_URI")).await;
     let flow = Flow::on(user.uri()).await;
     user.may_write(&flow.messages(), r"^order\\.").await;
     let retry = RetryPolicy { max_attempts: 3, ..short_retry() };
@@ -314,4 +270,43 @@ async fn stress_orders_stay_in_time_beside_forbidden_invoices() {
     let (median, late) = (took[took.len() / 2], took[took.len() * 95 / 100]);
     println!("an order took {median:?} in the median, {late:?} in the 95th percentile");
     assert!(late < Duration::from_secs(1), "{late:?}");
+}
+
+/// These stop, block or slow down a server.
+mod outage {
+    use super::*;
+
+    /// P2 At least once, P6 Independent: *Unavailable is not an attempt. An hour without RabbitMQ kills no message.*
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_long_broker_outage_kills_no_message() {
+        let broker = PrivateBroker::start().await;
+        let retry = short_retry();
+        let system = System::start(Flow::on(&broker.uri).await, retry.clone()).await;
+        broker.stop().await;
+        let gone = Instant::now();
+        system.saves.made(100).await;
+        let entries = doc! { "outbox.attempts": { "$exists": true } };
+        assert_eq!(system.flow.test.orders().count_documents(entries).await.unwrap(), 0);
+        broker.start_again().await;
+        assert!(gone.elapsed() > retry.longest_schedule(), "or else it proves nothing");
+        let events = system.everything_arrives().await;
+        assert_eq!(failed(&events), None, "no attempt was counted");
+    }
+
+    /// P6: *a save never fails because of delivery*. A blocked connection is no attempt either.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_blocked_connection_counts_no_attempt() {
+        let broker = PrivateBroker::start().await;
+        let mut flow = Flow::on(&broker.uri).await;
+        flow.confirm_timeout = Duration::from_secs(1);
+        let system = System::start(flow, short_retry()).await;
+        broker.raise_alarm().await;
+        let mut states = system.rabbitmq.subscribe();
+        let blocked = states.wait_for(|state| matches!(state, State::Blocked { .. }));
+        drop(soon("the connection to be blocked", blocked).await.unwrap());
+        system.saves.made(100).await;
+        broker.lift_alarm().await;
+        let events = system.everything_arrives().await;
+        assert_eq!(failed(&events), None, "no attempt was counted");
+    }
 }

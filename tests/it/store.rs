@@ -1,11 +1,8 @@
 //! Saving aggregates: what is written, what survives, what is said.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::collections::HashMap;
 
+use crate::support::{Order, Recorder, TestDatabase};
 use document_outbox::{
     Aggregate, Caps, Dispatch, Error, InlineDispatcher, Mode, Outbox, Shed,
     store::{Deleted, Inserted, Saved},
@@ -13,7 +10,6 @@ use document_outbox::{
 use futures::future::join_all;
 use mongodb::bson::{Bson, Uuid, doc, oid::ObjectId};
 use serde::{Deserialize, Serialize};
-use support::{Order, Recorder, TestDatabase};
 
 async fn off() -> (TestDatabase, InlineDispatcher) {
     let test = TestDatabase::create().await;
@@ -436,7 +432,7 @@ async fn messages_ride_on_an_update_and_in_a_transaction_of_the_callers_own() {
 
     for commit in [false, true] {
         let mut outbox = Outbox::default();
-        outbox.send(support::Added { amount: 9 });
+        outbox.send(crate::support::Added { amount: 9 });
         let staged = orders.stage(&mut outbox).await.unwrap();
         let update = staged.onto(doc! { "$inc": { "total": 9i64 }, "$set": { "note": "byo" } }).unwrap();
         let mut session = test.client.start_session().await.unwrap();
@@ -462,7 +458,7 @@ async fn messages_ride_on_an_update_and_in_a_transaction_of_the_callers_own() {
 async fn an_update_that_writes_the_librarys_fields_itself_is_refused_by_name() {
     let (test, inline) = off().await;
     let mut outbox = Outbox::default();
-    outbox.send(support::Added { amount: 1 });
+    outbox.send(crate::support::Added { amount: 1 });
     let staged = test.store(&inline).stage(&mut outbox).await.unwrap();
     for update in [
         doc! { "$set": { "outbox.0.type": "x" } },

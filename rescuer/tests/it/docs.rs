@@ -1,24 +1,19 @@
 //! docs/ has every setting of `outbox-rescuer`, and no other.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::process::Command;
-
-#[path = "../../tests/support/configuration.rs"]
-mod configuration;
 
 #[test]
 fn the_documentation_has_every_setting_with_its_default_and_no_other() {
-    let said = configuration::of_help(env!("CARGO_BIN_EXE_outbox-rescuer"));
+    let said = crate::configuration::of_help(env!("CARGO_BIN_EXE_outbox-rescuer"));
     assert!(said.contains_key("OUTBOX_DELAY"), "{said:?}");
-    assert_eq!(configuration::of_documentation("outbox-rescuer"), said);
+    assert_eq!(crate::configuration::of_documentation("outbox-rescuer"), said);
 }
 
 #[test]
 fn the_sample_and_the_schema_in_the_documentation_are_those_it_prints() {
     let binary = env!("CARGO_BIN_EXE_outbox-rescuer");
-    configuration::assert_is_committed(binary, "sample", "docs/outbox-rescuer.toml");
-    configuration::assert_is_committed(binary, "schema", "docs/outbox-rescuer.schema.json");
+    crate::configuration::assert_is_committed(binary, "sample", "docs/outbox-rescuer.toml");
+    crate::configuration::assert_is_committed(binary, "schema", "docs/outbox-rescuer.schema.json");
 }
 
 #[test]
@@ -32,10 +27,10 @@ fn the_sample_has_no_problems() {
 
 #[test]
 fn output_that_ends_early_is_no_panic() {
-    configuration::assert_output_may_end(env!("CARGO_BIN_EXE_outbox-rescuer"));
+    crate::configuration::assert_output_may_end(env!("CARGO_BIN_EXE_outbox-rescuer"));
 }
 
 #[test]
 fn the_parts_that_use_a_uri_judge_it() {
-    configuration::assert_uris_are_judged(env!("CARGO_BIN_EXE_outbox-rescuer"));
+    crate::configuration::assert_uris_are_judged(env!("CARGO_BIN_EXE_outbox-rescuer"));
 }

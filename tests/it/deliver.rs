@@ -2,8 +2,6 @@
 //!
 //! Needs `eval "$(scripts/services env)"`. Every test works under names of its own and deletes them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // what they would hide, a test must show
-
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -49,7 +47,7 @@ use tokio::{
 };
 
 #[allow(dead_code)] // its `main`
-#[path = "../examples/webhook.rs"]
+#[path = "../../examples/webhook.rs"]
 mod webhook;
 
 // --- what every test stands on ---------------------------------------------------------------------------------------

@@ -1,13 +1,9 @@
 //! The trace of a save: stored with its messages, continued by their delivery, carried on the wire.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-mod support;
-
 use std::sync::Arc;
 
+use crate::flow::{Flow, Received};
+use crate::support::{Added, Order, Recorder, TestDatabase, is_empty};
 use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Mode, RetryPolicy, Store,
     deliver::{Deliver, HandlerError, Handlers, Outcome, Router},
@@ -15,14 +11,12 @@ use document_outbox::{
     internal::ServerClock,
     store::{Inserted, Receipt},
 };
-use flow::{Flow, Received};
 use mongodb::bson::Document;
 use opentelemetry::{
     Value,
     trace::{SpanKind, Status, TracerProvider},
 };
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
-use support::{Added, Order, Recorder, TestDatabase, is_empty};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 use tracing_subscriber::layer::SubscriberExt;

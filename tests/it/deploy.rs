@@ -1,7 +1,5 @@
 //! What deploy/ and docker-compose.yml say fits together, and fits what the services and the documentation have.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

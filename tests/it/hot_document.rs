@@ -1,19 +1,13 @@
 //! One document that two processes save all the time: the order holds, and the inline path keeps up.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-mod support;
-
 use std::{process::Stdio, time::Duration};
 
+use crate::flow::{Flow, Received, Receiver, WORKER};
+use crate::support::{LONG, TestDatabase};
 use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, RetryPolicy, Store, command::Reason};
-use flow::{Flow, Received, Receiver, WORKER};
 use mongodb::bson::{Bson, Uuid, doc};
 use outbox_rescuer::RescueEvent;
 use serde::{Deserialize, Serialize};
-use support::{LONG, TestDatabase};
 use tokio::time::MissedTickBehavior;
 
 const DOCUMENT: &str = "hot";
@@ -78,7 +72,7 @@ async fn a_process_that_saves_the_hot_document() {
     };
     let mut test = TestDatabase::create().await;
     test.database = test.client.database(&database);
-    let flow = Flow::of(test, &support::uri("OUTBOX_RABBITMQ_URI"));
+    let flow = Flow::of(test, &crate::support::uri("OUTBOX_RABBITMQ_URI"));
     let rabbitmq = flow.rabbitmq(&name).await;
     let inline = InlineDispatcher::builder(&flow.test.client)
         .name(&name)

@@ -3,20 +3,15 @@
 //! Each goes through everything that ever looks at it: a load, a save with a message, the rescuer's stream and sweep, a
 //! worker. The run can be repeated by its seed: `OUTBOX_TEST_SEED=… cargo nextest run --test generated_values`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-#[path = "support/generator.rs"]
-mod generator;
-mod support;
-
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
+use crate::flow::{Heard, soon};
+use crate::generator::Generator;
+use crate::support::{Recorder, TestDatabase};
 use async_trait::async_trait;
 use document_outbox::{
     Aggregate, DeliveryOrder, DocumentRef, Error, InlineDispatcher, Message, Outbox, SendFailure, Store,
@@ -25,16 +20,13 @@ use document_outbox::{
     dispatch::{Processed, Processor, ProcessorSettings},
     internal::{Deliverable, Rules, ServerClock, Slot, deliverable, read_outbox},
 };
-use flow::{Heard, soon};
 use futures::{StreamExt, stream};
-use generator::Generator;
 use mongodb::{
     Database,
     bson::{Bson, DateTime, RawDocumentBuf, Uuid, doc},
 };
 use outbox_rescuer::{CancellationToken, Commands, RescueEvent, Rescuer, RescuerError, Settings};
 use serde::{Deserialize, Serialize};
-use support::{Recorder, TestDatabase};
 use tokio::task::JoinHandle;
 
 const CONCURRENCY: usize = 32;
@@ -95,7 +87,7 @@ async fn three_thousand_values_as_entries_stop_none_of_their_neighbours() {
 async fn four_thousand_values_as_fields_of_entries_stop_none_of_their_neighbours() {
     let mut generator = Generator::announced(3);
     let outboxes = (0..400).map(|nth| {
-        let field = generator::FIELDS[nth % generator::FIELDS.len()];
+        let field = crate::generator::FIELDS[nth % crate::generator::FIELDS.len()];
         let mut elements: Vec<Bson> = (0..10).map(|_| generator.entry_with(&[field]).into()).collect();
         elements.insert(generator.below(11), good().into());
         Bson::Array(elements)
@@ -183,7 +175,7 @@ impl World {
     }
 
     async fn rescuer(&self, stream: &str) -> Waking {
-        let client = mongodb::Client::with_uri_str(support::uri("OUTBOX_MONGODB_URI")).await.unwrap();
+        let client = mongodb::Client::with_uri_str(crate::support::uri("OUTBOX_MONGODB_URI")).await.unwrap();
         let settings = Settings {
             stream: stream.into(),
             delay: Duration::from_secs(1),

@@ -2,15 +2,6 @@
 //!
 //! Needs `eval "$(scripts/services env)"`. Every test works under names of its own and deletes them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // what they would hide, a test must show
-
-#[path = "support/network.rs"]
-mod network;
-#[path = "support/private_broker.rs"]
-mod private_broker;
-#[path = "support/restricted.rs"]
-mod restricted;
-
 use std::{
     collections::BTreeMap,
     net::TcpListener,
@@ -18,6 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::network::Network;
+use crate::private_broker::PrivateBroker;
+use crate::restricted::{RestrictedUser, rabbitmqctl};
 use document_outbox::amqp::{
     AmqpSettings, Consumer, Delivery, ExchangeKind, ExchangeSpec, Publication, Published, Publisher,
     QueueSpec, State, Topology, TopologyMode,
@@ -31,9 +25,6 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable},
 };
-use network::Network;
-use private_broker::PrivateBroker;
-use restricted::{RestrictedUser, rabbitmqctl};
 use uuid::Uuid;
 
 // --- what every test stands on ---------------------------------------------------------------------------------------
@@ -849,7 +840,7 @@ async fn verifying_makes_nothing_and_waits_for_what_is_missing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_login_and_an_absent_vhost_are_told_without_the_password() {
     scene(async |scene| {
-        let broker = network::host(&broker_uri());
+        let broker = crate::network::host(&broker_uri());
         for (uri, told) in [
             (format!("amqp://guest:s3cret@{broker}/%2f"), "check the user"),
             (format!("{}{}", broker_uri().trim_end_matches("%2f"), scene.id), "virtual host"),
@@ -867,7 +858,7 @@ async fn a_refused_login_and_an_absent_vhost_are_told_without_the_password() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_needs_no_provider_installed_by_the_application() {
     scene(async |scene| {
-        let uri = format!("amqps://guest:guest@{}", network::host(&broker_uri())); // which speaks no TLS on this port
+        let uri = format!("amqps://guest:guest@{}", crate::network::host(&broker_uri())); // which speaks no TLS on this port
         let publisher = Publisher::start(scene.settings_at(&uri), Topology::default());
         let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
         assert!(
@@ -1152,27 +1143,6 @@ async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
 // --- on a broker of one's own ----------------------------------------------------------------------------------------
 // These change the whole broker.
 
-#[tokio::test(flavor = "multi_thread")]
-async fn outage_by_an_alarm_blocks_a_publisher_which_then_is_ready_and_confirms_again() {
-    let broker = PrivateBroker::start().await;
-    scene_at(broker.uri.clone(), async |scene| {
-        let mut settings = scene.settings();
-        settings.confirm_timeout = Duration::from_millis(500);
-        let publisher = scene.publisher_with(settings).await;
-        let states = publisher.subscribe();
-        broker.raise_alarm().await;
-        let published = publisher.publish(vec![scene.routed("1")]).await;
-        assert!(unavailable(&published[0], true), "{published:?}");
-        assert!(matches!(&*states.borrow(), State::Blocked { .. }), "{:?}", *states.borrow());
-        let published = publisher.publish(vec![scene.routed("2")]).await;
-        assert!(unavailable(&published[0], false), "answered without trying: {published:?}");
-        broker.lift_alarm().await;
-        until_confirmed(&publisher, &scene.routed("3")).await;
-        // A consumer is never blocked: it does not publish.
-    })
-    .await;
-}
-
 /// Refuses messages over a limit, among them `long` ones, until the limit is raised and the connection another.
 async fn raise_the_limit(least: usize, long: usize, raised: usize) {
     let broker = PrivateBroker::start().await;
@@ -1204,39 +1174,6 @@ async fn raise_the_limit(least: usize, long: usize, raised: usize) {
         until_state(states, |state| *state != State::Ready).await;
         until_confirmed(&publisher, &of(long, "longer")).await;
         network.cut();
-    })
-    .await;
-}
-
-/// A limit belongs to the connection it was learned on, and the broker decides about each message over it.
-#[tokio::test(flavor = "multi_thread")]
-async fn outage_of_large_messages_ends_when_the_brokers_limit_is_raised() {
-    raise_the_limit(1024, 9999, 1 << 20).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "stress: run by scripts/stress"]
-async fn stress_outage_of_messages_of_100_kilobytes_ends_with_the_limit() {
-    raise_the_limit(64_000, 100_000, 16 << 20).await;
-}
-
-/// A broker that has a higher limit by now takes the message, without a new connection.
-#[tokio::test(flavor = "multi_thread")]
-async fn outage_of_large_messages_ends_on_a_living_connection_too() {
-    let broker = PrivateBroker::start().await;
-    scene_at(broker.uri.clone(), async |scene| {
-        let limit = |bytes: usize| format!("application:set_env(rabbit, max_message_size, {bytes}).");
-        broker.rabbitmqctl(&["eval", &limit(1024)]).await;
-        let publisher = scene.publisher().await;
-        let states = publisher.subscribe();
-        let long = Publication { body: vec![0; 9999], ..scene.routed("long") };
-        assert!(matches!(publisher.publish(vec![long.clone()]).await[0], Published::Refused { .. }));
-        broker.rabbitmqctl(&["eval", &limit(1 << 20)]).await;
-        // What the broker said a second ago counts until then.
-        while publisher.publish(vec![long.clone()]).await != [Published::Confirmed] {
-            assert_eq!(publisher.publish(vec![scene.routed("small")]).await, [Published::Confirmed]);
-        }
-        assert!(!states.has_changed().unwrap());
     })
     .await;
 }
@@ -1415,25 +1352,84 @@ async fn a_consumer_stops_while_the_broker_is_silent() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn outage_by_an_alarm_lets_publisher_and_consumer_close() {
-    let broker = PrivateBroker::start().await;
-    scene_at(broker.uri.clone(), async |scene| {
-        let publisher = scene.publisher_with(patient(scene.settings())).await;
-        let consumer = scene.consume(patient(scene.settings()), 1);
-        assert!(consumer.ready().await);
-        let mut states = publisher.subscribe();
-        broker.raise_alarm().await;
-        let publishing = tokio::spawn({
-            let (publisher, message) = (publisher.clone(), scene.routed("1"));
-            async move { publisher.publish(vec![message]).await }
-        });
-        states.wait_for(|state| matches!(state, State::Blocked { .. })).await.unwrap();
-        publisher.close().await;
-        assert!(unavailable(&publishing.await.unwrap()[0], true));
-        consumer.stop_taking().await;
-        consumer.close().await;
-        broker.lift_alarm().await;
-    })
-    .await;
+/// These stop, block or slow down a server.
+mod outage {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_alarm_blocks_a_publisher_until_it_ends() {
+        let broker = PrivateBroker::start().await;
+        scene_at(broker.uri.clone(), async |scene| {
+            let mut settings = scene.settings();
+            settings.confirm_timeout = Duration::from_millis(500);
+            let publisher = scene.publisher_with(settings).await;
+            let states = publisher.subscribe();
+            broker.raise_alarm().await;
+            let published = publisher.publish(vec![scene.routed("1")]).await;
+            assert!(unavailable(&published[0], true), "{published:?}");
+            assert!(matches!(&*states.borrow(), State::Blocked { .. }), "{:?}", *states.borrow());
+            let published = publisher.publish(vec![scene.routed("2")]).await;
+            assert!(unavailable(&published[0], false), "answered without trying: {published:?}");
+            broker.lift_alarm().await;
+            until_confirmed(&publisher, &scene.routed("3")).await;
+            // A consumer is never blocked: it does not publish.
+        })
+        .await;
+    }
+
+    /// A limit belongs to the connection it was learned on, and the broker decides about each message over it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn large_messages_pass_once_the_limit_is_raised() {
+        raise_the_limit(1024, 9999, 1 << 20).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "stress: run by scripts/stress"]
+    async fn stress_messages_of_100_kilobytes_pass_with_the_limit() {
+        raise_the_limit(64_000, 100_000, 16 << 20).await;
+    }
+
+    /// A broker that has a higher limit by now takes the message, without a new connection.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_raised_limit_counts_on_a_living_connection() {
+        let broker = PrivateBroker::start().await;
+        scene_at(broker.uri.clone(), async |scene| {
+            let limit = |bytes: usize| format!("application:set_env(rabbit, max_message_size, {bytes}).");
+            broker.rabbitmqctl(&["eval", &limit(1024)]).await;
+            let publisher = scene.publisher().await;
+            let states = publisher.subscribe();
+            let long = Publication { body: vec![0; 9999], ..scene.routed("long") };
+            assert!(matches!(publisher.publish(vec![long.clone()]).await[0], Published::Refused { .. }));
+            broker.rabbitmqctl(&["eval", &limit(1 << 20)]).await;
+            // What the broker said a second ago counts until then.
+            while publisher.publish(vec![long.clone()]).await != [Published::Confirmed] {
+                assert_eq!(publisher.publish(vec![scene.routed("small")]).await, [Published::Confirmed]);
+            }
+            assert!(!states.has_changed().unwrap());
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn publisher_and_consumer_close_during_an_alarm() {
+        let broker = PrivateBroker::start().await;
+        scene_at(broker.uri.clone(), async |scene| {
+            let publisher = scene.publisher_with(patient(scene.settings())).await;
+            let consumer = scene.consume(patient(scene.settings()), 1);
+            assert!(consumer.ready().await);
+            let mut states = publisher.subscribe();
+            broker.raise_alarm().await;
+            let publishing = tokio::spawn({
+                let (publisher, message) = (publisher.clone(), scene.routed("1"));
+                async move { publisher.publish(vec![message]).await }
+            });
+            states.wait_for(|state| matches!(state, State::Blocked { .. })).await.unwrap();
+            publisher.close().await;
+            assert!(unavailable(&publishing.await.unwrap()[0], true));
+            consumer.stop_taking().await;
+            consumer.close().await;
+            broker.lift_alarm().await;
+        })
+        .await;
+    }
 }

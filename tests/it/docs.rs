@@ -1,7 +1,5 @@
 //! The documentation says what is there: its code is the examples', its links lead somewhere, the tests it names exist.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
 use std::{
     collections::{BTreeSet, HashMap},
     fs,

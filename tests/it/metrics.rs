@@ -1,17 +1,13 @@
 //! The series of docs/metrics.md that the library records: all of them, from the start, and with the right figures.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
+use crate::flow::{Flow, Heard};
+use crate::support::{LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use document_outbox::{
     Caps, DeliveryOrder, Dispatch, DocumentRef, InlineDispatcher, Mode, RetryPolicy, Shed, Store,
     deliver::{Deliver, Outcome},
@@ -20,14 +16,12 @@ use document_outbox::{
     observe::{Event, metrics},
     store::{Deleted, Inserted, Saved},
 };
-use flow::{Flow, Heard};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use mongodb::{
     Client,
     bson::{Bson, DateTime, Document, Uuid, doc},
     event::{EventHandler, command::CommandEvent},
 };
-use support::{LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio_util::sync::CancellationToken;
 
 /// A recorder of the test's own: series belong to the recorder that was there when they were registered.
@@ -84,7 +78,7 @@ fn figures<const N: usize>(figures: [(&str, f64); N]) -> BTreeMap<String, f64> {
 
 /// The series that the documentation promises, with every value of every label, for deliveries by this path.
 fn documented(path: &str) -> BTreeSet<String> {
-    let text = include_str!("../docs/metrics.md");
+    let text = include_str!("../../docs/metrics.md");
     let section =
         text.split("\n## ").find(|section| section.starts_with("Wherever the library delivers")).unwrap();
     let mut all = BTreeSet::new();
@@ -174,76 +168,6 @@ async fn every_series_of_the_documentation_is_there_at_zero_before_anything_happ
     test.drop().await;
 }
 
-#[tokio::test]
-async fn saves_and_deletes_are_counted_by_their_outcomes() {
-    let test = TestDatabase::create().await;
-    // A client of its own name, whose inserts can be left without a clean answer.
-    let name = format!("unsure-{}", uuid::Uuid::now_v7().simple());
-    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
-    options.app_name = Some(name.clone());
-    let (unsure, mut doubt) = tokio::sync::mpsc::unbounded_channel();
-    options.command_event_handler = Some(EventHandler::callback(move |event: CommandEvent| {
-        if let CommandEvent::Succeeded(succeeded) = event
-            && succeeded.reply.contains_key("writeConcernError")
-        {
-            let _ = unsure.send(());
-        }
-    }));
-    let client = Client::with_options(options).unwrap();
-    let mut recording = Recording::new();
-    let inline = recording.during(|| InlineDispatcher::off(&client));
-    let collection = client.database(test.database.name()).collection::<Document>("orders");
-    let orders = Store::<Order>::new(collection, &inline);
-
-    assert_eq!(insert(&orders, placed("o-1", [1, 2])).await, Dispatch::Off); // applied, 2 sent
-    assert!(matches!(orders.insert(placed("o-1", [3])).await.unwrap(), Inserted::Exists(_))); // conflict
-    let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
-    assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Unchanged));
-    orders.update(&"o-1".into(), |order| order.add(4)).await.unwrap(); // applied, 1 sent
-    mine.add(5);
-    assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Conflict));
-    let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
-    assert!(matches!(orders.delete(&mine).await.unwrap(), Deleted::Undelivered)); // refused
-    let strict = orders.clone().with_caps(Caps { payload_bytes: 1, ..Caps::default() });
-    mine.add(6);
-    strict.save(&mut mine).await.unwrap_err(); // refused
-    test.orders().delete_one(doc! { "_id": "o-1" }).await.unwrap();
-    assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Gone));
-
-    let data = doc! {
-        "failCommands": ["insert"], "appName": &name,
-        "writeConcernError": { "code": 91, "errmsg": "shutting down" },
-    };
-    let fail = doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data };
-    test.client.database("admin").run_command(fail).await.unwrap();
-    let shutdown = async {
-        doubt.recv().await.unwrap();
-        client.clone().shutdown().await;
-    };
-    let (unsure, ()) = tokio::join!(orders.insert(placed("o-2", [7])), shutdown);
-    assert!(matches!(unsure.unwrap(), Inserted::Unknown(..)));
-    let off = doc! { "configureFailPoint": "failCommand", "mode": "off" };
-    test.client.database("admin").run_command(off).await.unwrap();
-
-    let mut outbox = document_outbox::Outbox::default();
-    outbox.send(support::Added { amount: 8 });
-    let staged = orders.stage(&mut outbox).await.unwrap();
-    test.orders().insert_one(staged.into_new(doc! { "_id": "o-3" }).unwrap()).await.unwrap();
-    assert_eq!(staged.committed("o-3").await, Dispatch::Off); // 1 sent
-
-    let wanted = figures([
-        ("outbox_saves_total{outcome=applied}", 2.0),
-        ("outbox_saves_total{outcome=unchanged}", 1.0),
-        ("outbox_saves_total{outcome=conflict}", 2.0),
-        ("outbox_saves_total{outcome=gone}", 1.0),
-        ("outbox_saves_total{outcome=unknown}", 1.0),
-        ("outbox_saves_total{outcome=refused}", 2.0),
-        ("outbox_messages_sent_total", 4.0),
-    ]);
-    assert_eq!(recording.counted(), wanted, "what is switched off is not shed");
-    test.drop().await;
-}
-
 /// P8: what a save drops with an element that it can't recognise is counted.
 #[tokio::test]
 async fn unknown_fields_that_a_save_drops_are_counted() {
@@ -327,7 +251,7 @@ async fn what_the_inline_dispatcher_does_and_leaves_is_counted_and_its_health_sa
     inline.close(LONG).await;
     assert!(health.snapshot().draining);
     let mut later = placed("o-5", [7]);
-    later.outbox.send_after(support::Added { amount: 8 }, LONG);
+    later.outbox.send_after(crate::support::Added { amount: 8 }, LONG);
     assert_eq!(insert(&orders, later).await, Dispatch::Skipped(Shed::Stopped));
     let wanted = figures([
         ("outbox_saves_total{outcome=applied}", 5.0),
@@ -466,4 +390,79 @@ async fn until(what: &str, wanted: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(LONG, look).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+}
+
+/// This sets a fail point of MongoDB.
+mod fail_point {
+    use super::*;
+
+    #[tokio::test]
+    async fn saves_and_deletes_are_counted_by_their_outcomes() {
+        let test = TestDatabase::create().await;
+        // A client of its own name, whose inserts can be left without a clean answer.
+        let name = format!("unsure-{}", uuid::Uuid::now_v7().simple());
+        let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+        options.app_name = Some(name.clone());
+        let (unsure, mut doubt) = tokio::sync::mpsc::unbounded_channel();
+        options.command_event_handler = Some(EventHandler::callback(move |event: CommandEvent| {
+            if let CommandEvent::Succeeded(succeeded) = event
+                && succeeded.reply.contains_key("writeConcernError")
+            {
+                let _ = unsure.send(());
+            }
+        }));
+        let client = Client::with_options(options).unwrap();
+        let mut recording = Recording::new();
+        let inline = recording.during(|| InlineDispatcher::off(&client));
+        let collection = client.database(test.database.name()).collection::<Document>("orders");
+        let orders = Store::<Order>::new(collection, &inline);
+
+        assert_eq!(insert(&orders, placed("o-1", [1, 2])).await, Dispatch::Off); // applied, 2 sent
+        assert!(matches!(orders.insert(placed("o-1", [3])).await.unwrap(), Inserted::Exists(_))); // conflict
+        let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
+        assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Unchanged));
+        orders.update(&"o-1".into(), |order| order.add(4)).await.unwrap(); // applied, 1 sent
+        mine.add(5);
+        assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Conflict));
+        let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
+        assert!(matches!(orders.delete(&mine).await.unwrap(), Deleted::Undelivered)); // refused
+        let strict = orders.clone().with_caps(Caps { payload_bytes: 1, ..Caps::default() });
+        mine.add(6);
+        strict.save(&mut mine).await.unwrap_err(); // refused
+        test.orders().delete_one(doc! { "_id": "o-1" }).await.unwrap();
+        assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Gone));
+
+        let data = doc! {
+            "failCommands": ["insert"], "appName": &name,
+            "writeConcernError": { "code": 91, "errmsg": "shutting down" },
+        };
+        let fail = doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data };
+        test.client.database("admin").run_command(fail).await.unwrap();
+        let shutdown = async {
+            doubt.recv().await.unwrap();
+            client.clone().shutdown().await;
+        };
+        let (unsure, ()) = tokio::join!(orders.insert(placed("o-2", [7])), shutdown);
+        assert!(matches!(unsure.unwrap(), Inserted::Unknown(..)));
+        let off = doc! { "configureFailPoint": "failCommand", "mode": "off" };
+        test.client.database("admin").run_command(off).await.unwrap();
+
+        let mut outbox = document_outbox::Outbox::default();
+        outbox.send(crate::support::Added { amount: 8 });
+        let staged = orders.stage(&mut outbox).await.unwrap();
+        test.orders().insert_one(staged.into_new(doc! { "_id": "o-3" }).unwrap()).await.unwrap();
+        assert_eq!(staged.committed("o-3").await, Dispatch::Off); // 1 sent
+
+        let wanted = figures([
+            ("outbox_saves_total{outcome=applied}", 2.0),
+            ("outbox_saves_total{outcome=unchanged}", 1.0),
+            ("outbox_saves_total{outcome=conflict}", 2.0),
+            ("outbox_saves_total{outcome=gone}", 1.0),
+            ("outbox_saves_total{outcome=unknown}", 1.0),
+            ("outbox_saves_total{outcome=refused}", 2.0),
+            ("outbox_messages_sent_total", 4.0),
+        ]);
+        assert_eq!(recording.counted(), wanted, "what is switched off is not shed");
+        test.drop().await;
+    }
 }

@@ -261,35 +261,40 @@ async fn stress_a_rescuer_with_a_wrong_port_yields_to_a_connected_one() {
     replicas.end().await;
 }
 
-/// A broker that answers nothing, is gone, or takes no messages: commands are on their way, and SIGTERM ends the rescuer
-/// within its grace.
-#[tokio::test]
-#[ignore = "stress: run by scripts/stress"]
-async fn stress_outage_of_a_broker_delays_no_stop() {
-    for trouble in ["silence", "stop", "alarm"] {
-        let broker = PrivateBroker::start().await;
-        let network = Network::to(&broker.uri);
-        let mut replicas = Replicas::on(&broker.uri, "10m").await;
-        let mut process = replicas.start_with(&[("OUTBOX_RABBITMQ_URI", &network.uri())]);
-        replicas.more_are_written(1).await;
-        replicas.nothing_is_lost().await;
-        match trouble {
-            "silence" => network.swallow(true),
-            "stop" => broker.stop().await,
-            _ => broker.raise_alarm().await,
-        }
-        // One every 10 ms, so that the first of these are older than the delay.
-        replicas.more_are_written(200).await;
+/// These stop, block or boot a server.
+mod outage {
+    use super::*;
 
-        process.signal("-TERM");
-        assert!(process.ended().await, "{trouble}: cut off");
-        let lease = replicas.world.leases().find_one(doc! {}).await.unwrap().unwrap();
-        assert!(!lease.contains_key("until"), "{trouble}: the lease is kept: {lease}");
-        match trouble {
-            "silence" => network.cut(),
-            "stop" => broker.start_again().await,
-            _ => broker.lift_alarm().await,
+    /// A broker that answers nothing, is gone, or takes no messages: commands are on their way, and SIGTERM ends the rescuer
+    /// within its grace.
+    #[tokio::test]
+    #[ignore = "stress: run by scripts/stress"]
+    async fn stress_a_broken_broker_delays_no_stop() {
+        for trouble in ["silence", "stop", "alarm"] {
+            let broker = PrivateBroker::start().await;
+            let network = Network::to(&broker.uri);
+            let mut replicas = Replicas::on(&broker.uri, "10m").await;
+            let mut process = replicas.start_with(&[("OUTBOX_RABBITMQ_URI", &network.uri())]);
+            replicas.more_are_written(1).await;
+            replicas.nothing_is_lost().await;
+            match trouble {
+                "silence" => network.swallow(true),
+                "stop" => broker.stop().await,
+                _ => broker.raise_alarm().await,
+            }
+            // One every 10 ms, so that the first of these are older than the delay.
+            replicas.more_are_written(200).await;
+
+            process.signal("-TERM");
+            assert!(process.ended().await, "{trouble}: cut off");
+            let lease = replicas.world.leases().find_one(doc! {}).await.unwrap().unwrap();
+            assert!(!lease.contains_key("until"), "{trouble}: the lease is kept: {lease}");
+            match trouble {
+                "silence" => network.cut(),
+                "stop" => broker.start_again().await,
+                _ => broker.lift_alarm().await,
+            }
+            replicas.end().await;
         }
-        replicas.end().await;
     }
 }

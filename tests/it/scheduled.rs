@@ -1,13 +1,9 @@
 //! Messages that are sent now and delivered later.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-mod support;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::flow::{Flow, Heard, Received, WORKER};
+use crate::support::{Added, LONG, Order, Recorder, TestDatabase, is_empty};
 use document_outbox::{
     DeliveryOrder, Dispatch, InlineDispatcher, Mode, Outbox, RetryPolicy, Store,
     command::Reason,
@@ -16,10 +12,8 @@ use document_outbox::{
     observe::Event,
     store::{Deleted, Inserted, Receipt},
 };
-use flow::{Flow, Heard, Received, WORKER};
 use mongodb::bson::{DateTime, Document, doc};
 use outbox_rescuer::{RescueEvent, Settings};
-use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty};
 use tokio_util::sync::CancellationToken;
 
 const DELAY: Duration = Duration::from_secs(1);

@@ -1,11 +1,5 @@
 //! Saves in company: each has the answer that it would have had alone.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/standalone.rs"]
-mod standalone;
-mod support;
-
 use std::{
     collections::HashMap,
     sync::{
@@ -14,6 +8,8 @@ use std::{
     },
 };
 
+use crate::standalone::Standalone;
+use crate::support::{LONG, TestDatabase, uri};
 use document_outbox::{
     Aggregate, Error, InlineDispatcher, Message, Outbox, Store,
     store::{Inserted, Saved},
@@ -26,8 +22,6 @@ use mongodb::{
     options::ClientOptions,
 };
 use serde::{Deserialize, Serialize};
-use standalone::Standalone;
-use support::{LONG, TestDatabase, uri};
 use tokio::sync::Notify;
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -113,13 +107,13 @@ impl Bank {
         let client = Client::with_options(options).unwrap();
         let inline = InlineDispatcher::builder(&client)
             .group_commit(group_commit)
-            .deliver_to(support::Recorder::default());
+            .deliver_to(crate::support::Recorder::default());
         let collection = client.database(test.database.name()).collection::<Document>("orders");
         Self { accounts: Store::new(collection, &inline), test, name, alone, together }
     }
 
     /// The same bank with another deliverer.
-    fn delivering_to(mut self, deliver: support::Recorder) -> Self {
+    fn delivering_to(mut self, deliver: crate::support::Recorder) -> Self {
         let client = self.accounts.collection().client();
         let inline = InlineDispatcher::builder(client).deliver_to(deliver);
         self.accounts = Store::new(self.accounts.collection().clone(), &inline);
@@ -179,6 +173,7 @@ impl Bank {
     }
 
     async fn fail(&self, mode: impl Into<Bson>, data: Document) {
+        crate::isolation::assert_in("fail_point");
         let mut all = doc! { "failCommands": ["update"], "appName": &self.name };
         all.extend(data);
         let command = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": all };
@@ -557,48 +552,13 @@ async fn sessions_of_batches_are_never_the_drivers() {
 
 /// Makes the primary step down; it may be elected again.
 async fn step_down(client: &Client) {
+    crate::isolation::assert_in("outage");
     let command = doc! { "replSetStepDown": 1, "secondaryCatchUpPeriodSecs": 1, "force": true };
     // What ends the connection is no answer.
     let _ = client.database("admin").run_command(command).await;
 }
 
-/// P1: on three nodes, with the primary stepping down again and again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn outage_of_the_primary_makes_no_save_twice_and_reports_none_that_is_not_there() {
-    for group_commit in [true, false] {
-        let bank = Bank::at("OUTBOX_TEST_MONGODB_RS3_URI", group_commit).await;
-        bank.add_many(50).await;
-        let other = Client::with_uri_str(uri("OUTBOX_TEST_MONGODB_RS3_URI")).await.unwrap();
-        let saved = AtomicUsize::new(0);
-        let savers = (0..64).map(|saver| {
-            let (bank, saved) = (&bank, &saved);
-            async move {
-                let mut saves = Vec::new();
-                for round in 0..16 {
-                    saves.push(bank.append((saver * 7 + round * 13) % 50).await);
-                    saved.fetch_add(1, Ordering::Relaxed);
-                }
-                saves
-            }
-        });
-        let stepping = async {
-            for wanted in [150, 600] {
-                while saved.load(Ordering::Relaxed) < wanted {
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-                }
-                step_down(&other).await;
-            }
-        };
-        let (saves, ()) =
-            within("the savers to end", async { tokio::join!(join_all(savers), stepping) }).await;
-        let saves: Vec<_> = saves.into_iter().flatten().collect();
-        assert!(applied(&saves) > 50);
-        bank.check(&saves).await;
-        bank.test.drop().await;
-    }
-}
-
-mod faults {
+mod fail_point {
     use super::*;
 
     /// Each as often as a batch is tried again without giving up.
@@ -681,7 +641,7 @@ mod faults {
     /// A clear that is interrupted again and again, as while a fail-over takes its time.
     #[tokio::test]
     async fn a_clear_is_tried_while_its_claim_holds() {
-        let recorder = support::Recorder::held();
+        let recorder = crate::support::Recorder::held();
         let bank = Bank::open().await.delivering_to(recorder.clone());
         let mut account = Account::new(1);
         account.outbox.send(Named { name: "a".into() });
@@ -689,7 +649,7 @@ mod faults {
         recorder.wait_tried(1).await;
         bank.fail(doc! { "times": 6 }, doc! { "errorCode": 11602 }).await;
         recorder.let_through(1);
-        bank.test.wait_until(1, support::is_empty).await;
+        bank.test.wait_until(1, crate::support::is_empty).await;
         assert_eq!(recorder.wait_tried(1).await.len(), 1);
         bank.test.drop().await;
     }
@@ -705,5 +665,46 @@ mod faults {
         bank.check(&saves).await;
         assert!(bank.together() > 0);
         bank.test.drop().await;
+    }
+}
+
+/// These stop, block or slow down a server.
+mod outage {
+    use super::*;
+
+    /// P1: on three nodes, with the primary stepping down again and again.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stepdown_reports_every_save_as_it_was() {
+        for group_commit in [true, false] {
+            let bank = Bank::at("OUTBOX_TEST_MONGODB_RS3_URI", group_commit).await;
+            bank.add_many(50).await;
+            let other = Client::with_uri_str(uri("OUTBOX_TEST_MONGODB_RS3_URI")).await.unwrap();
+            let saved = AtomicUsize::new(0);
+            let savers = (0..64).map(|saver| {
+                let (bank, saved) = (&bank, &saved);
+                async move {
+                    let mut saves = Vec::new();
+                    for round in 0..16 {
+                        saves.push(bank.append((saver * 7 + round * 13) % 50).await);
+                        saved.fetch_add(1, Ordering::Relaxed);
+                    }
+                    saves
+                }
+            });
+            let stepping = async {
+                for wanted in [150, 600] {
+                    while saved.load(Ordering::Relaxed) < wanted {
+                        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    }
+                    step_down(&other).await;
+                }
+            };
+            let (saves, ()) =
+                within("the savers to end", async { tokio::join!(join_all(savers), stepping) }).await;
+            let saves: Vec<_> = saves.into_iter().flatten().collect();
+            assert!(applied(&saves) > 50);
+            bank.check(&saves).await;
+            bank.test.drop().await;
+        }
     }
 }

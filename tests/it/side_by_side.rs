@@ -1,14 +1,11 @@
 //! Documents that are processed side by side are looked at together: each has the answer that it would have had alone.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use crate::support::{Recorder, TestDatabase, uri};
 use document_outbox::{
     DeliveryOrder, DocumentRef,
     dispatch::{Processed, Processor, ProcessorSettings},
@@ -21,7 +18,6 @@ use mongodb::{
     event::{EventHandler, command::CommandEvent},
     options::ClientOptions,
 };
-use support::{Recorder, TestDatabase, uri};
 use tokio_util::sync::CancellationToken;
 
 /// A processor, and how many `find` commands its client has sent.

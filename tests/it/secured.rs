@@ -3,18 +3,14 @@
 //! The roles are those of deploy/roles, to the letter: a privilege that a service comes to need and the files don't have
 //! fails these tests.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/secured.rs"]
-mod secured;
-mod support;
-
 use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
 };
 
+use crate::secured_servers::{ADMIN, PASSWORD, Secured, VERIFIED};
+use crate::support::{LONG, Order};
 use document_outbox::{
     CommandSender, DocumentRef, InlineDispatcher, Mode, Store,
     amqp::{AmqpSettings, Publisher, TopologyMode},
@@ -33,9 +29,7 @@ use mongodb::{
     Client,
     bson::{Document, RawDocumentBuf, Uuid, doc},
 };
-use secured::{ADMIN, PASSWORD, Secured, VERIFIED};
 use serde_json::json;
-use support::{LONG, Order};
 use tokio::sync::watch;
 
 /// A service at work, killed with this value.

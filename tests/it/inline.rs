@@ -1,13 +1,8 @@
 //! Delivery right after the save: what goes at once, what waits, and in what order.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/network.rs"]
-mod network;
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use document_outbox::{
     DeliveryOrder, Dispatch, InlineDispatcher, Mode, RetryPolicy, Shed, Store,
     deliver::{Deliver, HandlerError, Handlers, Outcome},
@@ -20,7 +15,6 @@ use mongodb::{
     Client,
     bson::{Bson, Document, doc},
 };
-use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -373,44 +367,6 @@ async fn a_crash_between_save_and_publish_loses_nothing() {
     expire_claims(&test, "o-1").await;
     assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
     assert_eq!(recorder.amounts(), [1]);
-    assert!(is_empty(&test.stored("o-1").await));
-    test.drop().await;
-}
-
-/// P3 (a): a process that dies between confirm and clear: delivered again, and only then.
-#[tokio::test]
-async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
-    let test = TestDatabase::create().await;
-    // A client of its own name, whose updates the server refuses: the clear never arrives.
-    let name = format!("dying-{}", uuid::Uuid::now_v7().simple());
-    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
-    options.app_name = Some(name.clone());
-    let client = Client::with_options(options).unwrap();
-    let fail = |mode: Bson| {
-        let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
-        let admin = test.client.database("admin");
-        async move {
-            admin
-                .run_command(doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data })
-                .await
-                .unwrap()
-        }
-    };
-    let recorder = Recorder::default();
-    let inline = InlineDispatcher::builder(&client).mode(Mode::Await).deliver_to(recorder.clone());
-    let orders =
-        Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
-    fail("alwaysOn".into()).await;
-    insert(&orders, placed("o-1")).await;
-    fail("off".into()).await;
-    assert_eq!(recorder.amounts(), [1]);
-    assert_eq!(test.outbox("o-1").await.len(), 1, "the clear did not happen");
-
-    expire_claims(&test, "o-1").await;
-    assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
-    assert_eq!(recorder.amounts(), [1, 1]);
-    let delivered = recorder.delivered();
-    assert_eq!(delivered[0].id, delivered[1].id, "a receiver's inbox can tell the repeat");
     assert!(is_empty(&test.stored("o-1").await));
     test.drop().await;
 }
@@ -885,7 +841,7 @@ async fn closing_gives_everything_back_while_the_way_is_lost() {
 #[tokio::test]
 async fn closing_ends_while_mongodb_is_silent() {
     let test = TestDatabase::create().await;
-    let (network, far) = network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
+    let (network, far) = crate::network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
     let client = Client::with_uri_str(far).await.unwrap();
     let recorder = Recorder::held();
     let inline = InlineDispatcher::builder(&client).deliver_to(recorder.clone());
@@ -1090,34 +1046,6 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
     assert_eq!(distinct.len(), DOCUMENTS * MESSAGES);
     let repeats = delivered.len() - distinct.len();
     assert!(repeats <= BOUND, "{repeats} repeats");
-    test.drop().await;
-}
-
-/// One write of a delivery fails: what became of the others is known all the same.
-#[tokio::test]
-async fn a_failed_write_hides_nothing_of_the_others() {
-    let test = TestDatabase::create().await;
-    let name = format!("failing-{}", uuid::Uuid::now_v7().simple());
-    let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
-    options.app_name = Some(name.clone());
-    let client = Client::with_options(options).unwrap();
-    let recorder = Recorder::default();
-    recorder.answer([Outcome::Delivered, Outcome::Transient("no".into())]);
-    let inline =
-        InlineDispatcher::builder(&client).mode(Mode::Await).retry(slow_retry()).deliver_to(recorder.clone());
-    let orders =
-        Store::<Order>::new(client.database(test.database.name()).collection::<Document>("orders"), &inline);
-    // It is tried in two forms.
-    let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
-    let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
-    test.client.database("admin").run_command(fail).await.unwrap();
-
-    let mut order = placed("o-1");
-    order.add(2);
-    let receipt = insert(&orders, order).await;
-    let Dispatch::Settled(settled) = receipt.dispatch else { panic!("{:?}", receipt.dispatch) };
-    let dispositions: Vec<_> = settled.into_iter().map(|(_, disposition)| disposition).collect();
-    assert_eq!(dispositions, [Disposition::Delivered, Disposition::Waiting]);
     test.drop().await;
 }
 
@@ -1454,4 +1382,81 @@ async fn a_message_that_was_pushed_twice_fails_and_dies_as_one() {
 /// As a foreign writer pushes it.
 fn entry(amount: i64) -> Document {
     doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
+}
+
+/// These set a fail point of MongoDB.
+mod fail_point {
+    use super::*;
+
+    /// P3 (a): a process that dies between confirm and clear: delivered again, and only then.
+    #[tokio::test]
+    async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
+        let test = TestDatabase::create().await;
+        // A client of its own name, whose updates the server refuses: the clear never arrives.
+        let name = format!("dying-{}", uuid::Uuid::now_v7().simple());
+        let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+        options.app_name = Some(name.clone());
+        let client = Client::with_options(options).unwrap();
+        let fail = |mode: Bson| {
+            let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
+            let admin = test.client.database("admin");
+            async move {
+                admin
+                    .run_command(doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data })
+                    .await
+                    .unwrap()
+            }
+        };
+        let recorder = Recorder::default();
+        let inline = InlineDispatcher::builder(&client).mode(Mode::Await).deliver_to(recorder.clone());
+        let orders = Store::<Order>::new(
+            client.database(test.database.name()).collection::<Document>("orders"),
+            &inline,
+        );
+        fail("alwaysOn".into()).await;
+        insert(&orders, placed("o-1")).await;
+        fail("off".into()).await;
+        assert_eq!(recorder.amounts(), [1]);
+        assert_eq!(test.outbox("o-1").await.len(), 1, "the clear did not happen");
+
+        expire_claims(&test, "o-1").await;
+        assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
+        assert_eq!(recorder.amounts(), [1, 1]);
+        let delivered = recorder.delivered();
+        assert_eq!(delivered[0].id, delivered[1].id, "a receiver's inbox can tell the repeat");
+        assert!(is_empty(&test.stored("o-1").await));
+        test.drop().await;
+    }
+
+    /// One write of a delivery fails: what became of the others is known all the same.
+    #[tokio::test]
+    async fn a_failed_write_hides_nothing_of_the_others() {
+        let test = TestDatabase::create().await;
+        let name = format!("failing-{}", uuid::Uuid::now_v7().simple());
+        let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
+        options.app_name = Some(name.clone());
+        let client = Client::with_options(options).unwrap();
+        let recorder = Recorder::default();
+        recorder.answer([Outcome::Delivered, Outcome::Transient("no".into())]);
+        let inline = InlineDispatcher::builder(&client)
+            .mode(Mode::Await)
+            .retry(slow_retry())
+            .deliver_to(recorder.clone());
+        let orders = Store::<Order>::new(
+            client.database(test.database.name()).collection::<Document>("orders"),
+            &inline,
+        );
+        // It is tried in two forms.
+        let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
+        let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
+        test.client.database("admin").run_command(fail).await.unwrap();
+
+        let mut order = placed("o-1");
+        order.add(2);
+        let receipt = insert(&orders, order).await;
+        let Dispatch::Settled(settled) = receipt.dispatch else { panic!("{:?}", receipt.dispatch) };
+        let dispositions: Vec<_> = settled.into_iter().map(|(_, disposition)| disposition).collect();
+        assert_eq!(dispositions, [Disposition::Delivered, Disposition::Waiting]);
+        test.drop().await;
+    }
 }

@@ -1,12 +1,9 @@
 //! What the operations guide has people write by hand, on the real server, byte for byte the updates of docs/operations.md
 //! and docs/adopting.md.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::{Order, Recorder, TestDatabase};
 use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Mode, RetryPolicy,
     deliver::Outcome,
@@ -15,7 +12,6 @@ use document_outbox::{
     store::Inserted,
 };
 use mongodb::bson::{Bson, Document, Uuid, doc};
-use support::{Order, Recorder, TestDatabase};
 use tokio_util::sync::CancellationToken;
 
 /// Saves `o-1` with two messages of which the first dies and the second is delivered.

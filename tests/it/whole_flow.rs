@@ -1,22 +1,16 @@
 //! Application, rescuer, dispatcher and broker together, and a receiver that knows nothing of the library.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-mod support;
-
 use std::{collections::BTreeMap, time::Duration};
 
+use crate::flow::{Flow, Heard, Received, WORKER, soon};
+use crate::support::{Order, is_empty};
 use document_outbox::{
     InlineDispatcher, RetryPolicy, Store, command::Reason, observe::Event, store::Inserted,
 };
-use flow::{Flow, Heard, Received, WORKER, soon};
 use futures::StreamExt;
 use mongodb::bson::{Bson, DateTime, Document, Uuid, doc, oid::ObjectId};
 use outbox_dispatcher::{DispatcherEvent, Left};
 use outbox_rescuer::{RescueEvent, Settings, StartedFrom};
-use support::{Order, is_empty};
 
 const DELAY: Duration = Duration::from_secs(1);
 
@@ -334,7 +328,7 @@ async fn a_rescued_message_is_a_cloud_event_with_its_own_headers_and_trace() {
     let rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
     let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     let mut order = Order::new("o-1");
-    let sent = order.outbox.send(support::Added { amount: 7 });
+    let sent = order.outbox.send(crate::support::Added { amount: 7 });
     sent.header("tenant", "north ☃").header("traceparent", TRACE);
     let id = sent.id().to_string();
     insert(&orders, order).await;

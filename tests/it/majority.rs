@@ -1,14 +1,11 @@
 //! What is published when the majority is out of reach: nothing.
 //!
 //! On the three-node set of `scripts/services up --replicas 3`. These tests stop its replication, so they run one at a
-//! time (their names begin with `outage`, see `.config/nextest.toml`).
-
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-mod support;
+//! time (in the module `outage`, see `.config/nextest.toml`).
 
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Order, Recorder, TestDatabase, uri};
 use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Store,
     dispatch::{Processed, Processor, ProcessorSettings},
@@ -20,7 +17,6 @@ use mongodb::{
     bson::{Bson, DateTime, Document, doc},
     options::{ClientOptions, ServerAddress},
 };
-use support::{Order, Recorder, TestDatabase, uri};
 use tokio_util::sync::CancellationToken;
 
 const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
@@ -86,6 +82,9 @@ impl Drop for LateMajority {
 
 /// Has both secondaries apply everything that many seconds late; returns when the majority is as late as that.
 async fn set_late(seconds: i64) {
+    if seconds > 0 {
+        crate::isolation::assert_in("outage");
+    }
     let client = Client::with_uri_str(uri(RS3)).await.unwrap();
     let admin = client.database("admin");
     let hello = admin.run_command(doc! { "hello": 1 }).await.unwrap();
@@ -191,109 +190,117 @@ fn document(test: &TestDatabase, id: &str) -> DocumentRef {
     DocumentRef::by_id(test.orders().namespace(), id)
 }
 
-/// P1 Atomic: no phantom. A save, and a claim, whose majority never comes publish nothing; the first is told as unknown.
-#[tokio::test]
-async fn outage_of_the_majority_publishes_nothing_and_loses_nothing() {
-    // Where an earlier run was killed in the middle.
-    set_stalled("off").await;
-    let test = TestDatabase::on(RS3).await;
-    let recorder = Recorder::default();
-    let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(recorder.clone()));
-    let worker = worker(&test, &recorder);
-    let stop = CancellationToken::new();
-    let mut placed = Order::new("before");
-    placed.add(1);
-    let off = test.store(&InlineDispatcher::off(&test.client));
-    assert!(matches!(off.insert(placed).await.unwrap(), Inserted::Applied(..)));
-    let mut loaded = orders.load(&"before".into()).await.unwrap().unwrap();
-    let before = document(&test, "before");
-    let mut crowd = Vec::new();
-    for id in ["1", "2", "3", "4", "5"] {
-        assert!(matches!(off.insert(Order::new(id)).await.unwrap(), Inserted::Applied(..)));
-        let mut one = orders.load(&id.into()).await.unwrap().unwrap();
-        one.add(7);
-        crowd.push(one);
-    }
-
-    let stalled = StalledReplication::begin().await;
-    // Written by the primary alone: a local read shows it, and a failover could undo it.
-    let phantom =
-        doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 3i64 } };
-    let alone = mongodb::options::WriteConcern::nodes(1);
-    let phantom = doc! { "_id": "phantom", "outbox": [phantom] };
-    test.orders().insert_one(phantom).write_concern(alone).await.unwrap();
-    let shown = document(&test, "phantom");
-
-    loaded.add(2);
-    // The first goes alone, the others together behind it.
-    let crowd = crowd.iter_mut().map(|one| orders.save(one));
-    let (saved, crowd, claimed, phantom) = tokio::join!(
-        orders.save(&mut loaded),
-        futures::future::join_all(crowd),
-        worker.process(&before, DeliveryOrder::Ordered, &stop),
-        worker.process(&shown, DeliveryOrder::Ordered, &stop),
-    );
-    assert!(matches!(saved.unwrap(), Saved::Unknown(_)));
-    assert!(crowd.iter().all(|saved| matches!(saved, Ok(Saved::Unknown(_)))), "{crowd:?}");
-    assert!(claimed.is_err() && phantom.is_err());
-    assert!(recorder.wait_tried(0).await.is_empty(), "nothing was published");
-
-    drop(stalled);
-    // A claim without an answer is taken back: it must not count as one whose holder died.
-    for id in ["before", "phantom"] {
-        let taken_back =
-            |entry: &Document| entry.get_i32("claims") == Ok(0) && !entry.contains_key("claimed_by");
-        test.wait_until(id, |stored| entries(stored).any(taken_back)).await;
-    }
-    // The writes came through late: all messages are there, and are delivered once nothing holds them any more.
-    for (id, amounts) in [("before", vec![1, 2]), ("phantom", vec![3])] {
-        let past = mongodb::bson::DateTime::from_millis(0);
-        let expire = doc! { "$set": { "outbox.$[].available_at": past } };
-        test.orders().update_one(doc! { "_id": id }, expire).await.unwrap();
-        let delivered = recorder.delivered().len();
-        let document = document(&test, id);
-        assert_eq!(worker.process(&document, DeliveryOrder::Ordered, &stop).await.unwrap(), Processed::Done);
-        assert_eq!(recorder.amounts()[delivered..], amounts);
-    }
-    // Batches that were given up leave nothing behind.
-    let client = test.client.clone();
-    test.drop().await;
-    let ends = tokio::time::timeout(support::LONG, client.shutdown().into_future()).await;
-    assert!(ends.is_ok(), "the client does not shut down");
-}
-
-/// P1: a majority that is late is only late.
-#[tokio::test]
-async fn outage_of_speed_alone_fails_no_grouped_save() {
-    let tally = save_under_a_late_majority(2, 20, 2, Duration::from_secs(60)).await;
-    assert_eq!((tally.applied, tally.other), (40, Vec::new()));
-}
-
-async fn stress_late_majority(seconds: i64) {
-    let tally = save_under_a_late_majority(seconds, 64, usize::MAX, Duration::from_secs(60)).await;
-    println!("{seconds} s behind: {} applied, slowest {:?}", tally.applied, tally.slowest);
-    assert_eq!(tally.other, Vec::<String>::new());
-}
-
-#[tokio::test]
-#[ignore = "stress: run by scripts/stress"]
-async fn stress_outage_majority_two_seconds_behind_fails_no_save() {
-    stress_late_majority(2).await;
-}
-
-#[tokio::test]
-#[ignore = "stress: run by scripts/stress"]
-async fn stress_outage_majority_five_seconds_behind_fails_no_save() {
-    stress_late_majority(5).await;
-}
-
-#[tokio::test]
-#[ignore = "stress: run by scripts/stress"]
-async fn stress_outage_majority_nine_seconds_behind_fails_no_save() {
-    stress_late_majority(9).await;
-}
-
 fn entries(stored: &Document) -> impl Iterator<Item = &Document> {
     let entries = stored.get_array("outbox").map(Vec::as_slice).unwrap_or_default();
     entries.iter().filter_map(Bson::as_document)
+}
+
+/// These stop, block or slow down a server.
+mod outage {
+    use super::*;
+
+    /// P1 Atomic: no phantom. A save, and a claim, whose majority never comes publish nothing; the first is told as unknown.
+    #[tokio::test]
+    async fn a_lost_majority_publishes_and_loses_nothing() {
+        // Where an earlier run was killed in the middle.
+        set_stalled("off").await;
+        let test = TestDatabase::on(RS3).await;
+        let recorder = Recorder::default();
+        let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(recorder.clone()));
+        let worker = worker(&test, &recorder);
+        let stop = CancellationToken::new();
+        let mut placed = Order::new("before");
+        placed.add(1);
+        let off = test.store(&InlineDispatcher::off(&test.client));
+        assert!(matches!(off.insert(placed).await.unwrap(), Inserted::Applied(..)));
+        let mut loaded = orders.load(&"before".into()).await.unwrap().unwrap();
+        let before = document(&test, "before");
+        let mut crowd = Vec::new();
+        for id in ["1", "2", "3", "4", "5"] {
+            assert!(matches!(off.insert(Order::new(id)).await.unwrap(), Inserted::Applied(..)));
+            let mut one = orders.load(&id.into()).await.unwrap().unwrap();
+            one.add(7);
+            crowd.push(one);
+        }
+
+        let stalled = StalledReplication::begin().await;
+        // Written by the primary alone: a local read shows it, and a failover could undo it.
+        let phantom =
+            doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 3i64 } };
+        let alone = mongodb::options::WriteConcern::nodes(1);
+        let phantom = doc! { "_id": "phantom", "outbox": [phantom] };
+        test.orders().insert_one(phantom).write_concern(alone).await.unwrap();
+        let shown = document(&test, "phantom");
+
+        loaded.add(2);
+        // The first goes alone, the others together behind it.
+        let crowd = crowd.iter_mut().map(|one| orders.save(one));
+        let (saved, crowd, claimed, phantom) = tokio::join!(
+            orders.save(&mut loaded),
+            futures::future::join_all(crowd),
+            worker.process(&before, DeliveryOrder::Ordered, &stop),
+            worker.process(&shown, DeliveryOrder::Ordered, &stop),
+        );
+        assert!(matches!(saved.unwrap(), Saved::Unknown(_)));
+        assert!(crowd.iter().all(|saved| matches!(saved, Ok(Saved::Unknown(_)))), "{crowd:?}");
+        assert!(claimed.is_err() && phantom.is_err());
+        assert!(recorder.wait_tried(0).await.is_empty(), "nothing was published");
+
+        drop(stalled);
+        // A claim without an answer is taken back: it must not count as one whose holder died.
+        for id in ["before", "phantom"] {
+            let taken_back =
+                |entry: &Document| entry.get_i32("claims") == Ok(0) && !entry.contains_key("claimed_by");
+            test.wait_until(id, |stored| entries(stored).any(taken_back)).await;
+        }
+        // The writes came through late: all messages are there, and are delivered once nothing holds them any more.
+        for (id, amounts) in [("before", vec![1, 2]), ("phantom", vec![3])] {
+            let past = mongodb::bson::DateTime::from_millis(0);
+            let expire = doc! { "$set": { "outbox.$[].available_at": past } };
+            test.orders().update_one(doc! { "_id": id }, expire).await.unwrap();
+            let delivered = recorder.delivered().len();
+            let document = document(&test, id);
+            assert_eq!(
+                worker.process(&document, DeliveryOrder::Ordered, &stop).await.unwrap(),
+                Processed::Done
+            );
+            assert_eq!(recorder.amounts()[delivered..], amounts);
+        }
+        // Batches that were given up leave nothing behind.
+        let client = test.client.clone();
+        test.drop().await;
+        let ends = tokio::time::timeout(crate::support::LONG, client.shutdown().into_future()).await;
+        assert!(ends.is_ok(), "the client does not shut down");
+    }
+
+    /// P1: a majority that is late is only late.
+    #[tokio::test]
+    async fn a_late_majority_fails_no_grouped_save() {
+        let tally = save_under_a_late_majority(2, 20, 2, Duration::from_secs(60)).await;
+        assert_eq!((tally.applied, tally.other), (40, Vec::new()));
+    }
+
+    async fn stress_late_majority(seconds: i64) {
+        let tally = save_under_a_late_majority(seconds, 64, usize::MAX, Duration::from_secs(60)).await;
+        println!("{seconds} s behind: {} applied, slowest {:?}", tally.applied, tally.slowest);
+        assert_eq!(tally.other, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    #[ignore = "stress: run by scripts/stress"]
+    async fn stress_majority_two_seconds_behind_fails_no_save() {
+        stress_late_majority(2).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "stress: run by scripts/stress"]
+    async fn stress_majority_five_seconds_behind_fails_no_save() {
+        stress_late_majority(5).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "stress: run by scripts/stress"]
+    async fn stress_majority_nine_seconds_behind_fails_no_save() {
+        stress_late_majority(9).await;
+    }
 }

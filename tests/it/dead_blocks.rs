@@ -1,13 +1,9 @@
 //! The option that a dead message holds back the later ones of its document.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/flow.rs"]
-mod flow;
-mod support;
-
 use std::time::Duration;
 
+use crate::flow::{Flow, Received};
+use crate::support::{Added, is_empty};
 use document_outbox::{
     Aggregate, DeliveryOrder, Dispatch, DocumentRef, InlineDispatcher, Mode, Outbox, RetryPolicy, Store,
     command::{ProcessDocumentMessages, Reason},
@@ -15,12 +11,10 @@ use document_outbox::{
     internal::Hold,
     store::Inserted,
 };
-use flow::{Flow, Received};
 use mongodb::bson::{DateTime, doc};
 use outbox_dispatcher::DispatcherEvent;
 use outbox_rescuer::{RescueEvent, Settings};
 use serde::{Deserialize, Serialize};
-use support::{Added, is_empty};
 
 const DELAY: Duration = Duration::from_secs(1);
 /// A header that no broker takes: the message that has it dies at once.

@@ -24,6 +24,7 @@ struct PrivateMongod {
 
 impl PrivateMongod {
     async fn start() -> Self {
+        crate::isolation::assert_in("outage");
         let services = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/services");
         let found = Command::new(services).arg("mongod").output().unwrap();
         let mongod = String::from_utf8(found.stdout).unwrap().trim().to_owned();
@@ -91,51 +92,59 @@ async fn roll_over(world: &World, time: Timestamp) {
     }
 }
 
-/// P7: a lost position loses nothing. Here it is the server itself that has lost the history.
-#[tokio::test]
-async fn outage_longer_than_the_oplog_loses_nothing() {
-    let server = PrivateMongod::start().await;
-    let (world, commands) = (World::on(server.uri.clone()).await, Recorder::new());
-    let orders = world.indexed_orders().await;
-    let mut running = world.started(&commands, world.settings()).await;
-    orders.insert_one(doc! { "_id": "before", "outbox": [minimal()] }).await.unwrap();
-    running.page().await;
-    running.stop().await.unwrap();
-    let position = world.position().await;
+/// These stop, block or boot a server.
+mod outage {
+    use super::*;
 
-    orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
-    orders.insert_one(doc! { "_id": "dated", "outbox": [dated(0, 0)] }).await.unwrap();
-    roll_over(&world, position.get_timestamp("cluster_time").unwrap()).await;
-
-    // A delay that this oplog will never reach back to.
-    let delay = Duration::from_secs(3600);
-    let mut running = world.start(&commands, Settings { delay, ..world.settings() }).await;
-    let (mut lost, mut warned, mut from) = (None, None, None);
-    running
-        .wait("a lost position, a warning, and a new start", |event| {
-            match event {
-                RescueEvent::PositionLost { code, .. } => lost = *code,
-                RescueEvent::Warning { warning, .. } => warned = Some(warning.clone()),
-                RescueEvent::Opened { from: opened } => from = Some(*opened),
-                _ => {}
-            }
-            (lost.is_some() && warned.is_some() && from.is_some()).then_some(())
-        })
-        .await;
-    assert_eq!((lost, from), (Some(286), Some(StartedFrom::AfterLoss)));
-    assert!(matches!(warned, Some(Warning::OplogShort { delay: told, .. }) if told == delay), "{warned:?}");
-    while commands.distinct() < 2 {
-        running.swept().await;
-    }
-    running.stop().await.unwrap();
-
-    let mut running = world.start(&commands, world.settings()).await;
-    while commands.distinct() < 3 {
-        running.swept().await;
-    }
-    orders.insert_one(doc! { "_id": "after", "outbox": [minimal()] }).await.unwrap();
-    while commands.distinct() < 4 {
+    /// P7: a lost position loses nothing. Here it is the server itself that has lost the history.
+    #[tokio::test]
+    async fn an_absence_longer_than_the_oplog_loses_nothing() {
+        let server = PrivateMongod::start().await;
+        let (world, commands) = (World::on(server.uri.clone()).await, Recorder::new());
+        let orders = world.indexed_orders().await;
+        let mut running = world.started(&commands, world.settings()).await;
+        orders.insert_one(doc! { "_id": "before", "outbox": [minimal()] }).await.unwrap();
         running.page().await;
+        running.stop().await.unwrap();
+        let position = world.position().await;
+
+        orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
+        orders.insert_one(doc! { "_id": "dated", "outbox": [dated(0, 0)] }).await.unwrap();
+        roll_over(&world, position.get_timestamp("cluster_time").unwrap()).await;
+
+        // A delay that this oplog will never reach back to.
+        let delay = Duration::from_secs(3600);
+        let mut running = world.start(&commands, Settings { delay, ..world.settings() }).await;
+        let (mut lost, mut warned, mut from) = (None, None, None);
+        running
+            .wait("a lost position, a warning, and a new start", |event| {
+                match event {
+                    RescueEvent::PositionLost { code, .. } => lost = *code,
+                    RescueEvent::Warning { warning, .. } => warned = Some(warning.clone()),
+                    RescueEvent::Opened { from: opened } => from = Some(*opened),
+                    _ => {}
+                }
+                (lost.is_some() && warned.is_some() && from.is_some()).then_some(())
+            })
+            .await;
+        assert_eq!((lost, from), (Some(286), Some(StartedFrom::AfterLoss)));
+        assert!(
+            matches!(warned, Some(Warning::OplogShort { delay: told, .. }) if told == delay),
+            "{warned:?}"
+        );
+        while commands.distinct() < 2 {
+            running.swept().await;
+        }
+        running.stop().await.unwrap();
+
+        let mut running = world.start(&commands, world.settings()).await;
+        while commands.distinct() < 3 {
+            running.swept().await;
+        }
+        orders.insert_one(doc! { "_id": "after", "outbox": [minimal()] }).await.unwrap();
+        while commands.distinct() < 4 {
+            running.page().await;
+        }
+        running.stop().await.unwrap();
     }
-    running.stop().await.unwrap();
 }

@@ -1,14 +1,9 @@
 //! Delivered messages that stay in their document for a while: the next save takes them out, and nothing else does harm to them
 //! or through them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
-
-#[path = "support/network.rs"]
-mod network;
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use document_outbox::{
     Dispatch, InlineDispatcher, Loaded, Mode, Store,
     dispatch::{Disposition, InlineBuilder},
@@ -19,7 +14,6 @@ use mongodb::{
     Client,
     bson::{Bson, Document, Uuid, doc},
 };
-use support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use tokio_util::sync::CancellationToken;
 
 /// So long that no test meets its end.
@@ -272,7 +266,7 @@ async fn under_contention_every_message_is_delivered_once() {
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_flush_ends_beside_200_savers_and_late_replies() {
     let (near, recorder) = (TestDatabase::create().await, Recorder::default());
-    let (network, far) = network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
+    let (network, far) = crate::network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
     let client = Client::with_uri_str(far).await.unwrap();
     let test = TestDatabase { database: client.database(near.database.name()), client };
     let inline = lingering(&test, Duration::from_millis(20)).deliver_to(recorder.clone());

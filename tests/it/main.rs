@@ -1,0 +1,48 @@
+//! The library and the whole flow on real servers.
+//!
+//! Tests that break a server are in modules named `outage`, those that set a fail point of MongoDB in `fail_point`, those that
+//! boot servers with passwords and TLS in `secured`: .config/nextest.toml and scripts/test know them by that, and keep others
+//! from running beside them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+mod amqp;
+mod broker_outage;
+mod clear_within;
+mod dead_blocks;
+mod deliver;
+mod deploy;
+mod docs;
+mod generated_values;
+mod group_commit;
+mod hot_document;
+mod inline;
+mod majority;
+mod metrics;
+mod operations;
+mod scheduled;
+mod secured;
+mod side_by_side;
+mod store;
+#[cfg(feature = "opentelemetry")]
+mod traces;
+mod whole_flow;
+
+#[path = "../support/flow.rs"]
+mod flow;
+#[path = "../support/generator.rs"]
+mod generator;
+#[path = "../support/isolation.rs"]
+mod isolation;
+#[path = "../support/network.rs"]
+mod network;
+#[path = "../support/private_broker.rs"]
+mod private_broker;
+#[path = "../support/restricted.rs"]
+mod restricted;
+#[path = "../support/secured.rs"]
+mod secured_servers;
+#[path = "../support/standalone.rs"]
+mod standalone;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,13 @@
+//! Tests that would disturb others are in modules of their own, so that nothing runs beside them: `outage` breaks, blocks or
+//! boots servers, `fail_point` sets MongoDB's fail points, `secured` boots servers with passwords and TLS.
+
+/// Fails a test that disturbs others outside of the module for it. Called by the helpers that disturb.
+pub(crate) fn assert_in(module: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or_default(); // libtest names the thread after the test
+    let path = format!("::{test}");
+    assert!(
+        path.contains(&format!("::{module}::")),
+        "{test} disturbs others: move it into a module `{module}`"
+    );
+}
