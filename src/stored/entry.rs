@@ -244,7 +244,8 @@ fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
     contents.all(|content| content.is_some_and(|content| content == first))
 }
 
-/// The bytes of what a receiver gets.
+/// The bytes of what a receiver gets. Neither the width of a whole number nor the order of fields counts: the driver of another
+/// language, which repeats a push, may choose both in another way, and the JSON that is delivered says the same.
 fn content(entry: &Entry) -> Option<Vec<u8>> {
     let mut headers = entry.headers.clone();
     // Of the save, and not of the message.
@@ -252,11 +253,25 @@ fn content(entry: &Entry) -> Option<Vec<u8>> {
     let headers: Document = headers.into_iter().map(|(name, value)| (name, Bson::from(value))).collect();
     let content = doc! {
         "type": &entry.message_type,
-        "payload": entry.payload.clone(),
+        "payload": in_one_form(&entry.payload),
         "headers": headers,
         "via": &entry.via,
     };
     codec::encode(&content).ok().map(RawDocumentBuf::into_bytes)
+}
+
+/// A value with its fields in order of their names, and its whole numbers of one width.
+fn in_one_form(value: &Bson) -> Bson {
+    match value {
+        Bson::Int32(number) => Bson::Int64(i64::from(*number)),
+        Bson::Array(items) => Bson::Array(items.iter().map(in_one_form).collect()),
+        Bson::Document(document) => {
+            let by_name: BTreeMap<&String, &Bson> = document.iter().collect();
+            let fields = by_name.into_iter().map(|(name, value)| (name.clone(), in_one_form(value)));
+            Bson::Document(fields.collect())
+        }
+        other => other.clone(),
+    }
 }
 
 /// The UUIDs by which the server's query `{id: X}` would find this element: its `id`, the members of an array
@@ -479,6 +494,35 @@ mod tests {
             let slots = read(vec![first.clone().into(), unlike.into()]);
             assert!(slots.iter().all(|slot| slot.entry().is_none()), "{name}");
             assert_eq!(slots.len(), 2);
+        }
+    }
+
+    /// As a driver of another language may write it again.
+    #[test]
+    fn a_message_pushed_again_in_other_words_is_one() {
+        let id = Uuid::new();
+        let with = |payload: Document| {
+            let mut entry = minimal(id);
+            entry.insert("payload", payload);
+            Bson::from(entry)
+        };
+        let first = with(doc! { "sku": "a", "qty": 1, "at": { "x": 1, "y": 2 } });
+        for again in [
+            doc! { "sku": "a", "qty": 1_i64, "at": { "x": 1, "y": 2 } },
+            doc! { "at": { "y": 2, "x": 1 }, "qty": 1, "sku": "a" },
+        ] {
+            let slots = read(vec![first.clone(), with(again)]);
+            assert_eq!(slots.len(), 1);
+            assert_eq!(slots[0].entry().map(|entry| entry.id), Some(id));
+        }
+
+        for unlike in [
+            doc! { "sku": "a", "qty": 1.5, "at": { "x": 1, "y": 2 } },
+            doc! { "sku": "a", "qty": "1", "at": { "x": 1, "y": 2 } },
+            doc! { "sku": "a", "qty": 1, "at": { "x": 2, "y": 1 } },
+        ] {
+            let slots = read(vec![first.clone(), with(unlike)]);
+            assert!(slots.iter().all(|slot| slot.entry().is_none()));
         }
     }
 
