@@ -320,7 +320,7 @@ async fn send<S: Serialize>(
         write_concern: doc! { "w": 1 },
         longest: LONGEST_MILLIS,
     };
-    let command = codec::encode(&command).map_err(Error::custom)?;
+    let command = codec::encode(&command).map_err(|error| error_codes::unencodable(error.to_string()))?;
     database.run_raw_command(command).selection_criteria(primary()).await
 }
 
@@ -368,6 +368,15 @@ mod tests {
         for window in windows {
             assert!(window.iter().map(|request| request.bytes).sum::<usize>() <= MOST_BYTES);
         }
+    }
+
+    #[tokio::test]
+    async fn a_clear_that_cannot_be_encoded_is_refused_in_words() {
+        let nowhere = mongodb::options::ClientOptions::builder().hosts(Vec::new()).build();
+        let database = Client::with_options(nowhere).unwrap().database("shop");
+        let pull = Pull { q: doc! { "a\0b": 1 }.into(), u: Document::new() };
+        let error = send(&database, "orders", &[pull]).await.unwrap_err();
+        assert!(matches!(of_error(&error), Cleared::Refused(why) if why.contains("null byte")), "{error}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     encoding::codec,
-    mongo::{concern::primary, statement::Find},
+    mongo::{concern::primary, error_codes, statement::Find},
     stored::filter::Filter,
 };
 
@@ -51,8 +51,35 @@ pub(super) async fn find(client: &Client, find: Find<'_>) -> Result<Option<RawDo
         single_batch: true,
         read_concern: concern,
     };
-    let command = codec::encode(&command).map_err(Error::custom)?;
+    let command = codec::encode(&command).map_err(|error| error_codes::unencodable(error.to_string()))?;
     let mut found = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
 
     if found.advance().await? { Ok(Some(found.current().to_owned())) } else { Ok(None) }
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::{
+        Namespace,
+        bson::{doc, rawdoc},
+    };
+
+    use super::*;
+    use crate::mongo::error_codes::{Verdict, verdict};
+
+    #[tokio::test]
+    async fn a_find_that_cannot_be_encoded_is_refused_in_words() {
+        let nowhere = mongodb::options::ClientOptions::builder().hosts(Vec::new()).build();
+        let client = Client::with_options(nowhere).unwrap();
+        let namespace = Namespace::new("shop", "orders");
+        let by_bytes = Find {
+            namespace: &namespace,
+            filter: Filter::Bytes(rawdoc! { "_id": 1 }),
+            projection: Some(doc! { "a\0b": 1 }),
+            concern: ReadConcern::local(),
+        };
+        let error = find(&client, by_bytes).await.unwrap_err();
+        assert_eq!(verdict(&error), Verdict::Refused);
+        assert!(error.to_string().contains("null byte"), "{error}");
+    }
 }
