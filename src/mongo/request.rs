@@ -50,7 +50,10 @@ impl Waiter {
     pub(crate) async fn answer(self) -> WriteOutcome {
         let why = match timeout_at(self.deadline, self.answer).await {
             Ok(Ok(answer)) => return answer,
-            Ok(Err(_ended)) => "the runtime that sends writes has ended".to_owned(),
+            Ok(Err(_dropped)) if Instant::now() < self.deadline => {
+                "the runtime that sends writes has ended".to_owned()
+            }
+            Ok(Err(_dropped)) => no_answer(),
             Err(_elapsed) => no_answer(),
         };
         if self.departure.cancel() {
