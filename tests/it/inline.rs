@@ -550,10 +550,15 @@ fn worker_with_long_claims(
 
 /// A document with no room, and these messages in it.
 async fn insert_large(test: &TestDatabase, amounts: impl IntoIterator<Item = i64>) {
+    insert_with_room(test, 20, amounts).await;
+}
+
+/// A document that can grow by so many bytes, and these messages in it.
+async fn insert_with_room(test: &TestDatabase, room: usize, amounts: impl IntoIterator<Item = i64>) {
     let entry = |amount| doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
     let entries: Vec<_> = amounts.into_iter().map(entry).collect();
     let mut document = doc! { "_id": "big", "total": 0, "outbox": entries, "fill": "" };
-    document.insert("fill", "x".repeat((16 << 20) - 20 - bytes_of(&document)));
+    document.insert("fill", "x".repeat((16 << 20) - room - bytes_of(&document)));
     test.orders().insert_one(document).await.unwrap();
 }
 
@@ -1256,24 +1261,83 @@ mod runtimes {
     }
 }
 
-/// As with any claim, there is a shortest lease.
+/// As with any claim, there is a shortest lease: with less, no delivery could end within it.
 #[tokio::test]
-async fn a_lease_of_a_moment_still_delivers_a_large_document() {
+async fn a_lease_on_a_full_document_is_never_too_short() {
     let test = TestDatabase::create().await;
-    let recorder = Recorder::default();
-    let state = format!("{}_state", test.database.name());
+    let recorder = Recorder::held();
+    let state = test.client.database(&format!("{}_state", test.database.name()));
     let settings = ProcessorSettings {
-        state_database: state.clone(),
+        state_database: state.name().to_owned(),
         lease: Duration::from_millis(1),
         retry: slow_retry(),
         ..ProcessorSettings::default()
     };
     let clock = ServerClock::new(test.client.clone());
-    let worker = Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), settings);
+    let worker = Processor::new(test.client.clone(), clock.clone(), Arc::new(recorder.clone()), settings);
     insert_large(&test, [1]).await;
-    assert_eq!(process(&test, &worker, "big").await, Processed::Done);
-    assert_eq!(recorder.amounts(), [1]);
-    test.client.database(&state).drop().await.unwrap();
+    let before = clock.now().await.unwrap();
+    let look = async {
+        recorder.wait_tried(1).await;
+        let lease = state.collection::<Document>("leases").find_one(doc! {}).await.unwrap().unwrap();
+        recorder.let_through(1);
+        lease.get_datetime("until").unwrap().timestamp_millis() - before.timestamp_millis()
+    };
+    let (_, length) = tokio::join!(process(&test, &worker, "big"), look);
+    assert!(length >= 500, "a lease of {length} ms");
+    state.drop().await.unwrap();
+    test.drop().await;
+}
+
+/// A lease and a claim in the document would not see each other, so there is no lease where anybody's claim would fit.
+#[tokio::test]
+async fn a_shorter_claim_comes_before_a_lease() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
+    insert_with_room(&test, 200, [1]).await;
+    let look = async {
+        recorder.wait_tried(1).await;
+        let claimed = test.outbox("big").await[0].contains_key("claimed_by");
+        let leases = leases.count_documents(doc! {}).await.unwrap();
+        recorder.let_through(1);
+        (claimed, leases)
+    };
+    let (processed, found) = tokio::join!(process(&test, &worker, "big"), look);
+    assert_eq!(processed, Processed::Done);
+    assert_eq!(found, (true, 0), "claimed in the document, and no lease");
+    leases.drop().await.unwrap();
+    test.drop().await;
+}
+
+/// What it did under a lease that another has taken meanwhile is not the last word.
+#[tokio::test]
+async fn a_death_under_a_lost_lease_is_not_reported() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
+    let mut events = worker.events().subscribe();
+    // By `record`, a death needs less room than the date it replaces; without one there is none at all.
+    insert_with_room(&test, 0, [1]).await;
+    recorder.answer([Outcome::Permanent("never".into())]);
+    let steal = async {
+        recorder.wait_tried(1).await;
+        let another = doc! { "$set": { "owner": "another" } };
+        assert_eq!(leases.update_one(doc! {}, another).await.unwrap().matched_count, 1);
+        recorder.let_through(1);
+    };
+    let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "big");
+    let stop = CancellationToken::new();
+    let (processed, ()) = tokio::join!(worker.process(&document, DeliveryOrder::Ordered, &stop), steal);
+    processed.unwrap();
+    let mut heard = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        heard.push(event);
+    }
+    assert!(heard.iter().any(|event| matches!(event, Event::ClaimLost { .. })), "{heard:?}");
+    assert!(!heard.iter().any(|event| matches!(event, Event::Died { .. })), "{heard:?}");
+    assert!(!test.outbox("big").await[0].contains_key("dead_at"));
+    leases.drop().await.unwrap();
     test.drop().await;
 }
 

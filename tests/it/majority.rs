@@ -15,7 +15,7 @@ use document_outbox::{
 use mongodb::{
     Client,
     bson::{Bson, DateTime, Document, doc},
-    options::{ClientOptions, ServerAddress},
+    options::{ClientOptions, ReadConcern, ServerAddress},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -196,6 +196,38 @@ fn entries(stored: &Document) -> impl Iterator<Item = &Document> {
 }
 
 /// These stop, block or slow down a server.
+/// Waits until the majority no longer follows: what a secondary was about to apply it still applies.
+async fn wait_for_the_stall(client: &Client) {
+    let beside = client.database("admin").collection::<Document>("beside");
+    let majority = mongodb::options::WriteConcern::builder()
+        .w(mongodb::options::Acknowledgment::Majority)
+        .w_timeout(Duration::from_millis(300))
+        .build();
+    while beside.insert_one(doc! {}).write_concern(majority.clone()).await.is_ok() {}
+}
+
+/// Waits until the server works at a read of the orders that cannot end before the majority follows.
+async fn wait_for_a_read(test: &TestDatabase) {
+    let reads = doc! { "$match": {
+        "command.find": "orders", "command.$db": test.database.name(), "command.readConcern.level": "linearizable",
+    } };
+    let admin = test.client.database("admin");
+    loop {
+        let mut found = admin.aggregate([doc! { "$currentOp": {} }, reads.clone()]).await.unwrap();
+        if found.advance().await.unwrap() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Has the primary refuse this program's updates as making the document too large, or no longer.
+async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
+    let data = doc! { "failCommands": ["update"], "appName": name, "errorCode": 17419 };
+    let point = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data };
+    test.client.database("admin").run_command(point).await.unwrap();
+}
+
 mod outage {
     use super::*;
 
@@ -271,6 +303,69 @@ mod outage {
         test.drop().await;
         let ends = tokio::time::timeout(crate::support::LONG, client.shutdown().into_future()).await;
         assert!(ends.is_ok(), "the client does not shut down");
+    }
+
+    /// P3: a claim that got into a document without room, after somebody had made some, is seen by whoever had taken a lease on it
+    /// before, also while the majority doesn't have that claim yet.
+    #[tokio::test]
+    async fn a_stalled_majority_hides_no_claim_from_a_lease() {
+        set_stalled("off").await;
+        let test = TestDatabase::on(RS3).await;
+        let name = test.database.name().to_owned();
+        let hello = test.client.database("admin").run_command(doc! { "hello": 1 }).await.unwrap();
+        let network = crate::network::Network::to(hello.get_str("primary").unwrap());
+        let uri = format!("mongodb://{}/?directConnection=true&appName={name}", network.uri());
+        let client = Client::with_uri_str(uri).await.unwrap();
+        let state = test.client.database(&format!("{name}_state"));
+        let recorder = Recorder::default();
+        let settings =
+            ProcessorSettings { state_database: state.name().to_owned(), ..ProcessorSettings::default() };
+        let clock = ServerClock::new(client.clone());
+        let worker = Processor::new(client, clock, Arc::new(recorder.clone()), settings);
+        let entry =
+            doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };
+        let full = doc! { "_id": "full", "outbox": [entry] };
+        let majority = mongodb::options::WriteConcern::majority();
+        test.orders().insert_one(full).write_concern(majority).await.unwrap();
+        refuse_room(&test, &name, "alwaysOn").await;
+
+        let stalled = StalledReplication::begin().await;
+        wait_for_the_stall(&test.client).await;
+        let leases = state.collection::<Document>("leases");
+        let claim = async {
+            // The lease is written, and its answer, which waits for the majority, is the last that the worker gets for now.
+            while leases.find_one(doc! {}).await.unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            refuse_room(&test, &name, "off").await;
+            network.hold_requests(true);
+            drop(stalled);
+            let of_majority = || leases.find_one(doc! {}).read_concern(ReadConcern::majority()).into_future();
+            while of_majority().await.unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+
+            let stalled = StalledReplication::begin().await;
+            wait_for_the_stall(&test.client).await;
+            let until = DateTime::from_millis(DateTime::now().timestamp_millis() + 600_000);
+            let claim = doc! { "outbox.0.claimed_by": "other/1", "outbox.0.available_at": until };
+            let alone = mongodb::options::WriteConcern::nodes(1);
+            let (orders, claim) = (test.orders(), doc! { "$set": claim });
+            orders.update_one(doc! { "_id": "full" }, claim).write_concern(alone).await.unwrap();
+            network.hold_requests(false);
+            tokio::select! {
+                _ = recorder.wait_tried(1) => {}
+                () = wait_for_a_read(&test) => {}
+            }
+            drop(stalled);
+        };
+        let (full, stop) = (document(&test, "full"), CancellationToken::new());
+        let (processed, ()) = tokio::join!(worker.process(&full, DeliveryOrder::Ordered, &stop), claim);
+        assert_eq!(recorder.amounts(), Vec::<i64>::new(), "another holds it");
+        assert!(matches!(processed.unwrap(), Processed::Held(_)));
+
+        state.drop().await.unwrap();
+        test.drop().await;
     }
 
     /// P1: a majority that is late is only late.

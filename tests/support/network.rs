@@ -30,6 +30,9 @@ struct Wire {
     released: Condvar,
     /// How late each answer is.
     delay: Mutex<Duration>,
+    /// Requests wait.
+    is_holding: Mutex<bool>,
+    let_through: Condvar,
     /// A request that holds these bytes is answered with the end of its connection.
     poison: Mutex<Option<Vec<u8>>>,
     streams: Mutex<Vec<TcpStream>>,
@@ -101,6 +104,12 @@ impl Network {
         self.wire.release();
     }
 
+    /// While held, what is sent to the broker waits; its answers pass.
+    pub fn hold_requests(&self, hold: bool) {
+        *self.wire.is_holding.lock().unwrap() = hold;
+        self.wire.let_through.notify_all();
+    }
+
     /// From now on a request that holds these bytes never arrives: its connection is closed with 501, as RabbitMQ does for a
     /// frame that it can't read.
     pub fn poison(&self, bytes: &[u8]) {
@@ -116,6 +125,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         self.wire.release();
+        self.hold_requests(false);
     }
 }
 
@@ -128,6 +138,10 @@ impl Wire {
                 // The client ends it, once it has read that.
                 while matches!(from.read(&mut bytes), Ok(1..)) {}
                 break;
+            }
+            if !answers {
+                let is_holding = self.is_holding.lock().unwrap();
+                drop(self.let_through.wait_while(is_holding, |holding| *holding).unwrap());
             }
             let mut count = count;
             let mut cut = false;
