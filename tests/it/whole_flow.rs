@@ -3,14 +3,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::flow::{Flow, Heard, Received, WORKER, soon};
-use crate::support::{Order, is_empty};
+use crate::support::{LONG, Order, is_empty};
 use document_outbox::{
-    InlineDispatcher, RetryPolicy, Store, command::Reason, observe::Event, store::Inserted,
+    InlineDispatcher, Message, RetryPolicy, Store, command::Reason, observe::Event, store::Inserted,
 };
 use futures::StreamExt;
-use mongodb::bson::{Bson, DateTime, Document, Uuid, doc, oid::ObjectId};
+use mongodb::{
+    bson::{Bson, DateTime, Document, Uuid, doc, oid::ObjectId},
+    change_stream::{ChangeStream, event::ChangeStreamEvent},
+};
 use outbox_dispatcher::{DispatcherEvent, Left};
 use outbox_rescuer::{RescueEvent, Settings, StartedFrom};
+use serde::{Deserialize, Serialize};
 
 const DELAY: Duration = Duration::from_secs(1);
 
@@ -315,6 +319,108 @@ async fn five_hundred_documents_saved_with_inline_off_all_arrive_once_and_in_ord
 
     rescuer.stop().await;
     worker.running.stop().await;
+    flow.end().await;
+}
+
+/// A message of every kind of value, for an aggregate with the same `_id`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Shipped {
+    parcel: uuid::Uuid,
+    count: i32,
+    total: i64,
+    weight: f64,
+    at: DateTime,
+    label: String,
+    note: Option<String>,
+    lines: Vec<BTreeMap<String, u8>>,
+    #[serde(with = "serde_bytes")]
+    code: Vec<u8>,
+}
+
+impl Message for Shipped {
+    const TYPE: &'static str = "order.shipped";
+    const SCHEMA: Option<&'static str> = Some("https://example.test/order.shipped");
+}
+
+fn shipped() -> Shipped {
+    Shipped {
+        parcel: uuid::Uuid::now_v7(),
+        count: -1,
+        total: 1 << 60,
+        weight: 2.0,
+        at: DateTime::from_millis(1_700_000_000_120),
+        label: "a\"b\\c ☃\n".into(),
+        note: None,
+        lines: vec![BTreeMap::from([("z".into(), 1), ("a".into(), 2)]), BTreeMap::new()],
+        code: vec![0, 255, 7],
+    }
+}
+
+/// The entry in the first change that shows one, as the save has stored it, but for its claim.
+async fn stored_entry(changes: &mut ChangeStream<ChangeStreamEvent<Document>>) -> Document {
+    let inserted = soon("the insert", changes.next()).await.unwrap().unwrap().full_document.unwrap();
+    let outbox = inserted.get_array("outbox").unwrap();
+    let mut entry = outbox[0].as_document().unwrap().clone();
+    for of_the_claim in ["claimed_by", "available_at"] {
+        entry.remove(of_the_claim).unwrap();
+    }
+    entry
+}
+
+/// Whichever way an entry takes, its receiver gets the same bytes.
+#[tokio::test]
+async fn inline_rescued_and_replayed_deliveries_are_the_same() {
+    let flow = Flow::begin().await;
+    let receiver = flow.receiver().await;
+    let mut changes = flow.test.orders().watch().await.unwrap();
+    let inline = InlineDispatcher::builder(&flow.test.client).deliver_to(flow.rabbitmq("inline").await);
+    let mut order = Order::new("o-1");
+    order.outbox.send(shipped()).header("tenant", "north ☃").header("x-empty", "");
+    insert(&flow.test.store(&inline), order).await;
+    receiver.wait(1).await;
+    let entry = stored_entry(&mut changes).await;
+    flow.test.wait_until("o-1", is_empty).await;
+
+    let worker = flow.dispatcher(patient()).await;
+    let mut rescuer = flow.rescuer(flow.rescuer_settings(DELAY)).await;
+    let push = |entry: Document| doc! { "$push": { "outbox": entry } };
+    let orders = flow.test.orders();
+    orders.update_one(doc! { "_id": "o-1" }, push(entry.clone())).await.unwrap();
+    assert_eq!(rescuer.wait("a command", queued).await, ("o-1".into(), Reason::Stream));
+    receiver.wait(2).await;
+    flow.test.wait_until("o-1", is_empty).await;
+
+    let mut dead = entry.clone();
+    dead.extend(doc! {
+        "attempts": 10, "last_error": "no", "dead_at": DateTime::now(), "dead_reason": "attempts_exhausted",
+    });
+    orders.update_one(doc! { "_id": "o-1" }, push(dead)).await.unwrap();
+    let id = entry.get("id").unwrap();
+    let replay = doc! {
+        "$currentDate": { "outbox.$[e].available_at": true },
+        "$set": { "outbox.$[e].attempts": 0, "outbox.$[e].claims": 0 },
+        "$unset": { "outbox.$[e].dead_at": "", "outbox.$[e].dead_reason": "", "outbox.$[e].last_error": "" },
+    };
+    let of_the_dead = vec![doc! { "e.id": id, "e.dead_at": { "$exists": true } }];
+    orders.update_one(doc! { "_id": "o-1" }, replay).array_filters(of_the_dead).await.unwrap();
+    let received = receiver.wait(3).await;
+
+    let by: Vec<String> = received.iter().map(Received::app_id).collect();
+    assert_eq!(by, ["inline", WORKER, WORKER]);
+    assert_eq!(received[0].headers()["cloudEvents:subject"], "o-1");
+    for again in &received[1..] {
+        let first = &received[0];
+        assert_eq!(again.bytes, first.bytes, "{} and {}", again.body, first.body);
+        assert_eq!(again.headers(), first.headers());
+        assert_eq!(again.routing_key, first.routing_key);
+        let unsigned = |message: &Received| message.properties.clone().with_app_id("".into());
+        assert_eq!(unsigned(again), unsigned(first));
+    }
+
+    flow.test.wait_until("o-1", is_empty).await;
+    rescuer.stop().await;
+    worker.running.stop().await;
+    inline.close(LONG).await;
     flow.end().await;
 }
 

@@ -280,6 +280,7 @@ pub struct Received {
     pub routing_key: String,
     pub properties: BasicProperties,
     pub body: serde_json::Value,
+    pub bytes: Vec<u8>,
 }
 
 impl Received {
@@ -340,6 +341,7 @@ impl Receiver {
                 let message = Received {
                     routing_key: delivery.routing_key.to_string(),
                     body: serde_json::from_slice(&delivery.data).unwrap(),
+                    bytes: delivery.data,
                     properties: delivery.properties,
                 };
                 sender.send_modify(|received| received.push(message));
