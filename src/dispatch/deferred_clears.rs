@@ -549,7 +549,7 @@ mod tests {
             linger.defer(delivered(1), far()).unwrap();
             let (_, _second) = clears.recv().await.unwrap();
             drop(first);
-            flush.await.unwrap();
+            tokio::time::timeout(TIME * 100, flush).await.expect("the flush ends").unwrap();
         }
     }
 
