@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
+use crate::support::{Added, Order, Recorder, TestDatabase, is_empty, uri};
 use document_outbox::{
     Dispatch, InlineDispatcher, Loaded, Mode, Store,
     dispatch::{Disposition, InlineBuilder},
@@ -290,7 +290,9 @@ async fn stress_a_flush_ends_beside_200_savers_and_late_replies() {
     let flushing = async {
         for round in 1..=4 {
             recorder.wait_delivered(round * 200).await;
-            tokio::time::timeout(LONG, inline.flush()).await.expect("a flush ends while others save");
+            // It gives up after 30 s.
+            let ended = tokio::time::timeout(Duration::from_secs(25), inline.flush()).await;
+            ended.expect("a flush ends while others save");
         }
         stop.cancel();
     };

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashSet,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -13,6 +14,7 @@ use document_outbox::{
     amqp::{AmqpSettings, Consumer, TopologyMode},
     command::ProcessDocumentMessages,
 };
+use futures::future::join_all;
 use mongodb::bson::{Document, doc};
 use tokio::time::timeout;
 
@@ -48,6 +50,17 @@ impl Process {
             self.logged()[from..].iter().any(|line| line.contains(text)).then_some(())
         })
         .await;
+    }
+
+    /// How many collections its metrics count pending documents in.
+    fn series(&self) -> usize {
+        let log = self.logged();
+        let address = log.iter().find_map(|line| line.split_once("address=")).unwrap().1;
+        let mut probes = TcpStream::connect(address.trim()).unwrap();
+        probes.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        let mut metrics = String::new();
+        probes.read_to_string(&mut metrics).unwrap();
+        metrics.matches("\noutbox_pending_documents{").count()
     }
 
     pub(crate) async fn ended(&mut self) -> bool {
@@ -297,4 +310,39 @@ mod outage {
             replicas.end().await;
         }
     }
+}
+
+/// P8, P7: collections come and go, a hundred at a time, and their series go with them.
+#[tokio::test]
+#[ignore = "stress: run by scripts/stress"]
+async fn stress_series_of_dropped_collections_go_with_them() {
+    const ROUNDS: usize = 10;
+    const COLLECTIONS: usize = 100;
+    let replicas = Replicas::new("15s").await;
+    let often = [("OUTBOX_TOTALS_INTERVAL", "1s"), ("OUTBOX_SWEEP_QUERIES_PER_SECOND", "10000")];
+    let process = replicas.start_with(&often);
+    process.logs("status are served", 0).await;
+    let counts = |wanted: usize| {
+        let process = &process;
+        async move { (process.series() == wanted).then_some(()) }
+    };
+    until("the orders to be counted", || counts(1)).await;
+
+    for round in 0..ROUNDS {
+        let names: Vec<_> = (0..COLLECTIONS).map(|n| format!("daily_{round}_{n}")).collect();
+        join_all(names.iter().map(|name| async {
+            let daily = replicas.world.db.collection::<Document>(name);
+            index(&daily).await;
+            daily.insert_one(doc! { "outbox": [dated(0, 0)] }).await.unwrap();
+        }))
+        .await;
+        until("all to be counted", || counts(1 + COLLECTIONS)).await;
+        join_all(names.iter().map(|name| async {
+            replicas.world.db.collection::<Document>(name).drop().await.unwrap();
+        }))
+        .await;
+        until("none of them to be counted", || counts(1)).await;
+    }
+    drop(process);
+    replicas.end().await;
 }
