@@ -195,7 +195,7 @@ const MESSAGES: i64 = 5;
 
 /// Two dispatchers at work on that many documents, twice, and one of them is killed in the middle of the second backlog.
 /// Returns how many messages came twice.
-async fn one_of_two_is_killed(documents_each: i64, concurrency: usize) -> usize {
+async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &str) -> usize {
     let messages = documents_each as usize * MESSAGES as usize;
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
@@ -203,7 +203,7 @@ async fn one_of_two_is_killed(documents_each: i64, concurrency: usize) -> usize 
     // There is no rescuer: the other has room to keep all that the dead one may have claimed, for longer than its lease.
     let (prefetch, concurrency) =
         (format!("--prefetch={}", 4 * concurrency), format!("--concurrency={concurrency}"));
-    let arguments = [prefetch.as_str(), concurrency.as_str(), "--claim-lease=2s"];
+    let arguments = [prefetch.as_str(), concurrency.as_str(), lease];
     let (one, other) = (Process::start(&scene, &arguments), Process::start(&scene, &arguments));
     scene.until_consumed_by(2).await;
 
@@ -234,14 +234,14 @@ async fn one_of_two_is_killed(documents_each: i64, concurrency: usize) -> usize 
 /// P2, P3, P4 with replicas: every message once and in order; and at least once when one of them is killed at work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_dispatcher_continues_when_another_is_killed() {
-    one_of_two_is_killed(200, 4).await;
+    one_of_two_is_killed(200, 4, "--claim-lease=2s").await;
 }
 
 /// P3 (a): a backlog of 4,500 messages, with as much under way as by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_killed_dispatcher_repeats_no_more_than_its_bound() {
-    let repeats = one_of_two_is_killed(900, 256).await;
+    let repeats = one_of_two_is_killed(900, 256, "--claim-lease=10s").await;
     println!("{repeats} messages came twice");
     assert!(repeats <= 256, "{repeats}");
 }

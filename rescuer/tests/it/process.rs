@@ -295,8 +295,10 @@ mod outage {
                 "stop" => broker.stop().await,
                 _ => broker.raise_alarm().await,
             }
-            // One every 10 ms, so that the first of these are older than the delay.
-            replicas.more_are_written(200).await;
+            // One every 10 ms at most, so that the first of these are older than the delay.
+            for _ in 0..200 {
+                replicas.more_are_written(1).await;
+            }
 
             process.signal("-TERM");
             assert!(process.ended().await, "{trouble}: cut off");
