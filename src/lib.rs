@@ -98,6 +98,7 @@ pub use stored::{deliverable::DeliveryOrder, document_ref::DocumentRef};
 pub mod internal {
     pub use crate::{
         dispatch::document_locks::{Turn, Turns},
+        encoding::one_line::{Keep, one_line},
         mongo::{
             clock::{ServerClock, later, until},
             error_codes,

@@ -2,6 +2,7 @@
 
 pub(crate) mod bytes;
 pub(crate) mod codec;
+pub(crate) mod one_line;
 pub(crate) mod payload;
 pub(crate) mod raw;
 pub(crate) mod salvage;

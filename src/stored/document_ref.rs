@@ -11,6 +11,7 @@ use crate::{
     encoding::{
         bytes::{self, Builder, Element, List, kind},
         codec,
+        one_line::{Keep, one_line},
     },
     stored::filter::{Filter, equal_to, push_equal},
 };
@@ -228,7 +229,7 @@ fn is_plain(key: &RawDocument) -> bool {
 impl fmt::Display for DocumentRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let subject = self.subject();
-        write!(f, "{}/{}", one_line(&self.namespace.to_string()), one_line(&subject))?;
+        write!(f, "{}/{}", shown(&self.namespace.to_string()), shown(&subject))?;
         if subject.len() > LONGEST_SHOWN {
             write!(f, "… ({} bytes)", subject.len())?;
         }
@@ -236,22 +237,9 @@ impl fmt::Display for DocumentRef {
     }
 }
 
-/// Without control characters, which could forge a line of a log, and cut short.
-fn one_line(text: &str) -> Cow<'_, str> {
-    let shown = &text[..text.floor_char_boundary(LONGEST_SHOWN)];
-    if !shown.contains(char::is_control) {
-        return Cow::Borrowed(shown);
-    }
-
-    let mut line = String::with_capacity(shown.len());
-    for c in shown.chars() {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    Cow::Owned(line)
+/// On one line of a log, and cut short.
+fn shown(text: &str) -> Cow<'_, str> {
+    one_line(&text[..text.floor_char_boundary(LONGEST_SHOWN)], Keep::Nothing)
 }
 
 impl fmt::Debug for DocumentRef {
