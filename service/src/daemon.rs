@@ -1,43 +1,17 @@
-//! The process around a daemon.
+//! A daemon: its keys, and the way from its settings to its end.
 
 use std::{
     error::Error,
-    fmt,
     io::{self, Write},
-    process::{ExitCode, Termination},
-    thread,
-    time::Duration,
 };
-
-use tokio::{
-    runtime::{Handle, Runtime},
-    time::{Instant, timeout_at},
-};
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
 
 use crate::{
-    http::{Bound, Listen},
+    error_chain::Chain,
     keys,
     log_line::to_stderr,
-    metrics::Exporter,
-    probes::Probes,
     settings::{Key, Problems, Program, Reader, Resolution, Resolved, Sources, resolve},
-    shutdown,
-    telemetry::{self, LogFormat},
+    shell::{self, Context, Exit, Shell},
 };
-
-#[cfg(feature = "otlp")]
-use crate::otlp::Traces;
-
-/// What is there in place of the export of traces in a build without it.
-#[cfg(not(feature = "otlp"))]
-enum Traces {}
-
-#[cfg(not(feature = "otlp"))]
-impl Traces {
-    fn flush(self, _: Duration) {}
-}
 
 /// A program that serves until it is told to stop.
 ///
@@ -98,40 +72,6 @@ pub struct Daemon {
     keys: Vec<Key>,
 }
 
-/// What a daemon is given to serve with.
-#[derive(Debug)]
-pub struct Context {
-    /// Cancelled by SIGTERM or SIGINT.
-    pub stop: CancellationToken,
-    /// Where it reports whether it is ready, and how it stands.
-    pub probes: Probes,
-}
-
-/// How a daemon ended; `main` returns it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// It stopped when told to, or printed what was asked for: exit code 0.
-    Clean = 0,
-    /// It failed, or did not stop within `shutdown_grace`: exit code 1.
-    Failed = 1,
-    /// Its settings have problems; nothing was connected: exit code 2.
-    Misconfigured = 2,
-}
-
-impl Termination for Exit {
-    fn report(self) -> ExitCode {
-        ExitCode::from(self as u8)
-    }
-}
-
-/// What the shell itself needs to know.
-struct Shell {
-    http_listen: Listen,
-    log_format: LogFormat,
-    log_filter: String,
-    shutdown_grace: Duration,
-}
-
 impl Daemon {
     /// A daemon of this name (`outbox-rescuer`), version (`env!("CARGO_PKG_VERSION")`) and purpose, in a sentence.
     pub fn new(name: &'static str, version: &'static str, about: &'static str) -> Self {
@@ -179,34 +119,18 @@ impl Daemon {
         F: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let (resolved, only_check) = match resolve(&self.program, &self.keys, sources) {
-            Resolution::Run(resolved) => (resolved, false),
-            Resolution::Check(resolved) => (resolved, true),
+        let resolved = match resolve(&self.program, &self.keys, sources) {
+            Resolution::Run(resolved) => resolved,
+            Resolution::Check(resolved) => return self.check(&resolved, read),
             Resolution::Print(text) => return print(&text),
         };
+
         let (settings, shell) = match read_all(&resolved, read) {
             Ok(read) => read,
-            Err(problems) => {
-                if only_check {
-                    print(&resolved.effective());
-                }
-                self.complain(&problems.to_string());
-                for warning in resolved.warnings() {
-                    self.complain(warning);
-                }
-                return Exit::Misconfigured;
-            }
+            Err(problems) => return self.refuse(&problems, &resolved),
         };
 
-        if only_check {
-            let exit = print(&resolved.effective());
-            for warning in resolved.warnings() {
-                self.complain(warning);
-            }
-            return exit;
-        }
-
-        match self.serve(&resolved, &shell, |context| serve(settings, context)) {
+        match shell::run(&self.program, &resolved, &shell, |context| serve(settings, context)) {
             Ok(exit) => exit,
             Err(error) => {
                 self.complain(&Chain(&*error).to_string());
@@ -215,97 +139,30 @@ impl Daemon {
         }
     }
 
+    /// Prints the settings as they are, with everything that is wrong with them.
+    fn check<T>(&self, resolved: &Resolved, read: impl FnOnce(&mut Reader<'_>) -> T) -> Exit {
+        let printed = print(&resolved.effective());
+        if let Err(problems) = read_all(resolved, read) {
+            return self.refuse(&problems, resolved);
+        }
+
+        for warning in resolved.warnings() {
+            self.complain(warning);
+        }
+        printed
+    }
+
+    fn refuse(&self, problems: &Problems, resolved: &Resolved) -> Exit {
+        self.complain(&problems.to_string());
+        for warning in resolved.warnings() {
+            self.complain(warning);
+        }
+        Exit::Misconfigured
+    }
+
     /// Writes to standard error, before there is a log.
     fn complain(&self, text: &str) {
         to_stderr(format!("{}: {text}\n", self.program.name).as_bytes());
-    }
-
-    /// `Err` for what kept `serve` from being called.
-    fn serve<F, E>(
-        &self,
-        resolved: &Resolved,
-        shell: &Shell,
-        serve: impl FnOnce(Context) -> F,
-    ) -> Result<Exit, Box<dyn Error + Send + Sync>>
-    where
-        F: Future<Output = Result<(), E>>,
-        E: Into<Box<dyn Error + Send + Sync>>,
-    {
-        let runtime = runtime()?;
-        let traces = self.start_telemetry(shell, runtime.handle())?;
-        let bound = shell.http_listen.0.map(Bound::to).transpose()?;
-        let stop = {
-            let _entered = runtime.enter();
-            shutdown::signal()?
-        };
-        info!(version = self.program.version, settings = %resolved.summary(), "{} started", self.program.name);
-        resolved.warnings().iter().for_each(|warning| warn!("{warning}"));
-        if cfg!(not(feature = "otlp")) && telemetry::collector().is_some() {
-            warn!(
-                "no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set: this program is built without otlp"
-            );
-        }
-        let probes = Probes::new(self.program, stop.clone());
-        runtime.spawn(probes.clone().beat());
-        let http = match bound {
-            Some(bound) => Some(bound.answer(probes.clone(), Exporter::install(&self.program)?)?),
-            None => None,
-        };
-        if let Some(http) = &http {
-            info!(address = %http, "probes, metrics and status are served");
-        }
-        let serving = serve(Context { stop: stop.clone(), probes });
-        let (ended, deadline) = runtime.block_on(until_stopped(serving, &stop, shell.shutdown_grace));
-        if let Some(http) = http {
-            http.stop();
-        }
-        if let Some(traces) = traces {
-            traces.flush(deadline.saturating_duration_since(Instant::now()));
-        }
-        runtime.shutdown_timeout(LAST_TASKS);
-        Ok(self.report(ended.map(|result| result.map_err(Into::into)), shell))
-    }
-
-    #[cfg(feature = "otlp")]
-    fn start_telemetry(
-        &self,
-        shell: &Shell,
-        runtime: &Handle,
-    ) -> Result<Option<Traces>, Box<dyn Error + Send + Sync>> {
-        let started = telemetry::collector()
-            .map(|endpoint| Traces::start(&self.program, &endpoint, runtime))
-            .transpose()?;
-        let (traces, spans) = started.unzip();
-        telemetry::init_with(shell.log_format, &shell.log_filter, spans)?;
-        Ok(traces)
-    }
-
-    #[cfg(not(feature = "otlp"))]
-    fn start_telemetry(
-        &self,
-        shell: &Shell,
-        _: &Handle,
-    ) -> Result<Option<Traces>, Box<dyn Error + Send + Sync>> {
-        telemetry::init(shell.log_format, &shell.log_filter)?;
-        Ok(None)
-    }
-
-    fn report(&self, ended: Option<Result<(), Box<dyn Error + Send + Sync>>>, shell: &Shell) -> Exit {
-        let name = self.program.name;
-        match ended {
-            Some(Ok(())) => {
-                info!("{name} stopped");
-                Exit::Clean
-            }
-            Some(Err(cause)) => {
-                error!(error = %Chain(&*cause), "{name} failed");
-                Exit::Failed
-            }
-            None => {
-                error!(shutdown_grace = ?shell.shutdown_grace, "{name} did not stop in time and was cut off");
-                Exit::Failed
-            }
-        }
     }
 }
 
@@ -324,108 +181,21 @@ fn print(text: &str) -> Exit {
     }
 }
 
-/// How long tasks that `serve` left behind may take to reach their next await point.
-const LAST_TASKS: Duration = Duration::from_secs(1);
-
 fn read_all<T>(resolved: &Resolved, read: impl FnOnce(&mut Reader<'_>) -> T) -> Result<(T, Shell), Problems> {
     let mut reader = Reader::new(resolved);
-    let shell = Shell {
-        // Where it is no address, that is a problem already.
-        http_listen: reader.string("http_listen").parse().unwrap_or(Listen(None)),
-        log_format: reader.choice("log_format"),
-        log_filter: reader.string("log_filter"),
-        shutdown_grace: reader.duration("shutdown_grace"),
-    };
+    let shell = Shell::read(&mut reader);
     let settings = read(&mut reader);
     reader.finish((settings, shell))
 }
 
-fn runtime() -> std::io::Result<Runtime> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(4)).enable_all().build()
-}
-
-/// What `serve` came to; `None` if it went on for longer than `grace` after `stop`. And until when everything else has to end.
-async fn until_stopped<T>(
-    serve: impl Future<Output = T>,
-    stop: &CancellationToken,
-    grace: Duration,
-) -> (Option<T>, Instant) {
-    let mut serve = std::pin::pin!(serve);
-    tokio::select! {
-        ended = &mut serve => return (Some(ended), Instant::now() + grace),
-        () = stop.cancelled() => {}
-    }
-    let deadline = Instant::now() + grace;
-    (timeout_at(deadline, serve).await.ok(), deadline)
-}
-
-/// An error and its sources on one line.
-struct Chain<'a>(&'a (dyn Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::future;
-
     use super::*;
-
-    const GRACE: Duration = Duration::from_secs(25);
-
-    #[tokio::test(start_paused = true)]
-    async fn what_ends_before_the_signal_is_reported() {
-        assert_eq!(until_stopped(future::ready(7), &CancellationToken::new(), GRACE).await.0, Some(7));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn work_in_hand_has_the_grace_to_end() {
-        let stop = CancellationToken::new();
-        stop.cancel();
-        let work = |needs| async move {
-            tokio::time::sleep(needs).await;
-            7
-        };
-        assert_eq!(until_stopped(work(GRACE - Duration::from_millis(1)), &stop, GRACE).await.0, Some(7));
-        assert_eq!(until_stopped(work(GRACE + Duration::from_secs(1)), &stop, GRACE).await.0, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_grace_begins_with_the_signal() {
-        let stop = CancellationToken::new();
-        let signalled = stop.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(100 * GRACE).await;
-            signalled.cancel();
-        });
-        let work = tokio::time::sleep(100 * GRACE + GRACE / 2);
-        assert_eq!(until_stopped(work, &stop, GRACE).await.0, Some(()));
-    }
 
     #[test]
     fn a_daemons_key_replaces_the_shells() {
         let daemon = Daemon::new("d", "1", "").keys([keys::shutdown_grace().with_default("5s")]);
         let graces: Vec<_> = daemon.keys.iter().filter(|key| key.name() == "shutdown_grace").collect();
         assert_eq!(graces.iter().map(|key| key.default()).collect::<Vec<_>>(), [Some("5s")]);
-    }
-
-    #[test]
-    fn an_error_prints_its_sources_on_one_line() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("can't start")]
-        struct Outer(#[source] std::io::Error);
-
-        let error = Outer(std::io::Error::other("no disk"));
-        assert_eq!(Chain(&error).to_string(), "can't start: no disk");
     }
 }

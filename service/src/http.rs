@@ -139,7 +139,7 @@ impl fmt::Display for Server {
 }
 
 async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: CancellationToken) {
-    let mut connections = Connections::default();
+    let mut connections = OpenConnections::default();
     let mut upkeep = interval(UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -166,7 +166,7 @@ async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: Cance
 
 /// The open connections, the oldest first.
 #[derive(Default)]
-struct Connections {
+struct OpenConnections {
     tasks: JoinSet<()>,
     open: VecDeque<Open>,
 }
@@ -178,7 +178,7 @@ struct Open {
     asked: Arc<AtomicBool>,
 }
 
-impl Connections {
+impl OpenConnections {
     /// When there is a place for another one: at once, or when the slowest has had its own for long enough.
     fn room(&mut self) -> Instant {
         self.open.retain(|open| !open.task.is_finished());

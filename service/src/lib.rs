@@ -14,6 +14,7 @@
 mod connections;
 #[cfg(feature = "daemon")]
 mod daemon;
+mod error_chain;
 #[cfg(feature = "daemon")]
 mod http;
 #[cfg(feature = "daemon")]
@@ -34,24 +35,27 @@ mod probes;
 mod quote;
 #[cfg(feature = "daemon")]
 pub mod settings;
+mod shell;
 #[cfg(feature = "daemon")]
 pub mod shutdown;
 mod suggestion;
 #[cfg(feature = "daemon")]
 pub mod telemetry;
+mod traces;
 #[cfg(feature = "daemon")]
 pub mod transport;
 
 #[cfg(feature = "daemon")]
 pub use connections::Connections;
 #[cfg(feature = "daemon")]
-pub use daemon::{Context, Daemon, Exit};
+pub use daemon::Daemon;
 pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 #[cfg(feature = "daemon")]
 pub use probes::{Probes, Report};
-#[cfg(feature = "daemon")]
 pub use settings::{
     Key, Kind, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme, Sources, Uri,
 };
+#[cfg(feature = "daemon")]
+pub use shell::{Context, Exit};
 pub use suggestion::did_you_mean;
 pub use tokio_util::sync::CancellationToken;

@@ -25,6 +25,9 @@ use crate::{
     telemetry::{Spans, is_harmless},
 };
 
+const LONGEST_ANSWER: usize = 1024 * 1024;
+const LONGEST_EXCHANGE: Duration = Duration::from_secs(10);
+
 /// Why no traces can be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -37,10 +40,10 @@ pub(crate) enum StartError {
     Certificates(#[source] std::io::Error),
 }
 
-/// What sends the traces.
-pub(crate) struct Traces(SdkTracerProvider);
+/// Sends traces.
+pub(crate) struct Export(SdkTracerProvider);
 
-impl Traces {
+impl Export {
     /// Sends from tasks of `runtime`. The layer is what hands the spans over.
     pub(crate) fn start(
         program: &Program,
@@ -49,15 +52,17 @@ impl Traces {
     ) -> Result<(Self, Spans), StartError> {
         let exporter = SpanExporter::builder().with_http();
         // A machine may have no certificates, and needs none for a collector beside the daemon.
-        let exporter = match endpoint.starts_with("https:") {
-            true => exporter.with_http_client(Collector::new(with_tls()?, runtime)),
-            false => exporter.with_http_client(Collector::new(HttpConnector::new(), runtime)),
+        let exporter = if endpoint.starts_with("https:") {
+            exporter.with_http_client(Collector::new(with_tls()?, runtime))
+        } else {
+            exporter.with_http_client(Collector::new(HttpConnector::new(), runtime))
         };
         let exporter = exporter.build().map_err(|_| StartError::Settings)?;
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(resource(program))
             .build();
+
         let layer = tracing_opentelemetry::layer()
             .with_tracer(provider.tracer(program.name))
             .with_location(false)
@@ -65,10 +70,11 @@ impl Traces {
             .with_filter(FilterFn::new(|metadata| {
                 is_harmless(metadata) && !is_of_the_export(metadata.target())
             }));
+
         Ok((Self(provider), layer.boxed()))
     }
 
-    /// Sends what is left, for at most so long.
+    /// Sends the last ones, within this time.
     pub(crate) fn flush(self, within: Duration) {
         if let Err(error) = self.0.shutdown_with_timeout(within) {
             tracing::warn!(%error, "the last traces were not sent");
@@ -122,9 +128,6 @@ impl<C: Connect + Clone + Send + Sync + 'static> HttpClient for Collector<C> {
         self.runtime.spawn(async { tokio::time::timeout(LONGEST_EXCHANGE, exchange).await }).await??
     }
 }
-
-const LONGEST_ANSWER: usize = 1024 * 1024;
-const LONGEST_EXCHANGE: Duration = Duration::from_secs(10);
 
 impl<C> fmt::Debug for Collector<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -104,16 +104,7 @@ pub(crate) fn is_harmless(metadata: &Metadata<'_>) -> bool {
     }
 }
 
-/// Where the variables of the OpenTelemetry specification want traces sent to, if anywhere.
-pub(crate) fn collector() -> Option<String> {
-    let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-    let is_off = set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
-        || set("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
-    let endpoint = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    endpoint.filter(|_| !is_off)
-}
-
 /// <https://no-color.org>
 fn coloured() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
