@@ -141,8 +141,8 @@ impl Ability {
     }
 
     /// MongoDB cannot be reached: news if it could until now, or was not asked before.
-    pub(crate) fn away(&self, reason: String) -> Change {
-        let before = self.lock().away.replace(reason);
+    pub(crate) fn away(&self, reason: &str) -> Change {
+        let before = self.lock().away.replace(reason.to_owned());
         self.changed.notify_one();
         match before {
             Some(before) if before != NOT_YET => Change::AsBefore,

@@ -155,6 +155,7 @@ impl Running {
     }
 
     /// Whether commands are being consumed.
+    #[must_use]
     pub fn is_ready(&self) -> bool {
         self.consumer.is_ready()
     }

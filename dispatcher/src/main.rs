@@ -70,7 +70,7 @@ fn table() -> Vec<Key> {
         .with_default("5m"),
         Key::new(
             "hold_within",
-            Kind::Duration(Duration::ZERO..=Duration::from_secs(60)),
+            Kind::Duration(Duration::ZERO..=Duration::from_mins(1)),
             "A command is kept while what holds its document back ends within this time; else it is left to the sweep.",
         )
         .with_default("5s"),

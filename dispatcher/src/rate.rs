@@ -263,7 +263,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn little_can_be_saved_up() {
         let limiter = limiter(500, 4);
-        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::advance(Duration::from_hours(1)).await;
         let mut at_once = 0;
         let now = Instant::now();
         loop {

@@ -40,7 +40,7 @@ pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability)
                 sleep(EVERY).await;
             }
             Err(reason) => {
-                note_away(ability, reason);
+                note_away(ability, &reason);
                 sleep(AGAIN).await;
             }
         }
@@ -48,8 +48,8 @@ pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability)
 }
 
 /// Notes that MongoDB is away, and warns when it was not before.
-pub(crate) fn note_away(ability: &Ability, reason: String) {
-    if ability.away(reason.clone()) == Change::News {
+pub(crate) fn note_away(ability: &Ability, reason: &str) {
+    if ability.away(reason) == Change::News {
         tracing::warn!(reason, "MongoDB cannot be reached; no commands are taken until it answers");
     }
 }

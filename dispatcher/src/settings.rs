@@ -205,7 +205,7 @@ mod tests {
         all[0].watch.clear();
         all[1].concurrency = 0;
         all[2].prefetch = 255;
-        all[3].keep_within = Duration::from_secs(1800);
+        all[3].keep_within = Duration::from_mins(30);
         all[4].unordered = all[4].watch.clone();
         all[4].dead_blocks = vec!["shop.payments".parse().unwrap()];
         for (settings, key) in

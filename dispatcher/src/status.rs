@@ -58,6 +58,7 @@ impl Status {
     }
 
     /// How it stands now. Asks neither MongoDB nor the broker.
+    #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let worker = &self.worker;
         let mut snapshot = Snapshot {

@@ -220,7 +220,7 @@ impl Worker {
         match &unable {
             Unable::OtherCluster => self.ability.useless(Useless::OtherCluster),
             Unable::Refused(_) => self.ability.useless(Useless::Refused),
-            Unable::Away(reason) => reach::note_away(&self.ability, reason.clone()),
+            Unable::Away(reason) => reach::note_away(&self.ability, reason),
             Unable::Full(_) => {}
         }
 

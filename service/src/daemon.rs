@@ -74,6 +74,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// A daemon of this name (`outbox-rescuer`), version (`env!("CARGO_PKG_VERSION")`) and purpose, in a sentence.
+    #[must_use]
     pub fn new(name: &'static str, version: &'static str, about: &'static str) -> Self {
         let keys = vec![
             keys::http_listen(keys::HTTP_LISTEN),

@@ -58,6 +58,9 @@ const LONGEST_HEAD: usize = 8 * 1024;
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 
+const NO_ADDRESS: &str =
+    "is no address; write an IP address and a port as in 127.0.0.1:9464 or [::]:9464, or off";
+
 /// The value of `http_listen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listen(pub(crate) Option<SocketAddr>);
@@ -66,10 +69,14 @@ impl FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let address = (text != "off").then(|| text.parse()).transpose();
-        address.map(Self).map_err(|_| {
-            "is no address; write an IP address and a port as in 127.0.0.1:9464 or [::]:9464, or off".into()
-        })
+        if text == "off" {
+            return Ok(Self(None));
+        }
+
+        match text.parse() {
+            Ok(address) => Ok(Self(Some(address))),
+            Err(_) => Err(NO_ADDRESS.into()),
+        }
     }
 }
 
@@ -89,28 +96,32 @@ pub(crate) struct Bound {
 
 impl Bound {
     pub(crate) fn to(address: SocketAddr) -> Result<Self, ListenError> {
-        let bind = || {
-            let listener = TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            Ok(Self { address: listener.local_addr()?, listener })
-        };
-        bind().map_err(|source| ListenError { address, source })
+        Self::bind(address).map_err(|source| ListenError { address, source })
+    }
+
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { address: listener.local_addr()?, listener })
     }
 
     /// Answers until [`Server::stop`].
     pub(crate) fn answer(self, probes: Probes, exporter: Exporter) -> io::Result<Server> {
         let Self { listener, address } = self;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let pages = Arc::new(Pages { probes, exporter });
+
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = thread::Builder::new().name("http".into()).spawn(move || {
             runtime.block_on(async {
                 match tokio::net::TcpListener::from_std(listener) {
-                    Ok(listener) => serve(listener, Arc::new(Pages { probes, exporter }), stopped).await,
+                    Ok(listener) => serve(listener, pages, stopped).await,
                     Err(error) => tracing::error!(%error, "nothing answers on http_listen"),
                 }
             });
         })?;
+
         Ok(Server { address, stop, thread })
     }
 }
@@ -126,7 +137,7 @@ impl Server {
     /// Ends it; no client can hold it up.
     pub(crate) fn stop(self) {
         self.stop.cancel();
-        // It only fails where it panicked, which was told.
+        // It only fails if it panicked, which was logged.
         let _ = self.thread.join();
     }
 }
@@ -247,6 +258,7 @@ impl Pages {
             refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
+
         match path {
             "/livez" if self.probes.is_alive() => text(StatusCode::OK, "alive\n"),
             "/livez" => text(StatusCode::SERVICE_UNAVAILABLE, "the runtime is stuck\n"),

@@ -12,7 +12,13 @@ use crate::{
     telemetry::{LogFormat, parse_filter},
 };
 
+/// The default of `http_listen` where a daemon has none of its own: the usual port of an OpenTelemetry program.
+pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// `mongodb_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
+#[must_use]
 pub fn mongodb_uri() -> Key {
     Key::new(
         "mongodb_uri",
@@ -22,11 +28,13 @@ pub fn mongodb_uri() -> Key {
 }
 
 /// `rabbitmq_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
+#[must_use]
 pub fn rabbitmq_uri() -> Key {
     Key::new("rabbitmq_uri", Kind::Uri(Scheme::Amqp), "Where RabbitMQ is.")
 }
 
 /// The keys of [`transport`](crate::transport): certificates for RabbitMQ, and what may go unprotected.
+#[must_use]
 pub fn transport() -> [Key; 4] {
     let file = |name, help| Key::new(name, Kind::Text(check_path), help).with_default("");
     [
@@ -46,6 +54,7 @@ pub fn transport() -> [Key; 4] {
 }
 
 /// `watch`, required: read with [`Reader::namespaces`](crate::Reader::namespaces).
+#[must_use]
 pub fn watch() -> Key {
     Key::new(
         "watch",
@@ -56,6 +65,7 @@ pub fn watch() -> Key {
 }
 
 /// `unordered`, default none: read with [`Reader::namespaces`](crate::Reader::namespaces).
+#[must_use]
 pub fn unordered() -> Key {
     Key::new(
         "unordered",
@@ -66,6 +76,7 @@ pub fn unordered() -> Key {
 }
 
 /// `dead_blocks`, default none: read with [`Reader::namespaces`](crate::Reader::namespaces).
+#[must_use]
 pub fn dead_blocks() -> Key {
     Key::new(
         "dead_blocks",
@@ -101,6 +112,7 @@ pub fn messages_exchange() -> Key {
 
 /// `topology`, default `declare`: read with [`Reader::choice`](crate::Reader::choice) as a
 /// [`TopologyMode`].
+#[must_use]
 pub fn topology() -> Key {
     Key::new(
         "topology",
@@ -112,10 +124,11 @@ pub fn topology() -> Key {
 
 /// `shutdown_grace`, default 25s: read with [`Reader::duration`](crate::Reader::duration).
 /// [`Daemon`](crate::Daemon) adds it to every table.
+#[must_use]
 pub fn shutdown_grace() -> Key {
     Key::new(
         "shutdown_grace",
-        Kind::Duration(Duration::ZERO..=Duration::from_secs(3600)),
+        Kind::Duration(Duration::ZERO..=Duration::from_hours(1)),
         "How long work in hand may take to end after SIGTERM or SIGINT. Keep it below the orchestrator's own.",
     )
     .with_default("25s")
@@ -133,11 +146,9 @@ pub fn http_listen(default: &'static str) -> Key {
     .with_default(default)
 }
 
-/// The default of `http_listen` where a daemon has none of its own: the usual port of an OpenTelemetry program.
-pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
-
 /// `log_format`, default `text`: read with [`Reader::choice`](crate::Reader::choice) as [`LogFormat`].
 /// [`Daemon`](crate::Daemon) adds it to every table.
+#[must_use]
 pub fn log_format() -> Key {
     Key::new("log_format", Kind::choice::<LogFormat>(), "How log lines are written, to standard error.")
         .with_default("text")
@@ -160,12 +171,12 @@ fn check_listen(text: &str) -> Result<(), String> {
 }
 
 fn check_path(path: &str) -> Result<(), String> {
-    match path.contains("-----BEGIN") {
-        true => {
-            Err("holds the certificate or key itself; put it into a file, and the file's name here".into())
-        }
-        false => Ok(()),
+    if path.contains("-----BEGIN") {
+        return Err(
+            "holds the certificate or key itself; put it into a file, and the file's name here".into()
+        );
     }
+    Ok(())
 }
 
 /// A name, where a pattern would take a `*`.
@@ -195,8 +206,6 @@ fn check_queue(name: &str) -> Result<(), String> {
     }
     check_exchange(name)
 }
-
-const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// A bare word that is no level is a valid filter: the target of that name. A slip in a level would pass as one and
 /// silence the log.

@@ -40,15 +40,18 @@ impl Exporter {
     /// Records whatever is recorded in this process from now on.
     pub(crate) fn install(program: &Program) -> Result<Self, InstallError> {
         let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder();
-        let recorded = recorder.handle();
+        let handle = recorder.handle();
         let recorder = Passing::new(recorder);
         let passing = recorder.gauges();
         metrics::set_global_recorder(recorder).map_err(|_| InstallError::Twice)?;
+
         describe_gauge!("outbox_build_info", "What runs; always 1.");
         gauge!("outbox_build_info", "service" => program.name, "version" => program.version).set(1.0);
+
         let process = Collector::default();
         process.describe();
-        Ok(Self { recorded, passing, process })
+
+        Ok(Self { recorded: handle, passing, process })
     }
 
     /// Everything, in Prometheus' text format.

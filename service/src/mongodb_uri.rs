@@ -64,25 +64,23 @@ fn culprits(text: &str) -> Vec<&str> {
     }
 
     let pieces: Vec<&str> = options.split('&').collect();
-    let without = |left_out: usize| {
-        let kept: Vec<&str> = pieces
-            .iter()
-            .enumerate()
-            .filter_map(|(place, piece)| (place != left_out).then_some(*piece))
-            .collect();
-        if kept.is_empty() { before.to_owned() } else { format!("{before}?{}", kept.join("&")) }
-    };
-
     let mut names: Vec<&str> = Vec::new();
     for (place, piece) in pieces.iter().enumerate() {
         if let Some((name, _)) = piece.split_once('=')
-            && parse(&without(place)).is_ok()
             && !names.contains(&name)
+            && parse(&without(before, &pieces, place)).is_ok()
         {
             names.push(name);
         }
     }
     names
+}
+
+/// The URI without the option at this place.
+fn without(before: &str, options: &[&str], place: usize) -> String {
+    let mut kept = options.to_vec();
+    kept.remove(place);
+    if kept.is_empty() { before.to_owned() } else { format!("{before}?{}", kept.join("&")) }
 }
 
 /// The driver's words, unless they hold a word of the user name, of the password, or of an option's value that is not plainly
@@ -102,7 +100,7 @@ fn harmless_words(error: &Error, text: &str) -> Option<String> {
     // Without credentials, what looks like a host can be a password whose `@` was forgotten.
     let hidden = if credentials.is_empty() { before } else { credentials };
     let values = options.split('&').filter_map(|piece| match piece.split_once('=') {
-        Some((name, value)) => (!is_shown(name)).then_some(value),
+        Some((name, value)) => (!settings::is_harmless(name)).then_some(value),
         None => Some(piece),
     });
     let quotes_one = std::iter::once(hidden)
@@ -116,10 +114,6 @@ fn harmless_words(error: &Error, text: &str) -> Option<String> {
 /// Whether `word` stands in `text` by itself.
 fn has_word(text: &str, word: &str) -> bool {
     text.split(|c: char| !c.is_alphanumeric()).any(|other| other == word)
-}
-
-fn is_shown(name: &str) -> bool {
-    settings::is_harmless(name)
 }
 
 #[cfg(test)]

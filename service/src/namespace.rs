@@ -27,21 +27,25 @@ pub struct InvalidPattern(String);
 
 impl NamespacePattern {
     /// The databases.
+    #[must_use]
     pub fn database(&self) -> &Glob {
         &self.database
     }
 
     /// The collections.
+    #[must_use]
     pub fn collection(&self) -> &Glob {
         &self.collection
     }
 
     /// The delay that stands with it.
+    #[must_use]
     pub fn delay(&self) -> Option<Duration> {
         self.delay
     }
 
     /// Whether a collection is one of those meant.
+    #[must_use]
     pub fn matches(&self, database: &str, collection: &str) -> bool {
         !is_the_servers(database)
             && !is_system(collection)
@@ -50,21 +54,25 @@ impl NamespacePattern {
     }
 
     /// Whether it means every collection that `other` means.
+    #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.database.covers(&other.database) && self.collection.covers(&other.collection)
     }
 
     /// Whether there can be a collection that both mean.
+    #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.database.overlaps(&other.database) && self.collection.overlaps(&other.collection)
     }
 
     /// Whether a collection is one of those that any of the patterns means.
+    #[must_use]
     pub fn any_matches(patterns: &[Self], database: &str, collection: &str) -> bool {
         patterns.iter().any(|pattern| pattern.matches(database, collection))
     }
 
     /// Whether there can be a collection that both lists mean.
+    #[must_use]
     pub fn any_overlap(one: &[Self], other: &[Self]) -> bool {
         one.iter().any(|one| other.iter().any(|other| one.overlaps(other)))
     }
@@ -72,21 +80,25 @@ impl NamespacePattern {
 
 impl Glob {
     /// As it was written.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The name, where it is just one.
+    #[must_use]
     pub fn exact(&self) -> Option<&str> {
         (!self.0.contains('*')).then_some(&self.0)
     }
 
     /// Whether it means any name.
+    #[must_use]
     pub fn is_any(&self) -> bool {
         self.0.chars().all(|c| c == '*')
     }
 
     /// Whether a name is one of those meant.
+    #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
         // The last `*`, and up to where it reaches so far.
@@ -113,11 +125,13 @@ impl Glob {
 
     /// Whether it means every name that `other` means. No name holds a `*`, so that one in `other` is met by one here, or
     /// by nothing.
+    #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.matches(&other.0)
     }
 
     /// Whether there can be a name that both mean.
+    #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         // `reached[j]`: what was read of this one, and the first `j` of the other, can be met by one name.
         let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
@@ -143,6 +157,7 @@ impl Glob {
 
     /// An anchored regular expression for the same names, also for those with a line break in them: `.` means it, too, and
     /// the end is that of the name and not of a line.
+    #[must_use]
     pub fn regex(&self) -> String {
         let mut regex = String::from("(?s)^");
         for c in self.0.chars() {
@@ -174,6 +189,7 @@ impl fmt::Display for NamespacePattern {
 }
 
 /// A duration as it is written in settings, without blanks: `1h30m`.
+#[must_use]
 pub fn written(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace(' ', "")
 }
@@ -293,7 +309,7 @@ mod tests {
     fn a_number_behind_the_at_sign_is_a_delay() {
         let delay = |text: &str| pattern(text).delay();
         assert_eq!(delay("shop.*@2s"), Some(Duration::from_secs(2)));
-        assert_eq!(delay("shop.mail@home@1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(delay("shop.mail@home@1h30m"), Some(Duration::from_mins(90)));
         assert_eq!(delay("shop.mail@home"), None);
         assert!(pattern("shop.mail@home").matches("shop", "mail@home"));
         assert_eq!(pattern("shop.*@90m").to_string(), "shop.*@1h30m");

@@ -94,23 +94,26 @@ impl Gauges {
         for label in key.labels() {
             labels.push((label.key().to_owned(), label.value().to_owned()));
         }
+
         let mut series = self.series();
-        let unknown = || Arc::new(AtomicU64::new(f64::NAN.to_bits()));
-        let value = series.values.entry((key.name().to_owned(), labels)).or_insert_with(unknown);
+        let value = series.values.entry((key.name().to_owned(), labels)).or_insert_with(no_value);
         Gauge::from_arc(value.clone())
     }
 
     /// Those that have a value, in Prometheus' text format; the others are forgotten.
     pub(crate) fn render(&self) -> String {
-        let mut text = String::new();
         let mut series = self.series();
-        // One that somebody still holds may be set again.
+        // One that is still held may be set again.
         series.values.retain(|_, value| has_value(value) || Arc::strong_count(value) > 1);
+
+        let mut text = String::new();
         let mut last = None;
         for ((name, labels), value) in &series.values {
             if !has_value(value) {
                 continue;
             }
+
+            // Help and type stand once, before the first line of a name.
             if last != Some(name) {
                 last = Some(name);
                 if let Some(description) = series.descriptions.get(name) {
@@ -118,15 +121,21 @@ impl Gauges {
                 }
                 write_type_line(&mut text, name, None, None, "gauge");
             }
+
             let mut pairs = Vec::new();
             for (key, value) in labels {
                 pairs.push(format!("{key}=\"{}\"", sanitize_label_value(value)));
             }
             let number = f64::from_bits(value.load(Ordering::Relaxed));
+            // Writing to a string can't fail.
             let _ = writeln!(text, "{name}{{{}}} {number}", pairs.join(","));
         }
         text
     }
+}
+
+fn no_value() -> Arc<AtomicU64> {
+    Arc::new(AtomicU64::new(f64::NAN.to_bits()))
 }
 
 fn has_value(value: &AtomicU64) -> bool {

@@ -14,6 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::settings::Program;
 
+/// Between two signs of life.
+const BEAT: Duration = Duration::from_secs(1);
+/// Longer than a busy machine keeps a task waiting.
+const STUCK_MS: u64 = 10_000;
+
 /// What a daemon says of itself. It is asked on the thread that answers HTTP: answers come from memory, at once.
 pub trait Report: Send + Sync {
     /// Why it can't do its work now, a sentence each; empty when it can.
@@ -80,8 +85,11 @@ impl Probes {
         if self.0.stop.is_cancelled() {
             return vec!["stopping".into()];
         }
-        let report = self.0.report.read().unwrap_or_else(PoisonError::into_inner);
-        report.as_deref().map_or_else(|| vec!["starting".into()], Report::not_ready)
+
+        match &*self.0.report.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(report) => report.not_ready(),
+            None => vec!["starting".into()],
+        }
     }
 
     pub(crate) fn status(&self) -> Value {
@@ -92,6 +100,8 @@ impl Probes {
         status.insert("uptime_seconds".into(), json!(self.0.started.elapsed().as_secs()));
         status.insert("ready".into(), json!(not_ready.is_empty()));
         status.insert("not_ready".into(), json!(not_ready));
+
+        // Its own fields follow, and replace none of these.
         let report = self.0.report.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(Value::Object(own)) = report.as_deref().map(Report::status) {
             for (name, value) in own {
@@ -101,10 +111,6 @@ impl Probes {
         Value::Object(status)
     }
 }
-
-const BEAT: Duration = Duration::from_secs(1);
-/// Longer than a busy machine keeps a task waiting.
-const STUCK_MS: u64 = 10_000;
 
 #[cfg(test)]
 mod tests {

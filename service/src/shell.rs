@@ -191,7 +191,7 @@ mod tests {
             tokio::time::sleep(needs).await;
             7
         };
-        assert_eq!(until_stopped(work(GRACE - Duration::from_millis(1)), &stop, GRACE).await.0, Some(7));
+        assert_eq!(until_stopped(work(Duration::from_millis(24_999)), &stop, GRACE).await.0, Some(7));
         assert_eq!(until_stopped(work(GRACE + Duration::from_secs(1)), &stop, GRACE).await.0, None);
     }
 

@@ -11,6 +11,14 @@
 
 use crate::settings::{Reader, Uri};
 
+const PLAIN_AMQP: &str = "begins with amqp://, which sends the password and every message unencrypted to another machine; \
+     write amqps:// (rabbitmq_ca_file names an authority of your own), or set allow_insecure = true where the network is \
+     trusted with them";
+const PLAIN_WITH_FILES: &str = "is set, but rabbitmq_uri begins with amqp://, which is not encrypted; write amqps:// there, \
+     or leave this out";
+const PLAIN_MONGODB: &str = "mongodb_uri leads to another machine without TLS: documents travel unencrypted; add tls=true, \
+     and tlsCAFile for an authority of your own";
+
 /// Records what is refused of `mongodb_uri` and `rabbitmq_uri`, and files for TLS that a plain connection would not use.
 pub fn check(read: &mut Reader<'_>) {
     let (mongodb, rabbitmq) = (read.uri("mongodb_uri"), read.uri("rabbitmq_uri"));
@@ -42,14 +50,6 @@ pub fn warn_of_plain_mongodb(mongodb: &Uri) {
         tracing::warn!("{PLAIN_MONGODB}");
     }
 }
-
-const PLAIN_AMQP: &str = "begins with amqp://, which sends the password and every message unencrypted to another machine; \
-     write amqps:// (rabbitmq_ca_file names an authority of your own), or set allow_insecure = true where the network is \
-     trusted with them";
-const PLAIN_WITH_FILES: &str = "is set, but rabbitmq_uri begins with amqp://, which is not encrypted; write amqps:// there, \
-     or leave this out";
-const PLAIN_MONGODB: &str = "mongodb_uri leads to another machine without TLS: documents travel unencrypted; add tls=true, \
-     and tlsCAFile for an authority of your own";
 
 #[cfg(test)]
 mod tests {

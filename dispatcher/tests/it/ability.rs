@@ -290,6 +290,6 @@ async fn a_command_expires_where_nobody_takes_it() {
     let got = scene.outside.basic_get(scene.name.clone().into(), BasicGetOptions::default()).await.unwrap();
     let properties = got.expect("a fresh one is there").delivery.properties;
     let lifetime = document_outbox::command::COMMAND_LIFETIME.as_millis().to_string();
-    assert_eq!(properties.expiration().as_ref().map(|text| text.to_string()), Some(lifetime));
+    assert_eq!(properties.expiration().as_ref().map(std::string::ToString::to_string), Some(lifetime));
     scene.strike().await;
 }

@@ -115,7 +115,7 @@ impl Receiver {
         let enough = tokio::time::timeout(LONG, received.wait_for(|all| ids(all).len() >= different)).await;
         match enough {
             Ok(all) => all.unwrap().clone(),
-            Err(_) => panic!("{} of {different} came", ids(&self.received.borrow()).len()),
+            Err(_elapsed) => panic!("{} of {different} came", ids(&self.received.borrow()).len()),
         }
     }
 }

@@ -59,7 +59,9 @@ async fn a_worker_process_that_a_message_kills() {
 async fn a_message_that_kills_its_process_dies() {
     let test = TestDatabase::create().await;
     let mut order = Order::new("o-1");
-    [12, 13, 14].into_iter().for_each(|amount| order.add(amount));
+    for amount in [12, 13, 14] {
+        order.add(amount);
+    }
     let orders = test.store(&InlineDispatcher::off(&test.client));
     assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
     let mut crashes = 0;

@@ -4,6 +4,14 @@
 //! and scripts/test know them by that, and keep others from running beside them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "what tests count is small"
+)]
+#![allow(clippy::similar_names, reason = "`receiver` and `received` belong together")]
 
 mod ability;
 mod binary;

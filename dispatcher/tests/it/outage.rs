@@ -4,7 +4,7 @@ use document_outbox::dispatch::Processed;
 
 use crate::{
     private_broker::PrivateBroker,
-    scene::{Scene, until},
+    scene::{Scene, eager_amqp, until},
     support::{self, Recorder},
 };
 
@@ -18,7 +18,7 @@ async fn a_closed_channels_command_is_delivered_again() {
     let scene = Scene::on(&broker.uri).await;
     scene.place("held", [1]).await;
     let recorder = Recorder::held();
-    let mut worker = scene.start_at(recorder.clone(), scene.amqp(&broker.uri));
+    let mut worker = scene.start_at(recorder.clone(), eager_amqp(&broker.uri));
     scene.command("held").await;
     recorder.wait_tried(1).await;
     let closed = until(&worker.running, |status| status.consumer.rebuilds >= 1).await;

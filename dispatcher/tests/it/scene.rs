@@ -11,7 +11,11 @@ use document_outbox::{
     internal::ServerClock,
     store::Inserted,
 };
-use lapin::options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::{
+    ConnectionProperties,
+    options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::FieldTable,
+};
 use mongodb::{
     Client,
     bson::{Bson, Uuid, doc},
@@ -44,7 +48,7 @@ impl Scene {
         let amqp = AmqpSettings::new(broker).unwrap();
         let publisher = Publisher::start(amqp, CommandSender::topology(&name, &name, TopologyMode::Declare));
         assert!(publisher.ready().await);
-        let connection = lapin::Connection::connect(broker, Default::default()).await.unwrap();
+        let connection = lapin::Connection::connect(broker, ConnectionProperties::default()).await.unwrap();
         Self {
             commands: CommandSender::new(publisher.clone(), &name),
             outside: connection.create_channel().await.unwrap(),
@@ -69,8 +73,8 @@ impl Scene {
     pub(crate) fn settings(&self) -> DispatcherSettings {
         let mut settings =
             DispatcherSettings::new([format!("{}.*", self.test.database.name()).parse().unwrap()]);
-        settings.commands_exchange = self.name.clone();
-        settings.commands_queue = self.name.clone();
+        settings.commands_exchange.clone_from(&self.name);
+        settings.commands_queue.clone_from(&self.name);
         settings
     }
 
@@ -131,7 +135,8 @@ impl Scene {
     /// How many commands wait in the queue.
     pub(crate) async fn depth(&self) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let queue = self.outside.queue_declare(self.name.clone().into(), options, Default::default()).await;
+        let queue =
+            self.outside.queue_declare(self.name.clone().into(), options, FieldTable::default()).await;
         queue.unwrap().message_count()
     }
 
@@ -169,13 +174,6 @@ impl Scene {
             .iter()
             .map(|(id, _)| ProcessDocumentMessages::new(self.document(id.as_str()), Reason::Sweep));
         assert!(self.commands.send(commands.collect()).await.iter().all(Result::is_ok));
-    }
-
-    pub(crate) fn amqp(&self, broker: &str) -> AmqpSettings {
-        let mut amqp = AmqpSettings::new(broker).unwrap();
-        amqp.reconnect_min = Duration::from_millis(20);
-        amqp.reconnect_max = Duration::from_millis(400);
-        amqp
     }
 
     pub(crate) fn start_at(&self, deliver: impl Deliver, amqp: AmqpSettings) -> Worker {
@@ -270,7 +268,7 @@ pub(crate) fn quick_retry() -> RetryPolicy {
 }
 
 pub(crate) fn slow_retry() -> RetryPolicy {
-    let wait = Duration::from_secs(600);
+    let wait = Duration::from_mins(10);
     RetryPolicy { quick_tries: 0, backoff_min: wait, backoff_max: wait, ..RetryPolicy::default() }
 }
 
@@ -288,7 +286,7 @@ pub(crate) async fn until(worker: &Running, wanted: impl Fn(&Snapshot) -> bool) 
     };
     match tokio::time::timeout(LONG, look).await {
         Ok(snapshot) => snapshot,
-        Err(_) => panic!("it never comes to that: {:?}", status.snapshot()),
+        Err(_elapsed) => panic!("it never comes to that: {:?}", status.snapshot()),
     }
 }
 
@@ -299,4 +297,12 @@ pub(crate) async fn put_back(worker: &mut Worker) -> Left {
             _ => None,
         })
         .await
+}
+
+/// A broker by its URI, to which a consumer connects again at once.
+pub(crate) fn eager_amqp(broker: &str) -> AmqpSettings {
+    let mut amqp = AmqpSettings::new(broker).unwrap();
+    amqp.reconnect_min = Duration::from_millis(20);
+    amqp.reconnect_max = Duration::from_millis(400);
+    amqp
 }

@@ -6,7 +6,7 @@ use lapin::options::QueueDeleteOptions;
 
 use crate::{
     network::Network,
-    scene::{Scene, Worker, quick_retry, until},
+    scene::{Scene, Worker, eager_amqp, quick_retry, until},
     support::{LONG, Recorder},
 };
 
@@ -14,7 +14,7 @@ use crate::{
 async fn a_silent_connection_is_replaced() {
     let scene = Scene::set().await;
     let network = Network::to(&scene.broker);
-    let mut amqp = scene.amqp(&network.uri());
+    let mut amqp = eager_amqp(&network.uri());
     amqp.consumer_check = Duration::from_millis(50);
     amqp.connect_timeout = Duration::from_secs(1);
     amqp.heartbeat = LONG * 10; // which would notice too, much later
@@ -36,7 +36,7 @@ async fn a_silent_connection_is_replaced() {
 #[tokio::test]
 async fn a_deleted_queue_is_declared_again() {
     let scene = Scene::set().await;
-    let mut worker = scene.start_at(Recorder::default(), scene.amqp(&scene.broker));
+    let mut worker = scene.start_at(Recorder::default(), eager_amqp(&scene.broker));
     scene.goes_on(&mut worker, "before").await;
     scene.outside.queue_delete(scene.name.clone().into(), QueueDeleteOptions::default()).await.unwrap();
     let rebuilt = until(&worker.running, |status| status.consumer.rebuilds == 1).await;
@@ -51,7 +51,7 @@ async fn a_deleted_queue_is_declared_again() {
 async fn a_silent_broker_does_not_hold_a_stop_up() {
     let scene = Scene::set().await;
     let network = Network::to(&scene.broker);
-    let mut amqp = scene.amqp(&network.uri());
+    let mut amqp = eager_amqp(&network.uri());
     amqp.connect_timeout = LONG * 2;
     amqp.heartbeat = LONG * 10;
     let mut settings = scene.settings();

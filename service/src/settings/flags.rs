@@ -40,10 +40,12 @@ pub(super) fn task(args: &[OsString], given: &mut Given) -> (Task, Vec<OsString>
     if args.first().is_none_or(|word| word != "config") {
         return (Task::Serve, args.to_vec());
     }
+
     let named = args.get(1).and_then(|word| TASKS.iter().find(|(name, _)| word == name));
     if let Some((_, task)) = named {
         return (*task, args[2..].to_vec());
     }
+
     let sentence = "needs to know what: write config check, config sample or config schema";
     given.problems.push(Problem::new("config", sentence));
     // The rest was meant for whatever that was.
@@ -68,7 +70,9 @@ pub(super) fn parse(program: &Program, keys: &[Key], args: &[OsString]) -> Parse
     loop {
         let error = match command.clone().try_get_matches_from(&args) {
             Ok(matches) => {
-                keys.iter().for_each(|key| take(&matches, key, &mut given));
+                for key in keys {
+                    take(&matches, key, &mut given);
+                }
                 return Parsed::Given(given);
             }
             Err(error) => error,
@@ -194,16 +198,22 @@ fn unknown(flag: &str, keys: &[Key]) -> String {
 
 /// Removes an unknown flag, and the value that seems to belong to it.
 fn remove_flag(args: &mut Vec<OsString>, flag: &str) -> bool {
-    let short = !flag.starts_with("--");
-    let joined = |arg: &OsString| {
-        let arg = arg.to_string_lossy();
-        arg.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=') || (short && !rest.is_empty()))
-    };
-    if remove(args, |args, at| joined(&args[at]), 1) {
+    if remove(args, |args, at| is_joined(&args[at], flag), 1) {
         return true;
     }
-    let of = |args: &[OsString], at: usize| args[at] == OsStr::new(flag);
-    remove(args, |args, at| of(args, at) && has_value(args, at), 2) || remove(args, of, 1)
+
+    remove(args, |args, at| args[at] == OsStr::new(flag) && has_value(args, at), 2)
+        || remove(args, |args, at| args[at] == OsStr::new(flag), 1)
+}
+
+/// Whether an argument is the flag with its value behind it: `--flag=value`, `-fvalue`.
+fn is_joined(argument: &OsStr, flag: &str) -> bool {
+    let argument = argument.to_string_lossy();
+    match argument.strip_prefix(flag) {
+        Some(value) if flag.starts_with("--") => value.starts_with('='),
+        Some(value) => !value.is_empty(),
+        None => false,
+    }
 }
 
 fn has_value(args: &[OsString], at: usize) -> bool {

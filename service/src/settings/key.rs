@@ -21,6 +21,7 @@ pub struct Key {
 
 impl Key {
     /// A required key. `name` is in snake case; `help` is a sentence or two.
+    #[must_use]
     pub fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
         Self { name, help, kind, default: None, fallback_env: None }
     }
@@ -40,36 +41,43 @@ impl Key {
     }
 
     /// The name in the file: `shutdown_grace`.
+    #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
     /// The name in the environment: `OUTBOX_SHUTDOWN_GRACE`.
+    #[must_use]
     pub fn env(&self) -> String {
         format!("OUTBOX_{}", self.name.to_ascii_uppercase())
     }
 
     /// The name on the command line: `--shutdown-grace`.
+    #[must_use]
     pub fn flag(&self) -> String {
         format!("--{}", self.long())
     }
 
     /// What the setting means.
+    #[must_use]
     pub fn help(&self) -> &'static str {
         self.help
     }
 
     /// What the setting takes.
+    #[must_use]
     pub fn kind(&self) -> &Kind {
         &self.kind
     }
 
     /// What it is when nobody sets it; `None` for a required key.
+    #[must_use]
     pub fn default(&self) -> Option<&'static str> {
         self.default
     }
 
     /// The variable of [`Key::with_fallback_env`].
+    #[must_use]
     pub fn fallback_env(&self) -> Option<&'static str> {
         self.fallback_env
     }
@@ -102,6 +110,7 @@ pub enum Kind {
 
 impl Kind {
     /// The kind for an enum, whose values users choose by name.
+    #[must_use]
     pub fn choice<T: VariantNames>() -> Self {
         Self::Choice(T::VARIANTS)
     }
@@ -159,6 +168,7 @@ impl Kind {
 }
 
 /// The check of a text that may be anything.
+#[expect(clippy::unnecessary_wraps, reason = "a Check, as others are")]
 pub(super) fn accept_any(_: &str) -> Result<(), String> {
     Ok(())
 }

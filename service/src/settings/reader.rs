@@ -23,15 +23,19 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Validates every key.
+    #[must_use]
     pub fn new(resolved: &'a Resolved) -> Self {
         let mut reader = Self { resolved, values: BTreeMap::new(), problems: resolved.problems.clone() };
         for Entry { key, text } in &resolved.entries {
             match text {
                 Text::Found(text, origin) => match Value::of(key, text) {
-                    Ok(value) => drop(reader.values.insert(key.name(), value)),
+                    Ok(value) => {
+                        reader.values.insert(key.name(), value);
+                    }
                     Err(sentences) => {
-                        let problem = |sentence| Problem::new(spelled(key, origin), sentence);
-                        reader.problems.extend(sentences.into_iter().map(problem));
+                        for sentence in sentences {
+                            reader.problems.push(Problem::new(spelled(key, origin), sentence));
+                        }
                     }
                 },
                 // What could not be read may have held it.
@@ -39,6 +43,7 @@ impl<'a> Reader<'a> {
                 Text::Absent | Text::Unusable => {}
             }
         }
+
         reader
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fmt,
+    fmt::{self, Write as _},
     path::Path,
 };
 
@@ -19,6 +19,9 @@ use super::{
     value::Value,
 };
 use crate::{quote::shown, suggestion::did_you_mean};
+
+/// The longest line whose origin stands in one column with the others.
+const ALIGNED: usize = 60;
 
 /// What [`resolve`] came to.
 #[derive(Debug)]
@@ -57,11 +60,12 @@ pub(super) enum Text {
 pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution {
     let config =
         Key::new("config", Kind::Text(accept_any), "The TOML file to read settings from.").with_default("");
-    let all: Vec<Key> = [config.clone()].into_iter().chain(keys.iter().cloned()).collect();
+    let mut all = vec![config.clone()];
+    all.extend_from_slice(keys);
 
     let mut asked = Given::default();
     let (task, args) = flags::task(&sources.args, &mut asked);
-    let mut flags = match flags::parse(program, &all, &args) {
+    let flags = match flags::parse(program, &all, &args) {
         Parsed::Given(given) => given,
         Parsed::Print(text) => return Resolution::Print(text),
     };
@@ -70,19 +74,23 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
         Task::Sample => return Resolution::Print(sample(program, keys)),
         Task::Schema => return Resolution::Print(schema(program, keys)),
     }
-    let mut env = environment(&all, &sources.env);
-    let config_text = choose(&config, &mut flags, &mut env, None, &sources.env);
-    let (path, mut file) = match &config_text {
-        Text::Found(path, origin) if !path.is_empty() => {
-            (path.clone(), read_file(path, &spelled(&config, origin), keys, sources))
-        }
-        _ => Default::default(),
-    };
+
+    // The file's path is a setting itself, which all but the file can give.
+    let mut given = AllGiven { flags, env: environment(&all, &sources.env), ..AllGiven::default() };
+    let config_text = given.take(&config, &sources.env);
+    if let Text::Found(path, origin) = &config_text
+        && !path.is_empty()
+    {
+        given.file = read_file(path, &spelled(&config, origin), keys, sources);
+        given.path.clone_from(path);
+    }
+
     let mut entries = vec![Entry { key: config, text: config_text }];
-    entries.extend(keys.iter().map(|key| Entry {
-        key: key.clone(),
-        text: choose(key, &mut flags, &mut env, Some((&mut file, &path)), &sources.env),
-    }));
+    for key in keys {
+        entries.push(Entry { key: key.clone(), text: given.take(key, &sources.env) });
+    }
+
+    let AllGiven { flags, env, file, .. } = given;
     let resolved = Resolved {
         entries,
         incomplete: asked.incomplete || flags.incomplete || file.incomplete,
@@ -92,6 +100,45 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
     match task {
         Task::Check => Resolution::Check(resolved),
         _ => Resolution::Run(resolved),
+    }
+}
+
+/// What each source gives, and the file's path.
+#[derive(Default)]
+struct AllGiven {
+    flags: Given,
+    env: Given,
+    file: Given,
+    path: String,
+}
+
+impl AllGiven {
+    /// The text of a key, from the first source that gives it.
+    fn take(&mut self, key: &Key, variables: &[(OsString, OsString)]) -> Text {
+        let name = key.name();
+        if let Some(text) = self.flags.texts.remove(name) {
+            return found(text, Origin::Flag);
+        }
+        if let Some(text) = self.env.texts.remove(name) {
+            return found(text, Origin::Env);
+        }
+        if let Some(text) = self.file.texts.remove(name) {
+            return found(text, Origin::File { path: self.path.clone() });
+        }
+
+        let fallback = key.fallback_env().and_then(|variable| lookup(variables, variable));
+        match (fallback, key.default()) {
+            (Some(Ok(text)), _) => found(Some(text.to_owned()), Origin::FallbackEnv),
+            (_, Some(default)) => found(Some(default.to_owned()), Origin::Default),
+            (_, None) => Text::Absent,
+        }
+    }
+}
+
+fn found(text: Option<String>, origin: Origin) -> Text {
+    match text {
+        Some(text) => Text::Found(text.trim().to_owned(), origin),
+        None => Text::Unusable,
     }
 }
 
@@ -128,30 +175,6 @@ fn read_file(path: &str, spelled: &str, keys: &[Key], sources: &Sources) -> Give
     }
 }
 
-fn choose(
-    key: &Key,
-    flags: &mut Given,
-    env: &mut Given,
-    file: Option<(&mut Given, &str)>,
-    variables: &[(OsString, OsString)],
-) -> Text {
-    let from_flag = flags.texts.remove(key.name()).map(|text| (text, Origin::Flag));
-    let from_env = env.texts.remove(key.name()).map(|text| (text, Origin::Env));
-    let from_file = file.and_then(|(file, path)| {
-        file.texts.remove(key.name()).map(|text| (text, Origin::File { path: path.into() }))
-    });
-    let from_fallback = || {
-        let text = lookup(variables, key.fallback_env()?)?.ok()?;
-        Some((Some(text.to_owned()), Origin::FallbackEnv))
-    };
-    let from_default = || key.default().map(|text| (Some(text.to_owned()), Origin::Default));
-    match from_flag.or(from_env).or(from_file).or_else(from_fallback).or_else(from_default) {
-        Some((Some(text), origin)) => Text::Found(text.trim().to_owned(), origin),
-        Some((None, _)) => Text::Unusable,
-        None => Text::Absent,
-    }
-}
-
 /// The key as the user gave it.
 pub(super) fn spelled(key: &Key, origin: &Origin) -> String {
     match origin {
@@ -163,26 +186,29 @@ pub(super) fn spelled(key: &Key, origin: &Origin) -> String {
     }
 }
 
+/// Warnings of variables that resemble one of this program's. Other programs share the environment: only such are worth a word.
 fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<String> {
     let known: Vec<String> = keys.iter().map(Key::env).collect();
-    let mut unknown: Vec<&str> = variables
-        .iter()
-        .filter_map(|(name, _)| name.to_str())
-        .filter(|name| name.starts_with("OUTBOX_") && !known.iter().any(|known| known == name))
-        .collect();
-    unknown.sort_unstable();
-    unknown
-        .into_iter()
-        .filter_map(|name| {
-            // Other programs share the environment: only what looks like a slip is worth a word.
-            let hint = did_you_mean(name, known.iter().map(String::as_str));
-            (!hint.is_empty()).then(|| format!("{name} is ignored: it is no setting of this program{hint}"))
-        })
-        .collect()
+    let mut warnings = Vec::new();
+    for (name, _) in variables {
+        let Some(name) = name.to_str() else { continue };
+        if !name.starts_with("OUTBOX_") || known.iter().any(|known| known == name) {
+            continue;
+        }
+
+        let hint = did_you_mean(name, known.iter().map(String::as_str));
+        if !hint.is_empty() {
+            warnings.push(format!("{name} is ignored: it is no setting of this program{hint}"));
+        }
+    }
+
+    warnings.sort_unstable();
+    warnings
 }
 
 impl Resolved {
     /// Sentences on what is odd but stops nothing, such as an `OUTBOX_` variable that resembles one of this program's.
+    #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -197,9 +223,17 @@ impl Resolved {
     /// Every setting that has a usable value, as a line of the file with where it comes from behind it. Without secrets.
     pub fn effective(&self) -> String {
         let lines: Vec<_> = self.entries.iter().filter_map(Entry::effective).collect();
-        let width = lines.iter().map(|(line, _)| line.chars().count()).filter(|width| *width <= 60).max();
-        let width = width.unwrap_or_default();
-        lines.iter().map(|(line, origin)| format!("{line:width$}  # {origin}\n")).collect()
+
+        // Long lines would push the origins of all others out of sight.
+        let widths = lines.iter().map(|(line, _)| line.chars().count());
+        let width = widths.filter(|width| *width <= ALIGNED).max().unwrap_or_default();
+
+        let mut text = String::new();
+        for (line, origin) in &lines {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "{line:width$}  # {origin}");
+        }
+        text
     }
 }
 

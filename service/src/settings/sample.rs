@@ -9,6 +9,9 @@ use super::{
     program::Program,
 };
 
+/// The longest line of a comment.
+const WIDTH: usize = 100;
+
 /// Parses as it is; where a default is uncommented as well.
 pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     let mut file = format!(
@@ -19,14 +22,22 @@ pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     );
     for key in keys {
         file.push('\n');
-        let required = key.default().is_none().then(|| "Required.".to_owned());
-        let takes = key.kind().takes().map(|takes| format!("Takes {takes}."));
-        let rules: Vec<_> = required.into_iter().chain(takes).collect();
-        for line in wrapped(key.help()).into_iter().chain(wrapped(&rules.join(" "))) {
-            // Writing to a text does not fail.
+        let mut rules = Vec::new();
+        if key.default().is_none() {
+            rules.push("Required.".to_owned());
+        }
+        if let Some(takes) = key.kind().takes() {
+            rules.push(format!("Takes {takes}."));
+        }
+        for line in [wrapped(key.help()), wrapped(&rules.join(" "))].concat() {
+            // Writing to a string can't fail.
             let _ = writeln!(file, "# {line}");
         }
-        let (mark, text) = key.default().map_or_else(|| ("", key.kind().example()), |text| ("# ", text));
+
+        let (mark, text) = match key.default() {
+            Some(default) => ("# ", default),
+            None => ("", key.kind().example()),
+        };
         let _ = writeln!(file, "{mark}{} = {}", key.name(), literal(key.kind(), text));
     }
     file
@@ -34,8 +45,6 @@ pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
 
 /// A value as it stands in the file.
 pub(super) fn literal(kind: &Kind, text: &str) -> String {
-    // A text of JSON is one of TOML.
-    let quoted = |text: &str| Value::from(text).to_string();
     match kind {
         Kind::Integer(_) | Kind::Boolean => text.to_owned(),
         Kind::List(_) | Kind::Namespaces => {
@@ -46,8 +55,12 @@ pub(super) fn literal(kind: &Kind, text: &str) -> String {
     }
 }
 
+/// A text of JSON is one of TOML.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
 fn wrapped(text: &str) -> Vec<String> {
-    const WIDTH: usize = 100;
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {

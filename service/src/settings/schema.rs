@@ -28,14 +28,16 @@ pub(super) fn schema(program: &Program, keys: &[Key]) -> String {
 }
 
 fn property(key: &Key) -> Value {
-    let takes = key.kind().takes().map(|takes| format!(" Takes {takes}."));
-    let required = match key.default() {
-        None => " Required here, in the environment or on the command line.",
-        Some(_) => "",
-    };
+    let mut sentences = vec![key.help().to_owned()];
+    if let Some(takes) = key.kind().takes() {
+        sentences.push(format!("Takes {takes}."));
+    }
+    if key.default().is_none() {
+        sentences.push("Required here, in the environment or on the command line.".into());
+    }
+
     let mut property = Map::new();
-    let description = format!("{}{}{required}", key.help(), takes.unwrap_or_default());
-    property.insert("description".into(), description.into());
+    property.insert("description".into(), sentences.join(" ").into());
     if let Value::Object(shape) = shape(key.kind()) {
         property.extend(shape);
     }
@@ -46,7 +48,6 @@ fn property(key: &Key) -> Value {
 }
 
 fn shape(kind: &Kind) -> Value {
-    let list = |item: Value| json!({ "anyOf": [{ "type": "array", "items": item }, { "type": "string" }] });
     match kind {
         Kind::Uri(scheme) => {
             let [plain, other] = scheme.prefixes();
@@ -59,9 +60,15 @@ fn shape(kind: &Kind) -> Value {
         Kind::Boolean => json!({ "type": "boolean" }),
         Kind::Choice(names) => json!({ "enum": names }),
         Kind::Text(_) => json!({ "type": "string" }),
-        Kind::List(_) => list(json!({ "type": "string", "pattern": "^[^,]+$" })),
-        Kind::Namespaces => list(json!({ "type": "string", "pattern": NAMESPACE })),
+        Kind::List(_) => list_of("^[^,]+$"),
+        Kind::Namespaces => list_of(NAMESPACE),
     }
+}
+
+/// An array of texts of this pattern, or one text with commas.
+fn list_of(pattern: &str) -> Value {
+    let item = json!({ "type": "string", "pattern": pattern });
+    json!({ "anyOf": [{ "type": "array", "items": item }, { "type": "string" }] })
 }
 
 /// A text in the type that the file has it in.

@@ -17,6 +17,7 @@ pub struct Sources {
 
 impl Sources {
     /// Those of this process.
+    #[must_use]
     pub fn of_process() -> Self {
         Self {
             args: env::args_os().skip(1).collect(),

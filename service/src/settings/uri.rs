@@ -34,6 +34,7 @@ pub struct Uri(String);
 
 impl Uri {
     /// The whole connection string, for the driver and for nothing else.
+    #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -47,6 +48,7 @@ impl Uri {
     }
 
     /// Whether it asks for TLS, which a `mongodb+srv://` does unless it says otherwise, as does any option of TLS.
+    #[must_use]
     pub fn is_encrypted(&self) -> bool {
         let said = self.parameters().find(|(name, _)| name == "tls" || name == "ssl");
         match said {
@@ -60,6 +62,7 @@ impl Uri {
     }
 
     /// The parameter that has the certificate of MongoDB taken without looking at it, if there is one.
+    #[must_use]
     pub fn skips_verification(&self) -> Option<&'static str> {
         let given = |wanted: &str| {
             self.parameters().any(|(name, value)| name.eq_ignore_ascii_case(wanted) && value != "false")
@@ -152,10 +155,13 @@ fn is_local(host: &str) -> bool {
         Some((address, _)) => address,
         None => host.split(':').next().unwrap_or_default(),
     };
-    match name.parse::<IpAddr>() {
-        Ok(address) => address.to_canonical().is_loopback(),
-        Err(_) => name == "localhost" || name.ends_with(".localhost") || name.ends_with(".sock"),
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return address.to_canonical().is_loopback();
     }
+
+    #[expect(clippy::case_sensitive_file_extension_comparisons, reason = "it is in lower case")]
+    let is_socket = name.ends_with(".sock");
+    is_socket || name == "localhost" || name.ends_with(".localhost")
 }
 
 const MASK: &str = "***";

@@ -6,7 +6,11 @@ use super::{
     key::{Check, Key, Kind},
     uri::Uri,
 };
-use crate::{namespace::NamespacePattern, quote::shown, suggestion::did_you_mean};
+use crate::{
+    namespace::{InvalidPattern, NamespacePattern},
+    quote::shown,
+    suggestion::did_you_mean,
+};
 
 /// The value of one key. No `Debug`: a text may be a password that somebody gave to the wrong key.
 #[derive(Clone, PartialEq)]
@@ -32,10 +36,7 @@ impl Value {
             Kind::Choice(names) => choice(text, names).map(Self::Choice),
             Kind::Text(check) => checked(text, *check).map(Self::Text),
             Kind::List(check) => return list(text, |item| checked(item, *check)).map(Self::List),
-            Kind::Namespaces => {
-                let pattern = |item: &str| item.parse().map_err(|invalid| format!("{invalid}"));
-                return list(text, |item| pattern(item)).map(Self::Namespaces);
-            }
+            Kind::Namespaces => return list(text, pattern).map(Self::Namespaces),
         };
         one.map_err(|sentence| vec![sentence])
     }
@@ -103,6 +104,10 @@ fn choice(text: &str, names: &[&'static str]) -> Result<String, String> {
     Err(format!("{} is not a choice{hint}; write one of {}", shown(text), names.join(", ")))
 }
 
+fn pattern(text: &str) -> Result<NamespacePattern, String> {
+    text.parse().map_err(|invalid: InvalidPattern| invalid.to_string())
+}
+
 fn checked(text: &str, check: Check) -> Result<String, String> {
     check(text).map(|()| text.into()).map_err(|flaw| format!("{} {flaw}", shown(text)))
 }
@@ -148,7 +153,7 @@ mod tests {
 
     #[test]
     fn bounds_are_inclusive_and_named() {
-        let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
+        let bounds = Duration::from_secs(1)..=Duration::from_mins(1);
         assert!(duration("1s", &bounds).is_ok() && duration("60s", &bounds).is_ok());
         assert_eq!(duration("999ms", &bounds).unwrap_err(), r#""999ms" is too little; the least is 1s"#);
         assert_eq!(duration("61s", &bounds).unwrap_err(), r#""61s" is too much; the most is 1m"#);

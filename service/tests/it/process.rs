@@ -19,7 +19,7 @@ use outbox_service::{Context, Daemon, Report, Sources, keys};
 use serde_json::{Value, json};
 
 /// Longer than anything here takes; a test that waits for this has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What the daemon does once it serves.
 const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
@@ -86,14 +86,14 @@ async fn serve(behaviour: String, Context { stop, probes }: Context) -> Result<(
         }
         "gets stuck" => {
             let workers = tokio::runtime::Handle::current().metrics().num_workers();
-            (0..workers).for_each(|_| {
-                drop(tokio::spawn(async {
+            for _ in 0..workers {
+                tokio::spawn(async {
                     loop {
-                        thread::park()
+                        thread::park();
                     }
-                }))
-            });
-            std::future::pending().await
+                });
+            }
+            std::future::pending::<()>().await;
         }
         _ => stop.cancelled().await,
     }

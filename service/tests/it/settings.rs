@@ -26,11 +26,11 @@ fn table() -> Vec<Key> {
         keys::log_filter(),
         Key::new(
             "delay",
-            Kind::Duration(Duration::from_secs(1)..=Duration::from_secs(86_400)),
+            Kind::Duration(Duration::from_secs(1)..=Duration::from_hours(24)),
             "How late the stream is read.",
         )
         .with_default("15s"),
-        Key::new("inline_lease", Kind::Duration(Duration::ZERO..=Duration::from_secs(3600)), "A lease.")
+        Key::new("inline_lease", Kind::Duration(Duration::ZERO..=Duration::from_hours(1)), "A lease.")
             .with_default("10s"),
         Key::new("max_attempts", Kind::Integer(1..=1000), "Attempts before a message is dead.")
             .with_default("10"),
