@@ -1,6 +1,6 @@
 //! The outbox as a field of an aggregate: what it sent since it was loaded.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use mongodb::bson::{Bson, DateTime, Uuid};
 use serde::de::DeserializeOwned;
@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 use crate::{
     aggregate::message::{Message, SCHEMA_HEADER},
     encoding::payload,
-    stored::{ids::new_id, memory::weight_of_message},
+    stored::ids::new_id,
 };
 
 /// What an aggregate sends; a field of the user's own struct, marked `#[serde(skip)]`.
 ///
-/// Sending only stages: the messages are written by the save, in the same update as the aggregate's other
+/// Sending writes nothing: the messages are written by the save, in the same update as the aggregate's other
 /// fields. An outbox is never read from a document; what stands there from earlier saves is not in here.
 ///
 /// A unit test asks it what was sent, without any server:
@@ -37,7 +37,7 @@ use crate::{
 /// Two outboxes are equal when the same messages were sent in the same order for the same times; ids don't count.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outbox {
-    staged: Vec<PendingMessage>,
+    pending: Vec<PendingMessage>,
 }
 
 /// A message that waits for the save.
@@ -45,8 +45,7 @@ pub struct Outbox {
 pub struct PendingMessage {
     pub(crate) id: Uuid,
     pub(crate) message_type: &'static str,
-    /// Shared by its copies: a save keeps one until it is done.
-    pub(crate) payload: Result<Arc<Bson>, String>,
+    pub(crate) payload: Result<Bson, String>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) due: Due,
 }
@@ -72,15 +71,15 @@ impl Outbox {
     pub fn send<M: Message>(&mut self, message: M) -> &mut PendingMessage {
         let headers =
             M::SCHEMA.map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned())).into_iter().collect();
-        self.staged.push(PendingMessage {
+        self.pending.push(PendingMessage {
             id: new_id(),
             message_type: M::TYPE,
-            payload: payload::encode(&message).map(Arc::new).map_err(|error| error.to_string()),
+            payload: payload::encode(&message).map_err(|error| error.to_string()),
             headers,
             due: Due::Now,
         });
-        let last = self.staged.len() - 1;
-        &mut self.staged[last]
+        let last = self.pending.len() - 1;
+        &mut self.pending[last]
     }
 
     /// Sends a message with the next save that is not delivered before `at`, by the server's clock: a
@@ -90,53 +89,47 @@ impl Outbox {
     /// `sweep_interval` later. Until then it holds back none of the document's other messages; once due, it takes its turn
     /// where it stands. A document that waits for it can't be deleted, and is not on the fast path.
     pub fn send_at<M: Message>(&mut self, message: M, at: impl Into<DateTime>) -> &mut PendingMessage {
-        let staged = self.send(message);
-        staged.due = Due::At(at.into());
-        staged
+        let sent = self.send(message);
+        sent.due = Due::At(at.into());
+        sent
     }
 
     /// Like [`send_at`](Self::send_at), this long after the save; after [`stage`](crate::Store::stage) for updates of your own.
     pub fn send_after<M: Message>(&mut self, message: M, after: Duration) -> &mut PendingMessage {
-        let staged = self.send(message);
-        staged.due = Due::After(after);
-        staged
+        let sent = self.send(message);
+        sent.due = Due::After(after);
+        sent
     }
 
     /// The messages of one type that were sent, decoded as a handler gets them; one that doesn't decode is left out.
     pub fn sent<M: Message + DeserializeOwned>(&self) -> Vec<M> {
-        let of_type = self.staged.iter().filter(|staged| M::is_named(staged.message_type));
-        of_type.filter_map(|staged| payload::decode(staged.payload.as_ref().ok()?).ok()).collect()
+        let of_type = self.pending.iter().filter(|sent| M::is_named(sent.message_type));
+        of_type.filter_map(|sent| payload::decode(sent.payload.as_ref().ok()?).ok()).collect()
     }
 
     /// The types of what was sent, in order.
     pub fn types(&self) -> Vec<&'static str> {
-        self.staged.iter().map(|staged| staged.message_type).collect()
+        self.pending.iter().map(|sent| sent.message_type).collect()
     }
 
     /// What was sent, in order.
     pub fn iter(&self) -> impl Iterator<Item = &PendingMessage> {
-        self.staged.iter()
+        self.pending.iter()
     }
 
     /// How many messages were sent.
     pub fn len(&self) -> usize {
-        self.staged.len()
+        self.pending.len()
     }
 
     /// True when nothing was sent.
     pub fn is_empty(&self) -> bool {
-        self.staged.is_empty()
+        self.pending.is_empty()
     }
 
     /// Takes what was sent, leaving nothing.
     pub(crate) fn take(&mut self) -> Vec<PendingMessage> {
-        std::mem::take(&mut self.staged)
-    }
-
-    /// Puts back what was taken, before anything sent since.
-    pub(crate) fn restore(&mut self, mut staged: Vec<PendingMessage>) {
-        staged.append(&mut self.staged);
-        self.staged = staged;
+        std::mem::take(&mut self.pending)
     }
 }
 
@@ -161,11 +154,6 @@ impl PendingMessage {
     /// The message's type.
     pub fn message_type(&self) -> &'static str {
         self.message_type
-    }
-
-    /// About what it takes in memory while it is delivered.
-    pub(crate) fn weight(&self) -> usize {
-        self.payload.as_ref().map_or(0, |payload| weight_of_message(payload))
     }
 
     /// When it may be delivered.

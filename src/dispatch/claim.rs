@@ -31,6 +31,8 @@ use crate::{
 
 /// How long a claim without an answer is tried to be taken back.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
+/// The length of a UUID as text.
+const HYPHENATED: usize = 36;
 /// The longest error text kept in an entry.
 const MAX_ERROR_BYTES: usize = 1024;
 
@@ -77,6 +79,11 @@ pub(crate) struct Claimer {
 }
 
 impl Claimer {
+    /// How long a fresh claim value is.
+    pub(crate) fn token_bytes(&self) -> usize {
+        self.name.len() + 1 + HYPHENATED
+    }
+
     /// A fresh claim value.
     pub(crate) fn token(&self) -> String {
         format!("{}/{}", self.name, new_random())
@@ -132,7 +139,7 @@ impl Claimer {
         let array_filters = vec![doc! { "e.id": { "$in": ids } }];
         let namespace = claim.document.namespace.clone();
 
-        match self.mongo.update(Update { namespace, filter, update, array_filters }).await {
+        match self.mongo.update(Update { namespace, filter, update: update.into(), array_filters }).await {
             WriteOutcome::Done => Ok(Written::Done),
             WriteOutcome::Missed => Ok(Written::Missed),
             WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
@@ -152,7 +159,7 @@ impl Claimer {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = self.release_of(claim, &entries, now, &[]);
         let namespace = claim.document.namespace.clone();
-        let update = Update { namespace, filter, update, array_filters: elements };
+        let update = Update { namespace, filter, update: update.into(), array_filters: elements };
         let written = timeout(UNDO_TIMEOUT, self.mongo.update_without_majority(update)).await;
         if !matches!(written, Ok(Ok(()))) {
             tracing::debug!(document = %claim.document, "a claim without an answer was not taken back; it ends with its lease");
@@ -347,7 +354,7 @@ impl Claimer {
         array_filters: Vec<Document>,
     ) -> WriteOutcome {
         let namespace = document.namespace.clone();
-        self.mongo.update(Update { namespace, filter, update, array_filters }).await
+        self.mongo.update(Update { namespace, filter, update: update.into(), array_filters }).await
     }
 }
 

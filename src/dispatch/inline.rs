@@ -18,7 +18,6 @@ use tokio::{
 };
 
 use crate::{
-    aggregate::outbox::PendingMessage,
     deliver::deadline,
     dispatch::{
         claim::Claimer,
@@ -193,17 +192,15 @@ impl InlineDispatcher {
         self.deliveries.works_on(document)
     }
 
-    /// A seat for a save of which this many messages are due, with room for those that it brings along; or what to report
-    /// because there is none.
-    pub(crate) fn seat_for(&self, due: usize, messages: &[PendingMessage]) -> Result<Seat, Dispatch> {
+    /// A seat for a save of which this many messages are due, with room for messages of this weight; or what to report because
+    /// there is none.
+    pub(crate) fn seat_for(&self, due: usize, weight: usize) -> Result<Seat, Dispatch> {
         if self.mode == Mode::Off {
             return Err(Dispatch::Off);
         }
         if due == 0 {
             return Err(Dispatch::Scheduled);
         }
-
-        let weight = messages.iter().map(PendingMessage::weight).sum();
         self.seats.take(&self.deliveries.processor, weight).map_err(Dispatch::Skipped)
     }
 

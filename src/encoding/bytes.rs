@@ -6,6 +6,9 @@
 
 use mongodb::bson::{RawDocument, RawDocumentBuf};
 
+/// A document begins with its length.
+const LENGTH_BYTES: usize = 4;
+
 /// BSON's numbers for the types that this module has to tell apart.
 pub(crate) mod kind {
     pub(crate) const STRING: u8 = 0x02;
@@ -29,7 +32,7 @@ pub(crate) fn elements(document: &RawDocument) -> Elements<'_> {
     // Without its length and the NUL behind the last element.
     let bytes = document.as_bytes();
     let end = bytes.len().saturating_sub(1);
-    Elements { rest: bytes.get(4..end).unwrap_or_default() }
+    Elements { rest: bytes.get(LENGTH_BYTES..end).unwrap_or_default() }
 }
 
 /// The first element of this name.
@@ -136,6 +139,7 @@ fn is_sound_value(value: &[u8], depth: usize) -> bool {
 }
 
 /// Puts a document together from elements.
+#[derive(Debug, Clone)]
 pub(crate) struct Builder {
     /// Room for the length, then the elements.
     bytes: Vec<u8>,
@@ -143,7 +147,17 @@ pub(crate) struct Builder {
 
 impl Builder {
     pub(crate) fn new() -> Self {
-        Self { bytes: vec![0; 4] }
+        Self { bytes: vec![0; LENGTH_BYTES] }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.len() == LENGTH_BYTES
+    }
+
+    /// Whether there is an element of this name.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        let mut elements = Elements { rest: &self.bytes[LENGTH_BYTES..] };
+        elements.any(|element| element.name == name.as_bytes())
     }
 
     pub(crate) fn push(&mut self, element: Element<'_>) {
@@ -175,6 +189,12 @@ impl Builder {
         let length = i32::try_from(self.bytes.len()).unwrap_or(i32::MAX);
         self.bytes[..4].copy_from_slice(&length.to_le_bytes());
         RawDocumentBuf::from_bytes(self.bytes).unwrap_or_default()
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -5,6 +5,7 @@ use mongodb::{
     bson::{Document, RawDocumentBuf, Uuid},
     options::ReadConcern,
 };
+use serde::Serialize;
 
 use crate::stored::{document_ref::DocumentRef, filter::Filter};
 
@@ -24,8 +25,29 @@ pub(crate) struct Insert {
 pub(crate) struct Update {
     pub(crate) namespace: Namespace,
     pub(crate) filter: Filter,
-    pub(crate) update: Document,
+    pub(crate) update: Operators,
     pub(crate) array_filters: Vec<Document>,
+}
+
+/// What an update does to its document, by operators.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Operators {
+    Plain(Document),
+    /// Put together of what was encoded before.
+    Bytes(RawDocumentBuf),
+}
+
+impl From<Document> for Operators {
+    fn from(operators: Document) -> Self {
+        Self::Plain(operators)
+    }
+}
+
+impl From<RawDocumentBuf> for Operators {
+    fn from(operators: RawDocumentBuf) -> Self {
+        Self::Bytes(operators)
+    }
 }
 
 /// Updates one document, or makes it of the filter's equalities where there is none.

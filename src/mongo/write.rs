@@ -12,7 +12,10 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    mongo::{error_codes, statement::Update},
+    mongo::{
+        error_codes,
+        statement::{Operators, Update},
+    },
     stored::filter::Filter,
 };
 
@@ -88,7 +91,7 @@ impl Kind {
 #[derive(Serialize)]
 pub(crate) struct UpdateStatement<'a> {
     q: &'a Filter,
-    u: &'a Document,
+    u: &'a Operators,
     #[serde(rename = "arrayFilters", skip_serializing_if = "<[_]>::is_empty")]
     array_filters: &'a [Document],
 }

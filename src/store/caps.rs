@@ -2,7 +2,16 @@
 
 use mongodb::bson::{Bson, Document};
 
-use crate::{aggregate::outbox::PendingMessage, store::error::Error};
+use super::error::Error;
+use crate::{
+    aggregate::outbox::PendingMessage,
+    stored::{document_ref::DocumentRef, entry::Entry},
+};
+
+/// The longest `type`: it is the routing key, an AMQP short string.
+pub const MAX_TYPE_BYTES: usize = 255;
+/// A document or array without content: its length and a NUL.
+const EMPTY_DOCUMENT: usize = 5;
 
 /// Bounds on an outbox. The defaults leave every document room for its deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,27 +40,24 @@ impl Default for Caps {
     }
 }
 
-/// The longest `type`: it is the routing key, an AMQP short string.
-pub const MAX_TYPE_BYTES: usize = 255;
-
 impl Caps {
-    /// Checks one message and gives its payload.
-    pub(crate) fn check_message<'a>(&self, staged: &'a PendingMessage) -> Result<&'a Bson, Error> {
-        let message_type = staged.message_type;
-        let payload = staged.payload.as_ref().map_err(|reason| Error::Encode {
+    /// Checks one message; gives its payload, and how many bytes that takes.
+    pub(super) fn check_message<'a>(&self, message: &'a PendingMessage) -> Result<(&'a Bson, usize), Error> {
+        let message_type = message.message_type;
+        let payload = message.payload.as_ref().map_err(|reason| Error::Encode {
             what: format!("message `{message_type}`"),
             reason: reason.clone(),
         })?;
         if message_type.is_empty() || message_type.len() > MAX_TYPE_BYTES {
             return Err(Error::MessageType { message_type: message_type.into() });
         }
-        if let Some(name) = staged.headers.keys().find(|name| name.contains('\0')) {
+        if let Some(name) = message.headers.keys().find(|name| name.contains('\0')) {
             return Err(Error::Encode {
                 what: format!("header {name:?} of message `{message_type}`"),
                 reason: "a name in BSON cannot hold a NUL character".into(),
             });
         }
-        let headers: usize = staged.headers.iter().map(|(name, value)| name.len() + value.len() + 7).sum();
+        let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.len() + 7).sum();
         let too_large =
             |what, bytes, cap| Error::MessageTooLarge { message_type: message_type.into(), what, bytes, cap };
         let bytes = encoded_bytes(payload);
@@ -64,16 +70,72 @@ impl Caps {
         if !is_within(payload, self.depth) {
             return Err(Error::NestedTooDeep { message_type: message_type.into(), cap: self.depth });
         }
-        Ok(payload)
+        Ok((payload, bytes))
+    }
+
+    /// Checks that so many entries may be added to those that are there.
+    pub(super) fn check_entries(
+        &self,
+        document: &DocumentRef,
+        held: usize,
+        sent: usize,
+    ) -> Result<(), Error> {
+        if sent > 0 && held + sent > self.entries {
+            return Err(Error::OutboxFull { document: document.clone(), held, sent, cap: self.entries });
+        }
+        Ok(())
+    }
+
+    /// Checks the size that a document is going to have. It may always shrink.
+    pub(super) fn check_document(
+        &self,
+        document: &DocumentRef,
+        bytes: usize,
+        was: usize,
+    ) -> Result<(), Error> {
+        if bytes > self.document_bytes && bytes > was {
+            let document = document.clone();
+            return Err(Error::DocumentTooLarge { document, bytes, cap: self.document_bytes });
+        }
+        Ok(())
     }
 }
 
+/// How many bytes an entry takes in BSON that has both dates and a payload of this size.
+pub(super) fn entry_bytes(entry: &Entry, payload: usize) -> usize {
+    let headers: usize =
+        entry.headers.iter().map(|(name, value)| field_bytes(name, string_bytes(value))).sum();
+    let mut bytes = EMPTY_DOCUMENT
+        + field_bytes("id", 5 + 16)
+        + field_bytes("type", string_bytes(&entry.message_type))
+        + field_bytes("payload", payload)
+        + field_bytes("created_at", 8)
+        + field_bytes("available_at", 8);
+    if !entry.headers.is_empty() {
+        bytes += field_bytes("headers", EMPTY_DOCUMENT + headers);
+    }
+    if let Some(via) = &entry.via {
+        bytes += field_bytes("via", string_bytes(via));
+    }
+    bytes
+}
+
+/// How many bytes the claim of an entry takes that has a value of this length.
+pub(super) fn claim_bytes(token: usize) -> usize {
+    field_bytes("claimed_by", 5 + token)
+}
+
+/// How many bytes an array of documents of these sizes takes in BSON.
+pub(super) fn array_bytes_of(items: impl Iterator<Item = usize>) -> usize {
+    EMPTY_DOCUMENT + items.enumerate().map(|(place, bytes)| 2 + digits(place) + bytes).sum::<usize>()
+}
+
 /// How many bytes a value takes in BSON, without its name.
-pub(crate) fn encoded_bytes(value: &Bson) -> usize {
+pub(super) fn encoded_bytes(value: &Bson) -> usize {
     match value {
         Bson::Document(document) => document_bytes(document),
-        Bson::Array(items) => array_bytes(items),
-        Bson::String(text) | Bson::Symbol(text) | Bson::JavaScriptCode(text) => text.len() + 5,
+        Bson::Array(items) => array_bytes_of(items.iter().map(encoded_bytes)),
+        Bson::String(text) | Bson::Symbol(text) | Bson::JavaScriptCode(text) => string_bytes(text),
         Bson::Binary(binary) => binary.bytes.len() + 5,
         Bson::Int32(_) => 4,
         Bson::ObjectId(_) => 12,
@@ -86,16 +148,24 @@ pub(crate) fn encoded_bytes(value: &Bson) -> usize {
     }
 }
 
-/// How many bytes an array of these takes in BSON.
-pub(crate) fn array_bytes(items: &[Bson]) -> usize {
-    let digits = |index: usize| index.checked_ilog10().map_or(1, |log| log as usize + 1);
-    let items = items.iter().enumerate();
-    5 + items.map(|(index, item)| 2 + digits(index) + encoded_bytes(item)).sum::<usize>()
+fn document_bytes(document: &Document) -> usize {
+    EMPTY_DOCUMENT
+        + document.iter().map(|(name, value)| field_bytes(name, encoded_bytes(value))).sum::<usize>()
 }
 
-/// How many bytes a document takes in BSON.
-pub(crate) fn document_bytes(document: &Document) -> usize {
-    5 + document.iter().map(|(name, value)| 2 + name.len() + encoded_bytes(value)).sum::<usize>()
+/// A field is its type, its name with a NUL, and its value.
+fn field_bytes(name: &str, value: usize) -> usize {
+    2 + name.len() + value
+}
+
+/// A string is its length, its text and a NUL.
+fn string_bytes(text: &str) -> usize {
+    5 + text.len()
+}
+
+/// How long the name of this place in an array is.
+fn digits(place: usize) -> usize {
+    place.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
 fn is_within(value: &Bson, depth: usize) -> bool {
@@ -109,7 +179,7 @@ fn is_within(value: &Bson, depth: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use mongodb::bson::{DateTime, Regex, Uuid, doc, oid::ObjectId};
 
     use super::*;
@@ -123,14 +193,19 @@ mod tests {
         })
     }
 
-    #[test]
-    fn the_computed_size_is_the_encoded_size() {
+    /// One value of most types.
+    pub(crate) fn many_values() -> Document {
         let items: Vec<Bson> = (0..120).map(Bson::Int32).collect();
-        let document = doc! {
+        doc! {
             "s": "text ☃", "i": 1, "l": 1i64, "d": 0.5, "b": true, "n": Bson::Null, "u": Uuid::new(),
             "o": ObjectId::new(), "t": DateTime::now(), "a": items, "m": { "x": { "y": [] } },
             "r": regex("a+", "i"),
-        };
+        }
+    }
+
+    #[test]
+    fn the_computed_size_is_the_encoded_size() {
+        let document = many_values();
         assert_eq!(document_bytes(&document), codec::encode(&document).unwrap().as_bytes().len());
     }
 
@@ -138,8 +213,8 @@ mod tests {
     fn a_header_name_with_a_nul_is_refused() {
         let mut outbox = crate::Outbox::default();
         outbox.send(crate::aggregate::outbox::tests::Paid(1)).header("tenant\0", "north");
-        let staged: Vec<_> = outbox.iter().collect();
-        let error = Caps::default().check_message(staged[0]).unwrap_err().to_string();
+        let sent: Vec<_> = outbox.iter().collect();
+        let error = Caps::default().check_message(sent[0]).unwrap_err().to_string();
         assert!(error.contains(r#"header "tenant\0" of message `order.paid`"#), "{error}");
     }
 

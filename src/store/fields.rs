@@ -1,8 +1,8 @@
 //! Which fields a save writes: what changed between the aggregate as loaded and as it is now.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
-use mongodb::bson::{Document, RawBsonRef, RawDocument};
+use mongodb::bson::{RawBsonRef, RawDocument, doc};
 
 use super::unknown::{
     Unknown,
@@ -10,15 +10,22 @@ use super::unknown::{
     path::{FieldPath, Keys},
 };
 use crate::{
-    encoding::{codec, raw},
+    encoding::{
+        bytes::{self, Builder, Element},
+        codec,
+    },
     store::error::Error,
     stored::entry::{ETAG, OUTBOX},
 };
 
+/// The fields of a document that belong to the library.
+const RESERVED: [&str; 2] = [ETAG, OUTBOX];
+
 /// What a save writes: the top-level fields that it sets and removes.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    pub(super) set: Document,
+    /// As they are encoded.
+    pub(super) set: Builder,
     pub(super) unset: Vec<String>,
     /// What is unknown inside each field that is set.
     pub(super) unknown: Vec<(String, Option<Unknown>)>,
@@ -31,10 +38,10 @@ impl Changes {
     }
 }
 
-/// Compares two encodings of an aggregate.
+/// Compares two encodings of an aggregate, byte by byte.
 ///
 /// # Errors
-/// [`Error::ReservedField`] where it writes the library's own fields, [`Error::FieldName`] where a changed field cannot be
+/// [`Error::ReservedField`] where it changes the library's own fields, [`Error::FieldName`] where a changed field cannot be
 /// addressed, [`Error::UnreadableField`] where an unknown field inside a changed one cannot be written back,
 /// [`Error::Encode`] where the encoding itself is broken.
 pub(super) fn changes(
@@ -47,30 +54,35 @@ pub(super) fn changes(
     if before.as_bytes() == now.as_bytes() {
         return Ok(changes);
     }
-    let before = raw::fields(before).map_err(Error::of_encoding)?;
-    let was: HashMap<&str, RawBsonRef<'_>> = before.iter().copied().collect();
-    let mut is = HashSet::new();
-    for (name, value) in raw::fields(now).map_err(Error::of_encoding)? {
-        is.insert(name);
-        let was = was.get(name);
-        if was == Some(&value) {
+
+    let mut was: HashMap<&[u8], Element<'_>> =
+        bytes::elements(before).map(|element| (element.name, element)).collect();
+    for element in bytes::elements(now) {
+        let was = was.remove(element.name);
+        if was == Some(element) {
             continue;
         }
-        let value = match (unknown.get(name), was) {
-            (Some(inside), Some(was)) => {
-                let carried = carry(inside, *was, value, &FieldPath::of(name, keys), &mut changes.dropped)?;
+        let name = addressable(element.name)?;
+        if let Some(field) = RESERVED.into_iter().find(|field| *field == name) {
+            return Err(Error::ReservedField { field });
+        }
+        match unknown.get(name) {
+            Some(inside) if was.is_some() => {
+                let (before, now) = (value_of(before, name)?, value_of(now, name)?);
+                let carried = carry(inside, before, now, &FieldPath::of(name, keys), &mut changes.dropped)?;
+                let value = codec::encode(&doc! { name: carried.value }).map_err(Error::of_encoding)?;
+                changes.set.extend(&value);
                 changes.unknown.push((name.to_owned(), carried.unknown));
-                carried.value
             }
-            _ => raw::owned(value).map_err(Error::of_encoding)?,
-        };
-        changes.set.insert(addressable(name)?, value);
+            _ => changes.set.push(element),
+        }
     }
-    for (name, _) in before {
+
+    for removed in bytes::elements(before).filter(|element| was.contains_key(element.name)) {
+        let name = text(removed.name)?;
         // Dropping the library's own fields from a map that had picked them up drops nothing that is stored.
-        let is_ours = [ETAG, OUTBOX].contains(&name);
-        if !is_ours && !is.contains(name) {
-            changes.unset.push(addressable(name)?);
+        if !RESERVED.contains(&name) {
+            changes.unset.push(addressable(removed.name)?.to_owned());
         }
     }
     Ok(changes)
@@ -78,7 +90,7 @@ pub(super) fn changes(
 
 /// Checks that an aggregate doesn't write the library's fields itself, other than as they were stored.
 pub(crate) fn check_reserved(stored: Option<&RawDocument>, encoded: &RawDocument) -> Result<(), Error> {
-    for field in [ETAG, OUTBOX] {
+    for field in RESERVED {
         let written = encoded.get(field).ok().flatten();
         let was = stored.and_then(|stored| stored.get(field).ok().flatten());
         if written.is_some() && written != was {
@@ -88,21 +100,27 @@ pub(crate) fn check_reserved(stored: Option<&RawDocument>, encoded: &RawDocument
     Ok(())
 }
 
-/// An aggregate's encoding as a document to insert.
-pub(crate) fn insertable(encoded: &RawDocument) -> Result<Document, Error> {
-    codec::to_document(encoded).map_err(Error::of_encoding)
+fn value_of<'a>(document: &'a RawDocument, name: &str) -> Result<RawBsonRef<'a>, Error> {
+    let value = document.get(name).map_err(Error::of_encoding)?;
+    value.ok_or_else(|| Error::of_encoding(format!("field `{name}` cannot be found")))
 }
 
-fn addressable(name: &str) -> Result<String, Error> {
+/// The name of a field that an update can address.
+fn addressable(name: &[u8]) -> Result<&str, Error> {
+    let name = text(name)?;
     if name.is_empty() || name.starts_with('$') || name.contains('.') {
         return Err(Error::FieldName { field: name.into() });
     }
-    Ok(name.into())
+    Ok(name)
+}
+
+fn text(name: &[u8]) -> Result<&str, Error> {
+    std::str::from_utf8(name).map_err(Error::of_encoding)
 }
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::{RawDocumentBuf, doc};
+    use mongodb::bson::{Document, RawDocumentBuf};
 
     use super::*;
 
@@ -118,7 +136,7 @@ mod tests {
     fn only_changed_fields_are_written_and_removed_ones_are_unset() {
         let found =
             between(doc! { "a": 1, "b": [1], "c": "x" }, doc! { "a": 1, "b": [1, 2], "d": true }).unwrap();
-        assert_eq!(found.set, doc! { "b": [1, 2], "d": true });
+        assert_eq!(codec::to_document(&found.set.build()).unwrap(), doc! { "b": [1, 2], "d": true });
         assert_eq!(found.unset, ["c"]);
         assert!(between(doc! { "a": f64::NAN }, doc! { "a": f64::NAN }).unwrap().is_empty());
     }

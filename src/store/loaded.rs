@@ -2,10 +2,11 @@
 
 use std::ops::{Deref, DerefMut};
 
-use mongodb::bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf};
+use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 
 use super::{
     fields::{Changes, changes, check_reserved},
+    hope::Hope,
     identity::ID,
     unknown::{
         Unknown,
@@ -13,18 +14,17 @@ use super::{
     },
 };
 use crate::{
-    aggregate::{Aggregate, outbox::Due},
-    dispatch::outcome::{Dispatch, Disposition},
+    aggregate::Aggregate,
+    dispatch::{Dispatch, Disposition},
     encoding::{
         bytes::{self, Element},
         codec, salvage,
     },
-    mongo::clock::later,
-    observe::trace,
     store::error::Error,
     stored::{
         document_ref::DocumentRef,
         entry::{ETAG, NotAnArray, OUTBOX, type_name},
+        filter::equal_to,
     },
 };
 
@@ -57,6 +57,14 @@ impl<T> Loaded<T> {
     pub fn document(&self) -> &DocumentRef {
         &self.document
     }
+
+    /// What the stored etag must be: as it was loaded.
+    pub(super) fn etag_condition(&self) -> Bson {
+        match &self.etag {
+            Some(etag) => equal_to(etag),
+            None => doc! { "$exists": false }.into(),
+        }
+    }
 }
 
 impl<T: Aggregate> Loaded<T> {
@@ -83,18 +91,20 @@ impl<T: Aggregate> Loaded<T> {
 
     /// Remembers that a save wrote this many entries, beside as many others, and what was made of them.
     pub(super) fn has_sent(&mut self, sent: usize, others: usize, dispatch: &Dispatch) {
-        let (left, dispatched) = match dispatch {
-            Dispatch::Settled(settled) if settled.iter().all(|(_, it)| *it == Disposition::Delivered) => {
-                (0, 0)
-            }
-            Dispatch::Background => (sent, sent),
-            _ => (sent, 0),
-        };
         if others == 0 {
             self.hope.was_right();
         }
-        self.hope.dispatched += dispatched;
-        self.held = self.held.clone().map(|_| others + left);
+        let left = match dispatch {
+            Dispatch::Settled(settled) if settled.iter().all(|(_, it)| *it == Disposition::Delivered) => 0,
+            Dispatch::Background => {
+                self.hope.has_dispatched(sent);
+                sent
+            }
+            _ => sent,
+        };
+        if let Ok(held) = &mut self.held {
+            *held = others + left;
+        }
     }
 
     /// What a save of the aggregate as it is now writes. With any change, a field that was read under another name moves.
@@ -105,11 +115,10 @@ impl<T: Aggregate> Loaded<T> {
         }
 
         for field in &self.differences.unstored {
-            if !changes.set.contains_key(field)
-                && let Ok(Some(value)) = now.get(field)
-                && let Ok(value) = Bson::try_from(value)
+            if !changes.set.contains(field)
+                && let Some(element) = bytes::element(now, field)
             {
-                changes.set.insert(field, value);
+                changes.set.push(element);
             }
         }
         changes.unset.extend(self.differences.renamed.iter().cloned());
@@ -170,42 +179,6 @@ fn shown(document: &RawDocument, field: &str) -> String {
     }
 }
 
-/// Whether a save may take the outbox for empty although entries were counted: those that this aggregate's own saves wrote are
-/// mostly delivered and cleared soon after. The save's filter decides; a hope that was wrong costs two more round trips, so
-/// after each that was, twice as many saves go by without one.
-#[derive(Debug, Default)]
-pub(super) struct Hope {
-    /// How many of the entries counted this process has begun to deliver.
-    pub(super) dispatched: usize,
-    wrong: u32,
-    saves_without: u64,
-}
-
-/// After so many wrong hopes the pause grows no more.
-const MOST_WRONG: u32 = 6;
-
-impl Hope {
-    pub(super) fn covers(&mut self, held: usize) -> bool {
-        if held > self.dispatched {
-            return false;
-        }
-        if self.saves_without > 0 {
-            self.saves_without -= 1;
-            return false;
-        }
-        true
-    }
-
-    pub(super) fn was_right(&mut self) {
-        *self = Self::default();
-    }
-
-    pub(super) fn was_wrong(&mut self) {
-        self.wrong = (self.wrong + 1).min(MOST_WRONG);
-        self.saves_without = 1 << self.wrong;
-    }
-}
-
 impl<T> Deref for Loaded<T> {
     type Target = T;
 
@@ -255,43 +228,13 @@ pub(super) fn encode<T: Aggregate>(value: &T) -> Result<RawDocumentBuf, Error> {
     codec::encode(value).map_err(Error::of_encoding)
 }
 
-/// When a message is due, where that is still to come.
-pub(super) fn scheduled(due: Due, now: DateTime) -> Option<DateTime> {
-    let at = match due {
-        Due::Now => now,
-        Due::At(at) => at,
-        Due::After(after) => later(now, after),
-    };
-    Some(at).filter(|at| *at > now)
-}
-
-/// A staged message as the entry to store.
-pub(super) fn entry(
-    staged: &crate::PendingMessage,
-    payload: &Bson,
-    via: Option<&str>,
-    now: DateTime,
-    claim: Option<(&str, DateTime)>,
-) -> Document {
-    let due = scheduled(staged.due, now);
-    // Nobody holds a claim on what is not to be delivered now.
-    let claim = claim.filter(|_| due.is_none());
-    let mut entry = Document::new();
-    entry.insert("id", staged.id);
-    entry.insert("type", staged.message_type);
-    entry.insert("payload", payload.clone());
-    let headers = trace::stored(staged.headers.clone());
-    if !headers.is_empty() {
-        let headers: Document = headers.into_iter().map(|(name, value)| (name, value.into())).collect();
-        entry.insert("headers", headers);
+/// Checks that what would be stored can be loaded again.
+pub(super) fn check_readable<T: Aggregate>(
+    document: &DocumentRef,
+    content: &RawDocument,
+) -> Result<(), Error> {
+    match codec::decode::<T>(content.as_bytes()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Unreadable { document: document.clone(), reason: error.to_string() }),
     }
-    if let Some(via) = via {
-        entry.insert("via", via);
-    }
-    entry.insert("created_at", now);
-    entry.insert("available_at", claim.map(|(_, until)| until).or(due).unwrap_or(now));
-    if let Some((token, _)) = claim {
-        entry.insert("claimed_by", token);
-    }
-    entry
 }

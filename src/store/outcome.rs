@@ -2,8 +2,8 @@
 
 use mongodb::error::Error as DriverError;
 
-use super::Loaded;
-use crate::dispatch::outcome::Dispatch;
+use super::loaded::Loaded;
+use crate::{dispatch::Dispatch, observe::metrics::SaveOutcome};
 
 /// A write that the majority has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub enum Saved {
 }
 
 impl Saved {
-    /// Whether the document is now as the aggregate has it.
-    pub fn is_applied(&self) -> bool {
+    /// Whether the document is now as the aggregate has it: also where there was nothing to write.
+    pub fn is_current(&self) -> bool {
         matches!(self, Self::Applied(_) | Self::Unchanged)
     }
 }
@@ -75,4 +75,38 @@ pub enum Deleted {
     Undelivered,
     /// No clean answer came. Load and look.
     Unknown(DriverError),
+}
+
+impl From<&Saved> for SaveOutcome {
+    fn from(saved: &Saved) -> Self {
+        match saved {
+            Saved::Applied(_) => Self::Applied,
+            Saved::Unchanged => Self::Unchanged,
+            Saved::Conflict => Self::Conflict,
+            Saved::Gone => Self::Gone,
+            Saved::Unknown(_) => Self::Unknown,
+        }
+    }
+}
+
+impl<T> From<&Inserted<T>> for SaveOutcome {
+    fn from(inserted: &Inserted<T>) -> Self {
+        match inserted {
+            Inserted::Applied(..) => Self::Applied,
+            Inserted::Exists(_) => Self::Conflict,
+            Inserted::Unknown(..) => Self::Unknown,
+        }
+    }
+}
+
+impl From<&Deleted> for SaveOutcome {
+    fn from(deleted: &Deleted) -> Self {
+        match deleted {
+            Deleted::Done => Self::Applied,
+            Deleted::Conflict => Self::Conflict,
+            Deleted::Gone => Self::Gone,
+            Deleted::Undelivered => Self::Refused,
+            Deleted::Unknown(_) => Self::Unknown,
+        }
+    }
 }

@@ -21,18 +21,23 @@
 use std::fmt;
 
 use mongodb::{
-    Collection,
-    bson::{Bson, Document as BsonDocument, RawDocumentBuf, Uuid, doc},
+    Namespace,
+    bson::{Bson, Document, Uuid, doc},
     error::Error as DriverError,
     options::ReadConcern,
 };
 
-use super::identity::{ID, named_by, other_forms};
+use super::{
+    Store,
+    error::Error,
+    identity::{ID, named_by, other_forms},
+};
 use crate::{
-    dispatch::{deliveries::Work, inline::InlineDispatcher, outcome::Dispatch},
+    aggregate::{Aggregate, outbox::Outbox},
+    dispatch::{Dispatch, InlineDispatcher, deliveries::Work},
+    encoding::codec,
     mongo::{Find, Mongo},
     observe::event::Shed,
-    store::error::Error,
     stored::{
         deliverable::DeliveryOrder,
         document_ref::DocumentRef,
@@ -48,24 +53,54 @@ use crate::{
 /// with less, a failover can undo it. Dropping this without writing drops the messages.
 #[must_use = "messages that are not written are lost"]
 pub struct StagedMessages {
-    pub(super) mongo: Mongo,
-    pub(super) inline: InlineDispatcher,
-    pub(super) collection: Collection<RawDocumentBuf>,
-    pub(super) shard_key: Vec<String>,
-    pub(super) ordering: DeliveryOrder,
-    pub(super) ids: Vec<Uuid>,
+    mongo: Mongo,
+    inline: InlineDispatcher,
+    namespace: Namespace,
+    shard_key: Vec<String>,
+    ordering: DeliveryOrder,
+    ids: Vec<Uuid>,
     /// How many of them are due.
-    pub(super) due: usize,
-    pub(super) entries: Vec<Bson>,
+    due: usize,
+    entries: Vec<Bson>,
 }
 
 /// Without the entries, which hold payloads.
 impl fmt::Debug for StagedMessages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StagedMessages")
-            .field("collection", &self.collection.namespace().to_string())
+            .field("collection", &self.namespace.to_string())
             .field("ids", &self.ids)
             .finish_non_exhaustive()
+    }
+}
+
+impl<T: Aggregate> Store<T> {
+    /// Makes messages ready for an update, an insert or a transaction of your own: see [`StagedMessages`].
+    ///
+    /// # Errors
+    /// [`Error`] for messages past their caps; they stay in the outbox.
+    pub async fn stage(&self, outbox: &mut Outbox) -> Result<StagedMessages, Error> {
+        let unnamed = DocumentRef::by_id(self.namespace.clone(), Bson::Null);
+        let drafts = self.drafts(outbox)?;
+        self.caps.check_entries(&unnamed, 0, drafts.len())?;
+        let prepared = self.prepare_for_others(&unnamed, drafts).await?;
+        let mut stored = codec::to_document(&prepared.encoded).map_err(Error::of_encoding)?;
+        let entries = match stored.remove(OUTBOX) {
+            Some(Bson::Array(entries)) => entries,
+            _ => Vec::new(),
+        };
+
+        outbox.take();
+        Ok(StagedMessages {
+            mongo: self.mongo.clone(),
+            inline: self.inline.clone(),
+            namespace: self.namespace.clone(),
+            shard_key: self.shard_key.clone(),
+            ordering: T::ORDERING,
+            ids: prepared.ids(),
+            due: prepared.due,
+            entries,
+        })
     }
 }
 
@@ -74,7 +109,7 @@ impl StagedMessages {
     ///
     /// # Errors
     /// [`Error::UpdateTouchesOutbox`] where the update writes `outbox` or `etag` itself.
-    pub fn onto(&self, mut update: BsonDocument) -> Result<BsonDocument, Error> {
+    pub fn onto(&self, mut update: Document) -> Result<Document, Error> {
         for (operator, fields) in &update {
             for (path, value) in fields.as_document().into_iter().flatten() {
                 let renamed_to = value.as_str().filter(|_| operator == "$rename");
@@ -94,7 +129,7 @@ impl StagedMessages {
     ///
     /// # Errors
     /// [`Error::UpdateTouchesOutbox`] where the document has `outbox` or `etag` already.
-    pub fn into_new(&self, mut document: BsonDocument) -> Result<BsonDocument, Error> {
+    pub fn into_new(&self, mut document: Document) -> Result<Document, Error> {
         if let Some(path) = [ETAG, OUTBOX].into_iter().find(|field| document.contains_key(field)) {
             return Err(Error::UpdateTouchesOutbox { path: path.into() });
         }
@@ -115,9 +150,9 @@ impl StagedMessages {
     pub async fn committed(self, id: impl Into<Bson>) -> Dispatch {
         let Some(first) = self.ids.first() else { return Dispatch::Nothing };
         let id = id.into();
-        let named = DocumentRef::by_id(self.collection.namespace(), id.clone());
+        let named = DocumentRef::by_id(self.namespace.clone(), id.clone());
         self.inline.metrics().sent(self.ids.len());
-        let seat = match self.inline.seat_for(self.due, &[]) {
+        let seat = match self.inline.seat_for(self.due, 0) {
             Ok(seat) => seat,
             Err(why) => {
                 self.inline.left(&named, self.due, &why);
@@ -151,13 +186,13 @@ impl StagedMessages {
         let mut projection = doc! { ID: 1 };
         projection.extend(self.shard_key.iter().map(|field| (field.clone(), Bson::Int32(1))));
         let find = Find {
-            namespace: &self.collection.namespace(),
+            namespace: &self.namespace,
             filter: filter.into(),
             projection: Some(projection),
             concern: ReadConcern::local(),
         };
         let found = self.mongo.find(find).await?;
-        Ok(found.and_then(|found| named_by(self.collection.namespace(), &self.shard_key, &found).ok()))
+        Ok(found.and_then(|found| named_by(self.namespace.clone(), &self.shard_key, &found).ok()))
     }
 }
 
@@ -166,7 +201,7 @@ fn is_ours(path: &str) -> bool {
     [ETAG, OUTBOX].contains(&field)
 }
 
-fn merge(update: &mut BsonDocument, operator: &str, fields: BsonDocument) {
+fn merge(update: &mut Document, operator: &str, fields: Document) {
     match update.get_mut(operator) {
         Some(Bson::Document(there)) => there.extend(fields),
         _ => _ = update.insert(operator, fields),

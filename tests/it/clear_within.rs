@@ -94,11 +94,11 @@ async fn a_delivered_message_leaves_with_the_next_save_of_its_document() {
     assert_eq!(shop.amounts("o-1").await, [5]);
     let mut order = shop.orders.load(&"o-1".into()).await.unwrap().unwrap();
     order.note = Some("a save that sends nothing takes nothing out".into());
-    assert!(shop.orders.save(&mut order).await.unwrap().is_applied());
+    assert!(shop.orders.save(&mut order).await.unwrap().is_current());
     assert_eq!(shop.amounts("o-1").await, [5]);
     order.outbox.send(Added { amount: 6 });
     order.outbox.send(Added { amount: 7 });
-    assert!(shop.orders.save(&mut order).await.unwrap().is_applied());
+    assert!(shop.orders.save(&mut order).await.unwrap().is_current());
     assert_eq!(shop.amounts("o-1").await, [6, 7]);
     save(&shop.orders, &mut order, 8).await;
     assert_eq!(shop.amounts("o-1").await, [8]);

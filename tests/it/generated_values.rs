@@ -223,7 +223,7 @@ impl World {
             let saved = self.store.save(&mut loaded).await;
             let array = read_outbox(outbox(&stored[id]).as_ref()).is_ok();
             match saved {
-                Ok(saved) => assert!(array && saved.is_applied(), "document {id}: {saved:?}"),
+                Ok(saved) => assert!(array && saved.is_current(), "document {id}: {saved:?}"),
                 Err(error) => {
                     assert!(!array && matches!(error, Error::OutboxNotArray { .. }), "document {id}: {error}")
                 }
@@ -439,7 +439,7 @@ async fn six_hundred_generated_changes_keep_every_unknown_field() {
             change(&mut generator, changed.get_document_mut("root").unwrap(), 2);
             tree.root = Node::of(changed.get_document("root").unwrap());
             match trees.save(&mut tree).await {
-                Ok(saved) => assert!(saved.is_applied(), "{saved:?}"),
+                Ok(saved) => assert!(saved.is_current(), "{saved:?}"),
                 // Names that the server takes from an insert only.
                 Err(Error::Refused(_)) => {
                     refused += 1;

@@ -113,7 +113,7 @@ async fn a_kept_aggregate_is_born_claimed_again() {
         test.wait_until("o-1", is_empty).await;
         is_idle(&inline).await;
         order.add(1);
-        assert!(orders.save(&mut order).await.unwrap().is_applied());
+        assert!(orders.save(&mut order).await.unwrap().is_current());
         let pushed = timeout(LONG, pushed_entry(&mut changes)).await.unwrap();
         assert!(pushed.get_str("claimed_by").is_ok(), "{pushed}");
     }
@@ -123,7 +123,7 @@ async fn a_kept_aggregate_is_born_claimed_again() {
     for amount in [2, 3] {
         is_idle(&inline).await;
         order.add(amount);
-        assert!(orders.save(&mut order).await.unwrap().is_applied());
+        assert!(orders.save(&mut order).await.unwrap().is_current());
     }
     is_idle(&inline).await;
     let outbox = test.outbox("o-1").await;
@@ -168,7 +168,7 @@ async fn an_entry_that_arrives_between_load_and_save_keeps_its_place_before_the_
         doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 7i64 } };
     test.orders().update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } }).await.unwrap();
     order.add(8);
-    assert!(orders.save(&mut order).await.unwrap().is_applied());
+    assert!(orders.save(&mut order).await.unwrap().is_current());
     recorder.wait_delivered(2).await;
     assert_eq!(recorder.amounts(), [7, 8]);
     test.drop().await;
@@ -799,7 +799,7 @@ async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> 
 #[tokio::test]
 async fn closing_ends_with_a_forgotten_save() {
     let saved = close_beside_a_forgotten_save(Duration::ZERO, Duration::ZERO).await;
-    assert!(saved.is_applied(), "and the save can still be finished");
+    assert!(saved.is_current(), "and the save can still be finished");
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ async fn a_schedule_survives_that_the_outbox_was_not_empty_after_all() {
     test.orders().update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } }).await.unwrap();
     order.outbox.send_after(Added { amount: 8 }, LONG);
     order.add(9);
-    assert!(orders.save(&mut order).await.unwrap().is_applied());
+    assert!(orders.save(&mut order).await.unwrap().is_current());
     assert_eq!(recorder.amounts(), [7, 9]);
     let entry = test.outbox("o-1").await.remove(0);
     assert_eq!(date(&entry, "available_at") - date(&entry, "created_at"), millis(LONG));

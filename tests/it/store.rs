@@ -74,9 +74,9 @@ async fn a_saved_aggregate_can_be_changed_and_saved_again() {
         assert!(order.outbox.is_empty());
     }
     order.note = Some("x".into());
-    assert!(orders.save(&mut order).await.unwrap().is_applied());
+    assert!(orders.save(&mut order).await.unwrap().is_current());
     order.note = None;
-    assert!(orders.save(&mut order).await.unwrap().is_applied());
+    assert!(orders.save(&mut order).await.unwrap().is_current());
     let stored = test.stored("o-1").await;
     assert_eq!((stored.get_i64("total"), stored.get("note")), (Ok(6), None));
     assert_eq!(test.outbox("o-1").await.len(), 3);
@@ -108,7 +108,7 @@ async fn the_first_save_of_an_old_document_is_guarded_too() {
     let mut theirs = orders.load(&"old".into()).await.unwrap().unwrap();
     mine.add(1);
     theirs.add(1);
-    assert!(orders.save(&mut mine).await.unwrap().is_applied());
+    assert!(orders.save(&mut mine).await.unwrap().is_current());
     assert!(matches!(orders.save(&mut theirs).await.unwrap(), Saved::Conflict));
     test.drop().await;
 }
@@ -521,7 +521,7 @@ async fn an_aggregate_that_is_kept_and_saved_over_and_over_does_not_count_what_w
     let Inserted::Applied(mut order, _) = orders.insert(Order::new("o-1")).await.unwrap() else { panic!() };
     for amount in 1..=6 {
         order.add(amount);
-        assert!(orders.save(&mut order).await.unwrap().is_applied(), "save {amount}");
+        assert!(orders.save(&mut order).await.unwrap().is_current(), "save {amount}");
         test.wait_until("o-1", |stored| stored.get_array("outbox").is_ok_and(Vec::is_empty)).await;
     }
     assert_eq!(recorder.amounts(), [1, 2, 3, 4, 5, 6]);
@@ -676,7 +676,7 @@ where
     new.outbox().send(Text("inserted".into()));
     let Inserted::Applied(mut inserted, _) = store().insert(new).await.unwrap() else { panic!("{id:?}") };
     inserted.outbox().send(Text("saved".into()));
-    assert!(store().save(&mut inserted).await.unwrap().is_applied(), "{id:?}");
+    assert!(store().save(&mut inserted).await.unwrap().is_current(), "{id:?}");
     // A store that has seen no document yet, and one that has.
     let fresh = store();
     for text in ["updated", "again"] {
@@ -1122,10 +1122,10 @@ async fn no_save_brings_back_what_an_earlier_one_removed() {
     let mut basket = baskets.load(&"o-1".into()).await.unwrap().unwrap();
     let address = basket.address.take();
     let removed = basket.lines.remove(0);
-    assert!(baskets.save(&mut basket).await.unwrap().is_applied());
+    assert!(baskets.save(&mut basket).await.unwrap().is_current());
     basket.address = address;
     basket.lines.push(removed);
-    assert!(baskets.save(&mut basket).await.unwrap().is_applied());
+    assert!(baskets.save(&mut basket).await.unwrap().is_current());
     let now = test.stored("o-1").await;
     assert_eq!(now.get_document("address").unwrap(), &doc! { "street": "s" });
     let lines = [doc! { "sku": "b", "qty": 1_i64, "gift": true }, doc! { "sku": "a", "qty": 1_i64 }];

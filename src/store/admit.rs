@@ -1,0 +1,83 @@
+//! Whether a save fits into its document: decided before anything is written, by what is known, or else by what is measured.
+
+use super::{
+    Store,
+    caps::claim_bytes,
+    diff::Diff,
+    error::Error,
+    loaded::Loaded,
+    prepare::{Draft, bytes_of},
+};
+use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
+
+/// How large a stored document is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// Entries in its outbox, without those that were delivered and wait to be taken out.
+    pub(super) held: usize,
+    pub(super) bytes: usize,
+}
+
+/// By how much a save makes its document larger.
+struct Growth {
+    entries: usize,
+    /// What comes in, the room for the claim of a delivery included.
+    added: usize,
+    /// What is replaced.
+    removed: usize,
+}
+
+impl<T: Aggregate> Store<T> {
+    /// Checks that a save fits; gives the size of the document that it meets. Asks the server where it doesn't fit by what was
+    /// known at the load, and no more than once: what was delivered meanwhile has left.
+    ///
+    /// # Errors
+    /// [`Error::OutboxNotArray`], [`Error::OutboxFull`], [`Error::DocumentTooLarge`], or that of the question.
+    pub(super) async fn admit(&self, loaded: &Loaded<T>, diff: &Diff) -> Result<Size, Error> {
+        let held = match (&loaded.held, diff.drafts.is_empty()) {
+            (Ok(held), _) => *held,
+            // A save that sends nothing leaves alone whatever is there.
+            (Err(_), true) => 0,
+            (Err(source), false) => {
+                return Err(Error::OutboxNotArray {
+                    document: loaded.document.clone(),
+                    source: source.clone(),
+                });
+            }
+        };
+        // Not counted: what was delivered and waits for this save to take it out, or for its clear.
+        let delivered = self.delivered_and_there(&loaded.document, &diff.drafts);
+        let known = Size { held: held.saturating_sub(delivered), bytes: loaded.bytes };
+
+        let claim = claim_bytes(self.inline.claimer().token_bytes());
+        let growth = Growth {
+            entries: diff.drafts.len(),
+            added: diff.now.as_bytes().len() + bytes_of(&diff.drafts, claim),
+            removed: loaded.baseline.as_bytes().len(),
+        };
+        if self.check(&loaded.document, known, &growth).is_ok() {
+            return Ok(known);
+        }
+
+        let Some(measured) = self.measure(&loaded.document).await? else {
+            // It is gone, which the write will tell.
+            return self.check(&loaded.document, known, &growth).map(|()| known);
+        };
+        let measured = Size { held: measured.held.saturating_sub(delivered), ..measured };
+        self.check(&loaded.document, measured, &growth)?;
+        Ok(measured)
+    }
+
+    fn delivered_and_there(&self, document: &DocumentRef, drafts: &[Draft]) -> usize {
+        match self.inline.linger() {
+            Some(linger) if !drafts.is_empty() => linger.count(document),
+            _ => 0,
+        }
+    }
+
+    fn check(&self, document: &DocumentRef, size: Size, growth: &Growth) -> Result<(), Error> {
+        self.caps.check_entries(document, size.held, growth.entries)?;
+        let bytes = (size.bytes + growth.added).saturating_sub(growth.removed);
+        self.caps.check_document(document, bytes, size.bytes)
+    }
+}

@@ -1,0 +1,43 @@
+//! Deleting an aggregate that has nothing left to deliver.
+
+use mongodb::bson::doc;
+
+use super::{Store, error::Error, loaded::Loaded, lookups::Found, outcome::Deleted, write::is_empty};
+use crate::{
+    aggregate::Aggregate,
+    mongo::{Delete, WriteOutcome, write::until_deadline},
+    stored::entry::ETAG,
+};
+
+impl<T: Aggregate> Store<T> {
+    /// Deletes an aggregate that nobody else has changed and that has nothing left to deliver.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was deleted then.
+    pub async fn delete(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
+        self.observe("delete", self.delete_in_steps(loaded)).await
+    }
+
+    async fn delete_in_steps(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
+        // What was delivered and waits to be cleared must not be in the way.
+        if let Some(linger) = self.inline.linger() {
+            until_deadline(linger.flush(&loaded.document)).await;
+        }
+
+        let mut filter = loaded.document.filter();
+        filter.extend(doc! { ETAG: loaded.etag_condition() });
+        filter.extend(is_empty());
+        match self.mongo.delete(Delete { namespace: self.namespace.clone(), filter }).await {
+            WriteOutcome::Done => return Ok(Deleted::Done),
+            WriteOutcome::Unknown(error) => return Ok(Deleted::Unknown(error)),
+            WriteOutcome::Failed(error) => return Err(Error::of_write(&loaded.document, error, 0)),
+            WriteOutcome::Missed => {}
+        }
+
+        Ok(match self.look_again(loaded).await? {
+            Found::Same => Deleted::Undelivered,
+            Found::Changed => Deleted::Conflict,
+            Found::Gone => Deleted::Gone,
+        })
+    }
+}

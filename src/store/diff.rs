@@ -1,0 +1,46 @@
+//! What a save has to write: what has changed since the load, and what was sent.
+
+use mongodb::bson::RawDocumentBuf;
+
+use super::{
+    Store,
+    error::Error,
+    fields::Changes,
+    identity::check_id,
+    loaded::{Loaded, check_readable, encode},
+    prepare::Draft,
+};
+use crate::aggregate::Aggregate;
+
+/// What a save has to write.
+pub(super) struct Diff {
+    /// The aggregate's encoding.
+    pub(super) now: RawDocumentBuf,
+    pub(super) changes: Changes,
+    pub(super) drafts: Vec<Draft>,
+}
+
+impl Diff {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.drafts.is_empty()
+    }
+}
+
+impl<T: Aggregate> Store<T> {
+    /// Step 1 of a save.
+    ///
+    /// # Errors
+    /// For an aggregate, or a message of it, that can't be stored.
+    pub(super) fn diff(&self, loaded: &mut Loaded<T>) -> Result<Diff, Error> {
+        let now = encode(&loaded.value)?;
+        loaded.check_named_alike(&now, &self.shard_key)?;
+        check_id(&now, loaded.value.id())?;
+
+        let changes = loaded.changes(&now)?;
+        if !changes.is_empty() {
+            check_readable::<T>(&loaded.document, &now)?;
+        }
+        let drafts = self.drafts(loaded.value.outbox())?;
+        Ok(Diff { now, changes, drafts })
+    }
+}

@@ -1,0 +1,43 @@
+//! Whether a save may take an outbox for empty in which entries were counted.
+
+/// After this many wrong hopes the pause grows no more.
+const MOST_WRONG: u32 = 6;
+
+/// Whether a save may take the outbox for empty although entries were counted: those that this aggregate's own saves wrote are
+/// mostly delivered and cleared soon after. The save's filter decides; a hope that was wrong costs two more round trips, so
+/// after each that was, twice as many saves go by without one.
+#[derive(Debug, Default)]
+pub(super) struct Hope {
+    /// How many of the entries counted this process has begun to deliver.
+    dispatched: usize,
+    wrong: u32,
+    saves_without: u64,
+}
+
+impl Hope {
+    /// Whether this many entries may all have left meanwhile.
+    pub(super) fn covers(&mut self, held: usize) -> bool {
+        if held > self.dispatched {
+            return false;
+        }
+        if self.saves_without > 0 {
+            self.saves_without -= 1;
+            return false;
+        }
+        true
+    }
+
+    /// This process has begun to deliver more of them.
+    pub(super) fn has_dispatched(&mut self, entries: usize) {
+        self.dispatched += entries;
+    }
+
+    pub(super) fn was_right(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(super) fn was_wrong(&mut self) {
+        self.wrong = (self.wrong + 1).min(MOST_WRONG);
+        self.saves_without = 1 << self.wrong;
+    }
+}

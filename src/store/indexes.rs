@@ -1,0 +1,18 @@
+//! The indexes that an outbox needs.
+
+use mongodb::{IndexModel, bson::doc, options::IndexOptions};
+
+/// The indexes an outbox needs: due entries by time, over filled outboxes only, and dead ones by time.
+pub fn indexes() -> [IndexModel; 2] {
+    let filled = doc! { "outbox.id": { "$exists": true } };
+    let due = IndexOptions::builder()
+        .name("outbox_available_at".to_owned())
+        .partial_filter_expression(filled)
+        .build();
+    let dead = IndexOptions::builder().name("outbox_dead_at".to_owned()).sparse(true).build();
+
+    [
+        IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).options(due).build(),
+        IndexModel::builder().keys(doc! { "outbox.dead_at": 1 }).options(dead).build(),
+    ]
+}

@@ -1,0 +1,90 @@
+//! Inserting a new aggregate.
+
+use std::sync::atomic::Ordering;
+
+use mongodb::bson::{Bson, RawDocument, RawDocumentBuf, doc};
+
+use super::{
+    Store,
+    error::Error,
+    fields::check_reserved,
+    hope::Hope,
+    identity::{check_id, is_unset, named_by},
+    loaded::{Loaded, check_readable, encode},
+    outcome::Inserted,
+    prepare::{Emptiness, Prepared},
+    unknown::renamed::Differences,
+};
+use crate::{
+    aggregate::Aggregate,
+    encoding::{bytes::Builder, codec},
+    mongo::{Insert, WriteOutcome},
+    stored::{entry::ETAG, ids::new_random},
+};
+
+impl<T: Aggregate> Store<T> {
+    /// Inserts a new aggregate with the messages it sent.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was written then, and nothing was sent.
+    pub async fn insert(&self, value: T) -> Result<Inserted<T>, Error> {
+        self.observe("insert", self.insert_in_steps(value)).await
+    }
+
+    async fn insert_in_steps(&self, mut value: T) -> Result<Inserted<T>, Error> {
+        let encoded = encode(&value)?;
+        check_reserved(None, &encoded)?;
+        let form = check_id(&encoded, value.id())?;
+        if is_unset::<T>(&encoded) {
+            return Err(Error::NoId { id: Bson::Null.to_string() });
+        }
+
+        let document = named_by(self.namespace.clone(), &self.shard_key, &encoded)?;
+        let drafts = self.drafts(value.outbox())?;
+        self.caps.check_entries(&document, 0, drafts.len())?;
+        // A new document's outbox is empty: its entries can always be born claimed.
+        let prepared = self.prepare(&document, drafts, Emptiness::Known).await?;
+
+        let etag = Bson::from(new_random());
+        let new = new_document(&encoded, &etag, &prepared)?;
+        let bytes = new.as_bytes().len();
+        self.caps.check_document(&document, bytes, 0)?;
+        // As it is stored, with the library's fields: a struct that refuses those could not be loaded.
+        check_readable::<T>(&document, &new)?;
+
+        match self.mongo.insert(Insert { namespace: self.namespace.clone(), document: new }).await {
+            WriteOutcome::Done | WriteOutcome::Missed => {}
+            WriteOutcome::Unknown(error) => return Ok(Inserted::Unknown(value, error)),
+            WriteOutcome::Failed(error) if self.exists(&document, &error).await? => {
+                return Ok(Inserted::Exists(value));
+            }
+            WriteOutcome::Failed(error) => return Err(Error::of_write(&document, error, bytes)),
+        }
+
+        self.form.store(form, Ordering::Relaxed);
+        value.outbox().take();
+        let receipt = self.dispatch(&document, prepared).await;
+        let mut loaded = Loaded {
+            value,
+            document,
+            etag: Some(etag),
+            baseline: encoded,
+            differences: Differences::default(),
+            held: Ok(0),
+            hope: Hope::default(),
+            bytes,
+        };
+        loaded.has_sent(receipt.messages.len(), 0, &receipt.dispatch);
+        Ok(Inserted::Applied(Box::new(loaded), receipt))
+    }
+}
+
+/// The document to insert: the aggregate's fields, and the library's own.
+fn new_document(encoded: &RawDocument, etag: &Bson, prepared: &Prepared) -> Result<RawDocumentBuf, Error> {
+    let etag = codec::encode(&doc! { ETAG: etag.clone() }).map_err(Error::of_encoding)?;
+    let mut new = Builder::new();
+    new.extend(encoded);
+    new.extend(&etag);
+    new.extend(&prepared.encoded);
+    Ok(new.build())
+}

@@ -1,0 +1,71 @@
+//! Loading an aggregate by its id, in whichever form its field encodes that.
+
+use std::sync::atomic::Ordering;
+
+use mongodb::{
+    bson::{Bson, RawDocumentBuf, doc},
+    options::ReadConcern,
+};
+
+use super::{
+    Store,
+    error::Error,
+    identity::{ID, id_of, is_of_one_type, named_by, other_forms},
+    loaded::Loaded,
+};
+use crate::{
+    aggregate::Aggregate,
+    stored::{document_ref::DocumentRef, filter::equal_to},
+};
+
+impl<T: Aggregate> Store<T> {
+    /// Loads an aggregate, as the majority has it; none when there is no such document.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when it doesn't fit the struct, [`Error::Unavailable`] when MongoDB can't be asked.
+    pub async fn load(&self, id: &T::Id) -> Result<Option<Loaded<T>>, Error> {
+        let own = id_of(id)?;
+        let others = other_forms(&own);
+
+        // Most of a store's documents have their `_id` in one form: that of the last one that was seen is tried first.
+        let last = self.form.load(Ordering::Relaxed);
+        if let Some(form) = last.checked_sub(1).and_then(|place| others.get(place))
+            && let Some(loaded) = self.load_other(&own, &others, equal_to(form)).await?
+        {
+            return Ok(Some(loaded));
+        }
+
+        let document = DocumentRef::by_id(self.namespace.clone(), own.clone());
+        if let Some(raw) = self.find(&document, None, ReadConcern::majority()).await? {
+            self.form.store(0, Ordering::Relaxed);
+            return self.read(&raw).map(Some);
+        }
+
+        if others.is_empty() {
+            return Ok(None);
+        }
+        let any = Bson::from(doc! { "$in": others.clone() });
+        self.load_other(&own, &others, any).await
+    }
+
+    /// Loads an aggregate whose field has an encoding of its own.
+    async fn load_other(&self, own: &Bson, others: &[Bson], id: Bson) -> Result<Option<Loaded<T>>, Error> {
+        let found = self.find_by(doc! { ID: id }, None, ReadConcern::majority()).await?;
+        let Some(raw) = found else { return Ok(None) };
+        let loaded = self.read(&raw)?;
+
+        // A struct that takes any `_id` tells a text from the ObjectId of the same digits.
+        if !is_of_one_type(own, &id_of(loaded.value.id())?) {
+            return Ok(None);
+        }
+        let place = others.iter().position(|form| *form == loaded.document.id());
+        self.form.store(place.map_or(0, |place| place + 1), Ordering::Relaxed);
+        Ok(Some(loaded))
+    }
+
+    /// Reads a stored document, which from then on has the name by which it is stored.
+    fn read(&self, raw: &RawDocumentBuf) -> Result<Loaded<T>, Error> {
+        let document = named_by(self.namespace.clone(), &self.shard_key, raw)?;
+        Loaded::read(document, raw)
+    }
+}

@@ -1,0 +1,83 @@
+//! What a store asks of MongoDB without writing.
+
+use mongodb::{
+    bson::{Document, RawDocumentBuf, doc},
+    error::Error as DriverError,
+    options::ReadConcern,
+};
+
+use super::{Store, admit::Size, error::Error, loaded::Loaded};
+use crate::{
+    aggregate::Aggregate,
+    encoding::codec,
+    mongo::{
+        Find,
+        error_codes::{self, Verdict},
+    },
+    stored::{document_ref::DocumentRef, entry::ETAG},
+};
+
+/// What a document is now whose filter found nothing.
+pub(super) enum Found {
+    /// Its etag is as it was loaded.
+    Same,
+    /// Somebody else has saved it.
+    Changed,
+    /// It is not there any more.
+    Gone,
+}
+
+impl<T: Aggregate> Store<T> {
+    pub(super) async fn find(
+        &self,
+        document: &DocumentRef,
+        projection: Option<Document>,
+        concern: ReadConcern,
+    ) -> Result<Option<RawDocumentBuf>, Error> {
+        self.find_by(document.filter(), projection, concern).await
+    }
+
+    pub(super) async fn find_by(
+        &self,
+        filter: Document,
+        projection: Option<Document>,
+        concern: ReadConcern,
+    ) -> Result<Option<RawDocumentBuf>, Error> {
+        let find = Find { namespace: &self.namespace, filter: filter.into(), projection, concern };
+        self.mongo.find(find).await.map_err(Error::of_read)
+    }
+
+    /// Whether an insert was refused because there is a document of the same `_id`.
+    pub(super) async fn exists(&self, document: &DocumentRef, refusal: &DriverError) -> Result<bool, Error> {
+        if error_codes::verdict(refusal) != Verdict::Duplicate {
+            return Ok(false);
+        }
+        let found = self.find(document, Some(doc! { "_id": 1 }), ReadConcern::local()).await?;
+        Ok(found.is_some())
+    }
+
+    /// Why a filter found nothing: reads the latest state, not the majority's, which may be older.
+    pub(super) async fn look_again(&self, loaded: &Loaded<T>) -> Result<Found, Error> {
+        let found = self.find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local()).await?;
+        let Some(raw) = found else { return Ok(Found::Gone) };
+
+        let found = codec::to_document(&raw).unwrap_or_default();
+        if found.get(ETAG) == loaded.etag.as_ref() { Ok(Found::Same) } else { Ok(Found::Changed) }
+    }
+
+    /// Asks for the size of the stored document; none when it is gone.
+    pub(super) async fn measure(&self, document: &DocumentRef) -> Result<Option<Size>, Error> {
+        let is_array = doc! { "$isArray": "$outbox" };
+        let held = doc! { "$cond": [is_array, { "$size": "$outbox" }, 0] };
+        let projection = doc! { "_id": 0, "held": held, "bytes": { "$bsonSize": "$$ROOT" } };
+        let found = self.find(document, Some(projection), ReadConcern::local()).await?;
+        let Some(raw) = found else { return Ok(None) };
+
+        let found = codec::to_document(&raw).unwrap_or_default();
+        Ok(Some(Size { held: number(&found, "held"), bytes: number(&found, "bytes") }))
+    }
+}
+
+fn number(document: &Document, name: &str) -> usize {
+    document.get_i32(name).ok().and_then(|number| usize::try_from(number).ok()).unwrap_or(0)
+}

@@ -1,0 +1,87 @@
+//! A save, in five steps.
+//!
+//! # Flow
+//! 1. *diff*: what has changed since the load, and what was sent, checked against the caps of messages;
+//! 2. *admit*: whether it fits into the document. Asks the server at most once;
+//! 3. *prepare*: the messages become entries, dated and encoded, with a seat and a claim where they can be delivered at once;
+//! 4. *write*: under the strictest [condition](super::write::Condition) first;
+//! 5. *dispatch*: the entries go to the inline dispatcher.
+//!
+//! Until the write nothing has happened, and any step may refuse.
+
+use super::{
+    Store, admit::Size, diff::Diff, error::Error, loaded::Loaded, outcome::Saved, prepare::Emptiness,
+    unknown::carry::warn_of, write::SaveWrite,
+};
+use crate::aggregate::Aggregate;
+
+impl<T: Aggregate> Store<T> {
+    /// Saves what changed since the aggregate was loaded, with the messages it sent.
+    ///
+    /// On any outcome but [`Saved::Applied`] the messages are still in the aggregate's outbox.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was written then.
+    pub async fn save(&self, loaded: &mut Loaded<T>) -> Result<Saved, Error> {
+        self.observe("save", self.save_in_steps(loaded)).await
+    }
+
+    async fn save_in_steps(&self, loaded: &mut Loaded<T>) -> Result<Saved, Error> {
+        let mut diff = self.diff(loaded)?;
+        if diff.is_empty() {
+            return Ok(Saved::Unchanged);
+        }
+
+        let size = self.admit(loaded, &diff).await?;
+
+        let outbox = self.emptiness(loaded, size);
+        let drafts = std::mem::take(&mut diff.drafts);
+        let mut prepared = self.prepare(&loaded.document, drafts, outbox).await?;
+
+        let bytes = (size.bytes + diff.now.as_bytes().len() + prepared.bytes())
+            .saturating_sub(loaded.baseline.as_bytes().len());
+        let etag = match self.write(loaded, &diff.changes, &mut prepared, outbox).await? {
+            SaveWrite::Applied { etag } => etag,
+            SaveWrite::Conflict => return Ok(Saved::Conflict),
+            SaveWrite::Gone => return Ok(Saved::Gone),
+            SaveWrite::Unknown(error) => return Ok(Saved::Unknown(error)),
+            SaveWrite::Failed(error) => return Err(Error::of_write(&loaded.document, error, bytes)),
+        };
+
+        // From here on the aggregate is as loaded again, also where whoever saves doesn't wait for the deliveries.
+        loaded.etag = Some(etag);
+        loaded.bytes = bytes;
+        self.forget_changes(loaded, diff);
+        let others = if prepared.is_claimed() { 0 } else { size.held };
+        let receipt = self.dispatch(&loaded.document, prepared).await;
+        loaded.has_sent(receipt.messages.len(), others, &receipt.dispatch);
+        Ok(Saved::Applied(receipt))
+    }
+
+    /// Whether entries can be born claimed, as far as is known before the write.
+    fn emptiness(&self, loaded: &mut Loaded<T>, size: Size) -> Emptiness {
+        if size.held == 0 {
+            return Emptiness::Known;
+        }
+        // Hopeless while a delivery is under way.
+        if loaded.hope.covers(size.held) && !self.inline.works_on(&loaded.document) {
+            Emptiness::Hoped
+        } else {
+            Emptiness::Unlikely
+        }
+    }
+
+    /// The changes are what is stored now, and the messages have left the aggregate: no sooner, because a save that is dropped
+    /// must not lose them.
+    fn forget_changes(&self, loaded: &mut Loaded<T>, diff: Diff) {
+        let Diff { now, changes, .. } = diff;
+        loaded.value.outbox().take();
+        loaded.baseline = now;
+        loaded.now_knows(changes.unknown, &changes.unset);
+
+        if !changes.dropped.is_empty() {
+            warn_of(&self.namespace, &changes.dropped);
+            self.inline.metrics().unknown_fields_dropped(changes.dropped.values().sum());
+        }
+    }
+}
