@@ -6,7 +6,13 @@ use mongodb::bson::{DateTime, Uuid};
 use serde::{Deserialize, Serialize};
 
 /// How much an [`Inbox`] remembers.
+///
+/// ```
+/// let mut limits = document_outbox::InboxLimits::default();
+/// limits.count = 1_000;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct InboxLimits {
     /// At most this many messages; the oldest are forgotten first. Each takes about 50 bytes of the document.
     pub count: usize,
@@ -67,10 +73,13 @@ impl Inbox {
         if self.contains(id) {
             return false;
         }
+
         let age = i64::try_from(limits.age.as_millis()).unwrap_or(i64::MAX);
         let oldest = now.timestamp_millis().saturating_sub(age);
         self.received.retain(|received| received.at.timestamp_millis() >= oldest);
+
         self.received.push(Received { id: Uuid::from_bytes(id.into_bytes()), at: now });
+        // Never itself, also where a limit of zero would forget it at once.
         let surplus = self.received.len().saturating_sub(limits.count.max(1));
         self.received.drain(..surplus);
         true

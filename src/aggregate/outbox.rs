@@ -52,6 +52,7 @@ pub struct PendingMessage {
 
 /// When a message may be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Due {
     /// At once.
     #[default]

@@ -34,15 +34,13 @@ impl<T: Aggregate> Store<T> {
     /// # Errors
     /// [`Error::OutboxNotArray`], [`Error::OutboxFull`], [`Error::DocumentTooLarge`], or that of the question.
     pub(super) async fn admit(&self, loaded: &Loaded<T>, diff: &Diff) -> Result<Size, Error> {
-        let held = match (&loaded.held, diff.drafts.is_empty()) {
-            (Ok(held), _) => *held,
+        let held = match &loaded.held {
+            Ok(held) => *held,
             // A save that sends nothing leaves alone whatever is there.
-            (Err(_), true) => 0,
-            (Err(source), false) => {
-                return Err(Error::OutboxNotArray {
-                    document: loaded.document.clone(),
-                    source: source.clone(),
-                });
+            Err(_) if diff.drafts.is_empty() => 0,
+            Err(source) => {
+                let (document, source) = (loaded.document.clone(), source.clone());
+                return Err(Error::OutboxNotArray { document, source });
             }
         };
         // Not counted: what was delivered and waits for this save to take it out, or for its clear.

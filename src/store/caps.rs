@@ -14,7 +14,13 @@ pub const MAX_TYPE_BYTES: usize = 255;
 const EMPTY_DOCUMENT: usize = 5;
 
 /// Bounds on an outbox. The defaults leave every document room for its deliveries.
+///
+/// ```
+/// let mut caps = document_outbox::Caps::default();
+/// caps.entries = 100;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Caps {
     /// Entries in one document's outbox. Default 1,000.
     pub entries: usize,
@@ -57,15 +63,14 @@ impl Caps {
                 reason: "a name in BSON cannot hold a NUL character".into(),
             });
         }
+
         let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.len() + 7).sum();
-        let too_large =
-            |what, bytes, cap| Error::MessageTooLarge { message_type: message_type.into(), what, bytes, cap };
+        if headers > self.header_bytes {
+            return Err(too_large(message, "headers", headers, self.header_bytes));
+        }
         let bytes = encoded_bytes(payload);
         if bytes > self.payload_bytes {
-            return Err(too_large("payload", bytes, self.payload_bytes));
-        }
-        if headers > self.header_bytes {
-            return Err(too_large("headers", headers, self.header_bytes));
+            return Err(too_large(message, "payload", bytes, self.payload_bytes));
         }
         if !is_within(payload, self.depth) {
             return Err(Error::NestedTooDeep { message_type: message_type.into(), cap: self.depth });
@@ -73,7 +78,7 @@ impl Caps {
         Ok((payload, bytes))
     }
 
-    /// Checks that so many entries may be added to those that are there.
+    /// Checks that this many entries may be added to those that are there.
     pub(super) fn check_entries(
         &self,
         document: &DocumentRef,
@@ -99,6 +104,10 @@ impl Caps {
         }
         Ok(())
     }
+}
+
+fn too_large(message: &PendingMessage, what: &'static str, bytes: usize, cap: usize) -> Error {
+    Error::MessageTooLarge { message_type: message.message_type.into(), what, bytes, cap }
 }
 
 /// How many bytes an entry takes in BSON that has both dates and a payload of this size.

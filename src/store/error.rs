@@ -9,6 +9,9 @@ use crate::{
 };
 
 /// Why a store did not do what was asked. Unless it says otherwise, nothing was written.
+///
+/// It prints itself without its [source](std::error::Error::source): that is what MongoDB or the driver answered. Log the chain of
+/// both, as error reporters do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -27,7 +30,7 @@ pub enum Error {
         tries: u32,
     },
     /// No clean answer came: the write **may have happened**. Load the document and look before you repeat it.
-    #[error("{document}: no clean answer came, the write may have happened; load it and look: {source}")]
+    #[error("{document}: no clean answer came, the write may have happened; load it and look")]
     Unknown {
         /// Which.
         document: DocumentRef,
@@ -35,10 +38,10 @@ pub enum Error {
         source: mongodb::error::Error,
     },
     /// The server could not be reached; the write never left. Repeat it later.
-    #[error("MongoDB could not be reached, nothing was written: {0}")]
+    #[error("MongoDB could not be reached, nothing was written")]
     Unavailable(#[source] mongodb::error::Error),
     /// The server refused, and will again.
-    #[error("MongoDB refused, nothing was written: {0}")]
+    #[error("MongoDB refused, nothing was written")]
     Refused(#[source] mongodb::error::Error),
     /// The outbox holds as many entries as its cap allows: its messages are not delivered as fast as they are sent.
     #[error(
@@ -92,8 +95,8 @@ pub enum Error {
         /// The cap.
         cap: usize,
     },
-    /// The stored field `outbox` is no array.
-    #[error("{document}: {source}")]
+    /// The stored field `outbox` is not an array.
+    #[error("{document}: its outbox cannot take messages")]
     OutboxNotArray {
         /// Which.
         document: DocumentRef,
@@ -195,7 +198,7 @@ pub enum Error {
 
 impl Error {
     /// Whether the same call may succeed later, unchanged. False for [`Error::Unknown`]: look first.
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Contended { .. } | Self::OutboxFull { .. })
     }
 

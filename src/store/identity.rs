@@ -39,6 +39,7 @@ pub(super) fn check_id<I: serde::Serialize>(encoded: &RawDocument, id: &I) -> Re
     let Some(value) = encoded.get(ID).map_err(Error::of_encoding)? else {
         return Err(Error::NoId { id: own.to_string() });
     };
+
     let encoded = Bson::try_from(value).map_err(Error::of_encoding)?;
     if is_same(&own, &encoded) {
         return Ok(0);
@@ -65,16 +66,19 @@ pub(super) fn named_by(
     shard_key: &[String],
     content: &RawDocument,
 ) -> Result<DocumentRef, Error> {
-    let document = DocumentRef::of_stored(namespace, content);
-    let mut document = document.ok_or_else(|| Error::NoId { id: "unknown".into() })?;
+    let Some(mut document) = DocumentRef::of_stored(namespace, content) else {
+        return Err(Error::NoId { id: "unknown".into() });
+    };
+
     for field in shard_key {
-        let unreadable = || Error::Decode {
-            document: document.clone(),
-            reason: format!("shard key field `{field}` cannot be read"),
+        let value = match salvage::field(content, field) {
+            Ok(Some(value)) => value.read(),
+            Ok(None) => Some(Bson::Null),
+            Err(_broken) => None,
         };
-        let value = match salvage::field(content, field).map_err(|_broken| unreadable())? {
-            Some(value) => value.read().ok_or_else(unreadable)?,
-            None => Bson::Null,
+        let Some(value) = value else {
+            let reason = format!("shard key field `{field}` cannot be read");
+            return Err(Error::Decode { document, reason });
         };
         document.add_shard_key(field, value);
     }
@@ -99,8 +103,7 @@ fn is_same(own: &Bson, encoded: &Bson) -> bool {
 
 /// As values, two that are not a number differ.
 fn is_same_in_bytes(own: &Bson, encoded: &Bson) -> bool {
-    let bytes = |id: &Bson| codec::encode(&doc! { ID: id.clone() });
-    match (bytes(own), bytes(encoded)) {
+    match (codec::encode(&doc! { ID: own }), codec::encode(&doc! { ID: encoded })) {
         (Ok(own), Ok(encoded)) => own.as_bytes() == encoded.as_bytes(),
         _ => false,
     }

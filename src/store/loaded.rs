@@ -68,23 +68,23 @@ impl<T> Loaded<T> {
 }
 
 impl<T: Aggregate> Loaded<T> {
+    /// Reads a stored document of this name.
     pub(super) fn read(document: DocumentRef, raw: &RawDocumentBuf) -> Result<Self, Error> {
-        let broken = |reason: String| Error::Decode { document: document.clone(), reason };
-        let value: T = decode(raw).map_err(broken)?;
-        let baseline = encode(&value)?;
-        check_reserved(Some(raw), &baseline)?;
-        let etag = match field(raw, ETAG).map_err(broken)? {
-            Some(etag) => Some(etag.read().ok_or_else(|| broken(damaged(ETAG)))?),
-            None => None,
+        let stored = match read_stored::<T>(raw) {
+            Ok(stored) => stored,
+            Err(reason) => return Err(Error::Decode { document, reason }),
         };
+        let baseline = encode(&stored.value)?;
+        check_reserved(Some(raw), &baseline)?;
+
         Ok(Self {
-            etag,
-            held: held(raw).map_err(broken)?,
+            document,
+            etag: stored.etag,
+            held: stored.held,
             hope: Hope::default(),
             differences: compare::<T>(raw, &baseline, T::ELEMENT_KEYS)?,
             bytes: raw.as_bytes().len(),
-            value,
-            document,
+            value: stored.value,
             baseline,
         })
     }
@@ -153,6 +153,22 @@ impl<T: Aggregate> Loaded<T> {
         }
         Ok(())
     }
+}
+
+/// What is read of a stored document.
+struct Stored<T> {
+    value: T,
+    etag: Option<Bson>,
+    held: Result<usize, NotAnArray>,
+}
+
+fn read_stored<T: Aggregate>(raw: &RawDocument) -> Result<Stored<T>, String> {
+    let value = decode(raw)?;
+    let etag = match field(raw, ETAG)? {
+        Some(etag) => Some(etag.read().ok_or_else(|| damaged(ETAG))?),
+        None => None,
+    };
+    Ok(Stored { value, etag, held: held(raw)? })
 }
 
 /// How many entries the stored outbox has.

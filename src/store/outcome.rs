@@ -1,4 +1,7 @@
-//! What a store did: one enum per verb, each variant with what to do next.
+//! What a store did: one enum for each verb, each variant with what to do next.
+//!
+//! The enums are exhaustive on purpose: an outcome that a caller forgets should not compile, and one more of them would change
+//! what every caller has to decide. What a write brings back can grow.
 
 use mongodb::error::Error as DriverError;
 
@@ -7,6 +10,7 @@ use crate::{dispatch::Dispatch, observe::metrics::SaveOutcome};
 
 /// A write that the majority has.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Receipt {
     /// The ids of the messages saved, in the order sent.
     pub messages: Vec<uuid::Uuid>,
@@ -52,6 +56,7 @@ pub enum Inserted<T> {
 
 /// What `update` did.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Updated<T, R> {
     /// What the closure returned, the last time it ran.
     pub value: R,

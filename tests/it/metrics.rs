@@ -426,7 +426,9 @@ mod fail_point {
         assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Conflict));
         let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
         assert!(matches!(orders.delete(&mine).await.unwrap(), Deleted::Undelivered)); // refused
-        let strict = orders.clone().with_caps(Caps { payload_bytes: 1, ..Caps::default() });
+        let mut caps = Caps::default();
+        caps.payload_bytes = 1;
+        let strict = orders.clone().with_caps(caps);
         mine.add(6);
         strict.save(&mut mine).await.unwrap_err(); // refused
         test.orders().delete_one(doc! { "_id": "o-1" }).await.unwrap();

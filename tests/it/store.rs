@@ -194,7 +194,9 @@ async fn an_update_says_what_is_missing_and_a_refusing_closure_saves_nothing() {
 #[tokio::test]
 async fn caps_are_checked_before_anything_is_written() {
     let (test, inline) = off().await;
-    let caps = Caps { entries: 2, payload_bytes: 64, header_bytes: 64, document_bytes: 1_000, depth: 2 };
+    let mut caps = Caps::default();
+    (caps.entries, caps.payload_bytes, caps.header_bytes, caps.document_bytes, caps.depth) =
+        (2, 64, 64, 1_000, 2);
     let orders = test.store(&inline).with_caps(caps);
     let saved = |change: fn(&mut Order)| {
         let orders = &orders;
@@ -517,7 +519,9 @@ async fn an_aggregate_that_is_kept_and_saved_over_and_over_does_not_count_what_w
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).deliver_to(recorder.clone());
-    let orders = test.store(&inline).with_caps(Caps { entries: 2, ..Caps::default() });
+    let mut caps = Caps::default();
+    caps.entries = 2;
+    let orders = test.store(&inline).with_caps(caps);
     let Inserted::Applied(mut order, _) = orders.insert(Order::new("o-1")).await.unwrap() else { panic!() };
     for amount in 1..=6 {
         order.add(amount);
@@ -534,7 +538,9 @@ async fn a_document_above_its_cap_may_shrink() {
     let mut large = Order::new("o-1");
     large.note = Some("x".repeat(5_000));
     insert(&test, &inline, large).await;
-    let orders = test.store(&inline).with_caps(Caps { document_bytes: 1_000, ..Caps::default() });
+    let mut caps = Caps::default();
+    caps.document_bytes = 1_000;
+    let orders = test.store(&inline).with_caps(caps);
     orders.update(&"o-1".into(), |order| order.note = Some("x".repeat(2_000))).await.unwrap();
     let error = orders.update(&"o-1".into(), |order| order.note = Some("x".repeat(3_000))).await.unwrap_err();
     assert!(matches!(error, Error::DocumentTooLarge { .. }), "{error}");

@@ -10,7 +10,7 @@ use mongodb::bson::{Bson, Document, RawArray, RawBsonRef, RawDocument};
 use super::{Unknown, elements::recognise, path::FieldPath};
 use crate::{encoding::raw, store::error::Error};
 
-/// So many paths are logged once each; names of a map's entries may be part of them.
+/// At most this many paths are logged, once each: names of a map's entries may be part of them.
 const MOST_PATHS: usize = 1_000;
 
 /// What a save writes into a field, and what of it the struct doesn't know.
@@ -80,7 +80,7 @@ fn carry_fields(
             _ => return Err(Error::UnreadableField { field: path.then(name).to_string() }),
         }
     }
-    let unknown = (!left.is_empty()).then_some(Unknown::Fields(left));
+    let unknown = if left.is_empty() { None } else { Some(Unknown::Fields(left)) };
     Ok(Carried { value: document.into(), unknown })
 }
 
@@ -93,6 +93,7 @@ fn carry_elements(
 ) -> Result<Carried, Error> {
     let (before, now) = (items(before)?, items(now)?);
     let recognised = recognise(&before, &now, path.key());
+
     let mut array = Vec::with_capacity(now.len());
     let mut left = BTreeMap::new();
     for (place, now) in now.iter().enumerate() {
@@ -111,10 +112,15 @@ fn carry_elements(
     // Where every element is recognised, the others were removed on purpose.
     if recognised.iter().any(Option::is_none) {
         let kept: BTreeSet<usize> = recognised.into_iter().flatten().collect();
-        let lost = unknown.iter().filter(|(place, _)| !kept.contains(place));
-        lost.for_each(|(_, unknown)| unknown.count(path, dropped));
+        for (place, unknown) in unknown {
+            if !kept.contains(place) {
+                unknown.count(path, dropped);
+            }
+        }
     }
-    let unknown = (!left.is_empty()).then_some(Unknown::Elements { elements: left, left_out: 0 });
+
+    let unknown =
+        if left.is_empty() { None } else { Some(Unknown::Elements { elements: left, left_out: 0 }) };
     Ok(Carried { value: array.into(), unknown })
 }
 
@@ -124,13 +130,17 @@ impl Unknown {
         match self {
             Self::Field(_) | Self::Unreadable => *dropped.entry(path.to_string()).or_default() += 1,
             Self::Fields(fields) => {
-                fields.iter().for_each(|(name, unknown)| unknown.count(&path.then(name), dropped));
+                for (name, unknown) in fields {
+                    unknown.count(&path.then(name), dropped);
+                }
             }
             Self::Elements { elements, left_out } => {
                 if *left_out > 0 {
                     *dropped.entry(path.to_string()).or_default() += left_out;
                 }
-                elements.values().for_each(|unknown| unknown.count(path, dropped));
+                for unknown in elements.values() {
+                    unknown.count(path, dropped);
+                }
             }
         }
     }
@@ -146,7 +156,7 @@ pub(crate) fn warn_of(namespace: &mongodb::Namespace, dropped: &Dropped) {
             tracing::warn!(
                 field = path,
                 "a save dropped a field that the struct doesn't know, because the array element it was in changed and \
-                 could not be recognised; declare a key of the elements in `Document::ELEMENT_KEYS`"
+                 could not be recognised; declare a key of the elements in `Aggregate::ELEMENT_KEYS`"
             );
         }
     }

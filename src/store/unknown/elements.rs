@@ -28,11 +28,13 @@ pub(super) fn recognise(
     key: Option<&str>,
 ) -> Vec<Option<usize>> {
     let mut found = Recognised::none(before.len(), now.len());
+
     let (numbers_before, numbers_now) = numbered(before, now);
     found.equal_ones(&numbers_before, &numbers_now);
     if found.is_complete() {
         return found.now;
     }
+
     found.by_key(before, now, key);
     if before.len() == now.len() {
         found.between_recognised_ones(before, now, key);
@@ -60,6 +62,7 @@ pub(super) fn read_from(
 
     // The struct keeps them in an order of its own, such as a set's, or has left some out.
     found.by_key(stored, known, key);
+
     let (stored_rest, known_rest) = found.rest();
     found.in_order(&stored_rest, &known_rest, |i, j| agrees(stored[i], known[j]));
     if stored.len() == known.len() {
@@ -76,18 +79,20 @@ pub(super) fn read_from(
 /// Numbers that are equal exactly when documents and arrays are, to be compared instead of them. Other values hold nothing
 /// that could be unknown: all of one type have the same number.
 fn numbered<'a>(before: &[RawBsonRef<'a>], now: &[RawBsonRef<'a>]) -> (Vec<usize>, Vec<usize>) {
-    let mut numbers: HashMap<(u8, &'a [u8]), usize> = HashMap::new();
-    let mut number = |value: &RawBsonRef<'a>| {
-        let bytes = match value {
-            RawBsonRef::Document(document) => document.as_bytes(),
-            RawBsonRef::Array(array) => array.as_bytes(),
-            _ => &[],
-        };
-        let next = numbers.len();
-        *numbers.entry((value.element_type() as u8, bytes)).or_insert(next)
+    let mut numbers = HashMap::new();
+    let before = before.iter().map(|value| number_of(*value, &mut numbers)).collect();
+    let now = now.iter().map(|value| number_of(*value, &mut numbers)).collect();
+    (before, now)
+}
+
+fn number_of<'a>(value: RawBsonRef<'a>, numbers: &mut HashMap<(u8, &'a [u8]), usize>) -> usize {
+    let bytes = match value {
+        RawBsonRef::Document(document) => document.as_bytes(),
+        RawBsonRef::Array(array) => array.as_bytes(),
+        _ => &[],
     };
-    let before = before.iter().map(&mut number).collect();
-    (before, now.iter().map(number).collect())
+    let next = numbers.len();
+    *numbers.entry((value.element_type() as u8, bytes)).or_insert(next)
 }
 
 struct Recognised {
@@ -113,7 +118,6 @@ impl Recognised {
 
     /// Those before and now that are not recognised yet.
     fn rest(&self) -> (Vec<usize>, Vec<usize>) {
-        let unpaired = |all: &[Option<usize>]| (0..all.len()).filter(|place| all[*place].is_none()).collect();
         (unpaired(&self.before), unpaired(&self.now))
     }
 
@@ -205,6 +209,7 @@ impl Recognised {
         for place in 0..now.len() {
             in_place[place + 1] = self.now[place] == Some(place);
         }
+
         for place in 0..now.len() {
             let is_between = in_place[place] && in_place[place + 2];
             if is_between && self.is_free(place) && !have_other_keys(before[place], now[place], declared) {
@@ -212,6 +217,11 @@ impl Recognised {
             }
         }
     }
+}
+
+/// The places that have no partner.
+fn unpaired(places: &[Option<usize>]) -> Vec<usize> {
+    (0..places.len()).filter(|place| places[*place].is_none()).collect()
 }
 
 /// Whether the keys of these say that they are two different elements.
@@ -236,11 +246,14 @@ fn unique_keys(elements: &[RawBsonRef<'_>], declared: Option<&str>) -> HashMap<S
 /// The name and value of an element's key, as text that is equal where they are.
 fn key_of(element: RawBsonRef<'_>, declared: Option<&str>) -> Option<String> {
     let RawBsonRef::Document(element) = element else { return None };
-    let named = |name: &str| Some(format!("{name}: {}", value_of(element, name)?));
     match declared {
-        Some(name) => named(name),
-        None => USUAL_KEYS.into_iter().find_map(named),
+        Some(name) => key_named(element, name),
+        None => USUAL_KEYS.into_iter().find_map(|name| key_named(element, name)),
     }
+}
+
+fn key_named(element: &RawDocument, name: &str) -> Option<String> {
+    Some(format!("{name}: {}", value_of(element, name)?))
 }
 
 fn value_of(element: &RawDocument, name: &str) -> Option<String> {

@@ -63,11 +63,14 @@ fn inside_document(
     if stored.as_bytes() == known.as_bytes() {
         return None;
     }
+
     let known = raw::fields_by_name(known);
+    // Where the struct writes more than is stored, it may have read an unknown field under another name.
     let has_more = {
         let stored = raw::fields_by_name(stored);
         known.keys().any(|name| !stored.contains_key(name))
     };
+
     let mut found = BTreeMap::new();
     for element in stored.iter_elements() {
         let Ok(element) = element else { return Some(Unknown::Unreadable) };
@@ -90,7 +93,7 @@ fn inside_document(
             found.entry(name.to_owned()).or_insert(unknown);
         }
     }
-    (!found.is_empty()).then_some(Unknown::Fields(found))
+    if found.is_empty() { None } else { Some(Unknown::Fields(found)) }
 }
 
 fn inside_array(
@@ -105,6 +108,7 @@ fn inside_array(
     let (Ok(stored), Ok(known)) = (raw::items(stored), raw::items(known)) else {
         return Some(Unknown::Unreadable);
     };
+
     let read_from = read_from(&stored, &known, path.key(), agrees);
     let mut found = BTreeMap::new();
     let mut read = 0;
@@ -115,8 +119,12 @@ fn inside_array(
             found.insert(place, unknown);
         }
     }
+
     let left_out = stored.len() - read;
-    (!found.is_empty() || left_out > 0).then_some(Unknown::Elements { elements: found, left_out })
+    if found.is_empty() && left_out == 0 {
+        return None;
+    }
+    Some(Unknown::Elements { elements: found, left_out })
 }
 
 /// Whether a struct that has read the first can have written the second: it may have dropped fields, filled absent ones with

@@ -52,17 +52,21 @@ pub(crate) fn compare<T: Aggregate>(
         .filter(|name| !in_stored.contains_key(*name))
         .map(|name| (*name).to_owned())
         .collect();
+
+    // Without a field of its own that isn't stored, the struct has read none under another name.
     let mut top = Vec::new();
     if !unstored.is_empty() {
         let own = [ID, ETAG, OUTBOX];
         let unread = in_stored.keys().filter(|name| !in_known.contains_key(*name) && !own.contains(name));
         top.extend(unread.map(|name| (*name).to_owned()));
     }
+
     let none = inside.is_empty() && top.is_empty();
     if none || reads_all::<T>(stored, known, &found, &top, keys) {
         return Ok(Differences { unknown: found, renamed: Vec::new(), unstored });
     }
 
+    // One with which the struct can't be read was read under another name.
     let mut renamed = BTreeSet::new();
     for tried in trials(&inside) {
         let others = inside.difference(&tried).cloned().collect();
@@ -74,6 +78,7 @@ pub(crate) fn compare<T: Aggregate>(
             renamed.extend(tried);
         }
     }
+
     let mut search = Search { renamed, candidates: BTreeSet::new() };
     let found = unknown(stored, known, keys, &mut search).map_err(encode_error)?;
 
