@@ -14,6 +14,7 @@
 mod connections;
 #[cfg(feature = "daemon")]
 mod daemon;
+#[cfg(feature = "daemon")]
 mod error_chain;
 #[cfg(feature = "daemon")]
 mod http;
@@ -35,12 +36,14 @@ mod probes;
 mod quote;
 #[cfg(feature = "daemon")]
 pub mod settings;
+#[cfg(feature = "daemon")]
 mod shell;
 #[cfg(feature = "daemon")]
 pub mod shutdown;
 mod suggestion;
 #[cfg(feature = "daemon")]
 pub mod telemetry;
+#[cfg(feature = "daemon")]
 mod traces;
 #[cfg(feature = "daemon")]
 pub mod transport;
@@ -52,6 +55,7 @@ pub use daemon::Daemon;
 pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 #[cfg(feature = "daemon")]
 pub use probes::{Probes, Report};
+#[cfg(feature = "daemon")]
 pub use settings::{
     Key, Kind, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme, Sources, Uri,
 };
