@@ -1,4 +1,4 @@
-//! What an error of MongoDB means for the stream: the table, and nothing else.
+//! The meaning of MongoDB's errors for the stream: the table, and nothing else.
 //!
 //! | error | means |
 //! |---|---|
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_is_lost_only_where_the_server_says_that_it_is_no_use() {
+    fn only_some_codes_say_that_a_position_is_lost() {
         for code in [286, 280, 260, 136, 10334, 9] {
             assert_eq!(of_code(code), Fault::Lost, "{code}");
         }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use document_outbox::{CommandSender, SendFailure, amqp::Publisher, command::ProcessDocumentMessages};
 
-/// Sends commands and learns what became of each.
+/// Sends commands and learns whether each was confirmed.
 #[async_trait]
 pub trait Commands: Send + Sync {
     /// Sends a window of commands and answers for each in its place: `Ok` once the broker has confirmed it.

@@ -2,7 +2,8 @@
 
 use crate::settings::Problem;
 
-/// Why a rescuer cannot work, or cannot go on. What passes by itself (elections, networks, brokers) is none of these.
+/// Why a rescuer cannot work, or cannot continue. Outages that end by themselves (elections, networks, brokers) are not among
+/// these.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RescuerError {
@@ -42,7 +43,7 @@ pub enum RescuerError {
         /// Why it is lost.
         reason: String,
     },
-    /// A part of it panicked, and the rest doesn't go on alone.
+    /// A part of it panicked, and the rest doesn't continue alone.
     #[error(
         "{0} panicked, which is a defect; please report what the log says of it, and start the rescuer again"
     )]

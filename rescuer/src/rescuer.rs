@@ -90,10 +90,10 @@ impl Rescuer {
     /// saves the positions behind what is, gives its leases back, and returns, within seconds even if no server answers.
     ///
     /// Outages of MongoDB and of the broker are waited out. So is another rescuer that owns a stream. Trouble of one stream or
-    /// one collection is reported and tried again, while the others go on.
+    /// one collection is reported and tried again, while the others continue.
     ///
     /// # Errors
-    /// [`RescuerError`], for what keeps it from starting, and for what no stream can go on after.
+    /// [`RescuerError`], if it cannot start, or if no stream can continue.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RescuerError> {
         // Of its own, so that a stream that ends can end the others. However this ends, even if it is dropped, nothing
         // continues alone.

@@ -23,17 +23,17 @@ const LONGEST_CURSOR_IDLE: Duration = Duration::from_mins(9);
 /// Within the default `shutdown_grace` there is room for several.
 const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 
-/// What to do when the stream cannot go on from the saved position.
+/// The policy for a stream that cannot continue from the saved position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnHistoryLost {
-    /// Go on from now, and sweep everything. Loses nothing.
+    /// Continue from now, and sweep everything. Loses nothing.
     #[default]
     Sweep,
     /// Stop with an error and leave the position as it is, for a person to look at.
     Fail,
-    /// Go on from now; what was missed waits for the sweep's usual rounds.
+    /// Continue from now; messages that were missed wait for the sweep's usual rounds.
     Latest,
 }
 
@@ -54,7 +54,7 @@ pub struct Settings {
     /// How old a message must be before it is rescued, so that the inline dispatcher comes first, where its pattern in
     /// `watch` has no delay of its own. From 1 s to 24 h. Default: 15 s.
     pub delay: Duration,
-    /// How long the lease on a stream lasts: how long it takes until another rescuer goes on where one died. From 1 s to
+    /// How long the lease on a stream lasts: how long it takes until another rescuer continues where one died. From 1 s to
     /// 10 min. Default: 15 s.
     pub lease: Duration,
     /// Read from this time when a stream is owned for the first time, whatever its position says: for an operator who wants
@@ -74,19 +74,19 @@ pub struct Settings {
     /// At most this often a position is saved while changes come in. Default: 500 ms.
     pub busy_save_interval: Duration,
     /// A change that is held for longer than this has its cursor closed and opened again afterwards, because the server
-    /// drops one that nobody reads for 10 minutes. Default: 5 min.
+    /// drops one that isn't read for 10 minutes. Default: 5 min.
     pub cursor_idle_limit: Duration,
     /// How often pending and dead messages are counted for the metrics, out of at most a fifth of the sweep's queries.
     /// Default: 30 s.
     pub totals_interval: Duration,
-    /// Whether they are counted at all. Switch it off where nobody reads the metrics. Default: true.
+    /// Whether they are counted at all. Switch it off if the metrics aren't read. Default: true.
     pub count_totals: bool,
-    /// How long whoever stops this rescuer waits for it to end; told only for a warning where it doesn't fit. Default:
+    /// How long the supervisor that stops this rescuer waits for it to end; used for a warning if it doesn't fit. Default:
     /// unknown.
     pub shutdown_grace: Option<Duration>,
-    /// What to do when the stream cannot go on from the saved position. Default: [`OnHistoryLost::Sweep`].
+    /// The policy for a stream that cannot continue from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
-    /// How long the server must go on refusing to open the stream, in words that aren't known to be about the position,
+    /// How long the server must keep refusing to open the stream, in words that aren't known to be about the position,
     /// before the position counts as lost. Default: 30 s.
     pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_told_at_once() {
+    fn every_problem_is_reported_at_once() {
         let mut settings = watching(&["document_outbox.*"]);
         settings.delay = Duration::from_millis(999);
         settings.sweep_interval = Duration::ZERO;
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_cannot_work_together_are_told() {
+    fn patterns_that_cannot_work_together_are_reported() {
         let told = |patterns: &[&str]| {
             let problems = problems(&watching(patterns));
             problems.into_iter().map(|problem| problem.sentence).collect::<Vec<_>>().join("; ")
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_behind_one_that_means_all_it_does_is_found() {
+    fn a_pattern_that_never_counts_is_found() {
         let find = |watch: &[&str]| {
             let settings = watching(watch);
             covered(&settings.watch).map(|(pattern, by)| (pattern.to_string(), by.to_string()))

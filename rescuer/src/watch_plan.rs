@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_stream_for_each_delay_and_the_base_delay_has_the_plain_name() {
+    fn each_delay_has_a_stream_of_its_own() {
         let watch = ["shop.*@2s", "audit.log@5m", "tenant_*.orders", "mail.sent@15s"];
         let plans = plans(&settings(&watch));
         let names: Vec<_> = plans.iter().map(|plan| (plan.name.as_str(), plan.delay.as_secs())).collect();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_pattern_that_matches_counts_and_no_collection_is_in_two_streams() {
+    fn no_collection_is_in_two_streams() {
         let watch = ["shop.orders@2s", "*.orders@1m", "shop.*"];
         assert_eq!(streams(&watch, "shop.orders"), ["default@2s"]);
         assert_eq!(streams(&watch, "other.orders"), ["default@1m"]);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_database_and_the_servers_own_are_in_no_stream() {
+    fn system_collections_and_the_state_are_never_watched() {
         let watch = ["*.*"];
         for name in ["document_outbox.positions", "admin.users", "local.oplog.rs", "config.shards"] {
             assert_eq!(streams(&watch, name), [""; 0], "{name}");

@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_is_warned_of_once_and_the_memory_of_that_is_bounded() {
+    fn a_document_is_warned_of_once_in_bounded_memory() {
         let mut unreadable = Unreadable::default();
         let of = |id: i64| DocumentRef::by_id(Namespace::new("shop", "orders"), id);
         assert!(unreadable.is_new(&of(1)));

@@ -1,7 +1,7 @@
 //! Whether a document wants a command now: pure.
 //!
 //! The rescuer asks the same question as every deliverer, [`deliverable()`], and one of its own: is it old enough? A
-//! message that nobody has tried yet belongs to the inline dispatcher until it is `delay` old, whether the change stream
+//! message that was never tried belongs to the inline dispatcher until it is `delay` old, whether the change stream
 //! or the sweep came across it. A hot document would otherwise always be caught with a fresh message.
 //!
 //! | entry | its own age |
@@ -12,8 +12,8 @@
 //! | without either, or with a time that is still to come | old enough: nothing is known |
 //! | without `available_at`, found by the stream | old enough: the change it was woken for is |
 //!
-//! Without a date an entry stands where the sweep seldom looks, so it isn't left to the sweep because its writer's clock
-//! is fast. One with a date is, for as long as its own time says.
+//! The sweep seldom reads entries without a date, so such an entry isn't left to the sweep because its writer's clock is
+//! fast. One with a date is, for as long as its own time says.
 
 use std::time::Duration;
 
@@ -76,12 +76,12 @@ impl Head {
     }
 }
 
-/// What is to be done about a document.
+/// The judgement of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Verdict {
     /// Set when a command is wanted.
     pub(crate) work: Option<Head>,
-    /// Since when, where that can be told.
+    /// Since when, if that is known.
     pub(crate) due: Option<DateTime>,
     /// How long an inline claim lasts, if that is longer than the delay.
     pub(crate) long_claim: Option<Duration>,
@@ -242,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_nobody_tried_is_the_inline_dispatchers_until_it_is_as_old_as_the_delay() {
+    fn an_untried_message_is_left_alone_for_the_delay() {
         let made = |millis| doc! { "created_at": at(millis), "available_at": at(millis) };
         assert!(!wants_command(made(-14_999)));
         assert!(wants_command(made(-15_000)));
     }
 
     #[test]
-    fn a_claim_of_the_inline_dispatcher_that_ended_adds_nothing_to_the_delay() {
+    fn an_ended_inline_claim_adds_nothing_to_the_delay() {
         let claimed = |made, until| {
             wants_command(doc! { "created_at": at(made), "available_at": at(until), "claimed_by": "p/1" })
         };
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_since_when_a_document_was_due_for_rescue() {
+    fn a_verdict_has_when_rescue_was_due() {
         let due = |extra: Document| {
             let mut entry = doc! { "id": Uuid::new(), "type": "order.placed" };
             entry.extend(extra);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inline_claim_that_outlasts_the_delay_is_told() {
+    fn an_inline_claim_that_outlasts_the_delay_is_reported() {
         let claim = |extra: Document| {
             let mut entry = doc! { "id": Uuid::new(), "type": "order.placed", "claimed_by": "p/1" };
             entry.extend(doc! { "created_at": at(-15_000), "available_at": at(5000) });
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_tried_or_put_off_is_wanted_as_soon_as_it_is_due() {
+    fn a_tried_or_postponed_entry_is_wanted_when_due() {
         let fresh = |extra: Document| {
             let mut entry = doc! { "created_at": at(-5000), "available_at": at(-1) };
             entry.extend(extra);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minimal_entry_is_as_old_as_its_id_says_and_old_enough_when_it_says_nothing() {
+    fn a_minimal_entry_is_as_old_as_its_id_says() {
         let id_made = |millis: i64| {
             let time = u64::try_from(NOW + millis).unwrap();
             let v7 = uuid::Builder::from_unix_timestamp_millis(time, &[7; 10]).into_uuid();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_still_to_come_says_nothing_so_that_no_clock_can_put_a_message_off() {
+    fn no_clock_that_is_ahead_puts_a_message_off() {
         let made = |millis| wants_command(doc! { "created_at": at(millis), "available_at": at(-1) });
         assert!(!made(900), "clocks differ a little");
         assert!(made(1001));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_without_a_date_is_as_old_as_the_change_that_the_stream_was_woken_for() {
+    fn an_entry_without_a_date_is_as_old_as_its_change() {
         let wants = |entry: Document, moment| {
             let mut whole = doc! { "id": Uuid::new(), "type": "order.placed", "created_at": at(-1000) };
             whole.extend(entry);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_and_unreadable_entries_make_no_command_but_the_unreadable_are_told() {
+    fn dead_and_unreadable_entries_make_no_command() {
         assert!(!wants_command(doc! { "dead_at": at(-1) }));
         let found = verdict(vec![doc! { "id": 7 }], DeliveryOrder::Ordered);
         assert_eq!((found.work.is_some(), found.unreadable), (false, 1));
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retrying_head_holds_an_ordered_document_back_and_no_unordered_one() {
+    fn a_retrying_head_blocks_only_an_ordered_document() {
         let entry = |extra: Document| {
             let mut entry = doc! { "id": Uuid::new(), "type": "t", "created_at": at(-60_000) };
             entry.extend(extra);
@@ -365,14 +365,14 @@ mod tests {
     }
 
     #[test]
-    fn the_stream_forgives_clocks_half_a_second_and_never_more_than_a_quarter_of_the_delay() {
+    fn the_stream_forgives_clocks_up_to_half_a_second() {
         let old = |delay| Moment::following(at(0), delay).old;
         assert_eq!(old(DELAY), at(-14_500));
         assert_eq!(old(Duration::from_secs(1)), at(-750));
     }
 
     #[test]
-    fn the_head_changes_with_every_claim_and_failure_and_only_then() {
+    fn the_head_changes_with_every_claim_and_failure() {
         let id = Uuid::new();
         let head = |extra: Document| {
             let mut entry = doc! { "id": id, "type": "t" };

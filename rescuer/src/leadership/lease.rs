@@ -66,7 +66,7 @@ pub(crate) struct Held {
     until: Mutex<Instant>,
 }
 
-/// The lease as it stands in the state database.
+/// The lease as it is in the state database.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) owner: String,

@@ -1,4 +1,4 @@
-//! Standing by: who waits for whom, and who takes a lease.
+//! Standing by: which rescuer waits for which, and which one takes a lease.
 //!
 //! | the lease | this rescuer | does |
 //! |---|---|---|
@@ -7,10 +7,10 @@
 //! | another's, dated ahead, but not renewed for as long as it lasts | | as if it were over |
 //! | over, given back, or its own of before | can send commands | takes it |
 //! | the same | can't, and one that can stands by | leaves it to that one |
-//! | the same | can't, and nobody is known who can | takes it: much of an owner's work needs no broker |
+//! | the same | can't, and no other that can is known | takes it: much of an owner's work needs no broker |
 //!
-//! So a rescuer without a broker takes a stream from nobody who has one, and where the broker is away for all of them, one owns the
-//! stream, keeps its position within the oplog, counts, and is ready to send.
+//! So a rescuer without a broker never takes a stream from one that has a broker. If the broker is away for all of them, one
+//! owns the stream, keeps its position within the oplog, counts, and is ready to send.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ pub(crate) fn pause_between_reads(lasts: Duration) -> Duration {
     (lasts / READS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// What was seen of a lease so far, by the clock of this process alone.
+/// Observations of a lease so far, by the clock of this process alone.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     lease: Unchanged,
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_dated_far_ahead_is_over_unless_it_is_renewed() {
+    fn a_lease_dated_far_ahead_ends_unless_renewed() {
         let mut watch = Watch::default();
         let dead = seen(HALF_AN_HOUR);
         assert!(!is_taken(&next(&mut watch, &dead, Ability::Able, Duration::ZERO)));
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_send_leaves_a_lease_to_one_who_can() {
+    fn a_lease_is_left_to_one_that_can_send() {
         let mut watch = Watch::default();
         let over = seen(Duration::ZERO);
         assert!(

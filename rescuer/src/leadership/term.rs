@@ -2,7 +2,7 @@
 //!
 //! A term is what stream and sweep share, and nothing else: the plan, the lease that is held, the reports, the stop; the
 //! settings and the connection with which both do their work. All that is under way in a term ends with it, by
-//! [`Halt`](crate::halt::Halt).
+//! [`Halt`].
 
 use std::{sync::Arc, time::Duration};
 

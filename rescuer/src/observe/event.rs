@@ -1,4 +1,4 @@
-//! What a rescuer does, as values: logs, counts and tests learn of it here.
+//! The events of a rescuer, as values: for logs, counts and tests.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub enum RescueEvent {
     Owned {
         /// Which stream.
         stream: String,
-        /// How often the stream was taken, at the least.
+        /// How often the stream was taken, at least.
         epoch: i64,
     },
     /// This rescuer lost a stream, and stands by again.
@@ -51,14 +51,14 @@ pub enum RescueEvent {
         /// Why it ended.
         cause: ReopenCause,
     },
-    /// The stream cannot go on from its position.
+    /// The stream cannot continue from its position.
     PositionLost {
         /// Why, and what is done about it.
         reason: String,
         /// The server's error code, where it was the server who said so.
         code: Option<i32>,
     },
-    /// A change stands at the head of the stream and waits until it is `delay` old.
+    /// A change is at the head of the stream and waits until it is `delay` old.
     Holding {
         /// Whose change it is.
         document: DocumentRef,
@@ -117,7 +117,7 @@ pub enum RescueEvent {
         /// Whether something kept it from reaching its end; the next round tries again.
         cut_short: bool,
     },
-    /// Elements of an outbox are no entries; they are left alone.
+    /// Elements of an outbox are not entries; they are left alone.
     Unreadable {
         /// Where.
         document: DocumentRef,
@@ -157,7 +157,7 @@ pub enum ReopenCause {
     Error(String),
     /// A change was held for longer than a cursor lives unread.
     Held,
-    /// What it was opened on was dropped or renamed.
+    /// The collection or database that it was opened on was dropped or renamed.
     Invalidated,
     /// The server ended it without a word.
     Ended,

@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lasts_is_logged_once_a_minute() {
+    fn a_lasting_trouble_is_logged_once_a_minute() {
         let mut reminder = Reminder::default();
         assert!(reminder.is_due());
         assert!(!reminder.is_due());

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_is_ready_while_its_stream_moves_and_its_lease_lasts() {
+    fn an_owner_is_ready_while_stream_and_lease_last() {
         let (report, hour) = (reporter(), Duration::from_hours(1));
         assert!(unready(&report).contains("who owns it"));
         let now = Instant::now();
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_by_is_ready_while_the_owner_lives() {
+    fn a_standby_is_ready_while_the_owner_lives() {
         let (report, now) = (reporter(), Instant::now());
         report.standing_by(Some(("other/1", 3, now + Duration::from_secs(9))));
         assert_eq!(unready(&report), "");

@@ -32,7 +32,7 @@ pub struct StreamStatus {
     pub able: bool,
     /// Who owns it.
     pub owner: Option<String>,
-    /// How often it was taken, at the least.
+    /// How often it was taken, at least.
     pub epoch: Option<i64>,
     /// In how many seconds its lease ends, as last seen; below zero when it is over.
     pub lease_ends_in: Option<f64>,

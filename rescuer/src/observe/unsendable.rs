@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn each_document_is_new_once_and_the_latest_are_named() {
+    fn each_document_is_new_once_the_latest_are_named() {
         let mut unsendable = Unsendable::default();
         assert!(unsendable.add(&document(1), "too long"));
         assert!(!unsendable.add(&document(1), "too long"));

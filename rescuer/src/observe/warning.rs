@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use mongodb::Namespace;
 use outbox_service::{NamespacePattern, written};
 
-/// What an operator should look at. Each is told once an hour at most.
+/// Something that an operator should check. Each is reported once an hour at most.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Warning {
@@ -23,7 +23,7 @@ pub enum Warning {
         /// How far the oplog reaches back.
         window: Duration,
     },
-    /// How far the oplog reaches back can't be told.
+    /// It isn't known how far the oplog reaches back.
     OplogUnknown {
         /// What the server said.
         error: String,
@@ -44,7 +44,7 @@ pub enum Warning {
         /// The stream's delay.
         delay: Duration,
     },
-    /// Who stops this process waits for longer than its lease lasts.
+    /// The supervisor that stops this process waits for longer than its lease lasts.
     GraceLong {
         /// How long it waits.
         grace: Duration,
@@ -76,7 +76,7 @@ pub enum Unwatchable {
         /// A name that is there and nearly the same, as ` (did you mean …?)`, or nothing.
         hint: String,
     },
-    /// It is a view: what is written is another collection.
+    /// It is a view: writes go to another collection.
     View,
     /// It is a time series: its measurements take no updates, and it has no change stream.
     TimeSeries,

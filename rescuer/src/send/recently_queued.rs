@@ -1,4 +1,4 @@
-//! A bounded memory of what was queued lately, so that a stuck document doesn't get a command every round.
+//! A bounded memory of the documents that were queued lately, so that a stuck document doesn't get a command every round.
 //!
 //! A document whose outbox is found in the same state as when it was queued waits for a pause, which doubles when the
 //! document is queued again after it; one whose outbox has changed (another head, another claim, another failure) is new.
@@ -11,7 +11,7 @@
 //! those of the documents that the change stream has shown since.
 //!
 //! # When it is full
-//! QueuedCollection whose pause is over are forgotten. If that makes no room, a collection that has less than its share takes room
+//! Documents whose pause is over are forgotten. If that makes no room, a collection that has less than its share takes room
 //! from the one that has most, so that one collection's backlog stops no other. All others wait: the sweep keeps its
 //! place and continues there, so every document has its turn.
 //!
@@ -69,7 +69,7 @@ struct Undated {
     noted: u64,
 }
 
-/// As small as can be, since there are so many: times in milliseconds, the rest shortened.
+/// As small as possible, since there are very many: times in milliseconds, the rest shortened.
 #[derive(Debug)]
 struct QueuedDocument {
     state: u64,
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_state_waits_for_a_pause_that_doubles_up_to_two_minutes() {
+    fn the_pause_of_an_unchanged_document_doubles() {
         let (mut queued, head, mut now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         assert_eq!(queued.admit(&document(1), &head, now), Admission::Queue);
         for factor in [1, 2, 4, 4] {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_stream_queues_within_the_pause_does_not_lengthen_it() {
+    fn queueing_by_the_stream_does_not_lengthen_a_pause() {
         let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         for _ in 0..5 {
             queued.note(&document(1), &head, now);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn another_head_is_new_and_starts_from_the_first_pause() {
+    fn another_head_starts_from_the_first_pause() {
         let (mut queued, now) = (RecentlyQueued::new(10, PAUSE), Instant::now());
         queued.note(&document(1), &head(), now);
         let other = head();
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsendable_document_waits_for_an_hour_or_a_change() {
+    fn an_unsendable_document_waits_an_hour_or_for_a_change() {
         let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         queued.note_unsendable(&document(1), &head, now);
         assert_eq!(queued.admit(&document(1), &head, now + LONGEST * 2), Admission::Wait);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_that_are_done_are_forgotten_when_room_is_short() {
+    fn done_documents_are_forgotten_when_room_is_short() {
         let (mut queued, head, now) = (RecentlyQueued::new(2, PAUSE), head(), Instant::now());
         queued.begin_sweep(&orders());
         queued.note(&document(1), &head, now);
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn undated_documents_survive_a_pass_that_does_not_read_them() {
+    fn undated_documents_survive_a_sweep_that_skips_them() {
         let (mut queued, head, now) = (RecentlyQueued::new(2, PAUSE), head_of(doc! {}), Instant::now());
         queued.note(&document(1), &head, now);
         queued.note(&document(2), &head, now);

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_waits_for_its_date_or_its_time_in_hand() {
+    fn a_change_waits_for_date_or_time_in_hand() {
         let (age, now) = (Age::new(DELAY), DateTime::from_millis(HOUR));
         assert_eq!(age.wait(&change(HOUR - 10_000, 0), now), Duration::ZERO, "dated long ago");
         assert_eq!(age.wait(&change(HOUR - 4_000, 1), now), Duration::from_secs(6));
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn those_behind_a_change_of_a_fast_clock_wait_no_longer() {
+    fn changes_behind_one_of_a_fast_clock_follow_it() {
         let (mut age, now) = (Age::new(DELAY), DateTime::from_millis(HOUR));
         age.learn(&change(2 * HOUR, 10), now);
         assert_eq!(age.wait(&change(2 * HOUR, 0), now), Duration::ZERO, "of the same moment");
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_due_by_its_date_shows_no_fast_clock() {
+    fn a_change_due_by_date_shows_no_fast_clock() {
         let (mut age, now) = (Age::new(DELAY), DateTime::from_millis(HOUR));
         age.learn(&change(2 * HOUR, 10), now);
         age.learn(&change(HOUR - 20_000, 0), now);

@@ -7,8 +7,8 @@
 //! by the broker, the position may move behind it.
 //!
 //! # Crash at any point
-//! The position stands before everything that was not confirmed; changes behind it are read again, and checked against
-//! their documents, which know what is still undelivered. At worst a page's commands are sent twice.
+//! The position is before everything that was not confirmed; changes behind it are read again, and checked against
+//! their documents, which hold what is still undelivered. At worst a page's commands are sent twice.
 
 use std::{
     convert::Infallible,
@@ -167,7 +167,7 @@ impl Follower {
                 }
             }
 
-            // Without its reader, all behind this change goes unread; a hold can take hours. The position stands before
+            // Without its reader, all behind this change goes unread; a hold can take hours. The position is before
             // it, and the beginning after a loss finds it.
             if self.items.is_closed() {
                 return Err(Halt);

@@ -1,4 +1,4 @@
-//! Where the stream stands: a low-water mark in the state database.
+//! The position of the stream: a low-water mark in the state database.
 //!
 //! Everything before a saved position was checked and, where needed, queued and confirmed. Positions are written with
 //! majority, and only over one of the same or a lower epoch, so that an owner that was replaced cannot write over its
@@ -15,9 +15,9 @@
 //! ```
 //!
 //! # A position of another cluster
-//! A token means nothing to a cluster that didn't make it, and need not be refused: it may just point somewhere. What
-//! tells is the UUID that the server gave the collection of positions: one that was dumped and restored, or copied, has
-//! another. A copy of a whole server's files keeps it, but its oplog too; where that was made anew, the server says 286, or
+//! A token means nothing to a cluster that didn't make it, and need not be refused: it may just point somewhere. It is
+//! recognised by the UUID that the server gave the collection of positions: one that was dumped and restored, or copied, has
+//! another. A copy of a whole server's files keeps it, but its oplog too; if that was made again, the server says 286, or
 //! the position is ahead of the server's time.
 
 use document_outbox::internal::error_codes::{self, Verdict};
@@ -86,7 +86,7 @@ struct FoundPosition {
 struct Here {
     /// What is watched and how.
     pipeline: String,
-    /// The UUID of the collection of positions, where the server tells.
+    /// The UUID of the collection of positions, if the server says.
     lineage: Option<Binary>,
     /// The server's time.
     time: Timestamp,
@@ -307,25 +307,25 @@ mod tests {
     }
 
     #[test]
-    fn only_the_absence_of_a_position_is_a_fresh_start() {
+    fn only_a_missing_position_is_a_fresh_start() {
         assert_eq!(start(None, &here()), Start::Fresh);
     }
 
     #[test]
-    fn a_position_is_resumed_by_its_token_or_by_its_time_before_there_is_one() {
+    fn a_position_is_resumed_by_its_token_or_time() {
         let mark = Mark { token: Some(token()), cluster_time: Some(TIME) };
         assert_eq!(start(found(Some(token()), Some(TIME.into()), "p"), &here()), Start::Resume(mark));
         assert_eq!(start(found(None, Some(TIME.into()), "p"), &here()), Start::Resume(Mark::at(TIME)));
     }
 
     #[test]
-    fn a_token_of_another_pipeline_is_not_used_but_its_time_is() {
+    fn of_another_pipeline_only_the_time_is_used() {
         let other = found(Some(token()), Some(TIME.into()), "other");
         assert_eq!(start(other, &here()), Start::PipelineChanged(TIME));
     }
 
     #[test]
-    fn a_position_that_cannot_be_read_is_lost_and_never_taken_for_a_fresh_start() {
+    fn an_unreadable_position_is_lost_and_never_fresh() {
         for unusable in [
             found(None, None, "p"),
             found(None, Some("yesterday".into()), "p"),

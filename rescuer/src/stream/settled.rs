@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_document_changed_until_it_was_found_empty_needs_no_second_look() {
+    fn changes_before_a_document_was_empty_are_covered() {
         let mut settled = Settled::default();
         let covers = |settled: &Settled, id, time| {
             let (key, change) = change(id, time);

@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_token_has_no_time() {
+    fn an_unreadable_token_has_no_time() {
         for data in ["", "82", "8263", "8363501900000000012B", "82zzzzzzzzzzzzzzzz", "ä82635019A000000001"] {
             assert_eq!(of_key_string(data), None, "{data}");
         }

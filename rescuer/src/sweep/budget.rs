@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn queries_are_spread_evenly_and_idle_time_is_not_saved_up() {
+    async fn queries_are_spread_evenly_even_after_idle_time() {
         let budget = Budget::new(10);
         tokio::time::sleep(Duration::from_mins(1)).await;
         let begun = Instant::now();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_who_share_it_have_together_what_one_would_have() {
+    async fn a_shared_budget_is_no_larger() {
         let budget = Budget::new(10);
         let begun = Instant::now();
         let several = || async {

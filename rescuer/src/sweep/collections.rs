@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn views_time_series_and_the_servers_own_are_not_swept() {
+    fn views_time_series_and_system_collections_are_not_swept() {
         let kind = |name: &str, kind: &str| read("shop", &doc! { "name": name, "type": kind }).unwrap().kind;
         assert_eq!(kind("orders", "collection"), ListedKind::Collection);
         assert_eq!(kind("open_orders", "view"), ListedKind::View);

@@ -1,10 +1,10 @@
-//! What is known of the watched collections: whether one holds outboxes at all, by which index it is swept, and whether the
+//! The facts about the watched collections: whether one holds outboxes at all, by which index it is swept, and whether the
 //! server deletes its documents by itself.
 //!
 //! # Collections without an outbox
 //! A pattern such as `shop.*` also means sessions and logs, which never held an outbox. Such a collection must cost nothing
-//! and alert nobody. So one that lacks the index is read once, slice by slice. If no document in it has the field `outbox`, it
-//! is left alone until the change stream shows one that has, or a position is lost, after which nobody can say what the
+//! and cause no alert. So one that lacks the index is read once, slice by slice. If no document in it has the field `outbox`, it
+//! is left alone until the change stream shows one that has, or a position is lost, after which it isn't known which ones the
 //! stream would have shown. A collection that `watch` names is taken to hold outboxes.
 
 use std::{
@@ -137,7 +137,7 @@ impl Facts {
         }
     }
 
-    /// A position was lost: nobody can say what the stream would have shown.
+    /// A position was lost: it isn't known which outboxes the stream would have shown.
     pub(super) fn doubt(&mut self) {
         for known in self.collections.values_mut() {
             if known.holds == Holds::Nothing {
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_for_dead_messages_is_missed_where_there_are_any() {
+    fn the_dead_index_is_missed_with_dead_messages() {
         let mut facts = Facts::new(vec![orders()]);
         let due = Some(Index { name: "i".into(), partial: true });
         listed(&mut facts, Indexes { due, dead: false, ttl: None });

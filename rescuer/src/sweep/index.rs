@@ -1,4 +1,4 @@
-//! The indexes that make a sweep cost what is due, and not what is stored; and those by which the server deletes documents.
+//! The indexes with which a sweep reads only documents that are due; and those by which the server deletes documents.
 
 use mongodb::{
     IndexModel, Namespace,
@@ -17,11 +17,11 @@ const BAD_VALUE: i32 = 2;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
     pub(crate) name: String,
-    /// Holds filled outboxes only. In one of all documents, every empty outbox stands where entries without a date do.
+    /// Holds filled outboxes only. In one of all documents, every empty outbox is where entries without a date are.
     pub(crate) partial: bool,
 }
 
-/// What a collection's list of indexes says.
+/// The indexes of a collection, as far as they matter here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Indexes {
     /// The one that the sweep goes by.

@@ -81,6 +81,15 @@ pub(crate) struct Rounds {
     slow: bool,
 }
 
+/// What a round looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// Entries that are due.
+    Due,
+    /// Entries without a date, too.
+    Full,
+}
+
 /// What one round amounted to.
 #[derive(Debug, Default, Clone, Copy)]
 struct Tally {
@@ -138,19 +147,20 @@ impl Rounds {
                 Some(last) => last.elapsed() >= settings.full_sweep_interval,
                 None => true,
             };
-            let wanted = self.full_sweep.take() || is_hourly;
-            let full = wanted || !self.undone.is_empty();
+            let wanted = if self.full_sweep.take() || is_hourly { Extent::Full } else { Extent::Due };
+            // A full round that was left unfinished continues in the rounds after it.
+            let swept = if self.undone.is_empty() { wanted } else { Extent::Full };
             let begun = Instant::now();
             let tally = self.round(wanted).await;
-            if wanted && tally.unlisted {
+            if wanted == Extent::Full && tally.unlisted {
                 self.full_sweep.postpone();
-            } else if wanted {
+            } else if wanted == Extent::Full {
                 self.last_full = Some(Instant::now());
             }
 
             let took = begun.elapsed();
             self.warn_when_slow(took);
-            self.report(tally, full, took);
+            self.report(tally, swept, took);
             self.swept.cancel();
 
             let rest = settings.sweep_interval.saturating_sub(took);
@@ -171,7 +181,8 @@ impl Rounds {
         self.slow = slow;
     }
 
-    fn report(&self, tally: Tally, full: bool, took: Duration) {
+    fn report(&self, tally: Tally, swept: Extent, took: Duration) {
+        let full = swept == Extent::Full;
         let Tally { collections, queries, unfinished, cut_short, .. } = tally;
         let Count { examined, queued } = tally.count;
         tracing::debug!(full, collections, examined, queued, queries, unfinished, cut_short, "swept");
@@ -187,14 +198,14 @@ impl Rounds {
         });
     }
 
-    async fn round(&mut self, full: bool) -> Tally {
+    async fn round(&mut self, wanted: Extent) -> Tally {
         let (term, budget) = (self.term.clone(), self.budget.clone());
         let mut turns = Turns::sweeping(&term, &budget);
         let mut tally = Tally::default();
 
         match self.list(&mut turns, &mut tally).await {
             Ok(all) => {
-                self.note_wishes(full, &all);
+                self.note_wishes(wanted, &all);
                 if self.read(all, &mut turns, &mut tally).await.is_err() {
                     tally.cut_short = true;
                 }
@@ -239,9 +250,9 @@ impl Rounds {
     }
 
     /// Notes which collections have a part of a full round to be done.
-    fn note_wishes(&mut self, full: bool, all: &[Namespace]) {
+    fn note_wishes(&mut self, wanted: Extent, all: &[Namespace]) {
         let owed = self.full_sweep.take_owed();
-        if full {
+        if wanted == Extent::Full {
             self.want_full(all);
         } else if !owed.is_empty() {
             let owed: Vec<Namespace> = owed.into_iter().collect();

@@ -16,7 +16,7 @@ use crate::{
     watch_plan::Coverage,
 };
 
-/// Databases that nobody watches by mistake.
+/// Databases that a slip is never meant for.
 const OF_THE_SERVER: [&str; 3] = ["admin", "config", "local"];
 
 /// Reports which patterns match nothing that can be watched, waiting for its turn before a query.
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_is_reported_with_the_name_it_is_close_to() {
+    fn a_slip_is_reported_with_a_similar_name() {
         assert!(problems(&["bugs.order"])[0].contains("did you mean bugs.orders?"));
         assert!(problems(&["bugs.Orders"])[0].contains("did you mean bugs.orders?"));
         assert!(problems(&["Bugs.orders"])[0].contains("did you mean bugs"));
