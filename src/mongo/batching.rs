@@ -1,115 +1,150 @@
-//! What comes while the last batch is under way goes together, as the next.
+//! One mechanism for requests that can be sent together: those that arrive while the last batches are in flight are the next
+//! batch.
 //!
-//! No timer: what comes alone goes alone and at once, in the task that brings it. A few batches are under way at a time; one that
-//! takes long is overtaken.
+//! # Flow
+//! There is no timer. A request that arrives while nothing is in flight is sent alone and at once, by the task that brings it.
+//! Others are queued, and a task sends them when a batch may go. Few batches are in flight at a time; one that takes long is
+//! overtaken.
+//!
+//! # Caveats
+//! The task ends with the runtime that the batcher was started on. Requests that are queued then get no answer, which those
+//! who wait for one notice.
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use mongodb::Namespace;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
 };
 
-/// Batches under way at a time, when each is quick. With one alone, all callers would end up in step: all in their save while
+/// Batches in flight at a time, when each is quick. With one alone, all callers would end up in step: all in their save while
 /// the broker idles, then all in their delivery while the database does.
 const ABREAST: usize = 2;
 /// Fewer requests than this are not shared out over several batches: each has a cost of its own.
-const WORTH_A_TURN: usize = 16;
+const WORTH_A_BATCH: usize = 16;
 /// After this long a batch is overtaken.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Batches under way at a time, when each takes long. One that has given its place back no longer counts.
-const MOST_UNDER_WAY: usize = 32;
+/// Batches in flight at a time, when each takes long. One that has given its permit back no longer counts.
+const MOST_IN_FLIGHT: usize = 32;
 
-/// Takes requests, one by one or in batches; clones share it. It ends with the last of them, once everything has gone.
+/// A request, and who waits for its answer.
 #[derive(Debug)]
-pub(crate) struct Lane<T> {
-    requests: mpsc::Sender<T>,
-    turns: Arc<Turns>,
+pub(crate) struct Asked<Q, A> {
+    pub(crate) request: Q,
+    answer: oneshot::Sender<A>,
 }
 
-impl<T> Clone for Lane<T> {
-    fn clone(&self) -> Self {
-        Self { requests: self.requests.clone(), turns: self.turns.clone() }
+impl<Q, A> Asked<Q, A> {
+    pub(crate) fn new(request: Q) -> (Self, oneshot::Receiver<A>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { request, answer }, answered)
+    }
+
+    /// Answers; whoever asked may have gone.
+    pub(crate) fn answer(self, answer: A) {
+        let _gone = self.answer.send(answer);
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
     }
 }
 
-impl<T: Send + 'static> Lane<T> {
-    /// Batches hold at most `most` requests and are finished by `settle`, which holds the batch's place for as long as the
-    /// server is busy with it. Must be called inside a tokio runtime.
-    pub(crate) fn start<S>(most: usize, settle: impl Fn(Vec<T>, Place) -> S + Send + 'static) -> Self
+/// Collects requests and sends them in batches; clones share it. It ends with the last of them, once everything has been sent.
+pub(crate) struct Batcher<Q, A> {
+    queue: mpsc::Sender<Asked<Q, A>>,
+    batches: Arc<Batches>,
+}
+
+impl<Q, A> Clone for Batcher<Q, A> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), batches: self.batches.clone() }
+    }
+}
+
+impl<Q, A> fmt::Debug for Batcher<Q, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batcher").finish_non_exhaustive()
+    }
+}
+
+impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
+    /// Batches hold at most `most` requests. `send` sends one and answers what is in it, and holds its permit for as long as
+    /// the server is busy with it. Must be called inside a tokio runtime.
+    pub(crate) fn start<S>(
+        most: usize,
+        send: impl Fn(Vec<Asked<Q, A>>, BatchPermit) -> S + Send + 'static,
+    ) -> Self
     where
         S: Future<Output = ()> + Send + 'static,
     {
-        let (requests, waiting) = mpsc::channel(most);
-        let turns = Arc::new(Turns::default());
-        tokio::spawn(run(turns.clone(), waiting, most, settle));
-        Self { requests, turns }
+        let (queue, waiting) = mpsc::channel(most);
+        let batches = Arc::new(Batches::default());
+        tokio::spawn(run(batches.clone(), waiting, most, send));
+        Self { queue, batches }
     }
 
-    /// The right to go alone and at once, where nobody else is under way.
-    pub(crate) fn turn_for_one(&self) -> Option<Place> {
-        let nobody_waits = self.requests.capacity() == self.requests.max_capacity();
-        if !nobody_waits {
+    /// The permit to send one request alone and at once; none where others are in flight or wait.
+    pub(crate) fn permit_for_one(&self) -> Option<BatchPermit> {
+        if self.queue.capacity() < self.queue.max_capacity() {
             return None;
         }
-        let turn = self.turns.take_at_once()?;
-        Some(Place { _turn: turn, _permit: None })
+        self.batches.begin_alone()
     }
 
-    /// Joins a batch; false when the runtime has ended.
-    pub(crate) async fn join(&self, request: T) -> bool {
-        self.requests.send(request).await.is_ok()
+    /// Has a request sent with the next batch; none when the runtime that sends has ended, and no answer will come.
+    pub(crate) async fn ask(&self, request: Q) -> Option<A> {
+        let (asked, answered) = Asked::new(request);
+        self.enqueue(asked).await;
+        answered.await.ok()
+    }
+
+    /// Queues a request for the next batch. When the runtime that sends has ended, it is dropped.
+    pub(crate) async fn enqueue(&self, asked: Asked<Q, A>) {
+        let _ended = self.queue.send(asked).await;
     }
 }
 
-async fn run<T, S>(
-    turns: Arc<Turns>,
-    mut requests: mpsc::Receiver<T>,
+async fn run<Q, A, S>(
+    batches: Arc<Batches>,
+    mut queue: mpsc::Receiver<Asked<Q, A>>,
     most: usize,
-    settle: impl Fn(Vec<T>, Place) -> S,
+    send: impl Fn(Vec<Asked<Q, A>>, BatchPermit) -> S,
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(MOST_UNDER_WAY));
+    let in_flight = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
     let mut taken = Vec::with_capacity(most);
-    while requests.recv_many(&mut taken, most).await > 0 {
-        turns.wait().await;
-        recv_more(&mut requests, &mut taken, most).await;
-        let turns = turns.take(taken.len());
-        let share = taken.len().div_ceil(turns.len());
-        for turn in turns {
+    while queue.recv_many(&mut taken, most).await > 0 {
+        batches.wait_until_free().await;
+        recv_more(&mut queue, &mut taken, most).await;
+
+        let permits = batches.begin(taken.len());
+        let share = taken.len().div_ceil(permits.len());
+        for mut permit in permits {
             // Never closed.
-            let Ok(permit) = places.clone().acquire_owned().await else { return };
-            let place = Place { _turn: turn, _permit: Some(permit) };
-            tokio::spawn(settle(taken.drain(..share.min(taken.len())).collect(), place));
+            let Ok(counted) = in_flight.clone().acquire_owned().await else { return };
+            permit.counted = Some(counted);
+            tokio::spawn(send(taken.drain(..share.min(taken.len())).collect(), permit));
         }
     }
 }
 
-/// The requests of each collection, in the order they came.
-pub(crate) fn by_collection<T>(
-    requests: Vec<T>,
-    namespace: impl Fn(&T) -> &Namespace,
-) -> impl Iterator<Item = Vec<T>> {
-    let mut collections: BTreeMap<String, Vec<T>> = BTreeMap::new();
-    for request in requests {
-        collections.entry(namespace(&request).to_string()).or_default().push(request);
-    }
-    collections.into_values()
-}
-
-/// Adds whatever waits, and what comes of tasks that are about to run: those woken together by the answers of one batch would
-/// otherwise make a batch of the first alone, and all others wait for that.
+/// Adds the requests that are queued by now, and those of tasks that are about to run: of those woken together by the answers
+/// of one batch, the first would otherwise make a batch alone, and all others wait for it.
 async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) {
     let mut before = 0;
     while taken.len() > before && taken.len() < most {
         before = taken.len();
         tokio::task::yield_now().await;
+
         while taken.len() < most
             && let Ok(item) = queue.try_recv()
         {
@@ -118,99 +153,128 @@ async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: u
     }
 }
 
-/// Who is under way.
+/// The requests of each collection, in the order they came.
+pub(crate) fn by_collection<Q, A>(
+    batch: Vec<Asked<Q, A>>,
+    namespace: impl Fn(&Q) -> &Namespace,
+) -> impl Iterator<Item = Vec<Asked<Q, A>>> {
+    let mut collections: BTreeMap<String, Vec<Asked<Q, A>>> = BTreeMap::new();
+    for asked in batch {
+        collections.entry(namespace(&asked.request).to_string()).or_default().push(asked);
+    }
+    collections.into_values()
+}
+
+/// The batches that are in flight.
 #[derive(Debug, Default)]
-struct Turns {
-    state: Mutex<UnderWay>,
+struct Batches {
+    state: Mutex<BatchesInFlight>,
     freed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct UnderWay {
+struct BatchesInFlight {
     /// When each of them began.
     since: Vec<Instant>,
-    /// Whether the last was of several: then others are about to come, and one should not go ahead of them.
-    grouped: bool,
-    /// Whether a batch waits for its turn.
-    wanted: bool,
+    /// Whether the last held several requests: then others are about to come, and one should not go ahead of them.
+    was_shared: bool,
+    /// Whether a batch waits to begin.
+    is_wanted: bool,
 }
 
-impl UnderWay {
-    /// How many more may go, or when the first of those under way is overtaken.
-    fn free(&self) -> Result<usize, Instant> {
+/// What may begin now.
+enum MayBegin {
+    /// That many batches, at least one.
+    Now(usize),
+    /// None before this time, when one of those in flight is overtaken.
+    NotBefore(Instant),
+}
+
+impl BatchesInFlight {
+    fn may_begin(&self) -> MayBegin {
         let now = Instant::now();
-        let young = self.since.iter().map(|since| *since + PATIENCE).filter(|late| *late > now);
-        match (ABREAST.saturating_sub(young.clone().count()), young.min()) {
-            (0, Some(late)) => Err(late),
-            (free, _) => Ok(free),
+        let mut quick = 0;
+        let mut next: Option<Instant> = None;
+        for since in &self.since {
+            let overtaken = *since + PATIENCE;
+            if overtaken > now {
+                quick += 1;
+                next = Some(next.map_or(overtaken, |next| next.min(overtaken)));
+            }
+        }
+
+        match next {
+            Some(overtaken) if quick >= ABREAST => MayBegin::NotBefore(overtaken),
+            _ => MayBegin::Now(ABREAST - quick),
         }
     }
 }
 
-/// A batch's place among those under way, until dropped.
-pub(crate) struct Place {
-    _turn: Turn,
-    /// None for one that goes alone.
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-/// The right to be under way, until dropped.
-struct Turn {
-    turns: Arc<Turns>,
-    since: Instant,
-}
-
-impl Turns {
-    fn lock(&self) -> MutexGuard<'_, UnderWay> {
+impl Batches {
+    fn lock(&self) -> MutexGuard<'_, BatchesInFlight> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(self: &Arc<Self>, under_way: &mut UnderWay) -> Turn {
+    fn permit(self: &Arc<Self>, in_flight: &mut BatchesInFlight) -> BatchPermit {
         let since = Instant::now();
-        under_way.since.push(since);
-        Turn { turns: self.clone(), since }
+        in_flight.since.push(since);
+        BatchPermit { batches: self.clone(), since, counted: None }
     }
 
-    fn take_at_once(self: &Arc<Self>) -> Option<Turn> {
-        let mut under_way = self.lock();
-        let free = under_way.since.is_empty() && !under_way.grouped && !under_way.wanted;
-        free.then(|| self.begin(&mut under_way))
+    fn begin_alone(self: &Arc<Self>) -> Option<BatchPermit> {
+        let mut in_flight = self.lock();
+        if !in_flight.since.is_empty() || in_flight.was_shared || in_flight.is_wanted {
+            return None;
+        }
+        Some(self.permit(&mut in_flight))
     }
 
-    /// Waits until a turn is free. Whoever has one may have been forgotten in a future that nobody polls: it is overtaken.
-    async fn wait(&self) {
+    /// Waits until a batch may begin. The holder of a permit may be a future that nobody polls: it is overtaken.
+    async fn wait_until_free(&self) {
         loop {
             let freed = self.freed.notified();
-            let late = {
-                let mut under_way = self.lock();
-                let free = under_way.free();
-                under_way.wanted = free.is_err();
-                match free {
-                    Ok(_) => return,
-                    Err(late) => late,
+            let overtaken = {
+                let mut in_flight = self.lock();
+                let may_begin = in_flight.may_begin();
+                in_flight.is_wanted = matches!(may_begin, MayBegin::NotBefore(_));
+                match may_begin {
+                    MayBegin::Now(_) => return,
+                    MayBegin::NotBefore(overtaken) => overtaken,
                 }
             };
-            // Free or late, the next round will tell.
-            let _ = timeout_at(late, freed).await;
+            // Freed or overtaken, the next round will show.
+            let _ = timeout_at(overtaken, freed).await;
         }
     }
 
-    /// Turns for so many requests: those that are free and worth it, at least one.
-    fn take(self: &Arc<Self>, count: usize) -> Vec<Turn> {
-        let mut under_way = self.lock();
-        under_way.grouped = count > 1;
-        let turns = under_way.free().unwrap_or(1).min(count.div_ceil(WORTH_A_TURN)).max(1);
-        (0..turns).map(|_| self.begin(&mut under_way)).collect()
+    /// Permits for that many requests: as many as may begin and they are worth, at least one.
+    fn begin(self: &Arc<Self>, requests: usize) -> Vec<BatchPermit> {
+        let mut in_flight = self.lock();
+        in_flight.was_shared = requests > 1;
+        let most = match in_flight.may_begin() {
+            MayBegin::Now(batches) => batches,
+            MayBegin::NotBefore(_) => 1,
+        };
+        let batches = most.min(requests.div_ceil(WORTH_A_BATCH)).max(1);
+        (0..batches).map(|_| self.permit(&mut in_flight)).collect()
     }
 }
 
-impl Drop for Turn {
+/// A batch is in flight, until this is dropped.
+pub(crate) struct BatchPermit {
+    batches: Arc<Batches>,
+    since: Instant,
+    /// None for a request that is sent alone.
+    counted: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for BatchPermit {
     fn drop(&mut self) {
-        let mut under_way = self.turns.lock();
-        if let Some(place) = under_way.since.iter().position(|since| *since == self.since) {
-            under_way.since.swap_remove(place);
+        let mut in_flight = self.batches.lock();
+        if let Some(place) = in_flight.since.iter().position(|since| *since == self.since) {
+            in_flight.since.swap_remove(place);
         }
-        self.turns.freed.notify_one();
+        self.batches.freed.notify_one();
     }
 }
 
@@ -218,39 +282,44 @@ impl Drop for Turn {
 mod tests {
     use super::*;
 
-    /// A lane whose batches are handed to the test, which sees them through by dropping them.
-    fn lane() -> (Lane<u32>, mpsc::UnboundedReceiver<Batch>) {
+    /// A batcher whose batches are handed to the test, which ends them by dropping them.
+    fn batcher() -> (Batcher<u32, ()>, mpsc::UnboundedReceiver<Batch>) {
         let (begun, batches) = mpsc::unbounded_channel();
-        let lane = Lane::start(100, move |requests, place| {
-            let (hold, held) = tokio::sync::oneshot::channel::<()>();
+        let batcher = Batcher::start(100, move |batch: Vec<Asked<u32, ()>>, permit| {
+            let (hold, held) = oneshot::channel::<()>();
+            let requests = batch.into_iter().map(|asked| asked.request).collect();
             begun.send(Batch { requests, _hold: hold }).unwrap();
             async move {
-                let _place = place;
+                let _permit = permit;
                 drop(held.await);
             }
         });
-        (lane, batches)
+        (batcher, batches)
+    }
+
+    fn asked(request: u32) -> Asked<u32, ()> {
+        Asked::new(request).0
     }
 
     struct Batch {
         requests: Vec<u32>,
-        _hold: tokio::sync::oneshot::Sender<()>,
+        _hold: oneshot::Sender<()>,
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_waits_while_others_are_under_way_goes_together() {
-        let (lane, mut batches) = lane();
-        lane.join(1).await;
+    async fn requests_that_wait_are_sent_together() {
+        let (batcher, mut batches) = batcher();
+        batcher.enqueue(asked(1)).await;
         let first = batches.recv().await.unwrap();
-        lane.join(2).await;
+        batcher.enqueue(asked(2)).await;
         let second = batches.recv().await.unwrap();
         for request in 3..=7 {
-            lane.join(request).await;
+            batcher.enqueue(asked(request)).await;
         }
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(batches.try_recv().is_err(), "two are under way");
+        assert!(batches.try_recv().is_err(), "two are in flight");
         drop(first);
         let third = batches.recv().await.unwrap();
         assert_eq!(third.requests, [3, 4, 5, 6, 7]);
@@ -258,47 +327,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_are_shared_out_over_the_turns_that_are_free() {
-        let (lane, mut batches) = lane();
+    async fn many_requests_are_shared_out_over_free_batches() {
+        let (batcher, mut batches) = batcher();
         for request in 0..20 {
-            lane.requests.try_send(request).unwrap();
+            batcher.queue.try_send(asked(request)).unwrap();
         }
         let (one, other) = (batches.recv().await.unwrap(), batches.recv().await.unwrap());
         assert_eq!((one.requests.len(), other.requests.len()), (10, 10));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_goes_alone_where_nobody_is_under_way_or_about_to_come() {
-        let (lane, mut batches) = lane();
-        let alone = lane.turn_for_one().unwrap();
-        assert!(lane.turn_for_one().is_none(), "one is under way");
+    async fn one_request_is_sent_alone_while_nothing_is_in_flight() {
+        let (batcher, mut batches) = batcher();
+        let alone = batcher.permit_for_one().unwrap();
+        assert!(batcher.permit_for_one().is_none(), "one is in flight");
         drop(alone);
-        drop(lane.turn_for_one().unwrap());
+        drop(batcher.permit_for_one().unwrap());
         for request in 0..3 {
-            lane.requests.try_send(request).unwrap();
+            batcher.queue.try_send(asked(request)).unwrap();
         }
-        assert!(lane.turn_for_one().is_none(), "others wait");
+        assert!(batcher.permit_for_one().is_none(), "others wait");
         drop(batches.recv().await.unwrap());
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(lane.turn_for_one().is_none(), "the last had company");
-        lane.join(4).await;
+        assert!(batcher.permit_for_one().is_none(), "the last had company");
+        batcher.enqueue(asked(4)).await;
         drop(batches.recv().await.unwrap());
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(lane.turn_for_one().is_some(), "the last had none");
+        assert!(batcher.permit_for_one().is_some(), "the last had none");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_takes_long_is_overtaken() {
-        let (lane, mut batches) = lane();
-        let _forgotten = lane.turn_for_one().unwrap();
-        lane.join(1).await;
+    async fn a_batch_that_takes_long_is_overtaken() {
+        let (batcher, mut batches) = batcher();
+        let _forgotten = batcher.permit_for_one().unwrap();
+        batcher.enqueue(asked(1)).await;
         let _stuck = batches.recv().await.unwrap();
         let since = Instant::now();
-        lane.join(2).await;
+        batcher.enqueue(asked(2)).await;
         let next = batches.recv().await.unwrap();
         assert_eq!(next.requests, [2]);
         assert_eq!(since.elapsed(), PATIENCE);

@@ -39,7 +39,7 @@ const CLOCKS_MAY_PART: Duration = Duration::from_millis(200);
 /// The server's time, at the cost of a local clock. Clones share one reading.
 #[derive(Clone)]
 pub struct ServerClock {
-    shared: Arc<Shared>,
+    shared: Arc<SharedReading>,
 }
 
 impl fmt::Debug for ServerClock {
@@ -48,7 +48,7 @@ impl fmt::Debug for ServerClock {
     }
 }
 
-struct Shared {
+struct SharedReading {
     client: Client,
     reading: Mutex<Option<Reading>>,
 }
@@ -72,7 +72,7 @@ struct Moment {
 impl ServerClock {
     /// A clock that asks the server on first use.
     pub fn new(client: Client) -> Self {
-        Self { shared: Arc::new(Shared { client, reading: Mutex::new(None) }) }
+        Self { shared: Arc::new(SharedReading { client, reading: Mutex::new(None) }) }
     }
 
     /// The server's time now, to within half a round trip.
@@ -115,7 +115,7 @@ impl Moment {
     }
 }
 
-impl Shared {
+impl SharedReading {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Reading>> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,7 +175,7 @@ impl Shared {
 
 /// A renewal on its way, until dropped.
 struct Renewing {
-    shared: Arc<Shared>,
+    shared: Arc<SharedReading>,
 }
 
 impl Drop for Renewing {

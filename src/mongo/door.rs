@@ -16,14 +16,15 @@ use mongodb::{
 
 use crate::{
     mongo::{
-        clears::{ClearOutcome, Clears},
+        clears::Clears,
         clock::ServerClock,
         concern::majority,
-        find,
+        deadline, error_codes, find,
         group_commit::Writes,
+        local_update::{self, LocalReply},
         reads::{Reads, StoredOutbox},
-        statement::{Delete, Delivered, Find, Insert, Update, Upsert},
-        write::{self, WriteOutcome},
+        statement::{ClearOutcome, Delete, Delivered, Find, Insert, Update, Upsert, WriteOutcome},
+        write_command::UpdateStatement,
     },
     stored::{document_ref::DocumentRef, memory::Memory},
 };
@@ -82,7 +83,7 @@ impl Mongo {
 
     /// The server's time now, within the deadline of the save that asks.
     pub(crate) async fn now(&self) -> Result<DateTime, Error> {
-        write::read(self.clock.now()).await
+        deadline::read(self.clock.now()).await
     }
 
     /// Inserts a document, with majority.
@@ -98,7 +99,12 @@ impl Mongo {
     /// Updates a document without waiting for the majority, and without repeating what gets no answer: for what may be rolled
     /// back without harm.
     pub(crate) async fn update_without_majority(&self, update: Update) -> Result<(), Error> {
-        self.clears.send_once(update).await
+        let statement = UpdateStatement::of(&update);
+        let reply = local_update::send(&self.client, &update.namespace, &[statement]).await?;
+        match local_update::read(&reply, 1).pop() {
+            Some(LocalReply::Refused(why) | LocalReply::Open(why)) => Err(error_codes::lost(why)),
+            Some(LocalReply::Executed) | None => Ok(()),
+        }
     }
 
     /// Deletes a document, with majority.
@@ -123,7 +129,7 @@ impl Mongo {
 
     /// Finds a document on the primary, within the deadline of the save that asks; none when there is none.
     pub(crate) async fn find(&self, find: Find<'_>) -> Result<Option<RawDocumentBuf>, Error> {
-        write::read(find::find(&self.client, find)).await
+        deadline::read(find::find(&self.client, find)).await
     }
 
     /// Reads a document's outbox. Waits for the room that it takes: its reader must hold none.

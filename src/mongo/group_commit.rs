@@ -3,10 +3,12 @@
 //! # Flow
 //! Updates that arrive while the last batches are in flight make the next one: one `update` command with a statement each,
 //! and one wait for the majority. No timer: an update that arrives alone is sent alone and at once, by the task that brings
-//! it. Inserts, deletes and large updates always go alone. All of them are sent and answered by [`batch`].
+//! it. Inserts, deletes and large updates always go alone. All of them are sent and answered by
+//! [`retryable_write`](crate::mongo::retryable_write).
 //!
 //! # Guarantees
-//! Each write has an answer of its own, as exact as if it had been sent alone, and has it within [`WRITE_TIMEOUT`](crate::mongo::write::WRITE_TIMEOUT).
+//! Each write has an answer of its own, as exact as if it had been sent alone, and has it within
+//! [`WRITE_TIMEOUT`](crate::mongo::deadline::WRITE_TIMEOUT).
 //!
 //! # Caveats
 //! A server that takes no retryable writes from us (a standalone one, some that only speak MongoDB's protocol) refuses every
@@ -15,6 +17,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -26,12 +29,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     encoding::codec,
     mongo::{
-        batch::{self, Wire},
-        batching::{Lane, Place},
-        error_codes,
-        request::Request,
-        statement::{Delete, Insert, Update},
-        write::{DeleteStatement, Kind, UpdateStatement, WriteOutcome},
+        batching::{BatchPermit, Batcher},
+        error_codes, plain_write,
+        retryable_write::RetryableWrites,
+        statement::{Delete, Insert, Update, WriteOutcome},
+        write_command::{DeleteStatement, UpdateStatement, WriteKind},
+        write_request::{self, AskedWrite, WriteRequest},
     },
 };
 
@@ -44,34 +47,33 @@ const LARGE: usize = 64 << 10;
 /// How long a collection's refusal of batches is remembered.
 const ONE_BY_ONE: Duration = Duration::from_secs(60);
 
-/// How writes are sent; clones share one lane.
+/// Writes, batched; clones share the batches.
 #[derive(Clone)]
 pub(crate) struct Writes {
-    sender: Arc<Sender>,
+    sender: Arc<WriteSender>,
     /// None where each goes alone.
-    lane: Option<Lane<Request>>,
+    batcher: Option<Batcher<WriteRequest, WriteOutcome>>,
 }
 
-impl std::fmt::Debug for Writes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writes").field("lane", &self.lane).finish_non_exhaustive()
+impl fmt::Debug for Writes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writes").field("batcher", &self.batcher).finish_non_exhaustive()
     }
 }
 
 impl Writes {
     /// Each write alone.
     pub(crate) fn single(client: Client) -> Self {
-        Self { sender: Arc::new(Sender::new(client)), lane: None }
+        Self { sender: Arc::new(WriteSender::new(client)), batcher: None }
     }
 
     /// Concurrent updates together. Must be called inside a tokio runtime; sends nothing by itself.
     pub(crate) fn grouped(client: Client) -> Self {
-        let sender = Arc::new(Sender::new(client));
-        let lane = {
-            let sender = sender.clone();
-            Lane::start(MOST_STATEMENTS, move |requests, place| settle_all(sender.clone(), requests, place))
-        };
-        Self { sender, lane: Some(lane) }
+        let sender = Arc::new(WriteSender::new(client));
+        let of_batches = sender.clone();
+        let batcher =
+            Batcher::start(MOST_STATEMENTS, move |batch, permit| send_all(of_batches.clone(), batch, permit));
+        Self { sender, batcher: Some(batcher) }
     }
 
     /// Sends an update, with majority. If its caller goes away meanwhile, it may be sent or not.
@@ -81,117 +83,124 @@ impl Writes {
             Err(error) => return WriteOutcome::Failed(error_codes::unencodable(error.to_string())),
         };
         let namespace = update.namespace;
-        let Some(lane) = self.lane.as_ref().filter(|_| statement.as_bytes().len() <= LARGE) else {
-            return self.alone(Kind::Update, namespace, statement, None).await;
+
+        let is_large = statement.as_bytes().len() > LARGE;
+        let Some(batcher) = self.batcher.as_ref().filter(|_| !is_large) else {
+            return self.alone(WriteKind::Update, namespace, statement, None).await;
         };
-        if let Some(place) = lane.turn_for_one() {
-            return self.alone(Kind::Update, namespace, statement, Some(place)).await;
+        if let Some(permit) = batcher.permit_for_one() {
+            return self.alone(WriteKind::Update, namespace, statement, Some(permit)).await;
         }
 
-        let (request, waiter) = Request::new(Kind::Update, namespace, statement);
+        let (asked, waiter) = write_request::ask(WriteKind::Update, namespace, statement);
         // A request that doesn't get in is dropped, which its waiter notices.
-        let _joined = timeout_at(waiter.deadline, lane.join(request)).await;
-        waiter.answer().await
+        let _queued = timeout_at(waiter.deadline, batcher.enqueue(asked)).await;
+        waiter.outcome().await
     }
 
     /// Sends an insert, with majority.
     pub(crate) async fn insert(&self, insert: Insert) -> WriteOutcome {
-        self.alone(Kind::Insert, insert.namespace, insert.document, None).await
+        self.alone(WriteKind::Insert, insert.namespace, insert.document, None).await
     }
 
     /// Sends a delete of one document, with majority.
     pub(crate) async fn delete(&self, delete: Delete) -> WriteOutcome {
         match codec::encode(&DeleteStatement { q: &delete.filter, limit: 1 }) {
-            Ok(statement) => self.alone(Kind::Delete, delete.namespace, statement, None).await,
+            Ok(statement) => self.alone(WriteKind::Delete, delete.namespace, statement, None).await,
             Err(error) => WriteOutcome::Failed(error_codes::unencodable(error.to_string())),
         }
     }
 
     async fn alone(
         &self,
-        kind: Kind,
+        kind: WriteKind,
         namespace: Namespace,
         statement: RawDocumentBuf,
-        place: Option<Place>,
+        permit: Option<BatchPermit>,
     ) -> WriteOutcome {
-        let (request, waiter) = Request::new(kind, namespace, statement);
-        let _settled = timeout_at(waiter.deadline, settle(&self.sender, vec![request], place)).await;
-        waiter.answer().await
+        let (asked, waiter) = write_request::ask(kind, namespace, statement);
+        let _sent = timeout_at(waiter.deadline, self.sender.send(vec![asked], permit)).await;
+        waiter.outcome().await
     }
 }
 
 /// By collection, each no larger than a command may be, in the order they came.
-fn batches(requests: Vec<Request>) -> Vec<Vec<Request>> {
-    let mut batches: Vec<Vec<Request>> = Vec::new();
+fn commands(writes: Vec<AskedWrite>) -> Vec<Vec<AskedWrite>> {
+    let mut commands: Vec<Vec<AskedWrite>> = Vec::new();
+    // The last command of each collection, and its bytes.
     let mut filling: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for request in requests {
-        let namespace = request.namespace.to_string();
-        let size = request.statement.as_bytes().len();
+    for write in writes {
+        let namespace = write.request.namespace.to_string();
+        let size = write.request.statement.as_bytes().len();
         match filling.get_mut(&namespace) {
-            Some((batch, bytes)) if *bytes + size <= MOST_BYTES => {
+            Some((command, bytes)) if *bytes + size <= MOST_BYTES => {
                 *bytes += size;
-                batches[*batch].push(request);
+                commands[*command].push(write);
             }
             _ => {
-                filling.insert(namespace, (batches.len(), size));
-                batches.push(vec![request]);
+                filling.insert(namespace, (commands.len(), size));
+                commands.push(vec![write]);
             }
         }
     }
-    batches
+    commands
 }
 
-/// Sends what the lane gives out together.
-async fn settle_all(sender: Arc<Sender>, requests: Vec<Request>, place: Place) {
-    let mut batches = batches(requests);
-    if batches.len() == 1 {
-        return settle(&sender, batches.remove(0), Some(place)).await;
+/// Sends a batch, which may have to go as several commands.
+async fn send_all(sender: Arc<WriteSender>, batch: Vec<AskedWrite>, permit: BatchPermit) {
+    let mut commands = commands(batch);
+    if commands.len() == 1 {
+        return sender.send(commands.remove(0), Some(permit)).await;
     }
-    join_all(batches.into_iter().map(|batch| settle(&sender, batch, None))).await;
-    drop(place);
+    join_all(commands.into_iter().map(|command| sender.send(command, None))).await;
+    drop(permit);
 }
 
-/// Sends writes of one collection and gives each its answer.
-async fn settle(sender: &Sender, requests: Vec<Request>, place: Option<Place>) {
-    let Some(namespace) = requests.first().map(|request| request.namespace.clone()) else { return };
-    if sender.goes_one_by_one(&namespace) {
-        send_plain(sender, requests).await;
-        return;
-    }
-
-    let were_together = requests.len() > 1;
-    let mut refused = batch::settle(&sender.wire, requests, place).await;
-    if were_together {
-        // What was refused may be one of them; each has the right to its own answer.
-        let singly = refused.into_iter().map(|request| batch::settle(&sender.wire, vec![request], None));
-        refused = join_all(singly).await.into_iter().flatten().collect();
-    }
-    if !refused.is_empty() && send_plain(sender, refused).await {
-        sender.go_one_by_one(&namespace);
-    }
-}
-
-/// Sends each write by itself and once; whether the server has done them all.
-async fn send_plain(sender: &Sender, requests: Vec<Request>) -> bool {
-    let sent = requests.into_iter().map(|request| async move {
-        let answer = batch::send_plain(&sender.wire, &request).await;
-        let is_done = matches!(answer, WriteOutcome::Done | WriteOutcome::Missed);
-        // The caller may have gone.
-        let _gone = request.answer.send(answer);
-        is_done
-    });
-    join_all(sent).await.into_iter().all(|is_done| is_done)
-}
-
-struct Sender {
-    wire: Wire,
+struct WriteSender {
+    retryable: RetryableWrites,
     /// Collections that took one by one what they had refused as a batch, and when.
     one_by_one: Mutex<HashMap<String, Instant>>,
 }
 
-impl Sender {
+impl WriteSender {
     fn new(client: Client) -> Self {
-        Self { wire: Wire::new(client), one_by_one: Mutex::default() }
+        Self { retryable: RetryableWrites::new(client), one_by_one: Mutex::default() }
+    }
+
+    /// Sends writes of one collection and gives each its outcome.
+    async fn send(&self, writes: Vec<AskedWrite>, permit: Option<BatchPermit>) {
+        let Some(namespace) = writes.first().map(|write| write.request.namespace.clone()) else { return };
+        if self.goes_one_by_one(&namespace) {
+            self.send_plain(writes).await;
+            return;
+        }
+
+        let were_together = writes.len() > 1;
+        let mut refused = self.retryable.send(writes, permit).await;
+        if were_together {
+            // It may be about one of them; each has the right to its own answer.
+            let singly = refused.into_iter().map(|write| self.retryable.send(vec![write], None));
+            refused = join_all(singly).await.into_iter().flatten().collect();
+        }
+        if refused.is_empty() {
+            return;
+        }
+
+        // A server that takes all of them in plain form refuses the form and not the writes.
+        if self.send_plain(refused).await == Accepted::All {
+            self.go_one_by_one(&namespace);
+        }
+    }
+
+    /// Sends each write by itself and once.
+    async fn send_plain(&self, writes: Vec<AskedWrite>) -> Accepted {
+        let sent = writes.into_iter().map(|write| async move {
+            let outcome = plain_write::send(&self.retryable.client, &write.request).await;
+            let is_taken = matches!(outcome, WriteOutcome::Done | WriteOutcome::Missed);
+            write.answer(outcome);
+            is_taken
+        });
+        if join_all(sent).await.into_iter().all(|is_taken| is_taken) { Accepted::All } else { Accepted::Some }
     }
 
     fn goes_one_by_one(&self, namespace: &Namespace) -> bool {
@@ -214,37 +223,44 @@ impl Sender {
     }
 }
 
+/// How many of some writes the server has executed.
+#[derive(PartialEq)]
+enum Accepted {
+    All,
+    Some,
+}
+
 #[cfg(test)]
 mod tests {
     use mongodb::bson::rawdoc;
 
     use super::*;
 
-    fn request(namespace: &str, bytes: usize) -> Request {
+    fn write(namespace: &str, bytes: usize) -> AskedWrite {
         let (db, coll) = namespace.split_once('.').unwrap();
         let statement = rawdoc! { "q": "x".repeat(bytes) };
-        Request::new(Kind::Update, Namespace::new(db, coll), statement).0
+        write_request::ask(WriteKind::Update, Namespace::new(db, coll), statement).0
     }
 
     #[test]
     fn a_batch_is_of_one_collection_and_no_larger_than_a_command_may_be() {
-        let requests = vec![
-            request("a.x", MOST_BYTES - 60),
-            request("a.y", 1),
-            request("a.x", 10),
-            request("a.x", 60),
-            request("a.y", 1),
+        let writes = vec![
+            write("a.x", MOST_BYTES - 60),
+            write("a.y", 1),
+            write("a.x", 10),
+            write("a.x", 60),
+            write("a.y", 1),
         ];
-        let batches = batches(requests);
+        let commands = commands(writes);
         let made: Vec<_> =
-            batches.iter().map(|batch| (batch[0].namespace.coll.as_str(), batch.len())).collect();
+            commands.iter().map(|of| (of[0].request.namespace.coll.as_str(), of.len())).collect();
         assert_eq!(made, [("x", 2), ("y", 2), ("x", 1)]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_of_batches_is_forgotten_after_a_minute() {
         let options = mongodb::options::ClientOptions::builder().hosts(Vec::new()).build();
-        let sender = Sender::new(Client::with_options(options).unwrap());
+        let sender = WriteSender::new(Client::with_options(options).unwrap());
         let (refusing, other) = (Namespace::new("a", "x"), Namespace::new("a", "y"));
         sender.go_one_by_one(&refusing);
         assert!(sender.goes_one_by_one(&refusing) && !sender.goes_one_by_one(&other));

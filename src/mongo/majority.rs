@@ -1,9 +1,9 @@
 //! Waiting for the majority without holding a connection.
 //!
-//! A write that the primary has executed is told by its *optime*: a timestamp and the term of the primary that wrote it. It
+//! A write that the primary has executed is identified by its *optime*: a timestamp and the term of the primary that wrote it. It
 //! lasts once the majority's own optime, of the same term, has reached it: within a term there is one primary, and
 //! whatever it wrote before is part of what the majority has. The primary says in its answer to `hello` how far the majority
-//! is. One `hello` at a time serves everybody who waits.
+//! is. One `hello` at a time serves all waiters.
 
 use std::time::Duration;
 
@@ -41,9 +41,9 @@ impl OpTime {
     }
 }
 
-/// What is known of a write that was waited for.
+/// What became of a write that was waited for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Known {
+pub(crate) enum Fate {
     /// The majority has it.
     Lasts,
     /// Another primary was elected meanwhile: ask it whether it has the write.
@@ -67,42 +67,39 @@ impl Majority {
         Self { client, seen: Mutex::default() }
     }
 
-    /// Waits until the fate of what was written then is known: without bound, so bound it.
-    pub(crate) async fn wait(&self, written: OpTime) -> Known {
+    /// Waits until the fate of a write of that time is known: without bound, so bound it.
+    pub(crate) async fn wait(&self, written: OpTime) -> Fate {
         loop {
-            if let Some(known) = self.look(written).await {
-                return known;
+            if let Some(fate) = self.look(written).await {
+                return fate;
             }
             sleep(INTERVAL).await;
         }
     }
 
-    async fn look(&self, written: OpTime) -> Option<Known> {
+    /// The fate as far as it is known, from a `hello` of the last moment.
+    async fn look(&self, written: OpTime) -> Option<Fate> {
         let mut seen = self.seen.lock().await;
-        let known = seen.majority.and_then(|majority| judge(majority, written));
-        if known.is_some() || seen.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
-            return known;
+        let fate = seen.majority.and_then(|majority| judge(majority, written));
+        if fate.is_some() || seen.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
+            return fate;
         }
 
         let admin = self.client.database("admin");
         let hello = admin.run_command(doc! { "hello": 1 }).selection_criteria(primary()).await;
         seen.asked = Some(Instant::now());
-        let majority =
-            hello.ok().as_ref().and_then(last_write).and_then(|last| OpTime::read(last, "majorityOpTime"))?;
+        let hello = hello.ok()?;
+        let majority = OpTime::read(hello.get_document("lastWrite").ok()?, "majorityOpTime")?;
         seen.majority = Some(majority);
         judge(majority, written)
     }
 }
 
-fn last_write(hello: &Document) -> Option<&Document> {
-    hello.get_document("lastWrite").ok()
-}
-
-fn judge(majority: OpTime, written: OpTime) -> Option<Known> {
+fn judge(majority: OpTime, written: OpTime) -> Option<Fate> {
     if majority.term > written.term {
-        Some(Known::NewTerm)
+        Some(Fate::NewTerm)
     } else if majority.term == written.term && majority.at >= written.at {
-        Some(Known::Lasts)
+        Some(Fate::Lasts)
     } else {
         None
     }
@@ -118,9 +115,9 @@ mod tests {
 
     #[test]
     fn a_write_lasts_only_within_its_own_term() {
-        assert_eq!(judge(at(3, 10), at(3, 10)), Some(Known::Lasts));
+        assert_eq!(judge(at(3, 10), at(3, 10)), Some(Fate::Lasts));
         assert_eq!(judge(at(3, 9), at(3, 10)), None);
-        assert_eq!(judge(at(4, 11), at(3, 10)), Some(Known::NewTerm));
+        assert_eq!(judge(at(4, 11), at(3, 10)), Some(Fate::NewTerm));
         assert_eq!(judge(at(2, 11), at(3, 10)), None);
     }
 

@@ -1,27 +1,30 @@
-//! How MongoDB is asked: writes, reads and clears in batches, the server's clock, and what its errors mean.
+//! How MongoDB is asked: one [door](door::Mongo) that takes statements as values; behind it writes, reads and clears in
+//! batches, the server's clock, and what its errors mean.
 
-pub(crate) mod batch;
 pub(crate) mod batching;
 pub(crate) mod clears;
 pub(crate) mod clock;
 pub(crate) mod concern;
+pub(crate) mod deadline;
+pub(crate) mod departure;
 pub(crate) mod door;
 pub mod error_codes;
 mod find;
 pub(crate) mod group_commit;
+mod local_update;
 pub(crate) mod majority;
+mod plain_write;
 pub(crate) mod reads;
 pub(crate) mod reply;
-pub(crate) mod request;
+mod retryable_write;
 pub(crate) mod runtime;
 pub(crate) mod session;
 pub(crate) mod statement;
-pub(crate) mod write;
+mod write_command;
+mod write_request;
 
 pub(crate) use self::{
-    clears::ClearOutcome,
     door::{Mongo, MongoSettings},
     reads::StoredOutbox,
-    statement::{Delete, Delivered, Find, Insert, Update, Upsert},
-    write::WriteOutcome,
+    statement::{ClearOutcome, Delete, Delivered, Find, Insert, Update, Upsert, WriteOutcome},
 };

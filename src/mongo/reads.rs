@@ -1,6 +1,6 @@
 //! Reading outboxes: documents that are processed side by side are read together.
 //!
-//! Batches as [`lane`](crate::mongo::batching) makes them: one `find` by `_id` for each collection. Answers are matched by the bytes of
+//! Batches as [`batching`](crate::mongo::batching) makes them: one `find` by `_id` for each collection. Answers are matched by the bytes of
 //! the `_id`. One that finds no match is read again alone, so that what MongoDB takes for equal counts: a document may be
 //! named by another type of number than it is stored with.
 //!
@@ -12,16 +12,15 @@ use std::collections::HashMap;
 
 use futures::{TryStreamExt, future::join_all};
 use mongodb::{
-    Client, Collection, Namespace,
+    Client, Collection,
     bson::{Bson, Document, RawDocument, RawDocumentBuf, doc},
     error::Error,
     options::ReadConcern,
 };
-use tokio::sync::oneshot;
 
 use crate::{
     mongo::{
-        batching::{Lane, by_collection},
+        batching::{Asked, Batcher, by_collection},
         concern::primary,
         error_codes::{self, Verdict},
         find,
@@ -57,40 +56,44 @@ impl StoredOutbox {
     }
 }
 
-/// Reads outboxes; clones share one lane.
+/// Reads outboxes, batched; clones share the batches.
 #[derive(Debug, Clone)]
 pub(crate) struct Reads {
-    reader: Reader,
-    lane: Lane<Request>,
+    reader: OutboxReader,
+    batcher: Batcher<OutboxRequest, Result<StoredOutbox, Error>>,
 }
 
 #[derive(Debug, Clone)]
-struct Reader {
+struct OutboxReader {
     client: Client,
     memory: Memory,
 }
 
 #[derive(Debug)]
-struct Request {
+struct OutboxRequest {
     document: DocumentRef,
     id: Bson,
-    answer: oneshot::Sender<Result<StoredOutbox, Error>>,
 }
+
+type AskedOutbox = Asked<OutboxRequest, Result<StoredOutbox, Error>>;
+
+/// Requests without an answer, by the key of an `_id` alone; several may be for one document.
+type Unanswered = HashMap<Vec<u8>, Vec<AskedOutbox>>;
 
 impl Reads {
     /// Must be called inside a tokio runtime; sends nothing by itself.
     pub(crate) fn start(client: Client, memory: Memory) -> Self {
-        let reader = Reader { client, memory };
-        let of_lane = reader.clone();
-        let lane = Lane::start(MOST as usize, move |requests: Vec<Request>, place| {
-            let reader = of_lane.clone();
+        let reader = OutboxReader { client, memory };
+        let of_batches = reader.clone();
+        let batcher = Batcher::start(MOST as usize, move |batch, permit| {
+            let reader = of_batches.clone();
             async move {
-                let _place = place;
-                let collections = by_collection(requests, |request| &request.document.namespace);
-                join_all(collections.map(|batch| reader.settle(batch))).await;
+                let _permit = permit;
+                let collections = by_collection(batch, |request: &OutboxRequest| &request.document.namespace);
+                join_all(collections.map(|batch| reader.answer(batch))).await;
             }
         });
-        Self { reader, lane }
+        Self { reader, batcher }
     }
 
     /// Reads an outbox, from the primary, as it is there. Waits for the room that it takes: its reader must hold none.
@@ -99,26 +102,19 @@ impl Reads {
         let Some(id) = document.listable_id() else {
             return self.reader.alone(document).await;
         };
-        if let Some(_turn) = self.lane.turn_for_one() {
+        if let Some(_permit) = self.batcher.permit_for_one() {
             return self.reader.alone(document).await;
         }
-
-        let (answer, answered) = oneshot::channel();
-        if self.lane.join(Request { document: document.clone(), id, answer }).await
-            && let Ok(read) = answered.await
-        {
+        if let Some(read) = self.batcher.ask(OutboxRequest { document: document.clone(), id }).await {
             return read;
         }
-        // The runtime that reads together has ended; this one has not.
+
+        // The runtime that sends batches has ended; this one has not.
         self.reader.alone(document).await
     }
 }
 
-fn collection(client: &Client, namespace: &Namespace) -> Collection<RawDocumentBuf> {
-    client.database(&namespace.db).collection(&namespace.coll)
-}
-
-impl Reader {
+impl OutboxReader {
     async fn alone(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
         let mut room = self.memory.reserve(REPLY).await;
         let mut is_last = false;
@@ -136,7 +132,8 @@ impl Reader {
                 room.shrink_to(weight);
                 return Ok(StoredOutbox::read(&raw, room));
             }
-            // Made of many small values. Nobody waits for more room while holding some.
+
+            // Made of many small values. A reader that waits for more room must hold none.
             drop((raw, room));
             room = self.memory.reserve(weight).await;
             is_last = true;
@@ -144,60 +141,64 @@ impl Reader {
     }
 
     /// Answers the requests of one collection.
-    async fn settle(&self, batch: Vec<Request>) {
-        let mut open: HashMap<Vec<u8>, Vec<Request>> = HashMap::new();
-        for request in batch {
-            open.entry(request.document.key().as_bytes().to_vec()).or_default().push(request);
+    async fn answer(&self, batch: Vec<AskedOutbox>) {
+        let mut unanswered = Unanswered::new();
+        for asked in batch {
+            let key = asked.request.document.key().as_bytes().to_vec();
+            unanswered.entry(key).or_default().push(asked);
         }
+
+        // A reply holds as many as there is room for in 16 MiB; the others are asked for again.
         let mut alone = Vec::new();
-        while open.len() > 1 {
+        while unanswered.len() > 1 {
             let mut room = self.memory.reserve(REPLY).await;
-            let found = match self.together(&open).await {
-                Ok(found) if !found.is_empty() => found,
-                Ok(_) => break,
-                // Something of one of them; each has the right to its own error.
+            let found = match self.together(&unanswered).await {
+                Ok(found) => found,
+                // It is about one of them; each has the right to its own error.
                 Err(error) if error_codes::verdict(&error) == Verdict::Refused => break,
                 Err(error) => {
-                    for request in open.into_values().flatten() {
-                        // Whoever asked may have gone.
-                        let _ = request.answer.send(Err(error.clone()));
+                    for asked in unanswered.into_values().flatten() {
+                        asked.answer(Err(error.clone()));
                     }
                     return;
                 }
             };
-            let before = open.len();
-            for (id, raw) in found {
+
+            let before = unanswered.len();
+            for (key, raw) in found {
                 let weight = weight_of(&raw);
-                for request in open.remove(&id).into_iter().flatten() {
+                for asked in unanswered.remove(&key).into_iter().flatten() {
                     if room.holds(weight) {
-                        let outbox = StoredOutbox::read(&raw, room.split(weight));
-                        let _ = request.answer.send(Ok(outbox));
+                        asked.answer(Ok(StoredOutbox::read(&raw, room.split(weight))));
                     } else {
-                        alone.push(request);
+                        alone.push(asked);
                     }
                 }
             }
-            if open.len() == before {
+            if unanswered.len() == before {
                 break;
             }
         }
 
-        let left = open.into_values().flatten().chain(alone);
-        let answered = left.map(|Request { document, answer, .. }| async move {
-            let _ = answer.send(self.alone(&document).await);
+        let left = unanswered.into_values().flatten().chain(alone);
+        let answered = left.map(|asked| async move {
+            let read = self.alone(&asked.request.document).await;
+            asked.answer(read);
         });
         join_all(answered).await;
     }
 
     /// Those of the documents that fit into one reply, by their key of an `_id` alone.
-    async fn together(
-        &self,
-        open: &HashMap<Vec<u8>, Vec<Request>>,
-    ) -> Result<Vec<(Vec<u8>, RawDocumentBuf)>, Error> {
-        let requests: Vec<_> = open.values().filter_map(|requests| requests.first()).collect();
+    async fn together(&self, unanswered: &Unanswered) -> Result<Vec<(Vec<u8>, RawDocumentBuf)>, Error> {
+        let requests: Vec<_> =
+            unanswered.values().filter_map(|asked| asked.first()).map(|asked| &asked.request).collect();
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let namespace = &first.document.namespace;
         let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
-        let found = collection(&self.client, &first.document.namespace)
+
+        let collection: Collection<RawDocumentBuf> =
+            self.client.database(&namespace.db).collection(&namespace.coll);
+        let found = collection
             .find(doc! { "_id": { "$in": ids } })
             .projection(doc! { OUTBOX: 1 })
             // Below zero: one reply, and no cursor.
@@ -209,7 +210,7 @@ impl Reader {
 
         let mut documents = Vec::with_capacity(found.len());
         for document in found {
-            if let Some(named) = DocumentRef::of_stored(first.document.namespace.clone(), &document) {
+            if let Some(named) = DocumentRef::of_stored(namespace.clone(), &document) {
                 documents.push((named.key().as_bytes().to_vec(), document));
             }
         }

@@ -13,7 +13,7 @@ use mongodb::{
 
 use crate::{
     encoding::codec,
-    mongo::{error_codes, majority::OpTime, write::WriteOutcome},
+    mongo::{error_codes, majority::OpTime, statement::WriteOutcome},
 };
 
 /// The server's code for a write whose wait for the majority took longer than `wtimeout`.

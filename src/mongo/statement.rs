@@ -1,8 +1,9 @@
-//! What MongoDB is asked, as values: none of them knows who executes it.
+//! What MongoDB is asked and how it answers, as values: none of them knows who executes it.
 
 use mongodb::{
     Namespace,
     bson::{Document, RawDocumentBuf, Uuid},
+    error::Error as DriverError,
     options::ReadConcern,
 };
 use serde::Serialize;
@@ -83,4 +84,28 @@ pub(crate) struct Delivered {
     /// The claim's value.
     pub(crate) token: String,
     pub(crate) ids: Vec<Uuid>,
+}
+
+/// How a write was answered: as exactly as if it had been sent alone.
+#[derive(Debug)]
+pub(crate) enum WriteOutcome {
+    /// Done, and the majority has it.
+    Done,
+    /// The filter found nothing.
+    Missed,
+    /// Nothing was written.
+    Failed(DriverError),
+    /// It may have been written.
+    Unknown(DriverError),
+}
+
+/// How a clear was answered.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ClearOutcome {
+    /// The server has removed them; the majority perhaps not yet.
+    Done,
+    /// Its claim held none of the entries.
+    ClaimLost,
+    /// For this reason the entries stay, and are delivered again once the claim has run out.
+    Failed(String),
 }

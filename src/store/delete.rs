@@ -5,7 +5,7 @@ use mongodb::bson::doc;
 use super::{Store, error::Error, loaded::Loaded, lookups::Found, outcome::Deleted, write::is_empty};
 use crate::{
     aggregate::Aggregate,
-    mongo::{Delete, WriteOutcome, write::until_deadline},
+    mongo::{Delete, WriteOutcome, deadline::until_deadline},
     stored::entry::ETAG,
 };
 

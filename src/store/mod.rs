@@ -56,7 +56,7 @@ pub use self::{
 use crate::{
     aggregate::Aggregate,
     dispatch::InlineDispatcher,
-    mongo::{Mongo, write::within_one_timeout},
+    mongo::{Mongo, deadline::within_one_timeout},
     observe::{metrics::SaveOutcome, trace},
 };
 

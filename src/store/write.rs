@@ -26,7 +26,7 @@ use crate::{
         bytes::{Builder, Element, element, kind},
         codec,
     },
-    mongo::{Delivered, Update, WriteOutcome, write::until_deadline},
+    mongo::{Delivered, Update, WriteOutcome, deadline::until_deadline},
     stored::{
         entry::{ETAG, OUTBOX},
         ids::new_random,

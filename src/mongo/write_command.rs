@@ -1,82 +1,24 @@
-//! The door through which everything is written: a write is one statement on one document, answered with one of four words.
-//!
-//! [`batch`](crate::mongo::batch) sends statements and finds their answers; [`group`](crate::mongo::group_commit) decides which go together.
+//! A write command as the server takes it: statements of one kind on one collection.
 
 use std::time::Duration;
 
-use mongodb::{
-    bson::{Document, RawDocument},
-    error::Error as DriverError,
-};
+use mongodb::bson::{Document, RawDocument};
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    mongo::{
-        error_codes,
-        statement::{Operators, Update},
-    },
+    mongo::statement::{Operators, Update},
     stored::filter::Filter,
 };
 
-/// The one bound of a write, and of a save with all that it reads and writes. It covers the wait for others, for a server,
-/// for whoever holds the document, and for the majority. A write without a clean answer by then is unknown, or not sent if it
-/// never left.
-pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-
-tokio::task_local! {
-    static DEADLINE: Instant;
-}
-
-/// Does all of this within one [`WRITE_TIMEOUT`]: what it reads by [`read`], and what it writes.
-pub(crate) async fn within_one_timeout<T>(save: impl Future<Output = T>) -> T {
-    DEADLINE.scope(Instant::now() + WRITE_TIMEOUT, save).await
-}
-
-/// When a write that begins now must have its answer.
-pub(crate) fn deadline() -> Instant {
-    DEADLINE.try_with(|deadline| *deadline).unwrap_or_else(|_alone| Instant::now() + WRITE_TIMEOUT)
-}
-
-/// Waits no longer than a write may take; none if that was not enough.
-pub(crate) async fn until_deadline<T>(work: impl IntoFuture<Output = T>) -> Option<T> {
-    timeout_at(deadline(), work).await.ok()
-}
-
-/// Reads no longer than a write may take.
-pub(crate) async fn read<T>(
-    read: impl IntoFuture<Output = Result<T, DriverError>>,
-) -> Result<T, DriverError> {
-    until_deadline(read).await.unwrap_or_else(|| Err(error_codes::lost(no_answer())))
-}
-
-/// What to say where the deadline was the end of it.
-pub(crate) fn no_answer() -> String {
-    format!("no clean answer within {} s", WRITE_TIMEOUT.as_secs_f32())
-}
-
-/// How a write was answered.
-#[derive(Debug)]
-pub(crate) enum WriteOutcome {
-    /// Done, and the majority has it.
-    Done,
-    /// The filter found nothing.
-    Missed,
-    /// Nothing was written.
-    Failed(DriverError),
-    /// It may have been written.
-    Unknown(DriverError),
-}
-
-/// What a statement does.
+/// What a write does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum WriteKind {
     Update,
     Insert,
     Delete,
 }
 
-impl Kind {
+impl WriteKind {
     /// The command's name, and its field for the statements.
     fn names(self) -> (&'static str, &'static str) {
         match self {
@@ -110,8 +52,8 @@ pub(crate) struct DeleteStatement<'a> {
 }
 
 /// Statements of one kind on one collection, written from what is at hand.
-pub(crate) struct Command<'a> {
-    pub(crate) kind: Kind,
+pub(crate) struct WriteCommand<'a> {
+    pub(crate) kind: WriteKind,
     pub(crate) collection: &'a str,
     pub(crate) statements: Vec<&'a RawDocument>,
     /// None for a command that can't be repeated.
@@ -128,7 +70,7 @@ pub(crate) struct Retry {
     pub(crate) places: Vec<i32>,
 }
 
-impl Serialize for Command<'_> {
+impl Serialize for WriteCommand<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (name, statements) = self.kind.names();
         let mut command = serializer.serialize_map(None)?;
@@ -160,8 +102,8 @@ mod tests {
     #[test]
     fn a_command_is_written_as_the_server_takes_it() {
         let (first, second) = (rawdoc! { "q": { "_id": 1 } }, rawdoc! { "q": { "_id": 2 } });
-        let command = Command {
-            kind: Kind::Delete,
+        let command = WriteCommand {
+            kind: WriteKind::Delete,
             collection: "orders",
             statements: vec![&first, &second],
             retry: Some(Retry { number: 7, places: vec![0, 1] }),
