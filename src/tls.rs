@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_fit_are_taken_also_where_certificate_and_key_share_one() {
+    fn matching_files_are_accepted_separate_or_combined() {
         let directory = Directory::create();
         let (certificate, key) = certificate();
         let ca = directory.file("ca.pem", &certificate);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_no_use_is_named_with_what_it_is_for_and_never_quoted() {
+    fn an_unusable_file_is_named_but_never_quoted() {
         let directory = Directory::create();
         let (certificate, key) = certificate();
         let (_, other) = self::certificate();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_a_mongodb_uri_are_those_the_driver_would_open() {
+    fn files_in_mongodb_uris_match_the_drivers() {
         let files =
             TlsFiles::of_mongodb("mongodb://h/?tlsCAFile=%2Fetc%2Fca.pem&tlscertificatekeyfile=/etc/c.pem");
         let both = Some(PathBuf::from("/etc/c.pem"));

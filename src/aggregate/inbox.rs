@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_received_once_even_when_its_memory_is_past_its_age() {
+    fn an_aged_inbox_record_still_prevents_a_duplicate() {
         let mut inbox = Inbox::default();
         let (id, other) = (uuid::Uuid::now_v7(), uuid::Uuid::now_v7());
         let limits = InboxLimits { count: 10, age: Duration::from_millis(100) };

@@ -235,7 +235,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn sending_what_cannot_be_encoded_does_not_panic_and_is_kept_for_the_save_to_report() {
+    fn an_encoding_error_is_kept_for_the_save() {
         let mut outbox = Outbox::default();
         outbox.send(Broken);
         assert_eq!(outbox.types(), ["broken"]);

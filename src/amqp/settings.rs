@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vhost_is_percent_decoded_and_defaults_to_the_slash() {
+    fn vhosts_are_percent_decoded_and_default_to_slash() {
         assert_eq!(uri("amqp://guest:guest@localhost:5672/%2f").vhost, "/");
         assert_eq!(uri("amqp://localhost").vhost, "/");
         assert_eq!(uri("amqp://localhost/team%2Fshop").vhost, "team/shop");
@@ -194,13 +194,13 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_host_is_dialed_and_not_replaced_by_localhost() {
+    fn an_ipv6_host_is_dialed_as_given() {
         assert_eq!(uri("amqp://u:p@[2001:db8::7]:5673/%2f").authority.host, "2001:db8::7");
         assert_eq!(AmqpSettings::new("amqp://[::1]").unwrap().endpoint(), "[::1]:5672");
     }
 
     #[test]
-    fn a_wrong_uri_is_refused_in_a_sentence_that_repeats_nothing_of_it() {
+    fn a_wrong_uri_is_refused_without_quoting_it() {
         for (text, expected) in [
             ("", AmqpSettingsError::Scheme),
             ("s3cret", AmqpSettingsError::Scheme),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_too_long_for_a_short_string_is_cut_between_characters() {
+    fn long_names_are_cut_between_characters() {
         let named = |name: &str| AmqpSettings::new("amqp://rabbit").unwrap().named(name);
         assert_eq!(named("orders").app_id(), "orders");
         assert_eq!(named(&"ä".repeat(200)).app_id(), "ä".repeat(127));

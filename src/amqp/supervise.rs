@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_the_longest_and_start_over_after_a_connection_that_lasted() {
+    fn pauses_grow_until_a_connection_lasts() {
         let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
         let mut pauses = Pauses::new(min, max);
         let mut step = min;

@@ -369,7 +369,7 @@ mod tests {
     /// Names that a reader of extended JSON takes for its own, depth and length beyond what readers of before take, bytes that
     /// are not UTF-8.
     #[test]
-    fn an_id_that_has_no_readable_form_survives_in_its_bytes() {
+    fn an_id_without_readable_form_keeps_its_bytes() {
         let mut deep = codec::encode(&doc! { "a": 1 }).unwrap();
         for _ in 0..150 {
             let mut outer = Builder::new();
@@ -411,20 +411,20 @@ mod tests {
     }
 
     #[test]
-    fn a_command_of_before_names_no_cluster_and_is_read() {
+    fn an_older_command_without_cluster_is_read() {
         let before = br#"{"database":"shop","collection":"orders.archive","document_key":{"_id":"o-1"},"reason":"stream"}"#;
         assert_eq!(ProcessDocumentMessages::from_json(before), Ok(command("o-1")));
     }
 
     #[test]
-    fn unknown_fields_are_ignored_and_an_unknown_reason_is_another() {
+    fn commands_tolerate_unknown_fields_and_reasons() {
         let later = br#"{"version":2,"database":"shop","collection":"c","document_key":{"_id":1},"reason":"because","hints":[{}]}"#;
         let command = ProcessDocumentMessages::from_json(later).unwrap();
         assert_eq!((command.document.id(), command.reason), (Bson::Int32(1), Reason::Other));
     }
 
     #[test]
-    fn forged_malformed_and_huge_commands_are_refused_without_quoting_them() {
+    fn malformed_and_huge_commands_are_refused_without_quoting() {
         let key = |json: &str| {
             format!(r#"{{"database":"shop","collection":"c","document_key":{json},"reason":"stream"}}"#)
                 .into_bytes()

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_no_uri_can_hold_is_percent_encoded_in_the_source() {
+    fn names_are_percent_encoded_in_the_source() {
         let source = |db: &str, coll: &str| source(&Namespace::new(db, coll));
         assert_eq!(source("shop", "orders.archive"), "/shop/orders.archive");
         assert_eq!(source("shop", "a/b c%?#☃"), "/shop/a%2Fb%20c%25%3F%23%E2%98%83");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_becomes_an_attribute_and_is_not_said_twice() {
+    fn the_schema_is_an_attribute_only_once() {
         let mut envelope = envelope();
         envelope.headers.insert(SCHEMA_HEADER.into(), "https://example.test/s".into());
         assert_eq!(header(&envelope, "cloudEvents:dataschema").as_deref(), Some("https://example.test/s"));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_no_routing_key_can_hold_is_refused() {
+    fn a_type_unfit_for_routing_keys_is_refused() {
         let mut envelope = envelope();
         envelope.message_type = "x".repeat(256);
         assert_eq!(

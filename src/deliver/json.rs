@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn canonical_extended_json_gives_back_the_value_that_was_sent() {
+    fn canonical_extended_json_round_trips_the_value() {
         let sent = Bson::from(doc! {
             "at": DateTime::MAX,
             "id": ObjectId::new(),
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_is_written_up_to_the_limit_and_refused_beyond_it() {
+    fn nesting_beyond_the_limit_is_refused() {
         for format in [PayloadFormat::Json, PayloadFormat::CanonicalExtendedJson] {
             assert!(encode(&nested(MAX_DEPTH), format).is_ok());
             assert_eq!(encode(&nested(MAX_DEPTH + 1), format), Err(PayloadError::TooDeep));

@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_save_has_taken_out_is_not_cleared_and_what_it_gives_back_is_at_once() {
+    async fn clears_taken_by_a_save_run_when_returned() {
         let (linger, mut clears) = linger();
         for id in [1, 2] {
             linger.defer(delivered(id), far()).unwrap();
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_document_that_is_taken_and_comes_again_has_its_time_anew() {
+    async fn a_document_noted_again_waits_its_full_time() {
         let (linger, mut clears) = linger();
         linger.defer(delivered(1), far()).unwrap();
         tokio::time::sleep(TIME / 2).await;
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn asking_for_a_document_waits_for_its_clear_and_for_no_other() {
+    async fn a_request_waits_only_for_its_documents_clear() {
         let (begun, mut clears) = mpsc::unbounded_channel();
         let linger = Linger::start(TIME, move |delivered| {
             let (hold, held) = tokio::sync::oneshot::channel::<()>();

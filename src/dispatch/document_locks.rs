@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_third_comer_is_superfluous_and_other_documents_are_free() {
+    async fn a_third_comer_for_one_document_is_superfluous() {
         let turns = Turns::default();
         let first = turns.join(&document(1)).await.unwrap();
         let one = document(1);

@@ -135,7 +135,7 @@ mod tests {
     use crate::stored::entry::read_outbox;
 
     #[test]
-    fn a_message_is_late_from_when_it_was_sent_or_was_due_and_not_from_a_retry_or_a_claim() {
+    fn lateness_counts_from_sending_or_due_time() {
         let at = DateTime::from_millis;
         let since = |extra: Document| {
             let mut entry = doc! { "id": Uuid::new(), "type": "t" };

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_backoff_doubles_up_to_its_bound_and_never_is_zero() {
+    fn the_backoff_doubles_between_its_two_bounds() {
         let policy = RetryPolicy::default();
         let ceilings: Vec<_> = [1, 2, 3, 9, 10, 1000].map(|n| policy.backoff_ceiling(n).as_secs()).into();
         assert_eq!(ceilings, [1, 2, 4, 256, 300, 300]);

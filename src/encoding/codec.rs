@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_date_is_written_as_it_is_or_not_at_all() {
+    fn a_date_is_encoded_exactly_or_refused() {
         let written = |millis| rfc3339(DateTime::from_millis(millis));
         assert_eq!(written(0).as_deref(), Some("1970-01-01T00:00:00Z"));
         assert_eq!(written(*RFC_3339.start()).as_deref(), Some("0000-01-01T00:00:00Z"));

@@ -293,7 +293,7 @@ mod tests {
     use crate::{encoding::codec, stored::document_ref::DocumentRef};
 
     #[test]
-    fn a_window_is_no_larger_than_a_command_may_be() {
+    fn windows_of_clears_fit_one_command() {
         let request = |ids: usize| {
             let document = DocumentRef::by_id(Namespace::new("shop", "orders"), 1);
             let ids = vec![Uuid::new(); ids];
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_counts_as_lost_where_its_document_is_there_and_nothing_of_it_was_removed() {
+    fn a_claim_that_removed_no_entry_is_lost() {
         let lost =
             |found: i32, removed: i32| lost_claims(&doc! { "ok": 1, "n": found, "nModified": removed });
         assert_eq!((lost(3, 3), lost(3, 1), lost(0, 0)), (0, 2, 0));

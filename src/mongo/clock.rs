@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_that_ends_with_its_runtime_is_followed_by_another() {
+    fn a_renewal_cut_off_by_its_runtime_is_repeated() {
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let old = RENEW_AFTER * 2;
 

@@ -68,7 +68,7 @@ mod tests {
     use crate::mongo::error_codes::{Verdict, verdict};
 
     #[tokio::test]
-    async fn a_find_that_cannot_be_encoded_is_refused_in_words() {
+    async fn an_unencodable_find_is_refused_with_a_reason() {
         let nowhere = mongodb::options::ClientOptions::builder().hosts(Vec::new()).build();
         let client = Client::with_options(nowhere).unwrap();
         let namespace = Namespace::new("shop", "orders");

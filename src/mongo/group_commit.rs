@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_of_one_collection_and_no_larger_than_a_command_may_be() {
+    fn a_batch_fits_one_collection_and_one_command() {
         let writes = vec![
             write("a.x", MOST_BYTES - 60),
             write("a.y", 1),

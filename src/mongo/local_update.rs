@@ -80,7 +80,7 @@ mod tests {
     use crate::mongo::error_codes::{Verdict, verdict};
 
     #[tokio::test]
-    async fn a_clear_that_cannot_be_encoded_is_refused_in_words() {
+    async fn an_unencodable_clear_is_refused_with_a_reason() {
         let nowhere = mongodb::options::ClientOptions::builder().hosts(Vec::new()).build();
         let client = Client::with_options(nowhere).unwrap();
         let statement = doc! { "q": { "a\0b": 1 }, "u": {} };

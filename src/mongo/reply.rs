@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_majority_that_is_late_is_told_from_one_that_is_lost() {
+    fn a_late_majority_differs_from_a_lost_one() {
         let late = |code: i32| {
             let reply = doc! { "ok": 1, "n": 1, "writeConcernError": { "code": code, "errmsg": "" } };
             Reply::read(&reply).unwrap().concern.unwrap().is_late

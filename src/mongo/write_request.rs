@@ -74,7 +74,7 @@ mod tests {
     use crate::mongo::error_codes::Verdict;
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_never_left_is_known_as_not_sent() {
+    async fn an_unsent_write_is_reported_as_unsent() {
         let write = || ask(WriteKind::Update, Namespace::new("a", "b"), RawDocumentBuf::new());
         let (_asked, waiter) = write();
         let waiting = waiter.outcome().await;

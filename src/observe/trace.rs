@@ -206,7 +206,7 @@ mod context {
         }
 
         #[test]
-        fn a_stored_trace_is_read_as_the_w3c_writes_it_and_anything_else_is_none() {
+        fn only_w3c_trace_contexts_are_read() {
             const ID: &str = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
             let read = read_text(&format!("00-{ID}-01")).unwrap();
             assert!(read.is_sampled() && read.is_remote());

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_a_field_encodes_in_another_form_is_recognised() {
+    fn an_id_in_another_encoding_is_recognised() {
         // One whose legacy forms all differ.
         let uuid = uuid::Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
         assert_eq!(check_id(&encoded(id_of(&uuid).unwrap()), &uuid).unwrap(), 0);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_says_something_else_is_refused_with_both() {
+    fn a_different_id_is_refused_naming_both() {
         let error = check_id(&encoded("o-1"), &"o-2").unwrap_err();
         assert!(error.to_string().contains("o-1") && error.to_string().contains("o-2"), "{error}");
         let without = codec::encode(&doc! { "id": "o-1" }).unwrap();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_without_an_id_is_unset_but_null_can_be_meant() {
+    fn a_missing_optional_id_differs_from_null() {
         let null = encoded(Bson::Null);
         assert!(is_unset::<Optional>(&null));
         assert!(!is_unset::<Any>(&null));

@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_entries_is_known_before_they_are_encoded() {
+    fn entry_sizes_are_computed_before_encoding() {
         let all = |headers: &[(&str, &str)], via| -> Vec<_> {
             (0..11).map(|_| draft(headers, via, Due::Now)).collect()
         };

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_unreadable_and_not_yet_due_scheduled_entries_are_passed_over() {
+    fn dead_unreadable_and_future_entries_are_skipped() {
         let slots = slots(vec![
             entry("dead", doc! { "dead_at": at(1) }),
             Bson::Null,
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retrying_or_claimed_head_holds_back_an_ordered_document_only() {
+    fn a_retrying_or_claimed_head_blocks_only_ordered_documents() {
         for (head, hold) in [
             (doc! { "available_at": at(NOW + 5), "attempts": 1 }, Hold::Retrying(at(NOW + 5))),
             (doc! { "available_at": at(NOW + 5), "claimed_by": "x" }, Hold::Claimed(at(NOW + 5))),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_entry_holds_back_the_later_ones_only_where_dead_ones_block() {
+    fn dead_entries_block_later_ones_only_if_configured() {
         let slots = slots(vec![
             entry("first", doc! {}),
             entry("dead", doc! { "dead_at": at(1) }),
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scheduled_entry_is_named_as_what_holds_only_where_nothing_else_waits() {
+    fn a_scheduled_entry_is_the_last_named_blocker() {
         let scheduled = |millis| entry("scheduled", doc! { "available_at": at(NOW + millis) });
         let claimed = entry("claimed", doc! { "available_at": at(NOW + 5), "claimed_by": "x" });
         let several = slots(vec![scheduled(9), scheduled(3), scheduled(7)]);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_was_due_when_it_was_sent_is_due_by_every_clock() {
+    fn an_entry_sent_due_is_due_by_every_clock() {
         let ahead = doc! { "created_at": at(NOW + 50), "available_at": at(NOW + 50) };
         let slots = slots(vec![entry("first", ahead), entry("second", doc! {})]);
         assert_eq!(names(&ask(&slots, DeliveryOrder::Ordered)), ["first", "second"]);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_whose_claimers_crashed_is_claimed_alone_and_dies_at_eight() {
+    fn a_crashing_entry_is_claimed_alone_then_dies() {
         let crashed = |claims: i32, attempts: i32| doc! { "claims": claims, "attempts": attempts };
         let alone = slots(vec![entry("a", crashed(5, 0)), entry("b", doc! {})]);
         assert_eq!(names(&ask(&alone, DeliveryOrder::Ordered)), ["a"]);

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sub_document_id_cannot_act_as_a_query_expression() {
+    fn document_ids_never_act_as_query_expressions() {
         let document = DocumentRef::by_id(orders(), doc! { "$gt": "" });
         let filter = doc! { "_id": { "$eq": { "$gt": "" } } };
         assert_eq!(document.filter(), filter);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn many_ids_are_listed_and_those_like_expressions_are_not() {
+    fn ids_like_expressions_are_not_listed_with_others() {
         let of = |id: Bson| DocumentRef::by_id(orders(), id);
         let (sub, evil): (Bson, Bson) = (doc! { "tenant": 1 }.into(), doc! { "$gt": "" }.into());
         let any = DocumentRef::any_of(&[of(1.into()), of(sub.clone()), of(evil.clone())]);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn map_keys_tell_an_int_from_a_long_and_a_string() {
+    fn map_keys_distinguish_int_long_and_string() {
         let keys: std::collections::HashSet<_> = [Bson::Int32(1), Bson::Int64(1), Bson::String("1".into())]
             .into_iter()
             .map(|id| DocumentRef::by_id(orders(), id).map_key())
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_not_utf_8_keeps_its_bytes() {
+    fn ids_with_invalid_utf8_keep_their_bytes() {
         let [one, other] = [b"a\xFF", b"a\xFE"].map(|id| DocumentRef::new(orders(), text(id)));
         assert!(one != other && one.map_key() != other.map_key());
         assert_eq!(one.subject(), "a\u{FFFD}");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_with_two_fields_of_one_name_is_not_shortened() {
+    fn an_id_with_duplicate_fields_is_not_shortened() {
         let mut id = Builder::new();
         for value in [1i32, 2] {
             id.push(Element { kind: 0x10, name: b"a", value: &value.to_le_bytes() });
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_line_shows_an_id_on_one_line_and_cut() {
+    fn logged_ids_are_cut_to_one_line() {
         let shown = DocumentRef::by_id(orders(), "o-1\n2030 ERROR forged").to_string();
         assert_eq!(shown, "shop.orders/o-1\\n2030 ERROR forged");
         let long = DocumentRef::by_id(orders(), "☃".repeat(1_000_000)).to_string();

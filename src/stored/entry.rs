@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_entry_of_id_type_and_payload_has_defaults_for_the_rest() {
+    fn a_minimal_foreign_entry_gets_defaults() {
         let id = Uuid::new();
         let slots = read(vec![minimal(id).into()]);
         let entry = slots[0].entry().unwrap();
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_outbox_is_empty_and_a_null_one_is_a_typed_error() {
+    fn an_absent_outbox_is_empty_but_null_fails() {
         assert_eq!(read_outbox(None), Ok(vec![]));
         assert_eq!(read_outbox(Some(&Bson::Null)), Err(NotAnArray("null")));
         assert_eq!(read_outbox(Some(&Bson::Int32(1))), Err(NotAnArray("an integer")));
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_utf_8_makes_only_its_entry_unreadable() {
+    fn invalid_utf8_makes_only_its_entry_unreadable() {
         let entry = |extra: Document| {
             let mut entry = minimal(Uuid::new());
             entry.extend(extra);
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_utf_8_where_nothing_reads_it_does_not_count() {
+    fn invalid_utf8_in_unread_fields_is_ignored() {
         let mut entry = minimal(Uuid::new());
         entry.extend(doc! { "last_error": "##", "dead_reason": "##", "unknown": "##", "##": 1 });
         let document = damaged(&doc! { "outbox": [entry] });
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_stands_in_a_damaged_entry_too_is_ambiguous() {
+    fn an_id_repeated_in_a_damaged_entry_is_ambiguous() {
         let mut bad = minimal(Uuid::from_bytes([1; 16]));
         bad.insert("payload", "##");
         let document = damaged(&doc! { "outbox": [minimal(Uuid::from_bytes([1; 16])), bad] });
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_hidden_in_an_array_that_an_update_would_match_counts_as_the_same_id() {
+    fn an_id_inside_an_array_counts_as_the_same() {
         let id = Uuid::new();
         for hidden in [Bson::Document(doc! { "id": [id] }), Bson::Array(vec![Bson::Document(minimal(id))])] {
             let slots = read(vec![minimal(id).into(), hidden]);

@@ -167,7 +167,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     #[tokio::test]
-    async fn room_is_free_again_when_it_is_dropped_or_shrinks() {
+    async fn room_is_released_on_drop_or_shrink() {
         let memory = Memory::of(10 * MIB);
         let mut first = memory.reserve(8 * MIB).await;
         assert!(memory.reserve(4 * MIB).now_or_never().is_none());

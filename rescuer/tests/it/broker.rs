@@ -54,7 +54,7 @@ fn topology(exchange: &str, queue: &str) -> Topology {
 }
 
 #[tokio::test]
-async fn a_command_waits_in_the_queue_that_the_rescuer_made_until_a_dispatcher_comes() {
+async fn commands_wait_in_the_queue_for_a_dispatcher() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     let mut real = Queueing::start(&world, world.settings()).await;

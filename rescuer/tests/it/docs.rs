@@ -3,14 +3,14 @@
 use std::process::Command;
 
 #[test]
-fn the_documentation_has_every_setting_with_its_default_and_no_other() {
+fn the_documentation_lists_exactly_the_settings_and_their_defaults() {
     let said = crate::configuration::of_help(env!("CARGO_BIN_EXE_outbox-rescuer"));
     assert!(said.contains_key("OUTBOX_DELAY"), "{said:?}");
     assert_eq!(crate::configuration::of_documentation("outbox-rescuer"), said);
 }
 
 #[test]
-fn the_sample_and_the_schema_in_the_documentation_are_those_it_prints() {
+fn the_documented_sample_and_schema_are_the_printed_ones() {
     let binary = env!("CARGO_BIN_EXE_outbox-rescuer");
     crate::configuration::assert_is_committed(binary, "sample", "docs/outbox-rescuer.toml");
     crate::configuration::assert_is_committed(binary, "schema", "docs/outbox-rescuer.schema.json");

@@ -38,7 +38,7 @@ async fn provoke(
 }
 
 #[tokio::test]
-async fn errors_that_pass_have_the_stream_opened_again_and_lose_nothing() {
+async fn transient_errors_reopen_the_stream_without_loss() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -62,7 +62,7 @@ async fn errors_that_pass_have_the_stream_opened_again_and_lose_nothing() {
 
 /// P7: a lost position loses nothing.
 #[tokio::test]
-async fn history_lost_and_its_like_are_answered_with_a_sweep_that_finds_everything() {
+async fn a_lost_history_leads_to_a_full_sweep() {
     let _alone = alone().await;
     for code in [286, 280, 260, 136, 10334] {
         let (world, commands) = (World::new().await, Recorder::new());
@@ -89,7 +89,7 @@ async fn history_lost_and_its_like_are_answered_with_a_sweep_that_finds_everythi
 }
 
 #[tokio::test]
-async fn a_page_whose_documents_cannot_be_looked_up_is_tried_until_they_can() {
+async fn an_unreadable_page_is_retried_until_it_is_read() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -106,7 +106,7 @@ async fn a_page_whose_documents_cannot_be_looked_up_is_tried_until_they_can() {
 }
 
 #[tokio::test]
-async fn a_position_that_cannot_be_saved_stops_nothing_and_is_saved_later() {
+async fn an_unsaved_position_is_saved_later_without_a_pause() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -125,7 +125,7 @@ async fn a_position_that_cannot_be_saved_stops_nothing_and_is_saved_later() {
 }
 
 #[tokio::test]
-async fn a_sweep_that_fails_is_cut_short_and_made_up_for() {
+async fn a_failed_sweep_ends_early_and_is_repeated() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -144,7 +144,7 @@ async fn a_sweep_that_fails_is_cut_short_and_made_up_for() {
 
 /// A stream that is refused at the server's own time has no position that could be lost.
 #[tokio::test]
-async fn a_stream_that_is_refused_at_the_present_is_tried_again() {
+async fn a_stream_refused_at_the_present_is_retried() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -173,7 +173,7 @@ async fn a_stream_that_is_refused_at_the_present_is_tried_again() {
 
 /// As while it is being built: it is listed, and no query can go by it.
 #[tokio::test]
-async fn an_index_that_is_refused_has_its_collection_scanned_at_once() {
+async fn a_refused_index_leads_to_an_immediate_scan() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -204,7 +204,7 @@ async fn an_index_that_is_refused_has_its_collection_scanned_at_once() {
 
 /// What one collection's failure leaves to be done of a full round is its own part.
 #[tokio::test]
-async fn a_collection_that_cannot_be_read_has_no_other_swept_in_full_again() {
+async fn an_unreadable_collection_causes_no_full_sweep_of_others() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -242,7 +242,7 @@ async fn a_collection_that_cannot_be_read_has_no_other_swept_in_full_again() {
 
 /// Losses that follow each other with nothing between come more and more slowly.
 #[tokio::test]
-async fn a_position_that_is_lost_again_and_again_is_taken_up_ever_more_slowly() {
+async fn a_position_lost_repeatedly_restarts_with_growing_pauses() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let mut running = world.started(&commands, world.settings()).await;
@@ -263,7 +263,7 @@ async fn a_position_that_is_lost_again_and_again_is_taken_up_ever_more_slowly() 
 }
 
 #[tokio::test]
-async fn a_query_that_takes_long_does_not_hold_a_stop_up() {
+async fn a_long_query_does_not_delay_a_stop() {
     let _alone = alone().await;
     for indexed in [true, false] {
         let (world, commands) = (World::new().await, Recorder::new());
@@ -325,7 +325,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
 }
 
 #[tokio::test]
-async fn a_stream_that_opens_and_breaks_off_is_not_ready() {
+async fn a_stream_that_breaks_after_opening_is_unready() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let settings = Settings { lease: Duration::from_secs(60), ..world.settings() };

@@ -11,7 +11,7 @@ use crate::support::*;
 const LONG: Duration = Duration::from_secs(600);
 
 #[tokio::test]
-async fn a_second_rescuer_stands_by_until_the_first_gives_the_stream_back() {
+async fn a_second_rescuer_waits_until_the_first_yields() {
     let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = Settings { lease: LONG, ..world.settings() };
@@ -36,7 +36,7 @@ async fn a_second_rescuer_stands_by_until_the_first_gives_the_stream_back() {
 }
 
 #[tokio::test]
-async fn an_owner_whose_lease_is_taken_stands_by_and_takes_the_stream_up_again_later() {
+async fn an_owner_that_lost_its_lease_regains_it_later() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -58,7 +58,7 @@ async fn an_owner_whose_lease_is_taken_stands_by_and_takes_the_stream_up_again_l
 
 /// The last fence: an owner who believes in its lease writes over nothing of a later one.
 #[tokio::test]
-async fn a_position_of_a_higher_epoch_is_never_written_over() {
+async fn a_position_of_a_higher_epoch_is_kept() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = Settings { lease: LONG, idle_save_interval: LONG, ..world.settings() };
@@ -77,7 +77,7 @@ async fn a_position_of_a_higher_epoch_is_never_written_over() {
 }
 
 #[tokio::test]
-async fn whatever_an_operator_deletes_the_epoch_grows_and_the_rescuer_goes_on() {
+async fn epochs_grow_even_when_an_operator_deletes_state() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -135,7 +135,7 @@ async fn lease(world: &World) -> Document {
 
 /// P5: one process without a broker must not keep the rescue from everybody.
 #[tokio::test]
-async fn an_owner_that_cannot_send_yields_to_one_that_can() {
+async fn an_owner_without_a_broker_yields_to_another() {
     let (world, cut_off, connected) = (World::new().await, Recorder::new(), Recorder::new());
     let orders = world.indexed_orders().await;
     cut_off.away.store(true, Ordering::SeqCst);
@@ -189,7 +189,7 @@ async fn until_lease(world: &World, what: &str, wanted: Document) {
 
 /// The lease is free, and only the one that can't send looks at it.
 #[tokio::test]
-async fn a_free_lease_is_left_to_one_that_can_send() {
+async fn a_free_lease_is_left_to_an_able_standby() {
     let (world, commands) = (World::new().await, Recorder::new());
     commands.away.store(true, Ordering::SeqCst);
     leave_lease(&world, doc! { "able": { "owner": "other/2", "until": in_millis(3_600_000) } }).await;
@@ -207,7 +207,7 @@ async fn a_free_lease_is_left_to_one_that_can_send() {
 }
 
 #[tokio::test]
-async fn with_the_broker_away_for_all_the_stream_keeps_its_owner() {
+async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
     let orders = world.indexed_orders().await;
     first_commands.away.store(true, Ordering::SeqCst);
@@ -237,7 +237,7 @@ async fn with_the_broker_away_for_all_the_stream_keeps_its_owner() {
 
 /// Whoever has a broker has it for one lease, and then the other.
 #[tokio::test]
-async fn with_a_broker_that_blinks_nobody_owns_for_less_than_a_lease() {
+async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     const LEASE: i64 = 1000;
     let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
     let orders = world.indexed_orders().await;
@@ -296,7 +296,7 @@ async fn a_lease_dated_far_ahead_blocks_nobody_for_long() {
 }
 
 #[tokio::test]
-async fn an_owner_that_renews_by_a_fast_clock_keeps_its_lease() {
+async fn an_owner_with_a_fast_clock_keeps_its_lease() {
     let (world, commands) = (World::new().await, Recorder::new());
     leave_lease(&world, doc! { "until": in_millis(1_800_000) }).await;
     let mut running = world.start(&commands, world.settings()).await;

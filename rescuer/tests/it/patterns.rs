@@ -34,7 +34,7 @@ async fn opened(running: &mut Running, mut streams: usize) {
 }
 
 #[tokio::test]
-async fn each_delay_has_a_stream_of_its_own_and_the_first_pattern_that_matches_counts() {
+async fn each_delay_has_its_own_stream_by_first_match() {
     let (world, commands) = (World::new().await, Recorder::new());
     let settings = watching(&world, &["DB.fast_*@1s", "DB.slow@1h", "DB.*"]);
     let settings = Settings { delay: DELAY * 3, ..settings };
@@ -62,7 +62,7 @@ async fn each_delay_has_a_stream_of_its_own_and_the_first_pattern_that_matches_c
 }
 
 #[tokio::test]
-async fn databases_and_collections_that_appear_later_are_watched_and_swept() {
+async fn later_databases_and_collections_are_watched_and_swept() {
     for reason in [Reason::Stream, Reason::Sweep] {
         let (world, commands) = (World::new().await, Recorder::new());
         let settings = watching(&world, &["DB_*.orders", "DB_*.order_*"]);
@@ -143,7 +143,7 @@ fn counting(options: &mut ClientOptions) -> Arc<Mutex<HashMap<String, usize>>> {
 
 /// 500 collections in 100 databases, by two streams that share the budget.
 #[tokio::test]
-async fn the_sweep_keeps_to_its_budget_with_many_collections_in_many_databases() {
+async fn many_collections_are_swept_within_the_budget() {
     const DATABASES: usize = 100;
     const COLLECTIONS: usize = 500;
     const RATE: u32 = 150;
@@ -227,7 +227,7 @@ async fn a_name_with_a_line_break_is_watched() {
 /// Claims and failures of the library are dated, and the sweep's. What makes an entry deliverable without a date is the
 /// stream's.
 #[tokio::test]
-async fn entries_that_are_repaired_or_released_by_hand_are_seen() {
+async fn manually_repaired_or_released_entries_are_found() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;

@@ -28,7 +28,7 @@ async fn with_position(world: &World, settings: Settings) {
 }
 
 #[tokio::test]
-async fn the_first_start_saves_a_time_before_anything_is_read() {
+async fn the_first_start_saves_its_time_before_reading() {
     let (world, commands) = (World::new().await, Recorder::new());
     let settings = Settings { idle_save_interval: Duration::from_secs(600), ..world.settings() };
     let mut running = world.start(&commands, settings).await;
@@ -42,7 +42,7 @@ async fn the_first_start_saves_a_time_before_anything_is_read() {
 }
 
 #[tokio::test]
-async fn what_is_saved_while_the_rescuer_is_down_is_queued_after_the_next_start() {
+async fn messages_saved_during_a_downtime_are_queued_afterwards() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     with_position(&world, world.settings()).await;
@@ -57,7 +57,7 @@ async fn what_is_saved_while_the_rescuer_is_down_is_queued_after_the_next_start(
 }
 
 #[tokio::test]
-async fn killed_during_a_hold_the_rescuer_reads_the_held_change_again() {
+async fn a_held_change_is_reread_after_a_kill() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = Settings { delay: Duration::from_secs(2), ..world.settings() };
@@ -79,7 +79,7 @@ async fn killed_during_a_hold_the_rescuer_reads_the_held_change_again() {
 }
 
 #[tokio::test]
-async fn killed_midway_the_rescuer_repeats_no_more_than_what_was_not_saved() {
+async fn a_rescuer_killed_midway_queues_everything_after_restart() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = Settings { page_size: 50, busy_save_interval: Duration::ZERO, ..world.settings() };
@@ -142,7 +142,7 @@ async fn the_position_of_an_idle_stream_moves_on() {
 
 /// P7: a lost position loses nothing.
 #[tokio::test]
-async fn a_position_that_is_of_no_use_is_lost_loudly_and_loses_nothing() {
+async fn an_unusable_position_is_reported_and_loses_no_message() {
     // The type byte of a timestamp, 2017, and the rest of a real token's shape.
     let too_old = "82596878000000000129295A1004";
     for (case, change) in [
@@ -178,7 +178,7 @@ async fn a_position_that_is_of_no_use_is_lost_loudly_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_lost_position_stops_the_rescuer_and_stays_as_it_is_where_that_is_asked_for() {
+async fn a_lost_position_can_stop_the_rescuer_unchanged() {
     let world = World::new().await;
     world.indexed_orders().await;
     with_position(&world, world.settings()).await;
@@ -195,7 +195,7 @@ async fn a_lost_position_stops_the_rescuer_and_stays_as_it_is_where_that_is_aske
 }
 
 #[tokio::test]
-async fn with_other_patterns_the_stream_starts_at_the_positions_time() {
+async fn changed_patterns_restart_at_the_time_of_the_position() {
     let world = World::new().await;
     let one = format!("{}.orders", world.db.name()).parse().unwrap();
     let narrow = Settings { watch: vec![one], ..world.settings() };
@@ -220,7 +220,7 @@ async fn with_other_patterns_the_stream_starts_at_the_positions_time() {
 
 /// P7: a lost position loses nothing.
 #[tokio::test]
-async fn a_position_that_was_copied_from_another_cluster_is_lost() {
+async fn a_position_copied_from_another_cluster_is_rejected() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     with_position(&world, world.settings()).await;
@@ -250,7 +250,7 @@ async fn a_position_that_was_copied_from_another_cluster_is_lost() {
 }
 
 #[tokio::test]
-async fn positions_that_are_dropped_are_made_again_for_this_cluster() {
+async fn dropped_positions_are_recreated_for_this_cluster() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -312,7 +312,7 @@ async fn a_position_ahead_of_the_servers_time_is_lost() {
 }
 
 #[tokio::test]
-async fn asked_to_the_stream_starts_at_a_time_whatever_the_position_says() {
+async fn a_requested_start_time_overrides_the_position() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": "early", "outbox": [dated(0, -3_600_000)] }).await.unwrap();
@@ -341,7 +341,7 @@ async fn ended(running: Running) -> RescuerError {
 
 /// A refusal that isn't about the position is no reason to give it up, and one pattern's is not the others' affair.
 #[tokio::test]
-async fn a_view_in_place_of_a_collection_stops_no_other_stream() {
+async fn a_view_does_not_stop_other_streams() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     world.db.run_command(doc! { "create": "audit", "viewOn": "orders", "pipeline": [] }).await.unwrap();
@@ -380,7 +380,7 @@ async fn a_view_in_place_of_a_collection_stops_no_other_stream() {
 
 /// Its token is damaged, with an error that isn't known to be about that.
 #[tokio::test]
-async fn a_position_is_given_up_for_a_strange_error_only_after_a_while() {
+async fn an_unknown_error_costs_the_position_only_later() {
     let world = World::new().await;
     with_position(&world, world.settings()).await;
     let odd = doc! { "$set": { "token": { "_data": "82596878000000000129295A1004" } } };
@@ -438,7 +438,7 @@ impl outbox_rescuer::Commands for PanickingLater {
 }
 
 #[tokio::test]
-async fn a_panic_beside_the_two_halves_ends_the_rescuer_too() {
+async fn a_panic_beside_both_halves_ends_the_rescuer() {
     let world = World::new().await;
     let commands = std::sync::Arc::new(PanickingLater::default());
     let mut running = world.start(&commands, world.settings()).await;
@@ -450,7 +450,7 @@ async fn a_panic_beside_the_two_halves_ends_the_rescuer_too() {
 }
 
 #[tokio::test]
-async fn a_panic_in_one_half_ends_the_rescuer_with_an_error() {
+async fn a_panic_in_one_half_is_an_error() {
     for in_sweep in [true, false] {
         let world = World::new().await;
         let running = world.start(&std::sync::Arc::new(Panicking { in_sweep }), world.settings()).await;

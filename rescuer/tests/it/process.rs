@@ -202,7 +202,7 @@ impl Replicas {
 }
 
 #[tokio::test]
-async fn an_owner_that_is_killed_is_replaced_when_its_lease_ends_and_nothing_is_lost() {
+async fn a_killed_owner_is_replaced_without_loss() {
     let mut replicas = Replicas::new("2s").await;
     let mut first = replicas.start();
     let lease = replicas.owned_by(&first).await;
@@ -217,7 +217,7 @@ async fn an_owner_that_is_killed_is_replaced_when_its_lease_ends_and_nothing_is_
 }
 
 #[tokio::test]
-async fn an_owner_that_was_paused_queues_and_saves_nothing_when_it_wakes_up() {
+async fn a_paused_owner_neither_queues_nor_saves_on_waking() {
     let mut replicas = Replicas::new("1s").await;
     let first = replicas.start();
     replicas.owned_by(&first).await;
@@ -245,7 +245,7 @@ async fn an_owner_that_was_paused_queues_and_saves_nothing_when_it_wakes_up() {
 
 /// The lease would last for ten minutes: only by being given back does it change hands.
 #[tokio::test]
-async fn an_owner_that_is_stopped_hands_over_at_once_and_nothing_is_lost() {
+async fn a_stopped_owner_hands_over_immediately_without_loss() {
     let mut replicas = Replicas::new("10m").await;
     let mut first = replicas.start();
     replicas.owned_by(&first).await;
@@ -263,7 +263,7 @@ async fn an_owner_that_is_stopped_hands_over_at_once_and_nothing_is_lost() {
 /// P5, with real connections: the first can reach no broker, and owns the stream until another can.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
-async fn stress_a_rescuer_with_a_wrong_port_yields_to_a_connected_one() {
+async fn stress_a_rescuer_without_broker_yields_to_another() {
     let mut replicas = Replicas::new("15s").await;
     let wrong = replicas.broker.replace(&host(&replicas.broker), "127.0.0.1:1");
     let first = replicas.start_with(&[("OUTBOX_RABBITMQ_URI", &wrong)]);

@@ -5,7 +5,7 @@ use crate::world::{Service, World, said_by};
 const BINARY: &str = env!("CARGO_BIN_EXE_outbox-rescuer");
 
 #[tokio::test]
-async fn no_output_of_the_rescuer_shows_a_password_or_a_payload() {
+async fn the_rescuer_prints_neither_passwords_nor_payloads() {
     let world = World::begin().await;
     world.store("o-1", "order.placed").await;
     let mut settings = world.settings(None);

@@ -75,7 +75,7 @@ fn contract() -> Vec<(String, String, BTreeMap<String, Vec<String>>)> {
 
 /// P8: nothing is silent.
 #[tokio::test]
-async fn every_series_of_the_documentation_exists_at_zero_from_the_start_and_no_other() {
+async fn exactly_the_documented_series_start_at_zero() {
     let (recorder, handle) = recorder();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let world = World::new().await;
@@ -181,7 +181,7 @@ async fn what_happens_is_counted() {
 }
 
 #[tokio::test]
-async fn collections_without_the_index_are_counted_by_all_streams_together() {
+async fn all_streams_together_count_collections_without_index() {
     let (recorder, handle) = recorder();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let (world, commands) = (World::new().await, Recorder::new());

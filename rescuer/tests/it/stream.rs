@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_foreign_push_is_queued_after_the_delay_and_not_before() {
+async fn a_foreign_push_waits_for_the_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -91,7 +91,7 @@ async fn every_way_of_filling_an_outbox_is_seen() {
 }
 
 #[tokio::test]
-async fn changes_that_touch_no_outbox_and_outboxes_emptied_in_time_give_no_command() {
+async fn unrelated_changes_and_emptied_outboxes_give_no_command() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -117,7 +117,7 @@ async fn changes_that_touch_no_outbox_and_outboxes_emptied_in_time_give_no_comma
 }
 
 #[tokio::test]
-async fn a_fresh_message_of_a_busy_document_is_left_to_the_inline_dispatcher() {
+async fn a_fresh_message_is_left_to_inline_dispatch() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = Settings { delay: DELAY * 5, ..world.settings() };
@@ -138,7 +138,7 @@ async fn a_fresh_message_of_a_busy_document_is_left_to_the_inline_dispatcher() {
 }
 
 #[tokio::test]
-async fn a_thousand_documents_are_all_queued_in_pages_and_each_document_once_a_page() {
+async fn a_page_queues_each_of_its_documents_once() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -160,7 +160,7 @@ async fn a_thousand_documents_are_all_queued_in_pages_and_each_document_once_a_p
 
 /// What a document changed before it was found empty needs no second look; what it changes afterwards does.
 #[tokio::test]
-async fn a_document_that_was_found_empty_is_looked_up_again_when_it_has_changed_since() {
+async fn a_changed_document_found_empty_is_read_again() {
     const MANY: i32 = 300;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -191,7 +191,7 @@ async fn a_document_that_was_found_empty_is_looked_up_again_when_it_has_changed_
 }
 
 #[tokio::test]
-async fn an_unordered_collection_is_not_held_back_by_a_retrying_message() {
+async fn a_retrying_message_does_not_block_unordered_collections() {
     let (world, commands) = (World::new().await, Recorder::new());
     let mails = world.db.collection::<Document>("mails");
     let orders = world.indexed_orders().await;
@@ -214,7 +214,7 @@ async fn an_unordered_collection_is_not_held_back_by_a_retrying_message() {
 }
 
 #[tokio::test]
-async fn a_collection_that_is_dropped_and_made_again_is_still_watched() {
+async fn a_recreated_collection_is_still_watched() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let one = format!("{}.orders", world.db.name()).parse().unwrap();
@@ -234,7 +234,7 @@ async fn a_collection_that_is_dropped_and_made_again_is_still_watched() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_dropped_and_made_again_is_still_watched() {
+async fn a_recreated_database_is_still_watched() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -264,7 +264,7 @@ async fn collections_of_several_databases_are_watched_by_one_stream() {
 }
 
 #[tokio::test]
-async fn while_commands_fail_the_position_stays_and_afterwards_all_are_sent() {
+async fn failing_commands_keep_the_position_until_sent() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     // So that it is pages only that move the position.
@@ -294,7 +294,7 @@ async fn while_commands_fail_the_position_stays_and_afterwards_all_are_sent() {
 }
 
 #[tokio::test]
-async fn a_change_held_for_longer_than_a_cursor_lives_has_it_opened_again_and_is_not_lost() {
+async fn a_held_change_survives_its_expired_cursor() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = Settings {
@@ -349,7 +349,7 @@ async fn every_type_of_id_is_looked_up_and_named() {
 }
 
 #[tokio::test]
-async fn names_of_fields_that_are_no_text_do_not_stop_the_stream() {
+async fn invalid_field_names_do_not_stop_the_stream() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": 1 }).await.unwrap();
@@ -379,7 +379,7 @@ async fn names_of_fields_that_are_no_text_do_not_stop_the_stream() {
 }
 
 #[tokio::test]
-async fn a_collection_that_is_renamed_to_a_watched_name_is_swept() {
+async fn a_collection_renamed_to_a_match_is_swept() {
     let (world, commands) = (World::new().await, Recorder::new());
     let drafts = world.db.collection::<Document>("drafts");
     index(&drafts).await;
@@ -399,7 +399,7 @@ async fn a_collection_that_is_renamed_to_a_watched_name_is_swept() {
 
 /// The hour itself is not waited for: what matters is what is open and stored while a change is held for so long.
 #[tokio::test]
-async fn a_delay_of_an_hour_holds_no_cursor_open_and_outlives_restarts() {
+async fn a_long_delay_needs_no_cursor_across_restarts() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     let settings = Settings {
@@ -440,7 +440,7 @@ async fn a_delay_of_an_hour_holds_no_cursor_open_and_outlives_restarts() {
 
 /// What the rescuer takes for the present is half an hour before the dates of the changes that it reads.
 #[tokio::test]
-async fn a_server_clock_that_was_set_back_holds_nothing_up() {
+async fn a_server_clock_set_back_delays_no_message() {
     let half_an_hour = std::time::Duration::from_secs(1800);
     let (world, commands) = (World::on(set_back(half_an_hour).await).await, Recorder::new());
     let orders = world.indexed_orders().await;
@@ -460,7 +460,7 @@ async fn a_server_clock_that_was_set_back_holds_nothing_up() {
 
 /// Or a message could be pushed by a write that was still committing when its document was found empty, and be passed over.
 #[tokio::test]
-async fn a_full_page_is_read_as_of_the_time_it_is_noted_by() {
+async fn a_full_page_is_read_after_its_noted_time() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();

@@ -25,7 +25,7 @@ fn sweeping(world: &World) -> Settings {
 }
 
 #[tokio::test]
-async fn the_first_start_finds_what_was_there_before_with_and_without_dates() {
+async fn the_first_sweep_finds_older_entries_without_dates_too() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": "dated", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
@@ -56,7 +56,7 @@ async fn every_id_that_the_server_stores_is_swept() {
 }
 
 #[tokio::test]
-async fn an_expired_claim_is_swept_once_and_again_when_its_outbox_changes() {
+async fn an_expired_claim_is_swept_once_per_outbox_change() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut claimed = dated(60_000, -3000);
@@ -78,7 +78,7 @@ async fn an_expired_claim_is_swept_once_and_again_when_its_outbox_changes() {
 }
 
 #[tokio::test]
-async fn a_message_that_nobody_tried_is_swept_when_it_is_as_old_as_the_delay() {
+async fn an_untried_message_is_swept_after_the_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": "young", "outbox": [dated(0, 0)] }).await.unwrap();
@@ -93,7 +93,7 @@ async fn a_message_that_nobody_tried_is_swept_when_it_is_as_old_as_the_delay() {
 }
 
 #[tokio::test]
-async fn a_scheduled_message_is_swept_when_its_time_comes_and_no_dead_one_ever() {
+async fn due_scheduled_messages_are_swept_but_never_dead_ones() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut dead = minimal();
@@ -138,7 +138,7 @@ async fn pages_neither_skip_nor_repeat_what_shares_a_date() {
 }
 
 #[tokio::test]
-async fn a_collection_without_the_index_is_announced_and_swept_all_the_same() {
+async fn a_collection_without_index_is_reported_and_swept() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.orders();
     let filler = (0..12_000).map(|id| doc! { "_id": id });
@@ -159,7 +159,7 @@ async fn a_collection_without_the_index_is_announced_and_swept_all_the_same() {
 }
 
 #[tokio::test]
-async fn unreadable_entries_are_announced_and_never_queued_and_hold_nothing_back() {
+async fn unreadable_entries_are_reported_and_block_no_other() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let twice = minimal();
@@ -194,7 +194,7 @@ async fn unreadable_entries_are_announced_and_never_queued_and_hold_nothing_back
 }
 
 #[tokio::test]
-async fn a_payload_that_cannot_be_read_is_queued_once_and_announced() {
+async fn an_unreadable_payload_is_queued_once_and_reported() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut bad = dated(60_000, 60_000);
@@ -224,7 +224,7 @@ async fn a_payload_that_cannot_be_read_is_queued_once_and_announced() {
 }
 
 #[tokio::test]
-async fn commands_that_fail_are_swept_again_and_the_full_round_is_repeated() {
+async fn a_full_round_with_failed_commands_is_repeated() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     commands.away.store(true, Ordering::SeqCst);
@@ -265,7 +265,7 @@ async fn views_and_time_series_are_passed_over() {
 
 /// The server's own account of what a round costs.
 #[tokio::test]
-async fn a_round_examines_what_is_due_and_nothing_of_what_is_stored() {
+async fn a_round_examines_only_the_due_entries() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     let stored = (0..3000).map(|id| doc! { "_id": id, "outbox": [] });
@@ -330,7 +330,7 @@ async fn a_full_memory_delays_documents_and_stops_no_collection() {
 
 /// With full rounds all the time, the end of a collection that takes two rounds is reached.
 #[tokio::test]
-async fn a_scan_goes_on_where_it_was_in_full_rounds_too() {
+async fn full_rounds_also_resume_a_scan() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.orders();
     orders.insert_many((0..21_000).map(|id| doc! { "_id": id })).await.unwrap();
@@ -350,7 +350,7 @@ async fn a_scan_goes_on_where_it_was_in_full_rounds_too() {
 
 /// In an index of all documents, those without an entry stand where the entries without a date do.
 #[tokio::test]
-async fn with_an_index_that_is_not_partial_entries_without_a_date_are_found_by_the_scan() {
+async fn a_scan_finds_undated_entries_beside_a_full_index() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.orders();
     let whole = mongodb::IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).build();
@@ -369,7 +369,7 @@ async fn with_an_index_that_is_not_partial_entries_without_a_date_are_found_by_t
 
 /// It was saved before the stream begins, and is too young for the sweep of the start.
 #[tokio::test]
-async fn a_young_entry_without_a_date_is_found_a_delay_after_the_first_start() {
+async fn a_young_undated_entry_is_found_after_a_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut young = dated(0, 0);
@@ -445,7 +445,7 @@ async fn a_backlog_delays_no_other_collection() {
 
 /// The first slice was read when its entry was too young, and the scan is under way when the second full sweep comes.
 #[tokio::test]
-async fn a_full_sweep_during_a_scan_covers_the_whole_collection() {
+async fn a_full_sweep_during_a_scan_is_complete() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.orders();
     let whole = mongodb::IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).build();
@@ -512,7 +512,7 @@ async fn a_collection_without_outboxes_costs_nothing_once_read() {
 
 /// Its text is the server's to store, and not UTF-8.
 #[tokio::test]
-async fn an_entry_that_is_not_utf8_takes_no_neighbour_along() {
+async fn an_entry_with_invalid_utf8_spares_its_neighbours() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut odd = minimal();
@@ -586,7 +586,7 @@ async fn stress_a_full_sweep_queues_150_000_undated_documents() {
 /// late for it.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
-async fn stress_a_retry_beside_300_000_held_documents_is_on_time() {
+async fn stress_a_retry_beside_many_held_documents_is_punctual() {
     let (world, commands) = (World::new().await, Recorder::new());
     let held = world.db.collection::<Document>("held");
     index(&held).await;

@@ -21,7 +21,7 @@ async fn warned(running: &mut Running) -> Warning {
 }
 
 #[tokio::test]
-async fn an_inline_claim_that_outlasts_the_delay_is_warned_of() {
+async fn inline_claims_longer_than_the_delay_are_reported() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
@@ -35,7 +35,7 @@ async fn an_inline_claim_that_outlasts_the_delay_is_warned_of() {
 }
 
 #[tokio::test]
-async fn a_share_of_documents_that_inline_dispatch_did_not_reach_in_time_is_warned_of() {
+async fn a_share_of_late_inline_documents_is_reported() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let delay = DELAY * 5;
@@ -55,7 +55,7 @@ async fn a_share_of_documents_that_inline_dispatch_did_not_reach_in_time_is_warn
 }
 
 #[tokio::test]
-async fn a_grace_that_is_longer_than_the_lease_is_warned_of() {
+async fn a_grace_longer_than_the_lease_is_reported() {
     let (world, commands) = (World::new().await, Recorder::new());
     let grace = Duration::from_secs(25);
     let settings = Settings { shutdown_grace: Some(grace), ..world.settings() };
@@ -68,7 +68,7 @@ async fn a_grace_that_is_longer_than_the_lease_is_warned_of() {
 
 /// P8: a slip in `watch` doesn't look like a collection in which nothing happens.
 #[tokio::test]
-async fn a_pattern_that_watches_nothing_is_warned_of_by_name() {
+async fn a_pattern_without_collections_is_reported_by_name() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();

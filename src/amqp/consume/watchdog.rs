@@ -41,14 +41,14 @@ mod tests {
     }
 
     #[test]
-    fn two_looks_at_waiting_messages_with_nothing_held_and_nothing_delivered_are_one_too_many() {
+    fn two_idle_checks_of_a_backlog_raise_suspicion() {
         let mut watchdog = Watchdog::default();
         assert!(watchdog.check(&status(5, 1), 0).is_ok());
         assert!(watchdog.check(&status(5, 1), 0).is_err());
     }
 
     #[test]
-    fn a_delivery_or_a_held_message_or_an_empty_queue_clears_the_suspicion() {
+    fn deliveries_held_messages_and_empty_queues_clear_suspicion() {
         let mut watchdog = Watchdog::default();
         assert!(watchdog.check(&status(5, 1), 0).is_ok());
         watchdog.delivered();
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_that_the_broker_does_not_know_is_forgotten_at_the_first_look() {
+    fn an_unknown_consumer_is_dropped_at_the_first_check() {
         assert!(Watchdog::default().check(&status(0, 0), 0).is_err());
     }
 }

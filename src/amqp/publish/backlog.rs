@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn callers_share_a_window_and_each_gets_its_own_answers_in_order() {
+    async fn callers_sharing_a_window_get_their_own_answers() {
         let mut backlog = Backlog::default();
         let (first, first_answers) = request(&["1", "2"]);
         let (second, second_answers) = request(&["3"]);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_ends_before_a_message_id_it_already_has() {
+    fn a_window_ends_before_a_repeated_message_id() {
         let mut backlog = Backlog::default();
         let (request, _answers) = request(&["1", "2", "1", "3"]);
         backlog.add(request);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_ends_at_its_count_and_its_bytes_but_takes_one_message_of_any_size() {
+    fn windows_have_limits_but_take_one_large_message() {
         let mut backlog = Backlog::default();
         let (request, _answers) = request(&["1", "2", "3", "4"]);
         backlog.add(request);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_when_the_connection_ends_was_certainly_not_sent() {
+    fn a_backlog_counts_as_unsent_on_connection_loss() {
         let mut backlog = Backlog::default();
         let (request, answers) = request(&["1", "2"]);
         backlog.add(request);

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_would_close_the_channel_for_is_refused_before_it_is_sent() {
+    fn publications_that_would_close_the_channel_are_refused() {
         let long = "x".repeat(256);
         let header = |name: &str, value: &str| Publication {
             headers: vec![(name.to_owned(), value.to_owned())],

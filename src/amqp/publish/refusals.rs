@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_answers_for_a_second_and_is_remembered_longer() {
+    async fn a_refusal_is_reused_briefly_and_remembered_longer() {
         let (refusals, invoice) = (Refusals::default(), publication("invoice"));
         let subject = Subject::of(&invoice, 403, "access to topic 'invoice' in exchange 'x'");
         let rejected = refusals.note(&subject, &invoice, "no");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_is_forgotten_with_its_connection_and_others_stay() {
+    async fn a_length_limit_is_forgotten_with_its_connection() {
         let (refusals, message) = (Refusals::default(), publication("k"));
         refusals.note(&Subject::Longer(16), &message, "too long");
         assert!(refusals.suspects(&message));

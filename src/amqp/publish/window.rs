@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_returned_message_counts_for_its_id_whichever_confirm_brought_it() {
+    fn a_return_counts_for_its_id_under_any_confirm() {
         let answers = [Confirm::Acked, Confirm::Acked, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "");
         assert_eq!(verdicts, [Published::Confirmed, unroutable(), Published::Confirmed]);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nack_is_its_own_answer_and_a_missing_one_is_unknown() {
+    fn nacks_and_missing_confirms_are_kept_apart() {
         let answers = [Confirm::Nacked, Confirm::Missing, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[], "the channel ended");
         assert_eq!(verdicts[0], Published::Nacked);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_returned_message_without_a_known_id_leaves_no_acknowledgement_trusted() {
+    fn an_unknown_return_distrusts_all_acknowledgements() {
         for stranger in [returned(None), returned(Some("9"))] {
             let verdicts = judge(&["1", "2"], &[Confirm::Acked, Confirm::Nacked], &[stranger], "");
             assert!(unknown(&verdicts[0]), "{verdicts:?}");
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_that_carried_the_return_of_an_unanswered_message_is_not_trusted() {
+    fn an_acknowledgement_carrying_an_unanswered_return_is_distrusted() {
         // return 2, return 3, ack 3 with the return of 2; then the connection dies with the return of 3 unseen.
         let answers = [Confirm::Missing, Confirm::Missing, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "lost");

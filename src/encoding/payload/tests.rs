@@ -229,7 +229,7 @@ fn regex(pattern: &str) -> Regex {
 }
 
 #[test]
-fn types_of_bson_keep_their_type_and_the_tables_text() {
+fn bson_types_keep_the_type_and_documented_text() {
     #[derive(Serialize, Deserialize, PartialEq, Debug)]
     struct Own {
         id: ObjectId,
@@ -310,7 +310,7 @@ impl Everyday {
 }
 
 #[test]
-fn a_uuid_is_read_from_text_and_from_both_binaries() {
+fn uuids_are_read_from_text_and_binaries() {
     #[derive(Deserialize, PartialEq, Debug)]
     struct Holder {
         id: uuid::Uuid,

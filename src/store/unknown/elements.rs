@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_recognised_wherever_it_is_and_only_once() {
+    fn a_key_is_recognised_once_at_any_place() {
         let keyed = |keys: &[(&str, i32)]| -> Vec<Document> {
             keys.iter().map(|(key, n)| doc! { "sku": *key, "n": *n }).collect()
         };

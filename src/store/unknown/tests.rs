@@ -83,7 +83,7 @@ fn elements_of_arrays_in_arrays_are_recognised() {
 }
 
 #[test]
-fn dropped_fields_are_counted_by_path_but_not_those_of_removed_elements() {
+fn dropped_fields_count_unless_their_element_was_removed() {
     let stored = doc! { "tags": [{ "a": 1, "u": 1 }, { "a": 2, "u": { "v": 1 } }, { "a": 3, "u": 1 }] };
     let before = doc! { "tags": [{ "a": 1 }, { "a": 2 }, { "a": 3 }] };
     let removed = doc! { "tags": [{ "a": 3 }] };
@@ -96,7 +96,7 @@ fn dropped_fields_are_counted_by_path_but_not_those_of_removed_elements() {
 }
 
 #[test]
-fn elements_are_found_in_what_a_struct_has_reordered_or_converted() {
+fn reordered_or_converted_elements_are_matched() {
     // A set with an order of its own; numbers that are wider in the struct; a default that isn't stored.
     let stored = doc! { "set": [{ "a": 1, "u": 1 }, { "a": 2, "u": 2 }, { "a": 3, "u": 3 }] };
     let before = doc! { "set": [{ "a": 3_i64, "d": 0 }, { "a": 1_i64, "d": 0 }, { "a": 2_i64, "d": 0 }] };
@@ -107,7 +107,7 @@ fn elements_are_found_in_what_a_struct_has_reordered_or_converted() {
 }
 
 #[test]
-fn elements_that_a_struct_leaves_out_are_counted_when_they_are_dropped() {
+fn elements_unknown_to_the_struct_count_when_dropped() {
     let stored = doc! { "kinds": [{ "k": "a" }, { "k": "unheard of" }, { "k": "b", "u": 1 }] };
     let before = doc! { "kinds": [{ "k": "a" }, { "k": "b" }] };
     let (set, dropped) = saved(&stored, &before, &doc! { "kinds": [{ "k": "b" }] });
@@ -214,7 +214,7 @@ fn sorted(value: &Bson) -> Bson {
 
 /// A save of any change writes what an application would that knew every field.
 #[test]
-fn of_elements_with_ids_no_save_loses_or_revives_a_field() {
+fn elements_with_ids_keep_their_unknown_fields() {
     let mut generated = Generated { random: fastrand::Rng::with_seed(20_251_126), next: 0 };
     for _ in 0..200 {
         let mut stored = doc! { "root": generated.document(3) };
