@@ -61,13 +61,25 @@
 //! With a server: `Store::new(collection, &inline).update(&id, Order::pay).await?` loads, pays, saves, and delivers.
 //!
 //! # Features
+//! `rabbitmq` (default) has the destination [`deliver::RabbitMq`], [`CommandSender`] and [`amqp`]. Without it no AMQP client is
+//! linked: enough where all messages go to handlers, or to a destination of your own.
+//!
+//! `rustls-ring` (default) and `rustls-aws-lc` choose what encrypts connections. With both, it is AWS-LC. `dns-resolver`
+//! (default) looks `mongodb+srv` names up.
+//!
 //! `bson-2` (default) and `bson-3` choose the BSON version that the driver, and so this crate, speaks. With both, the
 //! driver speaks 3.
 //!
 //! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without, a message
 //! carries the `traceparent` that its sender gave it, if any.
 
+#[cfg(all(feature = "rabbitmq", not(any(feature = "rustls-ring", feature = "rustls-aws-lc"))))]
+compile_error!(
+    "the feature `rabbitmq` needs `rustls-ring` or `rustls-aws-lc` beside it, which encrypts connections"
+);
+
 mod aggregate;
+#[cfg(feature = "rabbitmq")]
 pub mod amqp;
 pub mod command;
 pub mod deliver;
@@ -77,6 +89,7 @@ mod mongo;
 pub mod observe;
 pub mod store;
 mod stored;
+#[cfg(feature = "rabbitmq")]
 pub mod tls;
 
 pub use aggregate::{
@@ -85,6 +98,7 @@ pub use aggregate::{
     message::Message,
     outbox::{Due, Outbox, PendingMessage},
 };
+#[cfg(feature = "rabbitmq")]
 pub use command::sender::{CommandSender, SendFailure};
 pub use dispatch::{Dispatch, InlineDispatcher, Mode, RetryPolicy};
 pub use encoding::codec::CodecError;
@@ -96,6 +110,8 @@ pub use stored::{deliverable::DeliveryOrder, document_ref::DocumentRef};
 /// any version.
 #[doc(hidden)]
 pub mod internal {
+    #[cfg(feature = "rabbitmq")]
+    pub use crate::tls::provider;
     pub use crate::{
         dispatch::document_locks::{Turn, Turns},
         encoding::one_line::{Keep, one_line},

@@ -8,13 +8,19 @@ use std::{
 use mongodb::options::{ConnectionString, Tls};
 use rustls::{
     RootCertStore,
-    crypto::ring,
+    crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
     sign::CertifiedKey,
 };
+
+#[cfg(feature = "rustls-aws-lc")]
+use rustls::crypto::aws_lc_rs as cryptography;
+// With both features, as in the driver.
+#[cfg(all(feature = "rustls-ring", not(feature = "rustls-aws-lc")))]
+use rustls::crypto::ring as cryptography;
 
 /// The files of one connection, in PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,10 +140,16 @@ impl TlsFiles {
         let bytes = read(TlsFile::Key, key)?;
         let der = PrivateKeyDer::from_pem_slice(&bytes)
             .map_err(|error| unusable(TlsFile::Key, key, what_pem_lacks(&error)))?;
-        CertifiedKey::from_der(chain.clone(), der.clone_key(), &ring::default_provider())
+        CertifiedKey::from_der(chain.clone(), der.clone_key(), &provider())
             .map_err(|error| unusable(TlsFile::Key, key, &format!("with that certificate: {error}")))?;
         Ok(Some((chain, der)))
     }
+}
+
+/// What encrypts, by the features. For the other crates of this repository.
+#[doc(hidden)]
+pub fn provider() -> CryptoProvider {
+    cryptography::default_provider()
 }
 
 fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {

@@ -112,7 +112,9 @@ impl<C: Connect + Clone> Collector<C> {
 }
 
 fn with_tls() -> Result<HttpsConnector<HttpConnector>, StartError> {
-    let connector = HttpsConnectorBuilder::new().with_native_roots().map_err(StartError::Certificates)?;
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_native_roots(document_outbox::internal::provider())
+        .map_err(StartError::Certificates)?;
     Ok(connector.https_or_http().enable_http1().build())
 }
 

@@ -1,20 +1,21 @@
 //! Making one connection with one channel, and naming what went wrong.
 
-use std::{fmt::Display, io, pin::Pin, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use lapin::{
     Channel, Connection, ConnectionProperties, ErrorKind, Event,
     options::ConfirmSelectOptions,
-    tcp::{AMQPUriTcpExt, RustlsConnector, RustlsConnectorConfig, TLSConfig},
-    uri::{AMQPScheme, AMQPUri},
+    uri::{AMQPAuthority, AMQPUri},
 };
+use rustls::ClientConfig;
 use tokio::time::timeout;
 
 use crate::amqp::{
     settings::AmqpSettings,
     state::State,
     topology::Topology,
+    transport,
     trouble::{Cause, Trouble, broker_said, code_of},
 };
 
@@ -116,24 +117,14 @@ impl Plan {
         uri.query.heartbeat.get_or_insert(u16::try_from(heartbeat).unwrap_or(u16::MAX));
         // Recovery and retries of the client stay off, as they are by default: the supervisor does both.
         let options = ConnectionProperties::default().with_connection_name(self.name().into());
-        let runtime = lapin::runtime::default_runtime().map_err(|error| self.explain(&error))?;
         let tls = settings.is_encrypted().then(|| self.tls()).transpose()?;
         Connection::connector(
             uri,
-            runtime,
+            transport::runtime(),
             // The client dials on a thread of its own, which would outlive our patience where packets vanish.
-            async move |uri, runtime| {
-                // The client's own way to TLS trusts the machine's roots beside the ones that are named, and fails where
-                // a machine has none.
-                let host = uri.authority.host.clone();
-                let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
-                let connecting = async {
-                    let stream = plain.connect_with_config_async(TLSConfig::default(), &runtime).await?;
-                    match &tls {
-                        Some(tls) => stream.into_rustls(tls, &host).await,
-                        None => Ok(stream),
-                    }
-                };
+            async move |uri: AMQPUri, _| {
+                let AMQPAuthority { host, port, .. } = &uri.authority;
+                let connecting = transport::connect(host, *port, tls.clone());
                 let connected = timeout(patience, connecting).await.map_err(|_| io::ErrorKind::TimedOut);
                 Ok(connected.map_err(io::Error::from)??)
             },
@@ -144,25 +135,13 @@ impl Plan {
     }
 
     /// Made anew for each connection, since the files may have been renewed.
-    fn tls(&self) -> Result<RustlsConnector, Trouble> {
-        let unusable = |reason: &dyn Display| {
+    fn tls(&self) -> Result<Arc<ClientConfig>, Trouble> {
+        transport::client_config(&self.settings.tls).map_err(|reason| {
             Trouble::Misconfigured(format!(
                 "no encrypted connection to {} can be made: {reason}",
                 self.endpoint()
             ))
-        };
-        let files = &self.settings.tls;
-        let config = match files.authorities().map_err(|error| unusable(&error))? {
-            Some(authorities) => RustlsConnectorConfig::default().with_parsable_certificates(authorities),
-            None => RustlsConnectorConfig::new_with_native_certs().map_err(|error| {
-                unusable(&format!("this machine names no authorities to trust ({error}); give a CA file"))
-            })?,
-        };
-        let connector = match files.identity().map_err(|error| unusable(&error))? {
-            Some((chain, key)) => config.connector_with_single_cert(chain, key),
-            None => config.connector_with_no_client_auth(),
-        };
-        connector.map_err(|error| unusable(&error))
+        })
     }
 
     fn endpoint(&self) -> String {

@@ -45,6 +45,7 @@ mod settings;
 mod state;
 mod supervise;
 mod topology;
+mod transport;
 mod trouble;
 
 pub use consume::{Consumer, Delivery};

@@ -14,6 +14,10 @@
 //! `cluster` names the MongoDB cluster that the document is in, by the UUID that it gave the collection of positions in the
 //! state database. A command without may be of any.
 
+#[cfg(feature = "rabbitmq")]
+pub(crate) mod sender;
+#[cfg(not(feature = "rabbitmq"))]
+#[path = "unsent.rs"]
 pub(crate) mod sender;
 
 use std::time::Duration;

@@ -6,10 +6,12 @@
 //!
 //! For your own (an HTTP webhook, another broker) implement [`Deliver`] and run the [`conformance`] suite on it.
 
+#[cfg(feature = "rabbitmq")]
 pub mod cloudevents;
 pub mod conformance;
 pub mod handlers;
 pub mod json;
+#[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 pub mod router;
 
@@ -18,11 +20,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_trait::async_trait;
 use mongodb::bson::{Bson, DateTime, Uuid};
 
+#[cfg(feature = "rabbitmq")]
 pub use self::{
     cloudevents::AttributePrefix,
+    rabbitmq::{MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
+};
+pub use self::{
     handlers::{HandlerError, HandlerKey, Handlers, HandlersBuilder, HandlersError},
     json::PayloadFormat,
-    rabbitmq::{MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
     router::Router,
 };
 use tokio::time::Instant;

@@ -1,0 +1,117 @@
+//! The bytes of a connection: TCP, and TLS over it.
+//!
+//! The client could encrypt by itself. The feature for that links 50 crates more, most of them to read PKCS#12: ciphers such
+//! as DES and RC2, parsers of X.509, big integers. None of them is called here, where certificates are PEM files, and rustls is
+//! linked for MongoDB anyway. So the client has no TLS of its own and is handed a stream that is encrypted already.
+
+use std::{
+    io::{self, Read, Write},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_rs::{Runtime, Tokio, traits::Reactor, util::RuntimeParts};
+use futures::{AsyncRead, AsyncWrite, Stream};
+use lapin::tcp::AsyncTcpStream;
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::compat::TokioAsyncReadCompatExt;
+
+use crate::tls::{TlsFiles, provider};
+
+/// What the client reads and writes, encrypted or not.
+pub(super) type Wire = Box<dyn Duplex>;
+
+/// The runtime that the client runs on: Tokio, with a wire for a TCP stream.
+pub(super) type Wired = Runtime<RuntimeParts<Tokio, Sockets>>;
+
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Tokio's timers and sockets.
+#[derive(Clone, Debug)]
+pub(super) struct Sockets(Tokio);
+
+/// The runtime of the task that asks.
+pub(super) fn runtime() -> Wired {
+    let tokio = Tokio::current();
+    Runtime::new(RuntimeParts::new(tokio.clone(), Sockets(tokio)))
+}
+
+/// A connection to the host, encrypted with `tls` if there is one.
+pub(super) async fn connect(
+    host: &str,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+) -> io::Result<AsyncTcpStream<Wire>> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+
+    let Some(tls) = tls else {
+        return Ok(AsyncTcpStream::Plain(Box::new(stream.compat())));
+    };
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let encrypted = TlsConnector::from(tls).connect(name, stream).await?;
+    Ok(AsyncTcpStream::Plain(Box::new(encrypted.compat())))
+}
+
+/// How to encrypt: whom to trust, and what to show. An error is a sentence's end.
+pub(super) fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore::empty();
+    match files.authorities().map_err(|error| error.to_string())? {
+        // Files that name authorities leave those of the machine out.
+        Some(authorities) => roots.add_parsable_certificates(authorities),
+        None => roots.add_parsable_certificates(authorities_of_this_machine()?),
+    };
+
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots);
+    let config = match files.identity().map_err(|error| error.to_string())? {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?,
+        None => builder.with_no_client_auth(),
+    };
+    Ok(Arc::new(config))
+}
+
+fn authorities_of_this_machine() -> Result<Vec<rustls::pki_types::CertificateDer<'static>>, String> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+        return Err(format!("this machine names no authorities to trust ({reason}); give a CA file"));
+    }
+    Ok(found.certs)
+}
+
+impl Reactor for Sockets {
+    type TcpStream = Wire;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    /// The client registers no handle of its own.
+    fn register<H: Read + Write + Send + 'static>(
+        &self,
+        _: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        Err::<Wire, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        self.0.interval(duration)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        let connecting = self.0.tcp_connect_addr(address);
+        async { connecting.await.map(|stream| Box::new(stream) as Wire) }
+    }
+}
