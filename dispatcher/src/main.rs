@@ -10,7 +10,7 @@ use document_outbox::{
     internal::ServerClock,
 };
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Problem, Rate, Status};
-use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, keys};
+use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, host_name, keys};
 use tokio::sync::watch;
 
 const NAME: &str = "outbox-dispatcher";
@@ -149,7 +149,7 @@ fn read(read: &mut Reader<'_>) -> Settings {
         read.problem(&["backoff_min", "backoff_max"], "must not be longer than backoff_max");
     }
     let processor = ProcessorSettings {
-        name: format!("{NAME}@{}:{}", host(), std::process::id()),
+        name: format!("{NAME}@{}:{}", host_name(), std::process::id()),
         lease: read.duration("claim_lease"),
         retry,
         state_database: read.string("state_database"),
@@ -179,12 +179,6 @@ fn read_dispatcher(read: &mut Reader<'_>, topology: TopologyMode) -> DispatcherS
     settings.hold_within = read.duration("hold_within");
     settings.grace = read.duration("shutdown_grace").mul_f64(GRACE_OF_THE_WORKER);
     settings
-}
-
-/// This machine's name, so that operators can tell workers in containers apart by their claims.
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
-    name.map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
 }
 
 async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error + Send + Sync>> {

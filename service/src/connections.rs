@@ -74,15 +74,19 @@ fn rabbitmq(read: &mut Reader<'_>, name: &str) -> Option<AmqpSettings> {
         certificate: read.path("rabbitmq_cert_file"),
         key: read.path("rabbitmq_key_file"),
     };
-    if let Err(error) = files.check() {
+    // Problems of the files are reported beside one of the URI, too.
+    let checked = match settings {
+        Some(settings) => settings.with_tls(files).map(Some),
+        None => files.check().map(|()| None),
+    };
+
+    checked.unwrap_or_else(|error| {
         let key = match error.file() {
             TlsFile::Ca => "rabbitmq_ca_file",
             TlsFile::Certificate => "rabbitmq_cert_file",
             TlsFile::Key => "rabbitmq_key_file",
         };
         read.problem(&[key], error.to_string());
-        return None;
-    }
-
-    settings?.with_tls(files).ok()
+        None
+    })
 }

@@ -16,6 +16,7 @@ mod connections;
 mod daemon;
 #[cfg(feature = "daemon")]
 mod error_chain;
+mod host_name;
 #[cfg(feature = "daemon")]
 mod http;
 #[cfg(feature = "daemon")]
@@ -52,6 +53,7 @@ pub mod transport;
 pub use connections::Connections;
 #[cfg(feature = "daemon")]
 pub use daemon::Daemon;
+pub use host_name::host_name;
 pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 #[cfg(feature = "daemon")]
 pub use probes::{Probes, Report};

@@ -331,13 +331,6 @@ fn is_date(value: &str) -> Document {
 
 /// The name of this process in leases and positions.
 pub(crate) fn owner() -> String {
-    let host = std::env::var("HOSTNAME").or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname"));
-    let host = host.unwrap_or_default();
-    let host = match host.trim() {
-        "" => "rescuer",
-        host => host,
-    };
-
     let unique = uuid::Uuid::new_v4().simple().to_string();
-    format!("{host}/{}/{}", std::process::id(), &unique[..8])
+    format!("{}/{}/{}", outbox_service::host_name(), std::process::id(), &unique[..8])
 }
