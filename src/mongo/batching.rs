@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_request_is_sent_alone_while_nothing_is_in_flight() {
+    async fn a_single_request_goes_alone_when_idle() {
         let (batcher, mut batches) = batcher();
         let alone = batcher.permit_for_one().unwrap();
         assert!(batcher.permit_for_one().is_none(), "one is in flight");

@@ -217,7 +217,7 @@ async fn next(consumer: &Consumer) -> Delivery {
 // --- publishing ------------------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unroutable_message_is_told_from_its_19_neighbours_in_each_of_200_windows() {
+async fn each_window_singles_out_its_unroutable_message() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         for round in 0..200_usize {
@@ -246,7 +246,7 @@ async fn an_unroutable_message_is_told_from_its_19_neighbours_in_each_of_200_win
 /// The client gives a returned message to whichever confirm completes next. With a classic queue and a full
 /// window one acknowledgement of the broker covers many messages, and most end up with another's confirm.
 #[tokio::test(flavor = "multi_thread")]
-async fn returned_messages_that_come_with_the_confirms_of_others_are_told_apart() {
+async fn returned_messages_are_matched_despite_foreign_confirms() {
     scene(async |scene| {
         let mut topology = scene.topology();
         topology.queues[0].quorum = false;
@@ -288,7 +288,7 @@ async fn a_queue_that_is_full_and_rejects_gives_nacked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_with_one_id_in_one_call_are_all_published() {
+async fn one_call_publishes_every_message_of_one_id() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let published = publisher.publish(vec![scene.routed("same"); 3]).await;
@@ -304,7 +304,7 @@ async fn messages_with_one_id_in_one_call_are_all_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_can_never_be_published_is_refused_and_its_neighbours_are_not_disturbed() {
+async fn unpublishable_messages_are_refused_without_disturbing_neighbours() {
     scene(async |scene| {
         let mut settings = scene.settings();
         settings.max_message_bytes = 1000;
@@ -336,7 +336,7 @@ async fn what_can_never_be_published_is_refused_and_its_neighbours_are_not_distu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_named_cc_really_ends_the_channel_so_refusing_it_is_right() {
+async fn a_header_named_cc_really_ends_the_channel() {
     scene(async |scene| {
         let channel = scene._connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
@@ -352,7 +352,7 @@ async fn a_header_named_cc_really_ends_the_channel_so_refusing_it_is_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exchange_deleted_underneath_is_declared_again_within_the_call() {
+async fn a_deleted_exchange_is_redeclared_within_the_call() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let states = publisher.subscribe();
@@ -581,7 +581,7 @@ async fn a_permission_given_later_counts_on_the_same_connection() {
 
 /// A right that is taken from the whole exchange is no message's fault.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forbidden_exchange_counts_as_misconfigured_until_it_is_allowed() {
+async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     scene(async |scene| {
         let user = user_of(scene, ".*").await;
         let maker = scene.publisher().await;
@@ -603,7 +603,7 @@ async fn a_forbidden_exchange_counts_as_misconfigured_until_it_is_allowed() {
 
 /// Messages whose caller gave up were released meanwhile, and somebody else may have delivered them.
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_of_a_caller_that_gave_up_are_not_published() {
+async fn an_abandoned_call_publishes_no_messages() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
@@ -643,7 +643,7 @@ async fn at_the_deadline_the_answers_that_came_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_closed_by_an_operator_is_unavailable_at_once_and_ready_again_soon() {
+async fn an_operator_close_makes_publishing_unavailable_briefly() {
     scene(async |scene| {
         let mut settings = scene.settings();
         settings.reconnect_min = Duration::from_secs(1);
@@ -666,7 +666,7 @@ async fn a_connection_closed_by_an_operator_is_unavailable_at_once_and_ready_aga
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_cut_in_the_middle_of_windows_loses_no_message_that_was_called_confirmed() {
+async fn a_network_cut_loses_no_confirmed_message() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
@@ -700,7 +700,7 @@ async fn a_network_cut_in_the_middle_of_windows_loses_no_message_that_was_called
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn confirms_that_do_not_come_in_time_are_of_unknown_fate_and_the_connection_is_replaced() {
+async fn missing_confirms_are_unknown_and_replace_the_connection() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let mut settings = scene.settings_at(&network.uri());
@@ -721,7 +721,7 @@ async fn confirms_that_do_not_come_in_time_are_of_unknown_fate_and_the_connectio
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_accepts_and_says_nothing_is_given_up_in_time_and_tried_again() {
+async fn a_silent_broker_is_given_up_and_retried() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         network.swallow(true);
@@ -772,7 +772,7 @@ async fn closing_publishes_what_was_handed_over_and_nothing_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_the_last_clone_ends_the_supervisor_whatever_it_does() {
+async fn dropping_the_last_clone_ends_the_supervisor() {
     scene(async |scene| {
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut unreachable = scene.settings_at(&format!("amqp://{nobody}"));
@@ -795,7 +795,7 @@ async fn dropping_the_last_clone_ends_the_supervisor_whatever_it_does() {
 // --- topology and settings -------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_other_arguments_is_told_in_a_sentence_and_heals_when_it_is_gone() {
+async fn a_conflicting_queue_is_reported_and_heals_when_deleted() {
     scene(async |scene| {
         scene.declare_queue(FieldTable::default()).await;
         let publisher = Publisher::start(scene.settings(), scene.topology());
@@ -838,7 +838,7 @@ async fn verifying_makes_nothing_and_waits_for_what_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_login_and_an_absent_vhost_are_told_without_the_password() {
+async fn login_and_vhost_errors_hide_the_password() {
     scene(async |scene| {
         let broker = crate::network::host(&broker_uri());
         for (uri, told) in [
@@ -870,7 +870,7 @@ async fn tls_needs_no_provider_installed_by_the_application() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_removed_binding_is_declared_again_for_an_unroutable_message() {
+async fn an_unroutable_message_redeclares_a_removed_binding() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let states = publisher.subscribe();
@@ -937,7 +937,7 @@ async fn a_message_arrives_as_it_was_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn acknowledged_is_gone_rejected_is_gone_requeued_and_dropped_come_again() {
+async fn only_requeued_and_dropped_deliveries_come_again() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let consumer = scene.consumer(1).await;
@@ -964,7 +964,7 @@ async fn acknowledged_is_gone_rejected_is_gone_requeued_and_dropped_come_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_closed_by_an_operator_redelivers_and_the_old_delivery_is_harmless() {
+async fn an_operator_close_redelivers_and_voids_old_deliveries() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let consumer = scene.consumer(10).await;
@@ -1006,7 +1006,7 @@ async fn a_consumer_survives_that_its_queue_is_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_whose_connection_fell_silent_without_an_error_is_made_anew() {
+async fn a_silently_dead_consumer_is_replaced() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let network = Network::to(&broker_uri());
@@ -1030,7 +1030,7 @@ async fn a_consumer_whose_connection_fell_silent_without_an_error_is_made_anew()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_consumer_and_a_busy_one_are_left_alone_by_the_watchdog() {
+async fn the_watchdog_spares_idle_and_busy_consumers() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let mut settings = scene.settings();
@@ -1056,7 +1056,7 @@ async fn an_idle_consumer_and_a_busy_one_are_left_alone_by_the_watchdog() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_gives_nothing_more_puts_the_rest_back_and_what_is_held_can_still_be_acknowledged() {
+async fn stopping_requeues_the_rest_and_allows_late_acknowledgements() {
     const MANY: usize = 3000; // so that some are on their way through every buffer when it stops
     scene(async |scene| {
         let publisher = scene.publisher().await;
@@ -1084,7 +1084,7 @@ async fn stopping_gives_nothing_more_puts_the_rest_back_and_what_is_held_can_sti
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_does_not_wait_for_a_next_that_nobody_polls_any_more() {
+async fn stopping_does_not_wait_for_an_unpolled_next() {
     scene(async |scene| {
         let consumer = scene.consumer(1).await;
         let mut unpolled = Box::pin(consumer.next()); // as a `select!` leaves one behind

@@ -152,7 +152,7 @@ impl Saves {
 /// An exchange that is deleted (404 closes the channel) is made again; what nobody could receive in between is tried
 /// again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_channel_closed_by_the_broker_under_a_running_application_loses_nothing() {
+async fn a_channel_closed_by_the_broker_loses_no_message() {
     let retry = RetryPolicy { max_attempts: 10_000, ..short_retry() };
     let mut system = System::start(Flow::begin().await, retry).await;
     for _ in 0..3 {

@@ -83,7 +83,7 @@ fn foreign(amount: i64) -> Document {
 }
 
 #[tokio::test]
-async fn a_delivered_message_leaves_with_the_next_save_of_its_document() {
+async fn the_next_save_removes_a_delivered_message() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
     for amount in 2..=4 {
         save(&shop.orders, &mut order, amount).await;
@@ -109,7 +109,7 @@ async fn a_delivered_message_leaves_with_the_next_save_of_its_document() {
 }
 
 #[tokio::test]
-async fn what_nobody_saves_again_is_cleared_when_its_time_is_over() {
+async fn an_unsaved_document_is_cleared_after_its_time() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
     let inline = lingering(&test, Duration::from_millis(50)).deliver_to(recorder.clone());
     let orders = test.store(&inline);
@@ -138,7 +138,7 @@ async fn the_last_handle_clears_what_stays() {
 
 /// A save takes out what it knows, and only where nothing else stands there.
 #[tokio::test]
-async fn what_others_have_written_beside_a_delivered_message_is_neither_lost_nor_repeated() {
+async fn foreign_writes_beside_a_delivered_message_are_kept() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
     shop.push("o-1", foreign(2)).await;
     save(&shop.orders, &mut order, 3).await;
@@ -152,7 +152,7 @@ async fn what_others_have_written_beside_a_delivered_message_is_neither_lost_nor
 
 /// Its claim had ended, and another has it now.
 #[tokio::test]
-async fn a_message_that_another_has_claimed_meanwhile_is_left_to_it() {
+async fn a_message_claimed_by_another_is_left_alone() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
     let until =
         mongodb::bson::DateTime::from_millis(mongodb::bson::DateTime::now().timestamp_millis() + 60_000);
@@ -172,7 +172,7 @@ async fn a_message_that_another_has_claimed_meanwhile_is_left_to_it() {
 }
 
 #[tokio::test]
-async fn a_save_that_comes_to_nothing_has_what_it_would_have_taken_cleared() {
+async fn a_failed_save_still_clears_delivered_messages() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
     let changed = doc! { "$set": { "etag": Uuid::new() } };
     shop.test.orders().update_one(doc! { "_id": "o-1" }, changed).await.unwrap();
@@ -183,14 +183,14 @@ async fn a_save_that_comes_to_nothing_has_what_it_would_have_taken_cleared() {
 }
 
 #[tokio::test]
-async fn a_document_whose_message_was_delivered_can_be_deleted_at_once() {
+async fn a_document_is_deletable_right_after_delivery() {
     let (shop, order) = Shop::with_one_that_stays("o-1").await;
     assert!(matches!(shop.orders.delete(&order).await.unwrap(), Deleted::Done));
     shop.test.drop().await;
 }
 
 #[tokio::test]
-async fn an_update_of_the_callers_own_does_not_wait_for_what_stays() {
+async fn a_callers_own_update_does_not_wait() {
     let (shop, _) = Shop::with_one_that_stays("o-1").await;
     let mut order = Order::new("o-1");
     order.add(2);
@@ -204,7 +204,7 @@ async fn an_update_of_the_callers_own_does_not_wait_for_what_stays() {
 
 /// Two processes save the same document in turn: each finds the other's message, and waits until that has been cleared.
 #[tokio::test]
-async fn another_process_waits_for_what_stays_and_keeps_the_order() {
+async fn another_process_waits_and_keeps_the_order() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
     let process = || {
         let inline = lingering(&test, Duration::from_millis(20)).deliver_to(recorder.clone());

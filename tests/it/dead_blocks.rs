@@ -45,7 +45,7 @@ fn account(id: &str) -> Account {
 
 /// P4, as an option: *a dead one no longer does (option: it does)*.
 #[tokio::test]
-async fn where_dead_ones_block_nobody_delivers_past_one_until_it_is_replayed() {
+async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let inline = InlineDispatcher::builder(&flow.test.client).mode(Mode::Await);

@@ -290,7 +290,7 @@ async fn every_bson_type_arrives_as_the_table_says() {
 
 /// P2: "Nothing leaves an outbox but by a confirmed delivery". P8: "Dead, unroutable, …: nothing is silent."
 #[tokio::test]
-async fn an_unroutable_message_fails_until_a_queue_is_bound_and_its_neighbours_are_delivered() {
+async fn an_unroutable_message_fails_alone_until_bound() {
     scene(async |scene| {
         let rabbit = scene.rabbit().await;
         let bound = scene.bind("bound").await;
@@ -312,7 +312,7 @@ async fn an_unroutable_message_fails_until_a_queue_is_bound_and_its_neighbours_a
 
 /// "Unroutable is a failure matched by `message_id`, or accepted for types that say so."
 #[tokio::test]
-async fn unroutable_is_accepted_for_the_types_that_say_so_and_for_no_other() {
+async fn only_declared_types_may_be_unroutable() {
     scene(async |scene| {
         let mut settings = scene.settings();
         settings.accept_unroutable = ["audit".to_owned()].into();
@@ -343,7 +343,7 @@ async fn a_full_queue_that_rejects_is_transient() {
 
 /// P3 (d): a broker that refuses a message for one of several queues gives the others one copy an attempt.
 #[tokio::test]
-async fn a_queue_that_rejects_doubles_a_message_once_an_attempt() {
+async fn a_rejecting_queue_doubles_messages_once_per_attempt() {
     scene(async |scene| {
         let rabbit = scene.rabbit().await;
         let healthy = scene.bind("order.#").await;
@@ -370,7 +370,7 @@ async fn a_queue_that_rejects_doubles_a_message_once_an_attempt() {
 
 /// Outcome: "It can never succeed: the message is dead at once."
 #[tokio::test]
-async fn what_no_broker_could_take_is_permanent_and_costs_the_others_nothing() {
+async fn unpublishable_messages_fail_permanently_and_alone() {
     scene(async |scene| {
         let rabbit = scene.rabbit().await;
         let queue = scene.bind("fine").await;
@@ -397,7 +397,7 @@ async fn what_no_broker_could_take_is_permanent_and_costs_the_others_nothing() {
 
 /// "An hour without RabbitMQ kills no message."
 #[tokio::test]
-async fn without_a_broker_every_message_is_unavailable_and_no_attempt_is_counted() {
+async fn a_missing_broker_counts_no_attempt() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let rabbit = RabbitMq::start(RabbitMqSettings::new(&format!("amqp://u:s3cret@{nobody}/%2f")).unwrap());
     let mut states = rabbit.subscribe();
@@ -416,7 +416,7 @@ async fn without_a_broker_every_message_is_unavailable_and_no_attempt_is_counted
 
 /// The command, as a dispatcher finds it: "direct, durable", "quorum queue with a delivery limit".
 #[tokio::test]
-async fn commands_arrive_in_the_queue_that_the_topology_makes_and_fail_where_there_is_none() {
+async fn commands_fail_unless_the_topology_has_a_queue() {
     let command = |id: Bson| {
         let document = DocumentRef::by_id(Namespace::new("shop", "orders"), id);
         ProcessDocumentMessages::new(document, Reason::Sweep)
@@ -506,7 +506,7 @@ impl Calls {
 /// "Handlers: several per type, isolated: one failing neither stops nor repeats the others; `delivered_to` remembers
 /// handler keys".
 #[tokio::test]
-async fn a_failing_or_panicking_handler_neither_stops_nor_repeats_the_others() {
+async fn a_failing_handler_neither_stops_nor_repeats_others() {
     let calls = Calls::default();
     let handlers = Handlers::builder()
         .on("fails", calls.then("fails", || Err(HandlerError::transient("no such luck"))))
@@ -528,7 +528,7 @@ async fn a_failing_or_panicking_handler_neither_stops_nor_repeats_the_others() {
 
 /// "… can name former keys so that a rename repeats nothing".
 #[tokio::test]
-async fn a_renamed_handler_is_not_called_again_for_what_it_had_under_its_former_key() {
+async fn a_renamed_handler_does_not_repeat_its_work() {
     let calls = Calls::default();
     let handlers = Handlers::builder()
         .on(HandlerKey::new("billing").formerly("invoice"), calls.then("billing", || Ok(())))
@@ -544,7 +544,7 @@ async fn a_renamed_handler_is_not_called_again_for_what_it_had_under_its_former_
 }
 
 #[tokio::test]
-async fn two_handlers_with_one_key_are_refused_with_the_key() {
+async fn handlers_sharing_a_key_are_refused_naming_it() {
     let calls = Calls::default();
     let ok = |key| calls.then(key, || Ok(()));
     let duplicate = |first: HandlerKey, second: HandlerKey| {
@@ -560,7 +560,7 @@ async fn two_handlers_with_one_key_are_refused_with_the_key() {
 
 /// Message: "Entries and deliveries under these names are decoded as this type."
 #[tokio::test]
-async fn a_message_under_a_former_name_of_its_type_finds_the_handler_and_comes_with_its_envelope() {
+async fn a_former_type_name_still_finds_its_handler() {
     let (seen, mut received) = mpsc::unbounded_channel();
     let handlers = Handlers::builder()
         .on("seen", move |message: Placed, delivery: Arc<Envelope>| {
@@ -588,7 +588,7 @@ async fn a_message_that_nobody_handles_fails_visibly() {
 }
 
 #[tokio::test]
-async fn a_permanent_failure_kills_only_when_no_other_handler_may_still_succeed() {
+async fn a_permanent_failure_waits_for_other_handlers() {
     let calls = Calls::default();
     let permanent_one = || Err(HandlerError::permanent("never"));
     let alone = Handlers::builder()
@@ -608,7 +608,7 @@ async fn a_permanent_failure_kills_only_when_no_other_handler_may_still_succeed(
 
 /// "The text says why, without payload or secret."
 #[tokio::test]
-async fn a_payload_that_does_not_decode_is_permanent_and_not_quoted() {
+async fn an_undecodable_payload_fails_permanently_without_being_quoted() {
     let calls = Calls::default();
     let handlers = Handlers::builder().on("works", calls.then("works", || Ok(()))).build().unwrap();
     for (payload, told) in [
@@ -627,7 +627,7 @@ async fn a_payload_that_does_not_decode_is_permanent_and_not_quoted() {
 }
 
 #[tokio::test]
-async fn a_question_mark_in_a_handler_is_transient_and_tells_the_cause() {
+async fn an_error_from_a_handler_is_transient_with_cause() {
     #[derive(Debug, thiserror::Error)]
     #[error("the mail was not sent")]
     struct Unsent(#[source] std::num::ParseIntError);
@@ -643,7 +643,7 @@ async fn a_question_mark_in_a_handler_is_transient_and_tells_the_cause() {
 }
 
 #[tokio::test]
-async fn long_errors_are_cut_so_that_every_handler_is_named() {
+async fn cut_errors_still_name_every_handler() {
     let calls = Calls::default();
     let long = || Err(HandlerError::transient("☃".repeat(1000)));
     let handlers = Handlers::builder()
@@ -720,7 +720,7 @@ fn via(via: Option<&str>) -> Envelope {
 
 /// "a router by type over both, which sets `via` at save"
 #[tokio::test]
-async fn the_type_decides_the_way_at_save_and_the_stored_way_decides_from_then_on() {
+async fn the_destination_is_decided_once_at_save() {
     let (broker, hook) = (Memory::default(), Memory::default());
     let handlers = Handlers::builder().on("key", |_: Placed, _| async { Ok(()) }).build().unwrap();
     let router = Router::new(broker.clone()).handlers(handlers).route("hook", hook.clone(), ["invoice.sent"]);
@@ -751,7 +751,7 @@ async fn a_message_for_an_unknown_way_goes_nowhere() {
 }
 
 #[tokio::test]
-async fn while_the_broker_is_away_the_other_ways_go_on() {
+async fn a_broker_outage_spares_the_other_destinations() {
     let router = Router::new(Away).route("hook", Memory::default(), ["any"]);
     assert!(router.is_available());
     soon("availability", router.available()).await;
@@ -1165,7 +1165,7 @@ async fn verdict(flaw: Flaw) -> Option<String> {
 
 /// Trait `Deliver`: "`conformance::check` tests these."
 #[tokio::test(start_paused = true)]
-async fn the_suite_finds_the_flaw_of_every_flawed_deliverer_and_none_in_a_good_one() {
+async fn the_suite_finds_exactly_the_flawed_deliverers() {
     assert_eq!(verdict(Flaw::None).await, None);
     for (flaw, guarantee) in [
         (Flaw::AnswersTooFew, "one answer per message"),

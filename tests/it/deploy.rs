@@ -76,7 +76,7 @@ fn expressions() -> Vec<String> {
 }
 
 #[test]
-fn every_series_that_alerts_dashboard_and_runbooks_name_is_in_the_contract() {
+fn alerts_dashboard_and_runbooks_name_only_documented_series() {
     let contract = contract();
     assert!(contract.len() > 30, "{contract:?}");
     let of_expressions: BTreeSet<_> =
@@ -94,7 +94,7 @@ fn every_series_that_alerts_dashboard_and_runbooks_name_is_in_the_contract() {
 }
 
 #[test]
-fn every_label_that_alerts_and_dashboard_ask_for_is_one_of_its_series() {
+fn alerts_and_dashboard_use_only_existing_labels() {
     let contract = contract();
     for asked in expressions() {
         // {label="value"} behind a series: both stand in its row.
@@ -129,7 +129,7 @@ fn every_label_that_alerts_and_dashboard_ask_for_is_one_of_its_series() {
 }
 
 #[test]
-fn every_alert_says_what_it_means_and_leads_to_a_runbook_that_exists() {
+fn every_alert_is_described_and_links_a_runbook() {
     let runbooks: BTreeSet<String> = read("docs/operations.md")
         .split("\n## ")
         .find(|section| section.starts_with("Runbooks"))
@@ -272,7 +272,7 @@ fn what_must_not_go_unnoticed_has_an_alert() {
 }
 
 #[test]
-fn the_dashboard_has_its_rows_and_no_panel_lies_on_another() {
+fn dashboard_panels_have_rows_and_never_overlap() {
     let (panels, _) = dashboard();
     let rows: Vec<_> =
         panels.iter().filter(|panel| panel["type"] == "row").map(|row| text(&row["title"])).collect();
@@ -335,7 +335,7 @@ fn port_of_the_image() -> u64 {
 const SERVICES: [&str; 2] = ["outbox-rescuer", "outbox-dispatcher"];
 
 #[test]
-fn the_image_is_built_from_what_is_there_and_has_both_services() {
+fn the_image_builds_both_services_from_existing_files() {
     let file = read("deploy/Dockerfile");
     for service in SERVICES {
         let built = file.contains(&format!("--package {service}"));
@@ -369,7 +369,7 @@ fn the_image_is_built_from_what_is_there_and_has_both_services() {
 }
 
 #[test]
-fn the_manifests_fit_the_services_the_image_and_each_other() {
+fn the_manifests_fit_services_and_image() {
     let kustomization = &yaml("deploy/kubernetes/kustomization.yaml")[0];
     let resources = items(&kustomization["resources"]).iter().map(text);
     let files = resources.chain(["secret.example.yaml"]);

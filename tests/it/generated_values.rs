@@ -60,7 +60,7 @@ impl Message for Good {
 
 /// What is put into the place of a whole outbox.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_thousand_values_as_an_outbox_stop_nothing_and_are_left_as_they_are() {
+async fn odd_values_as_outbox_are_left_unchanged() {
     let mut generator = Generator::announced(1);
     let outboxes = (0..3_000).map(|_| generator.value(4)).collect();
     see_through(outboxes).await;
@@ -68,7 +68,7 @@ async fn three_thousand_values_as_an_outbox_stop_nothing_and_are_left_as_they_ar
 
 /// What is put into an outbox: anything, and what is nearly an entry. A good one stands among every ten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_thousand_values_as_entries_stop_none_of_their_neighbours() {
+async fn odd_values_as_entries_spare_their_neighbours() {
     let mut generator = Generator::announced(2);
     let outboxes = (0..300).map(|_| {
         let elements = (0..10).map(|nth| match nth % 2 {
@@ -84,7 +84,7 @@ async fn three_thousand_values_as_entries_stop_none_of_their_neighbours() {
 
 /// What is put into one field of an entry that is good but for that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_thousand_values_as_fields_of_entries_stop_none_of_their_neighbours() {
+async fn odd_values_in_entry_fields_spare_their_neighbours() {
     let mut generator = Generator::announced(3);
     let outboxes = (0..400).map(|nth| {
         let field = crate::generator::FIELDS[nth % crate::generator::FIELDS.len()];

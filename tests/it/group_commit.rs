@@ -226,7 +226,7 @@ async fn contend(bank: &Bank, rounds: i32) -> Vec<(String, Result<Saved, Error>)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_save_that_is_reported_as_applied_is_there_once_and_no_other_is() {
+async fn exactly_the_reported_saves_are_applied_once() {
     for group_commit in [true, false] {
         let bank = Bank::at("OUTBOX_MONGODB_URI", group_commit).await;
         bank.add_many(50).await;
@@ -254,7 +254,7 @@ async fn a_save_that_comes_alone_is_sent_alone() {
 
 /// In one burst: applied, conflict, gone, refused by a unique index, refused as too large.
 #[tokio::test]
-async fn each_save_of_a_batch_has_an_answer_of_its_own() {
+async fn every_save_of_a_batch_gets_its_answer() {
     let bank = Bank::open().await;
     bank.add_many(40).await;
     let index = mongodb::IndexModel::builder()
@@ -343,7 +343,7 @@ async fn whatever_the_type_of_id_a_miss_inserts_nothing() {
 
 /// A transaction holds one document of a batch: the others don't wait for its end.
 #[tokio::test]
-async fn a_save_that_is_held_up_holds_up_no_other() {
+async fn a_delayed_save_does_not_delay_others() {
     let bank = Bank::open().await;
     bank.add_many(21).await;
     let mut session = bank.test.client.start_session().await.unwrap();
@@ -374,7 +374,7 @@ async fn a_save_that_is_held_up_holds_up_no_other() {
 
 /// The driver has ten connections. Ten saves wait for a transaction to end, which needs one of them for that.
 #[tokio::test]
-async fn saves_that_are_held_up_leave_room_for_the_commit() {
+async fn delayed_saves_leave_room_for_the_commit() {
     for group_commit in [true, false] {
         let bank = Bank::at("OUTBOX_MONGODB_URI", group_commit).await;
         bank.add_many(10).await;
@@ -404,7 +404,7 @@ async fn saves_that_are_held_up_leave_room_for_the_commit() {
 }
 
 #[tokio::test]
-async fn saves_and_claims_do_not_bring_a_dropped_collection_back() {
+async fn saves_and_claims_never_recreate_a_dropped_collection() {
     let bank = Bank::open().await;
     bank.add_many(20).await;
     let mut accounts = bank.load_all(20).await;
@@ -457,7 +457,7 @@ async fn the_client_shuts_down_after_batches() {
 
 /// A server that is no replica set refuses every batch.
 #[tokio::test]
-async fn a_server_without_retryable_writes_takes_saves_one_by_one() {
+async fn a_server_without_retryable_writes_gets_single_saves() {
     let server = Standalone::start().await;
     let client = Client::with_uri_str(&server.uri).await.unwrap();
     let test = TestDatabase { database: client.database("t"), client };
@@ -585,7 +585,7 @@ mod fail_point {
 
     /// Each as often as a batch is tried again without giving up.
     #[tokio::test]
-    async fn what_a_reply_leaves_open_is_asked_for_again_and_no_save_is_made_twice() {
+    async fn saves_in_doubt_are_sent_again_but_applied_once() {
         for (fault, what) in [
             (doc! { "closeConnection": true }, "the connection breaks before the server sees it"),
             (doc! { "errorCode": 11602 }, "interrupted by a step-down"),
@@ -630,7 +630,7 @@ mod fail_point {
 
     /// The first try is executed, and no word of the majority comes; then the same command is refused.
     #[tokio::test]
-    async fn a_refusal_after_doubt_hides_no_save_that_was_applied() {
+    async fn a_late_refusal_hides_no_applied_save() {
         let admin = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap().database("admin");
         let options = ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         let test = TestDatabase::create().await;
@@ -677,7 +677,7 @@ mod fail_point {
     }
 
     #[tokio::test]
-    async fn what_the_server_refuses_for_good_is_told_to_each_and_not_repeated_for_ever() {
+    async fn final_refusals_reach_each_save_without_endless_retries() {
         let bank = Bank::open().await;
         bank.add_many(20).await;
         bank.fail("alwaysOn", doc! { "errorCode": 13 }).await;

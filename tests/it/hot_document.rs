@@ -101,7 +101,7 @@ async fn a_process_that_saves_the_hot_document() {
 /// P4 Ordered per document: messages of one document are delivered in the order they stand in its outbox. *Hot documents
 /// (many saves a second, several processes) keep P4 and stay on the fast path.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_document_saved_by_two_processes_keeps_its_order_and_stays_on_the_fast_path() {
+async fn two_processes_keep_order_on_the_fast_path() {
     let flow = Flow::begin().await;
     let documents = [doc! { "_id": DOCUMENT, "count": 0i64 }, doc! { "_id": "start", "ready": [] }];
     flow.test.orders().insert_many(documents).await.unwrap();

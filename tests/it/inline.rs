@@ -83,7 +83,7 @@ async fn a_message_is_delivered_and_cleared_after_the_save() {
 }
 
 #[tokio::test]
-async fn entries_are_born_claimed_where_the_outbox_was_proven_empty_and_only_there() {
+async fn entries_are_born_claimed_only_in_empty_outboxes() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let orders = test.store(&background(&test, &recorder));
@@ -158,7 +158,7 @@ async fn pushed_entry(
 
 /// A foreign entry that arrives between load and save stands before the save's own: it must be delivered first.
 #[tokio::test]
-async fn an_entry_that_arrives_between_load_and_save_keeps_its_place_before_the_saves_own() {
+async fn an_entry_pushed_before_a_save_stays_first() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let orders = test.store(&background(&test, &recorder));
@@ -221,7 +221,7 @@ async fn awaiting_says_what_became_of_each_message() {
 
 /// P2: every committed message is delivered, or is dead and visible.
 #[tokio::test]
-async fn the_last_attempt_makes_a_message_dead_and_lets_the_next_go() {
+async fn a_message_dies_after_its_last_attempt() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let retry = RetryPolicy { max_attempts: 1, ..slow_retry() };
@@ -238,7 +238,7 @@ async fn the_last_attempt_makes_a_message_dead_and_lets_the_next_go() {
 }
 
 #[tokio::test]
-async fn what_fails_in_passing_is_tried_again_in_place_without_an_attempt() {
+async fn brief_failures_are_retried_without_counting_an_attempt() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
@@ -251,7 +251,7 @@ async fn what_fails_in_passing_is_tried_again_in_place_without_an_attempt() {
 
 /// An unavailable broker is not an attempt, and a save does not fail because of it.
 #[tokio::test]
-async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
+async fn saves_continue_without_a_connection_or_attempts() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = background(&test, &recorder);
@@ -273,7 +273,7 @@ async fn without_a_way_to_deliver_saves_go_on_and_count_no_attempt() {
 
 /// A message that was on its way when the way was lost, as when a broker's alarm blocks the connection, was not tried.
 #[tokio::test]
-async fn a_claim_that_runs_out_because_the_way_was_lost_counts_no_attempt() {
+async fn a_claim_expired_by_an_outage_counts_no_attempt() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let inline = InlineDispatcher::builder(&test.client)
@@ -312,7 +312,7 @@ async fn a_full_dispatcher_skips_and_the_save_succeeds() {
 }
 
 #[tokio::test]
-async fn closing_waits_for_what_is_in_flight_and_later_saves_are_left_to_the_rescuer() {
+async fn closing_waits_for_deliveries_and_leaves_later_saves() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let inline = background(&test, &recorder);
@@ -332,7 +332,7 @@ async fn closing_waits_for_what_is_in_flight_and_later_saves_are_left_to_the_res
 
 /// A cancelled attempt is not a failure.
 #[tokio::test]
-async fn closing_past_its_grace_gives_back_what_was_not_begun() {
+async fn closing_past_its_grace_releases_unstarted_messages() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let inline = background(&test, &recorder);
@@ -373,7 +373,7 @@ async fn a_crash_between_save_and_publish_loses_nothing() {
 
 /// P3 (b): a claim that outlives its lease: the late holder changes nothing that the next one did.
 #[tokio::test]
-async fn a_holder_whose_claim_ran_out_clears_and_fails_nothing_of_the_next_holders() {
+async fn an_expired_claim_never_touches_the_next_holders() {
     let test = TestDatabase::create().await;
     let slow = Recorder::held();
     let slow_worker = worker(&test, &slow);
@@ -454,7 +454,7 @@ async fn concurrent_saves_and_clears_neither_lose_nor_resurrect() {
 }
 
 #[tokio::test]
-async fn an_outbox_of_a_thousand_entries_is_delivered_in_order() {
+async fn a_thousand_entries_are_delivered_in_order() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let mut order = Order::new("o-1");
@@ -563,7 +563,7 @@ async fn insert_with_room(test: &TestDatabase, room: usize, amounts: impl IntoIt
 }
 
 #[tokio::test]
-async fn in_an_unordered_document_near_sixteen_megabytes_a_failing_message_holds_back_nothing() {
+async fn a_failing_message_blocks_no_large_unordered_document() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
@@ -584,7 +584,7 @@ async fn in_an_unordered_document_near_sixteen_megabytes_a_failing_message_holds
 
 /// As in any document, what a handler has had it isn't given again.
 #[tokio::test]
-async fn a_document_near_sixteen_megabytes_remembers_which_handlers_have_had_a_message() {
+async fn large_documents_remember_their_finished_handlers() {
     let test = TestDatabase::create().await;
     let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
     let called = |name: &'static str| {
@@ -638,7 +638,7 @@ fn bytes_of(document: &Document) -> usize {
 
 /// A deliverer that hangs, panics or miscounts becomes failed attempts, never a stuck or a lost message.
 #[tokio::test]
-async fn a_deliverer_that_breaks_its_contract_costs_attempts_and_no_message() {
+async fn a_broken_deliverer_costs_attempts_but_no_message() {
     struct Broken;
     #[async_trait::async_trait]
     impl Deliver for Broken {
@@ -667,7 +667,7 @@ async fn a_deliverer_that_breaks_its_contract_costs_attempts_and_no_message() {
 }
 
 #[tokio::test]
-async fn a_save_is_not_told_applied_when_another_save_won() {
+async fn a_save_that_lost_is_not_reported_applied() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let orders = test.store(&background(&test, &recorder));
@@ -721,7 +721,7 @@ async fn a_handler_that_hangs_does_not_repeat_the_other() {
 
 /// A handler that saves the document it handles a message of: neither may wait for the other.
 #[tokio::test]
-async fn a_handler_that_saves_its_own_document_waits_for_nobody() {
+async fn a_handler_may_save_its_own_document() {
     let test = TestDatabase::create().await;
     let store: Arc<std::sync::OnceLock<Store<Order>>> = Arc::default();
     let (seen, mut amounts) = tokio::sync::mpsc::unbounded_channel();
@@ -749,7 +749,7 @@ async fn a_handler_that_saves_its_own_document_waits_for_nobody() {
 
 /// A clear that waits for a transaction holds up nobody else's.
 #[tokio::test]
-async fn a_locked_document_does_not_hold_up_the_clears_of_others() {
+async fn a_locked_document_delays_no_other_clears() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let orders = test.store(&background(&test, &recorder));
@@ -863,7 +863,7 @@ async fn closing_ends_while_mongodb_is_silent() {
 
 /// What was not begun need not wait for what was: that may take a lease.
 #[tokio::test]
-async fn a_stop_gives_back_at_once_what_was_not_begun() {
+async fn a_stop_releases_unstarted_messages_immediately() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let worker = worker(&test, &recorder);
@@ -920,7 +920,7 @@ async fn a_released_entry_has_the_date_it_had_before() {
 
 /// Between reading and claiming, another takes the entry, reaches one of its handlers and gives it back: it looks as before.
 #[tokio::test]
-async fn a_claim_misses_an_entry_that_has_reached_a_handler() {
+async fn a_claim_skips_entries_that_reached_a_handler() {
     struct Half;
     #[async_trait::async_trait]
     impl Deliver for Half {
@@ -1056,7 +1056,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
 
 /// A handler that has a task save its own document, and waits for that task, waits for a delivery that waits for it.
 #[tokio::test]
-async fn a_handler_that_waits_for_a_spawned_save_is_delivered() {
+async fn a_handler_may_wait_for_a_spawned_save() {
     let test = TestDatabase::create().await;
     let store: Arc<std::sync::OnceLock<Store<Order>>> = Arc::default();
     let orders = store.clone();
@@ -1163,7 +1163,7 @@ mod runtimes {
 
     /// The client lives; the tasks of the inline dispatcher do not.
     #[test]
-    fn a_dispatcher_whose_runtime_has_ended_delivers_or_says_so() {
+    fn a_dispatcher_of_an_ended_runtime_delivers_or_reports() {
         let of_client = runtime();
         let test = of_client.block_on(TestDatabase::create());
         let recorder = Recorder::default();
@@ -1263,7 +1263,7 @@ mod runtimes {
 
 /// As with any claim, there is a shortest lease: with less, no delivery could end within it.
 #[tokio::test]
-async fn a_lease_on_a_full_document_is_never_too_short() {
+async fn a_full_document_gets_a_long_enough_lease() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let state = test.client.database(&format!("{}_state", test.database.name()));
@@ -1343,7 +1343,7 @@ async fn a_death_under_a_lost_lease_is_not_reported() {
 
 /// It died while there was no room to say so much; whoever comes when there is finds it dead.
 #[tokio::test]
-async fn a_message_that_died_in_a_large_document_stays_dead() {
+async fn a_dead_message_in_a_large_document_stays() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
@@ -1360,7 +1360,7 @@ async fn a_message_that_died_in_a_large_document_stays_dead() {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_not_utf_8_costs_its_neighbours_nothing() {
+async fn an_invalid_utf8_entry_spares_its_neighbours() {
     let test = TestDatabase::create().await;
     let bad = [
         doc! { "payload": "##" },
@@ -1426,7 +1426,7 @@ async fn a_message_that_was_pushed_twice_is_delivered_once() {
 }
 
 #[tokio::test]
-async fn a_message_that_was_pushed_twice_fails_and_dies_as_one() {
+async fn a_message_pushed_twice_fails_as_one() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let twice = entry(1);
@@ -1454,7 +1454,7 @@ mod fail_point {
 
     /// P3 (a): a process that dies between confirm and clear: delivered again, and only then.
     #[tokio::test]
-    async fn a_crash_between_confirm_and_clear_repeats_the_message_once() {
+    async fn a_crash_before_the_clear_repeats_messages_once() {
         let test = TestDatabase::create().await;
         // A client of its own name, whose updates the server refuses: the clear never arrives.
         let name = format!("dying-{}", uuid::Uuid::now_v7().simple());

@@ -152,7 +152,7 @@ async fn insert(orders: &Store<Order>, order: Order) -> Dispatch {
 }
 
 #[tokio::test]
-async fn every_series_of_the_documentation_is_there_at_zero_before_anything_happens() {
+async fn documented_series_are_zero_before_any_event() {
     let test = TestDatabase::create().await;
     let application = Recording::new();
     let inline =
@@ -211,7 +211,7 @@ impl document_outbox::Aggregate for Cart {
 }
 
 #[tokio::test]
-async fn what_the_inline_dispatcher_does_and_leaves_is_counted_and_its_health_says_it() {
+async fn inline_deliveries_and_leftovers_show_in_the_metrics() {
     let test = TestDatabase::create().await;
     let mut recording = Recording::new();
     let recorder = Recorder::held();
@@ -338,7 +338,7 @@ async fn what_a_worker_makes_of_messages_is_counted() {
 
 /// P8: a claim that ended while its holder worked is told, also where the delivery succeeded and only the clear shows it.
 #[tokio::test]
-async fn a_claim_that_was_lost_during_a_successful_delivery_is_counted_and_announced() {
+async fn a_claim_lost_during_delivery_is_counted() {
     let test = TestDatabase::create().await;
     let mut recording = Recording::new();
     let slow = Recorder::held();

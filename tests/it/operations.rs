@@ -49,7 +49,7 @@ fn revive() -> Document {
 
 /// P3 (c): an operator's replay.
 #[tokio::test]
-async fn a_dead_message_is_delivered_after_the_documented_replay_which_works_once() {
+async fn the_documented_replay_delivers_a_dead_message_once() {
     let test = TestDatabase::create().await;
     let id = with_a_dead_message(&test).await;
     let replay = async || {
@@ -73,7 +73,7 @@ async fn a_dead_message_is_delivered_after_the_documented_replay_which_works_onc
 }
 
 #[tokio::test]
-async fn dead_messages_are_replayed_by_type_and_reason_among_things_that_are_no_entries() {
+async fn replay_selects_dead_messages_by_type_and_reason() {
     let test = TestDatabase::create().await;
     with_a_dead_message(&test).await;
     let junk = doc! { "$push": { "outbox": { "$each": [7, { "id": 7, "type": "order.added" }, Bson::Null], "$position": 0 } } };
@@ -125,7 +125,7 @@ async fn dead_messages_are_replayed_by_type_and_reason_among_things_that_are_no_
 
 /// P2: nothing leaves an outbox but by a confirmed delivery or an operator's hand, which takes the dead only.
 #[tokio::test]
-async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
+async fn the_documented_discard_copies_and_removes_only_dead() {
     let test = TestDatabase::create().await;
     let id = with_a_dead_message(&test).await;
     let living = Uuid::new();
@@ -164,7 +164,7 @@ async fn the_documented_discard_keeps_a_copy_and_takes_no_living_entry() {
 }
 
 #[tokio::test]
-async fn both_ways_in_which_a_foreign_writer_may_send_are_delivered_in_order() {
+async fn both_foreign_ways_to_send_keep_the_order() {
     let test = TestDatabase::create().await;
     let orders = test.orders();
     orders.insert_one(doc! { "_id": "o-1" }).await.unwrap();

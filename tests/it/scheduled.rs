@@ -50,7 +50,7 @@ fn amounts(received: &[Received]) -> Vec<i64> {
 /// P4: *a scheduled one takes its turn when due*, and holds back nothing until then. P5: it is late by the sweep's interval
 /// and the queue at most; the change stream, which comes by before, doesn't queue it.
 #[tokio::test]
-async fn a_scheduled_message_waits_in_its_document_and_is_delivered_by_the_sweep_when_due() {
+async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(RetryPolicy::default()).await;
@@ -92,7 +92,7 @@ async fn a_scheduled_message_waits_in_its_document_and_is_delivered_by_the_sweep
 
 /// A due one that nobody has found yet is delivered by whoever comes by, in its place.
 #[tokio::test]
-async fn a_scheduled_message_that_is_due_is_delivered_in_its_place_by_the_next_save() {
+async fn the_next_save_delivers_due_scheduled_messages() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(recorder.clone()));
@@ -108,7 +108,7 @@ async fn a_scheduled_message_that_is_due_is_delivered_in_its_place_by_the_next_s
 }
 
 #[tokio::test]
-async fn a_save_of_scheduled_messages_alone_takes_no_seat_and_is_not_shed() {
+async fn saving_only_scheduled_messages_takes_no_capacity() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let inline = InlineDispatcher::builder(&test.client).capacity(1).deliver_to(recorder.clone());
@@ -138,7 +138,7 @@ async fn a_save_of_scheduled_messages_alone_takes_no_seat_and_is_not_shed() {
 
 /// Where somebody else's entry came in between, the messages are written without a claim; the schedule stays.
 #[tokio::test]
-async fn a_schedule_survives_that_the_outbox_was_not_empty_after_all() {
+async fn a_schedule_survives_an_outbox_filled_meanwhile() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
@@ -158,7 +158,7 @@ async fn a_schedule_survives_that_the_outbox_was_not_empty_after_all() {
 }
 
 #[tokio::test]
-async fn a_time_that_has_passed_is_now_and_one_without_end_is_never() {
+async fn past_times_mean_now_and_infinite_ones_never() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
@@ -178,7 +178,7 @@ async fn a_time_that_has_passed_is_now_and_one_without_end_is_never() {
 
 /// A failed one retries like any other; released, it is due at once.
 #[tokio::test]
-async fn a_scheduled_message_that_could_not_be_delivered_when_due_does_not_look_scheduled_again() {
+async fn an_overdue_scheduled_message_counts_as_retrying() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let orders = test.store(&InlineDispatcher::off(&test.client));

@@ -219,7 +219,7 @@ async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
 const MANY: usize = 200;
 
 #[tokio::test]
-async fn services_with_least_privileges_scram_and_tls_deliver_what_another_client_pushes() {
+async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
     let secured = Secured::start().await;
     let shop = secured.client("shop").await;
     let orders: Store<Order> =
@@ -267,7 +267,7 @@ async fn services_with_least_privileges_scram_and_tls_deliver_what_another_clien
 }
 
 #[tokio::test]
-async fn a_server_of_another_authority_and_a_client_without_certificate_are_refused_in_a_sentence() {
+async fn missing_or_foreign_certificates_are_refused_with_a_reason() {
     let secured = Secured::start().await;
 
     // Another authority for RabbitMQ, then the right one in the same file: no restart is needed.
@@ -300,7 +300,7 @@ async fn a_server_of_another_authority_and_a_client_without_certificate_are_refu
 }
 
 #[tokio::test]
-async fn a_privilege_that_is_missing_is_named_with_what_to_grant() {
+async fn a_missing_privilege_is_named_with_its_grant() {
     let secured = Secured::start().await;
     let admin = secured.client(ADMIN).await;
 
@@ -347,7 +347,7 @@ async fn a_wrong_password_is_told_without_it() {
 }
 
 #[tokio::test]
-async fn what_others_could_read_and_files_of_no_use_are_refused_before_anything_is_connected() {
+async fn unusable_or_readable_secret_files_are_refused_first() {
     // Nobody answers at these names: a service that connected would go on trying and not end.
     let mongodb = "mongodb://u:hunter2-of-the-tests@mongodb.invalid/?replicaSet=rs0";
     let rabbitmq = "amqp://u:hunter2-of-the-tests@rabbitmq.invalid/%2f";

@@ -51,7 +51,7 @@ async fn process(processor: &Processor, documents: &[DocumentRef]) -> Vec<Proces
 }
 
 #[tokio::test]
-async fn whatever_the_type_of_id_each_document_is_found_and_none_is_taken_for_another() {
+async fn ids_of_every_type_find_exactly_their_document() {
     let test = TestDatabase::create().await;
     let orders = test.orders();
     let namespace = Namespace::new(test.database.name(), orders.name());
@@ -91,7 +91,7 @@ async fn whatever_the_type_of_id_each_document_is_found_and_none_is_taken_for_an
 
 /// MongoDB takes 1 and 1.0 for the same `_id`, and so must a command that names it by another type.
 #[tokio::test]
-async fn a_document_that_is_named_by_another_type_of_number_is_found() {
+async fn an_id_of_another_number_type_finds_its_document() {
     let test = TestDatabase::create().await;
     let orders = test.orders();
     let namespace = Namespace::new(test.database.name(), orders.name());
@@ -104,7 +104,7 @@ async fn a_document_that_is_named_by_another_type_of_number_is_found() {
 }
 
 #[tokio::test]
-async fn many_documents_are_looked_at_with_few_commands_and_an_odd_one_spoils_no_other() {
+async fn many_documents_are_read_with_few_commands() {
     const MANY: i32 = 200;
     let test = TestDatabase::create().await;
     let orders = test.orders();

@@ -23,7 +23,7 @@ async fn insert(test: &TestDatabase, inline: &InlineDispatcher, order: Order) {
 
 /// P1 Atomic: a message exists if and only if the save that sent it is majority-committed.
 #[tokio::test]
-async fn a_message_is_saved_with_its_document_and_not_without() {
+async fn messages_are_saved_only_with_their_document() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     insert(&test, &inline, Order::new("o-1")).await;
@@ -84,7 +84,7 @@ async fn a_saved_aggregate_can_be_changed_and_saved_again() {
 }
 
 #[tokio::test]
-async fn documents_from_before_the_library_just_work_and_keep_what_the_struct_does_not_know() {
+async fn older_documents_work_and_keep_unknown_fields() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     let stored = doc! { "_id": "old", "total": 5, "legacy": { "a": [1, { "b": 2 }] } };
@@ -100,7 +100,7 @@ async fn documents_from_before_the_library_just_work_and_keep_what_the_struct_do
 
 /// Two savers of a document without an etag: only one of them may win.
 #[tokio::test]
-async fn the_first_save_of_an_old_document_is_guarded_too() {
+async fn the_first_save_of_old_documents_is_guarded() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     test.orders().insert_one(doc! { "_id": "old", "total": 5 }).await.unwrap();
@@ -114,7 +114,7 @@ async fn the_first_save_of_an_old_document_is_guarded_too() {
 }
 
 #[tokio::test]
-async fn a_deleted_document_is_gone_and_a_recreated_one_is_a_conflict() {
+async fn deleted_documents_are_gone_and_recreated_ones_conflict() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     insert(&test, &inline, Order::new("o-1")).await;
@@ -145,7 +145,7 @@ async fn a_document_with_undelivered_messages_cannot_be_deleted() {
 }
 
 #[tokio::test]
-async fn an_insert_of_an_id_that_exists_hands_the_aggregate_back() {
+async fn inserting_an_existing_id_returns_the_aggregate() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     insert(&test, &inline, Order::new("o-1")).await;
@@ -174,7 +174,7 @@ async fn an_update_loads_again_until_it_wins() {
 }
 
 #[tokio::test]
-async fn an_update_says_what_is_missing_and_a_refusing_closure_saves_nothing() {
+async fn an_update_reports_absence_and_honours_refusal() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     let missing = orders.update(&"nope".into(), |_| ()).await.unwrap_err();
@@ -259,7 +259,7 @@ async fn a_message_that_bson_cannot_hold_fails_its_save() {
 }
 
 #[tokio::test]
-async fn text_that_is_not_utf_8_outside_of_the_aggregate_does_not_keep_it_from_loading() {
+async fn invalid_utf8_outside_the_aggregate_still_loads() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     let entry = doc! { "id": Uuid::new(), "type": "x", "payload": "##", "headers": { "##": "##" } };
@@ -285,7 +285,7 @@ async fn text_that_is_not_utf_8_outside_of_the_aggregate_does_not_keep_it_from_l
 }
 
 #[tokio::test]
-async fn text_that_is_not_utf_8_in_the_aggregate_names_the_field() {
+async fn invalid_utf8_in_the_aggregate_names_its_field() {
     let (test, inline) = off().await;
     test.insert_damaged(doc! { "_id": "o-1", "total": 1, "note": "##" }).await;
     let error = test.store(&inline).load(&"o-1".to_owned()).await.unwrap_err();
@@ -300,7 +300,7 @@ impl document_outbox::Message for Deep {
 }
 
 #[tokio::test]
-async fn an_outbox_that_is_no_array_is_a_typed_error_only_where_messages_are_sent() {
+async fn a_non_array_outbox_fails_only_when_sending() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     for (id, outbox) in [("null", Bson::Null), ("text", Bson::from("x")), ("object", Bson::from(doc! {}))] {
@@ -333,7 +333,7 @@ impl Aggregate for Any {
 }
 
 #[tokio::test]
-async fn every_type_of_id_is_saved_loaded_claimed_and_cleared() {
+async fn every_id_type_survives_save_claim_and_clear() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
@@ -386,7 +386,7 @@ impl Aggregate for Flat {
 }
 
 #[tokio::test]
-async fn a_flattened_map_may_hold_the_librarys_fields_but_not_change_them() {
+async fn a_flattened_map_cannot_change_library_fields() {
     let (test, inline) = off().await;
     let flats = document_outbox::Store::<Flat>::new(test.orders(), &inline);
     test.store(&inline).insert(Order::new("o-1")).await.map(drop).unwrap();
@@ -402,7 +402,7 @@ async fn a_flattened_map_may_hold_the_librarys_fields_but_not_change_them() {
 }
 
 #[tokio::test]
-async fn a_value_that_does_not_decode_names_the_document_and_the_field() {
+async fn a_decoding_error_names_document_and_field() {
     let (test, inline) = off().await;
     test.orders().insert_one(doc! { "_id": "bad", "total": "many" }).await.unwrap();
     let error = test.store(&inline).load(&"bad".into()).await.unwrap_err();
@@ -424,7 +424,7 @@ async fn indexes_are_made_on_request_and_again_without_harm() {
 
 /// Bring your own update: the messages exist if and only if the caller's write is committed.
 #[tokio::test]
-async fn messages_ride_on_an_update_and_in_a_transaction_of_the_callers_own() {
+async fn updates_and_transactions_of_callers_carry_messages() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
@@ -457,7 +457,7 @@ async fn messages_ride_on_an_update_and_in_a_transaction_of_the_callers_own() {
 }
 
 #[tokio::test]
-async fn an_update_that_writes_the_librarys_fields_itself_is_refused_by_name() {
+async fn updates_that_write_library_fields_are_refused() {
     let (test, inline) = off().await;
     let mut outbox = Outbox::default();
     outbox.send(crate::support::Added { amount: 1 });
@@ -479,7 +479,7 @@ async fn an_update_that_writes_the_librarys_fields_itself_is_refused_by_name() {
 
 /// P1: a save that is dropped is done or not, never by half: its messages stay with the aggregate until they are saved.
 #[tokio::test]
-async fn a_dropped_save_keeps_its_messages_for_the_next_one() {
+async fn a_dropped_save_keeps_messages_for_the_next() {
     let (test, inline) = off().await;
     insert(&test, &inline, Order::new("o-1")).await;
     // A store that has yet to ask the server for its time.
@@ -501,7 +501,7 @@ async fn a_dropped_save_keeps_its_messages_for_the_next_one() {
 
 /// P6: saving never rewrites the stored outbox, and never removes it.
 #[tokio::test]
-async fn dropping_the_librarys_fields_from_a_flattened_map_drops_nothing_that_is_stored() {
+async fn a_flattened_map_cannot_drop_library_fields() {
     let (test, inline) = off().await;
     let flats = document_outbox::Store::<Flat>::new(test.orders(), &inline);
     insert(&test, &inline, Order::new("o-1")).await;
@@ -515,7 +515,7 @@ async fn dropping_the_librarys_fields_from_a_flattened_map_drops_nothing_that_is
 }
 
 #[tokio::test]
-async fn an_aggregate_that_is_kept_and_saved_over_and_over_does_not_count_what_was_delivered() {
+async fn repeated_saves_do_not_count_delivered_messages() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).deliver_to(recorder.clone());
@@ -855,7 +855,7 @@ async fn a_save_checks_the_key_of_what_it_writes() {
 }
 
 #[tokio::test]
-async fn a_document_is_saved_under_the_id_it_is_stored_with() {
+async fn a_document_is_saved_under_its_stored_id() {
     let (test, inline) = off().await;
     let id = uuid::Uuid::new_v4();
     // As earlier versions, and other programs, have stored them.
@@ -883,7 +883,7 @@ async fn a_document_is_saved_under_the_id_it_is_stored_with() {
 }
 
 #[tokio::test]
-async fn an_id_that_a_collation_finds_is_saved_and_deleted() {
+async fn an_id_found_by_collation_saves_and_deletes() {
     let (test, inline) = off().await;
     let collation = mongodb::options::Collation::builder()
         .locale("en")
@@ -912,7 +912,7 @@ async fn a_shard_key_of_another_numeric_type_is_saved() {
 }
 
 #[tokio::test]
-async fn staged_messages_are_delivered_from_the_document_that_has_them() {
+async fn staged_messages_are_delivered_only_from_their_document() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());

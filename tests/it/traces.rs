@@ -114,7 +114,7 @@ async fn process(test: &TestDatabase, worker: &Processor, id: &str, ordering: De
 }
 
 #[tokio::test]
-async fn an_inline_delivery_is_part_of_the_trace_of_its_save_and_the_message_goes_on_with_it() {
+async fn inline_deliveries_and_messages_share_the_saves_trace() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let spans = Spans::begin();
@@ -151,7 +151,7 @@ async fn an_inline_delivery_is_part_of_the_trace_of_its_save_and_the_message_goe
 }
 
 #[tokio::test]
-async fn a_rescue_begins_a_trace_of_its_own_that_links_to_the_stored_one() {
+async fn a_rescues_own_trace_links_the_stored_one() {
     const OWN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
@@ -189,7 +189,7 @@ async fn a_rescue_begins_a_trace_of_its_own_that_links_to_the_stored_one() {
 
 /// The save is over when it is durable, however long its delivery takes.
 #[tokio::test]
-async fn the_span_of_a_save_ends_before_the_delivery_that_follows_it() {
+async fn a_saves_span_ends_before_its_delivery() {
     let test = TestDatabase::create().await;
     let spans = Spans::begin();
     let recorder = Recorder::held();
@@ -204,7 +204,7 @@ async fn the_span_of_a_save_ends_before_the_delivery_that_follows_it() {
 
 /// In an unordered document several messages are delivered at a time.
 #[tokio::test]
-async fn each_handler_runs_inside_the_span_of_its_own_message() {
+async fn handlers_run_inside_their_own_messages_span() {
     let test = TestDatabase::create().await;
     let spans = Spans::begin();
     let handlers = Handlers::builder().on("add", |message: Added, envelope| async move {
@@ -237,7 +237,7 @@ async fn each_handler_runs_inside_the_span_of_its_own_message() {
 }
 
 #[tokio::test]
-async fn what_a_delivery_or_a_save_failed_of_is_named_on_its_span() {
+async fn spans_name_the_error_of_their_failure() {
     let test = TestDatabase::create().await;
     let spans = Spans::begin();
     let recorder = Recorder::default();

@@ -88,7 +88,7 @@ impl Recorded {
 /// *A foreign writer may `$push` an entry with only `id`, `type`, `payload`; it is delivered like the rest.* Not before the
 /// delay: until then it could be the inline dispatcher's.
 #[tokio::test]
-async fn a_minimal_entry_of_a_foreign_writer_arrives_after_the_delay_and_leaves_the_document() {
+async fn a_minimal_foreign_entry_arrives_and_is_cleared() {
     let flow = Flow::begin().await;
     flow.test.orders().insert_one(doc! { "_id": "o-1" }).await.unwrap();
     let receiver = flow.receiver().await;
@@ -110,7 +110,7 @@ async fn a_minimal_entry_of_a_foreign_writer_arrives_after_the_delay_and_leaves_
 
 /// A foreign writer's ids have a time in them, by a clock that is not the server's.
 #[tokio::test]
-async fn a_foreign_writer_whose_clock_is_ahead_is_rescued_by_the_stream_all_the_same() {
+async fn a_foreign_clock_ahead_does_not_prevent_rescue() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
@@ -134,7 +134,7 @@ async fn a_foreign_writer_whose_clock_is_ahead_is_rescued_by_the_stream_all_the_
 
 /// *A command is a hint: it can be lost.* The document is the truth, and the sweep is the net under both.
 #[tokio::test]
-async fn a_message_whose_command_is_lost_is_found_by_the_sweep() {
+async fn the_sweep_finds_messages_of_lost_commands() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let settings =
@@ -169,7 +169,7 @@ async fn a_message_whose_command_is_lost_is_found_by_the_sweep() {
 }
 
 #[tokio::test]
-async fn a_document_with_any_type_of_id_comes_through_stream_command_and_worker() {
+async fn ids_of_any_type_survive_the_whole_flow() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
@@ -222,7 +222,7 @@ async fn a_document_with_any_type_of_id_comes_through_stream_command_and_worker(
 
 /// P7: *dropped and recreated collection: sweep and watch together, and go on.*
 #[tokio::test]
-async fn messages_of_a_collection_that_was_dropped_and_made_again_arrive() {
+async fn messages_of_a_recreated_collection_still_arrive() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
@@ -248,7 +248,7 @@ async fn messages_of_a_collection_that_was_dropped_and_made_again_arrive() {
 
 /// P7: *a lost position loses nothing*; neither does one that is kept.
 #[tokio::test]
-async fn a_rescuer_that_is_stopped_killed_and_started_again_loses_nothing_and_keeps_one_position() {
+async fn a_restarted_rescuer_loses_no_message_or_position() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
     let worker = flow.dispatcher(patient()).await;
@@ -288,7 +288,7 @@ async fn a_rescuer_that_is_stopped_killed_and_started_again_loses_nothing_and_ke
 
 /// P2 and P4 without an inline dispatcher: at least once (and here, with nothing failing, exactly), in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_hundred_documents_saved_with_inline_off_all_arrive_once_and_in_order() {
+async fn without_inline_dispatch_all_messages_arrive_in_order() {
     const DOCUMENTS: i64 = 500;
     const MESSAGES: i64 = 4;
     let flow = Flow::begin().await;
@@ -426,7 +426,7 @@ async fn inline_rescued_and_replayed_deliveries_are_the_same() {
 
 /// The message on the wire is the same whoever delivers it.
 #[tokio::test]
-async fn a_rescued_message_is_a_cloud_event_with_its_own_headers_and_trace() {
+async fn a_rescued_message_keeps_its_headers_and_trace() {
     const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
@@ -474,7 +474,7 @@ async fn a_rescued_message_is_a_cloud_event_with_its_own_headers_and_trace() {
 
 /// What inline delivery could not do goes to a worker at once, without a rescuer.
 #[tokio::test]
-async fn a_message_that_nobody_can_receive_is_handed_off_and_delivered_once_somebody_can() {
+async fn an_unreceivable_message_waits_for_a_receiver() {
     let flow = Flow::begin().await;
     flow.unbind().await;
     let receiver = flow.receiver().await;
