@@ -61,10 +61,18 @@ pub(crate) enum Claimed {
 }
 
 /// What came of writing a claim.
-enum Written {
+enum ClaimWritten {
     Done,
     Missed,
     NoRoom,
+}
+
+/// What came of a write to entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    Done,
+    /// They are no longer as the write expects them: the claim is lost, or another has claimed them.
+    Missed,
 }
 
 /// Who claims, and for how long.
@@ -108,7 +116,7 @@ impl Claimer {
         };
         let mut written = self.write_claim(&claim, now).await?;
 
-        if matches!(written, Written::NoRoom) {
+        if matches!(written, ClaimWritten::NoRoom) {
             // The shortest claim there is. A document without room for this one has no room for anybody's: two claimers cannot
             // come to different ends, the one with a claim and the other with a lease.
             claim.token = new_random().to_string();
@@ -116,13 +124,13 @@ impl Claimer {
             written = self.write_claim(&claim, now).await?;
         }
         Ok(match written {
-            Written::Done => Claimed::Held(claim),
-            Written::Missed => Claimed::Lost,
-            Written::NoRoom => Claimed::NoRoom,
+            ClaimWritten::Done => Claimed::Held(claim),
+            ClaimWritten::Missed => Claimed::Lost,
+            ClaimWritten::NoRoom => Claimed::NoRoom,
         })
     }
 
-    async fn write_claim(&self, claim: &Claim, now: DateTime) -> Result<Written, Error> {
+    async fn write_claim(&self, claim: &Claim, now: DateTime) -> Result<ClaimWritten, Error> {
         let unchanged = claim.entries.iter().map(|entry| doc! { "$elemMatch": as_read(entry) });
         let unchanged = doc! { "$all": unchanged.collect::<Vec<_>>() };
         let filter = claim.document.select(doc! { "outbox": unchanged });
@@ -140,10 +148,10 @@ impl Claimer {
         let namespace = claim.document.namespace.clone();
 
         match self.mongo.update(Update { namespace, filter, update: update.into(), array_filters }).await {
-            WriteOutcome::Done => Ok(Written::Done),
-            WriteOutcome::Missed => Ok(Written::Missed),
+            WriteOutcome::Done => Ok(ClaimWritten::Done),
+            WriteOutcome::Missed => Ok(ClaimWritten::Missed),
             WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
-                Ok(Written::NoRoom)
+                Ok(ClaimWritten::NoRoom)
             }
             WriteOutcome::Failed(error) => Err(error),
             WriteOutcome::Unknown(error) => {
@@ -172,7 +180,7 @@ impl Claimer {
         document: &DocumentRef,
         entry: &Entry,
         now: DateTime,
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         let filter = document.select(doc! { "outbox": { "$elemMatch": as_read(entry) } });
         let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
         let update = death(now, DeadReason::Crashed, &error);
@@ -180,13 +188,13 @@ impl Claimer {
     }
 
     /// Records in a document without room that an entry is dead: only when, which takes less room than the date that it
-    /// replaces. False when there is no room even for that, or the entry has gone.
+    /// replaces. It misses when there is no room even for that, or the entry has gone.
     pub(crate) async fn die_without_room(
         &self,
         document: &DocumentRef,
         entry: &Entry,
         now: DateTime,
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         let update = doc! {
             "$set": { "outbox.$[e].dead_at": now },
             "$unset": { "outbox.$[e].available_at": "", "outbox.$[e].claimed_by": "" },
@@ -194,7 +202,7 @@ impl Claimer {
         self.record(document, entry.id, update, now).await
     }
 
-    /// Records what was known of an entry elsewhere, now that there may be room for it. False when there is none, or somebody
+    /// Records what was known of an entry elsewhere, now that there may be room for it. It misses when there is none, or somebody
     /// has claimed it.
     pub(crate) async fn record(
         &self,
@@ -202,18 +210,18 @@ impl Claimer {
         id: Uuid,
         update: Document,
         now: DateTime,
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         let unclaimed = doc! { "claimed_by": null };
         let expired = doc! { "available_at": { "$not": { "$gt": now } } };
         let free = doc! { "id": id, "$or": [unclaimed, expired] };
         let filter = document.select(doc! { "outbox": { "$elemMatch": free } });
         match self.write(document, filter, update, doc! { "e.id": id }).await {
-            Err(error) if error_codes::verdict(&error) == Verdict::TooLarge => Ok(false),
+            Err(error) if error_codes::verdict(&error) == Verdict::TooLarge => Ok(Recorded::Missed),
             written => written,
         }
     }
 
-    /// Records a failed attempt and puts the entry off until `retry_at`. False when the claim was lost.
+    /// Records a failed attempt and puts the entry off until `retry_at`.
     pub(crate) async fn fail(
         &self,
         claim: &Claim,
@@ -221,7 +229,7 @@ impl Claimer {
         retry_at: DateTime,
         error: &str,
         delivered_to: &[String],
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         let mut set = doc! { "outbox.$[e].available_at": retry_at, "outbox.$[e].last_error": cut(error) };
         remember(&mut set, delivered_to);
         let update = doc! {
@@ -232,7 +240,7 @@ impl Claimer {
         self.settle(claim, entry, update).await
     }
 
-    /// Gives an entry up. False when the claim was lost.
+    /// Gives an entry up.
     pub(crate) async fn die(
         &self,
         claim: &Claim,
@@ -241,7 +249,7 @@ impl Claimer {
         reason: DeadReason,
         error: &str,
         delivered_to: &[String],
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         let mut update = death(now, reason, error);
         if let Ok(set) = update.get_document_mut("$set") {
             remember(set, delivered_to);
@@ -250,14 +258,14 @@ impl Claimer {
         self.settle(claim, entry, update).await
     }
 
-    /// Gives entries back, due at once, with no attempt counted. False when the claim was lost.
+    /// Gives entries back, due at once, with no attempt counted.
     pub(crate) async fn release(
         &self,
         claim: &Claim,
         entries: &[&Entry],
         now: DateTime,
         delivered_to: &[String],
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         let Release { filter, update, elements } = self.release_of(claim, entries, now, delivered_to);
         self.write_elements(&claim.document, filter, update, elements).await
     }
@@ -304,7 +312,7 @@ impl Claimer {
         Release { filter, update, elements }
     }
 
-    async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<bool, Error> {
+    async fn settle(&self, claim: &Claim, entry: &Entry, update: Document) -> Result<Recorded, Error> {
         let mine = doc! { "id": entry.id, "claimed_by": &claim.token };
         let filter = claim.document.select(doc! { "outbox": { "$elemMatch": mine } });
         let mine = doc! { "e.id": entry.id, "e.claimed_by": &claim.token };
@@ -317,7 +325,7 @@ impl Claimer {
         filter: Filter,
         update: Document,
         element: Document,
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         self.write_elements(document, filter, update, vec![element]).await
     }
 
@@ -327,7 +335,7 @@ impl Claimer {
         filter: Filter,
         mut update: Document,
         elements: Vec<Document>,
-    ) -> Result<bool, Error> {
+    ) -> Result<Recorded, Error> {
         let answer = self.send(document, filter.clone(), update.clone(), elements.clone()).await;
         let answer = match answer {
             // In a document without room, the state is worth more than the text about it.
@@ -340,8 +348,8 @@ impl Claimer {
             answer => answer,
         };
         match answer {
-            WriteOutcome::Done => Ok(true),
-            WriteOutcome::Missed => Ok(false),
+            WriteOutcome::Done => Ok(Recorded::Done),
+            WriteOutcome::Missed => Ok(Recorded::Missed),
             WriteOutcome::Failed(error) | WriteOutcome::Unknown(error) => Err(error),
         }
     }

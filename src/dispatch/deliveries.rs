@@ -23,6 +23,7 @@ use crate::{
         outcome::{Disposition, Dispositions, Processed, as_uuid},
         processor::Processor,
         seats::TakenSeat,
+        under_claim::Clearing,
     },
     mongo::{StoredOutbox, error_codes, runtime},
     observe::{
@@ -183,9 +184,9 @@ impl Delivery {
         // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
         let _turn = self.deliveries.locks.beside(&claim.document);
         let (processor, stop) = (&self.deliveries.processor, &self.deliveries.stop);
-        let pass = processor.deliver_claim(claim, self.ordering, stop, true).await;
-        self.dispositions.extend(pass.dispositions);
-        match pass.trouble {
+        let end = processor.deliver_claim(claim, self.ordering, stop, Clearing::MayBeDeferred).await;
+        self.dispositions.extend(end.dispositions);
+        match end.trouble {
             Some(error) => Err(error),
             None => Ok(()),
         }

@@ -1,10 +1,10 @@
 //! Delivering what was saved: the inline dispatcher, and the processor that every dispatcher shares.
 
+pub(crate) mod attempt;
 pub(crate) mod builder;
 pub(crate) mod claim;
 pub(crate) mod deferred_clears;
 pub(crate) mod deliveries;
-pub(crate) mod delivery;
 pub(crate) mod document_locks;
 pub(crate) mod inline;
 pub(crate) mod outcome;
@@ -16,6 +16,8 @@ pub(crate) mod retry;
 pub(crate) mod seats;
 pub(crate) mod settings;
 pub(crate) mod settle;
+pub(crate) mod settlement;
+pub(crate) mod under_claim;
 pub(crate) mod under_lease;
 pub(crate) mod unsettled;
 

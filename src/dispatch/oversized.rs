@@ -15,7 +15,7 @@ use mongodb::{
 };
 
 use crate::{
-    dispatch::claim::{Claim, cut},
+    dispatch::claim::{Claim, Recorded, cut},
     encoding::codec,
     mongo::{
         Delete, Find, Mongo, Update, Upsert, WriteOutcome,
@@ -39,6 +39,15 @@ pub(crate) struct Oversized {
     /// The collection of leases.
     leases: Namespace,
     lease: Duration,
+}
+
+/// What came of taking a lease.
+pub(crate) enum Leased {
+    Held(Lease),
+    /// Another holds it, at most until then.
+    ByAnother {
+        until: DateTime,
+    },
 }
 
 /// A lease on a document, with what its messages have no room for.
@@ -177,13 +186,13 @@ impl Oversized {
         &self.leases.db
     }
 
-    /// Takes the lease, or says until when another holds it.
+    /// Takes the lease.
     pub(crate) async fn lease(
         &self,
         document: &DocumentRef,
         token: &str,
         now: DateTime,
-    ) -> Result<Result<Lease, DateTime>, Error> {
+    ) -> Result<Leased, Error> {
         let until = later(now, self.lease);
         let free = doc! { "_id": id_of(document), "until": { "$not": { "$gt": now } } };
         let take = Upsert {
@@ -192,9 +201,11 @@ impl Oversized {
             update: doc! { "$set": { "kind": "oversized", "owner": token, "until": until } },
         };
         match self.mongo.upsert(take).await {
-            Ok(state) => Ok(Ok(Lease::of(&state.unwrap_or_default(), token, until))),
+            Ok(state) => Ok(Leased::Held(Lease::of(&state.unwrap_or_default(), token, until))),
             // The upsert met the lease of another.
-            Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => Ok(Err(until)),
+            Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => {
+                Ok(Leased::ByAnother { until })
+            }
             Err(error) => Err(error),
         }
     }
@@ -231,9 +242,8 @@ impl Oversized {
         }
     }
 
-    /// Gives the lease back, and keeps what is to be known of the messages. False when it had gone to another: then nothing is
-    /// kept.
-    pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<bool, Error> {
+    /// Gives the lease back, and keeps what is to be known of the messages; nothing where it had gone to another.
+    pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<Recorded, Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
         let namespace = self.leases.clone();
         let written = if lease.failed.is_empty() && lease.dead.is_empty() {
@@ -245,8 +255,8 @@ impl Oversized {
             self.mongo.update(Update { namespace, filter, update, array_filters: Vec::new() }).await
         };
         match written {
-            WriteOutcome::Done => Ok(true),
-            WriteOutcome::Missed => Ok(false),
+            WriteOutcome::Done => Ok(Recorded::Done),
+            WriteOutcome::Missed => Ok(Recorded::Missed),
             WriteOutcome::Failed(error) | WriteOutcome::Unknown(error) => Err(error),
         }
     }

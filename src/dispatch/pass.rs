@@ -25,9 +25,12 @@ use tracing::{Instrument, Span};
 
 use crate::{
     dispatch::{
-        claim::{Claim, Claimed},
+        claim::{Claim, Claimed, Recorded},
         outcome::{Dispositions, Processed},
         processor::Processor,
+        settle::DeliveryEnd,
+        under_claim::Clearing,
+        under_lease::UnderLease,
     },
     mongo::{StoredOutbox, error_codes},
     observe::trace,
@@ -136,7 +139,7 @@ struct Chosen {
 struct Rest {
     /// More could be delivered, but not in this claim.
     more: bool,
-    /// Something is held back.
+    /// Something is held back, or was claimed and given back.
     held: bool,
 }
 
@@ -212,7 +215,8 @@ impl Pass<'_> {
 
     /// Gives up an entry whose claimers kept dying. It misses where somebody else has changed the entry meanwhile.
     async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<Next, Error> {
-        if self.processor.claimer.die_crashed(self.document, entry, now).await? {
+        let died = self.processor.claimer.die_crashed(self.document, entry, now).await?;
+        if died == Recorded::Done {
             let error = "its claimers ended without an answer";
             self.processor.report.died(self.document, entry, DeadReason::Crashed, error);
         } else {
@@ -256,15 +260,35 @@ impl Pass<'_> {
         self.deliver_under_claim(&claim, wanted, chosen.rest).await
     }
 
-    async fn deliver_under_claim(&mut self, claim: &Claim, wanted: usize, rest: Rest) -> Result<Next, Error> {
-        let pass = self.processor.deliver_claim(claim, self.ordering, self.stop, false).await;
-        self.dispositions.extend(pass.dispositions);
-        if let Some(error) = pass.trouble {
+    async fn deliver_under_claim(
+        &mut self,
+        claim: &Claim,
+        wanted: usize,
+        mut rest: Rest,
+    ) -> Result<Next, Error> {
+        let end = self.processor.deliver_claim(claim, self.ordering, self.stop, Clearing::AtOnce).await;
+        rest.held |= end.cut_short || claim.entries.len() < wanted;
+        self.after(end, rest)
+    }
+
+    async fn deliver_under_lease(&mut self) -> Result<Next, Error> {
+        match self.processor.deliver_under_lease(self.document, self.ordering, self.stop).await? {
+            UnderLease::Left(processed) => Ok(Next::End(processed)),
+            UnderLease::Tried(end) => {
+                self.permits = 0;
+                self.after(end, Rest { more: true, held: false })
+            }
+        }
+    }
+
+    /// What follows a delivery, by how it ended and what else the outbox holds.
+    fn after(&mut self, end: DeliveryEnd, rest: Rest) -> Result<Next, Error> {
+        self.dispositions.extend(end.dispositions);
+        if let Some(error) = end.trouble {
             return Err(error);
         }
 
-        let is_all = !rest.more && !rest.held && claim.entries.len() == wanted;
-        Ok(match pass.stopped {
+        Ok(match end.stopped {
             // In an unordered document, one that waits for its retry holds back none of those not yet claimed.
             Some(Processed::Held(Hold::Retrying(_)))
                 if rest.more && self.ordering == DeliveryOrder::Unordered =>
@@ -272,18 +296,9 @@ impl Pass<'_> {
                 Next::ReadAgain
             }
             Some(processed) => Next::End(processed),
-            None if is_all && !pass.cut_short => Next::End(Processed::Done),
-            None => Next::ReadAgain,
+            None if rest.more || rest.held => Next::ReadAgain,
+            None => Next::End(Processed::Done),
         })
-    }
-
-    async fn deliver_under_lease(&mut self) -> Result<Next, Error> {
-        let ended = self.processor.process_oversized(self.document, self.ordering, self.stop).await?;
-        if let Some(processed) = ended {
-            return Ok(Next::End(processed));
-        }
-        self.permits = 0;
-        Ok(Next::ReadAgain)
     }
 }
 

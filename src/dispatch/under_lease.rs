@@ -1,13 +1,16 @@
 //! Delivering the head of a document that has no room for a claim, under a lease.
 
+use mongodb::{bson::DateTime, error::Error};
 use tokio_util::sync::CancellationToken;
 
-use mongodb::error::Error;
-
 use crate::{
-    deliver::{Answer, Outcome},
-    dispatch::{outcome::Processed, oversized::Lease, processor::Processor},
-    mongo::clock::later,
+    dispatch::{
+        claim::{Claim, Recorded},
+        outcome::Processed,
+        oversized::{Lease, Leased},
+        processor::Processor,
+        settle::{DeliveryEnd, Keeper, Settling},
+    },
     observe::event::Event,
     stored::{
         deliverable::{DeliveryOrder, Hold},
@@ -16,132 +19,166 @@ use crate::{
     },
 };
 
+/// What became of a document that is delivered under a lease.
+pub(crate) enum UnderLease {
+    /// Nothing was tried.
+    Left(Processed),
+    /// Its head was tried.
+    Tried(DeliveryEnd),
+}
+
+/// The message that is to be delivered next.
+enum Head {
+    Message(Box<Entry>),
+    /// There is none, for this reason.
+    None(Processed),
+}
+
 impl Processor {
-    /// Delivers the head of a document that has no room for a claim. None: look at the document again.
-    pub(crate) async fn process_oversized(
+    /// Delivers the head of a document that has no room for a claim.
+    pub(crate) async fn deliver_under_lease(
         &self,
         document: &DocumentRef,
         ordering: DeliveryOrder,
         stop: &CancellationToken,
-    ) -> Result<Option<Processed>, Error> {
+    ) -> Result<UnderLease, Error> {
         let now = self.mongo.clock().now().await?;
         let mut lease = match self.oversized.lease(document, &self.claimer.token(), now).await? {
-            Ok(lease) => lease,
-            Err(until) => return Ok(Some(Processed::Held(Hold::Claimed(until)))),
+            Leased::Held(lease) => lease,
+            Leased::ByAnother { until } => {
+                return Ok(UnderLease::Left(Processed::Held(Hold::Claimed(until))));
+            }
         };
         self.emit(Event::Oversized { document: document.clone() });
         tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
 
-        // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
-        let mut slots = match self.oversized.read(document).await? {
-            None => {
-                lease.complete(&mut []);
+        let head = match self.head(document, &mut lease, ordering, now, stop).await? {
+            Head::Message(entry) => *entry,
+            Head::None(why) => {
                 self.oversized.give_back(document, lease).await?;
-                return Ok(Some(Processed::Gone));
+                return Ok(UnderLease::Left(why));
             }
-            Some(slots) => slots,
+        };
+        // It counts among the messages that would be repeated until it has been settled.
+        let Some(unsettled) = stop.run_until_cancelled(self.unsettled.take(1)).await else {
+            self.oversized.give_back(document, lease).await?;
+            return Ok(UnderLease::Left(Processed::Interrupted));
+        };
+
+        let claim = lease.as_claim(document, head);
+        let answer = self.deliver_window(&claim, &claim.entries, stop).await.swap_remove(0);
+        let keeper = LeaseKeeper { processor: self, claim: &claim, lease: Some(lease) };
+        let mut settling = Settling::new(self, document, keeper);
+        settling.settle(&claim.entries[0], answer).await;
+        drop(unsettled);
+        Ok(UnderLease::Tried(settling.end))
+    }
+
+    /// The message to deliver, or why there is none.
+    async fn head(
+        &self,
+        document: &DocumentRef,
+        lease: &mut Lease,
+        ordering: DeliveryOrder,
+        now: DateTime,
+        stop: &CancellationToken,
+    ) -> Result<Head, Error> {
+        // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
+        let Some(mut slots) = self.oversized.read(document).await? else {
+            lease.complete(&mut []);
+            return Ok(Head::None(Processed::Gone));
         };
         lease.complete(&mut slots);
+
         let plan = self.plan(&slots, ordering, now);
-        let entry = match plan.entries.first() {
-            Some(entry) if !stop.is_cancelled() => *entry,
-            Some(_) => {
-                self.oversized.give_back(document, lease).await?;
-                return Ok(Some(Processed::Interrupted));
-            }
-            None => {
-                self.oversized.give_back(document, lease).await?;
-                return Ok(Some(plan.held.map_or(Processed::Done, Processed::Held)));
-            }
+        let Some(entry) = plan.entries.first() else {
+            return Ok(Head::None(plan.held.map_or(Processed::Done, Processed::Held)));
         };
-        let Some(_unsettled) = stop.run_until_cancelled(self.unsettled.take(1)).await else {
-            self.oversized.give_back(document, lease).await?;
-            return Ok(Some(Processed::Interrupted));
-        };
-        let entry = entry.clone();
-        drop(slots);
-        let claim = lease.as_claim(document, entry);
-        let answer = self.deliver_window(&claim, &claim.entries, stop).await.swap_remove(0);
-        self.settle_under_lease(document, ordering, lease, &claim.entries[0], answer).await
+        if stop.is_cancelled() {
+            return Ok(Head::None(Processed::Interrupted));
+        }
+        Ok(Head::Message(Box::new((*entry).clone())))
+    }
+}
+
+/// Keeps one message by a lease on its document. Giving the lease back writes what is to be remembered.
+struct LeaseKeeper<'a> {
+    processor: &'a Processor,
+    claim: &'a Claim,
+    /// None once it was given back.
+    lease: Option<Lease>,
+}
+
+impl LeaseKeeper<'_> {
+    /// Remembers something about the message with the lease, and gives that back.
+    async fn give_back(&mut self, remember: impl FnOnce(&mut Lease)) -> Result<Recorded, Error> {
+        let Some(mut lease) = self.lease.take() else { return Ok(Recorded::Missed) };
+        remember(&mut lease);
+        self.processor.oversized.give_back(&self.claim.document, lease).await
+    }
+}
+
+impl Keeper for LeaseKeeper<'_> {
+    fn until(&self) -> DateTime {
+        self.claim.until
     }
 
-    async fn settle_under_lease(
-        &self,
-        document: &DocumentRef,
-        ordering: DeliveryOrder,
-        mut lease: Lease,
-        entry: &Entry,
-        answer: Answer,
-    ) -> Result<Option<Processed>, Error> {
-        let Answer { outcome, delivered_to } = answer;
-        let attempts = entry.attempts + 1;
-        match outcome {
-            Outcome::Delivered => {
-                self.delivered(document, entry);
-                self.oversized.clear(document, entry.id).await?;
-                lease.forget(entry.id);
-                // There is some room now. Whoever claims in the document looks at nothing but the document.
-                let now = self.mongo.clock().now().await?;
-                for (id, update) in lease.updates() {
-                    self.claimer.record(document, id, update, now).await?;
-                }
-                self.give_back(document, lease).await?;
-                Ok(None)
-            }
-            Outcome::Unavailable(why) => {
-                self.report.unavailable(document, &why);
-                if !delivered_to.is_empty() {
-                    let now = self.mongo.clock().now().await?;
-                    lease.put_off(entry, entry.attempts, now, &why, &delivered_to);
-                }
-                self.give_back(document, lease).await?;
-                Ok(Some(Processed::Unavailable))
-            }
-            Outcome::Transient(error) if attempts < i64::from(self.retry.max_attempts) => {
-                let backoff = self.retry.backoff(u32::try_from(attempts).unwrap_or(1));
-                let retry_at = later(self.mongo.clock().now().await?, backoff);
-                lease.put_off(entry, attempts, retry_at, &error, &delivered_to);
-                if self.give_back(document, lease).await? {
-                    self.report.failed(document, entry, &error);
-                }
-                // In an unordered document it holds back none of the others.
-                let held = Processed::Held(Hold::Retrying(retry_at));
-                Ok((ordering != DeliveryOrder::Unordered).then_some(held))
-            }
-            Outcome::Transient(error) => {
-                self.die_oversized(document, lease, entry, DeadReason::AttemptsExhausted, &error).await
-            }
-            Outcome::Permanent(error) => {
-                self.die_oversized(document, lease, entry, DeadReason::Permanent, &error).await
+    async fn clear(&mut self, entry: &Entry) -> Result<Recorded, Error> {
+        let (processor, document) = (self.processor, &self.claim.document);
+        processor.oversized.clear(document, entry.id).await?;
+
+        // There is some room now. Whoever claims in the document reads nothing but the document.
+        if let Some(lease) = &mut self.lease {
+            lease.forget(entry.id);
+            let now = processor.mongo.clock().now().await?;
+            for (id, update) in lease.updates() {
+                processor.claimer.record(document, id, update, now).await?;
             }
         }
+        self.give_back(|_| {}).await
     }
 
-    async fn die_oversized(
-        &self,
-        document: &DocumentRef,
-        mut lease: Lease,
+    async fn fail(
+        &mut self,
         entry: &Entry,
+        retry_at: DateTime,
+        error: &str,
+        delivered_to: &[String],
+    ) -> Result<Recorded, Error> {
+        let attempts = entry.attempts + 1;
+        self.give_back(|lease| lease.put_off(entry, attempts, retry_at, error, delivered_to)).await
+    }
+
+    async fn die(
+        &mut self,
+        entry: &Entry,
+        now: DateTime,
         reason: DeadReason,
         error: &str,
-    ) -> Result<Option<Processed>, Error> {
-        let now = self.mongo.clock().now().await?;
-        lease.die(entry.id, now, reason, error);
-        let is_kept = self.give_back(document, lease).await?;
-        // Whoever comes when there is room for claims again doesn't look at what was kept with the lease.
-        let is_recorded = self.claimer.die_without_room(document, entry, now).await?;
-        if is_kept || is_recorded {
-            self.report.died(document, entry, reason, error);
+        _delivered_to: &[String],
+    ) -> Result<Recorded, Error> {
+        let kept = self.give_back(|lease| lease.die(entry.id, now, reason, error)).await?;
+
+        // Whoever comes when there is room for claims again doesn't read what was kept with the lease.
+        let document = &self.claim.document;
+        let recorded = self.processor.claimer.die_without_room(document, entry, now).await?;
+        if kept == Recorded::Missed && recorded == Recorded::Done {
+            self.processor.report.claim_lost(document);
+            return Ok(recorded);
         }
-        Ok(None)
+        Ok(kept)
     }
 
-    /// Gives the lease back; false, and announced, when it had gone to another.
-    async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<bool, Error> {
-        let is_mine = self.oversized.give_back(document, lease).await?;
-        if !is_mine {
-            self.report.claim_lost(document);
+    async fn release(
+        &mut self,
+        entry: &Entry,
+        why: &str,
+        delivered_to: &[String],
+    ) -> Result<Recorded, Error> {
+        if delivered_to.is_empty() {
+            return self.give_back(|_| {}).await;
         }
-        Ok(is_mine)
+        let now = self.processor.mongo.clock().now().await?;
+        self.give_back(|lease| lease.put_off(entry, entry.attempts, now, why, delivered_to)).await
     }
 }

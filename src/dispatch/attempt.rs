@@ -1,120 +1,31 @@
-//! Delivering what a claim holds, window by window.
+//! One attempt to deliver a window of messages, with the quick tries in place for failures that pass.
 //!
 //! # Guarantees
-//! - A window of an ordered document holds one message: pipelined, the second would overtake a failed first.
-//! - Whatever a deliverer does (it hangs, panics, miscounts), each message has an answer before its claim ends.
-//! - A stop gives back at once what was not begun; what was begun has its answer first, unless there is no way to deliver any
-//!   more.
+//! Whatever a deliverer does (it hangs, panics, miscounts), each message has an answer before its claim ends.
 
-use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use backon::BackoffBuilder;
 use futures::FutureExt;
 use mongodb::error::Error;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     deliver::{Answer, Envelope, Outcome, in_spans, within},
-    dispatch::{
-        claim::Claim,
-        outcome::Processed,
-        processor::Processor,
-        settle::{Pass, Settling},
-    },
+    dispatch::{claim::Claim, processor::Processor},
     mongo::clock::until,
     observe::trace,
-    stored::{
-        deliverable::{DeliveryOrder, Hold},
-        entry::Entry,
-        memory::weight_of_entry,
-    },
+    stored::entry::Entry,
 };
 
-/// The messages of an unordered document are delivered side by side, up to this many bytes: each is copied on its way.
-const WINDOW_BYTES: usize = 4 << 20;
-/// How often it is asked whether the way to deliver is lost, while stopping.
-const GLANCE: Duration = Duration::from_millis(50);
+/// How often the deliverer is asked, while stopping, whether the way to deliver is lost.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+/// The part of the time left after which a deliverer that keeps an eye on it answers, for those that have answered. Just before
+/// it is dropped.
+const DEADLINE: f64 = 0.95;
 
 impl Processor {
-    /// Delivers what a claim holds, and settles every entry of it. With `may_linger`, delivered ones may be cleared after this
-    /// has returned: when the claim held all that is in the document, and nobody is about to look at it.
-    pub(crate) async fn deliver_claim(
-        &self,
-        claim: &Claim,
-        ordering: DeliveryOrder,
-        stop: &CancellationToken,
-        may_linger: bool,
-    ) -> Pass {
-        let mut settling = Settling::of(self, claim, may_linger);
-        let mut windows = self.windows(&claim.entries, ordering).into_iter();
-        while let Some(window) = windows.next() {
-            let permits = settling.permits(window.len(), stop).await.filter(|_| !stop.is_cancelled());
-            let Some(permits) = permits else {
-                settling.give_back(window, "shutdown");
-                settling.stop(Processed::Interrupted);
-                break;
-            };
-            if !self.may_begin(claim, Duration::ZERO).await {
-                settling.give_back(window, "not enough of the lease is left");
-                settling.cut_short();
-                break;
-            }
-
-            let answers = {
-                let mut delivery = pin!(self.deliver_window(claim, window, stop));
-                match stop.run_until_cancelled(&mut delivery).await {
-                    Some(answers) => answers,
-                    None => {
-                        // What was not begun need not wait for what was.
-                        for rest in windows.by_ref() {
-                            settling.give_back(rest, "shutdown");
-                            settling.stop(Processed::Interrupted);
-                        }
-                        tokio::join!(settling.release_given_back(), delivery).1
-                    }
-                }
-            };
-            settling.settle_all(window, answers, permits).await;
-
-            if ordering == DeliveryOrder::DeadBlocks && settling.died() {
-                settling.stop(Processed::Held(Hold::Dead));
-            }
-            if settling.is_stopped() && ordering != DeliveryOrder::Unordered {
-                break;
-            }
-        }
-        for window in windows {
-            settling.give_back(window, "held back");
-        }
-        settling.finish().await
-    }
-
-    /// Entries that are delivered side by side.
-    fn windows<'a>(&self, entries: &'a [Entry], ordering: DeliveryOrder) -> Vec<&'a [Entry]> {
-        if ordering != DeliveryOrder::Unordered {
-            return entries.chunks(1).collect();
-        }
-        let most = self.claim_limit.min(self.unsettled.bound());
-        let mut windows = Vec::new();
-        let (mut first, mut bytes) = (0, 0);
-        for (index, entry) in entries.iter().enumerate() {
-            let weight = weight_of_entry(entry);
-            let is_full = index - first >= most || bytes + weight > WINDOW_BYTES;
-            if is_full && index > first {
-                windows.push(&entries[first..index]);
-                (first, bytes) = (index, 0);
-            }
-            bytes += weight;
-        }
-        windows.push(&entries[first..]);
-        windows
-    }
-
-    /// How many bytes of messages are delivered side by side.
-    pub(crate) fn window_bytes(&self, ordering: DeliveryOrder) -> usize {
-        if ordering == DeliveryOrder::Unordered { WINDOW_BYTES } else { 0 }
-    }
-
     /// Delivers a window, with the quick tries in place for what fails in passing.
     pub(crate) async fn deliver_window(
         &self,
@@ -145,7 +56,7 @@ impl Processor {
             if failed.is_empty() || stop.is_cancelled() || !self.may_begin(claim, wait).await {
                 break;
             }
-            tokio::time::sleep(wait).await;
+            sleep(wait).await;
             for index in &failed {
                 remember(&mut envelopes[*index].delivered_to, &answers[*index].delivered_to);
             }
@@ -166,13 +77,12 @@ impl Processor {
     /// One try, guarded: a deliverer that hangs, panics or miscounts becomes failed attempts.
     async fn attempt(&self, claim: &Claim, window: &[Envelope], stop: &CancellationToken) -> Vec<Answer> {
         let left = self.lease_left(claim).await.unwrap_or_default().saturating_sub(self.margin());
-        // A deliverer that keeps an eye on the time answers just before it is dropped, for those that have answered.
-        let deadline = tokio::time::Instant::now() + left.mul_f64(0.95);
+        let deadline = Instant::now() + left.mul_f64(DEADLINE);
         // Called inside: it may panic before it returns a future.
         let delivery = async { self.deliver.deliver(window).await };
         let delivery = AssertUnwindSafe(within(Some(deadline), delivery)).catch_unwind();
         let ended = tokio::select! {
-            ended = tokio::time::timeout(left, delivery) => ended.ok(),
+            ended = timeout(left, delivery) => ended.ok(),
             () = self.lost_while_stopping(stop) => None,
         };
 
@@ -199,7 +109,7 @@ impl Processor {
     async fn lost_while_stopping(&self, stop: &CancellationToken) {
         stop.cancelled().await;
         while self.deliver.is_available() {
-            tokio::time::sleep(GLANCE).await;
+            sleep(ASK_EVERY).await;
         }
     }
 
@@ -209,7 +119,7 @@ impl Processor {
 
     /// Whether enough is left of a lease to begin another delivery after this wait: half of it. With less, a message that needs
     /// its time would be cut off by the others before it.
-    async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
+    pub(crate) async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
         matches!(self.lease_left(claim).await, Ok(left) if left > self.claimer.lease / 2 + wait)
     }
 

@@ -1,0 +1,305 @@
+//! Delivering what a claim holds, window by window.
+//!
+//! # Guarantees
+//! - A window of an ordered document holds one message: pipelined, the second would overtake a failed first.
+//! - A stop gives back at once what was not begun; what was begun has its answer first, unless there is no way to deliver any
+//!   more.
+//! - A lost claim, or a write that fails, leaves no other message unsettled.
+
+use std::{pin::pin, time::Duration, vec};
+
+use mongodb::{
+    bson::{DateTime, Uuid},
+    error::Error,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    deliver::{Answer, Outcome},
+    dispatch::{
+        claim::{Claim, Recorded},
+        outcome::Processed,
+        processor::Processor,
+        settle::{DeliveryEnd, Keeper, Settling},
+        unsettled::Permits,
+    },
+    mongo::{ClearOutcome, Delivered},
+    observe::event::Event,
+    stored::{
+        deliverable::{DeliveryOrder, Hold},
+        entry::{DeadReason, Entry},
+        memory::weight_of_entry,
+    },
+};
+
+/// The messages of an unordered document are delivered side by side, up to this many bytes: each is copied on its way.
+const WINDOW_BYTES: usize = 4 << 20;
+
+/// When delivered messages are cleared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clearing {
+    /// Before the delivery returns, because the document is about to be read again.
+    AtOnce,
+    /// Perhaps by the next save of the document, where the claim held all that is in it.
+    MayBeDeferred,
+}
+
+/// Entries that are delivered side by side.
+type Window<'a> = &'a [Entry];
+
+impl Processor {
+    /// Delivers what a claim holds, and settles every entry of it.
+    pub(crate) async fn deliver_claim(
+        &self,
+        claim: &Claim,
+        ordering: DeliveryOrder,
+        stop: &CancellationToken,
+        clearing: Clearing,
+    ) -> DeliveryEnd {
+        let mut settling = Settling::new(self, &claim.document, ClaimKeeper::new(self, claim, clearing));
+        let mut windows = self.windows(&claim.entries, ordering).into_iter();
+
+        while let Some(window) = windows.next() {
+            let permits = settling.permits(window.len(), stop).await.filter(|_| !stop.is_cancelled());
+            let Some(permits) = permits else {
+                settling.give_back(window, "shutdown");
+                settling.end.stop(Processed::Interrupted);
+                break;
+            };
+            if !self.may_begin(claim, Duration::ZERO).await {
+                settling.give_back(window, "not enough of the lease is left");
+                settling.end.cut_short = true;
+                break;
+            }
+
+            let answers = settling.deliver(window, &mut windows, stop).await;
+            settling.settle_all(window, answers, permits).await;
+
+            if ordering == DeliveryOrder::DeadBlocks && settling.has_died() {
+                settling.end.stop(Processed::Held(Hold::Dead));
+            }
+            if settling.end.stopped.is_some() && ordering != DeliveryOrder::Unordered {
+                break;
+            }
+        }
+
+        for window in windows {
+            settling.give_back(window, "held back");
+        }
+        settling.finish().await
+    }
+
+    fn windows<'a>(&self, entries: &'a [Entry], ordering: DeliveryOrder) -> Vec<Window<'a>> {
+        if ordering != DeliveryOrder::Unordered {
+            return entries.chunks(1).collect();
+        }
+
+        // All of a window are published before any is cleared, so it has no more than may be published.
+        let most = self.claim_limit.min(self.unsettled.bound());
+        let mut windows = Vec::new();
+        let (mut first, mut bytes) = (0, 0);
+        for (index, entry) in entries.iter().enumerate() {
+            let weight = weight_of_entry(entry);
+            let is_full = index - first >= most || bytes + weight > WINDOW_BYTES;
+            if is_full && index > first {
+                windows.push(&entries[first..index]);
+                (first, bytes) = (index, 0);
+            }
+            bytes += weight;
+        }
+        windows.push(&entries[first..]);
+        windows
+    }
+
+    /// How many bytes of messages are delivered side by side.
+    pub(crate) fn window_bytes(&self, ordering: DeliveryOrder) -> usize {
+        if ordering == DeliveryOrder::Unordered { WINDOW_BYTES } else { 0 }
+    }
+}
+
+/// Keeps messages by a claim in their document. Clears and releases are collected, and written together.
+pub(crate) struct ClaimKeeper<'a> {
+    processor: &'a Processor,
+    claim: &'a Claim,
+    clearing: Clearing,
+    delivered: Vec<Uuid>,
+    /// The part of the delivered ones in the bound of messages that would be repeated.
+    unsettled: Permits,
+    given_back: Vec<Uuid>,
+}
+
+impl<'a> ClaimKeeper<'a> {
+    fn new(processor: &'a Processor, claim: &'a Claim, clearing: Clearing) -> Self {
+        Self {
+            processor,
+            claim,
+            clearing,
+            delivered: Vec::new(),
+            unsettled: Permits::none(),
+            given_back: Vec::new(),
+        }
+    }
+
+    async fn release_all(&self, entries: &[&Entry], delivered_to: &[String]) -> Result<Recorded, Error> {
+        let now = self.processor.mongo.clock().now().await?;
+        let released = self.processor.claimer.release(self.claim, entries, now, delivered_to).await?;
+        if released == Recorded::Done {
+            let (document, count) = (self.claim.document.clone(), entries.len());
+            self.processor.emit(Event::Released { document, count, reason: "not delivered".into() });
+        }
+        Ok(released)
+    }
+
+    /// What is to be cleared now: what was delivered, unless it may wait for the next save.
+    fn left_to_clear(&mut self) -> Option<Delivered> {
+        if self.delivered.is_empty() {
+            return None;
+        }
+
+        let is_all = self.delivered.len() == self.claim.entries.len();
+        let delivered = Delivered {
+            document: self.claim.document.clone(),
+            token: self.claim.token.clone(),
+            ids: std::mem::take(&mut self.delivered),
+        };
+        match self.processor.linger() {
+            Some(linger)
+                if self.clearing == Clearing::MayBeDeferred
+                    && is_all
+                    && self.processor.half_left(self.claim) =>
+            {
+                let left = self.processor.claim_left(self.claim);
+                linger.defer(delivered, Instant::now() + left).err()
+            }
+            _ => Some(delivered),
+        }
+    }
+}
+
+impl Keeper for ClaimKeeper<'_> {
+    fn until(&self) -> DateTime {
+        self.claim.until
+    }
+
+    async fn clear(&mut self, entry: &Entry) -> Result<Recorded, Error> {
+        self.delivered.push(entry.id);
+        Ok(Recorded::Done)
+    }
+
+    async fn fail(
+        &mut self,
+        entry: &Entry,
+        retry_at: DateTime,
+        error: &str,
+        delivered_to: &[String],
+    ) -> Result<Recorded, Error> {
+        self.processor.claimer.fail(self.claim, entry, retry_at, error, delivered_to).await
+    }
+
+    async fn die(
+        &mut self,
+        entry: &Entry,
+        now: DateTime,
+        reason: DeadReason,
+        error: &str,
+        delivered_to: &[String],
+    ) -> Result<Recorded, Error> {
+        self.processor.claimer.die(self.claim, entry, now, reason, error, delivered_to).await
+    }
+
+    async fn release(
+        &mut self,
+        entry: &Entry,
+        _why: &str,
+        delivered_to: &[String],
+    ) -> Result<Recorded, Error> {
+        if delivered_to.is_empty() {
+            self.given_back.push(entry.id);
+            return Ok(Recorded::Done);
+        }
+        self.release_all(&[entry], delivered_to).await
+    }
+}
+
+impl<'a> Settling<'a, ClaimKeeper<'a>> {
+    /// Waits until this many messages more may be published; none when it was stopped meanwhile. Where it has to wait, it first
+    /// clears what it has delivered: it must hold none of what others wait for.
+    async fn permits(&mut self, count: usize, stop: &CancellationToken) -> Option<Permits> {
+        let unsettled = &self.processor.unsettled;
+        if let Some(permits) = unsettled.try_take(count) {
+            return Some(permits);
+        }
+        self.clear_delivered().await;
+        stop.run_until_cancelled(unsettled.take(count)).await
+    }
+
+    /// Delivers a window. What was not begun when a stop comes need not wait for its answers: it is given back at once.
+    async fn deliver(
+        &mut self,
+        window: Window<'a>,
+        rest: &mut vec::IntoIter<Window<'a>>,
+        stop: &CancellationToken,
+    ) -> Vec<Answer> {
+        let mut delivery = pin!(self.processor.deliver_window(self.keeper.claim, window, stop));
+        if let Some(answers) = stop.run_until_cancelled(&mut delivery).await {
+            return answers;
+        }
+
+        for window in rest {
+            self.give_back(window, "shutdown");
+            self.end.stop(Processed::Interrupted);
+        }
+        let ((), answers) = tokio::join!(self.release_given_back(), delivery);
+        answers
+    }
+
+    /// Settles a window that has its answers.
+    async fn settle_all(&mut self, window: Window<'a>, answers: Vec<Answer>, permits: Permits) {
+        let delivered = answers.iter().filter(|answer| answer.outcome == Outcome::Delivered).count();
+        self.keeper.unsettled.keep(permits, delivered);
+        for (entry, answer) in window.iter().zip(answers) {
+            self.settle(entry, answer).await;
+        }
+    }
+
+    fn give_back(&mut self, window: Window<'a>, why: &str) {
+        tracing::debug!(document = %self.document, count = window.len(), why, "messages are given back");
+        self.keeper.given_back.extend(window.iter().map(|entry| entry.id));
+    }
+
+    async fn release_given_back(&mut self) {
+        let ids = std::mem::take(&mut self.keeper.given_back);
+        if !ids.is_empty() {
+            let entries = self.keeper.claim.entries.iter();
+            let given_back: Vec<_> = entries.filter(|entry| ids.contains(&entry.id)).collect();
+            let released = self.keeper.release_all(&given_back, &[]).await;
+            self.note(released);
+        }
+    }
+
+    /// Clears what was delivered by now, unless it may wait for the next save.
+    async fn clear_delivered(&mut self) {
+        // They count among those that would be repeated until the clear has been answered.
+        let unsettled = std::mem::replace(&mut self.keeper.unsettled, Permits::none());
+        if let Some(delivered) = self.keeper.left_to_clear() {
+            match self.processor.mongo.clear(&delivered).await {
+                ClearOutcome::Done => {}
+                ClearOutcome::ClaimLost => {
+                    self.note(Ok(Recorded::Missed));
+                }
+                ClearOutcome::Failed(error) => {
+                    self.processor.report.not_cleared(self.document, &error);
+                    self.end.stop(Processed::Held(Hold::Claimed(self.keeper.until())));
+                }
+            }
+        }
+        drop(unsettled);
+    }
+
+    async fn finish(mut self) -> DeliveryEnd {
+        self.clear_delivered().await;
+        self.release_given_back().await;
+        self.end
+    }
+}
