@@ -16,7 +16,6 @@ use document_outbox::{
     amqp::{AmqpSettings, Publisher, TopologyMode},
     deliver::Handlers,
     dispatch::{Processor, ProcessorSettings},
-    internal::ServerClock,
 };
 use mongodb::Client;
 use outbox_dispatcher::{Dispatcher, DispatcherSettings};
@@ -137,8 +136,7 @@ fn dispatcher(
 ) -> Result<Dispatcher, Box<dyn Error>> {
     let settings =
         ProcessorSettings { state_database: STATE_DATABASE.into(), ..ProcessorSettings::default() };
-    let clock = ServerClock::new(client.clone());
-    let processor = Processor::new(client.clone(), clock, Arc::new(handlers), settings);
+    let processor = Processor::new(client.clone(), Arc::new(handlers), settings);
 
     let mut settings = DispatcherSettings::new([format!("{DATABASE}.*").parse()?]);
     settings.commands_exchange = COMMANDS.into();

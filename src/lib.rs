@@ -113,7 +113,7 @@ pub mod internal {
     #[cfg(feature = "rabbitmq")]
     pub use crate::tls::provider;
     pub use crate::{
-        dispatch::document_locks::{Turn, Turns},
+        dispatch::document_locks::{DocumentLock, DocumentLocks},
         encoding::one_line::{Keep, one_line},
         mongo::{
             clock::{ServerClock, later, until},

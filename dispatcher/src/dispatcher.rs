@@ -227,7 +227,6 @@ mod tests {
     use document_outbox::{
         deliver::{Answer, Deliver, Envelope},
         dispatch::ProcessorSettings,
-        internal::ServerClock,
     };
 
     use super::*;
@@ -244,8 +243,7 @@ mod tests {
     /// Without servers: neither is reached.
     async fn dispatcher() -> Dispatcher {
         let client = mongodb::Client::with_uri_str("mongodb://127.0.0.1:1/").await.unwrap();
-        let clock = ServerClock::new(client.clone());
-        let processor = Processor::new(client, clock, Arc::new(Nobody), ProcessorSettings::default());
+        let processor = Processor::new(client, Arc::new(Nobody), ProcessorSettings::default());
         let amqp = AmqpSettings::new("amqp://127.0.0.1:1/%2f").unwrap();
         Dispatcher::new(processor, amqp, DispatcherSettings::new(["shop.*".parse().unwrap()])).unwrap()
     }

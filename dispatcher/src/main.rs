@@ -7,7 +7,6 @@ use document_outbox::{
     amqp::{State, TopologyMode},
     deliver::{AttributePrefix, PayloadFormat, RabbitMq, RabbitMqSettings},
     dispatch::{Processor, ProcessorSettings},
-    internal::ServerClock,
 };
 use outbox_dispatcher::{Dispatcher, DispatcherSettings, Problem, Rate, Status};
 use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Report, host_name, keys};
@@ -185,9 +184,8 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     let rabbitmq = settings.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
     let amqp = rabbitmq.amqp.clone();
     let client = settings.connections.mongodb().await?;
-    let clock = ServerClock::new(client.clone());
     let deliver = RabbitMq::start(rabbitmq);
-    let processor = Processor::new(client, clock, Arc::new(deliver.clone()), settings.processor);
+    let processor = Processor::new(client, Arc::new(deliver.clone()), settings.processor);
     let mut worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
     context.probes.report(Worker(worker.status()));
     // Without these it would live on and do nothing.

@@ -14,7 +14,7 @@ use document_outbox::{
     amqp::Delivery,
     command::{ProcessDocumentMessages, Reason},
     dispatch::{Processed, Processor},
-    internal::{Hold, Turn, Turns},
+    internal::{DocumentLock, DocumentLocks, Hold},
     observe::Events,
 };
 use mongodb::bson::DateTime;
@@ -47,7 +47,7 @@ pub(crate) struct Worker {
     limiter: Option<Arc<Limiter>>,
     settings: DispatcherSettings,
     events: Events<DispatcherEvent>,
-    turns: Turns,
+    turns: DocumentLocks,
     passes: Passes,
     /// Room for commands whose document is due in a moment, or is tried again.
     holds: Semaphore,
@@ -93,7 +93,7 @@ impl Worker {
         Self {
             limiter,
             events: Events::default(),
-            turns: Turns::default(),
+            turns: DocumentLocks::default(),
             passes: Passes::new(processor.clone(), concurrency, stops.clone()),
             holds: Semaphore::new(usize::from(prefetch / 2)),
             kept: AtomicUsize::new(0),
@@ -290,7 +290,11 @@ impl Worker {
     }
 
     /// The right to work on the document, or how the command ends without it.
-    async fn wait_for_turn(&self, document: &DocumentRef, taken: Instant) -> Result<Turn, Settlement> {
+    async fn wait_for_turn(
+        &self,
+        document: &DocumentRef,
+        taken: Instant,
+    ) -> Result<DocumentLock, Settlement> {
         let longest = self.settings.keep_within.saturating_sub(taken.elapsed());
         let turn = tokio::select! {
             turn = self.turns.join(document) => turn,

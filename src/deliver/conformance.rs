@@ -295,7 +295,10 @@ fn renewed(mut envelope: Envelope) -> Envelope {
 fn text_of(outcome: &Outcome) -> Option<&str> {
     match outcome {
         Outcome::Delivered => None,
-        Outcome::Transient(text) | Outcome::Permanent(text) | Outcome::Unavailable(text) => Some(text),
+        Outcome::Transient(text)
+        | Outcome::Unroutable(text)
+        | Outcome::Permanent(text)
+        | Outcome::Unavailable(text) => Some(text),
     }
 }
 

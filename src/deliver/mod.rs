@@ -138,11 +138,14 @@ pub(crate) async fn in_spans<T>(spans: Spans, delivery: impl Future<Output = T>)
 
 /// What became of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// It arrived, and that is certain.
     Delivered,
     /// It failed, and may succeed later: an attempt is counted. The text says why, without payload or secret.
     Transient(String),
+    /// It reached the broker, which has no queue for it: treated as `Transient`, and counted by itself. The text says so.
+    Unroutable(String),
     /// It can never succeed: the message is dead at once. The text says why, without payload or secret.
     Permanent(String),
     /// There is no way to try now (no connection, blocked, not ready): no attempt is counted.

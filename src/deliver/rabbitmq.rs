@@ -9,7 +9,7 @@
 //! | the broker | [`Outcome`] |
 //! |---|---|
 //! | has it in at least one queue | `Delivered` |
-//! | has no queue for it (unroutable) | `Transient`; `Delivered` for [types that say so](RabbitMqSettings::accept_unroutable) |
+//! | has no queue for it | `Unroutable`; `Delivered` for [types that say so](RabbitMqSettings::accept_unroutable) |
 //! | refused it (a full queue that rejects) | `Transient` |
 //! | closed the channel over it (a routing key that the user may not write to) | `Transient`, with the broker's words |
 //! | could never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before anything is sent |
@@ -44,12 +44,9 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     Answer, AttributePrefix, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span,
 };
-use crate::{
-    amqp::{
-        AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher,
-        State, Topology, TopologyMode,
-    },
-    observe::metrics::UNROUTABLE_TEXT,
+use crate::amqp::{
+    AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher, State,
+    Topology, TopologyMode,
 };
 
 /// The exchange that messages go to by default.
@@ -175,8 +172,8 @@ impl RabbitMq {
             Published::Unroutable { .. } if self.accept_unroutable.contains(message_type) => {
                 Outcome::Delivered
             }
-            Published::Unroutable { code, text } => Outcome::Transient(format!(
-                "{UNROUTABLE_TEXT}no queue is bound for `{message_type}` at exchange `{}` ({code} {text})",
+            Published::Unroutable { code, text } => Outcome::Unroutable(format!(
+                "unroutable: no queue is bound for `{message_type}` at exchange `{}` ({code} {text})",
                 self.exchange
             )),
             Published::Nacked => Outcome::Transient(format!(

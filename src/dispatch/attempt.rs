@@ -141,7 +141,7 @@ impl Processor {
 }
 
 fn is_transient(answer: &Answer) -> bool {
-    matches!(answer.outcome, Outcome::Transient(_))
+    matches!(answer.outcome, Outcome::Transient(_) | Outcome::Unroutable(_))
 }
 
 fn remember(known: &mut Vec<String>, delivered_to: &[String]) {

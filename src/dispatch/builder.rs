@@ -15,7 +15,6 @@ use crate::{
         seats::Seats,
         settings::{ProcessorSettings, STATE_DATABASE},
     },
-    mongo::clock::ServerClock,
     stored::memory::Memory,
 };
 
@@ -27,7 +26,7 @@ pub struct InlineBuilder {
     mode: Mode,
     capacity: usize,
     hand_off: Option<CommandSender>,
-    clear_within: Duration,
+    defer_clears: Duration,
     settings: ProcessorSettings,
 }
 
@@ -39,7 +38,7 @@ impl InlineDispatcher {
             mode: Mode::default(),
             capacity: 1_024,
             hand_off: None,
-            clear_within: Duration::ZERO,
+            defer_clears: Duration::ZERO,
             settings: ProcessorSettings {
                 lease: Duration::from_secs(10),
                 counts_claims: false,
@@ -79,7 +78,7 @@ impl InlineBuilder {
     }
 
     /// How many messages may be published and not yet cleared: so many at most are repeated when the process is killed, and
-    /// those that [`clear_within`](Self::clear_within) lets stay. Deliveries wait beyond that. Default 1,024.
+    /// those that [`defer_clears`](Self::defer_clears) lets stay. Deliveries wait beyond that. Default 1,024.
     pub fn max_repeats(mut self, messages: usize) -> Self {
         self.settings.max_repeats = messages;
         self
@@ -123,8 +122,8 @@ impl InlineBuilder {
     ///
     /// It costs repeats: what stays is delivered again when the process dies, or ends without [`close`](InlineDispatcher::close). And to
     /// other processes it looks undelivered: what they send from the same document waits for it.
-    pub fn clear_within(mut self, time: Duration) -> Self {
-        self.clear_within = time;
+    pub fn defer_clears(mut self, time: Duration) -> Self {
+        self.defer_clears = time;
         self
     }
 
@@ -141,10 +140,9 @@ impl InlineBuilder {
 
     /// Starts it with a deliverer that others use too.
     pub fn deliver_to_shared(self, deliver: Arc<dyn Deliver>) -> InlineDispatcher {
-        let clock = ServerClock::new(self.client.clone());
         let seats = Seats::new(self.capacity, Memory::of(self.settings.memory_bytes));
         let processor =
-            Processor::inline(self.client, clock, deliver, self.settings, self.capacity, self.clear_within);
+            Processor::inline(self.client, deliver, self.settings, self.capacity, self.defer_clears);
 
         InlineDispatcher::start(self.mode, seats, Deliveries::new(processor, self.hand_off))
     }

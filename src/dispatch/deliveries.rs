@@ -19,7 +19,7 @@ use crate::{
     command::{ProcessDocumentMessages, Reason, sender::CommandSender},
     dispatch::{
         claim::Claim,
-        document_locks::{Turn, Turns},
+        document_locks::{DocumentLock, DocumentLocks},
         outcome::{Disposition, Dispositions, Processed, as_uuid},
         processor::Processor,
         seats::TakenSeat,
@@ -28,7 +28,7 @@ use crate::{
     mongo::{StoredOutbox, error_codes, runtime},
     observe::{
         event::{Event, Shed},
-        metrics::Path,
+        metrics::DispatchPath,
         trace,
     },
     stored::{
@@ -64,7 +64,7 @@ pub(crate) type Settled = Vec<(uuid::Uuid, Disposition)>;
 /// Delivers what was saved, in tasks of their own.
 pub(crate) struct Deliveries {
     pub(crate) processor: Processor,
-    locks: Turns,
+    locks: DocumentLocks,
     tasks: TaskTracker,
     hand_off: Option<CommandSender>,
     /// What is held is given back.
@@ -72,7 +72,7 @@ pub(crate) struct Deliveries {
 }
 
 /// The messages of one save, on their way.
-struct Delivery {
+struct SaveDelivery {
     deliveries: Arc<Deliveries>,
     document: DocumentRef,
     ids: Vec<Uuid>,
@@ -87,7 +87,7 @@ impl Deliveries {
     pub(crate) fn new(processor: Processor, hand_off: Option<CommandSender>) -> Self {
         Self {
             processor,
-            locks: Turns::default(),
+            locks: DocumentLocks::default(),
             tasks: TaskTracker::new(),
             hand_off,
             stop: CancellationToken::new(),
@@ -105,11 +105,12 @@ impl Deliveries {
         begun: Option<oneshot::Sender<()>>,
     ) -> JoinHandle<Option<Settled>> {
         let document = work.document().clone();
-        let span = trace::dispatch(&document, Path::Inline);
+        let span = trace::dispatch(&document, DispatchPath::Inline);
         let unfinished =
             Unfinished { deliveries: Some(self.clone()), document: document.clone(), messages: ids.len() };
         let dispositions = Vec::new();
-        let delivery = Delivery { deliveries: self.clone(), document, ids, ordering, begun, dispositions };
+        let delivery =
+            SaveDelivery { deliveries: self.clone(), document, ids, ordering, begun, dispositions };
 
         let task = async move {
             let settled = AssertUnwindSafe(delivery.deliver(work)).catch_unwind().await;
@@ -157,7 +158,7 @@ impl Deliveries {
     }
 }
 
-impl Delivery {
+impl SaveDelivery {
     async fn deliver(mut self, work: Work) -> Settled {
         let is_awaited = self.begun.is_some();
         let done = match work {
@@ -182,7 +183,7 @@ impl Delivery {
     async fn deliver_claimed(&mut self, claim: &Claim) -> Result<(), Error> {
         self.begin();
         // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
-        let _turn = self.deliveries.locks.beside(&claim.document);
+        let _lock = self.deliveries.locks.beside(&claim.document);
         let (processor, stop) = (&self.deliveries.processor, &self.deliveries.stop);
         let end = processor.deliver_claim(claim, self.ordering, stop, Clearing::MayBeDeferred).await;
         self.dispositions.extend(end.dispositions);
@@ -195,9 +196,9 @@ impl Delivery {
     async fn deliver_unclaimed(&mut self) -> Result<(), Error> {
         let deliveries = self.deliveries.clone();
         let (processor, stop) = (&deliveries.processor, &deliveries.stop);
-        let _turn = match stop.run_until_cancelled(self.turn()).await {
-            Some(Some(turn)) => turn,
-            // Whoever waits for the turn already does this one's work too.
+        let _lock = match stop.run_until_cancelled(self.lock()).await {
+            Some(Some(lock)) => lock,
+            // Whoever waits for the lock already does this one's work too.
             Some(None) => return Ok(()),
             None => {
                 self.leave(Shed::Stopped);
@@ -205,8 +206,8 @@ impl Delivery {
             }
         };
         self.begin();
-        if let Some(linger) = processor.linger() {
-            stop.run_until_cancelled(linger.flush(&self.document)).await;
+        if let Some(deferred) = processor.deferred_clears() {
+            stop.run_until_cancelled(deferred.flush(&self.document)).await;
         }
 
         let (mut wait, mut waited) = (CLAIM_WAIT, Duration::ZERO);
@@ -232,9 +233,9 @@ impl Delivery {
         }
     }
 
-    /// Waits for the turn of its document; none where another that waits already does this one's work too. One whose save
+    /// Waits for the lock of its document; none where another that waits already does this one's work too. One whose save
     /// waits has to see its own messages delivered.
-    async fn turn(&self) -> Option<Turn> {
+    async fn lock(&self) -> Option<DocumentLock> {
         if self.begun.is_some() {
             self.deliveries.locks.queue(&self.document).await
         } else {

@@ -1,6 +1,6 @@
 //! One at a time per document, within this process.
 //!
-//! Two tasks that process the same document would only steal each other's claims. So each takes its turn, and one that
+//! Two tasks that process the same document would only steal each other's claims. So each takes the document's lock, and one that
 //! comes while another already waits is superfluous: the one that waits will read the document after it.
 
 use std::{
@@ -15,18 +15,18 @@ use crate::stored::document_ref::DocumentRef;
 
 /// Who works on which document; clones share it. Holds an entry only for documents that are worked on.
 #[derive(Clone, Default)]
-pub struct Turns {
-    documents: Arc<Mutex<HashMap<Vec<u8>, Place>>>,
+pub struct DocumentLocks {
+    documents: Arc<Mutex<HashMap<Vec<u8>, LockState>>>,
 }
 
-impl fmt::Debug for Turns {
+impl fmt::Debug for DocumentLocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Turns").field("documents", &self.lock().len()).finish()
+        f.debug_struct("DocumentLocks").field("documents", &self.lock().len()).finish()
     }
 }
 
 #[derive(Default)]
-struct Place {
+struct LockState {
     lock: Arc<tokio::sync::Mutex<()>>,
     /// Tasks that hold or wait for the lock.
     users: usize,
@@ -35,31 +35,31 @@ struct Place {
 }
 
 /// The right to process a document, until dropped.
-pub struct Turn {
-    turns: Turns,
+pub struct DocumentLock {
+    locks: DocumentLocks,
     key: Vec<u8>,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
-impl fmt::Debug for Turn {
+impl fmt::Debug for DocumentLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Turn").finish_non_exhaustive()
+        f.debug_struct("DocumentLock").finish_non_exhaustive()
     }
 }
 
-impl Turns {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Place>> {
+impl DocumentLocks {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, LockState>> {
         self.documents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn; none at once when another already waits, which then does this one's work too. A wait that is
+    /// Waits for the lock; none at once when another already waits, which then does this one's work too. A wait that is
     /// dropped gives its place up.
-    pub async fn join(&self, document: &DocumentRef) -> Option<Turn> {
+    pub async fn join(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, true).await
     }
 
-    /// Waits for the turn behind whoever else waits.
-    pub async fn queue(&self, document: &DocumentRef) -> Option<Turn> {
+    /// Waits for the lock behind whoever else waits.
+    pub async fn queue(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, false).await
     }
 
@@ -69,16 +69,16 @@ impl Turns {
     }
 
     /// Takes part without waiting: later comers wait for it, but it waits for nobody.
-    pub fn beside(&self, document: &DocumentRef) -> Turn {
+    pub fn beside(&self, document: &DocumentRef) -> DocumentLock {
         let key = document.map_key();
         let mut documents = self.lock();
         let place = documents.entry(key.clone()).or_default();
         place.users += 1;
         let guard = place.lock.clone().try_lock_owned().ok();
-        Turn { turns: self.clone(), key, guard }
+        DocumentLock { locks: self.clone(), key, guard }
     }
 
-    async fn take(&self, document: &DocumentRef, coalesce: bool) -> Option<Turn> {
+    async fn take(&self, document: &DocumentRef, coalesce: bool) -> Option<DocumentLock> {
         let key = document.map_key();
         let lock = {
             let mut documents = self.lock();
@@ -90,30 +90,30 @@ impl Turns {
             place.waiting += 1;
             place.lock.clone()
         };
-        let mut turn = Turn { turns: self.clone(), key, guard: None };
-        let waiting = Waiting(&turn);
+        let mut document_lock = DocumentLock { locks: self.clone(), key, guard: None };
+        let waiting = Waiting(&document_lock);
         let guard = lock.lock_owned().await;
         drop(waiting);
-        turn.guard = Some(guard);
-        Some(turn)
+        document_lock.guard = Some(guard);
+        Some(document_lock)
     }
 }
 
 /// Counts its task as waiting until dropped, even when the task is.
-struct Waiting<'a>(&'a Turn);
+struct Waiting<'a>(&'a DocumentLock);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(place) = self.0.turns.lock().get_mut(&self.0.key) {
+        if let Some(place) = self.0.locks.lock().get_mut(&self.0.key) {
             place.waiting -= 1;
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for DocumentLock {
     fn drop(&mut self) {
         self.guard = None;
-        let mut documents = self.turns.lock();
+        let mut documents = self.locks.lock();
         if let Some(place) = documents.get_mut(&self.key) {
             place.users -= 1;
             if place.users == 0 {
@@ -136,27 +136,27 @@ mod tests {
 
     #[tokio::test]
     async fn a_third_comer_for_one_document_is_superfluous() {
-        let turns = Turns::default();
-        let first = turns.join(&document(1)).await.unwrap();
+        let locks = DocumentLocks::default();
+        let first = locks.join(&document(1)).await.unwrap();
         let one = document(1);
-        let mut second = Box::pin(turns.join(&one));
+        let mut second = Box::pin(locks.join(&one));
         assert!(second.as_mut().now_or_never().is_none(), "waits for the first");
-        assert!(turns.join(&document(1)).await.is_none(), "the second will do its work");
-        assert!(turns.join(&document(2)).await.is_some());
+        assert!(locks.join(&document(1)).await.is_none(), "the second will do its work");
+        assert!(locks.join(&document(2)).await.is_some());
         drop(first);
         assert!(second.await.is_some());
-        assert!(turns.lock().is_empty(), "nothing is kept for documents nobody works on");
+        assert!(locks.lock().is_empty(), "nothing is kept for documents nobody works on");
     }
 
     #[tokio::test]
     async fn a_dropped_waiter_leaves_room_for_the_next() {
-        let turns = Turns::default();
-        let first = turns.join(&document(1)).await.unwrap();
+        let locks = DocumentLocks::default();
+        let first = locks.join(&document(1)).await.unwrap();
         let one = document(1);
-        let mut second = Box::pin(turns.join(&one));
+        let mut second = Box::pin(locks.join(&one));
         assert!(second.as_mut().now_or_never().is_none());
         drop(second);
-        let mut third = Box::pin(turns.join(&one));
+        let mut third = Box::pin(locks.join(&one));
         assert!(third.as_mut().now_or_never().is_none(), "it waits itself");
         drop(first);
         assert!(third.await.is_some());
@@ -164,9 +164,9 @@ mod tests {
 
     #[tokio::test]
     async fn one_beside_waits_for_nobody() {
-        let turns = Turns::default();
-        let _first = turns.join(&document(1)).await.unwrap();
-        let beside = turns.beside(&document(1));
+        let locks = DocumentLocks::default();
+        let _first = locks.join(&document(1)).await.unwrap();
+        let beside = locks.beside(&document(1));
         assert!(beside.guard.is_none());
     }
 }

@@ -13,7 +13,7 @@ use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use mongodb::bson::Uuid;
 use tokio::{
-    sync::oneshot,
+    sync::{broadcast, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -21,17 +21,13 @@ use crate::{
     deliver::deadline,
     dispatch::{
         claim::Claimer,
-        deferred_clears::Linger,
+        deferred_clears::DeferredClears,
         deliveries::{Deliveries, Settled, Work},
         outcome::{Dispatch, Disposition, as_uuid},
         seats::{Seat, Seats},
     },
     mongo::Mongo,
-    observe::{
-        event::{Event, Events},
-        health::Health,
-        metrics::Metrics,
-    },
+    observe::{event::Event, health::Health, metrics::Metrics},
     stored::{deliverable::DeliveryOrder, document_ref::DocumentRef},
 };
 
@@ -77,9 +73,9 @@ impl InlineDispatcher {
         Self { mode, seats, deliveries: Arc::new(deliveries) }
     }
 
-    /// What happens to messages delivered from here, from now on.
-    pub fn events(&self) -> &Events<Event> {
-        self.deliveries.processor.events()
+    /// Events of messages delivered from here, from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.deliveries.processor.subscribe()
     }
 
     /// How it stands, for as long as the process runs: for a health endpoint of your own.
@@ -125,13 +121,13 @@ impl InlineDispatcher {
 
     /// Waits until saves and deliveries have ended and nothing stays that was delivered.
     async fn ended(&self) {
-        let linger = self.linger();
-        if let Some(linger) = linger {
-            linger.close();
+        let deferred = self.deferred_clears();
+        if let Some(deferred) = deferred {
+            deferred.close();
         }
         let flush = async {
-            if let Some(linger) = linger {
-                linger.flush_all().await;
+            if let Some(deferred) = deferred {
+                deferred.flush_all().await;
             }
         };
         let handed_over = async {
@@ -141,17 +137,17 @@ impl InlineDispatcher {
         tokio::join!(flush, handed_over);
 
         // What saves have given back since.
-        if let Some(linger) = linger {
-            linger.flush_all().await;
+        if let Some(deferred) = deferred {
+            deferred.flush_all().await;
         }
     }
 
     /// Clears what was delivered and stays in its document now, as
-    /// [`clear_within`](crate::dispatch::InlineBuilder::clear_within) has it, and waits for that, at most 30 s; not for
+    /// [`defer_clears`](crate::dispatch::InlineBuilder::defer_clears) has it, and waits for that, at most 30 s; not for
     /// deliveries under way. [`close`](Self::close) does so too.
     pub async fn flush(&self) {
-        let Some(linger) = self.linger() else { return };
-        if timeout(FLUSH_MAX, linger.flush_all()).await.is_err() {
+        let Some(deferred) = self.deferred_clears() else { return };
+        if timeout(FLUSH_MAX, deferred.flush_all()).await.is_err() {
             tracing::warn!(
                 "delivered messages were not cleared within {} s; those left are delivered again",
                 FLUSH_MAX.as_secs()
@@ -183,8 +179,8 @@ impl InlineDispatcher {
     }
 
     /// Where delivered messages wait for the next save of their document.
-    pub(crate) fn linger(&self) -> Option<&Linger> {
-        self.deliveries.processor.linger()
+    pub(crate) fn deferred_clears(&self) -> Option<&DeferredClears> {
+        self.deliveries.processor.deferred_clears()
     }
 
     /// Whether a delivery of messages of this document is under way.

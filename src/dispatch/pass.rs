@@ -93,7 +93,7 @@ impl Processor {
         };
 
         loop {
-            if let Next::End(processed) = pass.deliver_one_claim().await? {
+            if let NextStep::End(processed) = pass.deliver_one_claim().await? {
                 return Ok(processed);
             }
         }
@@ -117,7 +117,7 @@ struct Pass<'a> {
 }
 
 /// What follows a claim, or a read that led to none.
-enum Next {
+enum NextStep {
     End(Processed),
     ReadAgain,
 }
@@ -125,7 +125,7 @@ enum Next {
 /// What is to be done about an outbox.
 enum Choice {
     Claim(Chosen),
-    Next(Next),
+    NextStep(NextStep),
 }
 
 /// What is to be claimed.
@@ -145,32 +145,32 @@ struct Rest {
 
 impl Pass<'_> {
     /// Reads the document's outbox and delivers one claim of it.
-    async fn deliver_one_claim(&mut self) -> Result<Next, Error> {
+    async fn deliver_one_claim(&mut self) -> Result<NextStep, Error> {
         if self.stop.is_cancelled() {
-            return Ok(Next::End(Processed::Interrupted));
+            return Ok(NextStep::End(Processed::Interrupted));
         }
         if !self.processor.is_available() {
-            return Ok(Next::End(Processed::Unavailable));
+            return Ok(NextStep::End(Processed::Unavailable));
         }
 
         // It may wait for room; a stop does not.
         let Some(read) = self.stop.run_until_cancelled(self.processor.read(self.document)).await else {
-            return Ok(Next::End(Processed::Interrupted));
+            return Ok(NextStep::End(Processed::Interrupted));
         };
         // Read after that wait: a claim holds from this time on.
         let now = self.processor.mongo.clock().now().await?;
         let (slots, room) = match read? {
             StoredOutbox::Entries { slots, room } => (slots, room),
-            StoredOutbox::Gone => return Ok(Next::End(Processed::Gone)),
+            StoredOutbox::Gone => return Ok(NextStep::End(Processed::Gone)),
             StoredOutbox::Malformed(reason) => {
                 self.processor.report.unreadable(self.document, 1, reason.to_string());
-                return Ok(Next::End(Processed::Done));
+                return Ok(NextStep::End(Processed::Done));
             }
         };
 
         match self.choose(&slots, now).await? {
             Choice::Claim(chosen) => self.claim_and_deliver(slots, room, &chosen, now).await,
-            Choice::Next(next) => Ok(next),
+            Choice::NextStep(next) => Ok(next),
         }
     }
 
@@ -182,9 +182,9 @@ impl Pass<'_> {
         }
 
         if plan.entries.is_empty() {
-            return Ok(Choice::Next(match plan.crashed {
+            return Ok(Choice::NextStep(match plan.crashed {
                 Some(crashed) => self.give_up_crashed(crashed, now).await?,
-                None => Next::End(plan.held.map_or(Processed::Done, Processed::Held)),
+                None => NextStep::End(plan.held.map_or(Processed::Done, Processed::Held)),
             }));
         }
         self.choose_at_pace(&plan).await
@@ -200,10 +200,10 @@ impl Pass<'_> {
                 self.permits = permits.unwrap_or(0);
             }
             if self.permits == 0 {
-                return Ok(Choice::Next(Next::End(Processed::Interrupted)));
+                return Ok(Choice::NextStep(NextStep::End(Processed::Interrupted)));
             }
             if asked.elapsed() > STALE {
-                return Ok(Choice::Next(Next::ReadAgain));
+                return Ok(Choice::NextStep(NextStep::ReadAgain));
             }
             count = count.min(self.permits);
         }
@@ -214,7 +214,7 @@ impl Pass<'_> {
     }
 
     /// Gives up an entry whose claimers kept dying. It misses where somebody else has changed the entry meanwhile.
-    async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<Next, Error> {
+    async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<NextStep, Error> {
         let died = self.processor.claimer.die_crashed(self.document, entry, now).await?;
         if died == Recorded::Done {
             let error = "its claimers ended without an answer";
@@ -224,9 +224,9 @@ impl Pass<'_> {
         }
 
         if self.races > RACES {
-            return Ok(Next::End(Processed::Held(Hold::Claimed(now))));
+            return Ok(NextStep::End(Processed::Held(Hold::Claimed(now))));
         }
-        Ok(Next::ReadAgain)
+        Ok(NextStep::ReadAgain)
     }
 
     async fn claim_and_deliver(
@@ -235,7 +235,7 @@ impl Pass<'_> {
         mut room: Room,
         chosen: &Chosen,
         now: DateTime,
-    ) -> Result<Next, Error> {
+    ) -> Result<NextStep, Error> {
         // Nothing else of the outbox stays in memory.
         let entries = entries_of(slots, &chosen.ids);
         room.shrink_to(weight_of_claim(&entries, self.processor.window_bytes(self.ordering)));
@@ -245,10 +245,10 @@ impl Pass<'_> {
             Claimed::Held(claim) if !claim.entries.is_empty() => claim,
             Claimed::Held(_) | Claimed::Lost if self.races < RACES => {
                 self.races += 1;
-                return Ok(Next::ReadAgain);
+                return Ok(NextStep::ReadAgain);
             }
             Claimed::Held(_) | Claimed::Lost => {
-                return Ok(Next::End(Processed::Held(Hold::Claimed(now))));
+                return Ok(NextStep::End(Processed::Held(Hold::Claimed(now))));
             }
             Claimed::NoRoom => {
                 drop(room);
@@ -265,15 +265,15 @@ impl Pass<'_> {
         claim: &Claim,
         wanted: usize,
         mut rest: Rest,
-    ) -> Result<Next, Error> {
+    ) -> Result<NextStep, Error> {
         let end = self.processor.deliver_claim(claim, self.ordering, self.stop, Clearing::AtOnce).await;
         rest.held |= end.cut_short || claim.entries.len() < wanted;
         self.after(end, rest)
     }
 
-    async fn deliver_under_lease(&mut self) -> Result<Next, Error> {
+    async fn deliver_under_lease(&mut self) -> Result<NextStep, Error> {
         match self.processor.deliver_under_lease(self.document, self.ordering, self.stop).await? {
-            UnderLease::Left(processed) => Ok(Next::End(processed)),
+            UnderLease::Left(processed) => Ok(NextStep::End(processed)),
             UnderLease::Tried(end) => {
                 self.permits = 0;
                 self.after(end, Rest { more: true, held: false })
@@ -282,7 +282,7 @@ impl Pass<'_> {
     }
 
     /// What follows a delivery, by how it ended and what else the outbox holds.
-    fn after(&mut self, end: DeliveryEnd, rest: Rest) -> Result<Next, Error> {
+    fn after(&mut self, end: DeliveryEnd, rest: Rest) -> Result<NextStep, Error> {
         self.dispositions.extend(end.dispositions);
         if let Some(error) = end.trouble {
             return Err(error);
@@ -293,11 +293,11 @@ impl Pass<'_> {
             Some(Processed::Held(Hold::Retrying(_)))
                 if rest.more && self.ordering == DeliveryOrder::Unordered =>
             {
-                Next::ReadAgain
+                NextStep::ReadAgain
             }
-            Some(processed) => Next::End(processed),
-            None if rest.more || rest.held => Next::ReadAgain,
-            None => Next::End(Processed::Done),
+            Some(processed) => NextStep::End(processed),
+            None if rest.more || rest.held => NextStep::ReadAgain,
+            None => NextStep::End(Processed::Done),
         })
     }
 }

@@ -5,13 +5,14 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use mongodb::{Client, Database, bson::DateTime, error::Error};
+use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     deliver::Deliver,
     dispatch::{
         claim::Claimer,
-        deferred_clears::Linger,
+        deferred_clears::DeferredClears,
         oversized::Oversized,
         report::Reporter,
         retry::RetryPolicy,
@@ -20,9 +21,9 @@ use crate::{
     },
     mongo::{ClearOutcome, Delivered, Mongo, MongoSettings, StoredOutbox, clock::ServerClock},
     observe::{
-        event::{Event, Events},
+        event::Event,
         health::{Health, Vitals},
-        metrics::{Metrics, Path},
+        metrics::{DispatchPath, Metrics},
     },
     stored::{
         deliverable::{Deliverable, DeliveryOrder, Rules, deliverable},
@@ -42,7 +43,7 @@ pub struct Processor {
     pub(crate) mongo: Mongo,
     pub(crate) claimer: Claimer,
     /// Where delivered messages wait for the next save of their document.
-    pub(crate) linger: Option<Linger>,
+    pub(crate) deferred_clears: Option<DeferredClears>,
     pub(crate) deliver: Arc<dyn Deliver>,
     pub(crate) retry: RetryPolicy,
     pub(crate) claim_limit: usize,
@@ -50,7 +51,7 @@ pub struct Processor {
     pub(crate) oversized: Oversized,
     pub(crate) pace: Option<Arc<dyn Pace>>,
     pub(crate) report: Reporter,
-    pub(crate) path: Path,
+    pub(crate) path: DispatchPath,
     /// Cancelled once the last clone is gone.
     gone: CancellationToken,
     _last: Arc<DropGuard>,
@@ -67,43 +68,38 @@ impl fmt::Debug for Processor {
 
 impl Processor {
     /// A processor for the documents that this client reaches.
-    pub fn new(
-        client: Client,
-        clock: ServerClock,
-        deliver: Arc<dyn Deliver>,
-        settings: ProcessorSettings,
-    ) -> Self {
-        Self::on(Path::Dispatcher, client, clock, deliver, settings, None)
+    pub fn new(client: Client, deliver: Arc<dyn Deliver>, settings: ProcessorSettings) -> Self {
+        Self::on(DispatchPath::Dispatcher, client, deliver, settings, None)
     }
 
-    /// That of an inline dispatcher, whose delivered messages may stay in their documents for `clear_within`.
+    /// That of an inline dispatcher, whose delivered messages may stay in their documents for `defer_clears`.
     pub(crate) fn inline(
         client: Client,
-        clock: ServerClock,
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
         capacity: usize,
-        clear_within: Duration,
+        defer_clears: Duration,
     ) -> Self {
-        let mut processor = Self::on(Path::Inline, client, clock, deliver, settings, Some(capacity));
+        let mut processor = Self::on(DispatchPath::Inline, client, deliver, settings, Some(capacity));
         // Longer than that, and a clear might come after its claim has ended.
-        let clear_within = clear_within.min(processor.claimer.lease / 4);
-        if !clear_within.is_zero() {
-            processor.linger = Some(processor.defer_clears(clear_within));
+        let defer_clears = defer_clears.min(processor.claimer.lease / 4);
+        if !defer_clears.is_zero() {
+            processor.deferred_clears = Some(processor.defer_clears(defer_clears));
         }
         processor
     }
 
     /// Clears that wait for `time` for the next save of their document.
-    fn defer_clears(&self, time: Duration) -> Linger {
+    fn defer_clears(&self, time: Duration) -> DeferredClears {
         let (mongo, report) = (self.mongo.clone(), self.report.clone());
-        Linger::start(time, move |delivered| clear_deferred(mongo.clone(), report.clone(), delivered).boxed())
+        DeferredClears::start(time, move |delivered| {
+            clear_deferred(mongo.clone(), report.clone(), delivered).boxed()
+        })
     }
 
     fn on(
-        path: Path,
+        path: DispatchPath,
         client: Client,
-        clock: ServerClock,
         deliver: Arc<dyn Deliver>,
         settings: ProcessorSettings,
         capacity: Option<usize>,
@@ -122,13 +118,14 @@ impl Processor {
             memory_bytes,
         } = settings;
         let lease = lease.max(SHORTEST_LEASE);
+        let clock = ServerClock::new(client.clone());
         let asked = MongoSettings { group_commit, memory_bytes, lease };
         let mongo = Mongo::start(client, clock, &asked, metrics.claims_lost.clone());
 
         Self {
             oversized: Oversized::new(mongo.clone(), &state_database, lease),
             unsettled: Unsettled::most(max_repeats),
-            linger: None,
+            deferred_clears: None,
             claimer: Claimer { mongo: mongo.clone(), name, lease, counts_claims },
             mongo,
             deliver,
@@ -149,9 +146,9 @@ impl Processor {
         self
     }
 
-    /// What happens, from now on.
-    pub fn events(&self) -> &Events<Event> {
-        self.report.events()
+    /// Events, from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.report.subscribe()
     }
 
     /// Where messages go.
@@ -193,8 +190,8 @@ impl Processor {
     }
 
     /// Where delivered messages wait for the next save of their document; none where they are cleared at once.
-    pub(crate) fn linger(&self) -> Option<&Linger> {
-        self.linger.as_ref()
+    pub(crate) fn deferred_clears(&self) -> Option<&DeferredClears> {
+        self.deferred_clears.as_ref()
     }
 
     /// Whether there is a way to deliver now.

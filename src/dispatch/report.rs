@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use mongodb::bson::DateTime;
+use tokio::sync::broadcast;
 
 use crate::{
+    dispatch::outcome::as_uuid,
     mongo::clock::until,
     observe::{
         event::{Event, Events},
@@ -35,8 +37,8 @@ impl Reporter {
         &self.metrics
     }
 
-    pub(crate) fn events(&self) -> &Events<Event> {
-        &self.events
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
     }
 
     pub(crate) fn vitals(&self) -> &Arc<Vitals> {
@@ -87,7 +89,7 @@ impl Reporter {
             self.metrics.lag(until(since, now));
         }
 
-        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        let (document, id, message_type) = (document.clone(), as_uuid(entry.id), entry.message_type.clone());
         self.emit(Event::Delivered { document, id, message_type });
     }
 
@@ -99,7 +101,7 @@ impl Reporter {
             "a delivery failed and is tried again"
         );
 
-        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        let (document, id, message_type) = (document.clone(), as_uuid(entry.id), entry.message_type.clone());
         self.emit(Event::Failed { document, id, message_type, attempts, error: error.into() });
     }
 
@@ -110,7 +112,7 @@ impl Reporter {
             "a message was given up; it stays in the document"
         );
 
-        let (document, id, message_type) = (document.clone(), entry.id, entry.message_type.clone());
+        let (document, id, message_type) = (document.clone(), as_uuid(entry.id), entry.message_type.clone());
         self.emit(Event::Died { document, id, message_type, reason, error: error.into() });
     }
 

@@ -28,11 +28,15 @@ pub(crate) fn settlement(outcome: Outcome, entry: &Entry, policy: &RetryPolicy) 
         Outcome::Delivered => Settlement::Clear,
         Outcome::Unavailable(why) => Settlement::Release { why },
         Outcome::Permanent(error) => Settlement::Die { reason: DeadReason::Permanent, error },
-        Outcome::Transient(error) if attempts < i64::from(policy.max_attempts) => {
+        Outcome::Transient(error) | Outcome::Unroutable(error)
+            if attempts < i64::from(policy.max_attempts) =>
+        {
             let after = policy.backoff(u32::try_from(attempts).unwrap_or(1));
             Settlement::Fail { after, error }
         }
-        Outcome::Transient(error) => Settlement::Die { reason: DeadReason::AttemptsExhausted, error },
+        Outcome::Transient(error) | Outcome::Unroutable(error) => {
+            Settlement::Die { reason: DeadReason::AttemptsExhausted, error }
+        }
     }
 }
 

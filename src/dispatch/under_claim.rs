@@ -45,9 +45,6 @@ pub(crate) enum Clearing {
     MayBeDeferred,
 }
 
-/// Entries that are delivered side by side.
-type Window<'a> = &'a [Entry];
-
 impl Processor {
     /// Delivers what a claim holds, and settles every entry of it.
     pub(crate) async fn deliver_claim(
@@ -90,7 +87,7 @@ impl Processor {
         settling.finish().await
     }
 
-    fn windows<'a>(&self, entries: &'a [Entry], ordering: DeliveryOrder) -> Vec<Window<'a>> {
+    fn windows<'a>(&self, entries: &'a [Entry], ordering: DeliveryOrder) -> Vec<&'a [Entry]> {
         if ordering != DeliveryOrder::Unordered {
             return entries.chunks(1).collect();
         }
@@ -163,14 +160,14 @@ impl<'a> ClaimKeeper<'a> {
             token: self.claim.token.clone(),
             ids: std::mem::take(&mut self.delivered),
         };
-        match self.processor.linger() {
-            Some(linger)
+        match self.processor.deferred_clears() {
+            Some(deferred)
                 if self.clearing == Clearing::MayBeDeferred
                     && is_all
                     && self.processor.half_left(self.claim) =>
             {
                 let left = self.processor.claim_left(self.claim);
-                linger.defer(delivered, Instant::now() + left).err()
+                deferred.defer(delivered, Instant::now() + left).err()
             }
             _ => Some(delivered),
         }
@@ -237,8 +234,8 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
     /// Delivers a window. What was not begun when a stop comes need not wait for its answers: it is given back at once.
     async fn deliver(
         &mut self,
-        window: Window<'a>,
-        rest: &mut vec::IntoIter<Window<'a>>,
+        window: &'a [Entry],
+        rest: &mut vec::IntoIter<&'a [Entry]>,
         stop: &CancellationToken,
     ) -> Vec<Answer> {
         let mut delivery = pin!(self.processor.deliver_window(self.keeper.claim, window, stop));
@@ -255,7 +252,7 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
     }
 
     /// Settles a window that has its answers.
-    async fn settle_all(&mut self, window: Window<'a>, answers: Vec<Answer>, permits: Permits) {
+    async fn settle_all(&mut self, window: &'a [Entry], answers: Vec<Answer>, permits: Permits) {
         let delivered = answers.iter().filter(|answer| answer.outcome == Outcome::Delivered).count();
         self.keeper.unsettled.keep(permits, delivered);
         for (entry, answer) in window.iter().zip(answers) {
@@ -263,7 +260,7 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
         }
     }
 
-    fn give_back(&mut self, window: Window<'a>, why: &str) {
+    fn give_back(&mut self, window: &'a [Entry], why: &str) {
         tracing::debug!(document = %self.document, count = window.len(), why, "messages are given back");
         self.keeper.given_back.extend(window.iter().map(|entry| entry.id));
     }

@@ -1,6 +1,5 @@
 //! What happens, as values: the one place from which logs, counts and tests learn of it.
 
-use mongodb::bson::Uuid;
 use tokio::sync::broadcast;
 
 use crate::stored::{document_ref::DocumentRef, entry::DeadReason};
@@ -35,13 +34,14 @@ impl<E: Clone> Events<E> {
 
 /// What happened to a document's messages.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Event {
     /// A message was delivered and confirmed.
     Delivered {
         /// Where it stood.
         document: DocumentRef,
         /// Which message.
-        id: Uuid,
+        id: uuid::Uuid,
         /// Its type.
         message_type: String,
     },
@@ -50,7 +50,7 @@ pub enum Event {
         /// Where it stands.
         document: DocumentRef,
         /// Which message.
-        id: Uuid,
+        id: uuid::Uuid,
         /// Its type.
         message_type: String,
         /// Failed attempts so far.
@@ -63,7 +63,7 @@ pub enum Event {
         /// Where it stands.
         document: DocumentRef,
         /// Which message.
-        id: Uuid,
+        id: uuid::Uuid,
         /// Its type.
         message_type: String,
         /// Why it was given up.
@@ -126,6 +126,7 @@ pub enum Event {
 /// Why the inline dispatcher left messages to the rescuer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
+#[non_exhaustive]
 pub enum Shed {
     /// No seat was free.
     Full,

@@ -52,13 +52,13 @@ impl Health {
     /// How it stands now.
     pub fn snapshot(&self) -> Snapshot {
         let vitals = &self.vitals;
-        let known = vitals.lock();
+        let state = vitals.lock();
         Snapshot {
             in_flight: vitals.in_flight.load(Ordering::Relaxed),
             capacity: vitals.capacity,
-            circuit_open_since: known.circuit_open_since,
+            circuit_open_since: state.circuit_open_since,
             shed: vitals.shed.load(Ordering::Relaxed),
-            last_error: known.last_error.clone(),
+            last_error: state.last_error.clone(),
             draining: vitals.draining.load(Ordering::Relaxed),
         }
     }
@@ -85,6 +85,7 @@ pub struct Snapshot {
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LastError {
     /// When.
     #[serde(serialize_with = "as_text")]
@@ -104,11 +105,11 @@ pub(crate) struct Vitals {
     in_flight: AtomicUsize,
     shed: AtomicU64,
     draining: AtomicBool,
-    known: Mutex<Known>,
+    state: Mutex<HealthState>,
 }
 
 #[derive(Default)]
-struct Known {
+struct HealthState {
     circuit_open_since: Option<SystemTime>,
     last_error: Option<LastError>,
     /// By the word for the reason.
@@ -140,12 +141,12 @@ impl Vitals {
             in_flight: AtomicUsize::new(0),
             shed: AtomicU64::new(0),
             draining: AtomicBool::new(false),
-            known: Mutex::default(),
+            state: Mutex::default(),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HealthState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
@@ -158,8 +159,8 @@ impl Vitals {
     pub(crate) fn shed(&self, messages: usize, reason: Shed) {
         self.shed.fetch_add(u64::try_from(messages).unwrap_or(u64::MAX), Ordering::Relaxed);
 
-        let mut known = self.lock();
-        let warning = known.shed.entry(reason.as_str()).or_default();
+        let mut state = self.lock();
+        let warning = state.shed.entry(reason.as_str()).or_default();
         warning.messages += messages;
         if warning.at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             tracing::warn!(
@@ -183,11 +184,11 @@ impl Vitals {
     /// Notes that there is no way to deliver, and watches for its end. `gone` is cancelled with the processor.
     pub(crate) fn circuit_opened(self: &Arc<Self>, deliver: &Arc<dyn Deliver>, gone: CancellationToken) {
         {
-            let mut known = self.lock();
-            if known.circuit_open_since.is_some() {
+            let mut state = self.lock();
+            if state.circuit_open_since.is_some() {
                 return;
             }
-            known.circuit_open_since = Some(SystemTime::now());
+            state.circuit_open_since = Some(SystemTime::now());
             self.metrics.circuit_open.set(1);
         }
         let circuit = OpenCircuit(self.clone());

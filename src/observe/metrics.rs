@@ -78,12 +78,12 @@ series! {
 /// Whose deliveries are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-pub(crate) enum Path {
+pub(crate) enum DispatchPath {
     Inline,
     Dispatcher,
 }
 
-impl Path {
+impl DispatchPath {
     pub(crate) fn as_str(self) -> &'static str {
         self.into()
     }
@@ -135,7 +135,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Registers every series, at zero.
-    pub(crate) fn register(path: Path) -> Self {
+    pub(crate) fn register(path: DispatchPath) -> Self {
         describe();
         let path = path.as_str();
         let saves = ["applied", "unchanged", "conflict", "gone", "unknown", "refused"];
@@ -179,12 +179,12 @@ impl Metrics {
     pub(crate) fn delivery(&self, outcome: &Outcome) {
         let result = match outcome {
             Outcome::Delivered => 0,
-            Outcome::Transient(_) => 1,
+            Outcome::Transient(_) | Outcome::Unroutable(_) => 1,
             Outcome::Permanent(_) => 2,
             Outcome::Unavailable(_) => 3,
         };
         self.deliveries[result].increment(1);
-        if matches!(outcome, Outcome::Transient(why) if why.starts_with(UNROUTABLE_TEXT)) {
+        if matches!(outcome, Outcome::Unroutable(_)) {
             self.unroutable.increment(1);
         }
     }
@@ -210,9 +210,6 @@ impl Metrics {
         }
     }
 }
-
-/// How the failure of a message without a queue begins.
-pub(crate) const UNROUTABLE_TEXT: &str = "unroutable: ";
 
 fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)

@@ -10,7 +10,7 @@ use tracing::{Span, field::Empty, info_span};
 
 use crate::{
     deliver::{Envelope, HANDLERS, Outcome},
-    observe::metrics::Path,
+    observe::metrics::DispatchPath,
     stored::{
         document_ref::DocumentRef,
         entry::{TRACEPARENT, TRACESTATE},
@@ -32,11 +32,11 @@ pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
 }
 
 /// A pass over one document's messages. Of the inline dispatcher it is in the trace of the save that it follows.
-pub(crate) fn dispatch(document: &DocumentRef, path: Path) -> Span {
+pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
     let name = format_args!("dispatch {}", document.namespace.coll);
     match path {
         // No child in the subscriber's eyes: that would keep the save's span open, which ends before.
-        Path::Inline => {
+        DispatchPath::Inline => {
             let span = info_span!(
                 parent: None,
                 "dispatch",
@@ -48,7 +48,7 @@ pub(crate) fn dispatch(document: &DocumentRef, path: Path) -> Span {
             context::follow(&span, &context::headers(&Span::current()));
             span
         }
-        Path::Dispatcher => info_span!(
+        DispatchPath::Dispatcher => info_span!(
             "dispatch",
             otel.name = %name,
             path = path.as_str(),
@@ -60,7 +60,7 @@ pub(crate) fn dispatch(document: &DocumentRef, path: Path) -> Span {
 
 /// The delivery of one message: part of the trace of its save where that delivers inline, else linked to it. The message
 /// carries the trace of its own delivery from then on.
-pub(crate) fn deliver(envelope: &mut Envelope, path: Path) -> Span {
+pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
     let (operation, kind, system) = match envelope.via.as_deref() {
         Some(HANDLERS) => ("process", "consumer", Some("document_outbox")),
         _ => ("send", "producer", None),
@@ -80,8 +80,8 @@ pub(crate) fn deliver(envelope: &mut Envelope, path: Path) -> Span {
         otel.status_code = Empty,
     );
     match path {
-        Path::Inline => context::follow(&span, &envelope.headers),
-        Path::Dispatcher => context::link(&span, &envelope.headers),
+        DispatchPath::Inline => context::follow(&span, &envelope.headers),
+        DispatchPath::Dispatcher => context::link(&span, &envelope.headers),
     }
     carry(&mut envelope.headers, &span);
     span
@@ -91,7 +91,7 @@ pub(crate) fn deliver(envelope: &mut Envelope, path: Path) -> Span {
 pub(crate) fn delivered(span: &Span, outcome: &Outcome) {
     match outcome {
         Outcome::Delivered => {}
-        Outcome::Transient(_) => failed(span, "transient"),
+        Outcome::Transient(_) | Outcome::Unroutable(_) => failed(span, "transient"),
         Outcome::Permanent(_) => failed(span, "permanent"),
         Outcome::Unavailable(_) => failed(span, "unavailable"),
     }

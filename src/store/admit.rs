@@ -67,8 +67,8 @@ impl<T: Aggregate> Store<T> {
     }
 
     fn delivered_and_there(&self, document: &DocumentRef, drafts: &[Draft]) -> usize {
-        match self.inline.linger() {
-            Some(linger) if !drafts.is_empty() => linger.count(document),
+        match self.inline.deferred_clears() {
+            Some(deferred) if !drafts.is_empty() => deferred.count(document),
             _ => 0,
         }
     }

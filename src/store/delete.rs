@@ -20,8 +20,8 @@ impl<T: Aggregate> Store<T> {
 
     async fn delete_in_steps(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
         // What was delivered and waits to be cleared must not be in the way.
-        if let Some(linger) = self.inline.linger() {
-            until_deadline(linger.flush(&loaded.document)).await;
+        if let Some(deferred) = self.inline.deferred_clears() {
+            until_deadline(deferred.flush(&loaded.document)).await;
         }
 
         let mut filter = loaded.document.filter();

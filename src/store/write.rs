@@ -115,7 +115,7 @@ impl<T: Aggregate> Store<T> {
         if !prepared.is_claimed() {
             return Condition::Any;
         }
-        match self.inline.linger().and_then(|linger| linger.take(&loaded.document)) {
+        match self.inline.deferred_clears().and_then(|deferred| deferred.take(&loaded.document)) {
             Some(taken) => Condition::HoldsOnly(taken),
             None => Condition::EmptyOutbox,
         }
@@ -124,8 +124,8 @@ impl<T: Aggregate> Store<T> {
     /// Clears what a save could not take out. What is not cleared by the deadline fails the next try.
     async fn clear_instead(&self, loaded: &Loaded<T>, taken: Taken) {
         drop(taken);
-        if let Some(linger) = self.inline.linger() {
-            until_deadline(linger.flush(&loaded.document)).await;
+        if let Some(deferred) = self.inline.deferred_clears() {
+            until_deadline(deferred.flush(&loaded.document)).await;
         }
     }
 }

@@ -52,7 +52,7 @@ impl System {
             .lease(Duration::from_secs(1))
             .hand_off(flow.command_sender().await)
             .deliver_to(rabbitmq.clone());
-        let messages = Heard::from(inline.events().subscribe());
+        let messages = Heard::from(inline.subscribe());
         let worker = flow.dispatcher(retry).await;
         let rescuer = flow.rescuer(flow.rescuer_settings(Duration::from_secs(2))).await;
         let saves = Saves::begin(&flow, &inline).await;

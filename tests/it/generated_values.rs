@@ -147,7 +147,6 @@ type Stored = HashMap<i32, RawDocumentBuf>;
 struct World {
     test: TestDatabase,
     store: Store<Any>,
-    clock: ServerClock,
     now: DateTime,
 }
 
@@ -157,7 +156,7 @@ impl World {
         let store = Store::<Any>::new(test.orders(), &InlineDispatcher::off(&test.client));
         store.ensure_indexes().await.unwrap();
         let clock = ServerClock::new(test.client.clone());
-        Self { now: clock.now().await.unwrap(), test, store, clock }
+        Self { now: clock.now().await.unwrap(), test, store }
     }
 
     fn document(&self, id: i32) -> DocumentRef {
@@ -239,7 +238,7 @@ impl World {
         let settings =
             ProcessorSettings { state_database: self.state().name().into(), ..ProcessorSettings::default() };
         let client = self.test.client.clone();
-        let worker = Processor::new(client, self.clock.clone(), Arc::new(recorder.clone()), settings);
+        let worker = Processor::new(client, Arc::new(recorder.clone()), settings);
         let runs = documents.iter().map(async |id| {
             for ordering in [DeliveryOrder::DeadBlocks, DeliveryOrder::Ordered, DeliveryOrder::Unordered] {
                 self.process(&worker, *id, ordering).await;

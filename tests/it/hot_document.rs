@@ -111,7 +111,7 @@ async fn two_processes_keep_order_on_the_fast_path() {
 
     let processes = PROCESSES.map(|name| {
         tokio::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_process_that_saves_the_hot_document"])
+            .args(["--exact", "hot_document::a_process_that_saves_the_hot_document"])
             .env(NAME, name)
             .env(DATABASE, flow.name())
             .stdout(Stdio::null())

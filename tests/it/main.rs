@@ -8,8 +8,8 @@
 
 mod amqp;
 mod broker_outage;
-mod clear_within;
 mod dead_blocks;
+mod deferred_clears;
 mod deliver;
 mod deploy;
 mod docs;

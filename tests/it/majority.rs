@@ -9,7 +9,6 @@ use crate::support::{Order, Recorder, TestDatabase, uri};
 use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Store,
     dispatch::{Processed, Processor, ProcessorSettings},
-    internal::ServerClock,
     store::{Inserted, Saved},
 };
 use mongodb::{
@@ -182,8 +181,7 @@ async fn direct(host: ServerAddress) -> Client {
 }
 
 fn worker(test: &TestDatabase, recorder: &Recorder) -> Processor {
-    let clock = ServerClock::new(test.client.clone());
-    Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), ProcessorSettings::default())
+    Processor::new(test.client.clone(), Arc::new(recorder.clone()), ProcessorSettings::default())
 }
 
 fn document(test: &TestDatabase, id: &str) -> DocumentRef {
@@ -320,8 +318,7 @@ mod outage {
         let recorder = Recorder::default();
         let settings =
             ProcessorSettings { state_database: state.name().to_owned(), ..ProcessorSettings::default() };
-        let clock = ServerClock::new(client.clone());
-        let worker = Processor::new(client, clock, Arc::new(recorder.clone()), settings);
+        let worker = Processor::new(client, Arc::new(recorder.clone()), settings);
         let entry =
             doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };
         let full = doc! { "_id": "full", "outbox": [entry] };

@@ -12,7 +12,6 @@ use document_outbox::{
     Caps, DeliveryOrder, Dispatch, DocumentRef, InlineDispatcher, Mode, RetryPolicy, Shed, Store,
     deliver::{Deliver, Outcome},
     dispatch::{Processed, Processor, ProcessorSettings},
-    internal::ServerClock,
     observe::{Event, metrics},
     store::{Deleted, Inserted, Saved},
 };
@@ -121,8 +120,7 @@ fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
         retry: no_quick_tries(),
         ..ProcessorSettings::default()
     };
-    let clock = ServerClock::new(test.client.clone());
-    Processor::new(test.client.clone(), clock, Arc::new(deliver.clone()), settings)
+    Processor::new(test.client.clone(), Arc::new(deliver.clone()), settings)
 }
 
 async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed {
@@ -241,7 +239,7 @@ async fn inline_deliveries_and_leftovers_show_in_the_metrics() {
 
     recorder.answer([Outcome::Transient("no luck".into())]);
     recorder.let_through(3);
-    let mut events = Heard::from(inline.events().subscribe());
+    let mut events = Heard::from(inline.subscribe());
     let retrying = InlineDispatcher::builder(&test.client).retry(no_quick_tries());
     let retrying = recording.during(|| retrying.mode(Mode::Await).deliver_to(recorder.clone()));
     insert(&test.store(&retrying), placed("o-4", [6])).await;
@@ -278,7 +276,7 @@ async fn what_a_worker_makes_of_messages_is_counted() {
     let mut recording = Recording::new();
     let recorder = Recorder::default();
     let worker = recording.during(|| worker(&test, &recorder));
-    let mut events = Heard::from(worker.events().subscribe());
+    let mut events = Heard::from(worker.subscribe());
     let orders = test.store(&InlineDispatcher::off(&test.client));
     let foreign = |extra: Document| {
         let mut entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 0i64 } };
@@ -343,7 +341,7 @@ async fn a_claim_lost_during_delivery_is_counted() {
     let mut recording = Recording::new();
     let slow = Recorder::held();
     let slow_worker = recording.during(|| worker(&test, &slow));
-    let mut events = Heard::from(slow_worker.events().subscribe());
+    let mut events = Heard::from(slow_worker.subscribe());
     insert(&test.store(&InlineDispatcher::off(&test.client)), placed("o-1", [1, 2])).await;
     slow.answer([Outcome::Delivered, Outcome::Permanent("never".into())]);
     let take_over = async {

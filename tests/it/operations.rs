@@ -8,7 +8,6 @@ use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Mode, RetryPolicy,
     deliver::Outcome,
     dispatch::{Processed, Processor, ProcessorSettings},
-    internal::ServerClock,
     store::Inserted,
 };
 use mongodb::bson::{Bson, Document, Uuid, doc};
@@ -32,8 +31,7 @@ async fn with_a_dead_message(test: &TestDatabase) -> Bson {
 
 async fn work_off(test: &TestDatabase, recorder: &Recorder) -> Processed {
     let settings = ProcessorSettings { retry: RetryPolicy::default(), ..ProcessorSettings::default() };
-    let clock = ServerClock::new(test.client.clone());
-    let worker = Processor::new(test.client.clone(), clock, Arc::new(recorder.clone()), settings);
+    let worker = Processor::new(test.client.clone(), Arc::new(recorder.clone()), settings);
     let document = DocumentRef::by_id(test.orders().namespace(), "o-1");
     let stop = CancellationToken::new();
     worker.process(&document, DeliveryOrder::Ordered, &stop).await.unwrap()

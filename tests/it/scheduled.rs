@@ -112,7 +112,7 @@ async fn saving_only_scheduled_messages_takes_no_capacity() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let inline = InlineDispatcher::builder(&test.client).capacity(1).deliver_to(recorder.clone());
-    let mut events = Heard::from(inline.events().subscribe());
+    let mut events = Heard::from(inline.subscribe());
     let orders = test.store(&inline);
     assert_eq!(insert(&orders, placed("o-1", 1, [2], LONG)).await.dispatch, Dispatch::Background);
     assert_eq!(insert(&orders, placed("o-2", 3, [], LONG)).await.dispatch, Dispatch::Scheduled);
@@ -186,7 +186,6 @@ async fn an_overdue_scheduled_message_counts_as_retrying() {
     let clock = ServerClock::new(test.client.clone());
     let processor = Processor::new(
         test.client.clone(),
-        clock.clone(),
         std::sync::Arc::new(recorder.clone()),
         ProcessorSettings::default(),
     );

@@ -9,7 +9,6 @@ use crate::support::{Recorder, TestDatabase, uri};
 use document_outbox::{
     DeliveryOrder, DocumentRef,
     dispatch::{Processed, Processor, ProcessorSettings},
-    internal::ServerClock,
 };
 use futures::future::join_all;
 use mongodb::{
@@ -33,8 +32,7 @@ async fn processor(deliver: Recorder) -> (Processor, Arc<AtomicUsize>) {
         }
     }));
     let client = Client::with_options(options).unwrap();
-    let clock = ServerClock::new(client.clone());
-    (Processor::new(client, clock, Arc::new(deliver), ProcessorSettings::default()), finds)
+    (Processor::new(client, Arc::new(deliver), ProcessorSettings::default()), finds)
 }
 
 fn filled(id: impl Into<Bson>) -> Document {

@@ -8,7 +8,6 @@ use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Mode, RetryPolicy, Store,
     deliver::{Deliver, HandlerError, Handlers, Outcome, Router},
     dispatch::{Processed, Processor, ProcessorSettings},
-    internal::ServerClock,
     store::{Inserted, Receipt},
 };
 use mongodb::bson::Document;
@@ -105,7 +104,7 @@ fn no_quick_tries() -> RetryPolicy {
 
 fn worker(test: &TestDatabase, deliver: impl Deliver) -> Processor {
     let settings = ProcessorSettings { retry: no_quick_tries(), ..ProcessorSettings::default() };
-    Processor::new(test.client.clone(), ServerClock::new(test.client.clone()), Arc::new(deliver), settings)
+    Processor::new(test.client.clone(), Arc::new(deliver), settings)
 }
 
 async fn process(test: &TestDatabase, worker: &Processor, id: &str, ordering: DeliveryOrder) -> Processed {

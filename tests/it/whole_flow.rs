@@ -482,7 +482,7 @@ async fn an_unreceivable_message_waits_for_a_receiver() {
         .retry(patient())
         .hand_off(flow.command_sender().await)
         .deliver_to(flow.rabbitmq("inline").await);
-    let mut events = Heard::from(inline.events().subscribe());
+    let mut events = Heard::from(inline.subscribe());
     let orders = flow.test.store(&inline);
     insert(&orders, placed("o-1", [1, 2])).await;
     let failed = |event: &Event| match event {

@@ -11,7 +11,6 @@ use document_outbox::{
     amqp::{AmqpSettings, Publisher, TopologyMode},
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
     dispatch::{Processor, ProcessorSettings},
-    internal::ServerClock,
     observe::Event,
 };
 use futures::StreamExt;
@@ -200,10 +199,9 @@ impl Flow {
             ..ProcessorSettings::default()
         };
         let client = self.test.client.clone();
-        let clock = ServerClock::new(client.clone());
         let rabbitmq = Arc::new(self.rabbitmq(WORKER).await);
-        let processor = Processor::new(client, clock, rabbitmq, settings);
-        let messages = Heard::from(processor.events().subscribe());
+        let processor = Processor::new(client, rabbitmq, settings);
+        let messages = Heard::from(processor.subscribe());
         let dispatcher = Dispatcher::new(processor, self.amqp(WORKER), dispatcher_settings).unwrap();
         let events = Heard::from(dispatcher.subscribe());
         let running = dispatcher.start();

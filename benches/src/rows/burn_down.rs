@@ -10,7 +10,6 @@ use document_outbox::{
     amqp::{AmqpSettings, Publisher, TopologyMode},
     command::{ProcessDocumentMessages, Reason},
     dispatch::{Processor, ProcessorSettings},
-    internal::ServerClock,
 };
 use mongodb::{
     Collection, Namespace,
@@ -149,8 +148,7 @@ async fn command(bed: &Bed, namespace: &Namespace, count: usize) -> Result<()> {
 async fn dispatch(bed: &Bed, count: usize, collection: &Collection<Document>) -> Result<Duration> {
     let settings =
         ProcessorSettings { state_database: bed.state().name().to_owned(), ..ProcessorSettings::default() };
-    let clock = ServerClock::new(bed.client.clone());
-    let processor = Processor::new(bed.client.clone(), clock, Arc::new(bed.rabbitmq.clone()), settings);
+    let processor = Processor::new(bed.client.clone(), Arc::new(bed.rabbitmq.clone()), settings);
 
     let mut settings = DispatcherSettings::new([format!("{}.*", bed.name()).parse()?]);
     settings.commands_exchange = bed.commands();

@@ -29,7 +29,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     // The first block is for warming up.
     for block in 0..=bed.scale.blocks {
         let mut team = Ours::team(bed, &store, count, 1).await?;
-        let mut events = inline.events().subscribe();
+        let mut events = inline.subscribe();
         let (mut saves, mut writes, mut writes_behind) = (Vec::new(), Vec::new(), Vec::new());
         for (saver, stored) in team.iter_mut().zip(&mut stored) {
             let began = Instant::now();

@@ -104,7 +104,7 @@ async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side
     let publisher = Confirmed::connect(bed).await?;
     let ways = [
         (OURS, bed.inline(Mode::Await)),
-        (LINGERING, bed.inline_with(Mode::Await, |builder| builder.clear_within(Duration::from_secs(1)))),
+        (LINGERING, bed.inline_with(Mode::Await, |builder| builder.defer_clears(Duration::from_secs(1)))),
         (UNGROUPED, bed.inline_with(Mode::Await, |builder| builder.group_commit(false))),
     ];
     for (n, (name, inline)) in ways.into_iter().enumerate() {

@@ -30,7 +30,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     // The servers write a few of their own.
     report.add(row.goal(Goal::AtMost(2.0)).values("", &each.iter().map(rounded).collect::<Vec<_>>()));
 
-    let inline = bed.inline_with(Mode::Background, |builder| builder.clear_within(Duration::from_secs(1)));
+    let inline = bed.inline_with(Mode::Background, |builder| builder.defer_clears(Duration::from_secs(1)));
     let store = bed.orders(&inline, "again", SAVERS, 2_000).await?;
     let mut each = Vec::new();
     for _ in 0..bed.scale.blocks {

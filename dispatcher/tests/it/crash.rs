@@ -7,7 +7,6 @@ use document_outbox::{
     DocumentRef, InlineDispatcher,
     deliver::{Answer, Deliver, Envelope, Outcome},
     dispatch::{Processor, ProcessorSettings},
-    internal::ServerClock,
     store::Inserted,
 };
 use mongodb::bson::{DateTime, Document, doc};
@@ -46,8 +45,7 @@ async fn a_worker_process_that_a_message_kills() {
     let client = mongodb::Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
     let database = client.database(&name);
     let killer = Killer { notes: database.collection("notes") };
-    let clock = ServerClock::new(client.clone());
-    let processor = Processor::new(client, clock, Arc::new(killer), ProcessorSettings::default());
+    let processor = Processor::new(client, Arc::new(killer), ProcessorSettings::default());
     let document = DocumentRef::by_id(database.collection::<Document>("orders").namespace(), "o-1");
     let stop = tokio_util::sync::CancellationToken::new();
     let ordering = document_outbox::DeliveryOrder::Ordered;

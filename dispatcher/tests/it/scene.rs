@@ -8,7 +8,6 @@ use document_outbox::{
     command::{COMMANDS_ROUTING_KEY, ProcessDocumentMessages, Reason},
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
     dispatch::{Processed, Processor, ProcessorSettings},
-    internal::ServerClock,
     store::Inserted,
 };
 use lapin::{
@@ -80,8 +79,7 @@ impl Scene {
 
     pub(crate) fn processor(&self, deliver: impl Deliver, retry: RetryPolicy) -> Processor {
         let settings = ProcessorSettings { retry, ..ProcessorSettings::default() };
-        let clock = ServerClock::new(self.test.client.clone());
-        Processor::new(self.test.client.clone(), clock, Arc::new(deliver), settings)
+        Processor::new(self.test.client.clone(), Arc::new(deliver), settings)
     }
 
     pub(crate) fn start_with(
@@ -200,7 +198,7 @@ impl Scene {
             state_database: state_database.to_owned(),
             ..ProcessorSettings::default()
         };
-        let processor = Processor::new(client.clone(), ServerClock::new(client), Arc::new(deliver), settings);
+        let processor = Processor::new(client.clone(), Arc::new(deliver), settings);
         Worker::start(processor, AmqpSettings::new(&self.broker).unwrap(), self.settings())
     }
 

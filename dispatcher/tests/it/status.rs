@@ -10,7 +10,6 @@ use document_outbox::{
     command::{COMMAND_TYPE, MAX_COMMAND_BYTES},
     deliver::Outcome,
     dispatch::{Processed, Processor, ProcessorSettings},
-    internal::ServerClock,
 };
 use metrics_util::{
     CompositeKey,
@@ -93,9 +92,7 @@ async fn every_documented_series_starts_at_zero() {
     let (recorder, mut series) = series();
     let _installed = metrics::set_default_local_recorder(&recorder);
     let client = mongodb::Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
-    let clock = ServerClock::new(client.clone());
-    let processor =
-        Processor::new(client, clock, Arc::new(Recorder::default()), ProcessorSettings::default());
+    let processor = Processor::new(client, Arc::new(Recorder::default()), ProcessorSettings::default());
     let amqp = AmqpSettings::new(&uri("OUTBOX_RABBITMQ_URI")).unwrap();
     let settings = DispatcherSettings::new(["shop.*".parse().unwrap()]);
     let dispatcher = Dispatcher::new(processor, amqp, settings).unwrap();

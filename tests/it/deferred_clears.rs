@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 /// So long that no test meets its end.
 const FOR_EVER: Duration = Duration::from_secs(600);
 
-fn lingering(test: &TestDatabase, time: Duration) -> InlineBuilder {
-    InlineDispatcher::builder(&test.client).mode(Mode::Await).lease(4 * FOR_EVER).clear_within(time)
+fn deferring(test: &TestDatabase, time: Duration) -> InlineBuilder {
+    InlineDispatcher::builder(&test.client).mode(Mode::Await).lease(4 * FOR_EVER).defer_clears(time)
 }
 
 /// An application whose delivered messages stay until somebody sees to them.
@@ -34,7 +34,7 @@ struct Shop {
 impl Shop {
     async fn open() -> Self {
         let (test, recorder) = (TestDatabase::create().await, Recorder::default());
-        let inline = lingering(&test, FOR_EVER).deliver_to(recorder.clone());
+        let inline = deferring(&test, FOR_EVER).deliver_to(recorder.clone());
         Self { orders: test.store(&inline), test, recorder, inline }
     }
 
@@ -111,7 +111,7 @@ async fn the_next_save_removes_a_delivered_message() {
 #[tokio::test]
 async fn an_unsaved_document_is_cleared_after_its_time() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
-    let inline = lingering(&test, Duration::from_millis(50)).deliver_to(recorder.clone());
+    let inline = deferring(&test, Duration::from_millis(50)).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     let insert = |n: i64| {
         let orders = &orders;
@@ -207,7 +207,7 @@ async fn a_callers_own_update_does_not_wait() {
 async fn another_process_waits_and_keeps_the_order() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
     let process = || {
-        let inline = lingering(&test, Duration::from_millis(20)).deliver_to(recorder.clone());
+        let inline = deferring(&test, Duration::from_millis(20)).deliver_to(recorder.clone());
         test.store(&inline)
     };
     let (one, other) = (process(), process());
@@ -226,7 +226,7 @@ async fn another_process_waits_and_keeps_the_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_contention_every_message_is_delivered_once() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
-    let inline = lingering(&test, Duration::from_millis(30)).deliver_to(recorder.clone());
+    let inline = deferring(&test, Duration::from_millis(30)).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     for document in 0..10 {
         let inserted = orders.insert(Order::new(&format!("o-{document}"))).await.unwrap();
@@ -269,7 +269,7 @@ async fn stress_a_flush_ends_beside_200_savers_and_late_replies() {
     let (network, far) = crate::network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
     let client = Client::with_uri_str(far).await.unwrap();
     let test = TestDatabase { database: client.database(near.database.name()), client };
-    let inline = lingering(&test, Duration::from_millis(20)).deliver_to(recorder.clone());
+    let inline = deferring(&test, Duration::from_millis(20)).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     network.delay(Duration::from_millis(100));
 
