@@ -11,7 +11,7 @@
 //! dispatch does. Linux only, for `/proc`.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     error::Error,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -48,21 +48,21 @@ async fn main() -> Outcome<()> {
 }
 
 /// A document of about 500 bytes with one message.
-fn order(number: u64) -> Document {
+fn order(number: u32) -> Document {
     let now = DateTime::now();
     let entry = doc! {
-        "id": Uuid::new(), "type": "order.placed", "payload": { "order": number as i64 },
+        "id": Uuid::new(), "type": "order.placed", "payload": { "order": i64::from(number) },
         "created_at": now, "available_at": now,
     };
-    doc! { "_id": ObjectId::new(), "number": number as i64, "customer": "c".repeat(300), "outbox": [entry] }
+    doc! { "_id": ObjectId::new(), "number": i64::from(number), "customer": "c".repeat(300), "outbox": [entry] }
 }
 
 /// What the change stream's replies hold.
 #[derive(Default)]
 struct Replies {
-    of_streams: HashMap<i32, ()>,
-    bytes: usize,
-    changes: usize,
+    of_streams: HashSet<i32>,
+    bytes: u32,
+    changes: u32,
 }
 
 impl Replies {
@@ -71,17 +71,17 @@ impl Replies {
             CommandEvent::Started(event) => {
                 let on = event.command.get_str("collection").unwrap_or_default();
                 if event.command_name == "getMore" && on.starts_with("$cmd") {
-                    self.of_streams.insert(event.request_id, ());
+                    self.of_streams.insert(event.request_id);
                 }
             }
-            CommandEvent::Succeeded(event) if self.of_streams.remove(&event.request_id).is_some() => {
+            CommandEvent::Succeeded(event) if self.of_streams.remove(&event.request_id) => {
                 let batch =
                     event.reply.get_document("cursor").and_then(|cursor| cursor.get_array("nextBatch"));
-                let changes = batch.map_or(0, Vec::len);
+                let changes = batch.map_or(0, |batch| u32::try_from(batch.len()).unwrap_or(u32::MAX));
                 if changes > 0 {
                     self.changes += changes;
-                    self.bytes +=
-                        RawDocumentBuf::try_from(&event.reply).map_or(0, |raw| raw.as_bytes().len());
+                    let bytes = RawDocumentBuf::try_from(&event.reply).map_or(0, |raw| raw.as_bytes().len());
+                    self.bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
                 }
             }
             _ => {}
@@ -101,7 +101,7 @@ impl Commands for Confirming {
     async fn ready(&self) {}
 }
 
-const CHANGES: u64 = 20_000;
+const CHANGES: u32 = 20_000;
 
 async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
     let orders = database.collection::<Document>("orders");
@@ -125,7 +125,7 @@ async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
     for first in (0..CHANGES).step_by(500) {
         orders.insert_many((first..first + 500).map(order)).await?;
     }
-    let seen = |at_least: usize| {
+    let seen = |at_least: u32| {
         let replies = replies.clone();
         async move {
             loop {
@@ -137,8 +137,11 @@ async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
             }
         }
     };
-    let (changes, bytes) = seen(CHANGES as usize).await;
-    println!("{changes} changes that fill an outbox: {:.0} bytes each", bytes as f64 / changes as f64);
+    let (changes, bytes) = seen(CHANGES).await;
+    println!(
+        "{changes} changes that fill an outbox: {:.0} bytes each",
+        f64::from(bytes) / f64::from(changes)
+    );
     // What follows touches no outbox, but for the last, which shows that all before it was passed.
     orders.update_many(doc! {}, doc! { "$set": { "customer": "d".repeat(300) } }).await?;
     orders.insert_one(order(CHANGES)).await?;
@@ -183,7 +186,7 @@ async fn memory(database: &Database, state: &Database, delay: &str, time: Durati
         change(&orders, number).await?;
         number += 20;
     }
-    let rate = number as f64 / begun.elapsed().as_secs_f64();
+    let rate = f64::from(number) / begun.elapsed().as_secs_f64();
     let status = std::fs::read_to_string(format!("/proc/{}/status", rescuer.0.id()))?;
     if let Some(ended) = rescuer.0.try_wait()? {
         return Err(format!("the rescuer ended: {ended}").into());
@@ -195,7 +198,7 @@ async fn memory(database: &Database, state: &Database, delay: &str, time: Durati
 }
 
 /// Twenty saves, delivered at once.
-async fn change(orders: &Collection<Document>, number: u64) -> Outcome<()> {
+async fn change(orders: &Collection<Document>, number: u32) -> Outcome<()> {
     let saved: Vec<Document> = (number..number + 20).map(order).collect();
     let ids: Vec<_> = saved.iter().filter_map(|order| order.get("_id").cloned()).collect();
     orders.insert_many(saved).await?;

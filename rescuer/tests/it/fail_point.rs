@@ -43,7 +43,7 @@ async fn transient_errors_reopen_the_stream_without_loss() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     // The driver takes a server that says so for gone until its next heartbeat, which can be 10 s later.
-    let settings = Settings { lease: Duration::from_secs(60), ..world.settings() };
+    let settings = Settings { lease: Duration::from_mins(1), ..world.settings() };
     let mut running = world.started(&commands, settings).await;
     // 91 (shutdown in progress) without the label that has the driver resume by itself.
     let error = doc! { "failCommands": ["getMore"], "errorCode": 91, "errorLabels": [] };
@@ -68,7 +68,7 @@ async fn a_lost_history_leads_to_a_full_sweep() {
         let (world, commands) = (World::new().await, Recorder::new());
         let orders = world.indexed_orders().await;
         // So long that the stream cannot be the one who finds it, and that the loss comes during a hold.
-        let settings = Settings { delay: Duration::from_secs(3600), ..world.settings() };
+        let settings = Settings { delay: Duration::from_hours(1), ..world.settings() };
         let mut running = world.started(&commands, settings).await;
         orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
         let error = doc! { "failCommands": ["getMore"], "errorCode": code, "errorLabels": [] };
@@ -182,7 +182,7 @@ async fn a_refused_index_leads_to_an_immediate_scan() {
         "failCommands": ["find"], "errorCode": 2, "namespace": format!("{}.orders", world.db.name()),
     };
     world.fail(error.clone(), doc! { "times": 1 }).await;
-    let settings = Settings { delay: Duration::from_secs(3600), ..world.settings() };
+    let settings = Settings { delay: Duration::from_hours(1), ..world.settings() };
     let mut running = world.start(&commands, settings).await;
     let mut missed = false;
     let cut_short = running
@@ -218,7 +218,7 @@ async fn an_unreadable_collection_causes_no_full_sweep_of_others() {
     world.fail(error.clone(), "alwaysOn").await;
     let settings = Settings {
         sweep_interval: Duration::from_millis(50),
-        delay: Duration::from_secs(3600),
+        delay: Duration::from_hours(1),
         ..world.settings()
     };
     let mut running = world.start(&commands, settings).await;
@@ -328,7 +328,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
 async fn a_stream_that_breaks_after_opening_is_unready() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
-    let settings = Settings { lease: Duration::from_secs(60), ..world.settings() };
+    let settings = Settings { lease: Duration::from_mins(1), ..world.settings() };
     let mut running = world.started(&commands, settings).await;
     let error = doc! { "failCommands": ["getMore"], "errorCode": 50, "errorLabels": [] };
     world.fail(error.clone(), "alwaysOn").await;

@@ -8,7 +8,7 @@ use outbox_rescuer::{RescueEvent, Settings};
 use crate::support::*;
 
 /// So long that nobody can take the stream over but by the lease being given back.
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 
 #[tokio::test]
 async fn a_second_rescuer_waits_until_the_first_yields() {

@@ -59,7 +59,10 @@ impl PrivateMongod {
         let admin = Client::with_options(options).unwrap().database("admin");
         let member = doc! { "_id": 0, "host": format!("127.0.0.1:{port}") };
         let set = doc! { "replSetInitiate": { "_id": "rs0", "members": [member] } };
-        admin.run_command(set).await.unwrap_or_else(|error| panic!("{error}, see {:?}", self.directory));
+        admin
+            .run_command(set)
+            .await
+            .unwrap_or_else(|error| panic!("{error}, see {}", self.directory.display()));
         let begun = Instant::now();
         while !admin.run_command(doc! { "hello": 1 }).await.unwrap().get_bool("isWritablePrimary").unwrap() {
             assert!(begun.elapsed() < PATIENCE, "it doesn't become primary");
@@ -113,7 +116,7 @@ mod outage {
         roll_over(&world, position.get_timestamp("cluster_time").unwrap()).await;
 
         // A delay that this oplog will never reach back to.
-        let delay = Duration::from_secs(3600);
+        let delay = Duration::from_hours(1);
         let mut running = world.start(&commands, Settings { delay, ..world.settings() }).await;
         let (mut lost, mut warned, mut from) = (None, None, None);
         running

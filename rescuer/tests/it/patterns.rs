@@ -167,7 +167,7 @@ async fn many_collections_are_swept_within_the_budget() {
     let (events, status) = (rescuer.subscribe(), rescuer.status());
     let (stop, begun) = (CancellationToken::new(), Instant::now());
     let task = tokio::spawn(rescuer.run(stop.clone()));
-    let mut running = Running { events, status, stop, task, begun };
+    let mut running = Running { events, status, stop, begun, task };
     let (mut budgeted, mut swept) = (0, 0);
     while swept < COLLECTIONS {
         let (collections, queries) = running
@@ -254,7 +254,7 @@ async fn manually_repaired_or_released_entries_are_found() {
     }
     // The sweep may have come by as well.
     let of_stream = |(command, _): &(ProcessDocumentMessages, Instant)| {
-        (command.reason == Reason::Stream).then(|| command.document.id().to_owned())
+        (command.reason == Reason::Stream).then(|| command.document.id().clone())
     };
     assert_eq!(commands.taken().iter().filter_map(of_stream).collect::<Vec<_>>(), expected);
 

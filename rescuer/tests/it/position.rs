@@ -30,7 +30,7 @@ async fn with_position(world: &World, settings: Settings) {
 #[tokio::test]
 async fn the_first_start_saves_its_time_before_reading() {
     let (world, commands) = (World::new().await, Recorder::new());
-    let settings = Settings { idle_save_interval: Duration::from_secs(600), ..world.settings() };
+    let settings = Settings { idle_save_interval: Duration::from_mins(10), ..world.settings() };
     let mut running = world.start(&commands, settings).await;
     assert_eq!(opened(&mut running).await, StartedFrom::Now);
     let position = world.position().await;
@@ -109,7 +109,7 @@ async fn a_rescuer_killed_midway_queues_everything_after_restart() {
 async fn stopped_cleanly_the_rescuer_repeats_nothing() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = Settings { busy_save_interval: Duration::from_secs(600), ..world.settings() };
+    let settings = Settings { busy_save_interval: Duration::from_mins(10), ..world.settings() };
     let mut running = world.started(&commands, settings.clone()).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     running.page().await;
@@ -412,7 +412,7 @@ impl outbox_rescuer::Commands for Panicking {
 
     async fn ready(&self) {
         assert!(!self.in_sweep, "as a test wants it");
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

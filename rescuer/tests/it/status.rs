@@ -47,6 +47,11 @@ fn kinds(handle: &PrometheusHandle) -> BTreeMap<String, String> {
     kinds.map(|(name, kind)| (name.to_owned(), kind.replace("summary", "histogram"))).collect()
 }
 
+/// The labels of one part of a cell: several without values, or one with its values.
+fn parts(part: &str) -> Vec<&str> {
+    if part.contains(':') { vec![part] } else { part.split(", ").collect() }
+}
+
 /// The rows of docs/metrics.md for the rescuer: name, kind, and labels with the values that are fixed.
 fn contract() -> Vec<(String, String, BTreeMap<String, Vec<String>>)> {
     let text = include_str!("../../../docs/metrics.md");
@@ -55,15 +60,14 @@ fn contract() -> Vec<(String, String, BTreeMap<String, Vec<String>>)> {
     let row = |row: &str| {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let mut labels: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for part in cells[2].split("; ").flat_map(|part| match part.contains(':') {
-            true => vec![part],
-            false => part.split(", ").collect(),
-        }) {
+        for part in cells[2].split("; ").flat_map(parts) {
             // `stream`, `cause`: `error`, …
             let words: Vec<String> = part.split('`').skip(1).step_by(2).map(str::to_owned).collect();
             let fixed = part.split_once(": ").map_or(0, |(_, values)| values.matches('`').count() / 2);
             let (names, values) = words.split_at(words.len() - fixed);
-            names.iter().for_each(|name| drop(labels.insert(name.clone(), Vec::new())));
+            for name in names {
+                labels.insert(name.clone(), Vec::new());
+            }
             if let Some(last) = names.last() {
                 labels.insert(last.clone(), values.to_vec());
             }
@@ -205,7 +209,7 @@ async fn all_streams_together_count_collections_without_index() {
 #[tokio::test]
 async fn the_status_of_each_shows_who_owns_what() {
     let world = World::new().await;
-    let settings = Settings { lease: Duration::from_secs(600), ..world.settings() };
+    let settings = Settings { lease: Duration::from_mins(10), ..world.settings() };
     let mut first = world.start(&Recorder::new(), settings.clone()).await;
     first.owned().await;
     let mut second = world.start(&Recorder::new(), settings).await;
@@ -269,7 +273,7 @@ impl Commands for Broken {
 
     async fn ready(&self) {
         if self.away {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

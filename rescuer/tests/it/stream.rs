@@ -268,7 +268,7 @@ async fn failing_commands_keep_the_position_until_sent() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     // So that it is pages only that move the position.
-    let settings = Settings { idle_save_interval: std::time::Duration::from_secs(600), ..world.settings() };
+    let settings = Settings { idle_save_interval: std::time::Duration::from_mins(10), ..world.settings() };
     let mut running = world.started(&commands, settings).await;
     let before = world.position().await;
     commands.away.store(true, Ordering::SeqCst);
@@ -441,7 +441,7 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
 /// What the rescuer takes for the present is half an hour before the dates of the changes that it reads.
 #[tokio::test]
 async fn a_server_clock_set_back_delays_no_message() {
-    let half_an_hour = std::time::Duration::from_secs(1800);
+    let half_an_hour = std::time::Duration::from_mins(30);
     let (world, commands) = (World::on(set_back(half_an_hour).await).await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;

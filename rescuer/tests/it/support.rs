@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use document_outbox::{SendFailure, command::ProcessDocumentMessages};
+use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use mongodb::{
     Client, Collection, Database, IndexModel,
     bson::{Bson, DateTime, Document, Timestamp, Uuid, doc},
@@ -49,8 +50,8 @@ pub(crate) fn rabbitmq_uri() -> String {
 pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
     let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    channel.queue_delete(queue.into(), Default::default()).await.unwrap();
-    channel.exchange_delete(exchange.into(), Default::default()).await.unwrap();
+    channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
     connection.close(200, "done".into()).await.unwrap();
 }
 
@@ -136,7 +137,7 @@ impl World {
             delay: DELAY,
             // So that what follows a kill needn't wait for long.
             lease: Duration::from_secs(1),
-            sweep_interval: Duration::from_secs(600),
+            sweep_interval: Duration::from_mins(10),
             sweep_queries_per_second: 1000,
             state_database: self.state.name().to_owned(),
             busy_save_interval: Duration::from_millis(20),

@@ -28,7 +28,7 @@ async fn inline_claims_longer_than_the_delay_are_reported() {
     let mut claimed = dated(0, -60_000);
     claimed.insert("claimed_by", "application/1");
     orders.insert_one(doc! { "_id": 1, "outbox": [claimed] }).await.unwrap();
-    let lease = Duration::from_secs(60);
+    let lease = Duration::from_mins(1);
     assert_eq!(warned(&mut running).await, Warning::InlineLeaseLong { lease, delay: DELAY });
     running.stop().await.unwrap();
     world.end().await;
@@ -123,7 +123,7 @@ async fn collections_that_lose_documents_are_warned_of() {
     let expiring = |partial: Option<Document>| {
         let options = IndexOptions::builder()
             .name("expires".to_owned())
-            .expire_after(Duration::from_secs(3600))
+            .expire_after(Duration::from_hours(1))
             .partial_filter_expression(partial)
             .build();
         IndexModel::builder().keys(doc! { "expires_at": 1 }).options(options).build()
