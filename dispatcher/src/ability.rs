@@ -10,11 +10,9 @@
 //!
 //! While it takes nothing it is not ready, and other workers have the commands.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
 /// After so long with useless commands alone, nothing more is taken; then one is tried each time so long has passed.
@@ -193,7 +191,7 @@ impl Ability {
     }
 
     fn lock(&self) -> MutexGuard<'_, Observations> {
-        self.observations.lock().unwrap_or_else(PoisonError::into_inner)
+        self.observations.lock()
     }
 }
 

@@ -3,10 +3,7 @@
 //! A command names its cluster by the UUID that the server gave the collection of positions in the state database. Here it is
 //! asked for, and asked for again when a command names another: the collection may have been made anew.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use document_outbox::internal::error_codes;
 use mongodb::{
@@ -14,6 +11,7 @@ use mongodb::{
     bson::{Uuid, doc},
     error::Error,
 };
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::mongodb_errors::UNAUTHORISED;
@@ -71,7 +69,7 @@ impl Cluster {
 
         let name = self.read().await?;
         let reading = Reading { name, read: Some(Instant::now()) };
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = reading;
+        *self.known.lock() = reading;
         Ok(())
     }
 
@@ -87,7 +85,7 @@ impl Cluster {
     }
 
     fn known(&self) -> Reading {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.known.lock()
     }
 
     async fn read(&self) -> Result<ClusterName, Error> {

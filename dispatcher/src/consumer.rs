@@ -1,9 +1,8 @@
 //! How the consumer of commands stands, and has stood.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use document_outbox::amqp::State;
 use mongodb::bson::DateTime;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -91,7 +90,7 @@ impl ConsumerHistory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.standing.lock()
     }
 }
 

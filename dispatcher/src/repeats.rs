@@ -1,11 +1,8 @@
 //! Warnings that can come thousands of times a second: the first at once, then one each while with how many there were.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Between two lines about the same.
@@ -25,7 +22,7 @@ impl Repeats {
     /// Whether to log this one: then how many of its kind there were since the last line, with this one.
     pub(crate) fn count(&self, kind: &'static str) -> Option<u64> {
         let now = Instant::now();
-        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.0.lock();
         let Some(repeated) = kinds.get_mut(kind) else {
             kinds.insert(kind, Repeated { logged: now, since: 0 });
             return Some(1);

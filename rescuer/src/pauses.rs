@@ -1,11 +1,9 @@
 //! Pauses between tries: growing and jittered, from 100 ms to 10 s.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -27,7 +25,7 @@ impl Pauses {
     }
 
     pub(crate) fn next(&mut self) -> Duration {
-        let delays = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let delays = self.0.get_mut();
         delays.next().unwrap_or(LONGEST_PAUSE)
     }
 

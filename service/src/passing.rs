@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use metrics_exporter_prometheus::{
     PrometheusRecorder,
     formatting::{sanitize_label_value, write_help_line, write_type_line},
 };
+use parking_lot::{Mutex, MutexGuard};
 
 /// What tells a gauge that comes and goes.
 const LABEL: &str = "collection";
@@ -86,7 +87,7 @@ impl Recorder for Passing {
 
 impl Gauges {
     fn series(&self) -> MutexGuard<'_, Series> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     fn register(&self, key: &Key) -> Gauge {

@@ -3,12 +3,13 @@
 use std::{
     fmt,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::RwLock;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +56,7 @@ impl Probes {
 
     /// From now on the daemon answers for itself; before, it is not ready because it is starting.
     pub fn report(&self, report: impl Report + 'static) {
-        *self.0.report.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(report));
+        *self.0.report.write() = Some(Box::new(report));
     }
 
     /// Shows, as long as it runs, that the runtime it runs on gets to its tasks.
@@ -86,7 +87,7 @@ impl Probes {
             return vec!["stopping".into()];
         }
 
-        match &*self.0.report.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.0.report.read() {
             Some(report) => report.not_ready(),
             None => vec!["starting".into()],
         }
@@ -102,7 +103,7 @@ impl Probes {
         status.insert("not_ready".into(), json!(not_ready));
 
         // Its own fields follow, and replace none of these.
-        let report = self.0.report.read().unwrap_or_else(PoisonError::into_inner);
+        let report = self.0.report.read();
         if let Some(Value::Object(own)) = report.as_deref().map(Report::status) {
             for (name, value) in own {
                 status.entry(name).or_insert(value);

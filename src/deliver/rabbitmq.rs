@@ -33,12 +33,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use mongodb::bson::Uuid;
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -115,13 +116,13 @@ struct Nacked(Arc<Mutex<HashMap<(Uuid, i64), Instant>>>);
 impl Nacked {
     fn note(&self, envelope: &Envelope) {
         let now = Instant::now();
-        let mut nacked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nacked = self.0.lock();
         nacked.retain(|_, at| now.duration_since(*at) < SAME_ATTEMPT);
         nacked.insert((envelope.id, envelope.attempts), now);
     }
 
     fn has(&self, envelope: &Envelope) -> bool {
-        let nacked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let nacked = self.0.lock();
         match nacked.get(&(envelope.id, envelope.attempts)) {
             Some(at) => at.elapsed() < SAME_ATTEMPT,
             None => false,

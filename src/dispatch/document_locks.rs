@@ -3,12 +3,9 @@
 //! Two tasks that process the same document would only steal each other's claims. So each takes the document's lock, and one that
 //! comes while another already waits is superfluous: the one that waits will read the document after it.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, fmt, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::stored::document_ref::DocumentRef;
@@ -49,7 +46,7 @@ impl fmt::Debug for DocumentLock {
 
 impl DocumentLocks {
     fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, LockState>> {
-        self.documents.lock().unwrap_or_else(PoisonError::into_inner)
+        self.documents.lock()
     }
 
     /// Waits for the lock; none at once when another already waits, which then does this one's work too. A wait that is

@@ -10,14 +10,10 @@
 //! The task ends with the runtime that the batcher was started on. Requests that are queued then get no answer, which those
 //! who wait for one notice.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use mongodb::Namespace;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -212,7 +208,7 @@ impl BatchesInFlight {
 
 impl Batches {
     fn lock(&self) -> MutexGuard<'_, BatchesInFlight> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn permit(self: &Arc<Self>, in_flight: &mut BatchesInFlight) -> BatchPermit {

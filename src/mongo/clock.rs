@@ -12,7 +12,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -20,6 +20,7 @@ use mongodb::{
     Client,
     bson::{DateTime, doc},
 };
+use parking_lot::{Mutex, MutexGuard};
 
 /// After this long a reading is renewed, in the background.
 const RENEW_AFTER: Duration = Duration::from_secs(30);
@@ -116,8 +117,8 @@ impl Moment {
 }
 
 impl SharedReading {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Reading>> {
-        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Reading>> {
+        self.reading.lock()
     }
 
     /// Renews the reading in a task of the caller's runtime. Whatever ends that task, the next caller can start another.

@@ -18,12 +18,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::future::join_all;
 use mongodb::{Client, Namespace, bson::RawDocumentBuf};
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
@@ -204,7 +205,7 @@ impl WriteSender {
     }
 
     fn goes_one_by_one(&self, namespace: &Namespace) -> bool {
-        let mut refused = self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.one_by_one.lock();
         if refused.is_empty() {
             return false;
         }
@@ -213,7 +214,7 @@ impl WriteSender {
     }
 
     fn go_one_by_one(&self, namespace: &Namespace) {
-        let mut refused = self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.one_by_one.lock();
         refused.insert(namespace.to_string(), Instant::now());
         tracing::warn!(
             collection = namespace.to_string(),

@@ -12,9 +12,8 @@
 //! runtime that made a session: `shutdown` waits for that task, and it takes the session back into the pool when the session
 //! is dropped. With the runtime that task is gone. The server forgets the session by itself, half an hour after its last use.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use mongodb::{Client, ClientSession, error::Error, options::SessionOptions};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Beyond what the driver has ever counted to in a session of its own.
 const FIRST_NUMBER: i64 = 1 << 40;
@@ -53,7 +52,7 @@ impl Sessions {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 }
 

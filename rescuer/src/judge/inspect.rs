@@ -1,15 +1,13 @@
 //! Inspecting documents: the fields that are read of them, and what they amount to.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use document_outbox::{DocumentRef, internal::read_outbox_of};
 use mongodb::{
     Namespace,
     bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, rawdoc},
 };
+use parking_lot::Mutex;
 
 use super::{
     unreadable::Unreadable,
@@ -142,7 +140,7 @@ impl Inspector {
             return;
         }
         let (count, reason) = (verdict.unreadable, verdict.flaw.take().unwrap_or_default());
-        let is_new = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).is_new(document);
+        let is_new = self.unreadable.lock().is_new(document);
         if is_new {
             tracing::warn!(%document, count, reason, "elements of an outbox are not entries; they are left alone");
         } else {

@@ -6,9 +6,11 @@
 //! owner isn't.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use crate::commands::{Ability, Commands};
 
@@ -52,7 +54,7 @@ struct Failures {
 
 impl Confirms {
     fn note(&self, confirmed: usize, failed: usize) {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = self.0.lock();
         if confirmed > 0 {
             *failures = None;
         } else if failed > 0 {
@@ -66,7 +68,7 @@ impl Confirms {
     }
 
     fn fail(&self) -> bool {
-        let Some(Failures { first, last }) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else {
+        let Some(Failures { first, last }) = *self.0.lock() else {
             return false;
         };
         last.duration_since(first) >= FAILING_FOR && last.elapsed() < FORGIVEN

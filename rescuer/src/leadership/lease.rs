@@ -32,10 +32,7 @@
 //! Rescuers of 2fcbd23 know neither `term` nor `able`, leave them as they are, and give a lease back by dating it. A `term` whose
 //! epoch isn't the lease's was left by an earlier owner and says nothing.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use document_outbox::internal::error_codes::{self, Verdict};
 use mongodb::{
@@ -44,6 +41,7 @@ use mongodb::{
     error::Error,
     options::ReturnDocument,
 };
+use parking_lot::Mutex;
 
 use crate::mongo::{LEASES, Mongo, POSITIONS, lasting};
 
@@ -108,11 +106,11 @@ impl Held {
     }
 
     pub(crate) fn until(&self) -> Instant {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.until.lock()
     }
 
     pub(crate) fn extend(&self, until: Instant) {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        *self.until.lock() = until;
     }
 }
 

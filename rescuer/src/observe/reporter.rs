@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use document_outbox::{DocumentRef, command::Reason, internal::until, observe::Events};
 use mongodb::bson::{DateTime, Timestamp};
 use outbox_service::NamespacePattern;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     event::{ReopenCause, RescueEvent},
@@ -48,7 +48,7 @@ impl Reporter {
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.standing.lock()
     }
 
     pub(crate) fn status(&self) -> StreamStatus {
@@ -104,7 +104,7 @@ impl Reporter {
 
     /// Warns in the log and as an event, unless it did so lately.
     pub(crate) fn warn(&self, warning: Warning) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = self.warned.lock();
         warned.retain(|_, last| last.elapsed() < AGAIN);
         let subject = warning.subject();
         if warned.contains_key(&subject) {
@@ -393,7 +393,7 @@ mod tests {
 
     impl std::io::Write for Log {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
+            self.0.lock().extend(bytes);
             Ok(bytes.len())
         }
 
@@ -414,7 +414,7 @@ mod tests {
             report.healed("save the position");
             report.healed("save the position");
         });
-        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let log = String::from_utf8(log.0.lock().clone()).unwrap();
         let lines: Vec<_> = log.lines().collect();
         assert_eq!(lines.len(), 2, "{log}");
         assert!(

@@ -5,13 +5,11 @@
 //! as they are there. So a document is read whole before it is queued where an id is there twice, and where it was queued
 //! before and is still in the same state.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashMap;
 
 use document_outbox::DocumentRef;
 use mongodb::{Namespace, bson::rawdoc, error::Error};
+use parking_lot::Mutex;
 
 use super::recently_queued::RecentlyQueued;
 use crate::{
@@ -56,7 +54,7 @@ pub(super) async fn confirm(
 
 /// The documents to be read whole, by their collection.
 fn unsure(queued: &Mutex<RecentlyQueued>, wanted: &[Wanted]) -> HashMap<Namespace, Vec<Wanted>> {
-    let queued = queued.lock().unwrap_or_else(PoisonError::into_inner);
+    let queued = queued.lock();
     let mut unsure = HashMap::<Namespace, Vec<Wanted>>::new();
     for wanted in wanted {
         if wanted.is_unsure || queued.knows(&wanted.document, &wanted.head) {

@@ -1,14 +1,12 @@
 //! Sending commands: a window at a time, until the broker has confirmed each.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use document_outbox::{
     SendFailure,
     command::{ProcessDocumentMessages, Reason},
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{read_whole, recently_queued::RecentlyQueued};
 use crate::{
@@ -55,7 +53,7 @@ impl Sender {
 
     /// The memory of documents that were queued lately.
     pub(crate) fn queued(&self) -> MutexGuard<'_, RecentlyQueued> {
-        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queued.lock()
     }
 
     /// Waits until a command sent now has a chance.

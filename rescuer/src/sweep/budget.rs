@@ -1,10 +1,8 @@
 //! At most this many queries a second, evenly, without bursts: for all who share the budget.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{halt::Run, leadership::term::Term};
@@ -92,7 +90,7 @@ impl Pace {
 
     async fn turn(&self) {
         let turn = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = self.next.lock();
             let turn = (*next).max(Instant::now());
             *next = turn + self.interval;
             turn

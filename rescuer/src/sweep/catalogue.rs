@@ -1,6 +1,6 @@
 //! Learning about the watched collections, and announcing what is wrong with them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use document_outbox::internal::error_codes;
 use mongodb::{
@@ -8,6 +8,7 @@ use mongodb::{
     bson::{Document, doc},
     error::Error,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     budget::Turns,
@@ -36,7 +37,7 @@ impl Catalogue {
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.facts.lock()
     }
 
     pub(crate) fn holds(&self, namespace: &Namespace) -> Holds {

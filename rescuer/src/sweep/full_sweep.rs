@@ -3,13 +3,14 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use mongodb::Namespace;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::leadership::term::Term;
@@ -65,12 +66,12 @@ impl FullSweep {
 
     /// The stream has skipped changes of this collection: its part of a full round has to find them.
     pub(crate) fn owe(&self, namespace: &Namespace) {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.clone());
+        self.owed.lock().insert(namespace.clone());
     }
 
     /// The collections that are owed their part; from then on they no longer are.
     pub(crate) fn take_owed(&self) -> HashSet<Namespace> {
-        std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.owed.lock())
     }
 
     /// Waits for a request.

@@ -1,10 +1,8 @@
 //! Deliveries that have come and that nobody has asked for yet.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::VecDeque;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::amqp::consume::delivery::Delivery;
@@ -19,13 +17,13 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     pub(super) fn put(&self, delivery: Delivery) {
-        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).push_back(delivery);
+        self.deliveries.lock().push_back(delivery);
         self.arrived.notify_one();
     }
 
     /// The oldest that is not stale.
     pub(super) fn take(&self) -> Option<Delivery> {
-        let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deliveries = self.deliveries.lock();
         while let Some(delivery) = deliveries.pop_front() {
             if !delivery.is_stale() {
                 if !deliveries.is_empty() {

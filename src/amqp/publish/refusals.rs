@@ -8,12 +8,9 @@
 //! A remembered refusal decides nothing that RabbitMQ has not said within the last second. A wrong memory costs a
 //! message its place in a window, no more.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::amqp::publish::publication::{Publication, Published};
@@ -89,7 +86,7 @@ impl Subject {
 
 impl Refusals {
     fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Refusal>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Remembers a refusal, and gives the answer for the message that met it.

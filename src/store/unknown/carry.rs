@@ -1,11 +1,9 @@
 //! Putting what is unknown back into what a save writes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use mongodb::bson::{Bson, Document, RawArray, RawBsonRef, RawDocument};
+use parking_lot::Mutex;
 
 use super::{Unknown, elements::recognise, path::FieldPath};
 use crate::{encoding::raw, store::error::Error};
@@ -151,7 +149,7 @@ pub(crate) fn warn_of(namespace: &mongodb::Namespace, dropped: &Dropped) {
     static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     for path in dropped.keys() {
         let path = format!("{namespace}: {path}");
-        let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = WARNED.lock();
         if warned.len() < MOST_PATHS && warned.insert(path.clone()) {
             tracing::warn!(
                 field = path,
