@@ -200,10 +200,11 @@ async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &s
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     let claims = claims(&scene).await;
-    // There is no rescuer: the other has room to keep all that the dead one may have claimed, for longer than its lease.
+    // There is no rescuer: the other has room to keep all that the dead one may have claimed, and keeps it for longer than
+    // that one's claims hold.
     let (prefetch, concurrency) =
         (format!("--prefetch={}", 4 * concurrency), format!("--concurrency={concurrency}"));
-    let arguments = [prefetch.as_str(), concurrency.as_str(), lease];
+    let arguments = [prefetch.as_str(), concurrency.as_str(), "--hold-within=1m", lease];
     let (one, other) = (Process::start(&scene, &arguments), Process::start(&scene, &arguments));
     scene.until_consumed_by(2).await;
 
