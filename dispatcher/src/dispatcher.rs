@@ -253,7 +253,7 @@ mod tests {
         let mut running = dispatcher().await.start();
         // As it does when its supervisor panics.
         running.consumer.close().await;
-        let ended = tokio::time::timeout(Duration::from_secs(60), running.ended()).await;
+        let ended = tokio::time::timeout(Duration::from_mins(1), running.ended()).await;
         assert!(ended.expect("the worker ends").to_string().contains("has ended"));
         running.stop().await;
     }

@@ -37,6 +37,9 @@ mod ability;
 mod admission;
 mod cluster;
 mod consumer;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod daemon;
 mod decision;
 mod dispatcher;
 mod event;

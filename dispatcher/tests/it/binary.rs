@@ -113,10 +113,8 @@ impl Receiver {
         let ids =
             |all: &[(String, String, i64)]| all.iter().map(|one| one.0.clone()).collect::<BTreeSet<_>>();
         let enough = tokio::time::timeout(LONG, received.wait_for(|all| ids(all).len() >= different)).await;
-        match enough {
-            Ok(all) => all.unwrap().clone(),
-            Err(_elapsed) => panic!("{} of {different} came", ids(&self.received.borrow()).len()),
-        }
+        let Ok(all) = enough else { panic!("{} of {different} came", ids(&self.received.borrow()).len()) };
+        all.unwrap().clone()
     }
 }
 

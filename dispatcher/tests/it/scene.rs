@@ -282,10 +282,8 @@ pub(crate) async fn until(worker: &Running, wanted: impl Fn(&Snapshot) -> bool) 
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    match tokio::time::timeout(LONG, look).await {
-        Ok(snapshot) => snapshot,
-        Err(_elapsed) => panic!("it never comes to that: {:?}", status.snapshot()),
-    }
+    let found = tokio::time::timeout(LONG, look).await;
+    found.unwrap_or_else(|_elapsed| panic!("it never comes to that: {:?}", status.snapshot()))
 }
 
 pub(crate) async fn put_back(worker: &mut Worker) -> Left {

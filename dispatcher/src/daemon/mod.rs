@@ -1,0 +1,64 @@
+//! The binary `outbox-dispatcher`: the dispatcher as a process, which publishes to RabbitMQ.
+
+mod read;
+mod table;
+
+use std::{error::Error, sync::Arc};
+
+use document_outbox::{amqp::State, deliver::RabbitMq, dispatch::Processor};
+use outbox_service::{Context, Daemon, Exit, Report, keys};
+use tokio::sync::watch;
+
+use crate::{dispatcher::Dispatcher, status::Status};
+use read::{NAME, Settings, read};
+use table::table;
+
+const ABOUT: &str = "Consumes commands and publishes the messages that stand in documents' outboxes to RabbitMQ, for any \
+                     collection, without knowing the types. Leaves alone what is for an application's own handlers.";
+
+/// Runs the process on its arguments, its environment and the file they name, until a signal ends it.
+#[must_use]
+pub fn main() -> Exit {
+    Daemon::new(NAME, env!("CARGO_PKG_VERSION"), ABOUT).keys(keys::transport()).keys(table()).run(read, serve)
+}
+
+async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let rabbitmq = settings.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
+    let amqp = rabbitmq.amqp.clone();
+
+    let client = settings.connections.mongodb().await?;
+    let deliver = RabbitMq::start(rabbitmq);
+    let processor = Processor::new(client, Arc::new(deliver.clone()), settings.processor);
+    let mut worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
+    context.probes.report(WorkerReport(worker.status()));
+
+    // Without these it would live on and do nothing.
+    let ended: Result<(), Box<dyn Error + Send + Sync>> = tokio::select! {
+        () = context.stop.cancelled() => Ok(()),
+        ended = worker.ended() => Err(ended.into()),
+        () = closed(deliver.subscribe()) => Err("the task that publishes messages has ended".into()),
+    };
+
+    worker.stop().await;
+    deliver.close().await;
+    ended
+}
+
+/// Waits until a connection's supervisor has ended.
+async fn closed(mut states: watch::Receiver<State>) {
+    // An error says so too.
+    let _ = states.wait_for(|state| *state == State::Closed).await;
+}
+
+/// What the probes of the process answer.
+struct WorkerReport(Status);
+
+impl Report for WorkerReport {
+    fn not_ready(&self) -> Vec<String> {
+        self.0.snapshot().not_ready
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::to_value(self.0.snapshot()).unwrap_or_default()
+    }
+}

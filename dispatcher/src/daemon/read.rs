@@ -1,0 +1,82 @@
+//! From the table of settings to those of the dispatcher and of the connections.
+
+use document_outbox::{
+    RetryPolicy, amqp::TopologyMode, deliver::RabbitMqSettings, dispatch::ProcessorSettings,
+};
+use outbox_service::{Connections, Reader, host_name};
+
+use crate::settings::{DispatcherSettings, Problem};
+
+/// Of the connections, and of the processor before its host and process.
+pub(super) const NAME: &str = "outbox-dispatcher";
+/// The part of the grace that the worker has; the rest is for closing the connections.
+const GRACE_OF_THE_WORKER: f64 = 0.9;
+
+/// Everything read, and nothing connected.
+pub(super) struct Settings {
+    pub(super) connections: Connections,
+    /// `None` only beside a problem that keeps the worker from starting.
+    pub(super) rabbitmq: Option<RabbitMqSettings>,
+    pub(super) processor: ProcessorSettings,
+    pub(super) dispatcher: DispatcherSettings,
+}
+
+/// Reads every key, and records what does not go together.
+pub(super) fn read(read: &mut Reader<'_>) -> Settings {
+    let topology: TopologyMode = read.choice("topology");
+    let connections = Connections::read(read, NAME);
+    let rabbitmq = connections.rabbitmq.clone().map(|amqp| RabbitMqSettings {
+        amqp,
+        exchange: read.string("messages_exchange"),
+        topology,
+        payload: read.choice("payload_format"),
+        attribute_prefix: read.choice("attribute_prefix"),
+        accept_unroutable: read.strings("unroutable_ok").into_iter().collect(),
+    });
+
+    let processor = read_processor(read);
+
+    let dispatcher = read_dispatcher(read, topology);
+    for Problem { settings, sentence } in dispatcher.validate().err().unwrap_or_default() {
+        read.problem(&settings, sentence);
+    }
+
+    Settings { connections, rabbitmq, processor, dispatcher }
+}
+
+fn read_processor(read: &mut Reader<'_>) -> ProcessorSettings {
+    let retry = RetryPolicy {
+        max_attempts: read.integer("max_attempts"),
+        backoff_min: read.duration("backoff_min"),
+        backoff_max: read.duration("backoff_max"),
+        ..RetryPolicy::default()
+    };
+    if retry.backoff_min > retry.backoff_max {
+        read.problem(&["backoff_min", "backoff_max"], "must not be longer than backoff_max");
+    }
+
+    ProcessorSettings {
+        name: format!("{NAME}@{}:{}", host_name(), std::process::id()),
+        lease: read.duration("claim_lease"),
+        retry,
+        state_database: read.string("state_database"),
+        max_repeats: read.integer("max_repeats"),
+        memory_bytes: read.integer::<usize>("memory_mib") << 20,
+        ..ProcessorSettings::default()
+    }
+}
+
+fn read_dispatcher(read: &mut Reader<'_>, topology: TopologyMode) -> DispatcherSettings {
+    let mut settings = DispatcherSettings::new(read.namespaces("watch"));
+    settings.unordered = read.namespaces("unordered");
+    settings.dead_blocks = read.namespaces("dead_blocks");
+    settings.commands_exchange = read.string("commands_exchange");
+    settings.commands_queue = read.string("commands_queue");
+    settings.topology = topology;
+    settings.concurrency = read.integer("concurrency");
+    settings.rate = read.string("rate").parse().ok();
+    settings.prefetch = read.integer("prefetch");
+    settings.hold_within = read.duration("hold_within");
+    settings.grace = read.duration("shutdown_grace").mul_f64(GRACE_OF_THE_WORKER);
+    settings
+}
