@@ -39,9 +39,10 @@ pub(crate) struct Scale {
 
 impl Scale {
     pub(crate) fn new(quick: bool) -> Self {
-        match quick {
-            true => Self { quick, blocks: 3, loop_time: Duration::from_millis(700) },
-            false => Self { quick, blocks: 7, loop_time: Duration::from_secs(2) },
+        if quick {
+            Self { quick, blocks: 3, loop_time: Duration::from_millis(700) }
+        } else {
+            Self { quick, blocks: 7, loop_time: Duration::from_secs(2) }
         }
     }
 
@@ -69,21 +70,22 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) async fn make(scale: Scale) -> Result<Self> {
-        let variable = |name: &str| {
-            std::env::var(name).map_err(|_| format!("{name} is not set: start this with scripts/bench"))
-        };
         let (mongodb_uri, rabbitmq_uri) = (variable("OUTBOX_MONGODB_URI")?, variable("OUTBOX_RABBITMQ_URI")?);
+
         let client = Client::with_uri_str(&mongodb_uri).await?;
         let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let database = client.database(&name);
+
         let connection = lapin::Connection::connect(&rabbitmq_uri, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
+
         let rabbitmq = RabbitMq::start(RabbitMqSettings {
             amqp: AmqpSettings::new(&rabbitmq_uri)?.named("bench"),
             exchange: format!("{name}.messages"),
             ..RabbitMqSettings::new(&rabbitmq_uri)?
         });
         rabbitmq.available().await;
+
         let bed = Self {
             scale,
             mongodb_uri,
@@ -227,6 +229,10 @@ impl Bed {
     pub(crate) fn state(&self) -> Database {
         self.client.database(&format!("{}_state", self.name()))
     }
+}
+
+fn variable(name: &str) -> Result<String> {
+    Ok(std::env::var(name).map_err(|_| format!("{name} is not set: start this with scripts/bench"))?)
 }
 
 pub(crate) fn id(number: usize) -> String {

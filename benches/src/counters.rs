@@ -42,12 +42,17 @@ impl Counters {
             counts.iter().map(|name| number(&status, &["metrics", "commands", name, "total"])).sum();
         let written =
             ["inserted", "updated", "deleted"].map(|name| number(&status, &["metrics", "document", name]));
+
         let mut cpu_seconds = BTreeMap::new();
         for (name, pid) in processes() {
-            cpu_seconds.extend(cpu(&pid).map(|seconds| (name, seconds)));
+            if let Some(seconds) = cpu(&pid) {
+                cpu_seconds.insert(name, seconds);
+            }
         }
+
         // 5: the peak starts anew. Where that is not allowed, it is the peak of the whole run.
         let _ = fs::write("/proc/self/clear_refs", "5");
+
         Ok(Self {
             commands,
             documents_written: written.iter().sum(),
@@ -89,6 +94,10 @@ fn number(status: &Document, path: &[&str]) -> i64 {
     match value {
         Some(Bson::Int32(number)) => (*number).into(),
         Some(Bson::Int64(number)) => *number,
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "counters are whole numbers, whatever their type"
+        )]
         Some(Bson::Double(number)) => *number as i64,
         _ => 0,
     }
@@ -101,21 +110,16 @@ async fn oplog_bytes(bed: &Bed, from: Option<Timestamp>, to: Option<Timestamp>) 
     ];
     let oplog = bed.client.database("local").collection::<Document>("oplog.rs");
     let mut found = oplog.aggregate(stages).await?;
-    Ok(match found.advance().await? {
-        true => number(&found.deserialize_current()?, &["bytes"]),
-        false => 0,
-    })
+    if !found.advance().await? {
+        return Ok(0);
+    }
+    Ok(number(&found.deserialize_current()?, &["bytes"]))
 }
 
 /// This process, and the servers where scripts/services runs them on this machine.
 fn processes() -> Vec<(&'static str, String)> {
     let mut processes = vec![("bench", "self".to_owned())];
     let Ok(directory) = std::env::var("OUTBOX_TEST_SERVICES_DIR") else { return processes };
-    let port = |variable: &str| {
-        let uri = std::env::var(variable).unwrap_or_default();
-        let host = uri.rsplit('@').next().unwrap_or_default().trim_start_matches("mongodb://").to_owned();
-        host.split('/').next().and_then(|host| host.rsplit(':').next()).unwrap_or_default().to_owned()
-    };
     for (name, variable) in [("mongod", "OUTBOX_MONGODB_URI"), ("rabbitmq", "OUTBOX_RABBITMQ_URI")] {
         let file = format!("{directory}/{name}-{}.pid", port(variable));
         if let Ok(pid) = fs::read_to_string(file) {
@@ -123,6 +127,14 @@ fn processes() -> Vec<(&'static str, String)> {
         }
     }
     processes
+}
+
+/// The port of the first host in a URI; empty if there is none.
+fn port(variable: &str) -> String {
+    let uri = std::env::var(variable).unwrap_or_default();
+    let host = uri.rsplit('@').next().unwrap_or_default().trim_start_matches("mongodb://");
+    let host = host.split('/').next().unwrap_or_default();
+    host.rsplit(':').next().unwrap_or_default().to_owned()
 }
 
 /// Seconds of processor time, of all its threads that still live.

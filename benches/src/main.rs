@@ -1,8 +1,12 @@
 //! The benchmark suite: measures what the documentation says of performance, against what people write instead, in one run
 //! and in alternating blocks. `scripts/bench` builds and starts it; docs/performance.md says what each row means.
 
+#![allow(clippy::cast_precision_loss, reason = "counts and times are far below 2^52")]
+#![allow(clippy::similar_names, reason = "`saver` and `saves` belong together")]
+
 mod baseline;
 mod bed;
+mod contender;
 mod counters;
 mod figure;
 mod machine;

@@ -158,7 +158,7 @@ impl Report {
         text
     }
 
-    /// Rows that are not met, and of which the text does not speak as `### \`row\``.
+    /// Rows that are not met, and have no heading of level three in the text with their name between backticks.
     pub(crate) fn unexplained(&self, text: &str) -> Vec<&str> {
         let missed = self.rows.iter().filter(|row| row.is_met() == Some(false));
         let reasons: Vec<_> =

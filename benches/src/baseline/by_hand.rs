@@ -117,7 +117,9 @@ impl<T: Send + 'static> Stage<T> {
                     let (items, done): (Vec<_>, Vec<oneshot::Sender<()>>) = batch.into_iter().unzip();
                     // Whoever waits learns of a failure by the end of its channel.
                     if work(items).await.is_ok() {
-                        done.into_iter().for_each(|done| _ = done.send(()));
+                        for done in done {
+                            let _ = done.send(());
+                        }
                     }
                 }
             });

@@ -20,6 +20,7 @@ use outbox_dispatcher::{Dispatcher, DispatcherSettings};
 use crate::{
     baseline::{BatchedLoop, Confirmed},
     bed::{Bed, id},
+    contender::{Contender, Rates},
     counters::Counters,
     figure::Figure,
     report::{Goal, Report, Row},
@@ -31,7 +32,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let mut figure = Figure::new("burn-down", "Documents left behind, delivered a second", "/s");
     let mut rates = Vec::new();
     for (name, count) in [("10k", bed.scale.pick(1_000, 10_000)), ("100k", bed.scale.pick(5_000, 100_000))] {
-        let (ours, theirs) = burn(bed, report, count).await?;
+        let Rates { ours, theirs } = burn(bed, report, count).await?;
         let row = Row::new(
             format!("burn-down-{name}"),
             format!("dispatcher burn-down of {count} documents"),
@@ -45,53 +46,59 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         rates.push(ours);
     }
     report.draw(figure);
+
     let row = Row::new("burn-down-scale", "the rate of the second burn-down", "that of the first");
     report.add(row.goal(Goal::AtLeast(0.95)).values("×", &ratios(&rates[1], &rates[0])));
     Ok(())
 }
 
 /// Documents a second of the dispatcher, and of the loop, a block each.
-async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<Rates> {
     let collection = bed.raw_orders("stranded", count, 2_000).await?.clone_with_type::<Document>();
     collection.create_indexes(document_outbox::store::indexes()).await?;
     give_spares(&collection, count).await?;
     let publisher = Confirmed::connect(bed).await?;
     let by_hand = BatchedLoop { database: bed.database.clone(), collection: collection.clone(), publisher };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for block in bed.scale.blocks_of(count) {
-        for turn in 0..2 {
-            let dispatcher = (block + turn) % 2 == 0;
+
+    let mut rates = Rates::default();
+    let blocks = bed.scale.blocks_of(count);
+    for block in blocks.clone() {
+        for contender in Contender::in_turn(block) {
             strand(bed, &collection).await?;
-            if dispatcher {
+            if contender == Contender::Ours {
                 command(bed, &collection.namespace(), count).await?;
             }
-            let counting = block + 1 == bed.scale.blocks_of(count).end;
+
+            let counting = block + 1 == blocks.end;
             let before = if counting { Some(Counters::take(bed).await?) } else { None };
-            let took = match dispatcher {
-                true => dispatch(bed, count, &collection).await?,
-                false => {
+            let took = match contender {
+                Contender::Ours => dispatch(bed, count, &collection).await?,
+                Contender::Theirs => {
                     let began = Instant::now();
                     by_hand.run().await?;
                     began.elapsed()
                 }
             };
             if let Some(before) = before {
-                let name = if dispatcher { "dispatcher" } else { "batched loop by hand" };
+                let name = match contender {
+                    Contender::Ours => "dispatcher",
+                    Contender::Theirs => "batched loop by hand",
+                };
                 let counted = before.until_now(bed).await?;
                 report.count(format!("{name}, {count} documents"), count as f64, counted);
             }
+
+            // A side that left messages behind was not the faster one.
             let delivered = bed.waiting(&bed.queue()).await?;
             if delivered < u64::try_from(count)? {
                 return Err(format!("{delivered} of {count} messages were delivered").into());
             }
-            if block > 0 {
-                let rates = if dispatcher { &mut ours } else { &mut theirs };
-                rates.push(count as f64 / took.as_secs_f64());
-            }
+            rates.add(contender, block, count as f64 / took.as_secs_f64());
         }
     }
+
     bed.purge().await?;
-    Ok((ours, theirs))
+    Ok(rates)
 }
 
 /// Gives each document an entry in a field of its own, from which it can be stranded again at once.

@@ -23,10 +23,12 @@ use mongodb::{
 use outbox_rescuer::{
     CancellationToken, Commands, NamespacePattern, RescueEvent, Rescuer, Settings, pipelines,
 };
+use tokio::time::timeout;
 
 use crate::{
     baseline::count_changes,
     bed::{Bed, id},
+    contender::{Contender, Rates},
     counters::Counters,
     figure::Figure,
     report::{Goal, Report, Row},
@@ -34,6 +36,11 @@ use crate::{
     services::Service,
     stats::{percentile, ratios},
 };
+
+/// How often each document of the backlog changes.
+const ROUNDS: usize = 10;
+/// Documents that are left behind, a second.
+const LEFT_PER_SECOND: f64 = 100.0;
 
 /// Takes commands and counts them.
 #[derive(Default)]
@@ -53,62 +60,35 @@ impl Commands for Counted {
 }
 
 /// Changes of documents whose messages have all been delivered since: nothing is to be done, but every change and every
-/// document must be looked at.
+/// document must be read.
 pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
-    let rounds = 10;
-    let documents = bed.scale.pick(2_000, 100_000);
-    let changes = documents * rounds;
-    let database = bed.client.database(&format!("{}_changes", bed.name()));
-    let pattern: NamespacePattern = format!("{}.*", database.name()).parse()?;
-    let collection = small_documents(&database, documents).await?;
-    let settings = Settings {
-        delay: Duration::from_secs(1),
-        state_database: bed.state().name().to_owned(),
-        ..Settings::new(vec![pattern])
-    };
-    // The position of a rescuer that was started and stopped before all that.
-    run(&settings, bed, 0).await?;
-    let positions = bed.state().collection::<Document>("positions");
-    let position = positions.find_one(doc! {}).await?.ok_or("the rescuer saved no position")?;
-    let from = now(bed).await?;
-    for round in 0..i32::try_from(rounds)? {
-        let entry = entry();
-        collection.update_many(doc! {}, doc! { "$set": { "outbox": [entry], "round": round } }).await?;
-    }
-    collection.update_many(doc! {}, doc! { "$set": { "outbox": [] } }).await?;
-    tokio::time::sleep(settings.delay).await;
+    let backlog = Backlog::make(bed).await?;
+    let changes = backlog.changes;
 
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for block in bed.scale.blocks_of(changes) {
-        for turn in 0..2 {
-            let rescuer = (block + turn) % 2 == 0;
-            let counting = block + 1 == bed.scale.blocks_of(changes).end;
+    let mut rates = Rates::default();
+    let blocks = bed.scale.blocks_of(changes);
+    for block in blocks.clone() {
+        for contender in Contender::in_turn(block) {
+            let counting = block + 1 == blocks.end;
             let before = if counting { Some(Counters::take(bed).await?) } else { None };
-            let took = match rescuer {
-                true => {
-                    positions.replace_one(doc! { "_id": position.get("_id") }, &position).await?;
-                    run(&settings, bed, changes).await?
-                }
-                false => {
-                    let client = Client::with_uri_str(&bed.mongodb_uri).await?;
-                    let began = Instant::now();
-                    let stages = pipelines(&settings).remove(0);
-                    count_changes(&client, database.name(), stages, from, changes).await?;
-                    began.elapsed()
-                }
+            let took = match contender {
+                Contender::Ours => backlog.rescue(bed).await?,
+                Contender::Theirs => backlog.count_only(bed).await?,
             };
             if let Some(before) = before {
-                let name = if rescuer { "rescuer" } else { "change stream, counting only" };
+                let name = match contender {
+                    Contender::Ours => "rescuer",
+                    Contender::Theirs => "change stream, counting only",
+                };
                 let counted = before.until_now(bed).await?;
                 report.count(format!("{name}, {changes} changes"), changes as f64, counted);
             }
-            if block > 0 {
-                let rates = if rescuer { &mut ours } else { &mut theirs };
-                rates.push(changes as f64 / took.as_secs_f64());
-            }
+            rates.add(contender, block, changes as f64 / took.as_secs_f64());
         }
     }
-    database.drop().await?;
+    backlog.database.drop().await?;
+
+    let Rates { ours, theirs } = rates;
     let row = Row::new(
         "drain",
         format!("rescuer drain of {changes} changes"),
@@ -122,6 +102,58 @@ pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
             .theirs("driver's change stream, counting only", &theirs),
     );
     Ok(())
+}
+
+/// Changes that a rescuer has still to read.
+struct Backlog {
+    database: Database,
+    settings: Settings,
+    /// Of a rescuer that was started and stopped before all changes.
+    position: Document,
+    from: Timestamp,
+    changes: usize,
+}
+
+impl Backlog {
+    async fn make(bed: &Bed) -> Result<Self> {
+        let documents = bed.scale.pick(2_000, 100_000);
+        let database = bed.client.database(&format!("{}_changes", bed.name()));
+        let pattern: NamespacePattern = format!("{}.*", database.name()).parse()?;
+        let collection = small_documents(&database, documents).await?;
+        let settings = Settings {
+            delay: Duration::from_secs(1),
+            state_database: bed.state().name().to_owned(),
+            ..Settings::new(vec![pattern])
+        };
+
+        run(&settings, bed, 0).await?;
+        let positions = bed.state().collection::<Document>("positions");
+        let position = positions.find_one(doc! {}).await?.ok_or("the rescuer saved no position")?;
+
+        let from = now(bed).await?;
+        for round in 0..ROUNDS {
+            let changed = doc! { "$set": { "outbox": [entry()], "round": i32::try_from(round)? } };
+            collection.update_many(doc! {}, changed).await?;
+        }
+        collection.update_many(doc! {}, doc! { "$set": { "outbox": [] } }).await?;
+        tokio::time::sleep(settings.delay).await;
+
+        Ok(Self { database, settings, position, from, changes: documents * ROUNDS })
+    }
+
+    async fn rescue(&self, bed: &Bed) -> Result<Duration> {
+        let positions = bed.state().collection::<Document>("positions");
+        positions.replace_one(doc! { "_id": self.position.get("_id") }, &self.position).await?;
+        run(&self.settings, bed, self.changes).await
+    }
+
+    async fn count_only(&self, bed: &Bed) -> Result<Duration> {
+        let client = Client::with_uri_str(&bed.mongodb_uri).await?;
+        let began = Instant::now();
+        let stages = pipelines(&self.settings).remove(0);
+        count_changes(&client, self.database.name(), stages, self.from, self.changes).await?;
+        Ok(began.elapsed())
+    }
 }
 
 /// From the start of a rescuer until it has dealt with so many changes; of none, until its stream is open.
@@ -177,9 +209,8 @@ async fn now(bed: &Bed) -> Result<Timestamp> {
     Ok(hello.get_timestamp("operationTime")?)
 }
 
-/// How late commands come for documents that nobody delivered from: what they were to come at is the save's time and the delay.
+/// How late commands come for documents that nobody delivered from: they are due at the save's time and the delay.
 pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
-    const PER_SECOND: f64 = 100.0;
     let delay = Duration::from_secs(2);
     let count = bed.scale.pick(300, 1_400);
     let database = bed.client.database(&format!("{}_timely", bed.name()));
@@ -188,59 +219,65 @@ pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     let service = Service::start(bed, "outbox-rescuer", database.name(), &settings)?;
     is_at_work(bed, "timely").await?;
 
+    let leave = leave_behind(bed, &collection, count);
+    let receive = async { timeout(Duration::from_mins(2), receive_commands(bed, count)).await? };
+    let (inserted, received) = futures::future::try_join(leave, receive).await?;
+    service.stop().await?;
+    database.drop().await?;
+
+    // Of each command that is for one of these documents, in ms.
+    let mut late = Vec::new();
+    for (command, at) in &received {
+        if let Some(inserted) = inserted.get(command.document.id().as_str().unwrap_or_default()) {
+            let due = inserted + i64::try_from(delay.as_micros())?;
+            late.push((at - due) as f64 / 1e3);
+        }
+    }
+
+    let blocks: Vec<&[f64]> = late.chunks_exact(count / bed.scale.blocks).collect();
+    let p50: Vec<f64> = blocks.iter().map(|late| percentile(late, 50.0)).collect();
+    let p99: Vec<f64> = blocks.iter().map(|late| percentile(late, 99.0)).collect();
+    let detail = format!("p50 {:.0} ms, earliest {:.1} ms", percentile(&late, 50.0), percentile(&late, 0.0));
+    let row = Row::new("timeliness", "rescuer timeliness, p99 at 100/s", "the save's time + delay");
+    report.add(row.goal(Goal::AtMost(250.0)).values(" ms", &p99).detail(detail));
+    report.draw(
+        Figure::new("timeliness", "Commands after they were due", " ms").ours("p50", &p50).ours("p99", &p99),
+    );
+    Ok(())
+}
+
+/// Inserts documents at a fixed rate, each with a message that nobody delivers. When each was inserted, by its id.
+async fn leave_behind(
+    bed: &Bed,
+    collection: &Collection<Document>,
+    count: usize,
+) -> Result<HashMap<String, i64>> {
+    let mut inserted = HashMap::new();
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / LEFT_PER_SECOND));
+    for n in 1..=count {
+        ticks.tick().await;
+        inserted.insert(id(n), bed.micros());
+        collection.insert_one(doc! { "_id": id(n), "outbox": [entry()] }).await?;
+    }
+    Ok(inserted)
+}
+
+/// The next commands on the queue, each with when it came.
+async fn receive_commands(bed: &Bed, count: usize) -> Result<Vec<(ProcessDocumentMessages, i64)>> {
     let connection = bed.connect().await?;
     let channel = connection.create_channel().await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let queue = bed.commands();
     let mut commands =
         channel.basic_consume(queue.into(), "commands".into(), options, FieldTable::default()).await?;
-    let insert = async {
-        let mut inserted = HashMap::new();
-        let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / PER_SECOND));
-        for n in 1..=count {
-            ticks.tick().await;
-            inserted.insert(id(n), bed.micros());
-            collection.insert_one(doc! { "_id": id(n), "outbox": [entry()] }).await?;
-        }
-        Ok::<_, crate::result::Failure>(inserted)
-    };
-    let receive = async {
-        let mut received = Vec::new();
-        while received.len() < count {
-            let command = commands.next().await.ok_or("the receiver's channel ended")??;
-            let at = bed.micros();
-            received.push((ProcessDocumentMessages::from_json(&command.data)?, at));
-        }
-        Ok(received)
-    };
-    let receive = async { tokio::time::timeout(Duration::from_secs(120), receive).await? };
-    let (inserted, received) = futures::future::try_join(insert, receive).await?;
-    service.stop().await?;
-    database.drop().await?;
 
-    let due = |command: &ProcessDocumentMessages| {
-        let at = inserted.get(command.document.id().as_str().unwrap_or_default());
-        at.map(|at| at + i64::try_from(delay.as_micros()).unwrap_or(i64::MAX))
-    };
-    let late: Vec<_> =
-        received.iter().filter_map(|(command, at)| Some((at - due(command)?) as f64 / 1e3)).collect();
-    let p99: Vec<_> =
-        late.chunks_exact(count / bed.scale.blocks).map(|late| percentile(late, 99.0)).collect();
-    let detail = format!("p50 {:.0} ms, earliest {:.1} ms", percentile(&late, 50.0), percentile(&late, 0.0));
-    let row = Row::new("timeliness", "rescuer timeliness, p99 at 100/s", "the save's time + delay");
-    report.add(row.goal(Goal::AtMost(250.0)).values(" ms", &p99).detail(detail));
-    report.draw(
-        Figure::new("timeliness", "Commands after they were due", " ms")
-            .ours(
-                "p50",
-                &late
-                    .chunks_exact(count / bed.scale.blocks)
-                    .map(|late| percentile(late, 50.0))
-                    .collect::<Vec<_>>(),
-            )
-            .ours("p99", &p99),
-    );
-    Ok(())
+    let mut received = Vec::new();
+    while received.len() < count {
+        let command = commands.next().await.ok_or("the receiver's channel ended")??;
+        let at = bed.micros();
+        received.push((ProcessDocumentMessages::from_json(&command.data)?, at));
+    }
+    Ok(received)
 }
 
 /// Until its first position is saved, and its queue is there.
@@ -282,7 +319,7 @@ pub(crate) async fn memory(bed: &Bed, report: &mut Report) -> Result<()> {
         }
         Ok::<_, crate::result::Failure>(())
     };
-    tokio::time::timeout(Duration::from_secs(180), queued)
+    tokio::time::timeout(Duration::from_mins(3), queued)
         .await
         .map_err(|_| "the rescuer sends no commands")??;
     for (name, service) in services {

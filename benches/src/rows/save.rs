@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use document_outbox::{Mode, observe::Event};
-use mongodb::{bson::doc, options::WriteConcern};
+use mongodb::{Collection, bson::doc, options::WriteConcern};
 use tokio::sync::broadcast;
 
 use super::savers::{Ours, Saver};
@@ -35,25 +35,24 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
             let began = Instant::now();
             saver.save(0).await?;
             saves.push(began.elapsed().as_secs_f64());
+
             delivered(&mut events).await?;
             // For the clear.
             tokio::time::sleep(Duration::from_millis(3)).await;
-            stored.change();
-            let began = Instant::now();
-            raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
-            writes.push(began.elapsed().as_secs_f64());
+
+            writes.push(replace(&raw, stored).await?);
             tokio::time::sleep(Duration::from_millis(3)).await;
+
+            // What a clear is: an update that waits for nothing, with the next write right behind it.
             let began = Instant::now();
             let cleared = doc! { "$inc": { "cleared": 1 } };
             let waits_for_nothing = WriteConcern::nodes(1);
             raw.update_one(doc! { "_id": &stored.id }, cleared).write_concern(waits_for_nothing).await?;
             updates.push(began.elapsed().as_secs_f64());
-            stored.change();
-            let began = Instant::now();
-            raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
-            writes_behind.push(began.elapsed().as_secs_f64());
+            writes_behind.push(replace(&raw, stored).await?);
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
+
         if block > 0 {
             ours.push(percentile(&saves, 50.0) * 1e3);
             theirs.push(percentile(&writes, 50.0) * 1e3);
@@ -61,6 +60,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         }
         bed.settled(&store.collection().clone_with_type()).await?;
     }
+
     let detail = format!("{:.2} ms, raw {:.2} ms", percentile(&ours, 50.0), percentile(&theirs, 50.0));
     let row = Row::new("save-latency", "save, 1 saver, p50", "raw replace_one of the same bytes");
     report.add(row.goal(Goal::AtMost(1.05)).values("×", &ratios(&ours, &theirs)).detail(detail));
@@ -70,6 +70,14 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         format!("{:.2} ms; the update {:.2} ms", percentile(&behind, 50.0), percentile(&updates, 50.0) * 1e3);
     report.add(row.values("×", &ratios(&behind, &theirs)).detail(detail));
     Ok(())
+}
+
+/// How many seconds the driver needs for a changed document.
+async fn replace(raw: &Collection<Stored>, stored: &mut Stored) -> Result<f64> {
+    stored.change();
+    let began = Instant::now();
+    raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
+    Ok(began.elapsed().as_secs_f64())
 }
 
 async fn delivered(events: &mut broadcast::Receiver<Event>) -> Result<()> {

@@ -26,39 +26,28 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         saves.push(save(bed, bytes, messages).await?);
         flows.push(flow(bed, bytes, messages).await?);
     }
-    let name = |(bytes, messages): (usize, usize)| {
-        let size = if bytes < 1_000_000 {
-            format!("{} kB", bytes / 1_000)
-        } else {
-            format!("{} MB", bytes / 1_000_000)
-        };
-        format!("{size}, {messages} message{}", if messages == 1 { "" } else { "s" })
-    };
+
     let mut figure = Figure::new("sizes", "By size and messages: saves a second, this to dual write", "×");
-    for (case, ((save, flow), (bytes, messages))) in CASES.iter().zip(saves.iter().zip(&flows).zip(CASES)) {
+    for (nth, (bytes, messages)) in CASES.into_iter().enumerate() {
+        let name = name(bytes, messages);
         let row = Row::new(
             format!("size-save-{bytes}-{messages}"),
-            format!("save, p50, {}", name(*case)),
+            format!("save, p50, {name}"),
             "raw replace_one",
         );
-        report.add(row.values("×", save));
+        report.add(row.values("×", &saves[nth]));
+
         let row = Row::new(
             format!("size-flow-{bytes}-{messages}"),
-            format!("save → cleared, {}", name(*case)),
+            format!("save → cleared, {name}"),
             "dual write",
         );
-        report.add(row.values("×", flow));
-        figure = figure.ours(name(*case), flow);
+        report.add(row.values("×", &flows[nth]));
+        figure = figure.ours(name, &flows[nth]);
     }
     report.draw(figure);
+
     // Of a time, the largest is the worst; of a rate, the smallest.
-    let worst = |cases: &[Vec<f64>], badness: fn(f64) -> f64| {
-        let mut relative: Vec<_> = cases[1..].iter().map(|case| ratios(case, &cases[0])).collect();
-        relative.sort_by(|one, other| {
-            badness(percentile(one, 50.0)).total_cmp(&badness(percentile(other, 50.0)))
-        });
-        relative.pop().unwrap_or_default()
-    };
     let row = Row::new(
         "sizes-save",
         "save, p50, 1 kB to 1 MB, 1 to 100 messages: the worst",
@@ -72,6 +61,21 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     );
     report.add(row.goal(Goal::AtLeast(0.8)).values("×", &worst(&flows, |rate| -rate)));
     Ok(())
+}
+
+fn name(bytes: usize, messages: usize) -> String {
+    let size =
+        if bytes < 1_000_000 { format!("{} kB", bytes / 1_000) } else { format!("{} MB", bytes / 1_000_000) };
+    let plural = if messages == 1 { "" } else { "s" };
+    format!("{size}, {messages} message{plural}")
+}
+
+/// The case whose median, relative to the first, is the worst.
+fn worst(cases: &[Vec<f64>], badness: fn(f64) -> f64) -> Vec<f64> {
+    let mut relative: Vec<_> = cases[1..].iter().map(|case| ratios(case, &cases[0])).collect();
+    relative
+        .sort_by(|one, other| badness(percentile(one, 50.0)).total_cmp(&badness(percentile(other, 50.0))));
+    relative.pop().unwrap_or_default()
 }
 
 /// The time of a save, nothing delivered, by that of a raw write of the same bytes, a block each.
@@ -90,6 +94,7 @@ async fn save(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
             let began = Instant::now();
             saver.save(0).await?;
             saves.push(began.elapsed().as_secs_f64());
+
             stored.change();
             let began = Instant::now();
             raw.replace_one(doc! { "_id": &stored.id }, &*stored).write_concern(majority()).await?;
@@ -113,8 +118,13 @@ async fn flow(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
     let way = DualWrite::new(way, Confirmed::connect(bed).await?);
     let mut ours = Ours::team(bed, &store, SAVERS, EACH).await?;
     let mut dual = Dual::team(&way, SAVERS, EACH, bytes);
-    ours.iter_mut().for_each(|saver| saver.messages = messages);
-    dual.iter_mut().for_each(|saver| saver.messages = messages);
+    for saver in &mut ours {
+        saver.messages = messages;
+    }
+    for saver in &mut dual {
+        saver.messages = messages;
+    }
+
     let mut rates: [Vec<f64>; 2] = Default::default();
     for block in 0..=bed.scale.blocks {
         for turn in 0..2 {

@@ -17,21 +17,21 @@ use crate::{
 
 const BYTES: usize = 2_000;
 
+const OURS: &str = "this";
+const LINGERING: &str = "this, cleared within a second";
+const UNGROUPED: &str = "this, group commit off";
+const BY_HAND: &str = "the same by hand";
+const DUAL: &str = "dual write";
+const CLASSIC: &str = "transaction, poller with batch 1000";
+
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let mut figure = Figure::new("throughput", "Saved, confirmed, cleared: documents of 2 kB a second", "/s");
     for (savers, goal) in [(1, 0.97), (64, 2.0), (256, 3.0)] {
         let sides = rates(bed, report, savers).await?;
-        let rates = |name: &str| {
-            sides.iter().find(|side| side.name == name).map(|side| side.rates.as_slice()).unwrap_or_default()
-        };
-        let plural = if savers == 1 { "" } else { "s" };
-        let measured = format!("save → confirmed → cleared, {savers} saver{plural}");
         let row = |name: &str, note: &str, ours: &str, baseline: &str| {
-            let (ours, theirs) = (rates(ours), rates(baseline));
-            let detail = format!("{:.0}/s to {:.0}/s", percentile(ours, 50.0), percentile(theirs, 50.0));
-            let row = Row::new(format!("{name}-{savers}"), format!("{measured}{note}"), baseline);
-            row.values("×", &ratios(ours, theirs)).detail(detail)
+            row(&sides, savers, &format!("{name}-{savers}"), note, (ours, baseline))
         };
+
         report.add(row("throughput", "", OURS, DUAL).goal(Goal::AtLeast(goal)));
         report.add(row("lingering", ", cleared within a second", LINGERING, DUAL));
         report.add(row("by-hand", ", by hand", BY_HAND, DUAL));
@@ -39,24 +39,36 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         if savers == 64 {
             report.add(row("classic", "", OURS, CLASSIC).goal(Goal::AtLeast(5.0)));
         }
+
         for side in &sides {
             let label = format!("{savers} savers, {}", side.name);
-            figure = match side.name.starts_with(OURS) {
-                true => figure.ours(label, &side.rates),
-                false => figure.theirs(label, &side.rates),
+            figure = if side.name.starts_with(OURS) {
+                figure.ours(label, &side.rates)
+            } else {
+                figure.theirs(label, &side.rates)
             };
         }
     }
+
     report.draw(figure);
     Ok(())
 }
 
-const OURS: &str = "this";
-const LINGERING: &str = "this, cleared within a second";
-const UNGROUPED: &str = "this, group commit off";
-const BY_HAND: &str = "the same by hand";
-const DUAL: &str = "dual write";
-const CLASSIC: &str = "transaction, poller with batch 1000";
+/// One side by another.
+fn row(sides: &[Side], savers: usize, id: &str, note: &str, (ours, baseline): (&str, &str)) -> Row {
+    let (ours, theirs) = (rates_of(sides, ours), rates_of(sides, baseline));
+    let plural = if savers == 1 { "" } else { "s" };
+    let measured = format!("save → confirmed → cleared, {savers} saver{plural}{note}");
+    let detail = format!("{:.0}/s to {:.0}/s", percentile(ours, 50.0), percentile(theirs, 50.0));
+    Row::new(id, measured, baseline).values("×", &ratios(ours, theirs)).detail(detail)
+}
+
+fn rates_of<'a>(sides: &'a [Side], name: &str) -> &'a [f64] {
+    match sides.iter().find(|side| side.name == name) {
+        Some(side) => &side.rates,
+        None => &[],
+    }
+}
 
 /// Saves a second, a block each.
 struct Side {
@@ -98,7 +110,33 @@ impl Savers {
     }
 }
 
+/// Measures every side, block by block.
 async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side>> {
+    let mut sides = sides(bed, savers).await?;
+    let count = sides.len();
+    // The first block is for warming up. The order turns from block to block.
+    for block in 0..=bed.scale.blocks {
+        for turn in 0..count {
+            let side = &mut sides[(block + turn) % count];
+            bed.purge().await?;
+
+            let before = Counters::take(bed).await?;
+            let (saves, took) = side.savers.run(bed.scale.loop_time).await?;
+            if block > 0 {
+                side.rates.push(saves / took.as_secs_f64());
+            }
+            if block == bed.scale.blocks {
+                report.count(format!("{}, {savers} savers", side.name), saves, before.until_now(bed).await?);
+            }
+        }
+    }
+
+    bed.purge().await?;
+    Ok(sides)
+}
+
+/// The savers of every side, with documents of their own.
+async fn sides(bed: &Bed, savers: usize) -> Result<Vec<Side>> {
     let count = savers * DOCUMENTS;
     let mut sides = Vec::new();
     let publisher = Confirmed::connect(bed).await?;
@@ -126,22 +164,6 @@ async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side
         let savers = Savers::Classic(Box::new(way), publisher, team);
         sides.push(Side { name: CLASSIC, savers, rates: Vec::new() });
     }
-    let count = sides.len();
-    // The first block is for warming up. The order turns from block to block.
-    for block in 0..=bed.scale.blocks {
-        for turn in 0..count {
-            let side = &mut sides[(block + turn) % count];
-            bed.purge().await?;
-            let before = Counters::take(bed).await?;
-            let (saves, took) = side.savers.run(bed.scale.loop_time).await?;
-            if block > 0 {
-                side.rates.push(saves / took.as_secs_f64());
-            }
-            if block == bed.scale.blocks {
-                report.count(format!("{}, {savers} savers", side.name), saves, before.until_now(bed).await?);
-            }
-        }
-    }
-    bed.purge().await?;
+
     Ok(sides)
 }

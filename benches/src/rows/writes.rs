@@ -28,7 +28,8 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     }
     let row = Row::new("writes", "database writes per message", "–");
     // The servers write a few of their own.
-    report.add(row.goal(Goal::AtMost(2.0)).values("", &each.iter().map(rounded).collect::<Vec<_>>()));
+    report
+        .add(row.goal(Goal::AtMost(2.0)).values("", &each.iter().copied().map(rounded).collect::<Vec<_>>()));
 
     let inline = bed.inline_with(Mode::Background, |builder| builder.defer_clears(Duration::from_secs(1)));
     let store = bed.orders(&inline, "again", SAVERS, 2_000).await?;
@@ -50,7 +51,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         };
         let saves: f64 = try_join_all((0..SAVERS).map(save_often)).await?.iter().sum();
         bed.settled(&store.collection().clone_with_type()).await?;
-        each.push(rounded(&(before.until_now(bed).await?.documents_written as f64 / saves)));
+        each.push(rounded(before.until_now(bed).await?.documents_written as f64 / saves));
     }
     let row = Row::new(
         "writes-again",
@@ -62,6 +63,6 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
 }
 
 /// To hundredths.
-fn rounded(value: &f64) -> f64 {
+fn rounded(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
