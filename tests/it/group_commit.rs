@@ -284,8 +284,9 @@ async fn every_save_of_a_batch_gets_its_answer() {
             10..20 => assert!(matches!(saved, Ok(Saved::Conflict)), "{id}: {saved:?}"),
             20..30 => assert!(matches!(saved, Ok(Saved::Gone)), "{id}: {saved:?}"),
             _ => {
-                let error = saved.unwrap_err().to_string();
-                assert!(error.contains("11000") || error.contains("duplicate"), "{id}: {error}");
+                let error = saved.unwrap_err();
+                let source = std::error::Error::source(&error).unwrap().to_string();
+                assert!(source.contains("11000") || source.contains("duplicate"), "{id}: {source}");
             }
         }
     }
@@ -455,99 +456,6 @@ async fn the_client_shuts_down_after_batches() {
     bank.test.drop().await;
 }
 
-/// A server that is no replica set refuses every batch.
-#[tokio::test]
-async fn a_server_without_retryable_writes_gets_single_saves() {
-    let server = Standalone::start().await;
-    let client = Client::with_uri_str(&server.uri).await.unwrap();
-    let test = TestDatabase { database: client.database("t"), client };
-    let refused = Arc::new(AtomicUsize::new(0));
-    let count = refused.clone();
-    let options = ClientOptions::parse(&server.uri).await.unwrap();
-    let bank = Bank::with(test, options, true, move |event| {
-        if let CommandEvent::Failed(failed) = event
-            && failed.command_name == "update"
-        {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    });
-    bank.add_many(20).await;
-    let mut accounts = bank.load_all(20).await;
-    for _ in 0..2 {
-        let saves = save_all(&bank, &mut accounts).await;
-        assert!(saves.iter().all(|saved| matches!(saved, Ok(Saved::Applied(_)))), "{saves:?}");
-    }
-    let learned = refused.load(Ordering::Relaxed);
-    save_all(&bank, &mut accounts).await;
-    assert_eq!(refused.load(Ordering::Relaxed), learned, "what was refused is remembered");
-}
-
-/// Does this with a clock that runs ahead, second by second, where nothing but timers is waited for.
-async fn hurry<T>(work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    tokio::time::pause();
-    let done = loop {
-        tokio::select! {
-            biased;
-            done = &mut work => break done,
-            () = tokio::time::advance(std::time::Duration::from_secs(1)) => {}
-        }
-    };
-    tokio::time::resume();
-    done
-}
-
-/// What saves say whose server is away, alone and in a batch. The driver waits for a server as long as `patience`.
-async fn save_while_the_server_is_away(patience: std::time::Duration, group_commit: bool) -> Vec<Error> {
-    let server = Standalone::start().await;
-    let client = Client::with_uri_str(&server.uri).await.unwrap();
-    let test = TestDatabase { database: client.database("t"), client };
-    let mut options = ClientOptions::parse(&server.uri).await.unwrap();
-    options.server_selection_timeout = Some(patience);
-    let is_missed = Arc::new(Notify::new());
-    let missed = is_missed.clone();
-    options.sdam_event_handler = Some(EventHandler::callback(move |event| {
-        if let SdamEvent::ServerDescriptionChanged(changed) = event
-            && changed.new_description.server_type() == ServerType::Unknown
-        {
-            missed.notify_one();
-        }
-    }));
-    let bank = Bank::with(test, options, group_commit, |_| {});
-    bank.add_many(5).await;
-    let mut accounts = bank.load_all(5).await;
-    drop(server);
-    within("the driver to miss the server", is_missed.notified()).await;
-
-    let saves = async {
-        let deleted = bank.accounts.delete(&accounts[4]).await;
-        let other = bank.accounts.insert(Account::new(100));
-        let (saves, inserted) = tokio::join!(save_all(&bank, &mut accounts[..4]), other);
-        let mut errors = vec![deleted.unwrap_err(), inserted.unwrap_err()];
-        errors.extend(saves.into_iter().map(Result::unwrap_err));
-        errors
-    };
-    // The driver's own patience is by a clock that doesn't run ahead, so it is the save's bound that ends them.
-    if patience > WRITE_TIMEOUT { hurry(saves).await } else { saves.await }
-}
-
-/// The bound of a save, and by default the driver's patience.
-const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
-
-#[tokio::test]
-async fn a_server_that_is_away_makes_saves_unavailable() {
-    let (brief, long) = (WRITE_TIMEOUT / 60, WRITE_TIMEOUT * 2);
-    for (patience, words) in [(brief, "Server selection timeout"), (long, "no clean answer within 30 s")] {
-        for group_commit in [true, false] {
-            for error in save_while_the_server_is_away(patience, group_commit).await {
-                assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
-                let source = std::error::Error::source(&error).unwrap().to_string();
-                assert!(source.contains(words), "{source}");
-            }
-        }
-    }
-}
-
 /// The driver takes sessions from a pool: one of ours in there would have later writes answered without being made.
 #[tokio::test]
 async fn sessions_of_batches_are_never_the_drivers() {
@@ -693,6 +601,100 @@ mod fail_point {
 /// These stop, block or slow down a server.
 mod outage {
     use super::*;
+
+    /// A server that is no replica set refuses every batch.
+    #[tokio::test]
+    async fn a_server_without_retryable_writes_gets_single_saves() {
+        let server = Standalone::start().await;
+        let client = Client::with_uri_str(&server.uri).await.unwrap();
+        let test = TestDatabase { database: client.database("t"), client };
+        let refused = Arc::new(AtomicUsize::new(0));
+        let count = refused.clone();
+        let options = ClientOptions::parse(&server.uri).await.unwrap();
+        let bank = Bank::with(test, options, true, move |event| {
+            if let CommandEvent::Failed(failed) = event
+                && failed.command_name == "update"
+            {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        bank.add_many(20).await;
+        let mut accounts = bank.load_all(20).await;
+        for _ in 0..2 {
+            let saves = save_all(&bank, &mut accounts).await;
+            assert!(saves.iter().all(|saved| matches!(saved, Ok(Saved::Applied(_)))), "{saves:?}");
+        }
+        let learned = refused.load(Ordering::Relaxed);
+        save_all(&bank, &mut accounts).await;
+        assert_eq!(refused.load(Ordering::Relaxed), learned, "what was refused is remembered");
+    }
+
+    /// Does this with a clock that runs ahead, second by second, where nothing but timers is waited for.
+    async fn hurry<T>(work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        tokio::time::pause();
+        let done = loop {
+            tokio::select! {
+                biased;
+                done = &mut work => break done,
+                () = tokio::time::advance(std::time::Duration::from_secs(1)) => {}
+            }
+        };
+        tokio::time::resume();
+        done
+    }
+
+    /// What saves say whose server is away, alone and in a batch. The driver waits for a server as long as `patience`.
+    async fn save_while_the_server_is_away(patience: std::time::Duration, group_commit: bool) -> Vec<Error> {
+        let server = Standalone::start().await;
+        let client = Client::with_uri_str(&server.uri).await.unwrap();
+        let test = TestDatabase { database: client.database("t"), client };
+        let mut options = ClientOptions::parse(&server.uri).await.unwrap();
+        options.server_selection_timeout = Some(patience);
+        let is_missed = Arc::new(Notify::new());
+        let missed = is_missed.clone();
+        options.sdam_event_handler = Some(EventHandler::callback(move |event| {
+            if let SdamEvent::ServerDescriptionChanged(changed) = event
+                && changed.new_description.server_type() == ServerType::Unknown
+            {
+                missed.notify_one();
+            }
+        }));
+        let bank = Bank::with(test, options, group_commit, |_| {});
+        bank.add_many(5).await;
+        let mut accounts = bank.load_all(5).await;
+        drop(server);
+        within("the driver to miss the server", is_missed.notified()).await;
+
+        let saves = async {
+            let deleted = bank.accounts.delete(&accounts[4]).await;
+            let other = bank.accounts.insert(Account::new(100));
+            let (saves, inserted) = tokio::join!(save_all(&bank, &mut accounts[..4]), other);
+            let mut errors = vec![deleted.unwrap_err(), inserted.unwrap_err()];
+            errors.extend(saves.into_iter().map(Result::unwrap_err));
+            errors
+        };
+        // The driver's own patience is by a clock that doesn't run ahead, so it is the save's bound that ends them.
+        if patience > WRITE_TIMEOUT { hurry(saves).await } else { saves.await }
+    }
+
+    /// The bound of a save, and by default the driver's patience.
+    const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_server_that_is_away_makes_saves_unavailable() {
+        let (brief, long) = (WRITE_TIMEOUT / 60, WRITE_TIMEOUT * 2);
+        for (patience, words) in [(brief, "Server selection timeout"), (long, "no clean answer within 30 s")]
+        {
+            for group_commit in [true, false] {
+                for error in save_while_the_server_is_away(patience, group_commit).await {
+                    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+                    let source = std::error::Error::source(&error).unwrap().to_string();
+                    assert!(source.contains(words), "{source}");
+                }
+            }
+        }
+    }
 
     /// P1: on three nodes, with the primary stepping down again and again.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

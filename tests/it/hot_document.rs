@@ -123,6 +123,9 @@ async fn two_processes_keep_order_on_the_fast_path() {
         assert!(process.wait().await.unwrap().success());
     }
     let all = usize::try_from(saves()).unwrap() * PROCESSES.len();
+    let counted = flow.test.stored(DOCUMENT).await.get_i64("count").unwrap();
+    assert_eq!(usize::try_from(counted).unwrap(), all, "every process made its saves");
+
     receiver.wait(all).await;
     in_order(&receiver, all);
 

@@ -20,6 +20,7 @@ pub(crate) struct Standalone {
 
 impl Standalone {
     pub(crate) async fn start() -> Self {
+        crate::isolation::assert_in("outage");
         let services = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
         let found = Command::new(services).arg("mongod").output().unwrap();
         let mongod = String::from_utf8(found.stdout).unwrap().trim().to_owned();
