@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_minimal_foreign_entry_lacks_is_left_out() {
+    fn absent_fields_of_foreign_entries_are_omitted() {
         let mut envelope = envelope();
         envelope.created_at = None;
         envelope.document = DocumentRef::by_id(envelope.document.namespace, "");

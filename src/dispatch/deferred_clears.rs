@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_save_that_nobody_finishes_keeps_nothing() {
+    async fn an_unfinished_save_keeps_no_clear() {
         let (deferred, mut clears) = deferred_clears();
         let claimed = Instant::now() + TIME * 3;
         deferred.defer(delivered(1), claimed).unwrap();
@@ -530,7 +530,7 @@ mod tests {
 
     /// Clears that began after the call are no concern of it.
     #[tokio::test(start_paused = true)]
-    async fn a_flush_ends_while_others_go_on() {
+    async fn a_flush_ends_while_others_continue() {
         let (begun, mut clears) = mpsc::unbounded_channel();
         let deferred = DeferredClears::start(TIME, move |delivered| {
             let (hold, held) = tokio::sync::oneshot::channel::<()>();
@@ -595,7 +595,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_being_cleared_counts_as_well() {
+    async fn clears_under_way_count_too() {
         let deferred = DeferredClears::start(TIME, |_| Box::pin(std::future::pending()));
         for id in 0..MOST {
             deferred.defer(delivered(i32::try_from(id).unwrap()), far()).unwrap();

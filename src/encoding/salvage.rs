@@ -131,7 +131,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_not_utf_8_costs_only_itself() {
+    fn invalid_utf8_costs_only_its_own_value() {
         let raw = damaged(&doc! { "a": "##", "b##": 1, "c": { "d": ["x", "##"] }, "e": 2 });
         let read: Vec<_> = elements(&raw).map(|element| element.read().is_some()).collect();
         assert_eq!(read, [false, true, false, true]);

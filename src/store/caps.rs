@@ -228,7 +228,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn depth_counts_levels() {
+    fn depth_counts_nested_levels() {
         let value = Bson::from(doc! { "a": [{}] });
         assert!(is_within(&value, 3));
         assert!(!is_within(&value, 2));

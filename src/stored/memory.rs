@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_exceeds_the_budget_goes_alone() {
+    async fn a_value_over_the_budget_goes_alone() {
         let memory = Memory::of(10 * MIB);
         let large = memory.reserve(50 * MIB).await;
         assert!(memory.try_reserve(1).is_none());

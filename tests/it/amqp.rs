@@ -752,7 +752,7 @@ async fn without_a_broker_publishing_answers_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closing_publishes_what_was_handed_over_and_nothing_after() {
+async fn closing_publishes_only_messages_handed_over_before() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let calls = (0..50).map(|call| {
@@ -813,7 +813,7 @@ async fn a_conflicting_queue_is_reported_and_heals_when_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verifying_makes_nothing_and_waits_for_what_is_missing() {
+async fn verifying_declares_nothing_and_awaits_missing_parts() {
     scene(async |scene| {
         let publisher = Publisher::start(scene.settings(), scene.verified());
         let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;

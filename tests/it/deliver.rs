@@ -185,7 +185,7 @@ fn permanent(outcome: Outcome) -> String {
 
 /// "CloudEvents 1.0 binary mode", the table of `deliver::cloudevents`.
 #[tokio::test]
-async fn a_message_stands_on_the_wire_exactly_as_documented() {
+async fn a_message_is_encoded_exactly_as_documented() {
     scene(async |scene| {
         let rabbit = scene.rabbit().await;
         let queue = scene.bind("order.placed").await;
@@ -581,7 +581,7 @@ async fn a_former_type_name_still_finds_its_handler() {
 
 /// P2: "… or is dead and visible to an operator."
 #[tokio::test]
-async fn a_message_that_nobody_handles_fails_visibly() {
+async fn an_unhandled_message_fails_visibly() {
     let handlers = Handlers::builder().build().unwrap();
     let text = transient(outcome(&handlers, placed()).await);
     assert!(text.contains("no handler for type `order.placed`"), "{text}");

@@ -219,7 +219,7 @@ fn the_sample_file_keeps_the_rules_of_its_page() {
 
 /// A number that a manifest sets beside the default needs its reason there.
 #[test]
-fn what_the_manifests_tune_has_its_reason_beside_it() {
+fn tuned_values_in_manifests_state_their_reason() {
     let manifest = read("deploy/kubernetes/configmap.yaml");
     let tuned = |name: &str, value: &str| {
         SERVICES.iter().any(|service| {
@@ -241,7 +241,7 @@ fn what_the_manifests_tune_has_its_reason_beside_it() {
 }
 
 #[test]
-fn what_must_not_go_unnoticed_has_an_alert() {
+fn every_serious_condition_has_an_alert() {
     let asked: String = rules().iter().map(|rule| text(&rule["expr"]).to_owned() + "\n").collect();
     for series in [
         "outbox_dead_total",

@@ -295,7 +295,7 @@ async fn every_save_of_a_batch_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn whatever_the_type_of_id_a_miss_inserts_nothing() {
+async fn a_miss_inserts_nothing_for_any_id_type() {
     let bank = Bank::open().await;
     let ids = [
         Bson::from("text"),

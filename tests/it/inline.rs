@@ -397,7 +397,7 @@ async fn an_expired_claim_never_touches_the_next_holders() {
 
 /// P4 Ordered per document: a failing message holds back the later ones of its own document only.
 #[tokio::test]
-async fn a_failing_message_holds_back_its_own_document_only() {
+async fn a_failing_message_blocks_only_its_document() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client)

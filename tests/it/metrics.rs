@@ -271,7 +271,7 @@ async fn inline_deliveries_and_leftovers_show_in_the_metrics() {
 }
 
 #[tokio::test]
-async fn what_a_worker_makes_of_messages_is_counted() {
+async fn a_workers_outcomes_are_counted() {
     let test = TestDatabase::create().await;
     let mut recording = Recording::new();
     let recorder = Recorder::default();

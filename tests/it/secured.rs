@@ -327,7 +327,7 @@ async fn a_missing_privilege_is_named_with_its_grant() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_without_it() {
+async fn a_wrong_password_is_reported_but_hidden() {
     let secured = Secured::start().await;
     let uri = secured.mongodb_uri("outbox-rescuer", "ca.pem").replace(PASSWORD, "not-hunter2");
     let mut service = rescuer(&secured, "/").with("OUTBOX_MONGODB_URI", uri).start("outbox-rescuer");

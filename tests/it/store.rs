@@ -980,7 +980,7 @@ mod maybe {
 
 /// P1: what can't be read again is refused before anything is written, with its messages.
 #[tokio::test]
-async fn what_the_same_struct_cannot_read_is_not_written() {
+async fn values_the_struct_cannot_reread_are_refused() {
     let (test, inline) = off().await;
     let (id, outbox) = ("o-1".to_owned(), Outbox::default);
     let secrets = document_outbox::Store::<Secret>::new(test.orders(), &inline);

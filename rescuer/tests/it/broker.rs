@@ -80,7 +80,7 @@ async fn commands_wait_in_the_queue_for_a_dispatcher() {
 /// Nobody takes the commands of 5,000 documents: they are repeated after 30, 60 and 120 s, and each is gone after 5 minutes.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
-async fn stress_commands_that_nobody_takes_stay_bounded() {
+async fn stress_untaken_commands_stay_bounded() {
     const DOCUMENTS: u32 = 5_000;
     let world = World::new().await;
     let orders = world.indexed_orders().await;

@@ -128,7 +128,7 @@ async fn exactly_the_documented_series_start_at_zero() {
 }
 
 #[tokio::test]
-async fn what_happens_is_counted() {
+async fn each_event_moves_its_series() {
     let (recorder, handle) = recorder();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let (world, commands) = (World::new().await, Recorder::new());

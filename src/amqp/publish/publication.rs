@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_just_fits_is_not_refused() {
+    fn a_publication_at_the_limits_is_accepted() {
         let fits = Publication {
             routing_key: "x".repeat(255),
             body: vec![0; 1000],

@@ -286,7 +286,7 @@ fn every_bson_value_is_stored_as_it_is() {
 }
 
 #[test]
-fn what_looks_like_extended_json_stays_what_it_is() {
+fn lookalikes_of_extended_json_stay_unchanged() {
     let sent = HashMap::from([("$oid".to_owned(), "abababababababababababab".to_owned())]);
     is_as_in_json(sent);
     is_as_in_json(serde_json::json!({ "$date": { "$numberLong": "1" }, "$numberInt": 2 }));
@@ -344,7 +344,7 @@ fn uuids_are_read_from_text_and_binaries() {
 }
 
 #[test]
-fn what_bson_cannot_hold_is_refused_by_name() {
+fn values_unfit_for_bson_are_refused_by_name() {
     let refused = |error: CodecError| error.to_string();
     let nul = refused(encode(&HashMap::from([("a\0b", 1)])).unwrap_err());
     assert!(nul.contains(r#""a\0b" has a NUL"#), "{nul}");

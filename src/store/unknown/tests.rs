@@ -116,7 +116,7 @@ fn elements_unknown_to_the_struct_count_when_dropped() {
 }
 
 #[test]
-fn what_cannot_be_written_back_is_not_lost() {
+fn an_unreadable_unknown_field_refuses_the_save() {
     let mut bytes = raw(&doc! { "address": { "street": "a", "geo": "#" } }).as_bytes().to_vec();
     let place = bytes.iter().position(|byte| *byte == b'#').unwrap();
     bytes[place] = 0xff;
