@@ -34,7 +34,7 @@ impl serde::de::Error for CodecError {
 #[cfg(feature = "bson-3")]
 use mongodb::bson::{deserialize_from_slice as from_slice, serialize_to_vec as to_vec};
 #[cfg(not(feature = "bson-3"))]
-use mongodb::bson::{from_slice, to_vec};
+use mongodb::bson::{from_slice, to_vec}; // not found? The driver speaks BSON 3: give document-outbox the feature `bson-3` too
 
 /// Encodes a value that is a document at its top level.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<RawDocumentBuf, CodecError> {
