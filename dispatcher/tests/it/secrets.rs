@@ -26,7 +26,7 @@ async fn the_dispatchers_output_shows_no_secret() {
     world.publish(world.payload.as_bytes()).await;
     service.line_with("a command was refused");
     let mut said = service.stop();
-    assert!(said.contains(r#""level":"TRACE""#), "everything is logged: {said}");
+    assert!(said.contains(r#""level":"DEBUG""#), "everything is logged: {said}");
 
     let mut service = Service::start(BINARY, &settings(Some("OUTBOX_MONGODB_URI")));
     service.line_with("uthentication failed");
