@@ -4,10 +4,12 @@ use std::convert::Infallible;
 
 use super::ProcessDocumentMessages;
 
-#[derive(Debug, Clone)]
-pub(crate) enum CommandSender {}
+pub(crate) use self::NoSender as CommandSender;
 
-impl CommandSender {
+#[derive(Debug, Clone)]
+pub(crate) enum NoSender {}
+
+impl NoSender {
     pub(crate) async fn send(&self, _: Vec<ProcessDocumentMessages>) -> Vec<Result<(), Infallible>> {
         match *self {}
     }
