@@ -147,7 +147,7 @@ impl Claimer {
         let array_filters = vec![doc! { "e.id": { "$in": ids } }];
         let namespace = claim.document.namespace.clone();
 
-        match self.mongo.update(Update { namespace, filter, update: update.into(), array_filters }).await {
+        match self.mongo.update(Update { namespace, filter, operators: update.into(), array_filters }).await {
             WriteOutcome::Done => Ok(ClaimWritten::Done),
             WriteOutcome::Missed => Ok(ClaimWritten::Missed),
             WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
@@ -167,7 +167,7 @@ impl Claimer {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = self.release_of(claim, &entries, now, &[]);
         let namespace = claim.document.namespace.clone();
-        let update = Update { namespace, filter, update: update.into(), array_filters: elements };
+        let update = Update { namespace, filter, operators: update.into(), array_filters: elements };
         let written = timeout(UNDO_TIMEOUT, self.mongo.update_without_majority(update)).await;
         if !matches!(written, Ok(Ok(()))) {
             tracing::debug!(document = %claim.document, "a claim without an answer was not taken back; it ends with its lease");
@@ -362,7 +362,7 @@ impl Claimer {
         array_filters: Vec<Document>,
     ) -> WriteOutcome {
         let namespace = document.namespace.clone();
-        self.mongo.update(Update { namespace, filter, update: update.into(), array_filters }).await
+        self.mongo.update(Update { namespace, filter, operators: update.into(), array_filters }).await
     }
 }
 

@@ -233,7 +233,7 @@ impl Oversized {
         let clear = Update {
             namespace: document.namespace.clone(),
             filter: document.select(doc! { "outbox.id": id }),
-            update: doc! { "$pull": { "outbox": { "id": id } } }.into(),
+            operators: doc! { "$pull": { "outbox": { "id": id } } }.into(),
             array_filters: Vec::new(),
         };
         match self.mongo.update(clear).await {
@@ -250,9 +250,9 @@ impl Oversized {
             self.mongo.delete(Delete { namespace, filter: mine }).await
         } else {
             let set = doc! { "failed": lease.failed, "dead": lease.dead };
-            let update = doc! { "$set": set, "$unset": { "until": "" } }.into();
+            let operators = doc! { "$set": set, "$unset": { "until": "" } }.into();
             let filter = Filter::from(mine);
-            self.mongo.update(Update { namespace, filter, update, array_filters: Vec::new() }).await
+            self.mongo.update(Update { namespace, filter, operators, array_filters: Vec::new() }).await
         };
         match written {
             WriteOutcome::Done => Ok(Recorded::Done),

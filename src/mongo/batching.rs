@@ -238,6 +238,7 @@ impl Batches {
                     MayBegin::NotBefore(overtaken) => overtaken,
                 }
             };
+
             // Freed or overtaken, the next round will show.
             let _ = timeout_at(overtaken, freed).await;
         }
@@ -280,7 +281,7 @@ mod tests {
 
     /// A batcher whose batches are handed to the test, which ends them by dropping them.
     fn batcher() -> (Batcher<u32, ()>, mpsc::UnboundedReceiver<Batch>) {
-        let (begun, batches) = mpsc::unbounded_channel();
+        let (begun, sent) = mpsc::unbounded_channel();
         let batcher = Batcher::start(100, move |batch: Vec<Asked<u32, ()>>, permit| {
             let (hold, held) = oneshot::channel::<()>();
             let requests = batch.into_iter().map(|asked| asked.request).collect();
@@ -290,7 +291,7 @@ mod tests {
                 drop(held.await);
             }
         });
-        (batcher, batches)
+        (batcher, sent)
     }
 
     fn asked(request: u32) -> Asked<u32, ()> {
@@ -304,37 +305,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_that_wait_are_sent_together() {
-        let (batcher, mut batches) = batcher();
+        let (batcher, mut sent) = batcher();
         batcher.enqueue(asked(1)).await;
-        let first = batches.recv().await.unwrap();
+        let first = sent.recv().await.unwrap();
         batcher.enqueue(asked(2)).await;
-        let second = batches.recv().await.unwrap();
+        let second = sent.recv().await.unwrap();
         for request in 3..=7 {
             batcher.enqueue(asked(request)).await;
         }
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(batches.try_recv().is_err(), "two are in flight");
+        assert!(sent.try_recv().is_err(), "two are in flight");
         drop(first);
-        let third = batches.recv().await.unwrap();
+        let third = sent.recv().await.unwrap();
         assert_eq!(third.requests, [3, 4, 5, 6, 7]);
         assert_eq!(second.requests, [2]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn many_requests_are_shared_out_over_free_batches() {
-        let (batcher, mut batches) = batcher();
+        let (batcher, mut sent) = batcher();
         for request in 0..20 {
             batcher.queue.try_send(asked(request)).unwrap();
         }
-        let (one, other) = (batches.recv().await.unwrap(), batches.recv().await.unwrap());
+        let (one, other) = (sent.recv().await.unwrap(), sent.recv().await.unwrap());
         assert_eq!((one.requests.len(), other.requests.len()), (10, 10));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_single_request_goes_alone_when_idle() {
-        let (batcher, mut batches) = batcher();
+        let (batcher, mut sent) = batcher();
         let alone = batcher.permit_for_one().unwrap();
         assert!(batcher.permit_for_one().is_none(), "one is in flight");
         drop(alone);
@@ -343,13 +344,13 @@ mod tests {
             batcher.queue.try_send(asked(request)).unwrap();
         }
         assert!(batcher.permit_for_one().is_none(), "others wait");
-        drop(batches.recv().await.unwrap());
+        drop(sent.recv().await.unwrap());
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
         assert!(batcher.permit_for_one().is_none(), "the last had company");
         batcher.enqueue(asked(4)).await;
-        drop(batches.recv().await.unwrap());
+        drop(sent.recv().await.unwrap());
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
@@ -358,13 +359,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_that_takes_long_is_overtaken() {
-        let (batcher, mut batches) = batcher();
+        let (batcher, mut sent) = batcher();
         let _forgotten = batcher.permit_for_one().unwrap();
         batcher.enqueue(asked(1)).await;
-        let _stuck = batches.recv().await.unwrap();
+        let _stuck = sent.recv().await.unwrap();
         let since = Instant::now();
         batcher.enqueue(asked(2)).await;
-        let next = batches.recv().await.unwrap();
+        let next = sent.recv().await.unwrap();
         assert_eq!(next.requests, [2]);
         assert_eq!(since.elapsed(), PATIENCE);
     }

@@ -189,8 +189,8 @@ impl ClearSender {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => return statements.iter().map(|_| of_error(&error)).collect(),
             Err(_elapsed) => {
-                let open = |_: &&Pull| Tried::Open("no answer while the claim held".into());
-                return statements.iter().map(open).collect();
+                let why = "no answer while the claim held";
+                return statements.iter().map(|_| Tried::Open(why.into())).collect();
             }
         };
 
@@ -266,6 +266,7 @@ fn windows(clears: Vec<AskedClear>) -> Vec<Vec<AskedClear>> {
     let mut bytes = 0;
     for clear in clears {
         bytes += clear.request.bytes;
+
         match windows.last_mut() {
             Some(window) if window.len() < WINDOW && bytes <= MOST_BYTES => window.push(clear),
             _ => {

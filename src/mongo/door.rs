@@ -59,6 +59,7 @@ impl Mongo {
         } else {
             Writes::single(client.clone())
         };
+
         Self {
             writes,
             reads: Reads::start(client.clone(), Memory::of(settings.memory_bytes)),

@@ -20,6 +20,14 @@ use std::io;
 
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 
+const DUPLICATE: [i32; 2] = [11000, 11001];
+const TOO_LARGE: [i32; 4] = [10334, 17419, 17420, 15];
+const INTERRUPTED: [i32; 17] =
+    [6, 7, 24, 50, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436];
+
+/// What to do about refused credentials.
+const CREDENTIALS: &str = "correct the user, the password and authSource in the URI";
+
 /// What an error says about the write it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -35,11 +43,6 @@ pub enum Verdict {
     Unknown,
 }
 
-const DUPLICATE: [i32; 2] = [11000, 11001];
-const TOO_LARGE: [i32; 4] = [10334, 17419, 17420, 15];
-const INTERRUPTED: [i32; 17] =
-    [6, 7, 24, 50, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436];
-
 /// Reads an error by the table of this module.
 pub fn verdict(error: &Error) -> Verdict {
     if is_unencodable(error) {
@@ -51,9 +54,7 @@ pub fn verdict(error: &Error) -> Verdict {
         | ErrorKind::Shutdown
         | ErrorKind::DnsResolve { .. }
         | ErrorKind::Authentication { .. } => Verdict::NotSent,
-        ErrorKind::Io(error) if error.get_ref().is_some_and(|source| source.is::<NotSent>()) => {
-            Verdict::NotSent
-        }
+        ErrorKind::Io(error) if is_of::<NotSent>(error) => Verdict::NotSent,
         ErrorKind::InvalidArgument { .. } => Verdict::Refused,
         ErrorKind::Command(command) => of_code(command.code, error),
         ErrorKind::Write(WriteFailure::WriteError(write)) => of_code(write.code, error),
@@ -72,9 +73,15 @@ pub(crate) fn is_unencodable(error: &Error) -> bool {
             mongodb::bson::error::ErrorKind::Serialization { .. }
                 | mongodb::bson::error::ErrorKind::TooLargeUnsignedInteger { .. }
         ),
-        ErrorKind::Io(error) => error.get_ref().is_some_and(|source| source.is::<Unencodable>()),
+        ErrorKind::Io(error) => is_of::<Unencodable>(error),
         _ => false,
     }
+}
+
+/// Whether an error is one of this module's own.
+fn is_of<T: std::error::Error + 'static>(error: &io::Error) -> bool {
+    let Some(source) = error.get_ref() else { return false };
+    source.is::<T>()
 }
 
 /// A write has certainly not been sent.
@@ -123,7 +130,6 @@ pub(crate) fn interrupts(code: i32) -> bool {
 
 /// What a person has to do about an error that waiting doesn't end, where that is known.
 pub fn advice(error: &Error) -> Option<&'static str> {
-    const CREDENTIALS: &str = "correct the user, the password and authSource in the URI";
     match code(error) {
         Some(13) => Some(
             "this user lacks a privilege: grant it find and update on what is watched and readWrite on the state database",

@@ -46,7 +46,7 @@ const MOST_BYTES: usize = 12 << 20;
 /// An update larger than this goes alone: it would hold others up for longer than it could gain.
 const LARGE: usize = 64 << 10;
 /// How long a collection's refusal of batches is remembered.
-const ONE_BY_ONE: Duration = Duration::from_secs(60);
+const ONE_BY_ONE: Duration = Duration::from_mins(1);
 
 /// Writes, batched; clones share the batches.
 #[derive(Clone)]
@@ -133,6 +133,7 @@ fn commands(writes: Vec<AskedWrite>) -> Vec<Vec<AskedWrite>> {
     for write in writes {
         let namespace = write.request.namespace.to_string();
         let size = write.request.statement.as_bytes().len();
+
         match filling.get_mut(&namespace) {
             Some((command, bytes)) if *bytes + size <= MOST_BYTES => {
                 *bytes += size;

@@ -52,6 +52,7 @@ pub(super) async fn send<S: Serialize>(
         write_concern: doc! { "w": 1 },
         longest: millis(LONGEST),
     };
+
     let command = codec::encode(&command).map_err(|error| error_codes::unencodable(error.to_string()))?;
     client.database(&namespace.db).run_raw_command(command).selection_criteria(primary()).await
 }

@@ -80,6 +80,7 @@ impl RetryableWrites {
             deadline = deadline.max(write.request.deadline);
         }
 
+        // All of them share the number of this session's next write; without one, none has left.
         let session = match self.sessions.take().await {
             Ok(session) => session,
             Err(error) => {
@@ -108,6 +109,7 @@ impl RetryableWrites {
         };
         batch.run().await;
 
+        // A number that another has used makes the whole session useless.
         if !batch.is_foreign {
             self.sessions.put_back(batch.session);
         }
@@ -178,7 +180,7 @@ struct Batch<'a> {
 }
 
 /// What comes after a command.
-enum Next {
+enum NextTry {
     AtOnce,
     Pause(Duration),
     GiveUp,
@@ -199,15 +201,15 @@ impl Batch<'_> {
             }
 
             match self.step().await {
-                Next::AtOnce => {}
-                Next::Pause(pause) if Instant::now() + pause < self.deadline => sleep(pause).await,
-                Next::Pause(_) | Next::GiveUp => return self.give_up(),
+                NextTry::AtOnce => {}
+                NextTry::Pause(pause) if Instant::now() + pause < self.deadline => sleep(pause).await,
+                NextTry::Pause(_) | NextTry::GiveUp => return self.give_up(),
             }
         }
     }
 
     /// Sends a command, and draws what can be drawn from its outcome.
-    async fn step(&mut self) -> Next {
+    async fn step(&mut self) -> NextTry {
         let count = if self.manner.apart { 1 } else { self.open.len() };
         let is_first = !self.open.iter().any(Open::has_left);
 
@@ -215,7 +217,7 @@ impl Batch<'_> {
             Ok(sent) => sent.and_then(|reply| Reply::read(&reply)),
             Err(_elapsed) => {
                 self.doubt(count);
-                return Next::GiveUp;
+                return NextTry::GiveUp;
             }
         };
 
@@ -226,7 +228,7 @@ impl Batch<'_> {
                 self.doubt(count);
                 self.last_error =
                     Some(error_codes::lost("the server took a new write for one that was repeated"));
-                Next::GiveUp
+                NextTry::GiveUp
             }
             Ok(reply) => self.heard(reply, count),
             Err(error) => {
@@ -238,7 +240,7 @@ impl Batch<'_> {
     }
 
     /// A reply came.
-    fn heard(&mut self, reply: Reply, count: usize) -> Next {
+    fn heard(&mut self, reply: Reply, count: usize) -> NextTry {
         let asking = std::mem::take(&mut self.manner.asking);
         let places: Vec<i32> = self.open.iter().take(count).map(|open| open.place).collect();
         let is_repeated = reply.is_repeated();
@@ -266,7 +268,7 @@ impl Batch<'_> {
                 // A server that doesn't say which were repeated is asked one by one.
                 self.manner.apart |= asking && !is_repeated;
                 self.manner.asking = !asking;
-                Next::AtOnce
+                NextTry::AtOnce
             }
             Said::Nonsense => {
                 self.doubt(count);
@@ -277,11 +279,12 @@ impl Batch<'_> {
     }
 
     /// Answers the first statements, or keeps their outcomes until the majority has them.
-    fn note(&mut self, each: Vec<Option<WriteOutcome>>) -> Next {
+    fn note(&mut self, each: Vec<Option<WriteOutcome>>) -> NextTry {
         let mut interrupted = false;
         for outcome in each {
             let Some(mut open) = self.open.pop_front() else { break };
             match outcome {
+                // The majority may not have it yet.
                 Some(outcome) if self.written_at.is_some() => self.executed.push((open, outcome)),
                 Some(outcome) => open.write.answer(outcome),
                 None => {
@@ -291,35 +294,37 @@ impl Batch<'_> {
                 }
             }
         }
-        if interrupted { self.pause() } else { Next::AtOnce }
+
+        if interrupted { self.pause() } else { NextTry::AtOnce }
     }
 
     /// No reply came, or one that refuses the command as a whole.
-    fn failed(&mut self, error: &DriverError, count: usize) -> Next {
+    fn failed(&mut self, error: &DriverError, count: usize) -> NextTry {
         let is_in_doubt = self.open.iter().take(count).any(|open| open.in_doubt);
         match error_codes::verdict(error) {
-            // There will be no other answer.
-            Verdict::NotSent if matches!(*error.kind, ErrorKind::Shutdown) => Next::GiveUp,
+            // There will be no other answer: the client was shut down.
+            Verdict::NotSent if matches!(*error.kind, ErrorKind::Shutdown) => NextTry::GiveUp,
             Verdict::NotSent if is_in_doubt => self.pause(),
             // Nothing left, so each can have the driver's own error at once.
             Verdict::NotSent => {
                 for open in self.open.drain(..count) {
                     open.write.answer(WriteOutcome::Failed(error.clone()));
                 }
-                Next::AtOnce
+                NextTry::AtOnce
             }
             Verdict::Unknown => {
                 self.doubt(count);
                 if error_codes::code(error) != Some(OUT_OF_TIME) {
                     return self.pause();
                 }
+
                 // One that is held waits behind the others.
                 if self.manner.apart || count == 1 {
                     self.open.front_mut().into_iter().for_each(|open| open.is_held = true);
                     self.open.rotate_left(1);
                 }
                 self.manner.apart = true;
-                Next::Pause(HELD_PAUSE)
+                NextTry::Pause(HELD_PAUSE)
             }
             // It is about this try: an earlier one may have been executed.
             Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused if is_in_doubt => {
@@ -329,7 +334,7 @@ impl Batch<'_> {
             }
             Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused => {
                 self.refused.extend(self.open.drain(..count).map(|open| open.write));
-                Next::AtOnce
+                NextTry::AtOnce
             }
         }
     }
@@ -406,8 +411,8 @@ impl Batch<'_> {
         }
     }
 
-    fn pause(&mut self) -> Next {
-        Next::Pause(self.pauses.next().unwrap_or(LONGEST_PAUSE))
+    fn pause(&mut self) -> NextTry {
+        NextTry::Pause(self.pauses.next().unwrap_or(LONGEST_PAUSE))
     }
 
     /// No clean reply came in time.
@@ -416,6 +421,7 @@ impl Batch<'_> {
         for (open, outcome) in std::mem::take(&mut self.executed) {
             open.write.answer(unless_it_may_last(outcome, Some(&error)));
         }
+
         for open in std::mem::take(&mut self.open) {
             let outcome = if open.in_doubt {
                 WriteOutcome::Unknown(error.clone())

@@ -26,7 +26,7 @@ pub(crate) struct Insert {
 pub(crate) struct Update {
     pub(crate) namespace: Namespace,
     pub(crate) filter: Filter,
-    pub(crate) update: Operators,
+    pub(crate) operators: Operators,
     pub(crate) array_filters: Vec<Document>,
 }
 

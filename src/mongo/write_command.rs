@@ -40,7 +40,7 @@ pub(crate) struct UpdateStatement<'a> {
 
 impl<'a> UpdateStatement<'a> {
     pub(crate) fn of(update: &'a Update) -> Self {
-        Self { q: &update.filter, u: &update.update, array_filters: &update.array_filters }
+        Self { q: &update.filter, u: &update.operators, array_filters: &update.array_filters }
     }
 }
 

@@ -60,6 +60,8 @@ impl WriteWaiter {
             Ok(Err(_dropped)) => no_answer(),
             Err(_elapsed) => no_answer(),
         };
+
+        // Cancelled before it has left, it will never be sent.
         if self.departure.cancel() {
             WriteOutcome::Failed(error_codes::not_sent(why))
         } else {

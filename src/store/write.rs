@@ -164,7 +164,7 @@ fn update_of<T>(
     Ok(Update {
         namespace: loaded.document.namespace.clone(),
         filter: loaded.document.select(filter),
-        update: update.build().into(),
+        operators: update.build().into(),
         array_filters: Vec::new(),
     })
 }

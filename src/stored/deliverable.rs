@@ -97,6 +97,7 @@ impl Deliverable<'_> {
 /// Decides what of an outbox may be delivered now.
 pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
     let mut answer = Deliverable::default();
+    // Until an entry closes it, because those behind must not overtake.
     let mut open = true;
     for slot in slots {
         let entry = match slot {
@@ -106,6 +107,7 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
             }
             Slot::Entry(entry) => entry.as_ref(),
         };
+
         if entry.dead.is_some() {
             if open && rules.ordering == DeliveryOrder::DeadBlocks {
                 note(&mut answer.held, Hold::Dead);
@@ -113,14 +115,21 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
             }
             continue;
         }
-        let mine = (rules.serves)(entry.via.as_deref());
-        if !mine {
+
+        // Entries for others are counted even behind a closed head: they are reported.
+        let is_mine = (rules.serves)(entry.via.as_deref());
+        if !is_mine {
             answer.not_mine += 1;
         }
         if !open {
             continue;
         }
-        match hold(entry, rules.now).or((!mine).then_some(Hold::NotMine)) {
+
+        let waits = match hold(entry, rules.now) {
+            None if !is_mine => Some(Hold::NotMine),
+            waits => waits,
+        };
+        match waits {
             None => open = take(&mut answer, entry, rules.limit),
             Some(hold) => {
                 note(&mut answer.held, hold);
@@ -133,13 +142,12 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
 
 /// Remembers the first hold, but for a scheduled entry's: that gives way to any other, and to an earlier one.
 fn note(held: &mut Option<Hold>, hold: Hold) {
-    let replace = match (&held, hold) {
-        (None, _) => true,
-        (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < *known,
-        (Some(Hold::Scheduled(_)), _) => true,
+    let gives_way = match (*held, hold) {
+        (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < known,
+        (None | Some(Hold::Scheduled(_)), _) => true,
         (Some(_), _) => false,
     };
-    if replace {
+    if gives_way {
         *held = Some(hold);
     }
 }
@@ -154,11 +162,13 @@ fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> boo
         answer.more = true;
         return false;
     }
+
     let alone = crashes >= CLAIMED_ALONE_AT;
     if answer.entries.len() >= limit || alone && !answer.entries.is_empty() {
         answer.more = true;
         return false;
     }
+
     answer.entries.push(entry);
     answer.more = alone;
     !alone

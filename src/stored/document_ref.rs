@@ -154,7 +154,7 @@ impl DocumentRef {
         }
     }
 
-    /// The `_id` as text, as it is in the CloudEvents `subject`: a string as it is, an ObjectId or UUID by its usual
+    /// The `_id` as text, as it is in the CloudEvents `subject`: a string as it is, an `ObjectId` or UUID by its usual
     /// text, a number by its digits, everything else as relaxed extended JSON. Bytes that are not UTF-8 are replaced.
     ///
     /// Sixteen bytes of the generic binary subtype are a UUID too: that is how serde writes one to BSON.

@@ -125,6 +125,9 @@ pub struct NotAnArray(pub &'static str);
 /// Reads the outbox of a stored document, or of a projection of one, whatever else stands in the document.
 ///
 /// Text that is not UTF-8 makes unreadable the entry that holds it, and no other.
+///
+/// # Errors
+/// [`NotAnArray`] when the field holds anything else.
 pub fn read_outbox_of(document: &RawDocument) -> Result<Vec<Slot>, NotAnArray> {
     if let Ok(outbox) = document.get(OUTBOX)
         && let Ok(outbox) = outbox.map(Bson::try_from).transpose()
@@ -179,6 +182,9 @@ fn damage(element: &Element<'_>) -> Option<String> {
 }
 
 /// Reads the value of a document's `outbox` field; an absent one is empty.
+///
+/// # Errors
+/// [`NotAnArray`] when it is anything else.
 pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
     match outbox {
         None => Ok(Vec::new()),
@@ -196,6 +202,8 @@ pub(crate) fn read_elements(elements: &[Bson]) -> Vec<Slot> {
 fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
     let mut places: HashMap<[u8; 16], Vec<usize>> = HashMap::with_capacity(elements.len());
     let mut entries = Vec::with_capacity(elements.len());
+
+    // By every id that an update would find them by: a hidden one makes an entry ambiguous, too.
     for (index, element) in elements.iter().enumerate() {
         for id in ids_an_update_would_match(element) {
             places.entry(id).or_default().push(index);
@@ -216,6 +224,7 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
         }
     }
 
+    // Of one message that was pushed again the first element counts. With other content nobody knows which is meant.
     let mut slots = Vec::with_capacity(entries.len());
     for (index, entry) in entries.into_iter().enumerate() {
         let reason = match entry {
@@ -277,17 +286,18 @@ fn in_one_form(value: &Bson) -> Bson {
 /// The UUIDs by which the server's query `{id: X}` would find this element: its `id`, the members of an array
 /// `id`, and, where the element is itself an array, those of its members.
 fn ids_an_update_would_match(element: &Bson) -> Vec<[u8; 16]> {
-    fn of_document(document: &Document) -> Vec<[u8; 16]> {
-        match document.get("id") {
-            Some(Bson::Array(ids)) => ids.iter().filter_map(uuid_bytes).collect(),
-            Some(id) => uuid_bytes(id).into_iter().collect(),
-            None => Vec::new(),
-        }
-    }
     match element {
-        Bson::Document(document) => of_document(document),
-        Bson::Array(members) => members.iter().filter_map(Bson::as_document).flat_map(of_document).collect(),
+        Bson::Document(document) => ids_in(document),
+        Bson::Array(members) => members.iter().filter_map(Bson::as_document).flat_map(ids_in).collect(),
         _ => Vec::new(),
+    }
+}
+
+fn ids_in(document: &Document) -> Vec<[u8; 16]> {
+    match document.get("id") {
+        Some(Bson::Array(ids)) => ids.iter().filter_map(uuid_bytes).collect(),
+        Some(id) => uuid_bytes(id).into_iter().collect(),
+        None => Vec::new(),
     }
 }
 
@@ -313,7 +323,8 @@ fn read_entry(element: &Bson) -> Result<Entry, String> {
         return Err("`type` is empty".into());
     }
     let dead_at = date(document, "dead_at")?;
-    let lenient = |name: &str| document.get_str(name).ok().map(str::to_owned);
+    let dead_reason = lenient_string(document, "dead_reason").unwrap_or_default();
+
     Ok(Entry {
         id,
         message_type,
@@ -325,9 +336,9 @@ fn read_entry(element: &Bson) -> Result<Entry, String> {
         claimed_by: string(document, "claimed_by")?,
         attempts: count(document, "attempts")?,
         claims: count(document, "claims")?,
-        last_error: lenient("last_error"),
+        last_error: lenient_string(document, "last_error"),
         delivered_to: strings(document, "delivered_to")?,
-        dead: dead_at.map(|at| Dead { at, reason: lenient("dead_reason").unwrap_or_default() }),
+        dead: dead_at.map(|at| Dead { at, reason: dead_reason }),
     })
 }
 
@@ -351,46 +362,51 @@ fn string(document: &Document, name: &str) -> Result<Option<String>, String> {
     field(document, name, "a string", |value| value.as_str().map(str::to_owned))
 }
 
+/// A field for people: another type than wanted is as good as absent.
+fn lenient_string(document: &Document, name: &str) -> Option<String> {
+    document.get_str(name).ok().map(str::to_owned)
+}
+
 fn date(document: &Document, name: &str) -> Result<Option<DateTime>, String> {
     field(document, name, "a date", |value| value.as_datetime().copied())
 }
 
 fn count(document: &Document, name: &str) -> Result<i64, String> {
-    let whole = |value: &Bson| match value {
+    // Null is refused here, not read as absent: the server cannot `$inc` it.
+    let Some(value) = document.get(name) else { return Ok(0) };
+    let Some(number) = whole_number(value) else {
+        return Err(format!("`{name}` is {}, not a whole number", type_name(value)));
+    };
+
+    // Far from the ends of i64, so that neither arithmetic here nor `$inc` on the server can overflow.
+    if number.unsigned_abs() < 1 << 31 { Ok(number) } else { Err(format!("`{name}` is out of range")) }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53 is exact in both")]
+fn whole_number(value: &Bson) -> Option<i64> {
+    match value {
         Bson::Int32(number) => Some(i64::from(*number)),
         Bson::Int64(number) => Some(*number),
         Bson::Double(number) if number.fract() == 0.0 && number.abs() < 1e15 => Some(*number as i64),
         _ => None,
-    };
-    // Null is refused here, not read as absent: the server cannot `$inc` it.
-    let number = match document.get(name) {
-        None => 0,
-        Some(value) => {
-            whole(value).ok_or_else(|| format!("`{name}` is {}, not a whole number", type_name(value)))?
-        }
-    };
-    // Far from the ends of i64, so that neither arithmetic here nor `$inc` on the server can overflow.
-    match number.unsigned_abs() < 1 << 31 {
-        true => Ok(number),
-        false => Err(format!("`{name}` is out of range")),
     }
 }
 
 fn strings(document: &Document, name: &str) -> Result<Vec<String>, String> {
-    let all = |value: &Bson| {
-        value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
-    };
-    field(document, name, "an array of strings", all).map(Option::unwrap_or_default)
+    field(document, name, "an array of strings", all_strings).map(Option::unwrap_or_default)
+}
+
+fn all_strings(value: &Bson) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }
 
 fn headers(document: &Document) -> Result<BTreeMap<String, String>, String> {
-    let all = |value: &Bson| {
-        let pairs = value.as_document()?.iter();
-        pairs
-            .map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned())))
-            .collect::<Option<BTreeMap<_, _>>>()
-    };
-    field(document, "headers", "an object of strings", all).map(Option::unwrap_or_default)
+    field(document, "headers", "an object of strings", all_texts).map(Option::unwrap_or_default)
+}
+
+fn all_texts(value: &Bson) -> Option<BTreeMap<String, String>> {
+    let pairs = value.as_document()?.iter();
+    pairs.map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))).collect()
 }
 
 /// The name of a value's BSON type, with its article.
