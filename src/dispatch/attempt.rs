@@ -36,6 +36,7 @@ impl Processor {
         let mut envelopes: Vec<_> = window.iter().map(|entry| Envelope::of(&claim.document, entry)).collect();
         let spans = envelopes.iter_mut().map(|envelope| (envelope.id, trace::deliver(envelope, self.path)));
         let spans: Arc<[_]> = spans.collect();
+
         let answers = in_spans(spans.clone(), self.deliver_envelopes(claim, envelopes, stop)).await;
         for ((_, span), answer) in spans.iter().zip(&answers) {
             trace::delivered(span, &answer.outcome);
@@ -57,6 +58,7 @@ impl Processor {
                 break;
             }
             sleep(wait).await;
+
             for index in &failed {
                 remember(&mut envelopes[*index].delivered_to, &answers[*index].delivered_to);
             }
@@ -65,6 +67,7 @@ impl Processor {
                 answers[index] = answer;
             }
         }
+
         // What a try served stays served, also when the next one came to no answer.
         for (answer, envelope) in answers.iter_mut().zip(envelopes) {
             if answer.delivered_to.is_empty() && answer.outcome != Outcome::Delivered {
@@ -81,6 +84,7 @@ impl Processor {
         // Called inside: it may panic before it returns a future.
         let delivery = async { self.deliver.deliver(window).await };
         let delivery = AssertUnwindSafe(within(Some(deadline), delivery)).catch_unwind();
+
         let ended = tokio::select! {
             ended = timeout(left, delivery) => ended.ok(),
             () = self.lost_while_stopping(stop) => None,
@@ -98,6 +102,7 @@ impl Processor {
             }
             None => fail_all(window, "no answer before the claim ran out"),
         };
+
         if answers.len() == window.len() {
             return answers;
         }

@@ -165,7 +165,7 @@ impl Claimer {
     /// holder died. Nothing was published under it, so that this may be rolled back does no harm.
     async fn undo(&self, claim: &Claim, now: DateTime) {
         let entries: Vec<_> = claim.entries.iter().collect();
-        let Release { filter, update, elements } = self.release_of(claim, &entries, now, &[]);
+        let Release { filter, update, elements } = Self::release_of(claim, &entries, now, &[]);
         let namespace = claim.document.namespace.clone();
         let update = Update { namespace, filter, operators: update.into(), array_filters: elements };
         let written = timeout(UNDO_TIMEOUT, self.mongo.update_without_majority(update)).await;
@@ -215,6 +215,7 @@ impl Claimer {
         let expired = doc! { "available_at": { "$not": { "$gt": now } } };
         let free = doc! { "id": id, "$or": [unclaimed, expired] };
         let filter = document.select(doc! { "outbox": { "$elemMatch": free } });
+
         match self.write(document, filter, update, doc! { "e.id": id }).await {
             Err(error) if error_codes::verdict(&error) == Verdict::TooLarge => Ok(Recorded::Missed),
             written => written,
@@ -232,6 +233,7 @@ impl Claimer {
     ) -> Result<Recorded, Error> {
         let mut set = doc! { "outbox.$[e].available_at": retry_at, "outbox.$[e].last_error": cut(error) };
         remember(&mut set, delivered_to);
+
         let update = doc! {
             "$set": set,
             "$inc": { "outbox.$[e].attempts": 1 },
@@ -254,6 +256,7 @@ impl Claimer {
         if let Ok(set) = update.get_document_mut("$set") {
             remember(set, delivered_to);
         }
+
         update.insert("$inc", doc! { "outbox.$[e].attempts": 1 });
         self.settle(claim, entry, update).await
     }
@@ -266,21 +269,17 @@ impl Claimer {
         now: DateTime,
         delivered_to: &[String],
     ) -> Result<Recorded, Error> {
-        let Release { filter, update, elements } = self.release_of(claim, entries, now, delivered_to);
+        let Release { filter, update, elements } = Self::release_of(claim, entries, now, delivered_to);
         self.write_elements(&claim.document, filter, update, elements).await
     }
 
-    fn release_of(
-        &self,
-        claim: &Claim,
-        entries: &[&Entry],
-        now: DateTime,
-        delivered_to: &[String],
-    ) -> Release {
+    fn release_of(claim: &Claim, entries: &[&Entry], now: DateTime, delivered_to: &[String]) -> Release {
         let mut set = Document::new();
         let mut unset = Document::new();
         let mut increase = Document::new();
         let mut elements = Vec::new();
+
+        // One array filter for each date that entries go back to.
         for (index, (due, ids)) in due_again(entries, now).into_iter().enumerate() {
             let field = |name: &str| format!("outbox.$[e{index}].{name}");
             match due {
@@ -298,6 +297,7 @@ impl Claimer {
                 doc! { format!("e{index}.id"): { "$in": ids }, format!("e{index}.claimed_by"): &claim.token },
             );
         }
+
         let mut update = doc! { "$unset": unset };
         if !set.is_empty() {
             update.insert("$set", set);
@@ -347,6 +347,7 @@ impl Claimer {
             }
             answer => answer,
         };
+
         match answer {
             WriteOutcome::Done => Ok(Recorded::Done),
             WriteOutcome::Missed => Ok(Recorded::Missed),
@@ -427,6 +428,7 @@ fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uu
             (before, None) => add(&mut others, before, entry.id),
         }
     }
+
     others.extend(sent.map(|(due, ids)| (Some(due), ids)));
     others
 }

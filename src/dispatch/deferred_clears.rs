@@ -145,11 +145,13 @@ impl QueueState {
                 self.go_number(due.number);
             }
         }
+
         while let Some((at, number)) = self.taken.first().copied()
             && at <= until
         {
             self.go_number(number);
         }
+
         std::mem::take(&mut self.now)
     }
 
@@ -201,12 +203,14 @@ impl DeferredClears {
         let number = state.number();
         let at = Instant::now() + self.queue.time;
         let messages = delivered.ids.len();
+
         state.messages += messages;
         state.due.push_back(DueClear { at, number, messages });
         state.deferred.insert(number, Deferred { key: key.clone(), delivered, until });
         if let Some(older) = state.waiting.insert(key, number) {
             state.go_number(older);
         }
+
         if state.due.len() == 1 || !state.now.is_empty() {
             self.queue.woken.notify_one();
         }
@@ -241,6 +245,7 @@ impl DeferredClears {
             }
             state.number()
         };
+
         self.queue.clear_now();
         let is_later = |number: &u64| *number > before;
         self.queue
@@ -255,6 +260,7 @@ impl DeferredClears {
             state.go_all();
             state.number()
         };
+
         self.queue.clear_now();
         self.queue.gone(|state| state.going.first().is_none_or(|number| *number > before)).await;
     }
@@ -292,6 +298,7 @@ impl Queue {
         if due.is_empty() {
             return;
         }
+
         let queue = self.clone();
         let mut clears = Vec::with_capacity(due.len());
         let mut delivered = Vec::with_capacity(due.len());
@@ -299,6 +306,7 @@ impl Queue {
             clears.push((number, key));
             delivered.push(of_document);
         }
+
         let cleared = EndedClears { queue, clears };
         tokio::spawn(async move {
             (cleared.queue.clear)(delivered).await;
@@ -307,7 +315,7 @@ impl Queue {
     }
 }
 
-/// Tells that clears have ended, however they have.
+/// Notes that clears have ended, however they have.
 struct EndedClears {
     queue: Arc<Queue>,
     clears: Vec<(u64, Key)>,
@@ -392,6 +400,7 @@ async fn run(task: ClearTask, gone: CancellationToken) {
             () = queue.woken.notified() => {}
             () = gone.cancelled() => {}
         }
+
         // Those that are due soon go along, where any goes.
         let now = Instant::now();
         let any = next.is_some_and(|due| due <= now);
@@ -541,9 +550,10 @@ mod tests {
             deferred.defer(delivered(1), far()).unwrap();
             let flushing = deferred.clone();
             let flush = tokio::spawn(async move {
-                match of_one {
-                    true => flushing.flush(&document(1)).await,
-                    false => flushing.flush_all().await,
+                if of_one {
+                    flushing.flush(&document(1)).await;
+                } else {
+                    flushing.flush_all().await;
                 }
             });
             let (_, first) = clears.recv().await.unwrap();

@@ -87,6 +87,7 @@ impl DocumentLocks {
             place.waiting += 1;
             place.lock.clone()
         };
+
         let mut document_lock = DocumentLock { locks: self.clone(), key, guard: None };
         let waiting = Waiting(&document_lock);
         let guard = lock.lock_owned().await;

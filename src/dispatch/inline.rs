@@ -225,7 +225,7 @@ impl InlineDispatcher {
             return Dispatch::Background;
         }
 
-        let (begin, begun) = oneshot::channel();
+        let (begin, has_begun) = oneshot::channel();
         let mut task = self.deliveries.spawn(work, ids.clone(), ordering, taken, Some(begin));
         drop(save);
 
@@ -234,8 +234,8 @@ impl InlineDispatcher {
         let patience = self.claimer().lease / 2;
         let settled = tokio::select! {
             settled = &mut task => settled,
-            begun = timeout(patience, begun) => {
-                if begun.is_err() {
+            waited = timeout(patience, has_begun) => {
+                if waited.is_err() {
                     return Dispatch::Settled(waiting(&ids));
                 }
                 task.await

@@ -75,6 +75,7 @@ impl Lease {
         for entry in slots.iter_mut().filter_map(Slot::entry_mut) {
             let id = Bson::from(entry.id);
             let of = |list: &[Document]| list.iter().find(|of| of.get("id") == Some(&id)).cloned();
+
             // Where there was room in the document, it may know more by now.
             let is_news =
                 |failed: &Document| i64::from(failed.get_i32("attempts").unwrap_or(0)) >= entry.attempts;
@@ -86,6 +87,7 @@ impl Lease {
                 entry.available_at = failed.get_datetime("retry_at").ok().copied();
                 entry.claimed_by = None;
             }
+
             if let Some(dead) = of(&self.dead) {
                 let at = dead.get_datetime("dead_at").copied().unwrap_or(self.until);
                 entry.dead =
@@ -93,6 +95,7 @@ impl Lease {
             }
             known.push(id);
         }
+
         let stays = |of: &Document| of.get("id").is_some_and(|id| known.contains(id));
         self.failed.retain(stays);
         self.dead.retain(stays);
@@ -119,6 +122,7 @@ impl Lease {
         delivered_to: &[String],
     ) {
         self.forget(entry.id);
+
         // Within the range of what is read: a count in an entry is.
         let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
         self.failed.push(doc! {
@@ -156,6 +160,7 @@ impl Lease {
             let update = doc! { "$set": set, "$unset": { "outbox.$[e].claimed_by": "" } };
             updates.extend(uuid_of(failed).map(|id| (id, update)));
         }
+
         for dead in &self.dead {
             let mut set = Document::new();
             for field in ["dead_at", "dead_reason", "last_error"] {
@@ -200,6 +205,7 @@ impl Oversized {
             filter: free,
             update: doc! { "$set": { "kind": "oversized", "owner": token, "until": until } },
         };
+
         match self.mongo.upsert(take).await {
             Ok(state) => Ok(Leased::Held(Lease::of(&state.unwrap_or_default(), token, until))),
             // The upsert met the lease of another.
@@ -221,6 +227,7 @@ impl Oversized {
             projection: Some(doc! { "_id": 0, "outbox": 1 }),
             concern: ReadConcern::linearizable(),
         };
+
         // Without a majority it would wait for ever.
         let Ok(found) = tokio::time::timeout(MAJORITY_TIMEOUT, self.mongo.find(find)).await else {
             return Err(error_codes::lost("no majority has confirmed a read in time"));
@@ -254,6 +261,7 @@ impl Oversized {
             let filter = Filter::from(mine);
             self.mongo.update(Update { namespace, filter, operators, array_filters: Vec::new() }).await
         };
+
         match written {
             WriteOutcome::Done => Ok(Recorded::Done),
             WriteOutcome::Missed => Ok(Recorded::Missed),

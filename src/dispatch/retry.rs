@@ -26,7 +26,7 @@ impl Default for RetryPolicy {
         Self {
             max_attempts: 10,
             backoff_min: Duration::from_secs(1),
-            backoff_max: Duration::from_secs(300),
+            backoff_max: Duration::from_mins(5),
             quick_tries: 2,
             quick_wait: Duration::from_millis(20),
         }

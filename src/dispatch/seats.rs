@@ -23,7 +23,7 @@ use crate::{
 
 /// Longer than any save takes that somebody polls: the server's time, a read, and two writes. A save that has not ended by
 /// then has been forgotten.
-const SAVE_MAX: Duration = Duration::from_secs(120);
+const SAVE_MAX: Duration = Duration::from_mins(2);
 
 /// The seats of an inline dispatcher; clones share them.
 #[derive(Debug, Clone)]

@@ -39,7 +39,7 @@ impl Default for ProcessorSettings {
     fn default() -> Self {
         Self {
             name: format!("pid-{}", std::process::id()),
-            lease: Duration::from_secs(60),
+            lease: Duration::from_mins(1),
             claim_limit: 100,
             retry: RetryPolicy::default(),
             counts_claims: true,

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How often it is warned of messages that are left to the rescuer, for each reason.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+const WARN_EVERY: Duration = Duration::from_mins(1);
 /// Between two looks at a deliverer that says it is back and is not.
 const BREATH: Duration = Duration::from_millis(500);
 
@@ -95,6 +95,7 @@ pub struct LastError {
     pub error: String,
 }
 
+#[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]
 fn as_text<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
     time.map(DateTime::from_system_time).and_then(rfc3339).serialize(serializer)
 }
@@ -163,6 +164,7 @@ impl Vitals {
         let mut state = self.lock();
         let warning = state.shed.entry(reason.as_str()).or_default();
         warning.messages += messages;
+
         if warning.at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             tracing::warn!(
                 reason = reason.as_str(),
@@ -192,6 +194,7 @@ impl Vitals {
             state.circuit_open_since = Some(SystemTime::now());
             self.metrics.circuit_open.set(1);
         }
+
         let circuit = OpenCircuit(self.clone());
         let deliver = Arc::downgrade(deliver);
         if let Ok(runtime) = Handle::try_current() {

@@ -143,6 +143,7 @@ impl Metrics {
         let reasons =
             [DeadReason::AttemptsExhausted, DeadReason::Permanent, DeadReason::Crashed, DeadReason::Operator];
         let sheds = [Shed::Full, Shed::Unavailable, Shed::Stopped, Shed::NotFound];
+
         Self {
             saves: saves.map(|outcome| counter!(SAVES, "outcome" => outcome)),
             messages_sent: counter!(MESSAGES_SENT),

@@ -79,6 +79,7 @@ pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
         "error.type" = Empty,
         otel.status_code = Empty,
     );
+
     match path {
         DispatchPath::Inline => context::follow(&span, &envelope.headers),
         DispatchPath::Dispatcher => context::link(&span, &envelope.headers),
