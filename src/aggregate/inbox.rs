@@ -23,7 +23,7 @@ pub struct InboxLimits {
 impl Default for InboxLimits {
     /// 256 messages, 7 days.
     fn default() -> Self {
-        Self { count: 256, age: Duration::from_secs(7 * 24 * 3600) }
+        Self { count: 256, age: Duration::from_hours(7 * 24) }
     }
 }
 
@@ -86,16 +86,19 @@ impl Inbox {
     }
 
     /// Whether a message was received and is remembered.
+    #[must_use]
     pub fn contains(&self, id: uuid::Uuid) -> bool {
         self.received.iter().any(|received| received.id.bytes() == id.into_bytes())
     }
 
     /// How many messages are remembered.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.received.len()
     }
 
     /// True when nothing is remembered.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.received.is_empty()
     }

@@ -31,6 +31,7 @@ pub trait Message: Serialize {
     const SCHEMA: Option<&'static str> = None;
 
     /// Whether `name` is this message's name, or was.
+    #[must_use]
     fn is_named(name: &str) -> bool {
         name == Self::TYPE || Self::ALIASES.contains(&name)
     }

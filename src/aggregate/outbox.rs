@@ -69,6 +69,7 @@ impl Outbox {
     /// anything is written.
     ///
     /// The returned handle adds headers and knows the message's id.
+    #[allow(clippy::needless_pass_by_value, reason = "what is sent is no longer the sender's")]
     pub fn send<M: Message>(&mut self, message: M) -> &mut PendingMessage {
         let headers =
             M::SCHEMA.map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned())).into_iter().collect();
@@ -103,12 +104,14 @@ impl Outbox {
     }
 
     /// The messages of one type that were sent, decoded as a handler gets them; one that doesn't decode is left out.
+    #[must_use]
     pub fn sent<M: Message + DeserializeOwned>(&self) -> Vec<M> {
         let of_type = self.pending.iter().filter(|sent| M::is_named(sent.message_type));
         of_type.filter_map(|sent| payload::decode(sent.payload.as_ref().ok()?).ok()).collect()
     }
 
     /// The types of what was sent, in order.
+    #[must_use]
     pub fn types(&self) -> Vec<&'static str> {
         self.pending.iter().map(|sent| sent.message_type).collect()
     }
@@ -119,11 +122,13 @@ impl Outbox {
     }
 
     /// How many messages were sent.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.pending.len()
     }
 
     /// True when nothing was sent.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
@@ -148,21 +153,25 @@ impl PendingMessage {
     }
 
     /// The id the message has in the outbox, on the wire, and in an inbox that receives it.
+    #[must_use]
     pub fn id(&self) -> uuid::Uuid {
         uuid::Uuid::from_bytes(self.id.bytes())
     }
 
     /// The message's type.
+    #[must_use]
     pub fn message_type(&self) -> &'static str {
         self.message_type
     }
 
     /// When it may be delivered.
+    #[must_use]
     pub fn due(&self) -> Due {
         self.due
     }
 
     /// The headers given so far.
+    #[must_use]
     pub fn headers(&self) -> &BTreeMap<String, String> {
         &self.headers
     }

@@ -254,7 +254,7 @@ impl Oversized {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
         let namespace = self.leases.clone();
         let written = if lease.failed.is_empty() && lease.dead.is_empty() {
-            self.mongo.delete(Delete { namespace, filter: mine }).await
+            self.mongo.delete(Delete { namespace, filter: mine.into() }).await
         } else {
             let set = doc! { "failed": lease.failed, "dead": lease.dead };
             let operators = doc! { "$set": set, "$unset": { "until": "" } }.into();

@@ -4,17 +4,23 @@
 //! [`Document`](mongodb::bson::Document) can hold neither. A key only has to be compared, so it is never decoded for that.
 //! The layout is that of <https://bsonspec.org>.
 
-use mongodb::bson::{RawDocument, RawDocumentBuf};
+use mongodb::bson::{RawDocument, RawDocumentBuf, Uuid};
 
 /// A document begins with its length.
 const LENGTH_BYTES: usize = 4;
+/// What a document is given room for before its elements are known.
+const USUAL_BYTES: usize = 128;
+/// The number of the binary subtype of UUIDs.
+const UUID_SUBTYPE: u8 = 4;
 
 /// BSON's numbers for the types that this module has to tell apart.
 pub(crate) mod kind {
     pub(crate) const STRING: u8 = 0x02;
     pub(crate) const DOCUMENT: u8 = 0x03;
     pub(crate) const ARRAY: u8 = 0x04;
+    pub(crate) const BINARY: u8 = 0x05;
     pub(crate) const UNDEFINED: u8 = 0x06;
+    pub(crate) const BOOLEAN: u8 = 0x08;
     pub(crate) const REGULAR_EXPRESSION: u8 = 0x0B;
 }
 
@@ -147,7 +153,9 @@ pub(crate) struct Builder {
 
 impl Builder {
     pub(crate) fn new() -> Self {
-        Self { bytes: vec![0; LENGTH_BYTES] }
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
+        bytes.extend_from_slice(&[0; LENGTH_BYTES]);
+        Self { bytes }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -161,6 +169,8 @@ impl Builder {
     }
 
     pub(crate) fn push(&mut self, element: Element<'_>) {
+        // Its type, and the NUL behind its name.
+        self.bytes.reserve(element.name.len() + element.value.len() + 2);
         self.bytes.push(element.kind);
         self.bytes.extend_from_slice(element.name);
         self.bytes.push(0);
@@ -176,6 +186,18 @@ impl Builder {
 
     pub(crate) fn push_document(&mut self, name: &[u8], document: &RawDocument) {
         self.push(Element { kind: kind::DOCUMENT, name, value: document.as_bytes() });
+    }
+
+    pub(crate) fn push_uuid(&mut self, name: &str, uuid: Uuid) {
+        let uuid = uuid.bytes();
+        let length = u8::try_from(uuid.len()).unwrap_or_default();
+        let mut value = vec![length, 0, 0, 0, UUID_SUBTYPE];
+        value.extend_from_slice(&uuid);
+        self.push(Element { kind: kind::BINARY, name: name.as_bytes(), value: &value });
+    }
+
+    pub(crate) fn push_bool(&mut self, name: &str, value: bool) {
+        self.push(Element { kind: kind::BOOLEAN, name: name.as_bytes(), value: &[u8::from(value)] });
     }
 
     pub(crate) fn push_array(&mut self, name: &str, items: List) {
@@ -260,6 +282,17 @@ mod tests {
         copy.extend(&document);
         assert_eq!(copy.build().as_bytes(), document.as_bytes());
         assert_eq!(elements(&document).count(), document.iter().count());
+    }
+
+    #[test]
+    fn pushed_values_are_encoded_as_the_bson_crate_does() {
+        let id = Uuid::new();
+        let mut built = Builder::new();
+        built.push_uuid("id", id);
+        built.push_bool("yes", true);
+        built.push_bool("no", false);
+        let expected = RawDocumentBuf::try_from(&doc! { "id": id, "yes": true, "no": false }).unwrap();
+        assert_eq!(built.build().as_bytes(), expected.as_bytes());
     }
 
     #[test]

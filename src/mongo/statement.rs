@@ -63,7 +63,7 @@ pub(crate) struct Upsert {
 #[derive(Debug, Clone)]
 pub(crate) struct Delete {
     pub(crate) namespace: Namespace,
-    pub(crate) filter: Document,
+    pub(crate) filter: Filter,
 }
 
 /// Finds one document on the primary.

@@ -47,7 +47,7 @@ impl<'a> UpdateStatement<'a> {
 /// A delete as it is in a command.
 #[derive(Serialize)]
 pub(crate) struct DeleteStatement<'a> {
-    pub(crate) q: &'a Document,
+    pub(crate) q: &'a Filter,
     pub(crate) limit: i32,
 }
 

@@ -1,12 +1,16 @@
 //! Deleting an aggregate that has nothing left to deliver.
 
-use mongodb::bson::doc;
-
-use super::{Store, error::Error, loaded::Loaded, lookups::Found, outcome::Deleted, write::is_empty};
+use super::{
+    Store,
+    error::Error,
+    loaded::Loaded,
+    lookups::Found,
+    outcome::Deleted,
+    write::{Condition, filter_of},
+};
 use crate::{
     aggregate::Aggregate,
     mongo::{Delete, WriteOutcome, deadline::until_deadline},
-    stored::entry::ETAG,
 };
 
 impl<T: Aggregate> Store<T> {
@@ -24,9 +28,7 @@ impl<T: Aggregate> Store<T> {
             until_deadline(deferred.flush(&loaded.document)).await;
         }
 
-        let mut filter = loaded.document.filter();
-        filter.extend(doc! { ETAG: loaded.etag_condition() });
-        filter.extend(is_empty());
+        let filter = filter_of(loaded, &Condition::EmptyOutbox)?;
         match self.mongo.delete(Delete { namespace: self.namespace.clone(), filter }).await {
             WriteOutcome::Done => return Ok(Deleted::Done),
             WriteOutcome::Unknown(error) => return Ok(Deleted::Unknown(error)),

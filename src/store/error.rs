@@ -198,6 +198,7 @@ pub enum Error {
 
 impl Error {
     /// Whether the same call may succeed later, unchanged. False for [`Error::Unknown`]: look first.
+    #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Contended { .. } | Self::OutboxFull { .. })
     }

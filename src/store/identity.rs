@@ -15,9 +15,14 @@ use mongodb::{
         uuid::UuidRepresentation,
     },
 };
+use serde::Serialize;
 
 use crate::{
-    encoding::{codec, salvage},
+    encoding::{
+        bytes,
+        codec::{self, CodecError},
+        salvage,
+    },
     store::error::Error,
     stored::document_ref::DocumentRef,
 };
@@ -25,8 +30,19 @@ use crate::{
 pub(super) const ID: &str = "_id";
 
 /// An id by its own encoding.
-pub(super) fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
-    codec::encode_value(id).map_err(|error| Error::Encode { what: "`_id`".into(), reason: error.to_string() })
+pub(super) fn id_of<I: Serialize>(id: &I) -> Result<Bson, Error> {
+    codec::encode_value(id).map_err(|error| cannot_be_encoded(&error))
+}
+
+fn cannot_be_encoded(error: &CodecError) -> Error {
+    Error::Encode { what: "`_id`".into(), reason: error.to_string() }
+}
+
+/// An id in its field.
+#[derive(Serialize)]
+struct Named<'a, I> {
+    #[serde(rename = "_id")]
+    id: &'a I,
 }
 
 /// Checks the `_id` of an aggregate's encoding against what its `id()` says; gives the form of its encoding: zero for the id's
@@ -34,7 +50,14 @@ pub(super) fn id_of<I: serde::Serialize>(id: &I) -> Result<Bson, Error> {
 ///
 /// # Errors
 /// [`Error::NoId`] and [`Error::IdMismatch`].
-pub(super) fn check_id<I: serde::Serialize>(encoded: &RawDocument, id: &I) -> Result<usize, Error> {
+pub(super) fn check_id<I: Serialize>(encoded: &RawDocument, id: &I) -> Result<usize, Error> {
+    // As most have it: byte by byte as the id encodes itself.
+    let as_itself = codec::encode(&Named { id }).map_err(|error| cannot_be_encoded(&error))?;
+    let element = bytes::element(encoded, ID);
+    if element.is_some() && element == bytes::element(&as_itself, ID) {
+        return Ok(0);
+    }
+
     let own = id_of(id)?;
     let Some(value) = encoded.get(ID).map_err(Error::of_encoding)? else {
         return Err(Error::NoId { id: own.to_string() });
@@ -109,6 +132,7 @@ fn is_same_in_bytes(own: &Bson, encoded: &Bson) -> bool {
     }
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "only whole numbers below 2^63 are cast")]
 fn number(value: &Bson) -> Option<i128> {
     match value {
         Bson::Int32(number) => Some((*number).into()),

@@ -3,6 +3,7 @@
 use mongodb::{IndexModel, bson::doc, options::IndexOptions};
 
 /// The indexes an outbox needs: due entries by time, over filled outboxes only, and dead ones by time.
+#[must_use]
 pub fn indexes() -> [IndexModel; 2] {
     let filled = doc! { "outbox.id": { "$exists": true } };
     let due = IndexOptions::builder()

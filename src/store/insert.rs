@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use mongodb::bson::{Bson, RawDocument, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, RawDocument, RawDocumentBuf};
 
 use super::{
     Store,
@@ -14,12 +14,12 @@ use super::{
     outcome::Inserted,
     prepare::{Emptiness, Prepared},
     unknown::renamed::Differences,
+    write::new_etag,
 };
 use crate::{
     aggregate::Aggregate,
-    encoding::{bytes::Builder, codec},
+    encoding::bytes::Builder,
     mongo::{Insert, WriteOutcome},
-    stored::{entry::ETAG, ids::new_random},
 };
 
 impl<T: Aggregate> Store<T> {
@@ -45,8 +45,8 @@ impl<T: Aggregate> Store<T> {
         // A new document's outbox is empty: its entries can always be born claimed.
         let prepared = self.prepare(&document, drafts, Emptiness::Known).await?;
 
-        let etag = Bson::from(new_random());
-        let new = new_document(&encoded, &etag, &prepared)?;
+        let etag = new_etag();
+        let new = new_document(&encoded, &etag, &prepared);
         let bytes = new.as_bytes().len();
         self.caps.check_document(&document, bytes, 0)?;
         // As it is stored, with the library's fields: a struct that refuses those could not be loaded.
@@ -80,11 +80,10 @@ impl<T: Aggregate> Store<T> {
 }
 
 /// The document to insert: the aggregate's fields, and the library's own.
-fn new_document(encoded: &RawDocument, etag: &Bson, prepared: &Prepared) -> Result<RawDocumentBuf, Error> {
-    let etag = codec::encode(&doc! { ETAG: etag.clone() }).map_err(Error::of_encoding)?;
+fn new_document(encoded: &RawDocument, etag: &RawDocument, prepared: &Prepared) -> RawDocumentBuf {
     let mut new = Builder::new();
     new.extend(encoded);
-    new.extend(&etag);
+    new.extend(etag);
     new.extend(&prepared.encoded);
-    Ok(new.build())
+    new.build()
 }

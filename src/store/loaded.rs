@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf};
 
 use super::{
     fields::{Changes, changes, check_reserved},
@@ -17,14 +17,13 @@ use crate::{
     aggregate::Aggregate,
     dispatch::{Dispatch, Disposition},
     encoding::{
-        bytes::{self, Element},
+        bytes::{self, Builder, Element},
         codec, salvage,
     },
     store::error::Error,
     stored::{
         document_ref::DocumentRef,
         entry::{ETAG, NotAnArray, OUTBOX, type_name},
-        filter::equal_to,
     },
 };
 
@@ -33,8 +32,8 @@ use crate::{
 pub struct Loaded<T> {
     pub(super) value: T,
     pub(super) document: DocumentRef,
-    /// The stored etag, whatever its type; absent in documents that this library has not saved yet.
-    pub(super) etag: Option<Bson>,
+    /// The stored field `etag`, whatever its type; absent in documents that this library has not saved yet.
+    pub(super) etag: Option<RawDocumentBuf>,
     /// The aggregate as it would be written if nothing were changed.
     pub(super) baseline: RawDocumentBuf,
     /// What the struct doesn't know of the stored document, and what it knows by another name.
@@ -58,12 +57,9 @@ impl<T> Loaded<T> {
         &self.document
     }
 
-    /// What the stored etag must be: as it was loaded.
-    pub(super) fn etag_condition(&self) -> Bson {
-        match &self.etag {
-            Some(etag) => equal_to(etag),
-            None => doc! { "$exists": false }.into(),
-        }
+    /// The stored etag.
+    pub(super) fn etag(&self) -> Option<Element<'_>> {
+        self.etag.as_ref().and_then(|etag| bytes::element(etag, ETAG))
     }
 }
 
@@ -158,14 +154,19 @@ impl<T: Aggregate> Loaded<T> {
 /// What is read of a stored document.
 struct Stored<T> {
     value: T,
-    etag: Option<Bson>,
+    etag: Option<RawDocumentBuf>,
     held: Result<usize, NotAnArray>,
 }
 
 fn read_stored<T: Aggregate>(raw: &RawDocument) -> Result<Stored<T>, String> {
     let value = decode(raw)?;
     let etag = match field(raw, ETAG)? {
-        Some(etag) => Some(etag.read().ok_or_else(|| damaged(ETAG))?),
+        Some(etag) if etag.read().is_none() => return Err(damaged(ETAG)),
+        Some(etag) => {
+            let mut field = Builder::new();
+            field.push(etag);
+            Some(field.build())
+        }
         None => None,
     };
     Ok(Stored { value, etag, held: held(raw)? })

@@ -9,7 +9,7 @@ use mongodb::{
 use super::{Store, admit::Size, error::Error, loaded::Loaded};
 use crate::{
     aggregate::Aggregate,
-    encoding::codec,
+    encoding::{bytes::element, codec},
     mongo::{
         Find,
         error_codes::{self, Verdict},
@@ -61,8 +61,7 @@ impl<T: Aggregate> Store<T> {
         let found = self.find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local()).await?;
         let Some(raw) = found else { return Ok(Found::Gone) };
 
-        let found = codec::to_document(&raw).unwrap_or_default();
-        if found.get(ETAG) == loaded.etag.as_ref() { Ok(Found::Same) } else { Ok(Found::Changed) }
+        if element(&raw, ETAG) == loaded.etag() { Ok(Found::Same) } else { Ok(Found::Changed) }
     }
 
     /// Asks for the size of the stored document; none when it is gone.

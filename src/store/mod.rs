@@ -100,6 +100,8 @@ impl<T> Clone for Store<T> {
 impl<T: Aggregate> Store<T> {
     /// A store of the aggregates in the collection of this name. It reads and writes through the client that the inline
     /// dispatcher was built with, with concerns of its own: majority.
+    #[must_use]
+    #[allow(clippy::needless_pass_by_value, reason = "a collection is a handle, made to be handed over")]
     pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &InlineDispatcher) -> Self {
         Self {
             namespace: collection.namespace(),
@@ -128,6 +130,7 @@ impl<T: Aggregate> Store<T> {
     }
 
     /// The collection, for updates of your own.
+    #[must_use]
     pub fn collection(&self) -> &Collection<RawDocumentBuf> {
         &self.collection
     }

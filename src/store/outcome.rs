@@ -37,6 +37,7 @@ pub enum Saved {
 
 impl Saved {
     /// Whether the document is now as the aggregate has it: also where there was nothing to write.
+    #[must_use]
     pub fn is_current(&self) -> bool {
         matches!(self, Self::Applied(_) | Self::Unchanged)
     }

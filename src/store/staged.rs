@@ -139,6 +139,7 @@ impl StagedMessages {
     }
 
     /// The ids of the messages, in the order sent.
+    #[must_use]
     pub fn ids(&self) -> Vec<uuid::Uuid> {
         self.ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect()
     }

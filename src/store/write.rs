@@ -7,7 +7,7 @@
 //! A miss is followed by one look at the etag: if that has changed, it is a conflict at once.
 
 use mongodb::{
-    bson::{Bson, Document, RawDocumentBuf, doc},
+    bson::{Document, RawDocument, RawDocumentBuf, doc},
     error::Error as DriverError,
 };
 
@@ -29,10 +29,13 @@ use crate::{
     mongo::{Delivered, Update, WriteOutcome, deadline::until_deadline},
     stored::{
         entry::{ETAG, OUTBOX},
+        filter::{Filter, push_equal},
         ids::new_random,
     },
 };
 
+/// The path of an outbox's first entry.
+const FIRST_ENTRY: &[u8] = b"outbox.0";
 /// A string of no length, as BSON has it.
 const EMPTY_STRING: &[u8] = &[1, 0, 0, 0, 0];
 
@@ -49,7 +52,7 @@ pub(super) enum Condition {
 /// What became of the write.
 pub(super) enum SaveWrite {
     Applied {
-        etag: Bson,
+        etag: RawDocumentBuf,
     },
     /// Somebody else saved in between.
     Conflict,
@@ -72,7 +75,7 @@ impl<T: Aggregate> Store<T> {
         prepared: &mut Prepared,
         outbox: Emptiness,
     ) -> Result<SaveWrite, Error> {
-        let etag = Bson::from(new_random());
+        let etag = new_etag();
         let mut condition = self.strictest(loaded, prepared);
         loop {
             let update = update_of(loaded, changes, &etag, prepared, &condition)?;
@@ -134,19 +137,12 @@ impl<T: Aggregate> Store<T> {
 fn update_of<T>(
     loaded: &Loaded<T>,
     changes: &Changes,
-    etag: &Bson,
+    etag: &RawDocument,
     prepared: &Prepared,
     condition: &Condition,
 ) -> Result<Update, Error> {
-    let mut filter = doc! { ETAG: loaded.etag_condition() };
-    match condition {
-        Condition::HoldsOnly(taken) => filter.extend(holds_only(taken.delivered())),
-        Condition::EmptyOutbox => filter.extend(is_empty()),
-        Condition::Any => {}
-    }
-
     let mut set = changes.set.clone();
-    set.extend(&codec::encode(&doc! { ETAG: etag.clone() }).map_err(Error::of_encoding)?);
+    set.extend(etag);
     let mut update = Builder::new();
     if !changes.unset.is_empty() {
         update.push_document(b"$unset", &unset(&changes.unset));
@@ -163,15 +159,44 @@ fn update_of<T>(
 
     Ok(Update {
         namespace: loaded.document.namespace.clone(),
-        filter: loaded.document.select(filter),
+        filter: filter_of(loaded, condition)?,
         operators: update.build().into(),
         array_filters: Vec::new(),
     })
 }
 
-/// Matches an outbox without entries.
-pub(super) fn is_empty() -> Document {
-    doc! { format!("{OUTBOX}.0"): { "$exists": false } }
+/// A fresh etag, as the field that is stored.
+pub(super) fn new_etag() -> RawDocumentBuf {
+    let mut field = Builder::new();
+    field.push_uuid(ETAG, new_random());
+    field.build()
+}
+
+/// Matches the document if its etag is as it was loaded and its outbox by the condition.
+pub(super) fn filter_of<T>(loaded: &Loaded<T>, condition: &Condition) -> Result<Filter, Error> {
+    let mut filter = Builder::new();
+    filter.extend(&loaded.document.filter_bytes());
+    match loaded.etag() {
+        Some(etag) => push_equal(&mut filter, etag),
+        None => filter.push_document(ETAG.as_bytes(), &absent()),
+    }
+
+    match condition {
+        Condition::HoldsOnly(taken) => {
+            let holds_only = codec::encode(&holds_only(taken.delivered())).map_err(Error::of_encoding)?;
+            filter.extend(&holds_only);
+        }
+        Condition::EmptyOutbox => filter.push_document(FIRST_ENTRY, &absent()),
+        Condition::Any => {}
+    }
+    Ok(Filter::Bytes(filter.build()))
+}
+
+/// Matches a field that isn't there.
+fn absent() -> RawDocumentBuf {
+    let mut absent = Builder::new();
+    absent.push_bool("$exists", false);
+    absent.build()
 }
 
 /// Matches an outbox that holds these entries, still under their claim, and nothing else.

@@ -109,6 +109,11 @@ impl Serializer for ValueWriter {
     }
 
     /// By its shortest decimal: `0.1`, not the `0.10000000149011612` that it is exactly.
+    #[allow(
+        clippy::float_cmp,
+        clippy::cast_possible_truncation,
+        reason = "it asks whether the cut number is the same"
+    )]
     fn serialize_f32(self, number: f32) -> Result<Bson, CodecError> {
         let exact = f64::from(number);
         let shortest = number.to_string().parse().unwrap_or(exact);
@@ -294,7 +299,7 @@ impl ObjectWriter {
         match self.shape {
             Shape::Plain => Ok(Bson::Document(self.document)),
             Shape::Variant(variant) => Ok(variant_of(variant, Bson::Document(self.document))),
-            Shape::BsonType => bson_type(Bson::Document(self.document)),
+            Shape::BsonType => bson_type(&Bson::Document(self.document)),
             Shape::RawJson => {
                 let value: serde_json::Value =
                     serde_json::from_str(only_text(&self.document)).map_err(CodecError::new)?;
@@ -311,8 +316,8 @@ fn variant_of(variant: &'static str, content: Bson) -> Bson {
     Bson::Document(document)
 }
 
-fn bson_type(extended: Bson) -> Result<Bson, CodecError> {
-    let value = Bson::deserialize(ValueReader::new(&extended, Uuids::AsStored))?;
+fn bson_type(extended: &Bson) -> Result<Bson, CodecError> {
+    let value = Bson::deserialize(ValueReader::new(extended, Uuids::AsStored))?;
     if let Bson::RegularExpression(regex) = &value
         && (regex.pattern.as_str().contains('\0') || regex.options.as_str().contains('\0'))
     {

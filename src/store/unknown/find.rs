@@ -156,6 +156,10 @@ fn agrees(stored: RawBsonRef<'_>, known: RawBsonRef<'_>) -> bool {
     }
 }
 
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "two numbers that are equal as doubles may have been read from each other"
+)]
 fn number(value: RawBsonRef<'_>) -> Option<f64> {
     match value {
         RawBsonRef::Int32(number) => Some(number.into()),

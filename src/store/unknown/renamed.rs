@@ -43,7 +43,7 @@ pub(crate) fn compare<T: Aggregate>(
     keys: Keys,
 ) -> Result<Differences, Error> {
     let mut search = Search::default();
-    let found = unknown(stored, known, keys, &mut search).map_err(encode_error)?;
+    let found = unknown(stored, known, keys, &mut search).map_err(|error| encode_error(&error))?;
     let inside = search.candidates;
 
     let (in_stored, in_known) = (raw::fields_by_name(stored), raw::fields_by_name(known));
@@ -71,7 +71,7 @@ pub(crate) fn compare<T: Aggregate>(
     for tried in trials(&inside) {
         let others = inside.difference(&tried).cloned().collect();
         let mut search = Search { renamed: others, candidates: BTreeSet::new() };
-        let with = unknown(stored, known, keys, &mut search).map_err(encode_error)?;
+        let with = unknown(stored, known, keys, &mut search).map_err(|error| encode_error(&error))?;
         if let Ok(with) = merged(known, &with, keys)
             && !is_read::<T>(&with)
         {
@@ -80,7 +80,7 @@ pub(crate) fn compare<T: Aggregate>(
     }
 
     let mut search = Search { renamed, candidates: BTreeSet::new() };
-    let found = unknown(stored, known, keys, &mut search).map_err(encode_error)?;
+    let found = unknown(stored, known, keys, &mut search).map_err(|error| encode_error(&error))?;
 
     top.retain(|name| {
         let with = with_fields(known, stored, std::slice::from_ref(name));
@@ -122,14 +122,14 @@ fn merged(
     unknown: &BTreeMap<String, Unknown>,
     keys: Keys,
 ) -> Result<mongodb::bson::RawDocumentBuf, Error> {
-    let mut document = codec::to_document(known).map_err(encode_error)?;
-    for (name, value) in raw::fields(known).map_err(encode_error)? {
+    let mut document = codec::to_document(known).map_err(|error| encode_error(&error))?;
+    for (name, value) in raw::fields(known).map_err(|error| encode_error(&error))? {
         if let Some(inside) = unknown.get(name) {
             let carried = carry(inside, value, value, &FieldPath::of(name, keys), &mut Dropped::new())?;
             document.insert(name, carried.value);
         }
     }
-    codec::encode(&document).map_err(encode_error)
+    codec::encode(&document).map_err(|error| encode_error(&error))
 }
 
 fn with_fields(
@@ -137,7 +137,7 @@ fn with_fields(
     stored: &RawDocument,
     names: &[String],
 ) -> Result<mongodb::bson::RawDocumentBuf, Error> {
-    let mut document: Document = codec::to_document(known).map_err(encode_error)?;
+    let mut document: Document = codec::to_document(known).map_err(|error| encode_error(&error))?;
     let stored = raw::fields_by_name(stored);
     for name in names {
         if let Some(Some(value)) = stored.get(name.as_str())
@@ -146,10 +146,10 @@ fn with_fields(
             document.insert(name.as_str(), value);
         }
     }
-    codec::encode(&document).map_err(encode_error)
+    codec::encode(&document).map_err(|error| encode_error(&error))
 }
 
-fn encode_error(error: codec::CodecError) -> Error {
+fn encode_error(error: &codec::CodecError) -> Error {
     Error::Encode { what: "an aggregate".into(), reason: error.to_string() }
 }
 
