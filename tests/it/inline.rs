@@ -797,6 +797,32 @@ async fn stress_closing_ends_with_a_save_forgotten_for_90_seconds() {
     assert!(matches!(saved, Saved::Applied(_) | Saved::Unknown(_)), "it had 30 s: {saved:?}");
 }
 
+/// P1 Atomic: *A save future that is dropped leaves the save undecided.* One that is dropped while it waits for its delivery
+/// is done, and its message is not sent again.
+#[tokio::test]
+async fn a_save_dropped_during_its_delivery_sends_nothing_twice() {
+    let test = TestDatabase::create().await;
+    let recorder = Recorder::held();
+    let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
+    let orders = test.store(&inline);
+    test.orders().insert_one(doc! { "_id": "o-1", "total": 0 }).await.unwrap();
+    let mut order = orders.load(&"o-1".to_owned()).await.unwrap().unwrap();
+
+    order.add(1);
+    tokio::select! {
+        saved = orders.save(&mut order) => panic!("its message is held: {saved:?}"),
+        _ = recorder.wait_tried(1) => {}
+    }
+    recorder.let_through(1);
+    test.wait_until("o-1", is_empty).await;
+
+    recorder.let_through(1);
+    order.add(2);
+    assert!(matches!(orders.save(&mut order).await.unwrap(), Saved::Applied(_)));
+    assert_eq!(recorder.amounts(), [1, 2]);
+    test.drop().await;
+}
+
 #[tokio::test]
 async fn closing_may_take_for_ever() {
     let test = TestDatabase::create().await;
