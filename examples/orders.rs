@@ -292,7 +292,10 @@ impl Shop {
                 // A write of which nobody knows whether it happened is no failure here: the next step looks.
                 Err(error) if tries < TRIES => {
                     tries += 1;
-                    eprintln!("{error}");
+                    match std::error::Error::source(&error) {
+                        Some(cause) => eprintln!("{error}: {cause}"),
+                        None => eprintln!("{error}"),
+                    }
                     tokio::time::sleep(Duration::from_millis(250)).await;
                 }
                 Err(error) => return Err(error),
