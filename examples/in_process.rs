@@ -62,7 +62,7 @@ const STATE_DATABASE: &str = "in_process_state";
 const COMMANDS: &str = "in-process.commands";
 const DELAY: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

@@ -6,6 +6,12 @@
 //!
 //! Started again, it goes on where the orders in the database stand. It tells what it does as lines of JSON.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    reason = "the numbers of a demonstration are small"
+)]
+
 use std::{collections::HashMap, env, error::Error, str::FromStr, sync::Arc, time::Duration};
 
 use document_outbox::{

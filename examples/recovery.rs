@@ -7,6 +7,14 @@
 //!
 //! Needs MongoDB (a replica set) and RabbitMQ, and uses names of its own there.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a demonstration are small"
+)]
+
 use std::{
     collections::HashSet,
     error::Error,

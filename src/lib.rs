@@ -73,6 +73,8 @@
 //! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without, a message
 //! carries the `traceparent` that its sender gave it, if any.
 
+#![cfg_attr(test, allow(clippy::pedantic, reason = "product code is held to them without its tests"))]
+
 #[cfg(all(feature = "rabbitmq", not(any(feature = "rustls-ring", feature = "rustls-aws-lc"))))]
 compile_error!(
     "the feature `rabbitmq` needs `rustls-ring` or `rustls-aws-lc` beside it, which encrypts connections"

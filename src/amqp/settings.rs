@@ -147,7 +147,7 @@ impl fmt::Debug for AmqpSettings {
             .field("reconnect_max", &self.reconnect_max)
             .field("max_message_bytes", &self.max_message_bytes)
             .field("consumer_check", &self.consumer_check)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -172,7 +172,7 @@ fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
     }
     // The client takes only names and IPv4 addresses for hosts, and would dial localhost for these.
     if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
-        uri.authority.host = address.to_owned();
+        address.clone_into(&mut uri.authority.host);
     }
     Ok(uri)
 }

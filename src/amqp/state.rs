@@ -34,6 +34,12 @@ pub enum State {
     Closed,
 }
 
+impl State {
+    fn is_trouble(&self) -> bool {
+        matches!(self, Self::Blocked { .. } | Self::Disconnected { .. } | Self::Misconfigured { .. })
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -70,20 +76,20 @@ impl Board {
     }
 
     pub(super) fn post(&self, state: State) {
+        let (is_trouble, sentence) = (state.is_trouble(), state.to_string());
         let changed = self.sender.send_if_modified(|current| {
             let changed = *current != state;
-            current.clone_from(&state);
+            *current = state;
             changed
         });
-        if changed {
-            match &state {
-                State::Connecting | State::Ready | State::Paused | State::Closed => {
-                    tracing::info!(connection = %self.name, "{state}");
-                }
-                State::Blocked { .. } | State::Disconnected { .. } | State::Misconfigured { .. } => {
-                    tracing::warn!(connection = %self.name, "{state}");
-                }
-            }
+        if !changed {
+            return;
+        }
+
+        if is_trouble {
+            tracing::warn!(connection = %self.name, "{sentence}");
+        } else {
+            tracing::info!(connection = %self.name, "{sentence}");
         }
     }
 }

@@ -160,6 +160,7 @@ impl ProcessDocumentMessages {
     }
 
     /// Names the cluster.
+    #[must_use]
     pub fn of_cluster(mut self, cluster: Option<Uuid>) -> Self {
         self.cluster = cluster;
         self
@@ -194,10 +195,12 @@ impl ProcessDocumentMessages {
             return Err(CommandError::TooLong(body.len()));
         }
         if body.len() <= MAX_READABLE_BYTES {
-            let wire: ReceivedCommand<Readable> = serde_json::from_slice(body).map_err(malformed)?;
+            let wire: ReceivedCommand<Readable> =
+                serde_json::from_slice(body).map_err(|error| malformed(&error))?;
             return wire.command(key_of_readable);
         }
-        let wire: ReceivedCommand<IgnoredAny> = serde_json::from_slice(body).map_err(malformed)?;
+        let wire: ReceivedCommand<IgnoredAny> =
+            serde_json::from_slice(body).map_err(|error| malformed(&error))?;
         wire.command(|_| Err(CommandError::BadKey("longer than 64 KiB and not in `key`")))
     }
 }
@@ -235,7 +238,7 @@ fn is_database(name: &str) -> bool {
 }
 
 /// Says where and how the JSON is off; serde's own text could quote values.
-fn malformed(error: serde_json::Error) -> CommandError {
+fn malformed(error: &serde_json::Error) -> CommandError {
     let what = match error.classify() {
         serde_json::error::Category::Data => "a field is missing or of the wrong type",
         _ => "the JSON does not parse",

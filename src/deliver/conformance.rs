@@ -129,11 +129,10 @@ impl Suite<'_> {
 
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
         let delivery = AssertUnwindSafe(self.0.deliverer().deliver(window)).catch_unwind();
-        let answers = match timeout(self.0.patience(), delivery).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(_)) => panic!("{NO_PANIC}: it panicked on a window of {}", window.len()),
-            Err(_) => panic!("{NOT_FOR_EVER}: no answer in {:?}", self.0.patience()),
+        let Ok(ended) = timeout(self.0.patience(), delivery).await else {
+            panic!("{NOT_FOR_EVER}: no answer in {:?}", self.0.patience())
         };
+        let Ok(answers) = ended else { panic!("{NO_PANIC}: it panicked on a window of {}", window.len()) };
         let (wanted, given) = (window.len(), answers.len());
         assert!(wanted == given, "{ONE_ANSWER}: {given} for a window of {wanted}");
         for answer in &answers {

@@ -271,7 +271,7 @@ impl Handlers {
                     Ok(Ok(())) => delivered_to.push(key),
                     Ok(Err(error)) => failures.push((key, error)),
                     Err(error) if error.is_panic() => {
-                        failures.push((key, HandlerError::transient("panicked")))
+                        failures.push((key, HandlerError::transient("panicked")));
                     }
                     Err(_) => failures.push((key, HandlerError::transient("stopped, as this process does"))),
                 }
@@ -290,9 +290,10 @@ fn outcome(failures: &[(String, HandlerError)]) -> Outcome {
         |(key, error): &(String, HandlerError)| format!("handler `{key}`: {}", cut(&error.to_string()));
     let texts: Vec<_> = failures.iter().map(text).collect();
     let is_permanent = |(_, error): &(String, HandlerError)| matches!(error, HandlerError::Permanent(_));
-    match failures.iter().all(is_permanent) {
-        true => Outcome::Permanent(texts.join("; ")),
-        false => Outcome::Transient(texts.join("; ")),
+    if failures.iter().all(is_permanent) {
+        Outcome::Permanent(texts.join("; "))
+    } else {
+        Outcome::Transient(texts.join("; "))
     }
 }
 

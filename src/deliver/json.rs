@@ -13,7 +13,7 @@
 //! | double | number, a whole one with `.0`; `"NaN"`, `"Infinity"`, `"-Infinity"` as strings |
 //! | decimal128 | string of its digits: `"9.99"` |
 //! | date | string, RFC 3339 in UTC with milliseconds: `"2024-02-29T12:00:00.000Z"`; outside the years 0 to 9999, which RFC 3339 can't write, a string of its milliseconds since 1970 |
-//! | ObjectId | string of 24 hex digits |
+//! | `ObjectId` | string of 24 hex digits |
 //! | binary, subtype 4 (UUID) of 16 bytes | string: `"0190a0a1-…"` |
 //! | binary, every other subtype | string, base64 with padding (RFC 4648, 4); old UUIDs of subtype 3 too, since their byte order is anybody's guess |
 //! | undefined | null |
@@ -21,7 +21,7 @@
 //! | JavaScript with scope | `{"$code": string, "$scope": object}` |
 //! | regular expression | `{"$regularExpression": {"pattern": string, "options": string}}` |
 //! | timestamp | `{"$timestamp": {"t": number, "i": number}}` |
-//! | DBPointer | `{"$dbPointer": {"$ref": string, "$id": {"$oid": string}}}` |
+//! | `DBPointer` | `{"$dbPointer": {"$ref": string, "$id": {"$oid": string}}}` |
 //! | min key, max key | `{"$minKey": 1}`, `{"$maxKey": 1}` |
 //!
 //! This is one-way: a reader that doesn't know the message's schema cannot tell a date from a string.
@@ -80,10 +80,10 @@ pub fn encode(payload: &Bson, format: PayloadFormat) -> Result<Vec<u8>, PayloadE
 
 /// Refuses what is nested so deep that working through it could overflow the stack.
 pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
-    match deeper_than(payload, MAX_DEPTH) {
-        true => Err(PayloadError::TooDeep),
-        false => Ok(()),
+    if deeper_than(payload, MAX_DEPTH) {
+        return Err(PayloadError::TooDeep);
     }
+    Ok(())
 }
 
 /// A date as RFC 3339 in UTC with milliseconds; none outside the years 0 to 9999.

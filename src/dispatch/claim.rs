@@ -16,6 +16,7 @@ use mongodb::{
 use tokio::time::timeout;
 
 use crate::{
+    dispatch::due_again::due_again,
     mongo::{
         Mongo, Update, WriteOutcome,
         clock::later,
@@ -405,39 +406,6 @@ fn as_read(entry: &Entry) -> Document {
 /// A count that is absent reads as 0.
 fn count_as_read(count: i64) -> Bson {
     if count == 0 { doc! { "$in": [Bson::Null, Bson::from(0)] }.into() } else { count.into() }
-}
-
-/// When entries that are given back are due: what each had before the claim, as far as that is known. None is no date at all.
-/// Entries of one date stand together.
-///
-/// Never this process's own time: to one whose clock is behind, the entry would look scheduled, and the next would overtake
-/// it. An entry that was due when it was sent is due by every clock, so all of those can share the earliest date.
-fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uuid>)> {
-    let mut sent: Option<(DateTime, Vec<Uuid>)> = None;
-    let mut others: Vec<(Option<DateTime>, Vec<Uuid>)> = Vec::new();
-    for entry in entries {
-        // The date of an earlier claim, or of the one that the entry was born with, says when that ends.
-        let before = entry.available_at.filter(|_| entry.claimed_by.is_none());
-        match (before, entry.created_at) {
-            (Some(at), Some(created_at)) if at > created_at => add(&mut others, Some(at), entry.id),
-            (_, Some(created_at)) => {
-                let (due, ids) = sent.get_or_insert_with(|| (now, Vec::new()));
-                *due = created_at.min(*due);
-                ids.push(entry.id);
-            }
-            (before, None) => add(&mut others, before, entry.id),
-        }
-    }
-
-    others.extend(sent.map(|(due, ids)| (Some(due), ids)));
-    others
-}
-
-fn add(dates: &mut Vec<(Option<DateTime>, Vec<Uuid>)>, date: Option<DateTime>, id: Uuid) {
-    match dates.iter_mut().find(|(known, _)| *known == date) {
-        Some((_, ids)) => ids.push(id),
-        None => dates.push((date, vec![id])),
-    }
 }
 
 fn remember(set: &mut Document, delivered_to: &[String]) {

@@ -6,6 +6,7 @@ pub(crate) mod claim;
 pub(crate) mod deferred_clears;
 pub(crate) mod deliveries;
 pub(crate) mod document_locks;
+pub(crate) mod due_again;
 pub(crate) mod inline;
 pub(crate) mod outcome;
 pub(crate) mod oversized;

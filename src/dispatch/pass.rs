@@ -238,7 +238,7 @@ impl Pass<'_> {
     ) -> Result<NextStep, Error> {
         // Nothing else of the outbox stays in memory.
         let entries = entries_of(slots, &chosen.ids);
-        room.shrink_to(weight_of_claim(&entries, self.processor.window_bytes(self.ordering)));
+        room.shrink_to(weight_of_claim(&entries, Processor::window_bytes(self.ordering)));
         let wanted = entries.len();
 
         let claim = match self.processor.claimer.claim(self.document, entries, now).await? {

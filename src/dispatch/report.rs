@@ -56,6 +56,7 @@ impl Reporter {
         self.emit(Event::ClaimLost { document: document.clone() });
     }
 
+    #[allow(clippy::unused_self, reason = "every report is asked of the reporter")]
     pub(crate) fn not_cleared(&self, document: &DocumentRef, error: &str) {
         tracing::warn!(%document, error, "delivered messages were not cleared; they will be delivered again");
     }

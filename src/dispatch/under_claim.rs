@@ -110,7 +110,7 @@ impl Processor {
     }
 
     /// How many bytes of messages are delivered side by side.
-    pub(crate) fn window_bytes(&self, ordering: DeliveryOrder) -> usize {
+    pub(crate) fn window_bytes(ordering: DeliveryOrder) -> usize {
         if ordering == DeliveryOrder::Unordered { WINDOW_BYTES } else { 0 }
     }
 }

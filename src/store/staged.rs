@@ -146,7 +146,7 @@ impl StagedMessages {
 
     /// Starts inline delivery, once the write is committed. Left out, the rescuer delivers.
     ///
-    /// `id` is the `_id` of the document that was written. A UUID or ObjectId may be given in any of the forms in which a
+    /// `id` is the `_id` of the document that was written. A UUID or `ObjectId` may be given in any of the forms in which a
     /// document can have it. If no document of that `_id` has the messages, the rescuer delivers them, and a warning says so.
     pub async fn committed(self, id: impl Into<Bson>) -> Dispatch {
         let Some(first) = self.ids.first() else { return Dispatch::Nothing };

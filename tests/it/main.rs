@@ -4,7 +4,8 @@
 //! boot servers with passwords and TLS in `secured`: .config/nextest.toml and scripts/test know them by that, and keep others
 //! from running beside them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
 mod amqp;
 mod broker_outage;

@@ -1,5 +1,7 @@
 //! Compares docs/ with what a service says of itself. Included by the tests of both services.
 
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
+
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 /// Variable and default, as `--help` has them.

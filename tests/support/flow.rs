@@ -1,6 +1,7 @@
 //! A whole system in one test: application, rescuer and dispatcher under names of their own on a real broker, and a
 //! receiver that uses nothing of the library.
 
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 

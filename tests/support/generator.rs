@@ -1,5 +1,6 @@
 //! BSON values as nobody would write them, from a seed.
 
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(unreachable_pub, reason = "a module of a test")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 

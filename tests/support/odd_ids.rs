@@ -1,5 +1,6 @@
 //! Every kind of `_id` that MongoDB stores and a reader may trip over, as bytes.
 
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(
     dead_code,
     clippy::unwrap_used,

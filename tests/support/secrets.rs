@@ -1,6 +1,7 @@
 //! A service as it runs for people, on real servers that want passwords, and everything it says. Included by the tests of
 //! both services.
 
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 

@@ -1,6 +1,7 @@
 //! A MongoDB and a RabbitMQ that ask everybody for a password and a certificate, with the users and roles of
 //! deploy/roles, and no other door than TLS.
 
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 

@@ -1,5 +1,6 @@
 //! A MongoDB that is no replica set, of a test's own.
 
+#![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::{

@@ -44,10 +44,10 @@ const LEFT_PER_SECOND: f64 = 100.0;
 
 /// Takes commands and counts them.
 #[derive(Default)]
-struct Counted(AtomicUsize);
+struct CountedCommands(AtomicUsize);
 
 #[async_trait]
-impl Commands for Counted {
+impl Commands for CountedCommands {
     async fn send(
         &self,
         commands: Vec<ProcessDocumentMessages>,
@@ -159,7 +159,7 @@ impl Backlog {
 /// From the start of a rescuer until it has dealt with so many changes; of none, until its stream is open.
 async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration> {
     let client = Client::with_uri_str(&bed.mongodb_uri).await?;
-    let commands = Arc::new(Counted::default());
+    let commands = Arc::new(CountedCommands::default());
     let rescuer = Rescuer::new(client, commands.clone(), settings.clone())?;
     let mut events = rescuer.subscribe();
     let stop = CancellationToken::new();

@@ -192,6 +192,7 @@ impl Scene {
     }
 
     /// A worker by way of this client, whose state database is this one.
+    #[allow(clippy::needless_pass_by_value, reason = "callers make a client for this worker alone")]
     pub(crate) fn start_by(&self, client: Client, state_database: &str, deliver: impl Deliver) -> Worker {
         let settings = ProcessorSettings {
             retry: quick_retry(),

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minimal_entry_is_as_old_as_its_id_says() {
+    fn a_minimal_entry_has_the_age_of_its_id() {
         let id_made = |millis: i64| {
             let time = u64::try_from(NOW + millis).unwrap();
             let v7 = uuid::Builder::from_unix_timestamp_millis(time, &[7; 10]).into_uuid();
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_without_a_date_is_as_old_as_its_change() {
+    fn an_undated_entry_has_the_age_of_its_change() {
         let wants = |entry: Document, moment| {
             let mut whole = doc! { "id": Uuid::new(), "type": "order.placed", "created_at": at(-1000) };
             whole.extend(entry);

@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsendable_document_waits_an_hour_or_for_a_change() {
+    fn an_unsendable_document_waits_for_an_hour_or_change() {
         let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         queued.note_unsendable(&document(1), &head, now);
         assert_eq!(queued.admit(&document(1), &head, now + LONGEST * 2), Admission::Wait);

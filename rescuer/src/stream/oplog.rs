@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_oplog_and_a_late_position_are_warned_of() {
+    fn short_oplogs_and_late_positions_are_warned_of() {
         let window = Window { first: 1000, last: 1100, whole: false };
         let seconds = Duration::from_secs;
         assert_eq!(judge(window, seconds(49), Some(seconds(49))), None);

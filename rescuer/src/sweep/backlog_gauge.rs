@@ -351,7 +351,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scheduled_message_is_as_old_as_it_is_due() {
+    fn a_scheduled_message_ages_from_its_due_date() {
         let at = DateTime::from_millis;
         let entry = |due, extra| {
             let mut entry = doc! { "created_at": at(1000), "available_at": at(due) };

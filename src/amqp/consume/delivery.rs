@@ -11,7 +11,7 @@ use std::{
 use lapin::{
     Acker, BasicProperties,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
-    types::AMQPValue,
+    types::{AMQPValue, FieldTable},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +55,7 @@ impl Delivery {
     pub(super) fn new(delivery: lapin::message::Delivery, held: Held) -> Self {
         let properties = delivery.properties;
         let text = |property: &Option<lapin::types::ShortString>| property.as_ref().map(ToString::to_string);
-        let headers = properties.headers().iter().flat_map(|table| table.inner());
+        let headers = properties.headers().iter().flat_map(FieldTable::inner);
         Self {
             message_type: text(properties.kind()),
             message_id: text(properties.message_id()),

@@ -121,14 +121,16 @@ impl Publication {
     /// Size of the content header frame: AMQP 0-9-1 specification, 2.3.5 and 4.2.6. A header frame cannot be
     /// split as a body can, and one over the negotiated size closes the connection.
     fn header_frame(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(name, value)| 1 + name.len() + 5 + value.len()).sum();
-        let properties = [&self.content_type, &self.message_id, self.message_type.as_ref().unwrap_or(&NONE)];
-        let properties: usize = properties.into_iter().map(|value| 1 + value.len()).sum();
         const FRAME: usize = 8;
         const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;
         const TABLE_LENGTH_DELIVERY_MODE_TIMESTAMP: usize = 4 + 1 + 8;
         const LONGEST_APP_ID: usize = 1 + SHORT_STRING;
         const LONGEST_EXPIRATION: usize = 1 + 39; // digits of a `u128`
+
+        let headers: usize = self.headers.iter().map(|(name, value)| 1 + name.len() + 5 + value.len()).sum();
+        let properties = [&self.content_type, &self.message_id, self.message_type.as_ref().unwrap_or(&NONE)];
+        let properties: usize = properties.into_iter().map(|value| 1 + value.len()).sum();
+
         FRAME
             + LONGEST_APP_ID
             + LONGEST_EXPIRATION

@@ -123,13 +123,11 @@ impl Publisher {
         let mut answers = Vec::with_capacity(publications.len());
         let mut sound = Vec::with_capacity(publications.len());
         for publication in publications {
-            match publication.flaw(limits) {
-                Some(reason) => answers.push(Some(Published::Refused { reason })),
-                None => {
-                    answers.push(None);
-                    sound.push(publication);
-                }
+            let refused = publication.flaw(limits).map(|reason| Published::Refused { reason });
+            if refused.is_none() {
+                sound.push(publication);
             }
+            answers.push(refused);
         }
 
         let mut published = self.hand_over(sound, deadline).await.into_iter();

@@ -183,13 +183,12 @@ impl Ward {
             drop(connection);
             self.channels.clear();
         }
-        match &self.connection {
-            Some(connection) => Ok(connection.clone()),
-            None => {
-                let connection = Arc::new(self.plan.connect().await?);
-                Ok(self.connection.insert(connection).clone())
-            }
+        if let Some(connection) = &self.connection {
+            return Ok(connection.clone());
         }
+
+        let connection = Arc::new(self.plan.connect().await?);
+        Ok(self.connection.insert(connection).clone())
     }
 
     fn conclude(&mut self, trial: Trial) {
