@@ -35,6 +35,8 @@
 //! - `Unavailable { maybe_sent: true }` is a message of unknown fate: publishing it again may double it.
 //! - The broker announces an alarm only to connections that publish: the first window after the alarm
 //!   waits for [`AmqpSettings::confirm_timeout`].
+//! - An acknowledgement has no answer. One that is sent just before the connection is closed can be lost on a busy broker,
+//!   so that the message is delivered again.
 //! - The client logs every message that the broker returns, with its body, as a warning of the target
 //!   `lapin::returned_messages`: turn that target off where payloads must not be logged.
 
