@@ -10,6 +10,7 @@ pub(crate) use self::NoSender as CommandSender;
 pub(crate) enum NoSender {}
 
 impl NoSender {
+    #[allow(clippy::unused_async, reason = "awaited like the sender that it stands for")]
     pub(crate) async fn send(&self, _: Vec<ProcessDocumentMessages>) -> Vec<Result<(), Infallible>> {
         match *self {}
     }

@@ -87,7 +87,7 @@ mod tests {
         let statement = doc! { "q": { "a\0b": 1 }, "u": {} };
         let error = send(&client, &Namespace::new("shop", "orders"), &[statement]).await.unwrap_err();
         assert_eq!(verdict(&error), Verdict::Refused);
-        assert!(error.to_string().contains("null byte"), "{error}");
+        assert!(error.to_string().contains("null"), "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! built, with the recorder of that moment. Install yours before.
 //!
 //! ```
-//! use document_outbox::metrics::facade;
+//! use document_outbox::observe::metrics::facade;
 //!
 //! # fn example(recorder: impl facade::Recorder + Sync + 'static) {
 //! facade::set_global_recorder(recorder).ok(); // such as that of metrics-exporter-prometheus; then build the `InlineDispatcher`

@@ -4,7 +4,7 @@
 //! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries appended to the
 //! outbox. It matches the `etag` the aggregate was loaded with, so nobody's change is lost, and doesn't touch the
 //! entries that stand there, so no delivery is lost either: but for entries that this process has
-//! delivered and left there, which it takes out. The steps of a save are in [`save`].
+//! delivered and left there, which it takes out. The steps of a save are in `save.rs`.
 //!
 //! # Guarantees
 //! - A message exists if and only if the save that sent it is committed by the majority.
