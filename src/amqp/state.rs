@@ -67,30 +67,26 @@ impl Board {
         Self { name, sender: watch::Sender::new(State::Connecting) }
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<State> {
-        self.sender.subscribe()
+    pub(super) fn states(&self) -> States {
+        States(self.sender.subscribe())
     }
 
     pub(super) fn state(&self) -> State {
         self.sender.borrow().clone()
     }
 
+    /// Only the supervisor posts, so nothing comes between the look and the change.
     pub(super) fn post(&self, state: State) {
-        let (is_trouble, sentence) = (state.is_trouble(), state.to_string());
-        let changed = self.sender.send_if_modified(|current| {
-            let changed = *current != state;
-            *current = state;
-            changed
-        });
-        if !changed {
+        if *self.sender.borrow() == state {
             return;
         }
 
-        if is_trouble {
-            tracing::warn!(connection = %self.name, "{sentence}");
+        if state.is_trouble() {
+            tracing::warn!(connection = %self.name, "{state}");
         } else {
-            tracing::info!(connection = %self.name, "{sentence}");
+            tracing::info!(connection = %self.name, "{state}");
         }
+        self.sender.send_replace(state);
     }
 }
 
@@ -101,16 +97,38 @@ impl Drop for Board {
     }
 }
 
-/// Waits until the state is ready; false once it can never be again.
-pub(super) async fn wait_ready(mut states: watch::Receiver<State>) -> bool {
-    let settled = states.wait_for(|state| matches!(state, State::Ready | State::Closed)).await;
-    settled.is_ok_and(|state| *state == State::Ready)
-}
+/// What the owners of a supervisor see of its state. Clones see the same.
+#[derive(Clone, Debug)]
+pub(super) struct States(watch::Receiver<State>);
 
-/// Waits until the supervisor has ended.
-pub(super) async fn wait_closed(mut states: watch::Receiver<State>) {
-    // An error means that the supervisor is gone, which is what is waited for.
-    let _ = states.wait_for(|state| *state == State::Closed).await;
+impl States {
+    pub(super) fn now(&self) -> State {
+        self.0.borrow().clone()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        *self.0.borrow() == State::Ready
+    }
+
+    /// Waits until the state is ready; false once it can never be again.
+    pub(super) async fn ready(&self) -> bool {
+        let mut states = self.0.clone();
+        let settled = states.wait_for(|state| matches!(state, State::Ready | State::Closed)).await;
+        settled.is_ok_and(|state| *state == State::Ready)
+    }
+
+    /// Waits until the supervisor has ended.
+    pub(super) async fn closed(&self) {
+        // An error means that the supervisor is gone, which is what is waited for.
+        let _ = self.0.clone().wait_for(|state| *state == State::Closed).await;
+    }
+
+    /// The state, and every change of it from now on.
+    pub(super) fn subscribe(&self) -> watch::Receiver<State> {
+        let mut states = self.0.clone();
+        states.mark_unchanged();
+        states
+    }
 }
 
 #[cfg(test)]
@@ -120,14 +138,14 @@ mod tests {
     #[tokio::test]
     async fn a_supervisor_that_panics_leaves_nobody_waiting() {
         let board = Board::new("test".into());
-        let states = board.watch();
+        let states = board.states();
         let supervisor = tokio::spawn(async move {
             board.post(State::Ready);
             assert_ne!(board.state(), State::Ready, "on purpose");
         });
-        wait_closed(states.clone()).await;
+        states.closed().await;
         assert!(supervisor.await.is_err_and(|error| error.is_panic()));
-        assert_eq!(*states.borrow(), State::Closed);
-        assert!(!wait_ready(states).await);
+        assert_eq!(states.now(), State::Closed);
+        assert!(!states.ready().await);
     }
 }

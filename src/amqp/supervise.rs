@@ -109,7 +109,7 @@ impl Pauses {
     /// that many processes do not come back in step.
     pub(super) fn after(&mut self, lived: Duration) -> Duration {
         // Judged by its life and not by having been made: one that is refused at its first use each time
-        // would otherwise be made anew without end and without pause.
+        // would otherwise be made again without end and without pause.
         if lived >= self.max {
             self.next = self.min;
         }

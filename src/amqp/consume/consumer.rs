@@ -3,14 +3,14 @@
 //! # Flow
 //!
 //! The supervisor connects, subscribes to the queue and passes deliveries on. After any error, after the broker
-//! cancelled the consumer, and at the end of the stream it connects and subscribes anew; what was not
+//! cancelled the consumer, and at the end of the stream it connects and subscribes again; what was not
 //! acknowledged comes again, marked as redelivered.
 //!
 //! # The watchdog
 //!
 //! A consumer can fall silent without an error. So a silent one looks at its queue now and then: if the broker
 //! knows no consumer of it, or if at two looks in a row messages wait while nothing is held here and
-//! nothing came in between, the connection is made anew.
+//! nothing came in between, the connection is made again.
 //!
 //! At the same times a topology in mode `declare` is declared again: a queue that lost its binding looks idle.
 
@@ -27,7 +27,7 @@ use crate::amqp::{
         supervisor::{ConsumeSupervisor, Intake, Subscription},
     },
     settings::AmqpSettings,
-    state::{Board, State, wait_closed, wait_ready},
+    state::{Board, State, States},
     supervise::supervise,
     topology::Topology,
 };
@@ -36,7 +36,7 @@ use crate::amqp::{
 #[derive(Debug)]
 pub struct Consumer {
     arrivals: Arc<Arrivals>,
-    states: watch::Receiver<State>,
+    states: States,
     intake: watch::Sender<Intake>,
     taking: watch::Receiver<bool>,
     stop: CancellationToken,
@@ -62,7 +62,7 @@ impl Consumer {
     ) -> Self {
         let plan = Arc::new(Plan { settings, topology, role: "consumer" });
         let board = Board::new(plan.name());
-        let states = board.watch();
+        let states = board.states();
         let arrivals = Arc::new(Arrivals::default());
         let (put_back, dropped) = mpsc::unbounded_channel();
         let (taking, still_taking) = watch::channel(true);
@@ -98,7 +98,7 @@ impl Consumer {
             tokio::select! {
                 () = arrived => {}
                 () = self.stop.cancelled() => {}
-                () = wait_closed(self.states.clone()) => return None,
+                () = self.states.closed() => return None,
             }
         }
     }
@@ -106,20 +106,18 @@ impl Consumer {
     /// Whether it is subscribed to the queue.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        *self.states.borrow() == State::Ready
+        self.states.is_ready()
     }
 
     /// Waits until subscribed. False once that can never be again, after [`close`](Self::close).
     pub async fn ready(&self) -> bool {
-        wait_ready(self.states.clone()).await
+        self.states.ready().await
     }
 
     /// The state, and every change of it from now on.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
-        let mut states = self.states.clone();
-        states.mark_unchanged();
-        states
+        self.states.subscribe()
     }
 
     /// Takes nothing more for now, and puts back what was not handed out by [`next`](Self::next); the connection stays, and
@@ -154,6 +152,6 @@ impl Consumer {
     pub async fn close(&self) {
         self.stop.cancel();
         self.end.cancel();
-        wait_closed(self.states.clone()).await;
+        self.states.closed().await;
     }
 }

@@ -102,10 +102,10 @@ impl Supervised for ConsumeSupervisor {
 
     async fn serve(&mut self, link: &mut Link) -> End {
         self.subscription.count = 0;
-        let subscribing = self.stopping();
+        let stopping = self.stopping();
         let subscribed = tokio::select! {
             biased;
-            () = subscribing => return End::Asked,
+            () = stopping => return End::Asked,
             subscribed = self.subscribe(&link.channel) => subscribed,
         };
         let stream = match subscribed {
@@ -114,10 +114,9 @@ impl Supervised for ConsumeSupervisor {
         };
 
         let mut served = ServedConnection::new(stream, self.plan.settings.consumer_check);
-        let gone = served.gone.clone().drop_guard();
+        let _gone = served.gone.clone().drop_guard();
         loop {
             if let Err(end) = self.step(link, &mut served).await {
-                drop(gone);
                 return end;
             }
         }

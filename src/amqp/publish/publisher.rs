@@ -43,7 +43,7 @@ use crate::amqp::{
         supervisor::{FRAME_MAX, PublishSupervisor},
     },
     settings::AmqpSettings,
-    state::{Board, State, wait_closed, wait_ready},
+    state::{Board, State, States},
     supervise::supervise,
     topology::Topology,
 };
@@ -52,7 +52,7 @@ use crate::amqp::{
 #[derive(Clone, Debug)]
 pub struct Publisher {
     requests: mpsc::UnboundedSender<PublishRequest>,
-    states: watch::Receiver<State>,
+    states: States,
     closing: Closing,
     settings: Arc<AmqpSettings>,
     /// The longest frame that the present connection takes.
@@ -70,7 +70,7 @@ impl Publisher {
         let shared = Arc::new(settings.clone());
         let plan = Arc::new(Plan { settings, topology, role: "publisher" });
         let board = Board::new(plan.name());
-        let states = board.watch();
+        let states = board.states();
         let (requests, inbox) = mpsc::unbounded_channel();
         let (broken, breaks) = mpsc::unbounded_channel();
         let closing = Closing::default();
@@ -112,7 +112,7 @@ impl Publisher {
         publications: Vec<Publication>,
         deadline: Option<Instant>,
     ) -> Vec<Published> {
-        let state = self.states.borrow().clone();
+        let state = self.states.now();
         if state != State::Ready {
             let unavailable = Published::Unavailable { reason: state.to_string(), maybe_sent: false };
             return vec![unavailable; publications.len()];
@@ -166,20 +166,18 @@ impl Publisher {
     /// Whether a message published now would be sent.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        *self.states.borrow() == State::Ready
+        self.states.is_ready()
     }
 
     /// Waits until ready. False once that can never be again, after [`close`](Self::close).
     pub async fn ready(&self) -> bool {
-        wait_ready(self.states.clone()).await
+        self.states.ready().await
     }
 
     /// The state, and every change of it from now on.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
-        let mut states = self.states.clone();
-        states.mark_unchanged();
-        states
+        self.states.subscribe()
     }
 
     /// Publishes what was handed over before, then closes the connection, for all clones.
@@ -188,6 +186,6 @@ impl Publisher {
     /// sent, and a goodbye that it doesn't answer in two is left.
     pub async fn close(&self) {
         self.closing.ask();
-        wait_closed(self.states.clone()).await;
+        self.states.closed().await;
     }
 }
