@@ -39,6 +39,8 @@ mod isolation;
 mod network;
 #[path = "../support/private_broker.rs"]
 mod private_broker;
+#[path = "../support/private_mongod.rs"]
+mod private_mongod;
 #[path = "../support/restricted.rs"]
 mod restricted;
 #[path = "../support/secured.rs"]

@@ -18,6 +18,8 @@ mod patterns;
 mod position;
 #[path = "../../../tests/support/private_broker.rs"]
 mod private_broker;
+#[path = "../../../tests/support/private_mongod.rs"]
+mod private_mongod;
 mod process;
 mod secrets;
 mod status;

@@ -1,10 +1,6 @@
 //! An oplog that is too short, on a server of the test's own.
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use mongodb::{
     Client,
@@ -13,68 +9,46 @@ use mongodb::{
 };
 use outbox_rescuer::{RescueEvent, Settings, StartedFrom, Warning};
 
-use crate::support::*;
+use crate::{private_mongod::PrivateMongod, support::*};
 
 /// A replica set of one, with the shortest oplog there is; gone with this value, or with its process.
-struct PrivateMongod {
-    directory: PathBuf,
-    guard: Child,
+struct ShortOplog {
+    server: PrivateMongod,
     uri: String,
 }
 
-impl PrivateMongod {
+impl ShortOplog {
     async fn start() -> Self {
-        crate::isolation::assert_in("outage");
-        let services = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/services");
-        let found = Command::new(services).arg("mongod").output().unwrap();
-        let mongod = String::from_utf8(found.stdout).unwrap().trim().to_owned();
-        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique("mongod"));
-        std::fs::create_dir_all(&directory).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // Waits for the end of its input, which comes however this process ends. The oplog is cut at checkpoints only, hence
-        // one a second.
-        let script = r#"
-            "$1" --port "$2" --dbpath "$0" --logpath "$0/log" --replSet rs0 --oplogSize 1 --syncdelay 1 \
-                --bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 0.25 --quiet \
-                --setParameter shutdownTimeoutMillisForSignaledShutdown=0 &
-            cat; kill -9 $!; wait; rm -rf "$0""#;
-        let guard = Command::new("sh")
-            .args(["-c", script])
-            .arg(&directory)
-            .args([&mongod, &port.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { directory, guard, uri: format!("mongodb://127.0.0.1:{port}/?replicaSet=rs0") };
-        server.initiate(port).await;
-        server
+        // The oplog is cut at checkpoints only, hence one a second.
+        let server = PrivateMongod::start(&[
+            "--replSet",
+            "rs0",
+            "--oplogSize",
+            "1",
+            "--syncdelay",
+            "1",
+            "--setParameter",
+            "shutdownTimeoutMillisForSignaledShutdown=0",
+        ]);
+        let uri = format!("mongodb://127.0.0.1:{}/?replicaSet=rs0", server.port);
+        let short = Self { server, uri };
+        short.initiate().await;
+        short
     }
 
-    async fn initiate(&self, port: u16) {
-        let host = ServerAddress::Tcp { host: "127.0.0.1".into(), port: Some(port) };
+    async fn initiate(&self) {
+        let PrivateMongod { directory, port, .. } = &self.server;
+        let host = ServerAddress::Tcp { host: "127.0.0.1".into(), port: Some(*port) };
         let options = ClientOptions::builder().hosts(vec![host]).direct_connection(true).build();
         let admin = Client::with_options(options).unwrap().database("admin");
         let member = doc! { "_id": 0, "host": format!("127.0.0.1:{port}") };
         let set = doc! { "replSetInitiate": { "_id": "rs0", "members": [member] } };
-        admin
-            .run_command(set)
-            .await
-            .unwrap_or_else(|error| panic!("{error}, see {}", self.directory.display()));
+        admin.run_command(set).await.unwrap_or_else(|error| panic!("{error}, see {}", directory.display()));
         let begun = Instant::now();
         while !admin.run_command(doc! { "hello": 1 }).await.unwrap().get_bool("isWritablePrimary").unwrap() {
             assert!(begun.elapsed() < PATIENCE, "it doesn't become primary");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-    }
-}
-
-impl Drop for PrivateMongod {
-    fn drop(&mut self) {
-        drop(self.guard.stdin.take());
-        let _ = self.guard.wait();
     }
 }
 
@@ -102,7 +76,7 @@ mod outage {
     /// P7: a lost position loses nothing. Here it is the server itself that has lost the history.
     #[tokio::test]
     async fn an_absence_longer_than_the_oplog_loses_nothing() {
-        let server = PrivateMongod::start().await;
+        let server = ShortOplog::start().await;
         let (world, commands) = (World::on(server.uri.clone()).await, Recorder::new());
         let orders = world.indexed_orders().await;
         let mut running = world.started(&commands, world.settings()).await;
