@@ -1,4 +1,4 @@
-//! What a measurement comes to: anything that goes wrong ends the run.
+//! The result of a measurement: any error ends the run.
 
 /// What can go wrong.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;

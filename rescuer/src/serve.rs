@@ -20,7 +20,7 @@ use crate::{
 /// After a term that ended with an error, a stream is taken up again no sooner.
 const AFTER_ERROR: Duration = Duration::from_mins(1);
 
-/// One stream, whoever owns it.
+/// One stream, under any owner.
 pub(crate) struct Stream {
     process: Process,
     plan: Plan,

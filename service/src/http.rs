@@ -48,7 +48,7 @@ use crate::{
 
 /// As many connections as probes, scrapers and people need at once.
 const CONNECTIONS: usize = 32;
-/// How long a connection has its place, whoever waits for one. 200 slow clients delay a probe by less than a second.
+/// How long a connection has its place, even if others wait for one. 200 slow clients delay a probe by less than a second.
 const UNDISTURBED: Duration = Duration::from_millis(100);
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);

@@ -102,7 +102,7 @@ impl InlineBuilder {
         self
     }
 
-    /// Where to send a document whose delivery failed, so that a worker goes on at once. Without, the sweep finds it.
+    /// Where to send a document whose delivery failed, so that a worker continues at once. Without, the sweep finds it.
     #[cfg(feature = "rabbitmq")]
     pub fn hand_off(mut self, commands: CommandSender) -> Self {
         self.hand_off = Some(commands);

@@ -182,7 +182,7 @@ impl SaveDelivery {
 
     async fn deliver_claimed(&mut self, claim: &Claim) -> Result<(), Error> {
         self.begin();
-        // It waits for nobody: whoever is before it has cleared its entries, or this save's filter had not matched.
+        // It waits for no other: an earlier delivery has cleared its entries, or this save's filter had not matched.
         let _lock = self.deliveries.locks.beside(&claim.document);
         let (processor, stop) = (&self.deliveries.processor, &self.deliveries.stop);
         let end = processor.deliver_claim(claim, self.ordering, stop, Clearing::MayBeDeferred).await;
@@ -198,7 +198,7 @@ impl SaveDelivery {
         let (processor, stop) = (&deliveries.processor, &deliveries.stop);
         let _lock = match stop.run_until_cancelled(self.lock()).await {
             Some(Some(lock)) => lock,
-            // Whoever waits for the lock already does this one's work too.
+            // The one that waits for the lock already does this one's work too.
             Some(None) => return Ok(()),
             None => {
                 self.leave(Shed::Stopped);

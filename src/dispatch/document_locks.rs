@@ -55,7 +55,7 @@ impl DocumentLocks {
         self.take(document, true).await
     }
 
-    /// Waits for the lock behind whoever else waits.
+    /// Waits for the lock behind all that wait already.
     pub async fn queue(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, false).await
     }

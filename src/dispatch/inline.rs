@@ -83,7 +83,7 @@ impl InlineDispatcher {
         self.deliveries.processor.health()
     }
 
-    /// Stops taking work, and waits for what is in flight. Stores go on saving; their messages wait for the rescuer.
+    /// Stops taking work, and waits for what is in flight. Stores continue to save; their messages wait for the rescuer.
     ///
     /// It returns when everything has ended, and at the end of `grace` in any case, whatever is in the way: a save in a future
     /// that nobody polls, a MongoDB or a broker that is away. With a grace below 2 s it may take 2 s. For most of the grace

@@ -1,7 +1,7 @@
 //! Seats: how many saves' messages are in delivery at once, and how many bytes they may take.
 //!
 //! # Guarantees
-//! - Whoever has a seat has room for its messages; nothing waits for either.
+//! - A save with a seat has room for its messages; no save waits for either.
 //! - Closing waits for every save that asked for a seat before it, until that save has handed its messages over.
 
 use std::{sync::Arc, time::Duration};

@@ -127,7 +127,7 @@ impl Keeper for LeaseKeeper<'_> {
         let (processor, document) = (self.processor, &self.claim.document);
         processor.oversized.clear(document, entry.id).await?;
 
-        // There is some room now. Whoever claims in the document reads nothing but the document.
+        // There is some room now. A claim in the document is made by what the document alone says.
         if let Some(lease) = &mut self.lease {
             lease.forget(entry.id);
             let now = processor.mongo.clock().now().await?;
@@ -159,7 +159,7 @@ impl Keeper for LeaseKeeper<'_> {
     ) -> Result<Recorded, Error> {
         let kept = self.give_back(|lease| lease.die(entry.id, now, reason, error)).await?;
 
-        // Whoever comes when there is room for claims again doesn't read what was kept with the lease.
+        // A worker that comes when there is room for claims again doesn't read what was kept with the lease.
         let document = &self.claim.document;
         let recorded = self.processor.claimer.die_without_room(document, entry, now).await?;
         if kept == Recorded::Missed && recorded == Recorded::Done {

@@ -42,7 +42,7 @@ impl<Q, A> Asked<Q, A> {
         (Self { request, answer }, answered)
     }
 
-    /// Answers; whoever asked may have gone.
+    /// Answers; the caller may have gone.
     pub(crate) fn answer(self, answer: A) {
         let _gone = self.answer.send(answer);
     }

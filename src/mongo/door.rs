@@ -1,7 +1,7 @@
 //! The one door to MongoDB: what stores and dispatchers ask of it goes through here, as [statements](crate::mongo::statement).
 //!
 //! A process has one, made with its processor, and clones share what it batches: so saves, claims and clears of all stores and
-//! of their inline dispatcher go together. Whoever asks says what is to be done and gets an outcome; how it is sent, with whom,
+//! of their inline dispatcher go together. A caller says what is to be done and gets an outcome; how it is sent, with whom,
 //! how often it is repeated and what the server's errors mean is decided behind the door.
 
 use std::time::Duration;

@@ -254,7 +254,7 @@ impl Prepared {
         self.encoded.as_bytes().len() - RawDocumentBuf::new().as_bytes().len()
     }
 
-    /// Gives the claim up: the entries are due at once, for whoever claims them.
+    /// Gives the claim up: the entries are due at once, for any claim.
     pub(super) fn unclaim(&mut self, document: &DocumentRef) -> Result<(), Error> {
         self.claim = None;
         for entry in &mut self.entries {

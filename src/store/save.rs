@@ -48,7 +48,7 @@ impl<T: Aggregate> Store<T> {
             SaveWrite::Failed(error) => return Err(Error::of_write(&loaded.document, error, bytes)),
         };
 
-        // From here on the aggregate is as loaded again, also where whoever saves doesn't wait for the deliveries.
+        // From here on the aggregate is as loaded again, also where the caller doesn't wait for the deliveries.
         loaded.etag = Some(etag);
         loaded.bytes = bytes;
         self.forget_changes(loaded, diff);

@@ -16,7 +16,7 @@ use crate::encoding::{bytes::Element, codec, salvage};
 pub(crate) const OUTBOX: &str = "outbox";
 /// The field renewed by every save of this library, for optimistic concurrency.
 pub(crate) const ETAG: &str = "etag";
-/// The header with the trace of whoever sent a message ([W3C Trace Context](https://www.w3.org/TR/trace-context/)).
+/// The header with the trace of a message's sender ([W3C Trace Context](https://www.w3.org/TR/trace-context/)).
 pub(crate) const TRACEPARENT: &str = "traceparent";
 /// The header that goes with it.
 pub(crate) const TRACESTATE: &str = "tracestate";

@@ -1,4 +1,4 @@
-//! Saves in company: each has the answer that it would have had alone.
+//! Saves in a batch: each has the answer that it would have had alone.
 
 use std::{
     collections::HashMap,

@@ -1352,7 +1352,7 @@ async fn a_death_under_a_lost_lease_is_not_reported() {
     test.drop().await;
 }
 
-/// It died while there was no room to say so much; whoever comes when there is finds it dead.
+/// It died while there was no room to say so much; a worker that comes when there is finds it dead.
 #[tokio::test]
 async fn a_dead_message_in_a_large_document_stays() {
     let test = TestDatabase::create().await;

@@ -229,7 +229,7 @@ async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
 mod outage {
     use super::*;
 
-    /// P1 Atomic: no phantom. A save, and a claim, whose majority never comes publish nothing; the first is told as unknown.
+    /// P1 Atomic: no phantom. A save, and a claim, whose majority never comes publish nothing; the first is reported as unknown.
     #[tokio::test]
     async fn a_lost_majority_publishes_and_loses_nothing() {
         // Where an earlier run was killed in the middle.
@@ -303,7 +303,7 @@ mod outage {
         assert!(ends.is_ok(), "the client does not shut down");
     }
 
-    /// P3: a claim that got into a document without room, after somebody had made some, is seen by whoever had taken a lease on it
+    /// P3: a claim that got into a document without room, after somebody had made some, is seen by the process that had taken a lease on it
     /// before, also while the majority doesn't have that claim yet.
     #[tokio::test]
     async fn a_stalled_majority_hides_no_claim_from_a_lease() {

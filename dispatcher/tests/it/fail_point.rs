@@ -17,7 +17,7 @@ use crate::{
     support::{Recorder, uri},
 };
 
-/// A right that is missing for one collection: its commands are for others, and the rest goes on.
+/// A right that is missing for one collection: its commands are for others, and the rest continues.
 #[tokio::test]
 async fn a_refused_collection_stops_no_other() {
     let scene = Scene::set().await;

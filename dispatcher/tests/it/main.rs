@@ -3,7 +3,7 @@
 //! Tests that break a server are in [`outage`], those that set a fail point of MongoDB in [`fail_point`]: .config/nextest.toml
 //! and scripts/test know them by that, and keep others from running beside them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,

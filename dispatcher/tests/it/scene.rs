@@ -284,7 +284,7 @@ pub(crate) async fn until(worker: &Running, wanted: impl Fn(&Snapshot) -> bool) 
         }
     };
     let found = tokio::time::timeout(LONG, look).await;
-    found.unwrap_or_else(|_elapsed| panic!("it never comes to that: {:?}", status.snapshot()))
+    found.unwrap_or_else(|_elapsed| panic!("it never becomes so: {:?}", status.snapshot()))
 }
 
 pub(crate) async fn put_back(worker: &mut Worker) -> Left {

@@ -1,4 +1,4 @@
-//! A consumer that goes wrong is noticed and made anew, and commands go on being processed.
+//! A consumer that fails is noticed and made again, and commands continue to be processed.
 
 use std::time::Duration;
 

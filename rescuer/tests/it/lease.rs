@@ -70,7 +70,7 @@ async fn a_position_of_a_higher_epoch_is_kept() {
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     assert!(running.stepped_back().await.contains("saved a position"));
     assert_eq!(world.position().await, theirs);
-    // Nobody else is there: it goes on, above that epoch.
+    // There is no other: it continues, above that epoch.
     assert_eq!(running.owned().await, epoch + 8);
     running.stop().await.unwrap();
     world.end().await;
@@ -235,7 +235,7 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     world.end().await;
 }
 
-/// Whoever has a broker has it for one lease, and then the other.
+/// One of them has a broker for one lease, and then the other.
 #[tokio::test]
 async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     const LEASE: i64 = 1000;
