@@ -44,6 +44,20 @@ fn relative_links_lead_to_files_and_headings_that_exist() {
 }
 
 #[test]
+fn the_summary_of_the_book_has_every_page() {
+    let docs = root().join("docs");
+    let mut listed: Vec<PathBuf> =
+        links(&read(&docs.join("SUMMARY.md"))).into_iter().map(|link| docs.join(link)).collect();
+    listed.sort();
+
+    let mut pages = files(&docs, "md");
+    pages.retain(|page| !page.ends_with("SUMMARY.md"));
+    pages.sort();
+
+    assert_eq!(listed, pages, "docs/SUMMARY.md lists each page of docs/ once");
+}
+
+#[test]
 fn the_tests_that_show_a_promise_exist() {
     let guarantees = read(&root().join("docs/guarantees.md"));
     let named: BTreeSet<&str> =
