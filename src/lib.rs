@@ -18,7 +18,7 @@
 //! use document_outbox::{Aggregate, Message, Outbox};
 //! use serde::{Deserialize, Serialize};
 //!
-//! #[derive(Serialize, Deserialize)]
+//! #[derive(Serialize, Deserialize, Aggregate)]
 //! struct Order {
 //!     #[serde(rename = "_id")]
 //!     id: String,
@@ -27,23 +27,10 @@
 //!     outbox: Outbox,
 //! }
 //!
-//! #[derive(Serialize, Deserialize)]
+//! #[derive(Serialize, Deserialize, Message)]
+//! #[message(type = "order.paid")]
 //! struct OrderPaid {
 //!     order: String,
-//! }
-//!
-//! impl Message for OrderPaid {
-//!     const TYPE: &'static str = "order.paid";
-//! }
-//!
-//! impl Aggregate for Order {
-//!     type Id = String;
-//!     fn id(&self) -> &String {
-//!         &self.id
-//!     }
-//!     fn outbox(&mut self) -> &mut Outbox {
-//!         &mut self.outbox
-//!     }
 //! }
 //!
 //! impl Order {
@@ -61,6 +48,8 @@
 //! With a server: `Store::new(collection, &inline).update(&id, Order::pay).await?` loads, pays, saves, and delivers.
 //!
 //! # Features
+//! `derive` (default) has the derive macros of [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
+//!
 //! `rabbitmq` (default) has the destination [`deliver::RabbitMq`], [`CommandSender`] and [`amqp`]. Without it no AMQP client is
 //! linked: enough where all messages go to handlers, or to a destination of your own.
 //!
@@ -103,10 +92,28 @@ pub use aggregate::{
 #[cfg(feature = "rabbitmq")]
 pub use command::sender::{CommandSender, SendFailure};
 pub use dispatch::{Dispatch, InlineDispatcher, Mode, RetryPolicy};
+#[cfg(feature = "derive")]
+pub use document_outbox_derive::{Aggregate, Message};
 pub use encoding::codec::CodecError;
 pub use observe::Shed;
 pub use store::{Caps, Error, Loaded, MAX_TYPE_BYTES, Store};
 pub use stored::{deliverable::DeliveryOrder, document_ref::DocumentRef};
+
+/// What derived implementations ask of type parameters. No part of the interface.
+#[cfg(feature = "derive")]
+#[doc(hidden)]
+pub mod derived {
+    pub use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    /// What [`Aggregate`](crate::Aggregate) asks of a struct.
+    pub trait Stored: Serialize + DeserializeOwned + Send + Sync {}
+    impl<T: Serialize + DeserializeOwned + Send + Sync> Stored for T {}
+
+    /// What it asks of an id.
+    pub trait Id: Serialize + Send + Sync {}
+    impl<T: Serialize + Send + Sync> Id for T {}
+}
 
 /// What the rescuer, the dispatcher and their services share with this crate. No part of its interface: it may change in
 /// any version.

@@ -6,23 +6,44 @@ use serde::Serialize;
 ///
 /// ```
 /// use document_outbox::Message;
+/// use serde::{Deserialize, Serialize};
 ///
-/// #[derive(serde::Serialize, serde::Deserialize)]
+/// #[derive(Serialize, Deserialize, Message)]
+/// #[message(type = "order.placed")]
 /// struct OrderPlaced {
 ///     order: String,
 /// }
-///
-/// impl Message for OrderPlaced {
-///     const TYPE: &'static str = "order.placed";
-/// }
 /// ```
+///
+/// Messages that belong together can be an enum, with a type for each variant; here `order.paid` and `order.shipped`. The body is
+/// the whole enum, as `serde_json` writes it:
+///
+/// ```
+/// # use document_outbox::Message;
+/// # use serde::{Deserialize, Serialize};
+/// #[derive(Serialize, Deserialize, Message)]
+/// #[message(prefix = "order")]
+/// enum OrderEvent {
+///     Paid { order: String },
+///     Shipped { order: String },
+/// }
+/// # let event = OrderEvent::Paid { order: "o-1".into() };
+/// assert_eq!(event.message_type(), "order.paid");
+/// ```
+///
+/// The [derive](macro@crate::Message) has more; [`Aggregate`](crate::Aggregate#by-hand) shows both traits without it.
 ///
 /// The body that receivers get is what `serde_json` writes for the struct; [`deliver::json`](crate::deliver::json) lists the
 /// exceptions. It is stored in the same human-readable form: a `uuid::Uuid` and an `IpAddr` as their text.
 pub trait Message: Serialize {
     /// The message's stable name: the routing key and the CloudEvents `type`. It is stored and sent, so it
-    /// outlives the code: never a language's type name. At most 255 bytes.
+    /// outlives the code: never a language's type name. At most 255 bytes. For messages that have [several](Self::TYPES), what
+    /// they have in common.
     const TYPE: &'static str;
+
+    /// All names that messages of this Rust type have today: more than one where [`message_type`](Self::message_type) differs
+    /// from value to value.
+    const TYPES: &'static [&'static str] = &[Self::TYPE];
 
     /// Names the message had before. Entries and deliveries under these names are decoded as this type.
     const ALIASES: &'static [&'static str] = &[];
@@ -30,10 +51,22 @@ pub trait Message: Serialize {
     /// Where the payload's schema is described, sent as the CloudEvents `dataschema`.
     const SCHEMA: Option<&'static str> = None;
 
-    /// Whether `name` is this message's name, or was.
+    /// The name of this message: one of [`TYPES`](Self::TYPES).
+    #[must_use]
+    fn message_type(&self) -> &'static str {
+        Self::TYPE
+    }
+
+    /// Where the schema of this message's payload is described.
+    #[must_use]
+    fn schema(&self) -> Option<&'static str> {
+        Self::SCHEMA
+    }
+
+    /// Whether `name` is the name of such a message, or was.
     #[must_use]
     fn is_named(name: &str) -> bool {
-        name == Self::TYPE || Self::ALIASES.contains(&name)
+        Self::TYPES.contains(&name) || Self::ALIASES.contains(&name)
     }
 }
 

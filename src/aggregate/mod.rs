@@ -12,8 +12,9 @@ use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 ///
 /// ```
 /// use document_outbox::{Aggregate, Outbox};
+/// use serde::{Deserialize, Serialize};
 ///
-/// #[derive(serde::Serialize, serde::Deserialize)]
+/// #[derive(Serialize, Deserialize, Aggregate)]
 /// struct Order {
 ///     #[serde(rename = "_id")]
 ///     id: String,
@@ -21,17 +22,10 @@ use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 ///     #[serde(skip)]
 ///     outbox: Outbox,
 /// }
-///
-/// impl Aggregate for Order {
-///     type Id = String;
-///     fn id(&self) -> &String {
-///         &self.id
-///     }
-///     fn outbox(&mut self) -> &mut Outbox {
-///         &mut self.outbox
-///     }
-/// }
 /// ```
+///
+/// The [derive](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type, and refuses at compile time
+/// most of what is refused below at run time.
 ///
 /// # Identity
 /// The key of an aggregate is what its encoding has as `_id`. [`id`](Aggregate::id) must return that field; an insert and a save
@@ -53,6 +47,32 @@ use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 ///
 /// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read under its old name,
 /// and moves to the new one with the next save that changes what it is in.
+///
+/// # By hand
+/// Without the derive, for example where serde stores something else than the fields of the struct:
+///
+/// ```
+/// # use document_outbox::{Aggregate, Message, Outbox};
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct Order { #[serde(rename = "_id")] id: String, #[serde(skip)] outbox: Outbox }
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct OrderPaid { order: String }
+/// impl Aggregate for Order {
+///     type Id = String;
+///
+///     fn id(&self) -> &String {
+///         &self.id
+///     }
+///
+///     fn outbox(&mut self) -> &mut Outbox {
+///         &mut self.outbox
+///     }
+/// }
+///
+/// impl Message for OrderPaid {
+///     const TYPE: &'static str = "order.paid";
+/// }
+/// ```
 pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
     /// The type of `_id`: anything that encodes to a BSON value MongoDB takes as one.
     type Id: Serialize + Send + Sync;

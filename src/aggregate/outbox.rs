@@ -20,9 +20,9 @@ use crate::{
 ///
 /// ```
 /// # use document_outbox::{Message, Outbox};
-/// # #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
+/// # #[derive(serde::Serialize, serde::Deserialize, Message, PartialEq, Debug)]
+/// # #[message(type = "order.paid")]
 /// # struct OrderPaid { order: String }
-/// # impl Message for OrderPaid { const TYPE: &'static str = "order.paid"; }
 /// let mut outbox = Outbox::default();
 /// outbox.send(OrderPaid { order: "o-1".into() }).header("tenant", "north");
 ///
@@ -71,11 +71,14 @@ impl Outbox {
     /// The returned handle adds headers and knows the message's id.
     #[allow(clippy::needless_pass_by_value, reason = "what is sent is no longer the sender's")]
     pub fn send<M: Message>(&mut self, message: M) -> &mut PendingMessage {
-        let headers =
-            M::SCHEMA.map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned())).into_iter().collect();
+        let headers = message
+            .schema()
+            .map(|schema| (SCHEMA_HEADER.to_owned(), schema.to_owned()))
+            .into_iter()
+            .collect();
         self.pending.push(PendingMessage {
             id: new_id(),
-            message_type: M::TYPE,
+            message_type: message.message_type(),
             payload: payload::encode(&message).map_err(|error| error.to_string()),
             headers,
             due: Due::Now,

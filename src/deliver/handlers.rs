@@ -3,9 +3,9 @@
 //! ```
 //! use document_outbox::{Message, deliver::{HandlerError, HandlerKey, Handlers}};
 //!
-//! # #[derive(serde::Serialize, serde::Deserialize)]
+//! # #[derive(serde::Serialize, serde::Deserialize, Message)]
+//! # #[message(type = "order.placed")]
 //! # struct OrderPlaced { order: String }
-//! # impl Message for OrderPlaced { const TYPE: &'static str = "order.placed"; }
 //! # async fn send_mail(_: &str) -> Result<(), std::io::Error> { Ok(()) }
 //! let handlers = Handlers::builder()
 //!     .on("confirmation", |message: OrderPlaced, _| async move {

@@ -13,6 +13,7 @@ mod dead_blocks;
 mod deferred_clears;
 mod deliver;
 mod deploy;
+mod derives;
 mod docs;
 mod generated_values;
 mod group_commit;

@@ -1,0 +1,171 @@
+//! The keys of a helper attribute: `#[message(type = "order.paid")]`, `#[aggregate(outbox)]`.
+
+use proc_macro2::Span;
+use syn::{Attribute, Error, LitStr, Meta, Path, Result, meta::ParseNestedMeta, spanned::Spanned};
+
+use crate::suggestion::did_you_mean;
+
+/// A key that a helper attribute takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) takes: Takes,
+}
+
+/// What is written behind a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// Nothing: the key alone says it.
+    Nothing,
+    /// One text.
+    Text,
+    /// A text each time that the key is given, as often as one likes.
+    Texts,
+}
+
+/// The keys that were given.
+#[derive(Default)]
+pub(crate) struct Options {
+    given: Vec<Given>,
+}
+
+struct Given {
+    key: &'static str,
+    span: Span,
+    text: Option<LitStr>,
+}
+
+impl Options {
+    /// Reads all attributes of this helper.
+    ///
+    /// # Errors
+    /// Keys that are unknown or given twice, and values that a key doesn't take: all of them.
+    pub(crate) fn read(attributes: &[Attribute], helper: &str, keys: &[Key]) -> Result<Self> {
+        let mut options = Self::default();
+        let mut problems = Problems::default();
+
+        for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident(helper)) {
+            if !matches!(attribute.meta, Meta::List(_)) {
+                problems.add(attribute.span(), format!("write keys in parentheses: `#[{helper}(…)]`"));
+                continue;
+            }
+            // A key that is wrong doesn't hide those behind it.
+            let read = attribute.parse_nested_meta(|meta| {
+                match options.given(&meta, helper, keys)? {
+                    Ok(given) => options.given.push(given),
+                    Err(problem) => problems.push(problem),
+                }
+                Ok(())
+            });
+            if let Err(syntax) = read {
+                problems.push(syntax);
+            }
+        }
+
+        problems.none_or(options)
+    }
+
+    /// One key; the outer error is one of syntax, behind which nothing can be read.
+    fn given(&self, meta: &ParseNestedMeta, helper: &str, keys: &[Key]) -> Result<Result<Given>> {
+        let name = written(&meta.path);
+        let span = meta.path.span();
+        let text =
+            if meta.input.peek(syn::Token![=]) { Some(meta.value()?.parse::<LitStr>()?) } else { None };
+
+        let Some(key) = keys.iter().find(|key| key.name == name) else {
+            let candidates = keys.iter().map(|key| key.name);
+            let known: Vec<_> = keys.iter().map(|key| format!("`{}`", key.name)).collect();
+            let hint = did_you_mean(&name, candidates);
+            let known = known.join(", ");
+            return Ok(Err(Error::new(
+                span,
+                format!("unknown key `{name}` of `#[{helper}(…)]`{hint}; the keys here are {known}"),
+            )));
+        };
+        if key.takes != Takes::Texts && self.given.iter().any(|given| given.key == key.name) {
+            return Ok(Err(Error::new(span, format!("`{name}` is given twice"))));
+        }
+
+        match (&text, key.takes) {
+            (Some(text), Takes::Nothing) => {
+                Ok(Err(Error::new(text.span(), format!("`{name}` takes no value"))))
+            }
+            (None, Takes::Text | Takes::Texts) => {
+                Ok(Err(Error::new(span, format!("`{name}` takes a text: `{name} = \"…\"`"))))
+            }
+            _ => Ok(Ok(Given { key: key.name, span, text })),
+        }
+    }
+
+    /// The text of a key.
+    pub(crate) fn text(&self, key: &str) -> Option<&LitStr> {
+        self.texts(key).next()
+    }
+
+    /// The texts of a key that may be given more than once.
+    pub(crate) fn texts(&self, key: &str) -> impl Iterator<Item = &LitStr> {
+        self.given.iter().filter(move |given| given.key == key).filter_map(|given| given.text.as_ref())
+    }
+
+    /// Where a key stands, if it was given.
+    pub(crate) fn place(&self, key: &str) -> Option<Span> {
+        self.given.iter().find(|given| given.key == key).map(|given| given.span)
+    }
+
+    /// The path of `document-outbox`: what `crate` says, or its name.
+    pub(crate) fn library(&self) -> Result<Path> {
+        match self.text("crate") {
+            Some(path) => path.parse(),
+            None => Ok(syn::parse_quote!(::document_outbox)),
+        }
+    }
+}
+
+/// Errors, all of which are reported.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    all: Option<Error>,
+}
+
+impl Problems {
+    pub(crate) fn add(&mut self, span: Span, sentence: impl std::fmt::Display) {
+        self.push(Error::new(span, sentence));
+    }
+
+    pub(crate) fn push(&mut self, problem: Error) {
+        match &mut self.all {
+            Some(all) => all.combine(problem),
+            None => self.all = Some(problem),
+        }
+    }
+
+    /// The value of a result, or the default; its error is remembered.
+    pub(crate) fn or_default<T: Default>(&mut self, result: Result<T>) -> T {
+        self.some(result).unwrap_or_default()
+    }
+
+    /// The value of a result; its error is remembered.
+    pub(crate) fn some<T>(&mut self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.push(problem);
+                None
+            }
+        }
+    }
+
+    /// The value, if there was no problem.
+    pub(crate) fn none_or<T>(self, value: T) -> Result<T> {
+        match self.all {
+            Some(problems) => Err(problems),
+            None => Ok(value),
+        }
+    }
+}
+
+/// A path as it is written, for a key mostly one word.
+fn written(path: &Path) -> String {
+    let segments: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+    segments.join("::")
+}
