@@ -1,11 +1,11 @@
-//! Rescuer and dispatcher inside the application's process, beside it: `cargo run --example in_process`.
+//! Rescuer and dispatcher inside the application's process: `cargo run --example in_process`.
 //!
 //! Messages go to a handler of this process. One order is paid as always: its message is delivered inline, right after the
 //! save. Another is paid with inline delivery switched off, as if the process had died after the save: the rescuer finds
 //! its message once it is as old as the delay, and the dispatcher calls the same handler.
 //!
-//! One process for everything is the simplest set-up. As processes of their own, the two go on while the application is deployed
-//! anew, and one rescuer serves many applications.
+//! One process for everything is the simplest set-up. As separate processes, the two continue during a
+//! deployment of the application, and one rescuer serves many applications.
 //!
 //! Needs MongoDB (a replica set) and RabbitMQ: `scripts/services up`, then `eval "$(scripts/services env)"`.
 
@@ -56,7 +56,7 @@ impl Aggregate for Order {
     }
 }
 
-/// Names of this example's own, so that it disturbs nobody.
+/// Separate names, so that the example disturbs no other program.
 const DATABASE: &str = "in_process";
 const STATE_DATABASE: &str = "in_process_state";
 const COMMANDS: &str = "in-process.commands";
@@ -90,7 +90,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("{}", pay(&orders, &mut shipped, "delivered inline").await?);
     println!("{}", pay(&orders_of_a_dying_process, &mut shipped, "rescued").await?);
 
-    // What a health endpoint of this process would answer; asking it sends no query.
+    // The answer for a health endpoint of this process; it sends no query.
     println!("health            {}", serde_json::to_string(&health.snapshot())?);
 
     at_once.close(PATIENCE).await;
@@ -128,7 +128,7 @@ fn handlers(shipped: UnboundedSender<String>) -> Result<Handlers, Box<dyn Error>
     Ok(handlers.build()?)
 }
 
-/// Calls the same handlers for what was left behind.
+/// Calls the same handlers for undelivered messages.
 fn dispatcher(
     client: &Client,
     amqp: &AmqpSettings,
@@ -144,7 +144,7 @@ fn dispatcher(
     Ok(Dispatcher::new(processor, amqp.clone(), settings)?)
 }
 
-/// Finds what was left behind.
+/// Finds undelivered messages.
 fn rescuer(client: Client, amqp: AmqpSettings) -> Result<Rescuer, Box<dyn Error>> {
     let topology = CommandSender::topology(COMMANDS, COMMANDS, TopologyMode::Declare);
     let commands = BrokerCommands::new(Publisher::start(amqp, topology), COMMANDS);

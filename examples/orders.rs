@@ -1,10 +1,11 @@
-//! The order application of `scripts/demo`: a thousand saves and more, each with messages, which may be killed at any moment.
+//! The order application of `scripts/demo`: it makes a thousand saves or more, each with messages, and may be
+//! killed at any moment.
 //!
-//! Every order is placed, paid, packed and shipped. Each of the four is one save, sends one or two messages, and writes their ids
-//! to the field `sent` as well. That is not the outbox: the messages leave the outbox, the ids stay, so that anyone can look up
-//! afterwards what should have arrived.
+//! Every order is placed, paid, packed and shipped. Each of the four is one save, sends one or two messages,
+//! and writes their ids to the field `sent` as well. That is not the outbox: the messages leave the outbox,
+//! the ids stay, so that the messages that should have arrived can be checked afterwards.
 //!
-//! Started again, it goes on where the orders in the database stand. It tells what it does as lines of JSON.
+//! When started again, it continues with the orders in the database. It reports its work as lines of JSON.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -153,10 +154,10 @@ impl Order {
 
 // --- the work --------------------------------------------------------------------------------------------------------
 
-/// Orders come in bursts, about so many a second.
+/// Orders come in bursts, about this many a second.
 const BURSTS_A_SECOND: usize = 4;
 const SAVES_OF_AN_ORDER: usize = 4;
-/// A save without a clean answer is looked at again, so often.
+/// How often a save without a clear answer is checked.
 const TRIES: u32 = 20;
 
 struct Settings {
@@ -216,7 +217,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let orders = client.database(&settings.database).collection::<Order>("orders");
     let shop = Shop { orders: Store::new(orders, &inline) };
     shop.orders.ensure_indexes().await?;
-    // Not a must: what is saved before waits for the rescuer.
+    // Optional: messages that are saved before wait for the rescuer.
     let _ = tokio::time::timeout(Duration::from_secs(5), messages.available()).await;
 
     shop.run(settings.saves, settings.saves_a_second).await?;
@@ -226,7 +227,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Delivery in the background of each save; what fails is handed to the dispatcher at once.
+/// Delivery in the background of each save; failed messages are handed to the dispatcher at once.
 fn inline(client: &Client, settings: &Settings, amqp: AmqpSettings, messages: &RabbitMq) -> InlineDispatcher {
     let (exchange, queue) = (&settings.commands_exchange, &settings.commands_queue);
     let topology = CommandSender::topology(exchange, queue, TopologyMode::Declare);
@@ -244,7 +245,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// Makes at least so many saves, counting those that earlier runs made.
+    /// Makes at least this many saves, including those of earlier runs.
     async fn run(self, saves: usize, saves_a_second: usize) -> Result<(), Box<dyn Error>> {
         let states = Arc::new(self.states().await?);
         let before: usize = states.values().map(|state| 1 + *state as usize).sum();
@@ -295,7 +296,7 @@ impl Shop {
             match self.step(number, to).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                // A write of which nobody knows whether it happened is no failure here: the next step looks.
+                // A write with an unknown outcome is not a failure here: the next step checks.
                 Err(error) if tries < TRIES => {
                     tries += 1;
                     match std::error::Error::source(&error) {
@@ -309,7 +310,7 @@ impl Shop {
         }
     }
 
-    /// One save, unless the order is there already; true then.
+    /// One save, unless the order already has this state; returns true then.
     async fn step(&self, number: i64, to: State) -> Result<bool, document_outbox::Error> {
         let Some(mut order) = self.orders.load(&number).await? else {
             let inserted = self.orders.insert(Order::place(number)).await?;
@@ -329,8 +330,8 @@ impl Shop {
     }
 }
 
-/// What a burst brings: one cohort of orders is placed, the one before paid, the one before that packed, and so on. In every other
-/// order payment and packing follow at once, so that the second finds the outbox still filled.
+/// A burst: one cohort of orders is placed, the one before paid, the one before that packed, and so on. In
+/// every other order payment and packing follow at once, so that the second finds the outbox still filled.
 fn steps(burst: usize, cohort: usize, cohorts: usize) -> Vec<(i64, State)> {
     let states = [State::Placed, State::Paid, State::Packed, State::Shipped];
     let of = |(age, state): (usize, State)| {

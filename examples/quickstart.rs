@@ -1,4 +1,4 @@
-//! An order is paid; the message that says so is saved with it, and delivered: `cargo run --example quickstart`.
+//! An order is paid; its message is saved with it, and delivered: `cargo run --example quickstart`.
 
 use document_outbox::{
     Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers, store::Inserted,

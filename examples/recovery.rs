@@ -1,9 +1,10 @@
 //! Measures a recovery: `scripts/measure-recovery`, which builds the services and runs this.
 //!
-//! Strands documents, as a long outage leaves them, and lets `outbox-rescuer` and `outbox-dispatcher` deliver them at a rate,
-//! as processes of their own. All the while an application saves new documents, 50 a second, and delivers their messages
-//! inline. Prints how long such a save takes until its message is confirmed and cleared, without and with the recovery
-//! beside it, and how many recovered messages a consumer had in any one second.
+//! Strands documents, as a long outage leaves them, and lets `outbox-rescuer` and `outbox-dispatcher` deliver
+//! them at a rate, as processes of their own. Meanwhile an application saves new documents, 50 a second, and
+//! delivers their messages inline. Prints how long such a save takes until its message is confirmed and
+//! cleared, without and with a concurrent recovery, and how many recovered messages a consumer had in any one
+//! second.
 //!
 //! Needs MongoDB (a replica set) and RabbitMQ, and uses names of its own there.
 
@@ -47,7 +48,7 @@ const NAME: &str = "measure_recovery";
 const STATE: &str = "measure_recovery_state";
 const EVERY: Duration = Duration::from_millis(20);
 
-/// What the application saves, and delivers inline.
+/// The documents that the application saves, and delivers inline.
 #[derive(Serialize, Deserialize)]
 struct Order {
     #[serde(rename = "_id")]
@@ -65,7 +66,7 @@ impl Message for Fresh {
     const TYPE: &'static str = "fresh";
 }
 
-/// The type of what was left behind.
+/// The type of the undelivered messages.
 const STRANDED: &str = "stranded";
 
 impl Aggregate for Order {
@@ -156,7 +157,7 @@ async fn strand(database: &Database, documents: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A service, built beside this example.
+/// A service, built next to this example.
 fn service(name: &str, environment: &[(&str, &str)]) -> Result<Child, Failure> {
     let this = std::env::current_exe()?;
     let folder = this.ancestors().nth(2).ok_or("this program lies in no folder")?;
@@ -211,11 +212,11 @@ impl Saves {
 
     async fn stop(self) {
         self.task.abort();
-        // It says that it was aborted.
+        // The error means that it was aborted.
         let _ = self.task.await;
     }
 
-    /// What the saves took that were begun during a phase.
+    /// The durations of the saves that began during a phase.
     async fn measure(&self, phase: &str, until: impl Future<Output = ()>) -> String {
         let begun = Instant::now();
         until.await;
@@ -228,7 +229,7 @@ impl Saves {
     }
 }
 
-/// What a consumer of all messages has of the stranded ones.
+/// The stranded messages that a consumer of all messages has received.
 struct Received {
     received: watch::Sender<Vec<(Instant, String)>>,
 }
@@ -262,7 +263,7 @@ impl Received {
         Ok(Self { received })
     }
 
-    /// What an earlier run left in the queue doesn't count.
+    /// Messages that an earlier run left in the queue don't count.
     fn forget(&self) {
         self.received.send_modify(Vec::clear);
     }

@@ -1,6 +1,6 @@
 //! A deliverer of your own: each message as an HTTP POST, in the binary mode of CloudEvents.
 //!
-//! Runs by itself, with a receiver of its own: `cargo run --example webhook`.
+//! Runs with its own receiver: `cargo run --example webhook`.
 
 use std::{convert::Infallible, error::Error, net::SocketAddr, time::Duration};
 
@@ -44,7 +44,8 @@ impl Webhook {
             Ok(request) => request,
             Err(error) => return Outcome::Permanent(format!("no HTTP request can hold it: {error}")),
         };
-        // Not reached: no attempt. Reached, but without an answer: it may have arrived, so try again.
+        // If the receiver was not reached, that is not an attempt. If it was reached but did not answer, the
+        // message may have arrived: retry.
         let Ok(stream) = TcpStream::connect(self.receiver).await else {
             return Outcome::Unavailable(format!("{} is not reachable", self.receiver));
         };
@@ -79,7 +80,7 @@ async fn send(stream: TcpStream, request: Request<Full<Bytes>>) -> hyper::Result
     Ok(sender.send_request(request).await?.status())
 }
 
-/// A receiver: takes what has an id, but no `order.refused`, and passes the ids on.
+/// A receiver: accepts messages with an id, except `order.refused`, and passes the ids on.
 pub(crate) fn receive(listener: TcpListener, taken: UnboundedSender<String>) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

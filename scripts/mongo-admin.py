@@ -106,7 +106,7 @@ def initiate(set_name, ports, fast_elections):
 
 
 def try_once(set_name, ports, fast_elections):
-    """None when the set is ready, else what is still missing."""
+    """None if the set is ready, otherwise the missing part."""
     hellos = {}
     for port in ports:
         try:

@@ -8,11 +8,12 @@
 //! | an aggregate sends | [`Aggregate`], [`Message`], [`Outbox`] |
 //! | it is saved, with its messages | [`Store`] |
 //! | they are delivered right after the save | [`InlineDispatcher`], [`deliver`] |
-//! | a receiving aggregate tells repeats | [`Inbox`] |
+//! | a receiving aggregate recognises repeats | [`Inbox`] |
 //!
-//! What inline delivery leaves behind (the process died, the broker was away, a handler failed) is found by the *rescuer* and
-//! delivered by the *dispatcher*, two services of their own that meet only in [`command`]. They and the inline dispatcher
-//! share one answer to *what may be delivered now* and one way to do it ([`Processor`](dispatch::Processor)).
+//! Messages that inline delivery misses (the process died, the broker was unavailable, a handler failed) are
+//! found by the *rescuer* and delivered by the *dispatcher*, two separate services that share only
+//! [`command`]. They and the inline dispatcher share one answer to *what may be delivered now* and one
+//! implementation of delivery ([`Processor`](dispatch::Processor)).
 //!
 //! ```
 //! use document_outbox::{Aggregate, Message, Outbox};
@@ -50,23 +51,23 @@
 //! # Features
 //! `derive` (default) has the derive macros of [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! `rabbitmq` (default) has the destination [`deliver::RabbitMq`], [`CommandSender`] and [`amqp`]. Without it no AMQP client is
-//! linked: enough where all messages go to handlers, or to a destination of your own.
+//! `rabbitmq` (default) has the destination [`deliver::RabbitMq`], [`CommandSender`] and [`amqp`]. Without it
+//! no AMQP client is linked, which is enough if all messages go to handlers or to your own destination.
 //!
-//! `rustls-ring` (default) and `rustls-aws-lc` choose what encrypts connections. With both, it is AWS-LC. `dns-resolver`
-//! (default) looks `mongodb+srv` names up.
+//! `rustls-ring` (default) and `rustls-aws-lc` choose the library that encrypts connections. With both, it is
+//! AWS-LC. `dns-resolver` (default) resolves `mongodb+srv` names.
 //!
 //! `bson-2` (default) and `bson-3` choose the BSON version that the driver, and so this crate, speaks. With both, the
 //! driver speaks 3.
 //!
-//! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without, a message
-//! carries the `traceparent` that its sender gave it, if any.
+//! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without
+//! it, a message carries the `traceparent` that its sender gave it, if any.
 
 #![cfg_attr(test, allow(clippy::pedantic, reason = "product code is held to them without its tests"))]
 
 #[cfg(all(feature = "rabbitmq", not(any(feature = "rustls-ring", feature = "rustls-aws-lc"))))]
 compile_error!(
-    "the feature `rabbitmq` needs `rustls-ring` or `rustls-aws-lc` beside it, which encrypts connections"
+    "the feature `rabbitmq` also needs `rustls-ring` or `rustls-aws-lc`, which encrypts connections"
 );
 
 mod aggregate;
@@ -99,24 +100,24 @@ pub use observe::Shed;
 pub use store::{Caps, Error, Loaded, MAX_TYPE_BYTES, Store};
 pub use stored::{deliverable::DeliveryOrder, document_ref::DocumentRef};
 
-/// What derived implementations ask of type parameters. No part of the interface.
+/// The bounds that derived implementations put on type parameters. Not part of the interface.
 #[cfg(feature = "derive")]
 #[doc(hidden)]
 pub mod derived {
     pub use serde::Serialize;
     use serde::de::DeserializeOwned;
 
-    /// What [`Aggregate`](crate::Aggregate) asks of a struct.
+    /// The requirements of [`Aggregate`](crate::Aggregate) on a struct.
     pub trait Stored: Serialize + DeserializeOwned + Send + Sync {}
     impl<T: Serialize + DeserializeOwned + Send + Sync> Stored for T {}
 
-    /// What it asks of an id.
+    /// Its requirements on an id.
     pub trait Id: Serialize + Send + Sync {}
     impl<T: Serialize + Send + Sync> Id for T {}
 }
 
-/// What the rescuer, the dispatcher and their services share with this crate. No part of its interface: it may change in
-/// any version.
+/// Items that the rescuer, the dispatcher and their services share with this crate. Not part of its
+/// interface: they may change in any version.
 #[doc(hidden)]
 pub mod internal {
     #[cfg(feature = "rabbitmq")]

@@ -18,23 +18,23 @@ use rustls::{
 
 #[cfg(feature = "rustls-aws-lc")]
 use rustls::crypto::aws_lc_rs as cryptography;
-// With both features, as in the driver.
+// With both features, the same as in the driver.
 #[cfg(all(feature = "rustls-ring", not(feature = "rustls-aws-lc")))]
 use rustls::crypto::ring as cryptography;
 
 /// The files of one connection, in PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities that may have signed the server's certificate, and no others. Without it those of the machine
-    /// for RabbitMQ, those of Mozilla for MongoDB.
+    /// The authorities that may have signed the server's certificate, and no others. Default: those of the
+    /// machine for RabbitMQ, those of Mozilla for MongoDB.
     pub ca: Option<PathBuf>,
-    /// The certificate to show to the server, followed by those between it and its authority.
+    /// The client certificate, followed by the intermediate certificates up to its authority.
     pub certificate: Option<PathBuf>,
     /// The key of that certificate, unencrypted. May be the same file.
     pub key: Option<PathBuf>,
 }
 
-/// What a file is for.
+/// The purpose of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum TlsFile {
     /// [`TlsFiles::ca`].
@@ -48,11 +48,11 @@ pub enum TlsFile {
     Key,
 }
 
-/// What is wrong with a file, and what to do. Holds nothing of its content.
+/// The problem of a file, and its repair. It contains no part of the file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsFileError {
-    /// It is not there, or may not be read.
-    #[error("{} cannot be read ({reason}); put the {file} there in PEM, readable for this process", path.display())]
+    /// It doesn't exist, or may not be read.
+    #[error("{} cannot be read ({reason}); put the {file} there in PEM, readable by this process", path.display())]
     Unreadable {
         /// What it is for.
         file: TlsFile,
@@ -62,7 +62,7 @@ pub enum TlsFileError {
         reason: String,
     },
     /// It holds something else.
-    #[error("{} holds no {file} that can be used ({reason}); put one there in PEM", path.display())]
+    #[error("{} has no usable {file} ({reason}); put one there in PEM", path.display())]
     Unusable {
         /// What it is for.
         file: TlsFile,
@@ -71,13 +71,13 @@ pub enum TlsFileError {
         /// Why it can't be used.
         reason: String,
     },
-    /// A certificate is of no use without its key, nor a key without its certificate.
-    #[error("the {0} is missing that belongs to it; give both, or neither")]
+    /// A certificate needs its key, and a key its certificate.
+    #[error("the {0} that belongs to it is missing; give both, or neither")]
     Unpaired(TlsFile),
 }
 
 impl TlsFileError {
-    /// What the file is for that needs to be put right.
+    /// The purpose of the file that has to be repaired.
     #[must_use]
     pub fn file(&self) -> TlsFile {
         match self {
@@ -86,14 +86,15 @@ impl TlsFileError {
     }
 }
 
-/// A certificate with those between it and its authority, and its key.
+/// A certificate with its intermediate certificates, and its key.
 pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl TlsFiles {
-    /// The files that a URI of MongoDB names with `tlsCAFile` and `tlsCertificateKeyFile`; none if it can't be parsed.
+    /// The files that a URI of MongoDB names with `tlsCAFile` and `tlsCertificateKeyFile`; `None` if it can't
+    /// be parsed.
     ///
-    /// The driver passes over a file of authorities that holds none, and then trusts nobody; the second file it opens
-    /// only when it connects.
+    /// The driver accepts a file of authorities without any, and then trusts no server; it opens the second
+    /// file only when it connects.
     #[must_use]
     pub fn of_mongodb(uri: &str) -> Self {
         match ConnectionString::parse(uri).map(|parsed| parsed.tls) {
@@ -116,7 +117,7 @@ impl TlsFiles {
         Ok(())
     }
 
-    /// The authorities to trust, at least one; `None` where no file names any.
+    /// The authorities to trust, at least one; `None` if no file has any.
     pub(crate) fn authorities(&self) -> Result<Option<Vec<CertificateDer<'static>>>, TlsFileError> {
         let Some(path) = &self.ca else {
             return Ok(None);
@@ -128,7 +129,7 @@ impl TlsFiles {
         }
     }
 
-    /// What to show to the server; `None` where it shall see nothing.
+    /// The client certificate; `None` if the server gets none.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, TlsFileError> {
         let (certificate, key) = match (&self.certificate, &self.key) {
             (None, None) => return Ok(None),
@@ -146,7 +147,7 @@ impl TlsFiles {
     }
 }
 
-/// What encrypts, by the features. For the other crates of this repository.
+/// The library that encrypts, by the features. For the other crates of this repository.
 #[doc(hidden)]
 pub fn provider() -> CryptoProvider {
     cryptography::default_provider()
@@ -174,7 +175,7 @@ fn unusable(file: TlsFile, path: &Path, reason: &str) -> TlsFileError {
     TlsFileError::Unusable { file, path: path.into(), reason: reason.into() }
 }
 
-/// In words of our own: those of the parser quote the file, which could be a key.
+/// With our own text, because the parser quotes the file, which could be a key.
 fn what_pem_lacks(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::NoItemsFound => "it has no such section",

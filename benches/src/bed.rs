@@ -1,4 +1,5 @@
-//! The servers, and what every measurement needs of them: a database, an exchange, a queue bound for every message.
+//! The servers, and the parts that every measurement needs: a database, an exchange, a queue bound for every
+//! message.
 
 use std::{
     sync::Arc,
@@ -30,7 +31,7 @@ use crate::{order::Order, result::Result};
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
-    /// Of a few seconds, instead of minutes.
+    /// A run of a few seconds, instead of minutes.
     pub(crate) quick: bool,
     pub(crate) blocks: usize,
     /// How long a closed loop runs.
@@ -46,7 +47,7 @@ impl Scale {
         }
     }
 
-    /// Fewer blocks where one takes minutes, and no other for warming up.
+    /// Fewer blocks if one takes minutes, and no warm-up block.
     pub(crate) fn blocks_of(&self, operations: usize) -> std::ops::Range<usize> {
         if operations >= 100_000 { 1..4 } else { 0..self.blocks + 1 }
     }
@@ -136,7 +137,7 @@ impl Bed {
         i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX)
     }
 
-    /// A connection of its own, as an application has.
+    /// A separate connection, as an application has.
     pub(crate) async fn connect(&self) -> Result<lapin::Connection> {
         Ok(lapin::Connection::connect(&self.rabbitmq_uri, ConnectionProperties::default()).await?)
     }
@@ -167,7 +168,7 @@ impl Bed {
         set(inline).deliver_to_shared(Arc::new(self.rabbitmq.clone()))
     }
 
-    /// A fresh collection with its two indexes and so many orders.
+    /// A new collection with its two indexes and this many orders.
     pub(crate) async fn orders(
         &self,
         inline: &InlineDispatcher,
@@ -181,7 +182,7 @@ impl Bed {
         Ok(store)
     }
 
-    /// A fresh collection of orders, without indexes.
+    /// A new collection of orders, without indexes.
     pub(crate) async fn raw_orders(
         &self,
         name: &str,
@@ -206,7 +207,7 @@ impl Bed {
         stream::iter(0..count).map(load).buffered(16).try_collect().await
     }
 
-    /// Waits until no outbox of the collection holds anything.
+    /// Waits until every outbox of the collection is empty.
     pub(crate) async fn settled(&self, collection: &Collection<BsonDocument>) -> Result<()> {
         while collection.find_one(doc! { "outbox.id": { "$exists": true } }).await?.is_some() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,4 +1,4 @@
-//! Two that do the same, in turn: this project, and what people write instead.
+//! Two contenders in alternation: this project, and what people write instead.
 
 /// Whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub(crate) enum Contender {
 }
 
 impl Contender {
-    /// Both, in an order that turns from block to block.
+    /// Both, in an order that alternates from block to block.
     pub(crate) fn in_turn(block: usize) -> [Self; 2] {
         if block.is_multiple_of(2) { [Self::Ours, Self::Theirs] } else { [Self::Theirs, Self::Ours] }
     }

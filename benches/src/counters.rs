@@ -1,4 +1,4 @@
-//! What the servers and this process did meanwhile, besides taking time.
+//! Counts the work of the servers and this process.
 
 use std::{collections::BTreeMap, fs};
 
@@ -9,7 +9,7 @@ use crate::{bed::Bed, result::Result};
 /// Counts at one moment, or between two.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub(crate) struct Counters {
-    /// Of MongoDB: those that read or write documents.
+    /// MongoDB's commands that read or write documents.
     pub(crate) commands: i64,
     /// Inserted, updated and deleted, also by the servers themselves.
     pub(crate) documents_written: i64,
@@ -17,7 +17,7 @@ pub(crate) struct Counters {
     pub(crate) oplog_bytes: i64,
     /// Messages in the queue that is bound for all of them.
     pub(crate) messages_published: i64,
-    /// Seconds, by process. Servers that are no processes of this machine are left out.
+    /// Seconds, by process. Servers that are not processes of this machine are left out.
     pub(crate) cpu_seconds: BTreeMap<&'static str, f64>,
     /// The largest resident memory, in MiB, by process. Of this process since the first moment.
     pub(crate) peak_memory_mib: BTreeMap<&'static str, f64>,
@@ -50,7 +50,7 @@ impl Counters {
             }
         }
 
-        // 5: the peak starts anew. Where that is not allowed, it is the peak of the whole run.
+        // 5 resets the peak. If that is not allowed, it is the peak of the whole run.
         let _ = fs::write("/proc/self/clear_refs", "5");
 
         Ok(Self {
@@ -64,7 +64,7 @@ impl Counters {
         })
     }
 
-    /// What was counted since then.
+    /// The counts since then.
     pub(crate) async fn until_now(self, bed: &Bed) -> Result<Self> {
         let peaks =
             processes().into_iter().filter_map(|(name, pid)| Some((name, peak_memory(&pid)?))).collect();

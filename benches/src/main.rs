@@ -1,5 +1,6 @@
-//! The benchmark suite: measures what the documentation says of performance, against what people write instead, in one run
-//! and in alternating blocks. `scripts/bench` builds and starts it; docs/performance.md says what each row means.
+//! The benchmark suite: measures the performance that the documentation claims, compared with what people
+//! write instead, in one run and in alternating blocks. `scripts/bench` builds and starts it;
+//! docs/performance.md explains each row.
 
 #![allow(clippy::cast_precision_loss, reason = "counts and times are far below 2^52")]
 #![allow(clippy::similar_names, reason = "`saver` and `saves` belong together")]
@@ -35,7 +36,7 @@ struct Arguments {
     /// Exit with 1 when a goal is missed for which docs/performance.md gives no reason.
     #[arg(long)]
     check: bool,
-    /// Only these measurements, by the beginnings of their names, such as `save` or `drain`.
+    /// Only these measurements, by the prefixes of their names, such as `save` or `drain`.
     #[arg(long)]
     only: Vec<String>,
     /// Where results and figures go.

@@ -1,4 +1,4 @@
-//! What is saved and sent: an order of a size to choose, and a message of some 200 bytes.
+//! The documents and messages: an order of a chosen size, and a message of about 200 bytes.
 
 use document_outbox::{Aggregate, Message, Outbox};
 use mongodb::bson::{DateTime, Uuid};
@@ -49,7 +49,7 @@ impl Aggregate for Order {
 }
 
 impl Order {
-    /// An order of about so many bytes.
+    /// An order of about this many bytes.
     pub(crate) fn new(id: String, bytes: usize) -> Self {
         let line = |n: usize| Line {
             sku: format!("SKU-{n:08}"),
@@ -61,13 +61,13 @@ impl Order {
         Self { id, total: 0, lines, outbox: Outbox::default() }
     }
 
-    /// Changes it, as one without an outbox would.
+    /// Changes it like an order without an outbox.
     pub(crate) fn change(&mut self, at: i64) -> Changed {
         self.total += 1;
         Changed { order: self.id.clone(), total: self.total, at, note: "n".repeat(120) }
     }
 
-    /// Changes it, and sends so many messages.
+    /// Changes it, and sends this many messages.
     pub(crate) fn send(&mut self, at: i64, messages: usize) {
         let message = self.change(at);
         for _ in 0..messages {
@@ -78,7 +78,7 @@ impl Order {
 
 const BYTES_OF_A_LINE: usize = 107;
 
-/// The document as it is stored with its messages: what a raw write of the same bytes writes.
+/// The document as it is stored with its messages, for a raw write of the same bytes.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Stored {
     #[serde(rename = "_id")]
@@ -115,7 +115,7 @@ impl Stored {
         Self { id: order.id, total: order.total, lines: order.lines, etag: Uuid::new(), outbox }
     }
 
-    /// Changes it. The server writes nothing when it is given what it has, and answers several times as fast.
+    /// Changes it. If a write changes nothing, the server skips it and answers several times as fast.
     pub(crate) fn change(&mut self) {
         self.total += 1;
         self.etag = Uuid::new();

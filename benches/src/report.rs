@@ -1,4 +1,4 @@
-//! What was measured: a table to read, JSON to keep, figures to show.
+//! The results: a table to read, JSON to keep, figures to show.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -13,27 +13,27 @@ use crate::{
     stats::{Spread, number},
 };
 
-/// What a row should come to.
+/// The goal of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
-    /// Only told.
+    /// Only reported.
     None,
 }
 
 /// One line of the table.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
-    /// By which docs/performance.md speaks of it.
+    /// Its name in docs/performance.md.
     pub(crate) id: String,
     pub(crate) measured: String,
     pub(crate) against: String,
     pub(crate) goal: Goal,
     pub(crate) unit: &'static str,
     pub(crate) value: Spread,
-    /// What the value was made of.
+    /// The values behind the result.
     pub(crate) detail: String,
 }
 
@@ -64,7 +64,7 @@ impl Row {
         self
     }
 
-    /// None where there is no goal. By the median.
+    /// `None` if there is no goal. By the median.
     pub(crate) fn is_met(&self) -> Option<bool> {
         match self.goal {
             Goal::AtLeast(goal) => Some(self.value.median >= goal),
@@ -95,7 +95,7 @@ impl Row {
     }
 }
 
-/// What was counted beside a row.
+/// Counters that belong to a row.
 #[derive(Debug, Clone, Serialize)]
 struct Counted {
     what: String,

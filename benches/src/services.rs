@@ -1,4 +1,4 @@
-//! The two services as they are run: the release binaries beside this one, with settings of the suite's own.
+//! The two services as programs: the release binaries next to this one, with the suite's own settings.
 
 use std::process::Stdio;
 

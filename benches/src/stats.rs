@@ -19,7 +19,7 @@ impl Spread {
     }
 }
 
-/// By linear interpolation between the nearest two; NaN of nothing.
+/// By linear interpolation between the nearest two; NaN without values.
 pub(crate) fn percentile(values: &[f64], percent: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -109,10 +109,10 @@ fn the_id<'a>(name: &Ident, fields: &'a [Field<'a>]) -> Result<&'a Field<'a>> {
     if let Some(likely) = likely {
         let sentence = match likely.role {
             Role::Skipped => {
-                "the id is skipped, so nothing is stored as `_id`: write `#[serde(rename = \"_id\")]`".into()
+                "the id is skipped, so the document gets no `_id`: write `#[serde(rename = \"_id\")]`".into()
             }
             _ => format!(
-                "the id is stored as `{}`, and MongoDB would make an `_id` that nobody knows: mark it \
+                "the id is stored as `{}`, and MongoDB would create an unknown `_id`: mark it \
                  `#[serde(rename = \"{ID}\")]`",
                 likely.names.write
             ),
@@ -122,7 +122,8 @@ fn the_id<'a>(name: &Ident, fields: &'a [Field<'a>]) -> Result<&'a Field<'a>> {
     let mut sentence =
         "no field is stored as `_id`: mark the aggregate's id `#[serde(rename = \"_id\")]`".to_owned();
     if fields.iter().any(|field| field.role == Role::Flattened) {
-        sentence += ", or implement `Aggregate` by hand if it is in a flattened field, into which a derive can't look";
+        sentence +=
+            ", or implement `Aggregate` by hand if it is in a flattened field, which a derive can't see";
     }
     Err(Error::new(name.span(), sentence))
 }
@@ -142,7 +143,7 @@ fn the_outbox<'a>(name: &Ident, fields: &'a [Field<'a>]) -> Result<&'a Field<'a>
     }
 }
 
-/// What differs from the trait's defaults.
+/// The differences from the trait's defaults.
 fn constants(options: &Options, fields: &[Field<'_>]) -> Result<TokenStream> {
     let library = options.library()?;
     let mut constants = TokenStream::new();
@@ -176,7 +177,7 @@ fn ordering_named(ordering: &LitStr) -> Result<Ident> {
     Err(Error::new(ordering.span(), sentence))
 }
 
-/// The path of an array, and the field that tells its elements apart.
+/// The path of an array, and the field that identifies its elements.
 fn element_key(key: &str, keys: &LitStr, fields: &[Field<'_>]) -> Result<(String, String)> {
     let Some((path, field)) =
         key.rsplit_once('.').filter(|(path, field)| !path.is_empty() && !field.is_empty())

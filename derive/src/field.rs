@@ -1,4 +1,4 @@
-//! A field of an aggregate: what serde makes of it, and what would go wrong with that.
+//! A field of an aggregate: serde's treatment of it, and the problems of that.
 
 use proc_macro2::Span;
 use syn::{Ident, Type, ext::IdentExt};
@@ -17,14 +17,14 @@ const RESERVED: [&str; 2] = ["etag", "outbox"];
 const KEYS: [Key; 2] =
     [Key { name: "outbox", takes: Takes::Nothing }, Key { name: "renamed", takes: Takes::Nothing }];
 
-/// What a field is to the library.
+/// The role of a field for the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Stored as `_id`, or meant to be.
+    /// Stored as `_id`, or intended to be.
     Id,
     Outbox,
     Inbox,
-    /// Its fields are stored beside those of the struct.
+    /// Its fields are stored next to those of the struct.
     Flattened,
     /// Not stored.
     Skipped,
@@ -69,7 +69,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Adds what would go wrong when it is saved or loaded.
+    /// Adds the problems of saving or loading it.
     pub(crate) fn check(&self, container: &SerdeAttributes, problems: &mut Problems) {
         match self.role {
             Role::Id => self.check_id(problems),
@@ -96,9 +96,7 @@ impl<'a> Field<'a> {
             let key = &skip.key;
             problems.add(
                 skip.span,
-                format!(
-                    "`{key}` on the id: without an `_id`, MongoDB makes one that nobody knows; remove it"
-                ),
+                format!("`{key}` on the id: without an `_id`, MongoDB creates an unknown one; remove it"),
             );
         }
         if self.names.read != ID {
@@ -112,7 +110,7 @@ impl<'a> Field<'a> {
             problems.add(alias.span, sentence);
         }
         if let Some(flatten) = self.serde.find("flatten") {
-            problems.add(flatten.span, "`flatten` on the id: then nothing is stored as `_id`; remove it");
+            problems.add(flatten.span, "`flatten` on the id: then the document gets no `_id`; remove it");
         }
     }
 
@@ -147,7 +145,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// What is stored must decode as the same struct again.
+    /// A stored value must decode as the same struct again.
     fn check_readable(&self, container: &SerdeAttributes, problems: &mut Problems) {
         let has_default = self.serde.has("default") || container.has("default");
         let is_optional = last_segment(self.ty).as_deref() == Some("Option")
@@ -176,7 +174,7 @@ impl<'a> Field<'a> {
             problems.add(
                 self.span(),
                 format!(
-                    "written as `{write}` and read as `{read}`: what is saved can't be loaded; use one name"
+                    "written as `{write}` and read as `{read}`: a saved document can't be loaded; use one name"
                 ),
             );
         }
@@ -216,7 +214,7 @@ impl<'a> Field<'a> {
                     alias.span,
                     format!(
                         "`alias` on a stored field: a document that a process with the old name saves meanwhile has both \
-                         `{old}` and `{}`, and no longer loads; once no such process runs, say so with \
+                         `{old}` and `{}`, and no longer loads; once no such process runs, confirm that with \
                          `#[aggregate(renamed)]`",
                         self.names.write
                     ),

@@ -1,14 +1,15 @@
 //! The derive macros of `document-outbox`: [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! That crate passes them on with its default feature `derive`; depend on it, not on this one.
+//! That crate re-exports them with its default feature `derive`; depend on it, not on this one.
 //!
 //! # Flow
-//! Each macro reads its own helper attribute, and those of serde beside it: serde decides what is stored, so mistakes in what is
-//! stored show there. Mistakes become errors of the compiler at the key or the field that they are in, all of them at once.
+//! Each macro reads its own helper attribute, and those of serde: serde decides what is stored, so mistakes
+//! in the stored form show there. Mistakes become errors of the compiler at the key or the field that they
+//! are in, all of them at once.
 //!
 //! # Caveats
-//! A macro sees one struct and no other. It can't look into a flattened field, behind a type alias, or into a hand-written
-//! `Serialize`. What it can't see is checked when it is saved.
+//! A macro sees only its own struct. It can't see into a flattened field, a type alias, or a hand-written
+//! `Serialize`. Those are checked when the aggregate is saved.
 
 mod aggregate;
 mod field;
@@ -26,11 +27,11 @@ use syn::{DeriveInput, Error, parse_macro_input};
 ///
 /// Keys of `#[aggregate(…)]` on the struct:
 ///
-/// | key | is | default |
+/// | key | meaning | default |
 /// |---|---|---|
 /// | `ordering = "…"` | `ordered`, `dead_blocks` or `unordered`: the trait's `ORDERING` | `ordered` |
-/// | `element_keys = "lines.sku, parcels.lines.sku"` | the trait's `ELEMENT_KEYS`: for each array its path, a dot, and the field by which its elements are told apart | none |
-/// | `crate = "…"` | the path of `document-outbox`, where it has another name | `::document_outbox` |
+/// | `element_keys = "lines.sku, parcels.lines.sku"` | the trait's `ELEMENT_KEYS`: for each array its path, a dot, and the field that identifies its elements | none |
+/// | `crate = "…"` | the path of `document-outbox`, if it has another name | `::document_outbox` |
 ///
 /// On a field:
 ///
@@ -60,11 +61,12 @@ pub fn derive_aggregate(input: TokenStream) -> TokenStream {
 /// | `alias = "…"` | a name that it had before; may be given more than once |
 /// | `schema = "…"` | where the payload's schema is described |
 /// | `prefix = "…"` | on an enum: each variant's type is this, a dot, and its name in `snake_case` |
-/// | `crate = "…"` | the path of `document-outbox`, where it has another name |
+/// | `crate = "…"` | the path of `document-outbox`, if it has another name |
 ///
 /// # Errors
-/// Refused are a type that is missing, empty or longer than 255 bytes, two variants of one type, and an enum that can't be told
-/// apart by its content (`#[serde(untagged)]`) with a type for each variant.
+/// Refused are a type that is missing, empty or longer than 255 bytes, two variants of one type, and an enum
+/// whose variants can't be distinguished by their content (`#[serde(untagged)]`) with a type for each
+/// variant.
 #[proc_macro_derive(Message, attributes(message, serde))]
 pub fn derive_message(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

@@ -19,7 +19,7 @@ const SCHEMA: Key = Key { name: "schema", takes: Takes::Text };
 const PREFIX: Key = Key { name: "prefix", takes: Takes::Text };
 const CRATE: Key = Key { name: "crate", takes: Takes::Text };
 
-/// What a type of message is named.
+/// The names of a message type.
 struct Named {
     name: String,
     aliases: Vec<String>,
@@ -29,7 +29,7 @@ struct Named {
 /// The implementation of the trait.
 ///
 /// # Errors
-/// Names that can't be sent, and variants that can't be told apart.
+/// Names that can't be sent, and variants that can't be distinguished.
 pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     let options = Options::read(&input.attrs, "message", &[TYPE, PREFIX, ALIAS, SCHEMA, CRATE])?;
     match &input.data {

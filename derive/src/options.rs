@@ -12,14 +12,14 @@ pub(crate) struct Key {
     pub(crate) takes: Takes,
 }
 
-/// What is written behind a key.
+/// The value of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Takes {
-    /// Nothing: the key alone says it.
+    /// No value: the key alone is enough.
     Nothing,
     /// One text.
     Text,
-    /// A text each time that the key is given, as often as one likes.
+    /// A text for each time that the key is given, any number of times.
     Texts,
 }
 
@@ -49,7 +49,7 @@ impl Options {
                 problems.add(attribute.span(), format!("write keys in parentheses: `#[{helper}(…)]`"));
                 continue;
             }
-            // A key that is wrong doesn't hide those behind it.
+            // A wrong key doesn't hide later ones.
             let read = attribute.parse_nested_meta(|meta| {
                 match options.given(&meta, helper, keys)? {
                     Ok(given) => options.given.push(given),
@@ -65,7 +65,7 @@ impl Options {
         problems.none_or(options)
     }
 
-    /// One key; the outer error is one of syntax, behind which nothing can be read.
+    /// One key; the outer error is a syntax error, after which the rest can't be read.
     fn given(&self, meta: &ParseNestedMeta, helper: &str, keys: &[Key]) -> Result<Result<Given>> {
         let name = written(&meta.path);
         let span = meta.path.span();
@@ -107,12 +107,12 @@ impl Options {
         self.given.iter().filter(move |given| given.key == key).filter_map(|given| given.text.as_ref())
     }
 
-    /// Where a key stands, if it was given.
+    /// The place of a key, if it was given.
     pub(crate) fn place(&self, key: &str) -> Option<Span> {
         self.given.iter().find(|given| given.key == key).map(|given| given.span)
     }
 
-    /// The path of `document-outbox`: what `crate` says, or its name.
+    /// The path of `document-outbox`: the value of `crate`, or its name.
     pub(crate) fn library(&self) -> Result<Path> {
         match self.text("crate") {
             Some(path) => path.parse(),
@@ -164,7 +164,7 @@ impl Problems {
     }
 }
 
-/// A path as it is written, for a key mostly one word.
+/// A path as it is written; for a key usually one word.
 fn written(path: &Path) -> String {
     let segments: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
     segments.join("::")

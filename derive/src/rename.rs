@@ -1,4 +1,4 @@
-//! How serde makes stored names of the names in the code (`rename_all`).
+//! How serde derives stored names from the names in the code (`rename_all`).
 
 /// A rule of [`rename_all`](https://serde.rs/container-attrs.html#rename_all), for fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,7 +21,7 @@ impl RenameRule {
             "camelCase" => Self::Camel,
             "kebab-case" => Self::Kebab,
             "SCREAMING-KEBAB-CASE" => Self::UpperKebab,
-            // `lowercase` and `snake_case`: serde takes a field's name to be both already.
+            // `lowercase` and `snake_case`: serde assumes that a field's name is already in this form.
             _ => Self::AsItIs,
         }
     }

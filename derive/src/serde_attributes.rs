@@ -14,12 +14,12 @@ pub(crate) struct SerdeAttributes {
     given: Vec<SerdeAttribute>,
 }
 
-/// One key with what it says.
+/// One key with its value.
 #[derive(Debug)]
 pub(crate) struct SerdeAttribute {
     pub(crate) key: String,
     pub(crate) span: Span,
-    /// Behind `=`, for both directions.
+    /// After `=`, for both directions.
     pub(crate) text: Option<String>,
     /// In parentheses, for writing.
     serialize: Option<String>,
@@ -38,7 +38,7 @@ impl SerdeAttributes {
     pub(crate) fn read(attributes: &[Attribute]) -> Self {
         let mut given = Vec::new();
         for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("serde")) {
-            // What can't be read is left to serde.
+            // Unreadable attributes are left to serde.
             let _ = attribute.parse_nested_meta(|meta| {
                 given.push(read_one(&meta)?);
                 Ok(())
@@ -64,7 +64,7 @@ impl SerdeAttributes {
         self.given.iter().find(|attribute| keys.contains(&attribute.key.as_str()))
     }
 
-    /// What a key such as `rename` says for each direction.
+    /// The value of a key such as `rename` for each direction.
     pub(crate) fn directions(&self, key: &str) -> Directions<Option<&str>> {
         let mut directions = Directions { write: None, read: None };
         for attribute in self.all(key) {
@@ -102,7 +102,7 @@ fn read_one(meta: &ParseNestedMeta) -> Result<SerdeAttribute> {
     Ok(attribute)
 }
 
-/// A text in quotes; none for anything else.
+/// A text in quotes; `None` for other values.
 fn text(input: ParseStream) -> Result<Option<String>> {
     let mut value: Expr = input.parse()?;
     // A text that comes through another macro is wrapped.

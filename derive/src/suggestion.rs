@@ -1,6 +1,6 @@
 //! "Did you mean …?"
 
-/// ` (did you mean `type`?)`, or nothing where no candidate is like it.
+/// ` (did you mean `type`?)`, or empty if no candidate is similar.
 pub(crate) fn did_you_mean<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     match nearest(given, candidates) {
         Some(candidate) => format!(" (did you mean `{candidate}`?)"),
@@ -8,7 +8,7 @@ pub(crate) fn did_you_mean<'a>(given: &str, candidates: impl IntoIterator<Item =
     }
 }
 
-/// The candidate that `given` most likely is a slip of: a letter in three wrong.
+/// The most likely candidate for the misspelled `given`: at most one letter in three wrong.
 fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let given = given.to_ascii_lowercase();
     let allowed = (given.chars().count() / 3).max(1);

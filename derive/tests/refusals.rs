@@ -1,7 +1,7 @@
-//! What the derives refuse, and in which words: each file of `ui/` beside the errors that the compiler shows for it.
+//! The refusals of the derives and their texts: each file of `ui/`, with the compiler's errors for it.
 //!
-//! Without serde's derives, whose own errors are not the point here. After a change of the words, `TRYBUILD=overwrite cargo test
-//! -p document-outbox-derive` writes them anew, to be read before they are committed.
+//! Without serde's derives, whose own errors are not the point here. After a change of the texts,
+//! `TRYBUILD=overwrite cargo test -p document-outbox-derive` writes them again; read them before you commit.
 
 #[test]
 fn each_refusal_says_what_to_do() {

@@ -1,29 +1,31 @@
-//! Whether this worker can do anything about commands, and so takes them: one place decides.
+//! Whether this worker can process commands, and so takes them: one place decides.
 //!
-//! RabbitMQ hands commands to every worker with room for them, and a worker that can do nothing with them always has room.
+//! RabbitMQ hands commands to every worker with room for them, and a worker that cannot process them always
+//! has room.
 //!
 //! | this worker | takes |
 //! |---|---|
 //! | has had no answer of MongoDB yet, or cannot reach it | nothing |
-//! | had only commands of another cluster, or only such that MongoDB refuses to this user, for a minute | nothing; one a minute, to try |
-//! | else | up to its prefetch |
+//! | for a minute had only commands of another cluster, or commands that MongoDB refuses to this user | no commands, except one a minute as a test |
+//! | otherwise | up to its prefetch |
 //!
-//! While it takes nothing it is not ready, and other workers have the commands.
+//! While it takes no commands it is not ready, and other workers get them.
 
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
-/// After so long with useless commands alone, nothing more is taken; then one is tried each time so long has passed.
+/// After this long with only useless commands, no more are taken, except one each time this long has passed.
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// Before the first answer, or the first failure.
+/// The state before the first answer or failure.
 const NOT_YET: &str = "it has not answered yet";
 
-const OTHER_CLUSTER: &str = "the commands are of another MongoDB cluster: mongodb_uri, state_database or the RabbitMQ vhost is \
-     not that of the rescuer that sends them";
-const REFUSED: &str = "MongoDB refuses this user what every command needs: grant it find and update";
+const OTHER_CLUSTER: &str = "the commands are from another MongoDB cluster: mongodb_uri, state_database or \
+    the RabbitMQ vhost differs from that of the rescuer that sends them";
+const REFUSED: &str =
+    "MongoDB refuses this user the privileges that every command needs: grant it find and update";
 
 /// See the module. Shared by the worker's tasks.
 pub(crate) struct Ability {
@@ -31,7 +33,7 @@ pub(crate) struct Ability {
     changed: Notify,
 }
 
-/// What to take from the queue.
+/// How much to take from the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taking {
     All,
@@ -39,7 +41,7 @@ pub(crate) enum Taking {
     Nothing,
 }
 
-/// Why a command was of no use to this worker.
+/// Why this worker could not process a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Useless {
     OtherCluster,
@@ -53,15 +55,15 @@ pub(crate) enum Change {
     AsBefore,
 }
 
-/// The pure part: what was seen, and when.
+/// The pure part: the observations and their times.
 #[derive(Debug)]
 struct Observations {
-    /// Why MongoDB cannot be reached; none once it has answered.
+    /// Why MongoDB cannot be reached; `None` once it has answered.
     away: Option<String>,
     streak: Option<Streak>,
     /// When to take one again, once a streak has lasted for too long.
     next_try: Option<Instant>,
-    /// When MongoDB last did what was asked of it for a command.
+    /// When MongoDB last executed a request for a command.
     worked: Option<Instant>,
 }
 
@@ -85,7 +87,7 @@ impl Observations {
 
     fn useless(&mut self, why: Useless, now: Instant) {
         let began = match self.streak {
-            // A lull is no part of a streak: two forged commands an hour apart say nothing.
+            // A pause ends a streak: two forged commands an hour apart prove nothing.
             Some(streak) if now - streak.last < MINUTE || self.next_try.is_some() => streak.began,
             _ => now,
         };
@@ -126,19 +128,19 @@ impl Ability {
         Self { observations: Mutex::new(Observations::new()), changed: Notify::new() }
     }
 
-    /// MongoDB has answered: news if it had been away.
+    /// MongoDB has answered: news if it was unreachable before.
     pub(crate) fn reached(&self) -> Change {
         if self.lock().away.take().is_none() {
             return Change::AsBefore;
         }
 
-        // What was useless may have been so because of that.
+        // Commands may have been useless because of that.
         self.lock().useful();
         self.changed.notify_one();
         Change::News
     }
 
-    /// MongoDB cannot be reached: news if it could until now, or was not asked before.
+    /// MongoDB cannot be reached: news if it could before, or was not asked before.
     pub(crate) fn away(&self, reason: &str) -> Change {
         let before = self.lock().away.replace(reason.to_owned());
         self.changed.notify_one();
@@ -148,12 +150,12 @@ impl Ability {
         }
     }
 
-    /// Whether MongoDB did what was asked of it for a command since then.
+    /// Whether MongoDB has executed a request for a command since then.
     pub(crate) fn worked_since(&self, then: Instant) -> bool {
         self.lock().worked.is_some_and(|worked| worked >= then)
     }
 
-    /// A command was of this worker's cluster, and MongoDB let it be worked on.
+    /// A command was from this worker's cluster, and MongoDB allowed processing it.
     pub(crate) fn useful(&self) {
         let mut state = self.lock();
         state.worked = Some(Instant::now());
@@ -163,24 +165,24 @@ impl Ability {
         }
     }
 
-    /// A command was of no use to this worker.
+    /// This worker could not process a command.
     pub(crate) fn useless(&self, why: Useless) {
         self.lock().useless(why, Instant::now());
         self.changed.notify_one();
     }
 
-    /// What to take now, and when to ask again at the latest.
+    /// How much to take now, and when to ask again.
     pub(crate) fn taking(&self) -> (Taking, Option<Instant>) {
         let (state, now) = (self.lock(), Instant::now());
         (state.taking(now), state.next_try.filter(|next_try| *next_try > now))
     }
 
-    /// Why nothing is taken, in a sentence.
+    /// Why no commands are taken, in a sentence.
     pub(crate) fn why_unable(&self) -> Option<String> {
         self.lock().why_unable()
     }
 
-    /// Has the asker of [`changed`](Self::changed) ask again.
+    /// Wakes the caller of [`changed`](Self::changed).
     pub(crate) fn notify(&self) {
         self.changed.notify_one();
     }
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_before_mongodb_has_answered() {
+    fn no_command_is_taken_before_mongodb_answers() {
         let mut state = Observations::new();
         let now = Instant::now();
         assert_eq!(state.taking(now), Taking::Nothing);
@@ -229,7 +231,7 @@ mod tests {
             assert!(state.why_unable().unwrap().contains("another MongoDB cluster"));
             now += MINUTE;
             assert_eq!(state.taking(now), Taking::One);
-            // Nothing may come for a while.
+            // Commands may be absent for a while.
             now += MINUTE * 5;
         }
         state.useful();

@@ -1,8 +1,8 @@
 //! Which deliveries are commands for this worker.
 //!
-//! Whoever can publish to the commands exchange can write anything there. So everything is refused that is not, to
-//! the letter, a command for a collection that is watched. What is admitted grants nothing: it makes a worker look
-//! at a document that it would look at anyway.
+//! Any user that can publish to the commands exchange can write anything there. So a delivery is refused
+//! unless it is exactly a command for a watched collection. An admitted command grants no rights: it makes a
+//! worker read a document that it would read anyway.
 
 use document_outbox::command::{COMMAND_TYPE, CommandError, ProcessDocumentMessages};
 use mongodb::Namespace;
@@ -11,17 +11,17 @@ use outbox_service::NamespacePattern;
 /// The longest name that a refusal quotes, in characters.
 const LONGEST: usize = 80;
 
-/// Why a delivery was rejected. Its text holds nothing of the body but, where they parsed, names.
+/// Why a delivery was rejected. Its text quotes only names from the body, if they could be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The AMQP property `type` says that it is something else.
+    /// The AMQP property `type` names another type.
     #[error("the property `type` is not `{COMMAND_TYPE}`")]
     WrongType,
-    /// The body is no command.
+    /// The body is not a command.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// The collection is not among those this worker is for; holds its name, cut short.
+    /// The collection is not watched by this worker; has its name, shortened.
     #[error("the collection {0} is not watched")]
     NotWatched(String),
 }
@@ -45,7 +45,7 @@ pub(crate) fn admit(
     Ok(command)
 }
 
-/// A name that a stranger chose: on one line and not too long.
+/// A name from an untrusted source: on one line and not too long.
 fn shown(namespace: &Namespace) -> String {
     let text: String = namespace.to_string().chars().take(LONGEST).collect();
     format!("{text:?}")

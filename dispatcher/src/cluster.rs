@@ -1,7 +1,8 @@
-//! Which MongoDB cluster this worker is at.
+//! The MongoDB cluster of this worker.
 //!
-//! A command names its cluster by the UUID that the server gave the collection of positions in the state database. Here it is
-//! asked for, and asked for again when a command names another: the collection may have been made anew.
+//! A command names its cluster by the UUID that the server gave the collection of positions in the state
+//! database. It is read here, and read again when a command names another one, because the collection may
+//! have been recreated.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use crate::mongodb_errors::UNAUTHORISED;
 
 const POSITIONS: &str = "positions";
-/// It is not asked for again before.
+/// The shortest time between two reads.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// The cluster of this worker, as far as it is known. See the module.
@@ -26,14 +27,14 @@ pub(crate) struct Cluster {
     known: Mutex<Reading>,
 }
 
-/// What was last read, and when.
+/// The last reading, and its time.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     name: ClusterName,
     read: Option<Instant>,
 }
 
-/// What MongoDB says of the collection of positions.
+/// MongoDB's answer about the collection of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClusterName {
     Named(Uuid),
@@ -43,12 +44,12 @@ pub(crate) enum ClusterName {
     Unreadable,
 }
 
-/// Where a command belongs.
+/// The cluster that a command belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Home {
-    Here,
-    Elsewhere,
-    /// This cluster has no name. If the document isn't here, the command belongs elsewhere.
+pub(crate) enum Origin {
+    ThisCluster,
+    OtherCluster,
+    /// This cluster has no name. If the document isn't here, the command belongs to another cluster.
     Unknown,
 }
 
@@ -61,7 +62,7 @@ impl Cluster {
     /// Asks MongoDB, unless it was asked a moment ago.
     ///
     /// # Errors
-    /// That it could not be asked; what was known before stays.
+    /// MongoDB could not be asked; the known UUID stays.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
         if self.known().read.is_some_and(|read| read.elapsed() < PAUSE) {
             return Ok(());
@@ -73,13 +74,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Where a command belongs that names this cluster, or none.
-    pub(crate) async fn home_of(&self, named: Option<Uuid>) -> Home {
-        if home(self.known().name, named) == Home::Here {
-            return Home::Here;
+    /// The origin of a command that names this cluster, or none.
+    pub(crate) async fn home_of(&self, named: Option<Uuid>) -> Origin {
+        if home(self.known().name, named) == Origin::ThisCluster {
+            return Origin::ThisCluster;
         }
 
-        // The name may have changed. Without an answer, what was known before counts.
+        // The name may have changed. Without an answer, the known name counts.
         let _ = self.ask().await;
         home(self.known().name, named)
     }
@@ -108,13 +109,13 @@ impl Cluster {
     }
 }
 
-/// Where a command belongs that names a cluster, or none, for a worker at the one called `here`.
-fn home(here: ClusterName, named: Option<Uuid>) -> Home {
+/// The origin of a command that names a cluster, or none, for a worker of the cluster `here`.
+fn home(here: ClusterName, named: Option<Uuid>) -> Origin {
     match (here, named) {
-        (_, None) | (ClusterName::Unreadable, _) => Home::Here,
-        (ClusterName::Named(here), Some(named)) if here == named => Home::Here,
-        (ClusterName::Named(_), Some(_)) => Home::Elsewhere,
-        (ClusterName::Unnamed, Some(_)) => Home::Unknown,
+        (_, None) | (ClusterName::Unreadable, _) => Origin::ThisCluster,
+        (ClusterName::Named(here), Some(named)) if here == named => Origin::ThisCluster,
+        (ClusterName::Named(_), Some(_)) => Origin::OtherCluster,
+        (ClusterName::Unnamed, Some(_)) => Origin::Unknown,
     }
 }
 
@@ -126,11 +127,11 @@ mod tests {
     fn only_a_name_known_to_differ_is_elsewhere() {
         let [one, other] = [1, 2].map(|byte| Uuid::from_bytes([byte; 16]));
         for here in [ClusterName::Named(one), ClusterName::Unnamed, ClusterName::Unreadable] {
-            assert_eq!(home(here, None), Home::Here);
+            assert_eq!(home(here, None), Origin::ThisCluster);
         }
-        assert_eq!(home(ClusterName::Named(one), Some(one)), Home::Here);
-        assert_eq!(home(ClusterName::Named(one), Some(other)), Home::Elsewhere);
-        assert_eq!(home(ClusterName::Unnamed, Some(other)), Home::Unknown);
-        assert_eq!(home(ClusterName::Unreadable, Some(other)), Home::Here);
+        assert_eq!(home(ClusterName::Named(one), Some(one)), Origin::ThisCluster);
+        assert_eq!(home(ClusterName::Named(one), Some(other)), Origin::OtherCluster);
+        assert_eq!(home(ClusterName::Unnamed, Some(other)), Origin::Unknown);
+        assert_eq!(home(ClusterName::Unreadable, Some(other)), Origin::ThisCluster);
     }
 }

@@ -1,4 +1,4 @@
-//! How the consumer of commands stands, and has stood.
+//! The state of the consumer of commands, and its history.
 
 use document_outbox::amqp::State;
 use mongodb::bson::DateTime;
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::metrics;
 
-/// How the consumer of commands stood.
+/// The state of the consumer of commands at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ConsumerSnapshot {
@@ -18,11 +18,11 @@ pub struct ConsumerSnapshot {
     pub since: String,
     /// How often it was subscribed again after the first time.
     pub rebuilds: u64,
-    /// What last went wrong, in a sentence.
+    /// The last failure, in a sentence.
     pub last_error: Option<String>,
 }
 
-/// How the consumer stands, and has stood.
+/// The state of the consumer, and its history.
 pub(crate) struct ConsumerHistory {
     standing: Mutex<Standing>,
 }
@@ -55,7 +55,8 @@ impl ConsumerHistory {
         let mut standing = self.lock();
         let name = name(state);
 
-        // States between two readings are not seen. So a consumer that is ready at both was made again.
+        // States between two readings are not seen. So a consumer that is ready at both was rebuilt in
+        // between.
         let before = std::mem::replace(&mut standing.state, name);
         if before != name || name == "ready" {
             standing.since = DateTime::now();

@@ -1,15 +1,15 @@
-//! What is done about a command once a pass over its document came to its end: one pure function.
+//! What to do with a command once a pass over its document has ended: one pure function.
 //!
 //! | the pass | the command |
 //! |---|---|
-//! | nothing left, document gone, or the rest is for others or behind a dead one | is finished |
+//! | no message left, document gone, or the rest is for others or blocked by a dead one | is finished |
 //! | held until a time within `hold_within` | is kept for that time |
-//! | no destination available | is kept until there is one, for `available_within` in all |
-//! | an error of MongoDB that may pass | is kept for a growing pause |
-//! | MongoDB away as a whole, or this user without the right | is put back for another worker |
-//! | an error that says "no, now or later" (validation) | is left to the sweep |
-//! | held for longer, or kept for `keep_within` in all | is left to the sweep |
-//! | broken off by a stop | is given back |
+//! | no destination available | is kept until there is one, for `available_within` in total |
+//! | a temporary error of MongoDB | is kept for a growing pause |
+//! | MongoDB is unreachable, or this user lacks the privilege | is requeued for another worker |
+//! | a permanent error (validation) | is left to the sweep |
+//! | held for longer, or kept for `keep_within` in total | is left to the sweep |
+//! | interrupted by a stop | is returned to the broker |
 
 use std::time::Duration;
 
@@ -26,14 +26,14 @@ use mongodb::{bson::DateTime, error::Error};
 
 use crate::{
     event::Left,
-    mongodb_errors::{UNAUTHORISED, is_away},
+    mongodb_errors::{UNAUTHORISED, is_unreachable},
     pass::PassOutcome,
     settings::DispatcherSettings,
 };
 
-/// The least pause before another pass, so that nothing can make it a hot loop.
+/// The shortest pause before another pass, which prevents a hot loop.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-/// Pauses after errors of MongoDB grow from the one to the other.
+/// Pauses after errors of MongoDB grow from the first to the second.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
@@ -43,7 +43,7 @@ pub(crate) enum Decision {
     Finish(Processed),
     /// Another pass, this much later, if there is room to keep the command.
     Hold(Duration, Hold),
-    /// Another pass once there is a destination, which is waited for no longer than this.
+    /// Another pass once the destination is available, after this wait at most.
     Await(Duration),
     /// Another pass, this much later.
     Retry(Duration, Left),
@@ -53,13 +53,13 @@ pub(crate) enum Decision {
     GiveBack,
 }
 
-/// Why another worker may be able to do what this one cannot.
+/// Why another worker may succeed where this one cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unable {
     OtherCluster,
-    /// MongoDB refuses this user the collection; says how.
+    /// MongoDB refuses this user the collection; has the error.
     Refused(String),
-    /// No server can be worked with; says why.
+    /// No server is usable; has the reason.
     Away(String),
     /// Too many commands wait already.
     Full(Left),
@@ -87,14 +87,14 @@ impl From<Unable> for Left {
     }
 }
 
-/// What a decision goes by besides the last pass.
+/// The basis of a decision in addition to the last pass.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Circumstances {
+pub(crate) struct CommandState {
     /// Server time.
     pub(crate) now: DateTime,
     /// How long the command has been kept.
     pub(crate) kept: Duration,
-    /// For how much of that there was no destination.
+    /// For how much of that time the destination was unavailable.
     pub(crate) unavailable: Duration,
     /// Whether the worker stops.
     pub(crate) stopping: bool,
@@ -124,28 +124,28 @@ impl Policy {
         }
     }
 
-    pub(crate) fn decide(&mut self, outcome: PassOutcome, circumstances: Circumstances) -> Decision {
-        let left = self.keep_within.saturating_sub(circumstances.kept);
+    pub(crate) fn decide(&mut self, outcome: PassOutcome, state: CommandState) -> Decision {
+        let left = self.keep_within.saturating_sub(state.kept);
         match outcome {
-            PassOutcome::Ended(processed) => self.after_a_pass(processed, circumstances, left),
+            PassOutcome::Ended(processed) => self.after_a_pass(processed, state, left),
             PassOutcome::Failed(error) => self.after_an_error(&error, left),
             PassOutcome::Panicked => Decision::Leave(Left::Panicked),
         }
     }
 
-    /// `left` is for how much longer the command may be kept.
-    fn after_a_pass(&self, processed: Processed, circumstances: Circumstances, left: Duration) -> Decision {
+    /// `left` is how much longer the command may be kept.
+    fn after_a_pass(&self, processed: Processed, state: CommandState, left: Duration) -> Decision {
         match processed {
             Processed::Done | Processed::Gone => Decision::Finish(processed),
-            Processed::Interrupted if circumstances.stopping => Decision::GiveBack,
+            Processed::Interrupted if state.stopping => Decision::GiveBack,
             Processed::Interrupted => Decision::Leave(Left::TookTooLong),
             Processed::Unavailable => {
-                let wait = left.min(self.available_within.saturating_sub(circumstances.unavailable));
+                let wait = left.min(self.available_within.saturating_sub(state.unavailable));
                 if wait.is_zero() { Decision::Leave(Left::Unavailable) } else { Decision::Await(wait) }
             }
             Processed::Held(hold) => {
-                // Without an end, it is for others, or blocked until an operator acts.
-                let Some(wait) = wait_for(hold, circumstances.now) else {
+                // Without an end, the entry is for other deliverers, or blocked until an operator acts.
+                let Some(wait) = wait_for(hold, state.now) else {
                     return Decision::Finish(processed);
                 };
 
@@ -162,8 +162,8 @@ impl Policy {
     fn after_an_error(&mut self, error: &Error, left: Duration) -> Decision {
         let described = error_codes::describe(error);
 
-        // Neither is about the document: another worker may reach MongoDB, or be allowed to.
-        if is_away(error) {
+        // Neither is about the document: another worker may reach MongoDB, or have the privilege.
+        if is_unreachable(error) {
             return Decision::PutBack(Unable::Away(described));
         }
         if error_codes::code(error) == Some(UNAUTHORISED) {
@@ -197,8 +197,8 @@ mod tests {
         DispatcherSettings::new(["shop.*".parse().unwrap()])
     }
 
-    fn fresh() -> Circumstances {
-        Circumstances {
+    fn fresh() -> CommandState {
+        CommandState {
             now: DateTime::from_millis(NOW),
             kept: Duration::ZERO,
             unavailable: Duration::ZERO,
@@ -206,8 +206,8 @@ mod tests {
         }
     }
 
-    fn next(processed: Processed, circumstances: Circumstances) -> Decision {
-        Policy::new(&settings()).decide(PassOutcome::Ended(processed), circumstances)
+    fn next(processed: Processed, state: CommandState) -> Decision {
+        Policy::new(&settings()).decide(PassOutcome::Ended(processed), state)
     }
 
     fn retrying(millis: i64) -> Hold {
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn no_command_is_kept_too_long() {
-        let old = Circumstances { kept: Duration::from_secs(298), ..fresh() };
+        let old = CommandState { kept: Duration::from_secs(298), ..fresh() };
         assert_eq!(next(Processed::Held(retrying(3_000)), old), Decision::Leave(Left::Held(retrying(3_000))));
         assert_eq!(next(Processed::Unavailable, old), Decision::Await(Duration::from_secs(2)));
         assert_eq!(next(Processed::Interrupted, fresh()), Decision::Leave(Left::TookTooLong));
@@ -251,13 +251,13 @@ mod tests {
     #[test]
     fn an_unavailable_broker_is_waited_for_a_minute() {
         assert_eq!(next(Processed::Unavailable, fresh()), Decision::Await(Duration::from_mins(1)));
-        let waited = Circumstances { unavailable: Duration::from_mins(1), ..fresh() };
+        let waited = CommandState { unavailable: Duration::from_mins(1), ..fresh() };
         assert_eq!(next(Processed::Unavailable, waited), Decision::Leave(Left::Unavailable));
     }
 
     #[test]
     fn a_stop_gives_the_command_back() {
-        let stopping = Circumstances { stopping: true, ..fresh() };
+        let stopping = CommandState { stopping: true, ..fresh() };
         assert_eq!(next(Processed::Interrupted, stopping), Decision::GiveBack);
     }
 
@@ -267,8 +267,8 @@ mod tests {
         let mut kept = Duration::ZERO;
         let mut tries = 0;
         loop {
-            let circumstances = Circumstances { kept, ..fresh() };
-            match policy.decide(PassOutcome::Failed(network()), circumstances) {
+            let state = CommandState { kept, ..fresh() };
+            match policy.decide(PassOutcome::Failed(network()), state) {
                 Decision::Retry(pause, Left::MongoDb(_)) => kept += pause,
                 Decision::Leave(Left::MongoDb(_)) => break,
                 other => panic!("{other:?}"),

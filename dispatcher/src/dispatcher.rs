@@ -23,9 +23,9 @@ use crate::{
     worker::Worker,
 };
 
-/// The last part of the grace period, which is for giving claims back.
+/// The last part of the grace period, in which claims are released.
 const LAST_PART: f64 = 0.2;
-/// For closing the connection in order when the grace period is over.
+/// The time for closing the connection in order when the grace period is over.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A dispatcher worker, ready to start.
@@ -47,7 +47,7 @@ pub struct Running {
     worker: Arc<Worker>,
     history: Arc<ConsumerHistory>,
     tasks: TaskTracker,
-    /// Those without which it does nothing. None of them ends before a stop.
+    /// Its essential tasks. None of them ends before a stop.
     essential: JoinSet<&'static str>,
 }
 
@@ -57,9 +57,9 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A task without which a worker does nothing has ended, which is a defect.
+/// An essential task of the worker has ended, which is a defect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} has ended, which is a defect; the worker does nothing without it")]
+#[error("{0} has ended, which is a defect; the worker cannot work without it")]
 pub struct Ended(String);
 
 impl Dispatcher {
@@ -79,7 +79,7 @@ impl Dispatcher {
         Ok(Self { worker, history: Arc::new(ConsumerHistory::new()), amqp })
     }
 
-    /// What happens to commands, from now on.
+    /// The events of commands from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<DispatcherEvent> {
         self.worker.subscribe()
@@ -103,7 +103,7 @@ impl Dispatcher {
             worker.prefetch(),
             "outbox-dispatcher".into(),
         ));
-        // Before MongoDB has answered, nothing can be done about a command.
+        // Before MongoDB has answered, no command can be processed.
         consumer.pause();
 
         let tasks = TaskTracker::new();
@@ -112,8 +112,7 @@ impl Dispatcher {
             "the task that follows the consumer",
             follow_consumer(history.clone(), consumer.clone()),
         ));
-        essential
-            .spawn(named("the task that asks MongoDB whether it is there", watch_mongodb(worker.clone())));
+        essential.spawn(named("the task that checks whether MongoDB answers", watch_mongodb(worker.clone())));
         essential.spawn(named(
             "the task that opens and closes the intake",
             intake::open_and_close(consumer.clone(), worker.clone()),
@@ -129,7 +128,7 @@ impl Dispatcher {
     /// Runs until `stop` is cancelled, then stops in order, within the grace period.
     ///
     /// # Errors
-    /// [`Ended`], when the worker can't go on; it is stopped in order all the same.
+    /// [`Ended`], when the worker can't continue; it still stops in order.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Ended> {
         let mut running = self.start();
         let ended = tokio::select! {
@@ -142,7 +141,7 @@ impl Dispatcher {
 }
 
 impl Running {
-    /// What happens to commands, from now on.
+    /// The events of commands from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<DispatcherEvent> {
         self.worker.subscribe()
@@ -165,8 +164,8 @@ impl Running {
         self.consumer.ready().await
     }
 
-    /// Waits until a task without which the worker does nothing has ended, by a panic for example. Until it is
-    /// stopped, a worker has no other end. Cancel safe.
+    /// Waits until an essential task of the worker has ended, for example by a panic. A worker ends only this
+    /// way or by a stop. Cancel safe.
     pub async fn ended(&mut self) -> Ended {
         match self.essential.join_next().await {
             Some(Ok(name)) => Ended(name.into()),
@@ -175,15 +174,15 @@ impl Running {
         }
     }
 
-    /// Takes no more commands, and continues those in hand for four fifths of the grace period. Then claims are given back, and
-    /// unfinished commands to the broker. A broker that is silent doesn't make it longer.
+    /// Takes no more commands, and continues the unfinished ones for four fifths of the grace period. Then
+    /// claims are released, and unfinished commands return to the broker. A silent broker doesn't prolong it.
     pub async fn stop(mut self) {
         let grace = self.worker.settings().grace;
         let deadline = Instant::now() + grace;
         let Stops { intake, release } = self.worker.stops();
         intake.cancel();
 
-        // What is in hand may end by itself.
+        // Work in progress may end by itself.
         let in_hand = async {
             self.consumer.stop_taking().await;
             self.tasks.close();
@@ -194,12 +193,12 @@ impl Running {
             self.tasks.close();
             if timeout_at(deadline, self.tasks.wait()).await.is_err() {
                 tracing::warn!(
-                    "the grace period ended before every claim was given back; those end with their lease"
+                    "the grace period ended before every claim was released; the others end with their lease"
                 );
             }
         }
 
-        // What is not settled by now comes again; a broker that doesn't answer is not waited for.
+        // Commands that are not settled by now are delivered again; there is no wait for a silent broker.
         let farewell = async {
             self.consumer.close().await;
             while self.essential.join_next().await.is_some() {}
@@ -251,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn a_worker_whose_consumer_has_ended_ends() {
         let mut running = dispatcher().await.start();
-        // As it does when its supervisor panics.
+        // As when its supervisor panics.
         running.consumer.close().await;
         let ended = tokio::time::timeout(Duration::from_mins(1), running.ended()).await;
         assert!(ended.expect("the worker ends").to_string().contains("has ended"));

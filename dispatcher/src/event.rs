@@ -1,10 +1,10 @@
-//! What happens to commands, as values. What happens to messages is announced by the processor.
+//! The events of commands, as values. The processor announces the events of messages.
 
 use document_outbox::{DocumentRef, command::Reason, dispatch::Processed, internal::Hold};
 
 use crate::admission::Refusal;
 
-/// What became of a command.
+/// The outcome of a command.
 ///
 /// Every delivery begins with [`Refused`](Self::Refused), which ends it, or [`Taken`](Self::Taken), and ends with one of
 /// [`Finished`](Self::Finished), [`Coalesced`](Self::Coalesced), [`LeftToSweep`](Self::LeftToSweep),
@@ -19,7 +19,7 @@ pub enum DispatcherEvent {
         /// Why it was sent.
         reason: Reason,
     },
-    /// A delivery was rejected, without being put back.
+    /// A delivery was rejected without requeueing it.
     Refused {
         /// Why.
         refusal: Refusal,
@@ -28,34 +28,34 @@ pub enum DispatcherEvent {
     Kept {
         /// Which document.
         document: DocumentRef,
-        /// What stands in the way.
+        /// The obstacle.
         why: Left,
     },
-    /// Nothing is left to do for this worker; acknowledged.
+    /// This worker has no more work for it; acknowledged.
     Finished {
         /// Which document.
         document: DocumentRef,
-        /// What the last pass over it came to.
+        /// The result of the last pass over it.
         processed: Processed,
     },
-    /// Another command for the same document waits and will do this one's work; acknowledged.
+    /// Another command for the same document is waiting and will do this one's work; acknowledged.
     Coalesced {
         /// Which document.
         document: DocumentRef,
     },
-    /// Messages are left; acknowledged all the same, for the sweep to find them when they are due.
+    /// Messages are left; the command is still acknowledged, and the sweep finds them when they are due.
     LeftToSweep {
         /// Which document.
         document: DocumentRef,
-        /// What stood in the way.
+        /// The obstacle.
         why: Left,
     },
-    /// This worker can do nothing about it; not acknowledged, and given back to the broker after a pause, for another worker
-    /// until it expires.
+    /// This worker cannot process it; it is not acknowledged, and returns to the broker after a pause, for
+    /// another worker, until it expires.
     PutBack {
         /// Which document.
         document: DocumentRef,
-        /// What stood in the way.
+        /// The obstacle.
         why: Left,
     },
     /// The worker stops; not acknowledged, so the broker hands the command to another.
@@ -65,19 +65,19 @@ pub enum DispatcherEvent {
     },
 }
 
-/// What stands in the way of a document's messages.
+/// Why a document's messages cannot be delivered now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Left {
     /// The first of them waits until then.
     Held(Hold),
-    /// There is no destination available.
+    /// The destination is unavailable.
     Unavailable,
-    /// MongoDB did not answer, or refused; says how, without a document's content.
+    /// MongoDB did not answer, or refused; has the error, without a document's content.
     MongoDb(String),
-    /// It is of another MongoDB cluster than this worker's.
+    /// It is from another MongoDB cluster.
     OtherCluster,
-    /// There are more than can be delivered while one command is kept.
+    /// There are more messages than can be delivered while one command is kept.
     TookTooLong,
     /// Processing it panicked, which is a defect.
     Panicked,

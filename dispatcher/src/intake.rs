@@ -1,4 +1,4 @@
-//! Taking commands from the queue: how many, and by whom they are handled.
+//! Takes commands from the queue: how many, and which task handles them.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{ability::Taking, worker::Worker};
 
-/// Takes from the queue what this worker is able to work on, until it is stopped.
+/// Takes commands that this worker can process from the queue, until it is stopped.
 pub(crate) async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>) {
     let ability = worker.ability();
     loop {
@@ -27,7 +27,7 @@ pub(crate) async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>)
     }
 }
 
-/// Pends for ever without a time.
+/// Pends forever without a time.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -35,7 +35,8 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Hands out commands until the consumer ends or the intake is stopped. What is in flight is bounded by the prefetch.
+/// Hands out commands until the consumer ends or the intake is stopped. The prefetch bounds the commands in
+/// flight.
 pub(crate) async fn take(consumer: Arc<Consumer>, worker: Arc<Worker>, tasks: TaskTracker) {
     let intake = worker.stops().intake.clone();
     while let Some(Some(delivery)) = intake.run_until_cancelled(consumer.next()).await {

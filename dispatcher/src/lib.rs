@@ -12,12 +12,14 @@
 //! crate decides when: which commands are admitted, how many documents at a time, how long a command is kept.
 //!
 //! # Guarantees
-//! - A command is acknowledged only once its processing came to its end, after the delivered messages left the document.
+//! - A command is acknowledged only once its processing has ended, after the delivered messages left the
+//!   document.
 //! - One document is processed by one task of this process at a time.
-//! - A worker that can do nothing about commands takes none, and is not ready: while MongoDB cannot be reached, and when for a
-//!   minute it had only commands of another cluster, or such that MongoDB refuses to its user. Those it had it puts back.
-//! - A stop finishes what is in hand for a while, then gives claims back. An unfinished command is never acknowledged: the
-//!   broker hands it to another worker.
+//! - A worker that cannot process commands takes none, and is not ready: while MongoDB cannot be reached, and
+//!   when for a minute it had only commands of another cluster, or commands that MongoDB refuses to its user.
+//!   It requeues the commands that it has.
+//! - A stop lets unfinished work continue for a while, then releases the claims. An unfinished command is
+//!   never acknowledged: the broker hands it to another worker.
 //!
 //! # Why some commands are acknowledged although messages are left
 //! The document is the truth, the command a hint. The rescuer's sweep finds every document with something due, so
@@ -29,9 +31,9 @@
 //! A rescuer runs. Without it, a command that is left to the sweep is followed by no other.
 //!
 //! # Use
-//! The binary `outbox-dispatcher` publishes the outboxes of any collection to RabbitMQ, without knowing their types. To run
-//! handlers of your own, or to run beside the application, give [`Dispatcher::new`] a processor with your
-//! [`Deliver`](document_outbox::deliver::Deliver).
+//! The binary `outbox-dispatcher` publishes the outboxes of any collection to RabbitMQ, without knowing their
+//! types. To run handlers of your own, or to run inside the application, give [`Dispatcher::new`] a processor
+//! with your [`Deliver`](document_outbox::deliver::Deliver).
 
 mod ability;
 mod admission;

@@ -1,4 +1,4 @@
-//! The dispatcher's series, as docs/metrics.md has them; what is delivered is counted by the library.
+//! The dispatcher's series, as in docs/metrics.md; the library counts deliveries.
 
 use document_outbox::command::{CommandError, Reason};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
@@ -18,12 +18,12 @@ const THROTTLED: &str = "outbox_throttled_seconds_total";
 const OUTCOMES: [&str; 6] = ["finished", "coalesced", "left", "put_back", "other_cluster", "given_back"];
 const CAUSES: [&str; 3] = ["malformed", "not_watched", "too_large"];
 
-/// Makes every series known, at zero.
+/// Registers every series, at zero.
 pub(crate) fn register() {
-    describe_counter!(COMMANDS, Unit::Count, "commands by what became of them");
+    describe_counter!(COMMANDS, Unit::Count, "commands by outcome");
     describe_counter!(REFUSED, Unit::Count, "commands rejected");
     describe_gauge!(READY, "1 while commands are being consumed");
-    describe_counter!(REBUILDS, Unit::Count, "how often the consumer's connection was built anew");
+    describe_counter!(REBUILDS, Unit::Count, "how often the consumer's connection was rebuilt");
     describe_counter!(
         THROTTLED,
         Unit::Seconds,
@@ -42,7 +42,7 @@ pub(crate) fn register() {
     counter!(THROTTLED).increment(0);
 }
 
-/// Counts what an event ends: a command with this reason, or one that was refused and has none.
+/// Counts the command that an event ends: with this reason, or a refused one without.
 pub(crate) fn event(event: &DispatcherEvent, reason: Option<Reason>) {
     let outcome = match event {
         DispatcherEvent::Finished { .. } => "finished",

@@ -1,12 +1,12 @@
-//! What an error of MongoDB says of this worker rather than of a document.
+//! Errors of MongoDB that are about this worker rather than about a document.
 
 use mongodb::error::{Error, ErrorKind};
 
 /// The server's code for a command that the user may not send.
 pub(crate) const UNAUTHORISED: i32 = 13;
 
-/// Whether no server could be worked with, whatever was asked of it.
-pub(crate) fn is_away(error: &Error) -> bool {
+/// Whether no server was usable, for any request.
+pub(crate) fn is_unreachable(error: &Error) -> bool {
     matches!(
         error.kind.as_ref(),
         ErrorKind::ServerSelection { .. }

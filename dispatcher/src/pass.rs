@@ -46,7 +46,8 @@ impl Passes {
         self.concurrency.saturating_sub(self.slots.available_permits())
     }
 
-    /// Runs one, which begins no further message after `longest`. None if the worker stops before it begins.
+    /// Runs one, which begins no further message after `longest`. `None` if the worker stops before it
+    /// begins.
     pub(crate) async fn run(
         &self,
         document: &DocumentRef,

@@ -1,9 +1,9 @@
-//! Commands that this worker can do nothing about: they wait a while, then go back to the broker for another worker.
+//! Commands that this worker cannot process: they wait a while, then return to the broker for another worker.
 //!
-//! Put back at once, a command would return at once, and be dropped after 20 times. So it waits, for longer each time it
-//! comes: until it expires it comes fewer than 20 times.
+//! A command that is requeued at once returns at once, and is dropped after 20 times. So it waits, longer
+//! each time: until it expires it comes fewer than 20 times.
 //!
-//! Those that wait take no room from others: the consumer's prefetch grows by as many as wait here, up to [`MOST`].
+//! Waiting commands take no room from others: the consumer's prefetch grows by their number, up to [`MOST`].
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -12,10 +12,11 @@ use std::{
 
 /// The prefetch grows by no more than this.
 const MOST: usize = 4096;
-/// And by so many at a time: each change of it is a new subscription.
+/// It changes in steps of this many, because each change is a new subscription.
 const STEP: usize = 256;
 
-/// The first few times it comes, a command waits for this long: beside a worker that can, it will soon be there.
+/// The first few times it comes, a command waits this long: if another worker can process it, that worker
+/// soon gets it.
 const SHORT: Duration = Duration::from_secs(1);
 const SHORT_TIMES: u32 = 4;
 const LONGEST: Duration = Duration::from_secs(20);
@@ -51,7 +52,7 @@ impl Waiting {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// By how much to raise the prefetch now. It falls when none waits any more, not with each that ends.
+    /// How much to raise the prefetch now. It falls when none waits any more, not with each one that ends.
     pub(crate) fn room(&self) -> usize {
         let count = self.count();
         let room = if count == 0 {
@@ -66,7 +67,7 @@ impl Waiting {
     }
 }
 
-/// How long a command waits that the broker has handed out so often before.
+/// How long a command waits that the broker has delivered this many times before.
 pub(crate) fn pause(delivery_count: u32) -> Duration {
     // 256 s and more are cut to the longest anyway.
     let doublings = delivery_count.saturating_sub(SHORT_TIMES - 1).min(8);
@@ -80,12 +81,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_comes_quickly_at_first_and_seldom_then() {
+    fn a_command_returns_quickly_at_first_then_rarely() {
         let seconds: Vec<u64> = (0..10).map(|count| pause(count).as_secs()).collect();
         assert_eq!(seconds, [1, 1, 1, 1, 2, 4, 8, 16, 20, 20]);
     }
 
-    /// So the expiration ends it and not the limit of deliveries, or nearly.
+    /// So its expiration usually ends it, not the limit of deliveries.
     #[test]
     fn the_pauses_last_about_a_commands_lifetime() {
         let all: Duration = (0..COMMANDS_DELIVERY_LIMIT).map(pause).sum();

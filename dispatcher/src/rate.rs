@@ -1,8 +1,9 @@
-//! How fast messages are delivered: a rate, and the limiter that keeps to it.
+//! The rate of deliveries, and the limiter that enforces it.
 //!
-//! Consumers that are to bear a backlog of hours must not get it in a minute. The limiter counts messages, and is asked before they
-//! are claimed: what waits for its turn is claimed by nobody, so no claim runs out. It gives out a message at a time where
-//! the rate is low, so that a stall of MongoDB or the broker can't gather many that then go out at once.
+//! Consumers must not get a backlog of hours in a minute. The limiter counts messages, and is asked before
+//! they are claimed: messages that wait for their turn are not claimed, so no claim expires. If the rate is
+//! low, it admits one message at a time, so that a stall of MongoDB or the broker can't collect many that are
+//! then sent at once.
 
 use std::{
     fmt,
@@ -29,12 +30,13 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics;
 
 const MOST: u32 = 1_000_000;
-/// A task that has to wait waits at least this long, and those behind it find what was saved up meanwhile: so they continue
-/// together, and share their commands to MongoDB. Half of what may be saved up, since a sleep can be late.
+/// A task that has to wait waits at least this long, and the tasks behind it use the permits that were saved
+/// up meanwhile: so they continue together, and share their commands to MongoDB. It is half of the permits
+/// that may be saved up, because a sleep can be late.
 const TICK: Duration = Duration::from_millis(10);
 /// A fiftieth of a second's messages may be saved up.
 const SAVED_UP: u32 = 50;
-/// A twentieth of a second's messages may be on their way.
+/// A twentieth of a second's messages may be in flight.
 const ON_THEIR_WAY: usize = 20;
 /// At least this many documents may be processed at a time, however low the rate is: one that takes long must not block all
 /// others.
@@ -45,9 +47,9 @@ const NANOS_PER_SECOND: u64 = 1_000_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(NonZeroU32);
 
-/// Not a rate; says in a sentence, beginning with a verb, what to write.
+/// Not a rate; its text begins with a verb and describes the right form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is no rate; write messages per second as in 500/s, from 1/s to {MOST}/s")]
+#[error("is not a rate; write messages per second as in 500/s, from 1/s to {MOST}/s")]
 pub struct InvalidRate;
 
 impl Rate {
@@ -67,8 +69,8 @@ impl Rate {
         self.0.get()
     }
 
-    /// How many documents may be processed at a time: what is on its way when MongoDB or the broker stalls goes out at once
-    /// afterwards.
+    /// How many documents may be processed at a time: messages in flight when MongoDB or the broker stalls
+    /// are sent at once afterwards.
     pub(crate) fn documents_at_a_time(self) -> usize {
         self.messages_on_their_way().max(FEWEST_DOCUMENTS)
     }
@@ -93,10 +95,10 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Lets messages through, in the order in which they were asked for.
+/// Admits messages, in the order of the requests.
 ///
-/// In any second at most the rate, a fiftieth of it that may be saved up, and what is on its way: a twentieth of the rate,
-/// or one message for each document that is processed, whichever is more.
+/// In any second at most the rate, a fiftieth of it that may be saved up, and the messages in flight: a
+/// twentieth of the rate, or one message for each document in processing, whichever is more.
 pub(crate) struct Limiter {
     bucket: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
     clock: RuntimeClock,
@@ -122,7 +124,7 @@ impl Clock for RuntimeClock {
 }
 
 impl Limiter {
-    /// `concurrency` is how many ask at a time. Once `stop` is cancelled it gives out nothing.
+    /// `concurrency` is the number of concurrent requests. Once `stop` is cancelled it admits no message.
     pub(crate) fn new(rate: Rate, concurrency: usize, stop: CancellationToken) -> Self {
         let saved_up = NonZeroU32::new(rate.messages() / SAVED_UP).unwrap_or(NonZeroU32::MIN);
         let clock = RuntimeClock { start: Instant::now() };
@@ -138,7 +140,7 @@ impl Limiter {
         }
     }
 
-    /// How long deliveries have waited, all added up.
+    /// The total time that deliveries have waited.
     pub(crate) fn throttled(&self) -> Duration {
         Duration::from_nanos(self.throttled.nanos.load(Ordering::Relaxed))
     }
@@ -166,7 +168,7 @@ impl Pace for Limiter {
             return 0;
         }
 
-        // The first had to be waited for; more are given only as far as they are there.
+        // Only the first is waited for; more are admitted only if permits are available.
         let most = wanted.min(self.most_at_once);
         let mut given = 1;
         while given < most && self.bucket.check().is_ok() {
@@ -176,7 +178,7 @@ impl Pace for Limiter {
     }
 }
 
-/// Time added up; counted in whole seconds, as counters are whole.
+/// The sum of times, counted in whole seconds, because counters are whole numbers.
 #[derive(Default)]
 struct Throttled {
     nanos: AtomicU64,
@@ -211,7 +213,7 @@ mod tests {
         }
     }
 
-    /// How many are given in each of a hundred sliding seconds to so many that never have enough.
+    /// How many messages are admitted in each of a hundred sliding seconds under constant demand.
     async fn given_in_each_second(limiter: Arc<Limiter>, concurrency: usize) -> Vec<usize> {
         let start = Instant::now();
         let ask = |limiter: Arc<Limiter>| async move {
@@ -242,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Those that wait go together, a hundredth of a second's worth at a time.
+    /// Waiting messages are admitted together, a hundredth of a second's worth at a time.
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_are_let_through_together() {
         let limiter = limiter(500, 32);
@@ -259,7 +261,7 @@ mod tests {
         assert!((15..=25).contains(&times.len()), "{} moments for 100 messages", times.len());
     }
 
-    /// However long nothing was asked for, as while the broker was away.
+    /// However long the limiter was idle, as during an outage of the broker.
     #[tokio::test(start_paused = true)]
     async fn little_can_be_saved_up() {
         let limiter = limiter(500, 4);
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_given_after_a_stop() {
+    async fn no_permit_is_given_after_a_stop() {
         let stop = CancellationToken::new();
         let limiter = Limiter::new(Rate::per_second(1).unwrap(), 1, stop.clone());
         assert_eq!(limiter.permits(1).await, 1);

@@ -1,4 +1,4 @@
-//! Whether MongoDB can be reached: asked again and again, also while there is nothing to do.
+//! Whether MongoDB can be reached: checked repeatedly, even without work.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::{
     cluster::Cluster,
 };
 
-/// Between two questions while it answers.
+/// The pause between two checks while it answers.
 const EVERY: Duration = Duration::from_secs(5);
-/// Between two questions while it doesn't.
+/// The pause between two checks while it doesn't.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A longer wait for an answer is none.
+/// A longer wait counts as no answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks MongoDB for ever, and notes whether it answers.
+/// Asks MongoDB repeatedly, and notes whether it answers.
 pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability) {
     loop {
-        // A command is not retried by the driver, and one election is no outage.
+        // The driver does not retry a command, and one election is not an outage.
         let mut answer = ask(client, cluster, ability).await;
         if answer.is_err() {
             answer = ask(client, cluster, ability).await;
@@ -40,15 +40,15 @@ pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability)
                 sleep(EVERY).await;
             }
             Err(reason) => {
-                note_away(ability, &reason);
+                note_unreachable(ability, &reason);
                 sleep(AGAIN).await;
             }
         }
     }
 }
 
-/// Notes that MongoDB is away, and warns when it was not before.
-pub(crate) fn note_away(ability: &Ability, reason: &str) {
+/// Notes that MongoDB is unreachable, and warns if it was reachable before.
+pub(crate) fn note_unreachable(ability: &Ability, reason: &str) {
     if ability.away(reason) == Change::News {
         tracing::warn!(reason, "MongoDB cannot be reached; no commands are taken until it answers");
     }
@@ -59,7 +59,7 @@ async fn ask(client: &Client, cluster: &Cluster, ability: &Ability) -> Result<()
     let began = Instant::now();
     match timeout(PATIENCE, ping(client, cluster)).await {
         Ok(answer) => answer.map_err(|error| error_codes::describe(&error)),
-        // It had no connection to spare for the question.
+        // It had no free connection for the check.
         Err(_elapsed) if ability.worked_since(began) => Ok(()),
         Err(_elapsed) => Err(format!("no answer in {PATIENCE:?}")),
     }

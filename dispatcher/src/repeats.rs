@@ -1,14 +1,15 @@
-//! Warnings that can come thousands of times a second: the first at once, then one each while with how many there were.
+//! Warnings that can occur thousands of times a second: the first is logged at once, then one at intervals
+//! with their number.
 
 use std::{collections::HashMap, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Between two lines about the same.
+/// The time between two lines of one kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Counts what is not logged. The kinds are few and fixed.
+/// Counts warnings that are not logged. The kinds are few and fixed.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats(Mutex<HashMap<&'static str, Repeated>>);
 
@@ -19,7 +20,7 @@ struct Repeated {
 }
 
 impl Repeats {
-    /// Whether to log this one: then how many of its kind there were since the last line, with this one.
+    /// Whether to log this one; if so, the number of its kind since the last line, including this one.
     pub(crate) fn count(&self, kind: &'static str) -> Option<u64> {
         let now = Instant::now();
         let mut kinds = self.0.lock();

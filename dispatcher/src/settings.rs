@@ -12,15 +12,16 @@ use outbox_service::NamespacePattern;
 
 use crate::rate::Rate;
 
-/// How a [`Dispatcher`](crate::Dispatcher) works: [`new`](Self::new) gives the defaults, to be changed field by field.
+/// The settings of a [`Dispatcher`](crate::Dispatcher): [`new`](Self::new) has the defaults, to be changed
+/// field by field.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DispatcherSettings {
     /// The collections whose commands are taken; commands for others are rejected.
     pub watch: Vec<NamespacePattern>,
-    /// The collections among them whose messages need no order within a document. Default none.
+    /// The watched collections whose messages need no order within a document. Default none.
     pub unordered: Vec<NamespacePattern>,
-    /// The collections among them where a dead message blocks the later ones of its document. Default none.
+    /// The watched collections in which a dead message blocks the later ones of its document. Default none.
     pub dead_blocks: Vec<NamespacePattern>,
     /// The exchange of commands. Default `outbox.commands`.
     pub commands_exchange: String,
@@ -28,25 +29,27 @@ pub struct DispatcherSettings {
     pub commands_queue: String,
     /// Whether exchange, queue and binding are declared, verified, or left alone. Default declared.
     pub topology: TopologyMode,
-    /// At most this many documents are processed at a time. Default 256: with RabbitMQ, those processed side by side share
+    /// The most documents that are processed at a time. Default 256: with RabbitMQ, concurrent ones share
     /// their commands to MongoDB. With a `rate`, no more than a twentieth of it, or 32.
     pub concurrency: usize,
-    /// At most this many messages a second are delivered, by this worker. Default as many as it can.
+    /// The most messages that this worker delivers in a second. Default: as many as it can.
     pub rate: Option<Rate>,
-    /// At most this many commands are taken and not yet settled: those processed, those that wait for their document, and
-    /// those kept for a moment. At least `concurrency`. With a `rate`, no more than half of what it lets through within
-    /// `keep_within`. Commands that this worker can do nothing about, which wait to be put back, are not counted. Default 512.
+    /// The most commands that are taken and not yet settled: those in processing, those that wait for their
+    /// document, and those kept for a moment. At least `concurrency`. With a `rate`, at most half of the
+    /// messages that it allows within `keep_within`. Commands that this worker cannot process, which wait to
+    /// be requeued, are not counted. Default 512.
     pub prefetch: u16,
-    /// A command is kept while what blocks its document ends within this time; at most half of `prefetch` wait
-    /// like that. Default 5 s.
+    /// A command is kept if its document will be free within this time; at most half of `prefetch` wait like
+    /// that. Default 5 s.
     pub hold_within: Duration,
-    /// A command is kept while no destination is available, for this long in all. Default 60 s.
+    /// How long in total a command is kept while the destination is unavailable. Default 60 s.
     pub available_within: Duration,
-    /// A command is kept for this long in all, whatever it waits for. Then no further message of its document is begun. With a
-    /// delivery that takes the whole claim added, it must stay below the broker's `consumer_timeout` (30 min).
-    /// Default 5 min, at most [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
+    /// How long in total a command is kept, for any reason. Then no further message of its document is begun.
+    /// This time plus a delivery that takes the whole claim must stay below the broker's `consumer_timeout`
+    /// (30 min). Default 5 min, at most [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
     pub keep_within: Duration,
-    /// How long a stop may take. For four fifths of it work in hand continues; then claims are given back. Default 25 s.
+    /// How long a stop may take. For four fifths of it unfinished work continues; then claims are released.
+    /// Default 25 s.
     pub grace: Duration,
 }
 
@@ -54,9 +57,9 @@ pub struct DispatcherSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Problem {
-    /// The settings concerned; the sentence is about the first.
+    /// The settings concerned; the first is the subject of the sentence.
     pub settings: Vec<&'static str>,
-    /// What is wrong and what to do, continuing from the name of the setting: "must not be …".
+    /// The problem and its repair, continuing from the name of the setting: "must not be …".
     pub sentence: String,
 }
 
@@ -102,7 +105,7 @@ impl DispatcherSettings {
         }
     }
 
-    /// Checks every setting by itself and beside the others.
+    /// Checks every setting by itself and together with the others.
     ///
     /// # Errors
     /// Everything that keeps a dispatcher from working, or that could never take effect.
@@ -113,7 +116,7 @@ impl DispatcherSettings {
         };
 
         if self.watch.is_empty() {
-            problem(&["watch"], "is empty; name the collections whose commands are to be taken".into());
+            problem(&["watch"], "is empty; name the collections whose commands this worker takes".into());
         }
         if self.concurrency == 0 {
             problem(&["concurrency"], "is 0; allow at least one document at a time".into());
@@ -124,11 +127,12 @@ impl DispatcherSettings {
                 "must not be less than concurrency, or some of it is never used".into(),
             );
         }
-        // Without an order, nothing can block.
+        // Without an order, no message can block another.
         if NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered) {
             problem(
                 &["dead_blocks", "unordered"],
-                "names collections that are in unordered too; without an order nothing can block, so drop one of them"
+                "names collections that are in unordered too; without an order no message can block \
+                 another, so drop one of them"
                     .into(),
             );
         }
@@ -143,8 +147,8 @@ impl DispatcherSettings {
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 
-    /// How many documents are processed at a time: with a rate, only so many that what is on its way when MongoDB or the broker
-    /// stalls is not much to go out at once afterwards.
+    /// How many documents are processed at a time: with a rate, few enough that after a stall of MongoDB or
+    /// the broker only a small burst is sent at once.
     pub(crate) fn concurrency_at_rate(&self) -> usize {
         match self.rate {
             Some(rate) => self.concurrency.min(rate.documents_at_a_time()),
@@ -152,8 +156,8 @@ impl DispatcherSettings {
         }
     }
 
-    /// The prefetch, and with a rate no more than half of what can be worked off while a command is kept: the rest would be let
-    /// go undelivered, all at the same moment.
+    /// The prefetch, and with a rate at most half of the messages that can be delivered while a command is
+    /// kept: the rest would be released undelivered, all at the same moment.
     pub(crate) fn prefetch_at_rate(&self) -> u16 {
         let Some(rate) = self.rate else { return self.prefetch };
         let messages = self.keep_within.as_millis() * u128::from(rate.messages()) / 2_000;
@@ -161,7 +165,7 @@ impl DispatcherSettings {
         self.prefetch.min(messages).max(1)
     }
 
-    /// In which order the messages of a document of this collection are delivered.
+    /// The order of the messages of a document of this collection.
     pub(crate) fn order_of(&self, namespace: &Namespace) -> DeliveryOrder {
         let Namespace { db, coll } = namespace;
         if NamespacePattern::any_matches(&self.unordered, db, coll) {
@@ -233,7 +237,7 @@ mod tests {
         assert_eq!((at(None), at(Some(500)), at(Some(1))), (512, 512, 150));
         let short = DispatcherSettings { keep_within: Duration::from_secs(1), ..settings() };
         let slow = DispatcherSettings { rate: Some(Rate::per_second(1).unwrap()), ..short };
-        assert_eq!(slow.prefetch_at_rate(), 1, "it takes some all the same");
+        assert_eq!(slow.prefetch_at_rate(), 1, "it still takes some");
     }
 
     #[test]

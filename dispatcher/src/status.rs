@@ -1,4 +1,4 @@
-//! How a worker stands, for probes and people.
+//! The state of a worker, for probes and people.
 
 use std::{fmt, sync::Arc};
 
@@ -9,7 +9,7 @@ use crate::{
     worker::Worker,
 };
 
-/// Reports how a worker stands. Clones report on the same worker, before it is started and after it has stopped.
+/// Reports the state of a worker. Clones report on the same worker, even before its start and after its end.
 #[derive(Clone)]
 pub struct Status {
     worker: Arc<Worker>,
@@ -22,25 +22,27 @@ impl fmt::Debug for Status {
     }
 }
 
-/// How a worker stood at one moment.
+/// The state of a worker at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Snapshot {
     /// The consumer of commands.
     pub consumer: ConsumerSnapshot,
-    /// Whether there is a destination available, as far as the deliverer knows. Without one, commands are kept for a while.
+    /// Whether the destination is available, as far as the deliverer knows. If not, commands are kept for a
+    /// while.
     pub delivery_available: bool,
     /// Documents being processed.
     pub in_flight: usize,
-    /// The most of them at a time.
+    /// The most at a time.
     pub concurrency: usize,
-    /// Commands kept in hand that wait: for something to be due, for a destination, for MongoDB.
+    /// Commands that are kept and wait: for something to be due, for a destination, for MongoDB.
     pub kept: usize,
-    /// The most commands in hand, processed, waiting and kept.
+    /// The most commands held: processed, waiting and kept.
     pub prefetch: u16,
-    /// Commands that this worker can do nothing about, and which wait to be put back.
+    /// Commands that this worker cannot process, which wait to be requeued.
     pub to_put_back: usize,
-    /// Why no commands are taken, in a sentence: MongoDB is away, or the commands are of no use here. Absent while they are.
+    /// Why no commands are taken, in a sentence: MongoDB is unreachable, or the commands cannot be processed
+    /// here. Absent while commands are taken.
     pub unable: Option<String>,
     /// Messages a second at most; absent if there is no limit.
     pub rate: Option<String>,
@@ -57,7 +59,7 @@ impl Status {
         Self { worker, consumer }
     }
 
-    /// How it stands now. Asks neither MongoDB nor the broker.
+    /// The current state. Asks neither MongoDB nor the broker.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let worker = &self.worker;
@@ -86,7 +88,7 @@ impl Snapshot {
         let ConsumerSnapshot { state, last_error, .. } = &self.consumer;
         let mut reasons = Vec::new();
 
-        // Paused, the consumer is well: it is this worker that takes nothing, and says why below.
+        // If the consumer is only paused, it is healthy: this worker takes no commands, for the reason below.
         match (*state, last_error) {
             ("ready" | "paused", _) => {}
             ("disconnected" | "misconfigured" | "blocked", Some(error)) => {
@@ -103,7 +105,7 @@ impl Snapshot {
         }
 
         if !self.delivery_available {
-            reasons.push("there is no way to deliver messages".into());
+            reasons.push("the destination of messages is unavailable".into());
         }
         if self.stopping {
             reasons.push("the dispatcher is stopping".into());

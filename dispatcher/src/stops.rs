@@ -7,6 +7,6 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Stops {
     /// No command is taken, none is kept, and none waits for the rate.
     pub(crate) intake: CancellationToken,
-    /// Claims are given back.
+    /// Claims are released.
     pub(crate) release: CancellationToken,
 }

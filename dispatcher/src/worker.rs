@@ -23,8 +23,8 @@ use tokio::sync::{Semaphore, broadcast};
 use crate::{
     ability::{Ability, Useless},
     admission::admit,
-    cluster::{Cluster, Home},
-    decision::{Circumstances, Decision, Policy, Unable},
+    cluster::{Cluster, Origin},
+    decision::{CommandState, Decision, Policy, Unable},
     event::{DispatcherEvent, Left},
     metrics,
     pass::Passes,
@@ -36,12 +36,12 @@ use crate::{
     stops::Stops,
 };
 
-/// The pause after a wait for a destination. It doubles each time there turns out to be none all the same, as where one of
-/// several destinations is available and another is not.
+/// The pause after a wait for a destination. It doubles each time the destination is still unavailable, as
+/// when one of several destinations is available and another is not.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// What all commands of a worker share.
+/// The state that all commands of a worker share.
 pub(crate) struct Worker {
     processor: Processor,
     limiter: Option<Arc<Limiter>>,
@@ -49,13 +49,13 @@ pub(crate) struct Worker {
     events: Events<DispatcherEvent>,
     turns: DocumentLocks,
     passes: Passes,
-    /// Room for commands whose document is due in a moment, or is tried again.
+    /// Room for commands whose document is due in a moment, or is retried.
     holds: Semaphore,
-    /// Commands that wait for whatever reason.
+    /// Commands that wait, for any reason.
     kept: AtomicUsize,
-    /// At most this many commands are in hand that this worker can work on.
+    /// The most held commands that this worker can process.
     prefetch: u16,
-    /// Commands that are put back after a pause.
+    /// Commands that are requeued after a pause.
     put_back: Waiting,
     cluster: Cluster,
     ability: Ability,
@@ -63,7 +63,7 @@ pub(crate) struct Worker {
     stops: Stops,
 }
 
-/// How the broker is answered about a command.
+/// The answer to the broker about a command.
 enum Settlement {
     Acknowledge(DispatcherEvent),
     PutBack(Unable),
@@ -124,7 +124,8 @@ impl Worker {
         &self.ability
     }
 
-    /// How many unsettled commands the consumer may hold now: those that wait to be put back take no room from others.
+    /// How many unsettled commands the consumer may hold now: those that wait to be requeued take no room
+    /// from others.
     pub(crate) fn prefetch_now(&self) -> u16 {
         let room = u16::try_from(self.put_back.room()).unwrap_or(u16::MAX);
         self.prefetch.saturating_add(room)
@@ -134,12 +135,12 @@ impl Worker {
         self.prefetch
     }
 
-    /// How many commands wait to be put back.
+    /// How many commands wait to be requeued.
     pub(crate) fn to_put_back(&self) -> usize {
         self.put_back.count()
     }
 
-    /// Asks for ever whether MongoDB can be reached.
+    /// Checks again and again whether MongoDB can be reached.
     pub(crate) async fn watch_mongodb(&self) {
         reach::watch(self.processor.client(), &self.cluster, &self.ability).await;
     }
@@ -167,7 +168,7 @@ impl Worker {
         }
     }
 
-    /// Counts and announces what became of a command that was sent for this reason, or of one that was refused and has none.
+    /// Counts and announces the outcome of a command with this reason, or of a refused one without.
     fn announce(&self, event: DispatcherEvent, reason: Option<Reason>) {
         metrics::event(&event, reason);
         self.events.emit(event);
@@ -192,9 +193,9 @@ impl Worker {
         self.announce(DispatcherEvent::Taken { document: document.clone(), reason }, Some(reason));
 
         let settlement = match self.cluster.home_of(cluster).await {
-            Home::Elsewhere => Settlement::PutBack(Unable::OtherCluster),
-            Home::Here => self.work_on(&document, taken).await,
-            Home::Unknown => elsewhere_if_gone(self.work_on(&document, taken).await),
+            Origin::OtherCluster => Settlement::PutBack(Unable::OtherCluster),
+            Origin::ThisCluster => self.work_on(&document, taken).await,
+            Origin::Unknown => elsewhere_if_gone(self.work_on(&document, taken).await),
         };
 
         match settlement {
@@ -216,24 +217,24 @@ impl Worker {
 
     /// Leaves a command to another worker, after a pause.
     async fn put_back(&self, mut delivery: Delivery, document: DocumentRef, reason: Reason, unable: Unable) {
-        // A worker that only ever has such commands must stop taking them.
+        // A worker that gets only such commands must stop taking them.
         match &unable {
             Unable::OtherCluster => self.ability.useless(Useless::OtherCluster),
             Unable::Refused(_) => self.ability.useless(Useless::Refused),
-            Unable::Away(reason) => reach::note_away(&self.ability, reason),
+            Unable::Away(reason) => reach::note_unreachable(&self.ability, reason),
             Unable::Full(_) => {}
         }
 
         let kind = unable.kind();
         let why = Left::from(unable);
         if let Some(count) = self.repeats.count(kind) {
-            tracing::warn!(%document, ?why, count, "this worker can do nothing about a command; it is put back");
+            tracing::warn!(%document, ?why, count, "this worker cannot process a command; it is requeued");
         }
 
-        // Megabytes, perhaps, and of no more use.
+        // It may have megabytes, and is no longer needed.
         delivery.body = Vec::new();
 
-        // While it waits, the prefetch has to make up for its place.
+        // While it waits, the prefetch has to compensate for its place.
         if self.put_back.begin() == Prefetch::Changes {
             self.ability.notify();
         }
@@ -265,13 +266,13 @@ impl Worker {
                 return Settlement::GiveBack;
             };
 
-            let circumstances = Circumstances {
+            let state = CommandState {
                 now: self.processor.clock().now().await.unwrap_or_else(|_unasked| DateTime::now()),
                 kept: taken.elapsed(),
                 unavailable: wait.waited,
                 stopping: self.stops.intake.is_cancelled(),
             };
-            let waited = match policy.decide(outcome, circumstances) {
+            let waited = match policy.decide(outcome, state) {
                 Decision::Finish(processed) => {
                     let document = document.clone();
                     return Settlement::Acknowledge(DispatcherEvent::Finished { document, processed });
@@ -289,7 +290,7 @@ impl Worker {
         }
     }
 
-    /// The right to work on the document, or how the command ends without it.
+    /// The right to work on the document, or the command's end without it.
     async fn wait_for_turn(
         &self,
         document: &DocumentRef,
@@ -313,9 +314,9 @@ impl Worker {
         self.keep(document, Left::Held(hold), tokio::time::sleep(pause)).await
     }
 
-    /// Keeps the command until MongoDB is tried again.
+    /// Keeps the command until MongoDB is retried.
     async fn retry(&self, document: &DocumentRef, pause: Duration, why: Left) -> ControlFlow<Settlement> {
-        // The room is bounded: one collection in trouble must not take the place of all others.
+        // The room is bounded: one failing collection must not take the place of all others.
         let Ok(_room) = self.holds.try_acquire() else {
             return ControlFlow::Break(Settlement::PutBack(Unable::Full(why)));
         };
@@ -325,7 +326,8 @@ impl Worker {
         self.keep(document, why, tokio::time::sleep(pause)).await
     }
 
-    /// Keeps the command until there is a destination, or this much time has passed. The next pass finds out which.
+    /// Keeps the command until the destination is available, or this much time has passed. The next pass
+    /// finds out which.
     async fn await_destination(
         &self,
         document: &DocumentRef,
@@ -345,7 +347,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// Waits with the command in hand, but not past a stop.
+    /// Waits while holding the command, but not past a stop.
     async fn keep(
         &self,
         document: &DocumentRef,
@@ -376,7 +378,8 @@ impl Worker {
     }
 }
 
-/// A cluster without a name cannot say whether a command is its own; a document that is missing there can.
+/// A cluster without a name cannot recognise its own commands, but a missing document shows that a command is
+/// from another.
 fn elsewhere_if_gone(settlement: Settlement) -> Settlement {
     match settlement {
         Settlement::Acknowledge(DispatcherEvent::Finished { processed: Processed::Gone, .. }) => {

@@ -142,7 +142,7 @@ async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
         "{changes} changes that fill an outbox: {:.0} bytes each",
         f64::from(bytes) / f64::from(changes)
     );
-    // What follows touches no outbox, but for the last, which shows that all before it was passed.
+    // The following changes touch no outbox, except the last, which shows that all earlier ones were read.
     orders.update_many(doc! {}, doc! { "$set": { "customer": "d".repeat(300) } }).await?;
     orders.insert_one(order(CHANGES)).await?;
     let (more, _) = seen(changes + 1).await;

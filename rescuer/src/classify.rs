@@ -1,55 +1,58 @@
-//! The meaning of MongoDB's errors for the stream: the table, and nothing else.
+//! The meaning of MongoDB's errors for the stream: the table only.
 //!
 //! | error | means |
 //! |---|---|
 //! | 286 change stream history lost, 280 fatal change stream error, 260 invalid resume token, 136 capped position lost, 10334 a change too large to be sent | [`Fault::Lost`]: no reopening from this position helps |
 //! | 9, 14, 40647, 40648, 40649, 50811, 50788 … a token the server can't read | [`Fault::Lost`] |
 //! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
-//! | a login that the driver says has failed | [`Fault::Fatal`] at the start, [`Fault::Transient`] later: a fail-over breaks logins off |
-//! | 40573 no replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
+//! | a login that the driver says has failed | [`Fault::Fatal`] at the start, [`Fault::Transient`] later: a failover interrupts logins |
+//! | 40573 not a replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
 //! | 166 a view or a time series, 72 a read concern that change streams cannot have, when a stream is opened | [`Fault::Fatal`] |
 //! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Transient`]: again, from the last position |
 //!
-//! A damaged token can make the server fail in any way while it decodes it (15 overflow, for one). So an opening that the
-//! server itself refuses several times in a row, for at least [`Settings::refused_for`](crate::Settings::refused_for), with
-//! nothing that [`is_transient`], is [`Fault::Lost`] as well. Unless the position is the server's own time of a moment before:
-//! that cannot be lost, so it is the server that refuses, and a person has to act.
+//! A damaged token can make the server fail in any way while it decodes it (15 overflow, for one). So an
+//! opening that the server itself refuses several times in a row, for at least
+//! [`Settings::refused_for`](crate::Settings::refused_for), without an error that [`is_transient`] in
+//! between, is [`Fault::Lost`] as well. An exception is a position that is the server's own recent time: that
+//! cannot be lost, so the server itself refuses, and a person has to act.
 //!
-//! Only a start ends with a [`Fault::Fatal`]. Later it is reported as trouble of the one stream or collection that it affects,
-//! and tried again: a person who acts needn't restart anything, and the other streams and collections are not affected.
+//! Only a start ends with a [`Fault::Fatal`]. Later it is reported as a problem of the affected stream or
+//! collection, and retried: after the repair no restart is needed, and the other streams and collections are
+//! not affected.
 
 use document_outbox::internal::error_codes;
 use mongodb::error::{Error, ErrorKind};
 
-/// Network, elections, shutdowns, interruptions, routing: the driver specification's list of what change streams resume
-/// after, and what a server says when it is busy.
+/// Network, elections, shutdowns, interruptions, routing: the driver specification's list of errors after
+/// which change streams resume, and the answers of a busy server.
 const TRANSIENT: [i32; 24] = [
     6, 7, 43, 46, 50, 63, 89, 91, 112, 133, 134, 150, 189, 202, 234, 237, 262, 9001, 10107, 11600, 11601,
     11602, 13435, 13436,
 ];
 
-const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listIndexes and changeStream on \
-     what is watched and readWrite on the state database, or correct the credentials";
-const UNSUPPORTED: &str = "this server has no change streams as they are needed here; use MongoDB 6.0 or later as a \
+const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listIndexes and changeStream on the \
+    watched databases and readWrite on the state database, or correct the credentials";
+const UNSUPPORTED: &str = "this server lacks the change streams that the rescuer needs; use MongoDB 6.0 or \
+    later as a \
      replica set or sharded cluster";
-const UNWATCHABLE: &str = "MongoDB has no change stream for this; watch collections (no views, no time series), and have \
-     no other read concern than majority in the URI";
+const UNWATCHABLE: &str = "MongoDB has no change stream for this; watch collections (not views or time \
+    series), and use no read concern except majority in the URI";
 /// For a stream that is refused at the server's own present time.
-pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and not because of its position; see what it \
-     says, and correct what is watched, the URI or the server";
+pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and not because of its \
+    position; read its answer, and correct the watched collections, the URI or the server";
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Try again after a pause, from the last position.
     Transient,
-    /// The position is of no use any more.
+    /// The position is no longer usable.
     Lost,
-    /// A person has to act; the sentence says what to do.
+    /// A person has to act; the sentence describes the repair.
     Fatal(&'static str),
 }
 
-/// Before anything has worked: wrong credentials are the likeliest reason of all.
+/// At the start, wrong credentials are the most likely reason.
 pub(crate) fn at_start(error: &Error) -> Fault {
     if matches!(error.kind.as_ref(), ErrorKind::Authentication { .. }) {
         return Fault::Fatal(NOT_ALLOWED);
@@ -59,14 +62,14 @@ pub(crate) fn at_start(error: &Error) -> Fault {
 
 pub(crate) fn of(error: &Error) -> Fault {
     match error.kind.as_ref() {
-        // The driver says so of every login that breaks off, as one does to a member that is shutting down.
+        // The driver reports this for every interrupted login, as with a member that is shutting down.
         ErrorKind::Authentication { .. } => Fault::Transient,
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
         _ => error_codes::code(error).map_or(Fault::Transient, of_code),
     }
 }
 
-/// Of an error with which a stream is not opened, or breaks off.
+/// The fault for an error that prevents or ends a stream.
 pub(crate) fn of_stream(error: &Error) -> Fault {
     match error_codes::code(error) {
         Some(166 | 72) => Fault::Fatal(UNWATCHABLE),
@@ -74,14 +77,14 @@ pub(crate) fn of_stream(error: &Error) -> Fault {
     }
 }
 
-/// Whether a server's refusal to open a stream says something about the server rather than about the position.
+/// Whether a server's refusal to open a stream is about the server rather than about the position.
 pub(crate) fn is_transient(error: &Error) -> bool {
     if error.contains_label("ResumableChangeStreamError") {
         return true;
     }
     match error_codes::code(error) {
         Some(code) => TRANSIENT.contains(&code),
-        // It isn't a refusal of the server at all.
+        // It isn't a refusal by the server.
         None => true,
     }
 }
@@ -94,7 +97,7 @@ pub(crate) fn explain(error: &Error, fault: Fault) -> String {
     }
 }
 
-/// The error without the server's whole response, and what to do where waiting doesn't help.
+/// The error without the server's whole response, and what to do if waiting doesn't help.
 pub(crate) fn text(error: &Error) -> String {
     match error_codes::advice(error) {
         Some(advice) => format!("{}; {advice}", error.kind),

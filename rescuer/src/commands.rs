@@ -1,4 +1,4 @@
-//! Where commands go: the seam between a rescuer and the broker.
+//! The interface between a rescuer and the broker.
 
 use async_trait::async_trait;
 use document_outbox::{CommandSender, SendFailure, amqp::Publisher, command::ProcessDocumentMessages};
@@ -9,11 +9,11 @@ pub trait Commands: Send + Sync {
     /// Sends a window of commands and answers for each in its place: `Ok` once the broker has confirmed it.
     async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>>;
 
-    /// Waits until a command sent now has a chance. May return early; may be dropped.
+    /// Waits until commands can probably be sent. May return early; may be dropped.
     async fn ready(&self);
 
-    /// Whether a command sent now has a chance, as far as that is known without sending one. A rescuer that can't send
-    /// leaves its streams to one that can.
+    /// Whether a command could probably be sent now, as far as is known without sending one. A rescuer that
+    /// can't send leaves its streams to one that can.
     fn is_ready(&self) -> bool {
         true
     }
@@ -26,7 +26,7 @@ pub(crate) enum Ability {
     Unable,
 }
 
-/// Commands by way of RabbitMQ.
+/// Sends commands through RabbitMQ.
 #[derive(Debug, Clone)]
 pub struct BrokerCommands {
     publisher: Publisher,
@@ -49,7 +49,7 @@ impl Commands for BrokerCommands {
     }
 
     async fn ready(&self) {
-        // False means closed for good; the next send then says so.
+        // False means closed for good; the next send then reports it.
         self.publisher.ready().await;
     }
 

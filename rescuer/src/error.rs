@@ -22,7 +22,7 @@ pub enum RescuerError {
          changes for an outbox; use MongoDB itself, Atlas, or Cosmos DB's vCore service"
     )]
     CosmosDb,
-    /// The server refuses something in a way that trying again doesn't help against.
+    /// The server refuses permanently.
     #[error("could not {doing}: {advice}")]
     Refused {
         /// What was tried.
@@ -34,8 +34,9 @@ pub enum RescuerError {
     },
     /// The position is lost and `on_history_lost` is `fail`.
     #[error(
-        "the position of stream {stream:?} is lost ({reason}) and on_history_lost is `fail`; set it to `sweep`, which \
-         finds everything undelivered and goes on, or delete that document of `positions` in the state database"
+        "the position of stream {stream:?} is lost ({reason}) and on_history_lost is `fail`; set it to \
+         `sweep`, which finds every undelivered message and continues, or delete that document of \
+         `positions` in the state database"
     )]
     PositionLost {
         /// Which stream.
@@ -43,15 +44,15 @@ pub enum RescuerError {
         /// Why it is lost.
         reason: String,
     },
-    /// A part of it panicked, and the rest doesn't continue alone.
+    /// A part of it panicked, so the rest was stopped.
     #[error(
-        "{0} panicked, which is a defect; please report what the log says of it, and start the rescuer again"
+        "{0} panicked, which is a defect; please report the panic in the log, and start the rescuer again"
     )]
     Panicked(&'static str),
 }
 
 impl RescuerError {
-    /// Whether no part of the process can be relied on any more.
+    /// Whether the whole process is unreliable now.
     pub(crate) fn is_defect(&self) -> bool {
         matches!(self, Self::Panicked(_))
     }

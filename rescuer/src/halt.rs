@@ -1,4 +1,4 @@
-//! Stopping, as an error value: whatever is under way ends with it by `?`.
+//! Stopping, as an error value: all work ends with it by `?`.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::RescuerError;
 
-/// Told to stop, or the lease is over: nothing new may be begun.
+/// A stop was requested, or the lease is over: no new work may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Halt;
 
-/// The result of work that nothing but a stop can end.
+/// The result of work that only a stop can end.
 pub(crate) type Run<T> = Result<T, Halt>;
 
-/// Why work that a stop or a failure can end did not reach its end.
+/// Why work was interrupted: by a stop or by a failure.
 #[derive(Debug)]
 pub(crate) enum Interrupted<E = Error> {
     Halted,
@@ -39,17 +39,17 @@ impl From<RescuerError> for Interrupted<RescuerError> {
     }
 }
 
-/// Does the work, unless a stop comes first.
+/// Runs the work until it ends or a stop comes.
 pub(crate) async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Run<T> {
     stop.run_until_cancelled(work).await.ok_or(Halt)
 }
 
-/// Sleeps, unless a stop comes first.
+/// Sleeps until the time is over or a stop comes.
 pub(crate) async fn sleep(stop: &CancellationToken, time: Duration) -> Run<()> {
     unless_stopped(stop, tokio::time::sleep(time)).await
 }
 
-/// Gives work that was begun its time to end: all that it needs before the stop, and `last` from then on.
+/// Lets work that has begun finish: without limit before the stop, and within `last` after it.
 pub(crate) async fn with_grace<T>(
     stop: &CancellationToken,
     last: Duration,

@@ -1,4 +1,4 @@
-//! A hash in the place of a name: memories of very many documents hold eight bytes for each.
+//! A hash in place of a name, so that a memory of very many documents needs only eight bytes for each.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

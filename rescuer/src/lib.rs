@@ -1,9 +1,11 @@
-//! The rescuer: finds the messages that inline dispatch left behind, and asks a dispatcher to deliver them.
+//! The rescuer: finds the messages that inline dispatch did not deliver, and asks a dispatcher to deliver
+//! them.
 //!
 //! # Flow
-//! It reads the change streams of the watched collections a configurable *delay* late. A document whose outbox was filled
-//! back then and still holds something undelivered gets a `ProcessDocumentMessages` command on RabbitMQ. Beside that, a
-//! sweep goes through everything that is due, so that nothing depends on a change being seen or a command arriving.
+//! It reads the change streams of the watched collections a configurable *delay* late. A document whose
+//! outbox was filled back then and still has undelivered messages gets a `ProcessDocumentMessages` command on
+//! RabbitMQ. In addition, a sweep reads everything that is due, so that no message depends on a change being
+//! seen or a command arriving.
 //!
 //! ```text
 //!              ┌─ stream ─▶ follow ─ hold until `delay` old ─▶ page ─┐
@@ -15,19 +17,19 @@
 //! - Every message that is committed and stays undelivered is queued: by the stream `delay` after its save, or by the sweep
 //!   once it is due.
 //! - The saved position is a low-water mark. A crash at any moment repeats commands, and loses none.
-//! - A position that is lost, unreadable, or of other patterns loses nothing (see [`OnHistoryLost`]).
+//! - A position that is lost, unreadable, or for other patterns loses no message (see [`OnHistoryLost`]).
 //! - Memory doesn't grow with the delay, the backlog, or an outage of the broker.
 //!
 //! # Assumptions
 //! MongoDB 6.0 or later as a replica set or a sharded cluster; the index of [`Settings`]' collections on
-//! `outbox.available_at`, without which the sweep reads collections from end to end, slowly. It needs to read what it
-//! watches and to write its state database, nothing else.
+//! `outbox.available_at`, without which the sweep reads collections from end to end, slowly. It only needs to
+//! read the watched collections and to write its state database.
 //!
 //! # Caveats
-//! - A command is a hint. One more than needed is harmless, and there are some: after a crash, around a busy document.
+//! - A command is a hint. Extra commands are harmless; they occur after a crash, and for a busy document.
 //! - The oplog has to reach back further than the delay.
-//! - Several rescuers of a name stand in for each other: one owns a stream, for as long as it renews its lease in the state
-//!   database; the others stand by.
+//! - Several rescuers of a name are standbys for each other: one owns a stream, for as long as it renews its
+//!   lease in the state database; the others stand by.
 //!
 //! # Example
 //! ```no_run

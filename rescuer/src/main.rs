@@ -20,13 +20,13 @@ use tokio::time::timeout;
 const NAME: &str = "outbox-rescuer";
 /// In bytes.
 const LONGEST_STREAM: usize = 255;
-/// For the end of the connection to RabbitMQ.
+/// The time for closing the connection to RabbitMQ.
 const LONGEST_CLOSE: Duration = Duration::from_secs(2);
 const AGAIN: &str = "write a time as in 2026-01-31T12:00:00Z, or how long ago, as in 1h";
 
 fn main() -> Exit {
-    let about = "Finds messages that were left in documents' outboxes and has a dispatcher deliver them. Reads MongoDB's \
-                 change streams `delay` late, sweeps what is due, and sends commands over RabbitMQ.";
+    let about = "Finds undelivered messages in documents' outboxes and has a dispatcher deliver them. Reads \
+        MongoDB's change streams with a delay, sweeps due messages, and sends commands over RabbitMQ.";
     Daemon::new(NAME, env!("CARGO_PKG_VERSION"), about).keys(keys::transport()).keys(table()).run(read, serve)
 }
 
@@ -38,15 +38,15 @@ fn table() -> Vec<Key> {
         Key::new(
             "delay",
             Kind::Duration(SHORTEST_DELAY..=LONGEST_DELAY),
-            "How old a message must be before it is rescued. Longer than inline delivery ever takes, shorter than what \
-             a crash may cost; the oplog has to reach back further.",
+            "How old a message must be before it is rescued. Choose it longer than inline delivery ever \
+             takes, and shorter than the lateness that a crash may cause; the oplog has to reach back further.",
         )
         .with_default("15s"),
         Key::new(
             "lease",
             Kind::Duration(SHORTEST_LEASE..=LONGEST_LEASE),
-            "How long a rescuer owns a stream without renewing it: how long others of the same stream wait before they take \
-             over from one that died.",
+            "How long a rescuer owns a stream without renewing its lease, and so how long the others wait \
+             before they take over from an owner that died.",
         )
         .with_default("15s"),
     ];
@@ -67,7 +67,7 @@ fn sweep_keys() -> Vec<Key> {
         Key::new(
             "full_sweep_interval",
             long.clone(),
-            "How often the sweep also looks for entries without a date, as other writers may leave them.",
+            "How often the sweep also reads entries without a date, as other writers may leave them.",
         )
         .with_default("1h"),
         Key::new(
@@ -97,21 +97,21 @@ fn operation_keys() -> Vec<Key> {
         Key::new(
             "page_size",
             Kind::Integer(1..=10_000),
-            "How many changes or documents are dealt with at a time.",
+            "How many changes or documents are processed at a time.",
         )
         .with_default("500"),
         Key::new(
             "on_history_lost",
             Kind::choice::<OnHistoryLost>(),
-            "What to do when the change stream cannot go on where it stood: sweep everything and go on (loses nothing), \
-             fail, or go on from the latest change.",
+            "What to do when the change stream cannot continue from its position: sweep everything and \
+             continue (loses no message), fail, or continue from the latest change.",
         )
         .with_default("sweep"),
         Key::new(
             "start_at",
             Kind::Text(check_start_at),
-            "An operator's tool: read from this time, 2026-01-31T12:00:00Z or so long ago, 1h, at every start, whatever the \
-             position says.",
+            "An operator's tool: at every start, ignore the position and read from this time: \
+             2026-01-31T12:00:00Z, or 1h for an hour ago.",
         )
         .with_default(""),
         keys::unordered(),
@@ -119,15 +119,15 @@ fn operation_keys() -> Vec<Key> {
         Key::new(
             "stream",
             Kind::Text(check_stream),
-            "Names position and lease in the state database. Rescuers of one name stand in for each other; those that watch \
-             different collections need different names.",
+            "Names position and lease in the state database. Rescuers of one name are standbys for each \
+             other; those that watch different collections need different names.",
         )
         .with_default("default"),
         keys::state_database(),
         keys::commands_exchange(),
         keys::commands_queue(),
         keys::topology(),
-        // It ends quickly; the others shouldn't wait for long where one hangs.
+        // It ends quickly; the others shouldn't wait long if one hangs.
         keys::shutdown_grace().with_default("10s"),
     ]
 }
@@ -143,7 +143,7 @@ fn check_start_at(text: &str) -> Result<(), String> {
     start_at(text).map(drop)
 }
 
-/// A time, or how long before now, which must be past; none where the text is empty.
+/// A time, or how long before now, which must be past; `None` if the text is empty.
 fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
     if text.is_empty() {
         return Ok(None);
@@ -158,23 +158,23 @@ fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
 
     let seconds = time.duration_since(UNIX_EPOCH).ok().and_then(|since| u32::try_from(since.as_secs()).ok());
     let Some(seconds) = seconds else {
-        return Err(format!("is no time that MongoDB's log could have; {AGAIN}"));
+        return Err(format!("is not a time that MongoDB's log can have; {AGAIN}"));
     };
     if SystemTime::now() < UNIX_EPOCH + Duration::from_secs(seconds.into()) {
-        return Err("is still to come; name a time that is past".into());
+        return Err("is in the future; name a time in the past".into());
     }
     Ok(Some(Timestamp { time: seconds, increment: 1 }))
 }
 
-/// What the binary needs beyond the rescuer's own settings.
-struct Around {
+/// The binary's settings in addition to the rescuer's own.
+struct BrokerSettings {
     connections: Connections,
     exchange: String,
     queue: String,
     topology: TopologyMode,
 }
 
-fn read(read: &mut Reader<'_>) -> (Around, Settings) {
+fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
     let settings = Settings {
         unordered: read.namespaces("unordered"),
         dead_blocks: read.namespaces("dead_blocks"),
@@ -182,7 +182,7 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
         delay: read.duration("delay"),
         lease: read.duration("lease"),
         totals_interval: read.duration("totals_interval"),
-        // Without an endpoint they could not be read.
+        // Without an endpoint the metrics could not be read.
         count_totals: read.string("http_listen") != "off",
         shutdown_grace: Some(read.duration("shutdown_grace")),
         start_at: start_at(&read.string("start_at")).ok().flatten(),
@@ -199,7 +199,7 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
         read.problem(&problem.settings, problem.sentence);
     }
 
-    let around = Around {
+    let around = BrokerSettings {
         connections: Connections::read(read, NAME),
         exchange: read.string("commands_exchange"),
         queue: read.string("commands_queue"),
@@ -209,18 +209,19 @@ fn read(read: &mut Reader<'_>) -> (Around, Settings) {
 }
 
 async fn serve(
-    (around, settings): (Around, Settings),
+    (around, settings): (BrokerSettings, Settings),
     context: Context,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Around { connections, exchange, queue, topology } = around;
-    // Looks names up, which a resolver can take its time for.
+    let BrokerSettings { connections, exchange, queue, topology } = around;
+    // Resolves names, which may take a while.
     let Some(client) = context.stop.run_until_cancelled(connections.mongodb()).await else {
         return Ok(());
     };
     let client = client?;
 
     let rabbitmq = connections.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
-    // The queue as well: commands sent before the first dispatcher has started would be lost without it.
+    // Declares the queue as well: without it, commands that are sent before the first dispatcher starts would
+    // be lost.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
 
@@ -235,13 +236,14 @@ async fn serve(
         ended = &mut rescuing => ended.map_err(Into::into),
         () = ended(&publisher) => {
             stop.cancel();
-            // Its position and its lease, for another.
+            // The position and the lease are saved for another rescuer.
             let _ = rescuing.await;
-            Err("the task that publishes commands has ended, which is a defect; please report what the log says of it".into())
+            Err("the task that publishes commands has ended, which is a defect; please report its errors in \
+                the log".into())
         }
     };
 
-    // No confirm is waited for any more.
+    // There is no more wait for confirms.
     let _ = timeout(last, publisher.close()).await;
     result
 }

@@ -1,4 +1,4 @@
-//! How MongoDB is asked: with which concerns, and for its times.
+//! Access to MongoDB: the concerns of reads and writes, and the server's times.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use mongodb::{
 pub(crate) const LEASES: &str = "leases";
 pub(crate) const POSITIONS: &str = "positions";
 
-/// How long a write to the state database waits for the majority. A majority that is away for hours answers with an error,
-/// instead of never.
+/// How long a write to the state database waits for the majority. Without a majority for hours, the write
+/// ends with an error instead of hanging.
 const MAJORITY_WITHIN: Duration = Duration::from_secs(10);
 
 /// The connection of a rescuer, and the server's clock as seen by it.
@@ -40,7 +40,8 @@ impl Mongo {
         self.client.database(name)
     }
 
-    /// A collection to look documents up in: on the primary, which has everything that a change stream has shown.
+    /// A collection to read documents from: on the primary, which has everything that a change stream has
+    /// shown.
     pub(crate) fn collection(&self, namespace: &Namespace) -> Collection<RawDocumentBuf> {
         let primary = CollectionOptions::builder().selection_criteria(primary()).build();
         self.client.database(&namespace.db).collection_with_options(&namespace.coll, primary)
@@ -51,7 +52,7 @@ impl Mongo {
         self.clock.now().await
     }
 
-    /// A time from which a change stream shows everything that is not saved yet.
+    /// A time from which a change stream shows every later write.
     pub(crate) async fn operation_time(&self) -> Result<Timestamp, Error> {
         let reply = self.ping(None).await?;
         reply
@@ -59,7 +60,7 @@ impl Mongo {
             .map_err(|error| Error::custom(format!("the reply to `ping`: {error}")))
     }
 
-    /// The cluster time up to which the primary has everything; none where its reply has no such time.
+    /// The cluster time up to which the primary has everything; `None` if its reply has no such time.
     pub(crate) async fn primary_time(&self) -> Result<Option<Timestamp>, Error> {
         let reply = self.ping(Some(primary())).await?;
         Ok(reply.get_timestamp("operationTime").ok())
@@ -87,7 +88,7 @@ pub(crate) fn primary() -> SelectionCriteria {
     SelectionCriteria::ReadPreference(ReadPreference::Primary)
 }
 
-/// How the state database is read and written: what was read or written there lasts.
+/// Reads and writes of the state database survive a failover.
 pub(crate) fn lasting() -> CollectionOptions {
     let majority = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(MAJORITY_WITHIN).build();
     CollectionOptions::builder()

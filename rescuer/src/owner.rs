@@ -1,8 +1,8 @@
 //! The owner's work during one term.
 //!
-//! Stream and sweep run beside each other, and beside them three tasks without which neither may continue: one renews the
-//! lease, one watches the oplog, one counts the backlog. Each ends with the term; if one of them panics, the term ends, and
-//! the rescuer with it.
+//! Stream and sweep run concurrently, together with three tasks that both need: one renews the lease, one
+//! watches the oplog, one counts the backlog. Each ends with the term; if one of them panics, the term ends,
+//! and the rescuer with it.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -35,7 +35,7 @@ use crate::{
 
 /// As it is reported when it fails: "could not …".
 pub(crate) const SERVING: &str = "serve the stream";
-/// For how long a task that was stopped may take to end by itself.
+/// How long a stopped task may take to end by itself.
 const LAST_STEPS: Duration = Duration::from_millis(500);
 
 /// Everything that works during one term.
@@ -62,7 +62,7 @@ impl Owner {
         start_at: Option<Timestamp>,
     ) -> Self {
         let Process { broker, budget, .. } = process;
-        // What judges and sends, for stream and sweep alike.
+        // Judges and sends, for both stream and sweep.
         let queued = RecentlyQueued::new(remembers, term.settings.requeue_pause);
         let inspector = Arc::new(Inspector::new(term.clone()));
         let lineage = positions.lineage().clone();
@@ -107,7 +107,7 @@ impl Owner {
     /// Works until stopped or the lease is lost, and keeps the lease until the last of the work is done.
     pub(crate) async fn work(self) -> Result<(), RescuerError> {
         let Self { term, renewal, stream, sweep, gauge, full_sweep, panicked } = self;
-        // However this ends, even if it is dropped, nothing continues alone.
+        // Whatever ends this, even a drop, no task continues alone.
         let _all = term.stop.clone().drop_guard();
         let done = CancellationToken::new();
         let _done = done.clone().drop_guard();
@@ -121,7 +121,7 @@ impl Owner {
 
         let ended = run(&term, stream, sweep, &full_sweep).await;
         term.stop.cancel();
-        // However they end, they are over before another term of this process begins.
+        // They are over before another term of this process begins, whatever ended them.
         for task in beside {
             let _ = end_soon(task).await;
         }
@@ -135,7 +135,7 @@ impl Owner {
     }
 }
 
-/// Tasks without which the others may not continue.
+/// Tasks that the others need to continue.
 struct Essential {
     term: Arc<Term>,
     panicked: Arc<OnceLock<&'static str>>,
@@ -153,7 +153,7 @@ impl Essential {
     }
 }
 
-/// Stream and sweep, beside each other.
+/// Stream and sweep, concurrently.
 async fn run(
     term: &Arc<Term>,
     stream: ChangeStream,
@@ -167,7 +167,8 @@ async fn run(
     };
     term.report.healed(SERVING);
 
-    // Documents that were saved before the stream begins are the sweep's, and the youngest of them only a delay later.
+    // The sweep handles documents that were saved before the stream begins, the youngest of them only a delay
+    // later.
     full_sweep.postpone();
     if matches!(begun.from, StartedFrom::Now | StartedFrom::ChangedPatterns | StartedFrom::Asked) {
         full_sweep.request_later();
@@ -176,7 +177,7 @@ async fn run(
     let both = term.stop.clone().drop_guard();
     let sweeping = tokio::spawn(async move {
         let _both = both;
-        // A stop ends it, and nothing else.
+        // Only a stop ends it.
         let _ = sweep.run().await;
     });
     let followed = match AssertUnwindSafe(stream.keep_following(begun)).catch_unwind().await {
@@ -188,7 +189,7 @@ async fn run(
 
     let swept = match end_soon(sweeping).await {
         Some(Err(error)) if error.is_panic() => Err(RescuerError::Panicked("the sweep")),
-        // Nothing is kept of a round.
+        // A round keeps no state.
         Some(_) | None => Ok(()),
     };
     followed.and(swept)

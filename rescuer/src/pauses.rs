@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// The pauses of one thing that is tried until it succeeds. The mutex is never locked: it makes them `Sync`, so that a task
-/// can lend what holds them.
+/// The pauses of one operation that is retried until it succeeds. The mutex is never locked: it makes them
+/// `Sync`, so that a task can lend their owner.
 pub(crate) struct Pauses(Mutex<Box<dyn Iterator<Item = Duration> + Send>>);
 
 impl Pauses {

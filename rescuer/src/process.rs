@@ -6,7 +6,7 @@ use crate::{leadership::ability::Broker, mongo::Mongo, settings::Settings, sweep
 
 #[derive(Clone)]
 pub(crate) struct Process {
-    /// What it is called in leases and positions.
+    /// Its name in leases and positions.
     pub(crate) name: Arc<str>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) mongo: Mongo,

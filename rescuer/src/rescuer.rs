@@ -1,5 +1,5 @@
-//! One rescuer from its start to its end: for each of its streams, standing by until it owns it, then the stream and the
-//! sweep beside each other.
+//! One rescuer from its start to its end: for each of its streams, it is a standby until it owns the stream,
+//! then runs the stream and the sweep concurrently.
 //!
 //! ```text
 //!                  ┌───────── lease lost ◀───────────┐
@@ -46,7 +46,7 @@ impl fmt::Debug for Rescuer {
 }
 
 impl Rescuer {
-    /// Prepares a rescuer; nothing is connected yet.
+    /// Prepares a rescuer, without connecting.
     ///
     /// # Errors
     /// [`RescuerError::Settings`] with everything that cannot work.
@@ -79,24 +79,25 @@ impl Rescuer {
         self.events.subscribe()
     }
 
-    /// How it stands, now and while it runs.
+    /// Its state, now and while it runs.
     #[must_use]
     pub fn status(&self) -> Status {
         let streams = self.streams.iter().map(|(_, report)| report.clone());
         Status::new(self.process.name.clone(), streams.collect())
     }
 
-    /// Rescues until `stop` is cancelled. Then it takes nothing new, leaves a page that isn't confirmed for the next start,
-    /// saves the positions behind what is, gives its leases back, and returns, within seconds even if no server answers.
+    /// Rescues until `stop` is cancelled. Then it begins no new work, leaves an unconfirmed page for the next
+    /// start, saves the positions of confirmed changes, releases its leases, and returns, within seconds even
+    /// if no server answers.
     ///
-    /// Outages of MongoDB and of the broker are waited out. So is another rescuer that owns a stream. Trouble of one stream or
-    /// one collection is reported and tried again, while the others continue.
+    /// It waits until outages of MongoDB and of the broker end, and until another owner of a stream stops.
+    /// Failures of one stream or one collection are reported and retried, while the others continue.
     ///
     /// # Errors
     /// [`RescuerError`], if it cannot start, or if no stream can continue.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RescuerError> {
-        // Of its own, so that a stream that ends can end the others. However this ends, even if it is dropped, nothing
-        // continues alone.
+        // A separate token, so that a stream that ends can end the others. Whatever ends this, even a drop,
+        // no stream continues alone.
         let stop = stop.child_token();
         let _all = stop.clone().drop_guard();
         match server::check(&self.process.mongo, &stop).await {

@@ -1,4 +1,5 @@
-//! One stream of this process: it stands by until it owns the stream, does the owner's work for a term, and stands by again.
+//! One stream of this process: it is a standby until it owns the stream, does the owner's work for a term,
+//! and is a standby again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use crate::{
     watch_plan::Plan,
 };
 
-/// After a term that ended with an error, a stream is taken up again no sooner.
+/// The pause before a stream is taken again after a term that ended with an error.
 const AFTER_ERROR: Duration = Duration::from_mins(1);
 
 /// One stream, under any owner.
@@ -29,13 +30,13 @@ pub(crate) struct Stream {
     lease: Lease,
     /// How many documents its sweep may remember.
     remembers: usize,
-    siblings: Siblings,
+    others: OtherStreams,
     stop: CancellationToken,
 }
 
 /// Whether this process has other streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Siblings {
+enum OtherStreams {
     None,
     Some,
 }
@@ -53,14 +54,14 @@ impl Stream {
         let lease = Lease::new(mongo, &settings.state_database, &plan.name, name, settings.lease);
         let positions = Positions::new(mongo, &plan, name);
         let remembers = settings.queued_capacity / of;
-        let siblings = if of == 1 { Siblings::None } else { Siblings::Some };
-        Self { process, plan, report, positions, lease, remembers, siblings, stop }
+        let others = if of == 1 { OtherStreams::None } else { OtherStreams::Some };
+        Self { process, plan, report, positions, lease, remembers, others, stop }
     }
 
-    /// Serves the stream until told to stop.
+    /// Serves the stream until a stop.
     pub(crate) async fn serve(self) -> Result<(), RescuerError> {
         let Process { broker, settings, .. } = &self.process;
-        // Where to begin, once, if an operator wants it elsewhere than at the position.
+        // Where to begin, once, if an operator set a start other than the position.
         let mut start_at = settings.start_at;
         loop {
             let last = settings.last_write();
@@ -78,11 +79,11 @@ impl Stream {
 
             match ended {
                 Ok(()) => {}
-                Err(error) if self.siblings == Siblings::None || error.is_defect() => return Err(error),
+                Err(error) if self.others == OtherStreams::None || error.is_defect() => return Err(error),
                 // The other streams continue.
                 Err(error) => {
                     self.report.trouble(SERVING, &error.with_source());
-                    // A stop is noticed when standing by.
+                    // A standby notices a stop.
                     let _ = halt::sleep(&self.stop, AFTER_ERROR).await;
                 }
             }
@@ -106,13 +107,13 @@ impl Stream {
         })
     }
 
-    /// Lets another continue at once. If that fails, it can when the lease is over.
+    /// Lets another continue at once. If that fails, another continues when the lease is over.
     async fn give_back(&self, term: &Term) {
         let release = timeout(self.lease.lasts(), self.lease.release(term.held.epoch));
         let last = self.process.settings.last_write();
         if let Ok(Ok(Err(error))) = with_grace(&self.stop, last, release).await {
             let error = classify::text(&error);
-            tracing::debug!(error, "the lease could not be given back; it ends by itself");
+            tracing::debug!(error, "the lease could not be released; it ends by itself");
         }
     }
 }

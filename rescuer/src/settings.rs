@@ -1,4 +1,4 @@
-//! How a rescuer works, and why it cannot.
+//! The settings of a rescuer, and their problems.
 
 use std::{fmt, time::Duration};
 
@@ -6,17 +6,17 @@ use document_outbox::DeliveryOrder;
 use mongodb::{Namespace, bson::Timestamp};
 use outbox_service::NamespacePattern;
 
-/// Shorter, and the rescuer would race the inline dispatcher.
+/// If it were shorter, the rescuer would race the inline dispatcher.
 pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
-/// Longer, and few oplogs would reach back to it.
+/// If it were longer, few oplogs would reach back that far.
 pub const LONGEST_DELAY: Duration = Duration::from_hours(24);
 
-/// Shorter, and a busy machine would lose it.
+/// If it were shorter, a busy machine would lose it.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
-/// Longer, and nothing would be rescued for too long after a crash.
+/// If it were longer, messages would wait too long after a crash.
 pub const LONGEST_LEASE: Duration = Duration::from_mins(10);
 
-/// Larger, and a page would take too long to look up.
+/// If it were larger, a page would take too long to read.
 const LARGEST_PAGE: usize = 10_000;
 /// The server drops a cursor that is idle for 10 minutes.
 const LONGEST_CURSOR_IDLE: Duration = Duration::from_mins(9);
@@ -28,10 +28,10 @@ const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 #[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnHistoryLost {
-    /// Continue from now, and sweep everything. Loses nothing.
+    /// Continue from now, and sweep everything. Loses no message.
     #[default]
     Sweep,
-    /// Stop with an error and leave the position as it is, for a person to look at.
+    /// Stop with an error and keep the position, so that a person can decide.
     Fail,
     /// Continue from now; messages that were missed wait for the sweep's usual rounds.
     Latest,
@@ -45,54 +45,55 @@ pub struct Settings {
     /// Names the stream in the state database. Rescuers that watch different things there need different names.
     /// Default: `default`.
     pub stream: String,
-    /// The collections with outboxes. The first pattern that matches one counts; each delay has a stream of its own.
+    /// The collections with outboxes. The first pattern that matches one applies; each delay has its own
+    /// stream.
     pub watch: Vec<NamespacePattern>,
-    /// The collections among them whose messages keep no order within a document. Default: none.
+    /// The watched collections whose messages keep no order within a document. Default: none.
     pub unordered: Vec<NamespacePattern>,
-    /// The collections among them where a dead message holds back the later ones of its document. Default: none.
+    /// The watched collections in which a dead message blocks the later ones of its document. Default: none.
     pub dead_blocks: Vec<NamespacePattern>,
-    /// How old a message must be before it is rescued, so that the inline dispatcher comes first, where its pattern in
-    /// `watch` has no delay of its own. From 1 s to 24 h. Default: 15 s.
+    /// How old a message must be before it is rescued, so that the inline dispatcher delivers first, unless
+    /// its pattern in `watch` has its own delay. From 1 s to 24 h. Default: 15 s.
     pub delay: Duration,
-    /// How long the lease on a stream lasts: how long it takes until another rescuer continues where one died. From 1 s to
-    /// 10 min. Default: 15 s.
+    /// How long the lease on a stream lasts, and so how long it takes until another rescuer replaces one that
+    /// died. From 1 s to 10 min. Default: 15 s.
     pub lease: Duration,
-    /// Read from this time when a stream is owned for the first time, whatever its position says: for an operator who wants
-    /// changes checked again. Every start does so, for as long as it is set. Default: none.
+    /// Ignore the position and read from this time when a stream is owned for the first time: for an operator
+    /// who wants changes checked again. Every start does so, for as long as it is set. Default: none.
     pub start_at: Option<Timestamp>,
-    /// How often the sweep goes through what is due. Default: 10 s.
+    /// How often the sweep reads due entries. Default: 10 s.
     pub sweep_interval: Duration,
-    /// How often the sweep also looks at entries without a date, and at collections without the index that makes
-    /// it cheap, from end to end. Default: 1 h.
+    /// How often the sweep also reads entries without a date, and collections without the index that makes it
+    /// cheap, from end to end. Default: 1 h.
     pub full_sweep_interval: Duration,
     /// How many queries a second the sweeps of all streams together may send. Default: 50.
     pub sweep_queries_per_second: u32,
-    /// How many changes or documents are dealt with at a time. Default: 500.
+    /// How many changes or documents are processed at a time. Default: 500.
     pub page_size: usize,
     /// How often the position of an idle stream is saved. Default: 10 s.
     pub idle_save_interval: Duration,
-    /// At most this often a position is saved while changes come in. Default: 500 ms.
+    /// The shortest time between saves of a position while changes arrive. Default: 500 ms.
     pub busy_save_interval: Duration,
-    /// A change that is held for longer than this has its cursor closed and opened again afterwards, because the server
-    /// drops one that isn't read for 10 minutes. Default: 5 min.
+    /// If a change is held for longer than this, its cursor is closed and opened again afterwards, because
+    /// the server drops one that isn't read for 10 minutes. Default: 5 min.
     pub cursor_idle_limit: Duration,
     /// How often pending and dead messages are counted for the metrics, out of at most a fifth of the sweep's queries.
     /// Default: 30 s.
     pub totals_interval: Duration,
     /// Whether they are counted at all. Switch it off if the metrics aren't read. Default: true.
     pub count_totals: bool,
-    /// How long the supervisor that stops this rescuer waits for it to end; used for a warning if it doesn't fit. Default:
-    /// unknown.
+    /// How long the supervisor that stops this rescuer waits for its end; used for a warning if that is too
+    /// long. Default: unknown.
     pub shutdown_grace: Option<Duration>,
     /// The policy for a stream that cannot continue from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
-    /// How long the server must keep refusing to open the stream, in words that aren't known to be about the position,
-    /// before the position counts as lost. Default: 30 s.
+    /// How long the server must keep refusing to open the stream, with errors that aren't known to be about
+    /// the position, before the position counts as lost. Default: 30 s.
     pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
-    /// How many documents the sweeps of all streams together remember to have queued lately, and so how many they have
-    /// queued at a time. About 100 bytes each. Default: 100,000.
+    /// How many recently queued documents the sweeps of all streams together remember, and so how many they
+    /// can have queued at a time. About 100 bytes each. Default: 100,000.
     pub queued_capacity: usize,
     /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
     /// time, up to 2 min. Default: 30 s.
@@ -103,9 +104,9 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Problem {
-    /// The settings that it is about.
+    /// The settings concerned.
     pub settings: Vec<&'static str>,
-    /// What is wrong and what to do, after the names of the settings.
+    /// The problem and its repair, after the names of the settings.
     pub sentence: String,
 }
 
@@ -160,13 +161,14 @@ impl Settings {
         }
     }
 
-    /// How long each of the last writes of a rescuer that stops may take: that of the position, then that of the lease.
+    /// How long each of the last writes of a stopping rescuer may take: that of the position, then that of
+    /// the lease.
     pub(crate) fn last_write(&self) -> Duration {
         let share = self.shutdown_grace.map_or(LONGEST_LAST_WRITE, |grace| grace / 4);
         share.min(LONGEST_LAST_WRITE)
     }
 
-    /// Checks that a rescuer can work like that.
+    /// Checks that a rescuer can work with these settings.
     ///
     /// # Errors
     /// Everything that cannot work, each problem with the names of the settings that it is about.
@@ -190,7 +192,7 @@ impl Settings {
             "names collections of state_database, where the rescuer would watch its own positions; change one of them",
         );
 
-        // Of collections that aren't watched, nothing is ever read.
+        // Collections that aren't watched are never read.
         problems.add_if(
             self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
@@ -204,14 +206,14 @@ impl Settings {
         problems.add_if(
             NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered),
             &["dead_blocks", "unordered"],
-            "names collections that are in unordered too; without an order nothing can block, so drop one of them",
+            "names collections that are in unordered too; without an order no message can block another, so \
+             drop one of them",
         );
 
-        // It would never count, which isn't meant.
+        // It would never apply, which can't be intended.
         if let Some((pattern, by)) = covered(&self.watch) {
-            let sentence = format!(
-                "has {pattern} behind {by}, which comes first and means all that it does; put it in front, or drop it"
-            );
+            let sentence =
+                format!("has {pattern} after {by}, which covers it completely; put it in front, or drop it");
             problems.add(&["watch"], &sentence);
         }
     }
@@ -247,7 +249,7 @@ impl Settings {
         problems.add_if(
             self.sweep_queries_per_second == 0,
             &["sweep_queries_per_second"],
-            "must be at least 1, or nothing would be swept",
+            "must be at least 1, or no collection would be swept",
         );
         problems.add_if(self.totals_interval.is_zero(), &["totals_interval"], "must be more than zero");
         problems.add_if(
@@ -280,7 +282,7 @@ impl Settings {
     }
 }
 
-/// A pattern that never counts, with the earlier one that means all that it does.
+/// A pattern that never applies, with the earlier one that covers it.
 fn covered(watch: &[NamespacePattern]) -> Option<(&NamespacePattern, &NamespacePattern)> {
     for (at, pattern) in watch.iter().enumerate() {
         if let Some(earlier) = watch[..at].iter().find(|earlier| earlier.covers(pattern)) {
@@ -339,7 +341,7 @@ mod tests {
             problems.into_iter().map(|problem| problem.sentence).collect::<Vec<_>>().join("; ")
         };
         assert_eq!(told(&["shop.orders@2s", "shop.*", "*.orders@1h"]), "");
-        assert!(told(&["shop.*", "shop.orders@2s"]).contains("has shop.orders@2s behind shop.*"));
+        assert!(told(&["shop.*", "shop.orders@2s"]).contains("has shop.orders@2s after shop.*"));
         assert!(told(&["shop.*@20ms"]).contains("from 1s to 24h"));
         let mut settings = watching(&["shop.*@2s"]);
         settings.unordered = vec!["shop.orders@2s".parse().unwrap()];

@@ -1,8 +1,8 @@
 //! Which collections one stream is for.
 //!
-//! `watch` is a list of patterns, some with a delay of their own, and the first that matches a collection counts. There is
-//! one stream for each delay. So a stream is for its own patterns, less the collections that an earlier pattern of another
-//! delay takes away.
+//! `watch` is a list of patterns, some with their own delay, and the first that matches a collection applies.
+//! There is one stream for each delay. So a stream is for its own patterns, without the collections that an
+//! earlier pattern of another delay takes away.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use crate::settings::Settings;
 /// The collections of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Coverage {
-    /// In an order of their own, so that equal coverages are equal.
-    pub(crate) arms: Vec<Arm>,
-    /// Never watched: the positions and leases in it would be read back for ever.
+    /// Sorted, so that equal coverages compare as equal.
+    pub(crate) parts: Vec<CoveredPattern>,
+    /// Never watched, because it would read its own positions and leases forever.
     pub(crate) state_database: String,
 }
 
-/// One pattern, and the earlier ones of other delays that take something away from it.
+/// One pattern, and the earlier ones of other delays that take collections from it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Arm {
+pub(crate) struct CoveredPattern {
     pub(crate) pattern: NamespacePattern,
     pub(crate) except: Vec<NamespacePattern>,
 }
 
-/// One stream: its name in the state database, its delay, what it is for.
+/// One stream: its name in the state database, its delay, its collections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) name: String,
@@ -48,7 +48,7 @@ pub(crate) fn plans(settings: &Settings) -> Vec<Plan> {
 }
 
 fn plan(delay: Duration, settings: &Settings) -> Plan {
-    let mut arms = Vec::new();
+    let mut parts = Vec::new();
     for (at, pattern) in settings.watch.iter().enumerate() {
         if delay_of(pattern, settings) != delay {
             continue;
@@ -60,23 +60,23 @@ fn plan(delay: Duration, settings: &Settings) -> Plan {
             }
         }
         except.sort();
-        arms.push(Arm { pattern: pattern.clone(), except });
+        parts.push(CoveredPattern { pattern: pattern.clone(), except });
     }
-    arms.sort();
+    parts.sort();
 
     let name = if delay == settings.delay {
         settings.stream.clone()
     } else {
         format!("{}@{}", settings.stream, written(delay))
     };
-    Plan { name, delay, coverage: Coverage { arms, state_database: settings.state_database.clone() } }
+    Plan { name, delay, coverage: Coverage { parts, state_database: settings.state_database.clone() } }
 }
 
 fn delay_of(pattern: &NamespacePattern, settings: &Settings) -> Duration {
     pattern.delay().unwrap_or(settings.delay)
 }
 
-impl Arm {
+impl CoveredPattern {
     fn holds(&self, namespace: &Namespace) -> bool {
         let matches = |pattern: &NamespacePattern| pattern.matches(&namespace.db, &namespace.coll);
         matches(&self.pattern) && !self.except.iter().any(matches)
@@ -85,7 +85,7 @@ impl Arm {
 
 impl Coverage {
     pub(crate) fn holds(&self, namespace: &Namespace) -> bool {
-        namespace.db != self.state_database && self.arms.iter().any(|arm| arm.holds(namespace))
+        namespace.db != self.state_database && self.parts.iter().any(|part| part.holds(namespace))
     }
 
     /// The collections that are named one by one.
@@ -106,7 +106,7 @@ impl Coverage {
     }
 
     pub(crate) fn patterns(&self) -> impl Iterator<Item = &NamespacePattern> {
-        self.arms.iter().map(|arm| &arm.pattern)
+        self.parts.iter().map(|part| &part.pattern)
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn each_delay_has_a_stream_of_its_own() {
+    fn each_delay_has_its_own_stream() {
         let watch = ["shop.*@2s", "audit.log@5m", "tenant_*.orders", "mail.sent@15s"];
         let plans = plans(&settings(&watch));
         let names: Vec<_> = plans.iter().map(|plan| (plan.name.as_str(), plan.delay.as_secs())).collect();

@@ -1,4 +1,4 @@
-"""Tells the story of the demo; scripts/demo starts it."""
+"""Runs the demo and reports its steps; scripts/demo starts it."""
 
 import argparse
 import random
@@ -30,7 +30,7 @@ class Plan:
 
     kill_after: int  # saves
     outage_after: int  # saves
-    dispatcher_killed_after: float  # share of what waits when the broker is back
+    dispatcher_killed_after: float  # share of the backlog when the broker is back
 
     @classmethod
     def drawn(cls, seed: int, saves: int) -> "Plan":
@@ -116,7 +116,7 @@ class Demo:
         plan, say = self.plan, self.screen.say
         print(
             f"seed {self.options.seed}: the application is killed after save {plan.kill_after}, RabbitMQ goes after save "
-            f"{plan.outage_after},\nand the dispatcher is killed when it has rescued {plan.dispatcher_killed_after:.0%} of what waits then",
+            f"{plan.outage_after},\nand the dispatcher is killed when it has rescued {plan.dispatcher_killed_after:.0%} of the backlog",
             flush=True,
         )
         self.remember()
@@ -161,7 +161,7 @@ class Demo:
         return self.conclude()
 
     def after_save(self, saves: int) -> None:
-        """Kills the application from the thread that reads what it tells: no later than that save was told."""
+        """Kills the application from the thread that reads its reports, right after that save was reported."""
         if saves >= self.plan.kill_after and not self.app.killed_once:
             self.app.killed_once = True
             self.app.stopping = True
@@ -174,7 +174,7 @@ class Demo:
         self.broker_is_down = True
         services(self.options.root, "stop", "rabbitmq")
         began = time.monotonic()
-        say(f"RabbitMQ is stopped, for longer than the whole retry schedule ({SCHEDULE:.1f} s); the application goes on")
+        say(f"RabbitMQ is stopped, for longer than the whole retry schedule ({SCHEDULE:.1f} s); the application continues")
         self.wait_seconds(OUTAGE)
         services(self.options.root, "start", "rabbitmq")
         self.broker_is_down = False
@@ -186,7 +186,7 @@ class Demo:
         return waiting.messages
 
     def settle(self) -> None:
-        """Until everything arrived and left the outboxes, or nothing comes any more."""
+        """Until everything arrived and left the outboxes, or no more messages arrive."""
         expected = {message_id for sent in self.orders.sent() for message_id in sent}
         end = time.monotonic() + PATIENCE
         silence = SILENCE[not self.options.without_rescuer]
@@ -235,9 +235,9 @@ class Demo:
         if left.dead:
             wrong.append(f"{left.dead} messages were given up")
         if left.messages > left.dead:
-            wrong.append(f"{left.messages - left.dead} messages still stand in the outboxes of {left.documents} orders")
+            wrong.append(f"{left.messages - left.dead} messages are still in the outboxes of {left.documents} orders")
         if not rescued:
-            wrong.append("nothing was rescued, so this run shows nothing")
+            wrong.append("no message was rescued, so this run proves nothing")
         if late:
             wrong.append(f"{late} messages arrived after a later one of their order")
         if unexpected:
@@ -264,7 +264,7 @@ class Demo:
         while not until():
             self.check()
             if time.monotonic() > end:
-                raise Failed(f"waited {patience:.0f} s in vain until {what}; see {self.options.services}/log")
+                raise Failed(f"waited {patience:.0f} s for this, which did not happen: {what}; see {self.options.services}/log")
             time.sleep(0.05)
 
     def wait_seconds(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What arrived, told apart by message and by publish."""
+"""The messages that arrived, by message and by publish."""
 
 import threading
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Ledger:
 
     def note(self, message_id: str, app_id: str, redelivered: bool) -> None:
         """A broker delivers one publish again when the receiver's connection ended before its acknowledgement arrived. It marks
-        such a delivery as redelivered, so that one is no second publish, unless somebody else published it. A mark on the
+        such a delivery as redelivered, so that one is not a second publish, unless another program published it. A mark on the
         first that arrives says only that the receiver never noted the one before."""
         with self._lock:
             seen = self.publishes.setdefault(message_id, [])

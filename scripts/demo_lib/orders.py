@@ -1,4 +1,4 @@
-"""The orders, read from MongoDB by a client that knows nothing of this project's library."""
+"""The orders, read from MongoDB by a client that is independent of this project's library."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from pymongo import MongoClient
 
 @dataclass(frozen=True)
 class Outboxes:
-    """What stands in the outboxes."""
+    """The messages in the outboxes."""
 
     messages: int
     documents: int
@@ -33,7 +33,7 @@ class Orders:
         return Outboxes(messages, documents, dead)
 
     def saves(self) -> int:
-        """Saves so far: an order that stands in the n-th state was saved n times."""
+        """Saves so far: an order in the n-th state was saved n times."""
         states = ["placed", "paid", "packed", "shipped"]
         return sum(1 + states.index(order["state"]) for order in self.collection.find({}, {"state": 1}))
 

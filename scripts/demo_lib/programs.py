@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Failed(Exception):
-    """The demo cannot go on; the text says why."""
+    """The demo cannot continue; the text has the reason."""
 
 
 class Program:
@@ -57,7 +57,7 @@ class Program:
             self.kill()
 
     def check(self) -> None:
-        """Fails when the program ended although nobody asked it to."""
+        """Fails if the program ended without being stopped."""
         if self.process is None or self.stopping:
             return
         code = self.process.poll()
@@ -68,7 +68,7 @@ class Program:
 
 
 class OrderApplication(Program):
-    """Tells of every save in a line of JSON."""
+    """Reports every save in a line of JSON."""
 
     def __init__(self, *args, on_save: Callable[[int], None]):
         super().__init__(*args)
@@ -113,7 +113,7 @@ def die_with_parent() -> None:
 
 
 def services(root: Path, *arguments: str) -> None:
-    """Runs scripts/services; what it says is shown only when it fails."""
+    """Runs scripts/services; its output is shown only if it fails."""
     command = [root / "scripts" / "services", *arguments]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

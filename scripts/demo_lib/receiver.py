@@ -1,4 +1,4 @@
-"""A receiver of messages that knows AMQP and nothing of this project's library."""
+"""A receiver of messages that only knows AMQP, not this project's library."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ class Receiver:
         while not self._stop.is_set():
             try:
                 self._receive()
-            except (AMQPError, OSError):  # the broker is away: that is part of the demo
+            except (AMQPError, OSError):  # the broker is down: that is part of the demo
                 self._stop.wait(0.2)
 
     def _receive(self) -> None:

@@ -1,4 +1,4 @@
-"""What the demo shows: happenings as lines, and under them one line that is kept up to date."""
+"""The output of the demo: events as lines, and below them one line that is kept up to date."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Services of an earlier version beside today's; scripts/mixed-versions starts it."""
+"""Services of an earlier version together with today's; scripts/mixed-versions starts it."""
 
 import argparse
 import datetime
@@ -23,8 +23,8 @@ from .receiver import Receiver
 SAVES = 240
 PATIENCE = 120.0  # for a whole scene
 NOBODY = "amqp://guest:guest@127.0.0.1:1/%2f"  # RabbitMQ as the applications see it: away
-# What no log may hold. Each is a sign of a version that the other one does not understand.
-BAD = re.compile(r"\bERROR\b|was refused|are no entries|is LOST|panicked|another cluster")
+# Texts that no log may contain. Each is a sign of a version that the other one does not understand.
+BAD = re.compile(r"\bERROR\b|was refused|are not entries|is LOST|panicked|another cluster")
 
 
 class Scene:
@@ -195,7 +195,7 @@ class Scene:
 
 
 def app_ends(_count: int, _saves: int) -> None:
-    """The scene looks at the count itself."""
+    """The scene checks the count itself."""
 
 
 def one_each(scene: Scene, rescuer: str, dispatcher: str) -> list[str]:
@@ -273,7 +273,7 @@ def main() -> int:
         for fault in faults:
             failed = True
             print(f"  {fault}", flush=True)
-    print("the versions do not get on" if failed else "nothing was lost, refused or dead", flush=True)
+    print("the versions do not work together" if failed else "no message was lost, refused or dead", flush=True)
     return 1 if failed else 0
 
 

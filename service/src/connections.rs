@@ -1,4 +1,5 @@
-//! The connections that both services have: MongoDB and RabbitMQ, judged by the parts that will make them.
+//! The connections that both services have: MongoDB and RabbitMQ, checked by the libraries that will make
+//! them.
 
 use std::time::Duration;
 
@@ -14,22 +15,22 @@ use crate::{
     transport,
 };
 
-/// How long the driver may look for a server before a try counts as failed. Tries are repeated for as long as it takes; a
-/// short one lets a signal to stop through.
+/// How long the driver may search for a server before an attempt counts as failed. Attempts are repeated
+/// without limit; a short time lets a stop signal through.
 const TRY: Duration = Duration::from_secs(5);
 
-/// How MongoDB and RabbitMQ are reached. Nothing is connected yet.
+/// How MongoDB and RabbitMQ are reached. It has no connection yet.
 #[derive(Debug)]
 pub struct Connections {
     name: &'static str,
     mongodb: Uri,
-    /// RabbitMQ; `None` only beside a problem that keeps the program from starting.
+    /// RabbitMQ; `None` only together with a problem that keeps the program from starting.
     pub rabbitmq: Option<AmqpSettings>,
 }
 
 impl Connections {
-    /// Reads `mongodb_uri`, `rabbitmq_uri` and the keys of [`keys::transport`](crate::keys::transport), and records what is
-    /// wrong with them. The connections will bear `name`.
+    /// Reads `mongodb_uri`, `rabbitmq_uri` and the keys of [`keys::transport`](crate::keys::transport), and
+    /// records their problems. The connections are named `name`.
     pub fn read(read: &mut Reader<'_>, name: &'static str) -> Self {
         transport::check(read);
 
@@ -37,13 +38,13 @@ impl Connections {
         if let Some(sentence) = mongodb_uri::refusal(&mongodb) {
             read.problem(&["mongodb_uri"], sentence);
         } else if let Err(error) = TlsFiles::of_mongodb(mongodb.expose()).check() {
-            read.problem(&["mongodb_uri"], format!("names a file for TLS that is of no use: {error}"));
+            read.problem(&["mongodb_uri"], format!("names an unusable file for TLS: {error}"));
         }
 
         Self { name, mongodb, rabbitmq: rabbitmq(read, name) }
     }
 
-    /// A client of MongoDB, which connects when it is used. Logs where what it carries is not encrypted.
+    /// A client of MongoDB, which connects when it is used. Logs a warning if it is not encrypted.
     ///
     /// # Errors
     /// If a `mongodb+srv` name can't be looked up, or its records and the URI don't go together.
@@ -74,7 +75,7 @@ fn rabbitmq(read: &mut Reader<'_>, name: &str) -> Option<AmqpSettings> {
         certificate: read.path("rabbitmq_cert_file"),
         key: read.path("rabbitmq_key_file"),
     };
-    // Problems of the files are reported beside one of the URI, too.
+    // Problems of the files are reported in addition to one of the URI.
     let checked = match settings {
         Some(settings) => settings.with_tls(files).map(Some),
         None => files.check().map(|()| None),

@@ -1,4 +1,4 @@
-//! A daemon: its keys, and the way from its settings to its end.
+//! A daemon: its keys, and its run from its settings to its end.
 
 use std::{
     error::Error,
@@ -13,15 +13,16 @@ use crate::{
     shell::{self, Context, Exit, Shell},
 };
 
-/// A program that serves until it is told to stop.
+/// A program that serves until a stop signal.
 ///
 /// # Flow
-/// Settings are resolved and validated; logging and HTTP start; `serve` is called with the settings and a [`Context`]. From
-/// SIGTERM or SIGINT on it is not ready and has `shutdown_grace` to end. Then HTTP ends, and the last traces are sent within
-/// what is left of the grace. The first log line holds name, version and effective settings, the last one how it ended.
+/// Settings are resolved and validated; logging and HTTP start; `serve` is called with the settings and a
+/// [`Context`]. From SIGTERM or SIGINT on it is not ready and has `shutdown_grace` to end. Then HTTP ends,
+/// and the last traces are sent within the rest of the grace. The first log line holds name, version and
+/// effective settings, the last one how it ended.
 ///
-/// With `config check`, `config sample` or `config schema` for its first arguments it says what its settings are, or can be,
-/// and serves nothing.
+/// With `config check`, `config sample` or `config schema` as its first arguments it prints its effective or
+/// possible settings, and does not serve.
 ///
 /// # Keys
 /// The table is what [`Daemon::keys`] takes, and the shell's own: `config`, `http_listen`, `log_format`, `log_filter`
@@ -140,7 +141,7 @@ impl Daemon {
         }
     }
 
-    /// Prints the settings as they are, with everything that is wrong with them.
+    /// Prints the effective settings, with all their problems.
     fn check<T>(&self, resolved: &Resolved, read: impl FnOnce(&mut Reader<'_>) -> T) -> Exit {
         let printed = print(&resolved.effective());
         if let Err(problems) = read_all(resolved, read) {
@@ -161,13 +162,13 @@ impl Daemon {
         Exit::Misconfigured
     }
 
-    /// Writes to standard error, before there is a log.
+    /// Writes to standard error, before the log exists.
     fn complain(&self, text: &str) {
         to_stderr(format!("{}: {text}\n", self.program.name).as_bytes());
     }
 }
 
-/// Writes what was asked for to standard output. A reader that has seen enough (`| head`) is no failure.
+/// Writes the output to standard output. A reader that stops early (`| head`) is not a failure.
 fn print(text: &str) -> Exit {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

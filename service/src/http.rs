@@ -8,7 +8,8 @@
 //! take a probe's place before its request is read.
 //!
 //! # Caveats
-//! It asks for no password and shows no secret. It listens on the own machine unless told otherwise.
+//! It asks for no password and shows no secret. It listens on the local machine unless a setting says
+//! otherwise.
 
 use std::{
     collections::VecDeque,
@@ -48,18 +49,19 @@ use crate::{
 
 /// As many connections as probes, scrapers and people need at once.
 const CONNECTIONS: usize = 32;
-/// How long a connection has its place, even if others wait for one. 200 slow clients delay a probe by less than a second.
+/// How long a connection keeps its place, even if others wait for one. 200 slow clients delay a probe by less
+/// than a second.
 const UNDISTURBED: Duration = Duration::from_millis(100);
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
-/// The least that hyper takes.
+/// The minimum that hyper accepts.
 const LONGEST_HEAD: usize = 8 * 1024;
-/// How long answers that are being written may take when everything stops.
+/// How long unfinished answers may take when everything stops.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 
 const NO_ADDRESS: &str =
-    "is no address; write an IP address and a port as in 127.0.0.1:9464 or [::]:9464, or off";
+    "is not an address; write an IP address and a port as in 127.0.0.1:9464 or [::]:9464, or off";
 
 /// The value of `http_listen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,13 +84,13 @@ impl FromStr for Listen {
 
 /// Why nothing listens.
 #[derive(Debug, thiserror::Error)]
-#[error("http_listen: {address} can't be listened on; free it, choose another address, or write off")]
+#[error("http_listen: cannot listen on {address}; free it, choose another address, or write off")]
 pub(crate) struct ListenError {
     address: SocketAddr,
     source: io::Error,
 }
 
-/// A socket that is listened on and not yet answered.
+/// A listening socket, before requests are answered.
 pub(crate) struct Bound {
     listener: TcpListener,
     address: SocketAddr,
@@ -117,7 +119,7 @@ impl Bound {
             runtime.block_on(async {
                 match tokio::net::TcpListener::from_std(listener) {
                     Ok(listener) => serve(listener, pages, stopped).await,
-                    Err(error) => tracing::error!(%error, "nothing answers on http_listen"),
+                    Err(error) => tracing::error!(%error, "the HTTP server on http_listen has ended"),
                 }
             });
         })?;
@@ -134,7 +136,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Ends it; no client can hold it up.
+    /// Ends it; no client can delay that.
     pub(crate) fn stop(self) {
         self.stop.cancel();
         // It only fails if it panicked, which was logged.
@@ -190,7 +192,7 @@ struct Open {
 }
 
 impl OpenConnections {
-    /// When there is a place for another one: at once, or when the slowest has had its own for long enough.
+    /// Waits for a place for another one: at once, or when the slowest has had its place for long enough.
     fn room(&mut self) -> Instant {
         self.open.retain(|open| !open.task.is_finished());
         if self.open.len() < CONNECTIONS {
@@ -212,13 +214,14 @@ impl OpenConnections {
         self.open.push_back(Open { task, since: Instant::now(), asked });
     }
 
-    /// The place of the oldest that has not asked; if all have, of the oldest, which does not read its answer.
+    /// The place of the oldest connection without a request; if all have one, of the oldest, which does not
+    /// read its answer.
     fn slowest(&self) -> usize {
         let silent = self.open.iter().position(|open| !open.asked.load(Ordering::Relaxed));
         silent.unwrap_or(0)
     }
 
-    /// Pends for ever where none is open.
+    /// Pends forever if none is open.
     async fn one_ended(&mut self) {
         if self.tasks.join_next().await.is_none() {
             std::future::pending::<()>().await;
@@ -242,7 +245,7 @@ async fn connection(stream: TcpStream, pages: Arc<Pages>, asked: Arc<AtomicBool>
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(LONGEST_HEAD)
         .serve_connection(TokioIo::new(stream), answer);
-    // Whatever a client does wrong is answered or ends its connection.
+    // Every mistake of a client is answered or ends its connection.
     let _ = timeout(CONNECTION_WITHIN, connection).await;
 }
 
@@ -270,7 +273,7 @@ impl Pages {
                 page(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.exporter.render())
             }
             "/status" => page(StatusCode::OK, "application/json", format!("{:#}\n", self.probes.status())),
-            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /status\n"),
+            _ => text(StatusCode::NOT_FOUND, "the paths are /livez, /readyz, /metrics and /status\n"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The keys that several daemons have. Each daemon's table names those it takes, beside its own.
+//! The keys that several daemons have. Each daemon's table lists those it uses, in addition to its own.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     telemetry::{LogFormat, parse_filter},
 };
 
-/// The default of `http_listen` where a daemon has none of its own: the usual port of an OpenTelemetry program.
+/// The default of `http_listen` if a daemon has none of its own: the usual port of an OpenTelemetry program.
 pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -23,31 +23,32 @@ pub fn mongodb_uri() -> Key {
     Key::new(
         "mongodb_uri",
         Kind::Uri(Scheme::MongoDb),
-        "Where MongoDB is, a replica set or a sharded cluster.",
+        "The URI of MongoDB, a replica set or a sharded cluster.",
     )
 }
 
 /// `rabbitmq_uri`, required: read with [`Reader::uri`](crate::Reader::uri).
 #[must_use]
 pub fn rabbitmq_uri() -> Key {
-    Key::new("rabbitmq_uri", Kind::Uri(Scheme::Amqp), "Where RabbitMQ is.")
+    Key::new("rabbitmq_uri", Kind::Uri(Scheme::Amqp), "The URI of RabbitMQ.")
 }
 
-/// The keys of [`transport`](crate::transport): certificates for RabbitMQ, and what may go unprotected.
+/// The keys of [`transport`](crate::transport): certificates for RabbitMQ, and which connections may be
+/// unencrypted.
 #[must_use]
 pub fn transport() -> [Key; 4] {
     let file = |name, help| Key::new(name, Kind::Text(check_path), help).with_default("");
     [
         file(
             "rabbitmq_ca_file",
-            "PEM file of the authorities that may have signed RabbitMQ's certificate; without it those of the machine.",
+            "PEM file of the authorities that may have signed RabbitMQ's certificate; default: those of the machine.",
         ),
-        file("rabbitmq_cert_file", "PEM file of the certificate to show to RabbitMQ, where it asks for one."),
+        file("rabbitmq_cert_file", "PEM file of the client certificate for RabbitMQ, if it asks for one."),
         file("rabbitmq_key_file", "PEM file of that certificate's key."),
         Key::new(
             "allow_insecure",
             Kind::Boolean,
-            "Allow amqp:// and unverified TLS to other machines; for networks that are trusted.",
+            "Allow amqp:// and unverified TLS to other machines; only for trusted networks.",
         )
         .with_default("false"),
     ]
@@ -59,8 +60,8 @@ pub fn watch() -> Key {
     Key::new(
         "watch",
         Kind::Namespaces,
-        "The collections with outboxes: shop.orders, shop.* for all of a database, tenant_*.orders; with a delay of their \
-         own, audit.log@5m. The first that matches counts.",
+        "The collections with outboxes: shop.orders, shop.* for all of a database, tenant_*.orders; with \
+         their own delay, audit.log@5m. The first that matches applies.",
     )
 }
 
@@ -70,7 +71,7 @@ pub fn unordered() -> Key {
     Key::new(
         "unordered",
         Kind::Namespaces,
-        "The collections among them whose messages need no order within a document.",
+        "The watched collections whose messages need no order within a document.",
     )
     .with_default("")
 }
@@ -81,7 +82,7 @@ pub fn dead_blocks() -> Key {
     Key::new(
         "dead_blocks",
         Kind::Namespaces,
-        "The collections among them where a dead message holds back the later ones of its document.",
+        "The watched collections in which a dead message blocks the later ones of its document.",
     )
     .with_default("")
 }
@@ -117,7 +118,7 @@ pub fn topology() -> Key {
     Key::new(
         "topology",
         Kind::choice::<TopologyMode>(),
-        "What to do about exchanges and queues: declare them, verify that they exist, or nothing.",
+        "Exchanges and queues: declare them, verify that they exist, or do neither.",
     )
     .with_default("declare")
 }
@@ -129,19 +130,20 @@ pub fn shutdown_grace() -> Key {
     Key::new(
         "shutdown_grace",
         Kind::Duration(Duration::ZERO..=Duration::from_hours(1)),
-        "How long work in hand may take to end after SIGTERM or SIGINT. Keep it below the orchestrator's own.",
+        "How long unfinished work may continue after SIGTERM or SIGINT. Keep it below the orchestrator's \
+         grace period.",
     )
     .with_default("25s")
 }
 
-/// `http_listen`: where probes, metrics and status are served. [`Daemon`](crate::Daemon) adds it to every table, with
-/// [`HTTP_LISTEN`]; daemons for the same machine need defaults of their own.
+/// `http_listen`: where probes, metrics and status are served. [`Daemon`](crate::Daemon) adds it to every
+/// table, with [`HTTP_LISTEN`]; daemons for the same machine need different defaults.
 pub fn http_listen(default: &'static str) -> Key {
     Key::new(
         "http_listen",
         Kind::Text(check_listen),
-        "Where /livez, /readyz, /metrics and /status are: an IP address and a port, or off. They ask for no password: \
-         open them to trusted networks only.",
+        "The address of /livez, /readyz, /metrics and /status: an IP address and a port, or off. They ask \
+         for no password, so open them to trusted networks only.",
     )
     .with_default(default)
 }
@@ -150,17 +152,17 @@ pub fn http_listen(default: &'static str) -> Key {
 /// [`Daemon`](crate::Daemon) adds it to every table.
 #[must_use]
 pub fn log_format() -> Key {
-    Key::new("log_format", Kind::choice::<LogFormat>(), "How log lines are written, to standard error.")
+    Key::new("log_format", Kind::choice::<LogFormat>(), "The format of log lines, on standard error.")
         .with_default("text")
 }
 
-/// `log_filter`, else `RUST_LOG`, else `info`: read with [`Reader::string`](crate::Reader::string).
+/// `log_filter`, otherwise `RUST_LOG`, otherwise `info`: read with [`Reader::string`](crate::Reader::string).
 /// [`Daemon`](crate::Daemon) adds it to every table.
 pub fn log_filter() -> Key {
     Key::new(
         "log_filter",
         Kind::Text(check_log_filter),
-        "What is logged: info, or info,lapin=warn and the like.",
+        "The levels to log: info, or info,lapin=warn and the like.",
     )
     .with_fallback_env("RUST_LOG")
     .with_default("info")
@@ -179,7 +181,7 @@ fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A name, where a pattern would take a `*`.
+/// A name without a `*`.
 fn check_database(name: &str) -> Result<(), String> {
     if name.contains('*') {
         return Err("has a '*' in its name; MongoDB allows none".into());
@@ -198,27 +200,27 @@ fn check_exchange(name: &str) -> Result<(), String> {
     }
 }
 
-/// Exchanges called `amq.` exist and may be used; queues can't be called so.
+/// Exchanges named `amq.…` exist and may be used; queues can't have such names.
 /// <https://www.rabbitmq.com/docs/queues#names>
 fn check_queue(name: &str) -> Result<(), String> {
     if name.starts_with("amq.") {
-        return Err("starts with `amq.`, which RabbitMQ keeps for itself; choose another name".into());
+        return Err("starts with `amq.`, which RabbitMQ reserves for itself; choose another name".into());
     }
     check_exchange(name)
 }
 
-/// A bare word that is no level is a valid filter: the target of that name. A slip in a level would pass as one and
-/// silence the log.
+/// A bare word that is not a level is a valid filter: the target of that name. A typing error in a level
+/// would be read as a target and silence the log.
 fn check_log_filter(filter: &str) -> Result<(), String> {
     for word in filter.split(',').map(str::trim).filter(|word| word.chars().all(char::is_alphabetic)) {
         let hint = did_you_mean(word, LEVELS);
         if !hint.is_empty() && !LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) {
-            return Err(format!("has {word} for a level{hint}; write one of {}", LEVELS.join(", ")));
+            return Err(format!("has the unknown level {word}{hint}; write one of {}", LEVELS.join(", ")));
         }
     }
-    parse_filter(filter)
-        .map(drop)
-        .map_err(|error| format!("is no filter ({error}); write a level, or target=level pairs with commas"))
+    parse_filter(filter).map(drop).map_err(|error| {
+        format!("is not a filter ({error}); write a level, or target=level pairs with commas")
+    })
 }
 
 #[cfg(test)]
@@ -229,7 +231,7 @@ mod tests {
     fn exchanges_and_queues_take_the_names_rabbitmq_takes() {
         assert_eq!(check_exchange("amq.topic"), Ok(()));
         assert_eq!(check_queue("outbox.commands"), Ok(()));
-        assert!(check_queue("amq.gen").is_err_and(|flaw| flaw.contains("keeps for itself")));
+        assert!(check_queue("amq.gen").is_err_and(|flaw| flaw.contains("reserves for itself")));
         assert!(check_queue(&"x".repeat(256)).is_err_and(|flaw| flaw.contains("255 bytes")));
         assert!(check_exchange("a\nb").is_err_and(|flaw| flaw.contains("control character")));
     }
@@ -246,7 +248,7 @@ mod tests {
     #[test]
     fn a_slip_in_a_level_is_refused() {
         assert!(check_log_filter("debg").unwrap_err().contains("did you mean debug?"));
-        assert!(check_log_filter("info,lapin=wran").unwrap_err().contains("is no filter"));
+        assert!(check_log_filter("info,lapin=wran").unwrap_err().contains("is not a filter"));
         assert!(check_log_filter("info,[").is_err());
     }
 }

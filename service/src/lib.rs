@@ -1,14 +1,14 @@
-//! What the daemons of document-outbox share.
+//! Code that the daemons of document-outbox share.
 //!
-//! A daemon is a table of [`Key`]s, a function that reads them into its own settings, and a future that serves until
-//! it is told to stop. [`Daemon::run`] is the rest of the process: it resolves the [`settings`], starts
-//! [`telemetry`], serves probes and metrics over HTTP, listens for the [`shutdown`] signals, and turns the outcome into
-//! an exit code.
+//! A daemon is a table of [`Key`]s, a function that reads them into its own settings, and a future that
+//! serves until a stop. [`Daemon::run`] is the rest of the process: it resolves the [`settings`], starts
+//! [`telemetry`], serves probes and metrics over HTTP, listens for the [`shutdown`] signals, and turns the
+//! outcome into an exit code.
 //!
-//! All that is behind the feature `daemon` (default). Without it there are only the patterns of namespaces, which settings of the
-//! embedded rescuer and dispatcher have too.
+//! All of this needs the feature `daemon` (default). Without it there are only the patterns of namespaces,
+//! which the settings of the embedded rescuer and dispatcher use too.
 //!
-//! Only [`Connections`] knows MongoDB and RabbitMQ beyond the shape of a URI and of a name.
+//! Only [`Connections`] knows more of MongoDB and RabbitMQ than the shape of URIs and names.
 
 #[cfg(feature = "daemon")]
 mod connections;

@@ -1,7 +1,8 @@
-//! One record, one line: whatever stands in an id, a type or an error text, it can't begin a line of its own.
+//! One record, one line: no content of an id, a type or an error text can begin a new line.
 //!
-//! `tracing-subscriber` escapes most control characters of the values it writes, but not line feeds. Readers of a text log
-//! take each line for a record, so a line feed in a document's `_id` would let anybody who may insert documents forge one.
+//! `tracing-subscriber` escapes most control characters of the values it writes, but not line feeds. Readers
+//! of a text log take each line for a record, so with a line feed in a document's `_id`, any user who may
+//! insert documents could forge a record.
 
 use std::io::{self, Write};
 
@@ -64,9 +65,9 @@ impl MakeWriter<'_> for JsonLines {
     }
 }
 
-/// Writes to standard error as far as that works.
+/// Writes to standard error if possible.
 pub(crate) fn to_stderr(bytes: &[u8]) {
     let mut stderr = io::stderr().lock();
-    // Nothing can be done about an error here, and `eprintln!` would panic.
+    // An error can't be handled here, and `eprintln!` would panic.
     let _ = stderr.write_all(bytes);
 }

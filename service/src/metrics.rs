@@ -1,4 +1,5 @@
-//! What `/metrics` shows: everything recorded through the `metrics` facade, and what the process uses.
+//! The content of `/metrics`: everything recorded through the `metrics` facade, and the resources of the
+//! process.
 
 use std::time::Duration;
 
@@ -17,10 +18,10 @@ const BUCKETS: [f64; 20] = [
     600.0, 1_800.0, 3_600.0,
 ];
 
-/// How often [`Exporter::upkeep`] is due, so that what nobody scrapes takes no memory.
+/// How often [`Exporter::upkeep`] is due, so that samples don't take memory if they are never scraped.
 pub(crate) const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Why nothing can be recorded.
+/// Why metrics can't be recorded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InstallError {
     #[error("the buckets of the histograms are invalid: a defect of this program, report it")]
@@ -37,7 +38,7 @@ pub(crate) struct Exporter {
 }
 
 impl Exporter {
-    /// Records whatever is recorded in this process from now on.
+    /// Records all metrics of this process from now on.
     pub(crate) fn install(program: &Program) -> Result<Self, InstallError> {
         let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder();
         let handle = recorder.handle();
@@ -45,7 +46,7 @@ impl Exporter {
         let passing = recorder.gauges();
         metrics::set_global_recorder(recorder).map_err(|_| InstallError::Twice)?;
 
-        describe_gauge!("outbox_build_info", "What runs; always 1.");
+        describe_gauge!("outbox_build_info", "The running version; always 1.");
         gauge!("outbox_build_info", "service" => program.name, "version" => program.version).set(1.0);
 
         let process = Collector::default();

@@ -1,4 +1,4 @@
-//! What MongoDB's driver says of a connection string, before anything is connected, and without a piece of a secret.
+//! The driver's verdict on a connection string, before any connection, and without any part of a secret.
 
 use std::{
     pin::pin,
@@ -12,10 +12,11 @@ use mongodb::{
 
 use crate::settings::{self, Uri};
 
-/// Why the driver would refuse the URI, as a sentence that goes behind its key; `None` if it takes it.
+/// Why the driver would refuse the URI, as a sentence that follows its key; `None` if the driver accepts it.
 ///
-/// The driver's own words name the flaw but may quote a value, or what it takes for one: a password with a `?` in it ends
-/// up among the options. So its words are passed on only where they hold nothing of the URI that could be secret.
+/// The driver's own text names the flaw but may quote a value, or something that it mistakes for one: a
+/// password with a `?` in it ends up among the options. So its text is passed on only if it contains no part
+/// of the URI that could be secret.
 pub(crate) fn refusal(uri: &Uri) -> Option<String> {
     let text = uri.expose();
     let error = parse(text).err()?;
@@ -32,20 +33,21 @@ pub(crate) fn refusal(uri: &Uri) -> Option<String> {
     Some(match harmless_words(&error, text) {
         Some(words) => format!("{subject}: {words}"),
         None if culprits.is_empty() => format!(
-            "{subject}; percent-encode what is special in the user name and the password (`:` is %3A, `/` %2F, `?` %3F, `@` %40)"
+            "{subject}; percent-encode special characters in the user name and the password (`:` is %3A, \
+             `/` %2F, `?` %3F, `@` %40)"
         ),
         None => format!("{subject}; correct its value, which is not shown, or leave it out"),
     })
 }
 
-/// As the driver parses it, but for the look-up of `mongodb+srv` names.
+/// As the driver parses it, except that `mongodb+srv` names are not resolved.
 fn parse(text: &str) -> Result<(), Error> {
     let parsed = ConnectionString::parse(text)?;
     if matches!(parsed.host_info, HostInfo::DnsRecord(_)) {
         return Ok(());
     }
 
-    // Without a name to look up there is nothing to wait for: the first poll has the answer.
+    // Without a name to resolve, the first poll has the answer.
     let options = pin!(ClientOptions::parse(parsed).into_future());
     match options.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(options) => options.map(drop),
@@ -53,8 +55,8 @@ fn parse(text: &str) -> Result<(), Error> {
     }
 }
 
-/// The options without which the driver takes the URI, by their names as written; none where that heals nothing, or where a
-/// name could be a piece of a password.
+/// The options without which the driver accepts the URI, by their names as written; `None` if that doesn't
+/// help, or if a name could be a part of a password.
 fn culprits(text: &str) -> Vec<&str> {
     let Some((before, options)) = text.split_once('?') else {
         return Vec::new();
@@ -83,8 +85,8 @@ fn without(before: &str, options: &[&str], place: usize) -> String {
     if kept.is_empty() { before.to_owned() } else { format!("{before}?{}", kept.join("&")) }
 }
 
-/// The driver's words, unless they hold a word of the user name, of the password, or of an option's value that is not plainly
-/// harmless.
+/// The driver's text, unless it contains a word of the user name, of the password, or of an option's value
+/// that is not plainly harmless.
 fn harmless_words(error: &Error, text: &str) -> Option<String> {
     let ErrorKind::InvalidArgument { message, .. } = error.kind.as_ref() else {
         return None;
@@ -97,7 +99,7 @@ fn harmless_words(error: &Error, text: &str) -> Option<String> {
 
     let said = message.to_lowercase();
     let credentials = before.rsplit_once('@').map_or("", |(credentials, _)| credentials);
-    // Without credentials, what looks like a host can be a password whose `@` was forgotten.
+    // Without credentials, an apparent host can be a password whose `@` was forgotten.
     let hidden = if credentials.is_empty() { before } else { credentials };
     let values = options.split('&').filter_map(|piece| match piece.split_once('=') {
         Some((name, value)) => (!settings::is_harmless(name)).then_some(value),
@@ -111,7 +113,7 @@ fn harmless_words(error: &Error, text: &str) -> Option<String> {
     (!quotes_one).then(|| message.clone())
 }
 
-/// Whether `word` stands in `text` by itself.
+/// Whether `text` contains `word` as a whole word.
 fn has_word(text: &str, word: &str) -> bool {
     text.split(|c: char| !c.is_alphanumeric()).any(|other| other == word)
 }

@@ -4,11 +4,11 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use crate::quote::shown;
 
-/// Collections of databases, by their names: `shop.orders`, `shop.*`, `tenant_*.orders`, `*.*`. With `@` and a duration
-/// behind it, `audit.log@5m`, they have a delay of their own.
+/// Collections of databases, by their names: `shop.orders`, `shop.*`, `tenant_*.orders`, `*.*`. With `@` and
+/// a duration appended, `audit.log@5m`, they have their own delay.
 ///
-/// A `*` stands for any characters, none included. Where there is one, the server's own databases (`admin`, `config`,
-/// `local`) and collections (`system.…`) are never meant.
+/// A `*` matches any number of characters, including none. A pattern with one never matches the server's own
+/// databases (`admin`, `config`, `local`) and collections (`system.…`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespacePattern {
     database: Glob,
@@ -16,11 +16,11 @@ pub struct NamespacePattern {
     delay: Option<Duration>,
 }
 
-/// A name in which `*` stands for any characters.
+/// A name in which `*` matches any characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Glob(String);
 
-/// Why a text is no pattern, in a sentence that starts with the text.
+/// Why a text is not a pattern, in a sentence that starts with the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidPattern(String);
@@ -38,13 +38,13 @@ impl NamespacePattern {
         &self.collection
     }
 
-    /// The delay that stands with it.
+    /// The delay that follows it.
     #[must_use]
     pub fn delay(&self) -> Option<Duration> {
         self.delay
     }
 
-    /// Whether a collection is one of those meant.
+    /// Whether it matches a collection.
     #[must_use]
     pub fn matches(&self, database: &str, collection: &str) -> bool {
         !is_the_servers(database)
@@ -53,25 +53,25 @@ impl NamespacePattern {
             && self.collection.matches(collection)
     }
 
-    /// Whether it means every collection that `other` means.
+    /// Whether it matches every collection that `other` matches.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.database.covers(&other.database) && self.collection.covers(&other.collection)
     }
 
-    /// Whether there can be a collection that both mean.
+    /// Whether a collection can match both.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.database.overlaps(&other.database) && self.collection.overlaps(&other.collection)
     }
 
-    /// Whether a collection is one of those that any of the patterns means.
+    /// Whether any of the patterns matches a collection.
     #[must_use]
     pub fn any_matches(patterns: &[Self], database: &str, collection: &str) -> bool {
         patterns.iter().any(|pattern| pattern.matches(database, collection))
     }
 
-    /// Whether there can be a collection that both lists mean.
+    /// Whether a collection can match both lists.
     #[must_use]
     pub fn any_overlap(one: &[Self], other: &[Self]) -> bool {
         one.iter().any(|one| other.iter().any(|other| one.overlaps(other)))
@@ -85,19 +85,19 @@ impl Glob {
         &self.0
     }
 
-    /// The name, where it is just one.
+    /// The name, if there is only one.
     #[must_use]
     pub fn exact(&self) -> Option<&str> {
         (!self.0.contains('*')).then_some(&self.0)
     }
 
-    /// Whether it means any name.
+    /// Whether it matches any name.
     #[must_use]
     pub fn is_any(&self) -> bool {
         self.0.chars().all(|c| c == '*')
     }
 
-    /// Whether a name is one of those meant.
+    /// Whether it matches a name.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
@@ -123,17 +123,18 @@ impl Glob {
         pattern[p..].iter().all(|byte| *byte == b'*')
     }
 
-    /// Whether it means every name that `other` means. No name holds a `*`, so that one in `other` is met by one here, or
-    /// by nothing.
+    /// Whether it matches every name that `other` matches. Names contain no `*`, so only a `*` here can match
+    /// one in `other`.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.matches(&other.0)
     }
 
-    /// Whether there can be a name that both mean.
+    /// Whether a name can match both.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
-        // `reached[j]`: what was read of this one, and the first `j` of the other, can be met by one name.
+        // `reached[j]`: one name can match both the part of this pattern that was read and the first `j`
+        // parts of the other.
         let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
         let mut reached = vec![false; b.len() + 1];
         for i in 0..=a.len() {
@@ -155,8 +156,8 @@ impl Glob {
         reached[b.len()]
     }
 
-    /// An anchored regular expression for the same names, also for those with a line break in them: `.` means it, too, and
-    /// the end is that of the name and not of a line.
+    /// An anchored regular expression for the same names, including names with a line break: `.` matches it,
+    /// too, and the end is that of the name, not of a line.
     #[must_use]
     pub fn regex(&self) -> String {
         let mut regex = String::from("(?s)^");
@@ -216,13 +217,14 @@ impl FromStr for NamespacePattern {
     }
 }
 
-/// What stands behind the last `@` is a delay if it begins with a digit; else the `@` is part of a name.
+/// The text after the last `@` is a delay if it starts with a digit; otherwise it belongs to the name.
 fn split_delay(text: &str) -> Result<(&str, Option<Duration>), String> {
     match text.rsplit_once('@') {
         Some((names, delay)) if delay.starts_with(|c: char| c.is_ascii_digit()) => {
             let parsed = humantime::parse_duration(delay);
-            let parsed = parsed
-                .map_err(|_| format!("has {} for a delay; write one as in shop.orders@15s", shown(delay)))?;
+            let parsed = parsed.map_err(|_| {
+                format!("has {}, which is not a delay; write one as in shop.orders@15s", shown(delay))
+            })?;
             Ok((names, Some(parsed)))
         }
         _ => Ok((text, None)),
@@ -233,7 +235,7 @@ fn split_delay(text: &str) -> Result<(&str, Option<Duration>), String> {
 const LONGEST_DATABASE: usize = 63;
 const LONGEST_NAMESPACE: usize = 255;
 
-/// The manual's rules for a database's name, but for the server's own databases: they take no outbox.
+/// The manual's rules for a database's name, without the server's own databases, which can't have an outbox.
 pub(crate) fn check_database_pattern(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("has no name; write its name".into())
@@ -288,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_any_characters() {
+    fn a_star_matches_any_characters() {
         for (text, means, not) in [
             ("shop.*", ["shop.orders", "shop.a.b"], ["stock.orders", "shops.orders"]),
             ("tenant_*.orders", ["tenant_7.orders", "tenant_.orders"], ["tenant.orders", "tenant_7.order"]),
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_with_what_to_write_instead() {
+    fn anything_else_is_refused_with_a_correction() {
         for (text, hint) in [
             ("shop", "write database.collection"),
             ("*", "write *.*"),
@@ -366,8 +368,8 @@ mod tests {
             ("shop.$cmd", "has a '$' in its name"),
             ("shop.system.views", "the server's own"),
             ("local.oplog.rs", "the server's own"),
-            ("shop.orders@2", "for a delay"),
-            ("shop.orders@2 parsecs", "for a delay"),
+            ("shop.orders@2", "not a delay"),
+            ("shop.orders@2 parsecs", "not a delay"),
             (&format!("{}.orders", "s".repeat(64)), "63 bytes"),
             (&format!("shop.{}", "o".repeat(255)), "255 bytes"),
         ] {

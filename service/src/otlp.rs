@@ -1,5 +1,5 @@
-//! Traces to a collector, over OTLP: HTTP with protobuf. The `OTEL_` variables of the OpenTelemetry specification say
-//! where to and how much.
+//! Traces to a collector, over OTLP: HTTP with protobuf. The `OTEL_` variables of the OpenTelemetry
+//! specification define the destination and the amount.
 
 use std::{env, fmt, time::Duration};
 
@@ -31,7 +31,7 @@ const LONGEST_EXCHANGE: Duration = Duration::from_secs(10);
 /// Why no traces can be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// Without what the exporter says: that quotes the endpoint, which may hold a password.
+    /// Without the exporter's text, which quotes the endpoint and so perhaps a password.
     #[error(
         "OTEL_EXPORTER_OTLP_ENDPOINT or another of the OTEL_EXPORTER_OTLP_ variables is invalid; correct it"
     )]
@@ -44,14 +44,14 @@ pub(crate) enum StartError {
 pub(crate) struct Export(SdkTracerProvider);
 
 impl Export {
-    /// Sends from tasks of `runtime`. The layer is what hands the spans over.
+    /// Sends from tasks of `runtime`. The layer passes the spans to it.
     pub(crate) fn start(
         program: &Program,
         endpoint: &str,
         runtime: &Handle,
     ) -> Result<(Self, Spans), StartError> {
         let exporter = SpanExporter::builder().with_http();
-        // A machine may have no certificates, and needs none for a collector beside the daemon.
+        // A machine may have no certificates, and needs none for a collector on the same machine.
         let exporter = if endpoint.starts_with("https:") {
             exporter.with_http_client(Collector::new(with_tls()?, runtime))
         } else {
@@ -82,7 +82,7 @@ impl Export {
     }
 }
 
-/// The variables of the specification go before the own name.
+/// The variables of the specification take precedence over the program's own name.
 fn resource(program: &Program) -> Resource {
     let own = Resource::builder_empty()
         .with_service_name(program.name)
@@ -94,7 +94,7 @@ fn resource(program: &Program) -> Resource {
     }
 }
 
-/// What the export itself does would be traced without end.
+/// The export must not trace itself, or it would never end.
 fn is_of_the_export(target: &str) -> bool {
     ["hyper", "opentelemetry", "rustls"].iter().any(|own| target.starts_with(own))
 }

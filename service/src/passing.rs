@@ -1,8 +1,9 @@
 //! Gauges that come and go: those with the label `collection`.
 //!
-//! A collection can be dropped, and with patterns in `watch` there can be thousands in a day. The exporter keeps whatever was
-//! recorded once for the life of the process. So these gauges are kept here, and one that is set to "not a number" is left
-//! out of the answer and forgotten: nothing was counted, or there is nothing to count in any more.
+//! A collection can be dropped, and with patterns in `watch` there can be thousands in a day. The exporter
+//! keeps every recorded value for the life of the process. So these gauges are kept here, and a gauge that is
+//! set to "not a number" is left out of the answer and dropped: it was not counted, or its collection is
+//! gone.
 
 use std::{
     collections::BTreeMap,
@@ -20,16 +21,16 @@ use metrics_exporter_prometheus::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-/// What tells a gauge that comes and goes.
+/// The label of gauges that come and go.
 const LABEL: &str = "collection";
 
-/// Records everything, and such gauges apart.
+/// Records everything, these gauges separately.
 pub(crate) struct Passing {
     lasting: PrometheusRecorder,
     gauges: Gauges,
 }
 
-/// The gauges that are there now. Cheap to clone.
+/// The current gauges. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Gauges(Arc<Mutex<Series>>);
 
@@ -101,10 +102,10 @@ impl Gauges {
         Gauge::from_arc(value.clone())
     }
 
-    /// Those that have a value, in Prometheus' text format; the others are forgotten.
+    /// Those that have a value, in Prometheus' text format; the others are dropped.
     pub(crate) fn render(&self) -> String {
         let mut series = self.series();
-        // One that is still held may be set again.
+        // A gauge with a live handle may be set again.
         series.values.retain(|_, value| has_value(value) || Arc::strong_count(value) > 1);
 
         let mut text = String::new();
@@ -114,7 +115,7 @@ impl Gauges {
                 continue;
             }
 
-            // Help and type stand once, before the first line of a name.
+            // Help and type are written once, before the first line of a name.
             if last != Some(name) {
                 last = Some(name);
                 if let Some(description) = series.descriptions.get(name) {

@@ -1,4 +1,4 @@
-//! How a daemon stands: what its probes and its status answer.
+//! The state of a daemon: the answers of its probes and its status.
 
 use std::{
     fmt,
@@ -15,21 +15,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::settings::Program;
 
-/// Between two signs of life.
+/// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
 /// Longer than a busy machine keeps a task waiting.
 const STUCK_MS: u64 = 10_000;
 
-/// What a daemon says of itself. It is asked on the thread that answers HTTP: answers come from memory, at once.
+/// A daemon's report on itself. It is called on the thread that answers HTTP, so it must answer from memory,
+/// at once.
 pub trait Report: Send + Sync {
-    /// Why it can't do its work now, a sentence each; empty when it can.
+    /// Why it can't work now, a sentence each; empty if it can.
     fn not_ready(&self) -> Vec<String>;
 
-    /// Its state for people and scripts: a JSON object, whose fields stand in `/status`. No message, no secret.
+    /// Its state for people and scripts: a JSON object whose fields are part of `/status`. No message, no
+    /// secret.
     fn status(&self) -> Value;
 }
 
-/// The way from a daemon to its probes. Clones are the same.
+/// Connects a daemon to its probes. Clones share the state.
 #[derive(Clone)]
 pub struct Probes(Arc<Inner>);
 
@@ -59,7 +61,7 @@ impl Probes {
         *self.0.report.write() = Some(Box::new(report));
     }
 
-    /// Shows, as long as it runs, that the runtime it runs on gets to its tasks.
+    /// While it runs, it shows that its runtime executes tasks.
     pub(crate) async fn beat(self) {
         let mut ticks = tokio::time::interval(BEAT);
         loop {

@@ -1,7 +1,7 @@
-//! How a value is quoted in a sentence for people.
+//! Quotes a value in a sentence for people.
 
-/// A value as a problem may quote it: on one line, not too long, and not at all where it could be a URI or a private key
-/// that somebody gave to the wrong key.
+/// A value as a problem may quote it: on one line, not too long, and not at all if it could be a URI or a
+/// private key that was given to the wrong key.
 pub(crate) fn shown(value: &str) -> String {
     const LONGEST: usize = 60;
     if value.contains("//") || value.contains('@') || value.contains("-----BEGIN") {

@@ -27,28 +27,29 @@ use crate::{
 
 /// How long tasks that `serve` left behind may take to reach their next await point.
 const LAST_TASKS: Duration = Duration::from_secs(1);
-/// A daemon waits for its servers most of the time: it needs no more threads, also on a machine with many cores.
+/// A daemon waits for its servers most of the time, so it needs no more threads, even on a machine with many
+/// cores.
 const MOST_THREADS: usize = 4;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// What a daemon is given to serve with.
+/// The resources that a daemon gets for serving.
 #[derive(Debug)]
 pub struct Context {
     /// Cancelled by SIGTERM or SIGINT.
     pub stop: CancellationToken,
-    /// Where it reports whether it is ready, and how it stands.
+    /// Where it reports its readiness and its state.
     pub probes: Probes,
 }
 
 /// How a daemon ended; `main` returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It stopped when told to, or printed what was asked for: exit code 0.
+    /// It stopped on request, or printed the requested output: exit code 0.
     Clean = 0,
     /// It failed, or did not stop within `shutdown_grace`: exit code 1.
     Failed = 1,
-    /// Its settings have problems; nothing was connected: exit code 2.
+    /// Its settings have problems; it made no connection: exit code 2.
     Misconfigured = 2,
 }
 
@@ -78,7 +79,8 @@ impl Shell {
     }
 }
 
-/// Runs `serve` until it ends, or until the grace after a signal is over. `Err` for what kept `serve` from being called.
+/// Runs `serve` until it ends, or until the grace after a signal is over. `Err` if `serve` could not be
+/// called.
 pub(crate) fn run<F, E>(
     program: &Program,
     resolved: &Resolved,
@@ -89,7 +91,7 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<Failure>,
 {
-    // Whatever can be refused is asked for before the first line of the log.
+    // Everything that can be refused is requested before the first line of the log.
     let runtime = runtime()?;
     let (traces, spans) = Traces::start(program, runtime.handle())?;
     telemetry::init_with(shell.log_format, &shell.log_filter, spans)?;
@@ -122,7 +124,7 @@ where
     let serving = serve(Context { stop: stop.clone(), probes });
     let (ended, deadline) = runtime.block_on(until_stopped(serving, &stop, shell.shutdown_grace));
 
-    // Probes are answered until the end, and see that it stops.
+    // Probes are answered until the end, and report the stop.
     if let Some(http) = http {
         http.stop();
     }
@@ -137,7 +139,8 @@ fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(MOST_THREADS)).enable_all().build()
 }
 
-/// What `serve` came to; `None` if it continued for longer than `grace` after `stop`. And until when everything else has to end.
+/// The result of `serve`; `None` if it continued for longer than `grace` after `stop`. And the time by which
+/// everything else has to end.
 async fn until_stopped<T>(
     serve: impl Future<Output = T>,
     stop: &CancellationToken,
@@ -164,7 +167,7 @@ fn report(name: &str, ended: Option<Result<(), Failure>>, shell: &Shell) -> Exit
             Exit::Failed
         }
         None => {
-            error!(shutdown_grace = ?shell.shutdown_grace, "{name} did not stop in time and was cut off");
+            error!(shutdown_grace = ?shell.shutdown_grace, "{name} did not stop in time and was ended");
             Exit::Failed
         }
     }
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_in_hand_has_the_grace_to_end() {
+    async fn unfinished_work_has_the_grace_to_end() {
         let stop = CancellationToken::new();
         stop.cancel();
         let work = |needs| async move {

@@ -34,10 +34,10 @@ pub fn signal() -> io::Result<CancellationToken> {
 
         let mut later = signals.next().await;
         while since.elapsed() < ONE_SIGNAL {
-            info!(signal = later.name, "counts as one with the signal before");
+            info!(signal = later.name, "counts as the same request as the signal before");
             later = signals.next().await;
         }
-        error!(signal = later.name, "ended before work in hand was done");
+        error!(signal = later.name, "ended before its work was done");
         process::exit(later.exit_code);
     });
     Ok(token)

@@ -1,6 +1,7 @@
 //! "Did you mean …?"
 
-/// The candidate that `given` most likely is a slip of: another case, `-` for `_`, or a letter in three wrong.
+/// The most likely candidate for the misspelled `given`: another case, `-` for `_`, or at most one letter in
+/// three wrong.
 fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let given = normal(given);
     let allowed = (given.chars().count() / 3).max(1);
@@ -12,13 +13,13 @@ fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Op
         .map(|(_, candidate)| candidate)
 }
 
-/// ` (did you mean delay?)`, or nothing.
+/// ` (did you mean delay?)`, or empty.
 pub fn did_you_mean<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     nearest(given, candidates).map(|name| format!(" (did you mean {name}?)")).unwrap_or_default()
 }
 
 fn normal(name: &str) -> String {
-    // What all variables share makes no two of them alike.
+    // The common prefix of all variables doesn't make two of them similar.
     let bare = name.trim_start_matches('-').trim_start_matches("OUTBOX_");
     bare.replace('-', "_").to_ascii_lowercase()
 }

@@ -1,4 +1,4 @@
-//! Logs, to standard error; and which spans and events anything may show.
+//! Logs, to standard error; and the spans and events that may be shown.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -31,17 +31,17 @@ pub enum LogFormat {
 /// Why logging could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// The filter is none; the key `log_filter` refuses such a text before this can happen.
+    /// The filter is invalid; the key `log_filter` refuses such a text before.
     #[error("the log filter is invalid; correct log_filter")]
     Filter(#[from] ParseError),
-    /// The process has a subscriber already; an embedding application that has its own doesn't call [`init`].
+    /// The process has a subscriber already; an embedding application with its own doesn't call [`init`].
     #[error("logging is set up already; set it up once")]
     Twice(#[from] TryInitError),
 }
 
-/// Sends every event that `filter` lets pass to standard error. Text is coloured on a terminal only, and never if
-/// `NO_COLOR` is set. Whatever the filter says, what would show a message or a password is left out. Every record takes one
-/// line, whatever stands in its values; a panic is a record as well.
+/// Sends every event that `filter` lets pass to standard error. Text is coloured on a terminal only, and
+/// never if `NO_COLOR` is set. Whatever the filter allows, records that would show a message or a password
+/// are left out. Every record takes one line, whatever its values contain; a panic is a record as well.
 ///
 /// # Errors
 /// If the filter is invalid, or the process has a subscriber already.
@@ -54,7 +54,7 @@ pub(crate) type Spans = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// As [`init`], and hands spans that `filter` lets pass to `spans`.
 pub(crate) fn init_with(format: LogFormat, filter: &str, spans: Option<Spans>) -> Result<(), InitError> {
-    // The formatter would report its own errors with `eprintln!`, which panics where standard error is closed.
+    // The formatter would report its own errors with `eprintln!`, which panics if standard error is closed.
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
     let lines = match format {
         LogFormat::Text => {

@@ -52,7 +52,7 @@ impl Traces {
     pub(crate) fn flush(self, _: Duration) {}
 }
 
-/// Where the variables of the OpenTelemetry specification want traces sent to, if anywhere.
+/// The destination of traces by the variables of the OpenTelemetry specification, if any.
 fn collector() -> Option<String> {
     let is_disabled = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     if is_disabled || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none") {

@@ -1,19 +1,20 @@
-//! What may travel unprotected, and where to.
+//! Which connections may be unencrypted.
 //!
 //! | connection | on this machine | to another |
 //! |---|---|---|
-//! | `amqp://` | yes | refused: it carries the password and every message as they are |
-//! | MongoDB with `tlsInsecure` and the like | yes | refused: encrypted for whoever answers is no better |
-//! | MongoDB without TLS | yes | a warning: SCRAM shows no password, and many sets are closed off by their network |
+//! | `amqp://` | yes | refused: it sends the password and every message unencrypted |
+//! | MongoDB with `tlsInsecure` and the like | yes | refused: encryption without a check of the server protects little |
+//! | MongoDB without TLS | yes | a warning: SCRAM shows no password, and many sets are protected by their network |
 //! | `amqps://`, MongoDB with TLS | yes | yes |
 //!
-//! `allow_insecure = true` allows what is refused. What a MongoDB replica set tells of its other members is not judged.
+//! `allow_insecure = true` allows the refused connections. The addresses that a MongoDB replica set reports
+//! for its other members are not checked.
 
 use crate::settings::{Reader, Uri};
 
 const PLAIN_AMQP: &str = "begins with amqp://, which sends the password and every message unencrypted to another machine; \
-     write amqps:// (rabbitmq_ca_file names an authority of your own), or set allow_insecure = true where the network is \
-     trusted with them";
+     write amqps:// (rabbitmq_ca_file names an authority of your own), or set allow_insecure = true if the \
+         network is trusted";
 const PLAIN_WITH_FILES: &str = "is set, but rabbitmq_uri begins with amqp://, which is not encrypted; write amqps:// there, \
      or leave this out";
 const PLAIN_MONGODB: &str = "mongodb_uri leads to another machine without TLS: documents travel unencrypted; add tls=true, \
@@ -37,14 +38,14 @@ pub fn check(read: &mut Reader<'_>) {
     }
     if let Some(parameter) = mongodb.skips_verification().filter(|_| !mongodb.is_local()) {
         let sentence = format!(
-            "has {parameter}, so that whoever answers there passes for MongoDB; leave it out and name the authority that \
+            "has {parameter}, so any server could pose as MongoDB; leave it out and name the authority that \
              signed the server's certificate with tlsCAFile, or set allow_insecure = true"
         );
         read.problem(&["mongodb_uri"], sentence);
     }
 }
 
-/// Logs it where MongoDB is on another machine and not encrypted.
+/// Logs a warning if MongoDB is on another machine and not encrypted.
 pub fn warn_of_plain_mongodb(mongodb: &Uri) {
     if !mongodb.is_encrypted() && !mongodb.is_local() {
         tracing::warn!("{PLAIN_MONGODB}");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InboxLimits {
-    /// At most this many messages; the oldest are forgotten first. Each takes about 50 bytes of the document.
+    /// The most messages; the oldest are forgotten first. Each takes about 50 bytes of the document.
     pub count: usize,
     /// Nothing older than this.
     pub age: Duration,
@@ -27,10 +27,10 @@ impl Default for InboxLimits {
     }
 }
 
-/// What an aggregate has received: turns *at least once* delivery into an effect *exactly once*.
+/// The record of received messages: turns *at least once* delivery into an effect *exactly once*.
 ///
-/// A stored field of the user's own struct: `#[serde(default)] inbox: Inbox`. The effect of a message and the
-/// memory of it are saved by the same update, so a repeat finds the memory exactly when the effect is there.
+/// A stored field of your own struct: `#[serde(default)] inbox: Inbox`. The effect of a message and its
+/// record are saved by the same update, so a repeat finds the record exactly if the effect was saved.
 ///
 /// ```
 /// # use document_outbox::Inbox;
@@ -44,8 +44,8 @@ impl Default for InboxLimits {
 /// assert_eq!(paid, 10);
 /// ```
 ///
-/// **Caveat.** It remembers within its [limits](InboxLimits). Choose them so that they outlast every retry and replay of
-/// the messages received: a message repeated after it was forgotten is taken as new.
+/// **Caveat.** It remembers within its [limits](InboxLimits). Choose them so that they outlast every retry
+/// and replay of the messages received: a repeat of a forgotten message counts as new.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Inbox {
@@ -79,7 +79,7 @@ impl Inbox {
         self.received.retain(|received| received.at.timestamp_millis() >= oldest);
 
         self.received.push(Received { id: Uuid::from_bytes(id.into_bytes()), at: now });
-        // Never itself, also where a limit of zero would forget it at once.
+        // Never drops the message itself, even if a limit of zero would drop it at once.
         let surplus = self.received.len().saturating_sub(limits.count.max(1));
         self.received.drain(..surplus);
         true
@@ -97,7 +97,7 @@ impl Inbox {
         self.received.len()
     }
 
-    /// True when nothing is remembered.
+    /// True if it has no records.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.received.is_empty()

@@ -1,8 +1,8 @@
-//! What an aggregate sends.
+//! Messages that an aggregate sends.
 
 use serde::Serialize;
 
-/// A message: something that happened to an aggregate, or that it asks for.
+/// A message: an event of an aggregate, or a request.
 ///
 /// ```
 /// use document_outbox::Message;
@@ -33,22 +33,23 @@ use serde::Serialize;
 ///
 /// The [derive](macro@crate::Message) has more; [`Aggregate`](crate::Aggregate#by-hand) shows both traits without it.
 ///
-/// The body that receivers get is what `serde_json` writes for the struct; [`deliver::json`](crate::deliver::json) lists the
-/// exceptions. It is stored in the same human-readable form: a `uuid::Uuid` and an `IpAddr` as their text.
+/// The body that receivers get is the struct as `serde_json` writes it;
+/// [`deliver::json`](crate::deliver::json) lists the exceptions. It is stored in the same human-readable
+/// form: a `uuid::Uuid` and an `IpAddr` as their text.
 pub trait Message: Serialize {
     /// The message's stable name: the routing key and the CloudEvents `type`. It is stored and sent, so it
-    /// outlives the code: never a language's type name. At most 255 bytes. For messages that have [several](Self::TYPES), what
-    /// they have in common.
+    /// outlives the code: don't use a Rust type name. At most 255 bytes. For messages with
+    /// [several](Self::TYPES), their common prefix.
     const TYPE: &'static str;
 
-    /// All names that messages of this Rust type have today: more than one where [`message_type`](Self::message_type) differs
-    /// from value to value.
+    /// All names that messages of this Rust type have today: more than one if
+    /// [`message_type`](Self::message_type) differs from value to value.
     const TYPES: &'static [&'static str] = &[Self::TYPE];
 
     /// Names the message had before. Entries and deliveries under these names are decoded as this type.
     const ALIASES: &'static [&'static str] = &[];
 
-    /// Where the payload's schema is described, sent as the CloudEvents `dataschema`.
+    /// The URI of the payload's schema, sent as the CloudEvents `dataschema`.
     const SCHEMA: Option<&'static str> = None;
 
     /// The name of this message: one of [`TYPES`](Self::TYPES).
@@ -57,13 +58,13 @@ pub trait Message: Serialize {
         Self::TYPE
     }
 
-    /// Where the schema of this message's payload is described.
+    /// The URI of the schema of this message's payload.
     #[must_use]
     fn schema(&self) -> Option<&'static str> {
         Self::SCHEMA
     }
 
-    /// Whether `name` is the name of such a message, or was.
+    /// Whether `name` is or was the name of such a message.
     #[must_use]
     fn is_named(name: &str) -> bool {
         Self::TYPES.contains(&name) || Self::ALIASES.contains(&name)

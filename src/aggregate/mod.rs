@@ -1,4 +1,4 @@
-//! What the library asks of an aggregate.
+//! The requirements on an aggregate.
 
 pub(crate) mod inbox;
 pub(crate) mod message;
@@ -24,8 +24,8 @@ use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 /// }
 /// ```
 ///
-/// The [derive](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type, and refuses at compile time
-/// most of what is refused below at run time.
+/// The [derive](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type, and
+/// refuses at compile time most mistakes that are otherwise refused at run time, see below.
 ///
 /// # Identity
 /// The key of an aggregate is what its encoding has as `_id`. [`id`](Aggregate::id) must return that field; an insert and a save
@@ -42,11 +42,11 @@ use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 /// Stored fields that the struct doesn't know survive a save: at the top level, in sub-documents, and in those elements of
 /// arrays that can be recognised, see [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS).
 ///
-/// What is stored must decode as the same struct again. An insert and a save check it. They refuse, for example, a field with
-/// `skip_serializing` and no default, and a map that repeats a field's name.
+/// The stored document must decode as the same struct again. An insert and a save check it. They refuse, for
+/// example, a field with `skip_serializing` and no default, and a map that repeats a field's name.
 ///
-/// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read under its old name,
-/// and moves to the new one with the next save that changes what it is in.
+/// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read
+/// under its old name, and moves to the new one with the next save that changes its surroundings.
 ///
 /// # By hand
 /// Without the derive, for example where serde stores something else than the fields of the struct:
@@ -74,21 +74,22 @@ use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 /// }
 /// ```
 pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
-    /// The type of `_id`: anything that encodes to a BSON value MongoDB takes as one.
+    /// The type of `_id`: any type that encodes to a BSON value that MongoDB accepts as `_id`.
     type Id: Serialize + Send + Sync;
 
-    /// Whether the messages of one document keep their order, and whether a dead one blocks. The dispatcher and the rescuer know
-    /// no types: a collection that isn't [`DeliveryOrder::Ordered`] must be named in their settings too (keys `unordered` and
-    /// `dead_blocks`).
+    /// Whether the messages of one document keep their order, and whether a dead one blocks. The dispatcher
+    /// and the rescuer don't know types: a collection that isn't [`DeliveryOrder::Ordered`] must be named in
+    /// their settings too (keys `unordered` and `dead_blocks`).
     const ORDERING: DeliveryOrder = DeliveryOrder::Ordered;
 
-    /// By which field the elements of an array are told apart: pairs of a path and a field, such as `("lines", "sku")`. The
-    /// path of an array inside the elements of another is `lines.discounts`.
+    /// The field that identifies the elements of an array: pairs of a path and a field, such as
+    /// `("lines", "sku")`. The path of an array inside the elements of another is `lines.discounts`.
     ///
-    /// A save that changes an array keeps the fields that the struct doesn't know in every element that it recognises: one
-    /// that is equal in all that the struct knows, or has the same value of this field (without a declaration, of `_id` or
-    /// `id`), or is in its old place between two neighbours that are recognised. Others are written without; what is
-    /// dropped so is counted (`outbox_unknown_fields_dropped_total`) and logged once for each path.
+    /// A save that changes an array keeps the fields that the struct doesn't know in every element that it
+    /// recognises: one that is equal in all fields that the struct knows, or has the same value of this field
+    /// (without a declaration, of `_id` or `id`), or is in its old place between two neighbours that are
+    /// recognised. Others are written without their unknown fields, which are counted
+    /// (`outbox_unknown_fields_dropped_total`) and logged once for each path.
     const ELEMENT_KEYS: &'static [(&'static str, &'static str)] = &[];
 
     /// The aggregate's identity: the field that is stored as `_id`.

@@ -1,4 +1,4 @@
-//! The outbox as a field of an aggregate: what it sent since it was loaded.
+//! The outbox as a field of an aggregate: the messages sent since it was loaded.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,12 +11,12 @@ use crate::{
     stored::ids::new_id,
 };
 
-/// What an aggregate sends; a field of the user's own struct, marked `#[serde(skip)]`.
+/// The messages that an aggregate sends; a field of your own struct, marked `#[serde(skip)]`.
 ///
 /// Sending writes nothing: the messages are written by the save, in the same update as the aggregate's other
-/// fields. An outbox is never read from a document; what stands there from earlier saves is not in here.
+/// fields. An outbox is never read from a document; it does not contain the entries of earlier saves.
 ///
-/// A unit test asks it what was sent, without any server:
+/// A unit test reads the sent messages from it, without a server:
 ///
 /// ```
 /// # use document_outbox::{Message, Outbox};
@@ -59,17 +59,17 @@ pub enum Due {
     Now,
     /// Not before this.
     At(DateTime),
-    /// Not before this long after the save.
+    /// No sooner than this long after the save.
     After(Duration),
 }
 
 impl Outbox {
-    /// Sends a message with the next save. Never fails: a payload that cannot be encoded (an integer beyond 64 bits with sign, a
-    /// field name with a NUL character or there twice, a map's key that is not a string in JSON either) fails that save, before
-    /// anything is written.
+    /// Sends a message with the next save. Never fails: a payload that cannot be encoded (an integer beyond
+    /// 64 bits with sign, a field name with a NUL character or that occurs twice, a map's key that is not a
+    /// string in JSON either) fails that save, before anything is written.
     ///
     /// The returned handle adds headers and knows the message's id.
-    #[allow(clippy::needless_pass_by_value, reason = "what is sent is no longer the sender's")]
+    #[allow(clippy::needless_pass_by_value, reason = "a sent message no longer belongs to the sender")]
     pub fn send<M: Message>(&mut self, message: M) -> &mut PendingMessage {
         let headers = message
             .schema()
@@ -88,18 +88,20 @@ impl Outbox {
     }
 
     /// Sends a message with the next save that is not delivered before `at`, by the server's clock: a
-    /// [`SystemTime`](std::time::SystemTime) or a BSON date. One that has passed counts as now.
+    /// [`SystemTime`](std::time::SystemTime) or a BSON date. A past time counts as now.
     ///
-    /// It is stored with the document like any other and found by the rescuer's sweep once it is due, so up to a
-    /// `sweep_interval` later. Until then it holds back none of the document's other messages; once due, it takes its turn
-    /// where it stands. A document that waits for it can't be deleted, and is not on the fast path.
+    /// It is stored with the document like any other and found by the rescuer's sweep once it is due, so up
+    /// to a `sweep_interval` later. Until then it blocks none of the document's other messages; once due, it
+    /// is delivered in the order of its place. A document that waits for it can't be deleted, and its other
+    /// messages are delivered more slowly.
     pub fn send_at<M: Message>(&mut self, message: M, at: impl Into<DateTime>) -> &mut PendingMessage {
         let sent = self.send(message);
         sent.due = Due::At(at.into());
         sent
     }
 
-    /// Like [`send_at`](Self::send_at), this long after the save; after [`stage`](crate::Store::stage) for updates of your own.
+    /// Like [`send_at`](Self::send_at), this long after the save; after [`stage`](crate::Store::stage) for
+    /// your own updates.
     pub fn send_after<M: Message>(&mut self, message: M, after: Duration) -> &mut PendingMessage {
         let sent = self.send(message);
         sent.due = Due::After(after);
@@ -113,13 +115,13 @@ impl Outbox {
         of_type.filter_map(|sent| payload::decode(sent.payload.as_ref().ok()?).ok()).collect()
     }
 
-    /// The types of what was sent, in order.
+    /// The types of the sent messages, in order.
     #[must_use]
     pub fn types(&self) -> Vec<&'static str> {
         self.pending.iter().map(|sent| sent.message_type).collect()
     }
 
-    /// What was sent, in order.
+    /// The sent messages, in order.
     pub fn iter(&self) -> impl Iterator<Item = &PendingMessage> {
         self.pending.iter()
     }
@@ -130,13 +132,13 @@ impl Outbox {
         self.pending.len()
     }
 
-    /// True when nothing was sent.
+    /// True if it has no messages.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// Takes what was sent, leaving nothing.
+    /// Takes the sent messages, leaving the outbox empty.
     pub(crate) fn take(&mut self) -> Vec<PendingMessage> {
         std::mem::take(&mut self.pending)
     }
@@ -145,8 +147,8 @@ impl Outbox {
 impl PendingMessage {
     /// Adds a header, or replaces it. Headers travel with the message and are shown to operators: no secrets.
     ///
-    /// `dataschema` is where [`Message::SCHEMA`] travels: a header of that name is not added. Names that are reserved on the wire
-    /// are listed [there](crate::deliver::cloudevents).
+    /// The header `dataschema` carries [`Message::SCHEMA`], so a header of that name is not added. Names that
+    /// are reserved on the wire are listed [there](crate::deliver::cloudevents).
     pub fn header(&mut self, name: impl Into<String>, value: impl Into<String>) -> &mut Self {
         let name = name.into();
         if name != SCHEMA_HEADER {

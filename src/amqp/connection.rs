@@ -1,4 +1,4 @@
-//! Making one connection with one channel, and naming what went wrong.
+//! Makes one connection with one channel, and names failures.
 
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::amqp::{
     trouble::{Cause, Trouble, broker_said, code_of},
 };
 
-/// The longest that a goodbye may take.
+/// The longest time for closing a connection.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What a supervisor needs for its connections.
@@ -31,7 +31,7 @@ pub(super) struct Plan {
     pub(super) role: &'static str,
 }
 
-/// A connection, its channel with the topology applied, and what the broker tells about it.
+/// A connection, its channel with the topology applied, and the broker's notices about it.
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) channel: Channel,
@@ -52,7 +52,7 @@ impl Plan {
         format!("{}/{}", self.settings.connection_name, self.role)
     }
 
-    /// A fresh connection, channel and topology, or why not. Nothing is left behind on failure.
+    /// A new connection, channel and topology, or the reason of the failure, which leaves no traces.
     pub(super) async fn open(&self) -> Result<Link, Trouble> {
         let connection = self.connect().await?;
         let events = Box::pin(connection.events_listener());
@@ -60,12 +60,12 @@ impl Plan {
         Ok(Link { connection, channel, events })
     }
 
-    /// A fresh connection, without channels.
+    /// A new connection, without channels.
     pub(super) async fn connect(&self) -> Result<Connection, Trouble> {
         self.in_time(self.dial()).await
     }
 
-    /// A fresh channel; the topology was applied over it.
+    /// A new channel, over which the topology was applied.
     pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
         self.in_time(async {
             let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
@@ -75,7 +75,7 @@ impl Plan {
         .await
     }
 
-    /// A fresh channel with confirms.
+    /// A new channel with confirms.
     pub(super) async fn confirming_channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
         self.in_time(async {
             let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
@@ -91,10 +91,10 @@ impl Plan {
         self.in_time(async { selected.await.map_err(|error| self.explain(&error)) }).await
     }
 
-    /// Applies the topology again, over a channel of its own, since a refusal closes the channel.
+    /// Applies the topology again, over a separate channel, because a refusal closes the channel.
     pub(super) async fn declare_again(&self, connection: &Connection) -> Result<(), Trouble> {
         let channel = self.channel(connection).await?;
-        // Whether it closes in time or not, nobody uses it any more.
+        // Even if it doesn't close in time, it is not used any more.
         let _ = timeout(GOODBYE, channel.close(200, "OK".into())).await;
         Ok(())
     }
@@ -121,7 +121,7 @@ impl Plan {
         Connection::connector(
             uri,
             transport::runtime(),
-            // The client dials on a thread of its own, which would outlive our patience where packets vanish.
+            // The client connects on a separate thread, which would outlive the timeout if packets are lost.
             async move |uri: AMQPUri, _| {
                 let AMQPAuthority { host, port, .. } = &uri.authority;
                 let connecting = transport::connect(host, *port, tls.clone());
@@ -134,11 +134,11 @@ impl Plan {
         .map_err(|error| self.explain(&error))
     }
 
-    /// Made anew for each connection, since the files may have been renewed.
+    /// Created for each connection, because the files may have been renewed.
     fn tls(&self) -> Result<Arc<ClientConfig>, Trouble> {
         transport::client_config(&self.settings.tls).map_err(|reason| {
             Trouble::Misconfigured(format!(
-                "no encrypted connection to {} can be made: {reason}",
+                "cannot make an encrypted connection to {}: {reason}",
                 self.endpoint()
             ))
         })
@@ -160,11 +160,11 @@ impl Plan {
             _ => match tls_error(error) {
                 Some(rustls::Error::InvalidCertificate(_)) => Trouble::Misconfigured(format!(
                     "the certificate of {endpoint} is not accepted: name the authority that signed it in the CA file \
-                     (rabbitmq_ca_file), and in the URI a host that it is for ({said})"
+                     (rabbitmq_ca_file), and in the URI a host that it was issued for ({said})"
                 )),
                 Some(rustls::Error::AlertReceived(_)) => Trouble::Misconfigured(format!(
-                    "{endpoint} refused the encrypted connection: check the certificate and key that we show to it \
-                     (rabbitmq_cert_file, rabbitmq_key_file), which it may ask for ({said})"
+                    "{endpoint} refused the encrypted connection: check the client certificate and key, \
+                     which it may require (rabbitmq_cert_file, rabbitmq_key_file) ({said})"
                 )),
                 Some(rustls::Error::InvalidMessage(_)) => Trouble::Misconfigured(format!(
                     "{endpoint} doesn't speak TLS: name the port for amqps, usually 5671 ({said})"
@@ -176,17 +176,17 @@ impl Plan {
 }
 
 impl Link {
-    /// Whether the client still believes in it.
+    /// Whether the client still treats it as connected.
     pub(super) fn alive(&self) -> bool {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Says goodbye where that is possible; one that cannot be closed within a moment is dropped.
+    /// Closes the connection in order if possible; if that takes too long, it is dropped.
     pub(super) async fn close(self) {
         close(&self.connection).await;
     }
 
-    /// The next event that matters. Cancel safe.
+    /// The next relevant event. Cancel safe.
     pub(super) async fn event(&mut self) -> ConnectionEvent {
         loop {
             match self.events.next().await {
@@ -206,7 +206,7 @@ impl Link {
     }
 }
 
-/// What the broker tells about a connection.
+/// The broker's notices about a connection.
 pub(super) enum ConnectionEvent {
     Blocked(String),
     Unblocked,
@@ -215,12 +215,12 @@ pub(super) enum ConnectionEvent {
     Lost(String),
 }
 
-/// Says goodbye where that is possible.
+/// Says goodbye if possible.
 pub(super) async fn close(connection: &Connection) {
     let _ = timeout(GOODBYE, connection.close(200, "OK".into())).await;
 }
 
-/// What is wrong with the encryption, if it is that.
+/// The problem with the encryption, if that is the cause.
 fn tls_error(error: &lapin::Error) -> Option<&rustls::Error> {
     match error.kind() {
         ErrorKind::IOError(error) => error.get_ref()?.downcast_ref(),

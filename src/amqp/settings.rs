@@ -14,13 +14,12 @@ use crate::tls::{TlsFileError, TlsFiles};
 pub struct AmqpSettings {
     pub(super) uri: AMQPUri,
     pub(super) tls: TlsFiles,
-    /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`, and sent with every message
-    /// as the AMQP property `app_id`: who published it.
-    /// Default: `document-outbox`.
+    /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`, and sent with
+    /// every message as the AMQP property `app_id`, the publisher. Default: `document-outbox`.
     pub connection_name: String,
-    /// For dialing, and again for each thing asked of the broker besides publishing. Default: 10 s.
+    /// The time for connecting, and for each request to the broker except publishing. Default: 10 s.
     pub connect_timeout: Duration,
-    /// For publishing one window and receiving all its confirms. Default: 15 s.
+    /// The time for publishing one window and receiving all its confirms. Default: 15 s.
     pub confirm_timeout: Duration,
     /// A connection silent for twice this long is dead. Whole seconds; a `heartbeat` in the URI wins.
     /// Default: 15 s.
@@ -29,14 +28,15 @@ pub struct AmqpSettings {
     pub reconnect_min: Duration,
     /// The longest pause before a new connection. Default: 5 s.
     pub reconnect_max: Duration,
-    /// Longer bodies are refused without being sent, since the broker would close the channel on them.
-    /// Under that the broker decides, by its `max_message_size`. Default: 16 MiB, the default of RabbitMQ 4.
+    /// Longer bodies are refused without being sent, because the broker would close the channel. Below that
+    /// the broker decides, by its `max_message_size`. Default: 16 MiB, the default of RabbitMQ 4.
     pub max_message_bytes: usize,
-    /// How often a silent consumer looks whether its queue holds messages it should have got. Default: 30 s.
+    /// How often a silent consumer checks whether its queue has messages that it should have got. Default: 30
+    /// s.
     pub consumer_check: Duration,
 }
 
-/// What is wrong with the URI of the broker. Never contains any part of the URI.
+/// The problem of a broker's URI. Never contains any part of the URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AmqpSettingsError {
     /// The scheme is neither `amqp` nor `amqps`.
@@ -57,7 +57,7 @@ pub enum AmqpSettingsError {
          default one, or leave the slash out"
     )]
     EmptyVhost,
-    /// Anything else, in the words of the parser.
+    /// Any other problem, with the parser's text.
     #[error(
         "the RabbitMQ URI cannot be parsed ({0}): write amqp://user:password@host:5672/%2f, and percent-encode \
          special characters of the user, the password and the virtual host"
@@ -68,8 +68,8 @@ pub enum AmqpSettingsError {
 impl AmqpSettings {
     /// The defaults for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
     ///
-    /// The path is the virtual host, percent-encoded. `amqps` means TLS, with the roots of the machine or those of
-    /// [`with_tls`](Self::with_tls).
+    /// The path is the virtual host, percent-encoded. `amqps` means TLS, with the root certificates of the
+    /// machine or those of [`with_tls`](Self::with_tls).
     ///
     /// # Errors
     /// [`AmqpSettingsError`] says what is wrong with the URI without repeating any of it.
@@ -95,10 +95,11 @@ impl AmqpSettings {
         self
     }
 
-    /// The same with certificates, for `amqps`: the authority that signed the broker's, and one of our own to show.
+    /// The same with certificates, for `amqps`: the authority that signed the broker's, and a client
+    /// certificate.
     ///
-    /// The files are read here to see whether they can be used, and again for each connection, so that renewed ones are
-    /// taken without a restart.
+    /// The files are read here to check them, and again for each connection, so that renewed ones are used
+    /// without a restart.
     ///
     /// # Errors
     /// [`TlsFileError`] for the first file that can't be used.
@@ -118,7 +119,7 @@ impl AmqpSettings {
         format!("{host}:{}{vhost}", authority.port)
     }
 
-    /// The connection's name, as far as an AMQP short string holds it.
+    /// The connection's name, cut to the length of an AMQP short string.
     pub(super) fn app_id(&self) -> &str {
         &self.connection_name[..self.connection_name.floor_char_boundary(SHORT_STRING)]
     }
@@ -152,7 +153,7 @@ impl fmt::Debug for AmqpSettings {
 }
 
 fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
-    // The client's own parser repeats the whole URI in some of its errors: those cases are found first.
+    // The client's own parser quotes the whole URI in some of its errors, so those cases are detected first.
     let rest = text
         .strip_prefix("amqp://")
         .or_else(|| text.strip_prefix("amqps://"))
@@ -170,7 +171,7 @@ fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
     if uri.vhost.is_empty() {
         return Err(AmqpSettingsError::EmptyVhost);
     }
-    // The client takes only names and IPv4 addresses for hosts, and would dial localhost for these.
+    // The client accepts only names and IPv4 addresses as hosts, and would connect to localhost for these.
     if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
         address.clone_into(&mut uri.authority.host);
     }

@@ -1,10 +1,10 @@
-//! What a supervisor tells about its connection.
+//! A supervisor's report on its connection.
 
 use std::fmt;
 
 use tokio::sync::watch;
 
-/// How a [`Publisher`](super::Publisher) or a [`Consumer`](super::Consumer) stands with the broker.
+/// The state of a [`Publisher`](super::Publisher) or a [`Consumer`](super::Consumer) towards the broker.
 ///
 /// `Display` is a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum State {
     Connecting,
     /// Connected, and the topology is in place.
     Ready,
-    /// Connected, and takes nothing: see [`Consumer::pause`](super::Consumer::pause).
+    /// Connected, but it takes no messages: see [`Consumer::pause`](super::Consumer::pause).
     Paused,
     /// The broker takes no messages because of a memory or disk alarm. Ends by itself.
     Blocked {
@@ -25,7 +25,7 @@ pub enum State {
         /// Why, in a sentence.
         reason: String,
     },
-    /// The broker answers, but refuses the login or the topology; tried again, though a person must act.
+    /// The broker answers, but refuses the login or the topology; retried, but a person must act.
     Misconfigured {
         /// Why, and what to do, in a sentence.
         reason: String,
@@ -45,7 +45,7 @@ impl fmt::Display for State {
         match self {
             Self::Connecting => f.write_str("connecting to RabbitMQ"),
             Self::Ready => f.write_str("connected to RabbitMQ"),
-            Self::Paused => f.write_str("connected to RabbitMQ, and takes nothing"),
+            Self::Paused => f.write_str("connected to RabbitMQ, but it takes no messages"),
             Self::Blocked { reason } => write!(f, "RabbitMQ takes no messages because of an alarm: {reason}"),
             Self::Disconnected { reason } => write!(f, "not connected to RabbitMQ: {reason}"),
             Self::Misconfigured { reason } => write!(f, "RabbitMQ needs attention: {reason}"),
@@ -75,7 +75,7 @@ impl Board {
         self.sender.borrow().clone()
     }
 
-    /// Only the supervisor posts, so nothing comes between the look and the change.
+    /// Only the supervisor posts, so there is no change between the read and the write.
     pub(super) fn post(&self, state: State) {
         if *self.sender.borrow() == state {
             return;
@@ -91,13 +91,13 @@ impl Board {
 }
 
 impl Drop for Board {
-    /// However its supervisor ended, a panic included: nobody waits for it any more.
+    /// Even if its supervisor panicked, no task waits for it any more.
     fn drop(&mut self) {
         self.post(State::Closed);
     }
 }
 
-/// What the owners of a supervisor see of its state. Clones see the same.
+/// The owners' view of a supervisor's state. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct States(watch::Receiver<State>);
 
@@ -110,7 +110,7 @@ impl States {
         *self.0.borrow() == State::Ready
     }
 
-    /// Waits until the state is ready; false once it can never be again.
+    /// Waits until the state is ready; false once that is no longer possible.
     pub(super) async fn ready(&self) -> bool {
         let mut states = self.0.clone();
         let settled = states.wait_for(|state| matches!(state, State::Ready | State::Closed)).await;
@@ -119,7 +119,7 @@ impl States {
 
     /// Waits until the supervisor has ended.
     pub(super) async fn closed(&self) {
-        // An error means that the supervisor is gone, which is what is waited for.
+        // An error means that the supervisor has ended, as awaited.
         let _ = self.0.clone().wait_for(|state| *state == State::Closed).await;
     }
 
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_supervisor_that_panics_leaves_nobody_waiting() {
+    async fn a_supervisor_that_panics_leaves_no_caller_waiting() {
         let board = Board::new("test".into());
         let states = board.states();
         let supervisor = tokio::spawn(async move {

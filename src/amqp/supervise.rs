@@ -23,7 +23,7 @@ impl End {
     }
 }
 
-/// What is done over one connection after another.
+/// The work over one connection after another.
 pub(super) trait Supervised {
     /// Where its state is posted.
     fn board(&self) -> &Board;
@@ -37,13 +37,13 @@ pub(super) trait Supervised {
     /// Serves one connection until it is lost or not needed any more.
     async fn serve(&mut self, link: &mut Link) -> End;
 
-    /// Runs `work` while there is no connection to serve; none when asked to end before it is done.
+    /// Runs `work` while there is no connection to serve; `None` if asked to end before it is done.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T>;
 
     /// The connection is lost.
     fn lost(&mut self, trouble: Trouble);
 
-    /// Asked to end, with the connection still there.
+    /// Asked to end, with the connection still open.
     async fn finish(&mut self);
 
     /// The loop has ended.
@@ -105,11 +105,11 @@ impl Pauses {
         Self { min, max, next: min }
     }
 
-    /// The pause after a connection that was of use for `lived`. Between half of the step and all of it, so
-    /// that many processes do not come back in step.
+    /// The pause after a connection that worked for `lived`. It is random between half of the step and the
+    /// whole, so that many processes do not reconnect at the same time.
     pub(super) fn after(&mut self, lived: Duration) -> Duration {
-        // Judged by its life and not by having been made: one that is refused at its first use each time
-        // would otherwise be made again without end and without pause.
+        // This is judged by its lifetime: otherwise a connection that is refused at its first use each time
+        // would be made again without end and without pause.
         if lived >= self.max {
             self.next = self.min;
         }

@@ -1,4 +1,4 @@
-//! The exchanges and queues that must be there before anything is published or consumed.
+//! The exchanges and queues that must exist before publishing or consuming.
 
 use lapin::{
     Channel,
@@ -8,15 +8,15 @@ use lapin::{
 
 use crate::amqp::trouble::{Trouble, broker_said, code_of, short};
 
-/// Whether the topology is made, looked for, or left alone.
+/// Whether the topology is declared, verified, or left alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum TopologyMode {
-    /// Make what is missing. What is there already must have the same arguments.
+    /// Declare missing parts. Existing ones must have the same arguments.
     #[default]
     Declare,
-    /// Make nothing; not ready while an exchange or a queue is missing. Bindings and arguments cannot be
-    /// looked at over AMQP.
+    /// Declare nothing; not ready while an exchange or a queue is missing. Bindings and arguments cannot be
+    /// read over AMQP.
     Verify,
     /// Neither.
     Off,
@@ -49,7 +49,7 @@ pub struct QueueSpec {
     pub name: String,
     /// Replicated by Raft; otherwise a classic queue.
     pub quorum: bool,
-    /// After so many deliveries the broker dead-letters or drops a message. Quorum queues only.
+    /// After this many deliveries the broker dead-letters or drops a message. Quorum queues only.
     pub delivery_limit: Option<u32>,
     /// Its bindings, each an exchange and a routing key.
     pub bind: Vec<(String, String)>,
@@ -62,7 +62,7 @@ pub struct Topology {
     pub exchanges: Vec<ExchangeSpec>,
     /// The queues with their bindings.
     pub queues: Vec<QueueSpec>,
-    /// What to do with them.
+    /// How to treat them.
     pub mode: TopologyMode,
 }
 
@@ -80,7 +80,7 @@ impl Topology {
         bindings.any(|(bound, pattern)| bound == exchange && spec.kind.routes(pattern, routing_key))
     }
 
-    /// Makes or verifies everything on a channel of its own: a refusal closes the channel.
+    /// Declares or verifies everything on a separate channel, because a refusal closes the channel.
     pub(super) async fn apply(&self, channel: &Channel) -> Result<(), Trouble> {
         if self.mode == TopologyMode::Off {
             return Ok(());
@@ -145,7 +145,7 @@ impl Topology {
                 "the user may not: grant it configure, write and read on the name, or set the topology to `verify` \
                  or `off`"
             }
-            (Some(405), _) => "another connection holds it exclusively: choose another name",
+            (Some(405), _) => "another connection has it exclusively: choose another name",
             _ => return Trouble::Unreachable(format!("the {what} could not be declared: {said}")),
         };
         Trouble::Misconfigured(format!("the {what} was refused, {advice} ({said})"))

@@ -1,8 +1,9 @@
 //! The bytes of a connection: TCP, and TLS over it.
 //!
-//! The client could encrypt by itself. The feature for that links 50 crates more, most of them to read PKCS#12: ciphers such
-//! as DES and RC2, parsers of X.509, big integers. None of them is called here, where certificates are PEM files, and rustls is
-//! linked for MongoDB anyway. So the client has no TLS of its own and is handed a stream that is encrypted already.
+//! The client could encrypt by itself. The feature for that links 50 crates more, most of them to read
+//! PKCS#12: ciphers such as DES and RC2, parsers of X.509, big integers. None of them is needed here:
+//! certificates are PEM files, and rustls is linked for MongoDB anyway. So the client is built without TLS
+//! and gets a stream that is already encrypted.
 
 use std::{
     io::{self, Read, Write},
@@ -21,10 +22,10 @@ use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use crate::tls::{TlsFiles, provider};
 
-/// What the client reads and writes, encrypted or not.
+/// The client's stream, encrypted or not.
 pub(super) type Wire = Box<dyn Duplex>;
 
-/// The runtime that the client runs on: Tokio, with a wire for a TCP stream.
+/// The client's runtime: Tokio, with this transport in place of a TCP stream.
 pub(super) type Wired = Runtime<RuntimeParts<Tokio, Sockets>>;
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -35,7 +36,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 #[derive(Clone, Debug)]
 pub(super) struct Sockets(Tokio);
 
-/// The runtime of the task that asks.
+/// The runtime of the calling task.
 pub(super) fn runtime() -> Wired {
     let tokio = Tokio::current();
     Runtime::new(RuntimeParts::new(tokio.clone(), Sockets(tokio)))
@@ -58,11 +59,12 @@ pub(super) async fn connect(
     Ok(AsyncTcpStream::Plain(Box::new(encrypted.compat())))
 }
 
-/// How to encrypt: whom to trust, and what to show. An error is a sentence's end.
+/// The TLS configuration: the trusted authorities, and the client certificate. An error is the end of a
+/// sentence.
 pub(super) fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     match files.authorities().map_err(|error| error.to_string())? {
-        // Files that name authorities leave those of the machine out.
+        // Files with authorities replace those of the machine.
         Some(authorities) => roots.add_parsable_certificates(authorities),
         None => roots.add_parsable_certificates(authorities_of_this_machine()?),
     };
@@ -82,7 +84,7 @@ fn authorities_of_this_machine() -> Result<Vec<rustls::pki_types::CertificateDer
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-        return Err(format!("this machine names no authorities to trust ({reason}); give a CA file"));
+        return Err(format!("this machine has no trusted authorities ({reason}); give a CA file"));
     }
     Ok(found.certs)
 }
@@ -91,7 +93,7 @@ impl Reactor for Sockets {
     type TcpStream = Wire;
     type Sleep = <Tokio as Reactor>::Sleep;
 
-    /// The client registers no handle of its own.
+    /// The client does not register its own handles.
     fn register<H: Read + Write + Send + 'static>(
         &self,
         _: H,

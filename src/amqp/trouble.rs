@@ -1,4 +1,4 @@
-//! What went wrong with RabbitMQ, and what that is about: one message, its channel, or the connection.
+//! A failure of RabbitMQ, and its scope: one message, its channel, or the connection.
 
 use std::fmt::{self, Display};
 
@@ -21,14 +21,14 @@ impl Display for Trouble {
     }
 }
 
-/// Why something that was asked of the broker has no answer.
+/// Why a request to the broker has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// RabbitMQ closed the channel with this code, over one thing that was asked on it.
+    /// RabbitMQ closed the channel with this code, because of one request on it.
     Channel(u16),
-    /// RabbitMQ closed the connection with this code of the protocol, perhaps over one thing that was asked on it.
+    /// RabbitMQ closed the connection with this protocol code, perhaps because of one request on it.
     Connection(u16),
-    /// The connection is lost, or silent: nothing that was asked is to blame.
+    /// The connection is lost, or silent: no request caused it.
     Lost,
 }
 
@@ -49,15 +49,16 @@ impl Cause {
 
         match error.kind() {
             AMQPErrorKind::Soft(_) => Self::Channel(code),
-            // Those that the broker uses for what it was sent: frame, syntax, command, channel, unexpected frame, not
-            // implemented, internal. The others (320, 402, 506, 530) are about itself or the whole connection.
+            // The codes that the broker uses for bad requests: frame, syntax, command, channel, unexpected
+            // frame, not implemented, internal. The others (320, 402, 506, 530) are about itself or the whole
+            // connection.
             AMQPErrorKind::Hard(_) if matches!(code, 501..=505 | 540 | 541) => Self::Connection(code),
             AMQPErrorKind::Hard(_) => Self::Lost,
         }
     }
 }
 
-/// The reply code of the broker, if it was the broker that refused.
+/// The reply code of the broker, if the broker refused.
 pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -65,7 +66,7 @@ pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// The broker's own words where there are any, else the client's.
+/// The broker's own text if there is one, otherwise the client's.
 pub(super) fn broker_said(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => format!("{} {}", error.get_id(), error.get_message()),
@@ -73,7 +74,7 @@ pub(super) fn broker_said(error: &lapin::Error) -> String {
     }
 }
 
-/// The client panics on a name over 255 bytes unless asked like this.
+/// The client panics on a name over 255 bytes unless it is called like this.
 pub(super) fn short(name: &str) -> Result<ShortString, Trouble> {
     ShortString::try_new(name).map_err(|_| {
         let start: String = name.chars().take(40).collect();

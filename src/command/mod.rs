@@ -1,18 +1,18 @@
-//! `ProcessDocumentMessages`: the hint that a document's outbox wants looking at.
+//! `ProcessDocumentMessages`: the hint that a document's outbox should be processed.
 //!
-//! A command can be lost, repeated, stale or forged without harm: it names a document and grants nothing. It is the
-//! only thing that rescuer, inline dispatcher and dispatcher worker say to each other.
+//! A command can be lost, repeated, stale or forged without harm: it names a document and grants no rights.
+//! It is the only message between rescuer, inline dispatcher and dispatcher worker.
 //!
 //! ```json
 //! {"database":"shop","collection":"orders","document_key":{"_id":"o-1"},"key":"EgAAAAJfaWQABAAAAG8tMQAA","reason":"stream"}
 //! ```
 //!
-//! `key` is the document key as BSON in base64, so that every `_id` that MongoDB stores survives. `document_key` is the same
-//! as canonical extended JSON, for people and for dispatchers of before; a key that this form would change, or make too
-//! long for them, goes without. A reader takes `key` where there is one.
+//! `key` is the document key as BSON in base64, so that every `_id` that MongoDB stores survives.
+//! `document_key` is the same as canonical extended JSON, for people and for older dispatchers; it is left
+//! out if this form would change the key or make it too long for them. A reader uses `key` if there is one.
 //!
-//! `cluster` names the MongoDB cluster that the document is in, by the UUID that it gave the collection of positions in the
-//! state database. A command without may be of any.
+//! `cluster` names the MongoDB cluster that the document is in, by the UUID that it gave the collection of
+//! positions in the state database. A command without one may be from any cluster.
 
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod sender;
@@ -44,20 +44,21 @@ pub const COMMANDS_EXCHANGE: &str = "outbox.commands";
 pub const COMMANDS_ROUTING_KEY: &str = "process-document-messages";
 /// The default queue that dispatcher workers consume: quorum, with a delivery limit.
 pub const COMMANDS_QUEUE: &str = "outbox.process-document-messages";
-/// How often the broker hands out one command before it drops it; the sweep sends another.
+/// How often the broker delivers one command before it drops it; the sweep sends another.
 pub const COMMANDS_DELIVERY_LIMIT: u32 = 20;
-/// The broker drops a command that nobody took for this long; the sweep sends another.
+/// The broker drops a command that no dispatcher took for this long; the sweep sends another.
 ///
 /// More than twice the longest pause between two commands of the sweep for one document (2 min): so a document that is
 /// stuck always has a command in the queue, and at most four.
 pub const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
-/// A longer body is refused unread, and not sent: a publisher takes messages of 16 MiB. A document key of 11 MB fits.
+/// A longer body is refused unread, and is not sent: a publisher accepts messages of 16 MiB. A document key
+/// of 11 MB fits.
 pub const MAX_COMMAND_BYTES: usize = 15 << 20;
-/// Dispatchers of before refuse a longer body, and a key without its BSON may not make a longer one.
+/// Older dispatchers refuse a longer body, and a key without its BSON must not cause one.
 const MAX_READABLE_BYTES: usize = 64 << 10;
 /// The server nests documents to 180 levels.
 const MAX_KEY_DEPTH: usize = 200;
-/// Dispatchers of before refuse a key that is nested deeper.
+/// Older dispatchers refuse a key that is nested deeper.
 const MAX_READABLE_DEPTH: usize = 32;
 
 /// Why a command was sent.
@@ -79,7 +80,7 @@ const MAX_READABLE_DEPTH: usize = 32;
 pub enum Reason {
     /// The change stream showed a document whose outbox was still filled after the delay.
     Stream,
-    /// The sweep found something due.
+    /// The sweep found a due entry.
     Sweep,
     /// A failed delivery was left to a worker.
     Handoff,
@@ -97,18 +98,18 @@ impl Reason {
     }
 }
 
-/// The command: look at this document's outbox.
+/// The command: process this document's outbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessDocumentMessages {
     /// The document.
     pub document: DocumentRef,
     /// Why.
     pub reason: Reason,
-    /// The cluster that it is in, where the sender knows; none counts as the reader's own.
+    /// The cluster of the document, if the sender knows it; `None` counts as the reader's own.
     pub cluster: Option<Uuid>,
 }
 
-/// Why a command is refused. Shows nothing of the command's content beyond names.
+/// Why a command is refused. It shows only names from the command's content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// The body is longer than a command can be.
@@ -185,8 +186,8 @@ impl ProcessDocumentMessages {
         serde_json::to_vec(&wire).unwrap_or_default()
     }
 
-    /// Reads a body: every field, and a key that can act as nothing but a key. A field besides and a reason that are unknown are
-    /// from a later version, and say nothing about the document.
+    /// Reads a body: every field, and a key that can only act as a key. Unknown fields and an unknown reason
+    /// are from a later version, and are ignored.
     ///
     /// # Errors
     /// [`CommandError`], which names what is wrong without quoting the body.
@@ -237,7 +238,7 @@ fn is_database(name: &str) -> bool {
     is_name(name) && !name.contains(['.', '/', '\\', ' ', '"'])
 }
 
-/// Says where and how the JSON is off; serde's own text could quote values.
+/// Describes the place and kind of a JSON error; serde's own text could quote values.
 fn malformed(error: &serde_json::Error) -> CommandError {
     let what = match error.classify() {
         serde_json::error::Category::Data => "a field is missing or of the wrong type",
@@ -246,10 +247,11 @@ fn malformed(error: &serde_json::Error) -> CommandError {
     CommandError::Malformed(format!("{what} (line {}, column {})", error.line(), error.column()))
 }
 
-/// The key as canonical extended JSON; none where reading it back would give another, or a reader of before refuses it.
+/// The key as canonical extended JSON; `None` if reading it back would give another key, or an older reader
+/// refuses it.
 fn readable(document: &DocumentRef) -> Option<serde_json::Value> {
     let key = document.key();
-    // In base64 alone it is too long for them already.
+    // Even in base64 alone it is too long for them.
     if key.as_bytes().len() > MAX_READABLE_BYTES {
         return None;
     }
@@ -264,14 +266,14 @@ fn key_of_base64(text: &str) -> Result<RawDocumentBuf, CommandError> {
     if !bytes::is_sound(&key, MAX_KEY_DEPTH) {
         return Err(CommandError::BadKey("`key` is not BSON, or nested too deep"));
     }
-    // Deeper inside nothing acts as an expression: a filter has sub-documents behind `$eq`.
+    // Deeper levels can't act as an expression: a filter puts sub-documents behind `$eq`.
     if bytes::elements(&key).any(|element| element.name.starts_with(b"$")) {
         return Err(CommandError::BadKey("a field name begins with `$`"));
     }
     match bytes::element(&key, "_id").map(|id| id.kind) {
         None => Err(CommandError::BadKey("`_id` is missing")),
         Some(kind::ARRAY | kind::REGULAR_EXPRESSION | kind::UNDEFINED) => {
-            Err(CommandError::BadKey("`_id` is of a type that no `_id` has"))
+            Err(CommandError::BadKey("`_id` has a type that MongoDB does not allow for it"))
         }
         Some(_) => Ok(key),
     }
@@ -290,7 +292,7 @@ fn key_of_readable(json: Readable) -> Result<RawDocumentBuf, CommandError> {
     match key.get("_id") {
         None => Err(CommandError::BadKey("`_id` is missing")),
         Some(Bson::Array(_) | Bson::RegularExpression(_) | Bson::Undefined) => {
-            Err(CommandError::BadKey("`_id` is of a type that no `_id` has"))
+            Err(CommandError::BadKey("`_id` has a type that MongoDB does not allow for it"))
         }
         Some(_) => codec::encode(&key).map_err(|_| CommandError::BadKey("not a document key")),
     }
@@ -336,7 +338,7 @@ mod tests {
         serde_json::from_slice(&command.to_json()).unwrap()
     }
 
-    /// Without the field that readers of before don't know.
+    /// Without the field that older readers don't know.
     fn read_by_a_reader_of_before(
         command: &ProcessDocumentMessages,
     ) -> Result<ProcessDocumentMessages, CommandError> {
@@ -373,8 +375,8 @@ mod tests {
         }
     }
 
-    /// Names that a reader of extended JSON takes for its own, depth and length beyond what readers of before take, bytes that
-    /// are not UTF-8.
+    /// Names that a reader of extended JSON interprets, depth and length that older readers refuse, bytes
+    /// that are not UTF-8.
     #[test]
     fn an_id_without_readable_form_keeps_its_bytes() {
         let mut deep = codec::encode(&doc! { "a": 1 }).unwrap();

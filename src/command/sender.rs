@@ -21,14 +21,14 @@ use crate::{
 ///   [`SendFailure::Unavailable`].
 ///
 /// # Caveats
-/// A failed command may have arrived all the same. That is harmless: commands are hints.
+/// A failed command may still have arrived. That is harmless: commands are hints.
 #[derive(Debug, Clone)]
 pub struct CommandSender {
     publisher: Publisher,
     exchange: String,
 }
 
-/// Why a command was not sent, or not for certain.
+/// Why a command was not sent, or possibly not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendFailure {
     /// No queue is bound to the exchange for commands.
@@ -48,7 +48,7 @@ pub enum SendFailure {
     /// It can never be sent.
     #[error("the command cannot be sent: {0}")]
     Refused(String),
-    /// There is no broker to send it to just now, or its answer did not come.
+    /// The broker is unavailable now, or did not answer.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -81,7 +81,7 @@ impl CommandSender {
         Topology { exchanges: vec![exchange], queues: vec![queue], mode }
     }
 
-    /// Sends commands as one window, and answers for each in its place.
+    /// Sends commands as one window, and returns an answer for each, in order.
     pub async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
         let bodies: Vec<_> = commands.iter().map(ProcessDocumentMessages::to_json).collect();
         let too_long: Vec<_> = bodies.iter().map(|body| too_long(body)).collect();
@@ -119,7 +119,7 @@ impl CommandSender {
             }
             Published::Nacked => Err(SendFailure::Nacked),
             Published::Refused { reason } => Err(SendFailure::Refused(reason)),
-            // It may pass, as when a permission is given back.
+            // It may end, for example when a permission is restored.
             Published::Rejected { reason } | Published::Unavailable { reason, .. } => {
                 Err(SendFailure::Unavailable(reason))
             }
@@ -127,7 +127,7 @@ impl CommandSender {
     }
 }
 
-/// Every dispatcher refuses such a body unread, so it isn't sent.
+/// It is not sent, because every dispatcher refuses such a body unread.
 fn too_long(body: &[u8]) -> Option<SendFailure> {
     let longest = MAX_COMMAND_BYTES;
     let reason = |bytes| format!("its document key makes it {bytes} bytes long, and {longest} are allowed");

@@ -1,4 +1,4 @@
-//! What stands for the sender of commands in a build without RabbitMQ: there is none, and none can be made.
+//! Replaces the sender of commands in a build without RabbitMQ: it can't be created.
 
 use std::convert::Infallible;
 
@@ -10,7 +10,7 @@ pub(crate) use self::NoSender as CommandSender;
 pub(crate) enum NoSender {}
 
 impl NoSender {
-    #[allow(clippy::unused_async, reason = "awaited like the sender that it stands for")]
+    #[allow(clippy::unused_async, reason = "awaited like the sender that it replaces")]
     pub(crate) async fn send(&self, _: Vec<ProcessDocumentMessages>) -> Vec<Result<(), Infallible>> {
         match *self {}
     }

@@ -13,12 +13,13 @@
 //! | body | the payload as [JSON](super::json) |
 //! | every other header | the message's, under its own name: `traceparent`, `tracestate` and the user's |
 //!
-//! All headers are strings. Where receivers can't take a colon in a header's name, `cloudEvents_` is the
-//! [prefix](AttributePrefix) instead.
+//! All headers are strings. If receivers can't take a colon in a header's name, use the
+//! [prefix](AttributePrefix) `cloudEvents_` instead.
 //!
-//! A header of the message that could be taken for what the library or the broker has to say is dropped: one whose name begins
-//! with `cloudEvents:` or `cloudEvents_`, in any case of letters, and one in which RabbitMQ keeps its own books or another
-//! protocol's properties (`x-death` and its like, `x-received-from`, `x-amqp-1.0-…`).
+//! A header of the message that could be mistaken for one of the library or the broker is dropped: one whose
+//! name begins with `cloudEvents:` or `cloudEvents_`, in upper or lower case, and one that RabbitMQ reserves
+//! for its own records or another protocol's properties (`x-death` and its like, `x-received-from`,
+//! `x-amqp-1.0-…`).
 //!
 //! [CloudEvents]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 //! [AMQP binding]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
@@ -33,17 +34,17 @@ use super::{
 };
 use crate::{aggregate::message::SCHEMA_HEADER, amqp::Publication};
 
-/// How the names begin of headers that are not a message's own, in any case of letters.
+/// The prefixes of reserved header names, in upper or lower case.
 const RESERVED: [&str; 7] = [
     "cloudEvents:",
     "cloudEvents_",
-    // Where RabbitMQ notes dead-lettering, by which it also recognises a cycle and drops the message.
+    // RabbitMQ records dead-lettering here, recognises a cycle by it, and then drops the message.
     "x-death",
     "x-first-death-",
     "x-last-death-",
-    // Where its federation notes the way, and drops what has come too far.
+    // Its federation records the path here, and drops messages that have come too far.
     "x-received-from",
-    // From which it makes properties for receivers that speak AMQP 1.0.
+    // It derives properties for AMQP 1.0 receivers from these.
     "x-amqp-1.0-",
 ];
 /// The longest routing key that AMQP 0-9-1 can carry.
@@ -51,7 +52,7 @@ const MAX_TYPE_BYTES: usize = 255;
 /// A longer subject is left out: all headers together have to fit one frame of 128 KiB, and an `_id` may have megabytes.
 const LONGEST_SUBJECT: usize = 8 << 10;
 
-/// What the names of attributes begin with. Both are reserved, whichever is in use.
+/// The prefix of attributes' names. Both are reserved, whichever is in use.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
 )]
@@ -72,7 +73,7 @@ impl AttributePrefix {
     }
 }
 
-/// Why a message can't be published, ever. Shows nothing of its payload.
+/// Why a message can never be published. It shows no part of the payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnpublishableError {
     /// The payload can't be written as JSON.
@@ -143,12 +144,12 @@ fn is_reserved(name: &str) -> bool {
     })
 }
 
-/// Where events come from: a URI reference of two path segments, `/{database}/{collection}`.
+/// The source of events: a URI reference of two path segments, `/{database}/{collection}`.
 pub fn source(namespace: &Namespace) -> String {
     format!("/{}/{}", segment(&namespace.db), segment(&namespace.coll))
 }
 
-/// One segment of a path: everything but the `pchar` of RFC 3986 is percent-encoded, byte by byte.
+/// One segment of a path: everything except the `pchar` of RFC 3986 is percent-encoded, byte by byte.
 fn segment(name: &str) -> String {
     let mut encoded = String::with_capacity(name.len());
     for byte in name.bytes() {

@@ -1,6 +1,6 @@
-//! Tests that any [`Deliver`] must pass, for the tests of your own.
+//! Tests that any [`Deliver`] must pass, for use in your own tests.
 //!
-//! Implement [`Harness`] for the deliverer together with a receiver that it really reaches, and call [`check`]:
+//! Implement [`Harness`] for the deliverer together with a real receiver, and call [`check`]:
 //!
 //! ```ignore
 //! #[tokio::test]
@@ -14,11 +14,11 @@
 //! - `Delivered` only when the receiver has it: nothing that is rejected or can't be reached is said to be delivered.
 //! - Errors of one message don't spread to the others of the window, nor do those of other windows.
 //! - A message can be delivered again, with the same id.
-//! - It never panics, whatever stands in a document, and never waits for ever.
+//! - It never panics, whatever a document contains, and never waits forever.
 //! - A delivery that is dropped halfway leaves it usable.
 //! - It says why something failed, and never with content of the payload.
 //! - While it is not available no attempt is counted, and it becomes available again by itself.
-//! - What it wants stored with a message (`via`) it serves, and what it has never heard of it doesn't.
+//! - It serves the `via` that it has stored with messages, and no unknown one.
 //!
 //! # Caveats
 //! Whether a confirmed message survives the receiver's crash can't be seen from here.
@@ -38,18 +38,18 @@ use crate::stored::document_ref::DocumentRef;
 
 const ONE_ANSWER: &str = "one answer per message of the window";
 const TRULY: &str = "`Delivered` only when the receiver has it";
-const IN_ORDER: &str = "answers stand in the window's order, and errors of one message don't spread";
+const IN_ORDER: &str = "answers are in the window's order, and errors of one message don't spread";
 const REPEATABLE: &str = "a message can be delivered again, with the same id";
 const NO_PANIC: &str = "it does not panic";
-const NOT_FOR_EVER: &str = "it does not wait for ever";
+const NOT_FOR_EVER: &str = "it does not wait forever";
 const DROPPABLE: &str = "a delivery that is dropped halfway leaves it usable";
-const DISCREET: &str = "its texts say why, and show nothing of the payload";
+const DISCREET: &str = "its texts give the reason, and show no part of the payload";
 const FREE_OF_CHARGE: &str = "while it is not available no attempt is counted";
 const RECOVERS: &str = "it becomes available again by itself";
 const SERVES: &str = "it serves the `via` that it wants stored, and no unknown one";
-/// Between two tries of a deliverer that says it may be available and isn't.
+/// The pause between two tries of a deliverer that reports itself available but isn't.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
-/// Stands in payloads and must not be seen in texts.
+/// Part of payloads that must not appear in texts.
 const SECRET: &str = "conformance-secret-0f8e";
 
 /// A deliverer to be tested, and the receiver at its other end.
@@ -58,18 +58,18 @@ pub trait Harness: Send + Sync {
     /// The deliverer, available.
     fn deliverer(&self) -> &dyn Deliver;
 
-    /// A message that the receiver takes. The suite gives it ids and documents of its own. [`envelope`] makes one.
+    /// A message that the receiver accepts. The suite sets its ids and documents. [`envelope`] makes one.
     fn accepted(&self) -> Envelope;
 
-    /// A message that arrives but that the receiver rejects, such as one of a type it fails on. With none, what
-    /// happens to rejected messages is not tested.
+    /// A message that arrives but that the receiver rejects, such as one of a type it fails on. With `None`,
+    /// rejected messages are not tested.
     fn rejected(&self) -> Option<Envelope>;
 
     /// The ids of all messages that the receiver has taken so far.
     async fn arrived(&self) -> Vec<Uuid>;
 
-    /// Cuts the receiver off, and returns once the deliverer has noticed, if it notices by itself. False when this can't
-    /// be done; unavailability is not tested then.
+    /// Makes the receiver unreachable, and returns once the deliverer has noticed, if it notices by itself.
+    /// False if this is impossible; then unavailability is not tested.
     async fn cut_off(&self) -> bool {
         false
     }
@@ -77,7 +77,7 @@ pub trait Harness: Send + Sync {
     /// Makes the receiver reachable again.
     async fn restore(&self) {}
 
-    /// What counts as waiting for ever.
+    /// The time that counts as waiting forever.
     fn patience(&self) -> Duration {
         Duration::from_secs(30)
     }
@@ -174,7 +174,7 @@ impl Suite<'_> {
         self.deliver_all(&self.window(50), TRULY).await;
     }
 
-    /// The rejected ones stand where neither reversing nor sorting the answers goes unseen.
+    /// The places of the rejected ones reveal answers that are reversed or sorted.
     async fn rejected_is_not_delivered(&self) {
         for rejected_at in [vec![0], vec![1, 2, 6], vec![0, 1, 2, 3, 4, 5, 6, 7, 8]] {
             let mut window = self.window(9);
@@ -193,7 +193,7 @@ impl Suite<'_> {
                     }
                     (false, outcome) if *outcome != Outcome::Delivered => {
                         panic!(
-                            "{IN_ORDER}: message {place} was to be delivered beside {rejected_at:?}, and is {outcome:?}"
+                            "{IN_ORDER}: message {place} was to be delivered next to {rejected_at:?}, and is {outcome:?}"
                         )
                     }
                     _ => {}
@@ -228,7 +228,7 @@ impl Suite<'_> {
             for place in [0, 2] {
                 let outcome = &answers[place].outcome;
                 let fine = *outcome == Outcome::Delivered;
-                assert!(fine, "{IN_ORDER}: beside an odd message another one is {outcome:?}");
+                assert!(fine, "{IN_ORDER}: next to an odd message another one is {outcome:?}");
             }
             if answers[1].outcome == Outcome::Delivered {
                 self.must_have_arrived(&window[1..2]).await;
@@ -270,7 +270,7 @@ impl Suite<'_> {
         assert!(available.is_ok(), "{RECOVERS}: not in {:?}", self.0.patience());
     }
 
-    /// `available` may be wrong, so a delivery is what proves it.
+    /// `available` may be wrong, so only a delivery proves it.
     async fn become_available(&self) {
         loop {
             self.0.deliverer().available().await;
@@ -301,7 +301,7 @@ fn text_of(outcome: &Outcome) -> Option<&str> {
     }
 }
 
-/// What can stand in a document, beside what a program of today writes.
+/// Possible content of a document that today's programs don't write.
 fn odd_payloads() -> Vec<Bson> {
     let nested = (0..json::MAX_DEPTH).fold(Bson::from(SECRET), |inner, _| Bson::Array(vec![inner]));
     vec![

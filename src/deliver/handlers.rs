@@ -1,4 +1,4 @@
-//! Messages to functions of this process, by type.
+//! Delivers messages to functions of this process, by type.
 //!
 //! ```
 //! use document_outbox::{Message, deliver::{HandlerError, HandlerKey, Handlers}};
@@ -32,9 +32,10 @@
 //! - Dropping the delivery aborts the handlers at their next `await`.
 //!
 //! # Caveats
-//! - A handler that returned `Ok` is called again when the process ends before that is in the document. Handlers must bear
-//!   a repeat; [`Envelope::message_id`] tells one.
-//! - While processes with the old and the new key of a renamed handler run side by side, the old ones don't know the new key.
+//! - A handler that returned `Ok` is called again when the process ends before that is in the document.
+//!   Handlers must tolerate repeats; [`Envelope::message_id`] identifies one.
+//! - While processes with the old and the new key of a renamed handler run together, the old ones don't know
+//!   the new key.
 //! - A handler that blocks its thread cannot be aborted.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
@@ -51,10 +52,10 @@ use tracing::Instrument;
 use super::{Answer, Deliver, Envelope, HANDLERS, Outcome, deadline, json, span, within};
 use crate::aggregate::message::Message;
 
-/// What a handler says when it could not do its work. Its text is stored with the message and shown to operators: no
-/// payload, no secret.
+/// A handler's failure. Its text is stored with the message and shown to operators, so it must not contain a
+/// payload or a secret.
 ///
-/// `?` on any error makes a [`Transient`](Self::Transient) one of its text and those of its sources.
+/// `?` on any error makes a [`Transient`](Self::Transient) error with its text and those of its sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HandlerError {
     /// It may succeed later.
@@ -112,7 +113,7 @@ impl HandlerKey {
         Self { current: key.into(), former: Vec::new() }
     }
 
-    /// Adds a key the handler had before, so that a message it has had under that one isn't repeated.
+    /// Adds an earlier key of the handler, so that messages that it received under that key aren't repeated.
     #[must_use]
     pub fn formerly(mut self, key: impl Into<String>) -> Self {
         self.former.push(key.into());
@@ -136,11 +137,11 @@ impl From<String> for HandlerKey {
     }
 }
 
-/// Why handlers can't be put together.
+/// Why handlers can't be combined.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandlersError {
     /// Two handlers have the same key, or one has the former key of another.
-    #[error("two handlers have the key `{0}`: documents could not tell which of them has had a message")]
+    #[error("two handlers have the key `{0}`: documents could not record which of them has had a message")]
     DuplicateKey(String),
     /// A key is empty.
     #[error("a handler of `{0}` has an empty key")]
@@ -177,7 +178,7 @@ pub struct HandlersBuilder {
 impl HandlersBuilder {
     /// Adds a handler for messages of type `M`, under any of its names. A type can have several.
     ///
-    /// The handler gets the message and the envelope it came in.
+    /// The handler gets the message and its envelope.
     #[must_use]
     pub fn on<M, F, R>(mut self, key: impl Into<HandlerKey>, handler: F) -> Self
     where
@@ -246,7 +247,7 @@ impl Handlers {
             .map(|handler| {
                 let (handler, envelope) = (handler.clone(), shared.clone());
                 let key = handler.key.current.clone();
-                // The call is inside the task: it decodes, and that is the user's code too.
+                // The call is inside the task, because it decodes, which runs the user's code too.
                 let run = async move { (handler.call)(envelope).await }.instrument(span.clone());
                 let run = within(deadline, run);
                 (key, AbortOnDropHandle::new(tokio::spawn(run)))
@@ -264,7 +265,7 @@ impl Handlers {
                     None => Ok(task.await),
                 };
                 let Ok(ended) = ended else {
-                    failures.push((key, HandlerError::transient("no answer before the claim ran out")));
+                    failures.push((key, HandlerError::transient("no answer before the claim expired")));
                     continue;
                 };
                 match ended {
@@ -281,7 +282,7 @@ impl Handlers {
     }
 }
 
-/// What became of a message some of whose handlers failed.
+/// The outcome of a message if some of its handlers failed.
 fn outcome(failures: &[(String, HandlerError)]) -> Outcome {
     if failures.is_empty() {
         return Outcome::Delivered;
@@ -297,7 +298,7 @@ fn outcome(failures: &[(String, HandlerError)]) -> Outcome {
     }
 }
 
-/// The start of an error, so that the errors of several handlers fit where one is kept.
+/// The start of an error, so that the errors of several handlers fit into the space of one.
 fn cut(text: &str) -> &str {
     const LONGEST: usize = 300;
     &text[..text.floor_char_boundary(LONGEST)]
@@ -311,7 +312,7 @@ fn decode<M: Message + DeserializeOwned>(envelope: &Envelope) -> Result<M, Handl
     })
 }
 
-/// What serde says of a failed decoding, without the value that it quotes: names and expectations come from the
+/// serde's text for a failed decoding, without the value that it quotes: names and expectations come from the
 /// type, everything else may come from the payload.
 fn without_values(text: &str) -> String {
     let named = ["missing field `", "duplicate field `"];

@@ -1,8 +1,9 @@
-//! Payloads as JSON: what each BSON type becomes on the wire.
+//! Payloads as JSON: the form of each BSON type on the wire.
 //!
-//! A message is stored in serde's human-readable form, so its body is what `serde_json` writes for the same struct, with these
-//! exceptions: bytes and BSON's own types by the table; an `f32` by its shortest decimal, in the notation of an `f64`; numbers
-//! that are not finite as strings, where `serde_json` writes null.
+//! A message is stored in serde's human-readable form, so its body equals the output of `serde_json` for the
+//! same struct, with these exceptions: bytes and BSON's own types by the table; an `f32` by its shortest
+//! decimal, in the notation of an `f64`; numbers that are not finite as strings, where `serde_json` writes
+//! null.
 //!
 //! | BSON | [`PayloadFormat::Json`] |
 //! |---|---|
@@ -15,7 +16,7 @@
 //! | date | string, RFC 3339 in UTC with milliseconds: `"2024-02-29T12:00:00.000Z"`; outside the years 0 to 9999, which RFC 3339 can't write, a string of its milliseconds since 1970 |
 //! | `ObjectId` | string of 24 hex digits |
 //! | binary, subtype 4 (UUID) of 16 bytes | string: `"0190a0a1-…"` |
-//! | binary, every other subtype | string, base64 with padding (RFC 4648, 4); old UUIDs of subtype 3 too, since their byte order is anybody's guess |
+//! | binary, every other subtype | string, base64 with padding (RFC 4648, 4); old UUIDs of subtype 3 too, because their byte order is unknown |
 //! | undefined | null |
 //! | JavaScript | string of the code |
 //! | JavaScript with scope | `{"$code": string, "$scope": object}` |
@@ -24,9 +25,9 @@
 //! | `DBPointer` | `{"$dbPointer": {"$ref": string, "$id": {"$oid": string}}}` |
 //! | min key, max key | `{"$minKey": 1}`, `{"$maxKey": 1}` |
 //!
-//! This is one-way: a reader that doesn't know the message's schema cannot tell a date from a string.
-//! [`PayloadFormat::CanonicalExtendedJson`] keeps every type, as in MongoDB's [specification]; a receiver that reads it
-//! with a BSON library gets back the value that was sent.
+//! This is one-way: a reader that doesn't know the message's schema cannot distinguish a date from a string.
+//! [`PayloadFormat::CanonicalExtendedJson`] keeps every type, as in MongoDB's [specification]; a receiver
+//! that reads it with a BSON library gets back the value that was sent.
 //!
 //! [specification]: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json/
 
@@ -37,7 +38,7 @@ use serde::{
 };
 use serde_json::{Value, json};
 
-/// A payload nested deeper than this is refused. MongoDB promises to store 100 levels.
+/// A payload nested deeper than this is refused. MongoDB guarantees 100 levels.
 pub const MAX_DEPTH: usize = 200;
 
 /// How payloads are written. The content type of both is `application/json`.
@@ -52,13 +53,13 @@ pub enum PayloadFormat {
 }
 
 impl PayloadFormat {
-    /// The MIME type of what is written.
+    /// The MIME type of the output.
     pub fn content_type(self) -> &'static str {
         "application/json"
     }
 }
 
-/// Why a payload cannot be written as JSON. Shows nothing of it.
+/// Why a payload cannot be written as JSON. It shows no part of the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PayloadError {
     /// It is nested deeper than [`MAX_DEPTH`].
@@ -78,7 +79,7 @@ pub fn encode(payload: &Bson, format: PayloadFormat) -> Result<Vec<u8>, PayloadE
     serde_json::to_vec(&Json(payload, format)).map_err(|_| PayloadError::Unwritable)
 }
 
-/// Refuses what is nested so deep that working through it could overflow the stack.
+/// Refuses payloads whose nesting could overflow the stack.
 pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
     if deeper_than(payload, MAX_DEPTH) {
         return Err(PayloadError::TooDeep);
@@ -86,7 +87,7 @@ pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
     Ok(())
 }
 
-/// A date as RFC 3339 in UTC with milliseconds; none outside the years 0 to 9999.
+/// A date as RFC 3339 in UTC with milliseconds; `None` outside the years 0 to 9999.
 pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
     let text = crate::encoding::codec::rfc3339(date)?;
     let whole = text.strip_suffix('Z')?;
@@ -142,7 +143,7 @@ impl Serialize for Object<'_> {
     }
 }
 
-/// A value that holds no others.
+/// A value without nested values.
 fn plain<S: Serializer>(leaf: &Bson, serializer: S) -> Result<S::Ok, S::Error> {
     match leaf {
         Bson::Null | Bson::Undefined => serializer.serialize_unit(),
@@ -168,12 +169,12 @@ fn plain<S: Serializer>(leaf: &Bson, serializer: S) -> Result<S::Ok, S::Error> {
             }
             _ => serializer.serialize_str(&base64(&binary.bytes)),
         },
-        // The driver writes extended JSON for what has no counterpart in JSON.
+        // The driver writes extended JSON for values without a counterpart in JSON.
         rare => rare.serialize(serializer),
     }
 }
 
-/// A value that holds no others, by the column "canonical" of MongoDB's specification.
+/// A value without nested values, by the column "canonical" of MongoDB's specification.
 fn canonical(leaf: &Bson) -> Result<Value, serde_json::Error> {
     Ok(match leaf {
         Bson::Int32(number) => json!({ "$numberInt": number.to_string() }),
@@ -191,7 +192,7 @@ fn canonical(leaf: &Bson) -> Result<Value, serde_json::Error> {
     })
 }
 
-/// As the driver writes it for a binary of any subtype but the generic one.
+/// As the driver writes a binary of any subtype except the generic one.
 fn base64(bytes: &[u8]) -> String {
     let binary = Bson::Binary(Binary { subtype: BinarySubtype::UserDefined(0x80), bytes: bytes.to_vec() });
     let json = serde_json::to_value(binary).unwrap_or_default();

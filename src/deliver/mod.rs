@@ -1,10 +1,11 @@
-//! Where messages go: one trait, and the implementations that come with the library.
+//! Destinations of messages: one trait, and the implementations that come with the library.
 //!
 //! - [`RabbitMq`] publishes to an exchange, as CloudEvents, and waits for the broker's confirm.
 //! - [`Handlers`] calls functions of this process, by message type.
-//! - [`Router`] sends some types to the one and the rest to the other.
+//! - [`Router`] sends some types to one and the rest to the other.
 //!
-//! For your own (an HTTP webhook, another broker) implement [`Deliver`] and run the [`conformance`] suite on it.
+//! For your own destination (an HTTP webhook, another broker) implement [`Deliver`] and run the
+//! [`conformance`] suite on it.
 
 #[cfg(feature = "rabbitmq")]
 pub mod cloudevents;
@@ -38,12 +39,12 @@ use crate::stored::{document_ref::DocumentRef, entry::Entry};
 /// The `via` of a message that is delivered by the application's own handlers.
 pub const HANDLERS: &str = "handlers";
 
-/// One message on its way, with where it comes from.
+/// One message in delivery, with its origin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Envelope {
-    /// The document whose outbox it stands in.
+    /// The document whose outbox it is in.
     pub document: DocumentRef,
-    /// The message's id: stable over every try, so that receivers can tell a repeat.
+    /// The message's id: stable over all tries, so that receivers can recognise a repeat.
     pub id: Uuid,
     /// The message's stable name.
     pub message_type: String,
@@ -51,7 +52,7 @@ pub struct Envelope {
     pub payload: Bson,
     /// Headers that travel along.
     pub headers: BTreeMap<String, String>,
-    /// Who can deliver it; absent means the broker.
+    /// The deliverer; absent means the broker.
     pub via: Option<String>,
     /// When it was sent (server time).
     pub created_at: Option<DateTime>,
@@ -82,8 +83,9 @@ impl Envelope {
         uuid::Uuid::from_bytes(self.id.bytes())
     }
 
-    /// Decodes the payload, in the human-readable form in which messages are stored, or else in the compact one of other BSON
-    /// serializers: a `uuid::Uuid` reads text, binary of subtype 4, and 16 bytes of subtype 0.
+    /// Decodes the payload, in the human-readable form in which messages are stored, or otherwise in the
+    /// compact one of other BSON serializers: a `uuid::Uuid` reads text, binary of subtype 4, and 16 bytes of
+    /// subtype 0.
     ///
     /// # Errors
     /// When it doesn't fit the type. The text may quote a value: keep it out of an [`Outcome`]'s text, which is stored.
@@ -96,8 +98,9 @@ tokio::task_local! {
     static DEADLINE: Instant;
 }
 
-/// By when the delivery that this is called from must have an answer: its claim is as good as over then. None outside a
-/// delivery. An implementation that waits for others stops waiting then, and answers for those that have answered.
+/// The time by which the calling delivery must have an answer, shortly before its claim ends. `None` outside
+/// a delivery. An implementation that waits for others stops waiting then, and reports the answers that it
+/// has.
 pub fn deadline() -> Option<Instant> {
     DEADLINE.try_get().ok()
 }
@@ -117,8 +120,8 @@ tokio::task_local! {
     static SPANS: Spans;
 }
 
-/// The span of a message's delivery. A window's messages have one each: what is done for one of them alone belongs inside. An
-/// implementation may [record](Span::record) `messaging.system`, `messaging.destination.name` and
+/// The span of a message's delivery. A window's messages have one each: work for one message alone belongs
+/// inside. An implementation may [record](Span::record) `messaging.system`, `messaging.destination.name` and
 /// `messaging.rabbitmq.destination.routing_key` on it.
 pub fn span(envelope: &Envelope) -> Span {
     let known = |spans: &Spans| {
@@ -127,7 +130,7 @@ pub fn span(envelope: &Envelope) -> Span {
     SPANS.try_with(known).unwrap_or_else(|_| Span::current())
 }
 
-/// Runs a delivery whose messages have these spans, inside of it where it is one.
+/// Runs a delivery whose messages have these spans; inside the span if there is only one.
 pub(crate) async fn in_spans<T>(spans: Spans, delivery: impl Future<Output = T>) -> T {
     let span = match &*spans {
         [(_, span)] => span.clone(),
@@ -136,19 +139,22 @@ pub(crate) async fn in_spans<T>(spans: Spans, delivery: impl Future<Output = T>)
     SPANS.scope(spans, delivery).instrument(span).await
 }
 
-/// What became of one message.
+/// The outcome of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
     /// It arrived, and that is certain.
     Delivered,
-    /// It failed, and may succeed later: an attempt is counted. The text says why, without payload or secret.
+    /// It failed, and may succeed later: an attempt is counted. The text gives the reason, without payload or
+    /// secret.
     Transient(String),
-    /// It reached the broker, which has no queue for it: treated as `Transient`, and counted by itself. The text says so.
+    /// It reached the broker, which has no queue for it: treated as `Transient`, and counted separately. The
+    /// text names the cause.
     Unroutable(String),
-    /// It can never succeed: the message is dead at once. The text says why, without payload or secret.
+    /// It can never succeed: the message is dead at once. The text gives the reason, without payload or
+    /// secret.
     Permanent(String),
-    /// There is no way to try now (no connection, blocked, not ready): no attempt is counted.
+    /// The destination is unavailable (no connection, blocked, not ready): no attempt is counted.
     Unavailable(String),
 }
 
@@ -157,7 +163,7 @@ pub enum Outcome {
 pub struct Answer {
     /// What became of it.
     pub outcome: Outcome,
-    /// Keys of all handlers that have had it by now, where one type has several; remembered in the entry.
+    /// Keys of all handlers that have had it by now, if one type has several; stored in the entry.
     pub delivered_to: Vec<String>,
 }
 
@@ -171,11 +177,11 @@ impl From<Outcome> for Answer {
 ///
 /// # Guarantees asked of an implementation
 /// - One answer per message of the window, in the window's order.
-/// - [`Outcome::Delivered`] only when the receiver has confirmed it. In doubt, answer `Unavailable` (nothing can be tried) or
-///   `Transient`: a repeat is allowed, a loss is not.
+/// - [`Outcome::Delivered`] only when the receiver has confirmed it. In doubt, answer `Unavailable` (no
+///   message can be tried) or `Transient`: a repeat is allowed, a loss is not.
 /// - Errors of one message don't spread to the others of the window.
-/// - It does not panic and does not wait for ever. A call that outlives the claim is dropped and counts as a failed
-///   attempt, unless [`is_available`](Deliver::is_available) is false by then.
+/// - It does not panic and does not wait forever. A call that outlives the claim is dropped and counts as a
+///   failed attempt, unless [`is_available`](Deliver::is_available) is false by then.
 ///
 /// [`conformance::check`] tests these.
 ///
@@ -186,7 +192,7 @@ pub trait Deliver: Send + Sync + 'static {
     /// Delivers a window of messages and answers for each.
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer>;
 
-    /// The `via` that a message of this type gets when it is saved; none for the broker.
+    /// The `via` that a message of this type gets when it is saved; `None` for the broker.
     fn via(&self, message_type: &str) -> Option<&str> {
         let _ = message_type;
         None
@@ -197,7 +203,7 @@ pub trait Deliver: Send + Sync + 'static {
         via.is_none()
     }
 
-    /// False while every try would end in [`Outcome::Unavailable`]: nothing is claimed then.
+    /// False while every try would end in [`Outcome::Unavailable`]: then no message is claimed.
     fn is_available(&self) -> bool {
         true
     }

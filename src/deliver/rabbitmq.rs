@@ -1,28 +1,28 @@
-//! Messages to an exchange of RabbitMQ, each confirmed.
+//! Publishes messages to an exchange of RabbitMQ, each confirmed.
 //!
 //! # Flow
 //!
-//! A window is turned into [CloudEvents](super::cloudevents) and published persistent and mandatory, with the message's
-//! type as routing key. Windows of concurrent callers travel together. When all confirms are in, each message is judged
-//! by its own.
+//! A window is turned into [CloudEvents](super::cloudevents) and published persistent and mandatory, with the
+//! message's type as routing key. Windows of concurrent callers are sent together. When all confirms have
+//! arrived, each message is judged by its own.
 //!
 //! | the broker | [`Outcome`] |
 //! |---|---|
 //! | has it in at least one queue | `Delivered` |
-//! | has no queue for it | `Unroutable`; `Delivered` for [types that say so](RabbitMqSettings::accept_unroutable) |
+//! | has no queue for it | `Unroutable`; `Delivered` for [accepted types](RabbitMqSettings::accept_unroutable) |
 //! | refused it (a full queue that rejects) | `Transient` |
-//! | closed the channel over it (a routing key that the user may not write to) | `Transient`, with the broker's words |
-//! | could never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before anything is sent |
-//! | says that its body is over the broker's `max_message_size` | `Permanent` |
-//! | is away, blocked, has no such exchange or lets nobody write to it, or its answer did not come | `Unavailable` |
+//! | closed the channel because of it (a routing key that the user may not write to) | `Transient`, with the broker's text |
+//! | can never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before it is sent |
+//! | reports that its body is over the broker's `max_message_size` | `Permanent` |
+//! | is unreachable or blocked, has no such exchange or forbids writing to it, or did not answer | `Unavailable` |
 //!
 //! # Guarantees
 //! - `Delivered` is said only of what the broker confirmed and did not return: it is on disk wherever the bound queues are
 //!   durable and replicated wherever they are quorum queues.
 //! - Without a broker it answers at once, and no attempt is counted.
-//! - A message for which the broker closes the channel fails by itself. Others that were under way with it may be
-//!   published once more.
-//! - At its [`deadline`] the answers that came count.
+//! - If the broker closes the channel because of a message, only that message fails. Others in flight with it
+//!   may be published again.
+//! - At its [`deadline`] the answers that have arrived count.
 //!
 //! # Caveats
 //! - A confirm that got lost means that the message is published again: the receiver sees the same `message_id` twice.
@@ -52,24 +52,24 @@ use crate::amqp::{
 
 /// The exchange that messages go to by default.
 pub const MESSAGES_EXCHANGE: &str = "outbox.messages";
-/// For how long a refusal answers for the quick tries of the same attempt.
+/// How long a refusal is reused for the quick retries of the same attempt.
 const SAME_ATTEMPT: Duration = Duration::from_secs(5);
 
-/// Where and how messages are published.
+/// The settings for publishing messages.
 #[derive(Debug, Clone)]
 pub struct RabbitMqSettings {
     /// How to reach the broker: connection name, timeouts, size limit.
     pub amqp: AmqpSettings,
     /// The exchange. Default: `outbox.messages`.
     pub exchange: String,
-    /// Whether the exchange is made (durable, topic), looked for, or left alone. Queues are the receivers' to make.
-    /// Default: made.
+    /// Whether the exchange is declared (durable, topic), verified, or left alone. Receivers declare their
+    /// own queues. Default: declared.
     pub topology: TopologyMode,
     /// How payloads are written. Default: plain JSON.
     pub payload: PayloadFormat,
-    /// What the names of CloudEvents attributes begin with. Default: `cloudEvents:`.
+    /// The prefix of CloudEvents attributes. Default: `cloudEvents:`.
     pub attribute_prefix: AttributePrefix,
-    /// Types of which nobody needs to have a queue: unroutable is delivered. Default: none.
+    /// Types that need no queue: unroutable counts as delivered. Default: none.
     pub accept_unroutable: BTreeSet<String>,
 }
 
@@ -77,7 +77,7 @@ impl RabbitMqSettings {
     /// The defaults for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
     ///
     /// # Errors
-    /// When that is no such URI; the text repeats nothing of it.
+    /// If it is not such a URI; the text quotes no part of it.
     pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
         Ok(Self {
             amqp: AmqpSettings::new(uri)?,
@@ -95,7 +95,7 @@ impl RabbitMqSettings {
     }
 }
 
-/// Delivers to RabbitMQ; see the [table](self) of what each answer of the broker means.
+/// Delivers to RabbitMQ; the [table](self) has the meaning of each answer of the broker.
 ///
 /// Clones share one connection, which ends with the last of them or with [`close`](Self::close).
 #[derive(Debug, Clone)]
@@ -108,8 +108,8 @@ pub struct RabbitMq {
     nacked: Nacked,
 }
 
-/// Messages that the broker refused lately, each with the attempts that had been counted before. It may have refused one
-/// for one of its queues and put it into the others: until the next attempt it is not published again.
+/// Recently refused messages, each with the attempts that were counted before. The broker may have refused it
+/// for one of its queues and put it into the others, so until the next attempt it is not published again.
 #[derive(Debug, Clone, Default)]
 struct Nacked(Arc<Mutex<HashMap<(Uuid, i64), Instant>>>);
 
@@ -147,13 +147,13 @@ impl RabbitMq {
         }
     }
 
-    /// How it stands with the broker, and every change of that.
+    /// The state towards the broker, and every change of it.
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.publisher.subscribe()
     }
 
-    /// Publishes what was handed over before, then closes the connection, for all clones. Ends within seven seconds,
-    /// whatever the broker does.
+    /// Publishes the messages that it already has, then closes the connection, for all clones. Ends within
+    /// seven seconds, whatever the broker does.
     pub async fn close(&self) {
         self.publisher.close().await;
     }
@@ -209,7 +209,7 @@ impl Deliver for RabbitMq {
                 Err(outcome) => unpublishable.push(Some(outcome)),
             }
         }
-        // A broker that is silent is no failed attempt: without an answer in time there is no way to deliver now.
+        // A silent broker is not a failed attempt: without an answer in time the destination is unavailable.
         let published = self.publisher.publish_until(publications, deadline()).await;
         let mut published = published.into_iter();
         let mut next = |envelope| match published.next() {
@@ -219,7 +219,7 @@ impl Deliver for RabbitMq {
                 }
                 self.judge(envelope, published)
             }
-            None => Outcome::Unavailable("no confirm came before the claim ran out".to_owned()),
+            None => Outcome::Unavailable("no confirm arrived before the claim expired".to_owned()),
         };
         let outcomes = window.iter().zip(unpublishable);
         outcomes.map(|(envelope, outcome)| outcome.unwrap_or_else(|| next(envelope)).into()).collect()

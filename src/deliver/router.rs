@@ -1,18 +1,19 @@
-//! Some messages one way, the rest another.
+//! Sends some messages to one deliverer, the rest to another.
 //!
 //! # Flow
-//! When a message is saved, its type decides the `via` that is stored with it ([`Deliver::via`]); when it is delivered,
-//! the stored `via` decides, whatever the routes are by then. So a message never goes a way that was not meant for it:
-//! one saved for the broker still goes there after its type got a handler.
+//! When a message is saved, its type decides the `via` that is stored with it ([`Deliver::via`]); when it is
+//! delivered, the stored `via` decides, whatever the routes are by then. So a message never goes to a
+//! deliverer that was not meant for it: one saved for the broker still goes there after its type got a
+//! handler.
 //!
 //! # Guarantees
 //! - The routes of one window are taken at the same time; one that fails, panics, is unavailable or has no answer by the
 //!   [`deadline`] keeps no other from delivering, and changes no answer of theirs.
-//! - A message whose `via` is none of the ways' fails; it never goes elsewhere.
+//! - A message with an unknown `via` fails; it never goes to another deliverer.
 //!
 //! # Caveats
-//! A router is available while any of its ways is. A caller that stops at the first [`Outcome::Unavailable`] would hold
-//! up the messages of the other ways.
+//! A router is available while any of its routes is. A caller that stops at the first
+//! [`Outcome::Unavailable`] would delay the messages of the other routes.
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
 
@@ -61,7 +62,8 @@ impl Router {
         self.push(HANDLERS, handlers, move |message_type| types.handles(message_type))
     }
 
-    /// Messages of these types go to `deliverer`, with `via` stored with them. Of two routes for a type the first counts.
+    /// Messages of these types go to `deliverer`, with `via` stored with them. If a type has two routes, the
+    /// first applies.
     ///
     /// The name is kept in documents and must be as stable as a type; a worker serves such messages if it has a
     /// route of that name.
@@ -87,20 +89,20 @@ impl Router {
         self
     }
 
-    /// The way of a message with this `via`: its place among the [`ways`](Self::ways).
-    fn way(&self, via: Option<&str>) -> Option<usize> {
+    /// The deliverer for a message with this `via`: its place among the [`ways`](Self::deliverers).
+    fn place_of(&self, via: Option<&str>) -> Option<usize> {
         let routed = self.routes.iter().position(|route| Some(&*route.via) == via);
         routed.or_else(|| self.otherwise.serves(via).then_some(self.routes.len()))
     }
 
     /// Every deliverer, `otherwise` last.
-    fn ways(&self) -> impl Iterator<Item = &Arc<dyn Deliver>> {
+    fn deliverers(&self) -> impl Iterator<Item = &Arc<dyn Deliver>> {
         let routed = self.routes.iter().map(|route| &route.deliverer);
         routed.chain([&self.otherwise])
     }
 }
 
-/// Delivers the part of a window that goes one way; each answer with its place in the whole.
+/// Delivers the part of a window for one deliverer; each answer with its place in the whole.
 async fn deliver_part(
     deliverer: &dyn Deliver,
     places: Vec<usize>,
@@ -114,7 +116,7 @@ async fn deliver_part(
     places.into_iter().zip(answers).collect()
 }
 
-/// One answer a message, whatever the deliverer does: what it does wrong is the failure of its own messages.
+/// One answer for each message, whatever the deliverer does: its mistakes are failures of its own messages.
 async fn deliver_guarded(deliverer: &dyn Deliver, part: &[Envelope]) -> Vec<Answer> {
     let delivery = AssertUnwindSafe(deliverer.deliver(part)).catch_unwind();
     let delivered = match deadline() {
@@ -131,9 +133,9 @@ async fn deliver_guarded(deliverer: &dyn Deliver, part: &[Envelope]) -> Vec<Answ
         )),
         Ok(Err(_panic)) => Outcome::Transient("the deliverer of this route panicked".to_owned()),
         Err(_elapsed) if !deliverer.is_available() => Outcome::Unavailable(
-            "the route became unavailable, and no answer came before the claim ran out".to_owned(),
+            "the route became unavailable, and no answer arrived before the claim expired".to_owned(),
         ),
-        Err(_elapsed) => Outcome::Transient("no answer before the claim ran out".to_owned()),
+        Err(_elapsed) => Outcome::Transient("no answer before the claim expired".to_owned()),
     };
     part.iter().map(|_| outcome.clone().into()).collect()
 }
@@ -141,10 +143,10 @@ async fn deliver_guarded(deliverer: &dyn Deliver, part: &[Envelope]) -> Vec<Answ
 #[async_trait]
 impl Deliver for Router {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
-        let chosen: Vec<_> = window.iter().map(|envelope| self.way(envelope.via.as_deref())).collect();
+        let chosen: Vec<_> = window.iter().map(|envelope| self.place_of(envelope.via.as_deref())).collect();
         let mut parts = Vec::new();
-        for (way, deliverer) in self.ways().enumerate() {
-            let places = (0..window.len()).filter(|place| chosen[*place] == Some(way)).collect();
+        for (index, deliverer) in self.deliverers().enumerate() {
+            let places = (0..window.len()).filter(|place| chosen[*place] == Some(index)).collect();
             parts.push(deliver_part(deliverer.as_ref(), places, window));
         }
 
@@ -172,17 +174,18 @@ impl Deliver for Router {
     }
 
     fn serves(&self, via: Option<&str>) -> bool {
-        self.way(via).is_some()
+        self.place_of(via).is_some()
     }
 
     fn is_available(&self) -> bool {
-        self.ways().any(|deliverer| deliverer.is_available())
+        self.deliverers().any(|deliverer| deliverer.is_available())
     }
 
     async fn available(&self) {
-        let ways: Vec<BoxFuture<'_, ()>> = self.ways().map(|deliverer| deliverer.available()).collect();
-        // There is always one way, `otherwise`, as `select_all` demands.
-        select_all(ways).await;
+        let available: Vec<BoxFuture<'_, ()>> =
+            self.deliverers().map(|deliverer| deliverer.available()).collect();
+        // There is always one deliverer, `otherwise`, as `select_all` requires.
+        select_all(available).await;
     }
 }
 
@@ -245,7 +248,7 @@ mod tests {
         }
     }
 
-    /// P3: one route's trouble repeats no message of another.
+    /// P3: a failure of one route repeats no message of another.
     #[tokio::test(start_paused = true)]
     async fn a_route_in_trouble_spoils_no_answer_of_another() {
         for (failing, free) in [

@@ -1,7 +1,7 @@
-//! One attempt to deliver a window of messages, with the quick tries in place for failures that pass.
+//! One attempt to deliver a window of messages, with immediate quick retries for temporary failures.
 //!
 //! # Guarantees
-//! Whatever a deliverer does (it hangs, panics, miscounts), each message has an answer before its claim ends.
+//! Even if a deliverer hangs, panics or miscounts, each message has an answer before its claim ends.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -19,14 +19,14 @@ use crate::{
     stored::entry::Entry,
 };
 
-/// How often the deliverer is asked, while stopping, whether the way to deliver is lost.
+/// How often, during a stop, the deliverer is asked whether it is still available.
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// The part of the time left after which a deliverer that keeps an eye on it answers, for those that have answered. Just before
+/// The part of the remaining time after which a deliverer that knows its deadline should answer, just before
 /// it is dropped.
 const DEADLINE: f64 = 0.95;
 
 impl Processor {
-    /// Delivers a window, with the quick tries in place for what fails in passing.
+    /// Delivers a window, with immediate quick retries for temporary failures.
     pub(crate) async fn deliver_window(
         &self,
         claim: &Claim,
@@ -68,7 +68,7 @@ impl Processor {
             }
         }
 
-        // What a try served stays served, also when the next one came to no answer.
+        // A message that one try delivered stays delivered, even if the next try gets no answer.
         for (answer, envelope) in answers.iter_mut().zip(envelopes) {
             if answer.delivered_to.is_empty() && answer.outcome != Outcome::Delivered {
                 answer.delivered_to = envelope.delivered_to;
@@ -93,14 +93,16 @@ impl Processor {
         let answers = match ended {
             Some(Ok(answers)) => answers,
             Some(Err(_panic)) => fail_all(window, "the deliverer panicked"),
-            // Not the message's fault: the way was lost while it was on it, as when an alarm blocks a broker's connection.
+            // Not the message's fault: the destination became unavailable meanwhile, as when an alarm blocks
+            // a broker's connection.
             None if !self.deliver.is_available() => {
                 let why = Outcome::Unavailable(
-                    "the way was lost, and no answer came before the claim ran out".into(),
+                    "the destination became unavailable, and no answer arrived before the claim expired"
+                        .into(),
                 );
                 window.iter().map(|_| why.clone().into()).collect()
             }
-            None => fail_all(window, "no answer before the claim ran out"),
+            None => fail_all(window, "no answer before the claim expired"),
         };
 
         if answers.len() == window.len() {
@@ -110,7 +112,7 @@ impl Processor {
         fail_all(window, &text)
     }
 
-    /// Ends when there is no way to deliver any more while this is being stopped: then nobody waits for an answer.
+    /// Ends when the destination becomes unavailable during a stop: then there is no wait for an answer.
     async fn lost_while_stopping(&self, stop: &CancellationToken) {
         stop.cancelled().await;
         while self.deliver.is_available() {
@@ -122,24 +124,24 @@ impl Processor {
         Ok(until(self.mongo.clock().now().await?, claim.until))
     }
 
-    /// Whether enough is left of a lease to begin another delivery after this wait: half of it. With less, a message that needs
-    /// its time would be cut off by the others before it.
+    /// Whether enough of a lease is left to begin another delivery after this wait: half of it. With less,
+    /// earlier messages would use up the time of a slow one.
     pub(crate) async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
         matches!(self.lease_left(claim).await, Ok(left) if left > self.claimer.lease / 2 + wait)
     }
 
-    /// Whether half of a lease is left, as far as that is known without asking.
+    /// Whether half of a lease is left, as far as is known without asking.
     pub(crate) fn half_left(&self, claim: &Claim) -> bool {
         self.mongo.clock().carried_on().is_some_and(|now| until(now, claim.until) > self.claimer.lease / 2)
     }
 
-    /// How long this claim is good for, as far as that is known without asking.
+    /// How long this claim lasts, as far as is known without asking.
     pub(crate) fn claim_left(&self, claim: &Claim) -> Duration {
         let left = self.mongo.clock().carried_on().map_or(Duration::ZERO, |now| until(now, claim.until));
         left.saturating_sub(self.margin())
     }
 
-    /// What is kept of a lease to record a delivery's outcome.
+    /// The part of a lease that is reserved for recording a delivery's outcome.
     fn margin(&self) -> Duration {
         self.claimer.lease / 10
     }

@@ -49,11 +49,11 @@ impl InlineDispatcher {
         }
     }
 
-    /// An inline dispatcher that delivers nothing, for a process that only saves: the rescuer delivers. It knows of no
-    /// handlers: its messages are for the broker. Where some are for handlers, use [`Mode::Off`] with the deliverer that
-    /// the delivering processes have.
+    /// An inline dispatcher that does not deliver, for a process that only saves: the rescuer delivers. It
+    /// has no handlers: its messages are for the broker. If some are for handlers, use [`Mode::Off`] with the
+    /// deliverer that the delivering processes have.
     pub fn off(client: &Client) -> Self {
-        Self::builder(client).mode(Mode::Off).deliver_to(Elsewhere)
+        Self::builder(client).mode(Mode::Off).deliver_to(NoDelivery)
     }
 }
 
@@ -70,70 +70,75 @@ impl InlineBuilder {
         self
     }
 
-    /// How many bytes the messages in delivery may take in memory, and as many the outboxes that are read to deliver what is in
-    /// them. A save that finds no room leaves its messages to the rescuer, as it does without a seat. Default 64 MiB.
+    /// How many bytes of memory the messages in delivery may take; the outboxes that are read for delivery
+    /// may take as many again. A save without room leaves its messages to the rescuer, as it does without a
+    /// seat. Default 64 MiB.
     pub fn memory_bytes(mut self, bytes: usize) -> Self {
         self.settings.memory_bytes = bytes;
         self
     }
 
-    /// How many messages may be published and not yet cleared: so many at most are repeated when the process is killed, and
-    /// those that [`defer_clears`](Self::defer_clears) lets stay. Deliveries wait beyond that. Default 1,024.
+    /// How many messages may be published and not yet cleared: at most that many are repeated when the
+    /// process is killed, plus those that [`defer_clears`](Self::defer_clears) keeps. Deliveries wait beyond
+    /// that. Default 1,024.
     pub fn max_repeats(mut self, messages: usize) -> Self {
         self.settings.max_repeats = messages;
         self
     }
 
-    /// How long a claim holds; shorter than the rescuer's delay. Default 10 s.
+    /// How long a claim lasts; choose it shorter than the rescuer's delay. Default 10 s.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.settings.lease = lease;
         self
     }
 
-    /// What is done about failures.
+    /// How failures are retried.
     pub fn retry(mut self, retry: RetryPolicy) -> Self {
         self.settings.retry = retry;
         self
     }
 
-    /// Begins the value of every claim, shown to operators. Default: the process id.
+    /// The prefix of every claim's value, shown to operators. Default: the process id.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.settings.name = name.into();
         self
     }
 
-    /// Where to send a document whose delivery failed, so that a worker continues at once. Without, the sweep finds it.
+    /// Where to send a document whose delivery failed, so that a worker continues at once. Otherwise the
+    /// sweep finds it.
     #[cfg(feature = "rabbitmq")]
     pub fn hand_off(mut self, commands: CommandSender) -> Self {
         self.hand_off = Some(commands);
         self
     }
 
-    /// Whether concurrent saves go to MongoDB together, as one command with a statement each: several times the throughput
-    /// under load, and the same answers. A save that comes alone is sent alone either way. Default on.
+    /// Whether concurrent saves go to MongoDB together, as one command with a statement each: several times
+    /// the throughput under load, and the same answers. A single save is sent alone either way. Default on.
     pub fn group_commit(mut self, on: bool) -> Self {
         self.settings.group_commit = on;
         self
     }
 
-    /// How long a message that was delivered may stay in its document: at most a quarter of the lease. The next save of that
-    /// document takes it out meanwhile, without a write of its own; those that nobody saves in time are cleared together. Default
-    /// zero: each is cleared at once, and in [`Mode::Await`] a save returns when that is done.
+    /// How long a message that was delivered may stay in its document: at most a quarter of the lease. The
+    /// next save of that document removes it without a separate write; messages of documents that are not
+    /// saved in time are cleared together. Default zero: each is cleared at once, and in [`Mode::Await`] a
+    /// save returns when that is done.
     ///
-    /// It costs repeats: what stays is delivered again when the process dies, or ends without [`close`](InlineDispatcher::close). And to
-    /// other processes it looks undelivered: what they send from the same document waits for it.
+    /// The price is repeats: the remaining messages are delivered again when the process dies, or ends
+    /// without [`close`](InlineDispatcher::close). And to other processes they appear undelivered: messages
+    /// that those send from the same document wait for them.
     pub fn defer_clears(mut self, time: Duration) -> Self {
         self.defer_clears = time;
         self
     }
 
-    /// The library's own database, as the services have it. Default `document_outbox`.
+    /// The library's own database, the same as for the services. Default `document_outbox`.
     pub fn state_database(mut self, name: impl Into<String>) -> Self {
         self.settings.state_database = name.into();
         self
     }
 
-    /// Starts it. Must be called inside a tokio runtime; connects to nothing by itself.
+    /// Starts it. Must be called inside a tokio runtime; makes no connection by itself.
     pub fn deliver_to(self, deliver: impl Deliver) -> InlineDispatcher {
         self.deliver_to_shared(Arc::new(deliver))
     }
@@ -148,13 +153,13 @@ impl InlineBuilder {
     }
 }
 
-/// The deliverer of a process that delivers nothing.
-struct Elsewhere;
+/// The deliverer of a process that does not deliver.
+struct NoDelivery;
 
 #[async_trait::async_trait]
-impl Deliver for Elsewhere {
+impl Deliver for NoDelivery {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
-        let elsewhere = || Outcome::Unavailable("nothing is delivered from this process".into());
+        let elsewhere = || Outcome::Unavailable("this process delivers no messages".into());
         window.iter().map(|_| elsewhere().into()).collect()
     }
 

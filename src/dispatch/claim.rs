@@ -1,11 +1,11 @@
 //! The writes of a delivery: claim, fail, die, release. The fifth, clear, is in [`clears`](crate::mongo::clears).
 //!
-//! A *claim* marks entries with a value of its own and a time until which it holds; every later write matches that value,
-//! so a holder whose claim has run out and gone to another changes nothing. Claims, failures, deaths and releases wait
-//! for the majority. A clear does not: a lost clear is a repeat, and a repeat is within the promises.
+//! A *claim* marks entries with a unique value and an end time; every later write matches that value, so a
+//! holder whose claim has expired and gone to another can't change anything. Claims, failures, deaths and
+//! releases wait for the majority. A clear does not: a lost clear causes a repeat, which the promises allow.
 //!
-//! **Invariant.** Nothing is published before the majority has acknowledged its claim: what a local read or an
-//! unacknowledged claim shows can be rolled back, and a message from it would be a phantom.
+//! **Invariant.** A message is published only after the majority has acknowledged its claim: an entry from a
+//! local read or an unacknowledged claim can be rolled back, and a message from it would be a phantom.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// How long a claim without an answer is tried to be taken back.
+/// How long undoing a claim without an answer is attempted.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
 /// The length of a UUID as text.
 const HYPHENATED: usize = 36;
@@ -47,36 +47,36 @@ pub(crate) struct Claim {
     pub(crate) until: DateTime,
     /// Whether it was added to the `claims` of its entries.
     pub(crate) counted: bool,
-    /// As they were before the claim, but for those that were born with it.
+    /// As they were before the claim, except those that were born with it.
     pub(crate) entries: Vec<Entry>,
 }
 
-/// What came of an attempt to claim.
+/// The result of an attempt to claim.
 #[derive(Debug)]
 pub(crate) enum Claimed {
     Held(Claim),
-    /// Somebody else was faster, or the document changed: look again.
+    /// Another claimer was faster, or the document changed: read again.
     Lost,
     /// The document has no room for the claim's fields.
     NoRoom,
 }
 
-/// What came of writing a claim.
+/// The result of writing a claim.
 enum ClaimWritten {
     Done,
     Missed,
     NoRoom,
 }
 
-/// What came of a write to entries.
+/// The result of a write to entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Recorded {
     Done,
-    /// They are no longer as the write expects them: the claim is lost, or another has claimed them.
+    /// They are no longer as the write expects them: the claim expired, or another has claimed them.
     Missed,
 }
 
-/// Who claims, and for how long.
+/// Makes claims, under a name and for a lease.
 #[derive(Debug, Clone)]
 pub(crate) struct Claimer {
     pub(crate) mongo: Mongo,
@@ -88,7 +88,7 @@ pub(crate) struct Claimer {
 }
 
 impl Claimer {
-    /// How long a fresh claim value is.
+    /// The length of a new claim value.
     pub(crate) fn token_bytes(&self) -> usize {
         self.name.len() + 1 + HYPHENATED
     }
@@ -118,8 +118,8 @@ impl Claimer {
         let mut written = self.write_claim(&claim, now).await?;
 
         if matches!(written, ClaimWritten::NoRoom) {
-            // The shortest claim there is. A document without room for this one has no room for anybody's: two claimers cannot
-            // come to different ends, the one with a claim and the other with a lease.
+            // The shortest possible claim. A document without room for it has no room for any claim, so it
+            // can't happen that one claimer has a claim and another a lease.
             claim.token = new_random().to_string();
             claim.counted = false;
             written = self.write_claim(&claim, now).await?;
@@ -162,8 +162,9 @@ impl Claimer {
         }
     }
 
-    /// Takes back a claim that has no clean answer, as far as it can be: it may stand all the same, and would count as one whose
-    /// holder died. Nothing was published under it, so that this may be rolled back does no harm.
+    /// Undoes a claim that got no clear answer, as far as possible: it may have been written, and would count
+    /// as one whose holder died. No message was published under it, so it is harmless if the undo is rolled
+    /// back.
     async fn undo(&self, claim: &Claim, now: DateTime) {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = Self::release_of(claim, &entries, now, &[]);
@@ -171,7 +172,8 @@ impl Claimer {
         let update = Update { namespace, filter, operators: update.into(), array_filters: elements };
         let written = timeout(UNDO_TIMEOUT, self.mongo.update_without_majority(update)).await;
         if !matches!(written, Ok(Ok(()))) {
-            tracing::debug!(document = %claim.document, "a claim without an answer was not taken back; it ends with its lease");
+            tracing::debug!(document = %claim.document, "a claim without an answer was not undone; it ends \
+                with its lease");
         }
     }
 
@@ -188,8 +190,8 @@ impl Claimer {
         self.write(document, filter, update, doc! { "e.id": entry.id }).await
     }
 
-    /// Records in a document without room that an entry is dead: only when, which takes less room than the date that it
-    /// replaces. It misses when there is no room even for that, or the entry has gone.
+    /// Records in a document without room that an entry is dead: only the time, which takes less room than
+    /// the date that it replaces. It misses if there is no room even for that, or if the entry is gone.
     pub(crate) async fn die_without_room(
         &self,
         document: &DocumentRef,
@@ -203,8 +205,8 @@ impl Claimer {
         self.record(document, entry.id, update, now).await
     }
 
-    /// Records what was known of an entry elsewhere, now that there may be room for it. It misses when there is none, or somebody
-    /// has claimed it.
+    /// Records the state of an entry that was kept elsewhere, now that there may be room for it. It misses if
+    /// there is none, or if the entry is claimed.
     pub(crate) async fn record(
         &self,
         document: &DocumentRef,
@@ -262,7 +264,7 @@ impl Claimer {
         self.settle(claim, entry, update).await
     }
 
-    /// Gives entries back, due at once, with no attempt counted.
+    /// Releases entries, due at once, with no attempt counted.
     pub(crate) async fn release(
         &self,
         claim: &Claim,
@@ -280,7 +282,7 @@ impl Claimer {
         let mut increase = Document::new();
         let mut elements = Vec::new();
 
-        // One array filter for each date that entries go back to.
+        // One array filter for each date that is restored.
         for (index, (due, ids)) in due_again(entries, now).into_iter().enumerate() {
             let field = |name: &str| format!("outbox.$[e{index}].{name}");
             match due {
@@ -339,7 +341,7 @@ impl Claimer {
     ) -> Result<Recorded, Error> {
         let answer = self.send(document, filter.clone(), update.clone(), elements.clone()).await;
         let answer = match answer {
-            // In a document without room, the state is worth more than the text about it.
+            // In a document without room, the state is more important than its error text.
             WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
                 if let Ok(set) = update.get_document_mut("$set") {
                     set.remove("outbox.$[e].last_error");
@@ -368,14 +370,14 @@ impl Claimer {
     }
 }
 
-/// The update that gives entries back.
+/// The update that releases entries.
 struct Release {
     filter: Filter,
     update: Document,
     elements: Vec<Document>,
 }
 
-/// Cuts an error's text to what an entry may hold, at a character's boundary.
+/// Cuts an error's text to the length that an entry may have, at a character boundary.
 pub(crate) fn cut(error: &str) -> &str {
     let mut end = error.len().min(MAX_ERROR_BYTES);
     while !error.is_char_boundary(end) {
@@ -384,10 +386,10 @@ pub(crate) fn cut(error: &str) -> &str {
     &error[..end]
 }
 
-/// The entry's moving fields as they were read; null matches an absent field.
+/// The entry's changing fields as they were read; null matches an absent field.
 ///
-/// All of them: an entry that another has claimed and given back meanwhile can have the date that it had before, and yet
-/// have reached some of its handlers.
+/// All of them: an entry that another process has claimed and released meanwhile can have its earlier date,
+/// and yet have reached some of its handlers.
 fn as_read(entry: &Entry) -> Document {
     doc! {
         "id": entry.id,

@@ -1,5 +1,5 @@
-//! Deferred clears: delivered messages stay in their document for a while, until the next save of that document takes them out,
-//! or their time is over and they are cleared together.
+//! Deferred clears: delivered messages stay in their document until the next save of that document removes
+//! them, or until their time is over and they are cleared together.
 //!
 //! # Flow
 //! ```text
@@ -9,10 +9,11 @@
 //! ```
 //!
 //! # Guarantees
-//! - Whatever is deferred is cleared in the end: when its time is over, and at once when a save that has taken it fails or is
-//!   dropped, when somebody asks for its document, and when the last handle is gone.
-//! - A save that has taken messages and is never finished, as in a future that nobody polls, does not keep them: they are
-//!   cleared before their claim ends. That save's filter then matches nothing, and it writes again without them.
+//! - Every deferred message is eventually cleared: when its time is over, and at once when a save that has
+//!   taken it fails or is dropped, when its document is requested, and when the last handle is gone.
+//! - A save that has taken messages and is never finished, as in a future that is not polled, does not keep
+//!   them: they are cleared before their claim ends. That save's filter then matches nothing, and it writes
+//!   again without them.
 //! - A flush waits for what was there when it was called, and for nothing that came later.
 //!
 //! # Caveats
@@ -36,17 +37,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{mongo::Delivered, stored::document_ref::DocumentRef};
 
-/// Messages that may wait at a time, taken ones included until their time would be over, and documents that may be under way
-/// to be cleared. With more, each is cleared at once by its delivery, which waits for it. So many messages a process can repeat
-/// that ends without closing.
+/// Messages that may wait at a time, taken ones included until their time would be over, and documents that
+/// may be being cleared. Beyond that, each is cleared at once by its delivery, which waits for it.
+/// A process that ends without closing can repeat that many messages.
 pub(crate) const MOST: usize = 16_384;
-/// A save names each entry that it takes out by its place; more are cleared at once.
+/// A save names each entry that it removes by its place; if there are more, they are cleared at once.
 const MOST_ENTRIES: usize = 16;
 
 type Key = Arc<[u8]>;
 type Clear = dyn Fn(Vec<Delivered>) -> BoxFuture<'static, ()> + Send + Sync;
 
-/// Clones share what waits.
+/// Clones share the waiting messages.
 #[derive(Clone)]
 pub(crate) struct DeferredClears {
     queue: Arc<Queue>,
@@ -56,7 +57,7 @@ pub(crate) struct DeferredClears {
 struct Queue {
     time: Duration,
     state: Mutex<QueueState>,
-    /// There is something to wait for, or to do at once.
+    /// Notifies of a new message or of work to do at once.
     woken: Notify,
     /// Something has been cleared.
     went: Notify,
@@ -65,32 +66,32 @@ struct Queue {
 
 #[derive(Default)]
 struct QueueState {
-    /// Of the next message that is deferred, and of the next clear.
+    /// The numbers of the next deferred message and of the next clear.
     next: u64,
     /// Those that are deferred, by their number: waiting, or taken by a save that has not ended yet.
     deferred: HashMap<u64, Deferred>,
     /// Which of them waits, by its document.
     waiting: HashMap<Key, u64>,
-    /// When each is due, in order. Some of them have gone since, or been taken.
+    /// When each is due, in order. Some of them may be gone or taken by now.
     due: VecDeque<DueClear>,
     /// How many messages those are.
     messages: usize,
-    /// Those that a save has taken, by when they must be cleared all the same.
+    /// Those that a save has taken, by the time at which they must be cleared anyway.
     taken: BTreeSet<(Instant, u64)>,
     /// To be cleared at once.
     now: Vec<(u64, Key, Delivered)>,
-    /// The clears that are under way, or about to be.
+    /// The clears in progress, or about to begin.
     going: BTreeSet<u64>,
     /// The same by their documents.
     going_of: HashMap<Key, Vec<u64>>,
-    /// Nothing more may be deferred.
+    /// No more clears may be deferred.
     closed: bool,
 }
 
 struct Deferred {
     key: Key,
     delivered: Delivered,
-    /// When its claim is as good as over.
+    /// When its claim is treated as over.
     until: Instant,
 }
 
@@ -113,7 +114,7 @@ impl QueueState {
         self.now.push((number, key, delivered));
     }
 
-    /// Clears one of those that are deferred, whether it waits or a save has taken it.
+    /// Clears a deferred message, whether it waits or a save has taken it.
     fn go_number(&mut self, number: u64) {
         let Some(Deferred { key, delivered, .. }) = self.forget(number) else { return };
         self.go(key, delivered);
@@ -136,7 +137,7 @@ impl QueueState {
         }
     }
 
-    /// What is to be cleared now, with all that is due until then.
+    /// The messages to clear now, with all that are due until then.
     fn take_due(&mut self, until: Instant) -> Vec<(u64, Key, Delivered)> {
         while let Some(due) = self.due.pop_front_if(|due| due.at <= until) {
             self.messages -= due.messages;
@@ -155,7 +156,7 @@ impl QueueState {
         std::mem::take(&mut self.now)
     }
 
-    /// When there is something to do next.
+    /// When the next work is due.
     fn next_due(&self) -> Option<Instant> {
         let due = self.due.front().map(|due| due.at);
         let taken = self.taken.first().map(|(at, _)| *at);
@@ -174,7 +175,7 @@ impl QueueState {
 }
 
 impl DeferredClears {
-    /// What waits for `time` is cleared by `clear`. Must be called inside a tokio runtime.
+    /// `clear` clears messages that have waited for `time`. Must be called inside a tokio runtime.
     pub(crate) fn start(
         time: Duration,
         clear: impl Fn(Vec<Delivered>) -> BoxFuture<'static, ()> + Send + Sync + 'static,
@@ -191,7 +192,8 @@ impl DeferredClears {
         Self { queue, _last: Arc::new(gone.drop_guard()) }
     }
 
-    /// Lets these wait; gives them back where they are better cleared at once. Their claim is as good as over at `until`.
+    /// Lets these messages wait, or returns them if they should be cleared at once. Treats their claim as
+    /// over at `until`.
     pub(crate) fn defer(&self, delivered: Delivered, until: Instant) -> Result<(), Delivered> {
         let mut state = self.queue.lock();
         let full = state.messages.max(state.going.len()) >= MOST;
@@ -224,7 +226,7 @@ impl DeferredClears {
         deferred.map_or(0, |deferred| deferred.delivered.ids.len())
     }
 
-    /// Takes what waits in this document, for a save to take out of it.
+    /// Takes the waiting messages of this document, so that a save removes them.
     pub(crate) fn take(&self, document: &DocumentRef) -> Option<Taken> {
         let mut state = self.queue.lock();
         let number = state.waiting.remove(&*document.map_key())?;
@@ -234,8 +236,8 @@ impl DeferredClears {
         Some(Taken { number, delivered, queue: self.queue.clone() })
     }
 
-    /// Waits until nothing that was delivered before is in this document any more, as far as it can be cleared. What a
-    /// save has taken is left to that save.
+    /// Waits until the delivered messages have left this document, as far as they can be cleared. Messages
+    /// that a save has taken are left to that save.
     pub(crate) async fn flush(&self, document: &DocumentRef) {
         let key = document.map_key();
         let before = {
@@ -253,7 +255,8 @@ impl DeferredClears {
             .await;
     }
 
-    /// Waits until all that is deferred now has been cleared, what saves have taken included.
+    /// Waits until all messages that are deferred now have been cleared, including those that saves have
+    /// taken.
     pub(crate) async fn flush_all(&self) {
         let before = {
             let mut state = self.queue.lock();
@@ -265,7 +268,7 @@ impl DeferredClears {
         self.queue.gone(|state| state.going.first().is_none_or(|number| *number > before)).await;
     }
 
-    /// From now on nothing may be deferred: it is cleared by its delivery.
+    /// From now on no clear may be deferred: each delivery clears its own messages.
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;
     }
@@ -286,14 +289,14 @@ impl Queue {
         }
     }
 
-    /// Clears what is to be cleared at once. Must be called inside a tokio runtime: any, the one that this was started on may
-    /// have ended.
+    /// Clears the messages that are to be cleared at once. Must be called inside a tokio runtime. It may be
+    /// another one, because the one on which this was started may have ended.
     fn clear_now(self: &Arc<Self>) {
         let due = std::mem::take(&mut self.lock().now);
         self.clear(due);
     }
 
-    /// Clears in a task of its own: one document that somebody holds must not hold up the others that come to be due.
+    /// Clears in a separate task: one locked document must not delay others that become due.
     fn clear(self: &Arc<Self>, due: Vec<(u64, Key, Delivered)>) {
         if due.is_empty() {
             return;
@@ -315,7 +318,7 @@ impl Queue {
     }
 }
 
-/// Notes that clears have ended, however they have.
+/// Notes that clears have ended, whatever their result.
 struct EndedClears {
     queue: Arc<Queue>,
     clears: Vec<(u64, Key)>,
@@ -332,7 +335,8 @@ impl Drop for EndedClears {
     }
 }
 
-/// Delivered messages that a save is to take out of their document. Dropped without [`done`](Taken::done), they are cleared at once.
+/// Delivered messages that a save will remove from their document. Dropped without [`done`](Taken::done),
+/// they are cleared at once.
 pub(crate) struct Taken {
     number: u64,
     delivered: Delivered,
@@ -344,7 +348,7 @@ impl Taken {
         &self.delivered
     }
 
-    /// The save has taken them out.
+    /// The save has removed them.
     pub(crate) fn done(self) {
         self.queue.lock().forget(self.number);
     }
@@ -358,7 +362,7 @@ impl Drop for Taken {
             state.closed
         };
         self.queue.woken.notify_one();
-        // Nobody else may be there to clear it.
+        // Without this it might never be cleared.
         if task_is_gone && Handle::try_current().is_ok() {
             self.queue.clear_now();
         }
@@ -378,8 +382,8 @@ impl Drop for ClearTask {
         if left > 0 {
             tracing::warn!(
                 count = left,
-                "the runtime ended before delivered messages were cleared: close the inline dispatcher before; they are \
-                 delivered again unless it is flushed"
+                "the runtime ended before delivered messages were cleared: close the inline dispatcher \
+                 first; they are delivered again unless it is flushed"
             );
         }
     }
@@ -401,7 +405,7 @@ async fn run(task: ClearTask, gone: CancellationToken) {
             () = gone.cancelled() => {}
         }
 
-        // Those that are due soon go along, where any goes.
+        // Those that are due soon are cleared along with others.
         let now = Instant::now();
         let any = next.is_some_and(|due| due <= now);
         let until = if any { now + queue.time / 4 } else { now };
@@ -427,7 +431,7 @@ mod tests {
 
     const TIME: Duration = Duration::from_secs(1);
 
-    /// What is cleared is handed to the test.
+    /// The cleared messages are handed to the test.
     fn deferred_clears() -> (DeferredClears, mpsc::UnboundedReceiver<Vec<Delivered>>) {
         let (cleared, clears) = mpsc::unbounded_channel();
         let deferred = DeferredClears::start(TIME, move |delivered| {
@@ -445,7 +449,7 @@ mod tests {
         Delivered { document: document(id), token: format!("p/{id}"), ids: vec![Uuid::new()] }
     }
 
-    /// The end of a claim that no test meets.
+    /// The end of a claim that no test reaches.
     fn far() -> Instant {
         Instant::now() + TIME * 1_000
     }
@@ -537,7 +541,7 @@ mod tests {
         assert_eq!(documents(&clears.recv().await.unwrap()), [document(2)]);
     }
 
-    /// Clears that began after the call are no concern of it.
+    /// It does not wait for clears that began after the call.
     #[tokio::test(start_paused = true)]
     async fn a_flush_ends_while_others_continue() {
         let (begun, mut clears) = mpsc::unbounded_channel();
@@ -575,7 +579,7 @@ mod tests {
             (deferred, clears)
         });
         drop(first);
-        assert!(deferred.defer(delivered(2), far()).is_err(), "nobody would clear it");
+        assert!(deferred.defer(delivered(2), far()).is_err(), "it would never be cleared");
         runtime().block_on(async {
             deferred.flush_all().await;
             assert_eq!(documents(&clears.recv().await.unwrap()), [document(1)]);
@@ -583,7 +587,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_handle_and_closing_leave_nothing_behind() {
+    async fn the_last_handle_and_closing_clear_everything() {
         let (deferred, mut clears) = deferred_clears();
         deferred.defer(delivered(1), far()).unwrap();
         deferred.flush_all().await;
@@ -605,7 +609,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn clears_under_way_count_too() {
+    async fn clears_in_flight_count_too() {
         let deferred = DeferredClears::start(TIME, |_| Box::pin(std::future::pending()));
         for id in 0..MOST {
             deferred.defer(delivered(i32::try_from(id).unwrap()), far()).unwrap();

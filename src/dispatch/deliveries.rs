@@ -1,7 +1,7 @@
 //! The deliveries of an inline dispatcher: one task for the messages of each save.
 //!
 //! # Guarantees
-//! - Deliveries of one document take turns, but for those that were born claimed: nobody is before them.
+//! - Deliveries of one document take turns, except born-claimed ones: no delivery is before them.
 //! - A delivery that is dropped with its runtime, or panics, is reported: its messages are left to the rescuer.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -41,7 +41,7 @@ use crate::{
 const CLAIM_WAIT: Duration = Duration::from_millis(5);
 const CLAIM_WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// What is to be delivered.
+/// The messages to deliver.
 pub(crate) enum Work {
     /// Entries that were saved with this claim.
     BornClaimed(Claim),
@@ -58,28 +58,29 @@ impl Work {
     }
 }
 
-/// What became of a save's messages, by their ids, in the order sent.
+/// The outcome of a save's messages, by their ids, in the order sent.
 pub(crate) type Settled = Vec<(uuid::Uuid, Disposition)>;
 
-/// Delivers what was saved, in tasks of their own.
+/// Delivers saved messages, in separate tasks.
 pub(crate) struct Deliveries {
     pub(crate) processor: Processor,
     locks: DocumentLocks,
     tasks: TaskTracker,
     hand_off: Option<CommandSender>,
-    /// What is held is given back.
+    /// The held messages are released.
     stop: CancellationToken,
 }
 
-/// The messages of one save, on their way.
+/// The messages of one save, in delivery.
 struct SaveDelivery {
     deliveries: Arc<Deliveries>,
     document: DocumentRef,
     ids: Vec<Uuid>,
     ordering: DeliveryOrder,
-    /// Its save waits for what becomes of them, and is to know when nobody before them is waited for any more.
+    /// Its save waits for their outcome, and has to be notified when they no longer wait for earlier
+    /// deliveries.
     begun: Option<oneshot::Sender<()>>,
-    /// What became of each message that was tried here.
+    /// The outcome of each message that was tried here.
     dispositions: Dispositions,
 }
 
@@ -94,8 +95,8 @@ impl Deliveries {
         }
     }
 
-    /// Delivers in a task of its own: a caller that goes away must not take the delivery with it. With `begun`, the task
-    /// returns what became of each message; none if it panicked.
+    /// Delivers in a separate task: a caller that goes away must not cancel the delivery. With `begun`, the
+    /// task returns the outcome of each message; `None` if it panicked.
     pub(crate) fn spawn(
         self: &Arc<Self>,
         work: Work,
@@ -137,12 +138,12 @@ impl Deliveries {
         self.processor.emit(Event::Skipped { document: document.clone(), count, reason });
     }
 
-    /// From now on it can be waited for their end.
+    /// From now on their end can be awaited.
     pub(crate) fn close(&self) {
         self.tasks.close();
     }
 
-    /// Gives back what is held, and begins nothing more.
+    /// Releases the held messages, and begins no more deliveries.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
@@ -152,7 +153,7 @@ impl Deliveries {
         self.tasks.wait().await;
     }
 
-    /// How many are under way.
+    /// How many are in progress.
     pub(crate) fn count(&self) -> usize {
         self.tasks.len()
     }
@@ -198,7 +199,7 @@ impl SaveDelivery {
         let (processor, stop) = (&deliveries.processor, &deliveries.stop);
         let _lock = match stop.run_until_cancelled(self.lock()).await {
             Some(Some(lock)) => lock,
-            // The one that waits for the lock already does this one's work too.
+            // The delivery that already waits for the lock does this one's work too.
             Some(None) => return Ok(()),
             None => {
                 self.leave(Shed::Stopped);
@@ -214,7 +215,7 @@ impl SaveDelivery {
         loop {
             let pass = processor.process_into(&self.document, self.ordering, stop, &mut self.dispositions);
             match pass.await? {
-                // Another process delivers what stands before; it will be done in moments, or has died.
+                // Another process delivers the earlier messages; it will be done in moments, or has died.
                 Processed::Held(Hold::Claimed(_)) if waited < processor.claimer().lease => {
                     stop.run_until_cancelled(tokio::time::sleep(wait)).await;
                     waited += wait;
@@ -233,8 +234,8 @@ impl SaveDelivery {
         }
     }
 
-    /// Waits for the lock of its document; none where another that waits already does this one's work too. One whose save
-    /// waits has to see its own messages delivered.
+    /// Waits for the lock of its document; `None` if another that already waits does this one's work too. A
+    /// delivery whose save waits has to report the outcome of its own messages.
     async fn lock(&self) -> Option<DocumentLock> {
         if self.begun.is_some() {
             self.deliveries.locks.queue(&self.document).await
@@ -243,10 +244,10 @@ impl SaveDelivery {
         }
     }
 
-    /// Nobody before it is waited for any more.
+    /// It no longer waits for earlier deliveries.
     fn begin(&mut self) {
         if let Some(begun) = self.begun.take() {
-            // Nobody may wait for it any more.
+            // No delivery may wait for it any more.
             let _ = begun.send(());
         }
     }
@@ -259,7 +260,7 @@ impl SaveDelivery {
         self.dispositions.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. }))
     }
 
-    /// Hands a failed delivery over to the workers. A command that fails is no loss: the sweep finds the message.
+    /// Hands a failed delivery over to the workers. A failed command loses no message: the sweep finds it.
     async fn hand_off(&self) {
         let Some(commands) = &self.deliveries.hand_off else { return };
         let document = self.document.clone();
@@ -268,13 +269,13 @@ impl SaveDelivery {
             Some(Ok(())) => self.deliveries.processor.emit(Event::HandedOff { document }),
             Some(Err(error)) => {
                 let error = error.to_string();
-                tracing::debug!(%document, error, "the hand-off was not sent; the sweep will find it");
+                tracing::debug!(%document, error, "the hand-off was not sent; the sweep will find the document");
             }
             None => {}
         }
     }
 
-    /// What became of the save's messages: as this process knows, otherwise as the document says.
+    /// The outcome of the save's messages: as this process knows, otherwise as the document shows.
     async fn settled(&self) -> Settled {
         let processor = &self.deliveries.processor;
         let mut read = None;
@@ -285,7 +286,7 @@ impl SaveDelivery {
             let disposition = if let Some((_, disposition)) = tried {
                 disposition.clone()
             } else {
-                // The document is read once, and only where that is needed.
+                // The document is read once, and only if needed.
                 if read.is_none() {
                     read = Some(processor.read(&self.document).await);
                 }
@@ -302,10 +303,10 @@ impl SaveDelivery {
     }
 }
 
-/// A delivery that has not ended. One that is dropped, with the runtime that it runs on, or that panics, leaves its messages to
-/// the rescuer: that is not silent.
+/// A delivery that has not ended. If it is dropped with its runtime, or panics, its messages are left to the
+/// rescuer, and that is reported.
 struct Unfinished {
-    /// None once it has ended.
+    /// `None` once it has ended.
     deliveries: Option<Arc<Deliveries>>,
     document: DocumentRef,
     messages: usize,
@@ -318,7 +319,7 @@ impl Unfinished {
 
     fn panicked(mut self) {
         let Some(deliveries) = self.deliveries.take() else { return };
-        let why = "a delivery panicked; what was claimed is delivered again once its claim has ended";
+        let why = "a delivery panicked; its claimed messages are delivered again once their claim has ended";
         tracing::error!(document = %self.document, messages = self.messages, why);
         deliveries.processor.vitals().failed(why);
     }
@@ -330,8 +331,8 @@ impl Drop for Unfinished {
         tracing::warn!(
             document = %self.document,
             messages = self.messages,
-            "the runtime ended before a delivery had: close the inline dispatcher before; what was not cleared is \
-             delivered again"
+            "the runtime ended before a delivery did: close the inline dispatcher first; messages that were \
+             not cleared are delivered again"
         );
         deliveries.left(&self.document, self.messages, Shed::Stopped);
     }

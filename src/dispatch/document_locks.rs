@@ -1,7 +1,8 @@
 //! One at a time per document, within this process.
 //!
-//! Two tasks that process the same document would only steal each other's claims. So each takes the document's lock, and one that
-//! comes while another already waits is superfluous: the one that waits will read the document after it.
+//! Two tasks that process the same document would only steal each other's claims. So each takes the
+//! document's lock. A task that arrives while another already waits is superfluous, because the waiting one
+//! will read the document later.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -10,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::stored::document_ref::DocumentRef;
 
-/// Who works on which document; clones share it. Holds an entry only for documents that are worked on.
+/// The tasks that work on each document; clones share it. Only documents in work have an entry.
 #[derive(Clone, Default)]
 pub struct DocumentLocks {
     documents: Arc<Mutex<HashMap<Vec<u8>, LockState>>>,
@@ -49,23 +50,23 @@ impl DocumentLocks {
         self.documents.lock()
     }
 
-    /// Waits for the lock; none at once when another already waits, which then does this one's work too. A wait that is
-    /// dropped gives its place up.
+    /// Waits for the lock; `None` at once if another already waits, which then does this one's work too. A
+    /// dropped wait gives up its place.
     pub async fn join(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, true).await
     }
 
-    /// Waits for the lock behind all that wait already.
+    /// Waits for the lock after all that already wait.
     pub async fn queue(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, false).await
     }
 
-    /// Whether somebody works on the document, or waits for that.
+    /// Whether a task works on the document, or waits to do so.
     pub fn is_taken(&self, document: &DocumentRef) -> bool {
         self.lock().contains_key(&document.map_key())
     }
 
-    /// Takes part without waiting: later comers wait for it, but it waits for nobody.
+    /// Takes part without waiting: later tasks wait for it, but it waits for none.
     pub fn beside(&self, document: &DocumentRef) -> DocumentLock {
         let key = document.map_key();
         let mut documents = self.lock();
@@ -143,7 +144,7 @@ mod tests {
         assert!(locks.join(&document(2)).await.is_some());
         drop(first);
         assert!(second.await.is_some());
-        assert!(locks.lock().is_empty(), "nothing is kept for documents nobody works on");
+        assert!(locks.lock().is_empty(), "idle documents have no lock");
     }
 
     #[tokio::test]
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_beside_waits_for_nobody() {
+    async fn a_task_that_takes_part_never_waits() {
         let locks = DocumentLocks::default();
         let _first = locks.join(&document(1)).await.unwrap();
         let beside = locks.beside(&document(1));

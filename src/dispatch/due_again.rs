@@ -1,19 +1,21 @@
-//! When entries that are given back undelivered are due again.
+//! When entries that are released undelivered are due again.
 
 use mongodb::bson::{DateTime, Uuid};
 
 use crate::stored::entry::Entry;
 
-/// When entries that are given back are due: what each had before the claim, as far as that is known. None is no date at all.
-/// Entries of one date stand together.
+/// When released entries are due: the date that each had before the claim, as far as it is known; `None`
+/// means without a date. Entries with the same date are grouped.
 ///
-/// Never this process's own time: to one whose clock is behind, the entry would look scheduled, and the next would overtake
-/// it. An entry that was due when it was sent is due by every clock, so all of those can share the earliest date.
+/// Never this process's own time: for a process whose clock is behind, the entry would appear scheduled, and
+/// the next would overtake it. An entry that was due when it was sent is due by every clock, so all of those
+/// can share the earliest date.
 pub(crate) fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uuid>)> {
     let mut sent: Option<(DateTime, Vec<Uuid>)> = None;
     let mut others: Vec<(Option<DateTime>, Vec<Uuid>)> = Vec::new();
     for entry in entries {
-        // The date of an earlier claim, or of the one that the entry was born with, says when that ends.
+        // The date of an earlier claim, or of the claim that the entry was born with, is the time at which
+        // that claim ends.
         let before = entry.available_at.filter(|_| entry.claimed_by.is_none());
         match (before, entry.created_at) {
             (Some(at), Some(created_at)) if at > created_at => add(&mut others, Some(at), entry.id),

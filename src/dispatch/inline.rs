@@ -31,10 +31,10 @@ use crate::{
     stored::{deliverable::DeliveryOrder, document_ref::DocumentRef},
 };
 
-/// The part of the grace in which closing gives back what is held, and the longest that this takes.
+/// The part of the grace in which closing releases held messages, and the longest time for that.
 const GIVING_BACK: f64 = 0.2;
 const GIVING_BACK_MAX: Duration = Duration::from_secs(2);
-/// Closing takes at least this long to give back what is held, with a shorter grace too.
+/// The minimum time in which `close` releases held messages, even with a shorter grace.
 const CLOSE_MIN: Duration = Duration::from_secs(2);
 /// How long a flush waits for MongoDB.
 const FLUSH_MAX: Duration = Duration::from_secs(30);
@@ -46,15 +46,16 @@ pub enum Mode {
     /// The save returns when it is durable; delivery continues in the background.
     #[default]
     Background,
-    /// The save returns once each message was tried, and says what became of it. One that waits for others of its document for
-    /// longer than half of a lease answers [`Disposition::Waiting`], and is delivered in the background. A handler's own save
-    /// waits for no delivery; but a handler should not wait for a *task* that saves, whose save is not known to be the handler's.
+    /// The save returns once each message was tried, with its outcome. A message that waits for others of its
+    /// document for longer than half of a lease answers [`Disposition::Waiting`], and is delivered in the
+    /// background. A handler's own save waits for no delivery; but a handler should not wait for a *task*
+    /// that saves, because that save is not recognised as the handler's.
     Await,
-    /// Nothing is delivered from here; the rescuer finds it.
+    /// This process delivers no messages; the rescuer finds them.
     Off,
 }
 
-/// The inline dispatcher of a process, shared by its stores. Clones are the same dispatcher.
+/// The inline dispatcher of a process, shared by its stores. Clones share the same dispatcher.
 #[derive(Clone)]
 pub struct InlineDispatcher {
     mode: Mode,
@@ -73,23 +74,24 @@ impl InlineDispatcher {
         Self { mode, seats, deliveries: Arc::new(deliveries) }
     }
 
-    /// Events of messages delivered from here, from now on.
+    /// The events of messages that this process delivers, from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.deliveries.processor.subscribe()
     }
 
-    /// How it stands, for as long as the process runs: for a health endpoint of your own.
+    /// Returns a handle that reports the dispatcher's health. Use it in your own health endpoint; it stays
+    /// valid for the life of the process.
     pub fn health(&self) -> Health {
         self.deliveries.processor.health()
     }
 
     /// Stops taking work, and waits for what is in flight. Stores continue to save; their messages wait for the rescuer.
     ///
-    /// It returns when everything has ended, and at the end of `grace` in any case, whatever is in the way: a save in a future
-    /// that nobody polls, a MongoDB or a broker that is away. With a grace below 2 s it may take 2 s. For most of the grace
-    /// deliveries continue; in its last fifth, at most 2 s, messages whose delivery was not begun are given back. What
-    /// is not given back by then is delivered by others once its claim has ended. `Duration::MAX` waits for as long as
-    /// deliveries take, which their leases bound.
+    /// It returns when everything has ended, and always at the end of `grace`, even if a save's future is not
+    /// polled or MongoDB or the broker is unavailable. With a grace below 2 s it may take 2 s. For most of
+    /// the grace deliveries continue; in its last fifth, at most 2 s, messages whose delivery has not begun
+    /// are released. Messages that are not released by then are delivered by others once their claim has
+    /// ended. `Duration::MAX` waits for as long as deliveries take, which their leases bound.
     pub async fn close(&self, grace: Duration) {
         let began = Instant::now();
         self.seats.close();
@@ -113,13 +115,13 @@ impl InlineDispatcher {
             tracing::warn!(
                 saves = self.seats.saves(),
                 deliveries = self.deliveries.count(),
-                "the grace period ended before all saves and deliveries had; messages that are still claimed are \
-                 delivered again once their claims have ended"
+                "the grace period ended before all saves and deliveries did; messages that are still \
+                 claimed are delivered again once their claims have ended"
             );
         }
     }
 
-    /// Waits until saves and deliveries have ended and nothing stays that was delivered.
+    /// Waits until saves and deliveries have ended and all delivered messages are cleared.
     async fn ended(&self) {
         let deferred = self.deferred_clears();
         if let Some(deferred) = deferred {
@@ -136,26 +138,26 @@ impl InlineDispatcher {
         };
         tokio::join!(flush, handed_over);
 
-        // What saves have given back since.
+        // Messages that saves have returned since.
         if let Some(deferred) = deferred {
             deferred.flush_all().await;
         }
     }
 
-    /// Clears what was delivered and stays in its document now, as
-    /// [`defer_clears`](crate::dispatch::InlineBuilder::defer_clears) has it, and waits for that, at most 30 s; not for
-    /// deliveries under way. [`close`](Self::close) does so too.
+    /// Clears the delivered messages whose clear was deferred
+    /// ([`defer_clears`](crate::dispatch::InlineBuilder::defer_clears)), and waits for that, at most 30 s; it
+    /// does not wait for deliveries in progress. [`close`](Self::close) does so too.
     pub async fn flush(&self) {
         let Some(deferred) = self.deferred_clears() else { return };
         if timeout(FLUSH_MAX, deferred.flush_all()).await.is_err() {
             tracing::warn!(
-                "delivered messages were not cleared within {} s; those left are delivered again",
+                "delivered messages were not cleared within {} s; the remaining ones are delivered again",
                 FLUSH_MAX.as_secs()
             );
         }
     }
 
-    /// The door to MongoDB that stores and their inline dispatcher share.
+    /// The access to MongoDB that stores and their inline dispatcher share.
     pub(crate) fn mongo(&self) -> &Mongo {
         &self.deliveries.processor.mongo
     }
@@ -164,7 +166,7 @@ impl InlineDispatcher {
         self.deliveries.processor.claimer()
     }
 
-    /// Who can deliver messages of this type.
+    /// Which deliverer serves messages of this type.
     pub(crate) fn via(&self, message_type: &str) -> Option<&str> {
         self.deliveries.processor.deliverer().via(message_type)
     }
@@ -178,7 +180,7 @@ impl InlineDispatcher {
         self.deliveries.processor.metrics()
     }
 
-    /// Where delivered messages wait for the next save of their document.
+    /// The delivered messages that wait for the next save of their document.
     pub(crate) fn deferred_clears(&self) -> Option<&DeferredClears> {
         self.deliveries.processor.deferred_clears()
     }
@@ -200,7 +202,7 @@ impl InlineDispatcher {
         self.seats.take(&self.deliveries.processor, weight).map_err(Dispatch::Skipped)
     }
 
-    /// Reports what there is instead of a delivery, where it is worth a report.
+    /// Reports the reason for a missing delivery, if it is worth a report.
     pub(crate) fn left(&self, document: &DocumentRef, due: usize, why: &Dispatch) {
         if let Dispatch::Skipped(reason) = *why {
             self.deliveries.left(document, due, reason);
@@ -216,8 +218,8 @@ impl InlineDispatcher {
         ordering: DeliveryOrder,
     ) -> Dispatch {
         let Seat { save, taken } = seat;
-        // A handler that saves is itself part of a delivery; were it to wait for the next one, the two could wait for
-        // each other.
+        // A handler that saves is itself part of a delivery; if it waited for the next one, the two could
+        // wait for each other.
         let is_awaited = self.mode == Mode::Await && deadline().is_none();
         if !is_awaited {
             self.deliveries.spawn(work, ids, ordering, taken, None);
@@ -229,8 +231,8 @@ impl InlineDispatcher {
         let mut task = self.deliveries.spawn(work, ids.clone(), ordering, taken, Some(begin));
         drop(save);
 
-        // The turn of its document may never come before this returns: a handler that has its save made by another task waits
-        // for that task, and is what the save waits for.
+        // The turn of its document may never come before this returns: if a handler waits for another task
+        // that saves, that save waits for the handler.
         let patience = self.claimer().lease / 2;
         let settled = tokio::select! {
             settled = &mut task => settled,
@@ -245,7 +247,7 @@ impl InlineDispatcher {
     }
 }
 
-/// The answer for messages of which nothing is known yet.
+/// The answer for messages whose outcome is not known yet.
 fn waiting(ids: &[Uuid]) -> Settled {
     ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect()
 }

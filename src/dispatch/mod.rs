@@ -1,4 +1,4 @@
-//! Delivering what was saved: the inline dispatcher, and the processor that every dispatcher shares.
+//! Delivering saved messages: the inline dispatcher, and the processor that every dispatcher shares.
 
 pub(crate) mod attempt;
 pub(crate) mod builder;

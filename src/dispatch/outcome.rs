@@ -1,4 +1,4 @@
-//! What became of messages: of a document's, of a save's, and of each.
+//! Outcomes: of a document's messages, of a save's messages, and of each message.
 
 use mongodb::bson::{DateTime, Uuid};
 
@@ -10,28 +10,28 @@ use crate::{
     },
 };
 
-/// Why processing a document came to its end.
+/// Why processing a document ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Processed {
-    /// Nothing is left that could be delivered.
+    /// There is no deliverable message left.
     Done,
     /// What is left waits.
     Held(Hold),
-    /// The document is not there.
+    /// The document does not exist.
     Gone,
-    /// There is no way to deliver now.
+    /// The destination is unavailable.
     Unavailable,
-    /// Shutdown interrupted it; what was held is released.
+    /// Shutdown interrupted it; held messages were released.
     Interrupted,
 }
 
-/// What the inline dispatcher made of a save's messages.
+/// The inline dispatcher's result for a save's messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dispatch {
     /// The save had no messages.
     Nothing,
-    /// They are on their way.
+    /// They are in delivery.
     Background,
     /// Each was tried, in the order sent.
     Settled(Vec<(uuid::Uuid, Disposition)>),
@@ -43,36 +43,37 @@ pub enum Dispatch {
     Off,
 }
 
-/// What became of one message in the end.
+/// The final outcome of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disposition {
     /// It was delivered and confirmed.
     Delivered,
-    /// A delivery failed; it is tried again.
+    /// A delivery failed; it is retried.
     Retrying {
         /// What went wrong.
         error: String,
     },
-    /// It was given up, and waits for an operator.
+    /// It is dead, and waits for an operator.
     Dead {
         /// What went wrong.
         error: String,
     },
     /// It is not due yet; the rescuer finds it when it is.
     Scheduled,
-    /// It was not tried yet, or not to the end; the rescuer delivers it.
+    /// It was not tried yet, or the try was interrupted; the rescuer delivers it.
     Waiting,
-    /// It has left the outbox without this process: another delivered it, or its document was deleted or overwritten by a
-    /// writer that doesn't keep to the library.
+    /// It has left the outbox without this process: another delivered it, or its document was deleted or
+    /// overwritten by a writer that bypasses the library.
     Cleared,
 }
 
-/// What became of the messages that a pass has tried, in that order.
+/// The outcomes of the messages that a pass has tried, in that order.
 pub(crate) type Dispositions = Vec<(Uuid, Disposition)>;
 
 impl Disposition {
-    /// What an outbox says of a message. While elements of it cannot be read, one that is not found may be among them.
+    /// The state of a message by its outbox. If elements of the outbox cannot be read, a missing message may
+    /// be among them.
     pub(crate) fn read(slots: &[Slot], id: Uuid, now: DateTime) -> Self {
         let Some(entry) = slots.iter().filter_map(Slot::entry).find(|entry| entry.id == id) else {
             let is_readable = slots.iter().all(|slot| slot.entry().is_some());

@@ -1,9 +1,9 @@
 //! Documents that have no room for a claim.
 //!
-//! A document a few bytes short of the server's 16 MiB takes no update that makes it grow, and a claim makes it grow. Such
-//! a document is delivered under a lease in the state database instead, one message at a time. What would stand in its
-//! entries (attempts, the next try, who has had it, that it is dead) is kept with the lease. Removing a delivered message
-//! makes room, so this rarely lasts.
+//! A document a few bytes short of the server's 16 MiB takes no update that makes it grow, and a claim makes
+//! it grow. Such a document is delivered under a lease in the state database instead, one message at a time.
+//! The state that belongs into its entries (attempts, the next try, the handlers that have had it, its death)
+//! is kept with the lease. Removing a delivered message makes room, so this rarely lasts.
 
 use std::time::Duration;
 
@@ -41,22 +41,22 @@ pub(crate) struct Oversized {
     lease: Duration,
 }
 
-/// What came of taking a lease.
+/// The result of taking a lease.
 pub(crate) enum Leased {
     Held(Lease),
-    /// Another holds it, at most until then.
+    /// Another process has it, at most until then.
     ByAnother {
         until: DateTime,
     },
 }
 
-/// A lease on a document, with what its messages have no room for.
+/// A lease on a document, with the state of its messages for which the document has no room.
 pub(crate) struct Lease {
     token: String,
     until: DateTime,
     /// Of each message whose delivery failed: `id`, `attempts`, `retry_at`, `last_error`, `delivered_to`.
     failed: Vec<Document>,
-    /// Of each message that was given up: `id`, `dead_at`, `dead_reason`, `last_error`.
+    /// Of each dead message: `id`, `dead_at`, `dead_reason`, `last_error`.
     dead: Vec<Document>,
 }
 
@@ -69,14 +69,14 @@ impl Lease {
         Self { token: token.into(), until, failed: list("failed"), dead: list("dead") }
     }
 
-    /// Adds to the messages what is known of them here, and forgets those that have left.
+    /// Adds the state kept here to the messages, and drops that of messages that have left.
     pub(crate) fn complete(&mut self, slots: &mut [Slot]) {
         let mut known: Vec<Bson> = Vec::new();
         for entry in slots.iter_mut().filter_map(Slot::entry_mut) {
             let id = Bson::from(entry.id);
             let of = |list: &[Document]| list.iter().find(|of| of.get("id") == Some(&id)).cloned();
 
-            // Where there was room in the document, it may know more by now.
+            // If there was room in the document, it may have newer state by now.
             let is_news =
                 |failed: &Document| i64::from(failed.get_i32("attempts").unwrap_or(0)) >= entry.attempts;
             if let Some(failed) = of(&self.failed).filter(is_news) {
@@ -112,7 +112,7 @@ impl Lease {
         }
     }
 
-    /// Remembers a message that is to be tried again.
+    /// Records a message that will be retried.
     pub(crate) fn put_off(
         &mut self,
         entry: &Entry,
@@ -123,7 +123,7 @@ impl Lease {
     ) {
         self.forget(entry.id);
 
-        // Within the range of what is read: a count in an entry is.
+        // In the valid range, like every count that is read from an entry.
         let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
         self.failed.push(doc! {
             "id": entry.id,
@@ -134,7 +134,7 @@ impl Lease {
         });
     }
 
-    /// Remembers a message that was given up.
+    /// Records a dead message.
     pub(crate) fn die(&mut self, id: Uuid, now: DateTime, reason: DeadReason, error: &str) {
         self.forget(id);
         self.dead.push(
@@ -142,7 +142,8 @@ impl Lease {
         );
     }
 
-    /// What is known here of messages, as the updates that record it in the document once there is room.
+    /// The state of messages that is kept here, as the updates that record it in the document once there is
+    /// room.
     pub(crate) fn updates(&self) -> Vec<(Uuid, Document)> {
         let mut updates = Vec::new();
         for failed in &self.failed {
@@ -174,7 +175,7 @@ impl Lease {
         updates
     }
 
-    /// Nothing need be known of a message any more.
+    /// The state of a message is no longer needed.
     pub(crate) fn forget(&mut self, id: Uuid) {
         let id = Bson::from(id);
         self.failed.retain(|of| of.get("id") != Some(&id));
@@ -208,7 +209,7 @@ impl Oversized {
 
         match self.mongo.upsert(take).await {
             Ok(state) => Ok(Leased::Held(Lease::of(&state.unwrap_or_default(), token, until))),
-            // The upsert met the lease of another.
+            // The upsert conflicted with the lease of another process.
             Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => {
                 Ok(Leased::ByAnother { until })
             }
@@ -216,9 +217,9 @@ impl Oversized {
         }
     }
 
-    /// Reads the outbox as the majority has it, and nothing older than the latest that this server has: a claim that was written
-    /// before this lease was taken is seen, whether it has its majority yet or not. None when the document is gone; a malformed
-    /// outbox has nothing in it.
+    /// Reads the outbox as the majority has it, but no older than this server's latest state: so it sees
+    /// every claim that was written before this lease was taken, acknowledged by the majority or not. `None`
+    /// if the document is gone; a malformed outbox counts as empty.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Option<Vec<Slot>>, Error> {
         let find = Find {
             namespace: &document.namespace,
@@ -228,9 +229,9 @@ impl Oversized {
             concern: ReadConcern::linearizable(),
         };
 
-        // Without a majority it would wait for ever.
+        // Without a majority it would wait forever.
         let Ok(found) = tokio::time::timeout(MAJORITY_TIMEOUT, self.mongo.find(find)).await else {
-            return Err(error_codes::lost("no majority has confirmed a read in time"));
+            return Err(error_codes::lost("the majority did not confirm a read in time"));
         };
         Ok(found?.map(|document| read_outbox_of(&document).unwrap_or_default()))
     }
@@ -249,7 +250,8 @@ impl Oversized {
         }
     }
 
-    /// Gives the lease back, and keeps what is to be known of the messages; nothing where it had gone to another.
+    /// Releases the lease, and keeps the state of the messages; has no effect if the lease had gone to
+    /// another.
     pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<Recorded, Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
         let namespace = self.leases.clone();
@@ -275,7 +277,7 @@ fn uuid_of(known: &Document) -> Option<Uuid> {
     Some(Uuid::from_bytes(id.bytes.as_slice().try_into().ok()?))
 }
 
-/// With the key as binary where no [`Document`] can hold it.
+/// With the key as binary if no [`Document`] can hold it.
 fn id_of(document: &DocumentRef) -> Document {
     let key = match document.select(Document::new()) {
         Filter::Plain(_) => codec::to_document(document.key()).map(Bson::Document),

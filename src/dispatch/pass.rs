@@ -1,4 +1,4 @@
-//! A pass over one document: read, claim, deliver, settle, until nothing is left to deliver.
+//! A pass over one document: read, claim, deliver, settle, until no deliverable message is left.
 //!
 //! # Flow
 //! ```text
@@ -8,11 +8,12 @@
 //!                     ▼                                       └─ Unavailable ─▶ release
 //!              why it waits
 //! ```
-//! The inline dispatcher and the dispatcher worker are two callers of this; each adds when to call it.
+//! The inline dispatcher and the dispatcher worker are two callers of this; each decides when to call it.
 //!
 //! # Caveats
-//! A holder whose claim runs out while a delivery is under way cannot take it back: the next holder repeats it. The check of
-//! what is left of the lease before each delivery makes this rare, the `inbox` of the receiver makes it harmless.
+//! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The
+//! check of the remaining lease before each delivery makes this rare; the `inbox` of the receiver makes it
+//! harmless.
 
 use std::time::{Duration, Instant};
 
@@ -42,17 +43,18 @@ use crate::{
     },
 };
 
-/// How often a lost race for a claim is run again at once before the document is left to the winner.
+/// How often a lost race for a claim is retried at once before the document is left to the winner.
 const RACES: usize = 5;
-/// A plan that waited for its pace for longer is made again: the document may have changed, and a claim holds from when it was
-/// planned.
+/// A plan that waited longer than this for the rate is made again: the document may have changed, and a claim
+/// lasts from the time it was planned.
 const STALE: Duration = Duration::from_millis(100);
 
 impl Processor {
-    /// Delivers what is deliverable in a document's outbox, until nothing is.
+    /// Delivers the deliverable messages of a document's outbox until none is left.
     ///
     /// # Errors
-    /// When MongoDB can't be asked. What was held is released as far as possible, the rest by its lease.
+    /// When MongoDB can't be reached. Held messages are released as far as possible, the others by their
+    /// lease.
     pub async fn process(
         &self,
         document: &DocumentRef,
@@ -73,7 +75,7 @@ impl Processor {
         process.instrument(span).await
     }
 
-    /// Like [`process`](Self::process), and notes what became of each message that was tried.
+    /// Like [`process`](Self::process), and notes the outcome of each message that was tried.
     pub(crate) async fn process_into(
         &self,
         document: &DocumentRef,
@@ -100,46 +102,46 @@ impl Processor {
     }
 }
 
-/// One pass, and what it remembers from one read of the document to the next.
+/// One pass, and the state that it keeps from one read of the document to the next.
 struct Pass<'a> {
     processor: &'a Processor,
     document: &'a DocumentRef,
     ordering: DeliveryOrder,
     stop: &'a CancellationToken,
-    /// What became of each message that was tried.
+    /// The outcome of each message that was tried.
     dispositions: &'a mut Dispositions,
-    /// Claims that others were faster with.
+    /// Claims that were lost to others.
     races: usize,
     /// Whether unreadable elements and messages for others have been reported.
     has_reported: bool,
-    /// What the pace has allowed and was not used.
+    /// The unused permits of the rate.
     permits: usize,
 }
 
-/// What follows a claim, or a read that led to none.
+/// The step after a claim, or after a read without one.
 enum NextStep {
     End(Processed),
     ReadAgain,
 }
 
-/// What is to be done about an outbox.
+/// What to do about an outbox.
 enum Choice {
     Claim(Chosen),
     NextStep(NextStep),
 }
 
-/// What is to be claimed.
+/// The entries to claim.
 struct Chosen {
     ids: Vec<Uuid>,
     rest: Rest,
 }
 
-/// What an outbox holds besides the entries that are claimed.
+/// The rest of an outbox, without the claimed entries.
 #[derive(Clone, Copy)]
 struct Rest {
-    /// More could be delivered, but not in this claim.
+    /// There are more deliverable messages, but not in this claim.
     more: bool,
-    /// Something is held back, or was claimed and given back.
+    /// A message is blocked, or was claimed and released.
     held: bool,
 }
 
@@ -153,11 +155,11 @@ impl Pass<'_> {
             return Ok(NextStep::End(Processed::Unavailable));
         }
 
-        // It may wait for room; a stop does not.
+        // It may wait for room, but a stop doesn't wait for it.
         let Some(read) = self.stop.run_until_cancelled(self.processor.read(self.document)).await else {
             return Ok(NextStep::End(Processed::Interrupted));
         };
-        // Read after that wait: a claim holds from this time on.
+        // Read after that wait, because a claim lasts from this time.
         let now = self.processor.mongo.clock().now().await?;
         let (slots, room) = match read? {
             StoredOutbox::Entries { slots, room } => (slots, room),
@@ -174,7 +176,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Decides which entries of an outbox are claimed now, as far as the pace allows.
+    /// Decides which entries of an outbox are claimed now, within the rate.
     async fn choose(&mut self, slots: &[Slot], now: DateTime) -> Result<Choice, Error> {
         let plan = self.processor.plan(slots, self.ordering, now);
         if !std::mem::replace(&mut self.has_reported, true) {
@@ -190,7 +192,7 @@ impl Pass<'_> {
         self.choose_at_pace(&plan).await
     }
 
-    /// Waits for the pace, if there is one, and chooses as many entries as it allows.
+    /// Waits for the rate, if there is one, and chooses as many entries as it allows.
     async fn choose_at_pace(&mut self, plan: &Deliverable<'_>) -> Result<Choice, Error> {
         let mut count = plan.entries.len();
         if let Some(pace) = &self.processor.pace {
@@ -213,7 +215,8 @@ impl Pass<'_> {
         Ok(Choice::Claim(Chosen { ids, rest }))
     }
 
-    /// Gives up an entry whose claimers kept dying. It misses where somebody else has changed the entry meanwhile.
+    /// Gives up an entry whose claimers kept dying. It misses if another process has changed the entry
+    /// meanwhile.
     async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<NextStep, Error> {
         let died = self.processor.claimer.die_crashed(self.document, entry, now).await?;
         if died == Recorded::Done {
@@ -236,7 +239,7 @@ impl Pass<'_> {
         chosen: &Chosen,
         now: DateTime,
     ) -> Result<NextStep, Error> {
-        // Nothing else of the outbox stays in memory.
+        // The rest of the outbox does not stay in memory.
         let entries = entries_of(slots, &chosen.ids);
         room.shrink_to(weight_of_claim(&entries, Processor::window_bytes(self.ordering)));
         let wanted = entries.len();
@@ -281,7 +284,7 @@ impl Pass<'_> {
         }
     }
 
-    /// What follows a delivery, by how it ended and what else the outbox holds.
+    /// The next step after a delivery, by its result and the rest of the outbox.
     fn after(&mut self, end: DeliveryEnd, rest: Rest) -> Result<NextStep, Error> {
         self.dispositions.extend(end.dispositions);
         if let Some(error) = end.trouble {
@@ -289,7 +292,7 @@ impl Pass<'_> {
         }
 
         Ok(match end.stopped {
-            // In an unordered document, one that waits for its retry holds back none of those not yet claimed.
+            // In an unordered document, a message that waits for its retry blocks none of the unclaimed ones.
             Some(Processed::Held(Hold::Retrying(_)))
                 if rest.more && self.ordering == DeliveryOrder::Unordered =>
             {

@@ -1,5 +1,5 @@
-//! What delivers a document's messages: its ways to MongoDB, where messages go, and its bounds. How it does so is a
-//! [`pass`](crate::dispatch::pass).
+//! The parts that deliver a document's messages: access to MongoDB, the deliverer, and the bounds. A
+//! [`pass`](crate::dispatch::pass) is one run over a document.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     mongo::{ClearOutcome, Delivered, Mongo, MongoSettings, StoredOutbox, clock::ServerClock},
     observe::{
         event::Event,
-        health::{Health, Vitals},
+        health::{Health, HealthRecord},
         metrics::{DispatchPath, Metrics},
     },
     stored::{
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// A shorter lease would run out while its own claim is written.
+/// A shorter lease would expire while its own claim is written.
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
 /// A window of clears names every entry of its claims; it must fit into one command.
 const MOST_IN_A_CLAIM: usize = 500;
@@ -42,7 +42,7 @@ const MOST_IN_A_CLAIM: usize = 500;
 pub struct Processor {
     pub(crate) mongo: Mongo,
     pub(crate) claimer: Claimer,
-    /// Where delivered messages wait for the next save of their document.
+    /// The delivered messages that wait for the next save of their document.
     pub(crate) deferred_clears: Option<DeferredClears>,
     pub(crate) deliver: Arc<dyn Deliver>,
     pub(crate) retry: RetryPolicy,
@@ -72,7 +72,8 @@ impl Processor {
         Self::on(DispatchPath::Dispatcher, client, deliver, settings, None)
     }
 
-    /// That of an inline dispatcher, whose delivered messages may stay in their documents for `defer_clears`.
+    /// The processor of an inline dispatcher, whose delivered messages may stay in their documents for
+    /// `defer_clears`.
     pub(crate) fn inline(
         client: Client,
         deliver: Arc<dyn Deliver>,
@@ -81,7 +82,7 @@ impl Processor {
         defer_clears: Duration,
     ) -> Self {
         let mut processor = Self::on(DispatchPath::Inline, client, deliver, settings, Some(capacity));
-        // Longer than that, and a clear might come after its claim has ended.
+        // If it were longer, a clear might come after its claim has ended.
         let defer_clears = defer_clears.min(processor.claimer.lease / 4);
         if !defer_clears.is_zero() {
             processor.deferred_clears = Some(processor.defer_clears(defer_clears));
@@ -89,7 +90,7 @@ impl Processor {
         processor
     }
 
-    /// Clears that wait for `time` for the next save of their document.
+    /// Clears that wait up to `time` for the next save of their document.
     fn defer_clears(&self, time: Duration) -> DeferredClears {
         let (mongo, report) = (self.mongo.clone(), self.report.clone());
         DeferredClears::start(time, move |delivered| {
@@ -133,13 +134,13 @@ impl Processor {
             claim_limit: claim_limit.clamp(1, MOST_IN_A_CLAIM),
             pace: None,
             path,
-            report: Reporter::new(metrics.clone(), Vitals::new(metrics, capacity)),
+            report: Reporter::new(metrics.clone(), HealthRecord::new(metrics, capacity)),
             _last: Arc::new(gone.clone().drop_guard()),
             gone,
         }
     }
 
-    /// Delivers at this pace from now on, and not as fast as it can.
+    /// Limits the delivery rate from now on.
     #[must_use]
     pub fn paced(mut self, pace: Arc<dyn Pace>) -> Self {
         self.pace = Some(pace);
@@ -166,17 +167,18 @@ impl Processor {
         self.mongo.database(self.oversized.database())
     }
 
-    /// The server's time, by which everything in an outbox is dated.
+    /// The server's time, which dates everything in an outbox.
     pub fn clock(&self) -> &ServerClock {
         self.mongo.clock()
     }
 
-    /// How it stands, for as long as the process runs: for a health endpoint of your own.
+    /// Returns a handle that reports the processor's health. Use it in your own health endpoint; it stays
+    /// valid for the life of the process.
     pub fn health(&self) -> Health {
         Health::of(self.vitals())
     }
 
-    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+    pub(crate) fn vitals(&self) -> &Arc<HealthRecord> {
         self.report.vitals()
     }
 
@@ -189,12 +191,12 @@ impl Processor {
         self.report.emit(event);
     }
 
-    /// Where delivered messages wait for the next save of their document; none where they are cleared at once.
+    /// Where delivered messages wait for the next save of their document; `None` if they are cleared at once.
     pub(crate) fn deferred_clears(&self) -> Option<&DeferredClears> {
         self.deferred_clears.as_ref()
     }
 
-    /// Whether there is a way to deliver now.
+    /// Whether the deliverer is available now.
     pub(crate) fn is_available(&self) -> bool {
         let available = self.deliver.is_available();
         if !available {
@@ -227,7 +229,7 @@ impl Processor {
     }
 }
 
-/// Clears messages of several documents, and reports those that nobody cleared.
+/// Clears messages of several documents, and reports those that were not cleared.
 async fn clear_deferred(mongo: Mongo, report: Reporter, delivered: Vec<Delivered>) {
     let outcomes = mongo.clear_all(&delivered).await;
     for (Delivered { document, .. }, outcome) in delivered.iter().zip(outcomes) {

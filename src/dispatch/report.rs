@@ -1,4 +1,4 @@
-//! Where it is reported what happens to messages: log lines, counts and events, each from one place.
+//! Reports what happens to messages: log lines, counts and events, each from one place.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     mongo::clock::until,
     observe::{
         event::{Event, Events},
-        health::Vitals,
+        health::HealthRecord,
         metrics::Metrics,
     },
     stored::{
@@ -25,11 +25,11 @@ use crate::{
 pub(crate) struct Reporter {
     metrics: Arc<Metrics>,
     events: Events<Event>,
-    vitals: Arc<Vitals>,
+    vitals: Arc<HealthRecord>,
 }
 
 impl Reporter {
-    pub(crate) fn new(metrics: Arc<Metrics>, vitals: Arc<Vitals>) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, vitals: Arc<HealthRecord>) -> Self {
         Self { metrics, events: Events::default(), vitals }
     }
 
@@ -41,7 +41,7 @@ impl Reporter {
         self.events.subscribe()
     }
 
-    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+    pub(crate) fn vitals(&self) -> &Arc<HealthRecord> {
         &self.vitals
     }
 
@@ -52,7 +52,7 @@ impl Reporter {
     }
 
     pub(crate) fn claim_lost(&self, document: &DocumentRef) {
-        tracing::warn!(%document, "a claim ran out while its holder worked; messages may be delivered again");
+        tracing::warn!(%document, "a claim expired while its holder worked; messages may be delivered again");
         self.emit(Event::ClaimLost { document: document.clone() });
     }
 
@@ -99,7 +99,7 @@ impl Reporter {
         self.vitals.failed(error);
         tracing::info!(
             %document, id = %entry.id, message_type = entry.message_type, attempts, error,
-            "a delivery failed and is tried again"
+            "a delivery failed and is retried"
         );
 
         let (document, id, message_type) = (document.clone(), as_uuid(entry.id), entry.message_type.clone());
@@ -110,21 +110,21 @@ impl Reporter {
         self.vitals.failed(error);
         tracing::error!(
             %document, id = %entry.id, message_type = entry.message_type, reason = reason.as_str(), error,
-            "a message was given up; it stays in the document"
+            "a message is dead; it stays in the document"
         );
 
         let (document, id, message_type) = (document.clone(), as_uuid(entry.id), entry.message_type.clone());
         self.emit(Event::Died { document, id, message_type, reason, error: error.into() });
     }
 
-    /// Reports that there is no way to deliver now.
+    /// Reports that the destination is unavailable.
     pub(crate) fn unavailable(&self, document: &DocumentRef, why: &str) {
         self.vitals.failed(why);
-        tracing::debug!(%document, why, "no way to deliver now");
+        tracing::debug!(%document, why, "the destination is unavailable");
     }
 }
 
-/// Since when a message, as it was claimed, has been there to be delivered. A schedule is known until the first failure.
+/// Since when a claimed message could have been delivered. A schedule is known until the first failure.
 fn due_since(entry: &Entry) -> Option<DateTime> {
     let scheduled = entry.available_at.filter(|_| entry.claimed_by.is_none() && entry.attempts == 0);
     entry.created_at.map(|created_at| scheduled.map_or(created_at, |at| at.max(created_at)))
@@ -157,6 +157,6 @@ mod tests {
         };
         assert_eq!(with("attempts", 1.into()), Some(at(10)));
         assert_eq!(with("claimed_by", "p/1".into()), Some(at(10)));
-        assert_eq!(since(doc! { "available_at": at(50) }), None, "nobody knows");
+        assert_eq!(since(doc! { "available_at": at(50) }), None, "it is unknown");
     }
 }

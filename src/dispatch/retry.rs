@@ -1,12 +1,13 @@
-//! When a failed delivery is tried again, and when it is given up.
+//! When a failed delivery is retried, and when its message is dead.
 
 use std::time::Duration;
 
 /// How failures are treated.
 ///
-/// A delivery first gets a few quick tries in place, for what passes in milliseconds. If those fail too, one
-/// *attempt* is counted, the entry is put off by an exponential backoff with full jitter, and after `max_attempts` it is dead:
-/// kept in the document, shown to operators, never tried again by itself. An unavailable broker counts no attempt.
+/// A delivery first gets a few quick retries in place, for failures of milliseconds. If those fail too, one
+/// *attempt* is counted, and the entry waits for an exponential backoff with full jitter. After
+/// `max_attempts` it is dead: kept in the document, shown to operators, and not retried automatically. An
+/// unavailable broker counts no attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     /// Attempts until an entry is dead. Default 10.
@@ -15,9 +16,9 @@ pub struct RetryPolicy {
     pub backoff_min: Duration,
     /// Upper bound of every backoff. Default 5 min.
     pub backoff_max: Duration,
-    /// Quick tries in place before an attempt is counted, besides the first. Default 2.
+    /// Quick retries in place before an attempt is counted. Default 2.
     pub quick_tries: usize,
-    /// Wait before the first quick try; doubles. Default 20 ms.
+    /// The wait before the first quick retry; it doubles. Default 20 ms.
     pub quick_wait: Duration,
 }
 
@@ -46,7 +47,7 @@ impl RetryPolicy {
         self.backoff_ceiling(attempts).mul_f64(0.1 + 0.9 * fastrand::f64())
     }
 
-    /// The time by which an entry that always fails is dead at the latest, not counting the deliveries themselves.
+    /// The longest time until an entry that always fails is dead, not counting the deliveries themselves.
     pub fn longest_schedule(&self) -> Duration {
         (1..self.max_attempts).map(|attempts| self.backoff_ceiling(attempts)).sum()
     }

@@ -21,7 +21,7 @@ use crate::{
     stored::memory::{Memory, Room},
 };
 
-/// Longer than any save takes that somebody polls: the server's time, a read, and two writes. A save that has not ended by
+/// Longer than any polled save takes: the server's time, a read, and two writes. A save that has not ended by
 /// then has been forgotten.
 const SAVE_MAX: Duration = Duration::from_mins(2);
 
@@ -29,11 +29,11 @@ const SAVE_MAX: Duration = Duration::from_mins(2);
 #[derive(Debug, Clone)]
 pub(crate) struct Seats {
     free: Arc<Semaphore>,
-    /// What the messages of all seats may weigh.
+    /// The memory that the messages of all seats may take.
     memory: Memory,
     /// Saves whose messages are not in delivery yet.
     saves: TaskTracker,
-    /// No new work is taken.
+    /// No new work is accepted.
     closing: CancellationToken,
 }
 
@@ -63,7 +63,7 @@ impl Seats {
 
     /// A seat with room for messages of this weight, or why there is none.
     pub(crate) fn take(&self, processor: &Processor, weight: usize) -> Result<Seat, Shed> {
-        // Before the question: closing waits for every save that was not told of it.
+        // Before the check: closing waits for every save that has not noticed it.
         let save = self.saves.token();
         if self.closing.is_cancelled() {
             return Err(Shed::Stopped);
@@ -78,7 +78,7 @@ impl Seats {
         Ok(Seat { save, taken: TakenSeat { _permit: permit, _room: room, _in_flight: in_flight } })
     }
 
-    /// From now on nobody gets a seat.
+    /// From now on no delivery gets a seat.
     pub(crate) fn close(&self) {
         self.closing.cancel();
         self.saves.close();
@@ -87,7 +87,7 @@ impl Seats {
     /// Waits until every save has handed its messages over, after [`close`](Self::close).
     pub(crate) async fn handed_over(&self) {
         if timeout(SAVE_MAX, self.saves.wait()).await.is_err() {
-            tracing::debug!(saves = self.saves(), "saves that nobody finishes are not waited for");
+            tracing::debug!(saves = self.saves(), "unfinished saves are not waited for");
         }
     }
 

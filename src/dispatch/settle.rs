@@ -1,5 +1,5 @@
-//! Settling messages: the [`settlement`] of each is carried out by its *keeper*, which is a claim in the document, or a lease
-//! where that has no room for a claim.
+//! Settling messages: the [`settlement`] of each is carried out by its *keeper*, which is a claim in the
+//! document, or a lease if the document has no room for a claim.
 
 use mongodb::{bson::DateTime, error::Error};
 
@@ -19,15 +19,15 @@ use crate::{
     },
 };
 
-/// Holds messages while they are delivered, and records what became of them.
+/// Holds messages while they are delivered, and records their outcome.
 pub(crate) trait Keeper {
-    /// Server time at which it holds them no longer.
+    /// The server time at which its hold ends.
     fn until(&self) -> DateTime;
 
     /// Removes a delivered message.
     async fn clear(&mut self, entry: &Entry) -> Result<Recorded, Error>;
 
-    /// Counts a failed attempt and puts the message off.
+    /// Counts a failed attempt and postpones the message.
     async fn fail(
         &mut self,
         entry: &Entry,
@@ -46,7 +46,7 @@ pub(crate) trait Keeper {
         delivered_to: &[String],
     ) -> Result<Recorded, Error>;
 
-    /// Gives the message back, due at once, with no attempt counted.
+    /// Releases the message, due at once, with no attempt counted.
     async fn release(&mut self, entry: &Entry, why: &str, delivered_to: &[String])
     -> Result<Recorded, Error>;
 }
@@ -54,12 +54,12 @@ pub(crate) trait Keeper {
 /// How the delivery of one claim, or under one lease, ended.
 #[derive(Default)]
 pub(crate) struct DeliveryEnd {
-    /// Why it broke off; none when every entry was delivered or given up.
+    /// Why it broke off; `None` if every entry was delivered or is dead.
     pub(crate) stopped: Option<Processed>,
-    /// The lease was too short for all of it; the rest was given back, due at once.
+    /// The lease was too short for all of it; the rest was released, due at once.
     pub(crate) cut_short: bool,
     pub(crate) dispositions: Dispositions,
-    /// The first failed write. The others are tried all the same: one trouble must not leave the rest unsettled.
+    /// The first failed write. The others are still tried: one failure must not leave the rest unsettled.
     pub(crate) trouble: Option<Error>,
 }
 
@@ -78,12 +78,12 @@ impl<'a, K: Keeper> Settling<'a, K> {
         Self { processor, document, keeper, end: DeliveryEnd::default(), is_lost: false }
     }
 
-    /// Carries out what the answer to a message leads to, and reports it once it is written.
+    /// Carries out the settlement of a message, and reports it once it is written.
     pub(crate) async fn settle(&mut self, entry: &Entry, answer: Answer) {
         let Answer { outcome, delivered_to } = answer;
         match settlement(outcome, entry, &self.processor.retry) {
             Settlement::Clear => {
-                // It was delivered, whatever becomes of the clear.
+                // It was delivered, even if the clear fails.
                 self.processor.delivered(self.document, entry);
                 self.end.dispositions.push((entry.id, Disposition::Delivered));
 
@@ -125,7 +125,7 @@ impl<'a, K: Keeper> Settling<'a, K> {
         matches!(self.end.dispositions.last(), Some((_, Disposition::Dead { .. })))
     }
 
-    /// The server's time; none, and noted, where it can't be asked.
+    /// The server's time; `None`, and noted, if it can't be asked.
     async fn now(&mut self) -> Option<DateTime> {
         match self.processor.mongo.clock().now().await {
             Ok(now) => Some(now),
@@ -136,7 +136,7 @@ impl<'a, K: Keeper> Settling<'a, K> {
         }
     }
 
-    /// Notes how a write ended: a lost claim, and trouble, end the delivery.
+    /// Notes how a write ended: a lost claim or an error ends the delivery.
     pub(crate) fn note(&mut self, written: Result<Recorded, Error>) -> Noted {
         match written {
             Ok(Recorded::Done) => Noted::Written,
@@ -164,8 +164,8 @@ pub(crate) enum Noted {
 }
 
 impl DeliveryEnd {
-    /// Notes why a delivery breaks off. In an unordered document several messages may say so: the earliest retry counts, and
-    /// more than that, whatever leaves messages behind that are due already.
+    /// Notes why a delivery breaks off. In an unordered document several messages may report a reason: the
+    /// earliest retry counts, but a reason that leaves due messages behind counts more.
     pub(crate) fn stop(&mut self, why: Processed) {
         let replaces = match (&self.stopped, &why) {
             (None, _) => true,

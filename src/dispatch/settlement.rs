@@ -8,16 +8,16 @@ use crate::{
     stored::entry::{DeadReason, Entry},
 };
 
-/// What is done with a message.
+/// How a message is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Settlement {
     /// It was delivered, and leaves the outbox.
     Clear,
     /// An attempt is counted, and the next is due after this time.
     Fail { after: Duration, error: String },
-    /// It is given up, and stays for an operator.
+    /// It is dead, and stays for an operator.
     Die { reason: DeadReason, error: String },
-    /// It is given back, due at once, with no attempt counted.
+    /// It is released, due at once, with no attempt counted.
     Release { why: String },
 }
 

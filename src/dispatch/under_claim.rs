@@ -1,9 +1,9 @@
-//! Delivering what a claim holds, window by window.
+//! Delivers the messages of a claim, window by window.
 //!
 //! # Guarantees
 //! - A window of an ordered document holds one message: pipelined, the second would overtake a failed first.
-//! - A stop gives back at once what was not begun; what was begun has its answer first, unless there is no way to deliver any
-//!   more.
+//! - A stop releases messages whose delivery has not begun at once; the others get their answer first, unless
+//!   the destination is unavailable.
 //! - A lost claim, or a write that fails, leaves no other message unsettled.
 
 use std::{pin::pin, time::Duration, vec};
@@ -33,7 +33,8 @@ use crate::{
     },
 };
 
-/// The messages of an unordered document are delivered side by side, up to this many bytes: each is copied on its way.
+/// The messages of an unordered document are delivered concurrently, up to this many bytes: each is copied
+/// for that.
 const WINDOW_BYTES: usize = 4 << 20;
 
 /// When delivered messages are cleared.
@@ -41,12 +42,12 @@ const WINDOW_BYTES: usize = 4 << 20;
 pub(crate) enum Clearing {
     /// Before the delivery returns, because the document is about to be read again.
     AtOnce,
-    /// Perhaps by the next save of the document, where the claim held all that is in it.
+    /// Perhaps by the next save of the document, if the claim held all of its entries.
     MayBeDeferred,
 }
 
 impl Processor {
-    /// Delivers what a claim holds, and settles every entry of it.
+    /// Delivers the messages of a claim, and settles every entry of it.
     pub(crate) async fn deliver_claim(
         &self,
         claim: &Claim,
@@ -82,7 +83,7 @@ impl Processor {
         }
 
         for window in windows {
-            settling.give_back(window, "held back");
+            settling.give_back(window, "blocked");
         }
         settling.finish().await
     }
@@ -92,7 +93,8 @@ impl Processor {
             return entries.chunks(1).collect();
         }
 
-        // All of a window are published before any is cleared, so it has no more than may be published.
+        // All messages of a window are published before any is cleared, so a window has at most as many as
+        // may be published.
         let most = self.claim_limit.min(self.unsettled.bound());
         let mut windows = Vec::new();
         let (mut first, mut bytes) = (0, 0);
@@ -109,7 +111,7 @@ impl Processor {
         windows
     }
 
-    /// How many bytes of messages are delivered side by side.
+    /// How many bytes of messages are delivered concurrently.
     pub(crate) fn window_bytes(ordering: DeliveryOrder) -> usize {
         if ordering == DeliveryOrder::Unordered { WINDOW_BYTES } else { 0 }
     }
@@ -121,7 +123,7 @@ pub(crate) struct ClaimKeeper<'a> {
     claim: &'a Claim,
     clearing: Clearing,
     delivered: Vec<Uuid>,
-    /// The part of the delivered ones in the bound of messages that would be repeated.
+    /// The permits of the delivered ones, in the bound of messages that would be repeated.
     unsettled: Permits,
     given_back: Vec<Uuid>,
 }
@@ -148,7 +150,7 @@ impl<'a> ClaimKeeper<'a> {
         Ok(released)
     }
 
-    /// What is to be cleared now: what was delivered, unless it may wait for the next save.
+    /// The messages to clear now: the delivered ones, unless they may wait for the next save.
     fn left_to_clear(&mut self) -> Option<Delivered> {
         if self.delivered.is_empty() {
             return None;
@@ -220,8 +222,8 @@ impl Keeper for ClaimKeeper<'_> {
 }
 
 impl<'a> Settling<'a, ClaimKeeper<'a>> {
-    /// Waits until this many messages more may be published; none when it was stopped meanwhile. Where it has to wait, it first
-    /// clears what it has delivered: it must hold none of what others wait for.
+    /// Waits until this many more messages may be published; `None` if it was stopped meanwhile. Before it
+    /// waits, it clears its delivered messages: it must not hold permits that others wait for.
     async fn permits(&mut self, count: usize, stop: &CancellationToken) -> Option<Permits> {
         let unsettled = &self.processor.unsettled;
         if let Some(permits) = unsettled.try_take(count) {
@@ -231,7 +233,7 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
         stop.run_until_cancelled(unsettled.take(count)).await
     }
 
-    /// Delivers a window. What was not begun when a stop comes need not wait for its answers: it is given back at once.
+    /// Delivers a window. On a stop, messages whose delivery has not begun are released at once.
     async fn deliver(
         &mut self,
         window: &'a [Entry],
@@ -261,7 +263,7 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
     }
 
     fn give_back(&mut self, window: &'a [Entry], why: &str) {
-        tracing::debug!(document = %self.document, count = window.len(), why, "messages are given back");
+        tracing::debug!(document = %self.document, count = window.len(), why, "messages are released");
         self.keeper.given_back.extend(window.iter().map(|entry| entry.id));
     }
 
@@ -275,7 +277,7 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
         }
     }
 
-    /// Clears what was delivered by now, unless it may wait for the next save.
+    /// Clears the messages delivered so far, unless they may wait for the next save.
     async fn clear_delivered(&mut self) {
         // They count among those that would be repeated until the clear has been answered.
         let unsettled = std::mem::replace(&mut self.keeper.unsettled, Permits::none());

@@ -1,4 +1,4 @@
-//! Delivering the head of a document that has no room for a claim, under a lease.
+//! Delivers the head of a document that has no room for a claim, under a lease.
 
 use mongodb::{bson::DateTime, error::Error};
 use tokio_util::sync::CancellationToken;
@@ -19,15 +19,15 @@ use crate::{
     },
 };
 
-/// What became of a document that is delivered under a lease.
+/// The outcome for a document that is delivered under a lease.
 pub(crate) enum UnderLease {
-    /// Nothing was tried.
+    /// No delivery was tried.
     Left(Processed),
     /// Its head was tried.
     Tried(DeliveryEnd),
 }
 
-/// The message that is to be delivered next.
+/// The message to deliver next.
 enum Head {
     Message(Box<Entry>),
     /// There is none, for this reason.
@@ -83,7 +83,8 @@ impl Processor {
         now: DateTime,
         stop: &CancellationToken,
     ) -> Result<Head, Error> {
-        // Read after the lease, from the majority: without a claim in the document, nothing else keeps a phantom out.
+        // Read after the lease, from the majority: without a claim in the document, only this prevents a
+        // phantom.
         let Some(mut slots) = self.oversized.read(document).await? else {
             lease.complete(&mut []);
             return Ok(Head::None(Processed::Gone));
@@ -101,16 +102,16 @@ impl Processor {
     }
 }
 
-/// Keeps one message by a lease on its document. Giving the lease back writes what is to be remembered.
+/// Keeps one message by a lease on its document. Releasing the lease writes the state to keep.
 struct LeaseKeeper<'a> {
     processor: &'a Processor,
     claim: &'a Claim,
-    /// None once it was given back.
+    /// `None` once it was released.
     lease: Option<Lease>,
 }
 
 impl LeaseKeeper<'_> {
-    /// Remembers something about the message with the lease, and gives that back.
+    /// Records state of the message with the lease, and releases the lease.
     async fn give_back(&mut self, remember: impl FnOnce(&mut Lease)) -> Result<Recorded, Error> {
         let Some(mut lease) = self.lease.take() else { return Ok(Recorded::Missed) };
         remember(&mut lease);
@@ -127,7 +128,7 @@ impl Keeper for LeaseKeeper<'_> {
         let (processor, document) = (self.processor, &self.claim.document);
         processor.oversized.clear(document, entry.id).await?;
 
-        // There is some room now. A claim in the document is made by what the document alone says.
+        // There is some room now. A claim in the document only considers the document's own state.
         if let Some(lease) = &mut self.lease {
             lease.forget(entry.id);
             let now = processor.mongo.clock().now().await?;
@@ -159,7 +160,7 @@ impl Keeper for LeaseKeeper<'_> {
     ) -> Result<Recorded, Error> {
         let kept = self.give_back(|lease| lease.die(entry.id, now, reason, error)).await?;
 
-        // A worker that comes when there is room for claims again doesn't read what was kept with the lease.
+        // Once there is room for claims again, workers don't read the state that was kept with the lease.
         let document = &self.claim.document;
         let recorded = self.processor.claimer.die_without_room(document, entry, now).await?;
         if kept == Recorded::Missed && recorded == Recorded::Done {

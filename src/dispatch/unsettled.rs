@@ -1,7 +1,9 @@
-//! How many messages are published and not yet cleared: what a process would repeat if it were killed now. Bounded.
+//! How many messages are published and not yet cleared, so would be repeated if the process were killed now.
+//! Bounded.
 //!
-//! Whoever wants to publish takes permits first, and gives them back when the clear has been answered. Whoever has to wait for
-//! permits holds none: it clears first what it has delivered. So the bound costs smaller clears, never a standstill.
+//! A delivery takes permits before it publishes, and returns them when its clear was answered. A delivery
+//! that has to wait for permits holds none: it first clears its delivered messages. So the bound costs
+//! smaller clears, but never a deadlock.
 
 use std::sync::Arc;
 
@@ -26,7 +28,7 @@ impl Unsettled {
         Self { most, free: Arc::new(Semaphore::new(usize::try_from(most).unwrap_or(1))) }
     }
 
-    /// The bound, and the most that is taken at once.
+    /// The bound, and the most that one caller may take.
     pub(crate) fn bound(&self) -> usize {
         usize::try_from(self.most).unwrap_or(usize::MAX)
     }
@@ -37,7 +39,7 @@ impl Unsettled {
     }
 
     pub(crate) async fn take(&self, messages: usize) -> Permits {
-        // The error would say that the bound was taken away, which it never is.
+        // The error would mean that the semaphore was closed, which never happens.
         Permits { permit: self.free.clone().acquire_many_owned(self.count(messages)).await.ok() }
     }
 
@@ -61,7 +63,7 @@ impl Permits {
     }
 }
 
-/// Far more than a process can have under way, and what a semaphore can count anywhere.
+/// Far more than a process can have in flight, and within a semaphore's range on every platform.
 const MOST: u32 = 1 << 24;
 
 #[cfg(test)]
@@ -69,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_delivered_counts_until_it_is_cleared() {
+    fn delivered_messages_count_until_they_are_cleared() {
         let unsettled = Unsettled::most(10);
         let window = unsettled.try_take(8).unwrap();
         assert!(unsettled.try_take(3).is_none());

@@ -1,19 +1,19 @@
-//! Documents as bytes: elements are copied as they are, whatever names, types or text they hold.
+//! Documents as bytes: elements are copied unchanged, with any names, types or text.
 //!
 //! The server stores strings and field names that are not UTF-8, and two fields of one name; a
-//! [`Document`](mongodb::bson::Document) can hold neither. A key only has to be compared, so it is never decoded for that.
-//! The layout is that of <https://bsonspec.org>.
+//! [`Document`](mongodb::bson::Document) can hold neither. A key only has to be compared, so it is never
+//! decoded. The layout is that of <https://bsonspec.org>.
 
 use mongodb::bson::{RawDocument, RawDocumentBuf, Uuid};
 
 /// A document begins with its length.
 const LENGTH_BYTES: usize = 4;
-/// What a document is given room for before its elements are known.
+/// The initial capacity of a document before its elements are known.
 const USUAL_BYTES: usize = 128;
 /// The number of the binary subtype of UUIDs.
 const UUID_SUBTYPE: u8 = 4;
 
-/// BSON's numbers for the types that this module has to tell apart.
+/// BSON's numbers for the types that this module distinguishes.
 pub(crate) mod kind {
     pub(crate) const STRING: u8 = 0x02;
     pub(crate) const DOCUMENT: u8 = 0x03;
@@ -35,7 +35,7 @@ pub(crate) struct Element<'a> {
 
 /// The elements of a document, in their order; ends early at bytes that are not BSON.
 pub(crate) fn elements(document: &RawDocument) -> Elements<'_> {
-    // Without its length and the NUL behind the last element.
+    // Without its length and the NUL after the last element.
     let bytes = document.as_bytes();
     let end = bytes.len().saturating_sub(1);
     Elements { rest: bytes.get(LENGTH_BYTES..end).unwrap_or_default() }
@@ -72,13 +72,13 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// The bytes before the first NUL, and those behind it.
+/// The bytes before and after the first NUL.
 fn split_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|byte| *byte == 0)?;
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 
-/// How many bytes the value at the start of these has; none for a type that BSON doesn't have.
+/// The length of the value at the start of these bytes; `None` for a type that BSON doesn't have.
 fn value_length(kind: u8, bytes: &[u8]) -> Option<usize> {
     match kind {
         // Undefined, null, min key, max key.
@@ -95,7 +95,7 @@ fn value_length(kind: u8, bytes: &[u8]) -> Option<usize> {
         0x13 => Some(16),
         // String, JavaScript, symbol.
         0x02 | 0x0D | 0x0E => declared_length(bytes)?.checked_add(4),
-        // Binary: length and subtype stand before the bytes.
+        // Binary: length and subtype precede the bytes.
         0x05 => declared_length(bytes)?.checked_add(5),
         // DBPointer: a string and an ObjectId.
         0x0C => declared_length(bytes)?.checked_add(4 + 12),
@@ -116,7 +116,7 @@ fn declared_length(bytes: &[u8]) -> Option<usize> {
     usize::try_from(length).ok()
 }
 
-/// Whether the server would take these bytes, apart from what it thinks of names and types.
+/// Whether the server would take these bytes, apart from its rules for names and types.
 pub(crate) fn is_sound(document: &RawDocument, depth: usize) -> bool {
     let mut elements = elements(document);
     let sound = elements.all(|element| is_sound_element(element, depth));
@@ -144,7 +144,7 @@ fn is_sound_value(value: &[u8], depth: usize) -> bool {
     depth > 0 && is_sound(inner, depth - 1)
 }
 
-/// Puts a document together from elements.
+/// Builds a document from elements.
 #[derive(Debug, Clone)]
 pub(crate) struct Builder {
     /// Room for the length, then the elements.
@@ -169,7 +169,7 @@ impl Builder {
     }
 
     pub(crate) fn push(&mut self, element: Element<'_>) {
-        // Its type, and the NUL behind its name.
+        // Its type, and the NUL after its name.
         self.bytes.reserve(element.name.len() + element.value.len() + 2);
         self.bytes.push(element.kind);
         self.bytes.extend_from_slice(element.name);
@@ -207,7 +207,7 @@ impl Builder {
 
     pub(crate) fn build(mut self) -> RawDocumentBuf {
         self.bytes.push(0);
-        // MongoDB takes 16 MiB, so the length of anything that is of use fits.
+        // MongoDB takes 16 MiB, so the length of any useful value fits.
         let length = i32::try_from(self.bytes.len()).unwrap_or(i32::MAX);
         self.bytes[..4].copy_from_slice(&length.to_le_bytes());
         RawDocumentBuf::from_bytes(self.bytes).unwrap_or_default()
@@ -235,7 +235,7 @@ impl List {
         self.length == 0
     }
 
-    /// Adds a value; its name gives way to its place.
+    /// Adds a value; its index replaces its name.
     pub(crate) fn push(&mut self, element: Element<'_>) {
         let place = self.length.to_string();
         self.items.push(Element { name: place.as_bytes(), ..element });

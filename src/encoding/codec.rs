@@ -1,14 +1,14 @@
-//! The one place where the two BSON versions the driver can carry differ in name.
+//! The only place that handles the differences between the driver's two BSON versions.
 //!
 //! Aggregates go through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
-//! writes the same BSON here as there (a `uuid::Uuid` is binary, not text). Messages have a form of their own:
-//! see [`payload`](crate::encoding::payload).
+//! writes the same BSON here as there (a `uuid::Uuid` is binary, not text). Messages have another form: see
+//! [`payload`](crate::encoding::payload).
 
 use base64::Engine;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// A value could not be turned into BSON, or BSON into the value wanted.
+/// A value could not be converted to BSON, or back.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct CodecError(pub(crate) String);
@@ -56,7 +56,7 @@ pub(crate) fn encode_value<T: Serialize>(value: &T) -> Result<Bson, CodecError> 
     let raw = encode(&Wrapped { v: value })?;
     let element = raw.get("v").map_err(CodecError::new)?;
     element
-        .ok_or_else(|| CodecError("the value serializes to nothing".into()))?
+        .ok_or_else(|| CodecError("the value serializes to no BSON value".into()))?
         .try_into()
         .map_err(CodecError::new)
 }
@@ -74,8 +74,8 @@ pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, Codec
 /// The milliseconds since 1970 that RFC 3339 can write: the years 0 to 9999.
 const RFC_3339: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
 
-/// A date as RFC 3339; none outside the years 0 to 9999, where one BSON version refuses and the other writes a date that is
-/// not the one asked for.
+/// A date as RFC 3339; none outside the years 0 to 9999, because one BSON version refuses and the other
+/// writes a different date.
 pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
     let writable = RFC_3339.contains(&date.timestamp_millis());
     writable.then(|| date.try_to_rfc3339_string().ok()).flatten()
@@ -100,7 +100,7 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// Reads what [`base64`] has written.
+/// Decodes the output of [`base64`].
 pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     base64::engine::general_purpose::STANDARD.decode(text).ok()
 }

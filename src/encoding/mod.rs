@@ -1,4 +1,4 @@
-//! How values become BSON and JSON, and back, without losing anything that is stored.
+//! Converts values to BSON and JSON, and back, without loss.
 
 pub(crate) mod bytes;
 pub(crate) mod codec;

@@ -1,7 +1,7 @@
 //! A text on one line of a log.
 //!
-//! Readers of a text log take each line for a record. A line feed in a document's `_id` or in an error's text would let anybody
-//! who may insert documents forge one.
+//! Readers of a text log take each line for a record. A line feed in a document's `_id` or in an error's text
+//! would let any user who may insert documents forge a record.
 
 use std::{borrow::Cow, fmt::Write as _};
 
@@ -10,11 +10,11 @@ use std::{borrow::Cow, fmt::Write as _};
 pub enum Keep {
     /// None.
     Nothing,
-    /// Tabs, and ESC, with which colours begin: for a record that its formatter has escaped already.
+    /// Tabs, and ESC, which starts colours: for a record that its formatter has already escaped.
     TabsAndColours,
 }
 
-/// The text with everything escaped that ends a line, moves the cursor or reverses the direction of the text behind it.
+/// The text, with all characters escaped that end a line, move the cursor or change the direction of text.
 pub fn one_line(text: &str, keep: Keep) -> Cow<'_, str> {
     if !text.contains(|character| is_escaped(character, keep)) {
         return Cow::Borrowed(text);

@@ -16,7 +16,7 @@ pub(crate) fn fields(document: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>
     Ok(fields)
 }
 
-/// The fields of a document by name, the first of several with one name; none where a value can't be read.
+/// The fields of a document by name, the first of several with one name; `None` if a value can't be read.
 pub(crate) fn fields_by_name(document: &RawDocument) -> HashMap<&str, Option<RawBsonRef<'_>>> {
     let mut fields = HashMap::new();
     for element in document.iter_elements().flatten() {
@@ -31,7 +31,7 @@ pub(crate) fn items(array: &RawArray) -> Result<Vec<RawBsonRef<'_>>, CodecError>
     array.into_iter().map(|item| item.map_err(CodecError::new)).collect()
 }
 
-/// A value that owns what it holds.
+/// An owned value.
 pub(crate) fn owned(value: RawBsonRef<'_>) -> Result<Bson, CodecError> {
     Bson::try_from(value).map_err(CodecError::new)
 }

@@ -1,19 +1,19 @@
-//! Stored values read as far as they can be, so that text which is not UTF-8 costs only itself.
+//! Reads stored values as far as possible, so that text that is not UTF-8 affects only itself.
 //!
 //! Other programs write strings and field names that are not UTF-8, and MongoDB stores them. The decoders of the `bson` crates
 //! refuse the whole document then. Here such text is read with replacement characters, and reported as damage.
 //!
-//! **Caveat.** Slower than the decoders: for what these have refused.
+//! **Caveat.** Slower than the decoders: use it for values that these have refused.
 
 use mongodb::bson::{Bson, Document, RawDocument};
 
 use crate::encoding::bytes::{Builder, Element, Elements, elements, kind};
 
-/// The bytes are not BSON as far as it is known here; no server is known to store such.
+/// The bytes are not known BSON; no server is known to store such bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Broken;
 
-/// The field of this name, however the fields before it are.
+/// The field of this name, even if earlier fields are damaged.
 pub(crate) fn field<'a>(document: &'a RawDocument, name: &str) -> Result<Option<Element<'a>>, Broken> {
     let mut elements = elements(document);
     let found = elements.find(|element| element.name == name.as_bytes());
@@ -29,7 +29,7 @@ pub(crate) fn lossy(document: &RawDocument) -> Document {
 }
 
 impl<'a> Element<'a> {
-    /// The name, with replacement characters where it is not UTF-8.
+    /// The name, with replacement characters if it is not UTF-8.
     pub(crate) fn text_name(&self) -> String {
         String::from_utf8_lossy(self.name).into_owned()
     }
@@ -51,14 +51,14 @@ impl<'a> Element<'a> {
         RawDocument::from_bytes(self.value).ok()
     }
 
-    /// The value; none when something in it cannot be decoded.
+    /// The value; `None` if a part of it cannot be decoded.
     pub(crate) fn read(&self) -> Option<Bson> {
         let mut document = Builder::new();
         document.push(Element { name: b"v", ..*self });
         document.build().get("v").ok()??.try_into().ok()
     }
 
-    /// The value, with replacement characters for text that is not UTF-8, and null for what cannot be read at all.
+    /// The value, with replacement characters for text that is not UTF-8, and null for unreadable parts.
     pub(crate) fn read_lossily(&self) -> Bson {
         if let Some(value) = self.read() {
             return value;
@@ -76,7 +76,8 @@ impl<'a> Element<'a> {
         Bson::Null
     }
 
-    /// The first part that cannot be decoded among those that `known` has too, by its path; none where there is no such part.
+    /// The first part that cannot be decoded among those that `known` has too, by its path; `None` if there
+    /// is no such part.
     pub(crate) fn damage(&self, known: &Bson) -> Option<String> {
         if std::str::from_utf8(self.name).is_err() {
             return Some(self.text_name());

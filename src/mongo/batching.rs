@@ -1,10 +1,10 @@
-//! One mechanism for requests that can be sent together: those that arrive while the last batches are in flight are the next
-//! batch.
+//! Batches requests that can be sent together: those that arrive while the last batches are in flight form
+//! the next batch.
 //!
 //! # Flow
-//! There is no timer. A request that arrives while nothing is in flight is sent alone and at once, by the task that brings it.
-//! Others are queued, and a task sends them when a batch may go. Few batches are in flight at a time; one that takes long is
-//! overtaken.
+//! There is no timer. A request that arrives while no batch is in flight is sent alone and at once, by the
+//! task that made it. Others are queued, and a task sends them when a batch may go. Few batches are in flight
+//! at a time; one that takes long is overtaken.
 //!
 //! # Caveats
 //! The task ends with the runtime that the batcher was started on. Requests that are queued then get no answer, which those
@@ -19,17 +19,18 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Batches in flight at a time, when each is quick. With one alone, all callers would end up in step: all in their save while
-/// the broker idles, then all in their delivery while the database does.
+/// The batches in flight at a time, if each is quick. With only one, all callers would end up in step: all in
+/// their save while the broker idles, then all in their delivery while the database does.
 const ABREAST: usize = 2;
-/// Fewer requests than this are not shared out over several batches: each has a cost of its own.
+/// Fewer requests than this are not split over several batches, because each batch has its own cost.
 const WORTH_A_BATCH: usize = 16;
 /// After this long a batch is overtaken.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Batches in flight at a time, when each takes long. One that has given its permit back no longer counts.
+/// The batches in flight at a time, if each takes long. A batch that has returned its permit no longer
+/// counts.
 const MOST_IN_FLIGHT: usize = 32;
 
-/// A request, and who waits for its answer.
+/// A request, and its waiting caller.
 #[derive(Debug)]
 pub(crate) struct Asked<Q, A> {
     pub(crate) request: Q,
@@ -47,7 +48,7 @@ impl<Q, A> Asked<Q, A> {
         let _gone = self.answer.send(answer);
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether no caller waits for the answer any more.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.answer.is_closed()
     }
@@ -72,8 +73,8 @@ impl<Q, A> fmt::Debug for Batcher<Q, A> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
-    /// Batches hold at most `most` requests. `send` sends one and answers what is in it, and holds its permit for as long as
-    /// the server is busy with it. Must be called inside a tokio runtime.
+    /// Batches hold at most `most` requests. `send` sends one batch, answers its requests, and holds its
+    /// permit while the server is busy with it. Must be called inside a tokio runtime.
     pub(crate) fn start<S>(
         most: usize,
         send: impl Fn(Vec<Asked<Q, A>>, BatchPermit) -> S + Send + 'static,
@@ -87,7 +88,7 @@ impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
         Self { queue, batches }
     }
 
-    /// The permit to send one request alone and at once; none where others are in flight or wait.
+    /// The permit to send one request alone and at once; `None` if others are in flight or waiting.
     pub(crate) fn permit_for_one(&self) -> Option<BatchPermit> {
         if self.queue.capacity() < self.queue.max_capacity() {
             return None;
@@ -95,14 +96,15 @@ impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
         self.batches.begin_alone()
     }
 
-    /// Has a request sent with the next batch; none when the runtime that sends has ended, and no answer will come.
+    /// Sends a request with the next batch; `None` if the sending runtime has ended, so that no answer will
+    /// come.
     pub(crate) async fn ask(&self, request: Q) -> Option<A> {
         let (asked, answered) = Asked::new(request);
         self.enqueue(asked).await;
         answered.await.ok()
     }
 
-    /// Queues a request for the next batch. When the runtime that sends has ended, it is dropped.
+    /// Queues a request for the next batch. If the sending runtime has ended, it is dropped.
     pub(crate) async fn enqueue(&self, asked: Asked<Q, A>) {
         let _ended = self.queue.send(asked).await;
     }
@@ -133,8 +135,8 @@ async fn run<Q, A, S>(
     }
 }
 
-/// Adds the requests that are queued by now, and those of tasks that are about to run: of those woken together by the answers
-/// of one batch, the first would otherwise make a batch alone, and all others wait for it.
+/// Adds the requests that are queued by now, and those of tasks that are about to run: otherwise, of the
+/// tasks woken together by one batch, the first would form a batch alone, and all others would wait for it.
 async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) {
     let mut before = 0;
     while taken.len() > before && taken.len() < most {
@@ -172,7 +174,8 @@ struct Batches {
 struct BatchesInFlight {
     /// When each of them began.
     since: Vec<Instant>,
-    /// Whether the last held several requests: then others are about to come, and one should not go ahead of them.
+    /// Whether the last batch had several requests: then others are about to arrive, and a single one should
+    /// wait for them.
     was_shared: bool,
     /// Whether a batch waits to begin.
     is_wanted: bool,
@@ -182,7 +185,7 @@ struct BatchesInFlight {
 enum MayBegin {
     /// That many batches, at least one.
     Now(usize),
-    /// None before this time, when one of those in flight is overtaken.
+    /// No batch begins before this time, at which one of those in flight is overtaken.
     NotBefore(Instant),
 }
 
@@ -225,7 +228,8 @@ impl Batches {
         Some(self.permit(&mut in_flight))
     }
 
-    /// Waits until a batch may begin. The holder of a permit may be a future that nobody polls: it is overtaken.
+    /// Waits until a batch may begin. The holder of a permit may be a future that is not polled: it is
+    /// overtaken.
     async fn wait_until_free(&self) {
         loop {
             let freed = self.freed.notified();
@@ -239,7 +243,7 @@ impl Batches {
                 }
             };
 
-            // Freed or overtaken, the next round will show.
+            // The next iteration shows whether a permit was freed or overtaken.
             let _ = timeout_at(overtaken, freed).await;
         }
     }
@@ -261,7 +265,7 @@ impl Batches {
 pub(crate) struct BatchPermit {
     batches: Arc<Batches>,
     since: Instant,
-    /// None for a request that is sent alone.
+    /// `None` for a request that is sent alone.
     counted: Option<OwnedSemaphorePermit>,
 }
 
@@ -279,7 +283,7 @@ impl Drop for BatchPermit {
 mod tests {
     use super::*;
 
-    /// A batcher whose batches are handed to the test, which ends them by dropping them.
+    /// A batcher that passes its batches to the test, which ends them by dropping them.
     fn batcher() -> (Batcher<u32, ()>, mpsc::UnboundedReceiver<Batch>) {
         let (begun, sent) = mpsc::unbounded_channel();
         let batcher = Batcher::start(100, move |batch: Vec<Asked<u32, ()>>, permit| {

@@ -1,9 +1,9 @@
-//! Clears are sent in windows, as [`batching`](crate::mongo::batching) makes them: one unordered `update` command per
-//! collection.
+//! Clears are sent in windows, made by [`batching`](crate::mongo::batching): one unordered `update` command
+//! per collection.
 //!
-//! A clear that has no clean answer, whether for the whole window or interrupted by itself, is tried again, alone, for as long
-//! as its claim may hold. It matches ids and the claim, so that it can be repeated at will; entries that are never cleared are
-//! delivered again.
+//! A clear without a clear answer, whether for the whole window or interrupted alone, is retried alone for as
+//! long as its claim may last. It matches ids and the claim, so it can be repeated any number of times;
+//! entries that are never cleared are delivered again.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ const WINDOW: usize = 1_000;
 const MOST_BYTES: usize = 12 << 20;
 /// An id in a statement, with its place in the list.
 const ID_BYTES: usize = 30;
-/// The rest of a statement, but for ids and names.
+/// The rest of a statement, without ids and names.
 const STATEMENT_BYTES: usize = 200;
 /// The pauses between tries of a single clear.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -51,7 +51,7 @@ pub(crate) struct Clears {
 #[derive(Debug, Clone)]
 struct ClearSender {
     client: Client,
-    /// Counts claims that turned out to be lost.
+    /// Counts lost claims.
     lost: Counter,
     /// How long a clear is tried.
     lease: Duration,
@@ -75,15 +75,15 @@ struct Pull {
 
 type AskedClear = Asked<ClearRequest, ClearOutcome>;
 
-/// What a try came to.
+/// The result of a try.
 enum Tried {
     Settled(ClearOutcome),
-    /// It may have been done or not.
+    /// It may or may not have been done.
     Open(String),
 }
 
 impl Clears {
-    /// Claims hold for `lease`. Those that turn out to be lost are counted where no caller can be told.
+    /// Claims last for `lease`. Lost claims are counted if they can't be reported to a caller.
     pub(crate) fn start(client: Client, lost: Counter, lease: Duration) -> Self {
         let sender = ClearSender { client, lost, lease };
         let of_batches = sender.clone();
@@ -97,7 +97,7 @@ impl Clears {
         Self { sender, batcher }
     }
 
-    /// Removes these entries where the claim still holds them; resolves once the server has done it.
+    /// Removes these entries if the claim still holds them; resolves once the server has done it.
     pub(crate) async fn clear(&self, delivered: &Delivered) -> ClearOutcome {
         if let Some(_permit) = self.batcher.permit_for_one() {
             return self.sender.send_one(ClearRequest::of(delivered)).await;
@@ -106,7 +106,7 @@ impl Clears {
             return outcome;
         }
 
-        // The runtime that sends batches has ended; this one has not. A clear can be repeated at will.
+        // The sending runtime has ended, but this one has not. A clear can be repeated any number of times.
         self.sender.send_one(ClearRequest::of(delivered)).await
     }
 
@@ -143,7 +143,7 @@ impl ClearRequest {
 }
 
 impl ClearSender {
-    /// Sends clears in windows, side by side: one that meets a document which somebody holds delays no other.
+    /// Sends clears in windows, concurrently: one that meets a locked document delays no other.
     async fn send_all(&self, clears: Vec<AskedClear>) {
         let collections = by_collection(clears, |clear| &clear.namespace);
         let windows = collections.flat_map(windows);
@@ -203,14 +203,14 @@ impl ClearSender {
             tracing::warn!(
                 collection = namespace.to_string(),
                 claims = lost,
-                "claims ran out while their holder worked; messages may be delivered again"
+                "claims expired while their holder worked; messages may be delivered again"
             );
             self.lost.increment(lost);
         }
         local_update::read(&reply, statements.len()).into_iter().map(of_reply).collect()
     }
 
-    /// Sends a clear again and again, until it has an answer or its claim has run out.
+    /// Sends a clear repeatedly, until it has an answer or its claim has expired.
     async fn try_again(&self, clear: &ClearRequest, deadline: Instant, mut why: String) -> ClearOutcome {
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(FIRST_PAUSE)
@@ -229,7 +229,7 @@ impl ClearSender {
             let statements = [&clear.statement];
             let sent = local_update::send(&self.client, &clear.namespace, &statements);
             let tried = match timeout_at(deadline, sent).await {
-                // How many entries it found means nothing: an earlier try may have removed them.
+                // The number of entries that it found is meaningless: an earlier try may have removed them.
                 Ok(Ok(reply)) => {
                     local_update::read(&reply, 1).pop().map_or(Tried::Settled(ClearOutcome::Done), of_reply)
                 }
@@ -278,8 +278,8 @@ fn windows(clears: Vec<AskedClear>) -> Vec<Vec<AskedClear>> {
     windows
 }
 
-/// How many statements found their document, and nothing in it that they would remove. The reply of a first send says so;
-/// after a repeated one it may be what the first has done.
+/// How many statements found their document, but no entry to remove. The reply to a first send is reliable;
+/// after a repeated one, the first may have removed them.
 fn lost_claims(reply: &Document) -> u64 {
     let found = reply.get_i32("n").unwrap_or(0);
     let modified = reply.get_i32("nModified").unwrap_or(0);

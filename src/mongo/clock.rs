@@ -1,14 +1,14 @@
-//! Server time: the one clock that all dates in entries are on.
+//! Server time: the only clock for dates in entries.
 //!
-//! Processes whose clocks disagree would steal each other's claims. So every date in an entry, and every comparison
-//! with one, is the time of the MongoDB server: the `localTime` of a `hello`, carried on by this machine's
-//! monotonic clock and renewed now and then.
+//! Processes whose clocks disagree would steal each other's claims. So every date in an entry, and every
+//! comparison with one, is the time of the MongoDB server: the `localTime` of a `hello`, extrapolated by this
+//! machine's monotonic clock and renewed from time to time.
 //!
 //! # A machine that was suspended
-//! The monotonic clock stands still meanwhile, so a reading carried on by it would be behind by the length of the sleep:
-//! claims that are over would look alive, and new ones would be over when they are made. The wall clock shows the sleep
-//! afterwards. When the two clocks part, the reading counts for nothing and the server is asked again before anybody gets a
-//! time.
+//! The monotonic clock stops meanwhile, so a reading extrapolated by it would be behind by the length of the
+//! sleep: expired claims would appear alive, and new ones would be expired from the start. The wall clock
+//! shows the sleep afterwards. When the two clocks part, the reading is invalid and the server is asked again
+//! before any caller gets a time.
 
 use std::{
     fmt,
@@ -33,8 +33,8 @@ const TRIES: usize = 3;
 /// cannot reach before that, and says more about it.
 const RENEW_WITHIN: Duration = Duration::from_secs(35);
 
-/// How far the wall clock and the monotonic clock may part before a reading counts for nothing. A clock that is slewed stays
-/// far below that: at most 15 ms in the time after which a reading is renewed.
+/// How far the wall clock and the monotonic clock may diverge before a reading is invalid. A slewed clock
+/// stays far below that: at most 15 ms in the time after which a reading is renewed.
 const CLOCKS_MAY_PART: Duration = Duration::from_millis(200);
 
 /// The server's time, at the cost of a local clock. Clones share one reading.
@@ -64,14 +64,14 @@ struct Reading {
 /// One moment by both clocks of this machine.
 #[derive(Clone, Copy)]
 struct Moment {
-    /// Stands still while the machine is suspended.
+    /// It stops while the machine is suspended.
     monotonic: Instant,
-    /// Can be set by hand or by NTP.
+    /// It can be set by hand or by NTP.
     wall: SystemTime,
 }
 
 impl ServerClock {
-    /// A clock that asks the server on first use.
+    /// A clock that asks the server at its first use.
     pub fn new(client: Client) -> Self {
         Self { shared: Arc::new(SharedReading { client, reading: Mutex::new(None) }) }
     }
@@ -90,7 +90,8 @@ impl ServerClock {
         Ok(self.carried_on().unwrap_or_else(DateTime::now))
     }
 
-    /// The last reading carried on to now; starts a renewal when it is old. None when there is no reading that counts.
+    /// The last reading, extrapolated to now; starts a renewal if it is old. `None` if there is no valid
+    /// reading.
     pub(crate) fn carried_on(&self) -> Option<DateTime> {
         let mut guard = self.shared.lock();
         let reading = guard.as_mut()?;
@@ -108,7 +109,7 @@ impl Moment {
         Self { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// How long ago this was; none when the two clocks disagree about it.
+    /// How long ago this was; `None` if the two clocks disagree about it.
     fn age(self, now: Self) -> Option<Duration> {
         let age = now.monotonic.duration_since(self.monotonic);
         let by_the_wall = now.wall.duration_since(self.wall).ok()?;
@@ -121,7 +122,8 @@ impl SharedReading {
         self.reading.lock()
     }
 
-    /// Renews the reading in a task of the caller's runtime. Whatever ends that task, the next caller can start another.
+    /// Renews the reading in a task of the caller's runtime. If that task ends, the next caller can start
+    /// another.
     fn renew_in_background(self: &Arc<Self>, reading: &mut Reading) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         reading.renewing = true;
@@ -130,22 +132,23 @@ impl SharedReading {
             if let Err(error) = renewing.shared.renew().await {
                 tracing::debug!(
                     error = error.to_string(),
-                    "server time was not renewed; the last reading is carried on"
+                    "server time was not renewed; it is extrapolated from the last reading"
                 );
             }
         });
     }
 
-    /// Asks the server, again where the answer took its time: the error is up to half the round trip.
+    /// Asks the server, and asks again if the answer was slow: the error is up to half the round trip.
     async fn renew(&self) -> Result<(), mongodb::error::Error> {
         match tokio::time::timeout(RENEW_WITHIN, self.ask()).await {
             Ok(asked) => {
                 *self.lock() = asked?;
                 Ok(())
             }
-            Err(_elapsed) => {
-                Err(unanswered(&format!("MongoDB did not say its time within {} s", RENEW_WITHIN.as_secs())))
-            }
+            Err(_elapsed) => Err(unanswered(&format!(
+                "MongoDB did not report its time within {} s",
+                RENEW_WITHIN.as_secs()
+            ))),
         }
     }
 
@@ -174,7 +177,7 @@ impl SharedReading {
     }
 }
 
-/// A renewal on its way, until dropped.
+/// A renewal in progress, until dropped.
 struct Renewing {
     shared: Arc<SharedReading>,
 }
@@ -209,7 +212,7 @@ mod tests {
 
     const NOBODY: &str = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1";
 
-    /// A clock of a server that cannot be asked, with a reading that was taken so long ago by each clock.
+    /// A clock of a server that cannot be asked, with a reading of this age by each clock.
     async fn clock(monotonic: Duration, wall: Duration) -> ServerClock {
         let clock = ServerClock::new(Client::with_uri_str(NOBODY).await.unwrap());
         let now = Moment::now();
@@ -230,7 +233,7 @@ mod tests {
     async fn after_a_suspension_the_server_is_asked_again() {
         let asleep = clock(Duration::from_secs(1), Duration::from_secs(61)).await;
         assert_eq!(asleep.carried_on(), None, "not the time from before the sleep");
-        assert!(asleep.now().await.is_err(), "the server has to be asked and is away");
+        assert!(asleep.now().await.is_err(), "the server has to be asked and is unreachable");
 
         let set_back = clock(Duration::from_secs(61), Duration::from_secs(1)).await;
         assert!(set_back.now().await.is_err());

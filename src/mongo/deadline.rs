@@ -1,4 +1,4 @@
-//! The one bound in time of a write, and of a save with all that it reads and writes.
+//! The time limit of a write, and of a save with all its reads and writes.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::mongo::error_codes;
 
-/// It covers the wait for others, for a server, for another holder of the document, and for the majority. A write without a
-/// clean answer by then is unknown, or not sent if it never left.
+/// It covers the wait for others, for a server, for a lock on the document, and for the majority. A write
+/// without a clear answer by then is unknown, or not sent if it was never sent.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
     static DEADLINE: Instant;
 }
 
-/// Does all of this within one [`WRITE_TIMEOUT`]: what it reads by [`read`], and what it writes.
+/// Does all of this within one [`WRITE_TIMEOUT`]: its reads, by [`read`], and its writes.
 pub(crate) async fn within_one_timeout<T>(save: impl Future<Output = T>) -> T {
     DEADLINE.scope(Instant::now() + WRITE_TIMEOUT, save).await
 }
@@ -28,7 +28,7 @@ pub(crate) fn deadline() -> Instant {
     }
 }
 
-/// Waits no longer than a write may take; none if that was not enough.
+/// Waits no longer than a write may take; `None` if that was not enough.
 pub(crate) async fn until_deadline<T>(work: impl IntoFuture<Output = T>) -> Option<T> {
     timeout_at(deadline(), work).await.ok()
 }
@@ -43,7 +43,7 @@ pub(crate) async fn read<T>(
     }
 }
 
-/// The error text where the deadline was the end of it.
+/// The error text of an exceeded deadline.
 pub(crate) fn no_answer() -> String {
-    format!("no clean answer within {} s", WRITE_TIMEOUT.as_secs_f32())
+    format!("no clear answer within {} s", WRITE_TIMEOUT.as_secs_f32())
 }

@@ -1,4 +1,5 @@
-//! Whether a write has left for a server, decided once: by the task that sends it, or by a caller who no longer waits.
+//! Whether a write was sent to a server, decided once: by the task that sends it, or by a caller that no
+//! longer waits.
 
 use std::sync::{
     Arc,
@@ -13,12 +14,12 @@ const WAITING: u8 = 0;
 const LEFT: u8 = 1;
 const CANCELLED: u8 = 2;
 
-/// Of one write; clones are the same.
+/// The state of one write, shared by clones.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Departure(Arc<AtomicU8>);
 
 impl Departure {
-    /// It leaves now, or has left before; false when it was cancelled.
+    /// It is sent now, or was sent before; false if it was cancelled.
     pub(crate) fn leave(&self) -> bool {
         let before = self.0.compare_exchange(WAITING, LEFT, Ordering::AcqRel, Ordering::Acquire);
         before.unwrap_or_else(|before| before) != CANCELLED
@@ -28,15 +29,15 @@ impl Departure {
         self.0.load(Ordering::Acquire) == LEFT
     }
 
-    /// It will never leave; false when it has.
+    /// It will never be sent; false if it was.
     pub(crate) fn cancel(&self) -> bool {
         let before = self.0.compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
         before.unwrap_or_else(|before| before) != LEFT
     }
 }
 
-/// Selects a server that takes writes, and notes that these writes leave for it. Before that they have certainly not been
-/// sent, however long it takes to find a server.
+/// Selects a server that accepts writes, and notes that these writes are sent to it. Before that they have
+/// certainly not been sent, however long the search for a server takes.
 pub(crate) fn leave_for_a_server(writes: Vec<Departure>) -> SelectionCriteria {
     if writes.iter().all(Departure::has_left) {
         return primary();

@@ -1,8 +1,10 @@
-//! The one door to MongoDB: what stores and dispatchers ask of it goes through here, as [statements](crate::mongo::statement).
+//! The only access to MongoDB: all requests of stores and dispatchers go through here, as
+//! [statements](crate::mongo::statement).
 //!
-//! A process has one, made with its processor, and clones share what it batches: so saves, claims and clears of all stores and
-//! of their inline dispatcher go together. A caller says what is to be done and gets an outcome; how it is sent, with whom,
-//! how often it is repeated and what the server's errors mean is decided behind the door.
+//! A process has one, made with its processor, and clones share its batches: so saves, claims and clears of
+//! all stores and of their inline dispatcher are sent together. A caller passes a request and gets an
+//! outcome; this module decides how it is sent, in which batch, how often it is repeated and what the
+//! server's errors mean.
 
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ use crate::{
     stored::{document_ref::DocumentRef, memory::Memory},
 };
 
-/// What is asked of MongoDB, and how it is batched; clones share it.
+/// Sends requests to MongoDB, in batches; clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct Mongo {
     client: Client,
@@ -44,15 +46,15 @@ pub(crate) struct Mongo {
 pub(crate) struct MongoSettings {
     /// Whether concurrent updates go together.
     pub(crate) group_commit: bool,
-    /// What the outboxes that are in memory may weigh.
+    /// The memory that outboxes may take.
     pub(crate) memory_bytes: usize,
-    /// How long claims hold, and so for how long a clear is worth repeating.
+    /// How long claims last, and so how long a clear is worth repeating.
     pub(crate) lease: Duration,
 }
 
 impl Mongo {
-    /// Must be called inside a tokio runtime; sends nothing by itself. Claims that turn out to be lost are counted where no
-    /// caller can be told.
+    /// Must be called inside a tokio runtime; sends nothing by itself. Lost claims are counted if they can't
+    /// be reported to a caller.
     pub(crate) fn start(client: Client, clock: ServerClock, settings: &MongoSettings, lost: Counter) -> Self {
         let writes = if settings.group_commit {
             Writes::grouped(client.clone())
@@ -77,12 +79,12 @@ impl Mongo {
         self.client.database(name)
     }
 
-    /// The server's time, by which everything in an outbox is dated.
+    /// The server's time, which dates everything in an outbox.
     pub(crate) fn clock(&self) -> &ServerClock {
         &self.clock
     }
 
-    /// The server's time now, within the deadline of the save that asks.
+    /// The server's time now, within the deadline of the calling save.
     pub(crate) async fn now(&self) -> Result<DateTime, Error> {
         deadline::read(self.clock.now()).await
     }
@@ -97,8 +99,8 @@ impl Mongo {
         self.writes.update(update).await
     }
 
-    /// Updates a document without waiting for the majority, and without repeating what gets no answer: for what may be rolled
-    /// back without harm.
+    /// Updates a document without waiting for the majority, and without repeating it if there is no answer:
+    /// for updates that may be rolled back without harm.
     pub(crate) async fn update_without_majority(&self, update: Update) -> Result<(), Error> {
         let statement = UpdateStatement::of(&update);
         let reply = local_update::send(&self.client, &update.namespace, &[statement]).await?;
@@ -113,7 +115,7 @@ impl Mongo {
         self.writes.delete(delete).await
     }
 
-    /// Updates a document or makes it, with majority, and returns it as it is then.
+    /// Updates or inserts a document, with majority, and returns the result.
     ///
     /// # Errors
     /// The driver's; a duplicate key where the filter misses a document that has the `_id` already.
@@ -128,7 +130,7 @@ impl Mongo {
             .await
     }
 
-    /// Finds a document on the primary, within the deadline of the save that asks; none when there is none.
+    /// Finds a document on the primary, within the deadline of the calling save; `None` if there is none.
     pub(crate) async fn find(&self, find: Find<'_>) -> Result<Option<RawDocumentBuf>, Error> {
         deadline::read(find::find(&self.client, find)).await
     }
@@ -148,7 +150,7 @@ impl Mongo {
         self.clears.clear_all(delivered).await
     }
 
-    /// Makes these indexes where they don't exist.
+    /// Creates these indexes if they don't exist.
     pub(crate) async fn create_indexes(
         &self,
         namespace: &Namespace,

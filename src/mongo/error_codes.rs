@@ -1,20 +1,20 @@
-//! What each MongoDB error means for an outbox.
+//! The meaning of each MongoDB error for an outbox.
 //!
 //! A write that ends in an error has either certainly not happened, or it may have. The difference decides what a
 //! caller may do next, so it is decided in one place, by the table below.
 //!
 //! | error | counts as |
 //! |---|---|
-//! | no server could be selected; the client was shut down; a new connection was not let in (during a fail-over no login succeeds) | [`Verdict::NotSent`]: nothing happened |
+//! | no server could be selected; the client was shut down; a new connection was refused (during a failover no login succeeds) | [`Verdict::NotSent`]: nothing happened |
 //! | 11000, 11001 duplicate key | [`Verdict::Duplicate`] |
 //! | 10334, 17419, 17420 document too large; 15 nested too deep | [`Verdict::TooLarge`] |
-//! | any other answer of the server that it will not do this (validation, authorisation, bad value, …); what the driver refuses by itself (a bad argument, a value that can't be encoded) | [`Verdict::Refused`]: nothing happened |
+//! | any other refusal by the server (validation, authorisation, bad value, …) or by the driver (a bad argument, a value that can't be encoded) | [`Verdict::Refused`]: nothing happened |
 //! | network error, cleared pool, unreadable reply | [`Verdict::Unknown`]: it may have happened |
 //! | write concern not met (64 timeout, 11602 interrupted by a step-down, 91 shutdown, …) | [`Verdict::Unknown`] |
 //! | 6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 50, 11601, 24, 112: not primary, shutting down, interrupted, out of time, conflict with another write | [`Verdict::Unknown`] |
 //!
 //! The driver has by then tried a retryable write twice. The AMQP side of the table is
-//! [`amqp::Published`](crate::amqp::Published): what the broker's answer means for a message.
+//! [`amqp::Published`](crate::amqp::Published): the meaning of the broker's answer for a message.
 
 use std::io;
 
@@ -28,16 +28,16 @@ const INTERRUPTED: [i32; 17] =
 /// What to do about refused credentials.
 const CREDENTIALS: &str = "correct the user, the password and authSource in the URI";
 
-/// What an error says about the write it answers.
+/// The meaning of an error for its write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The write never left; it can be tried again as it is.
+    /// The write was not sent; it can be retried unchanged.
     NotSent,
     /// A document with this `_id`, or another unique key, exists.
     Duplicate,
-    /// The document would be larger, or nested deeper, than the server takes.
+    /// The document would be larger, or nested deeper, than the server accepts.
     TooLarge,
-    /// The server will not do it, now or later; nothing was written.
+    /// The server refuses permanently; nothing was written.
     Refused,
     /// It may have happened, and may still be rolled back.
     Unknown,
@@ -49,7 +49,7 @@ pub fn verdict(error: &Error) -> Verdict {
         return Verdict::Refused;
     }
     match error.kind.as_ref() {
-        // A login is what a connection begins with.
+        // A connection begins with a login.
         ErrorKind::ServerSelection { .. }
         | ErrorKind::Shutdown
         | ErrorKind::DnsResolve { .. }
@@ -62,11 +62,12 @@ pub fn verdict(error: &Error) -> Verdict {
     }
 }
 
-/// Whether a value could not be turned into BSON.
+/// Whether a value could not be converted to BSON.
 pub(crate) fn is_unencodable(error: &Error) -> bool {
     match error.kind.as_ref() {
         ErrorKind::BsonSerialization(_) => true,
-        // With this version the driver has one kind for what is sent and for what comes back.
+        // With this version the driver has one kind for values that are sent and for values that are
+        // received.
         #[cfg(feature = "bson-3")]
         ErrorKind::Bson(error) => matches!(
             error.kind,
@@ -89,19 +90,19 @@ fn is_of<T: std::error::Error + 'static>(error: &io::Error) -> bool {
 #[error("not sent: {0}")]
 struct NotSent(String);
 
-/// A value could not be turned into BSON.
+/// A value could not be converted to BSON.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Unencodable(String);
 
-// The driver lets nobody else make errors of its kinds, but for this one, which shows its text.
+// This is the only kind of the driver's errors that others can create; it shows its text.
 
 /// The error of a write that has certainly not been sent.
 pub(crate) fn not_sent(why: impl Into<String>) -> Error {
     io::Error::other(NotSent(why.into())).into()
 }
 
-/// The error of a write whose statement can't be turned into BSON.
+/// The error of a write whose statement can't be converted to BSON.
 pub(crate) fn unencodable(why: impl Into<String>) -> Error {
     io::Error::new(io::ErrorKind::InvalidInput, Unencodable(why.into())).into()
 }
@@ -123,30 +124,31 @@ fn of_code(code: i32, error: &Error) -> Verdict {
     }
 }
 
-/// Whether the server says with this code that it broke off work, which it may have done in part.
+/// Whether this code means that the server interrupted work that it may have done in part.
 pub(crate) fn interrupts(code: i32) -> bool {
     INTERRUPTED.contains(&code)
 }
 
-/// What a person has to do about an error that waiting doesn't end, where that is known.
+/// The repair for an error that waiting doesn't end, if known.
 pub fn advice(error: &Error) -> Option<&'static str> {
     match code(error) {
         Some(13) => Some(
-            "this user lacks a privilege: grant it find and update on what is watched and readWrite on the state database",
+            "this user lacks a privilege: grant it find and update on the watched databases and readWrite \
+             on the state database",
         ),
         Some(18 | 8000) => Some(CREDENTIALS),
         _ if matches!(error.kind.as_ref(), ErrorKind::Authentication { .. }) => Some(CREDENTIALS),
-        // The driver keeps no more of it than this text.
+        // The driver keeps only this text of it.
         _ if error.to_string().contains("invalid peer certificate") => Some(
-            "the server's certificate is not accepted: name the authority that signed it with tlsCAFile in the URI, and a \
-             host that it is for",
+            "the server's certificate is not accepted: name the authority that signed it with tlsCAFile in \
+             the URI, and use a host that it was issued for",
         ),
         _ => None,
     }
 }
 
-/// What an error says, without the server's prose about a write, which can quote the document, and with what to do about it
-/// where that is known.
+/// The text of an error, without the server's prose about a write, which can quote the document, and with the
+/// repair if known.
 pub fn describe(error: &Error) -> String {
     let said = match error.kind.as_ref() {
         ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
@@ -161,7 +163,7 @@ pub fn describe(error: &Error) -> String {
     }
 }
 
-/// The server's code, where it gave one.
+/// The server's code, if it gave one.
 pub fn code(error: &Error) -> Option<i32> {
     match error.kind.as_ref() {
         ErrorKind::Command(command) => Some(command.code),

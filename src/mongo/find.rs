@@ -1,4 +1,4 @@
-//! Finding one document by a filter of any form.
+//! Finds one document by a filter of any form.
 
 use mongodb::{
     Client, Collection,
@@ -27,7 +27,7 @@ struct FindCommand<'a> {
     read_concern: ReadConcern,
 }
 
-/// The document on the primary; none when there is none.
+/// The document on the primary; `None` if there is none.
 pub(super) async fn find(client: &Client, find: Find<'_>) -> Result<Option<RawDocumentBuf>, Error> {
     let Find { namespace, filter, projection, concern } = find;
     let database = client.database(&namespace.db);

@@ -1,4 +1,4 @@
-//! Group commit: updates of concurrent savers and claimers go to the server together.
+//! Group commit: updates of concurrent savers and claimers are sent to the server together.
 //!
 //! # Flow
 //! Updates that arrive while the last batches are in flight make the next one: one `update` command with a statement each,
@@ -41,9 +41,9 @@ use crate::{
 
 /// Statements of one command.
 const MOST_STATEMENTS: usize = 1_000;
-/// Bytes of one command, below the 16 MiB that a message may have with room for what surrounds the statements.
+/// Bytes of one command: below the 16 MiB limit of a message, with room for the rest of the command.
 const MOST_BYTES: usize = 12 << 20;
-/// An update larger than this goes alone: it would hold others up for longer than it could gain.
+/// An update larger than this is sent alone: it would delay others more than it could gain.
 const LARGE: usize = 64 << 10;
 /// How long a collection's refusal of batches is remembered.
 const ONE_BY_ONE: Duration = Duration::from_mins(1);
@@ -52,7 +52,7 @@ const ONE_BY_ONE: Duration = Duration::from_mins(1);
 #[derive(Clone)]
 pub(crate) struct Writes {
     sender: Arc<WriteSender>,
-    /// None where each goes alone.
+    /// `None` if each is sent alone.
     batcher: Option<Batcher<WriteRequest, WriteOutcome>>,
 }
 
@@ -77,7 +77,7 @@ impl Writes {
         Self { sender, batcher: Some(batcher) }
     }
 
-    /// Sends an update, with majority. If its caller goes away meanwhile, it may be sent or not.
+    /// Sends an update, with majority. If its caller goes away meanwhile, it may or may not be sent.
     pub(crate) async fn update(&self, update: Update) -> WriteOutcome {
         let statement = match codec::encode(&UpdateStatement::of(&update)) {
             Ok(statement) => statement,
@@ -94,7 +94,7 @@ impl Writes {
         }
 
         let (asked, waiter) = write_request::ask(WriteKind::Update, namespace, statement);
-        // A request that doesn't get in is dropped, which its waiter notices.
+        // A request that can't be queued is dropped, which its caller notices.
         let _queued = timeout_at(waiter.deadline, batcher.enqueue(asked)).await;
         waiter.outcome().await
     }
@@ -148,7 +148,7 @@ fn commands(writes: Vec<AskedWrite>) -> Vec<Vec<AskedWrite>> {
     commands
 }
 
-/// Sends a batch, which may have to go as several commands.
+/// Sends a batch, possibly as several commands.
 async fn send_all(sender: Arc<WriteSender>, batch: Vec<AskedWrite>, permit: BatchPermit) {
     let mut commands = commands(batch);
     if commands.len() == 1 {
@@ -160,7 +160,7 @@ async fn send_all(sender: Arc<WriteSender>, batch: Vec<AskedWrite>, permit: Batc
 
 struct WriteSender {
     retryable: RetryableWrites,
-    /// Collections that took one by one what they had refused as a batch, and when.
+    /// Collections that accepted writes one by one after refusing them as a batch, and when.
     one_by_one: Mutex<HashMap<String, Instant>>,
 }
 
@@ -169,7 +169,7 @@ impl WriteSender {
         Self { retryable: RetryableWrites::new(client), one_by_one: Mutex::default() }
     }
 
-    /// Sends writes of one collection and gives each its outcome.
+    /// Sends writes of one collection and returns the outcome of each.
     async fn send(&self, writes: Vec<AskedWrite>, permit: Option<BatchPermit>) {
         let Some(namespace) = writes.first().map(|write| write.request.namespace.clone()) else { return };
         if self.goes_one_by_one(&namespace) {
@@ -180,7 +180,7 @@ impl WriteSender {
         let were_together = writes.len() > 1;
         let mut refused = self.retryable.send(writes, permit).await;
         if were_together {
-            // It may be about one of them; each has the right to its own answer.
+            // The error may be about one of them; each gets its own answer.
             let singly = refused.into_iter().map(|write| self.retryable.send(vec![write], None));
             refused = join_all(singly).await.into_iter().flatten().collect();
         }
@@ -188,7 +188,7 @@ impl WriteSender {
             return;
         }
 
-        // A server that takes all of them in plain form refuses the form and not the writes.
+        // If a server accepts all of them in plain form, it had refused the form and not the writes.
         if self.send_plain(refused).await == Accepted::All {
             self.go_one_by_one(&namespace);
         }
@@ -220,7 +220,8 @@ impl WriteSender {
         tracing::warn!(
             collection = namespace.to_string(),
             seconds = ONE_BY_ONE.as_secs(),
-            "the server refuses retryable writes of several statements and takes them one by one: so they go for a while"
+            "the server refuses retryable writes of several statements but accepts them one by one: they \
+             are sent so for a while"
         );
     }
 }

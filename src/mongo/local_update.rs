@@ -1,4 +1,5 @@
-//! Updates that wait for one server and not for the majority: they may be rolled back, and nobody repeats them here.
+//! Updates that wait for one server and not for the majority: they may be rolled back, and are not repeated
+//! here.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::{
     mongo::{concern::primary, error_codes, write_command::millis},
 };
 
-/// A command that takes longer has met a document that a transaction holds.
+/// A command that takes longer has met a document that a transaction has locked.
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// The command: statements on one collection.
@@ -29,13 +30,13 @@ struct LocalUpdate<'a, S> {
     longest: i64,
 }
 
-/// What a reply says of one statement.
+/// The result of one statement in a reply.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum LocalReply {
     /// The server has executed it.
     Executed,
     Refused(String),
-    /// It may have been executed or not.
+    /// It may or may not have been executed.
     Open(String),
 }
 
@@ -57,7 +58,8 @@ pub(super) async fn send<S: Serialize>(
     client.database(&namespace.db).run_raw_command(command).selection_criteria(primary()).await
 }
 
-/// What a reply says of each statement. `run_command` returns `Ok` for a reply that refuses single statements: read it.
+/// The result of each statement of a reply. `run_command` returns `Ok` for a reply that refuses single
+/// statements: read it.
 pub(super) fn read(reply: &Document, statements: usize) -> Vec<LocalReply> {
     let mut replies = vec![LocalReply::Executed; statements];
     let errors = reply.get_array("writeErrors").into_iter().flatten();

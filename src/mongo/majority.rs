@@ -1,9 +1,9 @@
 //! Waiting for the majority without holding a connection.
 //!
-//! A write that the primary has executed is identified by its *optime*: a timestamp and the term of the primary that wrote it. It
-//! lasts once the majority's own optime, of the same term, has reached it: within a term there is one primary, and
-//! whatever it wrote before is part of what the majority has. The primary says in its answer to `hello` how far the majority
-//! is. One `hello` at a time serves all waiters.
+//! A write that the primary has executed is identified by its *optime*: a timestamp and the term of the
+//! primary that wrote it. It lasts once the majority's own optime, of the same term, has reached it: within a
+//! term there is one primary, and all its earlier writes are part of the majority's state. The primary's
+//! answer to `hello` contains the majority's progress. One `hello` at a time serves all waiters.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::mongo::concern::primary;
 /// How often the primary is asked.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Where a write is in the oplog.
+/// The place of a write in the oplog.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct OpTime {
     term: i64,
@@ -29,7 +29,7 @@ pub(crate) struct OpTime {
 }
 
 impl OpTime {
-    /// Reads `{ ts, t }`; none where there is no such field, as in the replies of mongos.
+    /// Reads `{ ts, t }`; `None` if there is no such field, as in the replies of mongos.
     pub(crate) fn read(reply: &Document, field: &str) -> Option<Self> {
         let written = reply.get_document(field).ok()?;
         Some(Self { term: written.get_i64("t").ok()?, at: written.get_timestamp("ts").ok()? })
@@ -41,16 +41,16 @@ impl OpTime {
     }
 }
 
-/// What became of a write that was waited for.
+/// The state of an awaited write.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Fate {
+pub(crate) enum MajorityState {
     /// The majority has it.
     Lasts,
     /// Another primary was elected meanwhile: ask it whether it has the write.
     NewTerm,
 }
 
-/// Follows how far the majority is.
+/// Follows the majority's progress.
 pub(crate) struct Majority {
     client: Client,
     seen: Mutex<Seen>,
@@ -67,8 +67,8 @@ impl Majority {
         Self { client, seen: Mutex::default() }
     }
 
-    /// Waits until the fate of a write of that time is known: without bound, so bound it.
-    pub(crate) async fn wait(&self, written: OpTime) -> Fate {
+    /// Waits until the state of a write of that time is known: without a time limit, so set one.
+    pub(crate) async fn wait(&self, written: OpTime) -> MajorityState {
         loop {
             if let Some(fate) = self.look(written).await {
                 return fate;
@@ -77,8 +77,8 @@ impl Majority {
         }
     }
 
-    /// The fate as far as it is known, from a `hello` of the last moment.
-    async fn look(&self, written: OpTime) -> Option<Fate> {
+    /// The state as far as it is known, from a recent `hello`.
+    async fn look(&self, written: OpTime) -> Option<MajorityState> {
         let mut seen = self.seen.lock().await;
         let fate = seen.majority.and_then(|majority| judge(majority, written));
         if fate.is_some() || seen.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
@@ -95,11 +95,11 @@ impl Majority {
     }
 }
 
-fn judge(majority: OpTime, written: OpTime) -> Option<Fate> {
+fn judge(majority: OpTime, written: OpTime) -> Option<MajorityState> {
     if majority.term > written.term {
-        Some(Fate::NewTerm)
+        Some(MajorityState::NewTerm)
     } else if majority.term == written.term && majority.at >= written.at {
-        Some(Fate::Lasts)
+        Some(MajorityState::Lasts)
     } else {
         None
     }
@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     fn a_write_lasts_only_within_its_own_term() {
-        assert_eq!(judge(at(3, 10), at(3, 10)), Some(Fate::Lasts));
+        assert_eq!(judge(at(3, 10), at(3, 10)), Some(MajorityState::Lasts));
         assert_eq!(judge(at(3, 9), at(3, 10)), None);
-        assert_eq!(judge(at(4, 11), at(3, 10)), Some(Fate::NewTerm));
+        assert_eq!(judge(at(4, 11), at(3, 10)), Some(MajorityState::NewTerm));
         assert_eq!(judge(at(2, 11), at(3, 10)), None);
     }
 

@@ -1,5 +1,5 @@
-//! How MongoDB is asked: one [door](door::Mongo) that takes statements as values; behind it writes, reads and clears in
-//! batches, the server's clock, and what its errors mean.
+//! Access to MongoDB: one [entry point](door::Mongo) that takes statements as values; behind it writes, reads
+//! and clears in batches, the server's clock, and the meaning of its errors.
 
 pub(crate) mod batching;
 pub(crate) mod clears;

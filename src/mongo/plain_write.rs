@@ -1,4 +1,4 @@
-//! A write that is sent in a form that any server takes: alone, without a number by which it could be repeated.
+//! A write in a form that any server accepts: alone, without a number by which it could be repeated.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// How long the server may take for the write itself, besides the wait for the majority.
+/// How long the server may take for the write itself, without the wait for the majority.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Sends a write once: to repeat it would not be safe.
+/// Sends a write once, because repeating it would not be safe.
 pub(crate) async fn send(client: &Client, write: &WriteRequest) -> WriteOutcome {
     let command = WriteCommand {
         kind: write.kind,
@@ -57,6 +57,9 @@ fn outcome_of(reply: Reply) -> WriteOutcome {
             Some(outcome) => outcome,
             None => WriteOutcome::Unknown(error_codes::lost("interrupted")),
         },
-        Said::Some | Said::Nonsense => WriteOutcome::Unknown(error_codes::lost("the reply does not add up")),
+        Said::Some | Said::Nonsense => WriteOutcome::Unknown(error_codes::lost(
+            "the reply's counts are \
+            inconsistent",
+        )),
     }
 }

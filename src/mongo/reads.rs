@@ -1,12 +1,13 @@
-//! Reading outboxes: documents that are processed side by side are read together.
+//! Reading outboxes: documents that are processed concurrently are read together.
 //!
-//! Batches as [`batching`](crate::mongo::batching) makes them: one `find` by `_id` for each collection. Answers are matched by the bytes of
-//! the `_id`. One that finds no match is read again alone, so that what MongoDB takes for equal counts: a document may be
-//! named by another type of number than it is stored with.
+//! Batches made by [`batching`](crate::mongo::batching): one `find` by `_id` for each collection. Answers are
+//! matched by the bytes of the `_id`. An id without a match is read again alone, so that MongoDB's own
+//! equality counts: a document may be requested by another number type than it is stored with.
 //!
 //! # Memory
-//! A `find` asks for one reply and no more, which the server fills with 16 MiB at most, and reserves room for it; what the
-//! reply does not hold is asked for again. Each outbox goes to its reader with the room that it takes.
+//! A `find` requests a single reply, which the server fills with 16 MiB at most, and reserves room for it;
+//! documents that don't fit are requested again. Each outbox goes to its reader together with the room that
+//! it takes.
 
 use std::collections::HashMap;
 
@@ -33,15 +34,15 @@ use crate::{
     },
 };
 
-/// Documents of one `find`: the server returns so many at once.
+/// Documents of one `find`: the server returns that many at once.
 const MOST: u32 = 100;
 
-/// The outbox that a document has.
+/// The outbox of a document.
 #[derive(Debug)]
 pub(crate) enum StoredOutbox {
     /// There is no such document.
     Gone,
-    /// The field is no array.
+    /// The field is not an array.
     Malformed(NotAnArray),
     /// Its elements, and the room that they take in memory.
     Entries { slots: Vec<Slot>, room: Room },
@@ -96,7 +97,7 @@ impl Reads {
         Self { reader, batcher }
     }
 
-    /// Reads an outbox, from the primary, as it is there. Waits for the room that it takes: its reader must hold none.
+    /// Reads an outbox as it is on the primary. Waits for the room that it takes; the caller must hold none.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
         // Some ids would be read as an expression, and some can't be in a list at all.
         let Some(id) = document.listable_id() else {
@@ -109,7 +110,7 @@ impl Reads {
             return read;
         }
 
-        // The runtime that sends batches has ended; this one has not.
+        // The sending runtime has ended, but this one has not.
         self.reader.alone(document).await
     }
 }
@@ -133,7 +134,7 @@ impl OutboxReader {
                 return Ok(StoredOutbox::read(&raw, room));
             }
 
-            // Made of many small values. A reader that waits for more room must hold none.
+            // The document consists of many small values. A reader that waits for more room must hold none.
             drop((raw, room));
             room = self.memory.reserve(weight).await;
             is_last = true;
@@ -148,7 +149,7 @@ impl OutboxReader {
             unanswered.entry(key).or_default().push(asked);
         }
 
-        // A reply holds as many as there is room for in 16 MiB; the others are asked for again.
+        // A reply contains as many as fit into 16 MiB; the others are requested again.
         let mut alone = Vec::new();
         while unanswered.len() > 1 {
             let mut room = self.memory.reserve(REPLY).await;
@@ -188,7 +189,7 @@ impl OutboxReader {
         join_all(answered).await;
     }
 
-    /// Those of the documents that fit into one reply, by their key of an `_id` alone.
+    /// The documents that fit into one reply, by their key of an `_id` alone.
     async fn together(&self, unanswered: &Unanswered) -> Result<Vec<(Vec<u8>, RawDocumentBuf)>, Error> {
         let requests: Vec<_> =
             unanswered.values().filter_map(|asked| asked.first()).map(|asked| &asked.request).collect();
@@ -201,7 +202,7 @@ impl OutboxReader {
         let found = collection
             .find(doc! { "_id": { "$in": ids } })
             .projection(doc! { OUTBOX: 1 })
-            // Below zero: one reply, and no cursor.
+            // Negative: one reply, without a cursor.
             .limit(-i64::from(MOST))
             .read_concern(ReadConcern::local())
             .selection_criteria(primary())

@@ -1,4 +1,4 @@
-//! What the reply to a write command says of its statements.
+//! The results of a write command's statements, from its reply.
 //!
 //! `run_command` returns `Ok` for replies that refuse single statements or whose write concern was not met. And a reply
 //! counts those that matched without naming them: if some did not match, the same command, sent again under the same number,
@@ -30,26 +30,26 @@ pub(crate) struct Reply {
     errors: HashMap<usize, DriverError>,
     /// The places of statements that were executed before this command.
     retried: Vec<i32>,
-    /// None where the write concern was met.
+    /// `None` if the write concern was met.
     pub(crate) concern: Option<Concern>,
-    /// Where the primary's oplog was when it had executed the statements.
+    /// The primary's oplog time after it had executed the statements.
     pub(crate) written_at: Option<OpTime>,
 }
 
 /// Why a write concern was not met.
 #[derive(Debug)]
 pub(crate) struct Concern {
-    /// Whether it was only not met yet.
+    /// Whether it was not met yet, but may be met later.
     pub(crate) is_late: bool,
     pub(crate) text: String,
 }
 
-/// What a reply says of its statements.
+/// A reply's results for its statements.
 #[derive(Debug)]
 pub(crate) enum Said {
-    /// Of each, in their order; none for one that was interrupted and may have been executed.
+    /// The result of each, in order; `None` for one that was interrupted and may have been executed.
     Each(Vec<Option<WriteOutcome>>),
-    /// Some matched and some did not; the same command again tells which.
+    /// Some matched and some did not; repeating the command shows which.
     Some,
     /// It contradicts itself.
     Nonsense,
@@ -76,7 +76,7 @@ impl Reply {
         !self.retried.is_empty()
     }
 
-    /// What it says of the statements with these places.
+    /// Its results for the statements at these places.
     pub(crate) fn of(mut self, places: &[i32]) -> Said {
         let without_error = places.len().saturating_sub(self.errors.len());
         if self.errors.keys().any(|index| *index >= places.len()) || self.matched > without_error {
@@ -157,10 +157,10 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_command_tells_which_matched() {
+    fn a_repeated_command_shows_which_matched() {
         assert_eq!(said(doc! { "ok": 1, "n": 2 }, &[0, 1, 2]), "some");
         assert_eq!(said(doc! { "ok": 1, "n": 2, "retriedStmtIds": [0, 2] }, &[0, 1, 2]), "dmd");
-        // One that had missed has matched now.
+        // A statement that had missed has matched now.
         assert_eq!(said(doc! { "ok": 1, "n": 2, "retriedStmtIds": [0] }, &[0, 1, 2]), "some");
     }
 

@@ -1,11 +1,12 @@
-//! Writes on their way: one command, repeated until each of its statements has a clean answer.
+//! Retryable writes: one command, repeated until each of its statements has a clear answer.
 //!
 //! # Flow
 //! A command is a *retryable write*: repeated in the same session under the same number, the server answers for the
 //! statements it has executed instead of executing them again.
 //! 1. *Execute.* The command has a second of the server's time, and waits only briefly for the majority.
-//! 2. *Decide.* A reply that leaves open what was executed (no answer, an interruption) decides nothing; the command is
-//!    repeated. So it is where some statements matched and some did not: the repeat names those that did.
+//! 2. *Decide.* A reply that leaves open what was executed (no answer, an interruption) decides nothing; the
+//!    command is repeated. The same applies if some statements matched and some did not: the repeat names
+//!    those that did.
 //! 3. *Last.* Statements that were executed wait for the majority without a connection and without their
 //!    [permit](crate::mongo::batching::BatchPermit), see [`majority`](crate::mongo::majority).
 //!
@@ -37,7 +38,7 @@ use crate::{
         deadline::no_answer,
         departure::leave_for_a_server,
         error_codes::{self, Verdict},
-        majority::{Fate, Majority, OpTime},
+        majority::{Majority, MajorityState, OpTime},
         reply::{OUT_OF_TIME, Reply, Said},
         session::{Session, Sessions},
         statement::WriteOutcome,
@@ -46,19 +47,19 @@ use crate::{
     },
 };
 
-/// A command that takes longer than this to execute has met a document that somebody holds.
+/// A command that takes longer than this to execute has met a locked document.
 const LONGEST: Duration = Duration::from_secs(1);
-/// The same for a statement that goes by itself because somebody holds one of its batch.
+/// The same for a statement that is sent alone because a document of its batch is locked.
 const LONGEST_APART: Duration = Duration::from_millis(100);
 /// How long a command keeps its connection for the majority.
 const BRIEFLY: Duration = Duration::from_millis(250);
-/// The pause before a held document is tried again.
+/// The pause before a locked document is retried.
 const HELD_PAUSE: Duration = Duration::from_millis(10);
 /// The pauses between other tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Sends retryable writes: with the sessions that they take turns in, and one view of the majority.
+/// Sends retryable writes: with the sessions that they share, and one view of the majority.
 pub(crate) struct RetryableWrites {
     pub(crate) client: Client,
     sessions: Sessions,
@@ -70,8 +71,8 @@ impl RetryableWrites {
         Self { sessions: Sessions::new(client.clone()), majority: Majority::new(client.clone()), client }
     }
 
-    /// Sends writes of one kind on one collection and answers each. Those that it returns were refused as a whole, and have
-    /// certainly not been executed.
+    /// Sends writes of one kind on one collection and answers each. The returned ones were refused as a
+    /// whole, and have certainly not been executed.
     pub(crate) async fn send(&self, writes: Vec<AskedWrite>, permit: Option<BatchPermit>) -> Vec<AskedWrite> {
         let Some(first) = writes.first() else { return writes };
         let (kind, namespace) = (first.request.kind, first.request.namespace.clone());
@@ -80,7 +81,7 @@ impl RetryableWrites {
             deadline = deadline.max(write.request.deadline);
         }
 
-        // All of them share the number of this session's next write; without one, none has left.
+        // All of them share the number of this session's next write; without a session, none was sent.
         let session = match self.sessions.take().await {
             Ok(session) => session,
             Err(error) => {
@@ -100,7 +101,7 @@ impl RetryableWrites {
             executed: Vec::new(),
             written_at: None,
             refused: Vec::new(),
-            manner: Manner::default(),
+            manner: SendForm::default(),
             permit,
             pauses: pauses(),
             deadline,
@@ -109,7 +110,7 @@ impl RetryableWrites {
         };
         batch.run().await;
 
-        // A number that another has used makes the whole session useless.
+        // If another has used a number, the whole session is unusable.
         if !batch.is_foreign {
             self.sessions.put_back(batch.session);
         }
@@ -131,9 +132,9 @@ struct Open {
     /// Its name in every command of the batch.
     place: i32,
     write: AskedWrite,
-    /// Whether a command may have executed it without a clean reply.
+    /// Whether a command without a clear reply may have executed it.
     in_doubt: bool,
-    /// Whether it took too long when it went by itself.
+    /// Whether it took too long when it was sent alone.
     is_held: bool,
 }
 
@@ -149,12 +150,12 @@ impl Open {
 
 /// How the next command is sent.
 #[derive(Default, Clone, Copy)]
-struct Manner {
+struct SendForm {
     /// Statement by statement.
     apart: bool,
     /// Only to ask which statements matched.
     asking: bool,
-    /// With all of the wait for the majority, where no reply shows the oplog's time.
+    /// With the whole wait for the majority, if no reply shows the oplog's time.
     patient: bool,
 }
 
@@ -164,22 +165,22 @@ struct Batch<'a> {
     kind: WriteKind,
     namespace: Namespace,
     open: VecDeque<Open>,
-    /// With the outcome that each has once the majority has it.
+    /// The statements, each with its outcome once the majority has it.
     executed: Vec<(Open, WriteOutcome)>,
     /// The latest time in the oplog that the majority has to reach for that.
     written_at: Option<OpTime>,
     refused: Vec<AskedWrite>,
-    manner: Manner,
-    /// Held while the server is busy with the batch.
+    manner: SendForm,
+    /// The permit, held while the server is busy with the batch.
     permit: Option<BatchPermit>,
     pauses: ExponentialBackoff,
     deadline: Instant,
-    /// Whether the session's number turned out to be used by another.
+    /// Whether another has used the session's number.
     is_foreign: bool,
     last_error: Option<DriverError>,
 }
 
-/// What comes after a command.
+/// The next step after a command.
 enum NextTry {
     AtOnce,
     Pause(Duration),
@@ -191,7 +192,7 @@ impl Batch<'_> {
         loop {
             self.open.retain(|open| !open.write.is_abandoned());
 
-            // Statements that somebody holds go last: the answers of the others don't wait for them.
+            // Statements on locked documents go last, so the answers of the others don't wait for them.
             if !self.executed.is_empty() && self.open.front().is_none_or(|open| open.is_held) {
                 self.confirm().await;
                 continue;
@@ -208,7 +209,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Sends a command, and draws what can be drawn from its outcome.
+    /// Sends a command, and evaluates its outcome.
     async fn step(&mut self) -> NextTry {
         let count = if self.manner.apart { 1 } else { self.open.len() };
         let is_first = !self.open.iter().any(Open::has_left);
@@ -223,11 +224,10 @@ impl Batch<'_> {
 
         match sent {
             Ok(reply) if is_first && reply.is_repeated() => {
-                // The number is another's: nothing that the server says of it is about these statements.
+                // Another has used the number, so the server's answers are not about these statements.
                 self.is_foreign = true;
                 self.doubt(count);
-                self.last_error =
-                    Some(error_codes::lost("the server took a new write for one that was repeated"));
+                self.last_error = Some(error_codes::lost("the server treated a new write as a repeated one"));
                 NextTry::GiveUp
             }
             Ok(reply) => self.heard(reply, count),
@@ -245,8 +245,8 @@ impl Batch<'_> {
         let places: Vec<i32> = self.open.iter().take(count).map(|open| open.place).collect();
         let is_repeated = reply.is_repeated();
 
-        // Without the majority so far, an answer is kept until the majority has reached the oplog's time of the reply. A reply
-        // without that time decides nothing.
+        // Without the majority so far, an answer is kept until the majority has reached the oplog's time of
+        // the reply. A reply without that time is inconclusive.
         if let Some(concern) = &reply.concern {
             self.last_error = Some(error_codes::lost(&concern.text));
             self.doubt(count);
@@ -265,14 +265,14 @@ impl Batch<'_> {
             Said::Each(each) => self.note(each),
             Said::Some => {
                 self.doubt(count);
-                // A server that doesn't say which were repeated is asked one by one.
+                // If the server doesn't report which were repeated, the statements are sent one by one.
                 self.manner.apart |= asking && !is_repeated;
                 self.manner.asking = !asking;
                 NextTry::AtOnce
             }
             Said::Nonsense => {
                 self.doubt(count);
-                self.last_error = Some(error_codes::lost("the reply does not add up"));
+                self.last_error = Some(error_codes::lost("the reply's counts are inconsistent"));
                 self.pause()
             }
         }
@@ -302,10 +302,10 @@ impl Batch<'_> {
     fn failed(&mut self, error: &DriverError, count: usize) -> NextTry {
         let is_in_doubt = self.open.iter().take(count).any(|open| open.in_doubt);
         match error_codes::verdict(error) {
-            // There will be no other answer: the client was shut down.
+            // No answer will come: the client was shut down.
             Verdict::NotSent if matches!(*error.kind, ErrorKind::Shutdown) => NextTry::GiveUp,
             Verdict::NotSent if is_in_doubt => self.pause(),
-            // Nothing left, so each can have the driver's own error at once.
+            // No statement was sent, so each gets the driver's own error at once.
             Verdict::NotSent => {
                 for open in self.open.drain(..count) {
                     open.write.answer(WriteOutcome::Failed(error.clone()));
@@ -318,7 +318,7 @@ impl Batch<'_> {
                     return self.pause();
                 }
 
-                // One that is held waits behind the others.
+                // A statement on a locked document waits behind the others.
                 if self.manner.apart || count == 1 {
                     self.open.front_mut().into_iter().for_each(|open| open.is_held = true);
                     self.open.rotate_left(1);
@@ -326,7 +326,7 @@ impl Batch<'_> {
                 self.manner.apart = true;
                 NextTry::Pause(HELD_PAUSE)
             }
-            // It is about this try: an earlier one may have been executed.
+            // The error is about this try: an earlier one may have been executed.
             Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused if is_in_doubt => {
                 self.manner.apart = true;
                 self.open.rotate_left(1);
@@ -346,13 +346,13 @@ impl Batch<'_> {
         let Some(written_at) = self.written_at.take() else { return };
 
         match timeout_at(self.deadline, self.shared.majority.wait(written_at)).await {
-            Ok(Fate::Lasts) => {
+            Ok(MajorityState::Lasts) => {
                 for (open, outcome) in executed {
                     open.write.answer(outcome);
                 }
             }
             // The new primary has executed them, or does so now.
-            Ok(Fate::NewTerm) => self.open.extend(executed.into_iter().map(|(open, _)| open)),
+            Ok(MajorityState::NewTerm) => self.open.extend(executed.into_iter().map(|(open, _)| open)),
             Err(_elapsed) => {
                 for (open, outcome) in executed {
                     open.write.answer(unless_it_may_last(outcome, self.last_error.as_ref()));
@@ -404,7 +404,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Those of the first statements that left may have been executed.
+    /// Those of the first statements that were sent may have been executed.
     fn doubt(&mut self, count: usize) {
         for open in self.open.iter_mut().take(count) {
             open.in_doubt |= open.has_left();
@@ -415,7 +415,7 @@ impl Batch<'_> {
         NextTry::Pause(self.pauses.next().unwrap_or(LONGEST_PAUSE))
     }
 
-    /// No clean reply came in time.
+    /// No clear reply arrived in time.
     fn give_up(&mut self) {
         let error = self.last_error.take().unwrap_or_else(|| error_codes::lost(no_answer()));
         for (open, outcome) in std::mem::take(&mut self.executed) {
@@ -437,7 +437,7 @@ fn majority_within(time: Duration) -> Document {
     doc! { "w": "majority", "wtimeout": millis(time) }
 }
 
-/// The outcome by a server whose majority did not confirm it in time.
+/// The outcome if the majority did not confirm it in time.
 fn unless_it_may_last(outcome: WriteOutcome, error: Option<&DriverError>) -> WriteOutcome {
     match outcome {
         WriteOutcome::Done => {

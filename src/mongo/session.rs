@@ -1,21 +1,22 @@
-//! Sessions whose transaction numbers this library gives by itself.
+//! Sessions whose transaction numbers this library assigns.
 //!
-//! A retryable write is named by a session and a number in it. The driver counts the numbers of its own writes and hands
-//! none out for a command of ours, so batches count their own, in sessions that nobody else uses.
+//! A retryable write is identified by a session and a number in it. The driver counts the numbers of its own
+//! writes and provides none for our commands, so batches count their own, in sessions that only they use.
 //!
 //! # Invariants
 //! - No such session goes back to the driver's pool: another's number in the same session would be answered with "done"
 //!   for writes that were never made. They count from 2^40, beyond any number that the driver has used in them.
 //! - No such session keeps `Client::shutdown` waiting, which waits for every session that a caller holds.
 //!
-//! Both hold because the session is made on a runtime that has ended by the time it is used. The driver keeps a task on the
-//! runtime that made a session: `shutdown` waits for that task, and it takes the session back into the pool when the session
-//! is dropped. With the runtime that task is gone. The server forgets the session by itself, half an hour after its last use.
+//! Both hold because the session is created on a runtime that has ended by the time it is used. The driver
+//! keeps a task on the runtime that created a session: `shutdown` waits for that task, and the task returns a
+//! dropped session to the pool. That task ends with the runtime. The server expires the session by itself,
+//! half an hour after its last use.
 
 use mongodb::{Client, ClientSession, error::Error, options::SessionOptions};
 use parking_lot::{Mutex, MutexGuard};
 
-/// Beyond what the driver has ever counted to in a session of its own.
+/// Beyond any number that the driver reaches in its own sessions.
 const FIRST_NUMBER: i64 = 1 << 40;
 
 /// The sessions that no batch uses now.
@@ -56,7 +57,7 @@ impl Sessions {
     }
 }
 
-/// Starts a session that belongs to its holder alone, see the invariants. Sends nothing.
+/// Starts a session that belongs only to its holder, see the invariants. Sends no command.
 async fn start(client: Client) -> Result<ClientSession, Error> {
     let started = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;

@@ -1,4 +1,4 @@
-//! What MongoDB is asked and how it answers, as values: none of them knows who executes it.
+//! Requests to MongoDB and their answers, as values that don't depend on how they are executed.
 
 use mongodb::{
     Namespace,
@@ -20,8 +20,9 @@ pub(crate) struct Insert {
 
 /// Updates one document.
 ///
-/// **Invariants.** The filter names `_id` by equality, and the update leaves `_id` alone. The update changes the document that
-/// the filter matches: the server keeps no record of one that changes nothing, and could not say later that it had matched.
+/// **Invariants.** The filter names `_id` by equality, and the update leaves `_id` alone. The update changes
+/// the document that the filter matches: the server keeps no record of an update without changes, and could
+/// not report later that it had matched.
 #[derive(Debug, Clone)]
 pub(crate) struct Update {
     pub(crate) namespace: Namespace,
@@ -35,7 +36,7 @@ pub(crate) struct Update {
 #[serde(untagged)]
 pub(crate) enum Operators {
     Plain(Document),
-    /// Put together of what was encoded before.
+    /// Built from parts that were already encoded.
     Bytes(RawDocumentBuf),
 }
 
@@ -51,7 +52,7 @@ impl From<RawDocumentBuf> for Operators {
     }
 }
 
-/// Updates one document, or makes it of the filter's equalities where there is none.
+/// Updates one document, or inserts it from the filter's equalities if there is none.
 #[derive(Debug, Clone)]
 pub(crate) struct Upsert {
     pub(crate) namespace: Namespace,
@@ -71,13 +72,13 @@ pub(crate) struct Delete {
 pub(crate) struct Find<'a> {
     pub(crate) namespace: &'a Namespace,
     pub(crate) filter: Filter,
-    /// All fields where there is none.
+    /// All fields if there is none.
     pub(crate) projection: Option<Document>,
     pub(crate) concern: ReadConcern,
 }
 
-/// Removes entries of a document that were delivered under a claim, where that claim still holds them. It matches ids and the
-/// claim, so that it can be repeated at will.
+/// Removes entries of a document that were delivered under a claim, if that claim still holds them. It
+/// matches ids and the claim, so it can be repeated any number of times.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivered {
     pub(crate) document: DocumentRef,
@@ -86,7 +87,7 @@ pub(crate) struct Delivered {
     pub(crate) ids: Vec<Uuid>,
 }
 
-/// How a write was answered: as exactly as if it had been sent alone.
+/// The outcome of a write, as exact as if it had been sent alone.
 #[derive(Debug)]
 pub(crate) enum WriteOutcome {
     /// Done, and the majority has it.
@@ -99,13 +100,13 @@ pub(crate) enum WriteOutcome {
     Unknown(DriverError),
 }
 
-/// How a clear was answered.
+/// The outcome of a clear.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ClearOutcome {
     /// The server has removed them; the majority perhaps not yet.
     Done,
     /// Its claim held none of the entries.
     ClaimLost,
-    /// For this reason the entries stay, and are delivered again once the claim has run out.
+    /// For this reason the entries stay, and are delivered again once the claim has expired.
     Failed(String),
 }

@@ -1,4 +1,4 @@
-//! A write command as the server takes it: statements of one kind on one collection.
+//! A write command for the server: statements of one kind on one collection.
 
 use std::time::Duration;
 
@@ -51,19 +51,19 @@ pub(crate) struct DeleteStatement<'a> {
     pub(crate) limit: i32,
 }
 
-/// Statements of one kind on one collection, written from what is at hand.
+/// Statements of one kind on one collection, written directly from their parts.
 pub(crate) struct WriteCommand<'a> {
     pub(crate) kind: WriteKind,
     pub(crate) collection: &'a str,
     pub(crate) statements: Vec<&'a RawDocument>,
-    /// None for a command that can't be repeated.
+    /// `None` for a command that can't be repeated.
     pub(crate) retry: Option<Retry>,
     pub(crate) concern: Document,
-    /// How long the server may work at it, the wait for the majority included.
+    /// How long the server may work on it, including the wait for the majority.
     pub(crate) longest: Duration,
 }
 
-/// What makes a command a retryable write.
+/// The fields that make a command a retryable write.
 pub(crate) struct Retry {
     pub(crate) number: i64,
     /// The statements' names under that number.
@@ -87,7 +87,7 @@ impl Serialize for WriteCommand<'_> {
     }
 }
 
-/// As MongoDB takes a time.
+/// A time in MongoDB's form.
 pub(crate) fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! A write on its way: its statement, its deadline, and whether it has left; and the caller who waits for it.
+//! A write in flight: its statement, its deadline, and whether it was sent; and its waiting caller.
 
 use mongodb::{Namespace, bson::RawDocumentBuf};
 use tokio::{
@@ -20,7 +20,7 @@ use crate::mongo::{
 pub(crate) struct WriteRequest {
     pub(crate) kind: WriteKind,
     pub(crate) namespace: Namespace,
-    /// As it is in the command: encoded before it meets others, so that a flaw in it affects nobody else.
+    /// As it is in the command: encoded before it is batched, so that a flaw in it affects no other request.
     pub(crate) statement: RawDocumentBuf,
     pub(crate) departure: Departure,
     pub(crate) deadline: Instant,
@@ -37,7 +37,7 @@ pub(crate) struct WriteWaiter {
     answered: oneshot::Receiver<WriteOutcome>,
 }
 
-/// A write that must have its outcome by the deadline of the save that asks.
+/// A write that must have its outcome by the deadline of the calling save.
 pub(crate) fn ask(
     kind: WriteKind,
     namespace: Namespace,
@@ -50,7 +50,7 @@ pub(crate) fn ask(
 }
 
 impl WriteWaiter {
-    /// The outcome; where none is reported, what is certain without one.
+    /// The outcome; if none is reported, the outcome that is certain without one.
     pub(crate) async fn outcome(self) -> WriteOutcome {
         let why = match timeout_at(self.deadline, self.answered).await {
             Ok(Ok(outcome)) => return outcome,
@@ -61,7 +61,7 @@ impl WriteWaiter {
             Err(_elapsed) => no_answer(),
         };
 
-        // Cancelled before it has left, it will never be sent.
+        // If it is cancelled before it was sent, it will never be sent.
         if self.departure.cancel() {
             WriteOutcome::Failed(error_codes::not_sent(why))
         } else {

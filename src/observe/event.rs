@@ -1,4 +1,4 @@
-//! What happens, as values: the one place from which logs, counts and tests learn of it.
+//! Events, as values: the only source of logs, counts and tests.
 
 use tokio::sync::broadcast;
 
@@ -7,7 +7,7 @@ use crate::stored::{document_ref::DocumentRef, entry::DeadReason};
 /// How many events a slow subscriber may lag behind before it misses some.
 const BACKLOG: usize = 4096;
 
-/// A place where events are announced. Nobody has to listen; clones announce to the same listeners.
+/// Announces events. Listeners are optional; clones announce to the same listeners.
 #[derive(Debug, Clone)]
 pub struct Events<E> {
     sender: broadcast::Sender<E>,
@@ -20,9 +20,9 @@ impl<E: Clone> Default for Events<E> {
 }
 
 impl<E: Clone> Events<E> {
-    /// Announces an event to whoever listens now.
+    /// Announces an event to the current listeners.
     pub fn emit(&self, event: E) {
-        // The error only says that nobody listens.
+        // The error only means that there is no listener.
         let _ = self.sender.send(event);
     }
 
@@ -32,7 +32,7 @@ impl<E: Clone> Events<E> {
     }
 }
 
-/// What happened to a document's messages.
+/// An event of a document's messages.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
@@ -45,7 +45,7 @@ pub enum Event {
         /// Its type.
         message_type: String,
     },
-    /// A delivery failed; it is tried again.
+    /// A delivery failed; it is retried.
     Failed {
         /// Where it stands.
         document: DocumentRef,
@@ -58,7 +58,7 @@ pub enum Event {
         /// What went wrong.
         error: String,
     },
-    /// A message was given up; it stays in the document for an operator.
+    /// A message is dead; it stays in the document for an operator.
     Died {
         /// Where it stands.
         document: DocumentRef,
@@ -66,12 +66,12 @@ pub enum Event {
         id: uuid::Uuid,
         /// Its type.
         message_type: String,
-        /// Why it was given up.
+        /// Why it is dead.
         reason: DeadReason,
-        /// What the last failure said.
+        /// The error of the last failure.
         error: String,
     },
-    /// Claimed messages were given back, with no attempt counted.
+    /// Claimed messages were released, with no attempt counted.
     Released {
         /// Where they stand.
         document: DocumentRef,
@@ -80,13 +80,14 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// A claim ran out, or was taken, while its holder still worked. One that comes to light only when what was delivered is
-    /// cleared together with that of other documents is counted, and not announced: the server doesn't say which it was.
+    /// A claim expired, or was taken, while its holder still worked. If that is only detected by a batched
+    /// clear of several documents, it is counted but not announced, because the server doesn't report which
+    /// claim it was.
     ClaimLost {
         /// Where.
         document: DocumentRef,
     },
-    /// Elements of an outbox are no entries; they are left alone.
+    /// Elements of an outbox are not entries; they are left alone.
     Unreadable {
         /// Where.
         document: DocumentRef,
@@ -95,7 +96,7 @@ pub enum Event {
         /// What is wrong with the first.
         reason: String,
     },
-    /// Messages can't be served from here; they are left for whoever can.
+    /// Messages can't be delivered from here; they are left to other deliverers.
     NotMine {
         /// Where.
         document: DocumentRef,
@@ -111,12 +112,12 @@ pub enum Event {
         /// Why.
         reason: Shed,
     },
-    /// A command was sent so that a worker goes on.
+    /// A command was sent so that a worker continues.
     HandedOff {
         /// With what.
         document: DocumentRef,
     },
-    /// The document is too large to be claimed in; it is delivered under a lease in the state database.
+    /// The document is too large for a claim; it is delivered under a lease in the state database.
     Oversized {
         /// Which.
         document: DocumentRef,
@@ -130,11 +131,11 @@ pub enum Event {
 pub enum Shed {
     /// No seat was free.
     Full,
-    /// There is no way to deliver now.
+    /// The destination is unavailable.
     Unavailable,
     /// It is shutting down.
     Stopped,
-    /// No document of the name given holds them.
+    /// The named document doesn't have them.
     NotFound,
 }
 

@@ -1,4 +1,4 @@
-//! How it stands with an inline dispatcher or a worker, for a process's own health endpoint.
+//! The health of an inline dispatcher or a worker, for a process's own health endpoint.
 //!
 //! ```no_run
 //! # fn example(inline: document_outbox::InlineDispatcher) -> serde_json::Result<()> {
@@ -28,15 +28,15 @@ use crate::{
     observe::{event::Shed, metrics::Metrics},
 };
 
-/// How often it is warned of messages that are left to the rescuer, for each reason.
+/// How often messages that are left to the rescuer are logged as a warning, for each reason.
 const WARN_EVERY: Duration = Duration::from_mins(1);
-/// Between two looks at a deliverer that says it is back and is not.
+/// Between two checks of a deliverer that reports itself available but is not.
 const BREATH: Duration = Duration::from_millis(500);
 
-/// Asks how it stands. Clones ask the same dispatcher; none keeps it alive, and asking sends no query.
+/// Reports the state. Clones report on the same dispatcher; they don't keep it alive, and send no query.
 #[derive(Clone)]
 pub struct Health {
-    vitals: Arc<Vitals>,
+    vitals: Arc<HealthRecord>,
 }
 
 impl fmt::Debug for Health {
@@ -46,11 +46,11 @@ impl fmt::Debug for Health {
 }
 
 impl Health {
-    pub(crate) fn of(vitals: &Arc<Vitals>) -> Self {
+    pub(crate) fn of(vitals: &Arc<HealthRecord>) -> Self {
         Self { vitals: vitals.clone() }
     }
 
-    /// How it stands now.
+    /// The current state.
     pub fn snapshot(&self) -> Snapshot {
         let vitals = &self.vitals;
         let state = vitals.lock();
@@ -65,22 +65,23 @@ impl Health {
     }
 }
 
-/// How it stood at one moment. Times are this machine's, and RFC 3339 where they are written.
+/// The state at one moment. Times are by this machine's clock, written as RFC 3339.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Snapshot {
     /// Documents in delivery.
     pub in_flight: usize,
-    /// How many there may be at most; none for a worker, whose caller decides.
+    /// The most at a time; `None` for a worker, whose caller decides.
     pub capacity: Option<usize>,
-    /// Since when deliveries have waited for a way to deliver (the broker), as seen when there was something to deliver.
+    /// Since when deliveries have waited for the destination (the broker), updated when there was a message
+    /// to deliver.
     #[serde(serialize_with = "as_text")]
     pub circuit_open_since: Option<SystemTime>,
     /// Messages that were left to the rescuer since the start.
     pub shed: u64,
-    /// What went wrong last, however long ago.
+    /// The last failure, however long ago.
     pub last_error: Option<LastError>,
-    /// Whether an inline dispatcher was told to close. Of a worker its caller knows.
+    /// Whether an inline dispatcher is closing. False for a worker, whose caller knows.
     pub draining: bool,
 }
 
@@ -91,7 +92,8 @@ pub struct LastError {
     /// When.
     #[serde(serialize_with = "as_text")]
     pub at: Option<SystemTime>,
-    /// In the words of the deliverer or handler, or MongoDB's without its prose about a write: no payload.
+    /// The text of the deliverer or handler, or of MongoDB without its prose about a write. It has no
+    /// payload.
     pub error: String,
 }
 
@@ -100,8 +102,8 @@ fn as_text<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S:
     time.map(DateTime::from_system_time).and_then(rfc3339).serialize(serializer)
 }
 
-/// What a processor knows of itself.
-pub(crate) struct Vitals {
+/// The state of a processor.
+pub(crate) struct HealthRecord {
     metrics: Arc<Metrics>,
     capacity: Option<usize>,
     in_flight: AtomicUsize,
@@ -118,7 +120,7 @@ struct HealthState {
     shed: HashMap<&'static str, Warning>,
 }
 
-/// When it was last warned of messages that are left to the rescuer, and of how many it was not.
+/// When the last warning about messages left to the rescuer was logged, and how many came since.
 #[derive(Default)]
 struct Warning {
     at: Option<Instant>,
@@ -126,7 +128,7 @@ struct Warning {
 }
 
 /// A document in delivery, until dropped.
-pub(crate) struct InFlight(Arc<Vitals>);
+pub(crate) struct InFlight(Arc<HealthRecord>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -135,7 +137,7 @@ impl Drop for InFlight {
     }
 }
 
-impl Vitals {
+impl HealthRecord {
     pub(crate) fn new(metrics: Arc<Metrics>, capacity: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             metrics,
@@ -157,7 +159,8 @@ impl Vitals {
         InFlight(self.clone())
     }
 
-    /// Counts messages that are left to the rescuer, and warns of that at most once a minute for each reason.
+    /// Counts messages that are left to the rescuer, and logs a warning at most once a minute for each
+    /// reason.
     pub(crate) fn shed(&self, messages: usize, reason: Shed) {
         self.shed.fetch_add(u64::try_from(messages).unwrap_or(u64::MAX), Ordering::Relaxed);
 
@@ -184,7 +187,8 @@ impl Vitals {
         self.lock().last_error = Some(error);
     }
 
-    /// Notes that there is no way to deliver, and watches for its end. `gone` is cancelled with the processor.
+    /// Notes that the destination is unavailable, and waits for the end of that. `gone` is cancelled with the
+    /// processor.
     pub(crate) fn circuit_opened(self: &Arc<Self>, deliver: &Arc<dyn Deliver>, gone: CancellationToken) {
         {
             let mut state = self.lock();
@@ -206,8 +210,8 @@ impl Vitals {
     }
 }
 
-/// No way to deliver, as far as is known, until dropped: also with the runtime on which its end was waited for.
-struct OpenCircuit(Arc<Vitals>);
+/// Marks the destination as unavailable until dropped, which also happens with its runtime.
+struct OpenCircuit(Arc<HealthRecord>);
 
 impl Drop for OpenCircuit {
     fn drop(&mut self) {
@@ -216,7 +220,7 @@ impl Drop for OpenCircuit {
     }
 }
 
-/// Waits until there is a way to deliver, or nobody who could.
+/// Waits until the deliverer is available, or gone.
 async fn back(deliver: Weak<dyn Deliver>) {
     while let Some(deliver) = deliver.upgrade() {
         deliver.available().await;

@@ -1,10 +1,11 @@
-//! What is counted and measured: the series of `docs/metrics.md`, by name.
+//! The series of `docs/metrics.md`, by name.
 //!
-//! They go through the [`metrics`](facade) facade to whatever recorder the process has installed. Where there is none, each
-//! costs a branch that is not taken.
+//! They go through the [`metrics`](facade) facade to the process's recorder. Without a recorder, each costs a
+//! branch that is not taken.
 //!
-//! **Caveat.** Series are registered, at zero, when an [`InlineDispatcher`](crate::InlineDispatcher) or a [`Processor`](crate::dispatch::processor::Processor) is
-//! built, with the recorder of that moment. Install yours before.
+//! **Caveat.** Series are registered, at zero, when an [`InlineDispatcher`](crate::InlineDispatcher) or a
+//! [`Processor`](crate::dispatch::processor::Processor) is built, with the recorder of that moment. Install
+//! yours first.
 //!
 //! ```
 //! use document_outbox::observe::metrics::facade;
@@ -26,7 +27,7 @@ use crate::{
     stored::entry::DeadReason,
 };
 
-/// A constant for each name, and what tells the recorder its unit and meaning.
+/// A constant for each name, with its unit and meaning for the recorder.
 macro_rules! series {
     ($(#[doc = $text:literal] $describe:ident $name:ident = $series:literal, $unit:ident;)+) => {
         $(
@@ -47,27 +48,27 @@ series! {
     describe_counter MESSAGES_SENT = "outbox_messages_sent_total", Count;
     /// Fields unknown to a struct that a save dropped with array elements it could not recognise.
     describe_counter UNKNOWN_FIELDS_DROPPED = "outbox_unknown_fields_dropped_total", Count;
-    /// Deliveries of one message by `path` and `result`; every one but `unavailable` is an attempt.
+    /// Deliveries of one message by `path` and `result`; every result except `unavailable` is an attempt.
     describe_counter DELIVERIES = "outbox_deliveries_total", Count;
-    /// From when a message was sent, or scheduled for, to its confirmed delivery, by `path`.
+    /// The time from a message's sending, or its scheduled time, to its confirmed delivery, by `path`.
     describe_histogram DELIVERY_LAG = "outbox_delivery_lag_seconds", Seconds;
-    /// Messages given up, by `reason`; each waits for an operator.
+    /// Messages that died, by `reason`; each waits for an operator.
     describe_counter DEAD = "outbox_dead_total", Count;
     /// Messages RabbitMQ had no queue for; each is also a `transient` delivery.
     describe_counter UNROUTABLE = "outbox_unroutable_total", Count;
-    /// Sightings of outbox elements that are no entries.
+    /// How often outbox elements that are not entries were read.
     describe_counter UNREADABLE = "outbox_unreadable_total", Count;
-    /// Sightings of messages whose `via` this process cannot serve.
+    /// How often messages were read whose `via` this process cannot serve.
     describe_counter NOT_MINE = "outbox_not_mine_total", Count;
     /// Messages the inline dispatcher left to the rescuer, by `reason`.
     describe_counter SHED = "outbox_shed_total", Count;
     /// Claims that ended while their holder still worked.
     describe_counter CLAIMS_LOST = "outbox_claims_lost_total", Count;
-    /// Claimed messages given back without an attempt.
+    /// Claimed messages released without an attempt.
     describe_counter RELEASED = "outbox_released_total", Count;
-    /// Commands the inline dispatcher sent for a worker to go on.
+    /// Commands that the inline dispatcher sent so that a worker continues.
     describe_counter HANDED_OFF = "outbox_handed_off_total", Count;
-    /// Documents too large to be claimed in, delivered under a lease.
+    /// Documents too large for a claim, delivered under a lease.
     describe_counter OVERSIZED = "outbox_oversized_total", Count;
     /// 1 while deliveries wait for the broker, 0 otherwise.
     describe_gauge CIRCUIT_OPEN = "outbox_circuit_open", Count;
@@ -89,7 +90,7 @@ impl DispatchPath {
     }
 }
 
-/// What a save, an insert or a delete came to.
+/// The outcome of a save, an insert or a delete.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum SaveOutcome {
     Applied,
@@ -101,7 +102,7 @@ pub(crate) enum SaveOutcome {
 }
 
 impl SaveOutcome {
-    /// Its name as a failure, where nothing was written or that is not known.
+    /// Its name as a failure, if nothing was written or that is unknown.
     pub(crate) fn error_type(self) -> Option<&'static str> {
         match self {
             Self::Applied | Self::Unchanged => None,
@@ -113,7 +114,7 @@ impl SaveOutcome {
     }
 }
 
-/// The series of one processor, registered once, so that recording looks up nothing.
+/// The series of one processor, registered once, so that recording needs no lookup.
 pub(crate) struct Metrics {
     saves: [Counter; 6],
     messages_sent: Counter,
@@ -176,7 +177,7 @@ impl Metrics {
         self.unknown_fields_dropped.increment(count(fields));
     }
 
-    /// Of one message, quick tries in place included.
+    /// Of one message, including quick retries in place.
     pub(crate) fn delivery(&self, outcome: &Outcome) {
         let result = match outcome {
             Outcome::Delivered => 0,
@@ -194,7 +195,7 @@ impl Metrics {
         self.delivery_lag.record(lag);
     }
 
-    /// What an event says; deliveries are counted where they have their result.
+    /// Counts an event; deliveries are counted when they have their result.
     pub(crate) fn record(&self, event: &Event) {
         match event {
             Event::Delivered { .. } | Event::Failed { .. } => {}

@@ -1,4 +1,4 @@
-//! What can be seen of a running process: events, metrics, traces and health.
+//! Observing a running process: events, metrics, traces and health.
 
 pub(crate) mod event;
 pub(crate) mod health;

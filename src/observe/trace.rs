@@ -1,7 +1,8 @@
 //! Spans, and the trace that goes with a message from the save that sent it to its delivery.
 //!
-//! Names and attributes are those of OpenTelemetry's semantic conventions for messaging. Without the feature `opentelemetry` there
-//! are spans like any others of the `tracing` crate, and no trace is stored with a message but what its sender gave it.
+//! Names and attributes are those of OpenTelemetry's semantic conventions for messaging. Without the feature
+//! `opentelemetry` there are spans like any others of the `tracing` crate, and a message only has the trace
+//! that its sender gave it.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ use crate::{
     },
 };
 
-/// A save, an insert or a delete: `verb` is what it is called.
+/// A save, an insert or a delete, named by `verb`.
 pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
     info_span!(
         "save",
@@ -31,11 +32,11 @@ pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
     )
 }
 
-/// A pass over one document's messages. Of the inline dispatcher it is in the trace of the save that it follows.
+/// A pass over one document's messages. In the inline dispatcher it is part of the trace of its save.
 pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
     let name = format_args!("dispatch {}", document.namespace.coll);
     match path {
-        // No child in the subscriber's eyes: that would keep the save's span open, which ends before.
+        // Not a child in the subscriber, because that would keep the save's span open, which ends earlier.
         DispatchPath::Inline => {
             let span = info_span!(
                 parent: None,
@@ -58,8 +59,8 @@ pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
     }
 }
 
-/// The delivery of one message: part of the trace of its save where that delivers inline, else linked to it. The message
-/// carries the trace of its own delivery from then on.
+/// The delivery of one message: part of the trace of its save if it is inline, otherwise linked to it. From
+/// then on the message carries the trace of its own delivery.
 pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
     let (operation, kind, system) = match envelope.via.as_deref() {
         Some(HANDLERS) => ("process", "consumer", Some("document_outbox")),
@@ -88,7 +89,7 @@ pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
     span
 }
 
-/// Notes on a message's span what became of it.
+/// Records a message's outcome on its span.
 pub(crate) fn delivered(span: &Span, outcome: &Outcome) {
     match outcome {
         Outcome::Delivered => {}
@@ -98,13 +99,13 @@ pub(crate) fn delivered(span: &Span, outcome: &Outcome) {
     }
 }
 
-/// Notes on a span that what it stands for failed, and by which of few words.
+/// Marks a span as failed, with one of a few error types.
 pub(crate) fn failed(span: &Span, error_type: &'static str) {
     span.record("error.type", error_type);
     span.record("otel.status_code", "ERROR");
 }
 
-/// The headers of a message that is saved now: the trace that it is saved in, unless its sender gave it one.
+/// The headers of a message that is saved now: the trace of the save, unless its sender set one.
 pub(crate) fn stored(mut headers: BTreeMap<String, String>) -> BTreeMap<String, String> {
     if !headers.contains_key(TRACEPARENT) {
         carry(&mut headers, &Span::current());
@@ -144,7 +145,7 @@ mod context {
 
     use super::{BTreeMap, Span, TRACEPARENT, TRACESTATE};
 
-    /// The trace context of a span, as headers; empty where no tracer listens.
+    /// The trace context of a span, as headers; empty if no tracer listens.
     pub(super) fn headers(span: &Span) -> BTreeMap<String, String> {
         let context = span.context();
         let found = context.span().span_context().clone();
@@ -163,7 +164,7 @@ mod context {
     /// Makes a span a child of the one that these headers name, if they name one.
     pub(super) fn follow(span: &Span, headers: &BTreeMap<String, String>) {
         if let Some(parent) = read(headers) {
-            // It fails where no tracer listens: then there is no trace to be part of.
+            // It fails if no tracer listens: then there is no trace to be part of.
             let _ = span.set_parent(Context::new().with_remote_span_context(parent));
         }
     }
@@ -175,12 +176,12 @@ mod context {
         }
     }
 
-    /// Reads what anybody may have stored: what is no trace context is none.
+    /// Reads a stored value that any program may have written: an invalid trace context counts as none.
     fn read(headers: &BTreeMap<String, String>) -> Option<SpanContext> {
         let mut parts = headers.get(TRACEPARENT)?.split('-');
         let (version, trace, id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
-        // Versions to come may have more parts behind these; `ff` is never one.
+        // Future versions may have more parts after these; `ff` is never a version.
         if !hex(version, 2) || version == "ff" || version == "00" && parts.next().is_some() {
             return None;
         }

@@ -1,4 +1,5 @@
-//! Whether a save fits into its document: decided before anything is written, by what is known, or else by what is measured.
+//! Whether a save fits into its document: decided before anything is written, by known sizes, or otherwise by
+//! measured ones.
 
 use super::{
     Store,
@@ -13,37 +14,37 @@ use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 /// How large a stored document is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
-    /// Entries in its outbox, without those that were delivered and wait to be taken out.
+    /// Entries in its outbox, without delivered ones that wait to be removed.
     pub(super) held: usize,
     pub(super) bytes: usize,
 }
 
-/// By how much a save makes its document larger.
+/// How much larger a save makes its document.
 struct Growth {
     entries: usize,
-    /// What comes in, the room for the claim of a delivery included.
+    /// The bytes that a save adds, including room for the claim of a delivery.
     added: usize,
     /// What is replaced.
     removed: usize,
 }
 
 impl<T: Aggregate> Store<T> {
-    /// Checks that a save fits; gives the size of the document that it meets. Asks the server where it doesn't fit by what was
-    /// known at the load, and no more than once: what was delivered meanwhile has left.
+    /// Checks that a save fits; returns the size of the stored document. If it doesn't fit by the size at the
+    /// load, asks the server, at most once, because delivered messages have left meanwhile.
     ///
     /// # Errors
     /// [`Error::OutboxNotArray`], [`Error::OutboxFull`], [`Error::DocumentTooLarge`], or that of the question.
     pub(super) async fn admit(&self, loaded: &Loaded<T>, diff: &Diff) -> Result<Size, Error> {
         let held = match &loaded.held {
             Ok(held) => *held,
-            // A save that sends nothing leaves alone whatever is there.
+            // A save without messages leaves the stored outbox alone.
             Err(_) if diff.drafts.is_empty() => 0,
             Err(source) => {
                 let (document, source) = (loaded.document.clone(), source.clone());
                 return Err(Error::OutboxNotArray { document, source });
             }
         };
-        // Not counted: what was delivered and waits for this save to take it out, or for its clear.
+        // Not counted: delivered messages that wait for this save to remove them, or for their clear.
         let delivered = self.delivered_and_there(&loaded.document, &diff.drafts);
         let known = Size { held: held.saturating_sub(delivered), bytes: loaded.bytes };
 
@@ -58,7 +59,7 @@ impl<T: Aggregate> Store<T> {
         }
 
         let Some(measured) = self.measure(&loaded.document).await? else {
-            // It is gone, which the write will tell.
+            // It is gone, which the write will report.
             return self.check(&loaded.document, known, &growth).map(|()| known);
         };
         let measured = Size { held: measured.held.saturating_sub(delivered), ..measured };

@@ -10,7 +10,7 @@ use crate::{
 
 /// The longest `type`: it is the routing key, an AMQP short string.
 pub const MAX_TYPE_BYTES: usize = 255;
-/// A document or array without content: its length and a NUL.
+/// The size of an empty document or array: its length and a NUL.
 const EMPTY_DOCUMENT: usize = 5;
 
 /// Bounds on an outbox. The defaults leave every document room for its deliveries.
@@ -47,7 +47,7 @@ impl Default for Caps {
 }
 
 impl Caps {
-    /// Checks one message; gives its payload, and how many bytes that takes.
+    /// Checks one message; returns its payload, and the payload's size.
     pub(super) fn check_message<'a>(&self, message: &'a PendingMessage) -> Result<(&'a Bson, usize), Error> {
         let message_type = message.message_type;
         let payload = message.payload.as_ref().map_err(|reason| Error::Encode {
@@ -91,7 +91,7 @@ impl Caps {
         Ok(())
     }
 
-    /// Checks the size that a document is going to have. It may always shrink.
+    /// Checks the size that a document will have. It may always shrink.
     pub(super) fn check_document(
         &self,
         document: &DocumentRef,
@@ -110,7 +110,7 @@ fn too_large(message: &PendingMessage, what: &'static str, bytes: usize, cap: us
     Error::MessageTooLarge { message_type: message.message_type.into(), what, bytes, cap }
 }
 
-/// How many bytes an entry takes in BSON that has both dates and a payload of this size.
+/// The BSON size of an entry with both dates and a payload of this size.
 pub(super) fn entry_bytes(entry: &Entry, payload: usize) -> usize {
     let headers: usize =
         entry.headers.iter().map(|(name, value)| field_bytes(name, string_bytes(value))).sum();
@@ -129,17 +129,17 @@ pub(super) fn entry_bytes(entry: &Entry, payload: usize) -> usize {
     bytes
 }
 
-/// How many bytes the claim of an entry takes that has a value of this length.
+/// The BSON size of an entry's claim with a value of this length.
 pub(super) fn claim_bytes(token: usize) -> usize {
     field_bytes("claimed_by", 5 + token)
 }
 
-/// How many bytes an array of documents of these sizes takes in BSON.
+/// The BSON size of an array of documents of these sizes.
 pub(super) fn array_bytes_of(items: impl Iterator<Item = usize>) -> usize {
     EMPTY_DOCUMENT + items.enumerate().map(|(place, bytes)| 2 + digits(place) + bytes).sum::<usize>()
 }
 
-/// How many bytes a value takes in BSON, without its name.
+/// The BSON size of a value, without its name.
 pub(super) fn encoded_bytes(value: &Bson) -> usize {
     match value {
         Bson::Document(document) => document_bytes(document),
@@ -172,7 +172,7 @@ fn string_bytes(text: &str) -> usize {
     5 + text.len()
 }
 
-/// How long the name of this place in an array is.
+/// The length of the name of this array index.
 fn digits(place: usize) -> usize {
     place.checked_ilog10().map_or(1, |log| log as usize + 1)
 }

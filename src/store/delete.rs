@@ -1,4 +1,4 @@
-//! Deleting an aggregate that has nothing left to deliver.
+//! Deletes an aggregate that has no undelivered messages.
 
 use super::{
     Store,
@@ -14,16 +14,16 @@ use crate::{
 };
 
 impl<T: Aggregate> Store<T> {
-    /// Deletes an aggregate that nobody else has changed and that has nothing left to deliver.
+    /// Deletes an aggregate that no one else has changed and that has no undelivered messages.
     ///
     /// # Errors
-    /// [`Error`]; nothing was deleted then.
+    /// [`Error`]; then the aggregate was not deleted.
     pub async fn delete(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
         self.observe("delete", self.delete_in_steps(loaded)).await
     }
 
     async fn delete_in_steps(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
-        // What was delivered and waits to be cleared must not be in the way.
+        // Delivered messages that wait for their clear must not prevent it.
         if let Some(deferred) = self.inline.deferred_clears() {
             until_deadline(deferred.flush(&loaded.document)).await;
         }

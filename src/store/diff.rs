@@ -1,4 +1,4 @@
-//! What a save has to write: what has changed since the load, and what was sent.
+//! The content of a save: the changes since the load, and the messages sent.
 
 use mongodb::bson::RawDocumentBuf;
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::aggregate::Aggregate;
 
-/// What a save has to write.
+/// The content of a save.
 pub(super) struct Diff {
     /// The aggregate's encoding.
     pub(super) now: RawDocumentBuf,

@@ -1,4 +1,4 @@
-//! What can go wrong with a store, and what to do about it.
+//! The errors of a store, and what to do about each.
 
 use crate::{
     mongo::{
@@ -8,10 +8,10 @@ use crate::{
     stored::document_ref::DocumentRef,
 };
 
-/// Why a store did not do what was asked. Unless it says otherwise, nothing was written.
+/// Why a store failed. Unless the variant says otherwise, nothing was written.
 ///
-/// It prints itself without its [source](std::error::Error::source): that is what MongoDB or the driver answered. Log the chain of
-/// both, as error reporters do.
+/// It prints itself without its [source](std::error::Error::source), which is the answer of MongoDB or the
+/// driver. Log the chain of both, as error reporters do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,7 +21,8 @@ pub enum Error {
         /// Which.
         document: DocumentRef,
     },
-    /// `update` met another writer's change every time. Try later, or spread the writes over more documents.
+    /// `update` conflicted with another writer every time. Try later, or spread the writes over more
+    /// documents.
     #[error("{document} was changed by others {tries} times in a row; nothing was written")]
     Contended {
         /// Which.
@@ -29,23 +30,26 @@ pub enum Error {
         /// How often it was tried.
         tries: u32,
     },
-    /// No clean answer came: the write **may have happened**. Load the document and look before you repeat it.
-    #[error("{document}: no clean answer came, the write may have happened; load it and look")]
+    /// No clear answer arrived: the write **may have happened**. Load the document before you repeat it.
+    #[error(
+        "{document}: no clear answer arrived, so the write may have happened; load the document to find out"
+    )]
     Unknown {
         /// Which.
         document: DocumentRef,
-        /// What came instead.
+        /// The driver's error.
         source: mongodb::error::Error,
     },
-    /// The server could not be reached; the write never left. Repeat it later.
+    /// The server could not be reached; the write was not sent. Repeat it later.
     #[error("MongoDB could not be reached, nothing was written")]
     Unavailable(#[source] mongodb::error::Error),
-    /// The server refused, and will again.
+    /// The server refused, and would refuse again.
     #[error("MongoDB refused, nothing was written")]
     Refused(#[source] mongodb::error::Error),
     /// The outbox holds as many entries as its cap allows: its messages are not delivered as fast as they are sent.
     #[error(
-        "{document}: its outbox holds {held} entries, {sent} more would pass the cap of {cap}; see why they are not delivered"
+        "{document}: its outbox holds {held} entries, {sent} more would exceed the cap of {cap}; find out why \
+         they are not delivered"
     )]
     OutboxFull {
         /// Which.
@@ -85,7 +89,7 @@ pub enum Error {
         /// The type.
         message_type: String,
     },
-    /// The document would be larger than its cap, or than the server takes.
+    /// The document would be larger than its cap, or than the server accepts.
     #[error("{document} would have {bytes} bytes with its outbox, the cap is {cap}")]
     DocumentTooLarge {
         /// Which.
@@ -149,13 +153,13 @@ pub enum Error {
         /// Its value now.
         is: String,
     },
-    /// The aggregate's encoding has no `_id`, so MongoDB would make one that nobody knows.
+    /// The aggregate's encoding has no `_id`, so MongoDB would create one that the aggregate doesn't know.
     #[error(
-        "the aggregate's `id()` is {id}, but it encodes no `_id`, so nothing was written: mark the field \
+        "the aggregate's `id()` is {id}, but its encoding has no `_id`, so nothing was written: mark the field \
          `#[serde(rename = \"_id\")]`, and give an id that is an `Option` its value before the insert"
     )]
     NoId {
-        /// What `id()` returns.
+        /// The result of `id()`.
         id: String,
     },
     /// The aggregate's `id()` and the `_id` of its encoding are two different values.
@@ -164,14 +168,14 @@ pub enum Error {
          `_id` from `id()`; if the field has an encoding of its own, give that to its type instead"
     )]
     IdMismatch {
-        /// What `id()` returns, by its own encoding.
+        /// The result of `id()`, by its own encoding.
         id: String,
         /// The `_id` of the encoding.
         encoded: String,
     },
-    /// What would be written could not be read as the same struct again.
+    /// The encoded aggregate could not be read as the same struct again.
     #[error(
-        "{document}: what would be stored does not decode as its struct again, so nothing was written: {reason}"
+        "{document}: the encoded aggregate does not decode as its struct again, so nothing was written: {reason}"
     )]
     Unreadable {
         /// Which.
@@ -188,7 +192,7 @@ pub enum Error {
         /// Its path.
         field: String,
     },
-    /// An update brought by the caller already touches what the library writes.
+    /// The caller's update already touches fields that the library writes.
     #[error("the update already has `{path}`; leave `outbox` and `etag` to the library")]
     UpdateTouchesOutbox {
         /// The path in conflict.
@@ -197,7 +201,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later, unchanged. False for [`Error::Unknown`]: look first.
+    /// Whether the same call may succeed later, unchanged. False for [`Error::Unknown`]: load the document
+    /// first.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Contended { .. } | Self::OutboxFull { .. })
@@ -208,7 +213,7 @@ impl Error {
         Self::Encode { what: "the document".into(), reason: error.to_string() }
     }
 
-    /// Reads an error of a write to this document.
+    /// Converts an error of a write to this document.
     pub(crate) fn of_write(document: &DocumentRef, source: mongodb::error::Error, bytes: usize) -> Self {
         if error_codes::is_unencodable(&source) {
             return Self::Encode { what: document.to_string(), reason: source.kind.to_string() };
@@ -221,7 +226,7 @@ impl Error {
         }
     }
 
-    /// Reads an error of a read.
+    /// Converts an error of a read.
     pub(crate) fn of_read(source: mongodb::error::Error) -> Self {
         match error_codes::verdict(&source) {
             Verdict::Refused => Self::Refused(source),

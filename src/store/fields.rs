@@ -1,4 +1,4 @@
-//! Which fields a save writes: what changed between the aggregate as loaded and as it is now.
+//! The fields that a save writes: the differences between the aggregate as loaded and as it is now.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,13 +21,13 @@ use crate::{
 /// The fields of a document that belong to the library.
 const RESERVED: [&str; 2] = [ETAG, OUTBOX];
 
-/// What a save writes: the top-level fields that it sets and removes.
+/// The top-level fields that a save sets and removes.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     /// As they are encoded.
     pub(super) set: Builder,
     pub(super) unset: Vec<String>,
-    /// What is unknown inside each field that is set.
+    /// The unknown parts of each field that is set.
     pub(super) unknown: Vec<(String, Option<Unknown>)>,
     pub(super) dropped: Dropped,
 }
@@ -80,7 +80,7 @@ pub(super) fn changes(
 
     for removed in bytes::elements(before).filter(|element| was.contains_key(element.name)) {
         let name = text(removed.name)?;
-        // Dropping the library's own fields from a map that had picked them up drops nothing that is stored.
+        // If a map had picked up the library's own fields, dropping them from the map drops no stored field.
         if !RESERVED.contains(&name) {
             changes.unset.push(addressable(removed.name)?.to_owned());
         }
@@ -88,7 +88,7 @@ pub(super) fn changes(
     Ok(changes)
 }
 
-/// Checks that an aggregate doesn't write the library's fields itself, other than as they were stored.
+/// Checks that an aggregate doesn't write the library's fields itself, except as they were stored.
 pub(crate) fn check_reserved(stored: Option<&RawDocument>, encoded: &RawDocument) -> Result<(), Error> {
     for field in RESERVED {
         let written = encoded.get(field).ok().flatten();

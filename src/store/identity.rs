@@ -1,12 +1,14 @@
-//! The key of an aggregate: what its encoding has as `_id`, and nothing else.
+//! The key of an aggregate: the `_id` of its encoding.
 //!
 //! # Flow
-//! An insert and a save take the key from the encoding, and refuse an aggregate whose `id()` says something else. A load has
-//! only the id: it looks for the document under the id's own encoding first, and then under the others that a field's
-//! `#[serde(with = ..)]` may give it. After that the document's name is the `_id` as it is stored, byte by byte.
+//! An insert and a save take the key from the encoding, and refuse an aggregate whose `id()` differs. A load
+//! has only the id: it searches for the document by the id's own encoding first, and then by the others that
+//! a field's `#[serde(with = ..)]` may give it. After that the document's name is the `_id` as it is stored,
+//! byte by byte.
 //!
 //! # Guarantees
-//! What `insert` stores, `load` finds by the same id; where that can't be, `insert` refuses before anything is written.
+//! `load` finds every document that `insert` stored by the same id; if it couldn't, `insert` refuses before
+//! anything is written.
 
 use mongodb::{
     Namespace,
@@ -45,13 +47,13 @@ struct Named<'a, I> {
     id: &'a I,
 }
 
-/// Checks the `_id` of an aggregate's encoding against what its `id()` says; gives the form of its encoding: zero for the id's
-/// own, else one more than its place among the [other forms](other_forms).
+/// Checks the `_id` of an aggregate's encoding against its `id()`; returns the form of its encoding: zero for
+/// the id's own, otherwise one more than its place among the [other forms](other_forms).
 ///
 /// # Errors
 /// [`Error::NoId`] and [`Error::IdMismatch`].
 pub(super) fn check_id<I: Serialize>(encoded: &RawDocument, id: &I) -> Result<usize, Error> {
-    // As most have it: byte by byte as the id encodes itself.
+    // The common case: the bytes equal the id's own encoding.
     let as_itself = codec::encode(&Named { id }).map_err(|error| cannot_be_encoded(&error))?;
     let element = bytes::element(encoded, ID);
     if element.is_some() && element == bytes::element(&as_itself, ID) {
@@ -73,7 +75,8 @@ pub(super) fn check_id<I: Serialize>(encoded: &RawDocument, id: &I) -> Result<us
     }
 }
 
-/// Whether the `_id` is absent: the field is an `Option` that holds nothing, since the aggregate can be read without it.
+/// Whether the `_id` is absent: the field is an `Option` that holds nothing, because the aggregate can be
+/// read without it.
 pub(super) fn is_unset<T: serde::de::DeserializeOwned>(encoded: &RawDocument) -> bool {
     if !matches!(encoded.get(ID), Ok(Some(RawBsonRef::Null))) {
         return false;
@@ -108,7 +111,8 @@ pub(super) fn named_by(
     Ok(document)
 }
 
-/// Whether a document that was found under another form of an id has that id: its own `id()` is encoded like the one asked for.
+/// Whether a document that was found by another form of an id has that id: its own `id()` has the same
+/// encoding as the requested one.
 pub(super) fn is_of_one_type(asked: &Bson, found: &Bson) -> bool {
     match (asked, found) {
         (Bson::Binary(asked), Bson::Binary(found)) => asked.subtype == found.subtype,
@@ -116,7 +120,7 @@ pub(super) fn is_of_one_type(asked: &Bson, found: &Bson) -> bool {
     }
 }
 
-/// Whether MongoDB takes these for the same `_id`.
+/// Whether MongoDB treats these as the same `_id`.
 fn is_same(own: &Bson, encoded: &Bson) -> bool {
     match (number(own), number(encoded)) {
         (Some(own), Some(encoded)) => own == encoded,
@@ -124,7 +128,7 @@ fn is_same(own: &Bson, encoded: &Bson) -> bool {
     }
 }
 
-/// As values, two that are not a number differ.
+/// As values, two NaNs differ.
 fn is_same_in_bytes(own: &Bson, encoded: &Bson) -> bool {
     match (codec::encode(&doc! { ID: own }), codec::encode(&doc! { ID: encoded })) {
         (Ok(own), Ok(encoded)) => own.as_bytes() == encoded.as_bytes(),
@@ -203,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_id_in_another_encoding_is_recognised() {
-        // One whose legacy forms all differ.
+        // A value whose legacy forms all differ.
         let uuid = uuid::Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
         assert_eq!(check_id(&encoded(id_of(&uuid).unwrap()), &uuid).unwrap(), 0);
         for (place, form) in other_forms(&id_of(&uuid).unwrap()).into_iter().enumerate() {

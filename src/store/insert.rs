@@ -6,9 +6,9 @@ use mongodb::bson::{Bson, RawDocument, RawDocumentBuf};
 
 use super::{
     Store,
+    assumption::Assumption,
     error::Error,
     fields::check_reserved,
-    hope::Hope,
     identity::{check_id, is_unset, named_by},
     loaded::{Loaded, check_readable, encode},
     outcome::Inserted,
@@ -26,7 +26,7 @@ impl<T: Aggregate> Store<T> {
     /// Inserts a new aggregate with the messages it sent.
     ///
     /// # Errors
-    /// [`Error`]; nothing was written then, and nothing was sent.
+    /// [`Error`]; then nothing was written or sent.
     pub async fn insert(&self, value: T) -> Result<Inserted<T>, Error> {
         self.observe("insert", self.insert_in_steps(value)).await
     }
@@ -71,7 +71,7 @@ impl<T: Aggregate> Store<T> {
             baseline: encoded,
             differences: Differences::default(),
             held: Ok(0),
-            hope: Hope::default(),
+            assumption: Assumption::default(),
             bytes,
         };
         loaded.has_sent(receipt.messages.len(), 0, &receipt.dispatch);

@@ -1,4 +1,4 @@
-//! Loading an aggregate by its id, in whichever form its field encodes that.
+//! Loads an aggregate by its id, in any form in which its field encodes it.
 
 use std::sync::atomic::Ordering;
 
@@ -19,7 +19,7 @@ use crate::{
 };
 
 impl<T: Aggregate> Store<T> {
-    /// Loads an aggregate, as the majority has it; none when there is no such document.
+    /// Loads an aggregate, as the majority has it; `None` if there is no such document.
     ///
     /// # Errors
     /// [`Error::Decode`] when it doesn't fit the struct, [`Error::Unavailable`] when MongoDB can't be asked.
@@ -27,7 +27,8 @@ impl<T: Aggregate> Store<T> {
         let own = id_of(id)?;
         let others = other_forms(&own);
 
-        // Most of a store's documents have their `_id` in one form: that of the last one that was seen is tried first.
+        // Most of a store's documents have their `_id` in one form, so the form that was seen last is tried
+        // first.
         let last = self.form.load(Ordering::Relaxed);
         if let Some(form) = last.checked_sub(1).and_then(|place| others.get(place))
             && let Some(loaded) = self.load_other(&own, &others, equal_to(form)).await?
@@ -54,7 +55,7 @@ impl<T: Aggregate> Store<T> {
         let Some(raw) = found else { return Ok(None) };
         let loaded = self.read(&raw)?;
 
-        // A struct that takes any `_id` tells a text from the ObjectId of the same digits.
+        // A struct that accepts any `_id` distinguishes a text from the ObjectId of the same digits.
         if !is_of_one_type(own, &id_of(loaded.value.id())?) {
             return Ok(None);
         }
@@ -63,7 +64,7 @@ impl<T: Aggregate> Store<T> {
         Ok(Some(loaded))
     }
 
-    /// Reads a stored document, which from then on has the name by which it is stored.
+    /// Reads a stored document, which from then on is identified by its stored key.
     fn read(&self, raw: &RawDocumentBuf) -> Result<Loaded<T>, Error> {
         let document = named_by(self.namespace.clone(), &self.shard_key, raw)?;
         Loaded::read(document, raw)

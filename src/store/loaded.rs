@@ -1,12 +1,12 @@
-//! An aggregate as it was loaded, with what the next save needs to know.
+//! An aggregate as it was loaded, with the state that the next save needs.
 
 use std::ops::{Deref, DerefMut};
 
 use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf};
 
 use super::{
+    assumption::Assumption,
     fields::{Changes, changes, check_reserved},
-    hope::Hope,
     identity::ID,
     unknown::{
         Unknown,
@@ -34,20 +34,20 @@ pub struct Loaded<T> {
     pub(super) document: DocumentRef,
     /// The stored field `etag`, whatever its type; absent in documents that this library has not saved yet.
     pub(super) etag: Option<RawDocumentBuf>,
-    /// The aggregate as it would be written if nothing were changed.
+    /// The aggregate as it would be written without changes.
     pub(super) baseline: RawDocumentBuf,
-    /// What the struct doesn't know of the stored document, and what it knows by another name.
+    /// The stored fields that the struct doesn't know, and those that it knows by another name.
     pub(super) differences: Differences,
     /// Entries in the stored outbox, as far as known.
     pub(super) held: Result<usize, NotAnArray>,
-    /// Whether they may all have been delivered meanwhile.
-    pub(super) hope: Hope,
+    /// Whether all of them may have been delivered meanwhile.
+    pub(super) assumption: Assumption,
     /// Bytes of the stored document.
     pub(super) bytes: usize,
 }
 
 impl<T> Loaded<T> {
-    /// The aggregate, giving up the knowledge of how it was loaded.
+    /// The aggregate alone, without the state of its load.
     pub fn into_inner(self) -> T {
         self.value
     }
@@ -64,7 +64,7 @@ impl<T> Loaded<T> {
 }
 
 impl<T: Aggregate> Loaded<T> {
-    /// Reads a stored document of this name.
+    /// Reads a stored document with this key.
     pub(super) fn read(document: DocumentRef, raw: &RawDocumentBuf) -> Result<Self, Error> {
         let stored = match read_stored::<T>(raw) {
             Ok(stored) => stored,
@@ -77,7 +77,7 @@ impl<T: Aggregate> Loaded<T> {
             document,
             etag: stored.etag,
             held: stored.held,
-            hope: Hope::default(),
+            assumption: Assumption::default(),
             differences: compare::<T>(raw, &baseline, T::ELEMENT_KEYS)?,
             bytes: raw.as_bytes().len(),
             value: stored.value,
@@ -85,15 +85,15 @@ impl<T: Aggregate> Loaded<T> {
         })
     }
 
-    /// Remembers that a save wrote this many entries, beside as many others, and what was made of them.
+    /// Remembers how many entries a save wrote, how many others there are, and how they were dispatched.
     pub(super) fn has_sent(&mut self, sent: usize, others: usize, dispatch: &Dispatch) {
         if others == 0 {
-            self.hope.was_right();
+            self.assumption.was_right();
         }
         let left = match dispatch {
             Dispatch::Settled(settled) if settled.iter().all(|(_, it)| *it == Disposition::Delivered) => 0,
             Dispatch::Background => {
-                self.hope.has_dispatched(sent);
+                self.assumption.has_dispatched(sent);
                 sent
             }
             _ => sent,
@@ -103,7 +103,8 @@ impl<T: Aggregate> Loaded<T> {
         }
     }
 
-    /// What a save of the aggregate as it is now writes. With any change, a field that was read under another name moves.
+    /// The fields that a save of the current aggregate writes. With any change, a field that was read under
+    /// another name moves.
     pub(super) fn changes(&self, now: &RawDocument) -> Result<Changes, Error> {
         let mut changes = changes(&self.baseline, now, &self.differences.unknown, T::ELEMENT_KEYS)?;
         if changes.is_empty() || self.differences.renamed.is_empty() {
@@ -121,7 +122,7 @@ impl<T: Aggregate> Loaded<T> {
         Ok(changes)
     }
 
-    /// Remembers what is unknown in the fields that a save has set.
+    /// Remembers the unknown parts of the fields that a save has set.
     pub(super) fn now_knows(&mut self, set: Vec<(String, Option<Unknown>)>, unset: &[String]) {
         for field in unset {
             self.differences.unknown.remove(field);
@@ -135,7 +136,7 @@ impl<T: Aggregate> Loaded<T> {
         }
     }
 
-    /// Whether a field that names the document is other than when it was loaded.
+    /// Whether a field of the document's key has changed since the load.
     pub(super) fn check_named_alike(&self, now: &RawDocument, shard_key: &[String]) -> Result<(), Error> {
         for field in [ID].into_iter().chain(shard_key.iter().map(String::as_str)) {
             if bytes::element(&self.baseline, field) != bytes::element(now, field) {
@@ -151,7 +152,7 @@ impl<T: Aggregate> Loaded<T> {
     }
 }
 
-/// What is read of a stored document.
+/// The parts that are read of a stored document.
 struct Stored<T> {
     value: T,
     etag: Option<RawDocumentBuf>,
@@ -210,7 +211,7 @@ impl<T> DerefMut for Loaded<T> {
     }
 }
 
-/// Decodes an aggregate, whatever text that is not UTF-8 stands in fields that are not its own.
+/// Decodes an aggregate, even if fields that are not its own contain text that is not UTF-8.
 fn decode<T: Aggregate>(raw: &RawDocument) -> Result<T, String> {
     let error = match codec::decode(raw.as_bytes()) {
         Ok(value) => return Ok(value),
@@ -220,7 +221,8 @@ fn decode<T: Aggregate>(raw: &RawDocument) -> Result<T, String> {
         return Err(error);
     }
 
-    // What the struct writes again, it has read: that must be what is stored. The entries of the outbox are judged by who delivers.
+    // The struct writes only what it has read, so the result must equal the stored fields. The deliverer
+    // judges the entries of the outbox.
     let mut lossy = salvage::lossy(raw);
     lossy.remove(OUTBOX);
     let lossy = codec::encode(&lossy).map_err(|error| error.to_string())?;
@@ -245,7 +247,7 @@ pub(super) fn encode<T: Aggregate>(value: &T) -> Result<RawDocumentBuf, Error> {
     codec::encode(value).map_err(Error::of_encoding)
 }
 
-/// Checks that what would be stored can be loaded again.
+/// Checks that the encoded aggregate can be loaded again.
 pub(super) fn check_readable<T: Aggregate>(
     document: &DocumentRef,
     content: &RawDocument,

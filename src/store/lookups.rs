@@ -1,4 +1,4 @@
-//! What a store asks of MongoDB without writing.
+//! The reads of a store.
 
 use mongodb::{
     bson::{Document, RawDocumentBuf, doc},
@@ -17,13 +17,13 @@ use crate::{
     stored::{document_ref::DocumentRef, entry::ETAG},
 };
 
-/// What a document is now whose filter found nothing.
+/// The state of a document whose filter matched nothing.
 pub(super) enum Found {
-    /// Its etag is as it was loaded.
+    /// Its etag is unchanged.
     Same,
-    /// Somebody else has saved it.
+    /// Another process has saved it.
     Changed,
-    /// It is not there any more.
+    /// It no longer exists.
     Gone,
 }
 
@@ -47,7 +47,7 @@ impl<T: Aggregate> Store<T> {
         self.mongo.find(find).await.map_err(Error::of_read)
     }
 
-    /// Whether an insert was refused because there is a document of the same `_id`.
+    /// Whether an insert was refused because a document with the same `_id` exists.
     pub(super) async fn exists(&self, document: &DocumentRef, refusal: &DriverError) -> Result<bool, Error> {
         if error_codes::verdict(refusal) != Verdict::Duplicate {
             return Ok(false);
@@ -56,7 +56,7 @@ impl<T: Aggregate> Store<T> {
         Ok(found.is_some())
     }
 
-    /// Why a filter found nothing: reads the latest state, not the majority's, which may be older.
+    /// Why a filter matched nothing: reads the latest state, not the majority's, which may be older.
     pub(super) async fn look_again(&self, loaded: &Loaded<T>) -> Result<Found, Error> {
         let found = self.find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local()).await?;
         let Some(raw) = found else { return Ok(Found::Gone) };
@@ -64,7 +64,7 @@ impl<T: Aggregate> Store<T> {
         if element(&raw, ETAG) == loaded.etag() { Ok(Found::Same) } else { Ok(Found::Changed) }
     }
 
-    /// Asks for the size of the stored document; none when it is gone.
+    /// Reads the size of the stored document; `None` if it is gone.
     pub(super) async fn measure(&self, document: &DocumentRef) -> Result<Option<Size>, Error> {
         let is_array = doc! { "$isArray": "$outbox" };
         let held = doc! { "$cond": [is_array, { "$size": "$outbox" }, 0] };

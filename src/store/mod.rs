@@ -1,27 +1,27 @@
 //! Loading and saving aggregates, with their messages.
 //!
 //! # Flow
-//! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries appended to the
-//! outbox. It matches the `etag` the aggregate was loaded with, so nobody's change is lost, and doesn't touch the
-//! entries that stand there, so no delivery is lost either: but for entries that this process has
-//! delivered and left there, which it takes out. The steps of a save are in `save.rs`.
+//! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries
+//! appended to the outbox. It matches the `etag` the aggregate was loaded with, so no other change is lost.
+//! It doesn't touch the stored entries, so no delivery is lost either, except that it removes entries that
+//! this process has delivered and left there. The steps of a save are in `save.rs`.
 //!
 //! # Guarantees
 //! - A message exists if and only if the save that sent it is committed by the majority.
 //! - Stored fields that the struct doesn't know survive, in arrays those of every element that can be recognised.
-//! - What is stored decodes as the same struct again, and is found by the same id.
+//! - Every stored document decodes as the same struct again, and is found by the same id.
 //! - Documents from before the library, without `etag` and `outbox`, are loaded and saved like the rest.
 //!
 //! # Caveats
 //! A save future that is dropped leaves the save undecided: done or not, never by half.
 
 mod admit;
+mod assumption;
 pub(crate) mod caps;
 mod delete;
 mod diff;
 pub(crate) mod error;
 mod fields;
-mod hope;
 mod identity;
 mod indexes;
 mod insert;
@@ -68,7 +68,7 @@ pub struct Store<T> {
     inline: InlineDispatcher,
     caps: Caps,
     shard_key: Vec<String>,
-    /// In which form the `_id` that was seen last is encoded.
+    /// The form of the `_id` that was seen last.
     form: Arc<AtomicUsize>,
     aggregate: PhantomData<fn() -> T>,
 }
@@ -98,8 +98,8 @@ impl<T> Clone for Store<T> {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// A store of the aggregates in the collection of this name. It reads and writes through the client that the inline
-    /// dispatcher was built with, with concerns of its own: majority.
+    /// A store of the aggregates in the collection of this name. It reads and writes through the client that
+    /// the inline dispatcher was built with, with its own concerns: majority.
     #[must_use]
     #[allow(clippy::needless_pass_by_value, reason = "a collection is a handle, made to be handed over")]
     pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &InlineDispatcher) -> Self {
@@ -135,7 +135,7 @@ impl<T: Aggregate> Store<T> {
         &self.collection
     }
 
-    /// Makes the two indexes by which due and dead messages are found; does nothing where they exist.
+    /// Creates the two indexes that find due and dead messages; does nothing if they exist.
     ///
     /// # Errors
     /// [`Error::Refused`] or [`Error::Unavailable`].
@@ -143,7 +143,7 @@ impl<T: Aggregate> Store<T> {
         self.mongo.create_indexes(&self.namespace, indexes()).await.map_err(Error::of_read)
     }
 
-    /// Does a write in a span of its own, within one timeout, and counts its outcome.
+    /// Runs a write in a separate span, within one timeout, and counts its outcome.
     async fn observe<R>(
         &self,
         verb: &'static str,

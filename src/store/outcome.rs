@@ -1,7 +1,7 @@
-//! What a store did: one enum for each verb, each variant with what to do next.
+//! The outcomes of a store: one enum for each verb, each variant with what to do next.
 //!
-//! The enums are exhaustive on purpose: an outcome that a caller forgets should not compile, and one more of them would change
-//! what every caller has to decide. What a write brings back can grow.
+//! The enums are exhaustive on purpose: code that forgets an outcome should not compile, and a new outcome
+//! would change what every caller has to decide. A write's receipt can get more fields.
 
 use mongodb::error::Error as DriverError;
 
@@ -14,44 +14,45 @@ use crate::{dispatch::Dispatch, observe::metrics::SaveOutcome};
 pub struct Receipt {
     /// The ids of the messages saved, in the order sent.
     pub messages: Vec<uuid::Uuid>,
-    /// What the inline dispatcher made of them.
+    /// The inline dispatcher's result for them.
     pub dispatch: Dispatch,
 }
 
-/// What became of a save.
+/// The outcome of a save.
 #[derive(Debug)]
 #[must_use = "a save may not have been applied"]
 pub enum Saved {
-    /// Nothing had changed and nothing was sent, so nothing was written.
+    /// There was no change and no message, so nothing was written.
     Unchanged,
-    /// Written, and safe. The value is as loaded anew: it can be changed and saved again.
+    /// Written, and safe. The value is as freshly loaded: it can be changed and saved again.
     Applied(Receipt),
-    /// Somebody else saved in between; nothing was written. Load again and decide anew, or use `update`.
+    /// Another process saved in between; nothing was written. Load again and decide again, or use `update`.
     Conflict,
     /// The document was deleted; nothing was written.
     Gone,
-    /// No clean answer came: it may have been written, and nothing was dispatched inline. Load again and look; if it was
-    /// written, its messages are in the outbox and the rescuer delivers them.
+    /// No clear answer arrived: it may have been written, and its messages were not dispatched inline. Load
+    /// the document again; if it was written, its messages are in the outbox and the rescuer delivers them.
     Unknown(DriverError),
 }
 
 impl Saved {
-    /// Whether the document is now as the aggregate has it: also where there was nothing to write.
+    /// Whether the document now equals the aggregate, including the case that there was nothing to write.
     #[must_use]
     pub fn is_current(&self) -> bool {
         matches!(self, Self::Applied(_) | Self::Unchanged)
     }
 }
 
-/// What became of an insert.
+/// The outcome of an insert.
 #[derive(Debug)]
 #[must_use = "an insert may not have been applied"]
 pub enum Inserted<T> {
     /// Written, and safe.
     Applied(Box<Loaded<T>>, Receipt),
-    /// A document with this `_id` is there already; nothing was written. The aggregate is handed back.
+    /// A document with this `_id` exists already; nothing was written. The aggregate is returned.
     Exists(T),
-    /// No clean answer came: it may have been written. Load and look; nothing was dispatched inline.
+    /// No clear answer arrived: it may have been written. Load the document to find out; its messages were
+    /// not dispatched inline.
     Unknown(T, DriverError),
 }
 
@@ -61,25 +62,26 @@ pub enum Inserted<T> {
 pub struct Updated<T, R> {
     /// What the closure returned, the last time it ran.
     pub value: R,
-    /// The aggregate as it now stands.
+    /// The aggregate as it is now.
     pub document: Loaded<T>,
-    /// The write; none when nothing had changed.
+    /// The write; `None` if there was no change.
     pub receipt: Option<Receipt>,
 }
 
-/// What became of a delete.
+/// The outcome of a delete.
 #[derive(Debug)]
 #[must_use = "a delete may not have been applied"]
 pub enum Deleted {
     /// It is gone.
     Done,
-    /// Somebody else saved in between; nothing was deleted. Load again and decide anew.
+    /// Another process saved in between; the document was not deleted. Load again and decide again.
     Conflict,
     /// It was gone already.
     Gone,
-    /// Its outbox still holds messages, so nothing was deleted. Wait for their delivery, and see to the dead ones.
+    /// Its outbox still has messages, so it was not deleted. Wait for their delivery, and handle the dead
+    /// ones.
     Undelivered,
-    /// No clean answer came. Load and look.
+    /// No clear answer arrived. Load the document to find out.
     Unknown(DriverError),
 }
 

@@ -1,4 +1,5 @@
-//! A save's messages made ready to be written: each becomes an [`Entry`] once, is encoded once, and is delivered as that entry.
+//! Prepares a save's messages: each becomes an [`Entry`] once, is encoded once, and is delivered as that
+//! entry.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +29,7 @@ use crate::{
     },
 };
 
-/// A message that was checked, as an entry that has no dates yet.
+/// A checked message, as an entry without dates.
 #[derive(Debug)]
 pub(super) struct Draft {
     entry: Entry,
@@ -37,12 +38,12 @@ pub(super) struct Draft {
     bytes: usize,
 }
 
-/// How likely the stored outbox is empty, which an entry that is born claimed needs.
+/// Whether the stored outbox is empty, as a born-claimed entry requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Emptiness {
-    /// It was, as far as is known.
+    /// It was empty, as far as is known.
     Known,
-    /// What was counted has probably been delivered meanwhile.
+    /// Its entries have probably been delivered meanwhile.
     Hoped,
     /// Others wait in it.
     Unlikely,
@@ -59,7 +60,7 @@ struct Birth {
 pub(super) struct Prepared {
     /// In the order sent.
     entries: Vec<Entry>,
-    /// The same as they are stored, as a document with the field `outbox`; empty without entries.
+    /// The same in their stored form, as a document with the field `outbox`; empty without entries.
     pub(super) encoded: RawDocumentBuf,
     /// Server time, when they are sent.
     now: DateTime,
@@ -70,7 +71,7 @@ pub(super) struct Prepared {
 }
 
 impl Draft {
-    /// When the message is due, if that is still to come.
+    /// When the message is due, if that is in the future.
     fn scheduled(&self, now: DateTime) -> Option<DateTime> {
         let at = match self.due {
             Due::Now => return None,
@@ -80,7 +81,7 @@ impl Draft {
         if at > now { Some(at) } else { None }
     }
 
-    /// The entry as it is saved at this time. Nobody holds a claim on one that is not to be delivered now.
+    /// The entry as it is saved at this time. An entry that is not to be delivered now has no claim.
     fn dated(self, now: DateTime, claim: Option<&Birth>) -> Entry {
         let scheduled = self.scheduled(now);
         let mut entry = self.entry;
@@ -97,12 +98,12 @@ impl Draft {
     }
 }
 
-/// How many of these are not for later.
+/// How many of these are due now.
 fn due_of(drafts: &[Draft], now: DateTime) -> usize {
     drafts.iter().filter(|draft| draft.scheduled(now).is_none()).count()
 }
 
-/// How many bytes the field `outbox` takes that holds these, each with a claim of this size.
+/// The size of a field `outbox` with these, each with a claim of this size.
 pub(super) fn bytes_of(drafts: &[Draft], claim: usize) -> usize {
     if drafts.is_empty() {
         return 0;
@@ -111,7 +112,7 @@ pub(super) fn bytes_of(drafts: &[Draft], claim: usize) -> usize {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// The messages of an aggregate as entries without dates, each checked against its caps.
+    /// The messages of an aggregate as entries without dates, checked against the caps.
     ///
     /// # Errors
     /// That of the first message that can't be stored.
@@ -140,7 +141,7 @@ impl<T: Aggregate> Store<T> {
         Ok(Draft { entry, due: message.due, bytes })
     }
 
-    /// Dates and encodes entries, with a seat where one is free, and claimed where the outbox may be empty.
+    /// Dates and encodes entries, with a seat if one is free, and claimed if the outbox may be empty.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where the server has to be asked for the time, [`Error::Encode`].
@@ -168,7 +169,7 @@ impl<T: Aggregate> Store<T> {
         Prepared::of(document, drafts, now, seat, claim)
     }
 
-    /// Dates and encodes entries that others write, so without seat and claim.
+    /// Dates and encodes entries that the caller writes, so without seat and claim.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
@@ -254,7 +255,7 @@ impl Prepared {
         self.encoded.as_bytes().len() - RawDocumentBuf::new().as_bytes().len()
     }
 
-    /// Gives the claim up: the entries are due at once, for any claim.
+    /// Drops the claim: the entries are due at once, for any claim.
     pub(super) fn unclaim(&mut self, document: &DocumentRef) -> Result<(), Error> {
         self.claim = None;
         for entry in &mut self.entries {

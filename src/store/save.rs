@@ -1,13 +1,14 @@
 //! A save, in five steps.
 //!
 //! # Flow
-//! 1. *diff*: what has changed since the load, and what was sent, checked against the caps of messages;
+//! 1. *diff*: the changes since the load, and the messages sent, checked against the caps of messages;
 //! 2. *admit*: whether it fits into the document. Asks the server at most once;
-//! 3. *prepare*: the messages become entries, dated and encoded, with a seat and a claim where they can be delivered at once;
+//! 3. *prepare*: the messages become entries, dated and encoded, with a seat and a claim if they can be
+//!    delivered at once;
 //! 4. *write*: under the strictest [condition](super::write::Condition) first;
 //! 5. *dispatch*: the entries go to the inline dispatcher.
 //!
-//! Until the write nothing has happened, and any step may refuse.
+//! Before the write there are no effects, and any step may refuse.
 
 use super::{
     Store, admit::Size, diff::Diff, error::Error, loaded::Loaded, outcome::Saved, prepare::Emptiness,
@@ -48,7 +49,8 @@ impl<T: Aggregate> Store<T> {
             SaveWrite::Failed(error) => return Err(Error::of_write(&loaded.document, error, bytes)),
         };
 
-        // From here on the aggregate is as loaded again, also where the caller doesn't wait for the deliveries.
+        // From here on the aggregate counts as freshly loaded, even if the caller doesn't wait for the
+        // deliveries.
         loaded.etag = Some(etag);
         loaded.bytes = bytes;
         self.forget_changes(loaded, diff);
@@ -63,15 +65,15 @@ impl<T: Aggregate> Store<T> {
         if size.held == 0 {
             return Emptiness::Known;
         }
-        // Hopeless while a delivery is under way.
-        if loaded.hope.covers(size.held) && !self.inline.works_on(&loaded.document) {
+        // Impossible while a delivery is in progress.
+        if loaded.assumption.covers(size.held) && !self.inline.works_on(&loaded.document) {
             Emptiness::Hoped
         } else {
             Emptiness::Unlikely
         }
     }
 
-    /// The changes are what is stored now, and the messages have left the aggregate: no sooner, because a save that is dropped
+    /// The changes are stored now, and the messages leave the aggregate: not earlier, because a dropped save
     /// must not lose them.
     fn forget_changes(&self, loaded: &mut Loaded<T>, diff: Diff) {
         let Diff { now, changes, .. } = diff;

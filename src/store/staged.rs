@@ -1,4 +1,4 @@
-//! *Bring your own update*: for teams with a data layer of their own.
+//! *Bring your own update*: for teams with their own data layer.
 //!
 //! ```no_run
 //! # use document_outbox::{Aggregate, Error, Outbox, Store};
@@ -47,7 +47,7 @@ use crate::{
     },
 };
 
-/// Messages ready to be written by an update, insert or transaction of the caller's.
+/// Messages ready to be written by the caller's update, insert or transaction.
 ///
 /// **Guarantee.** They exist if and only if that write is committed. **Assumption.** The write is acknowledged by the majority;
 /// with less, a failover can undo it. Dropping this without writing drops the messages.
@@ -75,7 +75,7 @@ impl fmt::Debug for StagedMessages {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// Makes messages ready for an update, an insert or a transaction of your own: see [`StagedMessages`].
+    /// Prepares messages for your own update, insert or transaction: see [`StagedMessages`].
     ///
     /// # Errors
     /// [`Error`] for messages past their caps; they stay in the outbox.
@@ -144,10 +144,11 @@ impl StagedMessages {
         self.ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect()
     }
 
-    /// Starts inline delivery, once the write is committed. Left out, the rescuer delivers.
+    /// Starts inline delivery, once the write is committed. Without this call, the rescuer delivers.
     ///
-    /// `id` is the `_id` of the document that was written. A UUID or `ObjectId` may be given in any of the forms in which a
-    /// document can have it. If no document of that `_id` has the messages, the rescuer delivers them, and a warning says so.
+    /// `id` is the `_id` of the document that was written. A UUID or `ObjectId` may be given in any of the
+    /// forms in which a document can have it. If no document of that `_id` has the messages, the rescuer
+    /// delivers them, and a warning is logged.
     pub async fn committed(self, id: impl Into<Bson>) -> Dispatch {
         let Some(first) = self.ids.first() else { return Dispatch::Nothing };
         let id = id.into();
@@ -166,20 +167,20 @@ impl StagedMessages {
             Ok(None) => {
                 tracing::warn!(
                     document = %named,
-                    "no document of this `_id` has the staged messages: either it is not the `_id` of the document that was \
-                     written, or the write is not committed; if it is, the rescuer delivers them"
+                    "no document with this `_id` has the staged messages: either another document was \
+                     written, or the write is not committed; if it was committed, the rescuer delivers them"
                 );
                 let why = Dispatch::Skipped(Shed::NotFound);
                 self.inline.left(&named, self.due, &why);
                 return why;
             }
-            // The delivery will meet the same trouble, and report it.
+            // The delivery will fail the same way, and report it.
             Err(_unasked) => named,
         };
         self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await
     }
 
-    /// The document that has the messages, by its stored name.
+    /// The document that has the messages, by its stored key.
     async fn find(&self, id: &Bson, message: Uuid) -> Result<Option<DocumentRef>, DriverError> {
         let mut any = vec![doc! { ID: equal_to(id) }];
         any.extend(other_forms(id).into_iter().map(|form| doc! { ID: form }));

@@ -1,4 +1,4 @@
-//! Loading, changing and saving in one, again where somebody else was faster.
+//! Loads, changes and saves in one, and repeats if another process was faster.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -12,17 +12,18 @@ use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 
 /// How often [`Store::update`] tries before it gives up on a document that others keep changing.
 const TRIES: u32 = 32;
-/// After this many tries the pause between two grows no more: a quarter of a second, because the other save may wait for its
-/// majority that long.
+/// After this many tries the pause stops growing: a quarter of a second, because the other save may wait for
+/// its majority that long.
 const LONGEST_AFTER: u32 = 7;
 
 impl<T: Aggregate> Store<T> {
-    /// Loads an aggregate, changes it and saves it; again from the start when somebody else saved in between.
+    /// Loads an aggregate, changes it and saves it; again from the start if another process saved in between.
     ///
-    /// The closure may run several times, each time on a fresh aggregate; it should do nothing but change it.
+    /// The closure may run several times, each time on a fresh aggregate; it should only change it.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Contended`], [`Error::Unknown`] (look before repeating), or any other [`Error`].
+    /// [`Error::NotFound`], [`Error::Contended`], [`Error::Unknown`] (load the document before you repeat
+    /// it), or any other [`Error`].
     pub async fn update<R>(
         &self,
         id: &T::Id,
@@ -34,7 +35,7 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Like [`update`](Store::update), with a closure that can refuse: nothing is saved then.
+    /// Like [`update`](Store::update), with a closure that can refuse; then there is no save.
     ///
     /// # Errors
     /// The outer error is the store's, the inner one the closure's: `orders.try_update(&id, Order::pay).await??`.

@@ -4,7 +4,7 @@
 //! HoldsOnly(taken) ──missed──▶ EmptyOutbox ──missed──▶ Any ──missed──▶ conflict
 //! ```
 //!
-//! A miss is followed by one look at the etag: if that has changed, it is a conflict at once.
+//! A miss is followed by one read of the etag: if that has changed, it is a conflict at once.
 
 use mongodb::{
     bson::{Document, RawDocument, RawDocumentBuf, doc},
@@ -36,12 +36,13 @@ use crate::{
 
 /// The path of an outbox's first entry.
 const FIRST_ENTRY: &[u8] = b"outbox.0";
-/// A string of no length, as BSON has it.
+/// The size of an empty string in BSON.
 const EMPTY_STRING: &[u8] = &[1, 0, 0, 0, 0];
 
-/// What the stored outbox must be for a save to be written.
+/// The condition on the stored outbox for a save.
 pub(super) enum Condition {
-    /// It holds what was delivered under one claim and nothing else: this save takes that out, and its entries are born claimed.
+    /// It has only entries that were delivered under one claim: this save removes those, and its entries are
+    /// born claimed.
     HoldsOnly(Taken),
     /// It is empty: the entries are born claimed.
     EmptyOutbox,
@@ -49,12 +50,12 @@ pub(super) enum Condition {
     Any,
 }
 
-/// What became of the write.
+/// The outcome of the write.
 pub(super) enum SaveWrite {
     Applied {
         etag: RawDocumentBuf,
     },
-    /// Somebody else saved in between.
+    /// Another process saved in between.
     Conflict,
     Gone,
     /// It may have been written.
@@ -64,7 +65,7 @@ pub(super) enum SaveWrite {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// Step 4 of a save. Where the outbox turns out not to be empty, the entries in `prepared` lose their claim.
+    /// Step 4 of a save. If the outbox turns out not to be empty, the entries in `prepared` lose their claim.
     ///
     /// # Errors
     /// That of a question between two tries.
@@ -87,7 +88,7 @@ impl<T: Aggregate> Store<T> {
             }
 
             match self.look_again(loaded).await? {
-                // The etag is as loaded, so only the outbox can have been in the way.
+                // The etag is unchanged, so only the outbox can have caused the miss.
                 Found::Same => {}
                 Found::Changed => return Ok(SaveWrite::Conflict),
                 Found::Gone => return Ok(SaveWrite::Gone),
@@ -99,7 +100,7 @@ impl<T: Aggregate> Store<T> {
                 }
                 Condition::EmptyOutbox => {
                     if outbox == Emptiness::Hoped {
-                        loaded.hope.was_wrong();
+                        loaded.assumption.was_wrong();
                     }
                     prepared.unclaim(&loaded.document)?;
                     Condition::Any
@@ -124,7 +125,8 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Clears what a save could not take out. What is not cleared by the deadline fails the next try.
+    /// Clears messages that a save could not remove. If they are not cleared by the deadline, the next try
+    /// fails.
     async fn clear_instead(&self, loaded: &Loaded<T>, taken: Taken) {
         drop(taken);
         if let Some(deferred) = self.inline.deferred_clears() {
@@ -192,14 +194,14 @@ pub(super) fn filter_of<T>(loaded: &Loaded<T>, condition: &Condition) -> Result<
     Ok(Filter::Bytes(filter.build()))
 }
 
-/// Matches a field that isn't there.
+/// Matches an absent field.
 fn absent() -> RawDocumentBuf {
     let mut absent = Builder::new();
     absent.push_bool("$exists", false);
     absent.build()
 }
 
-/// Matches an outbox that holds these entries, still under their claim, and nothing else.
+/// Matches an outbox that holds exactly these entries, still under their claim.
 fn holds_only(delivered: &Delivered) -> Document {
     let mut filter = doc! { format!("{OUTBOX}.{}", delivered.ids.len()): { "$exists": false } };
     for (place, id) in delivered.ids.iter().enumerate() {

@@ -1,12 +1,12 @@
-//! What may be delivered now: one pure function of an outbox and the time.
+//! Which messages may be delivered now: one pure function of an outbox and the time.
 //!
-//! The inline dispatcher, the dispatcher worker, the rescuer and operators all ask this function and no other,
-//! so they cannot disagree on the order of a document's messages.
+//! The inline dispatcher, the dispatcher worker, the rescuer and operators all use this function, so they
+//! cannot disagree on the order of a document's messages.
 //!
-//! It walks the array in order and passes over what is dead, unreadable, or scheduled and not yet due. In an
-//! ordered document it stops at the first entry that is waiting for a retry, claimed by another, or not
-//! for this deliverer: what stands behind it must not overtake it. Where dead ones block, it stops at those too. In an
-//! unordered document it stops at nothing.
+//! It walks the array in order and skips what is dead, unreadable, or scheduled and not yet due. In an
+//! ordered document it stops at the first entry that is waiting for a retry, claimed by another, or not for
+//! this deliverer: later entries must not overtake it. If dead entries block, it stops at those too. In an
+//! unordered document it never stops.
 
 use std::fmt;
 
@@ -17,12 +17,13 @@ use crate::stored::entry::{Entry, Slot};
 /// Whether the messages of one document keep their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeliveryOrder {
-    /// One after the other, in the order they stand in the outbox; a failing one holds back the later ones.
+    /// One after the other, in the order of the outbox; a failing one blocks the later ones.
     #[default]
     Ordered,
-    /// Like `Ordered`, and a dead one holds back the later ones too, until an operator has replayed or removed it.
+    /// Like `Ordered`, and a dead one blocks the later ones too, until an operator has replayed or removed
+    /// it.
     DeadBlocks,
-    /// Each for itself; a failing one holds back nothing.
+    /// Independently; a failing one blocks no other.
     Unordered,
 }
 
@@ -31,14 +32,14 @@ pub(crate) const CLAIMED_ALONE_AT: i64 = 5;
 /// At this many crashed claims, an entry is dead.
 pub(crate) const CRASHED_AT: i64 = 8;
 
-/// How the question is asked.
+/// The parameters of the decision.
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
     /// Server time.
     pub now: DateTime,
     /// Whether the document keeps its order.
     pub ordering: DeliveryOrder,
-    /// At most this many entries in one claim.
+    /// The most entries in one claim.
     pub limit: usize,
     /// Whether the deliverer that asks can serve an entry with this `via`.
     pub serves: &'a (dyn Fn(Option<&str>) -> bool + Sync),
@@ -54,50 +55,50 @@ impl fmt::Debug for Rules<'_> {
     }
 }
 
-/// What holds the entries back that are not deliverable now.
+/// What blocks the entries that are not deliverable now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
     /// Another claim holds the head until then.
     Claimed(DateTime),
-    /// The head failed and is tried again then.
+    /// The head failed and is retried then.
     Retrying(DateTime),
     /// The head is scheduled for then.
     Scheduled(DateTime),
     /// The head is for a deliverer other than the one that asks.
     NotMine,
-    /// The head is dead, and this document's dead ones hold back what stands behind them.
+    /// The head is dead, and this document's dead entries block the later ones.
     Dead,
 }
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Deliverable<'a> {
-    /// To be claimed and delivered now, in this order.
+    /// Claim and deliver these now, in this order.
     pub entries: Vec<&'a Entry>,
-    /// To be given up first: the processes that claimed it kept dying.
+    /// Declare this one dead first: the processes that claimed it kept dying.
     pub crashed: Option<&'a Entry>,
-    /// More would be deliverable, but not in the same claim.
+    /// There are more deliverable entries, but not in the same claim.
     pub more: bool,
-    /// What holds back the first entry that is not deliverable. Scheduled ones hold back nothing but themselves: the
-    /// earliest of them is named only where nothing else waits.
+    /// The reason that blocks the first entry that is not deliverable. Scheduled entries block only
+    /// themselves: the earliest of them is named only if no other entry waits.
     pub held: Option<Hold>,
     /// How many entries the deliverer that asks cannot serve.
     pub not_mine: usize,
-    /// How many elements are no entries.
+    /// How many elements are not entries.
     pub unreadable: usize,
 }
 
 impl Deliverable<'_> {
-    /// True when there is something to do for this document now.
+    /// True if this document needs work now.
     pub fn is_work(&self) -> bool {
         !self.entries.is_empty() || self.crashed.is_some()
     }
 }
 
-/// Decides what of an outbox may be delivered now.
+/// Decides which entries of an outbox may be delivered now.
 pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
     let mut answer = Deliverable::default();
-    // Until an entry closes it, because those behind must not overtake.
+    // True until an entry closes it, because later ones must not overtake.
     let mut open = true;
     for slot in slots {
         let entry = match slot {
@@ -140,7 +141,8 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
     answer
 }
 
-/// Remembers the first hold, but for a scheduled entry's: that gives way to any other, and to an earlier one.
+/// Remembers the first hold, except that of a scheduled entry, which any other hold and an earlier one
+/// replace.
 fn note(held: &mut Option<Hold>, hold: Hold) {
     let gives_way = match (*held, hold) {
         (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < known,
@@ -152,7 +154,7 @@ fn note(held: &mut Option<Hold>, hold: Hold) {
     }
 }
 
-/// Adds an entry to the answer; false when nothing more may be added.
+/// Adds an entry to the answer; false if no more may be added.
 fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> bool {
     let crashes = entry.claims - entry.attempts;
     if crashes >= CRASHED_AT {
@@ -174,13 +176,14 @@ fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> boo
     !alone
 }
 
-/// What keeps this entry from being delivered at that time, whoever asks.
+/// The reason that this entry can't be delivered at that time, by any deliverer.
 pub fn hold(entry: &Entry, now: DateTime) -> Option<Hold> {
     let at = entry.available_at.filter(|at| *at > now)?;
     match (&entry.claimed_by, entry.attempts) {
         (Some(_), _) => Some(Hold::Claimed(at)),
         (None, 1..) => Some(Hold::Retrying(at)),
-        // Due since it was sent, by another's clock that is ahead of this one: passed over, it would be overtaken.
+        // Due since it was sent, by a clock that is ahead of this one: if it were skipped, it would be
+        // overtaken.
         (None, _) if entry.created_at.is_some_and(|created_at| at <= created_at) => None,
         (None, _) => Some(Hold::Scheduled(at)),
     }

@@ -1,4 +1,4 @@
-//! Which document: its namespace and its key.
+//! The identity of a document: its namespace and its key.
 
 use std::{borrow::Cow, fmt};
 
@@ -19,13 +19,14 @@ use crate::{
 const ID: &str = "_id";
 /// Decoding takes stack for each level, and the server nests to 180: a key that is nested deeper than this stays bytes.
 const DEPTH: usize = 32;
-/// In a log line a longer `_id` is cut, since it may have megabytes.
+/// A longer `_id` is cut in log lines, because it may have megabytes.
 const LONGEST_SHOWN: usize = 200;
 
 /// One document, named the way a change event names it: a namespace and a *document key*.
 ///
-/// The document key holds `_id` and, on a sharded collection, the fields of the shard key. It is kept as the server's
-/// bytes, so that every `_id` that MongoDB stores survives, also one that is not UTF-8; it is only compared, for equality.
+/// The document key holds `_id` and, on a sharded collection, the fields of the shard key. It is kept as the
+/// server's bytes, so that every `_id` that MongoDB stores survives, even one that is not UTF-8; it is only
+/// compared for equality.
 #[derive(Clone, PartialEq)]
 pub struct DocumentRef {
     /// Database and collection.
@@ -37,21 +38,21 @@ pub struct DocumentRef {
 }
 
 impl DocumentRef {
-    /// Names a document by its document key, as a change event or a command gives it.
+    /// Identifies a document by its document key, from a change event or a command.
     pub fn new(namespace: Namespace, key: RawDocumentBuf) -> Self {
         let plain = is_plain(&key);
         Self { namespace, key, plain }
     }
 
-    /// Names a document by its `_id` alone.
+    /// Identifies a document by its `_id` alone.
     pub fn by_id(namespace: Namespace, id: impl Into<Bson>) -> Self {
         let key = codec::encode(&doc! { ID: id.into() });
-        // A value that can't be encoded is the `_id` of no document, and neither is an array.
+        // No document has a value that can't be encoded, or an array, as `_id`.
         let key = key.or_else(|_| codec::encode(&doc! { ID: [] })).unwrap_or_default();
         Self { namespace, key, plain: true }
     }
 
-    /// Names a stored document by its `_id` alone; none when these bytes hold none.
+    /// Identifies a stored document by its `_id` alone; `None` if these bytes have none.
     pub fn of_stored(namespace: Namespace, document: &RawDocument) -> Option<Self> {
         let mut key = Builder::new();
         key.push(bytes::element(document, ID)?);
@@ -63,8 +64,8 @@ impl DocumentRef {
         &self.key
     }
 
-    /// The `_id`, for people and for what knows its own documents. Text that is not UTF-8 has replacement characters here,
-    /// so two documents may look the same.
+    /// The `_id`, for people and for code that knows its own documents. Text that is not UTF-8 has
+    /// replacement characters here, so two documents may appear equal.
     pub fn id(&self) -> Bson {
         let key = match self.plain_key() {
             None if bytes::is_sound(&self.key, DEPTH) => codec::to_document_lossy(&self.key).ok(),
@@ -73,10 +74,10 @@ impl DocumentRef {
         key.and_then(|mut key| key.remove(ID)).unwrap_or_else(|| self.id_in_base64().into())
     }
 
-    /// A filter that selects this document and no other, as the driver takes it.
+    /// A filter that selects only this document, for the driver.
     ///
-    /// A key that no [`Document`] can hold, such as text that is not UTF-8, is selected by [`filter_bytes`](Self::filter_bytes)
-    /// alone: this filter selects nothing then.
+    /// A key that no [`Document`] can hold, such as text that is not UTF-8, is only selected by
+    /// [`filter_bytes`](Self::filter_bytes): then this filter selects no document.
     pub fn filter(&self) -> Document {
         match self.select(Document::new()) {
             Filter::Plain(filter) => filter,
@@ -84,7 +85,7 @@ impl DocumentRef {
         }
     }
 
-    /// A filter that selects this document and no other, for a command that is sent as bytes.
+    /// A filter that selects only this document, for a command that is sent as bytes.
     ///
     /// Values that a query would read as an expression (sub-documents, regular expressions) are behind `$eq`.
     pub fn filter_bytes(&self) -> RawDocumentBuf {
@@ -137,8 +138,8 @@ impl DocumentRef {
         Filter::Bytes(filter.build())
     }
 
-    /// The `_id` as a value of a filter's list: none where a query would read it as an expression, or where it doesn't
-    /// name the document alone.
+    /// The `_id` as a value of a filter's list: `None` if a query would read it as an expression, or if it
+    /// doesn't identify the document alone.
     pub(crate) fn listable_id(&self) -> Option<Bson> {
         let mut key = self.plain_key().filter(|key| key.len() == 1)?;
         key.remove(ID)
@@ -176,7 +177,7 @@ impl DocumentRef {
         }
     }
 
-    /// Bytes that are equal exactly when the documents are the same: the key of in-memory maps.
+    /// Bytes that are equal exactly if the documents are the same: the key of in-memory maps.
     pub fn map_key(&self) -> Vec<u8> {
         let mut bytes = self.namespace.to_string().into_bytes();
         bytes.push(0);
@@ -184,7 +185,7 @@ impl DocumentRef {
         bytes
     }
 
-    /// The key as a [`Document`], where one holds it as it is.
+    /// The key as a [`Document`], if one can hold it unchanged.
     pub(crate) fn plain_key(&self) -> Option<Document> {
         if !self.plain {
             return None;
@@ -199,7 +200,7 @@ impl DocumentRef {
     }
 }
 
-/// Whether a list in a filter takes it as a value: not what it could read as an expression.
+/// Whether a list in a filter treats it as a value, not as an expression.
 fn is_listable(id: Element<'_>) -> bool {
     if id.kind != kind::DOCUMENT {
         return !matches!(id.kind, kind::REGULAR_EXPRESSION | kind::UNDEFINED);

@@ -1,10 +1,10 @@
-//! One entry of an outbox as it stands in the document, read without trusting it.
+//! One entry of an outbox as it is stored in the document, read without trusting it.
 //!
-//! Anything can stand in a stored array: another program's bug, a hand edit, an older format. Reading an
-//! outbox therefore never fails and never panics; each element becomes an [`Entry`] or an
-//! [`Unreadable`] with the reason, and an unreadable one is neither delivered nor deleted, and never
-//! stands in the way of its neighbours. A message that was pushed twice is one message: the first counts, and the writes that
-//! claim and clear it by its id take the others along.
+//! A stored array can contain anything: another program's bug, a hand edit, an older format. Therefore
+//! reading an outbox never fails and never panics; each element becomes an [`Entry`] or an [`Unreadable`]
+//! with the reason, and an unreadable one is neither delivered nor deleted, and never blocks its neighbours.
+//! A message that was pushed twice is one message: the first counts, and the writes that claim and clear it
+//! by its id take the others along.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use mongodb::bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, Uuid,
 
 use crate::encoding::{bytes::Element, codec, salvage};
 
-/// The array field that holds what is still to be delivered.
+/// The array field with the undelivered and dead messages.
 pub(crate) const OUTBOX: &str = "outbox";
 /// The field renewed by every save of this library, for optimistic concurrency.
 pub(crate) const ETAG: &str = "etag";
@@ -21,41 +21,41 @@ pub(crate) const TRACEPARENT: &str = "traceparent";
 /// The header that goes with it.
 pub(crate) const TRACESTATE: &str = "tracestate";
 
-/// One message that stands in a document's `outbox`.
+/// One message in a document's `outbox`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// Unique in its document; the message id on the wire.
     pub id: Uuid,
     /// The message's stable name, such as `order.placed`.
     pub message_type: String,
-    /// The message's content, any BSON value; null where the writer left it out.
+    /// The message's content, any BSON value; null if the writer left it out.
     pub payload: Bson,
     /// Headers that travel with the message.
     pub headers: BTreeMap<String, String>,
-    /// Who can deliver it: absent means the broker, `handlers` the application's handlers.
+    /// Its deliverer: absent means the broker, `handlers` the application's handlers.
     pub via: Option<String>,
     /// When it was sent (server time).
     pub created_at: Option<DateTime>,
-    /// Nobody but its claimer takes it before this (server time); absent means at once.
+    /// Only its claimer may deliver it before this time (server time); absent means at once.
     pub available_at: Option<DateTime>,
     /// The claim that holds it until `available_at`.
     pub claimed_by: Option<String>,
     /// Failed deliveries so far.
     pub attempts: i64,
-    /// Claims by dispatchers that neither ended in a failure nor were given back.
+    /// Claims by dispatchers that neither ended in a failure nor were released.
     pub claims: i64,
-    /// What the last failed delivery said, without payload or secret, at most 1 KiB.
+    /// The error of the last failed delivery, without payload or secret, at most 1 KiB.
     pub last_error: Option<String>,
-    /// Keys of the handlers that have had it already, where one type has several.
+    /// Keys of the handlers that have had it already, if one type has several.
     pub delivered_to: Vec<String>,
-    /// Set once delivery was given up.
+    /// Set once it is dead.
     pub dead: Option<Dead>,
 }
 
 /// Since when and why an entry is dead.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dead {
-    /// When it was given up (server time).
+    /// When it died (server time).
     pub at: DateTime,
     /// `attempts_exhausted`, `permanent`, `crashed` or `operator`; free text of other writers survives.
     pub reason: String,
@@ -67,11 +67,11 @@ pub struct Dead {
 pub enum DeadReason {
     /// Every attempt allowed by the retry policy failed.
     AttemptsExhausted,
-    /// A delivery said that it can never succeed.
+    /// A delivery reported that it can never succeed.
     Permanent,
     /// The processes that claimed it kept dying without an answer.
     Crashed,
-    /// An operator gave it up.
+    /// An operator declared it dead.
     Operator,
 }
 
@@ -82,12 +82,12 @@ impl DeadReason {
     }
 }
 
-/// An element of an outbox that is no entry.
+/// An element of an outbox that is not an entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unreadable {
     /// Its place in the array, from 0.
     pub index: usize,
-    /// What is wrong, naming the field.
+    /// The problem, naming the field.
     pub reason: String,
 }
 
@@ -122,9 +122,9 @@ impl Slot {
 #[error("field `outbox` holds {0}, not an array; move that value elsewhere and remove or empty the field")]
 pub struct NotAnArray(pub &'static str);
 
-/// Reads the outbox of a stored document, or of a projection of one, whatever else stands in the document.
+/// Reads the outbox of a stored document, or of a projection of one, regardless of the rest of the document.
 ///
-/// Text that is not UTF-8 makes unreadable the entry that holds it, and no other.
+/// Text that is not UTF-8 makes only its own entry unreadable.
 ///
 /// # Errors
 /// [`NotAnArray`] when the field holds anything else.
@@ -153,13 +153,13 @@ pub fn read_outbox_of(document: &RawDocument) -> Result<Vec<Slot>, NotAnArray> {
         elements.push(item.read_lossily());
     }
     if !items.is_exhausted() {
-        damaged.insert(elements.len(), "the array cannot be read from here on".into());
+        damaged.insert(elements.len(), "the rest of the array cannot be read".into());
         elements.push(Bson::Null);
     }
     Ok(slots(&elements, &damaged))
 }
 
-/// The fields by which an entry is delivered. Others may hold what they like.
+/// The fields by which an entry is delivered. Others may have any value.
 const FIELDS: [&str; 11] = [
     "id",
     "type",
@@ -198,12 +198,12 @@ pub(crate) fn read_elements(elements: &[Bson]) -> Vec<Slot> {
     slots(elements, &BTreeMap::new())
 }
 
-/// What the elements of an outbox are, but for messages that stand there again: those are left out.
+/// The elements of an outbox as entries, without messages that occur again.
 fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
     let mut places: HashMap<[u8; 16], Vec<usize>> = HashMap::with_capacity(elements.len());
     let mut entries = Vec::with_capacity(elements.len());
 
-    // By every id that an update would find them by: a hidden one makes an entry ambiguous, too.
+    // By every id that an update would match: a hidden one makes an entry ambiguous, too.
     for (index, element) in elements.iter().enumerate() {
         for id in ids_an_update_would_match(element) {
             places.entry(id).or_default().push(index);
@@ -224,7 +224,8 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
         }
     }
 
-    // Of one message that was pushed again the first element counts. With other content nobody knows which is meant.
+    // Of a message that was pushed again, the first element counts. With different content, it is unknown
+    // which one is right.
     let mut slots = Vec::with_capacity(entries.len());
     for (index, entry) in entries.into_iter().enumerate() {
         let reason = match entry {
@@ -234,7 +235,7 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
                 continue;
             }
             Ok(entry) => {
-                format!("`id` {} stands more than once in this outbox, with other content", entry.id)
+                format!("`id` {} occurs more than once in this outbox, with different content", entry.id)
             }
             Err(reason) => reason,
         };
@@ -243,8 +244,8 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
     slots
 }
 
-/// Whether the elements at these places are one message that was pushed again: by a write that was repeated after an error, or
-/// with an outbox that was copied. When it was sent, and what became of it since, doesn't count.
+/// Whether the elements at these places are one message that was pushed again: by a write that was repeated
+/// after an error, or with an outbox that was copied. The time it was sent, and its later state, don't count.
 fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
     let mut contents = places.iter().map(|place| entries[*place].as_ref().ok().and_then(content));
     let Some(Some(first)) = contents.next() else {
@@ -253,11 +254,12 @@ fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
     contents.all(|content| content.is_some_and(|content| content == first))
 }
 
-/// The bytes of what a receiver gets. Neither the width of a whole number nor the order of fields counts: the driver of another
-/// language, which repeats a push, may choose both in another way, and the JSON that is delivered says the same.
+/// The bytes that a receiver gets. Neither the width of a whole number nor the order of fields counts: the
+/// driver of another language that repeats a push may choose both differently, and the delivered JSON means
+/// the same.
 fn content(entry: &Entry) -> Option<Vec<u8>> {
     let mut headers = entry.headers.clone();
-    // Of the save, and not of the message.
+    // It belongs to the save, not to the message.
     headers.retain(|name, _| ![TRACEPARENT, TRACESTATE].contains(&&**name));
     let headers: Document = headers.into_iter().map(|(name, value)| (name, Bson::from(value))).collect();
     let content = doc! {
@@ -342,7 +344,7 @@ fn read_entry(element: &Bson) -> Result<Entry, String> {
     })
 }
 
-/// A field that is absent or null is none; another type than wanted is an error that names the field.
+/// An absent or null field is `None`; a wrong type is an error that names the field.
 fn field<'a, T>(
     document: &'a Document,
     name: &str,
@@ -362,7 +364,7 @@ fn string(document: &Document, name: &str) -> Result<Option<String>, String> {
     field(document, name, "a string", |value| value.as_str().map(str::to_owned))
 }
 
-/// A field for people: another type than wanted is as good as absent.
+/// A field for people: a wrong type counts as absent.
 fn lenient_string(document: &Document, name: &str) -> Option<String> {
     document.get_str(name).ok().map(str::to_owned)
 }

@@ -9,9 +9,9 @@ use crate::encoding::bytes::{Builder, Element, kind};
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Filter {
-    /// As the driver takes it.
+    /// For the driver.
     Plain(Document),
-    /// For a key that a [`Document`] cannot hold. The driver's own calls don't take it, a command as bytes does.
+    /// For a key that a [`Document`] cannot hold. It fits a command as bytes, not the driver's own calls.
     Bytes(RawDocumentBuf),
 }
 
@@ -21,7 +21,7 @@ impl From<Document> for Filter {
     }
 }
 
-/// The condition on one element of a key: equality, whatever its value looks like to a query.
+/// The condition on one element of a key: equality, even if its value has a meaning in queries.
 pub(crate) fn push_equal(filter: &mut Builder, element: Element<'_>) {
     if !matches!(element.kind, kind::DOCUMENT | kind::REGULAR_EXPRESSION) {
         filter.push(element);
@@ -32,7 +32,7 @@ pub(crate) fn push_equal(filter: &mut Builder, element: Element<'_>) {
     filter.push_document(element.name, &equal.build());
 }
 
-/// The value where a plain equality is safe, `{$eq: value}` where a query would read it as an expression.
+/// The value if a plain equality is safe, `{$eq: value}` if a query would read it as an expression.
 pub(crate) fn equal_to(value: &Bson) -> Bson {
     match value {
         Bson::Document(_) | Bson::RegularExpression(_) => Bson::Document(doc! { "$eq": value.clone() }),

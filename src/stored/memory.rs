@@ -1,12 +1,12 @@
-//! How much of what is stored is in memory at a time: a budget in bytes, not in documents.
+//! Bounds the stored data in memory: a budget in bytes, not in documents.
 //!
 //! # Flow
 //! A read reserves room for the largest reply there is. When the reply has come, each outbox keeps what it weighs, for as long
 //! as it is processed, and the rest is free again.
 //!
 //! # Guarantees
-//! - Whoever waits for room holds none, so that two can't wait for each other.
-//! - One outbox that weighs more than the whole budget is processed all the same, alone.
+//! - A task that waits for room holds none, so two can't wait for each other.
+//! - An outbox that is larger than the whole budget is still processed, alone.
 //!
 //! # Caveats
 //! It weighs what is stored, and estimates what that takes in memory. Allocators keep more than is in use, and a process has
@@ -19,15 +19,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::stored::entry::Entry;
 
-/// What the largest reply of the server takes: 16 MiB of documents and what surrounds them.
+/// The size of the server's largest reply: 16 MiB of documents and their overhead.
 pub(crate) const REPLY: usize = 17 << 20;
 /// The budget is counted in units of this many bytes.
 const UNIT: usize = 1 << 10;
-/// About what a value takes in memory beside its bytes.
+/// About the memory of a value in addition to its bytes.
 const VALUE: usize = 160;
-/// How many copies of a message there are while it is delivered: the envelope, its body, and that on its way to the broker.
+/// How many copies of a message there are while it is delivered: the envelope, its body, and the copy in
+/// flight to the broker.
 const COPIES: usize = 3;
-/// Up to this many bytes a document is taken to be made of small values, instead of looking.
+/// Up to this many bytes a document is assumed to consist of small values, without counting them.
 const SMALL: usize = 4 << 10;
 
 /// The budget; clones share it.
@@ -49,14 +50,14 @@ impl Memory {
         Self { units, free: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))) }
     }
 
-    /// Waits for room for this many bytes, or for all there is. Whoever calls this must hold none.
+    /// Waits for room for this many bytes, or for all of it. The caller must hold none.
     pub(crate) async fn reserve(&self, bytes: usize) -> Room {
         let units = units(bytes).min(self.units);
-        // The error would say that the budget was closed, which it never is.
+        // The error would mean that the budget was closed, which never happens.
         Room { permit: self.free.clone().acquire_many_owned(units).await.ok() }
     }
 
-    /// Room for this many bytes, where it is free now.
+    /// Room for this many bytes, if it is free now.
     pub(crate) fn try_reserve(&self, bytes: usize) -> Option<Room> {
         let units = units(bytes).min(self.units);
         let permit = self.free.clone().try_acquire_many_owned(units).ok()?;
@@ -74,14 +75,14 @@ impl Room {
         units(bytes) <= self.units()
     }
 
-    /// Room for this many bytes out of this, at most all of it.
+    /// Room for this many bytes from this, at most all of it.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
         let units = units(bytes).min(self.units());
         let units = usize::try_from(units).unwrap_or(usize::MAX);
         Self { permit: self.permit.as_mut().and_then(|permit| permit.split(units)) }
     }
 
-    /// Gives back all but this.
+    /// Returns all except this.
     pub(crate) fn shrink_to(&mut self, bytes: usize) {
         *self = self.split(bytes);
     }
@@ -91,11 +92,11 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(MOST_UNITS)
 }
 
-/// Far below what a semaphore can count: 1 TiB.
+/// Far below the range of a semaphore: 1 TiB.
 const MOST_UNITS: u32 = 1 << 30;
 
-/// About what an outbox takes in memory that is stored in this document: its bytes, its values, and as much again for the
-/// messages that are being delivered.
+/// About the memory of an outbox that is stored in this document: its bytes, its values, and as much again
+/// for the messages in delivery.
 pub(crate) fn weight_of(document: &RawDocument) -> usize {
     let bytes = document.as_bytes().len();
     let values = if bytes <= SMALL { bytes / 16 } else { values_of(document) };
@@ -104,7 +105,7 @@ pub(crate) fn weight_of(document: &RawDocument) -> usize {
 
 fn values_of(document: &RawDocument) -> usize {
     let mut values = 0;
-    // Bytes that are no BSON have no values.
+    // Bytes that are not BSON have no values.
     for (_, value) in document.iter().map_while(Result::ok) {
         values += 1 + values_in(value);
     }
@@ -121,7 +122,7 @@ fn values_in(value: RawBsonRef<'_>) -> usize {
     }
 }
 
-/// About what an entry takes in memory.
+/// About the memory of an entry.
 pub(crate) fn weight_of_entry(entry: &Entry) -> usize {
     let headers: usize = entry.headers.iter().map(|(name, value)| name.len() + value.len() + VALUE).sum();
     2 * VALUE + headers + weight_of_value(&entry.payload)
@@ -140,7 +141,7 @@ pub(crate) fn weight_of_value(value: &Bson) -> usize {
     VALUE + within
 }
 
-/// About what it takes to deliver these entries, so many bytes of them at a time.
+/// About the memory for delivering these entries, this many bytes of them at a time.
 pub(crate) fn weight_of_claim(entries: &[Entry], window: usize) -> usize {
     let mut all = 0;
     let mut largest = 0;
@@ -152,7 +153,7 @@ pub(crate) fn weight_of_claim(entries: &[Entry], window: usize) -> usize {
     all + COPIES * largest.max(window.min(all))
 }
 
-/// About what it takes to deliver a message that has this payload, from its save on.
+/// About the memory for delivering a message with this payload, from its save on.
 pub(crate) fn weight_of_message(payload: &Bson) -> usize {
     (1 + COPIES) * weight_of_value(payload)
 }

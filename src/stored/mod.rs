@@ -1,4 +1,5 @@
-//! What is stored in a document: the entries of its outbox, which of them may be delivered now, and how a document is named.
+//! The stored form: the entries of a document's outbox, which of them may be delivered now, and the key of a
+//! document.
 
 pub(crate) mod deliverable;
 pub(crate) mod document_ref;

@@ -1,6 +1,6 @@
-//! Publishing and consuming on a real RabbitMQ, through what goes wrong there.
+//! Publishing and consuming on a real RabbitMQ, including failures.
 //!
-//! Needs `eval "$(scripts/services env)"`. Every test works under names of its own and deletes them.
+//! Needs `eval "$(scripts/services env)"`. Every test uses its own names and deletes them.
 
 use std::{
     collections::BTreeMap,
@@ -27,11 +27,12 @@ use lapin::{
 };
 use uuid::Uuid;
 
-// --- what every test stands on ---------------------------------------------------------------------------------------
+// --- shared by all tests
+// ---------------------------------------------------------------------------------------
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Nothing here may take this long; a test that waits for a signal fails with a sentence instead of hanging.
+/// The limit of every wait, so that a test fails with a sentence instead of hanging.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
 }
@@ -46,7 +47,7 @@ fn broker_uri() -> String {
     env("OUTBOX_RABBITMQ_URI")
 }
 
-/// An exchange and a queue under names of one test, and a plain connection to look at them from outside.
+/// An exchange and a queue under names of one test, and a plain connection to inspect them.
 struct Scene {
     id: String,
     uri: String,
@@ -54,7 +55,7 @@ struct Scene {
     _connection: lapin::Connection,
 }
 
-/// Plays a test and deletes what it left, also when it failed.
+/// Runs a test and cleans up, even if it failed.
 async fn scene(play: impl AsyncFnOnce(&Scene)) {
     scene_at(broker_uri(), play).await;
 }
@@ -149,7 +150,7 @@ impl Scene {
             .unwrap();
     }
 
-    /// The ids of the messages in the queue, each as often as it is there, taken out.
+    /// Takes all messages out of the queue; returns their ids, with repeats.
     async fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         let options = BasicGetOptions { no_ack: true };
@@ -169,7 +170,7 @@ impl Scene {
         self.outside.queue_purge(self.id.as_str().into(), QueuePurgeOptions::default()).await.unwrap()
     }
 
-    /// Waits until the broker has worked on every acknowledgement that it was sent.
+    /// Waits until the broker has processed every acknowledgement.
     async fn until_nothing_is_unacknowledged(&self) {
         let name = self.id.clone();
         let asking = move || loop {
@@ -258,7 +259,7 @@ async fn each_window_singles_out_its_unroutable_message() {
 }
 
 /// The client gives a returned message to whichever confirm completes next. With a classic queue and a full
-/// window one acknowledgement of the broker covers many messages, and most end up with another's confirm.
+/// window one acknowledgement of the broker covers many messages, and most are attached to another's confirm.
 #[tokio::test(flavor = "multi_thread")]
 async fn returned_messages_are_matched_despite_foreign_confirms() {
     scene(async |scene| {
@@ -380,7 +381,7 @@ async fn a_deleted_exchange_is_redeclared_within_the_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exchange_that_stays_away_makes_no_hot_loop() {
+async fn an_exchange_that_remains_missing_causes_no_hot_loop() {
     scene(async |scene| {
         let settings = || {
             let mut settings = scene.settings();
@@ -480,7 +481,8 @@ async fn a_forbidden_routing_key_fails_by_itself() {
         let counts = scene.counts().await;
         assert_eq!(counts.len(), 150, "{counts:?}");
         assert!(counts.values().all(|count| *count <= 2), "{counts:?}");
-        // Only those beside the first forbidden one were repeated: from then on these go apart.
+        // Only the neighbours of the first forbidden one were repeated: from then on forbidden ones are
+        // published separately.
         assert!(counts.iter().all(|(id, count)| *count == 1 || id.starts_with("0-")), "{counts:?}");
         assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
         publisher.close().await;
@@ -536,7 +538,7 @@ async fn a_property_that_rabbitmq_refuses_fails_its_own_message() {
     .await;
 }
 
-/// Some errors cost the whole connection, and leave open which message it was.
+/// Some errors end the whole connection, and don't identify the message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_closed_over_one_message_fails_that_message() {
     scene(async |scene| {
@@ -593,7 +595,7 @@ async fn a_permission_given_later_counts_on_the_same_connection() {
     .await;
 }
 
-/// A right that is taken from the whole exchange is no message's fault.
+/// A permission that is revoked for the whole exchange counts against no message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     scene(async |scene| {
@@ -615,13 +617,13 @@ async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     .await;
 }
 
-/// Messages whose caller gave up were released meanwhile, and somebody else may have delivered them.
+/// Messages whose caller gave up were released meanwhile, and another process may have delivered them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_call_publishes_no_messages() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
-        // Each is a window of its own, and the first gets no confirm for now.
+        // Each is a separate window, and the first gets no confirm for now.
         let window =
             ["first", "late", "later"].map(|id| Publication { body: vec![0; 5 << 20], ..scene.routed(id) });
         network.hold_after(0);
@@ -689,7 +691,7 @@ async fn a_network_cut_loses_no_confirmed_message() {
             assert!(publisher.ready().await);
             let ids: Vec<_> = (0..2000).map(|index| format!("{round}-{index}")).collect();
             let window = ids.iter().map(|id| scene.routed(id)).collect();
-            // Somewhere among the confirms, sometimes in the middle of one: they are frames of 21 bytes.
+            // At some byte among the confirms, sometimes in the middle of one: they are frames of 21 bytes.
             network.cut_after(10 + 50 * round);
             let published = publisher.publish(window).await;
             let kept = ids.into_iter().zip(&published).filter(|(_, one)| **one == Published::Confirmed);
@@ -987,13 +989,13 @@ async fn an_operator_close_redelivers_and_voids_old_deliveries() {
         let held = next(&consumer).await;
         assert_eq!(held.message_id.as_deref(), Some("held"));
         scene.close_connection("consumer").await;
-        // Once it is subscribed again, what it had buffered before is stale and must not be given out.
+        // Once it is subscribed again, its old buffered deliveries are stale and must not be returned.
         let mut again = vec![next(&consumer).await, next(&consumer).await];
         assert!(again.iter().all(|delivery| delivery.redelivered), "{again:?}");
         again.sort_by(|a, b| a.message_id.cmp(&b.message_id));
         let ids: Vec<_> = again.iter().map(|delivery| delivery.message_id.clone().unwrap()).collect();
         assert_eq!(ids, ["held", "waiting"]);
-        assert!(!held.ack().await, "the broker was told about a delivery of a connection that is gone");
+        assert!(!held.ack().await, "an acknowledgement got through on a connection that is gone");
         assert!(consumer.is_ready());
         for delivery in again {
             assert!(delivery.ack().await);
@@ -1033,7 +1035,8 @@ async fn a_silently_dead_consumer_is_replaced() {
         let states = consumer.subscribe();
         network.swallow(true);
         until_state(states, |state| *state != State::Ready).await;
-        // TCP would bring the goodbye of the old connection some day. Swallowed, it leaves the broker a consumer to deliver to.
+        // Normally the broker would notice the end of the old connection. Here that is swallowed, so the
+        // broker still has a consumer to deliver to.
         network.cut();
         network.swallow(false);
         assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
@@ -1090,7 +1093,7 @@ async fn stopping_requeues_the_rest_and_allows_late_acknowledgements() {
         }
         assert!(!rest.contains(&held.message_id));
         assert!(held.ack().await);
-        // A connection that is closed at once may cost the last acknowledgements.
+        // If a connection is closed at once, the last acknowledgements may be lost.
         scene.until_nothing_is_unacknowledged().await;
         consumer.close().await;
         other.close().await;
@@ -1156,10 +1159,12 @@ async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
     .await;
 }
 
-// --- on a broker of one's own ----------------------------------------------------------------------------------------
-// These change the whole broker.
+// --- on a separate broker
+// ---------------------------------------------------------------------------------------- These change the
+// whole broker.
 
-/// Refuses messages over a limit, among them `long` ones, until the limit is raised and the connection another.
+/// Refuses messages over a limit, among them `long` ones, until the limit is raised and the connection
+/// replaced.
 async fn raise_the_limit(least: usize, long: usize, raised: usize) {
     let broker = PrivateBroker::start().await;
     scene_at(broker.uri.clone(), async |scene| {
@@ -1248,7 +1253,7 @@ async fn stress_new_forbidden_keys_cost_a_busy_publisher_little() {
         counts.remove("last");
         let repeated = counts.values().filter(|count| **count == 2).count();
         println!(
-            "{} orders beside {forbidden} forbidden keys: {repeated} came twice; median {:?}, longest {:?}",
+            "{} orders among {forbidden} forbidden keys: {repeated} came twice; median {:?}, longest {:?}",
             took.len(),
             took[took.len() / 2],
             took[took.len() - 1]
@@ -1261,7 +1266,7 @@ async fn stress_new_forbidden_keys_cost_a_busy_publisher_little() {
     .await;
 }
 
-/// Each message was given up before the confirms of those before it came.
+/// Each message was given up before the confirms of the earlier ones arrived.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_messages_given_up_behind_late_confirms_stay_unpublished() {
@@ -1417,7 +1422,7 @@ mod outage {
             let long = Publication { body: vec![0; 9999], ..scene.routed("long") };
             assert!(matches!(publisher.publish(vec![long.clone()]).await[0], Published::Refused { .. }));
             broker.rabbitmqctl(&["eval", &limit(1 << 20)]).await;
-            // What the broker said a second ago counts until then.
+            // The broker's answer of a second ago counts until then.
             while publisher.publish(vec![long.clone()]).await != [Published::Confirmed] {
                 assert_eq!(publisher.publish(vec![scene.routed("small")]).await, [Published::Confirmed]);
             }

@@ -1,6 +1,6 @@
-//! The whole system while its broker is gone, takes nothing, or closes the channel.
+//! The whole system while its broker is gone, takes no messages, or closes the channel.
 //!
-//! Most tests have a RabbitMQ of their own. The last ones use only an exchange and a user of their own.
+//! Most tests have their own RabbitMQ. The last ones only have their own exchange and user.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 const DOCUMENTS: i64 = 10;
 
-/// Over in less than a second, and without the quick tries that could hide an attempt.
+/// A policy of less than a second, without the quick retries that could hide an attempt.
 fn short_retry() -> RetryPolicy {
     RetryPolicy {
         max_attempts: 4,
@@ -60,7 +60,7 @@ impl System {
         Self { flow, rabbitmq, inline, messages, worker, rescuer, saves }
     }
 
-    /// Stops saving; everything that was saved is on its way or has arrived, and nothing was given up.
+    /// Stops saving; every saved message is in flight or has arrived, and none is dead.
     async fn everything_arrives(mut self) -> Vec<Event> {
         let saved = self.saves.end().await;
         self.flow.test.wait_until_all_are_empty().await;
@@ -84,8 +84,8 @@ impl System {
     }
 }
 
-/// What each document's messages brought, without repeats: a broker that fails between publish and confirm may have it
-/// twice (P3 a).
+/// The deliveries of each document, without repeats: a broker that fails between publish and confirm may have
+/// it twice (P3 a).
 fn arrived(received: &[Received]) -> BTreeMap<String, Vec<i64>> {
     let mut arrived = BTreeMap::<String, Vec<i64>>::new();
     for message in received {
@@ -138,10 +138,10 @@ impl Saves {
     async fn made(&self, more: usize) {
         let mut made = self.made.clone();
         let enough = *made.borrow_and_update() + more;
-        soon("the saves to go on", made.wait_for(|made| *made >= enough)).await.unwrap();
+        soon("the saves to continue", made.wait_for(|made| *made >= enough)).await.unwrap();
     }
 
-    /// Stops saving, and says how many were made.
+    /// Stops saving, and returns how many were made.
     async fn end(&mut self) -> usize {
         self.stop.cancel();
         (&mut self.task).await.unwrap();
@@ -149,15 +149,15 @@ impl Saves {
     }
 }
 
-/// An exchange that is deleted (404 closes the channel) is made again; what nobody could receive in between is tried
-/// again.
+/// A deleted exchange (404 closes the channel) is declared again; messages that could not be received in
+/// between are retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_closed_by_the_broker_loses_no_message() {
     let retry = RetryPolicy { max_attempts: 10_000, ..short_retry() };
     let mut system = System::start(Flow::begin().await, retry).await;
     for _ in 0..3 {
         system.flow.delete_exchange(system.flow.messages()).await;
-        // Failures of the round before say nothing about this one.
+        // Failures of the earlier round don't count.
         drop(system.messages.rest());
         let unroutable = |event: &Event| match event {
             Event::Failed { error, .. } => error.starts_with("unroutable").then_some(()),
@@ -179,9 +179,9 @@ impl Message for InvoiceSent {
     const TYPE: &'static str = "invoice.sent";
 }
 
-/// Saves one document after the other, orders and invoices in turn, all at once, with a user who may publish only orders.
-/// Then an order a second, each awaited. Every order arrives, twice at most; every invoice dies by itself, with the words
-/// of the broker. Returns how long the later orders took.
+/// Saves one document after the other, orders and invoices in turn, all at once, with a user who may publish
+/// only orders. Then an order a second, each awaited. Every order arrives, twice at most; every invoice dies
+/// alone, with the broker's text. Returns how long the later orders took.
 async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) -> Vec<Duration> {
     let name = format!("test-{}", uuid::Uuid::now_v7().simple());
     let user = RestrictedUser::create(&name, &crate::support::uri("OUTBOX_RABBITMQ_URI")).await;
@@ -257,16 +257,17 @@ fn counts(received: &[Received]) -> BTreeMap<String, usize> {
     counts
 }
 
-/// P6 Independent, P3: a message that the broker refuses fails by itself and costs its neighbours one repeat at most.
+/// P6 Independent, P3: a message that the broker refuses fails alone and costs its neighbours one repeat at
+/// most.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forbidden_invoices_die_while_orders_are_delivered() {
     orders_beside_forbidden_invoices(15, 2).await;
 }
 
-/// The same for as long as it takes to see that the orders stay in time.
+/// The same for long enough to show that the orders stay in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
-async fn stress_orders_stay_in_time_beside_forbidden_invoices() {
+async fn stress_orders_stay_in_time_among_forbidden_invoices() {
     let mut took = orders_beside_forbidden_invoices(50, 300).await;
     took.sort();
     let (median, late) = (took[took.len() / 2], took[took.len() * 95 / 100]);
@@ -295,7 +296,7 @@ mod outage {
         assert_eq!(failed(&events), None, "no attempt was counted");
     }
 
-    /// P6: *a save never fails because of delivery*. A blocked connection is no attempt either.
+    /// P6: *a save never fails because of delivery*. A blocked connection costs no attempt either.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_blocked_connection_counts_no_attempt() {
         let broker = PrivateBroker::start().await;

@@ -1,4 +1,4 @@
-//! The option that a dead message holds back the later ones of its document.
+//! The option that a dead message blocks the later ones of its document.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use outbox_rescuer::{RescueEvent, Settings};
 use serde::{Deserialize, Serialize};
 
 const DELAY: Duration = Duration::from_secs(1);
-/// A header that no broker takes: the message that has it dies at once.
+/// A header that no broker accepts: a message with it dies at once.
 const DEADLY: &str = "CC";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ fn account(id: &str) -> Account {
     Account { id: id.into(), outbox: Outbox::default() }
 }
 
-/// P4, as an option: *a dead one no longer does (option: it does)*.
+/// P4, with the option: a dead message blocks the later ones.
 #[tokio::test]
 async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let flow = Flow::begin().await;
@@ -94,7 +94,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     };
     assert_eq!(worker.wait("the end of the command", finished).await, Processed::Held(Hold::Dead));
 
-    // The rescuer: its stream sees a later document after this one, and several sweeps pass by.
+    // The rescuer: its stream sees a later document after this one, and several sweeps run.
     accounts.insert(account("a-2")).await.map(drop).unwrap();
     let mut outbox = Outbox::default();
     outbox.send(Added { amount: 5 });
@@ -117,7 +117,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let amounts = |received: &[Received]| received.iter().map(Received::amount).collect::<Vec<_>>();
     assert_eq!(amounts(&receiver.wait(2).await), [1, 5]);
 
-    // An operator replays it, without what it died of.
+    // An operator replays it, without the cause of its death.
     let set = doc! { "outbox.$[e].available_at": DateTime::now() };
     let unset = doc! { "outbox.$[e].dead_at": "", "outbox.$[e].dead_reason": "", "outbox.$[e].headers": "" };
     let orders = flow.test.orders();

@@ -1,5 +1,5 @@
-//! Delivered messages that stay in their document for a while: the next save takes them out, and nothing else does harm to them
-//! or through them.
+//! Delivered messages that stay in their document for a while: the next save removes them, without side
+//! effects.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use mongodb::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// So long that no test meets its end.
+/// So long that no test reaches its end.
 const FOR_EVER: Duration = Duration::from_secs(600);
 
 fn deferring(test: &TestDatabase, time: Duration) -> InlineBuilder {
     InlineDispatcher::builder(&test.client).mode(Mode::Await).lease(4 * FOR_EVER).defer_clears(time)
 }
 
-/// An application whose delivered messages stay until somebody sees to them.
+/// An application whose delivered messages stay until they are cleared.
 struct Shop {
     test: TestDatabase,
     recorder: Recorder,
@@ -49,7 +49,7 @@ impl Shop {
         (shop, *order)
     }
 
-    /// The amounts of the messages that stand in an outbox; 0 for what is no message.
+    /// The amounts of the messages in an outbox; 0 for other elements.
     async fn amounts(&self, id: &str) -> Vec<i64> {
         let stored = self.test.stored(id).await;
         let amount = |entry: &Bson| {
@@ -89,7 +89,7 @@ async fn the_next_save_removes_a_delivered_message() {
         save(&shop.orders, &mut order, amount).await;
         assert_eq!(shop.amounts("o-1").await, [amount]);
     }
-    // One that is loaded finds it there, and takes it out as well.
+    // A save after a load finds it there, and removes it as well.
     shop.orders.update(&"o-1".into(), |order| order.add(5)).await.unwrap();
     assert_eq!(shop.amounts("o-1").await, [5]);
     let mut order = shop.orders.load(&"o-1".into()).await.unwrap().unwrap();
@@ -128,7 +128,7 @@ async fn an_unsaved_document_is_cleared_after_its_time() {
 }
 
 #[tokio::test]
-async fn the_last_handle_clears_what_stays() {
+async fn the_last_handle_clears_remaining_messages() {
     let (Shop { test, inline, orders, recorder }, order) = Shop::with_one_that_stays("o-1").await;
     drop((inline, orders, order));
     test.wait_until("o-1", is_empty).await;
@@ -136,9 +136,9 @@ async fn the_last_handle_clears_what_stays() {
     test.drop().await;
 }
 
-/// A save takes out what it knows, and only where nothing else stands there.
+/// A save removes the entries that it knows, and only if there are no others.
 #[tokio::test]
-async fn foreign_writes_beside_a_delivered_message_are_kept() {
+async fn foreign_writes_next_to_a_delivered_message_are_kept() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
     shop.push("o-1", foreign(2)).await;
     save(&shop.orders, &mut order, 3).await;
@@ -150,7 +150,7 @@ async fn foreign_writes_beside_a_delivered_message_are_kept() {
     shop.test.drop().await;
 }
 
-/// Its claim had ended, and another has it now.
+/// Its claim had ended, and another process has it now.
 #[tokio::test]
 async fn a_message_claimed_by_another_is_left_alone() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
@@ -247,7 +247,7 @@ async fn under_contention_every_message_is_delivered_once() {
         }
     };
     join_all((0..32).map(saver)).await;
-    // Foreign messages that nobody saved behind: the rescuer's, in real life.
+    // Foreign messages without a later save: in production, the rescuer finds them.
     for document in 0..10 {
         orders.update(&format!("o-{document}"), |order| order.add(-1)).await.unwrap();
     }
@@ -264,7 +264,7 @@ async fn under_contention_every_message_is_delivered_once() {
 /// Flushes while 200 savers keep clears under way, and every reply of MongoDB is a tenth of a second late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
-async fn stress_a_flush_ends_beside_200_savers_and_late_replies() {
+async fn stress_a_flush_ends_among_200_savers_and_late_replies() {
     let (near, recorder) = (TestDatabase::create().await, Recorder::default());
     let (network, far) = crate::network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
     let client = Client::with_uri_str(far).await.unwrap();

@@ -50,7 +50,8 @@ use tokio::{
 #[path = "../../examples/webhook.rs"]
 mod webhook;
 
-// --- what every test stands on ---------------------------------------------------------------------------------------
+// --- shared by all tests
+// ---------------------------------------------------------------------------------------
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -65,7 +66,7 @@ fn broker_uri() -> String {
     })
 }
 
-/// An exchange of one test and queues bound to it, looked at from outside.
+/// An exchange of one test and queues bound to it, inspected from outside.
 struct Scene {
     id: String,
     outside: lapin::Channel,
@@ -288,7 +289,8 @@ async fn every_bson_type_arrives_as_the_table_says() {
     .await;
 }
 
-/// P2: "Nothing leaves an outbox but by a confirmed delivery". P8: "Dead, unroutable, …: nothing is silent."
+/// P2: "A message leaves an outbox only by a confirmed delivery". P8: "Dead, unroutable, …: nothing is
+/// silent."
 #[tokio::test]
 async fn an_unroutable_message_fails_alone_until_bound() {
     scene(async |scene| {
@@ -310,7 +312,7 @@ async fn an_unroutable_message_fails_alone_until_bound() {
     .await;
 }
 
-/// "Unroutable is a failure matched by `message_id`, or accepted for types that say so."
+/// "Unroutable is a failure matched by `message_id`, or accepted for named types."
 #[tokio::test]
 async fn only_declared_types_may_be_unroutable() {
     scene(async |scene| {
@@ -488,7 +490,7 @@ impl Calls {
         self.0.lock().unwrap().iter().filter(|called| **called == key).count()
     }
 
-    /// A handler that counts and then does as told.
+    /// A handler that counts and then behaves as the test says.
     fn then(
         &self,
         key: &'static str,
@@ -741,7 +743,7 @@ async fn the_destination_is_decided_once_at_save() {
 
 /// "A dispatcher that can't serve an entry's `via` leaves it: it never goes to the wrong place."
 #[tokio::test]
-async fn a_message_for_an_unknown_way_goes_nowhere() {
+async fn a_message_for_an_unknown_route_is_not_delivered() {
     let broker = Memory::default();
     let router = Router::new(broker.clone());
     assert!(router.serves(None) && !router.serves(Some("hook")));
@@ -763,7 +765,7 @@ async fn a_broker_outage_spares_the_other_destinations() {
 
 // --- conformance -----------------------------------------------------------------------------------------------------
 
-/// Stands between a deliverer and its server, and can be cut.
+/// A proxy between a deliverer and its server that can be cut.
 struct Proxy {
     address: SocketAddr,
     server: String,
@@ -925,7 +927,7 @@ impl Harness for HandlersHarness {
     }
 }
 
-/// Every other message by each way.
+/// The messages alternate between the two routes.
 struct RouterHarness<'a> {
     router: Router,
     broker: RabbitHarness<'a>,
@@ -1013,19 +1015,19 @@ impl Harness for WebhookHarness {
 }
 
 #[tokio::test]
-async fn rabbitmq_keeps_what_a_deliverer_promises() {
+async fn rabbitmq_keeps_the_promises_of_a_deliverer() {
     scene(async |scene| conformance::check(&RabbitHarness::start(scene).await).await).await;
 }
 
 #[tokio::test]
-async fn handlers_keep_what_a_deliverer_promises() {
+async fn handlers_keep_the_promises_of_a_deliverer() {
     let arrived = Memory::default();
     let handlers = remembering(&arrived);
     soon("the suite", conformance::check(&HandlersHarness { handlers, arrived })).await;
 }
 
 #[tokio::test]
-async fn a_router_keeps_what_a_deliverer_promises() {
+async fn a_router_keeps_the_promises_of_a_deliverer() {
     scene(async |scene| {
         let broker = RabbitHarness::start(scene).await;
         let handled = Memory::default();
@@ -1037,11 +1039,11 @@ async fn a_router_keeps_what_a_deliverer_promises() {
 }
 
 #[tokio::test]
-async fn the_webhook_example_keeps_what_a_deliverer_promises() {
+async fn the_webhook_example_keeps_the_promises_of_a_deliverer() {
     soon("the suite", conformance::check(&WebhookHarness::start().await)).await;
 }
 
-/// What is wrong with a deliverer.
+/// The flaw of a deliverer.
 #[derive(Clone, Copy, Debug)]
 enum Flaw {
     None,
@@ -1155,7 +1157,7 @@ impl Harness for Flawed {
     }
 }
 
-/// What the suite says of a deliverer with this flaw; none when it passes.
+/// The suite's complaint about a deliverer with this flaw; `None` if it passes.
 async fn verdict(flaw: Flaw) -> Option<String> {
     let flawed =
         Flawed { flaw, memory: Memory::default(), cut: Mutex::default(), under_way: AtomicUsize::default() };
@@ -1169,13 +1171,13 @@ async fn the_suite_finds_exactly_the_flawed_deliverers() {
     assert_eq!(verdict(Flaw::None).await, None);
     for (flaw, guarantee) in [
         (Flaw::AnswersTooFew, "one answer per message"),
-        (Flaw::AnswersInReverse, "answers stand in the window's order"),
+        (Flaw::AnswersInReverse, "answers are in the window's order"),
         (Flaw::ClaimsDelivered, "`Delivered` only when the receiver has it"),
-        (Flaw::ClaimsRejected, "answers stand in the window's order"),
-        (Flaw::FailsTogether, "answers stand in the window's order"),
+        (Flaw::ClaimsRejected, "answers are in the window's order"),
+        (Flaw::FailsTogether, "answers are in the window's order"),
         (Flaw::RefusesRepeats, "a message can be delivered again"),
         (Flaw::Panics, "it does not panic"),
-        (Flaw::Hangs, "it does not wait for ever"),
+        (Flaw::Hangs, "it does not wait forever"),
         (Flaw::Quotes, "its texts say why"),
         (Flaw::SaysNothing, "its texts say why"),
         (Flaw::NeverRecovers, "it becomes available again"),

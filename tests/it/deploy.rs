@@ -1,4 +1,4 @@
-//! What deploy/ and docker-compose.yml say fits together, and fits what the services and the documentation have.
+//! The files of deploy/ and docker-compose.yml fit together, and fit the services and the documentation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,13 +40,13 @@ fn contract() -> BTreeMap<String, String> {
     series.collect()
 }
 
-/// Everything in a text that is spelled like a series.
+/// Every word in a text that has the form of a series' name.
 fn spelled_like_series(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("outbox_")).map(str::to_owned).collect()
 }
 
-/// A series, where `word` is one, or a part of a histogram.
+/// The series, if `word` is one or a part of a histogram.
 fn is_series(word: &str, contract: &BTreeMap<String, String>) -> bool {
     let of_histogram = |suffix| {
         let base = word.strip_suffix(suffix)?;
@@ -61,7 +61,7 @@ fn rules() -> Vec<Value> {
     items(&alerts["groups"]).iter().flat_map(|group| items(&group["rules"]).to_vec()).collect()
 }
 
-/// The panels, and what they ask.
+/// The panels, and their queries.
 fn dashboard() -> (Vec<Value>, Vec<String>) {
     let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
     let panels = items(&dashboard["panels"]).to_vec();
@@ -97,7 +97,7 @@ fn alerts_dashboard_and_runbooks_name_only_documented_series() {
 fn alerts_and_dashboard_use_only_existing_labels() {
     let contract = contract();
     for asked in expressions() {
-        // {label="value"} behind a series: both stand in its row.
+        // {label="value"} after a series: both are in its row.
         for (before, after) in asked.match_indices('{').map(|(at, _)| asked.split_at(at)) {
             let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap();
             let selector = after[1..].split('}').next().unwrap();
@@ -167,7 +167,7 @@ fn every_runbook_says_when_it_is_done() {
     assert_eq!(without, [""; 0]);
 }
 
-/// What an operator copies must not land where the rescuer looks: `shop.*` is what every sample watches.
+/// A copy of an operator must not land in a watched database: every sample watches `shop.*`.
 #[test]
 fn no_runbook_writes_into_a_watched_database() {
     let guide = read("docs/operations.md");
@@ -178,7 +178,8 @@ fn no_runbook_writes_into_a_watched_database() {
     }
 }
 
-/// The rescuer warns of itself otherwise, at every start: one that hangs while it stops keeps its streams from the others.
+/// Otherwise the rescuer warns at every start: if it hangs while stopping, it keeps its streams from the
+/// others.
 fn check_graces(service: &str, given: &BTreeMap<String, String>) {
     let value = |name: &str| given.get(name).cloned().unwrap_or_else(|| defaults(service)[name].clone());
     if service == "outbox-rescuer" {
@@ -194,7 +195,7 @@ fn check_graces(service: &str, given: &BTreeMap<String, String>) {
 fn defaults(service: &str) -> BTreeMap<String, String> {
     let text = read("docs/configuration.md");
     let mut defaults = BTreeMap::new();
-    // What a service has of its own stands behind what both have, and counts.
+    // A service's own settings come after the shared ones, and override them.
     for wanted in ["Both services", service] {
         let section = text.split("\n## ").find(|section| section.lines().next() == Some(wanted)).unwrap();
         for row in section.lines().filter(|line| line.starts_with("| `")) {
@@ -217,7 +218,7 @@ fn the_sample_file_keeps_the_rules_of_its_page() {
     check_graces("outbox-rescuer", &given);
 }
 
-/// A number that a manifest sets beside the default needs its reason there.
+/// A number in a manifest that differs from the default needs its reason there.
 #[test]
 fn tuned_values_in_manifests_state_their_reason() {
     let manifest = read("deploy/kubernetes/configmap.yaml");
@@ -351,7 +352,7 @@ fn the_image_builds_both_services_from_existing_files() {
         "{}",
         manifest["rust-version"]
     );
-    // A member of the workspace that isn't sent to the build breaks it.
+    // A workspace member that is missing in the build context breaks the build.
     let members =
         manifest["members"].trim_matches(['[', ']']).split(", ").map(|member| member.trim_matches('"'));
     let sent = read("deploy/Dockerfile.dockerignore");
@@ -476,7 +477,7 @@ fn the_compose_profile_fits_the_services_and_the_image() {
         }
         assert!(duration(text(&service["stop_grace_period"])) > 25, "longer than shutdown_grace");
     }
-    // What is started for development has no profile.
+    // The services for development have no profile.
     for name in ["mongodb", "rabbitmq"] {
         assert!(services[name].get("profiles").is_none(), "{name}");
     }

@@ -1,4 +1,4 @@
-//! What the derives make of structs and enums. What they refuse is in derive/tests/.
+//! The derives' results for structs and enums. Their refusals are in derive/tests/.
 
 use document_outbox::{
     Aggregate, DeliveryOrder, Inbox, Message, Outbox,
@@ -128,7 +128,7 @@ fn a_handler_of_an_enum_has_all_its_types() {
     assert_eq!(handlers.via("order"), None);
 }
 
-/// Stands for the library under another name.
+/// The library under another name.
 mod outbox {
     pub(super) use document_outbox::Outbox;
 

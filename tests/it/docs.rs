@@ -1,4 +1,4 @@
-//! The documentation says what is there: its code is the examples', its links lead somewhere, the tests it names exist.
+//! The documentation is true: its code equals the examples, its links have targets, the tests it names exist.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -107,7 +107,7 @@ fn pages() -> Vec<PathBuf> {
     at_root.chain(files(&root().join("docs"), "md")).collect()
 }
 
-/// Files of this kind under a folder; none where there is no such folder.
+/// Files of this kind under a folder; `None` if there is no such folder.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
     let nested = entries.map(|path| match path.is_dir() {

@@ -1,7 +1,9 @@
-//! What nobody thought of: thousands of generated BSON values where an outbox, an entry or a field of an entry should be.
+//! Unforeseen values: thousands of generated BSON values in place of an outbox, an entry or a field of an
+//! entry.
 //!
-//! Each goes through everything that ever looks at it: a load, a save with a message, the rescuer's stream and sweep, a
-//! worker. The run can be repeated by its seed: `OUTBOX_TEST_SEED=… cargo nextest run --test generated_values`.
+//! Each goes through everything that reads it: a load, a save with a message, the rescuer's stream and sweep,
+//! a worker. The run can be repeated by its seed:
+//! `OUTBOX_TEST_SEED=… cargo nextest run --test generated_values`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,7 +34,7 @@ use tokio::task::JoinHandle;
 const CONCURRENCY: usize = 32;
 const GOOD: &str = "good";
 
-/// An aggregate that takes any document, whatever its outbox looks like.
+/// An aggregate that accepts any document with any outbox.
 #[derive(Debug, Serialize, Deserialize)]
 struct Any {
     #[serde(rename = "_id")]
@@ -58,7 +60,7 @@ impl Message for Good {
     const TYPE: &'static str = GOOD;
 }
 
-/// What is put into the place of a whole outbox.
+/// Values in place of a whole outbox.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_as_outbox_are_left_unchanged() {
     let mut generator = Generator::announced(1);
@@ -66,7 +68,7 @@ async fn odd_values_as_outbox_are_left_unchanged() {
     see_through(outboxes).await;
 }
 
-/// What is put into an outbox: anything, and what is nearly an entry. A good one stands among every ten.
+/// Elements for an outbox: random values, and near-entries. One of every ten is valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_as_entries_spare_their_neighbours() {
     let mut generator = Generator::announced(2);
@@ -82,7 +84,7 @@ async fn odd_values_as_entries_spare_their_neighbours() {
     see_through(outboxes.collect()).await;
 }
 
-/// What is put into one field of an entry that is good but for that.
+/// Values for one field of an otherwise valid entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_in_entry_fields_spare_their_neighbours() {
     let mut generator = Generator::announced(3);
@@ -130,11 +132,12 @@ async fn see_through(outboxes: Vec<Bson>) {
     }
     delivered.iter().for_each(can_be_put_on_the_wire_or_told_why_not);
 
-    // What a worker is done with, no rescuer queues again: one without a memory finds nothing there.
+    // A document that a worker has finished is not queued again: a rescuer without a memory finds no message
+    // there.
     let mut second = world.rescuer("second").await;
     for (id, times) in second.sees_all(&world, -2).await {
         let elsewhere = world.plan(&after[&id], DeliveryOrder::Ordered, |plan| plan.not_mine);
-        assert!(elsewhere > 0, "document {id} is queued for ever ({times} times by now)");
+        assert!(elsewhere > 0, "document {id} is queued forever ({times} times by now)");
     }
     println!("{} messages of {} documents delivered", delivered.len(), documents.len());
     rescuer.stop().await;
@@ -191,7 +194,7 @@ impl World {
         Waking { events, stop, task }
     }
 
-    /// Stores each in a document of its own, but for those that the server refuses.
+    /// Stores each in a separate document, except those that the server refuses.
     async fn insert(&self, outboxes: Vec<Bson>) -> Vec<i32> {
         let all = outboxes.len();
         let inserts = outboxes.into_iter().zip(0..).map(async |(outbox, id)| {
@@ -214,7 +217,7 @@ impl World {
         all.into_iter().map(|document| (id(&document), document)).collect()
     }
 
-    /// Loads each and saves it with a good message; those that took it.
+    /// Loads each and saves it with a good message; returns those that accepted it.
     async fn save_each(&self, documents: &[i32], stored: &Stored) -> HashSet<i32> {
         let saves = documents.iter().map(async |id| {
             let mut loaded = self.store.load(id).await.unwrap().unwrap();
@@ -232,7 +235,8 @@ impl World {
         at_once(saves).await.into_iter().flatten().collect()
     }
 
-    /// Has a worker process each, first in order, up to the dead ones and beyond, then without; what was delivered.
+    /// Has a worker process each, first in order, up to the dead ones and beyond, then without order; returns
+    /// the delivered ones.
     async fn process_each(&self, documents: &[i32]) -> Vec<Envelope> {
         let recorder = Recorder::default();
         let settings =
@@ -261,7 +265,7 @@ impl World {
         assert_eq!(processed, end, "document {id}");
     }
 
-    /// What of a document a deliverer to the broker can deliver.
+    /// The entries of a document that a deliverer to the broker can deliver.
     fn plan<T>(
         &self,
         stored: &RawDocumentBuf,
@@ -284,9 +288,10 @@ struct Waking {
 }
 
 impl Waking {
-    /// Waits until stream and sweep are through with all that was stored so far: which documents were queued, how often.
+    /// Waits until stream and sweep have read everything that was stored so far; returns which documents were
+    /// queued, and how often.
     async fn sees_all(&mut self, world: &World, last: i32) -> HashMap<i32, usize> {
-        // Only the stream finds what has no date, but for the first sweep; and the stream is read in order.
+        // Except for the first sweep, only the stream finds entries without a date, and it is read in order.
         let document = doc! { "_id": last, "outbox": [good()] };
         world.test.orders().insert_one(document).await.unwrap();
         let (mut swept, mut found, mut followed) = (false, false, false);
@@ -417,8 +422,8 @@ impl Node {
     }
 }
 
-/// P6: *a save loses no stored field that its struct doesn't know, at any depth*, whatever is in it; nor does it bring one back
-/// that was removed.
+/// P6: *a save loses no stored field that its struct doesn't know, at any depth*, with any content; nor does
+/// it restore a removed one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn six_hundred_generated_changes_keep_every_unknown_field() {
     let test = TestDatabase::create().await;
@@ -439,7 +444,7 @@ async fn six_hundred_generated_changes_keep_every_unknown_field() {
             tree.root = Node::of(changed.get_document("root").unwrap());
             match trees.save(&mut tree).await {
                 Ok(saved) => assert!(saved.is_current(), "{saved:?}"),
-                // Names that the server takes from an insert only.
+                // Names that the server accepts only in an insert.
                 Err(Error::Refused(_)) => {
                     refused += 1;
                     break;
@@ -472,7 +477,7 @@ fn node(generator: &mut Generator, depth: usize) -> mongodb::bson::Document {
     node
 }
 
-/// As an application may, that knew every field.
+/// Like an application that knows every field.
 fn change(generator: &mut Generator, node: &mut mongodb::bson::Document, depth: usize) {
     if generator.below(3) == 0 {
         node.insert("n", generator.below(3) as i64);

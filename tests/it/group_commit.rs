@@ -1,4 +1,4 @@
-//! Saves in a batch: each has the answer that it would have had alone.
+//! Saves in a batch: each gets the answer that it would have had alone.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
-/// An aggregate whose history tells which saves were applied.
+/// An aggregate whose history shows which saves were applied.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Account {
     #[serde(rename = "_id")]
@@ -84,7 +84,7 @@ impl Bank {
         Self::with(TestDatabase::on(variable).await, options, group_commit, |_| {})
     }
 
-    /// With these options; `heard` is given every event of its commands.
+    /// With these options; `heard` gets every event of its commands.
     fn with(
         test: TestDatabase,
         mut options: ClientOptions,
@@ -128,7 +128,7 @@ impl Bank {
         join_all((0..count).map(|id| self.add(Account::new(id)))).await;
     }
 
-    /// Reads are not what is tested: tried until they succeed.
+    /// Reads are not tested here: they are retried until they succeed.
     async fn load(&self, id: &Bson) -> document_outbox::Loaded<Account> {
         loop {
             if let Ok(account) = self.accounts.load(id).await {
@@ -137,7 +137,7 @@ impl Bank {
         }
     }
 
-    /// Appends a name to an account's history once: the name, and what became of it.
+    /// Appends a name to an account's history once; returns the name and the outcome.
     async fn append(&self, id: impl Into<Bson>) -> (String, Result<Saved, Error>) {
         let name = uuid::Uuid::new_v4().to_string();
         let mut account = self.load(&id.into()).await;
@@ -146,7 +146,7 @@ impl Bank {
         (name, saved)
     }
 
-    /// How often each name stands in a history.
+    /// How often each name occurs in a history.
     async fn histories(&self) -> HashMap<String, usize> {
         let mut found = HashMap::new();
         let mut documents = self.test.orders().find(doc! {}).await.unwrap();
@@ -158,8 +158,8 @@ impl Bank {
         found
     }
 
-    /// The one thing that must hold whatever happens: what is reported as applied is there once, what is reported as not
-    /// applied is not there.
+    /// The invariant: a save that is reported as applied occurs once, and one that is reported as not applied
+    /// does not occur.
     async fn check(&self, saves: &[(String, Result<Saved, Error>)]) {
         let found = self.histories().await;
         for (name, saved) in saves {
@@ -213,7 +213,7 @@ fn applied(saves: &[(String, Result<Saved, Error>)]) -> usize {
     saves.iter().filter(|(_, saved)| matches!(saved, Ok(Saved::Applied(_)))).count()
 }
 
-/// 256 savers on 50 documents, so that most of them are in each other's way.
+/// 256 savers on 50 documents, so that most of them conflict.
 async fn contend(bank: &Bank, rounds: i32) -> Vec<(String, Result<Saved, Error>)> {
     let savers = (0..256).map(|saver| async move {
         let mut saves = Vec::new();
@@ -242,7 +242,7 @@ async fn exactly_the_reported_saves_are_applied_once() {
 }
 
 #[tokio::test]
-async fn a_save_that_comes_alone_is_sent_alone() {
+async fn a_single_save_is_sent_alone() {
     let bank = Bank::open().await;
     bank.add_many(1).await;
     for _ in 0..5 {
@@ -456,7 +456,8 @@ async fn the_client_shuts_down_after_batches() {
     bank.test.drop().await;
 }
 
-/// The driver takes sessions from a pool: one of ours in there would have later writes answered without being made.
+/// The driver takes sessions from a pool: if one of ours were in it, later writes would be answered without
+/// being executed.
 #[tokio::test]
 async fn sessions_of_batches_are_never_the_drivers() {
     let bank = Bank::open().await;
@@ -484,14 +485,14 @@ async fn sessions_of_batches_are_never_the_drivers() {
 async fn step_down(client: &Client) {
     crate::isolation::assert_in("outage");
     let command = doc! { "replSetStepDown": 1, "secondaryCatchUpPeriodSecs": 1, "force": true };
-    // What ends the connection is no answer.
+    // The end of a connection is not an answer.
     let _ = client.database("admin").run_command(command).await;
 }
 
 mod fail_point {
     use super::*;
 
-    /// Each as often as a batch is tried again without giving up.
+    /// Each as often as a batch is retried at most.
     #[tokio::test]
     async fn saves_in_doubt_are_sent_again_but_applied_once() {
         for (fault, what) in [
@@ -511,14 +512,14 @@ mod fail_point {
             bank.check(&saves).await;
             let answered =
                 saves.iter().filter(|(_, saved)| matches!(saved, Ok(Saved::Applied(_) | Saved::Conflict)));
-            // A lone save among them is the driver's, which tries twice.
+            // A single save is sent by the driver, which tries twice.
             assert!(answered.count() + 3 >= saves.len(), "{what}");
             assert!(bank.together() > 0);
             bank.test.drop().await;
         }
     }
 
-    /// As where a privilege is missing for a minute.
+    /// As when a privilege is missing for a minute.
     #[tokio::test]
     async fn a_refusal_that_passes_turns_no_batches_off() {
         let bank = Bank::open().await;
@@ -536,7 +537,7 @@ mod fail_point {
         bank.test.drop().await;
     }
 
-    /// The first try is executed, and no word of the majority comes; then the same command is refused.
+    /// The first try is executed without a confirmation by the majority; then the same command is refused.
     #[tokio::test]
     async fn a_late_refusal_hides_no_applied_save() {
         let admin = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap().database("admin");
@@ -568,7 +569,7 @@ mod fail_point {
         bank.test.drop().await;
     }
 
-    /// A clear that is interrupted again and again, as while a fail-over takes its time.
+    /// A clear that is interrupted repeatedly, as during a slow failover.
     #[tokio::test]
     async fn a_clear_is_tried_while_its_claim_holds() {
         let recorder = crate::support::Recorder::held();
@@ -602,7 +603,7 @@ mod fail_point {
 mod outage {
     use super::*;
 
-    /// A server that is no replica set refuses every batch.
+    /// A server that is not a replica set refuses every batch.
     #[tokio::test]
     async fn a_server_without_retryable_writes_gets_single_saves() {
         let server = Standalone::start().await;
@@ -629,7 +630,7 @@ mod outage {
         assert_eq!(refused.load(Ordering::Relaxed), learned, "what was refused is remembered");
     }
 
-    /// Does this with a clock that runs ahead, second by second, where nothing but timers is waited for.
+    /// Does this with a clock that advances second by second whenever only timers are pending.
     async fn hurry<T>(work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         tokio::time::pause();
@@ -644,7 +645,8 @@ mod outage {
         done
     }
 
-    /// What saves say whose server is away, alone and in a batch. The driver waits for a server as long as `patience`.
+    /// The errors of saves whose server is unreachable, alone and in a batch. The driver waits for a server
+    /// for `patience`.
     async fn save_while_the_server_is_away(patience: std::time::Duration, group_commit: bool) -> Vec<Error> {
         let server = Standalone::start().await;
         let client = Client::with_uri_str(&server.uri).await.unwrap();
@@ -674,17 +676,17 @@ mod outage {
             errors.extend(saves.into_iter().map(Result::unwrap_err));
             errors
         };
-        // The driver's own patience is by a clock that doesn't run ahead, so it is the save's bound that ends them.
+        // The driver's own timeout uses a clock that doesn't run ahead, so the save's limit ends them.
         if patience > WRITE_TIMEOUT { hurry(saves).await } else { saves.await }
     }
 
-    /// The bound of a save, and by default the driver's patience.
+    /// The time limit of a save, and by default the driver's timeout.
     const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
     #[tokio::test]
-    async fn a_server_that_is_away_makes_saves_unavailable() {
+    async fn an_unreachable_server_makes_saves_unavailable() {
         let (brief, long) = (WRITE_TIMEOUT / 60, WRITE_TIMEOUT * 2);
-        for (patience, words) in [(brief, "Server selection timeout"), (long, "no clean answer within 30 s")]
+        for (patience, words) in [(brief, "Server selection timeout"), (long, "no clear answer within 30 s")]
         {
             for group_commit in [true, false] {
                 for error in save_while_the_server_is_away(patience, group_commit).await {

@@ -16,7 +16,7 @@ const SAVES_A_SECOND: u32 = 50;
 /// The rescuer's delay, after which it would ask a worker to step in.
 const DELAY: Duration = Duration::from_secs(5);
 
-/// For how long it is saved: a minute when asked for, a while in the suite.
+/// How long it is saved: a minute on request, shorter in the suite.
 fn seconds() -> u32 {
     match std::env::var_os("OUTBOX_TEST_LONG") {
         Some(_) => 60,
@@ -60,11 +60,11 @@ impl Aggregate for Counter {
     }
 }
 
-/// What a saving process has to know, in its environment.
+/// The environment variables of a saving process.
 const NAME: &str = "OUTBOX_TEST_SAVER";
 const DATABASE: &str = "OUTBOX_TEST_SAVER_DATABASE";
 
-/// A saving process of the next test; it does nothing when run by itself.
+/// A saving process of the next test; it has no effect when run alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_saves_the_hot_document() {
     let (Ok(name), Ok(database)) = (std::env::var(NAME), std::env::var(DATABASE)) else {
@@ -98,7 +98,7 @@ async fn a_process_that_saves_the_hot_document() {
     rabbitmq.close().await;
 }
 
-/// P4 Ordered per document: messages of one document are delivered in the order they stand in its outbox. *Hot documents
+/// P4 Ordered per document: messages of one document are delivered in the order of its outbox. *Hot documents
 /// (many saves a second, several processes) keep P4 and stay on the fast path.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_keep_order_on_the_fast_path() {
@@ -129,7 +129,7 @@ async fn two_processes_keep_order_on_the_fast_path() {
     receiver.wait(all).await;
     in_order(&receiver, all);
 
-    // The stream is read in order: what it queues first of all is what stands behind every save of the hot document.
+    // The stream is read in order: its first command follows every save of the hot document.
     let foreign = doc! { "id": Uuid::new(), "type": "counter.counted", "payload": { "count": -1 } };
     let last = doc! { "_id": "last", "outbox": [foreign] };
     flow.test.orders().insert_one(last).await.unwrap();

@@ -1,4 +1,4 @@
-//! Delivery right after the save: what goes at once, what waits, and in what order.
+//! Delivery right after the save: which messages are delivered at once, which wait, and in which order.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ fn background(test: &TestDatabase, recorder: &Recorder) -> InlineDispatcher {
     InlineDispatcher::builder(&test.client).deliver_to(recorder.clone())
 }
 
-/// No quick tries, and a first backoff so long that no test meets its end.
+/// No quick retries, and a first backoff so long that no test reaches its end.
 fn slow_retry() -> RetryPolicy {
     RetryPolicy {
         quick_tries: 0,
@@ -57,7 +57,7 @@ async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed
     worker.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
 }
 
-/// Makes every claim of a document run out, as time would.
+/// Makes every claim of a document expire, as time would.
 async fn expire_claims(test: &TestDatabase, id: &str) {
     let past = mongodb::bson::DateTime::from_millis(0);
     let set = doc! { "$set": { "outbox.$[].available_at": past } };
@@ -113,7 +113,7 @@ async fn a_kept_aggregate_is_born_claimed_again() {
         assert!(pushed.get_str("claimed_by").is_ok(), "{pushed}");
     }
 
-    // One that could not be delivered is still there, and another save goes the long way.
+    // If a message could not be delivered, it is still there, and the next save makes no assumption.
     recorder.answer([Outcome::Transient("no luck".into())]);
     for amount in [2, 3] {
         is_idle(&inline).await;
@@ -151,7 +151,7 @@ async fn pushed_entry(
     }
 }
 
-/// A foreign entry that arrives between load and save stands before the save's own: it must be delivered first.
+/// A foreign entry that arrives between load and save is before the save's own: it must be delivered first.
 #[tokio::test]
 async fn an_entry_pushed_before_a_save_stays_first() {
     let test = TestDatabase::create().await;
@@ -170,7 +170,7 @@ async fn an_entry_pushed_before_a_save_stays_first() {
 }
 
 #[tokio::test]
-async fn awaiting_says_what_became_of_each_message() {
+async fn awaiting_reports_the_outcome_of_each_message() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let inline = InlineDispatcher::builder(&test.client)
@@ -206,7 +206,7 @@ async fn awaiting_says_what_became_of_each_message() {
     assert_eq!((outbox.len(), outbox[0].get_str("dead_reason")), (1, Ok("permanent")));
     assert_eq!(outbox[0].get("available_at"), None);
 
-    // Entries stand before: the claim is taken like anyone else's, and the answer is read off the document.
+    // There are earlier entries: the claim is taken as usual, and the answer is read from the document.
     let updated = orders.update(&"dead".into(), |order| order.add(5)).await.unwrap();
     assert_eq!(outcomes(updated.receipt.unwrap().dispatch), [Disposition::Delivered]);
     let updated = orders.update(&"late".into(), |order| order.add(5)).await.unwrap();
@@ -266,7 +266,8 @@ async fn saves_continue_without_a_connection_or_attempts() {
     test.drop().await;
 }
 
-/// A message that was on its way when the way was lost, as when a broker's alarm blocks the connection, was not tried.
+/// A message in flight when the destination became unavailable, as when a broker's alarm blocks the
+/// connection, was not tried.
 #[tokio::test]
 async fn a_claim_expired_by_an_outage_counts_no_attempt() {
     let test = TestDatabase::create().await;
@@ -337,7 +338,7 @@ async fn closing_past_its_grace_releases_unstarted_messages() {
     insert(&orders, order).await;
     recorder.wait_tried(1).await;
     let mut closing = Box::pin(inline.close(Duration::ZERO));
-    // The grace's timer is the older of the two, so it has run out when this one does.
+    // The grace's timer is the older of the two, so it has expired when this one does.
     assert!(tokio::time::timeout(Duration::from_millis(10), &mut closing).await.is_err());
     recorder.let_through(1);
     closing.await;
@@ -347,7 +348,7 @@ async fn closing_past_its_grace_releases_unstarted_messages() {
     test.drop().await;
 }
 
-/// P3 (a): a process that dies between save and publish: the claim runs out, and a worker delivers, once.
+/// P3 (a): a process that dies between save and publish: the claim expires, and a worker delivers, once.
 #[tokio::test]
 async fn a_crash_between_save_and_publish_loses_nothing() {
     let test = TestDatabase::create().await;
@@ -366,7 +367,7 @@ async fn a_crash_between_save_and_publish_loses_nothing() {
     test.drop().await;
 }
 
-/// P3 (b): a claim that outlives its lease: the late holder changes nothing that the next one did.
+/// P3 (b): a holder that outlives its lease can't change the next holder's work.
 #[tokio::test]
 async fn an_expired_claim_never_touches_the_next_holders() {
     let test = TestDatabase::create().await;
@@ -395,7 +396,7 @@ async fn an_expired_claim_never_touches_the_next_holders() {
     test.drop().await;
 }
 
-/// P4 Ordered per document: a failing message holds back the later ones of its own document only.
+/// P4 Ordered per document: a failing message blocks only the later ones of its own document.
 #[tokio::test]
 async fn a_failing_message_blocks_only_its_document() {
     let test = TestDatabase::create().await;
@@ -461,7 +462,7 @@ async fn a_thousand_entries_are_delivered_in_order() {
     test.drop().await;
 }
 
-/// Neighbours that are no entries are left as they are, byte for byte, and stop nobody.
+/// Neighbours that are not entries stay unchanged, byte for byte, and block no entry.
 #[tokio::test]
 async fn unreadable_neighbours_survive_and_block_nothing() {
     let test = TestDatabase::create().await;
@@ -542,7 +543,7 @@ async fn insert_large(test: &TestDatabase, amounts: impl IntoIterator<Item = i64
     insert_with_room(test, 20, amounts).await;
 }
 
-/// A document that can grow by so many bytes, and these messages in it.
+/// A document that can grow by this many bytes, with these messages in it.
 async fn insert_with_room(test: &TestDatabase, room: usize, amounts: impl IntoIterator<Item = i64>) {
     let entry = |amount| doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
     let entries: Vec<_> = amounts.into_iter().map(entry).collect();
@@ -571,7 +572,7 @@ async fn a_failing_message_blocks_no_large_unordered_document() {
     test.drop().await;
 }
 
-/// As in any document, what a handler has had it isn't given again.
+/// As in any document, a handler doesn't get a message again that it has had.
 #[tokio::test]
 async fn large_documents_remember_their_finished_handlers() {
     let test = TestDatabase::create().await;
@@ -608,7 +609,7 @@ async fn large_documents_remember_their_finished_handlers() {
     test.drop().await;
 }
 
-/// Handlers for messages that are stored as for the broker.
+/// Handlers for messages that are stored without `via`, as for the broker.
 struct AnyVia(Handlers);
 
 #[async_trait::async_trait]
@@ -674,9 +675,10 @@ async fn a_save_that_lost_is_not_reported_applied() {
     test.drop().await;
 }
 
-/// It never goes to the wrong place: what the deliverer doesn't serve is not claimed at birth either.
+/// It is never delivered to the wrong destination: a message that the deliverer doesn't serve is not born
+/// claimed either.
 #[tokio::test]
-async fn a_message_for_somebody_else_is_left_unclaimed() {
+async fn a_message_for_another_deliverer_is_left_unclaimed() {
     let test = TestDatabase::create().await;
     let handlers = Handlers::builder().build().unwrap();
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(handlers);
@@ -687,7 +689,7 @@ async fn a_message_for_somebody_else_is_left_unclaimed() {
     test.drop().await;
 }
 
-/// Handlers are isolated: one that hangs costs an attempt, and repeats nothing of the other.
+/// Handlers are isolated: one that hangs costs an attempt, and repeats no message of the other.
 #[tokio::test]
 async fn a_handler_that_hangs_does_not_repeat_the_other() {
     let test = TestDatabase::create().await;
@@ -735,7 +737,7 @@ async fn a_handler_may_save_its_own_document() {
     test.drop().await;
 }
 
-/// A clear that waits for a transaction holds up nobody else's.
+/// A clear that waits for a transaction delays no other.
 #[tokio::test]
 async fn a_locked_document_delays_no_other_clears() {
     let test = TestDatabase::create().await;
@@ -758,8 +760,8 @@ async fn a_locked_document_delays_no_other_clears() {
     test.drop().await;
 }
 
-/// Closes beside a save that is under way in a future that nobody polls for that long.
-/// Returns what the save answers when somebody polls it again.
+/// Closes during a save whose future is not polled for that long. Returns the save's answer once it is polled
+/// again.
 async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> Saved {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
@@ -768,7 +770,7 @@ async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> 
     insert(&orders, Order::new("o-1")).await;
     let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
     order.add(1);
-    // Its document is held, so that the save is in the middle when it is forgotten.
+    // Its document is locked, so that the save is in progress when it is forgotten.
     let mut session = test.client.start_session().await.unwrap();
     session.start_transaction().await.unwrap();
     let touch = doc! { "$set": { "note": "mine" } };
@@ -797,8 +799,8 @@ async fn stress_closing_ends_with_a_save_forgotten_for_90_seconds() {
     assert!(matches!(saved, Saved::Applied(_) | Saved::Unknown(_)), "it had 30 s: {saved:?}");
 }
 
-/// P1 Atomic: *A save future that is dropped leaves the save undecided.* One that is dropped while it waits for its delivery
-/// is done, and its message is not sent again.
+/// P1 Atomic: *If a save's future is dropped, the save may or may not have happened.* A save that is dropped
+/// while it waits for its delivery has happened, and its message is not sent again.
 #[tokio::test]
 async fn a_save_dropped_during_its_delivery_sends_nothing_twice() {
     let test = TestDatabase::create().await;
@@ -824,7 +826,7 @@ async fn a_save_dropped_during_its_delivery_sends_nothing_twice() {
 }
 
 #[tokio::test]
-async fn closing_may_take_for_ever() {
+async fn closing_may_take_forever() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let inline = background(&test, &recorder);
@@ -838,9 +840,9 @@ async fn closing_may_take_for_ever() {
     test.drop().await;
 }
 
-/// The broker is blocked: what is on its way has no answer, and what was not begun is given back, too.
+/// The broker is blocked: messages in flight have no answer, and those that were not begun are released, too.
 #[tokio::test]
-async fn closing_gives_everything_back_while_the_way_is_lost() {
+async fn closing_releases_everything_during_an_outage() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let inline = InlineDispatcher::builder(&test.client).lease(LONG).deliver_to(recorder.clone());
@@ -856,7 +858,7 @@ async fn closing_gives_everything_back_while_the_way_is_lost() {
     test.drop().await;
 }
 
-/// What was delivered cannot be cleared: nothing comes back from MongoDB any more.
+/// Delivered messages cannot be cleared: MongoDB no longer answers.
 #[tokio::test]
 async fn closing_ends_while_mongodb_is_silent() {
     let test = TestDatabase::create().await;
@@ -875,7 +877,7 @@ async fn closing_ends_while_mongodb_is_silent() {
     test.drop().await;
 }
 
-/// What was not begun need not wait for what was: that may take a lease.
+/// Messages that were not begun don't wait for those in delivery, which may take a lease.
 #[tokio::test]
 async fn a_stop_releases_unstarted_messages_immediately() {
     let test = TestDatabase::create().await;
@@ -932,7 +934,8 @@ async fn a_released_entry_has_the_date_it_had_before() {
     test.drop().await;
 }
 
-/// Between reading and claiming, another takes the entry, reaches one of its handlers and gives it back: it looks as before.
+/// Between reading and claiming, another process takes the entry, reaches one of its handlers and releases
+/// it: it appears unchanged.
 #[tokio::test]
 async fn a_claim_skips_entries_that_reached_a_handler() {
     struct Half;
@@ -963,7 +966,7 @@ async fn a_claim_skips_entries_that_reached_a_handler() {
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
     let settings = ProcessorSettings { retry: slow_retry(), ..ProcessorSettings::default() };
     let other = Processor::new(test.client.clone(), Arc::new(Half), settings);
-    // Warm, so that its pass takes a moment.
+    // With open connections, so that its pass is quick.
     process(&test, &other, "nobody").await;
 
     let recorder = Recorder::default();
@@ -1018,7 +1021,7 @@ async fn stress_a_route_that_hangs_repeats_no_other_message() {
     test.drop().await;
 }
 
-/// P3 (a): what is published and not yet cleared is bounded.
+/// P3 (a): the number of messages that are published and not yet cleared is bounded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_process_repeats_no_more_than_the_bound() {
     const DOCUMENTS: usize = 8;
@@ -1046,7 +1049,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
     recorder.wait_delivered(50).await;
     for task in tasks {
         task.abort();
-        // One or another may have come to its end before.
+        // Some may have ended before.
         drop(task.await);
     }
 
@@ -1065,7 +1068,8 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
     test.drop().await;
 }
 
-/// A handler that has a task save its own document, and waits for that task, waits for a delivery that waits for it.
+/// If a handler waits for a task that saves the handler's document, it waits for a delivery that waits for
+/// the handler.
 #[tokio::test]
 async fn a_handler_may_wait_for_a_spawned_save() {
     let test = TestDatabase::create().await;
@@ -1095,7 +1099,7 @@ async fn a_handler_may_wait_for_a_spawned_save() {
     test.drop().await;
 }
 
-/// Code of the user's that panics where a future is made, not only where it is polled.
+/// Code of the user's that panics when a future is made, not only when it is polled.
 #[tokio::test]
 async fn a_deliverer_that_panics_at_once_costs_an_attempt() {
     struct Panics;
@@ -1138,7 +1142,7 @@ mod runtimes {
     }
 
     #[test]
-    fn a_store_whose_runtime_has_ended_says_so() {
+    fn a_store_reports_that_its_runtime_has_ended() {
         let first = runtime();
         let (test, orders, mut order) = first.block_on(async {
             let test = TestDatabase::create().await;
@@ -1219,7 +1223,7 @@ mod runtimes {
         of_client.block_on(test.drop());
     }
 
-    /// What its runtime took along is not delivered from here, and that is not silent.
+    /// Messages that ended with the runtime are not delivered from here, and that is reported.
     #[test]
     fn a_delivery_that_ends_with_its_runtime_is_announced() {
         let of_client = runtime();
@@ -1300,7 +1304,7 @@ async fn a_full_document_gets_a_long_enough_lease() {
     test.drop().await;
 }
 
-/// A lease and a claim in the document would not see each other, so there is no lease where anybody's claim would fit.
+/// A lease and a claim in the document would not see each other, so there is no lease if any claim would fit.
 #[tokio::test]
 async fn a_shorter_claim_comes_before_a_lease() {
     let test = TestDatabase::create().await;
@@ -1321,14 +1325,15 @@ async fn a_shorter_claim_comes_before_a_lease() {
     test.drop().await;
 }
 
-/// What it did under a lease that another has taken meanwhile is not the last word.
+/// A result under a lease that another has taken meanwhile does not count.
 #[tokio::test]
 async fn a_death_under_a_lost_lease_is_not_reported() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
     let mut events = worker.subscribe();
-    // By `record`, a death needs less room than the date it replaces; without one there is none at all.
+    // With `record`, a death needs less room than the date it replaces; without a date there is no room at
+    // all.
     insert_with_room(&test, 0, [1]).await;
     recorder.answer([Outcome::Permanent("never".into())]);
     let steal = async {
@@ -1352,7 +1357,7 @@ async fn a_death_under_a_lost_lease_is_not_reported() {
     test.drop().await;
 }
 
-/// It died while there was no room to say so much; a worker that comes when there is finds it dead.
+/// It died while the document had no room to record that; once there is room, a worker finds it dead.
 #[tokio::test]
 async fn a_dead_message_in_a_large_document_stays() {
     let test = TestDatabase::create().await;
@@ -1467,7 +1472,7 @@ mod fail_point {
     #[tokio::test]
     async fn a_crash_before_the_clear_repeats_messages_once() {
         let test = TestDatabase::create().await;
-        // A client of its own name, whose updates the server refuses: the clear never arrives.
+        // A client with its own name, whose updates the server refuses: the clear never arrives.
         let name = format!("dying-{}", uuid::Uuid::now_v7().simple());
         let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         options.app_name = Some(name.clone());
@@ -1498,14 +1503,14 @@ mod fail_point {
         assert_eq!(process(&test, &worker(&test, &recorder), "o-1").await, Processed::Done);
         assert_eq!(recorder.amounts(), [1, 1]);
         let delivered = recorder.delivered();
-        assert_eq!(delivered[0].id, delivered[1].id, "a receiver's inbox can tell the repeat");
+        assert_eq!(delivered[0].id, delivered[1].id, "a receiver's inbox recognises the repeat");
         assert!(is_empty(&test.stored("o-1").await));
         test.drop().await;
     }
 
-    /// One write of a delivery fails: what became of the others is known all the same.
+    /// One write of a delivery fails: the outcome of the others is still known.
     #[tokio::test]
-    async fn a_failed_write_hides_nothing_of_the_others() {
+    async fn a_failed_write_hides_no_other_result() {
         let test = TestDatabase::create().await;
         let name = format!("failing-{}", uuid::Uuid::now_v7().simple());
         let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();

@@ -1,4 +1,4 @@
-//! What is published when the majority is out of reach: nothing.
+//! Without a majority no message is published.
 //!
 //! On the three-node set of `scripts/services up --replicas 3`. These tests stop its replication, so they run one at a
 //! time (in the module `outage`, see `.config/nextest.toml`).
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
 
-/// Stops the secondaries from applying what the primary writes, until dropped.
+/// Stops the secondaries from applying the primary's writes, until dropped.
 struct StalledReplication;
 
 impl StalledReplication {
@@ -32,7 +32,7 @@ impl StalledReplication {
 }
 
 impl Drop for StalledReplication {
-    /// On a runtime of its own, so that a failing test lets go too.
+    /// On a separate runtime, so that a failing test lets go too.
     fn drop(&mut self) {
         let let_go = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -69,7 +69,7 @@ impl LateMajority {
 }
 
 impl Drop for LateMajority {
-    /// On a runtime of its own, so that a failing test restores the set too.
+    /// On a separate runtime, so that a failing test restores the set too.
     fn drop(&mut self) {
         let restored = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -79,7 +79,7 @@ impl Drop for LateMajority {
     }
 }
 
-/// Has both secondaries apply everything that many seconds late; returns when the majority is as late as that.
+/// Makes both secondaries apply everything this many seconds late; returns when the majority is that late.
 async fn set_late(seconds: i64) {
     if seconds > 0 {
         crate::isolation::assert_in("outage");
@@ -148,7 +148,7 @@ async fn save_steadily(orders: &Store<Order>, savers: usize, rounds: usize, time
     all
 }
 
-/// The same orders with a majority that is late, and with a writer beside them, so that it never catches up.
+/// The same orders with a majority that is late, and with a concurrent writer, so that it never catches up.
 async fn save_under_a_late_majority(seconds: i64, savers: usize, rounds: usize, time: Duration) -> Tally {
     let test = TestDatabase::on(RS3).await;
     let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(Recorder::default()));
@@ -193,8 +193,8 @@ fn entries(stored: &Document) -> impl Iterator<Item = &Document> {
     entries.iter().filter_map(Bson::as_document)
 }
 
-/// These stop, block or slow down a server.
-/// Waits until the majority no longer follows: what a secondary was about to apply it still applies.
+/// These stop, block or slow down a server. Waits until the majority no longer follows: a secondary still
+/// applies the write that it was applying.
 async fn wait_for_the_stall(client: &Client) {
     let beside = client.database("admin").collection::<Document>("beside");
     let majority = mongodb::options::WriteConcern::builder()
@@ -204,7 +204,7 @@ async fn wait_for_the_stall(client: &Client) {
     while beside.insert_one(doc! {}).write_concern(majority.clone()).await.is_ok() {}
 }
 
-/// Waits until the server works at a read of the orders that cannot end before the majority follows.
+/// Waits until the server executes a read of the orders that cannot end before the majority follows.
 async fn wait_for_a_read(test: &TestDatabase) {
     let reads = doc! { "$match": {
         "command.find": "orders", "command.$db": test.database.name(), "command.readConcern.level": "linearizable",
@@ -219,7 +219,7 @@ async fn wait_for_a_read(test: &TestDatabase) {
     }
 }
 
-/// Has the primary refuse this program's updates as making the document too large, or no longer.
+/// Makes the primary refuse this program's updates as making the document too large, or stops that.
 async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
     let data = doc! { "failCommands": ["update"], "appName": name, "errorCode": 17419 };
     let point = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data };
@@ -229,10 +229,11 @@ async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
 mod outage {
     use super::*;
 
-    /// P1 Atomic: no phantom. A save, and a claim, whose majority never comes publish nothing; the first is reported as unknown.
+    /// P1 Atomic: no phantom. A save and a claim that the majority never acknowledges publish no message; the
+    /// save is reported as unknown.
     #[tokio::test]
     async fn a_lost_majority_publishes_and_loses_nothing() {
-        // Where an earlier run was killed in the middle.
+        // In case an earlier run was killed.
         set_stalled("off").await;
         let test = TestDatabase::on(RS3).await;
         let recorder = Recorder::default();
@@ -263,7 +264,7 @@ mod outage {
         let shown = document(&test, "phantom");
 
         loaded.add(2);
-        // The first goes alone, the others together behind it.
+        // The first is sent alone, the others together after it.
         let crowd = crowd.iter_mut().map(|one| orders.save(one));
         let (saved, crowd, claimed, phantom) = tokio::join!(
             orders.save(&mut loaded),
@@ -274,16 +275,16 @@ mod outage {
         assert!(matches!(saved.unwrap(), Saved::Unknown(_)));
         assert!(crowd.iter().all(|saved| matches!(saved, Ok(Saved::Unknown(_)))), "{crowd:?}");
         assert!(claimed.is_err() && phantom.is_err());
-        assert!(recorder.wait_tried(0).await.is_empty(), "nothing was published");
+        assert!(recorder.wait_tried(0).await.is_empty(), "no message was published");
 
         drop(stalled);
-        // A claim without an answer is taken back: it must not count as one whose holder died.
+        // A claim without an answer is undone: it must not count as one whose holder died.
         for id in ["before", "phantom"] {
             let taken_back =
                 |entry: &Document| entry.get_i32("claims") == Ok(0) && !entry.contains_key("claimed_by");
             test.wait_until(id, |stored| entries(stored).any(taken_back)).await;
         }
-        // The writes came through late: all messages are there, and are delivered once nothing holds them any more.
+        // The writes arrived late: all messages are stored, and are delivered once their claims have ended.
         for (id, amounts) in [("before", vec![1, 2]), ("phantom", vec![3])] {
             let past = mongodb::bson::DateTime::from_millis(0);
             let expire = doc! { "$set": { "outbox.$[].available_at": past } };
@@ -296,15 +297,15 @@ mod outage {
             );
             assert_eq!(recorder.amounts()[delivered..], amounts);
         }
-        // Batches that were given up leave nothing behind.
+        // Abandoned batches leave no trace.
         let client = test.client.clone();
         test.drop().await;
         let ends = tokio::time::timeout(crate::support::LONG, client.shutdown().into_future()).await;
         assert!(ends.is_ok(), "the client does not shut down");
     }
 
-    /// P3: a claim that got into a document without room, after somebody had made some, is seen by the process that had taken a lease on it
-    /// before, also while the majority doesn't have that claim yet.
+    /// P3: if a claim is written into a document after room was made, the process with an earlier lease on
+    /// the document sees it, even before the majority has that claim.
     #[tokio::test]
     async fn a_stalled_majority_hides_no_claim_from_a_lease() {
         set_stalled("off").await;
@@ -330,7 +331,8 @@ mod outage {
         wait_for_the_stall(&test.client).await;
         let leases = state.collection::<Document>("leases");
         let claim = async {
-            // The lease is written, and its answer, which waits for the majority, is the last that the worker gets for now.
+            // The lease is written, and its answer, which waits for the majority, is the worker's last for
+            // now.
             while leases.find_one(doc! {}).await.unwrap().is_none() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -365,7 +367,7 @@ mod outage {
         test.drop().await;
     }
 
-    /// P1: a majority that is late is only late.
+    /// P1: a late majority only causes a delay.
     #[tokio::test]
     async fn a_late_majority_fails_no_grouped_save() {
         let tally = save_under_a_late_majority(2, 20, 2, Duration::from_secs(60)).await;

@@ -23,11 +23,11 @@ use mongodb::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A recorder of the test's own: series belong to the recorder that was there when they were registered.
+/// A recorder for this test: series belong to the recorder that was installed when they were registered.
 struct Recording {
     recorder: DebuggingRecorder,
     snapshotter: Snapshotter,
-    /// What counters and histograms had come to before: a snapshot empties them.
+    /// The earlier values of counters and histograms: a snapshot empties them.
     sums: BTreeMap<String, f64>,
 }
 
@@ -41,7 +41,7 @@ impl Recording {
         metrics::facade::with_local_recorder(&self.recorder, build)
     }
 
-    /// Every series as `name{label=value,..}` with its figure: of a histogram, how often it was recorded to.
+    /// Every series as `name{label=value,..}` with its value; for a histogram, its number of samples.
     fn now(&mut self) -> BTreeMap<String, f64> {
         for (key, unit, description, value) in self.snapshotter.snapshot().into_vec() {
             assert!(unit.is_some() && description.is_some(), "{key:?} is described");
@@ -166,7 +166,7 @@ async fn documented_series_are_zero_before_any_event() {
     test.drop().await;
 }
 
-/// P8: what a save drops with an element that it can't recognise is counted.
+/// P8: fields that a save drops with an unrecognised element are counted.
 #[tokio::test]
 async fn unknown_fields_that_a_save_drops_are_counted() {
     let test = TestDatabase::create().await;
@@ -292,13 +292,13 @@ async fn a_workers_outcomes_are_counted() {
     recorder.answer([Outcome::Permanent("never".into())]);
     assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
 
-    // Its claimers crashed; what is no entry; what is for somebody else.
+    // A message whose claimers crashed; an element that is not an entry; a message for another deliverer.
     let odd =
         vec![foreign(doc! { "claims": 8 }), Bson::Null, Bson::Null, foreign(doc! { "via": "handlers" })];
     test.orders().insert_one(doc! { "_id": "o-2", "outbox": odd }).await.unwrap();
     process(&test, &worker, "o-2").await;
 
-    // No way to deliver: both are given back, one of them was tried.
+    // The destination is unavailable: both are released, one of them was tried.
     insert(&orders, placed("o-3", [4, 5])).await;
     recorder.answer([Outcome::Unavailable("away".into())]);
     assert_eq!(process(&test, &worker, "o-3").await, Processed::Unavailable);
@@ -323,7 +323,7 @@ async fn a_workers_outcomes_are_counted() {
         ("outbox_dead_total{reason=crashed}", 1.0),
         ("outbox_unreadable_total", 2.0),
         ("outbox_not_mine_total", 1.0),
-        // Behind the failure, and both of those that found no way.
+        // After the failure, and both of those without a destination.
         ("outbox_released_total", 4.0),
         ("outbox_oversized_total", 1.0),
     ]);
@@ -334,7 +334,8 @@ async fn a_workers_outcomes_are_counted() {
     test.drop().await;
 }
 
-/// P8: a claim that ended while its holder worked is told, also where the delivery succeeded and only the clear shows it.
+/// P8: a claim that expired while its holder worked is reported, even if the delivery succeeded and only the
+/// clear shows it.
 #[tokio::test]
 async fn a_claim_lost_during_delivery_is_counted() {
     let test = TestDatabase::create().await;
@@ -397,7 +398,7 @@ mod fail_point {
     #[tokio::test]
     async fn saves_and_deletes_are_counted_by_their_outcomes() {
         let test = TestDatabase::create().await;
-        // A client of its own name, whose inserts can be left without a clean answer.
+        // A client with its own name, whose inserts can be left without a clear answer.
         let name = format!("unsure-{}", uuid::Uuid::now_v7().simple());
         let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         options.app_name = Some(name.clone());

@@ -1,5 +1,5 @@
-//! What the operations guide has people write by hand, on the real server, byte for byte the updates of docs/operations.md
-//! and docs/adopting.md.
+//! The updates that operators make by hand, on the real server, byte for byte as in docs/operations.md and
+//! docs/using.md.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ async fn with_a_dead_message(test: &TestDatabase) -> Bson {
     order.add(2);
     let inserted = test.store(&inline).insert(order).await.unwrap();
     assert!(matches!(inserted, Inserted::Applied(..)));
-    assert_eq!(recorder.amounts(), [2], "the dead one no longer holds back");
+    assert_eq!(recorder.amounts(), [2], "the dead one no longer blocks");
     let outbox = test.outbox("o-1").await;
     assert!(outbox[0].contains_key("dead_at"));
     outbox[0].get("id").unwrap().clone()
@@ -121,7 +121,8 @@ async fn replay_selects_dead_messages_by_type_and_reason() {
     test.drop().await;
 }
 
-/// P2: nothing leaves an outbox but by a confirmed delivery or an operator's hand, which takes the dead only.
+/// P2: a message leaves an outbox only by a confirmed delivery or by an operator's hand, which removes only
+/// dead ones.
 #[tokio::test]
 async fn the_documented_discard_copies_and_removes_only_dead() {
     let test = TestDatabase::create().await;

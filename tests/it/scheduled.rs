@@ -17,7 +17,7 @@ use outbox_rescuer::{RescueEvent, Settings};
 use tokio_util::sync::CancellationToken;
 
 const DELAY: Duration = Duration::from_secs(1);
-/// Longer than the delay, so that the change stream comes by before.
+/// Longer than the delay, so that the change stream reads it before.
 const LATER: Duration = Duration::from_secs(3);
 
 /// An order whose first message is for later, and whose others are for now.
@@ -47,8 +47,8 @@ fn amounts(received: &[Received]) -> Vec<i64> {
     received.iter().map(Received::amount).collect()
 }
 
-/// P4: *a scheduled one takes its turn when due*, and holds back nothing until then. P5: it is late by the sweep's interval
-/// and the queue at most; the change stream, which comes by before, doesn't queue it.
+/// P4: *a scheduled message takes its turn when it is due*, and blocks no other until then. P5: it is late by
+/// the sweep's interval and the queue at most; the change stream, which reads it earlier, doesn't queue it.
 #[tokio::test]
 async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     let flow = Flow::begin().await;
@@ -90,7 +90,7 @@ async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     flow.end().await;
 }
 
-/// A due one that nobody has found yet is delivered by whoever comes by, in its place.
+/// A due message that was not found yet is delivered by the next delivery of its document, in its place.
 #[tokio::test]
 async fn the_next_save_delivers_due_scheduled_messages() {
     let test = TestDatabase::create().await;
@@ -136,7 +136,8 @@ async fn saving_only_scheduled_messages_takes_no_capacity() {
     test.drop().await;
 }
 
-/// Where somebody else's entry came in between, the messages are written without a claim; the schedule stays.
+/// If another writer's entry arrives in between, the messages are written without a claim; the schedule
+/// stays.
 #[tokio::test]
 async fn a_schedule_survives_an_outbox_filled_meanwhile() {
     let test = TestDatabase::create().await;
@@ -204,7 +205,7 @@ async fn an_overdue_scheduled_message_counts_as_retrying() {
     test.drop().await;
 }
 
-/// What waits for its time costs the rescuer no command, round after round.
+/// A message that waits for its time costs the rescuer no command, round after round.
 #[tokio::test]
 async fn a_scheduled_message_is_not_queued_before_its_time() {
     let flow = Flow::begin().await;
@@ -212,7 +213,7 @@ async fn a_scheduled_message_is_not_queued_before_its_time() {
     let mut rescuer = flow.rescuer(settings).await;
     let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     insert(&orders, placed("o-1", 1, [], LONG)).await;
-    // Whatever comes of it comes before what comes of a later one, which is as old as the delay then.
+    // Its command, if any, precedes that of a later message, which is as old as the delay by then.
     let mut order = Order::new("o-2");
     order.add(2);
     insert(&orders, order).await;

@@ -1,7 +1,7 @@
-//! Both services, as the programs they are, on servers with TLS, passwords and the least privileges.
+//! Both services, as programs, on servers with TLS, passwords and the least privileges.
 //!
-//! The roles are those of deploy/roles, to the letter: a privilege that a service comes to need and the files don't have
-//! fails these tests.
+//! The roles are exactly those of deploy/roles: if a service needs a privilege that the files don't have,
+//! these tests fail.
 
 use std::{
     io::{BufRead, BufReader},
@@ -32,7 +32,7 @@ use mongodb::{
 use serde_json::json;
 use tokio::sync::watch;
 
-/// A service at work, killed with this value.
+/// A running service, killed when this value is dropped.
 struct Service {
     child: Child,
     log: watch::Receiver<Vec<String>>,
@@ -70,7 +70,7 @@ impl Service {
         self.log.borrow().clone()
     }
 
-    /// Tells it to stop, and waits until it has; its exit code.
+    /// Stops it, and waits until it has ended; returns its exit code.
     async fn stop(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
@@ -78,9 +78,9 @@ impl Service {
     }
 
     async fn ended(&mut self) -> Option<i32> {
-        // The end of its output is the end of it.
+        // Its output ends when the process does.
         let end = tokio::time::timeout(LONG, self.log.wait_for(|_| false)).await;
-        assert!(end.is_ok_and(|ended| ended.is_err()), "it goes on: {:#?}", self.log());
+        assert!(end.is_ok_and(|ended| ended.is_err()), "it continues: {:#?}", self.log());
         self.child.wait().unwrap().code()
     }
 }
@@ -94,7 +94,7 @@ impl Drop for Service {
     }
 }
 
-/// Where cargo puts it beside this test.
+/// The place where cargo puts it, next to this test.
 fn binary(name: &str) -> std::path::PathBuf {
     let test = std::env::current_exe().unwrap();
     let binary = test.parent().and_then(Path::parent).unwrap().join(name);
@@ -170,7 +170,7 @@ impl Receiver {
     }
 }
 
-/// What a writer in any language has to push, and no more.
+/// The minimum that a writer in any language has to push.
 async fn push(client: &Client, database: &str, id: &str, amount: i64) {
     let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
     let orders = client.database(database).collection::<Document>("orders");
@@ -211,7 +211,7 @@ async fn deliver_inline(secured: &Secured, vhost: &str, receiver: &mut Receiver,
     rabbitmq.close().await;
 }
 
-/// Fails with a sentence where something never comes.
+/// Fails with a sentence if the wait is too long.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -231,14 +231,14 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
     let mut dispatching = dispatcher(&secured, "/").start("outbox-dispatcher");
     push(&shop, "shop", "o-1", 1).await;
     assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 1 })));
-    // One without room for a claim is delivered under a lease in the state database.
+    // A document without room for a claim is delivered under a lease in the state database.
     let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 3 } };
     let mut large = doc! { "_id": "o-large", "outbox": [entry], "fill": "" };
     let bytes = RawDocumentBuf::try_from(&large).unwrap().as_bytes().len();
     large.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
     shop.database("shop").collection("orders").insert_one(large).await.unwrap();
     assert_eq!(receiver.next().await, ("order.added".into(), json!({ "amount": 3 })));
-    // Claims that go together take a privilege more than those that go alone.
+    // Batched claims need one more privilege than single ones.
     let entry = || doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 6 } };
     let many = (0..MANY).map(|n| doc! { "_id": format!("o-many-{n}"), "outbox": [entry()] });
     shop.database("shop").collection("orders").insert_many(many).await.unwrap();
@@ -252,7 +252,8 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
         assert_eq!(service.stop().await, Some(0));
     }
 
-    // Everything made beforehand, nothing that the services may declare, and the stream of several databases.
+    // Everything is declared beforehand, the services may not declare, and the stream covers several
+    // databases.
     secured.grant("outbox-rescuer", &["outboxRescuerOfSeveralDatabases"]).await;
     let mut receiver = Receiver::begin(&secured, VERIFIED).await;
     rescuing = rescuer(&secured, VERIFIED).with("OUTBOX_WATCH", "shop.*,stock.*").start("outbox-rescuer");
@@ -296,7 +297,7 @@ async fn missing_or_foreign_certificates_are_refused_with_a_reason() {
 
     let uri = secured.mongodb_uri("outbox-rescuer", "other-ca.pem");
     let mut service = rescuer(&secured, "/").with("OUTBOX_MONGODB_URI", uri).start("outbox-rescuer");
-    service.says(&["could not ask MongoDB what it is", "UnknownIssuer", "tlsCAFile"]).await;
+    service.says(&["could not ask MongoDB for its version and kind", "UnknownIssuer", "tlsCAFile"]).await;
 }
 
 #[tokio::test]
@@ -308,7 +309,7 @@ async fn a_missing_privilege_is_named_with_its_grant() {
     let mut service = rescuer(&secured, "/").start("outbox-rescuer");
     service.says(&["trying again", "grant it find, listIndexes and changeStream"]).await;
 
-    // It need not be started again.
+    // It needs no restart.
     secured.grant("outbox-rescuer", &["outboxRescuer"]).await;
     service.says(&["the change stream is open"]).await;
     drop(service);
@@ -317,7 +318,7 @@ async fn a_missing_privilege_is_named_with_its_grant() {
     let _rescuing = rescuer(&secured, "/").start("outbox-rescuer");
     let mut service = dispatcher(&secured, "/").start("outbox-dispatcher");
     push(&admin, "shop", "o-1", 1).await;
-    service.says(&["can do nothing about a command", "put back", "grant it find and update"]).await;
+    service.says(&["cannot process a command", "requeued", "grant it find and update"]).await;
 
     let mut service =
         dispatcher(&secured, "/").with("OUTBOX_COMMANDS_QUEUE", "other").start("outbox-dispatcher");
@@ -348,7 +349,7 @@ async fn a_wrong_password_is_reported_but_hidden() {
 
 #[tokio::test]
 async fn unusable_or_readable_secret_files_are_refused_first() {
-    // Nobody answers at these names: a service that connected would go on trying and not end.
+    // There are no servers at these names: a service that connected would retry forever.
     let mongodb = "mongodb://u:hunter2-of-the-tests@mongodb.invalid/?replicaSet=rs0";
     let rabbitmq = "amqp://u:hunter2-of-the-tests@rabbitmq.invalid/%2f";
     for name in ["outbox-rescuer", "outbox-dispatcher"] {
@@ -379,9 +380,7 @@ async fn unusable_or_readable_secret_files_are_refused_first() {
             ],
         );
         service
-            .says(&[
-                "OUTBOX_MONGODB_URI: names a file for TLS that is of no use: /nowhere/m.pem cannot be read",
-            ])
+            .says(&["OUTBOX_MONGODB_URI: names an unusable file for TLS: /nowhere/m.pem cannot be read"])
             .await;
         service
             .says(&["OUTBOX_RABBITMQ_CA_FILE: /nowhere/r.pem cannot be read", "put the certificate"])

@@ -1,4 +1,5 @@
-//! Documents that are processed side by side are looked at together: each has the answer that it would have had alone.
+//! Documents that are processed concurrently are read together: each gets the answer that it would have had
+//! alone.
 
 use std::sync::{
     Arc,

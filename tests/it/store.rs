@@ -1,4 +1,4 @@
-//! Saving aggregates: what is written, what survives, what is said.
+//! Saving aggregates: the fields written, the fields kept, the outcomes.
 
 use std::collections::HashMap;
 
@@ -130,7 +130,7 @@ async fn deleted_documents_are_gone_and_recreated_ones_conflict() {
     test.drop().await;
 }
 
-/// P2: nothing leaves an outbox but by a confirmed delivery or an operator's action.
+/// P2: a message leaves an outbox only by a confirmed delivery or an operator's action.
 #[tokio::test]
 async fn a_document_with_undelivered_messages_cannot_be_deleted() {
     let (test, inline) = off().await;
@@ -477,12 +477,12 @@ async fn updates_that_write_library_fields_are_refused() {
     test.drop().await;
 }
 
-/// P1: a save that is dropped is done or not, never by half: its messages stay with the aggregate until they are saved.
+/// P1: a dropped save happens whole or not at all: its messages stay with the aggregate until they are saved.
 #[tokio::test]
 async fn a_dropped_save_keeps_messages_for_the_next() {
     let (test, inline) = off().await;
     insert(&test, &inline, Order::new("o-1")).await;
-    // A store that has yet to ask the server for its time.
+    // A store that has not asked the server for its time yet.
     let orders = test.store(&InlineDispatcher::off(&test.client));
     let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
     order.add(1);
@@ -669,7 +669,7 @@ aggregate!(ByNumber, u32);
 aggregate!(ByPrefixed, String, "prefixed");
 aggregate!(ByOption, Option<ObjectId>);
 
-/// Inserts, loads, updates, delivers, clears and deletes; what is stored as `_id`.
+/// Inserts, loads, updates, delivers, clears and deletes; returns the stored `_id`.
 async fn lives<T, I>(test: &TestDatabase, id: I) -> Bson
 where
     T: Aggregate<Id = I> + With<I> + std::fmt::Debug,
@@ -721,7 +721,7 @@ async fn every_natural_way_of_having_an_id_works() {
     test.drop().await;
 }
 
-/// The identity of these can't be told from their encoding.
+/// The identity of these can't be derived from their encoding.
 #[derive(Debug, Serialize, Deserialize)]
 struct Unnamed {
     id: String,
@@ -772,7 +772,7 @@ async fn refused<T: Aggregate + std::fmt::Debug>(test: &TestDatabase, mut value:
     assert!(recorder.delivered().is_empty());
 }
 
-/// P3: an identity that two parts of the library took for two different ones would have every message delivered twice.
+/// P3: if two parts of the library disagreed about an identity, every message would be delivered twice.
 #[tokio::test]
 async fn an_aggregate_without_one_key_is_never_written() {
     let test = TestDatabase::create().await;
@@ -786,7 +786,8 @@ async fn an_aggregate_without_one_key_is_never_written() {
     test.drop().await;
 }
 
-/// Of 300 inserts at once, all are refused; or each message is delivered once, and each document found.
+/// Of 300 concurrent inserts, either all are refused, or each message is delivered once and each document
+/// found.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_three_hundred_inserts_are_refused_or_found() {
@@ -833,7 +834,7 @@ where
 }
 
 #[tokio::test]
-async fn a_save_checks_the_key_of_what_it_writes() {
+async fn a_save_checks_the_key_that_it_writes() {
     let (test, inline) = off().await;
     test.orders().insert_one(doc! { "_id": "o-1", "number": "o-1", "id": "x", "n": 0 }).await.unwrap();
     let misnamed = document_outbox::Store::<Misnamed>::new(test.orders(), &inline);
@@ -874,7 +875,7 @@ async fn a_document_is_saved_under_its_stored_id() {
     let numbers = document_outbox::Store::<ByNumber>::new(test.orders(), &inline);
     numbers.update(&5, |it| it.n = 1).await.unwrap();
     assert_eq!(test.orders().count_documents(doc! { "n": 1 }).await.unwrap(), 3);
-    // A struct that takes any `_id` asks for the text, which isn't there.
+    // A struct that accepts any `_id` requests the text, which doesn't exist.
     test.orders().insert_one(doc! { "_id": oid, "n": 0 }).await.unwrap();
     test.orders().delete_one(doc! { "_id": oid.to_hex() }).await.unwrap();
     let any = document_outbox::Store::<Any>::new(test.orders(), &inline);
@@ -978,7 +979,7 @@ mod maybe {
     }
 }
 
-/// P1: what can't be read again is refused before anything is written, with its messages.
+/// P1: an aggregate that can't be read again is refused before anything is written, with its messages.
 #[tokio::test]
 async fn values_the_struct_cannot_reread_are_refused() {
     let (test, inline) = off().await;
@@ -1069,7 +1070,7 @@ async fn fields_unknown_to_the_struct_survive_in_arrays() {
     let id = "o-1".to_owned();
     let same = |stored: &Bson, expected: Bson| assert_eq!(canonical(stored), canonical(&expected));
 
-    // A line more, and a street.
+    // One more line, and a street.
     baskets.update(&id, |it| it.lines.push(line("c", 3))).await.unwrap();
     baskets.update(&id, |it| it.address.as_mut().unwrap().street = "t".into()).await.unwrap();
     let now = test.stored("o-1").await;
@@ -1116,7 +1117,7 @@ fn canonical(value: &Bson) -> Bson {
 }
 
 #[tokio::test]
-async fn no_save_brings_back_what_an_earlier_one_removed() {
+async fn no_save_restores_fields_that_an_earlier_one_removed() {
     let (test, inline) = off().await;
     let baskets = document_outbox::Store::<Basket>::new(test.orders(), &inline);
     let stored = doc! {
@@ -1139,7 +1140,7 @@ async fn no_save_brings_back_what_an_earlier_one_removed() {
     test.drop().await;
 }
 
-/// A struct of today over documents that were written before its fields were renamed.
+/// A current struct, and documents that were written before its fields were renamed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Renamed {
     #[serde(rename = "_id")]
@@ -1178,7 +1179,7 @@ impl Aggregate for Renamed {
     }
 }
 
-/// What a save accepts, the same struct reads again; and a field that is unknown beside a renamed one survives.
+/// The same struct reads every accepted save again; and an unknown field next to a renamed one survives.
 #[tokio::test]
 async fn fields_read_under_an_old_name_move() {
     let (test, inline) = off().await;

@@ -73,7 +73,7 @@ fn is_child(span: &SpanData, parent: &SpanData) -> bool {
         && span.parent_span_id == parent.span_context.span_id()
 }
 
-/// Whether a span begins a trace of its own and is linked to the one with this `traceparent`, and no other.
+/// Whether a span begins a new trace and is linked only to the one with this `traceparent`.
 fn links_to(span: &SpanData, stored: &str) -> bool {
     let links: Vec<_> = span.links.iter().map(|link| &link.span_context).collect();
     let [linked] = links[..] else { return false };

@@ -1,4 +1,4 @@
-//! Application, rescuer, dispatcher and broker together, and a receiver that knows nothing of the library.
+//! Application, rescuer, dispatcher and broker together, and a receiver that is independent of the library.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -46,7 +46,7 @@ fn queued(event: &RescueEvent) -> Option<(Bson, Reason)> {
     }
 }
 
-/// When the outbox was filled and when it was claimed, by the server's own record of both.
+/// When the outbox was filled and when it was claimed, by the server's own records.
 struct Recorded {
     filled: DateTime,
     claimed: DateTime,
@@ -77,7 +77,7 @@ impl Recorded {
         async move { soon("the document to be claimed", read).await }
     }
 
-    /// The rescuer's idea of the server's time is right to within half a round trip, which a busy machine stretches.
+    /// The rescuer knows the server's time to within half a round trip, which is longer on a busy machine.
     fn came_after(&self, delay: Duration) {
         let waited = self.claimed.timestamp_millis() - self.filled.timestamp_millis();
         let delay = i64::try_from(delay.as_millis()).unwrap();
@@ -141,7 +141,7 @@ async fn the_sweep_finds_messages_of_lost_commands() {
         Settings { full_sweep_interval: DELAY, requeue_pause: DELAY, ..flow.rescuer_settings(2 * DELAY) };
     let mut rescuer = flow.rescuer(settings).await;
     let recorded = Recorded::watch(&flow, "o-1").await;
-    // As old as its id says: without a date, an entry that says nothing counts as old in the full sweep.
+    // As old as the time in its id: an entry without any time counts as old in the full sweep.
     let mut entry = minimal(7);
     entry.insert("id", Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()));
     let foreign = doc! { "_id": "o-1", "outbox": [entry] };
@@ -152,7 +152,7 @@ async fn the_sweep_finds_messages_of_lost_commands() {
     let swept = |event: &RescueEvent| queued(event).filter(|(_, reason)| *reason == Reason::Sweep);
     rescuer.wait("a command of the sweep", swept).await;
     flow.lose_commands().await;
-    assert_eq!(flow.test.outbox("o-1").await.len(), 1, "nobody was told of it yet");
+    assert_eq!(flow.test.outbox("o-1").await.len(), 1, "no receiver has it yet");
     let mut worker = flow.dispatcher(patient()).await;
     let taken = |event: &DispatcherEvent| match event {
         DispatcherEvent::Taken { reason, .. } => Some(*reason),
@@ -220,7 +220,7 @@ async fn ids_of_any_type_survive_the_whole_flow() {
     flow.end().await;
 }
 
-/// P7: *dropped and recreated collection: sweep and watch together, and go on.*
+/// P7: *a collection that was dropped and created again: the rescuer sweeps, watches and continues.*
 #[tokio::test]
 async fn messages_of_a_recreated_collection_still_arrive() {
     let flow = Flow::begin().await;
@@ -356,7 +356,7 @@ fn shipped() -> Shipped {
     }
 }
 
-/// The entry in the first change that shows one, as the save has stored it, but for its claim.
+/// The entry in the first change that shows one, as the save has stored it, except its claim.
 async fn stored_entry(changes: &mut ChangeStream<ChangeStreamEvent<Document>>) -> Document {
     let inserted = soon("the insert", changes.next()).await.unwrap().unwrap().full_document.unwrap();
     let outbox = inserted.get_array("outbox").unwrap();
@@ -367,7 +367,7 @@ async fn stored_entry(changes: &mut ChangeStream<ChangeStreamEvent<Document>>) -
     entry
 }
 
-/// Whichever way an entry takes, its receiver gets the same bytes.
+/// However an entry is delivered, its receiver gets the same bytes.
 #[tokio::test]
 async fn inline_rescued_and_replayed_deliveries_are_the_same() {
     let flow = Flow::begin().await;
@@ -424,7 +424,7 @@ async fn inline_rescued_and_replayed_deliveries_are_the_same() {
     flow.end().await;
 }
 
-/// The message on the wire is the same whoever delivers it.
+/// The message on the wire is the same for all deliverers.
 #[tokio::test]
 async fn a_rescued_message_keeps_its_headers_and_trace() {
     const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -472,7 +472,7 @@ async fn a_rescued_message_keeps_its_headers_and_trace() {
     flow.end().await;
 }
 
-/// What inline delivery could not do goes to a worker at once, without a rescuer.
+/// A message that inline delivery could not deliver goes to a worker at once, without a rescuer.
 #[tokio::test]
 async fn an_unreceivable_message_waits_for_a_receiver() {
     let flow = Flow::begin().await;

@@ -1,4 +1,4 @@
-//! Compares docs/ with what a service says of itself. Included by the tests of both services.
+//! Compares docs/ with a service's own output. Included by the tests of both services.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
@@ -34,17 +34,17 @@ pub(crate) fn of_documentation(service: &str) -> BTreeMap<String, String> {
     rows.map(key).collect()
 }
 
-/// What `config sample` or `config schema` prints is in this file of the repository.
+/// The output of `config sample` or `config schema` equals this file of the repository.
 pub(crate) fn assert_is_committed(binary: &str, what: &str, file: &str) {
     let printed = Command::new(binary).args(["config", what]).output().unwrap().stdout;
     let committed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).unwrap();
     assert!(
         printed == committed,
-        "{file} is not what is printed: write it anew with `{binary} config {what} >{file}`"
+        "{file} differs from the program's output: write it again with `{binary} config {what} >{file}`"
     );
 }
 
-/// A reader of what is printed may have seen enough, and a disk may be full: neither is a panic.
+/// A reader may close the output early, and a disk may be full: neither causes a panic.
 pub(crate) fn assert_output_may_end(binary: &str) {
     for (script, code) in [
         ("\"$0\" config sample >&-", 0),
@@ -71,7 +71,8 @@ pub(crate) fn check(binary: &str, mongodb: &str, rabbitmq: &str) -> (Option<i32>
     (output.status.code(), String::from_utf8(printed).unwrap())
 }
 
-/// What MongoDB's driver or the AMQP client refuses is a problem of the settings, in a sentence that shows no secret.
+/// A URI that MongoDB's driver or the AMQP client refuses is a problem of the settings, in a sentence that
+/// shows no secret.
 pub(crate) fn assert_uris_are_judged(binary: &str) {
     const BROKER: &str = "amqp://u:hunter2@localhost/%2f";
     const DATABASE: &str = "mongodb://u:hunter2@h/?replicaSet=rs0";

@@ -1,5 +1,5 @@
-//! A whole system in one test: application, rescuer and dispatcher under names of their own on a real broker, and a
-//! receiver that uses nothing of the library.
+//! A whole system in one test: application, rescuer and dispatcher under separate names on a real broker, and
+//! a receiver that is independent of the library.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -59,7 +59,7 @@ impl Flow {
         flow
     }
 
-    /// Of what is there already.
+    /// For existing parts.
     pub fn of(test: TestDatabase, broker: &str) -> Self {
         Self { test, broker: broker.to_owned(), confirm_timeout: Duration::from_secs(15) }
     }
@@ -87,7 +87,7 @@ impl Flow {
         self.test.client.database(&format!("{}_state", self.name()))
     }
 
-    /// A connection that uses nothing of the library.
+    /// A connection that is independent of the library.
     pub async fn outside(&self) -> Outside {
         let connection =
             lapin::Connection::connect(&self.broker, ConnectionProperties::default()).await.unwrap();
@@ -95,7 +95,8 @@ impl Flow {
         Outside { channel, _connection: connection }
     }
 
-    /// The exchange for messages, as whoever comes first makes it, and an unbound queue that outlives its broker.
+    /// The exchange for messages, declared by the first to need it, and an unbound queue that outlives its
+    /// broker.
     pub async fn declare(&self) {
         let outside = self.outside().await;
         let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
@@ -132,7 +133,7 @@ impl Flow {
         outside.channel.exchange_delete(name.into(), delete).await.unwrap();
     }
 
-    /// Loses every command that waits, and says how many.
+    /// Drops every waiting command, and returns how many.
     pub async fn lose_commands(&self) -> u32 {
         let purge = QueuePurgeOptions::default();
         let outside = self.outside().await;
@@ -214,7 +215,7 @@ impl Flow {
         format!("{}.*", self.name()).parse().unwrap()
     }
 
-    /// Rescues what is `delay` old, with a sweep every 200 ms.
+    /// Rescues documents that are `delay` old, with a sweep every 200 ms.
     pub fn rescuer_settings(&self, delay: Duration) -> Settings {
         Settings {
             delay,
@@ -224,7 +225,7 @@ impl Flow {
         }
     }
 
-    /// A rescuer with a client of its own, its stream open and its first sweep over.
+    /// A rescuer with its own client, with its stream open and its first sweep over.
     pub async fn rescuer(&self, settings: Settings) -> Rescue {
         let client = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         let publisher = self.command_publisher("rescuer");
@@ -297,7 +298,7 @@ impl Received {
         let headers = self.properties.headers().as_ref();
         let text = |value: &AMQPValue| match value {
             AMQPValue::LongString(text) => text.to_string(),
-            other => panic!("a header that is no string: {other:?}"),
+            other => panic!("a header that is not a string: {other:?}"),
         };
         let all = headers.into_iter().flat_map(|table| table.inner());
         all.map(|(name, value)| (name.to_string(), text(value))).collect()
@@ -377,7 +378,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Waits until `pick` finds what it looks for among the events.
+    /// Waits until `pick` accepts one of the events.
     pub async fn wait<T>(&mut self, what: &str, pick: impl FnMut(&DispatcherEvent) -> Option<T>) -> T {
         self.events.wait(what, pick).await
     }
@@ -394,7 +395,7 @@ pub struct Rescue {
 }
 
 impl Rescue {
-    /// Waits until `pick` finds what it looks for among the events.
+    /// Waits until `pick` accepts one of the events.
     pub async fn wait<T>(&mut self, what: &str, pick: impl FnMut(&RescueEvent) -> Option<T>) -> T {
         self.events.wait(what, pick).await
     }
@@ -405,7 +406,7 @@ impl Rescue {
         self.publisher.close().await;
     }
 
-    /// Ends it where it stands, as a crash would.
+    /// Ends it at once, as a crash would.
     pub async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
@@ -413,7 +414,7 @@ impl Rescue {
     }
 }
 
-/// Every event since it began to listen, however long nobody asks.
+/// Every event since it began to listen, whenever they are read.
 pub struct Heard<E> {
     events: mpsc::UnboundedReceiver<E>,
 }
@@ -433,11 +434,11 @@ impl<E: Clone + Send + 'static> Heard<E> {
         Self { events: heard }
     }
 
-    /// Waits until `pick` finds what it looks for.
+    /// Waits until `pick` accepts an event.
     pub async fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&E) -> Option<T>) -> T {
         let look = async {
             loop {
-                let event = self.events.recv().await.expect("the events go on");
+                let event = self.events.recv().await.expect("the events continue");
                 if let Some(found) = pick(&event) {
                     return found;
                 }
@@ -446,7 +447,7 @@ impl<E: Clone + Send + 'static> Heard<E> {
         soon(what, look).await
     }
 
-    /// What was heard by now and not waited for.
+    /// The events so far that were not awaited.
     pub fn rest(&mut self) -> Vec<E> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }

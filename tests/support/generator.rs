@@ -1,4 +1,4 @@
-//! BSON values as nobody would write them, from a seed.
+//! Unusual BSON values, from a seed.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(unreachable_pub, reason = "a module of a test")]
@@ -9,7 +9,7 @@ use mongodb::bson::{
     oid::ObjectId, spec::BinarySubtype,
 };
 
-/// The fields of an entry, and one that is none.
+/// The fields of an entry, and one other.
 pub const FIELDS: [&str; 16] = [
     "id",
     "type",
@@ -58,12 +58,12 @@ const DEEP: usize = 110;
 
 pub struct Generator {
     random: fastrand::Rng,
-    /// Ids that come up again and again.
+    /// Ids that occur repeatedly.
     ids: [Uuid; 4],
 }
 
 impl Generator {
-    /// Says its seed, by which a failure can be repeated.
+    /// Prints its seed, with which a failure can be repeated.
     pub fn announced(stream: u64) -> Self {
         let seed: u64 = match std::env::var("OUTBOX_TEST_SEED") {
             Ok(seed) => seed.parse().expect("OUTBOX_TEST_SEED is a number"),
@@ -87,13 +87,13 @@ impl Generator {
         of[self.below(of.len())]
     }
 
-    /// A minimal entry of its own id with one to three fields that are anything.
+    /// A minimal entry with its own id and one to three random fields.
     pub fn nearly_an_entry(&mut self) -> Bson {
         let fields: Vec<_> = (0..1 + self.below(3)).map(|_| self.pick(&FIELDS)).collect();
         self.entry_with(&fields).into()
     }
 
-    /// A minimal entry of its own id, but for these fields.
+    /// A minimal entry with its own id, except for these fields.
     pub fn entry_with(&mut self, fields: &[&str]) -> Document {
         let mut entry = doc! { "id": self.id(), "type": "order.placed", "payload": self.value(2) };
         for field in fields {
@@ -165,7 +165,7 @@ impl Generator {
         (0..DEEP + self.below(DEEP)).fold(self.id().into(), nest)
     }
 
-    /// Mostly of its own, sometimes one that others have too.
+    /// Usually unique, sometimes shared with others.
     fn id(&mut self) -> Uuid {
         match self.one_in(20) {
             true => self.pick(&self.ids.clone()),

@@ -1,9 +1,9 @@
-//! Tests that would disturb others are in modules of their own, so that nothing runs beside them: `outage` breaks, blocks or
-//! boots servers, `fail_point` sets MongoDB's fail points, `secured` boots servers with passwords and TLS.
+//! Tests that would disturb others are in separate modules, so that they run alone: `outage` breaks, blocks
+//! or boots servers, `fail_point` sets MongoDB's fail points, `secured` boots servers with passwords and TLS.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
-/// Fails a test that disturbs others outside of the module for it. Called by the helpers that disturb.
+/// Fails a test that disturbs others but is not in such a module. Called by the helpers that disturb.
 pub(crate) fn assert_in(module: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default(); // libtest names the thread after the test

@@ -1,4 +1,4 @@
-//! What the flow tests share: a database of their own on the real server, an aggregate, and a recording deliverer.
+//! Shared by the flow tests: a separate database on the real server, an aggregate, and a recording deliverer.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -22,7 +22,7 @@ use mongodb::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
-/// Past this, a test that waits for a signal has failed. No test passes or fails by anything being faster.
+/// The limit of every wait for a signal. No test depends on anything being faster.
 pub const LONG: Duration = Duration::from_secs(60);
 
 /// The URI of a server that `scripts/services` starts.
@@ -62,14 +62,14 @@ impl TestDatabase {
         self.orders().find_one(doc! { "_id": id.into() }).await.unwrap().expect("the document is there")
     }
 
-    /// The stored outbox; empty where there is none.
+    /// The stored outbox; empty if there is none.
     pub async fn outbox(&self, id: impl Into<Bson>) -> Vec<Document> {
         let stored = self.stored(id).await;
         let entries = stored.get_array("outbox").cloned().unwrap_or_default();
         entries.into_iter().map(|entry| entry.as_document().unwrap().clone()).collect()
     }
 
-    /// Waits, on the change stream, until the document is as wanted.
+    /// Waits, by the change stream, until the document satisfies a condition.
     pub async fn wait_until(&self, id: impl Into<Bson>, wanted: impl Fn(&Document) -> bool) -> Document {
         let id = id.into();
         let look = async {
@@ -86,7 +86,7 @@ impl TestDatabase {
         tokio::time::timeout(LONG, look).await.expect("the document becomes as wanted")
     }
 
-    /// Waits, on the change stream, until no document has a message left.
+    /// Waits, by the change stream, until no document has a message left.
     pub async fn wait_until_all_are_empty(&self) {
         let filled = doc! { "outbox.0": { "$exists": true } };
         let look = async {
@@ -161,7 +161,7 @@ impl Message for Added {
     const TYPE: &'static str = "order.added";
 }
 
-/// A deliverer that records what it is given, answers as told, and can be held.
+/// A deliverer that records its messages, answers as the test says, and can be held.
 #[derive(Clone)]
 pub struct Recorder {
     state: Arc<State>,
@@ -190,7 +190,7 @@ impl Default for Recorder {
 }
 
 impl Recorder {
-    /// A recorder that answers nothing until let through.
+    /// A recorder that holds its answers until they are released.
     pub fn held() -> Self {
         let recorder = Self::default();
         recorder.state.gate.forget_permits(usize::MAX);
@@ -202,7 +202,7 @@ impl Recorder {
         self.state.gate.add_permits(count);
     }
 
-    /// The next messages are answered so, one answer each; then everything is delivered again.
+    /// Sets the answers for the next messages, one each; after them everything is delivered again.
     pub fn answer(&self, outcomes: impl IntoIterator<Item = Outcome>) {
         self.state.answers.lock().unwrap().extend(outcomes);
     }

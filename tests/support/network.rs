@@ -1,4 +1,4 @@
-//! A network that fails when told to.
+//! A network that fails on request.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -24,9 +24,9 @@ pub struct Network {
 #[derive(Default)]
 struct Wire {
     swallowing: AtomicBool,
-    /// Cut when the broker has sent so many bytes more.
+    /// Cut when the broker has sent this many more bytes.
     left: Mutex<Option<usize>>,
-    /// Answers wait once the broker has sent this many bytes more.
+    /// Answers wait once the broker has sent this many more bytes.
     before_hold: Mutex<Option<usize>>,
     released: Condvar,
     /// How late each answer is.
@@ -45,7 +45,7 @@ pub fn host(uri: &str) -> String {
 }
 
 impl Network {
-    /// To the broker at this URI, from now on.
+    /// Connects to the broker at this URI, from now on.
     pub fn to(broker: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -82,12 +82,12 @@ impl Network {
         self.broker.replace(&host(&self.broker), &self.address.to_string())
     }
 
-    /// Everything sent from now on vanishes, without an error for anybody.
+    /// Everything sent from now on is swallowed, without an error.
     pub fn swallow(&self, on: bool) {
         self.wire.swallowing.store(on, Ordering::SeqCst);
     }
 
-    /// From now on every answer is so late.
+    /// From now on every answer is this late.
     pub fn delay(&self, by: Duration) {
         *self.wire.delay.lock().unwrap() = by;
     }
@@ -96,7 +96,7 @@ impl Network {
         *self.wire.left.lock().unwrap() = Some(bytes);
     }
 
-    /// What the broker sends after this many bytes more waits until it is released.
+    /// After this many more bytes from the broker, the rest waits until it is released.
     pub fn hold_after(&self, bytes: usize) {
         *self.wire.before_hold.lock().unwrap() = Some(bytes);
     }
@@ -172,7 +172,7 @@ impl Wire {
         poison.as_ref().is_some_and(|poison| bytes.windows(poison.len()).any(|window| window == poison))
     }
 
-    /// Writes what comes before a hold, and returns how much that was once there is no hold.
+    /// Writes the bytes before a hold, and returns their number once there is no hold.
     fn pass_before_hold(&self, bytes: &[u8], to: &mut TcpStream) -> usize {
         let mut passed = 0;
         let mut before_hold = self.before_hold.lock().unwrap();

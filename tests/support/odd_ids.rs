@@ -1,4 +1,4 @@
-//! Every kind of `_id` that MongoDB stores and a reader may trip over, as bytes.
+//! Every kind of `_id` that MongoDB stores and that may confuse a reader, as bytes.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(

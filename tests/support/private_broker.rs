@@ -1,4 +1,4 @@
-//! A RabbitMQ that nobody else uses, to be stopped, starved and started again.
+//! A RabbitMQ for one test, to be stopped, starved and started again.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -9,7 +9,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Run by a copy of `scripts/services` in a directory of its own, and gone with this value, or with its process.
+/// Run by a copy of `scripts/services` in its own directory; removed when this value is dropped or the
+/// process ends.
 pub struct PrivateBroker {
     directory: PathBuf,
     guard: Child,
@@ -32,7 +33,7 @@ impl PrivateBroker {
         broker.services(&["up"]).await;
         let environment = broker.services(&["env"]).await;
         let uri = environment.lines().find_map(|line| line.strip_prefix("export OUTBOX_RABBITMQ_URI="));
-        broker.uri = uri.expect("its URI is told").trim_matches('\'').to_owned();
+        broker.uri = uri.expect("its URI is known").trim_matches('\'').to_owned();
         broker
     }
 
@@ -40,7 +41,7 @@ impl PrivateBroker {
         self.services(&["stop", "rabbitmq"]).await;
     }
 
-    /// Starts it again, with what it had; returns when it answers.
+    /// Starts it again, with its data; returns when it answers.
     pub async fn start_again(&self) {
         self.services(&["start", "rabbitmq"]).await;
     }
@@ -74,7 +75,7 @@ impl PrivateBroker {
     }
 }
 
-/// Waits for the end of its input, which comes however this process ends, then takes everything away.
+/// Waits for the end of its input, which closes however this process ends, then removes everything.
 fn guard(directory: &Path) -> Child {
     use std::os::unix::process::CommandExt;
     Command::new("sh")
@@ -84,7 +85,7 @@ fn guard(directory: &Path) -> Child {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        // What ends the test's process group must not end it.
+        // A signal that ends the test's process group must not end it.
         .process_group(0)
         .spawn()
         .unwrap()

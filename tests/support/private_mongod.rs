@@ -1,4 +1,4 @@
-//! A MongoDB of a test's own.
+//! A MongoDB for one test.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Gone with this value, or with its process.
+/// Removed when this value is dropped or the process ends.
 pub(crate) struct PrivateMongod {
     pub(crate) directory: PathBuf,
     pub(crate) port: u16,
@@ -29,7 +29,7 @@ impl PrivateMongod {
         std::fs::create_dir_all(&directory).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
 
-        // Waits for the end of its input, which comes however this process ends.
+        // Waits for the end of its input, which closes however this process ends.
         let script = r#"
             mongod=$1 port=$2
             shift 2

@@ -6,14 +6,14 @@
 
 use std::{path::Path, process::Command};
 
-/// Gone with this value. Its password is its name.
+/// Removed when this value is dropped. Its password is its name.
 pub struct RestrictedUser {
     name: String,
     uri: String,
 }
 
 impl RestrictedUser {
-    /// A user who may do everything so far, on the broker that `scripts/services` started at this URI.
+    /// A user with all permissions, on the broker that `scripts/services` started at this URI.
     pub async fn create(name: &str, broker: &str) -> Self {
         let host = broker.rsplit('@').next().unwrap();
         let user = Self { name: name.to_owned(), uri: format!("amqp://{name}:{name}@{host}") };
@@ -55,7 +55,7 @@ impl Drop for RestrictedUser {
 
 /// On the broker that `scripts/services` started.
 pub fn rabbitmqctl(arguments: &[&str]) -> String {
-    // The directory lies in the checkout whose servers are used, which has the script that knows them.
+    // The directory is in the checkout whose servers are used, which has the script for them.
     let directory =
         std::env::var("OUTBOX_TEST_SERVICES_DIR").expect(r#"run `eval "$(scripts/services env)"`"#);
     let script = Path::new(&directory).join("../scripts/services");

@@ -1,5 +1,5 @@
-//! A service as it runs for people, on real servers that want passwords, and everything it says. Included by the tests of
-//! both services.
+//! A service as in production, on real servers that require passwords, and all its output. Included by the
+//! tests of both services.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, reason = "each test file uses its part")]
@@ -24,7 +24,7 @@ use mongodb::{
     bson::{Bson, Document, Uuid, doc, spec::BinarySubtype},
 };
 
-/// Longer than anything here takes; a test that waits for this has failed.
+/// The limit of every wait; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn variable(name: &str) -> String {
@@ -32,7 +32,7 @@ fn variable(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set: eval \"$(scripts/services env)\" first"))
 }
 
-/// A user of both servers, and names of its own on them.
+/// A user of both servers, with its own names on them.
 pub(crate) struct World {
     pub(crate) name: String,
     pub(crate) client: Client,
@@ -72,7 +72,8 @@ impl World {
         format!("@{}", self.password)
     }
 
-    /// What makes a service log in with this user; `wrong` is the server that is given another password.
+    /// The settings with which a service logs in as this user; `wrong` is the server that gets another
+    /// password.
     pub(crate) fn settings(&self, wrong: Option<&str>) -> Vec<(String, String)> {
         let uri = |variable_name: &str| {
             let uri = variable(variable_name);
@@ -101,7 +102,7 @@ impl World {
         .to_vec()
     }
 
-    /// Stores a document with a message of this type, and an element that is none.
+    /// Stores a document with a message of this type, and an element that is not an entry.
     pub(crate) async fn store(&self, id: &str, message_type: &str) {
         let uuid =
             mongodb::bson::Binary { subtype: BinarySubtype::Uuid, bytes: Uuid::new().bytes().to_vec() };
@@ -113,7 +114,7 @@ impl World {
         orders.insert_one(document).await.unwrap();
     }
 
-    /// Asks for this document's messages.
+    /// Sends a command for this document.
     pub(crate) async fn command(&self, id: &str) {
         let (database, key) = (&self.name, format!(r#"{{"_id":"{id}"}}"#));
         let command = format!(
@@ -160,7 +161,7 @@ impl World {
         rabbitmqctl(&["delete_user", &self.name]);
     }
 
-    /// Neither the password nor a payload, in whatever way it may be written.
+    /// Contains neither the password nor a payload, in any spelling.
     pub(crate) fn assert_shows_no_secret(&self, said: &str) {
         for secret in [&self.password, &self.payload] {
             let bytes = format!("{:?}", secret.as_bytes());
@@ -181,7 +182,7 @@ fn rabbitmqctl(arguments: &[&str]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What a program says before it ends by itself.
+/// The output of a program that ends by itself.
 pub(crate) fn said_by(binary: &str, args: &[&str], settings: &[(String, String)]) -> String {
     let output = Command::new(binary).args(args).envs(settings.iter().cloned()).output().unwrap();
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -191,7 +192,7 @@ pub(crate) fn said_by(binary: &str, args: &[&str], settings: &[(String, String)]
 pub(crate) struct Service {
     child: Child,
     lines: Receiver<String>,
-    /// Everything it has said, also over HTTP.
+    /// All its output, including that over HTTP.
     pub(crate) said: String,
     address: String,
 }
@@ -244,7 +245,7 @@ impl Service {
         }
     }
 
-    /// Stops it in order, and returns everything it said.
+    /// Stops it in order, and returns all its output.
     pub(crate) fn stop(mut self) -> String {
         let (status, metrics) = (self.get("/status"), self.get("/metrics"));
         assert!(status.contains(r#""ready""#) && metrics.contains("outbox_build_info"), "{status}{metrics}");
@@ -253,7 +254,7 @@ impl Service {
         said
     }
 
-    /// Stops it unless it has ended by itself; returns its exit code and everything it said.
+    /// Stops it unless it has ended by itself; returns its exit code and all its output.
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         let code = self.child.wait().unwrap().code();
@@ -262,7 +263,7 @@ impl Service {
     }
 }
 
-/// No service outlives its test, also where that failed.
+/// No service outlives its test, even if it failed.
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -1,5 +1,5 @@
-//! A MongoDB and a RabbitMQ that ask everybody for a password and a certificate, with the users and roles of
-//! deploy/roles, and no other door than TLS.
+//! A MongoDB and a RabbitMQ that require a password and a certificate of every user, with the users and roles
+//! of deploy/roles, reachable only by TLS.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -26,14 +26,14 @@ use serde_json::{Value, json};
 
 use crate::support::LONG;
 
-/// Of every user here; it must not be found in any log.
+/// The password of every user; it must not appear in any log.
 pub const PASSWORD: &str = "hunter2-of-the-tests";
-/// May do everything on either server.
+/// Has all permissions on both servers.
 pub const ADMIN: &str = "admin";
 /// The virtual host with the permissions and the topology of rabbitmq-verify.json; `/` has those of rabbitmq-declare.json.
 pub const VERIFIED: &str = "verified";
 
-/// Both servers, gone with this value or with its process, and the certificates.
+/// Both servers and the certificates, removed when this value is dropped or the process ends.
 pub struct Secured {
     directory: PathBuf,
     guard: Child,
@@ -66,12 +66,12 @@ impl Secured {
             .env("RABBITMQ_DIST_PORT", distribution.to_string())
             .envs(rabbitmq_paths(&directory))
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
-            // So that the server takes the place of the script that starts it.
+            // The server replaces the script that starts it.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // What ends the test's process group must not end it before it has cleaned up.
+            // A signal that ends the test's process group must not end it before it has cleaned up.
             .process_group(0)
             .spawn()
             .unwrap();
@@ -105,7 +105,7 @@ impl Secured {
         Client::with_uri_str(self.mongodb_uri(user, "ca.pem")).await.unwrap()
     }
 
-    /// A connection that uses nothing of the library, as the administrator.
+    /// A connection that is independent of the library, as the administrator.
     pub async fn amqp(&self, vhost: &str) -> lapin::Connection {
         let pem = fs::read(self.file("client.pem")).unwrap();
         let tls = lapin::tcp::OwnedTLSConfig {
@@ -117,7 +117,7 @@ impl Secured {
         lapin::Connection::connect_with_config(&uri, options, tls, runtime).await.unwrap()
     }
 
-    /// A user of MongoDB with these roles, or with these instead of what it had.
+    /// Creates a user of MongoDB with these roles, or replaces the user's roles by these.
     pub async fn grant(&self, user: &str, roles: &[&str]) {
         let admin = self.client(ADMIN).await.database("admin");
         let users = admin.run_command(doc! { "usersInfo": user }).await.unwrap();
@@ -163,7 +163,7 @@ impl Drop for Secured {
     }
 }
 
-/// Runs them until its input ends, which it does however this process ends; then takes everything away.
+/// Runs them until its input ends, which happens however this process ends; then removes everything.
 const RUN_BOTH: &str = r#"
 cd "$0"
 epmd >epmd.log 2>&1 & epmd=$!
@@ -196,7 +196,7 @@ where
     done.unwrap_or_else(|| panic!("waited in vain for {what}: {last}"))
 }
 
-/// Below those that the system gives to outgoing connections, so that none takes one before its server does.
+/// Below the range for outgoing connections, so that no connection takes a port before its server does.
 fn free_ports<const N: usize>() -> [u16; N] {
     let mut taken = Vec::new();
     [(); N].map(|()| {
@@ -208,14 +208,14 @@ fn free_ports<const N: usize>() -> [u16; N] {
     })
 }
 
-/// The one on PATH, else the one that scripts/services has unpacked.
+/// The `mongod` on PATH, otherwise the one that scripts/services has unpacked.
 fn mongod() -> PathBuf {
     let unpacked = std::env::var_os("OUTBOX_TEST_SERVICES_DIR").map(|dir| Path::new(&dir).join("bin/mongod"));
     let found = unpacked.filter(|path| path.exists()).or_else(|| on_path("mongod"));
     found.expect("a mongod: scripts/services up --replicas 3 gets one")
 }
 
-/// As scripts/services does: Debian's on PATH would switch to another user and to /var.
+/// As scripts/services does, because Debian's command on PATH would switch to another user and to /var.
 fn rabbitmq_server() -> PathBuf {
     let debian = PathBuf::from("/usr/lib/rabbitmq/bin/rabbitmq-server");
     let found = Some(debian).filter(|path| path.exists()).or_else(|| on_path("rabbitmq-server"));
@@ -352,7 +352,7 @@ fn make_certificates(directory: &Path) {
 fn parameters(name: &str, hosts: Vec<String>) -> CertificateParams {
     let mut params = CertificateParams::new(hosts).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
-    // The default, year 4096, is more than some parsers take.
+    // The default, the year 4096, is beyond the range of some parsers.
     (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2049, 1, 1));
     params
 }

@@ -1,5 +1,6 @@
-//! A loop that delivers what stands in outboxes, by hand: finds a thousand documents, claims them with one command, publishes
-//! and awaits all confirms, clears them with one command. One process only, and nothing is looked at that may go wrong.
+//! A loop that delivers the messages in outboxes, by hand: finds a thousand documents, claims them with one
+//! command, publishes and awaits all confirms, clears them with one command. One process only, without checks
+//! for failures.
 
 use futures::future::try_join_all;
 use mongodb::{
@@ -21,7 +22,7 @@ pub(crate) struct BatchedLoop {
 impl BatchedLoop {
     /// Until nothing is left.
     pub(crate) async fn run(&self) -> Result<()> {
-        // By the index on what is due, which it moves through once.
+        // It moves once through the index of due messages.
         let mut filled =
             doc! { "outbox.id": { "$exists": true }, "outbox.available_at": { "$lte": DateTime::now() } };
         filled.insert("outbox.claimed_by", doc! { "$exists": false });

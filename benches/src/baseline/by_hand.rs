@@ -1,6 +1,6 @@
-//! An outbox in the document with group commit, by hand: saves, publishes and clears each go together while the last are under
-//! way. What it would come to at best: it takes a batch for done if the sum is right, repeats nothing, and knows one type of
-//! document.
+//! An outbox in the document with group commit, by hand: saves, publishes and clears are each batched while
+//! the last ones are in flight. It is the best case: it treats a batch as done if the sum is right, never
+//! repeats, and knows one type of document.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::dual_write::Confirmed;
 use crate::{bed::Bed, order::Order, result::Result};
 
-/// Batches of each kind under way at a time.
+/// The batches of each kind in flight at a time.
 const ABREAST: usize = 2;
 
 #[derive(Clone)]
@@ -84,7 +84,7 @@ async fn write(database: Database, collection: String, updates: Vec<Document>, c
     }
 }
 
-/// Takes whatever waits, while the last batches are under way.
+/// Takes the waiting requests while the last batches are in flight.
 struct Stage<T>(mpsc::Sender<(T, oneshot::Sender<()>)>);
 
 impl<T> Clone for Stage<T> {
@@ -106,7 +106,7 @@ impl<T: Send + 'static> Stage<T> {
                 loop {
                     let mut batch = Vec::new();
                     let mut waiting = waiting.lock().await;
-                    // With those that are about to come, being woken by the same answers.
+                    // Includes requests of tasks that were woken by the same answers.
                     while batch.is_empty() || !waiting.is_empty() {
                         if waiting.recv_many(&mut batch, 1_000).await == 0 {
                             return;
@@ -115,7 +115,7 @@ impl<T: Send + 'static> Stage<T> {
                     }
                     drop(waiting);
                     let (items, done): (Vec<_>, Vec<oneshot::Sender<()>>) = batch.into_iter().unzip();
-                    // Whoever waits learns of a failure by the end of its channel.
+                    // A waiting caller learns of a failure by the end of its channel.
                     if work(items).await.is_ok() {
                         for done in done {
                             let _ = done.send(());

@@ -7,7 +7,7 @@ use mongodb::{
 
 use crate::result::Result;
 
-/// Counts so many changes of a database from a time on.
+/// Counts this many changes of a database from a given time.
 pub(crate) async fn count_changes(
     client: &Client,
     database: &str,

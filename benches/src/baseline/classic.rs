@@ -26,7 +26,7 @@ pub(crate) struct Classic {
 impl Classic {
     pub(crate) async fn new(bed: &Bed, orders: Collection<Order>) -> Result<Self> {
         let outbox = bed.database.collection::<Document>(&format!("{}_outbox", orders.name()));
-        // A collection made inside a transaction would hold up the first ones.
+        // Creating the collection inside a transaction would delay the first ones.
         bed.database.create_collection(outbox.name()).await?;
         Ok(Self { client: bed.client.clone(), orders, outbox })
     }
@@ -54,7 +54,7 @@ impl Classic {
         Ok(self.outbox.find_one(doc! {}).await?.is_none())
     }
 
-    /// Polls until told to stop: at once again after a full batch, else after the interval.
+    /// Polls until a stop: at once again after a full batch, otherwise after the interval.
     pub(crate) fn start_poller(&self, publisher: Confirmed, interval: Duration) -> Poller {
         let (stop, stopped) = watch::channel(false);
         let classic = self.clone();
@@ -69,7 +69,7 @@ impl Classic {
         Poller { stop, task }
     }
 
-    /// One batch: published side by side, deleted once all are confirmed.
+    /// One batch: published concurrently, deleted once all are confirmed.
     async fn poll(&self, publisher: &Confirmed) -> Result<i64> {
         let mut found =
             self.outbox.find(doc! {}).sort(doc! { "_id": 1 }).limit(BATCH).batch_size(1_000).await?;

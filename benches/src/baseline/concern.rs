@@ -1,4 +1,4 @@
-//! The write concern that a baseline promises with.
+//! The write concern of the baselines.
 
 use mongodb::options::{Acknowledgment, WriteConcern};
 

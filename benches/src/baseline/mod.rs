@@ -1,5 +1,5 @@
-//! What people write without this library, written well: every baseline does its job as fast as it can without giving up
-//! what it promises.
+//! The code that people write without this library, written well: every baseline is as fast as it can be
+//! without breaking its own promises.
 
 mod batched_loop;
 mod by_hand;

@@ -1,4 +1,4 @@
-//! How fast the dispatcher gets through documents that were left behind.
+//! How fast the dispatcher delivers documents that were left undelivered.
 
 use std::{
     sync::Arc,
@@ -88,7 +88,7 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<Rates> {
                 report.count(format!("{name}, {count} documents"), count as f64, counted);
             }
 
-            // A side that left messages behind was not the faster one.
+            // A side that left messages undelivered was not the faster one.
             let delivered = bed.waiting(&bed.queue()).await?;
             if delivered < u64::try_from(count)? {
                 return Err(format!("{delivered} of {count} messages were delivered").into());
@@ -101,7 +101,7 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<Rates> {
     Ok(rates)
 }
 
-/// Gives each document an entry in a field of its own, from which it can be stranded again at once.
+/// Stores an entry in a separate field of each document, from which the outbox can be filled again at once.
 async fn give_spares(collection: &Collection<Document>, count: usize) -> Result<()> {
     for numbers in (0..count).collect::<Vec<_>>().chunks(1_000) {
         let updates: Vec<_> = numbers
@@ -122,13 +122,13 @@ async fn give_spares(collection: &Collection<Document>, count: usize) -> Result<
     Ok(())
 }
 
-/// As after a crash: an unclaimed entry in every document, due since a while. And no message in the queue.
+/// As after a crash: an unclaimed entry in every document, due for a while. And no message in the queue.
 async fn strand(bed: &Bed, collection: &Collection<Document>) -> Result<()> {
     bed.purge().await?;
     let dates = doc! { "created_at": { "$subtract": ["$$NOW", 60_000] }, "available_at": { "$subtract": ["$$NOW", 60_000] } };
     let entry = doc! { "$mergeObjects": [{ "$first": "$spare" }, dates] };
     collection.update_many(doc! {}, vec![doc! { "$set": { "outbox": [entry] } }]).await?;
-    // What was written before would otherwise be written to disk while the one or the other is measured.
+    // Otherwise earlier writes would reach the disk during one of the measurements.
     bed.client.database("admin").run_command(doc! { "fsync": 1 }).await?;
     Ok(())
 }

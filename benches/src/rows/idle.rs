@@ -1,4 +1,4 @@
-//! What the two services take while nothing happens.
+//! The processor time of the two idle services.
 
 use std::time::{Duration, Instant};
 

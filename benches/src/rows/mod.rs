@@ -12,7 +12,7 @@ mod writes;
 
 use crate::{bed::Bed, report::Report, result::Result};
 
-/// Measures all rows, or those whose names begin as wanted.
+/// Measures all rows, or those whose names have a requested prefix.
 pub(crate) async fn measure(bed: &Bed, only: &[String], report: &mut Report) -> Result<()> {
     let wanted = |name: &str| {
         let wanted = only.is_empty() || only.iter().any(|only| name.starts_with(only.as_str()));

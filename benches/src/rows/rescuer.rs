@@ -1,4 +1,4 @@
-//! The rescuer: how fast it catches up, how late it is when it is on time, and what memory it takes.
+//! The rescuer: how fast it catches up, how late its commands are, and how much memory it uses.
 
 use std::{
     collections::HashMap,
@@ -39,7 +39,7 @@ use crate::{
 
 /// How often each document of the backlog changes.
 const ROUNDS: usize = 10;
-/// Documents that are left behind, a second.
+/// Documents per second that stay undelivered.
 const LEFT_PER_SECOND: f64 = 100.0;
 
 /// Takes commands and counts them.
@@ -59,8 +59,8 @@ impl Commands for CountedCommands {
     async fn ready(&self) {}
 }
 
-/// Changes of documents whose messages have all been delivered since: nothing is to be done, but every change and every
-/// document must be read.
+/// Changes of documents whose messages have all been delivered since: no command is needed, but every change
+/// and every document must be read.
 pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
     let backlog = Backlog::make(bed).await?;
     let changes = backlog.changes;
@@ -104,11 +104,11 @@ pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Changes that a rescuer has still to read.
+/// Changes that a rescuer still has to read.
 struct Backlog {
     database: Database,
     settings: Settings,
-    /// Of a rescuer that was started and stopped before all changes.
+    /// The position of a rescuer that was started and stopped before all changes.
     position: Document,
     from: Timestamp,
     changes: usize,
@@ -156,7 +156,7 @@ impl Backlog {
     }
 }
 
-/// From the start of a rescuer until it has dealt with so many changes; of none, until its stream is open.
+/// From the start of a rescuer until it has processed this many changes; with none, until its stream is open.
 async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration> {
     let client = Client::with_uri_str(&bed.mongodb_uri).await?;
     let commands = Arc::new(CountedCommands::default());
@@ -182,7 +182,7 @@ async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration>
     }
 }
 
-/// An entry of a moment ago, unclaimed.
+/// A recent, unclaimed entry.
 fn entry() -> Document {
     // One reading for both: an entry that is available a millisecond after it was made is a scheduled one.
     let now = mongodb::bson::DateTime::now();
@@ -209,7 +209,7 @@ async fn now(bed: &Bed) -> Result<Timestamp> {
     Ok(hello.get_timestamp("operationTime")?)
 }
 
-/// How late commands come for documents that nobody delivered from: they are due at the save's time and the delay.
+/// How late commands are for undelivered documents: they are due at the save's time plus the delay.
 pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     let delay = Duration::from_secs(2);
     let count = bed.scale.pick(300, 1_400);
@@ -246,7 +246,8 @@ pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Inserts documents at a fixed rate, each with a message that nobody delivers. When each was inserted, by its id.
+/// Inserts documents at a fixed rate, each with an undelivered message. Returns when each was inserted, by
+/// its id.
 async fn leave_behind(
     bed: &Bed,
     collection: &Collection<Document>,
@@ -280,7 +281,7 @@ async fn receive_commands(bed: &Bed, count: usize) -> Result<Vec<(ProcessDocumen
     Ok(received)
 }
 
-/// Until its first position is saved, and its queue is there.
+/// Waits until its first position is saved, and its queue exists.
 async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
     let positions = bed.state().collection::<Document>("positions");
     let begun = async {

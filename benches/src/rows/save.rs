@@ -1,5 +1,5 @@
-//! A save by itself: how much longer than the driver's own write of the same bytes. And what an update that waits for nothing
-//! costs the write that follows: that is what the clear of one save costs the next.
+//! A save by itself: how much longer than the driver's own write of the same bytes. And how much an update
+//! that is not awaited slows the next write, as the clear of one save slows the next save.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::{
     stats::{percentile, ratios},
 };
 
-/// One saver, alternating with the raw write; nothing else is under way while either runs.
+/// One saver, alternating with the raw write; no other work runs at the same time.
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let count = bed.scale.pick(80, 400);
     let inline = bed.inline(Mode::Background);
@@ -43,7 +43,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
             writes.push(replace(&raw, stored).await?);
             tokio::time::sleep(Duration::from_millis(3)).await;
 
-            // What a clear is: an update that waits for nothing, with the next write right behind it.
+            // Like a clear: an update that is not awaited, with the next write right after it.
             let began = Instant::now();
             let cleared = doc! { "$inc": { "cleared": 1 } };
             let waits_for_nothing = WriteConcern::nodes(1);

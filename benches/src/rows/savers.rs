@@ -1,4 +1,4 @@
-//! Savers, each with documents of its own, and how they are driven: one after the other has ended, or at a fixed rate.
+//! Savers, each with documents of its own, and how they are driven: in a closed loop, or at a fixed rate.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use crate::{
     result::Result,
 };
 
-/// Saves one of its documents, with a message, and ends when its way has ended.
+/// Saves one of its documents, with a message, and ends when the message was delivered.
 pub(crate) trait Saver: Send + 'static {
     fn save(&mut self, at: i64) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// Documents of one saver, in turn: nobody saves the same one all the time.
+/// Documents of one saver, in turn, so that it does not always save the same one.
 pub(crate) const DOCUMENTS: usize = 8;
 
 pub(crate) struct Ours {
@@ -48,7 +48,7 @@ impl Saver for Ours {
         document.send(at, self.messages);
         let receipt = match self.store.save(document).await? {
             Saved::Applied(receipt) => receipt,
-            other => return Err(format!("a save came to {other:?}").into()),
+            other => return Err(format!("a save ended as {other:?}").into()),
         };
         match receipt.dispatch {
             Dispatch::Background | Dispatch::Off => Ok(()),
@@ -153,11 +153,11 @@ pub(crate) async fn closed_loop<S: Saver>(savers: &mut Vec<S>, time: Duration) -
     Ok((done, took))
 }
 
-/// A save begins every so often, whatever became of those before. Each saver saves once.
+/// A save begins at fixed intervals, whether or not the previous ones have ended. Each saver saves once.
 pub(crate) async fn open_loop<S: Saver>(bed: &Bed, savers: Vec<S>, per_second: f64) -> Result<()> {
     let mut running = Vec::new();
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / per_second));
-    // Late ticks come at once: a save that begins late counts from when it should have begun.
+    // Late ticks fire at once: the time of a late save counts from when it should have begun.
     let (begun, first) = (bed.micros(), ticks.tick().await);
     let mut due = first;
     for mut saver in savers {

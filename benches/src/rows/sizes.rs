@@ -78,7 +78,7 @@ fn worst(cases: &[Vec<f64>], badness: fn(f64) -> f64) -> Vec<f64> {
     relative.pop().unwrap_or_default()
 }
 
-/// The time of a save, nothing delivered, by that of a raw write of the same bytes, a block each.
+/// The time of a save without delivery, divided by that of a raw write of the same bytes, a block each.
 async fn save(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
     let count = bed.scale.pick(12, 40);
     let store = bed.orders(&bed.inline(Mode::Off), "size_ours", count, bytes).await?;

@@ -1,4 +1,4 @@
-//! Save, confirmed delivery and clear, as fast as they go with so many savers.
+//! Save, confirmed delivery and clear, as fast as possible with this many savers.
 
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ enum Savers {
 }
 
 impl Savers {
-    /// How many saves have come to their end, and how long it took.
+    /// How many saves have ended, and how long it took.
     async fn run(&mut self, time: Duration) -> Result<(f64, Duration)> {
         let began = Instant::now();
         let (saves, _) = match self {

@@ -13,8 +13,8 @@ use crate::{dispatcher::Dispatcher, status::Status};
 use read::{NAME, Settings, read};
 use table::table;
 
-const ABOUT: &str = "Consumes commands and publishes the messages that stand in documents' outboxes to RabbitMQ, for any \
-                     collection, without knowing the types. Leaves alone what is for an application's own handlers.";
+const ABOUT: &str = "Consumes commands and publishes the messages in documents' outboxes to RabbitMQ, for \
+    any collection, without knowing the types. Skips messages for an application's own handlers.";
 
 /// Runs the process on its arguments, its environment and the file they name, until a signal ends it.
 #[must_use]
@@ -32,7 +32,7 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     let mut worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
     context.probes.report(WorkerReport(worker.status()));
 
-    // Without these it would live on and do nothing.
+    // Without these it would run without doing anything.
     let ended: Result<(), Box<dyn Error + Send + Sync>> = tokio::select! {
         () = context.stop.cancelled() => Ok(()),
         ended = worker.ended() => Err(ended.into()),
@@ -46,11 +46,11 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
 
 /// Waits until a connection's supervisor has ended.
 async fn closed(mut states: watch::Receiver<State>) {
-    // An error says so too.
+    // An error is reported too.
     let _ = states.wait_for(|state| *state == State::Closed).await;
 }
 
-/// What the probes of the process answer.
+/// The answers of the process's probes.
 struct WorkerReport(Status);
 
 impl Report for WorkerReport {

@@ -7,21 +7,21 @@ use outbox_service::{Connections, Reader, host_name};
 
 use crate::settings::{DispatcherSettings, Problem};
 
-/// Of the connections, and of the processor before its host and process.
+/// The name of the connections, and the first part of the processor's name, before host and process.
 pub(super) const NAME: &str = "outbox-dispatcher";
-/// The part of the grace that the worker has; the rest is for closing the connections.
+/// The worker's part of the grace; the rest is for closing the connections.
 const GRACE_OF_THE_WORKER: f64 = 0.9;
 
-/// Everything read, and nothing connected.
+/// Everything read, without connections.
 pub(super) struct Settings {
     pub(super) connections: Connections,
-    /// `None` only beside a problem that keeps the worker from starting.
+    /// `None` only together with a problem that keeps the worker from starting.
     pub(super) rabbitmq: Option<RabbitMqSettings>,
     pub(super) processor: ProcessorSettings,
     pub(super) dispatcher: DispatcherSettings,
 }
 
-/// Reads every key, and records what does not go together.
+/// Reads every key, and records values that don't fit together.
 pub(super) fn read(read: &mut Reader<'_>) -> Settings {
     let topology: TopologyMode = read.choice("topology");
     let connections = Connections::read(read, NAME);

@@ -7,7 +7,7 @@ use outbox_service::{Key, Kind, keys};
 
 use crate::rate::Rate;
 
-/// No limit but what the worker can do.
+/// No limit except the worker's own speed.
 const NO_RATE: &str = "off";
 /// With the five minutes for which a command is kept, well within the broker's `consumer_timeout` of 30 minutes.
 const LONGEST_LEASE: Duration = Duration::from_mins(15);
@@ -15,7 +15,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Every key beside those that each daemon has, in the order of the documentation.
+/// Every key in addition to those of all daemons, in the order of the documentation.
 pub(super) fn table() -> Vec<Key> {
     let mut table = where_to_work();
     table.extend(how_much_at_a_time());
@@ -35,21 +35,26 @@ fn how_much_at_a_time() -> Vec<Key> {
         Key::new(
             "concurrency",
             Kind::Integer(1..=4096),
-            "At most this many documents are processed at a time; with a rate, no more than a twentieth of it, or 32 where that is more.",
+            "The most documents that are processed at a time; with a rate, at most a twentieth of it, or 32 \
+             if that is more.",
         )
         .with_default("256"),
         Key::new(
             "prefetch",
             Kind::Integer(1..=65535),
-            "At most this many commands are taken from the broker and not yet acknowledged.",
+            "The most commands that are taken from the broker and not yet acknowledged.",
         )
         .with_default("512"),
-        Key::new("rate", Kind::Text(check_rate), "At most this many messages a second are delivered, as in 500/s.")
-            .with_default(NO_RATE),
+        Key::new(
+            "rate",
+            Kind::Text(check_rate),
+            "The most messages that are delivered in a second, as in 500/s.",
+        )
+        .with_default(NO_RATE),
         Key::new(
             "claim_lease",
             Kind::Duration(SECOND..=LONGEST_LEASE),
-            "How long a claim on messages holds. If this worker dies, they wait for that long.",
+            "How long a claim on messages lasts. If this worker dies, they wait that long.",
         )
         .with_default("60s"),
     ]
@@ -62,7 +67,7 @@ fn retries() -> Vec<Key> {
         Key::new(
             "backoff_min",
             Kind::Duration(MILLISECOND..=HOUR),
-            "The longest wait after the first failed attempt; doubles with each.",
+            "The longest wait after the first failed attempt; it doubles with each attempt.",
         )
         .with_default("1s"),
         Key::new(
@@ -79,19 +84,21 @@ fn bounds() -> Vec<Key> {
         Key::new(
             "hold_within",
             Kind::Duration(Duration::ZERO..=Duration::from_mins(1)),
-            "A command is kept while what holds its document back ends within this time; else it is left to the sweep.",
+            "A command is kept if its document will be free within this time; otherwise it is left to the sweep.",
         )
         .with_default("5s"),
         Key::new(
             "max_repeats",
             Kind::Integer(1..=100_000),
-            "At most this many messages are published and not yet cleared: so many are repeated at most when this worker is killed.",
+            "The most messages that are published and not yet cleared. If this worker is killed, at most \
+             that many are repeated.",
         )
         .with_default("256"),
         Key::new(
             "memory_mib",
             Kind::Integer(1..=65_536),
-            "At most this many MiB of outboxes are in memory, as estimated; one document that takes more is processed alone.",
+            "The most memory, in MiB, for outboxes at a time, as estimated; a document that needs more is \
+             processed alone.",
         )
         .with_default("64"),
     ]
@@ -105,7 +112,7 @@ fn messages() -> Vec<Key> {
         Key::new(
             "attribute_prefix",
             Kind::choice::<AttributePrefix>(),
-            "What the names of CloudEvents attributes begin with, in the headers of messages.",
+            "The prefix of CloudEvents attributes in the headers of messages.",
         )
         .with_default("cloudEvents:"),
         Key::new(
@@ -139,7 +146,7 @@ fn check_rate(text: &str) -> Result<(), String> {
     }
 }
 
-/// The broker is asked about a type, not this table.
+/// The broker decides about a type, not this table.
 #[expect(clippy::unnecessary_wraps, reason = "a check, as others are")]
 fn accept_any(_: &str) -> Result<(), String> {
     Ok(())

@@ -1,4 +1,4 @@
-//! A worker that can do nothing about commands leaves them to others, and says that it is not ready.
+//! A worker that cannot process commands leaves them to others, and reports that it is not ready.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
     support::{LONG, Recorder, uri},
 };
 
-/// What stands in for another cluster: another state database, whose positions the server gave another UUID.
+/// A substitute for another cluster: another state database, whose positions the server gave another UUID.
 struct Elsewhere {
     state: String,
     cluster: Uuid,
@@ -42,14 +42,15 @@ impl Elsewhere {
     }
 }
 
-/// A client whose server answers nobody.
+/// A client whose server never answers.
 async fn nowhere() -> Client {
     let mut options = ClientOptions::parse("mongodb://127.0.0.1:1/?directConnection=true").await.unwrap();
     options.server_selection_timeout = Some(Duration::from_millis(100));
     Client::with_options(options).unwrap()
 }
 
-/// P5, whatever another cluster's worker does: the command waits with it for a moment, and is there for the right one.
+/// P5, with a worker of another cluster: the command waits with it for a moment, and then reaches the right
+/// one.
 #[tokio::test]
 async fn another_clusters_command_is_left_to_its_worker() {
     let scene = Scene::set().await;
@@ -71,7 +72,8 @@ async fn another_clusters_command_is_left_to_its_worker() {
     scene.strike().await;
 }
 
-/// A MongoDB without positions has no name of its own: there, a document that is missing says it.
+/// A MongoDB without positions has no name: there, a missing document shows that the command is from another
+/// cluster.
 #[tokio::test]
 async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
     let scene = Scene::set().await;
@@ -90,7 +92,7 @@ async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
     scene.strike().await;
 }
 
-/// Positions that were made anew have another name; what names them is no stranger for that.
+/// Recreated positions have another UUID; a command with the new one still belongs to this cluster.
 #[tokio::test]
 async fn a_worker_learns_its_clusters_new_name() {
     let scene = Scene::set().await;
@@ -108,7 +110,7 @@ async fn a_worker_learns_its_clusters_new_name() {
     scene.strike().await;
 }
 
-/// *Forged, it does no harm*: those of no known cluster wait beside, and take no room from others.
+/// *Forged, it is harmless*: commands of an unknown cluster wait separately, and take no room from others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_forged_commands_delay_no_other() {
     const FORGED: usize = 1_000;
@@ -132,16 +134,16 @@ async fn a_thousand_forged_commands_delay_no_other() {
             Err(error) => panic!("{error}"),
         }
     }
-    // In the way, all of them would have to go back before it.
+    // If they took room, all of them would have to be requeued before it.
     assert!(put_back < FORGED, "{put_back}");
     worker.running.stop().await;
     here.gone(&scene).await;
     scene.strike().await;
 }
 
-/// A worker without MongoDB takes nothing: not one command goes by way of it.
+/// A worker without MongoDB takes no commands, not a single one.
 #[tokio::test]
-async fn a_worker_that_cannot_reach_mongodb_takes_nothing() {
+async fn a_worker_that_cannot_reach_mongodb_takes_no_commands() {
     let scene = Scene::set().await;
     scene.place("o-1", [1]).await;
     scene.command("o-1").await;
@@ -161,9 +163,10 @@ async fn a_worker_that_cannot_reach_mongodb_takes_nothing() {
     scene.strike().await;
 }
 
-/// MongoDB goes while a worker has commands: it gives them back, and takes them again once MongoDB answers.
+/// MongoDB becomes unreachable while a worker has commands: it returns them, and takes them again once
+/// MongoDB answers.
 #[tokio::test]
-async fn commands_are_put_back_while_mongodb_is_away() {
+async fn commands_are_requeued_while_mongodb_is_unreachable() {
     let scene = Scene::set().await;
     let server = host(&uri("OUTBOX_MONGODB_URI").replace("mongodb://", ""));
     let network = Network::to(&format!("mongodb://x@{server}/"));
@@ -193,7 +196,8 @@ async fn commands_are_put_back_while_mongodb_is_away() {
     scene.strike().await;
 }
 
-/// *A worker that had only such for a minute stops taking, is not ready, and tries one a minute.*
+/// *A worker that had only useless commands for a minute stops taking them, is not ready, and tries one a
+/// minute.*
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
@@ -212,7 +216,7 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
             }
         }
     };
-    tokio::time::timeout(LONG * 3, stopped).await.expect("it stops within a minute, and what comes late");
+    tokio::time::timeout(LONG * 3, stopped).await.expect("it stops within a minute, and late answers");
     let status = until(&wrong.running, |status| status.consumer.state == "paused").await;
     assert!(status.not_ready.iter().any(|why| why.contains("another MongoDB cluster")), "{status:?}");
 
@@ -220,7 +224,7 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     for _ in 0..20 {
         assert_eq!(right.finished().await, Processed::Done);
     }
-    // It tries again by itself, and takes the first that is its own.
+    // It retries by itself, and takes the first that is its own.
     scene.place("own", [1]).await;
     right.running.stop().await;
     scene.send("own", there.cluster).await;
@@ -232,7 +236,7 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     scene.strike().await;
 }
 
-/// P5: beside a worker whose MongoDB can't be reached, or is another one, every command is for the other worker.
+/// P5: if one worker's MongoDB can't be reached, or is another one, every command goes to the other worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
@@ -264,9 +268,9 @@ async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
     }
 }
 
-/// In RabbitMQ itself: a command that nobody takes is gone after its time, and its queue is empty.
+/// In RabbitMQ itself: a command that no dispatcher takes is gone after its time, and its queue is empty.
 #[tokio::test]
-async fn a_command_expires_where_nobody_takes_it() {
+async fn a_command_expires_if_no_dispatcher_takes_it() {
     let scene = Scene::set().await;
     let body = ProcessDocumentMessages::new(scene.document("o-1"), Reason::Sweep).to_json();
     let publication = Publication {

@@ -1,4 +1,4 @@
-//! The binary itself: several at a time, killed, and told to stop under load.
+//! The binary itself: several at a time, killed, and stopped under load.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use crate::{
 /// One worker process.
 struct Process {
     child: Child,
-    /// Stands in every `claimed_by` of its own.
+    /// Part of every `claimed_by` of its own.
     name: String,
 }
 
@@ -53,7 +53,7 @@ impl Process {
         Self { child, name }
     }
 
-    /// SIGTERM; returns whether it ended well, which it does not when its grace runs out.
+    /// Sends SIGTERM; returns whether it ended within its grace.
     async fn terminate(mut self) -> bool {
         let id = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
@@ -65,7 +65,7 @@ impl Process {
     }
 }
 
-/// What came out of a queue for all messages, in its order: document and amount of each, by message id.
+/// The messages of a queue for all types, in its order: document and amount of each, by message id.
 struct Receiver {
     received: watch::Receiver<Vec<(String, String, i64)>>,
 }
@@ -107,7 +107,7 @@ impl Receiver {
         Self { received }
     }
 
-    /// Waits until so many different messages came; answers with all of them, repeats included.
+    /// Waits until this many different messages arrived; returns all of them, repeats included.
     async fn wait(&self, different: usize) -> Vec<(String, String, i64)> {
         let mut received = self.received.clone();
         let ids =
@@ -118,7 +118,7 @@ impl Receiver {
     }
 }
 
-/// P4: the first sight of each message is in its document's order.
+/// P4: the first deliveries of messages are in their document's order.
 fn assert_in_order(received: &[(String, String, i64)], messages: i64) {
     let mut seen = BTreeSet::new();
     let mut documents = BTreeMap::<&str, Vec<i64>>::new();
@@ -173,7 +173,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(LONG, look).await.expect("so many consume");
+        tokio::time::timeout(LONG, look).await.expect("that many consume");
     }
 
     async fn strike_binary(self) {
@@ -198,8 +198,8 @@ async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &s
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     let claims = claims(&scene).await;
-    // There is no rescuer: the other has room to keep all that the dead one may have claimed, and keeps it for longer than
-    // that one's claims hold.
+    // There is no rescuer: the other has room to keep all commands of the dead one, for longer than its
+    // claims last.
     let (prefetch, concurrency) =
         (format!("--prefetch={}", 4 * concurrency), format!("--concurrency={concurrency}"));
     let arguments = [prefetch.as_str(), concurrency.as_str(), "--hold-within=1m", lease];
@@ -236,7 +236,7 @@ async fn one_dispatcher_continues_when_another_is_killed() {
     one_of_two_is_killed(200, 4, "--claim-lease=2s").await;
 }
 
-/// P3 (a): a backlog of 4,500 messages, with as much under way as by default.
+/// P3 (a): a backlog of 4,500 messages, with the default number in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_killed_dispatcher_repeats_no_more_than_its_bound() {
@@ -245,14 +245,15 @@ async fn stress_a_killed_dispatcher_repeats_no_more_than_its_bound() {
     assert!(repeats <= 256, "{repeats}");
 }
 
-/// SIGTERM: commands in hand are finished or given back, claims are released, within the grace; nothing is lost or repeated.
+/// SIGTERM: unfinished commands are finished or returned, claims are released, within the grace; no message
+/// is lost or repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_under_load_loses_and_repeats_no_message() {
     const DOCUMENTS: i64 = 1_000;
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     scene.strand(documents("o", DOCUMENTS)).await;
-    // Slow enough that it can't be done before the signal comes.
+    // Slow enough that it can't finish before the signal.
     for stop_after in [20, 100] {
         let process = Process::start(&scene, &["--rate=100/s"]);
         receiver.wait(stop_after).await;
@@ -261,14 +262,14 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
         assert_eq!(scene.test.orders().count_documents(claimed).await.unwrap(), 0, "nothing stays claimed");
         let counted =
             doc! { "$or": [{ "outbox.attempts": { "$gt": 0 } }, { "outbox.claims": { "$gt": 0 } }] };
-        assert_eq!(scene.test.orders().count_documents(counted).await.unwrap(), 0, "a stop is no attempt");
+        assert_eq!(scene.test.orders().count_documents(counted).await.unwrap(), 0, "a stop costs no attempt");
         let left = doc! { "outbox.0": { "$exists": true } };
         assert!(
             scene.test.orders().count_documents(left).await.unwrap() > 0,
             "or else it was not under load"
         );
     }
-    // And at full speed, with as much on its way as it ever has.
+    // And at full speed, with the maximum in flight.
     let process = Process::start(&scene, &[]);
     receiver.wait(300).await;
     assert!(process.terminate().await);
@@ -292,7 +293,7 @@ impl Process {
     }
 }
 
-/// Has one worker deliver documents of ten messages of this many bytes, and gives its peak of memory.
+/// Makes one worker deliver documents of ten messages of this many bytes; returns its peak memory.
 async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     let scene = Scene::set().await;
     let (exchange, queue) = (scene.messages(), format!("{}.received", scene.name));
@@ -300,7 +301,7 @@ async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     let none = FieldTable::default;
     let topic = lapin::ExchangeKind::Topic;
     scene.outside.exchange_declare(exchange.clone().into(), topic, durable, none()).await.unwrap();
-    // Only the latest of so many bytes is kept.
+    // Only this many of the latest bytes are kept.
     let mut newest = FieldTable::default();
     newest.insert("x-max-length".into(), 1.into());
     let declare = QueueDeclareOptions::default();
@@ -335,14 +336,14 @@ async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     peak
 }
 
-/// What weighs is bytes, not documents: together these are 120 MB, several times in memory.
+/// Bytes count, not documents: together these are 120 MB, with several copies in memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_of_large_documents_is_bounded_in_bytes() {
     let peak = peak_of(24, 500_000, &["--memory-mib=16"]).await;
     assert!(peak < 192, "{peak} MiB");
 }
 
-/// A document that weighs more than all that is allowed goes through alone.
+/// A document that exceeds the whole budget is processed alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_larger_than_the_memory_allowed_is_delivered() {
     let peak = peak_of(2, 1_400_000, &["--memory-mib=1"]).await;

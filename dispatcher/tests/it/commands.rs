@@ -172,7 +172,7 @@ async fn the_wait_for_a_turn_counts_as_keeping() {
     scene.strike().await;
 }
 
-/// P3 (b), P5: a claim that outlives its holder is taken over once it has run out, and not before.
+/// P3 (b), P5: a claim that outlives its holder is taken over once it has expired, and not before.
 #[tokio::test]
 async fn a_claim_is_taken_over_once_it_expires() {
     let scene = Scene::set().await;
@@ -188,7 +188,7 @@ async fn a_claim_is_taken_over_once_it_expires() {
     scene.command("o-1").await;
     assert!(matches!(worker.left().await, Left::Held(Hold::Claimed(_))));
     assert!(recorder.delivered().is_empty());
-    // Runs out within the time for which a command is kept: nobody has to send another.
+    // Expires within the time for which a command is kept: no second command is needed.
     orders.update_one(doc! { "_id": "o-1" }, claim(DateTime::now().timestamp_millis() + 500)).await.unwrap();
     scene.command("o-1").await;
     assert_eq!(worker.finished().await, Processed::Done);
@@ -197,7 +197,7 @@ async fn a_claim_is_taken_over_once_it_expires() {
     scene.strike().await;
 }
 
-/// P4: the failing head is tried again while the command is kept, in order, and other documents go on.
+/// P4: the failing head is retried while the command is kept, in order, and other documents continue.
 #[tokio::test]
 async fn a_failing_head_is_retried_in_order() {
     let scene = Scene::set().await;
@@ -228,7 +228,7 @@ async fn a_late_head_blocks_only_its_own_document() {
     assert_eq!(recorder.amounts(), [3]);
     let outbox = scene.test.outbox("stuck").await;
     assert_eq!((outbox[0].get_i32("attempts"), outbox[0].get_i32("claims")), (Ok(1), Ok(1)));
-    assert_eq!(outbox[1].get_i32("claims"), Ok(0), "given back, and so not counted");
+    assert_eq!(outbox[1].get_i32("claims"), Ok(0), "released, and so not counted");
     worker.running.stop().await;
     scene.strike().await;
 }
@@ -249,7 +249,7 @@ async fn an_unordered_failing_message_blocks_no_other() {
     scene.strike().await;
 }
 
-/// P2: given up is dead and visible, never gone.
+/// P2: a dead message is visible and never lost.
 #[tokio::test]
 async fn exhausted_and_permanent_failures_become_dead_entries() {
     let scene = Scene::set().await;
@@ -269,7 +269,7 @@ async fn exhausted_and_permanent_failures_become_dead_entries() {
     scene.strike().await;
 }
 
-/// An unavailable deliverer is no attempt: the command is kept until there is a way.
+/// An unavailable deliverer costs no attempt: the command is kept until it is available.
 #[tokio::test]
 async fn a_command_is_kept_while_delivery_is_unavailable() {
     let scene = Scene::set().await;
@@ -281,7 +281,7 @@ async fn a_command_is_kept_while_delivery_is_unavailable() {
     worker
         .wait(|event| matches!(event, DispatcherEvent::Kept { why: Left::Unavailable, .. }).then_some(()))
         .await;
-    assert_eq!(scene.test.outbox("o-1").await[0].get("claims"), None, "nothing was claimed");
+    assert_eq!(scene.test.outbox("o-1").await[0].get("claims"), None, "no entry was claimed");
     recorder.set_available(true);
     assert_eq!(worker.finished().await, Processed::Done);
     worker.running.stop().await;
@@ -300,7 +300,8 @@ async fn the_next_worker_continues_after_a_stop() {
     scene.command("o-1").await;
     recorder.wait_tried(1).await;
     let mut stop = Box::pin(worker.running.stop());
-    // The first four fifths of the grace, with the delivery still held: then what is not begun is given back.
+    // The first four fifths of the grace, with the delivery still held: then messages whose delivery has not
+    // begun are released.
     assert!(tokio::time::timeout(Duration::from_millis(450), &mut stop).await.is_err());
     recorder.let_through(1);
     stop.await;
@@ -320,7 +321,7 @@ async fn the_next_worker_continues_after_a_stop() {
     scene.strike().await;
 }
 
-/// A dispatcher that can't serve an entry's `via` leaves it: it never goes to the wrong place.
+/// A dispatcher that can't serve an entry's `via` skips it: it is never delivered to the wrong destination.
 #[tokio::test]
 async fn a_broker_worker_leaves_entries_for_handlers_alone() {
     let scene = Scene::set().await;

@@ -27,7 +27,7 @@ impl Deliver for Killer {
             if amount == 13 {
                 std::process::abort();
             }
-            // A crash behind it repeats it: P3 (a).
+            // A later crash repeats it: P3 (a).
             let note = doc! { "$set": { "amount": amount } };
             self.notes.update_one(doc! { "_id": envelope.id }, note).upsert(true).await.unwrap();
             answers.push(Outcome::Delivered.into());
@@ -36,7 +36,7 @@ impl Deliver for Killer {
     }
 }
 
-/// The worker process of the next test; it does nothing when run by itself.
+/// The worker process of the next test; it has no effect when run alone.
 #[tokio::test]
 async fn a_worker_process_that_a_message_kills() {
     let Ok(name) = std::env::var("OUTBOX_TEST_KILLER_DATABASE") else {
@@ -64,7 +64,7 @@ async fn a_message_that_kills_its_process_dies() {
     assert!(matches!(orders.insert(order).await.unwrap(), Inserted::Applied(..)));
     let mut crashes = 0;
     loop {
-        // Every claim of the process before has run out.
+        // Every claim of the earlier process has expired.
         let due = doc! { "$set": { "outbox.$[e].available_at": DateTime::from_millis(0) } };
         let living = vec![doc! { "e.id": { "$exists": true }, "e.dead_at": null }];
         test.orders().update_one(doc! { "_id": "o-1" }, due).array_filters(living).await.unwrap();

@@ -28,7 +28,7 @@ fn the_sample_has_no_problems() {
 }
 
 #[test]
-fn output_that_ends_early_is_no_panic() {
+fn output_that_ends_early_causes_no_panic() {
     configuration::assert_output_may_end(env!("CARGO_BIN_EXE_outbox-dispatcher"));
 }
 

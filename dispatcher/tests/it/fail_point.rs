@@ -1,4 +1,5 @@
-//! MongoDB refuses what a fail point says. It has one of a kind: these tests run one after the other.
+//! MongoDB refuses commands by a fail point. It has only one of each kind, so these tests run one after the
+//! other.
 
 use document_outbox::{
     DocumentRef,
@@ -17,7 +18,7 @@ use crate::{
     support::{Recorder, uri},
 };
 
-/// A right that is missing for one collection: its commands are for others, and the rest continues.
+/// A privilege is missing for one collection: its commands are left to others, and the rest continues.
 #[tokio::test]
 async fn a_refused_collection_stops_no_other() {
     let scene = Scene::set().await;

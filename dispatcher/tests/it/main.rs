@@ -1,7 +1,8 @@
 //! The worker on a real broker and a real database.
 //!
-//! Tests that break a server are in [`outage`], those that set a fail point of MongoDB in [`fail_point`]: .config/nextest.toml
-//! and scripts/test know them by that, and keep others from running beside them.
+//! Tests that break a server are in [`outage`], those that set a fail point of MongoDB in [`fail_point`]:
+//! .config/nextest.toml and scripts/test recognise them by that, and keep others from running at the same
+//! time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
 #![allow(

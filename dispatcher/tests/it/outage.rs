@@ -1,4 +1,4 @@
-//! A broker that breaks. Each test has one of its own, and runs while no other test does.
+//! A failing broker. Each test has its own, and runs alone.
 
 use document_outbox::dispatch::Processed;
 
@@ -32,7 +32,8 @@ async fn a_closed_channels_command_is_delivered_again() {
     scene.strike().await;
 }
 
-/// *Unavailable is not an attempt.* The commands come from a broker that is well, so that what is noticed is the other's alarm.
+/// *Unavailable is not an attempt.* The commands come from a healthy broker, so that only the other's alarm
+/// has an effect.
 #[tokio::test]
 async fn a_command_is_kept_during_an_alarm() {
     let scene = Scene::set().await;
@@ -43,7 +44,7 @@ async fn a_command_is_kept_during_an_alarm() {
     scene.place("kept", [1]).await;
     scene.command("kept").await;
     let kept = until(&worker.running, |status| !status.delivery_available && status.kept == 1).await;
-    assert_eq!(kept.not_ready, ["there is no way to deliver messages"]);
+    assert_eq!(kept.not_ready, ["the destination of messages is unavailable"]);
     broker.lift_alarm().await;
     assert_eq!(worker.finished().await, Processed::Done);
     assert!(scene.is_cleared("kept").await);

@@ -18,8 +18,8 @@ use crate::{
     support::{LONG, Recorder},
 };
 
-/// Notes when each message was confirmed. Here and not at a consumer: a broker or a consumer that is held up for a moment hands
-/// out together what was published one by one, and that is not the limiter's doing.
+/// Notes when each message was confirmed. Here and not at a consumer: a broker or a consumer that pauses for
+/// a moment delivers together messages that were published one by one, and that is not caused by the limiter.
 struct Clocked {
     rabbitmq: RabbitMq,
     confirmed: watch::Sender<Vec<Instant>>,
@@ -75,7 +75,7 @@ async fn a_large_backlog_is_delivered_at_the_rate() {
     scene.strike().await;
 }
 
-/// What waits for the rate is claimed by nobody, and a stop doesn't wait for it.
+/// A message that waits for the rate is not claimed, and a stop doesn't wait for it.
 #[tokio::test]
 async fn a_message_waiting_for_the_rate_is_unclaimed() {
     const MESSAGES: usize = 20;
@@ -113,7 +113,7 @@ async fn a_message_waiting_for_the_rate_is_unclaimed() {
     scene.strike().await;
 }
 
-/// However low the rate is, no command is taken that could not have its turn while it is kept.
+/// Even with a low rate, no command is taken that could not have its turn while it is kept.
 #[tokio::test]
 async fn a_low_rate_leaves_no_command_undelivered() {
     const DOCUMENTS: usize = 60;

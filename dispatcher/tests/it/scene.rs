@@ -1,4 +1,4 @@
-//! A database, an exchange and a queue of the test's own, and a worker on them.
+//! A separate database, exchange and queue for the test, and a worker on them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use tokio::sync::broadcast;
 
 use crate::support::{LONG, Order, TestDatabase, uri};
 
-/// A database, an exchange and a queue of the test's own.
+/// A separate database, exchange and queue for the test.
 pub(crate) struct Scene {
     pub(crate) test: TestDatabase,
     pub(crate) name: String,
@@ -118,7 +118,7 @@ impl Scene {
         assert_eq!(self.publisher.publish(vec![publication]).await, [Published::Confirmed]);
     }
 
-    /// An order whose messages nobody has tried to deliver.
+    /// An order whose messages were never tried.
     pub(crate) async fn place(&self, id: &str, amounts: impl IntoIterator<Item = i64>) {
         let mut order = Order::new(id);
         amounts.into_iter().for_each(|amount| order.add(amount));
@@ -138,7 +138,7 @@ impl Scene {
         queue.unwrap().message_count()
     }
 
-    /// Whether the commands queue holds nothing; what was acknowledged is gone for good.
+    /// Whether the commands queue is empty; acknowledged commands are gone for good.
     pub(crate) async fn queue_is_empty(&self) -> bool {
         let got =
             self.outside.basic_get(self.name.clone().into(), BasicGetOptions { no_ack: true }).await.unwrap();
@@ -159,7 +159,7 @@ impl Scene {
         format!("{}.messages", self.name)
     }
 
-    /// Documents as another writer leaves them, with so many messages each, and a command for each.
+    /// Documents as another writer leaves them, with this many messages each, and a command for each.
     pub(crate) async fn strand(&self, documents: impl IntoIterator<Item = (String, i64)>) {
         let documents: Vec<_> = documents.into_iter().collect();
         let entry =
@@ -178,7 +178,7 @@ impl Scene {
         Worker::start(self.processor(deliver, quick_retry()), amqp, self.settings())
     }
 
-    /// A new document's message comes through.
+    /// A new document's message is delivered.
     pub(crate) async fn goes_on(&self, worker: &mut Worker, id: &str) {
         self.place(id, [1]).await;
         self.command(id).await;
@@ -191,7 +191,7 @@ impl Scene {
         assert!(self.is_cleared(id).await);
     }
 
-    /// A worker by way of this client, whose state database is this one.
+    /// A worker with this client and this state database.
     #[allow(clippy::needless_pass_by_value, reason = "callers make a client for this worker alone")]
     pub(crate) fn start_by(&self, client: Client, state_database: &str, deliver: impl Deliver) -> Worker {
         let settings = ProcessorSettings {
@@ -271,7 +271,7 @@ pub(crate) fn slow_retry() -> RetryPolicy {
     RetryPolicy { quick_tries: 0, backoff_min: wait, backoff_max: wait, ..RetryPolicy::default() }
 }
 
-/// Waits, event by event, until the status is as wanted.
+/// Waits, event by event, until the status satisfies a condition.
 pub(crate) async fn until(worker: &Running, wanted: impl Fn(&Snapshot) -> bool) -> Snapshot {
     let status = worker.status();
     let look = async {

@@ -1,4 +1,4 @@
-//! Nothing that `outbox-dispatcher` says shows a password or a payload.
+//! The output of `outbox-dispatcher` shows no password and no payload.
 
 use lapin::options::ExchangeDeleteOptions;
 
@@ -21,8 +21,8 @@ async fn the_dispatchers_output_shows_no_secret() {
     world.store("o-2", "order.paid").await;
     world.command("o-2").await;
     world.command("o-1").await;
-    // Nothing is bound for it, so it comes back whole.
-    service.line_with("a message was given up");
+    // No queue is bound for it, so it is returned whole.
+    service.line_with("a message is dead");
     world.publish(world.payload.as_bytes()).await;
     service.line_with("a command was refused");
     let mut said = service.stop();

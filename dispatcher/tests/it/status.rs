@@ -1,4 +1,4 @@
-//! What a worker says of itself: its status, its series.
+//! A worker's report on itself: its status, its series.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,7 +45,7 @@ fn documented() -> BTreeSet<String> {
     all
 }
 
-/// Reads the series as often as one likes; the recorder itself forgets what it has told.
+/// Reads the series any number of times; the recorder itself drops values that were read.
 struct Series {
     snapshotter: Snapshotter,
     known: BTreeMap<String, f64>,
@@ -110,7 +110,7 @@ async fn every_documented_series_starts_at_zero() {
     assert_eq!(snapshot.not_ready, ["commands are not being consumed: the consumer is idle"]);
 }
 
-/// Versions are mixed while a rescuer is replaced before its dispatchers: what those don't know, they ignore.
+/// Versions are mixed while a rescuer is replaced before its dispatchers: those ignore unknown fields.
 #[tokio::test]
 async fn commands_are_counted_by_their_outcome() {
     let (recorder, mut series) = series();
@@ -156,7 +156,7 @@ async fn commands_are_counted_by_their_outcome() {
 }
 
 #[tokio::test]
-async fn the_status_reports_work_in_hand_and_readiness() {
+async fn the_status_reports_unfinished_work_and_readiness() {
     let scene = Scene::set().await;
     scene.place("delivered", [1]).await;
     scene.place("kept", [2]).await;
@@ -176,7 +176,7 @@ async fn the_status_reports_work_in_hand_and_readiness() {
     recorder.set_available(false);
     scene.command("kept").await;
     let unavailable = until(&worker.running, |status| status.kept == 1).await;
-    assert_eq!(unavailable.not_ready, ["there is no way to deliver messages"]);
+    assert_eq!(unavailable.not_ready, ["the destination of messages is unavailable"]);
     assert!(!unavailable.delivery_available);
     recorder.let_through(2);
     recorder.set_available(true);

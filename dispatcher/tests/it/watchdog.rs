@@ -1,4 +1,4 @@
-//! A consumer that fails is noticed and made again, and commands continue to be processed.
+//! A failing consumer is detected and rebuilt, and commands continue to be processed.
 
 use std::time::Duration;
 
@@ -46,7 +46,8 @@ async fn a_deleted_queue_is_declared_again() {
     scene.strike().await;
 }
 
-/// A stop ends within its grace, though the broker answers nothing more: not to the end of the subscription either.
+/// A stop ends within its grace, although the broker no longer answers, not even to the end of the
+/// subscription.
 #[tokio::test]
 async fn a_silent_broker_does_not_hold_a_stop_up() {
     let scene = Scene::set().await;

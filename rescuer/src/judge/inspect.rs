@@ -1,4 +1,4 @@
-//! Inspecting documents: the fields that are read of them, and what they amount to.
+//! Inspecting documents: the fields that are read, and the result.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,17 +33,18 @@ const FIELDS: [&str; 11] = [
     "created_at",
 ];
 
-/// What is read of a document: its `_id`, and of its outbox what it is judged by.
+/// The fields that are read of a document: its `_id`, and the parts of its outbox that the judgement needs.
 ///
-/// A plain projection of paths would leave out elements that are not objects, and an `outbox` that is not an array: the document
-/// would look like one with an empty outbox. So they are replaced by an empty value of their kind.
+/// A plain projection of paths would leave out elements that are not objects, and an `outbox` that is not an
+/// array: the document would appear to have an empty outbox. So they are replaced by an empty value of their
+/// kind.
 pub(crate) fn projection() -> Document {
     let mut fields = Document::new();
     for field in FIELDS {
         fields.insert(field, format!("$$e.{field}"));
     }
 
-    // An update that looks for an `id` finds it in an inner array, too.
+    // An update that selects by `id` finds it in an inner array, too.
     let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
         "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
     } } };
@@ -73,31 +74,31 @@ fn is_a(value: &str, kind: &str) -> Document {
     doc! { "$eq": [{ "$type": value }, kind] }
 }
 
-/// Whether a value has a few bytes by its type.
+/// Whether a value of this type has only a few bytes.
 fn is_small(value: &str) -> Document {
     let small = ["null", "bool", "int", "long", "double", "decimal", "date", "objectId", "timestamp"];
     doc! { "$in": [{ "$type": value }, small.as_slice()] }
 }
 
-/// A document that wants a command, in the state in which it was found.
+/// A document that needs a command, in the state in which it was found.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) document: DocumentRef,
     pub(crate) head: Head,
-    /// Since when it was due for rescue, where that is known.
+    /// Since when it was due for rescue, if known.
     pub(crate) due: Option<DateTime>,
     /// When it was found.
     pub(crate) moment: Moment,
-    /// Whether the fields that were read of it don't say enough.
+    /// Whether the fields that were read are not enough to decide.
     pub(crate) is_unsure: bool,
 }
 
-/// What one document amounts to.
+/// The result for one document.
 #[derive(Debug, Default)]
 pub(crate) struct Inspected {
-    /// Set where it wants a command.
+    /// Set if it needs a command.
     pub(crate) wanted: Option<Wanted>,
-    /// Whether a living entry has no date.
+    /// Whether an entry that is not dead has no date.
     pub(crate) undated: bool,
 }
 
@@ -120,7 +121,8 @@ impl Inspector {
         let ordering = self.term.settings.ordering(namespace);
         let outbox = read_outbox_of(raw);
 
-        // A message that was pushed twice is left out, but without its payload it may be another.
+        // A message that was pushed twice is left out, but without payloads the two may be different
+        // messages.
         let read = outbox.as_ref().map_or(0, Vec::len);
         let is_unsure = raw.get_array("outbox").is_ok_and(|elements| elements.into_iter().count() > read);
 
@@ -152,7 +154,7 @@ impl Inspector {
     }
 }
 
-/// The command that reads of these documents what they are judged by, as bytes: an `_id` need not be readable.
+/// The command that reads the fields for the judgement, as bytes, because an `_id` need not be readable.
 pub(crate) fn find_command(
     namespace: &Namespace,
     documents: &[DocumentRef],

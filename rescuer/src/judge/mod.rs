@@ -1,4 +1,4 @@
-//! Whether a document wants a command now.
+//! Whether a document needs a command now.
 
 pub(crate) mod inspect;
 pub(crate) mod unreadable;

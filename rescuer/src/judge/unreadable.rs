@@ -1,4 +1,4 @@
-//! The documents that were warned of because of unreadable elements, so that each is warned of once.
+//! The documents with unreadable elements that were reported, so that each is reported once.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ const REMEMBERED: usize = 10_000;
 pub(super) struct Unreadable(HashSet<u64>);
 
 impl Unreadable {
-    /// Whether it was not warned of before, as far as is remembered.
+    /// Whether this is the first warning, as far as is remembered.
     pub(super) fn is_new(&mut self, document: &DocumentRef) -> bool {
         if self.0.len() >= REMEMBERED {
             self.0.clear();

@@ -1,19 +1,20 @@
-//! Whether a document wants a command now: pure.
+//! Whether a document needs a command now: a pure function.
 //!
-//! The rescuer asks the same question as every deliverer, [`deliverable()`], and one of its own: is it old enough? A
-//! message that was never tried belongs to the inline dispatcher until it is `delay` old, whether the change stream
-//! or the sweep came across it. A hot document would otherwise always be caught with a fresh message.
+//! The rescuer asks the same question as every deliverer, [`deliverable()`], and one of its own: is it old
+//! enough? A message that was never tried belongs to the inline dispatcher until it is `delay` old, whether
+//! the change stream or the sweep found it. Otherwise a frequently saved document would always have a message
+//! that was just sent.
 //!
 //! | entry | its own age |
 //! |---|---|
-//! | failed before, claimed by a dispatcher before, scheduled, or given back | old enough once it is due |
+//! | failed before, claimed by a dispatcher before, scheduled, or released | old enough once it is due |
 //! | with `created_at` | `created_at` + delay |
 //! | without, and its `id` is a UUID of version 7 | the time in the `id` + delay |
-//! | without either, or with a time that is still to come | old enough: nothing is known |
-//! | without `available_at`, found by the stream | old enough: the change it was woken for is |
+//! | without either, or with a time in the future | old enough: its age is unknown |
+//! | without `available_at`, found by the stream | old enough, because the change is |
 //!
-//! The sweep seldom reads entries without a date, so such an entry isn't left to the sweep because its writer's clock is
-//! fast. One with a date is, for as long as its own time says.
+//! The sweep rarely reads entries without a date, so the stream doesn't leave such an entry to the sweep just
+//! because its writer's clock is fast. An entry with a date is left to the sweep until its own time.
 
 use std::time::Duration;
 
@@ -23,9 +24,9 @@ use document_outbox::{
 };
 use mongodb::bson::{DateTime, Uuid};
 
-/// Servers and their clients may differ by this much about what time it is.
+/// The clocks of servers and their clients may differ by this much.
 const AHEAD: Duration = Duration::from_secs(1);
-/// The stream forgives clocks this much, and never more than a quarter of the delay.
+/// The stream tolerates this clock difference, but never more than a quarter of the delay.
 const LONGEST_SLACK: Duration = Duration::from_millis(500);
 
 /// The moment at which a document is judged.
@@ -39,22 +40,22 @@ pub(crate) struct Moment {
     found_by: FoundBy,
 }
 
-/// Who came across a document.
+/// What found a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FoundBy {
-    /// By a change that is old enough itself.
+    /// A change that is old enough itself.
     Stream,
     Sweep,
 }
 
 impl Moment {
-    /// For the sweep, which comes back anyway.
+    /// The sweep, which will read the document again.
     pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
         Self { now, old: earlier(now, delay), delay, found_by: FoundBy::Sweep }
     }
 
-    /// For the change stream, which comes by once. The message it was woken for was made at about the change's own time,
-    /// which another machine's clock may see a little differently.
+    /// The change stream, which reads a change once. Its message was made at about the change's own time, by
+    /// a clock that may differ a little.
     pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(LONGEST_SLACK);
         Self { now, old: earlier(now, delay.saturating_sub(slack)), delay, found_by: FoundBy::Stream }
@@ -70,7 +71,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Without a date, the sweep doesn't come across it in every round.
+    /// Without a date, not every round of the sweep reads it.
     pub(crate) fn is_undated(&self) -> bool {
         self.available_at.is_none()
     }
@@ -79,7 +80,7 @@ impl Head {
 /// The judgement of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Verdict {
-    /// Set when a command is wanted.
+    /// Set if a command is needed.
     pub(crate) work: Option<Head>,
     /// Since when, if that is known.
     pub(crate) due: Option<DateTime>,
@@ -106,7 +107,7 @@ pub(crate) fn judge(
         }
     };
 
-    // The question of every deliverer, and of the answers the first that is old enough.
+    // The first entry that a deliverer would deliver and that is old enough.
     let rules = Rules { now: moment.now, ordering, limit: usize::MAX, serves: &|_| true };
     let found = deliverable(&slots, rules);
     let mut ready = found.entries.iter().copied().chain(found.crashed);
@@ -119,7 +120,7 @@ pub(crate) fn judge(
         ..Verdict::default()
     };
 
-    // Of all elements, since they are reported whether or not the document wants a command.
+    // Of all elements, because they are reported whether or not the document needs a command.
     for slot in &slots {
         match slot {
             Slot::Entry(entry) => {
@@ -158,32 +159,33 @@ fn made(entry: &Entry) -> Option<DateTime> {
 
 /// Of an entry that is due.
 fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
-    if was_tried(entry) || was_put_off(entry) {
+    if was_tried(entry) || was_postponed(entry) {
         return true;
     }
-    // Without a date it is as old as the change for which the stream was woken.
+    // Without a date it is as old as the change.
     if moment.found_by == FoundBy::Stream && entry.available_at.is_none() {
         return true;
     }
 
     match made(entry) {
-        // A time that is still to come says nothing, so that no clock can put a message off.
+        // A time in the future is ignored, so that no clock can delay a message.
         Some(made) => made <= moment.old || made > later(moment.now, AHEAD),
         None => true,
     }
 }
 
-/// From when on an entry was to be rescued.
+/// Since when an entry is due for rescue.
 fn due(entry: &Entry, moment: Moment) -> Option<DateTime> {
     let old_enough = made(entry).map(|made| later(made, moment.delay));
-    if was_tried(entry) || was_put_off(entry) {
+    if was_tried(entry) || was_postponed(entry) {
         entry.available_at.or(old_enough)
     } else {
         old_enough.max(entry.available_at)
     }
 }
 
-/// How long the claim of an inline dispatcher lasts, where that is longer than the delay. Workers count theirs.
+/// How long the claim of an inline dispatcher lasts, if it is longer than the delay. Claims of workers are
+/// counted.
 fn long_claim(entry: &Entry, moment: Moment) -> Option<Duration> {
     let is_inline = entry.claimed_by.is_some() && !was_tried(entry);
     let (made, ends) = (entry.created_at?, entry.available_at?);
@@ -193,8 +195,8 @@ fn long_claim(entry: &Entry, moment: Moment) -> Option<Duration> {
     is_long.then_some(lasts)
 }
 
-/// Scheduled by its writer, or given back by a claimer: no inline dispatcher is at it.
-fn was_put_off(entry: &Entry) -> bool {
+/// Scheduled by its writer, or released by a claimer: no inline dispatcher works on it.
+fn was_postponed(entry: &Entry) -> bool {
     match (entry.created_at, entry.available_at) {
         (Some(made), Some(available)) => entry.claimed_by.is_none() && available > made,
         _ => false,
@@ -296,7 +298,7 @@ mod tests {
         };
         assert!(fresh(doc! { "attempts": 1 }));
         assert!(fresh(doc! { "claims": 1, "claimed_by": "crashed" }));
-        assert!(fresh(doc! {}), "scheduled or given back");
+        assert!(fresh(doc! {}), "scheduled or released");
         assert!(!wants_command(doc! { "created_at": at(-5000), "available_at": at(1) }), "not due");
     }
 

@@ -1,9 +1,9 @@
-//! Whether commands get through, by the connection and by the fate of the last commands.
+//! Whether commands get through, judged by the connection and by the results of the last commands.
 //!
-//! A living connection is not enough: a broker can refuse every command, because a privilege is missing, a queue isn't bound
-//! or is full. A rescuer to which that happens for a while counts as one that cannot send commands. One that stands by
-//! sends none, so it can't find out when that has passed: after a minute it counts as able again, and is tried when the
-//! owner isn't.
+//! A living connection is not enough: a broker can refuse every command, because a privilege is missing, a
+//! queue isn't bound or is full. A rescuer to which that happens for a while counts as one that cannot send
+//! commands. A standby sends none, so it can't find out when that has passed: after a minute it counts as
+//! able again, and takes over when the owner is not able.
 
 use std::{
     sync::Arc,
@@ -19,7 +19,7 @@ const FAILING_FOR: Duration = Duration::from_secs(10);
 /// After this long without a failure, they no longer do.
 const FORGIVEN: Duration = Duration::from_mins(1);
 
-/// The way to the broker, which all streams of a process share.
+/// The connection to the broker, which all streams of a process share.
 pub(crate) struct Broker {
     pub(crate) commands: Arc<dyn Commands>,
     confirms: Confirms,
@@ -35,13 +35,13 @@ impl Broker {
         if self.commands.is_ready() && !self.confirms.fail() { Ability::Able } else { Ability::Unable }
     }
 
-    /// A window was answered: how many commands were confirmed, and how many may be when tried again.
+    /// A window was answered: how many commands were confirmed, and how many may be confirmed by a retry.
     pub(crate) fn note(&self, confirmed: usize, failed: usize) {
         self.confirms.note(confirmed, failed);
     }
 }
 
-/// The fate of the commands that were sent lately.
+/// The results of recent commands.
 #[derive(Debug, Default)]
 struct Confirms(Mutex<Option<Failures>>);
 
@@ -88,7 +88,7 @@ mod tests {
     fn failures_count_after_a_while_and_until_a_confirm() {
         let confirms = Confirms::default();
         confirms.note(0, 5);
-        assert!(!confirms.fail(), "a moment is no evidence");
+        assert!(!confirms.fail(), "one moment proves too little");
 
         let confirms = failing(11, 5);
         confirms.note(0, 1);

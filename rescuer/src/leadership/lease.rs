@@ -1,36 +1,36 @@
-//! Who owns a stream: one rescuer at a time, for as long as its lease lasts.
+//! Ownership of a stream: one rescuer at a time, for as long as its lease lasts.
 //!
 //! ```text
-//! document_outbox.leases
-//! { _id: { stream: "default" }, kind: "stream",
-//!   owner: "host/pid/..", epoch: 7,      // one more with every taking
-//!   since: Date, until: Date,            // server time; no `until`: it was given back
-//!   term: { epoch: 7, lasts: 15000 },    // for how long that owner takes it at a time, in milliseconds
-//!   able: { owner: "..", until: Date } } // one that stands by and can send commands
+//! document_outbox.leases { _id: { stream: "default" }, kind: "stream", owner: "host/pid/..", epoch: 7, //
+//! one more each time it is taken since: Date, until: Date, // server time; no `until`: it was released term:
+//! { epoch: 7, lasts: 15000 }, // the duration of that owner's renewals, in milliseconds able: { owner: "..",
+//! until: Date } } // a standby that can send commands
 //! ```
 //!
 //! # Flow
-//! Those who stand by look at the lease several times while it lasts, and those of them that can send commands say so in it. One
-//! that finds the lease over takes it, with an epoch above that of the lease and of the position; see `standby.rs` for who waits
-//! for whom. The owner renews it three times while it lasts, and gives it back when it ends.
+//! Standbys read the lease several times while it lasts, and those that can send commands announce it there.
+//! A standby that finds the lease over takes it, with an epoch above that of the lease and of the position;
+//! see `standby.rs` for the order among standbys. The owner renews it three times while it lasts, and
+//! releases it when it ends.
 //!
 //! # Guarantees
-//! - All dates are the server's (`$$NOW`), written and compared where they are stored, by the majority. No clock of a
-//!   rescuer is asked what time it is, only how long something took.
-//! - An owner counts its lease from *before* it asked for it, so it believes less than the server grants. One that was
-//!   paused for longer finds out by that count alone, before it queues or saves anything.
-//! - The server's clock may be set. A lease that is given back has no date that a clock could be behind; and one that hasn't
-//!   been renewed for as long as it lasts, as somebody who stood by has counted it, is over whatever its date says.
-//! - Anything that an owner writes late all the same is refused: positions are written only over the same or a lower epoch.
+//! - All dates are the server's (`$$NOW`), written and compared where they are stored, by the majority. A
+//!   rescuer's own clock only measures durations.
+//! - An owner measures its lease from *before* its request, so it assumes less than the server grants. An
+//!   owner that was paused for longer detects that by its own clock alone, before it queues or saves
+//!   anything.
+//! - The server's clock may be set. A released lease has no date that a clock could be behind. A lease that a
+//!   standby has not seen renewed for its whole duration is over, whatever its date says.
+//! - A late write of an owner is refused: positions are written only over the same or a lower epoch.
 //!
 //! # Caveats
-//! A command that is on its way while an owner is paused is sent when it wakes up. That is a hint too many, and harmless. So is
-//! that an owner and its successor both send for a moment, where the server's clock is set ahead: the owner finds out when it
-//! renews its lease.
+//! A command in flight while an owner is paused is sent when it wakes up, which is harmless. If the server's
+//! clock is set ahead, an owner and its successor may both send for a moment, until the owner renews its
+//! lease; that is harmless too.
 //!
 //! # Versions
-//! Rescuers of 2fcbd23 know neither `term` nor `able`, leave them as they are, and give a lease back by dating it. A `term` whose
-//! epoch isn't the lease's was left by an earlier owner and says nothing.
+//! Rescuers of 2fcbd23 know neither `term` nor `able`, leave them unchanged, and release a lease by dating
+//! it. A `term` with another epoch than the lease was left by an earlier owner and is ignored.
 
 use std::time::{Duration, Instant};
 
@@ -72,12 +72,12 @@ pub(crate) struct Seen {
     pub(crate) until: Option<DateTime>,
     /// By the server's clock.
     pub(crate) left: Duration,
-    /// For how long its owner takes it at a time, where the lease says so.
+    /// The duration of its owner's renewals, if the lease has it.
     pub(crate) lasts: Option<Duration>,
     pub(crate) able: Option<AbleStandby>,
 }
 
-/// A rescuer that stands by and can send commands.
+/// A standby that can send commands.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AbleStandby {
     pub(crate) owner: String,
@@ -86,16 +86,16 @@ pub(crate) struct AbleStandby {
     pub(crate) left: Duration,
 }
 
-/// What a renewal of the lease came to.
+/// The result of a renewal of the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Renewed {
     Done,
-    /// It is another's, or gone.
+    /// Another rescuer has it, or it is gone.
     Lost,
 }
 
 impl Held {
-    /// Whether it lasts still, by the clock that runs while this process is paused.
+    /// Whether it still lasts, by a clock that runs even while this process is paused.
     pub(crate) fn lasts(&self) -> bool {
         Instant::now() < self.until()
     }
@@ -144,7 +144,7 @@ impl Lease {
         self.lasts
     }
 
-    /// Reads it; `None` where it was never taken.
+    /// Reads it; `None` if it was never taken.
     pub(crate) async fn read(&self) -> Result<Option<Seen>, Error> {
         let fields = doc! {
             "owner": 1, "epoch": 1, "until": 1, "term": 1, "able": 1,
@@ -162,8 +162,8 @@ impl Lease {
         Ok(found.and_then(|found| found.get_i64("epoch").ok()).unwrap_or(0))
     }
 
-    /// Takes it where it can be taken, with an epoch above `floor`; `None` where another was faster. A lease that still has
-    /// the date `stale` is over.
+    /// Takes the lease if it is free, with an epoch above `floor`; `None` if another was faster. A lease that
+    /// still has the date `stale` is over.
     pub(crate) async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Error> {
         let asked = Instant::now();
         let taken = self
@@ -183,18 +183,18 @@ impl Lease {
         let Ok(epoch) = taken.get_i64("epoch") else {
             return Ok(None);
         };
-        // From before it was asked for: less than the server grants.
+        // Measured from before the request, so shorter than the server grants.
         let until = asked + self.lasts;
         Ok(Some(Held { epoch, taken: Instant::now(), until: Mutex::new(until) }))
     }
 
-    /// The update that takes the lease if it is free, and leaves it as it is if it isn't.
+    /// The update that takes the lease if it is free, and leaves it unchanged otherwise.
     fn taking(&self, floor: i64, stale: Option<DateTime>) -> Vec<Document> {
         let me = || doc! { "$literal": &self.owner };
         let mut free = vec![
             doc! { "$not": [is_date("$until")] },
             doc! { "$lte": ["$until", "$$NOW"] },
-            // Its own of before: with a new epoch, so that everything still under way from then is refused.
+            // Its own earlier lease: a new epoch, so that late writes of the earlier term are refused.
             doc! { "$eq": ["$owner", me()] },
         ];
         if let Some(stale) = stale {
@@ -211,7 +211,7 @@ impl Lease {
                 "owner": if_free(me().into(), "$owner"),
                 "epoch": if_free(epoch.clone().into(), "$epoch"),
                 "term": if_free(doc! { "epoch": epoch, "lasts": self.millis() }.into(), "$term"),
-                // The owner no longer stands by.
+                // The owner is no longer a standby.
                 "able": { "$cond": [
                     { "$and": ["$free", { "$eq": ["$able.owner", me()] }] }, "$$REMOVE", "$able",
                 ] },
@@ -228,14 +228,14 @@ impl Lease {
         Ok(if renewed.matched_count == 1 { Renewed::Done } else { Renewed::Lost })
     }
 
-    /// Gives it back, so that another can take it at once. Undated: a date would be one to come for a server whose clock is
-    /// set back now.
+    /// Releases it, so that another can take it at once. It leaves no date, because a date could lie in the
+    /// future after the server's clock is set back.
     pub(crate) async fn release(&self, epoch: i64) -> Result<(), Error> {
         let update = doc! { "$unset": { "until": "" } };
         self.collection.update_one(self.mine(epoch), update).await.map(drop)
     }
 
-    /// Gives back whatever of it is this process's: after a taking that has not answered.
+    /// Releases the lease if this process has it: after an attempt to take it that got no answer.
     pub(crate) async fn release_any(&self) -> Result<(), Error> {
         let mut mine = self.id();
         mine.insert("owner", &self.owner);
@@ -243,12 +243,12 @@ impl Lease {
         self.collection.update_one(mine, update).await.map(drop)
     }
 
-    /// Announces that this process stands by and can send commands, for as long as a lease lasts.
+    /// Announces this process as a standby that can send commands, for the duration of a lease.
     pub(crate) async fn announce(&self) -> Result<(), Error> {
         let mut others = self.id();
         others.insert("owner", doc! { "$ne": &self.owner });
         let able = doc! { "owner": { "$literal": &self.owner }, "until": self.until() };
-        // An earlier value is replaced whole: of another type, it couldn't be set in part.
+        // The old value is replaced as a whole, because a part of it can't be set if it has another type.
         let update = vec![doc! { "$unset": "able" }, doc! { "$set": { "able": able } }];
         self.collection.update_one(others, update).await.map(drop)
     }
@@ -292,7 +292,7 @@ fn seen(found: &Document) -> Seen {
     }
 }
 
-/// For how long the owner takes the lease at a time. A term of another epoch was left by an earlier owner.
+/// The duration of the owner's renewals. A term of another epoch was left by an earlier owner.
 fn lasts_at_a_time(found: &Document, epoch: i64) -> Option<Duration> {
     let term = found.get_document("term").ok()?;
     if term.get_i64("epoch").ok() != Some(epoch) {
@@ -308,7 +308,7 @@ fn able(found: &Document) -> Option<AbleStandby> {
     Some(AbleStandby { owner, until, left: millis(found, "able_left") })
 }
 
-/// A time in milliseconds; none at all where there is no such number.
+/// A time in milliseconds; `None` if it is not a valid number.
 fn millis(document: &Document, name: &str) -> Duration {
     let millis = document.get_i64(name).ok().and_then(|millis| u64::try_from(millis).ok());
     Duration::from_millis(millis.unwrap_or(0))
@@ -318,7 +318,7 @@ fn if_free(new: Bson, old: &str) -> Document {
     doc! { "$cond": ["$free", new, old] }
 }
 
-/// How long until a date, in milliseconds; 0 for what is none.
+/// The time until a date, in milliseconds; 0 if it is not a date.
 fn left(date: &str) -> Document {
     doc! { "$cond": [is_date(date), { "$subtract": [date, "$$NOW"] }, 0_i64] }
 }

@@ -1,4 +1,4 @@
-//! Who owns a stream: a lease, those who stand by for it, and the term of one owner.
+//! Ownership of a stream: a lease, its standbys, and the term of one owner.
 
 pub(crate) mod ability;
 pub(crate) mod lease;

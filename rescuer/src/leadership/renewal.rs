@@ -1,9 +1,9 @@
 //! Keeping a lease: renewed three times while it lasts, until the last of the owner's work is done.
 //!
 //! # When commands can't be sent
-//! The owner still reads, counts and renews: everything that needs no broker stays visible. But it gives the stream up to
-//! one that stands by and can send commands, at once, though not before it has had it for one lease: with a broker that
-//! comes and goes for all of them, the stream changes hands that often at most.
+//! The owner still reads, counts and renews: everything that needs no broker stays visible. But it gives up
+//! the stream to a standby that can send commands, at once, though not before it has had it for one lease. So
+//! with an unstable broker the stream changes hands at most once per lease.
 
 use std::{
     sync::Arc,
@@ -37,8 +37,8 @@ impl Renewal {
         Self { lease, term, broker, watch: Watch::default() }
     }
 
-    /// Renews the lease until everything is `done`. Has the owner step back where that is not possible, or where another is
-    /// able and this one isn't.
+    /// Renews the lease until everything is `done`. Makes the owner step back if that is not possible, or if
+    /// another is able and this one isn't.
     pub(crate) async fn keep(mut self, done: CancellationToken) {
         let pause = self.lease.lasts() / 3;
         let mut renew_at = Instant::now() + pause;
@@ -56,21 +56,21 @@ impl Renewal {
             }
 
             if let Some(able) = self.better_placed().await {
-                let reason = format!("it can't send commands, and {able}, which can, stands by");
+                let reason = format!("it can't send commands, and the standby {able} can");
                 return self.term.step_back(&reason);
             }
 
             if Instant::now() >= renew_at {
                 renew_at = Instant::now() + pause;
                 if self.renew().await == Renewed::Lost {
-                    let reason = "another rescuer has taken its lease, or somebody deleted it";
+                    let reason = "another rescuer has taken its lease, or the lease was deleted";
                     return self.term.step_back(reason);
                 }
             }
         }
     }
 
-    /// Another that stands by and can send commands, where this one can't and has had the stream for long enough.
+    /// Another standby that can send commands, if this one can't and has had the stream for long enough.
     async fn better_placed(&mut self) -> Option<String> {
         let ability = self.broker.ability();
         self.term.report.ability(ability);
@@ -96,13 +96,13 @@ impl Renewal {
             }
             Ok(Ok(Renewed::Lost)) => return Renewed::Lost,
             Ok(Err(error)) => self.term.trouble(RENEWING, &error),
-            // Out of time: the next turn finds that the lease is over.
+            // Out of time: the next iteration finds that the lease is over.
             Err(_) => {}
         }
         Renewed::Done
     }
 
-    /// How long the lease lasts still.
+    /// The remaining time of the lease.
     fn left(&self) -> Duration {
         self.term.held.until().saturating_duration_since(Instant::now())
     }

@@ -1,4 +1,4 @@
-//! Which servers can feed a rescuer.
+//! Which servers a rescuer can use.
 
 use mongodb::bson::{Document, doc};
 use tokio_util::sync::CancellationToken;
@@ -12,15 +12,15 @@ use crate::{
     pauses::Pauses,
 };
 
-const ASKING: &str = "ask MongoDB what it is";
+const ASKING: &str = "ask MongoDB for its version and kind";
 
-/// Refuses servers that cannot feed a rescuer. Waits for one that doesn't answer.
+/// Refuses servers that a rescuer cannot use. Waits for a server that doesn't answer.
 pub(crate) async fn check(mongo: &Mongo, stop: &CancellationToken) -> Result<(), Interrupted<RescuerError>> {
     let (mut pauses, mut reminder) = (Pauses::new(), Reminder::default());
     loop {
         let ask = async { mongo.database("admin").run_command(doc! { "hello": 1 }).await };
         let source = match unless_stopped(stop, ask).await? {
-            Ok(hello) => return Ok(suits(&hello)?),
+            Ok(hello) => return Ok(check_server(&hello)?),
             Err(error) => error,
         };
 
@@ -34,7 +34,7 @@ pub(crate) async fn check(mongo: &Mongo, stop: &CancellationToken) -> Result<(),
     }
 }
 
-fn suits(hello: &Document) -> Result<(), RescuerError> {
+fn check_server(hello: &Document) -> Result<(), RescuerError> {
     let set = hello.get_str("setName").ok();
     if set == Some("globaldb") || names(hello).any(is_of_cosmos) {
         return Err(RescuerError::CosmosDb);
@@ -44,7 +44,7 @@ fn suits(hello: &Document) -> Result<(), RescuerError> {
     if set.is_some() || is_sharded { Ok(()) } else { Err(RescuerError::NotAReplicaSet) }
 }
 
-/// The addresses by which the server and its members call themselves.
+/// The addresses that the server and its members report for themselves.
 fn names(hello: &Document) -> impl Iterator<Item = &str> {
     let hosts = hello.get_array("hosts").into_iter().flatten();
     hosts.filter_map(|host| host.as_str()).chain(hello.get_str("me").ok())
@@ -60,19 +60,19 @@ mod tests {
 
     #[test]
     fn replica_sets_and_sharded_clusters_suit() {
-        assert!(suits(&doc! { "setName": "rs0", "hosts": ["mongo-1:27017"] }).is_ok());
-        assert!(suits(&doc! { "msg": "isdbgrid" }).is_ok());
+        assert!(check_server(&doc! { "setName": "rs0", "hosts": ["mongo-1:27017"] }).is_ok());
+        assert!(check_server(&doc! { "msg": "isdbgrid" }).is_ok());
     }
 
     #[test]
-    fn a_single_server_is_refused_with_what_to_do() {
-        let error = suits(&doc! { "isWritablePrimary": true }).unwrap_err();
+    fn a_single_server_is_refused_with_a_remedy() {
+        let error = check_server(&doc! { "isWritablePrimary": true }).unwrap_err();
         assert!(error.to_string().contains("rs.initiate()"));
     }
 
     #[test]
     fn cosmos_db_with_request_units_is_refused_by_name() {
         let hello = doc! { "setName": "globaldb", "hosts": ["shop.mongo.cosmos.azure.com:10255"] };
-        assert!(matches!(suits(&hello), Err(RescuerError::CosmosDb)));
+        assert!(matches!(check_server(&hello), Err(RescuerError::CosmosDb)));
     }
 }

@@ -1,16 +1,17 @@
-//! Standing by: which rescuer waits for which, and which one takes a lease.
+//! Standbys: which rescuer waits for which, and which one takes a lease.
 //!
 //! | the lease | this rescuer | does |
 //! |---|---|---|
-//! | another's, and lasts | can send commands | waits, and says in the lease that it stands by |
+//! | another's, and lasts | can send commands | waits, and announces itself in the lease |
 //! | another's, and lasts | can't | waits |
 //! | another's, dated ahead, but not renewed for as long as it lasts | | as if it were over |
-//! | over, given back, or its own of before | can send commands | takes it |
-//! | the same | can't, and one that can stands by | leaves it to that one |
-//! | the same | can't, and no other that can is known | takes it: much of an owner's work needs no broker |
+//! | over, released, or its own earlier one | can send commands | takes it |
+//! | the same | can't, and a standby can | leaves it to that standby |
+//! | the same | can't, and no standby is known that can | takes it: much of an owner's work needs no broker |
 //!
-//! So a rescuer without a broker never takes a stream from one that has a broker. If the broker is away for all of them, one
-//! owns the stream, keeps its position within the oplog, counts, and is ready to send.
+//! So a rescuer without a broker never takes a stream from one that has a broker. If the broker is
+//! unavailable for all of them, one owns the stream, keeps its position within the oplog, counts, and is
+//! ready to send.
 
 use std::time::{Duration, Instant};
 
@@ -31,17 +32,17 @@ use crate::{
 
 /// As it is reported when it fails: "could not …".
 const TAKING: &str = "take the stream's lease";
-/// How often those who stand by read a lease while it lasts.
+/// How often standbys read a lease while it lasts.
 const READS: u32 = 15;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Often, so that a lease that is given back is noticed at once.
+/// Often, so that a released lease is noticed at once.
 pub(crate) fn pause_between_reads(lasts: Duration) -> Duration {
     (lasts / READS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// Observations of a lease so far, by the clock of this process alone.
+/// The observations of a lease, by the clock of this process alone.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     lease: Unchanged,
@@ -57,12 +58,12 @@ struct Unchanged(Option<(DateTime, Instant)>);
 pub(crate) enum Next {
     /// Take it; one that still has the date `stale` is over.
     Take { stale: Option<DateTime> },
-    /// Another has it, or is to have it.
+    /// Another rescuer has it, or should take it.
     Wait { owner: String, left: Duration },
 }
 
 impl Unchanged {
-    /// For how long it has been the same.
+    /// How long it has been unchanged.
     fn since(&mut self, date: Option<DateTime>, now: Instant) -> Duration {
         let Some(date) = date else {
             self.0 = None;
@@ -96,7 +97,8 @@ impl Watch {
 
         let mut stale = None;
         if seen.owner != me && !seen.left.is_zero() {
-            // All rescuers of a name have the same settings, so one whose lease doesn't say has a lease like this one's.
+            // All rescuers of a name have the same settings, so a lease without a duration is assumed to last
+            // as long as this one's.
             let left = seen.lasts.unwrap_or(lasts).saturating_sub(unchanged);
             if !left.is_zero() {
                 return Next::Wait { owner: seen.owner.clone(), left: left.min(seen.left) };
@@ -112,7 +114,7 @@ impl Watch {
         }
     }
 
-    /// Another that stands by and can send commands. An announcement that is no longer renewed doesn't count.
+    /// Another standby that can send commands. An announcement that is no longer renewed doesn't count.
     pub(crate) fn able_other<'a>(
         &mut self,
         seen: &'a Seen,
@@ -134,10 +136,10 @@ pub(crate) struct Standby<'a> {
     broker: &'a Broker,
     report: &'a Reporter,
     stop: &'a CancellationToken,
-    /// How long a write that was begun may take after a stop.
+    /// How long an unfinished write may take after a stop.
     last_write: Duration,
     watch: Watch,
-    /// Whom it stands by for, and in which term.
+    /// The current owner, and its term.
     known: Option<(String, i64)>,
     /// When it last announced that it can send commands.
     announced: Option<Instant>,
@@ -165,7 +167,7 @@ impl<'a> Standby<'a> {
     pub(crate) async fn wait(mut self) -> Run<Held> {
         let held = self.wait_or_halt().await;
         if held.is_err() && self.announced.is_some() {
-            // An announcement that stays ends by itself.
+            // An announcement that remains expires by itself.
             let _ = with_grace(self.stop, self.last_write, self.lease.withdraw()).await;
         }
         held
@@ -200,7 +202,7 @@ impl<'a> Standby<'a> {
         }
     }
 
-    /// Reads the lease, and takes it where that is called for.
+    /// Reads the lease, and takes it if it should.
     async fn attempt(&mut self, ability: Ability) -> Result<Attempt, Interrupted> {
         loop {
             let seen = halt::unless_stopped(self.stop, self.lease.read()).await??;
@@ -216,9 +218,10 @@ impl<'a> Standby<'a> {
             let floor = halt::unless_stopped(self.stop, self.lease.position_epoch()).await??;
             if let Some(stale) = stale {
                 let stream = self.lease.stream();
-                tracing::info!(stream, until = %stale, "the lease is dated ahead and isn't renewed; it is over");
+                tracing::info!(stream, until = %stale, "the lease has a date in the future but isn't \
+                    renewed; it counts as expired");
             }
-            // Another that was faster is read again.
+            // If another was faster, its lease is read.
             if let Some(held) = self.take(floor, stale).await? {
                 return Ok(Attempt::Taken(held));
             }
@@ -228,7 +231,7 @@ impl<'a> Standby<'a> {
     async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Interrupted> {
         let taking = self.lease.take(floor, stale);
         let Ok(taken) = with_grace(self.stop, self.last_write, taking).await else {
-            // It may be taken all the same.
+            // It may have been taken.
             let _ = with_grace(self.stop, self.last_write, self.lease.release_any()).await;
             return Err(Interrupted::Halted);
         };
@@ -249,13 +252,13 @@ impl<'a> Standby<'a> {
         }
     }
 
-    /// Until the lease is read again: no later than it can end.
+    /// The time until the lease is read again: no later than its possible end.
     fn pause(&self, left: Duration) -> Duration {
         let pause = pause_between_reads(self.lease.lasts());
         if left.is_zero() { pause } else { pause.min(left) }
     }
 
-    /// Announces that this one is able, again and again, or takes it back once it no longer is.
+    /// Announces repeatedly that this one can send commands, or withdraws that once it no longer can.
     async fn announce(&mut self, ability: Ability) -> Run<()> {
         let written = if ability == Ability::Able && self.announcement_is_due() {
             self.announced = Some(Instant::now());
@@ -270,7 +273,7 @@ impl<'a> Standby<'a> {
         if let Err(error) = written {
             tracing::debug!(
                 error = classify::text(&error),
-                "the lease does not say whether this one is able"
+                "the lease does not record whether this standby can send commands"
             );
         }
         Ok(())
@@ -355,18 +358,18 @@ mod tests {
         let over = seen(Duration::ZERO);
         assert!(
             is_taken(&next(&mut watch, &over, Ability::Unable, Duration::ZERO)),
-            "nobody is known who can"
+            "no standby is known that can"
         );
         let other = with_able(over.clone(), "other/2");
         assert!(!is_taken(&next(&mut watch, &other, Ability::Unable, Duration::ZERO)));
         assert!(is_taken(&next(&mut watch, &other, Ability::Able, Duration::ZERO)));
-        // It died, or its date is of a clock that was set back.
+        // It died, or its date comes from a clock that was set back.
         assert!(is_taken(&next(&mut watch, &other, Ability::Unable, LEASE + Duration::from_secs(1))));
 
         let own = with_able(over, "me/1");
         assert!(
             is_taken(&next(&mut Watch::default(), &own, Ability::Unable, Duration::ZERO)),
-            "its own of before"
+            "its own earlier lease"
         );
     }
 }

@@ -1,8 +1,7 @@
-//! One term of an owner: from when a stream's lease is taken until it is lost, given up or given back.
+//! One term of an owner: from taking a stream's lease until it is lost, given up or released.
 //!
-//! A term is what stream and sweep share, and nothing else: the plan, the lease that is held, the reports, the stop; the
-//! settings and the connection with which both do their work. All that is under way in a term ends with it, by
-//! [`Halt`].
+//! A term is the state that stream and sweep share: the plan, the lease, the reports, the stop, the settings
+//! and the connection. All work of a term ends with it, by [`Halt`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,8 +29,8 @@ pub(crate) struct Term {
 }
 
 impl Term {
-    /// Whether nothing new may be begun: told to stop, or the lease is over. Asked before anything is queued or saved, since
-    /// a process that was paused continues where it was before any timer of its own has run.
+    /// Whether no new work may begin, because of a stop or because the lease is over. Checked before anything
+    /// is queued or saved, because a process that was paused continues before any of its timers has run.
     pub(crate) fn is_over(&self) -> bool {
         if !self.stop.is_cancelled() && !self.held.lasts() {
             self.step_back("its lease ended before it could be renewed, or this process was paused");
@@ -39,12 +38,12 @@ impl Term {
         self.stop.is_cancelled()
     }
 
-    /// Halts where the term is over.
+    /// Halts if the term is over.
     pub(crate) fn check(&self) -> Run<()> {
         if self.is_over() { Err(Halt) } else { Ok(()) }
     }
 
-    /// Stops both halves of this stream, for another rescuer to continue, or this one later.
+    /// Stops both halves of this stream, so that another rescuer continues, or this one later.
     pub(crate) fn step_back(&self, reason: &str) {
         if self.stop.is_cancelled() {
             return;
@@ -69,8 +68,8 @@ impl Term {
         self.insist("ask MongoDB for its time", || self.mongo.now()).await
     }
 
-    /// Does it until it succeeds, with pauses. While it fails, that is shown as trouble of this stream: `doing` completes the
-    /// sentence "could not …".
+    /// Repeats it until it succeeds, with pauses. While it fails, it is reported as a problem of this stream:
+    /// `doing` completes the sentence "could not …".
     pub(crate) async fn insist<T, F>(&self, doing: &str, mut attempt: impl FnMut() -> F) -> Run<T>
     where
         F: Future<Output = Result<T, Error>>,
@@ -96,7 +95,7 @@ impl Term {
         }
     }
 
-    /// Shows that something doesn't work and will be tried again, with advice where waiting doesn't help.
+    /// Reports that something fails and will be retried, with advice if waiting doesn't help.
     pub(crate) fn trouble(&self, doing: &str, error: &Error) {
         self.report.trouble(doing, &classify::explain(error, classify::of(error)));
     }

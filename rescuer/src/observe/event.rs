@@ -15,7 +15,7 @@ pub enum RescueEvent {
     StandingBy {
         /// Which stream.
         stream: String,
-        /// What the other is called.
+        /// The name of the other.
         owner: String,
     },
     /// This rescuer became the owner of a stream.
@@ -25,16 +25,16 @@ pub enum RescueEvent {
         /// How often the stream was taken, at least.
         epoch: i64,
     },
-    /// This rescuer lost a stream, and stands by again.
+    /// This rescuer lost a stream, and is a standby again.
     SteppedBack {
         /// Which stream.
         stream: String,
-        /// Of the lease that it lost.
+        /// The epoch of the lost lease.
         epoch: i64,
         /// Why.
         reason: String,
     },
-    /// Something works, but not for long or not well.
+    /// A warning: something works badly or will soon fail.
     Warning {
         /// Which stream.
         stream: String,
@@ -46,16 +46,16 @@ pub enum RescueEvent {
         /// From where it is read.
         from: StartedFrom,
     },
-    /// The stream's cursor ended and is opened again from where it stood.
+    /// The stream's cursor ended and is opened again at its position.
     Reopened {
         /// Why it ended.
         cause: ReopenCause,
     },
     /// The stream cannot continue from its position.
     PositionLost {
-        /// Why, and what is done about it.
+        /// Why, and the reaction.
         reason: String,
-        /// The server's error code, where it was the server who said so.
+        /// The server's error code, if the server reported it.
         code: Option<i32>,
     },
     /// A change is at the head of the stream and waits until it is `delay` old.
@@ -70,21 +70,21 @@ pub enum RescueEvent {
         /// Who found it.
         reason: Reason,
     },
-    /// Commands could not be handed to the broker; the stream waits, the sweep comes back.
+    /// The broker did not take commands; the stream waits, and the sweep retries later.
     CommandsFailed {
         /// How many.
         count: usize,
-        /// What the first failure said.
+        /// The text of the first failure.
         error: String,
     },
-    /// No command can be sent for a document, first seen now. It is tried again when its outbox changes, and hourly.
+    /// No command can be sent for a document, first seen now. It is retried when its outbox changes, and hourly.
     Unsendable {
         /// Which document.
         document: DocumentRef,
         /// Why.
         reason: String,
     },
-    /// Changes were checked and what they needed was queued.
+    /// Changes were checked and their commands were queued.
     PageDone {
         /// How many changes.
         changes: usize,
@@ -100,7 +100,7 @@ pub enum RescueEvent {
     },
     /// A round of the sweep is over.
     SweepDone {
-        /// Whether entries without a date were looked for as well.
+        /// Whether entries without a date were read as well.
         full: bool,
         /// How many collections were swept.
         collections: usize,
@@ -108,13 +108,13 @@ pub enum RescueEvent {
         examined: usize,
         /// How many were queued.
         queued: usize,
-        /// How many queries of the budget it took.
+        /// How many queries of the budget it used.
         queries: usize,
         /// How long it took.
         took: Duration,
-        /// How many collections it left in the middle; the next round continues there.
+        /// How many collections it left unfinished; the next round continues there.
         unfinished: usize,
-        /// Whether something kept it from reaching its end; the next round tries again.
+        /// Whether it was cut short; the next round retries.
         cut_short: bool,
     },
     /// Elements of an outbox are not entries; they are left alone.
@@ -137,11 +137,11 @@ pub enum RescueEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartedFrom {
-    /// There was no position: from now, with a sweep for what was there before.
+    /// There was no position: from now, with a sweep for earlier messages.
     Now,
     /// From the saved position.
     Position,
-    /// From the time of a position that was made with other patterns, with a sweep.
+    /// From the time of a position for other patterns, with a sweep.
     ChangedPatterns,
     /// From now, after a lost position.
     AfterLoss,
@@ -153,12 +153,12 @@ pub enum StartedFrom {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReopenCause {
-    /// An error, in the driver's words.
+    /// An error, with the driver's text.
     Error(String),
-    /// A change was held for longer than a cursor lives unread.
+    /// A change was held for longer than an unread cursor lives.
     Held,
     /// The collection or database that it was opened on was dropped or renamed.
     Invalidated,
-    /// The server ended it without a word.
+    /// The server ended it without an error.
     Ended,
 }

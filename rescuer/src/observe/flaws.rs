@@ -1,4 +1,4 @@
-//! What is wrong with the collections of a stream, all together.
+//! The problems of all collections of a stream.
 
 /// Counts for the series, sentences for the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,7 +1,8 @@
-//! The rescuer's series: their names, what they count, and what is recorded when.
+//! The rescuer's series: their names, their meaning, and when they are recorded.
 //!
-//! They are recorded through the `metrics` facade, in the recorder that is installed when a [`Rescuer`](crate::Rescuer) is
-//! made; without one they cost next to nothing. Each exists from then on, at zero.
+//! They are recorded through the `metrics` facade, in the recorder that is installed when a
+//! [`Rescuer`](crate::Rescuer) is made; without one they cost almost nothing. Each exists from then on, at
+//! zero.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -49,11 +50,8 @@ const FULLEST: &str = "outbox_fullest_outbox_entries";
 fn describe() {
     // Commands.
     describe_counter!(COMMANDS_QUEUED, "Commands confirmed by RabbitMQ.");
-    describe_gauge!(COMMANDS_READY, "1 where this process can send commands, 0 where it can't.");
-    describe_counter!(
-        COMMANDS_FAILED,
-        "Commands that could not be handed to RabbitMQ; they are tried again."
-    );
+    describe_gauge!(COMMANDS_READY, "1 while this process can send commands, 0 otherwise.");
+    describe_counter!(COMMANDS_FAILED, "Commands that RabbitMQ did not take; they are retried.");
     describe_histogram!(
         RESCUE_LAG,
         Unit::Seconds,
@@ -65,41 +63,41 @@ fn describe() {
     describe_gauge!(
         STREAM_LAG,
         Unit::Seconds,
-        "How much later than its delay the stream is read; 0 is on time."
+        "How far the stream is behind its configured delay; 0 means on time."
     );
     describe_gauge!(TOKEN_AGE, Unit::Seconds, "Age of the last saved position.");
     describe_gauge!(
         HEADROOM,
         Unit::Seconds,
-        "How far the oplog reaches back beyond the saved position; NaN where that isn't known."
+        "How far the oplog reaches back beyond the saved position; NaN if unknown."
     );
     describe_counter!(REOPENS, "How often the change stream was opened again.");
-    describe_counter!(POSITIONS_LOST, "Positions that could not be gone on from.");
-    describe_gauge!(TROUBLES, "What of the stream doesn't work now and is tried again, see /status.");
-    describe_gauge!(LEASE_OWNER, "1 where this process owns the stream, 0 where it stands by.");
+    describe_counter!(POSITIONS_LOST, "Positions that the stream could not resume from.");
+    describe_gauge!(TROUBLES, "Parts of the stream that fail now and are retried, see /status.");
+    describe_gauge!(LEASE_OWNER, "1 while this process owns the stream, 0 while it is a standby.");
     describe_counter!(LEASE_CHANGES, "How often this process became the owner.");
 
-    // The sweep, and the collections as it finds them.
+    // The sweep, and its findings about collections.
     describe_counter!(SWEEPS, "Rounds of the sweep.");
     describe_histogram!(SWEEP_SECONDS, Unit::Seconds, "How long a round of the sweep took.");
-    describe_gauge!(PENDING, "Documents with messages still to be delivered or dead, at the last look.");
-    describe_gauge!(DEAD, "Dead messages, at the last look.");
+    describe_gauge!(PENDING, "Documents with undelivered or dead messages, at the last count.");
+    describe_gauge!(DEAD, "Dead messages, at the last count.");
     describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest message that is due and not delivered.");
     describe_gauge!(INDEXES_MISSING, "Indexes that collections with outboxes lack.");
     describe_gauge!(EXPIRING, "Collections with outboxes whose documents MongoDB deletes by itself.");
-    describe_gauge!(UNWATCHABLE, "1 where a pattern of watch matches no collection, 0 otherwise.");
-    describe_counter!(UNREADABLE, "Sightings of outbox elements that are not entries.");
+    describe_gauge!(UNWATCHABLE, "1 if a pattern of watch matches no collection, 0 otherwise.");
+    describe_counter!(UNREADABLE, "How often outbox elements that are not entries were read.");
     describe_counter!(UNSENDABLE, "Documents for which no command can be made.");
-    describe_gauge!(MESSAGES, "Messages in outboxes by their state, at the last look.");
+    describe_gauge!(MESSAGES, "Messages in outboxes by state, at the last count.");
     describe_gauge!(
         UNDELIVERED_AGE,
         Unit::Seconds,
-        "Age of the oldest message that is due, claimed or retrying, at the last look."
+        "Age of the oldest message that is due, claimed or retrying, at the last count."
     );
-    describe_gauge!(FULLEST, "Entries in the fullest outbox, at the last look.");
+    describe_gauge!(FULLEST, "Entries in the fullest outbox, at the last count.");
 }
 
-/// What the last look at a collection found. What could not be counted is none.
+/// The result of the last count of a collection; `None` if it could not be counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Totals {
     pub(crate) pending: Option<u64>,
@@ -109,7 +107,7 @@ pub(crate) struct Totals {
     pub(crate) contents: Option<Contents>,
 }
 
-/// What all filled outboxes of a collection hold.
+/// The contents of all filled outboxes of a collection.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Contents {
     /// How many messages are in each of [`STATES`].
@@ -141,7 +139,7 @@ pub(crate) struct Metrics {
     sweeps_done: Counter,
     sweeps_cut_short: Counter,
     sweep_seconds: Histogram,
-    /// Of all streams together: each adds and takes away its own.
+    /// For all streams together: each adds and removes its own part.
     indexes_missing: Gauge,
     /// Likewise.
     expiring: Gauge,
@@ -181,7 +179,7 @@ fn cause(cause: &ReopenCause) -> &'static str {
 }
 
 impl Metrics {
-    /// Makes the series of a stream exist. Those of the collections that are named say that nothing was counted yet.
+    /// Makes the series of a stream exist. Those of named collections are not a number until the first count.
     pub(crate) fn new(stream: &str, coverage: &Coverage) -> Self {
         describe();
         let name: Arc<str> = stream.into();
@@ -289,7 +287,7 @@ impl Metrics {
         self.headroom.set(seconds.unwrap_or(f64::NAN));
     }
 
-    /// What is wrong with the collections now, and what was before.
+    /// The current and the previous problems of the collections.
     pub(crate) fn flaws(&self, before: &Flaws, now: &Flaws) {
         self.indexes_missing.increment(figure(now.indexes_missing) - figure(before.indexes_missing));
         self.expiring.increment(figure(now.expiring) - figure(before.expiring));
@@ -303,8 +301,9 @@ impl Metrics {
         }
     }
 
-    /// Sets the series of one collection. Not a number says that something wasn't counted; the services' own exporter leaves
-    /// such a series out. These are looked up each time, and not kept, so that a series can be dropped with its collection.
+    /// Sets the series of one collection. "Not a number" means that it wasn't counted; the services' exporter
+    /// leaves such a series out. The gauges are looked up each time, and not kept, so that a series can be
+    /// dropped with its collection.
     pub(crate) fn totals(namespace: &Namespace, totals: Totals) {
         let collection: Arc<str> = namespace.to_string().into();
         let of = || collection.clone();
@@ -328,7 +327,7 @@ fn set(gauge: &Gauge, value: Option<f64>) {
     gauge.set(value.unwrap_or(f64::NAN));
 }
 
-/// A count as a series has it: exact up to four thousand millions.
+/// A count as a series value: exact up to four billion.
 fn figure(count: impl TryInto<u32>) -> f64 {
     f64::from(count.try_into().unwrap_or(u32::MAX))
 }

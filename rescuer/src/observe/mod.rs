@@ -1,4 +1,4 @@
-//! Where everything that happens is reported: events, status, series.
+//! Reports everything that happens: events, status, series.
 
 pub(crate) mod event;
 pub(crate) mod flaws;

@@ -1,8 +1,8 @@
-//! Saying again what lasts, but seldom.
+//! Repeating a lasting problem in the log, but rarely.
 
 use std::time::{Duration, Instant};
 
-/// How often something that lasts is logged.
+/// How often a lasting problem is logged.
 const REMIND: Duration = Duration::from_mins(1);
 
 /// When something was last logged.
@@ -10,7 +10,7 @@ const REMIND: Duration = Duration::from_mins(1);
 pub(crate) struct Reminder(Option<Instant>);
 
 impl Reminder {
-    /// Whether to log it now: at first, and once a minute from then on.
+    /// Whether to log it now: the first time, and then once a minute.
     pub(crate) fn is_due(&mut self) -> bool {
         let due = self.0.is_none_or(|logged| logged.elapsed() >= REMIND);
         if due {

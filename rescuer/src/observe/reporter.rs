@@ -1,4 +1,4 @@
-//! The one place where everything that happens to a stream is reported: listeners, series, status.
+//! Reports everything that happens to a stream: to listeners, series and status.
 
 use std::{
     collections::HashMap,
@@ -31,7 +31,7 @@ pub(crate) struct Reporter {
     events: Events<RescueEvent>,
     metrics: Metrics,
     standing: Mutex<Standing>,
-    /// When each warning was last given, by its subject.
+    /// When each warning was last reported, by its subject.
     warned: Mutex<HashMap<String, Instant>>,
 }
 
@@ -74,7 +74,7 @@ impl Reporter {
                 if let ReopenCause::Error(error) = cause {
                     self.error(error);
                 }
-                // That it opens proves nothing yet: one that breaks off at its first read opens each time.
+                // An opening alone proves little: a stream that fails at its first read opens each time.
                 self.standing().open = true;
             }
             RescueEvent::PositionLost { reason, .. } => {
@@ -118,10 +118,10 @@ impl Reporter {
         self.emit(RescueEvent::Warning { stream, warning });
     }
 
-    /// Something of this stream doesn't work and will be tried again: `part` completes the sentence "could not …".
+    /// A part of this stream fails and will be retried: `part` completes the sentence "could not …".
     ///
-    /// It is shown in readiness, status and series until it has [`healed`](Self::healed), and logged when it begins and once a
-    /// minute while it lasts.
+    /// It is reported in readiness, status and series until it has [`healed`](Self::healed), and logged when
+    /// it begins and once a minute while it lasts.
     pub(crate) fn trouble(&self, part: &str, error: &str) {
         let mut standing = self.standing();
         let trouble = standing.troubles.entry(part.to_owned()).or_default();
@@ -136,7 +136,7 @@ impl Reporter {
         self.error(&format!("could not {part}: {error}"));
     }
 
-    /// This works again, or is no longer wanted.
+    /// This works again, or is no longer needed.
     pub(crate) fn healed(&self, part: &str) {
         let mut standing = self.standing();
         if standing.troubles.remove(part).is_none() {
@@ -152,12 +152,12 @@ impl Reporter {
         self.standing().last_error = Some((error.to_owned(), Instant::now()));
     }
 
-    /// A page is in work, or has got a step further.
+    /// A page is in progress, or has advanced.
     pub(crate) fn page_moved(&self) {
         self.standing().page = Some(Instant::now());
     }
 
-    /// The sweep has got a step further: something was listed, read or sent.
+    /// The sweep has advanced: something was listed, read or sent.
     pub(crate) fn sweep_moved(&self) {
         self.standing().sweep_moved = Instant::now();
     }
@@ -175,7 +175,7 @@ impl Reporter {
         self.moved();
     }
 
-    /// The stream has shown something, even if only that there is nothing.
+    /// The stream has answered, even if only with an empty page.
     pub(crate) fn moved(&self) {
         self.standing().moved = Instant::now();
     }
@@ -185,7 +185,7 @@ impl Reporter {
         self.standing().owned(OwnerName { name: owner.to_owned(), epoch }, until);
     }
 
-    /// Another has the stream, or had it; what only the owner knows is no longer known.
+    /// Another process has the stream, or had it; values that only the owner knows are unknown now.
     pub(crate) fn standing_by(&self, others: Option<(&str, i64, Instant)>) {
         let mut standing = self.standing();
         if standing.role == Role::Owner {
@@ -214,7 +214,7 @@ impl Reporter {
         self.standing().position = time;
     }
 
-    /// The changes in work were due at `due`, and it is `now`.
+    /// The changes in progress were due at `due`, and it is `now`.
     pub(crate) fn head_due(&self, due: DateTime, now: DateTime) {
         let mut standing = self.standing();
         standing.head = Some(due);
@@ -222,7 +222,7 @@ impl Reporter {
         self.metrics.lag(standing.lag);
     }
 
-    /// Nothing in work is late.
+    /// No change in progress is late.
     pub(crate) fn head_on_time(&self) {
         let mut standing = self.standing();
         standing.head = None;
@@ -251,21 +251,21 @@ impl Reporter {
         age
     }
 
-    /// How far the oplog reaches; none where that isn't known.
+    /// How far the oplog reaches; `None` if unknown.
     pub(crate) fn window(&self, window: Option<Window>) {
         let mut standing = self.standing();
         standing.window = window;
         self.metrics.headroom(standing.headroom());
     }
 
-    /// What is wrong with the collections.
+    /// The problems of the collections.
     pub(crate) fn flaws(&self, flaws: Flaws) {
         let mut standing = self.standing();
         self.metrics.flaws(&standing.flaws, &flaws);
         standing.flaws = flaws;
     }
 
-    /// Which patterns match nothing that can be watched.
+    /// Which patterns match no collection that can be watched.
     pub(crate) fn unwatchable(&self, found: &[(NamespacePattern, Unwatchable)]) {
         let mut patterns = Vec::with_capacity(found.len());
         let mut sentences = Vec::with_capacity(found.len());
@@ -278,7 +278,7 @@ impl Reporter {
         self.standing().unwatchable = sentences;
     }
 
-    /// No command can be made for a document. Emits and logs it where that is new.
+    /// No command can be made for a document. Emits and logs it if it is new.
     pub(crate) fn unsendable(&self, document: DocumentRef, reason: String) {
         let is_new = self.standing().unsendable.add(&document, &reason);
         if !is_new {
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn an_owner_is_ready_while_stream_and_lease_last() {
         let (report, hour) = (reporter(), Duration::from_hours(1));
-        assert!(unready(&report).contains("who owns it"));
+        assert!(unready(&report).contains("its owner is not known"));
         let now = Instant::now();
         report.owned("me/1", 7, now + hour);
         assert!(unready(&report).contains("not open"));
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_gets_no_further_is_not_ready() {
+    fn work_without_progress_is_not_ready() {
         let (report, now) = (reporter(), Instant::now());
         report.owned("me/1", 7, now + Duration::from_hours(1));
         report.emit(RescueEvent::Opened { from: StartedFrom::Now });
@@ -344,12 +344,12 @@ mod tests {
 
         let long_ago = now.checked_sub(STUCK * 2).unwrap();
         report.standing().page = Some(long_ago);
-        assert!(unready(&report).contains("a page of changes has got no further for 1"));
+        assert!(unready(&report).contains("a page of changes has made no progress for 1"));
         report.emit(RescueEvent::PageDone { changes: 1, documents: 1, queued: 0 });
         assert_eq!(unready(&report), "");
 
         report.standing().sweep_moved = long_ago;
-        assert!(unready(&report).contains("the sweep has got no further for 1"));
+        assert!(unready(&report).contains("the sweep has made no progress for 1"));
         report.sweep_moved();
         assert_eq!(unready(&report), "");
     }
@@ -361,7 +361,7 @@ mod tests {
         report.emit(RescueEvent::Opened { from: StartedFrom::Now });
         report.standing().moved = now.checked_sub(SILENCE * 2).unwrap();
         report.emit(RescueEvent::Reopened { cause: ReopenCause::Ended });
-        assert!(unready(&report).contains("has shown nothing"));
+        assert!(unready(&report).contains("has not answered for"));
 
         report.reading(Reading::Waits);
         report.standing().moved = now.checked_sub(SILENCE * 2).unwrap();
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn troubles_are_shown_until_they_heal() {
+    fn problems_are_shown_until_they_end() {
         let (report, now) = (reporter(), Instant::now());
         report.owned("me/1", 7, now + Duration::from_hours(1));
         report.emit(RescueEvent::Opened { from: StartedFrom::Now });
@@ -378,7 +378,7 @@ mod tests {
         }
         let unready_now = unready(&report);
         assert!(unready_now.contains("could not sweep shop.c1: not allowed"), "{unready_now}");
-        assert!(unready_now.contains("2 more troubles"), "{unready_now}");
+        assert!(unready_now.contains("2 more problems"), "{unready_now}");
         assert_eq!(report.status().troubles.len(), 5);
 
         for number in 1..=5 {
@@ -387,7 +387,7 @@ mod tests {
         assert_eq!(unready(&report), "");
     }
 
-    /// What a thread logs while this is in force.
+    /// The log lines of a thread while this exists.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -435,7 +435,7 @@ mod tests {
         assert!(status.lag.is_none() && status.position.is_none());
         let over = now.checked_sub(TAKING + Duration::from_secs(1)).unwrap();
         report.standing_by(Some(("other/1", 3, over)));
-        assert!(unready(&report).contains("nobody has taken it"));
+        assert!(unready(&report).contains("no other rescuer has taken it"));
     }
 
     #[test]

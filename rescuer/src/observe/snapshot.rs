@@ -1,4 +1,4 @@
-//! How a rescuer stands at one moment: the shape of `/status`.
+//! The state of a rescuer at one moment: the shape of `/status`.
 
 use serde::Serialize;
 
@@ -8,15 +8,15 @@ use super::event::RescueEvent;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// What this process is called in leases.
+    /// The name of this process in leases.
     pub name: String,
     /// One for each delay, the shortest first.
     pub streams: Vec<StreamStatus>,
-    /// Why it is not ready, in sentences; empty when it is. Standing by behind a live owner is ready.
+    /// Why it is not ready, in sentences; empty if it is. A standby of a live owner is ready.
     pub not_ready: Vec<String>,
 }
 
-/// How one stream stands, as far as this process knows.
+/// The state of one stream, as far as this process knows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StreamStatus {
@@ -26,7 +26,7 @@ pub struct StreamStatus {
     pub delay: f64,
     /// The patterns of its collections.
     pub patterns: Vec<String>,
-    /// What this process is to it.
+    /// The role of this process.
     pub role: Role,
     /// Whether this process can send commands, as far as it knows.
     pub able: bool,
@@ -34,34 +34,35 @@ pub struct StreamStatus {
     pub owner: Option<String>,
     /// How often it was taken, at least.
     pub epoch: Option<i64>,
-    /// In how many seconds its lease ends, as last seen; below zero when it is over.
+    /// The seconds until its lease ends, as last seen; negative if it is over.
     pub lease_ends_in: Option<f64>,
-    /// The cluster time of the saved position, RFC 3339. Only the owner knows; so it is with the rest.
+    /// The cluster time of the saved position, RFC 3339. This and the following fields are known only to the
+    /// owner.
     pub position: Option<String>,
     /// Age of the saved position, in seconds.
     pub token_age: Option<f64>,
-    /// How much later than its delay it is read, in seconds.
+    /// How far it is behind its delay, in seconds.
     pub lag: Option<f64>,
-    /// How far the oplog reaches back beyond the saved position, in seconds; absent where that isn't known, and where the
-    /// oplog has dropped nothing yet.
+    /// How far the oplog reaches back beyond the saved position, in seconds; absent if unknown, and if the
+    /// oplog has not dropped any entry yet.
     pub headroom: Option<f64>,
-    /// What doesn't work now and is tried again, in sentences, each with its last error.
+    /// The parts that fail now and are retried, in sentences, each with its last error.
     pub troubles: Vec<String>,
     /// The last thing that went wrong.
     pub last_error: Option<LastError>,
     /// The last round of the sweep.
     pub last_sweep: Option<LastSweep>,
-    /// What is wrong with the collections, in sentences: a pattern that matches none, an index that is missing, documents
-    /// that the server deletes, documents for which no command can be made.
+    /// The problems of the collections, in sentences: a pattern that matches none, an index that is missing,
+    /// documents that the server deletes, documents for which no command can be made.
     pub problems: Vec<String>,
 }
 
-/// What a process is to a stream.
+/// The role of a process for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Role {
-    /// It has not yet asked who owns it.
+    /// It has not read the owner yet.
     Starting,
     /// It reads and sweeps.
     Owner,
@@ -69,7 +70,7 @@ pub enum Role {
     Standby,
 }
 
-/// Something that went wrong; it may have passed since.
+/// A failure; it may be over by now.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LastError {
@@ -87,7 +88,7 @@ pub struct LastSweep {
     pub ago: f64,
     /// How many seconds it took.
     pub took: f64,
-    /// Whether entries without a date were looked for as well.
+    /// Whether entries without a date were read as well.
     pub full: bool,
     /// How many collections were swept.
     pub collections: usize,
@@ -95,16 +96,16 @@ pub struct LastSweep {
     pub examined: usize,
     /// How many were queued.
     pub queued: usize,
-    /// How many queries of the budget it took.
+    /// How many queries of the budget it used.
     pub queries: usize,
-    /// How many collections it left in the middle, for the next round to continue.
+    /// How many collections it left unfinished, for the next round.
     pub unfinished: usize,
-    /// Whether something kept it from reaching its end.
+    /// Whether it was cut short.
     pub cut_short: bool,
 }
 
 impl LastSweep {
-    /// A round that has just ended; none for other events.
+    /// A round that has just ended; `None` for other events.
     pub(super) fn of(event: &RescueEvent) -> Option<Self> {
         let RescueEvent::SweepDone {
             full,

@@ -1,4 +1,4 @@
-//! How one stream stands, and why it is not ready: values, and rules over them.
+//! The state of one stream, and why it is not ready: values, and rules over them.
 
 use std::{
     collections::BTreeMap,
@@ -17,21 +17,21 @@ use super::{
 };
 use crate::{commands::Ability, watch_plan::Plan};
 
-/// A stream that has shown nothing for this long, not even that there is nothing, is not well: a replica set writes
-/// something every 10 s by itself.
+/// A stream that has not answered for this long, not even with an empty page, is unhealthy: a replica set
+/// writes something every 10 s by itself.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
-/// This long after an owner's lease has ended somebody should have taken it.
+/// This long after the end of an owner's lease, another rescuer should have taken it.
 pub(super) const TAKING: Duration = Duration::from_secs(5);
-/// A page that gets no further for this long is stuck, and so is a sweep, on top of its own pause.
+/// A page without progress for this long is stuck, and so is a sweep, in addition to its own pause.
 pub(super) const STUCK: Duration = Duration::from_mins(1);
-/// Of more troubles than this, readiness gives only the number.
+/// If there are more problems than this, readiness gives only their number.
 const MOST_TROUBLES: usize = 3;
 
 /// Whether the reader of the change stream reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
     Reads,
-    /// It waits for the follower to take what it has read, and reads nothing meanwhile. A change that is held can take
+    /// It waits for the follower to take its changes, and does not read meanwhile. A held change can take
     /// hours.
     Waits,
 }
@@ -43,7 +43,7 @@ pub(super) struct OwnerName {
     pub(super) epoch: i64,
 }
 
-/// Something that doesn't work, and is tried again until it does.
+/// A part that fails, and is retried until it works.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
     pub(super) error: String,
@@ -57,21 +57,21 @@ pub(super) struct Standing {
     pub(super) lease_ends: Option<Instant>,
     pub(super) ability: Ability,
     pub(super) open: bool,
-    /// When the stream last showed something, even if only that there is nothing.
+    /// When the stream last answered, even with an empty page.
     pub(super) moved: Instant,
     pub(super) reading: Reading,
-    /// When the page in work got a step further; none between pages.
+    /// When the page in progress last advanced; `None` between pages.
     pub(super) page: Option<Instant>,
-    /// When the sweep got a step further.
+    /// When the sweep last advanced.
     pub(super) sweep_moved: Instant,
-    /// By the part that doesn't work.
+    /// By the failing part.
     pub(super) troubles: BTreeMap<String, Trouble>,
     pub(super) position: Option<Timestamp>,
-    /// Since when the changes in work are due.
+    /// Since when the changes in progress are due.
     pub(super) head: Option<DateTime>,
     pub(super) lag: Duration,
     pub(super) window: Option<Window>,
-    /// Server time, and when it was asked for.
+    /// Server time, and when it was read.
     pub(super) server: Option<(DateTime, Instant)>,
     pub(super) last_error: Option<(String, Instant)>,
     pub(super) last_sweep: Option<(LastSweep, Instant)>,
@@ -106,7 +106,7 @@ impl Standing {
         }
     }
 
-    /// This process owns the stream from now on; nothing of an earlier term counts.
+    /// This process owns the stream from now on; the state of an earlier term is dropped.
     pub(super) fn owned(&mut self, owner: OwnerName, until: Instant) {
         self.role = Role::Owner;
         self.owner = Some(owner);
@@ -120,7 +120,7 @@ impl Standing {
         self.reading = Reading::Reads;
     }
 
-    /// Another process owns the stream, or will: what only the owner knows is no longer known.
+    /// Another process owns the stream, or will: values that only the owner knows are unknown now.
     pub(super) fn disowned(&mut self) {
         if self.role == Role::Owner {
             self.troubles.clear();
@@ -137,7 +137,7 @@ impl Standing {
 
     pub(super) fn status(&self, plan: &Plan) -> StreamStatus {
         let now = Instant::now();
-        // Of a stream that another owns, this process has an old one at best.
+        // If another owns the stream, this process has an old one at best.
         let lag = match self.role {
             Role::Owner => Some(self.lag.as_secs_f64()),
             Role::Starting | Role::Standby => None,
@@ -171,7 +171,7 @@ impl Standing {
         }
     }
 
-    /// Server time now, by the time that has passed since it was asked for.
+    /// Server time now, extrapolated from the last reading.
     pub(super) fn server_time(&self) -> Option<DateTime> {
         let (server, asked) = self.server?;
         Some(later(server, asked.elapsed()))
@@ -185,7 +185,7 @@ impl Standing {
     /// How far the oplog reaches back beyond the position, in seconds.
     pub(super) fn headroom(&self) -> Option<f64> {
         let (position, window) = (self.position?, self.window?);
-        // Nothing was ever dropped from the oplog: that it is young doesn't mean that it is short.
+        // The oplog has never dropped an entry: a young oplog is not a short one.
         if window.whole {
             return Some(f64::INFINITY);
         }
@@ -211,28 +211,28 @@ impl Standing {
             why.extend(self.stuck(now, sweep_interval));
         }
 
-        // Thousands of collections can be in trouble at a time; a probe's answer stays short.
+        // Thousands of collections can fail at a time; a probe's answer stays short.
         why.extend(self.troubles().take(MOST_TROUBLES));
         let more = self.troubles.len().saturating_sub(MOST_TROUBLES);
         if more > 0 {
-            why.push(format!("{more} more troubles, see /status"));
+            why.push(format!("{more} more problems, see /status"));
         }
         why
     }
 
-    /// Which part of the work gets no further.
+    /// Which part of the work makes no progress.
     fn stuck(&self, now: Instant, sweep_interval: Duration) -> Vec<String> {
         let mut stuck = Vec::new();
         if let Some(moved) = self.page {
             let still = now.saturating_duration_since(moved);
             if still > STUCK {
-                stuck.push(format!("a page of changes has got no further for {} s", still.as_secs()));
+                stuck.push(format!("a page of changes has made no progress for {} s", still.as_secs()));
             }
         }
 
         let still = now.saturating_duration_since(self.sweep_moved);
         if still > sweep_interval + STUCK {
-            stuck.push(format!("the sweep has got no further for {} s", still.as_secs()));
+            stuck.push(format!("the sweep has made no progress for {} s", still.as_secs()));
         }
         stuck
     }
@@ -241,16 +241,16 @@ impl Standing {
         let silent = now.saturating_duration_since(self.moved);
 
         match self.role {
-            Role::Starting => Some("it isn't known yet who owns it".into()),
+            Role::Starting => Some("its owner is not known yet".into()),
             Role::Standby if self.lease_is_over(now, TAKING) => {
-                Some("its owner's lease is over, and nobody has taken it".into())
+                Some("its owner's lease is over, and no other rescuer has taken it".into())
             }
             Role::Owner if self.lease_is_over(now, Duration::ZERO) => {
                 Some("the lease could not be renewed".into())
             }
             Role::Owner if !self.open => Some("the change stream is not open".into()),
             Role::Owner if silent > SILENCE && self.reading == Reading::Reads => Some(format!(
-                "the change stream has shown nothing for {} s, not even that there is nothing",
+                "the change stream has not answered for {} s, not even with an empty page",
                 silent.as_secs()
             )),
             Role::Standby | Role::Owner => None,
@@ -270,7 +270,7 @@ fn seconds_since(at: Instant, now: Instant) -> f64 {
     now.saturating_duration_since(at).as_secs_f64()
 }
 
-/// Below zero for a moment that is past.
+/// Negative for a moment in the past.
 fn seconds_until(at: Instant, now: Instant) -> f64 {
     if at > now { at.duration_since(now).as_secs_f64() } else { -seconds_since(at, now) }
 }

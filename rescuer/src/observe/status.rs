@@ -1,10 +1,10 @@
-//! How a rescuer stands, for `/status` and `/readyz`: kept up to date by what happens, read without asking any server.
+//! The state of a rescuer, for `/status` and `/readyz`: updated by events, read without asking any server.
 
 use std::{fmt, sync::Arc};
 
 use super::{reporter::Reporter, snapshot::Snapshot};
 
-/// Answers how a rescuer stands. Cheap to clone, and to ask: no server is asked.
+/// Reports the state of a rescuer. Cheap to clone and to read: no server is asked.
 #[derive(Clone)]
 pub struct Status {
     name: Arc<str>,
@@ -22,7 +22,7 @@ impl Status {
         Self { name, streams }
     }
 
-    /// How it stands now.
+    /// The current state.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let mut streams = Vec::with_capacity(self.streams.len());

@@ -1,4 +1,5 @@
-//! The documents for which no command can be made: a bounded list, so that each is warned of once and can be looked up.
+//! The documents for which no command can be made: a bounded list, so that each is reported once and can be
+//! listed.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -38,7 +39,7 @@ impl Unsendable {
     }
 }
 
-/// The document's name, cut to what fits a log line.
+/// The document's name, cut to fit a log line.
 pub(crate) fn name(document: &DocumentRef) -> String {
     let mut name = document.to_string();
     if name.len() <= LONGEST_NAME {

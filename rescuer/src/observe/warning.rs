@@ -1,4 +1,4 @@
-//! Settings that work, but not for long or not well, with the numbers that show it.
+//! Settings that work badly or will soon fail, with the numbers that show it.
 
 use std::{fmt, time::Duration};
 
@@ -23,14 +23,14 @@ pub enum Warning {
         /// How far the oplog reaches back.
         window: Duration,
     },
-    /// It isn't known how far the oplog reaches back.
+    /// The length of the oplog is unknown.
     OplogUnknown {
         /// What the server said.
         error: String,
     },
     /// Many messages are still undelivered when they are as old as the delay.
     InlineSlow {
-        /// How many of the documents that changed were still to be delivered.
+        /// How many of the changed documents were still undelivered.
         undelivered: usize,
         /// How many changed.
         of: usize,
@@ -39,7 +39,7 @@ pub enum Warning {
     },
     /// An inline dispatcher's claim lasts for longer than the delay.
     InlineLeaseLong {
-        /// How long it lasts, from the message's making.
+        /// How long it lasts, from the creation of the message.
         lease: Duration,
         /// The stream's delay.
         delay: Duration,
@@ -58,7 +58,7 @@ pub enum Warning {
         /// Why.
         why: Unwatchable,
     },
-    /// The server deletes documents of a watched collection, whatever is in their outboxes.
+    /// The server deletes documents of a watched collection, even with messages in their outboxes.
     DocumentsExpire {
         /// The collection.
         namespace: Namespace,
@@ -73,7 +73,7 @@ pub enum Warning {
 pub enum Unwatchable {
     /// No collection has such a name.
     Missing {
-        /// A name that is there and nearly the same, as ` (did you mean …?)`, or nothing.
+        /// A similar existing name, as ` (did you mean …?)`, or empty.
         hint: String,
     },
     /// It is a view: writes go to another collection.
@@ -82,7 +82,7 @@ pub enum Unwatchable {
     TimeSeries,
 }
 
-/// How the server deletes documents by itself, whatever is in their outboxes.
+/// How the server deletes documents by itself, even with messages in their outboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expiry {
@@ -90,12 +90,12 @@ pub enum Expiry {
     TtlIndex(String),
     /// By `expireAfterSeconds` of a clustered collection.
     Clustered,
-    /// The oldest documents of a capped collection give way to new ones.
+    /// New documents of a capped collection replace the oldest.
     Capped,
 }
 
 impl Warning {
-    /// Equal for warnings of the same thing, so that none is repeated too soon.
+    /// Equal for warnings about the same subject, so that none is repeated too soon.
     pub(crate) fn subject(&self) -> String {
         match self {
             Self::OplogShort { .. } => "oplog_short".into(),
@@ -116,21 +116,21 @@ impl fmt::Display for Warning {
         match self {
             Self::OplogShort { delay, window } => write!(
                 f,
-                "the oplog reaches back {} and the delay is {}: keep it above twice the delay, and above what an outage of \
-                 the rescuer may take, with a larger oplog (oplogMinRetentionHours) or a shorter delay",
+                "the oplog reaches back {} and the delay is {}: keep it above twice the delay, and above \
+                 the longest outage of the rescuer, with a larger oplog (oplogMinRetentionHours) or a shorter delay",
                 in_seconds(*window),
                 written(*delay)
             ),
             Self::PositionFarBack { behind, window } => write!(
                 f,
                 "the saved position is {} behind and the oplog reaches back {}: the stream is close to losing its history; \
-                 enlarge the oplog, or see what holds the stream up",
+                 enlarge the oplog, or find out what blocks the stream",
                 in_seconds(*behind),
                 in_seconds(*window)
             ),
             Self::OplogUnknown { error } => write!(
                 f,
-                "how far the oplog reaches back is unknown ({error}); to have it watched, grant this user the action find on \
+                "the length of the oplog is unknown ({error}); to watch it, grant this user the action find on \
                  the collection local.oplog.rs"
             ),
             Self::InlineSlow { undelivered, of, delay } => write!(
@@ -149,17 +149,17 @@ impl fmt::Display for Warning {
             Self::GraceLong { grace, lease } => write!(
                 f,
                 "shutdown_grace ({}) is longer than lease ({}): a rescuer that hangs while it stops keeps its streams from \
-                 the others for that long; shorten the one or lengthen the other",
+                 the others for that long; shorten shutdown_grace or lengthen lease",
                 written(*grace),
                 written(*lease)
             ),
             Self::Unwatchable { pattern, why } => {
-                write!(f, "watch has {pattern}, which {why}. Until then nothing is rescued by it")
+                write!(f, "watch has {pattern}, which {why}. Until then the rescuer finds no messages by it")
             }
             Self::DocumentsExpire { namespace, expiry } => write!(
                 f,
-                "{namespace} loses documents by {expiry}, and with them messages that were not delivered yet, and dead ones. \
-                 Have only documents with an empty outbox expire: create the TTL index with partialFilterExpression \
+                "{namespace} loses documents by {expiry}, and with them undelivered and dead messages. Let \
+                 only documents with an empty outbox expire: create the TTL index with partialFilterExpression \
                  {{outbox: []}}, and keep outboxes out of capped collections"
             ),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(crate) struct Window {
     pub(crate) first: u32,
     pub(crate) last: u32,
-    /// Nothing was dropped from it yet: it will reach back further than it does now.
+    /// It has not dropped any entry yet, so it will reach back further than now.
     pub(crate) whole: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Commands on their way to the broker, and the documents that were queued lately.
+//! Commands in flight to the broker, and recently queued documents.
 
 pub(crate) mod read_whole;
 pub(crate) mod recently_queued;

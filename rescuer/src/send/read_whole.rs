@@ -1,9 +1,9 @@
-//! A second reading, with payloads, of documents about which a reading without them doesn't say enough.
+//! A second read, with payloads, of documents that can't be judged without them.
 //!
-//! The usual reading of an outbox leaves payloads out, and so it can't tell whether two entries of one id are one message,
-//! nor that a payload is not readable. Such entries are never delivered: a command for them would be sent again for as long
-//! as they are there. So a document is read whole before it is queued where an id is there twice, and where it was queued
-//! before and is still in the same state.
+//! The usual read of an outbox leaves payloads out, so it can't decide whether two entries of one id are one
+//! message, or whether a payload is readable. Such entries are never delivered: a command for them would be
+//! sent again for as long as they are there. So a document is read whole before it is queued if an id occurs
+//! twice, or if it was queued before and is still in the same state.
 
 use std::collections::HashMap;
 
@@ -30,10 +30,10 @@ pub(super) async fn confirm(
         return wanted;
     }
 
-    // By the document: none where it was read and has nothing to deliver.
+    // By the document: `None` if it was read and has nothing to deliver.
     let mut confirmed = HashMap::<Vec<u8>, Option<Wanted>>::new();
     for (namespace, unsure) in unsure {
-        // Where it fails, they are queued: a command too many does no harm, one too few does.
+        // If it fails, they are queued: an extra command is harmless, a missing one is not.
         let Ok(found) = read(term, inspector, &namespace, &unsure).await else {
             continue;
         };
@@ -95,7 +95,8 @@ async fn read(
             continue;
         };
         if let Some(found) = inspector.inspect(namespace, cursor.current(), before.moment).wanted {
-            // The key and the date that the first reading knew: of a sharded collection, the key holds more than the `_id`.
+            // The key and the date of the first read: of a sharded collection, the key holds more than the
+            // `_id`.
             let due = found.due.or(before.due);
             confirmed.push(Wanted { document: before.document.clone(), due, ..found });
         }

@@ -1,19 +1,20 @@
 //! A bounded memory of the documents that were queued lately, so that a stuck document doesn't get a command every round.
 //!
-//! A document whose outbox is found in the same state as when it was queued waits for a pause, which doubles when the
-//! document is queued again after it; one whose outbox has changed (another head, another claim, another failure) is new.
-//! Forgetting costs a doubled command and nothing else, so the memory may forget; it may not grow.
+//! A document whose outbox is found in the same state as when it was queued waits for a pause, which doubles
+//! when the document is queued again after it; one whose outbox has changed (another head, another claim,
+//! another failure) is new. Forgetting only costs a duplicate command, so the memory may forget; it must not
+//! grow.
 //!
 //! # What bounds the queue of commands
-//! The sweep queues only documents that it can remember. A full memory makes it wait until pauses end, which takes two
-//! minutes at most. A command expires in the broker. So at any time the queue holds, for each of at most
-//! [`Settings::queued_capacity`](crate::Settings::queued_capacity) documents, the commands of one expiry, and beside them
-//! those of the documents that the change stream has shown since.
+//! The sweep queues only documents that it can remember. A full memory makes it wait until pauses end, which
+//! takes two minutes at most. A command expires in the broker. So at any time the queue holds, for each of at
+//! most [`Settings::queued_capacity`](crate::Settings::queued_capacity) documents, the commands of one
+//! expiry, plus those of the documents that the change stream has shown since.
 //!
 //! # When it is full
-//! Documents whose pause is over are forgotten. If that makes no room, a collection that has less than its share takes room
-//! from the one that has most, so that one collection's backlog stops no other. All others wait: the sweep keeps its
-//! place and continues there, so every document has its turn.
+//! Documents whose pause is over are forgotten. If that makes no room, a collection below its share takes
+//! room from the largest, so that one collection's backlog stops no other. All others wait: the sweep keeps
+//! its place and continues there, so every document gets its turn.
 //!
 //! # Entries without a date
 //! A document that was queued for such an entry isn't among those that the sweep reads in every round. So the memory also
@@ -35,7 +36,7 @@ const LONGEST: Duration = Duration::from_mins(2);
 const UNSENDABLE: Duration = Duration::from_hours(1);
 /// How many documents of the largest collection are forgotten at a time, to make room for a smaller one.
 const FORGOTTEN_AT_ONCE: usize = 100;
-/// A full memory is looked through for documents to forget every tenth of a pause, or of this where that is shorter.
+/// A full memory is searched for documents to forget every tenth of a pause, or of this if it is shorter.
 const TIDY_WITHIN: Duration = Duration::from_secs(10);
 
 /// See the module.
@@ -46,9 +47,9 @@ pub(crate) struct RecentlyQueued {
     capacity: usize,
     /// How many documents are remembered in all collections.
     len: usize,
-    /// By a hash of their names. Where that takes two for one, a command is doubled.
+    /// By a hash of their names. A collision only costs a duplicate command.
     collections: HashMap<u64, QueuedCollection>,
-    /// Before this, forgetting those whose pause is over is not tried again: it looks at every document.
+    /// Until then, expired documents are not searched again, because the search reads every document.
     tidy_after: u64,
 }
 
@@ -61,15 +62,15 @@ struct QueuedCollection {
     undated: Undated,
 }
 
-/// Whether documents were queued for an entry without a date, and not seen to be done.
+/// Whether documents were queued for an entry without a date, and not known to be done.
 #[derive(Debug, Default, Clone, Copy)]
 struct Undated {
     waiting: bool,
-    /// How often one was queued.
+    /// How many were queued.
     noted: u64,
 }
 
-/// As small as possible, since there are very many: times in milliseconds, the rest shortened.
+/// As small as possible, because there are very many: times in milliseconds, the rest shortened.
 #[derive(Debug)]
 struct QueuedDocument {
     state: u64,
@@ -83,7 +84,7 @@ struct QueuedDocument {
     undated: bool,
 }
 
-/// What the memory says of a document that wants a command.
+/// The memory's answer for a document that needs a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// Queue it.
@@ -112,7 +113,7 @@ impl RecentlyQueued {
         collection.sweep = collection.sweep.wrapping_add(1);
     }
 
-    /// Asked by the sweep for each document that wants a command.
+    /// The sweep asks this for each document that needs a command.
     pub(crate) fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
         let now = self.since_began(now);
         let (name, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
@@ -158,17 +159,18 @@ impl RecentlyQueued {
 
         let pause = match self.known(name, key) {
             Some(known) if known.state != state || !known.is_confirmed() => first,
-            // The stream came by before the pause was over, which says nothing about how stuck it is.
+            // The stream found it before the pause was over, which doesn't mean that it is stuck.
             Some(known) if !known.is_over(now) => known.pause,
             Some(known) => known.pause.saturating_mul(2).min(millis(LONGEST.max(self.pause))),
-            // The stream queues what it finds, remembered or not: it comes by once.
+            // The stream queues every document that it finds, remembered or not, because it reads a change
+            // once.
             None if self.len >= self.capacity => return,
             None => first,
         };
         self.remember(name, key, head, pause, now);
     }
 
-    /// No command can be made for a document: it isn't tried again until its outbox changes, or for an hour.
+    /// No command can be made for a document: it isn't retried until its outbox changes, or for an hour.
     pub(crate) fn note_unsendable(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
         let (name, key) = (hash(&document.namespace), hash(&document.map_key()));
@@ -178,7 +180,7 @@ impl RecentlyQueued {
         self.remember(name, key, head, millis(UNSENDABLE), now);
     }
 
-    /// The sweep has read a collection to its end. Documents that it didn't find to want a command any more are forgotten,
+    /// The sweep has read a collection to its end. Documents that no longer need a command are forgotten,
     /// once their pause is over or room is short.
     pub(crate) fn end_sweep(&mut self, namespace: &Namespace, read: SweptEntries, now: Instant) {
         let now = self.since_began(now);
@@ -196,7 +198,8 @@ impl RecentlyQueued {
         self.len -= before - collection.documents.len();
     }
 
-    /// Whether documents of a collection were queued for entries without a date, and how often, since none was found.
+    /// Whether and how often documents of a collection were queued for entries without a date, since none was
+    /// found.
     pub(crate) fn undated(&self, namespace: &Namespace) -> Option<u64> {
         let undated = self.collections.get(&hash(namespace))?.undated;
         undated.waiting.then_some(undated.noted)
@@ -239,7 +242,7 @@ impl RecentlyQueued {
         self.len = self.collections.values().map(|collection| collection.documents.len()).sum();
     }
 
-    /// Whether one more document of a collection can be remembered, having made room if need be.
+    /// Makes room if necessary; returns whether one more document of a collection can be remembered.
     fn has_room(&mut self, name: u64, now: u64) -> bool {
         if self.len >= self.capacity && now >= self.tidy_after {
             self.tidy_after = now + u64::from(millis(self.pause.min(TIDY_WITHIN) / 10));
@@ -258,7 +261,7 @@ impl RecentlyQueued {
         self.count();
     }
 
-    /// Has the largest collection forget some documents, if another that has less than its share asks for room.
+    /// Makes the largest collection forget some documents, if another below its share needs room.
     fn take_from_the_largest(&mut self, asking: u64) {
         let mut own = 0;
         let mut filled = 0;
@@ -397,7 +400,7 @@ mod tests {
         assert_eq!(queued.admit(&document(1), &head, now + UNSENDABLE), Admission::Queue);
     }
 
-    /// One page of documents takes the room that there is, and no more; pauses that end make room for the others.
+    /// One page of documents takes only the available room; pauses that end make room for the others.
     #[test]
     fn a_full_memory_admits_no_more_until_pauses_end() {
         let (mut queued, head, now) = (RecentlyQueued::new(3, PAUSE), head(), Instant::now());
@@ -416,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_collection_has_room_beside_a_large_backlog() {
+    fn a_small_collection_keeps_room_despite_a_large_backlog() {
         let (mut queued, head, now) = (RecentlyQueued::new(10, PAUSE), head(), Instant::now());
         for id in 0..20 {
             queued.note(&document(id), &head, now);

@@ -33,9 +33,9 @@ pub(crate) struct Sender {
 /// The result of one window.
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
-    /// How many are with the broker.
+    /// How many the broker has.
     pub(crate) confirmed: usize,
-    /// Those that may be confirmed when tried again.
+    /// Those that a retry may confirm.
     pub(crate) failed: Vec<Wanted>,
     first_failure: Option<SendFailure>,
 }
@@ -56,12 +56,12 @@ impl Sender {
         self.queued.lock()
     }
 
-    /// Waits until a command sent now has a chance.
+    /// Waits until commands can probably be sent.
     pub(crate) async fn ready(&self) -> Run<()> {
         self.term.unless_stopped(self.broker.commands.ready()).await
     }
 
-    /// Sends until every command is confirmed, or can never be, and returns how many were.
+    /// Sends until every command is confirmed or can never be confirmed; returns how many were confirmed.
     pub(crate) async fn send_all(&self, wanted: Vec<Wanted>, reason: Reason) -> Run<usize> {
         let (mut pauses, mut left, mut confirmed) = (Pauses::new(), wanted, 0);
         while !left.is_empty() {
@@ -80,7 +80,8 @@ impl Sender {
         Ok(confirmed)
     }
 
-    /// Sends one window, remembers the documents whose command was confirmed, and announces the fate of each.
+    /// Sends one window, remembers the documents whose command was confirmed, and announces the result of
+    /// each.
     pub(crate) async fn send(&self, wanted: Vec<Wanted>, reason: Reason) -> Run<Sent> {
         if wanted.is_empty() {
             return Ok(Sent::default());
@@ -97,7 +98,8 @@ impl Sender {
         for wanted in &wanted {
             commands.push(ProcessDocumentMessages::new(wanted.document.clone(), reason).of_cluster(cluster));
         }
-        // A stop doesn't wait for confirms that may never come. A command that was sent all the same is one too many.
+        // A stop doesn't wait for confirms that may never come. A command that was sent anyway is an extra
+        // one.
         let answers = self.term.unless_stopped(self.broker.commands.send(commands)).await?;
 
         let mut sent = Sent::default();

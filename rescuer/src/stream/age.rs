@@ -1,9 +1,10 @@
-//! When a change is old enough: by its date, and by how long this process has had it in hand.
+//! When a change is old enough: by its date, and by how long this process has held it.
 //!
-//! A change is dated by the server that made it, and its age is judged by the server's present time. Where that clock was set
-//! back, or another member with an earlier one became primary, the dates of the changes before lie ahead. Whatever they say, a
-//! change that this process has had in hand for `delay` is that old. And the first such change shows how far ahead that clock
-//! was, at least: those behind it with dates that are still to come needn't each wait for as long.
+//! A change is dated by the server that made it, and its age is judged by the server's present time. If that
+//! clock was set back, or another member with an earlier clock became primary, the dates of earlier changes
+//! lie in the future. A change that this process has held for `delay` is that old, regardless of its date.
+//! And the first such change shows how far ahead that clock was, at least: so later changes with dates in the
+//! future needn't wait as long.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,11 @@ use mongodb::bson::DateTime;
 
 use super::change::Filled;
 
-/// How old changes have to be, and what is known of the clock that dated them.
+/// How old changes have to be, and the known offset of the clock that dated them.
 #[derive(Debug)]
 pub(crate) struct Age {
     delay: Duration,
-    /// How far ahead of the present clock the one was that dated the latest changes, at least.
+    /// How far ahead the clock that dated the latest changes was, at least.
     ahead: Duration,
 }
 
@@ -25,7 +26,7 @@ impl Age {
         Self { delay, ahead: Duration::ZERO }
     }
 
-    /// From when on a change is old enough by its date.
+    /// The time from which a change is old enough by its date.
     pub(crate) fn due(&self, change: &Filled) -> DateTime {
         later(change.at, self.delay)
     }
@@ -33,7 +34,7 @@ impl Age {
     /// How long until a change is old enough; zero once it is.
     pub(crate) fn wait(&self, change: &Filled, now: DateTime) -> Duration {
         let mut by_date = until(now, self.due(change));
-        // Only of a date that is still to come is it known that its clock was ahead.
+        // Only a date in the future proves that its clock was ahead.
         if change.at > now {
             by_date = by_date.saturating_sub(self.ahead);
         }
@@ -66,11 +67,11 @@ mod tests {
     }
 
     #[test]
-    fn a_change_waits_for_date_or_time_in_hand() {
+    fn a_change_waits_for_its_date_or_holding_time() {
         let (age, now) = (Age::new(DELAY), DateTime::from_millis(HOUR));
         assert_eq!(age.wait(&change(HOUR - 10_000, 0), now), Duration::ZERO, "dated long ago");
         assert_eq!(age.wait(&change(HOUR - 4_000, 1), now), Duration::from_secs(6));
-        assert_eq!(age.wait(&change(2 * HOUR, 10), now), Duration::ZERO, "long in hand");
+        assert_eq!(age.wait(&change(2 * HOUR, 10), now), Duration::ZERO, "held for long");
         let wait = age.wait(&change(2 * HOUR, 3), now);
         assert!(wait <= Duration::from_secs(7) && wait > Duration::from_secs(6), "{wait:?}");
     }
@@ -81,7 +82,7 @@ mod tests {
         age.learn(&change(2 * HOUR, 10), now);
         assert_eq!(age.wait(&change(2 * HOUR, 0), now), Duration::ZERO, "of the same moment");
         assert_eq!(age.wait(&change(2 * HOUR + 4_000, 0), now), Duration::from_secs(4));
-        // The clock is right again: such a date says nothing about the earlier clock.
+        // The clock is right again: such a date proves nothing about the earlier clock.
         assert_eq!(age.wait(&change(HOUR - 4_000, 0), now), Duration::from_secs(6));
     }
 

@@ -12,14 +12,14 @@ use serde::Deserialize;
 
 use super::{position::Mark, token};
 
-/// As it is sent, projected. Kept raw where content is a user's, so that none of it can keep a change from being read: a
-/// change that can't be read can't be passed either, since its token is in it.
+/// As it is sent, projected. User content is kept raw, so that it can't make a change unreadable: an
+/// unreadable change could not even be skipped, because its token is in it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawChange {
     #[serde(rename = "_id")]
     token: ResumeToken,
-    /// Only of those that fill no outbox.
+    /// Only for changes that fill no outbox.
     operation_type: Option<String>,
     ns: Option<RawDocumentBuf>,
     key: Option<RawDocumentBuf>,
@@ -32,20 +32,21 @@ pub(crate) struct RawChange {
 /// What a change is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
-    /// A document; which one is still to be read.
+    /// A document, whose key is not read yet.
     Document,
-    /// The stream ends here and continues behind it.
+    /// The stream ends here and continues after it.
     Invalidate,
-    /// A collection was given a name that is watched, with all that is in it.
+    /// A collection was renamed to a watched name, with all its documents.
     Rename,
 }
 
 /// What the reader hands to the follower, in order.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// A document was changed. Not yet read: the server waits for its reader, and shall not wait for that as well.
+    /// A document was changed. Not parsed yet: the server waits for the reader, which should not spend time
+    /// on parsing.
     Changed(Box<RawChange>),
-    /// Nothing that matters lies before this.
+    /// There is no relevant change before this.
     UpTo(Mark),
 }
 
@@ -55,9 +56,9 @@ pub(crate) struct Filled {
     pub(crate) document: DocumentRef,
     /// When, by the server's clock.
     pub(crate) at: DateTime,
-    /// Since when this process has it in hand.
+    /// Since when this process holds it.
     pub(crate) read: Instant,
-    /// The position behind this change.
+    /// The position after this change.
     pub(crate) mark: Mark,
 }
 
@@ -70,7 +71,7 @@ impl RawChange {
         }
     }
 
-    /// The document whose outbox was filled; none where the change names no document that a command can name.
+    /// The document whose outbox was filled; `None` if the change names no document that a command can name.
     pub(crate) fn filled(&self) -> Option<Filled> {
         let document = self.document()?;
         let mark = self.mark();

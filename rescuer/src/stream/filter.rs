@@ -1,4 +1,4 @@
-//! What the server is asked to send: which changes, of which collections, and how little of each.
+//! The request to the server: which changes, of which collections, and which few fields of each.
 //!
 //! The server filters, so that changes which touch no outbox cost nothing on the wire. It must not look documents up
 //! (`updateLookup`): a filter on a looked-up document breaks resuming as soon as the document changes.
@@ -8,34 +8,34 @@
 //! | insert, replace | `fullDocument.outbox` is there and not an empty array |
 //! | update | it sets `outbox` to anything else than an empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
 //! | update | it sets or removes a field of an entry by which the entry is judged, and gives that entry no date |
-//! | rename | it gives a collection a watched name: what is in it was saved under another |
-//! | invalidate | always: it ends the cursor, and its token is where to continue |
+//! | rename | it gives a collection a watched name: its messages were saved under another name |
+//! | invalidate | always: it ends the cursor, and its token is the place to continue |
 //!
 //! A `$push` onto an empty array shows as `outbox: [..]`, onto a filled one as `"outbox.1"`; a `$pull` always as
 //! `outbox: [rest]`. A pipeline that puts one entry in another's place shows as each of its fields (`"outbox.0.id"`,
 //! `"outbox.0.type"`, …). A key with a dot in it cannot be addressed by a path, hence `$objectToArray`.
 //!
-//! Claims, failures and releases of the library change an entry too. They are left out, by the date that each of them sets
-//! (`available_at`, or `dead_at`): the sweep finds the entry by that date. What sets none is a person's or another program's: a
-//! repair that makes an entry readable, or a claim that is removed by hand. An `outbox` that is not an array passes, to be
-//! reported.
+//! Claims, failures and releases of the library change an entry too. They are left out, by the date that each
+//! of them sets (`available_at`, or `dead_at`): the sweep finds the entry by that date. A change that sets
+//! neither comes from a person or another program: a repair that makes an entry readable, or a claim that is
+//! removed by hand. An `outbox` that is not an array passes, to be reported.
 //!
-//! Nothing here may fail on what users write, or the stream stops at that change for ever. A field's name may be no UTF-8,
-//! which a regular expression refuses with an error: hence names are split and compared.
+//! No stage may fail on users' data, or the stream stops at that change forever. A field's name may not be
+//! UTF-8, which a regular expression refuses with an error: therefore names are split and compared.
 
 use mongodb::bson::{Bson, Document, doc};
 use outbox_service::NamespacePattern;
 
 use crate::{
     Settings,
-    watch_plan::{Arm, Coverage, plans},
+    watch_plan::{Coverage, CoveredPattern, plans},
 };
 
 /// The fields of the table in ARCHITECTURE.md by which an entry is judged.
 const JUDGED: [&str; 9] =
     ["type", "headers", "via", "available_at", "claimed_by", "attempts", "claims", "delivered_to", "dead_at"];
 
-/// What a change stream is opened on: as little as holds every pattern.
+/// The scope of a change stream: the smallest that covers every pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     Cluster,
@@ -69,8 +69,8 @@ impl Scope {
     }
 }
 
-/// The stages after `$changeStream` that each stream of a rescuer with these settings reads with, that of the shortest delay
-/// first.
+/// The stages after `$changeStream` for each stream of a rescuer with these settings, that of the shortest
+/// delay first.
 #[must_use]
 pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
     plans(settings).iter().map(|plan| pipeline(&plan.coverage)).collect()
@@ -80,7 +80,8 @@ pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
 pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", coverage)] };
     let passing = match Scope::of(coverage) {
-        // A cluster's stream is never invalidated, and a plain filter is one that the server can look at the oplog with.
+        // A cluster's stream is never invalidated, and the server can apply a plain filter directly to the
+        // oplog.
         Scope::Cluster => doc! { "$or": [filled(coverage), renamed] },
         Scope::Database(_) | Scope::Collection(..) => {
             doc! { "$or": [filled(coverage), renamed, { "operationType": "invalidate" }] }
@@ -89,7 +90,7 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
 
     vec![
         doc! { "$match": passing },
-        // `_id` is the token and has to stay, and has the cluster time in it.
+        // `_id` is the token, which contains the cluster time, and has to stay.
         doc! { "$project": {
             "_id": 1,
             "operationType": { "$cond": [
@@ -104,7 +105,7 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
 
 /// A change that fills an outbox.
 fn filled(coverage: &Coverage) -> Document {
-    // `$ne: []` would also pass over an outbox that has an empty array among its elements.
+    // `$ne: []` would also skip an outbox that has an empty array among its elements.
     let not_empty = doc! { "$exists": true, "$not": { "$size": 0 } };
     doc! { "$and": [
         namespaces("ns", coverage),
@@ -116,8 +117,8 @@ fn filled(coverage: &Coverage) -> Document {
 }
 
 fn namespaces(field: &str, coverage: &Coverage) -> Document {
-    let mut arms = Vec::with_capacity(coverage.arms.len());
-    for Arm { pattern, except } in &coverage.arms {
+    let mut arms = Vec::with_capacity(coverage.parts.len());
+    for CoveredPattern { pattern, except } in &coverage.parts {
         let mut wanted = named(field, pattern, &coverage.state_database);
         if !except.is_empty() {
             let except: Vec<Document> = except.iter().map(|other| named(field, other, "")).collect();
@@ -128,8 +129,8 @@ fn namespaces(field: &str, coverage: &Coverage) -> Document {
     doc! { "$or": arms }
 }
 
-/// The names that a pattern means. A filter's regular expression passes over a name that is not UTF-8; one in an expression
-/// would end the stream.
+/// The names that a pattern matches. A regular expression in a filter skips a name that is not UTF-8; in an
+/// aggregation expression it would end the stream.
 fn named(field: &str, pattern: &NamespacePattern, state_database: &str) -> Document {
     let mut filter = Document::new();
 
@@ -175,7 +176,7 @@ fn fills_an_outbox() -> Document {
     } } }
 }
 
-/// An update that changes entries in place, and one of them without giving it a date.
+/// An update that changes entries in place, at least one of them without setting a date.
 fn changes_an_undated_entry() -> Document {
     let set = doc! { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } };
     let names = doc! { "$concatArrays": [
@@ -196,7 +197,7 @@ fn changes_an_undated_entry() -> Document {
     } } }
 }
 
-/// The places of the entries that these names of fields lead to.
+/// The places of the entries that these field names point to.
 fn places(names: &str, fields: &[&str]) -> Document {
     let paths = doc! { "$map": { "input": names, "as": "name", "in": { "$split": ["$$name", "."] } } };
     let of_entry = doc! { "$and": [
@@ -217,9 +218,9 @@ fn has_parts(count: i32) -> Document {
     doc! { "$eq": [{ "$size": "$$path" }, count] }
 }
 
-/// Equal for as long as a token of the one stream can be used for the other.
+/// Equal as long as a token of one stream can be used for the other.
 ///
-/// A token made with another pipeline may be refused, or point behind changes that this pipeline wants.
+/// A token made with another pipeline may be refused, or may point past changes that this pipeline needs.
 pub(crate) fn fingerprint(coverage: &Coverage) -> String {
     let stages: Vec<Bson> = pipeline(coverage).into_iter().map(Bson::Document).collect();
     let text = format!("{} {}", Scope::of(coverage).name(), Bson::Array(stages).into_relaxed_extjson());

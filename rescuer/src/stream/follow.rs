@@ -1,10 +1,10 @@
-//! Following the change stream `delay` late.
+//! Follows the change stream with the delay.
 //!
 //! # Flow
-//! The change at the head is held until it is `delay` old by the server's clock, or has been in hand for that long; nothing
-//! behind it is dealt with before. So the oplog is the delay queue, memory doesn't grow with the delay, and the position is
-//! always a low-water mark. The changes that are old enough by then form a page; when everything the page needed is confirmed
-//! by the broker, the position may move behind it.
+//! The change at the head is held until it is `delay` old by the server's clock, or has been held for that
+//! long; later changes are not processed before it. So the oplog is the delay queue, memory doesn't grow with
+//! the delay, and the position is always a low-water mark. The changes that are old enough by then form a
+//! page; when everything the page needed is confirmed by the broker, the position may move behind it.
 //!
 //! # Crash at any point
 //! The position is before everything that was not confirmed; changes behind it are read again, and checked against
@@ -50,19 +50,19 @@ pub(super) struct Follower {
     /// Taken from the reader, but not old enough when a page was closed.
     next: Option<Box<Filled>>,
     age: Age,
-    /// Everything before it was dealt with; set while that isn't saved.
+    /// Every change before it was processed; set while that isn't saved.
     unsaved: Option<Mark>,
-    /// When to save next, at the soonest.
+    /// The earliest time of the next save.
     save_at: Instant,
-    /// Between tries to save a position.
+    /// The pauses between attempts to save a position.
     pauses: Pauses,
     unnamed: Reminder,
 }
 
-/// What the follower has in hand.
+/// The changes that the follower holds.
 enum InHand {
     Filled(Box<Filled>),
-    /// Nothing that matters lies before this.
+    /// There is no relevant change before this.
     UpTo(Mark),
     /// A position has to be saved first.
     Nothing,
@@ -89,7 +89,7 @@ impl Follower {
         }
     }
 
-    /// Follows until told to stop, or nothing is read any more.
+    /// Follows until a stop, or until the reader has ended.
     pub(super) async fn run(mut self) {
         let Err(Halt) = self.follow().await;
         self.save().await;
@@ -114,7 +114,7 @@ impl Follower {
         }
     }
 
-    /// The next item; nothing when a position has to be saved first. Halts when nothing is read any more.
+    /// The next item; `None` if a position has to be saved first. Halts if the reader has ended.
     async fn take(&mut self) -> Run<InHand> {
         if let Some(filled) = self.next.take() {
             return Ok(InHand::Filled(filled));
@@ -142,7 +142,10 @@ impl Follower {
         }
 
         if self.unnamed.is_due() {
-            tracing::warn!("a change names no document that a command can name; such are left to the sweep");
+            tracing::warn!(
+                "a change has a document key that no command can carry; such documents are left \
+                to the sweep"
+            );
         }
         InHand::UpTo(change.mark())
     }
@@ -167,8 +170,8 @@ impl Follower {
                 }
             }
 
-            // Without its reader, all behind this change goes unread; a hold can take hours. The position is before
-            // it, and the beginning after a loss finds it.
+            // Without its reader, all changes after this one stay unread; a hold can take hours. The position
+            // is before this change, so a start after the loss finds it.
             if self.items.is_closed() {
                 return Err(Halt);
             }
@@ -177,10 +180,11 @@ impl Follower {
         }
     }
 
-    /// Deals with a change that is old enough and with all those behind it that are, as far as they have arrived.
+    /// Processes a change that is old enough, and all later ones that have arrived and are old enough.
     async fn deal_with_page(&mut self, first: Filled) -> Run<()> {
         let now = self.term.now().await?;
-        // Of a change that is old enough by its time in hand alone, it is only known that it is due by now.
+        // Of a change that is old enough only by the time it was held, it is only known that it is due by
+        // now.
         let due = self.age.due(&first).min(now);
         self.term.report.head_due(due, now);
 
@@ -190,7 +194,7 @@ impl Follower {
         Ok(())
     }
 
-    /// A page of changes that are old enough, and the position behind it.
+    /// A page of changes that are old enough, and the position after it.
     fn fill_page(&mut self, first: Filled, now: DateTime) -> (Vec<Filled>, Mark) {
         let mut mark = first.mark.clone();
         let mut page = vec![first];
@@ -214,10 +218,11 @@ impl Follower {
         (page, mark)
     }
 
-    /// Saves a position that is not saved yet, also after a stop. After a failure it stays unsaved, and the next save has it.
+    /// Saves a position that is not saved yet, even after a stop. After a failure it stays unsaved, and the
+    /// next save has it.
     async fn save(&mut self) {
         if !self.term.held.lasts() {
-            // Steps back, unless it did so already: after the lease nothing is saved.
+            // Steps back, unless it did so already: no position is saved after the lease.
             self.term.is_over();
             return;
         }
@@ -234,7 +239,7 @@ impl Follower {
                 self.term.report.emit(RescueEvent::PositionSaved { cluster_time });
             }
             Ok(Saved::Fenced) => {
-                self.term.step_back("another rescuer has saved a position, or somebody deleted it");
+                self.term.step_back("another rescuer has saved a position, or the position was deleted");
             }
             Err(error) => {
                 self.save_at = Instant::now() + self.pauses.next();

@@ -15,8 +15,8 @@ pub(super) struct InlineShare {
 }
 
 impl InlineShare {
-    /// Counts documents. Warns when some of them were undelivered: if it is nearly all, there is no inline dispatcher that
-    /// could be too slow.
+    /// Counts documents. Warns when some of them were undelivered: if nearly all were, there is no inline
+    /// dispatcher that could be too slow.
     pub(super) fn count(&mut self, undelivered: usize, of: usize, delay: Duration) -> Option<Warning> {
         self.undelivered += undelivered;
         self.of += of;

@@ -1,4 +1,4 @@
-//! The change stream, followed `delay` late.
+//! The change stream, read with the delay.
 
 pub(crate) mod age;
 pub(crate) mod change;

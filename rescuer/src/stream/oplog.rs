@@ -23,7 +23,7 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// How often the ends of the oplog are read.
 const READ: Duration = Duration::from_secs(10);
-/// The first entry of a replica set's oplog that has dropped nothing yet.
+/// The first entry of a replica set's oplog that has not dropped any entry yet.
 const INITIATING: &str = "initiating set";
 
 /// Decides whether there is something to warn of.
@@ -41,7 +41,7 @@ fn judge(window: Window, delay: Duration, age: Option<Duration>) -> Option<Warni
     }
 }
 
-/// Watches until told to stop.
+/// Watches until a stop.
 pub(crate) async fn watch(term: Arc<Term>) {
     // A stop ends it, and nothing else.
     let _ = watch_on(&term).await;
@@ -72,7 +72,7 @@ fn report(term: &Term, window: Result<Window, Error>, age: Option<Duration>) {
         }
         Err(error) => {
             term.report.window(None);
-            // Refused, and not merely out of reach.
+            // Refused, and not only unreachable.
             if error_codes::code(&error).is_some() && !classify::is_transient(&error) {
                 term.report.warn(Warning::OplogUnknown { error: classify::text(&error) });
             }

@@ -1,4 +1,5 @@
-//! One page: changes that are old enough, their documents looked up at once, those still undelivered queued as one window.
+//! One page: changes that are old enough. Their documents are read together, and the undelivered ones are
+//! queued as one window.
 
 use std::{
     collections::HashMap,
@@ -35,11 +36,11 @@ use crate::{
     sweep::{catalogue::Catalogue, full_sweep::FullSweep},
 };
 
-/// From this many changes on, a page is worth asking for the time of the look-up.
+/// From this many changes on, it is worth asking for the cluster time before the read.
 const FULL: usize = 100;
-/// No look-up keeps the stream waiting for longer.
+/// No read keeps the stream waiting for longer.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(10);
-/// An empty array is its length, and the byte that ends it.
+/// An empty array consists of its length and the byte that ends it.
 const EMPTY_ARRAY: usize = 5;
 
 /// Checks pages, one after the other.
@@ -54,15 +55,15 @@ pub(super) struct PageChecker {
     inline: InlineShare,
 }
 
-/// The documents of one collection that a look-up found.
+/// The documents of one collection that a read found.
 struct FoundDocuments {
     wanted: Vec<Wanted>,
     /// The keys of those whose outbox is empty.
     empty: Vec<Vec<u8>>,
 }
 
-/// The result of a look-up in one collection.
-enum LookUp {
+/// The result of a read in one collection.
+enum PageRead {
     Found(FoundDocuments),
     /// It fails for this collection; the sweep finds the documents whose changes are skipped.
     SetAside,
@@ -96,7 +97,7 @@ impl PageChecker {
         let documents = last.len();
         let collections = self.by_collection(last);
 
-        // Asked before anything is looked up: everything until then is seen.
+        // Asked before the read: all writes up to then are seen.
         let mut time = None;
         if count >= FULL && !collections.is_empty() {
             let ask = || self.term.mongo.primary_time();
@@ -105,12 +106,12 @@ impl PageChecker {
 
         let mut wanted = Vec::new();
         for (namespace, documents) in collections {
-            match self.look_up(&namespace, &documents, time).await? {
-                LookUp::Found(found) => {
+            match self.read_documents(&namespace, &documents, time).await? {
+                PageRead::Found(found) => {
                     wanted.extend(found.wanted);
                     self.settle(&found.empty, time);
                 }
-                LookUp::SetAside => self.full_sweep.owe(&namespace),
+                PageRead::SetAside => self.full_sweep.request_collection(&namespace),
             }
             self.term.report.page_moved();
         }
@@ -127,7 +128,7 @@ impl PageChecker {
         Ok(())
     }
 
-    /// The documents to look up. A change from before its document was found empty needs no second look-up.
+    /// The documents to read. A change from before its document was found empty needs no second read.
     fn by_collection(&self, changed: HashMap<Vec<u8>, Filled>) -> HashMap<Namespace, Vec<DocumentRef>> {
         let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
         for (key, change) in changed {
@@ -147,17 +148,18 @@ impl PageChecker {
         }
     }
 
-    /// Looks up documents of one collection until that succeeds, or it is clear that it is this collection that fails.
-    async fn look_up(
+    /// Reads documents of one collection until that succeeds, or until it is clear that this collection
+    /// fails.
+    async fn read_documents(
         &mut self,
         namespace: &Namespace,
         documents: &[DocumentRef],
         time: Option<Timestamp>,
-    ) -> Run<LookUp> {
+    ) -> Run<PageRead> {
         if self.aside.waits(namespace) {
-            return Ok(LookUp::SetAside);
+            return Ok(PageRead::SetAside);
         }
-        let part = format!("look up changed documents of {namespace}");
+        let part = format!("read the changed documents of {namespace}");
         let (mut pauses, begun) = (Pauses::new(), Instant::now());
 
         loop {
@@ -168,26 +170,26 @@ impl PageChecker {
                 Ok(found) => {
                     self.aside.take_back(namespace);
                     self.term.report.healed(&part);
-                    return Ok(LookUp::Found(found));
+                    return Ok(PageRead::Found(found));
                 }
                 Err(error) => error,
             };
 
             let fault = classify::of(&error);
             self.term.report.trouble(&part, &classify::explain(&error, fault));
-            // An election is over by then; a missing privilege doesn't heal by itself.
+            // An election is over by then; a missing privilege doesn't end by itself.
             let lasts = matches!(fault, Fault::Fatal(_))
                 || self.aside.contains(namespace)
                 || begun.elapsed() >= PATIENCE;
             if lasts && self.mongodb_answers().await? {
                 self.aside.put(namespace);
-                return Ok(LookUp::SetAside);
+                return Ok(PageRead::SetAside);
             }
             pauses.pause(&self.term.stop).await;
         }
     }
 
-    /// Whether MongoDB answers at all: then it is the collection that fails.
+    /// Whether MongoDB answers at all: if so, the collection fails.
     async fn mongodb_answers(&self) -> Run<bool> {
         let asked = timeout(LONGEST_LOOK_UP, self.term.mongo.primary_time());
         let answer = self.term.unless_stopped(asked).await?;
@@ -226,8 +228,8 @@ fn last_changes(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
     changes.into_iter().map(|change| (change.document.map_key(), change)).collect()
 }
 
-/// With a `time`, everything that was written until then is seen, also by writes that were still committing when it was asked
-/// for: without it a document could be found empty "by" a time before which a message was pushed to it.
+/// With a `time`, all writes up to then are seen, including those that were still committing at the request:
+/// without it a document could be found empty "by" a time before which a message was pushed to it.
 fn read_concern(time: Option<Timestamp>) -> RawDocumentBuf {
     if let Some(time) = time {
         rawdoc! { "level": "local", "afterClusterTime": time }
@@ -262,7 +264,7 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
                     named.push(Wanted { document: (*document).clone(), ..wanted.clone() });
                 }
             }
-            // Deleted and inserted again with an equal `_id` of another type of number.
+            // Deleted and inserted again with an equal `_id` of another number type.
             None => named.push(wanted),
         }
     }

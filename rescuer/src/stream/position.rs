@@ -15,10 +15,10 @@
 //! ```
 //!
 //! # A position of another cluster
-//! A token means nothing to a cluster that didn't make it, and need not be refused: it may just point somewhere. It is
-//! recognised by the UUID that the server gave the collection of positions: one that was dumped and restored, or copied, has
-//! another. A copy of a whole server's files keeps it, but its oplog too; if that was made again, the server says 286, or
-//! the position is ahead of the server's time.
+//! A token is meaningless to another cluster, which may accept it anyway and read from an arbitrary point. It
+//! is recognised by the UUID that the server gave the collection of positions: one that was dumped and
+//! restored, or copied, has another. A copy of a whole server's files keeps it, but its oplog too; if that
+//! was made again, the server says 286, or the position is ahead of the server's time.
 
 use document_outbox::internal::error_codes::{self, Verdict};
 use mongodb::{
@@ -42,7 +42,7 @@ const AHEAD: u32 = 60;
 const UNAUTHORISED: i32 = 13;
 const NAMESPACE_EXISTS: i32 = 48;
 
-/// How far the stream was dealt with.
+/// How far the stream was processed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Mark {
     /// Continue after this.
@@ -57,14 +57,14 @@ impl Mark {
     }
 }
 
-/// Where to start, and what that says about the past.
+/// Where to start, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Start {
     /// There is no position.
     Fresh,
-    /// After the token, or at the time where there is no token yet.
+    /// After the token, or at the time if there is no token yet.
     Resume(Mark),
-    /// At a time that an operator asked for.
+    /// At a time that an operator set.
     Asked(Timestamp),
     /// At the time of a position that was made with another pipeline.
     PipelineChanged(Timestamp),
@@ -99,17 +99,18 @@ fn start(found: Option<FoundPosition>, here: &Here) -> Start {
     };
     let cluster_time = cluster_time.as_ref().and_then(Bson::as_timestamp);
 
-    // One that was made before lineages were, or where the user may not ask for them, is taken to be of this cluster.
+    // A position from before lineages existed, or whose lineage the user may not read, counts as one of this
+    // cluster.
     if let (Some(theirs), Some(ours)) = (lineage, here.lineage.clone())
         && theirs != Bson::Binary(ours)
     {
-        return Start::Lost("the saved position was copied here from another cluster or another time".into());
+        return Start::Lost("the saved position was copied from another cluster or another time".into());
     }
     if let Some(time) = cluster_time
         && time.time > here.time.time.saturating_add(AHEAD)
     {
         return Start::Lost(
-            "the saved position is ahead of the server's time, so it is of another cluster".into(),
+            "the saved position is ahead of the server's time, so it is from another cluster".into(),
         );
     }
 
@@ -117,7 +118,7 @@ fn start(found: Option<FoundPosition>, here: &Here) -> Start {
     if !is_of_this_pipeline {
         return match cluster_time {
             Some(time) => Start::PipelineChanged(time),
-            None => Start::Lost("the saved position is of other patterns and has no time".into()),
+            None => Start::Lost("the saved position is for other patterns and has no time".into()),
         };
     }
     match (token, cluster_time) {
@@ -164,30 +165,32 @@ impl Positions {
         Ok(start(found, &here))
     }
 
-    /// What the cluster of the positions is known by.
+    /// The identity of the positions' cluster.
     pub(crate) fn lineage(&self) -> &Lineage {
         &self.lineage
     }
 
-    /// Writes a position where there is none of a higher epoch, as a new owner does.
+    /// Writes a position unless there is one of a higher epoch, as a new owner does.
     pub(crate) async fn take(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
         let stored = self.collection.clone_with_type::<StoredPosition<'_>>();
         let mut lineage = self.ask_lineage().await?;
         loop {
             if lineage.is_none() {
-                // It has none before it is there.
+                // It has none before it exists.
                 self.create().await?;
                 lineage = self.ask_lineage().await?;
             }
             let written = self.stored(mark, lineage.as_ref(), epoch, now);
             match stored.replace_one(self.not_above(epoch), written).upsert(true).await {
                 Ok(_) => {}
-                // One of a higher epoch is there, so the filter misses it and the upsert meets it.
+                // A position of a higher epoch exists, so the filter misses it and the upsert conflicts with
+                // it.
                 Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => return Ok(Saved::Fenced),
                 Err(error) => return Err(error),
             }
 
-            // Dropped in between, the write has made another collection, and the position would name the one before.
+            // If it was dropped in between, the write has created another collection, and the position would
+            // name the old one.
             let made = self.ask_lineage().await?;
             if made == lineage {
                 return Ok(Saved::Done);
@@ -196,7 +199,7 @@ impl Positions {
         }
     }
 
-    /// Makes the collection of positions, unless it is there.
+    /// Creates the collection of positions unless it exists.
     async fn create(&self) -> Result<(), Error> {
         match self.database.create_collection(self.collection.name()).await {
             Err(error) if error_codes::code(&error) == Some(NAMESPACE_EXISTS) => Ok(()),
@@ -221,7 +224,7 @@ impl Positions {
         doc! { "_id": &self.stream, "epoch": { "$not": { "$gt": epoch } } }
     }
 
-    /// Asks for the UUID of the collection; `None` where it isn't there or the user may not ask.
+    /// Reads the UUID of the collection; `None` if it doesn't exist or the user may not read it.
     async fn ask_lineage(&self) -> Result<Option<Binary>, Error> {
         let listed = self.database.list_collections().filter(doc! { "name": self.collection.name() }).await;
         let asked = match listed {
@@ -274,7 +277,7 @@ struct StoredPosition<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Saved {
     Done,
-    /// The position is gone or of a higher epoch.
+    /// The position is gone or has a higher epoch.
     Fenced,
 }
 
@@ -344,9 +347,12 @@ mod tests {
             Some(FoundPosition { lineage, ..found(Some(token()), Some(time), "p").unwrap() })
         };
         assert!(matches!(start(of(Some(1), 1030), &here()), Start::Resume(_)), "clocks differ a little");
-        assert!(matches!(start(of(None, 7), &here()), Start::Resume(_)), "nobody asked when it was made");
+        assert!(
+            matches!(start(of(None, 7), &here()), Start::Resume(_)),
+            "the UUID was unknown when it was made"
+        );
         let unknown = Here { lineage: None, ..here() };
-        assert!(matches!(start(of(Some(2), 7), &unknown), Start::Resume(_)), "the server doesn't tell");
+        assert!(matches!(start(of(Some(2), 7), &unknown), Start::Resume(_)), "the UUID is unknown now");
         assert!(matches!(start(of(Some(2), 7), &here()), Start::Lost(_)));
         assert!(matches!(start(of(Some(1), 2000), &here()), Start::Lost(_)));
     }

@@ -1,4 +1,4 @@
-//! Reading the change stream: opens it, keeps it open, hands on what it shows, in order.
+//! Reads the change stream: opens it, keeps it open, and passes its changes on in order.
 //!
 //! ```text
 //!      ┌─────────── pause ◀── transient error ────┐
@@ -8,9 +8,9 @@
 //!      └────────────┴── position lost | stopped ──▶ the end
 //! ```
 //!
-//! It runs in a task of its own: a driver's cursor must not be used again after a poll of it was dropped, so a poll is raced
-//! against nothing but the end, after which nothing uses the cursor. It reads at most one page ahead of what the other side has
-//! taken, then waits.
+//! It runs in a separate task: a driver's cursor must not be used again after a poll of it was dropped, so a
+//! poll is raced only against the end, after which the cursor is not used. It reads at most one page ahead of
+//! the other side, then waits.
 
 use std::{
     sync::Arc,
@@ -45,20 +45,20 @@ use crate::{
     sweep::full_sweep::FullSweep,
 };
 
-/// How long the server waits for something new before it answers that there is nothing.
+/// How long the server waits for a change before it answers with an empty page.
 const MAX_AWAIT: Duration = Duration::from_millis(500);
 
-/// After this many refusals in a row, and no sooner than [`Settings::refused_for`](crate::Settings::refused_for), it is the
-/// position that is refused.
+/// After this many refusals in a row, and no sooner than
+/// [`Settings::refused_for`](crate::Settings::refused_for), the position itself counts as refused.
 const REFUSALS: u32 = 3;
 
-/// For this long the server's own time is a position that it can't have lost.
+/// For this long, the server can't have lost its own time as a position.
 const FRESH: Duration = Duration::from_mins(10);
 
 /// As it is reported when it fails: "could not …".
 const READING: &str = "read the change stream";
 
-/// A position of no use any more.
+/// A position that is no longer usable.
 #[derive(Debug)]
 pub(super) struct Loss {
     pub(super) reason: String,
@@ -77,12 +77,12 @@ enum Cut {
 
 /// What a failure means.
 enum Failure {
-    /// It is tried again; the reason in a sentence.
+    /// It is retried; the reason in a sentence.
     Again(String),
     Lost(Loss),
 }
 
-/// How far an item got.
+/// The result of passing an item on.
 enum Offered {
     Taken,
     Held(Item),
@@ -99,17 +99,17 @@ pub(super) struct Reader {
     term: Arc<Term>,
     full_sweep: Arc<FullSweep>,
     out: mpsc::Sender<Item>,
-    /// Behind everything that was handed on.
+    /// The position after everything that was passed on.
     mark: Mark,
-    /// What the next successful opening is announced as.
+    /// How the next successful opening is announced.
     opening: RescueEvent,
-    /// When the mark was asked for, where it is the server's time of then.
+    /// When the mark was requested, if it is the server's time at that moment.
     fresh: Option<Instant>,
     refusals: Option<Refusals>,
-    /// Whether a cursor has delivered, even if only that there is nothing.
+    /// Whether a cursor has answered, even with an empty page.
     worked: bool,
     idle_since: Instant,
-    /// Between tries to open the stream.
+    /// The pauses between attempts to open the stream.
     pauses: Pauses,
     reminder: Reminder,
 }
@@ -181,7 +181,7 @@ impl Reader {
             };
             self.pause(&cause).await;
 
-            // Until the first success, the next one is still the opening.
+            // Until the first success, each attempt counts as the opening.
             if opened {
                 self.opening = RescueEvent::Reopened { cause };
             }
@@ -191,20 +191,20 @@ impl Reader {
     async fn pause(&mut self, cause: &ReopenCause) {
         match cause {
             ReopenCause::Held => {
-                tracing::debug!("opening the change stream again behind a change that was held for long");
+                tracing::debug!("opening the change stream again after a change that was held for long");
                 return;
             }
             ReopenCause::Error(_) => {}
             ReopenCause::Invalidated | ReopenCause::Ended => {
                 if self.reminder.is_due() {
-                    tracing::warn!(?cause, "the change stream ended; opening it again from where it stood");
+                    tracing::warn!(?cause, "the change stream ended; opening it again at its position");
                 }
             }
         }
         self.pauses.pause(&self.term.stop).await;
     }
 
-    /// Counts an opening that the server refused for no reason of its own.
+    /// Counts an opening that the server refused although it is healthy.
     fn count_refusal(&mut self, error: &Error) {
         if classify::is_transient(error) {
             self.refusals = None;
@@ -214,7 +214,7 @@ impl Reader {
         self.refusals = Some(Refusals { count: known.count + 1, ..known });
     }
 
-    /// Decides what an error that ends a cursor means.
+    /// Decides the meaning of an error that ends a cursor.
     fn judge(&mut self, error: &Error) -> Failure {
         let fault = classify::of_stream(error);
         let reason = classify::explain(error, fault);
@@ -251,7 +251,7 @@ impl Reader {
         let coverage = &self.term.plan.coverage;
         let stages = pipeline(coverage);
 
-        // `startAfter`, since unlike `resumeAfter` it continues behind an invalidate.
+        // `startAfter`, because unlike `resumeAfter` it continues after an invalidate.
         let (after, at) = match &self.mark {
             Mark { token: Some(token), .. } => (Some(token.clone()), None),
             Mark { cluster_time, .. } => (None, *cluster_time),
@@ -297,7 +297,7 @@ impl Reader {
             };
             self.fresh = None;
 
-            // That there is nothing in the first batch was said by the opening itself.
+            // The opening itself already reported an empty first batch.
             if next.is_some() || asked {
                 self.delivered();
             }
@@ -340,20 +340,20 @@ impl Reader {
         self.term.report.healed(READING);
     }
 
-    /// The token, where the position isn't behind it yet.
+    /// The token, unless the position is already after it.
     fn newer(&self, token: Option<ResumeToken>) -> Option<ResumeToken> {
         token.filter(|token| Some(token) != self.mark.token.as_ref())
     }
 
-    /// The position is behind this token from now on.
+    /// The position is after this token from now on.
     fn set_mark(&mut self, token: ResumeToken) {
-        // An unreadable token keeps the earlier time, which is a low-water mark still.
+        // An unreadable token keeps the earlier time, which is still a low-water mark.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
         self.mark = Mark { token: Some(token), cluster_time };
     }
 
-    /// The token of a stream that shows nothing moves on all the same; were it not saved, resuming would read all changes
-    /// again that others wrote since.
+    /// The token of a stream without changes still advances. If it were not saved, resuming would read again
+    /// all changes that others have written since.
     fn idle(&mut self, token: Option<ResumeToken>) {
         let Some(token) = self.newer(token) else {
             return;
@@ -369,7 +369,7 @@ impl Reader {
         }
     }
 
-    /// Hands on, unless that takes longer than the cursor may be left alone.
+    /// Passes it on, unless that takes longer than the cursor may stay unread.
     async fn offer(&self, item: Item) -> Run<Offered> {
         let item = match self.out.try_send(item) {
             Ok(()) => return Ok(Offered::Taken),
@@ -394,7 +394,7 @@ impl Reader {
         offered
     }
 
-    /// Hands on, however long it takes.
+    /// Passes it on, however long it takes.
     async fn hand_on(&self, item: Item) -> Run<()> {
         self.term.report.reading(Reading::Waits);
         let sent = self.term.unless_stopped(self.out.send(item)).await;
@@ -402,7 +402,7 @@ impl Reader {
         sent?.map_err(|_| Halt)
     }
 
-    /// Halts where the term is over, or the other side takes nothing any more.
+    /// Halts if the term is over, or if the other side no longer takes items.
     fn check(&self) -> Run<()> {
         self.term.check()?;
         if self.out.is_closed() { Err(Halt) } else { Ok(()) }

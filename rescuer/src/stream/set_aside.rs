@@ -1,9 +1,9 @@
-//! Collections whose documents can't be looked up, while others can.
+//! Collections whose documents can't be read, while others can.
 //!
-//! A missing privilege, a shard that is away, a lock that lasts: one collection's look-ups can fail for hours. The stream doesn't
-//! wait for it, since it is one stream for many collections. Its changes are passed over, and the sweep owes them a full round,
-//! which finds what they were about as soon as the collection can be read. Meanwhile the stream tries it again, ever more
-//! seldom.
+//! A missing privilege, an unreachable shard, a long lock: reads of one collection can fail for hours. The
+//! stream doesn't wait for it, because it is one stream for many collections. Its changes are skipped, and
+//! the sweep finds their messages in a full round as soon as the collection can be read. Meanwhile the stream
+//! retries the collection at growing intervals.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 
 use mongodb::Namespace;
 
-/// A look-up is repeated for this long before its collection is set aside; elections are over by then.
+/// A read is repeated for this long before its collection is set aside; elections are over by then.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_mins(1);
@@ -32,7 +32,7 @@ impl SetAside {
         self.0.contains_key(namespace)
     }
 
-    /// Whether it is not to be tried yet.
+    /// Whether it should not be tried yet.
     pub(crate) fn waits(&self, namespace: &Namespace) -> bool {
         self.0.get(namespace).is_some_and(|again| Instant::now() < again.at)
     }
@@ -45,7 +45,7 @@ impl SetAside {
         again.at = Instant::now() + again.pause;
     }
 
-    /// It can be looked up again.
+    /// It can be read again.
     pub(crate) fn take_back(&mut self, namespace: &Namespace) {
         self.0.remove(namespace);
     }

@@ -1,8 +1,8 @@
-//! Documents that were found with an empty outbox, so that a document that changed many times in a backlog is looked up once,
-//! and not once in every page.
+//! Documents that were found with an empty outbox, so that a document that changed many times in a backlog is
+//! read once, and not once in every page.
 //!
-//! Forgetting costs another look-up and nothing else, so the memory is bounded. Two documents whose hashes are equal would hide
-//! each other's changes from the stream, though not from the sweep.
+//! Forgetting only costs another read, so the memory is bounded. Two documents whose hashes are equal would
+//! hide each other's changes from the stream, though not from the sweep.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::hash::hash;
 /// At some 40 bytes each.
 const MOST_SETTLED: usize = 100_000;
 
-/// The cluster time by which each was found empty: its changes until then need no second look-up.
+/// The cluster time by which each was found empty: its changes until then need no second read.
 #[derive(Debug, Default)]
 pub(super) struct Settled(HashMap<u64, Timestamp>);
 
@@ -63,7 +63,7 @@ mod tests {
         settled.note(&change(1, None).0, Timestamp { time: 7, increment: 1 });
         assert!(covers(&settled, 1, Some(6)) && covers(&settled, 1, Some(7)));
         assert!(!covers(&settled, 1, Some(8)), "it has changed since");
-        assert!(!covers(&settled, 1, None), "nobody knows when");
+        assert!(!covers(&settled, 1, None), "its time is unknown");
         assert!(!covers(&settled, 2, Some(6)));
     }
 

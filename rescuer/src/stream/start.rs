@@ -11,9 +11,9 @@
 //!                                 latest: now           no
 //!                                 fail: not at all      no
 //! ```
-//! The new position is always saved before the sweep begins: whatever is saved later shows in the stream, whatever was
-//! saved earlier is there for the sweep. What was saved shortly before is too young for the first, and without a date no
-//! other would find it soon: so there is a second one, a delay later.
+//! The new position is always saved before the sweep begins: later saves show in the stream, and the sweep
+//! finds earlier ones. Messages that were saved shortly before are too young for the first sweep, and without
+//! a date no other sweep would find them soon: so there is a second one, a delay later.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub(crate) struct ChangeStream {
 
 /// A place to read from, which is saved.
 #[derive(Debug)]
-pub(crate) struct Begun {
+pub(crate) struct StartPoint {
     pub(crate) mark: Mark,
     pub(crate) from: StartedFrom,
 }
@@ -61,7 +61,7 @@ type MayFail<T> = Result<T, Interrupted<RescuerError>>;
 
 impl ChangeStream {
     /// Decides where this term begins to read.
-    pub(crate) async fn begin(&self) -> MayFail<Begun> {
+    pub(crate) async fn begin(&self) -> MayFail<StartPoint> {
         let start = match self.start_at {
             Some(time) => Start::Asked(time),
             None => self.term.insist("read the position", || self.positions.load()).await?,
@@ -69,13 +69,13 @@ impl ChangeStream {
         self.take_up(start).await
     }
 
-    /// Makes a beginning of the position that was found, and saves it where it is new.
-    async fn take_up(&self, start: Start) -> MayFail<Begun> {
+    /// Derives the start from the position that was found, and saves it if it is new.
+    async fn take_up(&self, start: Start) -> MayFail<StartPoint> {
         let (mark, from) = match start {
             Start::Resume(mark) => (mark, StartedFrom::Position),
             Start::PipelineChanged(time) => {
                 tracing::info!(
-                    "other collections are watched than before: reading again from the position's time, and sweeping"
+                    "the watched collections have changed: reading again from the position's time, and sweeping"
                 );
                 (Mark::at(time), StartedFrom::ChangedPatterns)
             }
@@ -83,7 +83,7 @@ impl ChangeStream {
                 let seconds = time.time;
                 tracing::warn!(
                     seconds,
-                    "reading from the time in start_at, whatever the position says; remove start_at again"
+                    "reading from the time in start_at and ignoring the position; remove start_at afterwards"
                 );
                 (Mark::at(time), StartedFrom::Asked)
             }
@@ -92,16 +92,16 @@ impl ChangeStream {
         };
 
         self.save(&mark).await?;
-        Ok(Begun { mark, from })
+        Ok(StartPoint { mark, from })
     }
 
     /// Follows, and starts over as the settings say when the position is lost. Ends by a stop or a failure.
-    pub(crate) async fn keep_following(&self, mut begun: Begun) -> MayFail<()> {
+    pub(crate) async fn keep_following(&self, mut begun: StartPoint) -> MayFail<()> {
         let mut pauses = Pauses::new();
         loop {
             let Loss { reason, code, worked } = self.follow(begun).await?;
 
-            // One loss after the other without anything between, the more slowly the longer.
+            // Repeated losses without progress, at growing intervals.
             if worked {
                 pauses = Pauses::new();
             }
@@ -111,9 +111,9 @@ impl ChangeStream {
     }
 
     /// Follows from a mark until the position is lost.
-    async fn follow(&self, begun: Begun) -> MayFail<Loss> {
+    async fn follow(&self, begun: StartPoint) -> MayFail<Loss> {
         let (out, items) = mpsc::channel(self.term.settings.page_size);
-        let Begun { mark, from } = begun;
+        let StartPoint { mark, from } = begun;
         let reader = Reader::new(self.term.clone(), self.full_sweep.clone(), out, mark, from);
         let reading = tokio::spawn(reader.run());
 
@@ -136,8 +136,8 @@ impl ChangeStream {
         }
     }
 
-    /// Begins without a position, as the settings say.
-    async fn begin_without(&self, reason: String, code: Option<i32>) -> MayFail<Begun> {
+    /// Begins without a usable position, as the settings say.
+    async fn begin_without(&self, reason: String, code: Option<i32>) -> MayFail<StartPoint> {
         let policy = self.term.settings.on_history_lost;
         tracing::warn!(reason, code, ?policy, "the stream's position is LOST");
         self.term.report.emit(RescueEvent::PositionLost { reason: reason.clone(), code });
@@ -147,13 +147,13 @@ impl ChangeStream {
             return Err(RescuerError::PositionLost { stream, reason }.into());
         }
 
-        // Saved first: whatever is saved later shows in the stream, whatever was saved earlier is there for the sweep.
+        // Saved first: later saves show in the stream, and the sweep finds earlier ones.
         let mark = self.now().await?;
         self.save(&mark).await?;
         if policy == OnHistoryLost::Sweep {
             self.full_sweep.request_twice();
         }
-        Ok(Begun { mark, from: StartedFrom::AfterLoss })
+        Ok(StartPoint { mark, from: StartedFrom::AfterLoss })
     }
 
     /// The server's present.

@@ -1,16 +1,17 @@
 //! The time inside a resume token.
 //!
-//! A token says where in the oplog it points; the driver shows it as opaque. The time is wanted for a position whose
-//! token can't be used any more though the oplog still reaches back to it. Tokens are a *key string* in
-//! hexadecimal that begins with the cluster time, as the server's own comparison of tokens needs it to; where one doesn't
-//! look like that, there is no answer, and the caller keeps an earlier time, which is as good a low-water mark.
+//! A token is a place in the oplog; the driver treats it as opaque. The time is needed if a position's token
+//! can't be used any more although the oplog still reaches back to it. Tokens are a *key string* in
+//! hexadecimal that begins with the cluster time, because the server compares tokens that way; if a token has
+//! another form, there is no answer, and the caller keeps an earlier time, which is an equally good low-water
+//! mark.
 
 use mongodb::{bson::Timestamp, change_stream::event::ResumeToken};
 
 /// The key string's type byte for a timestamp.
 const TIMESTAMP: &str = "82";
 
-/// The cluster time of a token, where it can be read.
+/// The cluster time of a token, if it can be read.
 pub(crate) fn cluster_time(token: &ResumeToken) -> Option<Timestamp> {
     // The token's type hides its content but serializes as it.
     let token = serde_json::to_value(token).ok()?;

@@ -1,9 +1,10 @@
-//! How much is pending and dead, counted in the background out of a share of the sweep's budget of queries.
+//! Counts pending and dead messages in the background, with a share of the sweep's budget of queries.
 //!
-//! It goes by the indexes only: what has none is not counted, and its series are not a number. It lists the
-//! collections by itself and needs no broker, since it is during an outage that the figures are needed.
+//! It uses only the indexes: a collection without one is not counted, and its series are not a number. It
+//! lists the collections itself and needs no broker, because the figures are needed during an outage.
 //!
-//! Counting reads every filled outbox of a collection. So after one that took long, the next waits for ten times as long.
+//! Counting reads every filled outbox of a collection. So after a slow count, the next one waits ten times as
+//! long.
 
 use std::{
     collections::HashMap,
@@ -64,7 +65,7 @@ impl BacklogGauge {
         Self { term, catalogue, budget, swept, again: HashMap::new() }
     }
 
-    /// Counts again and again, until told to stop.
+    /// Counts repeatedly until a stop.
     pub(crate) async fn run(mut self) {
         if !self.term.settings.count_totals {
             return;
@@ -80,7 +81,8 @@ impl BacklogGauge {
 
     async fn count_on(&mut self) -> Run<()> {
         let interval = self.term.settings.totals_interval;
-        // The sweep looks for due entries first, unless that takes long, or can't begin because there is no broker.
+        // The sweep reads due entries first, unless that takes long, or can't begin because there is no
+        // broker.
         tokio::select! {
             () = self.swept.cancelled() => {}
             slept = self.term.sleep(interval) => slept?,
@@ -95,7 +97,7 @@ impl BacklogGauge {
                 Err(Interrupted::Halted) => return Err(Halt),
                 Err(Interrupted::Failed(error)) => {
                     let error = classify::text(&error);
-                    tracing::debug!(error, "could not list the collections to count in");
+                    tracing::debug!(error, "could not list the collections to count");
                 }
             }
             term.sleep(interval).await?;
@@ -136,8 +138,8 @@ impl BacklogGauge {
             Err(Interrupted::Halted) => return Err(Halt),
             Err(Interrupted::Failed(error)) => {
                 let (namespace, error) = (namespace.to_string(), classify::text(&error));
-                tracing::debug!(namespace, error, "could not count what is pending");
-                // Better none than those of before.
+                tracing::debug!(namespace, error, "could not count pending messages");
+                // No figures are better than old ones.
                 Totals::default()
             }
         };
@@ -157,7 +159,7 @@ impl BacklogGauge {
                 let (pending, contents) = self.contents(namespace, hint(), now, turns).await?;
                 totals.pending = Some(pending);
                 totals.contents = Some(contents);
-                // Of all of them where counting didn't end before.
+                // Of all of them if counting reached the end.
                 let [.., dead] = contents.messages;
                 let is_all = pending < MOST.unsigned_abs();
                 totals.dead = is_all.then_some(dead);
@@ -282,7 +284,7 @@ fn by_state(now: DateTime) -> Vec<Document> {
     ]
 }
 
-/// The state of an element, as in ARCHITECTURE.md; none where it can't be an entry.
+/// The state of an element, as in ARCHITECTURE.md; `None` if it can't be an entry.
 fn state(now: DateTime) -> Document {
     let due_at = doc! { "$ifNull": ["$$e.available_at", DateTime::MIN] };
     let made = doc! { "$ifNull": ["$$e.created_at", DateTime::MIN] };
@@ -295,7 +297,7 @@ fn state(now: DateTime) -> Document {
             branch(doc! { "$lte": [due_at.clone(), now] }, "due"),
             branch(doc! { "$eq": [{ "$type": "$$e.claimed_by" }, "string"] }, "claimed"),
             branch(attempts, "retrying"),
-            // Sent as due, by a clock that is ahead.
+            // Was due when sent, by a clock that is ahead.
             branch(doc! { "$lte": [due_at, made] }, "due"),
         ],
         "default": "scheduled",
@@ -310,7 +312,7 @@ fn branch(case: Document, then: &str) -> Document {
     doc! { "case": case, "then": then }
 }
 
-/// Since when a message waits: since it was made, or, if it was scheduled, since it is due.
+/// Since when a message waits: since it was sent or, if scheduled, since its due time.
 fn since(now: DateTime) -> Document {
     let is_past = doc! { "$lte": ["$$e.available_at", now] };
     let due_at = doc! { "$cond": [is_past, "$$e.available_at", Bson::Null] };
@@ -320,19 +322,19 @@ fn since(now: DateTime) -> Document {
         { "$gt": ["$$e.claims", 0] },
     ] };
     let dates = doc! { "made": "$$e.created_at", "due": due_at };
-    // Both leave out what is missing or null.
+    // Both ignore missing and null values.
     let waits =
         doc! { "$cond": [was_tried, { "$min": ["$$made", "$$due"] }, { "$max": ["$$made", "$$due"] }] };
     doc! { "$let": { "vars": dates, "in": waits } }
 }
 
-/// A count of a reply; 0 where there is none.
+/// A count of a reply; 0 if there is none.
 fn number(counted: &Document, name: &str) -> u64 {
     let number = counted.get_i64(name).or_else(|_| counted.get_i32(name).map(i64::from));
     number.ok().and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
 }
 
-/// How old a due entry is: since it was made, or, if it was scheduled, since it is due.
+/// How old a due entry is: since it was sent or, if scheduled, since its due time.
 fn age(entry: &Document, now: DateTime) -> Option<Duration> {
     let due = *entry.get_datetime("available_at").ok()?;
     if due > now {

@@ -1,4 +1,4 @@
-//! At most this many queries a second, evenly, without bursts: for all who share the budget.
+//! At most this many queries a second, evenly, without bursts, for all users of the budget.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{halt::Run, leadership::term::Term};
 
-/// Counting for the metrics takes at most every fifth query.
+/// Counting for the metrics uses at most every fifth query.
 const COUNTING: u32 = 5;
 
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl<'a> Turns<'a> {
         Self { term, budget, purpose: Purpose::Counting, taken: 0 }
     }
 
-    /// How many were taken so far.
+    /// How many were used so far.
     pub(crate) fn taken(&self) -> usize {
         self.taken
     }

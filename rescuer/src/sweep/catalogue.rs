@@ -1,4 +1,4 @@
-//! Learning about the watched collections, and announcing what is wrong with them.
+//! Reads facts about the watched collections, and announces their problems.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::{
 
 const UNAUTHORISED: i32 = 13;
 
-/// What is known of the collections, for one term. Stream, sweep and gauge all come across outboxes.
+/// The known facts about the collections, for one term. Stream, sweep and gauge all find outboxes.
 pub(crate) struct Catalogue {
     term: Arc<Term>,
     facts: Mutex<Facts>,
@@ -44,7 +44,7 @@ impl Catalogue {
         self.facts().holds(namespace)
     }
 
-    /// The index to go by, as far as is known.
+    /// The index to use, as far as is known.
     pub(crate) fn index(&self, namespace: &Namespace) -> Option<Index> {
         self.facts().index(namespace)
     }
@@ -78,7 +78,7 @@ impl Catalogue {
 
     /// A document with the field `outbox` was seen in a collection.
     pub(crate) fn found_outbox(&self, namespace: &Namespace) {
-        // Nearly always so: asked for every document that is read.
+        // Called for every document that is read, so this is nearly always the case.
         if self.holds(namespace) == Holds::Outboxes {
             return;
         }
@@ -97,7 +97,7 @@ impl Catalogue {
         self.review(namespace);
     }
 
-    /// A position was lost: it isn't known which outboxes the stream would have shown.
+    /// A position was lost: the outboxes that the stream would have shown are unknown.
     pub(crate) fn doubt(&self) {
         self.facts().doubt();
     }
@@ -107,7 +107,7 @@ impl Catalogue {
         self.facts().forget_indexes(namespace);
     }
 
-    /// The server refuses to go by the index.
+    /// The server refuses to use the index.
     pub(crate) fn refuse_index(&self, namespace: &Namespace) {
         self.facts().refuse_index(namespace);
         self.review(namespace);
@@ -123,7 +123,7 @@ impl Catalogue {
         self.term.report.flaws(flaws);
     }
 
-    /// Announces news about a collection, and reports what is wrong with all of them.
+    /// Announces news about a collection, and reports the problems of all of them.
     fn review(&self, namespace: &Namespace) {
         let Some(Review { is_missed, expiry, flaws }) = self.facts().review(namespace) else {
             return;
@@ -147,7 +147,7 @@ impl Catalogue {
     }
 }
 
-/// The options of a collection; none where this user may not list them.
+/// The options of a collection; `None` if this user may not list them.
 async fn options(mongo: &Mongo, namespace: &Namespace) -> Result<Option<Document>, Error> {
     let command = doc! { "listCollections": 1, "filter": { "name": &namespace.coll } };
     let mut cursor = match mongo.database(&namespace.db).run_cursor_command(command).await {

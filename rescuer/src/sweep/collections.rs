@@ -14,13 +14,13 @@ use crate::{halt::Interrupted, leadership::term::Term, mongo::Mongo, watch_plan:
 /// The contents of the databases of a stream's patterns.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// Everything, including collections that no pattern means.
+    /// Everything, including collections that no pattern matches.
     pub(crate) all: Vec<Listed>,
     /// The databases that could not be listed, with the reason.
     pub(crate) failed: Vec<(String, Error)>,
 }
 
-/// A collection, or something else that has a collection's name.
+/// A collection, or another object with a collection's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listed {
     pub(crate) namespace: Namespace,
@@ -32,7 +32,7 @@ pub(crate) enum ListedKind {
     Collection,
     View,
     TimeSeries,
-    /// The server's own, or of a kind that is not known here.
+    /// The server's own, or of an unknown kind.
     Other,
 }
 
@@ -49,7 +49,7 @@ impl Listing {
     }
 }
 
-/// Lists the databases that the patterns of this stream can mean, waiting for its turn before each query.
+/// Lists the databases that the patterns of this stream can match, waiting for its turn before each query.
 ///
 /// # Errors
 /// Where not even the databases can be listed. One database that can't be is in the listing.
@@ -66,7 +66,7 @@ pub(crate) async fn list_all(term: &Term, turns: &mut Turns<'_>) -> Result<Listi
     Ok(listing)
 }
 
-/// The databases that a stream's patterns name. A query where one of them holds a `*`.
+/// The databases that a stream's patterns name. A query if one of them contains a `*`.
 async fn databases(term: &Term, turns: &mut Turns<'_>) -> Result<BTreeSet<String>, Interrupted> {
     let coverage = &term.plan.coverage;
     let mut databases = BTreeSet::new();
@@ -90,7 +90,7 @@ async fn databases(term: &Term, turns: &mut Turns<'_>) -> Result<BTreeSet<String
     Ok(databases)
 }
 
-/// The databases in which this user may do something; it needs no privilege for that.
+/// The databases in which this user has any privilege; listing these needs none.
 pub(crate) async fn all_databases(mongo: &Mongo) -> Result<Vec<String>, Error> {
     let command = doc! { "listDatabases": 1, "nameOnly": true, "authorizedDatabases": true };
     let reply = mongo.database("admin").run_command(command).await?;
@@ -99,7 +99,7 @@ pub(crate) async fn all_databases(mongo: &Mongo) -> Result<Vec<String>, Error> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// The contents of one database; none where there is no such database.
+/// The contents of one database; `None` if there is no such database.
 async fn list(mongo: &Mongo, database: &str) -> Result<Vec<Listed>, Error> {
     // These two options together need no privilege beyond those on the collections themselves.
     let command = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };

@@ -1,11 +1,12 @@
-//! The facts about the watched collections: whether one holds outboxes at all, by which index it is swept, and whether the
-//! server deletes its documents by itself.
+//! The facts about the watched collections: whether it has outboxes at all, by which index it is swept, and
+//! whether the server deletes its documents by itself.
 //!
 //! # Collections without an outbox
-//! A pattern such as `shop.*` also means sessions and logs, which never held an outbox. Such a collection must cost nothing
-//! and cause no alert. So one that lacks the index is read once, slice by slice. If no document in it has the field `outbox`, it
-//! is left alone until the change stream shows one that has, or a position is lost, after which it isn't known which ones the
-//! stream would have shown. A collection that `watch` names is taken to hold outboxes.
+//! A pattern such as `shop.*` also means sessions and logs, which never held an outbox. Such a collection
+//! must cost nothing and cause no alert. So one that lacks the index is read once, slice by slice. If no
+//! document in it has the field `outbox`, it is left alone until the change stream shows one that has, or a
+//! position is lost, after which it isn't known which ones the stream would have shown. A collection that
+//! `watch` names is assumed to have outboxes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,10 +18,10 @@ use mongodb::{Namespace, bson::Document};
 use super::index::{Index, Indexes};
 use crate::observe::{flaws::Flaws, warning::Expiry};
 
-/// After this long a collection without the index is looked at again.
+/// After this long a collection without the index is checked again.
 const MISSING_AGAIN: Duration = Duration::from_mins(1);
-/// After this long one that has it is, for an index that has the server delete documents. With many collections it takes
-/// longer, so that no more than one a second is listed.
+/// After this long a collection with the index is checked for an index that deletes documents. With many
+/// collections it takes longer, so that at most one a second is listed.
 const PRESENT_AGAIN: Duration = Duration::from_mins(5);
 const ONE: Duration = Duration::from_secs(1);
 /// The status names no more flaws than these.
@@ -41,7 +42,7 @@ struct CollectionFacts {
     listed: Option<Instant>,
     indexes: Indexes,
     expiry: Option<Expiry>,
-    /// The flaw that was last reported of it.
+    /// Its last reported flaw.
     reported: Flaw,
     /// Dead messages were found in it.
     has_dead: bool,
@@ -59,7 +60,7 @@ pub(crate) enum Holds {
     Nothing,
 }
 
-/// What is wrong with one collection.
+/// The problem of one collection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Flaw {
     lacks_due: bool,
@@ -73,7 +74,7 @@ pub(super) struct Review {
     /// It lacks the index for the sweep, and didn't before.
     pub(super) is_missed: bool,
     pub(super) expiry: Option<Expiry>,
-    /// What is wrong with all collections together, where this one's part has changed.
+    /// The problems of all collections together, if those of this one have changed.
     pub(super) flaws: Option<Flaws>,
 }
 
@@ -85,7 +86,7 @@ impl Facts {
     pub(super) fn holds(&self, namespace: &Namespace) -> Holds {
         match self.collections.get(namespace) {
             Some(known) if known.holds != Holds::Unsure => known.holds,
-            // A collection that `watch` names is taken to hold outboxes.
+            // A collection that `watch` names is assumed to have outboxes.
             _ if self.named.contains(namespace) => Holds::Outboxes,
             _ => Holds::Unsure,
         }
@@ -122,7 +123,7 @@ impl Facts {
     pub(super) fn found_outbox(&mut self, namespace: &Namespace) {
         let known = self.collections.entry(namespace.clone()).or_default();
         if known.holds == Holds::Nothing {
-            // The index may have been made since.
+            // The index may have been created since.
             known.listed = None;
         }
         known.holds = Holds::Outboxes;
@@ -149,7 +150,7 @@ impl Facts {
     /// List its indexes the next time.
     pub(super) fn forget_indexes(&mut self, namespace: &Namespace) {
         if let Some(known) = self.collections.get_mut(namespace) {
-            // One that is known to be missing was announced, and is looked at again in time.
+            // A missing index was announced, and is checked again later.
             if known.indexes.due.is_some() {
                 known.listed = None;
             }
@@ -200,7 +201,7 @@ impl Facts {
             if let Some(expiry) = &flaw.expiry {
                 flaws.expiring += 1;
                 let sentence =
-                    format!("{namespace} loses documents by {expiry}, whatever is in their outboxes");
+                    format!("{namespace} loses documents by {expiry}, even with messages in their outboxes");
                 flaws.sentences.push(sentence);
             }
         }
@@ -220,7 +221,7 @@ impl Facts {
         known.listed = Some(Instant::now());
     }
 
-    /// The options of a collection were listed; none where this user may not list them.
+    /// The options of a collection were listed; `None` if this user may not list them.
     pub(super) fn options(&mut self, namespace: &Namespace, options: Option<&Document>) {
         if let Some(known) = self.collections.get_mut(namespace) {
             known.expiry = expiry(options, &known.indexes);
@@ -234,13 +235,13 @@ impl Facts {
         }
     }
 
-    /// Compares the flaw of a collection with the one that was last reported.
+    /// Compares the flaw of a collection with its last reported one.
     pub(super) fn review(&mut self, namespace: &Namespace) -> Option<Review> {
         let flaw = self.flaw(namespace);
         let known = self.collections.get_mut(namespace)?;
         let before = std::mem::replace(&mut known.reported, flaw.clone());
 
-        // Counted over all collections, so not for each of thousands that have nothing new.
+        // This counts over all collections, so it is not done for each of thousands without news.
         let flaws = if before == flaw { None } else { Some(self.flaws()) };
         let is_missed = flaw.lacks_due && !before.lacks_due;
         Some(Review { is_missed, expiry: flaw.expiry, flaws })
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_position_makes_unsure_what_was_found_empty() {
+    fn a_lost_position_makes_empty_collections_uncertain() {
         let mut facts = Facts::new(Vec::new());
         listed(&mut facts, Indexes::default());
         facts.found_none(&orders());

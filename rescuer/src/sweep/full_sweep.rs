@@ -1,4 +1,4 @@
-//! The wish for a full sweep: one that also finds entries without a date.
+//! Requests for a full sweep: one that also finds entries without a date.
 
 use std::{
     collections::HashSet,
@@ -15,14 +15,14 @@ use tokio::sync::Notify;
 
 use crate::leadership::term::Term;
 
-/// For clocks that differ a little.
+/// A margin for clocks that differ a little.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Between the stream, which wishes, and the sweep, which fulfils.
+/// Shared by the stream, which requests, and the sweep, which fulfils.
 pub(crate) struct FullSweep {
     term: Arc<Term>,
     wanted: AtomicBool,
-    /// Collections whose part is wanted in the next round, whether or not a whole one is.
+    /// Collections whose part is requested for the next round, whether or not a whole round is.
     owed: Mutex<HashSet<Namespace>>,
     wake: Notify,
 }
@@ -38,13 +38,13 @@ impl FullSweep {
         self.wake.notify_one();
     }
 
-    /// Wants one now, and another when documents that are too young for it are old enough.
+    /// Requests one now, and another when documents that are too young now are old enough.
     pub(crate) fn request_twice(self: &Arc<Self>) {
         self.request();
         self.request_later();
     }
 
-    /// Wants one when the documents of now are as old as the delay.
+    /// Requests one for when today's documents are as old as the delay.
     pub(crate) fn request_later(self: &Arc<Self>) {
         let wish = self.clone();
         tokio::spawn(async move {
@@ -54,23 +54,23 @@ impl FullSweep {
         });
     }
 
-    /// Wants one in the next round.
+    /// Requests one in the next round.
     pub(crate) fn postpone(&self) {
         self.wanted.store(true, Ordering::Release);
     }
 
-    /// Whether one is wanted; from then on it no longer is.
+    /// Takes the request, if there is one.
     pub(crate) fn take(&self) -> bool {
         self.wanted.swap(false, Ordering::AcqRel)
     }
 
     /// The stream has skipped changes of this collection: its part of a full round has to find them.
-    pub(crate) fn owe(&self, namespace: &Namespace) {
+    pub(crate) fn request_collection(&self, namespace: &Namespace) {
         self.owed.lock().insert(namespace.clone());
     }
 
-    /// The collections that are owed their part; from then on they no longer are.
-    pub(crate) fn take_owed(&self) -> HashSet<Namespace> {
+    /// Takes the collections whose part was requested.
+    pub(crate) fn take_requested(&self) -> HashSet<Namespace> {
         std::mem::take(&mut *self.owed.lock())
     }
 

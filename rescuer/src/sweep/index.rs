@@ -10,10 +10,10 @@ use document_outbox::internal::error_codes;
 
 use crate::mongo::Mongo;
 
-/// Bad value: of the sweep's own queries, only the hint can be one.
+/// Bad value: in the sweep's own queries, only the hint can cause it.
 const BAD_VALUE: i32 = 2;
 
-/// An index that the sweep can go by.
+/// An index that the sweep can use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
     pub(crate) name: String,
@@ -24,16 +24,16 @@ pub(crate) struct Index {
 /// The indexes of a collection, as far as they matter here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Indexes {
-    /// The one that the sweep goes by.
+    /// The index that the sweep uses.
     pub(crate) due: Option<Index>,
-    /// Whether there is one by which dead messages are found.
+    /// Whether there is one that finds dead messages.
     pub(crate) dead: bool,
-    /// The name of one that has the server delete documents, whatever is in their outboxes.
+    /// The name of an index that deletes documents even with messages in their outboxes.
     pub(crate) ttl: Option<String>,
 }
 
 impl Indexes {
-    /// Whether somebody has made an index for outboxes.
+    /// Whether an index for outboxes exists.
     pub(crate) fn is_of_outboxes(&self) -> bool {
         self.due.is_some() || self.dead
     }
@@ -62,7 +62,7 @@ pub(crate) async fn list(mongo: &Mongo, namespace: &Namespace) -> Result<Indexes
     Ok(indexes)
 }
 
-/// By the name that the library gives it: under another the library could not make it any more.
+/// With the library's name: with another name the library could not create it any more.
 pub(crate) fn how_to_make(collection: &str) -> String {
     format!(
         "db.getCollection({collection:?}).createIndex({{\"outbox.available_at\": 1}}, {{name: \"outbox_available_at\", \
@@ -70,19 +70,19 @@ pub(crate) fn how_to_make(collection: &str) -> String {
     )
 }
 
-/// Whether the server says that there is no such index to go by.
+/// Whether the server reports that there is no such index.
 pub(crate) fn is_refused_hint(error: &Error) -> bool {
     error_codes::code(error) == Some(BAD_VALUE)
 }
 
-/// The index, if the sweep can rely on it to hold every entry.
+/// The index, if it is sure to cover every entry.
 fn serves(index: &IndexModel) -> Option<Index> {
     let options = index.options.as_ref()?;
     let name = options.name.clone()?;
     if !is_ascending(index, "outbox.available_at") || options.hidden == Some(true) {
         return None;
     }
-    // A sparse one lacks the entries without a date where no entry of the document has one.
+    // A sparse index lacks a document's entries if none of them has a date.
     if options.sparse == Some(true) {
         return None;
     }
@@ -93,7 +93,7 @@ fn serves(index: &IndexModel) -> Option<Index> {
     }
 }
 
-/// Whether dead messages can be counted by it. A sparse one has them all, too.
+/// Whether dead messages can be counted by it. A sparse index covers all of them, too.
 fn holds_dead(index: &IndexModel) -> bool {
     let is_usable = match &index.options {
         Some(options) => options.partial_filter_expression.is_none() && options.hidden != Some(true),
@@ -102,8 +102,8 @@ fn holds_dead(index: &IndexModel) -> bool {
     is_usable && is_ascending(index, "outbox.dead_at")
 }
 
-/// The name of an index that has the server delete documents with a filled outbox. One that is made for empty outboxes
-/// alone is the way to have both.
+/// The name of an index that deletes documents with a filled outbox. An index that only covers empty outboxes
+/// is allowed.
 fn expires(index: &IndexModel) -> Option<String> {
     let options = index.options.as_ref()?;
     options.expire_after?;

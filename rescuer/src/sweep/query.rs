@@ -3,10 +3,11 @@
 //! By the partial index on `outbox.available_at`, in its order, with one cursor from the oldest to now:
 //!
 //! - *No sort.* The index is multikey, and a sort by an array's field reads the whole range before the first page.
-//! - *No page by page with a lower bound.* Thousands of entries can share one millisecond (a transaction, a bulk
-//!   schedule); a bound behind it would skip those, a bound on it would read them for ever. A cursor's place in the index
-//!   is exact, costs the server the same, and survives documents that are delivered or claimed meanwhile.
-//! - `$elemMatch`, since conditions on the bare path may be met by two different elements.
+//! - *No page by page with a lower bound.* Thousands of entries can share one millisecond (a transaction, a
+//!   bulk schedule); a bound after it would skip those, a bound on it would read them forever. A cursor's
+//!   place in the index is exact, costs the server the same, and survives documents that are delivered or
+//!   claimed meanwhile.
+//! - `$elemMatch`, because two different elements could satisfy conditions on the bare path.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -44,7 +45,7 @@ pub(super) struct OpenQuery {
 enum PageOf {
     /// The first, which came with the query.
     Opening,
-    /// Another, which is a query of its own for the server.
+    /// Another, which is a separate query for the server.
     Cursor,
 }
 
@@ -93,7 +94,7 @@ impl OpenQuery {
 
         let mut found = QueriedPage::default();
         while found.examined < term.settings.page_size {
-            // A stop needn't wait for the documents that the server is still looking for.
+            // A stop needn't wait for documents that the server is still reading.
             let is_there = term.unless_stopped(self.cursor.advance()).await??;
             if !is_there {
                 self.ended = true;
@@ -114,12 +115,12 @@ pub(super) fn by(index: &Index) -> FindOptions {
     FindOptions::builder().hint(Hint::Name(index.name.clone())).build()
 }
 
-/// Documents with an entry whose date has come. The first condition is what lets the server use the partial index.
+/// Documents with an entry whose date has come. The first condition lets the server use the partial index.
 pub(super) fn due_by(now: DateTime) -> Document {
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": { "available_at": { "$lte": now } } } }
 }
 
-/// Documents with a living entry that has no date.
+/// Documents with an entry that is not dead and has no date.
 pub(super) fn undated() -> Document {
     let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }

@@ -1,9 +1,10 @@
-//! One collection's part in the sweep: read from one end to the other, a page a turn.
+//! One collection's part in the sweep: read from one end to the other, one page at a time.
 //!
 //! # How a collection is read
-//! By its index, with [one query](super::query) over the entries that are due. Entries without a date are at the index's
-//! null, with all dead ones. They are read where a full round wants them, and where one was queued and not seen to be done
-//! since. Without the index, and for outboxes that an index doesn't hold, the collection is [scanned](super::scan).
+//! By its index, with [one query](super::query) over the entries that are due. Entries without a date are at
+//! the index's null, with all dead ones. They are read in a full round, and after one was queued, until it is
+//! known to be done. Without the index, and for outboxes that an index doesn't hold, the collection is
+//! [scanned](super::scan).
 //!
 //! # When there is no room to remember a document
 //! The collection keeps the documents that were found and its place, and continues there as soon as pauses end. So a backlog
@@ -32,7 +33,7 @@ use crate::{
     },
 };
 
-/// One collection on its way.
+/// The progress in one collection.
 pub(crate) struct CollectionSweep {
     pub(crate) namespace: Namespace,
     step: Step,
@@ -42,7 +43,7 @@ pub(crate) struct CollectionSweep {
     pub(crate) fulfilled: Option<u64>,
     /// The entries without a date were read to their end.
     pub(crate) read_undated: bool,
-    /// Outboxes that the index doesn't hold were looked for.
+    /// Outboxes that the index doesn't cover were searched.
     pub(crate) read_flaws: bool,
 }
 
@@ -55,14 +56,14 @@ enum Step {
     End,
 }
 
-/// What a round wants of a collection.
+/// What a round has to read of a collection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wish {
-    /// The full round that is still to be done for it.
+pub(crate) struct ReadRequest {
+    /// The full round that it still needs.
     pub(crate) full: Option<u64>,
-    /// Entries without a date were queued and are to be read again.
+    /// Entries without a date were queued and have to be read again.
     pub(crate) undated: bool,
-    /// How many slices may be read for outboxes that the index doesn't hold.
+    /// How many slices may be read for outboxes that the index doesn't cover.
     pub(crate) flaws: usize,
 }
 
@@ -71,7 +72,7 @@ pub(crate) struct Wish {
 pub(crate) enum TurnEnd {
     /// There is more to read.
     More,
-    /// Nothing can be queued until a pause ends.
+    /// No document can be queued until a pause ends.
     NoRoom,
     /// The collection was read to its end.
     Done,
@@ -123,7 +124,7 @@ impl CollectionSweep {
         }
     }
 
-    /// Whether the server won't go by the index.
+    /// Whether the server refuses to use the index.
     fn is_refused(&self, error: &Error) -> bool {
         is_refused_hint(error) && matches!(self.step, Step::Due(_))
     }
@@ -169,7 +170,7 @@ impl CollectionReader {
     pub(crate) async fn turn(
         &mut self,
         sweep: &mut CollectionSweep,
-        wish: Wish,
+        wish: ReadRequest,
         turns: &mut Turns<'_>,
         count: &mut Count,
     ) -> Result<TurnEnd, Interrupted> {
@@ -190,7 +191,7 @@ impl CollectionReader {
     }
 
     fn end(&self, sweep: &CollectionSweep) {
-        // A scan reads a part in each round: only a whole lap says which documents are done.
+        // A scan reads a part in each round: only a whole lap shows which documents are done.
         if !self.scans.is_under_way(Scan::Outboxes, &sweep.namespace) {
             self.sender.queued().end_sweep(&sweep.namespace, sweep.read, Instant::now());
         }
@@ -205,7 +206,7 @@ impl CollectionReader {
     async fn step(
         &mut self,
         sweep: &mut CollectionSweep,
-        wish: Wish,
+        wish: ReadRequest,
         turns: &mut Turns<'_>,
         count: &mut Count,
     ) -> Result<StepEnd, Interrupted> {
@@ -224,7 +225,7 @@ impl CollectionReader {
             PageEnd::Last => {
                 sweep.open = None;
                 self.finish_query(sweep, wish);
-                // The end of a collection needs no turn of its own.
+                // The end of a collection needs no separate turn.
                 let is_over = matches!(sweep.step, Step::End);
                 Ok(if is_over { StepEnd::Next } else { StepEnd::Turn(TurnEnd::More) })
             }
@@ -235,7 +236,7 @@ impl CollectionReader {
     async fn open_next(
         &mut self,
         sweep: &mut CollectionSweep,
-        wish: Wish,
+        wish: ReadRequest,
         turns: &mut Turns<'_>,
     ) -> Result<Opened, Interrupted> {
         let (filter, options) = match &mut sweep.step {
@@ -268,7 +269,7 @@ impl CollectionReader {
         Ok(Opened::Query)
     }
 
-    /// The first step: by the index where there is one.
+    /// The first step: by the index if there is one.
     async fn begin(&self, namespace: &Namespace, turns: &mut Turns<'_>) -> Result<Step, Interrupted> {
         self.catalogue.learn(namespace, turns).await?;
         if !self.scans.is_under_way(Scan::Outboxes, namespace) {
@@ -284,8 +285,8 @@ impl CollectionReader {
         Ok(slices(Scan::Outboxes, SLICES_A_ROUND))
     }
 
-    /// A query was read to its end: decides what comes after it.
-    fn finish_query(&mut self, sweep: &mut CollectionSweep, wish: Wish) {
+    /// A query was read to its end: decides the next step.
+    fn finish_query(&mut self, sweep: &mut CollectionSweep, wish: ReadRequest) {
         let step = std::mem::replace(&mut sweep.step, Step::End);
         sweep.step = match step {
             Step::Due(index) => self.after_due(sweep, index, wish),
@@ -303,7 +304,7 @@ impl CollectionReader {
     }
 
     /// The entries that are due were read.
-    fn after_due(&self, sweep: &mut CollectionSweep, index: Index, wish: Wish) -> Step {
+    fn after_due(&self, sweep: &mut CollectionSweep, index: Index, wish: ReadRequest) -> Step {
         if wish.full.is_none() && !wish.undated {
             if wish.flaws == 0 {
                 return Step::End;

@@ -1,22 +1,24 @@
 //! The sweep: the net under the change stream.
 //!
-//! Every `sweep_interval` it goes through everything that is due in every watched collection: retries, claims whose
-//! holder is gone, scheduled messages, lost commands, clears that were rolled back, and all that the stream missed. It runs
-//! from the first moment, beside the stream, and depends on nothing but the documents.
+//! Every `sweep_interval` it goes through everything that is due in every watched collection: retries, claims
+//! whose holder is gone, scheduled messages, lost commands, clears that were rolled back, and all messages
+//! that the stream missed. It runs from the first moment, concurrently with the stream, and depends only on
+//! the documents.
 //!
 //! # A round
-//! lists the collections, then reads [a page of each in turn](super::read). It ends when each was read to its end, and at
-//! the latest, when each has had a turn, after `sweep_interval`: a collection with a long backlog then continues where it
-//! was, and the others are begun again. So no collection's backlog makes another's messages late.
+//! lists the collections, then reads [a page of each in turn](super::read). It ends when each was read to its
+//! end, or after `sweep_interval` once each has had a turn: in the next round a collection with a long
+//! backlog continues where it was, and the others begin again. So no collection's backlog delays another's
+//! messages.
 //!
-//! A *full* round also reads entries without a date (a foreign writer may leave it out): at the start, after a lost position,
-//! once more a delay later (for what was too young then), and hourly. The stream is what finds them promptly; those that
-//! were queued are read again by ordinary rounds until they are seen to be done.
+//! A *full* round also reads entries without a date (a foreign writer may leave it out): at the start, after
+//! a lost position, again one delay later (for messages that were too young), and hourly. The stream finds
+//! them promptly; those that were queued are read again by ordinary rounds until they are done.
 //!
 //! # When a round is cut short
-//! By an error, or a broker that doesn't confirm: nothing is remembered as queued that wasn't, and the next round begins
-//! from the oldest again. Each collection is read by itself: those that were read to their end are done, and of a full round
-//! the others are made up for.
+//! By an error, or a broker that doesn't confirm: no document is remembered as queued that was not, and the
+//! next round begins from the oldest again. Collections are independent: those that were read to their end
+//! are done, and a full round repeats the others.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -34,7 +36,7 @@ use super::{
     collections::{self, Listing},
     facts::Holds,
     full_sweep::FullSweep,
-    read::{CollectionReader, CollectionSweep, Count, TurnEnd, Wish},
+    read::{CollectionReader, CollectionSweep, Count, ReadRequest, TurnEnd},
     scan::SLICES_A_ROUND,
     unwatchable,
 };
@@ -45,13 +47,13 @@ use crate::{
     send::sender::Sender,
 };
 
-/// A round doesn't leave a long backlog sooner, however short the interval is.
+/// The minimum time for a long backlog in a round, however short the interval is.
 const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 
 /// As it is reported when it fails: "could not …".
 const LISTING: &str = "list collections for the sweep";
 
-/// A cursor waited for room for longer than the server keeps one.
+/// A cursor waited for room longer than the server keeps it.
 const CURSOR_NOT_FOUND: i32 = 43;
 
 /// The rounds of the sweep, one after the other, during one term.
@@ -65,23 +67,23 @@ pub(crate) struct Rounds {
     swept: CancellationToken,
     reader: CollectionReader,
     last_full: Option<Instant>,
-    /// How many full rounds were wanted.
+    /// How many full rounds were requested.
     wanted_full: u64,
-    /// The collections whose part of a full round is still to be done, and of which.
+    /// The collections that still need their part of a full round, and of which round.
     undone: HashMap<Namespace, u64>,
-    /// Those that the last round left in the middle.
+    /// Those that the last round left unfinished.
     under_way: HashMap<Namespace, CollectionSweep>,
-    /// When entries without a date were last read, or were first known to wait.
+    /// When entries without a date were last read, or were first known to exist.
     undated: HashMap<Namespace, Instant>,
     /// Those that could not be read.
     failing: HashSet<Namespace>,
-    /// Those in which outboxes that the index doesn't hold are still to be looked for.
+    /// Those that still have to be searched for outboxes that the index doesn't cover.
     unchecked: HashSet<Namespace>,
     /// Whether the last round took longer than the pause between two.
     slow: bool,
 }
 
-/// What a round looks for.
+/// What a round searches for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Extent {
     /// Entries that are due.
@@ -90,7 +92,7 @@ enum Extent {
     Full,
 }
 
-/// What one round amounted to.
+/// The result of one round.
 #[derive(Debug, Default, Clone, Copy)]
 struct Tally {
     collections: usize,
@@ -135,11 +137,11 @@ impl Rounds {
         }
     }
 
-    /// Sweeps until told to stop.
+    /// Sweeps until a stop.
     pub(crate) async fn run(mut self) -> Run<()> {
         let settings = self.term.settings.clone();
         loop {
-            // Without a broker every find would be in vain.
+            // Without a broker no document that it finds could be queued.
             self.sender.ready().await?;
             self.term.check()?;
 
@@ -205,7 +207,7 @@ impl Rounds {
 
         match self.list(&mut turns, &mut tally).await {
             Ok(all) => {
-                self.note_wishes(wanted, &all);
+                self.note_requests(wanted, &all);
                 if self.read(all, &mut turns, &mut tally).await.is_err() {
                     tally.cut_short = true;
                 }
@@ -240,7 +242,7 @@ impl Rounds {
             return Ok(all);
         }
 
-        // The other databases are swept all the same.
+        // The other databases are still swept.
         tally.cut_short = true;
         tally.unlisted = true;
         for (_, error) in failed {
@@ -249,9 +251,9 @@ impl Rounds {
         Ok(all)
     }
 
-    /// Notes which collections have a part of a full round to be done.
-    fn note_wishes(&mut self, wanted: Extent, all: &[Namespace]) {
-        let owed = self.full_sweep.take_owed();
+    /// Notes which collections need their part of a full round.
+    fn note_requests(&mut self, wanted: Extent, all: &[Namespace]) {
+        let owed = self.full_sweep.take_requested();
         if wanted == Extent::Full {
             self.want_full(all);
         } else if !owed.is_empty() {
@@ -289,7 +291,7 @@ impl Rounds {
                 Err(Interrupted::Failed(error)) => self.fail(&sweep.namespace, &error, tally),
             }
 
-            // Every collection has had a turn once the first ones come by again.
+            // Every collection has had a turn once the first one is next again.
             tally.turns += 1;
             if tally.turns >= tally.collections && begun.elapsed() >= longest {
                 break;
@@ -317,7 +319,7 @@ impl Rounds {
         sweeps
     }
 
-    fn wish(&mut self, namespace: &Namespace) -> Wish {
+    fn wish(&mut self, namespace: &Namespace) -> ReadRequest {
         let waits = self.sender.queued().undated(namespace).is_some();
         let undated = if waits {
             // Within the pause, all of them would be found to wait.
@@ -327,7 +329,7 @@ impl Rounds {
             false
         };
 
-        Wish {
+        ReadRequest {
             full: self.undone.get(namespace).copied(),
             undated,
             flaws: if self.unchecked.contains(namespace) { SLICES_A_ROUND } else { 0 },
@@ -376,7 +378,7 @@ impl Rounds {
         self.term.trouble(&sweeping(namespace), error);
     }
 
-    /// Forgets collections that are gone.
+    /// Drops collections that no longer exist.
     fn keep_only(&mut self, all: &[Namespace]) {
         self.sender.queued().keep_only(all);
         self.catalogue.keep_only(all);
@@ -393,7 +395,7 @@ impl Rounds {
     }
 }
 
-/// Waits for the next round, or until one is wanted at once.
+/// Waits for the next round, or until one is requested at once.
 async fn pause_or_wish(term: &Term, full_sweep: &FullSweep, pause: Duration) {
     tokio::select! {
         () = tokio::time::sleep(pause) => {}

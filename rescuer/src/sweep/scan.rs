@@ -1,16 +1,16 @@
-//! Reading a collection slice by slice in the order of `_id`, where no index helps.
+//! Reads a collection slice by slice in the order of `_id`, if no index helps.
 //!
-//! A query for filled outboxes without an index reads the whole collection before it may answer. So the scan first asks the
-//! index on `_id` where the next slice ends, then reads that slice. `min` and `max` bound it, since `$gt` on `_id` stays
-//! within one BSON type and would miss the documents whose `_id` is of another.
+//! A query for filled outboxes without an index reads the whole collection before it may answer. So the scan
+//! first asks the index on `_id` where the next slice ends, then reads that slice. `min` and `max` bound it,
+//! because `$gt` on `_id` stays within one BSON type and would miss documents whose `_id` has another type.
 //!
-//! | what is read | of which collections | what for |
+//! | read | in which collections | purpose |
 //! |---|---|---|
 //! | [`Scan::Outboxes`] | without an index that holds entries without a date | everything in a filled outbox |
-//! | [`Scan::Flaws`] | with the index | outboxes that the index doesn't hold: no array, or no element with an `id` |
+//! | [`Scan::Flaws`] | with the index | outboxes that the index doesn't cover: no array, or no element with an `id` |
 //!
-//! A lap goes once from end to end. One under way is never begun again, or the end of a large collection would never be
-//! read; a wish that comes meanwhile is fulfilled by the lap after it.
+//! A lap goes once from end to end. A lap in progress is never restarted, or the end of a large collection
+//! would never be read; a request that arrives meanwhile is fulfilled by the next lap.
 
 use std::collections::{HashMap, HashSet};
 
@@ -40,22 +40,22 @@ pub(crate) enum Scan {
 #[derive(Debug, Default)]
 pub(crate) struct Scans(HashMap<(Scan, Namespace), Lap>);
 
-/// One way through a collection.
+/// One run through a collection.
 #[derive(Debug, Clone, Default)]
 struct Lap {
-    /// Where the next slice begins; none at the start.
+    /// Where the next slice begins; `None` at the start.
     from: Option<Bson>,
-    /// The wish that was there when it began.
+    /// The request that existed when it began.
     wish: Option<u64>,
     /// Whether an entry without a date was seen.
     undated: bool,
-    /// How often such entries were queued before it began, as the memory has it.
+    /// How often such entries were queued before it began, by the memory's count.
     noted: u64,
 }
 
 /// A slice that is being read.
 pub(crate) struct Slice {
-    /// Where it ends; none at the end of the collection.
+    /// Where it ends; `None` at the end of the collection.
     to: Option<Bson>,
     /// Whether an entry without a date was seen in it.
     pub(crate) undated: bool,
@@ -68,7 +68,7 @@ pub(crate) enum SliceQuery {
     Empty,
 }
 
-/// What became of a lap when a slice of it was read.
+/// The state of a lap after one of its slices was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LapState {
     UnderWay,
@@ -78,7 +78,7 @@ pub(crate) enum LapState {
 /// A lap that reached the end of its collection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct EndedLap {
-    /// The wish that it fulfils.
+    /// The request that it fulfils.
     pub(crate) wish: Option<u64>,
     pub(crate) undated: bool,
     pub(crate) noted: u64,
@@ -132,7 +132,7 @@ impl Scans {
         }
     }
 
-    /// Whether the end of the collection is still to be read.
+    /// Whether the end of the collection was not read yet.
     pub(crate) fn is_under_way(&self, scan: Scan, namespace: &Namespace) -> bool {
         self.0.contains_key(&(scan, namespace.clone()))
     }
@@ -144,7 +144,7 @@ impl Scans {
 }
 
 fn filter(scan: Scan) -> Document {
-    // `$ne: []` would also pass over an outbox that has an empty array among its elements.
+    // `$ne: []` would also skip an outbox that has an empty array among its elements.
     let filled = doc! { "$exists": true, "$not": { "$size": 0 } };
     match scan {
         Scan::Outboxes => doc! { "outbox": filled },
@@ -155,7 +155,7 @@ fn filter(scan: Scan) -> Document {
     }
 }
 
-/// The `_id` behind the slice; none where the collection ends before.
+/// The `_id` after the slice; `None` if the collection ends before.
 async fn end_of_slice(
     term: &Term,
     namespace: &Namespace,

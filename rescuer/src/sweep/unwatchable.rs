@@ -1,7 +1,7 @@
-//! Patterns of `watch` that no collection can be watched by: a name that isn't there, a view, a time series.
+//! Patterns of `watch` that match no watchable collection: a name that isn't there, a view, a time series.
 //!
-//! MongoDB opens a change stream on a name that doesn't exist, and lists no error for it, so a slip in `watch` would look
-//! like a collection in which nothing happens.
+//! MongoDB opens a change stream on a name that doesn't exist, and reports no error for it, so a typing error
+//! in `watch` would appear as a collection without changes.
 
 use outbox_service::{NamespacePattern, did_you_mean};
 
@@ -16,18 +16,18 @@ use crate::{
     watch_plan::Coverage,
 };
 
-/// Databases that a slip is never meant for.
+/// Databases that are never suggested for a typing error.
 const OF_THE_SERVER: [&str; 3] = ["admin", "config", "local"];
 
-/// Reports which patterns match nothing that can be watched, waiting for its turn before a query.
+/// Reports which patterns match no watchable collection, waiting for its turn before a query.
 pub(crate) async fn report(term: &Term, listing: &Listing, turns: &mut Turns<'_>) -> Run<()> {
     let coverage = &term.plan.coverage;
     let mut found = find(coverage, &listing.all, &[]);
 
-    // Another case of a database's name, for example. Not asked for when all is well.
+    // A database's name in another case, for example. Not queried if there is no problem.
     if found.iter().any(lacks_hint) {
         turns.wait().await?;
-        // Without the names there is no hint, and a warning all the same.
+        // Without the names there is no hint, but still a warning.
         let databases = collections::all_databases(&term.mongo).await.unwrap_or_default();
         found = find(coverage, &listing.all, &databases);
     }
@@ -46,8 +46,8 @@ fn lacks_hint((_, why): &(NamespacePattern, Unwatchable)) -> bool {
     }
 }
 
-/// What is wrong with each pattern that matches no plain collection. `databases` are the names of all databases, if they are
-/// known.
+/// The problem of each pattern that matches no plain collection. `databases` are the names of all databases,
+/// if they are known.
 fn find(
     coverage: &Coverage,
     listed: &[Listed],
@@ -76,7 +76,7 @@ fn find(
     found
 }
 
-/// A name that the pattern may have been meant for.
+/// A name that may have been intended.
 fn hint(pattern: &NamespacePattern, listed: &[Listed], databases: &[String], state_database: &str) -> String {
     let given = format!("{}.{}", pattern.database(), pattern.collection());
     let mut names = Vec::new();
@@ -87,7 +87,7 @@ fn hint(pattern: &NamespacePattern, listed: &[Listed], databases: &[String], sta
     }
     let of_collections = did_you_mean(&given, names.iter().map(String::as_str));
 
-    // Of the databases only where the one that is named isn't there.
+    // Compared with the databases only if the named database doesn't exist.
     let Some(database) = pattern.database().exact() else {
         return of_collections;
     };

@@ -1,4 +1,4 @@
-//! The whole way to a queue of the real broker.
+//! The whole path to a queue of the real broker.
 
 use std::{
     sync::Arc,
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::support::*;
 
-/// A rescuer whose commands go to a queue of its own on the real broker.
+/// A rescuer whose commands go to a separate queue on the real broker.
 struct Queueing {
     running: Running,
     publisher: Publisher,
@@ -77,7 +77,8 @@ async fn commands_wait_in_the_queue_for_a_dispatcher() {
     world.end().await;
 }
 
-/// Nobody takes the commands of 5,000 documents: they are repeated after 30, 60 and 120 s, and each is gone after 5 minutes.
+/// No dispatcher takes the commands of 5,000 documents: they are repeated after 30, 60 and 120 s, and each is
+/// gone after 5 minutes.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_untaken_commands_stay_bounded() {
@@ -86,7 +87,7 @@ async fn stress_untaken_commands_stay_bounded() {
     let orders = world.indexed_orders().await;
     let stuck = |_| doc! { "outbox": [dated(60_000, 60_000)] };
     orders.insert_many((0..DOCUMENTS).map(stuck)).await.unwrap();
-    // A term has a memory of its own, and on a busy machine none may end within this test.
+    // Each term has its own memory, so on a busy machine no term may end within this test.
     let lease = Duration::from_mins(1);
     let settings = Settings { lease, sweep_interval: Duration::from_secs(15), ..world.settings() };
     let real = Queueing::start(&world, settings).await;

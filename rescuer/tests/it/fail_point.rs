@@ -1,4 +1,5 @@
-//! Faults made by the server on request. Only commands of the test's own rescuer are hit, told by its application name.
+//! Faults made by the server on request. Only commands of the test's own rescuer are hit, by its application
+//! name.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -16,7 +17,7 @@ async fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().await
 }
 
-/// Asks for a fault until its effect shows: what was hit may have been something else of the rescuer's.
+/// Requests a fault until its effect shows, because it may have hit another command of the rescuer.
 async fn provoke(
     world: &World,
     running: &mut Running,
@@ -42,7 +43,8 @@ async fn transient_errors_reopen_the_stream_without_loss() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // The driver takes a server that says so for gone until its next heartbeat, which can be 10 s later.
+    // After this error the driver treats the server as gone until its next heartbeat, which can be 10 s
+    // later.
     let settings = Settings { lease: Duration::from_mins(1), ..world.settings() };
     let mut running = world.started(&commands, settings).await;
     // 91 (shutdown in progress) without the label that has the driver resume by itself.
@@ -67,7 +69,7 @@ async fn a_lost_history_leads_to_a_full_sweep() {
     for code in [286, 280, 260, 136, 10334] {
         let (world, commands) = (World::new().await, Recorder::new());
         let orders = world.indexed_orders().await;
-        // So long that the stream cannot be the one who finds it, and that the loss comes during a hold.
+        // So long that the stream cannot find it, and that the loss happens during a hold.
         let settings = Settings { delay: Duration::from_hours(1), ..world.settings() };
         let mut running = world.started(&commands, settings).await;
         orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
@@ -94,7 +96,7 @@ async fn an_unreadable_page_is_retried_until_it_is_read() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
-    // 50 (out of time) is none of those that the driver tries again by itself.
+    // 50 (out of time) is none of those that the driver retries by itself.
     let error = doc! { "failCommands": ["find"], "errorCode": 50 };
     world.fail(error.clone(), doc! { "times": 3 }).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
@@ -148,7 +150,7 @@ async fn a_stream_refused_at_the_present_is_retried() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // 15 (overflow) is none that says what it is about.
+    // 15 (overflow) is a code that doesn't reveal its cause.
     let error = doc! { "failCommands": ["aggregate"], "errorCode": 15 };
     world.fail(error.clone(), "alwaysOn").await;
     let mut running = world.start(&commands, world.settings()).await;
@@ -171,7 +173,7 @@ async fn a_stream_refused_at_the_present_is_retried() {
     world.end().await;
 }
 
-/// As while it is being built: it is listed, and no query can go by it.
+/// As while it is being built: it is listed, but no query can use it.
 #[tokio::test]
 async fn a_refused_index_leads_to_an_immediate_scan() {
     let _alone = alone().await;
@@ -202,7 +204,7 @@ async fn a_refused_index_leads_to_an_immediate_scan() {
     world.end().await;
 }
 
-/// What one collection's failure leaves to be done of a full round is its own part.
+/// After one collection fails, only its own part of a full round remains.
 #[tokio::test]
 async fn an_unreadable_collection_causes_no_full_sweep_of_others() {
     let _alone = alone().await;
@@ -240,7 +242,7 @@ async fn an_unreadable_collection_causes_no_full_sweep_of_others() {
     world.end().await;
 }
 
-/// Losses that follow each other with nothing between come more and more slowly.
+/// Losses without progress in between are handled at growing intervals.
 #[tokio::test]
 async fn a_position_lost_repeatedly_restarts_with_growing_pauses() {
     let _alone = alone().await;
@@ -254,7 +256,7 @@ async fn a_position_lost_repeatedly_restarts_with_growing_pauses() {
         let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
         running.wait("a loss", lost).await;
     }
-    // Pauses of 0.1, 0.2, 0.4, 0.8 and 1.6 s at the least. All of one length would end sooner.
+    // Pauses of at least 0.1, 0.2, 0.4, 0.8 and 1.6 s. Pauses of equal length would end sooner.
     let took = begun.elapsed();
     world.fail(error, "off").await;
     assert!(took >= Duration::from_millis(3100), "{took:?}");
@@ -283,7 +285,7 @@ async fn a_long_query_does_not_delay_a_stop() {
         let begun = std::time::Instant::now();
         running.stop().await.unwrap();
         let took = begun.elapsed();
-        // Answers when the query that is held up has ended.
+        // Returns when the blocked query has ended.
         world.fail(slow, "off").await;
         assert!(took < Duration::from_secs(4), "{took:?}");
         assert_eq!(commands.ids(), [], "the query was under way");
@@ -291,7 +293,7 @@ async fn a_long_query_does_not_delay_a_stop() {
     }
 }
 
-/// P5: whatever the other collections do.
+/// P5: independently of the other collections.
 #[tokio::test]
 async fn a_collection_that_cannot_be_read_stops_no_other() {
     let _alone = alone().await;
@@ -301,7 +303,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
     index(&stock).await;
     let settings = Settings { sweep_interval: Duration::from_millis(200), ..world.settings() };
     let mut running = world.started(&commands, settings).await;
-    // 13: this user may not.
+    // 13: this user lacks the privilege.
     let error = doc! {
         "failCommands": ["find"], "errorCode": 13, "namespace": format!("{}.orders", world.db.name()),
     };
@@ -315,7 +317,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
     let not_ready = running.status.snapshot().not_ready.join("; ");
     assert!(not_ready.contains(&format!("{}.orders", world.db.name())), "{not_ready}");
 
-    // What the stream has passed over is found when it can be read.
+    // Messages that the stream has skipped are found once the collection can be read.
     world.fail(error, "off").await;
     while commands.distinct() < 2 {
         running.swept().await;
@@ -344,7 +346,7 @@ async fn a_stream_that_breaks_after_opening_is_unready() {
     world.end().await;
 }
 
-/// The binary, told to stop while MongoDB doesn't answer what it has asked.
+/// The binary, stopped while MongoDB doesn't answer its request.
 #[tokio::test]
 async fn sigterm_ends_whatever_is_under_way() {
     let _alone = alone().await;

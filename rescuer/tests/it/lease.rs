@@ -7,7 +7,7 @@ use outbox_rescuer::{RescueEvent, Settings};
 
 use crate::support::*;
 
-/// So long that nobody can take the stream over but by the lease being given back.
+/// So long that another rescuer can take over the stream only after a release.
 const LONG: Duration = Duration::from_mins(10);
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn a_second_rescuer_waits_until_the_first_yields() {
     first.page().await;
     first.stop().await.unwrap();
     assert_eq!(second.owned().await, epoch + 1);
-    assert_eq!(second_commands.ids(), [], "nothing was queued by who stood by");
+    assert_eq!(second_commands.ids(), [], "the standby queued no document");
     orders.insert_one(doc! { "_id": 2, "outbox": [minimal()] }).await.unwrap();
     while !second_commands.ids().contains(&2.into()) {
         second.page().await;
@@ -56,7 +56,7 @@ async fn an_owner_that_lost_its_lease_regains_it_later() {
     world.end().await;
 }
 
-/// The last fence: an owner who believes in its lease writes over nothing of a later one.
+/// The last fence: an owner that still believes in its lease can't overwrite the position of a later owner.
 #[tokio::test]
 async fn a_position_of_a_higher_epoch_is_kept() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -133,7 +133,7 @@ async fn lease(world: &World) -> Document {
     world.leases().find_one(doc! {}).await.unwrap().unwrap()
 }
 
-/// P5: one process without a broker must not keep the rescue from everybody.
+/// P5: one process without a broker must not block the rescue.
 #[tokio::test]
 async fn an_owner_without_a_broker_yields_to_another() {
     let (world, cut_off, connected) = (World::new().await, Recorder::new(), Recorder::new());
@@ -167,7 +167,7 @@ async fn an_owner_whose_broker_goes_away_yields_at_once() {
     first_commands.away.store(true, Ordering::SeqCst);
     assert_eq!(second.owned().await, epoch + 1);
 
-    // And not back, as long as the owner can send.
+    // And it doesn't change back as long as the owner can send.
     first_commands.away.store(false, Ordering::SeqCst);
     until_lease(&world, "the other to be able again", doc! { "able.owner": { "$exists": true } }).await;
     let until = *lease(&world).await.get_datetime("until").unwrap();
@@ -187,7 +187,7 @@ async fn until_lease(world: &World, what: &str, wanted: Document) {
     }
 }
 
-/// The lease is free, and only the one that can't send looks at it.
+/// The lease is free, and only a rescuer that can't send reads it.
 #[tokio::test]
 async fn a_free_lease_is_left_to_an_able_standby() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -200,7 +200,7 @@ async fn a_free_lease_is_left_to_an_able_standby() {
         _ => None,
     });
     assert!(first.await, "it took the lease from one that can send");
-    // That one has died, or it would say so again.
+    // That rescuer has died, or it would announce itself again.
     assert_eq!(running.owned().await, 4);
     running.stop().await.unwrap();
     world.end().await;
@@ -224,7 +224,7 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     until_lease(&world, "the owner to keep the lease", renewed).await;
     assert_eq!(first_commands.distinct() + second_commands.distinct(), 0);
 
-    // For one of them it is back.
+    // For one of them the broker is back.
     second_commands.away.store(false, Ordering::SeqCst);
     assert_eq!(second.owned().await, epoch + 1);
     while second_commands.distinct() < 1 {
@@ -281,7 +281,7 @@ async fn each_term_lasts_a_lease_under_a_flapping_broker() {
 
 /// As by an owner that died before the server's clock was set back by half an hour.
 #[tokio::test]
-async fn a_lease_dated_far_ahead_blocks_nobody_for_long() {
+async fn a_lease_dated_far_ahead_does_not_block_long() {
     for term in [doc! {}, doc! { "term": { "epoch": 3_i64, "lasts": 1000_i64 } }] {
         let (world, commands) = (World::new().await, Recorder::new());
         let mut fields = doc! { "since": in_millis(1_799_000), "until": in_millis(1_800_000) };
@@ -313,9 +313,9 @@ async fn an_owner_with_a_fast_clock_keeps_its_lease() {
     world.end().await;
 }
 
-/// No date of a clock that may be set back, and free for rescuers of before too.
+/// No date of a clock that may be set back, and free for older rescuers too.
 #[tokio::test]
-async fn a_lease_that_is_given_back_has_no_date() {
+async fn a_released_lease_has_no_date() {
     let (world, commands) = (World::new().await, Recorder::new());
     let running = world.started(&commands, Settings { lease: LONG, ..world.settings() }).await;
     assert_eq!(lease(&world).await.get_document("term").unwrap().get_i64("lasts").unwrap(), 600_000);

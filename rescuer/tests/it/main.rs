@@ -1,4 +1,4 @@
-//! The real rescuer on a real MongoDB; commands are recorded in place of a broker, but for one test.
+//! The real rescuer on a real MongoDB; commands are recorded in place of a broker, except in one test.
 //!
 //! Needs `eval "$(scripts/services env)"`.
 

@@ -1,4 +1,4 @@
-//! An oplog that is too short, on a server of the test's own.
+//! An oplog that is too short, on a separate server.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ struct ShortOplog {
 
 impl ShortOplog {
     async fn start() -> Self {
-        // The oplog is cut at checkpoints only, hence one a second.
+        // The oplog is only cut at checkpoints, so there is one a second.
         let server = PrivateMongod::start(&[
             "--replSet",
             "rs0",
@@ -73,7 +73,7 @@ async fn roll_over(world: &World, time: Timestamp) {
 mod outage {
     use super::*;
 
-    /// P7: a lost position loses nothing. Here it is the server itself that has lost the history.
+    /// P7: a lost position loses nothing. Here the server itself has lost the history.
     #[tokio::test]
     async fn an_absence_longer_than_the_oplog_loses_nothing() {
         let server = ShortOplog::start().await;

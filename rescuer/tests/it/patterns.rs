@@ -188,11 +188,11 @@ async fn many_collections_are_swept_within_the_budget() {
     let counts = counts.lock().unwrap().clone();
     let of = |names: &[&str]| names.iter().filter_map(|name| counts.get(*name)).sum::<usize>();
     let sent = of(&["find", "getMore", "listCollections", "listDatabases", "listIndexes"]);
-    // Each collection of each database was looked at, and what was sent is what the budget was asked for. The rounds
-    // that were under way at the end are the difference.
+    // Each collection of each database was read, and the number of queries sent equals the budget requested.
+    // The difference is due to rounds in progress at the end.
     assert!(sent >= swept, "{sent} for {swept}: {counts:?}");
     assert!(budgeted >= swept && sent >= budgeted, "{budgeted} of the budget, {counts:?}");
-    // Never sooner than the rate allows; how much later is the machine's affair.
+    // Never sooner than the rate allows; how much later depends on the machine.
     let least = Duration::from_secs(1) / RATE * u32::try_from(sent - 1).unwrap();
     assert!(took >= least, "{sent} in {took:?}");
     join_all((0..DATABASES).map(|number| async move {
@@ -226,8 +226,8 @@ async fn a_name_with_a_line_break_is_watched() {
     world.end().await;
 }
 
-/// Claims and failures of the library are dated, and the sweep's. What makes an entry deliverable without a date is the
-/// stream's.
+/// Claims and failures of the library have dates and are left to the sweep. Changes that make an entry
+/// deliverable without a date are left to the stream.
 #[tokio::test]
 async fn manually_repaired_or_released_entries_are_found() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -254,13 +254,13 @@ async fn manually_repaired_or_released_entries_are_found() {
         assert_eq!(running.page().await.2, 1, "{id}: now");
         expected.push(Bson::from(id));
     }
-    // The sweep may have come by as well.
+    // The sweep may have read it as well.
     let of_stream = |(command, _): &(ProcessDocumentMessages, Instant)| {
         (command.reason == Reason::Stream).then(|| command.document.id().clone())
     };
     assert_eq!(commands.taken().iter().filter_map(of_stream).collect::<Vec<_>>(), expected);
 
-    // A claim gives its entry a date, and isn't shown at all.
+    // A claim sets a date, so the stream doesn't show it.
     let date = dated(0, -3_600_000).get("available_at").unwrap().clone();
     let claim = doc! { "$set": { "outbox.0.available_at": date, "outbox.0.claimed_by": "d/1" } };
     orders.update_many(doc! {}, claim).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the position is worth: restarts, losses, forgeries.
+//! The position: restarts, losses, forgeries.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ async fn a_held_change_is_reread_after_a_kill() {
     let settings = Settings { delay: Duration::from_secs(2), ..world.settings() };
     let mut running = world.started(&commands, settings.clone()).await;
     let saved = std::time::Instant::now();
-    // Scheduled far ahead, so that no sweep can be the one who finds it; the second entry is for the stream.
+    // Scheduled far ahead, so that no sweep can find it; the second entry is for the stream.
     orders.insert_one(doc! { "_id": 1, "outbox": [dated(0, -9_000_000)] }).await.unwrap();
     orders.update_one(doc! { "_id": 1 }, push(dated(0, 0))).await.unwrap();
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
@@ -118,7 +118,7 @@ async fn stopped_cleanly_the_rescuer_repeats_nothing() {
     orders.delete_one(doc! { "_id": 1 }).await.unwrap();
     orders.insert_one(doc! { "_id": 2, "outbox": [minimal()] }).await.unwrap();
     let mut running = world.start(&commands, settings).await;
-    assert_eq!(running.page().await.0, 1, "only what came after the stop is read; it stood at {token}");
+    assert_eq!(running.page().await.0, 1, "only changes after the stop are read; the position was {token}");
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -296,7 +296,7 @@ async fn a_lost_position_ends_no_other_stream() {
     world.end().await;
 }
 
-/// A token whose time is still to come is opened without an error, and shows nothing until then.
+/// A token with a time in the future opens without an error, and shows no changes until then.
 #[tokio::test]
 async fn a_position_ahead_of_the_servers_time_is_lost() {
     let world = World::new().await;
@@ -322,7 +322,7 @@ async fn a_requested_start_time_overrides_the_position() {
     let settings = Settings { start_at, ..world.settings() };
     let mut running = world.start(&commands, settings.clone()).await;
     assert_eq!(opened(&mut running).await, StartedFrom::Asked);
-    // Read again, though nothing is to be done about it.
+    // Read again, although it needs no command.
     let (changes, _, queued) = running.page().await;
     assert!(changes >= 1 && queued == 0, "{changes} changes, {queued} queued");
     // Once: from then on the position counts.
@@ -339,7 +339,8 @@ async fn ended(running: Running) -> RescuerError {
     tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").unwrap_err()
 }
 
-/// A refusal that isn't about the position is no reason to give it up, and one pattern's is not the others' affair.
+/// A refusal that isn't about the position is not a reason to drop it, and one pattern's refusal doesn't
+/// affect the others.
 #[tokio::test]
 async fn a_view_does_not_stop_other_streams() {
     let world = World::new().await;
@@ -359,9 +360,9 @@ async fn a_view_does_not_stop_other_streams() {
         status.streams[1].troubles.first().cloned().zip(Some(status.not_ready))
     });
     let (trouble, not_ready) = refused.await;
-    assert!(trouble.contains("no views") && not_ready[0].contains("default@2s"), "{trouble}; {not_ready:?}");
+    assert!(trouble.contains("not views") && not_ready[0].contains("default@2s"), "{trouble}; {not_ready:?}");
 
-    // Once it can be watched, nothing has to be restarted.
+    // Once it can be watched, no restart is needed.
     let audit = world.db.collection::<Document>("audit");
     audit.drop().await.unwrap();
     index(&audit).await;
@@ -378,7 +379,7 @@ async fn a_view_does_not_stop_other_streams() {
     world.end().await;
 }
 
-/// Its token is damaged, with an error that isn't known to be about that.
+/// Its token is damaged, and the server's error doesn't reveal that.
 #[tokio::test]
 async fn an_unknown_error_costs_the_position_only_later() {
     let world = World::new().await;
@@ -396,7 +397,7 @@ async fn an_unknown_error_costs_the_position_only_later() {
     world.end().await;
 }
 
-/// Panics where only the sweep comes by, or only the stream.
+/// Panics in a place that only the sweep reaches, or only the stream.
 struct Panicking {
     in_sweep: bool,
 }
@@ -416,7 +417,7 @@ impl outbox_rescuer::Commands for Panicking {
     }
 }
 
-/// Panics where only the task that renews the lease comes by.
+/// Panics in a place that only the task that renews the lease reaches.
 #[derive(Default)]
 struct PanickingLater(std::sync::atomic::AtomicBool);
 
@@ -438,7 +439,7 @@ impl outbox_rescuer::Commands for PanickingLater {
 }
 
 #[tokio::test]
-async fn a_panic_beside_both_halves_ends_the_rescuer() {
+async fn a_panic_of_another_task_ends_the_rescuer() {
     let world = World::new().await;
     let commands = std::sync::Arc::new(PanickingLater::default());
     let mut running = world.start(&commands, world.settings()).await;

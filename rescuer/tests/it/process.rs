@@ -1,4 +1,4 @@
-//! Real processes of the binary: killed, paused, stopped, while a writer goes on writing.
+//! Real processes of the binary: killed, paused, stopped, while a writer continues.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ use crate::{
     support::*,
 };
 
-/// An `outbox-rescuer`, and what it has logged.
+/// An `outbox-rescuer`, and its log.
 pub(crate) struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
@@ -92,7 +92,7 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMu
     }
 }
 
-/// Two rescuers of one name, a writer that goes on writing, and who takes the commands.
+/// Two rescuers of one name, a writer that continues, and a consumer of commands.
 pub(crate) struct Replicas {
     pub(crate) world: World,
     broker: String,
@@ -109,7 +109,7 @@ impl Replicas {
         Self::on(&rabbitmq_uri(), lease).await
     }
 
-    /// With the commands at another broker.
+    /// With another broker for the commands.
     pub(crate) async fn on(broker: &str, lease: &'static str) -> Self {
         let world = World::new().await;
         let orders = world.indexed_orders().await;
@@ -180,7 +180,7 @@ impl Replicas {
             .await;
     }
 
-    /// Takes commands until all that was written up to now has had one.
+    /// Takes commands until every document written so far has had one.
     async fn nothing_is_lost(&mut self) {
         let written = *self.written.lock().unwrap();
         while !(0..written).all(|id| self.seen.contains(&id)) {
@@ -243,7 +243,7 @@ async fn a_paused_owner_neither_queues_nor_saves_on_waking() {
     replicas.end().await;
 }
 
-/// The lease would last for ten minutes: only by being given back does it change hands.
+/// The lease would last for ten minutes: it changes hands only by a release.
 #[tokio::test]
 async fn a_stopped_owner_hands_over_immediately_without_loss() {
     let mut replicas = Replicas::new("10m").await;
@@ -278,8 +278,8 @@ async fn stress_a_rescuer_without_broker_yields_to_another() {
 mod outage {
     use super::*;
 
-    /// A broker that answers nothing, is gone, or takes no messages: commands are on their way, and SIGTERM ends the rescuer
-    /// within its grace.
+    /// A broker that doesn't answer, is gone, or takes no messages: commands are in flight, and SIGTERM ends
+    /// the rescuer within its grace.
     #[tokio::test]
     #[ignore = "stress: run by scripts/stress"]
     async fn stress_a_broken_broker_delays_no_stop() {

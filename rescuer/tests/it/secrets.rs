@@ -1,4 +1,4 @@
-//! Nothing that `outbox-rescuer` says shows a password or a payload.
+//! The output of `outbox-rescuer` shows no password and no payload.
 
 use crate::world::{Service, World, said_by};
 

@@ -1,4 +1,4 @@
-//! What a rescuer says of itself: its series and its status.
+//! A rescuer's report on itself: its series and its status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -117,7 +117,7 @@ async fn exactly_the_documented_series_start_at_zero() {
     }
     let there = values(&handle);
     for (series, value) in &there {
-        // What is counted in a collection isn't known before it was counted.
+        // The counts of a collection are unknown until it was counted.
         let is_counted = series.contains("collection=");
         assert!(*value == 0.0 && !is_counted || value.is_nan() && is_counted, "{series} {value}");
     }
@@ -177,7 +177,7 @@ async fn each_event_moves_its_series() {
     let age = of(&seen, "outbox_stream_token_age_seconds{stream=default}");
     assert!(age < 60.0, "{age}");
     running.stop().await.unwrap();
-    // A rescuer that doesn't own the stream says nothing of it.
+    // A rescuer that doesn't own the stream reports no values for it.
     let after = values(&handle);
     assert_eq!(of(&after, "outbox_lease_owner{stream=default}"), 0.0);
     assert!(of(&after, &format!("outbox_pending_documents{{collection={name}}}")).is_nan());
@@ -236,7 +236,7 @@ async fn the_status_of_each_shows_who_owns_what() {
     world.end().await;
 }
 
-/// Connected, and yet with nobody to take a command: readiness must not say that all is well.
+/// Connected, but no queue takes a command: readiness must not report success.
 #[tokio::test]
 async fn commands_that_are_refused_show_in_readiness() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -258,7 +258,7 @@ async fn commands_that_are_refused_show_in_readiness() {
     world.end().await;
 }
 
-/// Commands that are never ready, as those of a broker that is away, or that are refused for some documents.
+/// Commands that are never ready, as with an unavailable broker, or that are refused for some documents.
 #[derive(Default)]
 struct Broken {
     away: bool,
@@ -278,7 +278,7 @@ impl Commands for Broken {
     }
 }
 
-/// Waits until the series are as wanted.
+/// Waits until the series satisfy a condition.
 async fn until(handle: &PrometheusHandle, wanted: impl Fn(&BTreeMap<String, f64>) -> bool) {
     let begun = std::time::Instant::now();
     loop {
@@ -291,7 +291,7 @@ async fn until(handle: &PrometheusHandle, wanted: impl Fn(&BTreeMap<String, f64>
     }
 }
 
-/// P8: the figures are needed most while nothing can be sent.
+/// P8: the figures are needed most while no command can be sent.
 #[tokio::test]
 async fn the_backlog_is_counted_without_a_broker() {
     let (recorder, handle) = recorder();
@@ -334,14 +334,14 @@ async fn the_backlog_is_counted_without_a_broker() {
     assert_eq!(of(&seen, "outbox_dead_messages"), 1.0, "without the index for them");
     assert_eq!(seen["outbox_indexes_missing{}"], 1.0, "that index");
 
-    // What is gone says nothing any more.
+    // A dropped collection has no series any more.
     orders.drop().await.unwrap();
     until(&handle, |seen| of(seen, "outbox_pending_documents").is_nan()).await;
     running.stop().await.unwrap();
     world.end().await;
 }
 
-/// P8: whatever stands in `outbox`, written while the rescuer looks or before.
+/// P8: any value in `outbox`, written while the rescuer runs or before.
 #[tokio::test]
 async fn an_outbox_of_any_shape_is_reported_and_counted() {
     let (recorder, handle) = recorder();
@@ -375,19 +375,19 @@ async fn an_outbox_of_any_shape_is_reported_and_counted() {
         }
         (seen.len() == count).then_some(())
     };
-    running.wait("those of before", |event| all(&mut seen, event, 6)).await;
+    running.wait("the earlier ones", |event| all(&mut seen, event, 6)).await;
     orders.insert_many(shapes("insert")).await.unwrap();
     running.wait("those that are inserted", |event| all(&mut seen, event, 12)).await;
     orders.insert_one(doc! { "_id": "update", "outbox": [] }).await.unwrap();
     orders.update_one(doc! { "_id": "update" }, doc! { "$set": { "outbox": { "id": 1 } } }).await.unwrap();
-    running.wait("the one that is updated", |event| all(&mut seen, event, 13)).await;
+    running.wait("the updated one", |event| all(&mut seen, event, 13)).await;
     until(&handle, |seen| seen["outbox_unreadable_total{}"] >= 13.0).await;
     assert_eq!(commands.ids(), []);
     running.stop().await.unwrap();
     world.end().await;
 }
 
-/// P8: listed and counted, and warned of once.
+/// P8: listed and counted, with one warning.
 #[tokio::test]
 async fn a_document_without_a_command_is_listed_once() {
     let (recorder, handle) = recorder();

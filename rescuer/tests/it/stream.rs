@@ -1,4 +1,4 @@
-//! What the change stream makes of changes.
+//! The change stream's treatment of changes.
 
 use std::{
     sync::{Arc, Mutex, atomic::Ordering},
@@ -128,7 +128,7 @@ async fn a_fresh_message_is_left_to_inline_dispatch() {
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
     let delivered = doc! { "$pull": { "outbox": { "id": first_id } } };
     orders.update_one(doc! { "_id": 1 }, delivered).await.unwrap();
-    // Due, and as if made just before the page, however slow this machine is.
+    // Due, and dated just before the page, even on a slow machine.
     let ahead = dated(-3000, 0);
     orders.update_one(doc! { "_id": 1 }, push(ahead)).await.unwrap();
     assert_eq!(running.page().await, (1, 1, 0));
@@ -158,7 +158,7 @@ async fn a_page_queues_each_of_its_documents_once() {
     world.end().await;
 }
 
-/// What a document changed before it was found empty needs no second look; what it changes afterwards does.
+/// Changes of a document before it was found empty need no second read; later changes do.
 #[tokio::test]
 async fn a_changed_document_found_empty_is_read_again() {
     const MANY: i32 = 300;
@@ -180,7 +180,7 @@ async fn a_changed_document_found_empty_is_read_again() {
     }
     assert_eq!(commands.distinct(), 0);
     orders.update_many(doc! {}, push(minimal())).await.unwrap();
-    // The sweep, which finds them too, is not meant here.
+    // The sweep, which finds them too, is not tested here.
     let by_stream =
         || commands.taken().iter().filter(|(command, _)| command.reason == Reason::Stream).count();
     while by_stream() < MANY as usize {
@@ -267,7 +267,7 @@ async fn collections_of_several_databases_are_watched_by_one_stream() {
 async fn failing_commands_keep_the_position_until_sent() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // So that it is pages only that move the position.
+    // So that only pages move the position.
     let settings = Settings { idle_save_interval: std::time::Duration::from_mins(10), ..world.settings() };
     let mut running = world.started(&commands, settings).await;
     let before = world.position().await;
@@ -397,7 +397,8 @@ async fn a_collection_renamed_to_a_match_is_swept() {
     world.end().await;
 }
 
-/// The hour itself is not waited for: what matters is what is open and stored while a change is held for so long.
+/// The test does not wait for the hour: it checks the open cursors and the stored state while a change is
+/// held that long.
 #[tokio::test]
 async fn a_long_delay_needs_no_cursor_across_restarts() {
     let world = World::new().await;
@@ -421,13 +422,13 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
         }
         let held = |event: &RescueEvent| matches!(event, RescueEvent::Holding { .. }).then_some(());
         running.wait("a held change", held).await;
-        // The server would drop a cursor that nobody reads, at a time of its own choosing.
+        // The server would drop an unread cursor at some time.
         world.streams_open(0).await;
         assert_eq!(running.status.snapshot().not_ready, [""; 0], "a held head is as it should be");
         assert_eq!(commands.ids(), []);
         running.stop().await.unwrap();
     }
-    // An hour later, as it were.
+    // As if an hour later.
     let commands = Recorder::new();
     let settings = Settings { delay: DELAY, ..settings };
     let mut running = world.start(&commands, settings).await;
@@ -438,7 +439,7 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
     world.end().await;
 }
 
-/// What the rescuer takes for the present is half an hour before the dates of the changes that it reads.
+/// The rescuer's present time is half an hour before the dates of the changes that it reads.
 #[tokio::test]
 async fn a_server_clock_set_back_delays_no_message() {
     let half_an_hour = std::time::Duration::from_mins(30);
@@ -452,13 +453,13 @@ async fn a_server_clock_set_back_delays_no_message() {
     while commands.distinct() < 20 {
         running.page().await;
     }
-    // Not before the delay all the same.
+    // But still not before the delay.
     assert!(commands.taken()[0].1.duration_since(saved) >= DELAY);
     running.stop().await.unwrap();
     world.end().await;
 }
 
-/// Or a message could be pushed by a write that was still committing when its document was found empty, and be passed over.
+/// Otherwise a message could be skipped whose write was still committing when its document was found empty.
 #[tokio::test]
 async fn a_full_page_is_read_after_its_noted_time() {
     let world = World::new().await;
@@ -516,7 +517,7 @@ async fn a_broker_that_confirms_nothing_delays_no_stop() {
     let (world, commands) = (World::new().await, Arc::new(Silent::default()));
     let orders = world.indexed_orders().await;
     let mut running = world.start(&commands, world.settings()).await;
-    // The first sweep is over by then too, so that it is the stream that sends.
+    // The first sweep is over by then too, so the stream sends.
     let (mut opened, mut swept) = (false, false);
     running
         .wait("the stream to open and the first sweep to end", |event| {

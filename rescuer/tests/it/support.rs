@@ -1,4 +1,5 @@
-//! What the tests share: a database of their own, a rescuer in this process, a recording sender, and waiting on events.
+//! Shared by the tests: a separate database, a rescuer in this process, a recording sender, and waiting on
+//! events.
 
 use std::{
     collections::HashSet,
@@ -46,7 +47,7 @@ pub(crate) fn rabbitmq_uri() -> String {
     std::env::var("OUTBOX_RABBITMQ_URI").expect("eval \"$(scripts/services env)\" first")
 }
 
-/// Exchanges and queues are durable, so a test takes its own away.
+/// Exchanges and queues are durable, so a test removes its own.
 pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
     let connection = lapin::Connection::connect(uri, lapin::ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -55,11 +56,11 @@ pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
     connection.close(200, "done".into()).await.unwrap();
 }
 
-/// A database of its own, and the state database of its own rescuer; both are dropped by [`World::end`].
+/// A separate database, and the state database of its rescuer; both are dropped by [`World::end`].
 pub(crate) struct World {
     pub(crate) client: Client,
     uri: String,
-    /// The rescuer's client can be told from the test's, and from other tests', by this name.
+    /// This name distinguishes the rescuer's client from the test's, and from other tests'.
     pub(crate) app_name: String,
     pub(crate) db: Database,
     pub(crate) state: Database,
@@ -89,9 +90,10 @@ impl World {
         reply.get_timestamp("operationTime").unwrap()
     }
 
-    /// Waits until the server has so many change streams open on this database, be it that they are not read just now.
+    /// Waits until the server has this many change streams open on this database, even if they are not being
+    /// read.
     pub(crate) async fn streams_open(&self, expected: usize) {
-        // While nobody waits for its next batch, and while somebody does.
+        // With and without a pending request for its next batch.
         let of = [".$cmd.aggregate", ".$cmd"].map(|name| format!("{}{name}", self.db.name()));
         let begun = Instant::now();
         loop {
@@ -110,7 +112,7 @@ impl World {
         }
     }
 
-    /// With the index that the sweep wants.
+    /// With the index for the sweep.
     pub(crate) async fn indexed_orders(&self) -> Collection<Document> {
         let orders = self.orders();
         index(&orders).await;
@@ -121,7 +123,7 @@ impl World {
         self.state.collection("positions")
     }
 
-    /// The lease of the stream, as anybody can read it.
+    /// The stored lease of the stream.
     pub(crate) fn leases(&self) -> Collection<Document> {
         self.state.collection("leases")
     }
@@ -159,7 +161,7 @@ impl World {
         Running { events, status, stop, task, begun: Instant::now() }
     }
 
-    /// Started, with the stream open and the first sweep behind it.
+    /// Started, with the stream open and the first sweep over.
     pub(crate) async fn started(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
         let mut running = self.start(commands, settings).await;
         let (mut opened, mut swept) = (false, false);
@@ -173,8 +175,8 @@ impl World {
         running
     }
 
-    /// Moves the server's operation time on, so that a stream that starts now shows nothing of before: it shows the change
-    /// at that very time too.
+    /// Advances the server's operation time, so that a stream that starts now shows no earlier changes: a
+    /// stream also shows the change at its start time.
     async fn something_else_is_written(&self) {
         self.state.collection("noise").insert_one(doc! {}).await.unwrap();
     }
@@ -190,7 +192,7 @@ impl World {
         count.as_i64().or(count.as_i32().map(i64::from)).unwrap()
     }
 
-    /// Waits until a command has met the fail point once more than `before`.
+    /// Waits until the fail point was hit again after `before`.
     pub(crate) async fn has_met(&self, before: i64) {
         let most = i64::try_from(PATIENCE.as_millis()).unwrap();
         let wait = doc! { "waitForFailPoint": "failCommand", "timesEntered": before + 1, "maxTimeMS": most };
@@ -221,7 +223,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Waits until `pick` finds what it looks for among the events.
+    /// Waits until `pick` accepts one of the events.
     pub(crate) async fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&RescueEvent) -> Option<T>) -> T {
         let mut seen = Vec::new();
         let search = async {
@@ -313,8 +315,8 @@ impl Running {
     }
 }
 
-/// A way to the server on which its clock, as it tells it, is that far behind its dates: what it says is `localTime` is
-/// changed on the way. It ends with the test.
+/// A proxy to the server that sets its reported clock back: it changes `localTime` in replies. It ends with
+/// the test.
 pub(crate) async fn set_back(by: Duration) -> String {
     let uri = mongodb_uri();
     let server = uri.trim_start_matches("mongodb://").split('/').next().unwrap().to_owned();
@@ -354,7 +356,7 @@ async fn pass_set_back(
     }
 }
 
-/// Waits until something that no event tells of can be seen.
+/// Waits until a condition holds that no event reports.
 pub(crate) async fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -389,7 +391,7 @@ impl Recorder {
         taken.iter().map(|(command, _)| command.document.key().as_bytes().to_vec()).collect()
     }
 
-    /// Each once, in the order in which they came first: where the sweep may come by as well.
+    /// Each once, in the order of their first occurrence, because the sweep may send them as well.
     pub(crate) fn firsts(&self) -> Vec<Bson> {
         let mut firsts: Vec<Bson> = Vec::new();
         for id in self.ids() {
@@ -431,7 +433,7 @@ impl Commands for Recorder {
     }
 }
 
-/// As a foreign writer leaves it: what it must have, and no more.
+/// As a foreign writer leaves it: only the required fields.
 pub(crate) fn minimal() -> Document {
     doc! { "id": Uuid::new(), "type": "order.placed", "payload": { "n": 1 } }
 }

@@ -1,4 +1,4 @@
-//! What the sweep finds without the stream.
+//! The sweep's findings without the stream.
 
 use std::{
     collections::HashSet,
@@ -19,7 +19,7 @@ use crate::{
     support::*,
 };
 
-/// With a sweep so often that a test needn't wait.
+/// With sweeps so frequent that a test needn't wait.
 fn sweeping(world: &World) -> Settings {
     Settings { sweep_interval: Duration::from_millis(50), ..world.settings() }
 }
@@ -109,9 +109,9 @@ async fn due_scheduled_messages_are_swept_but_never_dead_ones() {
     world.end().await;
 }
 
-/// Neither skipped nor read for ever: 700 documents share one millisecond, and a page has 100.
+/// Neither skipped nor read forever: 700 documents share one millisecond, and a page has 100.
 #[tokio::test]
-async fn pages_neither_skip_nor_repeat_what_shares_a_date() {
+async fn pages_neither_skip_nor_repeat_entries_of_one_date() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let (same, other) = (dated(60_000, 60_000), dated(90_000, 90_000));
@@ -143,7 +143,7 @@ async fn a_collection_without_index_is_reported_and_swept() {
     let orders = world.orders();
     let filler = (0..12_000).map(|id| doc! { "_id": id });
     orders.insert_many(filler).await.unwrap();
-    // Beyond all numbers in the order of types, where a comparison by `$gt` would not get.
+    // After all numbers in the order of types, out of range for a comparison by `$gt`.
     orders.insert_one(doc! { "_id": "text", "outbox": [minimal()] }).await.unwrap();
     orders.insert_one(doc! { "_id": -1, "outbox": [dated(60_000, 60_000)] }).await.unwrap();
     let mut running = world.start(&commands, sweeping(&world)).await;
@@ -297,7 +297,7 @@ async fn a_round_examines_only_the_due_entries() {
     world.end().await;
 }
 
-/// The memory is full from the first round on, and everyone is queued all the same.
+/// The memory is full from the first round on, and every document is still queued.
 #[tokio::test]
 async fn a_full_memory_delays_documents_and_stops_no_collection() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -314,7 +314,7 @@ async fn a_full_memory_delays_documents_and_stops_no_collection() {
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 10 {
         running.swept_something().await;
-        // Delivery goes on meanwhile.
+        // Delivery continues meanwhile.
         let delivered = commands.ids();
         let delivered = doc! { "_id": { "$in": delivered } };
         orders.update_many(delivered.clone(), doc! { "$set": { "outbox": [] } }).await.unwrap();
@@ -342,15 +342,15 @@ async fn full_rounds_also_resume_a_scan() {
     while commands.distinct() < 1 {
         assert!(running.swept().await.0, "every round is full");
         rounds += 1;
-        assert!(rounds <= 5, "the scan doesn't come to its end");
+        assert!(rounds <= 5, "the scan doesn't end");
     }
     running.stop().await.unwrap();
     world.end().await;
 }
 
-/// In an index of all documents, those without an entry stand where the entries without a date do.
+/// In an index of all documents, those without an entry are at the place of entries without a date.
 #[tokio::test]
-async fn a_scan_finds_undated_entries_beside_a_full_index() {
+async fn a_scan_finds_undated_entries_despite_a_full_index() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.orders();
     let whole = mongodb::IndexModel::builder().keys(doc! { "outbox.available_at": 1 }).build();
@@ -360,7 +360,7 @@ async fn a_scan_finds_undated_entries_beside_a_full_index() {
     orders.insert_one(doc! { "_id": "dated", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
     let mut running = world.start(&commands, sweeping(&world)).await;
     assert!(running.swept().await.0);
-    assert_eq!(commands.ids(), [Bson::from("dated")], "the scan has not come to the end");
+    assert_eq!(commands.ids(), [Bson::from("dated")], "the scan has not ended");
     running.swept_something().await;
     assert_eq!(commands.ids(), ["dated", "minimal"].map(Bson::from));
     running.stop().await.unwrap();
@@ -412,8 +412,9 @@ async fn a_full_sweep_queues_more_than_it_remembers() {
     world.end().await;
 }
 
-/// P5: whatever the other collections have to do. Each of them is a backlog for the others, so that one of them has to wait for
-/// the rest if they are read one after the other, in whatever order the server lists them.
+/// P5: regardless of the other collections' work. Each of them is a backlog for the others, so that one of
+/// them has to wait for the rest if they are read one after the other, in whatever order the server lists
+/// them.
 #[tokio::test]
 async fn a_backlog_delays_no_other_collection() {
     const NAMES: [&str; 4] = ["a", "b", "y", "z"];
@@ -443,7 +444,8 @@ async fn a_backlog_delays_no_other_collection() {
     world.end().await;
 }
 
-/// The first slice was read when its entry was too young, and the scan is under way when the second full sweep comes.
+/// The first slice was read when its entry was too young, and the scan is in progress when the second full
+/// sweep begins.
 #[tokio::test]
 async fn a_full_sweep_during_a_scan_is_complete() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -462,7 +464,7 @@ async fn a_full_sweep_during_a_scan_is_complete() {
     world.end().await;
 }
 
-/// Nothing rests on one command, also for an entry that only a full round or the stream finds.
+/// No entry depends on a single command, even if only a full round or the stream finds it.
 #[tokio::test]
 async fn an_undated_document_is_read_again_by_ordinary_rounds() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -483,7 +485,7 @@ async fn an_undated_document_is_read_again_by_ordinary_rounds() {
     world.end().await;
 }
 
-/// P8: under a pattern, other collections are no business of the rescuer's.
+/// P8: collections of a pattern that have no outbox don't concern the rescuer.
 #[tokio::test]
 async fn a_collection_without_outboxes_costs_nothing_once_read() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -500,7 +502,7 @@ async fn a_collection_without_outboxes_costs_nothing_once_read() {
         collections.push(running.wait("a sweep", swept).await);
     }
     assert_eq!(collections, [1, 0, 0, 0]);
-    // From the first outbox on it is one like others.
+    // From its first outbox on it is an ordinary collection.
     sessions.insert_one(doc! { "_id": "first", "outbox": [minimal()] }).await.unwrap();
     running
         .wait("the missing index", |event| matches!(event, RescueEvent::IndexMissing { .. }).then_some(()))
@@ -585,7 +587,7 @@ async fn stress_a_full_sweep_queues_150_000_undated_documents() {
 /// late for it.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
-async fn stress_a_retry_beside_many_held_documents_is_punctual() {
+async fn stress_a_retry_among_many_held_documents_is_punctual() {
     let (world, commands) = (World::new().await, Recorder::new());
     let held = world.db.collection::<Document>("held");
     index(&held).await;

@@ -41,7 +41,7 @@ async fn a_share_of_late_inline_documents_is_reported() {
     let delay = DELAY * 5;
     let mut running = world.started(&commands, Settings { delay, ..world.settings() }).await;
     orders.insert_many((0..220).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] })).await.unwrap();
-    // Delivered, but for some.
+    // Delivered, except some.
     let delivered = doc! { "_id": { "$gte": 30 } };
     orders.update_many(delivered, doc! { "$set": { "outbox": [] } }).await.unwrap();
     match warned(&mut running).await {
@@ -66,7 +66,7 @@ async fn a_grace_longer_than_the_lease_is_reported() {
     world.end().await;
 }
 
-/// P8: a slip in `watch` doesn't look like a collection in which nothing happens.
+/// P8: a typing error in `watch` doesn't appear as a collection without changes.
 #[tokio::test]
 async fn a_pattern_without_collections_is_reported_by_name() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -116,7 +116,7 @@ async fn a_pattern_without_collections_is_reported_by_name() {
     world.end().await;
 }
 
-/// P8: what the server deletes was never delivered, and never dead.
+/// P8: a message that the server deletes was neither delivered nor dead.
 #[tokio::test]
 async fn collections_that_lose_documents_are_warned_of() {
     let (world, commands) = (World::new().await, Recorder::new());

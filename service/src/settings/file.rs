@@ -34,7 +34,7 @@ pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {
 
 fn unknown(name: &str, keys: &[Key]) -> String {
     let hint = did_you_mean(name, keys.iter().map(Key::name));
-    format!("is no setting of this program{hint}; correct or remove it, --help lists all")
+    format!("is not a setting of this program{hint}; correct or remove it, --help lists all")
 }
 
 fn text_of(value: &Value, is_list: bool) -> Result<String, String> {
@@ -101,11 +101,11 @@ mod tests {
         assert_eq!(
             problems("shutdown_grace = '5s'\nshutdown_gracee = '5s'"),
             [
-                "f.toml:shutdown_gracee: is no setting of this program (did you mean shutdown_grace?); correct \
+                "f.toml:shutdown_gracee: is not a setting of this program (did you mean shutdown_grace?); correct \
               or remove it, --help lists all"
             ]
         );
-        assert!(problems("colour = 'red'")[0].contains("is no setting of this program; correct"));
+        assert!(problems("colour = 'red'")[0].contains("is not a setting of this program; correct"));
     }
 
     #[test]

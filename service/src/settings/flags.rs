@@ -1,5 +1,4 @@
-//! The command line: one flag for each key, `--help` and `--version`, and the words that ask for something else than to
-//! serve.
+//! The command line: one flag for each key, `--help` and `--version`, and the commands other than serving.
 
 use std::ffi::{OsStr, OsString};
 
@@ -24,7 +23,7 @@ pub(super) enum Parsed {
     Print(String),
 }
 
-/// What the program is to do with its settings.
+/// What the program should do with its settings.
 #[derive(Clone, Copy)]
 pub(super) enum Task {
     Serve,
@@ -46,23 +45,25 @@ pub(super) fn task(args: &[OsString], given: &mut Given) -> (Task, Vec<OsString>
         return (*task, args[2..].to_vec());
     }
 
-    let sentence = "needs to know what: write config check, config sample or config schema";
+    let sentence = "needs a command: write config check, config sample or config schema";
     given.problems.push(Problem::new("config", sentence));
-    // The rest was meant for whatever that was.
+    // The rest belonged to that unknown command.
     given.incomplete = true;
     let flags = args.iter().skip_while(|arg| !arg.to_string_lossy().starts_with('-'));
     (Task::Serve, flags.cloned().collect())
 }
 
 const RULES: &str = "Commands, before any flag, in place of serving:\n  \
-    config check   Print the settings as they are, with where each comes from; exit code 2 and all problems if there are any\n  \
+    config check   Print the effective settings with the source of each; if there are problems, print them \
+        all and exit with code 2\n  \
     config sample  Print a file with every setting, its default and its meaning\n  \
     config schema  Print the JSON Schema of the file\n\n\
     A flag overrides its environment variable, which overrides the file.\n\
     Durations carry their unit: 250ms, 15s, 1h. Lists are separated by commas; in the file they may be arrays.";
 
-/// Reads the command line. What clap refuses is recorded and left out, and the rest is read again, so that one
-/// mistake doesn't hide the next. Clap's own messages quote arguments, which may hold a password: they are not used.
+/// Reads the command line. An argument that clap refuses is recorded and left out, and the rest is read
+/// again, so that one mistake doesn't hide the next. Clap's own messages quote arguments, which may hold a
+/// password: they are not used.
 pub(super) fn parse(program: &Program, keys: &[Key], args: &[OsString]) -> Parsed {
     let command = command(program, keys);
     let mut given = Given::default();
@@ -159,7 +160,7 @@ fn take(matches: &ArgMatches, key: &Key, given: &mut Given) {
     }
 }
 
-/// Records what clap refused and takes it out of `args`; `false` where that can't be done.
+/// Records what clap refused and takes it out of `args`; `false` if that is impossible.
 fn leave_out(error: &clap::Error, keys: &[Key], args: &mut Vec<OsString>, given: &mut Given) -> bool {
     let Some(ContextValue::String(refused)) = error.get(ContextKind::InvalidArg) else {
         return false;
@@ -173,12 +174,12 @@ fn leave_out(error: &clap::Error, keys: &[Key], args: &mut Vec<OsString>, given:
             given.problems.push(Problem::new(
                 "command line",
                 "has an argument that follows no flag (not shown, it could hold a password); give every value \
-                 right after its flag, in quotes where it holds spaces",
+                 right after its flag, in quotes if it contains spaces",
             ));
             remove(args, |args, at| args[at] == OsStr::new(refused), 1)
         }
         ErrorKind::InvalidValue | ErrorKind::NoEquals => {
-            // Here clap names the flag with its placeholder: `--delay <DURATION>`.
+            // Here clap gives the flag with its placeholder: `--delay <DURATION>`.
             let spelled = refused.split([' ', '=', '[']).next().unwrap_or(refused);
             let Some(key) = keys.iter().find(|key| key.flag() == spelled) else {
                 return false;
@@ -193,7 +194,7 @@ fn leave_out(error: &clap::Error, keys: &[Key], args: &mut Vec<OsString>, given:
 fn unknown(flag: &str, keys: &[Key]) -> String {
     let flags: Vec<String> = keys.iter().map(Key::flag).collect();
     let hint = did_you_mean(flag, flags.iter().map(String::as_str));
-    format!("is no flag of this program{hint}; correct or remove it, --help lists all")
+    format!("is not a flag of this program{hint}; correct or remove it, --help lists all")
 }
 
 /// Removes an unknown flag, and the value that seems to belong to it.
@@ -206,7 +207,7 @@ fn remove_flag(args: &mut Vec<OsString>, flag: &str) -> bool {
         || remove(args, |args, at| args[at] == OsStr::new(flag), 1)
 }
 
-/// Whether an argument is the flag with its value behind it: `--flag=value`, `-fvalue`.
+/// Whether an argument is the flag with an attached value: `--flag=value`, `-fvalue`.
 fn is_joined(argument: &OsStr, flag: &str) -> bool {
     let argument = argument.to_string_lossy();
     match argument.strip_prefix(flag) {
@@ -295,10 +296,10 @@ mod tests {
         ]);
         let problems: Vec<_> = given.problems.iter().map(ToString::to_string).collect();
         for (start, end) in [
-            ("--shutdwn-grace: is no flag of this program (did you mean --shutdown-grace?)", ""),
-            ("-x: is no flag", ""),
-            ("-q: is no flag", ""),
-            ("--nope: is no flag", ""),
+            ("--shutdwn-grace: is not a flag of this program (did you mean --shutdown-grace?)", ""),
+            ("-x: is not a flag", ""),
+            ("-q: is not a flag", ""),
+            ("--nope: is not a flag", ""),
             ("--watch: has no value", ""),
             ("command line: has an argument that follows no flag", "spaces"),
         ] {

@@ -6,10 +6,11 @@ use strum::VariantNames;
 
 use super::uri::Scheme;
 
-/// Says in a sentence what is wrong with a text, starting with a verb: "is longer than 255 bytes; shorten it".
+/// Describes the problem of a text in a sentence that starts with a verb: "is longer than 255 bytes; shorten
+/// it".
 pub type Check = fn(&str) -> Result<(), String>;
 
-/// One setting: its name, what it means, what it takes, and what it is when nobody sets it.
+/// One setting: its name, meaning, accepted values and default.
 #[derive(Clone, Debug)]
 pub struct Key {
     name: &'static str,
@@ -70,7 +71,7 @@ impl Key {
         &self.kind
     }
 
-    /// What it is when nobody sets it; `None` for a required key.
+    /// The default; `None` for a required key.
     #[must_use]
     pub fn default(&self) -> Option<&'static str> {
         self.default
@@ -132,7 +133,8 @@ impl Kind {
         }
     }
 
-    /// What it takes, with its bounds: "a duration from 1s to 1h". `None` for a text, which takes what its help says.
+    /// The accepted values, with bounds: "a duration from 1s to 1h". `None` for a text, whose help describes
+    /// them.
     pub(super) fn takes(&self) -> Option<String> {
         let print = humantime::format_duration;
         let takes = match self {
@@ -152,7 +154,7 @@ impl Kind {
         Some(takes)
     }
 
-    /// A text that it takes, for keys without a default.
+    /// An accepted text, for keys without a default.
     pub(super) fn example(&self) -> &'static str {
         match self {
             Self::Uri(scheme) => scheme.example(),

@@ -1,4 +1,4 @@
-//! What is wrong with the settings, for people.
+//! Problems of the settings, for people.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Problem {
     /// The key as the user gave it: `--delay`, `OUTBOX_DELAY`, `outbox.toml:delay`.
     pub key: String,
-    /// What is wrong and what to do.
+    /// The problem and its repair.
     pub sentence: String,
 }
 
@@ -23,7 +23,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything there is to correct, one line each.
+/// All problems, one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 

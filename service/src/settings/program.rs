@@ -1,12 +1,12 @@
-//! What a program says of itself.
+//! A program's description of itself.
 
-/// What `--help` and `--version` say of a program.
+/// The parts of a program in `--help` and `--version`.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
     /// The binary's name: `outbox-rescuer`.
     pub name: &'static str,
     /// Its version: `env!("CARGO_PKG_VERSION")`.
     pub version: &'static str,
-    /// What it does, in a sentence.
+    /// Its purpose, in a sentence.
     pub about: &'static str,
 }

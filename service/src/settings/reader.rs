@@ -11,10 +11,11 @@ use super::{
 };
 use crate::NamespacePattern;
 
-/// Hands out the values of a table of keys and collects what is wrong with them.
+/// Returns the values of a table of keys and collects their problems.
 ///
-/// Every key is validated when the reader is made, also one that nobody reads. A getter whose key has a problem returns
-/// a placeholder; [`Reader::finish`] then gives the problems and no settings, so no placeholder gets out.
+/// Every key is validated when the reader is made, even if it is never read. A getter whose key has a problem
+/// returns a placeholder; [`Reader::finish`] then gives the problems and no settings, so no placeholder gets
+/// out.
 pub struct Reader<'a> {
     resolved: &'a Resolved,
     values: BTreeMap<&'static str, Value>,
@@ -38,7 +39,7 @@ impl<'a> Reader<'a> {
                         }
                     }
                 },
-                // What could not be read may have held it.
+                // The unreadable source may have contained it.
                 Text::Absent if !resolved.incomplete => reader.problems.push(missing(key)),
                 Text::Absent | Text::Unusable => {}
             }
@@ -101,7 +102,7 @@ impl<'a> Reader<'a> {
         value.unwrap_or_default()
     }
 
-    /// The path under `name`; `None` where it is empty.
+    /// The path under `name`; `None` if it is empty.
     pub fn path(&mut self, name: &'static str) -> Option<PathBuf> {
         Some(self.string(name)).filter(|path| !path.is_empty()).map(PathBuf::from)
     }
@@ -124,10 +125,12 @@ impl<'a> Reader<'a> {
         value.unwrap_or_default()
     }
 
-    /// Records that the values of `keys` don't go together, or that the one value breaks a rule of the daemon's own.
+    /// Records that the values of `keys` don't go together, or that a single value breaks one of the daemon's
+    /// rules.
     ///
-    /// The problem is put on the first of `keys`; the sentence goes on from there: "must be shorter than delay (15s);
-    /// shorten it". It is dropped if any of `keys` has no value to judge, because that is a problem already.
+    /// The problem is put on the first of `keys`; the sentence continues from there: "must be shorter than
+    /// delay (15s); shorten it". It is dropped if any of `keys` has no value to judge, because that is a
+    /// problem already.
     pub fn problem(&mut self, keys: &[&'static str], sentence: impl Into<String>) {
         let unknown = keys.iter().copied().find(|name| self.entry(name).is_none());
         if let Some(name) = unknown {
@@ -143,7 +146,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `settings`, if nothing is wrong.
+    /// `settings`, if there are no problems.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
@@ -155,7 +158,7 @@ impl<'a> Reader<'a> {
         self.resolved.entries.iter().find(|entry| entry.key.name() == name)
     }
 
-    /// `None` where the key has a problem, or is not what the caller takes it for, which becomes one.
+    /// `None` if the key has a problem, or has another kind than the caller expects, which becomes a problem.
     fn get<T>(&mut self, name: &'static str, take: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         let taken = match self.values.get(name) {
             Some(value) => take(value),
@@ -168,7 +171,7 @@ impl<'a> Reader<'a> {
         taken
     }
 
-    /// The program reads a key otherwise than its table declares it: the first run of any test shows it.
+    /// The program reads a key as another kind than its table declares: any test shows it at once.
     fn defect(&mut self, name: &str) {
         let kind = self.entry(name).map_or("nothing", |entry| entry.key.kind().noun());
         let sentence =

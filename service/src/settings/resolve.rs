@@ -1,4 +1,4 @@
-//! For each key its text and where that came from.
+//! For each key, its text and the source.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{quote::shown, suggestion::did_you_mean};
 
-/// The longest line whose origin stands in one column with the others.
+/// The longest line whose origin is aligned with the others.
 const ALIGNED: usize = 60;
 
 /// What [`resolve`] came to.
@@ -28,7 +28,7 @@ const ALIGNED: usize = 60;
 pub enum Resolution {
     /// The program is to run.
     Run(Resolved),
-    /// The user asked for the settings as they are: print [`Resolved::effective`] and what is wrong with them, and end.
+    /// The user asked for the effective settings: print [`Resolved::effective`] and their problems, and end.
     Check(Resolved),
     /// The user asked for something else: print this and end.
     Print(String),
@@ -42,7 +42,7 @@ pub struct Resolved {
     warnings: Vec<String>,
 }
 
-/// One key and what was found for it.
+/// One key and its value.
 pub(super) struct Entry {
     pub(super) key: Key,
     pub(super) text: Text,
@@ -50,7 +50,7 @@ pub(super) struct Entry {
 
 pub(super) enum Text {
     Found(String, Origin),
-    /// Set in a way that is a problem already.
+    /// Set in an invalid way, which is already a problem.
     Unusable,
     Absent,
 }
@@ -75,7 +75,7 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
         Task::Schema => return Resolution::Print(schema(program, keys)),
     }
 
-    // The file's path is a setting itself, which all but the file can give.
+    // The file's path is a setting itself, which every source except the file can give.
     let mut given = AllGiven { flags, env: environment(&all, &sources.env), ..AllGiven::default() };
     let config_text = given.take(&config, &sources.env);
     if let Text::Found(path, origin) = &config_text
@@ -103,7 +103,7 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
     }
 }
 
-/// What each source gives, and the file's path.
+/// The values of each source, and the file's path.
 #[derive(Default)]
 struct AllGiven {
     flags: Given,
@@ -154,7 +154,7 @@ fn environment(keys: &[Key], variables: &[(OsString, OsString)]) -> Given {
     given
 }
 
-/// `None` also for a variable that is empty; `Err` for one that is no UTF-8.
+/// `None` also for an empty variable; `Err` for one that is not UTF-8.
 fn lookup<'a>(variables: &'a [(OsString, OsString)], name: &str) -> Option<Result<&'a str, ()>> {
     let (_, value) = variables.iter().find(|(variable, _)| variable == OsStr::new(name))?;
     match value.to_str().map(str::trim) {
@@ -186,7 +186,8 @@ pub(super) fn spelled(key: &Key, origin: &Origin) -> String {
     }
 }
 
-/// Warnings of variables that resemble one of this program's. Other programs share the environment: only such are worth a word.
+/// Warnings about variables that resemble one of this program's. Others are ignored, because programs share
+/// the environment.
 fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<String> {
     let known: Vec<String> = keys.iter().map(Key::env).collect();
     let mut warnings = Vec::new();
@@ -198,7 +199,7 @@ fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<St
 
         let hint = did_you_mean(name, known.iter().map(String::as_str));
         if !hint.is_empty() {
-            warnings.push(format!("{name} is ignored: it is no setting of this program{hint}"));
+            warnings.push(format!("{name} is ignored: it is not a setting of this program{hint}"));
         }
     }
 
@@ -207,24 +208,25 @@ fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<St
 }
 
 impl Resolved {
-    /// Sentences on what is odd but stops nothing, such as an `OUTBOX_` variable that resembles one of this program's.
+    /// Warnings that don't stop the program, such as an `OUTBOX_` variable that resembles one of this
+    /// program's.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Every setting on one line, `delay=15s watch=shop.* (OUTBOX_WATCH)`, without secrets. What has no origin beside
-    /// it is a default.
+    /// Every setting on one line, `delay=15s watch=shop.* (OUTBOX_WATCH)`, without secrets. Values without an
+    /// origin are defaults.
     pub fn summary(&self) -> String {
         let shown: Vec<String> = self.entries.iter().filter_map(Entry::summary).collect();
         shown.join(" ")
     }
 
-    /// Every setting that has a usable value, as a line of the file with where it comes from behind it. Without secrets.
+    /// Every setting that has a usable value, as a line of the file followed by its source. Without secrets.
     pub fn effective(&self) -> String {
         let lines: Vec<_> = self.entries.iter().filter_map(Entry::effective).collect();
 
-        // Long lines would push the origins of all others out of sight.
+        // Long lines would move the origins of all others too far right.
         let widths = lines.iter().map(|(line, _)| line.chars().count());
         let width = widths.filter(|width| *width <= ALIGNED).max().unwrap_or_default();
 
@@ -264,7 +266,7 @@ impl Entry {
             return None;
         };
         let value = match Value::of(&self.key, text).ok()? {
-            // No setting of the file.
+            // Not a setting of the file.
             _ if self.key.name() == "config" => return None,
             Value::Uri(uri) => literal(self.key.kind(), &uri.to_string()),
             _ if may_hold_a_secret(text) => literal(self.key.kind(), "***"),
@@ -279,7 +281,7 @@ impl Entry {
     }
 }
 
-/// Whether a text could be a URI that somebody gave to the wrong key.
+/// Whether a text could be a URI that was given to the wrong key.
 fn may_hold_a_secret(text: &str) -> bool {
     text.contains("//") || text.contains('@')
 }

@@ -1,4 +1,4 @@
-//! A file with every key: what it means, what it takes, what it is by default.
+//! A file with every key, its meaning, accepted values and default.
 
 use std::fmt::Write;
 
@@ -12,12 +12,12 @@ use super::{
 /// The longest line of a comment.
 const WIDTH: usize = 100;
 
-/// Parses as it is; where a default is uncommented as well.
+/// Parses unchanged, and also with defaults uncommented.
 pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     let mut file = format!(
-        "# Every setting of {0}, as `{0} config sample` prints them. What is commented out is the default.\n\
-         # The environment and the command line go before this file: OUTBOX_LOG_FORMAT and --log-format before log_format.\n\
-         # `{0} config check --config FILE` tells what is in effect.\n",
+        "# Every setting of {0}, as `{0} config sample` prints them. Lines that are commented out show the default.\n\
+         # The environment and the command line take precedence: OUTBOX_LOG_FORMAT and --log-format over log_format.\n\
+         # `{0} config check --config FILE` prints the effective settings.\n",
         program.name
     );
     for key in keys {
@@ -43,7 +43,7 @@ pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     file
 }
 
-/// A value as it stands in the file.
+/// A value as it is written in the file.
 pub(super) fn literal(kind: &Kind, text: &str) -> String {
     match kind {
         Kind::Integer(_) | Kind::Boolean => text.to_owned(),
@@ -55,7 +55,7 @@ pub(super) fn literal(kind: &Kind, text: &str) -> String {
     }
 }
 
-/// A text of JSON is one of TOML.
+/// A JSON string is also a TOML string.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }

@@ -7,12 +7,12 @@ use super::{
     program::Program,
 };
 
-/// A digit and a unit, as often as one likes: what `humantime` reads.
+/// Digits and a unit, any number of times: the format that `humantime` reads.
 const DURATION: &str = "^(\\s*[0-9]+\\s*(nsec|ns|usec|us|msec|ms|seconds?|sec|s|minutes?|mins?|m|hours?|hrs?|hr|h|days?|d|weeks?|wks?|wk|w|months?|M|years?|yrs?|yr|y))+\\s*$";
-/// A database, a dot, and the rest; what exactly each may be is checked when the file is read.
+/// A database, a dot, and the rest; the exact rules are checked when the file is read.
 const NAMESPACE: &str = "^\\s*[^.,\\s]+\\.[^,]+$";
 
-/// Requires no key: each may be given otherwise.
+/// Requires no key, because each may be given by another source.
 pub(super) fn schema(program: &Program, keys: &[Key]) -> String {
     let properties: Map<String, Value> =
         keys.iter().map(|key| (key.name().to_owned(), property(key))).collect();
@@ -71,7 +71,7 @@ fn list_of(pattern: &str) -> Value {
     json!({ "anyOf": [{ "type": "array", "items": item }, { "type": "string" }] })
 }
 
-/// A text in the type that the file has it in.
+/// A text in its type in the file.
 fn typed(kind: &Kind, text: &str) -> Value {
     match kind {
         Kind::Integer(_) => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, env, ffi::OsString, fmt, fs, io, path::Path};
 
 use super::{key::Key, problem::Problem};
 
-/// The command line, the environment and the way to read a file: a value, so that tests bring their own.
+/// The command line, the environment and a function that reads a file: values, so that tests can bring their
+/// own.
 #[derive(Clone)]
 pub struct Sources {
     /// The arguments, without the program's own name.
@@ -27,7 +28,7 @@ impl Sources {
     }
 }
 
-/// Shows no content: any of it could be a secret.
+/// Shows no content, because any of it could be a secret.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sources")
@@ -50,10 +51,10 @@ pub(super) enum Origin {
 /// What one source says.
 #[derive(Default)]
 pub(super) struct Given {
-    /// For each key it sets the text; `None` where it sets the key in a way that can't be used, which is a problem.
+    /// For each key it sets the text; `None` if it sets the key in an unusable way, which is a problem.
     pub(super) texts: BTreeMap<&'static str, Option<String>>,
     pub(super) problems: Vec<Problem>,
-    /// Whether it could not be read to its end, so that a key it lacks may still have been meant to be set by it.
+    /// Whether it could not be read to its end, so that it may have been meant to set a missing key.
     pub(super) incomplete: bool,
 }
 
@@ -62,7 +63,7 @@ impl Given {
         self.texts.insert(key.name(), Some(text.into()));
     }
 
-    /// Records that `key`, spelled `spelled` here, is set in a way that can't be used.
+    /// Records that `key`, spelled `spelled` here, is set in an unusable way.
     pub(super) fn refuse(&mut self, key: &Key, spelled: impl Into<String>, sentence: impl Into<String>) {
         self.texts.insert(key.name(), None);
         self.problems.push(Problem::new(spelled, sentence));

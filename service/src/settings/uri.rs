@@ -1,8 +1,8 @@
-//! URIs that hold a password, and what of them may be shown.
+//! URIs with a password, and the parts of them that may be shown.
 
 use std::{fmt, net::IpAddr};
 
-/// What a URI leads to.
+/// The server of a URI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// `mongodb://` or `mongodb+srv://`.
@@ -27,19 +27,19 @@ impl Scheme {
     }
 }
 
-/// A connection string. `Debug` and `Display` show it without its password and without the value of any parameter that
-/// isn't known to be harmless; only [`Uri::expose`] gives it whole.
+/// A connection string. `Debug` and `Display` show it without its password and without the value of any
+/// parameter that isn't known to be harmless; only [`Uri::expose`] returns the whole URI.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Uri(String);
 
 impl Uri {
-    /// The whole connection string, for the driver and for nothing else.
+    /// The whole connection string, for the driver only.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether every host is this machine itself: `localhost`, a loopback address, or a Unix socket.
+    /// Whether every host is this machine: `localhost`, a loopback address, or a Unix socket.
     pub fn is_local(&self) -> bool {
         let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);
         let (authority, _) = split_authority(rest);
@@ -47,7 +47,7 @@ impl Uri {
         !self.0.starts_with("mongodb+srv://") && hosts.split(',').all(is_local)
     }
 
-    /// Whether it asks for TLS, which a `mongodb+srv://` does unless it says otherwise, as does any option of TLS.
+    /// Whether it requests TLS, as `mongodb+srv://` and any TLS option do, unless `tls=false` is set.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
         let said = self.parameters().find(|(name, _)| name == "tls" || name == "ssl");
@@ -61,7 +61,7 @@ impl Uri {
         }
     }
 
-    /// The parameter that has the certificate of MongoDB taken without looking at it, if there is one.
+    /// The parameter that disables the check of MongoDB's certificate, if there is one.
     #[must_use]
     pub fn skips_verification(&self) -> Option<&'static str> {
         let given = |wanted: &str| {
@@ -85,23 +85,23 @@ impl Uri {
         let rest = text.strip_prefix(plain).or_else(|| text.strip_prefix(other));
         let Some(rest) = rest else {
             return Err(format!(
-                "is no such URI (its value is not shown); start it with {plain} or {other}, as in {}",
+                "is not such a URI (its value is not shown); start it with {plain} or {other}, as in {}",
                 scheme.example()
             ));
         };
         match flaw(rest) {
-            Some(flaw) => Err(format!("{flaw}; it should look like {}", scheme.example())),
+            Some(flaw) => Err(format!("{flaw}; write it as in {}", scheme.example())),
             None => Ok(Self(text.into())),
         }
     }
 
-    /// What [`Reader`](super::reader::Reader) hands out in place of one that has a problem.
+    /// The value that [`Reader`](super::reader::Reader) returns in place of an invalid one.
     pub(super) fn absent() -> Self {
         Self(String::new())
     }
 }
 
-/// What is wrong with a URI, given what follows its scheme.
+/// The problem of a URI, given the part after its scheme.
 fn flaw(rest: &str) -> Option<&'static str> {
     let (authority, tail) = split_authority(rest);
     let (user_info, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -116,7 +116,7 @@ fn flaw(rest: &str) -> Option<&'static str> {
     } else if hosts.split(',').any(str::is_empty) {
         Some("names no host")
     } else if hosts.split(',').any(has_no_number_for_port) {
-        Some("has a port that is no number; if that is a password, the host behind it is missing")
+        Some("has a port that is not a number; if that is a password, the host after it is missing")
     } else {
         None
     }
@@ -126,8 +126,8 @@ fn split_authority(rest: &str) -> (&str, &str) {
     rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()))
 }
 
-/// Whether the `@` in `tail` ends a user name and password of which a special character cut the beginning off: what looks like
-/// a port would be the beginning of the password. The value of an option may hold an `@`.
+/// Whether the `@` in `tail` ends a user name and password of which a special character cut the beginning
+/// off: the apparent port would be the beginning of the password. The value of an option may hold an `@`.
 fn is_cut_off(hosts: &str, tail: &str) -> bool {
     let (path, options) = tail.split_once('?').unwrap_or((tail, ""));
     if path.contains('@') {
@@ -141,16 +141,16 @@ fn is_cut_off(hosts: &str, tail: &str) -> bool {
     behind_address.contains(':') && strange.next().is_some()
 }
 
-/// `host:port`, where an IPv6 address stands in brackets.
+/// `host:port`, with an IPv6 address in brackets.
 fn has_no_number_for_port(host: &str) -> bool {
     let behind_address = host.rsplit_once(']').map_or(host, |(_, port)| port);
     behind_address.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err())
 }
 
-/// Of a host as it stands in a URI, with its port.
+/// Of a host as it is written in a URI, with its port.
 fn is_local(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
-    // Colons are the port's where there is no more than one; an IPv6 address stands in brackets.
+    // A single colon begins the port; an IPv6 address is in brackets.
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
         None => host.split(':').next().unwrap_or_default(),
@@ -166,7 +166,7 @@ fn is_local(host: &str) -> bool {
 
 const MASK: &str = "***";
 
-/// Parameters of either URI that hold no secret, in lower case. Any other is masked: also one that is misspelled.
+/// Parameters of either URI that hold no secret, in lower case. Any other is masked, even a misspelled one.
 const HARMLESS: [&str; 40] = [
     "appname",
     "auth_mechanism",
@@ -217,7 +217,7 @@ impl fmt::Display for Uri {
         };
         let (authority, tail) = split_authority(rest);
         write!(f, "{scheme}://")?;
-        // With an `@` anywhere else, what looks like a host can be a piece of a password.
+        // With an `@` anywhere else, an apparent host can be a part of a password.
         if flaw(rest).is_some() || tail.contains('@') {
             return f.write_str(MASK);
         }
@@ -312,7 +312,7 @@ mod tests {
             ("amqp://u:hunter2@h", "start it with mongodb://"),
             ("mongodb://", "names no host"),
             ("mongodb://u:hunter2@", "names no host"),
-            ("mongodb://u:hunter2", "port that is no number"),
+            ("mongodb://u:hunter2", "port that is not a number"),
             ("mongodb://u:p@hunter2@h", "%40"),
             ("mongodb://u:p:hunter2@h", "%3A"),
             ("mongodb://u:p/hunter2@h", "%2F"),

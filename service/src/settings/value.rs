@@ -1,4 +1,4 @@
-//! From the text of a setting to its value.
+//! Converts the text of a setting to its value.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     suggestion::did_you_mean,
 };
 
-/// The value of one key. No `Debug`: a text may be a password that somebody gave to the wrong key.
+/// The value of one key. No `Debug`: a text may be a password that was given to the wrong key.
 #[derive(Clone, PartialEq)]
 pub(super) enum Value {
     Uri(Uri),
@@ -41,7 +41,7 @@ impl Value {
         one.map_err(|sentence| vec![sentence])
     }
 
-    /// The value of a key; an empty text only where the key's default is empty as well.
+    /// The value of a key; an empty text only if the key's default is empty as well.
     pub(super) fn of(key: &Key, text: &str) -> Result<Self, Vec<String>> {
         match Self::empty(key.kind()) {
             Some(empty) if text.is_empty() && key.default() == Some("") => Ok(empty),
@@ -50,7 +50,7 @@ impl Value {
         }
     }
 
-    /// What an empty text means where the default allows one.
+    /// The value of an empty text if the default allows one.
     fn empty(kind: &Kind) -> Option<Self> {
         match kind {
             Kind::Text(_) => Some(Self::Text(String::new())),
@@ -66,13 +66,18 @@ fn duration(text: &str, bounds: &RangeInclusive<Duration>) -> Result<Duration, S
         return Err(format!("{} has no unit; write it as in 250ms, 15s or 1h", shown(text)));
     }
     let value = humantime::parse_duration(text)
-        .map_err(|_| format!("{} is no duration; write it as in 250ms, 15s or 1h", shown(text)))?;
+        .map_err(|_| format!("{} is not a duration; write it as in 250ms, 15s or 1h", shown(text)))?;
     within(value, bounds, |bound| humantime::format_duration(bound).to_string(), text)
 }
 
 fn integer(text: &str, bounds: &RangeInclusive<u64>) -> Result<u64, String> {
     let value = text.parse().map_err(|_| {
-        format!("{} is no whole number; write one from {} to {}", shown(text), bounds.start(), bounds.end())
+        format!(
+            "{} is not a whole number; write one from {} to {}",
+            shown(text),
+            bounds.start(),
+            bounds.end()
+        )
     })?;
     within(value, bounds, |bound| bound.to_string(), text)
 }
@@ -84,16 +89,16 @@ fn within<T: Copy + PartialOrd>(
     text: &str,
 ) -> Result<T, String> {
     if value < *bounds.start() {
-        Err(format!("{} is too little; the least is {}", shown(text), print(*bounds.start())))
+        Err(format!("{} is too small; the minimum is {}", shown(text), print(*bounds.start())))
     } else if value > *bounds.end() {
-        Err(format!("{} is too much; the most is {}", shown(text), print(*bounds.end())))
+        Err(format!("{} is too large; the maximum is {}", shown(text), print(*bounds.end())))
     } else {
         Ok(value)
     }
 }
 
 fn boolean(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("{} is neither; write true or false", shown(text)))
+    text.parse().map_err(|_| format!("{} is neither true nor false; write one of them", shown(text)))
 }
 
 fn choice(text: &str, names: &[&'static str]) -> Result<String, String> {
@@ -112,7 +117,7 @@ fn checked(text: &str, check: Check) -> Result<String, String> {
     check(text).map(|()| text.into()).map_err(|flaw| format!("{} {flaw}", shown(text)))
 }
 
-/// Parses what stands between commas; an empty item is a slip, a repeated one is dropped.
+/// Parses the items between commas; an empty item is an error, a repeated one is dropped.
 fn list<T: PartialEq>(text: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Vec<String>> {
     let (mut items, mut sentences) = (Vec::new(), Vec::new());
     for text in text.split(',').map(str::trim) {
@@ -142,23 +147,26 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_number_is_no_duration() {
+    fn a_plain_number_is_not_a_duration() {
         for text in ["15", "0", "1.5", "-3"] {
             let sentence = duration(text, &ANY_DURATION).unwrap_err();
             assert_eq!(sentence, format!("{text:?} has no unit; write it as in 250ms, 15s or 1h"));
         }
-        assert!(duration("soon", &ANY_DURATION).unwrap_err().contains("is no duration"));
-        assert!(duration("-3s", &ANY_DURATION).unwrap_err().contains("is no duration"));
+        assert!(duration("soon", &ANY_DURATION).unwrap_err().contains("is not a duration"));
+        assert!(duration("-3s", &ANY_DURATION).unwrap_err().contains("is not a duration"));
     }
 
     #[test]
     fn bounds_are_inclusive_and_named() {
         let bounds = Duration::from_secs(1)..=Duration::from_mins(1);
         assert!(duration("1s", &bounds).is_ok() && duration("60s", &bounds).is_ok());
-        assert_eq!(duration("999ms", &bounds).unwrap_err(), r#""999ms" is too little; the least is 1s"#);
-        assert_eq!(duration("61s", &bounds).unwrap_err(), r#""61s" is too much; the most is 1m"#);
-        assert_eq!(integer("0", &(1..=9)).unwrap_err(), r#""0" is too little; the least is 1"#);
-        assert_eq!(integer("-1", &(1..=9)).unwrap_err(), r#""-1" is no whole number; write one from 1 to 9"#);
+        assert_eq!(duration("999ms", &bounds).unwrap_err(), r#""999ms" is too small; the minimum is 1s"#);
+        assert_eq!(duration("61s", &bounds).unwrap_err(), r#""61s" is too large; the maximum is 1m"#);
+        assert_eq!(integer("0", &(1..=9)).unwrap_err(), r#""0" is too small; the minimum is 1"#);
+        assert_eq!(
+            integer("-1", &(1..=9)).unwrap_err(),
+            r#""-1" is not a whole number; write one from 1 to 9"#
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A daemon as a process: its exit codes, its signals, what it writes.
 //!
-//! The process is this test binary itself, told to run `the_daemon_that_the_tests_start` alone.
+//! The process is this test binary itself, which runs `the_daemon_that_the_tests_start` alone.
 
 use std::{
     env,
@@ -37,7 +37,7 @@ impl Report for Told {
     }
 }
 
-/// What the test says next; empty at the end of input.
+/// The next word from the test; empty at the end of input.
 fn next_word() -> String {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
@@ -60,8 +60,8 @@ async fn serve(behaviour: String, Context { stop, probes }: Context) -> Result<(
             let _ = tokio::spawn(async move { panic!("{id}") }).await;
             return Err(std::io::Error::other(id));
         }
-        "lingers" => std::future::pending().await,
-        "is told" => loop {
+        "never ends" => std::future::pending().await,
+        "obeys" => loop {
             let word = tokio::task::spawn_blocking(next_word).await.unwrap();
             match word.as_str() {
                 "wait for the stop" => stop.cancelled().await,
@@ -161,7 +161,7 @@ impl Running {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// For the behaviour "is told"; returns when it did it.
+    /// For the behaviour "obeys"; returns when it has obeyed.
     fn tell(&mut self, word: &str) {
         writeln!(self.child.stdin.as_ref().unwrap(), "{word}").unwrap();
         self.line_with(&format!("done: {word}"));
@@ -173,7 +173,7 @@ impl Running {
         line.trim().rsplit_once("address=").unwrap().1.parse().unwrap()
     }
 
-    /// The exit code and what was left to read of standard error.
+    /// The exit code and the rest of standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         self.stderr.read_to_string(&mut rest).unwrap();
@@ -189,7 +189,7 @@ impl Running {
     }
 }
 
-/// No daemon outlives its test, also where that failed.
+/// No daemon outlives its test, even if it failed.
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -239,7 +239,7 @@ fn a_signal_stops_the_daemon_cleanly() {
 #[test]
 fn a_later_signal_ends_the_process_at_once() {
     for (signal, expected) in [("TERM", 143), ("INT", 130)] {
-        let mut daemon = start("lingers", "");
+        let mut daemon = start("never ends", "");
         daemon.line_with("outbox-test started");
         daemon.signal("TERM");
         daemon.line_with("stopping");
@@ -250,28 +250,28 @@ fn a_later_signal_ends_the_process_at_once() {
         }
         let (code, rest) = daemon.end();
         assert_eq!(code, Some(expected), "{rest}");
-        assert!(rest.contains("ended before work in hand was done"), "{rest}");
+        assert!(rest.contains("ended before its work was done"), "{rest}");
     }
 }
 
 /// A terminal signals the whole process group, and a wrapper passes its own signal on.
 #[test]
 fn signals_within_a_second_count_as_one() {
-    let mut daemon = start("lingers", "");
+    let mut daemon = start("never ends", "");
     daemon.line_with("outbox-test started");
     let first = Instant::now();
     daemon.signal("INT");
     daemon.line_with("stopping");
     daemon.signal("TERM");
     if first.elapsed() < Duration::from_secs(1) {
-        daemon.line_with("counts as one with the signal before");
+        daemon.line_with("counts as the same request as the signal before");
         assert!(daemon.child.try_wait().unwrap().is_none());
     }
 }
 
 #[test]
 fn work_beyond_the_grace_is_cut_off() {
-    let mut daemon = start("lingers", "--shutdown-grace 1ms");
+    let mut daemon = start("never ends", "--shutdown-grace 1ms");
     daemon.line_with("outbox-test started");
     daemon.signal("TERM");
     let (code, rest) = daemon.end();
@@ -287,7 +287,7 @@ fn a_failure_is_logged_with_its_cause() {
 }
 
 #[test]
-fn settings_problems_are_told_before_anything_starts() {
+fn settings_problems_are_reported_before_anything_starts() {
     let (code, told) = start("stops", "--shutdown-grace=5 --log-filter debg --log-fromat json").end();
     assert_eq!(code, Some(2));
     assert!(told.contains("The settings have 3 problems:"), "{told}");
@@ -358,7 +358,7 @@ fn no_value_begins_a_log_line() {
 
 /// Standard error may be full or closed, where a supervisor has ended.
 #[test]
-fn a_log_that_nobody_takes_is_no_panic() {
+fn an_unread_log_causes_no_panic() {
     for (args, redirect, code) in [
         ("--log-fromat json", "2>/dev/full", 2),
         ("--log-fromat json", "2>&-", 2),
@@ -385,7 +385,7 @@ fn a_log_that_nobody_takes_is_no_panic() {
 /// Thirty-two silent clients hold every connection there is.
 #[test]
 fn silent_clients_keep_no_probe_waiting() {
-    let mut daemon = start("is told", "");
+    let mut daemon = start("obeys", "");
     let address = daemon.address();
 
     let silent: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(address).unwrap()).collect();
@@ -404,7 +404,7 @@ fn silent_clients_keep_no_probe_waiting() {
 #[test]
 #[ignore = "stress: run by scripts/stress"]
 fn stress_slow_clients_keep_no_probe_waiting() {
-    let mut daemon = start("is told", "");
+    let mut daemon = start("obeys", "");
     let address = daemon.address();
     let is_over = AtomicBool::new(false);
     let connected = Barrier::new(65);
@@ -440,7 +440,7 @@ fn half_a_request(address: SocketAddr) -> std::io::Result<TcpStream> {
 
 #[test]
 fn a_daemon_is_ready_until_it_stops() {
-    let mut daemon = start("is told", "");
+    let mut daemon = start("obeys", "");
     let address = daemon.address();
     assert_answers(address, "/readyz", 503, "starting\n");
     assert_answers(address, "/livez", 200, "alive\n");
@@ -457,7 +457,7 @@ fn a_daemon_is_ready_until_it_stops() {
 
 #[test]
 fn a_slow_client_does_not_delay_a_stop() {
-    let mut daemon = start("is told", "--shutdown-grace 1h");
+    let mut daemon = start("obeys", "--shutdown-grace 1h");
     let mut slow = TcpStream::connect(daemon.address()).unwrap();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: te").unwrap();
     daemon.signal("TERM");
@@ -472,7 +472,7 @@ fn a_slow_client_does_not_delay_a_stop() {
 
 #[test]
 fn the_status_is_json_with_what_the_daemon_reports() {
-    let mut daemon = start("is told", "");
+    let mut daemon = start("obeys", "");
     let address = daemon.address();
     daemon.tell("ready");
     let answer = get(address, "/status");
@@ -492,7 +492,7 @@ fn metrics_are_prometheus_text_with_wide_buckets() {
     let answer = get(address, "/metrics");
     assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
     for line in [
-        "# HELP outbox_build_info What runs; always 1.",
+        "# HELP outbox_build_info The running version; always 1.",
         "# TYPE outbox_build_info gauge",
         r#"outbox_build_info{service="outbox-test",version="1.2.3"} 1"#,
         "# TYPE outbox_test_total counter",
@@ -512,7 +512,7 @@ fn metrics_are_prometheus_text_with_wide_buckets() {
 
 #[test]
 fn only_get_and_head_are_answered() {
-    let mut daemon = start("is told", "");
+    let mut daemon = start("obeys", "");
     let address = daemon.address();
     let head = send(address, "HEAD /livez HTTP/1.1\r\nHost: test\r\n\r\n");
     assert!(head.head.starts_with("http/1.1 200") && head.body.is_empty(), "{}{}", head.head, head.body);
@@ -543,12 +543,12 @@ fn a_daemon_whose_runtime_is_stuck_is_not_alive() {
 }
 
 #[test]
-fn a_taken_port_is_told_before_anything_starts() {
+fn a_port_in_use_is_reported_before_anything_starts() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let (code, told) = start("stops", &format!("--http-listen {address}")).end();
     assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains(&format!("http_listen: {address} can't be listened on; free it")), "{told}");
+    assert!(told.contains(&format!("http_listen: cannot listen on {address}; free it")), "{told}");
     assert!(!told.contains("outbox-test started"), "{told}");
 }
 
@@ -607,7 +607,7 @@ mod traces {
         thread::spawn(move || sender.send(receive(&collector, "200 OK")));
         let (code, log) = start_with("traces", args, &[&[(variable, endpoint.as_str())], env].concat()).end();
         assert_eq!(code, Some(0), "{log}");
-        received.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("nothing was sent before the end: {log}"))
+        received.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no trace was sent before the end: {log}"))
     }
 
     /// One request to a collector, which answers it with this status.
@@ -633,7 +633,7 @@ mod traces {
 
     #[test]
     fn spans_reach_the_collector_without_messages() {
-        // Nothing but the flush sends within the hour.
+        // Only the flush sends within the hour.
         let (head, body) = traced("--log-filter trace", "", &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]);
         assert!(head.starts_with("post /v1/traces") && head.contains("application/x-protobuf"), "{head}");
         for part in [
@@ -683,7 +683,7 @@ mod traces {
     }
 
     #[test]
-    fn a_collector_that_never_answers_holds_up_no_stop() {
+    fn a_silent_collector_delays_no_stop() {
         let collector = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", collector.local_addr().unwrap());
         let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
@@ -713,7 +713,7 @@ mod traces {
     }
 
     #[test]
-    fn nothing_is_sent_where_the_specification_says_so() {
+    fn no_trace_is_sent_if_the_specification_forbids_it() {
         let collector = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", collector.local_addr().unwrap());
         for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
@@ -721,7 +721,7 @@ mod traces {
             assert_eq!(start_with("traces", "", &env).end().0, Some(0));
         }
         collector.set_nonblocking(true).unwrap();
-        assert!(collector.accept().is_err(), "nobody connected");
+        assert!(collector.accept().is_err(), "there was no connection");
     }
 }
 

@@ -189,15 +189,15 @@ fn all_problems_are_reported_at_once() {
     sources.read_file = |_| Ok("topolgy = 'off'\nstate_database = 'a.b'\ninline = 'perhaps'".into());
     let problems = lines(&settings(&sources).unwrap_err());
     for start in [
-        "--dealy: is no flag of this program (did you mean --delay?)",
-        "outbox.toml:topolgy: is no setting of this program (did you mean topology?)",
-        "OUTBOX_MONGODB_URI: is no such URI",
+        "--dealy: is not a flag of this program (did you mean --delay?)",
+        "outbox.toml:topolgy: is not a setting of this program (did you mean topology?)",
+        "OUTBOX_MONGODB_URI: is not such a URI",
         "rabbitmq_uri: is missing; set OUTBOX_RABBITMQ_URI in the environment, --rabbitmq-uri on the command line",
         "OUTBOX_WATCH: \"shop\" names no collection",
         "OUTBOX_WATCH: \"local.*\" has a database that is the server's own",
         "outbox.toml:state_database: \"a.b\" has a '.' in its name",
         "--delay: \"15\" has no unit; write it as in 250ms, 15s or 1h",
-        "OUTBOX_MAX_ATTEMPTS: \"0\" is too little; the least is 1",
+        "OUTBOX_MAX_ATTEMPTS: \"0\" is too small; the minimum is 1",
         "outbox.toml:inline: \"perhaps\" is neither; write true or false",
     ] {
         assert_eq!(
@@ -234,7 +234,7 @@ fn a_variable_resembling_a_key_is_a_warning() {
     let resolved = resolved(&with_required(&[], &env));
     assert_eq!(
         resolved.warnings(),
-        ["OUTBOX_DELYA is ignored: it is no setting of this program (did you mean OUTBOX_DELAY?)"]
+        ["OUTBOX_DELYA is ignored: it is not a setting of this program (did you mean OUTBOX_DELAY?)"]
     );
     assert!(read(Reader::new(&resolved)).is_ok());
 }
@@ -263,7 +263,9 @@ fn rust_log_counts_without_a_filter() {
     assert_eq!(filter(with_required(&[], &[rust_log])), "debug");
     assert_eq!(filter(with_required(&[], &[rust_log, ("OUTBOX_LOG_FILTER", "warn")])), "warn");
     let refused = settings(&with_required(&[], &[("RUST_LOG", "debg")])).unwrap_err();
-    assert!(lines(&refused)[0].starts_with("RUST_LOG: \"debg\" has debg for a level (did you mean debug?)"));
+    assert!(
+        lines(&refused)[0].starts_with("RUST_LOG: \"debg\" has the unknown level debg (did you mean debug?)")
+    );
 }
 
 #[cfg(unix)]

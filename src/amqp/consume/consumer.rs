@@ -2,17 +2,18 @@
 //!
 //! # Flow
 //!
-//! The supervisor connects, subscribes to the queue and passes deliveries on. After any error, after the broker
-//! cancelled the consumer, and at the end of the stream it connects and subscribes again; what was not
-//! acknowledged comes again, marked as redelivered.
+//! The supervisor connects, subscribes to the queue and passes deliveries on. After any error, after the
+//! broker cancelled the consumer, and at the end of the stream it connects and subscribes again;
+//! unacknowledged deliveries come again, marked as redelivered.
 //!
 //! # The watchdog
 //!
-//! A consumer can fall silent without an error. So a silent one looks at its queue now and then: if the broker
-//! knows no consumer of it, or if at two looks in a row messages wait while nothing is held here and
-//! nothing came in between, the connection is made again.
+//! A consumer can fall silent without an error. So a silent one checks its queue from time to time. If the
+//! broker has no consumer for it, or if at two checks in a row messages wait while none is held here and none
+//! arrived in between, it connects again.
 //!
-//! At the same times a topology in mode `declare` is declared again: a queue that lost its binding looks idle.
+//! At the same times a topology in mode `declare` is declared again, because a queue that lost its binding
+//! appears idle.
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use crate::amqp::{
     topology::Topology,
 };
 
-/// Takes deliveries from one queue, over connections of its own. Dropping it closes them.
+/// Takes deliveries from one queue, over its own connections. Dropping it closes them.
 #[derive(Debug)]
 pub struct Consumer {
     arrivals: Arc<Arrivals>,
@@ -85,7 +86,8 @@ impl Consumer {
         Self { arrivals, states, intake, taking: still_taking, stop, _end: end.clone().drop_guard(), end }
     }
 
-    /// The next delivery; none after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel safe.
+    /// The next delivery; `None` after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel
+    /// safe.
     pub async fn next(&self) -> Option<Delivery> {
         loop {
             let arrived = self.arrivals.arrived.notified();
@@ -109,19 +111,19 @@ impl Consumer {
         self.states.is_ready()
     }
 
-    /// Waits until subscribed. False once that can never be again, after [`close`](Self::close).
+    /// Waits until subscribed. False once that is no longer possible, after [`close`](Self::close).
     pub async fn ready(&self) -> bool {
         self.states.ready().await
     }
 
-    /// The state, and every change of it from now on.
+    /// The state, with every later change.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.states.subscribe()
     }
 
-    /// Takes nothing more for now, and puts back what was not handed out by [`next`](Self::next); the connection stays, and
-    /// deliveries that were handed out can be settled. Returns at once.
+    /// Takes no more deliveries for now, and requeues those that [`next`](Self::next) has not returned; the
+    /// connection stays, and returned deliveries can be settled. Returns at once.
     pub fn pause(&self) {
         self.want(Intake::Nothing);
     }
@@ -135,20 +137,22 @@ impl Consumer {
         self.intake.send_if_modified(|intake| std::mem::replace(intake, wanted) != wanted);
     }
 
-    /// Ends the subscription: [`next`](Self::next) gives nothing more and what it had not yet given is put back.
-    /// Deliveries that were given can still be settled, until [`close`](Self::close) or an error.
+    /// Ends the subscription: [`next`](Self::next) returns no more deliveries, and those that it had not
+    /// returned are requeued. Deliveries that it returned can still be settled, until [`close`](Self::close)
+    /// or an error.
     ///
     /// Ends within five seconds, whatever the broker does.
     pub async fn stop_taking(&self) {
         self.stop.cancel();
-        // An error means that the supervisor is gone, and its subscription with it.
+        // An error means that the supervisor and its subscription have ended.
         let _ = self.taking.clone().wait_for(|taking| !taking).await;
         while let Some(delivery) = self.arrivals.take() {
             drop(delivery);
         }
     }
 
-    /// Closes the connection, in two seconds at most; what is not settled by now comes again, to somebody.
+    /// Closes the connection, in two seconds at most; deliveries that are not settled by then come again, to
+    /// any consumer.
     pub async fn close(&self) {
         self.stop.cancel();
         self.end.cancel();

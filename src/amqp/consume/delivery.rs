@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// One message from the queue, to be settled by [`ack`](Self::ack), [`reject`](Self::reject) or
-/// [`requeue`](Self::requeue). One that is dropped is put back.
+/// [`requeue`](Self::requeue). A dropped delivery is requeued.
 ///
-/// Settling answers whether the broker was told. It was not if the connection of the delivery is gone: then
-/// the message comes again.
+/// Settling returns whether the broker got the answer. It did not if the connection of the delivery is gone:
+/// then the message comes again.
 pub struct Delivery {
     /// The body.
     pub body: Vec<u8>,
@@ -28,7 +28,7 @@ pub struct Delivery {
     pub message_type: Option<String>,
     /// The AMQP property `message_id`.
     pub message_id: Option<String>,
-    /// How often a quorum queue has handed it out before; 0 for other queues.
+    /// How often a quorum queue has delivered it before; 0 for other queues.
     pub delivery_count: u32,
     /// The MIME type of the body.
     pub content_type: Option<String>,
@@ -43,7 +43,7 @@ pub struct Delivery {
     held: Held,
 }
 
-/// The right to settle one delivery, once, on the connection it came over.
+/// The right to settle one delivery, once, on its connection.
 pub(super) struct Held {
     pub(super) acker: Option<Acker>,
     pub(super) gone: CancellationToken,
@@ -70,26 +70,26 @@ impl Delivery {
         }
     }
 
-    /// Whether its connection is gone, so that settling it would do nothing.
+    /// Whether its connection is gone, so that settling it would have no effect.
     pub(super) fn is_stale(&self) -> bool {
         self.held.is_stale()
     }
 
-    /// Done: the broker forgets the message. False if it could not be told.
+    /// Done: the broker forgets the message. False if the broker did not get the answer.
     pub async fn ack(self) -> bool {
         let ack = |acker: Acker| async move { acker.ack(BasicAckOptions::default()).await };
         self.held.settle(ack).await
     }
 
-    /// Hopeless: the broker drops or dead-letters the message. False if it could not be told.
+    /// Hopeless: the broker drops or dead-letters the message. False if the broker did not get the answer.
     pub async fn reject(self) -> bool {
         let reject = |acker: Acker| async move { acker.reject(BasicRejectOptions { requeue: false }).await };
         self.held.settle(reject).await
     }
 
-    /// Not now: the broker delivers the message again, at once. False if it could not be told.
+    /// Not now: the broker delivers the message again, at once. False if the broker did not get the answer.
     ///
-    /// Not a means to retry: it loops without a pause, and newer brokers do not count it towards the
+    /// Don't use it to retry: it loops without a pause, and newer brokers do not count it towards the
     /// delivery limit.
     pub async fn requeue(self) -> bool {
         self.held.settle(requeue).await
@@ -151,7 +151,7 @@ fn delivery_count(properties: &BasicProperties) -> u32 {
     count.unwrap_or(0)
 }
 
-/// Puts a delivery back into its queue.
+/// Requeues a delivery.
 pub(super) async fn requeue(acker: Acker) -> lapin::Result<bool> {
     acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await
 }

@@ -33,7 +33,7 @@ use crate::amqp::{
     trouble::{Trouble, broker_said, code_of, short},
 };
 
-/// The longest that ending the subscription may take, and putting a delivery back.
+/// The longest time for ending the subscription, and for requeueing a delivery.
 const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A queue is checked no more often than this.
 const SHORTEST_CHECK: Duration = Duration::from_millis(10);
@@ -50,8 +50,8 @@ pub(super) enum Intake {
 pub(super) struct Subscription {
     pub(super) queue: String,
     pub(super) tag: String,
-    /// How often it was subscribed to on this connection. Part of the tag: deliveries of one subscription that are still
-    /// held don't count for the next.
+    /// How often it was subscribed to on this connection. Part of the tag, so that deliveries of one
+    /// subscription that are still held don't count for the next.
     pub(super) count: u64,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct ConsumeSupervisor {
     pub(super) end: CancellationToken,
 }
 
-/// What belongs to one connection.
+/// The state of one connection.
 struct ServedConnection {
     stream: Option<lapin::Consumer>,
     /// Cancelled with the connection: its deliveries can't be settled any more.
@@ -95,7 +95,7 @@ impl Supervised for ConsumeSupervisor {
         async move { plan.open().await }
     }
 
-    /// None when asked to end or to stop: without a subscription there is nothing left to settle.
+    /// `None` if asked to end or to stop: without a subscription there are no deliveries left to settle.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         self.unless_stopped(work).await
     }
@@ -134,7 +134,7 @@ impl Supervised for ConsumeSupervisor {
 }
 
 impl ConsumeSupervisor {
-    /// Waits for one thing to happen, and does what it asks for. An error when the connection is no longer served.
+    /// Waits for one event, and reacts to it. An error when the connection is no longer served.
     async fn step(&mut self, link: &mut Link, served: &mut ServedConnection) -> Result<(), End> {
         let takes = !served.stopped;
 
@@ -145,14 +145,14 @@ impl ConsumeSupervisor {
             Ok(()) = self.wanted.changed(), if takes => self.subscribe_again(&link.channel, served).await,
             Some(acker) = self.dropped.recv() => {
                 let queue = &self.subscription.queue;
-                tracing::debug!(queue, "a delivery was dropped unsettled: put back");
-                // One that can't be put back comes again when the connection ends.
+                tracing::debug!(queue, "a delivery was dropped without an answer: requeued");
+                // A delivery that can't be requeued comes again when the connection ends.
                 let _ = timeout(UNSUBSCRIBE_TIMEOUT, requeue(acker)).await;
                 Ok(())
             }
             event = link.event() => match event {
                 ConnectionEvent::Lost(reason) => Err(End::lost(reason)),
-                // It may be a channel that only checked the queue.
+                // The closed channel may be one that only checked the queue.
                 ConnectionEvent::ChannelClosed(reason) if !link.alive() => Err(End::lost(reason)),
                 ConnectionEvent::ChannelClosed(_)
                 | ConnectionEvent::Blocked(_)
@@ -208,7 +208,7 @@ impl ConsumeSupervisor {
         Ok(())
     }
 
-    /// Checks the queue of a silent consumer, and makes what is missing of the topology.
+    /// Checks the queue of a silent consumer, and declares missing parts of the topology.
     async fn check_queue(&self, connection: &Connection, served: &mut ServedConnection) -> Result<(), End> {
         let patience = self.plan.settings.connect_timeout;
         let asking = timeout(patience, self.queue_status(connection));
@@ -222,12 +222,12 @@ impl ConsumeSupervisor {
         let checked = status.and_then(|status| served.watchdog.check(&status, held));
         checked.map_err(End::lost)?;
 
-        // None where a stop came first: the next step sees it.
+        // `None` if a stop came first: the next step sees it.
         let _ = self.unless_stopped(self.declare_again(connection)).await;
         Ok(())
     }
 
-    /// None when asked to end or to stop before it is done.
+    /// `None` if asked to end or to stop before it is done.
     async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -236,7 +236,8 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Waits until asked to end or to stop. It borrows nothing, so that it can be awaited beside anything.
+    /// Waits until asked to end or to stop. It borrows nothing, so that it can be awaited together with
+    /// anything.
     fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         let (end, stop) = (self.end.clone(), self.stop.clone());
         async move {
@@ -247,7 +248,7 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Subscribes, or takes nothing, as wanted.
+    /// Subscribes or pauses, as requested.
     async fn subscribe(&mut self, channel: &Channel) -> Result<Option<lapin::Consumer>, Trouble> {
         let wanted = *self.wanted.borrow_and_update();
         let Intake::AtMost(prefetch) = wanted else {
@@ -289,7 +290,7 @@ impl ConsumeSupervisor {
         ))
     }
 
-    /// Ends a subscription, and puts back the deliveries that nobody has taken over.
+    /// Ends a subscription, and requeues the deliveries that were not taken.
     async fn unsubscribe(&self, channel: &Channel, stream: Option<lapin::Consumer>) -> Result<(), String> {
         let unsubscribing = async {
             if let Some(mut stream) = stream {
@@ -298,7 +299,7 @@ impl ConsumeSupervisor {
                     requeue(delivery?.acker).await?;
                 }
             }
-            // Dropped, it comes back to be put back.
+            // If it is dropped, it comes back here to be requeued.
             while let Some(delivery) = self.arrivals.take() {
                 drop(delivery);
             }
@@ -311,8 +312,8 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Makes what is missing of the topology: a binding that is removed under a living subscription ends nothing, and no
-    /// message comes any more.
+    /// Declares missing parts of the topology: removing a binding does not end a subscription, but its
+    /// messages no longer arrive.
     async fn declare_again(&self, connection: &Connection) {
         if self.plan.topology.mode != TopologyMode::Declare {
             return;
@@ -324,7 +325,7 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Asks about the queue over a channel of its own, since asking for a queue that is gone closes the channel.
+    /// Checks the queue over a separate channel, because a check of a missing queue closes the channel.
     async fn queue_status(&self, connection: &Connection) -> Result<QueueStatus, String> {
         let asking = async {
             let channel = connection.create_channel().await?;

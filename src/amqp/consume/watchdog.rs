@@ -1,12 +1,12 @@
-//! A consumer that has nothing to do, told from one that the broker has forgotten.
+//! Distinguishes an idle consumer from one that the broker has forgotten.
 
-/// What the broker says about a queue.
+/// The broker's answer about a queue.
 pub(super) struct QueueStatus {
     pub(super) waiting: u32,
     pub(super) consumers: u32,
 }
 
-/// Distinguishes a consumer that has nothing to do from one that the broker forgot.
+/// Distinguishes an idle consumer from one that the broker forgot.
 #[derive(Default)]
 pub(super) struct Watchdog {
     suspicious: bool,
@@ -18,15 +18,16 @@ impl Watchdog {
         self.delivered = true;
     }
 
-    /// One check; an error when it was forgotten. A single check is no proof: messages may be on their way.
+    /// One check; an error if the broker has forgotten the consumer. A single check proves little: messages
+    /// may be in flight.
     pub(super) fn check(&mut self, status: &QueueStatus, held: usize) -> Result<(), String> {
         let silent = !std::mem::take(&mut self.delivered);
         if status.consumers == 0 && silent {
-            return Err("RabbitMQ does not know the consumer any more".to_owned());
+            return Err("RabbitMQ no longer has the consumer".to_owned());
         }
         let suspicious = silent && held == 0 && status.waiting > 0;
         if std::mem::replace(&mut self.suspicious, suspicious) && suspicious {
-            return Err(format!("{} messages wait and none is delivered", status.waiting));
+            return Err(format!("{} messages wait and RabbitMQ delivers none", status.waiting));
         }
         Ok(())
     }

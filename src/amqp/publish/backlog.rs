@@ -1,4 +1,5 @@
-//! Messages that wait to be published: requests of many callers go in, windows come out, answers find their way back.
+//! Messages that wait to be published: requests of many callers go in, windows come out, and each answer goes
+//! to its caller.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -16,16 +17,16 @@ use crate::amqp::publish::publication::{Publication, Published};
 /// The answer of an item that was dropped without one.
 const GONE: &str = "the publisher has ended";
 
-/// One caller's messages, on their way to the publisher.
+/// One caller's messages, in flight to the publisher.
 #[derive(Debug)]
 pub(super) struct PublishRequest(Vec<Item>);
 
-/// The caller's end of a request. Dropping it gives up on all that was not answered.
+/// The caller's end of a request. Dropping it cancels all open messages.
 #[derive(Debug)]
 pub(super) struct Answers(Arc<Ticket>);
 
-/// One message on its way, and the place of its answer. One that is dropped unanswered answers that the publisher has
-/// ended.
+/// One message in flight, and the place of its answer. If it is dropped unanswered, the answer is that the
+/// publisher has ended.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) publication: Publication,
@@ -70,7 +71,7 @@ impl PublishRequest {
         (Self(items), Answers(ticket))
     }
 
-    /// Answers all of it as unavailable and certainly not sent.
+    /// Answers for all of its messages that they are unavailable and certainly not sent.
     pub(super) fn decline(self, reason: &str) {
         for item in self.0 {
             item.decline(reason);
@@ -90,7 +91,7 @@ impl Answers {
         }
     }
 
-    /// The answers there are by now, each in its place.
+    /// The answers so far, each in its place.
     pub(super) fn take(self) -> Vec<Option<Published>> {
         std::mem::take(&mut self.0.lock().answers)
     }
@@ -123,7 +124,7 @@ impl Ticket {
 }
 
 impl Item {
-    /// Gives the caller the answer to this message.
+    /// Sends the caller the answer for this message.
     pub(super) fn settle(self, answer: Published) {
         self.ticket.answer(self.slot, || answer);
     }
@@ -133,7 +134,8 @@ impl Item {
         self.settle(Published::Unavailable { reason: reason.to_owned(), maybe_sent: false });
     }
 
-    /// Whether its caller gave up waiting. By then others may have the message, so it must not be sent any more.
+    /// Whether its caller gave up. By then another process may have the message, so it must not be sent any
+    /// more.
     pub(super) fn is_abandoned(&self) -> bool {
         self.ticket.abandoned.load(Ordering::Relaxed)
     }
@@ -159,8 +161,8 @@ impl Backlog {
         self.items.extend(request.0);
     }
 
-    /// The next window, in order: ends at this many messages or bytes, or before a message id it already has. Messages
-    /// whose callers gave up are left out. Holds at least one message unless nothing waits.
+    /// The next window, in order: ends at this many messages or bytes, or before a message id it already has.
+    /// Messages whose callers gave up are left out. Has at least one message unless none waits.
     pub(super) fn window(&mut self, messages: usize, bytes: usize) -> Vec<Item> {
         let (mut window, mut ids, mut weight) = (Vec::new(), HashSet::new(), 0);
 
@@ -180,7 +182,7 @@ impl Backlog {
         window
     }
 
-    /// Answers everything that still waits as unavailable and certainly not sent.
+    /// Answers for all waiting messages that they are unavailable and certainly not sent.
     pub(super) fn decline(&mut self, reason: &str) {
         for item in std::mem::take(&mut self.items) {
             item.decline(reason);

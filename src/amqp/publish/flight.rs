@@ -1,4 +1,4 @@
-//! One window in the air: published all at once, every confirm awaited.
+//! One window in flight: published at once, with every confirm awaited.
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{
@@ -18,7 +18,7 @@ use crate::amqp::{
     trouble::{Cause, broker_said},
 };
 
-/// What came back for one window.
+/// The answers for one window.
 pub(super) struct WindowOutcome {
     pub(super) answers: Vec<Confirm>,
     pub(super) returns: Vec<Returned>,
@@ -66,8 +66,9 @@ impl WindowOutcome {
                 }));
             }
             Err(error) => {
-                // The broker's word is better than "invalid state", and the end of the channel explains more than that of
-                // the connection: the client may have sent more on the closed channel, for which the broker ends both.
+                // The broker's error is better than "invalid state", and the end of the channel explains more
+                // than that of the connection: the client may have sent more on the closed channel, for which
+                // the broker ends both.
                 let failure = Failure::of(&error);
                 let better = match &self.failure {
                     None => true,
@@ -90,7 +91,7 @@ pub(super) async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettin
 
     for (index, item) in items.iter().enumerate() {
         let mut publishing = Box::pin(async move { send(channel, &item.publication, app_id).await?.await });
-        // The first poll hands it to the client: polled here, the messages go out in their order.
+        // The first poll passes it to the client: polled here, the messages are sent in their order.
         match (&mut publishing).now_or_never() {
             Some(confirmed) => outcome.note(index, confirmed),
             None => flights.push(async move { (index, publishing.await) }),
@@ -143,7 +144,7 @@ fn properties(publication: &Publication, app_id: &str) -> BasicProperties {
         properties = properties.with_timestamp(timestamp);
     }
     if let Some(expiration) = publication.expiration {
-        // In milliseconds, as text: AMQP leaves the form to the broker.
+        // In milliseconds, as text: AMQP lets the broker define the form.
         properties = properties.with_expiration(expiration.as_millis().to_string().into());
     }
     properties

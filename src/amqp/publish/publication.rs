@@ -1,4 +1,4 @@
-//! One message to publish, and what became of it.
+//! One message to publish, and its outcome.
 
 use std::{fmt, time::Duration};
 
@@ -27,11 +27,11 @@ pub struct Publication {
     pub body: Vec<u8>,
     /// Seconds since the Unix epoch.
     pub timestamp: Option<u64>,
-    /// The broker drops it when no consumer took it for this long. None: never.
+    /// The broker drops it if no consumer takes it for this long. `None`: never.
     pub expiration: Option<Duration>,
 }
 
-/// What became of one [`Publication`].
+/// The outcome of one [`Publication`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Published {
     /// The broker has it in at least one queue.
@@ -40,24 +40,24 @@ pub enum Published {
     Unroutable {
         /// The broker's code, usually 312.
         code: u16,
-        /// The broker's words, usually `NO_ROUTE`.
+        /// The broker's text, usually `NO_ROUTE`.
         text: String,
     },
     /// The broker refused it, for example because a queue is full and rejects.
     Nacked,
-    /// The broker refused it by closing the channel or the connection over it, for example because its user may not
-    /// write to this routing key. The broker may take it once that is changed. It has no queue for it.
+    /// The broker refused it by closing the channel or the connection, for example because the user may not
+    /// write to this routing key. The broker may accept it once that is changed. No queue has it.
     Rejected {
-        /// The broker's code and words.
+        /// The broker's code and text.
         reason: String,
     },
-    /// It can never be published as it is. Decided before sending where that is possible, because the broker would close
-    /// the channel, or the connection, of all messages; a body over the limit of the broker is decided by the broker.
+    /// It can never be published as it is. Decided before sending if possible, because the broker would close
+    /// the channel, or the connection, of all messages; the broker decides about a body over its own limit.
     Refused {
         /// Why, in a sentence.
         reason: String,
     },
-    /// There is no broker to publish it to just now. Not the message's fault.
+    /// The broker is unavailable now. Not the message's fault.
     Unavailable {
         /// Why, in a sentence.
         reason: String,
@@ -66,7 +66,7 @@ pub enum Published {
     },
 }
 
-/// What the broker takes, as far as known.
+/// The broker's limits, as far as known.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) body: usize,
@@ -74,12 +74,12 @@ pub(super) struct Limits {
 }
 
 impl Publication {
-    /// Bytes of the body, the headers and the rest, roughly what a window is measured by.
+    /// Bytes of the body, the headers and the rest, the approximate measure of a window.
     pub(super) fn weight(&self) -> usize {
         self.body.len() + self.header_frame()
     }
 
-    /// Why this can never be published; none if it can.
+    /// Why this can never be published; `None` if it can.
     pub(super) fn flaw(&self, limits: Limits) -> Option<String> {
         let shorts = [
             ("exchange", self.exchange.as_str()),
@@ -98,7 +98,7 @@ impl Publication {
             self.headers.iter().find(|(name, _)| ROUTING_HEADERS.contains(&name.as_str()))
         {
             return Some(format!(
-                "a header is named {name}, which RabbitMQ takes for a list of routing keys: rename it"
+                "a header is named {name}, which RabbitMQ treats as a list of routing keys: rename it"
             ));
         }
         let header_frame = self.header_frame();

@@ -2,25 +2,26 @@
 //!
 //! # Flow
 //!
-//! Callers hand their messages to the supervisor and wait. While one window is in flight the next one
-//! gathers; when all confirms of the first are in, the next goes out at once. So a lone message waits for
-//! nothing and a thousand callers share round trips, without a timer.
+//! Callers pass their messages to the supervisor and wait. While one window is in flight, the next one is
+//! collected; when all confirms of the first have arrived, the next is sent at once. So a single message does
+//! not wait, and a thousand callers share round trips, without a timer.
 //!
 //! # What happens when it fails
 //!
-//! - RabbitMQ closes the channel over one message (a routing key that the user may not write to, a body over its limit,
-//!   an exchange that isn't there): a fresh channel is made on the same connection and the topology applied to it. The
-//!   messages of the window without an answer are published again, each on a channel that carries no other, so that the
-//!   refused one fails by itself. From then on messages of its kind go that way.
-//! - RabbitMQ closes the connection over one message: the same, and a fresh connection is made meanwhile.
-//! - The connection ends otherwise: messages without a definite answer are unavailable and may have been sent, those
-//!   that still waited were not; a fresh connection is made.
-//! - The confirms do not come in time: the same. If the broker is blocked the connection is kept, since a fresh
-//!   one would not be told of the alarm, and replaced once the alarm is over.
-//! - There is no connection: everything is unavailable at once. A connection that was made, with its channel
-//!   and topology, is what ends this; nobody's message is the probe.
-//! - A message is unroutable although the topology binds a queue for it: the topology is declared again, and the message
-//!   published once more.
+//! - RabbitMQ closes the channel because of one message (a routing key that the user may not write to, a body
+//!   over its limit, an exchange that isn't there): a fresh channel is made on the same connection and the
+//!   topology applied to it. The messages of the window without an answer are published again, each on a
+//!   channel that carries no other, so that only the refused one fails. From then on messages of its kind are
+//!   published that way.
+//! - RabbitMQ closes the connection because of one message: the same, and a new connection is made meanwhile.
+//! - The connection ends otherwise: messages without a definite answer are unavailable and may have been
+//!   sent, waiting ones were not; a new connection is made.
+//! - The confirms do not come in time: the same. If the broker is blocked, the connection is kept, because a
+//!   new one would not get the alarm, and it is replaced once the alarm is over.
+//! - There is no connection: everything is unavailable at once. This ends when a connection with its channel
+//!   and topology is made; no message is used as a probe.
+//! - A message is unroutable although the topology binds a queue for it: the topology is declared again, and
+//!   the message is published again.
 
 use std::sync::{
     Arc,
@@ -48,14 +49,14 @@ use crate::amqp::{
     topology::Topology,
 };
 
-/// Publishes messages and says what became of each. Clones share one connection, which ends with the last.
+/// Publishes messages and returns the outcome of each. Clones share one connection, which ends with the last.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     requests: mpsc::UnboundedSender<PublishRequest>,
     states: States,
     closing: Closing,
     settings: Arc<AmqpSettings>,
-    /// The longest frame that the present connection takes.
+    /// The longest frame of the current connection.
     frame_max: Arc<AtomicUsize>,
 }
 
@@ -76,7 +77,7 @@ impl Publisher {
         let closing = Closing::default();
         let refusals = Arc::new(Refusals::default());
 
-        // On connections of its own, so that a refused message doesn't cost this one.
+        // It has its own connections, so that a refused message doesn't end this one.
         let apart = Arc::new(Plan { role: "suspects", ..(*plan).clone() });
         let supervisor = PublishSupervisor {
             quarantine: Quarantine::start(apart, refusals.clone(), broken),
@@ -94,13 +95,13 @@ impl Publisher {
         Self { requests, states, closing, settings: shared, frame_max }
     }
 
-    /// Publishes, and answers for each message in its place.
+    /// Publishes, and returns an answer for each message, in order.
     ///
-    /// Never fails and never waits for a connection. Waits for the window before, and for this one, each at most
-    /// [`confirm_timeout`](AmqpSettings::confirm_timeout); longer only for messages that RabbitMQ may refuse by closing
-    /// the channel. Messages of one call go out in their order, but a failed one does not hold back those behind it, and
-    /// where a channel was closed over one of them the others may overtake each other. If this future is dropped,
-    /// messages that are not yet on their way are not published.
+    /// Never fails and never waits for a connection. Waits for the window before, and for this one, each at
+    /// most [`confirm_timeout`](AmqpSettings::confirm_timeout); longer only for messages that RabbitMQ may
+    /// refuse by closing the channel. Messages of one call are sent in their order, but a failed one does not
+    /// block those behind it, and if a channel was closed because of one of them, the others may overtake
+    /// each other. If this future is dropped, messages that were not sent yet are not published.
     pub async fn publish(&self, publications: Vec<Publication>) -> Vec<Published> {
         self.publish_until(publications, None).await
     }
@@ -135,7 +136,7 @@ impl Publisher {
         for answer in answers {
             let answer = answer.or_else(|| published.next().flatten());
             answered.push(answer.unwrap_or_else(|| Published::Unavailable {
-                reason: "no confirm came in time".to_owned(),
+                reason: "no confirm arrived in time".to_owned(),
                 maybe_sent: true,
             }));
         }
@@ -156,7 +157,7 @@ impl Publisher {
         }
 
         match deadline {
-            // Whether all have their answers by then or not, those that are there count.
+            // Even if some answers are missing by then, the others count.
             Some(deadline) => drop(timeout_at(deadline, answers.complete()).await),
             None => answers.complete().await,
         }
@@ -169,7 +170,7 @@ impl Publisher {
         self.states.is_ready()
     }
 
-    /// Waits until ready. False once that can never be again, after [`close`](Self::close).
+    /// Waits until ready. False once that is no longer possible, after [`close`](Self::close).
     pub async fn ready(&self) -> bool {
         self.states.ready().await
     }
@@ -180,10 +181,10 @@ impl Publisher {
         self.states.subscribe()
     }
 
-    /// Publishes what was handed over before, then closes the connection, for all clones.
+    /// Publishes the messages that it already has, then closes the connection, for all clones.
     ///
-    /// Ends within seven seconds, whatever the broker does: messages that it has not confirmed in five may have been
-    /// sent, and a goodbye that it doesn't answer in two is left.
+    /// Ends within seven seconds, whatever the broker does: messages that it has not confirmed after five may
+    /// have been sent, and it waits two for the close of the connection.
     pub async fn close(&self) {
         self.closing.ask();
         self.states.closed().await;

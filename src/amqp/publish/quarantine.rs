@@ -1,17 +1,17 @@
-//! Messages that may cost others their channel are published here, each on a channel that carries no other.
+//! Publishes messages that may make RabbitMQ close their channel, each on a channel that carries no other.
 //!
 //! # Flow
 //!
-//! RabbitMQ answers a message that it refuses by closing the channel, sometimes the connection. It says which kind it
-//! refuses, not which message, and what had been published before on that channel stays without an answer. So all of
-//! a window that have none come here, and those that are like one that was refused lately
-//! ([`Refusals`]). There is one connection for them, made when it is needed and closed when it was idle for a while, with
-//! a few channels that are used again as long as they live. A channel that is closed names its one message; a
-//! connection that is closed does, once that message was the only one on it.
+//! RabbitMQ refuses a message by closing the channel, sometimes the connection. It reports the kind of the
+//! refusal, not the message, and earlier messages on that channel stay without an answer. So all unanswered
+//! messages of a window come here, and messages similar to a recently refused one ([`Refusals`]). They have
+//! one connection, made when needed and closed after a while without use, with a few channels that are reused
+//! as long as they live. A closed channel identifies its only message; a closed connection identifies a
+//! message that was the only one on it.
 //!
 //! # Guarantees
 //!
-//! A message comes here at most once after it was published with others: it is repeated once at most.
+//! A message comes here at most once after it was published with others, so it is repeated at most once.
 //!
 //! # Caveats
 //!
@@ -39,33 +39,33 @@ use crate::amqp::{
     trouble::{Cause, Trouble},
 };
 
-/// How many channels are in use at a time. A thousand messages come through in less than a second.
+/// How many channels are in use at a time. A thousand messages take less than a second.
 const ABREAST: usize = 16;
-/// The connection is closed when nothing came for this long.
+/// The connection is closed after this long without use.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// One message under suspicion.
 pub(super) struct Suspect {
     pub(super) item: Item,
-    /// It may cost the whole connection, so it is published while no other is.
+    /// It may end the whole connection, so it is published alone.
     pub(super) alone: bool,
 }
 
-/// The task that publishes suspects. Dropping it ends the task; what it had not answered is answered as of unknown fate.
+/// The task that publishes suspects. Dropping it ends the task; its open requests are answered as unknown.
 pub(super) struct Quarantine {
     suspects: mpsc::UnboundedSender<Suspect>,
     task: JoinHandle<()>,
 }
 
 impl Quarantine {
-    /// `broken` hears of each exchange of the topology that takes no messages at all.
+    /// `broken` is notified of each exchange of the topology that takes no messages at all.
     pub(super) fn start(
         plan: Arc<Plan>,
         refusals: Arc<Refusals>,
         broken: mpsc::UnboundedSender<Trouble>,
     ) -> Self {
         let (suspects, inbox) = mpsc::unbounded_channel();
-        let ward = Ward {
+        let ward = QuarantineTask {
             plan,
             refusals,
             broken,
@@ -80,11 +80,11 @@ impl Quarantine {
     }
 
     pub(super) fn put(&self, suspect: Suspect) {
-        // An error gives the suspect back, which answers when it is dropped.
+        // An error returns the suspect, which is answered when it is dropped.
         let _ = self.suspects.send(suspect);
     }
 
-    /// Finishes what is there, for this long at most.
+    /// Finishes its messages, for this long at most.
     pub(super) async fn finish(&mut self, patience: Duration) {
         let (nobody, _) = mpsc::unbounded_channel();
         self.suspects = nobody;
@@ -98,7 +98,7 @@ impl Drop for Quarantine {
     }
 }
 
-struct Ward {
+struct QuarantineTask {
     plan: Arc<Plan>,
     refusals: Arc<Refusals>,
     broken: mpsc::UnboundedSender<Trouble>,
@@ -108,18 +108,18 @@ struct Ward {
     /// Those that are free.
     channels: Vec<Channel>,
     trials: FuturesUnordered<Pin<Box<dyn Future<Output = Trial> + Send>>>,
-    /// Whether the one trial under way must stay the only one.
+    /// Whether the running trial must stay the only one.
     alone: bool,
 }
 
-/// One message published, and what came of it.
+/// One message published, and its result.
 struct Trial {
     suspect: Suspect,
     channel: Option<Channel>,
     outcome: WindowOutcome,
 }
 
-impl Ward {
+impl QuarantineTask {
     async fn run(mut self) {
         let mut open = true;
         loop {
@@ -198,8 +198,7 @@ impl Ward {
 
         let Some(failure) = &outcome.failure else {
             let ids = [publication.message_id.as_str()];
-            let verdict =
-                judge(&ids, &outcome.answers, &outcome.returns, "RabbitMQ gave no answer that counts");
+            let verdict = judge(&ids, &outcome.answers, &outcome.returns, "RabbitMQ gave no usable answer");
             self.refusals.lift(publication);
             self.channels.extend(channel);
             return suspect.item.settle(verdict.into_iter().next().unwrap_or(Published::Nacked));
@@ -230,7 +229,7 @@ impl Ward {
     }
 
     fn answer(&self, suspect: Suspect, answer: Published) {
-        // Unavailable is what a whole exchange is: without one of its topology the publisher is of no use.
+        // A whole exchange is unavailable: without an exchange of its topology the publisher is unusable.
         if let Published::Unavailable { reason, .. } = &answer
             && self.plan.topology.has_exchange(&suspect.item.publication.exchange)
         {
@@ -239,7 +238,8 @@ impl Ward {
         suspect.item.settle(answer);
     }
 
-    /// Answers for all that wait: there is no connection for them now, and they had been published before.
+    /// Answers for all waiting messages: there is no connection for them now, but they had been published
+    /// before.
     fn give_up(&mut self, reason: &str) {
         for suspect in std::mem::take(&mut self.waiting) {
             let reason = reason.to_owned();

@@ -1,12 +1,12 @@
-//! What RabbitMQ refused lately, by closing the channel or the connection over it.
+//! Recent refusals of RabbitMQ, by closing the channel or the connection.
 //!
-//! It closes the channel of all messages over one: a routing key that the user may not write to, a body over its limit,
-//! an exchange that isn't there. So messages of a kind that was refused are published apart from the others
-//! ([quarantine](super::quarantine)), where RabbitMQ decides again about each. What it said a moment ago answers for
-//! the next ones of the kind, so that a thousand of them don't cost a thousand channels.
+//! It closes the channel of all messages because of one: a routing key that the user may not write to, a body
+//! over its limit, an exchange that isn't there. So messages of a refused kind are published separately
+//! ([quarantine](super::quarantine)), where RabbitMQ decides again about each. Its last answer is reused for
+//! the next messages of the kind, so that a thousand of them don't cost a thousand channels.
 //!
-//! A remembered refusal decides nothing that RabbitMQ has not said within the last second. A wrong memory costs a
-//! message its place in a window, no more.
+//! A remembered refusal is only reused if RabbitMQ gave it within the last second. A wrong memory only costs
+//! a message its place in a window.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,14 +15,15 @@ use tokio::time::Instant;
 
 use crate::amqp::publish::publication::{Publication, Published};
 
-/// For how long an answer of RabbitMQ holds for other messages of its kind.
+/// How long an answer of RabbitMQ is reused for other messages of its kind.
 const FRESH: Duration = Duration::from_secs(1);
-/// For how long messages of a refused kind are published apart. After that, one of them costs a channel again.
+/// How long messages of a refused kind are published separately. After that, one of them costs a channel
+/// again.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// The most kinds that are remembered; the oldest is forgotten first.
 const MOST: usize = 1000;
 
-/// What a refusal is about.
+/// The scope of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Subject {
     /// Every message to this exchange.
@@ -44,7 +45,7 @@ struct Refusal {
 pub(super) struct Refusals(Mutex<HashMap<Subject, Refusal>>);
 
 impl Subject {
-    /// What RabbitMQ refused when it closed the channel of this message alone, by its reply code and text.
+    /// The refusal by which RabbitMQ closed the channel of this message alone, by its reply code and text.
     pub(super) fn of(publication: &Publication, code: u16, said: &str) -> Self {
         let exchange = publication.exchange.clone();
         match code {
@@ -89,7 +90,7 @@ impl Refusals {
         self.0.lock()
     }
 
-    /// Remembers a refusal, and gives the answer for the message that met it.
+    /// Remembers a refusal, and returns the answer for the refused message.
     pub(super) fn note(&self, subject: &Subject, publication: &Publication, said: &str) -> Published {
         let answer = subject.answer(publication, said);
         let at = Instant::now();
@@ -111,18 +112,18 @@ impl Refusals {
                 exchange = publication.exchange,
                 routing_key = publication.routing_key,
                 said,
-                "RabbitMQ closed the channel over a message; others like it are published apart"
+                "RabbitMQ closed the channel because of a message; similar messages are published separately"
             );
         }
         answer
     }
 
-    /// Whether messages like this one were refused, so that it may cost others their channel.
+    /// Whether similar messages were refused, so that this one may close the channel of others.
     pub(super) fn suspects(&self, publication: &Publication) -> bool {
         self.lock().keys().any(|subject| subject.covers(publication))
     }
 
-    /// What RabbitMQ said about messages like this one within the last second.
+    /// RabbitMQ's answer to similar messages within the last second.
     pub(super) fn fresh(&self, publication: &Publication) -> Option<Published> {
         let now = Instant::now();
 
@@ -134,7 +135,7 @@ impl Refusals {
         None
     }
 
-    /// Forgets whatever speaks against this message: RabbitMQ has taken it.
+    /// Forgets the refusals of similar messages: RabbitMQ has accepted this one.
     pub(super) fn lift(&self, publication: &Publication) {
         self.lock().retain(|subject, _| !subject.covers(publication));
     }
@@ -145,8 +146,9 @@ impl Refusals {
     }
 }
 
-/// Of the two reasons for a 403, `access to exchange 'x' in vhost ..` and `access to topic 'k' in exchange 'x' ..`, the
-/// first is about every message. A routing key can hold anything, so the first name counts.
+/// Of the two reasons for a 403, `access to exchange 'x' in vhost ..` and
+/// `access to topic 'k' in exchange 'x' ..`, the first is about every message. A routing key can contain
+/// anything, so the first name counts.
 fn is_about_the_exchange(said: &str) -> bool {
     match (said.find("exchange '"), said.find("topic '")) {
         (Some(exchange), Some(topic)) => exchange < topic,
@@ -155,7 +157,7 @@ fn is_about_the_exchange(said: &str) -> bool {
     }
 }
 
-/// `message size 17 is larger than configured max size 16` and its like close the channel with 406.
+/// Errors such as `message size 17 is larger than configured max size 16` close the channel with 406.
 pub(super) fn longest_body(said: &str) -> Option<usize> {
     let (_, limit) = said.split_once("larger than configured max size ")?;
     limit.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

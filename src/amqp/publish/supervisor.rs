@@ -30,15 +30,15 @@ use crate::amqp::{
     trouble::{Cause, Trouble},
 };
 
-/// A window closes at this many messages or bytes: enough to hide the round trip, small enough for its confirms
-/// to come well within their time.
+/// A window is full at this many messages or bytes: enough to hide the round trip, few enough for its
+/// confirms to arrive well within their time.
 const WINDOW_MESSAGES: usize = 1000;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// RabbitMQ's default, until the first connection has negotiated.
 pub(super) const FRAME_MAX: usize = 131_072;
-/// How long messages wait for a connection in place of one that ended with a closed channel.
+/// How long messages wait for a new connection after one that ended with a closed channel.
 const RENEWAL: Duration = Duration::from_secs(1);
-/// An idle connection is looked at this often, for ends that the client reports to nobody.
+/// An idle connection is checked this often, for ends that the client does not report.
 const PULSE: Duration = Duration::from_secs(1);
 
 pub(super) struct PublishSupervisor {
@@ -52,7 +52,8 @@ pub(super) struct PublishSupervisor {
     pub(super) breaks: mpsc::UnboundedReceiver<Trouble>,
     pub(super) closing: Closing,
     pub(super) backlog: Backlog,
-    /// A window was given up while blocked: its confirms may still come, so no other may follow on its channel.
+    /// A window was given up while blocked: its confirms may still arrive, so no other window may follow on
+    /// its channel.
     pub(super) abandoned: bool,
 }
 
@@ -84,7 +85,7 @@ impl Supervised for PublishSupervisor {
         }
     }
 
-    /// Publishes window after window until the connection is lost or nobody wants it any more.
+    /// Publishes window after window until the connection is lost or no longer needed.
     async fn serve(&mut self, link: &mut Link) -> End {
         self.refusals.forget_limits();
         self.board.post(State::Ready);
@@ -97,7 +98,7 @@ impl Supervised for PublishSupervisor {
         }
 
         loop {
-            // Asked first: requests that were handed over before somebody asked are in the inbox by now.
+            // Checked first: earlier requests are in the inbox by now.
             let closing = self.closing.is_asked();
             self.gather().await;
             if closing && self.backlog.is_empty() {
@@ -138,7 +139,7 @@ impl Supervised for PublishSupervisor {
 }
 
 impl PublishSupervisor {
-    /// Waits for something to do.
+    /// Waits for work.
     async fn idle(&mut self, link: &mut Link, pulse: &mut tokio::time::Interval) -> Result<(), End> {
         tokio::select! {
             biased;
@@ -161,8 +162,8 @@ impl PublishSupervisor {
         Ok(())
     }
 
-    /// Takes what waits in the inbox, up to a window. With something to publish, callers that are about to run come first:
-    /// woken together, they would otherwise make a window of the first alone.
+    /// Takes the waiting messages from the inbox, up to a window. If there are any, callers that are about to
+    /// run go first: otherwise, woken together, the first of them would form a window alone.
     async fn gather(&mut self) {
         loop {
             let had = self.backlog.len();
@@ -192,7 +193,7 @@ impl PublishSupervisor {
         matches!(self.board.state(), State::Blocked { .. })
     }
 
-    /// Posts what the broker reports; an error when the connection is lost.
+    /// Posts the broker's reports; an error when the connection is lost.
     fn note(&self, weather: ConnectionEvent) -> Result<(), End> {
         match weather {
             ConnectionEvent::Blocked(reason) => self.board.post(State::Blocked { reason }),
@@ -207,7 +208,7 @@ impl PublishSupervisor {
         Ok(())
     }
 
-    /// The next window, without the messages that may cost it the channel: these go apart.
+    /// The next window, without messages that may close its channel: these are published separately.
     fn next_window(&mut self) -> Vec<Item> {
         let mut window = Vec::new();
         for item in self.backlog.window(WINDOW_MESSAGES, WINDOW_BYTES) {
@@ -250,7 +251,7 @@ impl PublishSupervisor {
         }
     }
 
-    /// Publishes a window and waits for its confirms, or for what ends that.
+    /// Publishes a window and waits for its confirms, or for an end of the wait.
     async fn fly(&self, link: &mut Link, items: &[Item]) -> WindowOutcome {
         let channel = link.channel.clone();
         let flight = fly(&channel, items, &self.plan.settings);
@@ -273,7 +274,7 @@ impl PublishSupervisor {
         }
     }
 
-    /// Answers for a window whose answers don't come, and for all that waits behind it.
+    /// Answers for a window without answers, and for all messages waiting behind it.
     fn give_up(
         &mut self,
         items: Vec<Item>,
@@ -284,7 +285,8 @@ impl PublishSupervisor {
         let trouble = Trouble::Unreachable(failure.reason.clone());
         self.abandoned = self.blocked() && link.alive();
 
-        // Posted before anyone is answered: a caller that learns of the failure finds the publisher not ready.
+        // Posted before callers get answers: a caller that learns of the failure finds the publisher not
+        // ready.
         if self.abandoned {
             self.backlog.decline(&self.board.state().to_string());
         } else {
@@ -296,12 +298,12 @@ impl PublishSupervisor {
         if self.abandoned { Ok(()) } else { Err(End::Lost(trouble)) }
     }
 
-    /// Gives each message of a window the answer that it has. The others are left.
+    /// Answers the messages of a window that have an answer. The others are left open.
     fn settle(&self, items: Vec<Item>, outcome: &WindowOutcome) -> Left {
         let ids: Vec<&str> = items.iter().map(|item| item.publication.message_id.as_str()).collect();
         let reason = match &outcome.failure {
             Some(failure) => &failure.reason,
-            None => "RabbitMQ gave no answer that counts",
+            None => "RabbitMQ gave no usable answer",
         };
         let verdicts = judge(&ids, &outcome.answers, &outcome.returns, reason);
         let declares = self.plan.topology.mode == TopologyMode::Declare;
@@ -332,14 +334,14 @@ impl PublishSupervisor {
         }
     }
 
-    /// Goes on with a fresh channel, and has the messages that the closed one left undecided published apart.
+    /// Continues with a new channel, and has the undecided messages of the closed one published separately.
     async fn replace_channel_for(
         &mut self,
         undecided: Vec<Item>,
         link: &mut Link,
         reason: &str,
     ) -> Result<(), End> {
-        // The topology first: an exchange that was deleted is there again when its messages are published.
+        // The topology first, so that a deleted exchange exists again when its messages are published.
         let replaced = self.replace_channel(link).await;
         if let Err(End::Lost(trouble)) = &replaced {
             self.lost(trouble.clone());
@@ -367,8 +369,9 @@ impl PublishSupervisor {
                     Ok(())
                 }
                 Err(trouble @ Trouble::Misconfigured(_)) => Err(trouble),
-                // The client may have sent more on the closed channel, for which the broker ends the connection: that is no
-                // reason to decline messages, so long as another connection is there at once.
+                // The client may have sent more on the closed channel, for which the broker ends the
+                // connection: that is not a reason to decline messages, as long as another connection is
+                // available at once.
                 Err(trouble) => {
                     let opening = timeout(RENEWAL, open(self.plan.clone(), self.frame_max.clone())).await;
                     *link = opening.unwrap_or(Err(trouble))?;
@@ -383,7 +386,8 @@ impl PublishSupervisor {
         }
     }
 
-    /// Declares the topology again because these were unroutable though it routes them, and publishes them once more.
+    /// Declares the topology again because these messages were unroutable although it routes them, and
+    /// publishes them again.
     async fn declare_for(&mut self, unrouted: Vec<(Item, Published)>, link: &mut Link) -> Result<(), End> {
         if unrouted.is_empty() {
             return Ok(());
@@ -411,7 +415,7 @@ impl PublishSupervisor {
 #[derive(Default)]
 struct Left {
     undecided: Vec<Item>,
-    /// Unroutable, though the topology routes them.
+    /// Unroutable, although the topology routes them.
     unrouted: Vec<(Item, Published)>,
 }
 

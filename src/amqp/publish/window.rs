@@ -1,24 +1,24 @@
-//! Judging one window: from what the broker sent back, in whatever order, to what became of each message.
+//! Judges one window: derives the outcome of each message from the broker's answers, in any order.
 //!
 //! The broker answers an unroutable message twice: it returns it, then acknowledges it. The client hands a
-//! returned message to whichever confirm completes next, which may be another message's. So nothing is judged
-//! before every confirm of the window has come or was given up, returned messages are matched by message id
-//! alone, and the next window starts only after that.
+//! returned message to whichever confirm completes next, which may be another message's. So no message is
+//! judged before every confirm of the window has arrived or was given up, returned messages are matched by
+//! message id alone, and the next window starts only after that.
 
 use std::collections::HashMap;
 
 use crate::amqp::publish::publication::Published;
 
-/// What the broker said about one message of the window.
+/// The broker's answer for one message of the window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Confirm {
     Acked,
     Nacked,
-    /// Nothing that counts: the time was up, or the channel ended.
+    /// No usable answer: the time was over, or the channel ended.
     Missing,
 }
 
-/// A message the broker returned, whichever confirm it came with.
+/// A message that the broker returned, with any confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Returned {
     pub(super) message_id: Option<String>,
@@ -26,7 +26,7 @@ pub(super) struct Returned {
     pub(super) text: String,
 }
 
-/// What became of each message. `ids` are unique; `answers` are in the same order; `failure` says why answers
+/// The outcome of each message. `ids` are unique; `answers` are in the same order; `failure` says why answers
 /// are missing, if any are.
 pub(super) fn judge(
     ids: &[&str],
@@ -47,7 +47,7 @@ pub(super) fn judge(
     ids.iter().zip(answers).map(verdict).collect()
 }
 
-/// Why an acknowledgement without a returned message proves nothing in this window.
+/// Why an acknowledgement without a returned message does not prove delivery in this window.
 fn doubt(
     ids: &[&str],
     answers: &[Confirm],
@@ -56,10 +56,10 @@ fn doubt(
 ) -> Option<&'static str> {
     let ours = returned.keys().filter(|id| ids.contains(id)).count();
     if ours < returns.len() {
-        return Some("RabbitMQ returned a message that none of the window can be matched with");
+        return Some("RabbitMQ returned a message that matches none of the window");
     }
-    // Each acknowledgement brings along at most one returned message that waits with the client. If the one it
-    // brought belongs to a message that is not acknowledged itself, its own may still have been waiting there.
+    // Each acknowledgement carries at most one returned message that waits in the client. If it carried the
+    // return of a message that is not acknowledged itself, its own return may still have been waiting.
     let borrowed =
         |(id, answer): (&&str, &Confirm)| *answer == Confirm::Missing && returned.contains_key(*id);
     if ids.iter().zip(answers).any(borrowed) {

@@ -9,7 +9,8 @@
 //! versions of this library, write: there a `uuid::Uuid` is binary and an `IpAddr` is an object.
 //!
 //! # Guarantees
-//! - The stored value can be encoded: whatever BSON cannot hold is an error here, before anything is written.
+//! - The stored value can be encoded: a value that BSON cannot hold is an error here, before anything is
+//!   written.
 //! - A UUID field reads text, binary of subtype 4, and 16 bytes of subtype 0.
 //!
 //! # Caveats
@@ -43,7 +44,8 @@ pub(crate) fn decode<M: DeserializeOwned>(payload: &Bson) -> Result<M, CodecErro
         return Ok(message);
     }
 
-    // Where serde keeps a value until it knows what it is for (flattened structs, tagged enums), a binary UUID reads only as text.
+    // If serde buffers a value before it knows its type (flattened structs, tagged enums), a binary UUID can
+    // only be read as text.
     M::deserialize(ValueReader::new(payload, Uuids::Text)).map_err(|_| error)
 }
 

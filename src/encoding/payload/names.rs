@@ -1,4 +1,4 @@
-//! The names by which serde shows that a value is of a type with a form of its own.
+//! The names by which serde marks values of types with a special form.
 
 /// The struct names under which BSON's own types serialize: as extended JSON, which becomes the BSON type again.
 pub(super) const BSON_TYPES: [&str; 13] = [

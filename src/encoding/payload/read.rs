@@ -16,7 +16,7 @@ use crate::{
     encoding::codec::CodecError,
 };
 
-/// How a binary UUID is shown to a type that takes anything.
+/// The form of a binary UUID for a type that accepts any value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Uuids {
     AsStored,
@@ -35,7 +35,7 @@ impl<'a> ValueReader<'a> {
         Self { value, uuids }
     }
 
-    /// The bytes of a value that is, or was written by a serializer as, a UUID.
+    /// The bytes of a value that is a UUID, or that a serializer wrote as one.
     fn uuid(self) -> Option<&'a [u8; 16]> {
         match self.value {
             Bson::Binary(Binary { subtype: BinarySubtype::Uuid | BinarySubtype::Generic, bytes }) => {

@@ -35,7 +35,7 @@ fn has_body<M: Serialize + DeserializeOwned + PartialEq + Debug>(message: M, exp
     assert_eq!(decode::<M>(&stored(&payload)).unwrap(), message);
 }
 
-/// The payload after a way through the server's bytes.
+/// The payload after a round trip through the server's bytes.
 fn stored(payload: &Bson) -> Bson {
     let bytes = codec::encode(&doc! { "v": payload.clone() }).unwrap();
     Document::try_from(bytes.as_ref() as &bson::RawDocument).unwrap().remove("v").unwrap()
@@ -150,7 +150,7 @@ fn enums_of_every_kind_are_as_in_json() {
 }
 
 #[test]
-fn keys_that_are_no_strings_are_as_in_json() {
+fn keys_other_than_strings_are_as_in_json() {
     #[derive(Serialize, Deserialize, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
     enum Size {
         Small,
@@ -177,7 +177,7 @@ fn numbers_are_as_in_json_or_refused() {
     is_as_in_json((u8::MAX, u16::MAX, u32::MAX, i64::MAX as u64, i64::MAX as u128));
     is_as_in_json((0.1f32, 1.0f32, -0.0f32, 1e-30f32, 16_777_217.0f32, 0.1f64, 1e300f64));
     for beyond in [u64::MAX, i64::MAX as u64 + 1] {
-        assert!(encode(&beyond).unwrap_err().to_string().contains("beyond 64 bits"));
+        assert!(encode(&beyond).unwrap_err().to_string().contains("fit into 64 bits"));
         assert!(encode(&serde_json::json!({ "a": beyond })).is_err());
     }
     assert!(encode(&i128::MAX).is_err());
@@ -211,7 +211,7 @@ fn decimals_of_any_sixteen_bytes_keep_their_digits() {
 }
 
 #[test]
-fn raw_json_is_stored_as_what_it_says() {
+fn raw_json_is_stored_as_its_value() {
     #[derive(Serialize)]
     #[serde(rename = "$serde_json::private::RawValue")]
     struct Raw {
@@ -302,7 +302,7 @@ fn messages_in_the_compact_form_are_read() {
 }
 
 impl Everyday {
-    /// The compact form knows no keys but strings.
+    /// The compact form only has strings as keys.
     fn without_keys(mut self) -> Self {
         self.by_id.clear();
         self
@@ -357,7 +357,7 @@ fn values_unfit_for_bson_are_refused_by_name() {
         rest: BTreeMap<String, u8>,
     }
     let twice = refused(encode(&Twice { id: 1, rest: [("id".to_owned(), 2)].into() }).unwrap_err());
-    assert!(twice.contains(r#""id" is there twice"#), "{twice}");
+    assert!(twice.contains(r#""id" occurs twice"#), "{twice}");
 }
 
 #[test]

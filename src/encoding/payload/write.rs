@@ -15,7 +15,7 @@ use crate::{deliver::json::MAX_DEPTH, encoding::codec::CodecError};
 /// Writes one value.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ValueWriter {
-    /// How many levels of nesting are left: a value that contains itself must not overflow the stack.
+    /// The remaining levels of nesting: a value that contains itself must not overflow the stack.
     levels: usize,
 }
 
@@ -45,7 +45,7 @@ impl ValueWriter {
 /// An integer beyond the 64 bits that BSON and most readers have.
 fn integer<I: TryInto<i64>>(number: I) -> Result<Bson, CodecError> {
     let number =
-        number.try_into().map_err(|_| CodecError("an integer is beyond 64 bits with sign".into()))?;
+        number.try_into().map_err(|_| CodecError("an integer does not fit into 64 bits with sign".into()))?;
     Ok(Bson::Int64(number))
 }
 
@@ -170,7 +170,7 @@ impl Serializer for ValueWriter {
     ) -> Result<Bson, CodecError> {
         let written = value.serialize(self)?;
         match &written {
-            // The text of a `bson::Uuid`: what says that it is BSON's own type keeps that type.
+            // The text of a `bson::Uuid`: a value that is marked as BSON's own type keeps that type.
             Bson::String(text) if name == BSON_UUID => {
                 let uuid = uuid::Uuid::parse_str(text).map_err(CodecError::new)?;
                 let bytes = uuid.into_bytes().to_vec();
@@ -262,7 +262,7 @@ impl ArrayWriter {
     }
 }
 
-/// What an object becomes once it is complete.
+/// The result of a complete object.
 enum Shape {
     Plain,
     /// The content of an enum's variant.
@@ -289,7 +289,7 @@ impl ObjectWriter {
         }
         let value = value.serialize(self.writer)?;
         if self.document.contains_key(&name) {
-            return Err(CodecError(format!("the field name {name:?} is there twice")));
+            return Err(CodecError(format!("the field name {name:?} occurs twice")));
         }
         self.document.insert(name, value);
         Ok(())
@@ -350,7 +350,7 @@ fn key<T: Serialize + ?Sized>(key: &T) -> Result<String, CodecError> {
         serde_json::Value::Object(object) => object.into_iter().next().map(|(name, _)| name),
         _ => None,
     };
-    name.ok_or_else(|| CodecError("a map's key serializes to nothing".into()))
+    name.ok_or_else(|| CodecError("a map's key serializes to no value".into()))
 }
 
 impl ser::SerializeMap for ObjectWriter {

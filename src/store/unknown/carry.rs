@@ -1,4 +1,4 @@
-//! Putting what is unknown back into what a save writes.
+//! Restores unknown fields in the values that a save writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,16 +11,16 @@ use crate::{encoding::raw, store::error::Error};
 /// At most this many paths are logged, once each: names of a map's entries may be part of them.
 const MOST_PATHS: usize = 1_000;
 
-/// What a save writes into a field, and what of it the struct doesn't know.
+/// The value that a save writes into a field, and its parts that the struct doesn't know.
 pub(crate) struct Carried {
     pub(crate) value: Bson,
     pub(crate) unknown: Option<Unknown>,
 }
 
-/// Unknown fields that went with elements that could not be recognised, by path.
+/// Unknown fields that were dropped with unrecognised elements, by path.
 pub(crate) type Dropped = BTreeMap<String, usize>;
 
-/// A value of the aggregate with what was unknown in it before.
+/// A value of the aggregate with its earlier unknown fields.
 pub(crate) fn carry(
     unknown: &Unknown,
     before: RawBsonRef<'_>,
@@ -39,7 +39,7 @@ pub(crate) fn carry(
             carry_elements(elements, before, now, path, dropped)
         }
         (Unknown::Unreadable, ..) => Err(Error::UnreadableField { field: path.to_string() }),
-        // It is another kind of value now: what was in it is removed.
+        // It is another kind of value now: its old content is removed.
         _ => Ok(Carried { value: owned(now)?, unknown: None }),
     }
 }
@@ -107,7 +107,7 @@ fn carry_elements(
         }
     }
 
-    // Where every element is recognised, the others were removed on purpose.
+    // If every element is recognised, the others were removed on purpose.
     if recognised.iter().any(Option::is_none) {
         let kept: BTreeSet<usize> = recognised.into_iter().flatten().collect();
         for (place, unknown) in unknown {
@@ -153,7 +153,7 @@ pub(crate) fn warn_of(namespace: &mongodb::Namespace, dropped: &Dropped) {
         if warned.len() < MOST_PATHS && warned.insert(path.clone()) {
             tracing::warn!(
                 field = path,
-                "a save dropped a field that the struct doesn't know, because the array element it was in changed and \
+                "a save dropped a field that the struct doesn't know, because its array element changed and \
                  could not be recognised; declare a key of the elements in `Aggregate::ELEMENT_KEYS`"
             );
         }

@@ -1,9 +1,9 @@
-//! Which element of a changed array is which element of the array before.
+//! Matches the elements of a changed array with those of the array before.
 //!
 //! # Flow
 //! In this order, each step only for elements that the steps before left over:
 //! 1. equal in all that the struct knows, by the longest common subsequence; then equal ones that have moved;
-//! 2. the same value of the declared key, or else of `_id` or `id`, where no other element has it;
+//! 2. the same value of the declared key, or else of `_id` or `id`, if no other element has it;
 //! 3. the same place, where the lengths are equal and both neighbours are recognised in their places, unless the keys differ.
 //!
 //! # Caveats
@@ -15,13 +15,13 @@ use std::collections::{HashMap, VecDeque};
 
 use mongodb::bson::{RawBsonRef, RawDocument};
 
-/// The fields by which elements are told apart where no key is declared; the first that is there counts.
+/// The fields that identify elements if no key is declared; the first that exists counts.
 const USUAL_KEYS: [&str; 2] = ["_id", "id"];
 
 /// How many pairs the longest common subsequence may compare.
 const MOST_PAIRS: usize = 250_000;
 
-/// For each element of the array as it is now, which element of the array before it is.
+/// For each element of the current array, the matching element of the array before.
 pub(super) fn recognise(
     before: &[RawBsonRef<'_>],
     now: &[RawBsonRef<'_>],
@@ -42,8 +42,8 @@ pub(super) fn recognise(
     found.now
 }
 
-/// For each element of an array as its struct writes it, which element of the stored array it was read from. `agrees` says
-/// of two whether the second can have been read from the first.
+/// For each element of an array as its struct writes it, the element of the stored array that it was read
+/// from. `agrees` decides whether the second of two can have been read from the first.
 pub(super) fn read_from(
     stored: &[RawBsonRef<'_>],
     known: &[RawBsonRef<'_>],
@@ -60,13 +60,13 @@ pub(super) fn read_from(
         return found.now;
     }
 
-    // The struct keeps them in an order of its own, such as a set's, or has left some out.
+    // The struct keeps them in another order, as a set does, or has left some out.
     found.by_key(stored, known, key);
 
     let (stored_rest, known_rest) = found.rest();
     found.in_order(&stored_rest, &known_rest, |i, j| agrees(stored[i], known[j]));
     if stored.len() == known.len() {
-        // What is left was read as something else than it is, such as a text without its spaces.
+        // The remaining values were read as something different, such as a text without its spaces.
         for place in 0..known.len() {
             if found.is_free(place) {
                 found.pair(place, place);
@@ -76,8 +76,8 @@ pub(super) fn read_from(
     found.now
 }
 
-/// Numbers that are equal exactly when documents and arrays are, to be compared instead of them. Other values hold nothing
-/// that could be unknown: all of one type have the same number.
+/// Numbers that are equal exactly if documents and arrays are, for comparison. Other values can't contain
+/// unknown fields: all of one type have the same number.
 fn numbered<'a>(before: &[RawBsonRef<'a>], now: &[RawBsonRef<'a>]) -> (Vec<usize>, Vec<usize>) {
     let mut numbers = HashMap::new();
     let before = before.iter().map(|value| number_of(*value, &mut numbers)).collect();
@@ -96,9 +96,9 @@ fn number_of<'a>(value: RawBsonRef<'a>, numbers: &mut HashMap<(u8, &'a [u8]), us
 }
 
 struct Recognised {
-    /// For each element before, which one it is now.
+    /// For each element before, its match now.
     before: Vec<Option<usize>>,
-    /// For each element now, which one it was.
+    /// For each element now, its match before.
     now: Vec<Option<usize>>,
 }
 
@@ -116,7 +116,7 @@ impl Recognised {
         self.now.iter().all(Option::is_some)
     }
 
-    /// Those before and now that are not recognised yet.
+    /// The unmatched ones before and now.
     fn rest(&self) -> (Vec<usize>, Vec<usize>) {
         (unpaired(&self.before), unpaired(&self.now))
     }
@@ -149,7 +149,7 @@ impl Recognised {
         self.moved_ones(before, now);
     }
 
-    /// Equal elements wherever they are, in the order in which they come.
+    /// Equal elements at any place, in order.
     fn moved_ones(&mut self, before: &[usize], now: &[usize]) {
         let (rest_before, rest_now) = self.rest();
         let mut places: HashMap<usize, VecDeque<usize>> = HashMap::new();
@@ -163,7 +163,7 @@ impl Recognised {
         }
     }
 
-    /// For each of these now, the next of those before that is the same, as far as the bound on pairs reaches.
+    /// For each of these now, the next equal one before, within the bound on pairs.
     fn in_order(&mut self, before: &[usize], now: &[usize], same: impl Fn(usize, usize) -> bool) {
         let (mut compared, mut next) = (0, 0);
         for place in now {
@@ -185,7 +185,7 @@ impl Recognised {
     }
 
     fn by_key(&mut self, before: &[RawBsonRef<'_>], now: &[RawBsonRef<'_>], declared: Option<&str>) {
-        // A key that stands twice names nothing, also where one of the two is recognised already.
+        // A key that occurs twice identifies no element, even if one of the two is already recognised.
         let (keys_before, keys_now) = (unique_keys(before, declared), unique_keys(now, declared));
         for (key, now) in keys_now {
             let before = keys_before.get(&key).copied();
@@ -204,7 +204,7 @@ impl Recognised {
         now: &[RawBsonRef<'_>],
         declared: Option<&str>,
     ) {
-        // Beyond either end there is nothing that could have moved.
+        // The ends of the array count as unmoved neighbours.
         let mut in_place = vec![true; now.len() + 2];
         for place in 0..now.len() {
             in_place[place + 1] = self.now[place] == Some(place);
@@ -219,12 +219,12 @@ impl Recognised {
     }
 }
 
-/// The places that have no partner.
+/// The places without a match.
 fn unpaired(places: &[Option<usize>]) -> Vec<usize> {
     (0..places.len()).filter(|place| places[*place].is_none()).collect()
 }
 
-/// Whether the keys of these say that they are two different elements.
+/// Whether the keys of these show that they are two different elements.
 fn have_other_keys(before: RawBsonRef<'_>, now: RawBsonRef<'_>, declared: Option<&str>) -> bool {
     match (key_of(before, declared), key_of(now, declared)) {
         (Some(before), Some(now)) => before != now,
@@ -232,7 +232,7 @@ fn have_other_keys(before: RawBsonRef<'_>, now: RawBsonRef<'_>, declared: Option
     }
 }
 
-/// The keys that stand once, and where.
+/// The keys that occur once, with their places.
 fn unique_keys(elements: &[RawBsonRef<'_>], declared: Option<&str>) -> HashMap<String, usize> {
     let mut places: HashMap<String, Option<usize>> = HashMap::new();
     for (place, element) in elements.iter().enumerate() {
@@ -243,7 +243,7 @@ fn unique_keys(elements: &[RawBsonRef<'_>], declared: Option<&str>) -> HashMap<S
     places.into_iter().filter_map(|(key, place)| Some((key, place?))).collect()
 }
 
-/// The name and value of an element's key, as text that is equal where they are.
+/// The name and value of an element's key, as text that is equal if they are.
 fn key_of(element: RawBsonRef<'_>, declared: Option<&str>) -> Option<String> {
     let RawBsonRef::Document(element) = element else { return None };
     match declared {
@@ -259,7 +259,7 @@ fn key_named(element: &RawDocument, name: &str) -> Option<String> {
 fn value_of(element: &RawDocument, name: &str) -> Option<String> {
     match element.get(name).ok().flatten()? {
         RawBsonRef::Null | RawBsonRef::Undefined => None,
-        // A number that was read may be written as one of another type.
+        // A number may be written with another type than it was read.
         RawBsonRef::Int32(number) => Some(number.to_string()),
         RawBsonRef::Int64(number) => Some(number.to_string()),
         RawBsonRef::Double(number) => Some(number.to_string()),
@@ -267,13 +267,13 @@ fn value_of(element: &RawDocument, name: &str) -> Option<String> {
     }
 }
 
-/// Pairs of the longest subsequence that both have, by dynamic programming.
+/// Pairs of the longest common subsequence, by dynamic programming.
 fn longest_common_subsequence(
     before: &[usize],
     now: &[usize],
     same: impl Fn(usize, usize) -> bool,
 ) -> Vec<(usize, usize)> {
-    // The length of the longest one of what follows each pair of places.
+    // The length of the longest one after each pair of places.
     let width = now.len() + 1;
     let mut longest = vec![0_u32; (before.len() + 1) * width];
     for i in (0..before.len()).rev() {
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_elements_are_recognised_around_what_comes_and_goes() {
+    fn equal_elements_are_recognised_around_added_and_removed_ones() {
         assert_eq!(found(&lines(&[1, 2]), &lines(&[1, 2, 3]), None), [Some(0), Some(1), None]);
         assert_eq!(found(&lines(&[1, 2, 3]), &lines(&[1, 3]), None), [Some(0), Some(2)]);
         assert_eq!(found(&lines(&[1, 2]), &lines(&[0, 1, 2]), None), [None, Some(0), Some(1)]);
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn of_equal_elements_those_in_order_are_taken() {
-        // The first 7 was removed: by order alone it would be taken for the one that is left.
+        // The first 7 was removed: by order alone it would be mistaken for the remaining one.
         let found = found(&lines(&[7, 1, 7, 2]), &lines(&[1, 7, 9]), None);
         assert_eq!(found, [Some(1), Some(2), None]);
     }
@@ -365,7 +365,7 @@ mod tests {
             let before = [doc! { name: 1, "n": 1 }, doc! { name: 2, "n": 2 }];
             let now = [doc! { name: 2, "n": 5 }, doc! { name: 1, "n": 6 }];
             assert_eq!(found(&before, &now, None), [Some(1), Some(0)], "{name}");
-            // Another id in the same place is another element.
+            // A different id in the same place is a different element.
             assert_eq!(found(&before[..1], &now[..1], None), [None], "{name}");
         }
     }

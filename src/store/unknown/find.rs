@@ -1,4 +1,4 @@
-//! What a stored document holds that its struct doesn't know.
+//! Finds the parts of a stored document that its struct doesn't know.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,16 +11,18 @@ use super::{
 };
 use crate::encoding::{codec::CodecError, raw};
 
-/// What a comparison of a stored document with its struct keeps beside its result.
+/// The state of a comparison of a stored document with its struct.
 #[derive(Debug, Default)]
 pub(super) struct Search {
     /// Paths of stored fields that the struct has read under another name, so that they aren't unknown.
     pub(super) renamed: BTreeSet<String>,
-    /// Paths of unknown fields beside which the struct has a field that isn't stored: it may have read the one for the other.
+    /// Paths of unknown fields next to a field of the struct that isn't stored: the struct may have read one
+    /// as the other.
     pub(super) candidates: BTreeSet<String>,
 }
 
-/// What is unknown inside each top-level field. `known` is the aggregate as read from `stored` and written again.
+/// The unknown parts of each top-level field. `known` is the aggregate as read from `stored` and written
+/// again.
 pub(super) fn unknown(
     stored: &RawDocument,
     known: &RawDocument,
@@ -65,7 +67,7 @@ fn inside_document(
     }
 
     let known = raw::fields_by_name(known);
-    // Where the struct writes more than is stored, it may have read an unknown field under another name.
+    // If the struct writes more than is stored, it may have read an unknown field under another name.
     let has_more = {
         let stored = raw::fields_by_name(stored);
         known.keys().any(|name| !stored.contains_key(name))

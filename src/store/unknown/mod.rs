@@ -1,7 +1,8 @@
-//! What is stored in an aggregate but unknown to its struct, so that setting a field doesn't drop it.
+//! Stored fields of an aggregate that its struct doesn't know, so that setting a field doesn't drop them.
 //!
-//! A save sets whole top-level fields. Unknown fields beside them need no memory, because no save touches them; those inside a
-//! field that is set are put back, in sub-documents at their path, in arrays with the element that they belong to.
+//! A save sets whole top-level fields. Unknown top-level fields need not be remembered, because no save
+//! touches them; those inside a field that is set are restored, in sub-documents at their path, in arrays
+//! with the element that they belong to.
 //!
 //! # Flow
 //! A load [finds](find) what is unknown, apart from fields that were [renamed]; a save [carries](carry) it into the fields
@@ -19,10 +20,10 @@ use std::collections::BTreeMap;
 
 use mongodb::bson::Bson;
 
-/// Something unknown inside a stored value.
+/// An unknown part of a stored value.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Unknown {
-    /// A field that the struct has no place for.
+    /// A field that the struct doesn't have.
     Field(Bson),
     /// In a sub-document, by the names of its fields.
     Fields(BTreeMap<String, Unknown>),
@@ -32,6 +33,7 @@ pub(super) enum Unknown {
         /// How many elements the struct has left out.
         left_out: usize,
     },
-    /// It can't be told, because some bytes there aren't BSON that can be written back, such as text that isn't UTF-8.
+    /// It can't be determined, because some bytes there aren't BSON that can be written back, such as text
+    /// that isn't UTF-8.
     Unreadable,
 }

@@ -1,11 +1,11 @@
-//! Where in a document a value is.
+//! The place of a value in a document.
 
 use std::fmt;
 
 /// Keys of elements that an aggregate declares: a path, and the field of the elements there.
 pub(crate) type Keys = &'static [(&'static str, &'static str)];
 
-/// Where a value is: names of fields, with dots. An element of an array is where the array is.
+/// The place of a value: names of fields, with dots. An element of an array has the array's path.
 pub(crate) struct FieldPath<'a> {
     parent: Option<&'a FieldPath<'a>>,
     name: &'a str,
@@ -21,7 +21,7 @@ impl<'a> FieldPath<'a> {
         Self { parent: Some(self), name, keys: self.keys }
     }
 
-    /// The key declared for elements here.
+    /// The declared key of the elements here.
     pub(super) fn key(&self) -> Option<&'static str> {
         if self.keys.is_empty() {
             return None;

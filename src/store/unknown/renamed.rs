@@ -1,9 +1,10 @@
-//! Stored fields that the struct has read under another name, as `#[serde(alias)]` has it.
+//! Stored fields that the struct has read under another name, as with `#[serde(alias)]`.
 //!
-//! Such a field looks unknown, because the struct writes it under its new name. Put back beside that, it would make a document
-//! that holds both names, which serde refuses to read. serde doesn't say what it has read; so where a level of the document has
-//! both an unknown field and one that the struct writes and that isn't stored, the unknown ones are tried, together and, only
-//! if the struct can't be read with them, each by itself: one with which it can't be read was read under another name.
+//! Such a field appears unknown, because the struct writes it under its new name. If it were restored, the
+//! document would have both names, which serde refuses to read. serde doesn't report what it has read; so if
+//! a level of the document has both an unknown field and one that the struct writes and that isn't stored,
+//! the unknown ones are tried, together and, only if the struct can't be read with them, each by itself: one
+//! with which it can't be read was read under another name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,10 +23,12 @@ use crate::{
     stored::entry::{ETAG, OUTBOX},
 };
 
-/// More candidates than this, as a map of structs has them, are tried together by their last name.
+/// If there are more candidates than this, as in a map of structs, those with the same last name are tried
+/// together.
 const MOST_TRIALS: usize = 32;
 
-/// In what a stored document differs from what its struct writes: what the struct doesn't know, and what it knows by another name.
+/// The differences between a stored document and what its struct writes: fields that the struct doesn't know,
+/// and fields that it knows by another name.
 #[derive(Debug, Default)]
 pub(crate) struct Differences {
     /// Inside the top-level fields.
@@ -36,7 +39,7 @@ pub(crate) struct Differences {
     pub(crate) unstored: Vec<String>,
 }
 
-/// Compares a stored document with what the struct that was read from it writes again.
+/// Compares a stored document with the output of the struct that was read from it.
 pub(crate) fn compare<T: Aggregate>(
     stored: &RawDocument,
     known: &RawDocument,
@@ -66,7 +69,7 @@ pub(crate) fn compare<T: Aggregate>(
         return Ok(Differences { unknown: found, renamed: Vec::new(), unstored });
     }
 
-    // One with which the struct can't be read was read under another name.
+    // If the struct can't be read with a field, that field was read under another name.
     let mut renamed = BTreeSet::new();
     for tried in trials(&inside) {
         let others = inside.difference(&tried).cloned().collect();
@@ -89,8 +92,8 @@ pub(crate) fn compare<T: Aggregate>(
     Ok(Differences { unknown: found, renamed: top, unstored })
 }
 
-/// Whether no candidate was read under another name, by one trial of all of them; or whether trials say nothing, since the
-/// struct can't be read from what it writes either.
+/// Whether no candidate was read under another name, by one trial of all of them; or whether trials prove
+/// nothing, because the struct can't even be read from its own output.
 fn reads_all<T: Aggregate>(
     stored: &RawDocument,
     known: &RawDocument,
@@ -102,7 +105,7 @@ fn reads_all<T: Aggregate>(
     all.is_ok_and(|all| is_read::<T>(&all)) || !is_read::<T>(known)
 }
 
-/// The candidates, in the sets in which they are tried.
+/// The candidates, grouped as they are tried.
 fn trials(candidates: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
     if candidates.len() <= MOST_TRIALS {
         return candidates.iter().map(|path| BTreeSet::from([path.clone()])).collect();
@@ -116,7 +119,7 @@ fn trials(candidates: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
     by_last.into_values().collect()
 }
 
-/// What a save that changes nothing inside would write, with the unknown fields in it.
+/// The value that a save without changes inside would write, with the unknown fields in it.
 fn merged(
     known: &RawDocument,
     unknown: &BTreeMap<String, Unknown>,

@@ -18,7 +18,8 @@ fn raw(document: &Document) -> RawDocumentBuf {
     codec::encode(document).unwrap()
 }
 
-/// What a save of `now` sets, of an aggregate that was `stored` and read as `before`; and what it dropped.
+/// The fields that a save of `now` sets, of an aggregate that was `stored` and read as `before`; and the
+/// dropped ones.
 fn saved(stored: &Document, before: &Document, now: &Document) -> (Document, Dropped) {
     let (stored, before, now) = (raw(stored), raw(before), raw(now));
     let found = unknown(&stored, &before, KEYS, &mut Search::default()).unwrap();
@@ -49,7 +50,7 @@ fn unknown_fields_of_recognised_elements_survive() {
 }
 
 #[test]
-fn arrays_inside_elements_are_looked_into() {
+fn arrays_inside_elements_are_compared() {
     let group =
         |lines: Bson| doc! { "groups": [{ "name": "g", "lines": lines }, { "name": "h", "lines": [] }] };
     let line = |sku: &str, qty: i32| doc! { "sku": sku, "qty": qty };
@@ -97,7 +98,7 @@ fn dropped_fields_count_unless_their_element_was_removed() {
 
 #[test]
 fn reordered_or_converted_elements_are_matched() {
-    // A set with an order of its own; numbers that are wider in the struct; a default that isn't stored.
+    // A set with its own order; numbers that are wider in the struct; a default that isn't stored.
     let stored = doc! { "set": [{ "a": 1, "u": 1 }, { "a": 2, "u": 2 }, { "a": 3, "u": 3 }] };
     let before = doc! { "set": [{ "a": 3_i64, "d": 0 }, { "a": 1_i64, "d": 0 }, { "a": 2_i64, "d": 0 }] };
     let now = doc! { "set": [{ "a": 3_i64, "d": 0 }, { "a": 2_i64, "d": 0 }] };
@@ -212,7 +213,7 @@ fn sorted(value: &Bson) -> Bson {
     }
 }
 
-/// A save of any change writes what an application would that knew every field.
+/// A save of any change writes the same as an application that knows every field.
 #[test]
 fn elements_with_ids_keep_their_unknown_fields() {
     let mut generated = Generated { random: fastrand::Rng::with_seed(20_251_126), next: 0 };
@@ -230,7 +231,7 @@ fn elements_with_ids_keep_their_unknown_fields() {
             let written = set.get("root").or(stored.get("root")).unwrap();
             assert_eq!(sorted(written), sorted(after.get("root").unwrap()));
 
-            // What is remembered for the next save is what a load would find.
+            // The state for the next save equals what a load would find.
             for (field, unknown) in changes.unknown {
                 match unknown {
                     Some(unknown) => found.insert(field, unknown),

@@ -1,20 +1,20 @@
-//! Whether a save may take an outbox for empty in which entries were counted.
+//! Whether a save may assume that an outbox is empty although entries were counted.
 
-/// After this many wrong hopes the pause grows no more.
+/// After this many wrong assumptions the pause grows no more.
 const MOST_WRONG: u32 = 6;
 
-/// Whether a save may take the outbox for empty although entries were counted: those that this aggregate's own saves wrote are
-/// mostly delivered and cleared soon after. The save's filter decides; a hope that was wrong costs two more round trips, so
-/// after each that was, twice as many saves go by without one.
+/// Whether a save may assume that the outbox is empty although entries were counted: those that this
+/// aggregate's own saves wrote are mostly delivered and cleared soon after. The save's filter decides; a
+/// wrong assumption costs two more round trips, so after each one, twice as many saves are made without it.
 #[derive(Debug, Default)]
-pub(super) struct Hope {
-    /// How many of the entries counted this process has begun to deliver.
+pub(super) struct Assumption {
+    /// How many of the counted entries this process has begun to deliver.
     dispatched: usize,
     wrong: u32,
     saves_without: u64,
 }
 
-impl Hope {
+impl Assumption {
     /// Whether this many entries may all have left meanwhile.
     pub(super) fn covers(&mut self, held: usize) -> bool {
         if held > self.dispatched {
