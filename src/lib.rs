@@ -57,8 +57,8 @@
 //! `rustls-ring` (default) and `rustls-aws-lc` choose the library that encrypts connections. With both, it is
 //! AWS-LC. `dns-resolver` (default) resolves `mongodb+srv` names.
 //!
-//! `bson-2` (default) and `bson-3` choose the BSON version that the driver, and so this crate, speaks. With both, the
-//! driver speaks 3.
+//! `bson-2` (default) and `bson-3` choose the BSON version that the driver, and so this crate, speaks. With both, or if another
+//! crate gives the driver `bson-3`, it is 3.
 //!
 //! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without
 //! it, a message carries the `traceparent` that its sender gave it, if any.
@@ -124,7 +124,10 @@ pub mod internal {
     pub use crate::tls::provider;
     pub use crate::{
         dispatch::document_locks::{DocumentLock, DocumentLocks},
-        encoding::one_line::{Keep, one_line},
+        encoding::{
+            extended_json::relaxed_text,
+            one_line::{Keep, one_line},
+        },
         mongo::{
             clock::{ServerClock, later, until},
             error_codes,

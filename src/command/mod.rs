@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use crate::{
     encoding::{
         bytes::{self, kind},
-        codec,
+        codec, extended_json,
     },
     stored::document_ref::DocumentRef,
 };
@@ -255,7 +255,7 @@ fn readable(document: &DocumentRef) -> Option<serde_json::Value> {
     if key.as_bytes().len() > MAX_READABLE_BYTES {
         return None;
     }
-    let json = Bson::Document(document.plain_key()?).into_canonical_extjson();
+    let json = extended_json::canonical(&Bson::Document(document.plain_key()?)).ok()?;
     let again = key_of_readable(json.as_object()?.clone()).ok()?;
     (again.as_bytes() == key.as_bytes()).then_some(json)
 }
@@ -285,7 +285,7 @@ fn key_of_readable(json: Readable) -> Result<RawDocumentBuf, CommandError> {
     }
     let mut key = Document::new();
     for (name, value) in json {
-        let value = Bson::try_from(value).map_err(|_| CommandError::BadKey("not extended JSON"))?;
+        let value = extended_json::read(value).ok_or(CommandError::BadKey("not extended JSON"))?;
         check_value(&value, 0)?;
         key.insert(name, value);
     }

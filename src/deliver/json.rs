@@ -31,12 +31,16 @@
 //!
 //! [specification]: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json/
 
-use mongodb::bson::{Binary, Bson, DateTime, Document, spec::BinarySubtype};
+use mongodb::bson::{Bson, DateTime, Document, spec::BinarySubtype};
 use serde::{
     Serialize, Serializer,
     ser::{Error, SerializeMap, SerializeSeq},
 };
-use serde_json::{Value, json};
+
+use crate::encoding::{
+    codec,
+    extended_json::{self, double_word},
+};
 
 /// A payload nested deeper than this is refused. MongoDB guarantees 100 levels.
 pub const MAX_DEPTH: usize = 200;
@@ -89,7 +93,7 @@ pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
 
 /// A date as RFC 3339 in UTC with milliseconds; `None` outside the years 0 to 9999.
 pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
-    let text = crate::encoding::codec::rfc3339(date)?;
+    let text = codec::rfc3339(date)?;
     let whole = text.strip_suffix('Z')?;
     let (seconds, fraction) = whole.split_once('.').unwrap_or((whole, ""));
     Some(format!("{seconds}.{fraction:0<3}Z"))
@@ -130,7 +134,7 @@ impl Serialize for Json<'_> {
             leaf => match format {
                 PayloadFormat::Json => plain(leaf, serializer),
                 PayloadFormat::CanonicalExtendedJson => {
-                    canonical(leaf).map_err(Error::custom)?.serialize(serializer)
+                    extended_json::canonical(leaf).map_err(Error::custom)?.serialize(serializer)
                 }
             },
         }
@@ -167,44 +171,10 @@ fn plain<S: Serializer>(leaf: &Bson, serializer: S) -> Result<S::Ok, S::Error> {
             Ok(bytes) if binary.subtype == BinarySubtype::Uuid => {
                 serializer.collect_str(&uuid::Uuid::from_bytes(bytes))
             }
-            _ => serializer.serialize_str(&base64(&binary.bytes)),
+            _ => serializer.serialize_str(&codec::base64(&binary.bytes)),
         },
         // The driver writes extended JSON for values without a counterpart in JSON.
         rare => rare.serialize(serializer),
-    }
-}
-
-/// A value without nested values, by the column "canonical" of MongoDB's specification.
-fn canonical(leaf: &Bson) -> Result<Value, serde_json::Error> {
-    Ok(match leaf {
-        Bson::Int32(number) => json!({ "$numberInt": number.to_string() }),
-        Bson::Int64(number) => json!({ "$numberLong": number.to_string() }),
-        Bson::Double(number) => {
-            let digits = || format!("{number:?}");
-            json!({ "$numberDouble": double_word(*number).map_or_else(digits, str::to_owned) })
-        }
-        Bson::DateTime(date) => json!({ "$date": { "$numberLong": date.timestamp_millis().to_string() } }),
-        Bson::Binary(binary) => {
-            let subtype = format!("{:02x}", u8::from(binary.subtype));
-            json!({ "$binary": { "base64": base64(&binary.bytes), "subType": subtype } })
-        }
-        other => serde_json::to_value(other)?,
-    })
-}
-
-/// As the driver writes a binary of any subtype except the generic one.
-fn base64(bytes: &[u8]) -> String {
-    let binary = Bson::Binary(Binary { subtype: BinarySubtype::UserDefined(0x80), bytes: bytes.to_vec() });
-    let json = serde_json::to_value(binary).unwrap_or_default();
-    json["$binary"]["base64"].as_str().unwrap_or_default().to_owned()
-}
-
-fn double_word(number: f64) -> Option<&'static str> {
-    match number {
-        number if number.is_nan() => Some("NaN"),
-        f64::INFINITY => Some("Infinity"),
-        f64::NEG_INFINITY => Some("-Infinity"),
-        _ => None,
     }
 }
 
@@ -212,7 +182,7 @@ fn double_word(number: f64) -> Option<&'static str> {
 mod tests {
     use std::str::FromStr;
 
-    use mongodb::bson::{Decimal128, JavaScriptCodeWithScope, Timestamp, Uuid, doc, oid::ObjectId};
+    use mongodb::bson::{Binary, Decimal128, JavaScriptCodeWithScope, Timestamp, Uuid, doc, oid::ObjectId};
 
     use super::*;
 

@@ -1,4 +1,4 @@
-//! The only place that handles the differences between the driver's two BSON versions.
+//! Values as the bytes of a document, and back.
 //!
 //! Aggregates go through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
 //! writes the same BSON here as there (a `uuid::Uuid` is binary, not text). Messages have another form: see
@@ -7,6 +7,8 @@
 use base64::Engine;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::encoding::driver_bson;
 
 /// A value could not be converted to BSON, or back.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,20 +33,15 @@ impl serde::de::Error for CodecError {
     }
 }
 
-#[cfg(feature = "bson-3")]
-use mongodb::bson::{deserialize_from_slice as from_slice, serialize_to_vec as to_vec};
-#[cfg(not(feature = "bson-3"))]
-use mongodb::bson::{from_slice, to_vec}; // not found? The driver speaks BSON 3: give document-outbox the feature `bson-3` too
-
 /// Encodes a value that is a document at its top level.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<RawDocumentBuf, CodecError> {
-    let bytes = to_vec(value).map_err(CodecError::new)?;
+    let bytes = driver_bson::encode(value).map_err(CodecError)?;
     RawDocumentBuf::from_bytes(bytes).map_err(CodecError::new)
 }
 
 /// Decodes a document.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    from_slice(bytes).map_err(CodecError::new)
+    driver_bson::decode(bytes).map_err(CodecError)
 }
 
 /// Encodes any value, a document or not.
@@ -84,15 +81,6 @@ pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
 /// Reads a raw document as an owned one.
 pub(crate) fn to_document(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
     raw.try_into().map_err(CodecError::new)
-}
-
-/// Reads a raw document as an owned one; bytes of strings that are not UTF-8 become replacement characters.
-pub(crate) fn to_document_lossy(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
-    #[cfg(feature = "bson-3")]
-    let document = mongodb::bson::Utf8Lossy::<Document>::try_from(raw).map(|lossy| lossy.0);
-    #[cfg(not(feature = "bson-3"))]
-    let document = mongodb::bson::from_slice_utf8_lossy(raw.as_bytes());
-    document.map_err(CodecError::new)
 }
 
 /// RFC 4648, 4: with padding.

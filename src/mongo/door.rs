@@ -17,6 +17,7 @@ use mongodb::{
 };
 
 use crate::{
+    encoding::codec,
     mongo::{
         clears::Clears,
         clock::ServerClock,
@@ -121,6 +122,10 @@ impl Mongo {
     /// The driver's; a duplicate key where the filter misses a document that has the `_id` already.
     pub(crate) async fn upsert(&self, upsert: Upsert) -> Result<Option<Document>, Error> {
         let Upsert { namespace, filter, update } = upsert;
+        for statement in [&filter, &update] {
+            codec::encode(statement).map_err(|error| error_codes::unencodable(error.to_string()))?;
+        }
+
         let collection = self.client.database(&namespace.db).collection::<Document>(&namespace.coll);
         collection
             .find_one_and_update(filter, update)

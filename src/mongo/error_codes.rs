@@ -62,18 +62,11 @@ pub fn verdict(error: &Error) -> Verdict {
     }
 }
 
-/// Whether a value could not be converted to BSON.
+/// Whether a value could not be converted to BSON. The driver has a kind for that in one of its BSON versions only, so statements
+/// are encoded before they are handed to it.
 pub(crate) fn is_unencodable(error: &Error) -> bool {
     match error.kind.as_ref() {
         ErrorKind::BsonSerialization(_) => true,
-        // With this version the driver has one kind for values that are sent and for values that are
-        // received.
-        #[cfg(feature = "bson-3")]
-        ErrorKind::Bson(error) => matches!(
-            error.kind,
-            mongodb::bson::error::ErrorKind::Serialization { .. }
-                | mongodb::bson::error::ErrorKind::TooLargeUnsignedInteger { .. }
-        ),
         ErrorKind::Io(error) => is_of::<Unencodable>(error),
         _ => false,
     }

@@ -11,7 +11,9 @@ use crate::{
     encoding::{
         bytes::{self, Builder, Element, List, kind},
         codec,
+        extended_json::relaxed_text,
         one_line::{Keep, one_line},
+        salvage,
     },
     stored::filter::{Filter, equal_to, push_equal},
 };
@@ -68,7 +70,7 @@ impl DocumentRef {
     /// replacement characters here, so two documents may appear equal.
     pub fn id(&self) -> Bson {
         let key = match self.plain_key() {
-            None if bytes::is_sound(&self.key, DEPTH) => codec::to_document_lossy(&self.key).ok(),
+            None if bytes::is_sound(&self.key, DEPTH) => Some(salvage::lossy(&self.key)),
             key => key,
         };
         key.and_then(|mut key| key.remove(ID)).unwrap_or_else(|| self.id_in_base64().into())
@@ -171,9 +173,9 @@ impl DocumentRef {
             }
             Bson::Binary(binary) => match uuid_of(&binary) {
                 Some(uuid) => uuid.to_string(),
-                None => Bson::Binary(binary).into_relaxed_extjson().to_string(),
+                None => relaxed_text(&Bson::Binary(binary)),
             },
-            other => other.into_relaxed_extjson().to_string(),
+            other => relaxed_text(&other),
         }
     }
 

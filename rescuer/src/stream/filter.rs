@@ -23,6 +23,7 @@
 //! No stage may fail on users' data, or the stream stops at that change forever. A field's name may not be
 //! UTF-8, which a regular expression refuses with an error: therefore names are split and compared.
 
+use document_outbox::internal::relaxed_text;
 use mongodb::bson::{Bson, Document, doc};
 use outbox_service::NamespacePattern;
 
@@ -223,7 +224,7 @@ fn has_parts(count: i32) -> Document {
 /// A token made with another pipeline may be refused, or may point past changes that this pipeline needs.
 pub(crate) fn fingerprint(coverage: &Coverage) -> String {
     let stages: Vec<Bson> = pipeline(coverage).into_iter().map(Bson::Document).collect();
-    let text = format!("{} {}", Scope::of(coverage).name(), Bson::Array(stages).into_relaxed_extjson());
+    let text = format!("{} {}", Scope::of(coverage).name(), relaxed_text(&Bson::Array(stages)));
     format!("{:016x}", fnv1a(text.as_bytes()))
 }
 

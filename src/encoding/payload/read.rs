@@ -13,7 +13,7 @@ use serde::{
 use super::names::{BSON_UUID, RAW_JSON};
 use crate::{
     deliver::json::{self, PayloadFormat},
-    encoding::codec::CodecError,
+    encoding::{codec::CodecError, extended_json},
 };
 
 /// The form of a binary UUID for a type that accepts any value.
@@ -169,7 +169,8 @@ impl<'de> Deserializer<'de> for ValueReader<'de> {
 
 /// A value of one of BSON's own types, as the extended JSON that their `Deserialize` reads.
 fn extended<'de, V: Visitor<'de>>(value: &Bson, visitor: V) -> Result<V::Value, CodecError> {
-    value.clone().into_canonical_extjson().deserialize_any(visitor).map_err(CodecError::new)
+    let json = extended_json::canonical(value).map_err(CodecError::new)?;
+    json.deserialize_any(visitor).map_err(CodecError::new)
 }
 
 /// A field's name: a map's key may be a number or a boolean, written as text.
