@@ -10,58 +10,19 @@
 //!
 //! Only [`Connections`] knows more of MongoDB and RabbitMQ than the shape of URIs and names.
 
-#[cfg(feature = "daemon")]
-mod connections;
-#[cfg(feature = "daemon")]
-mod daemon;
-#[cfg(feature = "daemon")]
-mod error_chain;
 mod host_name;
-#[cfg(feature = "daemon")]
-mod http;
-#[cfg(feature = "daemon")]
-pub mod keys;
-#[cfg(feature = "daemon")]
-mod log_line;
-#[cfg(feature = "daemon")]
-mod metrics;
-#[cfg(feature = "daemon")]
-mod mongodb_uri;
 mod namespace;
-#[cfg(feature = "otlp")]
-mod otlp;
 #[cfg(feature = "daemon")]
-mod passing;
-#[cfg(feature = "daemon")]
-mod probes;
+mod process;
 mod quote;
-#[cfg(feature = "daemon")]
-pub mod settings;
-#[cfg(feature = "daemon")]
-mod shell;
-#[cfg(feature = "daemon")]
-pub mod shutdown;
 mod suggestion;
-#[cfg(feature = "daemon")]
-pub mod telemetry;
-#[cfg(feature = "daemon")]
-mod traces;
-#[cfg(feature = "daemon")]
-pub mod transport;
 
-#[cfg(feature = "daemon")]
-pub use connections::Connections;
-#[cfg(feature = "daemon")]
-pub use daemon::Daemon;
 pub use host_name::host_name;
 pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 #[cfg(feature = "daemon")]
-pub use probes::{Probes, Report};
-#[cfg(feature = "daemon")]
-pub use settings::{
-    Key, Kind, Problem, Problems, Program, Reader, Resolution, Resolved, Scheme, Sources, Uri,
+pub use process::{
+    Connections, Context, Daemon, Exit, Key, Kind, Probes, Problem, Problems, Program, Reader, Report,
+    Resolution, Resolved, Scheme, Sources, Uri, keys, settings, shutdown, telemetry, transport,
 };
-#[cfg(feature = "daemon")]
-pub use shell::{Context, Exit};
 pub use suggestion::did_you_mean;
 pub use tokio_util::sync::CancellationToken;

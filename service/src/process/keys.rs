@@ -5,11 +5,13 @@ use std::time::Duration;
 use document_outbox::amqp::TopologyMode;
 
 use crate::{
-    http::Listen,
     namespace::check_database_pattern,
-    settings::{Key, Kind, Scheme},
+    process::{
+        http::Listen,
+        settings::{Key, Kind, Scheme},
+        telemetry::{LogFormat, parse_filter},
+    },
     suggestion::did_you_mean,
-    telemetry::{LogFormat, parse_filter},
 };
 
 /// The default of `http_listen` if a daemon has none of its own: the usual port of an OpenTelemetry program.

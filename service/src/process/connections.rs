@@ -9,7 +9,7 @@ use document_outbox::{
 };
 use mongodb::{Client, error::Error, options::ClientOptions};
 
-use crate::{
+use crate::process::{
     mongodb_uri,
     settings::{Reader, Uri},
     transport,

@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::{
+use crate::process::{
     error_chain::Chain,
     http::{Bound, Listen},
     metrics::Exporter,

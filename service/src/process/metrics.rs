@@ -7,7 +7,7 @@ use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
-use crate::{
+use crate::process::{
     passing::{Gauges, Passing},
     settings::Program,
 };

@@ -42,7 +42,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::{
+use crate::process::{
     metrics::{Exporter, UPKEEP},
     probes::Probes,
 };
@@ -155,6 +155,7 @@ async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: Cance
     let mut connections = OpenConnections::default();
     let mut upkeep = interval(UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
     loop {
         let room = connections.room();
         let accept = async {
@@ -174,6 +175,7 @@ async fn serve(listener: tokio::net::TcpListener, pages: Arc<Pages>, stop: Cance
             },
         }
     }
+
     let _ = timeout(LAST_ANSWERS, connections.all_ended()).await;
 }
 

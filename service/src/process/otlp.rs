@@ -20,7 +20,7 @@ use opentelemetry_sdk::{Resource, resource::EnvResourceDetector, trace::SdkTrace
 use tokio::runtime::Handle;
 use tracing_subscriber::{Layer, filter::FilterFn};
 
-use crate::{
+use crate::process::{
     settings::Program,
     telemetry::{Spans, is_harmless},
 };

@@ -10,7 +10,7 @@
 //! `allow_insecure = true` allows the refused connections. The addresses that a MongoDB replica set reports
 //! for its other members are not checked.
 
-use crate::settings::{Reader, Uri};
+use crate::process::settings::{Reader, Uri};
 
 const PLAIN_AMQP: &str = "begins with amqp://, which sends the password and every message unencrypted to another machine; \
      write amqps:// (rabbitmq_ca_file names an authority of your own), or set allow_insecure = true if the \
@@ -30,9 +30,12 @@ pub fn check(read: &mut Reader<'_>) {
             }
         }
     }
+
+    // Below it is about connections that others could read or answer.
     if read.boolean("allow_insecure") {
         return;
     }
+
     if !rabbitmq.is_encrypted() && !rabbitmq.is_local() {
         read.problem(&["rabbitmq_uri"], PLAIN_AMQP);
     }
@@ -55,7 +58,7 @@ pub fn warn_of_plain_mongodb(mongodb: &Uri) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::process::{
         keys,
         settings::{Key, Program, Resolution, Sources, resolve},
     };

@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::settings::Program;
+use crate::process::settings::Program;
 
 /// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);

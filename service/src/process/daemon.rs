@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use crate::{
+use crate::process::{
     error_chain::Chain,
     keys,
     log_line::to_stderr,

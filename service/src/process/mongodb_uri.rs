@@ -10,7 +10,7 @@ use mongodb::{
     options::{ClientOptions, ConnectionString, HostInfo},
 };
 
-use crate::settings::{self, Uri};
+use crate::process::settings::{self, Uri};
 
 /// Why the driver would refuse the URI, as a sentence that follows its key; `None` if the driver accepts it.
 ///
@@ -121,7 +121,7 @@ fn has_word(text: &str, word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Scheme;
+    use crate::process::settings::Scheme;
 
     fn refused(text: &str) -> Option<String> {
         refusal(&Uri::parse(text, Scheme::MongoDb).unwrap())

@@ -68,6 +68,7 @@ pub(super) fn parse(program: &Program, keys: &[Key], args: &[OsString]) -> Parse
     let command = command(program, keys);
     let mut given = Given::default();
     let mut args = args.to_vec();
+
     loop {
         let error = match command.clone().try_get_matches_from(&args) {
             Ok(matches) => {
@@ -78,9 +79,11 @@ pub(super) fn parse(program: &Program, keys: &[Key], args: &[OsString]) -> Parse
             }
             Err(error) => error,
         };
+
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             return Parsed::Print(error.render().to_string());
         }
+
         if !leave_out(&error, keys, &mut args, &mut given) {
             let sentence = format!("can't be read ({}); see --help", error.kind());
             given.problems.push(Problem::new("command line", sentence));
@@ -232,7 +235,7 @@ fn remove(args: &mut Vec<OsString>, found: impl Fn(&[OsString], usize) -> bool, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys;
+    use crate::process::keys;
 
     const PROGRAM: Program = Program { name: "outbox-test", version: "1.2.3", about: "Tests." };
 

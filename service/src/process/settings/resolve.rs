@@ -244,6 +244,7 @@ impl Entry {
         let Text::Found(text, origin) = &self.text else {
             return None;
         };
+
         let name = self.key.name();
         let text = match Value::parse(text, self.key.kind()) {
             Ok(Value::Uri(uri)) => Uri::to_string(&uri),
@@ -252,6 +253,7 @@ impl Entry {
             Err(_) if text.is_empty() => return None,
             Err(_) => "?".into(),
         };
+
         match origin {
             _ if text.is_empty() => None,
             Origin::Default => Some(format!("{name}={text}")),

@@ -73,7 +73,7 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Kind, keys};
+    use crate::process::{keys, settings::Kind};
 
     fn table() -> Vec<Key> {
         vec![

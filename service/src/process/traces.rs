@@ -5,8 +5,8 @@ use std::{env, error::Error, time::Duration};
 use tokio::runtime::Handle;
 
 #[cfg(feature = "otlp")]
-use crate::otlp::Export;
-use crate::{settings::Program, telemetry::Spans};
+use crate::process::otlp::Export;
+use crate::process::{settings::Program, telemetry::Spans};
 
 /// The export of traces, if a collector is configured.
 pub(crate) struct Traces {
