@@ -135,7 +135,7 @@ fn dispatcher(
     handlers: Handlers,
 ) -> Result<Dispatcher, Box<dyn Error>> {
     let settings =
-        ProcessorSettings { state_database: STATE_DATABASE.into(), ..ProcessorSettings::default() };
+        ProcessorSettings::default().with(|settings| settings.state_database = STATE_DATABASE.into());
     let processor = Processor::new(client.clone(), Arc::new(handlers), settings);
 
     let mut settings = DispatcherSettings::new([format!("{DATABASE}.*").parse()?]);
@@ -148,11 +148,9 @@ fn dispatcher(
 fn rescuer(client: Client, amqp: AmqpSettings) -> Result<Rescuer, Box<dyn Error>> {
     let topology = CommandSender::topology(COMMANDS, COMMANDS, TopologyMode::Declare);
     let commands = BrokerCommands::new(Publisher::start(amqp, topology), COMMANDS);
-    let settings = RescuerSettings {
-        delay: DELAY,
-        state_database: STATE_DATABASE.into(),
-        ..RescuerSettings::new(vec![format!("{DATABASE}.*").parse()?])
-    };
+    let mut settings = RescuerSettings::new(vec![format!("{DATABASE}.*").parse()?]);
+    settings.delay = DELAY;
+    settings.state_database = STATE_DATABASE.into();
     Ok(Rescuer::new(client, Arc::new(commands), settings)?)
 }
 

@@ -176,6 +176,12 @@ struct Settings {
 impl Settings {
     fn from_env() -> Result<Self, Box<dyn Error>> {
         let millis = |name, default| Ok::<_, Box<dyn Error>>(Duration::from_millis(setting(name, default)?));
+
+        let mut retry = RetryPolicy::default();
+        retry.max_attempts = setting("ORDERS_MAX_ATTEMPTS", 10)?;
+        retry.backoff_min = millis("ORDERS_BACKOFF_MIN_MS", 1_000)?;
+        retry.backoff_max = millis("ORDERS_BACKOFF_MAX_MS", 300_000)?;
+
         Ok(Self {
             mongodb: setting("OUTBOX_MONGODB_URI", "mongodb://127.0.0.1:27017/?replicaSet=rs0".into())?,
             rabbitmq: setting("OUTBOX_RABBITMQ_URI", "amqp://127.0.0.1:5672".into())?,
@@ -186,12 +192,7 @@ impl Settings {
             commands_exchange: setting("OUTBOX_COMMANDS_EXCHANGE", COMMANDS_EXCHANGE.into())?,
             commands_queue: setting("OUTBOX_COMMANDS_QUEUE", COMMANDS_QUEUE.into())?,
             inline_lease: millis("ORDERS_INLINE_LEASE_MS", 10_000)?,
-            retry: RetryPolicy {
-                max_attempts: setting("ORDERS_MAX_ATTEMPTS", 10)?,
-                backoff_min: millis("ORDERS_BACKOFF_MIN_MS", 1_000)?,
-                backoff_max: millis("ORDERS_BACKOFF_MAX_MS", 300_000)?,
-                ..RetryPolicy::default()
-            },
+            retry,
         })
     }
 }

@@ -6,6 +6,7 @@ use document_outbox::{
     amqp::{AmqpSettings, Consumer},
     dispatch::Processor,
 };
+use outbox_service::InvalidSettings;
 use tokio::{
     sync::broadcast,
     task::JoinSet,
@@ -14,13 +15,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    consumer::ConsumerHistory,
-    event::DispatcherEvent,
-    intake, metrics,
-    settings::{DispatcherSettings, InvalidSettings},
-    status::Status,
-    stops::Stops,
-    worker::Worker,
+    consumer::ConsumerHistory, event::DispatcherEvent, intake, metrics, settings::DispatcherSettings,
+    status::Status, stops::Stops, worker::Worker,
 };
 
 /// The last part of the grace period, in which claims are released.
@@ -72,7 +68,7 @@ impl Dispatcher {
         amqp: AmqpSettings,
         settings: DispatcherSettings,
     ) -> Result<Self, InvalidSettings> {
-        settings.validate().map_err(InvalidSettings)?;
+        settings.validate()?;
 
         metrics::register();
         let worker = Arc::new(Worker::new(processor, settings));

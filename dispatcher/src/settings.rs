@@ -1,6 +1,6 @@
 //! How a dispatcher works.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use document_outbox::{
     DeliveryOrder,
@@ -8,12 +8,12 @@ use document_outbox::{
     command::{COMMANDS_DELIVERY_LIMIT, COMMANDS_EXCHANGE, COMMANDS_QUEUE, COMMANDS_ROUTING_KEY},
 };
 use mongodb::Namespace;
-use outbox_service::NamespacePattern;
+use outbox_service::{InvalidSettings, NamespacePattern};
 
 use crate::rate::Rate;
 
-/// The settings of a [`Dispatcher`](crate::Dispatcher): [`new`](Self::new) has the defaults, to be changed
-/// field by field.
+/// The settings of a [`Dispatcher`](crate::Dispatcher): [`new`](Self::new) has the defaults,
+/// [`with`](Self::with) changes them.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DispatcherSettings {
@@ -53,35 +53,6 @@ pub struct DispatcherSettings {
     pub grace: Duration,
 }
 
-/// Something to correct in the settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Problem {
-    /// The settings concerned; the first is the subject of the sentence.
-    pub settings: Vec<&'static str>,
-    /// The problem and its repair, continuing from the name of the setting: "must not be …".
-    pub sentence: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.settings.first().unwrap_or(&"a setting"), self.sentence)
-    }
-}
-
-/// Settings that can't work: all their problems.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InvalidSettings(pub Vec<Problem>);
-
-impl std::error::Error for InvalidSettings {}
-
-impl fmt::Display for InvalidSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sentences: Vec<String> = self.0.iter().map(Problem::to_string).collect();
-        f.write_str(&sentences.join("; "))
-    }
-}
-
 impl DispatcherSettings {
     /// The longest [`keep_within`](Self::keep_within): half of RabbitMQ's default `consumer_timeout`.
     pub const KEEP_AT_MOST: Duration = Duration::from_mins(15);
@@ -105,46 +76,50 @@ impl DispatcherSettings {
         }
     }
 
+    /// Changes some of them: `DispatcherSettings::new(watch).with(|settings| settings.prefetch = 256)`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
     /// Checks every setting by itself and together with the others.
     ///
     /// # Errors
     /// Everything that keeps a dispatcher from working, or that could never take effect.
-    pub fn validate(&self) -> Result<(), Vec<Problem>> {
-        let mut problems = Vec::new();
-        let mut problem = |settings: &[&'static str], sentence: String| {
-            problems.push(Problem { settings: settings.to_vec(), sentence });
-        };
-
-        if self.watch.is_empty() {
-            problem(&["watch"], "is empty; name the collections whose commands this worker takes".into());
-        }
-        if self.concurrency == 0 {
-            problem(&["concurrency"], "is 0; allow at least one document at a time".into());
-        }
-        if usize::from(self.prefetch) < self.concurrency {
-            problem(
-                &["prefetch", "concurrency"],
-                "must not be less than concurrency, or some of it is never used".into(),
-            );
-        }
+    pub fn validate(&self) -> Result<(), InvalidSettings> {
+        let mut problems = InvalidSettings::default();
+        problems.add_if(
+            self.watch.is_empty(),
+            &["watch"],
+            "is empty; name the collections whose commands this worker takes",
+        );
+        problems.add_if(
+            self.concurrency == 0,
+            &["concurrency"],
+            "is 0; allow at least one document at a time",
+        );
+        problems.add_if(
+            usize::from(self.prefetch) < self.concurrency,
+            &["prefetch", "concurrency"],
+            "must not be less than concurrency, or some of it is never used",
+        );
         // Without an order, no message can block another.
-        if NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered) {
-            problem(
-                &["dead_blocks", "unordered"],
-                "names collections that are in unordered too; without an order no message can block \
-                 another, so drop one of them"
-                    .into(),
-            );
-        }
-        if self.keep_within > Self::KEEP_AT_MOST {
-            let most = Self::KEEP_AT_MOST;
-            problem(
-                &["keep_within"],
-                format!("is above {most:?}; the broker ends a consumer that keeps a command for too long"),
-            );
-        }
-
-        if problems.is_empty() { Ok(()) } else { Err(problems) }
+        problems.add_if(
+            NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered),
+            &["dead_blocks", "unordered"],
+            "names collections that are in unordered too; without an order no message can block another, so drop \
+             one of them",
+        );
+        problems.add_if(
+            self.keep_within > Self::KEEP_AT_MOST,
+            &["keep_within"],
+            &format!(
+                "is above {:?}; the broker ends a consumer that keeps a command for too long",
+                Self::KEEP_AT_MOST
+            ),
+        );
+        problems.into_result()
     }
 
     /// How many documents are processed at a time: with a rate, few enough that after a stall of MongoDB or
@@ -216,15 +191,15 @@ mod tests {
             all.iter().zip(["watch", "concurrency", "prefetch", "keep_within", "dead_blocks"])
         {
             let problems = settings.validate().unwrap_err();
-            assert_eq!(problems.len(), 1, "{problems:?}");
-            assert!(problems[0].to_string().starts_with(key), "{}", problems[0]);
+            assert_eq!(problems.0.len(), 1, "{problems:?}");
+            assert!(problems.to_string().starts_with(key), "{problems}");
         }
     }
 
     #[test]
     fn every_problem_is_reported_at_once() {
         let settings = DispatcherSettings { watch: Vec::new(), concurrency: 0, ..settings() };
-        let error = InvalidSettings(settings.validate().unwrap_err()).to_string();
+        let error = settings.validate().unwrap_err().to_string();
         assert!(error.starts_with("watch is empty") && error.contains("; concurrency is 0"), "{error}");
     }
 

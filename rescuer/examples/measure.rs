@@ -113,11 +113,10 @@ async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
             replies.see(event);
         }
     }));
-    let settings = Settings {
-        delay: Duration::from_secs(1),
-        state_database: state.name().to_owned(),
-        ..Settings::new(vec![format!("{}.*", database.name()).parse()?])
-    };
+    let settings = Settings::new(vec![format!("{}.*", database.name()).parse()?]).with(|settings| {
+        settings.delay = Duration::from_secs(1);
+        settings.state_database = state.name().to_owned();
+    });
     let rescuer = Rescuer::new(Client::with_options(options)?, Arc::new(Confirming), settings)?;
     let (mut events, stop) = (rescuer.subscribe(), CancellationToken::new());
     let running = tokio::spawn(rescuer.run(stop.clone()));

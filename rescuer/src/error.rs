@@ -1,6 +1,6 @@
 //! Why a rescuer ended.
 
-use crate::settings::Problem;
+use outbox_service::InvalidSettings;
 
 /// Why a rescuer cannot work, or cannot continue. Outages that end by themselves (elections, networks, brokers) are not among
 /// these.
@@ -8,8 +8,8 @@ use crate::settings::Problem;
 #[non_exhaustive]
 pub enum RescuerError {
     /// The settings cannot work.
-    #[error("the settings cannot work: {}", sentences(.0))]
-    Settings(Vec<Problem>),
+    #[error("the settings cannot work: {0}")]
+    Settings(InvalidSettings),
     /// A server without change streams.
     #[error(
         "MongoDB at this address is a single server without a replica set, which has no change streams; start it with \
@@ -64,9 +64,4 @@ impl RescuerError {
             error => error.to_string(),
         }
     }
-}
-
-fn sentences(problems: &[Problem]) -> String {
-    let sentences: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    sentences.join("; ")
 }

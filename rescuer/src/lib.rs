@@ -77,9 +77,7 @@ pub use observe::event::{ReopenCause, RescueEvent, StartedFrom};
 pub use observe::snapshot::{LastError, LastSweep, Role, Snapshot, StreamStatus};
 pub use observe::status::Status;
 pub use observe::warning::{Expiry, Unwatchable, Warning};
-pub use outbox_service::{CancellationToken, NamespacePattern};
+pub use outbox_service::{CancellationToken, InvalidSettings, NamespacePattern, SettingsProblem};
 pub use rescuer::Rescuer;
-pub use settings::{
-    LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, Problem, SHORTEST_DELAY, SHORTEST_LEASE, Settings,
-};
+pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
 pub use stream::filter::pipelines;

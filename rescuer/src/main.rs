@@ -175,27 +175,26 @@ struct BrokerSettings {
 }
 
 fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
-    let settings = Settings {
-        unordered: read.namespaces("unordered"),
-        dead_blocks: read.namespaces("dead_blocks"),
-        stream: read.string("stream"),
-        delay: read.duration("delay"),
-        lease: read.duration("lease"),
-        totals_interval: read.duration("totals_interval"),
-        // Without an endpoint the metrics could not be read.
-        count_totals: read.string("http_listen") != "off",
-        shutdown_grace: Some(read.duration("shutdown_grace")),
-        start_at: start_at(&read.string("start_at")).ok().flatten(),
-        sweep_interval: read.duration("sweep_interval"),
-        full_sweep_interval: read.duration("full_sweep_interval"),
-        requeue_pause: read.duration("requeue_pause"),
-        sweep_queries_per_second: read.integer("sweep_queries_per_second"),
-        page_size: read.integer("page_size"),
-        on_history_lost: read.choice("on_history_lost"),
-        state_database: read.string("state_database"),
-        ..Settings::new(read.namespaces("watch"))
-    };
-    for problem in settings.validate().err().unwrap_or_default() {
+    let mut settings = Settings::new(read.namespaces("watch"));
+    settings.unordered = read.namespaces("unordered");
+    settings.dead_blocks = read.namespaces("dead_blocks");
+    settings.stream = read.string("stream");
+    settings.delay = read.duration("delay");
+    settings.lease = read.duration("lease");
+    settings.totals_interval = read.duration("totals_interval");
+    // Without an endpoint the metrics could not be read.
+    settings.count_totals = read.string("http_listen") != "off";
+    settings.shutdown_grace = Some(read.duration("shutdown_grace"));
+    settings.start_at = start_at(&read.string("start_at")).ok().flatten();
+    settings.sweep_interval = read.duration("sweep_interval");
+    settings.full_sweep_interval = read.duration("full_sweep_interval");
+    settings.requeue_pause = read.duration("requeue_pause");
+    settings.sweep_queries_per_second = read.integer("sweep_queries_per_second");
+    settings.page_size = read.integer("page_size");
+    settings.on_history_lost = read.choice("on_history_lost");
+    settings.state_database = read.string("state_database");
+
+    for problem in settings.validate().err().unwrap_or_default().0 {
         read.problem(&problem.settings, problem.sentence);
     }
 

@@ -1,10 +1,10 @@
 //! The settings of a rescuer, and their problems.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use document_outbox::DeliveryOrder;
 use mongodb::{Namespace, bson::Timestamp};
-use outbox_service::NamespacePattern;
+use outbox_service::{InvalidSettings, NamespacePattern};
 
 /// If it were shorter, the rescuer would race the inline dispatcher.
 pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
@@ -39,8 +39,9 @@ pub enum OnHistoryLost {
 
 /// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::validate`] finds what cannot work.
 ///
-/// Fields are added with time: write `Settings { delay, ..Settings::new(watch) }`.
+/// Fields are added with time, so it is made by [`Settings::new`] and changed by [`Settings::with`].
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Settings {
     /// Names the stream in the state database. Rescuers that watch different things there need different names.
     /// Default: `default`.
@@ -100,38 +101,14 @@ pub struct Settings {
     pub requeue_pause: Duration,
 }
 
-/// Something that cannot work.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Problem {
-    /// The settings concerned.
-    pub settings: Vec<&'static str>,
-    /// The problem and its repair, after the names of the settings.
-    pub sentence: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.settings.join(" and "), self.sentence)
-    }
-}
-
-#[derive(Default)]
-struct Problems(Vec<Problem>);
-
-impl Problems {
-    fn add_if(&mut self, is_one: bool, settings: &[&'static str], sentence: &str) {
-        if is_one {
-            self.add(settings, sentence);
-        }
-    }
-
-    fn add(&mut self, settings: &[&'static str], sentence: &str) {
-        self.0.push(Problem { settings: settings.to_vec(), sentence: sentence.to_owned() });
-    }
-}
-
 impl Settings {
+    /// Changes some of them: `Settings::new(watch).with(|settings| settings.delay = delay)`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
     /// The defaults, for the collections to watch.
     #[must_use]
     pub fn new(watch: Vec<NamespacePattern>) -> Self {
@@ -172,15 +149,15 @@ impl Settings {
     ///
     /// # Errors
     /// Everything that cannot work, each problem with the names of the settings that it is about.
-    pub fn validate(&self) -> Result<(), Vec<Problem>> {
-        let mut problems = Problems::default();
+    pub fn validate(&self) -> Result<(), InvalidSettings> {
+        let mut problems = InvalidSettings::default();
         self.check_patterns(&mut problems);
         self.check_delays(&mut problems);
         self.check_times_and_sizes(&mut problems);
-        if problems.0.is_empty() { Ok(()) } else { Err(problems.0) }
+        problems.into_result()
     }
 
-    fn check_patterns(&self, problems: &mut Problems) {
+    fn check_patterns(&self, problems: &mut InvalidSettings) {
         problems.add_if(
             self.watch.is_empty(),
             &["watch"],
@@ -214,11 +191,11 @@ impl Settings {
         if let Some((pattern, by)) = covered(&self.watch) {
             let sentence =
                 format!("has {pattern} after {by}, which covers it completely; put it in front, or drop it");
-            problems.add(&["watch"], &sentence);
+            problems.add(&["watch"], sentence);
         }
     }
 
-    fn check_delays(&self, problems: &mut Problems) {
+    fn check_delays(&self, problems: &mut InvalidSettings) {
         let delays = SHORTEST_DELAY..=LONGEST_DELAY;
         problems.add_if(
             self.watch.iter().filter_map(NamespacePattern::delay).any(|delay| !delays.contains(&delay)),
@@ -234,7 +211,7 @@ impl Settings {
         problems.add_if(!delays.contains(&self.delay), &["delay"], "must be from 1s to 24h");
     }
 
-    fn check_times_and_sizes(&self, problems: &mut Problems) {
+    fn check_times_and_sizes(&self, problems: &mut InvalidSettings) {
         problems.add_if(
             !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&self.lease),
             &["lease"],
@@ -294,14 +271,16 @@ fn covered(watch: &[NamespacePattern]) -> Option<(&NamespacePattern, &NamespaceP
 
 #[cfg(test)]
 mod tests {
+    use outbox_service::SettingsProblem;
+
     use super::*;
 
     fn watching(patterns: &[&str]) -> Settings {
         Settings::new(patterns.iter().map(|text| text.parse().unwrap()).collect())
     }
 
-    fn problems(settings: &Settings) -> Vec<Problem> {
-        settings.validate().err().unwrap_or_default()
+    fn problems(settings: &Settings) -> Vec<SettingsProblem> {
+        settings.validate().err().unwrap_or_default().0
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! Only [`Connections`] knows more of MongoDB and RabbitMQ than the shape of URIs and names.
 
 mod host_name;
+mod invalid_settings;
 mod namespace;
 #[cfg(feature = "daemon")]
 mod process;
@@ -18,6 +19,7 @@ mod quote;
 mod suggestion;
 
 pub use host_name::host_name;
+pub use invalid_settings::{InvalidSettings, SettingsProblem};
 pub use namespace::{Glob, InvalidPattern, NamespacePattern, written};
 #[cfg(feature = "daemon")]
 pub use process::{

@@ -9,6 +9,7 @@ use std::time::Duration;
 /// `max_attempts` it is dead: kept in the document, shown to operators, and not retried automatically. An
 /// unavailable broker counts no attempt.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct RetryPolicy {
     /// Attempts until an entry is dead. Default 10.
     pub max_attempts: u32,
@@ -35,6 +36,13 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// Changes some of them: `RetryPolicy::default().with(|retry| retry.max_attempts = 3)`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
     /// The longest wait before the attempt that follows `attempts` failed ones.
     pub fn backoff_ceiling(&self, attempts: u32) -> Duration {
         let doublings = attempts.saturating_sub(1).min(31);

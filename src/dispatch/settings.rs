@@ -11,6 +11,7 @@ pub const STATE_DATABASE: &str = "document_outbox";
 
 /// How a [`Processor`](crate::dispatch::Processor) works.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ProcessorSettings {
     /// The prefix of every claim's value; shown to operators. Default: the process id.
     pub name: String,
@@ -48,6 +49,15 @@ impl Default for ProcessorSettings {
             max_repeats: 256,
             memory_bytes: 64 << 20,
         }
+    }
+}
+
+impl ProcessorSettings {
+    /// Changes some of them: `ProcessorSettings::default().with(|settings| settings.claim_limit = 10)`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
     }
 }
 

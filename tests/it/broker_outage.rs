@@ -24,13 +24,12 @@ const DOCUMENTS: i64 = 10;
 
 /// A policy of less than a second, without the quick retries that could hide an attempt.
 fn short_retry() -> RetryPolicy {
-    RetryPolicy {
-        max_attempts: 4,
-        backoff_min: Duration::from_millis(50),
-        backoff_max: Duration::from_millis(200),
-        quick_tries: 0,
-        ..RetryPolicy::default()
-    }
+    RetryPolicy::default().with(|retry| {
+        retry.max_attempts = 4;
+        retry.backoff_min = Duration::from_millis(50);
+        retry.backoff_max = Duration::from_millis(200);
+        retry.quick_tries = 0;
+    })
 }
 
 /// The whole system at work: an application that saves without end, a worker, a rescuer.
@@ -153,7 +152,7 @@ impl Saves {
 /// between are retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_closed_by_the_broker_loses_no_message() {
-    let retry = RetryPolicy { max_attempts: 10_000, ..short_retry() };
+    let retry = short_retry().with(|retry| retry.max_attempts = 10_000);
     let mut system = System::start(Flow::begin().await, retry).await;
     for _ in 0..3 {
         system.flow.delete_exchange(system.flow.messages()).await;
@@ -187,7 +186,7 @@ async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) -> Vec<Dur
     let user = RestrictedUser::create(&name, &crate::support::uri("OUTBOX_RABBITMQ_URI")).await;
     let flow = Flow::on(user.uri()).await;
     user.may_write(&flow.messages(), r"^order\\.").await;
-    let retry = RetryPolicy { max_attempts: 3, ..short_retry() };
+    let retry = short_retry().with(|retry| retry.max_attempts = 3);
     let mut worker = flow.dispatcher(retry.clone()).await;
     let rabbitmq = flow.rabbitmq("inline").await;
     let inline = InlineDispatcher::builder(&flow.test.client)

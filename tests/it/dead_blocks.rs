@@ -13,7 +13,7 @@ use document_outbox::{
 };
 use mongodb::bson::{DateTime, doc};
 use outbox_dispatcher::DispatcherEvent;
-use outbox_rescuer::{RescueEvent, Settings};
+use outbox_rescuer::RescueEvent;
 use serde::{Deserialize, Serialize};
 
 const DELAY: Duration = Duration::from_secs(1);
@@ -60,8 +60,10 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
 
     let dead_blocks = vec![flow.pattern()];
     let requeue_pause = Duration::from_millis(100);
-    let settings =
-        Settings { dead_blocks: dead_blocks.clone(), requeue_pause, ..flow.rescuer_settings(DELAY) };
+    let settings = flow.rescuer_settings(DELAY).with(|settings| {
+        settings.dead_blocks = dead_blocks.clone();
+        settings.requeue_pause = requeue_pause;
+    });
     let mut rescuer = flow.rescuer(settings).await;
 
     // Inline: within one save, and in the next one.

@@ -178,13 +178,14 @@ impl World {
 
     async fn rescuer(&self, stream: &str) -> Waking {
         let client = mongodb::Client::with_uri_str(crate::support::uri("OUTBOX_MONGODB_URI")).await.unwrap();
-        let settings = Settings {
-            stream: stream.into(),
-            delay: Duration::from_secs(1),
-            sweep_interval: Duration::from_millis(200),
-            state_database: self.state().name().into(),
-            ..Settings::new(vec![format!("{}.*", self.test.database.name()).parse().unwrap()])
-        };
+        let settings = Settings::new(vec![format!("{}.*", self.test.database.name()).parse().unwrap()]).with(
+            |settings| {
+                settings.stream = stream.into();
+                settings.delay = Duration::from_secs(1);
+                settings.sweep_interval = Duration::from_millis(200);
+                settings.state_database = self.state().name().into();
+            },
+        );
         let rescuer = Rescuer::new(client, Arc::new(Taken), settings).unwrap();
         let mut events = Heard::from(rescuer.subscribe());
         let stop = CancellationToken::new();
@@ -239,8 +240,8 @@ impl World {
     /// the delivered ones.
     async fn process_each(&self, documents: &[i32]) -> Vec<Envelope> {
         let recorder = Recorder::default();
-        let settings =
-            ProcessorSettings { state_database: self.state().name().into(), ..ProcessorSettings::default() };
+        let settings = ProcessorSettings::default()
+            .with(|settings| settings.state_database = self.state().name().into());
         let client = self.test.client.clone();
         let worker = Processor::new(client, Arc::new(recorder.clone()), settings);
         let runs = documents.iter().map(async |id| {

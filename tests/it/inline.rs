@@ -24,12 +24,11 @@ fn background(test: &TestDatabase, recorder: &Recorder) -> InlineDispatcher {
 
 /// No quick retries, and a first backoff so long that no test reaches its end.
 fn slow_retry() -> RetryPolicy {
-    RetryPolicy {
-        quick_tries: 0,
-        backoff_min: Duration::from_secs(600),
-        backoff_max: Duration::from_secs(600),
-        ..RetryPolicy::default()
-    }
+    RetryPolicy::default().with(|retry| {
+        retry.quick_tries = 0;
+        retry.backoff_min = Duration::from_secs(600);
+        retry.backoff_max = Duration::from_secs(600);
+    })
 }
 
 async fn insert(orders: &Store<Order>, order: Order) -> Receipt {
@@ -47,8 +46,10 @@ fn placed(id: &str) -> Order {
 
 /// A processor such as a dispatcher worker has.
 fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
-    let settings =
-        ProcessorSettings { name: "worker".into(), retry: slow_retry(), ..ProcessorSettings::default() };
+    let settings = ProcessorSettings::default().with(|settings| {
+        settings.name = "worker".into();
+        settings.retry = slow_retry();
+    });
     Processor::new(test.client.clone(), Arc::new(deliver.clone()), settings)
 }
 
@@ -219,7 +220,7 @@ async fn awaiting_reports_the_outcome_of_each_message() {
 async fn a_message_dies_after_its_last_attempt() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
-    let retry = RetryPolicy { max_attempts: 1, ..slow_retry() };
+    let retry = slow_retry().with(|retry| retry.max_attempts = 1);
     let inline =
         InlineDispatcher::builder(&test.client).mode(Mode::Await).retry(retry).deliver_to(recorder.clone());
     recorder.answer([Outcome::Transient("no".into())]);
@@ -498,11 +499,10 @@ async fn a_document_near_sixteen_megabytes_is_delivered() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
     let state = format!("{}_state", test.database.name());
-    let settings = ProcessorSettings {
-        state_database: state.clone(),
-        retry: slow_retry(),
-        ..ProcessorSettings::default()
-    };
+    let settings = ProcessorSettings::default().with(|settings| {
+        settings.state_database = state.clone();
+        settings.retry = slow_retry();
+    });
     let worker = Processor::new(test.client.clone(), Arc::new(recorder.clone()), settings);
     let entries: Vec<_> = (0..3i64)
         .map(|amount| doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } })
@@ -528,12 +528,11 @@ fn worker_with_long_claims(
     deliver: impl Deliver,
 ) -> (Processor, mongodb::Collection<Document>) {
     let state = format!("{}_state", test.database.name());
-    let settings = ProcessorSettings {
-        name: "x".repeat(1_000),
-        state_database: state.clone(),
-        retry: slow_retry(),
-        ..ProcessorSettings::default()
-    };
+    let settings = ProcessorSettings::default().with(|settings| {
+        settings.name = "x".repeat(1_000);
+        settings.state_database = state.clone();
+        settings.retry = slow_retry();
+    });
     let worker = Processor::new(test.client.clone(), Arc::new(deliver), settings);
     (worker, test.client.database(&state).collection("leases"))
 }
@@ -644,7 +643,12 @@ async fn a_broken_deliverer_costs_attempts_but_no_message() {
         }
     }
     let test = TestDatabase::create().await;
-    let settings = |lease| ProcessorSettings { retry: slow_retry(), lease, ..ProcessorSettings::default() };
+    let settings = |lease| {
+        ProcessorSettings::default().with(|settings| {
+            settings.retry = slow_retry();
+            settings.lease = lease;
+        })
+    };
     for (id, lease) in [("panic", LONG), ("miscount", LONG), ("hang", Duration::from_secs(1))] {
         insert(&test.store(&InlineDispatcher::off(&test.client)), placed(id)).await;
         let worker = Processor::new(test.client.clone(), Arc::new(Broken), settings(lease));
@@ -964,7 +968,7 @@ async fn a_claim_skips_entries_that_reached_a_handler() {
     let test = TestDatabase::create().await;
     insert(&test.store(&InlineDispatcher::off(&test.client)), placed("o-1")).await;
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
-    let settings = ProcessorSettings { retry: slow_retry(), ..ProcessorSettings::default() };
+    let settings = ProcessorSettings::default().with(|settings| settings.retry = slow_retry());
     let other = Processor::new(test.client.clone(), Arc::new(Half), settings);
     // With open connections, so that its pass is quick.
     process(&test, &other, "nobody").await;
@@ -998,9 +1002,16 @@ async fn stress_a_route_that_hangs_repeats_no_other_message() {
     let recorder = Recorder::default();
     let router = document_outbox::deliver::Router::new(recorder.clone()).route("hanging", Hangs, ["hanging"]);
     let wait = Duration::from_millis(1);
-    let retry = RetryPolicy { quick_tries: 0, backoff_min: wait, backoff_max: wait, ..slow_retry() };
+    let retry = slow_retry().with(|retry| {
+        retry.quick_tries = 0;
+        retry.backoff_min = wait;
+        retry.backoff_max = wait;
+    });
     let lease = Duration::from_secs(2);
-    let settings = ProcessorSettings { retry, lease, ..ProcessorSettings::default() };
+    let settings = ProcessorSettings::default().with(|settings| {
+        settings.retry = retry;
+        settings.lease = lease;
+    });
     let worker = Processor::new(test.client.clone(), Arc::new(router), settings);
 
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
@@ -1035,7 +1046,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
         insert(&test.store(&InlineDispatcher::off(&test.client)), order).await;
     }
     let recorder = Recorder::held();
-    let settings = ProcessorSettings { max_repeats: BOUND, ..ProcessorSettings::default() };
+    let settings = ProcessorSettings::default().with(|settings| settings.max_repeats = BOUND);
     let dying = Processor::new(test.client.clone(), Arc::new(recorder.clone()), settings);
     let tasks = ids.iter().map(|id| {
         let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), id.as_str());
@@ -1282,12 +1293,11 @@ async fn a_full_document_gets_a_long_enough_lease() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let state = test.client.database(&format!("{}_state", test.database.name()));
-    let settings = ProcessorSettings {
-        state_database: state.name().to_owned(),
-        lease: Duration::from_millis(1),
-        retry: slow_retry(),
-        ..ProcessorSettings::default()
-    };
+    let settings = ProcessorSettings::default().with(|settings| {
+        settings.state_database = state.name().to_owned();
+        settings.lease = Duration::from_millis(1);
+        settings.retry = slow_retry();
+    });
     let clock = ServerClock::new(test.client.clone());
     let worker = Processor::new(test.client.clone(), Arc::new(recorder.clone()), settings);
     insert_large(&test, [1]).await;

@@ -318,7 +318,7 @@ mod outage {
         let state = test.client.database(&format!("{name}_state"));
         let recorder = Recorder::default();
         let settings =
-            ProcessorSettings { state_database: state.name().to_owned(), ..ProcessorSettings::default() };
+            ProcessorSettings::default().with(|settings| settings.state_database = state.name().to_owned());
         let worker = Processor::new(client, Arc::new(recorder.clone()), settings);
         let entry =
             doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };

@@ -111,15 +111,17 @@ fn documented(path: &str) -> BTreeSet<String> {
 }
 
 fn no_quick_tries() -> RetryPolicy {
-    RetryPolicy { quick_tries: 0, max_attempts: 2, ..RetryPolicy::default() }
+    RetryPolicy::default().with(|retry| {
+        retry.quick_tries = 0;
+        retry.max_attempts = 2;
+    })
 }
 
 fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
-    let settings = ProcessorSettings {
-        state_database: format!("{}_state", test.database.name()),
-        retry: no_quick_tries(),
-        ..ProcessorSettings::default()
-    };
+    let settings = ProcessorSettings::default().with(|settings| {
+        settings.state_database = format!("{}_state", test.database.name());
+        settings.retry = no_quick_tries();
+    });
     Processor::new(test.client.clone(), Arc::new(deliver.clone()), settings)
 }
 
@@ -365,7 +367,7 @@ async fn unroutable_messages_and_hand_offs_are_counted() {
     flow.unbind().await;
     let mut recording = Recording::new();
     let (commands, rabbitmq) = (flow.command_sender().await, flow.rabbitmq("inline").await);
-    let quick = RetryPolicy { quick_wait: Duration::from_millis(1), ..RetryPolicy::default() };
+    let quick = RetryPolicy::default().with(|retry| retry.quick_wait = Duration::from_millis(1));
     let inline =
         InlineDispatcher::builder(&flow.test.client).mode(Mode::Await).retry(quick).hand_off(commands);
     let inline = recording.during(|| inline.deliver_to(rabbitmq.clone()));

@@ -30,7 +30,7 @@ async fn with_a_dead_message(test: &TestDatabase) -> Bson {
 }
 
 async fn work_off(test: &TestDatabase, recorder: &Recorder) -> Processed {
-    let settings = ProcessorSettings { retry: RetryPolicy::default(), ..ProcessorSettings::default() };
+    let settings = ProcessorSettings::default().with(|settings| settings.retry = RetryPolicy::default());
     let worker = Processor::new(test.client.clone(), Arc::new(recorder.clone()), settings);
     let document = DocumentRef::by_id(test.orders().namespace(), "o-1");
     let stop = CancellationToken::new();

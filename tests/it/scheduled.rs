@@ -13,7 +13,7 @@ use document_outbox::{
     store::{Deleted, Inserted, Receipt},
 };
 use mongodb::bson::{DateTime, Document, doc};
-use outbox_rescuer::{RescueEvent, Settings};
+use outbox_rescuer::RescueEvent;
 use tokio_util::sync::CancellationToken;
 
 const DELAY: Duration = Duration::from_secs(1);
@@ -209,7 +209,8 @@ async fn an_overdue_scheduled_message_counts_as_retrying() {
 #[tokio::test]
 async fn a_scheduled_message_is_not_queued_before_its_time() {
     let flow = Flow::begin().await;
-    let settings = Settings { requeue_pause: Duration::from_millis(100), ..flow.rescuer_settings(DELAY) };
+    let settings =
+        flow.rescuer_settings(DELAY).with(|settings| settings.requeue_pause = Duration::from_millis(100));
     let mut rescuer = flow.rescuer(settings).await;
     let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     insert(&orders, placed("o-1", 1, [], LONG)).await;

@@ -99,11 +99,11 @@ fn header(entry: &Document, name: &str) -> Option<String> {
 }
 
 fn no_quick_tries() -> RetryPolicy {
-    RetryPolicy { quick_tries: 0, ..RetryPolicy::default() }
+    RetryPolicy::default().with(|retry| retry.quick_tries = 0)
 }
 
 fn worker(test: &TestDatabase, deliver: impl Deliver) -> Processor {
-    let settings = ProcessorSettings { retry: no_quick_tries(), ..ProcessorSettings::default() };
+    let settings = ProcessorSettings::default().with(|settings| settings.retry = no_quick_tries());
     Processor::new(test.client.clone(), Arc::new(deliver), settings)
 }
 

@@ -13,7 +13,7 @@ use mongodb::{
     change_stream::{ChangeStream, event::ChangeStreamEvent},
 };
 use outbox_dispatcher::{DispatcherEvent, Left};
-use outbox_rescuer::{RescueEvent, Settings, StartedFrom};
+use outbox_rescuer::{RescueEvent, StartedFrom};
 use serde::{Deserialize, Serialize};
 
 const DELAY: Duration = Duration::from_secs(1);
@@ -36,7 +36,11 @@ async fn insert(orders: &Store<Order>, order: Order) {
 
 fn patient() -> RetryPolicy {
     let wait = Duration::from_millis(200);
-    RetryPolicy { max_attempts: 10_000, backoff_min: wait, backoff_max: wait, ..RetryPolicy::default() }
+    RetryPolicy::default().with(|retry| {
+        retry.max_attempts = 10_000;
+        retry.backoff_min = wait;
+        retry.backoff_max = wait;
+    })
 }
 
 fn queued(event: &RescueEvent) -> Option<(Bson, Reason)> {
@@ -137,8 +141,10 @@ async fn a_foreign_clock_ahead_does_not_prevent_rescue() {
 async fn the_sweep_finds_messages_of_lost_commands() {
     let flow = Flow::begin().await;
     let receiver = flow.receiver().await;
-    let settings =
-        Settings { full_sweep_interval: DELAY, requeue_pause: DELAY, ..flow.rescuer_settings(2 * DELAY) };
+    let settings = flow.rescuer_settings(2 * DELAY).with(|settings| {
+        settings.full_sweep_interval = DELAY;
+        settings.requeue_pause = DELAY;
+    });
     let mut rescuer = flow.rescuer(settings).await;
     let recorded = Recorded::watch(&flow, "o-1").await;
     // As old as the time in its id: an entry without any time counts as old in the full sweep.

@@ -194,12 +194,11 @@ impl Flow {
         retry: RetryPolicy,
         dispatcher_settings: DispatcherSettings,
     ) -> Worker {
-        let settings = ProcessorSettings {
-            name: "worker".into(),
-            retry,
-            state_database: self.state().name().to_owned(),
-            ..ProcessorSettings::default()
-        };
+        let settings = ProcessorSettings::default().with(|settings| {
+            settings.name = "worker".into();
+            settings.retry = retry;
+            settings.state_database = self.state().name().to_owned();
+        });
         let client = self.test.client.clone();
         let rabbitmq = Arc::new(self.rabbitmq(WORKER).await);
         let processor = Processor::new(client, rabbitmq, settings);
@@ -217,12 +216,11 @@ impl Flow {
 
     /// Rescues documents that are `delay` old, with a sweep every 200 ms.
     pub fn rescuer_settings(&self, delay: Duration) -> Settings {
-        Settings {
-            delay,
-            sweep_interval: Duration::from_millis(200),
-            state_database: self.state().name().to_owned(),
-            ..Settings::new(vec![self.pattern()])
-        }
+        Settings::new(vec![self.pattern()]).with(|settings| {
+            settings.delay = delay;
+            settings.sweep_interval = Duration::from_millis(200);
+            settings.state_database = self.state().name().to_owned();
+        })
     }
 
     /// A rescuer with its own client, with its stream open and its first sweep over.

@@ -120,11 +120,10 @@ impl Backlog {
         let database = bed.client.database(&format!("{}_changes", bed.name()));
         let pattern: NamespacePattern = format!("{}.*", database.name()).parse()?;
         let collection = small_documents(&database, documents).await?;
-        let settings = Settings {
-            delay: Duration::from_secs(1),
-            state_database: bed.state().name().to_owned(),
-            ..Settings::new(vec![pattern])
-        };
+        let settings = Settings::new(vec![pattern]).with(|settings| {
+            settings.delay = Duration::from_secs(1);
+            settings.state_database = bed.state().name().to_owned();
+        });
 
         run(&settings, bed, 0).await?;
         let positions = bed.state().collection::<Document>("positions");

@@ -5,7 +5,7 @@ use document_outbox::{
 };
 use outbox_service::{Connections, Reader, host_name};
 
-use crate::settings::{DispatcherSettings, Problem};
+use crate::settings::DispatcherSettings;
 
 /// The name of the connections, and the first part of the processor's name, before host and process.
 pub(super) const NAME: &str = "outbox-dispatcher";
@@ -37,33 +37,30 @@ pub(super) fn read(read: &mut Reader<'_>) -> Settings {
     let processor = read_processor(read);
 
     let dispatcher = read_dispatcher(read, topology);
-    for Problem { settings, sentence } in dispatcher.validate().err().unwrap_or_default() {
-        read.problem(&settings, sentence);
+    for problem in dispatcher.validate().err().unwrap_or_default().0 {
+        read.problem(&problem.settings, problem.sentence);
     }
 
     Settings { connections, rabbitmq, processor, dispatcher }
 }
 
 fn read_processor(read: &mut Reader<'_>) -> ProcessorSettings {
-    let retry = RetryPolicy {
-        max_attempts: read.integer("max_attempts"),
-        backoff_min: read.duration("backoff_min"),
-        backoff_max: read.duration("backoff_max"),
-        ..RetryPolicy::default()
-    };
+    let mut retry = RetryPolicy::default();
+    retry.max_attempts = read.integer("max_attempts");
+    retry.backoff_min = read.duration("backoff_min");
+    retry.backoff_max = read.duration("backoff_max");
     if retry.backoff_min > retry.backoff_max {
         read.problem(&["backoff_min", "backoff_max"], "must not be longer than backoff_max");
     }
 
-    ProcessorSettings {
-        name: format!("{NAME}@{}:{}", host_name(), std::process::id()),
-        lease: read.duration("claim_lease"),
-        retry,
-        state_database: read.string("state_database"),
-        max_repeats: read.integer("max_repeats"),
-        memory_bytes: read.integer::<usize>("memory_mib") << 20,
-        ..ProcessorSettings::default()
-    }
+    let mut settings = ProcessorSettings::default();
+    settings.name = format!("{NAME}@{}:{}", host_name(), std::process::id());
+    settings.lease = read.duration("claim_lease");
+    settings.retry = retry;
+    settings.state_database = read.string("state_database");
+    settings.max_repeats = read.integer("max_repeats");
+    settings.memory_bytes = read.integer::<usize>("memory_mib") << 20;
+    settings
 }
 
 fn read_dispatcher(read: &mut Reader<'_>, topology: TopologyMode) -> DispatcherSettings {

@@ -78,7 +78,7 @@ impl Scene {
     }
 
     pub(crate) fn processor(&self, deliver: impl Deliver, retry: RetryPolicy) -> Processor {
-        let settings = ProcessorSettings { retry, ..ProcessorSettings::default() };
+        let settings = ProcessorSettings::default().with(|settings| settings.retry = retry);
         Processor::new(self.test.client.clone(), Arc::new(deliver), settings)
     }
 
@@ -194,11 +194,10 @@ impl Scene {
     /// A worker with this client and this state database.
     #[allow(clippy::needless_pass_by_value, reason = "callers make a client for this worker alone")]
     pub(crate) fn start_by(&self, client: Client, state_database: &str, deliver: impl Deliver) -> Worker {
-        let settings = ProcessorSettings {
-            retry: quick_retry(),
-            state_database: state_database.to_owned(),
-            ..ProcessorSettings::default()
-        };
+        let settings = ProcessorSettings::default().with(|settings| {
+            settings.retry = quick_retry();
+            settings.state_database = state_database.to_owned();
+        });
         let processor = Processor::new(client.clone(), Arc::new(deliver), settings);
         Worker::start(processor, AmqpSettings::new(&self.broker).unwrap(), self.settings())
     }
@@ -257,18 +256,21 @@ impl Worker {
 
 pub(crate) fn quick_retry() -> RetryPolicy {
     let wait = Duration::from_millis(20);
-    RetryPolicy {
-        quick_tries: 0,
-        backoff_min: wait,
-        backoff_max: wait,
-        max_attempts: 4,
-        ..RetryPolicy::default()
-    }
+    RetryPolicy::default().with(|retry| {
+        retry.quick_tries = 0;
+        retry.backoff_min = wait;
+        retry.backoff_max = wait;
+        retry.max_attempts = 4;
+    })
 }
 
 pub(crate) fn slow_retry() -> RetryPolicy {
     let wait = Duration::from_mins(10);
-    RetryPolicy { quick_tries: 0, backoff_min: wait, backoff_max: wait, ..RetryPolicy::default() }
+    RetryPolicy::default().with(|retry| {
+        retry.quick_tries = 0;
+        retry.backoff_min = wait;
+        retry.backoff_max = wait;
+    })
 }
 
 /// Waits, event by event, until the status satisfies a condition.

@@ -89,7 +89,10 @@ async fn stress_untaken_commands_stay_bounded() {
     orders.insert_many((0..DOCUMENTS).map(stuck)).await.unwrap();
     // Each term has its own memory, so on a busy machine no term may end within this test.
     let lease = Duration::from_mins(1);
-    let settings = Settings { lease, sweep_interval: Duration::from_secs(15), ..world.settings() };
+    let settings = world.settings().with(|changed| {
+        changed.lease = lease;
+        changed.sweep_interval = Duration::from_secs(15);
+    });
     let real = Queueing::start(&world, settings).await;
     assert!(real.publisher.ready().await, "and so its queue is there");
 

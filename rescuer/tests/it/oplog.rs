@@ -91,7 +91,8 @@ mod outage {
 
         // A delay that this oplog will never reach back to.
         let delay = Duration::from_hours(1);
-        let mut running = world.start(&commands, Settings { delay, ..world.settings() }).await;
+        let mut running =
+            world.start(&commands, world.settings().with(|changed| changed.delay = delay)).await;
         let (mut lost, mut warned, mut from) = (None, None, None);
         running
             .wait("a lost position, a warning, and a new start", |event| {

@@ -20,7 +20,7 @@ use crate::support::*;
 
 fn watching(world: &World, patterns: &[&str]) -> Settings {
     let own = |text: &&str| text.replace("DB", world.db.name()).parse::<NamespacePattern>().unwrap();
-    Settings { watch: patterns.iter().map(own).collect(), ..world.settings() }
+    world.settings().with(|changed| changed.watch = patterns.iter().map(own).collect())
 }
 
 /// Waits until this many streams are open.
@@ -37,7 +37,7 @@ async fn opened(running: &mut Running, mut streams: usize) {
 async fn each_delay_has_its_own_stream_by_first_match() {
     let (world, commands) = (World::new().await, Recorder::new());
     let settings = watching(&world, &["DB.fast_*@1s", "DB.slow@1h", "DB.*"]);
-    let settings = Settings { delay: DELAY * 3, ..settings };
+    let settings = settings.with(|changed| changed.delay = DELAY * 3);
     let mut running = world.start(&commands, settings).await;
     opened(&mut running, 3).await;
     let insert = |name: &'static str| {
@@ -68,7 +68,10 @@ async fn later_databases_and_collections_are_watched_and_swept() {
         let settings = watching(&world, &["DB_*.orders", "DB_*.order_*"]);
         let settings = match reason {
             Reason::Stream => settings,
-            _ => Settings { sweep_interval: DELAY, delay: DELAY * 3600, ..settings },
+            _ => settings.with(|changed| {
+                changed.sweep_interval = DELAY;
+                changed.delay = DELAY * 3600;
+            }),
         };
         let mut running = world.started(&commands, settings).await;
         let later = |name: &str| world.client.database(&format!("{}_{name}", world.db.name()));
@@ -160,8 +163,8 @@ async fn many_collections_are_swept_within_the_budget() {
         }
     }))
     .await;
-    let settings =
-        Settings { sweep_queries_per_second: RATE, ..watching(world, &["DB_*.orders_0@2s", "DB_*.*"]) };
+    let settings = watching(world, &["DB_*.orders_0@2s", "DB_*.*"])
+        .with(|settings| settings.sweep_queries_per_second = RATE);
     let mut options = ClientOptions::parse(mongodb_uri()).await.unwrap();
     let counts = counting(&mut options);
     let client = Client::with_options(options).unwrap();

@@ -135,18 +135,17 @@ impl World {
     /// Everything of the database, with a sweep so rare that only the stream is seen at work.
     pub(crate) fn settings(&self) -> Settings {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
-        Settings {
-            delay: DELAY,
+        Settings::new(vec![pattern]).with(|settings| {
+            settings.delay = DELAY;
             // So that what follows a kill needn't wait for long.
-            lease: Duration::from_secs(1),
-            sweep_interval: Duration::from_mins(10),
-            sweep_queries_per_second: 1000,
-            state_database: self.state.name().to_owned(),
-            busy_save_interval: Duration::from_millis(20),
-            idle_save_interval: Duration::from_millis(100),
-            refused_for: Duration::from_millis(500),
-            ..Settings::new(vec![pattern])
-        }
+            settings.lease = Duration::from_secs(1);
+            settings.sweep_interval = Duration::from_mins(10);
+            settings.sweep_queries_per_second = 1000;
+            settings.state_database = self.state.name().to_owned();
+            settings.busy_save_interval = Duration::from_millis(20);
+            settings.idle_save_interval = Duration::from_millis(100);
+            settings.refused_for = Duration::from_millis(500);
+        })
     }
 
     pub(crate) async fn start(&self, commands: &Arc<impl Commands + 'static>, settings: Settings) -> Running {

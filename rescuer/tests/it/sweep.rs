@@ -21,7 +21,7 @@ use crate::{
 
 /// With sweeps so frequent that a test needn't wait.
 fn sweeping(world: &World) -> Settings {
-    Settings { sweep_interval: Duration::from_millis(50), ..world.settings() }
+    world.settings().with(|changed| changed.sweep_interval = Duration::from_millis(50))
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn an_untried_message_is_swept_after_the_delay() {
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": "young", "outbox": [dated(0, 0)] }).await.unwrap();
     orders.insert_one(doc! { "_id": "old", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
-    let settings = Settings { delay: DELAY * 4, ..sweeping(&world) };
+    let settings = sweeping(&world).with(|settings| settings.delay = DELAY * 4);
     let mut running = world.started(&commands, settings).await;
     assert_eq!(commands.ids(), [Bson::from("old")]);
     running.swept_something().await;
@@ -101,7 +101,7 @@ async fn due_scheduled_messages_are_swept_but_never_dead_ones() {
     orders.insert_one(doc! { "_id": "dead", "outbox": [dead] }).await.unwrap();
     orders.insert_one(doc! { "_id": "later", "outbox": [dated(0, -3_600_000)] }).await.unwrap();
     orders.insert_one(doc! { "_id": "soon", "outbox": [dated(0, -900)] }).await.unwrap();
-    let settings = Settings { delay: Duration::from_hours(1), ..sweeping(&world) };
+    let settings = sweeping(&world).with(|settings| settings.delay = Duration::from_hours(1));
     let mut running = world.started(&commands, settings).await;
     running.swept_something().await;
     assert_eq!(commands.ids(), [Bson::from("soon")]);
@@ -125,7 +125,7 @@ async fn pages_neither_skip_nor_repeat_entries_of_one_date() {
         .map(|id| doc! { "_id": id, "outbox": [entry(&same), entry(&other), entry(&same)] })
         .collect();
     orders.insert_many(documents).await.unwrap();
-    let mut running = world.start(&commands, Settings { page_size: 100, ..world.settings() }).await;
+    let mut running = world.start(&commands, world.settings().with(|changed| changed.page_size = 100)).await;
     let (examined, queued) = running
         .wait("a sweep", |event| match event {
             RescueEvent::SweepDone { examined, queued, .. } => Some((*examined, *queued)),
@@ -206,7 +206,7 @@ async fn an_unreadable_payload_is_queued_once_and_reported() {
     let raw = mongodb::bson::RawDocumentBuf::from_bytes(bytes).unwrap();
     orders.clone_with_type::<mongodb::bson::RawDocumentBuf>().insert_one(raw).await.unwrap();
 
-    let settings = Settings { requeue_pause: Duration::from_millis(1), ..sweeping(&world) };
+    let settings = sweeping(&world).with(|settings| settings.requeue_pause = Duration::from_millis(1));
     let mut running = world.start(&commands, settings).await;
     let reason = running
         .wait("the unreadable payload", |event| match event {
@@ -230,7 +230,7 @@ async fn a_full_round_with_failed_commands_is_repeated() {
     commands.away.store(true, Ordering::SeqCst);
     orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
     // The second full sweep of a first start is far away.
-    let settings = Settings { delay: DELAY * 600, ..sweeping(&world) };
+    let settings = sweeping(&world).with(|settings| settings.delay = DELAY * 600);
     let mut running = world.start(&commands, settings).await;
     for _ in 0..2 {
         assert_eq!(running.swept().await, (true, 0));
@@ -274,7 +274,7 @@ async fn a_round_examines_only_the_due_entries() {
     orders.insert_many(due).await.unwrap();
     world.db.run_command(doc! { "profile": 2 }).await.unwrap();
     let commands = Recorder::new();
-    let settings = Settings { delay: DELAY * 30, ..world.settings() };
+    let settings = world.settings().with(|changed| changed.delay = DELAY * 30);
     let running = world.started(&commands, settings).await;
     world.db.run_command(doc! { "profile": 0 }).await.unwrap();
     assert_eq!(commands.distinct(), 10);
@@ -310,7 +310,11 @@ async fn a_full_memory_delays_documents_and_stops_no_collection() {
     orders.insert_many(documents(0)).await.unwrap();
     stock.insert_many(documents(10)).await.unwrap();
     let requeue_pause = Duration::from_millis(100);
-    let settings = Settings { queued_capacity: 2, page_size: 1, requeue_pause, ..sweeping(&world) };
+    let settings = sweeping(&world).with(|settings| {
+        settings.queued_capacity = 2;
+        settings.page_size = 1;
+        settings.requeue_pause = requeue_pause;
+    });
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 10 {
         running.swept_something().await;
@@ -336,7 +340,10 @@ async fn full_rounds_also_resume_a_scan() {
     orders.insert_many((0..21_000).map(|id| doc! { "_id": id })).await.unwrap();
     orders.insert_one(doc! { "_id": "last", "outbox": [minimal()] }).await.unwrap();
     let interval = Duration::from_millis(50);
-    let settings = Settings { sweep_interval: interval, full_sweep_interval: interval, ..world.settings() };
+    let settings = world.settings().with(|changed| {
+        changed.sweep_interval = interval;
+        changed.full_sweep_interval = interval;
+    });
     let mut running = world.start(&commands, settings).await;
     let mut rounds = 0;
     while commands.distinct() < 1 {
@@ -375,7 +382,7 @@ async fn a_young_undated_entry_is_found_after_a_delay() {
     let mut young = dated(0, 0);
     young.remove("available_at");
     orders.insert_one(doc! { "_id": "young", "outbox": [young] }).await.unwrap();
-    let settings = Settings { delay: DELAY * 4, ..world.settings() };
+    let settings = world.settings().with(|changed| changed.delay = DELAY * 4);
     let mut running = world.started(&commands, settings).await;
     assert_eq!(commands.ids(), []);
     running.swept_something().await;
@@ -390,13 +397,12 @@ async fn a_full_sweep_queues_more_than_it_remembers() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders.insert_many((0..100).map(|id| doc! { "_id": id, "outbox": [minimal()] })).await.unwrap();
-    let settings = Settings {
-        queued_capacity: 15,
-        page_size: 10,
-        requeue_pause: Duration::from_millis(300),
-        delay: Duration::from_hours(1),
-        ..sweeping(&world)
-    };
+    let settings = sweeping(&world).with(|settings| {
+        settings.queued_capacity = 15;
+        settings.page_size = 10;
+        settings.requeue_pause = Duration::from_millis(300);
+        settings.delay = Duration::from_hours(1);
+    });
     let mut running = world.start(&commands, settings).await;
     let (queued, unfinished) = running
         .wait("a sweep", |event| match event {
@@ -427,7 +433,7 @@ async fn a_backlog_delays_no_other_collection() {
             (0..60).map(|id| doc! { "_id": format!("{name}{id}"), "outbox": [dated(60_000, 60_000)] });
         backlog.insert_many(documents).await.unwrap();
     }
-    let settings = Settings { page_size: PAGE, ..world.settings() };
+    let settings = world.settings().with(|changed| changed.page_size = PAGE);
     let mut running = world.start(&commands, settings).await;
     assert_eq!(running.swept().await.1, 240);
 
@@ -456,7 +462,10 @@ async fn a_full_sweep_during_a_scan_is_complete() {
     let mut undated = dated(0, 0);
     undated.remove("available_at");
     orders.insert_one(doc! { "_id": -1, "outbox": [undated] }).await.unwrap();
-    let settings = Settings { delay: DELAY * 2, sweep_interval: DELAY * 5, ..world.settings() };
+    let settings = world.settings().with(|changed| {
+        changed.delay = DELAY * 2;
+        changed.sweep_interval = DELAY * 5;
+    });
     let mut running = world.start(&commands, settings).await;
     running.swept_something().await;
     assert_eq!(commands.ids(), [Bson::from(-1)]);
@@ -470,11 +479,10 @@ async fn an_undated_document_is_read_again_by_ordinary_rounds() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
-    let settings = Settings {
-        requeue_pause: Duration::from_millis(100),
-        delay: Duration::from_hours(1),
-        ..sweeping(&world)
-    };
+    let settings = sweeping(&world).with(|settings| {
+        settings.requeue_pause = Duration::from_millis(100);
+        settings.delay = Duration::from_hours(1);
+    });
     let mut running = world.start(&commands, settings).await;
     while commands.ids().len() < 4 {
         running.swept_something().await;
@@ -573,8 +581,11 @@ async fn stress_a_full_sweep_queues_150_000_undated_documents() {
     }
     // A term has a memory of its own, and on a busy machine none may end within this test.
     let lease = Duration::from_mins(1);
-    let settings =
-        Settings { lease, sweep_interval: DELAY * 10, sweep_queries_per_second: 50, ..world.settings() };
+    let settings = world.settings().with(|changed| {
+        changed.lease = lease;
+        changed.sweep_interval = DELAY * 10;
+        changed.sweep_queries_per_second = 50;
+    });
     let running = world.start(&commands, settings).await;
     let all = counted.wait_for(|count| *count >= 150_000);
     let is_complete = tokio::time::timeout(Duration::from_mins(10), all).await.is_ok();
@@ -599,7 +610,10 @@ async fn stress_a_retry_among_many_held_documents_is_punctual() {
         held.insert_many(documents).await.unwrap();
     }
     let orders = world.indexed_orders().await;
-    let settings = Settings { sweep_interval: DELAY * 2, sweep_queries_per_second: 50, ..world.settings() };
+    let settings = world.settings().with(|changed| {
+        changed.sweep_interval = DELAY * 2;
+        changed.sweep_queries_per_second = 50;
+    });
     let mut running = world.start(&commands, settings).await;
     running.swept().await;
     let mut retry = dated(60_000, -3_000);

@@ -1,0 +1,54 @@
+//! Problems that keep a rescuer or a dispatcher from working with its settings, all at once.
+
+use std::fmt;
+
+/// Something to correct in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SettingsProblem {
+    /// The settings concerned; the sentence is about the first.
+    pub settings: Vec<&'static str>,
+    /// The mistake and its correction, continuing from the name of the setting: "must not be …".
+    pub sentence: String,
+}
+
+impl fmt::Display for SettingsProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.settings.first().unwrap_or(&"a setting"), self.sentence)
+    }
+}
+
+/// Settings that can't work: all their problems.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InvalidSettings(pub Vec<SettingsProblem>);
+
+impl std::error::Error for InvalidSettings {}
+
+impl fmt::Display for InvalidSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentences: Vec<String> = self.0.iter().map(SettingsProblem::to_string).collect();
+        f.write_str(&sentences.join("; "))
+    }
+}
+
+impl InvalidSettings {
+    /// Adds a problem of these settings.
+    pub fn add(&mut self, settings: &[&'static str], sentence: impl Into<String>) {
+        self.0.push(SettingsProblem { settings: settings.to_vec(), sentence: sentence.into() });
+    }
+
+    /// Adds a problem, if there is one.
+    pub fn add_if(&mut self, is_one: bool, settings: &[&'static str], sentence: &str) {
+        if is_one {
+            self.add(settings, sentence);
+        }
+    }
+
+    /// Fine without problems.
+    ///
+    /// # Errors
+    /// These problems.
+    pub fn into_result(self) -> Result<(), Self> {
+        if self.0.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
