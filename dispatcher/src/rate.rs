@@ -15,16 +15,8 @@ use std::{
 
 use async_trait::async_trait;
 use document_outbox::dispatch::Pace;
-use governor::{
-    Quota, RateLimiter,
-    clock::Clock,
-    middleware::NoOpMiddleware,
-    state::{InMemoryState, NotKeyed},
-};
-use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep},
-};
+use outbox_service::TokenBucket;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
@@ -100,40 +92,20 @@ impl fmt::Display for Rate {
 /// In any second at most the rate, a fiftieth of it that may be saved up, and the messages in flight: a
 /// twentieth of the rate, or one message for each document in processing, whichever is more.
 pub(crate) struct Limiter {
-    bucket: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
-    clock: RuntimeClock,
-    /// The task that holds it is next.
-    line: Mutex<()>,
+    bucket: TokenBucket,
     most_at_once: usize,
     stop: CancellationToken,
     throttled: Throttled,
-}
-
-/// The runtime's clock, by which it also sleeps.
-#[derive(Clone)]
-struct RuntimeClock {
-    start: Instant,
-}
-
-impl Clock for RuntimeClock {
-    type Instant = Duration;
-
-    fn now(&self) -> Duration {
-        self.start.elapsed()
-    }
 }
 
 impl Limiter {
     /// `concurrency` is the number of concurrent requests. Once `stop` is cancelled it admits no message.
     pub(crate) fn new(rate: Rate, concurrency: usize, stop: CancellationToken) -> Self {
         let saved_up = NonZeroU32::new(rate.messages() / SAVED_UP).unwrap_or(NonZeroU32::MIN);
-        let clock = RuntimeClock { start: Instant::now() };
-        let quota = Quota::per_second(rate.0).allow_burst(saved_up);
+        let interval = Duration::from_secs(1) / rate.messages();
 
         Self {
-            bucket: RateLimiter::direct_with_clock(quota, clock.clone()),
-            clock,
-            line: Mutex::default(),
+            bucket: TokenBucket::new(interval, saved_up).waiting_at_least(TICK),
             most_at_once: (rate.messages_on_their_way() / concurrency.max(1)).max(1),
             stop,
             throttled: Throttled::default(),
@@ -144,14 +116,6 @@ impl Limiter {
     pub(crate) fn throttled(&self) -> Duration {
         Duration::from_nanos(self.throttled.nanos.load(Ordering::Relaxed))
     }
-
-    /// Waits for one message.
-    async fn one(&self) {
-        let _next = self.line.lock().await;
-        while let Err(early) = self.bucket.check() {
-            sleep(early.wait_time_from(self.clock.now()).max(TICK)).await;
-        }
-    }
 }
 
 #[async_trait]
@@ -161,7 +125,7 @@ impl Pace for Limiter {
         let stopped = tokio::select! {
             biased;
             () = self.stop.cancelled() => true,
-            () = self.one() => false,
+            () = self.bucket.take() => false,
         };
         self.throttled.add(asked.elapsed());
         if stopped {
@@ -171,7 +135,7 @@ impl Pace for Limiter {
         // Only the first is waited for; more are admitted only if permits are available.
         let most = wanted.min(self.most_at_once);
         let mut given = 1;
-        while given < most && self.bucket.check().is_ok() {
+        while given < most && self.bucket.try_take() {
             given += 1;
         }
         given

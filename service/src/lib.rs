@@ -17,6 +17,7 @@ mod namespace;
 mod process;
 mod quote;
 mod suggestion;
+mod token_bucket;
 
 pub use host_name::host_name;
 pub use invalid_settings::{InvalidSettings, SettingsProblem};
@@ -27,4 +28,5 @@ pub use process::{
     Resolution, Resolved, Scheme, Sources, Uri, keys, settings, shutdown, telemetry, transport,
 };
 pub use suggestion::did_you_mean;
+pub use token_bucket::TokenBucket;
 pub use tokio_util::sync::CancellationToken;

@@ -1,9 +1,8 @@
 //! At most this many queries a second, evenly, without bursts, for all users of the budget.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
-use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
+use outbox_service::TokenBucket;
 
 use crate::{halt::Run, leadership::term::Term};
 
@@ -12,14 +11,8 @@ const COUNTING: u32 = 5;
 
 #[derive(Debug)]
 pub(crate) struct Budget {
-    all: Pace,
-    counting: Pace,
-}
-
-#[derive(Debug)]
-struct Pace {
-    interval: Duration,
-    next: Mutex<Instant>,
+    all: TokenBucket,
+    counting: TokenBucket,
 }
 
 /// Queries for one purpose, each of which waits for its turn.
@@ -68,39 +61,28 @@ impl<'a> Turns<'a> {
 impl Budget {
     pub(crate) fn new(per_second: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
-        Self { all: Pace::new(interval), counting: Pace::new(interval * COUNTING) }
+        Self {
+            all: TokenBucket::new(interval, NonZeroU32::MIN),
+            counting: TokenBucket::new(interval * COUNTING, NonZeroU32::MIN),
+        }
     }
 
     /// Waits for the next query's turn.
     pub(crate) async fn turn(&self) {
-        self.all.turn().await;
+        self.all.take().await;
     }
 
     /// Waits for the turn of the next query that only counts. The sweep must not wait for those.
     pub(crate) async fn counting_turn(&self) {
-        self.counting.turn().await;
-        self.all.turn().await;
-    }
-}
-
-impl Pace {
-    fn new(interval: Duration) -> Self {
-        Self { interval, next: Mutex::new(Instant::now()) }
-    }
-
-    async fn turn(&self) {
-        let turn = {
-            let mut next = self.next.lock();
-            let turn = (*next).max(Instant::now());
-            *next = turn + self.interval;
-            turn
-        };
-        sleep_until(turn).await;
+        self.counting.take().await;
+        self.all.take().await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
