@@ -45,6 +45,14 @@ impl fmt::Debug for DocumentLock {
     }
 }
 
+/// When another task waits for the document already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IfOneWaits {
+    /// Its pass comes later than this one's messages, and takes them along.
+    LeaveItToIt,
+    Queue,
+}
+
 impl DocumentLocks {
     fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, LockState>> {
         self.documents.lock()
@@ -53,12 +61,12 @@ impl DocumentLocks {
     /// Waits for the lock; `None` at once if another already waits, which then does this one's work too. A
     /// dropped wait gives up its place.
     pub async fn join(&self, document: &DocumentRef) -> Option<DocumentLock> {
-        self.take(document, true).await
+        self.take(document, IfOneWaits::LeaveItToIt).await
     }
 
     /// Waits for the lock after all that already wait.
     pub async fn queue(&self, document: &DocumentRef) -> Option<DocumentLock> {
-        self.take(document, false).await
+        self.take(document, IfOneWaits::Queue).await
     }
 
     /// Whether a task works on the document, or waits to do so.
@@ -76,12 +84,12 @@ impl DocumentLocks {
         DocumentLock { locks: self.clone(), key, guard }
     }
 
-    async fn take(&self, document: &DocumentRef, coalesce: bool) -> Option<DocumentLock> {
+    async fn take(&self, document: &DocumentRef, if_one_waits: IfOneWaits) -> Option<DocumentLock> {
         let key = document.map_key();
         let lock = {
             let mut documents = self.lock();
             let place = documents.entry(key.clone()).or_default();
-            if coalesce && place.waiting > 0 {
+            if place.waiting > 0 && if_one_waits == IfOneWaits::LeaveItToIt {
                 return None;
             }
             place.users += 1;

@@ -98,8 +98,7 @@ impl Deliverable<'_> {
 /// Decides which entries of an outbox may be delivered now.
 pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
     let mut answer = Deliverable::default();
-    // True until an entry closes it, because later ones must not overtake.
-    let mut open = true;
+    let mut next = Next::MayFollow;
     for slot in slots {
         let entry = match slot {
             Slot::Unreadable(_) => {
@@ -110,9 +109,9 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
         };
 
         if entry.dead.is_some() {
-            if open && rules.ordering == DeliveryOrder::DeadBlocks {
+            if next == Next::MayFollow && rules.ordering == DeliveryOrder::DeadBlocks {
                 note(&mut answer.held, Hold::Dead);
-                open = false;
+                next = Next::Waits;
             }
             continue;
         }
@@ -122,7 +121,7 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
         if !is_mine {
             answer.not_mine += 1;
         }
-        if !open {
+        if next == Next::Waits {
             continue;
         }
 
@@ -131,10 +130,13 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
             waits => waits,
         };
         match waits {
-            None => open = take(&mut answer, entry, rules.limit),
+            None => next = take(&mut answer, entry, rules.limit),
             Some(hold) => {
                 note(&mut answer.held, hold);
-                open = rules.ordering == DeliveryOrder::Unordered || matches!(hold, Hold::Scheduled(_));
+                next = match (rules.ordering, hold) {
+                    (DeliveryOrder::Unordered, _) | (_, Hold::Scheduled(_)) => Next::MayFollow,
+                    _ => Next::Waits,
+                };
             }
         }
     }
@@ -154,26 +156,34 @@ fn note(held: &mut Option<Hold>, hold: Hold) {
     }
 }
 
-/// Adds an entry to the answer; false if no more may be added.
-fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> bool {
+/// Whether the entries behind one may be delivered too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    MayFollow,
+    /// Behind an entry that they must not overtake, or because no more are wanted.
+    Waits,
+}
+
+/// Adds an entry to the answer, or notes why not.
+fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> Next {
     let crashes = entry.claims - entry.attempts;
     if crashes >= CRASHED_AT {
         if answer.entries.is_empty() {
             answer.crashed = Some(entry);
         }
         answer.more = true;
-        return false;
+        return Next::Waits;
     }
 
     let alone = crashes >= CLAIMED_ALONE_AT;
     if answer.entries.len() >= limit || alone && !answer.entries.is_empty() {
         answer.more = true;
-        return false;
+        return Next::Waits;
     }
 
     answer.entries.push(entry);
     answer.more = alone;
-    !alone
+    if alone { Next::Waits } else { Next::MayFollow }
 }
 
 /// The reason that this entry can't be delivered at that time, by any deliverer.

@@ -2,7 +2,11 @@
 
 use toml::{Table, Value};
 
-use super::{key::Key, problem::Problem, sources::Given};
+use super::{
+    key::{Key, Kind},
+    problem::Problem,
+    sources::Given,
+};
 use crate::{quote::shown, suggestion::did_you_mean};
 
 /// Reads the file's text; `path` is how the user named it.
@@ -22,7 +26,7 @@ pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {
     for (name, value) in &table {
         let spelled = format!("{path}:{name}");
         match keys.iter().find(|key| key.name() == name) {
-            Some(key) => match text_of(value, key.kind().is_list()) {
+            Some(key) => match text_of(value, key.kind()) {
                 Ok(text) => given.set(key, text),
                 Err(sentence) => given.refuse(key, spelled, sentence),
             },
@@ -37,14 +41,14 @@ fn unknown(name: &str, keys: &[Key]) -> String {
     format!("is not a setting of this program{hint}; correct or remove it, --help lists all")
 }
 
-fn text_of(value: &Value, is_list: bool) -> Result<String, String> {
+fn text_of(value: &Value, kind: &Kind) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
         Value::Integer(number) => Ok(number.to_string()),
         Value::Float(number) => Ok(number.to_string()),
         Value::Boolean(boolean) => Ok(boolean.to_string()),
         Value::Datetime(date) => Ok(date.to_string()),
-        Value::Array(items) if is_list => {
+        Value::Array(items) if kind.is_list() => {
             let texts: Result<Vec<_>, _> = items.iter().map(item_of).collect();
             texts.map(|texts| texts.join(","))
         }
