@@ -72,7 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let handlers = handlers(told)?;
 
     let inline = |mode| {
-        let builder = InlineDispatcher::builder(&client).mode(mode).lease(LEASE);
+        let builder = InlineDispatcher::builder(&client).mode(mode).inline_lease(LEASE);
         builder.deliver_to(handlers.clone())
     };
     let (at_once, off) = (inline(Mode::Background), inline(Mode::Off));

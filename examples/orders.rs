@@ -234,7 +234,7 @@ fn inline(client: &Client, settings: &Settings, amqp: AmqpSettings, messages: &R
     let topology = CommandSender::topology(exchange, queue, TopologyMode::Declare);
     let commands = CommandSender::new(Publisher::start(amqp, topology), exchange);
     InlineDispatcher::builder(client)
-        .lease(settings.inline_lease)
+        .inline_lease(settings.inline_lease)
         .retry(settings.retry.clone())
         .hand_off(commands)
         .deliver_to(messages.clone())

@@ -180,7 +180,7 @@ fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
     settings.dead_blocks = read.namespaces("dead_blocks");
     settings.stream = read.string("stream");
     settings.delay = read.duration("delay");
-    settings.lease = read.duration("lease");
+    settings.ownership_lease = read.duration("lease");
     settings.totals_interval = read.duration("totals_interval");
     // Without an endpoint the metrics could not be read.
     settings.count_totals = read.string("http_listen") != "off";
@@ -195,7 +195,8 @@ fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
     settings.state_database = read.string("state_database");
 
     for problem in settings.validate().err().unwrap_or_default().0 {
-        read.problem(&problem.settings, problem.sentence);
+        let keys: Vec<_> = problem.settings.into_iter().map(key_of).collect();
+        read.problem(&keys, problem.sentence);
     }
 
     let around = BrokerSettings {
@@ -205,6 +206,12 @@ fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
         topology: read.choice("topology"),
     };
     (around, settings)
+}
+
+/// The key of a setting. All but one have the setting's name: the key `lease` is older, and rescuers of earlier versions read the
+/// same file.
+fn key_of(setting: &'static str) -> &'static str {
+    if setting == "ownership_lease" { "lease" } else { setting }
 }
 
 async fn serve(

@@ -121,7 +121,7 @@ impl Rescuer {
     }
 
     fn warn_of_a_long_grace(&self) {
-        let Settings { shutdown_grace, lease, .. } = *self.process.settings;
+        let Settings { shutdown_grace, ownership_lease: lease, .. } = *self.process.settings;
         let (Some(grace), Some((_, report))) = (shutdown_grace, self.streams.first()) else {
             return;
         };

@@ -51,7 +51,7 @@ impl Stream {
         stop: CancellationToken,
     ) -> Self {
         let Process { name, settings, mongo, .. } = &process;
-        let lease = Lease::new(mongo, &settings.state_database, &plan.name, name, settings.lease);
+        let lease = Lease::new(mongo, &settings.state_database, &plan.name, name, settings.ownership_lease);
         let positions = Positions::new(mongo, &plan, name);
         let remembers = settings.queued_capacity / of;
         let others = if of == 1 { OtherStreams::None } else { OtherStreams::Some };

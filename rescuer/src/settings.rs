@@ -58,7 +58,7 @@ pub struct Settings {
     pub delay: Duration,
     /// How long the lease on a stream lasts, and so how long it takes until another rescuer replaces one that
     /// died. From 1 s to 10 min. Default: 15 s.
-    pub lease: Duration,
+    pub ownership_lease: Duration,
     /// Ignore the position and read from this time when a stream is owned for the first time: for an operator
     /// who wants changes checked again. Every start does so, for as long as it is set. Default: none.
     pub start_at: Option<Timestamp>,
@@ -118,7 +118,7 @@ impl Settings {
             unordered: Vec::new(),
             dead_blocks: Vec::new(),
             delay: Duration::from_secs(15),
-            lease: Duration::from_secs(15),
+            ownership_lease: Duration::from_secs(15),
             start_at: None,
             sweep_interval: Duration::from_secs(10),
             full_sweep_interval: Duration::from_hours(1),
@@ -213,8 +213,8 @@ impl Settings {
 
     fn check_times_and_sizes(&self, problems: &mut InvalidSettings) {
         problems.add_if(
-            !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&self.lease),
-            &["lease"],
+            !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&self.ownership_lease),
+            &["ownership_lease"],
             "must be from 1s to 10min",
         );
         problems.add_if(self.sweep_interval.is_zero(), &["sweep_interval"], "must be more than zero");

@@ -9,7 +9,7 @@
 //! | the broker | [`Outcome`] |
 //! |---|---|
 //! | has it in at least one queue | `Delivered` |
-//! | has no queue for it | `Unroutable`; `Delivered` for [accepted types](RabbitMqSettings::accept_unroutable) |
+//! | has no queue for it | `Unroutable`; `Delivered` for [accepted types](RabbitMqSettings::unroutable_ok) |
 //! | refused it (a full queue that rejects) | `Transient` |
 //! | closed the channel because of it (a routing key that the user may not write to) | `Transient`, with the broker's text |
 //! | can never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before it is sent |
@@ -70,7 +70,7 @@ pub struct RabbitMqSettings {
     /// The prefix of CloudEvents attributes. Default: `cloudEvents:`.
     pub attribute_prefix: AttributePrefix,
     /// Types that need no queue: unroutable counts as delivered. Default: none.
-    pub accept_unroutable: BTreeSet<String>,
+    pub unroutable_ok: BTreeSet<String>,
 }
 
 impl RabbitMqSettings {
@@ -85,7 +85,7 @@ impl RabbitMqSettings {
             topology: TopologyMode::default(),
             payload: PayloadFormat::default(),
             attribute_prefix: AttributePrefix::default(),
-            accept_unroutable: BTreeSet::new(),
+            unroutable_ok: BTreeSet::new(),
         })
     }
 
@@ -104,7 +104,7 @@ pub struct RabbitMq {
     exchange: String,
     payload: PayloadFormat,
     attribute_prefix: AttributePrefix,
-    accept_unroutable: BTreeSet<String>,
+    unroutable_ok: BTreeSet<String>,
     nacked: Nacked,
 }
 
@@ -142,7 +142,7 @@ impl RabbitMq {
             exchange: settings.exchange,
             payload: settings.payload,
             attribute_prefix: settings.attribute_prefix,
-            accept_unroutable: settings.accept_unroutable,
+            unroutable_ok: settings.unroutable_ok,
             nacked: Nacked::default(),
         }
     }
@@ -170,9 +170,7 @@ impl RabbitMq {
         let message_type = &envelope.message_type;
         match published {
             Published::Confirmed => Outcome::Delivered,
-            Published::Unroutable { .. } if self.accept_unroutable.contains(message_type) => {
-                Outcome::Delivered
-            }
+            Published::Unroutable { .. } if self.unroutable_ok.contains(message_type) => Outcome::Delivered,
             Published::Unroutable { code, text } => Outcome::Unroutable(format!(
                 "unroutable: no queue is bound for `{message_type}` at exchange `{}` ({code} {text})",
                 self.exchange

@@ -40,7 +40,7 @@ impl InlineDispatcher {
             hand_off: None,
             defer_clears: Duration::ZERO,
             settings: ProcessorSettings {
-                lease: Duration::from_secs(10),
+                claim_lease: Duration::from_secs(10),
                 counts_claims: false,
                 max_repeats: 1_024,
                 state_database: STATE_DATABASE.into(),
@@ -87,8 +87,8 @@ impl InlineBuilder {
     }
 
     /// How long a claim lasts; choose it shorter than the rescuer's delay. Default 10 s.
-    pub fn lease(mut self, lease: Duration) -> Self {
-        self.settings.lease = lease;
+    pub fn inline_lease(mut self, lease: Duration) -> Self {
+        self.settings.claim_lease = lease;
         self
     }
 

@@ -109,7 +109,7 @@ impl Processor {
         let gone = CancellationToken::new();
         let ProcessorSettings {
             name,
-            lease,
+            claim_lease,
             claim_limit,
             retry,
             counts_claims,
@@ -118,7 +118,7 @@ impl Processor {
             max_repeats,
             memory_bytes,
         } = settings;
-        let lease = lease.max(SHORTEST_LEASE);
+        let lease = claim_lease.max(SHORTEST_LEASE);
         let clock = ServerClock::new(client.clone());
         let asked = MongoSettings { group_commit, memory_bytes, lease };
         let mongo = Mongo::start(client, clock, &asked, metrics.claims_lost.clone());

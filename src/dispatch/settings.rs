@@ -17,7 +17,7 @@ pub struct ProcessorSettings {
     pub name: String,
     /// How long a claim lasts. Default 60 s, at least 500 ms. A delivery begins only while half of it is
     /// left, and is cut off when nine tenths have passed.
-    pub lease: Duration,
+    pub claim_lease: Duration,
     /// The most entries in one claim. Default 100, at most 500.
     pub claim_limit: usize,
     /// How failures are retried.
@@ -40,7 +40,7 @@ impl Default for ProcessorSettings {
     fn default() -> Self {
         Self {
             name: format!("pid-{}", std::process::id()),
-            lease: Duration::from_mins(1),
+            claim_lease: Duration::from_mins(1),
             claim_limit: 100,
             retry: RetryPolicy::default(),
             counts_claims: true,

@@ -48,7 +48,7 @@ impl System {
         let rabbitmq = flow.rabbitmq("inline").await;
         let inline = InlineDispatcher::builder(&flow.test.client)
             .retry(retry.clone())
-            .lease(Duration::from_secs(1))
+            .inline_lease(Duration::from_secs(1))
             .hand_off(flow.command_sender().await)
             .deliver_to(rabbitmq.clone());
         let messages = Heard::from(inline.subscribe());

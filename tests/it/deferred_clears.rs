@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 const FOR_EVER: Duration = Duration::from_secs(600);
 
 fn deferring(test: &TestDatabase, time: Duration) -> InlineBuilder {
-    InlineDispatcher::builder(&test.client).mode(Mode::Await).lease(4 * FOR_EVER).defer_clears(time)
+    InlineDispatcher::builder(&test.client).mode(Mode::Await).inline_lease(4 * FOR_EVER).defer_clears(time)
 }
 
 /// An application whose delivered messages stay until they are cleared.

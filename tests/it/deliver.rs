@@ -317,7 +317,7 @@ async fn an_unroutable_message_fails_alone_until_bound() {
 async fn only_declared_types_may_be_unroutable() {
     scene(async |scene| {
         let mut settings = scene.settings();
-        settings.accept_unroutable = ["audit".to_owned()].into();
+        settings.unroutable_ok = ["audit".to_owned()].into();
         let rabbit = scene.rabbit_with(settings).await;
         let answers = rabbit.deliver(&[envelope("audit", 1), envelope("order", 1)]).await;
         assert_eq!(answers[0].outcome, Outcome::Delivered);

@@ -76,7 +76,7 @@ async fn a_process_that_saves_the_hot_document() {
     let rabbitmq = flow.rabbitmq(&name).await;
     let inline = InlineDispatcher::builder(&flow.test.client)
         .name(&name)
-        .lease(Duration::from_secs(4))
+        .inline_lease(Duration::from_secs(4))
         .deliver_to(rabbitmq.clone());
     let counters = Store::<Counter>::new(flow.test.orders(), &inline);
     let ready = doc! { "$push": { "ready": &name } };

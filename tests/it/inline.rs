@@ -275,7 +275,7 @@ async fn a_claim_expired_by_an_outage_counts_no_attempt() {
     let recorder = Recorder::held();
     let inline = InlineDispatcher::builder(&test.client)
         .mode(Mode::Await)
-        .lease(Duration::from_secs(1))
+        .inline_lease(Duration::from_secs(1))
         .deliver_to(recorder.clone());
     let mut events = inline.subscribe();
     let orders = test.store(&inline);
@@ -646,7 +646,7 @@ async fn a_broken_deliverer_costs_attempts_but_no_message() {
     let settings = |lease| {
         ProcessorSettings::default().with(|settings| {
             settings.retry = slow_retry();
-            settings.lease = lease;
+            settings.claim_lease = lease;
         })
     };
     for (id, lease) in [("panic", LONG), ("miscount", LONG), ("hang", Duration::from_secs(1))] {
@@ -702,7 +702,7 @@ async fn a_handler_that_hangs_does_not_repeat_the_other() {
         Handlers::builder().on("quick", |_: Added, _| async { Ok(()) }).on("hangs", hang).build().unwrap();
     let inline = InlineDispatcher::builder(&test.client)
         .mode(Mode::Await)
-        .lease(Duration::from_secs(1))
+        .inline_lease(Duration::from_secs(1))
         .retry(slow_retry())
         .deliver_to(handlers);
     insert(&test.store(&inline), placed("o-1")).await;
@@ -849,7 +849,7 @@ async fn closing_may_take_forever() {
 async fn closing_releases_everything_during_an_outage() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
-    let inline = InlineDispatcher::builder(&test.client).lease(LONG).deliver_to(recorder.clone());
+    let inline = InlineDispatcher::builder(&test.client).inline_lease(LONG).deliver_to(recorder.clone());
     let mut order = placed("o-1");
     order.add(2);
     insert(&test.store(&inline), order).await;
@@ -1010,7 +1010,7 @@ async fn stress_a_route_that_hangs_repeats_no_other_message() {
     let lease = Duration::from_secs(2);
     let settings = ProcessorSettings::default().with(|settings| {
         settings.retry = retry;
-        settings.lease = lease;
+        settings.claim_lease = lease;
     });
     let worker = Processor::new(test.client.clone(), Arc::new(router), settings);
 
@@ -1100,7 +1100,7 @@ async fn a_handler_may_wait_for_a_spawned_save() {
     });
     let inline = InlineDispatcher::builder(&test.client)
         .mode(Mode::Await)
-        .lease(Duration::from_secs(2))
+        .inline_lease(Duration::from_secs(2))
         .retry(slow_retry())
         .deliver_to(handlers.build().unwrap());
     let orders = store.get_or_init(|| test.store(&inline));
@@ -1295,7 +1295,7 @@ async fn a_full_document_gets_a_long_enough_lease() {
     let state = test.client.database(&format!("{}_state", test.database.name()));
     let settings = ProcessorSettings::default().with(|settings| {
         settings.state_database = state.name().to_owned();
-        settings.lease = Duration::from_millis(1);
+        settings.claim_lease = Duration::from_millis(1);
         settings.retry = slow_retry();
     });
     let clock = ServerClock::new(test.client.clone());

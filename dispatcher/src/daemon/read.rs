@@ -31,7 +31,7 @@ pub(super) fn read(read: &mut Reader<'_>) -> Settings {
         topology,
         payload: read.choice("payload_format"),
         attribute_prefix: read.choice("attribute_prefix"),
-        accept_unroutable: read.strings("unroutable_ok").into_iter().collect(),
+        unroutable_ok: read.strings("unroutable_ok").into_iter().collect(),
     });
 
     let processor = read_processor(read);
@@ -55,7 +55,7 @@ fn read_processor(read: &mut Reader<'_>) -> ProcessorSettings {
 
     let mut settings = ProcessorSettings::default();
     settings.name = format!("{NAME}@{}:{}", host_name(), std::process::id());
-    settings.lease = read.duration("claim_lease");
+    settings.claim_lease = read.duration("claim_lease");
     settings.retry = retry;
     settings.state_database = read.string("state_database");
     settings.max_repeats = read.integer("max_repeats");

@@ -149,7 +149,7 @@ impl Scene {
         let mut settings = RabbitMqSettings::new(broker).unwrap();
         settings.exchange = self.messages();
         settings.amqp.confirm_timeout = Duration::from_secs(1);
-        settings.accept_unroutable = ["order.added".to_owned()].into();
+        settings.unroutable_ok = ["order.added".to_owned()].into();
         let rabbitmq = RabbitMq::start(settings);
         tokio::time::timeout(LONG, rabbitmq.available()).await.unwrap();
         rabbitmq

@@ -89,9 +89,9 @@ async fn stress_untaken_commands_stay_bounded() {
     orders.insert_many((0..DOCUMENTS).map(stuck)).await.unwrap();
     // Each term has its own memory, so on a busy machine no term may end within this test.
     let lease = Duration::from_mins(1);
-    let settings = world.settings().with(|changed| {
-        changed.lease = lease;
-        changed.sweep_interval = Duration::from_secs(15);
+    let settings = world.settings().with(|settings| {
+        settings.ownership_lease = lease;
+        settings.sweep_interval = Duration::from_secs(15);
     });
     let real = Queueing::start(&world, settings).await;
     assert!(real.publisher.ready().await, "and so its queue is there");

@@ -4,7 +4,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use mongodb::bson::{Bson, Document, doc};
-use outbox_rescuer::{ReopenCause, RescueEvent, Settings};
+use outbox_rescuer::{ReopenCause, RescueEvent};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{process::Replicas, support::*};
@@ -45,7 +45,7 @@ async fn transient_errors_reopen_the_stream_without_loss() {
     let orders = world.indexed_orders().await;
     // After this error the driver treats the server as gone until its next heartbeat, which can be 10 s
     // later.
-    let settings = world.settings().with(|changed| changed.lease = Duration::from_mins(1));
+    let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_mins(1));
     let mut running = world.started(&commands, settings).await;
     // 91 (shutdown in progress) without the label that has the driver resume by itself.
     let error = doc! { "failCommands": ["getMore"], "errorCode": 91, "errorLabels": [] };
@@ -70,7 +70,7 @@ async fn a_lost_history_leads_to_a_full_sweep() {
         let (world, commands) = (World::new().await, Recorder::new());
         let orders = world.indexed_orders().await;
         // So long that the stream cannot find it, and that the loss happens during a hold.
-        let settings = world.settings().with(|changed| changed.delay = Duration::from_hours(1));
+        let settings = world.settings().with(|settings| settings.delay = Duration::from_hours(1));
         let mut running = world.started(&commands, settings).await;
         orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
         let error = doc! { "failCommands": ["getMore"], "errorCode": code, "errorLabels": [] };
@@ -134,7 +134,7 @@ async fn a_failed_sweep_ends_early_and_is_repeated() {
     orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
     let error = doc! { "failCommands": ["listCollections"], "errorCode": 50 };
     world.fail(error.clone(), doc! { "times": 2 }).await;
-    let settings = world.settings().with(|changed| changed.sweep_interval = Duration::from_millis(50));
+    let settings = world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(50));
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 1 {
         assert!(running.swept().await.0, "full until one goes through");
@@ -184,7 +184,7 @@ async fn a_refused_index_leads_to_an_immediate_scan() {
         "failCommands": ["find"], "errorCode": 2, "namespace": format!("{}.orders", world.db.name()),
     };
     world.fail(error.clone(), doc! { "times": 1 }).await;
-    let settings = world.settings().with(|changed| changed.delay = Duration::from_hours(1));
+    let settings = world.settings().with(|settings| settings.delay = Duration::from_hours(1));
     let mut running = world.start(&commands, settings).await;
     let mut missed = false;
     let cut_short = running
@@ -218,9 +218,9 @@ async fn an_unreadable_collection_causes_no_full_sweep_of_others() {
         "failCommands": ["find"], "errorCode": 50, "namespace": format!("{}.orders", world.db.name()),
     };
     world.fail(error.clone(), "alwaysOn").await;
-    let settings = world.settings().with(|changed| {
-        changed.sweep_interval = Duration::from_millis(50);
-        changed.delay = Duration::from_hours(1);
+    let settings = world.settings().with(|settings| {
+        settings.sweep_interval = Duration::from_millis(50);
+        settings.delay = Duration::from_hours(1);
     });
     let mut running = world.start(&commands, settings).await;
     let mut examined = Vec::new();
@@ -300,7 +300,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
     let orders = world.indexed_orders().await;
     let stock = world.db.collection::<Document>("stock");
     index(&stock).await;
-    let settings = world.settings().with(|changed| changed.sweep_interval = Duration::from_millis(200));
+    let settings = world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(200));
     let mut running = world.started(&commands, settings).await;
     // 13: this user lacks the privilege.
     let error = doc! {
@@ -329,7 +329,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
 async fn a_stream_that_breaks_after_opening_is_unready() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
-    let settings = world.settings().with(|changed| changed.lease = Duration::from_mins(1));
+    let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_mins(1));
     let mut running = world.started(&commands, settings).await;
     let error = doc! { "failCommands": ["getMore"], "errorCode": 50, "errorLabels": [] };
     world.fail(error.clone(), "alwaysOn").await;

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use mongodb::bson::{Bson, DateTime, Document, doc};
-use outbox_rescuer::{RescueEvent, Settings};
+use outbox_rescuer::RescueEvent;
 
 use crate::support::*;
 
@@ -14,7 +14,7 @@ const LONG: Duration = Duration::from_mins(10);
 async fn a_second_rescuer_waits_until_the_first_yields() {
     let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| changed.lease = LONG);
+    let settings = world.settings().with(|settings| settings.ownership_lease = LONG);
     let mut first = world.start(&first_commands, settings.clone()).await;
     let epoch = first.owned().await;
     let mut second = world.start(&second_commands, settings).await;
@@ -61,9 +61,9 @@ async fn an_owner_that_lost_its_lease_regains_it_later() {
 async fn a_position_of_a_higher_epoch_is_kept() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| {
-        changed.lease = LONG;
-        changed.idle_save_interval = LONG;
+    let settings = world.settings().with(|settings| {
+        settings.ownership_lease = LONG;
+        settings.idle_save_interval = LONG;
     });
     let mut running = world.started(&commands, settings).await;
     let epoch = world.position().await.get_i64("epoch").unwrap();
@@ -160,7 +160,7 @@ async fn an_owner_without_a_broker_yields_to_another() {
 #[tokio::test]
 async fn an_owner_whose_broker_goes_away_yields_at_once() {
     let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
-    let settings = world.settings().with(|changed| changed.lease = Duration::from_secs(2));
+    let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(2));
     let mut first = world.start(&first_commands, settings.clone()).await;
     let epoch = first.owned().await;
     let mut second = world.start(&second_commands, settings).await;
@@ -320,7 +320,8 @@ async fn an_owner_with_a_fast_clock_keeps_its_lease() {
 #[tokio::test]
 async fn a_released_lease_has_no_date() {
     let (world, commands) = (World::new().await, Recorder::new());
-    let running = world.started(&commands, world.settings().with(|changed| changed.lease = LONG)).await;
+    let running =
+        world.started(&commands, world.settings().with(|settings| settings.ownership_lease = LONG)).await;
     assert_eq!(lease(&world).await.get_document("term").unwrap().get_i64("lasts").unwrap(), 600_000);
     running.stop().await.unwrap();
     let lease = lease(&world).await;

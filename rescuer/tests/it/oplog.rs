@@ -7,7 +7,7 @@ use mongodb::{
     bson::{Binary, Document, Timestamp, doc, spec::BinarySubtype},
     options::{ClientOptions, ServerAddress},
 };
-use outbox_rescuer::{RescueEvent, Settings, StartedFrom, Warning};
+use outbox_rescuer::{RescueEvent, StartedFrom, Warning};
 
 use crate::{private_mongod::PrivateMongod, support::*};
 
@@ -92,7 +92,7 @@ mod outage {
         // A delay that this oplog will never reach back to.
         let delay = Duration::from_hours(1);
         let mut running =
-            world.start(&commands, world.settings().with(|changed| changed.delay = delay)).await;
+            world.start(&commands, world.settings().with(|settings| settings.delay = delay)).await;
         let (mut lost, mut warned, mut from) = (None, None, None);
         running
             .wait("a lost position, a warning, and a new start", |event| {

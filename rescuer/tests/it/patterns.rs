@@ -20,7 +20,7 @@ use crate::support::*;
 
 fn watching(world: &World, patterns: &[&str]) -> Settings {
     let own = |text: &&str| text.replace("DB", world.db.name()).parse::<NamespacePattern>().unwrap();
-    world.settings().with(|changed| changed.watch = patterns.iter().map(own).collect())
+    world.settings().with(|settings| settings.watch = patterns.iter().map(own).collect())
 }
 
 /// Waits until this many streams are open.
@@ -37,7 +37,7 @@ async fn opened(running: &mut Running, mut streams: usize) {
 async fn each_delay_has_its_own_stream_by_first_match() {
     let (world, commands) = (World::new().await, Recorder::new());
     let settings = watching(&world, &["DB.fast_*@1s", "DB.slow@1h", "DB.*"]);
-    let settings = settings.with(|changed| changed.delay = DELAY * 3);
+    let settings = settings.with(|settings| settings.delay = DELAY * 3);
     let mut running = world.start(&commands, settings).await;
     opened(&mut running, 3).await;
     let insert = |name: &'static str| {
@@ -68,9 +68,9 @@ async fn later_databases_and_collections_are_watched_and_swept() {
         let settings = watching(&world, &["DB_*.orders", "DB_*.order_*"]);
         let settings = match reason {
             Reason::Stream => settings,
-            _ => settings.with(|changed| {
-                changed.sweep_interval = DELAY;
-                changed.delay = DELAY * 3600;
+            _ => settings.with(|settings| {
+                settings.sweep_interval = DELAY;
+                settings.delay = DELAY * 3600;
             }),
         };
         let mut running = world.started(&commands, settings).await;

@@ -30,7 +30,7 @@ async fn with_position(world: &World, settings: Settings) {
 #[tokio::test]
 async fn the_first_start_saves_its_time_before_reading() {
     let (world, commands) = (World::new().await, Recorder::new());
-    let settings = world.settings().with(|changed| changed.idle_save_interval = Duration::from_mins(10));
+    let settings = world.settings().with(|settings| settings.idle_save_interval = Duration::from_mins(10));
     let mut running = world.start(&commands, settings).await;
     assert_eq!(opened(&mut running).await, StartedFrom::Now);
     let position = world.position().await;
@@ -60,7 +60,7 @@ async fn messages_saved_during_a_downtime_are_queued_afterwards() {
 async fn a_held_change_is_reread_after_a_kill() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| changed.delay = Duration::from_secs(2));
+    let settings = world.settings().with(|settings| settings.delay = Duration::from_secs(2));
     let mut running = world.started(&commands, settings.clone()).await;
     let saved = std::time::Instant::now();
     // Scheduled far ahead, so that no sweep can find it; the second entry is for the stream.
@@ -82,9 +82,9 @@ async fn a_held_change_is_reread_after_a_kill() {
 async fn a_rescuer_killed_midway_queues_everything_after_restart() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| {
-        changed.page_size = 50;
-        changed.busy_save_interval = Duration::ZERO;
+    let settings = world.settings().with(|settings| {
+        settings.page_size = 50;
+        settings.busy_save_interval = Duration::ZERO;
     });
     let mut running = world.started(&commands, settings.clone()).await;
     let documents: Vec<_> = (0..300).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] }).collect();
@@ -112,7 +112,7 @@ async fn a_rescuer_killed_midway_queues_everything_after_restart() {
 async fn stopped_cleanly_the_rescuer_repeats_nothing() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| changed.busy_save_interval = Duration::from_mins(10));
+    let settings = world.settings().with(|settings| settings.busy_save_interval = Duration::from_mins(10));
     let mut running = world.started(&commands, settings.clone()).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     running.page().await;
@@ -187,7 +187,7 @@ async fn a_lost_position_can_stop_the_rescuer_unchanged() {
     with_position(&world, world.settings()).await;
     let forged = doc! { "$set": { "token": { "_data": "garbage" } } };
     world.positions().update_one(doc! {}, forged).await.unwrap();
-    let settings = world.settings().with(|changed| changed.on_history_lost = OnHistoryLost::Fail);
+    let settings = world.settings().with(|settings| settings.on_history_lost = OnHistoryLost::Fail);
     let running = world.start(&Recorder::new(), settings).await;
     let error = running.task.await.unwrap().unwrap_err();
     assert!(matches!(error, RescuerError::PositionLost { .. }), "{error}");
@@ -201,7 +201,7 @@ async fn a_lost_position_can_stop_the_rescuer_unchanged() {
 async fn changed_patterns_restart_at_the_time_of_the_position() {
     let world = World::new().await;
     let one = format!("{}.orders", world.db.name()).parse().unwrap();
-    let narrow = world.settings().with(|changed| changed.watch = vec![one]);
+    let narrow = world.settings().with(|settings| settings.watch = vec![one]);
     with_position(&world, narrow).await;
     let stock = world.db.collection::<Document>("stock");
     stock.insert_one(doc! { "_id": "while down", "outbox": [dated(0, 0)] }).await.unwrap();
@@ -275,9 +275,9 @@ async fn a_lost_position_ends_no_other_stream() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     let watch = ["audit@2s", "*"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
-    let settings = world.settings().with(|changed| {
-        changed.watch = watch.to_vec();
-        changed.on_history_lost = OnHistoryLost::Fail;
+    let settings = world.settings().with(|settings| {
+        settings.watch = watch.to_vec();
+        settings.on_history_lost = OnHistoryLost::Fail;
     });
     let mut running = world.start(&Recorder::new(), settings.clone()).await;
     opened(&mut running).await;
@@ -324,7 +324,7 @@ async fn a_requested_start_time_overrides_the_position() {
     let start_at = Some(Timestamp { time: world.server_time().await.time - 1, increment: 1 });
     with_position(&world, world.settings()).await;
     let commands = Recorder::new();
-    let settings = world.settings().with(|changed| changed.start_at = start_at);
+    let settings = world.settings().with(|settings| settings.start_at = start_at);
     let mut running = world.start(&commands, settings.clone()).await;
     assert_eq!(opened(&mut running).await, StartedFrom::Asked);
     // Read again, although it needs no command.
@@ -352,7 +352,7 @@ async fn a_view_does_not_stop_other_streams() {
     let orders = world.indexed_orders().await;
     world.db.run_command(doc! { "create": "audit", "viewOn": "orders", "pipeline": [] }).await.unwrap();
     let watch = ["audit@2s", "*"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
-    let settings = world.settings().with(|changed| changed.watch = watch.to_vec());
+    let settings = world.settings().with(|settings| settings.watch = watch.to_vec());
     let commands = Recorder::new();
     let mut running = world.start(&commands, settings).await;
     opened(&mut running).await;
@@ -392,7 +392,7 @@ async fn an_unknown_error_costs_the_position_only_later() {
     let odd = doc! { "$set": { "token": { "_data": "82596878000000000129295A1004" } } };
     world.positions().update_one(doc! {}, odd).await.unwrap();
     let wait = Duration::from_secs(2);
-    let settings = world.settings().with(|changed| changed.refused_for = wait);
+    let settings = world.settings().with(|settings| settings.refused_for = wait);
     let begun = std::time::Instant::now();
     let mut running = world.start(&Recorder::new(), settings).await;
     let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());

@@ -9,7 +9,7 @@ use std::{
 use document_outbox::{SendFailure, command::ProcessDocumentMessages};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use mongodb::bson::{DateTime, bson, doc};
-use outbox_rescuer::{Commands, RescueEvent, Role, Settings};
+use outbox_rescuer::{Commands, RescueEvent, Role};
 
 use crate::support::*;
 
@@ -84,7 +84,7 @@ async fn exactly_the_documented_series_start_at_zero() {
     let _guard = metrics::set_default_local_recorder(&recorder);
     let world = World::new().await;
     let watch = vec!["shop.orders".parse().unwrap()];
-    let settings = world.settings().with(|changed| changed.watch = watch);
+    let settings = world.settings().with(|settings| settings.watch = watch);
     let commands = Recorder::new();
     let rescuer = outbox_rescuer::Rescuer::new(world.client.clone(), commands, settings).unwrap();
     let (mut expected, mut kinds_expected) = (BTreeSet::new(), BTreeMap::new());
@@ -141,7 +141,7 @@ async fn each_event_moves_its_series() {
     orders.insert_one(doc! { "_id": "dead", "outbox": [dead.clone(), dead, "odd"] }).await.unwrap();
     let totals_interval = Duration::from_millis(50);
     let mut running = world
-        .started(&commands, world.settings().with(|changed| changed.totals_interval = totals_interval))
+        .started(&commands, world.settings().with(|settings| settings.totals_interval = totals_interval))
         .await;
     orders.insert_one(doc! { "_id": "new", "outbox": [dated(0, 0)] }).await.unwrap();
     running.page().await;
@@ -198,7 +198,7 @@ async fn all_streams_together_count_collections_without_index() {
     world.db.collection("stock").insert_one(doc! { "outbox": [] }).await.unwrap();
     let own = |text: &str| text.replace("DB", world.db.name()).parse().unwrap();
     let watch = vec![own("DB.orders@2s"), own("DB.*")];
-    let mut running = world.start(&commands, world.settings().with(|changed| changed.watch = watch)).await;
+    let mut running = world.start(&commands, world.settings().with(|settings| settings.watch = watch)).await;
     running.swept().await;
     running.swept().await;
     let missing = || values(&handle)["outbox_indexes_missing{}"];
@@ -211,7 +211,7 @@ async fn all_streams_together_count_collections_without_index() {
 #[tokio::test]
 async fn the_status_of_each_shows_who_owns_what() {
     let world = World::new().await;
-    let settings = world.settings().with(|changed| changed.lease = Duration::from_mins(10));
+    let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_mins(10));
     let mut first = world.start(&Recorder::new(), settings.clone()).await;
     first.owned().await;
     let mut second = world.start(&Recorder::new(), settings).await;
@@ -312,7 +312,7 @@ async fn the_backlog_is_counted_without_a_broker() {
         bson!([claimed, dated(0, -3_600_000), "odd"]),
     ];
     let totals_interval = Duration::from_millis(50);
-    let settings = world.settings().with(|changed| changed.totals_interval = totals_interval);
+    let settings = world.settings().with(|settings| settings.totals_interval = totals_interval);
     for outbox in outboxes {
         orders.insert_one(doc! { "outbox": outbox }).await.unwrap();
     }
@@ -368,7 +368,7 @@ async fn an_outbox_of_any_shape_is_reported_and_counted() {
         documents
     };
     orders.insert_many(shapes("before")).await.unwrap();
-    let settings = world.settings().with(|changed| changed.sweep_interval = Duration::from_millis(50));
+    let settings = world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(50));
     let mut running = world.start(&commands, settings).await;
     let mut seen = BTreeSet::new();
     let all = |seen: &mut BTreeSet<String>, event: &RescueEvent, count: usize| {
@@ -397,7 +397,7 @@ async fn a_document_without_a_command_is_listed_once() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": "long", "outbox": [dated(60_000, 60_000)] }).await.unwrap();
-    let settings = world.settings().with(|changed| changed.sweep_interval = Duration::from_millis(50));
+    let settings = world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(50));
     let mut running = world.start(&Arc::new(Broken::default()), settings).await;
     let (mut unsendable, mut rounds) = (0, 0);
     running

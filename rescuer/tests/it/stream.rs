@@ -12,7 +12,7 @@ use mongodb::{
     event::{EventHandler, command::CommandEvent},
     options::ClientOptions,
 };
-use outbox_rescuer::{CancellationToken, ReopenCause, RescueEvent, Rescuer, Settings};
+use outbox_rescuer::{CancellationToken, ReopenCause, RescueEvent, Rescuer};
 
 use crate::{
     odd_ids::{self, odd_ids, stored},
@@ -120,7 +120,7 @@ async fn unrelated_changes_and_emptied_outboxes_give_no_command() {
 async fn a_fresh_message_is_left_to_inline_dispatch() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| changed.delay = DELAY * 5);
+    let settings = world.settings().with(|settings| settings.delay = DELAY * 5);
     let mut running = world.started(&commands, settings).await;
     let first = minimal();
     let first_id = first.get("id").unwrap().clone();
@@ -197,7 +197,7 @@ async fn a_retrying_message_does_not_block_unordered_collections() {
     let orders = world.indexed_orders().await;
     index(&mails).await;
     let unordered = format!("{}.mails", world.db.name()).parse().unwrap();
-    let settings = world.settings().with(|changed| changed.unordered = vec![unordered]);
+    let settings = world.settings().with(|settings| settings.unordered = vec![unordered]);
     let mut running = world.started(&commands, settings).await;
     for (collection, id) in [(&orders, "order"), (&mails, "mail")] {
         let mut retrying = dated(60_000, -600_000);
@@ -218,7 +218,7 @@ async fn a_recreated_collection_is_still_watched() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let one = format!("{}.orders", world.db.name()).parse().unwrap();
-    let settings = world.settings().with(|changed| changed.watch = vec![one]);
+    let settings = world.settings().with(|settings| settings.watch = vec![one]);
     let mut running = world.started(&commands, settings).await;
     orders.drop().await.unwrap();
     orders.insert_one(doc! { "_id": "anew", "outbox": [minimal()] }).await.unwrap();
@@ -251,7 +251,7 @@ async fn collections_of_several_databases_are_watched_by_one_stream() {
     let (world, commands) = (World::new().await, Recorder::new());
     let other = world.client.database(&format!("{}_b", world.db.name()));
     let watch = [world.db.name(), other.name()].map(|name| format!("{name}.*").parse().unwrap());
-    let settings = world.settings().with(|changed| changed.watch = watch.to_vec());
+    let settings = world.settings().with(|settings| settings.watch = watch.to_vec());
     let mut running = world.started(&commands, settings).await;
     world.orders().insert_one(doc! { "_id": "a", "outbox": [minimal()] }).await.unwrap();
     other.collection("stock").insert_one(doc! { "_id": "b", "outbox": [minimal()] }).await.unwrap();
@@ -269,7 +269,7 @@ async fn failing_commands_keep_the_position_until_sent() {
     let orders = world.indexed_orders().await;
     // So that only pages move the position.
     let settings =
-        world.settings().with(|changed| changed.idle_save_interval = std::time::Duration::from_mins(10));
+        world.settings().with(|settings| settings.idle_save_interval = std::time::Duration::from_mins(10));
     let mut running = world.started(&commands, settings).await;
     let before = world.position().await;
     commands.away.store(true, Ordering::SeqCst);
@@ -298,9 +298,9 @@ async fn failing_commands_keep_the_position_until_sent() {
 async fn a_held_change_survives_its_expired_cursor() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| {
-        changed.page_size = 1;
-        changed.cursor_idle_limit = std::time::Duration::from_millis(100);
+    let settings = world.settings().with(|settings| {
+        settings.page_size = 1;
+        settings.cursor_idle_limit = std::time::Duration::from_millis(100);
     });
     let mut running = world.started(&commands, settings).await;
     let documents: Vec<_> = (0..5).map(|id| doc! { "_id": id, "outbox": [minimal()] }).collect();
@@ -386,9 +386,9 @@ async fn a_collection_renamed_to_a_match_is_swept() {
     drafts.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     let watch = ["orders", "stock"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
     // Far beyond the second sweep of the start.
-    let settings = world.settings().with(|changed| {
-        changed.watch = watch.to_vec();
-        changed.delay = DELAY * 3600;
+    let settings = world.settings().with(|settings| {
+        settings.watch = watch.to_vec();
+        settings.delay = DELAY * 3600;
     });
     let mut running = world.started(&commands, settings).await;
     let name = |collection: &str| format!("{}.{collection}", world.db.name());
@@ -406,10 +406,10 @@ async fn a_collection_renamed_to_a_match_is_swept() {
 async fn a_long_delay_needs_no_cursor_across_restarts() {
     let world = World::new().await;
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| {
-        changed.delay = DELAY * 3600;
-        changed.page_size = 10;
-        changed.cursor_idle_limit = std::time::Duration::from_millis(100);
+    let settings = world.settings().with(|settings| {
+        settings.delay = DELAY * 3600;
+        settings.page_size = 10;
+        settings.cursor_idle_limit = std::time::Duration::from_millis(100);
     });
     for _ in 0..2 {
         let commands = Recorder::new();
@@ -432,7 +432,7 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
     }
     // As if an hour later.
     let commands = Recorder::new();
-    let settings = settings.with(|changed| changed.delay = DELAY);
+    let settings = settings.with(|settings| settings.delay = DELAY);
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 200 {
         running.page().await;
@@ -518,16 +518,8 @@ impl outbox_rescuer::Commands for Silent {
 async fn a_broker_that_confirms_nothing_delays_no_stop() {
     let (world, commands) = (World::new().await, Arc::new(Silent::default()));
     let orders = world.indexed_orders().await;
-    let mut running = world.start(&commands, world.settings()).await;
     // The first sweep is over by then too, so the stream sends.
-    let (mut opened, mut swept) = (false, false);
-    running
-        .wait("the stream to open and the first sweep to end", |event| {
-            opened |= matches!(event, RescueEvent::Opened { .. });
-            swept |= matches!(event, RescueEvent::SweepDone { .. });
-            (opened && swept).then_some(())
-        })
-        .await;
+    let running = world.started(&commands, world.settings()).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     commands.0.notified().await;
     running.stop().await.unwrap();

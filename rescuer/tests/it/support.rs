@@ -138,7 +138,7 @@ impl World {
         Settings::new(vec![pattern]).with(|settings| {
             settings.delay = DELAY;
             // So that what follows a kill needn't wait for long.
-            settings.lease = Duration::from_secs(1);
+            settings.ownership_lease = Duration::from_secs(1);
             settings.sweep_interval = Duration::from_mins(10);
             settings.sweep_queries_per_second = 1000;
             settings.state_database = self.state.name().to_owned();

@@ -21,7 +21,7 @@ use crate::{
 
 /// With sweeps so frequent that a test needn't wait.
 fn sweeping(world: &World) -> Settings {
-    world.settings().with(|changed| changed.sweep_interval = Duration::from_millis(50))
+    world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(50))
 }
 
 #[tokio::test]
@@ -125,7 +125,8 @@ async fn pages_neither_skip_nor_repeat_entries_of_one_date() {
         .map(|id| doc! { "_id": id, "outbox": [entry(&same), entry(&other), entry(&same)] })
         .collect();
     orders.insert_many(documents).await.unwrap();
-    let mut running = world.start(&commands, world.settings().with(|changed| changed.page_size = 100)).await;
+    let mut running =
+        world.start(&commands, world.settings().with(|settings| settings.page_size = 100)).await;
     let (examined, queued) = running
         .wait("a sweep", |event| match event {
             RescueEvent::SweepDone { examined, queued, .. } => Some((*examined, *queued)),
@@ -274,7 +275,7 @@ async fn a_round_examines_only_the_due_entries() {
     orders.insert_many(due).await.unwrap();
     world.db.run_command(doc! { "profile": 2 }).await.unwrap();
     let commands = Recorder::new();
-    let settings = world.settings().with(|changed| changed.delay = DELAY * 30);
+    let settings = world.settings().with(|settings| settings.delay = DELAY * 30);
     let running = world.started(&commands, settings).await;
     world.db.run_command(doc! { "profile": 0 }).await.unwrap();
     assert_eq!(commands.distinct(), 10);
@@ -340,9 +341,9 @@ async fn full_rounds_also_resume_a_scan() {
     orders.insert_many((0..21_000).map(|id| doc! { "_id": id })).await.unwrap();
     orders.insert_one(doc! { "_id": "last", "outbox": [minimal()] }).await.unwrap();
     let interval = Duration::from_millis(50);
-    let settings = world.settings().with(|changed| {
-        changed.sweep_interval = interval;
-        changed.full_sweep_interval = interval;
+    let settings = world.settings().with(|settings| {
+        settings.sweep_interval = interval;
+        settings.full_sweep_interval = interval;
     });
     let mut running = world.start(&commands, settings).await;
     let mut rounds = 0;
@@ -382,7 +383,7 @@ async fn a_young_undated_entry_is_found_after_a_delay() {
     let mut young = dated(0, 0);
     young.remove("available_at");
     orders.insert_one(doc! { "_id": "young", "outbox": [young] }).await.unwrap();
-    let settings = world.settings().with(|changed| changed.delay = DELAY * 4);
+    let settings = world.settings().with(|settings| settings.delay = DELAY * 4);
     let mut running = world.started(&commands, settings).await;
     assert_eq!(commands.ids(), []);
     running.swept_something().await;
@@ -433,7 +434,7 @@ async fn a_backlog_delays_no_other_collection() {
             (0..60).map(|id| doc! { "_id": format!("{name}{id}"), "outbox": [dated(60_000, 60_000)] });
         backlog.insert_many(documents).await.unwrap();
     }
-    let settings = world.settings().with(|changed| changed.page_size = PAGE);
+    let settings = world.settings().with(|settings| settings.page_size = PAGE);
     let mut running = world.start(&commands, settings).await;
     assert_eq!(running.swept().await.1, 240);
 
@@ -462,9 +463,9 @@ async fn a_full_sweep_during_a_scan_is_complete() {
     let mut undated = dated(0, 0);
     undated.remove("available_at");
     orders.insert_one(doc! { "_id": -1, "outbox": [undated] }).await.unwrap();
-    let settings = world.settings().with(|changed| {
-        changed.delay = DELAY * 2;
-        changed.sweep_interval = DELAY * 5;
+    let settings = world.settings().with(|settings| {
+        settings.delay = DELAY * 2;
+        settings.sweep_interval = DELAY * 5;
     });
     let mut running = world.start(&commands, settings).await;
     running.swept_something().await;
@@ -581,10 +582,10 @@ async fn stress_a_full_sweep_queues_150_000_undated_documents() {
     }
     // A term has a memory of its own, and on a busy machine none may end within this test.
     let lease = Duration::from_mins(1);
-    let settings = world.settings().with(|changed| {
-        changed.lease = lease;
-        changed.sweep_interval = DELAY * 10;
-        changed.sweep_queries_per_second = 50;
+    let settings = world.settings().with(|settings| {
+        settings.ownership_lease = lease;
+        settings.sweep_interval = DELAY * 10;
+        settings.sweep_queries_per_second = 50;
     });
     let running = world.start(&commands, settings).await;
     let all = counted.wait_for(|count| *count >= 150_000);
@@ -610,9 +611,9 @@ async fn stress_a_retry_among_many_held_documents_is_punctual() {
         held.insert_many(documents).await.unwrap();
     }
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|changed| {
-        changed.sweep_interval = DELAY * 2;
-        changed.sweep_queries_per_second = 50;
+    let settings = world.settings().with(|settings| {
+        settings.sweep_interval = DELAY * 2;
+        settings.sweep_queries_per_second = 50;
     });
     let mut running = world.start(&commands, settings).await;
     running.swept().await;

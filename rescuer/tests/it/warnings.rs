@@ -7,7 +7,7 @@ use mongodb::{
     bson::{Bson, DateTime, Document, doc},
     options::IndexOptions,
 };
-use outbox_rescuer::{Expiry, RescueEvent, Settings, Unwatchable, Warning};
+use outbox_rescuer::{Expiry, RescueEvent, Unwatchable, Warning};
 
 use crate::support::*;
 
@@ -39,7 +39,8 @@ async fn a_share_of_late_inline_documents_is_reported() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let delay = DELAY * 5;
-    let mut running = world.started(&commands, world.settings().with(|changed| changed.delay = delay)).await;
+    let mut running =
+        world.started(&commands, world.settings().with(|settings| settings.delay = delay)).await;
     orders.insert_many((0..220).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] })).await.unwrap();
     // Delivered, except some.
     let delivered = doc! { "_id": { "$gte": 30 } };
@@ -58,8 +59,8 @@ async fn a_share_of_late_inline_documents_is_reported() {
 async fn a_grace_longer_than_the_lease_is_reported() {
     let (world, commands) = (World::new().await, Recorder::new());
     let grace = Duration::from_secs(25);
-    let settings = world.settings().with(|changed| changed.shutdown_grace = Some(grace));
-    let lease = settings.lease;
+    let settings = world.settings().with(|settings| settings.shutdown_grace = Some(grace));
+    let lease = settings.ownership_lease;
     let mut running = world.start(&commands, settings).await;
     assert_eq!(warned(&mut running).await, Warning::GraceLong { grace, lease });
     running.stop().await.unwrap();
@@ -78,7 +79,7 @@ async fn a_pattern_without_collections_is_reported_by_name() {
     let capital = format!("R{}", &world.db.name()[1..]);
     let other_case = format!("{capital}.orders").parse().unwrap();
     let watch = vec![own("orders"), own("Orders"), own("order"), other_case, own("open"), own("clicks")];
-    let mut running = world.start(&commands, world.settings().with(|changed| changed.watch = watch)).await;
+    let mut running = world.start(&commands, world.settings().with(|settings| settings.watch = watch)).await;
     let mut seen = Vec::new();
     while seen.len() < 5 {
         match warned(&mut running).await {
