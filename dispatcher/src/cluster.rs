@@ -7,13 +7,10 @@
 use std::time::Duration;
 
 use document_outbox::internal::error_codes;
-use mongodb::{
-    Database,
-    bson::{Uuid, doc},
-    error::Error,
-};
+use mongodb::{Database, bson::doc, error::Error};
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::mongodb_errors::UNAUTHORISED;
 
@@ -103,7 +100,7 @@ impl Cluster {
 
         let uuid = listed.deserialize_current()?.info.uuid.and_then(|uuid| uuid.to_uuid().ok());
         Ok(match uuid {
-            Some(uuid) => ClusterName::Named(uuid),
+            Some(uuid) => ClusterName::Named(Uuid::from_bytes(uuid.bytes())),
             None => ClusterName::Unreadable,
         })
     }

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use mongodb::bson::{Binary, Uuid};
+use mongodb::bson::Binary;
 use parking_lot::Mutex;
+use uuid::Uuid;
 
 /// The UUID as last read: a recreated collection has another. Shared by its clones.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +25,7 @@ impl Lineage {
 
     /// The name of the cluster in commands.
     pub(crate) fn cluster(&self) -> Option<Uuid> {
-        self.known()?.to_uuid().ok()
+        let uuid = self.known()?.to_uuid().ok()?;
+        Some(Uuid::from_bytes(uuid.bytes()))
     }
 }

@@ -24,9 +24,10 @@ use std::time::Duration;
 
 use mongodb::{
     Namespace,
-    bson::{Bson, Document, RawDocumentBuf, Uuid},
+    bson::{Bson, Document, RawDocumentBuf},
 };
 use serde::{Deserialize, Serialize, de::IgnoredAny};
+use uuid::Uuid;
 
 use crate::{
     encoding::{
@@ -220,7 +221,7 @@ impl<K> ReceivedCommand<K> {
             (None, None) => return Err(CommandError::BadKey("neither `key` nor `document_key`")),
         };
         let cluster = match self.cluster {
-            Some(text) => Some(Uuid::parse_str(text).map_err(|_| CommandError::BadCluster)?),
+            Some(text) => Some(Uuid::parse_str(&text).map_err(|_| CommandError::BadCluster)?),
             None => None,
         };
 
@@ -320,7 +321,7 @@ fn check_value(value: &Bson, depth: usize) -> Result<(), CommandError> {
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::{DateTime, Uuid, doc, oid::ObjectId};
+    use mongodb::bson::{self, DateTime, doc, oid::ObjectId};
 
     use super::*;
     use crate::encoding::bytes::Builder;
@@ -353,7 +354,7 @@ mod tests {
             "o-1".into(),
             "{\"$oid\": \"x\"} \u{0} ☃".into(),
             ObjectId::new().into(),
-            Uuid::new().into(),
+            bson::Uuid::new().into(),
             Bson::Int32(1),
             Bson::Int64(i64::MAX),
             Bson::Double(0.1),

@@ -171,7 +171,8 @@ fn seconds(date: DateTime) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::{Uuid, doc};
+    use mongodb::bson::doc;
+    use uuid::Uuid;
 
     use super::*;
     use crate::stored::document_ref::DocumentRef;

@@ -29,9 +29,10 @@ use async_trait::async_trait;
 use futures::{FutureExt, future::join_all};
 use mongodb::{
     Namespace,
-    bson::{Bson, DateTime, Timestamp, Uuid, doc},
+    bson::{self, Bson, DateTime, Timestamp, doc},
 };
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use super::{Answer, Deliver, Envelope, Outcome, json};
 use crate::stored::document_ref::DocumentRef;
@@ -85,9 +86,9 @@ pub trait Harness: Send + Sync {
 
 /// A message of this type with `payload`, from a made-up document.
 pub fn envelope(message_type: impl Into<String>, payload: impl Into<Bson>) -> Envelope {
-    let id = Uuid::new();
+    let id = Uuid::now_v7();
     Envelope {
-        document: DocumentRef::by_id(Namespace::new("conformance", "documents"), id),
+        document: document(id),
         id,
         message_type: message_type.into(),
         payload: payload.into(),
@@ -286,9 +287,15 @@ impl Suite<'_> {
 
 /// The same message under a new id, from a document of its own.
 fn renewed(mut envelope: Envelope) -> Envelope {
-    envelope.id = Uuid::new();
-    envelope.document = DocumentRef::by_id(envelope.document.namespace, envelope.id);
+    envelope.id = Uuid::now_v7();
+    envelope.document = document(envelope.id);
     envelope
+}
+
+/// A made-up document for one message alone.
+fn document(message: Uuid) -> DocumentRef {
+    let id = bson::Uuid::from_bytes(message.into_bytes());
+    DocumentRef::by_id(Namespace::new("conformance", "documents"), id)
 }
 
 fn text_of(outcome: &Outcome) -> Option<&str> {

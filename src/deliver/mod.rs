@@ -19,7 +19,8 @@ pub mod router;
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use mongodb::bson::{Bson, DateTime, Uuid};
+use mongodb::bson::{Bson, DateTime};
+use uuid::Uuid;
 
 #[cfg(feature = "rabbitmq")]
 pub use self::{
@@ -44,7 +45,8 @@ pub const HANDLERS: &str = "handlers";
 pub struct Envelope {
     /// The document whose outbox it is in.
     pub document: DocumentRef,
-    /// The message's id: stable over all tries, so that receivers can recognise a repeat.
+    /// The message's id: stable over all tries, so that receivers can recognise a repeat, as
+    /// an [`Inbox`](crate::Inbox) does.
     pub id: Uuid,
     /// The message's stable name.
     pub message_type: String,
@@ -67,7 +69,7 @@ impl Envelope {
     pub fn of(document: &DocumentRef, entry: &Entry) -> Self {
         Self {
             document: document.clone(),
-            id: entry.id,
+            id: Uuid::from_bytes(entry.id.bytes()),
             message_type: entry.message_type.clone(),
             payload: entry.payload.clone(),
             headers: entry.headers.clone(),
@@ -76,11 +78,6 @@ impl Envelope {
             attempts: entry.attempts,
             delivered_to: entry.delivered_to.clone(),
         }
-    }
-
-    /// The message's id as the `uuid` crate has it, as an [`Inbox`](crate::Inbox) takes it.
-    pub fn message_id(&self) -> uuid::Uuid {
-        uuid::Uuid::from_bytes(self.id.bytes())
     }
 
     /// Decodes the payload, in the human-readable form in which messages are stored, or otherwise in the

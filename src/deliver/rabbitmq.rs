@@ -38,9 +38,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use mongodb::bson::Uuid;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
+use uuid::Uuid;
 
 use super::{
     Answer, AttributePrefix, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span,

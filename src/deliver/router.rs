@@ -234,9 +234,9 @@ mod tests {
     }
 
     fn envelope(via: Option<&str>) -> Envelope {
-        let id = mongodb::bson::Uuid::new();
+        let id = uuid::Uuid::now_v7();
         Envelope {
-            document: DocumentRef::by_id(Namespace::new("shop", "orders"), id),
+            document: DocumentRef::by_id(Namespace::new("shop", "orders"), id.to_string()),
             id,
             message_type: "any".into(),
             payload: Bson::Null,

@@ -35,7 +35,7 @@ use lapin::{
 use mongodb::{
     Namespace,
     bson::{
-        Binary, Bson, DateTime, Decimal128, JavaScriptCodeWithScope, Timestamp, Uuid, doc, oid::ObjectId,
+        Binary, Bson, DateTime, Decimal128, JavaScriptCodeWithScope, Timestamp, doc, oid::ObjectId,
         spec::BinarySubtype,
     },
 };
@@ -45,6 +45,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::{AbortHandle, JoinHandle},
 };
+use uuid::Uuid;
 
 #[allow(dead_code)] // its `main`
 #[path = "../../examples/webhook.rs"]
@@ -78,7 +79,7 @@ struct Scene {
 async fn scene(play: impl AsyncFnOnce(&Scene)) {
     let connection = lapin::Connection::connect(&broker_uri(), Default::default()).await.unwrap();
     let scene = Scene {
-        id: format!("test-deliver-{}", Uuid::new()),
+        id: format!("test-deliver-{}", Uuid::now_v7()),
         outside: connection.create_channel().await.unwrap(),
         _connection: connection,
         queues: Mutex::default(),
@@ -248,7 +249,7 @@ async fn every_bson_type_arrives_as_the_table_says() {
     let payload = doc! {
         "double": 1.5, "whole": 2.0, "nan": f64::NAN, "string": "☃", "document": { "a": [1, {}] },
         "bytes": binary(BinarySubtype::Generic, &[1, 2, 3]),
-        "uuid": Uuid::from_bytes([0x11; 16]),
+        "uuid": mongodb::bson::Uuid::from_bytes([0x11; 16]),
         "old_uuid": binary(BinarySubtype::UuidOld, &[0; 16]),
         "undefined": Bson::Undefined, "id": ObjectId::from_bytes([0xcd; 12]), "yes": true,
         "date": DateTime::from_millis(1), "null": Bson::Null,
@@ -566,14 +567,14 @@ async fn a_former_type_name_still_finds_its_handler() {
     let (seen, mut received) = mpsc::unbounded_channel();
     let handlers = Handlers::builder()
         .on("seen", move |message: Placed, delivery: Arc<Envelope>| {
-            seen.send((message, delivery.message_id())).unwrap();
+            seen.send((message, delivery.id)).unwrap();
             async { Ok(()) }
         })
         .build()
         .unwrap();
     let mut message = placed();
     message.message_type = "OrderPlaced".into();
-    let id = message.message_id();
+    let id = message.id;
     assert_eq!(outcome(&handlers, message).await, Outcome::Delivered);
     assert_eq!(received.recv().await, Some((Placed { order: "o-1".into() }, id)));
     assert_eq!(handlers.via("OrderPlaced"), Some(HANDLERS));
@@ -996,7 +997,7 @@ impl Harness for WebhookHarness {
     async fn arrived(&self) -> Vec<Uuid> {
         let (receiver, arrived) = &mut *self.ids.lock().unwrap();
         while let Ok(id) = receiver.try_recv() {
-            arrived.push(Uuid::parse_str(id).unwrap());
+            arrived.push(Uuid::parse_str(&id).unwrap());
         }
         arrived.clone()
     }

@@ -115,7 +115,9 @@ async fn see_through(outboxes: Vec<Bson>) {
     let delivered = world.process_each(&documents).await;
     let after = world.stored().await;
 
-    let name = |envelope: &Envelope| (envelope.document.id().as_i32().unwrap(), envelope.id);
+    let name = |envelope: &Envelope| {
+        (envelope.document.id().as_i32().unwrap(), Uuid::from_bytes(envelope.id.into_bytes()))
+    };
     let ids: HashSet<(i32, Uuid)> = delivered.iter().map(name).collect();
     assert_eq!(ids.len(), delivered.len(), "each once");
     for id in &documents {

@@ -73,7 +73,7 @@ async fn a_message_is_delivered_and_cleared_after_the_save() {
     let receipt = insert(&orders, placed("o-1")).await;
     assert_eq!(receipt.dispatch, Dispatch::Background);
     let delivered = recorder.wait_delivered(1).await;
-    assert_eq!(delivered[0].message_id(), receipt.messages[0]);
+    assert_eq!(delivered[0].id, receipt.messages[0]);
     test.wait_until("o-1", is_empty).await;
     test.drop().await;
 }
@@ -1071,8 +1071,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
         assert_eq!(process(&test, &next, id).await, Processed::Done);
     }
     let delivered = recorder.delivered();
-    let distinct: std::collections::HashSet<_> =
-        delivered.iter().map(|envelope| envelope.id.bytes()).collect();
+    let distinct: std::collections::HashSet<_> = delivered.iter().map(|envelope| envelope.id).collect();
     assert_eq!(distinct.len(), DOCUMENTS * MESSAGES);
     let repeats = delivered.len() - distinct.len();
     assert!(repeats <= BOUND, "{repeats} repeats");

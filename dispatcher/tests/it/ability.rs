@@ -24,7 +24,7 @@ use crate::{
 /// A substitute for another cluster: another state database, whose positions the server gave another UUID.
 struct Elsewhere {
     state: String,
-    cluster: Uuid,
+    cluster: uuid::Uuid,
 }
 
 impl Elsewhere {
@@ -34,7 +34,10 @@ impl Elsewhere {
         let mut listed = state.list_collections().await.unwrap();
         assert!(listed.advance().await.unwrap());
         let uuid = listed.deserialize_current().unwrap().info.uuid.unwrap();
-        Self { state: state.name().to_owned(), cluster: uuid.to_uuid().unwrap() }
+        Self {
+            state: state.name().to_owned(),
+            cluster: uuid::Uuid::from_bytes(uuid.to_uuid().unwrap().bytes()),
+        }
     }
 
     async fn gone(self, scene: &Scene) {
@@ -119,7 +122,7 @@ async fn a_thousand_forged_commands_delay_no_other() {
     scene.place("o-1", [1]).await;
     let forged = (0..FORGED).map(|n| {
         let document = scene.document(format!("forged-{n}"));
-        ProcessDocumentMessages::new(document, Reason::Sweep).of_cluster(Some(Uuid::new()))
+        ProcessDocumentMessages::new(document, Reason::Sweep).of_cluster(Some(uuid::Uuid::now_v7()))
     });
     assert!(scene.commands.send(forged.collect()).await.iter().all(Result::is_ok));
     scene.send("o-1", here.cluster).await;

@@ -29,7 +29,7 @@ impl Deliver for Killer {
             }
             // A later crash repeats it: P3 (a).
             let note = doc! { "$set": { "amount": amount } };
-            self.notes.update_one(doc! { "_id": envelope.id }, note).upsert(true).await.unwrap();
+            self.notes.update_one(doc! { "_id": envelope.id.to_string() }, note).upsert(true).await.unwrap();
             answers.push(Outcome::Delivered.into());
         }
         answers

@@ -206,7 +206,7 @@ impl Scene {
         self.start_by(self.test.client.clone(), state_database, deliver)
     }
 
-    pub(crate) async fn send(&self, id: &str, cluster: Uuid) {
+    pub(crate) async fn send(&self, id: &str, cluster: uuid::Uuid) {
         let command =
             ProcessDocumentMessages::new(self.document(id), Reason::Sweep).of_cluster(Some(cluster));
         assert_eq!(self.commands.send(vec![command]).await, [Ok(())]);
