@@ -268,7 +268,7 @@ async fn stress_a_flush_ends_among_200_savers_and_late_replies() {
     let (near, recorder) = (TestDatabase::create().await, Recorder::default());
     let (network, far) = crate::network::Network::to_mongodb(&uri("OUTBOX_MONGODB_URI"));
     let client = Client::with_uri_str(far).await.unwrap();
-    let test = TestDatabase { database: client.database(near.database.name()), client };
+    let test = TestDatabase { database: client.database(near.database.name()), client, on_panic: None };
     let inline = deferring(&test, Duration::from_millis(20)).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     network.delay(Duration::from_millis(100));

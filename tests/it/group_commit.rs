@@ -608,7 +608,7 @@ mod outage {
     async fn a_server_without_retryable_writes_gets_single_saves() {
         let server = Standalone::start().await;
         let client = Client::with_uri_str(&server.uri).await.unwrap();
-        let test = TestDatabase { database: client.database("t"), client };
+        let test = TestDatabase { database: client.database("t"), client, on_panic: None };
         let refused = Arc::new(AtomicUsize::new(0));
         let count = refused.clone();
         let options = ClientOptions::parse(&server.uri).await.unwrap();
@@ -650,7 +650,7 @@ mod outage {
     async fn save_while_the_server_is_away(patience: std::time::Duration, group_commit: bool) -> Vec<Error> {
         let server = Standalone::start().await;
         let client = Client::with_uri_str(&server.uri).await.unwrap();
-        let test = TestDatabase { database: client.database("t"), client };
+        let test = TestDatabase { database: client.database("t"), client, on_panic: None };
         let mut options = ClientOptions::parse(&server.uri).await.unwrap();
         options.server_selection_timeout = Some(patience);
         let is_missed = Arc::new(Notify::new());

@@ -38,6 +38,8 @@ mod generator;
 mod isolation;
 #[path = "../support/network.rs"]
 mod network;
+#[path = "../support/on_panic.rs"]
+mod on_panic;
 #[path = "../support/private_broker.rs"]
 mod private_broker;
 #[path = "../support/private_mongod.rs"]

@@ -22,6 +22,8 @@ use mongodb::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
+use crate::on_panic::OnPanic;
+
 /// The limit of every wait for a signal. No test depends on anything being faster.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -36,6 +38,8 @@ pub fn uri(variable: &str) -> String {
 pub struct TestDatabase {
     pub client: Client,
     pub database: Database,
+    /// None where the server goes with the test.
+    pub on_panic: Option<OnPanic>,
 }
 
 impl TestDatabase {
@@ -44,9 +48,11 @@ impl TestDatabase {
     }
 
     pub async fn on(variable: &str) -> Self {
-        let client = Client::with_uri_str(uri(variable)).await.unwrap();
-        let database = client.database(&format!("t_{}", uuid::Uuid::now_v7().simple()));
-        Self { client, database }
+        let uri = uri(variable);
+        let client = Client::with_uri_str(&uri).await.unwrap();
+        let name = format!("t_{}", uuid::Uuid::now_v7().simple());
+        let database = client.database(&name);
+        Self { client, database, on_panic: Some(OnPanic::drop_databases(uri, name)) }
     }
 
     pub fn orders(&self) -> Collection<Document> {

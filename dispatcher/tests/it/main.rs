@@ -20,6 +20,7 @@ mod commands;
 mod crash;
 mod docs;
 mod fail_point;
+mod fixture;
 mod outage;
 mod rate;
 mod scene;
@@ -35,6 +36,8 @@ mod isolation;
 mod network;
 #[path = "../../../tests/support/odd_ids.rs"]
 mod odd_ids;
+#[path = "../../../tests/support/on_panic.rs"]
+mod on_panic;
 #[path = "../../../tests/support/private_broker.rs"]
 mod private_broker;
 #[path = "../../../tests/support/mod.rs"]

@@ -22,7 +22,10 @@ use mongodb::{
 use outbox_dispatcher::{Dispatcher, DispatcherEvent, DispatcherSettings, Left, Running, Snapshot};
 use tokio::sync::broadcast;
 
-use crate::support::{LONG, Order, TestDatabase, uri};
+use crate::{
+    on_panic::OnPanic,
+    support::{LONG, Order, TestDatabase, uri},
+};
 
 /// A separate database, exchange and queue for the test.
 pub(crate) struct Scene {
@@ -32,7 +35,22 @@ pub(crate) struct Scene {
     pub(crate) commands: CommandSender,
     pub(crate) publisher: Publisher,
     pub(crate) outside: lapin::Channel,
-    _connection: lapin::Connection,
+    pub(crate) connection: lapin::Connection,
+    _on_panic: OnPanic,
+}
+
+/// Removes from the broker what tests make under this name.
+async fn remove(broker: String, name: String) {
+    // A broker of the test's own may have ended before.
+    let connection = lapin::Connection::connect(&broker, ConnectionProperties::default()).await;
+    let Ok(connection) = connection else { return };
+    let channel = connection.create_channel().await.unwrap();
+    for queue in [name.clone(), format!("{name}.received")] {
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+    for exchange in [name.clone(), format!("{name}.messages")] {
+        channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    }
 }
 
 impl Scene {
@@ -51,7 +69,11 @@ impl Scene {
         Self {
             commands: CommandSender::new(publisher.clone(), &name),
             outside: connection.create_channel().await.unwrap(),
-            _connection: connection,
+            connection,
+            _on_panic: OnPanic::new({
+                let (broker, name) = (broker.to_owned(), name.clone());
+                move || remove(broker, name)
+            }),
             test,
             name,
             broker: broker.to_owned(),

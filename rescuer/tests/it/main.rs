@@ -13,6 +13,8 @@ mod lease;
 mod network;
 #[path = "../../../tests/support/odd_ids.rs"]
 mod odd_ids;
+#[path = "../../../tests/support/on_panic.rs"]
+mod on_panic;
 mod oplog;
 mod patterns;
 mod position;

@@ -30,6 +30,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::on_panic::OnPanic;
+
 /// Longer than anything here takes; a test that waits for this has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const DELAY: Duration = Duration::from_secs(1);
@@ -64,6 +66,7 @@ pub(crate) struct World {
     pub(crate) app_name: String,
     pub(crate) db: Database,
     pub(crate) state: Database,
+    _on_panic: OnPanic,
 }
 
 impl World {
@@ -78,7 +81,8 @@ impl World {
         let client = Client::with_uri_str(&uri).await.unwrap();
         let name = unique("rescuer");
         let state = client.database(&format!("{name}_state"));
-        Self { db: client.database(&name), state, app_name: name, client, uri }
+        let on_panic = OnPanic::drop_databases(uri.clone(), name.clone());
+        Self { db: client.database(&name), state, app_name: name, client, uri, _on_panic: on_panic }
     }
 
     pub(crate) fn orders(&self) -> Collection<Document> {
@@ -161,7 +165,11 @@ impl World {
     }
 
     /// Started, with the stream open and the first sweep over.
-    pub(crate) async fn started(&self, commands: &Arc<Recorder>, settings: Settings) -> Running {
+    pub(crate) async fn started(
+        &self,
+        commands: &Arc<impl Commands + 'static>,
+        settings: Settings,
+    ) -> Running {
         let mut running = self.start(commands, settings).await;
         let (mut opened, mut swept) = (false, false);
         running

@@ -1,0 +1,46 @@
+//! What a fixture does when its test fails.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "what cannot be cleaned up is reported by a panic")]
+
+use std::{pin::Pin, time::Duration};
+
+type CleanUp = dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync;
+
+/// A server that doesn't answer must not keep a failed test from ending.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Cleans up if it is dropped by a panic; a test that passes does so itself, in order.
+pub struct OnPanic(Option<Box<CleanUp>>);
+
+impl OnPanic {
+    pub fn new<F: Future<Output = ()> + 'static>(
+        clean_up: impl FnOnce() -> F + Send + Sync + 'static,
+    ) -> Self {
+        Self(Some(Box::new(|| Box::pin(clean_up()))))
+    }
+
+    /// Drops all databases of this prefix.
+    pub fn drop_databases(uri: String, prefix: String) -> Self {
+        Self::new(move || async move {
+            let client = mongodb::Client::with_uri_str(&uri).await.unwrap();
+            for name in client.list_database_names().await.unwrap() {
+                if name.starts_with(&prefix) {
+                    client.database(&name).drop().await.unwrap();
+                }
+            }
+        })
+    }
+}
+
+impl Drop for OnPanic {
+    /// On a thread and a runtime of its own, because the test's may have ended.
+    fn drop(&mut self) {
+        let Some(clean_up) = self.0.take_if(|_| std::thread::panicking()) else { return };
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _ = runtime.block_on(async { tokio::time::timeout(LONGEST, clean_up()).await });
+        });
+        let _ = cleaning.join();
+    }
+}
