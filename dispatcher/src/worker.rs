@@ -259,6 +259,9 @@ impl Worker {
 
         let mut policy = Policy::new(&self.settings);
         let mut wait = DestinationWait { waited: Duration::ZERO, pause: SHORTEST_PAUSE };
+
+        // A pass leaves what is not due yet, and what failed. Each decision is either about how the command ends, or how long to
+        // wait before the next pass, since another command for the document may not come soon.
         loop {
             let kept = self.settings.keep_within.saturating_sub(taken.elapsed());
             let order = self.settings.order_of(&document.namespace);
@@ -272,6 +275,7 @@ impl Worker {
                 unavailable: wait.waited,
                 stopping: self.stops.intake.is_cancelled(),
             };
+
             let waited = match policy.decide(outcome, state) {
                 Decision::Finish(processed) => {
                     let document = document.clone();
@@ -284,6 +288,8 @@ impl Worker {
                 Decision::Retry(pause, why) => self.retry(document, pause, why).await,
                 Decision::Await(longest) => self.await_destination(document, longest, &mut wait).await,
             };
+
+            // A wait may end early: with a stop, or because the command has been kept for too long.
             if let ControlFlow::Break(settlement) = waited {
                 return settlement;
             }

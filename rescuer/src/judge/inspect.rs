@@ -163,6 +163,7 @@ pub(crate) fn find_command(
 ) -> RawDocumentBuf {
     let projection = RawDocumentBuf::try_from(&projection()).unwrap_or_default();
     let max_time = i64::try_from(max_time.as_millis()).unwrap_or(i64::MAX);
+
     rawdoc! {
         "find": namespace.coll.as_str(),
         "filter": DocumentRef::any_of(documents),

@@ -100,6 +100,7 @@ impl Follower {
             if Instant::now() >= self.save_at {
                 self.save().await;
             }
+
             match self.take().await? {
                 InHand::Nothing => {}
                 InHand::UpTo(mark) => {
@@ -198,10 +199,12 @@ impl Follower {
     fn fill_page(&mut self, first: Filled, now: DateTime) -> (Vec<Filled>, Mark) {
         let mut mark = first.mark.clone();
         let mut page = vec![first];
+
         while page.len() < self.term.settings.page_size {
             let Ok(item) = self.items.try_recv() else {
                 break;
             };
+
             match self.read(item) {
                 InHand::UpTo(behind) => mark = behind,
                 InHand::Filled(filled) if self.age.wait(&filled, now).is_zero() => {
@@ -215,6 +218,7 @@ impl Follower {
                 InHand::Nothing => break,
             }
         }
+
         (page, mark)
     }
 
