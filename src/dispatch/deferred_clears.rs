@@ -428,6 +428,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::mongo::Overtaken;
 
     const TIME: Duration = Duration::from_secs(1);
 
@@ -446,7 +447,12 @@ mod tests {
     }
 
     fn delivered(id: i32) -> Delivered {
-        Delivered { document: document(id), token: format!("p/{id}"), ids: vec![Uuid::new()] }
+        Delivered {
+            document: document(id),
+            token: format!("p/{id}"),
+            ids: vec![Uuid::new()],
+            overtaken: Overtaken::default(),
+        }
     }
 
     /// The end of a claim that no test reaches.

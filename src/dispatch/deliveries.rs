@@ -11,7 +11,7 @@ use mongodb::{
     bson::{DateTime, Uuid},
     error::Error,
 };
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
 
@@ -61,6 +61,37 @@ impl Work {
 /// The outcome of a save's messages, by their ids, in the order sent.
 pub(crate) type Settled = Vec<(uuid::Uuid, Disposition)>;
 
+/// A save that waits for what becomes of its messages.
+pub(crate) struct Waiter {
+    waits_for: WaitsFor,
+    /// Sent once it no longer waits for other deliveries of its document.
+    begun: Option<oneshot::Sender<()>>,
+    settled: oneshot::Sender<Settled>,
+}
+
+/// Until when a save waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitsFor {
+    /// Its messages are confirmed.
+    Confirm,
+    /// They have been cleared, too.
+    Clear,
+}
+
+/// The answers to a save that waits. Neither comes where the delivery panics, or ends with its runtime.
+pub(crate) struct Awaited {
+    pub(crate) begun: oneshot::Receiver<()>,
+    pub(crate) settled: oneshot::Receiver<Settled>,
+}
+
+impl Waiter {
+    pub(crate) fn new(waits_for: WaitsFor) -> (Self, Awaited) {
+        let (begin, begun) = oneshot::channel();
+        let (settle, settled) = oneshot::channel();
+        (Self { waits_for, begun: Some(begin), settled: settle }, Awaited { begun, settled })
+    }
+}
+
 /// Delivers saved messages, in separate tasks.
 pub(crate) struct Deliveries {
     pub(crate) processor: Processor,
@@ -77,9 +108,7 @@ struct SaveDelivery {
     document: DocumentRef,
     ids: Vec<Uuid>,
     ordering: DeliveryOrder,
-    /// Its save waits for their outcome, and has to be notified when they no longer wait for earlier
-    /// deliveries.
-    begun: Option<oneshot::Sender<()>>,
+    waiter: Option<Waiter>,
     /// The outcome of each message that was tried here.
     dispositions: Dispositions,
 }
@@ -95,35 +124,31 @@ impl Deliveries {
         }
     }
 
-    /// Delivers in a separate task: a caller that goes away must not cancel the delivery. With `begun`, the
-    /// task returns the outcome of each message; `None` if it panicked.
+    /// Delivers in a separate task: a caller that goes away must not cancel the delivery.
     pub(crate) fn spawn(
         self: &Arc<Self>,
         work: Work,
         ids: Vec<Uuid>,
         ordering: DeliveryOrder,
         seat: TakenSeat,
-        begun: Option<oneshot::Sender<()>>,
-    ) -> JoinHandle<Option<Settled>> {
+        waiter: Option<Waiter>,
+    ) {
         let document = work.document().clone();
         let span = trace::dispatch(&document, DispatchPath::Inline);
         let unfinished =
             Unfinished { deliveries: Some(self.clone()), document: document.clone(), messages: ids.len() };
         let dispositions = Vec::new();
         let delivery =
-            SaveDelivery { deliveries: self.clone(), document, ids, ordering, begun, dispositions };
+            SaveDelivery { deliveries: self.clone(), document, ids, ordering, waiter, dispositions };
 
         let task = async move {
-            let settled = AssertUnwindSafe(delivery.deliver(work)).catch_unwind().await;
-            if settled.is_ok() {
-                unfinished.done();
-            } else {
-                unfinished.panicked();
+            match AssertUnwindSafe(delivery.deliver(work)).catch_unwind().await {
+                Ok(()) => unfinished.done(),
+                Err(_panic) => unfinished.panicked(),
             }
             drop(seat);
-            settled.ok()
         };
-        self.tasks.spawn(task.instrument(span))
+        self.tasks.spawn(task.instrument(span));
     }
 
     /// Whether a delivery of messages of this document is under way.
@@ -160,8 +185,7 @@ impl Deliveries {
 }
 
 impl SaveDelivery {
-    async fn deliver(mut self, work: Work) -> Settled {
-        let is_awaited = self.begun.is_some();
+    async fn deliver(mut self, work: Work) {
         let done = match work {
             Work::BornClaimed(claim) => self.deliver_claimed(&claim).await,
             Work::Unclaimed(_) => self.deliver_unclaimed().await,
@@ -178,19 +202,43 @@ impl SaveDelivery {
         if self.has_failed() {
             self.deliveries.stop.run_until_cancelled(self.hand_off()).await;
         }
-        if is_awaited { self.settled().await } else { Settled::new() }
+        self.answer().await;
     }
 
     async fn deliver_claimed(&mut self, claim: &Claim) -> Result<(), Error> {
         self.begin();
-        // It waits for no other: an earlier delivery has cleared its entries, or this save's filter had not matched.
-        let _lock = self.deliveries.locks.beside(&claim.document);
-        let (processor, stop) = (&self.deliveries.processor, &self.deliveries.stop);
-        let end = processor.deliver_claim(claim, self.ordering, stop, Clearing::MayBeDeferred).await;
+        // It waits for no other: an earlier delivery has cleared its entries, or this save has taken them out, or its filter had not
+        // matched.
+        let lock = self.deliveries.locks.beside(&claim.document);
+        let deliveries = self.deliveries.clone();
+        let (processor, stop) = (&deliveries.processor, &deliveries.stop);
+        let end = processor.deliver_claim(claim, self.ordering, stop, self.clearing(claim)).await;
         self.dispositions.extend(end.dispositions);
+
+        if let Some(clear) = end.left_clear {
+            self.answer().await;
+            // The save that has its answer may be about to send the next one, and comes first: the clear is not in its way.
+            tokio::task::yield_now().await;
+            processor.clear(&clear).await;
+
+            // In this order: a save that no longer finds the clear must find no delivery at work either.
+            drop(lock);
+            drop(clear);
+        }
         match end.trouble {
             Some(error) => Err(error),
             None => Ok(()),
+        }
+    }
+
+    /// When the messages of a claim are cleared. A save with scheduled messages is answered after the clear: they stay in the outbox,
+    /// so the next save could not take out the delivered ones.
+    fn clearing(&self, claim: &Claim) -> Clearing {
+        match &self.waiter {
+            Some(Waiter { waits_for: WaitsFor::Confirm, .. }) if self.ids.len() == claim.entries.len() => {
+                Clearing::ByCaller
+            }
+            _ => Clearing::MayBeDeferred,
         }
     }
 
@@ -237,7 +285,7 @@ impl SaveDelivery {
     /// Waits for the lock of its document; `None` if another that already waits does this one's work too. A
     /// delivery whose save waits has to report the outcome of its own messages.
     async fn lock(&self) -> Option<DocumentLock> {
-        if self.begun.is_some() {
+        if self.waiter.is_some() {
             self.deliveries.locks.queue(&self.document).await
         } else {
             self.deliveries.locks.join(&self.document).await
@@ -246,8 +294,8 @@ impl SaveDelivery {
 
     /// It no longer waits for earlier deliveries.
     fn begin(&mut self) {
-        if let Some(begun) = self.begun.take() {
-            // No delivery may wait for it any more.
+        if let Some(begun) = self.waiter.as_mut().and_then(|waiter| waiter.begun.take()) {
+            // The save may no longer wait.
             let _ = begun.send(());
         }
     }
@@ -272,6 +320,14 @@ impl SaveDelivery {
                 tracing::debug!(%document, error, "the hand-off was not sent; the sweep will find the document");
             }
             None => {}
+        }
+    }
+
+    /// Answers the save, if it waits and has no answer yet.
+    async fn answer(&mut self) {
+        if let Some(waiter) = self.waiter.take() {
+            // The save may no longer wait.
+            let _ = waiter.settled.send(self.settled().await);
         }
     }
 

@@ -13,7 +13,7 @@ use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use mongodb::bson::Uuid;
 use tokio::{
-    sync::{broadcast, oneshot},
+    sync::broadcast,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -21,8 +21,9 @@ use crate::{
     deliver::deadline,
     dispatch::{
         claim::Claimer,
+        clears_under_way::ClearsUnderWay,
         deferred_clears::DeferredClears,
-        deliveries::{Deliveries, Settled, Work},
+        deliveries::{Awaited, Deliveries, Settled, Waiter, WaitsFor, Work},
         outcome::{Dispatch, Disposition, as_uuid},
         seats::{Seat, Seats},
     },
@@ -51,8 +52,25 @@ pub enum Mode {
     /// background. A handler's own save waits for no delivery; but a handler should not wait for a *task*
     /// that saves, because that save is not recognised as the handler's.
     Await,
+    /// Like [`Await`](Self::Await), but the save returns once its messages are confirmed, by the broker or by their handlers. Their
+    /// clear is under way then, and the next save of the document takes out the messages that it still finds. A save of more than
+    /// 16 messages, or with scheduled ones, waits for the clear.
+    ///
+    /// If the process ends without [`close`](InlineDispatcher::close), messages that were confirmed to it may be repeated.
+    AwaitConfirm,
     /// This process delivers no messages; the rescuer finds them.
     Off,
+}
+
+impl Mode {
+    /// Until when a save waits, if it does.
+    fn waits_for(self) -> Option<WaitsFor> {
+        match self {
+            Self::Await => Some(WaitsFor::Clear),
+            Self::AwaitConfirm => Some(WaitsFor::Confirm),
+            Self::Background | Self::Off => None,
+        }
+    }
 }
 
 /// The inline dispatcher of a process, shared by its stores. Clones share the same dispatcher.
@@ -145,11 +163,17 @@ impl InlineDispatcher {
     }
 
     /// Clears the delivered messages whose clear was deferred
-    /// ([`defer_clears`](crate::dispatch::InlineBuilder::defer_clears)), and waits for that, at most 30 s; it
-    /// does not wait for deliveries in progress. [`close`](Self::close) does so too.
+    /// ([`defer_clears`](crate::dispatch::InlineBuilder::defer_clears)), and waits for that and for the clears
+    /// that [`Mode::AwaitConfirm`] leaves under way, at most 30 s; it does not wait for deliveries in progress.
+    /// [`close`](Self::close) does so too.
     pub async fn flush(&self) {
-        let Some(deferred) = self.deferred_clears() else { return };
-        if timeout(FLUSH_MAX, deferred.flush_all()).await.is_err() {
+        let flush = async {
+            if let Some(deferred) = self.deferred_clears() {
+                deferred.flush_all().await;
+            }
+            self.clears_under_way().all_ended().await;
+        };
+        if timeout(FLUSH_MAX, flush).await.is_err() {
             tracing::warn!(
                 "delivered messages were not cleared within {} s; the remaining ones are delivered again",
                 FLUSH_MAX.as_secs()
@@ -183,6 +207,25 @@ impl InlineDispatcher {
     /// The delivered messages that wait for the next save of their document.
     pub(crate) fn deferred_clears(&self) -> Option<&DeferredClears> {
         self.deliveries.processor.deferred_clears()
+    }
+
+    /// Clears that no save waits for.
+    pub(crate) fn clears_under_way(&self) -> &ClearsUnderWay {
+        &self.deliveries.processor.clears_under_way
+    }
+
+    /// How many entries of this document were delivered, and wait for a save to take them out or are about to be cleared.
+    pub(crate) fn delivered_and_there(&self, document: &DocumentRef) -> usize {
+        let deferred = self.deferred_clears().map_or(0, |deferred| deferred.count(document));
+        deferred + self.clears_under_way().count(document)
+    }
+
+    /// Waits until all delivered messages have left this document, as far as they can be cleared.
+    pub(crate) async fn flush_document(&self, document: &DocumentRef) {
+        if let Some(deferred) = self.deferred_clears() {
+            deferred.flush(document).await;
+        }
+        self.clears_under_way().ended(document).await;
     }
 
     /// Whether a delivery of messages of this document is under way.
@@ -220,30 +263,30 @@ impl InlineDispatcher {
         let Seat { save, taken } = seat;
         // A handler that saves is itself part of a delivery; if it waited for the next one, the two could
         // wait for each other.
-        let is_awaited = self.mode == Mode::Await && deadline().is_none();
-        if !is_awaited {
+        let waits_for = self.mode.waits_for().filter(|_| deadline().is_none());
+        let Some(waits_for) = waits_for else {
             self.deliveries.spawn(work, ids, ordering, taken, None);
             drop(save);
             return Dispatch::Background;
-        }
+        };
 
-        let (begin, has_begun) = oneshot::channel();
-        let mut task = self.deliveries.spawn(work, ids.clone(), ordering, taken, Some(begin));
+        let (waiter, Awaited { begun, mut settled }) = Waiter::new(waits_for);
+        self.deliveries.spawn(work, ids.clone(), ordering, taken, Some(waiter));
         drop(save);
 
         // The turn of its document may never come before this returns: if a handler waits for another task
         // that saves, that save waits for the handler.
         let patience = self.claimer().lease / 2;
         let settled = tokio::select! {
-            settled = &mut task => settled,
-            waited = timeout(patience, has_begun) => {
+            settled = &mut settled => settled,
+            waited = timeout(patience, begun) => {
                 if waited.is_err() {
                     return Dispatch::Settled(waiting(&ids));
                 }
-                task.await
+                settled.await
             }
         };
-        Dispatch::Settled(settled.ok().flatten().unwrap_or_else(|| waiting(&ids)))
+        Dispatch::Settled(settled.unwrap_or_else(|_ended| waiting(&ids)))
     }
 }
 

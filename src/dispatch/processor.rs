@@ -12,6 +12,7 @@ use crate::{
     deliver::Deliver,
     dispatch::{
         claim::Claimer,
+        clears_under_way::{ClearUnderWay, ClearsUnderWay},
         deferred_clears::DeferredClears,
         oversized::Oversized,
         report::Reporter,
@@ -19,7 +20,7 @@ use crate::{
         settings::{Pace, ProcessorSettings},
         unsettled::Unsettled,
     },
-    mongo::{ClearOutcome, Delivered, Mongo, MongoSettings, StoredOutbox, clock::ServerClock},
+    mongo::{Delivered, Mongo, MongoSettings, StoredOutbox, clock::ServerClock},
     observe::{
         event::Event,
         health::{Health, HealthRecord},
@@ -44,6 +45,8 @@ pub struct Processor {
     pub(crate) claimer: Claimer,
     /// The delivered messages that wait for the next save of their document.
     pub(crate) deferred_clears: Option<DeferredClears>,
+    /// Clears that no save waits for.
+    pub(crate) clears_under_way: ClearsUnderWay,
     pub(crate) deliver: Arc<dyn Deliver>,
     pub(crate) retry: RetryPolicy,
     pub(crate) claim_limit: usize,
@@ -127,6 +130,7 @@ impl Processor {
             oversized: Oversized::new(mongo.clone(), &state_database, lease),
             unsettled: Unsettled::most(max_repeats),
             deferred_clears: None,
+            clears_under_way: ClearsUnderWay::default(),
             claimer: Claimer { mongo: mongo.clone(), name, lease, counts_claims },
             mongo,
             deliver,
@@ -196,6 +200,13 @@ impl Processor {
         self.deferred_clears.as_ref()
     }
 
+    /// Clears what a delivery has left to its caller.
+    pub(crate) async fn clear(&self, clear: &ClearUnderWay) {
+        let delivered = clear.delivered();
+        let outcome = self.mongo.clear(delivered).await;
+        self.report.cleared(&delivered.document, &outcome);
+    }
+
     /// Whether the deliverer is available now.
     pub(crate) fn is_available(&self) -> bool {
         let available = self.deliver.is_available();
@@ -233,10 +244,6 @@ impl Processor {
 async fn clear_deferred(mongo: Mongo, report: Reporter, delivered: Vec<Delivered>) {
     let outcomes = mongo.clear_all(&delivered).await;
     for (Delivered { document, .. }, outcome) in delivered.iter().zip(outcomes) {
-        match outcome {
-            ClearOutcome::Done => {}
-            ClearOutcome::ClaimLost => report.claim_lost(document),
-            ClearOutcome::Failed(error) => report.not_cleared(document, &error),
-        }
+        report.cleared(document, &outcome);
     }
 }

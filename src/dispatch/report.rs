@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     dispatch::outcome::as_uuid,
-    mongo::clock::until,
+    mongo::{ClearOutcome, clock::until},
     observe::{
         event::{Event, Events},
         health::HealthRecord,
@@ -57,6 +57,15 @@ impl Reporter {
     }
 
     #[allow(clippy::unused_self, reason = "every report is asked of the reporter")]
+    /// Reports a clear that failed or lost its claim.
+    pub(crate) fn cleared(&self, document: &DocumentRef, outcome: &ClearOutcome) {
+        match outcome {
+            ClearOutcome::Done => {}
+            ClearOutcome::ClaimLost => self.claim_lost(document),
+            ClearOutcome::Failed(error) => self.not_cleared(document, error),
+        }
+    }
+
     pub(crate) fn not_cleared(&self, document: &DocumentRef, error: &str) {
         tracing::warn!(%document, error, "delivered messages were not cleared; they will be delivered again");
     }

@@ -7,6 +7,7 @@ use crate::{
     deliver::Answer,
     dispatch::{
         claim::Recorded,
+        clears_under_way::ClearUnderWay,
         outcome::{Disposition, Dispositions, Processed},
         processor::Processor,
         settlement::{Settlement, settlement},
@@ -59,6 +60,8 @@ pub(crate) struct DeliveryEnd {
     /// The lease was too short for all of it; the rest was released, due at once.
     pub(crate) cut_short: bool,
     pub(crate) dispositions: Dispositions,
+    /// What is left to clear for the caller.
+    pub(crate) left_clear: Option<ClearUnderWay>,
     /// The first failed write. The others are still tried: one failure must not leave the rest unsettled.
     pub(crate) trouble: Option<Error>,
 }

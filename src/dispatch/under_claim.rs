@@ -19,12 +19,13 @@ use crate::{
     deliver::{Answer, Outcome},
     dispatch::{
         claim::{Claim, Recorded},
+        clears_under_way::MOST_ENTRIES,
         outcome::Processed,
         processor::Processor,
         settle::{DeliveryEnd, Keeper, Settling},
         unsettled::Permits,
     },
-    mongo::{ClearOutcome, Delivered},
+    mongo::{ClearOutcome, Delivered, Overtaken},
     observe::event::Event,
     stored::{
         deliverable::{DeliveryOrder, Hold},
@@ -44,6 +45,8 @@ pub(crate) enum Clearing {
     AtOnce,
     /// Perhaps by the next save of the document, if the claim held all of its entries.
     MayBeDeferred,
+    /// The same; and where it is not deferred, by the caller, who answers its save before.
+    ByCaller,
 }
 
 impl Processor {
@@ -161,12 +164,11 @@ impl<'a> ClaimKeeper<'a> {
             document: self.claim.document.clone(),
             token: self.claim.token.clone(),
             ids: std::mem::take(&mut self.delivered),
+            overtaken: Overtaken::default(),
         };
         match self.processor.deferred_clears() {
             Some(deferred)
-                if self.clearing == Clearing::MayBeDeferred
-                    && is_all
-                    && self.processor.half_left(self.claim) =>
+                if self.clearing != Clearing::AtOnce && is_all && self.processor.half_left(self.claim) =>
             {
                 let left = self.processor.claim_left(self.claim);
                 deferred.defer(delivered, Instant::now() + left).err()
@@ -296,8 +298,27 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
         drop(unsettled);
     }
 
+    /// Whether the caller can clear after it has answered: every claimed message was delivered, and a save's filter can name them.
+    fn can_leave_the_clear(&self) -> bool {
+        let delivered = self.keeper.delivered.len();
+        self.keeper.clearing == Clearing::ByCaller
+            && delivered == self.keeper.claim.entries.len()
+            && delivered <= MOST_ENTRIES
+            && self.end.stopped.is_none()
+    }
+
+    fn leave_the_clear(&mut self) {
+        let unsettled = std::mem::replace(&mut self.keeper.unsettled, Permits::none());
+        let clears = &self.processor.clears_under_way;
+        self.end.left_clear = self.keeper.left_to_clear().map(|delivered| clears.begin(delivered, unsettled));
+    }
+
     async fn finish(mut self) -> DeliveryEnd {
-        self.clear_delivered().await;
+        if self.can_leave_the_clear() {
+            self.leave_the_clear();
+        } else {
+            self.clear_delivered().await;
+        }
         self.release_given_back().await;
         self.end
     }

@@ -23,7 +23,7 @@ use crate::{
         batching::{Asked, Batcher, by_collection},
         error_codes::{self, Verdict},
         local_update::{self, LocalReply},
-        statement::{ClearOutcome, Delivered},
+        statement::{ClearOutcome, Delivered, Overtaken},
     },
     stored::filter::Filter,
 };
@@ -64,6 +64,7 @@ struct ClearRequest {
     statement: Pull,
     /// About how long the statement is.
     bytes: usize,
+    overtaken: Overtaken,
 }
 
 /// Its statement in the command.
@@ -129,7 +130,7 @@ impl Clears {
 
 impl ClearRequest {
     fn of(delivered: &Delivered) -> Self {
-        let Delivered { document, token, ids } = delivered;
+        let Delivered { document, token, ids, overtaken } = delivered;
         let cleared = doc! { "id": { "$in": ids }, "claimed_by": token };
         Self {
             namespace: document.namespace.clone(),
@@ -138,6 +139,7 @@ impl ClearRequest {
                 u: doc! { "$pull": { "outbox": cleared } },
             },
             bytes: STATEMENT_BYTES + document.key().as_bytes().len() + token.len() + ids.len() * ID_BYTES,
+            overtaken: overtaken.clone(),
         }
     }
 }
@@ -152,7 +154,7 @@ impl ClearSender {
 
     async fn send_one(&self, clear: ClearRequest) -> ClearOutcome {
         let deadline = Instant::now() + self.lease;
-        let first = self.try_together(&clear.namespace, &[&clear.statement], deadline).await.pop();
+        let first = self.try_together(&clear.namespace, &[&clear], deadline).await.pop();
         match first {
             Some(Tried::Settled(outcome)) => outcome,
             Some(Tried::Open(why)) => self.try_again(&clear, deadline, why).await,
@@ -164,8 +166,8 @@ impl ClearSender {
     async fn send_window(&self, window: Vec<AskedClear>) {
         let Some(first) = window.first() else { return };
         let deadline = Instant::now() + self.lease;
-        let statements: Vec<&Pull> = window.iter().map(|clear| &clear.request.statement).collect();
-        let tried = self.try_together(&first.request.namespace, &statements, deadline).await;
+        let clears: Vec<&ClearRequest> = window.iter().map(|clear| &clear.request).collect();
+        let tried = self.try_together(&first.request.namespace, &clears, deadline).await;
 
         let settled = window.into_iter().zip(tried).map(|(clear, tried)| async move {
             let outcome = match tried {
@@ -181,10 +183,11 @@ impl ClearSender {
     async fn try_together(
         &self,
         namespace: &Namespace,
-        statements: &[&Pull],
+        clears: &[&ClearRequest],
         deadline: Instant,
     ) -> Vec<Tried> {
-        let sent = timeout_at(deadline, local_update::send(&self.client, namespace, statements)).await;
+        let statements: Vec<&Pull> = clears.iter().map(|clear| &clear.statement).collect();
+        let sent = timeout_at(deadline, local_update::send(&self.client, namespace, &statements)).await;
         let reply = match sent {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => return statements.iter().map(|_| of_error(&error)).collect(),
@@ -194,12 +197,14 @@ impl ClearSender {
             }
         };
 
-        let lost = lost_claims(&reply);
+        // The reply counts the clears that found no entry. A save may have overtaken some of them.
+        let overtaken = clears.iter().filter(|clear| clear.overtaken.may_be()).count();
+        let lost = lost_claims(&reply).saturating_sub(overtaken as u64);
         if lost > 0 && statements.len() == 1 {
             return vec![Tried::Settled(ClearOutcome::ClaimLost)];
         }
         if lost > 0 {
-            // The reply counts them and doesn't name them.
+            // It doesn't name them.
             tracing::warn!(
                 collection = namespace.to_string(),
                 claims = lost,
@@ -298,7 +303,12 @@ mod tests {
         let request = |ids: usize| {
             let document = DocumentRef::by_id(Namespace::new("shop", "orders"), 1);
             let ids = vec![Uuid::new(); ids];
-            ClearRequest::of(&Delivered { document, token: "p/1".into(), ids })
+            ClearRequest::of(&Delivered {
+                document,
+                token: "p/1".into(),
+                ids,
+                overtaken: Overtaken::default(),
+            })
         };
         let full = codec::encode(&request(1_000).statement).unwrap().as_bytes().len();
         assert!(full <= request(1_000).bytes, "{full}");

@@ -26,5 +26,5 @@ mod write_request;
 pub(crate) use self::{
     door::{Mongo, MongoSettings},
     reads::StoredOutbox,
-    statement::{ClearOutcome, Delete, Delivered, Find, Insert, Update, Upsert, WriteOutcome},
+    statement::{ClearOutcome, Delete, Delivered, Find, Insert, Overtaken, Update, Upsert, WriteOutcome},
 };

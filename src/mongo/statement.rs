@@ -1,5 +1,10 @@
 //! Requests to MongoDB and their answers, as values that don't depend on how they are executed.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use mongodb::{
     Namespace,
     bson::{Document, RawDocumentBuf, Uuid},
@@ -85,6 +90,28 @@ pub(crate) struct Delivered {
     /// The claim's value.
     pub(crate) token: String,
     pub(crate) ids: Vec<Uuid>,
+    pub(crate) overtaken: Overtaken,
+}
+
+/// How many saves have taken out the entries that a clear is about to remove, or are trying to. Such a clear may find no entry
+/// although it has not lost its claim. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Overtaken(Arc<AtomicUsize>);
+
+impl Overtaken {
+    /// To be called before the save is sent.
+    pub(crate) fn begin(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The save was not written.
+    pub(crate) fn give_up(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn may_be(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
 }
 
 /// The outcome of a write, as exact as if it had been sent alone.

@@ -68,10 +68,7 @@ impl<T: Aggregate> Store<T> {
     }
 
     fn delivered_and_there(&self, document: &DocumentRef, drafts: &[Draft]) -> usize {
-        match self.inline.deferred_clears() {
-            Some(deferred) if !drafts.is_empty() => deferred.count(document),
-            _ => 0,
-        }
+        if drafts.is_empty() { 0 } else { self.inline.delivered_and_there(document) }
     }
 
     fn check(&self, document: &DocumentRef, size: Size, growth: &Growth) -> Result<(), Error> {

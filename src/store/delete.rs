@@ -24,9 +24,7 @@ impl<T: Aggregate> Store<T> {
 
     async fn delete_in_steps(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
         // Delivered messages that wait for their clear must not prevent it.
-        if let Some(deferred) = self.inline.deferred_clears() {
-            until_deadline(deferred.flush(&loaded.document)).await;
-        }
+        until_deadline(self.inline.flush_document(&loaded.document)).await;
 
         let filter = filter_of(loaded, &Condition::EmptyOutbox)?;
         match self.mongo.delete(Delete { namespace: self.namespace.clone(), filter }).await {

@@ -31,29 +31,36 @@ impl<T: Aggregate> Store<T> {
         // first.
         let last = self.form.load(Ordering::Relaxed);
         if let Some(form) = last.checked_sub(1).and_then(|place| others.get(place))
-            && let Some(loaded) = self.load_other(&own, &others, equal_to(form)).await?
+            && let Some(loaded) = self.load_other(&own, &others, equal_to(form), self.leaving(form)).await?
         {
             return Ok(Some(loaded));
         }
 
         let document = DocumentRef::by_id(self.namespace.clone(), own.clone());
+        let leaving = self.leaving(&own);
         if let Some(raw) = self.find(&document, None, ReadConcern::majority()).await? {
             self.form.store(0, Ordering::Relaxed);
-            return self.read(&raw).map(Some);
+            return self.read(&raw, leaving).map(Some);
         }
 
         if others.is_empty() {
             return Ok(None);
         }
         let any = Bson::from(doc! { "$in": others.clone() });
-        self.load_other(&own, &others, any).await
+        self.load_other(&own, &others, any, 0).await
     }
 
     /// Loads an aggregate whose field has an encoding of its own.
-    async fn load_other(&self, own: &Bson, others: &[Bson], id: Bson) -> Result<Option<Loaded<T>>, Error> {
+    async fn load_other(
+        &self,
+        own: &Bson,
+        others: &[Bson],
+        id: Bson,
+        leaving: usize,
+    ) -> Result<Option<Loaded<T>>, Error> {
         let found = self.find_by(doc! { ID: id }, None, ReadConcern::majority()).await?;
         let Some(raw) = found else { return Ok(None) };
-        let loaded = self.read(&raw)?;
+        let loaded = self.read(&raw, leaving)?;
 
         // A struct that accepts any `_id` distinguishes a text from the ObjectId of the same digits.
         if !is_of_one_type(own, &id_of(loaded.value.id())?) {
@@ -64,9 +71,21 @@ impl<T: Aggregate> Store<T> {
         Ok(Some(loaded))
     }
 
+    /// How many entries are about to leave the document of this `_id`. Asked before the document is read: their clear may arrive
+    /// between the read and the next save.
+    fn leaving(&self, id: &Bson) -> usize {
+        let clears = self.inline.clears_under_way();
+        if clears.is_empty() {
+            return 0;
+        }
+        clears.count(&DocumentRef::by_id(self.namespace.clone(), id.clone()))
+    }
+
     /// Reads a stored document, which from then on is identified by its stored key.
-    fn read(&self, raw: &RawDocumentBuf) -> Result<Loaded<T>, Error> {
+    fn read(&self, raw: &RawDocumentBuf, leaving: usize) -> Result<Loaded<T>, Error> {
         let document = named_by(self.namespace.clone(), &self.shard_key, raw)?;
-        Loaded::read(document, raw)
+        let mut loaded = Loaded::read(document, raw)?;
+        loaded.hope.has_dispatched(leaving);
+        Ok(loaded)
     }
 }

@@ -1,7 +1,9 @@
 //! The write of a save: one update, under the strictest condition first.
 //!
 //! ```text
-//! HoldsOnly(taken) ──missed──▶ EmptyOutbox ──missed──▶ Any ──missed──▶ conflict
+//! HoldsOnly(taken) ─────────┐
+//!                         missed──▶ EmptyOutbox ──missed──▶ Any ──missed──▶ conflict
+//! EmptyOrHoldsOnly(clear) ──┘
 //! ```
 //!
 //! A miss is followed by one read of the etag: if that has changed, it is a conflict at once.
@@ -21,7 +23,7 @@ use super::{
 };
 use crate::{
     aggregate::Aggregate,
-    dispatch::deferred_clears::Taken,
+    dispatch::{clears_under_way::OvertakenClear, deferred_clears::Taken},
     encoding::{
         bytes::{Builder, Element, element, kind},
         codec,
@@ -44,10 +46,22 @@ pub(super) enum Condition {
     /// It has only entries that were delivered under one claim: this save removes those, and its entries are
     /// born claimed.
     HoldsOnly(Taken),
+    /// It is empty, or holds exactly the entries of a clear that is under way, which may arrive before this save or after it. The
+    /// entries are born claimed.
+    EmptyOrHoldsOnly(OvertakenClear),
     /// It is empty: the entries are born claimed.
     EmptyOutbox,
     /// Anything: the entries are appended, unclaimed.
     Any,
+}
+
+impl Condition {
+    /// The save under this condition was not written, for certain.
+    fn was_not_written(&self) {
+        if let Self::EmptyOrHoldsOnly(clear) = self {
+            clear.missed();
+        }
+    }
 }
 
 /// The outcome of the write.
@@ -83,8 +97,11 @@ impl<T: Aggregate> Store<T> {
             match self.mongo.update(update).await {
                 WriteOutcome::Done => break,
                 WriteOutcome::Unknown(error) => return Ok(SaveWrite::Unknown(error)),
-                WriteOutcome::Failed(error) => return Ok(SaveWrite::Failed(error)),
-                WriteOutcome::Missed => {}
+                WriteOutcome::Failed(error) => {
+                    condition.was_not_written();
+                    return Ok(SaveWrite::Failed(error));
+                }
+                WriteOutcome::Missed => condition.was_not_written(),
             }
 
             match self.look_again(loaded).await? {
@@ -95,7 +112,12 @@ impl<T: Aggregate> Store<T> {
             }
             condition = match condition {
                 Condition::HoldsOnly(taken) => {
-                    self.clear_instead(loaded, taken).await;
+                    drop(taken);
+                    self.wait_for_clears(loaded).await;
+                    Condition::EmptyOutbox
+                }
+                Condition::EmptyOrHoldsOnly(_) => {
+                    self.wait_for_clears(loaded).await;
                     Condition::EmptyOutbox
                 }
                 Condition::EmptyOutbox => {
@@ -109,8 +131,10 @@ impl<T: Aggregate> Store<T> {
             };
         }
 
-        if let Condition::HoldsOnly(taken) = condition {
-            taken.done();
+        match condition {
+            Condition::HoldsOnly(taken) => taken.done(),
+            Condition::EmptyOrHoldsOnly(clear) => clear.done(),
+            Condition::EmptyOutbox | Condition::Any => {}
         }
         Ok(SaveWrite::Applied { etag })
     }
@@ -119,19 +143,21 @@ impl<T: Aggregate> Store<T> {
         if !prepared.is_claimed() {
             return Condition::Any;
         }
-        match self.inline.deferred_clears().and_then(|deferred| deferred.take(&loaded.document)) {
-            Some(taken) => Condition::HoldsOnly(taken),
+        if let Some(taken) =
+            self.inline.deferred_clears().and_then(|deferred| deferred.take(&loaded.document))
+        {
+            return Condition::HoldsOnly(taken);
+        }
+        match self.inline.clears_under_way().overtake(&loaded.document) {
+            Some(clear) => Condition::EmptyOrHoldsOnly(clear),
             None => Condition::EmptyOutbox,
         }
     }
 
-    /// Clears messages that a save could not remove. If they are not cleared by the deadline, the next try
-    /// fails.
-    async fn clear_instead(&self, loaded: &Loaded<T>, taken: Taken) {
-        drop(taken);
-        if let Some(deferred) = self.inline.deferred_clears() {
-            until_deadline(deferred.flush(&loaded.document)).await;
-        }
+    /// Waits until messages that a save could not remove have been cleared. If they are not cleared by the
+    /// deadline, the next try fails.
+    async fn wait_for_clears(&self, loaded: &Loaded<T>) {
+        until_deadline(self.inline.flush_document(&loaded.document)).await;
     }
 }
 
@@ -150,7 +176,7 @@ fn update_of<T>(
         update.push_document(b"$unset", &unset(&changes.unset));
     }
     match condition {
-        Condition::HoldsOnly(_) => set.extend(&prepared.encoded),
+        Condition::HoldsOnly(_) | Condition::EmptyOrHoldsOnly(_) => set.extend(&prepared.encoded),
         Condition::EmptyOutbox | Condition::Any => {
             if let Some(entries) = element(&prepared.encoded, OUTBOX) {
                 update.push_document(b"$push", &push(entries));
@@ -187,6 +213,11 @@ pub(super) fn filter_of<T>(loaded: &Loaded<T>, condition: &Condition) -> Result<
         Condition::HoldsOnly(taken) => {
             let holds_only = codec::encode(&holds_only(taken.delivered())).map_err(Error::of_encoding)?;
             filter.extend(&holds_only);
+        }
+        Condition::EmptyOrHoldsOnly(clear) => {
+            // An array without elements, not just a field without: a foreign value in its place is not overwritten.
+            let either = doc! { "$or": [{ OUTBOX: { "$size": 0 } }, holds_only(clear.delivered())] };
+            filter.extend(&codec::encode(&either).map_err(Error::of_encoding)?);
         }
         Condition::EmptyOutbox => filter.push_document(FIRST_ENTRY, &absent()),
         Condition::Any => {}

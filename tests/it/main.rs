@@ -8,6 +8,7 @@
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
 mod amqp;
+mod await_confirm;
 mod broker_outage;
 mod dead_blocks;
 mod deferred_clears;

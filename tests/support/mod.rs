@@ -199,8 +199,13 @@ impl Recorder {
     /// A recorder that holds its answers until they are released.
     pub fn held() -> Self {
         let recorder = Self::default();
-        recorder.state.gate.forget_permits(usize::MAX);
+        recorder.hold();
         recorder
+    }
+
+    /// From now on it answers nothing until let through.
+    pub fn hold(&self) {
+        self.state.gate.forget_permits(usize::MAX);
     }
 
     /// Lets that many messages through.

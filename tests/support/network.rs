@@ -14,6 +14,11 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
+/// Past this, a test that waits for a request has failed.
+const LONG: Duration = Duration::from_secs(60);
+
 /// A network between us and a broker that can be cut and can swallow everything.
 pub struct Network {
     broker: String,
@@ -34,6 +39,10 @@ struct Wire {
     /// Requests wait.
     is_holding: Mutex<bool>,
     let_through: Condvar,
+    /// Requests that hold one of these byte strings wait, and how many do.
+    holds: Mutex<Vec<(Vec<u8>, usize)>>,
+    hold_is_over: Condvar,
+    arrived: Notify,
     /// A request that holds these bytes is answered with the end of its connection.
     poison: Mutex<Option<Vec<u8>>>,
     streams: Mutex<Vec<TcpStream>>,
@@ -111,6 +120,30 @@ impl Network {
         self.wire.let_through.notify_all();
     }
 
+    /// From now on every request that holds these bytes waits.
+    pub fn hold_those_with(&self, bytes: &str) {
+        self.wire.holds.lock().unwrap().push((bytes.into(), 0));
+    }
+
+    /// Until a request with these bytes waits.
+    pub async fn holds_one_with(&self, bytes: &str) {
+        loop {
+            let arrived = self.wire.arrived.notified();
+            let holds = self.wire.holds.lock().unwrap().clone();
+            if holds.iter().any(|(held, count)| held == bytes.as_bytes() && *count > 0) {
+                return;
+            }
+            let waited = tokio::time::timeout(LONG, arrived).await;
+            waited.unwrap_or_else(|_| panic!("waited in vain for a request with {bytes}"));
+        }
+    }
+
+    /// Requests with these bytes wait no longer.
+    pub fn let_those_pass_with(&self, bytes: &str) {
+        self.wire.holds.lock().unwrap().retain(|(held, _)| held != bytes.as_bytes());
+        self.wire.hold_is_over.notify_all();
+    }
+
     /// From now on a request that holds these bytes never arrives: its connection is closed with 501, as RabbitMQ does for a
     /// frame that it can't read.
     pub fn poison(&self, bytes: &[u8]) {
@@ -126,6 +159,8 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         self.wire.release();
+        self.wire.holds.lock().unwrap().clear();
+        self.wire.hold_is_over.notify_all();
         self.hold_requests(false);
     }
 }
@@ -143,6 +178,9 @@ impl Wire {
             if !answers {
                 let is_holding = self.is_holding.lock().unwrap();
                 drop(self.let_through.wait_while(is_holding, |holding| *holding).unwrap());
+            }
+            if !answers {
+                self.hold_matching(&bytes[..count]);
             }
             let mut count = count;
             let mut cut = false;
@@ -170,6 +208,18 @@ impl Wire {
     fn is_poisoned(&self, bytes: &[u8]) -> bool {
         let poison = self.poison.lock().unwrap();
         poison.as_ref().is_some_and(|poison| bytes.windows(poison.len()).any(|window| window == poison))
+    }
+
+    /// Waits while a request is one of those that are held.
+    fn hold_matching(&self, bytes: &[u8]) {
+        let is_in = |held: &[u8]| bytes.windows(held.len()).any(|window| window == held);
+        let mut holds = self.holds.lock().unwrap();
+        for (_, count) in holds.iter_mut().filter(|(held, _)| is_in(held)) {
+            *count += 1;
+        }
+        self.arrived.notify_waiters();
+        let waited = self.hold_is_over.wait_while(holds, |holds| holds.iter().any(|(held, _)| is_in(held)));
+        drop(waited.unwrap());
     }
 
     /// Writes the bytes before a hold, and returns their number once there is no hold.
