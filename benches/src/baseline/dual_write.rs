@@ -49,15 +49,23 @@ impl Confirmed {
     }
 
     pub(crate) async fn publish_body(&self, id: &str, body: &[u8]) -> Result<()> {
+        self.send(id, body, BasicPublishOptions::default()).await
+    }
+
+    /// And fails for a message that no queue takes.
+    pub(crate) async fn publish_mandatory(&self, id: &str, body: &[u8]) -> Result<()> {
+        self.send(id, body, BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() }).await
+    }
+
+    async fn send(&self, id: &str, body: &[u8], options: BasicPublishOptions) -> Result<()> {
         let channel = &self.channels[self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len()];
         let properties = BasicProperties::default()
             .with_delivery_mode(2)
             .with_content_type("application/json".into())
             .with_message_id(id.into());
         let (exchange, key) = (self.exchange.as_str().into(), "order.changed".into());
-        let options = BasicPublishOptions::default();
         match channel.basic_publish(exchange, key, options, body, properties).await?.await? {
-            Confirmation::Ack(_) => Ok(()),
+            Confirmation::Ack(None) => Ok(()),
             other => Err(format!("not confirmed: {other:?}").into()),
         }
     }

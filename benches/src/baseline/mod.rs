@@ -3,6 +3,7 @@
 
 mod batched_loop;
 mod by_hand;
+mod careful_loop;
 mod change_stream;
 mod classic;
 mod concern;
@@ -10,6 +11,7 @@ mod dual_write;
 
 pub(crate) use batched_loop::BatchedLoop;
 pub(crate) use by_hand::ByHand;
+pub(crate) use careful_loop::CarefulLoop;
 pub(crate) use change_stream::count_changes;
 pub(crate) use classic::Classic;
 pub(crate) use concern::majority;

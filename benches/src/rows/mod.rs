@@ -3,6 +3,7 @@
 mod burn_down;
 mod idle;
 mod latency;
+mod paused;
 mod rescuer;
 mod save;
 mod savers;
@@ -26,6 +27,9 @@ pub(crate) async fn measure(bed: &Bed, only: &[String], report: &mut Report) -> 
     }
     if wanted("throughput") {
         throughput::measure(bed, report).await?;
+    }
+    if wanted("paused") {
+        paused::measure(bed, report).await?;
     }
     if wanted("latency") {
         latency::measure(bed, report).await?;

@@ -1,0 +1,172 @@
+//! A loop by hand that delivers the messages in outboxes, as safe as it gets: several workers, each message under a claim of
+//! one of them that runs out, in this process or another. A failure repeats messages and loses none.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use mongodb::{
+    Collection, Cursor, Database,
+    bson::{Bson, DateTime, Document, doc},
+};
+use tokio::sync::Mutex;
+
+use super::dual_write::Confirmed;
+use crate::result::Result;
+
+/// Together they hold as many messages as a dispatcher publishes before it clears them.
+const WORKERS: usize = 4;
+const BATCH: usize = 64;
+const LEASE: Duration = Duration::from_secs(60);
+
+#[derive(Clone)]
+pub(crate) struct CarefulLoop {
+    pub(crate) database: Database,
+    pub(crate) collection: Collection<Document>,
+    pub(crate) publisher: Confirmed,
+}
+
+/// Server time, asked for once.
+#[derive(Clone, Copy)]
+struct Clock {
+    then: DateTime,
+    asked: Instant,
+}
+
+/// The due documents, shared by the workers.
+type Due = Arc<Mutex<Cursor<Document>>>;
+
+impl CarefulLoop {
+    /// Until nothing is left that is due.
+    pub(crate) async fn run(&self) -> Result<()> {
+        let hello = self.database.run_command(doc! { "hello": 1 }).await?;
+        let clock = Clock { then: *hello.get_datetime("localTime")?, asked: Instant::now() };
+
+        let due = doc! { "outbox": { "$elemMatch": {
+            "id": { "$exists": true }, "available_at": { "$lte": clock.now(Duration::ZERO) },
+        } } };
+        let found = self.collection.find(due).projection(doc! { "outbox": 1 }).batch_size(1_000).await?;
+        let found = Arc::new(Mutex::new(found));
+
+        let workers = (0..WORKERS).map(|_| {
+            let (worker, found) = (self.clone(), found.clone());
+            tokio::spawn(async move { worker.work(found, clock).await })
+        });
+        for ended in join_all(workers).await {
+            ended??;
+        }
+        Ok(())
+    }
+
+    async fn work(&self, found: Due, clock: Clock) -> Result<()> {
+        loop {
+            let mut documents = Vec::with_capacity(BATCH);
+            let mut cursor = found.lock().await;
+            while documents.len() < BATCH && cursor.advance().await? {
+                documents.push(cursor.deserialize_current()?);
+            }
+            drop(cursor);
+
+            if documents.is_empty() {
+                return Ok(());
+            }
+            self.deliver(documents, clock).await?;
+        }
+    }
+
+    async fn deliver(&self, mut documents: Vec<Document>, clock: Clock) -> Result<()> {
+        let me = uuid::Uuid::new_v4().to_string();
+        let (now, until) = (clock.now(Duration::ZERO), clock.now(LEASE));
+        let claim = |document: &Document| {
+            doc! {
+                "q": {
+                    "_id": document.get("_id"),
+                    "outbox.0.id": first(document).and_then(|entry| entry.get("id")),
+                    "outbox.0.available_at": { "$lte": now },
+                },
+                "u": { "$set": { "outbox.0.claimed_by": &me, "outbox.0.available_at": until } },
+            }
+        };
+        let claimed = self.write(documents.iter().map(claim).collect(), "majority".into()).await?;
+        if claimed < documents.len() {
+            self.keep_claimed(&mut documents, &me).await?;
+        }
+
+        let mut confirmed = Vec::with_capacity(documents.len());
+        let mut failed = Vec::new();
+        let published = join_all(documents.iter().map(|document| self.publish(document))).await;
+        for (document, published) in documents.iter().zip(published) {
+            let settled = if published.is_ok() { &mut confirmed } else { &mut failed };
+            settled.push(document);
+        }
+
+        let clear = |document: &&Document| {
+            let id = first(document).and_then(|entry| entry.get("id"));
+            let cleared = doc! { "id": id, "claimed_by": &me };
+            doc! { "q": { "_id": document.get("_id") }, "u": { "$pull": { "outbox": cleared } } }
+        };
+        self.write(confirmed.iter().map(clear).collect(), 1.into()).await?;
+        if failed.is_empty() {
+            return Ok(());
+        }
+
+        let release = |document: &&Document| {
+            doc! {
+                "q": { "_id": document.get("_id"), "outbox.0.claimed_by": &me },
+                "u": { "$set": { "outbox.0.available_at": until }, "$unset": { "outbox.0.claimed_by": 1 } },
+            }
+        };
+        self.write(failed.iter().map(release).collect(), 1.into()).await?;
+        Ok(())
+    }
+
+    /// Others were faster with some of them.
+    async fn keep_claimed(&self, documents: &mut Vec<Document>, me: &str) -> Result<()> {
+        let ids: Vec<_> = documents.iter().filter_map(|document| document.get("_id").cloned()).collect();
+        let mine = doc! { "_id": { "$in": ids }, "outbox.0.claimed_by": me };
+        let mut found = self.collection.find(mine).projection(doc! { "outbox": 1 }).await?;
+        documents.clear();
+        while found.advance().await? {
+            documents.push(found.deserialize_current()?);
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, document: &Document) -> Result<()> {
+        let Some(entry) = first(document) else { return Ok(()) };
+        let id = entry.get("id").map(ToString::to_string).unwrap_or_default();
+        let body = entry.get("payload").cloned().map(Bson::into_relaxed_extjson).unwrap_or_default();
+        self.publisher.publish_mandatory(&id, &serde_json::to_vec(&body)?).await
+    }
+
+    /// How many of these have found their document.
+    async fn write(&self, updates: Vec<Document>, concern: Bson) -> Result<usize> {
+        if updates.is_empty() {
+            return Ok(0);
+        }
+        let command = doc! {
+            "update": self.collection.name(),
+            "updates": updates,
+            "ordered": false,
+            "writeConcern": { "w": concern },
+        };
+        let reply = self.database.run_command(command).await?;
+        match reply.get("writeErrors").or(reply.get("writeConcernError")) {
+            Some(error) => Err(format!("a write was refused: {error}").into()),
+            None => Ok(usize::try_from(reply.get_i32("nModified")?)?),
+        }
+    }
+}
+
+impl Clock {
+    fn now(&self, ahead: Duration) -> DateTime {
+        let since = i64::try_from((self.asked.elapsed() + ahead).as_millis()).unwrap_or(i64::MAX);
+        DateTime::from_millis(self.then.timestamp_millis().saturating_add(since))
+    }
+}
+
+fn first(document: &Document) -> Option<&Document> {
+    document.get_array("outbox").ok()?.first()?.as_document()
+}
