@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(unready(&report), "");
         let long_ago = now.checked_sub(SILENCE + Duration::from_secs(1)).unwrap();
         report.standing().moved = long_ago;
-        assert!(unready(&report).contains("has shown nothing for 31 s"));
+        assert!(unready(&report).contains("has not answered for 31 s"));
         report.moved();
         assert_eq!(unready(&report), "");
         report.renewed(long_ago);

@@ -198,7 +198,7 @@ fn all_problems_are_reported_at_once() {
         "outbox.toml:state_database: \"a.b\" has a '.' in its name",
         "--delay: \"15\" has no unit; write it as in 250ms, 15s or 1h",
         "OUTBOX_MAX_ATTEMPTS: \"0\" is too small; the minimum is 1",
-        "outbox.toml:inline: \"perhaps\" is neither; write true or false",
+        "outbox.toml:inline: \"perhaps\" is neither true nor false; write one of them",
     ] {
         assert_eq!(
             problems.iter().filter(|line| line.starts_with(start)).count(),
