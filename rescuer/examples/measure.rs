@@ -115,7 +115,7 @@ async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
     }));
     let settings = Settings::new(vec![format!("{}.*", database.name()).parse()?]).with(|settings| {
         settings.delay = Duration::from_secs(1);
-        settings.state_database = state.name().to_owned();
+        state.name().clone_into(&mut settings.state_database);
     });
     let rescuer = Rescuer::new(Client::with_options(options)?, Arc::new(Confirming), settings)?;
     let (mut events, stop) = (rescuer.subscribe(), CancellationToken::new());

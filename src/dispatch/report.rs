@@ -56,7 +56,6 @@ impl Reporter {
         self.emit(Event::ClaimLost { document: document.clone() });
     }
 
-    #[allow(clippy::unused_self, reason = "every report is asked of the reporter")]
     /// Reports a clear that failed or lost its claim.
     pub(crate) fn cleared(&self, document: &DocumentRef, outcome: &ClearOutcome) {
         match outcome {
@@ -66,6 +65,7 @@ impl Reporter {
         }
     }
 
+    #[allow(clippy::unused_self, reason = "every report is asked of the reporter")]
     pub(crate) fn not_cleared(&self, document: &DocumentRef, error: &str) {
         tracing::warn!(%document, error, "delivered messages were not cleared; they will be delivered again");
     }

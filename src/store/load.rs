@@ -84,8 +84,8 @@ impl<T: Aggregate> Store<T> {
     /// Reads a stored document, which from then on is identified by its stored key.
     fn read(&self, raw: &RawDocumentBuf, leaving: usize) -> Result<Loaded<T>, Error> {
         let document = named_by(self.namespace.clone(), &self.shard_key, raw)?;
-        let mut loaded = Loaded::read(document, raw)?;
-        loaded.hope.has_dispatched(leaving);
+        let mut loaded = Loaded::<T>::read(document, raw)?;
+        loaded.assumption.has_dispatched(leaving);
         Ok(loaded)
     }
 }

@@ -30,7 +30,7 @@ const CLAIM: &str = "arrayFilters";
 const QUESTION: &str = "find";
 
 fn at_confirm(client: &Client) -> InlineBuilder {
-    InlineDispatcher::builder(client).mode(Mode::AwaitConfirm).lease(2 * LONG)
+    InlineDispatcher::builder(client).mode(Mode::AwaitConfirm).inline_lease(2 * LONG)
 }
 
 /// An application whose requests the test can hold.

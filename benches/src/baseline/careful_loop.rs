@@ -19,7 +19,7 @@ use crate::result::Result;
 /// Together they hold as many messages as a dispatcher publishes before it clears them.
 const WORKERS: usize = 4;
 const BATCH: usize = 64;
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 
 #[derive(Clone)]
 pub(crate) struct CarefulLoop {

@@ -179,8 +179,8 @@ async fn command(bed: &Bed, namespace: &Namespace, count: usize) -> Result<()> {
 
 /// From the start of a dispatcher until every message is delivered and every outbox empty.
 async fn dispatch(bed: &Bed, count: usize, collection: &Collection<Document>) -> Result<Duration> {
-    let settings =
-        ProcessorSettings::default().with(|settings| settings.state_database = bed.state().name().to_owned());
+    let settings = ProcessorSettings::default()
+        .with(|settings| bed.state().name().clone_into(&mut settings.state_database));
     let processor = Processor::new(bed.client.clone(), Arc::new(bed.rabbitmq.clone()), settings);
 
     let mut settings = DispatcherSettings::new([format!("{}.*", bed.name()).parse()?]);

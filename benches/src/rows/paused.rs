@@ -38,7 +38,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         }
         if block > 0 {
             for (rates, took) in rates.iter_mut().zip(took) {
-                rates.push(rounds as f64 / took.as_secs_f64());
+                rates.push(f64::from(rounds) / took.as_secs_f64());
             }
         }
     }

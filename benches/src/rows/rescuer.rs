@@ -122,7 +122,7 @@ impl Backlog {
         let collection = small_documents(&database, documents).await?;
         let settings = Settings::new(vec![pattern]).with(|settings| {
             settings.delay = Duration::from_secs(1);
-            settings.state_database = bed.state().name().to_owned();
+            bed.state().name().clone_into(&mut settings.state_database);
         });
 
         run(&settings, bed, 0).await?;

@@ -145,7 +145,7 @@ impl World {
             settings.ownership_lease = Duration::from_secs(1);
             settings.sweep_interval = Duration::from_mins(10);
             settings.sweep_queries_per_second = 1000;
-            settings.state_database = self.state.name().to_owned();
+            self.state.name().clone_into(&mut settings.state_database);
             settings.busy_save_interval = Duration::from_millis(20);
             settings.idle_save_interval = Duration::from_millis(100);
             settings.refused_for = Duration::from_millis(500);
