@@ -22,10 +22,10 @@
 //!   never acknowledged: the broker hands it to another worker.
 //!
 //! # Why some commands are acknowledged although messages are left
-//! The document is the truth, the command a hint. The rescuer's sweep finds every document with something due, so
-//! a command that can't be finished soon is let go. Put back on the queue it would return at once, as often as the
-//! broker allows, and then be dropped; held too long it would end the consumer
-//! (RabbitMQ's `consumer_timeout`, 30 minutes).
+//! The document is the truth, the command a hint. The rescuer's sweep finds every document with something
+//! due, so a command that can't be finished soon is let go. Requeued, it would return at once, as often as
+//! the broker allows, and then be dropped; held too long it would end the consumer (RabbitMQ's
+//! `consumer_timeout`, 30 minutes).
 //!
 //! # Assumptions
 //! A rescuer runs. Without it, a command that is left to the sweep is followed by no other.

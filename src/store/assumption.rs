@@ -15,7 +15,7 @@ pub(super) struct Assumption {
 }
 
 impl Assumption {
-    /// Whether this many entries may all have left meanwhile.
+    /// Whether all of this many entries may have been delivered meanwhile.
     pub(super) fn covers(&mut self, held: usize) -> bool {
         if held > self.dispatched {
             return false;

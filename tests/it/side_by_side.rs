@@ -88,7 +88,7 @@ async fn ids_of_every_type_find_exactly_their_document() {
     test.drop().await;
 }
 
-/// MongoDB takes 1 and 1.0 for the same `_id`, and so must a command that names it by another type.
+/// MongoDB treats 1 and 1.0 as the same `_id`, and so must a command that names it by another type.
 #[tokio::test]
 async fn an_id_of_another_number_type_finds_its_document() {
     let test = TestDatabase::create().await;

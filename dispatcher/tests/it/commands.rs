@@ -95,7 +95,7 @@ async fn bad_commands_are_refused_and_good_ones_processed() {
     scene.command("o-1").await;
     assert_eq!(worker.finished().await, Processed::Done);
     worker.running.stop().await;
-    assert!(scene.queue_is_empty().await, "what was refused was not put back");
+    assert!(scene.queue_is_empty().await, "the refused command was not requeued");
     scene.strike().await;
 }
 

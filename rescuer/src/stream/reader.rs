@@ -345,7 +345,7 @@ impl Reader {
         token.filter(|token| Some(token) != self.mark.token.as_ref())
     }
 
-    /// The position is after this token from now on.
+    /// From now on the position is after this token.
     fn set_mark(&mut self, token: ResumeToken) {
         // An unreadable token keeps the earlier time, which is still a low-water mark.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);

@@ -166,7 +166,7 @@ impl CollectionReader {
     /// Reads one page.
     ///
     /// # Errors
-    /// The collection's place is of no use then; it is read from the oldest again.
+    /// The collection's place is useless then; it is read from the oldest again.
     pub(crate) async fn turn(
         &mut self,
         sweep: &mut CollectionSweep,

@@ -246,7 +246,7 @@ async fn a_full_round_with_failed_commands_is_repeated() {
 }
 
 #[tokio::test]
-async fn views_and_time_series_are_passed_over() {
+async fn views_and_time_series_are_skipped() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
