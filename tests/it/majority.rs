@@ -5,14 +5,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::support::{Order, Recorder, TestDatabase, uri};
+use crate::support::{LONG, Order, Recorder, TestDatabase, uri};
 use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Store,
     dispatch::{Processed, Processor, ProcessorSettings},
     store::{Inserted, Saved},
 };
 use mongodb::{
-    Client,
+    Client, Database,
     bson::{Bson, DateTime, Document, doc},
     options::{ClientOptions, ReadConcern, ServerAddress},
 };
@@ -26,7 +26,15 @@ struct StalledReplication;
 impl StalledReplication {
     async fn begin() -> Self {
         let stalled = Self;
-        assert_eq!(set_stalled("alwaysOn").await, 2, "the set has two secondaries");
+        let secondaries = set_stalled("alwaysOn").await;
+        assert_eq!(secondaries.len(), 2, "the set has two secondaries");
+
+        // What a secondary was about to apply it still applies.
+        for (secondary, before) in secondaries {
+            let most = i64::try_from(LONG.as_millis()).unwrap();
+            let wait = doc! { "waitForFailPoint": STALL, "timesEntered": before + 1, "maxTimeMS": most };
+            secondary.run_command(wait).await.unwrap();
+        }
         stalled
     }
 }
@@ -36,22 +44,26 @@ impl Drop for StalledReplication {
     fn drop(&mut self) {
         let let_go = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(set_stalled("off"))
+            runtime.block_on(set_stalled("off"));
         });
         let_go.join().unwrap();
     }
 }
 
-/// Sets the fail point on every secondary, and counts them.
-async fn set_stalled(mode: &str) -> usize {
+const STALL: &str = "rsSyncApplyStop";
+
+/// Sets the fail point on every secondary; their admin databases, and how often each has met it before.
+async fn set_stalled(mode: &str) -> Vec<(Database, i64)> {
     let options = ClientOptions::parse(uri(RS3)).await.unwrap();
-    let mut secondaries = 0;
+    let mut secondaries = Vec::new();
     for host in options.hosts {
         let admin = direct(host).await.database("admin");
         let hello = admin.run_command(doc! { "hello": 1 }).await.unwrap();
         if hello.get_bool("secondary").unwrap_or(false) {
-            admin.run_command(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": mode }).await.unwrap();
-            secondaries += 1;
+            let set = admin.run_command(doc! { "configureFailPoint": STALL, "mode": mode }).await.unwrap();
+            let met = set.get("count").unwrap();
+            let met = met.as_i64().or(met.as_i32().map(i64::from)).unwrap();
+            secondaries.push((admin, met));
         }
     }
     secondaries
@@ -193,17 +205,6 @@ fn entries(stored: &Document) -> impl Iterator<Item = &Document> {
     entries.iter().filter_map(Bson::as_document)
 }
 
-/// These stop, block or slow down a server. Waits until the majority no longer follows: a secondary still
-/// applies the write that it was applying.
-async fn wait_for_the_stall(client: &Client) {
-    let beside = client.database("admin").collection::<Document>("beside");
-    let majority = mongodb::options::WriteConcern::builder()
-        .w(mongodb::options::Acknowledgment::Majority)
-        .w_timeout(Duration::from_millis(300))
-        .build();
-    while beside.insert_one(doc! {}).write_concern(majority.clone()).await.is_ok() {}
-}
-
 /// Waits until the server executes a read of the orders that cannot end before the majority follows.
 async fn wait_for_a_read(test: &TestDatabase) {
     let reads = doc! { "$match": {
@@ -226,6 +227,7 @@ async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
     test.client.database("admin").run_command(point).await.unwrap();
 }
 
+/// These stop, block or slow down a server.
 mod outage {
     use super::*;
 
@@ -300,7 +302,7 @@ mod outage {
         // Abandoned batches leave no trace.
         let client = test.client.clone();
         test.drop().await;
-        let ends = tokio::time::timeout(crate::support::LONG, client.shutdown().into_future()).await;
+        let ends = tokio::time::timeout(LONG, client.shutdown().into_future()).await;
         assert!(ends.is_ok(), "the client does not shut down");
     }
 
@@ -328,7 +330,6 @@ mod outage {
         refuse_room(&test, &name, "alwaysOn").await;
 
         let stalled = StalledReplication::begin().await;
-        wait_for_the_stall(&test.client).await;
         let leases = state.collection::<Document>("leases");
         let claim = async {
             // The lease is written, and its answer, which waits for the majority, is the worker's last for
@@ -345,7 +346,6 @@ mod outage {
             }
 
             let stalled = StalledReplication::begin().await;
-            wait_for_the_stall(&test.client).await;
             let until = DateTime::from_millis(DateTime::now().timestamp_millis() + 600_000);
             let claim = doc! { "outbox.0.claimed_by": "other/1", "outbox.0.available_at": until };
             let alone = mongodb::options::WriteConcern::nodes(1);

@@ -18,8 +18,9 @@ use crate::{
     support::{LONG, Recorder},
 };
 
-/// Notes when each message was confirmed. Here and not at a consumer: a broker or a consumer that pauses for
-/// a moment delivers together messages that were published one by one, and that is not caused by the limiter.
+/// Notes when each message that was confirmed was sent. Not when it was confirmed, and not at a consumer: a broker or
+/// a consumer that pauses for a moment answers or delivers together messages that were published one by one, and
+/// that is not caused by the limiter.
 struct Clocked {
     rabbitmq: RabbitMq,
     confirmed: watch::Sender<Vec<Instant>>,
@@ -28,9 +29,10 @@ struct Clocked {
 #[async_trait]
 impl Deliver for Clocked {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
+        let sent = Instant::now();
         let answers = self.rabbitmq.deliver(window).await;
         let confirmed = answers.iter().filter(|answer| answer.outcome == Outcome::Delivered).count();
-        self.confirmed.send_modify(|times| times.resize(times.len() + confirmed, Instant::now()));
+        self.confirmed.send_modify(|times| times.resize(times.len() + confirmed, sent));
         answers
     }
 

@@ -3,12 +3,17 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use mongodb::bson::{Bson, DateTime, Document, doc};
-use outbox_rescuer::RescueEvent;
+use outbox_rescuer::{RescueEvent, Settings};
 
 use crate::support::*;
 
 /// So long that another rescuer can take over the stream only after a release.
 const LONG: Duration = Duration::from_mins(10);
+
+/// With a lease that a test can wait for.
+fn short(world: &World) -> Settings {
+    world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(2))
+}
 
 #[tokio::test]
 async fn a_second_rescuer_waits_until_the_first_yields() {
@@ -39,7 +44,7 @@ async fn a_second_rescuer_waits_until_the_first_yields() {
 async fn an_owner_that_lost_its_lease_regains_it_later() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut running = world.started(&commands, world.settings()).await;
+    let mut running = world.started(&commands, short(&world)).await;
     let epoch = world.position().await.get_i64("epoch").unwrap();
     let until = |millis: i64| DateTime::from_millis(DateTime::now().timestamp_millis() + millis);
     let other = doc! { "$set": { "owner": "other/1", "until": until(600_000) }, "$inc": { "epoch": 1 } };
@@ -83,7 +88,7 @@ async fn a_position_of_a_higher_epoch_is_kept() {
 async fn epochs_grow_even_when_an_operator_deletes_state() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut running = world.started(&commands, world.settings()).await;
+    let mut running = world.started(&commands, short(&world)).await;
     let epoch = world.position().await.get_i64("epoch").unwrap();
     world.leases().drop().await.unwrap();
     running.stepped_back().await;
@@ -113,7 +118,7 @@ async fn a_lease_that_makes_no_sense_is_taken() {
         lease.extend(odd.clone());
         let id = doc! { "_id": { "stream": "default" } };
         world.leases().replace_one(id, lease).upsert(true).await.unwrap();
-        let mut running = world.start(&Recorder::new(), world.settings()).await;
+        let mut running = world.start(&Recorder::new(), short(&world)).await;
         assert!(running.owned().await >= 1, "{odd}");
         running.stop().await.unwrap();
     }
@@ -142,9 +147,9 @@ async fn an_owner_without_a_broker_yields_to_another() {
     let (world, cut_off, connected) = (World::new().await, Recorder::new(), Recorder::new());
     let orders = world.indexed_orders().await;
     cut_off.away.store(true, Ordering::SeqCst);
-    let mut first = world.start(&cut_off, world.settings()).await;
+    let mut first = world.start(&cut_off, short(&world)).await;
     let epoch = first.owned().await;
-    let mut second = world.start(&connected, world.settings()).await;
+    let mut second = world.start(&connected, short(&world)).await;
     assert!(first.stepped_back().await.contains("can't send commands"));
     assert_eq!(second.owned().await, epoch + 1);
 
@@ -160,7 +165,7 @@ async fn an_owner_without_a_broker_yields_to_another() {
 #[tokio::test]
 async fn an_owner_whose_broker_goes_away_yields_at_once() {
     let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
-    let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(2));
+    let settings = short(&world);
     let mut first = world.start(&first_commands, settings.clone()).await;
     let epoch = first.owned().await;
     let mut second = world.start(&second_commands, settings).await;
@@ -196,7 +201,7 @@ async fn a_free_lease_is_left_to_an_able_standby() {
     let (world, commands) = (World::new().await, Recorder::new());
     commands.away.store(true, Ordering::SeqCst);
     leave_lease(&world, doc! { "able": { "owner": "other/2", "until": in_millis(3_600_000) } }).await;
-    let mut running = world.start(&commands, world.settings()).await;
+    let mut running = world.start(&commands, short(&world)).await;
     let first = running.wait("a decision", |event| match event {
         RescueEvent::StandingBy { .. } => Some(true),
         RescueEvent::Owned { .. } => Some(false),
@@ -215,9 +220,9 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     let orders = world.indexed_orders().await;
     first_commands.away.store(true, Ordering::SeqCst);
     second_commands.away.store(true, Ordering::SeqCst);
-    let mut first = world.start(&first_commands, world.settings()).await;
+    let mut first = world.start(&first_commands, short(&world)).await;
     let epoch = first.owned().await;
-    let mut second = world.start(&second_commands, world.settings()).await;
+    let mut second = world.start(&second_commands, short(&world)).await;
     second.standing_by().await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
 
@@ -242,11 +247,14 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
 #[tokio::test]
 async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     const LEASE: i64 = 1000;
+    let lasting = |world: &World| {
+        world.settings().with(|settings| settings.ownership_lease = Duration::from_millis(LEASE as u64))
+    };
     let (world, first_commands, second_commands) = (World::new().await, Recorder::new(), Recorder::new());
     let orders = world.indexed_orders().await;
-    let mut first = world.start(&first_commands, world.settings()).await;
+    let mut first = world.start(&first_commands, lasting(&world)).await;
     first.owned().await;
-    let second = world.start(&second_commands, world.settings()).await;
+    let second = world.start(&second_commands, lasting(&world)).await;
     let mut terms: Vec<(i64, i64)> = Vec::new();
     let mut round = 0;
     while terms.len() < 6 {
@@ -290,7 +298,7 @@ async fn a_lease_dated_far_ahead_does_not_block_long() {
         let mut fields = doc! { "since": in_millis(1_799_000), "until": in_millis(1_800_000) };
         fields.extend(term);
         leave_lease(&world, fields).await;
-        let mut running = world.start(&commands, world.settings()).await;
+        let mut running = world.start(&commands, short(&world)).await;
         assert_eq!(running.standing_by().await, "other/1");
         assert_eq!(running.owned().await, 4);
         running.stop().await.unwrap();
@@ -302,10 +310,12 @@ async fn a_lease_dated_far_ahead_does_not_block_long() {
 async fn an_owner_with_a_fast_clock_keeps_its_lease() {
     let (world, commands) = (World::new().await, Recorder::new());
     leave_lease(&world, doc! { "until": in_millis(1_800_000) }).await;
-    let mut running = world.start(&commands, world.settings()).await;
+    // So long that each renewal comes in time on a busy machine, too.
+    let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(4));
+    let mut running = world.start(&commands, settings).await;
     running.standing_by().await;
-    // For three leases.
-    for step in 1..=30 {
+    // For two leases.
+    for step in 1..=80 {
         let renewed = doc! { "$set": { "until": in_millis(1_800_000 + step) } };
         let written = world.leases().update_one(doc! { "owner": "other/1" }, renewed).await.unwrap();
         assert_eq!(written.matched_count, 1, "it took the lease of a living owner");

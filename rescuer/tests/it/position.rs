@@ -60,7 +60,12 @@ async fn messages_saved_during_a_downtime_are_queued_afterwards() {
 async fn a_held_change_is_reread_after_a_kill() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    let settings = world.settings().with(|settings| settings.delay = Duration::from_secs(2));
+    // Long enough for the kill to come before its end.
+    let delay = Duration::from_secs(5);
+    let settings = world.settings().with(|settings| {
+        settings.delay = delay;
+        settings.ownership_lease = Duration::from_secs(2);
+    });
     let mut running = world.started(&commands, settings.clone()).await;
     let saved = std::time::Instant::now();
     // Scheduled far ahead, so that no sweep can find it; the second entry is for the stream.
@@ -73,7 +78,7 @@ async fn a_held_change_is_reread_after_a_kill() {
     assert_eq!(opened(&mut running).await, StartedFrom::Position);
     running.page().await;
     assert_eq!(commands.ids()[..], [Bson::from(1)]);
-    assert!(commands.taken()[0].1.duration_since(saved) >= Duration::from_secs(2));
+    assert!(commands.taken()[0].1.duration_since(saved) >= delay);
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -85,6 +90,7 @@ async fn a_rescuer_killed_midway_queues_everything_after_restart() {
     let settings = world.settings().with(|settings| {
         settings.page_size = 50;
         settings.busy_save_interval = Duration::ZERO;
+        settings.ownership_lease = Duration::from_secs(2);
     });
     let mut running = world.started(&commands, settings.clone()).await;
     let documents: Vec<_> = (0..300).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] }).collect();

@@ -299,6 +299,8 @@ async fn a_held_change_survives_its_expired_cursor() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = world.settings().with(|settings| {
+        // Longer than a busy machine takes to read the change.
+        settings.delay = DELAY * 4;
         settings.page_size = 1;
         settings.cursor_idle_limit = std::time::Duration::from_millis(100);
     });

@@ -141,8 +141,8 @@ impl World {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
         Settings::new(vec![pattern]).with(|settings| {
             settings.delay = DELAY;
-            // So that what follows a kill needn't wait for long.
-            settings.ownership_lease = Duration::from_secs(1);
+            // Longer than a busy machine delays a renewal: a term that ends forgets which documents it queued.
+            settings.ownership_lease = Duration::from_secs(10);
             settings.sweep_interval = Duration::from_mins(10);
             settings.sweep_queries_per_second = 1000;
             self.state.name().clone_into(&mut settings.state_database);
@@ -204,6 +204,17 @@ impl World {
         let most = i64::try_from(PATIENCE.as_millis()).unwrap();
         let wait = doc! { "waitForFailPoint": "failCommand", "timesEntered": before + 1, "maxTimeMS": most };
         self.client.database("admin").run_command(wait).await.unwrap();
+    }
+
+    /// Has the server end the finds on this test's orders.
+    pub(crate) async fn end_queries(&self) {
+        let admin = self.client.database("admin");
+        let ours = doc! { "$match": { "command.find": "orders", "command.$db": self.db.name() } };
+        let mut found = admin.aggregate([doc! { "$currentOp": { "allUsers": true } }, ours]).await.unwrap();
+        while found.advance().await.unwrap() {
+            let op = found.deserialize_current().unwrap().get("opid").unwrap().clone();
+            admin.run_command(doc! { "killOp": 1, "op": op }).await.unwrap();
+        }
     }
 
     pub(crate) async fn end(self) {

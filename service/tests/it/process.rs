@@ -263,7 +263,8 @@ fn signals_within_a_second_count_as_one() {
     daemon.signal("INT");
     daemon.line_with("stopping");
     daemon.signal("TERM");
-    if first.elapsed() < Duration::from_secs(1) {
+    // Otherwise it may have arrived too late on this machine.
+    if first.elapsed() < Duration::from_millis(500) {
         daemon.line_with("counts as the same request as the signal before");
         assert!(daemon.child.try_wait().unwrap().is_none());
     }
