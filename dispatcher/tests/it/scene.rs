@@ -218,7 +218,7 @@ impl Scene {
     pub(crate) fn start_by(&self, client: Client, state_database: &str, deliver: impl Deliver) -> Worker {
         let settings = ProcessorSettings::default().with(|settings| {
             settings.retry = quick_retry();
-            settings.state_database = state_database.to_owned();
+            settings.state_database = state_database.into();
         });
         let processor = Processor::new(client.clone(), Arc::new(deliver), settings);
         Worker::start(processor, AmqpSettings::new(&self.broker).unwrap(), self.settings())
