@@ -4,8 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use document_outbox::{
     amqp::{AmqpSettings, Consumer},
-    dispatch::Processor,
+    deliver::Deliver,
+    dispatch::{Processor, ProcessorSettings},
 };
+use mongodb::Client;
 use outbox_service::InvalidSettings;
 use tokio::{
     sync::broadcast,
@@ -59,6 +61,33 @@ impl fmt::Debug for Running {
 pub struct Ended(String);
 
 impl Dispatcher {
+    /// A worker beside an application, that delivers as its inline dispatcher does.
+    ///
+    /// ```no_run
+    /// # use document_outbox::{amqp::AmqpSettings, deliver::Handlers};
+    /// # use outbox_dispatcher::{Dispatcher, DispatcherSettings};
+    /// # async fn run(client: mongodb::Client, handlers: Handlers) -> Result<(), Box<dyn std::error::Error>> {
+    /// let amqp = AmqpSettings::new("amqp://localhost")?;
+    /// let settings = DispatcherSettings::watching("shop.*")?;
+    /// let dispatcher = Dispatcher::embedded(&client, handlers, amqp, settings)?.start();
+    /// // …
+    /// dispatcher.stop().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`InvalidSettings`]: every problem, in a sentence each.
+    pub fn embedded(
+        client: &Client,
+        deliver: impl Deliver,
+        amqp: AmqpSettings,
+        settings: DispatcherSettings,
+    ) -> Result<Self, InvalidSettings> {
+        let processor = Processor::new(client.clone(), Arc::new(deliver), ProcessorSettings::default());
+        Self::new(processor, amqp, settings)
+    }
+
     /// A worker that delivers through this processor and consumes commands from this broker.
     ///
     /// # Errors
@@ -219,10 +248,7 @@ async fn watch_mongodb(worker: Arc<Worker>) {
 
 #[cfg(test)]
 mod tests {
-    use document_outbox::{
-        deliver::{Answer, Deliver, Envelope},
-        dispatch::ProcessorSettings,
-    };
+    use document_outbox::deliver::{Answer, Envelope};
 
     use super::*;
 

@@ -62,7 +62,7 @@ pub use admission::Refusal;
 pub use consumer::ConsumerSnapshot;
 pub use dispatcher::{Dispatcher, Ended, Running};
 pub use event::{DispatcherEvent, Left};
-pub use outbox_service::{InvalidSettings, NamespacePattern, SettingsProblem};
+pub use outbox_service::{InvalidPattern, InvalidSettings, NamespacePattern, SettingsProblem};
 pub use rate::{InvalidRate, Rate};
 pub use settings::DispatcherSettings;
 pub use status::{Snapshot, Status};

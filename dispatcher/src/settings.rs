@@ -8,7 +8,7 @@ use document_outbox::{
     command::{COMMANDS_DELIVERY_LIMIT, COMMANDS_EXCHANGE, COMMANDS_QUEUE, COMMANDS_ROUTING_KEY},
 };
 use mongodb::Namespace;
-use outbox_service::{InvalidSettings, NamespacePattern};
+use outbox_service::{InvalidPattern, InvalidSettings, NamespacePattern};
 
 use crate::rate::Rate;
 
@@ -56,6 +56,14 @@ pub struct DispatcherSettings {
 impl DispatcherSettings {
     /// The longest [`keep_within`](Self::keep_within): half of RabbitMQ's default `consumer_timeout`.
     pub const KEEP_AT_MOST: Duration = Duration::from_mins(15);
+
+    /// The defaults for collections such as `shop.orders,stock.*`.
+    ///
+    /// # Errors
+    /// The first pattern that is none.
+    pub fn watching(patterns: &str) -> Result<Self, InvalidPattern> {
+        Ok(Self::new(NamespacePattern::list(patterns)?))
+    }
 
     /// The defaults for these collections.
     pub fn new(watch: impl IntoIterator<Item = NamespacePattern>) -> Self {

@@ -1,7 +1,11 @@
 //! The interface between a rescuer and the broker.
 
 use async_trait::async_trait;
-use document_outbox::{CommandSender, SendFailure, amqp::Publisher, command::ProcessDocumentMessages};
+use document_outbox::{
+    CommandSender, SendFailure,
+    amqp::{AmqpSettings, Publisher, TopologyMode},
+    command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE, ProcessDocumentMessages},
+};
 
 /// Sends commands and learns whether each was confirmed.
 #[async_trait]
@@ -34,6 +38,16 @@ pub struct BrokerCommands {
 }
 
 impl BrokerCommands {
+    /// Connects in the background, and makes the exchange and the queue for commands under their default names.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    #[must_use]
+    pub fn start(amqp: AmqpSettings) -> Self {
+        let topology = CommandSender::topology(COMMANDS_EXCHANGE, COMMANDS_QUEUE, TopologyMode::Declare);
+        Self::new(Publisher::start(amqp, topology), COMMANDS_EXCHANGE)
+    }
+
     /// Sends to `exchange` through `publisher`, which was started with [`CommandSender::topology`] or on a broker that has
     /// it.
     pub fn new(publisher: Publisher, exchange: impl Into<String>) -> Self {

@@ -33,19 +33,15 @@
 //!
 //! # Example
 //! ```no_run
-//! use std::sync::Arc;
-//!
-//! use document_outbox::{CommandSender, amqp::{AmqpSettings, Publisher, TopologyMode}};
-//! use outbox_rescuer::{BrokerCommands, CancellationToken, Rescuer, Settings};
+//! use document_outbox::amqp::AmqpSettings;
+//! use outbox_rescuer::{Rescuer, Settings};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = mongodb::Client::with_uri_str("mongodb://localhost/?replicaSet=rs0").await?;
-//! let topology = CommandSender::topology("outbox.commands", "outbox.process-document-messages", TopologyMode::Declare);
-//! let publisher = Publisher::start(AmqpSettings::new("amqp://localhost")?, topology);
-//! let commands = Arc::new(BrokerCommands::new(publisher, "outbox.commands"));
-//! let settings = Settings::new(vec!["shop.*".parse()?]);
-//! let stop = CancellationToken::new();
-//! Rescuer::new(client, commands, settings)?.run(stop).await?;
+//! let amqp = AmqpSettings::new("amqp://localhost")?;
+//! let rescuer = Rescuer::embedded(&client, amqp, Settings::watching("shop.*")?)?.start();
+//! // …
+//! rescuer.stop().await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -77,7 +73,9 @@ pub use observe::event::{ReopenCause, RescueEvent, StartedFrom};
 pub use observe::snapshot::{LastError, LastSweep, Role, Snapshot, StreamStatus};
 pub use observe::status::Status;
 pub use observe::warning::{Expiry, Unwatchable, Warning};
-pub use outbox_service::{CancellationToken, InvalidSettings, NamespacePattern, SettingsProblem};
-pub use rescuer::Rescuer;
+pub use outbox_service::{
+    CancellationToken, InvalidPattern, InvalidSettings, NamespacePattern, SettingsProblem,
+};
+pub use rescuer::{Rescuer, Running};
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
 pub use stream::filter::pipelines;

@@ -9,14 +9,17 @@
 
 use std::{fmt, sync::Arc};
 
-use document_outbox::observe::Events;
+use document_outbox::{amqp::AmqpSettings, observe::Events};
 use futures::future::join_all;
 use mongodb::Client;
-use tokio::sync::broadcast;
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::broadcast,
+    task::{JoinError, JoinHandle},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    commands::Commands,
+    commands::{BrokerCommands, Commands},
     error::RescuerError,
     halt::Interrupted,
     leadership::{ability::Broker, lease, server},
@@ -73,6 +76,17 @@ impl Rescuer {
         Ok(Self { process, events, streams })
     }
 
+    /// Prepares a rescuer beside an application, which sends its commands to this broker under the default names.
+    ///
+    /// # Errors
+    /// [`RescuerError::Settings`] with everything that cannot work.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn embedded(client: &Client, amqp: AmqpSettings, settings: Settings) -> Result<Self, RescuerError> {
+        Self::new(client.clone(), Arc::new(BrokerCommands::start(amqp)), settings)
+    }
+
     /// The events from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<RescueEvent> {
@@ -120,6 +134,15 @@ impl Rescuer {
         join_all(serving).await.into_iter().collect()
     }
 
+    /// Starts it as a task of this process. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn start(self) -> Running {
+        let status = self.status();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(self.run(stop.clone()));
+        Running { status, stop: stop.drop_guard(), task }
+    }
+
     fn warn_of_a_long_grace(&self) {
         let Settings { shutdown_grace, ownership_lease: lease, .. } = *self.process.settings;
         let (Some(grace), Some((_, report))) = (shutdown_grace, self.streams.first()) else {
@@ -128,5 +151,47 @@ impl Rescuer {
         if grace > lease {
             report.warn(Warning::GraceLong { grace, lease });
         }
+    }
+}
+
+/// A rescuer at work in this process. It ends by [`stop`](Self::stop); if this is dropped, it ends by itself soon after.
+#[derive(Debug)]
+pub struct Running {
+    status: Status,
+    stop: DropGuard,
+    task: JoinHandle<Result<(), RescuerError>>,
+}
+
+impl Running {
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
+    /// Waits until it has ended, which it does before a stop only if no stream can continue. Cancel safe.
+    ///
+    /// # Errors
+    /// [`RescuerError`]: why it ended.
+    pub async fn ended(&mut self) -> Result<(), RescuerError> {
+        joined((&mut self.task).await)
+    }
+
+    /// Stops it, as [`Rescuer::run`] stops, and waits until it has ended.
+    ///
+    /// # Errors
+    /// [`RescuerError`], if it had ended before.
+    pub async fn stop(self) -> Result<(), RescuerError> {
+        drop(self.stop);
+        joined(self.task.await)
+    }
+}
+
+/// A panic goes on where the task is waited for; nobody aborts it.
+fn joined(ended: Result<Result<(), RescuerError>, JoinError>) -> Result<(), RescuerError> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(ended) => ended,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_aborted)) => Ok(()),
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use document_outbox::DeliveryOrder;
 use mongodb::{Namespace, bson::Timestamp};
-use outbox_service::{InvalidSettings, NamespacePattern};
+use outbox_service::{InvalidPattern, InvalidSettings, NamespacePattern};
 
 /// If it were shorter, the rescuer would race the inline dispatcher.
 pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
@@ -107,6 +107,14 @@ impl Settings {
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
+    }
+
+    /// The defaults, for collections such as `shop.orders,stock.*`.
+    ///
+    /// # Errors
+    /// The first pattern that is none.
+    pub fn watching(patterns: &str) -> Result<Self, InvalidPattern> {
+        Ok(Self::new(NamespacePattern::list(patterns)?))
     }
 
     /// The defaults, for the collections to watch.

@@ -195,6 +195,16 @@ pub fn written(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace(' ', "")
 }
 
+impl NamespacePattern {
+    /// Reads patterns with commas between them, such as `shop.*,stock.items@2s`.
+    ///
+    /// # Errors
+    /// The first that is none.
+    pub fn list(text: &str) -> Result<Vec<Self>, InvalidPattern> {
+        text.split(',').map(|pattern| pattern.trim().parse()).collect()
+    }
+}
+
 impl FromStr for NamespacePattern {
     type Err = InvalidPattern;
 

@@ -45,9 +45,12 @@ use uuid::Uuid;
 use super::{
     Answer, AttributePrefix, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span,
 };
-use crate::amqp::{
-    AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher, State,
-    Topology, TopologyMode,
+use crate::{
+    amqp::{
+        AmqpSettings, AmqpSettingsError, ExchangeKind, ExchangeSpec, Publication, Published, Publisher,
+        State, Topology, TopologyMode,
+    },
+    command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE, sender::CommandSender},
 };
 
 /// The exchange that messages go to by default.
@@ -69,6 +72,11 @@ pub struct RabbitMqSettings {
     pub payload: PayloadFormat,
     /// The prefix of CloudEvents attributes. Default: `cloudEvents:`.
     pub attribute_prefix: AttributePrefix,
+    /// The exchange for commands, of [`RabbitMq::start_with_hand_off`] alone. Default: `outbox.commands`.
+    pub commands_exchange: String,
+    /// The queue that dispatchers consume commands from, which is made and bound too. Default:
+    /// `outbox.process-document-messages`.
+    pub commands_queue: String,
     /// Types that need no queue: unroutable counts as delivered. Default: none.
     pub unroutable_ok: BTreeSet<String>,
 }
@@ -79,14 +87,22 @@ impl RabbitMqSettings {
     /// # Errors
     /// If it is not such a URI; the text quotes no part of it.
     pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
-        Ok(Self {
-            amqp: AmqpSettings::new(uri)?,
+        Ok(Self::over(AmqpSettings::new(uri)?))
+    }
+
+    /// The defaults for a broker that is reached so.
+    #[must_use]
+    pub fn over(amqp: AmqpSettings) -> Self {
+        Self {
+            amqp,
             exchange: MESSAGES_EXCHANGE.to_owned(),
             topology: TopologyMode::default(),
             payload: PayloadFormat::default(),
             attribute_prefix: AttributePrefix::default(),
+            commands_exchange: COMMANDS_EXCHANGE.to_owned(),
+            commands_queue: COMMANDS_QUEUE.to_owned(),
             unroutable_ok: BTreeSet::new(),
-        })
+        }
     }
 
     fn topology(&self) -> Topology {
@@ -137,6 +153,39 @@ impl RabbitMq {
     /// Outside a Tokio runtime.
     pub fn start(settings: RabbitMqSettings) -> Self {
         let topology = settings.topology();
+        Self::start_on(settings, topology)
+    }
+
+    /// Like [`start`](Self::start), and sends commands over the same connection, for
+    /// [`hand_off`](crate::dispatch::InlineBuilder::hand_off): a message whose delivery failed is left to a dispatcher at once.
+    ///
+    /// ```no_run
+    /// # use document_outbox::{InlineDispatcher, deliver::{RabbitMq, RabbitMqSettings}};
+    /// # async fn run(client: mongodb::Client, uri: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (rabbitmq, commands) = RabbitMq::start_with_hand_off(RabbitMqSettings::new(uri)?);
+    /// let inline = InlineDispatcher::builder(&client).hand_off(commands).deliver_to(rabbitmq);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The exchange and the queue for commands are made or verified like the exchange for messages: while they are missing or
+    /// refused, no message is published either.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn start_with_hand_off(settings: RabbitMqSettings) -> (Self, CommandSender) {
+        let exchange = settings.commands_exchange.clone();
+        let commands = CommandSender::topology(&exchange, &settings.commands_queue, settings.topology);
+        let mut topology = settings.topology();
+        topology.exchanges.extend(commands.exchanges);
+        topology.queues.extend(commands.queues);
+
+        let rabbitmq = Self::start_on(settings, topology);
+        let commands = CommandSender::new(rabbitmq.publisher.clone(), exchange);
+        (rabbitmq, commands)
+    }
+
+    fn start_on(settings: RabbitMqSettings, topology: Topology) -> Self {
         Self {
             publisher: Publisher::start(settings.amqp, topology),
             exchange: settings.exchange,

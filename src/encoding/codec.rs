@@ -45,9 +45,9 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
 }
 
 /// Encodes any value, a document or not.
-pub(crate) fn encode_value<T: Serialize>(value: &T) -> Result<Bson, CodecError> {
+pub(crate) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Bson, CodecError> {
     #[derive(Serialize)]
-    struct Wrapped<'a, T> {
+    struct Wrapped<'a, T: ?Sized> {
         v: &'a T,
     }
     let raw = encode(&Wrapped { v: value })?;

@@ -32,7 +32,7 @@ use crate::{
 pub(super) const ID: &str = "_id";
 
 /// An id by its own encoding.
-pub(super) fn id_of<I: Serialize>(id: &I) -> Result<Bson, Error> {
+pub(super) fn id_of<I: Serialize + ?Sized>(id: &I) -> Result<Bson, Error> {
     codec::encode_value(id).map_err(|error| cannot_be_encoded(&error))
 }
 

@@ -1,11 +1,12 @@
 //! Loads an aggregate by its id, in any form in which its field encodes it.
 
-use std::sync::atomic::Ordering;
+use std::{borrow::Borrow, sync::atomic::Ordering};
 
 use mongodb::{
     bson::{Bson, RawDocumentBuf, doc},
     options::ReadConcern,
 };
+use serde::Serialize;
 
 use super::{
     Store,
@@ -21,9 +22,15 @@ use crate::{
 impl<T: Aggregate> Store<T> {
     /// Loads an aggregate, as the majority has it; `None` if there is no such document.
     ///
+    /// The id may be any borrowed form of the aggregate's: a `&str` for a `String`. It must encode as the id itself does.
+    ///
     /// # Errors
     /// [`Error::Decode`] when it doesn't fit the struct, [`Error::Unavailable`] when MongoDB can't be asked.
-    pub async fn load(&self, id: &T::Id) -> Result<Option<Loaded<T>>, Error> {
+    pub async fn load<Q>(&self, id: &Q) -> Result<Option<Loaded<T>>, Error>
+    where
+        T::Id: Borrow<Q>,
+        Q: Serialize + Sync + ?Sized,
+    {
         let own = id_of(id)?;
         let others = other_forms(&own);
 

@@ -50,7 +50,7 @@ pub use self::{
     error::Error,
     indexes::indexes,
     loaded::Loaded,
-    outcome::{Deleted, Inserted, Receipt, Saved, Updated},
+    outcome::{Deleted, Inserted, NotInserted, NotSaved, Receipt, Saved, Updated},
     staged::StagedMessages,
 };
 use crate::{

@@ -3,6 +3,8 @@
 //! The enums are exhaustive on purpose: code that forgets an outcome should not compile, and a new outcome
 //! would change what every caller has to decide. A write's receipt can get more fields.
 
+use std::fmt;
+
 use mongodb::error::Error as DriverError;
 
 use super::loaded::Loaded;
@@ -41,6 +43,38 @@ impl Saved {
     pub fn is_current(&self) -> bool {
         matches!(self, Self::Applied(_) | Self::Unchanged)
     }
+
+    /// The write, none where there was nothing to write: `orders.save(&mut order).await?.applied()?`.
+    ///
+    /// # Errors
+    /// [`NotSaved`], for every other outcome.
+    pub fn applied(self) -> Result<Option<Receipt>, NotSaved> {
+        match self {
+            Self::Applied(receipt) => Ok(Some(receipt)),
+            Self::Unchanged => Ok(None),
+            Self::Conflict => Err(NotSaved::Conflict),
+            Self::Gone => Err(NotSaved::Gone),
+            Self::Unknown(source) => Err(NotSaved::Unknown(source)),
+        }
+    }
+}
+
+/// A save that was not applied, or not for certain: the outcome as an error, see [`Saved::applied`].
+#[derive(Debug, thiserror::Error)]
+pub enum NotSaved {
+    /// [`Saved::Conflict`].
+    #[error(
+        "another writer saved the document in between, so nothing was written: load it again and decide again, or use `update`"
+    )]
+    Conflict,
+    /// [`Saved::Gone`].
+    #[error("the document was deleted, so nothing was written")]
+    Gone,
+    /// [`Saved::Unknown`].
+    #[error(
+        "no clean answer came, the save may have been written: load the document and look before you repeat it"
+    )]
+    Unknown(#[source] DriverError),
 }
 
 /// The outcome of an insert.
@@ -54,6 +88,43 @@ pub enum Inserted<T> {
     /// No clear answer arrived: it may have been written. Load the document to find out; its messages were
     /// not dispatched inline.
     Unknown(T, DriverError),
+}
+
+impl<T> Inserted<T> {
+    /// The aggregate as it was inserted, and the write: `orders.insert(order).await?.applied()?`.
+    ///
+    /// # Errors
+    /// [`NotInserted`], for every other outcome. It hands the aggregate back.
+    pub fn applied(self) -> Result<(Loaded<T>, Receipt), NotInserted<T>> {
+        match self {
+            Self::Applied(loaded, receipt) => Ok((*loaded, receipt)),
+            Self::Exists(value) => Err(NotInserted::Exists(value)),
+            Self::Unknown(value, source) => Err(NotInserted::Unknown(value, source)),
+        }
+    }
+}
+
+/// An insert that was not applied, or not for certain: the outcome as an error, see [`Inserted::applied`].
+#[derive(thiserror::Error)]
+pub enum NotInserted<T> {
+    /// [`Inserted::Exists`].
+    #[error("there is a document with this `_id` already, so nothing was written")]
+    Exists(T),
+    /// [`Inserted::Unknown`].
+    #[error(
+        "no clean answer came, the document may have been inserted: load it and look before you repeat it"
+    )]
+    Unknown(T, #[source] DriverError),
+}
+
+// Without the aggregate: an error is shown where nobody expects its content, and the aggregate may have no `Debug`.
+impl<T> fmt::Debug for NotInserted<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists(_) => f.write_str("Exists"),
+            Self::Unknown(_, source) => f.debug_tuple("Unknown").field(source).finish(),
+        }
+    }
 }
 
 /// What `update` did.

@@ -1,12 +1,15 @@
 //! Loads, changes and saves in one, and repeats if another process was faster.
 
-use std::{convert::Infallible, time::Duration};
+use std::{borrow::Borrow, convert::Infallible, time::Duration};
+
+use serde::Serialize;
 
 use super::{
     Store,
     error::Error,
     identity::id_of,
-    outcome::{Saved, Updated},
+    loaded::Loaded,
+    outcome::{Receipt, Saved, Updated},
 };
 use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 
@@ -19,16 +22,21 @@ const LONGEST_AFTER: u32 = 7;
 impl<T: Aggregate> Store<T> {
     /// Loads an aggregate, changes it and saves it; again from the start if another process saved in between.
     ///
-    /// The closure may run several times, each time on a fresh aggregate; it should only change it.
+    /// The closure may run several times, each time on a fresh aggregate; it should only change it. The id may be any
+    /// borrowed form of the aggregate's, as for [`load`](Store::load).
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Contended`], [`Error::Unknown`] (load the document before you repeat
     /// it), or any other [`Error`].
-    pub async fn update<R>(
+    pub async fn update<Q, R>(
         &self,
-        id: &T::Id,
+        id: &Q,
         mut change: impl FnMut(&mut T) -> R,
-    ) -> Result<Updated<T, R>, Error> {
+    ) -> Result<Updated<T, R>, Error>
+    where
+        T::Id: Borrow<Q>,
+        Q: Serialize + Sync + ?Sized,
+    {
         match self.try_update(id, |value| Ok::<R, Infallible>(change(value))).await? {
             Ok(updated) => Ok(updated),
             Err(never) => match never {},
@@ -39,38 +47,106 @@ impl<T: Aggregate> Store<T> {
     ///
     /// # Errors
     /// The outer error is the store's, the inner one the closure's: `orders.try_update(&id, Order::pay).await??`.
-    pub async fn try_update<R, E>(
+    pub async fn try_update<Q, R, E>(
         &self,
-        id: &T::Id,
+        id: &Q,
         mut change: impl FnMut(&mut T) -> Result<R, E>,
-    ) -> Result<Result<Updated<T, R>, E>, Error> {
+    ) -> Result<Result<Updated<T, R>, E>, Error>
+    where
+        T::Id: Borrow<Q>,
+        Q: Serialize + Sync + ?Sized,
+    {
         for tries in 0..TRIES {
-            let Some(mut document) = self.load(id).await? else {
-                return Err(Error::NotFound { document: self.named(id)? });
-            };
+            let mut document = self.existing(id).await?;
             let value = match change(&mut document.value) {
                 Ok(value) => value,
                 Err(refusal) => return Ok(Err(refusal)),
             };
 
-            let receipt = match self.save(&mut document).await? {
-                Saved::Applied(receipt) => Some(receipt),
-                Saved::Unchanged => None,
-                Saved::Unknown(source) => {
-                    return Err(Error::Unknown { document: self.named(id)?, source });
-                }
-                Saved::Gone => return Err(Error::NotFound { document: self.named(id)? }),
-                Saved::Conflict => {
-                    tokio::time::sleep(pause(tries)).await;
-                    continue;
-                }
-            };
-            return Ok(Ok(Updated { value, document, receipt }));
+            if let Some(receipt) = self.save_or_pause(&mut document, tries).await? {
+                return Ok(Ok(Updated { value, document, receipt }));
+            }
         }
         Err(Error::Contended { document: self.named(id)?, tries: TRIES })
     }
 
-    fn named(&self, id: &T::Id) -> Result<DocumentRef, Error> {
+    /// Like [`try_update`](Store::try_update), with a closure that waits for something: it gets the aggregate and gives it back.
+    ///
+    /// ```
+    /// # use document_outbox::{Aggregate, Loaded, Store};
+    /// # async fn price_of(_: &str) -> Result<i64, std::io::Error> { Ok(1) }
+    /// # #[derive(serde::Serialize, serde::Deserialize, Aggregate)]
+    /// # struct Order {
+    /// #     #[serde(rename = "_id")] id: String, sku: String, price: i64, #[serde(skip)] outbox: document_outbox::Outbox,
+    /// # }
+    /// # async fn run(orders: Store<Order>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let quote = |mut order: Loaded<Order>| async move {
+    ///     order.price = price_of(&order.sku).await?;
+    ///     Ok::<_, std::io::Error>(order)
+    /// };
+    /// orders.update_async("o-1", quote).await??;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The closure may run several times, and what it does beside changing the aggregate is done as often.
+    ///
+    /// # Errors
+    /// The outer error is the store's, the inner one the closure's.
+    pub async fn update_async<Q, F, E>(
+        &self,
+        id: &Q,
+        mut change: impl FnMut(Loaded<T>) -> F,
+    ) -> Result<Result<Updated<T, ()>, E>, Error>
+    where
+        T::Id: Borrow<Q>,
+        Q: Serialize + Sync + ?Sized,
+        F: Future<Output = Result<Loaded<T>, E>>,
+    {
+        for tries in 0..TRIES {
+            let loaded = self.existing(id).await?;
+            let mut document = match change(loaded).await {
+                Ok(document) => document,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+
+            if let Some(receipt) = self.save_or_pause(&mut document, tries).await? {
+                return Ok(Ok(Updated { value: (), document, receipt }));
+            }
+        }
+        Err(Error::Contended { document: self.named(id)?, tries: TRIES })
+    }
+
+    async fn existing<Q>(&self, id: &Q) -> Result<Loaded<T>, Error>
+    where
+        T::Id: Borrow<Q>,
+        Q: Serialize + Sync + ?Sized,
+    {
+        match self.load(id).await? {
+            Some(loaded) => Ok(loaded),
+            None => Err(Error::NotFound { document: self.named(id)? }),
+        }
+    }
+
+    /// Saves; none after a conflict, and a pause because of it.
+    async fn save_or_pause(
+        &self,
+        loaded: &mut Loaded<T>,
+        tries: u32,
+    ) -> Result<Option<Option<Receipt>>, Error> {
+        match self.save(loaded).await? {
+            Saved::Applied(receipt) => Ok(Some(Some(receipt))),
+            Saved::Unchanged => Ok(Some(None)),
+            Saved::Gone => Err(Error::NotFound { document: loaded.document.clone() }),
+            Saved::Unknown(source) => Err(Error::Unknown { document: loaded.document.clone(), source }),
+            Saved::Conflict => {
+                tokio::time::sleep(pause(tries)).await;
+                Ok(None)
+            }
+        }
+    }
+
+    fn named<Q: Serialize + ?Sized>(&self, id: &Q) -> Result<DocumentRef, Error> {
         Ok(DocumentRef::by_id(self.namespace.clone(), id_of(id)?))
     }
 }

@@ -190,7 +190,7 @@ async fn a_save_right_behind_the_clear_needs_no_second_try() {
 #[tokio::test]
 async fn a_document_loaded_before_the_clear_needs_no_claim() {
     let (shop, _) = Shop::with_a_clear_held().await;
-    let mut order = soon(shop.orders.load(&"o-1".into())).await.unwrap().unwrap();
+    let mut order = soon(shop.orders.load("o-1")).await.unwrap().unwrap();
     shop.network.let_those_pass_with(CLEAR);
     shop.wait_until_idle(0).await;
     shop.network.hold_those_with(CLAIM); // to the end

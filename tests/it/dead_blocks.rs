@@ -79,7 +79,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
         "{settled:?}"
     );
     let send = |account: &mut Account| _ = account.outbox.send(Added { amount: 4 });
-    let updated = accounts.update(&"a-1".into(), send).await.unwrap();
+    let updated = accounts.update("a-1", send).await.unwrap();
     assert_eq!(dispositions(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
 
     // The dispatcher, with the same setting.

@@ -90,9 +90,9 @@ async fn the_next_save_removes_a_delivered_message() {
         assert_eq!(shop.amounts("o-1").await, [amount]);
     }
     // A save after a load finds it there, and removes it as well.
-    shop.orders.update(&"o-1".into(), |order| order.add(5)).await.unwrap();
+    shop.orders.update("o-1", |order| order.add(5)).await.unwrap();
     assert_eq!(shop.amounts("o-1").await, [5]);
-    let mut order = shop.orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut order = shop.orders.load("o-1").await.unwrap().unwrap();
     order.note = Some("a save that sends nothing takes nothing out".into());
     assert!(shop.orders.save(&mut order).await.unwrap().is_current());
     assert_eq!(shop.amounts("o-1").await, [5]);
@@ -214,7 +214,7 @@ async fn another_process_waits_and_keeps_the_order() {
     assert!(matches!(one.insert(Order::new("o-1")).await.unwrap(), Inserted::Applied(..)));
     for amount in 0..10 {
         let orders = if amount % 2 == 0 { &one } else { &other };
-        let updated = orders.update(&"o-1".into(), |order| order.add(amount)).await.unwrap();
+        let updated = orders.update("o-1", |order| order.add(amount)).await.unwrap();
         assert_delivered(&updated.receipt.unwrap().dispatch);
     }
     assert_eq!(recorder.amounts(), (0..10).collect::<Vec<_>>());

@@ -92,7 +92,7 @@ async fn a_process_that_saves_the_hot_document() {
             counter.count += 1;
             counter.outbox.send(Counted { count: counter.count, by: name.clone(), nth });
         };
-        counters.update(&DOCUMENT.into(), count).await.unwrap();
+        counters.update(DOCUMENT, count).await.unwrap();
     }
     inline.close(LONG).await;
     rabbitmq.close().await;

@@ -84,7 +84,7 @@ async fn entries_are_born_claimed_only_in_empty_outboxes() {
     let recorder = Recorder::held();
     let orders = test.store(&background(&test, &recorder));
     insert(&orders, placed("o-1")).await;
-    orders.update(&"o-1".into(), |order| order.add(2)).await.unwrap();
+    orders.update("o-1", |order| order.add(2)).await.unwrap();
     let outbox = test.outbox("o-1").await;
     assert!(outbox[0].get_str("claimed_by").is_ok());
     assert_eq!(outbox[1].get("claimed_by"), None);
@@ -159,7 +159,7 @@ async fn an_entry_pushed_before_a_save_stays_first() {
     let recorder = Recorder::default();
     let orders = test.store(&background(&test, &recorder));
     insert(&orders, Order::new("o-1")).await;
-    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut order = orders.load("o-1").await.unwrap().unwrap();
     let foreign =
         doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 7i64 } };
     test.orders().update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } }).await.unwrap();
@@ -208,9 +208,9 @@ async fn awaiting_reports_the_outcome_of_each_message() {
     assert_eq!(outbox[0].get("available_at"), None);
 
     // There are earlier entries: the claim is taken as usual, and the answer is read from the document.
-    let updated = orders.update(&"dead".into(), |order| order.add(5)).await.unwrap();
+    let updated = orders.update("dead", |order| order.add(5)).await.unwrap();
     assert_eq!(outcomes(updated.receipt.unwrap().dispatch), [Disposition::Delivered]);
-    let updated = orders.update(&"late".into(), |order| order.add(5)).await.unwrap();
+    let updated = orders.update("late", |order| order.add(5)).await.unwrap();
     assert_eq!(outcomes(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
     test.drop().await;
 }
@@ -409,7 +409,7 @@ async fn a_failing_message_blocks_only_its_document() {
     let orders = test.store(&inline);
     recorder.answer([Outcome::Transient("no".into())]);
     insert(&orders, placed("stuck")).await;
-    orders.update(&"stuck".into(), |order| order.add(2)).await.unwrap();
+    orders.update("stuck", |order| order.add(2)).await.unwrap();
     insert(&orders, placed("other")).await;
     let delivered: Vec<_> = recorder.delivered().iter().map(|envelope| envelope.document.subject()).collect();
     assert_eq!(delivered, ["other"]);
@@ -429,7 +429,7 @@ async fn concurrent_saves_and_clears_neither_lose_nor_resurrect() {
         let orders = orders.clone();
         tokio::spawn(async move {
             for n in 0..50 {
-                orders.update(&"o-1".to_owned(), |order| order.add(saver * 1_000 + n)).await.unwrap();
+                orders.update("o-1", |order| order.add(saver * 1_000 + n)).await.unwrap();
             }
         })
     });
@@ -665,8 +665,8 @@ async fn a_save_that_lost_is_not_reported_applied() {
     let recorder = Recorder::default();
     let orders = test.store(&background(&test, &recorder));
     insert(&orders, Order::new("o-1")).await;
-    let mut one = orders.load(&"o-1".into()).await.unwrap().unwrap();
-    let mut two = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut one = orders.load("o-1").await.unwrap().unwrap();
+    let mut two = orders.load("o-1").await.unwrap().unwrap();
     one.add(1);
     two.add(2);
     let (one, two) = tokio::join!(orders.save(&mut one), orders.save(&mut two));
@@ -724,7 +724,7 @@ async fn a_handler_may_save_its_own_document() {
         let (orders, seen) = (orders.clone(), seen.clone());
         async move {
             if added.amount == 1 {
-                orders.get().unwrap().update(&"o-1".to_owned(), |order| order.add(2)).await?;
+                orders.get().unwrap().update("o-1", |order| order.add(2)).await?;
             }
             seen.send(added.amount)?;
             Ok(())
@@ -772,7 +772,7 @@ async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> 
     let inline = background(&test, &recorder);
     let orders = test.store(&inline);
     insert(&orders, Order::new("o-1")).await;
-    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut order = orders.load("o-1").await.unwrap().unwrap();
     order.add(1);
     // Its document is locked, so that the save is in progress when it is forgotten.
     let mut session = test.client.start_session().await.unwrap();
@@ -812,7 +812,7 @@ async fn a_save_dropped_during_its_delivery_sends_nothing_twice() {
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     test.orders().insert_one(doc! { "_id": "o-1", "total": 0 }).await.unwrap();
-    let mut order = orders.load(&"o-1".to_owned()).await.unwrap().unwrap();
+    let mut order = orders.load("o-1").await.unwrap().unwrap();
 
     order.add(1);
     tokio::select! {
@@ -1090,7 +1090,7 @@ async fn a_handler_may_wait_for_a_spawned_save() {
         async move {
             if added.amount == 1 {
                 let save = async move {
-                    orders.get().unwrap().update(&"o-1".to_owned(), |order| order.add(2)).await.unwrap();
+                    orders.get().unwrap().update("o-1", |order| order.add(2)).await.unwrap();
                 };
                 tokio::spawn(save).await?;
             }
@@ -1158,7 +1158,7 @@ mod runtimes {
             let test = TestDatabase::create().await;
             let orders = test.store(&background(&test, &Recorder::default()));
             insert(&orders, Order::new("o-1")).await;
-            let order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+            let order = orders.load("o-1").await.unwrap().unwrap();
             (test, orders, order)
         });
         drop(first);
@@ -1167,7 +1167,7 @@ mod runtimes {
         second.block_on(async {
             order.add(1);
             let tries = async {
-                assert_says_so(&orders.load(&"o-1".into()).await.unwrap_err());
+                assert_says_so(&orders.load("o-1").await.unwrap_err());
                 assert_says_so(&orders.insert(placed("o-2")).await.unwrap_err());
                 assert_says_so(&orders.insert(Order::new("o-3")).await.unwrap_err());
                 assert_says_so(&orders.save(&mut order).await.unwrap_err());
@@ -1224,7 +1224,7 @@ mod runtimes {
             }
             assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), written);
             for of_one in 0..10 {
-                orders.update(&"o-1".into(), |order| order.add(of_one)).await.unwrap();
+                orders.update("o-1", |order| order.add(of_one)).await.unwrap();
             }
             tokio::time::timeout(LONG, inline.close(LONG / 2)).await.unwrap();
             test.wait_until_all_are_empty().await;
@@ -1435,7 +1435,7 @@ async fn a_message_that_was_pushed_twice_is_delivered_once() {
         let update = staged.onto(doc! { "$set": { "total": 1 } }).unwrap();
         test.orders().update_one(doc! { "_id": "o-1" }, update).await.unwrap();
     }
-    let mut loaded = orders.load(&"o-1".to_owned()).await.unwrap().unwrap();
+    let mut loaded = orders.load("o-1").await.unwrap().unwrap();
     loaded.add(2);
     let copied = loaded.outbox.clone();
     assert!(matches!(orders.save(&mut loaded).await.unwrap(), Saved::Applied(_)));

@@ -246,12 +246,12 @@ mod outage {
         placed.add(1);
         let off = test.store(&InlineDispatcher::off(&test.client));
         assert!(matches!(off.insert(placed).await.unwrap(), Inserted::Applied(..)));
-        let mut loaded = orders.load(&"before".into()).await.unwrap().unwrap();
+        let mut loaded = orders.load("before").await.unwrap().unwrap();
         let before = document(&test, "before");
         let mut crowd = Vec::new();
         for id in ["1", "2", "3", "4", "5"] {
             assert!(matches!(off.insert(Order::new(id)).await.unwrap(), Inserted::Applied(..)));
-            let mut one = orders.load(&id.into()).await.unwrap().unwrap();
+            let mut one = orders.load(id).await.unwrap().unwrap();
             one.add(7);
             crowd.push(one);
         }

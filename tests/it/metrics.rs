@@ -420,12 +420,12 @@ mod fail_point {
 
         assert_eq!(insert(&orders, placed("o-1", [1, 2])).await, Dispatch::Off); // applied, 2 sent
         assert!(matches!(orders.insert(placed("o-1", [3])).await.unwrap(), Inserted::Exists(_))); // conflict
-        let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
+        let mut mine = orders.load("o-1").await.unwrap().unwrap();
         assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Unchanged));
-        orders.update(&"o-1".into(), |order| order.add(4)).await.unwrap(); // applied, 1 sent
+        orders.update("o-1", |order| order.add(4)).await.unwrap(); // applied, 1 sent
         mine.add(5);
         assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Conflict));
-        let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
+        let mut mine = orders.load("o-1").await.unwrap().unwrap();
         assert!(matches!(orders.delete(&mine).await.unwrap(), Deleted::Undelivered)); // refused
         let mut caps = Caps::default();
         caps.payload_bytes = 1;

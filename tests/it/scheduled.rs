@@ -62,7 +62,7 @@ async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     let dispositions = [Disposition::Scheduled, Disposition::Delivered, Disposition::Delivered];
     let settled = receipt.messages.into_iter().zip(dispositions).collect();
     assert_eq!(receipt.dispatch, Dispatch::Settled(settled));
-    let updated = orders.update(&"o-1".into(), |order| order.add(4)).await.unwrap();
+    let updated = orders.update("o-1", |order| order.add(4)).await.unwrap();
     let settled = updated.receipt.unwrap().dispatch;
     assert!(matches!(&settled, Dispatch::Settled(all) if all[0].1 == Disposition::Delivered), "{settled:?}");
     assert_eq!(amounts(&receiver.wait(3).await), [2, 3, 4]);
@@ -101,7 +101,7 @@ async fn the_next_save_delivers_due_scheduled_messages() {
     let due = entry.get_datetime("created_at").unwrap();
     let set = doc! { "$set": { "outbox.0.available_at": due } };
     test.orders().update_one(doc! { "_id": "o-1" }, set).await.unwrap();
-    orders.update(&"o-1".into(), |order| order.add(2)).await.unwrap();
+    orders.update("o-1", |order| order.add(2)).await.unwrap();
     recorder.wait_delivered(2).await;
     assert_eq!(recorder.amounts(), [1, 2]);
     test.drop().await;
@@ -145,7 +145,7 @@ async fn a_schedule_survives_an_outbox_filled_meanwhile() {
     let inline = InlineDispatcher::builder(&test.client).mode(Mode::Await).deliver_to(recorder.clone());
     let orders = test.store(&inline);
     insert(&orders, Order::new("o-1")).await;
-    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut order = orders.load("o-1").await.unwrap().unwrap();
     let foreign =
         doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 7i64 } };
     test.orders().update_one(doc! { "_id": "o-1" }, doc! { "$push": { "outbox": foreign } }).await.unwrap();

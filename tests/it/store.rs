@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use crate::support::{Order, Recorder, TestDatabase};
 use document_outbox::{
-    Aggregate, Caps, Dispatch, Error, InlineDispatcher, Mode, Outbox, Shed,
-    store::{Deleted, Inserted, Saved},
+    Aggregate, Caps, Dispatch, Error, InlineDispatcher, Loaded, Mode, Outbox, Shed,
+    store::{Deleted, Inserted, NotInserted, NotSaved, Saved},
 };
 use futures::future::join_all;
 use mongodb::bson::{Bson, Uuid, doc, oid::ObjectId};
@@ -27,8 +27,8 @@ async fn messages_are_saved_only_with_their_document() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     insert(&test, &inline, Order::new("o-1")).await;
-    let mut mine = orders.load(&"o-1".into()).await.unwrap().unwrap();
-    let mut theirs = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut mine = orders.load("o-1").await.unwrap().unwrap();
+    let mut theirs = orders.load("o-1").await.unwrap().unwrap();
 
     mine.add(1);
     assert!(matches!(orders.save(&mut mine).await.unwrap(), Saved::Applied(_)));
@@ -50,7 +50,7 @@ async fn a_save_of_an_unchanged_document_writes_nothing() {
     let orders = test.store(&inline);
     insert(&test, &inline, Order::new("o-1")).await;
     let before = test.stored("o-1").await;
-    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut order = orders.load("o-1").await.unwrap().unwrap();
     assert!(matches!(orders.save(&mut order).await.unwrap(), Saved::Unchanged));
     order.total += 1;
     order.total -= 1;
@@ -89,7 +89,7 @@ async fn older_documents_work_and_keep_unknown_fields() {
     let orders = test.store(&inline);
     let stored = doc! { "_id": "old", "total": 5, "legacy": { "a": [1, { "b": 2 }] } };
     test.orders().insert_one(&stored).await.unwrap();
-    orders.update(&"old".into(), |order| order.add(1)).await.unwrap();
+    orders.update("old", |order| order.add(1)).await.unwrap();
     let now = test.stored("old").await;
     assert_eq!(now.get("legacy"), stored.get("legacy"));
     assert_eq!(now.get_i64("total"), Ok(6));
@@ -104,8 +104,8 @@ async fn the_first_save_of_old_documents_is_guarded() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     test.orders().insert_one(doc! { "_id": "old", "total": 5 }).await.unwrap();
-    let mut mine = orders.load(&"old".into()).await.unwrap().unwrap();
-    let mut theirs = orders.load(&"old".into()).await.unwrap().unwrap();
+    let mut mine = orders.load("old").await.unwrap().unwrap();
+    let mut theirs = orders.load("old").await.unwrap().unwrap();
     mine.add(1);
     theirs.add(1);
     assert!(orders.save(&mut mine).await.unwrap().is_current());
@@ -118,8 +118,8 @@ async fn deleted_documents_are_gone_and_recreated_ones_conflict() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
     insert(&test, &inline, Order::new("o-1")).await;
-    let mut stale = orders.load(&"o-1".into()).await.unwrap().unwrap();
-    let again = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut stale = orders.load("o-1").await.unwrap().unwrap();
+    let again = orders.load("o-1").await.unwrap().unwrap();
     assert!(matches!(orders.delete(&again).await.unwrap(), Deleted::Done));
     assert!(matches!(orders.delete(&again).await.unwrap(), Deleted::Gone));
     stale.add(1);
@@ -138,7 +138,7 @@ async fn a_document_with_undelivered_messages_cannot_be_deleted() {
     let mut order = Order::new("o-1");
     order.add(1);
     insert(&test, &inline, order).await;
-    let order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let order = orders.load("o-1").await.unwrap().unwrap();
     assert!(matches!(orders.delete(&order).await.unwrap(), Deleted::Undelivered));
     assert_eq!(test.outbox("o-1").await.len(), 1);
     test.drop().await;
@@ -177,7 +177,7 @@ async fn an_update_loads_again_until_it_wins() {
 async fn an_update_reports_absence_and_honours_refusal() {
     let (test, inline) = off().await;
     let orders = test.store(&inline);
-    let missing = orders.update(&"nope".into(), |_| ()).await.unwrap_err();
+    let missing = orders.update("nope", |_| ()).await.unwrap_err();
     assert!(missing.to_string().contains("nope"), "{missing}");
     insert(&test, &inline, Order::new("o-1")).await;
     let before = test.stored("o-1").await;
@@ -192,6 +192,60 @@ async fn an_update_reports_absence_and_honours_refusal() {
 }
 
 #[tokio::test]
+async fn an_async_update_runs_again_after_a_conflict() {
+    let (test, inline) = off().await;
+    let orders = test.store(&inline);
+    insert(&test, &inline, Order::new("o-1")).await;
+
+    let mut runs = 0;
+    let add = |mut order: Loaded<Order>| {
+        runs += 1;
+        let (orders, is_first) = (&orders, runs == 1);
+        async move {
+            if is_first {
+                orders.update("o-1", |other| other.add(10)).await?;
+            }
+            order.add(1);
+            Ok::<_, document_outbox::Error>(order)
+        }
+    };
+    let updated = orders.update_async("o-1", add).await.unwrap().unwrap();
+    assert_eq!((runs, updated.document.total), (2, 11));
+    assert_eq!(test.stored("o-1").await.get_i64("total"), Ok(11));
+    assert_eq!(test.outbox("o-1").await.len(), 2);
+
+    let refused = orders.update_async("o-1", async |_| Err("not today")).await.unwrap().unwrap_err();
+    assert_eq!(refused, "not today");
+    let missing = orders.update_async("nope", async |order| Ok::<_, ()>(order)).await.unwrap_err();
+    assert!(missing.to_string().contains("nope"), "{missing}");
+    test.drop().await;
+}
+
+#[tokio::test]
+async fn applied_makes_errors_of_other_outcomes() {
+    let (test, inline) = off().await;
+    let orders = test.store(&inline);
+    let (mut first, receipt) = orders.insert(Order::new("o-1")).await.unwrap().applied().unwrap();
+    assert!(receipt.messages.is_empty());
+    let exists = orders.insert(Order::new("o-1")).await.unwrap().applied().unwrap_err();
+    assert!(exists.to_string().contains("a document with this `_id` already"), "{exists}");
+    assert!(matches!(exists, NotInserted::Exists(order) if order == Order::new("o-1")));
+
+    let mut second = orders.load("o-1").await.unwrap().unwrap();
+    first.add(1);
+    assert_eq!(orders.save(&mut first).await.unwrap().applied().unwrap().unwrap().messages.len(), 1);
+    assert_eq!(orders.save(&mut first).await.unwrap().applied().unwrap(), None);
+    second.add(1);
+    let conflict = orders.save(&mut second).await.unwrap().applied().unwrap_err();
+    assert!(matches!(conflict, NotSaved::Conflict), "{conflict}");
+
+    test.orders().delete_one(doc! { "_id": "o-1" }).await.unwrap();
+    let gone = orders.save(&mut second).await.unwrap().applied().unwrap_err();
+    assert!(matches!(gone, NotSaved::Gone), "{gone}");
+    test.drop().await;
+}
+
+#[tokio::test]
 async fn caps_are_checked_before_anything_is_written() {
     let (test, inline) = off().await;
     let mut caps = Caps::default();
@@ -200,7 +254,7 @@ async fn caps_are_checked_before_anything_is_written() {
     let orders = test.store(&inline).with_caps(caps);
     let saved = |change: fn(&mut Order)| {
         let orders = &orders;
-        async move { orders.update(&"o-1".to_owned(), change).await.unwrap_err() }
+        async move { orders.update("o-1", change).await.unwrap_err() }
     };
     insert(&test, &inline, Order::new("o-1")).await;
     let before = test.stored("o-1").await;
@@ -222,7 +276,7 @@ async fn caps_are_checked_before_anything_is_written() {
     assert!(matches!(document, Error::DocumentTooLarge { .. }), "{document}");
     assert_eq!(test.stored("o-1").await, before);
 
-    orders.update(&"o-1".to_owned(), |order| (0..2).for_each(|_| order.add(1))).await.unwrap();
+    orders.update("o-1", |order| (0..2).for_each(|_| order.add(1))).await.unwrap();
     let full = saved(|order| order.add(1)).await;
     assert!(matches!(full, Error::OutboxFull { held: 2, .. }), "{full}");
     test.drop().await;
@@ -248,7 +302,7 @@ async fn a_message_that_bson_cannot_hold_fails_its_save() {
     let refused = |change: fn(&mut Order), named: &'static str| {
         let orders = &orders;
         async move {
-            let error = orders.update(&"o-1".to_owned(), change).await.unwrap_err();
+            let error = orders.update("o-1", change).await.unwrap_err();
             assert!(matches!(error, Error::Encode { .. }) && error.to_string().contains(named), "{error}");
         }
     };
@@ -288,7 +342,7 @@ async fn invalid_utf8_outside_the_aggregate_still_loads() {
 async fn invalid_utf8_in_the_aggregate_names_its_field() {
     let (test, inline) = off().await;
     test.insert_damaged(doc! { "_id": "o-1", "total": 1, "note": "##" }).await;
-    let error = test.store(&inline).load(&"o-1".to_owned()).await.unwrap_err();
+    let error = test.store(&inline).load("o-1").await.unwrap_err();
     assert!(matches!(error, Error::Decode { .. }) && error.to_string().contains("`note`"), "{error}");
     test.drop().await;
 }
@@ -390,7 +444,7 @@ async fn a_flattened_map_cannot_change_library_fields() {
     let (test, inline) = off().await;
     let flats = document_outbox::Store::<Flat>::new(test.orders(), &inline);
     test.store(&inline).insert(Order::new("o-1")).await.map(drop).unwrap();
-    test.store(&inline).update(&"o-1".into(), |order| order.add(1)).await.unwrap();
+    test.store(&inline).update("o-1", |order| order.add(1)).await.unwrap();
     let id = "o-1".to_owned();
     flats.update(&id, |flat| drop(flat.rest.insert("extra".into(), Bson::Boolean(true)))).await.unwrap();
     assert_eq!(test.stored("o-1").await.get_bool("extra"), Ok(true));
@@ -405,7 +459,7 @@ async fn a_flattened_map_cannot_change_library_fields() {
 async fn a_decoding_error_names_document_and_field() {
     let (test, inline) = off().await;
     test.orders().insert_one(doc! { "_id": "bad", "total": "many" }).await.unwrap();
-    let error = test.store(&inline).load(&"bad".into()).await.unwrap_err();
+    let error = test.store(&inline).load("bad").await.unwrap_err();
     assert!(error.to_string().contains("bad"), "{error}");
     test.drop().await;
 }
@@ -484,7 +538,7 @@ async fn a_dropped_save_keeps_messages_for_the_next() {
     insert(&test, &inline, Order::new("o-1")).await;
     // A store that has not asked the server for its time yet.
     let orders = test.store(&InlineDispatcher::off(&test.client));
-    let mut order = orders.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut order = orders.load("o-1").await.unwrap().unwrap();
     order.add(1);
     {
         let mut dropped = Box::pin(orders.save(&mut order));
@@ -505,7 +559,7 @@ async fn a_flattened_map_cannot_drop_library_fields() {
     let (test, inline) = off().await;
     let flats = document_outbox::Store::<Flat>::new(test.orders(), &inline);
     insert(&test, &inline, Order::new("o-1")).await;
-    test.store(&inline).update(&"o-1".into(), |order| order.add(1)).await.unwrap();
+    test.store(&inline).update("o-1", |order| order.add(1)).await.unwrap();
     let id = "o-1".to_owned();
     flats.update(&id, |flat| flat.rest.clear()).await.unwrap();
     let stored = test.stored("o-1").await;
@@ -541,8 +595,8 @@ async fn a_document_above_its_cap_may_shrink() {
     let mut caps = Caps::default();
     caps.document_bytes = 1_000;
     let orders = test.store(&inline).with_caps(caps);
-    orders.update(&"o-1".into(), |order| order.note = Some("x".repeat(2_000))).await.unwrap();
-    let error = orders.update(&"o-1".into(), |order| order.note = Some("x".repeat(3_000))).await.unwrap_err();
+    orders.update("o-1", |order| order.note = Some("x".repeat(2_000))).await.unwrap();
+    let error = orders.update("o-1", |order| order.note = Some("x".repeat(3_000))).await.unwrap_err();
     assert!(matches!(error, Error::DocumentTooLarge { .. }), "{error}");
     test.drop().await;
 }
@@ -552,9 +606,9 @@ async fn a_changed_shard_key_is_refused() {
     let (test, inline) = off().await;
     let orders = test.store(&inline).with_shard_key(["total"]);
     insert(&test, &inline, Order::new("o-1")).await;
-    let error = orders.update(&"o-1".into(), |order| order.total = 5).await.unwrap_err();
+    let error = orders.update("o-1", |order| order.total = 5).await.unwrap_err();
     assert!(matches!(error, Error::IdChanged { .. }), "{error}");
-    orders.update(&"o-1".into(), |order| order.note = Some("x".into())).await.unwrap();
+    orders.update("o-1", |order| order.note = Some("x".into())).await.unwrap();
     test.drop().await;
 }
 
@@ -838,12 +892,12 @@ async fn a_save_checks_the_key_that_it_writes() {
     let (test, inline) = off().await;
     test.orders().insert_one(doc! { "_id": "o-1", "number": "o-1", "id": "x", "n": 0 }).await.unwrap();
     let misnamed = document_outbox::Store::<Misnamed>::new(test.orders(), &inline);
-    let mut loaded = misnamed.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut loaded = misnamed.load("o-1").await.unwrap().unwrap();
     loaded.number = "n-1".into();
     let error = misnamed.save(&mut loaded).await.unwrap_err();
     assert!(matches!(error, Error::IdMismatch { .. }), "{error}");
     let unnamed = document_outbox::Store::<Unnamed>::new(test.orders(), &inline);
-    let mut loaded = unnamed.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut loaded = unnamed.load("o-1").await.unwrap().unwrap();
     loaded.outbox.send(Text("never".into()));
     let error = unnamed.save(&mut loaded).await.unwrap_err();
     assert!(matches!(error, Error::NoId { .. }), "{error}");
@@ -893,10 +947,10 @@ async fn an_id_found_by_collation_saves_and_deletes() {
     test.database.create_collection("orders").collation(collation).await.unwrap();
     insert(&test, &inline, Order::new("abc")).await;
     let orders = test.store(&inline);
-    orders.update(&"ABC".into(), |order| order.add(1)).await.unwrap();
+    orders.update("ABC", |order| order.add(1)).await.unwrap();
     assert_eq!(test.outbox("abc").await.len(), 1);
     test.orders().update_one(doc! { "_id": "abc" }, doc! { "$set": { "outbox": [] } }).await.unwrap();
-    let loaded = orders.load(&"ABC".into()).await.unwrap().unwrap();
+    let loaded = orders.load("ABC").await.unwrap().unwrap();
     assert!(matches!(orders.delete(&loaded).await.unwrap(), Deleted::Done));
     test.drop().await;
 }
@@ -906,8 +960,8 @@ async fn a_shard_key_of_another_numeric_type_is_saved() {
     let (test, inline) = off().await;
     let orders = test.store(&inline).with_shard_key(["total"]);
     test.orders().insert_one(doc! { "_id": "o-1", "total": 5_i32 }).await.unwrap();
-    orders.update(&"o-1".into(), |order| order.note = Some("x".into())).await.unwrap();
-    let error = orders.update(&"o-1".into(), |order| order.total = 6).await.unwrap_err();
+    orders.update("o-1", |order| order.note = Some("x".into())).await.unwrap();
+    let error = orders.update("o-1", |order| order.total = 6).await.unwrap_err();
     assert!(matches!(&error, Error::IdChanged { field, .. } if field == "total"), "{error}");
     test.drop().await;
 }
@@ -1126,7 +1180,7 @@ async fn no_save_restores_fields_that_an_earlier_one_removed() {
         "address": { "street": "s", "geo": 1 },
     };
     test.orders().insert_one(stored).await.unwrap();
-    let mut basket = baskets.load(&"o-1".into()).await.unwrap().unwrap();
+    let mut basket = baskets.load("o-1").await.unwrap().unwrap();
     let address = basket.address.take();
     let removed = basket.lines.remove(0);
     assert!(baskets.save(&mut basket).await.unwrap().is_current());

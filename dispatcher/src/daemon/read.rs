@@ -26,12 +26,12 @@ pub(super) fn read(read: &mut Reader<'_>) -> Settings {
     let topology: TopologyMode = read.choice("topology");
     let connections = Connections::read(read, NAME);
     let rabbitmq = connections.rabbitmq.clone().map(|amqp| RabbitMqSettings {
-        amqp,
         exchange: read.string("messages_exchange"),
         topology,
         payload: read.choice("payload_format"),
         attribute_prefix: read.choice("attribute_prefix"),
         unroutable_ok: read.strings("unroutable_ok").into_iter().collect(),
+        ..RabbitMqSettings::over(amqp)
     });
 
     let processor = read_processor(read);
