@@ -1,123 +1,50 @@
-//! A deliverer of your own: each message as an HTTP POST, in the binary mode of CloudEvents.
-//!
-//! Runs with its own receiver: `cargo run --example webhook`.
+//! A destination of your own: webhooks, signed as <https://www.standardwebhooks.com> has it: `cargo run --example webhook`.
+use axum::{Router, body::Body, body::Bytes, http, routing::post};
+use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, PayloadFormat, conformance, json};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use mongodb::bson::{DateTime, doc};
+use standardwebhooks::Webhook;
 
-use std::{convert::Infallible, error::Error, net::SocketAddr, time::Duration};
+struct Webhooks(String, Webhook);
 
-use async_trait::async_trait;
-use document_outbox::deliver::{
-    Answer, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, conformance, json,
-};
-use futures::future::join_all;
-use http_body_util::{Empty, Full};
-use hyper::{Request, Response, StatusCode, body::Bytes, client, server, service::service_fn};
-use hyper_util::rt::TokioIo;
-use mongodb::bson::doc;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::mpsc::{self, UnboundedSender},
-    task::JoinHandle,
-    time::timeout,
-};
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Posts messages to a receiver.
-pub(crate) struct Webhook {
-    /// Where it listens.
-    pub(crate) receiver: SocketAddr,
-}
-
-#[async_trait]
-impl Deliver for Webhook {
+#[async_trait::async_trait]
+impl Deliver for Webhooks {
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer> {
-        let posts = window.iter().map(|envelope| timeout(PATIENCE, self.post(envelope)));
-        let late = || Outcome::Transient(format!("no answer in {PATIENCE:?}"));
-        let outcomes = join_all(posts).await.into_iter();
-        outcomes.map(|outcome| outcome.unwrap_or_else(|_| late()).into()).collect()
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| Outcome::Transient(error.to_string());
+        let post = |message| async move { self.post(message).await.unwrap_or_else(failed).into() };
+        futures::future::join_all(window.iter().map(post)).await
     }
 }
 
-impl Webhook {
-    async fn post(&self, envelope: &Envelope) -> Outcome {
-        let request = match self.request(envelope) {
-            Ok(request) => request,
-            Err(error) => return Outcome::Permanent(format!("no HTTP request can hold it: {error}")),
-        };
-        // If the receiver was not reached, that is not an attempt. If it was reached but did not answer, the
-        // message may have arrived: retry.
-        let Ok(stream) = TcpStream::connect(self.receiver).await else {
-            return Outcome::Unavailable(format!("{} is not reachable", self.receiver));
-        };
-        match send(stream, request).await {
-            Err(error) => Outcome::Transient(format!("{}: {error}", self.receiver)),
-            Ok(status) if status.is_success() => Outcome::Delivered,
-            Ok(StatusCode::SERVICE_UNAVAILABLE) => Outcome::Unavailable("it answers 503".into()),
-            Ok(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) => {
-                Outcome::Transient("it asks to try again later".into())
-            }
-            Ok(status) if status.is_client_error() => Outcome::Permanent(format!("it answers {status}")),
-            Ok(status) => Outcome::Transient(format!("it answers {status}")),
+impl Webhooks {
+    async fn post(&self, message: &Envelope) -> Result<Outcome, Box<dyn std::error::Error + Send + Sync>> {
+        let body = json::encode(&message.payload, PayloadFormat::Json)?;
+        let (id, seconds) = (message.id.to_string(), DateTime::now().timestamp_millis() / 1_000);
+        let signature = self.1.sign(&id, seconds, &body)?;
+        let request =
+            http::Request::post(&self.0).header("webhook-id", id).header("webhook-timestamp", seconds);
+        let request = request.header("webhook-signature", signature).body(Body::from(body))?;
+        match Client::builder(TokioExecutor::new()).build_http().request(request).await?.status() {
+            status if status.is_success() => Ok(Outcome::Delivered),
+            status if status.is_client_error() => Ok(Outcome::Permanent(status.to_string())),
+            status => Ok(Outcome::Transient(status.to_string())),
         }
     }
-
-    fn request(&self, envelope: &Envelope) -> Result<Request<Full<Bytes>>, Box<dyn Error + Send + Sync>> {
-        let body = json::encode(&envelope.payload, PayloadFormat::Json)?;
-        let request = Request::post("/")
-            .header("host", self.receiver.to_string())
-            .header("content-type", "application/json")
-            .header("ce-specversion", "1.0")
-            .header("ce-id", envelope.id.to_string())
-            .header("ce-type", &envelope.message_type)
-            .header("ce-source", cloudevents::source(&envelope.document.namespace));
-        Ok(request.body(body.into())?)
-    }
 }
 
-async fn send(stream: TcpStream, request: Request<Full<Bytes>>) -> hyper::Result<StatusCode> {
-    let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection); // Ends with the sender.
-    Ok(sender.send_request(request).await?.status())
-}
-
-/// A receiver: accepts messages with an id, except `order.refused`, and passes the ids on.
-pub(crate) fn receive(listener: TcpListener, taken: UnboundedSender<String>) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let taken = taken.clone();
-            let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let header = |name| request.headers().get(name)?.to_str().ok().map(str::to_owned);
-                let status = match (header("ce-id"), header("ce-type").as_deref()) {
-                    (None, _) | (_, Some("order.refused")) => StatusCode::UNPROCESSABLE_ENTITY,
-                    (Some(id), _) => taken.send(id).map_or(StatusCode::GONE, |()| StatusCode::NO_CONTENT),
-                };
-                let mut response = Response::new(Empty::<Bytes>::new());
-                *response.status_mut() = status;
-                std::future::ready(Ok::<_, Infallible>(response))
-            });
-            tokio::spawn(server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
-        }
-    })
-}
+const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let webhook = Webhook { receiver: listener.local_addr()? };
-    let (taken, mut ids) = mpsc::unbounded_channel();
-    let receiver = receive(listener, taken);
-
-    // In an application these come out of documents: `Router::new(rabbit).route("webhook", webhook, ["order.placed"])`.
+pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let check = |headers: http::HeaderMap, body: Bytes| async move {
+        let verified = Webhook::new(SECRET).and_then(|secret| secret.verify(&body, &headers));
+        verified.map_err(|error| (http::StatusCode::UNAUTHORIZED, error.to_string()))
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let webhooks = Webhooks(format!("http://{}/", listener.local_addr()?), Webhook::new(SECRET)?);
+    tokio::spawn(axum::serve(listener, Router::new().route("/", post(check))).into_future());
+    // In an application: `InlineDispatcher::builder(&client).deliver_to(webhooks)`.
     let placed = conformance::envelope("order.placed", doc! { "order": "o-1" });
-    let refused = conformance::envelope("order.refused", doc! { "order": "o-2" });
-    let window = [placed, refused];
-    for (envelope, answer) in window.iter().zip(webhook.deliver(&window).await) {
-        println!("{}: {:?}", envelope.message_type, answer.outcome);
-    }
-    println!("the receiver took {:?}", ids.recv().await);
-
-    receiver.abort();
-    let _ = receiver.await;
-    println!("without a receiver: {:?}", webhook.deliver(&window[..1]).await[0].outcome);
+    assert_eq!(webhooks.deliver(&[placed]).await[0].outcome, Outcome::Delivered);
     Ok(())
 }

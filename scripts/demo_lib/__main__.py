@@ -66,7 +66,7 @@ class Demo:
             "OUTBOX_HTTP_LISTEN": "127.0.0.1:0",
         }
         self.app = OrderApplication(
-            *self.program("orders", "examples/orders"),
+            *self.program("orders", "orders"),
             common
             | {
                 "ORDERS_DATABASE": self.name,

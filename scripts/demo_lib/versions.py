@@ -90,7 +90,8 @@ class Scene:
             "ORDERS_SAVES_A_SECOND": "400",
             "ORDERS_INLINE_LEASE_MS": "1000",
         }
-        return self.program(version, "examples/orders", env, OrderApplication, on_save=on_save)
+        name = self.options.earlier_orders if version == "earlier" else "orders"
+        return self.program(version, name, env, OrderApplication, on_save=on_save)
 
     def write_foreign(self, round_: str) -> None:
         """As another program leaves them: with every state of an entry, and `_id`s that both versions read."""
@@ -244,6 +245,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     for name in ("mongodb", "rabbitmq"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--earlier-orders", required=True)
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
 

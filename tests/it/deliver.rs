@@ -47,8 +47,9 @@ use tokio::{
 };
 use uuid::Uuid;
 
-#[allow(dead_code)] // its `main`
-#[path = "../../examples/webhook.rs"]
+use crate::network::Network;
+
+#[path = "../support/webhook.rs"]
 mod webhook;
 
 // --- shared by all tests
@@ -418,6 +419,33 @@ async fn a_missing_broker_counts_no_attempt() {
 }
 
 /// The command, as a dispatcher finds it: "direct, durable", "quorum queue with a delivery limit".
+#[tokio::test]
+async fn messages_and_hand_offs_share_one_connection() {
+    scene(async |scene| {
+        let network = Network::to(&broker_uri());
+        let mut settings = scene.settings_at(&network.uri());
+        let commands = format!("{}-commands", scene.id);
+        scene.queues.lock().unwrap().push(commands.clone());
+        (settings.commands_exchange, settings.commands_queue) = (commands.clone(), commands.clone());
+
+        let (rabbit, sender) = RabbitMq::start_with_hand_off(settings);
+        soon("the broker", rabbit.available()).await;
+        scene.bind("order.placed").await;
+        let delivered = rabbit.deliver(&[envelope("order.placed", doc! { "order": "o-1" })]).await;
+        assert_eq!(delivered[0].outcome, Outcome::Delivered);
+
+        let document = DocumentRef::by_id(Namespace::new("shop", "orders"), "o-1");
+        let command = ProcessDocumentMessages::new(document, Reason::Handoff);
+        assert_eq!(sender.send(vec![command.clone()]).await, [Ok(())]);
+        let sent = scene.get(&commands).await.unwrap();
+        assert_eq!(ProcessDocumentMessages::from_json(&sent.data), Ok(command));
+        assert_eq!(network.connections(), 1);
+
+        scene.outside.exchange_delete(commands.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn commands_fail_unless_the_topology_has_a_queue() {
     let command = |id: Bson| {

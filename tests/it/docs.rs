@@ -7,20 +7,6 @@ use std::{
 };
 
 #[test]
-fn the_quickstart_of_the_readme_is_the_example() {
-    let readme = read(&root().join("README.md"));
-    let section =
-        readme.split("\n## ").find(|section| section.starts_with("Quickstart")).expect("there is a section");
-    let code = section.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next());
-    let code = code.expect("the section has a block of Rust");
-    assert_eq!(
-        code,
-        read(&root().join("examples/quickstart.rs")),
-        "copy the README's quickstart from examples/quickstart.rs"
-    );
-}
-
-#[test]
 fn relative_links_lead_to_files_and_headings_that_exist() {
     let pages: HashMap<PathBuf, String> =
         pages().into_iter().map(|page| (page.clone(), read(&page))).collect();

@@ -91,6 +91,11 @@ impl Network {
         self.broker.replace(&host(&self.broker), &self.address.to_string())
     }
 
+    /// How many connections were made by way of it.
+    pub fn connections(&self) -> usize {
+        self.wire.streams.lock().unwrap().len() / 2
+    }
+
     /// Everything sent from now on is swallowed, without an error.
     pub fn swallow(&self, on: bool) {
         self.wire.swallowing.store(on, Ordering::SeqCst);

@@ -49,7 +49,7 @@ const STATE: &str = "measure_recovery_state";
 const EVERY: Duration = Duration::from_millis(20);
 
 /// The documents that the application saves, and delivers inline.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Aggregate)]
 struct Order {
     #[serde(rename = "_id")]
     id: String,
@@ -57,29 +57,14 @@ struct Order {
     outbox: Outbox,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Message)]
+#[message(type = "fresh")]
 struct Fresh {
     order: String,
 }
 
-impl Message for Fresh {
-    const TYPE: &'static str = "fresh";
-}
-
 /// The type of the undelivered messages.
 const STRANDED: &str = "stranded";
-
-impl Aggregate for Order {
-    type Id = String;
-
-    fn id(&self) -> &String {
-        &self.id
-    }
-
-    fn outbox(&mut self) -> &mut Outbox {
-        &mut self.outbox
-    }
-}
 
 struct Options {
     documents: usize,
@@ -157,10 +142,10 @@ async fn strand(database: &Database, documents: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A service, built next to this example.
+/// A service, built next to this program.
 fn service(name: &str, environment: &[(&str, &str)]) -> Result<Child, Failure> {
     let this = std::env::current_exe()?;
-    let folder = this.ancestors().nth(2).ok_or("this program lies in no folder")?;
+    let folder = this.parent().ok_or("this program lies in no folder")?;
     let child = Command::new(folder.join(name))
         .env("OUTBOX_WATCH", format!("{NAME}.orders"))
         .env("OUTBOX_STATE_DATABASE", STATE)

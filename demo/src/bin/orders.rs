@@ -16,8 +16,8 @@
 use std::{collections::HashMap, env, error::Error, str::FromStr, sync::Arc, time::Duration};
 
 use document_outbox::{
-    Aggregate, CommandSender, InlineDispatcher, Message, Outbox, RetryPolicy, Store,
-    amqp::{AmqpSettings, Publisher, TopologyMode},
+    Aggregate, InlineDispatcher, Message, Outbox, RetryPolicy, Store,
+    amqp::AmqpSettings,
     command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE},
     deliver::{Deliver, MESSAGES_EXCHANGE, RabbitMq, RabbitMqSettings},
     store::Inserted,
@@ -29,7 +29,7 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 // --- the domain ------------------------------------------------------------------------------------------------------
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Aggregate)]
 struct Order {
     #[serde(rename = "_id")]
     number: i64,
@@ -50,72 +50,42 @@ enum State {
     Shipped,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Message)]
+#[message(type = "order.placed")]
 struct OrderPlaced {
     order: i64,
     customer: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Message)]
+#[message(type = "stock.reserved")]
 struct StockReserved {
     order: i64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Message)]
+#[message(type = "order.paid")]
 struct OrderPaid {
     order: i64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Message)]
+#[message(type = "order.packed")]
 struct OrderPacked {
     order: i64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Message)]
+#[message(type = "order.shipped")]
 struct OrderShipped {
     order: i64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Message)]
+#[message(type = "customer.notified")]
 struct CustomerNotified {
     order: i64,
     customer: String,
-}
-
-impl Message for OrderPlaced {
-    const TYPE: &'static str = "order.placed";
-}
-
-impl Message for StockReserved {
-    const TYPE: &'static str = "stock.reserved";
-}
-
-impl Message for OrderPaid {
-    const TYPE: &'static str = "order.paid";
-}
-
-impl Message for OrderPacked {
-    const TYPE: &'static str = "order.packed";
-}
-
-impl Message for OrderShipped {
-    const TYPE: &'static str = "order.shipped";
-}
-
-impl Message for CustomerNotified {
-    const TYPE: &'static str = "customer.notified";
-}
-
-impl Aggregate for Order {
-    type Id = i64;
-
-    fn id(&self) -> &i64 {
-        &self.number
-    }
-
-    fn outbox(&mut self) -> &mut Outbox {
-        &mut self.outbox
-    }
 }
 
 impl Order {
@@ -208,13 +178,19 @@ fn setting<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Result
 async fn main() -> Result<(), Box<dyn Error>> {
     let settings = Settings::from_env()?;
     let client = Client::with_uri_str(&settings.mongodb).await?;
-    let amqp = AmqpSettings::new(&settings.rabbitmq)?.named("orders-app");
-    let messages = RabbitMq::start(RabbitMqSettings {
-        amqp: amqp.clone(),
+    let (messages, commands) = RabbitMq::start_with_hand_off(RabbitMqSettings {
+        amqp: AmqpSettings::new(&settings.rabbitmq)?.named("orders-app"),
         exchange: settings.messages_exchange.clone(),
+        commands_exchange: settings.commands_exchange.clone(),
+        commands_queue: settings.commands_queue.clone(),
         ..RabbitMqSettings::new(&settings.rabbitmq)?
     });
-    let inline = inline(&client, &settings, amqp, &messages);
+    // Delivery in the background of each save; a message that fails is handed to the dispatcher at once.
+    let inline = InlineDispatcher::builder(&client)
+        .inline_lease(settings.inline_lease)
+        .retry(settings.retry.clone())
+        .hand_off(commands)
+        .deliver_to(messages.clone());
     let orders = client.database(&settings.database).collection::<Order>("orders");
     let shop = Shop { orders: Store::new(orders, &inline) };
     shop.orders.ensure_indexes().await?;
@@ -226,18 +202,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     messages.close().await;
     println!(r#"{{"done":true}}"#);
     Ok(())
-}
-
-/// Delivery in the background of each save; failed messages are handed to the dispatcher at once.
-fn inline(client: &Client, settings: &Settings, amqp: AmqpSettings, messages: &RabbitMq) -> InlineDispatcher {
-    let (exchange, queue) = (&settings.commands_exchange, &settings.commands_queue);
-    let topology = CommandSender::topology(exchange, queue, TopologyMode::Declare);
-    let commands = CommandSender::new(Publisher::start(amqp, topology), exchange);
-    InlineDispatcher::builder(client)
-        .inline_lease(settings.inline_lease)
-        .retry(settings.retry.clone())
-        .hand_off(commands)
-        .deliver_to(messages.clone())
 }
 
 #[derive(Clone)]
