@@ -132,15 +132,22 @@ impl Network {
 
     /// Until a request with these bytes waits.
     pub async fn holds_one_with(&self, bytes: &str) {
-        loop {
-            let arrived = self.wire.arrived.notified();
-            let holds = self.wire.holds.lock().unwrap().clone();
-            if holds.iter().any(|(held, count)| held == bytes.as_bytes() && *count > 0) {
-                return;
+        let is_held = || {
+            let holds = self.wire.holds.lock().unwrap();
+            holds.iter().any(|(held, count)| held == bytes.as_bytes() && *count > 0)
+        };
+        let held = async {
+            loop {
+                let arrived = self.wire.arrived.notified();
+                if is_held() {
+                    return;
+                }
+                arrived.await;
             }
-            let waited = tokio::time::timeout(LONG, arrived).await;
-            waited.unwrap_or_else(|_| panic!("waited in vain for a request with {bytes}"));
-        }
+        };
+        // For all of it: the driver's own requests arrive again and again.
+        let waited = tokio::time::timeout(LONG, held).await;
+        waited.unwrap_or_else(|_| panic!("no request with {bytes} arrived"));
     }
 
     /// Requests with these bytes wait no longer.
