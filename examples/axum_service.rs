@@ -19,7 +19,7 @@ const UNREADY: StatusCode = StatusCode::SERVICE_UNAVAILABLE; // without a broker
 type App = (Store<Order>, tokio_util::task::TaskTracker);
 
 async fn pay(State((orders, saves)): State<App>, Path(id): Path<String>) -> StatusCode {
-    // axum drops this future when the client hangs up. A task of its own saves to the end all the same.
+    // axum drops this future when the client hangs up. A separate task still completes the save.
     let pay = |order: &mut Order| order.outbox.send(OrderPaid(order.id.clone())).id();
     match saves.spawn(async move { orders.update(&id, pay).await }).await {
         Ok(Ok(_)) => StatusCode::NO_CONTENT,

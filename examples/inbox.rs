@@ -23,7 +23,7 @@ struct StockRequested {
     quantity: i64,
 }
 
-/// What a handler does with a message and its id, which is `envelope.id` or CloudEvents' `id`.
+/// The handler of a message. Its id is `envelope.id`, or the `id` of CloudEvents.
 async fn receive(stocks: &Store<Stock>, id: Uuid, message: StockRequested) -> Result<(), Error> {
     let take = |stock: &mut Stock| {
         if stock.inbox.receive(id) {

@@ -1,4 +1,4 @@
-//! Lists and reports beside the store: the driver's own queries: `cargo run --example querying`.
+//! Lists and reports, with queries of the driver instead of the store: `cargo run --example querying`.
 
 use document_outbox::{Aggregate, InlineDispatcher, Outbox, Store};
 use futures::TryStreamExt;
@@ -15,7 +15,7 @@ struct Order {
     outbox: Outbox,
 }
 
-/// A row of a list: the fields it shows, and nothing of the outbox.
+/// A row of a list: the fields that it shows, without the outbox.
 #[derive(Deserialize)]
 struct Row {
     #[serde(rename = "_id")]

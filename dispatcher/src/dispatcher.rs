@@ -61,7 +61,7 @@ impl fmt::Debug for Running {
 pub struct Ended(String);
 
 impl Dispatcher {
-    /// A worker beside an application, that delivers as its inline dispatcher does.
+    /// A worker in the process of an application. It delivers as the inline dispatcher does.
     ///
     /// ```no_run
     /// # use document_outbox::{amqp::AmqpSettings, deliver::Handlers};

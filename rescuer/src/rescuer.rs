@@ -76,7 +76,7 @@ impl Rescuer {
         Ok(Self { process, events, streams })
     }
 
-    /// Prepares a rescuer beside an application, which sends its commands to this broker under the default names.
+    /// Prepares a rescuer in the process of an application. It sends commands to this broker, with the default names.
     ///
     /// # Errors
     /// [`RescuerError::Settings`] with everything that cannot work.
@@ -187,7 +187,7 @@ impl Running {
     }
 }
 
-/// A panic goes on where the task is waited for; nobody aborts it.
+/// Continues a panic of the task in the caller. The task is never aborted.
 fn joined(ended: Result<Result<(), RescuerError>, JoinError>) -> Result<(), RescuerError> {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(ended) => ended,

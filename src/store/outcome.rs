@@ -72,7 +72,7 @@ pub enum NotSaved {
     Gone,
     /// [`Saved::Unknown`].
     #[error(
-        "no clean answer came, the save may have been written: load the document and look before you repeat it"
+        "without a clear answer the save may have been written: load the document and check before you repeat it"
     )]
     Unknown(#[source] DriverError),
 }
@@ -112,12 +112,12 @@ pub enum NotInserted<T> {
     Exists(T),
     /// [`Inserted::Unknown`].
     #[error(
-        "no clean answer came, the document may have been inserted: load it and look before you repeat it"
+        "without a clear answer the document may have been inserted: load it and check before you repeat it"
     )]
     Unknown(T, #[source] DriverError),
 }
 
-// Without the aggregate: an error is shown where nobody expects its content, and the aggregate may have no `Debug`.
+// Without the aggregate: its content does not belong in logs of errors, and it may have no `Debug`.
 impl<T> fmt::Debug for NotInserted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -70,7 +70,7 @@ impl<T: Aggregate> Store<T> {
         Err(Error::Contended { document: self.named(id)?, tries: TRIES })
     }
 
-    /// Like [`try_update`](Store::try_update), with a closure that waits for something: it gets the aggregate and gives it back.
+    /// Like [`try_update`](Store::try_update), with an async closure: it takes the aggregate and returns it.
     ///
     /// ```
     /// # use document_outbox::{Aggregate, Loaded, Store};
@@ -89,7 +89,7 @@ impl<T: Aggregate> Store<T> {
     /// # }
     /// ```
     ///
-    /// The closure may run several times, and what it does beside changing the aggregate is done as often.
+    /// The closure may run several times, and its other effects are repeated with it.
     ///
     /// # Errors
     /// The outer error is the store's, the inner one the closure's.

@@ -671,7 +671,7 @@ async fn closed_by_an_operator(scene: &Scene, publisher: &Publisher) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_close_makes_publishing_unavailable_briefly() {
     scene(async |scene| {
-        // Nothing is published while there is no connection, and nobody waits for the next one: it never comes.
+        // No message is published without a connection, and no save waits for the next one, which never comes.
         let mut settings = scene.settings();
         (settings.reconnect_min, settings.reconnect_max) = (LONG * 10, LONG * 10);
         let publisher = scene.publisher_with(settings).await;

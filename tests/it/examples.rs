@@ -57,7 +57,7 @@ fn run(main: fn() -> Result<(), Box<dyn Error>>, databases: &'static [&'static s
     }
 }
 
-/// What examples leave behind, removed at the end also of a test that fails.
+/// The databases of examples, dropped at the end even if the test fails.
 struct Left(&'static [&'static str]);
 
 impl Drop for Left {
@@ -125,7 +125,7 @@ fn a_migration_keeps_old_documents() {
 }
 
 #[test]
-fn queries_run_beside_the_store() {
+fn queries_of_the_driver_run_without_the_store() {
     run(querying::main, &["example_querying"]);
 }
 

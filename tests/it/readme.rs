@@ -15,7 +15,7 @@ use tokio::{process::Command, time::timeout};
 
 use crate::support::uri;
 
-/// It may have to compile the MongoDB driver anew, with the features that the README has.
+/// It may have to compile the MongoDB driver again, with the features of the README.
 const COMPILES_WITHIN: Duration = Duration::from_mins(14);
 
 /// The first block of this language in the README.

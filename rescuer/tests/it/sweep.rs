@@ -662,7 +662,7 @@ async fn stress_a_retry_among_many_held_documents_is_punctual() {
     }
     running.stop().await.unwrap();
 
-    // A round has at most so many queries, and the other collection is read in each.
+    // A round has at most this many queries, and the other collection is read in each.
     let most = (RATE * u32::try_from(INTERVAL.as_secs()).unwrap() + 1) as usize;
     let queried = queried.lock().unwrap().clone();
     let between = queried
