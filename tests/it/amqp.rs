@@ -66,7 +66,7 @@ async fn scene_at(uri: String, play: impl AsyncFnOnce(&Scene)) {
     let outside = connection.create_channel().await.unwrap();
     let scene =
         Scene { id: format!("test-amqp-{}", Uuid::new_v4().simple()), uri, outside, _connection: connection };
-    let played = AssertUnwindSafe(soon("the test", play(&scene))).catch_unwind().await;
+    let played = AssertUnwindSafe(play(&scene)).catch_unwind().await;
     scene.delete_queue().await;
     scene.delete_exchange().await;
     if let Err(panic) = played {
