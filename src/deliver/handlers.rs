@@ -33,7 +33,7 @@
 //!
 //! # Caveats
 //! - A handler that returned `Ok` is called again when the process ends before that is in the document.
-//!   Handlers must tolerate repeats; [`Envelope::message_id`] identifies one.
+//!   Handlers must tolerate repeats; [`Envelope::id`] identifies each message.
 //! - While processes with the old and the new key of a renamed handler run together, the old ones don't know
 //!   the new key.
 //! - A handler that blocks its thread cannot be aborted.

@@ -11,6 +11,7 @@
     dead_code,
     unused_imports,
     clippy::implicit_clone,
+    clippy::redundant_closure_for_method_calls,
     clippy::wildcard_imports,
     reason = "each version leaves some of the names below to the other"
 )]
