@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    /// How many messages are admitted in each of a hundred sliding seconds under constant demand.
+    /// The number of messages admitted in each of 100 overlapping windows of one second, under constant demand.
     async fn given_in_each_second(limiter: Arc<Limiter>, concurrency: usize) -> Vec<usize> {
         let start = Instant::now();
         let ask = |limiter: Arc<Limiter>| async move {

@@ -105,8 +105,8 @@ impl Pauses {
         Self { min, max, next: min }
     }
 
-    /// The pause after a connection that worked for `lived`. It is random between half of the step and the
-    /// whole, so that many processes do not reconnect at the same time.
+    /// The pause before the next connection, after one that lasted `lived`. It is chosen at random between half
+    /// the step and the full step, so that many processes do not reconnect at the same time.
     pub(super) fn after(&mut self, lived: Duration) -> Duration {
         // This is judged by its lifetime: otherwise a connection that is refused at its first use each time
         // would be made again without end and without pause.

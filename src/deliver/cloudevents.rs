@@ -73,7 +73,7 @@ impl AttributePrefix {
     }
 }
 
-/// Why a message can never be published. It shows no part of the payload.
+/// Why a message can never be published. The text shows no part of the payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnpublishableError {
     /// The payload can't be written as JSON.

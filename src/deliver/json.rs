@@ -63,7 +63,7 @@ impl PayloadFormat {
     }
 }
 
-/// Why a payload cannot be written as JSON. It shows no part of the payload.
+/// Why a payload cannot be written as JSON. The text shows no part of the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PayloadError {
     /// It is nested deeper than [`MAX_DEPTH`].

@@ -1,4 +1,4 @@
-//! The time limit of a write, and of a save with all its reads and writes.
+//! One time limit, for a single write and also for a whole save with all its reads and writes.
 
 use std::time::Duration;
 

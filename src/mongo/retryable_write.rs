@@ -404,7 +404,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Those of the first statements that were sent may have been executed.
+    /// Marks the first `count` statements that were sent as possibly executed.
     fn doubt(&mut self, count: usize) {
         for open in self.open.iter_mut().take(count) {
             open.in_doubt |= open.has_left();

@@ -50,7 +50,7 @@ pub(crate) fn ask(
 }
 
 impl WriteWaiter {
-    /// The outcome; if none is reported, the outcome that is certain without one.
+    /// The reported outcome; without a report, the outcome that is certain anyway.
     pub(crate) async fn outcome(self) -> WriteOutcome {
         let why = match timeout_at(self.deadline, self.answered).await {
             Ok(Ok(outcome)) => return outcome,

@@ -20,7 +20,8 @@ const TRIES: u32 = 32;
 const LONGEST_AFTER: u32 = 7;
 
 impl<T: Aggregate> Store<T> {
-    /// Loads an aggregate, changes it and saves it; again from the start if another process saved in between.
+    /// Loads an aggregate, changes it and saves it. Starts over if another process saved it in the
+    /// meantime.
     ///
     /// The closure may run several times, each time on a fresh aggregate; it should only change it. The id may be any
     /// borrowed form of the aggregate's, as for [`load`](Store::load).

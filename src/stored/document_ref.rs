@@ -35,7 +35,7 @@ pub struct DocumentRef {
     pub namespace: Namespace,
     /// `{ _id, ..shard key fields }`.
     key: RawDocumentBuf,
-    /// Whether a [`Document`] holds the key as it is.
+    /// Whether a [`Document`] can hold this key unchanged.
     plain: bool,
 }
 

@@ -774,7 +774,7 @@ async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> 
     insert(&orders, Order::new("o-1")).await;
     let mut order = orders.load("o-1").await.unwrap().unwrap();
     order.add(1);
-    // Its document is locked, so that the save is in progress when it is forgotten.
+    // A transaction locks the document, so the save is still in progress when its future is leaked.
     let mut session = test.client.start_session().await.unwrap();
     session.start_transaction().await.unwrap();
     let touch = doc! { "$set": { "note": "mine" } };

@@ -974,7 +974,7 @@ async fn staged_messages_are_delivered_only_from_their_document() {
     let uuids = document_outbox::Store::<ByUuid>::new(test.orders(), &inline);
     let id = uuid::Uuid::new_v4();
     assert!(matches!(uuids.insert(ByUuid::with(id)).await.unwrap(), Inserted::Applied(..)));
-    // The struct stores binary subtype 0, a `bson::Uuid` is subtype 4.
+    // The struct stores binary subtype 0, whereas `bson::Uuid` uses subtype 4.
     let given = [(Bson::from("o-1"), false), (Uuid::from_bytes(id.into_bytes()).into(), true)];
     for (given, found) in given {
         let mut outbox = Outbox::default();

@@ -102,7 +102,7 @@ impl World {
         .to_vec()
     }
 
-    /// Stores a document with a message of this type, and an element that is not an entry.
+    /// Stores a document whose outbox has one message of this type and one element that is not an entry.
     pub(crate) async fn store(&self, id: &str, message_type: &str) {
         let uuid =
             mongodb::bson::Binary { subtype: BinarySubtype::Uuid, bytes: Uuid::new().bytes().to_vec() };

@@ -300,7 +300,7 @@ async fn the_next_worker_continues_after_a_stop() {
     scene.command("o-1").await;
     recorder.wait_tried(1).await;
     let mut stop = Box::pin(worker.running.stop());
-    // The first four fifths of the grace, with the delivery still held: then messages whose delivery has not
+    // For four fifths of the grace period the delivery keeps its claim. Then messages whose delivery has not
     // begun are released.
     assert!(tokio::time::timeout(Duration::from_millis(4_400), &mut stop).await.is_err());
     recorder.let_through(1);

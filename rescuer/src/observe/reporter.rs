@@ -102,7 +102,7 @@ impl Reporter {
         standing.sweep_moved = now;
     }
 
-    /// Warns in the log and as an event, unless it did so lately.
+    /// Logs a warning and emits an event, unless it did so recently.
     pub(crate) fn warn(&self, warning: Warning) {
         let mut warned = self.warned.lock();
         warned.retain(|_, last| last.elapsed() < AGAIN);

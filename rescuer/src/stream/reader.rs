@@ -204,7 +204,7 @@ impl Reader {
         self.pauses.pause(&self.term.stop).await;
     }
 
-    /// Counts an opening that the server refused although it is healthy.
+    /// Counts an attempt to open the stream that was refused by a server that is otherwise healthy.
     fn count_refusal(&mut self, error: &Error) {
         if classify::is_transient(error) {
             self.refusals = None;

@@ -123,7 +123,7 @@ impl Catalogue {
         self.term.report.flaws(flaws);
     }
 
-    /// Announces news about a collection, and reports the problems of all of them.
+    /// Logs changes in one collection's state, and reports the current problems of all collections.
     fn review(&self, namespace: &Namespace) {
         let Some(Review { is_missed, expiry, flaws }) = self.facts().review(namespace) else {
             return;

@@ -373,7 +373,7 @@ async fn a_view_does_not_stop_other_streams() {
     let (trouble, not_ready) = refused.await;
     assert!(trouble.contains("not views") && not_ready[0].contains("default@2s"), "{trouble}; {not_ready:?}");
 
-    // Once it can be watched, no restart is needed.
+    // A stream is opened without a restart as soon as the collection can be watched.
     let audit = world.db.collection::<Document>("audit");
     audit.drop().await.unwrap();
     index(&audit).await;

@@ -278,8 +278,8 @@ async fn stress_a_rescuer_without_broker_yields_to_another() {
 mod outage {
     use super::*;
 
-    /// A broker that doesn't answer, is gone, or takes no messages: commands are in flight, and SIGTERM ends
-    /// the rescuer within its grace.
+    /// If the broker hangs, is gone, or takes no messages while commands are in flight, SIGTERM still stops
+    /// the rescuer within its grace period.
     #[tokio::test]
     #[ignore = "stress: run by scripts/stress"]
     async fn stress_a_broken_broker_delays_no_stop() {

@@ -590,7 +590,7 @@ async fn stress_a_full_sweep_queues_150_000_undated_documents() {
         let documents = (from..from + 10_000).map(|id| doc! { "_id": id, "outbox": [minimal()] });
         orders.insert_many(documents).await.unwrap();
     }
-    // A term has a memory of its own, and on a busy machine none may end within this test.
+    // Each term remembers only what it queued itself, so none may end during this test, even on a busy machine.
     let lease = Duration::from_mins(1);
     let settings = world.settings().with(|settings| {
         settings.ownership_lease = lease;

@@ -1,4 +1,4 @@
-//! Payloads: a message as the BSON value that is stored, and back.
+//! Converts messages to and from the BSON payloads that are stored in the outbox.
 //!
 //! # Flow
 //! A message is stored in serde's human-readable form: a `uuid::Uuid` as its text, an `IpAddr` as its text, a map's keys as

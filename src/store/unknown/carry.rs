@@ -123,7 +123,7 @@ fn carry_elements(
 }
 
 impl Unknown {
-    /// Adds every unknown field to those that were dropped.
+    /// Records every unknown field as dropped.
     fn count(&self, path: &FieldPath<'_>, dropped: &mut Dropped) {
         match self {
             Self::Field(_) | Self::Unreadable => *dropped.entry(path.to_string()).or_default() += 1,
