@@ -43,17 +43,47 @@ fn the_summary_of_the_book_has_every_page() {
     assert_eq!(listed, pages, "docs/SUMMARY.md lists each page of docs/ once");
 }
 
+/// The sources of all crates that are published, with their tests.
+fn sources() -> String {
+    ["src", "tests", "derive", "rescuer", "dispatcher", "service"]
+        .iter()
+        .flat_map(|folder| files(&root().join(folder), "rs"))
+        .map(|file| read(&file))
+        .collect()
+}
+
+/// The words of another crate, whose log this project passes on.
+const OF_OTHERS: [&str; 2] = ["OTLP export exhausted retries …", "BatchSpanProcessor.ExportError"];
+
+#[test]
+fn the_log_lines_to_alert_on_exist() {
+    let guide = read(&root().join("docs/operations.md"));
+    let table = guide.split("\n## ").find(|section| section.starts_with("Log lines to alert on")).unwrap();
+    let rows = table.lines().filter(|row| row.starts_with("| `"));
+    let lines: Vec<&str> = rows
+        .filter_map(|row| row.split(" | ").next())
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(|line| !OF_OTHERS.contains(line))
+        .collect();
+    assert!(lines.len() > 20, "{lines:?}");
+
+    // A text that is continued in the next line of the source is one text.
+    let sources = sources().replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_logged = |line: &&str| {
+        let written = line.replace("outbox-rescuer", "{name}").replace("outbox-dispatcher", "{name}");
+        written.split('…').all(|part| sources.contains(part.trim()))
+    };
+    let missing: Vec<_> = lines.into_iter().filter(|line| !is_logged(line)).collect();
+    assert!(missing.is_empty(), "docs/operations.md names lines that no program writes: {missing:#?}");
+}
+
 #[test]
 fn the_tests_that_show_a_promise_exist() {
     let guarantees = read(&root().join("docs/guarantees.md"));
     let named: BTreeSet<&str> =
         guarantees.split('`').filter(|word| word.matches('_').count() > 4 && is_lower_snake(word)).collect();
     assert!(named.len() > 20, "promises name their tests: {named:?}");
-    let sources: String = ["src", "tests", "derive", "rescuer", "dispatcher", "service"]
-        .iter()
-        .flat_map(|folder| files(&root().join(folder), "rs"))
-        .map(|file| read(&file))
-        .collect();
+    let sources = sources();
     let missing: Vec<_> =
         named.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
     assert!(missing.is_empty(), "{missing:#?}");
