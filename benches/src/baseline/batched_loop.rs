@@ -8,7 +8,7 @@ use mongodb::{
     bson::{Bson, DateTime, Document, doc},
 };
 
-use super::dual_write::Confirmed;
+use super::{dual_write::Confirmed, updates};
 use crate::result::Result;
 
 const BATCH: i64 = 1_000;
@@ -52,7 +52,9 @@ impl BatchedLoop {
                 "u": { "$set": { "outbox.0.claimed_by": &me, "outbox.0.available_at": DateTime::now() } },
             }
         };
-        self.write(documents.iter().map(claim).collect(), "majority".into()).await?;
+        let claims = documents.iter().map(claim).collect();
+        updates::send(&self.database, self.collection.name(), claims, "majority".into()).await?;
+
         let entries =
             documents.iter().filter_map(|document| document.get_array("outbox").ok()?.first()?.as_document());
         let publish = |entry: &Document| {
@@ -67,20 +69,8 @@ impl BatchedLoop {
                 "u": { "$pull": { "outbox": { "claimed_by": &me } } },
             }
         };
-        self.write(documents.iter().map(clear).collect(), 1.into()).await
-    }
-
-    async fn write(&self, updates: Vec<Document>, concern: Bson) -> Result<()> {
-        let command = doc! {
-            "update": self.collection.name(),
-            "updates": updates,
-            "ordered": false,
-            "writeConcern": { "w": concern },
-        };
-        let reply = self.database.run_command(command).await?;
-        match reply.get("writeErrors").or(reply.get("writeConcernError")) {
-            Some(error) => Err(format!("a write was refused: {error}").into()),
-            None => Ok(()),
-        }
+        let clears = documents.iter().map(clear).collect();
+        updates::send(&self.database, self.collection.name(), clears, 1.into()).await?;
+        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use mongodb::{
 };
 use tokio::sync::Mutex;
 
-use super::dual_write::Confirmed;
+use super::{dual_write::Confirmed, updates};
 use crate::result::Result;
 
 /// Together they hold as many messages as a dispatcher publishes before it clears them.
@@ -143,20 +143,7 @@ impl CarefulLoop {
 
     /// How many of these have found their document.
     async fn write(&self, updates: Vec<Document>, concern: Bson) -> Result<usize> {
-        if updates.is_empty() {
-            return Ok(0);
-        }
-        let command = doc! {
-            "update": self.collection.name(),
-            "updates": updates,
-            "ordered": false,
-            "writeConcern": { "w": concern },
-        };
-        let reply = self.database.run_command(command).await?;
-        match reply.get("writeErrors").or(reply.get("writeConcernError")) {
-            Some(error) => Err(format!("a write was refused: {error}").into()),
-            None => Ok(usize::try_from(reply.get_i32("nModified")?)?),
-        }
+        updates::send(&self.database, self.collection.name(), updates, concern).await
     }
 }
 

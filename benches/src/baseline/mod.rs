@@ -8,6 +8,7 @@ mod change_stream;
 mod classic;
 mod concern;
 mod dual_write;
+mod updates;
 
 pub(crate) use batched_loop::BatchedLoop;
 pub(crate) use by_hand::ByHand;
