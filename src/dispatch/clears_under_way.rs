@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{dispatch::unsettled::Permits, mongo::Delivered, stored::document_ref::DocumentRef};
 
-/// A save names each entry that it takes out by its place; a save waits for the clear of more than these.
+/// A save names each entry that it takes out by its place. More than these are cleared at once, and a save waits for that.
 pub(crate) const MOST_ENTRIES: usize = 16;
 
 type ByDocument = HashMap<Vec<u8>, Arc<ClearState>>;

@@ -35,14 +35,12 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{mongo::Delivered, stored::document_ref::DocumentRef};
+use crate::{dispatch::clears_under_way::MOST_ENTRIES, mongo::Delivered, stored::document_ref::DocumentRef};
 
 /// Messages that may wait at a time, taken ones included until their time would be over, and documents that
 /// may be being cleared. Beyond that, each is cleared at once by its delivery, which waits for it.
 /// A process that ends without closing can repeat that many messages.
 pub(crate) const MOST: usize = 16_384;
-/// A save names each entry that it removes by its place; if there are more, they are cleared at once.
-const MOST_ENTRIES: usize = 16;
 
 type Key = Arc<[u8]>;
 type Clear = dyn Fn(Vec<Delivered>) -> BoxFuture<'static, ()> + Send + Sync;
