@@ -6,6 +6,7 @@
 use std::{future::Future, pin::pin, time::Duration};
 
 use crate::{
+    deferred_clears::{contend, foreign},
     network::Network,
     support::{LONG, Order, Recorder, TestDatabase, is_empty, uri},
 };
@@ -15,7 +16,6 @@ use document_outbox::{
     observe::Event,
     store::{Deleted, Inserted, Saved},
 };
-use futures::future::join_all;
 use mongodb::{
     Client,
     bson::{Bson, DateTime, Document, Uuid, doc},
@@ -128,10 +128,6 @@ async fn soon<T>(work: impl Future<Output = T>) -> T {
 fn assert_delivered(dispatch: &Dispatch) {
     let Dispatch::Settled(settled) = dispatch else { panic!("{dispatch:?}") };
     assert!(settled.iter().all(|(_, end)| *end == Disposition::Delivered), "{settled:?}");
-}
-
-fn foreign(amount: i64) -> Document {
-    doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
 }
 
 #[tokio::test]
@@ -317,43 +313,11 @@ async fn a_save_with_scheduled_messages_waits_for_its_clear() {
     shop.near.drop().await;
 }
 
-/// Many savers of few documents, with foreign writers between them: every message once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contended_saves_at_the_confirm_deliver_messages_once() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
     let inline = at_confirm(&test.client).deliver_to(recorder.clone());
-    let orders = test.store(&inline);
-    for document in 0..5 {
-        let inserted = orders.insert(Order::new(&format!("o-{document}"))).await.unwrap();
-        assert!(matches!(inserted, Inserted::Applied(..)));
-    }
-    let saver = |saver: i64| {
-        let (orders, test) = (&orders, &test);
-        async move {
-            for round in 0..5 {
-                let (id, amount) = (format!("o-{}", (saver + round * 3) % 5), saver * 100 + round);
-                if saver % 8 == 0 {
-                    let push = doc! { "$push": { "outbox": foreign(amount) } };
-                    test.orders().update_one(doc! { "_id": id }, push).await.unwrap();
-                } else {
-                    orders.update(&id, |order| order.add(amount)).await.unwrap();
-                }
-            }
-        }
-    };
-    join_all((0..24).map(saver)).await;
-    // For the foreign messages that no save follows; a rescuer would find them.
-    for document in 0..5 {
-        orders.update(&format!("o-{document}"), |order| order.add(-1)).await.unwrap();
-    }
-    inline.close(LONG).await;
-    test.wait_until_all_are_empty().await;
-    let mut amounts: Vec<_> = recorder.amounts().into_iter().filter(|amount| *amount >= 0).collect();
-    amounts.sort_unstable();
-    let mut sent: Vec<_> = (0..24).flat_map(|saver| (0..5).map(move |round| saver * 100 + round)).collect();
-    sent.sort_unstable();
-    assert_eq!(amounts, sent);
-    test.drop().await;
+    contend(test, &inline, &recorder, 5, 24).await;
 }
 
 mod ended_runtimes {

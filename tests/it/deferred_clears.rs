@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Added, Order, Recorder, TestDatabase, is_empty, uri};
+use crate::support::{Added, LONG, Order, Recorder, TestDatabase, is_empty, uri};
 use document_outbox::{
     Dispatch, InlineDispatcher, Loaded, Mode, Store,
     dispatch::{Disposition, InlineBuilder},
@@ -78,7 +78,8 @@ async fn save(orders: &Store<Order>, order: &mut Loaded<Order>, amount: i64) {
     }
 }
 
-fn foreign(amount: i64) -> Document {
+/// An entry that another program pushed.
+pub(crate) fn foreign(amount: i64) -> Document {
     doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
 }
 
@@ -222,13 +223,23 @@ async fn another_process_waits_and_keeps_the_order() {
     test.drop().await;
 }
 
-/// Many savers of few documents, with foreign writers between them: every message once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_contention_every_message_is_delivered_once() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
     let inline = deferring(&test, Duration::from_millis(30)).deliver_to(recorder.clone());
-    let orders = test.store(&inline);
-    for document in 0..10 {
+    contend(test, &inline, &recorder, 10, 32).await;
+}
+
+/// Many savers of few documents, with foreign writers between them: every message once.
+pub(crate) async fn contend(
+    test: TestDatabase,
+    inline: &InlineDispatcher,
+    recorder: &Recorder,
+    documents: i64,
+    savers: i64,
+) {
+    let orders = test.store(inline);
+    for document in 0..documents {
         let inserted = orders.insert(Order::new(&format!("o-{document}"))).await.unwrap();
         assert!(matches!(inserted, Inserted::Applied(..)));
     }
@@ -236,7 +247,8 @@ async fn under_contention_every_message_is_delivered_once() {
         let (orders, test) = (&orders, &test);
         async move {
             for round in 0..5 {
-                let (id, amount) = (format!("o-{}", (saver + round * 3) % 10), saver * 100 + round);
+                let id = format!("o-{}", (saver + round * 3) % documents);
+                let amount = saver * 100 + round;
                 if saver % 8 == 0 {
                     let push = doc! { "$push": { "outbox": foreign(amount) } };
                     test.orders().update_one(doc! { "_id": id }, push).await.unwrap();
@@ -246,16 +258,17 @@ async fn under_contention_every_message_is_delivered_once() {
             }
         }
     };
-    join_all((0..32).map(saver)).await;
+    join_all((0..savers).map(saver)).await;
     // Foreign messages without a later save: in production, the rescuer finds them.
-    for document in 0..10 {
+    for document in 0..documents {
         orders.update(&format!("o-{document}"), |order| order.add(-1)).await.unwrap();
     }
-    inline.close(FOR_EVER).await;
+    inline.close(LONG).await;
     test.wait_until_all_are_empty().await;
     let mut amounts: Vec<_> = recorder.amounts().into_iter().filter(|amount| *amount >= 0).collect();
     amounts.sort_unstable();
-    let mut sent: Vec<_> = (0..32).flat_map(|saver| (0..5).map(move |round| saver * 100 + round)).collect();
+    let mut sent: Vec<_> =
+        (0..savers).flat_map(|saver| (0..5).map(move |round| saver * 100 + round)).collect();
     sent.sort_unstable();
     assert_eq!(amounts, sent);
     test.drop().await;
