@@ -116,20 +116,30 @@ pub mod derived {
     impl<T: Serialize + Send + Sync> Id for T {}
 }
 
-/// Items that the rescuer, the dispatcher and their services share with this crate. Not part of its
-/// interface: they may change in any version.
+/// Items that the rescuer, the dispatcher, their services and the proofs share with this crate. Not part of
+/// its interface: they may change in any version.
 #[doc(hidden)]
 pub mod internal {
     #[cfg(feature = "rabbitmq")]
-    pub use crate::tls::provider;
     pub use crate::{
-        dispatch::document_locks::{DocumentLock, DocumentLocks},
+        amqp::publish::window::{Confirm, Returned, judge as judge_window},
+        deliver::published::outcome,
+        tls::provider,
+    };
+    pub use crate::{
+        dispatch::{
+            attempt::is_enough,
+            document_locks::{DocumentLock, DocumentLocks},
+            due_again::due_again,
+            settlement::{Settlement, settlement},
+        },
         encoding::{
             extended_json::relaxed_text,
             one_line::{Keep, one_line},
         },
         mongo::{
             clock::{ServerClock, later, until},
+            doubt::{AfterFailure, GivenUp, after_failure, given_up},
             error_codes,
         },
         stored::{

@@ -39,7 +39,8 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 
 /// What is done next.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Decision {
+pub enum Decision {
+    /// Nothing is left to do for this worker.
     Finish(Processed),
     /// Another pass, this much later, if there is room to keep the command.
     Hold(Duration, Hold),
@@ -47,15 +48,18 @@ pub(crate) enum Decision {
     Await(Duration),
     /// Another pass, this much later.
     Retry(Duration, Left),
+    /// Left to the sweep.
     Leave(Left),
     /// Another worker may be able to.
     PutBack(Unable),
+    /// Broken off by a stop.
     GiveBack,
 }
 
 /// Why another worker may succeed where this one cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Unable {
+pub enum Unable {
+    /// It is of another cluster.
     OtherCluster,
     /// MongoDB refuses this user the collection; has the error.
     Refused(String),
@@ -67,7 +71,7 @@ pub(crate) enum Unable {
 
 impl Unable {
     /// The kind under which repeated warnings are counted.
-    pub(crate) fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::OtherCluster => "other_cluster",
             Self::Refused(_) => "not_allowed",
@@ -89,19 +93,20 @@ impl From<Unable> for Left {
 
 /// The basis of a decision in addition to the last pass.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct CommandState {
+pub struct CommandState {
     /// Server time.
-    pub(crate) now: DateTime,
+    pub now: DateTime,
     /// How long the command has been kept.
-    pub(crate) kept: Duration,
+    pub kept: Duration,
     /// For how much of that time the destination was unavailable.
-    pub(crate) unavailable: Duration,
+    pub unavailable: Duration,
     /// Whether the worker stops.
-    pub(crate) stopping: bool,
+    pub stopping: bool,
 }
 
 /// Decides about one command; remembers how its pauses grow.
-pub(crate) struct Policy {
+#[derive(Debug)]
+pub struct Policy {
     hold_within: Duration,
     available_within: Duration,
     keep_within: Duration,
@@ -109,7 +114,8 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    pub(crate) fn new(settings: &DispatcherSettings) -> Self {
+    /// By the bounds in these settings.
+    pub fn new(settings: &DispatcherSettings) -> Self {
         let pauses = ExponentialBuilder::default()
             .with_min_delay(FIRST_RETRY)
             .with_max_delay(LAST_RETRY)
@@ -124,7 +130,8 @@ impl Policy {
         }
     }
 
-    pub(crate) fn decide(&mut self, outcome: PassOutcome, state: CommandState) -> Decision {
+    /// Decides by how the last pass ended.
+    pub fn decide(&mut self, outcome: PassOutcome, state: CommandState) -> Decision {
         let left = self.keep_within.saturating_sub(state.kept);
         match outcome {
             PassOutcome::Ended(processed) => self.after_a_pass(processed, state, left),

@@ -66,3 +66,12 @@ pub use outbox_service::{InvalidPattern, InvalidSettings, NamespacePattern, Sett
 pub use rate::{InvalidRate, Rate};
 pub use settings::DispatcherSettings;
 pub use status::{Snapshot, Status};
+
+/// The decisions that the proofs share with this crate. No part of its interface: it may change in any version.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::{
+        decision::{CommandState, Decision, Policy, Unable},
+        pass::PassOutcome,
+    };
+}

@@ -17,9 +17,12 @@ use crate::stops::Stops;
 
 /// How a pass ended.
 #[derive(Debug)]
-pub(crate) enum PassOutcome {
+pub enum PassOutcome {
+    /// By itself, or broken off.
     Ended(Processed),
+    /// MongoDB could not be asked.
     Failed(Error),
+    /// In a handler, or in the library.
     Panicked,
 }
 

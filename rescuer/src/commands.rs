@@ -25,8 +25,10 @@ pub trait Commands: Send + Sync {
 
 /// Whether a process can send commands, as far as it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ability {
+pub enum Ability {
+    /// It can.
     Able,
+    /// It can't.
     Unable,
 }
 

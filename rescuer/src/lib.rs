@@ -79,3 +79,21 @@ pub use outbox_service::{
 pub use rescuer::{Rescuer, Running};
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
 pub use stream::filter::pipelines;
+
+/// The decisions that the proofs share with this crate. No part of its interface: it may change in any version.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::{
+        commands::Ability,
+        judge::verdict::{Head, Moment, Verdict, judge},
+        leadership::{
+            lease::{AbleStandby, Seen},
+            watch::{Next, Watch, may_yield},
+        },
+        send::recently_queued::{Admission, RecentlyQueued, SweptEntries},
+        stream::{
+            low_water::{InHand, LowWater, Page, fill_page},
+            position::{FoundPosition, Here, Mark, Start, start},
+        },
+    };
+}

@@ -43,7 +43,7 @@
 
 mod connection;
 mod consume;
-mod publish;
+pub(crate) mod publish;
 mod settings;
 mod state;
 mod supervise;

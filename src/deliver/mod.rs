@@ -13,6 +13,8 @@ pub mod conformance;
 pub mod handlers;
 pub mod json;
 #[cfg(feature = "rabbitmq")]
+pub(crate) mod published;
+#[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 pub mod router;
 

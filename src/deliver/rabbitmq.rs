@@ -43,7 +43,8 @@ use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    Answer, AttributePrefix, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline, span,
+    Answer, AttributePrefix, Deliver, Envelope, Outcome, PayloadFormat, cloudevents, deadline,
+    published::outcome, span,
 };
 use crate::{
     amqp::{
@@ -217,23 +218,10 @@ impl RabbitMq {
 
     fn judge(&self, envelope: &Envelope, published: Published) -> Outcome {
         let message_type = &envelope.message_type;
-        match published {
-            Published::Confirmed => Outcome::Delivered,
-            Published::Unroutable { .. } if self.unroutable_ok.contains(message_type) => Outcome::Delivered,
-            Published::Unroutable { code, text } => Outcome::Unroutable(format!(
-                "unroutable: no queue is bound for `{message_type}` at exchange `{}` ({code} {text})",
-                self.exchange
-            )),
-            Published::Nacked => Outcome::Transient(format!(
-                "RabbitMQ refused `{message_type}`: a queue bound to exchange `{}` is full or cannot be written",
-                self.exchange
-            )),
-            Published::Rejected { reason } => {
-                Outcome::Transient(format!("RabbitMQ refused `{message_type}`: {reason}"))
-            }
-            Published::Refused { reason } => Outcome::Permanent(reason),
-            Published::Unavailable { reason, .. } => Outcome::Unavailable(reason),
+        if matches!(published, Published::Unroutable { .. }) && self.unroutable_ok.contains(message_type) {
+            return Outcome::Delivered;
         }
+        outcome(published, message_type, &self.exchange)
     }
 }
 

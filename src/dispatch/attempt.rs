@@ -124,15 +124,15 @@ impl Processor {
         Ok(until(self.mongo.clock().now().await?, claim.until))
     }
 
-    /// Whether enough of a lease is left to begin another delivery after this wait: half of it. With less,
-    /// earlier messages would use up the time of a slow one.
+    /// Whether another delivery may begin under this claim after this wait.
     pub(crate) async fn may_begin(&self, claim: &Claim, wait: Duration) -> bool {
-        matches!(self.lease_left(claim).await, Ok(left) if left > self.claimer.lease / 2 + wait)
+        matches!(self.lease_left(claim).await, Ok(left) if is_enough(left, self.claimer.lease, wait))
     }
 
     /// Whether half of a lease is left, as far as is known without asking.
     pub(crate) fn half_left(&self, claim: &Claim) -> bool {
-        self.mongo.clock().carried_on().is_some_and(|now| until(now, claim.until) > self.claimer.lease / 2)
+        let now = self.mongo.clock().carried_on();
+        now.is_some_and(|now| is_enough(until(now, claim.until), self.claimer.lease, Duration::ZERO))
     }
 
     /// How long this claim lasts, as far as is known without asking.
@@ -145,6 +145,12 @@ impl Processor {
     fn margin(&self) -> Duration {
         self.claimer.lease / 10
     }
+}
+
+/// Whether enough is left of a lease to begin another delivery after this wait: half of it. With less, a message that needs
+/// its time would be cut off by the others before it.
+pub fn is_enough(left: Duration, lease: Duration, wait: Duration) -> bool {
+    left > lease / 2 + wait
 }
 
 fn is_transient(answer: &Answer) -> bool {

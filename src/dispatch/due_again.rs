@@ -10,7 +10,7 @@ use crate::stored::entry::Entry;
 /// Never this process's own time: for a process whose clock is behind, the entry would appear scheduled, and
 /// the next would overtake it. An entry that was due when it was sent is due by every clock, so all of those
 /// can share the earliest date.
-pub(crate) fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uuid>)> {
+pub fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uuid>)> {
     let mut sent: Option<(DateTime, Vec<Uuid>)> = None;
     let mut others: Vec<(Option<DateTime>, Vec<Uuid>)> = Vec::new();
     for entry in entries {

@@ -10,19 +10,32 @@ use crate::{
 
 /// How a message is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Settlement {
+pub enum Settlement {
     /// It was delivered, and leaves the outbox.
     Clear,
     /// An attempt is counted, and the next is due after this time.
-    Fail { after: Duration, error: String },
+    Fail {
+        /// The wait before the next attempt.
+        after: Duration,
+        /// What went wrong.
+        error: String,
+    },
     /// It is dead, and stays for an operator.
-    Die { reason: DeadReason, error: String },
+    Die {
+        /// Why it is given up.
+        reason: DeadReason,
+        /// What went wrong.
+        error: String,
+    },
     /// It is released, due at once, with no attempt counted.
-    Release { why: String },
+    Release {
+        /// Why nothing can be delivered.
+        why: String,
+    },
 }
 
 /// Decides by the outcome, the attempts before, and the policy. Only the jitter of the backoff is left to chance.
-pub(crate) fn settlement(outcome: Outcome, entry: &Entry, policy: &RetryPolicy) -> Settlement {
+pub fn settlement(outcome: Outcome, entry: &Entry, policy: &RetryPolicy) -> Settlement {
     let attempts = entry.attempts + 1;
     match outcome {
         Outcome::Delivered => Settlement::Clear,

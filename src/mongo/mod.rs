@@ -8,6 +8,7 @@ pub(crate) mod concern;
 pub(crate) mod deadline;
 pub(crate) mod departure;
 pub(crate) mod door;
+pub(crate) mod doubt;
 pub mod error_codes;
 mod find;
 pub(crate) mod group_commit;

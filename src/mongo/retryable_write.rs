@@ -37,7 +37,8 @@ use crate::{
         concern::MAJORITY_TIMEOUT,
         deadline::no_answer,
         departure::leave_for_a_server,
-        error_codes::{self, Verdict},
+        doubt::{AfterFailure, GivenUp, after_failure, given_up},
+        error_codes,
         majority::{Majority, MajorityState, OpTime},
         reply::{OUT_OF_TIME, Reply, Said},
         session::{Session, Sessions},
@@ -301,18 +302,20 @@ impl Batch<'_> {
     /// No reply came, or one that refuses the command as a whole.
     fn failed(&mut self, error: &DriverError, count: usize) -> NextTry {
         let is_in_doubt = self.open.iter().take(count).any(|open| open.in_doubt);
-        match error_codes::verdict(error) {
-            // No answer will come: the client was shut down.
-            Verdict::NotSent if matches!(*error.kind, ErrorKind::Shutdown) => NextTry::GiveUp,
-            Verdict::NotSent if is_in_doubt => self.pause(),
-            // No statement was sent, so each gets the driver's own error at once.
-            Verdict::NotSent => {
+        // No answer will come: the client was shut down.
+        if matches!(*error.kind, ErrorKind::Shutdown) {
+            return NextTry::GiveUp;
+        }
+
+        match after_failure(error_codes::verdict(error), is_in_doubt) {
+            AfterFailure::Repeat => self.pause(),
+            AfterFailure::NotSent => {
                 for open in self.open.drain(..count) {
                     open.write.answer(WriteOutcome::Failed(error.clone()));
                 }
                 NextTry::AtOnce
             }
-            Verdict::Unknown => {
+            AfterFailure::InDoubt => {
                 self.doubt(count);
                 if error_codes::code(error) != Some(OUT_OF_TIME) {
                     return self.pause();
@@ -326,13 +329,12 @@ impl Batch<'_> {
                 self.manner.apart = true;
                 NextTry::Pause(HELD_PAUSE)
             }
-            // The error is about this try: an earlier one may have been executed.
-            Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused if is_in_doubt => {
+            AfterFailure::RepeatApart => {
                 self.manner.apart = true;
                 self.open.rotate_left(1);
                 self.pause()
             }
-            Verdict::Duplicate | Verdict::TooLarge | Verdict::Refused => {
+            AfterFailure::Refused => {
                 self.refused.extend(self.open.drain(..count).map(|open| open.write));
                 NextTry::AtOnce
             }
@@ -423,10 +425,9 @@ impl Batch<'_> {
         }
 
         for open in std::mem::take(&mut self.open) {
-            let outcome = if open.in_doubt {
-                WriteOutcome::Unknown(error.clone())
-            } else {
-                WriteOutcome::Failed(error_codes::not_sent(error.to_string()))
+            let outcome = match given_up(open.in_doubt) {
+                GivenUp::Unknown => WriteOutcome::Unknown(error.clone()),
+                GivenUp::NotSent => WriteOutcome::Failed(error_codes::not_sent(error.to_string())),
             };
             open.write.answer(outcome);
         }

@@ -31,11 +31,11 @@ const LONGEST_SLACK: Duration = Duration::from_millis(500);
 
 /// The moment at which a document is judged.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Moment {
+pub struct Moment {
     /// Server time.
-    pub(crate) now: DateTime,
+    pub now: DateTime,
     /// A message made at or before this is old enough.
-    pub(crate) old: DateTime,
+    pub old: DateTime,
     delay: Duration,
     found_by: FoundBy,
 }
@@ -50,13 +50,13 @@ enum FoundBy {
 
 impl Moment {
     /// The sweep, which will read the document again.
-    pub(crate) fn sweeping(now: DateTime, delay: Duration) -> Self {
+    pub fn sweeping(now: DateTime, delay: Duration) -> Self {
         Self { now, old: earlier(now, delay), delay, found_by: FoundBy::Sweep }
     }
 
     /// The change stream, which reads a change once. Its message was made at about the change's own time, by
     /// a clock that may differ a little.
-    pub(crate) fn following(now: DateTime, delay: Duration) -> Self {
+    pub fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(LONGEST_SLACK);
         Self { now, old: earlier(now, delay.saturating_sub(slack)), delay, found_by: FoundBy::Stream }
     }
@@ -64,7 +64,7 @@ impl Moment {
 
 /// The state in which an outbox was found: as long as it is the same, queueing the document again is a repetition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Head {
+pub struct Head {
     id: [u8; 16],
     available_at: Option<i64>,
     counts: (i64, i64),
@@ -72,34 +72,30 @@ pub(crate) struct Head {
 
 impl Head {
     /// Without a date, not every round of the sweep reads it.
-    pub(crate) fn is_undated(&self) -> bool {
+    pub fn is_undated(&self) -> bool {
         self.available_at.is_none()
     }
 }
 
 /// The judgement of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Verdict {
+pub struct Verdict {
     /// Set if a command is needed.
-    pub(crate) work: Option<Head>,
+    pub work: Option<Head>,
     /// Since when, if that is known.
-    pub(crate) due: Option<DateTime>,
+    pub due: Option<DateTime>,
     /// How long an inline claim lasts, if that is longer than the delay.
-    pub(crate) long_claim: Option<Duration>,
+    pub long_claim: Option<Duration>,
     /// Whether a living entry has no date.
-    pub(crate) undated: bool,
+    pub undated: bool,
     /// How many elements are not entries.
-    pub(crate) unreadable: usize,
+    pub unreadable: usize,
     /// What is wrong with the first of them.
-    pub(crate) flaw: Option<String>,
+    pub flaw: Option<String>,
 }
 
 /// Judges an outbox, as it was read.
-pub(crate) fn judge(
-    outbox: Result<Vec<Slot>, NotAnArray>,
-    ordering: DeliveryOrder,
-    moment: Moment,
-) -> Verdict {
+pub fn judge(outbox: Result<Vec<Slot>, NotAnArray>, ordering: DeliveryOrder, moment: Moment) -> Verdict {
     let slots = match outbox {
         Ok(slots) => slots,
         Err(not_an_array) => {

@@ -66,24 +66,30 @@ pub(crate) struct Held {
 
 /// The lease as it is in the state database.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Seen {
-    pub(crate) owner: String,
-    pub(crate) epoch: i64,
-    pub(crate) until: Option<DateTime>,
-    /// By the server's clock.
-    pub(crate) left: Duration,
-    /// The duration of its owner's renewals, if the lease has it.
-    pub(crate) lasts: Option<Duration>,
-    pub(crate) able: Option<AbleStandby>,
+pub struct Seen {
+    /// Who has it, or had it last.
+    pub owner: String,
+    /// One more with every taking.
+    pub epoch: i64,
+    /// When it ends; none where it was given back.
+    pub until: Option<DateTime>,
+    /// For how long it lasts, by the server's clock.
+    pub left: Duration,
+    /// For how long its owner takes it at a time, where the lease says so.
+    pub lasts: Option<Duration>,
+    /// One that stands by and can send commands.
+    pub able: Option<AbleStandby>,
 }
 
 /// A standby that can send commands.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct AbleStandby {
-    pub(crate) owner: String,
-    pub(crate) until: DateTime,
-    /// By the server's clock.
-    pub(crate) left: Duration,
+pub struct AbleStandby {
+    /// Which one.
+    pub owner: String,
+    /// Until when its announcement counts.
+    pub until: DateTime,
+    /// For how long that is, by the server's clock.
+    pub left: Duration,
 }
 
 /// The result of a renewal of the lease.

@@ -6,3 +6,4 @@ pub(crate) mod renewal;
 pub(crate) mod server;
 pub(crate) mod standby;
 pub(crate) mod term;
+pub(crate) mod watch;

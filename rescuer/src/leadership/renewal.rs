@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ability::Broker,
     lease::{Lease, Renewed},
-    standby::{Watch, pause_between_reads},
+    standby::pause_between_reads,
     term::Term,
+    watch::{Watch, may_yield},
 };
-use crate::commands::Ability;
 
 /// As it is reported when it fails: "could not …".
 const RENEWING: &str = "renew the lease";
@@ -74,13 +74,14 @@ impl Renewal {
     async fn better_placed(&mut self) -> Option<String> {
         let ability = self.broker.ability();
         self.term.report.ability(ability);
-        if ability == Ability::Able || self.term.held.age() < self.lease.lasts() {
+        let (me, lasts) = (self.lease.owner(), self.lease.lasts());
+        if !may_yield(ability, self.term.held.age(), lasts) {
             return None;
         }
 
         let seen = timeout(self.left(), self.lease.read()).await.ok()?.ok()??;
-        let (me, lasts) = (self.lease.owner(), self.lease.lasts());
-        let able = self.watch.able_other(&seen, me, lasts, Instant::now())?;
+        let held = self.term.held.age();
+        let able = self.watch.yields_to(&seen, me, lasts, held, ability, Instant::now())?;
         Some(able.owner.clone())
     }
 

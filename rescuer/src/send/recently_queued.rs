@@ -41,7 +41,7 @@ const TIDY_WITHIN: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct RecentlyQueued {
+pub struct RecentlyQueued {
     began: Instant,
     pause: Duration,
     capacity: usize,
@@ -86,7 +86,7 @@ struct QueuedDocument {
 
 /// The memory's answer for a document that needs a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
+pub enum Admission {
     /// Queue it.
     Queue,
     /// It was queued lately in this very state.
@@ -96,25 +96,24 @@ pub(crate) enum Admission {
 }
 
 impl RecentlyQueued {
-    pub(crate) fn new(capacity: usize, pause: Duration) -> Self {
-        Self {
-            began: Instant::now(),
-            pause,
-            capacity: capacity.max(1),
-            len: 0,
-            collections: HashMap::new(),
-            tidy_after: 0,
-        }
+    /// Remembers at most that many documents, each for `pause` at first.
+    pub fn new(capacity: usize, pause: Duration) -> Self {
+        Self::beginning(Instant::now(), capacity, pause)
+    }
+
+    /// The same, from a time on before which nothing is noted.
+    pub fn beginning(began: Instant, capacity: usize, pause: Duration) -> Self {
+        Self { began, pause, capacity: capacity.max(1), len: 0, collections: HashMap::new(), tidy_after: 0 }
     }
 
     /// The sweep begins to read a collection.
-    pub(crate) fn begin_sweep(&mut self, namespace: &Namespace) {
+    pub fn begin_sweep(&mut self, namespace: &Namespace) {
         let collection = self.collections.entry(hash(namespace)).or_default();
         collection.sweep = collection.sweep.wrapping_add(1);
     }
 
     /// The sweep asks this for each document that needs a command.
-    pub(crate) fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
+    pub fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
         let now = self.since_began(now);
         let (name, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
 
@@ -138,7 +137,7 @@ impl RecentlyQueued {
     }
 
     /// Whether a document was queued in this very state.
-    pub(crate) fn knows(&self, document: &DocumentRef, head: &Head) -> bool {
+    pub fn knows(&self, document: &DocumentRef, head: &Head) -> bool {
         match self.known(hash(&document.namespace), hash(&document.map_key())) {
             Some(known) => known.state == hash(head) && known.is_confirmed(),
             None => false,
@@ -146,7 +145,7 @@ impl RecentlyQueued {
     }
 
     /// The broker has confirmed a command for a document.
-    pub(crate) fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
+    pub fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
         let (name, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
         let first = millis(self.pause);
@@ -171,7 +170,7 @@ impl RecentlyQueued {
     }
 
     /// No command can be made for a document: it isn't retried until its outbox changes, or for an hour.
-    pub(crate) fn note_unsendable(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
+    pub fn note_unsendable(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
         let (name, key) = (hash(&document.namespace), hash(&document.map_key()));
         if self.known(name, key).is_none() && self.len >= self.capacity {
@@ -182,7 +181,7 @@ impl RecentlyQueued {
 
     /// The sweep has read a collection to its end. Documents that no longer need a command are forgotten,
     /// once their pause is over or room is short.
-    pub(crate) fn end_sweep(&mut self, namespace: &Namespace, read: SweptEntries, now: Instant) {
+    pub fn end_sweep(&mut self, namespace: &Namespace, read: SweptEntries, now: Instant) {
         let now = self.since_began(now);
         let is_short = self.len >= self.capacity / 2;
         let Some(collection) = self.collections.get_mut(&hash(namespace)) else {
@@ -200,20 +199,20 @@ impl RecentlyQueued {
 
     /// Whether and how often documents of a collection were queued for entries without a date, since none was
     /// found.
-    pub(crate) fn undated(&self, namespace: &Namespace) -> Option<u64> {
+    pub fn undated(&self, namespace: &Namespace) -> Option<u64> {
         let undated = self.collections.get(&hash(namespace))?.undated;
         undated.waiting.then_some(undated.noted)
     }
 
     /// The sweep found no entry without a date, unless one was queued since `noted`.
-    pub(crate) fn none_undated(&mut self, namespace: &Namespace, noted: u64) {
+    pub fn none_undated(&mut self, namespace: &Namespace, noted: u64) {
         if let Some(collection) = self.collections.get_mut(&hash(namespace)) {
             collection.undated.waiting &= collection.undated.noted != noted;
         }
     }
 
     /// Forgets everything of collections that are gone.
-    pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
+    pub fn keep_only(&mut self, namespaces: &[Namespace]) {
         let there: HashSet<u64> = namespaces.iter().map(hash).collect();
         self.collections.retain(|collection, _| there.contains(collection));
         self.count();
@@ -300,7 +299,7 @@ impl RecentlyQueued {
 
 /// How much of a collection the sweep has read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SweptEntries {
+pub enum SweptEntries {
     /// Documents with an entry whose date has come.
     Dated,
     /// Those without a date, too.

@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     age::Age,
     change::{Filled, Item},
+    low_water::{InHand, LowWater, Page, fill_page},
     page::PageChecker,
     position::{Mark, Positions, Saved},
 };
@@ -50,8 +51,7 @@ pub(super) struct Follower {
     /// Taken from the reader, but not old enough when a page was closed.
     next: Option<Box<Filled>>,
     age: Age,
-    /// Every change before it was processed; set while that isn't saved.
-    unsaved: Option<Mark>,
+    low_water: LowWater<Mark>,
     /// The earliest time of the next save.
     save_at: Instant,
     /// The pauses between attempts to save a position.
@@ -59,14 +59,7 @@ pub(super) struct Follower {
     unnamed: Reminder,
 }
 
-/// The changes that the follower holds.
-enum InHand {
-    Filled(Box<Filled>),
-    /// There is no relevant change before this.
-    UpTo(Mark),
-    /// A position has to be saved first.
-    Nothing,
-}
+type Read = InHand<Box<Filled>, Mark>;
 
 impl Follower {
     pub(super) fn new(
@@ -80,7 +73,7 @@ impl Follower {
             items,
             next: None,
             age: Age::new(term.plan.delay),
-            unsaved: None,
+            low_water: LowWater::default(),
             save_at: Instant::now() + term.settings.busy_save_interval,
             pauses: Pauses::new(),
             unnamed: Reminder::default(),
@@ -102,53 +95,36 @@ impl Follower {
             }
 
             match self.take().await? {
-                InHand::Nothing => {}
-                InHand::UpTo(mark) => {
+                None => {}
+                Some(InHand::UpTo(mark)) => {
                     self.term.report.head_on_time();
-                    self.unsaved = Some(mark);
+                    self.low_water.reach(mark);
                 }
-                InHand::Filled(filled) => {
+                Some(InHand::Change(filled)) => {
                     self.hold(&filled).await?;
-                    self.deal_with_page(*filled).await?;
+                    self.deal_with_page(filled).await?;
                 }
             }
         }
     }
 
     /// The next item; `None` if a position has to be saved first. Halts if the reader has ended.
-    async fn take(&mut self) -> Run<InHand> {
+    async fn take(&mut self) -> Run<Option<Read>> {
         if let Some(filled) = self.next.take() {
-            return Ok(InHand::Filled(filled));
+            return Ok(Some(InHand::Change(filled)));
         }
-        let due = match self.unsaved {
-            Some(_) => self.save_at.saturating_duration_since(Instant::now()),
-            None => Duration::MAX,
+        let due = if self.low_water.is_unsaved() {
+            self.save_at.saturating_duration_since(Instant::now())
+        } else {
+            Duration::MAX
         };
 
         tokio::select! {
             biased;
             () = self.term.stop.cancelled() => Err(Halt),
-            item = self.items.recv() => Ok(self.read(item.ok_or(Halt)?)),
-            () = tokio::time::sleep(due) => Ok(InHand::Nothing),
+            item = self.items.recv() => Ok(Some(read(item.ok_or(Halt)?, &mut self.unnamed))),
+            () = tokio::time::sleep(due) => Ok(None),
         }
-    }
-
-    fn read(&mut self, item: Item) -> InHand {
-        let change = match item {
-            Item::Changed(change) => change,
-            Item::UpTo(mark) => return InHand::UpTo(mark),
-        };
-        if let Some(filled) = change.filled() {
-            return InHand::Filled(Box::new(filled));
-        }
-
-        if self.unnamed.is_due() {
-            tracing::warn!(
-                "a change has a document key that no command can carry; such documents are left \
-                to the sweep"
-            );
-        }
-        InHand::UpTo(change.mark())
     }
 
     /// Waits until a change is old enough.
@@ -182,44 +158,31 @@ impl Follower {
     }
 
     /// Processes a change that is old enough, and all later ones that have arrived and are old enough.
-    async fn deal_with_page(&mut self, first: Filled) -> Run<()> {
+    async fn deal_with_page(&mut self, first: Box<Filled>) -> Run<()> {
         let now = self.term.now().await?;
         // Of a change that is old enough only by the time it was held, it is only known that it is due by
         // now.
         let due = self.age.due(&first).min(now);
         self.term.report.head_due(due, now);
 
-        let (page, mark) = self.fill_page(first, now);
-        self.checker.check(page, due).await?;
-        self.unsaved = Some(mark);
+        let Page { changes, mark, next } = self.fill_page(first, now);
+        self.next = next;
+        self.checker.check(changes.into_iter().map(|change| *change).collect(), due).await?;
+        self.low_water.reach(mark);
         Ok(())
     }
 
     /// A page of changes that are old enough, and the position after it.
-    fn fill_page(&mut self, first: Filled, now: DateTime) -> (Vec<Filled>, Mark) {
-        let mut mark = first.mark.clone();
-        let mut page = vec![first];
-
-        while page.len() < self.term.settings.page_size {
-            let Ok(item) = self.items.try_recv() else {
-                break;
-            };
-
-            match self.read(item) {
-                InHand::UpTo(behind) => mark = behind,
-                InHand::Filled(filled) if self.age.wait(&filled, now).is_zero() => {
-                    mark = filled.mark.clone();
-                    page.push(*filled);
-                }
-                InHand::Filled(filled) => {
-                    self.next = Some(filled);
-                    break;
-                }
-                InHand::Nothing => break,
-            }
-        }
-
-        (page, mark)
+    fn fill_page(&mut self, first: Box<Filled>, now: DateTime) -> Page<Box<Filled>, Mark> {
+        let (items, unnamed, age) = (&mut self.items, &mut self.unnamed, &self.age);
+        let next = || items.try_recv().ok().map(|item| read(item, unnamed));
+        fill_page(
+            first,
+            self.term.settings.page_size,
+            |change| change.mark.clone(),
+            next,
+            |change| age.wait(change, now).is_zero(),
+        )
     }
 
     /// Saves a position that is not saved yet, even after a stop. After a failure it stays unsaved, and the
@@ -230,7 +193,7 @@ impl Follower {
             self.term.is_over();
             return;
         }
-        let Some(mark) = self.unsaved.take() else {
+        let Some(mark) = self.low_water.take() else {
             return;
         };
 
@@ -248,7 +211,7 @@ impl Follower {
             Err(error) => {
                 self.save_at = Instant::now() + self.pauses.next();
                 self.term.report.trouble(SAVING, &error);
-                self.unsaved = Some(mark);
+                self.low_water.reach(mark);
             }
         }
     }
@@ -269,4 +232,23 @@ impl Follower {
             Err(Halt) => Err("MongoDB has not answered before the end".into()),
         }
     }
+}
+
+/// Reads one item.
+fn read(item: Item, unnamed: &mut Reminder) -> Read {
+    let change = match item {
+        Item::Changed(change) => change,
+        Item::UpTo(mark) => return InHand::UpTo(mark),
+    };
+    if let Some(filled) = change.filled() {
+        return InHand::Change(Box::new(filled));
+    }
+
+    if unnamed.is_due() {
+        tracing::warn!(
+            "a change has a document key that no command can carry; such documents are left \
+             to the sweep"
+        );
+    }
+    InHand::UpTo(change.mark())
 }

@@ -5,6 +5,7 @@ pub(crate) mod change;
 pub(crate) mod filter;
 pub(crate) mod follow;
 pub(crate) mod inline_share;
+pub(crate) mod low_water;
 pub(crate) mod oplog;
 pub(crate) mod page;
 pub(crate) mod position;

@@ -44,11 +44,11 @@ const NAMESPACE_EXISTS: i32 = 48;
 
 /// How far the stream was processed.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Mark {
+pub struct Mark {
     /// Continue after this.
-    pub(crate) token: Option<ResumeToken>,
+    pub token: Option<ResumeToken>,
     /// At or before the token.
-    pub(crate) cluster_time: Option<Timestamp>,
+    pub cluster_time: Option<Timestamp>,
 }
 
 impl Mark {
@@ -59,7 +59,7 @@ impl Mark {
 
 /// Where to start, and why.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Start {
+pub enum Start {
     /// There is no position.
     Fresh,
     /// After the token, or at the time if there is no token yet.
@@ -74,26 +74,30 @@ pub(crate) enum Start {
 
 /// A stored position, read without trusting it.
 #[derive(Debug, Clone, Deserialize)]
-struct FoundPosition {
-    token: Option<ResumeToken>,
-    cluster_time: Option<Bson>,
-    pipeline: Option<Bson>,
-    lineage: Option<Bson>,
+pub struct FoundPosition {
+    /// Continue after this.
+    pub token: Option<ResumeToken>,
+    /// At or before the token.
+    pub cluster_time: Option<Bson>,
+    /// What the token was made with.
+    pub pipeline: Option<Bson>,
+    /// The UUID of the collection that it was saved in.
+    pub lineage: Option<Bson>,
 }
 
 /// The present to which a position is compared.
 #[derive(Debug, Clone)]
-struct Here {
+pub struct Here {
     /// What is watched and how.
-    pipeline: String,
+    pub pipeline: String,
     /// The UUID of the collection of positions, if the server says.
-    lineage: Option<Binary>,
+    pub lineage: Option<Binary>,
     /// The server's time.
-    time: Timestamp,
+    pub time: Timestamp,
 }
 
 /// Decides where to start.
-fn start(found: Option<FoundPosition>, here: &Here) -> Start {
+pub fn start(found: Option<FoundPosition>, here: &Here) -> Start {
     let Some(FoundPosition { token, cluster_time, pipeline, lineage }) = found else {
         return Start::Fresh;
     };

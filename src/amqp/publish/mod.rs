@@ -8,7 +8,7 @@ mod publisher;
 mod quarantine;
 mod refusals;
 mod supervisor;
-mod window;
+pub(crate) mod window;
 
 pub use publication::{Publication, Published};
 pub use publisher::Publisher;

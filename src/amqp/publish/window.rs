@@ -11,8 +11,10 @@ use crate::amqp::publish::publication::Published;
 
 /// The broker's answer for one message of the window.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Confirm {
+pub enum Confirm {
+    /// The broker has it, or has returned it.
     Acked,
+    /// The broker refuses it.
     Nacked,
     /// No usable answer: the time was over, or the channel ended.
     Missing,
@@ -20,20 +22,18 @@ pub(super) enum Confirm {
 
 /// A message that the broker returned, with any confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Returned {
-    pub(super) message_id: Option<String>,
-    pub(super) code: u16,
-    pub(super) text: String,
+pub struct Returned {
+    /// The message's own id, if it has one.
+    pub message_id: Option<String>,
+    /// The broker's code.
+    pub code: u16,
+    /// The broker's words.
+    pub text: String,
 }
 
 /// The outcome of each message. `ids` are unique; `answers` are in the same order; `failure` says why answers
 /// are missing, if any are.
-pub(super) fn judge(
-    ids: &[&str],
-    answers: &[Confirm],
-    returns: &[Returned],
-    failure: &str,
-) -> Vec<Published> {
+pub fn judge(ids: &[&str], answers: &[Confirm], returns: &[Returned], failure: &str) -> Vec<Published> {
     let returned: HashMap<&str, &Returned> =
         returns.iter().filter_map(|returned| Some((returned.message_id.as_deref()?, returned))).collect();
     let doubt = doubt(ids, answers, returns, &returned);
