@@ -15,10 +15,11 @@
 //! `outbox: [rest]`. A pipeline that puts one entry in another's place shows as each of its fields (`"outbox.0.id"`,
 //! `"outbox.0.type"`, …). A key with a dot in it cannot be addressed by a path, hence `$objectToArray`.
 //!
-//! Claims, failures and releases of the library change an entry too. They are left out, by the date that each
-//! of them sets (`available_at`, or `dead_at`): the sweep finds the entry by that date. A change that sets
-//! neither comes from a person or another program: a repair that makes an entry readable, or a claim that is
-//! removed by hand. An `outbox` that is not an array passes, to be reported.
+//! Claims, failures and releases of the library change an entry too. They are left out, by the `available_at` that
+//! each of them sets: the sweep finds the entry by that date. A change that sets none comes from a person or another
+//! program: a repair that makes an entry readable, or a claim that is removed by hand. Or it is a death: later entries
+//! without a date may have waited for it, which no sweep finds soon. An `outbox` that is not an array passes, to be
+//! reported.
 //!
 //! No stage may fail on users' data, or the stream stops at that change forever. A field's name may not be
 //! UTF-8, which a regular expression refuses with an error: therefore names are split and compared.
@@ -191,7 +192,7 @@ fn changes_an_undated_entry() -> Document {
 
     let left_undated = doc! { "$setDifference": [
         places("$$names", &JUDGED),
-        places("$$dated", &["available_at", "dead_at"]),
+        places("$$dated", &["available_at"]),
     ] };
     doc! { "$let": { "vars": { "set": set }, "in": {
         "$let": { "vars": { "names": names, "dated": dated }, "in": { "$gt": [{ "$size": left_undated }, 0] } },

@@ -8,7 +8,7 @@ use std::{
 use document_outbox::command::Reason;
 use mongodb::{
     Client,
-    bson::{Bson, Document, Timestamp, doc},
+    bson::{Bson, DateTime, Document, Timestamp, doc},
     event::{EventHandler, command::CommandEvent},
     options::ClientOptions,
 };
@@ -86,6 +86,28 @@ async fn every_way_of_filling_an_outbox_is_seen() {
     let mut ids = commands.firsts();
     ids.sort_by_key(Bson::as_i32);
     assert_eq!(ids, [1, 2, 3, 4, 5, 6, 7, 8, 10].map(Bson::from));
+    running.stop().await.unwrap();
+    world.end().await;
+}
+
+/// P5: no sweep finds an entry without a date soon, and the stream passed it by while it waited.
+#[tokio::test]
+async fn a_death_wakes_the_undated_entries_behind_it() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut claimed = dated(60_000, -3_600_000);
+    claimed.insert("claimed_by", "worker/1");
+    orders.insert_one(doc! { "_id": 1, "outbox": [claimed] }).await.unwrap();
+    let mut running = world.started(&commands, world.settings()).await;
+    orders.update_one(doc! { "_id": 1 }, push(minimal())).await.unwrap();
+    assert_eq!(running.page().await, (1, 1, 0), "the head is claimed");
+
+    let death = doc! {
+        "$set": { "outbox.0.dead_at": DateTime::now(), "outbox.0.dead_reason": "permanent" },
+        "$unset": { "outbox.0.available_at": "", "outbox.0.claimed_by": "" },
+    };
+    orders.update_one(doc! { "_id": 1 }, death).await.unwrap();
+    assert_eq!(running.page().await, (1, 1, 1));
     running.stop().await.unwrap();
     world.end().await;
 }
