@@ -23,7 +23,7 @@ use crate::{
     halt::Interrupted,
     judge::inspect::Inspector,
     leadership::{lease::Lease, renewal::Renewal, term::Term},
-    observe::{event::StartedFrom, flaws::Flaws},
+    observe::flaws::Flaws,
     process::Process,
     send::{recently_queued::RecentlyQueued, sender::Sender},
     stream::{oplog, position::Positions, start::ChangeStream},
@@ -169,10 +169,9 @@ async fn run(
 
     // The sweep handles documents that were saved before the stream begins, the youngest of them only a delay
     // later.
+    // The same applies to a saved position: it may be the new one of an owner that ended before that.
     full_sweep.postpone();
-    if matches!(begun.from, StartedFrom::Now | StartedFrom::ChangedPatterns | StartedFrom::Asked) {
-        full_sweep.request_later();
-    }
+    full_sweep.request_later();
 
     let both = term.stop.clone().drop_guard();
     let sweeping = tokio::spawn(async move {

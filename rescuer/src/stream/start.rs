@@ -4,7 +4,7 @@
 //!  saved position   is            start reading         full sweep
 //!  ──────────────   ───────────   ───────────────────   ──────────
 //!  none             first start   now, saved first      yes, twice
-//!  of this filter   resumed       behind it             yes
+//!  of this filter   resumed       behind it             yes, twice
 //!  of another       changed       at its time           yes, twice
 //!  any, `start_at`  asked         at that time          yes, twice
 //!  unusable, lost   lost          sweep: now            yes, twice, after the new position is saved
@@ -13,7 +13,8 @@
 //! ```
 //! The new position is always saved before the sweep begins: later saves show in the stream, and the sweep
 //! finds earlier ones. Messages that were saved shortly before are too young for the first sweep, and without
-//! a date no other sweep would find them soon: so there is a second one, a delay later.
+//! a date no other sweep would find them soon: so there is a second one, a delay later. A position
+//! that is resumed may be such a new one, whose owner ended before its second sweep.
 
 use std::sync::Arc;
 

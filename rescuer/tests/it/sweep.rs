@@ -486,6 +486,29 @@ async fn a_full_sweep_during_a_scan_is_complete() {
     world.end().await;
 }
 
+/// P7: the first owner ended before the sweep for what was too young at its start, and its position is behind that.
+#[tokio::test]
+async fn the_next_owner_sweeps_young_undated_entries() {
+    let (world, commands) = (World::new().await, Recorder::new());
+    let orders = world.indexed_orders().await;
+    let mut settings = world.settings();
+    settings.delay = DELAY * 3;
+    let mut young = dated(0, 0);
+    young.remove("available_at");
+    orders.insert_one(doc! { "_id": 1, "outbox": [young] }).await.unwrap();
+
+    let mut first = world.start(&commands, settings.clone()).await;
+    first.swept().await;
+    first.stop().await.unwrap();
+    let mut next = world.start(&commands, settings).await;
+    while commands.ids().is_empty() {
+        next.swept_something().await;
+    }
+    assert_eq!(commands.firsts(), [Bson::from(1)]);
+    next.stop().await.unwrap();
+    world.end().await;
+}
+
 /// No entry depends on a single command, even if only a full round or the stream finds it.
 #[tokio::test]
 async fn an_undated_document_is_read_again_by_ordinary_rounds() {
