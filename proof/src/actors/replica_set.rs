@@ -1,0 +1,26 @@
+//! The secondaries of a replica set, which copy what the primary has whenever they like.
+
+use crate::{
+    actor::{Actor, Name},
+    world::World,
+};
+
+/// The secondaries.
+#[derive(Debug, Clone, Hash)]
+pub struct ReplicaSet;
+
+/// The majority has all that the primary has.
+#[derive(Debug)]
+pub struct Replicate;
+
+impl Actor for ReplicaSet {
+    type Step = Replicate;
+
+    fn steps(&self, _: Name, world: &World) -> Vec<Replicate> {
+        if world.mongo.is_behind() { vec![Replicate] } else { Vec::new() }
+    }
+
+    fn take(&mut self, _: Replicate, _: Name, world: &mut World) {
+        world.mongo.replicate();
+    }
+}

@@ -1,0 +1,181 @@
+//! A rescuer: stands by, takes the stream's lease, owns it for a term.
+//!
+//! It follows `rescuer/src/leadership/`: who takes a lease and who gives it up is decided by the code's [`Watch`].
+
+use outbox_rescuer::internal::{Ability, AbleStandby, Next, Seen, Watch};
+
+use super::rescuer_term::{Term, TermStep};
+use crate::{
+    actor::{Actor, Blow, Name},
+    broken::Broken,
+    faults::crash::CRASH,
+    world::{Lease, OWNERSHIP_LEASE, Tick, World, at, instant, ticks},
+};
+
+/// A rescuer.
+#[derive(Debug, Clone, Default, Hash)]
+pub struct Rescuer {
+    watch: Watch,
+    /// When the lease was last read while standing by.
+    read_at: Option<Tick>,
+    term: Option<Term>,
+    /// It is started no sooner.
+    from: Tick,
+}
+
+/// What a rescuer can do.
+#[derive(Debug)]
+pub enum RescuerStep {
+    /// It reads the lease, and takes it or waits.
+    StandBy,
+    Own(TermStep),
+    /// Its lease is over by its own clock.
+    StepBack,
+    Renew,
+    /// It gives the stream to one that can send commands.
+    Yield,
+}
+
+impl Rescuer {
+    /// A rescuer that is started at this time.
+    pub fn from(tick: Tick) -> Self {
+        Self { from: tick, ..Self::default() }
+    }
+
+    fn stand_by(&mut self, me: Name, world: &mut World) {
+        self.read_at = Some(world.now);
+        let ability = ability(me, world);
+        let seen = seen(&world.state_database.lease, world.now);
+        let next =
+            self.watch.next(seen.as_ref(), &owner(me), ticks(OWNERSHIP_LEASE), ability, instant(world.now));
+
+        let state = &mut world.state_database;
+        match next {
+            Next::Take { .. } => {
+                let floor = state.position.map_or(0, |position| position.epoch);
+                state.lease.epoch = state.lease.epoch.max(floor) + 1;
+                state.lease.owner = Some(me);
+                state.lease.until = Some(world.now + OWNERSHIP_LEASE);
+                state.lease.able = state.lease.able.filter(|(able, _)| *able != me);
+                self.watch = Watch::default();
+                self.term = Some(Term::new(state.lease.epoch, world.now));
+            }
+            Next::Wait { .. } if ability == Ability::Able => {
+                state.lease.able = Some((me, world.now + OWNERSHIP_LEASE));
+            }
+            Next::Wait { .. } => {}
+        }
+    }
+
+    fn step_back(&mut self) {
+        self.term = None;
+        self.watch = Watch::default();
+    }
+
+    fn renew(&mut self, me: Name, world: &mut World) {
+        let Some(term) = &mut self.term else { return };
+        let lease = &mut world.state_database.lease;
+        if lease.owner != Some(me) || lease.epoch != term.epoch {
+            self.step_back();
+            return;
+        }
+
+        lease.until = Some(world.now + OWNERSHIP_LEASE);
+        term.renewed = world.now;
+        term.until = world.now + OWNERSHIP_LEASE;
+    }
+
+    /// Whether another should have the stream.
+    fn yields(&self, term: &Term, me: Name, world: &World) -> bool {
+        let Some(seen) = seen(&world.state_database.lease, world.now) else { return false };
+        let held = ticks(world.now - term.taken);
+        let (lasts, now) = (ticks(OWNERSHIP_LEASE), instant(world.now));
+        let mut watch = self.watch.clone();
+        watch.yields_to(&seen, &owner(me), lasts, held, ability(me, world), now).is_some()
+    }
+}
+
+impl Actor for Rescuer {
+    type Step = RescuerStep;
+
+    fn steps(&self, me: Name, world: &World) -> Vec<RescuerStep> {
+        let Some(term) = &self.term else {
+            return if self.read_at == Some(world.now) || world.now < self.from {
+                Vec::new()
+            } else {
+                vec![RescuerStep::StandBy]
+            };
+        };
+        if term.until <= world.now {
+            return vec![RescuerStep::StepBack];
+        }
+        if self.yields(term, me, world) {
+            return vec![RescuerStep::Yield];
+        }
+
+        let mut steps: Vec<RescuerStep> = term.steps(me, world).into_iter().map(RescuerStep::Own).collect();
+        if term.renewed < world.now {
+            steps.push(RescuerStep::Renew);
+        }
+        steps
+    }
+
+    fn take(&mut self, step: RescuerStep, me: Name, world: &mut World) {
+        match step {
+            RescuerStep::StandBy => self.stand_by(me, world),
+            RescuerStep::StepBack => self.step_back(),
+            RescuerStep::Renew => self.renew(me, world),
+            RescuerStep::Yield => {
+                world.state_database.lease.until = None;
+                // It stands by from the next reading on, behind the one that it yields to.
+                self.read_at = Some(world.now);
+                self.step_back();
+            }
+            RescuerStep::Own(step) => {
+                if let Some(term) = &mut self.term
+                    && !term.take(step, world)
+                {
+                    self.step_back();
+                }
+            }
+        }
+    }
+
+    fn uses_broker(&self) -> bool {
+        true
+    }
+
+    fn strike(&mut self, blow: Blow, _: Name, _: &mut World) -> bool {
+        if blow != CRASH || self.term.is_none() {
+            return false;
+        }
+        *self = Self::default();
+        true
+    }
+}
+
+fn owner(name: Name) -> String {
+    format!("rescuer/{name}")
+}
+
+fn ability(me: Name, world: &World) -> Ability {
+    let is_able = world.broker.reaches(me) || world.is_broken(Broken::OwnerWithoutBroker);
+    if is_able { Ability::Able } else { Ability::Unable }
+}
+
+/// The lease as the code reads it.
+fn seen(lease: &Lease, now: Tick) -> Option<Seen> {
+    let left = |until: Tick| ticks(until.saturating_sub(now));
+    Some(Seen {
+        owner: owner(lease.owner?),
+        epoch: lease.epoch.into(),
+        until: lease.until.map(at),
+        left: lease.until.map_or(ticks(0), left),
+        lasts: Some(ticks(OWNERSHIP_LEASE)),
+        able: lease.able.map(|(name, until)| AbleStandby {
+            owner: owner(name),
+            until: at(until),
+            left: left(until),
+        }),
+    })
+}

@@ -1,0 +1,140 @@
+//! The calm after the storm: faults end, every process takes its steps in turn, and time passes when nobody has one left.
+//!
+//! From each state that the storm can leave, such a run has to deliver everything within a number of ticks. It is one run of
+//! many: the order of steps is fixed, while the storm before it had all of them.
+
+use std::{collections::HashMap, fmt};
+
+use parking_lot::Mutex;
+
+use crate::{actor::Name, laws::is_drained, state::State, world::Tick};
+
+/// No run has more steps in one tick.
+const STEPS_A_TICK: usize = 500;
+
+/// Calm runs, and what is known of their states.
+pub struct Calm {
+    within: Tick,
+    /// The ticks that a state took until all was delivered; none where that wasn't within the bound.
+    known: Mutex<HashMap<u64, Option<Tick>>>,
+}
+
+impl fmt::Debug for Calm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Calm").field("within", &self.within).finish_non_exhaustive()
+    }
+}
+
+impl Calm {
+    pub fn new(within: Tick) -> Self {
+        Self { within, known: Mutex::default() }
+    }
+
+    /// Whether everything is delivered in time from this state on.
+    pub fn ends(&self, state: &State) -> bool {
+        self.ticks(state).is_some_and(|ticks| ticks <= self.within)
+    }
+
+    /// The longest time that any run took.
+    pub fn longest(&self) -> Tick {
+        self.known.lock().values().copied().flatten().max().unwrap_or(0)
+    }
+
+    /// How many different states calm runs went through.
+    pub fn states(&self) -> usize {
+        self.known.lock().len()
+    }
+
+    fn ticks(&self, state: &State) -> Option<Tick> {
+        let mut path = Vec::new();
+        let mut state = state.clone();
+        state.faults_left = 0;
+        state.world.broker.reconnect();
+
+        // Of the end of the run: how many ticks it took from there.
+        let mut rest = None;
+        let mut steps = 0;
+        loop {
+            let print = state.fingerprint();
+            if let Some(known) = self.known.lock().get(&print).copied() {
+                rest = known;
+                break;
+            }
+            path.push((print, state.world.now));
+
+            if let Some((actor, step)) = next(&state) {
+                steps += 1;
+                if steps > STEPS_A_TICK {
+                    break;
+                }
+                state.take(actor, step);
+                continue;
+            }
+            if is_drained(&state.world) {
+                rest = Some(0);
+                break;
+            }
+            steps = 0;
+            let began = path.first().map_or(0, |(_, now)| *now);
+            if state.world.now - began > self.within {
+                break;
+            }
+            state.world.tick();
+        }
+
+        self.note(&path, state.world.now, rest)
+    }
+
+    /// Notes what the end of a run says of all the states before it.
+    fn note(&self, path: &[(u64, Tick)], end: Tick, rest: Option<Tick>) -> Option<Tick> {
+        let mut known = self.known.lock();
+        let mut ticks = rest;
+        for (print, now) in path.iter().rev() {
+            ticks = rest.map(|rest| rest + (end - now));
+            known.insert(*print, ticks);
+        }
+        ticks
+    }
+
+    /// A calm run in words.
+    pub fn tell(&self, state: &State) -> Vec<String> {
+        let mut state = state.clone();
+        state.faults_left = 0;
+        state.world.broker.reconnect();
+        let began = state.world.now;
+        let (mut told, mut steps) = (Vec::new(), 0);
+        loop {
+            if let Some((actor, step)) = next(&state) {
+                steps += 1;
+                if steps > STEPS_A_TICK {
+                    told.push("it never comes to rest".into());
+                    return told;
+                }
+                told.push(state.actors[actor].describe(step, actor, &state.world));
+                state.take(actor, step);
+                continue;
+            }
+            if is_drained(&state.world) {
+                told.push(format!("all is delivered after {} ticks", state.world.now - began));
+                return told;
+            }
+            if state.world.now - began > self.within {
+                told.push(format!("not all is delivered after {} ticks", self.within));
+                return told;
+            }
+            steps = 0;
+            state.world.tick();
+            told.push(format!("time: tick {}", state.world.now));
+        }
+    }
+}
+
+/// The step that comes next when all goes well.
+fn next(state: &State) -> Option<(Name, usize)> {
+    for (name, actor) in state.actors.iter().enumerate() {
+        if actor.count(name, &state.world) > 0 {
+            return Some((name, 0));
+        }
+    }
+    None
+}

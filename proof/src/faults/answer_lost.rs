@@ -1,0 +1,28 @@
+//! The answer to a write is lost: the server may have executed it.
+
+use crate::{
+    actor::{Blow, Name},
+    fault::{Fault, all_actors, strike_actor},
+    state::State,
+};
+
+/// The blow.
+pub const ANSWER_LOST: Blow = "answer lost";
+
+/// An answer is lost on its way.
+#[derive(Debug)]
+pub struct AnswerLost;
+
+impl Fault for AnswerLost {
+    fn name(&self) -> &'static str {
+        ANSWER_LOST
+    }
+
+    fn targets(&self, state: &State) -> Vec<Name> {
+        all_actors(state)
+    }
+
+    fn strike(&self, target: Name, state: &mut State) -> bool {
+        strike_actor(ANSWER_LOST, target, state)
+    }
+}

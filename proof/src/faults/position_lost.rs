@@ -1,0 +1,33 @@
+//! The history behind the position is gone, or the position itself is.
+
+use crate::{actor::Name, fault::Fault, state::State};
+
+/// A loss: of the history, or of the whole document.
+#[derive(Debug)]
+pub struct PositionLost;
+
+impl Fault for PositionLost {
+    fn name(&self) -> &'static str {
+        "position lost"
+    }
+
+    fn targets(&self, _: &State) -> Vec<Name> {
+        vec![0, 1]
+    }
+
+    fn strike(&self, target: Name, state: &mut State) -> bool {
+        let position = &mut state.world.state_database.position;
+        match position {
+            None => false,
+            Some(_) if target == 1 => {
+                *position = None;
+                true
+            }
+            Some(position) => {
+                let was_of_use = position.is_of_use;
+                position.is_of_use = false;
+                was_of_use
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A scenario: who acts, what may fail and how often, and how far the search goes.
+
+use std::sync::Arc;
+
+use crate::{
+    actor::{Actor, AnyActor},
+    broken::Broken,
+    fault::Fault,
+    state::State,
+    world::{Fate, Setting, Tick, World},
+};
+
+/// A part of the world in which everything that can happen is tried.
+#[derive(Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub setting: Setting,
+    actors: Vec<Arc<dyn AnyActor>>,
+    pub faults: Vec<Box<dyn Fault>>,
+    /// How many of the faults strike, at most.
+    pub strikes: u8,
+    /// Time passes only when nobody has a step left.
+    pub is_prompt: bool,
+    /// The ticks within which everything is delivered once faults have ended.
+    pub within: Tick,
+}
+
+impl Scenario {
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            setting: Setting { last_tick: 2, ..Setting::default() },
+            actors: Vec::new(),
+            faults: Vec::new(),
+            strikes: 0,
+            is_prompt: false,
+            within: 8,
+        }
+    }
+
+    /// Documents with these orders.
+    #[must_use]
+    pub fn documents(mut self, documents: impl IntoIterator<Item = document_outbox::DeliveryOrder>) -> Self {
+        self.setting.documents = documents.into_iter().collect();
+        self
+    }
+
+    /// One more actor.
+    #[must_use]
+    pub fn with(mut self, actor: impl Actor) -> Self {
+        self.actors.push(Arc::new(actor));
+        self
+    }
+
+    /// One more fault that may strike.
+    #[must_use]
+    pub fn fault(mut self, fault: impl Fault + 'static) -> Self {
+        self.faults.push(Box::new(fault));
+        self
+    }
+
+    #[must_use]
+    pub fn strikes(mut self, strikes: u8) -> Self {
+        self.strikes = strikes;
+        self
+    }
+
+    /// Time passes in the storm until this tick.
+    #[must_use]
+    pub fn until(mut self, tick: Tick) -> Self {
+        self.setting.last_tick = tick;
+        self
+    }
+
+    #[must_use]
+    pub fn within(mut self, ticks: Tick) -> Self {
+        self.within = ticks;
+        self
+    }
+
+    #[must_use]
+    pub fn prompt(mut self) -> Self {
+        self.is_prompt = true;
+        self
+    }
+
+    /// The majority has a write only after a step of its own.
+    #[must_use]
+    pub fn lagging(mut self) -> Self {
+        self.setting.is_lagging = true;
+        self
+    }
+
+    #[must_use]
+    pub fn fates(mut self, fates: impl IntoIterator<Item = Fate>) -> Self {
+        self.setting.fates = fates.into_iter().collect();
+        self
+    }
+
+    #[must_use]
+    pub fn defers_clears(mut self) -> Self {
+        self.setting.defers_clears = true;
+        self
+    }
+
+    #[must_use]
+    pub fn receivers(mut self) -> Self {
+        self.setting.has_receivers = true;
+        self
+    }
+
+    /// These actors never reach the broker.
+    #[must_use]
+    pub fn without_broker(mut self, names: impl IntoIterator<Item = usize>) -> Self {
+        self.setting.without_broker = names.into_iter().collect();
+        self
+    }
+
+    /// With a rule that is not kept.
+    #[must_use]
+    pub fn broken(mut self, rule: Broken) -> Self {
+        self.setting.broken = Some(rule);
+        self
+    }
+
+    /// How many of each kind act, in words.
+    pub fn actors(&self) -> usize {
+        self.actors.len()
+    }
+
+    pub fn begin(&self) -> State {
+        let world = World::new(self.setting.clone(), self.actors.len());
+        State { world, actors: self.actors.clone(), faults_left: self.strikes }
+    }
+}

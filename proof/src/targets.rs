@@ -1,0 +1,81 @@
+//! Functions that any bytes may be given to, with what must hold of their answers. Properties, fuzzing and the replay of corpora
+//! share them.
+
+use document_outbox::{
+    DeliveryOrder,
+    command::ProcessDocumentMessages,
+    internal::{Hold, Rules, Slot, deliverable, hold, read_outbox_of},
+};
+use mongodb::bson::{self, DateTime, RawDocument, Timestamp};
+use outbox_dispatcher::NamespacePattern;
+use outbox_rescuer::internal::{FoundPosition, Here, Moment, Start, judge, start};
+
+use crate::world::{DELAY, at, ticks};
+
+/// A target, by its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 4] =
+    [("command", command), ("entry", entry), ("settings", settings), ("position", position)];
+
+/// A command from the queue: one that is read is written, and read again, as the same.
+pub fn command(bytes: &[u8]) {
+    let Ok(command) = ProcessDocumentMessages::from_json(bytes) else { return };
+    let again = ProcessDocumentMessages::from_json(&command.to_json());
+    assert_eq!(again.ok(), Some(command));
+}
+
+/// A document with an outbox of any shape: it is read, and every deliverer and the rescuer come to an answer.
+pub fn entry(bytes: &[u8]) {
+    let Ok(document) = RawDocument::from_bytes(bytes) else { return };
+    let Ok(slots) = read_outbox_of(document) else { return };
+    for order in [DeliveryOrder::Ordered, DeliveryOrder::DeadBlocks, DeliveryOrder::Unordered] {
+        check_plan(&slots, order, at(7));
+
+        let verdict = judge(Ok(slots.clone()), order, Moment::sweeping(at(7), ticks(DELAY)));
+        let has_entry = slots.iter().any(|slot| slot.entry().is_some());
+        assert!(has_entry || verdict.work.is_none(), "a command for a document without a message");
+    }
+}
+
+/// A pattern of collections: one that is accepted is written, and read again, as the same.
+pub fn settings(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(pattern) = text.parse::<NamespacePattern>() else { return };
+    assert_eq!(pattern.to_string().parse::<NamespacePattern>().ok(), Some(pattern));
+}
+
+/// A stored position of any shape: only one that is absent is a first start.
+pub fn position(bytes: &[u8]) {
+    let Ok(found) = bson::from_slice::<FoundPosition>(bytes) else { return };
+    let here = Here { pipeline: "p".into(), lineage: None, time: Timestamp { time: 1000, increment: 1 } };
+    assert_ne!(start(Some(found), &here), Start::Fresh);
+}
+
+/// What must hold of every plan.
+pub fn check_plan(slots: &[Slot], ordering: DeliveryOrder, now: DateTime) {
+    let limit = 3;
+    let plan = deliverable(slots, Rules { now, ordering, limit, serves: &|via| via.is_none() });
+    assert!(plan.entries.len() <= limit);
+    assert!(plan.crashed.is_none() || plan.entries.is_empty());
+
+    let mut taken = plan.entries.iter().peekable();
+    let mut is_closed = false;
+    for entry in slots.iter().filter_map(Slot::entry) {
+        if taken.peek().is_some_and(|next| next.id == entry.id) {
+            taken.next();
+            assert!(!is_closed, "it overtakes an earlier one");
+            assert!(entry.dead.is_none() && entry.via.is_none() && hold(entry, now).is_none());
+            continue;
+        }
+        is_closed |= match (ordering, &entry.dead) {
+            (DeliveryOrder::Unordered, _) | (DeliveryOrder::Ordered, Some(_)) => false,
+            (DeliveryOrder::DeadBlocks, Some(_)) => true,
+            (DeliveryOrder::Ordered | DeliveryOrder::DeadBlocks, None) => {
+                !matches!(hold(entry, now), Some(Hold::Scheduled(_)))
+            }
+        };
+    }
+    assert!(taken.next().is_none(), "entries are taken in their order");
+}

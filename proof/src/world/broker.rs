@@ -1,0 +1,65 @@
+//! The broker: a queue of commands, the messages that receivers have not taken, and who reaches it.
+
+use super::{document::EntryId, time::Tick};
+use crate::name::Name;
+
+/// How long a command waits to be taken. By default five minutes; here so short that it happens.
+const EXPIRES_AFTER: Tick = 2;
+
+/// `ProcessDocumentMessages`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Command {
+    pub document: usize,
+    expires: Tick,
+}
+
+/// The broker.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Broker {
+    pub commands: Vec<Command>,
+    /// Messages that no receiver has acknowledged.
+    pub copies: Vec<EntryId>,
+    /// Connections that are down, a bit each.
+    down: u32,
+    /// Those that stay down.
+    never: u32,
+}
+
+impl Broker {
+    pub fn new(never: &[Name]) -> Self {
+        let never = never.iter().fold(0, |all, name| all | 1 << name);
+        Self { commands: Vec::new(), copies: Vec::new(), down: never, never }
+    }
+
+    pub fn reaches(&self, name: Name) -> bool {
+        self.down & 1 << name == 0
+    }
+
+    /// Cuts a connection; false when it was down.
+    pub fn cut(&mut self, name: Name) -> bool {
+        let was_up = self.reaches(name);
+        self.down |= 1 << name;
+        was_up
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.down != self.never
+    }
+
+    pub fn reconnect(&mut self) {
+        self.down = self.never;
+    }
+
+    pub fn queue(&mut self, document: usize, now: Tick) {
+        self.commands.push(Command { document, expires: now + EXPIRES_AFTER });
+    }
+
+    /// A command comes back to the head of the queue.
+    pub fn requeue(&mut self, command: Command) {
+        self.commands.insert(0, command);
+    }
+
+    pub fn expire(&mut self, now: Tick) {
+        self.commands.retain(|command| command.expires > now);
+    }
+}
