@@ -20,7 +20,7 @@ pub trait Actor: Clone + Debug + Hash + Send + Sync + 'static {
     /// What it can do.
     type Step: Debug;
 
-    /// What it can do now. The first is what it does when all goes well.
+    /// The steps it can take now. The first is the one it takes when all goes well.
     fn steps(&self, me: Name, world: &World) -> Vec<Self::Step>;
 
     /// Does it.

@@ -25,7 +25,7 @@ pub enum Broken {
     UndatedForgotten,
     /// The stream doesn't show that a message has died.
     DeathHidden,
-    /// Behind a saved position, everything is swept once, and not once more when it is old enough.
+    /// Behind a saved position, everything is swept once, and not again when it is old enough.
     SweptOnce,
     /// What is received is not remembered.
     NoInbox,

@@ -1,4 +1,4 @@
-//! The calm after the storm: faults end, every process takes its steps in turn, and time passes when nobody has one left.
+//! The calm after the storm: faults end, every process takes its steps in turn, and time passes when no actor has one left.
 //!
 //! From each state that the storm can leave, such a run has to deliver everything within a number of ticks. It is one run of
 //! many: the order of steps is fixed, while the storm before it had all of them.
@@ -12,7 +12,7 @@ use crate::{actor::Name, laws::is_drained, state::State, world::Tick};
 /// No run has more steps in one tick.
 const STEPS_A_TICK: usize = 500;
 
-/// Calm runs, and what is known of their states.
+/// Calm runs, and the facts known of their states.
 pub struct Calm {
     within: Tick,
     /// The ticks that a state took until all was delivered; none where that wasn't within the bound.
@@ -107,7 +107,7 @@ impl Calm {
             if let Some((actor, step)) = next(&state) {
                 steps += 1;
                 if steps > STEPS_A_TICK {
-                    told.push("it never comes to rest".into());
+                    told.push("it never rests".into());
                     return told;
                 }
                 told.push(state.actors[actor].describe(step, actor, &state.world));

@@ -7,12 +7,12 @@ pub use crate::world::{FALSE_CONFLICT, OVERTAKEN, PHANTOM, UNEXCUSED};
 
 pub const P1_ATOMIC: &str = "P1 a change and its message exist together";
 pub const P1_PHANTOM: &str = "P1 no message of a save that the majority does not have";
-pub const P1_ANSWER: &str = "P1 a save is told the truth, and takes effect once";
+pub const P1_ANSWER: &str = "P1 a save gets a true answer, and takes effect once";
 pub const P2_LOSS: &str = "P2 P8 a committed message is in its outbox until the broker has it";
 pub const P3_WINDOWS: &str = "P3 a repeat has a named reason";
 pub const P3_ONCE: &str = "P3 without faults every message arrives once";
 pub const P3_EFFECT: &str = "P3 with an inbox every message takes effect once";
-pub const P4_ORDER: &str = "P4 no message overtakes one that stands before it";
+pub const P4_ORDER: &str = "P4 no message overtakes an earlier one";
 pub const P5_CALM: &str = "P5 P7 when faults end, everything arrives in bounded time";
 pub const P7_LOW_WATER: &str = "P7 a position is behind no change whose commands are not confirmed";
 pub const P6_CONFLICT: &str = "P6 only another save makes a save fail";
@@ -45,7 +45,7 @@ fn count(data: &Data, intent: u8) -> usize {
     effects.flat_map(|document| &document.effects).filter(|effect| **effect == intent).count()
 }
 
-/// A save that is told to be applied is; one that is told to be refused isn't; and none took effect twice.
+/// A save reported as applied is applied; one reported as refused is not; and none took effect twice.
 pub fn answers_are_true(world: &World) -> bool {
     let primary = &world.mongo.primary;
     let is_twice = |effect: &u8| count(primary, *effect) > 1;
@@ -76,7 +76,7 @@ pub fn effects_are_single(world: &World) -> bool {
     })
 }
 
-/// Whether nothing is left to do: what is still in an outbox is dead, or behind a dead one that blocks it.
+/// Whether no work is left: every entry still in an outbox is dead, or behind a dead one that blocks it.
 pub fn is_drained(world: &World) -> bool {
     if world.mongo.is_behind() || !world.broker.copies.is_empty() {
         return false;

@@ -6,8 +6,8 @@
 //! passing whenever it likes. In each state that can be reached so, the [laws] must hold; they are the promises P1 to P8 of
 //! docs/guarantees.md. From each state a [calm](calm::Calm) run must deliver everything in bounded time.
 //!
-//! What is modelled is the world: documents that a majority has or not yet, a broker that confirms or not, memory that is lost.
-//! What is decided in it is decided by the code: [`deliverable`](document_outbox::internal::deliverable),
+//! The model covers the world: documents that a majority has or not yet, a broker that confirms or not, memory that is lost.
+//! Its decisions are made by the code: [`deliverable`](document_outbox::internal::deliverable),
 //! [`settlement`](document_outbox::internal::settlement), [`judge`](outbox_rescuer::internal::judge) and others are the
 //! functions that the programs run, and no copies of them.
 //!
@@ -17,7 +17,7 @@
 //! # Caveats
 //! - The bounds are small: a few messages, two of a kind of process, one to three faults. Errors that need more are not found.
 //! - Writes to MongoDB are modelled by hand, with the conditions that ARCHITECTURE.md states for them.
-//! - Nothing is said of the drivers, of sizes and limits, or of the time that anything takes apart from leases and delays.
+//! - The model does not cover the drivers, of sizes and limits, or of the time that anything takes apart from leases and delays.
 //!
 //! # Adding to it
 //! An actor is a file in `actors/`, a fault a file in `faults/`, each with its `mod` line. A scenario names those that it uses.

@@ -1,4 +1,4 @@
-//! Searches the scenarios and reports what came of each: started by scripts/prove.
+//! Searches the scenarios and reports the result of each: started by scripts/prove.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Searching a scenario, and what came of it.
+//! Searching a scenario, and the result.
 
 use std::{
     fmt::Write,
@@ -13,10 +13,10 @@ use crate::{model::OutboxModel, scenario::Scenario};
 #[derive(Debug)]
 pub struct Proof {
     pub name: &'static str,
-    /// The laws that were broken, each with how it came to that.
+    /// The laws that were broken, each with the steps that led to it.
     pub broken: Vec<(&'static str, String)>,
     pub states: usize,
-    /// The states of calm runs beside them.
+    /// The states of calm runs, in addition.
     pub calm_states: usize,
     pub depth: usize,
     /// The longest time that a calm run took, in ticks.

@@ -19,7 +19,7 @@ pub struct Scenario {
     pub faults: Vec<Box<dyn Fault>>,
     /// How many of the faults strike, at most.
     pub strikes: u8,
-    /// Time passes only when nobody has a step left.
+    /// Time passes only when no actor has a step left.
     pub is_prompt: bool,
     /// The ticks within which everything is delivered once faults have ended.
     pub within: Tick,

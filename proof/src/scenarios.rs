@@ -72,7 +72,7 @@ pub fn saving(bounds: Bounds) -> Scenario {
         .until(0)
 }
 
-/// Two workers deliver one document beside each other, and are killed.
+/// Two workers deliver one document at the same time, and are killed.
 pub fn delivering(bounds: Bounds) -> Scenario {
     Scenario::new("delivering")
         .documents([Ordered])
@@ -189,7 +189,7 @@ pub fn receiving(bounds: Bounds) -> Scenario {
         .until(0)
 }
 
-/// Nothing fails and nobody is slow: every message arrives exactly once.
+/// Without failures and slow processes: every message arrives exactly once.
 pub fn untroubled(_: Bounds) -> Scenario {
     Scenario::new("untroubled")
         .documents([Ordered, DeadBlocks])

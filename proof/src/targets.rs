@@ -26,7 +26,7 @@ pub fn command(bytes: &[u8]) {
     assert_eq!(again.ok(), Some(command));
 }
 
-/// A document with an outbox of any shape: it is read, and every deliverer and the rescuer come to an answer.
+/// A document with an outbox of any shape: it is read, and every deliverer and the rescuer reach an answer.
 pub fn entry(bytes: &[u8]) {
     let Ok(document) = RawDocument::from_bytes(bytes) else { return };
     let Ok(slots) = read_outbox_of(document) else { return };

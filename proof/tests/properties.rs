@@ -1,4 +1,4 @@
-//! Properties of single decisions, for values that nobody would write by hand.
+//! Properties of single decisions, for values that no one would write by hand.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
@@ -41,7 +41,7 @@ fn any_bson() -> impl Strategy<Value = Bson> {
     })
 }
 
-/// An element that looks like an entry, of which some fields have any value.
+/// An element in the form of an entry, of which some fields have any value.
 fn odd_element() -> impl Strategy<Value = Bson> {
     let fields = [
         "id",
@@ -170,13 +170,13 @@ proptest! {
     }
 
     #[test]
-    fn every_entry_given_back_has_one_date(entries in prop::collection::vec(any_entry(), 0..6), now in 0..14u8) {
+    fn every_released_entry_has_one_date(entries in prop::collection::vec(any_entry(), 0..6), now in 0..14u8) {
         let given_back: Vec<&Entry> = entries.iter().collect();
         let dates = due_again(&given_back, at(now));
         for entry in &entries {
             let of: Vec<_> = dates.iter().filter(|(_, ids)| ids.contains(&entry.id)).collect();
             prop_assert_eq!(of.len(), 1);
-            // One that was due when it was sent is due at once, by the clock of whoever looks.
+            // One that was due when it was sent is due at once, by the clock of the reader.
             if entry.created_at.is_some_and(|made| made <= at(now)) && entry.claimed_by.is_some() {
                 prop_assert!(of[0].0.is_some_and(|due| due <= at(now)));
             }

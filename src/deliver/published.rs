@@ -2,7 +2,7 @@
 
 use crate::{amqp::Published, deliver::Outcome};
 
-/// What the broker's answer means for a message, unless an unroutable one of its type is accepted.
+/// The meaning of the broker's answer for a message, unless an unroutable one of its type is accepted.
 pub fn outcome(published: Published, message_type: &str, exchange: &str) -> Outcome {
     match published {
         Published::Confirmed => Outcome::Delivered,

@@ -29,7 +29,7 @@ pub enum Settlement {
     },
     /// It is released, due at once, with no attempt counted.
     Release {
-        /// Why nothing can be delivered.
+        /// Why delivery is impossible.
         why: String,
     },
 }

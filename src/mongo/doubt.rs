@@ -1,4 +1,4 @@
-//! What a command without a clean answer says of its statements, kept apart from the repeats that follow.
+//! The verdict of a command without a clean answer on its statements, kept apart from the repeats that follow.
 //!
 //! "Nothing was written" may only be said of a statement that is certain not to have been executed. An error answers one try;
 //! an earlier one may have been executed, and its answer lost. Such a statement is *in doubt*.
@@ -14,7 +14,7 @@ pub enum AfterFailure {
     Refused,
     /// The command may have been executed: its statements are in doubt, and it is repeated.
     InDoubt,
-    /// Nothing is known of an earlier try: the command is repeated.
+    /// The outcome of an earlier try is unknown: the command is repeated.
     Repeat,
     /// The same, and the refusal may concern one statement of several: they are repeated one by one.
     RepeatApart,
@@ -31,7 +31,7 @@ pub fn after_failure(error: Verdict, is_in_doubt: bool) -> AfterFailure {
     }
 }
 
-/// What is said of a statement that had no clean answer by its deadline.
+/// The verdict on a statement that had no clean answer by its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GivenUp {
     /// It may have been executed.
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_decides_nothing_of_an_earlier_try() {
+    fn a_refusal_does_not_decide_an_earlier_try() {
         for refusal in [Verdict::Refused, Verdict::TooLarge, Verdict::Duplicate] {
             assert_eq!(after_failure(refusal, false), AfterFailure::Refused);
             assert_eq!(after_failure(refusal, true), AfterFailure::RepeatApart);

@@ -1,7 +1,7 @@
 //! A pass over one document, which inline dispatcher and worker share: read, claim, publish, settle, clear.
 //!
-//! It follows `src/dispatch/pass.rs` and `under_claim.rs`; what is delivered, what becomes of it, whether there is time for
-//! another message, and what an entry looks like that is given back are the functions of the code.
+//! It follows `src/dispatch/pass.rs` and `under_claim.rs`; which messages are delivered, how each ends, whether there is time for
+//! another message, and the form of a released entry are the functions of the code.
 
 use document_outbox::{
     DeliveryOrder, RetryPolicy,
@@ -43,16 +43,16 @@ pub struct Held {
     counted: bool,
     /// As they were before the claim.
     entries: Vec<Stored>,
-    /// The whole outbox when it was read: only a broken clear looks at it.
+    /// The whole outbox when it was read: only a broken clear reads it.
     read: Vec<Stored>,
-    /// Whether the document has more, or holds something back.
+    /// Whether the document has more, or delays something.
     more: bool,
     next: usize,
     pub delivered: Vec<EntryId>,
     stopped: Option<End>,
 }
 
-/// Why a pass came to its end.
+/// Why a pass ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
     Done,
@@ -138,7 +138,7 @@ impl Courier {
         }
     }
 
-    /// What may be cleared later, where all of the claim was delivered and enough of it is left.
+    /// Entries that may be cleared later, where all of the claim was delivered and enough of it is left.
     pub fn may_defer(&self, now: Tick) -> Option<&Held> {
         match &self.phase {
             CourierPhase::Delivered(held) if has_time(held, self.lease, now) => Some(held),
@@ -146,7 +146,7 @@ impl Courier {
         }
     }
 
-    /// Whether it waits for nobody.
+    /// Whether it waits for no one.
     pub fn can_go(&self, me: Name, world: &World) -> bool {
         match &self.phase {
             CourierPhase::Wait(_) => {
@@ -372,7 +372,7 @@ impl Courier {
     }
 }
 
-/// Removes entries by id and claim. Nobody waits for the majority.
+/// Removes entries by id and claim. It does not wait for the majority.
 pub fn clear(document: usize, held: &Held, ids: &[EntryId], world: &mut World) {
     let replaces = world.is_broken(Broken::ClearByReplacing);
     let (token, now) = (held.token, world.now);

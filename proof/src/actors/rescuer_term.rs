@@ -131,7 +131,7 @@ impl Term {
         world.mongo.majority.changes.iter().find(|change| change.time > self.read)
     }
 
-    /// Begins at the position, or from now on where it is of no use, and then sweeps everything.
+    /// Begins at the position, or from now if it is unusable, and then sweeps everything.
     fn begin(&mut self, world: &mut World) -> bool {
         self.has_begun = true;
         self.full = vec![world.now, world.now + DELAY];
@@ -157,7 +157,7 @@ impl Term {
         world.state_database.take(self.read, self.epoch)
     }
 
-    /// Reads a page, and looks its documents up.
+    /// Reads a page, and reads its documents.
     fn look_up(&mut self, world: &World) {
         let now = world.now;
         let mut changes =

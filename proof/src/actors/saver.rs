@@ -1,7 +1,7 @@
 //! An application: loads a document, changes it, saves it with a message, and delivers that right after.
 //!
 //! It follows `src/store/write.rs` (the conditions of a save), `src/mongo/retryable_write.rs` (a write that is repeated until it has
-//! a clean answer) and `src/dispatch/deliveries.rs`. What an error says of a write is decided by the code.
+//! a clean answer) and `src/dispatch/deliveries.rs`. The meaning of an error for a write is decided by the code.
 
 use document_outbox::internal::{AfterFailure, GivenUp, after_failure, error_codes::Verdict, given_up};
 
@@ -152,7 +152,7 @@ impl Saver {
         self.phase = SaverPhase::Idle;
     }
 
-    /// The answer to the save is here, or what stands for one.
+    /// The answer to the save has arrived, or its substitute.
     fn learn(&mut self, mut save: Save, me: Name, world: &mut World) {
         let last = world.mongo.last_write(me);
         world.mongo.forget(me);
@@ -205,7 +205,7 @@ impl Saver {
         self.again = 0;
     }
 
-    /// Nothing was written, as the caller is told: it asks once more.
+    /// The caller learns that no write happened, and asks again.
     fn refuse(&mut self, save: &Save, world: &mut World) {
         self.phase = SaverPhase::Idle;
         if self.again == 0 {
@@ -321,7 +321,7 @@ impl Actor for Saver {
     }
 }
 
-/// Whether the majority's word is here, or nobody waits for it.
+/// Whether the majority's word is here, or no one waits for it.
 fn is_believed(me: Name, world: &World) -> bool {
     world.is_broken(Broken::DispatchBeforeMajority) || world.mongo.last_write(me) != Durability::Pending
 }

@@ -14,7 +14,7 @@ pub enum Dated {
     Made,
     /// Due then.
     Scheduled(Tick),
-    /// Due at once, and nobody delivers it inline.
+    /// Due at once, and no process delivers it inline.
     Now,
 }
 

@@ -1,4 +1,4 @@
-//! Commands that nobody needs: early, late, repeated or forged ones, at any moment. They grant nothing and must do no harm.
+//! Commands that are not needed: early, late, repeated or forged ones, at any moment. They grant nothing and must be harmless.
 
 use crate::{
     actor::{Actor, Name},

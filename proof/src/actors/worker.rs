@@ -33,7 +33,7 @@ struct Work {
 pub enum WorkerStep {
     Take,
     Work,
-    /// The pass came to its end: what becomes of the command is decided.
+    /// The pass ended: its result decides how the command ends.
     Decide,
 }
 

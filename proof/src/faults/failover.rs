@@ -1,4 +1,4 @@
-//! Another primary is elected: what the majority didn't have is gone.
+//! Another primary is elected: writes that the majority didn't have are gone.
 
 use crate::{actor::Name, fault::Fault, state::State};
 

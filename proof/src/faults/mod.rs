@@ -1,4 +1,4 @@
-//! What goes wrong: a file each.
+//! The faults, one file each.
 
 pub mod answer_lost;
 pub mod commands_lost;

@@ -1,4 +1,4 @@
-//! A document: what an aggregate did, and its outbox.
+//! A document: the changes of an aggregate, and its outbox.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What happened, as nobody inside can see it: which messages arrived, how often and in what order, and what callers were told.
+//! The events as an outside observer sees them: which messages arrived, how often and in what order, and the answers that callers got.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use super::{
     time::Tick,
 };
 
-/// What the caller of a save was told of an intent in the end.
+/// The final answer that the caller of a save got about an intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Told {
     Applied,
@@ -28,7 +28,7 @@ pub struct Claimed {
 pub struct Ledger {
     /// How often each message arrived.
     arrived: BTreeMap<EntryId, u8>,
-    /// Those that may arrive once more, because something failed between their publish and the majority's commit of their clear.
+    /// Those that may arrive again, because something failed between their publish and the majority's commit of their clear.
     doubted: BTreeSet<EntryId>,
     published_under: BTreeMap<EntryId, Claimed>,
     told: BTreeMap<Intent, Told>,
@@ -42,10 +42,10 @@ pub struct Ledger {
 pub const PHANTOM: &str = "a message was published whose save the majority does not have";
 /// A message that arrived again without a named reason.
 pub const UNEXCUSED: &str = "a message was repeated outside of the named windows";
-/// A message that arrived before one that stands before it.
-pub const OVERTAKEN: &str = "a message overtook one that stands before it";
-/// A save that was told of another save that isn't there.
-pub const FALSE_CONFLICT: &str = "a save was told of a conflict although nobody else had saved";
+/// A message that arrived before an earlier one.
+pub const OVERTAKEN: &str = "a message overtook an earlier one";
+/// A save that was reported as a conflict without another save.
+pub const FALSE_CONFLICT: &str = "a conflict was reported although there was no other save";
 
 impl Ledger {
     /// A message reaches the broker.

@@ -46,7 +46,7 @@ pub enum Fate {
 pub struct Setting {
     /// How each document keeps order.
     pub documents: Vec<DeliveryOrder>,
-    /// What becomes of messages, by the number of their intent; of others, they are good.
+    /// The fate of messages, by the number of their intent; of others, they are good.
     pub fates: Vec<Fate>,
     /// The majority has a write only after a step of its own.
     pub is_lagging: bool,
@@ -73,7 +73,7 @@ pub struct World {
     pub setting: Shared,
 }
 
-/// What all states of a scenario share, and no hash need know of.
+/// The part that all states of a scenario share, and no hash need know of.
 #[derive(Debug, Clone)]
 pub struct Shared(pub Arc<Setting>);
 
@@ -152,7 +152,7 @@ impl World {
         before
     }
 
-    /// Something failed: what is published and not cleared for good may be repeated.
+    /// Something failed: messages that are published and not durably cleared may be repeated.
     pub fn doubt_all(&mut self) {
         let uncleared = |data: &Data| -> Vec<EntryId> { data.entries().map(|stored| stored.id).collect() };
         let both = [uncleared(&self.mongo.primary), uncleared(&self.mongo.majority)];

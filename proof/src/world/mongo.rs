@@ -1,4 +1,4 @@
-//! A replica set: what its primary has, and what the majority has.
+//! A replica set: the data of its primary, and the data of the majority.
 //!
 //! The primary executes a write at once. The majority has it one step later, or, if another primary is elected before, never:
 //! the new primary begins from what the majority has. A write of a majority that lags further is one that takes its step later.
@@ -15,7 +15,7 @@ use crate::name::Name;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Data {
     pub documents: Vec<Document>,
-    /// Every change that left an outbox filled and its entries without a new date, in order: what the rescuer's stream shows.
+    /// Every change that left an outbox filled and its entries without a new date, in order, as the rescuer's stream shows them.
     pub changes: Vec<Change>,
     /// The retryable writes that were executed, by their session and number.
     pub executed: BTreeSet<(Name, u8)>,
@@ -24,7 +24,7 @@ pub struct Data {
 /// A change that a change stream shows, because it may have made something deliverable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Change {
-    /// Its time in the oplog: later ones have a higher one, whoever is primary. Given by the primary.
+    /// Its time in the oplog: later ones have a higher one, whichever node is primary. Given by the primary.
     pub time: u8,
     pub document: usize,
     pub at: Tick,
@@ -111,7 +111,7 @@ impl Mongo {
         written
     }
 
-    /// The same, of a write for which nobody waits.
+    /// The same, for a write that no one waits for.
     pub fn also<T>(&mut self, write: impl FnOnce(&mut Data) -> T) -> T {
         let primary = Arc::make_mut(&mut self.primary);
         let written = write(primary);
@@ -130,7 +130,7 @@ impl Mongo {
         self.last_write[by]
     }
 
-    /// Whoever waited for its last write no longer does.
+    /// A process that waited for its last write no longer does.
     pub fn forget(&mut self, by: Name) {
         self.last_write[by] = Durability::Durable;
     }
@@ -149,7 +149,7 @@ impl Mongo {
         }
     }
 
-    /// Another primary is elected: false when nothing is lost by it.
+    /// Another primary is elected: false if this loses no write.
     pub fn fail_over(&mut self) -> bool {
         let loses = self.is_behind();
         self.primary = self.majority.clone();

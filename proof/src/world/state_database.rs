@@ -9,7 +9,7 @@ use crate::name::Name;
 pub struct Lease {
     pub owner: Option<Name>,
     pub epoch: u8,
-    /// None where it was given back.
+    /// None if it was released.
     pub until: Option<Tick>,
     /// One that stands by and can send commands, and until when its word counts.
     pub able: Option<(Name, Tick)>,
@@ -21,7 +21,7 @@ pub struct Position {
     /// How many changes lie before it.
     pub behind: u8,
     pub epoch: u8,
-    /// Whether it is of use: history may be lost.
+    /// Whether it is usable: history may be lost.
     pub is_of_use: bool,
 }
 

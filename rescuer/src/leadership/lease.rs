@@ -71,11 +71,11 @@ pub struct Seen {
     pub owner: String,
     /// One more with every taking.
     pub epoch: i64,
-    /// When it ends; none where it was given back.
+    /// When it ends; none if it was released.
     pub until: Option<DateTime>,
     /// For how long it lasts, by the server's clock.
     pub left: Duration,
-    /// For how long its owner takes it at a time, where the lease says so.
+    /// For how long its owner takes it at a time, if the lease states it.
     pub lasts: Option<Duration>,
     /// One that stands by and can send commands.
     pub able: Option<AbleStandby>,

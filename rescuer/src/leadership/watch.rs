@@ -195,7 +195,7 @@ mod tests {
         let over = seen(Duration::ZERO);
         assert!(
             is_taken(&next(&mut watch, &over, Ability::Unable, Duration::ZERO)),
-            "nobody is known who can"
+            "no other rescuer is known to be able"
         );
         let other = with_able(over.clone(), "other/2");
         assert!(!is_taken(&next(&mut watch, &other, Ability::Unable, Duration::ZERO)));
@@ -206,7 +206,7 @@ mod tests {
         let own = with_able(over, "me/1");
         assert!(
             is_taken(&next(&mut Watch::default(), &own, Ability::Unable, Duration::ZERO)),
-            "its own of before"
+            "its earlier one"
         );
     }
 }

@@ -101,7 +101,7 @@ impl RecentlyQueued {
         Self::beginning(Instant::now(), capacity, pause)
     }
 
-    /// The same, from a time on before which nothing is noted.
+    /// The same, starting from an earliest time; older records do not exist.
     pub fn beginning(began: Instant, capacity: usize, pause: Duration) -> Self {
         Self { began, pause, capacity: capacity.max(1), len: 0, collections: HashMap::new(), tidy_after: 0 }
     }

@@ -1,7 +1,7 @@
 //! The low-water mark: which position is behind everything that was dealt with.
 //!
 //! Changes are dealt with in order, a page at a time. The mark moves behind a page once everything that the page needed is
-//! confirmed, and never behind a change that was only read. What moves it apart from that are marks that the stream gives when
+//! confirmed, and never behind a change that was only read. Apart from that it is moved by marks that the stream gives when
 //! nothing lies between: they count in their place among the changes.
 
 /// One thing that was read, in its order.
