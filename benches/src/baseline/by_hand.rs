@@ -1,49 +1,77 @@
 //! An outbox in the document with group commit, by hand: saves, publishes and clears are each batched while
-//! the last ones are in flight. It is the best case: it treats a batch as done if the sum is right, never
-//! repeats, and knows one type of document.
+//! the last ones are in flight. It knows one type of document and which of its fields has changed.
 
 use std::sync::Arc;
 
 use futures::future::try_join_all;
+use lapin::types::{AMQPValue, FieldTable};
 use mongodb::{
     Collection, Database,
     bson::{Bson, DateTime, Document, Uuid, doc},
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::dual_write::Confirmed;
+use super::{dual_write::Confirmed, repeatable::RepeatableUpdates};
 use crate::{bed::Bed, order::Order, result::Result};
 
 /// The batches of each kind in flight at a time.
 const ABREAST: usize = 2;
 
+/// What the loop promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Safety {
+    /// The best case. A batch of saves counts as done if the sum is right, and no command is repeated. A
+    /// message has no headers, and one that reaches no queue counts as delivered.
+    Unchecked,
+    /// The guarantees of this library: commands can be repeated, each save has its own outcome, no save
+    /// overtakes an undelivered message of its document, and messages are mandatory `CloudEvents`.
+    AsSafe,
+}
+
 #[derive(Clone)]
 pub(crate) struct ByHand {
     saves: Stage<Document>,
-    publishes: Stage<(String, Vec<u8>)>,
+    publishes: Stage<Event>,
     clears: Stage<Document>,
+    safety: Safety,
+}
+
+/// A message on its way.
+struct Event {
+    id: String,
+    body: Vec<u8>,
+    /// The attributes of a `CloudEvent`; `None` if the loop is unchecked.
+    headers: Option<FieldTable>,
 }
 
 impl ByHand {
     /// The orders have no `etag` yet.
-    pub(crate) async fn new(bed: &Bed, orders: Collection<Order>) -> Result<Self> {
+    pub(crate) async fn new(bed: &Bed, orders: Collection<Order>, safety: Safety) -> Result<Self> {
         let update = |concern: Bson| {
             let (database, name) = (bed.database.clone(), orders.name().to_owned());
             move |updates| write(database.clone(), name.clone(), updates, concern.clone())
         };
-        let publisher = Confirmed::connect(bed).await?;
-        let publish = move |messages: Vec<(String, Vec<u8>)>| {
-            let publisher = publisher.clone();
-            async move {
-                let publish = messages.iter().map(|(id, body)| publisher.publish_body(id, body));
-                try_join_all(publish).await.map(drop)
+        let saves = match safety {
+            Safety::Unchecked => Stage::start(update("majority".into())),
+            Safety::AsSafe => {
+                let updates = Arc::new(RepeatableUpdates::new(&bed.database, orders.name()));
+                Stage::start(move |batch| {
+                    let updates = updates.clone();
+                    async move { updates.send(batch).await }
+                })
             }
         };
-        Ok(Self {
-            saves: Stage::start(update("majority".into())),
-            publishes: Stage::start(publish),
-            clears: Stage::start(update(1.into())),
-        })
+
+        let publisher = Confirmed::connect(bed).await?;
+        let publish = move |messages: Vec<Event>| {
+            let publisher = publisher.clone();
+            async move {
+                try_join_all(messages.iter().map(|event| event.publish(&publisher))).await?;
+                Ok(vec![true; messages.len()])
+            }
+        };
+        let (publishes, clears) = (Stage::start(publish), Stage::start(update(1.into())));
+        Ok(Self { saves, publishes, clears, safety })
     }
 
     pub(crate) async fn save(&self, order: &mut Order, etag: &mut Option<Uuid>, at: i64) -> Result<()> {
@@ -57,8 +85,12 @@ impl ByHand {
             "id": entry, "type": "order.changed", "payload": payload,
             "created_at": now, "available_at": now, "claimed_by": &claim,
         };
+        let mut unchanged = doc! { "_id": &order.id, "etag": *etag };
+        if self.safety == Safety::AsSafe {
+            unchanged.insert("outbox.0", doc! { "$exists": false });
+        }
         let save = doc! {
-            "q": { "_id": &order.id, "etag": *etag },
+            "q": unchanged,
             "u": {
                 "$set": { "total": order.total, "etag": fresh },
                 "$push": { "outbox": { "$each": [entry_of] } },
@@ -66,20 +98,59 @@ impl ByHand {
         };
         self.saves.go(save).await?;
         *etag = Some(fresh);
-        self.publishes.go((id.to_string(), serde_json::to_vec(&message)?)).await?;
+
+        let headers = match self.safety {
+            Safety::Unchecked => None,
+            Safety::AsSafe => Some(attributes(&id, &order.id, now)?),
+        };
+        let event = Event { id: id.to_string(), body: serde_json::to_vec(&message)?, headers };
+        self.publishes.go(event).await?;
+
         let pull = doc! { "$pull": { "outbox": { "id": entry, "claimed_by": claim } } };
         self.clears.go(doc! { "q": { "_id": &order.id }, "u": pull }).await
     }
 }
 
-async fn write(database: Database, collection: String, updates: Vec<Document>, concern: Bson) -> Result<()> {
+impl Event {
+    async fn publish(&self, publisher: &Confirmed) -> Result<()> {
+        match &self.headers {
+            None => publisher.publish_body(&self.id, &self.body).await,
+            Some(headers) => publisher.publish_event(&self.id, &self.body, headers.clone()).await,
+        }
+    }
+}
+
+/// The attributes of a `CloudEvent`.
+fn attributes(id: &uuid::Uuid, subject: &str, time: DateTime) -> Result<FieldTable> {
+    let attributes = [
+        ("cloudEvents:specversion", "1.0".to_owned()),
+        ("cloudEvents:id", id.to_string()),
+        ("cloudEvents:type", "order.changed".to_owned()),
+        ("cloudEvents:source", "/bench/orders".to_owned()),
+        ("cloudEvents:subject", subject.to_owned()),
+        ("cloudEvents:time", time.try_to_rfc3339_string()?),
+    ];
+    let mut headers = FieldTable::default();
+    for (name, value) in attributes {
+        headers.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+    Ok(headers)
+}
+
+async fn write(
+    database: Database,
+    collection: String,
+    updates: Vec<Document>,
+    concern: Bson,
+) -> Result<Vec<bool>> {
+    let all_found = vec![true; updates.len()];
     let count = i32::try_from(updates.len())?;
     let command = doc! {
         "update": collection, "updates": updates, "ordered": false, "writeConcern": { "w": concern },
     };
     let reply = database.run_command(command).await?;
     match reply.get_i32("nModified") {
-        Ok(modified) if modified == count => Ok(()),
+        Ok(modified) if modified == count => Ok(all_found),
         _ => Err(format!("not all was written: {reply}").into()),
     }
 }
@@ -94,9 +165,10 @@ impl<T> Clone for Stage<T> {
 }
 
 impl<T: Send + 'static> Stage<T> {
+    /// `work` answers each item with whether it succeeded.
     fn start<F>(work: impl Fn(Vec<T>) -> F + Clone + Send + 'static) -> Self
     where
-        F: Future<Output = Result<()>> + Send,
+        F: Future<Output = Result<Vec<bool>>> + Send,
     {
         let (sender, waiting) = mpsc::channel(1_000);
         let waiting = Arc::new(Mutex::new(waiting));
@@ -116,9 +188,11 @@ impl<T: Send + 'static> Stage<T> {
                     drop(waiting);
                     let (items, done): (Vec<_>, Vec<oneshot::Sender<()>>) = batch.into_iter().unzip();
                     // A waiting caller learns of a failure by the end of its channel.
-                    if work(items).await.is_ok() {
-                        for done in done {
-                            let _ = done.send(());
+                    if let Ok(succeeded) = work(items).await {
+                        for (done, succeeded) in done.into_iter().zip(succeeded) {
+                            if succeeded {
+                                let _ = done.send(());
+                            }
                         }
                     }
                 }

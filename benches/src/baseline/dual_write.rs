@@ -1,14 +1,18 @@
 //! Dual write: replace the document with majority, then publish and wait for the confirm. Fast and unsafe: a crash in between
 //! loses the message.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use lapin::{
     BasicProperties, Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
+    types::FieldTable,
 };
 use mongodb::{Collection, bson::doc};
 
@@ -57,18 +61,41 @@ impl Confirmed {
         self.send(id, body, BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() }).await
     }
 
+    /// The same with headers, and with the properties that a `CloudEvent` of this library has.
+    pub(crate) async fn publish_event(&self, id: &str, body: &[u8], headers: FieldTable) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let properties = properties(id)
+            .with_type("order.changed".into())
+            .with_timestamp(now.as_secs())
+            .with_headers(headers);
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        self.send_with(properties, body, options).await
+    }
+
     async fn send(&self, id: &str, body: &[u8], options: BasicPublishOptions) -> Result<()> {
+        self.send_with(properties(id), body, options).await
+    }
+
+    async fn send_with(
+        &self,
+        properties: BasicProperties,
+        body: &[u8],
+        options: BasicPublishOptions,
+    ) -> Result<()> {
         let channel = &self.channels[self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len()];
-        let properties = BasicProperties::default()
-            .with_delivery_mode(2)
-            .with_content_type("application/json".into())
-            .with_message_id(id.into());
         let (exchange, key) = (self.exchange.as_str().into(), "order.changed".into());
         match channel.basic_publish(exchange, key, options, body, properties).await?.await? {
             Confirmation::Ack(None) => Ok(()),
             other => Err(format!("not confirmed: {other:?}").into()),
         }
     }
+}
+
+fn properties(id: &str) -> BasicProperties {
+    BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_content_type("application/json".into())
+        .with_message_id(id.into())
 }
 
 #[derive(Clone)]

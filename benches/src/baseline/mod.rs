@@ -8,10 +8,11 @@ mod change_stream;
 mod classic;
 mod concern;
 mod dual_write;
+mod repeatable;
 mod updates;
 
 pub(crate) use batched_loop::BatchedLoop;
-pub(crate) use by_hand::ByHand;
+pub(crate) use by_hand::{ByHand, Safety};
 pub(crate) use careful_loop::CarefulLoop;
 pub(crate) use change_stream::count_changes;
 pub(crate) use classic::Classic;

@@ -6,7 +6,7 @@ use document_outbox::{InlineDispatcher, Mode};
 
 use super::savers::{DOCUMENTS, Dual, Hand, Old, Ours, closed_loop};
 use crate::{
-    baseline::{ByHand, Classic, Confirmed, DualWrite},
+    baseline::{ByHand, Classic, Confirmed, DualWrite, Safety},
     bed::Bed,
     counters::Counters,
     figure::Figure,
@@ -21,7 +21,8 @@ const OURS: &str = "this";
 const AT_CONFIRM: &str = "this, answered at the confirm";
 const DEFERRED: &str = "this, deferred clears";
 const UNGROUPED: &str = "this, group commit off";
-const BY_HAND: &str = "the same by hand";
+const BY_HAND: &str = "the same by hand, unchecked";
+const BY_HAND_AS_SAFE: &str = "the same by hand, as safe";
 const DUAL: &str = "dual write";
 const CLASSIC: &str = "transaction, poller with batch 1000";
 
@@ -36,6 +37,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         let (of_one, of_many) =
             if savers == 1 { (Goal::AtLeast(0.85), Goal::None) } else { (Goal::None, Goal::AtLeast(0.95)) };
 
+        report.add(row("to-by-hand-as-safe", "", OURS, BY_HAND_AS_SAFE).goal(of_many));
         report.add(row("to-by-hand", "", OURS, BY_HAND).goal(of_many));
         report.add(row("at-confirm", ", answered at the confirm", AT_CONFIRM, DUAL).goal(of_one));
         report.add(row("throughput", "", OURS, DUAL));
@@ -157,10 +159,14 @@ async fn sides(bed: &Bed, savers: usize) -> Result<Vec<Side>> {
         let team = Ours::team(bed, &store, savers, DOCUMENTS).await?;
         sides.push(Side { name, savers: Savers::Ours(inline, team), rates: Vec::new() });
     }
-    let orders =
-        bed.orders(&bed.inline(Mode::Off), "by_hand", count, BYTES).await?.collection().clone_with_type();
-    let team = Hand::team(&ByHand::new(bed, orders).await?, savers, DOCUMENTS, BYTES);
-    sides.push(Side { name: BY_HAND, savers: Savers::ByHand(team), rates: Vec::new() });
+    let by_hand =
+        [(BY_HAND, "by_hand", Safety::Unchecked), (BY_HAND_AS_SAFE, "by_hand_as_safe", Safety::AsSafe)];
+    for (name, collection, safety) in by_hand {
+        let store = bed.orders(&bed.inline(Mode::Off), collection, count, BYTES).await?;
+        let way = ByHand::new(bed, store.collection().clone_with_type(), safety).await?;
+        let team = Hand::team(&way, savers, DOCUMENTS, BYTES);
+        sides.push(Side { name, savers: Savers::ByHand(team), rates: Vec::new() });
+    }
     let way = DualWrite::new(bed.raw_orders("dual", count, BYTES).await?, publisher.clone());
     let team = Dual::team(&way, savers, DOCUMENTS, BYTES);
     sides.push(Side { name: DUAL, savers: Savers::Dual(team), rates: Vec::new() });

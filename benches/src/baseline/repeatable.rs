@@ -1,0 +1,86 @@
+//! Batches of updates as retryable writes, by hand: a command without a clear answer is repeated under the same
+//! number, and if not every update found its document, each is asked for by itself.
+
+use mongodb::{
+    Client, ClientSession, Database,
+    bson::{Document, doc},
+};
+use tokio::sync::Mutex;
+
+use crate::result::Result;
+
+/// Beyond any number that the driver reaches in its own sessions.
+const FIRST_NUMBER: i64 = 1 << 40;
+const TRIES: usize = 3;
+
+pub(super) struct RepeatableUpdates {
+    client: Client,
+    database: Database,
+    collection: String,
+    /// The sessions that no batch uses now, each with the number of its last command.
+    idle: Mutex<Vec<(ClientSession, i64)>>,
+}
+
+impl RepeatableUpdates {
+    pub(super) fn new(database: &Database, collection: &str) -> Self {
+        Self {
+            client: database.client().clone(),
+            database: database.clone(),
+            collection: collection.to_owned(),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Which of the updates have found their document; all of them wait for the majority.
+    pub(super) async fn send(&self, updates: Vec<Document>) -> Result<Vec<bool>> {
+        let idle = self.idle.lock().await.pop();
+        let (mut session, last) = match idle {
+            Some(idle) => idle,
+            None => (self.client.start_session().await?, FIRST_NUMBER),
+        };
+        let number = last + 1;
+
+        let places: Vec<i32> = (0..i32::try_from(updates.len())?).collect();
+        let found = if self.execute(&mut session, number, &updates, &places).await? == updates.len() {
+            vec![true; updates.len()]
+        } else {
+            let mut found = Vec::with_capacity(updates.len());
+            for (update, place) in updates.iter().zip(places) {
+                let matched =
+                    self.execute(&mut session, number, std::slice::from_ref(update), &[place]).await?;
+                found.push(matched == 1);
+            }
+            found
+        };
+
+        self.idle.lock().await.push((session, number));
+        Ok(found)
+    }
+
+    /// Repeats the command until it has an answer. The server executes no update twice.
+    async fn execute(
+        &self,
+        session: &mut ClientSession,
+        number: i64,
+        updates: &[Document],
+        places: &[i32],
+    ) -> Result<usize> {
+        let mut tries = 0;
+        loop {
+            let command = doc! {
+                "update": &self.collection,
+                "updates": updates,
+                "ordered": false,
+                "txnNumber": number,
+                "stmtIds": places,
+                "writeConcern": { "w": "majority" },
+            };
+            tries += 1;
+            match self.database.run_command(command).session(&mut *session).await {
+                Ok(reply) => return Ok(usize::try_from(reply.get_i32("n")?)?),
+                Err(error) if tries == TRIES => return Err(error.into()),
+                Err(_) => {}
+            }
+        }
+    }
+}
