@@ -1,4 +1,4 @@
-//! The meaning of MongoDB's errors for the stream: the table only.
+//! Maps each MongoDB error to what it means for the change stream.
 //!
 //! | error | means |
 //! |---|---|
@@ -10,21 +10,23 @@
 //! | 166 a view or a time series, 72 a read concern that change streams cannot have, when a stream is opened | [`Fault::Fatal`] |
 //! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Transient`]: again, from the last position |
 //!
-//! A damaged token can make the server fail in any way while it decodes it (15 overflow, for one). So an
-//! opening that the server itself refuses several times in a row, for at least
-//! [`Settings::refused_for`](crate::Settings::refused_for), without an error that [`is_transient`] in
-//! between, is [`Fault::Lost`] as well. An exception is a position that is the server's own recent time: that
-//! cannot be lost, so the server itself refuses, and a person has to act.
+//! A damaged token can make the server fail in any way while decoding it (for example with 15,
+//! overflow). So [`Fault::Lost`] also applies if the server itself refuses to open the stream
+//! several times in a row, for at least [`Settings::refused_for`](crate::Settings::refused_for),
+//! with no transient error ([`is_transient`]) in between. The exception is a position that is the
+//! server's own recent time: such a position cannot be lost, so the cause is the server, and a
+//! person has to act.
 //!
-//! Only a start ends with a [`Fault::Fatal`]. Later it is reported as a problem of the affected stream or
-//! collection, and retried: after the repair no restart is needed, and the other streams and collections are
-//! not affected.
+//! A [`Fault::Fatal`] ends the rescuer only at its start. Later it is reported as a problem of the
+//! affected stream or collection and retried. No restart is needed after the repair, and other
+//! streams and collections are not affected.
 
 use document_outbox::internal::error_codes;
 use mongodb::error::{Error, ErrorKind};
 
-/// Network, elections, shutdowns, interruptions, routing: the driver specification's list of errors after
-/// which change streams resume, and the answers of a busy server.
+/// Network failures, elections, shutdowns, interruptions and routing errors: the driver
+/// specification's list of errors after which change streams resume, together with the replies of a
+/// busy server.
 const TRANSIENT: [i32; 24] = [
     6, 7, 43, 46, 50, 63, 89, 91, 112, 133, 134, 150, 189, 202, 234, 237, 262, 9001, 10107, 11600, 11601,
     11602, 13435, 13436,
@@ -37,9 +39,9 @@ const UNSUPPORTED: &str = "this server lacks the change streams that the rescuer
      replica set or sharded cluster";
 const UNWATCHABLE: &str = "MongoDB has no change stream for this; watch collections (not views or time \
     series), and use no read concern except majority in the URI";
-/// For a stream that is refused at the server's own present time.
-pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and not because of its \
-    position; read its answer, and correct the watched collections, the URI or the server";
+/// The advice for a stream that the server refuses to open even at the server's present time.
+pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and the saved position is not \
+     the cause; read the server's error, and correct the watched collections, the URI or the server";
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub(crate) enum Fault {
     Fatal(&'static str),
 }
 
-/// At the start, wrong credentials are the most likely reason.
+/// Classifies an error at the start, where wrong credentials are the most likely reason.
 pub(crate) fn at_start(error: &Error) -> Fault {
     if matches!(error.kind.as_ref(), ErrorKind::Authentication { .. }) {
         return Fault::Fatal(NOT_ALLOWED);
@@ -62,14 +64,15 @@ pub(crate) fn at_start(error: &Error) -> Fault {
 
 pub(crate) fn of(error: &Error) -> Fault {
     match error.kind.as_ref() {
-        // The driver reports this for every interrupted login, as with a member that is shutting down.
+        // The driver reports this for every interrupted login, for example when a member is
+        // shutting down.
         ErrorKind::Authentication { .. } => Fault::Transient,
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Fault::Fatal(UNSUPPORTED),
         _ => error_codes::code(error).map_or(Fault::Transient, of_code),
     }
 }
 
-/// The fault for an error that prevents or ends a stream.
+/// Classifies an error that prevents or ends a stream.
 pub(crate) fn of_stream(error: &Error) -> Fault {
     match error_codes::code(error) {
         Some(166 | 72) => Fault::Fatal(UNWATCHABLE),
@@ -77,14 +80,14 @@ pub(crate) fn of_stream(error: &Error) -> Fault {
     }
 }
 
-/// Whether a server's refusal to open a stream is about the server rather than about the position.
+/// Whether a refusal to open a stream is caused by the server's state rather than by the position.
 pub(crate) fn is_transient(error: &Error) -> bool {
     if error.contains_label("ResumableChangeStreamError") {
         return true;
     }
     match error_codes::code(error) {
         Some(code) => TRANSIENT.contains(&code),
-        // It isn't a refusal by the server.
+        // The server did not refuse anything.
         None => true,
     }
 }

@@ -7,23 +7,25 @@ use document_outbox::{
     command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE, ProcessDocumentMessages},
 };
 
-/// Sends commands and learns whether each was confirmed.
+/// Sends commands and reports for each whether the broker confirmed it.
 #[async_trait]
 pub trait Commands: Send + Sync {
-    /// Sends a window of commands and answers for each in its place: `Ok` once the broker has confirmed it.
+    /// Sends a window of commands. The result at each index is `Ok` once the broker has confirmed
+    /// the command at that index.
     async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>>;
 
-    /// Waits until commands can probably be sent. May return early; may be dropped.
+    /// Waits until commands can probably be sent. It may return early, and its future may be
+    /// dropped.
     async fn ready(&self);
 
-    /// Whether a command could probably be sent now, as far as is known without sending one. A rescuer that
-    /// can't send leaves its streams to one that can.
+    /// Whether a command could probably be sent now, judged without sending one. A rescuer that
+    /// can't send commands leaves its streams to a rescuer that can.
     fn is_ready(&self) -> bool {
         true
     }
 }
 
-/// Whether a process can send commands, as far as it knows.
+/// Whether a process can send commands, as far as the process knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ability {
     /// It can.
@@ -50,8 +52,8 @@ impl BrokerCommands {
         Self::new(Publisher::start(amqp, topology), COMMANDS_EXCHANGE)
     }
 
-    /// Sends to `exchange` through `publisher`, which was started with [`CommandSender::topology`] or on a broker that has
-    /// it.
+    /// Sends to `exchange` through `publisher`. The publisher must declare
+    /// [`CommandSender::topology`], unless the broker already has that topology.
     pub fn new(publisher: Publisher, exchange: impl Into<String>) -> Self {
         let sender = CommandSender::new(publisher.clone(), exchange);
         Self { publisher, sender }

@@ -2,8 +2,8 @@
 
 use outbox_service::InvalidSettings;
 
-/// Why a rescuer cannot work, or cannot continue. Outages that end by themselves (elections, networks, brokers) are not among
-/// these.
+/// Why a rescuer cannot start, or cannot continue. Outages that end by themselves (elections,
+/// networks, brokers) are not among these errors.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RescuerError {
@@ -25,11 +25,11 @@ pub enum RescuerError {
     /// The server refuses permanently.
     #[error("could not {doing}: {advice}")]
     Refused {
-        /// What was tried.
+        /// The operation that failed.
         doing: &'static str,
-        /// What to do.
+        /// The advice to the operator.
         advice: &'static str,
-        /// What the server said.
+        /// The server's error.
         source: mongodb::error::Error,
     },
     /// The position is lost and `on_history_lost` is `fail`.
@@ -39,12 +39,12 @@ pub enum RescuerError {
          `positions` in the state database"
     )]
     PositionLost {
-        /// Which stream.
+        /// The name of the stream.
         stream: String,
-        /// Why it is lost.
+        /// Why the position is lost.
         reason: String,
     },
-    /// A part of it panicked, so the rest was stopped.
+    /// A task of the rescuer panicked, so the rescuer stopped its other tasks.
     #[error(
         "{0} panicked, which is a defect; please report the panic in the log, and start the rescuer again"
     )]
@@ -52,12 +52,12 @@ pub enum RescuerError {
 }
 
 impl RescuerError {
-    /// Whether the whole process is unreliable now.
+    /// Whether the whole process can no longer be relied on.
     pub(crate) fn is_defect(&self) -> bool {
         matches!(self, Self::Panicked(_))
     }
 
-    /// In one line.
+    /// The error and its source in one line.
     pub(crate) fn with_source(&self) -> String {
         match self {
             Self::Refused { source, .. } => format!("{self}: {}", source.kind),

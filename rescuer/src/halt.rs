@@ -1,4 +1,4 @@
-//! Stopping, as an error value: all work ends with it by `?`.
+//! Represents a stop as an error value, so that `?` ends all work.
 
 use std::time::Duration;
 
@@ -39,17 +39,18 @@ impl From<RescuerError> for Interrupted<RescuerError> {
     }
 }
 
-/// Runs the work until it ends or a stop comes.
+/// Runs the work until it ends or a stop is requested.
 pub(crate) async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Run<T> {
     stop.run_until_cancelled(work).await.ok_or(Halt)
 }
 
-/// Sleeps until the time is over or a stop comes.
+/// Sleeps for `time`, or until a stop is requested.
 pub(crate) async fn sleep(stop: &CancellationToken, time: Duration) -> Run<()> {
     unless_stopped(stop, tokio::time::sleep(time)).await
 }
 
-/// Lets work that has begun finish: without limit before the stop, and within `last` after it.
+/// Lets unfinished work finish. Before a stop there is no time limit; after it, the work has
+/// `last`.
 pub(crate) async fn with_grace<T>(
     stop: &CancellationToken,
     last: Duration,

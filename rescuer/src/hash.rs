@@ -1,8 +1,8 @@
-//! A hash in place of a name, so that a memory of very many documents needs only eight bytes for each.
+//! Hashes names, so that a table of very many documents needs only eight bytes for each.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Equal for equal values within one process.
+/// Returns equal hashes for equal values within one process.
 pub(crate) fn hash(value: &(impl Hash + ?Sized)) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);

@@ -2,10 +2,11 @@
 //! them.
 //!
 //! # Flow
-//! It reads the change streams of the watched collections a configurable *delay* late. A document whose
-//! outbox was filled back then and still has undelivered messages gets a `ProcessDocumentMessages` command on
-//! RabbitMQ. In addition, a sweep reads everything that is due, so that no message depends on a change being
-//! seen or a command arriving.
+//! The rescuer reads the change streams of the watched collections, later by a configurable
+//! *delay*. If a change filled a document's outbox and the document still has undelivered messages
+//! after the delay, the rescuer sends a `ProcessDocumentMessages` command for the document to
+//! RabbitMQ. In addition, a sweep reads everything that is due, so that no message depends on a
+//! change being seen or a command arriving.
 //!
 //! ```text
 //!              ┌─ stream ─▶ follow ─ hold until `delay` old ─▶ page ─┐
@@ -14,22 +15,25 @@
 //! ```
 //!
 //! # Guarantees
-//! - Every message that is committed and stays undelivered is queued: by the stream `delay` after its save, or by the sweep
-//!   once it is due.
-//! - The saved position is a low-water mark. A crash at any moment repeats commands, and loses none.
-//! - A position that is lost, unreadable, or for other patterns loses no message (see [`OnHistoryLost`]).
+//! - Every message that is committed and stays undelivered is queued: by the stream, `delay` after
+//!   the save, or by the sweep, once the message is due.
+//! - The saved position is a low-water mark. A crash at any moment may repeat commands, but loses
+//!   none.
+//! - No message is lost if a position is lost, is unreadable, or was saved for other patterns (see
+//!   [`OnHistoryLost`]).
 //! - Memory doesn't grow with the delay, the backlog, or an outage of the broker.
 //!
 //! # Assumptions
-//! MongoDB 6.0 or later as a replica set or a sharded cluster; the index of [`Settings`]' collections on
-//! `outbox.available_at`, without which the sweep reads collections from end to end, slowly. It only needs to
-//! read the watched collections and to write its state database.
+//! MongoDB 6.0 or later as a replica set or a sharded cluster. The watched collections should have
+//! the index on `outbox.available_at`; without it the sweep is slow, because it reads the
+//! collections from end to end. The rescuer only needs to read the watched collections and to write
+//! its state database.
 //!
 //! # Caveats
 //! - A command is a hint. Extra commands are harmless; they occur after a crash, and for a busy document.
-//! - The oplog has to reach back further than the delay.
-//! - Several rescuers of a name are standbys for each other: one owns a stream, for as long as it renews its
-//!   lease in the state database; the others stand by.
+//! - The oplog must cover more time than the delay.
+//! - Several rescuers with the same name are standbys for each other: one owns a stream for as long
+//!   as it renews its lease in the state database; the others wait.
 //!
 //! # Example
 //! ```no_run

@@ -1,7 +1,7 @@
-//! The identity of a cluster: the UUID that its server gave the collection of positions.
+//! The identity of a cluster: the UUID that the server assigned to the collection of positions.
 //!
-//! A restored dump, or a copy, has another one. Positions are compared with it, and commands name the cluster
-//! by it.
+//! In a restored dump or a copy, the collection has another UUID. Each position records the UUID,
+//! so that a copied position is recognised, and commands use it as the cluster's name.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use mongodb::bson::Binary;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// The UUID as last read: a recreated collection has another. Shared by its clones.
+/// The UUID as last read; it changes if the collection is recreated. Clones share the value.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lineage(Arc<Mutex<Option<Binary>>>);
 
 impl Lineage {
-    /// `None` if the collection doesn't exist, or the user may not read it.
+    /// The UUID; `None` if the collection doesn't exist, or the user may not read its UUID.
     pub(crate) fn known(&self) -> Option<Binary> {
         self.0.lock().clone()
     }

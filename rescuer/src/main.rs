@@ -18,7 +18,7 @@ use outbox_service::{Connections, Context, Daemon, Exit, Key, Kind, Reader, Repo
 use tokio::time::timeout;
 
 const NAME: &str = "outbox-rescuer";
-/// In bytes.
+/// The maximum length of a stream's name, in bytes.
 const LONGEST_STREAM: usize = 255;
 /// The time for closing the connection to RabbitMQ.
 const LONGEST_CLOSE: Duration = Duration::from_secs(2);
@@ -38,15 +38,16 @@ fn table() -> Vec<Key> {
         Key::new(
             "delay",
             Kind::Duration(SHORTEST_DELAY..=LONGEST_DELAY),
-            "How old a message must be before it is rescued. Choose it longer than inline delivery ever \
-             takes, and shorter than the lateness that a crash may cause; the oplog has to reach back further.",
+            "How old a message must be before it is rescued. Choose a delay longer than inline delivery \
+             ever takes, and shorter than the lateness you accept after a crash. The oplog must cover more \
+             time than the delay.",
         )
         .with_default("15s"),
         Key::new(
             "lease",
             Kind::Duration(SHORTEST_LEASE..=LONGEST_LEASE),
-            "How long a rescuer owns a stream without renewing its lease, and so how long the others wait \
-             before they take over from an owner that died.",
+            "How long a rescuer owns a stream after each renewal of its lease. If the owner dies, another \
+             rescuer takes over after at most this time.",
         )
         .with_default("15s"),
     ];
@@ -61,32 +62,34 @@ fn sweep_keys() -> Vec<Key> {
         Key::new(
             "sweep_interval",
             long.clone(),
-            "How often everything that is due is swept: retries, expired claims, scheduled messages, lost commands.",
+            "Interval between sweeps, which find everything that is due: retries, expired claims, scheduled \
+             messages, lost commands.",
         )
         .with_default("10s"),
         Key::new(
             "full_sweep_interval",
             long.clone(),
-            "How often the sweep also reads entries without a date, as other writers may leave them.",
+            "Interval at which the sweep also reads entries without a date, which other programs may write.",
         )
         .with_default("1h"),
         Key::new(
             "requeue_pause",
             long,
-            "How long a document whose outbox doesn't change waits before the sweep queues it again; doubles each time, up \
-             to 2min.",
+            "How long the sweep waits before it queues a document again whose outbox has not changed. The \
+             pause doubles each time, up to 2min.",
         )
         .with_default("30s"),
         Key::new(
             "sweep_queries_per_second",
             Kind::Integer(1..=10_000),
-            "How many queries a second the sweep may send to MongoDB.",
+            "Maximum number of queries per second that the sweep sends to MongoDB.",
         )
         .with_default("50"),
         Key::new(
             "totals_interval",
             Kind::Duration(Duration::from_secs(1)..=LONGEST_DELAY),
-            "How often pending and dead messages are counted for the metrics, out of the sweep's queries.",
+            "Interval between counts of pending and dead messages for the metrics. Counting uses part of \
+             sweep_queries_per_second.",
         )
         .with_default("30s"),
     ]
@@ -97,21 +100,21 @@ fn operation_keys() -> Vec<Key> {
         Key::new(
             "page_size",
             Kind::Integer(1..=10_000),
-            "How many changes or documents are processed at a time.",
+            "Maximum number of changes or documents that are processed together.",
         )
         .with_default("500"),
         Key::new(
             "on_history_lost",
             Kind::choice::<OnHistoryLost>(),
-            "What to do when the change stream cannot continue from its position: sweep everything and \
-             continue (loses no message), fail, or continue from the latest change.",
+            "What to do when the change stream cannot continue from its saved position: sweep everything \
+             and continue (loses no message), fail, or continue from the latest change.",
         )
         .with_default("sweep"),
         Key::new(
             "start_at",
             Kind::Text(check_start_at),
-            "An operator's tool: at every start, ignore the position and read from this time: \
-             2026-01-31T12:00:00Z, or 1h for an hour ago.",
+            "For operators: at every start, ignore the saved position and read changes from this time, for \
+             example 2026-01-31T12:00:00Z, or 1h for an hour ago.",
         )
         .with_default(""),
         keys::unordered(),
@@ -119,15 +122,16 @@ fn operation_keys() -> Vec<Key> {
         Key::new(
             "stream",
             Kind::Text(check_stream),
-            "Names position and lease in the state database. Rescuers of one name are standbys for each \
-             other; those that watch different collections need different names.",
+            "The name under which the position and the lease are stored in the state database. Rescuers \
+             with the same name are standbys for each other; rescuers that watch different collections need \
+             different names.",
         )
         .with_default("default"),
         keys::state_database(),
         keys::commands_exchange(),
         keys::commands_queue(),
         keys::topology(),
-        // It ends quickly; the others shouldn't wait long if one hangs.
+        // The process ends quickly; standbys shouldn't wait long if it hangs.
         keys::shutdown_grace().with_default("10s"),
     ]
 }
@@ -143,7 +147,7 @@ fn check_start_at(text: &str) -> Result<(), String> {
     start_at(text).map(drop)
 }
 
-/// A time, or how long before now, which must be past; `None` if the text is empty.
+/// Parses a time or a duration before now. The time must be past; an empty text means `None`.
 fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
     if text.is_empty() {
         return Ok(None);
@@ -166,7 +170,7 @@ fn start_at(text: &str) -> Result<Option<Timestamp>, String> {
     Ok(Some(Timestamp { time: seconds, increment: 1 }))
 }
 
-/// The binary's settings in addition to the rescuer's own.
+/// The settings of the binary that the rescuer itself doesn't have.
 struct BrokerSettings {
     connections: Connections,
     exchange: String,
@@ -182,7 +186,7 @@ fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
     settings.delay = read.duration("delay");
     settings.ownership_lease = read.duration("lease");
     settings.totals_interval = read.duration("totals_interval");
-    // Without an endpoint the metrics could not be read.
+    // The endpoint is the only access to the metrics.
     settings.count_totals = read.string("http_listen") != "off";
     settings.shutdown_grace = Some(read.duration("shutdown_grace"));
     settings.start_at = start_at(&read.string("start_at")).ok().flatten();
@@ -208,8 +212,8 @@ fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
     (around, settings)
 }
 
-/// The key of a setting. All but one have the setting's name: the key `lease` is older, and rescuers of earlier versions read the
-/// same file.
+/// The key of a setting. It equals the setting's name, with one exception: `lease` is older than
+/// the name `ownership_lease`, and earlier rescuers read the same file.
 fn key_of(setting: &'static str) -> &'static str {
     if setting == "ownership_lease" { "lease" } else { setting }
 }
@@ -219,15 +223,15 @@ async fn serve(
     context: Context,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let BrokerSettings { connections, exchange, queue, topology } = around;
-    // Resolves names, which may take a while.
+    // Resolves host names, which may take a while.
     let Some(client) = context.stop.run_until_cancelled(connections.mongodb()).await else {
         return Ok(());
     };
     let client = client?;
 
     let rabbitmq = connections.rabbitmq.ok_or("the RabbitMQ URI was accepted without being read")?;
-    // Declares the queue as well: without it, commands that are sent before the first dispatcher starts would
-    // be lost.
+    // Also declares the queue. Without a queue, commands sent before the first dispatcher starts
+    // would be lost.
     let publisher = Publisher::start(rabbitmq, CommandSender::topology(&exchange, &queue, topology));
     let commands = Arc::new(BrokerCommands::new(publisher.clone(), &exchange));
 
@@ -242,19 +246,19 @@ async fn serve(
         ended = &mut rescuing => ended.map_err(Into::into),
         () = ended(&publisher) => {
             stop.cancel();
-            // The position and the lease are saved for another rescuer.
+            // The position and the lease are saved for the next rescuer.
             let _ = rescuing.await;
             Err("the task that publishes commands has ended, which is a defect; please report its errors in \
                 the log".into())
         }
     };
 
-    // There is no more wait for confirms.
+    // Nothing waits for confirms any more.
     let _ = timeout(last, publisher.close()).await;
     result
 }
 
-/// Waits until the publisher has ended, which it does only when it is closed or panics.
+/// Waits until the publisher has ended. A publisher ends only when it is closed or panics.
 async fn ended(publisher: &Publisher) {
     let mut states = publisher.subscribe();
     while *states.borrow() != amqp::State::Closed {

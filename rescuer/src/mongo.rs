@@ -1,4 +1,4 @@
-//! Access to MongoDB: the concerns of reads and writes, and the server's times.
+//! Access to MongoDB: read and write concerns, and the server's times.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use mongodb::{
     },
 };
 
-/// The collections of the state database.
+/// The names of collections in the state database.
 pub(crate) const LEASES: &str = "leases";
 pub(crate) const POSITIONS: &str = "positions";
 
-/// How long a write to the state database waits for the majority. Without a majority for hours, the write
-/// ends with an error instead of hanging.
+/// How long a write to the state database waits for the majority. If there is no majority, the
+/// write then ends with an error instead of hanging.
 const MAJORITY_WITHIN: Duration = Duration::from_secs(10);
 
-/// The connection of a rescuer, and the server's clock as seen by it.
+/// A rescuer's connection, and its estimate of the server's clock.
 #[derive(Clone)]
 pub(crate) struct Mongo {
     client: Client,
@@ -40,8 +40,8 @@ impl Mongo {
         self.client.database(name)
     }
 
-    /// A collection to read documents from: on the primary, which has everything that a change stream has
-    /// shown.
+    /// A collection for reading documents. It reads from the primary, which has every write that a
+    /// change stream has shown.
     pub(crate) fn collection(&self, namespace: &Namespace) -> Collection<RawDocumentBuf> {
         let primary = CollectionOptions::builder().selection_criteria(primary()).build();
         self.client.database(&namespace.db).collection_with_options(&namespace.coll, primary)
@@ -60,7 +60,8 @@ impl Mongo {
             .map_err(|error| Error::custom(format!("the reply to `ping`: {error}")))
     }
 
-    /// The cluster time up to which the primary has everything; `None` if its reply has no such time.
+    /// The cluster time up to which the primary has every write; `None` if its reply has no such
+    /// time.
     pub(crate) async fn primary_time(&self) -> Result<Option<Timestamp>, Error> {
         let reply = self.ping(Some(primary())).await?;
         Ok(reply.get_timestamp("operationTime").ok())
@@ -88,7 +89,7 @@ pub(crate) fn primary() -> SelectionCriteria {
     SelectionCriteria::ReadPreference(ReadPreference::Primary)
 }
 
-/// Reads and writes of the state database survive a failover.
+/// Options for the state database, with which reads and writes survive a failover.
 pub(crate) fn lasting() -> CollectionOptions {
     let majority = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(MAJORITY_WITHIN).build();
     CollectionOptions::builder()

@@ -1,8 +1,8 @@
 //! The owner's work during one term.
 //!
-//! Stream and sweep run concurrently, together with three tasks that both need: one renews the lease, one
-//! watches the oplog, one counts the backlog. Each ends with the term; if one of them panics, the term ends,
-//! and the rescuer with it.
+//! The stream and the sweep run concurrently, together with three tasks that both need: one renews
+//! the lease, one watches the oplog, and one counts the backlog. Each task ends with the term. If a
+//! task panics, the term and the rescuer end.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -33,12 +33,12 @@ use crate::{
     },
 };
 
-/// As it is reported when it fails: "could not …".
+/// The end of the sentence "could not …", for reports of a failure.
 pub(crate) const SERVING: &str = "serve the stream";
-/// How long a stopped task may take to end by itself.
+/// How long a task may take to end by itself after a stop.
 const LAST_STEPS: Duration = Duration::from_millis(500);
 
-/// Everything that works during one term.
+/// Everything that runs during one leadership term.
 pub(crate) struct Owner {
     term: Arc<Term>,
     renewal: Renewal,
@@ -46,13 +46,13 @@ pub(crate) struct Owner {
     sweep: Rounds,
     gauge: BacklogGauge,
     full_sweep: Arc<FullSweep>,
-    /// Which of the tasks has panicked.
+    /// The name of the task that has panicked.
     panicked: Arc<OnceLock<&'static str>>,
 }
 
 impl Owner {
-    /// Puts the parts together. `remembers` is how many documents the sweep may remember; `start_at` is where to begin instead
-    /// of at the position.
+    /// Assembles the parts. `remembers` is the maximum number of documents that the sweep
+    /// remembers; `start_at` replaces the saved position as the start.
     pub(crate) fn new(
         process: &Process,
         term: Arc<Term>,
@@ -62,7 +62,7 @@ impl Owner {
         start_at: Option<Timestamp>,
     ) -> Self {
         let Process { broker, budget, .. } = process;
-        // Judges and sends, for both stream and sweep.
+        // Judging and sending are shared by stream and sweep.
         let queued = RecentlyQueued::new(remembers, term.settings.requeue_pause);
         let inspector = Arc::new(Inspector::new(term.clone()));
         let lineage = positions.lineage().clone();
@@ -71,7 +71,7 @@ impl Owner {
         let catalogue = Arc::new(Catalogue::new(term.clone()));
         let full_sweep = Arc::new(FullSweep::new(term.clone()));
 
-        // The sweep, whose first round the gauge waits for.
+        // The sweep; the gauge waits for its first round.
         let swept = CancellationToken::new();
         let reader =
             CollectionReader::new(term.clone(), sender.clone(), inspector.clone(), catalogue.clone());
@@ -104,10 +104,10 @@ impl Owner {
         }
     }
 
-    /// Works until stopped or the lease is lost, and keeps the lease until the last of the work is done.
+    /// Works until stopped or until the lease is lost. Keeps the lease until all work has finished.
     pub(crate) async fn work(self) -> Result<(), RescuerError> {
         let Self { term, renewal, stream, sweep, gauge, full_sweep, panicked } = self;
-        // Whatever ends this, even a drop, no task continues alone.
+        // If this future ends or is dropped, no task keeps running alone.
         let _all = term.stop.clone().drop_guard();
         let done = CancellationToken::new();
         let _done = done.clone().drop_guard();
@@ -121,7 +121,7 @@ impl Owner {
 
         let ended = run(&term, stream, sweep, &full_sweep).await;
         term.stop.cancel();
-        // They are over before another term of this process begins, whatever ended them.
+        // All tasks have ended before another term of this process begins.
         for task in beside {
             let _ = end_soon(task).await;
         }
@@ -135,7 +135,7 @@ impl Owner {
     }
 }
 
-/// Tasks that the others need to continue.
+/// Tasks whose panic ends the term.
 struct Essential {
     term: Arc<Term>,
     panicked: Arc<OnceLock<&'static str>>,
@@ -153,7 +153,7 @@ impl Essential {
     }
 }
 
-/// Stream and sweep, concurrently.
+/// Runs the stream and the sweep concurrently.
 async fn run(
     term: &Arc<Term>,
     stream: ChangeStream,
@@ -167,16 +167,15 @@ async fn run(
     };
     term.report.healed(SERVING);
 
-    // The sweep handles documents that were saved before the stream begins, the youngest of them only a delay
-    // later.
-    // The same applies to a saved position: it may be the new one of an owner that ended before that.
+    // The sweep handles documents that were saved before the stream's start. The latest of them
+    // become old enough one delay later.
     full_sweep.postpone();
     full_sweep.request_later();
 
     let both = term.stop.clone().drop_guard();
     let sweeping = tokio::spawn(async move {
         let _both = both;
-        // Only a stop ends it.
+        // The sweep ends only when stopped.
         let _ = sweep.run().await;
     });
     let followed = match AssertUnwindSafe(stream.keep_following(begun)).catch_unwind().await {
@@ -188,13 +187,14 @@ async fn run(
 
     let swept = match end_soon(sweeping).await {
         Some(Err(error)) if error.is_panic() => Err(RescuerError::Panicked("the sweep")),
-        // A round keeps no state.
+        // A round of the sweep keeps no state, so it can be aborted.
         Some(_) | None => Ok(()),
     };
     followed.and(swept)
 }
 
-/// Waits until a task that was stopped has ended, and ends it if that takes long; `None` then.
+/// Waits until a stopped task has ended. Aborts the task if that takes long, and then returns
+/// `None`.
 async fn end_soon<T>(mut task: JoinHandle<T>) -> Option<Result<T, JoinError>> {
     if let Ok(ended) = timeout(LAST_STEPS, &mut task).await {
         return Some(ended);

@@ -1,4 +1,4 @@
-//! What all streams of a process share.
+//! The state that all streams of a process share.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use crate::{leadership::ability::Broker, mongo::Mongo, settings::Settings, sweep
 
 #[derive(Clone)]
 pub(crate) struct Process {
-    /// Its name in leases and positions.
+    /// The name of the process in leases and positions.
     pub(crate) name: Arc<str>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) mongo: Mongo,
     pub(crate) broker: Arc<Broker>,
-    /// For the sweeps of all streams together.
+    /// The budget of queries for the sweeps of all streams together.
     pub(crate) budget: Arc<Budget>,
 }

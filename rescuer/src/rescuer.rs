@@ -1,10 +1,10 @@
-//! One rescuer from its start to its end: for each of its streams, it is a standby until it owns the stream,
-//! then runs the stream and the sweep concurrently.
+//! Runs one rescuer from start to end. For each of its streams, the rescuer is a standby until it owns the
+//! stream, and then runs the stream and the sweep concurrently.
 //!
 //! ```text
 //!                  ┌───────── lease lost ◀───────────┐
 //!                  ▼                                 │
-//!   start ──▶ standing by ── lease taken ──▶ stream and sweep ── stopped ──▶ position saved, lease given back
+//!   start ──▶ standing by ── lease taken ──▶ stream and sweep ── stopped ──▶ position saved, lease released
 //! ```
 
 use std::{fmt, sync::Arc};
@@ -34,8 +34,9 @@ use crate::{
 
 /// A rescuer, ready to run.
 ///
-/// It takes its connections and a token that stops it, so that it runs the same in its own process, inside an
-/// application's, and in a test. Give it a client of its own: its change streams keep a connection each busy.
+/// A rescuer takes its connections and a stop token as parameters, so that it runs the same way in its own
+/// process, inside an application, and in a test. Give the rescuer its own MongoDB client: each of its
+/// change streams keeps one connection busy.
 pub struct Rescuer {
     process: Process,
     events: Events<RescueEvent>,
@@ -49,10 +50,10 @@ impl fmt::Debug for Rescuer {
 }
 
 impl Rescuer {
-    /// Prepares a rescuer, without connecting.
+    /// Prepares a rescuer without connecting.
     ///
     /// # Errors
-    /// [`RescuerError::Settings`] with everything that cannot work.
+    /// [`RescuerError::Settings`], with every problem of the settings.
     pub fn new(
         client: Client,
         commands: Arc<dyn Commands>,
@@ -76,10 +77,11 @@ impl Rescuer {
         Ok(Self { process, events, streams })
     }
 
-    /// Prepares a rescuer in the process of an application. It sends commands to this broker, with the default names.
+    /// Prepares a rescuer that runs in the process of an application. It sends commands to the broker of
+    /// `amqp`, with the default names of exchange and queue.
     ///
     /// # Errors
-    /// [`RescuerError::Settings`] with everything that cannot work.
+    /// [`RescuerError::Settings`], with every problem of the settings.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -87,31 +89,32 @@ impl Rescuer {
         Self::new(client.clone(), Arc::new(BrokerCommands::start(amqp)), settings)
     }
 
-    /// The events from now on.
+    /// Subscribes to the events from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<RescueEvent> {
         self.events.subscribe()
     }
 
-    /// Its state, now and while it runs.
+    /// The state of the rescuer, now and while it runs.
     #[must_use]
     pub fn status(&self) -> Status {
         let streams = self.streams.iter().map(|(_, report)| report.clone());
         Status::new(self.process.name.clone(), streams.collect())
     }
 
-    /// Rescues until `stop` is cancelled. Then it begins no new work, leaves an unconfirmed page for the next
-    /// start, saves the positions of confirmed changes, releases its leases, and returns, within seconds even
-    /// if no server answers.
+    /// Rescues until `stop` is cancelled. Then the rescuer begins no new work, leaves unconfirmed pages to
+    /// the next start, saves the positions of confirmed changes, releases its leases, and returns. This
+    /// takes seconds, even if no server answers.
     ///
-    /// It waits until outages of MongoDB and of the broker end, and until another owner of a stream stops.
-    /// Failures of one stream or one collection are reported and retried, while the others continue.
+    /// While it runs, the rescuer waits out outages of MongoDB and of the broker, and waits while another
+    /// rescuer owns a stream. If one stream or collection fails, the failure is reported and retried while
+    /// the others continue.
     ///
     /// # Errors
     /// [`RescuerError`], if it cannot start, or if no stream can continue.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RescuerError> {
-        // A separate token, so that a stream that ends can end the others. Whatever ends this, even a drop,
-        // no stream continues alone.
+        // A separate token, so that a failed stream can stop the others. If this future ends or is
+        // dropped, no stream keeps running alone.
         let stop = stop.child_token();
         let _all = stop.clone().drop_guard();
         match server::check(&self.process.mongo, &stop).await {
@@ -134,7 +137,7 @@ impl Rescuer {
         join_all(serving).await.into_iter().collect()
     }
 
-    /// Starts it as a task of this process. Must be called inside a tokio runtime.
+    /// Starts the rescuer as a task of this process. Must be called inside a Tokio runtime.
     #[must_use]
     pub fn start(self) -> Running {
         let status = self.status();
@@ -154,7 +157,8 @@ impl Rescuer {
     }
 }
 
-/// A rescuer at work in this process. It ends by [`stop`](Self::stop); if this is dropped, it ends by itself soon after.
+/// A rescuer that runs as a task of this process. [`stop`](Self::stop) ends it; if this handle is dropped,
+/// the rescuer stops by itself soon after.
 #[derive(Debug)]
 pub struct Running {
     status: Status,
@@ -163,31 +167,32 @@ pub struct Running {
 }
 
 impl Running {
-    /// How it stands.
+    /// The current state of the rescuer.
     #[must_use]
     pub fn status(&self) -> Status {
         self.status.clone()
     }
 
-    /// Waits until it has ended, which it does before a stop only if no stream can continue. Cancel safe.
+    /// Waits until the rescuer has ended. Without a stop, it ends only if no stream can continue. Cancel
+    /// safe.
     ///
     /// # Errors
-    /// [`RescuerError`]: why it ended.
+    /// [`RescuerError`], with the reason.
     pub async fn ended(&mut self) -> Result<(), RescuerError> {
         joined((&mut self.task).await)
     }
 
-    /// Stops it, as [`Rescuer::run`] stops, and waits until it has ended.
+    /// Stops the rescuer in the same way as [`Rescuer::run`] stops, and waits until it has ended.
     ///
     /// # Errors
-    /// [`RescuerError`], if it had ended before.
+    /// [`RescuerError`], if the rescuer had already failed.
     pub async fn stop(self) -> Result<(), RescuerError> {
         drop(self.stop);
         joined(self.task.await)
     }
 }
 
-/// Continues a panic of the task in the caller. The task is never aborted.
+/// Resumes the task's panic in the caller. The task is never aborted.
 fn joined(ended: Result<Result<(), RescuerError>, JoinError>) -> Result<(), RescuerError> {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(ended) => ended,

@@ -1,5 +1,5 @@
-//! One stream of this process: it is a standby until it owns the stream, does the owner's work for a term,
-//! and is a standby again.
+//! Serves one stream of this process: as a standby until the process owns the stream, then as the
+//! owner for a term, then as a standby again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,17 +18,17 @@ use crate::{
     watch_plan::Plan,
 };
 
-/// The pause before a stream is taken again after a term that ended with an error.
+/// The pause before this process takes a stream again after a term that ended with an error.
 const AFTER_ERROR: Duration = Duration::from_mins(1);
 
-/// One stream, under any owner.
+/// One stream, whether or not this process owns it.
 pub(crate) struct Stream {
     process: Process,
     plan: Plan,
     report: Arc<Reporter>,
     positions: Positions,
     lease: Lease,
-    /// How many documents its sweep may remember.
+    /// The maximum number of documents that the stream's sweep remembers.
     remembers: usize,
     others: OtherStreams,
     stop: CancellationToken,
@@ -42,7 +42,7 @@ enum OtherStreams {
 }
 
 impl Stream {
-    /// One of this many streams of the process.
+    /// Makes one of the `of` streams of this process.
     pub(crate) fn new(
         process: Process,
         plan: Plan,
@@ -61,7 +61,7 @@ impl Stream {
     /// Serves the stream until a stop.
     pub(crate) async fn serve(self) -> Result<(), RescuerError> {
         let Process { broker, settings, .. } = &self.process;
-        // Where to begin, once, if an operator set a start other than the position.
+        // The start that an operator set in place of the saved position; used once.
         let mut start_at = settings.start_at;
         loop {
             let last = settings.last_write();
@@ -83,14 +83,14 @@ impl Stream {
                 // The other streams continue.
                 Err(error) => {
                     self.report.trouble(SERVING, &error.with_source());
-                    // A standby notices a stop.
+                    // A standby notices a stop by itself.
                     let _ = halt::sleep(&self.stop, AFTER_ERROR).await;
                 }
             }
         }
     }
 
-    /// A term begins.
+    /// Begins a term.
     fn begin(&self, held: Held) -> Arc<Term> {
         let (stream, epoch) = (self.plan.name.clone(), held.epoch);
         tracing::info!(stream, epoch, owner = %self.process.name, "owner of the stream");
@@ -107,13 +107,14 @@ impl Stream {
         })
     }
 
-    /// Lets another continue at once. If that fails, another continues when the lease is over.
+    /// Releases the lease, so that another rescuer can continue at once. If the release fails,
+    /// another continues when the lease expires.
     async fn give_back(&self, term: &Term) {
         let release = timeout(self.lease.lasts(), self.lease.release(term.held.epoch));
         let last = self.process.settings.last_write();
         if let Ok(Ok(Err(error))) = with_grace(&self.stop, last, release).await {
             let error = classify::text(&error);
-            tracing::debug!(error, "the lease could not be released; it ends by itself");
+            tracing::debug!(error, "the lease could not be released; it will expire");
         }
     }
 }

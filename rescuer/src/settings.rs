@@ -6,21 +6,21 @@ use document_outbox::DeliveryOrder;
 use mongodb::{Namespace, bson::Timestamp};
 use outbox_service::{InvalidPattern, InvalidSettings, NamespacePattern};
 
-/// If it were shorter, the rescuer would race the inline dispatcher.
+/// The shortest delay. With a shorter one, the rescuer would race the inline dispatcher.
 pub const SHORTEST_DELAY: Duration = Duration::from_secs(1);
-/// If it were longer, few oplogs would reach back that far.
+/// The longest delay. Few oplogs cover more time.
 pub const LONGEST_DELAY: Duration = Duration::from_hours(24);
 
-/// If it were shorter, a busy machine would lose it.
+/// The shortest lease. A rescuer on a busy machine would lose a shorter one.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
-/// If it were longer, messages would wait too long after a crash.
+/// The longest lease. With a longer one, messages would wait too long after a crash.
 pub const LONGEST_LEASE: Duration = Duration::from_mins(10);
 
-/// If it were larger, a page would take too long to read.
+/// The largest page. A larger one would take too long to read.
 const LARGEST_PAGE: usize = 10_000;
-/// The server drops a cursor that is idle for 10 minutes.
+/// The longest time without reading a cursor. The server drops a cursor that is idle for 10 minutes.
 const LONGEST_CURSOR_IDLE: Duration = Duration::from_mins(9);
-/// Within the default `shutdown_grace` there is room for several.
+/// The longest time for a last write. The default `shutdown_grace` has room for several such writes.
 const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// The policy for a stream that cannot continue from the saved position.
@@ -28,96 +28,102 @@ const LONGEST_LAST_WRITE: Duration = Duration::from_secs(2);
 #[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum OnHistoryLost {
-    /// Continue from now, and sweep everything. Loses no message.
+    /// Continue from now and sweep everything. Loses no message.
     #[default]
     Sweep,
     /// Stop with an error and keep the position, so that a person can decide.
     Fail,
-    /// Continue from now; messages that were missed wait for the sweep's usual rounds.
+    /// Continue from now. Missed messages wait for the regular rounds of the sweep.
     Latest,
 }
 
-/// How a rescuer works. [`Settings::new`] has the defaults; [`Settings::validate`] finds what cannot work.
+/// The settings of a rescuer. [`Settings::new`] gives the defaults; [`Settings::validate`] finds the
+/// problems.
 ///
-/// Fields are added with time, so it is made by [`Settings::new`] and changed by [`Settings::with`].
+/// Later versions may add fields, so a value is made by [`Settings::new`] and changed by
+/// [`Settings::with`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
-    /// Names the stream in the state database. Rescuers that watch different things there need different names.
-    /// Default: `default`.
+    /// The stream's name in the state database. Rescuers that watch different collections but share a
+    /// state database need different names. Default: `default`.
     pub stream: String,
-    /// The collections with outboxes. The first pattern that matches one applies; each delay has its own
-    /// stream.
+    /// The collections with outboxes. If several patterns match a collection, the first one applies. Each
+    /// delay has its own stream.
     pub watch: Vec<NamespacePattern>,
-    /// The watched collections whose messages keep no order within a document. Default: none.
+    /// The watched collections whose messages may be delivered out of order within a document. Default:
+    /// none.
     pub unordered: Vec<NamespacePattern>,
     /// The watched collections in which a dead message blocks the later ones of its document. Default: none.
     pub dead_blocks: Vec<NamespacePattern>,
-    /// How old a message must be before it is rescued, so that the inline dispatcher delivers first, unless
-    /// its pattern in `watch` has its own delay. From 1 s to 24 h. Default: 15 s.
+    /// How old a message must be before it is rescued, so that the inline dispatcher comes first. A
+    /// pattern in `watch` can have its own delay instead. From 1 s to 24 h. Default: 15 s.
     pub delay: Duration,
-    /// How long the lease on a stream lasts, and so how long it takes until another rescuer replaces one that
-    /// died. From 1 s to 10 min. Default: 15 s.
+    /// The duration of the lease on a stream. If a rescuer dies, another replaces it after at most this
+    /// time. From 1 s to 10 min. Default: 15 s.
     pub ownership_lease: Duration,
-    /// Ignore the position and read from this time when a stream is owned for the first time: for an operator
-    /// who wants changes checked again. Every start does so, for as long as it is set. Default: none.
+    /// If set, the rescuer ignores the saved position and reads from this time when it first owns a
+    /// stream. For operators who want changes to be checked again. Applies at every start for as long as
+    /// it is set. Default: none.
     pub start_at: Option<Timestamp>,
-    /// How often the sweep reads due entries. Default: 10 s.
+    /// The interval between sweeps of due entries. Default: 10 s.
     pub sweep_interval: Duration,
-    /// How often the sweep also reads entries without a date, and collections without the index that makes it
-    /// cheap, from end to end. Default: 1 h.
+    /// The interval at which the sweep also reads entries without a date, and reads collections that lack
+    /// the sweep's index from end to end. Default: 1 h.
     pub full_sweep_interval: Duration,
-    /// How many queries a second the sweeps of all streams together may send. Default: 50.
+    /// The maximum number of queries per second that the sweeps of all streams send together. Default: 50.
     pub sweep_queries_per_second: u32,
-    /// How many changes or documents are processed at a time. Default: 500.
+    /// The maximum number of changes or documents that are processed together. Default: 500.
     pub page_size: usize,
-    /// How often the position of an idle stream is saved. Default: 10 s.
+    /// The interval at which the position of an idle stream is saved. Default: 10 s.
     pub idle_save_interval: Duration,
-    /// The shortest time between saves of a position while changes arrive. Default: 500 ms.
+    /// The minimum interval between saves of the position while changes arrive. Default: 500 ms.
     pub busy_save_interval: Duration,
-    /// If a change is held for longer than this, its cursor is closed and opened again afterwards, because
-    /// the server drops one that isn't read for 10 minutes. Default: 5 min.
+    /// If a change is held for longer than this, the cursor is closed and later reopened, because the
+    /// server drops a cursor that isn't read for 10 minutes. Default: 5 min.
     pub cursor_idle_limit: Duration,
-    /// How often pending and dead messages are counted for the metrics, out of at most a fifth of the sweep's queries.
-    /// Default: 30 s.
+    /// The interval between counts of pending and dead messages for the metrics. Counting uses at most a
+    /// fifth of the sweep's queries. Default: 30 s.
     pub totals_interval: Duration,
-    /// Whether they are counted at all. Switch it off if the metrics aren't read. Default: true.
+    /// Whether pending and dead messages are counted at all. Set this to false if the metrics aren't read.
+    /// Default: true.
     pub count_totals: bool,
-    /// How long the supervisor that stops this rescuer waits for its end; used for a warning if that is too
-    /// long. Default: unknown.
+    /// How long the supervisor that stops this rescuer waits until it has ended. Only used to warn if this
+    /// time is longer than the lease. Default: unknown.
     pub shutdown_grace: Option<Duration>,
     /// The policy for a stream that cannot continue from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
-    /// How long the server must keep refusing to open the stream, with errors that aren't known to be about
-    /// the position, before the position counts as lost. Default: 30 s.
+    /// The minimum time of repeated refusals after which the position counts as lost, if the server
+    /// refuses to open the stream with errors that aren't known to be about the position. Default: 30 s.
     pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
-    /// How many recently queued documents the sweeps of all streams together remember, and so how many they
-    /// can have queued at a time. About 100 bytes each. Default: 100,000.
+    /// The maximum number of recently queued documents that the sweeps of all streams remember together.
+    /// This limits the number of documents that they can have queued at a time. A document takes about 100
+    /// bytes. Default: 100,000.
     pub queued_capacity: usize,
-    /// How long a document whose outbox doesn't change waits before the sweep queues it again; the pause doubles each
-    /// time, up to 2 min. Default: 30 s.
+    /// How long the sweep waits before it queues a document again whose outbox has not changed. The pause
+    /// doubles each time, up to 2 min. Default: 30 s.
     pub requeue_pause: Duration,
 }
 
 impl Settings {
-    /// Changes some of them: `Settings::new(watch).with(|settings| settings.delay = delay)`.
+    /// Changes settings, as in `Settings::new(watch).with(|settings| settings.delay = delay)`.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// The defaults, for collections such as `shop.orders,stock.*`.
+    /// The default settings for collections given as text, such as `shop.orders,stock.*`.
     ///
     /// # Errors
-    /// The first pattern that is none.
+    /// The first invalid pattern.
     pub fn watching(patterns: &str) -> Result<Self, InvalidPattern> {
         Ok(Self::new(NamespacePattern::list(patterns)?))
     }
 
-    /// The defaults, for the collections to watch.
+    /// The default settings for the collections to watch.
     #[must_use]
     pub fn new(watch: Vec<NamespacePattern>) -> Self {
         Self {
@@ -146,17 +152,17 @@ impl Settings {
         }
     }
 
-    /// How long each of the last writes of a stopping rescuer may take: that of the position, then that of
-    /// the lease.
+    /// The time limit for each of a stopping rescuer's last writes: the write of the position, then the
+    /// write of the lease.
     pub(crate) fn last_write(&self) -> Duration {
         let share = self.shutdown_grace.map_or(LONGEST_LAST_WRITE, |grace| grace / 4);
         share.min(LONGEST_LAST_WRITE)
     }
 
-    /// Checks that a rescuer can work with these settings.
+    /// Checks whether a rescuer can work with these settings.
     ///
     /// # Errors
-    /// Everything that cannot work, each problem with the names of the settings that it is about.
+    /// All problems, each with the names of the settings that cause it.
     pub fn validate(&self) -> Result<(), InvalidSettings> {
         let mut problems = InvalidSettings::default();
         self.check_patterns(&mut problems);
@@ -174,31 +180,33 @@ impl Settings {
         problems.add_if(
             self.watch.iter().any(|pattern| pattern.database().exact() == Some(&self.state_database)),
             &["watch", "state_database"],
-            "names collections of state_database, where the rescuer would watch its own positions; change one of them",
+            "names collections in state_database, so the rescuer would watch its own positions; watch other \
+             collections, or change state_database",
         );
 
-        // Collections that aren't watched are never read.
+        // Patterns here for collections that aren't watched would never have an effect.
         problems.add_if(
             self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],
-            "names collections that are not in watch; add them there or drop them here",
+            "names collections that watch does not cover; add them to watch, or remove them here",
         );
         problems.add_if(
             self.dead_blocks.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["dead_blocks", "watch"],
-            "names collections that are not in watch; add them there or drop them here",
+            "names collections that watch does not cover; add them to watch, or remove them here",
         );
         problems.add_if(
             NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered),
             &["dead_blocks", "unordered"],
-            "names collections that are in unordered too; without an order no message can block another, so \
-             drop one of them",
+            "names collections that are also in unordered; without an order no message can block another, \
+             so remove them from one of the two settings",
         );
 
-        // It would never apply, which can't be intended.
+        // A covered pattern would never apply, which can't be intended.
         if let Some((pattern, by)) = covered(&self.watch) {
-            let sentence =
-                format!("has {pattern} after {by}, which covers it completely; put it in front, or drop it");
+            let sentence = format!(
+                "has {pattern} after {by}, which covers the former completely; put {pattern} first, or remove it"
+            );
             problems.add(&["watch"], sentence);
         }
     }
@@ -213,7 +221,7 @@ impl Settings {
         problems.add_if(
             self.unordered.iter().chain(&self.dead_blocks).any(|pattern| pattern.delay().is_some()),
             &["unordered", "dead_blocks"],
-            "has a delay, which belongs in watch; drop it here",
+            "has a pattern with a delay; delays belong in watch, so remove the delay here",
         );
         problems.add_if(self.stream.is_empty(), &["stream"], "is empty; give the stream a name");
         problems.add_if(!delays.contains(&self.delay), &["delay"], "must be from 1s to 24h");
@@ -229,7 +237,7 @@ impl Settings {
         problems.add_if(
             self.full_sweep_interval < self.sweep_interval,
             &["full_sweep_interval", "sweep_interval"],
-            "must not be shorter than sweep_interval; lengthen it",
+            "must not be shorter than sweep_interval; lengthen full_sweep_interval",
         );
         problems.add_if(
             self.sweep_queries_per_second == 0,
@@ -249,7 +257,7 @@ impl Settings {
         );
     }
 
-    /// Whether the messages of a document of this collection keep their order.
+    /// Whether the messages of a document in this collection are delivered in order.
     #[must_use]
     pub fn ordering(&self, namespace: &Namespace) -> DeliveryOrder {
         let among = |patterns| NamespacePattern::any_matches(patterns, &namespace.db, &namespace.coll);
@@ -267,7 +275,7 @@ impl Settings {
     }
 }
 
-/// A pattern that never applies, with the earlier one that covers it.
+/// The first pattern that never applies, and the earlier one that covers it.
 fn covered(watch: &[NamespacePattern]) -> Option<(&NamespacePattern, &NamespacePattern)> {
     for (at, pattern) in watch.iter().enumerate() {
         if let Some(earlier) = watch[..at].iter().find(|earlier| earlier.covers(pattern)) {

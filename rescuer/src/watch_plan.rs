@@ -1,8 +1,8 @@
-//! Which collections one stream is for.
+//! Decides which collections each stream covers.
 //!
-//! `watch` is a list of patterns, some with their own delay, and the first that matches a collection applies.
-//! There is one stream for each delay. So a stream is for its own patterns, without the collections that an
-//! earlier pattern of another delay takes away.
+//! `watch` is a list of patterns, some with their own delay, and the first pattern that matches a
+//! collection applies. There is one stream for each delay. A stream covers its own patterns, except
+//! for the collections that an earlier pattern with another delay also matches.
 
 use std::time::Duration;
 
@@ -11,16 +11,17 @@ use outbox_service::{NamespacePattern, written};
 
 use crate::settings::Settings;
 
-/// The collections of one stream.
+/// The collections that one stream covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Coverage {
     /// Sorted, so that equal coverages compare as equal.
     pub(crate) parts: Vec<CoveredPattern>,
-    /// Never watched, because it would read its own positions and leases forever.
+    /// The state database, which is never watched: the rescuer would read its own positions and leases
+    /// forever.
     pub(crate) state_database: String,
 }
 
-/// One pattern, and the earlier ones of other delays that take collections from it.
+/// One pattern, and the earlier patterns of other delays that take collections from it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CoveredPattern {
     pub(crate) pattern: NamespacePattern,
@@ -35,7 +36,8 @@ pub(crate) struct Plan {
     pub(crate) coverage: Coverage,
 }
 
-/// One stream for each delay, the shortest first. That of the base delay has the plain name.
+/// Creates one stream for each delay, the shortest first. The stream with the base delay has the
+/// plain name.
 pub(crate) fn plans(settings: &Settings) -> Vec<Plan> {
     let mut delays = Vec::new();
     for pattern in &settings.watch {
@@ -88,7 +90,7 @@ impl Coverage {
         namespace.db != self.state_database && self.parts.iter().any(|part| part.holds(namespace))
     }
 
-    /// The collections that are named one by one.
+    /// The collections that `watch` names without a wildcard.
     pub(crate) fn named(&self) -> Vec<Namespace> {
         let mut named = Vec::new();
         for pattern in self.patterns() {
@@ -118,7 +120,7 @@ mod tests {
         Settings::new(watch.iter().map(|text| text.parse().unwrap()).collect())
     }
 
-    /// Which stream each collection is in.
+    /// The names of the streams that cover the collection.
     fn streams(watch: &[&str], collection: &str) -> Vec<String> {
         let (db, coll) = collection.split_once('.').unwrap();
         let plans = plans(&settings(watch)).into_iter();

@@ -18,7 +18,8 @@ use crate::{
     observe::{event::RescueEvent, warning::Warning},
 };
 
-/// The fields by which an entry is judged: neither payloads nor errors, which can be large.
+/// The fields by which an entry is judged. Payloads and error texts are left out because they can
+/// be large.
 const FIELDS: [&str; 11] = [
     "id",
     "type",
@@ -33,18 +34,19 @@ const FIELDS: [&str; 11] = [
     "created_at",
 ];
 
-/// The fields that are read of a document: its `_id`, and the parts of its outbox that the judgement needs.
+/// Selects the fields to read: the document's `_id`, and the parts of its outbox that the judgement
+/// needs.
 ///
-/// A plain projection of paths would leave out elements that are not objects, and an `outbox` that is not an
-/// array: the document would appear to have an empty outbox. So they are replaced by an empty value of their
-/// kind.
+/// A plain projection of paths would omit array elements that are not objects, and an `outbox` that
+/// is not an array: the document would appear to have an empty outbox. So such values are replaced
+/// by an empty value of the same BSON type.
 pub(crate) fn projection() -> Document {
     let mut fields = Document::new();
     for field in FIELDS {
         fields.insert(field, format!("$$e.{field}"));
     }
 
-    // An update that selects by `id` finds it in an inner array, too.
+    // An update that selects by `id` also finds an `id` inside an inner array.
     let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
         "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
     } } };
@@ -74,7 +76,7 @@ fn is_a(value: &str, kind: &str) -> Document {
     doc! { "$eq": [{ "$type": value }, kind] }
 }
 
-/// Whether a value of this type has only a few bytes.
+/// An expression that tests whether a value's BSON type takes only a few bytes.
 fn is_small(value: &str) -> Document {
     let small = ["null", "bool", "int", "long", "double", "decimal", "date", "objectId", "timestamp"];
     doc! { "$in": [{ "$type": value }, small.as_slice()] }
@@ -85,24 +87,24 @@ fn is_small(value: &str) -> Document {
 pub(crate) struct Wanted {
     pub(crate) document: DocumentRef,
     pub(crate) head: Head,
-    /// Since when it was due for rescue, if known.
+    /// The time since which the document has been due for rescue, if known.
     pub(crate) due: Option<DateTime>,
-    /// When it was found.
+    /// The moment at which the document was found.
     pub(crate) moment: Moment,
     /// Whether the fields that were read are not enough to decide.
     pub(crate) is_unsure: bool,
 }
 
-/// The result for one document.
+/// The result of inspecting one document.
 #[derive(Debug, Default)]
 pub(crate) struct Inspected {
-    /// Set if it needs a command.
+    /// Set if the document needs a command.
     pub(crate) wanted: Option<Wanted>,
-    /// Whether an entry that is not dead has no date.
+    /// Whether any living entry has no date.
     pub(crate) undated: bool,
 }
 
-/// Inspects documents for one term.
+/// Inspects documents during one leadership term.
 pub(crate) struct Inspector {
     term: Arc<Term>,
     unreadable: Mutex<Unreadable>,
@@ -113,7 +115,7 @@ impl Inspector {
         Self { term, unreadable: Mutex::default() }
     }
 
-    /// Judges one projected document. Announces elements that are unreadable.
+    /// Judges one projected document, and reports its malformed elements.
     pub(crate) fn inspect(&self, namespace: &Namespace, raw: &RawDocument, moment: Moment) -> Inspected {
         let Some(document) = DocumentRef::of_stored(namespace.clone(), raw) else {
             return Inspected::default();
@@ -121,8 +123,8 @@ impl Inspector {
         let ordering = self.term.settings.ordering(namespace);
         let outbox = read_outbox_of(raw);
 
-        // A message that was pushed twice is left out, but without payloads the two may be different
-        // messages.
+        // A repeated push of the same message is left out here, but without payloads the two
+        // entries may be different messages.
         let read = outbox.as_ref().map_or(0, Vec::len);
         let is_unsure = raw.get_array("outbox").is_ok_and(|elements| elements.into_iter().count() > read);
 
@@ -144,9 +146,9 @@ impl Inspector {
         let (count, reason) = (verdict.unreadable, verdict.flaw.take().unwrap_or_default());
         let is_new = self.unreadable.lock().is_new(document);
         if is_new {
-            tracing::warn!(%document, count, reason, "elements of an outbox are not entries; they are left alone");
+            tracing::warn!(%document, count, reason, "an outbox has malformed elements; they are neither delivered nor deleted");
         } else {
-            tracing::debug!(%document, count, reason, "elements of an outbox are still not entries");
+            tracing::debug!(%document, count, reason, "an outbox still has malformed elements");
         }
 
         let document = document.clone();
@@ -154,7 +156,8 @@ impl Inspector {
     }
 }
 
-/// The command that reads the fields for the judgement, as bytes, because an `_id` need not be readable.
+/// The command that reads the fields for the judgement. It is built as bytes, because an `_id` need
+/// not be valid UTF-8.
 pub(crate) fn find_command(
     namespace: &Namespace,
     documents: &[DocumentRef],

@@ -1,4 +1,4 @@
-//! Whether a document needs a command now.
+//! Decides whether a document needs a command now.
 
 pub(crate) mod inspect;
 pub(crate) mod unreadable;

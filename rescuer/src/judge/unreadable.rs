@@ -1,4 +1,5 @@
-//! The documents with unreadable elements that were reported, so that each is reported once.
+//! Remembers the documents whose malformed elements were reported, so that each document is
+//! reported once.
 
 use std::collections::HashSet;
 
@@ -6,15 +7,15 @@ use document_outbox::DocumentRef;
 
 use crate::hash::hash;
 
-/// At about 16 bytes each.
+/// The maximum number of remembered documents, at about 16 bytes each.
 const REMEMBERED: usize = 10_000;
 
-/// A bounded memory: forgetting costs a repeated warning.
+/// A bounded set of document hashes. Forgetting a document only causes a repeated warning.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable(HashSet<u64>);
 
 impl Unreadable {
-    /// Whether this is the first warning, as far as is remembered.
+    /// Whether this document has not been reported before, as far as is remembered.
     pub(super) fn is_new(&mut self, document: &DocumentRef) -> bool {
         if self.0.len() >= REMEMBERED {
             self.0.clear();

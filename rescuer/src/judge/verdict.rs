@@ -1,9 +1,9 @@
-//! Whether a document needs a command now: a pure function.
+//! Decides, in a pure function, whether a document needs a command now.
 //!
-//! The rescuer asks the same question as every deliverer, [`deliverable()`], and one of its own: is it old
-//! enough? A message that was never tried belongs to the inline dispatcher until it is `delay` old, whether
-//! the change stream or the sweep found it. Otherwise a frequently saved document would always have a message
-//! that was just sent.
+//! The rescuer asks the same question as every deliverer, [`deliverable()`], and one more: is the
+//! message old enough? A message that was never tried belongs to the inline dispatcher until the
+//! message is `delay` old, whether the change stream or the sweep found it. Without this rule, a
+//! frequently saved document would always appear to have a message that was just sent.
 //!
 //! | entry | its own age |
 //! |---|---|
@@ -13,8 +13,9 @@
 //! | without either, or with a time in the future | old enough: its age is unknown |
 //! | without `available_at`, found by the stream | old enough, because the change is |
 //!
-//! The sweep rarely reads entries without a date, so the stream doesn't leave such an entry to the sweep just
-//! because its writer's clock is fast. An entry with a date is left to the sweep until its own time.
+//! The sweep rarely reads entries without a date, so the stream doesn't leave such an entry to the
+//! sweep merely because its writer's clock is fast. An entry with a date is left to the sweep until
+//! that date.
 
 use std::time::Duration;
 
@@ -24,9 +25,10 @@ use document_outbox::{
 };
 use mongodb::bson::{DateTime, Uuid};
 
-/// The clocks of servers and their clients may differ by this much.
+/// The largest expected difference between the clocks of servers and clients.
 const AHEAD: Duration = Duration::from_secs(1);
-/// The stream tolerates this clock difference, but never more than a quarter of the delay.
+/// The largest clock difference that the stream tolerates; it also never tolerates more than a
+/// quarter of the delay.
 const LONGEST_SLACK: Duration = Duration::from_millis(500);
 
 /// The moment at which a document is judged.
@@ -34,35 +36,36 @@ const LONGEST_SLACK: Duration = Duration::from_millis(500);
 pub struct Moment {
     /// Server time.
     pub now: DateTime,
-    /// A message made at or before this is old enough.
+    /// A message created at or before this time is old enough.
     pub old: DateTime,
     delay: Duration,
     found_by: FoundBy,
 }
 
-/// What found a document.
+/// How a document was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FoundBy {
-    /// A change that is old enough itself.
+    /// The change stream, through a change that is itself old enough.
     Stream,
     Sweep,
 }
 
 impl Moment {
-    /// The sweep, which will read the document again.
+    /// A moment for the sweep, which will read the document again.
     pub fn sweeping(now: DateTime, delay: Duration) -> Self {
         Self { now, old: earlier(now, delay), delay, found_by: FoundBy::Sweep }
     }
 
-    /// The change stream, which reads a change once. Its message was made at about the change's own time, by
-    /// a clock that may differ a little.
+    /// A moment for the change stream, which reads each change once. The message was created at
+    /// about the time of the change, by a clock that may differ a little.
     pub fn following(now: DateTime, delay: Duration) -> Self {
         let slack = (delay / 4).min(LONGEST_SLACK);
         Self { now, old: earlier(now, delay.saturating_sub(slack)), delay, found_by: FoundBy::Stream }
     }
 }
 
-/// The state in which an outbox was found: as long as it is the same, queueing the document again is a repetition.
+/// The state in which an outbox was found. While the state is unchanged, queueing the document
+/// again is a repetition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Head {
     id: [u8; 16],
@@ -71,7 +74,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Without a date, not every round of the sweep reads it.
+    /// Whether the entry has no date, so that not every round of the sweep reads it.
     pub fn is_undated(&self) -> bool {
         self.available_at.is_none()
     }
@@ -82,19 +85,19 @@ impl Head {
 pub struct Verdict {
     /// Set if a command is needed.
     pub work: Option<Head>,
-    /// Since when, if that is known.
+    /// The time since which work has been due, if known.
     pub due: Option<DateTime>,
-    /// How long an inline claim lasts, if that is longer than the delay.
+    /// The duration of an inline claim, if it is longer than the delay.
     pub long_claim: Option<Duration>,
     /// Whether a living entry has no date.
     pub undated: bool,
-    /// How many elements are not entries.
+    /// The number of malformed elements.
     pub unreadable: usize,
-    /// What is wrong with the first of them.
+    /// The problem of the first malformed element.
     pub flaw: Option<String>,
 }
 
-/// Judges an outbox, as it was read.
+/// Judges an outbox as it was read from the database.
 pub fn judge(outbox: Result<Vec<Slot>, NotAnArray>, ordering: DeliveryOrder, moment: Moment) -> Verdict {
     let slots = match outbox {
         Ok(slots) => slots,
@@ -116,7 +119,8 @@ pub fn judge(outbox: Result<Vec<Slot>, NotAnArray>, ordering: DeliveryOrder, mom
         ..Verdict::default()
     };
 
-    // Of all elements, because they are reported whether or not the document needs a command.
+    // Covers all elements, because malformed ones are reported whether or not the document needs a
+    // command.
     for slot in &slots {
         match slot {
             Slot::Entry(entry) => {
@@ -148,17 +152,17 @@ fn was_tried(entry: &Entry) -> bool {
     entry.attempts > 0 || entry.claims > 0
 }
 
-/// When it was made, by its own date or the time in its `id`.
+/// When the entry was created, according to its own date or the time in its `id`.
 fn made(entry: &Entry) -> Option<DateTime> {
     entry.created_at.or_else(|| time_in(&entry.id))
 }
 
-/// Of an entry that is due.
+/// Whether an entry that is due is also old enough.
 fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
     if was_tried(entry) || was_postponed(entry) {
         return true;
     }
-    // Without a date it is as old as the change.
+    // An entry without a date is as old as the change that showed it.
     if moment.found_by == FoundBy::Stream && entry.available_at.is_none() {
         return true;
     }
@@ -170,7 +174,7 @@ fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
     }
 }
 
-/// Since when an entry is due for rescue.
+/// The time since which an entry has been due for rescue.
 fn due(entry: &Entry, moment: Moment) -> Option<DateTime> {
     let old_enough = made(entry).map(|made| later(made, moment.delay));
     if was_tried(entry) || was_postponed(entry) {
@@ -180,8 +184,8 @@ fn due(entry: &Entry, moment: Moment) -> Option<DateTime> {
     }
 }
 
-/// How long the claim of an inline dispatcher lasts, if it is longer than the delay. Claims of workers are
-/// counted.
+/// The duration of an inline dispatcher's claim, if it is longer than the delay. A claim with a
+/// claim count belongs to a worker and is ignored.
 fn long_claim(entry: &Entry, moment: Moment) -> Option<Duration> {
     let is_inline = entry.claimed_by.is_some() && !was_tried(entry);
     let (made, ends) = (entry.created_at?, entry.available_at?);
@@ -191,7 +195,8 @@ fn long_claim(entry: &Entry, moment: Moment) -> Option<Duration> {
     is_long.then_some(lasts)
 }
 
-/// Scheduled by its writer, or released by a claimer: no inline dispatcher works on it.
+/// Whether the entry was scheduled by its writer or released by its claimer, so that no inline
+/// dispatcher works on it.
 fn was_postponed(entry: &Entry) -> bool {
     match (entry.created_at, entry.available_at) {
         (Some(made), Some(available)) => entry.claimed_by.is_none() && available > made,
@@ -199,7 +204,7 @@ fn was_postponed(entry: &Entry) -> bool {
     }
 }
 
-/// The milliseconds in a UUID of version 7 (RFC 9562, 5.7).
+/// The time in a UUID of version 7 (RFC 9562, 5.7).
 fn time_in(id: &Uuid) -> Option<DateTime> {
     let id = uuid::Uuid::from_bytes(id.bytes());
     if id.get_version_num() != 7 {

@@ -1,8 +1,10 @@
-//! Whether commands get through, judged by the connection and by the results of the last commands.
+//! Judges whether commands get through, from the state of the connection and the results of recent
+//! commands.
 //!
-//! A living connection is not enough: a broker can refuse every command, because a privilege is missing, a
-//! queue isn't bound or is full. A rescuer to which that happens for a while counts as one that cannot send
-//! commands. A standby sends none, so it can't find out when that has passed: after a minute it counts as
+//! A live connection is not enough: a broker can refuse every command, because a privilege is
+//! missing, or a queue is full or not bound. A rescuer whose commands keep failing for a while
+//! counts as unable to send commands. A standby sends no commands, so it can't notice when the
+//! failures end: after a minute it counts as able again, and takes over if the owner is unable.
 //! able again, and takes over when the owner is not able.
 
 use std::{
@@ -14,9 +16,9 @@ use parking_lot::Mutex;
 
 use crate::commands::{Ability, Commands};
 
-/// After this long without a confirmed command, failures count.
+/// Failures count once no command has been confirmed for this long.
 const FAILING_FOR: Duration = Duration::from_secs(10);
-/// After this long without a failure, they no longer do.
+/// Failures no longer count once there has been none for this long.
 const FORGIVEN: Duration = Duration::from_mins(1);
 
 /// The connection to the broker, which all streams of a process share.
@@ -35,7 +37,8 @@ impl Broker {
         if self.commands.is_ready() && !self.confirms.fail() { Ability::Able } else { Ability::Unable }
     }
 
-    /// A window was answered: how many commands were confirmed, and how many may be confirmed by a retry.
+    /// Records the results of a window: the number of confirmed commands, and of failed commands
+    /// that a retry may confirm.
     pub(crate) fn note(&self, confirmed: usize, failed: usize) {
         self.confirms.note(confirmed, failed);
     }
@@ -45,7 +48,7 @@ impl Broker {
 #[derive(Debug, Default)]
 struct Confirms(Mutex<Option<Failures>>);
 
-/// Failures without a confirm between them.
+/// Failures since the last confirm.
 #[derive(Debug, Clone, Copy)]
 struct Failures {
     first: Instant,

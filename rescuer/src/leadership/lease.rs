@@ -1,36 +1,42 @@
-//! Ownership of a stream: one rescuer at a time, for as long as its lease lasts.
+//! Ownership of a stream: one rescuer owns it at a time, for as long as its lease lasts.
 //!
 //! ```text
-//! document_outbox.leases { _id: { stream: "default" }, kind: "stream", owner: "host/pid/..", epoch: 7, //
-//! one more each time it is taken since: Date, until: Date, // server time; no `until`: it was released term:
-//! { epoch: 7, lasts: 15000 }, // the duration of that owner's renewals, in milliseconds able: { owner: "..",
-//! until: Date } } // a standby that can send commands
+//! document_outbox.leases
+//! { _id: { stream: "default" }, kind: "stream",
+//!   owner: "host/pid/..",
+//!   epoch: 7,                             // increases by one each time the lease is taken
+//!   since: Date, until: Date,             // server time; a released lease has no `until`
+//!   term: { epoch: 7, lasts: 15000 },     // the duration of each renewal by that owner, in milliseconds
+//!   able: { owner: "..", until: Date } }  // a standby that can send commands
 //! ```
 //!
 //! # Flow
-//! Standbys read the lease several times while it lasts, and those that can send commands announce it there.
-//! A standby that finds the lease over takes it, with an epoch above that of the lease and of the position;
-//! see `standby.rs` for the order among standbys. The owner renews it three times while it lasts, and
-//! releases it when it ends.
+//! Standbys read the lease several times during its duration, and standbys that can send commands
+//! announce this in the lease. A standby that finds the lease expired takes it, with an epoch above
+//! both the lease's and the position's; see `standby.rs` for the order among standbys. The owner
+//! renews the lease three times per lease duration, and releases the lease when the owner stops.
 //!
 //! # Guarantees
-//! - All dates are the server's (`$$NOW`), written and compared where they are stored, by the majority. A
-//!   rescuer's own clock only measures durations.
-//! - An owner measures its lease from *before* its request, so it assumes less than the server grants. An
-//!   owner that was paused for longer detects that by its own clock alone, before it queues or saves
-//!   anything.
-//! - The server's clock may be set. A released lease has no date that a clock could be behind. A lease that a
-//!   standby has not seen renewed for its whole duration is over, whatever its date says.
-//! - A late write of an owner is refused: positions are written only over the same or a lower epoch.
+//! - All dates are the server's (`$$NOW`). They are written and compared on the server, with
+//!   majority concern. A rescuer's own clock only measures durations.
+//! - An owner measures its lease from *before* its request, so it assumes a shorter lease than the
+//!   server grants. An owner that was paused past its lease detects this by its own clock alone,
+//!   before it queues or saves anything.
+//! - The server's clock may be set. A released lease has no date, so a clock that is set back can't
+//!   prolong it. A lease that a standby has not seen renewed for the lease's whole duration is over,
+//!   whatever its date.
+//! - A late write by a former owner is refused: a position is only written over one of the same or
+//!   a lower epoch.
 //!
 //! # Caveats
-//! A command in flight while an owner is paused is sent when it wakes up, which is harmless. If the server's
-//! clock is set ahead, an owner and its successor may both send for a moment, until the owner renews its
-//! lease; that is harmless too.
+//! If an owner is paused while it sends a command, the command is sent when the process wakes up,
+//! which is harmless. If the server's clock is set ahead, an owner and its successor may both send
+//! until the owner tries to renew its lease; that is harmless too.
 //!
 //! # Versions
-//! Rescuers of 2fcbd23 know neither `term` nor `able`, leave them unchanged, and release a lease by dating
-//! it. A `term` with another epoch than the lease was left by an earlier owner and is ignored.
+//! Rescuers of 2fcbd23 know neither `term` nor `able`. They leave both fields unchanged, and
+//! release a lease by setting its date. If the epoch in `term` differs from the lease's epoch, an
+//! earlier owner wrote `term`, and it is ignored.
 
 use std::time::{Duration, Instant};
 
@@ -73,9 +79,9 @@ pub struct Seen {
     pub epoch: i64,
     /// When it ends; none if it was released.
     pub until: Option<DateTime>,
-    /// For how long it lasts, by the server's clock.
+    /// The remaining time by the server's clock.
     pub left: Duration,
-    /// For how long its owner takes it at a time, if the lease states it.
+    /// The duration that each renewal by its owner grants, if the lease records it.
     pub lasts: Option<Duration>,
     /// One that stands by and can send commands.
     pub able: Option<AbleStandby>,
@@ -88,7 +94,7 @@ pub struct AbleStandby {
     pub owner: String,
     /// Until when its announcement counts.
     pub until: DateTime,
-    /// For how long that is, by the server's clock.
+    /// The remaining time by the server's clock.
     pub left: Duration,
 }
 
@@ -96,17 +102,17 @@ pub struct AbleStandby {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Renewed {
     Done,
-    /// Another rescuer has it, or it is gone.
+    /// Another rescuer has the lease, or the lease no longer exists.
     Lost,
 }
 
 impl Held {
-    /// Whether it still lasts, by a clock that runs even while this process is paused.
+    /// Whether the lease still lasts, by a clock that also advances while this process is paused.
     pub(crate) fn lasts(&self) -> bool {
         Instant::now() < self.until()
     }
 
-    /// For how long it is held.
+    /// How long the lease has been held.
     pub(crate) fn age(&self) -> Duration {
         self.taken.elapsed()
     }
@@ -150,7 +156,7 @@ impl Lease {
         self.lasts
     }
 
-    /// Reads it; `None` if it was never taken.
+    /// Reads the lease; `None` if it was never taken.
     pub(crate) async fn read(&self) -> Result<Option<Seen>, Error> {
         let fields = doc! {
             "owner": 1, "epoch": 1, "until": 1, "term": 1, "able": 1,
@@ -160,16 +166,17 @@ impl Lease {
         Ok(found.map(|found| seen(&found)))
     }
 
-    /// The epoch of the stream's position, if there is one. A new owner's must be above it, even if the lease is gone, or it
-    /// couldn't write its own position.
+    /// The epoch of the stream's position, if there is one. The epoch of a new owner must be
+    /// higher, or the new owner couldn't write its position; this holds even if the lease was
+    /// deleted.
     pub(crate) async fn position_epoch(&self) -> Result<i64, Error> {
         let filter = doc! { "_id": &self.stream };
         let found = self.positions.find_one(filter).projection(doc! { "epoch": 1 }).await?;
         Ok(found.and_then(|found| found.get_i64("epoch").ok()).unwrap_or(0))
     }
 
-    /// Takes the lease if it is free, with an epoch above `floor`; `None` if another was faster. A lease that
-    /// still has the date `stale` is over.
+    /// Takes the lease if it is free, with an epoch above `floor`; returns `None` if another
+    /// rescuer was faster. A lease whose date is still `stale` counts as expired.
     pub(crate) async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Error> {
         let asked = Instant::now();
         let taken = self
@@ -189,7 +196,7 @@ impl Lease {
         let Ok(epoch) = taken.get_i64("epoch") else {
             return Ok(None);
         };
-        // Measured from before the request, so shorter than the server grants.
+        // Measured from before the request, so it is shorter than the server grants.
         let until = asked + self.lasts;
         Ok(Some(Held { epoch, taken: Instant::now(), until: Mutex::new(until) }))
     }
@@ -200,7 +207,8 @@ impl Lease {
         let mut free = vec![
             doc! { "$not": [is_date("$until")] },
             doc! { "$lte": ["$until", "$$NOW"] },
-            // Its own earlier lease: a new epoch, so that late writes of the earlier term are refused.
+            // This process's own earlier lease is free too. It gets a new epoch, so that late
+            // writes of the earlier term are refused.
             doc! { "$eq": ["$owner", me()] },
         ];
         if let Some(stale) = stale {
@@ -217,7 +225,7 @@ impl Lease {
                 "owner": if_free(me().into(), "$owner"),
                 "epoch": if_free(epoch.clone().into(), "$epoch"),
                 "term": if_free(doc! { "epoch": epoch, "lasts": self.millis() }.into(), "$term"),
-                // The owner is no longer a standby.
+                // The new owner is no longer a standby.
                 "able": { "$cond": [
                     { "$and": ["$free", { "$eq": ["$able.owner", me()] }] }, "$$REMOVE", "$able",
                 ] },
@@ -234,14 +242,15 @@ impl Lease {
         Ok(if renewed.matched_count == 1 { Renewed::Done } else { Renewed::Lost })
     }
 
-    /// Releases it, so that another can take it at once. It leaves no date, because a date could lie in the
-    /// future after the server's clock is set back.
+    /// Releases the lease, so that another rescuer can take it at once. A released lease has no
+    /// date, because a date could lie in the future after the server's clock is set back.
     pub(crate) async fn release(&self, epoch: i64) -> Result<(), Error> {
         let update = doc! { "$unset": { "until": "" } };
         self.collection.update_one(self.mine(epoch), update).await.map(drop)
     }
 
-    /// Releases the lease if this process has it: after an attempt to take it that got no answer.
+    /// Releases the lease if this process has it. Used after an attempt to take the lease got no
+    /// answer.
     pub(crate) async fn release_any(&self) -> Result<(), Error> {
         let mut mine = self.id();
         mine.insert("owner", &self.owner);
@@ -259,7 +268,7 @@ impl Lease {
         self.collection.update_one(others, update).await.map(drop)
     }
 
-    /// Takes that back.
+    /// Withdraws that announcement.
     pub(crate) async fn withdraw(&self) -> Result<(), Error> {
         let mut mine = self.id();
         mine.insert("able.owner", &self.owner);
@@ -285,7 +294,7 @@ impl Lease {
     }
 }
 
-/// Reads a lease without trusting it.
+/// Parses a stored lease and tolerates invalid fields.
 fn seen(found: &Document) -> Seen {
     let epoch = found.get_i64("epoch").unwrap_or(0);
     Seen {
@@ -298,7 +307,8 @@ fn seen(found: &Document) -> Seen {
     }
 }
 
-/// The duration of the owner's renewals. A term of another epoch was left by an earlier owner.
+/// The duration that each renewal by the owner grants. A `term` with another epoch was left by an
+/// earlier owner.
 fn lasts_at_a_time(found: &Document, epoch: i64) -> Option<Duration> {
     let term = found.get_document("term").ok()?;
     if term.get_i64("epoch").ok() != Some(epoch) {
@@ -314,7 +324,7 @@ fn able(found: &Document) -> Option<AbleStandby> {
     Some(AbleStandby { owner, until, left: millis(found, "able_left") })
 }
 
-/// A time in milliseconds; `None` if it is not a valid number.
+/// A duration, from a field in milliseconds; zero if the field is not a valid number.
 fn millis(document: &Document, name: &str) -> Duration {
     let millis = document.get_i64(name).ok().and_then(|millis| u64::try_from(millis).ok());
     Duration::from_millis(millis.unwrap_or(0))
@@ -324,7 +334,7 @@ fn if_free(new: Bson, old: &str) -> Document {
     doc! { "$cond": ["$free", new, old] }
 }
 
-/// The time until a date, in milliseconds; 0 if it is not a date.
+/// An expression for the milliseconds until a date; 0 if the field is not a date.
 fn left(date: &str) -> Document {
     doc! { "$cond": [is_date(date), { "$subtract": [date, "$$NOW"] }, 0_i64] }
 }

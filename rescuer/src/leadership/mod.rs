@@ -1,4 +1,4 @@
-//! Ownership of a stream: a lease, its standbys, and the term of one owner.
+//! Ownership of a stream: the lease, the standbys, and the leadership term of an owner.
 
 pub(crate) mod ability;
 pub(crate) mod lease;

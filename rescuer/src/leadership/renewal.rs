@@ -1,9 +1,10 @@
-//! Keeping a lease: renewed three times while it lasts, until the last of the owner's work is done.
+//! Renews a lease three times during its duration, until the owner's last work has finished.
 //!
 //! # When commands can't be sent
-//! The owner still reads, counts and renews: everything that needs no broker stays visible. But it gives up
-//! the stream to a standby that can send commands, at once, though not before it has had it for one lease. So
-//! with an unstable broker the stream changes hands at most once per lease.
+//! The owner still reads, counts and renews, so everything that needs no broker stays visible. But
+//! it gives up the stream at once to a standby that can send commands, provided that the owner has
+//! had the stream for at least one lease duration. So with an unstable broker the stream changes
+//! hands at most once per lease duration.
 
 use std::{
     sync::Arc,
@@ -21,7 +22,7 @@ use super::{
     watch::{Watch, may_yield},
 };
 
-/// As it is reported when it fails: "could not …".
+/// The end of the sentence "could not …", for reports of a failure.
 const RENEWING: &str = "renew the lease";
 
 /// Renews the lease of one term.
@@ -37,8 +38,8 @@ impl Renewal {
         Self { lease, term, broker, watch: Watch::default() }
     }
 
-    /// Renews the lease until everything is `done`. Makes the owner step back if that is not possible, or if
-    /// another is able and this one isn't.
+    /// Renews the lease until everything is `done`. Makes the owner step back if the lease can't be
+    /// renewed, or if a standby can send commands and the owner can't.
     pub(crate) async fn keep(mut self, done: CancellationToken) {
         let pause = self.lease.lasts() / 3;
         let mut renew_at = Instant::now() + pause;
@@ -50,7 +51,7 @@ impl Renewal {
                 return;
             }
             if !self.term.held.lasts() {
-                // Steps back, unless it did so already.
+                // Steps back, unless the owner already has.
                 self.term.is_over();
                 return;
             }
@@ -70,7 +71,8 @@ impl Renewal {
         }
     }
 
-    /// Another standby that can send commands, if this one can't and has had the stream for long enough.
+    /// A standby that can send commands, if this owner can't and has had the stream for long
+    /// enough.
     async fn better_placed(&mut self) -> Option<String> {
         let ability = self.broker.ability();
         self.term.report.ability(ability);
@@ -97,7 +99,7 @@ impl Renewal {
             }
             Ok(Ok(Renewed::Lost)) => return Renewed::Lost,
             Ok(Err(error)) => self.term.trouble(RENEWING, &error),
-            // Out of time: the next iteration finds that the lease is over.
+            // There is no time left: the next iteration finds that the lease is over.
             Err(_) => {}
         }
         Renewed::Done

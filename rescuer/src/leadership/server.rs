@@ -1,4 +1,4 @@
-//! Which servers a rescuer can use.
+//! Checks whether a rescuer can use a server.
 
 use mongodb::bson::{Document, doc};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ fn check_server(hello: &Document) -> Result<(), RescuerError> {
     if set.is_some() || is_sharded { Ok(()) } else { Err(RescuerError::NotAReplicaSet) }
 }
 
-/// The addresses that the server and its members report for themselves.
+/// The addresses that the server and its members report.
 fn names(hello: &Document) -> impl Iterator<Item = &str> {
     let hosts = hello.get_array("hosts").into_iter().flatten();
     hosts.filter_map(|host| host.as_str()).chain(hello.get_str("me").ok())

@@ -1,4 +1,4 @@
-//! Standbys: which rescuer waits for which, and which one takes a lease.
+//! Decides which standby takes a lease and which ones keep waiting.
 //!
 //! | the lease | this rescuer | does |
 //! |---|---|---|
@@ -10,8 +10,8 @@
 //! | the same | can't, and no standby is known that can | takes it: much of an owner's work needs no broker |
 //!
 //! So a rescuer without a broker never takes a stream from one that has a broker. If the broker is
-//! unavailable for all of them, one owns the stream, keeps its position within the oplog, counts, and is
-//! ready to send.
+//! unavailable to all rescuers, one of them owns the stream, keeps its position within the oplog,
+//! counts the backlog, and is ready to send.
 
 use std::time::{Duration, Instant};
 
@@ -31,14 +31,14 @@ use crate::{
     pauses::Pauses,
 };
 
-/// As it is reported when it fails: "could not …".
+/// The end of the sentence "could not …", for reports of a failure.
 const TAKING: &str = "take the stream's lease";
-/// How often standbys read a lease while it lasts.
+/// The number of times that a standby reads the lease during its duration.
 const READS: u32 = 15;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Often, so that a released lease is noticed at once.
+/// The pause between two reads, short enough that a standby soon notices a released lease.
 pub(crate) fn pause_between_reads(lasts: Duration) -> Duration {
     (lasts / READS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
@@ -49,16 +49,16 @@ pub(crate) struct Standby<'a> {
     broker: &'a Broker,
     report: &'a Reporter,
     stop: &'a CancellationToken,
-    /// How long an unfinished write may take after a stop.
+    /// How long an unfinished write may take after a stop is requested.
     last_write: Duration,
     watch: Watch,
-    /// The current owner, and its term.
+    /// The current owner and its epoch.
     known: Option<(String, i64)>,
-    /// When it last announced that it can send commands.
+    /// When this standby last announced that it can send commands.
     announced: Option<Instant>,
 }
 
-/// The result of one reading of the lease.
+/// The result of reading the lease once.
 enum Attempt {
     Taken(Held),
     Wait { owner: String, epoch: i64, left: Duration },
@@ -76,11 +76,11 @@ impl<'a> Standby<'a> {
         Self { lease, broker, report, stop, last_write, watch, known: None, announced: None }
     }
 
-    /// Waits until the lease can be taken, and takes it.
+    /// Waits until the lease can be taken, and then takes it.
     pub(crate) async fn wait(mut self) -> Run<Held> {
         let held = self.wait_or_halt().await;
         if held.is_err() && self.announced.is_some() {
-            // An announcement that remains expires by itself.
+            // If the announcement isn't withdrawn, it expires by itself.
             let _ = with_grace(self.stop, self.last_write, self.lease.withdraw()).await;
         }
         held
@@ -115,7 +115,7 @@ impl<'a> Standby<'a> {
         }
     }
 
-    /// Reads the lease, and takes it if it should.
+    /// Reads the lease, and takes it if this rescuer should.
     async fn attempt(&mut self, ability: Ability) -> Result<Attempt, Interrupted> {
         loop {
             let seen = halt::unless_stopped(self.stop, self.lease.read()).await??;
@@ -134,7 +134,7 @@ impl<'a> Standby<'a> {
                 tracing::info!(stream, until = %stale, "the lease has a date in the future but isn't \
                     renewed; it counts as expired");
             }
-            // If another was faster, its lease is read.
+            // If another rescuer was faster, its lease is read.
             if let Some(held) = self.take(floor, stale).await? {
                 return Ok(Attempt::Taken(held));
             }
@@ -144,14 +144,14 @@ impl<'a> Standby<'a> {
     async fn take(&self, floor: i64, stale: Option<DateTime>) -> Result<Option<Held>, Interrupted> {
         let taking = self.lease.take(floor, stale);
         let Ok(taken) = with_grace(self.stop, self.last_write, taking).await else {
-            // It may have been taken.
+            // The request may have taken the lease.
             let _ = with_grace(self.stop, self.last_write, self.lease.release_any()).await;
             return Err(Interrupted::Halted);
         };
         Ok(taken?)
     }
 
-    /// Reports who owns the stream.
+    /// Reports which rescuer owns the stream.
     fn stand_by(&mut self, owner: String, epoch: i64, left: Duration) {
         self.report.healed(TAKING);
         self.report.standing_by(Some((&owner, epoch, Instant::now() + left)));
@@ -165,13 +165,14 @@ impl<'a> Standby<'a> {
         }
     }
 
-    /// The time until the lease is read again: no later than its possible end.
+    /// The time until the next read of the lease, which is no later than the lease's possible end.
     fn pause(&self, left: Duration) -> Duration {
         let pause = pause_between_reads(self.lease.lasts());
         if left.is_zero() { pause } else { pause.min(left) }
     }
 
-    /// Announces repeatedly that this one can send commands, or withdraws that once it no longer can.
+    /// Announces repeatedly that this standby can send commands, or withdraws the announcement once
+    /// it no longer can.
     async fn announce(&mut self, ability: Ability) -> Run<()> {
         let written = if ability == Ability::Able && self.announcement_is_due() {
             self.announced = Some(Instant::now());

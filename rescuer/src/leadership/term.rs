@@ -1,7 +1,9 @@
-//! One term of an owner: from taking a stream's lease until it is lost, given up or released.
+//! The leadership term of one owner: from taking a stream's lease until the lease is lost, given up
+//! or released.
 //!
-//! A term is the state that stream and sweep share: the plan, the lease, the reports, the stop, the settings
-//! and the connection. All work of a term ends with it, by [`Halt`].
+//! A term holds the state that the stream and the sweep share: the plan, the lease, the reports,
+//! the stop, the settings and the connection. When the term ends, all of its work ends with
+//! [`Halt`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,8 +31,9 @@ pub(crate) struct Term {
 }
 
 impl Term {
-    /// Whether no new work may begin, because of a stop or because the lease is over. Checked before anything
-    /// is queued or saved, because a process that was paused continues before any of its timers has run.
+    /// Whether no new work may begin, because a stop was requested or the lease is over. Checked
+    /// before anything is queued or saved, because a process that was paused resumes its code
+    /// before any of its timers has fired.
     pub(crate) fn is_over(&self) -> bool {
         if !self.stop.is_cancelled() && !self.held.lasts() {
             self.step_back("its lease ended before it could be renewed, or this process was paused");
@@ -43,7 +46,7 @@ impl Term {
         if self.is_over() { Err(Halt) } else { Ok(()) }
     }
 
-    /// Stops both halves of this stream, so that another rescuer continues, or this one later.
+    /// Ends the term, so that another rescuer can continue the stream, or this one later.
     pub(crate) fn step_back(&self, reason: &str) {
         if self.stop.is_cancelled() {
             return;
@@ -54,7 +57,7 @@ impl Term {
         self.report.emit(RescueEvent::SteppedBack { stream, epoch, reason: reason.into() });
     }
 
-    /// Does the work, unless a stop comes first.
+    /// Runs the work, unless the term's stop comes first.
     pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Run<T> {
         halt::unless_stopped(&self.stop, work).await
     }
@@ -68,8 +71,8 @@ impl Term {
         self.insist("ask MongoDB for its time", || self.mongo.now()).await
     }
 
-    /// Repeats it until it succeeds, with pauses. While it fails, it is reported as a problem of this stream:
-    /// `doing` completes the sentence "could not …".
+    /// Repeats `attempt` until it succeeds, with pauses. Failures are reported as a problem of this
+    /// stream: `doing` completes the sentence "could not …".
     pub(crate) async fn insist<T, F>(&self, doing: &str, mut attempt: impl FnMut() -> F) -> Run<T>
     where
         F: Future<Output = Result<T, Error>>,
@@ -95,7 +98,7 @@ impl Term {
         }
     }
 
-    /// Reports that something fails and will be retried, with advice if waiting doesn't help.
+    /// Reports a failure that will be retried, with advice in case waiting doesn't help.
     pub(crate) fn trouble(&self, doing: &str, error: &Error) {
         self.report.trouble(doing, &classify::explain(error, classify::of(error)));
     }

@@ -1,4 +1,4 @@
-//! The events of a rescuer, as values: for logs, counts and tests.
+//! The events of a rescuer as values, for logs, counts and tests.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use crate::Warning;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum RescueEvent {
-    /// Another rescuer owns a stream; this one waits.
+    /// Another rescuer owns a stream, and this one waits.
     StandingBy {
         /// Which stream.
         stream: String,
-        /// The name of the other.
+        /// The name of the owner.
         owner: String,
     },
     /// This rescuer became the owner of a stream.
     Owned {
         /// Which stream.
         stream: String,
-        /// How often the stream was taken, at least.
+        /// The number of times that the stream was taken, at least.
         epoch: i64,
     },
     /// This rescuer lost a stream, and is a standby again.
@@ -31,119 +31,120 @@ pub enum RescueEvent {
         stream: String,
         /// The epoch of the lost lease.
         epoch: i64,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// A warning: something works badly or will soon fail.
+    /// Something works badly or will soon fail.
     Warning {
         /// Which stream.
         stream: String,
-        /// What, with its numbers.
+        /// The warning, with its numbers.
         warning: Warning,
     },
-    /// The change stream is open.
+    /// The change stream was opened.
     Opened {
-        /// From where it is read.
+        /// The place from which it is read.
         from: StartedFrom,
     },
-    /// The stream's cursor ended and is opened again at its position.
+    /// The stream's cursor ended, and a new cursor was opened at the same position.
     Reopened {
-        /// Why it ended.
+        /// Why the cursor ended.
         cause: ReopenCause,
     },
     /// The stream cannot continue from its position.
     PositionLost {
-        /// Why, and the reaction.
+        /// The cause, and how the rescuer continues.
         reason: String,
-        /// The server's error code, if the server reported it.
+        /// The server's error code, if the server reported one.
         code: Option<i32>,
     },
-    /// A change is at the head of the stream and waits until it is `delay` old.
+    /// The oldest unprocessed change is held until it is `delay` old.
     Holding {
-        /// Whose change it is.
+        /// The document that was changed.
         document: DocumentRef,
     },
     /// A command for this document was confirmed by the broker.
     Queued {
         /// Which document.
         document: DocumentRef,
-        /// Who found it.
+        /// What found the document.
         reason: Reason,
     },
-    /// The broker did not take commands; the stream waits, and the sweep retries later.
+    /// The broker did not confirm commands. The stream waits, and the sweep retries later.
     CommandsFailed {
-        /// How many.
+        /// The number of commands.
         count: usize,
-        /// The text of the first failure.
+        /// The text of the first error.
         error: String,
     },
-    /// No command can be sent for a document, first seen now. It is retried when its outbox changes, and hourly.
+    /// No command can be made for a document, which is reported once. The rescuer retries when the
+    /// document's outbox changes, and hourly.
     Unsendable {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Changes were checked and their commands were queued.
+    /// A page of changes was checked, and the commands it needed were confirmed.
     PageDone {
-        /// How many changes.
+        /// The number of changes.
         changes: usize,
-        /// Of how many documents.
+        /// The number of documents that were changed.
         documents: usize,
-        /// How many of these were queued.
+        /// The number of documents that were queued.
         queued: usize,
     },
     /// The position was saved.
     PositionSaved {
-        /// Everything up to this time was checked.
+        /// Every change up to this time was processed.
         cluster_time: Option<Timestamp>,
     },
-    /// A round of the sweep is over.
+    /// A round of the sweep ended.
     SweepDone {
-        /// Whether entries without a date were read as well.
+        /// Whether the round also read entries without a date.
         full: bool,
-        /// How many collections were swept.
+        /// The number of collections swept.
         collections: usize,
-        /// How many documents were read.
+        /// The number of documents read.
         examined: usize,
-        /// How many were queued.
+        /// The number of documents queued.
         queued: usize,
-        /// How many queries of the budget it used.
+        /// The number of queries used from the budget.
         queries: usize,
-        /// How long it took.
+        /// The duration of the round.
         took: Duration,
-        /// How many collections it left unfinished; the next round continues there.
+        /// The number of collections left unfinished; the next round continues them.
         unfinished: usize,
-        /// Whether it was cut short; the next round retries.
+        /// Whether the round was cut short; the next round retries.
         cut_short: bool,
     },
-    /// Elements of an outbox are not entries; they are left alone.
+    /// An outbox has malformed elements, which are neither delivered nor deleted.
     Unreadable {
-        /// Where.
+        /// The document.
         document: DocumentRef,
-        /// How many.
+        /// The number of malformed elements.
         count: usize,
-        /// What is wrong with the first.
+        /// The problem of the first one.
         reason: String,
     },
     /// A collection lacks the index that makes its sweep cheap.
     IndexMissing {
-        /// Which.
+        /// The collection.
         namespace: Namespace,
     },
 }
 
-/// From where a change stream is read.
+/// The place from which a change stream is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartedFrom {
-    /// There was no position: from now, with a sweep for earlier messages.
+    /// From now, because there was no position; a sweep finds earlier messages.
     Now,
     /// From the saved position.
     Position,
-    /// From the time of a position for other patterns, with a sweep.
+    /// From the time of a position that was saved for other patterns, with a sweep.
     ChangedPatterns,
-    /// From now, after a lost position.
+    /// From now, because the position was lost.
     AfterLoss,
     /// From the time in the settings, with a sweep.
     Asked,
@@ -153,12 +154,12 @@ pub enum StartedFrom {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReopenCause {
-    /// An error, with the driver's text.
+    /// An error; contains the driver's text.
     Error(String),
-    /// A change was held for longer than an unread cursor lives.
+    /// A change was held for longer than the server keeps an idle cursor.
     Held,
-    /// The collection or database that it was opened on was dropped or renamed.
+    /// The watched collection or database was dropped or renamed.
     Invalidated,
-    /// The server ended it without an error.
+    /// The server ended the cursor without an error.
     Ended,
 }

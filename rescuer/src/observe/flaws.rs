@@ -1,10 +1,10 @@
-//! The problems of all collections of a stream.
+//! The problems of all of a stream's collections.
 
-/// Counts for the series, sentences for the status.
+/// Problems of collections: counts for the metrics, and sentences for the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Flaws {
     pub(crate) indexes_missing: usize,
     pub(crate) expiring: usize,
-    /// The first of them, in sentences.
+    /// Sentences for the first problems.
     pub(crate) sentences: Vec<String>,
 }

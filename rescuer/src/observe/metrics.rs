@@ -1,8 +1,8 @@
-//! The rescuer's series: their names, their meaning, and when they are recorded.
+//! The rescuer's metrics: their names, their meanings, and when they are recorded.
 //!
-//! They are recorded through the `metrics` facade, in the recorder that is installed when a
-//! [`Rescuer`](crate::Rescuer) is made; without one they cost almost nothing. Each exists from then on, at
-//! zero.
+//! The metrics are recorded through the `metrics` facade, in the recorder that is installed when a
+//! [`Rescuer`](crate::Rescuer) is made. Without a recorder they cost almost nothing. Each series exists
+//! from then on and starts at zero.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -49,52 +49,61 @@ const FULLEST: &str = "outbox_fullest_outbox_entries";
 
 fn describe() {
     // Commands.
-    describe_counter!(COMMANDS_QUEUED, "Commands confirmed by RabbitMQ.");
+    describe_counter!(COMMANDS_QUEUED, "Number of commands confirmed by RabbitMQ.");
     describe_gauge!(COMMANDS_READY, "1 while this process can send commands, 0 otherwise.");
-    describe_counter!(COMMANDS_FAILED, "Commands that RabbitMQ did not take; they are retried.");
+    describe_counter!(COMMANDS_FAILED, "Number of commands that RabbitMQ did not confirm; they are retried.");
     describe_histogram!(
         RESCUE_LAG,
         Unit::Seconds,
-        "From when a document was due for rescue to its confirmed command."
+        "Time from when a document became due for rescue until its command was confirmed."
     );
 
     // The stream.
-    describe_counter!(STREAM_EVENTS, "Changes read.");
+    describe_counter!(STREAM_EVENTS, "Number of changes read from the change stream.");
     describe_gauge!(
         STREAM_LAG,
         Unit::Seconds,
-        "How far the stream is behind its configured delay; 0 means on time."
+        "Time by which the stream lags behind its configured delay; 0 means on time."
     );
     describe_gauge!(TOKEN_AGE, Unit::Seconds, "Age of the last saved position.");
     describe_gauge!(
         HEADROOM,
         Unit::Seconds,
-        "How far the oplog reaches back beyond the saved position; NaN if unknown."
+        "Time that the oplog covers before the saved position; NaN if unknown."
     );
-    describe_counter!(REOPENS, "How often the change stream was opened again.");
-    describe_counter!(POSITIONS_LOST, "Positions that the stream could not resume from.");
-    describe_gauge!(TROUBLES, "Parts of the stream that fail now and are retried, see /status.");
-    describe_gauge!(LEASE_OWNER, "1 while this process owns the stream, 0 while it is a standby.");
-    describe_counter!(LEASE_CHANGES, "How often this process became the owner.");
+    describe_counter!(REOPENS, "Number of times the change stream was reopened.");
+    describe_counter!(POSITIONS_LOST, "Number of lost positions, from which the stream could not resume.");
+    describe_gauge!(
+        TROUBLES,
+        "Number of the stream's operations that currently fail and are retried; /status lists them."
+    );
+    describe_gauge!(LEASE_OWNER, "1 while this process owns the stream, 0 otherwise.");
+    describe_counter!(LEASE_CHANGES, "Number of times this process became the owner of the stream.");
 
     // The sweep, and its findings about collections.
-    describe_counter!(SWEEPS, "Rounds of the sweep.");
-    describe_histogram!(SWEEP_SECONDS, Unit::Seconds, "How long a round of the sweep took.");
-    describe_gauge!(PENDING, "Documents with undelivered or dead messages, at the last count.");
-    describe_gauge!(DEAD, "Dead messages, at the last count.");
-    describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest message that is due and not delivered.");
-    describe_gauge!(INDEXES_MISSING, "Indexes that collections with outboxes lack.");
-    describe_gauge!(EXPIRING, "Collections with outboxes whose documents MongoDB deletes by itself.");
-    describe_gauge!(UNWATCHABLE, "1 if a pattern of watch matches no collection, 0 otherwise.");
-    describe_counter!(UNREADABLE, "How often outbox elements that are not entries were read.");
-    describe_counter!(UNSENDABLE, "Documents for which no command can be made.");
-    describe_gauge!(MESSAGES, "Messages in outboxes by state, at the last count.");
+    describe_counter!(SWEEPS, "Number of completed rounds of the sweep.");
+    describe_histogram!(SWEEP_SECONDS, Unit::Seconds, "Duration of a round of the sweep.");
+    describe_gauge!(PENDING, "Number of documents with undelivered or dead messages, at the last count.");
+    describe_gauge!(DEAD, "Number of dead messages, at the last count.");
+    describe_gauge!(OLDEST, Unit::Seconds, "Age of the oldest message that is due but not delivered.");
+    describe_gauge!(INDEXES_MISSING, "Number of indexes missing on collections with outboxes.");
+    describe_gauge!(
+        EXPIRING,
+        "Number of collections with outboxes from which MongoDB deletes documents by itself, by a TTL or a cap."
+    );
+    describe_gauge!(
+        UNWATCHABLE,
+        "1 if the pattern of watch matches no collection that can be watched, 0 otherwise."
+    );
+    describe_counter!(UNREADABLE, "Number of malformed outbox elements read.");
+    describe_counter!(UNSENDABLE, "Number of documents for which no command can be made.");
+    describe_gauge!(MESSAGES, "Number of messages in outboxes, by state, at the last count.");
     describe_gauge!(
         UNDELIVERED_AGE,
         Unit::Seconds,
         "Age of the oldest message that is due, claimed or retrying, at the last count."
     );
-    describe_gauge!(FULLEST, "Entries in the fullest outbox, at the last count.");
+    describe_gauge!(FULLEST, "Number of entries in the fullest outbox, at the last count.");
 }
 
 /// The result of the last count of a collection; `None` if it could not be counted.
@@ -102,23 +111,23 @@ fn describe() {
 pub(crate) struct Totals {
     pub(crate) pending: Option<u64>,
     pub(crate) dead: Option<u64>,
-    /// Among messages that are due.
+    /// The age of the oldest message that is due.
     pub(crate) oldest: Option<Duration>,
     pub(crate) contents: Option<Contents>,
 }
 
-/// The contents of all filled outboxes of a collection.
+/// What the non-empty outboxes of a collection contain.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Contents {
-    /// How many messages are in each of [`STATES`].
+    /// The number of messages in each of [`STATES`].
     pub(crate) messages: [u64; STATES.len()],
-    /// Among messages that are due, claimed or retrying.
+    /// The age of the oldest message that is due, claimed or retrying.
     pub(crate) oldest: Duration,
-    /// How many entries the fullest outbox has.
+    /// The number of entries in the fullest outbox.
     pub(crate) fullest: u64,
 }
 
-/// The states of a message, as in ARCHITECTURE.md.
+/// The states of a message, as defined in ARCHITECTURE.md.
 pub(crate) const STATES: [&str; 5] = ["due", "claimed", "retrying", "scheduled", "dead"];
 
 /// The series of one stream.
@@ -139,11 +148,11 @@ pub(crate) struct Metrics {
     sweeps_done: Counter,
     sweeps_cut_short: Counter,
     sweep_seconds: Histogram,
-    /// For all streams together: each adds and removes its own part.
+    /// This gauge is the total of all streams: each stream adds and removes its own part.
     indexes_missing: Gauge,
-    /// Likewise.
+    /// Also the total of all streams.
     expiring: Gauge,
-    /// By the pattern as it is written.
+    /// One gauge for each pattern, by its text.
     unwatchable: HashMap<String, Gauge>,
     unreadable: Counter,
     unsendable: Counter,
@@ -179,7 +188,8 @@ fn cause(cause: &ReopenCause) -> &'static str {
 }
 
 impl Metrics {
-    /// Makes the series of a stream exist. Those of named collections are not a number until the first count.
+    /// Creates the series of a stream. For collections that `watch` names, the values are NaN until the
+    /// first count.
     pub(crate) fn new(stream: &str, coverage: &Coverage) -> Self {
         describe();
         let name: Arc<str> = stream.into();
@@ -210,7 +220,8 @@ impl Metrics {
             unsendable: counter!(UNSENDABLE),
         };
 
-        // The gauges of all streams exist from now on, and keep the parts of the others.
+        // These gauges are shared by all streams, so creating them leaves the parts of other streams
+        // unchanged.
         metrics.indexes_missing.increment(0.0);
         metrics.expiring.increment(0.0);
         for collection in coverage.named() {
@@ -221,7 +232,7 @@ impl Metrics {
         metrics
     }
 
-    /// The series of a stream that this process doesn't own.
+    /// Sets the series to their values for a stream that this process doesn't own.
     pub(crate) fn disown(&self) {
         self.lease_owner.set(0.0);
         self.troubles.set(0.0);
@@ -287,13 +298,13 @@ impl Metrics {
         self.headroom.set(seconds.unwrap_or(f64::NAN));
     }
 
-    /// The current and the previous problems of the collections.
+    /// Updates the series from the previous to the current problems of the collections.
     pub(crate) fn flaws(&self, before: &Flaws, now: &Flaws) {
         self.indexes_missing.increment(figure(now.indexes_missing) - figure(before.indexes_missing));
         self.expiring.increment(figure(now.expiring) - figure(before.expiring));
     }
 
-    /// Which patterns match no collection.
+    /// Records which patterns match no collection.
     pub(crate) fn unwatchable(&self, patterns: &[String]) {
         for (pattern, gauge) in &self.unwatchable {
             let matches_none = patterns.contains(pattern);
@@ -301,9 +312,9 @@ impl Metrics {
         }
     }
 
-    /// Sets the series of one collection. "Not a number" means that it wasn't counted; the services' exporter
-    /// leaves such a series out. The gauges are looked up each time, and not kept, so that a series can be
-    /// dropped with its collection.
+    /// Sets the series of one collection. NaN means that the collection wasn't counted; the services'
+    /// exporter omits such a series. The gauges are obtained each time instead of being kept, so that a
+    /// series can be dropped together with its collection.
     pub(crate) fn totals(namespace: &Namespace, totals: Totals) {
         let collection: Arc<str> = namespace.to_string().into();
         let of = || collection.clone();
@@ -327,7 +338,7 @@ fn set(gauge: &Gauge, value: Option<f64>) {
     gauge.set(value.unwrap_or(f64::NAN));
 }
 
-/// A count as a series value: exact up to four billion.
+/// Converts a count to a value of a series, exact up to four billion.
 fn figure(count: impl TryInto<u32>) -> f64 {
     f64::from(count.try_into().unwrap_or(u32::MAX))
 }

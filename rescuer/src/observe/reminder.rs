@@ -1,16 +1,16 @@
-//! Repeating a lasting problem in the log, but rarely.
+//! Repeats a lasting problem in the log at long intervals.
 
 use std::time::{Duration, Instant};
 
-/// How often a lasting problem is logged.
+/// The interval at which a lasting problem is logged.
 const REMIND: Duration = Duration::from_mins(1);
 
-/// When something was last logged.
+/// The time when a problem was last logged.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Reminder(Option<Instant>);
 
 impl Reminder {
-    /// Whether to log it now: the first time, and then once a minute.
+    /// Whether to log the problem now: the first time, and then once a minute.
     pub(crate) fn is_due(&mut self) -> bool {
         let due = self.0.is_none_or(|logged| logged.elapsed() >= REMIND);
         if due {

@@ -1,4 +1,4 @@
-//! Reports everything that happens to a stream: to listeners, series and status.
+//! Reports everything that happens to a stream to listeners, metrics and the status.
 
 use std::{
     collections::HashMap,
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::{commands::Ability, watch_plan::Plan};
 
-/// A warning is repeated after this long.
+/// The time after which a warning is repeated.
 const AGAIN: Duration = Duration::from_hours(1);
 
-/// Reports for one stream, from before it is owned until after.
+/// Reports for one stream, both while this process owns the stream and while it doesn't.
 pub(crate) struct Reporter {
     plan: Plan,
     sweep_interval: Duration,
@@ -74,7 +74,8 @@ impl Reporter {
                 if let ReopenCause::Error(error) = cause {
                     self.error(error);
                 }
-                // An opening alone proves little: a stream that fails at its first read opens each time.
+                // A successful opening alone proves little: a stream that fails at its first read also
+                // opens successfully each time.
                 self.standing().open = true;
             }
             RescueEvent::PositionLost { reason, .. } => {
@@ -91,7 +92,7 @@ impl Reporter {
         self.events.emit(event);
     }
 
-    /// A round of the sweep is over.
+    /// Records that a round of the sweep ended.
     fn swept(&self, event: &RescueEvent) {
         let Some(sweep) = LastSweep::of(event) else {
             return;
@@ -118,10 +119,11 @@ impl Reporter {
         self.emit(RescueEvent::Warning { stream, warning });
     }
 
-    /// A part of this stream fails and will be retried: `part` completes the sentence "could not …".
+    /// Reports that an operation of this stream failed and will be retried: `part` completes the sentence
+    /// "could not …".
     ///
-    /// It is reported in readiness, status and series until it has [`healed`](Self::healed), and logged when
-    /// it begins and once a minute while it lasts.
+    /// The failure shows in readiness, status and metrics until the operation has [`healed`](Self::healed).
+    /// It is logged when it begins, and once a minute while it lasts.
     pub(crate) fn trouble(&self, part: &str, error: &str) {
         let mut standing = self.standing();
         let trouble = standing.troubles.entry(part.to_owned()).or_default();
@@ -136,7 +138,7 @@ impl Reporter {
         self.error(&format!("could not {part}: {error}"));
     }
 
-    /// This works again, or is no longer needed.
+    /// Records that this operation works again, or is no longer needed.
     pub(crate) fn healed(&self, part: &str) {
         let mut standing = self.standing();
         if standing.troubles.remove(part).is_none() {
@@ -145,47 +147,48 @@ impl Reporter {
         self.metrics.troubles(standing.troubles.len());
         drop(standing);
 
-        tracing::info!(stream = self.plan.name, "no longer in trouble: {part}");
+        tracing::info!(stream = self.plan.name, "no longer fails to {part}");
     }
 
     fn error(&self, error: &str) {
         self.standing().last_error = Some((error.to_owned(), Instant::now()));
     }
 
-    /// A page is in progress, or has advanced.
+    /// Records that a page was begun or has advanced.
     pub(crate) fn page_moved(&self) {
         self.standing().page = Some(Instant::now());
     }
 
-    /// The sweep has advanced: something was listed, read or sent.
+    /// Records that the sweep has advanced: it listed, read or sent something.
     pub(crate) fn sweep_moved(&self) {
         self.standing().sweep_moved = Instant::now();
     }
 
-    /// The reader begins to read, or to wait.
+    /// Records that the reader begins to read, or to wait.
     pub(crate) fn reading(&self, reading: Reading) {
         let mut standing = self.standing();
         standing.reading = reading;
         standing.moved = Instant::now();
     }
 
-    /// The stream has shown a change.
+    /// Records that the stream has shown a change.
     pub(crate) fn change_read(&self) {
         self.metrics.change_read();
         self.moved();
     }
 
-    /// The stream has answered, even if only with an empty page.
+    /// Records that the stream has answered, even if only with an empty page.
     pub(crate) fn moved(&self) {
         self.standing().moved = Instant::now();
     }
 
-    /// This process owns the stream until then.
+    /// Records that this process owns the stream until `until`.
     pub(crate) fn owned(&self, owner: &str, epoch: i64, until: Instant) {
         self.standing().owned(OwnerName { name: owner.to_owned(), epoch }, until);
     }
 
-    /// Another process has the stream, or had it; values that only the owner knows are unknown now.
+    /// Records that another process owns or owned the stream. Values that only the owner knows become
+    /// unknown.
     pub(crate) fn standing_by(&self, others: Option<(&str, i64, Instant)>) {
         let mut standing = self.standing();
         if standing.role == Role::Owner {
@@ -199,7 +202,7 @@ impl Reporter {
         }
     }
 
-    /// Whether this process can send commands.
+    /// Records whether this process can send commands.
     pub(crate) fn ability(&self, ability: Ability) {
         self.standing().ability = ability;
         self.metrics.ability(ability);
@@ -209,12 +212,12 @@ impl Reporter {
         self.standing().lease_ends = Some(until);
     }
 
-    /// The position of this time is saved.
+    /// Records that the position with this time is saved.
     pub(crate) fn position(&self, time: Option<Timestamp>) {
         self.standing().position = time;
     }
 
-    /// The changes in progress were due at `due`, and it is `now`.
+    /// Records that the changes in progress became due at `due`, with the current time `now`.
     pub(crate) fn head_due(&self, due: DateTime, now: DateTime) {
         let mut standing = self.standing();
         standing.head = Some(due);
@@ -222,7 +225,7 @@ impl Reporter {
         self.metrics.lag(standing.lag);
     }
 
-    /// No change in progress is late.
+    /// Records that no change in progress is late.
     pub(crate) fn head_on_time(&self) {
         let mut standing = self.standing();
         standing.head = None;
@@ -230,14 +233,14 @@ impl Reporter {
         self.metrics.lag(standing.lag);
     }
 
-    /// The time from when a document was due for rescue until its command was confirmed.
+    /// Records the time from when a document became due for rescue until its command was confirmed.
     pub(crate) fn rescued(&self, reason: Reason, due: DateTime) {
         if let Some(now) = self.standing().server_time() {
             self.metrics.rescue_lag(reason, until(due, now));
         }
     }
 
-    /// Renews the figures that change by time alone; returns how old the position is.
+    /// Updates the values that change with time alone; returns the age of the position.
     pub(crate) fn tick(&self, now: DateTime) -> Option<Duration> {
         let mut standing = self.standing();
         standing.server = Some((now, Instant::now()));
@@ -251,21 +254,21 @@ impl Reporter {
         age
     }
 
-    /// How far the oplog reaches; `None` if unknown.
+    /// Records the time span of the oplog; `None` if unknown.
     pub(crate) fn window(&self, window: Option<Window>) {
         let mut standing = self.standing();
         standing.window = window;
         self.metrics.headroom(standing.headroom());
     }
 
-    /// The problems of the collections.
+    /// Records the problems of the collections.
     pub(crate) fn flaws(&self, flaws: Flaws) {
         let mut standing = self.standing();
         self.metrics.flaws(&standing.flaws, &flaws);
         standing.flaws = flaws;
     }
 
-    /// Which patterns match no collection that can be watched.
+    /// Records which patterns match no collection that can be watched.
     pub(crate) fn unwatchable(&self, found: &[(NamespacePattern, Unwatchable)]) {
         let mut patterns = Vec::with_capacity(found.len());
         let mut sentences = Vec::with_capacity(found.len());
@@ -278,7 +281,8 @@ impl Reporter {
         self.standing().unwatchable = sentences;
     }
 
-    /// No command can be made for a document. Emits and logs it if it is new.
+    /// Records that no command can be made for a document. Emits an event and logs it if the document is
+    /// new.
     pub(crate) fn unsendable(&self, document: DocumentRef, reason: String) {
         let is_new = self.standing().unsendable.add(&document, &reason);
         if !is_new {
@@ -287,7 +291,7 @@ impl Reporter {
         tracing::error!(
             document = super::unsendable::name(&document),
             failure = reason,
-            "no command can be sent for this document"
+            "no command can be made for this document"
         );
         self.emit(RescueEvent::Unsendable { document, reason });
     }
@@ -387,7 +391,7 @@ mod tests {
         assert_eq!(unready(&report), "");
     }
 
-    /// The log lines of a thread while this exists.
+    /// Collects the log lines of a thread while this value exists.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -418,7 +422,7 @@ mod tests {
         let lines: Vec<_> = log.lines().collect();
         assert_eq!(lines.len(), 2, "{log}");
         assert!(
-            lines[0].contains("could not save the position") && lines[1].contains("no longer in trouble")
+            lines[0].contains("could not save the position") && lines[1].contains("no longer fails to save")
         );
     }
 

@@ -1,59 +1,60 @@
-//! The state of a rescuer at one moment: the shape of `/status`.
+//! The state of a rescuer at one moment, in the form that `/status` returns.
 
 use serde::Serialize;
 
 use super::event::RescueEvent;
 
-/// How a rescuer stands.
+/// The state of a rescuer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Snapshot {
     /// The name of this process in leases.
     pub name: String,
-    /// One for each delay, the shortest first.
+    /// One status for each delay, the shortest first.
     pub streams: Vec<StreamStatus>,
-    /// Why it is not ready, in sentences; empty if it is. A standby of a live owner is ready.
+    /// Why the rescuer is not ready, in sentences; empty if it is ready. A standby whose stream has a live
+    /// owner is ready.
     pub not_ready: Vec<String>,
 }
 
-/// The state of one stream, as far as this process knows.
+/// The state of one stream, as far as this process knows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StreamStatus {
-    /// Its name in the state database.
+    /// The stream's name in the state database.
     pub name: String,
-    /// In seconds.
+    /// The delay in seconds.
     pub delay: f64,
-    /// The patterns of its collections.
+    /// The patterns of the stream's collections.
     pub patterns: Vec<String>,
-    /// The role of this process.
+    /// The role of this process for the stream.
     pub role: Role,
     /// Whether this process can send commands, as far as it knows.
     pub able: bool,
-    /// Who owns it.
+    /// The name of the owner.
     pub owner: Option<String>,
-    /// How often it was taken, at least.
+    /// The number of times that the stream was taken, at least.
     pub epoch: Option<i64>,
-    /// The seconds until its lease ends, as last seen; negative if it is over.
+    /// The number of seconds until the lease ends, as last read; negative if the lease is over.
     pub lease_ends_in: Option<f64>,
-    /// The cluster time of the saved position, RFC 3339. This and the following fields are known only to the
-    /// owner.
+    /// The cluster time of the saved position, in RFC 3339. Only the owner knows this field and the
+    /// following ones.
     pub position: Option<String>,
     /// Age of the saved position, in seconds.
     pub token_age: Option<f64>,
-    /// How far it is behind its delay, in seconds.
+    /// The time by which the stream lags behind its delay, in seconds.
     pub lag: Option<f64>,
-    /// How far the oplog reaches back beyond the saved position, in seconds; absent if unknown, and if the
+    /// The time that the oplog covers before the saved position, in seconds. Absent if unknown, or if the
     /// oplog has not dropped any entry yet.
     pub headroom: Option<f64>,
-    /// The parts that fail now and are retried, in sentences, each with its last error.
+    /// The operations that currently fail and are retried, in sentences, each with its last error.
     pub troubles: Vec<String>,
-    /// The last thing that went wrong.
+    /// The last error.
     pub last_error: Option<LastError>,
     /// The last round of the sweep.
     pub last_sweep: Option<LastSweep>,
-    /// The problems of the collections, in sentences: a pattern that matches none, an index that is missing,
-    /// documents that the server deletes, documents for which no command can be made.
+    /// The problems of the collections, in sentences: a pattern that matches no collection, a missing
+    /// index, documents that the server deletes, documents for which no command can be made.
     pub problems: Vec<String>,
 }
 
@@ -62,21 +63,21 @@ pub struct StreamStatus {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Role {
-    /// It has not read the owner yet.
+    /// This process has not yet read who owns the stream.
     Starting,
-    /// It reads and sweeps.
+    /// This process reads the change stream and sweeps.
     Owner,
-    /// Another does.
+    /// Another process owns the stream.
     Standby,
 }
 
-/// A failure; it may be over by now.
+/// An error, which may be resolved by now.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LastError {
-    /// What was said.
+    /// The text of the error.
     pub message: String,
-    /// How many seconds ago.
+    /// The number of seconds since the error.
     pub ago: f64,
 }
 
@@ -84,28 +85,28 @@ pub struct LastError {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LastSweep {
-    /// How many seconds ago it ended.
+    /// The number of seconds since the round ended.
     pub ago: f64,
-    /// How many seconds it took.
+    /// The duration in seconds.
     pub took: f64,
-    /// Whether entries without a date were read as well.
+    /// Whether the round also read entries without a date.
     pub full: bool,
-    /// How many collections were swept.
+    /// The number of collections swept.
     pub collections: usize,
-    /// How many documents were read.
+    /// The number of documents read.
     pub examined: usize,
-    /// How many were queued.
+    /// The number of documents queued.
     pub queued: usize,
-    /// How many queries of the budget it used.
+    /// The number of queries used from the budget.
     pub queries: usize,
-    /// How many collections it left unfinished, for the next round.
+    /// The number of collections left unfinished for the next round.
     pub unfinished: usize,
-    /// Whether it was cut short.
+    /// Whether the round was cut short.
     pub cut_short: bool,
 }
 
 impl LastSweep {
-    /// A round that has just ended; `None` for other events.
+    /// The status of a round that has just ended; `None` for other events.
     pub(super) fn of(event: &RescueEvent) -> Option<Self> {
         let RescueEvent::SweepDone {
             full,

@@ -1,4 +1,4 @@
-//! The state of one stream, and why it is not ready: values, and rules over them.
+//! The state of one stream, and the rules by which it is not ready.
 
 use std::{
     collections::BTreeMap,
@@ -17,22 +17,22 @@ use super::{
 };
 use crate::{commands::Ability, watch_plan::Plan};
 
-/// A stream that has not answered for this long, not even with an empty page, is unhealthy: a replica set
+/// After this long without an answer, not even an empty page, a stream counts as unhealthy: a replica set
 /// writes something every 10 s by itself.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
-/// This long after the end of an owner's lease, another rescuer should have taken it.
+/// Within this time after an owner's lease ends, another rescuer should have taken the lease.
 pub(super) const TAKING: Duration = Duration::from_secs(5);
-/// A page without progress for this long is stuck, and so is a sweep, in addition to its own pause.
+/// A page that makes no progress for this long is stuck. For a sweep, its own pause is added.
 pub(super) const STUCK: Duration = Duration::from_mins(1);
 /// If there are more problems than this, readiness gives only their number.
 const MOST_TROUBLES: usize = 3;
 
-/// Whether the reader of the change stream reads.
+/// Whether the reader of the change stream is reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
     Reads,
-    /// It waits for the follower to take its changes, and does not read meanwhile. A held change can take
-    /// hours.
+    /// The reader waits until the follower takes its changes, and does not read in the meantime. This can
+    /// take hours while a change is held.
     Waits,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct OwnerName {
     pub(super) epoch: i64,
 }
 
-/// A part that fails, and is retried until it works.
+/// An operation that fails and is retried until it succeeds.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
     pub(super) error: String,
@@ -57,21 +57,21 @@ pub(super) struct Standing {
     pub(super) lease_ends: Option<Instant>,
     pub(super) ability: Ability,
     pub(super) open: bool,
-    /// When the stream last answered, even with an empty page.
+    /// The time when the stream last answered, even with an empty page.
     pub(super) moved: Instant,
     pub(super) reading: Reading,
-    /// When the page in progress last advanced; `None` between pages.
+    /// The time when the page in progress last advanced; `None` between pages.
     pub(super) page: Option<Instant>,
-    /// When the sweep last advanced.
+    /// The time when the sweep last advanced.
     pub(super) sweep_moved: Instant,
-    /// By the failing part.
+    /// The failures by operation.
     pub(super) troubles: BTreeMap<String, Trouble>,
     pub(super) position: Option<Timestamp>,
-    /// Since when the changes in progress are due.
+    /// The time since which the changes in progress have been due.
     pub(super) head: Option<DateTime>,
     pub(super) lag: Duration,
     pub(super) window: Option<Window>,
-    /// Server time, and when it was read.
+    /// The server's time, and when it was read.
     pub(super) server: Option<(DateTime, Instant)>,
     pub(super) last_error: Option<(String, Instant)>,
     pub(super) last_sweep: Option<(LastSweep, Instant)>,
@@ -106,7 +106,7 @@ impl Standing {
         }
     }
 
-    /// This process owns the stream from now on; the state of an earlier term is dropped.
+    /// Records that this process owns the stream from now on, and drops the state of an earlier term.
     pub(super) fn owned(&mut self, owner: OwnerName, until: Instant) {
         self.role = Role::Owner;
         self.owner = Some(owner);
@@ -120,7 +120,8 @@ impl Standing {
         self.reading = Reading::Reads;
     }
 
-    /// Another process owns the stream, or will: values that only the owner knows are unknown now.
+    /// Records that another process owns the stream or will own it. Values that only the owner knows
+    /// become unknown.
     pub(super) fn disowned(&mut self) {
         if self.role == Role::Owner {
             self.troubles.clear();
@@ -137,7 +138,7 @@ impl Standing {
 
     pub(super) fn status(&self, plan: &Plan) -> StreamStatus {
         let now = Instant::now();
-        // If another owns the stream, this process has an old one at best.
+        // If another process owns the stream, any position known here is outdated.
         let lag = match self.role {
             Role::Owner => Some(self.lag.as_secs_f64()),
             Role::Starting | Role::Standby => None,
@@ -171,7 +172,7 @@ impl Standing {
         }
     }
 
-    /// Server time now, extrapolated from the last reading.
+    /// The server's current time, extrapolated from the last reading.
     pub(super) fn server_time(&self) -> Option<DateTime> {
         let (server, asked) = self.server?;
         Some(later(server, asked.elapsed()))
@@ -182,10 +183,10 @@ impl Standing {
         Some(until(date_of(position), now))
     }
 
-    /// How far the oplog reaches back beyond the position, in seconds.
+    /// The time in seconds that the oplog covers before the position.
     pub(super) fn headroom(&self) -> Option<f64> {
         let (position, window) = (self.position?, self.window?);
-        // The oplog has never dropped an entry: a young oplog is not a short one.
+        // If the oplog has never dropped an entry, it is short only because it is new.
         if window.whole {
             return Some(f64::INFINITY);
         }
@@ -203,7 +204,7 @@ impl Standing {
         self.troubles.iter().map(|(part, trouble)| format!("could not {part}: {}", trouble.error))
     }
 
-    /// Why it is not ready, in sentences.
+    /// Why the stream is not ready, in sentences.
     pub(super) fn not_ready(&self, sweep_interval: Duration) -> Vec<String> {
         let now = Instant::now();
         let mut why: Vec<String> = self.unready(now).into_iter().collect();
@@ -211,7 +212,7 @@ impl Standing {
             why.extend(self.stuck(now, sweep_interval));
         }
 
-        // Thousands of collections can fail at a time; a probe's answer stays short.
+        // Thousands of collections can fail at the same time, but a probe's answer should stay short.
         why.extend(self.troubles().take(MOST_TROUBLES));
         let more = self.troubles.len().saturating_sub(MOST_TROUBLES);
         if more > 0 {
@@ -220,7 +221,7 @@ impl Standing {
         why
     }
 
-    /// Which part of the work makes no progress.
+    /// Sentences for the parts of the work that make no progress.
     fn stuck(&self, now: Instant, sweep_interval: Duration) -> Vec<String> {
         let mut stuck = Vec::new();
         if let Some(moved) = self.page {
@@ -241,9 +242,9 @@ impl Standing {
         let silent = now.saturating_duration_since(self.moved);
 
         match self.role {
-            Role::Starting => Some("its owner is not known yet".into()),
+            Role::Starting => Some("the owner of this stream is not known yet".into()),
             Role::Standby if self.lease_is_over(now, TAKING) => {
-                Some("its owner's lease is over, and no other rescuer has taken it".into())
+                Some("the owner's lease has expired, and no other rescuer has taken it".into())
             }
             Role::Owner if self.lease_is_over(now, Duration::ZERO) => {
                 Some("the lease could not be renewed".into())
@@ -257,7 +258,7 @@ impl Standing {
         }
     }
 
-    /// Whether the lease has been over for longer than `grace`; it counts as over while none is known.
+    /// Whether the lease has been over for longer than `grace`. Without a known lease it counts as over.
     fn lease_is_over(&self, now: Instant, grace: Duration) -> bool {
         match self.lease_ends {
             Some(ends) => ends + grace < now,
@@ -270,7 +271,7 @@ fn seconds_since(at: Instant, now: Instant) -> f64 {
     now.saturating_duration_since(at).as_secs_f64()
 }
 
-/// Negative for a moment in the past.
+/// The number of seconds until a moment; negative for a moment in the past.
 fn seconds_until(at: Instant, now: Instant) -> f64 {
     if at > now { at.duration_since(now).as_secs_f64() } else { -seconds_since(at, now) }
 }

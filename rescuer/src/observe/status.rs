@@ -1,10 +1,11 @@
-//! The state of a rescuer, for `/status` and `/readyz`: updated by events, read without asking any server.
+//! Gives the state of a rescuer to `/status` and `/readyz`. Events update the state; reading it queries no
+//! server.
 
 use std::{fmt, sync::Arc};
 
 use super::{reporter::Reporter, snapshot::Snapshot};
 
-/// Reports the state of a rescuer. Cheap to clone and to read: no server is asked.
+/// Gives the state of a rescuer. Cloning and reading are cheap, because no server is queried.
 #[derive(Clone)]
 pub struct Status {
     name: Arc<str>,

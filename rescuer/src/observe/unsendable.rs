@@ -1,5 +1,5 @@
-//! The documents for which no command can be made: a bounded list, so that each is reported once and can be
-//! listed.
+//! Lists the documents for which no command can be made. The list is bounded; each document is reported
+//! once.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -7,9 +7,9 @@ use document_outbox::DocumentRef;
 
 use crate::hash::hash;
 
-/// At about 16 bytes each.
+/// The maximum number of remembered documents, at about 16 bytes each.
 const REMEMBERED: usize = 10_000;
-/// The status names these many, the latest ones.
+/// The status names this many documents, the latest ones.
 const NAMED: usize = 20;
 /// An `_id` can be megabytes long.
 const LONGEST_NAME: usize = 200;
@@ -30,7 +30,7 @@ impl Unsendable {
             return false;
         }
         self.latest.truncate(NAMED - 1);
-        self.latest.push_front(format!("{}: no command can be made for it: {reason}", name(document)));
+        self.latest.push_front(format!("no command can be made for {}: {reason}", name(document)));
         true
     }
 
@@ -39,7 +39,7 @@ impl Unsendable {
     }
 }
 
-/// The document's name, cut to fit a log line.
+/// The document's name, shortened to fit a log line.
 pub(crate) fn name(document: &DocumentRef) -> String {
     let mut name = document.to_string();
     if name.len() <= LONGEST_NAME {

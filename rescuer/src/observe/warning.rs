@@ -1,84 +1,84 @@
-//! Settings that work badly or will soon fail, with the numbers that show it.
+//! Warnings about settings that work badly or will soon fail, with the numbers that show this.
 
 use std::{fmt, time::Duration};
 
 use mongodb::Namespace;
 use outbox_service::{NamespacePattern, written};
 
-/// Something that an operator should check. Each is reported once an hour at most.
+/// A condition that an operator should check. Each warning is reported at most once an hour.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// The oplog reaches back less than twice the delay.
+    /// The oplog covers less than twice the delay.
     OplogShort {
         /// The stream's delay.
         delay: Duration,
-        /// How far the oplog reaches back.
+        /// The time that the oplog covers.
         window: Duration,
     },
     /// The saved position is near the end of the oplog.
     PositionFarBack {
         /// How far the position is behind the newest change.
         behind: Duration,
-        /// How far the oplog reaches back.
+        /// The time that the oplog covers.
         window: Duration,
     },
-    /// The length of the oplog is unknown.
+    /// The time that the oplog covers is unknown.
     OplogUnknown {
-        /// What the server said.
+        /// The server's error.
         error: String,
     },
-    /// Many messages are still undelivered when they are as old as the delay.
+    /// Many messages were still undelivered when they were as old as the delay.
     InlineSlow {
-        /// How many of the changed documents were still undelivered.
+        /// The number of changed documents that still had undelivered messages.
         undelivered: usize,
-        /// How many changed.
+        /// The number of changed documents.
         of: usize,
         /// The stream's delay.
         delay: Duration,
     },
-    /// An inline dispatcher's claim lasts for longer than the delay.
+    /// The claim of an inline dispatcher lasts longer than the delay.
     InlineLeaseLong {
-        /// How long it lasts, from the creation of the message.
+        /// The duration of the claim, measured from the creation of the message.
         lease: Duration,
         /// The stream's delay.
         delay: Duration,
     },
-    /// The supervisor that stops this process waits for longer than its lease lasts.
+    /// When this process is stopped, its supervisor waits longer than the lease lasts.
     GraceLong {
-        /// How long it waits.
+        /// How long the supervisor waits.
         grace: Duration,
         /// How long the lease lasts.
         lease: Duration,
     },
-    /// No collection is watched by a pattern.
+    /// A pattern watches no collection.
     Unwatchable {
         /// The pattern of `watch`.
         pattern: NamespacePattern,
-        /// Why.
+        /// The reason.
         why: Unwatchable,
     },
     /// The server deletes documents of a watched collection, even with messages in their outboxes.
     DocumentsExpire {
         /// The collection.
         namespace: Namespace,
-        /// How it does.
+        /// How the server deletes the documents.
         expiry: Expiry,
     },
 }
 
-/// Why no collection is watched by a pattern.
+/// Why a pattern watches no collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unwatchable {
-    /// No collection has such a name.
+    /// No collection has a name that matches.
     Missing {
-        /// A similar existing name, as ` (did you mean …?)`, or empty.
+        /// A suggestion of a similar existing name, as ` (did you mean …?)`, or an empty text.
         hint: String,
     },
-    /// It is a view: writes go to another collection.
+    /// The pattern names a view; writes go to another collection.
     View,
-    /// It is a time series: its measurements take no updates, and it has no change stream.
+    /// The pattern names a time series: its measurements can't be updated, and it has no change stream.
     TimeSeries,
 }
 
@@ -86,16 +86,16 @@ pub enum Unwatchable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expiry {
-    /// By an index with `expireAfterSeconds`, of this name.
+    /// An index with `expireAfterSeconds`; contains the name of the index.
     TtlIndex(String),
-    /// By `expireAfterSeconds` of a clustered collection.
+    /// The setting `expireAfterSeconds` of a clustered collection.
     Clustered,
     /// New documents of a capped collection replace the oldest.
     Capped,
 }
 
 impl Warning {
-    /// Equal for warnings about the same subject, so that none is repeated too soon.
+    /// A key that is equal for warnings about the same subject, so that none is repeated too soon.
     pub(crate) fn subject(&self) -> String {
         match self {
             Self::OplogShort { .. } => "oplog_short".into(),
@@ -112,49 +112,51 @@ impl Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Each names its numbers, and says what to do.
+        // Each text gives the numbers and the remedy.
         match self {
             Self::OplogShort { delay, window } => write!(
                 f,
-                "the oplog reaches back {} and the delay is {}: keep it above twice the delay, and above \
-                 the longest outage of the rescuer, with a larger oplog (oplogMinRetentionHours) or a shorter delay",
+                "the oplog covers {}, and the delay is {}; the oplog should cover more than twice the \
+                 delay, and more than the longest outage of the rescuer: increase oplogMinRetentionHours or \
+                 the oplog's size, or shorten the delay",
                 in_seconds(*window),
                 written(*delay)
             ),
             Self::PositionFarBack { behind, window } => write!(
                 f,
-                "the saved position is {} behind and the oplog reaches back {}: the stream is close to losing its history; \
-                 enlarge the oplog, or find out what blocks the stream",
+                "the saved position is {} old, and the oplog covers only {}, so the stream may soon be \
+                 unable to resume; enlarge the oplog, and find out what blocks the stream",
                 in_seconds(*behind),
                 in_seconds(*window)
             ),
             Self::OplogUnknown { error } => write!(
                 f,
-                "the length of the oplog is unknown ({error}); to watch it, grant this user the action find on \
-                 the collection local.oplog.rs"
+                "could not read how much time the oplog covers ({error}); grant this user the action find \
+                 on the collection local.oplog.rs"
             ),
             Self::InlineSlow { undelivered, of, delay } => write!(
                 f,
-                "{undelivered} of the last {of} changed documents still had undelivered messages when they were {} old: \
-                 inline dispatch is off, slow or failing; if it is slow, lengthen the delay",
+                "{undelivered} of the last {of} changed documents still had undelivered messages {} after \
+                 the change; inline dispatch is off, slow or failing; if it is slow, lengthen the delay",
                 written(*delay)
             ),
             Self::InlineLeaseLong { lease, delay } => write!(
                 f,
-                "an inline claim lasts {} and the delay is {}: a message whose process died waits for the claim and then for \
-                 the sweep; shorten the applications' inline lease or lengthen the delay",
+                "an inline claim lasts {}, which is longer than the delay of {}; if the claiming process \
+                 dies, the message waits until the claim expires and a sweep follows; shorten the \
+                 applications' inline lease, or lengthen the delay",
                 in_seconds(*lease),
                 written(*delay)
             ),
             Self::GraceLong { grace, lease } => write!(
                 f,
-                "shutdown_grace ({}) is longer than lease ({}): a rescuer that hangs while it stops keeps its streams from \
-                 the others for that long; shorten shutdown_grace or lengthen lease",
+                "shutdown_grace ({}) is longer than lease ({}); a rescuer that hangs during shutdown may \
+                 block its streams for other rescuers that long; shorten shutdown_grace or lengthen lease",
                 written(*grace),
                 written(*lease)
             ),
             Self::Unwatchable { pattern, why } => {
-                write!(f, "watch has {pattern}, which {why}. Until then the rescuer finds no messages by it")
+                write!(f, "watch has {pattern}, which {why}; until then this pattern finds no messages")
             }
             Self::DocumentsExpire { namespace, expiry } => write!(
                 f,
@@ -166,7 +168,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// A measured time, without its fractions.
+/// Formats a measured time without fractions of a second.
 fn in_seconds(time: Duration) -> String {
     written(Duration::from_secs(time.as_secs()))
 }

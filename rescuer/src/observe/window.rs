@@ -1,4 +1,4 @@
-//! How far the oplog reaches.
+//! The time span that the oplog covers.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(crate) struct Window {
     pub(crate) first: u32,
     pub(crate) last: u32,
-    /// It has not dropped any entry yet, so it will reach back further than now.
+    /// Whether the oplog has not dropped any entry yet, so that it will cover more time later.
     pub(crate) whole: bool,
 }
 

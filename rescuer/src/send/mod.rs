@@ -1,4 +1,4 @@
-//! Commands in flight to the broker, and recently queued documents.
+//! Sends commands to the broker, and remembers recently queued documents.
 
 pub(crate) mod read_whole;
 pub(crate) mod recently_queued;

@@ -1,9 +1,10 @@
-//! A second read, with payloads, of documents that can't be judged without them.
+//! Reads documents again, with payloads, if they can't be judged without payloads.
 //!
-//! The usual read of an outbox leaves payloads out, so it can't decide whether two entries of one id are one
-//! message, or whether a payload is readable. Such entries are never delivered: a command for them would be
-//! sent again for as long as they are there. So a document is read whole before it is queued if an id occurs
-//! twice, or if it was queued before and is still in the same state.
+//! The usual read of an outbox leaves payloads out. Without them the rescuer can't decide whether two
+//! entries with the same id are one message, or whether a payload is readable. If such entries can't be
+//! delivered, commands for them would be sent again for as long as the entries exist. So a document is
+//! read whole before it is queued if an id occurs twice, or if the document was queued before and is still
+//! in the same state.
 
 use std::collections::HashMap;
 
@@ -18,7 +19,7 @@ use crate::{
     mongo::primary,
 };
 
-/// Leaves out the documents that, read whole, have nothing to deliver.
+/// Removes the documents that turn out to have nothing to deliver when they are read whole.
 pub(super) async fn confirm(
     term: &Term,
     inspector: &Inspector,
@@ -30,10 +31,10 @@ pub(super) async fn confirm(
         return wanted;
     }
 
-    // By the document: `None` if it was read and has nothing to deliver.
+    // The results by document: `None` if the document was read and has nothing to deliver.
     let mut confirmed = HashMap::<Vec<u8>, Option<Wanted>>::new();
     for (namespace, unsure) in unsure {
-        // If it fails, they are queued: an extra command is harmless, a missing one is not.
+        // If the read fails, the documents are queued: an extra command is harmless, a missing one is not.
         let Ok(found) = read(term, inspector, &namespace, &unsure).await else {
             continue;
         };
@@ -52,7 +53,7 @@ pub(super) async fn confirm(
     left
 }
 
-/// The documents to be read whole, by their collection.
+/// The documents to be read whole, grouped by collection.
 fn unsure(queued: &Mutex<RecentlyQueued>, wanted: &[Wanted]) -> HashMap<Namespace, Vec<Wanted>> {
     let queued = queued.lock();
     let mut unsure = HashMap::<Namespace, Vec<Wanted>>::new();
@@ -95,8 +96,8 @@ async fn read(
             continue;
         };
         if let Some(found) = inspector.inspect(namespace, cursor.current(), before.moment).wanted {
-            // The key and the date of the first read: of a sharded collection, the key holds more than the
-            // `_id`.
+            // Keeps the key and the date of the first read: in a sharded collection, the key contains more
+            // than the `_id`.
             let due = found.due.or(before.due);
             confirmed.push(Wanted { document: before.document.clone(), due, ..found });
         }

@@ -1,24 +1,27 @@
-//! A bounded memory of the documents that were queued lately, so that a stuck document doesn't get a command every round.
+//! Remembers a bounded number of recently queued documents, so that a stuck document doesn't get a command
+//! in every round.
 //!
-//! A document whose outbox is found in the same state as when it was queued waits for a pause, which doubles
-//! when the document is queued again after it; one whose outbox has changed (another head, another claim,
-//! another failure) is new. Forgetting only costs a duplicate command, so the memory may forget; it must not
-//! grow.
+//! If a document's outbox is still in the state in which the document was queued, the document has to wait
+//! for a pause, which doubles each time the document is queued again afterwards. If the outbox has changed
+//! (another head, another claim, another failure), the document counts as new. Forgetting a document only
+//! costs a duplicate command, so documents may be forgotten to bound the memory.
 //!
 //! # What bounds the queue of commands
-//! The sweep queues only documents that it can remember. A full memory makes it wait until pauses end, which
-//! takes two minutes at most. A command expires in the broker. So at any time the queue holds, for each of at
-//! most [`Settings::queued_capacity`](crate::Settings::queued_capacity) documents, the commands of one
-//! expiry, plus those of the documents that the change stream has shown since.
+//! The sweep queues only documents that it can remember. If there is no room to remember more, the sweep
+//! waits until pauses end, which takes at most two minutes. Unconsumed commands expire in the broker. So
+//! at any time the queue holds only the commands from one expiry period, for each of at most
+//! [`Settings::queued_capacity`](crate::Settings::queued_capacity) documents, plus the commands for the
+//! documents that the change stream has shown in that period.
 //!
 //! # When it is full
 //! Documents whose pause is over are forgotten. If that makes no room, a collection below its share takes
-//! room from the largest, so that one collection's backlog stops no other. All others wait: the sweep keeps
-//! its place and continues there, so every document gets its turn.
+//! room from the largest collection, so that the backlog of one collection stops no other. All other
+//! documents wait: the sweep keeps its place and continues there, so every document gets its turn.
 //!
 //! # Entries without a date
-//! A document that was queued for such an entry isn't among those that the sweep reads in every round. So the memory also
-//! holds, for each collection, whether there were any since the sweep last found none.
+//! A document that was queued for an entry without a date isn't among those that the sweep reads in every
+//! round. So it is also recorded, for each collection, whether any such document was queued since the
+//! sweep last found none.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,68 +33,72 @@ use mongodb::Namespace;
 
 use crate::{hash::hash, judge::verdict::Head};
 
-/// Pauses don't grow beyond this.
+/// The maximum length of a pause.
 const LONGEST: Duration = Duration::from_mins(2);
-/// A document for which no command can be made waits this long, unless its outbox changes.
+/// The pause of a document for which no command can be made, unless its outbox changes.
 const UNSENDABLE: Duration = Duration::from_hours(1);
-/// How many documents of the largest collection are forgotten at a time, to make room for a smaller one.
+/// The number of documents of the largest collection that are forgotten at a time, to make room for a
+/// smaller collection.
 const FORGOTTEN_AT_ONCE: usize = 100;
-/// A full memory is searched for documents to forget every tenth of a pause, or of this if it is shorter.
+/// When there is no room, documents to forget are searched for every tenth of a pause, but at least this
+/// often.
 const TIDY_WITHIN: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// Remembers recently queued documents; see the module's documentation.
 #[derive(Debug)]
 pub struct RecentlyQueued {
     began: Instant,
     pause: Duration,
     capacity: usize,
-    /// How many documents are remembered in all collections.
+    /// The number of remembered documents in all collections.
     len: usize,
-    /// By a hash of their names. A collision only costs a duplicate command.
+    /// The collections by a hash of their names. A collision only costs a duplicate command.
     collections: HashMap<u64, QueuedCollection>,
-    /// Until then, expired documents are not searched again, because the search reads every document.
+    /// Before this time, expired documents are not searched for again, because the search reads every
+    /// document.
     tidy_after: u64,
 }
 
-/// What is remembered of one collection.
+/// The remembered documents of one collection.
 #[derive(Debug, Default)]
 struct QueuedCollection {
     documents: HashMap<u64, QueuedDocument>,
-    /// How often the sweep has begun to read the collection.
+    /// The number of times that the sweep has begun to read the collection, with wraparound.
     sweep: u32,
     undated: Undated,
 }
 
-/// Whether documents were queued for an entry without a date, and not known to be done.
+/// Whether documents were queued for an entry without a date and may still need delivery.
 #[derive(Debug, Default, Clone, Copy)]
 struct Undated {
     waiting: bool,
-    /// How many were queued.
+    /// The number of documents queued.
     noted: u64,
 }
 
-/// As small as possible, because there are very many: times in milliseconds, the rest shortened.
+/// One remembered document. The fields are small because there are very many: times are in milliseconds,
+/// and the rest is shortened.
 #[derive(Debug)]
 struct QueuedDocument {
     state: u64,
-    /// When the pause ends, since the memory began.
+    /// The time when the pause ends, counted from the creation of [`RecentlyQueued`].
     ends: u64,
-    /// Zero as long as its command isn't confirmed.
+    /// The pause; zero while the command isn't confirmed.
     pause: u32,
-    /// The last sweep in which it still wanted a command.
+    /// The last sweep in which the document still needed a command.
     sweep: u32,
-    /// It was queued for an entry without a date, which not every sweep reads.
+    /// Whether the document was queued for an entry without a date, which not every sweep reads.
     undated: bool,
 }
 
-/// The memory's answer for a document that needs a command.
+/// The decision about a document that needs a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Queue it.
+    /// Queue the document.
     Queue,
-    /// It was queued lately in this very state.
+    /// Don't queue it: it was recently queued in this very state.
     Wait,
-    /// There is no room to remember it: keep it until there is.
+    /// Keep the document until there is room to remember it.
     Full,
 }
 
@@ -106,13 +113,13 @@ impl RecentlyQueued {
         Self { began, pause, capacity: capacity.max(1), len: 0, collections: HashMap::new(), tidy_after: 0 }
     }
 
-    /// The sweep begins to read a collection.
+    /// Records that the sweep begins to read a collection.
     pub fn begin_sweep(&mut self, namespace: &Namespace) {
         let collection = self.collections.entry(hash(namespace)).or_default();
         collection.sweep = collection.sweep.wrapping_add(1);
     }
 
-    /// The sweep asks this for each document that needs a command.
+    /// Decides for a document that needs a command whether the sweep may queue it now.
     pub fn admit(&mut self, document: &DocumentRef, head: &Head, now: Instant) -> Admission {
         let now = self.since_began(now);
         let (name, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
@@ -129,7 +136,8 @@ impl RecentlyQueued {
             return Admission::Full;
         }
 
-        // Taken before the broker confirms: a page of many documents must not find the same room for each.
+        // The room is taken before the broker confirms, so that the documents of a page don't all count on
+        // the same room.
         let ends = now + u64::from(millis(self.pause));
         let known = QueuedDocument { state, ends, pause: 0, sweep, undated: head.is_undated() };
         self.insert(name, key, known);
@@ -144,7 +152,7 @@ impl RecentlyQueued {
         }
     }
 
-    /// The broker has confirmed a command for a document.
+    /// Records that the broker has confirmed a command for a document.
     pub fn note(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
         let (name, key, state) = (hash(&document.namespace), hash(&document.map_key()), hash(head));
@@ -158,18 +166,20 @@ impl RecentlyQueued {
 
         let pause = match self.known(name, key) {
             Some(known) if known.state != state || !known.is_confirmed() => first,
-            // The stream found it before the pause was over, which doesn't mean that it is stuck.
+            // The stream found the document before the pause was over, which doesn't mean that the
+            // document is stuck.
             Some(known) if !known.is_over(now) => known.pause,
             Some(known) => known.pause.saturating_mul(2).min(millis(LONGEST.max(self.pause))),
-            // The stream queues every document that it finds, remembered or not, because it reads a change
-            // once.
+            // The stream queues every document that it finds, whether remembered or not, because it reads
+            // each change only once.
             None if self.len >= self.capacity => return,
             None => first,
         };
         self.remember(name, key, head, pause, now);
     }
 
-    /// No command can be made for a document: it isn't retried until its outbox changes, or for an hour.
+    /// Records that no command can be made for a document: the document isn't retried for an hour, unless
+    /// its outbox changes.
     pub fn note_unsendable(&mut self, document: &DocumentRef, head: &Head, now: Instant) {
         let now = self.since_began(now);
         let (name, key) = (hash(&document.namespace), hash(&document.map_key()));
@@ -179,8 +189,8 @@ impl RecentlyQueued {
         self.remember(name, key, head, millis(UNSENDABLE), now);
     }
 
-    /// The sweep has read a collection to its end. Documents that no longer need a command are forgotten,
-    /// once their pause is over or room is short.
+    /// Records that the sweep has read a collection to its end. Forgets documents that no longer need a
+    /// command, once their pause is over or room is short.
     pub fn end_sweep(&mut self, namespace: &Namespace, read: SweptEntries, now: Instant) {
         let now = self.since_began(now);
         let is_short = self.len >= self.capacity / 2;
@@ -197,21 +207,21 @@ impl RecentlyQueued {
         self.len -= before - collection.documents.len();
     }
 
-    /// Whether and how often documents of a collection were queued for entries without a date, since none was
-    /// found.
+    /// The number of documents of a collection that were queued for entries without a date, if any may
+    /// still need delivery.
     pub fn undated(&self, namespace: &Namespace) -> Option<u64> {
         let undated = self.collections.get(&hash(namespace))?.undated;
         undated.waiting.then_some(undated.noted)
     }
 
-    /// The sweep found no entry without a date, unless one was queued since `noted`.
+    /// Records that the sweep found no entry without a date, unless one was queued since `noted`.
     pub fn none_undated(&mut self, namespace: &Namespace, noted: u64) {
         if let Some(collection) = self.collections.get_mut(&hash(namespace)) {
             collection.undated.waiting &= collection.undated.noted != noted;
         }
     }
 
-    /// Forgets everything of collections that are gone.
+    /// Forgets all documents of collections that no longer exist.
     pub fn keep_only(&mut self, namespaces: &[Namespace]) {
         let there: HashSet<u64> = namespaces.iter().map(hash).collect();
         self.collections.retain(|collection, _| there.contains(collection));
@@ -236,12 +246,12 @@ impl RecentlyQueued {
         }
     }
 
-    /// Counts the documents of all collections.
+    /// Recounts the documents of all collections.
     fn count(&mut self) {
         self.len = self.collections.values().map(|collection| collection.documents.len()).sum();
     }
 
-    /// Makes room if necessary; returns whether one more document of a collection can be remembered.
+    /// Makes room if necessary, and returns whether one more document of a collection can be remembered.
     fn has_room(&mut self, name: u64, now: u64) -> bool {
         if self.len >= self.capacity && now >= self.tidy_after {
             self.tidy_after = now + u64::from(millis(self.pause.min(TIDY_WITHIN) / 10));
@@ -260,7 +270,7 @@ impl RecentlyQueued {
         self.count();
     }
 
-    /// Makes the largest collection forget some documents, if another below its share needs room.
+    /// Forgets some documents of the largest collection, if another collection below its share needs room.
     fn take_from_the_largest(&mut self, asking: u64) {
         let mut own = 0;
         let mut filled = 0;
@@ -283,7 +293,7 @@ impl RecentlyQueued {
         };
         let mut left = largest.documents.len().saturating_sub(share).min(FORGOTTEN_AT_ONCE);
         self.len -= left;
-        // In no order: which of them are forgotten doesn't matter.
+        // Any documents will do, so the order doesn't matter.
         largest.documents.retain(|_, _| {
             let keep = left == 0;
             left = left.saturating_sub(1);
@@ -291,18 +301,18 @@ impl RecentlyQueued {
         });
     }
 
-    /// In milliseconds.
+    /// The time since the creation of this value, in milliseconds.
     fn since_began(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// How much of a collection the sweep has read.
+/// Which entries of a collection the sweep has read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SweptEntries {
-    /// Documents with an entry whose date has come.
+    /// Documents with an entry whose date has passed.
     Dated,
-    /// Those without a date, too.
+    /// Also documents with an entry that has no date.
     All,
 }
 
@@ -399,7 +409,8 @@ mod tests {
         assert_eq!(queued.admit(&document(1), &head, now + UNSENDABLE), Admission::Queue);
     }
 
-    /// One page of documents takes only the available room; pauses that end make room for the others.
+    /// The documents of one page take only the available room. When pauses end, there is room for the
+    /// other documents.
     #[test]
     fn a_full_memory_admits_no_more_until_pauses_end() {
         let (mut queued, head, now) = (RecentlyQueued::new(3, PAUSE), head(), Instant::now());
@@ -466,7 +477,7 @@ mod tests {
         let (mut queued, now) = (RecentlyQueued::new(1, PAUSE), Instant::now());
         queued.note(&document(1), &head(), now);
         assert_eq!(queued.undated(&orders()), None);
-        // More than can be remembered one by one.
+        // More documents than can be remembered one by one.
         queued.note(&document(2), &head_of(doc! {}), now);
         let noted = queued.undated(&orders()).unwrap();
         queued.note(&document(3), &head_of(doc! {}), now);

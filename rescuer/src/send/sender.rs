@@ -1,4 +1,4 @@
-//! Sending commands: a window at a time, until the broker has confirmed each.
+//! Sends commands, one window at a time, until the broker has confirmed every command.
 
 use std::{sync::Arc, time::Instant};
 
@@ -18,10 +18,10 @@ use crate::{
     pauses::Pauses,
 };
 
-/// As it is reported when it fails: "could not …".
+/// The end of the sentence "could not …", for reports of a failure.
 const SENDING: &str = "send commands";
 
-/// Sends commands for one term, and remembers for which documents.
+/// Sends commands for one leadership term, and remembers the documents they were for.
 pub(crate) struct Sender {
     term: Arc<Term>,
     inspector: Arc<Inspector>,
@@ -33,9 +33,9 @@ pub(crate) struct Sender {
 /// The result of one window.
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
-    /// How many the broker has.
+    /// The number of commands that the broker confirmed.
     pub(crate) confirmed: usize,
-    /// Those that a retry may confirm.
+    /// The documents whose commands may be confirmed by a retry.
     pub(crate) failed: Vec<Wanted>,
     first_failure: Option<SendFailure>,
 }
@@ -51,7 +51,7 @@ impl Sender {
         Self { term, inspector, broker, lineage, queued: Mutex::new(queued) }
     }
 
-    /// The memory of documents that were queued lately.
+    /// The recently queued documents.
     pub(crate) fn queued(&self) -> MutexGuard<'_, RecentlyQueued> {
         self.queued.lock()
     }
@@ -61,7 +61,8 @@ impl Sender {
         self.term.unless_stopped(self.broker.commands.ready()).await
     }
 
-    /// Sends until every command is confirmed or can never be confirmed; returns how many were confirmed.
+    /// Sends until every command is either confirmed or can never be confirmed. Returns the number of
+    /// confirmed commands.
     pub(crate) async fn send_all(&self, wanted: Vec<Wanted>, reason: Reason) -> Run<usize> {
         let (mut pauses, mut left, mut confirmed) = (Pauses::new(), wanted, 0);
         while !left.is_empty() {
@@ -80,8 +81,8 @@ impl Sender {
         Ok(confirmed)
     }
 
-    /// Sends one window, remembers the documents whose command was confirmed, and announces the result of
-    /// each.
+    /// Sends one window, remembers the documents whose commands were confirmed, and reports the result for
+    /// each document.
     pub(crate) async fn send(&self, wanted: Vec<Wanted>, reason: Reason) -> Run<Sent> {
         if wanted.is_empty() {
             return Ok(Sent::default());
@@ -98,14 +99,14 @@ impl Sender {
         for wanted in &wanted {
             commands.push(ProcessDocumentMessages::new(wanted.document.clone(), reason).of_cluster(cluster));
         }
-        // A stop doesn't wait for confirms that may never come. A command that was sent anyway is an extra
-        // one.
+        // A stop doesn't wait for confirms that may never come. If a command was sent nevertheless, it is
+        // an extra one.
         let answers = self.term.unless_stopped(self.broker.commands.send(commands)).await?;
 
         let mut sent = Sent::default();
         let mut answers = answers.into_iter();
         for wanted in wanted {
-            let unanswered = || Err(SendFailure::Unavailable("there was no answer for it".into()));
+            let unanswered = || Err(SendFailure::Unavailable("the broker did not answer".into()));
             let answer = answers.next().unwrap_or_else(unanswered);
             self.settle(wanted, answer, reason, &mut sent);
         }
@@ -113,7 +114,7 @@ impl Sender {
         Ok(sent)
     }
 
-    /// Remembers and announces what the broker answered for one command.
+    /// Remembers and reports the broker's answer to one command.
     fn settle(&self, wanted: Wanted, answer: Result<(), SendFailure>, reason: Reason, sent: &mut Sent) {
         match answer {
             Ok(()) => {

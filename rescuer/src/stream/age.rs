@@ -1,10 +1,10 @@
-//! When a change is old enough: by its date, and by how long this process has held it.
+//! Decides when a change is old enough, by its date and by how long this process has held it.
 //!
-//! A change is dated by the server that made it, and its age is judged by the server's present time. If that
-//! clock was set back, or another member with an earlier clock became primary, the dates of earlier changes
-//! lie in the future. A change that this process has held for `delay` is that old, regardless of its date.
-//! And the first such change shows how far ahead that clock was, at least: so later changes with dates in the
-//! future needn't wait as long.
+//! A change is dated by the server that made it, and its age is judged by the server's current time. If
+//! that server's clock was set back, or a member with a slower clock became primary, the dates of earlier
+//! changes lie in the future. So a change that this process has held for `delay` counts as old enough,
+//! regardless of its date. The first such change also shows by how much, at least, the earlier clock was
+//! ahead, so later changes with dates in the future needn't wait as long.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use mongodb::bson::DateTime;
 
 use super::change::Filled;
 
-/// How old changes have to be, and the known offset of the clock that dated them.
+/// The required age of changes, and the known offset of the clock that dated them.
 #[derive(Debug)]
 pub(crate) struct Age {
     delay: Duration,
-    /// How far ahead the clock that dated the latest changes was, at least.
+    /// By how much, at least, the clock that dated the latest changes was ahead.
     ahead: Duration,
 }
 
@@ -26,15 +26,15 @@ impl Age {
         Self { delay, ahead: Duration::ZERO }
     }
 
-    /// The time from which a change is old enough by its date.
+    /// The time at which a change is old enough according to its date.
     pub(crate) fn due(&self, change: &Filled) -> DateTime {
         later(change.at, self.delay)
     }
 
-    /// How long until a change is old enough; zero once it is.
+    /// The time until a change is old enough; zero once it is.
     pub(crate) fn wait(&self, change: &Filled, now: DateTime) -> Duration {
         let mut by_date = until(now, self.due(change));
-        // Only a date in the future proves that its clock was ahead.
+        // Only a date in the future proves that the clock was ahead.
         if change.at > now {
             by_date = by_date.saturating_sub(self.ahead);
         }
@@ -42,7 +42,7 @@ impl Age {
         by_date.min(self.delay.saturating_sub(in_hand))
     }
 
-    /// Learns from a change that is old enough.
+    /// Learns the clock's offset from a change that is old enough.
     pub(crate) fn learn(&mut self, change: &Filled, now: DateTime) {
         self.ahead = until(now, self.due(change));
     }
@@ -82,7 +82,7 @@ mod tests {
         age.learn(&change(2 * HOUR, 10), now);
         assert_eq!(age.wait(&change(2 * HOUR, 0), now), Duration::ZERO, "of the same moment");
         assert_eq!(age.wait(&change(2 * HOUR + 4_000, 0), now), Duration::from_secs(4));
-        // The clock is right again: such a date proves nothing about the earlier clock.
+        // The clock is correct again: a present date proves nothing about the earlier clock.
         assert_eq!(age.wait(&change(HOUR - 4_000, 0), now), Duration::from_secs(6));
     }
 

@@ -1,4 +1,4 @@
-//! One change as the stream shows it.
+//! One change, as the change stream shows it.
 
 use std::time::Instant;
 
@@ -12,19 +12,19 @@ use serde::Deserialize;
 
 use super::{position::Mark, token};
 
-/// As it is sent, projected. User content is kept raw, so that it can't make a change unreadable: an
-/// unreadable change could not even be skipped, because its token is in it.
+/// A change as the server sends it, projected. User content is kept raw, so that it can't make the change
+/// unreadable: an unreadable change could not even be skipped, because its token would be unreadable too.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawChange {
     #[serde(rename = "_id")]
     token: ResumeToken,
-    /// Only for changes that fill no outbox.
+    /// Present only for changes that fill no outbox.
     operation_type: Option<String>,
     ns: Option<RawDocumentBuf>,
     key: Option<RawDocumentBuf>,
     at: Option<DateTime>,
-    /// When this process read it.
+    /// The time when this process read the change.
     #[serde(skip, default = "Instant::now")]
     read: Instant,
 }
@@ -32,21 +32,21 @@ pub(crate) struct RawChange {
 /// What a change is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
-    /// A document, whose key is not read yet.
+    /// A document, whose key has not been parsed yet.
     Document,
-    /// The stream ends here and continues after it.
+    /// The stream ends here, and a new cursor continues after it.
     Invalidate,
-    /// A collection was renamed to a watched name, with all its documents.
+    /// A collection was renamed, together with all its documents, to a watched name.
     Rename,
 }
 
-/// What the reader hands to the follower, in order.
+/// What the reader passes to the follower, in order.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// A document was changed. Not parsed yet: the server waits for the reader, which should not spend time
-    /// on parsing.
+    /// A document was changed. The change is not parsed yet: parsing is left to the follower, because the
+    /// server waits while the reader works.
     Changed(Box<RawChange>),
-    /// There is no relevant change before this.
+    /// All changes before this mark are irrelevant or were passed on.
     UpTo(Mark),
 }
 
@@ -54,9 +54,9 @@ pub(crate) enum Item {
 #[derive(Debug, Clone)]
 pub(crate) struct Filled {
     pub(crate) document: DocumentRef,
-    /// When, by the server's clock.
+    /// The time of the change, by the server's clock.
     pub(crate) at: DateTime,
-    /// Since when this process holds it.
+    /// The time since which this process has held the change.
     pub(crate) read: Instant,
     /// The position after this change.
     pub(crate) mark: Mark,
@@ -71,7 +71,7 @@ impl RawChange {
         }
     }
 
-    /// The document whose outbox was filled; `None` if the change names no document that a command can name.
+    /// The document whose outbox was filled; `None` if no command can name the changed document.
     pub(crate) fn filled(&self) -> Option<Filled> {
         let document = self.document()?;
         let mark = self.mark();
@@ -79,7 +79,7 @@ impl RawChange {
         Some(Filled { document, at, read: self.read, mark })
     }
 
-    /// The position behind it.
+    /// The position after this change.
     pub(crate) fn mark(&self) -> Mark {
         let cluster_time = token::cluster_time(&self.token);
         Mark { token: Some(self.token.clone()), cluster_time }

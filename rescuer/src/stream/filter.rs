@@ -1,7 +1,9 @@
-//! The request to the server: which changes, of which collections, and which few fields of each.
+//! The request to the server: which changes of which collections to send, and which few fields of each
+//! change.
 //!
-//! The server filters, so that changes which touch no outbox cost nothing on the wire. It must not look documents up
-//! (`updateLookup`): a filter on a looked-up document breaks resuming as soon as the document changes.
+//! The server filters, so changes that touch no outbox cost no network traffic. The server must not look
+//! documents up (`updateLookup`): a filter on a looked-up document breaks resuming as soon as the document
+//! changes.
 //!
 //! | change | passes when |
 //! |---|---|
@@ -11,18 +13,19 @@
 //! | rename | it gives a collection a watched name: its messages were saved under another name |
 //! | invalidate | always: it ends the cursor, and its token is the place to continue |
 //!
-//! A `$push` onto an empty array shows as `outbox: [..]`, onto a filled one as `"outbox.1"`; a `$pull` always as
-//! `outbox: [rest]`. A pipeline that puts one entry in another's place shows as each of its fields (`"outbox.0.id"`,
-//! `"outbox.0.type"`, …). A key with a dot in it cannot be addressed by a path, hence `$objectToArray`.
+//! A `$push` onto an empty array shows as `outbox: [..]`, and onto a non-empty array as `"outbox.1"`; a
+//! `$pull` always shows as `outbox: [rest]`. A pipeline update that replaces one entry by another shows as
+//! each of the entry's fields (`"outbox.0.id"`, `"outbox.0.type"`, …). A key that contains a dot cannot be
+//! addressed by a path; that is why `$objectToArray` is used.
 //!
-//! Claims, failures and releases of the library change an entry too. They are left out, by the `available_at` that
-//! each of them sets: the sweep finds the entry by that date. A change that sets none comes from a person or another
-//! program: a repair that makes an entry readable, or a claim that is removed by hand. Or it is a death: later entries
-//! without a date may have waited for it, which no sweep finds soon. An `outbox` that is not an array passes, to be
-//! reported.
+//! Claims, failures and releases by the library also change entries. These changes are filtered out by the
+//! date that each of them sets (`available_at` or `dead_at`), because the sweep finds the entry by that
+//! date. A change that sets neither date was made by a person or another program, for example a repair
+//! that makes an entry readable, or a manual removal of a claim. A change to an `outbox` that is not an
+//! array passes, so that it can be reported.
 //!
-//! No stage may fail on users' data, or the stream stops at that change forever. A field's name may not be
-//! UTF-8, which a regular expression refuses with an error: therefore names are split and compared.
+//! No stage may fail on users' data, or the stream would stop at that change forever. A field's name may
+//! be invalid UTF-8, which makes a regular expression fail; therefore names are split and compared.
 
 use document_outbox::internal::relaxed_text;
 use mongodb::bson::{Bson, Document, doc};
@@ -33,11 +36,11 @@ use crate::{
     watch_plan::{Coverage, CoveredPattern, plans},
 };
 
-/// The fields of the table in ARCHITECTURE.md by which an entry is judged.
+/// The fields by which an entry is judged; see the table in ARCHITECTURE.md.
 const JUDGED: [&str; 9] =
     ["type", "headers", "via", "available_at", "claimed_by", "attempts", "claims", "delivered_to", "dead_at"];
 
-/// The scope of a change stream: the smallest that covers every pattern.
+/// The scope of a change stream: the smallest one that covers every pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     Cluster,
@@ -71,8 +74,8 @@ impl Scope {
     }
 }
 
-/// The stages after `$changeStream` for each stream of a rescuer with these settings, that of the shortest
-/// delay first.
+/// The stages after `$changeStream`, for each stream of a rescuer with these settings. The stream with the
+/// shortest delay comes first.
 #[must_use]
 pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
     plans(settings).iter().map(|plan| pipeline(&plan.coverage)).collect()
@@ -82,8 +85,8 @@ pub fn pipelines(settings: &Settings) -> Vec<Vec<Document>> {
 pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     let renamed = doc! { "$and": [{ "operationType": "rename" }, namespaces("to", coverage)] };
     let passing = match Scope::of(coverage) {
-        // A cluster's stream is never invalidated, and the server can apply a plain filter directly to the
-        // oplog.
+        // A stream over the whole cluster is never invalidated, and the server can apply a plain filter
+        // directly to the oplog.
         Scope::Cluster => doc! { "$or": [filled(coverage), renamed] },
         Scope::Database(_) | Scope::Collection(..) => {
             doc! { "$or": [filled(coverage), renamed, { "operationType": "invalidate" }] }
@@ -92,7 +95,7 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
 
     vec![
         doc! { "$match": passing },
-        // `_id` is the token, which contains the cluster time, and has to stay.
+        // `_id` is the resume token, which contains the cluster time; it must not be removed.
         doc! { "$project": {
             "_id": 1,
             "operationType": { "$cond": [
@@ -105,9 +108,9 @@ pub(crate) fn pipeline(coverage: &Coverage) -> Vec<Document> {
     ]
 }
 
-/// A change that fills an outbox.
+/// A filter for changes that fill an outbox.
 fn filled(coverage: &Coverage) -> Document {
-    // `$ne: []` would also skip an outbox that has an empty array among its elements.
+    // `$ne: []` would also exclude an outbox that has an empty array among its elements.
     let not_empty = doc! { "$exists": true, "$not": { "$size": 0 } };
     doc! { "$and": [
         namespaces("ns", coverage),
@@ -131,8 +134,8 @@ fn namespaces(field: &str, coverage: &Coverage) -> Document {
     doc! { "$or": arms }
 }
 
-/// The names that a pattern matches. A regular expression in a filter skips a name that is not UTF-8; in an
-/// aggregation expression it would end the stream.
+/// A filter for the names that a pattern matches. In a filter, a regular expression skips a name that is
+/// invalid UTF-8; in an aggregation expression it would end the stream.
 fn named(field: &str, pattern: &NamespacePattern, state_database: &str) -> Document {
     let mut filter = Document::new();
 
@@ -162,7 +165,7 @@ fn fills_an_outbox() -> Document {
     let not_empty = doc! { "$ne": ["$$field.v", []] };
     let is_entry = doc! { "$and": [
         { "$eq": [part(0), "outbox"] },
-        // Begins with a digit.
+        // The name begins with a digit.
         { "$gte": [part(1), "0"] },
         { "$lt": [part(1), ":"] },
         { "$or": [has_parts(2), { "$and": [has_parts(3), { "$eq": [part(2), "id"] }] }] },
@@ -178,7 +181,7 @@ fn fills_an_outbox() -> Document {
     } } }
 }
 
-/// An update that changes entries in place, at least one of them without setting a date.
+/// A condition for updates that change entries in place and set no date in at least one of them.
 fn changes_an_undated_entry() -> Document {
     let set = doc! { "$objectToArray": { "$ifNull": ["$updateDescription.updatedFields", {}] } };
     let names = doc! { "$concatArrays": [
@@ -199,7 +202,7 @@ fn changes_an_undated_entry() -> Document {
     } } }
 }
 
-/// The places of the entries that these field names point to.
+/// The array indexes of the entries that these field names refer to.
 fn places(names: &str, fields: &[&str]) -> Document {
     let paths = doc! { "$map": { "input": names, "as": "name", "in": { "$split": ["$$name", "."] } } };
     let of_entry = doc! { "$and": [
@@ -211,7 +214,7 @@ fn places(names: &str, fields: &[&str]) -> Document {
     doc! { "$map": { "input": entries, "as": "path", "in": part(1) } }
 }
 
-/// A part of a field's path.
+/// One part of a field's path.
 fn part(at: i32) -> Document {
     doc! { "$arrayElemAt": ["$$path", at] }
 }
@@ -220,7 +223,7 @@ fn has_parts(count: i32) -> Document {
     doc! { "$eq": [{ "$size": "$$path" }, count] }
 }
 
-/// Equal as long as a token of one stream can be used for the other.
+/// A hash of the pipeline; if two hashes are equal, a token of one stream can be used for the other.
 ///
 /// A token made with another pipeline may be refused, or may point past changes that this pipeline needs.
 pub(crate) fn fingerprint(coverage: &Coverage) -> String {
@@ -229,7 +232,8 @@ pub(crate) fn fingerprint(coverage: &Coverage) -> String {
     format!("{:016x}", fnv1a(text.as_bytes()))
 }
 
-/// FNV-1a, 64 bits: the same in every version of this program, as the standard library's hashes need not be.
+/// FNV-1a with 64 bits. Unlike the standard library's hashes, its result is the same in every version of
+/// this program.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325;
     for byte in bytes {

@@ -1,14 +1,16 @@
-//! Follows the change stream with the delay.
+//! Follows the change stream with a delay.
 //!
 //! # Flow
-//! The change at the head is held until it is `delay` old by the server's clock, or has been held for that
-//! long; later changes are not processed before it. So the oplog is the delay queue, memory doesn't grow with
-//! the delay, and the position is always a low-water mark. The changes that are old enough by then form a
-//! page; when everything the page needed is confirmed by the broker, the position may move behind it.
+//! The oldest unprocessed change is held until it is `delay` old by the server's clock, or has been held
+//! for that long. Later changes are not processed before it. So the oplog serves as the delay queue,
+//! memory doesn't grow with the delay, and the position is always a low-water mark. All changes that are
+//! old enough at that moment form a page. When the broker has confirmed all commands for the page, the
+//! position may advance past the page.
 //!
 //! # Crash at any point
-//! The position is before everything that was not confirmed; changes behind it are read again, and checked against
-//! their documents, which hold what is still undelivered. At worst a page's commands are sent twice.
+//! The saved position is before every change whose command was not confirmed. After a restart, the changes
+//! behind the position are read again, and their documents are checked for undelivered messages. At worst
+//! the commands for a page are sent twice.
 
 use std::{
     convert::Infallible,
@@ -37,9 +39,9 @@ use crate::{
     pauses::Pauses,
 };
 
-/// As it is reported when it fails: "could not …".
+/// The end of the sentence "could not …", for reports of a failure.
 const SAVING: &str = "save the position";
-/// Above the time that the server has for the majority.
+/// Longer than the time that the server has to reach the majority.
 const LONGEST_SAVE: Duration = Duration::from_secs(15);
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
@@ -48,7 +50,7 @@ pub(super) struct Follower {
     positions: Positions,
     checker: PageChecker,
     items: mpsc::Receiver<Item>,
-    /// Taken from the reader, but not old enough when a page was closed.
+    /// A change that was taken from the reader but was not old enough for the last page.
     next: Option<Box<Filled>>,
     age: Age,
     low_water: LowWater<Mark>,
@@ -82,7 +84,7 @@ impl Follower {
         }
     }
 
-    /// Follows until a stop, or until the reader has ended.
+    /// Follows until a stop is requested, or until the reader has ended.
     pub(super) async fn run(mut self) {
         let Err(Halt) = self.follow().await;
         self.save().await;
@@ -108,7 +110,7 @@ impl Follower {
         }
     }
 
-    /// The next item; `None` if a position has to be saved first. Halts if the reader has ended.
+    /// The next item, or `None` if a position has to be saved first. Halts if the reader has ended.
     async fn take(&mut self) -> Run<Option<Read>> {
         if let Some(filled) = self.next.take() {
             return Ok(Some(InHand::Change(filled)));
@@ -147,21 +149,22 @@ impl Follower {
                 }
             }
 
-            // Without its reader, all changes after this one stay unread; a hold can take hours. The position
-            // is before this change, so a start after the loss finds it.
+            // If the reader has ended, no later change is read, and holding could take hours. The saved
+            // position is before this change, so the next start finds it.
             if self.items.is_closed() {
                 return Err(Halt);
             }
-            // In steps, also because the server's clock may be set meanwhile.
+            // Sleeps in steps, because the server's clock may be set in the meantime.
             self.term.sleep(wait.min(LONGEST_NAP)).await?;
         }
     }
 
-    /// Processes a change that is old enough, and all later ones that have arrived and are old enough.
+    /// Processes a change that is old enough, together with all later changes that have arrived and are old
+    /// enough.
     async fn deal_with_page(&mut self, first: Box<Filled>) -> Run<()> {
         let now = self.term.now().await?;
-        // Of a change that is old enough only by the time it was held, it is only known that it is due by
-        // now.
+        // If a change is old enough only because it was held for the delay, its due time is unknown, but is not
+        // later than now.
         let due = self.age.due(&first).min(now);
         self.term.report.head_due(due, now);
 

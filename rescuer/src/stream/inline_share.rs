@@ -1,13 +1,13 @@
-//! How many of the documents that changed are still undelivered when they are as old as the delay.
+//! Measures the share of changed documents that still have undelivered messages when the delay has passed.
 
 use std::time::Duration;
 
 use crate::observe::warning::Warning;
 
-/// This many documents make a share.
+/// The number of documents from which a share is computed.
 const ENOUGH: usize = 200;
 
-/// The documents since the share was last judged.
+/// The documents counted since the share was last judged.
 #[derive(Debug, Default)]
 pub(super) struct InlineShare {
     undelivered: usize,
@@ -15,8 +15,8 @@ pub(super) struct InlineShare {
 }
 
 impl InlineShare {
-    /// Counts documents. Warns when some of them were undelivered: if nearly all were, there is no inline
-    /// dispatcher that could be too slow.
+    /// Counts documents, and warns if some of them had undelivered messages. If nearly all had, there is
+    /// probably no inline dispatcher that could be too slow, so there is no warning.
     pub(super) fn count(&mut self, undelivered: usize, of: usize, delay: Duration) -> Option<Warning> {
         self.undelivered += undelivered;
         self.of += of;

@@ -1,4 +1,4 @@
-//! How far the oplog reaches back, and how far the position is from its end.
+//! Measures how much time the oplog covers, and how far the position is from the oplog's end.
 
 use std::{
     sync::Arc,
@@ -19,14 +19,14 @@ use crate::{
     observe::{warning::Warning, window::Window},
 };
 
-/// How often the ages are brought up to date.
+/// The interval at which the ages are updated.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the ends of the oplog are read.
+/// The interval at which the first and the last entry of the oplog are read.
 const READ: Duration = Duration::from_secs(10);
-/// The first entry of a replica set's oplog that has not dropped any entry yet.
+/// The message of the first oplog entry of a replica set that has not dropped any entry yet.
 const INITIATING: &str = "initiating set";
 
-/// Decides whether there is something to warn of.
+/// Decides whether a warning is needed.
 fn judge(window: Window, delay: Duration, age: Option<Duration>) -> Option<Warning> {
     if window.whole {
         return None;
@@ -41,9 +41,9 @@ fn judge(window: Window, delay: Duration, age: Option<Duration>) -> Option<Warni
     }
 }
 
-/// Watches until a stop.
+/// Watches the oplog until a stop.
 pub(crate) async fn watch(term: Arc<Term>) {
-    // A stop ends it, and nothing else.
+    // Only a stop ends this.
     let _ = watch_on(&term).await;
 }
 
@@ -72,7 +72,7 @@ fn report(term: &Term, window: Result<Window, Error>, age: Option<Duration>) {
         }
         Err(error) => {
             term.report.window(None);
-            // Refused, and not only unreachable.
+            // The server refuses the read, rather than being unreachable.
             if error_codes::code(&error).is_some() && !classify::is_transient(&error) {
                 term.report.warn(Warning::OplogUnknown { error: classify::text(&error) });
             }
@@ -91,7 +91,7 @@ async fn read_window(mongo: &Mongo) -> Result<Window, Error> {
     })
 }
 
-/// The first entry in this direction.
+/// The first entry of the oplog in this direction.
 async fn end(mongo: &Mongo, direction: i32) -> Result<Document, Error> {
     let oplog = mongo.database("local").collection::<Document>("oplog.rs");
     let entry = oplog

@@ -1,5 +1,5 @@
-//! One page: changes that are old enough. Their documents are read together, and the undelivered ones are
-//! queued as one window.
+//! Checks a page of changes that are old enough. Their documents are read together, and documents with
+//! undelivered messages are queued as one window.
 
 use std::{
     collections::HashMap,
@@ -36,14 +36,14 @@ use crate::{
     sweep::{catalogue::Catalogue, full_sweep::FullSweep},
 };
 
-/// From this many changes on, it is worth asking for the cluster time before the read.
+/// The number of changes from which it is worth asking for the cluster time before the read.
 const FULL: usize = 100;
-/// No read keeps the stream waiting for longer.
+/// The longest time that a read may delay the stream.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(10);
-/// An empty array consists of its length and the byte that ends it.
+/// The size of an empty array: its length and the terminating byte.
 const EMPTY_ARRAY: usize = 5;
 
-/// Checks pages, one after the other.
+/// Checks pages, one after another.
 pub(super) struct PageChecker {
     term: Arc<Term>,
     sender: Arc<Sender>,
@@ -58,14 +58,14 @@ pub(super) struct PageChecker {
 /// The documents of one collection that a read found.
 struct FoundDocuments {
     wanted: Vec<Wanted>,
-    /// The keys of those whose outbox is empty.
+    /// The keys of the documents whose outbox is empty.
     empty: Vec<Vec<u8>>,
 }
 
 /// The result of a read in one collection.
 enum PageRead {
     Found(FoundDocuments),
-    /// It fails for this collection; the sweep finds the documents whose changes are skipped.
+    /// Reads of this collection fail. The changes are skipped, and the sweep finds the documents.
     SetAside,
 }
 
@@ -89,7 +89,8 @@ impl PageChecker {
         }
     }
 
-    /// Checks a page, the first change of which was `due` then, until everything that it needs is confirmed.
+    /// Checks a page until every command that it needs is confirmed. The page's first change was due at
+    /// `due`.
     pub(super) async fn check(&mut self, changes: Vec<Filled>, due: DateTime) -> Run<()> {
         self.term.report.page_moved();
         let count = changes.len();
@@ -97,7 +98,7 @@ impl PageChecker {
         let documents = last.len();
         let collections = self.by_collection(last);
 
-        // Asked before the read: all writes up to then are seen.
+        // Asked before the read, so that the read sees all writes up to this time.
         let mut time = None;
         if count >= FULL && !collections.is_empty() {
             let ask = || self.term.mongo.primary_time();
@@ -119,7 +120,8 @@ impl PageChecker {
             self.term.report.warn(warning);
         }
 
-        // An entry without a date is as old as its change, and that is as old as the page's first at most.
+        // An entry without a date is as old as its change, which is at most as old as the page's first
+        // change.
         for wanted in &mut wanted {
             wanted.due.get_or_insert(due);
         }
@@ -128,7 +130,7 @@ impl PageChecker {
         Ok(())
     }
 
-    /// The documents to read. A change from before its document was found empty needs no second read.
+    /// The documents to read. A document is skipped if it was found empty after the change.
     fn by_collection(&self, changed: HashMap<Vec<u8>, Filled>) -> HashMap<Namespace, Vec<DocumentRef>> {
         let mut collections: HashMap<Namespace, Vec<DocumentRef>> = HashMap::new();
         for (key, change) in changed {
@@ -148,8 +150,8 @@ impl PageChecker {
         }
     }
 
-    /// Reads documents of one collection until that succeeds, or until it is clear that this collection
-    /// fails.
+    /// Reads documents of one collection until the read succeeds, or until it is clear that reads of this
+    /// collection fail.
     async fn read_documents(
         &mut self,
         namespace: &Namespace,
@@ -177,7 +179,7 @@ impl PageChecker {
 
             let fault = classify::of(&error);
             self.term.report.trouble(&part, &classify::explain(&error, fault));
-            // An election is over by then; a missing privilege doesn't end by itself.
+            // By then an election would be over, but a missing privilege would not end by itself.
             let lasts = matches!(fault, Fault::Fatal(_))
                 || self.aside.contains(namespace)
                 || begun.elapsed() >= PATIENCE;
@@ -189,7 +191,7 @@ impl PageChecker {
         }
     }
 
-    /// Whether MongoDB answers at all: if so, the collection fails.
+    /// Whether MongoDB answers at all. If so, the failure is limited to the collection.
     async fn mongodb_answers(&self) -> Run<bool> {
         let asked = timeout(LONGEST_LOOK_UP, self.term.mongo.primary_time());
         let answer = self.term.unless_stopped(asked).await?;
@@ -203,7 +205,7 @@ impl PageChecker {
         moment: Moment,
         time: Option<Timestamp>,
     ) -> Result<FoundDocuments, Error> {
-        // On the primary, which has everything that a change stream has shown.
+        // Reads from the primary, which has every write that a change stream has shown.
         let database = self.term.mongo.database(&namespace.db);
         let command = find_command(namespace, documents, read_concern(time), LONGEST_LOOK_UP);
         let mut cursor = database.run_raw_cursor_command(command).selection_criteria(primary()).await?;
@@ -223,13 +225,14 @@ impl PageChecker {
     }
 }
 
-/// The last change of each document, by its key.
+/// The last change of each document, by the document's key.
 fn last_changes(changes: Vec<Filled>) -> HashMap<Vec<u8>, Filled> {
     changes.into_iter().map(|change| (change.document.map_key(), change)).collect()
 }
 
-/// With a `time`, all writes up to then are seen, including those that were still committing at the request:
-/// without it a document could be found empty "by" a time before which a message was pushed to it.
+/// With a `time`, the read sees all writes up to that time, including writes that were still being
+/// committed when the read was requested. Without it, a document could be recorded as empty at a time
+/// before which a message was pushed to it.
 fn read_concern(time: Option<Timestamp>) -> RawDocumentBuf {
     if let Some(time) = time {
         rawdoc! { "level": "local", "afterClusterTime": time }
@@ -243,8 +246,8 @@ fn is_empty(document: &RawDocument) -> bool {
     document.get_array("outbox").is_ok_and(|outbox| outbox.as_bytes().len() == EMPTY_ARRAY)
 }
 
-/// Gives each document the key that its change named: on a sharded collection it holds more than the `_id`, and several
-/// documents can have one `_id`.
+/// Gives each document the key that its change named: in a sharded collection the key contains more than
+/// the `_id`, and several documents can have the same `_id`.
 fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
     if wanted.is_empty() {
         return wanted;
@@ -264,7 +267,8 @@ fn with_keys(wanted: Vec<Wanted>, documents: &[DocumentRef]) -> Vec<Wanted> {
                     named.push(Wanted { document: (*document).clone(), ..wanted.clone() });
                 }
             }
-            // Deleted and inserted again with an equal `_id` of another number type.
+            // The document was deleted and inserted again with an `_id` that is equal but has another
+            // number type.
             None => named.push(wanted),
         }
     }

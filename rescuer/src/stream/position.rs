@@ -1,24 +1,25 @@
 //! The position of the stream: a low-water mark in the state database.
 //!
-//! Everything before a saved position was checked and, where needed, queued and confirmed. Positions are written with
-//! majority, and only over one of the same or a lower epoch, so that an owner that was replaced cannot write over its
-//! successor's.
+//! Every change before a saved position was checked and, where needed, queued and confirmed. Positions are
+//! written with majority concern, and only over a position with the same or a lower epoch, so that an
+//! owner that was replaced cannot overwrite its successor's position.
 //!
 //! ```text
 //! document_outbox.positions
 //! { _id: "default",          // the stream
-//!   token: { _data: ".." },  // absent: nothing was read yet, start at cluster_time
+//!   token: { _data: ".." },  // absent: nothing was read yet, the stream starts at cluster_time
 //!   cluster_time: Timestamp, // at or before the token
-//!   pipeline: "9f..",        // what the token was made with
-//!   lineage: UUID,           // of this very collection, as the server made it
+//!   pipeline: "9f..",        // a hash of the watched collections and the filter
+//!   lineage: UUID,           // the UUID of this collection
 //!   owner: "host/..", epoch: 1, updated_at: Date }
 //! ```
 //!
 //! # A position of another cluster
-//! A token is meaningless to another cluster, which may accept it anyway and read from an arbitrary point. It
-//! is recognised by the UUID that the server gave the collection of positions: one that was dumped and
-//! restored, or copied, has another. A copy of a whole server's files keeps it, but its oplog too; if that
-//! was made again, the server says 286, or the position is ahead of the server's time.
+//! A token has no meaning in another cluster, which may nevertheless accept it and read from an arbitrary
+//! point. A foreign position is recognised by the UUID that the server assigned to the collection of
+//! positions: a collection that was dumped and restored, or copied, has another UUID. A copy of a whole
+//! server's files has the same UUID, but also the same oplog. If the oplog of the copy was recreated, the
+//! server returns error 286, or the position is ahead of the server's time.
 
 use document_outbox::internal::error_codes::{self, Verdict};
 use mongodb::{
@@ -36,18 +37,19 @@ use crate::{
     watch_plan::Plan,
 };
 
-/// How far a position may be ahead of the server's time, in seconds. The members of a cluster differ by less.
+/// The maximum number of seconds that a position may be ahead of the server's time. The members of a
+/// cluster differ by less.
 const AHEAD: u32 = 60;
 
 const UNAUTHORISED: i32 = 13;
 const NAMESPACE_EXISTS: i32 = 48;
 
-/// How far the stream was processed.
+/// A place in the stream up to which every change was processed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mark {
-    /// Continue after this.
+    /// The token after which to continue.
     pub token: Option<ResumeToken>,
-    /// At or before the token.
+    /// A time at or before the token.
     pub cluster_time: Option<Timestamp>,
 }
 
@@ -60,19 +62,19 @@ impl Mark {
 /// Where to start, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Start {
-    /// There is no position.
+    /// There is no saved position.
     Fresh,
-    /// After the token, or at the time if there is no token yet.
+    /// Start after the token, or at the time if there is no token yet.
     Resume(Mark),
-    /// At a time that an operator set.
+    /// Start at the time that an operator set.
     Asked(Timestamp),
-    /// At the time of a position that was made with another pipeline.
+    /// Start at the time of a position that was saved with another pipeline.
     PipelineChanged(Timestamp),
-    /// The position cannot be used; why.
+    /// The position cannot be used, for this reason.
     Lost(String),
 }
 
-/// A stored position, read without trusting it.
+/// A stored position whose fields have not been validated.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FoundPosition {
     /// Continue after this.
@@ -85,12 +87,12 @@ pub struct FoundPosition {
     pub lineage: Option<Bson>,
 }
 
-/// The present to which a position is compared.
+/// The present state to which a position is compared.
 #[derive(Debug, Clone)]
 pub struct Here {
-    /// What is watched and how.
+    /// The hash of the watched collections and the filter.
     pub pipeline: String,
-    /// The UUID of the collection of positions, if the server says.
+    /// The UUID of the collection of positions, if the server reports it.
     pub lineage: Option<Binary>,
     /// The server's time.
     pub time: Timestamp,
@@ -103,7 +105,7 @@ pub fn start(found: Option<FoundPosition>, here: &Here) -> Start {
     };
     let cluster_time = cluster_time.as_ref().and_then(Bson::as_timestamp);
 
-    // A position from before lineages existed, or whose lineage the user may not read, counts as one of this
+    // A position without a lineage, or whose lineage the user may not read, counts as one from this
     // cluster.
     if let (Some(theirs), Some(ours)) = (lineage, here.lineage.clone())
         && theirs != Bson::Binary(ours)
@@ -132,7 +134,7 @@ pub fn start(found: Option<FoundPosition>, here: &Here) -> Start {
     }
 }
 
-/// The stored position of one stream.
+/// The stored position of a stream.
 #[derive(Clone)]
 pub(crate) struct Positions {
     database: Database,
@@ -169,32 +171,32 @@ impl Positions {
         Ok(start(found, &here))
     }
 
-    /// The identity of the positions' cluster.
+    /// The identity of the cluster that the positions belong to.
     pub(crate) fn lineage(&self) -> &Lineage {
         &self.lineage
     }
 
-    /// Writes a position unless there is one of a higher epoch, as a new owner does.
+    /// Writes the position of a new owner, unless there is a position with a higher epoch.
     pub(crate) async fn take(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
         let stored = self.collection.clone_with_type::<StoredPosition<'_>>();
         let mut lineage = self.ask_lineage().await?;
         loop {
             if lineage.is_none() {
-                // It has none before it exists.
+                // The collection has no UUID before it exists.
                 self.create().await?;
                 lineage = self.ask_lineage().await?;
             }
             let written = self.stored(mark, lineage.as_ref(), epoch, now);
             match stored.replace_one(self.not_above(epoch), written).upsert(true).await {
                 Ok(_) => {}
-                // A position of a higher epoch exists, so the filter misses it and the upsert conflicts with
-                // it.
+                // If a position with a higher epoch exists, the filter doesn't match it, and the upsert
+                // conflicts with it.
                 Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => return Ok(Saved::Fenced),
                 Err(error) => return Err(error),
             }
 
-            // If it was dropped in between, the write has created another collection, and the position would
-            // name the old one.
+            // If the collection was dropped in the meantime, the write has created another one, and the
+            // position would have the UUID of the old one.
             let made = self.ask_lineage().await?;
             if made == lineage {
                 return Ok(Saved::Done);
@@ -203,7 +205,7 @@ impl Positions {
         }
     }
 
-    /// Creates the collection of positions unless it exists.
+    /// Creates the collection of positions if it doesn't exist.
     async fn create(&self) -> Result<(), Error> {
         match self.database.create_collection(self.collection.name()).await {
             Err(error) if error_codes::code(&error) == Some(NAMESPACE_EXISTS) => Ok(()),
@@ -211,7 +213,7 @@ impl Positions {
         }
     }
 
-    /// Moves the position on.
+    /// Advances the position.
     pub(crate) async fn save(&self, mark: &Mark, epoch: i64, now: DateTime) -> Result<Saved, Error> {
         let stored = self.collection.clone_with_type::<StoredPosition<'_>>();
         let lineage = self.lineage.known();
@@ -228,7 +230,8 @@ impl Positions {
         doc! { "_id": &self.stream, "epoch": { "$not": { "$gt": epoch } } }
     }
 
-    /// Reads the UUID of the collection; `None` if it doesn't exist or the user may not read it.
+    /// Reads the UUID of the collection; `None` if the collection doesn't exist or the user may not read
+    /// its UUID.
     async fn ask_lineage(&self) -> Result<Option<Binary>, Error> {
         let listed = self.database.list_collections().filter(doc! { "name": self.collection.name() }).await;
         let asked = match listed {
@@ -281,7 +284,7 @@ struct StoredPosition<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Saved {
     Done,
-    /// The position is gone or has a higher epoch.
+    /// The position is gone, or it has a higher epoch.
     Fenced,
 }
 

@@ -1,4 +1,4 @@
-//! Reads the change stream: opens it, keeps it open, and passes its changes on in order.
+//! Opens the change stream, keeps it open, and passes its changes on in order.
 //!
 //! ```text
 //!      ┌─────────── pause ◀── transient error ────┐
@@ -8,9 +8,9 @@
 //!      └────────────┴── position lost | stopped ──▶ the end
 //! ```
 //!
-//! It runs in a separate task: a driver's cursor must not be used again after a poll of it was dropped, so a
-//! poll is raced only against the end, after which the cursor is not used. It reads at most one page ahead of
-//! the other side, then waits.
+//! The reader runs in a separate task. A driver's cursor must not be used again after one of its polls was
+//! dropped; so a poll is raced only against the end of the term, after which the cursor is not used. The
+//! reader reads at most one page ahead of the follower, then waits.
 
 use std::{
     sync::Arc,
@@ -45,17 +45,17 @@ use crate::{
     sweep::full_sweep::FullSweep,
 };
 
-/// How long the server waits for a change before it answers with an empty page.
+/// The time that the server waits for a change before it answers with an empty page.
 const MAX_AWAIT: Duration = Duration::from_millis(500);
 
-/// After this many refusals in a row, and no sooner than
+/// After this many consecutive refusals, and no sooner than after
 /// [`Settings::refused_for`](crate::Settings::refused_for), the position itself counts as refused.
 const REFUSALS: u32 = 3;
 
-/// For this long, the server can't have lost its own time as a position.
+/// A position that the server gave as its own time cannot be lost within this time.
 const FRESH: Duration = Duration::from_mins(10);
 
-/// As it is reported when it fails: "could not …".
+/// The end of the sentence "could not …", for reports of a failure.
 const READING: &str = "read the change stream";
 
 /// A position that is no longer usable.
@@ -63,7 +63,7 @@ const READING: &str = "read the change stream";
 pub(super) struct Loss {
     pub(super) reason: String,
     pub(super) code: Option<i32>,
-    /// Whether a cursor had delivered before.
+    /// Whether any cursor had delivered before the position was lost.
     pub(super) worked: bool,
 }
 
@@ -75,9 +75,9 @@ enum Cut {
     Ended,
 }
 
-/// What a failure means.
+/// The meaning of a failure.
 enum Failure {
-    /// It is retried; the reason in a sentence.
+    /// The stream is reopened; contains the reason as a sentence.
     Again(String),
     Lost(Loss),
 }
@@ -88,7 +88,7 @@ enum Offered {
     Held(Item),
 }
 
-/// Refusals of the server to open at the position, in a row.
+/// Consecutive refusals by the server to open the stream at the position.
 #[derive(Debug, Clone, Copy)]
 struct Refusals {
     count: u32,
@@ -101,12 +101,12 @@ pub(super) struct Reader {
     out: mpsc::Sender<Item>,
     /// The position after everything that was passed on.
     mark: Mark,
-    /// How the next successful opening is announced.
+    /// The event that is emitted when the stream is next opened successfully.
     opening: RescueEvent,
-    /// When the mark was requested, if it is the server's time at that moment.
+    /// The time when the mark was requested, if the mark is the server's time at that moment.
     fresh: Option<Instant>,
     refusals: Option<Refusals>,
-    /// Whether a cursor has answered, even with an empty page.
+    /// Whether any cursor has answered, even with an empty page.
     worked: bool,
     idle_since: Instant,
     /// The pauses between attempts to open the stream.
@@ -181,7 +181,7 @@ impl Reader {
             };
             self.pause(&cause).await;
 
-            // Until the first success, each attempt counts as the opening.
+            // Until the first success, each attempt has the event of the first opening.
             if opened {
                 self.opening = RescueEvent::Reopened { cause };
             }
@@ -191,13 +191,13 @@ impl Reader {
     async fn pause(&mut self, cause: &ReopenCause) {
         match cause {
             ReopenCause::Held => {
-                tracing::debug!("opening the change stream again after a change that was held for long");
+                tracing::debug!("reopening the change stream, which was closed while a change was held");
                 return;
             }
             ReopenCause::Error(_) => {}
             ReopenCause::Invalidated | ReopenCause::Ended => {
                 if self.reminder.is_due() {
-                    tracing::warn!(?cause, "the change stream ended; opening it again at its position");
+                    tracing::warn!(?cause, "the change stream ended; reopening it at its position");
                 }
             }
         }
@@ -214,7 +214,7 @@ impl Reader {
         self.refusals = Some(Refusals { count: known.count + 1, ..known });
     }
 
-    /// Decides the meaning of an error that ends a cursor.
+    /// Decides what an error that ended a cursor means.
     fn judge(&mut self, error: &Error) -> Failure {
         let fault = classify::of_stream(error);
         let reason = classify::explain(error, fault);
@@ -238,7 +238,7 @@ impl Reader {
         self.fresh.is_some_and(|asked| asked.elapsed() < FRESH)
     }
 
-    /// Whether the server has refused often and long enough.
+    /// Whether the server has refused often enough and for long enough.
     fn is_refused(&self) -> bool {
         let Some(Refusals { count, since }) = self.refusals else {
             return false;
@@ -279,7 +279,7 @@ impl Reader {
 
     /// Reads one cursor to its end.
     async fn read(&mut self, mut stream: ChangeStream<RawChange>) -> Run<Cut> {
-        // After a stop the cursor isn't touched any more: a poll of it may have been dropped.
+        // After a stop the cursor is not used again, because one of its polls may have been dropped.
         let cut = self.read_on(&mut stream).await?;
         if let Some(token) = self.newer(stream.resume_token()) {
             self.set_mark(token);
@@ -297,7 +297,7 @@ impl Reader {
             };
             self.fresh = None;
 
-            // The opening itself already reported an empty first batch.
+            // An empty first batch was already reported with the opening.
             if next.is_some() || asked {
                 self.delivered();
             }
@@ -326,34 +326,34 @@ impl Reader {
             ChangeKind::Document => Item::Changed(Box::new(change)),
             ChangeKind::Invalidate => Item::UpTo(change.mark()),
             ChangeKind::Rename => {
-                tracing::info!("a collection was renamed to one that is watched; sweeping");
+                tracing::info!("a collection was renamed to a watched name; requesting a full sweep");
                 self.full_sweep.request_twice();
                 Item::UpTo(change.mark())
             }
         }
     }
 
-    /// A cursor works.
+    /// Records that a cursor works.
     fn delivered(&mut self) {
         self.pauses = Pauses::new();
         self.worked = true;
         self.term.report.healed(READING);
     }
 
-    /// The token, unless the position is already after it.
+    /// The token, unless the position is already at or after it.
     fn newer(&self, token: Option<ResumeToken>) -> Option<ResumeToken> {
         token.filter(|token| Some(token) != self.mark.token.as_ref())
     }
 
-    /// From now on the position is after this token.
+    /// Advances the position to this token.
     fn set_mark(&mut self, token: ResumeToken) {
-        // An unreadable token keeps the earlier time, which is still a low-water mark.
+        // If the token is unreadable, the earlier time is kept, which is still a low-water mark.
         let cluster_time = token::cluster_time(&token).or(self.mark.cluster_time);
         self.mark = Mark { token: Some(token), cluster_time };
     }
 
-    /// The token of a stream without changes still advances. If it were not saved, resuming would read again
-    /// all changes that others have written since.
+    /// Saves the token of a stream without changes, which still advances. If it were not saved, resuming
+    /// would read all changes that others have written since.
     fn idle(&mut self, token: Option<ResumeToken>) {
         let Some(token) = self.newer(token) else {
             return;
@@ -364,12 +364,12 @@ impl Reader {
         let all_taken = self.out.capacity() == self.out.max_capacity();
         if all_taken && self.idle_since.elapsed() >= self.term.settings.idle_save_interval {
             self.idle_since = Instant::now();
-            // If it isn't taken any more, the next poll finds out.
+            // If the follower no longer takes items, the next poll notices.
             let _ = self.out.try_send(Item::UpTo(self.mark.clone()));
         }
     }
 
-    /// Passes it on, unless that takes longer than the cursor may stay unread.
+    /// Passes an item on, unless that takes longer than the cursor may stay unread.
     async fn offer(&self, item: Item) -> Run<Offered> {
         let item = match self.out.try_send(item) {
             Ok(()) => return Ok(Offered::Taken),
@@ -394,7 +394,7 @@ impl Reader {
         offered
     }
 
-    /// Passes it on, however long it takes.
+    /// Passes an item on, however long that takes.
     async fn hand_on(&self, item: Item) -> Run<()> {
         self.term.report.reading(Reading::Waits);
         let sent = self.term.unless_stopped(self.out.send(item)).await;
@@ -402,7 +402,7 @@ impl Reader {
         sent?.map_err(|_| Halt)
     }
 
-    /// Halts if the term is over, or if the other side no longer takes items.
+    /// Halts if the term is over, or if the follower no longer takes items.
     fn check(&self) -> Run<()> {
         self.term.check()?;
         if self.out.is_closed() { Err(Halt) } else { Ok(()) }

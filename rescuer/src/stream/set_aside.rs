@@ -1,9 +1,9 @@
-//! Collections whose documents can't be read, while others can.
+//! Remembers collections whose documents can't be read while other collections can.
 //!
-//! A missing privilege, an unreachable shard, a long lock: reads of one collection can fail for hours. The
-//! stream doesn't wait for it, because it is one stream for many collections. Its changes are skipped, and
-//! the sweep finds their messages in a full round as soon as the collection can be read. Meanwhile the stream
-//! retries the collection at growing intervals.
+//! Because of a missing privilege, an unreachable shard or a long lock, reads of one collection can fail
+//! for hours. The stream serves many collections, so it doesn't wait for the failing one. That
+//! collection's changes are skipped, and a full round of the sweep finds its messages as soon as it can be
+//! read. Meanwhile the stream retries the collection at growing intervals.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 
 use mongodb::Namespace;
 
-/// A read is repeated for this long before its collection is set aside; elections are over by then.
+/// How long a read is repeated before its collection is set aside. An election is over by then.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_mins(1);
@@ -32,7 +32,7 @@ impl SetAside {
         self.0.contains_key(namespace)
     }
 
-    /// Whether it should not be tried yet.
+    /// Whether the collection should not be retried yet.
     pub(crate) fn waits(&self, namespace: &Namespace) -> bool {
         self.0.get(namespace).is_some_and(|again| Instant::now() < again.at)
     }
@@ -45,7 +45,7 @@ impl SetAside {
         again.at = Instant::now() + again.pause;
     }
 
-    /// It can be read again.
+    /// Removes a collection that can be read again.
     pub(crate) fn take_back(&mut self, namespace: &Namespace) {
         self.0.remove(namespace);
     }

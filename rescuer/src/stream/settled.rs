@@ -1,8 +1,9 @@
-//! Documents that were found with an empty outbox, so that a document that changed many times in a backlog is
-//! read once, and not once in every page.
+//! Remembers documents that were found with an empty outbox. If such a document changed many times within
+//! a backlog, it is read once instead of once in every page.
 //!
-//! Forgetting only costs another read, so the memory is bounded. Two documents whose hashes are equal would
-//! hide each other's changes from the stream, though not from the sweep.
+//! Forgetting a document only costs another read, so the number of remembered documents is bounded. If two
+//! documents have equal hashes, each can hide changes of the other from the stream, but not from the
+//! sweep.
 
 use std::collections::HashMap;
 
@@ -11,10 +12,10 @@ use mongodb::bson::Timestamp;
 use super::change::Filled;
 use crate::hash::hash;
 
-/// At some 40 bytes each.
+/// The maximum number of documents, at about 40 bytes each.
 const MOST_SETTLED: usize = 100_000;
 
-/// The cluster time by which each was found empty: its changes until then need no second read.
+/// The cluster time by which each document was found empty. Changes up to that time need no second read.
 #[derive(Debug, Default)]
 pub(super) struct Settled(HashMap<u64, Timestamp>);
 

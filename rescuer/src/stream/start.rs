@@ -1,4 +1,4 @@
-//! Where a stream begins, and what happens when its position is lost.
+//! Decides where a stream begins, and what happens when its position is lost.
 //!
 //! ```text
 //!  saved position   is            start reading         full sweep
@@ -11,10 +11,10 @@
 //!                                 latest: now           no
 //!                                 fail: not at all      no
 //! ```
-//! The new position is always saved before the sweep begins: later saves show in the stream, and the sweep
-//! finds earlier ones. Messages that were saved shortly before are too young for the first sweep, and without
-//! a date no other sweep would find them soon: so there is a second one, a delay later. A position
-//! that is resumed may be such a new one, whose owner ended before its second sweep.
+//! The new position is always saved before the sweep begins: the stream shows later saves, and the sweep
+//! finds earlier ones. Messages that were saved shortly before are too young for the first sweep, and if
+//! they have no date, no regular sweep would find them soon. So there is a second full sweep, one delay
+//! later.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ use crate::{
     sweep::{catalogue::Catalogue, full_sweep::FullSweep},
 };
 
-/// The change stream of one term, from where it begins.
+/// The change stream of one leadership term.
 pub(crate) struct ChangeStream {
     pub(crate) term: Arc<Term>,
     pub(crate) positions: Positions,
@@ -47,11 +47,11 @@ pub(crate) struct ChangeStream {
     pub(crate) inspector: Arc<Inspector>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) full_sweep: Arc<FullSweep>,
-    /// Where an operator wants it to begin, instead of at the position.
+    /// The start that an operator set in place of the saved position.
     pub(crate) start_at: Option<Timestamp>,
 }
 
-/// A place to read from, which is saved.
+/// A place to read from, which has been saved as the position.
 #[derive(Debug)]
 pub(crate) struct StartPoint {
     pub(crate) mark: Mark,
@@ -61,7 +61,7 @@ pub(crate) struct StartPoint {
 type MayFail<T> = Result<T, Interrupted<RescuerError>>;
 
 impl ChangeStream {
-    /// Decides where this term begins to read.
+    /// Decides where to begin reading in this term.
     pub(crate) async fn begin(&self) -> MayFail<StartPoint> {
         let start = match self.start_at {
             Some(time) => Start::Asked(time),
@@ -70,7 +70,7 @@ impl ChangeStream {
         self.take_up(start).await
     }
 
-    /// Derives the start from the position that was found, and saves it if it is new.
+    /// Derives the start from the position that was found, and saves the start if it is new.
     async fn take_up(&self, start: Start) -> MayFail<StartPoint> {
         let (mark, from) = match start {
             Start::Resume(mark) => (mark, StartedFrom::Position),
@@ -96,13 +96,14 @@ impl ChangeStream {
         Ok(StartPoint { mark, from })
     }
 
-    /// Follows, and starts over as the settings say when the position is lost. Ends by a stop or a failure.
+    /// Follows the stream. If the position is lost, starts over as the settings require. Ends with a stop
+    /// or a failure.
     pub(crate) async fn keep_following(&self, mut begun: StartPoint) -> MayFail<()> {
         let mut pauses = Pauses::new();
         loop {
             let Loss { reason, code, worked } = self.follow(begun).await?;
 
-            // Repeated losses without progress, at growing intervals.
+            // Counts losses without progress between them, which are retried at growing intervals.
             if worked {
                 pauses = Pauses::new();
             }
@@ -125,7 +126,7 @@ impl ChangeStream {
             self.catalogue.clone(),
             self.full_sweep.clone(),
         );
-        // When it ends, the reader finds that its items are no longer taken, and ends too.
+        // When the follower ends, the reader notices that its items are no longer taken, and ends too.
         Follower::new(self.term.clone(), self.positions.clone(), checker, items).run().await;
 
         match reading.await {
@@ -137,7 +138,7 @@ impl ChangeStream {
         }
     }
 
-    /// Begins without a usable position, as the settings say.
+    /// Begins without a usable position, as the settings require.
     async fn begin_without(&self, reason: String, code: Option<i32>) -> MayFail<StartPoint> {
         let policy = self.term.settings.on_history_lost;
         tracing::warn!(reason, code, ?policy, "the stream's position is LOST");
@@ -148,7 +149,7 @@ impl ChangeStream {
             return Err(RescuerError::PositionLost { stream, reason }.into());
         }
 
-        // Saved first: later saves show in the stream, and the sweep finds earlier ones.
+        // The position is saved first: the stream shows later saves, and the sweep finds earlier ones.
         let mark = self.now().await?;
         self.save(&mark).await?;
         if policy == OnHistoryLost::Sweep {
@@ -157,7 +158,7 @@ impl ChangeStream {
         Ok(StartPoint { mark, from: StartedFrom::AfterLoss })
     }
 
-    /// The server's present.
+    /// The server's current time as a mark.
     async fn now(&self) -> Run<Mark> {
         let ask = || self.term.mongo.operation_time();
         Ok(Mark::at(self.term.insist("ask MongoDB for its operation time", ask).await?))

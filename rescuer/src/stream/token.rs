@@ -1,19 +1,19 @@
-//! The time inside a resume token.
+//! Reads the time inside a resume token.
 //!
-//! A token is a place in the oplog; the driver treats it as opaque. The time is needed if a position's token
-//! can't be used any more although the oplog still reaches back to it. Tokens are a *key string* in
-//! hexadecimal that begins with the cluster time, because the server compares tokens that way; if a token has
-//! another form, there is no answer, and the caller keeps an earlier time, which is an equally good low-water
-//! mark.
+//! A token is a place in the oplog, and the driver treats it as opaque. The time is needed if a position's
+//! token can no longer be used although the oplog still reaches back to it. A token is a *key string* in
+//! hexadecimal that begins with the cluster time, because the server sorts tokens that way. If a token has
+//! another form, no time is returned, and the caller keeps an earlier time, which is also a valid
+//! low-water mark.
 
 use mongodb::{bson::Timestamp, change_stream::event::ResumeToken};
 
-/// The key string's type byte for a timestamp.
+/// The type byte of a timestamp in a key string.
 const TIMESTAMP: &str = "82";
 
 /// The cluster time of a token, if it can be read.
 pub(crate) fn cluster_time(token: &ResumeToken) -> Option<Timestamp> {
-    // The token's type hides its content but serializes as it.
+    // The token's type hides its content but serializes as that content.
     let token = serde_json::to_value(token).ok()?;
     of_key_string(token.get("_data")?.as_str()?)
 }

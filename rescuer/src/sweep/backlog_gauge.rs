@@ -1,10 +1,11 @@
-//! Counts pending and dead messages in the background, with a share of the sweep's budget of queries.
+//! Counts pending and dead messages in the background, within a share of the sweep's budget of queries.
 //!
-//! It uses only the indexes: a collection without one is not counted, and its series are not a number. It
-//! lists the collections itself and needs no broker, because the figures are needed during an outage.
+//! Counting uses only the indexes: a collection without an index is not counted, and its series are NaN.
+//! The gauge lists the collections itself and needs no broker, because the figures are needed during an
+//! outage of the broker.
 //!
-//! Counting reads every filled outbox of a collection. So after a slow count, the next one waits ten times as
-//! long.
+//! Counting reads every non-empty outbox of a collection. So the pause after a count is ten times as long
+//! as the count took.
 
 use std::{
     collections::HashMap,
@@ -35,13 +36,13 @@ use crate::{
     observe::metrics::{Contents, Metrics, STATES, Totals},
 };
 
-/// Counting ends here.
+/// The largest number that is counted.
 const MOST: i64 = 100_000;
-/// No query takes longer.
+/// The time limit of a query.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How many of the documents that have been due for longest are read for the oldest message.
+/// To find the oldest message, this many documents are read, those that have been due for longest.
 const ELDERS: i64 = 100;
-/// Counting takes at most this part of the time.
+/// The part of the time that counting may take is at most one in this number.
 const SHARE: u32 = 10;
 
 /// Counts the backlog of one term's collections.
@@ -51,7 +52,7 @@ pub(crate) struct BacklogGauge {
     budget: Arc<Budget>,
     /// Cancelled when the sweep's first round has ended.
     swept: CancellationToken,
-    /// When each collection is counted again.
+    /// The time of each collection's next count.
     again: HashMap<Namespace, Instant>,
 }
 
@@ -65,15 +66,15 @@ impl BacklogGauge {
         Self { term, catalogue, budget, swept, again: HashMap::new() }
     }
 
-    /// Counts repeatedly until a stop.
+    /// Counts repeatedly until a stop is requested.
     pub(crate) async fn run(mut self) {
         if !self.term.settings.count_totals {
             return;
         }
-        // A stop ends it, and nothing else.
+        // Only a stop ends this.
         let _ = self.count_on().await;
 
-        // The next owner reports them.
+        // The next owner reports these figures.
         for namespace in self.again.keys() {
             Metrics::totals(namespace, Totals::default());
         }
@@ -81,8 +82,8 @@ impl BacklogGauge {
 
     async fn count_on(&mut self) -> Run<()> {
         let interval = self.term.settings.totals_interval;
-        // The sweep reads due entries first, unless that takes long, or can't begin because there is no
-        // broker.
+        // The sweep reads due entries before anything is counted, unless the sweep takes long, or can't
+        // begin because there is no broker.
         tokio::select! {
             () = self.swept.cancelled() => {}
             slept = self.term.sleep(interval) => slept?,
@@ -91,7 +92,7 @@ impl BacklogGauge {
         let (term, budget) = (self.term.clone(), self.budget.clone());
         loop {
             let mut turns = Turns::counting(&term, &budget);
-            // A stop needn't wait for what the server is still counting.
+            // A stop needn't wait for a count that the server is still working on.
             match term.unless_stopped(self.round(&mut turns)).await? {
                 Ok(()) => {}
                 Err(Interrupted::Halted) => return Err(Halt),
@@ -123,7 +124,7 @@ impl BacklogGauge {
         Ok(())
     }
 
-    /// Counts in one collection. A collection in which that fails is reported as not counted.
+    /// Counts in one collection. If that fails, the collection is reported as not counted.
     async fn count(&mut self, namespace: Namespace, turns: &mut Turns<'_>) -> Run<()> {
         let learned = self.catalogue.learn(&namespace, turns).await;
         let begun = Instant::now();
@@ -139,7 +140,7 @@ impl BacklogGauge {
             Err(Interrupted::Failed(error)) => {
                 let (namespace, error) = (namespace.to_string(), classify::text(&error));
                 tracing::debug!(namespace, error, "could not count pending messages");
-                // No figures are better than old ones.
+                // Missing figures are better than outdated ones.
                 Totals::default()
             }
         };
@@ -159,7 +160,7 @@ impl BacklogGauge {
                 let (pending, contents) = self.contents(namespace, hint(), now, turns).await?;
                 totals.pending = Some(pending);
                 totals.contents = Some(contents);
-                // Of all of them if counting reached the end.
+                // The age is that of the oldest message overall if counting reached the end.
                 let [.., dead] = contents.messages;
                 let is_all = pending < MOST.unsigned_abs();
                 totals.dead = is_all.then_some(dead);
@@ -175,7 +176,7 @@ impl BacklogGauge {
         Ok(totals)
     }
 
-    /// The contents of the filled outboxes, and how many there are.
+    /// What the non-empty outboxes contain, and the number of such outboxes.
     async fn contents(
         &self,
         namespace: &Namespace,
@@ -284,7 +285,7 @@ fn by_state(now: DateTime) -> Vec<Document> {
     ]
 }
 
-/// The state of an element, as in ARCHITECTURE.md; `None` if it can't be an entry.
+/// The state of an element, as defined in ARCHITECTURE.md; `None` if the element is malformed.
 fn state(now: DateTime) -> Document {
     let due_at = doc! { "$ifNull": ["$$e.available_at", DateTime::MIN] };
     let made = doc! { "$ifNull": ["$$e.created_at", DateTime::MIN] };
@@ -297,7 +298,7 @@ fn state(now: DateTime) -> Document {
             branch(doc! { "$lte": [due_at.clone(), now] }, "due"),
             branch(doc! { "$eq": [{ "$type": "$$e.claimed_by" }, "string"] }, "claimed"),
             branch(attempts, "retrying"),
-            // Was due when sent, by a clock that is ahead.
+            // The message was due when it was sent, by a clock that is ahead.
             branch(doc! { "$lte": [due_at, made] }, "due"),
         ],
         "default": "scheduled",
@@ -312,7 +313,7 @@ fn branch(case: Document, then: &str) -> Document {
     doc! { "case": case, "then": then }
 }
 
-/// Since when a message waits: since it was sent or, if scheduled, since its due time.
+/// The time since which a message has waited: its creation or, if it was scheduled, its due time.
 fn since(now: DateTime) -> Document {
     let is_past = doc! { "$lte": ["$$e.available_at", now] };
     let due_at = doc! { "$cond": [is_past, "$$e.available_at", Bson::Null] };
@@ -322,19 +323,19 @@ fn since(now: DateTime) -> Document {
         { "$gt": ["$$e.claims", 0] },
     ] };
     let dates = doc! { "made": "$$e.created_at", "due": due_at };
-    // Both ignore missing and null values.
+    // Both operators ignore missing and null values.
     let waits =
         doc! { "$cond": [was_tried, { "$min": ["$$made", "$$due"] }, { "$max": ["$$made", "$$due"] }] };
     doc! { "$let": { "vars": dates, "in": waits } }
 }
 
-/// A count of a reply; 0 if there is none.
+/// A number in a reply; 0 if the reply doesn't contain it.
 fn number(counted: &Document, name: &str) -> u64 {
     let number = counted.get_i64(name).or_else(|_| counted.get_i32(name).map(i64::from));
     number.ok().and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
 }
 
-/// How old a due entry is: since it was sent or, if scheduled, since its due time.
+/// The age of a due entry: the time since its creation or, if it was scheduled, since its due time.
 fn age(entry: &Document, now: DateTime) -> Option<Duration> {
     let due = *entry.get_datetime("available_at").ok()?;
     if due > now {

@@ -1,4 +1,5 @@
-//! At most this many queries a second, evenly, without bursts, for all users of the budget.
+//! Limits the number of queries per second, for all users of the budget together. Queries are spaced
+//! evenly, without bursts.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -6,7 +7,7 @@ use outbox_service::TokenBucket;
 
 use crate::{halt::Run, leadership::term::Term};
 
-/// Counting for the metrics uses at most every fifth query.
+/// Counting for the metrics may use one query in this number.
 const COUNTING: u32 = 5;
 
 #[derive(Debug)]
@@ -15,7 +16,7 @@ pub(crate) struct Budget {
     counting: TokenBucket,
 }
 
-/// Queries for one purpose, each of which waits for its turn.
+/// Queries for one purpose. Each query waits for its turn.
 pub(crate) struct Turns<'a> {
     term: &'a Term,
     budget: &'a Budget,
@@ -26,7 +27,7 @@ pub(crate) struct Turns<'a> {
 #[derive(Debug, Clone, Copy)]
 enum Purpose {
     Sweeping,
-    /// For the metrics alone.
+    /// Counting for the metrics.
     Counting,
 }
 
@@ -39,12 +40,12 @@ impl<'a> Turns<'a> {
         Self { term, budget, purpose: Purpose::Counting, taken: 0 }
     }
 
-    /// How many were used so far.
+    /// The number of turns used so far.
     pub(crate) fn taken(&self) -> usize {
         self.taken
     }
 
-    /// Waits for the next query's turn.
+    /// Waits until the next query may be sent.
     pub(crate) async fn wait(&mut self) -> Run<()> {
         self.taken += 1;
         match self.purpose {
@@ -67,12 +68,12 @@ impl Budget {
         }
     }
 
-    /// Waits for the next query's turn.
+    /// Waits until the next query may be sent.
     pub(crate) async fn turn(&self) {
         self.all.take().await;
     }
 
-    /// Waits for the turn of the next query that only counts. The sweep must not wait for those.
+    /// Waits until the next query that only counts may be sent. The sweep does not wait for such queries.
     pub(crate) async fn counting_turn(&self) {
         self.counting.take().await;
         self.all.take().await;

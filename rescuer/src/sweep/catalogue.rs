@@ -1,4 +1,4 @@
-//! Reads facts about the watched collections, and announces their problems.
+//! Reads facts about the watched collections, and reports their problems.
 
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ use crate::{
 
 const UNAUTHORISED: i32 = 13;
 
-/// The known facts about the collections, for one term. Stream, sweep and gauge all find outboxes.
+/// The known facts about the collections, for one leadership term. Stream, sweep and gauge all record
+/// outboxes that they find.
 pub(crate) struct Catalogue {
     term: Arc<Term>,
     facts: Mutex<Facts>,
@@ -44,7 +45,7 @@ impl Catalogue {
         self.facts().holds(namespace)
     }
 
-    /// The index to use, as far as is known.
+    /// The index to use for a collection, as far as is known.
     pub(crate) fn index(&self, namespace: &Namespace) -> Option<Index> {
         self.facts().index(namespace)
     }
@@ -53,8 +54,8 @@ impl Catalogue {
         self.facts().has_dead_index(namespace)
     }
 
-    /// Lists the collection's indexes unless they are known, waiting for its turn before each query. Announces a missing
-    /// index once, and warns of a collection whose documents the server deletes.
+    /// Lists the collection's indexes unless they are known, waiting for its turn before each query.
+    /// Reports a missing index once, and warns about a collection whose documents the server deletes.
     pub(crate) async fn learn(
         &self,
         namespace: &Namespace,
@@ -76,9 +77,9 @@ impl Catalogue {
         Ok(())
     }
 
-    /// A document with the field `outbox` was seen in a collection.
+    /// Records that a document with the field `outbox` was seen in a collection.
     pub(crate) fn found_outbox(&self, namespace: &Namespace) {
-        // Called for every document that is read, so this is nearly always the case.
+        // This is called for every document that is read, so usually the fact is already known.
         if self.holds(namespace) == Holds::Outboxes {
             return;
         }
@@ -86,34 +87,34 @@ impl Catalogue {
         self.review(namespace);
     }
 
-    /// A collection was read to its end, and no document of it has the field `outbox`.
+    /// Records that a collection was read to its end, and that no document in it has the field `outbox`.
     pub(crate) fn found_none(&self, namespace: &Namespace) {
         self.facts().found_none(namespace);
     }
 
-    /// Dead messages were counted.
+    /// Records a count of dead messages.
     pub(crate) fn counted_dead(&self, namespace: &Namespace, dead: u64) {
         self.facts().counted_dead(namespace, dead);
         self.review(namespace);
     }
 
-    /// A position was lost: the outboxes that the stream would have shown are unknown.
+    /// Records that a position was lost: the stream may have missed outboxes.
     pub(crate) fn doubt(&self) {
         self.facts().doubt();
     }
 
-    /// A collection couldn't be read: its indexes are listed the next time.
+    /// Records that a collection couldn't be read, so that its indexes are listed again next time.
     pub(crate) fn forget_indexes(&self, namespace: &Namespace) {
         self.facts().forget_indexes(namespace);
     }
 
-    /// The server refuses to use the index.
+    /// Records that the server refuses to use the index.
     pub(crate) fn refuse_index(&self, namespace: &Namespace) {
         self.facts().refuse_index(namespace);
         self.review(namespace);
     }
 
-    /// Forgets collections that are gone.
+    /// Forgets collections that no longer exist.
     pub(crate) fn keep_only(&self, namespaces: &[Namespace]) {
         let flaws = {
             let mut facts = self.facts();
@@ -135,8 +136,8 @@ impl Catalogue {
         if is_missed {
             tracing::warn!(
                 namespace = namespace.to_string(),
-                "the index for the sweep is missing or still being built, so the collection is read from end to end, \
-                 slowly; if it is missing, create it with {}",
+                "the index for the sweep is missing or still being built, so sweeps of the collection are \
+                 slow; if the index is missing, create it with {}",
                 how_to_make(&namespace.coll),
             );
             self.term.report.emit(RescueEvent::IndexMissing { namespace: namespace.clone() });
@@ -147,7 +148,7 @@ impl Catalogue {
     }
 }
 
-/// The options of a collection; `None` if this user may not list them.
+/// The options of a collection; `None` if the user may not list them.
 async fn options(mongo: &Mongo, namespace: &Namespace) -> Result<Option<Document>, Error> {
     let command = doc! { "listCollections": 1, "filter": { "name": &namespace.coll } };
     let mut cursor = match mongo.database(&namespace.db).run_cursor_command(command).await {

@@ -1,4 +1,4 @@
-//! Which collections there are.
+//! Lists the existing collections.
 
 use std::collections::BTreeSet;
 
@@ -11,12 +11,12 @@ use mongodb::{
 use super::budget::Turns;
 use crate::{halt::Interrupted, leadership::term::Term, mongo::Mongo, watch_plan::Coverage};
 
-/// The contents of the databases of a stream's patterns.
+/// The contents of the databases that a stream's patterns can match.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// Everything, including collections that no pattern matches.
+    /// All listed objects, including collections that no pattern matches.
     pub(crate) all: Vec<Listed>,
-    /// The databases that could not be listed, with the reason.
+    /// The databases that could not be listed, each with the error.
     pub(crate) failed: Vec<(String, Error)>,
 }
 
@@ -32,12 +32,12 @@ pub(crate) enum ListedKind {
     Collection,
     View,
     TimeSeries,
-    /// The server's own, or of an unknown kind.
+    /// One of the server's own collections, or an object of an unknown kind.
     Other,
 }
 
 impl Listing {
-    /// The plain collections that a stream is for.
+    /// The plain collections that a stream covers.
     pub(crate) fn watched(&self, coverage: &Coverage) -> Vec<Namespace> {
         let mut watched = Vec::new();
         for Listed { namespace, kind } in &self.all {
@@ -52,7 +52,8 @@ impl Listing {
 /// Lists the databases that the patterns of this stream can match, waiting for its turn before each query.
 ///
 /// # Errors
-/// Where not even the databases can be listed. One database that can't be is in the listing.
+/// If not even the databases can be listed. If a single database can't be listed, the listing records this
+/// instead.
 pub(crate) async fn list_all(term: &Term, turns: &mut Turns<'_>) -> Result<Listing, Interrupted> {
     let mut listing = Listing::default();
     for database in databases(term, turns).await? {
@@ -66,7 +67,7 @@ pub(crate) async fn list_all(term: &Term, turns: &mut Turns<'_>) -> Result<Listi
     Ok(listing)
 }
 
-/// The databases that a stream's patterns name. A query if one of them contains a `*`.
+/// The databases that a stream's patterns name. Needs a query if a database pattern contains a `*`.
 async fn databases(term: &Term, turns: &mut Turns<'_>) -> Result<BTreeSet<String>, Interrupted> {
     let coverage = &term.plan.coverage;
     let mut databases = BTreeSet::new();
@@ -90,7 +91,7 @@ async fn databases(term: &Term, turns: &mut Turns<'_>) -> Result<BTreeSet<String
     Ok(databases)
 }
 
-/// The databases in which this user has any privilege; listing these needs none.
+/// The databases in which the user has any privilege. Listing them needs no privilege.
 pub(crate) async fn all_databases(mongo: &Mongo) -> Result<Vec<String>, Error> {
     let command = doc! { "listDatabases": 1, "nameOnly": true, "authorizedDatabases": true };
     let reply = mongo.database("admin").run_command(command).await?;
@@ -101,7 +102,7 @@ pub(crate) async fn all_databases(mongo: &Mongo) -> Result<Vec<String>, Error> {
 
 /// The contents of one database; `None` if there is no such database.
 async fn list(mongo: &Mongo, database: &str) -> Result<Vec<Listed>, Error> {
-    // These two options together need no privilege beyond those on the collections themselves.
+    // These two options together need no privilege beyond the privileges on the collections themselves.
     let command = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };
     let mut cursor = mongo.database(database).run_cursor_command(command).await?;
     let mut found = Vec::new();

@@ -1,12 +1,13 @@
-//! The facts about the watched collections: whether it has outboxes at all, by which index it is swept, and
-//! whether the server deletes its documents by itself.
+//! Holds the facts about the watched collections: whether a collection has outboxes at all, which index
+//! its sweep uses, and whether the server deletes its documents by itself.
 //!
 //! # Collections without an outbox
-//! A pattern such as `shop.*` also means sessions and logs, which never held an outbox. Such a collection
-//! must cost nothing and cause no alert. So one that lacks the index is read once, slice by slice. If no
-//! document in it has the field `outbox`, it is left alone until the change stream shows one that has, or a
-//! position is lost, after which it isn't known which ones the stream would have shown. A collection that
-//! `watch` names is assumed to have outboxes.
+//! A pattern such as `shop.*` also matches sessions and logs, which never contained an outbox. Such a
+//! collection must cost nothing and cause no alert. So a collection that lacks the index is read once,
+//! slice by slice. If no document in it has the field `outbox`, the collection is ignored until the change
+//! stream shows a document that has the field. It is also read again after a position is lost, because the
+//! stream may have missed such a document. A collection that `watch` names exactly is assumed to have
+//! outboxes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,45 +19,45 @@ use mongodb::{Namespace, bson::Document};
 use super::index::{Index, Indexes};
 use crate::observe::{flaws::Flaws, warning::Expiry};
 
-/// After this long a collection without the index is checked again.
+/// The interval at which a collection without the index is checked again.
 const MISSING_AGAIN: Duration = Duration::from_mins(1);
-/// After this long a collection with the index is checked for an index that deletes documents. With many
-/// collections it takes longer, so that at most one a second is listed.
+/// The interval at which a collection with the index is checked for an index that deletes documents. With
+/// many collections the interval is longer, so that at most one collection a second is listed.
 const PRESENT_AGAIN: Duration = Duration::from_mins(5);
 const ONE: Duration = Duration::from_secs(1);
-/// The status names no more flaws than these.
+/// The maximum number of problems that the status lists.
 const MOST_SENTENCES: usize = 100;
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    /// The collections that `watch` names one by one.
+    /// The collections that `watch` names exactly.
     named: HashSet<Namespace>,
     collections: HashMap<Namespace, CollectionFacts>,
 }
 
-/// What is known of one collection.
+/// What is known about one collection.
 #[derive(Debug, Clone, Default)]
 struct CollectionFacts {
     holds: Holds,
-    /// When its indexes were listed.
+    /// The time when its indexes were listed.
     listed: Option<Instant>,
     indexes: Indexes,
     expiry: Option<Expiry>,
-    /// Its last reported flaw.
+    /// The flaw that was last reported.
     reported: Flaw,
-    /// Dead messages were found in it.
+    /// Whether dead messages were found in the collection.
     has_dead: bool,
 }
 
 /// Whether a collection has documents with an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Holds {
-    /// It was not yet read to its end.
+    /// Unknown: the collection was not yet read to its end.
     #[default]
     Unsure,
-    /// At least one was seen, or there is an index for them.
+    /// The collection has outboxes: at least one was seen, or there is an index for outboxes.
     Outboxes,
-    /// It was read to its end without one.
+    /// The collection has no outbox: it was read to its end without one.
     Nothing,
 }
 
@@ -68,13 +69,13 @@ struct Flaw {
     expiry: Option<Expiry>,
 }
 
-/// What is to be reported of a collection.
+/// What has to be reported about a collection.
 #[derive(Debug)]
 pub(super) struct Review {
-    /// It lacks the index for the sweep, and didn't before.
+    /// Whether the collection lacks the index for the sweep, and did not lack it before.
     pub(super) is_missed: bool,
     pub(super) expiry: Option<Expiry>,
-    /// The problems of all collections together, if those of this one have changed.
+    /// The problems of all collections together, if the problem of this collection has changed.
     pub(super) flaws: Option<Flaws>,
 }
 
@@ -86,13 +87,13 @@ impl Facts {
     pub(super) fn holds(&self, namespace: &Namespace) -> Holds {
         match self.collections.get(namespace) {
             Some(known) if known.holds != Holds::Unsure => known.holds,
-            // A collection that `watch` names is assumed to have outboxes.
+            // A collection that `watch` names exactly is assumed to have outboxes.
             _ if self.named.contains(namespace) => Holds::Outboxes,
             _ => Holds::Unsure,
         }
     }
 
-    /// The index to go by, as far as is known.
+    /// The index to use, as far as is known.
     pub(super) fn index(&self, namespace: &Namespace) -> Option<Index> {
         self.collections.get(namespace)?.indexes.due.clone()
     }
@@ -119,17 +120,17 @@ impl Facts {
         listed.elapsed() >= again
     }
 
-    /// A document with the field `outbox` was seen.
+    /// Records that a document with the field `outbox` was seen.
     pub(super) fn found_outbox(&mut self, namespace: &Namespace) {
         let known = self.collections.entry(namespace.clone()).or_default();
         if known.holds == Holds::Nothing {
-            // The index may have been created since.
+            // The index may have been created since the last listing.
             known.listed = None;
         }
         known.holds = Holds::Outboxes;
     }
 
-    /// The collection was read to its end, and no document of it has the field `outbox`.
+    /// Records that the collection was read to its end, and that no document in it has the field `outbox`.
     pub(super) fn found_none(&mut self, namespace: &Namespace) {
         let named = self.named.contains(namespace);
         let known = self.collections.entry(namespace.clone()).or_default();
@@ -138,7 +139,7 @@ impl Facts {
         }
     }
 
-    /// A position was lost: it isn't known which outboxes the stream would have shown.
+    /// Records that a position was lost: the stream may have missed outboxes.
     pub(super) fn doubt(&mut self) {
         for known in self.collections.values_mut() {
             if known.holds == Holds::Nothing {
@@ -147,17 +148,17 @@ impl Facts {
         }
     }
 
-    /// List its indexes the next time.
+    /// Makes the next visit list the collection's indexes again.
     pub(super) fn forget_indexes(&mut self, namespace: &Namespace) {
         if let Some(known) = self.collections.get_mut(namespace) {
-            // A missing index was announced, and is checked again later.
+            // A missing index was already reported, and is checked again later.
             if known.indexes.due.is_some() {
                 known.listed = None;
             }
         }
     }
 
-    /// The index is listed and cannot be used, as while it is being built.
+    /// Records that the index is listed but cannot be used, for example because it is still being built.
     pub(super) fn refuse_index(&mut self, namespace: &Namespace) {
         let known = self.collections.entry(namespace.clone()).or_default();
         known.indexes.due = None;
@@ -184,7 +185,7 @@ impl Facts {
         }
     }
 
-    /// The flaws of all collections together.
+    /// The problems of all collections together.
     pub(super) fn flaws(&self) -> Flaws {
         let mut flaws = Flaws::default();
         for namespace in self.collections.keys() {
@@ -211,7 +212,7 @@ impl Facts {
         flaws
     }
 
-    /// The indexes of a collection were listed.
+    /// Records the indexes of a collection.
     pub(super) fn listed(&mut self, namespace: &Namespace, indexes: Indexes) {
         let known = self.collections.entry(namespace.clone()).or_default();
         if indexes.is_of_outboxes() {
@@ -221,27 +222,27 @@ impl Facts {
         known.listed = Some(Instant::now());
     }
 
-    /// The options of a collection were listed; `None` if this user may not list them.
+    /// Records the options of a collection; `None` if the user may not list them.
     pub(super) fn options(&mut self, namespace: &Namespace, options: Option<&Document>) {
         if let Some(known) = self.collections.get_mut(namespace) {
             known.expiry = expiry(options, &known.indexes);
         }
     }
 
-    /// Dead messages were counted.
+    /// Records a count of dead messages.
     pub(super) fn counted_dead(&mut self, namespace: &Namespace, dead: u64) {
         if let Some(known) = self.collections.get_mut(namespace) {
             known.has_dead = dead > 0;
         }
     }
 
-    /// Compares the flaw of a collection with its last reported one.
+    /// Compares the problem of a collection with the one last reported.
     pub(super) fn review(&mut self, namespace: &Namespace) -> Option<Review> {
         let flaw = self.flaw(namespace);
         let known = self.collections.get_mut(namespace)?;
         let before = std::mem::replace(&mut known.reported, flaw.clone());
 
-        // This counts over all collections, so it is not done for each of thousands without news.
+        // This reads all collections, so it is skipped for a collection whose problem has not changed.
         let flaws = if before == flaw { None } else { Some(self.flaws()) };
         let is_missed = flaw.lacks_due && !before.lacks_due;
         Some(Review { is_missed, expiry: flaw.expiry, flaws })

@@ -1,4 +1,4 @@
-//! Requests for a full sweep: one that also finds entries without a date.
+//! Holds requests for full sweeps, which also find entries without a date.
 
 use std::{
     collections::HashSet,
@@ -15,14 +15,14 @@ use tokio::sync::Notify;
 
 use crate::leadership::term::Term;
 
-/// A margin for clocks that differ a little.
+/// A margin for small differences between clocks.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Shared by the stream, which requests, and the sweep, which fulfils.
+/// Shared by the stream, which makes requests, and the sweep, which fulfils them.
 pub(crate) struct FullSweep {
     term: Arc<Term>,
     wanted: AtomicBool,
-    /// Collections whose part is requested for the next round, whether or not a whole round is.
+    /// Collections that the next round must read fully, whether or not a full round is requested.
     owed: Mutex<HashSet<Namespace>>,
     wake: Notify,
 }
@@ -32,19 +32,19 @@ impl FullSweep {
         Self { term, wanted: AtomicBool::new(false), owed: Mutex::default(), wake: Notify::new() }
     }
 
-    /// Wants one now.
+    /// Requests a full sweep now.
     pub(crate) fn request(&self) {
         self.postpone();
         self.wake.notify_one();
     }
 
-    /// Requests one now, and another when documents that are too young now are old enough.
+    /// Requests a full sweep now, and another one when documents that are too young now are old enough.
     pub(crate) fn request_twice(self: &Arc<Self>) {
         self.request();
         self.request_later();
     }
 
-    /// Requests one for when today's documents are as old as the delay.
+    /// Requests a full sweep for the time when the present documents are as old as the delay.
     pub(crate) fn request_later(self: &Arc<Self>) {
         let wish = self.clone();
         tokio::spawn(async move {
@@ -54,7 +54,7 @@ impl FullSweep {
         });
     }
 
-    /// Requests one in the next round.
+    /// Requests a full sweep in the next round.
     pub(crate) fn postpone(&self) {
         self.wanted.store(true, Ordering::Release);
     }
@@ -64,12 +64,12 @@ impl FullSweep {
         self.wanted.swap(false, Ordering::AcqRel)
     }
 
-    /// The stream has skipped changes of this collection: its part of a full round has to find them.
+    /// Records that the stream has skipped changes of this collection: the next round must read it fully.
     pub(crate) fn request_collection(&self, namespace: &Namespace) {
         self.owed.lock().insert(namespace.clone());
     }
 
-    /// Takes the collections whose part was requested.
+    /// Takes the collections that must be read fully.
     pub(crate) fn take_requested(&self) -> HashSet<Namespace> {
         std::mem::take(&mut *self.owed.lock())
     }

@@ -1,4 +1,5 @@
-//! The indexes with which a sweep reads only documents that are due; and those by which the server deletes documents.
+//! Recognises the indexes with which a sweep reads only due documents, and the indexes by which the server
+//! deletes documents.
 
 use mongodb::{
     IndexModel, Namespace,
@@ -10,37 +11,38 @@ use document_outbox::internal::error_codes;
 
 use crate::mongo::Mongo;
 
-/// Bad value: in the sweep's own queries, only the hint can cause it.
+/// The error code "bad value". In the sweep's own queries, only the hint can cause it.
 const BAD_VALUE: i32 = 2;
 
 /// An index that the sweep can use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
     pub(crate) name: String,
-    /// Holds filled outboxes only. In one of all documents, every empty outbox is where entries without a date are.
+    /// Whether the index covers non-empty outboxes only. In an index of all documents, entries without a
+    /// date share the value null with every empty outbox.
     pub(crate) partial: bool,
 }
 
-/// The indexes of a collection, as far as they matter here.
+/// The indexes of a collection that matter here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Indexes {
     /// The index that the sweep uses.
     pub(crate) due: Option<Index>,
-    /// Whether there is one that finds dead messages.
+    /// Whether there is an index for dead messages.
     pub(crate) dead: bool,
     /// The name of an index that deletes documents even with messages in their outboxes.
     pub(crate) ttl: Option<String>,
 }
 
 impl Indexes {
-    /// Whether an index for outboxes exists.
+    /// Whether the collection has an index for outboxes.
     pub(crate) fn is_of_outboxes(&self) -> bool {
         self.due.is_some() || self.dead
     }
 
     fn add(&mut self, index: &IndexModel) {
         if let Some(due) = serves(index) {
-            // The partial one is the better one.
+            // The partial index is preferred.
             match &self.due {
                 Some(known) if known.partial => {}
                 _ => self.due = Some(due),
@@ -62,7 +64,8 @@ pub(crate) async fn list(mongo: &Mongo, namespace: &Namespace) -> Result<Indexes
     Ok(indexes)
 }
 
-/// With the library's name: with another name the library could not create it any more.
+/// The command that creates the index. It uses the library's name for the index: with another name, the
+/// library could no longer create its own.
 pub(crate) fn how_to_make(collection: &str) -> String {
     format!(
         "db.getCollection({collection:?}).createIndex({{\"outbox.available_at\": 1}}, {{name: \"outbox_available_at\", \
@@ -70,19 +73,19 @@ pub(crate) fn how_to_make(collection: &str) -> String {
     )
 }
 
-/// Whether the server reports that there is no such index.
+/// Whether the server reports that the index in the hint does not exist.
 pub(crate) fn is_refused_hint(error: &Error) -> bool {
     error_codes::code(error) == Some(BAD_VALUE)
 }
 
-/// The index, if it is sure to cover every entry.
+/// The index, if it certainly covers every entry.
 fn serves(index: &IndexModel) -> Option<Index> {
     let options = index.options.as_ref()?;
     let name = options.name.clone()?;
     if !is_ascending(index, "outbox.available_at") || options.hidden == Some(true) {
         return None;
     }
-    // A sparse index lacks a document's entries if none of them has a date.
+    // A sparse index omits a document if none of its entries has a date.
     if options.sparse == Some(true) {
         return None;
     }
@@ -93,7 +96,7 @@ fn serves(index: &IndexModel) -> Option<Index> {
     }
 }
 
-/// Whether dead messages can be counted by it. A sparse index covers all of them, too.
+/// Whether dead messages can be counted with this index. A sparse index covers all of them, too.
 fn holds_dead(index: &IndexModel) -> bool {
     let is_usable = match &index.options {
         Some(options) => options.partial_filter_expression.is_none() && options.hidden != Some(true),
@@ -102,8 +105,8 @@ fn holds_dead(index: &IndexModel) -> bool {
     is_usable && is_ascending(index, "outbox.dead_at")
 }
 
-/// The name of an index that deletes documents with a filled outbox. An index that only covers empty outboxes
-/// is allowed.
+/// The name of an index that deletes documents with a non-empty outbox. An index that only covers empty
+/// outboxes is allowed.
 fn expires(index: &IndexModel) -> Option<String> {
     let options = index.options.as_ref()?;
     options.expire_after?;

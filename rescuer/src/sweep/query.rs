@@ -1,13 +1,15 @@
-//! One query of the sweep over one collection, read a page at a time.
+//! One query of the sweep over a collection, read one page at a time.
 //!
-//! By the partial index on `outbox.available_at`, in its order, with one cursor from the oldest to now:
+//! The query uses the partial index on `outbox.available_at`, in the index's order, with one cursor from
+//! the oldest entry to now:
 //!
-//! - *No sort.* The index is multikey, and a sort by an array's field reads the whole range before the first page.
-//! - *No page by page with a lower bound.* Thousands of entries can share one millisecond (a transaction, a
-//!   bulk schedule); a bound after it would skip those, a bound on it would read them forever. A cursor's
-//!   place in the index is exact, costs the server the same, and survives documents that are delivered or
-//!   claimed meanwhile.
-//! - `$elemMatch`, because two different elements could satisfy conditions on the bare path.
+//! - *No sort.* The index is multikey, and a sort by an array's field would read the whole range before
+//!   the first page.
+//! - *No separate queries with a lower bound.* Thousands of entries can share one millisecond (a
+//!   transaction, a bulk schedule). A bound after that millisecond would skip entries, and a bound at it
+//!   would read them forever. A cursor's place in the index is exact, costs the server the same, and stays
+//!   valid when documents are delivered or claimed meanwhile.
+//! - *`$elemMatch`*, because conditions on the bare path could be satisfied by two different elements.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -27,25 +29,25 @@ use crate::{
     leadership::term::Term,
 };
 
-/// No query keeps the server busy for longer.
+/// The time limit of a query.
 pub(super) const LONGEST_QUERY: Duration = Duration::from_mins(5);
 
-/// A query under way.
+/// A query that is being read.
 pub(super) struct OpenQuery {
     cursor: Cursor<RawDocumentBuf>,
-    /// Found, and not yet queued because there was no room.
+    /// Documents that were found but not yet queued, because there was no room.
     pub(super) waiting: VecDeque<Wanted>,
     page: PageOf,
-    /// The cursor is at its end.
+    /// Whether the cursor has reached its end.
     pub(super) ended: bool,
 }
 
-/// Which page is read next.
+/// The page that is read next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PageOf {
-    /// The first, which came with the query.
+    /// The first page, which the reply to the query contained.
     Opening,
-    /// Another, which is a separate query for the server.
+    /// A later page, which is a separate query for the server.
     Cursor,
 }
 
@@ -54,7 +56,7 @@ enum PageOf {
 pub(super) struct QueriedPage {
     pub(super) wanted: Vec<Wanted>,
     pub(super) examined: usize,
-    /// Whether there was an entry without a date.
+    /// Whether the page had an entry without a date.
     pub(super) undated: bool,
 }
 
@@ -115,12 +117,13 @@ pub(super) fn by(index: &Index) -> FindOptions {
     FindOptions::builder().hint(Hint::Name(index.name.clone())).build()
 }
 
-/// Documents with an entry whose date has come. The first condition lets the server use the partial index.
+/// A filter for documents with an entry whose date has passed. The first condition lets the server use the
+/// partial index.
 pub(super) fn due_by(now: DateTime) -> Document {
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": { "available_at": { "$lte": now } } } }
 }
 
-/// Documents with an entry that is not dead and has no date.
+/// A filter for documents with an entry that is not dead and has no date.
 pub(super) fn undated() -> Document {
     let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }

@@ -1,14 +1,16 @@
-//! One collection's part in the sweep: read from one end to the other, one page at a time.
+//! Reads one collection for the sweep from end to end, one page at a time.
 //!
 //! # How a collection is read
-//! By its index, with [one query](super::query) over the entries that are due. Entries without a date are at
-//! the index's null, with all dead ones. They are read in a full round, and after one was queued, until it is
-//! known to be done. Without the index, and for outboxes that an index doesn't hold, the collection is
-//! [scanned](super::scan).
+//! If the collection has the index, [one query](super::query) reads the entries that are due. In the
+//! index, entries without a date have the value null, together with all dead entries. Entries without a
+//! date are read in full rounds, and also in other rounds once such an entry was queued, until all are
+//! known to be done. A collection without the index is [scanned](super::scan), and so are outboxes that
+//! the index doesn't cover.
 //!
 //! # When there is no room to remember a document
-//! The collection keeps the documents that were found and its place, and continues there as soon as pauses end. So a backlog
-//! of any size is queued from its beginning to its end, and not its beginning again and again.
+//! The reader keeps its place in the collection and the documents that it found, and continues there as
+//! soon as pauses end. So a backlog of any size is queued from beginning to end, instead of the beginning
+//! being queued over and over.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -33,21 +35,21 @@ use crate::{
     },
 };
 
-/// The progress in one collection.
+/// The progress of the sweep in one collection.
 pub(crate) struct CollectionSweep {
     pub(crate) namespace: Namespace,
     step: Step,
     read: SweptEntries,
     open: Option<OpenQuery>,
-    /// The full round whose part in this collection is done.
+    /// The full round for which this collection is finished.
     pub(crate) fulfilled: Option<u64>,
-    /// The entries without a date were read to their end.
+    /// Whether the entries without a date were read to the end.
     pub(crate) read_undated: bool,
-    /// Outboxes that the index doesn't cover were searched.
+    /// Whether the search for outboxes that the index doesn't cover is finished.
     pub(crate) read_flaws: bool,
 }
 
-/// The next thing to read.
+/// What is read next.
 enum Step {
     Begin,
     Due(Index),
@@ -56,18 +58,18 @@ enum Step {
     End,
 }
 
-/// What a round has to read of a collection.
+/// What a round has to read in a collection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadRequest {
-    /// The full round that it still needs.
+    /// The full round that this collection still needs.
     pub(crate) full: Option<u64>,
-    /// Entries without a date were queued and have to be read again.
+    /// Whether entries without a date were queued and have to be read again.
     pub(crate) undated: bool,
-    /// How many slices may be read for outboxes that the index doesn't cover.
+    /// The maximum number of slices to search for outboxes that the index doesn't cover.
     pub(crate) flaws: usize,
 }
 
-/// How far a collection is after its turn.
+/// The state of a collection after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TurnEnd {
     /// There is more to read.
@@ -76,27 +78,27 @@ pub(crate) enum TurnEnd {
     NoRoom,
     /// The collection was read to its end.
     Done,
-    /// The broker takes no commands.
+    /// The broker does not confirm commands.
     Unsent,
 }
 
-/// How far a turn is after one of its steps.
+/// The state of a turn after one of its steps.
 enum StepEnd {
-    /// It continues with another step.
+    /// The turn continues with another step.
     Next,
     Turn(TurnEnd),
 }
 
-/// What there is to read.
+/// The result of opening the next query.
 enum Opened {
     Query,
-    /// Another step is next.
+    /// The next step follows.
     NextStep,
     /// A slice in which no document has an outbox.
     EmptySlice,
 }
 
-/// How far a query is after one of its pages.
+/// The state of a query after one of its pages.
 enum PageEnd {
     More,
     Last,
@@ -104,7 +106,7 @@ enum PageEnd {
     Unsent,
 }
 
-/// How much was read and queued.
+/// The numbers of documents read and queued.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Count {
     pub(crate) examined: usize,
@@ -124,12 +126,12 @@ impl CollectionSweep {
         }
     }
 
-    /// Whether the server refuses to use the index.
+    /// Whether the error means that the server refuses to use the index.
     fn is_refused(&self, error: &Error) -> bool {
         is_refused_hint(error) && matches!(self.step, Step::Due(_))
     }
 
-    /// Notes that a page had an entry without a date.
+    /// Records that a page had an entry without a date.
     fn saw_undated(&mut self) {
         match &mut self.step {
             Step::Undated { found, .. } => *found = true,
@@ -139,7 +141,7 @@ impl CollectionSweep {
     }
 }
 
-/// Reads collections for the sweep of one term.
+/// Reads collections for the sweep of one leadership term.
 pub(crate) struct CollectionReader {
     term: Arc<Term>,
     sender: Arc<Sender>,
@@ -158,15 +160,16 @@ impl CollectionReader {
         Self { term, sender, inspector, catalogue, scans: Scans::default() }
     }
 
-    /// Forgets collections that are gone.
+    /// Forgets collections that no longer exist.
     pub(crate) fn keep_only(&mut self, namespaces: &[Namespace]) {
         self.scans.keep_only(namespaces);
     }
 
-    /// Reads one page.
+    /// Reads one page of the collection.
     ///
     /// # Errors
-    /// The collection's place is useless then; it is read from the oldest again.
+    /// After an error the place in the collection is unusable; the collection is read again from the
+    /// oldest entry.
     pub(crate) async fn turn(
         &mut self,
         sweep: &mut CollectionSweep,
@@ -191,7 +194,8 @@ impl CollectionReader {
     }
 
     fn end(&self, sweep: &CollectionSweep) {
-        // A scan reads a part in each round: only a whole lap shows which documents are done.
+        // A scan reads a part of the collection in each round: only a whole lap shows which documents are
+        // done.
         if !self.scans.is_under_way(Scan::Outboxes, &sweep.namespace) {
             self.sender.queued().end_sweep(&sweep.namespace, sweep.read, Instant::now());
         }
@@ -225,7 +229,7 @@ impl CollectionReader {
             PageEnd::Last => {
                 sweep.open = None;
                 self.finish_query(sweep, wish);
-                // The end of a collection needs no separate turn.
+                // Reaching the end of the collection takes no separate turn.
                 let is_over = matches!(sweep.step, Step::End);
                 Ok(if is_over { StepEnd::Next } else { StepEnd::Turn(TurnEnd::More) })
             }
@@ -247,7 +251,7 @@ impl CollectionReader {
             Step::Due(index) => (due_by(self.term.mongo.now().await?), by(index)),
             Step::Undated { index, .. } => (undated(), by(index)),
             Step::Slices { scan, slice, .. } => {
-                // A lap that begins now covers the entries that were queued until now.
+                // A lap that begins now covers all entries that were queued before.
                 let of = (*scan, &sweep.namespace);
                 let noted = self.sender.queued().undated(&sweep.namespace).unwrap_or_default();
                 let lap = (wish.full, noted);
@@ -269,7 +273,7 @@ impl CollectionReader {
         Ok(Opened::Query)
     }
 
-    /// The first step: by the index if there is one.
+    /// The first step, which uses the index if there is one.
     async fn begin(&self, namespace: &Namespace, turns: &mut Turns<'_>) -> Result<Step, Interrupted> {
         self.catalogue.learn(namespace, turns).await?;
         if !self.scans.is_under_way(Scan::Outboxes, namespace) {
@@ -285,7 +289,7 @@ impl CollectionReader {
         Ok(slices(Scan::Outboxes, SLICES_A_ROUND))
     }
 
-    /// A query was read to its end: decides the next step.
+    /// Decides the next step after a query was read to its end.
     fn finish_query(&mut self, sweep: &mut CollectionSweep, wish: ReadRequest) {
         let step = std::mem::replace(&mut sweep.step, Step::End);
         sweep.step = match step {
@@ -303,7 +307,7 @@ impl CollectionReader {
         };
     }
 
-    /// The entries that are due were read.
+    /// Decides the next step after the due entries were read.
     fn after_due(&self, sweep: &mut CollectionSweep, index: Index, wish: ReadRequest) -> Step {
         if wish.full.is_none() && !wish.undated {
             if wish.flaws == 0 {
@@ -313,7 +317,7 @@ impl CollectionReader {
             return slices(Scan::Flaws, wish.flaws);
         }
 
-        // In an index of all documents, the range without a date would be nearly the whole collection, all in one.
+        // In an index of all documents, the range without a date would be nearly the whole collection.
         if !index.partial {
             return slices(Scan::Outboxes, SLICES_A_ROUND);
         }
@@ -322,7 +326,7 @@ impl CollectionReader {
         Step::Undated { index, wish: wish.full, noted, found: false }
     }
 
-    /// A slice was read.
+    /// Records that a slice was read.
     fn after_slice(&mut self, sweep: &mut CollectionSweep, scan: Scan, left: usize, slice: Slice) -> Step {
         let lap = match self.scans.read(scan, &sweep.namespace, slice) {
             LapState::UnderWay if left > 1 => return slices(scan, left - 1),
@@ -341,7 +345,7 @@ impl CollectionReader {
         Step::End
     }
 
-    /// Queues the documents that wait, or those of the open query's next page.
+    /// Queues the documents that wait for room, or the documents of the open query's next page.
     async fn page(
         &self,
         sweep: &mut CollectionSweep,
@@ -363,7 +367,7 @@ impl CollectionReader {
         turns: &mut Turns<'_>,
         count: &mut Count,
     ) -> Result<PageEnd, Interrupted> {
-        // Documents of an earlier page come first: they have waited for room.
+        // Documents of an earlier page come first, because they have waited for room.
         if open.waiting.is_empty() {
             if open.ended {
                 return Ok(PageEnd::Last);
@@ -398,7 +402,8 @@ impl CollectionReader {
         }
     }
 
-    /// Takes documents for which there is room in the memory. In order, so that none is overtaken by documents behind it.
+    /// Takes the documents for which there is room. They are taken in order, so that no document overtakes
+    /// another.
     fn admit(&self, waiting: &mut VecDeque<Wanted>) -> Vec<Wanted> {
         let now = Instant::now();
         let mut wanted = Vec::new();

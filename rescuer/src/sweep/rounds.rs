@@ -1,24 +1,26 @@
 //! The sweep: the net under the change stream.
 //!
-//! Every `sweep_interval` it goes through everything that is due in every watched collection: retries, claims
-//! whose holder is gone, scheduled messages, lost commands, clears that were rolled back, and all messages
-//! that the stream missed. It runs from the first moment, concurrently with the stream, and depends only on
-//! the documents.
+//! Every `sweep_interval` the sweep goes through everything that is due in every watched collection:
+//! retries, claims whose holder is gone, scheduled messages, messages whose commands were lost, messages
+//! whose clears were rolled back, and all messages that the stream missed. The sweep runs from the start,
+//! concurrently with the stream, and depends only on the documents.
 //!
 //! # A round
-//! lists the collections, then reads [a page of each in turn](super::read). It ends when each was read to its
-//! end, or after `sweep_interval` once each has had a turn: in the next round a collection with a long
-//! backlog continues where it was, and the others begin again. So no collection's backlog delays another's
-//! messages.
+//! A round lists the collections, then reads [a page of each in turn](super::read). It ends when every
+//! collection was read to its end. It also ends once it has lasted `sweep_interval` and every collection
+//! has had a turn: in the next round, a collection with a long backlog continues where it stopped, and the
+//! others begin again. So no collection's backlog delays another's messages.
 //!
-//! A *full* round also reads entries without a date (a foreign writer may leave it out): at the start, after
-//! a lost position, again one delay later (for messages that were too young), and hourly. The stream finds
-//! them promptly; those that were queued are read again by ordinary rounds until they are done.
+//! A *full* round also reads entries without a date, which other programs may write. There is a full round
+//! at the start, after a lost position, one delay after either (for messages that were too young), and
+//! every hour. The stream finds entries without a date promptly. If such entries were queued, ordinary
+//! rounds read them again until they are done.
 //!
 //! # When a round is cut short
-//! By an error, or a broker that doesn't confirm: no document is remembered as queued that was not, and the
-//! next round begins from the oldest again. Collections are independent: those that were read to their end
-//! are done, and a full round repeats the others.
+//! A round is cut short by an error, or by a broker that doesn't confirm. No document is then remembered
+//! as queued that was not, and the next round begins with the oldest entry again. Collections are
+//! independent: those that were read to their end are done, and a full round is repeated only for the
+//! others.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -47,16 +49,16 @@ use crate::{
     send::sender::Sender,
 };
 
-/// The minimum time for a long backlog in a round, however short the interval is.
+/// The minimum time that a round gives to long backlogs, however short the interval is.
 const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 
-/// As it is reported when it fails: "could not …".
+/// The end of the sentence "could not …", for reports of a failure.
 const LISTING: &str = "list collections for the sweep";
 
-/// A cursor waited for room longer than the server keeps it.
+/// The error code for a cursor that waited for room longer than the server keeps it.
 const CURSOR_NOT_FOUND: i32 = 43;
 
-/// The rounds of the sweep, one after the other, during one term.
+/// Runs the rounds of the sweep, one after another, during one leadership term.
 pub(crate) struct Rounds {
     term: Arc<Term>,
     sender: Arc<Sender>,
@@ -67,19 +69,21 @@ pub(crate) struct Rounds {
     swept: CancellationToken,
     reader: CollectionReader,
     last_full: Option<Instant>,
-    /// How many full rounds were requested.
+    /// The number of full rounds that were requested.
     wanted_full: u64,
-    /// The collections that still need their part of a full round, and of which round.
+    /// The collections that still have to be read fully, each with the number of the full round that
+    /// requires it.
     undone: HashMap<Namespace, u64>,
-    /// Those that the last round left unfinished.
+    /// The collections that the last round left unfinished.
     under_way: HashMap<Namespace, CollectionSweep>,
-    /// When entries without a date were last read, or were first known to exist.
+    /// For each collection with entries without a date, the time when they were last read, or were first
+    /// known to exist.
     undated: HashMap<Namespace, Instant>,
-    /// Those that could not be read.
+    /// The collections that could not be read.
     failing: HashSet<Namespace>,
-    /// Those that still have to be searched for outboxes that the index doesn't cover.
+    /// The collections that still have to be searched for outboxes that the index doesn't cover.
     unchecked: HashSet<Namespace>,
-    /// Whether the last round took longer than the pause between two.
+    /// Whether the last round took longer than the interval between rounds.
     slow: bool,
 }
 
@@ -88,7 +92,7 @@ pub(crate) struct Rounds {
 enum Extent {
     /// Entries that are due.
     Due,
-    /// Entries without a date, too.
+    /// Entries that are due, and entries without a date.
     Full,
 }
 
@@ -99,12 +103,12 @@ struct Tally {
     turns: usize,
     count: Count,
     queries: usize,
-    /// How many collections continue in the next round.
+    /// The number of collections that continue in the next round.
     unfinished: usize,
-    /// Some of them needn't wait for room.
+    /// Whether any unfinished collection needn't wait for room.
     more: bool,
     cut_short: bool,
-    /// Some collections couldn't be listed.
+    /// Whether any collections couldn't be listed.
     unlisted: bool,
 }
 
@@ -141,7 +145,7 @@ impl Rounds {
     pub(crate) async fn run(mut self) -> Run<()> {
         let settings = self.term.settings.clone();
         loop {
-            // Without a broker no document that it finds could be queued.
+            // Without a broker, no document that the sweep finds could be queued.
             self.sender.ready().await?;
             self.term.check()?;
 
@@ -150,7 +154,7 @@ impl Rounds {
                 None => true,
             };
             let wanted = if self.full_sweep.take() || is_hourly { Extent::Full } else { Extent::Due };
-            // A full round that was left unfinished continues in the rounds after it.
+            // An unfinished full round continues in the following rounds.
             let swept = if self.undone.is_empty() { wanted } else { Extent::Full };
             let begun = Instant::now();
             let tally = self.round(wanted).await;
@@ -176,8 +180,8 @@ impl Rounds {
         if slow && !self.slow {
             tracing::warn!(
                 ?took,
-                "a round of the sweep takes longer than sweep_interval: a collection has a long backlog or lacks its index, or \
-                 there are more collections than sweep_queries_per_second allows for"
+                "a round of the sweep took longer than sweep_interval; a collection has a long backlog or \
+                 lacks its index, or sweep_queries_per_second is too low for the number of collections"
             );
         }
         self.slow = slow;
@@ -224,7 +228,8 @@ impl Rounds {
         tally
     }
 
-    /// The collections to sweep. Reports those that can't be watched, and forgets those that are gone.
+    /// The collections to sweep. Reports patterns that match no watchable collection, and forgets
+    /// collections that no longer exist.
     async fn list(
         &mut self,
         turns: &mut Turns<'_>,
@@ -251,7 +256,7 @@ impl Rounds {
         Ok(all)
     }
 
-    /// Notes which collections need their part of a full round.
+    /// Records which collections have to be read fully.
     fn note_requests(&mut self, wanted: Extent, all: &[Namespace]) {
         let owed = self.full_sweep.take_requested();
         if wanted == Extent::Full {
@@ -271,7 +276,7 @@ impl Rounds {
         }
     }
 
-    /// Reads a page of each collection in turn, until all are done or time is up.
+    /// Reads a page of each collection in turn, until all collections are done or time is up.
     async fn read(&mut self, all: Vec<Namespace>, turns: &mut Turns<'_>, tally: &mut Tally) -> Run<()> {
         let begun = Instant::now();
         let longest = self.term.settings.sweep_interval.max(SHORTEST_ROUND);
@@ -282,7 +287,7 @@ impl Rounds {
                 Ok(TurnEnd::More) => next.push_back(sweep),
                 Ok(TurnEnd::NoRoom) => self.leave(sweep, tally),
                 Ok(TurnEnd::Done) => self.finish(&sweep),
-                // The others could send nothing either.
+                // No other collection could send anything either.
                 Ok(TurnEnd::Unsent) => {
                     tally.cut_short = true;
                     return Ok(());
@@ -291,7 +296,7 @@ impl Rounds {
                 Err(Interrupted::Failed(error)) => self.fail(&sweep.namespace, &error, tally),
             }
 
-            // Every collection has had a turn once the first one is next again.
+            // Once the first collection is next again, every collection has had a turn.
             tally.turns += 1;
             if tally.turns >= tally.collections && begun.elapsed() >= longest {
                 break;
@@ -305,7 +310,7 @@ impl Rounds {
         Ok(())
     }
 
-    /// Each collection that has or may have outboxes, where it was left.
+    /// The progress of each collection that has or may have outboxes, continued from the last round.
     fn begin(&mut self, all: Vec<Namespace>, tally: &mut Tally) -> VecDeque<CollectionSweep> {
         let mut sweeps = VecDeque::new();
         for namespace in all {
@@ -322,7 +327,7 @@ impl Rounds {
     fn wish(&mut self, namespace: &Namespace) -> ReadRequest {
         let waits = self.sender.queued().undated(namespace).is_some();
         let undated = if waits {
-            // Within the pause, all of them would be found to wait.
+            // Before the pause is over, all such entries would still have to wait.
             let since = self.undated.entry(namespace.clone()).or_insert_with(Instant::now);
             since.elapsed() >= self.term.settings.requeue_pause
         } else {
@@ -336,13 +341,13 @@ impl Rounds {
         }
     }
 
-    /// A collection continues in the next round.
+    /// Keeps the progress of a collection for the next round.
     fn leave(&mut self, sweep: CollectionSweep, tally: &mut Tally) {
         tally.unfinished += 1;
         self.under_way.insert(sweep.namespace.clone(), sweep);
     }
 
-    /// A collection was read to its end.
+    /// Records that a collection was read to its end.
     fn finish(&mut self, sweep: &CollectionSweep) {
         let namespace = &sweep.namespace;
         if self.failing.remove(namespace) {
@@ -366,7 +371,7 @@ impl Rounds {
         }
     }
 
-    /// A collection can't be read: the others are, and the next round tries again.
+    /// Records that a collection can't be read. The others are still read, and the next round tries again.
     fn fail(&mut self, namespace: &Namespace, error: &Error, tally: &mut Tally) {
         if error_codes::code(error) == Some(CURSOR_NOT_FOUND) {
             tally.unfinished += 1;
@@ -378,7 +383,7 @@ impl Rounds {
         self.term.trouble(&sweeping(namespace), error);
     }
 
-    /// Drops collections that no longer exist.
+    /// Forgets collections that no longer exist.
     fn keep_only(&mut self, all: &[Namespace]) {
         self.sender.queued().keep_only(all);
         self.catalogue.keep_only(all);
@@ -395,7 +400,7 @@ impl Rounds {
     }
 }
 
-/// Waits for the next round, or until one is requested at once.
+/// Waits for the next round, or until a full sweep is requested.
 async fn pause_or_wish(term: &Term, full_sweep: &FullSweep, pause: Duration) {
     tokio::select! {
         () = tokio::time::sleep(pause) => {}

@@ -1,16 +1,17 @@
 //! Reads a collection slice by slice in the order of `_id`, if no index helps.
 //!
-//! A query for filled outboxes without an index reads the whole collection before it may answer. So the scan
-//! first asks the index on `_id` where the next slice ends, then reads that slice. `min` and `max` bound it,
-//! because `$gt` on `_id` stays within one BSON type and would miss documents whose `_id` has another type.
+//! Without an index, a query for non-empty outboxes may read the whole collection before it answers. So
+//! the scan first uses the index on `_id` to find where the next slice ends, then reads that slice. The
+//! slice is bounded with `min` and `max`, because `$gt` on `_id` only compares values of one BSON type and
+//! would miss documents whose `_id` has another type.
 //!
 //! | read | in which collections | purpose |
 //! |---|---|---|
 //! | [`Scan::Outboxes`] | without an index that holds entries without a date | everything in a filled outbox |
 //! | [`Scan::Flaws`] | with the index | outboxes that the index doesn't cover: no array, or no element with an `id` |
 //!
-//! A lap goes once from end to end. A lap in progress is never restarted, or the end of a large collection
-//! would never be read; a request that arrives meanwhile is fulfilled by the next lap.
+//! A lap is one pass from end to end. A lap in progress is never restarted, because then the end of a
+//! large collection might never be read. A request that arrives during a lap is fulfilled by the next lap.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,11 +24,12 @@ use mongodb::{
 use super::{budget::Turns, catalogue::Catalogue, facts::Holds, query::LONGEST_QUERY};
 use crate::{halt::Interrupted, leadership::term::Term};
 
-/// How many documents a slice has.
+/// The number of documents in a slice.
 const SLICE: u64 = 5_000;
-/// How many documents are tried for the end of a slice: an `_id` that isn't valid UTF-8 can't be one.
+/// The number of documents that are tried as the end of a slice: an `_id` that isn't valid UTF-8 can't be
+/// used.
 const BOUNDS: i64 = 100;
-/// How many slices a round reads of one collection.
+/// The number of slices of one collection that a round reads.
 pub(crate) const SLICES_A_ROUND: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,35 +38,35 @@ pub(crate) enum Scan {
     Flaws,
 }
 
-/// Where each scan continues.
+/// The place where each scan continues.
 #[derive(Debug, Default)]
 pub(crate) struct Scans(HashMap<(Scan, Namespace), Lap>);
 
-/// One run through a collection.
+/// One pass through a collection.
 #[derive(Debug, Clone, Default)]
 struct Lap {
     /// Where the next slice begins; `None` at the start.
     from: Option<Bson>,
-    /// The request that existed when it began.
+    /// The request that existed when the lap began.
     wish: Option<u64>,
     /// Whether an entry without a date was seen.
     undated: bool,
-    /// How often such entries were queued before it began, by the memory's count.
+    /// The number of documents that had been queued for entries without a date when the lap began.
     noted: u64,
 }
 
 /// A slice that is being read.
 pub(crate) struct Slice {
-    /// Where it ends; `None` at the end of the collection.
+    /// Where the slice ends; `None` at the end of the collection.
     to: Option<Bson>,
-    /// Whether an entry without a date was seen in it.
+    /// Whether an entry without a date was seen in the slice.
     pub(crate) undated: bool,
 }
 
 /// How a slice is read.
 pub(crate) enum SliceQuery {
     Find(Document, Box<FindOptions>),
-    /// No document in it has the field `outbox`.
+    /// No document in the slice has the field `outbox`.
     Empty,
 }
 
@@ -75,18 +77,18 @@ pub(crate) enum LapState {
     Ended(EndedLap),
 }
 
-/// A lap that reached the end of its collection.
+/// A lap that has reached the end of its collection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct EndedLap {
-    /// The request that it fulfils.
+    /// The request that the lap fulfils.
     pub(crate) wish: Option<u64>,
     pub(crate) undated: bool,
     pub(crate) noted: u64,
 }
 
 impl Scans {
-    /// The next slice of a collection. A lap that begins with it fulfils `wish`; `noted` is how often entries without a date
-    /// were queued until now.
+    /// The next slice of a collection. If a lap begins with this slice, the lap fulfils `wish`; `noted` is
+    /// the number of documents that were queued for entries without a date until now.
     pub(crate) async fn next(
         &mut self,
         term: &Term,
@@ -114,7 +116,7 @@ impl Scans {
         Ok((slice, SliceQuery::Find(filter(scan), Box::new(bounds))))
     }
 
-    /// A slice was read.
+    /// Records that a slice was read.
     pub(crate) fn read(&mut self, scan: Scan, namespace: &Namespace, slice: Slice) -> LapState {
         let key = (scan, namespace.clone());
         let Some(mut lap) = self.0.remove(&key) else {
@@ -132,7 +134,7 @@ impl Scans {
         }
     }
 
-    /// Whether the end of the collection was not read yet.
+    /// Whether the end of the collection was not reached yet.
     pub(crate) fn is_under_way(&self, scan: Scan, namespace: &Namespace) -> bool {
         self.0.contains_key(&(scan, namespace.clone()))
     }
@@ -144,7 +146,7 @@ impl Scans {
 }
 
 fn filter(scan: Scan) -> Document {
-    // `$ne: []` would also skip an outbox that has an empty array among its elements.
+    // `$ne: []` would also exclude an outbox that has an empty array among its elements.
     let filled = doc! { "$exists": true, "$not": { "$size": 0 } };
     match scan {
         Scan::Outboxes => doc! { "outbox": filled },
@@ -155,7 +157,7 @@ fn filter(scan: Scan) -> Document {
     }
 }
 
-/// The `_id` after the slice; `None` if the collection ends before.
+/// The `_id` with which the next slice begins; `None` if the collection ends before.
 async fn end_of_slice(
     term: &Term,
     namespace: &Namespace,
@@ -178,7 +180,7 @@ async fn end_of_slice(
     Ok(None)
 }
 
-/// Whether any document of a slice has the field `outbox`, even if it is empty.
+/// Whether any document of a slice has the field `outbox`, even with an empty array.
 async fn has_outbox(
     term: &Term,
     namespace: &Namespace,

@@ -1,7 +1,8 @@
-//! Patterns of `watch` that match no watchable collection: a name that isn't there, a view, a time series.
+//! Finds patterns of `watch` that match no watchable collection, because the name doesn't exist, or
+//! belongs to a view or a time series.
 //!
-//! MongoDB opens a change stream on a name that doesn't exist, and reports no error for it, so a typing error
-//! in `watch` would appear as a collection without changes.
+//! MongoDB opens a change stream on a name that doesn't exist and reports no error. So a typing error in
+//! `watch` would appear as a collection without changes.
 
 use outbox_service::{NamespacePattern, did_you_mean};
 
@@ -16,18 +17,19 @@ use crate::{
     watch_plan::Coverage,
 };
 
-/// Databases that are never suggested for a typing error.
+/// Databases that are never suggested as corrections.
 const OF_THE_SERVER: [&str; 3] = ["admin", "config", "local"];
 
-/// Reports which patterns match no watchable collection, waiting for its turn before a query.
+/// Reports the patterns that match no watchable collection, waiting for its turn before a query.
 pub(crate) async fn report(term: &Term, listing: &Listing, turns: &mut Turns<'_>) -> Run<()> {
     let coverage = &term.plan.coverage;
     let mut found = find(coverage, &listing.all, &[]);
 
-    // A database's name in another case, for example. Not queried if there is no problem.
+    // The names reveal, for example, a database whose name differs in case. They are queried only if there
+    // is a problem.
     if found.iter().any(lacks_hint) {
         turns.wait().await?;
-        // Without the names there is no hint, but still a warning.
+        // Without the names there is no hint, but there is still a warning.
         let databases = collections::all_databases(&term.mongo).await.unwrap_or_default();
         found = find(coverage, &listing.all, &databases);
     }
@@ -46,8 +48,8 @@ fn lacks_hint((_, why): &(NamespacePattern, Unwatchable)) -> bool {
     }
 }
 
-/// The problem of each pattern that matches no plain collection. `databases` are the names of all databases,
-/// if they are known.
+/// The problem of each pattern that matches no plain collection. `databases` contains the names of all
+/// databases, if known.
 fn find(
     coverage: &Coverage,
     listed: &[Listed],
@@ -76,7 +78,7 @@ fn find(
     found
 }
 
-/// A name that may have been intended.
+/// A suggestion of the name that may have been intended.
 fn hint(pattern: &NamespacePattern, listed: &[Listed], databases: &[String], state_database: &str) -> String {
     let given = format!("{}.{}", pattern.database(), pattern.collection());
     let mut names = Vec::new();
@@ -87,7 +89,7 @@ fn hint(pattern: &NamespacePattern, listed: &[Listed], databases: &[String], sta
     }
     let of_collections = did_you_mean(&given, names.iter().map(String::as_str));
 
-    // Compared with the databases only if the named database doesn't exist.
+    // Databases are only suggested if the named database doesn't exist.
     let Some(database) = pattern.database().exact() else {
         return of_collections;
     };

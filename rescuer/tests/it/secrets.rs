@@ -13,7 +13,7 @@ async fn the_rescuer_prints_neither_passwords_nor_payloads() {
     settings.extend(quick.map(|(key, value)| (format!("OUTBOX_{key}"), value.to_owned())));
     let mut service = Service::start(BINARY, &settings);
     service.ready().await;
-    service.line_with("elements of an outbox are not entries");
+    service.line_with("an outbox has malformed elements");
     world.command_arrives().await;
     let mut said = service.stop();
     assert!(said.contains(r#""level":"DEBUG""#), "everything is logged: {said}");
