@@ -1,6 +1,6 @@
-//! Whether this worker can process commands, and so takes them: one place decides.
+//! Decides whether this worker can process commands, and therefore takes any.
 //!
-//! RabbitMQ hands commands to every worker with room for them, and a worker that cannot process them always
+//! RabbitMQ hands commands to every worker that has room, and a worker that cannot process commands always
 //! has room.
 //!
 //! | this worker | takes |
@@ -9,31 +9,33 @@
 //! | for a minute had only commands of another cluster, or commands that MongoDB refuses to this user | no commands, except one a minute as a test |
 //! | otherwise | up to its prefetch |
 //!
-//! While it takes no commands it is not ready, and other workers get them.
+//! While a worker takes no commands, it is not ready, and other workers get the commands.
 
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
-/// After this long with only useless commands, no more are taken, except one each time this long has passed.
+/// After this long with only useless commands, no more commands are taken, except one as a test each time
+/// this long has passed.
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// The state before the first answer or failure.
+/// The reason before MongoDB's first answer or failure.
 const NOT_YET: &str = "it has not answered yet";
 
-const OTHER_CLUSTER: &str = "the commands are from another MongoDB cluster: mongodb_uri, state_database or \
-    the RabbitMQ vhost differs from that of the rescuer that sends them";
+const OTHER_CLUSTER: &str = "the commands are from another MongoDB cluster; mongodb_uri, state_database or \
+     the RabbitMQ vhost differs from the rescuer's setting";
 const REFUSED: &str =
-    "MongoDB refuses this user the privileges that every command needs: grant it find and update";
+    "MongoDB denies this user a privilege that every command needs; grant the user find and update";
 
-/// See the module. Shared by the worker's tasks.
+/// Decides whether the worker takes commands; see the module's documentation. Shared by the worker's
+/// tasks.
 pub(crate) struct Ability {
     observations: Mutex<Observations>,
     changed: Notify,
 }
 
-/// How much to take from the queue.
+/// The number of commands to take from the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taking {
     All,
@@ -48,26 +50,26 @@ pub(crate) enum Useless {
     Refused,
 }
 
-/// Whether an answer of MongoDB differs from the one before.
+/// Whether MongoDB's latest answer differs from the previous one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     News,
     AsBefore,
 }
 
-/// The pure part: the observations and their times.
+/// The observations and their times; the pure part of the decision.
 #[derive(Debug)]
 struct Observations {
-    /// Why MongoDB cannot be reached; `None` once it has answered.
+    /// Why MongoDB cannot be reached; `None` once MongoDB has answered.
     away: Option<String>,
     streak: Option<Streak>,
-    /// When to take one again, once a streak has lasted for too long.
+    /// The time at which to take one command again as a test, once a streak has lasted too long.
     next_try: Option<Instant>,
-    /// When MongoDB last executed a request for a command.
+    /// The time when MongoDB last executed a request for a command.
     worked: Option<Instant>,
 }
 
-/// Useless commands without a useful one between them.
+/// A series of useless commands without a useful one between them.
 #[derive(Debug, Clone, Copy)]
 struct Streak {
     began: Instant,
@@ -87,7 +89,7 @@ impl Observations {
 
     fn useless(&mut self, why: Useless, now: Instant) {
         let began = match self.streak {
-            // A pause ends a streak: two forged commands an hour apart prove nothing.
+            // A pause ends a streak: for example, two forged commands an hour apart prove nothing.
             Some(streak) if now - streak.last < MINUTE || self.next_try.is_some() => streak.began,
             _ => now,
         };
@@ -128,19 +130,20 @@ impl Ability {
         Self { observations: Mutex::new(Observations::new()), changed: Notify::new() }
     }
 
-    /// MongoDB has answered: news if it was unreachable before.
+    /// Records that MongoDB has answered. Returns whether MongoDB was unreachable before.
     pub(crate) fn reached(&self) -> Change {
         if self.lock().away.take().is_none() {
             return Change::AsBefore;
         }
 
-        // Commands may have been useless because of that.
+        // Commands may have been useless because MongoDB was unreachable.
         self.lock().useful();
         self.changed.notify_one();
         Change::News
     }
 
-    /// MongoDB cannot be reached: news if it could before, or was not asked before.
+    /// Records that MongoDB cannot be reached. Returns whether it was reachable, or had not been asked,
+    /// before.
     pub(crate) fn away(&self, reason: &str) -> Change {
         let before = self.lock().away.replace(reason.to_owned());
         self.changed.notify_one();
@@ -150,12 +153,12 @@ impl Ability {
         }
     }
 
-    /// Whether MongoDB has executed a request for a command since then.
+    /// Whether MongoDB has executed a request for a command since `then`.
     pub(crate) fn worked_since(&self, then: Instant) -> bool {
         self.lock().worked.is_some_and(|worked| worked >= then)
     }
 
-    /// A command was from this worker's cluster, and MongoDB allowed processing it.
+    /// Records that a command was from this worker's cluster, and that MongoDB allowed processing it.
     pub(crate) fn useful(&self) {
         let mut state = self.lock();
         state.worked = Some(Instant::now());
@@ -165,19 +168,19 @@ impl Ability {
         }
     }
 
-    /// This worker could not process a command.
+    /// Records that this worker could not process a command.
     pub(crate) fn useless(&self, why: Useless) {
         self.lock().useless(why, Instant::now());
         self.changed.notify_one();
     }
 
-    /// How much to take now, and when to ask again.
+    /// The number of commands to take now, and the time to ask again.
     pub(crate) fn taking(&self) -> (Taking, Option<Instant>) {
         let (state, now) = (self.lock(), Instant::now());
         (state.taking(now), state.next_try.filter(|next_try| *next_try > now))
     }
 
-    /// Why no commands are taken, in a sentence.
+    /// Why no commands are taken, as a sentence.
     pub(crate) fn why_unable(&self) -> Option<String> {
         self.lock().why_unable()
     }
@@ -187,7 +190,7 @@ impl Ability {
         self.changed.notify_one();
     }
 
-    /// Waits until the answer may have changed; one waits at a time.
+    /// Waits until the decision may have changed. Only one task may wait at a time.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -231,7 +234,7 @@ mod tests {
             assert!(state.why_unable().unwrap().contains("another MongoDB cluster"));
             now += MINUTE;
             assert_eq!(state.taking(now), Taking::One);
-            // Commands may be absent for a while.
+            // Commands may stop arriving for a while.
             now += MINUTE * 5;
         }
         state.useful();

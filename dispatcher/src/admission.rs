@@ -1,32 +1,33 @@
-//! Which deliveries are commands for this worker.
+//! Decides which deliveries are commands for this worker.
 //!
 //! Any user that can publish to the commands exchange can write anything there. So a delivery is refused
-//! unless it is exactly a command for a watched collection. An admitted command grants no rights: it makes a
-//! worker read a document that it would read anyway.
+//! unless it is exactly a command for a watched collection. An admitted command grants no rights: it only
+//! makes a worker read a document that the worker would read anyway.
 
 use document_outbox::command::{COMMAND_TYPE, CommandError, ProcessDocumentMessages};
 use mongodb::Namespace;
 use outbox_service::NamespacePattern;
 
-/// The longest name that a refusal quotes, in characters.
+/// The maximum length of a name that a refusal quotes, in characters.
 const LONGEST: usize = 80;
 
-/// Why a delivery was rejected. Its text quotes only names from the body, if they could be parsed.
+/// Why a delivery was rejected. If names in the body could be parsed, the text quotes them; it quotes
+/// nothing else from the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The AMQP property `type` names another type.
+    /// The AMQP property `type` is not the type of commands.
     #[error("the property `type` is not `{COMMAND_TYPE}`")]
     WrongType,
     /// The body is not a command.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// The collection is not watched by this worker; has its name, shortened.
+    /// This worker does not watch the collection. Contains the collection's shortened name.
     #[error("the collection {0} is not watched")]
     NotWatched(String),
 }
 
-/// Reads a delivery as a command for one of these collections.
+/// Parses a delivery as a command for one of the watched collections.
 pub(crate) fn admit(
     message_type: Option<&str>,
     body: &[u8],
@@ -45,7 +46,7 @@ pub(crate) fn admit(
     Ok(command)
 }
 
-/// A name from an untrusted source: on one line and not too long.
+/// A name from an untrusted source, reduced to one short line.
 fn shown(namespace: &Namespace) -> String {
     let text: String = namespace.to_string().chars().take(LONGEST).collect();
     format!("{text:?}")

@@ -1,8 +1,8 @@
-//! The MongoDB cluster of this worker.
+//! The MongoDB cluster that this worker belongs to.
 //!
-//! A command names its cluster by the UUID that the server gave the collection of positions in the state
-//! database. It is read here, and read again when a command names another one, because the collection may
-//! have been recreated.
+//! A command names its cluster by the UUID that the server assigned to the collection of positions in the
+//! state database. The worker reads this UUID at the start, and again when a command names another UUID,
+//! because the collection may have been recreated.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use uuid::Uuid;
 use crate::mongodb_errors::UNAUTHORISED;
 
 const POSITIONS: &str = "positions";
-/// The shortest time between two reads.
+/// The minimum time between two reads.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// The cluster of this worker, as far as it is known. See the module.
+/// The identity of this worker's cluster, as far as it is known; see the module's documentation.
 pub(crate) struct Cluster {
     state: Database,
     known: Mutex<Reading>,
 }
 
-/// The last reading, and its time.
+/// The result of the last read, and its time.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     name: ClusterName,
@@ -35,9 +35,9 @@ struct Reading {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClusterName {
     Named(Uuid),
-    /// There is no such collection: no rescuer of this cluster ever wrote a position.
+    /// There is no such collection, so no rescuer of this cluster has ever written a position.
     Unnamed,
-    /// This user may not ask.
+    /// The user may not read the UUID.
     Unreadable,
 }
 
@@ -46,7 +46,7 @@ pub(crate) enum ClusterName {
 pub(crate) enum Origin {
     ThisCluster,
     OtherCluster,
-    /// This cluster has no name. If the document isn't here, the command belongs to another cluster.
+    /// This cluster has no name. If the document does not exist here, the command is from another cluster.
     Unknown,
 }
 
@@ -56,10 +56,10 @@ impl Cluster {
         Self { state, known: Mutex::new(nothing) }
     }
 
-    /// Asks MongoDB, unless it was asked a moment ago.
+    /// Asks MongoDB for the UUID, unless MongoDB was asked a moment ago.
     ///
     /// # Errors
-    /// MongoDB could not be asked; the known UUID stays.
+    /// If MongoDB could not be asked. The known UUID is kept.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
         if self.known().read.is_some_and(|read| read.elapsed() < PAUSE) {
             return Ok(());
@@ -71,13 +71,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// The origin of a command that names this cluster, or none.
+    /// The origin of a command that names a cluster, or names none.
     pub(crate) async fn home_of(&self, named: Option<Uuid>) -> Origin {
         if home(self.known().name, named) == Origin::ThisCluster {
             return Origin::ThisCluster;
         }
 
-        // The name may have changed. Without an answer, the known name counts.
+        // The name may have changed. Without an answer, the known name is used.
         let _ = self.ask().await;
         home(self.known().name, named)
     }
@@ -106,7 +106,7 @@ impl Cluster {
     }
 }
 
-/// The origin of a command that names a cluster, or none, for a worker of the cluster `here`.
+/// The origin of a command that names a cluster, or names none, for a worker in the cluster `here`.
 fn home(here: ClusterName, named: Option<Uuid>) -> Origin {
     match (here, named) {
         (_, None) | (ClusterName::Unreadable, _) => Origin::ThisCluster,

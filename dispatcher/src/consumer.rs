@@ -1,4 +1,4 @@
-//! The state of the consumer of commands, and its history.
+//! Records the state of the consumer of commands, and its history.
 
 use document_outbox::amqp::State;
 use mongodb::bson::DateTime;
@@ -14,11 +14,11 @@ use crate::metrics;
 pub struct ConsumerSnapshot {
     /// `idle` before the start, then `connecting`, `ready`, `paused`, `blocked`, `disconnected`, `misconfigured` or `closed`.
     pub state: &'static str,
-    /// Since when, in RFC 3339, by the clock of this process.
+    /// The time since which the state has lasted, in RFC 3339, by the clock of this process.
     pub since: String,
-    /// How often it was subscribed again after the first time.
+    /// The number of subscriptions after the first one.
     pub rebuilds: u64,
-    /// The last failure, in a sentence.
+    /// The last error, as a sentence.
     pub last_error: Option<String>,
 }
 
@@ -40,7 +40,7 @@ impl ConsumerHistory {
         Self { standing: Mutex::new(standing) }
     }
 
-    /// Notes every state of the consumer until it is closed.
+    /// Records every state of the consumer until it is closed.
     pub(crate) async fn follow(&self, mut states: watch::Receiver<State>) {
         loop {
             let state = states.borrow_and_update().clone();
@@ -55,15 +55,15 @@ impl ConsumerHistory {
         let mut standing = self.lock();
         let name = name(state);
 
-        // States between two readings are not seen. So a consumer that is ready at both was rebuilt in
-        // between.
+        // States between two readings are not seen. So if the consumer is ready at two consecutive
+        // readings, it was rebuilt between them.
         let before = std::mem::replace(&mut standing.state, name);
         if before != name || name == "ready" {
             standing.since = DateTime::now();
         }
 
         match state {
-            // After a pause it is the same connection.
+            // After a pause the connection is still the same.
             State::Ready if before == "paused" && standing.subscribed > 0 => {}
             State::Ready => {
                 standing.subscribed += 1;

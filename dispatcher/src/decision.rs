@@ -1,4 +1,4 @@
-//! What to do with a command once a pass over its document has ended: one pure function.
+//! Decides, in one pure function, what to do with a command after a pass over its document.
 //!
 //! | the pass | the command |
 //! |---|---|
@@ -31,26 +31,26 @@ use crate::{
     settings::DispatcherSettings,
 };
 
-/// The shortest pause before another pass, which prevents a hot loop.
+/// The minimum pause before another pass, which prevents a hot loop.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-/// Pauses after errors of MongoDB grow from the first to the second.
+/// The first of the growing pauses after errors of MongoDB.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-/// What is done next.
+/// What to do next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// Nothing is left to do for this worker.
     Finish(Processed),
-    /// Another pass, this much later, if there is room to keep the command.
+    /// Another pass after this time, if there is room to keep the command.
     Hold(Duration, Hold),
-    /// Another pass once the destination is available, after this wait at most.
+    /// Another pass once the destination is available, but no later than after this time.
     Await(Duration),
-    /// Another pass, this much later.
+    /// Another pass after this time.
     Retry(Duration, Left),
     /// Left to the sweep.
     Leave(Left),
-    /// Another worker may be able to.
+    /// Requeue the command, because another worker may be able to process it.
     PutBack(Unable),
     /// Broken off by a stop.
     GiveBack,
@@ -61,16 +61,16 @@ pub enum Decision {
 pub enum Unable {
     /// It is of another cluster.
     OtherCluster,
-    /// MongoDB refuses this user the collection; has the error.
+    /// MongoDB denies this user access to the collection. Contains the error.
     Refused(String),
-    /// No server is usable; has the reason.
+    /// No MongoDB server is usable. Contains the reason.
     Away(String),
-    /// Too many commands wait already.
+    /// Too many commands are already waiting.
     Full(Left),
 }
 
 impl Unable {
-    /// The kind under which repeated warnings are counted.
+    /// The kind, by which repeated warnings are counted.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::OtherCluster => "other_cluster",
@@ -91,20 +91,20 @@ impl From<Unable> for Left {
     }
 }
 
-/// The basis of a decision in addition to the last pass.
+/// The basis of a decision, besides the last pass.
 #[derive(Debug, Clone, Copy)]
 pub struct CommandState {
     /// Server time.
     pub now: DateTime,
     /// How long the command has been kept.
     pub kept: Duration,
-    /// For how much of that time the destination was unavailable.
+    /// The part of that time during which the destination was unavailable.
     pub unavailable: Duration,
-    /// Whether the worker stops.
+    /// Whether the worker is stopping.
     pub stopping: bool,
 }
 
-/// Decides about one command; remembers how its pauses grow.
+/// Decides about one command, and remembers how its pauses grow.
 #[derive(Debug)]
 pub struct Policy {
     hold_within: Duration,
@@ -114,7 +114,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// By the bounds in these settings.
+    /// A policy with the bounds of these settings.
     pub fn new(settings: &DispatcherSettings) -> Self {
         let pauses = ExponentialBuilder::default()
             .with_min_delay(FIRST_RETRY)
@@ -140,7 +140,7 @@ impl Policy {
         }
     }
 
-    /// `left` is how much longer the command may be kept.
+    /// Decides after a pass that returned a result; `left` is how much longer the command may be kept.
     fn after_a_pass(&self, processed: Processed, state: CommandState, left: Duration) -> Decision {
         match processed {
             Processed::Done | Processed::Gone => Decision::Finish(processed),
@@ -151,7 +151,8 @@ impl Policy {
                 if wait.is_zero() { Decision::Leave(Left::Unavailable) } else { Decision::Await(wait) }
             }
             Processed::Held(hold) => {
-                // Without an end, the entry is for other deliverers, or blocked until an operator acts.
+                // If the obstacle has no end, the entry is for other deliverers, or is blocked until an
+                // operator acts.
                 let Some(wait) = wait_for(hold, state.now) else {
                     return Decision::Finish(processed);
                 };
@@ -169,7 +170,7 @@ impl Policy {
     fn after_an_error(&mut self, error: &Error, left: Duration) -> Decision {
         let described = error_codes::describe(error);
 
-        // Neither is about the document: another worker may reach MongoDB, or have the privilege.
+        // Neither error is about the document: another worker may reach MongoDB, or have the privilege.
         if is_unreachable(error) {
             return Decision::PutBack(Unable::Away(described));
         }
@@ -186,7 +187,7 @@ impl Policy {
     }
 }
 
-/// How long until a hold ends by itself.
+/// The time until a hold ends by itself.
 fn wait_for(hold: Hold, now: DateTime) -> Option<Duration> {
     match hold {
         Hold::Claimed(at) | Hold::Retrying(at) | Hold::Scheduled(at) => Some(until(now, at)),

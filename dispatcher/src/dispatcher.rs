@@ -1,4 +1,4 @@
-//! The worker as a whole: takes commands, hands them out, stops in order.
+//! The worker as a whole: it takes commands, distributes them, and stops in order.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -21,9 +21,9 @@ use crate::{
     status::Status, stops::Stops, worker::Worker,
 };
 
-/// The last part of the grace period, in which claims are released.
+/// The last part of the grace period, during which claims are released.
 const LAST_PART: f64 = 0.2;
-/// The time for closing the connection in order when the grace period is over.
+/// The time for closing the connection in order after the grace period.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A dispatcher worker, ready to start.
@@ -39,13 +39,13 @@ impl fmt::Debug for Dispatcher {
     }
 }
 
-/// A dispatcher worker at work.
+/// A dispatcher worker that is running.
 pub struct Running {
     consumer: Arc<Consumer>,
     worker: Arc<Worker>,
     history: Arc<ConsumerHistory>,
     tasks: TaskTracker,
-    /// Its essential tasks. None of them ends before a stop.
+    /// The worker's essential tasks. None of them ends before a stop.
     essential: JoinSet<&'static str>,
 }
 
@@ -61,7 +61,8 @@ impl fmt::Debug for Running {
 pub struct Ended(String);
 
 impl Dispatcher {
-    /// A worker in the process of an application. It delivers as the inline dispatcher does.
+    /// Prepares a worker in the process of an application. It delivers through the same kind of
+    /// [`Deliver`](document_outbox::deliver::Deliver) as the inline dispatcher.
     ///
     /// ```no_run
     /// # use document_outbox::{amqp::AmqpSettings, deliver::Handlers};
@@ -77,7 +78,7 @@ impl Dispatcher {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidSettings`]: every problem, in a sentence each.
+    /// [`InvalidSettings`], with a sentence for every problem.
     pub fn embedded(
         client: &Client,
         deliver: impl Deliver,
@@ -88,10 +89,10 @@ impl Dispatcher {
         Self::new(processor, amqp, settings)
     }
 
-    /// A worker that delivers through this processor and consumes commands from this broker.
+    /// Prepares a worker that delivers through `processor` and consumes commands through `consumer`.
     ///
     /// # Errors
-    /// [`InvalidSettings`]: every problem, in a sentence each.
+    /// [`InvalidSettings`], with a sentence for every problem.
     pub fn new(
         processor: Processor,
         amqp: AmqpSettings,
@@ -104,19 +105,19 @@ impl Dispatcher {
         Ok(Self { worker, history: Arc::new(ConsumerHistory::new()), amqp })
     }
 
-    /// The events of commands from now on.
+    /// Subscribes to the events of commands from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<DispatcherEvent> {
         self.worker.subscribe()
     }
 
-    /// Reports how it stands.
+    /// Returns a handle to the worker's status.
     #[must_use]
     pub fn status(&self) -> Status {
         Status::new(self.worker.clone(), self.history.clone())
     }
 
-    /// Starts it; connects in the background. Must be called inside a tokio runtime.
+    /// Starts the worker, which connects in the background. Must be called inside a Tokio runtime.
     #[must_use]
     pub fn start(self) -> Running {
         let Self { worker, history, amqp } = self;
@@ -128,7 +129,7 @@ impl Dispatcher {
             worker.prefetch(),
             "outbox-dispatcher".into(),
         ));
-        // Before MongoDB has answered, no command can be processed.
+        // Until MongoDB has answered, no command can be processed.
         consumer.pause();
 
         let tasks = TaskTracker::new();
@@ -150,10 +151,10 @@ impl Dispatcher {
         Running { consumer, worker, history, tasks, essential }
     }
 
-    /// Runs until `stop` is cancelled, then stops in order, within the grace period.
+    /// Runs the worker until `stop` is cancelled, then stops it in order, within the grace period.
     ///
     /// # Errors
-    /// [`Ended`], when the worker can't continue; it still stops in order.
+    /// [`Ended`], if the worker can't continue. It is stopped in order in this case, too.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Ended> {
         let mut running = self.start();
         let ended = tokio::select! {
@@ -166,13 +167,13 @@ impl Dispatcher {
 }
 
 impl Running {
-    /// The events of commands from now on.
+    /// Subscribes to the events of commands from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<DispatcherEvent> {
         self.worker.subscribe()
     }
 
-    /// Reports how it stands.
+    /// Returns a handle to the worker's status.
     #[must_use]
     pub fn status(&self) -> Status {
         Status::new(self.worker.clone(), self.history.clone())
@@ -184,13 +185,13 @@ impl Running {
         self.consumer.is_ready()
     }
 
-    /// Waits until commands are being consumed; false when it was stopped before.
+    /// Waits until commands are being consumed. Returns false if the worker was stopped first.
     pub async fn ready(&self) -> bool {
         self.consumer.ready().await
     }
 
-    /// Waits until an essential task of the worker has ended, for example by a panic. A worker ends only this
-    /// way or by a stop. Cancel safe.
+    /// Waits until an essential task of the worker has ended, for example by a panic. A worker ends only
+    /// in this way or by a stop. Cancel safe.
     pub async fn ended(&mut self) -> Ended {
         match self.essential.join_next().await {
             Some(Ok(name)) => Ended(name.into()),
@@ -199,15 +200,16 @@ impl Running {
         }
     }
 
-    /// Takes no more commands, and continues the unfinished ones for four fifths of the grace period. Then
-    /// claims are released, and unfinished commands return to the broker. A silent broker doesn't prolong it.
+    /// Stops the worker: it takes no more commands, and continues unfinished work for four fifths of the
+    /// grace period. Then it releases its claims, and unfinished commands return to the broker. A broker
+    /// that doesn't answer does not prolong the stop.
     pub async fn stop(mut self) {
         let grace = self.worker.settings().grace;
         let deadline = Instant::now() + grace;
         let Stops { intake, release } = self.worker.stops();
         intake.cancel();
 
-        // Work in progress may end by itself.
+        // Work in progress may finish by itself.
         let in_hand = async {
             self.consumer.stop_taking().await;
             self.tasks.close();
@@ -218,12 +220,13 @@ impl Running {
             self.tasks.close();
             if timeout_at(deadline, self.tasks.wait()).await.is_err() {
                 tracing::warn!(
-                    "the grace period ended before every claim was released; the others end with their lease"
+                    "the grace period ended before every claim was released; the remaining claims expire with their lease"
                 );
             }
         }
 
-        // Commands that are not settled by now are delivered again; there is no wait for a silent broker.
+        // The broker redelivers commands that are not settled by now. There is no wait for a broker that
+        // doesn't answer.
         let farewell = async {
             self.consumer.close().await;
             while self.essential.join_next().await.is_some() {}
@@ -261,7 +264,7 @@ mod tests {
         }
     }
 
-    /// Without servers: neither is reached.
+    /// A worker whose servers don't exist, so that it reaches neither.
     async fn dispatcher() -> Dispatcher {
         let client = mongodb::Client::with_uri_str("mongodb://127.0.0.1:1/").await.unwrap();
         let processor = Processor::new(client, Arc::new(Nobody), ProcessorSettings::default());
@@ -272,7 +275,7 @@ mod tests {
     #[tokio::test]
     async fn a_worker_whose_consumer_has_ended_ends() {
         let mut running = dispatcher().await.start();
-        // As when its supervisor panics.
+        // This happens, for example, if the connection's supervisor panics.
         running.consumer.close().await;
         let ended = tokio::time::timeout(Duration::from_mins(1), running.ended()).await;
         assert!(ended.expect("the worker ends").to_string().contains("has ended"));

@@ -1,66 +1,69 @@
-//! The events of commands, as values. The processor announces the events of messages.
+//! The events of commands as values. The processor emits the events of messages.
 
 use document_outbox::{DocumentRef, command::Reason, dispatch::Processed, internal::Hold};
 
 use crate::admission::Refusal;
 
-/// The outcome of a command.
+/// An event in the processing of a command.
 ///
-/// Every delivery begins with [`Refused`](Self::Refused), which ends it, or [`Taken`](Self::Taken), and ends with one of
-/// [`Finished`](Self::Finished), [`Coalesced`](Self::Coalesced), [`LeftToSweep`](Self::LeftToSweep),
-/// [`PutBack`](Self::PutBack) and [`GivenBack`](Self::GivenBack). The last two are announced after the broker has it back.
+/// Every delivery begins with [`Refused`](Self::Refused), which ends it, or with [`Taken`](Self::Taken).
+/// After `Taken` it ends with one of [`Finished`](Self::Finished), [`Coalesced`](Self::Coalesced),
+/// [`LeftToSweep`](Self::LeftToSweep), [`PutBack`](Self::PutBack) and [`GivenBack`](Self::GivenBack). The
+/// last two events are emitted after the command was returned to the broker.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum DispatcherEvent {
     /// A command was admitted.
     Taken {
-        /// For which document.
+        /// The document that the command names.
         document: DocumentRef,
-        /// Why it was sent.
+        /// Why the command was sent.
         reason: Reason,
     },
     /// A delivery was rejected without requeueing it.
     Refused {
-        /// Why.
+        /// The reason.
         refusal: Refusal,
     },
     /// A command is kept until its document can be processed again.
     Kept {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
-        /// The obstacle.
+        /// Why the document cannot be processed now.
         why: Left,
     },
-    /// This worker has no more work for it; acknowledged.
+    /// This worker has no more work for the command, and acknowledged it.
     Finished {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
-        /// The result of the last pass over it.
+        /// The result of the last pass over the document.
         processed: Processed,
     },
-    /// Another command for the same document is waiting and will do this one's work; acknowledged.
+    /// Another command for the same document is waiting and will do this command's work. This command was
+    /// acknowledged.
     Coalesced {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
     },
-    /// Messages are left; the command is still acknowledged, and the sweep finds them when they are due.
+    /// Messages remain, and the sweep will find them when they are due. The command was acknowledged.
     LeftToSweep {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
-        /// The obstacle.
+        /// Why the messages were left.
         why: Left,
     },
-    /// This worker cannot process it; it is not acknowledged, and returns to the broker after a pause, for
-    /// another worker, until it expires.
+    /// This worker cannot process the command, and did not acknowledge it. After a pause the command
+    /// returned to the broker for another worker. This repeats until the command expires.
     PutBack {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
-        /// The obstacle.
+        /// Why this worker cannot process the command.
         why: Left,
     },
-    /// The worker stops; not acknowledged, so the broker hands the command to another.
+    /// The worker is stopping and did not acknowledge the command, so the broker hands it to another
+    /// worker.
     GivenBack {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
     },
 }
@@ -69,16 +72,16 @@ pub enum DispatcherEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Left {
-    /// The first of them waits until then.
+    /// The first message is held for this reason.
     Held(Hold),
     /// The destination is unavailable.
     Unavailable,
-    /// MongoDB did not answer, or refused; has the error, without a document's content.
+    /// MongoDB did not answer, or refused. Contains the error, without any content of a document.
     MongoDb(String),
-    /// It is from another MongoDB cluster.
+    /// The command is from another MongoDB cluster.
     OtherCluster,
-    /// There are more messages than can be delivered while one command is kept.
+    /// There are more messages than can be delivered while a command is kept.
     TookTooLong,
-    /// Processing it panicked, which is a defect.
+    /// Processing the document panicked, which is a defect.
     Panicked,
 }

@@ -1,4 +1,4 @@
-//! Takes commands from the queue: how many, and which task handles them.
+//! Takes commands from the queue, and hands each to a task.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{ability::Taking, worker::Worker};
 
-/// Takes commands that this worker can process from the queue, until it is stopped.
+/// Takes commands from the queue, only as many as this worker can process, until the worker is stopped.
 pub(crate) async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>) {
     let ability = worker.ability();
     loop {
@@ -27,7 +27,7 @@ pub(crate) async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>)
     }
 }
 
-/// Pends forever without a time.
+/// Waits until `time`; without a time, waits forever.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -35,8 +35,8 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Hands out commands until the consumer ends or the intake is stopped. The prefetch bounds the commands in
-/// flight.
+/// Hands commands to tasks until the consumer ends or the intake is stopped. The prefetch bounds the
+/// number of unsettled commands.
 pub(crate) async fn take(consumer: Arc<Consumer>, worker: Arc<Worker>, tasks: TaskTracker) {
     let intake = worker.stops().intake.clone();
     while let Some(Some(delivery)) = intake.run_until_cancelled(consumer.next()).await {

@@ -1,39 +1,43 @@
-//! The dispatcher worker of document-outbox: consumes commands and finishes what an inline dispatcher could not.
+//! The dispatcher worker of document-outbox: consumes commands and finishes deliveries that an inline
+//! dispatcher did not finish.
 //!
 //! # Flow
 //! ```text
-//! commands queue ─▶ admitted? ─▶ the document's turn ─▶ a pass over it ─▶ what it came to
+//! commands queue ─▶ admitted? ─▶ the document's turn ─▶ a pass over it ─▶ the result
 //!                     │ no          │ another waits        ▲                 ├─ nothing left ─────────────▶ acknowledged
 //!                     ▼             ▼                      │                 ├─ due in a moment, or an error
 //!                  rejected    acknowledged                └──── wait ◀──────┘     that passes
 //!                                                                            └─ else ─▶ left to the sweep: acknowledged
 //! ```
-//! A pass is the library's [`Processor`](document_outbox::dispatch::Processor): it reads, claims, delivers and settles. This
-//! crate decides when: which commands are admitted, how many documents at a time, how long a command is kept.
+//! A pass is the library's [`Processor`](document_outbox::dispatch::Processor) at work: it reads, claims,
+//! delivers and settles. This crate decides which commands are admitted, how many documents are processed
+//! at a time, and how long a command is kept.
 //!
 //! # Guarantees
-//! - A command is acknowledged only once its processing has ended, after the delivered messages left the
-//!   document.
-//! - One document is processed by one task of this process at a time.
-//! - A worker that cannot process commands takes none, and is not ready: while MongoDB cannot be reached, and
-//!   when for a minute it had only commands of another cluster, or commands that MongoDB refuses to its user.
-//!   It requeues the commands that it has.
-//! - A stop lets unfinished work continue for a while, then releases the claims. An unfinished command is
-//!   never acknowledged: the broker hands it to another worker.
+//! - A command is acknowledged only after its processing has ended and the delivered messages have left
+//!   the document.
+//! - At most one task of a process works on a document at a time.
+//! - A worker that cannot process commands takes none, and is not ready. This applies while MongoDB cannot
+//!   be reached, and after a minute in which all commands were from another cluster or were for
+//!   collections that MongoDB denies to the worker's user. The worker requeues the commands that it
+//!   already has.
+//! - During a stop, unfinished work continues for a while; then the claims are released. An unfinished
+//!   command is never acknowledged, so the broker hands it to another worker.
 //!
-//! # Why some commands are acknowledged although messages are left
+//! # Why some commands are acknowledged although messages remain
 //! The document is the truth, the command a hint. The rescuer's sweep finds every document with something
-//! due, so a command that can't be finished soon is let go. Requeued, it would return at once, as often as
-//! the broker allows, and then be dropped; held too long it would end the consumer (RabbitMQ's
-//! `consumer_timeout`, 30 minutes).
+//! due, so a command that can't be finished soon is acknowledged anyway. If it were requeued, it would
+//! return at once, until the broker's delivery limit drops it; if it were kept too long, the broker would
+//! end the consumer (RabbitMQ's `consumer_timeout`, 30 minutes).
 //!
 //! # Assumptions
-//! A rescuer runs. Without it, a command that is left to the sweep is followed by no other.
+//! A rescuer is running. Without a rescuer, no further command follows one that was left to the sweep.
 //!
 //! # Use
-//! The binary `outbox-dispatcher` publishes the outboxes of any collection to RabbitMQ, without knowing their
-//! types. To run handlers of your own, or to run inside the application, give [`Dispatcher::new`] a processor
-//! with your [`Deliver`](document_outbox::deliver::Deliver).
+//! The binary `outbox-dispatcher` publishes the outboxes of any collection to RabbitMQ, without knowing
+//! the message types. To run your own handlers, or to run the worker inside an application, use
+//! [`Dispatcher::embedded`], or give [`Dispatcher::new`] a processor with your
+//! [`Deliver`](document_outbox::deliver::Deliver).
 
 mod ability;
 mod admission;

@@ -1,4 +1,4 @@
-//! The dispatcher's series, as in docs/metrics.md; the library counts deliveries.
+//! The dispatcher's metrics, as in docs/metrics.md. The library counts deliveries.
 
 use document_outbox::command::{CommandError, Reason};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
@@ -20,14 +20,14 @@ const CAUSES: [&str; 3] = ["malformed", "not_watched", "too_large"];
 
 /// Registers every series, at zero.
 pub(crate) fn register() {
-    describe_counter!(COMMANDS, Unit::Count, "commands by outcome");
-    describe_counter!(REFUSED, Unit::Count, "commands rejected");
-    describe_gauge!(READY, "1 while commands are being consumed");
-    describe_counter!(REBUILDS, Unit::Count, "how often the consumer's connection was rebuilt");
+    describe_counter!(COMMANDS, Unit::Count, "Number of commands by outcome.");
+    describe_counter!(REFUSED, Unit::Count, "Number of rejected commands.");
+    describe_gauge!(READY, "1 while commands are being consumed, 0 otherwise.");
+    describe_counter!(REBUILDS, Unit::Count, "Number of times the consumer's connection was rebuilt.");
     describe_counter!(
         THROTTLED,
         Unit::Seconds,
-        "time deliveries spent waiting for the rate, in whole seconds"
+        "Total time that deliveries waited because of the rate limit, in whole seconds."
     );
     for reason in Reason::VARIANTS {
         for outcome in OUTCOMES {
@@ -42,7 +42,7 @@ pub(crate) fn register() {
     counter!(THROTTLED).increment(0);
 }
 
-/// Counts the command that an event ends: with this reason, or a refused one without.
+/// Counts the command that an event ends, by its reason; a refused command has no reason.
 pub(crate) fn event(event: &DispatcherEvent, reason: Option<Reason>) {
     let outcome = match event {
         DispatcherEvent::Finished { .. } => "finished",

@@ -1,4 +1,5 @@
-//! One pass over a document: the processor reads, claims, delivers and settles, in one of a bounded number of slots.
+//! Runs a pass over a document, in which the processor reads, claims, delivers and settles. The number of
+//! concurrent passes is bounded.
 
 use std::{panic::AssertUnwindSafe, pin::pin, time::Duration};
 
@@ -26,7 +27,7 @@ pub enum PassOutcome {
     Panicked,
 }
 
-/// The passes of a worker.
+/// Runs the passes of a worker.
 pub(crate) struct Passes {
     processor: Processor,
     concurrency: usize,
@@ -35,7 +36,7 @@ pub(crate) struct Passes {
 }
 
 impl Passes {
-    /// At most `concurrency` at a time.
+    /// Allows at most `concurrency` passes at a time.
     pub(crate) fn new(processor: Processor, concurrency: usize, stops: Stops) -> Self {
         Self { processor, concurrency, slots: Semaphore::new(concurrency), stops }
     }
@@ -44,13 +45,13 @@ impl Passes {
         self.concurrency
     }
 
-    /// How many are running.
+    /// The number of running passes.
     pub(crate) fn in_flight(&self) -> usize {
         self.concurrency.saturating_sub(self.slots.available_permits())
     }
 
-    /// Runs one, which begins no further message after `longest`. `None` if the worker stops before it
-    /// begins.
+    /// Runs one pass, which starts no further message after `longest`. Returns `None` if the worker stops
+    /// before the pass begins.
     pub(crate) async fn run(
         &self,
         document: &DocumentRef,
@@ -64,7 +65,7 @@ impl Passes {
             () = sleep_until(deadline) => return Some(PassOutcome::Ended(Processed::Interrupted)),
         };
 
-        // A panic in a handler or in this library must cost one command, and not the worker.
+        // A panic in a handler or in this library must only affect one command, not the worker.
         let stop = self.stops.release.child_token();
         let process = AssertUnwindSafe(self.processor.process(document, order, &stop)).catch_unwind();
         let mut process = pin!(process);

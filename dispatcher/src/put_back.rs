@@ -1,27 +1,30 @@
-//! Commands that this worker cannot process: they wait a while, then return to the broker for another worker.
+//! Holds commands that this worker cannot process: after a pause each returns to the broker for another
+//! worker.
 //!
-//! A command that is requeued at once returns at once, and is dropped after 20 times. So it waits, longer
-//! each time: until it expires it comes fewer than 20 times.
+//! A command that is requeued at once is also redelivered at once, and the broker drops it after 20
+//! deliveries. So the pause grows with each delivery, and a command expires before it was delivered 20
+//! times.
 //!
-//! Waiting commands take no room from others: the consumer's prefetch grows by their number, up to [`MOST`].
+//! Waiting commands take no room from others: the consumer's prefetch grows by their number, by at most
+//! [`MOST`].
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-/// The prefetch grows by no more than this.
+/// The maximum by which the prefetch grows.
 const MOST: usize = 4096;
-/// It changes in steps of this many, because each change is a new subscription.
+/// The prefetch changes in steps of this size, because each change needs a new subscription.
 const STEP: usize = 256;
 
-/// The first few times it comes, a command waits this long: if another worker can process it, that worker
-/// soon gets it.
+/// The pause after a command's first few deliveries. If another worker can process the command, that
+/// worker soon gets it.
 const SHORT: Duration = Duration::from_secs(1);
 const SHORT_TIMES: u32 = 4;
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// How many wait.
+/// The number of waiting commands.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     count: AtomicUsize,
@@ -36,13 +39,13 @@ pub(crate) enum Prefetch {
 }
 
 impl Waiting {
-    /// One more waits: the room for them may have to grow.
+    /// Counts one more waiting command, for which the prefetch may have to grow.
     pub(crate) fn begin(&self) -> Prefetch {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         if count > self.room.load(Ordering::Relaxed) { Prefetch::Changes } else { Prefetch::Stays }
     }
 
-    /// One less waits: after the last, no room is needed any more.
+    /// Counts one waiting command less. When none waits, the prefetch returns to its base.
     pub(crate) fn end(&self) -> Prefetch {
         let before = self.count.fetch_sub(1, Ordering::Relaxed);
         if before == 1 { Prefetch::Changes } else { Prefetch::Stays }
@@ -52,7 +55,8 @@ impl Waiting {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// How much to raise the prefetch now. It falls when none waits any more, not with each one that ends.
+    /// The amount by which to raise the prefetch now. It falls when no command waits any more, not with
+    /// each command that leaves.
     pub(crate) fn room(&self) -> usize {
         let count = self.count();
         let room = if count == 0 {
@@ -67,9 +71,9 @@ impl Waiting {
     }
 }
 
-/// How long a command waits that the broker has delivered this many times before.
+/// The pause for a command that the broker has already delivered this many times.
 pub(crate) fn pause(delivery_count: u32) -> Duration {
-    // 256 s and more are cut to the longest anyway.
+    // Pauses of 256 s and more are shortened to the longest pause anyway.
     let doublings = delivery_count.saturating_sub(SHORT_TIMES - 1).min(8);
     (SHORT * 2u32.pow(doublings)).min(LONGEST)
 }
@@ -86,7 +90,7 @@ mod tests {
         assert_eq!(seconds, [1, 1, 1, 1, 2, 4, 8, 16, 20, 20]);
     }
 
-    /// So its expiration usually ends it, not the limit of deliveries.
+    /// So a command usually ends by its expiration rather than by the delivery limit.
     #[test]
     fn the_pauses_last_about_a_commands_lifetime() {
         let all: Duration = (0..COMMANDS_DELIVERY_LIMIT).map(pause).sum();

@@ -1,9 +1,9 @@
-//! The rate of deliveries, and the limiter that enforces it.
+//! The rate of deliveries, and the limiter that enforces the rate.
 //!
-//! Consumers must not get a backlog of hours in a minute. The limiter counts messages, and is asked before
-//! they are claimed: messages that wait for their turn are not claimed, so no claim expires. If the rate is
-//! low, it admits one message at a time, so that a stall of MongoDB or the broker can't collect many that are
-//! then sent at once.
+//! Consumers must not receive a backlog of hours within a minute. The limiter counts messages, and is
+//! asked before messages are claimed: messages that wait for their turn are not claimed, so no claim
+//! expires meanwhile. If the rate is low, the limiter admits one message at a time, so that a stall of
+//! MongoDB or the broker can't accumulate many messages that are then sent at once.
 
 use std::{
     fmt,
@@ -22,33 +22,33 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics;
 
 const MOST: u32 = 1_000_000;
-/// A task that has to wait waits at least this long, and the tasks behind it use the permits that were saved
-/// up meanwhile: so they continue together, and share their commands to MongoDB. It is half of the permits
-/// that may be saved up, because a sleep can be late.
+/// The minimum wait of a task that has to wait. The tasks behind it use the permits that accumulate
+/// meanwhile, so that all continue together and share their commands to MongoDB. The wait is half the time
+/// in which the maximum number of permits accumulates, because a sleep may end late.
 const TICK: Duration = Duration::from_millis(10);
-/// A fiftieth of a second's messages may be saved up.
+/// The permits that may accumulate are those of one second divided by this number.
 const SAVED_UP: u32 = 50;
-/// A twentieth of a second's messages may be in flight.
+/// The messages that may be in flight are those of one second divided by this number.
 const ON_THEIR_WAY: usize = 20;
-/// At least this many documents may be processed at a time, however low the rate is: one that takes long must not block all
-/// others.
+/// The number of documents that may be processed at a time is at least this, however low the rate is, so
+/// that a slow document does not block all others.
 const FEWEST_DOCUMENTS: usize = 32;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-/// Messages per second, written as `500/s`.
+/// A number of messages per second, written as `500/s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(NonZeroU32);
 
-/// Not a rate; its text begins with a verb and describes the right form.
+/// The text is not a rate. The error's text begins with a verb and describes the correct form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not a rate; write messages per second as in 500/s, from 1/s to {MOST}/s")]
 pub struct InvalidRate;
 
 impl Rate {
-    /// This many messages in each second.
+    /// A rate of `messages` per second.
     ///
     /// # Errors
-    /// Zero, or more than a million.
+    /// If `messages` is zero or more than a million.
     pub fn per_second(messages: u32) -> Result<Self, InvalidRate> {
         match NonZeroU32::new(messages) {
             Some(rate) if messages <= MOST => Ok(Self(rate)),
@@ -56,13 +56,13 @@ impl Rate {
         }
     }
 
-    /// Messages in a second.
+    /// The number of messages per second.
     pub(crate) fn messages(self) -> u32 {
         self.0.get()
     }
 
-    /// How many documents may be processed at a time: messages in flight when MongoDB or the broker stalls
-    /// are sent at once afterwards.
+    /// The maximum number of documents processed at a time. It is limited because messages that are in
+    /// flight while MongoDB or the broker stalls are sent at once afterwards.
     pub(crate) fn documents_at_a_time(self) -> usize {
         self.messages_on_their_way().max(FEWEST_DOCUMENTS)
     }
@@ -87,10 +87,11 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Admits messages, in the order of the requests.
+/// Admits messages in the order of the requests.
 ///
-/// In any second at most the rate, a fiftieth of it that may be saved up, and the messages in flight: a
-/// twentieth of the rate, or one message for each document in processing, whichever is more.
+/// In any second, the limiter admits at most the messages of the rate, plus a fiftieth that may
+/// accumulate, plus the messages in flight: a twentieth of the rate, or one message for each document in
+/// processing, whichever is more.
 pub(crate) struct Limiter {
     bucket: TokenBucket,
     most_at_once: usize,
@@ -99,7 +100,8 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    /// `concurrency` is the number of concurrent requests. Once `stop` is cancelled it admits no message.
+    /// Creates a limiter for `concurrency` concurrent requests. Once `stop` is cancelled, it admits no
+    /// message.
     pub(crate) fn new(rate: Rate, concurrency: usize, stop: CancellationToken) -> Self {
         let saved_up = NonZeroU32::new(rate.messages() / SAVED_UP).unwrap_or(NonZeroU32::MIN);
         let interval = Duration::from_secs(1) / rate.messages();
@@ -132,7 +134,7 @@ impl Pace for Limiter {
             return 0;
         }
 
-        // Only the first is waited for; more are admitted only if permits are available.
+        // Only the first message is waited for; more are admitted only if permits are available.
         let most = wanted.min(self.most_at_once);
         let mut given = 1;
         while given < most && self.bucket.try_take() {
@@ -142,7 +144,7 @@ impl Pace for Limiter {
     }
 }
 
-/// The sum of times, counted in whole seconds, because counters are whole numbers.
+/// Sums durations in whole seconds, because counters are whole numbers.
 #[derive(Default)]
 struct Throttled {
     nanos: AtomicU64,
@@ -208,7 +210,7 @@ mod tests {
         }
     }
 
-    /// Waiting messages are admitted together, a hundredth of a second's worth at a time.
+    /// Waiting messages are admitted together, a hundredth of the rate at a time.
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_are_let_through_together() {
         let limiter = limiter(500, 32);
@@ -225,7 +227,8 @@ mod tests {
         assert!((15..=25).contains(&times.len()), "{} moments for 100 messages", times.len());
     }
 
-    /// However long the limiter was idle, as during an outage of the broker.
+    /// However long the limiter was idle, for example during an outage of the broker, only few permits
+    /// accumulate.
     #[tokio::test(start_paused = true)]
     async fn little_can_be_saved_up() {
         let limiter = limiter(500, 4);

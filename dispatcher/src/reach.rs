@@ -1,4 +1,4 @@
-//! Whether MongoDB can be reached: checked repeatedly, even without work.
+//! Checks repeatedly whether MongoDB can be reached, even if there is no work.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::{
     cluster::Cluster,
 };
 
-/// The pause between two checks while it answers.
+/// The pause between two checks while MongoDB answers.
 const EVERY: Duration = Duration::from_secs(5);
-/// The pause between two checks while it doesn't.
+/// The pause between two checks while MongoDB doesn't answer.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A longer wait counts as no answer.
+/// The time after which a check counts as unanswered.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks MongoDB repeatedly, and notes whether it answers.
+/// Asks MongoDB repeatedly, and records whether it answers.
 pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability) {
     loop {
-        // The driver does not retry a command, and one election is not an outage.
+        // The driver does not retry such a request, and a single election is not an outage.
         let mut answer = ask(client, cluster, ability).await;
         if answer.is_err() {
             answer = ask(client, cluster, ability).await;
@@ -35,7 +35,7 @@ pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability)
         match answer {
             Ok(()) => {
                 if ability.reached() == Change::News {
-                    tracing::info!("MongoDB answers; commands are taken");
+                    tracing::info!("MongoDB answers; this worker takes commands");
                 }
                 sleep(EVERY).await;
             }
@@ -47,21 +47,24 @@ pub(crate) async fn watch(client: &Client, cluster: &Cluster, ability: &Ability)
     }
 }
 
-/// Notes that MongoDB is unreachable, and warns if it was reachable before.
+/// Records that MongoDB is unreachable, and warns if MongoDB was reachable before.
 pub(crate) fn note_unreachable(ability: &Ability, reason: &str) {
     if ability.away(reason) == Change::News {
-        tracing::warn!(reason, "MongoDB cannot be reached; no commands are taken until it answers");
+        tracing::warn!(
+            reason,
+            "MongoDB cannot be reached; this worker takes no commands until MongoDB answers"
+        );
     }
 }
 
-/// Asks the primary, which claims need, and the cluster for its name.
+/// Asks the primary, which claims need, and asks for the cluster's name.
 async fn ask(client: &Client, cluster: &Cluster, ability: &Ability) -> Result<(), String> {
     let began = Instant::now();
     match timeout(PATIENCE, ping(client, cluster)).await {
         Ok(answer) => answer.map_err(|error| error_codes::describe(&error)),
-        // It had no free connection for the check.
+        // The pool had no free connection for the check.
         Err(_elapsed) if ability.worked_since(began) => Ok(()),
-        Err(_elapsed) => Err(format!("no answer in {PATIENCE:?}")),
+        Err(_elapsed) => Err(format!("there was no answer within {PATIENCE:?}")),
     }
 }
 

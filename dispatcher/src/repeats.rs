@@ -1,15 +1,15 @@
-//! Warnings that can occur thousands of times a second: the first is logged at once, then one at intervals
-//! with their number.
+//! Limits warnings that can occur thousands of times a second: the first is logged at once, and then one
+//! at intervals, with the number of warnings since the last.
 
 use std::{collections::HashMap, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The time between two lines of one kind.
+/// The minimum time between two log lines of the same kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Counts warnings that are not logged. The kinds are few and fixed.
+/// Counts warnings that are not logged. There are only a few fixed kinds.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats(Mutex<HashMap<&'static str, Repeated>>);
 
@@ -20,7 +20,8 @@ struct Repeated {
 }
 
 impl Repeats {
-    /// Whether to log this one; if so, the number of its kind since the last line, including this one.
+    /// Whether to log this warning. If so, returns the number of warnings of its kind since the last log
+    /// line, including this one.
     pub(crate) fn count(&self, kind: &'static str) -> Option<u64> {
         let now = Instant::now();
         let mut kinds = self.0.lock();

@@ -1,4 +1,4 @@
-//! How a dispatcher works.
+//! The settings of a dispatcher, and their problems.
 
 use std::time::Duration;
 
@@ -12,60 +12,65 @@ use outbox_service::{InvalidPattern, InvalidSettings, NamespacePattern};
 
 use crate::rate::Rate;
 
-/// The settings of a [`Dispatcher`](crate::Dispatcher): [`new`](Self::new) has the defaults,
+/// The settings of a [`Dispatcher`](crate::Dispatcher). [`new`](Self::new) gives the defaults, and
 /// [`with`](Self::with) changes them.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DispatcherSettings {
-    /// The collections whose commands are taken; commands for others are rejected.
+    /// The collections whose commands are taken. Commands for other collections are rejected.
     pub watch: Vec<NamespacePattern>,
-    /// The watched collections whose messages need no order within a document. Default none.
+    /// The watched collections whose messages may be delivered out of order within a document. Default:
+    /// none.
     pub unordered: Vec<NamespacePattern>,
-    /// The watched collections in which a dead message blocks the later ones of its document. Default none.
+    /// The watched collections in which a dead message blocks the later messages of its document. Default:
+    /// none.
     pub dead_blocks: Vec<NamespacePattern>,
-    /// The exchange of commands. Default `outbox.commands`.
+    /// The exchange of commands. Default: `outbox.commands`.
     pub commands_exchange: String,
-    /// The queue that commands are consumed from. Default `outbox.process-document-messages`.
+    /// The queue from which commands are consumed. Default: `outbox.process-document-messages`.
     pub commands_queue: String,
-    /// Whether exchange, queue and binding are declared, verified, or left alone. Default declared.
+    /// Whether exchange, queue and binding are declared, verified, or used without either. Default:
+    /// declared.
     pub topology: TopologyMode,
-    /// The most documents that are processed at a time. Default 256: with RabbitMQ, concurrent ones share
-    /// their commands to MongoDB. With a `rate`, no more than a twentieth of it, or 32.
+    /// The maximum number of documents processed at a time. With a `rate`, the maximum is at most a
+    /// twentieth of the rate, or 32 if that is more. The default of 256 suits RabbitMQ, because
+    /// concurrently processed documents share their commands to MongoDB.
     pub concurrency: usize,
-    /// The most messages that this worker delivers in a second. Default: as many as it can.
+    /// The maximum number of messages that this worker delivers per second. Default: no limit.
     pub rate: Option<Rate>,
-    /// The most commands that are taken and not yet settled: those in processing, those that wait for their
-    /// document, and those kept for a moment. At least `concurrency`. With a `rate`, at most half of the
-    /// messages that it allows within `keep_within`. Commands that this worker cannot process, which wait to
-    /// be requeued, are not counted. Default 512.
+    /// The maximum number of commands that are taken and not yet settled: commands in processing, commands
+    /// that wait for their document, and commands that are kept for a moment. Must be at least
+    /// `concurrency`. With a `rate`, at most half of the messages that the rate allows within
+    /// `keep_within`. Commands that this worker cannot process and will requeue are not counted. Default:
+    /// 512.
     pub prefetch: u16,
-    /// A command is kept if its document will be free within this time; at most half of `prefetch` wait like
-    /// that. Default 5 s.
+    /// A command is kept if its document can be processed within this time. At most half of `prefetch`
+    /// commands are kept like that. Default: 5 s.
     pub hold_within: Duration,
-    /// How long in total a command is kept while the destination is unavailable. Default 60 s.
+    /// The total time that a command is kept while the destination is unavailable. Default: 60 s.
     pub available_within: Duration,
-    /// How long in total a command is kept, for any reason. Then no further message of its document is begun.
-    /// This time plus a delivery that takes the whole claim must stay below the broker's `consumer_timeout`
-    /// (30 min). Default 5 min, at most [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
+    /// The total time that a command is kept, for any reason. After this time, no further message of its
+    /// document is started. This time plus a delivery as long as the claim must stay below the broker's
+    /// `consumer_timeout` (30 min). Default: 5 min; at most [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
     pub keep_within: Duration,
-    /// How long a stop may take. For four fifths of it unfinished work continues; then claims are released.
-    /// Default 25 s.
+    /// How long a stop may take. Unfinished work continues for four fifths of this time; then claims are
+    /// released. Default: 25 s.
     pub grace: Duration,
 }
 
 impl DispatcherSettings {
-    /// The longest [`keep_within`](Self::keep_within): half of RabbitMQ's default `consumer_timeout`.
+    /// The maximum of [`keep_within`](Self::keep_within): half of RabbitMQ's default `consumer_timeout`.
     pub const KEEP_AT_MOST: Duration = Duration::from_mins(15);
 
-    /// The defaults for collections such as `shop.orders,stock.*`.
+    /// The default settings for collections given as text, such as `shop.orders,stock.*`.
     ///
     /// # Errors
-    /// The first pattern that is none.
+    /// The first invalid pattern.
     pub fn watching(patterns: &str) -> Result<Self, InvalidPattern> {
         Ok(Self::new(NamespacePattern::list(patterns)?))
     }
 
-    /// The defaults for these collections.
+    /// The default settings for these collections.
     pub fn new(watch: impl IntoIterator<Item = NamespacePattern>) -> Self {
         Self {
             watch: watch.into_iter().collect(),
@@ -84,17 +89,17 @@ impl DispatcherSettings {
         }
     }
 
-    /// Changes some of them: `DispatcherSettings::new(watch).with(|settings| settings.prefetch = 256)`.
+    /// Changes settings, as in `DispatcherSettings::new(watch).with(|settings| settings.prefetch = 256)`.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// Checks every setting by itself and together with the others.
+    /// Checks every setting alone and together with the others.
     ///
     /// # Errors
-    /// Everything that keeps a dispatcher from working, or that could never take effect.
+    /// Every problem that keeps a dispatcher from working, and every setting that could never take effect.
     pub fn validate(&self) -> Result<(), InvalidSettings> {
         let mut problems = InvalidSettings::default();
         problems.add_if(
@@ -110,28 +115,28 @@ impl DispatcherSettings {
         problems.add_if(
             usize::from(self.prefetch) < self.concurrency,
             &["prefetch", "concurrency"],
-            "must not be less than concurrency, or some of it is never used",
+            "must not be less than concurrency, or part of the concurrency is never used",
         );
         // Without an order, no message can block another.
         problems.add_if(
             NamespacePattern::any_overlap(&self.dead_blocks, &self.unordered),
             &["dead_blocks", "unordered"],
-            "names collections that are in unordered too; without an order no message can block another, so drop \
-             one of them",
+            "names collections that are also in unordered; without an order no message can block another, \
+             so remove them from one of the two settings",
         );
         problems.add_if(
             self.keep_within > Self::KEEP_AT_MOST,
             &["keep_within"],
             &format!(
-                "is above {:?}; the broker ends a consumer that keeps a command for too long",
+                "is above {:?}; shorten it, because the broker ends a consumer that keeps a command too long",
                 Self::KEEP_AT_MOST
             ),
         );
         problems.into_result()
     }
 
-    /// How many documents are processed at a time: with a rate, few enough that after a stall of MongoDB or
-    /// the broker only a small burst is sent at once.
+    /// The number of documents processed at a time. With a rate the number is small, so that only a small
+    /// burst is sent at once after a stall of MongoDB or the broker.
     pub(crate) fn concurrency_at_rate(&self) -> usize {
         match self.rate {
             Some(rate) => self.concurrency.min(rate.documents_at_a_time()),
@@ -139,8 +144,8 @@ impl DispatcherSettings {
         }
     }
 
-    /// The prefetch, and with a rate at most half of the messages that can be delivered while a command is
-    /// kept: the rest would be released undelivered, all at the same moment.
+    /// The prefetch. With a rate, it is at most half of the messages that can be delivered while a command
+    /// is kept; further commands would be released undelivered, all at the same moment.
     pub(crate) fn prefetch_at_rate(&self) -> u16 {
         let Some(rate) = self.rate else { return self.prefetch };
         let messages = self.keep_within.as_millis() * u128::from(rate.messages()) / 2_000;
@@ -148,7 +153,7 @@ impl DispatcherSettings {
         self.prefetch.min(messages).max(1)
     }
 
-    /// The order of the messages of a document of this collection.
+    /// The delivery order within a document of this collection.
     pub(crate) fn order_of(&self, namespace: &Namespace) -> DeliveryOrder {
         let Namespace { db, coll } = namespace;
         if NamespacePattern::any_matches(&self.unordered, db, coll) {
@@ -160,7 +165,7 @@ impl DispatcherSettings {
         }
     }
 
-    /// The commands exchange and the queue bound to it.
+    /// The commands exchange, and the queue bound to it.
     pub(crate) fn topology(&self) -> Topology {
         let exchange = ExchangeSpec { name: self.commands_exchange.clone(), kind: ExchangeKind::Direct };
         let queue = QueueSpec {

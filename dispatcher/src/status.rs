@@ -1,4 +1,4 @@
-//! The state of a worker, for probes and people.
+//! The state of a worker, for probes and operators.
 
 use std::{fmt, sync::Arc};
 
@@ -9,7 +9,7 @@ use crate::{
     worker::Worker,
 };
 
-/// Reports the state of a worker. Clones report on the same worker, even before its start and after its end.
+/// Gives the state of a worker. Clones refer to the same worker, even before its start and after its end.
 #[derive(Clone)]
 pub struct Status {
     worker: Arc<Worker>,
@@ -26,31 +26,32 @@ impl fmt::Debug for Status {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// The consumer of commands.
+    /// The state of the consumer of commands.
     pub consumer: ConsumerSnapshot,
-    /// Whether the destination is available, as far as the deliverer knows. If not, commands are kept for a
-    /// while.
+    /// Whether the destination is available, as far as the deliverer knows. If not, commands are kept for
+    /// a while.
     pub delivery_available: bool,
-    /// Documents being processed.
+    /// The number of documents being processed.
     pub in_flight: usize,
-    /// The most at a time.
+    /// The maximum number of documents processed at a time.
     pub concurrency: usize,
-    /// Commands that are kept and wait: for something to be due, for a destination, for MongoDB.
+    /// The number of commands that are kept because they wait for a due time, for a destination, or for
+    /// MongoDB.
     pub kept: usize,
-    /// The most commands held: processed, waiting and kept.
+    /// The maximum number of unsettled commands: processed, waiting and kept.
     pub prefetch: u16,
-    /// Commands that this worker cannot process, which wait to be requeued.
+    /// The number of commands that this worker cannot process and will requeue.
     pub to_put_back: usize,
-    /// Why no commands are taken, in a sentence: MongoDB is unreachable, or the commands cannot be processed
-    /// here. Absent while commands are taken.
+    /// Why no commands are taken, as a sentence: MongoDB is unreachable, or this worker cannot process the
+    /// commands. Absent while commands are taken.
     pub unable: Option<String>,
-    /// Messages a second at most; absent if there is no limit.
+    /// The maximum number of messages per second; absent if there is no limit.
     pub rate: Option<String>,
-    /// How long deliveries have waited for the rate, all added up.
+    /// The total time that deliveries have waited because of the rate.
     pub throttled_seconds: f64,
-    /// Whether it stops.
+    /// Whether the worker is stopping.
     pub stopping: bool,
-    /// Why it is not ready, in sentences; ready when empty.
+    /// Why the worker is not ready, in sentences; empty if it is ready.
     pub not_ready: Vec<String>,
 }
 
@@ -59,7 +60,7 @@ impl Status {
         Self { worker, consumer }
     }
 
-    /// The current state. Asks neither MongoDB nor the broker.
+    /// The current state. Queries neither MongoDB nor the broker.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let worker = &self.worker;
@@ -88,7 +89,8 @@ impl Snapshot {
         let ConsumerSnapshot { state, last_error, .. } = &self.consumer;
         let mut reasons = Vec::new();
 
-        // If the consumer is only paused, it is healthy: this worker takes no commands, for the reason below.
+        // If the consumer is only paused, it is healthy: this worker takes no commands, for the reason
+        // given below.
         match (*state, last_error) {
             ("ready" | "paused", _) => {}
             ("disconnected" | "misconfigured" | "blocked", Some(error)) => {

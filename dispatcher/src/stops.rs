@@ -2,11 +2,11 @@
 
 use tokio_util::sync::CancellationToken;
 
-/// Clones are the same.
+/// The tokens of both steps. Clones share the same tokens.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stops {
-    /// No command is taken, none is kept, and none waits for the rate.
+    /// Cancelled first: from then on no command is taken or kept, and none waits for the rate.
     pub(crate) intake: CancellationToken,
-    /// Claims are released.
+    /// Cancelled second: from then on claims are released.
     pub(crate) release: CancellationToken,
 }

@@ -1,4 +1,4 @@
-//! One command, from its delivery to its settlement.
+//! Processes a command from its delivery to its settlement.
 
 use std::{
     ops::ControlFlow,
@@ -36,8 +36,8 @@ use crate::{
     stops::Stops,
 };
 
-/// The pause after a wait for a destination. It doubles each time the destination is still unavailable, as
-/// when one of several destinations is available and another is not.
+/// The pause after a wait for a destination. It doubles each time the destination is still unavailable,
+/// for example when one of several destinations is available and another is not.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -49,13 +49,13 @@ pub(crate) struct Worker {
     events: Events<DispatcherEvent>,
     turns: DocumentLocks,
     passes: Passes,
-    /// Room for commands whose document is due in a moment, or is retried.
+    /// Room for commands that are kept until their document is due or retried.
     holds: Semaphore,
-    /// Commands that wait, for any reason.
+    /// The number of commands that wait, for any reason.
     kept: AtomicUsize,
-    /// The most held commands that this worker can process.
+    /// The maximum number of unsettled commands that this worker can process.
     prefetch: u16,
-    /// Commands that are requeued after a pause.
+    /// Commands that will be requeued after a pause.
     put_back: Waiting,
     cluster: Cluster,
     ability: Ability,
@@ -70,7 +70,7 @@ enum Settlement {
     GiveBack,
 }
 
-/// How long a command has waited for a destination, and how long it pauses after the next wait.
+/// How long a command has waited for a destination, and how long the next pause is.
 struct DestinationWait {
     waited: Duration,
     pause: Duration,
@@ -82,7 +82,7 @@ impl Worker {
         let concurrency = settings.concurrency_at_rate().min(Semaphore::MAX_PERMITS);
         let prefetch = settings.prefetch_at_rate();
 
-        // The limiter is asked by the processor, right before each claim.
+        // The processor asks the limiter right before each claim.
         let limiter =
             settings.rate.map(|rate| Arc::new(Limiter::new(rate, concurrency, stops.intake.clone())));
         let processor = match &limiter {
@@ -124,7 +124,7 @@ impl Worker {
         &self.ability
     }
 
-    /// How many unsettled commands the consumer may hold now: those that wait to be requeued take no room
+    /// The current maximum number of unsettled commands. Commands that wait to be requeued take no room
     /// from others.
     pub(crate) fn prefetch_now(&self) -> u16 {
         let room = u16::try_from(self.put_back.room()).unwrap_or(u16::MAX);
@@ -135,12 +135,12 @@ impl Worker {
         self.prefetch
     }
 
-    /// How many commands wait to be requeued.
+    /// The number of commands that wait to be requeued.
     pub(crate) fn to_put_back(&self) -> usize {
         self.put_back.count()
     }
 
-    /// Checks again and again whether MongoDB can be reached.
+    /// Checks repeatedly whether MongoDB can be reached.
     pub(crate) async fn watch_mongodb(&self) {
         reach::watch(self.processor.client(), &self.cluster, &self.ability).await;
     }
@@ -168,17 +168,17 @@ impl Worker {
         }
     }
 
-    /// Counts and announces the outcome of a command with this reason, or of a refused one without.
+    /// Counts and emits an event about a command with this reason; a refused command has no reason.
     fn announce(&self, event: DispatcherEvent, reason: Option<Reason>) {
         metrics::event(&event, reason);
         self.events.emit(event);
     }
 
-    /// Works on a delivery until it is settled.
+    /// Processes a delivery until it is settled.
     pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) {
         let taken = Instant::now();
 
-        // Anyone who may publish to the exchange can write anything here.
+        // Anyone who may publish to the exchange can write anything there.
         let admitted = admit(delivery.message_type.as_deref(), &delivery.body, &self.settings.watch);
         let ProcessDocumentMessages { document, reason, cluster } = match admitted {
             Ok(command) => command,
@@ -199,7 +199,8 @@ impl Worker {
         };
 
         match settlement {
-            // Without its connection a command can't be acknowledged: it comes again, and finds no message left.
+            // Without its connection, a command can't be acknowledged. When the broker redelivers it, its
+            // messages are already gone.
             Settlement::Acknowledge(event) => {
                 if matches!(event, DispatcherEvent::Finished { .. }) {
                     self.ability.useful();
@@ -215,7 +216,7 @@ impl Worker {
         }
     }
 
-    /// Leaves a command to another worker, after a pause.
+    /// Leaves a command to another worker, by requeueing it after a pause.
     async fn put_back(&self, mut delivery: Delivery, document: DocumentRef, reason: Reason, unable: Unable) {
         // A worker that gets only such commands must stop taking them.
         match &unable {
@@ -228,13 +229,13 @@ impl Worker {
         let kind = unable.kind();
         let why = Left::from(unable);
         if let Some(count) = self.repeats.count(kind) {
-            tracing::warn!(%document, ?why, count, "this worker cannot process a command; it is requeued");
+            tracing::warn!(%document, ?why, count, "this worker cannot process a command; the command is requeued");
         }
 
-        // It may have megabytes, and is no longer needed.
+        // The command may be megabytes long, and is no longer needed.
         delivery.body = Vec::new();
 
-        // While it waits, the prefetch has to compensate for its place.
+        // The prefetch has to compensate for the command while it waits.
         if self.put_back.begin() == Prefetch::Changes {
             self.ability.notify();
         }
@@ -250,7 +251,7 @@ impl Worker {
         self.announce(DispatcherEvent::PutBack { document, why }, Some(reason));
     }
 
-    /// Works on a document until the command for it, which was taken then, can be settled.
+    /// Processes the document of a command that was taken at `taken`, until the command can be settled.
     async fn work_on(&self, document: &DocumentRef, taken: Instant) -> Settlement {
         let _turn = match self.wait_for_turn(document, taken).await {
             Ok(turn) => turn,
@@ -260,8 +261,9 @@ impl Worker {
         let mut policy = Policy::new(&self.settings);
         let mut wait = DestinationWait { waited: Duration::ZERO, pause: SHORTEST_PAUSE };
 
-        // A pass leaves what is not due yet, and what failed. Each decision is either about how the command ends, or how long to
-        // wait before the next pass, since another command for the document may not come soon.
+        // A pass skips messages that failed or are not due yet. Each decision says either how the command
+        // ends, or how long to wait before the next pass, since another command for the document may not
+        // arrive soon.
         loop {
             let kept = self.settings.keep_within.saturating_sub(taken.elapsed());
             let order = self.settings.order_of(&document.namespace);
@@ -289,14 +291,15 @@ impl Worker {
                 Decision::Await(longest) => self.await_destination(document, longest, &mut wait).await,
             };
 
-            // A wait may end early: with a stop, or because the command has been kept for too long.
+            // A wait may end early, by a stop, or because the command has been kept for too long.
             if let ControlFlow::Break(settlement) = waited {
                 return settlement;
             }
         }
     }
 
-    /// The right to work on the document, or the command's end without it.
+    /// Waits for the exclusive right to work on the document. The error is the settlement of a command
+    /// that doesn't get this right.
     async fn wait_for_turn(
         &self,
         document: &DocumentRef,
@@ -312,7 +315,7 @@ impl Worker {
         turn.ok_or_else(|| Settlement::Acknowledge(DispatcherEvent::Coalesced { document: document.clone() }))
     }
 
-    /// Keeps the command until its document's first message is due.
+    /// Keeps the command until the first message of its document is due.
     async fn hold(&self, document: &DocumentRef, pause: Duration, hold: Hold) -> ControlFlow<Settlement> {
         let Ok(_room) = self.holds.try_acquire() else {
             return ControlFlow::Break(self.leave(document, Left::Held(hold)));
@@ -322,18 +325,18 @@ impl Worker {
 
     /// Keeps the command until MongoDB is retried.
     async fn retry(&self, document: &DocumentRef, pause: Duration, why: Left) -> ControlFlow<Settlement> {
-        // The room is bounded: one failing collection must not take the place of all others.
+        // The room is bounded: a failing collection must not take the room of all others.
         let Ok(_room) = self.holds.try_acquire() else {
             return ControlFlow::Break(Settlement::PutBack(Unable::Full(why)));
         };
         if let Some(count) = self.repeats.count("retry") {
-            tracing::warn!(%document, ?why, count, "the document could not be processed; it is tried again");
+            tracing::warn!(%document, ?why, count, "the document could not be processed; retrying");
         }
         self.keep(document, why, tokio::time::sleep(pause)).await
     }
 
-    /// Keeps the command until the destination is available, or this much time has passed. The next pass
-    /// finds out which.
+    /// Keeps the command until the destination is available, or until this much time has passed; the next
+    /// pass finds out which.
     async fn await_destination(
         &self,
         document: &DocumentRef,
@@ -353,7 +356,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// Waits while holding the command, but not past a stop.
+    /// Waits while holding the command, but stops waiting when the worker stops.
     async fn keep(
         &self,
         document: &DocumentRef,
@@ -377,15 +380,15 @@ impl Worker {
         if !matches!(why, Left::MongoDb(_)) {
             tracing::debug!(%document, ?why, "left to the sweep");
         } else if let Some(count) = self.repeats.count("left") {
-            tracing::warn!(%document, ?why, count, "the document could not be processed; it is left to the sweep");
+            tracing::warn!(%document, ?why, count, "the document could not be processed; leaving it to the sweep");
         }
 
         Settlement::Acknowledge(DispatcherEvent::LeftToSweep { document: document.clone(), why })
     }
 }
 
-/// A cluster without a name cannot recognise its own commands, but a missing document shows that a command is
-/// from another.
+/// Corrects the settlement in a cluster without a name. Such a cluster cannot recognise its own commands,
+/// but a missing document shows that the command is from another cluster.
 fn elsewhere_if_gone(settlement: Settlement) -> Settlement {
     match settlement {
         Settlement::Acknowledge(DispatcherEvent::Finished { processed: Processed::Gone, .. }) => {

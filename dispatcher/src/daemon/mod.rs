@@ -1,4 +1,4 @@
-//! The binary `outbox-dispatcher`: the dispatcher as a process, which publishes to RabbitMQ.
+//! The binary `outbox-dispatcher`: runs the dispatcher as a process that publishes to RabbitMQ.
 
 mod read;
 mod table;
@@ -14,9 +14,9 @@ use read::{NAME, Settings, read};
 use table::table;
 
 const ABOUT: &str = "Consumes commands and publishes the messages in documents' outboxes to RabbitMQ, for \
-    any collection, without knowing the types. Skips messages for an application's own handlers.";
+    any collection, without knowing the types. Skips messages that are meant for an application's own handlers.";
 
-/// Runs the process on its arguments, its environment and the file they name, until a signal ends it.
+/// Runs the process with its arguments, its environment and its settings file, until a signal ends it.
 #[must_use]
 pub fn main() -> Exit {
     Daemon::new(NAME, env!("CARGO_PKG_VERSION"), ABOUT).keys(keys::transport()).keys(table()).run(read, serve)
@@ -32,7 +32,7 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     let mut worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
     context.probes.report(WorkerReport(worker.status()));
 
-    // Without these it would run without doing anything.
+    // Without these tasks, the process would run without doing anything.
     let ended: Result<(), Box<dyn Error + Send + Sync>> = tokio::select! {
         () = context.stop.cancelled() => Ok(()),
         ended = worker.ended() => Err(ended.into()),
@@ -44,13 +44,13 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     ended
 }
 
-/// Waits until a connection's supervisor has ended.
+/// Waits until the supervisor of a connection has ended.
 async fn closed(mut states: watch::Receiver<State>) {
-    // An error is reported too.
+    // An error also means that it has ended.
     let _ = states.wait_for(|state| *state == State::Closed).await;
 }
 
-/// The answers of the process's probes.
+/// What the process's probes report.
 struct WorkerReport(Status);
 
 impl Report for WorkerReport {

@@ -1,4 +1,4 @@
-//! From the table of settings to those of the dispatcher and of the connections.
+//! Converts the process's settings to the settings of the dispatcher and of the connections.
 
 use document_outbox::{
     RetryPolicy, amqp::TopologyMode, deliver::RabbitMqSettings, dispatch::ProcessorSettings,
@@ -7,21 +7,22 @@ use outbox_service::{Connections, Reader, host_name};
 
 use crate::settings::DispatcherSettings;
 
-/// The name of the connections, and the first part of the processor's name, before host and process.
+/// The name of the connections, and the first part of the processor's name, which continues with host and
+/// process.
 pub(super) const NAME: &str = "outbox-dispatcher";
-/// The worker's part of the grace; the rest is for closing the connections.
+/// The worker's part of the grace period; the rest is for closing the connections.
 const GRACE_OF_THE_WORKER: f64 = 0.9;
 
-/// Everything read, without connections.
+/// The settings that were read, before anything connects.
 pub(super) struct Settings {
     pub(super) connections: Connections,
-    /// `None` only together with a problem that keeps the worker from starting.
+    /// `None` only if there is also a problem that keeps the worker from starting.
     pub(super) rabbitmq: Option<RabbitMqSettings>,
     pub(super) processor: ProcessorSettings,
     pub(super) dispatcher: DispatcherSettings,
 }
 
-/// Reads every key, and records values that don't fit together.
+/// Reads every key, and reports values that don't fit together.
 pub(super) fn read(read: &mut Reader<'_>) -> Settings {
     let topology: TopologyMode = read.choice("topology");
     let connections = Connections::read(read, NAME);
