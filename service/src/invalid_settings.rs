@@ -1,14 +1,15 @@
-//! Problems that keep a rescuer or a dispatcher from working with its settings, all at once.
+//! The problems that keep a rescuer or a dispatcher from working with its settings, all reported at once.
 
 use std::fmt;
 
-/// Something to correct in the settings.
+/// A problem of the settings, with its correction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SettingsProblem {
-    /// The settings concerned; the sentence is about the first.
+    /// The settings that cause the problem; the sentence is about the first one.
     pub settings: Vec<&'static str>,
-    /// The mistake and its correction, continuing from the name of the setting: "must not be …".
+    /// The problem and its correction. The sentence continues from the name of the setting: "must not be
+    /// …".
     pub sentence: String,
 }
 
@@ -18,7 +19,7 @@ impl fmt::Display for SettingsProblem {
     }
 }
 
-/// Settings that can't work: all their problems.
+/// All problems of settings with which a program can't work.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InvalidSettings(pub Vec<SettingsProblem>);
 
@@ -32,22 +33,22 @@ impl fmt::Display for InvalidSettings {
 }
 
 impl InvalidSettings {
-    /// Adds a problem of these settings.
+    /// Adds a problem with these settings.
     pub fn add(&mut self, settings: &[&'static str], sentence: impl Into<String>) {
         self.0.push(SettingsProblem { settings: settings.to_vec(), sentence: sentence.into() });
     }
 
-    /// Adds a problem, if there is one.
+    /// Adds a problem if `is_one` is true.
     pub fn add_if(&mut self, is_one: bool, settings: &[&'static str], sentence: &str) {
         if is_one {
             self.add(settings, sentence);
         }
     }
 
-    /// Fine without problems.
+    /// Returns `Ok` if there are no problems.
     ///
     /// # Errors
-    /// These problems.
+    /// The problems, if there are any.
     pub fn into_result(self) -> Result<(), Self> {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }

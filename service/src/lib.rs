@@ -1,14 +1,14 @@
-//! Code that the daemons of document-outbox share.
+//! Code that both services of document-outbox share.
 //!
-//! A daemon is a table of [`Key`]s, a function that reads them into its own settings, and a future that
-//! serves until a stop. [`Daemon::run`] is the rest of the process: it resolves the [`settings`], starts
-//! [`telemetry`], serves probes and metrics over HTTP, listens for the [`shutdown`] signals, and turns the
-//! outcome into an exit code.
+//! A daemon consists of a table of [`Key`]s, a function that reads them into the daemon's own settings,
+//! and a future that serves until a stop. [`Daemon::run`] provides the rest of the process: it resolves
+//! the [`settings`], starts [`telemetry`], serves probes and metrics over HTTP, listens for the
+//! [`shutdown`] signals, and turns the outcome into an exit code.
 //!
-//! All of this needs the feature `daemon` (default). Without it there are only the patterns of namespaces,
-//! which the settings of the embedded rescuer and dispatcher use too.
+//! Most of this needs the feature `daemon`, which is on by default. Without it, the crate has only what
+//! the embedded rescuer and dispatcher use too, such as the patterns of namespaces.
 //!
-//! Only [`Connections`] knows more of MongoDB and RabbitMQ than the shape of URIs and names.
+//! Only [`Connections`] knows more about MongoDB and RabbitMQ than the form of their URIs and names.
 
 mod host_name;
 mod invalid_settings;

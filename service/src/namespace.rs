@@ -4,11 +4,12 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use crate::quote::shown;
 
-/// Collections of databases, by their names: `shop.orders`, `shop.*`, `tenant_*.orders`, `*.*`. With `@` and
-/// a duration appended, `audit.log@5m`, they have their own delay.
+/// A pattern for collections, by the names of their databases and collections: `shop.orders`, `shop.*`,
+/// `tenant_*.orders`, `*.*`. With `@` and a duration appended, as in `audit.log@5m`, the pattern gives its
+/// collections their own delay.
 ///
-/// A `*` matches any number of characters, including none. A pattern with one never matches the server's own
-/// databases (`admin`, `config`, `local`) and collections (`system.…`).
+/// A `*` matches any number of characters, including none. A pattern that contains a `*` never matches the
+/// server's own databases (`admin`, `config`, `local`) and collections (`system.…`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespacePattern {
     database: Glob,
@@ -16,35 +17,35 @@ pub struct NamespacePattern {
     delay: Option<Duration>,
 }
 
-/// A name in which `*` matches any characters.
+/// A name in which each `*` matches any characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Glob(String);
 
-/// Why a text is not a pattern, in a sentence that starts with the text.
+/// Why a text is not a pattern. The sentence starts with the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidPattern(String);
 
 impl NamespacePattern {
-    /// The databases.
+    /// The part that matches databases.
     #[must_use]
     pub fn database(&self) -> &Glob {
         &self.database
     }
 
-    /// The collections.
+    /// The part that matches collections.
     #[must_use]
     pub fn collection(&self) -> &Glob {
         &self.collection
     }
 
-    /// The delay that follows it.
+    /// The delay after the `@`, if there is one.
     #[must_use]
     pub fn delay(&self) -> Option<Duration> {
         self.delay
     }
 
-    /// Whether it matches a collection.
+    /// Whether the pattern matches a collection.
     #[must_use]
     pub fn matches(&self, database: &str, collection: &str) -> bool {
         !is_the_servers(database)
@@ -53,13 +54,13 @@ impl NamespacePattern {
             && self.collection.matches(collection)
     }
 
-    /// Whether it matches every collection that `other` matches.
+    /// Whether the pattern matches every collection that `other` matches.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.database.covers(&other.database) && self.collection.covers(&other.collection)
     }
 
-    /// Whether a collection can match both.
+    /// Whether a collection can match both patterns.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.database.overlaps(&other.database) && self.collection.overlaps(&other.collection)
@@ -71,7 +72,7 @@ impl NamespacePattern {
         patterns.iter().any(|pattern| pattern.matches(database, collection))
     }
 
-    /// Whether a collection can match both lists.
+    /// Whether a collection can match a pattern in each list.
     #[must_use]
     pub fn any_overlap(one: &[Self], other: &[Self]) -> bool {
         one.iter().any(|one| other.iter().any(|other| one.overlaps(other)))
@@ -79,29 +80,29 @@ impl NamespacePattern {
 }
 
 impl Glob {
-    /// As it was written.
+    /// The pattern as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name, if there is only one.
+    /// The exact name, if there is no `*`.
     #[must_use]
     pub fn exact(&self) -> Option<&str> {
         (!self.0.contains('*')).then_some(&self.0)
     }
 
-    /// Whether it matches any name.
+    /// Whether this matches any name.
     #[must_use]
     pub fn is_any(&self) -> bool {
         self.0.chars().all(|c| c == '*')
     }
 
-    /// Whether it matches a name.
+    /// Whether this matches a name.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
-        // The last `*`, and up to where it reaches so far.
+        // The last `*`, and the place up to which it has matched so far.
         let mut star = None;
         let (mut p, mut n) = (0, 0);
         while n < name.len() {
@@ -123,8 +124,8 @@ impl Glob {
         pattern[p..].iter().all(|byte| *byte == b'*')
     }
 
-    /// Whether it matches every name that `other` matches. Names contain no `*`, so only a `*` here can match
-    /// one in `other`.
+    /// Whether this matches every name that `other` matches. Names contain no `*`, so a `*` in `other` can
+    /// only be matched by a `*` here.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.matches(&other.0)
@@ -133,8 +134,8 @@ impl Glob {
     /// Whether a name can match both.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
-        // `reached[j]`: one name can match both the part of this pattern that was read and the first `j`
-        // parts of the other.
+        // `reached[j]`: whether one name can match both the parts of this pattern read so far and the
+        // first `j` parts of the other.
         let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
         let mut reached = vec![false; b.len() + 1];
         for i in 0..=a.len() {
@@ -156,8 +157,8 @@ impl Glob {
         reached[b.len()]
     }
 
-    /// An anchored regular expression for the same names, including names with a line break: `.` matches it,
-    /// too, and the end is that of the name, not of a line.
+    /// An anchored regular expression for the same names. In names with a line break, `.` matches the line
+    /// break, and the anchors match only the ends of the name.
     #[must_use]
     pub fn regex(&self) -> String {
         let mut regex = String::from("(?s)^");
@@ -189,17 +190,17 @@ impl fmt::Display for NamespacePattern {
     }
 }
 
-/// A duration as it is written in settings, without blanks: `1h30m`.
+/// Formats a duration as in settings, without blanks: `1h30m`.
 #[must_use]
 pub fn written(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace(' ', "")
 }
 
 impl NamespacePattern {
-    /// Reads patterns with commas between them, such as `shop.*,stock.items@2s`.
+    /// Parses patterns separated by commas, such as `shop.*,stock.items@2s`.
     ///
     /// # Errors
-    /// The first that is none.
+    /// The first invalid pattern.
     pub fn list(text: &str) -> Result<Vec<Self>, InvalidPattern> {
         text.split(',').map(|pattern| pattern.trim().parse()).collect()
     }
@@ -245,7 +246,8 @@ fn split_delay(text: &str) -> Result<(&str, Option<Duration>), String> {
 const LONGEST_DATABASE: usize = 63;
 const LONGEST_NAMESPACE: usize = 255;
 
-/// The manual's rules for a database's name, without the server's own databases, which can't have an outbox.
+/// Checks the manual's rules for a database's name. Also refuses the server's own databases, which can't
+/// have an outbox.
 pub(crate) fn check_database_pattern(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("has no name; write its name".into())
@@ -260,7 +262,7 @@ pub(crate) fn check_database_pattern(name: &str) -> Result<(), String> {
     }
 }
 
-/// The manual's rules for a collection's name.
+/// Checks the manual's rules for a collection's name.
 fn check_collection(name: &str) -> Result<(), String> {
     if name.is_empty() {
         Err("has no name; write its name, or `*` for all".into())

@@ -1,7 +1,7 @@
-//! Quotes a value in a sentence for people.
+//! Quotes a value in a sentence for users.
 
-/// A value as a problem may quote it: on one line, not too long, and not at all if it could be a URI or a
-/// private key that was given to the wrong key.
+/// A value in the form in which a problem may quote it: on one line, and not too long. The value is not
+/// quoted at all if it could be a URI or a private key that was given to the wrong key.
 pub(crate) fn shown(value: &str) -> String {
     const LONGEST: usize = 60;
     if value.contains("//") || value.contains('@') || value.contains("-----BEGIN") {

@@ -1,7 +1,7 @@
-//! "Did you mean …?"
+//! Suggests corrections, as in "did you mean …?".
 
-/// The most likely candidate for the misspelled `given`: another case, `-` for `_`, or at most one letter in
-/// three wrong.
+/// The candidate closest to the misspelled `given`. It may differ in case, in `-` for `_`, or in at most
+/// every third letter.
 fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let given = normal(given);
     let allowed = (given.chars().count() / 3).max(1);
@@ -13,13 +13,13 @@ fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Op
         .map(|(_, candidate)| candidate)
 }
 
-/// ` (did you mean delay?)`, or empty.
+/// The text ` (did you mean delay?)`, or an empty text.
 pub fn did_you_mean<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     nearest(given, candidates).map(|name| format!(" (did you mean {name}?)")).unwrap_or_default()
 }
 
 fn normal(name: &str) -> String {
-    // The common prefix of all variables doesn't make two of them similar.
+    // All variables share a prefix, which doesn't make two of them similar.
     let bare = name.trim_start_matches('-').trim_start_matches("OUTBOX_");
     bare.replace('-', "_").to_ascii_lowercase()
 }

@@ -1,6 +1,7 @@
-//! A token bucket for the runtime's clock: evenly spaced tokens, of which a few may be saved up.
+//! A token bucket on the runtime's clock: tokens are evenly spaced, and a few may accumulate.
 //!
-//! The rescuer's sweeps take one for each query, a dispatcher with a rate takes one for each message.
+//! The rescuer's sweeps take one token for each query; a dispatcher with a rate takes one for each
+//! message.
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
@@ -15,16 +16,16 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Gives out one token in each interval, in the order in which tasks ask.
+/// Issues one token per interval, in the order in which tasks ask.
 pub struct TokenBucket {
     limiter: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
     clock: RuntimeClock,
-    /// The task that holds it is next.
+    /// Held by the task that is next.
     line: Mutex<()>,
     shortest_wait: Duration,
 }
 
-/// The runtime's clock, by which it also sleeps.
+/// The runtime's clock, which the bucket also uses to sleep.
 #[derive(Debug, Clone)]
 struct RuntimeClock {
     start: Instant,
@@ -39,7 +40,8 @@ impl Clock for RuntimeClock {
 }
 
 impl TokenBucket {
-    /// A token in each interval. At most `saved_up` tokens are kept while no task takes them: 1 allows no burst.
+    /// A bucket with one token per interval. At most `saved_up` tokens accumulate while no task takes
+    /// them; 1 allows no burst.
     #[must_use]
     pub fn new(interval: Duration, saved_up: NonZeroU32) -> Self {
         let clock = RuntimeClock { start: Instant::now() };
@@ -54,7 +56,8 @@ impl TokenBucket {
         }
     }
 
-    /// A task that has to wait waits at least this long; those behind it find the tokens that were saved up meanwhile.
+    /// Makes a task that has to wait wait at least this long. The tasks behind it then find the tokens
+    /// that have accumulated.
     #[must_use]
     pub fn waiting_at_least(mut self, shortest_wait: Duration) -> Self {
         self.shortest_wait = shortest_wait;

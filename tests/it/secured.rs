@@ -394,6 +394,6 @@ async fn unusable_or_readable_secret_files_are_refused_first() {
             ("OUTBOX_WATCH", "shop.*"),
         ];
         let mut service = Service::start(name, &plain);
-        service.says(&["WARN", "mongodb_uri leads to another machine without TLS"]).await;
+        service.says(&["WARN", "mongodb_uri names another machine without TLS"]).await;
     }
 }

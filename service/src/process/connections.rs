@@ -1,5 +1,5 @@
-//! The connections that both services have: MongoDB and RabbitMQ, checked by the libraries that will make
-//! them.
+//! The connections that both services have, to MongoDB and RabbitMQ. Their settings are checked by the
+//! libraries that will connect.
 
 use std::time::Duration;
 
@@ -16,21 +16,21 @@ use crate::process::{
 };
 
 /// How long the driver may search for a server before an attempt counts as failed. Attempts are repeated
-/// without limit; a short time lets a stop signal through.
+/// without limit; with a short time, a stop signal takes effect between them.
 const TRY: Duration = Duration::from_secs(5);
 
-/// How MongoDB and RabbitMQ are reached. It has no connection yet.
+/// The settings for reaching MongoDB and RabbitMQ. Nothing connects yet.
 #[derive(Debug)]
 pub struct Connections {
     name: &'static str,
     mongodb: Uri,
-    /// RabbitMQ; `None` only together with a problem that keeps the program from starting.
+    /// RabbitMQ's settings; `None` only if there is also a problem that keeps the program from starting.
     pub rabbitmq: Option<AmqpSettings>,
 }
 
 impl Connections {
-    /// Reads `mongodb_uri`, `rabbitmq_uri` and the keys of [`keys::transport`](crate::keys::transport), and
-    /// records their problems. The connections are named `name`.
+    /// Reads `mongodb_uri`, `rabbitmq_uri` and the keys of [`keys::transport`](crate::keys::transport),
+    /// and reports their problems. The connections are named `name`.
     pub fn read(read: &mut Reader<'_>, name: &'static str) -> Self {
         transport::check(read);
 
@@ -44,10 +44,11 @@ impl Connections {
         Self { name, mongodb, rabbitmq: rabbitmq(read, name) }
     }
 
-    /// A client of MongoDB, which connects when it is used. Logs a warning if it is not encrypted.
+    /// A MongoDB client, which connects when it is first used. Logs a warning if the connection is not
+    /// encrypted.
     ///
     /// # Errors
-    /// If a `mongodb+srv` name can't be looked up, or its records and the URI don't go together.
+    /// If a `mongodb+srv` name can't be looked up, or if its records contradict the URI.
     pub async fn mongodb(&self) -> Result<Client, Error> {
         transport::warn_of_plain_mongodb(&self.mongodb);
 
@@ -75,7 +76,7 @@ fn rabbitmq(read: &mut Reader<'_>, name: &str) -> Option<AmqpSettings> {
         certificate: read.path("rabbitmq_cert_file"),
         key: read.path("rabbitmq_key_file"),
     };
-    // Problems of the files are reported in addition to one of the URI.
+    // Problems of the files are reported in addition to a problem of the URI.
     let checked = match settings {
         Some(settings) => settings.with_tls(files).map(Some),
         None => files.check().map(|()| None),

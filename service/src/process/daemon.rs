@@ -1,4 +1,4 @@
-//! A daemon: its keys, and its run from its settings to its end.
+//! A daemon: its table of keys, and its run from reading settings to exit.
 
 use std::{
     error::Error,
@@ -16,21 +16,22 @@ use crate::process::{
 /// A program that serves until a stop signal.
 ///
 /// # Flow
-/// Settings are resolved and validated; logging and HTTP start; `serve` is called with the settings and a
-/// [`Context`]. From SIGTERM or SIGINT on it is not ready and has `shutdown_grace` to end. Then HTTP ends,
-/// and the last traces are sent within the rest of the grace. The first log line holds name, version and
-/// effective settings, the last one how it ended.
+/// Settings are resolved and validated. Then logging and HTTP start, and `serve` is called with the
+/// settings and a [`Context`]. After SIGTERM or SIGINT the daemon is not ready, and `serve` has
+/// `shutdown_grace` to end. Then HTTP ends, and the last traces are sent within the rest of the grace
+/// period. The first log line has the name, the version and the effective settings; the last line says how
+/// the daemon ended.
 ///
-/// With `config check`, `config sample` or `config schema` as its first arguments it prints its effective or
-/// possible settings, and does not serve.
+/// If the first arguments are `config check`, `config sample` or `config schema`, the daemon prints its
+/// effective or possible settings and does not serve.
 ///
 /// # Keys
-/// The table is what [`Daemon::keys`] takes, and the shell's own: `config`, `http_listen`, `log_format`, `log_filter`
-/// and `shutdown_grace`. `read` may read those too.
+/// The table consists of the keys that [`Daemon::keys`] adds and the shell's own keys: `config`,
+/// `http_listen`, `log_format`, `log_filter` and `shutdown_grace`. `read` may read those too.
 ///
 /// # Errors
-/// Settings problems and what `--help` prints go to the terminal as they are; an error of `serve` is logged with its
-/// sources. See [`Exit`] for what the process ends with.
+/// Problems of the settings and the output of `--help` are written to the terminal without log formatting;
+/// an error of `serve` is logged together with its sources. See [`Exit`] for the exit codes.
 ///
 /// # Example
 /// ```no_run
@@ -74,7 +75,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon of this name (`outbox-rescuer`), version (`env!("CARGO_PKG_VERSION")`) and purpose, in a sentence.
+    /// Creates a daemon with this name (`outbox-rescuer`), version (`env!("CARGO_PKG_VERSION")`) and
+    /// purpose, in a sentence.
     #[must_use]
     pub fn new(name: &'static str, version: &'static str, about: &'static str) -> Self {
         let keys = vec![
@@ -86,8 +88,8 @@ impl Daemon {
         Self { program: Program { name, version, about }, keys }
     }
 
-    /// Puts `keys` before those of the shell. One of the same name takes the place of the shell's, and has to be of
-    /// the same kind.
+    /// Puts `keys` before those of the shell. A key with the same name as one of the shell's replaces it,
+    /// and must be of the same kind.
     #[must_use]
     pub fn keys(mut self, keys: impl IntoIterator<Item = Key>) -> Self {
         let mut keys: Vec<Key> = keys.into_iter().collect();
@@ -97,7 +99,8 @@ impl Daemon {
         self
     }
 
-    /// Runs on the settings of this process: its arguments, its environment, the file they name.
+    /// Runs with the settings of this process: its arguments, its environment, and the file that they
+    /// name.
     pub fn run<T, F, E>(
         self,
         read: impl FnOnce(&mut Reader<'_>) -> T,
@@ -110,7 +113,7 @@ impl Daemon {
         self.run_from(&Sources::of_process(), read, serve)
     }
 
-    /// Runs on the settings of `sources`.
+    /// Runs with the settings of `sources`.
     pub fn run_from<T, F, E>(
         self,
         sources: &Sources,
@@ -141,7 +144,7 @@ impl Daemon {
         }
     }
 
-    /// Prints the effective settings, with all their problems.
+    /// Prints the effective settings and all problems.
     fn check<T>(&self, resolved: &Resolved, read: impl FnOnce(&mut Reader<'_>) -> T) -> Exit {
         let printed = print(&resolved.effective());
         if let Err(problems) = read_all(resolved, read) {

@@ -1,4 +1,4 @@
-//! An error with its sources.
+//! Formats an error together with its sources.
 
 use std::{error::Error, fmt};
 

@@ -1,15 +1,16 @@
 //! Probes, metrics and status over HTTP.
 //!
 //! # Flow
-//! One thread with a runtime of its own answers, so that it also answers where the daemon's runtime is stuck, and until
-//! the daemon has drained. A connection serves one request and ends within seconds; there is a bounded number. When they are
-//! all taken, a new one takes the place of the oldest that has not sent its request, so that slow clients can't keep a
-//! probe from its answer. Each keeps its place for a moment: otherwise clients that return as soon as they are dropped would
-//! take a probe's place before its request is read.
+//! A separate thread with its own runtime answers requests, so that it answers even if the daemon's
+//! runtime is stuck, and until the daemon has finished. A connection serves one request and ends within
+//! seconds, and the number of connections is bounded. When all are in use, a new connection replaces the
+//! oldest one that has not sent its request, so that slow clients can't block a probe. Each connection
+//! keeps its place for a moment; otherwise clients that reconnect as soon as they are dropped would
+//! replace a probe's connection before its request is read.
 //!
 //! # Caveats
-//! It asks for no password and shows no secret. It listens on the local machine unless a setting says
-//! otherwise.
+//! The server asks for no password and shows no secret. It listens on the local machine unless a setting
+//! changes this.
 
 use std::{
     collections::VecDeque,
@@ -47,16 +48,16 @@ use crate::process::{
     probes::Probes,
 };
 
-/// As many connections as probes, scrapers and people need at once.
+/// Enough connections for probes, scrapers and people at the same time.
 const CONNECTIONS: usize = 32;
-/// How long a connection keeps its place, even if others wait for one. 200 slow clients delay a probe by less
-/// than a second.
+/// How long a connection keeps its place even if others wait for one. With this value, 200 slow clients
+/// delay a probe by less than a second.
 const UNDISTURBED: Duration = Duration::from_millis(100);
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
 /// The minimum that hyper accepts.
 const LONGEST_HEAD: usize = 8 * 1024;
-/// How long unfinished answers may take when everything stops.
+/// How long unfinished answers may take when the process stops.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 
@@ -82,7 +83,7 @@ impl FromStr for Listen {
     }
 }
 
-/// Why nothing listens.
+/// Why the server can't listen.
 #[derive(Debug, thiserror::Error)]
 #[error("http_listen: cannot listen on {address}; free it, choose another address, or write off")]
 pub(crate) struct ListenError {
@@ -90,7 +91,7 @@ pub(crate) struct ListenError {
     source: io::Error,
 }
 
-/// A listening socket, before requests are answered.
+/// A listening socket that doesn't answer requests yet.
 pub(crate) struct Bound {
     listener: TcpListener,
     address: SocketAddr,
@@ -136,15 +137,15 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Ends it; no client can delay that.
+    /// Ends the thread. No client can delay this.
     pub(crate) fn stop(self) {
         self.stop.cancel();
-        // It only fails if it panicked, which was logged.
+        // This only fails if the thread panicked, which was logged.
         let _ = self.thread.join();
     }
 }
 
-/// Where it listens, for the log.
+/// The address on which the server listens, for the log.
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.address.fmt(f)
@@ -189,7 +190,7 @@ struct OpenConnections {
 struct Open {
     task: AbortHandle,
     since: Instant,
-    /// Its request has arrived, so that only its answer is left to be sent.
+    /// Whether the request has arrived, so that only the answer remains to be sent.
     asked: Arc<AtomicBool>,
 }
 
@@ -216,14 +217,14 @@ impl OpenConnections {
         self.open.push_back(Open { task, since: Instant::now(), asked });
     }
 
-    /// The place of the oldest connection without a request; if all have one, of the oldest, which does not
-    /// read its answer.
+    /// The oldest connection without a request. If all have sent a request, the oldest connection, whose
+    /// client does not read the answer.
     fn slowest(&self) -> usize {
         let silent = self.open.iter().position(|open| !open.asked.load(Ordering::Relaxed));
         silent.unwrap_or(0)
     }
 
-    /// Pends forever if none is open.
+    /// Waits until a connection has ended; waits forever if none is open.
     async fn one_ended(&mut self) {
         if self.tasks.join_next().await.is_none() {
             std::future::pending::<()>().await;
@@ -247,7 +248,7 @@ async fn connection(stream: TcpStream, pages: Arc<Pages>, asked: Arc<AtomicBool>
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(LONGEST_HEAD)
         .serve_connection(TokioIo::new(stream), answer);
-    // Every mistake of a client is answered or ends its connection.
+    // Every mistake of a client gets an error as its answer, or ends the connection.
     let _ = timeout(CONNECTION_WITHIN, connection).await;
 }
 

@@ -1,4 +1,5 @@
-//! The keys that several daemons have. Each daemon's table lists those it uses, in addition to its own.
+//! The keys that several daemons have. Each daemon's table lists the ones that it uses, in addition to its
+//! own.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::{
     suggestion::did_you_mean,
 };
 
-/// The default of `http_listen` if a daemon has none of its own: the usual port of an OpenTelemetry program.
+/// The default of `http_listen` if a daemon has no default of its own: the usual port of OpenTelemetry
+/// programs.
 pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -25,7 +27,7 @@ pub fn mongodb_uri() -> Key {
     Key::new(
         "mongodb_uri",
         Kind::Uri(Scheme::MongoDb),
-        "The URI of MongoDB, a replica set or a sharded cluster.",
+        "The URI of MongoDB, which must be a replica set or a sharded cluster.",
     )
 }
 
@@ -43,14 +45,15 @@ pub fn transport() -> [Key; 4] {
     [
         file(
             "rabbitmq_ca_file",
-            "PEM file of the authorities that may have signed RabbitMQ's certificate; default: those of the machine.",
+            "PEM file of the certificate authorities that are trusted for RabbitMQ's certificate. By \
+             default, the machine's authorities are trusted.",
         ),
-        file("rabbitmq_cert_file", "PEM file of the client certificate for RabbitMQ, if it asks for one."),
-        file("rabbitmq_key_file", "PEM file of that certificate's key."),
+        file("rabbitmq_cert_file", "PEM file of the client certificate, if RabbitMQ requires one."),
+        file("rabbitmq_key_file", "PEM file of the client certificate's private key."),
         Key::new(
             "allow_insecure",
             Kind::Boolean,
-            "Allow amqp:// and unverified TLS to other machines; only for trusted networks.",
+            "Allow amqp:// and unverified TLS to other machines. Use it only on trusted networks.",
         )
         .with_default("false"),
     ]
@@ -62,8 +65,9 @@ pub fn watch() -> Key {
     Key::new(
         "watch",
         Kind::Namespaces,
-        "The collections with outboxes: shop.orders, shop.* for all of a database, tenant_*.orders; with \
-         their own delay, audit.log@5m. The first that matches applies.",
+        "The collections with outboxes, for example shop.orders, tenant_*.orders, or shop.* for all \
+         collections of a database. A pattern can have its own delay: audit.log@5m. If several patterns \
+         match a collection, the first one applies.",
     )
 }
 
@@ -73,7 +77,7 @@ pub fn unordered() -> Key {
     Key::new(
         "unordered",
         Kind::Namespaces,
-        "The watched collections whose messages need no order within a document.",
+        "The watched collections whose messages may be delivered out of order within a document.",
     )
     .with_default("")
 }
@@ -84,7 +88,7 @@ pub fn dead_blocks() -> Key {
     Key::new(
         "dead_blocks",
         Kind::Namespaces,
-        "The watched collections in which a dead message blocks the later ones of its document.",
+        "The watched collections in which a dead message blocks the later messages of its document.",
     )
     .with_default("")
 }
@@ -97,19 +101,19 @@ pub fn state_database() -> Key {
 
 /// `commands_exchange`, default `outbox.commands`: read with [`Reader::string`](crate::Reader::string).
 pub fn commands_exchange() -> Key {
-    Key::new("commands_exchange", Kind::Text(check_exchange), "The exchange commands are published to.")
+    Key::new("commands_exchange", Kind::Text(check_exchange), "The exchange to which commands are published.")
         .with_default("outbox.commands")
 }
 
 /// `commands_queue`, default `outbox.process-document-messages`: read with [`Reader::string`](crate::Reader::string).
 pub fn commands_queue() -> Key {
-    Key::new("commands_queue", Kind::Text(check_queue), "The queue commands are consumed from.")
+    Key::new("commands_queue", Kind::Text(check_queue), "The queue from which commands are consumed.")
         .with_default("outbox.process-document-messages")
 }
 
 /// `messages_exchange`, default `outbox.messages`: read with [`Reader::string`](crate::Reader::string).
 pub fn messages_exchange() -> Key {
-    Key::new("messages_exchange", Kind::Text(check_exchange), "The exchange messages are published to.")
+    Key::new("messages_exchange", Kind::Text(check_exchange), "The exchange to which messages are published.")
         .with_default("outbox.messages")
 }
 
@@ -120,7 +124,7 @@ pub fn topology() -> Key {
     Key::new(
         "topology",
         Kind::choice::<TopologyMode>(),
-        "Exchanges and queues: declare them, verify that they exist, or do neither.",
+        "What to do with exchanges and queues at the start: declare them, verify that they exist, or do neither.",
     )
     .with_default("declare")
 }
@@ -132,20 +136,21 @@ pub fn shutdown_grace() -> Key {
     Key::new(
         "shutdown_grace",
         Kind::Duration(Duration::ZERO..=Duration::from_hours(1)),
-        "How long unfinished work may continue after SIGTERM or SIGINT. Keep it below the orchestrator's \
-         grace period.",
+        "How long unfinished work may continue after SIGTERM or SIGINT. Choose a time below the \
+         orchestrator's grace period.",
     )
     .with_default("25s")
 }
 
-/// `http_listen`: where probes, metrics and status are served. [`Daemon`](crate::Daemon) adds it to every
-/// table, with [`HTTP_LISTEN`]; daemons for the same machine need different defaults.
+/// `http_listen`: the address at which probes, metrics and status are served. [`Daemon`](crate::Daemon)
+/// adds it to every table, with [`HTTP_LISTEN`] as its default; daemons on the same machine need different
+/// defaults.
 pub fn http_listen(default: &'static str) -> Key {
     Key::new(
         "http_listen",
         Kind::Text(check_listen),
-        "The address of /livez, /readyz, /metrics and /status: an IP address and a port, or off. They ask \
-         for no password, so open them to trusted networks only.",
+        "The address of /livez, /readyz, /metrics and /status: an IP address and a port, or off. These \
+         endpoints ask for no password, so open them to trusted networks only.",
     )
     .with_default(default)
 }
@@ -154,8 +159,12 @@ pub fn http_listen(default: &'static str) -> Key {
 /// [`Daemon`](crate::Daemon) adds it to every table.
 #[must_use]
 pub fn log_format() -> Key {
-    Key::new("log_format", Kind::choice::<LogFormat>(), "The format of log lines, on standard error.")
-        .with_default("text")
+    Key::new(
+        "log_format",
+        Kind::choice::<LogFormat>(),
+        "The format of log lines, which are written to standard error.",
+    )
+    .with_default("text")
 }
 
 /// `log_filter`, otherwise `RUST_LOG`, otherwise `info`: read with [`Reader::string`](crate::Reader::string).
@@ -164,7 +173,7 @@ pub fn log_filter() -> Key {
     Key::new(
         "log_filter",
         Kind::Text(check_log_filter),
-        "The levels to log: info, or info,lapin=warn and the like.",
+        "The log levels, for example info, or info,lapin=warn.",
     )
     .with_fallback_env("RUST_LOG")
     .with_default("info")
@@ -177,13 +186,13 @@ fn check_listen(text: &str) -> Result<(), String> {
 fn check_path(path: &str) -> Result<(), String> {
     if path.contains("-----BEGIN") {
         return Err(
-            "holds the certificate or key itself; put it into a file, and the file's name here".into()
+            "holds the certificate or key itself; store it in a file, and write the file's path here".into(),
         );
     }
     Ok(())
 }
 
-/// A name without a `*`.
+/// Checks a database's name, which must not contain a `*`.
 fn check_database(name: &str) -> Result<(), String> {
     if name.contains('*') {
         return Err("has a '*' in its name; MongoDB allows none".into());
@@ -191,7 +200,7 @@ fn check_database(name: &str) -> Result<(), String> {
     check_database_pattern(name)
 }
 
-/// A short string of AMQP 0-9-1: at most 255 bytes.
+/// Checks a short string of AMQP 0-9-1, which has at most 255 bytes.
 fn check_exchange(name: &str) -> Result<(), String> {
     if name.len() > 255 {
         Err("is longer than the 255 bytes RabbitMQ allows; choose a shorter name".into())
@@ -202,7 +211,7 @@ fn check_exchange(name: &str) -> Result<(), String> {
     }
 }
 
-/// Exchanges named `amq.…` exist and may be used; queues can't have such names.
+/// Checks a queue's name. Exchanges named `amq.…` exist and may be used, but queues can't have such names.
 /// <https://www.rabbitmq.com/docs/queues#names>
 fn check_queue(name: &str) -> Result<(), String> {
     if name.starts_with("amq.") {
@@ -211,8 +220,8 @@ fn check_queue(name: &str) -> Result<(), String> {
     check_exchange(name)
 }
 
-/// A bare word that is not a level is a valid filter: the target of that name. A typing error in a level
-/// would be read as a target and silence the log.
+/// Checks a log filter. A bare word that is not a level is a valid filter: it is the name of a target. So
+/// a typing error in a level would be read as a target, and silence the log.
 fn check_log_filter(filter: &str) -> Result<(), String> {
     for word in filter.split(',').map(str::trim).filter(|word| word.chars().all(char::is_alphabetic)) {
         let hint = did_you_mean(word, LEVELS);

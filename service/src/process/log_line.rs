@@ -1,8 +1,8 @@
-//! One record, one line: no content of an id, a type or an error text can begin a new line.
+//! Writes each record on one line: no content of an id, a type or an error text can begin a new line.
 //!
-//! `tracing-subscriber` escapes most control characters of the values it writes, but not line feeds. Readers
-//! of a text log take each line for a record, so with a line feed in a document's `_id`, any user who may
-//! insert documents could forge a record.
+//! `tracing-subscriber` escapes most control characters in values, but not line feeds. Readers of a text
+//! log take each line for a record. So any user who may insert documents could forge a record with a line
+//! feed in a document's `_id`.
 
 use std::io::{self, Write};
 
@@ -11,16 +11,18 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Writes records of the text format to standard error, each on one line.
 ///
-/// Errors are dropped: a closed or full standard error must not end the program, and there is no other place to report it.
+/// Errors are ignored: a closed or full standard error must not end the program, and there is no other
+/// place to report them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TextLines;
 
-/// Writes records of the JSON format to standard error. JSON escapes line feeds itself; errors are dropped as well.
+/// Writes records of the JSON format to standard error. JSON escapes line feeds itself; errors are ignored
+/// as well.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct JsonLines;
 
 impl Write for TextLines {
-    /// Takes one record: the formatter hands over each whole, with its line feed at the end.
+    /// Writes one record. The formatter passes each record as a whole, with its line feed at the end.
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(record);
         let body = text.strip_suffix('\n').unwrap_or(&text);

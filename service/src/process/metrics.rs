@@ -12,13 +12,14 @@ use crate::process::{
     settings::Program,
 };
 
-/// Upper bounds of all histograms, in seconds: for lags from a millisecond to an hour.
+/// Upper bounds of the buckets of all histograms, in seconds: for lags from a millisecond to an hour.
 const BUCKETS: [f64; 20] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
     600.0, 1_800.0, 3_600.0,
 ];
 
-/// How often [`Exporter::upkeep`] is due, so that samples don't take memory if they are never scraped.
+/// The interval of calls to [`Exporter::upkeep`], which keep samples from filling memory if they are never
+/// scraped.
 pub(crate) const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why metrics can't be recorded.
@@ -30,7 +31,7 @@ pub(crate) enum InstallError {
     Twice,
 }
 
-/// Renders what was recorded.
+/// Renders the recorded metrics.
 pub(crate) struct Exporter {
     recorded: PrometheusHandle,
     passing: Gauges,
@@ -46,7 +47,7 @@ impl Exporter {
         let passing = recorder.gauges();
         metrics::set_global_recorder(recorder).map_err(|_| InstallError::Twice)?;
 
-        describe_gauge!("outbox_build_info", "The running version; always 1.");
+        describe_gauge!("outbox_build_info", "Always 1; the labels give the running service and version.");
         gauge!("outbox_build_info", "service" => program.name, "version" => program.version).set(1.0);
 
         let process = Collector::default();
@@ -55,7 +56,7 @@ impl Exporter {
         Ok(Self { recorded: handle, passing, process })
     }
 
-    /// Everything, in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn render(&self) -> String {
         self.process.collect();
         self.recorded.render() + &self.passing.render()

@@ -1,4 +1,4 @@
-//! Everything behind the feature `daemon`, which makes a process of a library.
+//! Everything behind the feature `daemon`, which turns a library into a process.
 
 mod connections;
 mod daemon;

@@ -1,4 +1,5 @@
-//! The driver's verdict on a connection string, before any connection, and without any part of a secret.
+//! Checks a connection string with the driver before any connection, and reports problems without any part
+//! of a secret.
 
 use std::{
     pin::pin,
@@ -12,11 +13,12 @@ use mongodb::{
 
 use crate::process::settings::{self, Uri};
 
-/// Why the driver would refuse the URI, as a sentence that follows its key; `None` if the driver accepts it.
+/// Why the driver would refuse the URI; `None` if the driver accepts it. The sentence continues from the
+/// name of the key.
 ///
-/// The driver's own text names the flaw but may quote a value, or something that it mistakes for one: a
-/// password with a `?` in it ends up among the options. So its text is passed on only if it contains no part
-/// of the URI that could be secret.
+/// The driver's own text names the flaw but may quote a value, or something that the driver mistakes for a
+/// value: for example, a password that contains a `?` ends up among the options. So the driver's text is
+/// passed on only if it contains no part of the URI that could be secret.
 pub(crate) fn refusal(uri: &Uri) -> Option<String> {
     let text = uri.expose();
     let error = parse(text).err()?;
@@ -36,18 +38,18 @@ pub(crate) fn refusal(uri: &Uri) -> Option<String> {
             "{subject}; percent-encode special characters in the user name and the password (`:` is %3A, \
              `/` %2F, `?` %3F, `@` %40)"
         ),
-        None => format!("{subject}; correct its value, which is not shown, or leave it out"),
+        None => format!("{subject}; correct the value, which is not shown, or leave it out"),
     })
 }
 
-/// As the driver parses it, except that `mongodb+srv` names are not resolved.
+/// Parses the URI as the driver does, except that `mongodb+srv` names are not resolved.
 fn parse(text: &str) -> Result<(), Error> {
     let parsed = ConnectionString::parse(text)?;
     if matches!(parsed.host_info, HostInfo::DnsRecord(_)) {
         return Ok(());
     }
 
-    // Without a name to resolve, the first poll has the answer.
+    // Without a name to resolve, the first poll returns the result.
     let options = pin!(ClientOptions::parse(parsed).into_future());
     match options.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(options) => options.map(drop),
@@ -55,8 +57,8 @@ fn parse(text: &str) -> Result<(), Error> {
     }
 }
 
-/// The options without which the driver accepts the URI, by their names as written; `None` if that doesn't
-/// help, or if a name could be a part of a password.
+/// The options without which the driver accepts the URI, by their names as written. `None` if leaving
+/// options out doesn't help, or if a name could be a part of a password.
 fn culprits(text: &str) -> Vec<&str> {
     let Some((before, options)) = text.split_once('?') else {
         return Vec::new();
@@ -78,7 +80,7 @@ fn culprits(text: &str) -> Vec<&str> {
     names
 }
 
-/// The URI without the option at this place.
+/// The URI without the option at `place`.
 fn without(before: &str, options: &[&str], place: usize) -> String {
     let mut kept = options.to_vec();
     kept.remove(place);
@@ -99,7 +101,7 @@ fn harmless_words(error: &Error, text: &str) -> Option<String> {
 
     let said = message.to_lowercase();
     let credentials = before.rsplit_once('@').map_or("", |(credentials, _)| credentials);
-    // Without credentials, an apparent host can be a password whose `@` was forgotten.
+    // Without credentials in the URI, an apparent host can be a password whose `@` was forgotten.
     let hidden = if credentials.is_empty() { before } else { credentials };
     let values = options.split('&').filter_map(|piece| match piece.split_once('=') {
         Some((name, value)) => (!settings::is_harmless(name)).then_some(value),

@@ -1,5 +1,5 @@
-//! Traces to a collector, over OTLP: HTTP with protobuf. The `OTEL_` variables of the OpenTelemetry
-//! specification define the destination and the amount.
+//! Sends traces to a collector over OTLP (HTTP with protobuf). The `OTEL_` variables of the OpenTelemetry
+//! specification define the destination and the sampling.
 
 use std::{env, fmt, time::Duration};
 
@@ -31,7 +31,7 @@ const LONGEST_EXCHANGE: Duration = Duration::from_secs(10);
 /// Why no traces can be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// Without the exporter's text, which quotes the endpoint and so perhaps a password.
+    /// The exporter's text is left out because it quotes the endpoint, which may contain a password.
     #[error(
         "OTEL_EXPORTER_OTLP_ENDPOINT or another of the OTEL_EXPORTER_OTLP_ variables is invalid; correct it"
     )]
@@ -44,14 +44,14 @@ pub(crate) enum StartError {
 pub(crate) struct Export(SdkTracerProvider);
 
 impl Export {
-    /// Sends from tasks of `runtime`. The layer passes the spans to it.
+    /// Starts to send traces from tasks of `runtime`. The returned layer collects the spans.
     pub(crate) fn start(
         program: &Program,
         endpoint: &str,
         runtime: &Handle,
     ) -> Result<(Self, Spans), StartError> {
         let exporter = SpanExporter::builder().with_http();
-        // A machine may have no certificates, and needs none for a collector on the same machine.
+        // A machine may have no certificates, and needs none to reach a collector on the same machine.
         let exporter = if endpoint.starts_with("https:") {
             exporter.with_http_client(Collector::new(with_tls()?, runtime))
         } else {
@@ -74,7 +74,7 @@ impl Export {
         Ok((Self(provider), layer.boxed()))
     }
 
-    /// Sends the last ones, within this time.
+    /// Sends the last traces, within this time.
     pub(crate) fn flush(self, within: Duration) {
         if let Err(error) = self.0.shutdown_with_timeout(within) {
             tracing::warn!(%error, "the last traces were not sent");
@@ -82,7 +82,8 @@ impl Export {
     }
 }
 
-/// The variables of the specification take precedence over the program's own name.
+/// The resource that traces belong to. The variables of the specification take precedence over the
+/// program's own name.
 fn resource(program: &Program) -> Resource {
     let own = Resource::builder_empty()
         .with_service_name(program.name)
@@ -94,7 +95,7 @@ fn resource(program: &Program) -> Resource {
     }
 }
 
-/// The export must not trace itself, or it would never end.
+/// Whether a span is from the export itself. Exporting such spans would never end.
 fn is_of_the_export(target: &str) -> bool {
     ["hyper", "opentelemetry", "rustls"].iter().any(|own| target.starts_with(own))
 }

@@ -1,9 +1,9 @@
-//! Gauges that come and go: those with the label `collection`.
+//! Gauges that can disappear: those with the label `collection`.
 //!
-//! A collection can be dropped, and with patterns in `watch` there can be thousands in a day. The exporter
-//! keeps every recorded value for the life of the process. So these gauges are kept here, and a gauge that is
-//! set to "not a number" is left out of the answer and dropped: it was not counted, or its collection is
-//! gone.
+//! A collection can be dropped, and with patterns in `watch` there can be thousands of collections in a
+//! day. The exporter keeps every recorded value until the process ends. So these gauges are kept here
+//! instead. A gauge that is set to NaN, because it wasn't counted or its collection is gone, is omitted
+//! from the output and dropped.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use metrics_exporter_prometheus::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-/// The label of gauges that come and go.
+/// The label of gauges that can disappear.
 const LABEL: &str = "collection";
 
-/// Records everything, these gauges separately.
+/// Records all metrics, and keeps these gauges separately.
 pub(crate) struct Passing {
     lasting: PrometheusRecorder,
     gauges: Gauges,
@@ -39,7 +39,7 @@ type Name = (String, Vec<(String, String)>);
 
 #[derive(Default)]
 struct Series {
-    /// By name and labels, so that the lines of one name are together.
+    /// Ordered by name and labels, so that the lines of each name are adjacent.
     values: BTreeMap<Name, Arc<AtomicU64>>,
     descriptions: BTreeMap<String, String>,
 }
@@ -102,7 +102,7 @@ impl Gauges {
         Gauge::from_arc(value.clone())
     }
 
-    /// Those that have a value, in Prometheus' text format; the others are dropped.
+    /// The gauges that have a value, in Prometheus' text format. The other gauges are dropped.
     pub(crate) fn render(&self) -> String {
         let mut series = self.series();
         // A gauge with a live handle may be set again.

@@ -1,4 +1,4 @@
-//! The state of a daemon: the answers of its probes and its status.
+//! The state of a daemon, from which its probes and its status are answered.
 
 use std::{
     fmt,
@@ -15,19 +15,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::process::settings::Program;
 
-/// The time between two signs of life.
+/// The time between two heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
-/// Longer than a busy machine keeps a task waiting.
+/// The time without a heartbeat after which the runtime counts as stuck. A busy machine delays a task for
+/// less.
 const STUCK_MS: u64 = 10_000;
 
-/// A daemon's report on itself. It is called on the thread that answers HTTP, so it must answer from memory,
-/// at once.
+/// Reports the state of a daemon. The methods are called on the thread that answers HTTP, so they must
+/// return at once, from memory.
 pub trait Report: Send + Sync {
-    /// Why it can't work now, a sentence each; empty if it can.
+    /// Why the daemon can't work now, with a sentence for each reason; empty if it can.
     fn not_ready(&self) -> Vec<String>;
 
-    /// Its state for people and scripts: a JSON object whose fields are part of `/status`. No message, no
-    /// secret.
+    /// The daemon's state for people and scripts: a JSON object whose fields become part of `/status`. It
+    /// contains no message and no secret.
     fn status(&self) -> Value;
 }
 
@@ -56,12 +57,12 @@ impl Probes {
         Self(Arc::new(Inner { program, stop, report: RwLock::default(), started, last_beat }))
     }
 
-    /// From now on the daemon answers for itself; before, it is not ready because it is starting.
+    /// Uses `report` from now on. Before this call, the daemon is not ready because it is starting.
     pub fn report(&self, report: impl Report + 'static) {
         *self.0.report.write() = Some(Box::new(report));
     }
 
-    /// While it runs, it shows that its runtime executes tasks.
+    /// Records heartbeats, which show that the runtime executes tasks.
     pub(crate) async fn beat(self) {
         let mut ticks = tokio::time::interval(BEAT);
         loop {
@@ -83,7 +84,7 @@ impl Probes {
         u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Empty when ready.
+    /// Why the daemon is not ready; empty if it is ready.
     pub(crate) fn not_ready(&self) -> Vec<String> {
         if self.0.stop.is_cancelled() {
             return vec!["stopping".into()];
@@ -104,7 +105,7 @@ impl Probes {
         status.insert("ready".into(), json!(not_ready.is_empty()));
         status.insert("not_ready".into(), json!(not_ready));
 
-        // Its own fields follow, and replace none of these.
+        // The daemon's own fields follow, and can't replace these.
         let report = self.0.report.read();
         if let Some(Value::Object(own)) = report.as_deref().map(Report::status) {
             for (name, value) in own {

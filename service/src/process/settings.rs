@@ -1,12 +1,14 @@
-//! Settings: flags over environment over file, validated before anything is connected.
+//! Settings: flags override the environment, which overrides the file. All settings are validated before
+//! anything is connected.
 //!
 //! # Names
 //! A [`Key`] has one name in three spellings: `shutdown_grace` is `shutdown_grace` in the TOML file that `--config`
 //! names, `OUTBOX_SHUTDOWN_GRACE` in the environment, and `--shutdown-grace` on the command line.
 //!
 //! # Flow
-//! [`resolve`] finds for each key of a table its text and where that came from. [`Reader`] parses every text by the
-//! [`Kind`] of its key and hands out typed values; [`Reader::finish`] gives the settings, or all [`Problems`] at once.
+//! [`resolve`] finds the text of each key in a table, and the text's source. [`Reader`] parses every text
+//! according to the [`Kind`] of its key and returns typed values; [`Reader::finish`] returns the settings,
+//! or all [`Problems`] at once.
 //!
 //! # Rules
 //! - An environment variable that is set but empty counts as not set. White space around a value is dropped.
@@ -15,12 +17,13 @@
 //!   known one, and is ignored otherwise: several programs share one environment.
 //!
 //! # Before it runs
-//! `config check` prints what is in effect and all problems, `config sample` a file with every key, `config schema` the
-//! file's JSON Schema: both are made from the table of keys.
+//! `config check` prints the effective settings and all problems, `config sample` prints a file with every
+//! key, and `config schema` prints the file's JSON Schema. Sample and schema are generated from the table
+//! of keys.
 //!
 //! # Secrets
-//! The password of a [`Uri`] appears in no output of this module: problems don't quote what could be a URI, and the
-//! summary, `Debug` and `--help` show URIs redacted or not at all.
+//! The password of a [`Uri`] appears in no output of this module: problems don't quote values that could
+//! be a URI, and the summary, `Debug` and `--help` show URIs redacted or not at all.
 
 mod file;
 mod flags;

@@ -1,4 +1,4 @@
-//! The process around a daemon: its runtime, its log, its probes, its signals, its end.
+//! The process around a daemon: its runtime, log, probes, signals and exit.
 
 use std::{
     error::Error,
@@ -25,31 +25,31 @@ use crate::process::{
     traces::Traces,
 };
 
-/// How long tasks that `serve` left behind may take to reach their next await point.
+/// How long tasks that `serve` did not wait for may take to reach their next await point.
 const LAST_TASKS: Duration = Duration::from_secs(1);
-/// A daemon waits for its servers most of the time, so it needs no more threads, even on a machine with many
-/// cores.
+/// The maximum number of threads. A daemon waits for its servers most of the time, so it needs no more,
+/// even on a machine with many cores.
 const MOST_THREADS: usize = 4;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The resources that a daemon gets for serving.
+/// The resources that a daemon receives for serving.
 #[derive(Debug)]
 pub struct Context {
     /// Cancelled by SIGTERM or SIGINT.
     pub stop: CancellationToken,
-    /// Where it reports its readiness and its state.
+    /// The handle through which the daemon reports its readiness and its state.
     pub probes: Probes,
 }
 
-/// How a daemon ended; `main` returns it.
+/// How a daemon ended; to be returned by `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It stopped on request, or printed the requested output: exit code 0.
+    /// The daemon stopped on request, or printed the requested output: exit code 0.
     Clean = 0,
-    /// It failed, or did not stop within `shutdown_grace`: exit code 1.
+    /// The daemon failed, or did not stop within `shutdown_grace`: exit code 1.
     Failed = 1,
-    /// Its settings have problems; it made no connection: exit code 2.
+    /// The settings have problems, so the program made no connection: exit code 2.
     Misconfigured = 2,
 }
 
@@ -59,7 +59,7 @@ impl Termination for Exit {
     }
 }
 
-/// The settings of the shell itself.
+/// The settings of the shell.
 pub(crate) struct Shell {
     http_listen: Listen,
     log_format: LogFormat,
@@ -70,7 +70,7 @@ pub(crate) struct Shell {
 impl Shell {
     pub(crate) fn read(reader: &mut Reader<'_>) -> Self {
         Self {
-            // If it is not an address, that is a problem already.
+            // If the value is not an address, that was already reported as a problem.
             http_listen: reader.string("http_listen").parse().unwrap_or(Listen(None)),
             log_format: reader.choice("log_format"),
             log_filter: reader.string("log_filter"),
@@ -79,8 +79,8 @@ impl Shell {
     }
 }
 
-/// Runs `serve` until it ends, or until the grace after a signal is over. `Err` if `serve` could not be
-/// called.
+/// Runs `serve` until it ends, or until the grace period after a signal is over. Returns `Err` if `serve`
+/// could not be called.
 pub(crate) fn run<F, E>(
     program: &Program,
     resolved: &Resolved,
@@ -91,7 +91,7 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<Failure>,
 {
-    // Everything that can be refused is requested before the first line of the log.
+    // Everything that can be refused is set up before the first line of the log.
     let runtime = runtime()?;
     let (traces, spans) = Traces::start(program, runtime.handle())?;
     telemetry::init_with(shell.log_format, &shell.log_filter, spans)?;
@@ -107,7 +107,7 @@ where
     }
     if Traces::are_missing() {
         warn!(
-            "no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set: this program is built without otlp"
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but no traces are sent because this program is built without otlp"
         );
     }
 
@@ -139,8 +139,8 @@ fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(MOST_THREADS)).enable_all().build()
 }
 
-/// The result of `serve`; `None` if it continued for longer than `grace` after `stop`. And the time by which
-/// everything else has to end.
+/// The result of `serve`, or `None` if it ran for longer than the grace period after a stop; and the time
+/// by which everything else has to end.
 async fn until_stopped<T>(
     serve: impl Future<Output = T>,
     stop: &CancellationToken,

@@ -6,16 +6,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// Signals closer together are one.
+/// Signals that follow each other within this time count as one.
 const ONE_SIGNAL: Duration = Duration::from_secs(1);
 
-/// Listens for SIGTERM and SIGINT from now on. The first cancels the token; a later one, of either kind, ends the process
-/// at once with 143 or 130, as a shell reports a process those signals killed.
+/// Listens for SIGTERM and SIGINT from now on. The first signal cancels the token. A later one, of either
+/// kind, ends the process at once with exit code 143 or 130, which is how a shell reports a process killed
+/// by these signals.
 ///
-/// Signals within a second of the first count as one with it: a terminal signals the whole process group, and a wrapper in
-/// that group passes its own signal on.
+/// Signals within a second of the first count as the same request: a terminal signals the whole process
+/// group, and a wrapper in that group also forwards its own signal.
 ///
-/// Must be called within a Tokio runtime. On Windows, Ctrl-C takes the place of both.
+/// Must be called within a Tokio runtime. On Windows, Ctrl-C replaces both signals.
 ///
 /// # Errors
 /// If the operating system refuses to deliver the signals.
@@ -28,16 +29,16 @@ pub fn signal() -> io::Result<CancellationToken> {
         let since = Instant::now();
         info!(
             signal = first.name,
-            "stopping; another signal, a second from now or later, ends the process at once"
+            "stopping; another signal after at least one second ends the process at once"
         );
         cancelled.cancel();
 
         let mut later = signals.next().await;
         while since.elapsed() < ONE_SIGNAL {
-            info!(signal = later.name, "counts as the same request as the signal before");
+            info!(signal = later.name, "treated as a repeat of the previous signal");
             later = signals.next().await;
         }
-        error!(signal = later.name, "ended before its work was done");
+        error!(signal = later.name, "a second signal ended the process before its work was done");
         process::exit(later.exit_code);
     });
     Ok(token)

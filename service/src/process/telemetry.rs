@@ -1,4 +1,4 @@
-//! Logs, to standard error; and the spans and events that may be shown.
+//! Writes logs to standard error, and filters out records that must not be shown.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -17,31 +17,33 @@ use tracing_subscriber::{
 
 use crate::process::log_line::{JsonLines, TextLines};
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// For machines: one JSON object a line.
+    /// JSON for machines, one object per line.
     Json,
 }
 
 /// Why logging could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// The filter is invalid; the key `log_filter` refuses such a text before.
+    /// The filter is invalid. The key `log_filter` refuses such a text earlier.
     #[error("the log filter is invalid; correct log_filter")]
     Filter(#[from] ParseError),
-    /// The process has a subscriber already; an embedding application with its own doesn't call [`init`].
-    #[error("logging is set up already; set it up once")]
+    /// The process already has a subscriber. An embedding application that has its own doesn't call
+    /// [`init`].
+    #[error("logging is already set up; set it up only once")]
     Twice(#[from] TryInitError),
 }
 
-/// Sends every event that `filter` lets pass to standard error. Text is coloured on a terminal only, and
-/// never if `NO_COLOR` is set. Whatever the filter allows, records that would show a message or a password
-/// are left out. Every record takes one line, whatever its values contain; a panic is a record as well.
+/// Writes every event that `filter` admits to standard error. Text is coloured only on a terminal, and
+/// never if `NO_COLOR` is set. Records that would show a message or a password are omitted, whatever the
+/// filter admits. Every record takes one line, whatever values it contains. A panic is logged as a record
+/// as well.
 ///
 /// # Errors
 /// If the filter is invalid, or the process has a subscriber already.
@@ -49,10 +51,10 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), InitError> {
     init_with(format, filter, None)
 }
 
-/// What takes spans elsewhere.
+/// A layer that sends spans to another destination.
 pub(crate) type Spans = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// As [`init`], and hands spans that `filter` lets pass to `spans`.
+/// Like [`init`], and also passes the spans that `filter` admits to `spans`.
 pub(crate) fn init_with(format: LogFormat, filter: &str, spans: Option<Spans>) -> Result<(), InitError> {
     // The formatter would report its own errors with `eprintln!`, which panics if standard error is closed.
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
@@ -74,7 +76,8 @@ pub(crate) fn init_with(format: LogFormat, filter: &str, spans: Option<Spans>) -
     Ok(())
 }
 
-/// A panic as one record; the standard library's own report takes several lines and quotes its message as it is.
+/// Logs a panic as one record. The standard library's own report takes several lines and quotes the panic
+/// message unescaped.
 fn log_panic(panicked: &PanicHookInfo<'_>) {
     let message = panicked.payload_as_str().unwrap_or("no message");
     let place = panicked.location().map(ToString::to_string).unwrap_or_default();
@@ -87,13 +90,14 @@ fn log_panic(panicked: &PanicHookInfo<'_>) {
     }
 }
 
-/// Unlike `EnvFilter::new`, refuses what it can't parse instead of dropping it.
+/// Parses a filter. Unlike `EnvFilter::new`, refuses invalid parts instead of ignoring them.
 pub(crate) fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(filter)
 }
 
-/// The AMQP client logs returned messages whole as a warning, and every frame, the login's too, at the level `trace`. The
-/// export of traces and its HTTP client log the address of the collector and what that answers from `debug` on.
+/// Whether a record can be logged without showing secrets. The AMQP client logs whole returned messages as
+/// warnings, and logs every frame, including the login's, at level `trace`. From level `debug` on, the
+/// export of traces and its HTTP client log the collector's address and answers.
 pub(crate) fn is_harmless(metadata: &Metadata<'_>) -> bool {
     let (target, level) = (metadata.target(), *metadata.level());
     match target {

@@ -1,4 +1,4 @@
-//! The export of traces, in a build with it.
+//! The export of traces, in builds that include it.
 
 use std::{env, error::Error, time::Duration};
 
@@ -17,7 +17,7 @@ pub(crate) struct Traces {
 type Started = Result<(Traces, Option<Spans>), Box<dyn Error + Send + Sync>>;
 
 impl Traces {
-    /// Sends from tasks of `runtime` to the collector, if one is configured; it takes the spans of the layer.
+    /// Starts to send traces from tasks of `runtime` to the collector, if one is configured.
     #[cfg(feature = "otlp")]
     pub(crate) fn start(program: &Program, runtime: &Handle) -> Started {
         let Some(endpoint) = collector() else {
@@ -34,12 +34,12 @@ impl Traces {
         Ok((Self {}, None))
     }
 
-    /// Whether a collector is configured in a build that can't send anything to it.
+    /// Whether a collector is configured although this build can't export traces.
     pub(crate) fn are_missing() -> bool {
         cfg!(not(feature = "otlp")) && collector().is_some()
     }
 
-    /// Sends the last ones, within this time.
+    /// Sends the last traces, within this time.
     #[cfg(feature = "otlp")]
     pub(crate) fn flush(self, within: Duration) {
         if let Some(export) = self.export {
@@ -52,7 +52,7 @@ impl Traces {
     pub(crate) fn flush(self, _: Duration) {}
 }
 
-/// The destination of traces by the variables of the OpenTelemetry specification, if any.
+/// The collector's address from the variables of the OpenTelemetry specification, if any.
 fn collector() -> Option<String> {
     let is_disabled = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     if is_disabled || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none") {

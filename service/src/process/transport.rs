@@ -1,4 +1,4 @@
-//! Which connections may be unencrypted.
+//! Decides which connections may be unencrypted.
 //!
 //! | connection | on this machine | to another |
 //! |---|---|---|
@@ -7,20 +7,21 @@
 //! | MongoDB without TLS | yes | a warning: SCRAM shows no password, and many sets are protected by their network |
 //! | `amqps://`, MongoDB with TLS | yes | yes |
 //!
-//! `allow_insecure = true` allows the refused connections. The addresses that a MongoDB replica set reports
-//! for its other members are not checked.
+//! `allow_insecure = true` allows the refused connections. The addresses that a MongoDB replica set
+//! reports for its other members are not checked.
 
 use crate::process::settings::{Reader, Uri};
 
-const PLAIN_AMQP: &str = "begins with amqp://, which sends the password and every message unencrypted to another machine; \
-     write amqps:// (rabbitmq_ca_file names an authority of your own), or set allow_insecure = true if the \
-         network is trusted";
+const PLAIN_AMQP: &str = "begins with amqp://, which sends the password and every message unencrypted to \
+     another machine; write amqps:// (rabbitmq_ca_file can name your own certificate authority), or set \
+     allow_insecure = true if the network is trusted";
 const PLAIN_WITH_FILES: &str = "is set, but rabbitmq_uri begins with amqp://, which is not encrypted; write amqps:// there, \
      or leave this out";
-const PLAIN_MONGODB: &str = "mongodb_uri leads to another machine without TLS: documents travel unencrypted; add tls=true, \
-     and tlsCAFile for an authority of your own";
+const PLAIN_MONGODB: &str = "mongodb_uri names another machine without TLS, so documents are sent \
+     unencrypted; add tls=true, and tlsCAFile for your own certificate authority";
 
-/// Records what is refused of `mongodb_uri` and `rabbitmq_uri`, and files for TLS that a plain connection would not use.
+/// Reports connections in `mongodb_uri` and `rabbitmq_uri` that are refused, and TLS files that a plain
+/// connection would not use.
 pub fn check(read: &mut Reader<'_>) {
     let (mongodb, rabbitmq) = (read.uri("mongodb_uri"), read.uri("rabbitmq_uri"));
     if !rabbitmq.is_encrypted() {
@@ -31,7 +32,7 @@ pub fn check(read: &mut Reader<'_>) {
         }
     }
 
-    // Below it is about connections that others could read or answer.
+    // The following checks concern connections that others could read or answer.
     if read.boolean("allow_insecure") {
         return;
     }

@@ -250,7 +250,7 @@ fn a_later_signal_ends_the_process_at_once() {
         }
         let (code, rest) = daemon.end();
         assert_eq!(code, Some(expected), "{rest}");
-        assert!(rest.contains("ended before its work was done"), "{rest}");
+        assert!(rest.contains("a second signal ended the process before its work was done"), "{rest}");
     }
 }
 
@@ -265,7 +265,7 @@ fn signals_within_a_second_count_as_one() {
     daemon.signal("TERM");
     // Otherwise it may have arrived too late on this machine.
     if first.elapsed() < Duration::from_millis(500) {
-        daemon.line_with("counts as the same request as the signal before");
+        daemon.line_with("treated as a repeat of the previous signal");
         assert!(daemon.child.try_wait().unwrap().is_none());
     }
 }
@@ -731,5 +731,5 @@ mod traces {
 fn a_build_without_export_warns_when_configured() {
     let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")];
     let (_, log) = start_with("fails", "", &env).end();
-    assert!(log.contains("no traces are sent, although OTEL_EXPORTER_OTLP_ENDPOINT is set"), "{log}");
+    assert!(log.contains("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no traces are sent"), "{log}");
 }

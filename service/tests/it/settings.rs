@@ -191,7 +191,7 @@ fn all_problems_are_reported_at_once() {
     for start in [
         "--dealy: is not a flag of this program (did you mean --delay?)",
         "outbox.toml:topolgy: is not a setting of this program (did you mean topology?)",
-        "OUTBOX_MONGODB_URI: is not such a URI",
+        "OUTBOX_MONGODB_URI: is not a valid URI",
         "rabbitmq_uri: is missing; set OUTBOX_RABBITMQ_URI in the environment, --rabbitmq-uri on the command line",
         "OUTBOX_WATCH: \"shop\" names no collection",
         "OUTBOX_WATCH: \"local.*\" has a database that is the server's own",

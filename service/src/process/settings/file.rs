@@ -9,13 +9,13 @@ use super::{
 };
 use crate::{quote::shown, suggestion::did_you_mean};
 
-/// Reads the file's text; `path` is how the user named it.
+/// Parses the file's text; `path` is the path as the user gave it.
 pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {
     let mut given = Given::default();
     let table = match text.parse::<Table>() {
         Ok(table) => table,
         Err(error) => {
-            // The error's own Display quotes the line, which may hold a password.
+            // The error's own `Display` quotes the line, which may contain a password.
             let (line, column) = position(text, error.span().map_or(0, |span| span.start));
             let sentence = format!("is not TOML: {}; correct the file", error.message());
             given.problems.push(Problem::new(format!("{path}:{line}:{column}"), sentence));
@@ -67,7 +67,7 @@ fn item_of(item: &Value) -> Result<&str, String> {
     }
 }
 
-/// Line and column, from 1, of a place in bytes.
+/// The line and the column, both from 1, of a byte offset.
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);

@@ -1,4 +1,4 @@
-//! The command line: one flag for each key, `--help` and `--version`, and the commands other than serving.
+//! The command line: one flag for each key, `--help`, `--version`, and the `config` commands.
 
 use std::ffi::{OsStr, OsString};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::suggestion::did_you_mean;
 
-/// What the command line asks for.
+/// The request on the command line.
 pub(super) enum Parsed {
     Given(Given),
     /// `--help` or `--version`.
@@ -34,7 +34,7 @@ pub(super) enum Task {
 
 const TASKS: [(&str, Task); 3] = [("check", Task::Check), ("sample", Task::Sample), ("schema", Task::Schema)];
 
-/// Takes `config check` and the like off the front. Flags follow.
+/// Removes a command such as `config check` from the front of the arguments. Flags follow.
 pub(super) fn task(args: &[OsString], given: &mut Given) -> (Task, Vec<OsString>) {
     if args.first().is_none_or(|word| word != "config") {
         return (Task::Serve, args.to_vec());
@@ -47,7 +47,7 @@ pub(super) fn task(args: &[OsString], given: &mut Given) -> (Task, Vec<OsString>
 
     let sentence = "needs a command: write config check, config sample or config schema";
     given.problems.push(Problem::new("config", sentence));
-    // The rest belonged to that unknown command.
+    // The remaining arguments belonged to the unknown command.
     given.incomplete = true;
     let flags = args.iter().skip_while(|arg| !arg.to_string_lossy().starts_with('-'));
     (Task::Serve, flags.cloned().collect())
@@ -61,9 +61,9 @@ const RULES: &str = "Commands, before any flag, in place of serving:\n  \
     A flag overrides its environment variable, which overrides the file.\n\
     Durations carry their unit: 250ms, 15s, 1h. Lists are separated by commas; in the file they may be arrays.";
 
-/// Reads the command line. An argument that clap refuses is recorded and left out, and the rest is read
-/// again, so that one mistake doesn't hide the next. Clap's own messages quote arguments, which may hold a
-/// password: they are not used.
+/// Parses the command line. An argument that clap refuses is reported and removed, and the rest is parsed
+/// again, so that one mistake doesn't hide the next. Clap's own messages are not used, because they quote
+/// arguments, which may contain a password.
 pub(super) fn parse(program: &Program, keys: &[Key], args: &[OsString]) -> Parsed {
     let command = command(program, keys);
     let mut given = Given::default();
@@ -134,7 +134,7 @@ fn value_name(kind: &Kind) -> &'static str {
     }
 }
 
-/// Names the environment variable, never its value.
+/// The help text of a key. It names the environment variable, but never shows the variable's value.
 fn help(key: &Key) -> String {
     let choices = match key.kind() {
         Kind::Choice(names) => format!(" [one of: {}]", names.join(", ")),
@@ -163,7 +163,8 @@ fn take(matches: &ArgMatches, key: &Key, given: &mut Given) {
     }
 }
 
-/// Records what clap refused and takes it out of `args`; `false` if that is impossible.
+/// Reports the argument that clap refused and removes it from `args`; returns `false` if that is
+/// impossible.
 fn leave_out(error: &clap::Error, keys: &[Key], args: &mut Vec<OsString>, given: &mut Given) -> bool {
     let Some(ContextValue::String(refused)) = error.get(ContextKind::InvalidArg) else {
         return false;
@@ -200,7 +201,7 @@ fn unknown(flag: &str, keys: &[Key]) -> String {
     format!("is not a flag of this program{hint}; correct or remove it, --help lists all")
 }
 
-/// Removes an unknown flag, and the value that seems to belong to it.
+/// Removes an unknown flag, together with the value that seems to belong to it.
 fn remove_flag(args: &mut Vec<OsString>, flag: &str) -> bool {
     if remove(args, |args, at| is_joined(&args[at], flag), 1) {
         return true;
@@ -210,7 +211,7 @@ fn remove_flag(args: &mut Vec<OsString>, flag: &str) -> bool {
         || remove(args, |args, at| args[at] == OsStr::new(flag), 1)
 }
 
-/// Whether an argument is the flag with an attached value: `--flag=value`, `-fvalue`.
+/// Whether an argument is the flag joined with a value: `--flag=value`, `-fvalue`.
 fn is_joined(argument: &OsStr, flag: &str) -> bool {
     let argument = argument.to_string_lossy();
     match argument.strip_prefix(flag) {
@@ -224,7 +225,7 @@ fn has_value(args: &[OsString], at: usize) -> bool {
     args.get(at + 1).is_some_and(|next| !next.to_string_lossy().starts_with('-'))
 }
 
-/// Removes `count` arguments where `found` first holds.
+/// Removes `count` arguments at the first place where `found` is true.
 fn remove(args: &mut Vec<OsString>, found: impl Fn(&[OsString], usize) -> bool, count: usize) -> bool {
     match (0..args.len()).find(|at| found(args, *at)) {
         Some(at) => args.drain(at..at + count).next().is_some(),

@@ -6,8 +6,7 @@ use strum::VariantNames;
 
 use super::uri::Scheme;
 
-/// Describes the problem of a text in a sentence that starts with a verb: "is longer than 255 bytes; shorten
-/// it".
+/// Checks a text. The error is a sentence that starts with a verb: "is longer than 255 bytes; shorten it".
 pub type Check = fn(&str) -> Result<(), String>;
 
 /// One setting: its name, meaning, accepted values and default.
@@ -21,7 +20,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// A required key. `name` is in snake case; `help` is a sentence or two.
+    /// Creates a required key. `name` is in snake case; `help` is a sentence or two.
     #[must_use]
     pub fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
         Self { name, help, kind, default: None, fallback_env: None }
@@ -34,7 +33,7 @@ impl Key {
         self
     }
 
-    /// Names a variable outside `OUTBOX_` that is read when neither flag, environment nor file set the key.
+    /// Names a variable outside `OUTBOX_` that is read if neither flag, environment nor file sets the key.
     #[must_use]
     pub fn with_fallback_env(mut self, variable: &'static str) -> Self {
         self.fallback_env = Some(variable);
@@ -59,13 +58,13 @@ impl Key {
         format!("--{}", self.long())
     }
 
-    /// What the setting means.
+    /// The meaning of the setting.
     #[must_use]
     pub fn help(&self) -> &'static str {
         self.help
     }
 
-    /// What the setting takes.
+    /// The kind of value that the setting takes.
     #[must_use]
     pub fn kind(&self) -> &Kind {
         &self.kind
@@ -77,7 +76,7 @@ impl Key {
         self.default
     }
 
-    /// The variable of [`Key::with_fallback_env`].
+    /// The variable named with [`Key::with_fallback_env`].
     #[must_use]
     pub fn fallback_env(&self) -> Option<&'static str> {
         self.fallback_env
@@ -88,7 +87,7 @@ impl Key {
     }
 }
 
-/// What a key takes.
+/// The kinds of values.
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// A URI that holds a secret.
@@ -103,14 +102,14 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A text that passes the check.
     Text(Check),
-    /// Texts, comma-separated or a TOML array, each of which passes the check.
+    /// A list of texts, comma-separated or a TOML array. Each item must pass the check.
     List(Check),
     /// Patterns of namespaces, comma-separated or a TOML array; see [`NamespacePattern`](crate::NamespacePattern).
     Namespaces,
 }
 
 impl Kind {
-    /// The kind for an enum, whose values users choose by name.
+    /// The kind for an enum whose variants users choose by name.
     #[must_use]
     pub fn choice<T: VariantNames>() -> Self {
         Self::Choice(T::VARIANTS)
@@ -133,8 +132,8 @@ impl Kind {
         }
     }
 
-    /// The accepted values, with bounds: "a duration from 1s to 1h". `None` for a text, whose help describes
-    /// them.
+    /// The accepted values with their bounds, as in "a duration from 1s to 1h". `None` for a text, whose
+    /// help describes the accepted values.
     pub(super) fn takes(&self) -> Option<String> {
         let print = humantime::format_duration;
         let takes = match self {
@@ -154,7 +153,7 @@ impl Kind {
         Some(takes)
     }
 
-    /// An accepted text, for keys without a default.
+    /// An accepted text, as an example for keys without a default.
     pub(super) fn example(&self) -> &'static str {
         match self {
             Self::Uri(scheme) => scheme.example(),
@@ -169,7 +168,7 @@ impl Kind {
     }
 }
 
-/// The check of a text that may be anything.
+/// A check that accepts any text.
 #[expect(clippy::unnecessary_wraps, reason = "a Check, as others are")]
 pub(super) fn accept_any(_: &str) -> Result<(), String> {
     Ok(())

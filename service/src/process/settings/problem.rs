@@ -1,13 +1,13 @@
-//! Problems of the settings, for people.
+//! Problems of the settings, in sentences for the user.
 
 use std::fmt;
 
-/// One thing to correct.
+/// A problem to correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The key as the user gave it: `--delay`, `OUTBOX_DELAY`, `outbox.toml:delay`.
+    /// The key in the form that the user gave: `--delay`, `OUTBOX_DELAY`, `outbox.toml:delay`.
     pub key: String,
-    /// The problem and its repair.
+    /// The problem and its correction.
     pub sentence: String,
 }
 

@@ -1,6 +1,6 @@
-//! A program's description of itself.
+//! The description of a program.
 
-/// The parts of a program in `--help` and `--version`.
+/// The name, version and purpose that `--help` and `--version` show.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
     /// The binary's name: `outbox-rescuer`.

@@ -1,4 +1,4 @@
-//! From texts to a daemon's own settings.
+//! Converts the texts of settings to a daemon's own settings.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -11,11 +11,11 @@ use super::{
 };
 use crate::NamespacePattern;
 
-/// Returns the values of a table of keys and collects their problems.
+/// Returns the values of a table of keys, and collects their problems.
 ///
-/// Every key is validated when the reader is made, even if it is never read. A getter whose key has a problem
-/// returns a placeholder; [`Reader::finish`] then gives the problems and no settings, so no placeholder gets
-/// out.
+/// Every key is validated when the reader is created, even if the key is never read. For a key with a
+/// problem, a getter returns a placeholder. [`Reader::finish`] then returns the problems instead of the
+/// settings, so no placeholder is ever used.
 pub struct Reader<'a> {
     resolved: &'a Resolved,
     values: BTreeMap<&'static str, Value>,
@@ -39,7 +39,7 @@ impl<'a> Reader<'a> {
                         }
                     }
                 },
-                // The unreadable source may have contained it.
+                // The unreadable source may have contained this key.
                 Text::Absent if !resolved.incomplete => reader.problems.push(missing(key)),
                 Text::Absent | Text::Unusable => {}
             }
@@ -66,7 +66,8 @@ impl<'a> Reader<'a> {
         value.unwrap_or_default()
     }
 
-    /// The whole number under `name`, in any integer type that holds the bounds of its key.
+    /// The whole number under `name`, in any integer type that can hold every value within the key's
+    /// bounds.
     pub fn integer<T: TryFrom<u64> + Default>(&mut self, name: &'static str) -> T {
         let value = self.get(name, |value| match value {
             Value::Integer(number) => T::try_from(*number).ok(),
@@ -75,7 +76,7 @@ impl<'a> Reader<'a> {
         value.unwrap_or_default()
     }
 
-    /// The truth value under `name`.
+    /// The boolean under `name`.
     pub fn boolean(&mut self, name: &'static str) -> bool {
         let value = self.get(name, |value| match value {
             Value::Boolean(boolean) => Some(*boolean),
@@ -125,12 +126,12 @@ impl<'a> Reader<'a> {
         value.unwrap_or_default()
     }
 
-    /// Records that the values of `keys` don't go together, or that a single value breaks one of the daemon's
-    /// rules.
+    /// Reports that the values of `keys` don't go together, or that a single value breaks one of the
+    /// daemon's rules.
     ///
-    /// The problem is put on the first of `keys`; the sentence continues from there: "must be shorter than
-    /// delay (15s); shorten it". It is dropped if any of `keys` has no value to judge, because that is a
-    /// problem already.
+    /// The problem is attached to the first of `keys`, and the sentence continues from there: "must be
+    /// shorter than delay (15s); shorten it". The problem is dropped if any of `keys` has no valid value,
+    /// because a problem was already reported for that key.
     pub fn problem(&mut self, keys: &[&'static str], sentence: impl Into<String>) {
         let unknown = keys.iter().copied().find(|name| self.entry(name).is_none());
         if let Some(name) = unknown {
@@ -146,10 +147,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `settings`, if there are no problems.
+    /// Returns `settings` if there are no problems.
     ///
     /// # Errors
-    /// Everything that is wrong, at once.
+    /// All problems at once.
     pub fn finish<T>(self, settings: T) -> Result<T, Problems> {
         if self.problems.is_empty() { Ok(settings) } else { Err(Problems(self.problems)) }
     }
@@ -158,7 +159,8 @@ impl<'a> Reader<'a> {
         self.resolved.entries.iter().find(|entry| entry.key.name() == name)
     }
 
-    /// `None` if the key has a problem, or has another kind than the caller expects, which becomes a problem.
+    /// The value; `None` if the key already has a problem. If the caller expects another kind than the
+    /// table declares, this is reported as a problem.
     fn get<T>(&mut self, name: &'static str, take: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         let taken = match self.values.get(name) {
             Some(value) => take(value),
@@ -171,11 +173,13 @@ impl<'a> Reader<'a> {
         taken
     }
 
-    /// The program reads a key as another kind than its table declares: any test shows it at once.
+    /// Reports that the program reads a key as another kind than its table declares. Any test shows this
+    /// at once.
     fn defect(&mut self, name: &str) {
         let kind = self.entry(name).map_or("nothing", |entry| entry.key.kind().noun());
-        let sentence =
-            format!("is declared as {kind} but read otherwise: a defect of this program, report it");
+        let sentence = format!(
+            "is declared as {kind} but read as another kind; this is a defect of the program, please report it"
+        );
         self.problems.push(Problem::new(name, sentence));
     }
 }

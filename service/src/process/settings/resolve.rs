@@ -1,4 +1,4 @@
-//! For each key, its text and the source.
+//! Finds the text of each key, and the text's source.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -20,21 +20,22 @@ use super::{
 };
 use crate::{quote::shown, suggestion::did_you_mean};
 
-/// The longest line whose origin is aligned with the others.
+/// The maximum length of a line whose source is aligned with the others.
 const ALIGNED: usize = 60;
 
-/// What [`resolve`] came to.
+/// The result of [`resolve`].
 #[derive(Debug)]
 pub enum Resolution {
-    /// The program is to run.
+    /// The program should run.
     Run(Resolved),
-    /// The user asked for the effective settings: print [`Resolved::effective`] and their problems, and end.
+    /// The user asked for the effective settings: print [`Resolved::effective`] and all problems, then
+    /// exit.
     Check(Resolved),
-    /// The user asked for something else: print this and end.
+    /// The user asked for other output: print this, then exit.
     Print(String),
 }
 
-/// The table of keys with the text of each; not yet validated.
+/// The table of keys, with the text of each key. Not validated yet.
 pub struct Resolved {
     pub(super) entries: Vec<Entry>,
     pub(super) problems: Vec<Problem>,
@@ -42,7 +43,7 @@ pub struct Resolved {
     warnings: Vec<String>,
 }
 
-/// One key and its value.
+/// A key and its value.
 pub(super) struct Entry {
     pub(super) key: Key,
     pub(super) text: Text,
@@ -50,13 +51,14 @@ pub(super) struct Entry {
 
 pub(super) enum Text {
     Found(String, Origin),
-    /// Set in an invalid way, which is already a problem.
+    /// The text was given in an invalid way, which is already reported as a problem.
     Unusable,
     Absent,
 }
 
-/// Looks up each of `keys`, and the file to read (`--config`, `OUTBOX_CONFIG`), in `sources`: flags over environment
-/// over file over default. Problems wait in the result for [`Reader`](super::reader::Reader).
+/// Looks up each of `keys` in `sources`: flags override the environment, which overrides the file, which
+/// overrides the defaults. The path of the file is looked up in the same way (`--config`,
+/// `OUTBOX_CONFIG`). Problems are kept for [`Reader`](super::reader::Reader).
 pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution {
     let config =
         Key::new("config", Kind::Text(accept_any), "The TOML file to read settings from.").with_default("");
@@ -75,7 +77,7 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
         Task::Schema => return Resolution::Print(schema(program, keys)),
     }
 
-    // The file's path is a setting itself, which every source except the file can give.
+    // The file's path is itself a setting, which every source except the file can provide.
     let mut given = AllGiven { flags, env: environment(&all, &sources.env), ..AllGiven::default() };
     let config_text = given.take(&config, &sources.env);
     if let Text::Found(path, origin) = &config_text
@@ -103,7 +105,7 @@ pub fn resolve(program: &Program, keys: &[Key], sources: &Sources) -> Resolution
     }
 }
 
-/// The values of each source, and the file's path.
+/// The values from each source, and the file's path.
 #[derive(Default)]
 struct AllGiven {
     flags: Given,
@@ -113,7 +115,7 @@ struct AllGiven {
 }
 
 impl AllGiven {
-    /// The text of a key, from the first source that gives it.
+    /// The text of a key, from the first source that provides it.
     fn take(&mut self, key: &Key, variables: &[(OsString, OsString)]) -> Text {
         let name = key.name();
         if let Some(text) = self.flags.texts.remove(name) {
@@ -154,7 +156,7 @@ fn environment(keys: &[Key], variables: &[(OsString, OsString)]) -> Given {
     given
 }
 
-/// `None` also for an empty variable; `Err` for one that is not UTF-8.
+/// Returns `None` for a missing or empty variable, and `Err` for one that is not UTF-8.
 fn lookup<'a>(variables: &'a [(OsString, OsString)], name: &str) -> Option<Result<&'a str, ()>> {
     let (_, value) = variables.iter().find(|(variable, _)| variable == OsStr::new(name))?;
     match value.to_str().map(str::trim) {
@@ -175,7 +177,7 @@ fn read_file(path: &str, spelled: &str, keys: &[Key], sources: &Sources) -> Give
     }
 }
 
-/// The key as the user gave it.
+/// The key in the form that its source uses.
 pub(super) fn spelled(key: &Key, origin: &Origin) -> String {
     match origin {
         Origin::Flag => key.flag(),
@@ -186,8 +188,8 @@ pub(super) fn spelled(key: &Key, origin: &Origin) -> String {
     }
 }
 
-/// Warnings about variables that resemble one of this program's. Others are ignored, because programs share
-/// the environment.
+/// Warnings about variables that resemble one of this program's. Other unknown variables are ignored,
+/// because programs share the environment.
 fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<String> {
     let known: Vec<String> = keys.iter().map(Key::env).collect();
     let mut warnings = Vec::new();
@@ -215,18 +217,19 @@ impl Resolved {
         &self.warnings
     }
 
-    /// Every setting on one line, `delay=15s watch=shop.* (OUTBOX_WATCH)`, without secrets. Values without an
-    /// origin are defaults.
+    /// Every setting on one line without secrets, as in `delay=15s watch=shop.* (OUTBOX_WATCH)`. A value
+    /// without a source is the default.
     pub fn summary(&self) -> String {
         let shown: Vec<String> = self.entries.iter().filter_map(Entry::summary).collect();
         shown.join(" ")
     }
 
-    /// Every setting that has a usable value, as a line of the file followed by its source. Without secrets.
+    /// Every setting that has a usable value, each as a line of the file followed by its source, without
+    /// secrets.
     pub fn effective(&self) -> String {
         let lines: Vec<_> = self.entries.iter().filter_map(Entry::effective).collect();
 
-        // Long lines would move the origins of all others too far right.
+        // Long lines would move the sources of all others too far right.
         let widths = lines.iter().map(|(line, _)| line.chars().count());
         let width = widths.filter(|width| *width <= ALIGNED).max().unwrap_or_default();
 
@@ -262,13 +265,13 @@ impl Entry {
         }
     }
 
-    /// The line, and the origin.
+    /// The line of the file, and the source.
     fn effective(&self) -> Option<(String, String)> {
         let Text::Found(text, origin) = &self.text else {
             return None;
         };
         let value = match Value::of(&self.key, text).ok()? {
-            // Not a setting of the file.
+            // `config` is not a setting of the file.
             _ if self.key.name() == "config" => return None,
             Value::Uri(uri) => literal(self.key.kind(), &uri.to_string()),
             _ if may_hold_a_secret(text) => literal(self.key.kind(), "***"),

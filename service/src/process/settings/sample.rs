@@ -1,4 +1,4 @@
-//! A file with every key, its meaning, accepted values and default.
+//! Prints a sample file with every key, its meaning, its accepted values and its default.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use super::{
 /// The longest line of a comment.
 const WIDTH: usize = 100;
 
-/// Parses unchanged, and also with defaults uncommented.
+/// The sample. It can be parsed as printed, and also with the defaults uncommented.
 pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     let mut file = format!(
         "# Every setting of {0}, as `{0} config sample` prints them. Lines that are commented out show the default.\n\
@@ -43,7 +43,7 @@ pub(super) fn sample(program: &Program, keys: &[Key]) -> String {
     file
 }
 
-/// A value as it is written in the file.
+/// A value in the syntax of the file.
 pub(super) fn literal(kind: &Kind, text: &str) -> String {
     match kind {
         Kind::Integer(_) | Kind::Boolean => text.to_owned(),
@@ -55,7 +55,7 @@ pub(super) fn literal(kind: &Kind, text: &str) -> String {
     }
 }
 
-/// A JSON string is also a TOML string.
+/// Quotes a text. A JSON string is also a TOML string.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }

@@ -1,4 +1,4 @@
-//! The JSON Schema of the file, for editors and pipelines.
+//! Prints the JSON Schema of the settings file, for editors and pipelines.
 
 use serde_json::{Map, Value, json};
 
@@ -9,10 +9,10 @@ use super::{
 
 /// Digits and a unit, any number of times: the format that `humantime` reads.
 const DURATION: &str = "^(\\s*[0-9]+\\s*(nsec|ns|usec|us|msec|ms|seconds?|sec|s|minutes?|mins?|m|hours?|hrs?|hr|h|days?|d|weeks?|wks?|wk|w|months?|M|years?|yrs?|yr|y))+\\s*$";
-/// A database, a dot, and the rest; the exact rules are checked when the file is read.
+/// A database, a dot, and the rest. The exact rules are checked when the file is read.
 const NAMESPACE: &str = "^\\s*[^.,\\s]+\\.[^,]+$";
 
-/// Requires no key, because each may be given by another source.
+/// The schema. It requires no key, because each may come from another source.
 pub(super) fn schema(program: &Program, keys: &[Key]) -> String {
     let properties: Map<String, Value> =
         keys.iter().map(|key| (key.name().to_owned(), property(key))).collect();
@@ -65,13 +65,13 @@ fn shape(kind: &Kind) -> Value {
     }
 }
 
-/// An array of texts of this pattern, or one text with commas.
+/// An array of texts with this pattern, or one text with commas.
 fn list_of(pattern: &str) -> Value {
     let item = json!({ "type": "string", "pattern": pattern });
     json!({ "anyOf": [{ "type": "array", "items": item }, { "type": "string" }] })
 }
 
-/// A text in its type in the file.
+/// A text as a JSON value of the type that it has in the file.
 fn typed(kind: &Kind, text: &str) -> Value {
     match kind {
         Kind::Integer(_) => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),

@@ -1,11 +1,11 @@
-//! Where settings come from.
+//! The sources of settings.
 
 use std::{collections::BTreeMap, env, ffi::OsString, fmt, fs, io, path::Path};
 
 use super::{key::Key, problem::Problem};
 
-/// The command line, the environment and a function that reads a file: values, so that tests can bring their
-/// own.
+/// The command line, the environment, and a function that reads a file. All are plain values, so that
+/// tests can provide their own.
 #[derive(Clone)]
 pub struct Sources {
     /// The arguments, without the program's own name.
@@ -17,7 +17,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Those of this process.
+    /// The sources of this process.
     #[must_use]
     pub fn of_process() -> Self {
         Self {
@@ -28,7 +28,7 @@ impl Sources {
     }
 }
 
-/// Shows no content, because any of it could be a secret.
+/// Shows no content, because any part of it could be a secret.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sources")
@@ -38,7 +38,7 @@ impl fmt::Debug for Sources {
     }
 }
 
-/// Where the value of a key came from.
+/// The source of a key's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     Flag,
@@ -48,13 +48,15 @@ pub(super) enum Origin {
     Default,
 }
 
-/// What one source says.
+/// The settings that one source provides.
 #[derive(Default)]
 pub(super) struct Given {
-    /// For each key it sets the text; `None` if it sets the key in an unusable way, which is a problem.
+    /// The text of each key that the source sets; `None` if it sets the key in an unusable way, which is
+    /// reported as a problem.
     pub(super) texts: BTreeMap<&'static str, Option<String>>,
     pub(super) problems: Vec<Problem>,
-    /// Whether it could not be read to its end, so that it may have been meant to set a missing key.
+    /// Whether the source could not be read completely, so that a missing key may have been set in the
+    /// unread part.
     pub(super) incomplete: bool,
 }
 
@@ -63,7 +65,7 @@ impl Given {
         self.texts.insert(key.name(), Some(text.into()));
     }
 
-    /// Records that `key`, spelled `spelled` here, is set in an unusable way.
+    /// Reports that the source sets `key`, spelled `spelled` there, in an unusable way.
     pub(super) fn refuse(&mut self, key: &Key, spelled: impl Into<String>, sentence: impl Into<String>) {
         self.texts.insert(key.name(), None);
         self.problems.push(Problem::new(spelled, sentence));

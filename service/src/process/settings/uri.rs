@@ -1,8 +1,8 @@
-//! URIs with a password, and the parts of them that may be shown.
+//! URIs that contain a password, and the parts of them that may be shown.
 
 use std::{fmt, net::IpAddr};
 
-/// The server of a URI.
+/// The kind of server that a URI names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// `mongodb://` or `mongodb+srv://`.
@@ -47,7 +47,8 @@ impl Uri {
         !self.0.starts_with("mongodb+srv://") && hosts.split(',').all(is_local)
     }
 
-    /// Whether it requests TLS, as `mongodb+srv://` and any TLS option do, unless `tls=false` is set.
+    /// Whether the URI requests TLS. `mongodb+srv://` and any TLS option request it, unless `tls=false` is
+    /// set.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
         let said = self.parameters().find(|(name, _)| name == "tls" || name == "ssl");
@@ -61,7 +62,7 @@ impl Uri {
         }
     }
 
-    /// The parameter that disables the check of MongoDB's certificate, if there is one.
+    /// The parameter that disables the check of MongoDB's certificate, if the URI has one.
     #[must_use]
     pub fn skips_verification(&self) -> Option<&'static str> {
         let given = |wanted: &str| {
@@ -72,20 +73,21 @@ impl Uri {
             .find(|name| given(name))
     }
 
-    /// Name in lower case, and value, of each parameter.
+    /// The name in lower case, and the value, of each parameter.
     fn parameters(&self) -> impl Iterator<Item = (String, &str)> {
         let parameters = self.0.split_once('?').map_or("", |(_, parameters)| parameters);
         let pairs = parameters.split(['?', '#', '&', ';']).filter_map(|piece| piece.split_once('='));
         pairs.map(|(name, value)| (name.to_ascii_lowercase(), value))
     }
 
-    /// Checks scheme and shape; the driver checks the rest. The errors are sentences that quote nothing.
+    /// Checks the scheme and the shape; the driver checks the rest. The errors are sentences that quote no
+    /// part of the URI.
     pub(crate) fn parse(text: &str, scheme: Scheme) -> Result<Self, String> {
         let [plain, other] = scheme.prefixes();
         let rest = text.strip_prefix(plain).or_else(|| text.strip_prefix(other));
         let Some(rest) = rest else {
             return Err(format!(
-                "is not such a URI (its value is not shown); start it with {plain} or {other}, as in {}",
+                "is not a valid URI (its value is not shown); start it with {plain} or {other}, as in {}",
                 scheme.example()
             ));
         };
@@ -106,7 +108,7 @@ fn flaw(rest: &str) -> Option<&'static str> {
     let (authority, tail) = split_authority(rest);
     let (user_info, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
     if rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        Some("holds white space; percent-encode it (a space is %20)")
+        Some("contains white space; percent-encode it (a space is %20)")
     } else if user_info.contains('@') || user_info.matches(':').count() > 1 {
         Some("has a user name or password with `@` or `:` in it; percent-encode them as %40 and %3A")
     } else if !authority.contains('@') && tail.contains('@') && is_cut_off(hosts, tail) {
@@ -116,7 +118,7 @@ fn flaw(rest: &str) -> Option<&'static str> {
     } else if hosts.split(',').any(str::is_empty) {
         Some("names no host")
     } else if hosts.split(',').any(has_no_number_for_port) {
-        Some("has a port that is not a number; if that is a password, the host after it is missing")
+        Some("has a port that is not a number; if it is a password, add the missing host after it")
     } else {
         None
     }
@@ -126,8 +128,9 @@ fn split_authority(rest: &str) -> (&str, &str) {
     rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()))
 }
 
-/// Whether the `@` in `tail` ends a user name and password of which a special character cut the beginning
-/// off: the apparent port would be the beginning of the password. The value of an option may hold an `@`.
+/// Whether the `@` in `tail` ends a user name and password whose beginning was cut off by a special
+/// character, so that the apparent port is the beginning of the password. The value of an option may
+/// contain an `@`.
 fn is_cut_off(hosts: &str, tail: &str) -> bool {
     let (path, options) = tail.split_once('?').unwrap_or((tail, ""));
     if path.contains('@') {
@@ -141,13 +144,13 @@ fn is_cut_off(hosts: &str, tail: &str) -> bool {
     behind_address.contains(':') && strange.next().is_some()
 }
 
-/// `host:port`, with an IPv6 address in brackets.
+/// Whether a host has a port that is not a number. An IPv6 address is in brackets.
 fn has_no_number_for_port(host: &str) -> bool {
     let behind_address = host.rsplit_once(']').map_or(host, |(_, port)| port);
     behind_address.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err())
 }
 
-/// Of a host as it is written in a URI, with its port.
+/// Whether a host, written with its port as in a URI, is this machine.
 fn is_local(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     // A single colon begins the port; an IPv6 address is in brackets.
@@ -166,7 +169,8 @@ fn is_local(host: &str) -> bool {
 
 const MASK: &str = "***";
 
-/// Parameters of either URI that hold no secret, in lower case. Any other is masked, even a misspelled one.
+/// Parameters of either URI that contain no secret, in lower case. All others are masked, even misspelled
+/// ones.
 const HARMLESS: [&str; 40] = [
     "appname",
     "auth_mechanism",
@@ -217,7 +221,7 @@ impl fmt::Display for Uri {
         };
         let (authority, tail) = split_authority(rest);
         write!(f, "{scheme}://")?;
-        // With an `@` anywhere else, an apparent host can be a part of a password.
+        // If there is an `@` anywhere else, an apparent host can be a part of a password.
         if flaw(rest).is_some() || tail.contains('@') {
             return f.write_str(MASK);
         }
@@ -234,12 +238,12 @@ impl fmt::Display for Uri {
     }
 }
 
-/// Whether the value of this parameter, in any case of letters, holds no secret.
+/// Whether the value of this parameter contains no secret. The case of the name doesn't matter.
 pub(crate) fn is_harmless(name: &str) -> bool {
     HARMLESS.contains(&name.to_ascii_lowercase().as_str())
 }
 
-/// Writes one `key=value`, with the separator that ends it.
+/// Writes one `key=value` with its terminating separator.
 fn write_parameter(f: &mut fmt::Formatter<'_>, piece: &str) -> fmt::Result {
     let (parameter, separator) = piece.split_at(piece.trim_end_matches(['?', '#', '&', ';']).len());
     match parameter.split_once('=') {

@@ -12,7 +12,8 @@ use crate::{
     suggestion::did_you_mean,
 };
 
-/// The value of one key. No `Debug`: a text may be a password that was given to the wrong key.
+/// The value of a key. There is no `Debug`, because a text may be a password that was given to the wrong
+/// key.
 #[derive(Clone, PartialEq)]
 pub(super) enum Value {
     Uri(Uri),
@@ -26,7 +27,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// Parses `text` by the kind of its key; each error is a sentence.
+    /// Parses `text` according to the kind of its key. Each error is a sentence.
     pub(super) fn parse(text: &str, kind: &Kind) -> Result<Self, Vec<String>> {
         let one = match kind {
             Kind::Uri(scheme) => Uri::parse(text, *scheme).map(Self::Uri),
@@ -41,7 +42,7 @@ impl Value {
         one.map_err(|sentence| vec![sentence])
     }
 
-    /// The value of a key; an empty text only if the key's default is empty as well.
+    /// The value of a key. An empty text is accepted only if the key's default is empty as well.
     pub(super) fn of(key: &Key, text: &str) -> Result<Self, Vec<String>> {
         match Self::empty(key.kind()) {
             Some(empty) if text.is_empty() && key.default() == Some("") => Ok(empty),
@@ -50,7 +51,7 @@ impl Value {
         }
     }
 
-    /// The value of an empty text if the default allows one.
+    /// The value of an empty text, if the kind has one.
     fn empty(kind: &Kind) -> Option<Self> {
         match kind {
             Kind::Text(_) => Some(Self::Text(String::new())),
@@ -117,7 +118,7 @@ fn checked(text: &str, check: Check) -> Result<String, String> {
     check(text).map(|()| text.into()).map_err(|flaw| format!("{} {flaw}", shown(text)))
 }
 
-/// Parses the items between commas; an empty item is an error, a repeated one is dropped.
+/// Parses items separated by commas. An empty item is an error, and a repeated item is dropped.
 fn list<T: PartialEq>(text: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Vec<String>> {
     let (mut items, mut sentences) = (Vec::new(), Vec::new());
     for text in text.split(',').map(str::trim) {
