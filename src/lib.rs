@@ -1,7 +1,7 @@
 //! An outbox embedded in MongoDB documents.
 //!
-//! A document database has no transaction across a document and a broker. So a message is written *into the document that
-//! changed*, by the same update, and delivered from there. This crate is what an application links:
+//! A document database has no transaction that spans a document and a broker. So a message is written *into the
+//! document that changed*, by the same update, and delivered from there. This crate is what an application links:
 //!
 //! | step | here |
 //! |---|---|
@@ -10,10 +10,10 @@
 //! | they are delivered right after the save | [`InlineDispatcher`], [`deliver`] |
 //! | a receiving aggregate recognises repeats | [`Inbox`] |
 //!
-//! Messages that inline delivery misses (the process died, the broker was unavailable, a handler failed) are
-//! found by the *rescuer* and delivered by the *dispatcher*, two separate services that share only
-//! [`command`]. They and the inline dispatcher share one answer to *what may be delivered now* and one
-//! implementation of delivery ([`Processor`](dispatch::Processor)).
+//! Messages that inline delivery misses (the process died, the broker was unavailable, a handler failed) are found by
+//! the *rescuer* and delivered by the *dispatcher*, two separate services that share only [`command`]. The services and
+//! the inline dispatcher use the same rules for *what may be delivered now* and the same implementation of delivery
+//! ([`Processor`](dispatch::Processor)).
 //!
 //! ```
 //! use document_outbox::{Aggregate, Message, Outbox};
@@ -49,19 +49,19 @@
 //! With a server: `Store::new(collection, &inline).update(&id, Order::pay).await?` loads, pays, saves, and delivers.
 //!
 //! # Features
-//! `derive` (default) has the derive macros of [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
+//! `derive` (default) provides the derive macros [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! `rabbitmq` (default) has the destination [`deliver::RabbitMq`], [`CommandSender`] and [`amqp`]. Without it
-//! no AMQP client is linked, which is enough if all messages go to handlers or to your own destination.
+//! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`] and [`amqp`]. Without this
+//! feature no AMQP client is linked; turn it off if all messages go to handlers or to your own destination.
 //!
-//! `rustls-ring` (default) and `rustls-aws-lc` choose the library that encrypts connections. With both, it is
-//! AWS-LC. `dns-resolver` (default) resolves `mongodb+srv` names.
+//! `rustls-ring` (default) and `rustls-aws-lc` choose the library that encrypts connections. If both are on, AWS-LC is
+//! used. `dns-resolver` (default) resolves `mongodb+srv` names.
 //!
-//! `bson-2` (default) and `bson-3` choose the BSON version that the driver, and so this crate, speaks. With both, or if another
-//! crate gives the driver `bson-3`, it is 3.
+//! `bson-2` (default) and `bson-3` choose the BSON version of the driver, and so of this crate. If both are on, or if
+//! another crate turns on the driver's `bson-3`, version 3 is used.
 //!
-//! `opentelemetry` stores the trace of a save with its messages, so that their delivery continues it. Without
-//! it, a message carries the `traceparent` that its sender gave it, if any.
+//! `opentelemetry` stores the trace context of a save with its messages, so that the delivery continues that trace.
+//! Without this feature, a message carries only a `traceparent` header that its sender added.
 
 #![cfg_attr(test, allow(clippy::pedantic, reason = "product code is held to them without its tests"))]
 

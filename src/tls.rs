@@ -1,4 +1,4 @@
-//! Certificates for TLS by their files, checked before anything is connected.
+//! Reads the certificate files for TLS and checks them before anything connects.
 
 use std::{
     fs, io,
@@ -18,19 +18,19 @@ use rustls::{
 
 #[cfg(feature = "rustls-aws-lc")]
 use rustls::crypto::aws_lc_rs as cryptography;
-// With both features, the same as in the driver.
+// If both features are on, use the library that the driver uses.
 #[cfg(all(feature = "rustls-ring", not(feature = "rustls-aws-lc")))]
 use rustls::crypto::ring as cryptography;
 
-/// The files of one connection, in PEM.
+/// The PEM files for one TLS connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities that may have signed the server's certificate, and no others. Default: those of the
-    /// machine for RabbitMQ, those of Mozilla for MongoDB.
+    /// The only certificate authorities to trust for the server's certificate. Default: the system's authorities for
+    /// RabbitMQ, Mozilla's for MongoDB.
     pub ca: Option<PathBuf>,
     /// The client certificate, followed by the intermediate certificates up to its authority.
     pub certificate: Option<PathBuf>,
-    /// The key of that certificate, unencrypted. May be the same file.
+    /// The unencrypted private key of that certificate. May be the same file as the certificate.
     pub key: Option<PathBuf>,
 }
 
@@ -48,36 +48,36 @@ pub enum TlsFile {
     Key,
 }
 
-/// The problem of a file, and its repair. It contains no part of the file.
+/// Why a TLS file can't be used, and how to repair it. The message never quotes the file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsFileError {
-    /// It doesn't exist, or may not be read.
+    /// The file doesn't exist, or this process may not read it.
     #[error("{} cannot be read ({reason}); put the {file} there in PEM, readable by this process", path.display())]
     Unreadable {
-        /// What it is for.
+        /// The purpose of the file.
         file: TlsFile,
-        /// Where it should be.
+        /// The path where the file is expected.
         path: PathBuf,
-        /// In the system's words.
+        /// The operating system's error.
         reason: String,
     },
-    /// It holds something else.
+    /// The file has no usable content of the expected kind.
     #[error("{} has no usable {file} ({reason}); put one there in PEM", path.display())]
     Unusable {
-        /// What it is for.
+        /// The purpose of the file.
         file: TlsFile,
-        /// Where it is.
+        /// The path of the file.
         path: PathBuf,
-        /// Why it can't be used.
+        /// Why the file can't be used.
         reason: String,
     },
-    /// A certificate needs its key, and a key its certificate.
-    #[error("the {0} that belongs to it is missing; give both, or neither")]
+    /// Only one of certificate and key was given.
+    #[error("the matching {0} is missing; give both the certificate and its key, or neither")]
     Unpaired(TlsFile),
 }
 
 impl TlsFileError {
-    /// The purpose of the file that has to be repaired.
+    /// The purpose of the file that must be repaired.
     #[must_use]
     pub fn file(&self) -> TlsFile {
         match self {
@@ -90,11 +90,11 @@ impl TlsFileError {
 pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl TlsFiles {
-    /// The files that a URI of MongoDB names with `tlsCAFile` and `tlsCertificateKeyFile`; `None` if it can't
-    /// be parsed.
+    /// Returns the files that a MongoDB URI names with `tlsCAFile` and `tlsCertificateKeyFile`. Names no files if the
+    /// URI can't be parsed.
     ///
-    /// The driver accepts a file of authorities without any, and then trusts no server; it opens the second
-    /// file only when it connects.
+    /// They are checked here because the driver accepts a CA file that contains no certificate, and then trusts no
+    /// server; and it opens the certificate file only when it connects.
     #[must_use]
     pub fn of_mongodb(uri: &str) -> Self {
         match ConnectionString::parse(uri).map(|parsed| parsed.tls) {
@@ -107,17 +107,17 @@ impl TlsFiles {
         }
     }
 
-    /// Reads them all, and whether the key belongs to the certificate.
+    /// Reads all files and checks that the key matches the certificate.
     ///
     /// # Errors
-    /// [`TlsFileError`] for the first that can't be used.
+    /// [`TlsFileError`] for the first file that can't be used.
     pub fn check(&self) -> Result<(), TlsFileError> {
         self.authorities()?;
         self.identity()?;
         Ok(())
     }
 
-    /// The authorities to trust, at least one; `None` if no file has any.
+    /// The authorities to trust, at least one. `None` if no CA file was given.
     pub(crate) fn authorities(&self) -> Result<Option<Vec<CertificateDer<'static>>>, TlsFileError> {
         let Some(path) = &self.ca else {
             return Ok(None);
@@ -129,7 +129,7 @@ impl TlsFiles {
         }
     }
 
-    /// The client certificate; `None` if the server gets none.
+    /// The client certificate to present. `None` if none is presented.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, TlsFileError> {
         let (certificate, key) = match (&self.certificate, &self.key) {
             (None, None) => return Ok(None),
@@ -141,13 +141,14 @@ impl TlsFiles {
         let bytes = read(TlsFile::Key, key)?;
         let der = PrivateKeyDer::from_pem_slice(&bytes)
             .map_err(|error| unusable(TlsFile::Key, key, what_pem_lacks(&error)))?;
-        CertifiedKey::from_der(chain.clone(), der.clone_key(), &provider())
-            .map_err(|error| unusable(TlsFile::Key, key, &format!("with that certificate: {error}")))?;
+        CertifiedKey::from_der(chain.clone(), der.clone_key(), &provider()).map_err(|error| {
+            unusable(TlsFile::Key, key, &format!("together with the certificate: {error}"))
+        })?;
         Ok(Some((chain, der)))
     }
 }
 
-/// The library that encrypts, by the features. For the other crates of this repository.
+/// The cryptography library that the crate's features choose. For the other crates of this repository.
 #[doc(hidden)]
 pub fn provider() -> CryptoProvider {
     cryptography::default_provider()
@@ -175,12 +176,12 @@ fn unusable(file: TlsFile, path: &Path, reason: &str) -> TlsFileError {
     TlsFileError::Unusable { file, path: path.into(), reason: reason.into() }
 }
 
-/// With our own text, because the parser quotes the file, which could be a key.
+/// Describes the error in our own words, because the parser's message quotes the file, which could be a key.
 fn what_pem_lacks(error: &pem::Error) -> &'static str {
     match error {
-        pem::Error::NoItemsFound => "it has no such section",
-        pem::Error::MissingSectionEnd { .. } => "it ends in the middle",
-        _ => "it is not PEM",
+        pem::Error::NoItemsFound => "no such section in the file",
+        pem::Error::MissingSectionEnd { .. } => "the file ends in the middle of a section",
+        _ => "the file is not PEM",
     }
 }
 
@@ -195,7 +196,7 @@ mod tests {
         (cert.pem(), signing_key.serialize_pem())
     }
 
-    /// A directory of the test's own, gone with it.
+    /// A temporary directory that is removed when dropped.
     struct Directory(PathBuf);
 
     impl Directory {
@@ -265,12 +266,12 @@ mod tests {
             (
                 TlsFiles { certificate: good.clone(), key: directory.file("cut", &cut), ca: None },
                 TlsFile::Key,
-                "ends in the middle",
+                "in the middle of a section",
             ),
             (
                 TlsFiles { certificate: good, key: directory.file("other", &other), ca: None },
                 TlsFile::Key,
-                "with that certificate",
+                "together with the certificate",
             ),
         ] {
             let error = files.check().unwrap_err();

@@ -1,11 +1,11 @@
-//! The inbox as a field of an aggregate: the messages it has received.
+//! The inbox, a field of an aggregate that records which messages it has received.
 
 use std::time::Duration;
 
 use mongodb::bson::{DateTime, Uuid};
 use serde::{Deserialize, Serialize};
 
-/// How much an [`Inbox`] remembers.
+/// Limits on how many records an [`Inbox`] keeps, and for how long.
 ///
 /// ```
 /// let mut limits = document_outbox::InboxLimits::default();
@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InboxLimits {
-    /// The most messages; the oldest are forgotten first. Each takes about 50 bytes of the document.
+    /// Maximum number of records; the oldest are removed first. Each record takes about 50 bytes of the document.
     pub count: usize,
-    /// Nothing older than this.
+    /// Records older than this are removed.
     pub age: Duration,
 }
 
@@ -27,10 +27,10 @@ impl Default for InboxLimits {
     }
 }
 
-/// The record of received messages: turns *at least once* delivery into an effect *exactly once*.
+/// Records received messages, so that a message that is delivered *at least once* takes effect *exactly once*.
 ///
-/// A stored field of your own struct: `#[serde(default)] inbox: Inbox`. The effect of a message and its
-/// record are saved by the same update, so a repeat finds the record exactly if the effect was saved.
+/// Add it as a stored field of your own struct: `#[serde(default)] inbox: Inbox`. The effect of a message and its
+/// record are saved by the same update, so the record of a repeated message exists exactly if its effect was saved.
 ///
 /// ```
 /// # use document_outbox::Inbox;
@@ -44,8 +44,8 @@ impl Default for InboxLimits {
 /// assert_eq!(paid, 10);
 /// ```
 ///
-/// **Caveat.** It remembers within its [limits](InboxLimits). Choose them so that they outlast every retry
-/// and replay of the messages received: a repeat of a forgotten message counts as new.
+/// **Caveat.** An inbox keeps records only within its [limits](InboxLimits), and a repeated message whose record is
+/// gone counts as new. Choose limits that outlast every retry and replay of the messages received.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Inbox {
@@ -59,12 +59,12 @@ struct Received {
 }
 
 impl Inbox {
-    /// Remembers a message within the default limits; true the first time, false for a repeat.
+    /// Records a message, within the default limits. Returns true the first time and false for a repeat.
     pub fn receive(&mut self, id: uuid::Uuid) -> bool {
         self.receive_within(InboxLimits::default(), id)
     }
 
-    /// Remembers a message within the limits given; true the first time, false for a repeat.
+    /// Records a message, within the given limits. Returns true the first time and false for a repeat.
     pub fn receive_within(&mut self, limits: InboxLimits, id: uuid::Uuid) -> bool {
         self.receive_at(limits, id, DateTime::now())
     }
@@ -79,25 +79,25 @@ impl Inbox {
         self.received.retain(|received| received.at.timestamp_millis() >= oldest);
 
         self.received.push(Received { id: Uuid::from_bytes(id.into_bytes()), at: now });
-        // Never drops the message itself, even if a limit of zero would drop it at once.
+        // Always keep the record that was just added, even if the limit is zero.
         let surplus = self.received.len().saturating_sub(limits.count.max(1));
         self.received.drain(..surplus);
         true
     }
 
-    /// Whether a message was received and is remembered.
+    /// Whether the inbox has a record of this message.
     #[must_use]
     pub fn contains(&self, id: uuid::Uuid) -> bool {
         self.received.iter().any(|received| received.id.bytes() == id.into_bytes())
     }
 
-    /// How many messages are remembered.
+    /// Number of recorded messages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.received.len()
     }
 
-    /// True if it has no records.
+    /// Whether the inbox has no records.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.received.is_empty()

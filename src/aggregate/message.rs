@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// A message: an event of an aggregate, or a request.
+/// A message that an aggregate sends: an event, or a request to another service.
 ///
 /// ```
 /// use document_outbox::Message;
@@ -15,8 +15,8 @@ use serde::Serialize;
 /// }
 /// ```
 ///
-/// Messages that belong together can be an enum, with a type for each variant; here `order.paid` and `order.shipped`. The body is
-/// the whole enum, as `serde_json` writes it:
+/// Related messages can be the variants of one enum, each with its own type; here `order.paid` and `order.shipped`. The
+/// body is the whole enum, as `serde_json` writes it:
 ///
 /// ```
 /// # use document_outbox::Message;
@@ -31,22 +31,23 @@ use serde::Serialize;
 /// assert_eq!(event.message_type(), "order.paid");
 /// ```
 ///
-/// The [derive](macro@crate::Message) has more; [`Aggregate`](crate::Aggregate#by-hand) shows both traits without it.
+/// The [derive macro](macro@crate::Message) documents further options; [`Aggregate`](crate::Aggregate#by-hand) shows
+/// how to implement both traits by hand.
 ///
-/// The body that receivers get is the struct as `serde_json` writes it;
-/// [`deliver::json`](crate::deliver::json) lists the exceptions. It is stored in the same human-readable
-/// form: a `uuid::Uuid` and an `IpAddr` as their text.
+/// The body that receivers get is the struct as `serde_json` writes it; [`deliver::json`](crate::deliver::json) lists
+/// the exceptions. It is stored in the same human-readable form; for example, a `uuid::Uuid` or an `IpAddr` is stored
+/// as text.
 pub trait Message: Serialize {
-    /// The message's stable name: the routing key and the CloudEvents `type`. It is stored and sent, so it
-    /// outlives the code: don't use a Rust type name. At most 255 bytes. For messages with
-    /// [several](Self::TYPES), their common prefix.
+    /// The message's stable name, used as the routing key and the CloudEvents `type`, at most 255 bytes. The name is
+    /// stored and sent, so it outlives the code; don't use a Rust type name. If the Rust type has [several
+    /// names](Self::TYPES), this is their common prefix.
     const TYPE: &'static str;
 
-    /// All names that messages of this Rust type have today: more than one if
-    /// [`message_type`](Self::message_type) differs from value to value.
+    /// All names that new messages of this Rust type can have. There is more than one if
+    /// [`message_type`](Self::message_type) depends on the value.
     const TYPES: &'static [&'static str] = &[Self::TYPE];
 
-    /// Names the message had before. Entries and deliveries under these names are decoded as this type.
+    /// Former names of the message. Entries and deliveries with these names are still decoded as this Rust type.
     const ALIASES: &'static [&'static str] = &[];
 
     /// The URI of the payload's schema, sent as the CloudEvents `dataschema`.
@@ -64,7 +65,7 @@ pub trait Message: Serialize {
         Self::SCHEMA
     }
 
-    /// Whether `name` is or was the name of such a message.
+    /// Whether `name` is a current or former name of this message type.
     #[must_use]
     fn is_named(name: &str) -> bool {
         Self::TYPES.contains(&name) || Self::ALIASES.contains(&name)

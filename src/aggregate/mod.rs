@@ -1,4 +1,4 @@
-//! The requirements on an aggregate.
+//! The `Aggregate` trait, with the library's requirements on an aggregate.
 
 pub(crate) mod inbox;
 pub(crate) mod message;
@@ -8,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 
-/// An aggregate kept in one document.
+/// An aggregate that is stored as one document.
 ///
 /// ```
 /// use document_outbox::{Aggregate, Outbox};
@@ -24,32 +24,34 @@ use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
 /// }
 /// ```
 ///
-/// The [derive](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type, and
-/// refuses at compile time most mistakes that are otherwise refused at run time, see below.
+/// The [derive macro](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type. It rejects
+/// most mistakes at compile time that otherwise fail at run time, see below.
 ///
 /// # Identity
-/// The key of an aggregate is what its encoding has as `_id`. [`id`](Aggregate::id) must return that field; an insert and a save
-/// check it and refuse an aggregate without an `_id`, or with two different ones, before anything is written. A `String`, a
-/// number, an `ObjectId`, a `uuid::Uuid` (stored as binary subtype 0), a newtype or a struct can be one as it is, and so can
-/// a field with one of the encodings that `bson` and `uuid` bring, such as `uuid_1_as_binary` or `hex_string_as_object_id`.
-/// For another encoding, make a type of its own for the id that has it.
+/// The key of an aggregate is the `_id` in its encoding, and [`id`](Aggregate::id) must return that field. Before
+/// anything is written, an insert and a save check this: they refuse an aggregate that has no `_id`, or whose `_id`
+/// differs from its `id()`. A `String`, a number, an `ObjectId`, a `uuid::Uuid` (stored as binary subtype 0), a newtype
+/// or a struct can be the id without further work. So can a field with one of the encodings that `bson` and `uuid`
+/// provide, such as `uuid_1_as_binary` or `hex_string_as_object_id`. For any other encoding, define a separate id type
+/// that implements it.
 ///
 /// # Other fields
-/// The document's fields `etag` and `outbox` belong to the library. The struct must not write fields of those names
-/// itself; a [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map that picks them up is fine, a struct that denies
-/// unknown fields is not.
+/// The document's fields `etag` and `outbox` belong to the library. The struct must not write fields with these names
+/// itself. A [`#[serde(flatten)]`](https://serde.rs/attr-flatten.html) map that picks them up is fine; a struct that
+/// denies unknown fields cannot be loaded.
 ///
-/// Stored fields that the struct doesn't know survive a save: at the top level, in sub-documents, and in those elements of
-/// arrays that can be recognised, see [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS).
+/// Stored fields that the struct doesn't know survive a save: at the top level, in sub-documents, and in array elements
+/// that can be recognised, see [`ELEMENT_KEYS`](Aggregate::ELEMENT_KEYS).
 ///
-/// The stored document must decode as the same struct again. An insert and a save check it. They refuse, for
-/// example, a field with `skip_serializing` and no default, and a map that repeats a field's name.
+/// The stored document must decode as the same struct again. An insert and a save check this, and refuse, for example,
+/// a field with `skip_serializing` and no default, and a map that repeats a field's name.
 ///
-/// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read
-/// under its old name, and moves to the new one with the next save that changes its surroundings.
+/// A field that was renamed with [`#[serde(alias = "old")]`](https://serde.rs/field-attrs.html#alias) is read under its
+/// old name. The next save that changes the document or sub-document around it stores it under the new name.
 ///
 /// # By hand
-/// Without the derive, for example where serde stores something else than the fields of the struct:
+/// You can implement the traits without the derive macro, for example if serde stores something other than the struct's
+/// fields:
 ///
 /// ```
 /// # use document_outbox::{Aggregate, Message, Outbox};
@@ -77,24 +79,24 @@ pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
     /// The type of `_id`: any type that encodes to a BSON value that MongoDB accepts as `_id`.
     type Id: Serialize + Send + Sync;
 
-    /// Whether the messages of one document keep their order, and whether a dead one blocks. The dispatcher
-    /// and the rescuer don't know types: a collection that isn't [`DeliveryOrder::Ordered`] must be named in
-    /// their settings too (keys `unordered` and `dead_blocks`).
+    /// Whether the messages of one document keep their order, and whether a dead message blocks the later ones. The
+    /// dispatcher and the rescuer don't know your Rust types, so a collection that isn't [`DeliveryOrder::Ordered`]
+    /// must also be named in their settings (keys `unordered` and `dead_blocks`).
     const ORDERING: DeliveryOrder = DeliveryOrder::Ordered;
 
-    /// The field that identifies the elements of an array: pairs of a path and a field, such as
-    /// `("lines", "sku")`. The path of an array inside the elements of another is `lines.discounts`.
+    /// The fields that identify array elements, as pairs of the array's path and a field of its elements, such as
+    /// `("lines", "sku")`. The path of an array inside the elements of another array is written `lines.discounts`.
     ///
-    /// A save that changes an array keeps the fields that the struct doesn't know in every element that it
-    /// recognises: one that is equal in all fields that the struct knows, or has the same value of this field
-    /// (without a declaration, of `_id` or `id`), or is in its old place between two neighbours that are
-    /// recognised. Others are written without their unknown fields, which are counted
+    /// A save that changes an array keeps the fields that the struct doesn't know in every element that it recognises.
+    /// An element is recognised if all fields that the struct knows are unchanged, if the declared field has the same
+    /// value (if no field is declared, `_id` or `id`), or if the element is in its old place between two recognised
+    /// neighbours. All other elements are written without their unknown fields; these are counted
     /// (`outbox_unknown_fields_dropped_total`) and logged once for each path.
     const ELEMENT_KEYS: &'static [(&'static str, &'static str)] = &[];
 
-    /// The aggregate's identity: the field that is stored as `_id`.
+    /// Returns the aggregate's identity, the field that is stored as `_id`.
     fn id(&self) -> &Self::Id;
 
-    /// The aggregate's outbox.
+    /// Returns the aggregate's outbox.
     fn outbox(&mut self) -> &mut Outbox;
 }

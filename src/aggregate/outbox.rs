@@ -1,4 +1,4 @@
-//! The outbox as a field of an aggregate: the messages sent since it was loaded.
+//! The outbox, a field of an aggregate that collects the messages sent since the aggregate was loaded.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,12 +11,12 @@ use crate::{
     stored::ids::new_id,
 };
 
-/// The messages that an aggregate sends; a field of your own struct, marked `#[serde(skip)]`.
+/// Collects the messages that an aggregate sends. Add it as a field of your own struct, marked `#[serde(skip)]`.
 ///
 /// Sending writes nothing: the messages are written by the save, in the same update as the aggregate's other
 /// fields. An outbox is never read from a document; it does not contain the entries of earlier saves.
 ///
-/// A unit test reads the sent messages from it, without a server:
+/// A unit test can read the sent messages from the outbox, without a server:
 ///
 /// ```
 /// # use document_outbox::{Message, Outbox};
@@ -34,13 +34,14 @@ use crate::{
 /// assert_eq!(outbox.iter().last().unwrap().due(), document_outbox::Due::After(hour));
 /// ```
 ///
-/// Two outboxes are equal when the same messages were sent in the same order for the same times; ids don't count.
+/// Two outboxes are equal if they have the same messages in the same order with the same due times; message ids are not
+/// compared.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outbox {
     pending: Vec<PendingMessage>,
 }
 
-/// A message that waits for the save.
+/// A message that was sent and will be stored by the next save.
 #[derive(Debug, Clone)]
 pub struct PendingMessage {
     pub(crate) id: Uuid,
@@ -54,22 +55,22 @@ pub struct PendingMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Due {
-    /// At once.
+    /// As soon as the save has stored it.
     #[default]
     Now,
-    /// Not before this.
+    /// Not before this time.
     At(DateTime),
-    /// No sooner than this long after the save.
+    /// Not before this much time has passed since the save.
     After(Duration),
 }
 
 impl Outbox {
-    /// Sends a message with the next save. Never fails: a payload that cannot be encoded (an integer beyond
-    /// 64 bits with sign, a field name with a NUL character or that occurs twice, a map's key that is not a
-    /// string in JSON either) fails that save, before anything is written.
+    /// Sends a message with the next save. This call never fails. If the payload cannot be encoded, the save fails
+    /// instead, before anything is written. Examples are an integer that doesn't fit a signed 64-bit integer, a field
+    /// name that occurs twice or contains a NUL character, and a map key that JSON can't represent as a string.
     ///
-    /// The returned handle adds headers and knows the message's id.
-    #[allow(clippy::needless_pass_by_value, reason = "a sent message no longer belongs to the sender")]
+    /// Use the returned handle to add headers and to get the message's id.
+    #[allow(clippy::needless_pass_by_value, reason = "a sent message belongs to the outbox")]
     pub fn send<M: Message>(&mut self, message: M) -> &mut PendingMessage {
         let headers = message
             .schema()
@@ -87,28 +88,29 @@ impl Outbox {
         &mut self.pending[last]
     }
 
-    /// Sends a message with the next save that is not delivered before `at`, by the server's clock: a
-    /// [`SystemTime`](std::time::SystemTime) or a BSON date. A past time counts as now.
+    /// Sends a message with the next save and delays its delivery until `at`, by the server's clock. `at` is a
+    /// [`SystemTime`](std::time::SystemTime) or a BSON date; a past time counts as now.
     ///
-    /// It is stored with the document like any other and found by the rescuer's sweep once it is due, so up
-    /// to a `sweep_interval` later. Until then it blocks none of the document's other messages; once due, it
-    /// is delivered in the order of its place. A document that waits for it can't be deleted, and its other
-    /// messages are delivered more slowly.
+    /// The message is stored with the document like any other. Once it is due, the rescuer's sweep finds it, up to one
+    /// `sweep_interval` later. Until it is due it doesn't block the document's other messages; after that, it is
+    /// delivered in its place in the order. While the message waits, the document can't be deleted, and the document's
+    /// other messages are delivered more slowly.
     pub fn send_at<M: Message>(&mut self, message: M, at: impl Into<DateTime>) -> &mut PendingMessage {
         let sent = self.send(message);
         sent.due = Due::At(at.into());
         sent
     }
 
-    /// Like [`send_at`](Self::send_at), this long after the save; after [`stage`](crate::Store::stage) for
-    /// your own updates.
+    /// Like [`send_at`](Self::send_at), but the delay is counted from the save, or from [`stage`](crate::Store::stage)
+    /// if you write your own update.
     pub fn send_after<M: Message>(&mut self, message: M, after: Duration) -> &mut PendingMessage {
         let sent = self.send(message);
         sent.due = Due::After(after);
         sent
     }
 
-    /// The messages of one type that were sent, decoded as a handler gets them; one that doesn't decode is left out.
+    /// The sent messages of one type, decoded as a handler would receive them. Messages that can't be decoded are left
+    /// out.
     #[must_use]
     pub fn sent<M: Message + DeserializeOwned>(&self) -> Vec<M> {
         let of_type = self.pending.iter().filter(|sent| M::is_named(sent.message_type));
@@ -126,13 +128,13 @@ impl Outbox {
         self.pending.iter()
     }
 
-    /// How many messages were sent.
+    /// Number of messages sent.
     #[must_use]
     pub fn len(&self) -> usize {
         self.pending.len()
     }
 
-    /// True if it has no messages.
+    /// Whether no messages were sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
@@ -145,10 +147,11 @@ impl Outbox {
 }
 
 impl PendingMessage {
-    /// Adds a header, or replaces it. Headers travel with the message and are shown to operators: no secrets.
+    /// Adds a header, or replaces the header of that name. Headers are sent with the message and shown to operators, so
+    /// don't put secrets in them.
     ///
-    /// The header `dataschema` carries [`Message::SCHEMA`], so a header of that name is not added. Names that
-    /// are reserved on the wire are listed [there](crate::deliver::cloudevents).
+    /// The header `dataschema` carries [`Message::SCHEMA`], so a header with that name is ignored.
+    /// [`cloudevents`](crate::deliver::cloudevents) lists the names that are reserved on the wire.
     pub fn header(&mut self, name: impl Into<String>, value: impl Into<String>) -> &mut Self {
         let name = name.into();
         if name != SCHEMA_HEADER {
@@ -157,7 +160,7 @@ impl PendingMessage {
         self
     }
 
-    /// The id the message has in the outbox, on the wire, and in an inbox that receives it.
+    /// The message's id in the outbox, on the wire, and in the receiver's inbox.
     #[must_use]
     pub fn id(&self) -> uuid::Uuid {
         uuid::Uuid::from_bytes(self.id.bytes())
@@ -169,13 +172,13 @@ impl PendingMessage {
         self.message_type
     }
 
-    /// When it may be delivered.
+    /// When the message may be delivered.
     #[must_use]
     pub fn due(&self) -> Due {
         self.due
     }
 
-    /// The headers given so far.
+    /// The headers added so far.
     #[must_use]
     pub fn headers(&self) -> &BTreeMap<String, String> {
         &self.headers

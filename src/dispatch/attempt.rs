@@ -1,7 +1,8 @@
-//! One attempt to deliver a window of messages, with immediate quick retries for temporary failures.
+//! Delivers a window of messages in one attempt, with immediate quick retries for temporary failures.
 //!
 //! # Guarantees
-//! Even if a deliverer hangs, panics or miscounts, each message has an answer before its claim ends.
+//! Every message gets an answer before its claim ends, even if the deliverer hangs, panics or returns the wrong number
+//! of answers.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -19,14 +20,14 @@ use crate::{
     stored::entry::Entry,
 };
 
-/// How often, during a stop, the deliverer is asked whether it is still available.
+/// The interval at which, during a stop, the deliverer is asked whether it is still available.
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// The part of the remaining time after which a deliverer that knows its deadline should answer, just before
-/// it is dropped.
+/// The deadline given to the deliverer, as a fraction of the remaining time, so that it can answer just before its
+/// future is dropped.
 const DEADLINE: f64 = 0.95;
 
 impl Processor {
-    /// Delivers a window, with immediate quick retries for temporary failures.
+    /// Delivers a window of messages, with immediate quick retries for temporary failures.
     pub(crate) async fn deliver_window(
         &self,
         claim: &Claim,
@@ -68,7 +69,7 @@ impl Processor {
             }
         }
 
-        // A message that one try delivered stays delivered, even if the next try gets no answer.
+        // A message that an earlier try delivered stays delivered, even if the next try gets no answer.
         for (answer, envelope) in answers.iter_mut().zip(envelopes) {
             if answer.delivered_to.is_empty() && answer.outcome != Outcome::Delivered {
                 answer.delivered_to = envelope.delivered_to;
@@ -77,11 +78,12 @@ impl Processor {
         answers
     }
 
-    /// One try, guarded: a deliverer that hangs, panics or miscounts becomes failed attempts.
+    /// Makes one try. If the deliverer hangs, panics or returns the wrong number of answers, the messages get failures
+    /// as answers.
     async fn attempt(&self, claim: &Claim, window: &[Envelope], stop: &CancellationToken) -> Vec<Answer> {
         let left = self.lease_left(claim).await.unwrap_or_default().saturating_sub(self.margin());
         let deadline = Instant::now() + left.mul_f64(DEADLINE);
-        // Called inside: it may panic before it returns a future.
+        // Call `deliver` inside the guarded block, because it may panic before it returns a future.
         let delivery = async { self.deliver.deliver(window).await };
         let delivery = AssertUnwindSafe(within(Some(deadline), delivery)).catch_unwind();
 
@@ -93,8 +95,8 @@ impl Processor {
         let answers = match ended {
             Some(Ok(answers)) => answers,
             Some(Err(_panic)) => fail_all(window, "the deliverer panicked"),
-            // Not the message's fault: the destination became unavailable meanwhile, as when an alarm blocks
-            // a broker's connection.
+            // This is not the message's fault: the destination became unavailable in the meantime, for example because
+            // an alarm blocks the broker's connection.
             None if !self.deliver.is_available() => {
                 let why = Outcome::Unavailable(
                     "the destination became unavailable, and no answer arrived before the claim expired"
@@ -112,7 +114,7 @@ impl Processor {
         fail_all(window, &text)
     }
 
-    /// Ends when the destination becomes unavailable during a stop: then there is no wait for an answer.
+    /// Completes when the destination becomes unavailable during a stop, so that the stop doesn't wait for an answer.
     async fn lost_while_stopping(&self, stop: &CancellationToken) {
         stop.cancelled().await;
         while self.deliver.is_available() {
@@ -129,13 +131,13 @@ impl Processor {
         matches!(self.lease_left(claim).await, Ok(left) if is_enough(left, self.claimer.lease, wait))
     }
 
-    /// Whether half of a lease is left, as far as is known without asking.
+    /// Whether at least half of the lease is left, as far as is known without asking the server.
     pub(crate) fn half_left(&self, claim: &Claim) -> bool {
         let now = self.mongo.clock().carried_on();
         now.is_some_and(|now| is_enough(until(now, claim.until), self.claimer.lease, Duration::ZERO))
     }
 
-    /// How long this claim lasts, as far as is known without asking.
+    /// The remaining time of this claim, as far as is known without asking the server.
     pub(crate) fn claim_left(&self, claim: &Claim) -> Duration {
         let left = self.mongo.clock().carried_on().map_or(Duration::ZERO, |now| until(now, claim.until));
         left.saturating_sub(self.margin())

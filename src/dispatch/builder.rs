@@ -1,4 +1,4 @@
-//! Setting up an inline dispatcher.
+//! Builds an inline dispatcher.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     stored::memory::Memory,
 };
 
-/// Sets up an [`InlineDispatcher`].
+/// Builds an [`InlineDispatcher`].
 #[derive(Debug)]
 #[must_use]
 pub struct InlineBuilder {
@@ -31,7 +31,7 @@ pub struct InlineBuilder {
 }
 
 impl InlineDispatcher {
-    /// Sets up an inline dispatcher for the documents that this client reaches.
+    /// Returns a builder of an inline dispatcher that works through this client.
     pub fn builder(client: &Client) -> InlineBuilder {
         InlineBuilder {
             client: client.clone(),
@@ -49,101 +49,102 @@ impl InlineDispatcher {
         }
     }
 
-    /// An inline dispatcher that does not deliver, for a process that only saves: the rescuer delivers. It
-    /// has no handlers: its messages are for the broker. If some are for handlers, use [`Mode::Off`] with the
-    /// deliverer that the delivering processes have.
+    /// Creates an inline dispatcher that does not deliver, for a process that only saves; its messages are left to the
+    /// rescuer. All its messages are stored for the broker, because it has no handlers. If some are for handlers, use
+    /// [`Mode::Off`] with the same deliverer as in the processes that deliver.
     pub fn off(client: &Client) -> Self {
         Self::builder(client).mode(Mode::Off).deliver_to(NoDelivery)
     }
 }
 
 impl InlineBuilder {
-    /// When messages are delivered. Default [`Mode::Background`].
+    /// Sets when messages are delivered. Default [`Mode::Background`].
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// How many saves' messages may be in delivery at once. Default 1,024.
+    /// Sets the maximum number of saves whose messages are in delivery at once. Default 1,024.
     pub fn capacity(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
         self
     }
 
-    /// How many bytes of memory the messages in delivery may take; the outboxes that are read for delivery
-    /// may take as many again. A save without room leaves its messages to the rescuer, as it does without a
-    /// seat. Default 64 MiB.
+    /// Limits the memory for messages in delivery, in bytes. The outboxes that are read for delivery may take the same
+    /// amount in addition. If a save's messages don't fit, they are left to the rescuer, as if there were no seat.
+    /// Default 64 MiB.
     pub fn memory_bytes(mut self, bytes: usize) -> Self {
         self.settings.memory_bytes = bytes;
         self
     }
 
-    /// How many messages may be published and not yet cleared: at most that many are repeated when the
-    /// process is killed, plus those that [`defer_clears`](Self::defer_clears) keeps. Deliveries wait beyond
-    /// that. Default 1,024.
+    /// Limits the number of messages that are published and not yet cleared; further deliveries wait. If the process is
+    /// killed, at most this many messages are repeated, plus those that [`defer_clears`](Self::defer_clears) keeps.
+    /// Default 1,024.
     pub fn max_repeats(mut self, messages: usize) -> Self {
         self.settings.max_repeats = messages;
         self
     }
 
-    /// How long a claim lasts; choose it shorter than the rescuer's delay. Default 10 s.
+    /// Sets how long a claim lasts. Choose a time shorter than the rescuer's delay. Default 10 s.
     pub fn inline_lease(mut self, lease: Duration) -> Self {
         self.settings.claim_lease = lease;
         self
     }
 
-    /// How failures are retried.
+    /// Sets how failures are retried.
     pub fn retry(mut self, retry: RetryPolicy) -> Self {
         self.settings.retry = retry;
         self
     }
 
-    /// The prefix of every claim's value, shown to operators. Default: the process id.
+    /// Sets the prefix of every claim's value, which is shown to operators. Default: the process id.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.settings.name = name.into();
         self
     }
 
-    /// Where to send a document whose delivery failed, so that a worker continues at once. Otherwise the
-    /// sweep finds it.
+    /// Sends a command to the workers for each document whose delivery failed, so that a worker continues at once.
+    /// Without this setting, the rescuer's sweep finds the document later.
     #[cfg(feature = "rabbitmq")]
     pub fn hand_off(mut self, commands: CommandSender) -> Self {
         self.hand_off = Some(commands);
         self
     }
 
-    /// Whether concurrent saves go to MongoDB together, as one command with a statement each: several times
-    /// the throughput under load, and the same answers. A single save is sent alone either way. Default on.
+    /// Sets whether concurrent saves are sent to MongoDB together, in one command with a statement for each save. This
+    /// multiplies the throughput under load and doesn't change the outcome of any save. A single save is always sent
+    /// alone. Default on.
     pub fn group_commit(mut self, on: bool) -> Self {
         self.settings.group_commit = on;
         self
     }
 
-    /// How long a message that was delivered may stay in its document: at most a quarter of the lease. The
-    /// next save of that document removes it without a separate write; messages of documents that are not
-    /// saved in time are cleared together. Default zero: each is cleared at once, and in [`Mode::Await`] a
-    /// save returns when that is done.
+    /// Sets how long a delivered message may stay in its document, at most a quarter of the lease. The next save of
+    /// that document removes the message without a separate write; messages of documents that are not saved in time are
+    /// cleared together. Default zero: each message is cleared at once, and in [`Mode::Await`] a save returns after the
+    /// clear.
     ///
-    /// The price is repeats: the remaining messages are delivered again when the process dies, or ends
-    /// without [`close`](InlineDispatcher::close). And to other processes they appear undelivered: messages
-    /// that those send from the same document wait for them.
+    /// The price is repeats: messages that are still in their documents when the process dies, or ends without
+    /// [`close`](InlineDispatcher::close), are delivered again. To other processes these messages also appear
+    /// undelivered, so later messages that other processes send from the same document wait for them.
     pub fn defer_clears(mut self, time: Duration) -> Self {
         self.defer_clears = time;
         self
     }
 
-    /// The library's own database, the same as for the services. Default `document_outbox`.
+    /// Sets the name of the library's own database. It must be the same as for the services. Default `document_outbox`.
     pub fn state_database(mut self, name: impl Into<String>) -> Self {
         self.settings.state_database = name.into();
         self
     }
 
-    /// Starts it. Must be called inside a tokio runtime; makes no connection by itself.
+    /// Starts the inline dispatcher. Must be called inside a tokio runtime. Makes no connection by itself.
     pub fn deliver_to(self, deliver: impl Deliver) -> InlineDispatcher {
         self.deliver_to_shared(Arc::new(deliver))
     }
 
-    /// Starts it with a deliverer that others use too.
+    /// Starts the inline dispatcher with a shared deliverer.
     pub fn deliver_to_shared(self, deliver: Arc<dyn Deliver>) -> InlineDispatcher {
         let seats = Seats::new(self.capacity, Memory::of(self.settings.memory_bytes));
         let processor =
@@ -153,7 +154,7 @@ impl InlineBuilder {
     }
 }
 
-/// The deliverer of a process that does not deliver.
+/// A deliverer for a process that does not deliver.
 struct NoDelivery;
 
 #[async_trait::async_trait]

@@ -1,11 +1,13 @@
-//! The writes of a delivery: claim, fail, die, release. The fifth, clear, is in [`clears`](crate::mongo::clears).
+//! The writes of a delivery: claim, fail, die and release. The fifth write, clear, is in
+//! [`clears`](crate::mongo::clears).
 //!
-//! A *claim* marks entries with a unique value and an end time; every later write matches that value, so a
-//! holder whose claim has expired and gone to another can't change anything. Claims, failures, deaths and
-//! releases wait for the majority. A clear does not: a lost clear causes a repeat, which the promises allow.
+//! A *claim* marks entries with a unique value and an end time. The filter of every later write requires that value, so
+//! a holder whose claim has expired and been replaced by another can't change anything. Claims, failures, deaths and
+//! releases wait for the majority. A clear does not, because a lost clear only causes a repeat, which the guarantees
+//! allow.
 //!
-//! **Invariant.** A message is published only after the majority has acknowledged its claim: an entry from a
-//! local read or an unacknowledged claim can be rolled back, and a message from it would be a phantom.
+//! **Invariant.** A message is published only after the majority has acknowledged its claim: an entry from a local
+//! read, or under an unacknowledged claim, can be rolled back, and its message would then be a phantom.
 
 use std::time::Duration;
 
@@ -30,24 +32,24 @@ use crate::{
     },
 };
 
-/// How long undoing a claim without an answer is attempted.
+/// Time limit for undoing a claim that got no clear answer.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
 /// The length of a UUID as text.
 const HYPHENATED: usize = 36;
-/// The longest error text kept in an entry.
+/// Maximum length of an error text in an entry.
 const MAX_ERROR_BYTES: usize = 1024;
 
-/// Entries held until a time.
+/// Entries that one holder has claimed until a given time.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
     pub(crate) document: DocumentRef,
     /// The value of `claimed_by`.
     pub(crate) token: String,
-    /// Server time at which it ends.
+    /// The server time at which the claim ends.
     pub(crate) until: DateTime,
-    /// Whether it was added to the `claims` of its entries.
+    /// Whether this claim was counted in the field `claims` of its entries.
     pub(crate) counted: bool,
-    /// As they were before the claim, except those that were born with it.
+    /// The entries as they were before the claim. Entries that were saved with this claim contain it.
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -55,7 +57,7 @@ pub(crate) struct Claim {
 #[derive(Debug)]
 pub(crate) enum Claimed {
     Held(Claim),
-    /// Another claimer was faster, or the document changed: read again.
+    /// Another claimer was faster, or the document changed, so it must be read again.
     Lost,
     /// The document has no room for the claim's fields.
     NoRoom,
@@ -72,18 +74,19 @@ enum ClaimWritten {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Recorded {
     Done,
-    /// They are no longer as the write expects them: the claim expired, or another has claimed them.
+    /// The entries are no longer in the state that the write expects: the claim expired, or another holder has claimed
+    /// them.
     Missed,
 }
 
-/// Makes claims, under a name and for a lease.
+/// Makes claims with a given name and lease.
 #[derive(Debug, Clone)]
 pub(crate) struct Claimer {
     pub(crate) mongo: Mongo,
-    /// The first part of every token; shown to operators.
+    /// The prefix of every claim value, shown to operators.
     pub(crate) name: String,
     pub(crate) lease: Duration,
-    /// Whether a claim is counted in `claims`, to notice messages that kill their process.
+    /// Whether claims are counted in the field `claims`, to detect messages that kill their process.
     pub(crate) counts_claims: bool,
 }
 
@@ -93,12 +96,12 @@ impl Claimer {
         self.name.len() + 1 + HYPHENATED
     }
 
-    /// A fresh claim value.
+    /// Creates a fresh claim value.
     pub(crate) fn token(&self) -> String {
         format!("{}/{}", self.name, new_random())
     }
 
-    /// Claims these entries, as read, for the lease.
+    /// Claims these entries for the time of the lease, if they are still as they were read.
     pub(crate) async fn claim(
         &self,
         document: &DocumentRef,
@@ -118,8 +121,8 @@ impl Claimer {
         let mut written = self.write_claim(&claim, now).await?;
 
         if matches!(written, ClaimWritten::NoRoom) {
-            // The shortest possible claim. A document without room for it has no room for any claim, so it
-            // can't happen that one claimer has a claim and another a lease.
+            // Use the shortest possible claim value. A document that has no room for this one has no room for any
+            // claim, so a claim and a lease can't exist for the same document at once.
             claim.token = new_random().to_string();
             claim.counted = false;
             written = self.write_claim(&claim, now).await?;
@@ -143,8 +146,8 @@ impl Claimer {
             update.insert("$inc", doc! { "outbox.$[e].claims": 1 });
         }
         let ids: Vec<_> = claim.entries.iter().map(|entry| entry.id).collect();
-        // It starts from the ids: a filter on types or absence would select unreadable neighbours too, and the server would
-        // refuse the whole update.
+        // The array filter must begin with the ids. A filter on types or on absent fields would also select malformed
+        // elements, and the server would then refuse the whole update.
         let array_filters = vec![doc! { "e.id": { "$in": ids } }];
         let namespace = claim.document.namespace.clone();
 
@@ -162,9 +165,8 @@ impl Claimer {
         }
     }
 
-    /// Undoes a claim that got no clear answer, as far as possible: it may have been written, and would count
-    /// as one whose holder died. No message was published under it, so it is harmless if the undo is rolled
-    /// back.
+    /// Tries to undo a claim that got no clear answer. The claim may have been written, and would then count as one
+    /// whose holder died. No message was published under this claim, so a rollback of the undo is harmless.
     async fn undo(&self, claim: &Claim, now: DateTime) {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = Self::release_of(claim, &entries, now, &[]);
@@ -172,12 +174,11 @@ impl Claimer {
         let update = Update { namespace, filter, operators: update.into(), array_filters: elements };
         let written = timeout(UNDO_TIMEOUT, self.mongo.update_without_majority(update)).await;
         if !matches!(written, Ok(Ok(()))) {
-            tracing::debug!(document = %claim.document, "a claim without an answer was not undone; it ends \
-                with its lease");
+            tracing::debug!(document = %claim.document, "a claim that got no answer could not be undone; it ends when its lease expires");
         }
     }
 
-    /// Gives up an entry whose claimers kept dying, if it is still as read.
+    /// Marks an entry dead because its claimers kept dying, if the entry is still as it was read.
     pub(crate) async fn die_crashed(
         &self,
         document: &DocumentRef,
@@ -185,13 +186,13 @@ impl Claimer {
         now: DateTime,
     ) -> Result<Recorded, Error> {
         let filter = document.select(doc! { "outbox": { "$elemMatch": as_read(entry) } });
-        let error = format!("{} claims ended without an answer", entry.claims - entry.attempts);
+        let error = format!("{} claims expired without an outcome", entry.claims - entry.attempts);
         let update = death(now, DeadReason::Crashed, &error);
         self.write(document, filter, update, doc! { "e.id": entry.id }).await
     }
 
-    /// Records in a document without room that an entry is dead: only the time, which takes less room than
-    /// the date that it replaces. It misses if there is no room even for that, or if the entry is gone.
+    /// Marks an entry dead in a document that has no room for a claim. Writes only the time of death, which takes less
+    /// room than the date that it replaces. Reports a miss if even that doesn't fit, or if the entry is gone.
     pub(crate) async fn die_without_room(
         &self,
         document: &DocumentRef,
@@ -205,8 +206,8 @@ impl Claimer {
         self.record(document, entry.id, update, now).await
     }
 
-    /// Records the state of an entry that was kept elsewhere, now that there may be room for it. It misses if
-    /// there is none, or if the entry is claimed.
+    /// Writes an entry's state that was kept with the lease into the document, which may have room again. Reports a
+    /// miss if there is no room, or if the entry is claimed.
     pub(crate) async fn record(
         &self,
         document: &DocumentRef,
@@ -225,7 +226,7 @@ impl Claimer {
         }
     }
 
-    /// Records a failed attempt and puts the entry off until `retry_at`.
+    /// Records a failed attempt and postpones the entry until `retry_at`.
     pub(crate) async fn fail(
         &self,
         claim: &Claim,
@@ -245,7 +246,7 @@ impl Claimer {
         self.settle(claim, entry, update).await
     }
 
-    /// Gives an entry up.
+    /// Marks an entry dead.
     pub(crate) async fn die(
         &self,
         claim: &Claim,
@@ -264,7 +265,7 @@ impl Claimer {
         self.settle(claim, entry, update).await
     }
 
-    /// Releases entries, due at once, with no attempt counted.
+    /// Releases entries so that they are due at once, without counting an attempt.
     pub(crate) async fn release(
         &self,
         claim: &Claim,
@@ -341,7 +342,7 @@ impl Claimer {
     ) -> Result<Recorded, Error> {
         let answer = self.send(document, filter.clone(), update.clone(), elements.clone()).await;
         let answer = match answer {
-            // In a document without room, the state is more important than its error text.
+            // If the document has no room, write the state without its error text.
             WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
                 if let Ok(set) = update.get_document_mut("$set") {
                     set.remove("outbox.$[e].last_error");
@@ -386,10 +387,10 @@ pub(crate) fn cut(error: &str) -> &str {
     &error[..end]
 }
 
-/// The entry's changing fields as they were read; null matches an absent field.
+/// Builds a filter on all changing fields of the entry as they were read. A null matches an absent field.
 ///
-/// All of them: an entry that another process has claimed and released meanwhile can have its earlier date,
-/// and yet have reached some of its handlers.
+/// All of these fields are needed: if another process has claimed and released the entry in the meantime, the date may
+/// be the same as before although some handlers have received the message.
 fn as_read(entry: &Entry) -> Document {
     doc! {
         "id": entry.id,

@@ -1,5 +1,5 @@
-//! Clears that no save waits for. Each is sent as soon as its messages are confirmed. The next save of the document may come before
-//! the clear has arrived; it then takes out the entries that it still finds.
+//! Tracks clears that no save waits for. Each clear is sent as soon as its messages are confirmed. If the next save of
+//! the document comes before the clear has arrived, that save removes the entries that are still there.
 //!
 //! # Flow
 //! ```text
@@ -9,9 +9,9 @@
 //! ```
 //!
 //! # Guarantees
-//! - A clear is under way from before its save is answered until the server has answered the clear, or a save has taken its
-//!   messages out.
-//! - A clear that finds nothing because a save was faster has lost no claim, and is not reported as one.
+//! - A clear is tracked from before its save is answered until the server has answered the clear, or a save has removed
+//!   its messages.
+//! - If a clear finds nothing because a save was faster, this is not reported as a lost claim.
 
 use std::{collections::HashMap, future::Future, sync::Arc};
 
@@ -21,12 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{dispatch::unsettled::Permits, mongo::Delivered, stored::document_ref::DocumentRef};
 
-/// A save names each entry that it takes out by its place. More than these are cleared at once, and a save waits for that.
+/// Maximum number of entries whose clear isn't waited for. A save names each entry that it removes by its position, so
+/// the number must be small. With more entries, the save waits for the clear.
 pub(crate) const MOST_ENTRIES: usize = 16;
 
 type ByDocument = HashMap<Vec<u8>, Arc<ClearState>>;
 
-/// The clears under way of a process, by their documents; clones share them.
+/// The clears in progress in this process, by document. Clones share the same clears.
 #[derive(Clone, Default)]
 pub(crate) struct ClearsUnderWay {
     documents: Arc<Mutex<ByDocument>>,
@@ -35,15 +36,15 @@ pub(crate) struct ClearsUnderWay {
 struct ClearState {
     key: Vec<u8>,
     delivered: Delivered,
-    /// Cancelled once its entries have left the document, as far as they can be cleared.
+    /// Cancelled once the clear has ended, whether or not it removed the entries.
     ended: CancellationToken,
 }
 
-/// A clear under way, until dropped.
+/// A clear in progress. It ends when this is dropped.
 pub(crate) struct ClearUnderWay {
     clears: ClearsUnderWay,
     state: Arc<ClearState>,
-    /// Its messages count among those that would be repeated until then.
+    /// Until then, its messages count against the limit of messages that a crash would repeat.
     _unsettled: Permits,
 }
 
@@ -52,7 +53,7 @@ impl ClearsUnderWay {
         self.documents.lock()
     }
 
-    /// From now on the next save of the document can take these out.
+    /// Begins tracking a clear. From now on the next save of the document can remove these entries.
     pub(crate) fn begin(&self, delivered: Delivered, unsettled: Permits) -> ClearUnderWay {
         let key = delivered.document.map_key();
         let state = Arc::new(ClearState { key: key.clone(), delivered, ended: CancellationToken::new() });
@@ -64,7 +65,7 @@ impl ClearsUnderWay {
         self.lock().is_empty()
     }
 
-    /// How many entries of this document are about to be cleared.
+    /// Number of entries of this document that are about to be cleared.
     pub(crate) fn count(&self, document: &DocumentRef) -> usize {
         let documents = self.lock();
         if documents.is_empty() {
@@ -73,7 +74,7 @@ impl ClearsUnderWay {
         documents.get(&document.map_key()).map_or(0, |state| state.delivered.ids.len())
     }
 
-    /// The clear of this document that is under way, for a save to overtake.
+    /// Returns the clear in progress for this document, so that a save can overtake it.
     pub(crate) fn overtake(&self, document: &DocumentRef) -> Option<OvertakenClear> {
         let documents = self.lock();
         if documents.is_empty() {
@@ -86,7 +87,7 @@ impl ClearsUnderWay {
         Some(OvertakenClear { clears: self.clone(), state })
     }
 
-    /// Waits for the clear of this document that is under way now, if there is one.
+    /// Waits for the clear of this document that is now in progress, if there is one.
     pub(crate) fn ended(&self, document: &DocumentRef) -> impl Future<Output = ()> + Send + use<> {
         let state = self.lock().get(&document.map_key()).cloned();
         async move {
@@ -96,7 +97,7 @@ impl ClearsUnderWay {
         }
     }
 
-    /// Waits until all clears that are under way now have ended.
+    /// Waits until all clears that are now in progress have ended.
     pub(crate) async fn all_ended(&self) {
         let states: Vec<_> = self.lock().values().cloned().collect();
         join_all(states.iter().map(|state| state.ended.cancelled())).await;
@@ -124,7 +125,7 @@ impl Drop for ClearUnderWay {
     }
 }
 
-/// A clear that a save tries to overtake. If the save ends without an answer, it may have succeeded.
+/// A clear that a save tries to overtake. If this is dropped without an answer, the save may have succeeded.
 pub(crate) struct OvertakenClear {
     clears: ClearsUnderWay,
     state: Arc<ClearState>,
@@ -135,12 +136,12 @@ impl OvertakenClear {
         &self.state.delivered
     }
 
-    /// The save has taken the messages out.
+    /// Records that the save has removed the messages.
     pub(crate) fn done(self) {
         self.clears.end(&self.state);
     }
 
-    /// The save was not written: its clear has to find what it removes.
+    /// Records that the save was not written, so the clear must still find its messages.
     pub(crate) fn missed(&self) {
         self.state.delivered.overtaken.give_up();
     }

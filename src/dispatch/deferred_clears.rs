@@ -1,5 +1,5 @@
-//! Deferred clears: delivered messages stay in their document until the next save of that document removes
-//! them, or until their time is over and they are cleared together.
+//! Defers clears: delivered messages stay in their document until the next save of that document removes them, or until
+//! a time limit after which they are cleared together.
 //!
 //! # Flow
 //! ```text
@@ -9,16 +9,17 @@
 //! ```
 //!
 //! # Guarantees
-//! - Every deferred message is eventually cleared: when its time is over, and at once when a save that has
-//!   taken it fails or is dropped, when its document is requested, and when the last handle is gone.
-//! - A save that has taken messages and is never finished, as in a future that is not polled, does not keep
-//!   them: they are cleared before their claim ends. That save's filter then matches nothing, and it writes
-//!   again without them.
-//! - A flush waits for what was there when it was called, and for nothing that came later.
+//! - Every deferred message is eventually cleared: when its time limit is reached, or earlier if a save that has taken
+//!   it fails or is dropped, if its document is flushed, or if the last handle is dropped.
+//! - If a save has taken messages and never finishes, for example because its future is not polled, the messages are
+//!   still cleared before their claim ends. If the save continues later, its filter matches nothing, and it writes
+//!   again without removing those messages.
+//! - A flush waits for the messages that were deferred when it was called, and not for later ones.
 //!
 //! # Caveats
-//! Messages whose clear is deferred when their process dies are delivered again, once their claim has ended. The same goes for a
-//! process that ends without closing its inline dispatcher, or whose runtime ends before: that is logged with their number.
+//! If a process dies, messages whose clear was deferred are delivered again once their claim has ended. The same
+//! happens if a process ends without closing its inline dispatcher, or if the runtime ends first; in the latter case
+//! the number of messages is logged.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -37,15 +38,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{dispatch::clears_under_way::MOST_ENTRIES, mongo::Delivered, stored::document_ref::DocumentRef};
 
-/// Messages that may wait at a time, taken ones included until their time would be over, and documents that
-/// may be being cleared. Beyond that, each is cleared at once by its delivery, which waits for it.
-/// A process that ends without closing can repeat that many messages.
+/// Maximum number of deferred messages, including those that a save has taken, and maximum number of documents being
+/// cleared. Above this limit, each delivery clears its messages at once and waits for that. A process that ends without
+/// closing can repeat this many messages.
 pub(crate) const MOST: usize = 16_384;
 
 type Key = Arc<[u8]>;
 type Clear = dyn Fn(Vec<Delivered>) -> BoxFuture<'static, ()> + Send + Sync;
 
-/// Clones share the waiting messages.
+/// The deferred messages of a process. Clones share them.
 #[derive(Clone)]
 pub(crate) struct DeferredClears {
     queue: Arc<Queue>,
@@ -55,9 +56,9 @@ pub(crate) struct DeferredClears {
 struct Queue {
     time: Duration,
     state: Mutex<QueueState>,
-    /// Notifies of a new message or of work to do at once.
+    /// Notified when there is a new message, or work to do at once.
     woken: Notify,
-    /// Something has been cleared.
+    /// Notified when something has been cleared.
     went: Notify,
     clear: Box<Clear>,
 }
@@ -66,30 +67,30 @@ struct Queue {
 struct QueueState {
     /// The numbers of the next deferred message and of the next clear.
     next: u64,
-    /// Those that are deferred, by their number: waiting, or taken by a save that has not ended yet.
+    /// The deferred messages by number, both waiting ones and those taken by a save that has not ended yet.
     deferred: HashMap<u64, Deferred>,
-    /// Which of them waits, by its document.
+    /// The numbers of the waiting messages, by document.
     waiting: HashMap<Key, u64>,
-    /// When each is due, in order. Some of them may be gone or taken by now.
+    /// The times at which deferred messages are due, in order. Some of the messages may be gone or taken by now.
     due: VecDeque<DueClear>,
-    /// How many messages those are.
+    /// Number of messages in `due`.
     messages: usize,
-    /// Those that a save has taken, by the time at which they must be cleared anyway.
+    /// The messages that a save has taken, by the time at which they must be cleared even if that save has not ended.
     taken: BTreeSet<(Instant, u64)>,
-    /// To be cleared at once.
+    /// The messages to clear at once.
     now: Vec<(u64, Key, Delivered)>,
     /// The clears in progress, or about to begin.
     going: BTreeSet<u64>,
-    /// The same by their documents.
+    /// The same clears, by document.
     going_of: HashMap<Key, Vec<u64>>,
-    /// No more clears may be deferred.
+    /// Whether deferring has stopped: no more clears may be deferred.
     closed: bool,
 }
 
 struct Deferred {
     key: Key,
     delivered: Delivered,
-    /// When its claim is treated as over.
+    /// The time from which the claim is treated as ended.
     until: Instant,
 }
 
@@ -118,7 +119,7 @@ impl QueueState {
         self.go(key, delivered);
     }
 
-    /// One is deferred no longer.
+    /// Removes a message from the deferred ones.
     fn forget(&mut self, number: u64) -> Option<Deferred> {
         let deferred = self.deferred.remove(&number)?;
         if self.waiting.get(&deferred.key) == Some(&number) {
@@ -135,7 +136,7 @@ impl QueueState {
         }
     }
 
-    /// The messages to clear now, with all that are due until then.
+    /// Takes the messages to clear now, including all that are due before `until`.
     fn take_due(&mut self, until: Instant) -> Vec<(u64, Key, Delivered)> {
         while let Some(due) = self.due.pop_front_if(|due| due.at <= until) {
             self.messages -= due.messages;
@@ -154,7 +155,7 @@ impl QueueState {
         std::mem::take(&mut self.now)
     }
 
-    /// When the next work is due.
+    /// The time at which the next work is due.
     fn next_due(&self) -> Option<Instant> {
         let due = self.due.front().map(|due| due.at);
         let taken = self.taken.first().map(|(at, _)| *at);
@@ -173,7 +174,8 @@ impl QueueState {
 }
 
 impl DeferredClears {
-    /// `clear` clears messages that have waited for `time`. Must be called inside a tokio runtime.
+    /// Starts a task that calls `clear` for messages that have waited for `time`. Must be called inside a tokio
+    /// runtime.
     pub(crate) fn start(
         time: Duration,
         clear: impl Fn(Vec<Delivered>) -> BoxFuture<'static, ()> + Send + Sync + 'static,
@@ -190,8 +192,8 @@ impl DeferredClears {
         Self { queue, _last: Arc::new(gone.drop_guard()) }
     }
 
-    /// Lets these messages wait, or returns them if they should be cleared at once. Treats their claim as
-    /// over at `until`.
+    /// Defers the clear of these messages, or returns them if they must be cleared at once. From `until` on, their
+    /// claim is treated as ended.
     pub(crate) fn defer(&self, delivered: Delivered, until: Instant) -> Result<(), Delivered> {
         let mut state = self.queue.lock();
         let full = state.messages.max(state.going.len()) >= MOST;
@@ -217,14 +219,14 @@ impl DeferredClears {
         Ok(())
     }
 
-    /// How many entries wait in this document.
+    /// Number of deferred entries in this document.
     pub(crate) fn count(&self, document: &DocumentRef) -> usize {
         let state = self.queue.lock();
         let deferred = state.waiting.get(&*document.map_key()).and_then(|number| state.deferred.get(number));
         deferred.map_or(0, |deferred| deferred.delivered.ids.len())
     }
 
-    /// Takes the waiting messages of this document, so that a save removes them.
+    /// Takes the waiting messages of this document, so that a save can remove them.
     pub(crate) fn take(&self, document: &DocumentRef) -> Option<Taken> {
         let mut state = self.queue.lock();
         let number = state.waiting.remove(&*document.map_key())?;
@@ -266,7 +268,7 @@ impl DeferredClears {
         self.queue.gone(|state| state.going.first().is_none_or(|number| *number > before)).await;
     }
 
-    /// From now on no clear may be deferred: each delivery clears its own messages.
+    /// Stops deferring clears. From now on each delivery clears its own messages.
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;
     }
@@ -287,14 +289,14 @@ impl Queue {
         }
     }
 
-    /// Clears the messages that are to be cleared at once. Must be called inside a tokio runtime. It may be
-    /// another one, because the one on which this was started may have ended.
+    /// Clears the messages that are to be cleared at once. Must be called inside a tokio runtime, but not necessarily
+    /// the one on which `start` was called, because that one may have ended.
     fn clear_now(self: &Arc<Self>) {
         let due = std::mem::take(&mut self.lock().now);
         self.clear(due);
     }
 
-    /// Clears in a separate task: one locked document must not delay others that become due.
+    /// Clears in a separate task, because one locked document must not delay other documents that become due.
     fn clear(self: &Arc<Self>, due: Vec<(u64, Key, Delivered)>) {
         if due.is_empty() {
             return;
@@ -316,7 +318,7 @@ impl Queue {
     }
 }
 
-/// Notes that clears have ended, whatever their result.
+/// Records, when dropped, that clears have ended, whatever their result.
 struct EndedClears {
     queue: Arc<Queue>,
     clears: Vec<(u64, Key)>,
@@ -333,8 +335,8 @@ impl Drop for EndedClears {
     }
 }
 
-/// Delivered messages that a save will remove from their document. Dropped without [`done`](Taken::done),
-/// they are cleared at once.
+/// Delivered messages that a save will remove from their document. If this is dropped without a call to
+/// [`done`](Taken::done), they are cleared at once.
 pub(crate) struct Taken {
     number: u64,
     delivered: Delivered,
@@ -346,7 +348,7 @@ impl Taken {
         &self.delivered
     }
 
-    /// The save has removed them.
+    /// Records that the save has removed the messages.
     pub(crate) fn done(self) {
         self.queue.lock().forget(self.number);
     }
@@ -360,14 +362,14 @@ impl Drop for Taken {
             state.closed
         };
         self.queue.woken.notify_one();
-        // Without this it might never be cleared.
+        // If the task is gone, clear here; otherwise the messages might never be cleared.
         if task_is_gone && Handle::try_current().is_ok() {
             self.queue.clear_now();
         }
     }
 }
 
-/// The task that clears what is due.
+/// The task that clears messages when they are due.
 struct ClearTask {
     queue: Arc<Queue>,
 }
@@ -380,8 +382,7 @@ impl Drop for ClearTask {
         if left > 0 {
             tracing::warn!(
                 count = left,
-                "the runtime ended before delivered messages were cleared: close the inline dispatcher \
-                 first; they are delivered again unless it is flushed"
+                "the runtime ended before delivered messages were cleared; they are delivered again unless the inline dispatcher is flushed. Close the inline dispatcher before the runtime ends"
             );
         }
     }
@@ -403,7 +404,7 @@ async fn run(task: ClearTask, gone: CancellationToken) {
             () = gone.cancelled() => {}
         }
 
-        // Those that are due soon are cleared along with others.
+        // Also clear messages that are due soon.
         let now = Instant::now();
         let any = next.is_some_and(|due| due <= now);
         let until = if any { now + queue.time / 4 } else { now };
@@ -430,7 +431,7 @@ mod tests {
 
     const TIME: Duration = Duration::from_secs(1);
 
-    /// The cleared messages are handed to the test.
+    /// Creates deferred clears that hand the cleared messages to the test.
     fn deferred_clears() -> (DeferredClears, mpsc::UnboundedReceiver<Vec<Delivered>>) {
         let (cleared, clears) = mpsc::unbounded_channel();
         let deferred = DeferredClears::start(TIME, move |delivered| {
@@ -453,7 +454,7 @@ mod tests {
         }
     }
 
-    /// The end of a claim that no test reaches.
+    /// The end of a claim, later than any test runs.
     fn far() -> Instant {
         Instant::now() + TIME * 1_000
     }
@@ -534,7 +535,7 @@ mod tests {
         deferred.defer(delivered(1), claimed).unwrap();
         let forgotten = deferred.take(&document(1)).unwrap();
         assert_eq!(documents(&clears.recv().await.unwrap()), [document(1)]);
-        assert_eq!(Instant::now(), claimed, "it had as long as the claim holds");
+        assert_eq!(Instant::now(), claimed, "a taken message is kept until shortly before its claim ends");
         drop(forgotten);
         deferred.flush_all().await;
         assert!(clears.try_recv().is_err(), "cleared once");
@@ -545,7 +546,7 @@ mod tests {
         assert_eq!(documents(&clears.recv().await.unwrap()), [document(2)]);
     }
 
-    /// It does not wait for clears that began after the call.
+    /// A flush does not wait for clears that began after the call.
     #[tokio::test(start_paused = true)]
     async fn a_flush_ends_while_others_continue() {
         let (begun, mut clears) = mpsc::unbounded_channel();

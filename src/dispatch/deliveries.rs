@@ -1,8 +1,9 @@
-//! The deliveries of an inline dispatcher: one task for the messages of each save.
+//! The deliveries of an inline dispatcher. One task delivers the messages of each save.
 //!
 //! # Guarantees
-//! - Deliveries of one document take turns, except born-claimed ones: no delivery is before them.
-//! - A delivery that is dropped with its runtime, or panics, is reported: its messages are left to the rescuer.
+//! - Deliveries of one document take turns. Deliveries of entries that were saved with a claim need no turn, because no
+//!   other delivery can be ahead of them.
+//! - If a delivery panics or is dropped with its runtime, this is reported, and its messages are left to the rescuer.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -37,7 +38,7 @@ use crate::{
     },
 };
 
-/// The first wait for another's claim to end; it grows to [`CLAIM_WAIT_MAX`].
+/// The first wait for another process's claim to end. Later waits grow up to [`CLAIM_WAIT_MAX`].
 const CLAIM_WAIT: Duration = Duration::from_millis(5);
 const CLAIM_WAIT_MAX: Duration = Duration::from_millis(100);
 
@@ -45,7 +46,7 @@ const CLAIM_WAIT_MAX: Duration = Duration::from_millis(100);
 pub(crate) enum Work {
     /// Entries that were saved with this claim.
     BornClaimed(Claim),
-    /// Whatever is deliverable.
+    /// All deliverable messages of the document.
     Unclaimed(DocumentRef),
 }
 
@@ -58,27 +59,27 @@ impl Work {
     }
 }
 
-/// The outcome of a save's messages, by their ids, in the order sent.
+/// The outcomes of a save's messages with their ids, in the order sent.
 pub(crate) type Settled = Vec<(uuid::Uuid, Disposition)>;
 
-/// A save that waits for what becomes of its messages.
+/// A save that waits for the outcome of its messages.
 pub(crate) struct Waiter {
     waits_for: WaitsFor,
-    /// Sent once it no longer waits for other deliveries of its document.
+    /// Sent once the delivery no longer waits for other deliveries of its document.
     begun: Option<oneshot::Sender<()>>,
     settled: oneshot::Sender<Settled>,
 }
 
-/// Until when a save waits.
+/// The event that a save waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WaitsFor {
-    /// Its messages are confirmed.
+    /// The messages are confirmed.
     Confirm,
-    /// They have been cleared, too.
+    /// The messages are confirmed and cleared.
     Clear,
 }
 
-/// The answers to a save that waits. Neither comes where the delivery panics, or ends with its runtime.
+/// The signals to a save that waits. Neither is sent if the delivery panics or ends with its runtime.
 pub(crate) struct Awaited {
     pub(crate) begun: oneshot::Receiver<()>,
     pub(crate) settled: oneshot::Receiver<Settled>,
@@ -98,18 +99,18 @@ pub(crate) struct Deliveries {
     locks: DocumentLocks,
     tasks: TaskTracker,
     hand_off: Option<CommandSender>,
-    /// The held messages are released.
+    /// Cancelled when claimed messages must be released.
     stop: CancellationToken,
 }
 
-/// The messages of one save, in delivery.
+/// The delivery of one save's messages.
 struct SaveDelivery {
     deliveries: Arc<Deliveries>,
     document: DocumentRef,
     ids: Vec<Uuid>,
     ordering: DeliveryOrder,
     waiter: Option<Waiter>,
-    /// The outcome of each message that was tried here.
+    /// The outcome of each message that this delivery tried.
     dispositions: Dispositions,
 }
 
@@ -124,7 +125,7 @@ impl Deliveries {
         }
     }
 
-    /// Delivers in a separate task: a caller that goes away must not cancel the delivery.
+    /// Delivers in a separate task, because the delivery must continue even if the caller is dropped.
     pub(crate) fn spawn(
         self: &Arc<Self>,
         work: Work,
@@ -151,34 +152,34 @@ impl Deliveries {
         self.tasks.spawn(task.instrument(span));
     }
 
-    /// Whether a delivery of messages of this document is under way.
+    /// Whether messages of this document are being delivered.
     pub(crate) fn works_on(&self, document: &DocumentRef) -> bool {
         self.locks.is_taken(document)
     }
 
     /// Reports messages that are left to the rescuer.
     pub(crate) fn left(&self, document: &DocumentRef, count: usize, reason: Shed) {
-        tracing::debug!(%document, reason = reason.as_str(), "not delivered inline; left to the rescuer");
+        tracing::debug!(%document, reason = reason.as_str(), "messages were not delivered inline; the rescuer will deliver them");
         self.processor.vitals().shed(count, reason);
         self.processor.emit(Event::Skipped { document: document.clone(), count, reason });
     }
 
-    /// From now on their end can be awaited.
+    /// Stops accepting deliveries, so that [`ended`](Self::ended) can complete.
     pub(crate) fn close(&self) {
         self.tasks.close();
     }
 
-    /// Releases the held messages, and begins no more deliveries.
+    /// Releases claimed messages and begins no more deliveries.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
 
-    /// Waits until all have ended, after [`close`](Self::close).
+    /// Waits until all deliveries have ended, after [`close`](Self::close).
     pub(crate) async fn ended(&self) {
         self.tasks.wait().await;
     }
 
-    /// How many are in progress.
+    /// Number of deliveries in progress.
     pub(crate) fn count(&self) -> usize {
         self.tasks.len()
     }
@@ -194,7 +195,7 @@ impl SaveDelivery {
         let processor = &self.deliveries.processor;
         if let Err(error) = done {
             let error = error_codes::describe(&runtime::explain(error));
-            tracing::warn!(document = %self.document, error, "inline delivery broke off; the rescuer continues");
+            tracing::warn!(document = %self.document, error, "inline delivery was interrupted; the rescuer will deliver the remaining messages");
             processor.vitals().failed(&error);
             trace::failed(&Span::current(), "interrupted");
         }
@@ -207,8 +208,8 @@ impl SaveDelivery {
 
     async fn deliver_claimed(&mut self, claim: &Claim) -> Result<(), Error> {
         self.begin();
-        // It waits for no other: an earlier delivery has cleared its entries, or this save has taken them out, or its filter had not
-        // matched.
+        // This delivery needn't wait for another one: the save's filter matched, so every earlier delivery has cleared
+        // its entries, or this save has removed them.
         let lock = self.deliveries.locks.beside(&claim.document);
         let deliveries = self.deliveries.clone();
         let (processor, stop) = (&deliveries.processor, &deliveries.stop);
@@ -217,11 +218,12 @@ impl SaveDelivery {
 
         if let Some(clear) = end.left_clear {
             self.answer().await;
-            // The save that has its answer may be about to send the next one, and comes first: the clear is not in its way.
+            // The caller that just got its answer may be about to save again. Let that save go first; the clear doesn't
+            // block it.
             tokio::task::yield_now().await;
             processor.clear(&clear).await;
 
-            // In this order: a save that no longer finds the clear must find no delivery at work either.
+            // Drop the lock first: a save that no longer finds the clear must not find a delivery in progress either.
             drop(lock);
             drop(clear);
         }
@@ -231,8 +233,8 @@ impl SaveDelivery {
         }
     }
 
-    /// When the messages of a claim are cleared. A save with scheduled messages is answered after the clear: they stay in the outbox,
-    /// so the next save could not take out the delivered ones.
+    /// Decides when the messages of a claim are cleared. A save with scheduled messages is answered after the clear,
+    /// because the scheduled messages stay in the outbox and the next save could not remove the delivered ones.
     fn clearing(&self, claim: &Claim) -> Clearing {
         match &self.waiter {
             Some(Waiter { waits_for: WaitsFor::Confirm, .. }) if self.ids.len() == claim.entries.len() => {
@@ -247,7 +249,7 @@ impl SaveDelivery {
         let (processor, stop) = (&deliveries.processor, &deliveries.stop);
         let _lock = match stop.run_until_cancelled(self.lock()).await {
             Some(Some(lock)) => lock,
-            // The delivery that already waits for the lock does this one's work too.
+            // A delivery that already waits for the lock will also deliver these messages.
             Some(None) => return Ok(()),
             None => {
                 self.leave(Shed::Stopped);
@@ -263,7 +265,7 @@ impl SaveDelivery {
         loop {
             let pass = processor.process_into(&self.document, self.ordering, stop, &mut self.dispositions);
             match pass.await? {
-                // Another process delivers the earlier messages; it will be done in moments, or has died.
+                // Another process is delivering the earlier messages. It will finish in a moment, or has died.
                 Processed::Held(Hold::Claimed(_)) if waited < processor.claimer().lease => {
                     stop.run_until_cancelled(tokio::time::sleep(wait)).await;
                     waited += wait;
@@ -282,8 +284,8 @@ impl SaveDelivery {
         }
     }
 
-    /// Waits for the lock of its document; `None` if another that already waits does this one's work too. A
-    /// delivery whose save waits has to report the outcome of its own messages.
+    /// Waits for the lock of its document. Returns `None` if a delivery that already waits will also deliver these
+    /// messages. A delivery whose save waits always takes the lock itself, because it has to report the outcome.
     async fn lock(&self) -> Option<DocumentLock> {
         if self.waiter.is_some() {
             self.deliveries.locks.queue(&self.document).await
@@ -292,10 +294,10 @@ impl SaveDelivery {
         }
     }
 
-    /// It no longer waits for earlier deliveries.
+    /// Signals that this delivery no longer waits for earlier deliveries.
     fn begin(&mut self) {
         if let Some(begun) = self.waiter.as_mut().and_then(|waiter| waiter.begun.take()) {
-            // The save may no longer wait.
+            // An error means that the save no longer waits.
             let _ = begun.send(());
         }
     }
@@ -308,7 +310,8 @@ impl SaveDelivery {
         self.dispositions.iter().any(|(_, disposition)| matches!(disposition, Disposition::Retrying { .. }))
     }
 
-    /// Hands a failed delivery over to the workers. A failed command loses no message: the sweep finds it.
+    /// Hands a failed delivery over to the workers. If the command fails, no message is lost, because the sweep finds
+    /// the document.
     async fn hand_off(&self) {
         let Some(commands) = &self.deliveries.hand_off else { return };
         let document = self.document.clone();
@@ -317,21 +320,22 @@ impl SaveDelivery {
             Some(Ok(())) => self.deliveries.processor.emit(Event::HandedOff { document }),
             Some(Err(error)) => {
                 let error = error.to_string();
-                tracing::debug!(%document, error, "the hand-off was not sent; the sweep will find the document");
+                tracing::debug!(%document, error, "the command that hands the document over to a worker was not sent; the sweep will find the document");
             }
             None => {}
         }
     }
 
-    /// Answers the save, if it waits and has no answer yet.
+    /// Answers the save if it is waiting and has no answer yet.
     async fn answer(&mut self) {
         if let Some(waiter) = self.waiter.take() {
-            // The save may no longer wait.
+            // An error means that the save no longer waits.
             let _ = waiter.settled.send(self.settled().await);
         }
     }
 
-    /// The outcome of the save's messages: as this process knows, otherwise as the document shows.
+    /// Returns the outcome of the save's messages, from this process's own results, or otherwise from the stored
+    /// document.
     async fn settled(&self) -> Settled {
         let processor = &self.deliveries.processor;
         let mut read = None;
@@ -342,7 +346,7 @@ impl SaveDelivery {
             let disposition = if let Some((_, disposition)) = tried {
                 disposition.clone()
             } else {
-                // The document is read once, and only if needed.
+                // Read the document once, and only if needed.
                 if read.is_none() {
                     read = Some(processor.read(&self.document).await);
                 }
@@ -359,10 +363,10 @@ impl SaveDelivery {
     }
 }
 
-/// A delivery that has not ended. If it is dropped with its runtime, or panics, its messages are left to the
-/// rescuer, and that is reported.
+/// A guard for a delivery that has not ended. If the delivery panics or is dropped with its runtime, the guard reports
+/// that its messages are left to the rescuer.
 struct Unfinished {
-    /// `None` once it has ended.
+    /// `None` once the delivery has ended.
     deliveries: Option<Arc<Deliveries>>,
     document: DocumentRef,
     messages: usize,
@@ -375,7 +379,7 @@ impl Unfinished {
 
     fn panicked(mut self) {
         let Some(deliveries) = self.deliveries.take() else { return };
-        let why = "a delivery panicked; its claimed messages are delivered again once their claim has ended";
+        let why = "a delivery panicked; its claimed messages are delivered again after the claim expires";
         tracing::error!(document = %self.document, messages = self.messages, why);
         deliveries.processor.vitals().failed(why);
     }
@@ -387,8 +391,7 @@ impl Drop for Unfinished {
         tracing::warn!(
             document = %self.document,
             messages = self.messages,
-            "the runtime ended before a delivery did: close the inline dispatcher first; messages that were \
-             not cleared are delivered again"
+            "the runtime ended during a delivery; messages that were not cleared are delivered again. Close the inline dispatcher before the runtime ends"
         );
         deliveries.left(&self.document, self.messages, Shed::Stopped);
     }

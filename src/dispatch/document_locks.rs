@@ -1,8 +1,8 @@
-//! One at a time per document, within this process.
+//! Lets only one task at a time process a document, within this process.
 //!
-//! Two tasks that process the same document would only steal each other's claims. So each takes the
-//! document's lock. A task that arrives while another already waits is superfluous, because the waiting one
-//! will read the document later.
+//! Two tasks that process the same document would only take claims from each other, so each task first takes the
+//! document's lock. A task that arrives while another task already waits is superfluous, because the waiting task will
+//! read the document later.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::stored::document_ref::DocumentRef;
 
-/// The tasks that work on each document; clones share it. Only documents in work have an entry.
+/// The tasks that work on each document. Clones share the same state. Only documents with a task have an entry.
 #[derive(Clone, Default)]
 pub struct DocumentLocks {
     documents: Arc<Mutex<HashMap<Vec<u8>, LockState>>>,
@@ -26,13 +26,13 @@ impl fmt::Debug for DocumentLocks {
 #[derive(Default)]
 struct LockState {
     lock: Arc<tokio::sync::Mutex<()>>,
-    /// Tasks that hold or wait for the lock.
+    /// Number of tasks that hold the lock or wait for it.
     users: usize,
-    /// Tasks that wait for it.
+    /// Number of tasks that wait for the lock.
     waiting: usize,
 }
 
-/// The right to process a document, until dropped.
+/// The right to process a document. It ends when this is dropped.
 pub struct DocumentLock {
     locks: DocumentLocks,
     key: Vec<u8>,
@@ -45,10 +45,10 @@ impl fmt::Debug for DocumentLock {
     }
 }
 
-/// When another task waits for the document already.
+/// What to do if another task already waits for the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IfOneWaits {
-    /// Its pass comes later than this one's messages, and takes them along.
+    /// Don't wait: the other task will read the document later and deliver these messages too.
     LeaveItToIt,
     Queue,
 }
@@ -58,13 +58,13 @@ impl DocumentLocks {
         self.documents.lock()
     }
 
-    /// Waits for the lock; `None` at once if another already waits, which then does this one's work too. A
-    /// dropped wait gives up its place.
+    /// Waits for the lock. Returns `None` at once if another task already waits, because that task will do this task's
+    /// work too. If the wait is dropped, it gives up its place.
     pub async fn join(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, IfOneWaits::LeaveItToIt).await
     }
 
-    /// Waits for the lock after all that already wait.
+    /// Waits for the lock behind all tasks that already wait.
     pub async fn queue(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, IfOneWaits::Queue).await
     }
@@ -74,7 +74,7 @@ impl DocumentLocks {
         self.lock().contains_key(&document.map_key())
     }
 
-    /// Takes part without waiting: later tasks wait for it, but it waits for none.
+    /// Takes part without waiting for other tasks. Tasks that come later wait for this one.
     pub fn beside(&self, document: &DocumentRef) -> DocumentLock {
         let key = document.map_key();
         let mut documents = self.lock();
@@ -106,7 +106,7 @@ impl DocumentLocks {
     }
 }
 
-/// Counts its task as waiting until dropped, even when the task is.
+/// Counts a task as waiting until this is dropped, even if the task itself is dropped.
 struct Waiting<'a>(&'a DocumentLock);
 
 impl Drop for Waiting<'_> {
@@ -148,7 +148,7 @@ mod tests {
         let one = document(1);
         let mut second = Box::pin(locks.join(&one));
         assert!(second.as_mut().now_or_never().is_none(), "waits for the first");
-        assert!(locks.join(&document(1)).await.is_none(), "the second will do its work");
+        assert!(locks.join(&document(1)).await.is_none(), "the waiting task will do the third task's work");
         assert!(locks.join(&document(2)).await.is_some());
         drop(first);
         assert!(second.await.is_some());
@@ -164,7 +164,7 @@ mod tests {
         assert!(second.as_mut().now_or_never().is_none());
         drop(second);
         let mut third = Box::pin(locks.join(&one));
-        assert!(third.as_mut().now_or_never().is_none(), "it waits itself");
+        assert!(third.as_mut().now_or_never().is_none(), "the task waits for the first");
         drop(first);
         assert!(third.await.is_some());
     }

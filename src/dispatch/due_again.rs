@@ -1,21 +1,21 @@
-//! When entries that are released undelivered are due again.
+//! Decides when entries that are released undelivered are due again.
 
 use mongodb::bson::{DateTime, Uuid};
 
 use crate::stored::entry::Entry;
 
-/// When released entries are due: the date that each had before the claim, as far as it is known; `None`
-/// means without a date. Entries with the same date are grouped.
+/// Returns the dates at which released entries are due, which are the dates from before the claim as far as known.
+/// `None` means that the entry gets no date. Entries with the same date are grouped.
 ///
-/// Never this process's own time: for a process whose clock is behind, the entry would appear scheduled, and
-/// the next would overtake it. An entry that was due when it was sent is due by every clock, so all of those
-/// can share the earliest date.
+/// The date is never this process's own time, because to a process whose clock is behind, the entry would appear
+/// scheduled, and the next entry would overtake it. Entries that were due when they were sent are due by every clock,
+/// so they can all share the earliest date.
 pub fn due_again(entries: &[&Entry], now: DateTime) -> Vec<(Option<DateTime>, Vec<Uuid>)> {
     let mut sent: Option<(DateTime, Vec<Uuid>)> = None;
     let mut others: Vec<(Option<DateTime>, Vec<Uuid>)> = Vec::new();
     for entry in entries {
-        // The date of an earlier claim, or of the claim that the entry was born with, is the time at which
-        // that claim ends.
+        // If the entry had a claim before, or was saved with one, its date is the time at which that claim ends, so it
+        // is not used.
         let before = entry.available_at.filter(|_| entry.claimed_by.is_none());
         match (before, entry.created_at) {
             (Some(at), Some(created_at)) if at > created_at => add(&mut others, Some(at), entry.id),

@@ -1,13 +1,15 @@
-//! The inline dispatcher: delivery right after the save, by the process that saved.
+//! The inline dispatcher delivers messages right after the save, in the process that saved them.
 //!
 //! # Flow
-//! A save first asks for a *seat*. With a seat, and where the save's own filter proves the outbox empty, the new entries
-//! are *born claimed*: written with the claim that delivers them, and published without another write. In every other
-//! case they are born unclaimed, and the inline dispatcher claims them like anyone else. Without a seat (full, the
-//! broker away, shutting down, switched off) the message waits in the document for the rescuer.
+//! A save first asks for a *seat*. If the save gets a seat, and its own filter proves that the outbox is empty, the new
+//! entries are *born claimed*: they are written with the claim under which they are delivered, and published without
+//! another write. If the filter can't prove this, the entries are written without a claim, and the inline dispatcher
+//! claims them like any other deliverer. If the save gets no seat (all are taken, the broker is unavailable, or the
+//! dispatcher is closing or switched off), the messages wait in the document for the rescuer.
 //!
 //! # Guarantees
-//! A save never fails because of delivery. Seats bound what is in flight; nothing queues without one.
+//! A save never fails because of delivery. The number of seats limits the messages in flight; messages without a seat
+//! are not queued in memory.
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
@@ -32,38 +34,40 @@ use crate::{
     stored::{deliverable::DeliveryOrder, document_ref::DocumentRef},
 };
 
-/// The part of the grace in which closing releases held messages, and the longest time for that.
+/// The fraction of the grace period in which `close` releases claimed messages, and the maximum of that time.
 const GIVING_BACK: f64 = 0.2;
 const GIVING_BACK_MAX: Duration = Duration::from_secs(2);
-/// The minimum time in which `close` releases held messages, even with a shorter grace.
+/// The minimum time that `close` takes to release claimed messages, even if the grace period is shorter.
 const CLOSE_MIN: Duration = Duration::from_secs(2);
-/// How long a flush waits for MongoDB.
+/// Maximum time that a flush waits for MongoDB.
 const FLUSH_MAX: Duration = Duration::from_secs(30);
 
-/// When messages are delivered, seen from the save.
+/// When messages are delivered, relative to the save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Mode {
     /// The save returns when it is durable; delivery continues in the background.
     #[default]
     Background,
-    /// The save returns once each message was tried, with its outcome. A message that waits for others of its
-    /// document for longer than half of a lease answers [`Disposition::Waiting`], and is delivered in the
-    /// background. A handler's own save waits for no delivery; but a handler should not wait for a *task*
-    /// that saves, because that save is not recognised as the handler's.
+    /// The save returns once each message has been tried, with the outcomes. A message that waits for earlier messages
+    /// of its document for longer than half of a lease is reported as [`Disposition::Waiting`] and delivered in the
+    /// background. A save inside a handler doesn't wait for deliveries. But a handler should not wait for a separate
+    /// *task* that saves, because the save in that task is not recognised as the handler's own.
     Await,
-    /// Like [`Await`](Self::Await), but the save returns once its messages are confirmed, by the broker or by their handlers. Their
-    /// clear is under way then, and the next save of the document takes out the messages that it still finds. A save of more than
-    /// 16 messages, or with scheduled ones, waits for the clear.
+    /// Like [`Await`](Self::Await), but the save returns as soon as the broker or the handlers have confirmed its
+    /// messages. The clear is still in progress at that time; if the next save of the document finds messages that
+    /// aren't cleared yet, it removes them. A save with more than 16 messages, or with scheduled messages, still waits
+    /// for the clear.
     ///
-    /// If the process ends without [`close`](InlineDispatcher::close), messages that were confirmed to it may be repeated.
+    /// If the process ends without [`close`](InlineDispatcher::close), messages that were already confirmed may be
+    /// repeated.
     AwaitConfirm,
-    /// This process delivers no messages; the rescuer finds them.
+    /// This process delivers no messages; they are left to the rescuer.
     Off,
 }
 
 impl Mode {
-    /// Until when a save waits, if it does.
+    /// Returns the event that a save waits for, if it waits.
     fn waits_for(self) -> Option<WaitsFor> {
         match self {
             Self::Await => Some(WaitsFor::Clear),
@@ -73,7 +77,7 @@ impl Mode {
     }
 }
 
-/// The inline dispatcher of a process, shared by its stores. Clones share the same dispatcher.
+/// The inline dispatcher of a process, which all its stores share. Clones are handles to the same dispatcher.
 #[derive(Clone)]
 pub struct InlineDispatcher {
     mode: Mode,
@@ -92,7 +96,7 @@ impl InlineDispatcher {
         Self { mode, seats, deliveries: Arc::new(deliveries) }
     }
 
-    /// The events of messages that this process delivers, from now on.
+    /// Subscribes to the events of messages that this process delivers from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.deliveries.processor.subscribe()
     }
@@ -103,13 +107,14 @@ impl InlineDispatcher {
         self.deliveries.processor.health()
     }
 
-    /// Stops taking work, and waits for what is in flight. Stores continue to save; their messages wait for the rescuer.
+    /// Stops accepting work, and waits for the saves and deliveries in progress. Stores can continue to save; their
+    /// messages are left to the rescuer.
     ///
-    /// It returns when everything has ended, and always at the end of `grace`, even if a save's future is not
-    /// polled or MongoDB or the broker is unavailable. With a grace below 2 s it may take 2 s. For most of
-    /// the grace deliveries continue; in its last fifth, at most 2 s, messages whose delivery has not begun
-    /// are released. Messages that are not released by then are delivered by others once their claim has
-    /// ended. `Duration::MAX` waits for as long as deliveries take, which their leases bound.
+    /// Returns when everything has ended, and no later than the end of the grace period `grace`, even if a save's
+    /// future is not polled or MongoDB or the broker is unavailable. A grace period below 2 s counts as 2 s. Deliveries
+    /// continue for most of the grace period. In its last fifth, at most 2 s, messages whose delivery has not begun are
+    /// released. Messages that are still claimed after that are delivered by another process once their claim has
+    /// ended. With `Duration::MAX` this waits for as long as deliveries take, and their leases limit that time.
     pub async fn close(&self, grace: Duration) {
         let began = Instant::now();
         self.seats.close();
@@ -122,7 +127,7 @@ impl InlineDispatcher {
             return;
         };
 
-        // Deliveries continue for most of the grace.
+        // Let deliveries continue for most of the grace period.
         let giving_back = grace.mul_f64(GIVING_BACK).min(GIVING_BACK_MAX);
         if timeout_at(end - giving_back, &mut ended).await.is_ok() {
             return;
@@ -133,8 +138,7 @@ impl InlineDispatcher {
             tracing::warn!(
                 saves = self.seats.saves(),
                 deliveries = self.deliveries.count(),
-                "the grace period ended before all saves and deliveries did; messages that are still \
-                 claimed are delivered again once their claims have ended"
+                "some saves or deliveries did not finish within the grace period; messages that are still claimed are delivered again after their claims expire"
             );
         }
     }
@@ -156,16 +160,16 @@ impl InlineDispatcher {
         };
         tokio::join!(flush, handed_over);
 
-        // Messages that saves have returned since.
+        // Also flush messages that saves have returned since.
         if let Some(deferred) = deferred {
             deferred.flush_all().await;
         }
     }
 
     /// Clears the delivered messages whose clear was deferred
-    /// ([`defer_clears`](crate::dispatch::InlineBuilder::defer_clears)), and waits for that and for the clears
-    /// that [`Mode::AwaitConfirm`] leaves under way, at most 30 s; it does not wait for deliveries in progress.
-    /// [`close`](Self::close) does so too.
+    /// ([`defer_clears`](crate::dispatch::InlineBuilder::defer_clears)). Waits up to 30 s for these clears and for the
+    /// clears that [`Mode::AwaitConfirm`] has started, but not for deliveries in progress. [`close`](Self::close) also
+    /// does this.
     pub async fn flush(&self) {
         let flush = async {
             if let Some(deferred) = self.deferred_clears() {
@@ -175,13 +179,13 @@ impl InlineDispatcher {
         };
         if timeout(FLUSH_MAX, flush).await.is_err() {
             tracing::warn!(
-                "delivered messages were not cleared within {} s; the remaining ones are delivered again",
+                "some delivered messages were not cleared within {} s; they are delivered again",
                 FLUSH_MAX.as_secs()
             );
         }
     }
 
-    /// The access to MongoDB that stores and their inline dispatcher share.
+    /// The MongoDB access that the stores share with their inline dispatcher.
     pub(crate) fn mongo(&self) -> &Mongo {
         &self.deliveries.processor.mongo
     }
@@ -190,12 +194,12 @@ impl InlineDispatcher {
         self.deliveries.processor.claimer()
     }
 
-    /// Which deliverer serves messages of this type.
+    /// The name of the deliverer that serves messages of this type.
     pub(crate) fn via(&self, message_type: &str) -> Option<&str> {
         self.deliveries.processor.deliverer().via(message_type)
     }
 
-    /// Whether messages with this `via` can be delivered from here.
+    /// Whether this process can deliver messages with this `via`.
     pub(crate) fn serves(&self, via: Option<&str>) -> bool {
         self.deliveries.processor.deliverer().serves(via)
     }
@@ -204,7 +208,7 @@ impl InlineDispatcher {
         self.deliveries.processor.metrics()
     }
 
-    /// The delivered messages that wait for the next save of their document.
+    /// The delivered messages whose clear is deferred to the next save of their document.
     pub(crate) fn deferred_clears(&self) -> Option<&DeferredClears> {
         self.deliveries.processor.deferred_clears()
     }
@@ -214,13 +218,13 @@ impl InlineDispatcher {
         &self.deliveries.processor.clears_under_way
     }
 
-    /// How many entries of this document were delivered, and wait for a save to take them out or are about to be cleared.
+    /// Number of delivered entries of this document that the next save may remove or that are about to be cleared.
     pub(crate) fn delivered_and_there(&self, document: &DocumentRef) -> usize {
         let deferred = self.deferred_clears().map_or(0, |deferred| deferred.count(document));
         deferred + self.clears_under_way().count(document)
     }
 
-    /// Waits until all delivered messages have left this document, as far as they can be cleared.
+    /// Clears the delivered messages of this document and waits for that, as far as they can be cleared.
     pub(crate) async fn flush_document(&self, document: &DocumentRef) {
         if let Some(deferred) = self.deferred_clears() {
             deferred.flush(document).await;
@@ -233,8 +237,8 @@ impl InlineDispatcher {
         self.deliveries.works_on(document)
     }
 
-    /// A seat for a save of which this many messages are due, with room for messages of this weight; or what to report because
-    /// there is none.
+    /// Takes a seat for a save with this many due messages of this total size. Returns what to report if there is no
+    /// seat.
     pub(crate) fn seat_for(&self, due: usize, weight: usize) -> Result<Seat, Dispatch> {
         if self.mode == Mode::Off {
             return Err(Dispatch::Off);
@@ -245,14 +249,14 @@ impl InlineDispatcher {
         self.seats.take(&self.deliveries.processor, weight).map_err(Dispatch::Skipped)
     }
 
-    /// Reports the reason for a missing delivery, if it is worth a report.
+    /// Reports why messages are not delivered inline, unless that is expected.
     pub(crate) fn left(&self, document: &DocumentRef, due: usize, why: &Dispatch) {
         if let Dispatch::Skipped(reason) = *why {
             self.deliveries.left(document, due, reason);
         }
     }
 
-    /// Delivers a save's messages, by the mode.
+    /// Delivers a save's messages as the mode requires.
     pub(crate) async fn dispatch(
         &self,
         seat: Seat,
@@ -261,8 +265,8 @@ impl InlineDispatcher {
         ordering: DeliveryOrder,
     ) -> Dispatch {
         let Seat { save, taken } = seat;
-        // A handler that saves is itself part of a delivery; if it waited for the next one, the two could
-        // wait for each other.
+        // A handler that saves runs inside a delivery. If its save waited for another delivery, the two deliveries
+        // could wait for each other.
         let waits_for = self.mode.waits_for().filter(|_| deadline().is_none());
         let Some(waits_for) = waits_for else {
             self.deliveries.spawn(work, ids, ordering, taken, None);
@@ -274,8 +278,8 @@ impl InlineDispatcher {
         self.deliveries.spawn(work, ids.clone(), ordering, taken, Some(waiter));
         drop(save);
 
-        // The turn of its document may never come before this returns: if a handler waits for another task
-        // that saves, that save waits for the handler.
+        // Limit the wait, because this document's turn may depend on this call: if a handler waits for a task that
+        // saves, that save waits for the handler.
         let patience = self.claimer().lease / 2;
         let settled = tokio::select! {
             settled = &mut settled => settled,
@@ -290,7 +294,7 @@ impl InlineDispatcher {
     }
 }
 
-/// The answer for messages whose outcome is not known yet.
+/// The outcomes of messages that have not been tried yet.
 fn waiting(ids: &[Uuid]) -> Settled {
     ids.iter().map(|id| (as_uuid(*id), Disposition::Waiting)).collect()
 }

@@ -1,4 +1,4 @@
-//! Delivering saved messages: the inline dispatcher, and the processor that every dispatcher shares.
+//! Delivers saved messages: the inline dispatcher, and the processor that every dispatcher shares.
 
 pub(crate) mod attempt;
 pub(crate) mod builder;

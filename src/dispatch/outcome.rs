@@ -1,4 +1,4 @@
-//! Outcomes: of a document's messages, of a save's messages, and of each message.
+//! The outcomes for a document, for a save's messages, and for a single message.
 
 use mongodb::bson::{DateTime, Uuid};
 
@@ -15,65 +15,65 @@ use crate::{
 pub enum Processed {
     /// There is no deliverable message left.
     Done,
-    /// What is left waits.
+    /// The remaining messages can't be delivered yet.
     Held(Hold),
     /// The document does not exist.
     Gone,
     /// The destination is unavailable.
     Unavailable,
-    /// Shutdown interrupted it; held messages were released.
+    /// Processing was interrupted by a shutdown, and claimed messages were released.
     Interrupted,
 }
 
-/// The inline dispatcher's result for a save's messages.
+/// What the inline dispatcher did with a save's messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dispatch {
     /// The save had no messages.
     Nothing,
-    /// They are in delivery.
+    /// The messages are being delivered in the background.
     Background,
-    /// Each was tried, in the order sent.
+    /// The outcome of each message, in the order sent.
     Settled(Vec<(uuid::Uuid, Disposition)>),
-    /// The rescuer delivers them.
+    /// The messages are left to the rescuer, for this reason.
     Skipped(Shed),
-    /// None of them is due yet: the rescuer delivers them when they are.
+    /// None of the messages is due yet. The rescuer delivers them when they are due.
     Scheduled,
-    /// Switched off: the rescuer delivers them.
+    /// Inline delivery is switched off; the messages are left to the rescuer.
     Off,
 }
 
-/// The final outcome of one message.
+/// The outcome of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disposition {
-    /// It was delivered and confirmed.
+    /// The message was delivered and confirmed.
     Delivered,
-    /// A delivery failed; it is retried.
+    /// The delivery failed and will be retried.
     Retrying {
-        /// What went wrong.
+        /// The error.
         error: String,
     },
-    /// It is dead, and waits for an operator.
+    /// The message is dead and stays in the outbox until an operator handles it.
     Dead {
-        /// What went wrong.
+        /// The error.
         error: String,
     },
-    /// It is not due yet; the rescuer finds it when it is.
+    /// The message is not due yet. The rescuer finds it once it is due.
     Scheduled,
-    /// It was not tried yet, or the try was interrupted; the rescuer delivers it.
+    /// The message was not tried yet, or the try was interrupted. The rescuer delivers it.
     Waiting,
-    /// It has left the outbox without this process: another delivered it, or its document was deleted or
-    /// overwritten by a writer that bypasses the library.
+    /// The message is no longer in the outbox, but this process did not remove it: another process delivered it, or a
+    /// writer that bypasses the library deleted or overwrote the document.
     Cleared,
 }
 
-/// The outcomes of the messages that a pass has tried, in that order.
+/// The outcomes of the messages that a pass has tried, in the order of the tries.
 pub(crate) type Dispositions = Vec<(Uuid, Disposition)>;
 
 impl Disposition {
-    /// The state of a message by its outbox. If elements of the outbox cannot be read, a missing message may
-    /// be among them.
+    /// Derives a message's outcome from the stored outbox. If the outbox has malformed elements, a message that isn't
+    /// found may be one of them.
     pub(crate) fn read(slots: &[Slot], id: Uuid, now: DateTime) -> Self {
         let Some(entry) = slots.iter().filter_map(Slot::entry).find(|entry| entry.id == id) else {
             let is_readable = slots.iter().all(|slot| slot.entry().is_some());
@@ -96,7 +96,7 @@ fn last_error(entry: &Entry) -> String {
     entry.last_error.clone().unwrap_or_default()
 }
 
-/// A message's id as the `uuid` crate has it.
+/// Converts a message's id to the `uuid` crate's type.
 pub(crate) fn as_uuid(id: Uuid) -> uuid::Uuid {
     uuid::Uuid::from_bytes(id.bytes())
 }

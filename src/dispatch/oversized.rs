@@ -1,9 +1,10 @@
-//! Documents that have no room for a claim.
+//! Handles documents that have no room for a claim.
 //!
-//! A document a few bytes short of the server's 16 MiB takes no update that makes it grow, and a claim makes
-//! it grow. Such a document is delivered under a lease in the state database instead, one message at a time.
-//! The state that belongs into its entries (attempts, the next try, the handlers that have had it, its death)
-//! is kept with the lease. Removing a delivered message makes room, so this rarely lasts.
+//! If a document is only a few bytes below the server's limit of 16 MiB, the server refuses every update that makes it
+//! grow, and a claim does make it grow. The messages of such a document are instead delivered one at a time, under a
+//! lease in the state database. The state that would be stored in the entries (number of attempts, time of the next
+//! attempt, handlers that have received the message, death) is kept with the lease. Removing a delivered message makes
+//! room, so this rarely lasts.
 
 use std::time::Duration;
 
@@ -44,19 +45,19 @@ pub(crate) struct Oversized {
 /// The result of taking a lease.
 pub(crate) enum Leased {
     Held(Lease),
-    /// Another process has it, at most until then.
+    /// Another process has the lease, at most until `until`.
     ByAnother {
         until: DateTime,
     },
 }
 
-/// A lease on a document, with the state of its messages for which the document has no room.
+/// A lease on a document. It also keeps the state of messages for which the document has no room.
 pub(crate) struct Lease {
     token: String,
     until: DateTime,
-    /// Of each message whose delivery failed: `id`, `attempts`, `retry_at`, `last_error`, `delivered_to`.
+    /// For each message whose delivery failed: `id`, `attempts`, `retry_at`, `last_error`, `delivered_to`.
     failed: Vec<Document>,
-    /// Of each dead message: `id`, `dead_at`, `dead_reason`, `last_error`.
+    /// For each dead message: `id`, `dead_at`, `dead_reason`, `last_error`.
     dead: Vec<Document>,
 }
 
@@ -69,14 +70,14 @@ impl Lease {
         Self { token: token.into(), until, failed: list("failed"), dead: list("dead") }
     }
 
-    /// Adds the state kept here to the messages, and drops that of messages that have left.
+    /// Adds the state kept with the lease to the messages, and drops the state of messages that have left the outbox.
     pub(crate) fn complete(&mut self, slots: &mut [Slot]) {
         let mut known: Vec<Bson> = Vec::new();
         for entry in slots.iter_mut().filter_map(Slot::entry_mut) {
             let id = Bson::from(entry.id);
             let of = |list: &[Document]| list.iter().find(|of| of.get("id") == Some(&id)).cloned();
 
-            // If there was room in the document, it may have newer state by now.
+            // If the document had room in the meantime, its own state may be newer.
             let is_news =
                 |failed: &Document| i64::from(failed.get_i32("attempts").unwrap_or(0)) >= entry.attempts;
             if let Some(failed) = of(&self.failed).filter(is_news) {
@@ -101,7 +102,7 @@ impl Lease {
         self.dead.retain(stays);
     }
 
-    /// The lease in the shape of a claim on one entry.
+    /// Presents the lease as a claim on one entry.
     pub(crate) fn as_claim(&self, document: &DocumentRef, entry: Entry) -> Claim {
         Claim {
             document: document.clone(),
@@ -123,7 +124,7 @@ impl Lease {
     ) {
         self.forget(entry.id);
 
-        // In the valid range, like every count that is read from an entry.
+        // Keep the number in the range that is valid for entries.
         let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
         self.failed.push(doc! {
             "id": entry.id,
@@ -142,8 +143,7 @@ impl Lease {
         );
     }
 
-    /// The state of messages that is kept here, as the updates that record it in the document once there is
-    /// room.
+    /// Returns the updates that write the kept state into the document once there is room.
     pub(crate) fn updates(&self) -> Vec<(Uuid, Document)> {
         let mut updates = Vec::new();
         for failed in &self.failed {
@@ -175,7 +175,7 @@ impl Lease {
         updates
     }
 
-    /// The state of a message is no longer needed.
+    /// Drops the state of a message that no longer needs it.
     pub(crate) fn forget(&mut self, id: Uuid) {
         let id = Bson::from(id);
         self.failed.retain(|of| of.get("id") != Some(&id));
@@ -192,7 +192,7 @@ impl Oversized {
         &self.leases.db
     }
 
-    /// Takes the lease.
+    /// Tries to take the lease on a document.
     pub(crate) async fn lease(
         &self,
         document: &DocumentRef,
@@ -209,7 +209,7 @@ impl Oversized {
 
         match self.mongo.upsert(take).await {
             Ok(state) => Ok(Leased::Held(Lease::of(&state.unwrap_or_default(), token, until))),
-            // The upsert conflicted with the lease of another process.
+            // The upsert conflicted with another process's lease.
             Err(error) if error_codes::verdict(&error) == Verdict::Duplicate => {
                 Ok(Leased::ByAnother { until })
             }
@@ -217,21 +217,21 @@ impl Oversized {
         }
     }
 
-    /// Reads the outbox as the majority has it, but no older than this server's latest state: so it sees
-    /// every claim that was written before this lease was taken, acknowledged by the majority or not. `None`
-    /// if the document is gone; a malformed outbox counts as empty.
+    /// Reads the outbox with a linearizable view: majority-acknowledged, but no older than this server's latest state.
+    /// So the read sees every claim that was written before this lease was taken, even one that the majority has not
+    /// acknowledged yet. Returns `None` if the document is gone. A malformed outbox counts as empty.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Option<Vec<Slot>>, Error> {
         let find = Find {
             namespace: &document.namespace,
             filter: document.select(Document::new()),
-            // An `_id` need not be readable.
+            // Leave out the `_id`, because it may be undecodable.
             projection: Some(doc! { "_id": 0, "outbox": 1 }),
             concern: ReadConcern::linearizable(),
         };
 
-        // Without a majority it would wait forever.
+        // Limit the time, because without a majority the read would wait forever.
         let Ok(found) = tokio::time::timeout(MAJORITY_TIMEOUT, self.mongo.find(find)).await else {
-            return Err(error_codes::lost("the majority did not confirm a read in time"));
+            return Err(error_codes::lost("a read was not confirmed by the majority in time"));
         };
         Ok(found?.map(|document| read_outbox_of(&document).unwrap_or_default()))
     }
@@ -250,8 +250,8 @@ impl Oversized {
         }
     }
 
-    /// Releases the lease, and keeps the state of the messages; has no effect if the lease had gone to
-    /// another.
+    /// Releases the lease and stores the state of the messages with it. Has no effect if another process has taken the
+    /// lease.
     pub(crate) async fn give_back(&self, document: &DocumentRef, lease: Lease) -> Result<Recorded, Error> {
         let mine = doc! { "_id": id_of(document), "owner": &lease.token };
         let namespace = self.leases.clone();
@@ -277,7 +277,7 @@ fn uuid_of(known: &Document) -> Option<Uuid> {
     Some(Uuid::from_bytes(id.bytes.as_slice().try_into().ok()?))
 }
 
-/// With the key as binary if no [`Document`] can hold it.
+/// Builds the `_id` of a lease. If a [`Document`] can't represent the document's key, the key is stored as binary.
 fn id_of(document: &DocumentRef) -> Document {
     let key = match document.select(Document::new()) {
         Filter::Plain(_) => codec::to_document(document.key()).map(Bson::Document),

@@ -1,4 +1,4 @@
-//! A pass over one document: read, claim, deliver, settle, until no deliverable message is left.
+//! A pass over one document repeats read, claim, deliver and settle until no deliverable message is left.
 //!
 //! # Flow
 //! ```text
@@ -8,7 +8,7 @@
 //!                     ▼                                       └─ Unavailable ─▶ release
 //!              why it waits
 //! ```
-//! The inline dispatcher and the dispatcher worker are two callers of this; each decides when to call it.
+//! The inline dispatcher and the dispatcher worker both call this; each decides when.
 //!
 //! # Caveats
 //! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The
@@ -43,18 +43,18 @@ use crate::{
     },
 };
 
-/// How often a lost race for a claim is retried at once before the document is left to the winner.
+/// Number of lost races for a claim that are retried at once before the document is left to the winner.
 const RACES: usize = 5;
-/// A plan that waited longer than this for the rate is made again: the document may have changed, and a claim
-/// lasts from the time it was planned.
+/// A plan that waited longer than this for the rate limit is made again, because the document may have changed, and
+/// because a claim's time is counted from its plan.
 const STALE: Duration = Duration::from_millis(100);
 
 impl Processor {
     /// Delivers the deliverable messages of a document's outbox until none is left.
     ///
     /// # Errors
-    /// When MongoDB can't be reached. Held messages are released as far as possible, the others by their
-    /// lease.
+    /// An error if MongoDB can't be reached. Claimed messages are released if possible; the others become available
+    /// when their lease ends.
     pub async fn process(
         &self,
         document: &DocumentRef,
@@ -75,7 +75,7 @@ impl Processor {
         process.instrument(span).await
     }
 
-    /// Like [`process`](Self::process), and notes the outcome of each message that was tried.
+    /// Like [`process`](Self::process), but also records the outcome of each message that was tried.
     pub(crate) async fn process_into(
         &self,
         document: &DocumentRef,
@@ -102,7 +102,7 @@ impl Processor {
     }
 }
 
-/// One pass, and the state that it keeps from one read of the document to the next.
+/// One pass, with the state that it keeps between reads of the document.
 struct Pass<'a> {
     processor: &'a Processor,
     document: &'a DocumentRef,
@@ -110,11 +110,11 @@ struct Pass<'a> {
     stop: &'a CancellationToken,
     /// The outcome of each message that was tried.
     dispositions: &'a mut Dispositions,
-    /// Claims that were lost to others.
+    /// Number of claims that were lost to other claimers.
     races: usize,
-    /// Whether unreadable elements and messages for others have been reported.
+    /// Whether malformed elements, and messages for other deliverers, have been reported.
     has_reported: bool,
-    /// The unused permits of the rate.
+    /// Unused permits of the rate limit.
     permits: usize,
 }
 
@@ -141,12 +141,12 @@ struct Chosen {
 struct Rest {
     /// There are more deliverable messages, but not in this claim.
     more: bool,
-    /// A message is blocked, or was claimed and released.
+    /// Whether a message can't be delivered yet, or was claimed and released.
     held: bool,
 }
 
 impl Pass<'_> {
-    /// Reads the document's outbox and delivers one claim of it.
+    /// Reads the document's outbox, claims entries once, and delivers them.
     async fn deliver_one_claim(&mut self) -> Result<NextStep, Error> {
         if self.stop.is_cancelled() {
             return Ok(NextStep::End(Processed::Interrupted));
@@ -155,11 +155,11 @@ impl Pass<'_> {
             return Ok(NextStep::End(Processed::Unavailable));
         }
 
-        // It may wait for room, but a stop doesn't wait for it.
+        // The read may wait for memory; a stop must not wait for it.
         let Some(read) = self.stop.run_until_cancelled(self.processor.read(self.document)).await else {
             return Ok(NextStep::End(Processed::Interrupted));
         };
-        // Read after that wait, because a claim lasts from this time.
+        // Ask for the time after that wait, because a claim's time is counted from now.
         let now = self.processor.mongo.clock().now().await?;
         let (slots, room) = match read? {
             StoredOutbox::Entries { slots, room } => (slots, room),
@@ -176,7 +176,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Decides which entries of an outbox are claimed now, within the rate.
+    /// Decides which entries of an outbox to claim now, within the rate limit.
     async fn choose(&mut self, slots: &[Slot], now: DateTime) -> Result<Choice, Error> {
         let plan = self.processor.plan(slots, self.ordering, now);
         if !std::mem::replace(&mut self.has_reported, true) {
@@ -192,7 +192,7 @@ impl Pass<'_> {
         self.choose_at_pace(&plan).await
     }
 
-    /// Waits for the rate, if there is one, and chooses as many entries as it allows.
+    /// Waits for the rate limit, if there is one, and chooses as many entries as it allows.
     async fn choose_at_pace(&mut self, plan: &Deliverable<'_>) -> Result<Choice, Error> {
         let mut count = plan.entries.len();
         if let Some(pace) = &self.processor.pace {
@@ -215,12 +215,12 @@ impl Pass<'_> {
         Ok(Choice::Claim(Chosen { ids, rest }))
     }
 
-    /// Gives up an entry whose claimers kept dying. It misses if another process has changed the entry
-    /// meanwhile.
+    /// Marks an entry dead because its claimers kept dying. Has no effect if another process has changed the entry in
+    /// the meantime.
     async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<NextStep, Error> {
         let died = self.processor.claimer.die_crashed(self.document, entry, now).await?;
         if died == Recorded::Done {
-            let error = "its claimers ended without an answer";
+            let error = "earlier claims expired without an outcome";
             self.processor.report.died(self.document, entry, DeadReason::Crashed, error);
         } else {
             self.races += 1;
@@ -239,7 +239,7 @@ impl Pass<'_> {
         chosen: &Chosen,
         now: DateTime,
     ) -> Result<NextStep, Error> {
-        // The rest of the outbox does not stay in memory.
+        // Don't keep the rest of the outbox in memory.
         let entries = entries_of(slots, &chosen.ids);
         room.shrink_to(weight_of_claim(&entries, Processor::window_bytes(self.ordering)));
         let wanted = entries.len();
@@ -284,7 +284,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The next step after a delivery, by its result and the rest of the outbox.
+    /// Decides the next step after a delivery, from its result and the rest of the outbox.
     fn after(&mut self, end: DeliveryEnd, rest: Rest) -> Result<NextStep, Error> {
         self.dispositions.extend(end.dispositions);
         if let Some(error) = end.trouble {
@@ -292,7 +292,7 @@ impl Pass<'_> {
         }
 
         Ok(match end.stopped {
-            // In an unordered document, a message that waits for its retry blocks none of the unclaimed ones.
+            // In an unordered document, a message that waits for its retry doesn't block other messages.
             Some(Processed::Held(Hold::Retrying(_)))
                 if rest.more && self.ordering == DeliveryOrder::Unordered =>
             {

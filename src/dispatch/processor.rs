@@ -1,5 +1,5 @@
-//! The parts that deliver a document's messages: access to MongoDB, the deliverer, and the bounds. A
-//! [`pass`](crate::dispatch::pass) is one run over a document.
+//! The processor combines what is needed to deliver a document's messages: access to MongoDB, the deliverer, and the
+//! limits. A [`pass`](crate::dispatch::pass) is one run over a document.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -33,17 +33,18 @@ use crate::{
     },
 };
 
-/// A shorter lease would expire while its own claim is written.
+/// Minimum lease. A shorter one could expire while its claim is being written.
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
-/// A window of clears names every entry of its claims; it must fit into one command.
+/// Maximum number of entries in a claim. A batch of clears names every entry of its claims and must fit into one
+/// command.
 const MOST_IN_A_CLAIM: usize = 500;
 
-/// Processes documents: clones share one queue of clears.
+/// Processes documents. Clones share one queue of clears.
 #[derive(Clone)]
 pub struct Processor {
     pub(crate) mongo: Mongo,
     pub(crate) claimer: Claimer,
-    /// The delivered messages that wait for the next save of their document.
+    /// Delivered messages whose clear is deferred to the next save of their document.
     pub(crate) deferred_clears: Option<DeferredClears>,
     /// Clears that no save waits for.
     pub(crate) clears_under_way: ClearsUnderWay,
@@ -55,7 +56,7 @@ pub struct Processor {
     pub(crate) pace: Option<Arc<dyn Pace>>,
     pub(crate) report: Reporter,
     pub(crate) path: DispatchPath,
-    /// Cancelled once the last clone is gone.
+    /// Cancelled when the last clone is dropped.
     gone: CancellationToken,
     _last: Arc<DropGuard>,
 }
@@ -70,12 +71,12 @@ impl fmt::Debug for Processor {
 }
 
 impl Processor {
-    /// A processor for the documents that this client reaches.
+    /// Creates a processor that works through this client.
     pub fn new(client: Client, deliver: Arc<dyn Deliver>, settings: ProcessorSettings) -> Self {
         Self::on(DispatchPath::Dispatcher, client, deliver, settings, None)
     }
 
-    /// The processor of an inline dispatcher, whose delivered messages may stay in their documents for
+    /// Creates the processor of an inline dispatcher. Delivered messages may stay in their documents for the time
     /// `defer_clears`.
     pub(crate) fn inline(
         client: Client,
@@ -85,7 +86,7 @@ impl Processor {
         defer_clears: Duration,
     ) -> Self {
         let mut processor = Self::on(DispatchPath::Inline, client, deliver, settings, Some(capacity));
-        // If it were longer, a clear might come after its claim has ended.
+        // With a longer time, a clear could come after its claim has ended.
         let defer_clears = defer_clears.min(processor.claimer.lease / 4);
         if !defer_clears.is_zero() {
             processor.deferred_clears = Some(processor.defer_clears(defer_clears));
@@ -93,7 +94,7 @@ impl Processor {
         processor
     }
 
-    /// Clears that wait up to `time` for the next save of their document.
+    /// Creates deferred clears that wait up to `time` for the next save of their document.
     fn defer_clears(&self, time: Duration) -> DeferredClears {
         let (mongo, report) = (self.mongo.clone(), self.report.clone());
         DeferredClears::start(time, move |delivered| {
@@ -144,24 +145,24 @@ impl Processor {
         }
     }
 
-    /// Limits the delivery rate from now on.
+    /// Limits the delivery rate.
     #[must_use]
     pub fn paced(mut self, pace: Arc<dyn Pace>) -> Self {
         self.pace = Some(pace);
         self
     }
 
-    /// Events, from now on.
+    /// Subscribes to events from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.report.subscribe()
     }
 
-    /// Where messages go.
+    /// The deliverer.
     pub fn deliverer(&self) -> &Arc<dyn Deliver> {
         &self.deliver
     }
 
-    /// The client of the database that it works on.
+    /// The MongoDB client that the processor works with.
     pub fn client(&self) -> &Client {
         self.mongo.client()
     }
@@ -171,7 +172,7 @@ impl Processor {
         self.mongo.database(self.oversized.database())
     }
 
-    /// The server's time, which dates everything in an outbox.
+    /// The clock that follows the server's time, from which all dates in an outbox come.
     pub fn clock(&self) -> &ServerClock {
         self.mongo.clock()
     }
@@ -190,17 +191,17 @@ impl Processor {
         self.report.metrics()
     }
 
-    /// Announces and counts an event.
+    /// Publishes an event to subscribers and counts it.
     pub(crate) fn emit(&self, event: Event) {
         self.report.emit(event);
     }
 
-    /// Where delivered messages wait for the next save of their document; `None` if they are cleared at once.
+    /// The deferred clears. `None` if delivered messages are cleared at once.
     pub(crate) fn deferred_clears(&self) -> Option<&DeferredClears> {
         self.deferred_clears.as_ref()
     }
 
-    /// Clears what a delivery has left to its caller.
+    /// Carries out a clear that a delivery has left to its caller.
     pub(crate) async fn clear(&self, clear: &ClearUnderWay) {
         let delivered = clear.delivered();
         let outcome = self.mongo.clear(delivered).await;

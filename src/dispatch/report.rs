@@ -1,4 +1,4 @@
-//! Reports what happens to messages: log lines, counts and events, each from one place.
+//! Reports what happens to messages. Every log line, count and event comes from this one place.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// Logs, counts and announces.
+/// Logs and counts events, and publishes them to subscribers.
 #[derive(Clone)]
 pub(crate) struct Reporter {
     metrics: Arc<Metrics>,
@@ -45,14 +45,14 @@ impl Reporter {
         &self.vitals
     }
 
-    /// Counts and announces an event.
+    /// Counts an event and publishes it to subscribers.
     pub(crate) fn emit(&self, event: Event) {
         self.metrics.record(&event);
         self.events.emit(event);
     }
 
     pub(crate) fn claim_lost(&self, document: &DocumentRef) {
-        tracing::warn!(%document, "a claim expired while its holder worked; messages may be delivered again");
+        tracing::warn!(%document, "a claim expired during delivery; its messages may be delivered again");
         self.emit(Event::ClaimLost { document: document.clone() });
     }
 
@@ -65,12 +65,12 @@ impl Reporter {
         }
     }
 
-    #[allow(clippy::unused_self, reason = "every report is asked of the reporter")]
+    #[allow(clippy::unused_self, reason = "all reports go through the reporter")]
     pub(crate) fn not_cleared(&self, document: &DocumentRef, error: &str) {
         tracing::warn!(%document, error, "delivered messages were not cleared; they will be delivered again");
     }
 
-    /// Reports what this process can't deliver: unreadable elements, and messages for others.
+    /// Reports what this process can't deliver: malformed elements, and messages for other deliverers.
     pub(crate) fn left_alone(&self, document: &DocumentRef, slots: &[Slot], plan: &Deliverable<'_>) {
         let unreadable = slots.iter().find_map(|slot| match slot {
             Slot::Unreadable(unreadable) => Some(unreadable),
@@ -82,17 +82,17 @@ impl Reporter {
         }
 
         if plan.not_mine > 0 {
-            tracing::debug!(%document, count = plan.not_mine, "messages are not for this deliverer");
+            tracing::debug!(%document, count = plan.not_mine, "messages were skipped because this process has no deliverer for them");
             self.emit(Event::NotMine { document: document.clone(), count: plan.not_mine });
         }
     }
 
     pub(crate) fn unreadable(&self, document: &DocumentRef, count: usize, reason: String) {
-        tracing::warn!(%document, count, reason, "elements of the outbox cannot be read; they are left alone");
+        tracing::warn!(%document, count, reason, "the outbox has malformed elements; they were skipped and left unchanged");
         self.emit(Event::Unreadable { document: document.clone(), count, reason });
     }
 
-    /// `now` is server time, if it is known.
+    /// Reports a delivered message. `now` is the server's time, if known.
     pub(crate) fn delivered(&self, document: &DocumentRef, entry: &Entry, now: Option<DateTime>) {
         tracing::debug!(%document, id = %entry.id, message_type = entry.message_type, "delivered");
         if let (Some(now), Some(since)) = (now, due_since(entry)) {
@@ -108,7 +108,7 @@ impl Reporter {
         self.vitals.failed(error);
         tracing::info!(
             %document, id = %entry.id, message_type = entry.message_type, attempts, error,
-            "a delivery failed and is retried"
+            "a delivery failed and will be retried"
         );
 
         let (document, id, message_type) = (document.clone(), as_uuid(entry.id), entry.message_type.clone());
@@ -133,7 +133,8 @@ impl Reporter {
     }
 }
 
-/// Since when a claimed message could have been delivered. A schedule is known until the first failure.
+/// The time from which a claimed message could have been delivered. A scheduled time is known only until the first
+/// failure.
 fn due_since(entry: &Entry) -> Option<DateTime> {
     let scheduled = entry.available_at.filter(|_| entry.claimed_by.is_none() && entry.attempts == 0);
     entry.created_at.map(|created_at| scheduled.map_or(created_at, |at| at.max(created_at)))

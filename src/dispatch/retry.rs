@@ -1,25 +1,25 @@
-//! When a failed delivery is retried, and when its message is dead.
+//! Decides when a failed delivery is retried, and when its message is dead.
 
 use std::time::Duration;
 
-/// How failures are treated.
+/// How failed deliveries are retried.
 ///
-/// A delivery first gets a few quick retries in place, for failures of milliseconds. If those fail too, one
-/// *attempt* is counted, and the entry waits for an exponential backoff with full jitter. After
-/// `max_attempts` it is dead: kept in the document, shown to operators, and not retried automatically. An
-/// unavailable broker counts no attempt.
+/// A failed delivery is first retried quickly a few times, for failures that last only milliseconds. If the quick
+/// retries fail too, one *attempt* is counted, and the entry waits for an exponential backoff with full jitter. After
+/// `max_attempts` the entry is dead: it stays in the document, is shown to operators, and is not retried automatically.
+/// If the broker is unavailable, no attempt is counted.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct RetryPolicy {
-    /// Attempts until an entry is dead. Default 10.
+    /// Number of attempts after which an entry is dead. Default 10.
     pub max_attempts: u32,
-    /// Upper bound of the first backoff; doubles with every attempt. Default 1 s.
+    /// Upper bound of the first backoff. The bound doubles with every attempt. Default 1 s.
     pub backoff_min: Duration,
     /// Upper bound of every backoff. Default 5 min.
     pub backoff_max: Duration,
-    /// Quick retries in place before an attempt is counted. Default 2.
+    /// Number of quick retries before an attempt is counted. Default 2.
     pub quick_tries: usize,
-    /// The wait before the first quick retry; it doubles. Default 20 ms.
+    /// The wait before the first quick retry. The wait doubles each time. Default 20 ms.
     pub quick_wait: Duration,
 }
 
@@ -36,21 +36,21 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Changes some of them: `RetryPolicy::default().with(|retry| retry.max_attempts = 3)`.
+    /// Changes some of the fields: `RetryPolicy::default().with(|retry| retry.max_attempts = 3)`.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// The longest wait before the attempt that follows `attempts` failed ones.
+    /// The longest possible wait after this many failed attempts.
     pub fn backoff_ceiling(&self, attempts: u32) -> Duration {
         let doublings = attempts.saturating_sub(1).min(31);
         self.backoff_min.saturating_mul(1u32 << doublings).min(self.backoff_max)
     }
 
-    /// A wait drawn evenly between zero and the ceiling (full jitter), but no less than a tenth of it, so
-    /// that a failure never loops without delay.
+    /// Draws a random wait between zero and the ceiling (full jitter), but at least a tenth of the ceiling, so that
+    /// failures never loop without a delay.
     pub fn backoff(&self, attempts: u32) -> Duration {
         self.backoff_ceiling(attempts).mul_f64(0.1 + 0.9 * fastrand::f64())
     }

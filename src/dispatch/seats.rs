@@ -1,8 +1,8 @@
-//! Seats: how many saves' messages are in delivery at once, and how many bytes they may take.
+//! Seats limit the number of saves whose messages are in delivery at once, and the memory of those messages.
 //!
 //! # Guarantees
-//! - A save with a seat has room for its messages; no save waits for either.
-//! - Closing waits for every save that asked for a seat before it, until that save has handed its messages over.
+//! - A save that has a seat also has room for its messages. No save waits for a seat or for room.
+//! - Closing waits until every save that asked for a seat before the close has handed its messages over.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,30 +21,30 @@ use crate::{
     stored::memory::{Memory, Room},
 };
 
-/// Longer than any polled save takes: the server's time, a read, and two writes. A save that has not ended by
-/// then has been forgotten.
+/// Longer than any save takes whose future is polled: it asks for the server's time, reads once and writes twice. A
+/// save that has not ended by then is assumed to be abandoned.
 const SAVE_MAX: Duration = Duration::from_mins(2);
 
-/// The seats of an inline dispatcher; clones share them.
+/// The seats of an inline dispatcher. Clones share the same seats.
 #[derive(Debug, Clone)]
 pub(crate) struct Seats {
     free: Arc<Semaphore>,
-    /// The memory that the messages of all seats may take.
+    /// The memory limit for the messages of all seats.
     memory: Memory,
-    /// Saves whose messages are not in delivery yet.
+    /// Tracks saves whose messages are not in delivery yet.
     saves: TaskTracker,
-    /// No new work is accepted.
+    /// Cancelled when no new work is accepted.
     closing: CancellationToken,
 }
 
 /// The right to deliver one save's messages.
 pub(crate) struct Seat {
-    /// Closing waits for the save, until it has handed its messages over.
+    /// Makes closing wait until the save has handed its messages over.
     pub(crate) save: TaskTrackerToken,
     pub(crate) taken: TakenSeat,
 }
 
-/// A seat that is taken, until dropped.
+/// A taken seat. It becomes free when this is dropped.
 pub(crate) struct TakenSeat {
     _permit: OwnedSemaphorePermit,
     _room: Room,
@@ -61,9 +61,9 @@ impl Seats {
         }
     }
 
-    /// A seat with room for messages of this weight, or why there is none.
+    /// Takes a seat with room for messages of this size. Returns the reason if there is none.
     pub(crate) fn take(&self, processor: &Processor, weight: usize) -> Result<Seat, Shed> {
-        // Before the check: closing waits for every save that has not noticed it.
+        // Take the token before the check, so that closing waits for every save that has not noticed the close.
         let save = self.saves.token();
         if self.closing.is_cancelled() {
             return Err(Shed::Stopped);
@@ -78,7 +78,7 @@ impl Seats {
         Ok(Seat { save, taken: TakenSeat { _permit: permit, _room: room, _in_flight: in_flight } })
     }
 
-    /// From now on no delivery gets a seat.
+    /// Closes the seats. From now on no save gets one.
     pub(crate) fn close(&self) {
         self.closing.cancel();
         self.saves.close();
@@ -87,11 +87,11 @@ impl Seats {
     /// Waits until every save has handed its messages over, after [`close`](Self::close).
     pub(crate) async fn handed_over(&self) {
         if timeout(SAVE_MAX, self.saves.wait()).await.is_err() {
-            tracing::debug!(saves = self.saves(), "unfinished saves are not waited for");
+            tracing::debug!(saves = self.saves(), "not waiting any longer for unfinished saves");
         }
     }
 
-    /// How many saves have not handed their messages over yet.
+    /// Number of saves that have not handed their messages over yet.
     pub(crate) fn saves(&self) -> usize {
         self.saves.len()
     }

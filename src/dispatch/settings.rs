@@ -1,4 +1,4 @@
-//! How documents are processed.
+//! Settings for processing documents.
 
 use std::time::Duration;
 
@@ -6,33 +6,35 @@ use async_trait::async_trait;
 
 use crate::dispatch::retry::RetryPolicy;
 
-/// The library's own database, unless set otherwise.
+/// The default name of the library's own database.
 pub const STATE_DATABASE: &str = "document_outbox";
 
-/// How a [`Processor`](crate::dispatch::Processor) works.
+/// The settings of a [`Processor`](crate::dispatch::Processor).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ProcessorSettings {
-    /// The prefix of every claim's value; shown to operators. Default: the process id.
+    /// The prefix of every claim's value, which is shown to operators. Default: the process id.
     pub name: String,
-    /// How long a claim lasts. Default 60 s, at least 500 ms. A delivery begins only while half of it is
-    /// left, and is cut off when nine tenths have passed.
+    /// The duration of a claim. Default 60 s, at least 500 ms. A delivery begins only while at least half of the
+    /// claim's time is left, and is cut off when nine tenths have passed.
     pub claim_lease: Duration,
-    /// The most entries in one claim. Default 100, at most 500.
+    /// Maximum number of entries in one claim. Default 100, at most 500.
     pub claim_limit: usize,
     /// How failures are retried.
     pub retry: RetryPolicy,
-    /// Count claims, to notice messages that kill their process: on in workers, off inline. Default on.
+    /// Whether claims are counted, to detect messages that kill their process. The workers turn this on; the inline
+    /// dispatcher turns it off. Default on.
     pub counts_claims: bool,
     /// The library's own database, for documents too large to be claimed in. Default `document_outbox`.
     pub state_database: String,
-    /// Whether concurrent saves and claims go to MongoDB together, as one command with a statement each. Default on.
+    /// Whether concurrent saves and claims are sent to MongoDB together, in one command with a statement for each.
+    /// Default on.
     pub group_commit: bool,
-    /// The most messages that are published and not yet cleared. A process that is killed repeats at most
-    /// that many. Default 256, at least 1.
+    /// Maximum number of messages that are published and not yet cleared. If the process is killed, at most this many
+    /// messages are repeated. Default 256, at least 1.
     pub max_repeats: usize,
-    /// The most bytes of outboxes in memory: an estimate of their size in memory, which is more than their
-    /// stored bytes. A document that needs more is processed alone. Default 64 MiB.
+    /// Maximum memory for outboxes, in bytes. The size in memory is estimated, and larger than the stored size. A
+    /// document that alone exceeds the limit is processed with no other at the same time. Default 64 MiB.
     pub memory_bytes: usize,
 }
 
@@ -53,7 +55,7 @@ impl Default for ProcessorSettings {
 }
 
 impl ProcessorSettings {
-    /// Changes some of them: `ProcessorSettings::default().with(|settings| settings.claim_limit = 10)`.
+    /// Changes some of the fields: `ProcessorSettings::default().with(|settings| settings.claim_limit = 10)`.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
@@ -61,12 +63,12 @@ impl ProcessorSettings {
     }
 }
 
-/// How fast messages may be delivered. Asked before a claim and not during it, so that no claim expires while
-/// it waits.
+/// Limits how fast messages are delivered. It is asked before a claim is made, so that no claim expires while waiting
+/// for the limit.
 #[async_trait]
 pub trait Pace: Send + Sync + 'static {
-    /// Waits until messages may be claimed and delivered, and returns how many: at least one and at most
-    /// `wanted`. Zero ends the pass as [`Processed::Interrupted`](crate::dispatch::Processed::Interrupted),
-    /// without a claim. Cancel safe.
+    /// Waits until messages may be claimed and delivered, and returns how many: at least one and at most `wanted`. If
+    /// it returns zero, the pass ends as [`Processed::Interrupted`](crate::dispatch::Processed::Interrupted), without a
+    /// claim. Must be cancel safe.
     async fn permits(&self, wanted: usize) -> usize;
 }

@@ -1,5 +1,5 @@
-//! Settling messages: the [`settlement`] of each is carried out by its *keeper*, which is a claim in the
-//! document, or a lease if the document has no room for a claim.
+//! Settles messages. A *keeper* carries out the [`settlement`] of each message. The keeper is a claim in the document,
+//! or a lease if the document has no room for a claim.
 
 use mongodb::{bson::DateTime, error::Error};
 
@@ -22,10 +22,10 @@ use crate::{
 
 /// Holds messages while they are delivered, and records their outcome.
 pub(crate) trait Keeper {
-    /// The server time at which its hold ends.
+    /// The server time at which the claim or lease ends.
     fn until(&self) -> DateTime;
 
-    /// Removes a delivered message.
+    /// Removes a delivered message from the outbox.
     async fn clear(&mut self, entry: &Entry) -> Result<Recorded, Error>;
 
     /// Counts a failed attempt and postpones the message.
@@ -37,7 +37,7 @@ pub(crate) trait Keeper {
         delivered_to: &[String],
     ) -> Result<Recorded, Error>;
 
-    /// Gives the message up.
+    /// Marks the message dead.
     async fn die(
         &mut self,
         entry: &Entry,
@@ -47,32 +47,33 @@ pub(crate) trait Keeper {
         delivered_to: &[String],
     ) -> Result<Recorded, Error>;
 
-    /// Releases the message, due at once, with no attempt counted.
+    /// Releases the message so that it is due at once, without counting an attempt.
     async fn release(&mut self, entry: &Entry, why: &str, delivered_to: &[String])
     -> Result<Recorded, Error>;
 }
 
-/// How the delivery of one claim, or under one lease, ended.
+/// How the delivery under one claim or lease ended.
 #[derive(Default)]
 pub(crate) struct DeliveryEnd {
-    /// Why it broke off; `None` if every entry was delivered or is dead.
+    /// Why the delivery stopped early. `None` if every entry was delivered or is dead.
     pub(crate) stopped: Option<Processed>,
-    /// The lease was too short for all of it; the rest was released, due at once.
+    /// Whether the lease was too short for all entries. The remaining entries were released and are due at once.
     pub(crate) cut_short: bool,
     pub(crate) dispositions: Dispositions,
-    /// What is left to clear for the caller.
+    /// The clear that is left to the caller.
     pub(crate) left_clear: Option<ClearUnderWay>,
-    /// The first failed write. The others are still tried: one failure must not leave the rest unsettled.
+    /// The first write that failed. The remaining writes are still tried, because one failure must not leave other
+    /// messages unsettled.
     pub(crate) trouble: Option<Error>,
 }
 
-/// Settles the messages that a keeper holds, and notes how that ends.
+/// Settles the messages of a keeper and records how that ends.
 pub(crate) struct Settling<'a, K> {
     pub(crate) processor: &'a Processor,
     pub(crate) document: &'a DocumentRef,
     pub(crate) keeper: K,
     pub(crate) end: DeliveryEnd,
-    /// Whether it was reported that the claim is lost.
+    /// Whether the loss of the claim has been reported.
     is_lost: bool,
 }
 
@@ -81,12 +82,12 @@ impl<'a, K: Keeper> Settling<'a, K> {
         Self { processor, document, keeper, end: DeliveryEnd::default(), is_lost: false }
     }
 
-    /// Carries out the settlement of a message, and reports it once it is written.
+    /// Carries out the settlement of a message and reports it once it is written.
     pub(crate) async fn settle(&mut self, entry: &Entry, answer: Answer) {
         let Answer { outcome, delivered_to } = answer;
         match settlement(outcome, entry, &self.processor.retry) {
             Settlement::Clear => {
-                // It was delivered, even if the clear fails.
+                // Report the delivery now; it has happened, even if the clear fails.
                 self.processor.delivered(self.document, entry);
                 self.end.dispositions.push((entry.id, Disposition::Delivered));
 
@@ -128,7 +129,7 @@ impl<'a, K: Keeper> Settling<'a, K> {
         matches!(self.end.dispositions.last(), Some((_, Disposition::Dead { .. })))
     }
 
-    /// The server's time; `None`, and noted, if it can't be asked.
+    /// Returns the server's time. If the server can't be reached, records the error and returns `None`.
     async fn now(&mut self) -> Option<DateTime> {
         match self.processor.mongo.clock().now().await {
             Ok(now) => Some(now),
@@ -139,7 +140,7 @@ impl<'a, K: Keeper> Settling<'a, K> {
         }
     }
 
-    /// Notes how a write ended: a lost claim or an error ends the delivery.
+    /// Records how a write ended. A lost claim or an error ends the delivery.
     pub(crate) fn note(&mut self, written: Result<Recorded, Error>) -> Noted {
         match written {
             Ok(Recorded::Done) => Noted::Written,
@@ -159,7 +160,7 @@ impl<'a, K: Keeper> Settling<'a, K> {
     }
 }
 
-/// Whether a write is worth a report of its own.
+/// Whether a write should be reported on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Noted {
     Written,
@@ -167,8 +168,8 @@ pub(crate) enum Noted {
 }
 
 impl DeliveryEnd {
-    /// Notes why a delivery breaks off. In an unordered document several messages may report a reason: the
-    /// earliest retry counts, but a reason that leaves due messages behind counts more.
+    /// Records why a delivery stops early. In an unordered document several messages may give a reason. Of several
+    /// retries the earliest is kept; a reason that leaves due messages behind takes precedence over a retry.
     pub(crate) fn stop(&mut self, why: Processed) {
         let replaces = match (&self.stopped, &why) {
             (None, _) => true,

@@ -1,4 +1,4 @@
-//! The verdict on a message whose delivery was tried, kept apart from the writes that carry it out.
+//! Decides what happens to a message after a delivery attempt. The writes that carry out the decision are elsewhere.
 
 use std::time::Duration;
 
@@ -11,30 +11,30 @@ use crate::{
 /// How a message is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
-    /// It was delivered, and leaves the outbox.
+    /// The message was delivered and is removed from the outbox.
     Clear,
-    /// An attempt is counted, and the next is due after this time.
+    /// The attempt failed and is counted; the next attempt is due after a wait.
     Fail {
         /// The wait before the next attempt.
         after: Duration,
-        /// What went wrong.
+        /// The error.
         error: String,
     },
-    /// It is dead, and stays for an operator.
+    /// The message is dead and stays in the outbox for an operator.
     Die {
-        /// Why it is given up.
+        /// The reason for giving up.
         reason: DeadReason,
-        /// What went wrong.
+        /// The error.
         error: String,
     },
-    /// It is released, due at once, with no attempt counted.
+    /// The message is released and due at once; no attempt is counted.
     Release {
-        /// Why delivery is impossible.
+        /// The reason why it can't be delivered now.
         why: String,
     },
 }
 
-/// Decides by the outcome, the attempts before, and the policy. Only the jitter of the backoff is left to chance.
+/// Decides from the outcome, the earlier attempts, and the policy. Only the jitter of the backoff is random.
 pub fn settlement(outcome: Outcome, entry: &Entry, policy: &RetryPolicy) -> Settlement {
     let attempts = entry.attempts + 1;
     match outcome {

@@ -1,10 +1,11 @@
 //! Delivers the messages of a claim, window by window.
 //!
 //! # Guarantees
-//! - A window of an ordered document holds one message: pipelined, the second would overtake a failed first.
-//! - A stop releases messages whose delivery has not begun at once; the others get their answer first, unless
-//!   the destination is unavailable.
-//! - A lost claim, or a write that fails, leaves no other message unsettled.
+//! - A window of an ordered document has only one message. If two were pipelined and the first failed, the second would
+//!   overtake it.
+//! - On a stop, messages whose delivery has not begun are released at once. Deliveries that have begun may finish,
+//!   unless the destination is unavailable.
+//! - Even if a claim is lost or a write fails, every other message is still settled.
 
 use std::{pin::pin, time::Duration, vec};
 
@@ -34,8 +35,8 @@ use crate::{
     },
 };
 
-/// The messages of an unordered document are delivered concurrently, up to this many bytes: each is copied
-/// for that.
+/// Maximum size of the messages of an unordered document that are delivered concurrently. It is limited because each
+/// message is copied for its delivery.
 const WINDOW_BYTES: usize = 4 << 20;
 
 /// When delivered messages are cleared.
@@ -43,9 +44,9 @@ const WINDOW_BYTES: usize = 4 << 20;
 pub(crate) enum Clearing {
     /// Before the delivery returns, because the document is about to be read again.
     AtOnce,
-    /// Perhaps by the next save of the document, if the claim held all of its entries.
+    /// By the next save of the document if possible, which requires that the claim has all entries of the outbox.
     MayBeDeferred,
-    /// The same; and where it is not deferred, by the caller, who answers its save before.
+    /// Like `MayBeDeferred`, but if the clear is not deferred, it is left to the caller, which answers its save first.
     ByCaller,
 }
 
@@ -96,8 +97,8 @@ impl Processor {
             return entries.chunks(1).collect();
         }
 
-        // All messages of a window are published before any is cleared, so a window has at most as many as
-        // may be published.
+        // All messages of a window are published before any of them is cleared, so a window must not exceed the limit
+        // of published messages.
         let most = self.claim_limit.min(self.unsettled.bound());
         let mut windows = Vec::new();
         let (mut first, mut bytes) = (0, 0);
@@ -114,19 +115,20 @@ impl Processor {
         windows
     }
 
-    /// How many bytes of messages are delivered concurrently.
+    /// Maximum size of messages that are delivered concurrently.
     pub(crate) fn window_bytes(ordering: DeliveryOrder) -> usize {
         if ordering == DeliveryOrder::Unordered { WINDOW_BYTES } else { 0 }
     }
 }
 
-/// Keeps messages by a claim in their document. Clears and releases are collected, and written together.
+/// The keeper for messages that are claimed in their document. It collects clears and releases and writes them
+/// together.
 pub(crate) struct ClaimKeeper<'a> {
     processor: &'a Processor,
     claim: &'a Claim,
     clearing: Clearing,
     delivered: Vec<Uuid>,
-    /// The permits of the delivered ones, in the bound of messages that would be repeated.
+    /// The permits of the delivered messages, which count against the limit of messages that a crash would repeat.
     unsettled: Permits,
     given_back: Vec<Uuid>,
 }
@@ -153,7 +155,7 @@ impl<'a> ClaimKeeper<'a> {
         Ok(released)
     }
 
-    /// The messages to clear now: the delivered ones, unless they may wait for the next save.
+    /// Takes the delivered messages that must be cleared now, because they can't be deferred to the next save.
     fn left_to_clear(&mut self) -> Option<Delivered> {
         if self.delivered.is_empty() {
             return None;
@@ -224,8 +226,9 @@ impl Keeper for ClaimKeeper<'_> {
 }
 
 impl<'a> Settling<'a, ClaimKeeper<'a>> {
-    /// Waits until this many more messages may be published; `None` if it was stopped meanwhile. Before it
-    /// waits, it clears its delivered messages: it must not hold permits that others wait for.
+    /// Waits until this many more messages may be published. Returns `None` if the delivery was stopped while waiting.
+    /// Before the wait, the delivered messages are cleared, so that a waiting delivery never keeps permits that others
+    /// need.
     async fn permits(&mut self, count: usize, stop: &CancellationToken) -> Option<Permits> {
         let unsettled = &self.processor.unsettled;
         if let Some(permits) = unsettled.try_take(count) {
@@ -279,9 +282,9 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
         }
     }
 
-    /// Clears the messages delivered so far, unless they may wait for the next save.
+    /// Clears the messages delivered so far, unless their clear can be deferred.
     async fn clear_delivered(&mut self) {
-        // They count among those that would be repeated until the clear has been answered.
+        // The messages count against the limit of repeats until the clear has been answered.
         let unsettled = std::mem::replace(&mut self.keeper.unsettled, Permits::none());
         if let Some(delivered) = self.keeper.left_to_clear() {
             match self.processor.mongo.clear(&delivered).await {
@@ -298,7 +301,8 @@ impl<'a> Settling<'a, ClaimKeeper<'a>> {
         drop(unsettled);
     }
 
-    /// Whether the caller can clear after it has answered: every claimed message was delivered, and a save's filter can name them.
+    /// Whether the clear can be left to the caller. This requires that every claimed message was delivered and that
+    /// there are few enough for a save's filter to name them.
     fn can_leave_the_clear(&self) -> bool {
         let delivered = self.keeper.delivered.len();
         self.keeper.clearing == Clearing::ByCaller

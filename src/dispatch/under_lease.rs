@@ -1,4 +1,4 @@
-//! Delivers the head of a document that has no room for a claim, under a lease.
+//! Delivers the first deliverable message of a document that has no room for a claim, under a lease.
 
 use mongodb::{bson::DateTime, error::Error};
 use tokio_util::sync::CancellationToken;
@@ -23,19 +23,19 @@ use crate::{
 pub(crate) enum UnderLease {
     /// No delivery was tried.
     Left(Processed),
-    /// Its head was tried.
+    /// Delivery of the document's first deliverable message was tried.
     Tried(DeliveryEnd),
 }
 
 /// The message to deliver next.
 enum Head {
     Message(Box<Entry>),
-    /// There is none, for this reason.
+    /// There is no message to deliver, for this reason.
     None(Processed),
 }
 
 impl Processor {
-    /// Delivers the head of a document that has no room for a claim.
+    /// Delivers the first deliverable message of a document that has no room for a claim.
     pub(crate) async fn deliver_under_lease(
         &self,
         document: &DocumentRef,
@@ -50,7 +50,7 @@ impl Processor {
             }
         };
         self.emit(Event::Oversized { document: document.clone() });
-        tracing::warn!(%document, "the document has no room for a claim; its outbox is delivered under a lease");
+        tracing::warn!(%document, "the document has no room for a claim; its messages are delivered one at a time under a lease");
 
         let head = match self.head(document, &mut lease, ordering, now, stop).await? {
             Head::Message(entry) => *entry,
@@ -59,7 +59,7 @@ impl Processor {
                 return Ok(UnderLease::Left(why));
             }
         };
-        // It counts among the messages that would be repeated until it has been settled.
+        // Until it is settled, the message counts against the limit of messages that a crash would repeat.
         let Some(unsettled) = stop.run_until_cancelled(self.unsettled.take(1)).await else {
             self.oversized.give_back(document, lease).await?;
             return Ok(UnderLease::Left(Processed::Interrupted));
@@ -74,7 +74,7 @@ impl Processor {
         Ok(UnderLease::Tried(settling.end))
     }
 
-    /// The message to deliver, or why there is none.
+    /// Returns the message to deliver, or the reason why there is none.
     async fn head(
         &self,
         document: &DocumentRef,
@@ -83,8 +83,8 @@ impl Processor {
         now: DateTime,
         stop: &CancellationToken,
     ) -> Result<Head, Error> {
-        // Read after the lease, from the majority: without a claim in the document, only this prevents a
-        // phantom.
+        // Read with read concern majority, and only after taking the lease. There is no claim in the document, so only
+        // this read prevents a phantom.
         let Some(mut slots) = self.oversized.read(document).await? else {
             lease.complete(&mut []);
             return Ok(Head::None(Processed::Gone));
@@ -102,16 +102,16 @@ impl Processor {
     }
 }
 
-/// Keeps one message by a lease on its document. Releasing the lease writes the state to keep.
+/// The keeper for one message whose document is leased. Releasing the lease writes the message's state.
 struct LeaseKeeper<'a> {
     processor: &'a Processor,
     claim: &'a Claim,
-    /// `None` once it was released.
+    /// `None` after the lease was released.
     lease: Option<Lease>,
 }
 
 impl LeaseKeeper<'_> {
-    /// Records state of the message with the lease, and releases the lease.
+    /// Records the message's state in the lease and releases the lease.
     async fn give_back(&mut self, remember: impl FnOnce(&mut Lease)) -> Result<Recorded, Error> {
         let Some(mut lease) = self.lease.take() else { return Ok(Recorded::Missed) };
         remember(&mut lease);
@@ -128,7 +128,8 @@ impl Keeper for LeaseKeeper<'_> {
         let (processor, document) = (self.processor, &self.claim.document);
         processor.oversized.clear(document, entry.id).await?;
 
-        // There is some room now. A claim in the document only considers the document's own state.
+        // The document may have room now. Later claims consider only the state in the document itself, so write the
+        // state there.
         if let Some(lease) = &mut self.lease {
             lease.forget(entry.id);
             let now = processor.mongo.clock().now().await?;
@@ -160,7 +161,8 @@ impl Keeper for LeaseKeeper<'_> {
     ) -> Result<Recorded, Error> {
         let kept = self.give_back(|lease| lease.die(entry.id, now, reason, error)).await?;
 
-        // Once there is room for claims again, workers don't read the state that was kept with the lease.
+        // Write the state into the document, because once it has room for claims again, workers don't read the state
+        // that was kept with the lease.
         let document = &self.claim.document;
         let recorded = self.processor.claimer.die_without_room(document, entry, now).await?;
         if kept == Recorded::Missed && recorded == Recorded::Done {

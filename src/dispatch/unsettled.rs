@@ -1,22 +1,22 @@
-//! How many messages are published and not yet cleared, so would be repeated if the process were killed now.
-//! Bounded.
+//! Limits the number of messages that are published and not yet cleared. These are the messages that would be repeated
+//! if the process were killed now.
 //!
-//! A delivery takes permits before it publishes, and returns them when its clear was answered. A delivery
-//! that has to wait for permits holds none: it first clears its delivered messages. So the bound costs
-//! smaller clears, but never a deadlock.
+//! A delivery takes permits before it publishes, and returns them when its clear has been answered. A delivery that has
+//! to wait for permits first clears its delivered messages, so it has no permits while it waits. The limit can make
+//! clears smaller, but never causes a deadlock.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The bound; clones share it.
+/// The limit. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Unsettled {
     most: u32,
     free: Arc<Semaphore>,
 }
 
-/// Messages that may be published, or have been, until dropped.
+/// Permission for a number of messages to be published. The permits are returned when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Permits {
     permit: Option<OwnedSemaphorePermit>,
@@ -28,7 +28,7 @@ impl Unsettled {
         Self { most, free: Arc::new(Semaphore::new(usize::try_from(most).unwrap_or(1))) }
     }
 
-    /// The bound, and the most that one caller may take.
+    /// The limit, which is also the most that one caller may take.
     pub(crate) fn bound(&self) -> usize {
         usize::try_from(self.most).unwrap_or(usize::MAX)
     }
@@ -39,7 +39,7 @@ impl Unsettled {
     }
 
     pub(crate) async fn take(&self, messages: usize) -> Permits {
-        // The error would mean that the semaphore was closed, which never happens.
+        // An error would mean that the semaphore was closed, which never happens.
         Permits { permit: self.free.clone().acquire_many_owned(self.count(messages)).await.ok() }
     }
 
@@ -53,7 +53,7 @@ impl Permits {
         Self { permit: None }
     }
 
-    /// Adds this many of others to these; the rest is free.
+    /// Moves this many permits from `others` into this one. The remaining permits become free.
     pub(crate) fn keep(&mut self, mut others: Self, count: usize) {
         let Some(kept) = others.permit.as_mut().and_then(|permit| permit.split(count)) else { return };
         match &mut self.permit {

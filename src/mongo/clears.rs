@@ -208,7 +208,7 @@ impl ClearSender {
             tracing::warn!(
                 collection = namespace.to_string(),
                 claims = lost,
-                "claims expired while their holder worked; messages may be delivered again"
+                "claims expired during delivery; their messages may be delivered again"
             );
             self.lost.increment(lost);
         }

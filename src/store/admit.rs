@@ -1,5 +1,5 @@
-//! Whether a save fits into its document: decided before anything is written, by known sizes, or otherwise by
-//! measured ones.
+//! Decides, before anything is written, whether a save fits into its document. Uses the sizes known from the load, and
+//! measures the stored document if those are too large.
 
 use super::{
     Store,
@@ -14,7 +14,7 @@ use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 /// How large a stored document is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
-    /// Entries in its outbox, without delivered ones that wait to be removed.
+    /// Number of entries in the outbox, not counting delivered entries that are about to be removed.
     pub(super) held: usize,
     pub(super) bytes: usize,
 }
@@ -24,27 +24,28 @@ struct Growth {
     entries: usize,
     /// The bytes that a save adds, including room for the claim of a delivery.
     added: usize,
-    /// What is replaced.
+    /// The bytes that the save replaces.
     removed: usize,
 }
 
 impl<T: Aggregate> Store<T> {
-    /// Checks that a save fits; returns the size of the stored document. If it doesn't fit by the size at the
-    /// load, asks the server, at most once, because delivered messages have left meanwhile.
+    /// Checks that a save fits and returns the size of the stored document. If the save doesn't fit by the size at load
+    /// time, asks the server once for the current size, because delivered messages may have been removed since.
     ///
     /// # Errors
-    /// [`Error::OutboxNotArray`], [`Error::OutboxFull`], [`Error::DocumentTooLarge`], or that of the question.
+    /// [`Error::OutboxNotArray`], [`Error::OutboxFull`], [`Error::DocumentTooLarge`], or the error of the query to the
+    /// server.
     pub(super) async fn admit(&self, loaded: &Loaded<T>, diff: &Diff) -> Result<Size, Error> {
         let held = match &loaded.held {
             Ok(held) => *held,
-            // A save without messages leaves the stored outbox alone.
+            // A save without messages doesn't touch the stored outbox.
             Err(_) if diff.drafts.is_empty() => 0,
             Err(source) => {
                 let (document, source) = (loaded.document.clone(), source.clone());
                 return Err(Error::OutboxNotArray { document, source });
             }
         };
-        // Not counted: delivered messages that wait for this save to remove them, or for their clear.
+        // Don't count delivered messages that this save or a pending clear will remove.
         let delivered = self.delivered_and_there(&loaded.document, &diff.drafts);
         let known = Size { held: held.saturating_sub(delivered), bytes: loaded.bytes };
 
@@ -59,7 +60,7 @@ impl<T: Aggregate> Store<T> {
         }
 
         let Some(measured) = self.measure(&loaded.document).await? else {
-            // It is gone, which the write will report.
+            // The document is gone; the write will report that.
             return self.check(&loaded.document, known, &growth).map(|()| known);
         };
         let measured = Size { held: measured.held.saturating_sub(delivered), ..measured };

@@ -1,21 +1,21 @@
-//! Whether a save may assume that an outbox is empty although entries were counted.
+//! Decides whether a save may assume that the outbox is empty even though entries were counted in it.
 
-/// After this many wrong assumptions the pause grows no more.
+/// After this many wrong assumptions the pause stops growing.
 const MOST_WRONG: u32 = 6;
 
-/// Whether a save may assume that the outbox is empty although entries were counted: those that this
-/// aggregate's own saves wrote are mostly delivered and cleared soon after. The save's filter decides; a
-/// wrong assumption costs two more round trips, so after each one, twice as many saves are made without it.
+/// Decides whether a save may assume that the outbox is empty even though entries were counted in it. Entries that this
+/// aggregate's own saves wrote are usually delivered and cleared soon after. The save's filter verifies the assumption.
+/// A wrong one costs two extra round trips, so each wrong assumption doubles the number of saves that don't make it.
 #[derive(Debug, Default)]
 pub(super) struct Assumption {
-    /// How many of the counted entries this process has begun to deliver.
+    /// Number of counted entries that this process has begun to deliver.
     dispatched: usize,
     wrong: u32,
     saves_without: u64,
 }
 
 impl Assumption {
-    /// Whether all of this many entries may have been delivered meanwhile.
+    /// Whether all `held` entries may have been delivered in the meantime.
     pub(super) fn covers(&mut self, held: usize) -> bool {
         if held > self.dispatched {
             return false;
@@ -27,7 +27,7 @@ impl Assumption {
         true
     }
 
-    /// This process has begun to deliver more of them.
+    /// Records that this process has begun to deliver this many more entries.
     pub(super) fn has_dispatched(&mut self, entries: usize) {
         self.dispatched += entries;
     }

@@ -1,4 +1,4 @@
-//! Bounds on what a save may add, checked before anything is written.
+//! Limits on what a save may add, checked before anything is written.
 
 use mongodb::bson::{Bson, Document};
 
@@ -8,12 +8,12 @@ use crate::{
     stored::{document_ref::DocumentRef, entry::Entry},
 };
 
-/// The longest `type`: it is the routing key, an AMQP short string.
+/// Maximum length of a message `type`, which becomes the routing key, an AMQP short string.
 pub const MAX_TYPE_BYTES: usize = 255;
-/// The size of an empty document or array: its length and a NUL.
+/// The size of an empty document or array: a length field and a NUL.
 const EMPTY_DOCUMENT: usize = 5;
 
-/// Bounds on an outbox. The defaults leave every document room for its deliveries.
+/// Limits on an outbox. The defaults leave enough room in every document for the fields that deliveries write.
 ///
 /// ```
 /// let mut caps = document_outbox::Caps::default();
@@ -22,15 +22,15 @@ const EMPTY_DOCUMENT: usize = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Caps {
-    /// Entries in one document's outbox. Default 1,000.
+    /// Maximum number of entries in one document's outbox. Default 1,000.
     pub entries: usize,
-    /// Encoded bytes of one message's payload. Default 1 MiB.
+    /// Maximum encoded size of one message's payload. Default 1 MiB.
     pub payload_bytes: usize,
-    /// Encoded bytes of one message's headers. Default 16 KiB.
+    /// Maximum encoded size of one message's headers. Default 16 KiB.
     pub header_bytes: usize,
-    /// Encoded bytes of the document with its outbox. Default 15 MiB; the server takes 16 MiB.
+    /// Maximum encoded size of the document with its outbox. Default 15 MiB; the server's limit is 16 MiB.
     pub document_bytes: usize,
-    /// Levels of nesting in a payload. Default 80; the server takes 100 in all.
+    /// Maximum nesting depth of a payload. Default 80; the server's limit for a whole document is 100.
     pub depth: usize,
 }
 
@@ -47,7 +47,7 @@ impl Default for Caps {
 }
 
 impl Caps {
-    /// Checks one message; returns its payload, and the payload's size.
+    /// Checks one message. Returns its payload and the payload's size.
     pub(super) fn check_message<'a>(&self, message: &'a PendingMessage) -> Result<(&'a Bson, usize), Error> {
         let message_type = message.message_type;
         let payload = message.payload.as_ref().map_err(|reason| Error::Encode {
@@ -60,7 +60,7 @@ impl Caps {
         if let Some(name) = message.headers.keys().find(|name| name.contains('\0')) {
             return Err(Error::Encode {
                 what: format!("header {name:?} of message `{message_type}`"),
-                reason: "a name in BSON cannot hold a NUL character".into(),
+                reason: "a field name in BSON cannot contain a NUL character".into(),
             });
         }
 
@@ -78,7 +78,7 @@ impl Caps {
         Ok((payload, bytes))
     }
 
-    /// Checks that this many entries may be added to those that are there.
+    /// Checks that the new entries fit into the outbox in addition to the entries already there.
     pub(super) fn check_entries(
         &self,
         document: &DocumentRef,
@@ -91,7 +91,7 @@ impl Caps {
         Ok(())
     }
 
-    /// Checks the size that a document will have. It may always shrink.
+    /// Checks the size that a document will have. A save that shrinks the document is always allowed.
     pub(super) fn check_document(
         &self,
         document: &DocumentRef,
@@ -162,17 +162,17 @@ fn document_bytes(document: &Document) -> usize {
         + document.iter().map(|(name, value)| field_bytes(name, encoded_bytes(value))).sum::<usize>()
 }
 
-/// A field is its type, its name with a NUL, and its value.
+/// The size of a field: its type byte, its name with a NUL, and its value.
 fn field_bytes(name: &str, value: usize) -> usize {
     2 + name.len() + value
 }
 
-/// A string is its length, its text and a NUL.
+/// The size of a string: its length field, its text and a NUL.
 fn string_bytes(text: &str) -> usize {
     5 + text.len()
 }
 
-/// The length of the name of this array index.
+/// Number of digits in this array index, which is the length of its field name.
 fn digits(place: usize) -> usize {
     place.checked_ilog10().map_or(1, |log| log as usize + 1)
 }

@@ -17,13 +17,13 @@ impl<T: Aggregate> Store<T> {
     /// Deletes an aggregate that no one else has changed and that has no undelivered messages.
     ///
     /// # Errors
-    /// [`Error`]; then the aggregate was not deleted.
+    /// [`Error`], if the aggregate was not deleted.
     pub async fn delete(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
         self.observe("delete", self.delete_in_steps(loaded)).await
     }
 
     async fn delete_in_steps(&self, loaded: &Loaded<T>) -> Result<Deleted, Error> {
-        // Delivered messages that wait for their clear must not prevent it.
+        // Clear delivered messages first, so that they don't prevent the delete.
         until_deadline(self.inline.flush_document(&loaded.document)).await;
 
         let filter = filter_of(loaded, &Condition::EmptyOutbox)?;

@@ -27,10 +27,10 @@ impl Diff {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// Step 1 of a save.
+    /// Step 1 of a save: finds the changes since the load and checks the messages.
     ///
     /// # Errors
-    /// For an aggregate, or a message of it, that can't be stored.
+    /// An error for an aggregate or a message that can't be stored.
     pub(super) fn diff(&self, loaded: &mut Loaded<T>) -> Result<Diff, Error> {
         let now = encode(&loaded.value)?;
         loaded.check_named_alike(&now, &self.shard_key)?;

@@ -1,4 +1,4 @@
-//! The errors of a store, and what to do about each.
+//! The errors of a store, with what to do about each.
 
 use crate::{
     mongo::{
@@ -8,130 +8,127 @@ use crate::{
     stored::document_ref::DocumentRef,
 };
 
-/// Why a store failed. Unless the variant says otherwise, nothing was written.
+/// Why an operation of a store failed. Unless the variant says otherwise, nothing was written.
 ///
-/// It prints itself without its [source](std::error::Error::source), which is the answer of MongoDB or the
-/// driver. Log the chain of both, as error reporters do.
+/// The text doesn't include the [source](std::error::Error::source), which is the error from MongoDB or the driver. Log
+/// the whole chain, as error reporters do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// `update` found no document.
     #[error("{document} does not exist")]
     NotFound {
-        /// Which.
+        /// The document.
         document: DocumentRef,
     },
-    /// `update` conflicted with another writer every time. Try later, or spread the writes over more
-    /// documents.
-    #[error("{document} was changed by others {tries} times in a row; nothing was written")]
+    /// Every attempt of `update` conflicted with another writer. Try later, or spread the writes over more documents.
+    #[error("another writer changed {document} during each of {tries} attempts; nothing was written")]
     Contended {
-        /// Which.
+        /// The document.
         document: DocumentRef,
-        /// How often it was tried.
+        /// Number of attempts.
         tries: u32,
     },
-    /// No clear answer arrived: the write **may have happened**. Load the document before you repeat it.
-    #[error(
-        "{document}: no clear answer arrived, so the write may have happened; load the document to find out"
-    )]
+    /// The write got no clear answer and **may have happened**. Load the document before you repeat the write.
+    #[error("{document}: the write got no clear answer and may have happened; load the document to find out")]
     Unknown {
-        /// Which.
+        /// The document.
         document: DocumentRef,
         /// The driver's error.
         source: mongodb::error::Error,
     },
-    /// The server could not be reached; the write was not sent. Repeat it later.
-    #[error("MongoDB could not be reached, nothing was written")]
+    /// MongoDB could not be reached, so the write was not sent. Repeat the call later.
+    #[error("MongoDB could not be reached; nothing was written")]
     Unavailable(#[source] mongodb::error::Error),
-    /// The server refused, and would refuse again.
-    #[error("MongoDB refused, nothing was written")]
+    /// MongoDB refused the operation and would refuse it again.
+    #[error("MongoDB refused the operation; nothing was written")]
     Refused(#[source] mongodb::error::Error),
-    /// The outbox holds as many entries as its cap allows: its messages are not delivered as fast as they are sent.
+    /// The outbox would have more entries than its cap allows, because its messages are not delivered as fast as they
+    /// are sent.
     #[error(
-        "{document}: its outbox holds {held} entries, {sent} more would exceed the cap of {cap}; find out why \
-         they are not delivered"
+        "{document}: the outbox has {held} entries, and {sent} more would exceed the cap of {cap}; find out why the messages are not delivered"
     )]
     OutboxFull {
-        /// Which.
+        /// The document.
         document: DocumentRef,
-        /// Entries there.
+        /// Number of entries in the outbox.
         held: usize,
-        /// Messages sent.
+        /// Number of messages to add.
         sent: usize,
-        /// The cap.
+        /// The limit.
         cap: usize,
     },
-    /// A message's part is larger than its cap: send a reference to the content instead.
+    /// A message's payload or headers are larger than the cap. Send a reference to the content instead.
     #[error(
-        "message `{message_type}`: its {what} has {bytes} bytes, the cap is {cap}; send a reference to the content instead"
+        "message `{message_type}`: {what} too large, {bytes} bytes with a cap of {cap}; send a reference to the content instead"
     )]
     MessageTooLarge {
-        /// The message.
+        /// The message's type.
         message_type: String,
         /// `payload` or `headers`.
         what: &'static str,
-        /// Its size.
+        /// The size in bytes.
         bytes: usize,
-        /// The cap.
+        /// The limit.
         cap: usize,
     },
     /// A payload is nested deeper than its cap.
-    #[error("message `{message_type}`: its payload is nested deeper than {cap} levels")]
+    #[error("message `{message_type}`: the payload is nested deeper than {cap} levels")]
     NestedTooDeep {
-        /// The message.
+        /// The message's type.
         message_type: String,
-        /// The cap.
+        /// The limit.
         cap: usize,
     },
     /// A message's type is empty or too long for a routing key.
     #[error("message type `{message_type}` must have between 1 and 255 bytes")]
     MessageType {
-        /// The type.
+        /// The refused type.
         message_type: String,
     },
     /// The document would be larger than its cap, or than the server accepts.
-    #[error("{document} would have {bytes} bytes with its outbox, the cap is {cap}")]
+    #[error("{document} would have {bytes} bytes with its outbox, but the cap is {cap}")]
     DocumentTooLarge {
-        /// Which.
+        /// The document.
         document: DocumentRef,
-        /// Its size with the save.
+        /// The size that the document would have.
         bytes: usize,
-        /// The cap.
+        /// The limit.
         cap: usize,
     },
     /// The stored field `outbox` is not an array.
-    #[error("{document}: its outbox cannot take messages")]
+    #[error("{document}: cannot add messages to the outbox")]
     OutboxNotArray {
-        /// Which.
+        /// The document.
         document: DocumentRef,
-        /// What it is.
+        /// The type that the field has instead.
         source: crate::stored::entry::NotAnArray,
     },
     /// A value could not be turned into BSON.
     #[error("{what} cannot be encoded: {reason}")]
     Encode {
-        /// A document or a message.
+        /// The document or message.
         what: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// A stored document does not fit the aggregate's struct.
     #[error("{document} cannot be decoded: {reason}")]
     Decode {
-        /// Which.
+        /// The document.
         document: DocumentRef,
-        /// Why, naming the field.
+        /// The reason, which names the field.
         reason: String,
     },
     /// The aggregate writes a field that belongs to the library.
     #[error(
-        "field `{field}` belongs to the library; rename the aggregate's own, or mark its outbox `#[serde(skip)]`"
+        "field `{field}` is reserved for the library; rename the aggregate's field, or mark its outbox `#[serde(skip)]`"
     )]
     ReservedField {
         /// `etag` or `outbox`.
         field: &'static str,
     },
-    /// A changed field's name cannot be addressed by an update.
+    /// The name of a changed field cannot be used in an update.
     #[error(
         "field `{field}`: MongoDB cannot update a field whose name is empty, begins with `$` or holds a dot"
     )]
@@ -144,7 +141,7 @@ pub enum Error {
         "{document}: `{field}` was {was} when it was loaded and is {is} now; insert a new document instead"
     )]
     IdChanged {
-        /// Which.
+        /// The document.
         document: DocumentRef,
         /// `_id`, or the field of the shard key.
         field: String,
@@ -153,62 +150,59 @@ pub enum Error {
         /// Its value now.
         is: String,
     },
-    /// The aggregate's encoding has no `_id`, so MongoDB would create one that the aggregate doesn't know.
+    /// The aggregate's encoding has no `_id`, so MongoDB would generate one that the aggregate doesn't know.
     #[error(
-        "the aggregate's `id()` is {id}, but its encoding has no `_id`, so nothing was written: mark the field \
-         `#[serde(rename = \"_id\")]`, and give an id that is an `Option` its value before the insert"
+        "the aggregate's `id()` is {id}, but its encoding has no `_id`, so nothing was written: mark the id field `#[serde(rename = \"_id\")]`; if the id is an `Option`, set it before the insert"
     )]
     NoId {
         /// The result of `id()`.
         id: String,
     },
-    /// The aggregate's `id()` and the `_id` of its encoding are two different values.
+    /// The aggregate's `id()` differs from the `_id` in its encoding.
     #[error(
-        "the aggregate's `id()` is {id}, but it encodes {encoded} as `_id`, so nothing was written: return the field \
-         `_id` from `id()`; if the field has an encoding of its own, give that to its type instead"
+        "the aggregate's `id()` is {id}, but it encodes {encoded} as `_id`, so nothing was written: return the field `_id` from `id()`; if that field has a custom serde encoding, implement the encoding on the field's type instead"
     )]
     IdMismatch {
-        /// The result of `id()`, by its own encoding.
+        /// The result of `id()`, encoded by its own type.
         id: String,
-        /// The `_id` of the encoding.
+        /// The `_id` in the aggregate's encoding.
         encoded: String,
     },
-    /// The encoded aggregate could not be read as the same struct again.
+    /// The encoded aggregate could not be decoded as the same struct.
     #[error(
-        "{document}: the encoded aggregate does not decode as its struct again, so nothing was written: {reason}"
+        "{document}: the encoded aggregate cannot be decoded as its own struct, so nothing was written: {reason}"
     )]
     Unreadable {
-        /// Which.
+        /// The document.
         document: DocumentRef,
-        /// Why, naming the field.
+        /// The reason, which names the field.
         reason: String,
     },
-    /// A field that the struct doesn't know, inside one that was changed, can't be written back.
+    /// Inside a changed field there is a stored field that the struct doesn't know and that can't be written back.
     #[error(
-        "field `{field}` is unknown to the struct and cannot be written back, since it is not valid UTF-8, so nothing was \
-         written: repair or remove it in the stored document"
+        "nothing was written: field `{field}` is unknown to the struct, and it is not valid UTF-8, so it cannot be written back; repair or remove that field in the stored document"
     )]
     UnreadableField {
-        /// Its path.
+        /// The field's path.
         field: String,
     },
     /// The caller's update already touches fields that the library writes.
-    #[error("the update already has `{path}`; leave `outbox` and `etag` to the library")]
+    #[error("the update already writes `{path}`; only the library may write `outbox` and `etag`")]
     UpdateTouchesOutbox {
-        /// The path in conflict.
+        /// The conflicting path.
         path: String,
     },
 }
 
 impl Error {
-    /// Whether the same call may succeed later, unchanged. False for [`Error::Unknown`]: load the document
-    /// first.
+    /// Whether the same call, unchanged, may succeed later. False for [`Error::Unknown`], which requires loading the
+    /// document first.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Contended { .. } | Self::OutboxFull { .. })
     }
 
-    /// An aggregate's encoding that cannot be read again.
+    /// Creates the error for an encoded aggregate that cannot be read.
     pub(crate) fn of_encoding(error: impl std::fmt::Display) -> Self {
         Self::Encode { what: "the document".into(), reason: error.to_string() }
     }

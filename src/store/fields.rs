@@ -1,4 +1,4 @@
-//! The fields that a save writes: the differences between the aggregate as loaded and as it is now.
+//! Finds the fields that a save writes: those that differ between the aggregate as loaded and its current state.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,16 +18,16 @@ use crate::{
     stored::entry::{ETAG, OUTBOX},
 };
 
-/// The fields of a document that belong to the library.
+/// The fields of a document that are reserved for the library.
 const RESERVED: [&str; 2] = [ETAG, OUTBOX];
 
 /// The top-level fields that a save sets and removes.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// As they are encoded.
+    /// The fields to set, encoded.
     pub(super) set: Builder,
     pub(super) unset: Vec<String>,
-    /// The unknown parts of each field that is set.
+    /// For each field that is set, the stored parts that the struct doesn't know.
     pub(super) unknown: Vec<(String, Option<Unknown>)>,
     pub(super) dropped: Dropped,
 }
@@ -41,9 +41,9 @@ impl Changes {
 /// Compares two encodings of an aggregate, byte by byte.
 ///
 /// # Errors
-/// [`Error::ReservedField`] where it changes the library's own fields, [`Error::FieldName`] where a changed field cannot be
-/// addressed, [`Error::UnreadableField`] where an unknown field inside a changed one cannot be written back,
-/// [`Error::Encode`] where the encoding itself is broken.
+/// [`Error::ReservedField`] if the aggregate changes the library's own fields, [`Error::FieldName`] if an update can't
+/// address a changed field, [`Error::UnreadableField`] if an unknown field inside a changed field can't be written
+/// back, [`Error::Encode`] if the encoding itself is broken.
 pub(super) fn changes(
     before: &RawDocument,
     now: &RawDocument,
@@ -80,7 +80,8 @@ pub(super) fn changes(
 
     for removed in bytes::elements(before).filter(|element| was.contains_key(element.name)) {
         let name = text(removed.name)?;
-        // If a map had picked up the library's own fields, dropping them from the map drops no stored field.
+        // A flattened map may have picked up the library's own fields. If they are removed from the map, the stored
+        // fields stay.
         if !RESERVED.contains(&name) {
             changes.unset.push(addressable(removed.name)?.to_owned());
         }
@@ -88,7 +89,8 @@ pub(super) fn changes(
     Ok(changes)
 }
 
-/// Checks that an aggregate doesn't write the library's fields itself, except as they were stored.
+/// Checks that an aggregate doesn't write the library's fields, unless their values are unchanged from the stored
+/// document.
 pub(crate) fn check_reserved(stored: Option<&RawDocument>, encoded: &RawDocument) -> Result<(), Error> {
     for field in RESERVED {
         let written = encoded.get(field).ok().flatten();
@@ -105,7 +107,7 @@ fn value_of<'a>(document: &'a RawDocument, name: &str) -> Result<RawBsonRef<'a>,
     value.ok_or_else(|| Error::of_encoding(format!("field `{name}` cannot be found")))
 }
 
-/// The name of a field that an update can address.
+/// Returns the field's name if an update can address it.
 fn addressable(name: &[u8]) -> Result<&str, Error> {
     let name = text(name)?;
     if name.is_empty() || name.starts_with('$') || name.contains('.') {

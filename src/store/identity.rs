@@ -1,14 +1,14 @@
-//! The key of an aggregate: the `_id` of its encoding.
+//! The key of an aggregate, which is the `_id` of its encoding.
 //!
 //! # Flow
-//! An insert and a save take the key from the encoding, and refuse an aggregate whose `id()` differs. A load
-//! has only the id: it searches for the document by the id's own encoding first, and then by the others that
-//! a field's `#[serde(with = ..)]` may give it. After that the document's name is the `_id` as it is stored,
-//! byte by byte.
+//! An insert and a save take the key from the encoding, and refuse an aggregate whose `id()` differs. A load has only
+//! the id. It searches for the document by the id's own encoding first, and then by the other encodings that
+//! `#[serde(with = ..)]` on the field may produce. From then on, the document is identified by the exact bytes of its
+//! stored `_id`.
 //!
 //! # Guarantees
-//! `load` finds every document that `insert` stored by the same id; if it couldn't, `insert` refuses before
-//! anything is written.
+//! `load` finds every document that `insert` stored under the same id. An aggregate that `load` couldn't find is
+//! refused by `insert` before anything is written.
 
 use mongodb::{
     Namespace,
@@ -31,7 +31,7 @@ use crate::{
 
 pub(super) const ID: &str = "_id";
 
-/// An id by its own encoding.
+/// Encodes an id by its own type.
 pub(super) fn id_of<I: Serialize + ?Sized>(id: &I) -> Result<Bson, Error> {
     codec::encode_value(id).map_err(|error| cannot_be_encoded(&error))
 }
@@ -40,20 +40,20 @@ fn cannot_be_encoded(error: &CodecError) -> Error {
     Error::Encode { what: "`_id`".into(), reason: error.to_string() }
 }
 
-/// An id in its field.
+/// An id as the field `_id` of a document.
 #[derive(Serialize)]
 struct Named<'a, I> {
     #[serde(rename = "_id")]
     id: &'a I,
 }
 
-/// Checks the `_id` of an aggregate's encoding against its `id()`; returns the form of its encoding: zero for
-/// the id's own, otherwise one more than its place among the [other forms](other_forms).
+/// Checks the `_id` in an aggregate's encoding against its `id()`. Returns the form of that `_id`: zero for the id's
+/// own encoding, otherwise one plus its index in the [other forms](other_forms).
 ///
 /// # Errors
 /// [`Error::NoId`] and [`Error::IdMismatch`].
 pub(super) fn check_id<I: Serialize>(encoded: &RawDocument, id: &I) -> Result<usize, Error> {
-    // The common case: the bytes equal the id's own encoding.
+    // In the common case the bytes equal the id's own encoding.
     let as_itself = codec::encode(&Named { id }).map_err(|error| cannot_be_encoded(&error))?;
     let element = bytes::element(encoded, ID);
     if element.is_some() && element == bytes::element(&as_itself, ID) {
@@ -75,8 +75,7 @@ pub(super) fn check_id<I: Serialize>(encoded: &RawDocument, id: &I) -> Result<us
     }
 }
 
-/// Whether the `_id` is absent: the field is an `Option` that holds nothing, because the aggregate can be
-/// read without it.
+/// Whether the `_id` is an `Option` without a value. It is if the aggregate can be decoded without an `_id`.
 pub(super) fn is_unset<T: serde::de::DeserializeOwned>(encoded: &RawDocument) -> bool {
     if !matches!(encoded.get(ID), Ok(Some(RawBsonRef::Null))) {
         return false;
@@ -86,7 +85,7 @@ pub(super) fn is_unset<T: serde::de::DeserializeOwned>(encoded: &RawDocument) ->
     codec::encode(&without).is_ok_and(|without| codec::decode::<T>(without.as_bytes()).is_ok())
 }
 
-/// The name of a document with this content: its `_id` and the fields of the shard key, byte by byte.
+/// Returns the key of a document with this content: the exact bytes of its `_id` and of the shard key fields.
 pub(super) fn named_by(
     namespace: Namespace,
     shard_key: &[String],
@@ -111,8 +110,8 @@ pub(super) fn named_by(
     Ok(document)
 }
 
-/// Whether a document that was found by another form of an id has that id: its own `id()` has the same
-/// encoding as the requested one.
+/// Whether a document that was found by another form of the id really has the requested id, which means that both ids
+/// have the same encoding.
 pub(super) fn is_of_one_type(asked: &Bson, found: &Bson) -> bool {
     match (asked, found) {
         (Bson::Binary(asked), Bson::Binary(found)) => asked.subtype == found.subtype,
@@ -128,7 +127,7 @@ fn is_same(own: &Bson, encoded: &Bson) -> bool {
     }
 }
 
-/// As values, two NaNs differ.
+/// Compares bytes, because two NaNs differ when compared as values.
 fn is_same_in_bytes(own: &Bson, encoded: &Bson) -> bool {
     match (codec::encode(&doc! { ID: own }), codec::encode(&doc! { ID: encoded })) {
         (Ok(own), Ok(encoded)) => own.as_bytes() == encoded.as_bytes(),
@@ -148,7 +147,7 @@ fn number(value: &Bson) -> Option<i128> {
     }
 }
 
-/// The other ways in which a field may encode the same id: those of the helpers that come with `bson` and `uuid`.
+/// Returns the other forms in which a field may encode the same id, using the serde helpers of `bson` and `uuid`.
 pub(super) fn other_forms(id: &Bson) -> Vec<Bson> {
     let mut forms = Vec::new();
     if let Some(uuid) = uuid_in(id) {
@@ -207,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_id_in_another_encoding_is_recognised() {
-        // A value whose legacy forms all differ.
+        // All legacy forms of this value differ.
         let uuid = uuid::Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
         assert_eq!(check_id(&encoded(id_of(&uuid).unwrap()), &uuid).unwrap(), 0);
         for (place, form) in other_forms(&id_of(&uuid).unwrap()).into_iter().enumerate() {

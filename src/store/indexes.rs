@@ -1,8 +1,9 @@
-//! The indexes that an outbox needs.
+//! The indexes for the queries on outboxes.
 
 use mongodb::{IndexModel, bson::doc, options::IndexOptions};
 
-/// The indexes an outbox needs: due entries by time, over filled outboxes only, and dead ones by time.
+/// Returns the two indexes that a collection with outboxes needs: due entries by time, for outboxes that aren't empty,
+/// and dead entries by time.
 #[must_use]
 pub fn indexes() -> [IndexModel; 2] {
     let filled = doc! { "outbox.id": { "$exists": true } };

@@ -1,4 +1,4 @@
-//! Inserting a new aggregate.
+//! Inserts a new aggregate.
 
 use std::sync::atomic::Ordering;
 
@@ -26,7 +26,7 @@ impl<T: Aggregate> Store<T> {
     /// Inserts a new aggregate with the messages it sent.
     ///
     /// # Errors
-    /// [`Error`]; then nothing was written or sent.
+    /// [`Error`], if nothing was written or sent.
     pub async fn insert(&self, value: T) -> Result<Inserted<T>, Error> {
         self.observe("insert", self.insert_in_steps(value)).await
     }
@@ -42,14 +42,15 @@ impl<T: Aggregate> Store<T> {
         let document = named_by(self.namespace.clone(), &self.shard_key, &encoded)?;
         let drafts = self.drafts(value.outbox())?;
         self.caps.check_entries(&document, 0, drafts.len())?;
-        // A new document's outbox is empty: its entries can always be born claimed.
+        // The outbox of a new document is empty, so its entries can always be inserted with a claim.
         let prepared = self.prepare(&document, drafts, Emptiness::Known).await?;
 
         let etag = new_etag();
         let new = new_document(&encoded, &etag, &prepared);
         let bytes = new.as_bytes().len();
         self.caps.check_document(&document, bytes, 0)?;
-        // As it is stored, with the library's fields: a struct that refuses those could not be loaded.
+        // Check the document with the library's fields in it, because a struct that refuses those fields could not be
+        // loaded.
         check_readable::<T>(&document, &new)?;
 
         match self.mongo.insert(Insert { namespace: self.namespace.clone(), document: new }).await {
@@ -79,7 +80,7 @@ impl<T: Aggregate> Store<T> {
     }
 }
 
-/// The document to insert: the aggregate's fields, and the library's own.
+/// Builds the document to insert from the aggregate's fields and the library's own.
 fn new_document(encoded: &RawDocument, etag: &RawDocument, prepared: &Prepared) -> RawDocumentBuf {
     let mut new = Builder::new();
     new.extend(encoded);

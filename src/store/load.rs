@@ -1,4 +1,4 @@
-//! Loads an aggregate by its id, in any form in which its field encodes it.
+//! Loads an aggregate by its id, in whichever form the field encodes the id.
 
 use std::{borrow::Borrow, sync::atomic::Ordering};
 
@@ -20,12 +20,13 @@ use crate::{
 };
 
 impl<T: Aggregate> Store<T> {
-    /// Loads an aggregate, as the majority has it; `None` if there is no such document.
+    /// Loads an aggregate with read concern majority. Returns `None` if there is no such document.
     ///
-    /// The id may be any borrowed form of the aggregate's: a `&str` for a `String`. It must encode as the id itself does.
+    /// The argument may be any borrowed form of the id, such as a `&str` for a `String`. It must encode in the same way
+    /// as the id itself.
     ///
     /// # Errors
-    /// [`Error::Decode`] when it doesn't fit the struct, [`Error::Unavailable`] when MongoDB can't be asked.
+    /// [`Error::Decode`] if the document doesn't fit the struct, [`Error::Unavailable`] if MongoDB can't be reached.
     pub async fn load<Q>(&self, id: &Q) -> Result<Option<Loaded<T>>, Error>
     where
         T::Id: Borrow<Q>,
@@ -34,7 +35,7 @@ impl<T: Aggregate> Store<T> {
         let own = id_of(id)?;
         let others = other_forms(&own);
 
-        // Most of a store's documents have their `_id` in one form, so the form that was seen last is tried
+        // The documents of one store usually all have their `_id` in the same form, so try the form that was seen last
         // first.
         let last = self.form.load(Ordering::Relaxed);
         if let Some(form) = last.checked_sub(1).and_then(|place| others.get(place))
@@ -57,7 +58,7 @@ impl<T: Aggregate> Store<T> {
         self.load_other(&own, &others, any, 0).await
     }
 
-    /// Loads an aggregate whose field has an encoding of its own.
+    /// Loads an aggregate whose id field has another encoding than the id's own.
     async fn load_other(
         &self,
         own: &Bson,
@@ -69,7 +70,7 @@ impl<T: Aggregate> Store<T> {
         let Some(raw) = found else { return Ok(None) };
         let loaded = self.read(&raw, leaving)?;
 
-        // A struct that accepts any `_id` distinguishes a text from the ObjectId of the same digits.
+        // A struct that accepts any `_id` treats a string and an ObjectId with the same digits as different ids.
         if !is_of_one_type(own, &id_of(loaded.value.id())?) {
             return Ok(None);
         }
@@ -78,8 +79,8 @@ impl<T: Aggregate> Store<T> {
         Ok(Some(loaded))
     }
 
-    /// How many entries are about to leave the document of this `_id`. Asked before the document is read: their clear may arrive
-    /// between the read and the next save.
+    /// Number of entries that are about to be removed from the document with this `_id`. Call it before reading the
+    /// document, because the entries may be cleared between the read and the next save.
     fn leaving(&self, id: &Bson) -> usize {
         let clears = self.inline.clears_under_way();
         if clears.is_empty() {
@@ -88,7 +89,7 @@ impl<T: Aggregate> Store<T> {
         clears.count(&DocumentRef::by_id(self.namespace.clone(), id.clone()))
     }
 
-    /// Reads a stored document, which from then on is identified by its stored key.
+    /// Decodes a stored document. From then on the aggregate is identified by the stored key.
     fn read(&self, raw: &RawDocumentBuf, leaving: usize) -> Result<Loaded<T>, Error> {
         let document = named_by(self.namespace.clone(), &self.shard_key, raw)?;
         let mut loaded = Loaded::<T>::read(document, raw)?;

@@ -27,32 +27,32 @@ use crate::{
     },
 };
 
-/// An aggregate and the state it was loaded in. Dereferences to the aggregate.
+/// An aggregate and its state at load time. Dereferences to the aggregate.
 #[derive(Debug)]
 pub struct Loaded<T> {
     pub(super) value: T,
     pub(super) document: DocumentRef,
     /// The stored field `etag`, whatever its type; absent in documents that this library has not saved yet.
     pub(super) etag: Option<RawDocumentBuf>,
-    /// The aggregate as it would be written without changes.
+    /// The encoding that the aggregate would have if it were saved unchanged.
     pub(super) baseline: RawDocumentBuf,
-    /// The stored fields that the struct doesn't know, and those that it knows by another name.
+    /// The stored fields that the struct doesn't know, and the fields that it knows under another name.
     pub(super) differences: Differences,
-    /// Entries in the stored outbox, as far as known.
+    /// Number of entries in the stored outbox, as far as known.
     pub(super) held: Result<usize, NotAnArray>,
-    /// Whether all of them may have been delivered meanwhile.
+    /// Whether all of these entries may have been delivered in the meantime.
     pub(super) assumption: Assumption,
-    /// Bytes of the stored document.
+    /// Size of the stored document in bytes.
     pub(super) bytes: usize,
 }
 
 impl<T> Loaded<T> {
-    /// The aggregate alone, without the state of its load.
+    /// Returns the aggregate without the state that a save needs.
     pub fn into_inner(self) -> T {
         self.value
     }
 
-    /// Which document it is.
+    /// The document that the aggregate was loaded from.
     pub fn document(&self) -> &DocumentRef {
         &self.document
     }
@@ -64,7 +64,7 @@ impl<T> Loaded<T> {
 }
 
 impl<T: Aggregate> Loaded<T> {
-    /// Reads a stored document with this key.
+    /// Decodes a stored document that has this key.
     pub(super) fn read(document: DocumentRef, raw: &RawDocumentBuf) -> Result<Self, Error> {
         let stored = match read_stored::<T>(raw) {
             Ok(stored) => stored,
@@ -85,7 +85,7 @@ impl<T: Aggregate> Loaded<T> {
         })
     }
 
-    /// Remembers how many entries a save wrote, how many others there are, and how they were dispatched.
+    /// Records how many entries a save wrote, how many others the outbox has, and how the new entries were dispatched.
     pub(super) fn has_sent(&mut self, sent: usize, others: usize, dispatch: &Dispatch) {
         if others == 0 {
             self.assumption.was_right();
@@ -103,8 +103,8 @@ impl<T: Aggregate> Loaded<T> {
         }
     }
 
-    /// The fields that a save of the current aggregate writes. With any change, a field that was read under
-    /// another name moves.
+    /// Returns the fields that a save of the current aggregate writes. If there is any change, fields that were read
+    /// under another name also move to their current name.
     pub(super) fn changes(&self, now: &RawDocument) -> Result<Changes, Error> {
         let mut changes = changes(&self.baseline, now, &self.differences.unknown, T::ELEMENT_KEYS)?;
         if changes.is_empty() || self.differences.renamed.is_empty() {
@@ -122,7 +122,7 @@ impl<T: Aggregate> Loaded<T> {
         Ok(changes)
     }
 
-    /// Remembers the unknown parts of the fields that a save has set.
+    /// Records the unknown parts of the fields that a save has set.
     pub(super) fn now_knows(&mut self, set: Vec<(String, Option<Unknown>)>, unset: &[String]) {
         for field in unset {
             self.differences.unknown.remove(field);
@@ -136,7 +136,7 @@ impl<T: Aggregate> Loaded<T> {
         }
     }
 
-    /// Whether a field of the document's key has changed since the load.
+    /// Checks that no field of the document's key has changed since the load.
     pub(super) fn check_named_alike(&self, now: &RawDocument, shard_key: &[String]) -> Result<(), Error> {
         for field in [ID].into_iter().chain(shard_key.iter().map(String::as_str)) {
             if bytes::element(&self.baseline, field) != bytes::element(now, field) {
@@ -152,7 +152,7 @@ impl<T: Aggregate> Loaded<T> {
     }
 }
 
-/// The parts that are read of a stored document.
+/// The parts of a stored document that are decoded.
 struct Stored<T> {
     value: T,
     etag: Option<RawDocumentBuf>,
@@ -173,12 +173,12 @@ fn read_stored<T: Aggregate>(raw: &RawDocument) -> Result<Stored<T>, String> {
     Ok(Stored { value, etag, held: held(raw)? })
 }
 
-/// How many entries the stored outbox has.
+/// Number of entries in the stored outbox.
 fn held(raw: &RawDocument) -> Result<Result<usize, NotAnArray>, String> {
     let Some(outbox) = field(raw, OUTBOX)? else {
         return Ok(Ok(0));
     };
-    // Counted without reading the entries.
+    // Count the entries without decoding them.
     Ok(match outbox.items() {
         Some(entries) => Ok(entries.count()),
         None => Err(NotAnArray(type_name(&outbox.read_lossily()))),
@@ -211,7 +211,7 @@ impl<T> DerefMut for Loaded<T> {
     }
 }
 
-/// Decodes an aggregate, even if fields that are not its own contain text that is not UTF-8.
+/// Decodes an aggregate, even if fields that the struct doesn't know contain invalid UTF-8.
 fn decode<T: Aggregate>(raw: &RawDocument) -> Result<T, String> {
     let error = match codec::decode(raw.as_bytes()) {
         Ok(value) => return Ok(value),
@@ -221,8 +221,8 @@ fn decode<T: Aggregate>(raw: &RawDocument) -> Result<T, String> {
         return Err(error);
     }
 
-    // The struct writes only what it has read, so the result must equal the stored fields. The deliverer
-    // judges the entries of the outbox.
+    // The lossy copy replaces invalid text, so check that the struct writes exactly the stored values. Entries of the
+    // outbox are excluded; delivery checks those.
     let mut lossy = salvage::lossy(raw);
     lossy.remove(OUTBOX);
     let lossy = codec::encode(&lossy).map_err(|error| error.to_string())?;
@@ -240,7 +240,7 @@ fn decode<T: Aggregate>(raw: &RawDocument) -> Result<T, String> {
 }
 
 fn damaged(path: &str) -> String {
-    format!("field `{path}` holds text that is not UTF-8, or a value that is not BSON")
+    format!("field `{path}` contains invalid UTF-8 or invalid BSON")
 }
 
 pub(super) fn encode<T: Aggregate>(value: &T) -> Result<RawDocumentBuf, Error> {

@@ -1,4 +1,4 @@
-//! The reads of a store.
+//! Queries that a store makes while it saves.
 
 use mongodb::{
     bson::{Document, RawDocumentBuf, doc},
@@ -17,13 +17,13 @@ use crate::{
     stored::{document_ref::DocumentRef, entry::ETAG},
 };
 
-/// The state of a document whose filter matched nothing.
+/// The state of a document after a save's filter didn't match it.
 pub(super) enum Found {
-    /// Its etag is unchanged.
+    /// The etag is unchanged.
     Same,
     /// Another process has saved it.
     Changed,
-    /// It no longer exists.
+    /// The document no longer exists.
     Gone,
 }
 
@@ -56,7 +56,7 @@ impl<T: Aggregate> Store<T> {
         Ok(found.is_some())
     }
 
-    /// Why a filter matched nothing: reads the latest state, not the majority's, which may be older.
+    /// Finds out why a save's filter didn't match. Reads the latest state, because the majority's may be older.
     pub(super) async fn look_again(&self, loaded: &Loaded<T>) -> Result<Found, Error> {
         let found = self.find(&loaded.document, Some(doc! { ETAG: 1 }), ReadConcern::local()).await?;
         let Some(raw) = found else { return Ok(Found::Gone) };
@@ -64,7 +64,7 @@ impl<T: Aggregate> Store<T> {
         if element(&raw, ETAG) == loaded.etag() { Ok(Found::Same) } else { Ok(Found::Changed) }
     }
 
-    /// Reads the size of the stored document; `None` if it is gone.
+    /// Reads the size of the stored document. Returns `None` if the document is gone.
     pub(super) async fn measure(&self, document: &DocumentRef) -> Result<Option<Size>, Error> {
         let is_array = doc! { "$isArray": "$outbox" };
         let held = doc! { "$cond": [is_array, { "$size": "$outbox" }, 0] };

@@ -1,19 +1,20 @@
-//! Loading and saving aggregates, with their messages.
+//! Loads and saves aggregates, with the messages they send.
 //!
 //! # Flow
-//! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries
-//! appended to the outbox. It matches the `etag` the aggregate was loaded with, so no other change is lost.
-//! It doesn't touch the stored entries, so no delivery is lost either, except that it removes entries that
-//! this process has delivered and left there. The steps of a save are in `save.rs`.
+//! A save is one update of one document: the changed top-level fields, a fresh `etag`, and the new entries appended to
+//! the outbox. The update's filter requires the `etag` that the aggregate was loaded with, so no concurrent change is
+//! lost. The update leaves stored entries alone, so no message is lost either; it removes only entries that this
+//! process has already delivered. The steps of a save are in `save.rs`.
 //!
 //! # Guarantees
 //! - A message exists if and only if the save that sent it is committed by the majority.
-//! - Stored fields that the struct doesn't know survive, in arrays those of every element that can be recognised.
+//! - Stored fields that the struct doesn't know survive a save; inside arrays, they survive in every element that can
+//!   be recognised.
 //! - Every stored document decodes as the same struct again, and is found by the same id.
-//! - Documents from before the library, without `etag` and `outbox`, are loaded and saved like the rest.
+//! - Documents without `etag` and `outbox`, written before the library was in use, are loaded and saved like the rest.
 //!
 //! # Caveats
-//! A save future that is dropped leaves the save undecided: done or not, never by half.
+//! If the future of a save is dropped, the save may or may not happen, but it never happens partially.
 
 mod admit;
 mod assumption;
@@ -60,7 +61,7 @@ use crate::{
     observe::{metrics::SaveOutcome, trace},
 };
 
-/// Aggregates of one type in one collection.
+/// Loads and saves aggregates of one type in one collection.
 pub struct Store<T> {
     collection: Collection<RawDocumentBuf>,
     namespace: Namespace,
@@ -98,10 +99,13 @@ impl<T> Clone for Store<T> {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// A store of the aggregates in the collection of this name. It reads and writes through the client that
-    /// the inline dispatcher was built with, with its own concerns: majority.
+    /// Creates a store for the collection with this name. The store uses the client that the inline dispatcher was
+    /// built with, and always reads and writes with concern majority.
     #[must_use]
-    #[allow(clippy::needless_pass_by_value, reason = "a collection is a handle, made to be handed over")]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a collection is a cheap handle that callers pass by value"
+    )]
     pub fn new<C: Send + Sync>(collection: Collection<C>, inline: &InlineDispatcher) -> Self {
         Self {
             namespace: collection.namespace(),
@@ -115,27 +119,27 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Bounds on what a save may add.
+    /// Sets the limits on what a save may add.
     #[must_use]
     pub fn with_caps(mut self, caps: Caps) -> Self {
         self.caps = caps;
         self
     }
 
-    /// The fields of the collection's shard key besides `_id`: top-level fields of the aggregate.
+    /// Names the fields of the collection's shard key other than `_id`. They must be top-level fields of the aggregate.
     #[must_use]
     pub fn with_shard_key(mut self, fields: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.shard_key = fields.into_iter().map(Into::into).collect();
         self
     }
 
-    /// The collection, for updates of your own.
+    /// Returns the collection, for updates of your own.
     #[must_use]
     pub fn collection(&self) -> &Collection<RawDocumentBuf> {
         &self.collection
     }
 
-    /// Creates the two indexes that find due and dead messages; does nothing if they exist.
+    /// Creates the two indexes for finding due and dead messages. Does nothing if they exist.
     ///
     /// # Errors
     /// [`Error::Refused`] or [`Error::Unavailable`].
@@ -143,7 +147,7 @@ impl<T: Aggregate> Store<T> {
         self.mongo.create_indexes(&self.namespace, indexes()).await.map_err(Error::of_read)
     }
 
-    /// Runs a write in a separate span, within one timeout, and counts its outcome.
+    /// Runs a write in its own tracing span, under one timeout, and counts its outcome.
     async fn observe<R>(
         &self,
         verb: &'static str,

@@ -1,7 +1,7 @@
-//! The outcomes of a store: one enum for each verb, each variant with what to do next.
+//! The outcomes of a store's operations, one enum for each operation. Each variant says what to do next.
 //!
-//! The enums are exhaustive on purpose: code that forgets an outcome should not compile, and a new outcome
-//! would change what every caller has to decide. A write's receipt can get more fields.
+//! The enums are exhaustive on purpose: code that forgets an outcome should not compile, and a new outcome would affect
+//! every caller. `Receipt` is not exhaustive and may gain fields.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use mongodb::error::Error as DriverError;
 use super::loaded::Loaded;
 use crate::{dispatch::Dispatch, observe::metrics::SaveOutcome};
 
-/// A write that the majority has.
+/// A write that the majority has acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Receipt {
-    /// The ids of the messages saved, in the order sent.
+    /// The ids of the saved messages, in the order sent.
     pub messages: Vec<uuid::Uuid>,
-    /// The inline dispatcher's result for them.
+    /// What the inline dispatcher did with the messages.
     pub dispatch: Dispatch,
 }
 
@@ -26,28 +26,31 @@ pub struct Receipt {
 pub enum Saved {
     /// There was no change and no message, so nothing was written.
     Unchanged,
-    /// Written, and safe. The value is as freshly loaded: it can be changed and saved again.
+    /// The save was written and acknowledged by the majority. The value counts as freshly loaded, so it can be changed
+    /// and saved again.
     Applied(Receipt),
-    /// Another process saved in between; nothing was written. Load again and decide again, or use `update`.
+    /// Nothing was written, because another process saved the document in the meantime. Load it again and repeat the
+    /// decision, or use `update`.
     Conflict,
-    /// The document was deleted; nothing was written.
+    /// Nothing was written, because the document was deleted.
     Gone,
-    /// No clear answer arrived: it may have been written, and its messages were not dispatched inline. Load
-    /// the document again; if it was written, its messages are in the outbox and the rescuer delivers them.
+    /// No clear answer arrived: the save may have been written, and its messages were not dispatched inline. Load the
+    /// document again. If the save was written, its messages are in the outbox and the rescuer delivers them.
     Unknown(DriverError),
 }
 
 impl Saved {
-    /// Whether the document now equals the aggregate, including the case that there was nothing to write.
+    /// Whether the document now equals the aggregate. Also true if there was nothing to write.
     #[must_use]
     pub fn is_current(&self) -> bool {
         matches!(self, Self::Applied(_) | Self::Unchanged)
     }
 
-    /// The write, none where there was nothing to write: `orders.save(&mut order).await?.applied()?`.
+    /// Turns every outcome that wasn't applied into an error: `orders.save(&mut order).await?.applied()?`. Returns
+    /// `None` if there was nothing to write.
     ///
     /// # Errors
-    /// [`NotSaved`], for every other outcome.
+    /// [`NotSaved`] for every other outcome.
     pub fn applied(self) -> Result<Option<Receipt>, NotSaved> {
         match self {
             Self::Applied(receipt) => Ok(Some(receipt)),
@@ -59,20 +62,20 @@ impl Saved {
     }
 }
 
-/// A save that was not applied, or not for certain: the outcome as an error, see [`Saved::applied`].
+/// The outcome of a save that was not applied, or may not have been applied, as an error. See [`Saved::applied`].
 #[derive(Debug, thiserror::Error)]
 pub enum NotSaved {
     /// [`Saved::Conflict`].
     #[error(
-        "another writer saved the document in between, so nothing was written: load it again and decide again, or use `update`"
+        "nothing was written, because another writer saved the document in the meantime; load it again and repeat the decision, or use `update`"
     )]
     Conflict,
     /// [`Saved::Gone`].
-    #[error("the document was deleted, so nothing was written")]
+    #[error("nothing was written, because the document was deleted")]
     Gone,
     /// [`Saved::Unknown`].
     #[error(
-        "without a clear answer the save may have been written: load the document and check before you repeat it"
+        "no clear answer arrived, so the save may have been written; load the document and check before you repeat the save"
     )]
     Unknown(#[source] DriverError),
 }
@@ -81,20 +84,21 @@ pub enum NotSaved {
 #[derive(Debug)]
 #[must_use = "an insert may not have been applied"]
 pub enum Inserted<T> {
-    /// Written, and safe.
+    /// The document was inserted and acknowledged by the majority.
     Applied(Box<Loaded<T>>, Receipt),
-    /// A document with this `_id` exists already; nothing was written. The aggregate is returned.
+    /// Nothing was written, because a document with this `_id` already exists. Contains the aggregate.
     Exists(T),
-    /// No clear answer arrived: it may have been written. Load the document to find out; its messages were
-    /// not dispatched inline.
+    /// No clear answer arrived: the document may have been inserted, and its messages were not dispatched inline. Load
+    /// the document to find out.
     Unknown(T, DriverError),
 }
 
 impl<T> Inserted<T> {
-    /// The aggregate as it was inserted, and the write: `orders.insert(order).await?.applied()?`.
+    /// Returns the inserted aggregate and the receipt, and turns every other outcome into an error:
+    /// `orders.insert(order).await?.applied()?`.
     ///
     /// # Errors
-    /// [`NotInserted`], for every other outcome. It hands the aggregate back.
+    /// [`NotInserted`] for every other outcome. The error contains the aggregate.
     pub fn applied(self) -> Result<(Loaded<T>, Receipt), NotInserted<T>> {
         match self {
             Self::Applied(loaded, receipt) => Ok((*loaded, receipt)),
@@ -104,20 +108,20 @@ impl<T> Inserted<T> {
     }
 }
 
-/// An insert that was not applied, or not for certain: the outcome as an error, see [`Inserted::applied`].
+/// The outcome of an insert that was not applied, or may not have been applied, as an error. See [`Inserted::applied`].
 #[derive(thiserror::Error)]
 pub enum NotInserted<T> {
     /// [`Inserted::Exists`].
-    #[error("there is a document with this `_id` already, so nothing was written")]
+    #[error("nothing was written, because a document with this `_id` already exists")]
     Exists(T),
     /// [`Inserted::Unknown`].
     #[error(
-        "without a clear answer the document may have been inserted: load it and check before you repeat it"
+        "no clear answer arrived, so the document may have been inserted; load it and check before you repeat the insert"
     )]
     Unknown(T, #[source] DriverError),
 }
 
-// Without the aggregate: its content does not belong in logs of errors, and it may have no `Debug`.
+// Leaves out the aggregate, because its content does not belong in error logs and its type may not implement `Debug`.
 impl<T> fmt::Debug for NotInserted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -127,15 +131,15 @@ impl<T> fmt::Debug for NotInserted<T> {
     }
 }
 
-/// What `update` did.
+/// The result of `update`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Updated<T, R> {
-    /// What the closure returned, the last time it ran.
+    /// The value that the last run of the closure returned.
     pub value: R,
-    /// The aggregate as it is now.
+    /// The aggregate after the update.
     pub document: Loaded<T>,
-    /// The write; `None` if there was no change.
+    /// The receipt of the write. `None` if there was no change.
     pub receipt: Option<Receipt>,
 }
 
@@ -143,16 +147,17 @@ pub struct Updated<T, R> {
 #[derive(Debug)]
 #[must_use = "a delete may not have been applied"]
 pub enum Deleted {
-    /// It is gone.
+    /// The document was deleted.
     Done,
-    /// Another process saved in between; the document was not deleted. Load again and decide again.
+    /// The document was not deleted, because another process saved it in the meantime. Load it again and repeat the
+    /// decision.
     Conflict,
-    /// It was gone already.
+    /// The document did not exist any more.
     Gone,
-    /// Its outbox still has messages, so it was not deleted. Wait for their delivery, and handle the dead
-    /// ones.
+    /// The document was not deleted, because its outbox still has messages. Wait until they are delivered, and handle
+    /// the dead ones.
     Undelivered,
-    /// No clear answer arrived. Load the document to find out.
+    /// No clear answer arrived, so the document may have been deleted. Load it to find out.
     Unknown(DriverError),
 }
 

@@ -1,5 +1,5 @@
-//! Prepares a save's messages: each becomes an [`Entry`] once, is encoded once, and is delivered as that
-//! entry.
+//! Prepares a save's messages. Each message is turned into an [`Entry`] and encoded once, and that entry is also what
+//! is delivered.
 
 use std::collections::BTreeMap;
 
@@ -29,27 +29,27 @@ use crate::{
     },
 };
 
-/// A checked message, as an entry without dates.
+/// A checked message as an entry that has no dates yet.
 #[derive(Debug)]
 pub(super) struct Draft {
     entry: Entry,
     due: Due,
-    /// Encoded, with its dates and without a claim.
+    /// The size of the encoded entry with its dates and without a claim.
     bytes: usize,
 }
 
-/// Whether the stored outbox is empty, as a born-claimed entry requires.
+/// Whether the stored outbox is empty. Only then can new entries be written with a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Emptiness {
-    /// It was empty, as far as is known.
+    /// As far as is known, the outbox is empty.
     Known,
-    /// Its entries have probably been delivered meanwhile.
+    /// The entries in the outbox have probably been delivered in the meantime.
     Hoped,
-    /// Others wait in it.
+    /// The outbox probably has other entries.
     Unlikely,
 }
 
-/// The claim that entries are born with.
+/// The claim that new entries are written with.
 #[derive(Debug)]
 struct Birth {
     token: String,
@@ -58,20 +58,21 @@ struct Birth {
 
 /// A save's messages, ready to be written.
 pub(super) struct Prepared {
-    /// In the order sent.
+    /// The entries, in the order sent.
     entries: Vec<Entry>,
-    /// The same in their stored form, as a document with the field `outbox`; empty without entries.
+    /// The entries in their stored form, as a document with the field `outbox`. An empty document if there are no
+    /// entries.
     pub(super) encoded: RawDocumentBuf,
-    /// Server time, when they are sent.
+    /// The server time of the save.
     now: DateTime,
-    /// How many of them are due.
+    /// Number of entries that are due at once.
     pub(super) due: usize,
     seat: Result<Seat, Dispatch>,
     claim: Option<Birth>,
 }
 
 impl Draft {
-    /// When the message is due, if that is in the future.
+    /// The time at which the message is due, if it is in the future.
     fn scheduled(&self, now: DateTime) -> Option<DateTime> {
         let at = match self.due {
             Due::Now => return None,
@@ -81,7 +82,7 @@ impl Draft {
         if at > now { Some(at) } else { None }
     }
 
-    /// The entry as it is saved at this time. An entry that is not to be delivered now has no claim.
+    /// The entry as it is saved at this time. Only an entry that is due now gets the claim.
     fn dated(self, now: DateTime, claim: Option<&Birth>) -> Entry {
         let scheduled = self.scheduled(now);
         let mut entry = self.entry;
@@ -98,12 +99,12 @@ impl Draft {
     }
 }
 
-/// How many of these are due now.
+/// Number of these entries that are due now.
 fn due_of(drafts: &[Draft], now: DateTime) -> usize {
     drafts.iter().filter(|draft| draft.scheduled(now).is_none()).count()
 }
 
-/// The size of a field `outbox` with these, each with a claim of this size.
+/// The size of the field `outbox` with these entries, each with a claim of this size.
 pub(super) fn bytes_of(drafts: &[Draft], claim: usize) -> usize {
     if drafts.is_empty() {
         return 0;
@@ -112,10 +113,10 @@ pub(super) fn bytes_of(drafts: &[Draft], claim: usize) -> usize {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// The messages of an aggregate as entries without dates, checked against the caps.
+    /// Turns the messages of an aggregate into entries without dates, and checks them against the caps.
     ///
     /// # Errors
-    /// That of the first message that can't be stored.
+    /// The error of the first message that can't be stored.
     pub(super) fn drafts(&self, outbox: &Outbox) -> Result<Vec<Draft>, Error> {
         outbox.iter().map(|message| self.draft(message)).collect()
     }
@@ -141,10 +142,11 @@ impl<T: Aggregate> Store<T> {
         Ok(Draft { entry, due: message.due, bytes })
     }
 
-    /// Dates and encodes entries, with a seat if one is free, and claimed if the outbox may be empty.
+    /// Adds the dates to the entries and encodes them. Takes a seat if one is free, and adds a claim if the outbox may
+    /// be empty.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the server has to be asked for the time, [`Error::Encode`].
+    /// [`Error::Unavailable`] if the server must be asked for its time and can't be reached, and [`Error::Encode`].
     pub(super) async fn prepare(
         &self,
         document: &DocumentRef,
@@ -169,10 +171,11 @@ impl<T: Aggregate> Store<T> {
         Prepared::of(document, drafts, now, seat, claim)
     }
 
-    /// Dates and encodes entries that the caller writes, so without seat and claim.
+    /// Adds the dates to entries that the caller will write, and encodes them. Such entries get neither a seat nor a
+    /// claim.
     ///
     /// # Errors
-    /// As [`prepare`](Self::prepare).
+    /// The same errors as [`prepare`](Self::prepare).
     pub(super) async fn prepare_for_others(
         &self,
         document: &DocumentRef,
@@ -182,7 +185,7 @@ impl<T: Aggregate> Store<T> {
         Prepared::of(document, drafts, now, Err(Dispatch::Nothing), None)
     }
 
-    /// Hands the messages of a save that was written to the inline dispatcher, if they have a seat.
+    /// Hands the messages of a written save to the inline dispatcher, if they have a seat.
     pub(super) async fn dispatch(&self, document: &DocumentRef, prepared: Prepared) -> Receipt {
         let Prepared { entries, due, seat, claim, .. } = prepared;
         self.inline.metrics().sent(entries.len());
@@ -208,7 +211,7 @@ impl<T: Aggregate> Store<T> {
 }
 
 impl Birth {
-    /// The claim on those of a save's entries that are due.
+    /// Builds the claim on the entries of a save that are due.
     fn of(self, document: &DocumentRef, mut entries: Vec<Entry>) -> Claim {
         entries.retain(|entry| entry.claimed_by.is_some());
         let Self { token, until } = self;
@@ -250,12 +253,12 @@ impl Prepared {
         self.claim.is_some()
     }
 
-    /// How many bytes they add to their document.
+    /// Number of bytes that the entries add to their document.
     pub(super) fn bytes(&self) -> usize {
         self.encoded.as_bytes().len() - RawDocumentBuf::new().as_bytes().len()
     }
 
-    /// Drops the claim: the entries are due at once, for any claim.
+    /// Removes the claim from the entries, so that they are due at once and anyone can claim them.
     pub(super) fn unclaim(&mut self, document: &DocumentRef) -> Result<(), Error> {
         self.claim = None;
         for entry in &mut self.entries {
@@ -272,7 +275,7 @@ fn ids_of(entries: &[Entry]) -> Vec<Uuid> {
     entries.iter().map(|entry| entry.id).collect()
 }
 
-/// Entries as they are stored: an array in the field `outbox`.
+/// Encodes entries in their stored form, an array in the field `outbox`.
 fn encode(document: &DocumentRef, entries: &[Entry]) -> Result<RawDocumentBuf, Error> {
     let outbox = OutboxField { outbox: entries.iter().map(NewEntry::of).collect() };
     codec::encode(&outbox)
@@ -284,7 +287,7 @@ struct OutboxField<'a> {
     outbox: Vec<NewEntry<'a>>,
 }
 
-/// A new entry as it is stored, without the fields that only deliveries write.
+/// The stored form of a new entry, without the fields that only deliveries write.
 #[derive(Serialize)]
 struct NewEntry<'a> {
     id: Uuid,
@@ -364,7 +367,7 @@ mod tests {
         Prepared::of(&document(), drafts, NOW, Err(Dispatch::Off), claim).unwrap()
     }
 
-    /// The entries as a reader of the stored document finds them.
+    /// Decodes the entries as a reader of the stored document would.
     fn stored(prepared: &Prepared) -> Vec<Entry> {
         let slots = read_outbox_of(&prepared.encoded).unwrap();
         slots.iter().map(|slot| slot.entry().unwrap().clone()).collect()

@@ -1,14 +1,14 @@
 //! A save, in five steps.
 //!
 //! # Flow
-//! 1. *diff*: the changes since the load, and the messages sent, checked against the caps of messages;
-//! 2. *admit*: whether it fits into the document. Asks the server at most once;
-//! 3. *prepare*: the messages become entries, dated and encoded, with a seat and a claim if they can be
-//!    delivered at once;
-//! 4. *write*: under the strictest [condition](super::write::Condition) first;
-//! 5. *dispatch*: the entries go to the inline dispatcher.
+//! 1. *diff* finds the changes since the load and checks the sent messages against the caps.
+//! 2. *admit* checks that the save fits into the document. It asks the server at most once.
+//! 3. *prepare* turns the messages into dated and encoded entries, with a seat and a claim if they can be delivered at
+//!    once.
+//! 4. *write* writes the save, trying the strictest [condition](super::write::Condition) first.
+//! 5. *dispatch* hands the entries to the inline dispatcher.
 //!
-//! Before the write there are no effects, and any step may refuse.
+//! The steps before *write* have no effects, and each of them may refuse the save.
 
 use super::{
     Store, admit::Size, diff::Diff, error::Error, loaded::Loaded, outcome::Saved, prepare::Emptiness,
@@ -17,12 +17,12 @@ use super::{
 use crate::aggregate::Aggregate;
 
 impl<T: Aggregate> Store<T> {
-    /// Saves what changed since the aggregate was loaded, with the messages it sent.
+    /// Saves the changes since the aggregate was loaded, and the messages it sent.
     ///
-    /// On any outcome but [`Saved::Applied`] the messages are still in the aggregate's outbox.
+    /// On any outcome except [`Saved::Applied`], the messages stay in the aggregate's outbox.
     ///
     /// # Errors
-    /// [`Error`]; nothing was written then.
+    /// [`Error`], if nothing was written.
     pub async fn save(&self, loaded: &mut Loaded<T>) -> Result<Saved, Error> {
         self.observe("save", self.save_in_steps(loaded)).await
     }
@@ -60,12 +60,12 @@ impl<T: Aggregate> Store<T> {
         Ok(Saved::Applied(receipt))
     }
 
-    /// Whether entries can be born claimed, as far as is known before the write.
+    /// Whether the new entries can be written with a claim, as far as is known before the write.
     fn emptiness(&self, loaded: &mut Loaded<T>, size: Size) -> Emptiness {
         if size.held == 0 {
             return Emptiness::Known;
         }
-        // Impossible while a delivery is in progress.
+        // The outbox can't be empty while a delivery is in progress.
         if loaded.assumption.covers(size.held) && !self.inline.works_on(&loaded.document) {
             Emptiness::Hoped
         } else {
@@ -73,8 +73,8 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// The changes are stored now, and the messages leave the aggregate: not earlier, because a dropped save
-    /// must not lose them.
+    /// Marks the aggregate's changes as stored and empties its outbox. This happens only after the write, because a
+    /// dropped save must not lose messages.
     fn forget_changes(&self, loaded: &mut Loaded<T>, diff: Diff) {
         let Diff { now, changes, .. } = diff;
         loaded.value.outbox().take();

@@ -1,4 +1,4 @@
-//! *Bring your own update*: for teams with their own data layer.
+//! Prepares messages for an update that the caller writes, for teams with their own data layer.
 //!
 //! ```no_run
 //! # use document_outbox::{Aggregate, Error, Outbox, Store};
@@ -49,8 +49,9 @@ use crate::{
 
 /// Messages ready to be written by the caller's update, insert or transaction.
 ///
-/// **Guarantee.** They exist if and only if that write is committed. **Assumption.** The write is acknowledged by the majority;
-/// with less, a failover can undo it. Dropping this without writing drops the messages.
+/// **Guarantee.** The messages exist if and only if that write is committed. **Assumption.** The write is acknowledged
+/// by the majority; with a weaker write concern, a failover can undo it. If this value is dropped without being
+/// written, the messages are dropped.
 #[must_use = "messages that are not written are lost"]
 pub struct StagedMessages {
     mongo: Mongo,
@@ -64,7 +65,7 @@ pub struct StagedMessages {
     entries: Vec<Bson>,
 }
 
-/// Without the entries, which hold payloads.
+/// Leaves out the entries, because they contain payloads.
 impl fmt::Debug for StagedMessages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StagedMessages")
@@ -78,7 +79,7 @@ impl<T: Aggregate> Store<T> {
     /// Prepares messages for your own update, insert or transaction: see [`StagedMessages`].
     ///
     /// # Errors
-    /// [`Error`] for messages past their caps; they stay in the outbox.
+    /// [`Error`] for messages that exceed their caps. On an error the messages stay in the outbox.
     pub async fn stage(&self, outbox: &mut Outbox) -> Result<StagedMessages, Error> {
         let unnamed = DocumentRef::by_id(self.namespace.clone(), Bson::Null);
         let drafts = self.drafts(outbox)?;
@@ -108,7 +109,7 @@ impl StagedMessages {
     /// Adds the messages, and a fresh etag, to an update made of operators (`$set`, `$inc`, …).
     ///
     /// # Errors
-    /// [`Error::UpdateTouchesOutbox`] where the update writes `outbox` or `etag` itself.
+    /// [`Error::UpdateTouchesOutbox`] if the update writes `outbox` or `etag` itself.
     pub fn onto(&self, mut update: Document) -> Result<Document, Error> {
         for (operator, fields) in &update {
             for (path, value) in fields.as_document().into_iter().flatten() {
@@ -128,7 +129,7 @@ impl StagedMessages {
     /// Adds the messages, and an etag, to a document to be inserted.
     ///
     /// # Errors
-    /// [`Error::UpdateTouchesOutbox`] where the document has `outbox` or `etag` already.
+    /// [`Error::UpdateTouchesOutbox`] if the document has `outbox` or `etag` already.
     pub fn into_new(&self, mut document: Document) -> Result<Document, Error> {
         if let Some(path) = [ETAG, OUTBOX].into_iter().find(|field| document.contains_key(field)) {
             return Err(Error::UpdateTouchesOutbox { path: path.into() });
@@ -144,11 +145,12 @@ impl StagedMessages {
         self.ids.iter().map(|id| uuid::Uuid::from_bytes(id.bytes())).collect()
     }
 
-    /// Starts inline delivery, once the write is committed. Without this call, the rescuer delivers.
+    /// Starts inline delivery. Call it once the write is committed; without this call, the rescuer delivers the
+    /// messages.
     ///
-    /// `id` is the `_id` of the document that was written. A UUID or `ObjectId` may be given in any of the
-    /// forms in which a document can have it. If no document of that `_id` has the messages, the rescuer
-    /// delivers them, and a warning is logged.
+    /// `id` is the `_id` of the document that was written. A UUID or `ObjectId` may be given in any form in which a
+    /// document can store it. If no document with that `_id` has the messages, a warning is logged and inline delivery
+    /// is left to the rescuer.
     pub async fn committed(self, id: impl Into<Bson>) -> Dispatch {
         let Some(first) = self.ids.first() else { return Dispatch::Nothing };
         let id = id.into();
@@ -174,13 +176,13 @@ impl StagedMessages {
                 self.inline.left(&named, self.due, &why);
                 return why;
             }
-            // The delivery will fail the same way, and report it.
+            // The server can't be asked; the delivery will fail in the same way and report it.
             Err(_unasked) => named,
         };
         self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await
     }
 
-    /// The document that has the messages, by its stored key.
+    /// Finds the document that has the messages, and returns its stored key.
     async fn find(&self, id: &Bson, message: Uuid) -> Result<Option<DocumentRef>, DriverError> {
         let mut any = vec![doc! { ID: equal_to(id) }];
         any.extend(other_forms(id).into_iter().map(|form| doc! { ID: form }));

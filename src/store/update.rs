@@ -1,4 +1,4 @@
-//! Loads, changes and saves in one, and repeats if another process was faster.
+//! Loads, changes and saves an aggregate in one call, and starts over if another process saved it in the meantime.
 
 use std::{borrow::Borrow, convert::Infallible, time::Duration};
 
@@ -13,18 +13,18 @@ use super::{
 };
 use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 
-/// How often [`Store::update`] tries before it gives up on a document that others keep changing.
+/// Number of attempts that [`Store::update`] makes before it gives up on a document that other writers keep changing.
 const TRIES: u32 = 32;
-/// After this many tries the pause stops growing: a quarter of a second, because the other save may wait for
-/// its majority that long.
+/// After this many attempts the pause stops growing. By then it is up to a quarter of a second, because the other save
+/// may wait that long for its majority.
 const LONGEST_AFTER: u32 = 7;
 
 impl<T: Aggregate> Store<T> {
     /// Loads an aggregate, changes it and saves it. Starts over if another process saved it in the
     /// meantime.
     ///
-    /// The closure may run several times, each time on a fresh aggregate; it should only change it. The id may be any
-    /// borrowed form of the aggregate's, as for [`load`](Store::load).
+    /// The closure may run several times, each time on a freshly loaded aggregate, so it should only change that
+    /// aggregate. The id may be given in any borrowed form, as for [`load`](Store::load).
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Contended`], [`Error::Unknown`] (load the document before you repeat
@@ -44,7 +44,7 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Like [`update`](Store::update), with a closure that can refuse; then there is no save.
+    /// Like [`update`](Store::update), but the closure can return an error; in that case the aggregate is not saved.
     ///
     /// # Errors
     /// The outer error is the store's, the inner one the closure's: `orders.try_update(&id, Order::pay).await??`.
@@ -71,7 +71,7 @@ impl<T: Aggregate> Store<T> {
         Err(Error::Contended { document: self.named(id)?, tries: TRIES })
     }
 
-    /// Like [`try_update`](Store::try_update), with an async closure: it takes the aggregate and returns it.
+    /// Like [`try_update`](Store::try_update), but with an async closure, which takes the aggregate and returns it.
     ///
     /// ```
     /// # use document_outbox::{Aggregate, Loaded, Store};
@@ -129,7 +129,7 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Saves; none after a conflict, and a pause because of it.
+    /// Saves the aggregate. After a conflict, pauses and returns `None`.
     async fn save_or_pause(
         &self,
         loaded: &mut Loaded<T>,
@@ -152,7 +152,7 @@ impl<T: Aggregate> Store<T> {
     }
 }
 
-/// How long to wait after this many conflicts: full jitter, up to a bound that doubles.
+/// The pause after this many conflicts, chosen at random between zero and a limit that doubles (full jitter).
 fn pause(tries: u32) -> Duration {
     let longest = Duration::from_millis(2 << tries.min(LONGEST_AFTER));
     longest.mul_f64(fastrand::f64())

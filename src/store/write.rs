@@ -1,4 +1,4 @@
-//! The write of a save: one update, under the strictest condition first.
+//! Writes a save as one update, trying the strictest condition first.
 //!
 //! ```text
 //! HoldsOnly(taken) ─────────┐
@@ -6,7 +6,7 @@
 //! EmptyOrHoldsOnly(clear) ──┘
 //! ```
 //!
-//! A miss is followed by one read of the etag: if that has changed, it is a conflict at once.
+//! If the update's filter doesn't match, the etag is read once; if it has changed, the save is a conflict.
 
 use mongodb::{
     bson::{Document, RawDocument, RawDocumentBuf, doc},
@@ -41,22 +41,22 @@ const FIRST_ENTRY: &[u8] = b"outbox.0";
 /// The size of an empty string in BSON.
 const EMPTY_STRING: &[u8] = &[1, 0, 0, 0, 0];
 
-/// The condition on the stored outbox for a save.
+/// The condition that a save puts on the stored outbox.
 pub(super) enum Condition {
-    /// It has only entries that were delivered under one claim: this save removes those, and its entries are
-    /// born claimed.
+    /// The outbox has only entries that were delivered under one claim. The save removes those entries and writes its
+    /// own with a claim.
     HoldsOnly(Taken),
-    /// It is empty, or holds exactly the entries of a clear that is under way, which may arrive before this save or after it. The
-    /// entries are born claimed.
+    /// The outbox is empty, or has exactly the entries of a clear that is in progress and may arrive before or after
+    /// this save. The save writes its entries with a claim.
     EmptyOrHoldsOnly(OvertakenClear),
-    /// It is empty: the entries are born claimed.
+    /// The outbox is empty. The save writes its entries with a claim.
     EmptyOutbox,
-    /// Anything: the entries are appended, unclaimed.
+    /// No condition. The entries are appended without a claim.
     Any,
 }
 
 impl Condition {
-    /// The save under this condition was not written, for certain.
+    /// Records that the save under this condition was certainly not written.
     fn was_not_written(&self) {
         if let Self::EmptyOrHoldsOnly(clear) = self {
             clear.missed();
@@ -69,20 +69,21 @@ pub(super) enum SaveWrite {
     Applied {
         etag: RawDocumentBuf,
     },
-    /// Another process saved in between.
+    /// Another process saved the document in the meantime.
     Conflict,
     Gone,
-    /// It may have been written.
+    /// The save may have been written.
     Unknown(DriverError),
     /// Nothing was written.
     Failed(DriverError),
 }
 
 impl<T: Aggregate> Store<T> {
-    /// Step 4 of a save. If the outbox turns out not to be empty, the entries in `prepared` lose their claim.
+    /// Step 4 of a save: writes it. If the outbox turns out not to be empty, the entries in `prepared` lose their
+    /// claim.
     ///
     /// # Errors
-    /// That of a question between two tries.
+    /// The error of a query between two attempts.
     pub(super) async fn write(
         &self,
         loaded: &mut Loaded<T>,
@@ -105,7 +106,7 @@ impl<T: Aggregate> Store<T> {
             }
 
             match self.look_again(loaded).await? {
-                // The etag is unchanged, so only the outbox can have caused the miss.
+                // The etag is unchanged, so only the condition on the outbox can have failed.
                 Found::Same => {}
                 Found::Changed => return Ok(SaveWrite::Conflict),
                 Found::Gone => return Ok(SaveWrite::Gone),
@@ -154,14 +155,14 @@ impl<T: Aggregate> Store<T> {
         }
     }
 
-    /// Waits until messages that a save could not remove have been cleared. If they are not cleared by the
-    /// deadline, the next try fails.
+    /// Waits until the messages that a save could not remove have been cleared. If they are not cleared by the
+    /// deadline, the next attempt fails.
     async fn wait_for_clears(&self, loaded: &Loaded<T>) {
         until_deadline(self.inline.flush_document(&loaded.document)).await;
     }
 }
 
-/// The statement: it changes the document that has the etag as loaded and an outbox by the condition.
+/// Builds the update statement. Its filter requires the etag from the load and an outbox that meets the condition.
 fn update_of<T>(
     loaded: &Loaded<T>,
     changes: &Changes,
@@ -193,14 +194,15 @@ fn update_of<T>(
     })
 }
 
-/// A fresh etag, as the field that is stored.
+/// Creates a fresh etag in its stored form.
 pub(super) fn new_etag() -> RawDocumentBuf {
     let mut field = Builder::new();
     field.push_uuid(ETAG, new_random());
     field.build()
 }
 
-/// Matches the document if its etag is as it was loaded and its outbox by the condition.
+/// Builds the filter that matches the document if its etag is unchanged since the load and its outbox meets the
+/// condition.
 pub(super) fn filter_of<T>(loaded: &Loaded<T>, condition: &Condition) -> Result<Filter, Error> {
     let mut filter = Builder::new();
     filter.extend(&loaded.document.filter_bytes());
@@ -215,7 +217,8 @@ pub(super) fn filter_of<T>(loaded: &Loaded<T>, condition: &Condition) -> Result<
             filter.extend(&holds_only);
         }
         Condition::EmptyOrHoldsOnly(clear) => {
-            // An array without elements, not just a field without: a foreign value in its place is not overwritten.
+            // Require an empty array, and not merely an absent first entry, so that a foreign value in place of the
+            // outbox is not overwritten.
             let either = doc! { "$or": [{ OUTBOX: { "$size": 0 } }, holds_only(clear.delivered())] };
             filter.extend(&codec::encode(&either).map_err(Error::of_encoding)?);
         }
@@ -225,14 +228,14 @@ pub(super) fn filter_of<T>(loaded: &Loaded<T>, condition: &Condition) -> Result<
     Ok(Filter::Bytes(filter.build()))
 }
 
-/// Matches an absent field.
+/// Builds the operand that matches an absent field.
 fn absent() -> RawDocumentBuf {
     let mut absent = Builder::new();
     absent.push_bool("$exists", false);
     absent.build()
 }
 
-/// Matches an outbox that holds exactly these entries, still under their claim.
+/// Builds the filter for an outbox that has exactly these entries, still under their claim.
 fn holds_only(delivered: &Delivered) -> Document {
     let mut filter = doc! { format!("{OUTBOX}.{}", delivered.ids.len()): { "$exists": false } };
     for (place, id) in delivered.ids.iter().enumerate() {
@@ -242,7 +245,7 @@ fn holds_only(delivered: &Delivered) -> Document {
     filter
 }
 
-/// The operand that removes these fields.
+/// Builds the operand that removes these fields.
 fn unset(fields: &[String]) -> RawDocumentBuf {
     let mut unset = Builder::new();
     for field in fields {
@@ -251,7 +254,7 @@ fn unset(fields: &[String]) -> RawDocumentBuf {
     unset.build()
 }
 
-/// The operand that appends these entries.
+/// Builds the operand that appends these entries.
 fn push(entries: Element<'_>) -> RawDocumentBuf {
     let mut each = Builder::new();
     each.push(Element { name: b"$each", ..entries });

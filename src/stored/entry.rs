@@ -178,7 +178,7 @@ const FIELDS: [&str; 11] = [
 fn damage(element: &Element<'_>) -> Option<String> {
     let damaged =
         element.fields()?.find(|field| FIELDS.contains(&&*field.text_name()) && field.read().is_none())?;
-    Some(format!("`{}` holds text that is not UTF-8, or a value that is not BSON", damaged.text_name()))
+    Some(format!("`{}` contains invalid UTF-8 or invalid BSON", damaged.text_name()))
 }
 
 /// Reads the value of a document's `outbox` field; an absent one is empty.

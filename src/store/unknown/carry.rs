@@ -8,19 +8,19 @@ use parking_lot::Mutex;
 use super::{Unknown, elements::recognise, path::FieldPath};
 use crate::{encoding::raw, store::error::Error};
 
-/// At most this many paths are logged, once each: names of a map's entries may be part of them.
+/// At most this many paths are logged, once each. The number is limited because a path may contain the keys of a map.
 const MOST_PATHS: usize = 1_000;
 
-/// The value that a save writes into a field, and its parts that the struct doesn't know.
+/// The value that a save writes into a field, and the parts of that value that the struct doesn't know.
 pub(crate) struct Carried {
     pub(crate) value: Bson,
     pub(crate) unknown: Option<Unknown>,
 }
 
-/// Unknown fields that were dropped with unrecognised elements, by path.
+/// Number of unknown fields that were dropped with unrecognised elements, by path.
 pub(crate) type Dropped = BTreeMap<String, usize>;
 
-/// A value of the aggregate with its earlier unknown fields.
+/// Returns a value of the aggregate in which the unknown fields of its stored value are restored.
 pub(crate) fn carry(
     unknown: &Unknown,
     before: RawBsonRef<'_>,
@@ -39,7 +39,7 @@ pub(crate) fn carry(
             carry_elements(elements, before, now, path, dropped)
         }
         (Unknown::Unreadable, ..) => Err(Error::UnreadableField { field: path.to_string() }),
-        // It is another kind of value now: its old content is removed.
+        // The value has another kind now, so its old content is removed.
         _ => Ok(Carried { value: owned(now)?, unknown: None }),
     }
 }
@@ -107,7 +107,7 @@ fn carry_elements(
         }
     }
 
-    // If every element is recognised, the others were removed on purpose.
+    // If every current element is recognised, the stored elements without a match were removed on purpose.
     if recognised.iter().any(Option::is_none) {
         let kept: BTreeSet<usize> = recognised.into_iter().flatten().collect();
         for (place, unknown) in unknown {
@@ -144,7 +144,7 @@ impl Unknown {
     }
 }
 
-/// Warns of each path once in this process.
+/// Logs a warning once per process for each path.
 pub(crate) fn warn_of(namespace: &mongodb::Namespace, dropped: &Dropped) {
     static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     for path in dropped.keys() {

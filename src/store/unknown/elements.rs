@@ -1,27 +1,31 @@
-//! Matches the elements of a changed array with those of the array before.
+//! Matches the elements of a changed array with the elements of the old array.
 //!
 //! # Flow
-//! In this order, each step only for elements that the steps before left over:
-//! 1. equal in all that the struct knows, by the longest common subsequence; then equal ones that have moved;
-//! 2. the same value of the declared key, or else of `_id` or `id`, if no other element has it;
-//! 3. the same place, where the lengths are equal and both neighbours are recognised in their places, unless the keys differ.
+//! Elements are matched by these steps, in order. Each step handles only elements that the earlier steps left
+//! unmatched:
+//! 1. elements that are equal in all fields that the struct knows, by the longest common subsequence; then equal
+//!    elements that have moved;
+//! 2. elements with the same value of the declared key, if the value is unique; if no key is declared, of `_id` or
+//!    `id`;
+//! 3. elements in the same place, if the arrays have equal length, both neighbours are recognised in their places, and
+//!    the keys don't differ.
 //!
 //! # Caveats
-//! The longest common subsequence takes time and memory by the product of the lengths of what is left between an equal head and
-//! an equal tail. Above a bound it is left out: equal elements are then taken in the order in which they come, which
-//! differs only where some of them are equal to each other.
+//! The equal head and tail of both arrays are set aside first. For the rest, the longest common subsequence takes time
+//! and memory in proportion to the product of the two lengths. Above a limit this step is skipped, and equal elements
+//! are matched in the order in which they occur. The result differs only if several elements are equal to each other.
 
 use std::collections::{HashMap, VecDeque};
 
 use mongodb::bson::{RawBsonRef, RawDocument};
 
-/// The fields that identify elements if no key is declared; the first that exists counts.
+/// The fields that identify elements if no key is declared; the first one that an element has is used.
 const USUAL_KEYS: [&str; 2] = ["_id", "id"];
 
-/// How many pairs the longest common subsequence may compare.
+/// Maximum number of pairs that the longest common subsequence may compare.
 const MOST_PAIRS: usize = 250_000;
 
-/// For each element of the current array, the matching element of the array before.
+/// Returns, for each element of the current array, the matching element of the old array.
 pub(super) fn recognise(
     before: &[RawBsonRef<'_>],
     now: &[RawBsonRef<'_>],
@@ -42,8 +46,8 @@ pub(super) fn recognise(
     found.now
 }
 
-/// For each element of an array as its struct writes it, the element of the stored array that it was read
-/// from. `agrees` decides whether the second of two can have been read from the first.
+/// Returns, for each element of an array as its struct writes it, the element of the stored array that it was read
+/// from. `agrees` decides whether its second argument can have been read from its first.
 pub(super) fn read_from(
     stored: &[RawBsonRef<'_>],
     known: &[RawBsonRef<'_>],
@@ -60,7 +64,7 @@ pub(super) fn read_from(
         return found.now;
     }
 
-    // The struct keeps them in another order, as a set does, or has left some out.
+    // The struct keeps the elements in another order, as a set does, or has left some out.
     found.by_key(stored, known, key);
 
     let (stored_rest, known_rest) = found.rest();
@@ -76,8 +80,8 @@ pub(super) fn read_from(
     found.now
 }
 
-/// Numbers that are equal exactly if documents and arrays are, for comparison. Other values can't contain
-/// unknown fields: all of one type have the same number.
+/// Assigns a number to each value, so that documents and arrays can be compared by number: equal values have equal
+/// numbers. Values of other types can't contain unknown fields, so all values of one such type share a number.
 fn numbered<'a>(before: &[RawBsonRef<'a>], now: &[RawBsonRef<'a>]) -> (Vec<usize>, Vec<usize>) {
     let mut numbers = HashMap::new();
     let before = before.iter().map(|value| number_of(*value, &mut numbers)).collect();
@@ -96,9 +100,9 @@ fn number_of<'a>(value: RawBsonRef<'a>, numbers: &mut HashMap<(u8, &'a [u8]), us
 }
 
 struct Recognised {
-    /// For each element before, its match now.
+    /// For each old element, its match in the current array.
     before: Vec<Option<usize>>,
-    /// For each element now, its match before.
+    /// For each current element, its match in the old array.
     now: Vec<Option<usize>>,
 }
 
@@ -116,7 +120,7 @@ impl Recognised {
         self.now.iter().all(Option::is_some)
     }
 
-    /// The unmatched ones before and now.
+    /// The unmatched elements of the old and the current array.
     fn rest(&self) -> (Vec<usize>, Vec<usize>) {
         (unpaired(&self.before), unpaired(&self.now))
     }
@@ -149,7 +153,7 @@ impl Recognised {
         self.moved_ones(before, now);
     }
 
-    /// Equal elements at any place, in order.
+    /// Matches equal elements at any place, in order.
     fn moved_ones(&mut self, before: &[usize], now: &[usize]) {
         let (rest_before, rest_now) = self.rest();
         let mut places: HashMap<usize, VecDeque<usize>> = HashMap::new();
@@ -163,7 +167,7 @@ impl Recognised {
         }
     }
 
-    /// For each of these now, the next equal one before, within the bound on pairs.
+    /// Matches each current element with the next equal old element, in order, within the limit on pairs.
     fn in_order(&mut self, before: &[usize], now: &[usize], same: impl Fn(usize, usize) -> bool) {
         let (mut compared, mut next) = (0, 0);
         for place in now {
@@ -219,12 +223,12 @@ impl Recognised {
     }
 }
 
-/// The places without a match.
+/// The places of elements without a match.
 fn unpaired(places: &[Option<usize>]) -> Vec<usize> {
     (0..places.len()).filter(|place| places[*place].is_none()).collect()
 }
 
-/// Whether the keys of these show that they are two different elements.
+/// Whether the keys prove that these are two different elements.
 fn have_other_keys(before: RawBsonRef<'_>, now: RawBsonRef<'_>, declared: Option<&str>) -> bool {
     match (key_of(before, declared), key_of(now, declared)) {
         (Some(before), Some(now)) => before != now,
@@ -232,7 +236,7 @@ fn have_other_keys(before: RawBsonRef<'_>, now: RawBsonRef<'_>, declared: Option
     }
 }
 
-/// The keys that occur once, with their places.
+/// The keys that occur exactly once, with the places of their elements.
 fn unique_keys(elements: &[RawBsonRef<'_>], declared: Option<&str>) -> HashMap<String, usize> {
     let mut places: HashMap<String, Option<usize>> = HashMap::new();
     for (place, element) in elements.iter().enumerate() {
@@ -243,7 +247,7 @@ fn unique_keys(elements: &[RawBsonRef<'_>], declared: Option<&str>) -> HashMap<S
     places.into_iter().filter_map(|(key, place)| Some((key, place?))).collect()
 }
 
-/// The name and value of an element's key, as text that is equal if they are.
+/// The name and value of an element's key as text. Equal keys give equal text.
 fn key_of(element: RawBsonRef<'_>, declared: Option<&str>) -> Option<String> {
     let RawBsonRef::Document(element) = element else { return None };
     match declared {
@@ -259,7 +263,7 @@ fn key_named(element: &RawDocument, name: &str) -> Option<String> {
 fn value_of(element: &RawDocument, name: &str) -> Option<String> {
     match element.get(name).ok().flatten()? {
         RawBsonRef::Null | RawBsonRef::Undefined => None,
-        // A number may be written with another type than it was read.
+        // A number may be written with another type than it was read with.
         RawBsonRef::Int32(number) => Some(number.to_string()),
         RawBsonRef::Int64(number) => Some(number.to_string()),
         RawBsonRef::Double(number) => Some(number.to_string()),
@@ -267,13 +271,13 @@ fn value_of(element: &RawDocument, name: &str) -> Option<String> {
     }
 }
 
-/// Pairs of the longest common subsequence, by dynamic programming.
+/// Finds the pairs of the longest common subsequence by dynamic programming.
 fn longest_common_subsequence(
     before: &[usize],
     now: &[usize],
     same: impl Fn(usize, usize) -> bool,
 ) -> Vec<(usize, usize)> {
-    // The length of the longest one after each pair of places.
+    // For each pair of places, the length of the longest common subsequence after them.
     let width = now.len() + 1;
     let mut longest = vec![0_u32; (before.len() + 1) * width];
     for i in (0..before.len()).rev() {

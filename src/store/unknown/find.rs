@@ -11,17 +11,17 @@ use super::{
 };
 use crate::encoding::{codec::CodecError, raw};
 
-/// The state of a comparison of a stored document with its struct.
+/// The state while a stored document is compared with its struct.
 #[derive(Debug, Default)]
 pub(super) struct Search {
-    /// Paths of stored fields that the struct has read under another name, so that they aren't unknown.
+    /// Paths of stored fields that the struct has read under another name. Such fields aren't unknown.
     pub(super) renamed: BTreeSet<String>,
-    /// Paths of unknown fields next to a field of the struct that isn't stored: the struct may have read one
-    /// as the other.
+    /// Paths of unknown fields at the same level as a struct field that isn't stored. The struct may have read the
+    /// unknown field as that field.
     pub(super) candidates: BTreeSet<String>,
 }
 
-/// The unknown parts of each top-level field. `known` is the aggregate as read from `stored` and written
+/// Returns the unknown parts of each top-level field. `known` is the aggregate as it was read from `stored` and encoded
 /// again.
 pub(super) fn unknown(
     stored: &RawDocument,
@@ -67,7 +67,7 @@ fn inside_document(
     }
 
     let known = raw::fields_by_name(known);
-    // If the struct writes more than is stored, it may have read an unknown field under another name.
+    // If the struct writes a field that isn't stored, it may have read an unknown field under another name.
     let has_more = {
         let stored = raw::fields_by_name(stored);
         known.keys().any(|name| !stored.contains_key(name))
@@ -129,8 +129,8 @@ fn inside_array(
     Some(Unknown::Elements { elements: found, left_out })
 }
 
-/// Whether a struct that has read the first can have written the second: it may have dropped fields, filled absent ones with
-/// defaults, and changed the type of numbers.
+/// Whether a struct that has read `stored` can have written `known`. It may have dropped fields, filled in defaults for
+/// absent fields, and changed the type of numbers.
 fn agrees(stored: RawBsonRef<'_>, known: RawBsonRef<'_>) -> bool {
     match (stored, known) {
         (RawBsonRef::Document(stored), RawBsonRef::Document(known)) => {
@@ -160,7 +160,7 @@ fn agrees(stored: RawBsonRef<'_>, known: RawBsonRef<'_>) -> bool {
 
 #[allow(
     clippy::cast_precision_loss,
-    reason = "two numbers that are equal as doubles may have been read from each other"
+    reason = "if two numbers are equal as doubles, one may have been read from the other"
 )]
 fn number(value: RawBsonRef<'_>) -> Option<f64> {
     match value {

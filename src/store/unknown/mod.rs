@@ -1,12 +1,12 @@
-//! Stored fields of an aggregate that its struct doesn't know, so that setting a field doesn't drop them.
+//! Keeps stored fields that an aggregate's struct doesn't know when a save sets the field around them.
 //!
-//! A save sets whole top-level fields. Unknown top-level fields need not be remembered, because no save
-//! touches them; those inside a field that is set are restored, in sub-documents at their path, in arrays
-//! with the element that they belong to.
+//! A save sets whole top-level fields. Unknown top-level fields need no care, because no save touches them. Unknown
+//! fields inside a field that is set are restored: in sub-documents at their path, in arrays in the element that they
+//! belong to.
 //!
 //! # Flow
-//! A load [finds](find) what is unknown, apart from fields that were [renamed]; a save [carries](carry) it into the fields
-//! that it sets. Both ask which [element](elements) of an array is which.
+//! A load [finds](find) the unknown fields, apart from fields that were [renamed]. A save [carries](carry) them over
+//! into the fields that it sets. Both match the [elements](elements) of arrays.
 
 pub(super) mod carry;
 mod elements;
@@ -25,15 +25,15 @@ use mongodb::bson::Bson;
 pub(super) enum Unknown {
     /// A field that the struct doesn't have.
     Field(Bson),
-    /// In a sub-document, by the names of its fields.
+    /// A sub-document with unknown parts, by the names of its fields.
     Fields(BTreeMap<String, Unknown>),
-    /// In an array, by the place of the element in the array as the struct writes it.
+    /// An array with unknown parts, by the place of the element in the array as the struct writes it.
     Elements {
         elements: BTreeMap<usize, Unknown>,
-        /// How many elements the struct has left out.
+        /// Number of elements that the struct has left out.
         left_out: usize,
     },
-    /// It can't be determined, because some bytes there aren't BSON that can be written back, such as text
-    /// that isn't UTF-8.
+    /// The unknown parts can't be determined, because the value contains bytes that can't be written back as BSON, such
+    /// as invalid UTF-8.
     Unreadable,
 }

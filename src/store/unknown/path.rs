@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-/// Keys of elements that an aggregate declares: a path, and the field of the elements there.
+/// The element keys that an aggregate declares: pairs of an array's path and the key field of its elements.
 pub(crate) type Keys = &'static [(&'static str, &'static str)];
 
-/// The place of a value: names of fields, with dots. An element of an array has the array's path.
+/// The path of a value: field names joined by dots. An array element has the path of its array.
 pub(crate) struct FieldPath<'a> {
     parent: Option<&'a FieldPath<'a>>,
     name: &'a str,
@@ -21,7 +21,7 @@ impl<'a> FieldPath<'a> {
         Self { parent: Some(self), name, keys: self.keys }
     }
 
-    /// The declared key of the elements here.
+    /// The declared key of the elements at this path.
     pub(super) fn key(&self) -> Option<&'static str> {
         if self.keys.is_empty() {
             return None;

@@ -1,10 +1,10 @@
 //! Stored fields that the struct has read under another name, as with `#[serde(alias)]`.
 //!
-//! Such a field appears unknown, because the struct writes it under its new name. If it were restored, the
-//! document would have both names, which serde refuses to read. serde doesn't report what it has read; so if
-//! a level of the document has both an unknown field and one that the struct writes and that isn't stored,
-//! the unknown ones are tried, together and, only if the struct can't be read with them, each by itself: one
-//! with which it can't be read was read under another name.
+//! Such a field appears unknown, because the struct writes it under its new name. If it were restored, the document
+//! would have both names, which serde refuses to read. serde doesn't report which fields it has read. So if a level of
+//! the document has both an unknown field and a struct field that isn't stored, the unknown fields are tried: the
+//! struct is decoded from its own output plus all unknown fields. If that fails, each unknown field is tried by itself.
+//! A field with which decoding fails was read under another name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,19 +23,19 @@ use crate::{
     stored::entry::{ETAG, OUTBOX},
 };
 
-/// If there are more candidates than this, as in a map of structs, those with the same last name are tried
+/// If there are more candidates than this, as in a map of structs, candidates with the same last path segment are tried
 /// together.
 const MOST_TRIALS: usize = 32;
 
-/// The differences between a stored document and what its struct writes: fields that the struct doesn't know,
-/// and fields that it knows by another name.
+/// The differences between a stored document and what its struct writes: fields that the struct doesn't know, and
+/// fields that it knows under another name.
 #[derive(Debug, Default)]
 pub(crate) struct Differences {
-    /// Inside the top-level fields.
+    /// The unknown parts inside each top-level field.
     pub(crate) unknown: BTreeMap<String, Unknown>,
     /// Top-level fields that were read under another name.
     pub(crate) renamed: Vec<String>,
-    /// Top-level fields that the struct writes and that aren't stored.
+    /// Top-level fields that the struct writes but that aren't stored.
     pub(crate) unstored: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn compare<T: Aggregate>(
         .map(|name| (*name).to_owned())
         .collect();
 
-    // Without a field of its own that isn't stored, the struct has read none under another name.
+    // If all fields of the struct are stored, the struct has read none under another name.
     let mut top = Vec::new();
     if !unstored.is_empty() {
         let own = [ID, ETAG, OUTBOX];
@@ -69,7 +69,7 @@ pub(crate) fn compare<T: Aggregate>(
         return Ok(Differences { unknown: found, renamed: Vec::new(), unstored });
     }
 
-    // If the struct can't be read with a field, that field was read under another name.
+    // If the struct can't be decoded with a field added, that field was read under another name.
     let mut renamed = BTreeSet::new();
     for tried in trials(&inside) {
         let others = inside.difference(&tried).cloned().collect();
@@ -92,8 +92,8 @@ pub(crate) fn compare<T: Aggregate>(
     Ok(Differences { unknown: found, renamed: top, unstored })
 }
 
-/// Whether no candidate was read under another name, by one trial of all of them; or whether trials prove
-/// nothing, because the struct can't even be read from its own output.
+/// Tries all candidates at once. Returns true if none was read under another name, or if trials prove nothing because
+/// the struct can't even be decoded from its own output.
 fn reads_all<T: Aggregate>(
     stored: &RawDocument,
     known: &RawDocument,
@@ -105,7 +105,7 @@ fn reads_all<T: Aggregate>(
     all.is_ok_and(|all| is_read::<T>(&all)) || !is_read::<T>(known)
 }
 
-/// The candidates, grouped as they are tried.
+/// The candidates in the groups that are tried together.
 fn trials(candidates: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
     if candidates.len() <= MOST_TRIALS {
         return candidates.iter().map(|path| BTreeSet::from([path.clone()])).collect();
@@ -119,7 +119,7 @@ fn trials(candidates: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
     by_last.into_values().collect()
 }
 
-/// The value that a save without changes inside would write, with the unknown fields in it.
+/// The value that a save would write if nothing inside had changed, including the unknown fields.
 fn merged(
     known: &RawDocument,
     unknown: &BTreeMap<String, Unknown>,

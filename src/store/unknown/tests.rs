@@ -18,8 +18,8 @@ fn raw(document: &Document) -> RawDocumentBuf {
     codec::encode(document).unwrap()
 }
 
-/// The fields that a save of `now` sets, of an aggregate that was `stored` and read as `before`; and the
-/// dropped ones.
+/// Returns the fields that a save of `now` sets, and the dropped unknown fields, for an aggregate that was stored as
+/// `stored` and read as `before`.
 fn saved(stored: &Document, before: &Document, now: &Document) -> (Document, Dropped) {
     let (stored, before, now) = (raw(stored), raw(before), raw(now));
     let found = unknown(&stored, &before, KEYS, &mut Search::default()).unwrap();
@@ -73,7 +73,7 @@ fn elements_of_arrays_in_arrays_are_recognised() {
     let stored = doc! { "rows": [[{ "a": 1, "u": 1 }], [{ "a": 2, "u": 2 }, { "a": 3, "u": 3 }]] };
     let before = doc! { "rows": [[{ "a": 1 }], [{ "a": 2 }, { "a": 3 }]] };
     let now = doc! { "rows": [[{ "a": 1 }], [{ "a": 9 }, { "a": 3 }], []] };
-    // The second row has changed, and a third one makes the lengths differ.
+    // The second row has changed, and a third row makes the lengths differ.
     let (set, dropped) = saved(&stored, &before, &now);
     assert_eq!(set, doc! { "rows": [[{ "a": 1, "u": 1 }], [{ "a": 9 }, { "a": 3 }], []] });
     assert_eq!(dropped, Dropped::from([("rows.u".into(), 2)]));
@@ -98,7 +98,7 @@ fn dropped_fields_count_unless_their_element_was_removed() {
 
 #[test]
 fn reordered_or_converted_elements_are_matched() {
-    // A set with its own order; numbers that are wider in the struct; a default that isn't stored.
+    // The document has a set with its own order, numbers that are wider in the struct, and a default that isn't stored.
     let stored = doc! { "set": [{ "a": 1, "u": 1 }, { "a": 2, "u": 2 }, { "a": 3, "u": 3 }] };
     let before = doc! { "set": [{ "a": 3_i64, "d": 0 }, { "a": 1_i64, "d": 0 }, { "a": 2_i64, "d": 0 }] };
     let now = doc! { "set": [{ "a": 3_i64, "d": 0 }, { "a": 2_i64, "d": 0 }] };
@@ -128,7 +128,7 @@ fn an_unreadable_unknown_field_refuses_the_save() {
     assert!(matches!(&error, Error::UnreadableField { field } if field == "address.geo"), "{error}");
 }
 
-/// An aggregate with arrays in arrays, whose every element has an id; unknown fields begin with `u`.
+/// An aggregate with nested arrays. Every element has an id, and the names of unknown fields begin with `u`.
 struct Generated {
     random: fastrand::Rng,
     next: i32,
@@ -157,7 +157,7 @@ impl Generated {
         document
     }
 
-    /// Changes a document as an application may.
+    /// Changes a document in ways an application might.
     fn change(&mut self, document: &mut Document, depth: usize) {
         if self.below(3) == 0 {
             document.insert("n", self.random.i32(0..3));
@@ -186,7 +186,7 @@ impl Generated {
     }
 }
 
-/// As the struct writes it.
+/// The document as the struct writes it.
 fn known(document: &Document) -> Document {
     let known = document.iter().filter(|(name, _)| !name.starts_with('u'));
     known.map(|(name, value)| (name.clone(), known_value(value))).collect()
@@ -213,7 +213,7 @@ fn sorted(value: &Bson) -> Bson {
     }
 }
 
-/// A save of any change writes the same as an application that knows every field.
+/// For any change, a save writes what an application that knows every field would write.
 #[test]
 fn elements_with_ids_keep_their_unknown_fields() {
     let mut generated = Generated { random: fastrand::Rng::with_seed(20_251_126), next: 0 };
