@@ -40,7 +40,7 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// What to do next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
-    /// Nothing is left to do for this worker.
+    /// This worker has no more work for the command.
     Finish(Processed),
     /// Another pass after this time, if there is room to keep the command.
     Hold(Duration, Hold),
@@ -48,18 +48,18 @@ pub enum Decision {
     Await(Duration),
     /// Another pass after this time.
     Retry(Duration, Left),
-    /// Left to the sweep.
+    /// Leave the messages to the sweep.
     Leave(Left),
     /// Requeue the command, because another worker may be able to process it.
     PutBack(Unable),
-    /// Broken off by a stop.
+    /// Return the command to the broker, because the worker stops.
     GiveBack,
 }
 
 /// Why another worker may succeed where this one cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unable {
-    /// It is of another cluster.
+    /// The command is from another cluster.
     OtherCluster,
     /// MongoDB denies this user access to the collection. Contains the error.
     Refused(String),
@@ -130,7 +130,7 @@ impl Policy {
         }
     }
 
-    /// Decides by how the last pass ended.
+    /// Decides from the outcome of the last pass.
     pub fn decide(&mut self, outcome: PassOutcome, state: CommandState) -> Decision {
         let left = self.keep_within.saturating_sub(state.kept);
         match outcome {

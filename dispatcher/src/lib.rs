@@ -71,7 +71,8 @@ pub use rate::{InvalidRate, Rate};
 pub use settings::DispatcherSettings;
 pub use status::{Snapshot, Status};
 
-/// The decisions that the proofs share with this crate. No part of its interface: it may change in any version.
+/// The decisions that the proofs share with this crate. This module is not part of the crate's interface
+/// and may change in any version.
 #[doc(hidden)]
 pub mod internal {
     pub use crate::{

@@ -19,11 +19,11 @@ use crate::stops::Stops;
 /// How a pass ended.
 #[derive(Debug)]
 pub enum PassOutcome {
-    /// By itself, or broken off.
+    /// The pass ended by itself, or was interrupted.
     Ended(Processed),
-    /// MongoDB could not be asked.
+    /// A request to MongoDB failed.
     Failed(Error),
-    /// In a handler, or in the library.
+    /// A handler or the library panicked.
     Panicked,
 }
 

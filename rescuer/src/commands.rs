@@ -28,9 +28,9 @@ pub trait Commands: Send + Sync {
 /// Whether a process can send commands, as far as the process knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ability {
-    /// It can.
+    /// The process can send commands.
     Able,
-    /// It can't.
+    /// The process can't send commands.
     Unable,
 }
 

@@ -84,7 +84,8 @@ pub use rescuer::{Rescuer, Running};
 pub use settings::{LONGEST_DELAY, LONGEST_LEASE, OnHistoryLost, SHORTEST_DELAY, SHORTEST_LEASE, Settings};
 pub use stream::filter::pipelines;
 
-/// The decisions that the proofs share with this crate. No part of its interface: it may change in any version.
+/// The decisions that the proofs share with this crate. This module is not part of the crate's interface
+/// and may change in any version.
 #[doc(hidden)]
 pub mod internal {
     pub use crate::{

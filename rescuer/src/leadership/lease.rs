@@ -73,26 +73,26 @@ pub(crate) struct Held {
 /// The lease as it is in the state database.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
-    /// Who has it, or had it last.
+    /// The current or last owner.
     pub owner: String,
-    /// One more with every taking.
+    /// A number that increases by one each time the lease is taken.
     pub epoch: i64,
-    /// When it ends; none if it was released.
+    /// When the lease ends; `None` if it was released.
     pub until: Option<DateTime>,
     /// The remaining time by the server's clock.
     pub left: Duration,
     /// The duration that each renewal by its owner grants, if the lease records it.
     pub lasts: Option<Duration>,
-    /// One that stands by and can send commands.
+    /// A standby that can send commands, if there is one.
     pub able: Option<AbleStandby>,
 }
 
 /// A standby that can send commands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AbleStandby {
-    /// Which one.
+    /// The name of the standby.
     pub owner: String,
-    /// Until when its announcement counts.
+    /// When its announcement expires.
     pub until: DateTime,
     /// The remaining time by the server's clock.
     pub left: Duration,

@@ -1,4 +1,4 @@
-//! Who may take a lease, and who gives it up: decided by what was seen of it, and by nothing else.
+//! Decides who may take a lease and who gives it up, only from what was observed of the lease.
 
 use std::time::{Duration, Instant};
 
@@ -7,36 +7,36 @@ use mongodb::bson::DateTime;
 use super::lease::{AbleStandby, Seen};
 use crate::commands::Ability;
 
-/// Observations of a lease so far, by the clock of this process alone.
+/// The observations of a lease, measured by the clock of this process alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Watch {
     lease: Unchanged,
     able: Unchanged,
 }
 
-/// A date, and when it was first seen.
+/// A lease's date, and when this process first saw that date.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Unchanged(Option<(DateTime, Instant)>);
 
 /// What to do about a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Take it; one that still has the date `stale` is over.
+    /// Take the lease.
     Take {
-        /// The date by which it is taken although the server's clock says that it lasts.
+        /// If set, a lease with this date counts as expired, although it still lasts by the server's clock.
         stale: Option<DateTime>,
     },
-    /// Another has it, or is to have it.
+    /// Another rescuer has the lease, or should take it.
     Wait {
-        /// The other.
+        /// The other rescuer.
         owner: String,
-        /// For how long its lease lasts at most.
+        /// The maximum time that its lease still lasts.
         left: Duration,
     },
 }
 
 impl Unchanged {
-    /// For how long it has been the same.
+    /// How long the date has been unchanged.
     fn since(&mut self, date: Option<DateTime>, now: Instant) -> Duration {
         let Some(date) = date else {
             self.0 = None;
@@ -70,7 +70,8 @@ impl Watch {
 
         let mut stale = None;
         if seen.owner != me && !seen.left.is_zero() {
-            // All rescuers of a name have the same settings, so one whose lease doesn't say has a lease like this one's.
+            // All rescuers with the same name have the same settings, so a lease that records no duration
+            // is assumed to last as long as this rescuer's.
             let left = seen.lasts.unwrap_or(lasts).saturating_sub(unchanged);
             if !left.is_zero() {
                 return Next::Wait { owner: seen.owner.clone(), left: left.min(seen.left) };
@@ -86,8 +87,9 @@ impl Watch {
         }
     }
 
-    /// Whom an owner gives its stream to, having had it for `held`: another that stands by and can send commands, if it can't.
-    /// No sooner than after one lease, so that a broker that comes and goes for all doesn't make the stream change hands.
+    /// The standby to which an owner gives up its stream, having owned the stream for `held`. If the owner
+    /// can't send commands, this is a standby that can, but not before one lease duration has passed, so
+    /// that an unstable broker doesn't make the stream change hands too often.
     pub fn yields_to<'a>(
         &mut self,
         seen: &'a Seen,
@@ -103,7 +105,7 @@ impl Watch {
         self.able_other(seen, me, lasts, now)
     }
 
-    /// Another that stands by and can send commands. An announcement that is no longer renewed doesn't count.
+    /// Another standby that can send commands. Announcements that are no longer renewed are ignored.
     fn able_other<'a>(
         &mut self,
         seen: &'a Seen,
@@ -119,7 +121,7 @@ impl Watch {
     }
 }
 
-/// Whether an owner that has had its stream for `held` is to ask for one that can do more.
+/// Whether an owner that has owned its stream for `held` should check for a standby that can send commands.
 pub fn may_yield(ability: Ability, held: Duration, lasts: Duration) -> bool {
     ability == Ability::Unable && held >= lasts
 }
@@ -200,7 +202,7 @@ mod tests {
         let other = with_able(over.clone(), "other/2");
         assert!(!is_taken(&next(&mut watch, &other, Ability::Unable, Duration::ZERO)));
         assert!(is_taken(&next(&mut watch, &other, Ability::Able, Duration::ZERO)));
-        // It died, or its date is of a clock that was set back.
+        // The owner died, or a clock was set back after it wrote this date.
         assert!(is_taken(&next(&mut watch, &other, Ability::Unable, LEASE + Duration::from_secs(1))));
 
         let own = with_able(over, "me/1");

@@ -1,30 +1,31 @@
-//! The low-water mark: which position is behind everything that was dealt with.
+//! The low-water mark: the position behind all changes that were processed.
 //!
-//! Changes are dealt with in order, a page at a time. The mark moves behind a page once everything that the page needed is
-//! confirmed, and never behind a change that was only read. Apart from that it is moved by marks that the stream gives when
-//! nothing lies between: they count in their place among the changes.
+//! Changes are processed in order, one page at a time. The mark moves behind a page once every command for
+//! the page is confirmed; it never moves behind a change that was only read. The stream also gives marks
+//! when no change lies before them; such a mark moves the low-water mark when its turn among the changes
+//! comes.
 
-/// One thing that was read, in its order.
+/// An item that was read from the stream.
 #[derive(Debug)]
 pub enum InHand<C, M> {
-    /// A change to be dealt with.
+    /// A change to be processed.
     Change(C),
-    /// Nothing that matters lies before this.
+    /// All changes before this mark are irrelevant or were passed on.
     UpTo(M),
 }
 
-/// Changes that are dealt with together.
+/// Changes that are processed together.
 #[derive(Debug)]
 pub struct Page<C, M> {
-    /// Those that are old enough, in order.
+    /// The changes that are old enough, in order.
     pub changes: Vec<C>,
-    /// The position behind them.
+    /// The position behind these changes.
     pub mark: M,
-    /// The next change, which isn't old enough.
+    /// The next change, if one was read that isn't old enough.
     pub next: Option<C>,
 }
 
-/// Fills a page with what has been read, as far as it is old enough.
+/// Fills a page with the changes that were read and are old enough.
 pub fn fill_page<C, M>(
     first: C,
     most: usize,
@@ -51,7 +52,7 @@ pub fn fill_page<C, M>(
     page
 }
 
-/// A mark that is to be saved.
+/// The low-water mark, and whether it has to be saved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LowWater<M> {
     unsaved: Option<M>,
@@ -64,7 +65,7 @@ impl<M> Default for LowWater<M> {
 }
 
 impl<M> LowWater<M> {
-    /// Everything before this was dealt with.
+    /// Records that every change before this mark was processed.
     pub fn reach(&mut self, mark: M) {
         self.unsaved = Some(mark);
     }
@@ -74,7 +75,7 @@ impl<M> LowWater<M> {
         self.unsaved.is_some()
     }
 
-    /// The mark to save. One that could not be saved is [reached](Self::reach) again.
+    /// Takes the mark to save. If saving fails, call [`reach`](Self::reach) with the mark again.
     pub fn take(&mut self) -> Option<M> {
         self.unsaved.take()
     }

@@ -77,13 +77,13 @@ pub enum Start {
 /// A stored position whose fields have not been validated.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FoundPosition {
-    /// Continue after this.
+    /// The token after which to continue.
     pub token: Option<ResumeToken>,
-    /// At or before the token.
+    /// A time at or before the token.
     pub cluster_time: Option<Bson>,
-    /// What the token was made with.
+    /// The hash of the watched collections and the filter with which the token was made.
     pub pipeline: Option<Bson>,
-    /// The UUID of the collection that it was saved in.
+    /// The UUID of the collection in which the position was saved.
     pub lineage: Option<Bson>,
 }
 
