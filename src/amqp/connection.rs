@@ -1,4 +1,4 @@
-//! Makes one connection with one channel, and names failures.
+//! Opens one connection with one channel, and explains failures.
 
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::amqp::{
     trouble::{Cause, Trouble, broker_said, code_of},
 };
 
-/// The longest time for closing a connection.
+/// Maximum time for closing a connection.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// What a supervisor needs for its connections.
+/// What a supervisor needs to open its connections.
 #[derive(Clone)]
 pub(super) struct Plan {
     pub(super) settings: AmqpSettings,
@@ -52,7 +52,8 @@ impl Plan {
         format!("{}/{}", self.settings.connection_name, self.role)
     }
 
-    /// A new connection, channel and topology, or the reason of the failure, which leaves no traces.
+    /// Opens a connection and a channel, and applies the topology. On a failure, closes everything and returns the
+    /// reason.
     pub(super) async fn open(&self) -> Result<Link, Trouble> {
         let connection = self.connect().await?;
         let events = Box::pin(connection.events_listener());
@@ -60,12 +61,12 @@ impl Plan {
         Ok(Link { connection, channel, events })
     }
 
-    /// A new connection, without channels.
+    /// Opens a connection without channels.
     pub(super) async fn connect(&self) -> Result<Connection, Trouble> {
         self.in_time(self.dial()).await
     }
 
-    /// A new channel, over which the topology was applied.
+    /// Opens a channel and applies the topology over it.
     pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
         self.in_time(async {
             let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
@@ -75,7 +76,7 @@ impl Plan {
         .await
     }
 
-    /// A new channel with confirms.
+    /// Opens a channel with publisher confirms.
     pub(super) async fn confirming_channel(&self, connection: &Connection) -> Result<Channel, Trouble> {
         self.in_time(async {
             let channel = connection.create_channel().await.map_err(|error| self.explain(&error))?;
@@ -85,7 +86,7 @@ impl Plan {
         .await
     }
 
-    /// Turns confirms on.
+    /// Turns on publisher confirms.
     pub(super) async fn confirms(&self, channel: &Channel) -> Result<(), Trouble> {
         let selected = channel.confirm_select(ConfirmSelectOptions::default());
         self.in_time(async { selected.await.map_err(|error| self.explain(&error)) }).await
@@ -94,7 +95,7 @@ impl Plan {
     /// Applies the topology again, over a separate channel, because a refusal closes the channel.
     pub(super) async fn declare_again(&self, connection: &Connection) -> Result<(), Trouble> {
         let channel = self.channel(connection).await?;
-        // Even if it doesn't close in time, it is not used any more.
+        // The channel is no longer used, even if it doesn't close in time.
         let _ = timeout(GOODBYE, channel.close(200, "OK".into())).await;
         Ok(())
     }
@@ -115,13 +116,13 @@ impl Plan {
         let mut uri = settings.uri.clone();
         let heartbeat = settings.heartbeat.as_secs().clamp(1, u64::from(u16::MAX));
         uri.query.heartbeat.get_or_insert(u16::try_from(heartbeat).unwrap_or(u16::MAX));
-        // Recovery and retries of the client stay off, as they are by default: the supervisor does both.
+        // The client's own recovery and retries stay off, which is the default, because the supervisor does both.
         let options = ConnectionProperties::default().with_connection_name(self.name().into());
         let tls = settings.is_encrypted().then(|| self.tls()).transpose()?;
         Connection::connector(
             uri,
             transport::runtime(),
-            // The client connects on a separate thread, which would outlive the timeout if packets are lost.
+            // By default the client connects on a separate thread, which would outlive the timeout if packets are lost.
             async move |uri: AMQPUri, _| {
                 let AMQPAuthority { host, port, .. } = &uri.authority;
                 let connecting = transport::connect(host, *port, tls.clone());
@@ -134,7 +135,7 @@ impl Plan {
         .map_err(|error| self.explain(&error))
     }
 
-    /// Created for each connection, because the files may have been renewed.
+    /// Creates the TLS configuration. This is done for each connection, because the files may have been renewed.
     fn tls(&self) -> Result<Arc<ClientConfig>, Trouble> {
         transport::client_config(&self.settings.tls).map_err(|reason| {
             Trouble::Misconfigured(format!(
@@ -159,12 +160,10 @@ impl Plan {
             )),
             _ => match tls_error(error) {
                 Some(rustls::Error::InvalidCertificate(_)) => Trouble::Misconfigured(format!(
-                    "the certificate of {endpoint} is not accepted: name the authority that signed it in the CA file \
-                     (rabbitmq_ca_file), and in the URI a host that it was issued for ({said})"
+                    "the certificate of {endpoint} is not accepted: put the authority that signed it into the CA file (rabbitmq_ca_file), and use a host name in the URI that the certificate was issued for ({said})"
                 )),
                 Some(rustls::Error::AlertReceived(_)) => Trouble::Misconfigured(format!(
-                    "{endpoint} refused the encrypted connection: check the client certificate and key, \
-                     which it may require (rabbitmq_cert_file, rabbitmq_key_file) ({said})"
+                    "{endpoint} refused the encrypted connection: it may require a client certificate; check the certificate and its key (rabbitmq_cert_file, rabbitmq_key_file) ({said})"
                 )),
                 Some(rustls::Error::InvalidMessage(_)) => Trouble::Misconfigured(format!(
                     "{endpoint} doesn't speak TLS: name the port for amqps, usually 5671 ({said})"
@@ -176,17 +175,17 @@ impl Plan {
 }
 
 impl Link {
-    /// Whether the client still treats it as connected.
+    /// Whether the client still considers the connection open.
     pub(super) fn alive(&self) -> bool {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Closes the connection in order if possible; if that takes too long, it is dropped.
+    /// Closes the connection cleanly. If that takes too long, drops it.
     pub(super) async fn close(self) {
         close(&self.connection).await;
     }
 
-    /// The next relevant event. Cancel safe.
+    /// Waits for the next relevant event. Cancel safe.
     pub(super) async fn event(&mut self) -> ConnectionEvent {
         loop {
             match self.events.next().await {
@@ -210,17 +209,17 @@ impl Link {
 pub(super) enum ConnectionEvent {
     Blocked(String),
     Unblocked,
-    /// One of its channels was closed by the broker.
+    /// The broker closed one of the connection's channels.
     ChannelClosed(String),
     Lost(String),
 }
 
-/// Says goodbye if possible.
+/// Closes a connection cleanly if possible.
 pub(super) async fn close(connection: &Connection) {
     let _ = timeout(GOODBYE, connection.close(200, "OK".into())).await;
 }
 
-/// The problem with the encryption, if that is the cause.
+/// Returns the TLS error, if one is the cause.
 fn tls_error(error: &lapin::Error) -> Option<&rustls::Error> {
     match error.kind() {
         ErrorKind::IOError(error) => error.get_ref()?.downcast_ref(),

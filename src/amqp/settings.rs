@@ -1,4 +1,4 @@
-//! How to reach the broker.
+//! Settings for connecting to the broker.
 
 use std::{fmt, time::Duration};
 
@@ -7,36 +7,37 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use crate::amqp::publish::publication::SHORT_STRING;
 use crate::tls::{TlsFileError, TlsFiles};
 
-/// How to reach the broker, and how long to wait for it.
+/// The broker's address, and the timeouts and limits of its connections.
 ///
 /// `Debug` shows the endpoint and the user, never the password.
 #[derive(Clone)]
 pub struct AmqpSettings {
     pub(super) uri: AMQPUri,
     pub(super) tls: TlsFiles,
-    /// Shown in the broker's list of connections, followed by `/publisher` or `/consumer`, and sent with
-    /// every message as the AMQP property `app_id`, the publisher. Default: `document-outbox`.
+    /// The connection's name in the broker's list of connections, followed by `/publisher` or `/consumer`. Also sent
+    /// with every message as the AMQP property `app_id`. Default: `document-outbox`.
     pub connection_name: String,
-    /// The time for connecting, and for each request to the broker except publishing. Default: 10 s.
+    /// Timeout for connecting, and for each request to the broker except publishing. Default: 10 s.
     pub connect_timeout: Duration,
-    /// The time for publishing one window and receiving all its confirms. Default: 15 s.
+    /// Timeout for publishing one window and receiving all its confirms. Default: 15 s.
     pub confirm_timeout: Duration,
-    /// A connection silent for twice this long is dead. Whole seconds; a `heartbeat` in the URI wins.
-    /// Default: 15 s.
+    /// The AMQP heartbeat, in whole seconds. A connection that is silent for twice this long is considered dead. A
+    /// `heartbeat` in the URI takes precedence. Default: 15 s.
     pub heartbeat: Duration,
-    /// The first pause before a new connection. Default: 100 ms.
+    /// The first pause before reconnecting. Default: 100 ms.
     pub reconnect_min: Duration,
-    /// The longest pause before a new connection. Default: 5 s.
+    /// The longest pause before reconnecting. Default: 5 s.
     pub reconnect_max: Duration,
-    /// Longer bodies are refused without being sent, because the broker would close the channel. Below that
-    /// the broker decides, by its `max_message_size`. Default: 16 MiB, the default of RabbitMQ 4.
+    /// Maximum size of a message body. Longer bodies are refused without being sent, because the broker would close the
+    /// channel. The broker's own limit, `max_message_size`, applies to shorter ones. Default: 16 MiB, the default of
+    /// RabbitMQ 4.
     pub max_message_bytes: usize,
-    /// How often a silent consumer checks whether its queue has messages that it should have got. Default: 30
-    /// s.
+    /// The interval at which an idle consumer checks whether its queue has messages that should have been delivered.
+    /// Default: 30 s.
     pub consumer_check: Duration,
 }
 
-/// The problem of a broker's URI. Never contains any part of the URI.
+/// The problem with a broker's URI. The text never contains any part of the URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AmqpSettingsError {
     /// The scheme is neither `amqp` nor `amqps`.
@@ -47,14 +48,12 @@ pub enum AmqpSettingsError {
     Host,
     /// There are several hosts between the scheme and the path.
     #[error(
-        "the RabbitMQ URI names several hosts, and a connection has one: give the name of a load balancer, or a DNS name \
-         with the addresses of all nodes, and percent-encode '@' and ',' in a password"
+        "the RabbitMQ URI names several hosts, but a connection can have only one: give the name of a load balancer, or a DNS name with the addresses of all nodes; percent-encode '@' and ',' in a password"
     )]
     SeveralHosts,
-    /// The path is a lone `/`, which names the virtual host with the empty name.
+    /// The path is only `/`, which names the virtual host with the empty name.
     #[error(
-        "the RabbitMQ URI ends in a lone '/', which names a virtual host with an empty name: write /%2f for the \
-         default one, or leave the slash out"
+        "the RabbitMQ URI ends in '/', which names a virtual host with an empty name: write /%2f for the default virtual host, or leave out the slash"
     )]
     EmptyVhost,
     /// Any other problem, with the parser's text.
@@ -66,13 +65,13 @@ pub enum AmqpSettingsError {
 }
 
 impl AmqpSettings {
-    /// The defaults for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
+    /// Returns the default settings for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
     ///
-    /// The path is the virtual host, percent-encoded. `amqps` means TLS, with the root certificates of the
-    /// machine or those of [`with_tls`](Self::with_tls).
+    /// The path of the URI is the percent-encoded virtual host. `amqps` means TLS, with the system's root certificates
+    /// or those given to [`with_tls`](Self::with_tls).
     ///
     /// # Errors
-    /// [`AmqpSettingsError`] says what is wrong with the URI without repeating any of it.
+    /// [`AmqpSettingsError`], which says what is wrong with the URI without repeating any of it.
     pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
         Ok(Self {
             uri: parse(uri.trim())?,
@@ -88,17 +87,16 @@ impl AmqpSettings {
         })
     }
 
-    /// The same with another [`connection_name`](Self::connection_name).
+    /// Sets the [`connection_name`](Self::connection_name).
     #[must_use]
     pub fn named(mut self, connection_name: impl Into<String>) -> Self {
         self.connection_name = connection_name.into();
         self
     }
 
-    /// The same with certificates, for `amqps`: the authority that signed the broker's, and a client
-    /// certificate.
+    /// Sets the certificates for `amqps`: the authority that signed the broker's certificate, and a client certificate.
     ///
-    /// The files are read here to check them, and again for each connection, so that renewed ones are used
+    /// The files are read here to check them, and again for each connection, so that renewed certificates are used
     /// without a restart.
     ///
     /// # Errors
@@ -109,7 +107,7 @@ impl AmqpSettings {
         Ok(self)
     }
 
-    /// Host, port and virtual host, for logs.
+    /// Returns host, port and virtual host, for logs.
     #[must_use]
     pub fn endpoint(&self) -> String {
         let AMQPUri { authority, vhost, .. } = &self.uri;
@@ -119,7 +117,7 @@ impl AmqpSettings {
         format!("{host}:{}{vhost}", authority.port)
     }
 
-    /// The connection's name, cut to the length of an AMQP short string.
+    /// Returns the connection's name, cut to the length of an AMQP short string.
     pub(super) fn app_id(&self) -> &str {
         &self.connection_name[..self.connection_name.floor_char_boundary(SHORT_STRING)]
     }
@@ -153,7 +151,7 @@ impl fmt::Debug for AmqpSettings {
 }
 
 fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
-    // The client's own parser quotes the whole URI in some of its errors, so those cases are detected first.
+    // Detect these cases first, because the client's parser quotes the whole URI in some of its errors.
     let rest = text
         .strip_prefix("amqp://")
         .or_else(|| text.strip_prefix("amqps://"))
@@ -171,7 +169,7 @@ fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
     if uri.vhost.is_empty() {
         return Err(AmqpSettingsError::EmptyVhost);
     }
-    // The client accepts only names and IPv4 addresses as hosts, and would connect to localhost for these.
+    // The client accepts only names and IPv4 addresses as hosts; for an IPv6 address it would connect to localhost.
     if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
         address.clone_into(&mut uri.authority.host);
     }

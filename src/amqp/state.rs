@@ -1,23 +1,23 @@
-//! A supervisor's report on its connection.
+//! The state of a supervisor's connection.
 
 use std::fmt;
 
 use tokio::sync::watch;
 
-/// The state of a [`Publisher`](super::Publisher) or a [`Consumer`](super::Consumer) towards the broker.
+/// The connection state of a [`Publisher`](super::Publisher) or a [`Consumer`](super::Consumer).
 ///
-/// `Display` is a sentence for people.
+/// `Display` writes it as a readable sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// The first connection is being made.
     Connecting,
     /// Connected, and the topology is in place.
     Ready,
-    /// Connected, but it takes no messages: see [`Consumer::pause`](super::Consumer::pause).
+    /// Connected, but the consumer is paused, see [`Consumer::pause`](super::Consumer::pause).
     Paused,
-    /// The broker takes no messages because of a memory or disk alarm. Ends by itself.
+    /// The broker accepts no messages because of a memory or disk alarm. This ends without intervention.
     Blocked {
-        /// In the broker's words.
+        /// The broker's text.
         reason: String,
     },
     /// There is no connection; another one is being tried.
@@ -25,12 +25,13 @@ pub enum State {
         /// Why, in a sentence.
         reason: String,
     },
-    /// The broker answers, but refuses the login or the topology; retried, but a person must act.
+    /// The broker answers, but refuses the login or the topology. Connecting is retried, but a person must fix the
+    /// cause.
     Misconfigured {
-        /// Why, and what to do, in a sentence.
+        /// The reason and what to do, as a sentence.
         reason: String,
     },
-    /// Closed by [`close`](super::Publisher::close), or because its last owner or its supervisor is gone. Final.
+    /// Closed for good, by [`close`](super::Publisher::close) or because the last owner or the supervisor is gone.
     Closed,
 }
 
@@ -45,8 +46,10 @@ impl fmt::Display for State {
         match self {
             Self::Connecting => f.write_str("connecting to RabbitMQ"),
             Self::Ready => f.write_str("connected to RabbitMQ"),
-            Self::Paused => f.write_str("connected to RabbitMQ, but it takes no messages"),
-            Self::Blocked { reason } => write!(f, "RabbitMQ takes no messages because of an alarm: {reason}"),
+            Self::Paused => f.write_str("connected to RabbitMQ, but paused"),
+            Self::Blocked { reason } => {
+                write!(f, "RabbitMQ accepts no messages because of an alarm: {reason}")
+            }
             Self::Disconnected { reason } => write!(f, "not connected to RabbitMQ: {reason}"),
             Self::Misconfigured { reason } => write!(f, "RabbitMQ needs attention: {reason}"),
             Self::Closed => f.write_str(
@@ -56,7 +59,7 @@ impl fmt::Display for State {
     }
 }
 
-/// Where a supervisor posts its state: watched by others, logged once per change.
+/// The place where a supervisor posts its state. Others can watch it, and each change is logged once.
 pub(super) struct Board {
     name: String,
     sender: watch::Sender<State>,
@@ -75,7 +78,7 @@ impl Board {
         self.sender.borrow().clone()
     }
 
-    /// Only the supervisor posts, so there is no change between the read and the write.
+    /// Only the supervisor posts, so the state can't change between the read and the write.
     pub(super) fn post(&self, state: State) {
         if *self.sender.borrow() == state {
             return;
@@ -91,13 +94,13 @@ impl Board {
 }
 
 impl Drop for Board {
-    /// Even if its supervisor panicked, no task waits for it any more.
+    /// Post the end here, so that no task keeps waiting even if the supervisor panicked.
     fn drop(&mut self) {
         self.post(State::Closed);
     }
 }
 
-/// The owners' view of a supervisor's state. Clones share it.
+/// A view of a supervisor's state for its owners.
 #[derive(Clone, Debug)]
 pub(super) struct States(watch::Receiver<State>);
 
@@ -110,7 +113,7 @@ impl States {
         *self.0.borrow() == State::Ready
     }
 
-    /// Waits until the state is ready; false once that is no longer possible.
+    /// Waits until the state is ready. Returns false if it can't be any more.
     pub(super) async fn ready(&self) -> bool {
         let mut states = self.0.clone();
         let settled = states.wait_for(|state| matches!(state, State::Ready | State::Closed)).await;
@@ -119,11 +122,11 @@ impl States {
 
     /// Waits until the supervisor has ended.
     pub(super) async fn closed(&self) {
-        // An error means that the supervisor has ended, as awaited.
+        // An error also means that the supervisor has ended.
         let _ = self.0.clone().wait_for(|state| *state == State::Closed).await;
     }
 
-    /// The state, and every change of it from now on.
+    /// Returns a receiver of the state and of every later change.
     pub(super) fn subscribe(&self) -> watch::Receiver<State> {
         let mut states = self.0.clone();
         states.mark_unchanged();

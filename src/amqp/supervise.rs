@@ -1,4 +1,4 @@
-//! The loop that a publisher and a consumer share: connect, serve, pause, connect again.
+//! The loop that publishers and consumers share: connect, serve, pause, connect again.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::amqp::{
 
 /// Why a connection is no longer served.
 pub(super) enum End {
-    /// Somebody asked for it.
+    /// The owner asked for it.
     Asked,
     Lost(Trouble),
 }
@@ -23,30 +23,30 @@ impl End {
     }
 }
 
-/// The work over one connection after another.
+/// A task that works over a series of connections.
 pub(super) trait Supervised {
-    /// Where its state is posted.
+    /// The place where the state is posted.
     fn board(&self) -> &Board;
 
-    /// The pauses between its connections.
+    /// The pauses between connections.
     fn pauses(&self) -> Pauses;
 
-    /// A fresh connection, ready to be served.
+    /// Opens a connection that is ready to be served.
     fn open(&self) -> impl Future<Output = Result<Link, Trouble>> + Send + 'static;
 
     /// Serves one connection until it is lost or not needed any more.
     async fn serve(&mut self, link: &mut Link) -> End;
 
-    /// Runs `work` while there is no connection to serve; `None` if asked to end before it is done.
+    /// Runs `work` while there is no connection to serve. Returns `None` if asked to end before `work` is done.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T>;
 
-    /// The connection is lost.
+    /// Handles the loss of a connection.
     fn lost(&mut self, trouble: Trouble);
 
-    /// Asked to end, with the connection still open.
+    /// Finishes when asked to end while the connection is still open.
     async fn finish(&mut self);
 
-    /// The loop has ended.
+    /// Called when the loop has ended.
     fn ended(&mut self);
 }
 
@@ -91,7 +91,8 @@ pub(super) async fn supervise(mut supervised: impl Supervised) {
     supervised.ended();
 }
 
-/// Pauses between connections: doubling, jittered, and short again after a connection that lasted.
+/// Calculates the pauses between connections. They double, have jitter, and become short again after a connection that
+/// lasted.
 pub(super) struct Pauses {
     min: Duration,
     max: Duration,
@@ -108,8 +109,8 @@ impl Pauses {
     /// The pause before the next connection, after one that lasted `lived`. It is chosen at random between half
     /// the step and the full step, so that many processes do not reconnect at the same time.
     pub(super) fn after(&mut self, lived: Duration) -> Duration {
-        // This is judged by its lifetime: otherwise a connection that is refused at its first use each time
-        // would be made again without end and without pause.
+        // Judge a connection by its lifetime. Otherwise, if each connection were refused at its first use, the loop
+        // would reconnect endlessly without a pause.
         if lived >= self.max {
             self.next = self.min;
         }

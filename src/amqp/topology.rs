@@ -12,57 +12,57 @@ use crate::amqp::trouble::{Trouble, broker_said, code_of, short};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum TopologyMode {
-    /// Declare missing parts. Existing ones must have the same arguments.
+    /// Declare missing exchanges, queues and bindings. Existing ones must have the same arguments.
     #[default]
     Declare,
-    /// Declare nothing; not ready while an exchange or a queue is missing. Bindings and arguments cannot be
-    /// read over AMQP.
+    /// Declare nothing, but don't become ready while an exchange or a queue is missing. Bindings and arguments are not
+    /// checked, because they can't be read over AMQP.
     Verify,
-    /// Neither.
+    /// Neither declare nor verify.
     Off,
 }
 
-/// How an exchange routes.
+/// The way in which an exchange routes messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeKind {
-    /// By patterns of the routing key.
+    /// Routes by patterns of the routing key.
     Topic,
-    /// By the whole routing key.
+    /// Routes by the exact routing key.
     Direct,
-    /// To every bound queue.
+    /// Routes to every bound queue.
     Fanout,
 }
 
-/// One exchange, always durable.
+/// An exchange. It is always durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExchangeSpec {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// How it routes.
+    /// The way in which it routes messages.
     pub kind: ExchangeKind,
 }
 
-/// One queue, always durable.
+/// A queue. It is always durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueSpec {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Replicated by Raft; otherwise a classic queue.
+    /// Whether it is a quorum queue, which is replicated by Raft. Otherwise it is a classic queue.
     pub quorum: bool,
-    /// After this many deliveries the broker dead-letters or drops a message. Quorum queues only.
+    /// The number of deliveries after which the broker dead-letters or drops a message. For quorum queues only.
     pub delivery_limit: Option<u32>,
-    /// Its bindings, each an exchange and a routing key.
+    /// The bindings, as pairs of an exchange and a routing key.
     pub bind: Vec<(String, String)>,
 }
 
-/// Exchanges first, then queues, then their bindings.
+/// A set of exchanges, queues and bindings. They are declared in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
     /// The exchanges.
     pub exchanges: Vec<ExchangeSpec>,
     /// The queues with their bindings.
     pub queues: Vec<QueueSpec>,
-    /// How to treat them.
+    /// Whether they are declared, verified, or left alone.
     pub mode: TopologyMode,
 }
 
@@ -71,7 +71,7 @@ impl Topology {
         self.exchanges.iter().any(|exchange| exchange.name == name)
     }
 
-    /// Whether it binds a queue that gets messages to this exchange with this routing key.
+    /// Whether the topology binds a queue that receives messages to this exchange with this routing key.
     pub(super) fn routes(&self, exchange: &str, routing_key: &str) -> bool {
         let Some(spec) = self.exchanges.iter().find(|spec| spec.name == exchange) else {
             return false;
@@ -134,18 +134,18 @@ impl Topology {
         let said = broker_said(error);
         let advice = match (code_of(error), self.mode) {
             (Some(406), _) => {
-                "it exists with other arguments: delete it, choose another name, or set the topology to `verify` or \
-                 `off` to use it as it is"
+                "it exists with other arguments: delete it, choose another name, or set the topology to `verify` or `off` to use it unchanged"
             }
             (Some(404), TopologyMode::Verify) => {
                 "it does not exist: create it, or set the topology to `declare`"
             }
-            (Some(404), _) => "something it needs does not exist: name it in the topology too, or create it",
-            (Some(403), _) => {
-                "the user may not: grant it configure, write and read on the name, or set the topology to `verify` \
-                 or `off`"
+            (Some(404), _) => {
+                "something that it depends on does not exist: add the missing part to the topology, or create it"
             }
-            (Some(405), _) => "another connection has it exclusively: choose another name",
+            (Some(403), _) => {
+                "the user lacks permission: grant the user configure, write and read on this name, or set the topology to `verify` or `off`"
+            }
+            (Some(405), _) => "another connection uses it exclusively: choose another name",
             _ => return Trouble::Unreachable(format!("the {what} could not be declared: {said}")),
         };
         Trouble::Misconfigured(format!("the {what} was refused, {advice} ({said})"))
@@ -179,7 +179,7 @@ impl ExchangeKind {
     }
 }
 
-/// `*` is one word, `#` any number of words.
+/// Matches a topic pattern, in which `*` matches one word and `#` any number of words.
 fn topic_matches(pattern: &[&str], key: &[&str]) -> bool {
     match (pattern, key) {
         ([], []) => true,

@@ -1,9 +1,9 @@
-//! The bytes of a connection: TCP, and TLS over it.
+//! The transport of a connection: TCP, with or without TLS.
 //!
-//! The client could encrypt by itself. The feature for that links 50 crates more, most of them to read
-//! PKCS#12: ciphers such as DES and RC2, parsers of X.509, big integers. None of them is needed here:
-//! certificates are PEM files, and rustls is linked for MongoDB anyway. So the client is built without TLS
-//! and gets a stream that is already encrypted.
+//! The AMQP client has its own TLS feature, but that feature links 50 more crates, most of them for reading PKCS#12:
+//! ciphers such as DES and RC2, X.509 parsers, big integers. None of these crates is needed here, because certificates
+//! are PEM files, and rustls is linked for MongoDB anyway. So the client is built without TLS and gets a stream that is
+//! already encrypted.
 
 use std::{
     io::{self, Read, Write},
@@ -22,10 +22,10 @@ use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use crate::tls::{TlsFiles, provider};
 
-/// The client's stream, encrypted or not.
+/// The stream that the client uses, encrypted or not.
 pub(super) type Wire = Box<dyn Duplex>;
 
-/// The client's runtime: Tokio, with this transport in place of a TCP stream.
+/// The runtime that the client uses: Tokio, with this transport in place of a TCP stream.
 pub(super) type Wired = Runtime<RuntimeParts<Tokio, Sockets>>;
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -36,13 +36,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 #[derive(Clone, Debug)]
 pub(super) struct Sockets(Tokio);
 
-/// The runtime of the calling task.
+/// Returns the runtime of the calling task.
 pub(super) fn runtime() -> Wired {
     let tokio = Tokio::current();
     Runtime::new(RuntimeParts::new(tokio.clone(), Sockets(tokio)))
 }
 
-/// A connection to the host, encrypted with `tls` if there is one.
+/// Connects to the host, and encrypts the connection if `tls` is given.
 pub(super) async fn connect(
     host: &str,
     port: u16,
@@ -59,12 +59,12 @@ pub(super) async fn connect(
     Ok(AsyncTcpStream::Plain(Box::new(encrypted.compat())))
 }
 
-/// The TLS configuration: the trusted authorities, and the client certificate. An error is the end of a
-/// sentence.
+/// Creates the TLS configuration with the trusted authorities and the client certificate. The error text is meant as
+/// the end of a sentence.
 pub(super) fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     match files.authorities().map_err(|error| error.to_string())? {
-        // Files with authorities replace those of the machine.
+        // The authorities of a CA file replace the system's.
         Some(authorities) => roots.add_parsable_certificates(authorities),
         None => roots.add_parsable_certificates(authorities_of_this_machine()?),
     };
@@ -84,7 +84,7 @@ fn authorities_of_this_machine() -> Result<Vec<rustls::pki_types::CertificateDer
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-        return Err(format!("this machine has no trusted authorities ({reason}); give a CA file"));
+        return Err(format!("this system has no trusted certificate authorities ({reason}); give a CA file"));
     }
     Ok(found.certs)
 }
@@ -93,7 +93,7 @@ impl Reactor for Sockets {
     type TcpStream = Wire;
     type Sleep = <Tokio as Reactor>::Sleep;
 
-    /// The client does not register its own handles.
+    /// Never called, because the client does not register its own handles.
     fn register<H: Read + Write + Send + 'static>(
         &self,
         _: H,

@@ -1,15 +1,15 @@
-//! A failure of RabbitMQ, and its scope: one message, its channel, or the connection.
+//! Classifies failures of RabbitMQ by scope: one message, its channel, or the connection.
 
 use std::fmt::{self, Display};
 
 use lapin::{ErrorKind, protocol::AMQPErrorKind, types::ShortString};
 
-/// Why there is no link.
+/// Why there is no usable connection.
 #[derive(Clone, Debug)]
 pub(super) enum Trouble {
-    /// Waiting may help.
+    /// The broker can't be reached. Waiting may help.
     Unreachable(String),
-    /// A person must act.
+    /// The configuration is wrong. A person must fix it.
     Misconfigured(String),
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Cause {
     Channel(u16),
     /// RabbitMQ closed the connection with this protocol code, perhaps because of one request on it.
     Connection(u16),
-    /// The connection is lost, or silent: no request caused it.
+    /// The connection is lost or silent, and no request caused that.
     Lost,
 }
 
@@ -49,16 +49,16 @@ impl Cause {
 
         match error.kind() {
             AMQPErrorKind::Soft(_) => Self::Channel(code),
-            // The codes that the broker uses for bad requests: frame, syntax, command, channel, unexpected
-            // frame, not implemented, internal. The others (320, 402, 506, 530) are about itself or the whole
-            // connection.
+            // These are the codes that the broker uses for bad requests: frame, syntax, command, channel, unexpected
+            // frame, not implemented, internal. The remaining codes (320, 402, 506, 530) concern the broker itself or
+            // the whole connection.
             AMQPErrorKind::Hard(_) if matches!(code, 501..=505 | 540 | 541) => Self::Connection(code),
             AMQPErrorKind::Hard(_) => Self::Lost,
         }
     }
 }
 
-/// The reply code of the broker, if the broker refused.
+/// Returns the broker's reply code, if the broker refused the request.
 pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -66,7 +66,7 @@ pub(super) fn code_of(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// The broker's own text if there is one, otherwise the client's.
+/// Returns the broker's error text if there is one, otherwise the client's.
 pub(super) fn broker_said(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => format!("{} {}", error.get_id(), error.get_message()),
@@ -74,12 +74,12 @@ pub(super) fn broker_said(error: &lapin::Error) -> String {
     }
 }
 
-/// The client panics on a name over 255 bytes unless it is called like this.
+/// Converts a name to an AMQP short string. The client would panic on a name over 255 bytes, so that is checked here.
 pub(super) fn short(name: &str) -> Result<ShortString, Trouble> {
     ShortString::try_new(name).map_err(|_| {
         let start: String = name.chars().take(40).collect();
         Trouble::Misconfigured(format!(
-            "the name that begins with {start:?} is longer than the 255 bytes of AMQP"
+            "the name that begins with {start:?} is longer than 255 bytes, the limit of AMQP"
         ))
     })
 }

@@ -1,18 +1,18 @@
-//! `ProcessDocumentMessages`: the hint that a document's outbox should be processed.
+//! The command `ProcessDocumentMessages`, a hint that a document's outbox should be processed.
 //!
-//! A command can be lost, repeated, stale or forged without harm: it names a document and grants no rights.
-//! It is the only message between rescuer, inline dispatcher and dispatcher worker.
+//! A command only names a document and grants no rights, so it does no damage if it is lost, repeated, stale or forged.
+//! It is the only kind of message between rescuer, inline dispatcher and dispatcher worker.
 //!
 //! ```json
 //! {"database":"shop","collection":"orders","document_key":{"_id":"o-1"},"key":"EgAAAAJfaWQABAAAAG8tMQAA","reason":"stream"}
 //! ```
 //!
-//! `key` is the document key as BSON in base64, so that every `_id` that MongoDB stores survives.
-//! `document_key` is the same as canonical extended JSON, for people and for older dispatchers; it is left
-//! out if this form would change the key or make it too long for them. A reader uses `key` if there is one.
+//! `key` is the document key as BSON in base64, so that every `_id` that MongoDB stores survives. `document_key` is the
+//! same key as canonical extended JSON, for people and for older dispatchers. It is left out if this form would change
+//! the key or make it too long for older dispatchers. A reader uses `key` if it is present.
 //!
-//! `cluster` names the MongoDB cluster that the document is in, by the UUID that it gave the collection of
-//! positions in the state database. A command without one may be from any cluster.
+//! `cluster` names the MongoDB cluster that the document is in, by the UUID that this cluster has assigned to the
+//! collection of positions in the state database. A command without this field may be from any cluster.
 
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod sender;
@@ -39,27 +39,28 @@ use crate::{
 
 /// The AMQP `type` of a command.
 pub const COMMAND_TYPE: &str = "ProcessDocumentMessages";
-/// The default exchange for commands: direct, durable.
+/// The default exchange for commands, which is direct and durable.
 pub const COMMANDS_EXCHANGE: &str = "outbox.commands";
 /// The routing key of every command.
 pub const COMMANDS_ROUTING_KEY: &str = "process-document-messages";
-/// The default queue that dispatcher workers consume: quorum, with a delivery limit.
+/// The default queue that dispatcher workers consume, a quorum queue with a delivery limit.
 pub const COMMANDS_QUEUE: &str = "outbox.process-document-messages";
-/// How often the broker delivers one command before it drops it; the sweep sends another.
+/// The number of deliveries after which the broker drops a command. The sweep sends another.
 pub const COMMANDS_DELIVERY_LIMIT: u32 = 20;
-/// The broker drops a command that no dispatcher took for this long; the sweep sends another.
+/// The time after which the broker drops a command that no dispatcher has taken. The sweep sends another.
 ///
-/// More than twice the longest pause between two commands of the sweep for one document (2 min): so a document that is
-/// stuck always has a command in the queue, and at most four.
+/// This is more than twice the longest pause between two commands that the sweep sends for one document (2 min). So
+/// there is always a command in the queue for a document that is stuck, and there are at most four.
 pub const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
-/// A longer body is refused unread, and is not sent: a publisher accepts messages of 16 MiB. A document key
-/// of 11 MB fits.
+/// Maximum size of a command's body, because publishers accept messages up to 16 MiB. A longer body is not sent, and is
+/// refused without being read. A document key of 11 MB fits.
 pub const MAX_COMMAND_BYTES: usize = 15 << 20;
-/// Older dispatchers refuse a longer body, and a key without its BSON must not cause one.
+/// Maximum size of a readable key. Older dispatchers refuse a longer body, so the readable key must not make it longer
+/// than that.
 const MAX_READABLE_BYTES: usize = 64 << 10;
-/// The server nests documents to 180 levels.
+/// Maximum nesting of a key. The server allows documents up to 180 levels.
 const MAX_KEY_DEPTH: usize = 200;
-/// Older dispatchers refuse a key that is nested deeper.
+/// Maximum nesting of a readable key; older dispatchers refuse deeper keys.
 const MAX_READABLE_DEPTH: usize = 32;
 
 /// Why a command was sent.
@@ -83,9 +84,9 @@ pub enum Reason {
     Stream,
     /// The sweep found a due entry.
     Sweep,
-    /// A failed delivery was left to a worker.
+    /// The inline dispatcher handed a failed delivery to a worker.
     Handoff,
-    /// An operator asked for it.
+    /// An operator requested it.
     Operator,
     /// A reason that this version doesn't know.
     #[serde(other)]
@@ -93,30 +94,30 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The word for it in metrics.
+    /// Returns the label value in metrics.
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 }
 
-/// The command: process this document's outbox.
+/// The command to process one document's outbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessDocumentMessages {
     /// The document.
     pub document: DocumentRef,
-    /// Why.
+    /// Why the command was sent.
     pub reason: Reason,
-    /// The cluster of the document, if the sender knows it; `None` counts as the reader's own.
+    /// The cluster of the document, if the sender knows it. `None` is treated as the reader's own cluster.
     pub cluster: Option<Uuid>,
 }
 
-/// Why a command is refused. It shows only names from the command's content.
+/// Why a command is refused. The error text includes only names from the command's content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// The body is longer than a command can be.
-    #[error("the body has {0} bytes; a command has at most {MAX_COMMAND_BYTES}")]
+    #[error("the body has {0} bytes, but a command can have at most {MAX_COMMAND_BYTES}")]
     TooLong(usize),
-    /// Not the JSON of a command.
+    /// The body is not the JSON of a command.
     #[error("not a command: {0}")]
     Malformed(String),
     /// The namespace is not a database and a collection.
@@ -142,7 +143,7 @@ struct SentCommand<'a> {
     reason: Reason,
 }
 
-/// With a readable key of this type.
+/// A received command whose readable key has type `K`.
 #[derive(Deserialize)]
 struct ReceivedCommand<K> {
     database: String,
@@ -156,19 +157,19 @@ struct ReceivedCommand<K> {
 type Readable = serde_json::Map<String, serde_json::Value>;
 
 impl ProcessDocumentMessages {
-    /// A command for this document, in whatever cluster reads it.
+    /// Creates a command for this document. It is valid in any cluster.
     pub fn new(document: DocumentRef, reason: Reason) -> Self {
         Self { document, reason, cluster: None }
     }
 
-    /// Names the cluster.
+    /// Sets the cluster that the document is in.
     #[must_use]
     pub fn of_cluster(mut self, cluster: Option<Uuid>) -> Self {
         self.cluster = cluster;
         self
     }
 
-    /// The body on the wire.
+    /// Encodes the body.
     pub fn to_json(&self) -> Vec<u8> {
         let mut wire = SentCommand {
             database: &self.document.namespace.db,
@@ -187,8 +188,8 @@ impl ProcessDocumentMessages {
         serde_json::to_vec(&wire).unwrap_or_default()
     }
 
-    /// Reads a body: every field, and a key that can only act as a key. Unknown fields and an unknown reason
-    /// are from a later version, and are ignored.
+    /// Decodes a body and checks every field, so that the key can't act as a query operator. Unknown fields and unknown
+    /// reasons are ignored, because they may come from a later version.
     ///
     /// # Errors
     /// [`CommandError`], which names what is wrong without quoting the body.
@@ -203,7 +204,7 @@ impl ProcessDocumentMessages {
         }
         let wire: ReceivedCommand<IgnoredAny> =
             serde_json::from_slice(body).map_err(|error| malformed(&error))?;
-        wire.command(|_| Err(CommandError::BadKey("longer than 64 KiB and not in `key`")))
+        wire.command(|_| Err(CommandError::BadKey("longer than 64 KiB without being in `key`")))
     }
 }
 
@@ -239,7 +240,7 @@ fn is_database(name: &str) -> bool {
     is_name(name) && !name.contains(['.', '/', '\\', ' ', '"'])
 }
 
-/// Describes the place and kind of a JSON error; serde's own text could quote values.
+/// Describes the place and kind of a JSON error. serde's own text is not used, because it could quote values.
 fn malformed(error: &serde_json::Error) -> CommandError {
     let what = match error.classify() {
         serde_json::error::Category::Data => "a field is missing or of the wrong type",
@@ -248,11 +249,11 @@ fn malformed(error: &serde_json::Error) -> CommandError {
     CommandError::Malformed(format!("{what} (line {}, column {})", error.line(), error.column()))
 }
 
-/// The key as canonical extended JSON; `None` if reading it back would give another key, or an older reader
-/// refuses it.
+/// Returns the key as canonical extended JSON. Returns `None` if this form would be read back as a different key, or if
+/// an older reader would refuse it.
 fn readable(document: &DocumentRef) -> Option<serde_json::Value> {
     let key = document.key();
-    // Even in base64 alone it is too long for them.
+    // The base64 form alone is already too long for older readers.
     if key.as_bytes().len() > MAX_READABLE_BYTES {
         return None;
     }
@@ -267,7 +268,8 @@ fn key_of_base64(text: &str) -> Result<RawDocumentBuf, CommandError> {
     if !bytes::is_sound(&key, MAX_KEY_DEPTH) {
         return Err(CommandError::BadKey("`key` is not BSON, or nested too deep"));
     }
-    // Deeper levels can't act as an expression: a filter puts sub-documents behind `$eq`.
+    // Check only the top level. Deeper levels can't act as an expression, because a filter compares sub-documents with
+    // `$eq`.
     if bytes::elements(&key).any(|element| element.name.starts_with(b"$")) {
         return Err(CommandError::BadKey("a field name begins with `$`"));
     }
@@ -299,7 +301,7 @@ fn key_of_readable(json: Readable) -> Result<RawDocumentBuf, CommandError> {
     }
 }
 
-/// Refuses what a query could read as an operator, at any depth.
+/// Refuses values that a query could interpret as an operator, at any depth.
 fn check_value(value: &Bson, depth: usize) -> Result<(), CommandError> {
     if depth > MAX_READABLE_DEPTH {
         return Err(CommandError::BadKey("nested too deep"));
@@ -339,7 +341,7 @@ mod tests {
         serde_json::from_slice(&command.to_json()).unwrap()
     }
 
-    /// Without the field that older readers don't know.
+    /// Decodes the body as an older reader does, without the field that it doesn't know.
     fn read_by_a_reader_of_before(
         command: &ProcessDocumentMessages,
     ) -> Result<ProcessDocumentMessages, CommandError> {
@@ -376,8 +378,8 @@ mod tests {
         }
     }
 
-    /// Names that a reader of extended JSON interprets, depth and length that older readers refuse, bytes
-    /// that are not UTF-8.
+    /// Covers names that readers of extended JSON interpret, depth and length that older readers refuse, and bytes that
+    /// are not UTF-8.
     #[test]
     fn an_id_without_readable_form_keeps_its_bytes() {
         let mut deep = codec::encode(&doc! { "a": 1 }).unwrap();

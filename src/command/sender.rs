@@ -1,4 +1,4 @@
-//! Sending `ProcessDocumentMessages`, with confirms.
+//! Sends `ProcessDocumentMessages` commands, with confirms.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,19 +16,19 @@ use crate::{
 /// Sends commands to an exchange. Clones share the publisher's connection.
 ///
 /// # Guarantees
-/// - A command is sent only when the broker confirmed that a queue has it.
-/// - It never waits for a connection: without a broker every command fails at once with
+/// - A command counts as sent only if the broker confirmed that a queue has it.
+/// - The sender never waits for a connection. Without a broker, every command fails at once with
 ///   [`SendFailure::Unavailable`].
 ///
 /// # Caveats
-/// A failed command may still have arrived. That is harmless: commands are hints.
+/// A failed command may still have arrived. That is harmless, because commands are only hints.
 #[derive(Debug, Clone)]
 pub struct CommandSender {
     publisher: Publisher,
     exchange: String,
 }
 
-/// Why a command was not sent, or possibly not.
+/// Why a command was not sent, or may not have been sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendFailure {
     /// No queue is bound to the exchange for commands.
@@ -39,16 +39,16 @@ pub enum SendFailure {
     Unroutable {
         /// The exchange.
         exchange: String,
-        /// The broker's words.
+        /// The broker's text.
         text: String,
     },
-    /// The broker refused it, for example because the queue is full and rejects.
+    /// The broker refused the command, for example because a full queue rejects messages.
     #[error("RabbitMQ refused the command: its queue is full or cannot be written")]
     Nacked,
-    /// It can never be sent.
+    /// The command can never be sent.
     #[error("the command cannot be sent: {0}")]
     Refused(String),
-    /// The broker is unavailable now, or did not answer.
+    /// The broker is unavailable or did not answer.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -61,14 +61,15 @@ impl SendFailure {
 }
 
 impl CommandSender {
-    /// Sends to `exchange` ([`COMMANDS_EXCHANGE`](crate::command::COMMANDS_EXCHANGE) by default) through `publisher`, which
-    /// was started with the [`topology`](Self::topology) or on a broker that has it.
+    /// Creates a sender that sends through `publisher` to `exchange`, usually
+    /// [`COMMANDS_EXCHANGE`](crate::command::COMMANDS_EXCHANGE). The publisher must have been started with the
+    /// [`topology`](Self::topology), or the topology must exist on the broker.
     pub fn new(publisher: Publisher, exchange: impl Into<String>) -> Self {
         Self { publisher, exchange: exchange.into() }
     }
 
-    /// The exchange for commands (direct, durable), and the queue that dispatchers consume (quorum, with a delivery
-    /// limit) bound to it.
+    /// Returns the topology for commands: a direct, durable exchange, and, bound to it, the quorum queue with a
+    /// delivery limit that dispatchers consume.
     pub fn topology(exchange: impl Into<String>, queue: impl Into<String>, mode: TopologyMode) -> Topology {
         let exchange = exchange.into();
         let queue = QueueSpec {
@@ -81,7 +82,7 @@ impl CommandSender {
         Topology { exchanges: vec![exchange], queues: vec![queue], mode }
     }
 
-    /// Sends commands as one window, and returns an answer for each, in order.
+    /// Sends commands as one window and returns an answer for each, in order.
     pub async fn send(&self, commands: Vec<ProcessDocumentMessages>) -> Vec<Result<(), SendFailure>> {
         let bodies: Vec<_> = commands.iter().map(ProcessDocumentMessages::to_json).collect();
         let too_long: Vec<_> = bodies.iter().map(|body| too_long(body)).collect();
@@ -119,7 +120,7 @@ impl CommandSender {
             }
             Published::Nacked => Err(SendFailure::Nacked),
             Published::Refused { reason } => Err(SendFailure::Refused(reason)),
-            // It may end, for example when a permission is restored.
+            // This is transient, because the cause may end, for example when a permission is restored.
             Published::Rejected { reason } | Published::Unavailable { reason, .. } => {
                 Err(SendFailure::Unavailable(reason))
             }
@@ -127,9 +128,10 @@ impl CommandSender {
     }
 }
 
-/// It is not sent, because every dispatcher refuses such a body unread.
+/// Refuses a body that is too long, because every dispatcher would refuse it without reading it.
 fn too_long(body: &[u8]) -> Option<SendFailure> {
     let longest = MAX_COMMAND_BYTES;
-    let reason = |bytes| format!("its document key makes it {bytes} bytes long, and {longest} are allowed");
+    let reason =
+        |bytes| format!("its document key makes it {bytes} bytes long, but at most {longest} are allowed");
     Some(body.len()).filter(|bytes| *bytes > longest).map(|bytes| SendFailure::Refused(reason(bytes)))
 }

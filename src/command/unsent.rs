@@ -1,4 +1,4 @@
-//! Replaces the sender of commands in a build without RabbitMQ: it can't be created.
+//! Replaces the command sender in a build without RabbitMQ. This type can't be constructed.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,5 @@
-//! Messages as [CloudEvents] 1.0 in the binary mode of its [AMQP binding]: attributes as headers, the payload as body.
+//! Turns messages into [CloudEvents] 1.0 in the binary mode of the [AMQP binding], with attributes as headers and the
+//! payload as body.
 //!
 //! | on the wire | from the message |
 //! |---|---|
@@ -13,13 +14,12 @@
 //! | body | the payload as [JSON](super::json) |
 //! | every other header | the message's, under its own name: `traceparent`, `tracestate` and the user's |
 //!
-//! All headers are strings. If receivers can't take a colon in a header's name, use the
-//! [prefix](AttributePrefix) `cloudEvents_` instead.
+//! All headers are strings. If receivers can't take a colon in a header's name, set the [prefix](AttributePrefix) to
+//! `cloudEvents_`.
 //!
-//! A header of the message that could be mistaken for one of the library or the broker is dropped: one whose
-//! name begins with `cloudEvents:` or `cloudEvents_`, in upper or lower case, and one that RabbitMQ reserves
-//! for its own records or another protocol's properties (`x-death` and its like, `x-received-from`,
-//! `x-amqp-1.0-…`).
+//! A message header is dropped if it could be mistaken for a header of the library or the broker. These are headers
+//! whose name begins with `cloudEvents:` or `cloudEvents_`, in upper or lower case, and headers that RabbitMQ reserves
+//! for its own records or for another protocol's properties (`x-death` and similar, `x-received-from`, `x-amqp-1.0-…`).
 //!
 //! [CloudEvents]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 //! [AMQP binding]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
@@ -38,21 +38,22 @@ use crate::{aggregate::message::SCHEMA_HEADER, amqp::Publication};
 const RESERVED: [&str; 7] = [
     "cloudEvents:",
     "cloudEvents_",
-    // RabbitMQ records dead-lettering here, recognises a cycle by it, and then drops the message.
+    // RabbitMQ records dead-lettering in this header. If the record shows a cycle, RabbitMQ drops the message.
     "x-death",
     "x-first-death-",
     "x-last-death-",
-    // Its federation records the path here, and drops messages that have come too far.
+    // RabbitMQ federation records the path of a message in this header, and drops messages that took too many hops.
     "x-received-from",
-    // It derives properties for AMQP 1.0 receivers from these.
+    // RabbitMQ derives properties for AMQP 1.0 receivers from headers with this prefix.
     "x-amqp-1.0-",
 ];
 /// The longest routing key that AMQP 0-9-1 can carry.
 const MAX_TYPE_BYTES: usize = 255;
-/// A longer subject is left out: all headers together have to fit one frame of 128 KiB, and an `_id` may have megabytes.
+/// Maximum length of a subject; a longer one is left out. All headers together must fit into one frame of 128 KiB, and
+/// an `_id` can have megabytes.
 const LONGEST_SUBJECT: usize = 8 << 10;
 
-/// The prefix of attributes' names. Both are reserved, whichever is in use.
+/// The prefix of attribute names. Both prefixes are reserved, whichever is in use.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
 )]
@@ -67,27 +68,27 @@ pub enum AttributePrefix {
 }
 
 impl AttributePrefix {
-    /// The prefix itself.
+    /// Returns the prefix as text.
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 }
 
-/// Why a message can never be published. The text shows no part of the payload.
+/// Why a message can never be published. The error text never includes any of the payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnpublishableError {
-    /// The payload can't be written as JSON.
+    /// The payload cannot be written as JSON.
     #[error(transparent)]
     Payload(#[from] PayloadError),
-    /// The type doesn't fit into a routing key.
-    #[error("the message's type has {0} bytes; a routing key holds {MAX_TYPE_BYTES}")]
+    /// The message type doesn't fit into a routing key.
+    #[error("the message type has {0} bytes, but a routing key can have at most {MAX_TYPE_BYTES}")]
     TypeTooLong(usize),
 }
 
-/// The publication of a message to an exchange.
+/// Builds the publication of a message to an exchange.
 ///
 /// # Errors
-/// When no broker could ever take it.
+/// An error if no broker could ever accept the message.
 pub fn publication(
     envelope: &Envelope,
     exchange: &str,
@@ -144,12 +145,12 @@ fn is_reserved(name: &str) -> bool {
     })
 }
 
-/// The source of events: a URI reference of two path segments, `/{database}/{collection}`.
+/// Returns the CloudEvents source, a URI reference with two path segments, `/{database}/{collection}`.
 pub fn source(namespace: &Namespace) -> String {
     format!("/{}/{}", segment(&namespace.db), segment(&namespace.coll))
 }
 
-/// One segment of a path: everything except the `pchar` of RFC 3986 is percent-encoded, byte by byte.
+/// Encodes one path segment. Everything except the `pchar` of RFC 3986 is percent-encoded, byte by byte.
 fn segment(name: &str) -> String {
     let mut encoded = String::with_capacity(name.len());
     for byte in name.bytes() {
@@ -260,7 +261,7 @@ mod tests {
         envelope.document = fits;
         assert!(header(&envelope, "cloudEvents:subject").is_some());
         envelope.document = long;
-        assert_eq!(header(&envelope, "cloudEvents:subject"), None, "the message goes without it");
+        assert_eq!(header(&envelope, "cloudEvents:subject"), None, "the attribute is left out");
         assert_eq!(
             publication(&envelope, "x", PayloadFormat::Json, AttributePrefix::Colon).unwrap().timestamp,
             None

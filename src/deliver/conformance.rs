@@ -1,4 +1,4 @@
-//! Tests that any [`Deliver`] must pass, for use in your own tests.
+//! A test suite that every [`Deliver`] must pass, for use in your own tests.
 //!
 //! Implement [`Harness`] for the deliverer together with a real receiver, and call [`check`]:
 //!
@@ -10,18 +10,19 @@
 //! ```
 //!
 //! # Guarantees tested
-//! - One answer per message of the window, in the window's order.
-//! - `Delivered` only when the receiver has it: nothing that is rejected or can't be reached is said to be delivered.
-//! - Errors of one message don't spread to the others of the window, nor do those of other windows.
+//! - A deliverer returns one answer per message of the window, in the window's order.
+//! - It answers `Delivered` only if the receiver has the message, and never if the receiver rejected the message or
+//!   could not be reached.
+//! - An error in one message doesn't affect other messages, in the same window or in others.
 //! - A message can be delivered again, with the same id.
 //! - It never panics, whatever a document contains, and never waits forever.
-//! - A delivery that is dropped halfway leaves it usable.
-//! - It says why something failed, and never with content of the payload.
-//! - While it is not available no attempt is counted, and it becomes available again by itself.
-//! - It serves the `via` that it has stored with messages, and no unknown one.
+//! - After a delivery was dropped halfway, the deliverer is still usable.
+//! - Its error texts give the reason and never include any of the payload.
+//! - While it is unavailable no attempt is counted, and it becomes available again without help.
+//! - It serves the `via` that it stores with messages, and no unknown `via`.
 //!
 //! # Caveats
-//! Whether a confirmed message survives the receiver's crash can't be seen from here.
+//! This suite can't test whether a confirmed message survives a crash of the receiver.
 
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, time::Duration};
 
@@ -38,39 +39,40 @@ use super::{Answer, Deliver, Envelope, Outcome, json};
 use crate::stored::document_ref::DocumentRef;
 
 const ONE_ANSWER: &str = "one answer per message of the window";
-const TRULY: &str = "`Delivered` only when the receiver has it";
-const IN_ORDER: &str = "answers are in the window's order, and errors of one message don't spread";
+const TRULY: &str = "`Delivered` only if the receiver has the message";
+const IN_ORDER: &str = "answers keep the window's order, and an error in one message doesn't affect others";
 const REPEATABLE: &str = "a message can be delivered again, with the same id";
-const NO_PANIC: &str = "it does not panic";
-const NOT_FOR_EVER: &str = "it does not wait forever";
-const DROPPABLE: &str = "a delivery that is dropped halfway leaves it usable";
-const DISCREET: &str = "its texts give the reason, and show no part of the payload";
-const FREE_OF_CHARGE: &str = "while it is not available no attempt is counted";
-const RECOVERS: &str = "it becomes available again by itself";
-const SERVES: &str = "it serves the `via` that it wants stored, and no unknown one";
-/// The pause between two tries of a deliverer that reports itself available but isn't.
+const NO_PANIC: &str = "the deliverer does not panic";
+const NOT_FOR_EVER: &str = "the deliverer does not wait forever";
+const DROPPABLE: &str = "the deliverer is usable after a delivery was dropped halfway";
+const DISCREET: &str = "error texts give the reason and never include any of the payload";
+const FREE_OF_CHARGE: &str = "no attempt is counted while the deliverer is unavailable";
+const RECOVERS: &str = "the deliverer becomes available again without help";
+const SERVES: &str = "the deliverer serves the `via` that it stores with messages, and no unknown `via`";
+/// The pause between two tries if a deliverer says that it is available but isn't.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
-/// Part of payloads that must not appear in texts.
+/// Part of the payloads; it must not appear in error texts.
 const SECRET: &str = "conformance-secret-0f8e";
 
-/// A deliverer to be tested, and the receiver at its other end.
+/// A deliverer to test, together with the receiver at its other end.
 #[async_trait]
 pub trait Harness: Send + Sync {
-    /// The deliverer, available.
+    /// Returns the deliverer. It must be available.
     fn deliverer(&self) -> &dyn Deliver;
 
-    /// A message that the receiver accepts. The suite sets its ids and documents. [`envelope`] makes one.
+    /// Returns a message that the receiver accepts; [`envelope`] can create one. The suite replaces its id and
+    /// document.
     fn accepted(&self) -> Envelope;
 
-    /// A message that arrives but that the receiver rejects, such as one of a type it fails on. With `None`,
-    /// rejected messages are not tested.
+    /// Returns a message that the receiver gets but rejects, for example one of a type that it fails on. If this is
+    /// `None`, rejected messages are not tested.
     fn rejected(&self) -> Option<Envelope>;
 
-    /// The ids of all messages that the receiver has taken so far.
+    /// Returns the ids of all messages that the receiver has accepted so far.
     async fn arrived(&self) -> Vec<Uuid>;
 
-    /// Makes the receiver unreachable, and returns once the deliverer has noticed, if it notices by itself.
-    /// False if this is impossible; then unavailability is not tested.
+    /// Makes the receiver unreachable. If the deliverer notices that without a delivery, returns only once it has
+    /// noticed. Returns false if the receiver can't be made unreachable; in that case unavailability is not tested.
     async fn cut_off(&self) -> bool {
         false
     }
@@ -78,13 +80,13 @@ pub trait Harness: Send + Sync {
     /// Makes the receiver reachable again.
     async fn restore(&self) {}
 
-    /// The time that counts as waiting forever.
+    /// The time after which a wait counts as endless.
     fn patience(&self) -> Duration {
         Duration::from_secs(30)
     }
 }
 
-/// A message of this type with `payload`, from a made-up document.
+/// Creates a message of this type with `payload`, from an invented document.
 pub fn envelope(message_type: impl Into<String>, payload: impl Into<Bson>) -> Envelope {
     let id = Uuid::now_v7();
     Envelope {
@@ -100,10 +102,10 @@ pub fn envelope(message_type: impl Into<String>, payload: impl Into<Bson>) -> En
     }
 }
 
-/// Tests every guarantee that the harness allows to test.
+/// Tests every guarantee that can be tested with this harness.
 ///
 /// # Panics
-/// With a sentence that begins with the guarantee that is broken.
+/// Panics if a guarantee is broken, with a text that begins with that guarantee.
 pub async fn check(harness: &dyn Harness) {
     let suite = Suite(harness);
     suite.answers_in_place().await;
@@ -154,7 +156,7 @@ impl Suite<'_> {
         let answers = self.deliver(window).await;
         let mut outcomes = answers.into_iter().map(|answer| answer.outcome).enumerate();
         if let Some((place, outcome)) = outcomes.find(|(_, outcome)| *outcome != Outcome::Delivered) {
-            panic!("{guarantee}: message {place} of the window was to be delivered, and is {outcome:?}");
+            panic!("{guarantee}: message {place} of the window should be delivered, but is {outcome:?}");
         }
     }
 
@@ -175,7 +177,7 @@ impl Suite<'_> {
         self.deliver_all(&self.window(50), TRULY).await;
     }
 
-    /// The places of the rejected ones reveal answers that are reversed or sorted.
+    /// Rejected messages are placed so that reversed or sorted answers are detected.
     async fn rejected_is_not_delivered(&self) {
         for rejected_at in [vec![0], vec![1, 2, 6], vec![0, 1, 2, 3, 4, 5, 6, 7, 8]] {
             let mut window = self.window(9);
@@ -187,14 +189,14 @@ impl Suite<'_> {
             for (place, answer) in answers.iter().enumerate() {
                 match (rejected_at.contains(&place), &answer.outcome) {
                     (true, Outcome::Delivered) if rejected_at.len() == window.len() => {
-                        panic!("{TRULY}: a rejected message is said to be delivered")
+                        panic!("{TRULY}: a rejected message was reported as delivered")
                     }
                     (true, Outcome::Delivered) => {
-                        panic!("{IN_ORDER}: rejected message {place} is said to be delivered")
+                        panic!("{IN_ORDER}: rejected message {place} was reported as delivered")
                     }
                     (false, outcome) if *outcome != Outcome::Delivered => {
                         panic!(
-                            "{IN_ORDER}: message {place} was to be delivered next to {rejected_at:?}, and is {outcome:?}"
+                            "{IN_ORDER}: message {place} should be delivered next to {rejected_at:?}, but is {outcome:?}"
                         )
                     }
                     _ => {}
@@ -229,7 +231,7 @@ impl Suite<'_> {
             for place in [0, 2] {
                 let outcome = &answers[place].outcome;
                 let fine = *outcome == Outcome::Delivered;
-                assert!(fine, "{IN_ORDER}: next to an odd message another one is {outcome:?}");
+                assert!(fine, "{IN_ORDER}: next to an unusual message, another message is {outcome:?}");
             }
             if answers[1].outcome == Outcome::Delivered {
                 self.must_have_arrived(&window[1..2]).await;
@@ -240,7 +242,7 @@ impl Suite<'_> {
     async fn dropped_halfway(&self) {
         for _ in 0..10 {
             let window = self.window(5);
-            // Polled once, then dropped.
+            // Poll the delivery once, then drop it.
             let _ = self.0.deliverer().deliver(&window).now_or_never();
         }
         self.deliver_all(&self.window(5), DROPPABLE).await;
@@ -253,7 +255,7 @@ impl Suite<'_> {
         assert!(deliverer.serves(via), "{SERVES}: {via:?} is not served");
         let stored = envelope.via.as_deref();
         assert!(deliverer.serves(stored), "{SERVES}: {stored:?} of the harness's message is not served");
-        assert!(!deliverer.serves(Some(SECRET)), "{SERVES}: it serves an unknown one");
+        assert!(!deliverer.serves(Some(SECRET)), "{SERVES}: an unknown `via` is served");
     }
 
     async fn unavailable(&self) {
@@ -263,15 +265,15 @@ impl Suite<'_> {
         for _ in 0..3 {
             for answer in self.deliver(&self.window(3)).await {
                 let free = matches!(answer.outcome, Outcome::Unavailable(_));
-                assert!(free, "{FREE_OF_CHARGE}: cut off, a message is {:?}", answer.outcome);
+                assert!(free, "{FREE_OF_CHARGE}: without a receiver, a message is {:?}", answer.outcome);
             }
         }
         self.0.restore().await;
         let available = timeout(self.0.patience(), self.become_available()).await;
-        assert!(available.is_ok(), "{RECOVERS}: not in {:?}", self.0.patience());
+        assert!(available.is_ok(), "{RECOVERS}: still unavailable after {:?}", self.0.patience());
     }
 
-    /// `available` may be wrong, so only a delivery proves it.
+    /// Waits until a delivery succeeds, because `available` alone may be wrong.
     async fn become_available(&self) {
         loop {
             self.0.deliverer().available().await;
@@ -285,14 +287,14 @@ impl Suite<'_> {
     }
 }
 
-/// The same message under a new id, from a document of its own.
+/// Returns the same message with a new id, from a document of its own.
 fn renewed(mut envelope: Envelope) -> Envelope {
     envelope.id = Uuid::now_v7();
     envelope.document = document(envelope.id);
     envelope
 }
 
-/// A made-up document for one message alone.
+/// Returns an invented document for a single message.
 fn document(message: Uuid) -> DocumentRef {
     let id = bson::Uuid::from_bytes(message.into_bytes());
     DocumentRef::by_id(Namespace::new("conformance", "documents"), id)
@@ -308,7 +310,7 @@ fn text_of(outcome: &Outcome) -> Option<&str> {
     }
 }
 
-/// Possible content of a document that today's programs don't write.
+/// Payloads that a document may contain although current programs don't write them.
 fn odd_payloads() -> Vec<Bson> {
     let nested = (0..json::MAX_DEPTH).fold(Bson::from(SECRET), |inner, _| Bson::Array(vec![inner]));
     vec![

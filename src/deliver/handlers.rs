@@ -1,4 +1,4 @@
-//! Delivers messages to functions of this process, by type.
+//! Delivers messages to functions of this process, chosen by message type.
 //!
 //! ```
 //! use document_outbox::{Message, deliver::{HandlerError, HandlerKey, Handlers}};
@@ -23,19 +23,19 @@
 //! ```
 //!
 //! # Flow
-//! The payload is decoded for each handler of the message's type, and the handlers run at the same time, each in a
-//! task of its own. A message is delivered once all its handlers have had it; those that have are remembered by their keys in
-//! the entry (`delivered_to`) and not called again.
+//! The payload is decoded for each handler of the message's type, and the handlers run at the same time, each in a task
+//! of its own. A message counts as delivered once all its handlers have succeeded. The keys of handlers that have
+//! succeeded are stored in the entry (`delivered_to`), and these handlers are not called again for this message.
 //!
 //! # Guarantees
-//! - A handler that fails or panics neither stops nor repeats the others.
+//! - If a handler fails or panics, the other handlers still run, and are not repeated because of it.
 //! - Dropping the delivery aborts the handlers at their next `await`.
 //!
 //! # Caveats
-//! - A handler that returned `Ok` is called again when the process ends before that is in the document.
+//! - If the process ends before the success of a handler is stored in the document, the handler is called again.
 //!   Handlers must tolerate repeats; [`Envelope::id`] identifies each message.
-//! - While processes with the old and the new key of a renamed handler run together, the old ones don't know
-//!   the new key.
+//! - While processes with the old key and with the new key of a renamed handler run together, processes with the old
+//!   key don't know the new one and may call the handler again.
 //! - A handler that blocks its thread cannot be aborted.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
@@ -58,32 +58,32 @@ use crate::aggregate::message::Message;
 /// `?` on any error makes a [`Transient`](Self::Transient) error with its text and those of its sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HandlerError {
-    /// It may succeed later.
+    /// The handler may succeed later.
     Transient(String),
-    /// It can never succeed: the message dies at once, unless another of its handlers failed transiently.
+    /// The handler can never succeed. The message dies at once, unless another of its handlers failed transiently.
     Permanent(String),
 }
 
 impl HandlerError {
-    /// It may succeed later.
+    /// The handler may succeed later.
     pub fn transient(reason: impl Into<String>) -> Self {
         Self::Transient(reason.into())
     }
 
-    /// It can never succeed.
+    /// Creates an error for a handler that can never succeed.
     pub fn permanent(reason: impl Into<String>) -> Self {
         Self::Permanent(reason.into())
     }
 }
 
-// No `std::error::Error` for `HandlerError` itself: it would overlap with this.
+// `HandlerError` itself does not implement `std::error::Error`, because that would overlap with this implementation.
 impl<E: std::error::Error> From<E> for HandlerError {
     fn from(error: E) -> Self {
         let mut text = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
             let cause_text = cause.to_string();
-            // Many errors repeat their source in their own text.
+            // Skip the source if the error's own text already contains it, as many do.
             if !text.contains(&cause_text) {
                 text = format!("{text}: {cause_text}");
             }
@@ -100,7 +100,7 @@ impl fmt::Display for HandlerError {
     }
 }
 
-/// A handler's name in the documents: stable over deployments, unique in the process.
+/// A handler's name in stored documents. It must be stable across deployments and unique in the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandlerKey {
     current: String,
@@ -108,12 +108,13 @@ pub struct HandlerKey {
 }
 
 impl HandlerKey {
-    /// A key that never changed.
+    /// Creates a key without former keys.
     pub fn new(key: impl Into<String>) -> Self {
         Self { current: key.into(), former: Vec::new() }
     }
 
-    /// Adds an earlier key of the handler, so that messages that it received under that key aren't repeated.
+    /// Adds a former key of the handler, so that the handler doesn't get messages again that it received under that
+    /// key.
     #[must_use]
     pub fn formerly(mut self, key: impl Into<String>) -> Self {
         self.former.push(key.into());
@@ -141,7 +142,9 @@ impl From<String> for HandlerKey {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandlersError {
     /// Two handlers have the same key, or one has the former key of another.
-    #[error("two handlers have the key `{0}`: documents could not record which of them has had a message")]
+    #[error(
+        "two handlers have the key `{0}`, so documents could not record which of them has received a message"
+    )]
     DuplicateKey(String),
     /// A key is empty.
     #[error("a handler of `{0}` has an empty key")]
@@ -163,20 +166,20 @@ impl Handler {
     }
 }
 
-/// Delivers to functions of this process; see the [module's](self) example. Clones share the functions.
+/// Delivers to functions of this process, see the [module's](self) example. Clones share the functions.
 #[derive(Clone)]
 pub struct Handlers {
     handlers: Arc<[Arc<Handler>]>,
 }
 
-/// Collects handlers.
+/// Builds [`Handlers`].
 #[derive(Default)]
 pub struct HandlersBuilder {
     handlers: Vec<Handler>,
 }
 
 impl HandlersBuilder {
-    /// Adds a handler for messages of type `M`, under any of its names. A type can have several.
+    /// Adds a handler for messages of type `M`, under any name of that type. A type can have several handlers.
     ///
     /// The handler gets the message and its envelope.
     #[must_use]
@@ -199,10 +202,11 @@ impl HandlersBuilder {
         self
     }
 
-    /// Puts the handlers together.
+    /// Builds the handlers.
     ///
     /// # Errors
-    /// When two handlers share a key, present or former, even of different types: operators see keys alone.
+    /// An error if two handlers share a current or former key. This also applies to handlers of different message
+    /// types, because operators see only the keys.
     pub fn build(self) -> Result<Handlers, HandlersError> {
         let mut seen = BTreeSet::new();
         for handler in &self.handlers {
@@ -220,12 +224,12 @@ impl HandlersBuilder {
 }
 
 impl Handlers {
-    /// No handlers yet.
+    /// Returns a builder without handlers.
     pub fn builder() -> HandlersBuilder {
         HandlersBuilder::default()
     }
 
-    /// Whether a message of this type has a handler here.
+    /// Whether there is a handler for messages of this type.
     pub fn handles(&self, message_type: &str) -> bool {
         self.of(message_type).next().is_some()
     }
@@ -234,7 +238,7 @@ impl Handlers {
         self.handlers.iter().filter(move |handler| (handler.is_named)(message_type))
     }
 
-    /// Starts the handlers at once, and waits for them in the returned future.
+    /// Starts the handlers at once. The returned future waits for them.
     fn start(&self, envelope: &Envelope) -> impl Future<Output = Answer> + Send + use<> {
         let handled = self.handles(&envelope.message_type);
         let message_type = envelope.message_type.clone();
@@ -247,7 +251,8 @@ impl Handlers {
             .map(|handler| {
                 let (handler, envelope) = (handler.clone(), shared.clone());
                 let key = handler.key.current.clone();
-                // The call is inside the task, because it decodes, which runs the user's code too.
+                // Call the handler inside the task, because it decodes the payload first, which also runs the user's
+                // code.
                 let run = async move { (handler.call)(envelope).await }.instrument(span.clone());
                 let run = within(deadline, run);
                 (key, AbortOnDropHandle::new(tokio::spawn(run)))
@@ -274,7 +279,10 @@ impl Handlers {
                     Err(error) if error.is_panic() => {
                         failures.push((key, HandlerError::transient("panicked")));
                     }
-                    Err(_) => failures.push((key, HandlerError::transient("stopped, as this process does"))),
+                    Err(_) => failures.push((
+                        key,
+                        HandlerError::transient("the handler was stopped because this process is stopping"),
+                    )),
                 }
             }
             Answer { outcome: outcome(&failures), delivered_to }
@@ -282,7 +290,7 @@ impl Handlers {
     }
 }
 
-/// The outcome of a message if some of its handlers failed.
+/// Decides the outcome of a message if some of its handlers failed.
 fn outcome(failures: &[(String, HandlerError)]) -> Outcome {
     if failures.is_empty() {
         return Outcome::Delivered;
@@ -298,7 +306,7 @@ fn outcome(failures: &[(String, HandlerError)]) -> Outcome {
     }
 }
 
-/// The start of an error, so that the errors of several handlers fit into the space of one.
+/// Shortens an error text, so that the errors of several handlers fit into one.
 fn cut(text: &str) -> &str {
     const LONGEST: usize = 300;
     &text[..text.floor_char_boundary(LONGEST)]
@@ -308,12 +316,12 @@ fn decode<M: Message + DeserializeOwned>(envelope: &Envelope) -> Result<M, Handl
     json::check_depth(&envelope.payload).map_err(|error| HandlerError::permanent(error.to_string()))?;
     envelope.decode().map_err(|error| {
         let (name, what) = (M::TYPE, without_values(&error.to_string()));
-        HandlerError::permanent(format!("the payload does not decode as `{name}`: {what}"))
+        HandlerError::permanent(format!("the payload cannot be decoded as `{name}`: {what}"))
     })
 }
 
-/// serde's text for a failed decoding, without the value that it quotes: names and expectations come from the
-/// type, everything else may come from the payload.
+/// Removes quoted values from serde's text for a failed decoding. Names and expectations come from the Rust type;
+/// everything else may come from the payload.
 fn without_values(text: &str) -> String {
     let named = ["missing field `", "duplicate field `"];
     if let Some(start) = named.iter().find_map(|prefix| text.find(prefix)) {
@@ -326,7 +334,9 @@ fn without_values(text: &str) -> String {
         (Some(what), Some((_, expected))) => {
             format!("{}, expected {expected}", what.trim_end_matches([' ', ':', '`']))
         }
-        _ => "a value does not fit (the reason is not repeated, since it may quote the value)".to_owned(),
+        _ => {
+            "a value does not fit the type (the reason is left out because it may quote the value)".to_owned()
+        }
     }
 }
 

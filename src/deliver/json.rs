@@ -1,9 +1,9 @@
-//! Payloads as JSON: the form of each BSON type on the wire.
+//! Writes payloads as JSON, and defines the form of each BSON type on the wire.
 //!
-//! A message is stored in serde's human-readable form, so its body equals the output of `serde_json` for the
-//! same struct, with these exceptions: bytes and BSON's own types by the table; an `f32` by its shortest
-//! decimal, in the notation of an `f64`; numbers that are not finite as strings, where `serde_json` writes
-//! null.
+//! A message is stored in serde's human-readable form, so its body equals the output of `serde_json` for the same
+//! struct, with three exceptions. Bytes and BSON's own types are written as in the table. An `f32` is written as its
+//! shortest decimal, in the notation of an `f64`. Numbers that are not finite are written as strings, while
+//! `serde_json` writes null.
 //!
 //! | BSON | [`PayloadFormat::Json`] |
 //! |---|---|
@@ -25,9 +25,9 @@
 //! | `DBPointer` | `{"$dbPointer": {"$ref": string, "$id": {"$oid": string}}}` |
 //! | min key, max key | `{"$minKey": 1}`, `{"$maxKey": 1}` |
 //!
-//! This is one-way: a reader that doesn't know the message's schema cannot distinguish a date from a string.
-//! [`PayloadFormat::CanonicalExtendedJson`] keeps every type, as in MongoDB's [specification]; a receiver
-//! that reads it with a BSON library gets back the value that was sent.
+//! This form loses type information: a reader that doesn't know the message's schema cannot distinguish a date from a
+//! string. [`PayloadFormat::CanonicalExtendedJson`] keeps every type, as defined in MongoDB's [specification]; a
+//! receiver that reads it with a BSON library gets exactly the value that was sent.
 //!
 //! [specification]: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json/
 
@@ -45,11 +45,11 @@ use crate::encoding::{
 /// A payload nested deeper than this is refused. MongoDB guarantees 100 levels.
 pub const MAX_DEPTH: usize = 200;
 
-/// How payloads are written. The content type of both is `application/json`.
+/// The format in which payloads are written. The content type of both formats is `application/json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum PayloadFormat {
-    /// Plain JSON, by the table [above](self).
+    /// Plain JSON, as in the [module's](self) table.
     #[default]
     Json,
     /// MongoDB's canonical extended JSON: `{"$date": {"$numberLong": "…"}}`.
@@ -63,21 +63,21 @@ impl PayloadFormat {
     }
 }
 
-/// Why a payload cannot be written as JSON. The text shows no part of the payload.
+/// Why a payload cannot be written as JSON. The error text never includes any of the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PayloadError {
-    /// It is nested deeper than [`MAX_DEPTH`].
+    /// The payload is nested deeper than [`MAX_DEPTH`].
     #[error("the payload is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
-    /// The JSON writer refused it; no BSON value is known to cause this.
+    /// The JSON writer refused the payload. No BSON value is known to cause this.
     #[error("the payload cannot be written as JSON")]
     Unwritable,
 }
 
-/// Writes a payload, any BSON value, as JSON in UTF-8.
+/// Writes a payload as JSON in UTF-8. The payload can be any BSON value.
 ///
 /// # Errors
-/// [`PayloadError::TooDeep`]; never panics.
+/// [`PayloadError::TooDeep`]. Never panics.
 pub fn encode(payload: &Bson, format: PayloadFormat) -> Result<Vec<u8>, PayloadError> {
     check_depth(payload)?;
     serde_json::to_vec(&Json(payload, format)).map_err(|_| PayloadError::Unwritable)
@@ -91,7 +91,7 @@ pub(super) fn check_depth(payload: &Bson) -> Result<(), PayloadError> {
     Ok(())
 }
 
-/// A date as RFC 3339 in UTC with milliseconds; `None` outside the years 0 to 9999.
+/// Formats a date as RFC 3339 in UTC with milliseconds. Returns `None` for dates outside the years 0 to 9999.
 pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
     let text = codec::rfc3339(date)?;
     let whole = text.strip_suffix('Z')?;
@@ -147,7 +147,7 @@ impl Serialize for Object<'_> {
     }
 }
 
-/// A value without nested values.
+/// Writes a value without nested values.
 fn plain<S: Serializer>(leaf: &Bson, serializer: S) -> Result<S::Ok, S::Error> {
     match leaf {
         Bson::Null | Bson::Undefined => serializer.serialize_unit(),
@@ -173,7 +173,7 @@ fn plain<S: Serializer>(leaf: &Bson, serializer: S) -> Result<S::Ok, S::Error> {
             }
             _ => serializer.serialize_str(&codec::base64(&binary.bytes)),
         },
-        // The driver writes extended JSON for values without a counterpart in JSON.
+        // For values that JSON can't represent, the driver writes extended JSON.
         rare => rare.serialize(serializer),
     }
 }

@@ -1,8 +1,8 @@
-//! Destinations of messages: one trait, and the implementations that come with the library.
+//! Destinations of messages: the trait [`Deliver`], and the implementations that come with the library.
 //!
 //! - [`RabbitMq`] publishes to an exchange, as CloudEvents, and waits for the broker's confirm.
 //! - [`Handlers`] calls functions of this process, by message type.
-//! - [`Router`] sends some types to one and the rest to the other.
+//! - [`Router`] sends some message types to one destination and the rest to another.
 //!
 //! For your own destination (an HTTP webhook, another broker) implement [`Deliver`] and run the
 //! [`conformance`] suite on it.
@@ -42,32 +42,32 @@ use crate::stored::{document_ref::DocumentRef, entry::Entry};
 /// The `via` of a message that is delivered by the application's own handlers.
 pub const HANDLERS: &str = "handlers";
 
-/// One message in delivery, with its origin.
+/// A message in delivery, with its origin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Envelope {
-    /// The document whose outbox it is in.
+    /// The document whose outbox contains the message.
     pub document: DocumentRef,
-    /// The message's id: stable over all tries, so that receivers can recognise a repeat, as
-    /// an [`Inbox`](crate::Inbox) does.
+    /// The message's id. It stays the same over all attempts, so that receivers can recognise repeats, as an
+    /// [`Inbox`](crate::Inbox) does.
     pub id: Uuid,
     /// The message's stable name.
     pub message_type: String,
     /// The message's content.
     pub payload: Bson,
-    /// Headers that travel along.
+    /// The headers that are sent with the message.
     pub headers: BTreeMap<String, String>,
-    /// The deliverer; absent means the broker.
+    /// The name of the deliverer. `None` means the broker.
     pub via: Option<String>,
-    /// When it was sent (server time).
+    /// The server time at which the message was sent.
     pub created_at: Option<DateTime>,
-    /// Failed attempts before this one.
+    /// Number of failed attempts before this one.
     pub attempts: i64,
-    /// Keys of the handlers that have had it already.
+    /// The keys of the handlers that have already received the message.
     pub delivered_to: Vec<String>,
 }
 
 impl Envelope {
-    /// The message of an entry.
+    /// Creates the envelope of an entry's message.
     pub fn of(document: &DocumentRef, entry: &Entry) -> Self {
         Self {
             document: document.clone(),
@@ -82,12 +82,13 @@ impl Envelope {
         }
     }
 
-    /// Decodes the payload, in the human-readable form in which messages are stored, or otherwise in the
-    /// compact one of other BSON serializers: a `uuid::Uuid` reads text, binary of subtype 4, and 16 bytes of
-    /// subtype 0.
+    /// Decodes the payload. Accepts the human-readable form in which messages are stored, and also the compact form
+    /// that other BSON serializers write. For example, a `uuid::Uuid` is read from text, from binary of subtype 4, and
+    /// from 16 bytes of subtype 0.
     ///
     /// # Errors
-    /// When it doesn't fit the type. The text may quote a value: keep it out of an [`Outcome`]'s text, which is stored.
+    /// An error if the payload doesn't fit the type. The error text may quote a value, so don't copy it into the text
+    /// of an [`Outcome`], which is stored.
     pub fn decode<M: serde::de::DeserializeOwned>(&self) -> Result<M, crate::CodecError> {
         crate::encoding::payload::decode(&self.payload)
     }
@@ -97,14 +98,14 @@ tokio::task_local! {
     static DEADLINE: Instant;
 }
 
-/// The time by which the calling delivery must have an answer, shortly before its claim ends. `None` outside
-/// a delivery. An implementation that waits for others stops waiting then, and reports the answers that it
+/// Returns the time by which the current delivery must answer, shortly before its claim ends. `None` outside a
+/// delivery. An implementation that waits for answers should stop waiting at this time and return the answers that it
 /// has.
 pub fn deadline() -> Option<Instant> {
     DEADLINE.try_get().ok()
 }
 
-/// Runs a part of a delivery that has this deadline.
+/// Runs a part of a delivery with this deadline.
 pub(crate) async fn within<T>(deadline: Option<Instant>, delivery: impl Future<Output = T>) -> T {
     match deadline {
         Some(deadline) => DEADLINE.scope(deadline, delivery).await,
@@ -112,16 +113,16 @@ pub(crate) async fn within<T>(deadline: Option<Instant>, delivery: impl Future<O
     }
 }
 
-/// The spans of the messages that are being delivered, by their ids.
+/// The tracing spans of the messages that are being delivered, with the message ids.
 pub(crate) type Spans = Arc<[(Uuid, Span)]>;
 
 tokio::task_local! {
     static SPANS: Spans;
 }
 
-/// The span of a message's delivery. A window's messages have one each: work for one message alone belongs
-/// inside. An implementation may [record](Span::record) `messaging.system`, `messaging.destination.name` and
-/// `messaging.rabbitmq.destination.routing_key` on it.
+/// Returns the tracing span of a message's delivery. Each message of a window has its own span; do the work for a
+/// single message inside its span. An implementation may [record](Span::record) `messaging.system`,
+/// `messaging.destination.name` and `messaging.rabbitmq.destination.routing_key` on it.
 pub fn span(envelope: &Envelope) -> Span {
     let known = |spans: &Spans| {
         spans.iter().find(|(id, _)| *id == envelope.id).map_or_else(Span::current, |(_, span)| span.clone())
@@ -129,7 +130,7 @@ pub fn span(envelope: &Envelope) -> Span {
     SPANS.try_with(known).unwrap_or_else(|_| Span::current())
 }
 
-/// Runs a delivery whose messages have these spans; inside the span if there is only one.
+/// Runs a delivery whose messages have these spans. If there is only one span, the delivery runs inside it.
 pub(crate) async fn in_spans<T>(spans: Spans, delivery: impl Future<Output = T>) -> T {
     let span = match &*spans {
         [(_, span)] => span.clone(),
@@ -138,31 +139,32 @@ pub(crate) async fn in_spans<T>(spans: Spans, delivery: impl Future<Output = T>)
     SPANS.scope(spans, delivery).instrument(span).await
 }
 
-/// The outcome of one message.
+/// The outcome of the delivery of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It arrived, and that is certain.
+    /// The message has certainly arrived.
     Delivered,
-    /// It failed, and may succeed later: an attempt is counted. The text gives the reason, without payload or
-    /// secret.
+    /// The delivery failed and may succeed later. An attempt is counted. The text gives the reason and must not contain
+    /// payload or secrets.
     Transient(String),
-    /// It reached the broker, which has no queue for it: treated as `Transient`, and counted separately. The
-    /// text names the cause.
+    /// The message reached the broker, but the broker has no queue for it. Treated like `Transient`, and counted
+    /// separately. The text gives the cause.
     Unroutable(String),
-    /// It can never succeed: the message is dead at once. The text gives the reason, without payload or
-    /// secret.
+    /// The delivery can never succeed, so the message is dead at once. The text gives the reason and must not contain
+    /// payload or secrets.
     Permanent(String),
-    /// The destination is unavailable (no connection, blocked, not ready): no attempt is counted.
+    /// The destination is unavailable (no connection, blocked, not ready). No attempt is counted.
     Unavailable(String),
 }
 
 /// The answer for one message of a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Keys of all handlers that have had it by now, if one type has several; stored in the entry.
+    /// The keys of all handlers that have received the message so far, if a type can have several handlers. Stored in
+    /// the entry.
     pub delivered_to: Vec<String>,
 }
 
@@ -175,38 +177,40 @@ impl From<Outcome> for Answer {
 /// Delivers messages.
 ///
 /// # Guarantees asked of an implementation
-/// - One answer per message of the window, in the window's order.
-/// - [`Outcome::Delivered`] only when the receiver has confirmed it. In doubt, answer `Unavailable` (no
-///   message can be tried) or `Transient`: a repeat is allowed, a loss is not.
-/// - Errors of one message don't spread to the others of the window.
+/// - It returns one answer per message of the window, in the window's order.
+/// - It answers [`Outcome::Delivered`] only if the receiver has confirmed the message. In doubt it answers
+///   `Unavailable` (if no message can be tried) or `Transient`, because a repeat is allowed but a loss is not.
+/// - An error in one message doesn't affect the other messages of the window.
 /// - It does not panic and does not wait forever. A call that outlives the claim is dropped and counts as a
 ///   failed attempt, unless [`is_available`](Deliver::is_available) is false by then.
 ///
 /// [`conformance::check`] tests these.
 ///
 /// # Assumptions it may make
-/// A window holds at most one message of an ordered document, so its messages can be delivered at the same time.
+/// A window contains at most one message of an ordered document, so the messages of a window can be delivered
+/// concurrently.
 #[async_trait]
 pub trait Deliver: Send + Sync + 'static {
-    /// Delivers a window of messages and answers for each.
+    /// Delivers a window of messages and returns an answer for each.
     async fn deliver(&self, window: &[Envelope]) -> Vec<Answer>;
 
-    /// The `via` that a message of this type gets when it is saved; `None` for the broker.
+    /// Returns the `via` that is stored with messages of this type when they are saved. `None` means the broker.
     fn via(&self, message_type: &str) -> Option<&str> {
         let _ = message_type;
         None
     }
 
-    /// Whether messages with this `via` can be delivered from here. Others are left alone.
+    /// Whether this deliverer can deliver messages with this `via`. Messages with another `via` are skipped.
     fn serves(&self, via: Option<&str>) -> bool {
         via.is_none()
     }
 
-    /// False while every try would end in [`Outcome::Unavailable`]: then no message is claimed.
+    /// Whether the destination is available. While this is false, no messages are claimed, because every try would end
+    /// in [`Outcome::Unavailable`].
     fn is_available(&self) -> bool {
         true
     }
 
-    /// Resolves once [`is_available`](Deliver::is_available) is, or may be, true.
+    /// Completes once [`is_available`](Deliver::is_available) is true or may be true.
     async fn available(&self) {}
 }

@@ -1,15 +1,15 @@
-//! Publishes messages to an exchange of RabbitMQ, each confirmed.
+//! Publishes messages to a RabbitMQ exchange, with a confirm for each.
 //!
 //! # Flow
 //!
-//! A window is turned into [CloudEvents](super::cloudevents) and published persistent and mandatory, with the
-//! message's type as routing key. Windows of concurrent callers are sent together. When all confirms have
-//! arrived, each message is judged by its own.
+//! A window is turned into [CloudEvents](super::cloudevents) and published persistent and mandatory, with the message's
+//! type as routing key. Windows of concurrent callers are sent together. When all confirms have arrived, the outcome of
+//! each message is derived from its own confirm.
 //!
 //! | the broker | [`Outcome`] |
 //! |---|---|
 //! | has it in at least one queue | `Delivered` |
-//! | has no queue for it | `Unroutable`; `Delivered` for [accepted types](RabbitMqSettings::unroutable_ok) |
+//! | has no queue for it | `Unroutable`, or `Delivered` for types in [`unroutable_ok`](RabbitMqSettings::unroutable_ok) |
 //! | refused it (a full queue that rejects) | `Transient` |
 //! | closed the channel because of it (a routing key that the user may not write to) | `Transient`, with the broker's text |
 //! | can never take it (a type over 255 bytes, headers over a frame, a body over `max_message_bytes`) | `Permanent`, before it is sent |
@@ -17,19 +17,20 @@
 //! | is unreachable or blocked, has no such exchange or forbids writing to it, or did not answer | `Unavailable` |
 //!
 //! # Guarantees
-//! - `Delivered` is said only of what the broker confirmed and did not return: it is on disk wherever the bound queues are
-//!   durable and replicated wherever they are quorum queues.
-//! - Without a broker it answers at once, and no attempt is counted.
-//! - If the broker closes the channel because of a message, only that message fails. Others in flight with it
+//! - `Delivered` is answered only for messages that the broker confirmed and did not return. Such a message is on disk
+//!   in every bound durable queue, and replicated in every bound quorum queue.
+//! - Without a broker, the answer comes at once, and no attempt is counted.
+//! - If the broker closes the channel because of a message, only that message fails. Other messages that were in flight
 //!   may be published again.
-//! - At its [`deadline`] the answers that have arrived count.
+//! - At the [`deadline`], answers that have arrived are returned.
 //!
 //! # Caveats
-//! - A confirm that got lost means that the message is published again: the receiver sees the same `message_id` twice.
-//! - Where two queues are bound and one rejects, the broker answers with one refusal, and the other queue gets one copy
-//!   with each attempt: the quick tries in between publish nothing.
-//! - A header of the message named `CC` or `BCC` is `Permanent`: RabbitMQ would take it for a list of routing keys.
-//! - The AMQP client logs an unroutable message with its body; [how to turn that off](crate::amqp).
+//! - If a confirm is lost, the message is published again, and the receiver sees the same `message_id` twice.
+//! - If two queues are bound and one of them rejects a message, the broker refuses the message, although the other
+//!   queue gets a copy with each attempt. Quick retries within one attempt don't publish such a message again.
+//! - A message with a header named `CC` or `BCC` fails as `Permanent`, because RabbitMQ would treat the header as a
+//!   list of routing keys.
+//! - The AMQP client logs unroutable messages with their bodies; see [`amqp`](crate::amqp) for how to turn that off.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -54,44 +55,45 @@ use crate::{
     command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE, sender::CommandSender},
 };
 
-/// The exchange that messages go to by default.
+/// The default exchange for messages.
 pub const MESSAGES_EXCHANGE: &str = "outbox.messages";
-/// How long a refusal is reused for the quick retries of the same attempt.
+/// The time for which a refusal is reused for the quick retries of the same attempt.
 const SAME_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// The settings for publishing messages.
 #[derive(Debug, Clone)]
 pub struct RabbitMqSettings {
-    /// How to reach the broker: connection name, timeouts, size limit.
+    /// The connection to the broker, with its timeouts and size limit.
     pub amqp: AmqpSettings,
     /// The exchange. Default: `outbox.messages`.
     pub exchange: String,
-    /// Whether the exchange is declared (durable, topic), verified, or left alone. Receivers declare their
+    /// Whether the exchange is declared (as a durable topic exchange), verified, or left alone. Receivers declare their
     /// own queues. Default: declared.
     pub topology: TopologyMode,
-    /// How payloads are written. Default: plain JSON.
+    /// The format of payloads. Default: plain JSON.
     pub payload: PayloadFormat,
     /// The prefix of CloudEvents attributes. Default: `cloudEvents:`.
     pub attribute_prefix: AttributePrefix,
-    /// The exchange for commands, of [`RabbitMq::start_with_hand_off`] alone. Default: `outbox.commands`.
+    /// The exchange for commands. Used only by [`RabbitMq::start_with_hand_off`]. Default: `outbox.commands`.
     pub commands_exchange: String,
-    /// The queue that dispatchers consume commands from, which is made and bound too. Default:
+    /// The queue that dispatchers consume commands from. It is also declared and bound. Default:
     /// `outbox.process-document-messages`.
     pub commands_queue: String,
-    /// Types that need no queue: unroutable counts as delivered. Default: none.
+    /// Message types that don't need a queue. If a message of such a type is unroutable, it counts as delivered.
+    /// Default: none.
     pub unroutable_ok: BTreeSet<String>,
 }
 
 impl RabbitMqSettings {
-    /// The defaults for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
+    /// Returns the default settings for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
     ///
     /// # Errors
-    /// If it is not such a URI; the text quotes no part of it.
+    /// An error if it is not such a URI. The error text quotes no part of it.
     pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
         Ok(Self::over(AmqpSettings::new(uri)?))
     }
 
-    /// The defaults for a broker that is reached so.
+    /// Returns the default settings for a broker with this connection.
     #[must_use]
     pub fn over(amqp: AmqpSettings) -> Self {
         Self {
@@ -112,9 +114,9 @@ impl RabbitMqSettings {
     }
 }
 
-/// Delivers to RabbitMQ; the [table](self) has the meaning of each answer of the broker.
+/// Delivers to RabbitMQ. The [module's](self) table gives the meaning of each answer from the broker.
 ///
-/// Clones share one connection, which ends with the last of them or with [`close`](Self::close).
+/// Clones share one connection, which is closed when the last clone is dropped or by [`close`](Self::close).
 #[derive(Debug, Clone)]
 pub struct RabbitMq {
     publisher: Publisher,
@@ -125,8 +127,8 @@ pub struct RabbitMq {
     nacked: Nacked,
 }
 
-/// Recently refused messages, each with the attempts that were counted before. The broker may have refused it
-/// for one of its queues and put it into the others, so until the next attempt it is not published again.
+/// Recently refused messages, each with the number of attempts counted before. The broker may have refused a message
+/// for one queue and put it into the others, so a message is not published again before the next attempt.
 #[derive(Debug, Clone, Default)]
 struct Nacked(Arc<Mutex<HashMap<(Uuid, i64), Instant>>>);
 
@@ -151,14 +153,15 @@ impl RabbitMq {
     /// Starts connecting in the background and returns at once.
     ///
     /// # Panics
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     pub fn start(settings: RabbitMqSettings) -> Self {
         let topology = settings.topology();
         Self::start_on(settings, topology)
     }
 
-    /// Like [`start`](Self::start), and sends commands over the same connection, for
-    /// [`hand_off`](crate::dispatch::InlineBuilder::hand_off): a message whose delivery failed is left to a dispatcher at once.
+    /// Like [`start`](Self::start), and also sends commands over the same connection, for
+    /// [`hand_off`](crate::dispatch::InlineBuilder::hand_off), which hands messages whose delivery failed to a
+    /// dispatcher at once.
     ///
     /// ```no_run
     /// # use document_outbox::{InlineDispatcher, deliver::{RabbitMq, RabbitMqSettings}};
@@ -169,11 +172,11 @@ impl RabbitMq {
     /// # }
     /// ```
     ///
-    /// The exchange and the queue for commands are made or verified like the exchange for messages: while they are missing or
-    /// refused, no message is published either.
+    /// The exchange and the queue for commands are declared or verified like the exchange for messages. While they are
+    /// missing or refused, messages are not published either.
     ///
     /// # Panics
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     pub fn start_with_hand_off(settings: RabbitMqSettings) -> (Self, CommandSender) {
         let exchange = settings.commands_exchange.clone();
         let commands = CommandSender::topology(&exchange, &settings.commands_queue, settings.topology);
@@ -197,12 +200,12 @@ impl RabbitMq {
         }
     }
 
-    /// The state towards the broker, and every change of it.
+    /// Returns a receiver of the connection state and of every later change.
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.publisher.subscribe()
     }
 
-    /// Publishes the messages that it already has, then closes the connection, for all clones. Ends within
+    /// Publishes the messages that are already queued, then closes the connection for all clones. Completes within
     /// seven seconds, whatever the broker does.
     pub async fn close(&self) {
         self.publisher.close().await;
@@ -244,7 +247,7 @@ impl Deliver for RabbitMq {
                 Err(outcome) => unpublishable.push(Some(outcome)),
             }
         }
-        // A silent broker is not a failed attempt: without an answer in time the destination is unavailable.
+        // A broker that doesn't answer in time counts as unavailable, and not as a failed attempt.
         let published = self.publisher.publish_until(publications, deadline()).await;
         let mut published = published.into_iter();
         let mut next = |envelope| match published.next() {

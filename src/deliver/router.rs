@@ -1,19 +1,19 @@
-//! Sends some messages to one deliverer, the rest to another.
+//! Sends some messages to one deliverer and the rest to another.
 //!
 //! # Flow
-//! When a message is saved, its type decides the `via` that is stored with it ([`Deliver::via`]); when it is
-//! delivered, the stored `via` decides, whatever the routes are by then. So a message never goes to a
-//! deliverer that was not meant for it: one saved for the broker still goes there after its type got a
+//! When a message is saved, its type decides the `via` that is stored with it ([`Deliver::via`]); when the message is
+//! delivered, the stored `via` decides, even if the routes have changed. So a message never goes to a deliverer that
+//! was not meant for it. For example, a message that was saved for the broker still goes there after its type got a
 //! handler.
 //!
 //! # Guarantees
-//! - The routes of one window are taken at the same time; one that fails, panics, is unavailable or has no answer by the
-//!   [`deadline`] keeps no other from delivering, and changes no answer of theirs.
-//! - A message with an unknown `via` fails; it never goes to another deliverer.
+//! - The parts of a window are delivered over their routes concurrently. If one route fails, panics, is unavailable or
+//!   has no answer by the [`deadline`], the other routes still deliver, and their answers don't change.
+//! - A message with an unknown `via` fails and never goes to another deliverer.
 //!
 //! # Caveats
-//! A router is available while any of its routes is. A caller that stops at the first
-//! [`Outcome::Unavailable`] would delay the messages of the other routes.
+//! A router is available while any of its routes is. So a caller that stops at the first [`Outcome::Unavailable`]
+//! delays the messages of the other routes.
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
 
@@ -26,7 +26,7 @@ use tokio::time::timeout_at;
 
 use super::{Answer, Deliver, Envelope, HANDLERS, Handlers, Outcome, deadline};
 
-/// Chooses among several [`Deliver`]s by a message's type.
+/// Chooses among several [`Deliver`]s by message type.
 ///
 /// ```no_run
 /// # use document_outbox::deliver::{Handlers, RabbitMq, Router};
@@ -50,23 +50,23 @@ struct Route {
 }
 
 impl Router {
-    /// Everything goes to `otherwise`, usually a [`RabbitMq`](super::RabbitMq).
+    /// Creates a router that sends every message to `otherwise`, usually a [`RabbitMq`](super::RabbitMq).
     pub fn new(otherwise: impl Deliver) -> Self {
         Self { routes: Vec::new(), otherwise: Arc::new(otherwise) }
     }
 
-    /// Messages whose type has a handler go to the handlers.
+    /// Sends messages whose type has a handler to the handlers.
     #[must_use]
     pub fn handlers(self, handlers: Handlers) -> Self {
         let types = handlers.clone();
         self.push(HANDLERS, handlers, move |message_type| types.handles(message_type))
     }
 
-    /// Messages of these types go to `deliverer`, with `via` stored with them. If a type has two routes, the
-    /// first applies.
+    /// Sends messages of these types to `deliverer`, and stores `via` with them. If a type has two routes, the first
+    /// applies.
     ///
-    /// The name is kept in documents and must be as stable as a type; a worker serves such messages if it has a
-    /// route of that name.
+    /// The name `via` is stored in documents and must be as stable as a message type. A worker serves such messages if
+    /// it has a route with that name.
     #[must_use]
     pub fn route<T: Into<String>>(
         self,
@@ -89,20 +89,20 @@ impl Router {
         self
     }
 
-    /// The deliverer for a message with this `via`: its place among the [`ways`](Self::deliverers).
+    /// Returns the deliverer for a message with this `via`, as its index in [`deliverers`](Self::deliverers).
     fn place_of(&self, via: Option<&str>) -> Option<usize> {
         let routed = self.routes.iter().position(|route| Some(&*route.via) == via);
         routed.or_else(|| self.otherwise.serves(via).then_some(self.routes.len()))
     }
 
-    /// Every deliverer, `otherwise` last.
+    /// Returns every deliverer, with `otherwise` last.
     fn deliverers(&self) -> impl Iterator<Item = &Arc<dyn Deliver>> {
         let routed = self.routes.iter().map(|route| &route.deliverer);
         routed.chain([&self.otherwise])
     }
 }
 
-/// Delivers the part of a window for one deliverer; each answer with its place in the whole.
+/// Delivers one deliverer's part of a window. Returns each answer with its place in the whole window.
 async fn deliver_part(
     deliverer: &dyn Deliver,
     places: Vec<usize>,
@@ -116,7 +116,8 @@ async fn deliver_part(
     places.into_iter().zip(answers).collect()
 }
 
-/// One answer for each message, whatever the deliverer does: its mistakes are failures of its own messages.
+/// Returns one answer for each message, whatever the deliverer does. If the deliverer misbehaves, its messages get
+/// failures as answers.
 async fn deliver_guarded(deliverer: &dyn Deliver, part: &[Envelope]) -> Vec<Answer> {
     let delivery = AssertUnwindSafe(deliverer.deliver(part)).catch_unwind();
     let delivered = match deadline() {
@@ -159,7 +160,7 @@ impl Deliver for Router {
         for (envelope, answer) in window.iter().zip(answers) {
             all.push(answer.unwrap_or_else(|| {
                 let via = envelope.via.as_deref().unwrap_or("the broker");
-                Outcome::Transient(format!("no route for messages via `{via}` in this process")).into()
+                Outcome::Transient(format!("this process has no route for messages with via `{via}`")).into()
             }));
         }
         all
@@ -184,7 +185,7 @@ impl Deliver for Router {
     async fn available(&self) {
         let available: Vec<BoxFuture<'_, ()>> =
             self.deliverers().map(|deliverer| deliverer.available()).collect();
-        // There is always one deliverer, `otherwise`, as `select_all` requires.
+        // `select_all` requires at least one future; there is always the deliverer `otherwise`.
         select_all(available).await;
     }
 }
@@ -248,7 +249,7 @@ mod tests {
         }
     }
 
-    /// P3: a failure of one route repeats no message of another.
+    /// P3: a failure of one route doesn't repeat messages of another.
     #[tokio::test(start_paused = true)]
     async fn a_route_in_trouble_spoils_no_answer_of_another() {
         for (failing, free) in [

@@ -149,8 +149,8 @@ impl Processor {
     }
 }
 
-/// Whether enough is left of a lease to begin another delivery after this wait: half of it. With less, a message that needs
-/// its time would be cut off by the others before it.
+/// Whether enough of a lease will be left after this wait to begin another delivery, which is more than half. With
+/// less, earlier messages could use up the time of a slow message, which would then be cut off.
 pub fn is_enough(left: Duration, lease: Duration, wait: Duration) -> bool {
     left > lease / 2 + wait
 }

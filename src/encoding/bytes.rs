@@ -1,8 +1,8 @@
-//! Documents as bytes: elements are copied unchanged, with any names, types or text.
+//! Handles documents as bytes. Elements are copied unchanged, whatever their names, types or text.
 //!
-//! The server stores strings and field names that are not UTF-8, and two fields of one name; a
-//! [`Document`](mongodb::bson::Document) can hold neither. A key only has to be compared, so it is never
-//! decoded. The layout is that of <https://bsonspec.org>.
+//! The server stores strings and field names that are not UTF-8, and documents in which two fields have the same name.
+//! A [`Document`](mongodb::bson::Document) can represent neither. A key only has to be compared, so it is never
+//! decoded. The layout is defined at <https://bsonspec.org>.
 
 use mongodb::bson::{RawDocument, RawDocumentBuf, Uuid};
 
@@ -28,25 +28,25 @@ pub(crate) mod kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Element<'a> {
     pub(crate) kind: u8,
-    /// Without the NUL that ends it.
+    /// The name without its final NUL.
     pub(crate) name: &'a [u8],
     pub(crate) value: &'a [u8],
 }
 
-/// The elements of a document, in their order; ends early at bytes that are not BSON.
+/// Iterates over the elements of a document in order. Ends early at bytes that are not BSON.
 pub(crate) fn elements(document: &RawDocument) -> Elements<'_> {
-    // Without its length and the NUL after the last element.
+    // Skip the length field, and the NUL after the last element.
     let bytes = document.as_bytes();
     let end = bytes.len().saturating_sub(1);
     Elements { rest: bytes.get(LENGTH_BYTES..end).unwrap_or_default() }
 }
 
-/// The first element of this name.
+/// Finds the first element with this name.
 pub(crate) fn element<'a>(document: &'a RawDocument, name: &str) -> Option<Element<'a>> {
     elements(document).find(|element| element.name == name.as_bytes())
 }
 
-/// See [`elements`].
+/// The iterator that [`elements`] returns.
 pub(crate) struct Elements<'a> {
     rest: &'a [u8],
 }
@@ -72,13 +72,13 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// The bytes before and after the first NUL.
+/// Splits the bytes at the first NUL.
 fn split_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|byte| *byte == 0)?;
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 
-/// The length of the value at the start of these bytes; `None` for a type that BSON doesn't have.
+/// Returns the length of the value at the start of these bytes. `None` if BSON has no such type.
 fn value_length(kind: u8, bytes: &[u8]) -> Option<usize> {
     match kind {
         // Undefined, null, min key, max key.
@@ -116,7 +116,7 @@ fn declared_length(bytes: &[u8]) -> Option<usize> {
     usize::try_from(length).ok()
 }
 
-/// Whether the server would take these bytes, apart from its rules for names and types.
+/// Whether the server would accept these bytes, apart from its rules for names and types.
 pub(crate) fn is_sound(document: &RawDocument, depth: usize) -> bool {
     let mut elements = elements(document);
     let sound = elements.all(|element| is_sound_element(element, depth));
@@ -147,7 +147,7 @@ fn is_sound_value(value: &[u8], depth: usize) -> bool {
 /// Builds a document from elements.
 #[derive(Debug, Clone)]
 pub(crate) struct Builder {
-    /// Room for the length, then the elements.
+    /// Space for the length field, followed by the elements.
     bytes: Vec<u8>,
 }
 
@@ -162,14 +162,14 @@ impl Builder {
         self.bytes.len() == LENGTH_BYTES
     }
 
-    /// Whether there is an element of this name.
+    /// Whether there is an element with this name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         let mut elements = Elements { rest: &self.bytes[LENGTH_BYTES..] };
         elements.any(|element| element.name == name.as_bytes())
     }
 
     pub(crate) fn push(&mut self, element: Element<'_>) {
-        // Its type, and the NUL after its name.
+        // Two more bytes are for the type and for the NUL after the name.
         self.bytes.reserve(element.name.len() + element.value.len() + 2);
         self.bytes.push(element.kind);
         self.bytes.extend_from_slice(element.name);
@@ -207,7 +207,7 @@ impl Builder {
 
     pub(crate) fn build(mut self) -> RawDocumentBuf {
         self.bytes.push(0);
-        // MongoDB takes 16 MiB, so the length of any useful value fits.
+        // MongoDB accepts at most 16 MiB, so the length of any useful value fits.
         let length = i32::try_from(self.bytes.len()).unwrap_or(i32::MAX);
         self.bytes[..4].copy_from_slice(&length.to_le_bytes());
         RawDocumentBuf::from_bytes(self.bytes).unwrap_or_default()
@@ -220,7 +220,7 @@ impl Default for Builder {
     }
 }
 
-/// Puts an array together.
+/// Builds an array.
 pub(crate) struct List {
     items: Builder,
     length: usize,
@@ -235,7 +235,7 @@ impl List {
         self.length == 0
     }
 
-    /// Adds a value; its index replaces its name.
+    /// Adds a value, with its index in place of its name.
     pub(crate) fn push(&mut self, element: Element<'_>) {
         let place = self.length.to_string();
         self.items.push(Element { name: place.as_bytes(), ..element });

@@ -1,7 +1,7 @@
-//! Values as the bytes of a document, and back.
+//! Converts values to the bytes of a document, and back.
 //!
-//! Aggregates go through bytes, the way the driver's own `Collection<T>` does, so that a type reads and
-//! writes the same BSON here as there (a `uuid::Uuid` is binary, not text). Messages have another form: see
+//! Aggregates are converted directly to bytes, as in the driver's own `Collection<T>`, so that a type has the same BSON
+//! in both (a `uuid::Uuid` is binary, not text). Messages have a different form, see
 //! [`payload`](crate::encoding::payload).
 
 use base64::Engine;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::encoding::driver_bson;
 
-/// A value could not be converted to BSON, or back.
+/// A value could not be converted to or from BSON.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct CodecError(pub(crate) String);
@@ -71,19 +71,19 @@ pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, Codec
 /// The milliseconds since 1970 that RFC 3339 can write: the years 0 to 9999.
 const RFC_3339: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
 
-/// A date as RFC 3339; none outside the years 0 to 9999, because one BSON version refuses and the other
-/// writes a different date.
+/// Formats a date as RFC 3339. Returns `None` outside the years 0 to 9999, because for such dates one BSON version
+/// fails and the other writes a different date.
 pub(crate) fn rfc3339(date: DateTime) -> Option<String> {
     let writable = RFC_3339.contains(&date.timestamp_millis());
     writable.then(|| date.try_to_rfc3339_string().ok()).flatten()
 }
 
-/// Reads a raw document as an owned one.
+/// Decodes a raw document into an owned one.
 pub(crate) fn to_document(raw: &mongodb::bson::RawDocument) -> Result<Document, CodecError> {
     raw.try_into().map_err(CodecError::new)
 }
 
-/// RFC 4648, 4: with padding.
+/// Encodes bytes in base64 with padding (RFC 4648, 4).
 pub(crate) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }

@@ -1,11 +1,12 @@
-//! The functions that the two BSON versions of the driver name differently.
+//! Wraps the functions that have different names in the driver's two BSON versions.
 //!
-//! The whole build decides which version the driver speaks: with `bson-3` of `mongodb` turned on by any crate, it is 3. This
-//! crate cannot ask for a feature of another, so a choice by its own features could be wrong, and would not compile. Here the
-//! compiler chooses, by what is there. A function's glob import comes before the functions of the module around it; so a name
-//! means the driver's function if the driver has one, and otherwise the function below.
+//! The whole build decides which BSON version the driver uses: if any crate turns on `bson-3` of `mongodb`, it is
+//! version 3. This crate cannot query the features of another crate, so a choice by its own features could be wrong and
+//! would not compile. Instead, name resolution makes the choice. A glob import inside a function takes precedence over
+//! the functions of the surrounding module, so a name means the driver's function if the driver has it, and otherwise
+//! the function below.
 //!
-//! Everything else that this crate uses of `mongodb::bson` is the same in both.
+//! Everything else that this crate uses from `mongodb::bson` is the same in both versions.
 
 #![allow(
     dead_code,
@@ -13,43 +14,43 @@
     clippy::implicit_clone,
     clippy::redundant_closure_for_method_calls,
     clippy::wildcard_imports,
-    reason = "each version leaves some of the names below to the other"
+    reason = "with each BSON version, some of the names below are unused"
 )]
 
 use serde::{Serialize, de::DeserializeOwned};
 
-const UNKNOWN: &str = "the driver speaks neither BSON 2 nor BSON 3";
+const UNKNOWN: &str = "the driver uses neither BSON 2 nor BSON 3";
 
-/// The bytes of a value that is a document at its top level.
+/// Encodes a value that is a document at its top level.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
     use mongodb::bson::*;
     serialize_to_vec(value).map_err(|error| error.to_string())
 }
 
-/// The value of a document's bytes.
+/// Decodes a value from a document's bytes.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     use mongodb::bson::*;
     deserialize_from_slice(bytes).map_err(|error| error.to_string())
 }
 
-/// Of BSON 3; with BSON 2 this.
+/// Replaces the BSON 3 function when the driver uses BSON 2.
 fn serialize_to_vec<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
     use mongodb::bson::*;
     to_vec(value).map_err(|error| error.to_string())
 }
 
-/// Of BSON 3; with BSON 2 this.
+/// Replaces the BSON 3 function when the driver uses BSON 2.
 fn deserialize_from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     use mongodb::bson::*;
     from_slice(bytes).map_err(|error| error.to_string())
 }
 
-/// Of BSON 2; never called with BSON 3.
+/// Replaces the BSON 2 function when the driver uses BSON 3. Never called.
 fn to_vec<T: Serialize>(_value: &T) -> Result<Vec<u8>, &'static str> {
     Err(UNKNOWN)
 }
 
-/// Of BSON 2; never called with BSON 3.
+/// Replaces the BSON 2 function when the driver uses BSON 3. Never called.
 fn from_slice<T: DeserializeOwned>(_bytes: &[u8]) -> Result<T, &'static str> {
     Err(UNKNOWN)
 }

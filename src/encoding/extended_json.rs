@@ -1,17 +1,18 @@
-//! BSON values as MongoDB's extended JSON, and back.
+//! Converts BSON values to MongoDB's extended JSON, and back.
 //!
-//! The `bson` crate offers this too, but in version 3 only behind a feature of its own, which a crate that names BSON as
-//! `mongodb::bson` cannot turn on. Its implementations of `Serialize` and `Deserialize` are always there, and do the rare types here.
+//! The `bson` crate offers this too, but version 3 has it behind a feature that a crate which uses BSON as
+//! `mongodb::bson` cannot turn on. The crate's implementations of `Serialize` and `Deserialize` are always available
+//! and handle the rare types here.
 
 use mongodb::bson::{Bson, DateTime, Document};
 use serde_json::{Map, Value, json};
 
 use crate::encoding::codec;
 
-/// The date after the last that relaxed extended JSON writes as text: the first of the year 10000.
+/// The start of the year 10000, the first date that relaxed extended JSON no longer writes as text.
 const BEYOND_TEXT: i64 = 253_402_300_800_000;
 
-/// A value by the column "canonical" of MongoDB's specification, which reads back as the same type.
+/// Converts a value to the canonical form of MongoDB's specification, which is read back as the same type.
 pub(crate) fn canonical(value: &Bson) -> Result<Value, serde_json::Error> {
     Ok(match value {
         Bson::Document(document) => object_of(document, canonical)?,
@@ -37,7 +38,7 @@ pub(crate) fn canonical(value: &Bson) -> Result<Value, serde_json::Error> {
     })
 }
 
-/// A value by the column "relaxed": numbers and dates as people write them.
+/// Converts a value to the relaxed form, in which numbers and dates are written as people write them.
 fn relaxed(value: &Bson) -> Result<Value, serde_json::Error> {
     Ok(match value {
         Bson::Document(document) => object_of(document, relaxed)?,
@@ -54,12 +55,12 @@ fn relaxed(value: &Bson) -> Result<Value, serde_json::Error> {
     })
 }
 
-/// A value as text, by the column "relaxed".
+/// Writes a value as text in the relaxed form.
 pub fn relaxed_text(value: &Bson) -> String {
     relaxed(value).map_or_else(|_| value.to_string(), |json| json.to_string())
 }
 
-/// Reads canonical or relaxed extended JSON. None if it is neither.
+/// Reads canonical or relaxed extended JSON. Returns `None` if the input is neither.
 pub(crate) fn read(json: Value) -> Option<Bson> {
     match json {
         Value::Number(number) => read_number(&number),
@@ -78,7 +79,7 @@ pub(crate) fn read(json: Value) -> Option<Bson> {
     }
 }
 
-/// The smallest type that holds it.
+/// Reads a number into the smallest type that fits it.
 fn read_number(number: &serde_json::Number) -> Option<Bson> {
     let Some(whole) = number.as_i64() else { return number.as_f64().map(Bson::Double) };
     match i32::try_from(whole) {
@@ -87,7 +88,7 @@ fn read_number(number: &serde_json::Number) -> Option<Bson> {
     }
 }
 
-/// The word for a number that JSON's own numbers lack.
+/// Returns the text for a number that JSON has no number for.
 pub(crate) fn double_word(number: f64) -> Option<&'static str> {
     match number {
         number if number.is_nan() => Some("NaN"),
@@ -108,7 +109,7 @@ fn object_of(
     Ok(Value::Object(object))
 }
 
-/// Relaxed extended JSON has text for dates from 1970 up to the year 9999.
+/// Formats a date as text. Relaxed extended JSON does this only for dates from 1970 up to the year 9999.
 fn text_of(date: DateTime) -> Option<String> {
     if !(0..BEYOND_TEXT).contains(&date.timestamp_millis()) {
         return None;

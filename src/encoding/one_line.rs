@@ -1,20 +1,20 @@
-//! A text on one line of a log.
+//! Keeps a text on one line of a log.
 //!
-//! Readers of a text log take each line for a record. A line feed in a document's `_id` or in an error's text
-//! would let any user who may insert documents forge a record.
+//! Readers of a text log treat each line as a record. A line feed in a document's `_id` or in an error text would allow
+//! any user who may insert documents to forge a record.
 
 use std::{borrow::Cow, fmt::Write as _};
 
-/// Which control characters stay as they are.
+/// Which control characters are kept unescaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// None.
     Nothing,
-    /// Tabs, and ESC, which starts colours: for a record that its formatter has already escaped.
+    /// Tabs are kept, and so is ESC, which starts colours. For a record that its formatter has already escaped.
     TabsAndColours,
 }
 
-/// The text, with all characters escaped that end a line, move the cursor or change the direction of text.
+/// Escapes all characters that end a line, move the cursor or change the direction of text.
 pub fn one_line(text: &str, keep: Keep) -> Cow<'_, str> {
     if !text.contains(|character| is_escaped(character, keep)) {
         return Cow::Borrowed(text);
@@ -36,7 +36,7 @@ pub fn one_line(text: &str, keep: Keep) -> Cow<'_, str> {
 fn is_escaped(character: char, keep: Keep) -> bool {
     match character {
         '\t' | '\u{1b}' => keep == Keep::Nothing,
-        // Unicode's line and paragraph separators, and its marks that change the direction of text.
+        // Unicode's line and paragraph separators, and the marks that change the direction of text.
         '\u{2028}'
         | '\u{2029}'
         | '\u{200e}'

@@ -1,4 +1,4 @@
-//! Raw documents and arrays by their fields and elements, in the types that both BSON versions offer.
+//! Reads the fields and elements of raw documents and arrays, using only types that both BSON versions offer.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use mongodb::bson::{Bson, RawArray, RawBsonRef, RawDocument};
 
 use crate::encoding::codec::CodecError;
 
-/// The fields of a document, in their order.
+/// Returns the fields of a document in order.
 pub(crate) fn fields(document: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>)>, CodecError> {
     let mut fields = Vec::new();
     for field in document {
@@ -16,7 +16,8 @@ pub(crate) fn fields(document: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>
     Ok(fields)
 }
 
-/// The fields of a document by name, the first of several with one name; `None` if a value can't be read.
+/// Returns the fields of a document by name. If several have the same name, the first is used. The value is `None` if
+/// it can't be read.
 pub(crate) fn fields_by_name(document: &RawDocument) -> HashMap<&str, Option<RawBsonRef<'_>>> {
     let mut fields = HashMap::new();
     for element in document.iter_elements().flatten() {
@@ -31,12 +32,12 @@ pub(crate) fn items(array: &RawArray) -> Result<Vec<RawBsonRef<'_>>, CodecError>
     array.into_iter().map(|item| item.map_err(CodecError::new)).collect()
 }
 
-/// An owned value.
+/// Converts a raw value to an owned one.
 pub(crate) fn owned(value: RawBsonRef<'_>) -> Result<Bson, CodecError> {
     Bson::try_from(value).map_err(CodecError::new)
 }
 
-/// The name of a field: a `&str` in one BSON version, a C string in the other.
+/// Returns a field's name as text. The name is a `&str` in one BSON version and a C string in the other.
 pub(crate) fn text<N: AsRef<str> + ?Sized>(name: &N) -> &str {
     name.as_ref()
 }

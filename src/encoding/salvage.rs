@@ -1,19 +1,20 @@
-//! Reads stored values as far as possible, so that text that is not UTF-8 affects only itself.
+//! Reads stored values as far as possible, so that invalid UTF-8 affects only the value that contains it.
 //!
-//! Other programs write strings and field names that are not UTF-8, and MongoDB stores them. The decoders of the `bson` crates
-//! refuse the whole document then. Here such text is read with replacement characters, and reported as damage.
+//! Other programs write strings and field names that are not UTF-8, and MongoDB stores them. The decoders of the `bson`
+//! crates refuse the whole document in this case. Here such text is read with replacement characters and reported as
+//! damage.
 //!
-//! **Caveat.** Slower than the decoders: use it for values that these have refused.
+//! **Caveat.** This is slower than the decoders, so use it only for values that they have refused.
 
 use mongodb::bson::{Bson, Document, RawDocument};
 
 use crate::encoding::bytes::{Builder, Element, Elements, elements, kind};
 
-/// The bytes are not known BSON; no server is known to store such bytes.
+/// The bytes are not valid BSON. No server is known to store such bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Broken;
 
-/// The field of this name, even if earlier fields are damaged.
+/// Finds the field with this name, even if earlier fields are damaged.
 pub(crate) fn field<'a>(document: &'a RawDocument, name: &str) -> Result<Option<Element<'a>>, Broken> {
     let mut elements = elements(document);
     let found = elements.find(|element| element.name == name.as_bytes());
@@ -23,13 +24,13 @@ pub(crate) fn field<'a>(document: &'a RawDocument, name: &str) -> Result<Option<
     Ok(found)
 }
 
-/// A document with replacement characters in names and text that are not UTF-8.
+/// Decodes a document, with replacement characters for invalid UTF-8 in names and text.
 pub(crate) fn lossy(document: &RawDocument) -> Document {
     elements(document).map(|element| (element.text_name(), element.read_lossily())).collect()
 }
 
 impl<'a> Element<'a> {
-    /// The name, with replacement characters if it is not UTF-8.
+    /// Returns the name, with replacement characters for invalid UTF-8.
     pub(crate) fn text_name(&self) -> String {
         String::from_utf8_lossy(self.name).into_owned()
     }
@@ -51,14 +52,14 @@ impl<'a> Element<'a> {
         RawDocument::from_bytes(self.value).ok()
     }
 
-    /// The value; `None` if a part of it cannot be decoded.
+    /// Decodes the value. Returns `None` if any part of it cannot be decoded.
     pub(crate) fn read(&self) -> Option<Bson> {
         let mut document = Builder::new();
         document.push(Element { name: b"v", ..*self });
         document.build().get("v").ok()??.try_into().ok()
     }
 
-    /// The value, with replacement characters for text that is not UTF-8, and null for unreadable parts.
+    /// Decodes the value, with replacement characters for invalid UTF-8 and null for undecodable parts.
     pub(crate) fn read_lossily(&self) -> Bson {
         if let Some(value) = self.read() {
             return value;
@@ -76,8 +77,8 @@ impl<'a> Element<'a> {
         Bson::Null
     }
 
-    /// The first part that cannot be decoded among those that `known` has too, by its path; `None` if there
-    /// is no such part.
+    /// Returns the path of the first part that cannot be decoded and that is also in `known`. Returns `None` if there
+    /// is none.
     pub(crate) fn damage(&self, known: &Bson) -> Option<String> {
         if std::str::from_utf8(self.name).is_err() {
             return Some(self.text_name());
@@ -120,7 +121,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::encoding::codec;
 
-    /// The document with `\xff\xfe`, which is not UTF-8, in place of each `##`.
+    /// Encodes the document with each `##` replaced by `\xff\xfe`, which is not UTF-8.
     pub(crate) fn damaged(document: &Document) -> RawDocumentBuf {
         let mut bytes = codec::encode(document).unwrap().into_bytes();
         for at in 1..bytes.len() {

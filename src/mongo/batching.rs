@@ -1,14 +1,14 @@
-//! Batches requests that can be sent together: those that arrive while the last batches are in flight form
-//! the next batch.
+//! Batches requests that can be sent together. Requests that arrive while earlier batches are in flight form the next
+//! batch.
 //!
 //! # Flow
-//! There is no timer. A request that arrives while no batch is in flight is sent alone and at once, by the
-//! task that made it. Others are queued, and a task sends them when a batch may go. Few batches are in flight
-//! at a time; one that takes long is overtaken.
+//! There is no timer. A request that arrives while no batch is in flight is sent alone and at once, by the task that
+//! made it. Other requests are queued, and a task sends them as soon as another batch may be sent. Only a few batches
+//! are in flight at a time; if one takes long, another is sent anyway.
 //!
 //! # Caveats
-//! The task ends with the runtime that the batcher was started on. Requests that are queued then get no answer, which those
-//! who wait for one notice.
+//! The task ends with the runtime on which the batcher was started. Requests that are still queued then get no answer,
+//! and their callers notice that.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -19,18 +19,17 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The batches in flight at a time, if each is quick. With only one, all callers would end up in step: all in
-/// their save while the broker idles, then all in their delivery while the database does.
+/// Maximum number of batches in flight if each is quick. With only one, all callers would get in step: first all save
+/// while the broker is idle, then all deliver while the database is idle.
 const ABREAST: usize = 2;
 /// Fewer requests than this are not split over several batches, because each batch has its own cost.
 const WORTH_A_BATCH: usize = 16;
-/// After this long a batch is overtaken.
+/// The time after which a batch no longer prevents others from being sent.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// The batches in flight at a time, if each takes long. A batch that has returned its permit no longer
-/// counts.
+/// Maximum number of batches in flight if each takes long. A batch that has returned its permit doesn't count.
 const MOST_IN_FLIGHT: usize = 32;
 
-/// A request, and its waiting caller.
+/// A request and the channel to its waiting caller.
 #[derive(Debug)]
 pub(crate) struct Asked<Q, A> {
     pub(crate) request: Q,
@@ -43,7 +42,7 @@ impl<Q, A> Asked<Q, A> {
         (Self { request, answer }, answered)
     }
 
-    /// Answers; the caller may have gone.
+    /// Answers the request. The caller may be gone.
     pub(crate) fn answer(self, answer: A) {
         let _gone = self.answer.send(answer);
     }
@@ -54,7 +53,8 @@ impl<Q, A> Asked<Q, A> {
     }
 }
 
-/// Collects requests and sends them in batches; clones share it. It ends with the last of them, once everything has been sent.
+/// Collects requests and sends them in batches. Clones share the same queue. The task ends once the last clone is
+/// dropped and everything has been sent.
 pub(crate) struct Batcher<Q, A> {
     queue: mpsc::Sender<Asked<Q, A>>,
     batches: Arc<Batches>,
@@ -73,8 +73,8 @@ impl<Q, A> fmt::Debug for Batcher<Q, A> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
-    /// Batches hold at most `most` requests. `send` sends one batch, answers its requests, and holds its
-    /// permit while the server is busy with it. Must be called inside a tokio runtime.
+    /// Starts a batcher whose batches have at most `most` requests. `send` sends one batch, answers its requests, and
+    /// keeps the permit while the server works on the batch. Must be called inside a tokio runtime.
     pub(crate) fn start<S>(
         most: usize,
         send: impl Fn(Vec<Asked<Q, A>>, BatchPermit) -> S + Send + 'static,
@@ -88,7 +88,7 @@ impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
         Self { queue, batches }
     }
 
-    /// The permit to send one request alone and at once; `None` if others are in flight or waiting.
+    /// Returns a permit to send one request alone and at once, or `None` if others are in flight or waiting.
     pub(crate) fn permit_for_one(&self) -> Option<BatchPermit> {
         if self.queue.capacity() < self.queue.max_capacity() {
             return None;
@@ -96,15 +96,15 @@ impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
         self.batches.begin_alone()
     }
 
-    /// Sends a request with the next batch; `None` if the sending runtime has ended, so that no answer will
-    /// come.
+    /// Sends a request with the next batch. Returns `None` if the sending runtime has ended, so that no answer will
+    /// arrive.
     pub(crate) async fn ask(&self, request: Q) -> Option<A> {
         let (asked, answered) = Asked::new(request);
         self.enqueue(asked).await;
         answered.await.ok()
     }
 
-    /// Queues a request for the next batch. If the sending runtime has ended, it is dropped.
+    /// Queues a request for the next batch. If the sending runtime has ended, the request is dropped.
     pub(crate) async fn enqueue(&self, asked: Asked<Q, A>) {
         let _ended = self.queue.send(asked).await;
     }
@@ -127,7 +127,7 @@ async fn run<Q, A, S>(
         let permits = batches.begin(taken.len());
         let share = taken.len().div_ceil(permits.len());
         for mut permit in permits {
-            // Never closed.
+            // The semaphore is never closed.
             let Ok(counted) = in_flight.clone().acquire_owned().await else { return };
             permit.counted = Some(counted);
             tokio::spawn(send(taken.drain(..share.min(taken.len())).collect(), permit));
@@ -135,8 +135,8 @@ async fn run<Q, A, S>(
     }
 }
 
-/// Adds the requests that are queued by now, and those of tasks that are about to run: otherwise, of the
-/// tasks woken together by one batch, the first would form a batch alone, and all others would wait for it.
+/// Adds the requests that are already queued, and those of tasks that are about to run. Without this, when one batch
+/// wakes many tasks together, the first task would get a batch of its own and all others would wait for that batch.
 async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: usize) {
     let mut before = 0;
     while taken.len() > before && taken.len() < most {
@@ -151,7 +151,7 @@ async fn recv_more<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, most: u
     }
 }
 
-/// The requests of each collection, in the order they came.
+/// Groups the requests by collection, in the order of their arrival.
 pub(crate) fn by_collection<Q, A>(
     batch: Vec<Asked<Q, A>>,
     namespace: impl Fn(&Q) -> &Namespace,
@@ -172,20 +172,20 @@ struct Batches {
 
 #[derive(Debug, Default)]
 struct BatchesInFlight {
-    /// When each of them began.
+    /// The times at which these batches began.
     since: Vec<Instant>,
-    /// Whether the last batch had several requests: then others are about to arrive, and a single one should
-    /// wait for them.
+    /// Whether the last batch had several requests. If it had, more requests are about to arrive, and a single request
+    /// should wait for them.
     was_shared: bool,
     /// Whether a batch waits to begin.
     is_wanted: bool,
 }
 
-/// What may begin now.
+/// Whether batches may begin now.
 enum MayBegin {
-    /// That many batches, at least one.
+    /// This many batches may begin, at least one.
     Now(usize),
-    /// No batch begins before this time, at which one of those in flight is overtaken.
+    /// No batch may begin before this time, at which a batch in flight stops preventing others.
     NotBefore(Instant),
 }
 
@@ -228,8 +228,8 @@ impl Batches {
         Some(self.permit(&mut in_flight))
     }
 
-    /// Waits until a batch may begin. The holder of a permit may be a future that is not polled: it is
-    /// overtaken.
+    /// Waits until a batch may begin. A permit may belong to a future that is not polled, so the wait for it is
+    /// limited.
     async fn wait_until_free(&self) {
         loop {
             let freed = self.freed.notified();
@@ -243,12 +243,12 @@ impl Batches {
                 }
             };
 
-            // The next iteration shows whether a permit was freed or overtaken.
+            // The next iteration finds out whether a permit was freed or its time is over.
             let _ = timeout_at(overtaken, freed).await;
         }
     }
 
-    /// Permits for that many requests: as many as may begin and they are worth, at least one.
+    /// Takes permits for this many requests: as many batches as may begin and as the requests justify, at least one.
     fn begin(self: &Arc<Self>, requests: usize) -> Vec<BatchPermit> {
         let mut in_flight = self.lock();
         in_flight.was_shared = requests > 1;
@@ -261,11 +261,11 @@ impl Batches {
     }
 }
 
-/// A batch is in flight, until this is dropped.
+/// The permit of a batch in flight. The batch counts until this is dropped.
 pub(crate) struct BatchPermit {
     batches: Arc<Batches>,
     since: Instant,
-    /// `None` for a request that is sent alone.
+    /// `None` if a request is sent alone.
     counted: Option<OwnedSemaphorePermit>,
 }
 
@@ -283,7 +283,7 @@ impl Drop for BatchPermit {
 mod tests {
     use super::*;
 
-    /// A batcher that passes its batches to the test, which ends them by dropping them.
+    /// Creates a batcher that passes its batches to the test. The test ends a batch by dropping it.
     fn batcher() -> (Batcher<u32, ()>, mpsc::UnboundedReceiver<Batch>) {
         let (begun, sent) = mpsc::unbounded_channel();
         let batcher = Batcher::start(100, move |batch: Vec<Asked<u32, ()>>, permit| {
@@ -320,7 +320,7 @@ mod tests {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(sent.try_recv().is_err(), "two are in flight");
+        assert!(sent.try_recv().is_err(), "two batches are in flight");
         drop(first);
         let third = sent.recv().await.unwrap();
         assert_eq!(third.requests, [3, 4, 5, 6, 7]);
@@ -341,7 +341,7 @@ mod tests {
     async fn a_single_request_goes_alone_when_idle() {
         let (batcher, mut sent) = batcher();
         let alone = batcher.permit_for_one().unwrap();
-        assert!(batcher.permit_for_one().is_none(), "one is in flight");
+        assert!(batcher.permit_for_one().is_none(), "one batch is in flight");
         drop(alone);
         drop(batcher.permit_for_one().unwrap());
         for request in 0..3 {
@@ -352,13 +352,13 @@ mod tests {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(batcher.permit_for_one().is_none(), "the last had company");
+        assert!(batcher.permit_for_one().is_none(), "the last batch had several requests");
         batcher.enqueue(asked(4)).await;
         drop(sent.recv().await.unwrap());
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(batcher.permit_for_one().is_some(), "the last had none");
+        assert!(batcher.permit_for_one().is_some(), "the last batch had one request");
     }
 
     #[tokio::test(start_paused = true)]

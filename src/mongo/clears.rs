@@ -1,9 +1,9 @@
-//! Clears are sent in windows, made by [`batching`](crate::mongo::batching): one unordered `update` command
-//! per collection.
+//! Sends clears in windows that [`batching`](crate::mongo::batching) forms, each as one unordered `update` command per
+//! collection.
 //!
-//! A clear without a clear answer, whether for the whole window or interrupted alone, is retried alone for as
-//! long as its claim may last. It matches ids and the claim, so it can be repeated any number of times;
-//! entries that are never cleared are delivered again.
+//! If the outcome of a clear is unknown, because the window got no answer or the single statement was interrupted, that
+//! clear is retried alone for as long as its claim may last. A clear's filter requires the ids and the claim, so it can
+//! be repeated any number of times. Entries that are never cleared are delivered again.
 
 use std::time::Duration;
 
@@ -28,32 +28,32 @@ use crate::{
     stored::filter::Filter,
 };
 
-/// The server's own bound on the statements of one command is far above this.
+/// Maximum number of statements in one command, far below the server's own limit.
 const WINDOW: usize = 1_000;
-/// Bytes of one command, below the 16 MiB that it may have.
+/// Maximum size of one command, below the server's limit of 16 MiB.
 const MOST_BYTES: usize = 12 << 20;
-/// An id in a statement, with its place in the list.
+/// The size of an id in a statement, with its list index.
 const ID_BYTES: usize = 30;
-/// The rest of a statement, without ids and names.
+/// The size of the rest of a statement, without ids and names.
 const STATEMENT_BYTES: usize = 200;
-/// The pauses between tries of a single clear.
+/// The first pause between two tries of a single clear.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Clears, batched; clones share the batches.
+/// Sends clears in batches. Clones share the batches.
 #[derive(Debug, Clone)]
 pub(crate) struct Clears {
     sender: ClearSender,
     batcher: Batcher<ClearRequest, ClearOutcome>,
 }
 
-/// How windows are sent.
+/// Sends the windows.
 #[derive(Debug, Clone)]
 struct ClearSender {
     client: Client,
-    /// Counts lost claims.
+    /// The counter of lost claims.
     lost: Counter,
-    /// How long a clear is tried.
+    /// The time for which a clear is tried.
     lease: Duration,
 }
 
@@ -62,12 +62,12 @@ struct ClearSender {
 struct ClearRequest {
     namespace: Namespace,
     statement: Pull,
-    /// About how long the statement is.
+    /// The approximate size of the statement.
     bytes: usize,
     overtaken: Overtaken,
 }
 
-/// Its statement in the command.
+/// The statement of a clear in the command.
 #[derive(Debug, Serialize)]
 struct Pull {
     q: Filter,
@@ -76,15 +76,16 @@ struct Pull {
 
 type AskedClear = Asked<ClearRequest, ClearOutcome>;
 
-/// The result of a try.
+/// The result of one try.
 enum Tried {
     Settled(ClearOutcome),
-    /// It may or may not have been done.
+    /// The clear may or may not have been executed.
     Open(String),
 }
 
 impl Clears {
-    /// Claims last for `lease`. Lost claims are counted if they can't be reported to a caller.
+    /// Starts sending clears. Claims last for `lease`. Lost claims that can't be reported to a caller are counted in
+    /// `lost`.
     pub(crate) fn start(client: Client, lost: Counter, lease: Duration) -> Self {
         let sender = ClearSender { client, lost, lease };
         let of_batches = sender.clone();
@@ -98,7 +99,7 @@ impl Clears {
         Self { sender, batcher }
     }
 
-    /// Removes these entries if the claim still holds them; resolves once the server has done it.
+    /// Removes these entries if they are still under the claim. Completes once the server has executed this.
     pub(crate) async fn clear(&self, delivered: &Delivered) -> ClearOutcome {
         if let Some(_permit) = self.batcher.permit_for_one() {
             return self.sender.send_one(ClearRequest::of(delivered)).await;
@@ -107,11 +108,12 @@ impl Clears {
             return outcome;
         }
 
-        // The sending runtime has ended, but this one has not. A clear can be repeated any number of times.
+        // The sending runtime has ended, but this runtime has not, so send the clear from here. It can be repeated any
+        // number of times.
         self.sender.send_one(ClearRequest::of(delivered)).await
     }
 
-    /// Like [`clear`](Self::clear), for those of many documents at once; the outcomes are in their order.
+    /// Does the same as [`clear`](Self::clear) for many documents at once. Returns the outcomes in the same order.
     pub(crate) async fn clear_all(&self, delivered: &[Delivered]) -> Vec<ClearOutcome> {
         let (asked, answered): (Vec<_>, Vec<_>) =
             delivered.iter().map(|delivered| Asked::new(ClearRequest::of(delivered))).unzip();
@@ -145,7 +147,7 @@ impl ClearRequest {
 }
 
 impl ClearSender {
-    /// Sends clears in windows, concurrently: one that meets a locked document delays no other.
+    /// Sends the windows of clears concurrently, so that a window with a locked document doesn't delay others.
     async fn send_all(&self, clears: Vec<AskedClear>) {
         let collections = by_collection(clears, |clear| &clear.namespace);
         let windows = collections.flat_map(windows);
@@ -162,7 +164,7 @@ impl ClearSender {
         }
     }
 
-    /// Sends a window, and the clears that have no answer of it one by one.
+    /// Sends a window. Clears that got no answer from it are then sent one by one.
     async fn send_window(&self, window: Vec<AskedClear>) {
         let Some(first) = window.first() else { return };
         let deadline = Instant::now() + self.lease;
@@ -179,7 +181,7 @@ impl ClearSender {
         join_all(settled).await;
     }
 
-    /// The first try of clears of one collection. Its reply also shows claims that were lost.
+    /// Tries the clears of one collection for the first time. The reply also shows how many claims were lost.
     async fn try_together(
         &self,
         namespace: &Namespace,
@@ -192,19 +194,19 @@ impl ClearSender {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => return statements.iter().map(|_| of_error(&error)).collect(),
             Err(_elapsed) => {
-                let why = "no answer while the claim held";
+                let why = "no answer before the claim expired";
                 return statements.iter().map(|_| Tried::Open(why.into())).collect();
             }
         };
 
-        // The reply counts the clears that found no entry. A save may have overtaken some of them.
+        // The reply has only the number of clears that found no entry. A save may have overtaken some of them.
         let overtaken = clears.iter().filter(|clear| clear.overtaken.may_be()).count();
         let lost = lost_claims(&reply).saturating_sub(overtaken as u64);
         if lost > 0 && statements.len() == 1 {
             return vec![Tried::Settled(ClearOutcome::ClaimLost)];
         }
         if lost > 0 {
-            // It doesn't name them.
+            // The reply doesn't say which ones.
             tracing::warn!(
                 collection = namespace.to_string(),
                 claims = lost,
@@ -215,7 +217,7 @@ impl ClearSender {
         local_update::read(&reply, statements.len()).into_iter().map(of_reply).collect()
     }
 
-    /// Sends a clear repeatedly, until it has an answer or its claim has expired.
+    /// Sends a clear repeatedly until there is an answer or the claim has expired.
     async fn try_again(&self, clear: &ClearRequest, deadline: Instant, mut why: String) -> ClearOutcome {
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(FIRST_PAUSE)
@@ -234,7 +236,7 @@ impl ClearSender {
             let statements = [&clear.statement];
             let sent = local_update::send(&self.client, &clear.namespace, &statements);
             let tried = match timeout_at(deadline, sent).await {
-                // The number of entries that it found is meaningless: an earlier try may have removed them.
+                // Ignore the number of entries that the clear found, because an earlier try may have removed them.
                 Ok(Ok(reply)) => {
                     local_update::read(&reply, 1).pop().map_or(Tried::Settled(ClearOutcome::Done), of_reply)
                 }
@@ -265,7 +267,8 @@ fn of_error(error: &Error) -> Tried {
     }
 }
 
-/// Each no larger than a command may be: a claim can have a thousand entries, and a document a key of any size.
+/// Splits clears into windows that fit into one command. The size must be checked because a claim can have hundreds of
+/// entries and a document key can have any size.
 fn windows(clears: Vec<AskedClear>) -> Vec<Vec<AskedClear>> {
     let mut windows: Vec<Vec<AskedClear>> = Vec::new();
     let mut bytes = 0;
@@ -283,8 +286,8 @@ fn windows(clears: Vec<AskedClear>) -> Vec<Vec<AskedClear>> {
     windows
 }
 
-/// How many statements found their document, but no entry to remove. The reply to a first send is reliable;
-/// after a repeated one, the first may have removed them.
+/// Returns the number of statements that found their document but no entry to remove. This is reliable only for a first
+/// send, because after a repeat, the first send may have removed the entries.
 fn lost_claims(reply: &Document) -> u64 {
     let found = reply.get_i32("n").unwrap_or(0);
     let modified = reply.get_i32("nModified").unwrap_or(0);

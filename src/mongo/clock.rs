@@ -1,14 +1,14 @@
-//! Server time: the only clock for dates in entries.
+//! The server's time, the only clock for dates in entries.
 //!
-//! Processes whose clocks disagree would steal each other's claims. So every date in an entry, and every
-//! comparison with one, is the time of the MongoDB server: the `localTime` of a `hello`, extrapolated by this
-//! machine's monotonic clock and renewed from time to time.
+//! Processes whose clocks disagree would take over each other's claims. So every date in an entry, and every comparison
+//! with such a date, uses the time of the MongoDB server. This is the `localTime` in the reply to a `hello`,
+//! extrapolated with this machine's monotonic clock and renewed from time to time.
 //!
 //! # A machine that was suspended
-//! The monotonic clock stops meanwhile, so a reading extrapolated by it would be behind by the length of the
-//! sleep: expired claims would appear alive, and new ones would be expired from the start. The wall clock
-//! shows the sleep afterwards. When the two clocks part, the reading is invalid and the server is asked again
-//! before any caller gets a time.
+//! The monotonic clock stops while a machine is suspended, so a time extrapolated from it would be late by the length
+//! of the suspension: expired claims would seem valid, and new claims would already be expired. The wall clock reveals
+//! the suspension. If the two clocks diverge, the reading is invalid, and the server is asked again before any caller
+//! gets a time.
 
 use std::{
     fmt,
@@ -22,22 +22,22 @@ use mongodb::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-/// After this long a reading is renewed, in the background.
+/// The age at which a reading is renewed in the background.
 const RENEW_AFTER: Duration = Duration::from_secs(30);
 
-/// A reading with a longer round trip (the first one connects) is taken again, at most this often.
+/// A reading whose round trip took longer than this is taken again. For example, the first reading includes connecting.
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 const TRIES: usize = 3;
 
-/// A renewal that takes longer is given up, and the next caller starts another. The driver gives up on a server that it
-/// cannot reach before that, and says more about it.
+/// Time limit of a renewal, after which the next caller starts another. If the server can't be reached, the driver
+/// gives up earlier, with a more precise error.
 const RENEW_WITHIN: Duration = Duration::from_secs(35);
 
-/// How far the wall clock and the monotonic clock may diverge before a reading is invalid. A slewed clock
-/// stays far below that: at most 15 ms in the time after which a reading is renewed.
+/// The divergence of wall clock and monotonic clock from which a reading is invalid. A slewed clock stays far below
+/// this limit: it diverges by at most 15 ms before a reading is renewed.
 const CLOCKS_MAY_PART: Duration = Duration::from_millis(200);
 
-/// The server's time, at the cost of a local clock. Clones share one reading.
+/// Provides the server's time at the cost of reading a local clock. Clones share one reading.
 #[derive(Clone)]
 pub struct ServerClock {
     shared: Arc<SharedReading>,
@@ -61,26 +61,26 @@ struct Reading {
     renewing: bool,
 }
 
-/// One moment by both clocks of this machine.
+/// One moment, as shown by both clocks of this machine.
 #[derive(Clone, Copy)]
 struct Moment {
-    /// It stops while the machine is suspended.
+    /// This clock stops while the machine is suspended.
     monotonic: Instant,
-    /// It can be set by hand or by NTP.
+    /// This clock can be set by hand or by NTP.
     wall: SystemTime,
 }
 
 impl ServerClock {
-    /// A clock that asks the server at its first use.
+    /// Creates a clock that asks the server when it is first used.
     pub fn new(client: Client) -> Self {
         Self { shared: Arc::new(SharedReading { client, reading: Mutex::new(None) }) }
     }
 
-    /// The server's time now, to within half a round trip.
+    /// Returns the server's time, accurate to half a round trip.
     ///
     /// # Errors
-    /// When the server has to be asked and cannot be: before the first reading, and after this machine was suspended or its
-    /// clock was set.
+    /// An error if the server must be asked and can't be reached. It must be asked for the first reading, and after
+    /// this machine was suspended or its clock was set.
     pub async fn now(&self) -> Result<DateTime, mongodb::error::Error> {
         if let Some(now) = self.carried_on() {
             return Ok(now);
@@ -90,8 +90,8 @@ impl ServerClock {
         Ok(self.carried_on().unwrap_or_else(DateTime::now))
     }
 
-    /// The last reading, extrapolated to now; starts a renewal if it is old. `None` if there is no valid
-    /// reading.
+    /// Returns the last reading extrapolated to now, and starts a renewal if the reading is old. Returns `None` if
+    /// there is no valid reading.
     pub(crate) fn carried_on(&self) -> Option<DateTime> {
         let mut guard = self.shared.lock();
         let reading = guard.as_mut()?;
@@ -109,7 +109,7 @@ impl Moment {
         Self { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// How long ago this was; `None` if the two clocks disagree about it.
+    /// Returns the time since this moment, or `None` if the two clocks disagree about it.
     fn age(self, now: Self) -> Option<Duration> {
         let age = now.monotonic.duration_since(self.monotonic);
         let by_the_wall = now.wall.duration_since(self.wall).ok()?;
@@ -132,13 +132,14 @@ impl SharedReading {
             if let Err(error) = renewing.shared.renew().await {
                 tracing::debug!(
                     error = error.to_string(),
-                    "server time was not renewed; it is extrapolated from the last reading"
+                    "the server's time could not be renewed; still extrapolating from the last reading"
                 );
             }
         });
     }
 
-    /// Asks the server, and asks again if the answer was slow: the error is up to half the round trip.
+    /// Asks the server, and asks again if the answer was slow, because the time is inaccurate by up to half the round
+    /// trip.
     async fn renew(&self) -> Result<(), mongodb::error::Error> {
         match tokio::time::timeout(RENEW_WITHIN, self.ask()).await {
             Ok(asked) => {
@@ -177,7 +178,7 @@ impl SharedReading {
     }
 }
 
-/// A renewal in progress, until dropped.
+/// A renewal in progress. It ends when this is dropped.
 struct Renewing {
     shared: Arc<SharedReading>,
 }
@@ -194,13 +195,13 @@ fn unanswered(why: &str) -> mongodb::error::Error {
     std::io::Error::other(why).into()
 }
 
-/// A date that much later.
+/// Returns a date that is later by this much.
 pub fn later(date: DateTime, by: Duration) -> DateTime {
     let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
     DateTime::from_millis(date.timestamp_millis().saturating_add(by))
 }
 
-/// How long until a date; zero once it has passed.
+/// Returns the time until a date, or zero if the date has passed.
 pub fn until(now: DateTime, date: DateTime) -> Duration {
     let millis = date.timestamp_millis().saturating_sub(now.timestamp_millis());
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
@@ -212,7 +213,7 @@ mod tests {
 
     const NOBODY: &str = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1";
 
-    /// A clock of a server that cannot be asked, with a reading of this age by each clock.
+    /// Creates a clock whose server can't be reached, with a reading that has this age by each of the two clocks.
     async fn clock(monotonic: Duration, wall: Duration) -> ServerClock {
         let clock = ServerClock::new(Client::with_uri_str(NOBODY).await.unwrap());
         let now = Moment::now();
@@ -232,7 +233,7 @@ mod tests {
     #[tokio::test]
     async fn after_a_suspension_the_server_is_asked_again() {
         let asleep = clock(Duration::from_secs(1), Duration::from_secs(61)).await;
-        assert_eq!(asleep.carried_on(), None, "not the time from before the sleep");
+        assert_eq!(asleep.carried_on(), None, "the time from before the suspension must not be used");
         assert!(asleep.now().await.is_err(), "the server has to be asked and is unreachable");
 
         let set_back = clock(Duration::from_secs(61), Duration::from_secs(1)).await;

@@ -1,4 +1,4 @@
-//! One time limit, for a single write and also for a whole save with all its reads and writes.
+//! The time limit of a single write. The same limit applies to a whole save with all its reads and writes.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::mongo::error_codes;
 
-/// It covers the wait for others, for a server, for a lock on the document, and for the majority. A write
-/// without a clear answer by then is unknown, or not sent if it was never sent.
+/// This time includes waiting for other requests, for a server, for a lock on the document, and for the majority. A
+/// write that has no clear answer by the deadline counts as unknown, or as not sent if it was never sent.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
     static DEADLINE: Instant;
 }
 
-/// Does all of this within one [`WRITE_TIMEOUT`]: its reads, by [`read`], and its writes.
+/// Runs a save within one [`WRITE_TIMEOUT`], which applies to its reads through [`read`] and to its writes.
 pub(crate) async fn within_one_timeout<T>(save: impl Future<Output = T>) -> T {
     DEADLINE.scope(Instant::now() + WRITE_TIMEOUT, save).await
 }
 
-/// When a write that begins now must have its answer.
+/// Returns the time by which a write that begins now must have its answer.
 pub(crate) fn deadline() -> Instant {
     match DEADLINE.try_with(|deadline| *deadline) {
         Ok(deadline) => deadline,
@@ -28,12 +28,12 @@ pub(crate) fn deadline() -> Instant {
     }
 }
 
-/// Waits no longer than a write may take; `None` if that was not enough.
+/// Waits for `work` until the deadline of a write. Returns `None` if it takes longer.
 pub(crate) async fn until_deadline<T>(work: impl IntoFuture<Output = T>) -> Option<T> {
     timeout_at(deadline(), work).await.ok()
 }
 
-/// Reads no longer than a write may take.
+/// Runs a read until the deadline of a write.
 pub(crate) async fn read<T>(
     read: impl IntoFuture<Output = Result<T, DriverError>>,
 ) -> Result<T, DriverError> {
@@ -43,7 +43,7 @@ pub(crate) async fn read<T>(
     }
 }
 
-/// The error text of an exceeded deadline.
+/// Returns the error text for an exceeded deadline.
 pub(crate) fn no_answer() -> String {
     format!("no clear answer within {} s", WRITE_TIMEOUT.as_secs_f32())
 }

@@ -1,5 +1,5 @@
-//! Whether a write was sent to a server, decided once: by the task that sends it, or by a caller that no
-//! longer waits.
+//! Decides once whether a write is sent to a server. Either the task that sends it decides, or a caller that no longer
+//! waits.
 
 use std::sync::{
     Arc,
@@ -14,12 +14,12 @@ const WAITING: u8 = 0;
 const LEFT: u8 = 1;
 const CANCELLED: u8 = 2;
 
-/// The state of one write, shared by clones.
+/// The state of one write. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Departure(Arc<AtomicU8>);
 
 impl Departure {
-    /// It is sent now, or was sent before; false if it was cancelled.
+    /// Marks the write as sent. Returns false if it was cancelled before.
     pub(crate) fn leave(&self) -> bool {
         let before = self.0.compare_exchange(WAITING, LEFT, Ordering::AcqRel, Ordering::Acquire);
         before.unwrap_or_else(|before| before) != CANCELLED
@@ -29,15 +29,15 @@ impl Departure {
         self.0.load(Ordering::Acquire) == LEFT
     }
 
-    /// It will never be sent; false if it was.
+    /// Cancels the write. Returns false if it was already sent.
     pub(crate) fn cancel(&self) -> bool {
         let before = self.0.compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
         before.unwrap_or_else(|before| before) != LEFT
     }
 }
 
-/// Selects a server that accepts writes, and notes that these writes are sent to it. Before that they have
-/// certainly not been sent, however long the search for a server takes.
+/// Selects a server that accepts writes, and marks these writes as sent at the moment of the selection. Until then they
+/// have certainly not been sent, however long the search for a server takes.
 pub(crate) fn leave_for_a_server(writes: Vec<Departure>) -> SelectionCriteria {
     if writes.iter().all(Departure::has_left) {
         return primary();

@@ -1,10 +1,9 @@
-//! The only access to MongoDB: all requests of stores and dispatchers go through here, as
+//! The only access to MongoDB. All requests of stores and dispatchers go through here, as
 //! [statements](crate::mongo::statement).
 //!
-//! A process has one, made with its processor, and clones share its batches: so saves, claims and clears of
-//! all stores and of their inline dispatcher are sent together. A caller passes a request and gets an
-//! outcome; this module decides how it is sent, in which batch, how often it is repeated and what the
-//! server's errors mean.
+//! Each processor creates one [`Mongo`], and its clones share the batches, so saves, claims and clears of all stores
+//! and their inline dispatcher are sent together. A caller passes a request and gets an outcome. This module decides
+//! how the request is sent, in which batch, how many times it is repeated, and what the server's errors mean.
 
 use std::time::Duration;
 
@@ -32,7 +31,7 @@ use crate::{
     stored::{document_ref::DocumentRef, memory::Memory},
 };
 
-/// Sends requests to MongoDB, in batches; clones share them.
+/// Sends requests to MongoDB in batches. Clones share the batches.
 #[derive(Debug, Clone)]
 pub(crate) struct Mongo {
     client: Client,
@@ -42,20 +41,20 @@ pub(crate) struct Mongo {
     clears: Clears,
 }
 
-/// How [`Mongo`] works.
+/// The settings of [`Mongo`].
 #[derive(Debug, Clone)]
 pub(crate) struct MongoSettings {
-    /// Whether concurrent updates go together.
+    /// Whether concurrent updates are sent together.
     pub(crate) group_commit: bool,
-    /// The memory that outboxes may take.
+    /// Maximum memory for outboxes, in bytes.
     pub(crate) memory_bytes: usize,
-    /// How long claims last, and so how long a clear is worth repeating.
+    /// The duration of claims, which is also the time for which a clear is repeated.
     pub(crate) lease: Duration,
 }
 
 impl Mongo {
-    /// Must be called inside a tokio runtime; sends nothing by itself. Lost claims are counted if they can't
-    /// be reported to a caller.
+    /// Creates the access and starts its batches. Must be called inside a tokio runtime. Sends no request by itself.
+    /// Lost claims that can't be reported to a caller are counted.
     pub(crate) fn start(client: Client, clock: ServerClock, settings: &MongoSettings, lost: Counter) -> Self {
         let writes = if settings.group_commit {
             Writes::grouped(client.clone())
@@ -80,28 +79,29 @@ impl Mongo {
         self.client.database(name)
     }
 
-    /// The server's time, which dates everything in an outbox.
+    /// The clock that follows the server's time, from which all dates in an outbox come.
     pub(crate) fn clock(&self) -> &ServerClock {
         &self.clock
     }
 
-    /// The server's time now, within the deadline of the calling save.
+    /// Returns the server's time, within the deadline of the calling save.
     pub(crate) async fn now(&self) -> Result<DateTime, Error> {
         deadline::read(self.clock.now()).await
     }
 
-    /// Inserts a document, with majority.
+    /// Inserts a document with write concern majority.
     pub(crate) async fn insert(&self, insert: Insert) -> WriteOutcome {
         self.writes.insert(insert).await
     }
 
-    /// Updates a document, with majority. If its caller goes away meanwhile, the update may be sent or not.
+    /// Updates a document with write concern majority. If the caller is dropped before the answer, the update may or
+    /// may not be sent.
     pub(crate) async fn update(&self, update: Update) -> WriteOutcome {
         self.writes.update(update).await
     }
 
-    /// Updates a document without waiting for the majority, and without repeating it if there is no answer:
-    /// for updates that may be rolled back without harm.
+    /// Updates a document without waiting for the majority, and without a retry if there is no answer. For updates that
+    /// may be rolled back without harm.
     pub(crate) async fn update_without_majority(&self, update: Update) -> Result<(), Error> {
         let statement = UpdateStatement::of(&update);
         let reply = local_update::send(&self.client, &update.namespace, &[statement]).await?;
@@ -111,15 +111,16 @@ impl Mongo {
         }
     }
 
-    /// Deletes a document, with majority.
+    /// Deletes a document with write concern majority.
     pub(crate) async fn delete(&self, delete: Delete) -> WriteOutcome {
         self.writes.delete(delete).await
     }
 
-    /// Updates or inserts a document, with majority, and returns the result.
+    /// Updates or inserts a document with write concern majority, and returns the resulting document.
     ///
     /// # Errors
-    /// The driver's; a duplicate key where the filter misses a document that has the `_id` already.
+    /// The driver's error. It is a duplicate key error if a document with this `_id` exists but the filter doesn't
+    /// match it.
     pub(crate) async fn upsert(&self, upsert: Upsert) -> Result<Option<Document>, Error> {
         let Upsert { namespace, filter, update } = upsert;
         for statement in [&filter, &update] {
@@ -135,22 +136,23 @@ impl Mongo {
             .await
     }
 
-    /// Finds a document on the primary, within the deadline of the calling save; `None` if there is none.
+    /// Finds a document on the primary, within the deadline of the calling save. Returns `None` if there is no such
+    /// document.
     pub(crate) async fn find(&self, find: Find<'_>) -> Result<Option<RawDocumentBuf>, Error> {
         deadline::read(find::find(&self.client, find)).await
     }
 
-    /// Reads a document's outbox. Waits for the room that it takes: its reader must hold none.
+    /// Reads a document's outbox. Waits for memory, so the caller must not have reserved any.
     pub(crate) async fn read_outbox(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
         self.reads.read(document).await
     }
 
-    /// Removes these entries where the claim still holds them; resolves once the server has done it.
+    /// Removes these entries if they are still under the claim. Completes once the server has executed this.
     pub(crate) async fn clear(&self, delivered: &Delivered) -> ClearOutcome {
         self.clears.clear(delivered).await
     }
 
-    /// Like [`clear`](Self::clear), for those of many documents at once; the outcomes are in their order.
+    /// Does the same as [`clear`](Self::clear) for many documents at once. Returns the outcomes in the same order.
     pub(crate) async fn clear_all(&self, delivered: &[Delivered]) -> Vec<ClearOutcome> {
         self.clears.clear_all(delivered).await
     }

@@ -1,7 +1,7 @@
-//! The meaning of each MongoDB error for an outbox.
+//! Classifies MongoDB errors by their meaning for a write.
 //!
-//! A write that ends in an error has either certainly not happened, or it may have. The difference decides what a
-//! caller may do next, so it is decided in one place, by the table below.
+//! A write that ends in an error has either certainly not happened, or may have happened. The caller's next step
+//! depends on this difference, so errors are classified in this one place, by the table below.
 //!
 //! | error | counts as |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | write concern not met (64 timeout, 11602 interrupted by a step-down, 91 shutdown, …) | [`Verdict::Unknown`] |
 //! | 6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 50, 11601, 24, 112: not primary, shutting down, interrupted, out of time, conflict with another write | [`Verdict::Unknown`] |
 //!
-//! The driver has by then tried a retryable write twice. The AMQP side of the table is
-//! [`amqp::Published`](crate::amqp::Published): the meaning of the broker's answer for a message.
+//! By the time an error is reported, the driver has tried a retryable write twice. The AMQP counterpart of the table is
+//! [`amqp::Published`](crate::amqp::Published), which describes the broker's answer for a message.
 
 use std::io;
 
@@ -25,10 +25,10 @@ const TOO_LARGE: [i32; 4] = [10334, 17419, 17420, 15];
 const INTERRUPTED: [i32; 17] =
     [6, 7, 24, 50, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436];
 
-/// What to do about refused credentials.
+/// The advice if the credentials are refused.
 const CREDENTIALS: &str = "correct the user, the password and authSource in the URI";
 
-/// The meaning of an error for its write.
+/// What an error means for its write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The write was not sent; it can be retried unchanged.
@@ -37,19 +37,19 @@ pub enum Verdict {
     Duplicate,
     /// The document would be larger, or nested deeper, than the server accepts.
     TooLarge,
-    /// The server refuses permanently; nothing was written.
+    /// The server would refuse the write every time; nothing was written.
     Refused,
-    /// It may have happened, and may still be rolled back.
+    /// The write may have happened, and may still be rolled back.
     Unknown,
 }
 
-/// Reads an error by the table of this module.
+/// Classifies an error by the table of this module.
 pub fn verdict(error: &Error) -> Verdict {
     if is_unencodable(error) {
         return Verdict::Refused;
     }
     match error.kind.as_ref() {
-        // A connection begins with a login.
+        // A connection begins with a login, so the write was not sent.
         ErrorKind::ServerSelection { .. }
         | ErrorKind::Shutdown
         | ErrorKind::DnsResolve { .. }
@@ -62,8 +62,8 @@ pub fn verdict(error: &Error) -> Verdict {
     }
 }
 
-/// Whether a value could not be converted to BSON. The driver has a kind for that in one of its BSON versions only, so statements
-/// are encoded before they are handed to it.
+/// Whether a value could not be converted to BSON. The driver reports this as a separate kind in only one BSON version,
+/// so statements are encoded before they are passed to the driver.
 pub(crate) fn is_unencodable(error: &Error) -> bool {
     match error.kind.as_ref() {
         ErrorKind::BsonSerialization(_) => true,
@@ -72,7 +72,7 @@ pub(crate) fn is_unencodable(error: &Error) -> bool {
     }
 }
 
-/// Whether an error is one of this module's own.
+/// Whether an error wraps this error type of the module.
 fn is_of<T: std::error::Error + 'static>(error: &io::Error) -> bool {
     let Some(source) = error.get_ref() else { return false };
     source.is::<T>()
@@ -88,19 +88,19 @@ struct NotSent(String);
 #[error("{0}")]
 struct Unencodable(String);
 
-// This is the only kind of the driver's errors that others can create; it shows its text.
+// This is the only kind of driver error that other crates can create, and it shows its text.
 
-/// The error of a write that has certainly not been sent.
+/// Creates the error of a write that has certainly not been sent.
 pub(crate) fn not_sent(why: impl Into<String>) -> Error {
     io::Error::other(NotSent(why.into())).into()
 }
 
-/// The error of a write whose statement can't be converted to BSON.
+/// Creates the error of a write whose statement can't be converted to BSON.
 pub(crate) fn unencodable(why: impl Into<String>) -> Error {
     io::Error::new(io::ErrorKind::InvalidInput, Unencodable(why.into())).into()
 }
 
-/// The error of a write that may have happened.
+/// Creates the error of a write that may have happened.
 pub(crate) fn lost(why: impl Into<String>) -> Error {
     io::Error::other(why.into()).into()
 }
@@ -117,12 +117,12 @@ fn of_code(code: i32, error: &Error) -> Verdict {
     }
 }
 
-/// Whether this code means that the server interrupted work that it may have done in part.
+/// Whether this code means that the server was interrupted and may have executed a part of the work.
 pub(crate) fn interrupts(code: i32) -> bool {
     INTERRUPTED.contains(&code)
 }
 
-/// The repair for an error that waiting doesn't end, if known.
+/// Returns what to do about an error that doesn't end by waiting, if known.
 pub fn advice(error: &Error) -> Option<&'static str> {
     match code(error) {
         Some(13) => Some(
@@ -131,17 +131,16 @@ pub fn advice(error: &Error) -> Option<&'static str> {
         ),
         Some(18 | 8000) => Some(CREDENTIALS),
         _ if matches!(error.kind.as_ref(), ErrorKind::Authentication { .. }) => Some(CREDENTIALS),
-        // The driver keeps only this text of it.
+        // The driver keeps only the text of this error.
         _ if error.to_string().contains("invalid peer certificate") => Some(
-            "the server's certificate is not accepted: name the authority that signed it with tlsCAFile in \
-             the URI, and use a host that it was issued for",
+            "the server's certificate is not accepted: name the authority that signed it with tlsCAFile in the URI, and use a host name that the certificate was issued for",
         ),
         _ => None,
     }
 }
 
-/// The text of an error, without the server's prose about a write, which can quote the document, and with the
-/// repair if known.
+/// Describes an error, with advice if known. The server's own text about a write is left out, because it can quote the
+/// document.
 pub fn describe(error: &Error) -> String {
     let said = match error.kind.as_ref() {
         ErrorKind::Command(command) => format!("{} (code {})", command.code_name, command.code),
@@ -156,7 +155,7 @@ pub fn describe(error: &Error) -> String {
     }
 }
 
-/// The server's code, if it gave one.
+/// Returns the server's error code, if there is one.
 pub fn code(error: &Error) -> Option<i32> {
     match error.kind.as_ref() {
         ErrorKind::Command(command) => Some(command.code),

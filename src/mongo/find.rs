@@ -1,4 +1,4 @@
-//! Finds one document by a filter of any form.
+//! Finds one document by a filter, which may contain bytes that the driver can't represent.
 
 use mongodb::{
     Client, Collection,
@@ -14,7 +14,7 @@ use crate::{
     stored::filter::Filter,
 };
 
-/// A find as it is sent for a filter that the driver's own call doesn't take.
+/// The command for a filter that the driver's own call doesn't accept.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct FindCommand<'a> {
@@ -27,7 +27,7 @@ struct FindCommand<'a> {
     read_concern: ReadConcern,
 }
 
-/// The document on the primary; `None` if there is none.
+/// Finds the document on the primary. Returns `None` if there is no such document.
 pub(super) async fn find(client: &Client, find: Find<'_>) -> Result<Option<RawDocumentBuf>, Error> {
     let Find { namespace, filter, projection, concern } = find;
     let database = client.database(&namespace.db);

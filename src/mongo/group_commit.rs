@@ -1,19 +1,19 @@
-//! Group commit: updates of concurrent savers and claimers are sent to the server together.
+//! Group commit sends the updates of concurrent saves and claims to the server together.
 //!
 //! # Flow
-//! Updates that arrive while the last batches are in flight make the next one: one `update` command with a statement each,
-//! and one wait for the majority. No timer: an update that arrives alone is sent alone and at once, by the task that brings
-//! it. Inserts, deletes and large updates always go alone. All of them are sent and answered by
-//! [`retryable_write`](crate::mongo::retryable_write).
+//! Updates that arrive while earlier batches are in flight form the next batch, which is one `update` command with a
+//! statement for each update, and one wait for the majority. There is no timer: an update that arrives alone is sent
+//! alone and at once, by the task that made it. Inserts, deletes and large updates are always sent alone. All writes
+//! are sent and answered by [`retryable_write`](crate::mongo::retryable_write).
 //!
 //! # Guarantees
-//! Each write has an answer of its own, as exact as if it had been sent alone, and has it within
+//! Each write gets its own answer, as exact as if it had been sent alone, within
 //! [`WRITE_TIMEOUT`](crate::mongo::deadline::WRITE_TIMEOUT).
 //!
 //! # Caveats
-//! A server that takes no retryable writes from us (a standalone one, some that only speak MongoDB's protocol) refuses every
-//! batch. Once it has refused one and then done all its statements one by one, the writes of that collection go one by one
-//! for [`ONE_BY_ONE`].
+//! Some servers refuse every batch because they don't support these retryable writes: standalone servers, and some that
+//! only imitate MongoDB's protocol. If a server refuses a batch and then accepts all its statements one by one, the
+//! writes of that collection are sent one by one for the time [`ONE_BY_ONE`].
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -39,20 +39,21 @@ use crate::{
     },
 };
 
-/// Statements of one command.
+/// Maximum number of statements in one command.
 const MOST_STATEMENTS: usize = 1_000;
-/// Bytes of one command: below the 16 MiB limit of a message, with room for the rest of the command.
+/// Maximum size of the statements in one command. It is below the 16 MiB limit of a message, which leaves room for the
+/// rest of the command.
 const MOST_BYTES: usize = 12 << 20;
-/// An update larger than this is sent alone: it would delay others more than it could gain.
+/// An update larger than this is sent alone, because in a batch it would delay others more than it could gain.
 const LARGE: usize = 64 << 10;
-/// How long a collection's refusal of batches is remembered.
+/// The time for which a collection's writes are sent one by one after a batch was refused.
 const ONE_BY_ONE: Duration = Duration::from_mins(1);
 
-/// Writes, batched; clones share the batches.
+/// Sends writes in batches. Clones share the batches.
 #[derive(Clone)]
 pub(crate) struct Writes {
     sender: Arc<WriteSender>,
-    /// `None` if each is sent alone.
+    /// `None` if each write is sent alone.
     batcher: Option<Batcher<WriteRequest, WriteOutcome>>,
 }
 
@@ -63,12 +64,13 @@ impl fmt::Debug for Writes {
 }
 
 impl Writes {
-    /// Each write alone.
+    /// Creates a sender that sends each write alone.
     pub(crate) fn single(client: Client) -> Self {
         Self { sender: Arc::new(WriteSender::new(client)), batcher: None }
     }
 
-    /// Concurrent updates together. Must be called inside a tokio runtime; sends nothing by itself.
+    /// Creates a sender that sends concurrent updates together. Must be called inside a tokio runtime. Sends no request
+    /// by itself.
     pub(crate) fn grouped(client: Client) -> Self {
         let sender = Arc::new(WriteSender::new(client));
         let of_batches = sender.clone();
@@ -77,7 +79,8 @@ impl Writes {
         Self { sender, batcher: Some(batcher) }
     }
 
-    /// Sends an update, with majority. If its caller goes away meanwhile, it may or may not be sent.
+    /// Sends an update with write concern majority. If the caller is dropped before the answer, the update may or may
+    /// not be sent.
     pub(crate) async fn update(&self, update: Update) -> WriteOutcome {
         let statement = match codec::encode(&UpdateStatement::of(&update)) {
             Ok(statement) => statement,
@@ -94,17 +97,17 @@ impl Writes {
         }
 
         let (asked, waiter) = write_request::ask(WriteKind::Update, namespace, statement);
-        // A request that can't be queued is dropped, which its caller notices.
+        // If a request can't be queued, it is dropped, and its caller notices that.
         let _queued = timeout_at(waiter.deadline, batcher.enqueue(asked)).await;
         waiter.outcome().await
     }
 
-    /// Sends an insert, with majority.
+    /// Sends an insert with write concern majority.
     pub(crate) async fn insert(&self, insert: Insert) -> WriteOutcome {
         self.alone(WriteKind::Insert, insert.namespace, insert.document, None).await
     }
 
-    /// Sends a delete of one document, with majority.
+    /// Sends a delete of one document with write concern majority.
     pub(crate) async fn delete(&self, delete: Delete) -> WriteOutcome {
         match codec::encode(&DeleteStatement { q: &delete.filter, limit: 1 }) {
             Ok(statement) => self.alone(WriteKind::Delete, delete.namespace, statement, None).await,
@@ -125,10 +128,10 @@ impl Writes {
     }
 }
 
-/// By collection, each no larger than a command may be, in the order they came.
+/// Groups the writes by collection, in the order of their arrival, into commands that don't exceed the size limit.
 fn commands(writes: Vec<AskedWrite>) -> Vec<Vec<AskedWrite>> {
     let mut commands: Vec<Vec<AskedWrite>> = Vec::new();
-    // The last command of each collection, and its bytes.
+    // The last command of each collection, and its size.
     let mut filling: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for write in writes {
         let namespace = write.request.namespace.to_string();
@@ -160,7 +163,7 @@ async fn send_all(sender: Arc<WriteSender>, batch: Vec<AskedWrite>, permit: Batc
 
 struct WriteSender {
     retryable: RetryableWrites,
-    /// Collections that accepted writes one by one after refusing them as a batch, and when.
+    /// The collections that accepted writes one by one after refusing a batch, and the time of that.
     one_by_one: Mutex<HashMap<String, Instant>>,
 }
 
@@ -180,7 +183,7 @@ impl WriteSender {
         let were_together = writes.len() > 1;
         let mut refused = self.retryable.send(writes, permit).await;
         if were_together {
-            // The error may be about one of them; each gets its own answer.
+            // The error may be about only one of the writes, so send each alone to get its own answer.
             let singly = refused.into_iter().map(|write| self.retryable.send(vec![write], None));
             refused = join_all(singly).await.into_iter().flatten().collect();
         }
@@ -188,13 +191,13 @@ impl WriteSender {
             return;
         }
 
-        // If a server accepts all of them in plain form, it had refused the form and not the writes.
+        // If the server accepts all the writes in plain form, it had refused the form of the batch and not the writes.
         if self.send_plain(refused).await == Accepted::All {
             self.go_one_by_one(&namespace);
         }
     }
 
-    /// Sends each write by itself and once.
+    /// Sends each write alone and only once.
     async fn send_plain(&self, writes: Vec<AskedWrite>) -> Accepted {
         let sent = writes.into_iter().map(|write| async move {
             let outcome = plain_write::send(&self.retryable.client, &write.request).await;
@@ -220,13 +223,12 @@ impl WriteSender {
         tracing::warn!(
             collection = namespace.to_string(),
             seconds = ONE_BY_ONE.as_secs(),
-            "the server refuses retryable writes of several statements but accepts them one by one: they \
-             are sent so for a while"
+            "the server refuses retryable writes with several statements but accepts the statements one by one; sending writes one by one for a while"
         );
     }
 }
 
-/// How many of some writes the server has executed.
+/// Whether the server has executed all of the writes.
 #[derive(PartialEq)]
 enum Accepted {
     All,

@@ -1,5 +1,5 @@
-//! Updates that wait for one server and not for the majority: they may be rolled back, and are not repeated
-//! here.
+//! Sends updates that wait for one server and not for the majority. Such updates may be rolled back, and are not
+//! retried here.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::{
     mongo::{concern::primary, error_codes, write_command::millis},
 };
 
-/// A command that takes longer has met a document that a transaction has locked.
+/// A command that takes longer than this has probably met a document that a transaction has locked.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// The command: statements on one collection.
+/// An update command with statements on one collection.
 #[derive(Serialize)]
 struct LocalUpdate<'a, S> {
     update: &'a str,
@@ -33,10 +33,10 @@ struct LocalUpdate<'a, S> {
 /// The result of one statement in a reply.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum LocalReply {
-    /// The server has executed it.
+    /// The server has executed the statement.
     Executed,
     Refused(String),
-    /// It may or may not have been executed.
+    /// The statement may or may not have been executed.
     Open(String),
 }
 
@@ -58,8 +58,8 @@ pub(super) async fn send<S: Serialize>(
     client.database(&namespace.db).run_raw_command(command).selection_criteria(primary()).await
 }
 
-/// The result of each statement of a reply. `run_command` returns `Ok` for a reply that refuses single
-/// statements: read it.
+/// Reads the result of each statement from a reply. This is needed because `run_command` returns `Ok` even if the reply
+/// refuses single statements.
 pub(super) fn read(reply: &Document, statements: usize) -> Vec<LocalReply> {
     let mut replies = vec![LocalReply::Executed; statements];
     let errors = reply.get_array("writeErrors").into_iter().flatten();

@@ -1,9 +1,9 @@
-//! Waiting for the majority without holding a connection.
+//! Waits for the majority without holding a connection.
 //!
-//! A write that the primary has executed is identified by its *optime*: a timestamp and the term of the
-//! primary that wrote it. It lasts once the majority's own optime, of the same term, has reached it: within a
-//! term there is one primary, and all its earlier writes are part of the majority's state. The primary's
-//! answer to `hello` contains the majority's progress. One `hello` at a time serves all waiters.
+//! A write that the primary has executed is identified by its *optime*, which is a timestamp plus the election term of
+//! the primary that wrote it. The write is durable once the majority's own optime has reached it in the same term,
+//! because each term has only one primary, and all earlier writes of that primary are part of the majority's state. The
+//! primary's reply to `hello` contains the majority's progress. One `hello` at a time serves all waiters.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use tokio::{
 
 use crate::mongo::concern::primary;
 
-/// How often the primary is asked.
+/// The interval at which the primary is asked.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The place of a write in the oplog.
+/// The position of a write in the oplog.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct OpTime {
     term: i64,
@@ -29,13 +29,13 @@ pub(crate) struct OpTime {
 }
 
 impl OpTime {
-    /// Reads `{ ts, t }`; `None` if there is no such field, as in the replies of mongos.
+    /// Reads a field `{ ts, t }`. Returns `None` if there is no such field, as in replies from mongos.
     pub(crate) fn read(reply: &Document, field: &str) -> Option<Self> {
         let written = reply.get_document(field).ok()?;
         Some(Self { term: written.get_i64("t").ok()?, at: written.get_timestamp("ts").ok()? })
     }
 
-    /// The later of two.
+    /// Returns the later of two optimes.
     pub(crate) fn max(self, other: Self) -> Self {
         if (self.term, self.at) < (other.term, other.at) { other } else { self }
     }
@@ -44,9 +44,9 @@ impl OpTime {
 /// The state of an awaited write.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum MajorityState {
-    /// The majority has it.
+    /// The majority has the write.
     Lasts,
-    /// Another primary was elected meanwhile: ask it whether it has the write.
+    /// Another primary was elected in the meantime and must be asked whether it has the write.
     NewTerm,
 }
 
@@ -67,7 +67,7 @@ impl Majority {
         Self { client, seen: Mutex::default() }
     }
 
-    /// Waits until the state of a write of that time is known: without a time limit, so set one.
+    /// Waits until the state of a write with this optime is known. There is no time limit, so the caller must set one.
     pub(crate) async fn wait(&self, written: OpTime) -> MajorityState {
         loop {
             if let Some(fate) = self.look(written).await {
@@ -77,7 +77,7 @@ impl Majority {
         }
     }
 
-    /// The state as far as it is known, from a recent `hello`.
+    /// Returns the state from a recent `hello`, if it is known.
     async fn look(&self, written: OpTime) -> Option<MajorityState> {
         let mut seen = self.seen.lock().await;
         let fate = seen.majority.and_then(|majority| judge(majority, written));

@@ -1,5 +1,5 @@
-//! Access to MongoDB: one [entry point](door::Mongo) that takes statements as values; behind it writes, reads
-//! and clears in batches, the server's clock, and the meaning of its errors.
+//! Access to MongoDB. The only [entry point](door::Mongo) takes statements as values. The other modules send writes,
+//! reads and clears in batches, follow the server's clock, and classify the server's errors.
 
 pub(crate) mod batching;
 pub(crate) mod clears;

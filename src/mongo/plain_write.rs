@@ -1,4 +1,5 @@
-//! A write in a form that any server accepts: alone, without a number by which it could be repeated.
+//! Sends a write in a form that any server accepts: alone, and without the transaction number that a retryable write
+//! needs.
 
 use std::time::Duration;
 
@@ -17,10 +18,10 @@ use crate::{
     },
 };
 
-/// How long the server may take for the write itself, without the wait for the majority.
+/// Time limit for the write itself, not including the wait for the majority.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Sends a write once, because repeating it would not be safe.
+/// Sends a write only once, because repeating it would not be safe.
 pub(crate) async fn send(client: &Client, write: &WriteRequest) -> WriteOutcome {
     let command = WriteCommand {
         kind: write.kind,

@@ -1,13 +1,12 @@
-//! Reading outboxes: documents that are processed concurrently are read together.
+//! Reads outboxes. Documents that are processed concurrently are read together.
 //!
-//! Batches made by [`batching`](crate::mongo::batching): one `find` by `_id` for each collection. Answers are
-//! matched by the bytes of the `_id`. An id without a match is read again alone, so that MongoDB's own
-//! equality counts: a document may be requested by another number type than it is stored with.
+//! [`batching`](crate::mongo::batching) forms batches, and each batch is one `find` by `_id` per collection. Answers
+//! are matched by the bytes of the `_id`. If an id has no match, its document is read again alone, so that MongoDB's
+//! own equality applies; the `_id` may be stored with another number type than the requested one.
 //!
 //! # Memory
-//! A `find` requests a single reply, which the server fills with 16 MiB at most, and reserves room for it;
-//! documents that don't fit are requested again. Each outbox goes to its reader together with the room that
-//! it takes.
+//! A `find` reserves memory for its single reply, which the server limits to 16 MiB. Documents that don't fit into the
+//! reply are requested again. Each outbox is passed to its reader together with the memory reserved for it.
 
 use std::collections::HashMap;
 
@@ -34,7 +33,7 @@ use crate::{
     },
 };
 
-/// Documents of one `find`: the server returns that many at once.
+/// Maximum number of documents in one `find`, which is how many the server returns at once.
 const MOST: u32 = 100;
 
 /// The outbox of a document.
@@ -42,9 +41,9 @@ const MOST: u32 = 100;
 pub(crate) enum StoredOutbox {
     /// There is no such document.
     Gone,
-    /// The field is not an array.
+    /// The field `outbox` is not an array.
     Malformed(NotAnArray),
-    /// Its elements, and the room that they take in memory.
+    /// The elements, and the memory reserved for them.
     Entries { slots: Vec<Slot>, room: Room },
 }
 
@@ -57,7 +56,7 @@ impl StoredOutbox {
     }
 }
 
-/// Reads outboxes, batched; clones share the batches.
+/// Reads outboxes in batches. Clones share the batches.
 #[derive(Debug, Clone)]
 pub(crate) struct Reads {
     reader: OutboxReader,
@@ -78,11 +77,11 @@ struct OutboxRequest {
 
 type AskedOutbox = Asked<OutboxRequest, Result<StoredOutbox, Error>>;
 
-/// Requests without an answer, by the key of an `_id` alone; several may be for one document.
+/// Requests without an answer, by document key that has only an `_id`. Several may be for the same document.
 type Unanswered = HashMap<Vec<u8>, Vec<AskedOutbox>>;
 
 impl Reads {
-    /// Must be called inside a tokio runtime; sends nothing by itself.
+    /// Starts the batches. Must be called inside a tokio runtime. Sends no request by itself.
     pub(crate) fn start(client: Client, memory: Memory) -> Self {
         let reader = OutboxReader { client, memory };
         let of_batches = reader.clone();
@@ -97,9 +96,9 @@ impl Reads {
         Self { reader, batcher }
     }
 
-    /// Reads an outbox as it is on the primary. Waits for the room that it takes; the caller must hold none.
+    /// Reads an outbox from the primary. Waits for memory, so the caller must not have reserved any.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<StoredOutbox, Error> {
-        // Some ids would be read as an expression, and some can't be in a list at all.
+        // Some ids would be interpreted as an expression, and some can't be part of a list at all.
         let Some(id) = document.listable_id() else {
             return self.reader.alone(document).await;
         };
@@ -110,7 +109,7 @@ impl Reads {
             return read;
         }
 
-        // The sending runtime has ended, but this one has not.
+        // The sending runtime has ended, but this runtime has not, so read from here.
         self.reader.alone(document).await
     }
 }
@@ -134,7 +133,8 @@ impl OutboxReader {
                 return Ok(StoredOutbox::read(&raw, room));
             }
 
-            // The document consists of many small values. A reader that waits for more room must hold none.
+            // The document consists of many small values and needs more memory. Release everything first, because a
+            // reader that waits for memory must not have reserved any.
             drop((raw, room));
             room = self.memory.reserve(weight).await;
             is_last = true;
@@ -149,13 +149,13 @@ impl OutboxReader {
             unanswered.entry(key).or_default().push(asked);
         }
 
-        // A reply contains as many as fit into 16 MiB; the others are requested again.
+        // A reply contains as many documents as fit into 16 MiB; the others are requested again.
         let mut alone = Vec::new();
         while unanswered.len() > 1 {
             let mut room = self.memory.reserve(REPLY).await;
             let found = match self.together(&unanswered).await {
                 Ok(found) => found,
-                // It is about one of them; each has the right to its own error.
+                // The error is about one of the documents, so read each alone to get its own result.
                 Err(error) if error_codes::verdict(&error) == Verdict::Refused => break,
                 Err(error) => {
                     for asked in unanswered.into_values().flatten() {
@@ -189,7 +189,7 @@ impl OutboxReader {
         join_all(answered).await;
     }
 
-    /// The documents that fit into one reply, by their key of an `_id` alone.
+    /// Reads the documents that fit into one reply, by document key that has only an `_id`.
     async fn together(&self, unanswered: &Unanswered) -> Result<Vec<(Vec<u8>, RawDocumentBuf)>, Error> {
         let requests: Vec<_> =
             unanswered.values().filter_map(|asked| asked.first()).map(|asked| &asked.request).collect();
@@ -202,7 +202,7 @@ impl OutboxReader {
         let found = collection
             .find(doc! { "_id": { "$in": ids } })
             .projection(doc! { OUTBOX: 1 })
-            // Negative: one reply, without a cursor.
+            // A negative limit requests a single reply without a cursor.
             .limit(-i64::from(MOST))
             .read_concern(ReadConcern::local())
             .selection_criteria(primary())

@@ -1,8 +1,8 @@
-//! The results of a write command's statements, from its reply.
+//! Reads the results of a write command's statements from the reply.
 //!
-//! `run_command` returns `Ok` for replies that refuse single statements or whose write concern was not met. And a reply
-//! counts those that matched without naming them: if some did not match, the same command, sent again under the same number,
-//! names in `retriedStmtIds` those that were executed before.
+//! `run_command` returns `Ok` even for replies that refuse single statements or whose write concern was not met. A
+//! reply also has only the number of statements that matched. If some did not match, the same command is sent again
+//! with the same transaction number, and the reply lists in `retriedStmtIds` the statements that were executed before.
 
 use std::collections::HashMap;
 
@@ -21,14 +21,14 @@ const WAIT_TOO_LONG: i32 = 64;
 /// The server's code for a command that took longer than its `maxTimeMS`.
 pub(crate) const OUT_OF_TIME: i32 = 50;
 
-/// A reply, read.
+/// A decoded reply.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// Statements that matched, or were inserted.
+    /// Number of statements that matched or were inserted.
     matched: usize,
-    /// By index.
+    /// The errors, by index of the statement.
     errors: HashMap<usize, DriverError>,
-    /// The places of statements that were executed before this command.
+    /// The ids of statements that were already executed before this command.
     retried: Vec<i32>,
     /// `None` if the write concern was met.
     pub(crate) concern: Option<Concern>,
@@ -39,19 +39,19 @@ pub(crate) struct Reply {
 /// Why a write concern was not met.
 #[derive(Debug)]
 pub(crate) struct Concern {
-    /// Whether it was not met yet, but may be met later.
+    /// Whether the write concern may still be met later.
     pub(crate) is_late: bool,
     pub(crate) text: String,
 }
 
-/// A reply's results for its statements.
+/// What a reply says about its statements.
 #[derive(Debug)]
 pub(crate) enum Said {
-    /// The result of each, in order; `None` for one that was interrupted and may have been executed.
+    /// The result of each statement, in order. `None` if a statement was interrupted and may have been executed.
     Each(Vec<Option<WriteOutcome>>),
     /// Some matched and some did not; repeating the command shows which.
     Some,
-    /// It contradicts itself.
+    /// The reply contradicts itself.
     Nonsense,
 }
 
@@ -76,7 +76,7 @@ impl Reply {
         !self.retried.is_empty()
     }
 
-    /// Its results for the statements at these places.
+    /// Returns the results for the statements with these ids.
     pub(crate) fn of(mut self, places: &[i32]) -> Said {
         let without_error = places.len().saturating_sub(self.errors.len());
         if self.errors.keys().any(|index| *index >= places.len()) || self.matched > without_error {
@@ -113,7 +113,7 @@ fn number(document: &Document, field: &str) -> Option<usize> {
     usize::try_from(document.get_i32(field).ok()?).ok()
 }
 
-/// The error that the driver makes of a refused statement.
+/// Converts a refused statement to the driver's error.
 fn write_error(error: &Document) -> Result<DriverError, DriverError> {
     let raw = codec::encode(error).and_then(|raw| codec::decode::<WriteError>(raw.as_bytes()));
     match raw {
@@ -160,7 +160,7 @@ mod tests {
     fn a_repeated_command_shows_which_matched() {
         assert_eq!(said(doc! { "ok": 1, "n": 2 }, &[0, 1, 2]), "some");
         assert_eq!(said(doc! { "ok": 1, "n": 2, "retriedStmtIds": [0, 2] }, &[0, 1, 2]), "dmd");
-        // A statement that had missed has matched now.
+        // A statement that did not match before has matched now.
         assert_eq!(said(doc! { "ok": 1, "n": 2, "retriedStmtIds": [0] }, &[0, 1, 2]), "some");
     }
 

@@ -1,24 +1,24 @@
-//! Retryable writes: one command, repeated until each of its statements has a clear answer.
+//! Sends retryable writes: one command is repeated until each of its statements has a clear answer.
 //!
 //! # Flow
-//! A command is a *retryable write*: repeated in the same session under the same number, the server answers for the
-//! statements it has executed instead of executing them again.
-//! 1. *Execute.* The command has a second of the server's time, and waits only briefly for the majority.
-//! 2. *Decide.* A reply that leaves open what was executed (no answer, an interruption) decides nothing; the
-//!    command is repeated. The same applies if some statements matched and some did not: the repeat names
-//!    those that did.
-//! 3. *Last.* Statements that were executed wait for the majority without a connection and without their
+//! A command is a *retryable write*: if it is repeated in the same session with the same transaction number, the server
+//! does not execute statements again that it has already executed, but answers for them.
+//! 1. *Execute.* The command has a time limit of one second on the server and waits only briefly for the majority.
+//! 2. *Decide.* If it is unclear what was executed (no answer, or an interruption), the command is repeated. It is also
+//!    repeated if some statements matched and others did not, because the reply to the repeat says which did.
+//! 3. *Wait.* Executed statements wait for the majority without holding a connection or a
 //!    [permit](crate::mongo::batching::BatchPermit), see [`majority`](crate::mongo::majority).
 //!
 //! # Guarantees
-//! - "Nothing was written" is only said of a statement that never left, or whose fate a clean reply decides. A refusal of the
-//!   whole command says nothing about an earlier try of it.
-//! - A statement without a clean answer by its deadline is unknown.
-//! - A document that somebody holds (an open transaction) delays no other: after a second of the server's time the
-//!   statements go one by one, and those that were held go last. In between no connection is held.
+//! - "Nothing was written" is answered only for a statement that was never sent, or for which a clear reply states it.
+//!   If the whole command is refused, an earlier try may still have been executed.
+//! - A statement without a clear answer by its deadline counts as unknown.
+//! - A document that is locked, for example by an open transaction, doesn't delay others. After one second on the
+//!   server, the statements are sent one by one, and statements on locked documents are sent last. No connection is
+//!   held between tries.
 //!
 //! # Caveats
-//! Through mongos no reply shows the oplog's time. There the command is repeated with a longer wait for the majority.
+//! Replies from mongos have no optime, so the command is repeated with a longer wait for the majority.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -50,17 +50,17 @@ use crate::{
 
 /// A command that takes longer than this to execute has met a locked document.
 const LONGEST: Duration = Duration::from_secs(1);
-/// The same for a statement that is sent alone because a document of its batch is locked.
+/// The same limit for a statement that is sent alone because a document of its batch is locked.
 const LONGEST_APART: Duration = Duration::from_millis(100);
-/// How long a command keeps its connection for the majority.
+/// The time that a command waits for the majority while it holds its connection.
 const BRIEFLY: Duration = Duration::from_millis(250);
 /// The pause before a locked document is retried.
 const HELD_PAUSE: Duration = Duration::from_millis(10);
-/// The pauses between other tries.
+/// The first pause between other tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Sends retryable writes: with the sessions that they share, and one view of the majority.
+/// Sends retryable writes, which share sessions and one view of the majority.
 pub(crate) struct RetryableWrites {
     pub(crate) client: Client,
     sessions: Sessions,
@@ -72,8 +72,8 @@ impl RetryableWrites {
         Self { sessions: Sessions::new(client.clone()), majority: Majority::new(client.clone()), client }
     }
 
-    /// Sends writes of one kind on one collection and answers each. The returned ones were refused as a
-    /// whole, and have certainly not been executed.
+    /// Sends writes of one kind on one collection and answers each. Returns the writes that were refused as a whole and
+    /// have certainly not been executed.
     pub(crate) async fn send(&self, writes: Vec<AskedWrite>, permit: Option<BatchPermit>) -> Vec<AskedWrite> {
         let Some(first) = writes.first() else { return writes };
         let (kind, namespace) = (first.request.kind, first.request.namespace.clone());
@@ -82,7 +82,7 @@ impl RetryableWrites {
             deadline = deadline.max(write.request.deadline);
         }
 
-        // All of them share the number of this session's next write; without a session, none was sent.
+        // All statements share the session's next transaction number. If there is no session, no statement was sent.
         let session = match self.sessions.take().await {
             Ok(session) => session,
             Err(error) => {
@@ -111,7 +111,7 @@ impl RetryableWrites {
         };
         batch.run().await;
 
-        // If another has used a number, the whole session is unusable.
+        // If another program has used a number, the whole session is unusable.
         if !batch.is_foreign {
             self.sessions.put_back(batch.session);
         }
@@ -128,14 +128,14 @@ fn pauses() -> ExponentialBackoff {
         .build()
 }
 
-/// A statement without an answer.
+/// A statement that has no answer yet.
 struct Open {
-    /// Its name in every command of the batch.
+    /// The statement's id in every command of the batch.
     place: i32,
     write: AskedWrite,
     /// Whether a command without a clear reply may have executed it.
     in_doubt: bool,
-    /// Whether it took too long when it was sent alone.
+    /// Whether the statement took too long when it was sent alone.
     is_held: bool,
 }
 
@@ -152,11 +152,11 @@ impl Open {
 /// How the next command is sent.
 #[derive(Default, Clone, Copy)]
 struct SendForm {
-    /// Statement by statement.
+    /// Whether each statement is sent alone.
     apart: bool,
-    /// Only to ask which statements matched.
+    /// Whether the command is repeated only to find out which statements matched.
     asking: bool,
-    /// With the whole wait for the majority, if no reply shows the oplog's time.
+    /// Whether to wait fully for the majority, because no reply contains the optime.
     patient: bool,
 }
 
@@ -166,17 +166,17 @@ struct Batch<'a> {
     kind: WriteKind,
     namespace: Namespace,
     open: VecDeque<Open>,
-    /// The statements, each with its outcome once the majority has it.
+    /// The executed statements, each with the outcome to report once the majority has it.
     executed: Vec<(Open, WriteOutcome)>,
-    /// The latest time in the oplog that the majority has to reach for that.
+    /// The optime that the majority must reach for that.
     written_at: Option<OpTime>,
     refused: Vec<AskedWrite>,
     manner: SendForm,
-    /// The permit, held while the server is busy with the batch.
+    /// The permit, kept while the server works on the batch.
     permit: Option<BatchPermit>,
     pauses: ExponentialBackoff,
     deadline: Instant,
-    /// Whether another has used the session's number.
+    /// Whether another program used the session's number.
     is_foreign: bool,
     last_error: Option<DriverError>,
 }
@@ -193,7 +193,8 @@ impl Batch<'_> {
         loop {
             self.open.retain(|open| !open.write.is_abandoned());
 
-            // Statements on locked documents go last, so the answers of the others don't wait for them.
+            // Statements on locked documents are sent last, so that the answers of other statements don't wait for
+            // them.
             if !self.executed.is_empty() && self.open.front().is_none_or(|open| open.is_held) {
                 self.confirm().await;
                 continue;
@@ -210,7 +211,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Sends a command, and evaluates its outcome.
+    /// Sends a command and evaluates its outcome.
     async fn step(&mut self) -> NextTry {
         let count = if self.manner.apart { 1 } else { self.open.len() };
         let is_first = !self.open.iter().any(Open::has_left);
@@ -225,7 +226,7 @@ impl Batch<'_> {
 
         match sent {
             Ok(reply) if is_first && reply.is_repeated() => {
-                // Another has used the number, so the server's answers are not about these statements.
+                // Another program has used the number, so the server's answers are not about these statements.
                 self.is_foreign = true;
                 self.doubt(count);
                 self.last_error = Some(error_codes::lost("the server treated a new write as a repeated one"));
@@ -240,14 +241,14 @@ impl Batch<'_> {
         }
     }
 
-    /// A reply came.
+    /// Handles a reply.
     fn heard(&mut self, reply: Reply, count: usize) -> NextTry {
         let asking = std::mem::take(&mut self.manner.asking);
         let places: Vec<i32> = self.open.iter().take(count).map(|open| open.place).collect();
         let is_repeated = reply.is_repeated();
 
-        // Without the majority so far, an answer is kept until the majority has reached the oplog's time of
-        // the reply. A reply without that time is inconclusive.
+        // If the majority has not acknowledged yet, keep the answer until the majority has reached the reply's optime.
+        // A reply without an optime is inconclusive.
         if let Some(concern) = &reply.concern {
             self.last_error = Some(error_codes::lost(&concern.text));
             self.doubt(count);
@@ -266,7 +267,7 @@ impl Batch<'_> {
             Said::Each(each) => self.note(each),
             Said::Some => {
                 self.doubt(count);
-                // If the server doesn't report which were repeated, the statements are sent one by one.
+                // If the server doesn't report which statements were repeated, send them one by one.
                 self.manner.apart |= asking && !is_repeated;
                 self.manner.asking = !asking;
                 NextTry::AtOnce
@@ -279,13 +280,13 @@ impl Batch<'_> {
         }
     }
 
-    /// Answers the first statements, or keeps their outcomes until the majority has them.
+    /// Answers the statements of this command, or keeps their outcomes until the majority has them.
     fn note(&mut self, each: Vec<Option<WriteOutcome>>) -> NextTry {
         let mut interrupted = false;
         for outcome in each {
             let Some(mut open) = self.open.pop_front() else { break };
             match outcome {
-                // The majority may not have it yet.
+                // The majority may not have the write yet.
                 Some(outcome) if self.written_at.is_some() => self.executed.push((open, outcome)),
                 Some(outcome) => open.write.answer(outcome),
                 None => {
@@ -299,10 +300,10 @@ impl Batch<'_> {
         if interrupted { self.pause() } else { NextTry::AtOnce }
     }
 
-    /// No reply came, or one that refuses the command as a whole.
+    /// Handles a missing reply, or a reply that refuses the whole command.
     fn failed(&mut self, error: &DriverError, count: usize) -> NextTry {
         let is_in_doubt = self.open.iter().take(count).any(|open| open.in_doubt);
-        // No answer will come: the client was shut down.
+        // The client was shut down, so an answer will never arrive.
         if matches!(*error.kind, ErrorKind::Shutdown) {
             return NextTry::GiveUp;
         }
@@ -321,7 +322,7 @@ impl Batch<'_> {
                     return self.pause();
                 }
 
-                // A statement on a locked document waits behind the others.
+                // Move a statement on a locked document behind the others.
                 if self.manner.apart || count == 1 {
                     self.open.front_mut().into_iter().for_each(|open| open.is_held = true);
                     self.open.rotate_left(1);
@@ -341,7 +342,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Waits until the majority has what was executed, and answers.
+    /// Waits until the majority has the executed statements, and answers them.
     async fn confirm(&mut self) {
         self.permit = None;
         let executed = std::mem::take(&mut self.executed);
@@ -353,7 +354,7 @@ impl Batch<'_> {
                     open.write.answer(outcome);
                 }
             }
-            // The new primary has executed them, or does so now.
+            // Repeat the statements; the new primary either has executed them already or executes them now.
             Ok(MajorityState::NewTerm) => self.open.extend(executed.into_iter().map(|(open, _)| open)),
             Err(_elapsed) => {
                 for (open, outcome) in executed {
@@ -390,7 +391,7 @@ impl Batch<'_> {
         database.run_raw_command(command).session(session).selection_criteria(criteria).await
     }
 
-    /// The write concern of the next command, and how long the server may work at it.
+    /// Returns the write concern and the server's time limit for the next command.
     fn concern(&self) -> (Document, Duration) {
         let is_held = self.open.front().is_some_and(|open| open.is_held);
         let longest = if self.manner.apart && !is_held { LONGEST_APART } else { LONGEST };
@@ -399,7 +400,7 @@ impl Batch<'_> {
         } else if self.manner.asking {
             (doc! { "w": 1 }, longest)
         } else if self.manner.apart {
-            // All of them wait together, once each has been executed.
+            // The statements wait for the majority together, after each has been executed.
             (majority_within(Duration::from_millis(1)), longest)
         } else {
             (majority_within(BRIEFLY), longest)
@@ -417,7 +418,7 @@ impl Batch<'_> {
         NextTry::Pause(self.pauses.next().unwrap_or(LONGEST_PAUSE))
     }
 
-    /// No clear reply arrived in time.
+    /// Answers the remaining statements as unknown, because no clear reply arrived in time.
     fn give_up(&mut self) {
         let error = self.last_error.take().unwrap_or_else(|| error_codes::lost(no_answer()));
         for (open, outcome) in std::mem::take(&mut self.executed) {
@@ -438,7 +439,7 @@ fn majority_within(time: Duration) -> Document {
     doc! { "w": "majority", "wtimeout": millis(time) }
 }
 
-/// The outcome if the majority did not confirm it in time.
+/// Returns the outcome if the majority did not confirm the write in time.
 fn unless_it_may_last(outcome: WriteOutcome, error: Option<&DriverError>) -> WriteOutcome {
     match outcome {
         WriteOutcome::Done => {

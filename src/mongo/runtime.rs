@@ -1,12 +1,12 @@
-//! The effect of the end of a tokio runtime on objects that were created on it.
+//! Detects that the tokio runtime on which the MongoDB client was created has ended.
 //!
-//! MongoDB's client has tasks on the runtime on which it was created, and is unusable once that has ended:
-//! every call fails at once, as if the server could not be found. The classic case is a client in a `static`,
-//! used by tests with a runtime each. The request was not sent then, and the error should give the reason.
+//! The MongoDB client has tasks on the runtime on which it was created. Once that runtime has ended, every call fails
+//! at once, as if no server could be found. A typical case is a client in a `static` that is used by tests which each
+//! have their own runtime. The request was not sent, and the error should give the real reason.
 
 use mongodb::error::{Error, ErrorKind};
 
-/// Whether no server could be chosen although one accepts writes.
+/// Whether the error says that no server could be selected although one is known that accepts writes.
 pub(crate) fn has_ended(error: &Error) -> bool {
     let ErrorKind::ServerSelection { message, .. } = error.kind.as_ref() else { return false };
     let writable = ["Type: RsPrimary", "Type: Mongos", "Type: Standalone", "Type: LoadBalancer"];
@@ -14,15 +14,13 @@ pub(crate) fn has_ended(error: &Error) -> bool {
     asks_for_one && writable.iter().any(|kind| message.contains(kind))
 }
 
-/// The error, replaced by one that names the ended runtime if that is the cause.
+/// Replaces the error with one that names the ended runtime, if that is the cause.
 pub(crate) fn explain(error: Error) -> Error {
     if !has_ended(&error) {
         return error;
     }
-    // This kind of the driver's errors shows its text.
+    // This kind of driver error shows its text.
     Error::from(std::io::Error::other(
-        "the tokio runtime on which MongoDB's client was created has ended: create the client on the \
-         runtime that uses it, and \
-         keep that runtime for as long as the client",
+        "the tokio runtime on which the MongoDB client was created has ended: create the client on the runtime that uses it, and keep that runtime alive as long as the client",
     ))
 }

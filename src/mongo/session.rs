@@ -1,16 +1,18 @@
-//! Sessions whose transaction numbers this library assigns.
+//! Manages sessions whose transaction numbers are assigned by this library.
 //!
-//! A retryable write is identified by a session and a number in it. The driver counts the numbers of its own
-//! writes and provides none for our commands, so batches count their own, in sessions that only they use.
+//! A retryable write is identified by a session and a transaction number in that session. The driver assigns numbers to
+//! its own writes and offers none for our commands, so batches assign their own numbers, in sessions that only batches
+//! use.
 //!
 //! # Invariants
-//! - No such session goes back to the driver's pool: another's number in the same session would be answered with "done"
-//!   for writes that were never made. They count from 2^40, beyond any number that the driver has used in them.
-//! - No such session keeps `Client::shutdown` waiting, which waits for every session that a caller holds.
+//! - Such a session never returns to the driver's pool. If the driver used a number in it that a batch had already
+//!   used, the server would report writes as done that were never made. As a further safeguard, batches count from
+//!   2^40, beyond any number that the driver has used in the session.
+//! - Such a session never makes `Client::shutdown` wait, which waits for every session that a caller holds.
 //!
-//! Both hold because the session is created on a runtime that has ended by the time it is used. The driver
-//! keeps a task on the runtime that created a session: `shutdown` waits for that task, and the task returns a
-//! dropped session to the pool. That task ends with the runtime. The server expires the session by itself,
+//! Both are true because the session is created on a separate runtime that has already ended when the session is used.
+//! On the runtime that created a session, the driver keeps a task that returns the dropped session to the pool, and
+//! `shutdown` waits for this task. Here the task has ended together with its runtime. The server expires the session
 //! half an hour after its last use.
 
 use mongodb::{Client, ClientSession, error::Error, options::SessionOptions};
@@ -19,13 +21,13 @@ use parking_lot::{Mutex, MutexGuard};
 /// Beyond any number that the driver reaches in its own sessions.
 const FIRST_NUMBER: i64 = 1 << 40;
 
-/// The sessions that no batch uses now.
+/// The sessions that no batch is using.
 pub(crate) struct Sessions {
     client: Client,
     idle: Mutex<Vec<Session>>,
 }
 
-/// A session, and the number of the last write in it.
+/// A session and the number of the last write in it.
 pub(crate) struct Session {
     pub(crate) session: ClientSession,
     pub(crate) number: i64,
@@ -36,7 +38,7 @@ impl Sessions {
         Self { client, idle: Mutex::default() }
     }
 
-    /// A session with the number of its next write.
+    /// Takes a session and assigns the number of its next write.
     pub(crate) async fn take(&self) -> Result<Session, Error> {
         let idle = self.idle().pop();
         let mut session = match idle {
@@ -47,7 +49,7 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Keeps a session for the next batch.
+    /// Returns a session so that the next batch can use it.
     pub(crate) fn put_back(&self, session: Session) {
         self.idle().push(session);
     }
@@ -57,7 +59,7 @@ impl Sessions {
     }
 }
 
-/// Starts a session that belongs only to its holder, see the invariants. Sends no command.
+/// Starts a session that only its holder uses, see the invariants. Sends no command.
 async fn start(client: Client) -> Result<ClientSession, Error> {
     let started = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;

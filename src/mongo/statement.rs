@@ -19,15 +19,15 @@ use crate::stored::{document_ref::DocumentRef, filter::Filter};
 #[derive(Debug, Clone)]
 pub(crate) struct Insert {
     pub(crate) namespace: Namespace,
-    /// As it is sent: with its `_id`.
+    /// The document to send, including its `_id`.
     pub(crate) document: RawDocumentBuf,
 }
 
 /// Updates one document.
 ///
-/// **Invariants.** The filter names `_id` by equality, and the update leaves `_id` alone. The update changes
-/// the document that the filter matches: the server keeps no record of an update without changes, and could
-/// not report later that it had matched.
+/// **Invariants.** The filter contains an equality on `_id`, and the update doesn't change `_id`. The update always
+/// changes a document that the filter matches, because the server keeps no record of an update without changes and
+/// could not report later that it had matched.
 #[derive(Debug, Clone)]
 pub(crate) struct Update {
     pub(crate) namespace: Namespace,
@@ -36,12 +36,12 @@ pub(crate) struct Update {
     pub(crate) array_filters: Vec<Document>,
 }
 
-/// What an update does to its document, by operators.
+/// The update operators.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Operators {
     Plain(Document),
-    /// Built from parts that were already encoded.
+    /// Operators built from parts that were already encoded.
     Bytes(RawDocumentBuf),
 }
 
@@ -57,7 +57,7 @@ impl From<RawDocumentBuf> for Operators {
     }
 }
 
-/// Updates one document, or inserts it from the filter's equalities if there is none.
+/// Updates one document. If there is none, inserts one, with the fields from the filter's equalities.
 #[derive(Debug, Clone)]
 pub(crate) struct Upsert {
     pub(crate) namespace: Namespace,
@@ -65,7 +65,7 @@ pub(crate) struct Upsert {
     pub(crate) update: Document,
 }
 
-/// Deletes one document. The filter names `_id` by equality.
+/// Deletes one document. The filter contains an equality on `_id`.
 #[derive(Debug, Clone)]
 pub(crate) struct Delete {
     pub(crate) namespace: Namespace,
@@ -77,13 +77,13 @@ pub(crate) struct Delete {
 pub(crate) struct Find<'a> {
     pub(crate) namespace: &'a Namespace,
     pub(crate) filter: Filter,
-    /// All fields if there is none.
+    /// The fields to return. `None` means all fields.
     pub(crate) projection: Option<Document>,
     pub(crate) concern: ReadConcern,
 }
 
-/// Removes entries of a document that were delivered under a claim, if that claim still holds them. It
-/// matches ids and the claim, so it can be repeated any number of times.
+/// Removes the entries of a document that were delivered under a claim, if they are still under that claim. The filter
+/// requires the ids and the claim, so this can be repeated any number of times.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivered {
     pub(crate) document: DocumentRef,
@@ -93,18 +93,18 @@ pub(crate) struct Delivered {
     pub(crate) overtaken: Overtaken,
 }
 
-/// How many saves have taken out the entries that a clear is about to remove, or are trying to. Such a clear may find no entry
-/// although it has not lost its claim. Clones are the same.
+/// Number of saves that have removed, or are trying to remove, the entries that a clear is about to remove. Such a
+/// clear may find no entry although its claim is not lost. Clones share the number.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Overtaken(Arc<AtomicUsize>);
 
 impl Overtaken {
-    /// To be called before the save is sent.
+    /// Counts a save. Must be called before the save is sent.
     pub(crate) fn begin(&self) {
         self.0.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The save was not written.
+    /// Uncounts a save that was not written.
     pub(crate) fn give_up(&self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -117,23 +117,23 @@ impl Overtaken {
 /// The outcome of a write, as exact as if it had been sent alone.
 #[derive(Debug)]
 pub(crate) enum WriteOutcome {
-    /// Done, and the majority has it.
+    /// The write was executed and acknowledged by the majority.
     Done,
-    /// The filter found nothing.
+    /// The filter matched no document.
     Missed,
     /// Nothing was written.
     Failed(DriverError),
-    /// It may have been written.
+    /// The write may have happened.
     Unknown(DriverError),
 }
 
 /// The outcome of a clear.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ClearOutcome {
-    /// The server has removed them; the majority perhaps not yet.
+    /// The server has removed the entries. The majority may not have acknowledged that yet.
     Done,
-    /// Its claim held none of the entries.
+    /// None of the entries was still under the claim.
     ClaimLost,
-    /// For this reason the entries stay, and are delivered again once the claim has expired.
+    /// The clear failed for this reason. The entries stay and are delivered again once the claim has expired.
     Failed(String),
 }

@@ -1,4 +1,4 @@
-//! A write command for the server: statements of one kind on one collection.
+//! Builds write commands. Each has statements of one kind on one collection.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     stored::filter::Filter,
 };
 
-/// What a write does.
+/// The kind of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum WriteKind {
     Update,
@@ -19,7 +19,7 @@ pub(crate) enum WriteKind {
 }
 
 impl WriteKind {
-    /// The command's name, and its field for the statements.
+    /// Returns the name of the command and of its field for the statements.
     fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Update => ("update", "updates"),
@@ -29,7 +29,7 @@ impl WriteKind {
     }
 }
 
-/// An update as it is in a command.
+/// The statement of an update in a command.
 #[derive(Serialize)]
 pub(crate) struct UpdateStatement<'a> {
     q: &'a Filter,
@@ -44,14 +44,14 @@ impl<'a> UpdateStatement<'a> {
     }
 }
 
-/// A delete as it is in a command.
+/// The statement of a delete in a command.
 #[derive(Serialize)]
 pub(crate) struct DeleteStatement<'a> {
     pub(crate) q: &'a Filter,
     pub(crate) limit: i32,
 }
 
-/// Statements of one kind on one collection, written directly from their parts.
+/// A command with statements of one kind on one collection, serialized directly from its parts.
 pub(crate) struct WriteCommand<'a> {
     pub(crate) kind: WriteKind,
     pub(crate) collection: &'a str,
@@ -59,14 +59,14 @@ pub(crate) struct WriteCommand<'a> {
     /// `None` for a command that can't be repeated.
     pub(crate) retry: Option<Retry>,
     pub(crate) concern: Document,
-    /// How long the server may work on it, including the wait for the majority.
+    /// The server's time limit for the command, including the wait for the majority.
     pub(crate) longest: Duration,
 }
 
 /// The fields that make a command a retryable write.
 pub(crate) struct Retry {
     pub(crate) number: i64,
-    /// The statements' names under that number.
+    /// The ids of the statements under that number.
     pub(crate) places: Vec<i32>,
 }
 
@@ -87,7 +87,7 @@ impl Serialize for WriteCommand<'_> {
     }
 }
 
-/// A time in MongoDB's form.
+/// Converts a duration to milliseconds, as MongoDB expects it.
 pub(crate) fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

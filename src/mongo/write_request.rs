@@ -1,4 +1,4 @@
-//! A write in flight: its statement, its deadline, and whether it was sent; and its waiting caller.
+//! A write in flight, with its statement, its deadline, whether it was sent, and its waiting caller.
 
 use mongodb::{Namespace, bson::RawDocumentBuf};
 use tokio::{
@@ -20,7 +20,7 @@ use crate::mongo::{
 pub(crate) struct WriteRequest {
     pub(crate) kind: WriteKind,
     pub(crate) namespace: Namespace,
-    /// As it is in the command: encoded before it is batched, so that a flaw in it affects no other request.
+    /// The encoded statement. It is encoded before it is batched, so that an encoding error affects only this request.
     pub(crate) statement: RawDocumentBuf,
     pub(crate) departure: Departure,
     pub(crate) deadline: Instant,
@@ -29,7 +29,7 @@ pub(crate) struct WriteRequest {
 /// A write that a caller waits for.
 pub(crate) type AskedWrite = Asked<WriteRequest, WriteOutcome>;
 
-/// The caller of a write.
+/// The waiting side of a write.
 #[derive(Debug)]
 pub(crate) struct WriteWaiter {
     departure: Departure,
@@ -37,7 +37,7 @@ pub(crate) struct WriteWaiter {
     answered: oneshot::Receiver<WriteOutcome>,
 }
 
-/// A write that must have its outcome by the deadline of the calling save.
+/// Creates a write that must have its outcome by the deadline of the calling save.
 pub(crate) fn ask(
     kind: WriteKind,
     namespace: Namespace,
@@ -50,7 +50,7 @@ pub(crate) fn ask(
 }
 
 impl WriteWaiter {
-    /// The reported outcome; without a report, the outcome that is certain anyway.
+    /// Waits for the reported outcome. If none is reported, returns the outcome that can be concluded.
     pub(crate) async fn outcome(self) -> WriteOutcome {
         let why = match timeout_at(self.deadline, self.answered).await {
             Ok(Ok(outcome)) => return outcome,
@@ -61,7 +61,7 @@ impl WriteWaiter {
             Err(_elapsed) => no_answer(),
         };
 
-        // If it is cancelled before it was sent, it will never be sent.
+        // If the write can be cancelled, it was not sent and never will be.
         if self.departure.cancel() {
             WriteOutcome::Failed(error_codes::not_sent(why))
         } else {

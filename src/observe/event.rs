@@ -1,13 +1,13 @@
-//! Events, as values: the only source of logs, counts and tests.
+//! Events about messages, for subscribers, metrics and tests.
 
 use tokio::sync::broadcast;
 
 use crate::stored::{document_ref::DocumentRef, entry::DeadReason};
 
-/// How many events a slow subscriber may lag behind before it misses some.
+/// Number of events that a slow subscriber may lag behind before it misses some.
 const BACKLOG: usize = 4096;
 
-/// Announces events. Listeners are optional; clones announce to the same listeners.
+/// Publishes events to subscribers, if there are any. Clones have the same subscribers.
 #[derive(Debug, Clone)]
 pub struct Events<E> {
     sender: broadcast::Sender<E>,
@@ -20,106 +20,106 @@ impl<E: Clone> Default for Events<E> {
 }
 
 impl<E: Clone> Events<E> {
-    /// Announces an event to the current listeners.
+    /// Publishes an event to the current subscribers.
     pub fn emit(&self, event: E) {
-        // The error only means that there is no listener.
+        // An error only means that there is no subscriber.
         let _ = self.sender.send(event);
     }
 
-    /// Listens from now on.
+    /// Subscribes to events from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<E> {
         self.sender.subscribe()
     }
 }
 
-/// An event of a document's messages.
+/// Something that happened to a document's messages.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
     /// A message was delivered and confirmed.
     Delivered {
-        /// Where it stood.
+        /// The document whose outbox contained the message.
         document: DocumentRef,
-        /// Which message.
+        /// The message's id.
         id: uuid::Uuid,
-        /// Its type.
+        /// The message's type.
         message_type: String,
     },
-    /// A delivery failed; it is retried.
+    /// A delivery failed and will be retried.
     Failed {
-        /// Where it stands.
+        /// The document whose outbox contains the message.
         document: DocumentRef,
-        /// Which message.
+        /// The message's id.
         id: uuid::Uuid,
-        /// Its type.
+        /// The message's type.
         message_type: String,
-        /// Failed attempts so far.
+        /// Number of failed attempts so far.
         attempts: i64,
-        /// What went wrong.
+        /// The error.
         error: String,
     },
-    /// A message is dead; it stays in the document for an operator.
+    /// A message died. It stays in the document for an operator.
     Died {
-        /// Where it stands.
+        /// The document whose outbox contains the message.
         document: DocumentRef,
-        /// Which message.
+        /// The message's id.
         id: uuid::Uuid,
-        /// Its type.
+        /// The message's type.
         message_type: String,
-        /// Why it is dead.
+        /// Why the message is dead.
         reason: DeadReason,
         /// The error of the last failure.
         error: String,
     },
-    /// Claimed messages were released, with no attempt counted.
+    /// Claimed messages were released without counting an attempt.
     Released {
-        /// Where they stand.
+        /// The document whose outbox contains the messages.
         document: DocumentRef,
-        /// How many.
+        /// The number of messages or elements.
         count: usize,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// A claim expired, or was taken, while its holder still worked. If that is only detected by a batched
-    /// clear of several documents, it is counted but not announced, because the server doesn't report which
-    /// claim it was.
+    /// A claim expired or was taken over while its holder was still delivering. If only a batched clear of several
+    /// documents detects this, it is counted but there is no event, because the server doesn't report which claim it
+    /// was.
     ClaimLost {
-        /// Where.
+        /// The document.
         document: DocumentRef,
     },
-    /// Elements of an outbox are not entries; they are left alone.
+    /// An outbox has malformed elements, which were skipped.
     Unreadable {
-        /// Where.
+        /// The document.
         document: DocumentRef,
-        /// How many.
+        /// The number of messages or elements.
         count: usize,
-        /// What is wrong with the first.
+        /// What is wrong with the first malformed element.
         reason: String,
     },
-    /// Messages can't be delivered from here; they are left to other deliverers.
+    /// This process can't deliver some messages, and leaves them to other deliverers.
     NotMine {
-        /// Where.
+        /// The document.
         document: DocumentRef,
-        /// How many.
+        /// The number of messages or elements.
         count: usize,
     },
     /// The inline dispatcher left a save's messages to the rescuer.
     Skipped {
-        /// Where.
+        /// The document.
         document: DocumentRef,
-        /// How many that are due.
+        /// The number of due messages.
         count: usize,
-        /// Why.
+        /// The reason.
         reason: Shed,
     },
-    /// A command was sent so that a worker continues.
+    /// A command was sent so that a worker continues the delivery.
     HandedOff {
-        /// With what.
+        /// The document.
         document: DocumentRef,
     },
-    /// The document is too large for a claim; it is delivered under a lease in the state database.
+    /// The document is too large for a claim, so its messages are delivered under a lease in the state database.
     Oversized {
-        /// Which.
+        /// The document.
         document: DocumentRef,
     },
 }
@@ -133,14 +133,14 @@ pub enum Shed {
     Full,
     /// The destination is unavailable.
     Unavailable,
-    /// It is shutting down.
+    /// The dispatcher is shutting down.
     Stopped,
-    /// The named document doesn't have them.
+    /// The named document doesn't contain the messages.
     NotFound,
 }
 
 impl Shed {
-    /// The word for it in metrics.
+    /// Returns the label value in metrics.
     pub fn as_str(self) -> &'static str {
         self.into()
     }

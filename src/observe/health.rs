@@ -1,4 +1,4 @@
-//! The health of an inline dispatcher or a worker, for a process's own health endpoint.
+//! The health of an inline dispatcher or a worker, for use in the process's own health endpoint.
 //!
 //! ```no_run
 //! # fn example(inline: document_outbox::InlineDispatcher) -> serde_json::Result<()> {
@@ -28,12 +28,13 @@ use crate::{
     observe::{event::Shed, metrics::Metrics},
 };
 
-/// How often messages that are left to the rescuer are logged as a warning, for each reason.
+/// Minimum interval between two warnings about messages left to the rescuer, for each reason.
 const WARN_EVERY: Duration = Duration::from_mins(1);
-/// Between two checks of a deliverer that reports itself available but is not.
+/// The pause between two checks of a deliverer that says it is available but isn't.
 const BREATH: Duration = Duration::from_millis(500);
 
-/// Reports the state. Clones report on the same dispatcher; they don't keep it alive, and send no query.
+/// Reports the state of a dispatcher. Clones report on the same dispatcher. A handle doesn't keep the dispatcher alive
+/// and sends no queries.
 #[derive(Clone)]
 pub struct Health {
     vitals: Arc<HealthRecord>,
@@ -50,7 +51,7 @@ impl Health {
         Self { vitals: vitals.clone() }
     }
 
-    /// The current state.
+    /// Returns the current state.
     pub fn snapshot(&self) -> Snapshot {
         let vitals = &self.vitals;
         let state = vitals.lock();
@@ -69,31 +70,31 @@ impl Health {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// Documents in delivery.
+    /// Number of documents in delivery.
     pub in_flight: usize,
-    /// The most at a time; `None` for a worker, whose caller decides.
+    /// Maximum number of documents in delivery. `None` for a worker, whose caller sets the limit.
     pub capacity: Option<usize>,
-    /// Since when deliveries have waited for the destination (the broker), updated when there was a message
-    /// to deliver.
+    /// The time since which deliveries have been waiting for the destination (the broker). It is updated only when
+    /// there is a message to deliver.
     #[serde(serialize_with = "as_text")]
     pub circuit_open_since: Option<SystemTime>,
-    /// Messages that were left to the rescuer since the start.
+    /// Number of messages that were left to the rescuer since the start.
     pub shed: u64,
-    /// The last failure, however long ago.
+    /// The last failure, however long ago it was.
     pub last_error: Option<LastError>,
-    /// Whether an inline dispatcher is closing. False for a worker, whose caller knows.
+    /// Whether an inline dispatcher is closing. Always false for a worker, whose caller knows this.
     pub draining: bool,
 }
 
-/// What went wrong.
+/// A failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LastError {
-    /// When.
+    /// The time of the failure.
     #[serde(serialize_with = "as_text")]
     pub at: Option<SystemTime>,
-    /// The text of the deliverer or handler, or of MongoDB without its prose about a write. It has no
-    /// payload.
+    /// The error text from the deliverer, the handler or MongoDB. MongoDB's own text about a write is left out.
+    /// Contains no payload.
     pub error: String,
 }
 
@@ -116,18 +117,18 @@ pub(crate) struct HealthRecord {
 struct HealthState {
     circuit_open_since: Option<SystemTime>,
     last_error: Option<LastError>,
-    /// By the word for the reason.
+    /// Warnings, by label value of the reason.
     shed: HashMap<&'static str, Warning>,
 }
 
-/// When the last warning about messages left to the rescuer was logged, and how many came since.
+/// The time of the last logged warning about messages left to the rescuer, and the number of messages since then.
 #[derive(Default)]
 struct Warning {
     at: Option<Instant>,
     messages: usize,
 }
 
-/// A document in delivery, until dropped.
+/// A document in delivery. It counts until this is dropped.
 pub(crate) struct InFlight(Arc<HealthRecord>);
 
 impl Drop for InFlight {
@@ -172,7 +173,7 @@ impl HealthRecord {
             tracing::warn!(
                 reason = reason.as_str(),
                 messages = warning.messages,
-                "messages are not delivered inline; the rescuer delivers them, later"
+                "messages are not delivered inline; the rescuer will deliver them later"
             );
             *warning = Warning { at: Some(Instant::now()), messages: 0 };
         }
@@ -187,8 +188,8 @@ impl HealthRecord {
         self.lock().last_error = Some(error);
     }
 
-    /// Notes that the destination is unavailable, and waits for the end of that. `gone` is cancelled with the
-    /// processor.
+    /// Records that the destination is unavailable, and starts waiting until it is available again. `gone` is cancelled
+    /// with the processor.
     pub(crate) fn circuit_opened(self: &Arc<Self>, deliver: &Arc<dyn Deliver>, gone: CancellationToken) {
         {
             let mut state = self.lock();
@@ -210,7 +211,7 @@ impl HealthRecord {
     }
 }
 
-/// Marks the destination as unavailable until dropped, which also happens with its runtime.
+/// Marks the destination as unavailable until this is dropped, which also happens when the runtime ends.
 struct OpenCircuit(Arc<HealthRecord>);
 
 impl Drop for OpenCircuit {
@@ -220,7 +221,7 @@ impl Drop for OpenCircuit {
     }
 }
 
-/// Waits until the deliverer is available, or gone.
+/// Waits until the deliverer is available, or dropped.
 async fn back(deliver: Weak<dyn Deliver>) {
     while let Some(deliver) = deliver.upgrade() {
         deliver.available().await;

@@ -1,11 +1,11 @@
-//! The series of `docs/metrics.md`, by name.
+//! The metrics that are listed in `docs/metrics.md`.
 //!
-//! They go through the [`metrics`](facade) facade to the process's recorder. Without a recorder, each costs a
-//! branch that is not taken.
+//! They are recorded through the [`metrics`](facade) facade with the process's recorder. Without a recorder, each
+//! metric costs only a branch that is not taken.
 //!
-//! **Caveat.** Series are registered, at zero, when an [`InlineDispatcher`](crate::InlineDispatcher) or a
-//! [`Processor`](crate::dispatch::processor::Processor) is built, with the recorder of that moment. Install
-//! yours first.
+//! **Caveat.** Metrics are registered at zero when an [`InlineDispatcher`](crate::InlineDispatcher) or a
+//! [`Processor`](crate::dispatch::processor::Processor) is built, with the recorder that is installed at that moment.
+//! Install your recorder first.
 //!
 //! ```
 //! use document_outbox::observe::metrics::facade;
@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 use facade::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
-/// The facade, in the version that this library records through.
+/// The facade crate, in the version that this library uses.
 pub use metrics as facade;
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     stored::entry::DeadReason,
 };
 
-/// A constant for each name, with its unit and meaning for the recorder.
+/// Defines a constant for each metric name, with the unit and description for the recorder.
 macro_rules! series {
     ($(#[doc = $text:literal] $describe:ident $name:ident = $series:literal, $unit:ident;)+) => {
         $(
@@ -42,41 +42,41 @@ macro_rules! series {
 }
 
 series! {
-    /// Saves, inserts and deletes by their `outcome`.
+    /// Number of saves, inserts and deletes, by `outcome`.
     describe_counter SAVES = "outbox_saves_total", Count;
-    /// Messages that a save has made durable.
+    /// Number of messages that saves have made durable.
     describe_counter MESSAGES_SENT = "outbox_messages_sent_total", Count;
-    /// Fields unknown to a struct that a save dropped with array elements it could not recognise.
+    /// Number of fields unknown to their struct that saves dropped with unrecognised array elements.
     describe_counter UNKNOWN_FIELDS_DROPPED = "outbox_unknown_fields_dropped_total", Count;
-    /// Deliveries of one message by `path` and `result`; every result except `unavailable` is an attempt.
+    /// Number of message deliveries, by `path` and `result`. Every result except `unavailable` counts as an attempt.
     describe_counter DELIVERIES = "outbox_deliveries_total", Count;
-    /// The time from a message's sending, or its scheduled time, to its confirmed delivery, by `path`.
+    /// Time from sending a message (or from its scheduled time) to its confirmed delivery, by `path`.
     describe_histogram DELIVERY_LAG = "outbox_delivery_lag_seconds", Seconds;
-    /// Messages that died, by `reason`; each waits for an operator.
+    /// Number of messages that died, by `reason`. Each stays in its document for an operator.
     describe_counter DEAD = "outbox_dead_total", Count;
-    /// Messages RabbitMQ had no queue for; each is also a `transient` delivery.
+    /// Number of message deliveries for which RabbitMQ had no queue. Each is also counted as a `transient` delivery.
     describe_counter UNROUTABLE = "outbox_unroutable_total", Count;
-    /// How often outbox elements that are not entries were read.
+    /// Number of malformed outbox elements read.
     describe_counter UNREADABLE = "outbox_unreadable_total", Count;
-    /// How often messages were read whose `via` this process cannot serve.
+    /// Number of messages read whose `via` this process cannot serve.
     describe_counter NOT_MINE = "outbox_not_mine_total", Count;
-    /// Messages the inline dispatcher left to the rescuer, by `reason`.
+    /// Number of messages that the inline dispatcher left to the rescuer, by `reason`.
     describe_counter SHED = "outbox_shed_total", Count;
-    /// Claims that ended while their holder still worked.
+    /// Number of claims that ended while their holder was still delivering.
     describe_counter CLAIMS_LOST = "outbox_claims_lost_total", Count;
-    /// Claimed messages released without an attempt.
+    /// Number of claimed messages that were released without counting an attempt.
     describe_counter RELEASED = "outbox_released_total", Count;
-    /// Commands that the inline dispatcher sent so that a worker continues.
+    /// Number of commands that the inline dispatcher sent to hand a document to a worker.
     describe_counter HANDED_OFF = "outbox_handed_off_total", Count;
-    /// Documents too large for a claim, delivered under a lease.
+    /// Number of deliveries under a lease because the document was too large for a claim.
     describe_counter OVERSIZED = "outbox_oversized_total", Count;
     /// 1 while deliveries wait for the broker, 0 otherwise.
     describe_gauge CIRCUIT_OPEN = "outbox_circuit_open", Count;
-    /// Documents being processed now, by `path`.
+    /// Number of documents being processed now, by `path`.
     describe_gauge IN_FLIGHT = "outbox_in_flight_documents", Count;
 }
 
-/// Whose deliveries are meant.
+/// The component that made a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum DispatchPath {
@@ -102,7 +102,7 @@ pub(crate) enum SaveOutcome {
 }
 
 impl SaveOutcome {
-    /// Its name as a failure, if nothing was written or that is unknown.
+    /// Returns the error type, if nothing was written or the outcome is unknown.
     pub(crate) fn error_type(self) -> Option<&'static str> {
         match self {
             Self::Applied | Self::Unchanged => None,
@@ -114,7 +114,7 @@ impl SaveOutcome {
     }
 }
 
-/// The series of one processor, registered once, so that recording needs no lookup.
+/// The metrics of one processor. They are registered once, so that recording needs no lookup.
 pub(crate) struct Metrics {
     saves: [Counter; 6],
     messages_sent: Counter,
@@ -135,7 +135,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers every series, at zero.
+    /// Registers every metric at zero.
     pub(crate) fn register(path: DispatchPath) -> Self {
         describe();
         let path = path.as_str();
@@ -177,7 +177,7 @@ impl Metrics {
         self.unknown_fields_dropped.increment(count(fields));
     }
 
-    /// Of one message, including quick retries in place.
+    /// Counts the delivery of one message. Quick retries are included in the same delivery.
     pub(crate) fn delivery(&self, outcome: &Outcome) {
         let result = match outcome {
             Outcome::Delivered => 0,
@@ -195,7 +195,7 @@ impl Metrics {
         self.delivery_lag.record(lag);
     }
 
-    /// Counts an event; deliveries are counted when they have their result.
+    /// Counts an event. Deliveries are not counted here but when their result is known.
     pub(crate) fn record(&self, event: &Event) {
         match event {
             Event::Delivered { .. } | Event::Failed { .. } => {}

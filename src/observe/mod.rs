@@ -1,4 +1,4 @@
-//! Observing a running process: events, metrics, traces and health.
+//! Observes a running process through events, metrics, traces and health.
 
 pub(crate) mod event;
 pub(crate) mod health;

@@ -1,8 +1,7 @@
-//! Spans, and the trace that goes with a message from the save that sent it to its delivery.
+//! Creates tracing spans, and propagates the trace context with a message from its save to its delivery.
 //!
-//! Names and attributes are those of OpenTelemetry's semantic conventions for messaging. Without the feature
-//! `opentelemetry` there are spans like any others of the `tracing` crate, and a message only has the trace
-//! that its sender gave it.
+//! Names and attributes follow OpenTelemetry's semantic conventions for messaging. Without the feature `opentelemetry`,
+//! the spans are plain `tracing` spans, and a message has only the trace context that its sender set.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +17,7 @@ use crate::{
     },
 };
 
-/// A save, an insert or a delete, named by `verb`.
+/// Creates the span of a save, an insert or a delete, named by `verb`.
 pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
     info_span!(
         "save",
@@ -32,11 +31,13 @@ pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
     )
 }
 
-/// A pass over one document's messages. In the inline dispatcher it is part of the trace of its save.
+/// Creates the span of a pass over one document's messages. In the inline dispatcher the span is part of the trace of
+/// the save.
 pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
     let name = format_args!("dispatch {}", document.namespace.coll);
     match path {
-        // Not a child in the subscriber, because that would keep the save's span open, which ends earlier.
+        // Don't make it a child in the subscriber, because that would keep the save's span open, which should end
+        // earlier.
         DispatchPath::Inline => {
             let span = info_span!(
                 parent: None,
@@ -59,8 +60,8 @@ pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
     }
 }
 
-/// The delivery of one message: part of the trace of its save if it is inline, otherwise linked to it. From
-/// then on the message carries the trace of its own delivery.
+/// Creates the span of one message's delivery. An inline delivery is part of the trace of the save; other deliveries
+/// are linked to that trace. From then on the message carries the trace context of its delivery.
 pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
     let (operation, kind, system) = match envelope.via.as_deref() {
         Some(HANDLERS) => ("process", "consumer", Some("document_outbox")),
@@ -99,13 +100,13 @@ pub(crate) fn delivered(span: &Span, outcome: &Outcome) {
     }
 }
 
-/// Marks a span as failed, with one of a few error types.
+/// Marks a span as failed, with an error type.
 pub(crate) fn failed(span: &Span, error_type: &'static str) {
     span.record("error.type", error_type);
     span.record("otel.status_code", "ERROR");
 }
 
-/// The headers of a message that is saved now: the trace of the save, unless its sender set one.
+/// Returns the headers to store with a message. They contain the trace context of the save, unless the sender set one.
 pub(crate) fn stored(mut headers: BTreeMap<String, String>) -> BTreeMap<String, String> {
     if !headers.contains_key(TRACEPARENT) {
         carry(&mut headers, &Span::current());
@@ -113,7 +114,7 @@ pub(crate) fn stored(mut headers: BTreeMap<String, String>) -> BTreeMap<String, 
     headers
 }
 
-/// Replaces the trace in a message's headers with that of a span, if it has one.
+/// Replaces the trace context in a message's headers with the span's, if the span has one.
 fn carry(headers: &mut BTreeMap<String, String>, span: &Span) {
     let trace = context::headers(span);
     if !trace.is_empty() {
@@ -145,7 +146,7 @@ mod context {
 
     use super::{BTreeMap, Span, TRACEPARENT, TRACESTATE};
 
-    /// The trace context of a span, as headers; empty if no tracer listens.
+    /// Returns the trace context of a span as headers. Empty if no tracer is installed.
     pub(super) fn headers(span: &Span) -> BTreeMap<String, String> {
         let context = span.context();
         let found = context.span().span_context().clone();
@@ -161,22 +162,23 @@ mod context {
         headers
     }
 
-    /// Makes a span a child of the one that these headers name, if they name one.
+    /// Makes a span a child of the span that these headers name, if any.
     pub(super) fn follow(span: &Span, headers: &BTreeMap<String, String>) {
         if let Some(parent) = read(headers) {
-            // It fails if no tracer listens: then there is no trace to be part of.
+            // This fails if no tracer is installed; then there is no trace to join.
             let _ = span.set_parent(Context::new().with_remote_span_context(parent));
         }
     }
 
-    /// Links a span to the one that these headers name, if they name one.
+    /// Links a span to the span that these headers name, if any.
     pub(super) fn link(span: &Span, headers: &BTreeMap<String, String>) {
         if let Some(linked) = read(headers) {
             span.add_link(linked);
         }
     }
 
-    /// Reads a stored value that any program may have written: an invalid trace context counts as none.
+    /// Reads the trace context from stored headers, which any program may have written. An invalid trace context is
+    /// ignored.
     fn read(headers: &BTreeMap<String, String>) -> Option<SpanContext> {
         let mut parts = headers.get(TRACEPARENT)?.split('-');
         let (version, trace, id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

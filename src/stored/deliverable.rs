@@ -1,12 +1,12 @@
-//! Which messages may be delivered now: one pure function of an outbox and the time.
+//! Decides which messages may be delivered now, in one pure function of an outbox and the time.
 //!
 //! The inline dispatcher, the dispatcher worker, the rescuer and operators all use this function, so they
 //! cannot disagree on the order of a document's messages.
 //!
-//! It walks the array in order and skips what is dead, unreadable, or scheduled and not yet due. In an
-//! ordered document it stops at the first entry that is waiting for a retry, claimed by another, or not for
-//! this deliverer: later entries must not overtake it. If dead entries block, it stops at those too. In an
-//! unordered document it never stops.
+//! The function reads the array in order and skips elements that are dead, malformed, or scheduled and not yet due. In
+//! an ordered document it stops at the first entry that waits for a retry, has another claim, or is for another
+//! deliverer, because later entries must not overtake that entry. If dead entries block, it also stops at a dead entry.
+//! In an unordered document it never stops.
 
 use std::fmt;
 
@@ -17,31 +17,30 @@ use crate::stored::entry::{Entry, Slot};
 /// Whether the messages of one document keep their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeliveryOrder {
-    /// One after the other, in the order of the outbox; a failing one blocks the later ones.
+    /// Messages are delivered one after the other, in the order of the outbox. A failing message blocks later ones.
     #[default]
     Ordered,
-    /// Like `Ordered`, and a dead one blocks the later ones too, until an operator has replayed or removed
-    /// it.
+    /// Like `Ordered`, but a dead message also blocks later ones, until an operator has replayed or removed it.
     DeadBlocks,
-    /// Independently; a failing one blocks no other.
+    /// Messages are delivered independently. A failing message doesn't block others.
     Unordered,
 }
 
-/// From this many crashed claims on, an entry is claimed alone, so that its neighbours don't die with it.
+/// The number of crashed claims from which an entry is claimed alone, so that its neighbours don't die with it.
 pub(crate) const CLAIMED_ALONE_AT: i64 = 5;
-/// At this many crashed claims, an entry is dead.
+/// The number of crashed claims at which an entry is dead.
 pub(crate) const CRASHED_AT: i64 = 8;
 
 /// The parameters of the decision.
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
-    /// Server time.
+    /// The server's time.
     pub now: DateTime,
     /// Whether the document keeps its order.
     pub ordering: DeliveryOrder,
-    /// The most entries in one claim.
+    /// Maximum number of entries in one claim.
     pub limit: usize,
-    /// Whether the deliverer that asks can serve an entry with this `via`.
+    /// Whether the calling deliverer can serve an entry with this `via`.
     pub serves: &'a (dyn Fn(Option<&str>) -> bool + Sync),
 }
 
@@ -55,41 +54,41 @@ impl fmt::Debug for Rules<'_> {
     }
 }
 
-/// What blocks the entries that are not deliverable now.
+/// Why the remaining entries are not deliverable now. The *head* is the first of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
-    /// Another claim holds the head until then.
+    /// The head is under another claim until this time.
     Claimed(DateTime),
-    /// The head failed and is retried then.
+    /// The head failed and is retried at this time.
     Retrying(DateTime),
-    /// The head is scheduled for then.
+    /// The head is scheduled for this time.
     Scheduled(DateTime),
-    /// The head is for a deliverer other than the one that asks.
+    /// The head is for another deliverer.
     NotMine,
     /// The head is dead, and this document's dead entries block the later ones.
     Dead,
 }
 
-/// The answer.
+/// The result of [`deliverable`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Deliverable<'a> {
-    /// Claim and deliver these now, in this order.
+    /// The entries to claim and deliver now, in this order.
     pub entries: Vec<&'a Entry>,
-    /// Declare this one dead first: the processes that claimed it kept dying.
+    /// An entry to mark dead first, because the processes that claimed it kept dying.
     pub crashed: Option<&'a Entry>,
-    /// There are more deliverable entries, but not in the same claim.
+    /// Whether there are more deliverable entries, for a later claim.
     pub more: bool,
-    /// The reason that blocks the first entry that is not deliverable. Scheduled entries block only
-    /// themselves: the earliest of them is named only if no other entry waits.
+    /// Why the first entry that is not deliverable is blocked. Scheduled entries don't block others, so the earliest
+    /// scheduled entry is reported only if no other entry is blocked.
     pub held: Option<Hold>,
-    /// How many entries the deliverer that asks cannot serve.
+    /// Number of entries that the calling deliverer cannot serve.
     pub not_mine: usize,
-    /// How many elements are not entries.
+    /// Number of malformed elements.
     pub unreadable: usize,
 }
 
 impl Deliverable<'_> {
-    /// True if this document needs work now.
+    /// Whether this document needs work now.
     pub fn is_work(&self) -> bool {
         !self.entries.is_empty() || self.crashed.is_some()
     }
@@ -116,7 +115,7 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
             continue;
         }
 
-        // Entries for others are counted even behind a closed head: they are reported.
+        // Entries for other deliverers are counted even behind a blocked head, because they are reported.
         let is_mine = (rules.serves)(entry.via.as_deref());
         if !is_mine {
             answer.not_mine += 1;
@@ -143,8 +142,8 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
     answer
 }
 
-/// Remembers the first hold, except that of a scheduled entry, which any other hold and an earlier one
-/// replace.
+/// Records why entries are blocked. The first reason is kept, but the reason of a scheduled entry is replaced by any
+/// other reason and by an earlier schedule.
 fn note(held: &mut Option<Hold>, hold: Hold) {
     let gives_way = match (*held, hold) {
         (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < known,
@@ -156,15 +155,15 @@ fn note(held: &mut Option<Hold>, hold: Hold) {
     }
 }
 
-/// Whether the entries behind one may be delivered too.
+/// Whether the entries after an entry may be delivered too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     MayFollow,
-    /// Behind an entry that they must not overtake, or because no more are wanted.
+    /// Later entries wait, because they must not overtake this one or because the claim is full.
     Waits,
 }
 
-/// Adds an entry to the answer, or notes why not.
+/// Adds an entry to the result, or records why it is blocked.
 fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> Next {
     let crashes = entry.claims - entry.attempts;
     if crashes >= CRASHED_AT {
@@ -186,14 +185,14 @@ fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> Nex
     if alone { Next::Waits } else { Next::MayFollow }
 }
 
-/// The reason that this entry can't be delivered at that time, by any deliverer.
+/// Returns why this entry can't be delivered at this time by any deliverer.
 pub fn hold(entry: &Entry, now: DateTime) -> Option<Hold> {
     let at = entry.available_at.filter(|at| *at > now)?;
     match (&entry.claimed_by, entry.attempts) {
         (Some(_), _) => Some(Hold::Claimed(at)),
         (None, 1..) => Some(Hold::Retrying(at)),
-        // Due since it was sent, by a clock that is ahead of this one: if it were skipped, it would be
-        // overtaken.
+        // The entry was due when it was sent, by a clock that is ahead of this one. It must not be skipped as
+        // scheduled, because later entries would overtake it.
         (None, _) if entry.created_at.is_some_and(|created_at| at <= created_at) => None,
         (None, _) => Some(Hold::Scheduled(at)),
     }

@@ -1,4 +1,4 @@
-//! The identity of a document: its namespace and its key.
+//! The identity of a document, which is its namespace and its key.
 
 use std::{borrow::Cow, fmt};
 
@@ -19,23 +19,24 @@ use crate::{
 };
 
 const ID: &str = "_id";
-/// Decoding takes stack for each level, and the server nests to 180: a key that is nested deeper than this stays bytes.
+/// A key that is nested deeper than this is not decoded but kept as bytes. Decoding uses stack for each level, and the
+/// server allows 180 levels.
 const DEPTH: usize = 32;
-/// A longer `_id` is cut in log lines, because it may have megabytes.
+/// Maximum length of an `_id` in log lines. A longer one is cut, because an `_id` can have megabytes.
 const LONGEST_SHOWN: usize = 200;
 
-/// One document, named the way a change event names it: a namespace and a *document key*.
+/// Identifies one document in the way a change event does, by a namespace and a *document key*.
 ///
-/// The document key holds `_id` and, on a sharded collection, the fields of the shard key. It is kept as the
-/// server's bytes, so that every `_id` that MongoDB stores survives, even one that is not UTF-8; it is only
-/// compared for equality.
+/// The document key contains `_id` and, on a sharded collection, the fields of the shard key. The server's bytes are
+/// kept, so that every `_id` that MongoDB stores survives, even one that is not UTF-8. Keys are only compared for
+/// equality.
 #[derive(Clone, PartialEq)]
 pub struct DocumentRef {
     /// Database and collection.
     pub namespace: Namespace,
     /// `{ _id, ..shard key fields }`.
     key: RawDocumentBuf,
-    /// Whether a [`Document`] can hold this key unchanged.
+    /// Whether a [`Document`] can represent this key unchanged.
     plain: bool,
 }
 
@@ -49,12 +50,13 @@ impl DocumentRef {
     /// Identifies a document by its `_id` alone.
     pub fn by_id(namespace: Namespace, id: impl Into<Bson>) -> Self {
         let key = codec::encode(&doc! { ID: id.into() });
-        // No document has a value that can't be encoded, or an array, as `_id`.
+        // No document can have an `_id` that can't be encoded or that is an array, so such a reference matches no
+        // document.
         let key = key.or_else(|_| codec::encode(&doc! { ID: [] })).unwrap_or_default();
         Self { namespace, key, plain: true }
     }
 
-    /// Identifies a stored document by its `_id` alone; `None` if these bytes have none.
+    /// Identifies a stored document by its `_id` alone. Returns `None` if these bytes have no `_id`.
     pub fn of_stored(namespace: Namespace, document: &RawDocument) -> Option<Self> {
         let mut key = Builder::new();
         key.push(bytes::element(document, ID)?);
@@ -66,8 +68,8 @@ impl DocumentRef {
         &self.key
     }
 
-    /// The `_id`, for people and for code that knows its own documents. Text that is not UTF-8 has
-    /// replacement characters here, so two documents may appear equal.
+    /// Returns the `_id`, for people and for code that knows its own documents. Invalid UTF-8 is replaced here, so
+    /// different documents may appear equal.
     pub fn id(&self) -> Bson {
         let key = match self.plain_key() {
             None if bytes::is_sound(&self.key, DEPTH) => Some(salvage::lossy(&self.key)),
@@ -76,10 +78,10 @@ impl DocumentRef {
         key.and_then(|mut key| key.remove(ID)).unwrap_or_else(|| self.id_in_base64().into())
     }
 
-    /// A filter that selects only this document, for the driver.
+    /// Returns a filter for the driver that selects only this document.
     ///
-    /// A key that no [`Document`] can hold, such as text that is not UTF-8, is only selected by
-    /// [`filter_bytes`](Self::filter_bytes): then this filter selects no document.
+    /// If a [`Document`] can't represent the key, for example because of invalid UTF-8, this filter selects no
+    /// document; use [`filter_bytes`](Self::filter_bytes) in this case.
     pub fn filter(&self) -> Document {
         match self.select(Document::new()) {
             Filter::Plain(filter) => filter,
@@ -87,9 +89,9 @@ impl DocumentRef {
         }
     }
 
-    /// A filter that selects only this document, for a command that is sent as bytes.
+    /// Returns a filter that selects only this document, for a command that is sent as bytes.
     ///
-    /// Values that a query would read as an expression (sub-documents, regular expressions) are behind `$eq`.
+    /// Values that a query would interpret as an expression (sub-documents, regular expressions) are wrapped in `$eq`.
     pub fn filter_bytes(&self) -> RawDocumentBuf {
         let mut filter = Builder::new();
         for element in bytes::elements(&self.key) {
@@ -98,7 +100,7 @@ impl DocumentRef {
         filter.build()
     }
 
-    /// A filter that selects the documents of one collection that have one of these `_id`s, in bytes.
+    /// Returns a filter, as bytes, that selects these documents of one collection by `_id`.
     pub fn any_of(documents: &[Self]) -> RawDocumentBuf {
         let (mut listed, mut odd) = (List::new(), List::new());
         for document in documents {
@@ -126,7 +128,7 @@ impl DocumentRef {
         filter.build()
     }
 
-    /// A filter that selects this document if it meets further conditions.
+    /// Returns a filter that selects this document if it meets further conditions.
     pub(crate) fn select(&self, further: Document) -> Filter {
         if let Some(key) = self.plain_key() {
             let mut filter: Document =
@@ -140,8 +142,8 @@ impl DocumentRef {
         Filter::Bytes(filter.build())
     }
 
-    /// The `_id` as a value of a filter's list: `None` if a query would read it as an expression, or if it
-    /// doesn't identify the document alone.
+    /// Returns the `_id` for use in a list of a filter. Returns `None` if a query would interpret it as an expression,
+    /// or if the `_id` alone doesn't identify the document.
     pub(crate) fn listable_id(&self) -> Option<Bson> {
         let mut key = self.plain_key().filter(|key| key.len() == 1)?;
         key.remove(ID)
@@ -157,10 +159,12 @@ impl DocumentRef {
         }
     }
 
-    /// The `_id` as text, as it is in the CloudEvents `subject`: a string as it is, an `ObjectId` or UUID by its usual
-    /// text, a number by its digits, everything else as relaxed extended JSON. Bytes that are not UTF-8 are replaced.
+    /// Returns the `_id` as text, as in the CloudEvents `subject`. A string is unchanged, an `ObjectId` or UUID has its
+    /// usual text form, a number is written with its digits, and everything else is relaxed extended JSON. Invalid
+    /// UTF-8 is replaced.
     ///
-    /// Sixteen bytes of the generic binary subtype are a UUID too: that is how serde writes one to BSON.
+    /// Sixteen bytes of the generic binary subtype are also treated as a UUID, because serde writes a UUID to BSON in
+    /// this form.
     pub fn subject(&self) -> String {
         match self.id() {
             Bson::String(text) => text,
@@ -179,7 +183,7 @@ impl DocumentRef {
         }
     }
 
-    /// Bytes that are equal exactly if the documents are the same: the key of in-memory maps.
+    /// Returns bytes that are equal exactly if the documents are the same, as the key for in-memory maps.
     pub fn map_key(&self) -> Vec<u8> {
         let mut bytes = self.namespace.to_string().into_bytes();
         bytes.push(0);
@@ -187,7 +191,7 @@ impl DocumentRef {
         bytes
     }
 
-    /// The key as a [`Document`], if one can hold it unchanged.
+    /// Returns the key as a [`Document`], if that can represent it unchanged.
     pub(crate) fn plain_key(&self) -> Option<Document> {
         if !self.plain {
             return None;
@@ -195,14 +199,14 @@ impl DocumentRef {
         codec::to_document(&self.key).ok()
     }
 
-    /// For an `_id` that can't be decoded at all.
+    /// Returns the text for an `_id` that can't be decoded at all.
     fn id_in_base64(&self) -> String {
         let value = bytes::element(&self.key, ID).map(|Element { value, .. }| value);
         codec::base64(value.unwrap_or_default())
     }
 }
 
-/// Whether a list in a filter treats it as a value, not as an expression.
+/// Whether a list in a filter treats this id as a value and not as an expression.
 fn is_listable(id: Element<'_>) -> bool {
     if id.kind != kind::DOCUMENT {
         return !matches!(id.kind, kind::REGULAR_EXPRESSION | kind::UNDEFINED);
@@ -211,7 +215,7 @@ fn is_listable(id: Element<'_>) -> bool {
     bytes::elements(document).all(|element| !element.name.starts_with(b"$"))
 }
 
-/// The UUID in a binary `_id`, if it is one.
+/// Returns the UUID in a binary `_id`, if it is one.
 fn uuid_of(binary: &Binary) -> Option<uuid::Uuid> {
     if !matches!(binary.subtype, BinarySubtype::Uuid | BinarySubtype::Generic) {
         return None;
@@ -219,7 +223,7 @@ fn uuid_of(binary: &Binary) -> Option<uuid::Uuid> {
     uuid::Uuid::from_slice(&binary.bytes).ok()
 }
 
-/// Whether decoding these bytes loses nothing.
+/// Whether these bytes can be decoded without loss.
 fn is_plain(key: &RawDocument) -> bool {
     if !bytes::is_sound(key, DEPTH) {
         return false;
@@ -228,7 +232,7 @@ fn is_plain(key: &RawDocument) -> bool {
     again.is_ok_and(|again| again.as_bytes() == key.as_bytes())
 }
 
-/// For log lines: on one line, and not too long.
+/// Writes the reference for log lines, on one line and limited in length.
 impl fmt::Display for DocumentRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let subject = self.subject();
@@ -240,7 +244,7 @@ impl fmt::Display for DocumentRef {
     }
 }
 
-/// On one line of a log, and cut short.
+/// Keeps a text on one line and cuts it if it is too long.
 fn shown(text: &str) -> Cow<'_, str> {
     one_line(&text[..text.floor_char_boundary(LONGEST_SHOWN)], Keep::Nothing)
 }
@@ -259,7 +263,7 @@ mod tests {
         Namespace::new("shop", "orders")
     }
 
-    /// A string `_id` of these bytes.
+    /// Builds a string `_id` from these bytes.
     fn text(bytes: &[u8]) -> RawDocumentBuf {
         let length = i32::try_from(bytes.len() + 1).unwrap().to_le_bytes();
         let value = [&length[..], bytes, &[0]].concat();

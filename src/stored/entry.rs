@@ -1,10 +1,9 @@
-//! One entry of an outbox as it is stored in the document, read without trusting it.
+//! Reads the entries of an outbox as they are stored in the document, without trusting their form.
 //!
-//! A stored array can contain anything: another program's bug, a hand edit, an older format. Therefore
-//! reading an outbox never fails and never panics; each element becomes an [`Entry`] or an [`Unreadable`]
-//! with the reason, and an unreadable one is neither delivered nor deleted, and never blocks its neighbours.
-//! A message that was pushed twice is one message: the first counts, and the writes that claim and clear it
-//! by its id take the others along.
+//! A stored array can contain anything, because of another program's bug, a hand edit, or an older format. So reading
+//! an outbox never fails or panics. Each element becomes an [`Entry`] or, with the reason, an [`Unreadable`]. A
+//! malformed element is neither delivered nor deleted, and never blocks its neighbours. If a message was pushed twice,
+//! it is one message: the first element is used, and the writes that claim and clear it by id also apply to the others.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,52 +11,53 @@ use mongodb::bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, Uuid,
 
 use crate::encoding::{bytes::Element, codec, salvage};
 
-/// The array field with the undelivered and dead messages.
+/// The name of the array field with the undelivered and dead messages.
 pub(crate) const OUTBOX: &str = "outbox";
-/// The field renewed by every save of this library, for optimistic concurrency.
+/// The name of the field that every save renews, for optimistic concurrency.
 pub(crate) const ETAG: &str = "etag";
-/// The header with the trace of a message's sender ([W3C Trace Context](https://www.w3.org/TR/trace-context/)).
+/// The header with the trace context of a message's sender ([W3C Trace Context](https://www.w3.org/TR/trace-context/)).
 pub(crate) const TRACEPARENT: &str = "traceparent";
-/// The header that goes with it.
+/// The header with the vendor-specific part of the trace context.
 pub(crate) const TRACESTATE: &str = "tracestate";
 
 /// One message in a document's `outbox`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// Unique in its document; the message id on the wire.
+    /// The message's id, unique in its document and also used on the wire.
     pub id: Uuid,
     /// The message's stable name, such as `order.placed`.
     pub message_type: String,
-    /// The message's content, any BSON value; null if the writer left it out.
+    /// The message's content, which can be any BSON value. Null if the writer left it out.
     pub payload: Bson,
-    /// Headers that travel with the message.
+    /// The headers that are sent with the message.
     pub headers: BTreeMap<String, String>,
-    /// Its deliverer: absent means the broker, `handlers` the application's handlers.
+    /// The deliverer. Absent means the broker; `handlers` means the application's handlers.
     pub via: Option<String>,
-    /// When it was sent (server time).
+    /// The server time at which the message was sent.
     pub created_at: Option<DateTime>,
-    /// Only its claimer may deliver it before this time (server time); absent means at once.
+    /// The server time before which only the claim's holder may deliver the message. Absent means that it is due at
+    /// once.
     pub available_at: Option<DateTime>,
-    /// The claim that holds it until `available_at`.
+    /// The value of the claim, which lasts until `available_at`.
     pub claimed_by: Option<String>,
-    /// Failed deliveries so far.
+    /// Number of failed deliveries so far.
     pub attempts: i64,
-    /// Claims by dispatchers that neither ended in a failure nor were released.
+    /// Number of claims by workers, minus those that were released.
     pub claims: i64,
-    /// The error of the last failed delivery, without payload or secret, at most 1 KiB.
+    /// The error of the last failed delivery, at most 1 KiB, without payload or secrets.
     pub last_error: Option<String>,
-    /// Keys of the handlers that have had it already, if one type has several.
+    /// The keys of the handlers that have already received the message, if its type has several handlers.
     pub delivered_to: Vec<String>,
-    /// Set once it is dead.
+    /// Set if the message is dead.
     pub dead: Option<Dead>,
 }
 
-/// Since when and why an entry is dead.
+/// When and why an entry died.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dead {
-    /// When it died (server time).
+    /// The server time at which it died.
     pub at: DateTime,
-    /// `attempts_exhausted`, `permanent`, `crashed` or `operator`; free text of other writers survives.
+    /// `attempts_exhausted`, `permanent`, `crashed` or `operator`. Other writers may store any text, which is kept.
     pub reason: String,
 }
 
@@ -69,25 +69,25 @@ pub enum DeadReason {
     AttemptsExhausted,
     /// A delivery reported that it can never succeed.
     Permanent,
-    /// The processes that claimed it kept dying without an answer.
+    /// The processes that claimed the entry kept dying without an outcome.
     Crashed,
-    /// An operator declared it dead.
+    /// An operator marked the entry dead.
     Operator,
 }
 
 impl DeadReason {
-    /// The word stored in `dead_reason`.
+    /// Returns the text that is stored in `dead_reason`.
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 }
 
-/// An element of an outbox that is not an entry.
+/// A malformed element of an outbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unreadable {
-    /// Its place in the array, from 0.
+    /// The element's index in the array, from 0.
     pub index: usize,
-    /// The problem, naming the field.
+    /// The problem, including the name of the field.
     pub reason: String,
 }
 
@@ -96,12 +96,12 @@ pub struct Unreadable {
 pub enum Slot {
     /// An entry.
     Entry(Box<Entry>),
-    /// Something else.
+    /// A malformed element.
     Unreadable(Unreadable),
 }
 
 impl Slot {
-    /// The entry, if it is one.
+    /// Returns the entry, unless the element is malformed.
     pub fn entry(&self) -> Option<&Entry> {
         match self {
             Self::Entry(entry) => Some(entry),
@@ -117,17 +117,19 @@ impl Slot {
     }
 }
 
-/// The `outbox` field of a document holds something other than an array.
+/// The `outbox` field of a document contains something other than an array.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("field `outbox` holds {0}, not an array; move that value elsewhere and remove or empty the field")]
+#[error(
+    "field `outbox` contains {0} and not an array; move that value elsewhere and remove or empty the field"
+)]
 pub struct NotAnArray(pub &'static str);
 
 /// Reads the outbox of a stored document, or of a projection of one, regardless of the rest of the document.
 ///
-/// Text that is not UTF-8 makes only its own entry unreadable.
+/// Invalid UTF-8 affects only the entry that contains it.
 ///
 /// # Errors
-/// [`NotAnArray`] when the field holds anything else.
+/// [`NotAnArray`] if the field contains anything else.
 pub fn read_outbox_of(document: &RawDocument) -> Result<Vec<Slot>, NotAnArray> {
     if let Ok(outbox) = document.get(OUTBOX)
         && let Ok(outbox) = outbox.map(Bson::try_from).transpose()
@@ -159,7 +161,7 @@ pub fn read_outbox_of(document: &RawDocument) -> Result<Vec<Slot>, NotAnArray> {
     Ok(slots(&elements, &damaged))
 }
 
-/// The fields by which an entry is delivered. Others may have any value.
+/// The fields that matter for delivery. Other fields may have any value.
 const FIELDS: [&str; 11] = [
     "id",
     "type",
@@ -174,17 +176,17 @@ const FIELDS: [&str; 11] = [
     "dead_at",
 ];
 
-/// Why an element cannot be read as it was written.
+/// Returns why an element cannot be read without loss.
 fn damage(element: &Element<'_>) -> Option<String> {
     let damaged =
         element.fields()?.find(|field| FIELDS.contains(&&*field.text_name()) && field.read().is_none())?;
     Some(format!("`{}` contains invalid UTF-8 or invalid BSON", damaged.text_name()))
 }
 
-/// Reads the value of a document's `outbox` field; an absent one is empty.
+/// Reads the value of a document's `outbox` field. An absent field counts as empty.
 ///
 /// # Errors
-/// [`NotAnArray`] when it is anything else.
+/// [`NotAnArray`] if it is anything else.
 pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
     match outbox {
         None => Ok(Vec::new()),
@@ -198,12 +200,13 @@ pub(crate) fn read_elements(elements: &[Bson]) -> Vec<Slot> {
     slots(elements, &BTreeMap::new())
 }
 
-/// The elements of an outbox as entries, without messages that occur again.
+/// Reads the elements of an outbox, and leaves out repeated messages.
 fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
     let mut places: HashMap<[u8; 16], Vec<usize>> = HashMap::with_capacity(elements.len());
     let mut entries = Vec::with_capacity(elements.len());
 
-    // By every id that an update would match: a hidden one makes an entry ambiguous, too.
+    // Group the elements by every id that an update would match, because an id hidden in an array also makes an entry
+    // ambiguous.
     for (index, element) in elements.iter().enumerate() {
         for id in ids_an_update_would_match(element) {
             places.entry(id).or_default().push(index);
@@ -224,8 +227,8 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
         }
     }
 
-    // Of a message that was pushed again, the first element counts. With different content, it is unknown
-    // which one is right.
+    // If a message was pushed again, use the first element. If the contents differ, it is unknown which element is
+    // right.
     let mut slots = Vec::with_capacity(entries.len());
     for (index, entry) in entries.into_iter().enumerate() {
         let reason = match entry {
@@ -244,8 +247,8 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
     slots
 }
 
-/// Whether the elements at these places are one message that was pushed again: by a write that was repeated
-/// after an error, or with an outbox that was copied. The time it was sent, and its later state, don't count.
+/// Whether the elements at these places are the same message, pushed again because a write was repeated after an error
+/// or an outbox was copied. The time of sending and the delivery state are not compared.
 fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
     let mut contents = places.iter().map(|place| entries[*place].as_ref().ok().and_then(content));
     let Some(Some(first)) = contents.next() else {
@@ -254,12 +257,11 @@ fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
     contents.all(|content| content.is_some_and(|content| content == first))
 }
 
-/// The bytes that a receiver gets. Neither the width of a whole number nor the order of fields counts: the
-/// driver of another language that repeats a push may choose both differently, and the delivered JSON means
-/// the same.
+/// Returns a canonical form of the content that a receiver gets. Integer width and field order are ignored, because a
+/// driver in another language may write both differently when it repeats a push, and the delivered JSON means the same.
 fn content(entry: &Entry) -> Option<Vec<u8>> {
     let mut headers = entry.headers.clone();
-    // It belongs to the save, not to the message.
+    // The trace context belongs to the save and not to the message.
     headers.retain(|name, _| ![TRACEPARENT, TRACESTATE].contains(&&**name));
     let headers: Document = headers.into_iter().map(|(name, value)| (name, Bson::from(value))).collect();
     let content = doc! {
@@ -271,7 +273,7 @@ fn content(entry: &Entry) -> Option<Vec<u8>> {
     codec::encode(&content).ok().map(RawDocumentBuf::into_bytes)
 }
 
-/// A value with its fields in order of their names, and its whole numbers of one width.
+/// Returns the value with its fields sorted by name and all integers of the same width.
 fn in_one_form(value: &Bson) -> Bson {
     match value {
         Bson::Int32(number) => Bson::Int64(i64::from(*number)),
@@ -285,8 +287,8 @@ fn in_one_form(value: &Bson) -> Bson {
     }
 }
 
-/// The UUIDs by which the server's query `{id: X}` would find this element: its `id`, the members of an array
-/// `id`, and, where the element is itself an array, those of its members.
+/// Returns the UUIDs for which the server's query `{id: X}` would match this element: the element's `id`; if `id` is an
+/// array, its members; if the element itself is an array, the ids of its members.
 fn ids_an_update_would_match(element: &Bson) -> Vec<[u8; 16]> {
     match element {
         Bson::Document(document) => ids_in(document),
@@ -314,12 +316,12 @@ fn uuid_bytes(value: &Bson) -> Option<[u8; 16]> {
 
 fn read_entry(element: &Bson) -> Result<Entry, String> {
     let Bson::Document(document) = element else {
-        return Err(format!("the element is {}, not an object", type_name(element)));
+        return Err(format!("the element is {} and not an object", type_name(element)));
     };
     let id = document.get("id").ok_or("`id` is missing")?;
     let id = uuid_bytes(id)
         .map(Uuid::from_bytes)
-        .ok_or_else(|| format!("`id` is {}, not a UUID (binary subtype 4)", type_name(id)))?;
+        .ok_or_else(|| format!("`id` is {} and not a UUID (binary subtype 4)", type_name(id)))?;
     let message_type = string(document, "type")?.ok_or("`type` is missing")?;
     if message_type.is_empty() {
         return Err("`type` is empty".into());
@@ -344,7 +346,7 @@ fn read_entry(element: &Bson) -> Result<Entry, String> {
     })
 }
 
-/// An absent or null field is `None`; a wrong type is an error that names the field.
+/// Reads a field. An absent or null field gives `None`; a wrong type gives an error that names the field.
 fn field<'a, T>(
     document: &'a Document,
     name: &str,
@@ -355,7 +357,7 @@ fn field<'a, T>(
         None | Some(Bson::Null) => Ok(None),
         Some(value) => match read(value) {
             Some(read) => Ok(Some(read)),
-            None => Err(format!("`{name}` is {}, not {wanted}", type_name(value))),
+            None => Err(format!("`{name}` is {} and not {wanted}", type_name(value))),
         },
     }
 }
@@ -364,7 +366,7 @@ fn string(document: &Document, name: &str) -> Result<Option<String>, String> {
     field(document, name, "a string", |value| value.as_str().map(str::to_owned))
 }
 
-/// A field for people: a wrong type counts as absent.
+/// Reads a field that is only shown to people, so a wrong type counts as absent.
 fn lenient_string(document: &Document, name: &str) -> Option<String> {
     document.get_str(name).ok().map(str::to_owned)
 }
@@ -374,13 +376,13 @@ fn date(document: &Document, name: &str) -> Result<Option<DateTime>, String> {
 }
 
 fn count(document: &Document, name: &str) -> Result<i64, String> {
-    // Null is refused here, not read as absent: the server cannot `$inc` it.
+    // Null does not count as absent here, because the server cannot `$inc` a null.
     let Some(value) = document.get(name) else { return Ok(0) };
     let Some(number) = whole_number(value) else {
-        return Err(format!("`{name}` is {}, not a whole number", type_name(value)));
+        return Err(format!("`{name}` is {} and not a whole number", type_name(value)));
     };
 
-    // Far from the ends of i64, so that neither arithmetic here nor `$inc` on the server can overflow.
+    // Refuse large numbers, so that neither arithmetic here nor `$inc` on the server can overflow.
     if number.unsigned_abs() < 1 << 31 { Ok(number) } else { Err(format!("`{name}` is out of range")) }
 }
 
@@ -411,7 +413,7 @@ fn all_texts(value: &Bson) -> Option<BTreeMap<String, String>> {
     pairs.map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))).collect()
 }
 
-/// The name of a value's BSON type, with its article.
+/// Returns the name of a value's BSON type with an article.
 pub(crate) fn type_name(value: &Bson) -> &'static str {
     match value {
         Bson::Double(_) => "a double",
@@ -515,7 +517,7 @@ mod tests {
         }
     }
 
-    /// As a driver of another language may write it again.
+    /// A driver in another language may write the repeated message in a different form.
     #[test]
     fn a_message_pushed_again_in_other_words_is_one() {
         let id = Uuid::new();
@@ -560,7 +562,7 @@ mod tests {
             (entry(doc! { "via": "##" }), "`via`"),
             (entry(doc! { "claimed_by": "##" }), "`claimed_by`"),
             (entry(doc! { "delivered_to": ["##"] }), "`delivered_to`"),
-            (Bson::from("##"), "a string, not an object"),
+            (Bson::from("##"), "a string and not an object"),
         ] {
             let outbox = vec![entry(doc! {}), bad, entry(doc! {})];
             let document = damaged(&doc! { "##": "##", "name": "##", "outbox": outbox, "later": "##" });

@@ -9,9 +9,10 @@ use crate::encoding::bytes::{Builder, Element, kind};
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Filter {
-    /// For the driver.
+    /// A filter for the driver's own calls.
     Plain(Document),
-    /// For a key that a [`Document`] cannot hold. It fits a command as bytes, not the driver's own calls.
+    /// A filter for a key that a [`Document`] cannot represent. It can be sent in a command as bytes, but not with the
+    /// driver's own calls.
     Bytes(RawDocumentBuf),
 }
 
@@ -21,7 +22,7 @@ impl From<Document> for Filter {
     }
 }
 
-/// The condition on one element of a key: equality, even if its value has a meaning in queries.
+/// Adds the condition that one element of the key is equal, even if its value has a special meaning in queries.
 pub(crate) fn push_equal(filter: &mut Builder, element: Element<'_>) {
     if !matches!(element.kind, kind::DOCUMENT | kind::REGULAR_EXPRESSION) {
         filter.push(element);
@@ -32,7 +33,8 @@ pub(crate) fn push_equal(filter: &mut Builder, element: Element<'_>) {
     filter.push_document(element.name, &equal.build());
 }
 
-/// The value if a plain equality is safe, `{$eq: value}` if a query would read it as an expression.
+/// Returns the value itself if a plain equality is safe, and `{$eq: value}` if a query would interpret the value as an
+/// expression.
 pub(crate) fn equal_to(value: &Bson) -> Bson {
     match value {
         Bson::Document(_) | Bson::RegularExpression(_) => Bson::Document(doc! { "$eq": value.clone() }),

@@ -1,13 +1,13 @@
-//! Fresh ids.
+//! Creates ids.
 
 use mongodb::bson::Uuid;
 
-/// A fresh id for a message: UUID version 7, so that ids sort by time.
+/// Creates an id for a message. It is a UUID version 7, so that ids sort by time.
 pub(crate) fn new_id() -> Uuid {
     Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes())
 }
 
-/// A fresh UUID for an etag or a claim.
+/// Creates a random UUID for an etag or a claim.
 pub(crate) fn new_random() -> Uuid {
     Uuid::from_bytes(uuid::Uuid::new_v4().into_bytes())
 }

@@ -1,16 +1,16 @@
-//! Bounds the stored data in memory: a budget in bytes, not in documents.
+//! Limits the memory for stored data, with a budget in bytes.
 //!
 //! # Flow
-//! A read reserves room for the largest reply there is. When the reply has come, each outbox keeps what it weighs, for as long
-//! as it is processed, and the rest is free again.
+//! A read reserves memory for the largest possible reply. When the reply has arrived, each outbox keeps a reservation
+//! of its estimated size while it is processed, and the rest becomes free.
 //!
 //! # Guarantees
-//! - A task that waits for room holds none, so two can't wait for each other.
-//! - An outbox that is larger than the whole budget is still processed, alone.
+//! - A task that waits for memory has none reserved, so two tasks can't wait for each other.
+//! - An outbox that is larger than the whole budget is still processed, with no other at the same time.
 //!
 //! # Caveats
-//! It weighs what is stored, and estimates what that takes in memory. Allocators keep more than is in use, and a process has
-//! other needs: give it several times the budget.
+//! The size in memory is only estimated from the stored size. Allocators keep more memory than is in use, and a process
+//! has other needs, so give the process several times the budget.
 
 use std::sync::Arc;
 
@@ -23,22 +23,21 @@ use crate::stored::entry::Entry;
 pub(crate) const REPLY: usize = 17 << 20;
 /// The budget is counted in units of this many bytes.
 const UNIT: usize = 1 << 10;
-/// About the memory of a value in addition to its bytes.
+/// Estimated memory of a value in addition to its bytes.
 const VALUE: usize = 160;
-/// How many copies of a message there are while it is delivered: the envelope, its body, and the copy in
-/// flight to the broker.
+/// Number of copies of a message during its delivery: the envelope, the body, and the copy in flight to the broker.
 const COPIES: usize = 3;
-/// Up to this many bytes a document is assumed to consist of small values, without counting them.
+/// Up to this size, the values of a document are not counted; it is assumed to consist of small values.
 const SMALL: usize = 4 << 10;
 
-/// The budget; clones share it.
+/// The budget. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
     units: u32,
     free: Arc<Semaphore>,
 }
 
-/// A part of the budget, until dropped.
+/// A reserved part of the budget. It becomes free when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Room {
     permit: Option<OwnedSemaphorePermit>,
@@ -50,14 +49,14 @@ impl Memory {
         Self { units, free: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))) }
     }
 
-    /// Waits for room for this many bytes, or for all of it. The caller must hold none.
+    /// Waits until this many bytes, at most the whole budget, can be reserved. The caller must not have reserved any.
     pub(crate) async fn reserve(&self, bytes: usize) -> Room {
         let units = units(bytes).min(self.units);
-        // The error would mean that the budget was closed, which never happens.
+        // An error would mean that the semaphore was closed, which never happens.
         Room { permit: self.free.clone().acquire_many_owned(units).await.ok() }
     }
 
-    /// Room for this many bytes, if it is free now.
+    /// Reserves this many bytes, if they are free now.
     pub(crate) fn try_reserve(&self, bytes: usize) -> Option<Room> {
         let units = units(bytes).min(self.units);
         let permit = self.free.clone().try_acquire_many_owned(units).ok()?;
@@ -75,14 +74,14 @@ impl Room {
         units(bytes) <= self.units()
     }
 
-    /// Room for this many bytes from this, at most all of it.
+    /// Splits off a reservation of this many bytes, at most all of it.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
         let units = units(bytes).min(self.units());
         let units = usize::try_from(units).unwrap_or(usize::MAX);
         Self { permit: self.permit.as_mut().and_then(|permit| permit.split(units)) }
     }
 
-    /// Returns all except this.
+    /// Keeps a reservation of this many bytes and frees the rest.
     pub(crate) fn shrink_to(&mut self, bytes: usize) {
         *self = self.split(bytes);
     }
@@ -92,11 +91,11 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(MOST_UNITS)
 }
 
-/// Far below the range of a semaphore: 1 TiB.
+/// Maximum budget, 1 TiB. This is far below the limit of a semaphore.
 const MOST_UNITS: u32 = 1 << 30;
 
-/// About the memory of an outbox that is stored in this document: its bytes, its values, and as much again
-/// for the messages in delivery.
+/// Estimates the memory for the outbox of this document: its bytes, its values, and the same again for the messages in
+/// delivery.
 pub(crate) fn weight_of(document: &RawDocument) -> usize {
     let bytes = document.as_bytes().len();
     let values = if bytes <= SMALL { bytes / 16 } else { values_of(document) };
@@ -105,7 +104,7 @@ pub(crate) fn weight_of(document: &RawDocument) -> usize {
 
 fn values_of(document: &RawDocument) -> usize {
     let mut values = 0;
-    // Bytes that are not BSON have no values.
+    // Stop counting at bytes that are not BSON.
     for (_, value) in document.iter().map_while(Result::ok) {
         values += 1 + values_in(value);
     }
@@ -122,7 +121,7 @@ fn values_in(value: RawBsonRef<'_>) -> usize {
     }
 }
 
-/// About the memory of an entry.
+/// Estimates the memory for an entry.
 pub(crate) fn weight_of_entry(entry: &Entry) -> usize {
     let headers: usize = entry.headers.iter().map(|(name, value)| name.len() + value.len() + VALUE).sum();
     2 * VALUE + headers + weight_of_value(&entry.payload)
@@ -141,7 +140,7 @@ pub(crate) fn weight_of_value(value: &Bson) -> usize {
     VALUE + within
 }
 
-/// About the memory for delivering these entries, this many bytes of them at a time.
+/// Estimates the memory for delivering these entries, with at most `window` bytes of messages at a time.
 pub(crate) fn weight_of_claim(entries: &[Entry], window: usize) -> usize {
     let mut all = 0;
     let mut largest = 0;
@@ -153,7 +152,7 @@ pub(crate) fn weight_of_claim(entries: &[Entry], window: usize) -> usize {
     all + COPIES * largest.max(window.min(all))
 }
 
-/// About the memory for delivering a message with this payload, from its save on.
+/// Estimates the memory for delivering a message with this payload, from its save on.
 pub(crate) fn weight_of_message(payload: &Bson) -> usize {
     (1 + COPIES) * weight_of_value(payload)
 }

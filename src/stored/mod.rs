@@ -1,5 +1,5 @@
-//! The stored form: the entries of a document's outbox, which of them may be delivered now, and the key of a
-//! document.
+//! The stored form: how a document's outbox is read, which of its entries may be delivered now, and how a document is
+//! identified.
 
 pub(crate) mod deliverable;
 pub(crate) mod document_ref;

@@ -777,7 +777,7 @@ async fn a_message_for_an_unknown_route_is_not_delivered() {
     let router = Router::new(broker.clone());
     assert!(router.serves(None) && !router.serves(Some("hook")));
     let text = transient(outcome(&router, via(Some("hook"))).await);
-    assert!(text.contains("no route for messages via `hook`"), "{text}");
+    assert!(text.contains("no route for messages with via `hook`"), "{text}");
     assert!(broker.0.lock().unwrap().is_empty());
 }
 
@@ -1200,19 +1200,19 @@ async fn the_suite_finds_exactly_the_flawed_deliverers() {
     assert_eq!(verdict(Flaw::None).await, None);
     for (flaw, guarantee) in [
         (Flaw::AnswersTooFew, "one answer per message"),
-        (Flaw::AnswersInReverse, "answers are in the window's order"),
-        (Flaw::ClaimsDelivered, "`Delivered` only when the receiver has it"),
-        (Flaw::ClaimsRejected, "answers are in the window's order"),
-        (Flaw::FailsTogether, "answers are in the window's order"),
+        (Flaw::AnswersInReverse, "answers keep the window's order"),
+        (Flaw::ClaimsDelivered, "`Delivered` only if the receiver has the message"),
+        (Flaw::ClaimsRejected, "answers keep the window's order"),
+        (Flaw::FailsTogether, "answers keep the window's order"),
         (Flaw::RefusesRepeats, "a message can be delivered again"),
-        (Flaw::Panics, "it does not panic"),
-        (Flaw::Hangs, "it does not wait forever"),
-        (Flaw::Quotes, "its texts give the reason"),
-        (Flaw::SaysNothing, "its texts give the reason"),
-        (Flaw::NeverRecovers, "it becomes available again"),
-        (Flaw::LeaksWhenDropped, "a delivery that is dropped halfway"),
-        (Flaw::ChargesForOutages, "while it is not available no attempt is counted"),
-        (Flaw::ServesEverything, "it serves the `via`"),
+        (Flaw::Panics, "the deliverer does not panic"),
+        (Flaw::Hangs, "the deliverer does not wait forever"),
+        (Flaw::Quotes, "error texts give the reason"),
+        (Flaw::SaysNothing, "error texts give the reason"),
+        (Flaw::NeverRecovers, "the deliverer becomes available again"),
+        (Flaw::LeaksWhenDropped, "the deliverer is usable after a delivery was dropped halfway"),
+        (Flaw::ChargesForOutages, "no attempt is counted while the deliverer is unavailable"),
+        (Flaw::ServesEverything, "the deliverer serves the `via`"),
     ] {
         let verdict = verdict(flaw).await.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
         assert!(verdict.starts_with(guarantee), "{flaw:?}: {verdict}");

@@ -1,4 +1,4 @@
-//! Deliveries that have arrived and were not requested yet.
+//! Deliveries that have arrived but have not been requested yet.
 
 use std::collections::VecDeque;
 
@@ -7,8 +7,8 @@ use tokio::sync::Notify;
 
 use crate::amqp::consume::delivery::Delivery;
 
-/// Deliveries that were not requested yet. No lock is held over an await: a `next` that is no longer polled
-/// must not keep [`Consumer::stop_taking`] waiting.
+/// Deliveries that have not been requested yet. No lock is held across an await, because a `next` that is no longer
+/// polled must not make [`Consumer::stop_taking`] wait.
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     deliveries: Mutex<VecDeque<Delivery>>,
@@ -21,7 +21,7 @@ impl Arrivals {
         self.arrived.notify_one();
     }
 
-    /// The oldest delivery that is not stale.
+    /// Takes the oldest delivery that is not stale.
     pub(super) fn take(&self) -> Option<Delivery> {
         let mut deliveries = self.deliveries.lock();
         while let Some(delivery) = deliveries.pop_front() {

@@ -1,19 +1,19 @@
-//! Consuming with acknowledgements.
+//! Consumes messages with acknowledgements.
 //!
 //! # Flow
 //!
-//! The supervisor connects, subscribes to the queue and passes deliveries on. After any error, after the
-//! broker cancelled the consumer, and at the end of the stream it connects and subscribes again;
-//! unacknowledged deliveries come again, marked as redelivered.
+//! The supervisor connects, subscribes to the queue and passes deliveries on. It connects and subscribes again after
+//! any error, when the broker has cancelled the consumer, and when the stream has ended. Unacknowledged deliveries are
+//! then redelivered and marked as such.
 //!
 //! # The watchdog
 //!
-//! A consumer can fall silent without an error. So a silent one checks its queue from time to time. If the
-//! broker has no consumer for it, or if at two checks in a row messages wait while none is held here and none
-//! arrived in between, it connects again.
+//! A consumer can stop receiving without an error, so an idle consumer checks its queue from time to time. It
+//! reconnects if the broker no longer has the consumer. It also reconnects if two checks in a row find messages waiting
+//! in the queue although this consumer has no unsettled deliveries and none arrived in between.
 //!
-//! At the same times a topology in mode `declare` is declared again, because a queue that lost its binding
-//! appears idle.
+//! At each check, a topology in mode `declare` is declared again, because a queue that lost its binding appears to be
+//! idle.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ use crate::amqp::{
     topology::Topology,
 };
 
-/// Takes deliveries from one queue, over its own connections. Dropping it closes them.
+/// Takes deliveries from one queue, over its own connection, which is closed when the consumer is dropped.
 #[derive(Debug)]
 pub struct Consumer {
     arrivals: Arc<Arrivals>,
@@ -48,11 +48,11 @@ pub struct Consumer {
 impl Consumer {
     /// Starts connecting in the background and returns at once.
     ///
-    /// At most `prefetch` deliveries are unsettled at a time; 0 means any number. `tag` is the name of the
-    /// consumer, shown by the broker.
+    /// At most `prefetch` deliveries are unsettled at a time; 0 means no limit. `tag` is the name of the consumer that
+    /// the broker shows.
     ///
     /// # Panics
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     #[must_use]
     pub fn start(
         settings: AmqpSettings,
@@ -86,8 +86,8 @@ impl Consumer {
         Self { arrivals, states, intake, taking: still_taking, stop, _end: end.clone().drop_guard(), end }
     }
 
-    /// The next delivery; `None` after [`stop_taking`](Self::stop_taking) or [`close`](Self::close). Cancel
-    /// safe.
+    /// Waits for the next delivery. Returns `None` after [`stop_taking`](Self::stop_taking) or [`close`](Self::close).
+    /// Cancel safe.
     pub async fn next(&self) -> Option<Delivery> {
         loop {
             let arrived = self.arrivals.arrived.notified();
@@ -105,30 +105,30 @@ impl Consumer {
         }
     }
 
-    /// Whether it is subscribed to the queue.
+    /// Whether the consumer is subscribed to the queue.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.states.is_ready()
     }
 
-    /// Waits until subscribed. False once that is no longer possible, after [`close`](Self::close).
+    /// Waits until the consumer is subscribed. Returns false if it can't be any more, after [`close`](Self::close).
     pub async fn ready(&self) -> bool {
         self.states.ready().await
     }
 
-    /// The state, with every later change.
+    /// Returns a receiver of the state and of every later change.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.states.subscribe()
     }
 
-    /// Takes no more deliveries for now, and requeues those that [`next`](Self::next) has not returned; the
-    /// connection stays, and returned deliveries can be settled. Returns at once.
+    /// Stops taking deliveries until [`resume`](Self::resume), and requeues those that [`next`](Self::next) has not
+    /// returned. The connection stays open, so returned deliveries can still be settled. Returns at once.
     pub fn pause(&self) {
         self.want(Intake::Nothing);
     }
 
-    /// Takes deliveries again after [`pause`](Self::pause), or with another prefetch than before. Returns at once.
+    /// Takes deliveries again after [`pause`](Self::pause), or changes the prefetch. Returns at once.
     pub fn resume(&self, prefetch: u16) {
         self.want(Intake::AtMost(prefetch));
     }
@@ -137,11 +137,10 @@ impl Consumer {
         self.intake.send_if_modified(|intake| std::mem::replace(intake, wanted) != wanted);
     }
 
-    /// Ends the subscription: [`next`](Self::next) returns no more deliveries, and those that it had not
-    /// returned are requeued. Deliveries that it returned can still be settled, until [`close`](Self::close)
-    /// or an error.
+    /// Ends the subscription: [`next`](Self::next) returns no more deliveries, and deliveries that it has not returned
+    /// are requeued. Deliveries that it has returned can still be settled, until [`close`](Self::close) or an error.
     ///
-    /// Ends within five seconds, whatever the broker does.
+    /// Completes within five seconds, whatever the broker does.
     pub async fn stop_taking(&self) {
         self.stop.cancel();
         // An error means that the supervisor and its subscription have ended.
@@ -151,8 +150,8 @@ impl Consumer {
         }
     }
 
-    /// Closes the connection, in two seconds at most; deliveries that are not settled by then come again, to
-    /// any consumer.
+    /// Closes the connection, within two seconds. Deliveries that are not settled by then are redelivered to any
+    /// consumer.
     pub async fn close(&self) {
         self.stop.cancel();
         self.end.cancel();

@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// One message from the queue, to be settled by [`ack`](Self::ack), [`reject`](Self::reject) or
-/// [`requeue`](Self::requeue). A dropped delivery is requeued.
+/// [`requeue`](Self::requeue). If it is dropped, it is requeued.
 ///
-/// Settling returns whether the broker got the answer. It did not if the connection of the delivery is gone:
-/// then the message comes again.
+/// Settling returns whether the answer was sent. It returns false if the delivery's connection is gone; in that case
+/// the message is delivered again.
 pub struct Delivery {
     /// The body.
     pub body: Vec<u8>,
@@ -28,17 +28,17 @@ pub struct Delivery {
     pub message_type: Option<String>,
     /// The AMQP property `message_id`.
     pub message_id: Option<String>,
-    /// How often a quorum queue has delivered it before; 0 for other queues.
+    /// Number of earlier deliveries of this message, as counted by a quorum queue; 0 for other queues.
     pub delivery_count: u32,
     /// The MIME type of the body.
     pub content_type: Option<String>,
-    /// The headers that are strings.
+    /// The message headers with string values.
     pub headers: Vec<(String, String)>,
-    /// The exchange it was published to.
+    /// The exchange the message was published to.
     pub exchange: String,
-    /// The routing key it was published with.
+    /// The routing key the message was published with.
     pub routing_key: String,
-    /// Whether it may have been delivered before.
+    /// Whether the message may have been delivered before.
     pub redelivered: bool,
     held: Held,
 }
@@ -70,27 +70,29 @@ impl Delivery {
         }
     }
 
-    /// Whether its connection is gone, so that settling it would have no effect.
+    /// Whether the delivery's connection is gone, so that settling would have no effect.
     pub(super) fn is_stale(&self) -> bool {
         self.held.is_stale()
     }
 
-    /// Done: the broker forgets the message. False if the broker did not get the answer.
+    /// Acknowledges the message, so that the broker removes it. Returns false if the answer could not be sent.
     pub async fn ack(self) -> bool {
         let ack = |acker: Acker| async move { acker.ack(BasicAckOptions::default()).await };
         self.held.settle(ack).await
     }
 
-    /// Hopeless: the broker drops or dead-letters the message. False if the broker did not get the answer.
+    /// Rejects the message for good, so that the broker drops or dead-letters it. Returns false if the answer could not
+    /// be sent.
     pub async fn reject(self) -> bool {
         let reject = |acker: Acker| async move { acker.reject(BasicRejectOptions { requeue: false }).await };
         self.held.settle(reject).await
     }
 
-    /// Not now: the broker delivers the message again, at once. False if the broker did not get the answer.
+    /// Requeues the message, so that the broker delivers it again at once. Returns false if the answer could not be
+    /// sent.
     ///
-    /// Don't use it to retry: it loops without a pause, and newer brokers do not count it towards the
-    /// delivery limit.
+    /// Don't use this for retries: the message is redelivered without a pause, and newer brokers don't count this
+    /// towards the delivery limit.
     pub async fn requeue(self) -> bool {
         self.held.settle(requeue).await
     }

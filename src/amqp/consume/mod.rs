@@ -1,4 +1,4 @@
-//! Consuming with acknowledgements.
+//! Consumes messages with acknowledgements.
 
 mod arrivals;
 mod consumer;

@@ -33,25 +33,25 @@ use crate::amqp::{
     trouble::{Trouble, broker_said, code_of, short},
 };
 
-/// The longest time for ending the subscription, and for requeueing a delivery.
+/// Maximum time for ending the subscription, and for requeueing a delivery.
 const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A queue is checked no more often than this.
+/// Minimum interval between two checks of a queue.
 const SHORTEST_CHECK: Duration = Duration::from_millis(10);
 
-/// How many deliveries a consumer takes.
+/// The number of deliveries that a consumer takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Intake {
     Nothing,
-    /// This many unsettled deliveries at a time; 0 means any number.
+    /// At most this many unsettled deliveries at a time; 0 means no limit.
     AtMost(u16),
 }
 
-/// Which queue, under which name.
+/// The queue to consume from, and the name of the consumer.
 pub(super) struct Subscription {
     pub(super) queue: String,
     pub(super) tag: String,
-    /// How often it was subscribed to on this connection. Part of the tag, so that deliveries of one
-    /// subscription that are still held don't count for the next.
+    /// Number of subscriptions so far on this connection. It is part of the consumer tag, so that unsettled deliveries
+    /// of an earlier subscription don't count for the current one.
     pub(super) count: u64,
 }
 
@@ -71,13 +71,13 @@ pub(super) struct ConsumeSupervisor {
 /// The state of one connection.
 struct ServedConnection {
     stream: Option<lapin::Consumer>,
-    /// Cancelled with the connection: its deliveries can't be settled any more.
+    /// Cancelled when the connection is gone and its deliveries can't be settled any more.
     gone: CancellationToken,
-    /// Deliveries that were handed out and are not settled.
+    /// Number of deliveries that were handed out and are not settled.
     held: Arc<AtomicUsize>,
     watchdog: Watchdog,
     check: Interval,
-    /// No more deliveries are wanted; those that were handed out may still be settled.
+    /// Whether no more deliveries are wanted. Those that were handed out may still be settled.
     stopped: bool,
 }
 
@@ -95,7 +95,7 @@ impl Supervised for ConsumeSupervisor {
         async move { plan.open().await }
     }
 
-    /// `None` if asked to end or to stop: without a subscription there are no deliveries left to settle.
+    /// Returns `None` if asked to end or to stop. Without a subscription there are no deliveries left to settle.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         self.unless_stopped(work).await
     }
@@ -134,7 +134,7 @@ impl Supervised for ConsumeSupervisor {
 }
 
 impl ConsumeSupervisor {
-    /// Waits for one event, and reacts to it. An error when the connection is no longer served.
+    /// Waits for one event and reacts to it. Returns an error if the connection is no longer served.
     async fn step(&mut self, link: &mut Link, served: &mut ServedConnection) -> Result<(), End> {
         let takes = !served.stopped;
 
@@ -145,14 +145,14 @@ impl ConsumeSupervisor {
             Ok(()) = self.wanted.changed(), if takes => self.subscribe_again(&link.channel, served).await,
             Some(acker) = self.dropped.recv() => {
                 let queue = &self.subscription.queue;
-                tracing::debug!(queue, "a delivery was dropped without an answer: requeued");
-                // A delivery that can't be requeued comes again when the connection ends.
+                tracing::debug!(queue, "a delivery was dropped without being settled; it is requeued");
+                // A delivery that can't be requeued is redelivered when the connection ends.
                 let _ = timeout(UNSUBSCRIBE_TIMEOUT, requeue(acker)).await;
                 Ok(())
             }
             event = link.event() => match event {
                 ConnectionEvent::Lost(reason) => Err(End::lost(reason)),
-                // The closed channel may be one that only checked the queue.
+                // If the link is still alive, the closed channel was one that only checked the queue.
                 ConnectionEvent::ChannelClosed(reason) if !link.alive() => Err(End::lost(reason)),
                 ConnectionEvent::ChannelClosed(_)
                 | ConnectionEvent::Blocked(_)
@@ -165,7 +165,7 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Ends the subscription on request; deliveries that were handed out can still be settled.
+    /// Ends the subscription on request. Deliveries that were handed out can still be settled.
     async fn stop_taking(&self, channel: &Channel, served: &mut ServedConnection) -> Result<(), End> {
         served.stopped = true;
         let unsubscribed = tokio::select! {
@@ -177,7 +177,7 @@ impl ConsumeSupervisor {
         unsubscribed.map_err(End::lost)
     }
 
-    /// Subscribes with another prefetch, or pauses.
+    /// Changes the prefetch by subscribing again, or pauses.
     async fn subscribe_again(&mut self, channel: &Channel, served: &mut ServedConnection) -> Result<(), End> {
         served.watchdog = Watchdog::default();
         self.unsubscribe(channel, served.stream.take()).await.map_err(End::lost)?;
@@ -193,7 +193,7 @@ impl ConsumeSupervisor {
         let delivery = match delivery {
             Some(Ok(delivery)) => delivery,
             Some(Err(error)) => return Err(End::lost(broker_said(&error))),
-            None => return Err(End::lost("the subscription ended, as when its queue is deleted")),
+            None => return Err(End::lost("the subscription ended; its queue may have been deleted")),
         };
 
         served.watchdog.delivered();
@@ -208,26 +208,26 @@ impl ConsumeSupervisor {
         Ok(())
     }
 
-    /// Checks the queue of a silent consumer, and declares missing parts of the topology.
+    /// Checks the queue of an idle consumer, and declares missing parts of the topology.
     async fn check_queue(&self, connection: &Connection, served: &mut ServedConnection) -> Result<(), End> {
         let patience = self.plan.settings.connect_timeout;
         let asking = timeout(patience, self.queue_status(connection));
-        // A stop needn't wait for a broker that is silent; the next step sees it.
+        // A stop need not wait for the broker's answer; the next step handles the stop.
         let Some(answer) = self.unless_stopped(asking).await else {
             return Ok(());
         };
 
         let held = served.held.load(Ordering::Relaxed);
-        let status = answer.unwrap_or_else(|_| Err("no answer about the queue".to_owned()));
+        let status = answer.unwrap_or_else(|_| Err("no answer to the check of the queue".to_owned()));
         let checked = status.and_then(|status| served.watchdog.check(&status, held));
         checked.map_err(End::lost)?;
 
-        // `None` if a stop came first: the next step sees it.
+        // If a stop came first, the next step handles it.
         let _ = self.unless_stopped(self.declare_again(connection)).await;
         Ok(())
     }
 
-    /// `None` if asked to end or to stop before it is done.
+    /// Returns `None` if asked to end or to stop before `work` is done.
     async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -236,8 +236,7 @@ impl ConsumeSupervisor {
         }
     }
 
-    /// Waits until asked to end or to stop. It borrows nothing, so that it can be awaited together with
-    /// anything.
+    /// Waits until asked to end or to stop. The future borrows nothing, so it can be awaited together with any other.
     fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         let (end, stop) = (self.end.clone(), self.stop.clone());
         async move {
@@ -278,19 +277,19 @@ impl ConsumeSupervisor {
         consuming.await.map_err(|error| self.explain(&error))
     }
 
-    /// Why the broker refused the subscription.
+    /// Explains why the broker refused the subscription.
     fn explain(&self, error: &lapin::Error) -> Trouble {
         if code_of(error) != Some(404) {
             return self.plan.explain(error);
         }
         Trouble::Misconfigured(format!(
-            "the queue {:?} does not exist: create it, or name it in a topology set to `declare` ({})",
+            "the queue {:?} does not exist: create it, or add it to a topology that is set to `declare` ({})",
             self.subscription.queue,
             broker_said(error)
         ))
     }
 
-    /// Ends a subscription, and requeues the deliveries that were not taken.
+    /// Ends a subscription and requeues the deliveries that were not taken.
     async fn unsubscribe(&self, channel: &Channel, stream: Option<lapin::Consumer>) -> Result<(), String> {
         let unsubscribing = async {
             if let Some(mut stream) = stream {
@@ -299,7 +298,7 @@ impl ConsumeSupervisor {
                     requeue(delivery?.acker).await?;
                 }
             }
-            // If it is dropped, it comes back here to be requeued.
+            // Dropping the delivery sends it back here to be requeued.
             while let Some(delivery) = self.arrivals.take() {
                 drop(delivery);
             }
@@ -308,18 +307,18 @@ impl ConsumeSupervisor {
 
         match timeout(UNSUBSCRIBE_TIMEOUT, unsubscribing).await {
             Ok(unsubscribed) => unsubscribed.map_err(|error: lapin::Error| broker_said(&error)),
-            Err(_) => Err(format!("the subscription could not be ended in {UNSUBSCRIBE_TIMEOUT:?}")),
+            Err(_) => Err(format!("the subscription could not be ended within {UNSUBSCRIBE_TIMEOUT:?}")),
         }
     }
 
-    /// Declares missing parts of the topology: removing a binding does not end a subscription, but its
-    /// messages no longer arrive.
+    /// Declares missing parts of the topology. This is needed because a removed binding does not end a subscription,
+    /// although its messages no longer arrive.
     async fn declare_again(&self, connection: &Connection) {
         if self.plan.topology.mode != TopologyMode::Declare {
             return;
         }
         if let Err(trouble) = self.plan.declare_again(connection).await {
-            // Deliveries still arrive, so the subscription stays.
+            // Deliveries still arrive, so keep the subscription.
             let (queue, trouble) = (&self.subscription.queue, trouble.to_string());
             tracing::warn!(queue, trouble, "the topology could not be declared again");
         }
@@ -356,7 +355,7 @@ impl ServedConnection {
     }
 }
 
-/// The next delivery of a subscription; never without one.
+/// Waits for the next delivery of a subscription. Never completes if there is no subscription.
 async fn next_of(stream: &mut Option<lapin::Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
     match stream {
         Some(stream) => stream.next().await,

@@ -6,7 +6,7 @@ pub(super) struct QueueStatus {
     pub(super) consumers: u32,
 }
 
-/// Distinguishes an idle consumer from one that the broker forgot.
+/// Distinguishes an idle consumer from one that the broker has forgotten.
 #[derive(Default)]
 pub(super) struct Watchdog {
     suspicious: bool,
@@ -18,8 +18,8 @@ impl Watchdog {
         self.delivered = true;
     }
 
-    /// One check; an error if the broker has forgotten the consumer. A single check proves little: messages
-    /// may be in flight.
+    /// Makes one check, and returns an error if the broker has forgotten the consumer. Idle deliveries must be seen by
+    /// two checks in a row, because after one check the messages may still be in flight.
     pub(super) fn check(&mut self, status: &QueueStatus, held: usize) -> Result<(), String> {
         let silent = !std::mem::take(&mut self.delivered);
         if status.consumers == 0 && silent {
@@ -27,7 +27,7 @@ impl Watchdog {
         }
         let suspicious = silent && held == 0 && status.waiting > 0;
         if std::mem::replace(&mut self.suspicious, suspicious) && suspicious {
-            return Err(format!("{} messages wait and RabbitMQ delivers none", status.waiting));
+            return Err(format!("{} messages are waiting, but RabbitMQ delivers none", status.waiting));
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Messages that wait to be published: requests of many callers go in, windows come out, and each answer goes
-//! to its caller.
+//! Queues the messages that wait to be published. Takes the requests of many callers, forms windows from them, and
+//! returns each answer to its caller.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -14,19 +14,19 @@ use tokio::sync::Notify;
 
 use crate::amqp::publish::publication::{Publication, Published};
 
-/// The answer of an item that was dropped without one.
+/// The answer for a message that was dropped without an answer.
 const GONE: &str = "the publisher has ended";
 
-/// One caller's messages, in flight to the publisher.
+/// One caller's messages on their way to the publisher.
 #[derive(Debug)]
 pub(super) struct PublishRequest(Vec<Item>);
 
-/// The caller's end of a request. Dropping it cancels all open messages.
+/// The caller's end of a request. Dropping it cancels all messages that have no answer yet.
 #[derive(Debug)]
 pub(super) struct Answers(Arc<Ticket>);
 
-/// One message in flight, and the place of its answer. If it is dropped unanswered, the answer is that the
-/// publisher has ended.
+/// One message in flight, with the place for its answer. If it is dropped without an answer, the caller gets the answer
+/// that the publisher has ended.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) publication: Publication,
@@ -47,7 +47,7 @@ struct TicketState {
     open: usize,
 }
 
-/// First in, first out.
+/// A first-in, first-out queue of messages.
 #[derive(Default)]
 pub(super) struct Backlog {
     items: VecDeque<Item>,
@@ -71,7 +71,7 @@ impl PublishRequest {
         (Self(items), Answers(ticket))
     }
 
-    /// Answers for all of its messages that they are unavailable and certainly not sent.
+    /// Answers all messages of the request as unavailable and certainly not sent.
     pub(super) fn decline(self, reason: &str) {
         for item in self.0 {
             item.decline(reason);
@@ -80,7 +80,7 @@ impl PublishRequest {
 }
 
 impl Answers {
-    /// Waits until every message has its answer.
+    /// Waits until every message has an answer.
     pub(super) async fn complete(&self) {
         loop {
             let complete = self.0.complete.notified();
@@ -91,7 +91,7 @@ impl Answers {
         }
     }
 
-    /// The answers so far, each in its place.
+    /// Returns the answers so far, in the order of the messages.
     pub(super) fn take(self) -> Vec<Option<Published>> {
         std::mem::take(&mut self.0.lock().answers)
     }
@@ -108,11 +108,11 @@ impl Ticket {
         self.state.lock()
     }
 
-    /// The first answer to a message counts.
+    /// Records an answer. Only the first answer to a message counts.
     fn answer(&self, slot: usize, answer: impl FnOnce() -> Published) {
         let mut state = self.lock();
         let Some(place @ None) = state.answers.get_mut(slot) else {
-            return; // answered before, or the caller has taken the answers there were
+            return; // already answered, or the caller has already taken the answers
         };
         *place = Some(answer());
         state.open -= 1;
@@ -129,13 +129,12 @@ impl Item {
         self.ticket.answer(self.slot, || answer);
     }
 
-    /// Answers that it was certainly not sent.
+    /// Answers that the message was certainly not sent.
     pub(super) fn decline(self, reason: &str) {
         self.settle(Published::Unavailable { reason: reason.to_owned(), maybe_sent: false });
     }
 
-    /// Whether its caller gave up. By then another process may have the message, so it must not be sent any
-    /// more.
+    /// Whether the caller gave up. Another process may have the message by now, so it must no longer be sent.
     pub(super) fn is_abandoned(&self) -> bool {
         self.ticket.abandoned.load(Ordering::Relaxed)
     }
@@ -161,8 +160,9 @@ impl Backlog {
         self.items.extend(request.0);
     }
 
-    /// The next window, in order: ends at this many messages or bytes, or before a message id it already has.
-    /// Messages whose callers gave up are left out. Has at least one message unless none waits.
+    /// Takes the next window of messages, in order. A window ends at this many messages or bytes, or before a message
+    /// id that it already contains. Messages whose callers gave up are left out. The window is empty only if no message
+    /// waits.
     pub(super) fn window(&mut self, messages: usize, bytes: usize) -> Vec<Item> {
         let (mut window, mut ids, mut weight) = (Vec::new(), HashSet::new(), 0);
 
@@ -182,7 +182,7 @@ impl Backlog {
         window
     }
 
-    /// Answers for all waiting messages that they are unavailable and certainly not sent.
+    /// Answers all waiting messages as unavailable and certainly not sent.
     pub(super) fn decline(&mut self, reason: &str) {
         for item in std::mem::take(&mut self.items) {
             item.decline(reason);

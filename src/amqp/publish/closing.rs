@@ -1,4 +1,4 @@
-//! Closes a publisher, and bounds the wait for its last confirms.
+//! Closes a publisher, with a time limit for its last confirms.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::publish::backlog::Item;
 
-/// The longest time that closing waits for the confirms of earlier messages.
+/// Maximum time that closing waits for the confirms of earlier messages.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
-/// While closing, how often to check whether any caller still waits for an answer.
+/// The interval at which closing checks whether any caller still waits for an answer.
 const CALLERS_CHECK: Duration = Duration::from_millis(20);
 
-/// Whether closing was requested, and until when the last confirms may arrive.
+/// Whether closing was requested, and the deadline for the last confirms.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Closing {
     asked: CancellationToken,
@@ -43,13 +43,13 @@ impl Closing {
         self.asked.cancelled().await;
     }
 
-    /// When closing stops waiting.
+    /// Completes when closing must stop waiting.
     pub(super) async fn overdue(&self) {
         self.asked.cancelled().await;
         sleep_until(Instant::now() + self.left()).await;
     }
 
-    /// When closing stops waiting for this window: it is overdue, or no caller waits for it.
+    /// Completes when closing must stop waiting for this window, because the time is over or no caller waits any more.
     pub(super) async fn overdue_for(&self, items: &[Item]) {
         self.asked.cancelled().await;
         while !self.left().is_zero() && !items.iter().all(Item::is_abandoned) {

@@ -1,4 +1,4 @@
-//! One window in flight: published at once, with every confirm awaited.
+//! Publishes one window of messages together and awaits every confirm.
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{
@@ -66,9 +66,9 @@ impl WindowOutcome {
                 }));
             }
             Err(error) => {
-                // The broker's error is better than "invalid state", and the end of the channel explains more
-                // than that of the connection: the client may have sent more on the closed channel, for which
-                // the broker ends both.
+                // Prefer the broker's error to "invalid state", and the error of the channel to that of the connection.
+                // The broker ends the connection too if the client sent more on the closed channel, so the channel's
+                // error is the cause.
                 let failure = Failure::of(&error);
                 let better = match &self.failure {
                     None => true,
@@ -82,7 +82,7 @@ impl WindowOutcome {
     }
 }
 
-/// Publishes all at once and collects every confirm.
+/// Publishes all messages at once and collects every confirm.
 pub(super) async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettings) -> WindowOutcome {
     let (app_id, patience) = (settings.app_id(), settings.confirm_timeout);
     let mut outcome = WindowOutcome::new(items.len());
@@ -91,7 +91,7 @@ pub(super) async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettin
 
     for (index, item) in items.iter().enumerate() {
         let mut publishing = Box::pin(async move { send(channel, &item.publication, app_id).await?.await });
-        // The first poll passes it to the client: polled here, the messages are sent in their order.
+        // The first poll passes the message to the client, so polling here sends the messages in their order.
         match (&mut publishing).now_or_never() {
             Some(confirmed) => outcome.note(index, confirmed),
             None => flights.push(async move { (index, publishing.await) }),
@@ -103,7 +103,7 @@ pub(super) async fn fly(channel: &Channel, items: &[Item], settings: &AmqpSettin
             Ok(Some((index, confirmed))) => outcome.note(index, confirmed),
             Ok(None) => return outcome,
             Err(_) => {
-                let reason = format!("{} messages were not confirmed in {patience:?}", flights.len());
+                let reason = format!("{} messages were not confirmed within {patience:?}", flights.len());
                 outcome.failure.get_or_insert(Failure::lost(reason));
                 return outcome;
             }
@@ -121,7 +121,7 @@ async fn send(
     channel.basic_publish(exchange, key, options, &publication.body, properties(publication, app_id)).await
 }
 
-/// Every string was measured by [`Publication::flaw`] before: the client panics on long ones.
+/// [`Publication::flaw`] has already checked the length of every string, because the client panics on long strings.
 fn properties(publication: &Publication, app_id: &str) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in &publication.headers {
@@ -144,7 +144,7 @@ fn properties(publication: &Publication, app_id: &str) -> BasicProperties {
         properties = properties.with_timestamp(timestamp);
     }
     if let Some(expiration) = publication.expiration {
-        // In milliseconds, as text: AMQP lets the broker define the form.
+        // RabbitMQ expects milliseconds as text; AMQP leaves the format to the broker.
         properties = properties.with_expiration(expiration.as_millis().to_string().into());
     }
     properties

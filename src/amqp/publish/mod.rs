@@ -1,4 +1,4 @@
-//! Publishing in windows, with confirms.
+//! Publishes in windows, with confirms.
 
 mod backlog;
 mod closing;

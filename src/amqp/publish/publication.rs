@@ -3,65 +3,66 @@
 use std::{fmt, time::Duration};
 
 pub(in crate::amqp) const SHORT_STRING: usize = 255;
-/// Sender-selected distribution: RabbitMQ closes the channel when these are not lists of strings.
+/// The headers for sender-selected distribution. RabbitMQ closes the channel if their values are not lists of strings.
 const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
 static NONE: String = String::new();
 
-/// One message to publish: always persistent, always mandatory.
+/// One message to publish. It is always persistent and mandatory.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Publication {
-    /// The exchange; the empty name is the default exchange, which routes by queue name.
+    /// The exchange. The empty name means the default exchange, which routes by queue name.
     pub exchange: String,
     /// The routing key.
     pub routing_key: String,
-    /// Identifies the message in the window it is published with, so it should be unique.
-    /// Of two with the same id the second waits for the next window.
+    /// Identifies the message within its window, so it should be unique. If two messages have the same id, the second
+    /// waits for the next window.
     pub message_id: String,
     /// The AMQP property `type`.
     pub message_type: Option<String>,
     /// The MIME type of the body, such as `application/json`.
     pub content_type: String,
-    /// Sent as long strings, in this order; of two with the same name the last wins.
+    /// The headers, sent as long strings in this order. If two have the same name, the last one wins.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
-    /// Seconds since the Unix epoch.
+    /// The AMQP timestamp, in seconds since the Unix epoch.
     pub timestamp: Option<u64>,
-    /// The broker drops it if no consumer takes it for this long. `None`: never.
+    /// The time after which the broker drops a message that no consumer has taken. `None` means never.
     pub expiration: Option<Duration>,
 }
 
 /// The outcome of one [`Publication`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Published {
-    /// The broker has it in at least one queue.
+    /// The broker has put the message into at least one queue.
     Confirmed,
-    /// The broker has no queue for it and returned it.
+    /// The broker has no queue for the message and returned it.
     Unroutable {
-        /// The broker's code, usually 312.
+        /// The broker's reply code, usually 312.
         code: u16,
-        /// The broker's text, usually `NO_ROUTE`.
+        /// The broker's reply text, usually `NO_ROUTE`.
         text: String,
     },
-    /// The broker refused it, for example because a queue is full and rejects.
+    /// The broker refused the message, for example because a full queue rejects messages.
     Nacked,
-    /// The broker refused it by closing the channel or the connection, for example because the user may not
-    /// write to this routing key. The broker may accept it once that is changed. No queue has it.
+    /// The broker refused the message by closing the channel or the connection, for example because the user may not
+    /// write to this routing key. No queue has the message. The broker may accept it once the cause is removed.
     Rejected {
-        /// The broker's code and text.
+        /// The broker's reply code and text.
         reason: String,
     },
-    /// It can never be published as it is. Decided before sending if possible, because the broker would close
-    /// the channel, or the connection, of all messages; the broker decides about a body over its own limit.
+    /// The message can never be published in its present form. If possible this is decided before sending, because the
+    /// broker would close the channel or connection that all messages share. Only the broker can decide about a body
+    /// over its own limit.
     Refused {
-        /// Why, in a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
-    /// The broker is unavailable now. Not the message's fault.
+    /// The broker is unavailable. This is not the message's fault.
     Unavailable {
-        /// Why, in a sentence.
+        /// The reason, as a sentence.
         reason: String,
-        /// Whether the broker may have it nevertheless.
+        /// Whether the broker may have received the message anyway.
         maybe_sent: bool,
     },
 }
@@ -74,12 +75,12 @@ pub(super) struct Limits {
 }
 
 impl Publication {
-    /// Bytes of the body, the headers and the rest, the approximate measure of a window.
+    /// The approximate size of the message in bytes, which limits the size of a window.
     pub(super) fn weight(&self) -> usize {
         self.body.len() + self.header_frame()
     }
 
-    /// Why this can never be published; `None` if it can.
+    /// Returns why this message can never be published, or `None` if it can be.
     pub(super) fn flaw(&self, limits: Limits) -> Option<String> {
         let shorts = [
             ("exchange", self.exchange.as_str()),
@@ -91,26 +92,29 @@ impl Publication {
         let names = self.headers.iter().map(|(name, _)| ("name of a header", name.as_str()));
         for (what, value) in shorts.into_iter().chain(names) {
             if value.len() > SHORT_STRING {
-                return Some(format!("the {what} has {} bytes, and AMQP allows {SHORT_STRING}", value.len()));
+                return Some(format!(
+                    "the {what} has {} bytes, but AMQP allows at most {SHORT_STRING}",
+                    value.len()
+                ));
             }
         }
         if let Some((name, _)) =
             self.headers.iter().find(|(name, _)| ROUTING_HEADERS.contains(&name.as_str()))
         {
             return Some(format!(
-                "a header is named {name}, which RabbitMQ treats as a list of routing keys: rename it"
+                "rename the header {name}: RabbitMQ treats a header of that name as a list of routing keys"
             ));
         }
         let header_frame = self.header_frame();
         if header_frame > limits.frame {
             return Some(format!(
-                "the headers need a frame of {header_frame} bytes, and the broker allows {}",
+                "the headers need a frame of {header_frame} bytes, but the broker allows at most {}",
                 limits.frame
             ));
         }
         if self.body.len() > limits.body {
             return Some(format!(
-                "the body has {} bytes, and {} are allowed (max_message_bytes)",
+                "the body has {} bytes, but at most {} are allowed (max_message_bytes)",
                 self.body.len(),
                 limits.body
             ));
@@ -118,8 +122,8 @@ impl Publication {
         None
     }
 
-    /// Size of the content header frame: AMQP 0-9-1 specification, 2.3.5 and 4.2.6. A header frame cannot be
-    /// split as a body can, and one over the negotiated size closes the connection.
+    /// The size of the content header frame (AMQP 0-9-1 specification, 2.3.5 and 4.2.6). Unlike a body, a header frame
+    /// can't be split, and the connection is closed if it exceeds the negotiated size.
     fn header_frame(&self) -> usize {
         const FRAME: usize = 8;
         const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;

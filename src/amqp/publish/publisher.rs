@@ -1,27 +1,28 @@
-//! Publishing in windows, with confirms.
+//! Publishes in windows, with confirms.
 //!
 //! # Flow
 //!
-//! Callers pass their messages to the supervisor and wait. While one window is in flight, the next one is
-//! collected; when all confirms of the first have arrived, the next is sent at once. So a single message does
-//! not wait, and a thousand callers share round trips, without a timer.
+//! Callers pass their messages to the supervisor and wait. While one window is in flight, the next window is collected;
+//! it is sent as soon as all confirms of the first have arrived. So a single message is sent without delay and a
+//! thousand callers share round trips, and no timer is needed.
 //!
 //! # What happens when it fails
 //!
-//! - RabbitMQ closes the channel because of one message (a routing key that the user may not write to, a body
-//!   over its limit, an exchange that isn't there): a fresh channel is made on the same connection and the
-//!   topology applied to it. The messages of the window without an answer are published again, each on a
-//!   channel that carries no other, so that only the refused one fails. From then on messages of its kind are
-//!   published that way.
-//! - RabbitMQ closes the connection because of one message: the same, and a new connection is made meanwhile.
-//! - The connection ends otherwise: messages without a definite answer are unavailable and may have been
-//!   sent, waiting ones were not; a new connection is made.
-//! - The confirms do not come in time: the same. If the broker is blocked, the connection is kept, because a
-//!   new one would not get the alarm, and it is replaced once the alarm is over.
-//! - There is no connection: everything is unavailable at once. This ends when a connection with its channel
-//!   and topology is made; no message is used as a probe.
-//! - A message is unroutable although the topology binds a queue for it: the topology is declared again, and
-//!   the message is published again.
+//! - If RabbitMQ closes the channel because of one message (a routing key that the user may not write to, a body over
+//!   its limit, a missing exchange), a new channel is opened on the same connection and the topology is applied to it.
+//!   The messages of the window that have no answer are published again, each on a channel without other messages, so
+//!   that only the refused message fails. From then on, messages of the same kind are published in this way.
+//! - If RabbitMQ closes the connection because of one message, the same is done, and a new connection is made in the
+//!   meantime.
+//! - If the connection ends for another reason, messages in flight without a definite answer are reported as
+//!   unavailable and possibly sent, and waiting messages as not sent. A new connection is made.
+//! - If the confirms do not arrive in time, the same is done, unless the broker has blocked publishing. In that case
+//!   the connection is kept until the alarm is over, because the broker would not announce the alarm on a new
+//!   connection.
+//! - While there is no connection, every message is reported as unavailable at once. This ends when a connection, its
+//!   channel and the topology are ready; no message is used as a probe.
+//! - If a message is unroutable although the topology binds a queue for it, the topology is declared again and the
+//!   message is published again.
 
 use std::sync::{
     Arc,
@@ -49,14 +50,15 @@ use crate::amqp::{
     topology::Topology,
 };
 
-/// Publishes messages and returns the outcome of each. Clones share one connection, which ends with the last.
+/// Publishes messages and returns the outcome of each. Clones share one connection, which is closed when the last clone
+/// is dropped.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     requests: mpsc::UnboundedSender<PublishRequest>,
     states: States,
     closing: Closing,
     settings: Arc<AmqpSettings>,
-    /// The longest frame of the current connection.
+    /// The maximum frame size of the current connection.
     frame_max: Arc<AtomicUsize>,
 }
 
@@ -64,7 +66,7 @@ impl Publisher {
     /// Starts connecting in the background and returns at once.
     ///
     /// # Panics
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     #[must_use]
     pub fn start(settings: AmqpSettings, topology: Topology) -> Self {
         let frame_max = Arc::new(AtomicUsize::new(FRAME_MAX));
@@ -77,7 +79,7 @@ impl Publisher {
         let closing = Closing::default();
         let refusals = Arc::new(Refusals::default());
 
-        // It has its own connections, so that a refused message doesn't end this one.
+        // The quarantine has its own connection, so that a refused message doesn't end this one.
         let apart = Arc::new(Plan { role: "suspects", ..(*plan).clone() });
         let supervisor = PublishSupervisor {
             quarantine: Quarantine::start(apart, refusals.clone(), broken),
@@ -95,18 +97,18 @@ impl Publisher {
         Self { requests, states, closing, settings: shared, frame_max }
     }
 
-    /// Publishes, and returns an answer for each message, in order.
+    /// Publishes messages and returns an answer for each, in order.
     ///
-    /// Never fails and never waits for a connection. Waits for the window before, and for this one, each at
-    /// most [`confirm_timeout`](AmqpSettings::confirm_timeout); longer only for messages that RabbitMQ may
-    /// refuse by closing the channel. Messages of one call are sent in their order, but a failed one does not
-    /// block those behind it, and if a channel was closed because of one of them, the others may overtake
-    /// each other. If this future is dropped, messages that were not sent yet are not published.
+    /// Never fails and never waits for a connection. Waits for the window in flight and for its own window, at most
+    /// [`confirm_timeout`](AmqpSettings::confirm_timeout) for each; the wait is longer only for messages that RabbitMQ
+    /// may refuse by closing the channel. The messages of one call are sent in order, but a failed message does not
+    /// block later ones. If a message causes the channel to be closed, the other messages may overtake each other. If
+    /// this future is dropped, messages that have not been sent yet are not published.
     pub async fn publish(&self, publications: Vec<Publication>) -> Vec<Published> {
         self.publish_until(publications, None).await
     }
 
-    /// Like [`publish`](Self::publish), and answers at the deadline for all messages: those without an answer by then may
+    /// Like [`publish`](Self::publish), but returns no later than the deadline. Messages without an answer by then may
     /// have been sent.
     pub async fn publish_until(
         &self,
@@ -157,7 +159,7 @@ impl Publisher {
         }
 
         match deadline {
-            // Even if some answers are missing by then, the others count.
+            // Answers that have arrived by the deadline count, even if others are missing.
             Some(deadline) => drop(timeout_at(deadline, answers.complete()).await),
             None => answers.complete().await,
         }
@@ -170,21 +172,21 @@ impl Publisher {
         self.states.is_ready()
     }
 
-    /// Waits until ready. False once that is no longer possible, after [`close`](Self::close).
+    /// Waits until the publisher is ready. Returns false if it can't be any more, after [`close`](Self::close).
     pub async fn ready(&self) -> bool {
         self.states.ready().await
     }
 
-    /// The state, and every change of it from now on.
+    /// Returns a receiver of the state and of every later change.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.states.subscribe()
     }
 
-    /// Publishes the messages that it already has, then closes the connection, for all clones.
+    /// Publishes the messages that are already queued, then closes the connection for all clones.
     ///
-    /// Ends within seven seconds, whatever the broker does: messages that it has not confirmed after five may
-    /// have been sent, and it waits two for the close of the connection.
+    /// Completes within seven seconds, whatever the broker does: it waits up to five seconds for confirms and up to two
+    /// for the connection to close. Messages that are not confirmed by then may have been sent.
     pub async fn close(&self) {
         self.closing.ask();
         self.states.closed().await;

@@ -1,21 +1,21 @@
-//! Publishes messages that may make RabbitMQ close their channel, each on a channel that carries no other.
+//! Publishes messages that may make RabbitMQ close their channel, each on a channel without other messages.
 //!
 //! # Flow
 //!
-//! RabbitMQ refuses a message by closing the channel, sometimes the connection. It reports the kind of the
-//! refusal, not the message, and earlier messages on that channel stay without an answer. So all unanswered
-//! messages of a window come here, and messages similar to a recently refused one ([`Refusals`]). They have
-//! one connection, made when needed and closed after a while without use, with a few channels that are reused
-//! as long as they live. A closed channel identifies its only message; a closed connection identifies a
-//! message that was the only one on it.
+//! RabbitMQ refuses some messages by closing the channel, or even the connection. It reports the kind of refusal but
+//! not which message it refused, and earlier messages on that channel get no answer. So all unanswered messages of the
+//! window are published here, and so are messages similar to one that was recently refused ([`Refusals`]). They share
+//! one connection, which is opened when needed and closed when unused for a while, with a few channels that are reused
+//! while they stay open. If a channel is closed, the only message on it was the cause; if the connection is closed, the
+//! cause is known if only one message was on it.
 //!
 //! # Guarantees
 //!
-//! A message comes here at most once after it was published with others, so it is repeated at most once.
+//! A message that was published with others comes here at most once, so it is repeated at most once.
 //!
 //! # Caveats
 //!
-//! Messages of one window may overtake each other here.
+//! Messages of the same window may overtake each other here.
 
 use std::{collections::VecDeque, pin::Pin, slice, sync::Arc, time::Duration};
 
@@ -39,26 +39,27 @@ use crate::amqp::{
     trouble::{Cause, Trouble},
 };
 
-/// How many channels are in use at a time. A thousand messages take less than a second.
+/// Maximum number of channels in use at the same time. With this number, a thousand messages take less than a second.
 const ABREAST: usize = 16;
-/// The connection is closed after this long without use.
+/// The connection is closed after it was unused for this long.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// One message under suspicion.
+/// A message that may be refused.
 pub(super) struct Suspect {
     pub(super) item: Item,
-    /// It may end the whole connection, so it is published alone.
+    /// Whether the message may end the whole connection and must be the only one on it.
     pub(super) alone: bool,
 }
 
-/// The task that publishes suspects. Dropping it ends the task; its open requests are answered as unknown.
+/// The task that publishes suspects. Dropping this ends the task; messages without an answer are reported as possibly
+/// sent.
 pub(super) struct Quarantine {
     suspects: mpsc::UnboundedSender<Suspect>,
     task: JoinHandle<()>,
 }
 
 impl Quarantine {
-    /// `broken` is notified of each exchange of the topology that takes no messages at all.
+    /// Starts the task. `broken` receives the failure of each exchange of the topology that accepts no messages at all.
     pub(super) fn start(
         plan: Arc<Plan>,
         refusals: Arc<Refusals>,
@@ -80,11 +81,11 @@ impl Quarantine {
     }
 
     pub(super) fn put(&self, suspect: Suspect) {
-        // An error returns the suspect, which is answered when it is dropped.
+        // On an error the suspect is dropped, which answers its caller.
         let _ = self.suspects.send(suspect);
     }
 
-    /// Finishes its messages, for this long at most.
+    /// Finishes the messages in the quarantine, within this time.
     pub(super) async fn finish(&mut self, patience: Duration) {
         let (nobody, _) = mpsc::unbounded_channel();
         self.suspects = nobody;
@@ -105,14 +106,14 @@ struct QuarantineTask {
     inbox: mpsc::UnboundedReceiver<Suspect>,
     waiting: VecDeque<Suspect>,
     connection: Option<Arc<Connection>>,
-    /// Those that are free.
+    /// The open channels that are not in use.
     channels: Vec<Channel>,
     trials: FuturesUnordered<Pin<Box<dyn Future<Output = Trial> + Send>>>,
-    /// Whether the running trial must stay the only one.
+    /// Whether the running trial must be the only one on the connection.
     alone: bool,
 }
 
-/// One message published, and its result.
+/// The result of publishing one message.
 struct Trial {
     suspect: Suspect,
     channel: Option<Channel>,
@@ -141,7 +142,7 @@ impl QuarantineTask {
         self.hang_up().await;
     }
 
-    /// Begins as many trials as there is room for.
+    /// Begins trials until the maximum number is running.
     async fn begin_trials(&mut self) {
         while let Some(suspect) = self.waiting.front() {
             let room = match self.connection.as_ref().map(|connection| connection.configuration()) {
@@ -229,7 +230,7 @@ impl QuarantineTask {
     }
 
     fn answer(&self, suspect: Suspect, answer: Published) {
-        // A whole exchange is unavailable: without an exchange of its topology the publisher is unusable.
+        // A whole exchange is unavailable. If it is part of the topology, the publisher is unusable without it.
         if let Published::Unavailable { reason, .. } = &answer
             && self.plan.topology.has_exchange(&suspect.item.publication.exchange)
         {
@@ -238,8 +239,8 @@ impl QuarantineTask {
         suspect.item.settle(answer);
     }
 
-    /// Answers for all waiting messages: there is no connection for them now, but they had been published
-    /// before.
+    /// Answers all waiting messages as unavailable. There is no connection for them now, but they may have been sent
+    /// earlier.
     fn give_up(&mut self, reason: &str) {
         for suspect in std::mem::take(&mut self.waiting) {
             let reason = reason.to_owned();
@@ -260,7 +261,7 @@ impl QuarantineTask {
     }
 }
 
-/// Publishes one message on a channel that carries no other.
+/// Publishes one message on a channel without other messages.
 async fn attempt(
     plan: Arc<Plan>,
     connection: Arc<Connection>,

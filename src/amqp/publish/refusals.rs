@@ -1,12 +1,12 @@
-//! Recent refusals of RabbitMQ, by closing the channel or the connection.
+//! Remembers recent refusals in which RabbitMQ closed the channel or the connection.
 //!
-//! It closes the channel of all messages because of one: a routing key that the user may not write to, a body
-//! over its limit, an exchange that isn't there. So messages of a refused kind are published separately
-//! ([quarantine](super::quarantine)), where RabbitMQ decides again about each. Its last answer is reused for
-//! the next messages of the kind, so that a thousand of them don't cost a thousand channels.
+//! Because of one message, RabbitMQ closes the channel that all messages share. Causes are a routing key that the user
+//! may not write to, a body over the limit, or a missing exchange. So messages of a refused kind are published
+//! separately (see [quarantine](super::quarantine)), where RabbitMQ decides about each of them again. RabbitMQ's last
+//! answer is reused for similar messages for a short time, so that a thousand of them don't cost a thousand channels.
 //!
-//! A remembered refusal is only reused if RabbitMQ gave it within the last second. A wrong memory only costs
-//! a message its place in a window.
+//! An answer is reused only if RabbitMQ gave it within the last second. If a remembered refusal is outdated, the only
+//! cost is that a message is published separately.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,15 +15,15 @@ use tokio::time::Instant;
 
 use crate::amqp::publish::publication::{Publication, Published};
 
-/// How long an answer of RabbitMQ is reused for other messages of its kind.
+/// The time for which an answer of RabbitMQ is reused for similar messages.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long messages of a refused kind are published separately. After that, one of them costs a channel
-/// again.
+/// The time for which messages of a refused kind are published separately. After that, the next such message may close
+/// a shared channel again.
 const REMEMBERED: Duration = Duration::from_mins(10);
-/// The most kinds that are remembered; the oldest is forgotten first.
+/// Maximum number of remembered refusals; the oldest is removed first.
 const MOST: usize = 1000;
 
-/// The scope of a refusal.
+/// The set of messages that a refusal applies to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Subject {
     /// Every message to this exchange.
@@ -32,7 +32,7 @@ pub(super) enum Subject {
     Route(String, String),
     /// One message, by its id.
     Message(String),
-    /// Every message with a longer body.
+    /// Every message with a body longer than this.
     Longer(usize),
 }
 
@@ -45,7 +45,8 @@ struct Refusal {
 pub(super) struct Refusals(Mutex<HashMap<Subject, Refusal>>);
 
 impl Subject {
-    /// The refusal by which RabbitMQ closed the channel of this message alone, by its reply code and text.
+    /// Derives the scope of a refusal from the reply code and text with which RabbitMQ closed the channel of this one
+    /// message.
     pub(super) fn of(publication: &Publication, code: u16, said: &str) -> Self {
         let exchange = publication.exchange.clone();
         match code {
@@ -61,12 +62,12 @@ impl Subject {
 
     fn answer(&self, publication: &Publication, said: &str) -> Published {
         match self {
-            // Not the fault of a message: an operator removed the exchange, or the right to write to it.
+            // This is not the message's fault: an operator removed the exchange, or the permission to write to it.
             Self::Exchange(_) => Published::Unavailable { reason: said.to_owned(), maybe_sent: false },
             Self::Route(..) | Self::Message(_) => Published::Rejected { reason: said.to_owned() },
             Self::Longer(limit) => Published::Refused {
                 reason: format!(
-                    "the body has {} bytes, and RabbitMQ takes {limit} (its max_message_size): {said}",
+                    "the body has {} bytes, but RabbitMQ allows at most {limit} (its max_message_size): {said}",
                     publication.body.len()
                 ),
             },
@@ -90,7 +91,7 @@ impl Refusals {
         self.0.lock()
     }
 
-    /// Remembers a refusal, and returns the answer for the refused message.
+    /// Records a refusal and returns the answer for the refused message.
     pub(super) fn note(&self, subject: &Subject, publication: &Publication, said: &str) -> Published {
         let answer = subject.answer(publication, said);
         let at = Instant::now();
@@ -112,18 +113,18 @@ impl Refusals {
                 exchange = publication.exchange,
                 routing_key = publication.routing_key,
                 said,
-                "RabbitMQ closed the channel because of a message; similar messages are published separately"
+                "RabbitMQ closed the channel because of one message; similar messages are now published separately"
             );
         }
         answer
     }
 
-    /// Whether similar messages were refused, so that this one may close the channel of others.
+    /// Whether similar messages were refused, so that this message might close a shared channel.
     pub(super) fn suspects(&self, publication: &Publication) -> bool {
         self.lock().keys().any(|subject| subject.covers(publication))
     }
 
-    /// RabbitMQ's answer to similar messages within the last second.
+    /// Returns RabbitMQ's answer to a similar message, if it was given within the last second.
     pub(super) fn fresh(&self, publication: &Publication) -> Option<Published> {
         let now = Instant::now();
 
@@ -135,20 +136,20 @@ impl Refusals {
         None
     }
 
-    /// Forgets the refusals of similar messages: RabbitMQ has accepted this one.
+    /// Removes the refusals of similar messages, because RabbitMQ has accepted this one.
     pub(super) fn lift(&self, publication: &Publication) {
         self.lock().retain(|subject, _| !subject.covers(publication));
     }
 
-    /// Forgets limits, which belong to the connection they were learned on.
+    /// Removes the recorded size limits, which apply only to the connection they were learned on.
     pub(super) fn forget_limits(&self) {
         self.lock().retain(|subject, _| !matches!(subject, Subject::Longer(_)));
     }
 }
 
-/// Of the two reasons for a 403, `access to exchange 'x' in vhost ..` and
-/// `access to topic 'k' in exchange 'x' ..`, the first is about every message. A routing key can contain
-/// anything, so the first name counts.
+/// Whether a 403 applies to every message of the exchange. RabbitMQ has two texts, `access to exchange 'x' in vhost ..`
+/// and `access to topic 'k' in exchange 'x' ..`, and only the first one does. A routing key can contain any text, so
+/// the kind that is named first decides.
 fn is_about_the_exchange(said: &str) -> bool {
     match (said.find("exchange '"), said.find("topic '")) {
         (Some(exchange), Some(topic)) => exchange < topic,
@@ -157,7 +158,8 @@ fn is_about_the_exchange(said: &str) -> bool {
     }
 }
 
-/// Errors such as `message size 17 is larger than configured max size 16` close the channel with 406.
+/// Parses the limit from errors such as `message size 17 is larger than configured max size 16`, which close the
+/// channel with 406.
 pub(super) fn longest_body(said: &str) -> Option<usize> {
     let (_, limit) = said.split_once("larger than configured max size ")?;
     limit.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

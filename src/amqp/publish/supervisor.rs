@@ -30,15 +30,15 @@ use crate::amqp::{
     trouble::{Cause, Trouble},
 };
 
-/// A window is full at this many messages or bytes: enough to hide the round trip, few enough for its
-/// confirms to arrive well within their time.
+/// A window is full at this many messages or bytes. This is enough to hide the round trip, and few enough for the
+/// confirms to arrive well within their timeout.
 const WINDOW_MESSAGES: usize = 1000;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// RabbitMQ's default, until the first connection has negotiated.
+/// RabbitMQ's default, used until the first connection has negotiated a frame size.
 pub(super) const FRAME_MAX: usize = 131_072;
-/// How long messages wait for a new connection after one that ended with a closed channel.
+/// The time that messages wait for a new connection after the connection ended together with a closed channel.
 const RENEWAL: Duration = Duration::from_secs(1);
-/// An idle connection is checked this often, for ends that the client does not report.
+/// The interval at which an idle connection is checked, because the client does not report every end of a connection.
 const PULSE: Duration = Duration::from_secs(1);
 
 pub(super) struct PublishSupervisor {
@@ -48,12 +48,12 @@ pub(super) struct PublishSupervisor {
     pub(super) frame_max: Arc<AtomicUsize>,
     pub(super) refusals: Arc<Refusals>,
     pub(super) quarantine: Quarantine,
-    /// Exchanges of the topology that take no messages, found by the quarantine.
+    /// Failures of exchanges of the topology that accept no messages, as found by the quarantine.
     pub(super) breaks: mpsc::UnboundedReceiver<Trouble>,
     pub(super) closing: Closing,
     pub(super) backlog: Backlog,
-    /// A window was given up while blocked: its confirms may still arrive, so no other window may follow on
-    /// its channel.
+    /// Whether a window was given up while the broker was blocked. Its confirms may still arrive, so no other window
+    /// may use the same channel.
     pub(super) abandoned: bool,
 }
 
@@ -70,7 +70,7 @@ impl Supervised for PublishSupervisor {
         open(self.plan.clone(), self.frame_max.clone())
     }
 
-    /// Declines every request meanwhile.
+    /// Declines every request while `work` runs.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         loop {
@@ -94,11 +94,11 @@ impl Supervised for PublishSupervisor {
         let mut pulse = interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if link.connection.status().blocked() {
-            self.board.post(State::Blocked { reason: "noticed on connecting".to_owned() });
+            self.board.post(State::Blocked { reason: "noticed while connecting".to_owned() });
         }
 
         loop {
-            // Checked first: earlier requests are in the inbox by now.
+            // Check this first, so that earlier requests are already in the inbox.
             let closing = self.closing.is_asked();
             self.gather().await;
             if closing && self.backlog.is_empty() {
@@ -162,8 +162,8 @@ impl PublishSupervisor {
         Ok(())
     }
 
-    /// Takes the waiting messages from the inbox, up to a window. If there are any, callers that are about to
-    /// run go first: otherwise, woken together, the first of them would form a window alone.
+    /// Takes waiting messages from the inbox, up to a full window. If there are any, lets other ready callers run
+    /// first, because when several callers are woken together, the first one would otherwise get a window of its own.
     async fn gather(&mut self) {
         loop {
             let had = self.backlog.len();
@@ -193,22 +193,22 @@ impl PublishSupervisor {
         matches!(self.board.state(), State::Blocked { .. })
     }
 
-    /// Posts the broker's reports; an error when the connection is lost.
+    /// Posts the broker's notices. Returns an error if the connection is lost.
     fn note(&self, weather: ConnectionEvent) -> Result<(), End> {
         match weather {
             ConnectionEvent::Blocked(reason) => self.board.post(State::Blocked { reason }),
             ConnectionEvent::Unblocked if self.abandoned => {
-                return Err(End::lost("replaced after an alarm of RabbitMQ"));
+                return Err(End::lost("the connection is replaced after a RabbitMQ alarm"));
             }
             ConnectionEvent::Unblocked => self.board.post(State::Ready),
-            // The messages on it fail by themselves.
+            // The messages on the closed channel get their own errors.
             ConnectionEvent::ChannelClosed(_) => {}
             ConnectionEvent::Lost(reason) => return Err(End::lost(reason)),
         }
         Ok(())
     }
 
-    /// The next window, without messages that may close its channel: these are published separately.
+    /// Takes the next window. Messages that may close its channel are left out and published separately.
     fn next_window(&mut self) -> Vec<Item> {
         let mut window = Vec::new();
         for item in self.backlog.window(WINDOW_MESSAGES, WINDOW_BYTES) {
@@ -221,7 +221,7 @@ impl PublishSupervisor {
         window
     }
 
-    /// Publishes one window and answers for all of it; an error when the connection must be given up now.
+    /// Publishes one window and answers all its messages. Returns an error if the connection must be given up.
     async fn publish(&mut self, link: &mut Link) -> Result<(), End> {
         let items = self.next_window();
         if items.is_empty() {
@@ -251,7 +251,7 @@ impl PublishSupervisor {
         }
     }
 
-    /// Publishes a window and waits for its confirms, or for an end of the wait.
+    /// Publishes a window and waits for its confirms, until the wait must end.
     async fn fly(&self, link: &mut Link, items: &[Item]) -> WindowOutcome {
         let channel = link.channel.clone();
         let flight = fly(&channel, items, &self.plan.settings);
@@ -262,7 +262,7 @@ impl PublishSupervisor {
                 biased;
                 outcome = &mut flight => return outcome,
                 weather = link.event() => if let Err(End::Lost(trouble)) = self.note(weather) {
-                    // The confirms fail by themselves; this is for one that does not.
+                    // Confirms normally fail by themselves when the connection ends; this covers one that doesn't.
                     let late = |_| WindowOutcome::nothing(items.len(), Failure::lost(trouble.to_string()));
                     return timeout(PULSE, &mut flight).await.unwrap_or_else(late);
                 },
@@ -274,7 +274,7 @@ impl PublishSupervisor {
         }
     }
 
-    /// Answers for a window without answers, and for all messages waiting behind it.
+    /// Answers a window that got no answers, and all messages waiting behind it.
     fn give_up(
         &mut self,
         items: Vec<Item>,
@@ -285,7 +285,7 @@ impl PublishSupervisor {
         let trouble = Trouble::Unreachable(failure.reason.clone());
         self.abandoned = self.blocked() && link.alive();
 
-        // Posted before callers get answers: a caller that learns of the failure finds the publisher not
+        // Post the state before answering, so that a caller that gets the failure already sees the publisher as not
         // ready.
         if self.abandoned {
             self.backlog.decline(&self.board.state().to_string());
@@ -298,7 +298,7 @@ impl PublishSupervisor {
         if self.abandoned { Ok(()) } else { Err(End::Lost(trouble)) }
     }
 
-    /// Answers the messages of a window that have an answer. The others are left open.
+    /// Passes on the answers of a window. Messages without an answer are returned.
     fn settle(&self, items: Vec<Item>, outcome: &WindowOutcome) -> Left {
         let ids: Vec<&str> = items.iter().map(|item| item.publication.message_id.as_str()).collect();
         let reason = match &outcome.failure {
@@ -324,7 +324,7 @@ impl PublishSupervisor {
         left
     }
 
-    /// A limit that RabbitMQ has just named decides about the messages over it.
+    /// If RabbitMQ's error names a size limit, refuses the messages that exceed it.
     fn learn_limit(&self, said: &str, items: &[Item]) {
         let Some(limit) = longest_body(said) else {
             return;
@@ -334,14 +334,14 @@ impl PublishSupervisor {
         }
     }
 
-    /// Continues with a new channel, and has the undecided messages of the closed one published separately.
+    /// Continues with a new channel, and publishes the unanswered messages of the closed channel separately.
     async fn replace_channel_for(
         &mut self,
         undecided: Vec<Item>,
         link: &mut Link,
         reason: &str,
     ) -> Result<(), End> {
-        // The topology first, so that a deleted exchange exists again when its messages are published.
+        // Apply the topology first, so that a deleted exchange exists again when its messages are published.
         let replaced = self.replace_channel(link).await;
         if let Err(End::Lost(trouble)) = &replaced {
             self.lost(trouble.clone());
@@ -369,9 +369,8 @@ impl PublishSupervisor {
                     Ok(())
                 }
                 Err(trouble @ Trouble::Misconfigured(_)) => Err(trouble),
-                // The client may have sent more on the closed channel, for which the broker ends the
-                // connection: that is not a reason to decline messages, as long as another connection is
-                // available at once.
+                // The broker ends the connection if the client sent more on the closed channel. Messages need not be
+                // declined for that reason, as long as another connection can be made at once.
                 Err(trouble) => {
                     let opening = timeout(RENEWAL, open(self.plan.clone(), self.frame_max.clone())).await;
                     *link = opening.unwrap_or(Err(trouble))?;
@@ -386,13 +385,16 @@ impl PublishSupervisor {
         }
     }
 
-    /// Declares the topology again because these messages were unroutable although it routes them, and
-    /// publishes them again.
+    /// Declares the topology again, because these messages were unroutable although the topology binds queues for them,
+    /// and then publishes the messages again.
     async fn declare_for(&mut self, unrouted: Vec<(Item, Published)>, link: &mut Link) -> Result<(), End> {
         if unrouted.is_empty() {
             return Ok(());
         }
-        tracing::warn!(count = unrouted.len(), "messages were unroutable: the topology is declared again");
+        tracing::warn!(
+            count = unrouted.len(),
+            "messages were unroutable although the topology binds queues for them; declaring the topology again"
+        );
         let declared = tokio::select! {
             declared = self.plan.declare_again(&link.connection) => declared.map_err(End::Lost),
             () = self.closing.overdue() => Err(End::Asked),
@@ -415,7 +417,7 @@ impl PublishSupervisor {
 #[derive(Default)]
 struct Left {
     undecided: Vec<Item>,
-    /// Unroutable, although the topology routes them.
+    /// Messages that were unroutable although the topology binds queues for them.
     unrouted: Vec<(Item, Published)>,
 }
 
@@ -427,7 +429,7 @@ async fn open(plan: Arc<Plan>, frame_max: Arc<AtomicUsize>) -> Result<Link, Trou
     Ok(link)
 }
 
-/// A fresh channel with confirms; the topology was applied over it.
+/// Opens a channel with confirms, after the topology was applied.
 async fn publishing_channel(plan: &Plan, connection: &lapin::Connection) -> Result<lapin::Channel, Trouble> {
     let channel = plan.channel(connection).await?;
     plan.confirms(&channel).await?;

@@ -1,9 +1,9 @@
-//! Judges one window: derives the outcome of each message from the broker's answers, in any order.
+//! Derives the outcome of each message of a window from the broker's answers, which may arrive in any order.
 //!
-//! The broker answers an unroutable message twice: it returns it, then acknowledges it. The client hands a
-//! returned message to whichever confirm completes next, which may be another message's. So no message is
-//! judged before every confirm of the window has arrived or was given up, returned messages are matched by
-//! message id alone, and the next window starts only after that.
+//! The broker answers an unroutable message twice: it returns the message and then acknowledges it. The client attaches
+//! a returned message to whichever confirm completes next, which may belong to another message. So outcomes are derived
+//! only after every confirm of the window has arrived or was given up, returned messages are matched by message id
+//! alone, and the next window starts only after that.
 
 use std::collections::HashMap;
 
@@ -16,11 +16,11 @@ pub enum Confirm {
     Acked,
     /// The broker refuses it.
     Nacked,
-    /// No usable answer: the time was over, or the channel ended.
+    /// There is no usable answer, because of a timeout or because the channel ended.
     Missing,
 }
 
-/// A message that the broker returned, with any confirm.
+/// A message that the broker returned, attached to any confirm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Returned {
     /// The message's own id, if it has one.
@@ -31,8 +31,8 @@ pub struct Returned {
     pub text: String,
 }
 
-/// The outcome of each message. `ids` are unique; `answers` are in the same order; `failure` says why answers
-/// are missing, if any are.
+/// Returns the outcome of each message. `ids` are unique, and `answers` are in the same order. `failure` says why
+/// answers are missing, if any are.
 pub fn judge(ids: &[&str], answers: &[Confirm], returns: &[Returned], failure: &str) -> Vec<Published> {
     let returned: HashMap<&str, &Returned> =
         returns.iter().filter_map(|returned| Some((returned.message_id.as_deref()?, returned))).collect();
@@ -47,7 +47,7 @@ pub fn judge(ids: &[&str], answers: &[Confirm], returns: &[Returned], failure: &
     ids.iter().zip(answers).map(verdict).collect()
 }
 
-/// Why an acknowledgement without a returned message does not prove delivery in this window.
+/// Returns the reason if, in this window, an acknowledgement without a returned message does not prove delivery.
 fn doubt(
     ids: &[&str],
     answers: &[Confirm],
@@ -56,10 +56,11 @@ fn doubt(
 ) -> Option<&'static str> {
     let ours = returned.keys().filter(|id| ids.contains(id)).count();
     if ours < returns.len() {
-        return Some("RabbitMQ returned a message that matches none of the window");
+        return Some("RabbitMQ returned a message that is not in the window");
     }
-    // Each acknowledgement carries at most one returned message that waits in the client. If it carried the
-    // return of a message that is not acknowledged itself, its own return may still have been waiting.
+    // The client attaches at most one returned message to each acknowledgement. If an acknowledgement carries the
+    // return of another message that has no acknowledgement, its own message's return may still have been waiting in
+    // the client.
     let borrowed =
         |(id, answer): (&&str, &Confirm)| *answer == Confirm::Missing && returned.contains_key(*id);
     if ids.iter().zip(answers).any(borrowed) {
@@ -121,7 +122,8 @@ mod tests {
 
     #[test]
     fn an_acknowledgement_carrying_an_unanswered_return_is_distrusted() {
-        // return 2, return 3, ack 3 with the return of 2; then the connection dies with the return of 3 unseen.
+        // The broker returns 2 and 3. The acknowledgement of 3 carries the return of 2. Then the connection ends before
+        // the return of 3 is seen.
         let answers = [Confirm::Missing, Confirm::Missing, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "lost");
         assert!(unknown(&verdicts[0]) && unknown(&verdicts[2]), "{verdicts:?}");

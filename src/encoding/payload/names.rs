@@ -1,6 +1,6 @@
-//! The names by which serde marks values of types with a special form.
+//! The type names under which some types with a special form pass through serde.
 
-/// The struct names under which BSON's own types serialize: as extended JSON, which becomes the BSON type again.
+/// The struct names under which BSON's own types serialize as extended JSON, which is turned into the BSON type again.
 pub(super) const BSON_TYPES: [&str; 13] = [
     "$oid",
     "$date",

@@ -1,4 +1,4 @@
-//! A deserializer from BSON that is human-readable to serde.
+//! A deserializer from BSON that presents itself to serde as human-readable.
 
 use mongodb::bson::{Binary, Bson, spec::BinarySubtype};
 use serde::{
@@ -16,7 +16,7 @@ use crate::{
     encoding::{codec::CodecError, extended_json},
 };
 
-/// The form of a binary UUID for a type that accepts any value.
+/// The form in which a binary UUID is offered to a type that accepts any value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Uuids {
     AsStored,
@@ -35,7 +35,7 @@ impl<'a> ValueReader<'a> {
         Self { value, uuids }
     }
 
-    /// The bytes of a value that is a UUID, or that a serializer wrote as one.
+    /// Returns the bytes if the value is a UUID, or may have been written as one by a serializer.
     fn uuid(self) -> Option<&'a [u8; 16]> {
         match self.value {
             Bson::Binary(Binary { subtype: BinarySubtype::Uuid | BinarySubtype::Generic, bytes }) => {
@@ -95,7 +95,7 @@ impl<'de> Deserializer<'de> for ValueReader<'de> {
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
         match self.uuid() {
-            // The UUID types that read text take the bytes, too.
+            // UUID types that accept text also accept bytes.
             Some(bytes) => visitor.visit_borrowed_bytes(bytes),
             None => self.deserialize_any(visitor),
         }
@@ -167,13 +167,13 @@ impl<'de> Deserializer<'de> for ValueReader<'de> {
     }
 }
 
-/// A value of one of BSON's own types, as the extended JSON that their `Deserialize` reads.
+/// Offers a value of one of BSON's own types as extended JSON, which the type's `Deserialize` expects.
 fn extended<'de, V: Visitor<'de>>(value: &Bson, visitor: V) -> Result<V::Value, CodecError> {
     let json = extended_json::canonical(value).map_err(CodecError::new)?;
     json.deserialize_any(visitor).map_err(CodecError::new)
 }
 
-/// A field's name: a map's key may be a number or a boolean, written as text.
+/// A field name. It may be the key of a map, written as text for a number or a boolean.
 #[derive(Debug, Clone, Copy)]
 struct FieldName<'a>(&'a str);
 

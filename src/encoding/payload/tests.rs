@@ -19,7 +19,7 @@ fn body(payload: &Bson) -> String {
     String::from_utf8(json::encode(payload, PayloadFormat::Json).unwrap()).unwrap()
 }
 
-/// The body of a message is what `serde_json` writes for it, and the message is read again.
+/// Checks that a message's body is what `serde_json` writes for it, and that the message is read back equal.
 #[track_caller]
 fn is_as_in_json<M: Serialize + DeserializeOwned + PartialEq + Debug>(message: M) {
     let payload = encode(&message).unwrap();
@@ -27,7 +27,7 @@ fn is_as_in_json<M: Serialize + DeserializeOwned + PartialEq + Debug>(message: M
     assert_eq!(decode::<M>(&stored(&payload)).unwrap(), message);
 }
 
-/// A message with values of BSON's own types is read again, and its body is this.
+/// Checks that a message with BSON's own types has this body and is read back equal.
 #[track_caller]
 fn has_body<M: Serialize + DeserializeOwned + PartialEq + Debug>(message: M, expected: &str) {
     let payload = encode(&message).unwrap();
@@ -41,7 +41,7 @@ fn stored(payload: &Bson) -> Bson {
     Document::try_from(bytes.as_ref() as &bson::RawDocument).unwrap().remove("v").unwrap()
 }
 
-/// As earlier versions of this library, and drivers, write it.
+/// Encodes a message as drivers and earlier versions of this library do.
 fn compact<M: Serialize>(message: &M) -> Bson {
     codec::encode_value(message).unwrap()
 }
@@ -302,7 +302,7 @@ fn messages_in_the_compact_form_are_read() {
 }
 
 impl Everyday {
-    /// The compact form only has strings as keys.
+    /// Removes keys that aren't strings, because the compact form supports only string keys.
     fn without_keys(mut self) -> Self {
         self.by_id.clear();
         self

@@ -1,4 +1,4 @@
-//! A serializer to BSON that is human-readable to serde.
+//! A serializer to BSON that presents itself to serde as human-readable.
 
 use mongodb::bson::{Binary, Bson, Document, spec::BinarySubtype};
 use serde::{
@@ -15,7 +15,7 @@ use crate::{deliver::json::MAX_DEPTH, encoding::codec::CodecError};
 /// Writes one value.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ValueWriter {
-    /// The remaining levels of nesting: a value that contains itself must not overflow the stack.
+    /// The remaining levels of nesting. The limit prevents a value that contains itself from overflowing the stack.
     levels: usize,
 }
 
@@ -32,7 +32,7 @@ impl ValueWriter {
     }
 
     fn list(self, len: Option<usize>, variant: Option<&'static str>) -> Result<ArrayWriter, CodecError> {
-        // A length is only a hint, and comes from the caller.
+        // Limit the capacity, because the length is only a hint from the caller.
         let items = Vec::with_capacity(len.unwrap_or_default().min(1024));
         Ok(ArrayWriter { items, variant, writer: self.inner()? })
     }
@@ -42,10 +42,11 @@ impl ValueWriter {
     }
 }
 
-/// An integer beyond the 64 bits that BSON and most readers have.
+/// Converts an integer, and refuses one that doesn't fit into the 64 bits of BSON and most readers.
 fn integer<I: TryInto<i64>>(number: I) -> Result<Bson, CodecError> {
-    let number =
-        number.try_into().map_err(|_| CodecError("an integer does not fit into 64 bits with sign".into()))?;
+    let number = number
+        .try_into()
+        .map_err(|_| CodecError("an integer does not fit into a signed 64-bit integer".into()))?;
     Ok(Bson::Int64(number))
 }
 
@@ -108,16 +109,16 @@ impl Serializer for ValueWriter {
         integer(number)
     }
 
-    /// By its shortest decimal: `0.1`, not the `0.10000000149011612` that it is exactly.
+    /// Write the shortest decimal, such as `0.1`, instead of the exact value `0.10000000149011612`.
     #[allow(
         clippy::float_cmp,
         clippy::cast_possible_truncation,
-        reason = "it asks whether the cut number is the same"
+        reason = "the comparison checks that rounding gives exactly the same number"
     )]
     fn serialize_f32(self, number: f32) -> Result<Bson, CodecError> {
         let exact = f64::from(number);
         let shortest = number.to_string().parse().unwrap_or(exact);
-        // Read back, it is cut to 32 bits again, and has to be the same number.
+        // When the number is read back and rounded to 32 bits, it must be the same.
         let same = shortest as f32 == number;
         Ok(Bson::Double(if same { shortest } else { exact }))
     }
@@ -170,7 +171,7 @@ impl Serializer for ValueWriter {
     ) -> Result<Bson, CodecError> {
         let written = value.serialize(self)?;
         match &written {
-            // The text of a `bson::Uuid`: a value that is marked as BSON's own type keeps that type.
+            // This is the text of a `bson::Uuid`, which keeps its BSON type.
             Bson::String(text) if name == BSON_UUID => {
                 let uuid = uuid::Uuid::parse_str(text).map_err(CodecError::new)?;
                 let bytes = uuid.into_bytes().to_vec();
@@ -242,7 +243,7 @@ impl Serializer for ValueWriter {
 /// An array that is being written.
 pub(super) struct ArrayWriter {
     items: Vec<Bson>,
-    /// The enum's variant that the array belongs to.
+    /// The enum variant that the array belongs to, if any.
     variant: Option<&'static str>,
     writer: ValueWriter,
 }
@@ -262,7 +263,7 @@ impl ArrayWriter {
     }
 }
 
-/// The result of a complete object.
+/// What a complete object becomes.
 enum Shape {
     Plain,
     /// The content of an enum's variant.
@@ -276,7 +277,7 @@ enum Shape {
 /// An object that is being written.
 pub(super) struct ObjectWriter {
     document: Document,
-    /// A map's key, until its value comes.
+    /// The key of a map entry until its value is written.
     name: Option<String>,
     shape: Shape,
     writer: ValueWriter,
@@ -326,7 +327,7 @@ fn bson_type(extended: &Bson) -> Result<Bson, CodecError> {
     Ok(value)
 }
 
-/// The text in a struct of one field.
+/// Returns the text in a struct with one field.
 fn only_text(document: &Document) -> &str {
     document.values().next().and_then(Bson::as_str).unwrap_or_default()
 }
@@ -341,7 +342,7 @@ fn json_number(digits: &str) -> Result<Bson, CodecError> {
     digits.parse().map(Bson::Double).map_err(CodecError::new)
 }
 
-/// A map's key, as `serde_json` writes it.
+/// Writes the key of a map as `serde_json` does.
 fn key<T: Serialize + ?Sized>(key: &T) -> Result<String, CodecError> {
     let mut map = serde_json::value::Serializer.serialize_map(Some(1)).map_err(CodecError::new)?;
     map.serialize_entry(key, &()).map_err(CodecError::new)?;
