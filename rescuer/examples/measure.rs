@@ -1,4 +1,4 @@
-//! Measures what a rescuer costs: bytes on the wire for each change, and peak memory.
+//! Measures the cost of a rescuer: bytes on the wire for each change, and peak memory.
 //!
 //! ```sh
 //! scripts/services up && eval "$(scripts/services env)"
@@ -7,8 +7,8 @@
 //! cargo run --release -p outbox-rescuer --example measure -- memory 2s 10m
 //! cargo run --release -p outbox-rescuer --example measure -- memory 5m 10m
 //! ```
-//! `memory DELAY TIME` runs the binary for so long, with 1,000 changes a second whose messages are cleared at once, as inline
-//! dispatch does. Linux only, for `/proc`.
+//! `memory DELAY TIME` runs the binary for TIME, with 1,000 changes a second whose messages are cleared at
+//! once, as inline dispatch does. It works only on Linux, because it reads `/proc`.
 
 use std::{
     collections::HashSet,
@@ -57,7 +57,7 @@ fn order(number: u32) -> Document {
     doc! { "_id": ObjectId::new(), "number": i64::from(number), "customer": "c".repeat(300), "outbox": [entry] }
 }
 
-/// What the change stream's replies hold.
+/// The contents of the change stream's replies.
 #[derive(Default)]
 struct Replies {
     of_streams: HashSet<i32>,
@@ -89,7 +89,7 @@ impl Replies {
     }
 }
 
-/// Confirms everything.
+/// Confirms every command.
 struct Confirming;
 
 #[async_trait]
@@ -141,7 +141,8 @@ async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
         "{changes} changes that fill an outbox: {:.0} bytes each",
         f64::from(bytes) / f64::from(changes)
     );
-    // The following changes touch no outbox, except the last, which shows that all earlier ones were read.
+    // The following changes touch no outbox, except for the last change, which shows that all earlier ones
+    // were read.
     orders.update_many(doc! {}, doc! { "$set": { "customer": "d".repeat(300) } }).await?;
     orders.insert_one(order(CHANGES)).await?;
     let (more, _) = seen(changes + 1).await;
@@ -151,7 +152,7 @@ async fn wire(uri: &str, database: &Database, state: &Database) -> Outcome<()> {
     Ok(())
 }
 
-/// Ends with this program.
+/// A child process that ends together with this program.
 struct Process(Child);
 
 impl Drop for Process {
@@ -196,7 +197,7 @@ async fn memory(database: &Database, state: &Database, delay: &str, time: Durati
     Ok(())
 }
 
-/// Twenty saves, delivered at once.
+/// Makes twenty saves whose messages are delivered at once.
 async fn change(orders: &Collection<Document>, number: u32) -> Outcome<()> {
     let saved: Vec<Document> = (number..number + 20).map(order).collect();
     let ids: Vec<_> = saved.iter().filter_map(|order| order.get("_id").cloned()).collect();

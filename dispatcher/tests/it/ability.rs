@@ -21,7 +21,7 @@ use crate::{
     support::{LONG, Recorder, uri},
 };
 
-/// A substitute for another cluster: another state database, whose positions the server gave another UUID.
+/// Represents another cluster by another state database, whose collection of positions has another UUID.
 struct Elsewhere {
     state: String,
     cluster: uuid::Uuid,
@@ -52,8 +52,8 @@ async fn nowhere() -> Client {
     Client::with_options(options).unwrap()
 }
 
-/// P5, with a worker of another cluster: the command waits with it for a moment, and then reaches the right
-/// one.
+/// P5, with a worker of another cluster: the command waits there for a moment, and then reaches the worker
+/// of the right cluster.
 #[tokio::test]
 async fn another_clusters_command_is_left_to_its_worker() {
     let scene = Scene::set().await;
@@ -75,8 +75,8 @@ async fn another_clusters_command_is_left_to_its_worker() {
     scene.strike().await;
 }
 
-/// A MongoDB without positions has no name: there, a missing document shows that the command is from another
-/// cluster.
+/// A MongoDB without a collection of positions has no name. There, a missing document shows that the
+/// command is from another cluster.
 #[tokio::test]
 async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
     let scene = Scene::set().await;
@@ -95,7 +95,8 @@ async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
     scene.strike().await;
 }
 
-/// Recreated positions have another UUID; a command with the new one still belongs to this cluster.
+/// A recreated collection of positions has another UUID. A command with the new UUID still belongs to this
+/// cluster.
 #[tokio::test]
 async fn a_worker_learns_its_clusters_new_name() {
     let scene = Scene::set().await;
@@ -113,7 +114,8 @@ async fn a_worker_learns_its_clusters_new_name() {
     scene.strike().await;
 }
 
-/// *Forged, it is harmless*: commands of an unknown cluster wait separately, and take no room from others.
+/// *Forged, it is harmless*: commands of an unknown cluster wait separately, and take no room from other
+/// commands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_forged_commands_delay_no_other() {
     const FORGED: usize = 1_000;
@@ -137,14 +139,14 @@ async fn a_thousand_forged_commands_delay_no_other() {
             Err(error) => panic!("{error}"),
         }
     }
-    // If they took room, all of them would have to be requeued before it.
+    // If these commands took room, all of them would have to be requeued before it.
     assert!(put_back < FORGED, "{put_back}");
     worker.running.stop().await;
     here.gone(&scene).await;
     scene.strike().await;
 }
 
-/// A worker without MongoDB takes no commands, not a single one.
+/// A worker without MongoDB takes no command at all.
 #[tokio::test]
 async fn a_worker_that_cannot_reach_mongodb_takes_no_commands() {
     let scene = Scene::set().await;
@@ -166,8 +168,8 @@ async fn a_worker_that_cannot_reach_mongodb_takes_no_commands() {
     scene.strike().await;
 }
 
-/// MongoDB becomes unreachable while a worker has commands: it returns them, and takes them again once
-/// MongoDB answers.
+/// MongoDB becomes unreachable while a worker has commands: the worker returns them, and takes commands
+/// again once MongoDB answers.
 #[tokio::test]
 async fn commands_are_requeued_while_mongodb_is_unreachable() {
     let scene = Scene::set().await;
@@ -227,7 +229,7 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     for _ in 0..20 {
         assert_eq!(right.finished().await, Processed::Done);
     }
-    // It retries by itself, and takes the first that is its own.
+    // The worker retries by itself, and takes the first command from its own cluster.
     scene.place("own", [1]).await;
     right.running.stop().await;
     scene.send("own", there.cluster).await;
@@ -239,7 +241,8 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
     scene.strike().await;
 }
 
-/// P5: if one worker's MongoDB can't be reached, or is another one, every command goes to the other worker.
+/// P5: if one worker's MongoDB can't be reached, or is another cluster's, every command goes to the other
+/// worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
@@ -252,7 +255,7 @@ async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
         let recorder = Recorder::default();
         let worker = scene.start_at_state(&here.state, recorder.clone());
 
-        // 60 with dates, and 60 as a foreign writer leaves them.
+        // 60 documents with dates, and 60 without, as another program writes them.
         for n in 0..60 {
             scene.place(&format!("dated-{n}"), [1]).await;
             let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": 1i64 } };
@@ -271,7 +274,8 @@ async fn stress_a_worker_without_its_mongodb_keeps_no_command() {
     }
 }
 
-/// In RabbitMQ itself: a command that no dispatcher takes is gone after its time, and its queue is empty.
+/// Tests RabbitMQ itself: a command that no dispatcher takes is gone after its lifetime, and its queue is
+/// empty.
 #[tokio::test]
 async fn a_command_expires_if_no_dispatcher_takes_it() {
     let scene = Scene::set().await;

@@ -1,4 +1,4 @@
-//! The binary itself: several at a time, killed, and stopped under load.
+//! The binary: several processes at a time, killed, and stopped under load.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use crate::{
 /// One worker process.
 struct Process {
     child: Child,
-    /// Part of every `claimed_by` of its own.
+    /// A text that only this worker's `claimed_by` values contain.
     name: String,
 }
 
@@ -53,7 +53,7 @@ impl Process {
         Self { child, name }
     }
 
-    /// Sends SIGTERM; returns whether it ended within its grace.
+    /// Sends SIGTERM, and returns whether the process ended within its grace period.
     async fn terminate(mut self) -> bool {
         let id = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
@@ -65,7 +65,8 @@ impl Process {
     }
 }
 
-/// The messages of a queue for all types, in its order: document and amount of each, by message id.
+/// The messages of a queue for all types, in the queue's order: the document and the amount of each, by
+/// message id.
 struct Receiver {
     received: watch::Receiver<Vec<(String, String, i64)>>,
 }
@@ -107,7 +108,7 @@ impl Receiver {
         Self { received }
     }
 
-    /// Waits until this many different messages arrived; returns all of them, repeats included.
+    /// Waits until this many different messages have arrived, and returns all messages, including repeats.
     async fn wait(&self, different: usize) -> Vec<(String, String, i64)> {
         let mut received = self.received.clone();
         let ids =
@@ -191,15 +192,15 @@ fn documents(prefix: &str, count: i64) -> impl Iterator<Item = (String, i64)> {
 
 const MESSAGES: i64 = 5;
 
-/// Two dispatchers at work on that many documents, twice, and one of them is killed in the middle of the second backlog.
-/// Returns how many messages came twice.
+/// Runs two dispatchers on that many documents, twice, and kills one of them in the middle of the second
+/// backlog. Returns the number of messages that arrived twice.
 async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &str) -> usize {
     let messages = documents_each as usize * MESSAGES as usize;
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     let claims = claims(&scene).await;
-    // There is no rescuer: the other has room to keep all commands of the dead one, for longer than its
-    // claims last.
+    // There is no rescuer, so the other dispatcher must have room to keep all commands of the dead one,
+    // for longer than the dead one's claims last.
     let (prefetch, concurrency) =
         (format!("--prefetch={}", 4 * concurrency), format!("--concurrency={concurrency}"));
     let arguments = [prefetch.as_str(), concurrency.as_str(), "--hold-within=1m", lease];
@@ -230,13 +231,14 @@ async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &s
     received.len() - 2 * messages
 }
 
-/// P2, P3, P4 with replicas: every message once and in order; and at least once when one of them is killed at work.
+/// P2, P3, P4 with several dispatchers: every message arrives once and in order, or at least once if a
+/// dispatcher is killed at work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_dispatcher_continues_when_another_is_killed() {
     one_of_two_is_killed(200, 4, "--claim-lease=2s").await;
 }
 
-/// P3 (a): a backlog of 4,500 messages, with the default number in flight.
+/// P3 (a): a backlog of 4,500 messages, with the default number of messages in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_killed_dispatcher_repeats_no_more_than_its_bound() {
@@ -245,15 +247,15 @@ async fn stress_a_killed_dispatcher_repeats_no_more_than_its_bound() {
     assert!(repeats <= 256, "{repeats}");
 }
 
-/// SIGTERM: unfinished commands are finished or returned, claims are released, within the grace; no message
-/// is lost or repeated.
+/// On SIGTERM, unfinished commands are finished or returned, and claims are released, within the grace
+/// period. No message is lost or repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_under_load_loses_and_repeats_no_message() {
     const DOCUMENTS: i64 = 1_000;
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     scene.strand(documents("o", DOCUMENTS)).await;
-    // Slow enough that it can't finish before the signal.
+    // So slow that the worker can't finish before the signal.
     for stop_after in [20, 100] {
         let process = Process::start(&scene, &["--rate=100/s"]);
         receiver.wait(stop_after).await;
@@ -269,7 +271,7 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
             "or else it was not under load"
         );
     }
-    // And at full speed, with the maximum in flight.
+    // The same at full speed, with the maximum number of messages in flight.
     let process = Process::start(&scene, &[]);
     receiver.wait(300).await;
     assert!(process.terminate().await);
@@ -284,7 +286,7 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
 }
 
 impl Process {
-    /// The most memory that it has had, in MiB, as the kernel counts it.
+    /// The process's peak memory, in MiB, according to the kernel.
     fn peak(&self) -> u64 {
         let status = format!("/proc/{}/status", self.child.id().unwrap());
         let status = std::fs::read_to_string(status).unwrap();
@@ -293,7 +295,7 @@ impl Process {
     }
 }
 
-/// Makes one worker deliver documents of ten messages of this many bytes; returns its peak memory.
+/// Makes one worker deliver documents of ten messages of this many bytes, and returns its peak memory.
 async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     let scene = Scene::set().await;
     let (exchange, queue) = (scene.messages(), format!("{}.received", scene.name));
@@ -301,7 +303,7 @@ async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     let none = FieldTable::default;
     let topic = lapin::ExchangeKind::Topic;
     scene.outside.exchange_declare(exchange.clone().into(), topic, durable, none()).await.unwrap();
-    // Only this many of the latest bytes are kept.
+    // Only this many bytes are kept, the latest ones.
     let mut newest = FieldTable::default();
     newest.insert("x-max-length".into(), 1.into());
     let declare = QueueDeclareOptions::default();
@@ -336,21 +338,22 @@ async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     peak
 }
 
-/// Bytes count, not documents: together these are 120 MB, with several copies in memory.
+/// The limit counts bytes, not documents: together these documents have 120 MB, with several copies in
+/// memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_of_large_documents_is_bounded_in_bytes() {
     let peak = peak_of(24, 500_000, &["--memory-mib=16"]).await;
     assert!(peak < 192, "{peak} MiB");
 }
 
-/// A document that exceeds the whole budget is processed alone.
+/// A document that exceeds the whole memory limit is processed alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_larger_than_the_memory_allowed_is_delivered() {
     let peak = peak_of(2, 1_400_000, &["--memory-mib=1"]).await;
     assert!(peak < 256, "{peak} MiB");
 }
 
-/// 1.5 GB of messages, and half a gigabyte of memory.
+/// There are 1.5 GB of messages, and half a gigabyte of memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_large_documents_stay_within_memory() {

@@ -39,7 +39,7 @@ async fn a_command_delivers_clears_and_is_acknowledged() {
     scene.strike().await;
 }
 
-/// A command is a hint: repeated a thousand times, each message is still delivered once.
+/// A command is a hint: if it is repeated a thousand times, each message is still delivered once.
 #[tokio::test]
 async fn a_thousand_duplicates_deliver_each_message_once() {
     let scene = Scene::set().await;
@@ -129,7 +129,8 @@ async fn documents_of_other_writers_are_processed() {
     scene.strike().await;
 }
 
-/// P2 At least once, whatever names, types or bytes are in an `_id`: claimed, failed once, delivered and cleared.
+/// P2 At least once, whatever names, types or bytes are in an `_id`: each document is claimed, fails once,
+/// is delivered and cleared.
 #[tokio::test]
 async fn every_id_that_the_server_stores_is_processed() {
     let scene = Scene::set().await;
@@ -151,7 +152,8 @@ async fn every_id_that_the_server_stores_is_processed() {
     scene.strike().await;
 }
 
-/// `keep_within` counts from when a command was taken: waiting for another of its document is part of it.
+/// `keep_within` counts from when a command was taken, including the wait for another command of its
+/// document.
 #[tokio::test]
 async fn the_wait_for_a_turn_counts_as_keeping() {
     let scene = Scene::set().await;
@@ -163,7 +165,7 @@ async fn the_wait_for_a_turn_counts_as_keeping() {
     scene.command("o-1").await;
     recorder.wait_tried(1).await;
     scene.command("o-1").await;
-    // The first cannot end before its delivery does.
+    // The first command cannot end before its delivery does.
     assert_eq!(worker.left().await, Left::TookTooLong);
     assert_eq!(recorder.wait_tried(1).await.len(), 1);
     recorder.let_through(1);
@@ -172,7 +174,7 @@ async fn the_wait_for_a_turn_counts_as_keeping() {
     scene.strike().await;
 }
 
-/// P3 (b), P5: a claim that outlives its holder is taken over once it has expired, and not before.
+/// P3 (b), P5: if a holder dies, its claim is taken over once the claim has expired, and not before.
 #[tokio::test]
 async fn a_claim_is_taken_over_once_it_expires() {
     let scene = Scene::set().await;
@@ -188,7 +190,7 @@ async fn a_claim_is_taken_over_once_it_expires() {
     scene.command("o-1").await;
     assert!(matches!(worker.left().await, Left::Held(Hold::Claimed(_))));
     assert!(recorder.delivered().is_empty());
-    // Expires within the time for which a command is kept: no second command is needed.
+    // The claim expires within the time for which a command is kept, so no second command is needed.
     orders.update_one(doc! { "_id": "o-1" }, claim(DateTime::now().timestamp_millis() + 500)).await.unwrap();
     scene.command("o-1").await;
     assert_eq!(worker.finished().await, Processed::Done);
@@ -300,8 +302,8 @@ async fn the_next_worker_continues_after_a_stop() {
     scene.command("o-1").await;
     recorder.wait_tried(1).await;
     let mut stop = Box::pin(worker.running.stop());
-    // For four fifths of the grace period the delivery keeps its claim. Then messages whose delivery has not
-    // begun are released.
+    // For four fifths of the grace period, the delivery keeps its claim. Then messages whose delivery has
+    // not begun are released.
     assert!(tokio::time::timeout(Duration::from_millis(4_400), &mut stop).await.is_err());
     recorder.let_through(1);
     stop.await;
@@ -321,7 +323,8 @@ async fn the_next_worker_continues_after_a_stop() {
     scene.strike().await;
 }
 
-/// A dispatcher that can't serve an entry's `via` skips it: it is never delivered to the wrong destination.
+/// A dispatcher that can't serve an entry's `via` skips the entry, so it is never delivered to the wrong
+/// destination.
 #[tokio::test]
 async fn a_broker_worker_leaves_entries_for_handlers_alone() {
     let scene = Scene::set().await;
@@ -338,7 +341,8 @@ async fn a_broker_worker_leaves_entries_for_handlers_alone() {
     scene.strike().await;
 }
 
-/// Handlers are isolated: one that fails neither stops nor repeats the others, over processes too.
+/// Handlers are isolated, also over several processes: a failing handler neither stops the others nor
+/// makes them run again.
 #[tokio::test]
 async fn a_handler_is_not_repeated_for_anothers_failure() {
     let scene = Scene::set().await;

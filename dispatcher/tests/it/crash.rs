@@ -13,7 +13,7 @@ use mongodb::bson::{DateTime, Document, doc};
 
 use crate::support::{Added, Order, TestDatabase, uri};
 
-/// Kills its process at one message, and notes the others in a collection.
+/// Kills its process at one message, and records the other messages in a collection.
 struct Killer {
     notes: mongodb::Collection<Document>,
 }
@@ -27,7 +27,7 @@ impl Deliver for Killer {
             if amount == 13 {
                 std::process::abort();
             }
-            // A later crash repeats it: P3 (a).
+            // A later crash repeats this message: P3 (a).
             let note = doc! { "$set": { "amount": amount } };
             self.notes.update_one(doc! { "_id": envelope.id.to_string() }, note).upsert(true).await.unwrap();
             answers.push(Outcome::Delivered.into());
@@ -36,7 +36,7 @@ impl Deliver for Killer {
     }
 }
 
-/// The worker process of the next test; it has no effect when run alone.
+/// The worker process of the next test. It does nothing when run alone.
 #[tokio::test]
 async fn a_worker_process_that_a_message_kills() {
     let Ok(name) = std::env::var("OUTBOX_TEST_KILLER_DATABASE") else {
@@ -52,7 +52,8 @@ async fn a_worker_process_that_a_message_kills() {
     processor.process(&document, ordering, &stop).await.unwrap();
 }
 
-/// A message that kills its process writes no failure; it is noticed by its claims, claimed alone, and dies at last.
+/// A message that kills its process records no failure. It is noticed by the number of its claims, is then
+/// claimed alone, and finally dies.
 #[tokio::test]
 async fn a_message_that_kills_its_process_dies() {
     let test = TestDatabase::create().await;

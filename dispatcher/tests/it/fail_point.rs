@@ -1,5 +1,5 @@
-//! MongoDB refuses commands by a fail point. It has only one of each kind, so these tests run one after the
-//! other.
+//! A fail point makes MongoDB refuse commands. There is only one fail point of each kind, so these tests
+//! run one after another.
 
 use document_outbox::{
     DocumentRef,
@@ -18,7 +18,8 @@ use crate::{
     support::{Recorder, uri},
 };
 
-/// A privilege is missing for one collection: its commands are left to others, and the rest continues.
+/// If a privilege is missing for one collection, its commands are left to other workers, and other
+/// collections continue.
 #[tokio::test]
 async fn a_refused_collection_stops_no_other() {
     let scene = Scene::set().await;

@@ -1,4 +1,4 @@
-//! The tests' own fixture.
+//! Tests the tests' own fixture.
 
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use mongodb::bson::doc;
@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::scene::Scene;
 
-/// Otherwise each failure would leave a queue of commands without a consumer, and a database.
+/// Otherwise each failed test would leave a database, and a queue of commands without a consumer.
 #[tokio::test]
 async fn a_failed_test_is_cleaned_up_after() {
     let other = Scene::set().await;

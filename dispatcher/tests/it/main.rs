@@ -1,8 +1,8 @@
 //! The worker on a real broker and a real database.
 //!
-//! Tests that break a server are in [`outage`], those that set a fail point of MongoDB in [`fail_point`]:
-//! .config/nextest.toml and scripts/test recognise them by that, and keep others from running at the same
-//! time.
+//! Tests that break a server are in [`outage`], and tests that set a fail point of MongoDB are in
+//! [`fail_point`]. .config/nextest.toml and scripts/test recognise them by these modules, and keep other
+//! tests from running at the same time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
 #![allow(

@@ -1,4 +1,4 @@
-//! A failing broker. Each test has its own, and runs alone.
+//! A broker that fails. Each test has its own broker, and runs alone.
 
 use document_outbox::dispatch::Processed;
 
@@ -32,8 +32,8 @@ async fn a_closed_channels_command_is_delivered_again() {
     scene.strike().await;
 }
 
-/// *Unavailable is not an attempt.* The commands come from a healthy broker, so that only the other's alarm
-/// has an effect.
+/// *Unavailable is not an attempt.* The commands come from a healthy broker, so only the destination's
+/// broker raises an alarm.
 #[tokio::test]
 async fn a_command_is_kept_during_an_alarm() {
     let scene = Scene::set().await;

@@ -18,9 +18,9 @@ use crate::{
     support::{LONG, Recorder},
 };
 
-/// Notes when each message that was confirmed was sent. Not when it was confirmed, and not at a consumer: a broker or
-/// a consumer that pauses for a moment answers or delivers together messages that were published one by one, and
-/// that is not caused by the limiter.
+/// Records when each confirmed message was sent, rather than when it was confirmed or consumed: a broker
+/// or a consumer that pauses may answer for or deliver several messages together that were published one
+/// by one, which the limiter does not cause.
 struct Clocked {
     rabbitmq: RabbitMq,
     confirmed: watch::Sender<Vec<Instant>>,
@@ -45,7 +45,7 @@ impl Deliver for Clocked {
     }
 }
 
-/// *At `rate = 500/s` no second exceeds 550.* A slow machine only makes it less.
+/// *At `rate = 500/s` no second exceeds 550.* A slow machine only lowers the number.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_backlog_is_delivered_at_the_rate() {
     const MOST: usize = 550;
@@ -96,7 +96,8 @@ async fn a_message_waiting_for_the_rate_is_unclaimed() {
     for entry in waiting {
         assert_eq!(entry.as_document().unwrap().get("claimed_by"), None);
     }
-    // Within the grace of 25 s all would be delivered: the stop must not use it for that.
+    // All messages could be delivered within the grace period of 25 s, but the stop must not use the time
+    // for that.
     worker.running.stop().await;
     let given_back = loop {
         match worker.events.recv().await.unwrap() {
@@ -123,7 +124,8 @@ async fn a_low_rate_leaves_no_command_undelivered() {
     scene.strand((0..DOCUMENTS).map(|n| (format!("o-{n}"), 1))).await;
     let mut settings = scene.settings();
     settings.rate = Some(Rate::per_second(20).unwrap());
-    // All of them take longer than that; those taken at a time, so much less that a busy machine manages.
+    // All messages together take longer than that. The messages of the commands taken at a time take so
+    // much less that a busy machine manages.
     settings.keep_within = Duration::from_secs(6);
     let mut worker = scene.start_with(Recorder::default(), quick_retry(), settings);
     for _ in 0..DOCUMENTS {

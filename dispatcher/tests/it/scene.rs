@@ -1,4 +1,4 @@
-//! A separate database, exchange and queue for the test, and a worker on them.
+//! A separate database, exchange and queue for each test, and a worker on them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,9 +39,9 @@ pub(crate) struct Scene {
     _on_panic: OnPanic,
 }
 
-/// Removes from the broker what tests make under this name.
+/// Removes everything from the broker that a test made under this name.
 async fn remove(broker: String, name: String) {
-    // A broker of the test's own may have ended before.
+    // A test's own broker may already have ended.
     let connection = lapin::Connection::connect(&broker, ConnectionProperties::default()).await;
     let Ok(connection) = connection else { return };
     let channel = connection.create_channel().await.unwrap();
@@ -58,7 +58,7 @@ impl Scene {
         Self::on(&uri("OUTBOX_RABBITMQ_URI")).await
     }
 
-    /// On another broker.
+    /// The same on another broker.
     pub(crate) async fn on(broker: &str) -> Self {
         let test = TestDatabase::create().await;
         let name = format!("test-dispatcher-{}", test.database.name());
@@ -152,7 +152,7 @@ impl Scene {
         self.test.outbox(id).await.is_empty()
     }
 
-    /// How many commands wait in the queue.
+    /// The number of commands in the queue.
     pub(crate) async fn depth(&self) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let queue =
@@ -160,7 +160,7 @@ impl Scene {
         queue.unwrap().message_count()
     }
 
-    /// Whether the commands queue is empty; acknowledged commands are gone for good.
+    /// Whether the commands queue is empty. Acknowledged commands never return.
     pub(crate) async fn queue_is_empty(&self) -> bool {
         let got =
             self.outside.basic_get(self.name.clone().into(), BasicGetOptions { no_ack: true }).await.unwrap();
@@ -181,7 +181,8 @@ impl Scene {
         format!("{}.messages", self.name)
     }
 
-    /// Documents as another writer leaves them, with this many messages each, and a command for each.
+    /// Creates documents as another program writes them, with this many messages each, and a command for
+    /// each document.
     pub(crate) async fn strand(&self, documents: impl IntoIterator<Item = (String, i64)>) {
         let documents: Vec<_> = documents.into_iter().collect();
         let entry =
@@ -200,7 +201,7 @@ impl Scene {
         Worker::start(self.processor(deliver, quick_retry()), amqp, self.settings())
     }
 
-    /// A new document's message is delivered.
+    /// Waits until the message of a new document is delivered.
     pub(crate) async fn goes_on(&self, worker: &mut Worker, id: &str) {
         self.place(id, [1]).await;
         self.command(id).await;
@@ -247,7 +248,7 @@ impl Worker {
         Self { running: dispatcher.start(), events }
     }
 
-    /// Waits for the first event that fits.
+    /// Waits for the first event that matches.
     pub(crate) async fn wait<T>(&mut self, fits: impl Fn(&DispatcherEvent) -> Option<T>) -> T {
         let look = async {
             loop {
@@ -320,7 +321,7 @@ pub(crate) async fn put_back(worker: &mut Worker) -> Left {
         .await
 }
 
-/// A broker by its URI, to which a consumer connects again at once.
+/// A broker by its URI, to which a consumer reconnects at once.
 pub(crate) fn eager_amqp(broker: &str) -> AmqpSettings {
     let mut amqp = AmqpSettings::new(broker).unwrap();
     amqp.reconnect_min = Duration::from_millis(20);

@@ -21,7 +21,7 @@ async fn the_dispatchers_output_shows_no_secret() {
     world.store("o-2", "order.paid").await;
     world.command("o-2").await;
     world.command("o-1").await;
-    // No queue is bound for it, so it is returned whole.
+    // No queue is bound for the message, so RabbitMQ returns it whole.
     service.line_with("a message is dead");
     world.publish(world.payload.as_bytes()).await;
     service.line_with("a command was refused");

@@ -1,4 +1,4 @@
-//! A worker's report on itself: its status, its series.
+//! The reports of a worker about itself: its status and its metrics.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use crate::{
     support::{Recorder, uri},
 };
 
-/// The dispatcher's part of docs/metrics.md: every series with each combination of its labels' values.
+/// The dispatcher's part of docs/metrics.md: every series, with each combination of its labels' values.
 fn documented() -> BTreeSet<String> {
     let text = include_str!("../../../docs/metrics.md");
     let section = text.split("\n## ").find(|section| section.starts_with("The dispatcher\n")).unwrap();
@@ -45,7 +45,7 @@ fn documented() -> BTreeSet<String> {
     all
 }
 
-/// Reads the series any number of times; the recorder itself drops values that were read.
+/// Allows reading the series any number of times; the recorder itself drops values that were read.
 struct Series {
     snapshotter: Snapshotter,
     known: BTreeMap<String, f64>,
@@ -71,7 +71,7 @@ impl Series {
         &self.known
     }
 
-    /// Those that are not zero.
+    /// The series that are not zero.
     fn counted(&mut self) -> BTreeMap<String, f64> {
         self.read()
             .iter()
@@ -110,7 +110,8 @@ async fn every_documented_series_starts_at_zero() {
     assert_eq!(snapshot.not_ready, ["commands are not being consumed: the consumer is idle"]);
 }
 
-/// Versions are mixed while a rescuer is replaced before its dispatchers: those ignore unknown fields.
+/// While a rescuer is replaced before its dispatchers, versions are mixed: the older dispatchers ignore
+/// unknown fields.
 #[tokio::test]
 async fn commands_are_counted_by_their_outcome() {
     let (recorder, mut series) = series();

@@ -23,7 +23,8 @@ async fn a_silent_connection_is_replaced() {
     network.swallow(true);
     let lost = until(&worker.running, |status| status.consumer.state != "ready").await;
     assert_eq!(lost.not_ready.len(), 1, "{lost:?}");
-    // TCP would bring the goodbye of the old connection some day. Swallowed, it leaves the broker a consumer to deliver to.
+    // TCP would eventually deliver the old connection's close. If it is dropped, the broker still has a
+    // consumer to deliver to.
     network.cut();
     network.swallow(false);
     scene.goes_on(&mut worker, "after").await;
@@ -46,8 +47,8 @@ async fn a_deleted_queue_is_declared_again() {
     scene.strike().await;
 }
 
-/// A stop ends within its grace, although the broker no longer answers, not even to the end of the
-/// subscription.
+/// A stop ends within the grace period even if the broker no longer answers, not even when the
+/// subscription is cancelled.
 #[tokio::test]
 async fn a_silent_broker_does_not_hold_a_stop_up() {
     let scene = Scene::set().await;

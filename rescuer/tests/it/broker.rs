@@ -1,4 +1,4 @@
-//! The whole path to a queue of the real broker.
+//! Tests the whole path to a queue of the real broker.
 
 use std::{
     sync::Arc,
@@ -77,8 +77,8 @@ async fn commands_wait_in_the_queue_for_a_dispatcher() {
     world.end().await;
 }
 
-/// No dispatcher takes the commands of 5,000 documents: they are repeated after 30, 60 and 120 s, and each is
-/// gone after 5 minutes.
+/// No dispatcher takes the commands for 5,000 documents: the commands are repeated after 30, 60 and 120 s,
+/// and each disappears after 5 minutes.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_untaken_commands_stay_bounded() {
@@ -87,7 +87,8 @@ async fn stress_untaken_commands_stay_bounded() {
     let orders = world.indexed_orders().await;
     let stuck = |_| doc! { "outbox": [dated(60_000, 60_000)] };
     orders.insert_many((0..DOCUMENTS).map(stuck)).await.unwrap();
-    // Each term has its own memory, so on a busy machine no term may end within this test.
+    // Each leadership term remembers only its own commands, so no term may end before this test does, even
+    // on a busy machine.
     let lease = Duration::from_mins(1);
     let settings = world.settings().with(|settings| {
         settings.ownership_lease = lease;
@@ -99,7 +100,7 @@ async fn stress_untaken_commands_stay_bounded() {
     let connection = Connection::connect(&rabbitmq_uri(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let (begun, mut before, mut most, mut expired) = (Instant::now(), 0_u32, 0, 0);
-    // Until the commands of two rounds are gone.
+    // Waits until the commands of two rounds are gone.
     while expired < 2 * DOCUMENTS {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let queue = channel.queue_declare(real.queue.clone().into(), passive, FieldTable::default()).await;

@@ -1,4 +1,4 @@
-//! docs/ has every setting of `outbox-rescuer`, and no other.
+//! The documentation has every setting of `outbox-rescuer`, and no other.
 
 use std::process::Command;
 

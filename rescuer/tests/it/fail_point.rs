@@ -1,5 +1,5 @@
-//! Faults made by the server on request. Only commands of the test's own rescuer are hit, by its application
-//! name.
+//! Faults that the server produces on request. The application name limits them to commands of the test's
+//! own rescuer.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -9,15 +9,15 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{process::Replicas, support::*};
 
-/// The server has one such fault at a time. This is for tests in one process; for those that each have their own, there is
-/// a group in `.config/nextest.toml`.
+/// The server has one such fault at a time. This lock is for tests in one process; for tests that run in
+/// separate processes there is a group in `.config/nextest.toml`.
 static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
 async fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().await
 }
 
-/// Requests a fault until its effect shows, because it may have hit another command of the rescuer.
+/// Requests a fault again until its effect shows, because another command of the rescuer may have met it.
 async fn provoke(
     world: &World,
     running: &mut Running,
@@ -43,11 +43,11 @@ async fn transient_errors_reopen_the_stream_without_loss() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // After this error the driver treats the server as gone until its next heartbeat, which can be 10 s
-    // later.
+    // After this error the driver treats the server as unavailable until its next heartbeat, which can be
+    // 10 s later.
     let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_mins(1));
     let mut running = world.started(&commands, settings).await;
-    // 91 (shutdown in progress) without the label that has the driver resume by itself.
+    // Error 91 (shutdown in progress), without the label that makes the driver resume by itself.
     let error = doc! { "failCommands": ["getMore"], "errorCode": 91, "errorLabels": [] };
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     provoke(&world, &mut running, error, "the stream to be opened again", |event| {
@@ -69,7 +69,8 @@ async fn a_lost_history_leads_to_a_full_sweep() {
     for code in [286, 280, 260, 136, 10334] {
         let (world, commands) = (World::new().await, Recorder::new());
         let orders = world.indexed_orders().await;
-        // So long that the stream cannot find it, and that the loss happens during a hold.
+        // A delay so long that the stream cannot find the message, and that the loss happens while a
+        // change is held.
         let settings = world.settings().with(|settings| settings.delay = Duration::from_hours(1));
         let mut running = world.started(&commands, settings).await;
         orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
@@ -96,7 +97,7 @@ async fn an_unreadable_page_is_retried_until_it_is_read() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let mut running = world.started(&commands, world.settings()).await;
-    // 50 (out of time) is none of those that the driver retries by itself.
+    // The driver does not retry error 50 (time limit exceeded) by itself.
     let error = doc! { "failCommands": ["find"], "errorCode": 50 };
     world.fail(error.clone(), doc! { "times": 3 }).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
@@ -144,13 +145,13 @@ async fn a_failed_sweep_ends_early_and_is_repeated() {
     world.end().await;
 }
 
-/// A stream that is refused at the server's own time has no position that could be lost.
+/// If a stream is refused even at the server's own time, there is no position that could be lost.
 #[tokio::test]
 async fn a_stream_refused_at_the_present_is_retried() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // 15 (overflow) is a code that doesn't reveal its cause.
+    // The code 15 (overflow) doesn't reveal its cause.
     let error = doc! { "failCommands": ["aggregate"], "errorCode": 15 };
     world.fail(error.clone(), "alwaysOn").await;
     let mut running = world.start(&commands, world.settings()).await;
@@ -173,7 +174,7 @@ async fn a_stream_refused_at_the_present_is_retried() {
     world.end().await;
 }
 
-/// As while it is being built: it is listed, but no query can use it.
+/// This simulates an index that is still being built: it is listed, but no query can use it.
 #[tokio::test]
 async fn a_refused_index_leads_to_an_immediate_scan() {
     let _alone = alone().await;
@@ -204,7 +205,7 @@ async fn a_refused_index_leads_to_an_immediate_scan() {
     world.end().await;
 }
 
-/// After one collection fails, only its own part of a full round remains.
+/// After one collection fails, only that collection's part of a full round remains to be done.
 #[tokio::test]
 async fn an_unreadable_collection_causes_no_full_sweep_of_others() {
     let _alone = alone().await;
@@ -241,13 +242,13 @@ async fn an_unreadable_collection_causes_no_full_sweep_of_others() {
     world.end().await;
 }
 
-/// Losses without progress in between are handled at growing intervals.
+/// Repeated losses of the position without progress in between are handled at growing intervals.
 #[tokio::test]
 async fn a_position_lost_repeatedly_restarts_with_growing_pauses() {
     let _alone = alone().await;
     let (world, commands) = (World::new().await, Recorder::new());
     let mut running = world.started(&commands, world.settings()).await;
-    // The opening itself succeeds, so that it isn't a refusal.
+    // Opening the stream succeeds, so the failure is not a refusal.
     let error = doc! { "failCommands": ["getMore"], "errorCode": 286, "errorLabels": [] };
     let begun = std::time::Instant::now();
     world.fail(error.clone(), "alwaysOn").await;
@@ -255,7 +256,7 @@ async fn a_position_lost_repeatedly_restarts_with_growing_pauses() {
         let lost = |event: &RescueEvent| matches!(event, RescueEvent::PositionLost { .. }).then_some(());
         running.wait("a loss", lost).await;
     }
-    // Pauses of at least 0.1, 0.2, 0.4, 0.8 and 1.6 s. Pauses of equal length would end sooner.
+    // The pauses are at least 0.1, 0.2, 0.4, 0.8 and 1.6 s. Pauses of equal length would end sooner.
     let took = begun.elapsed();
     world.fail(error, "off").await;
     assert!(took >= Duration::from_millis(3100), "{took:?}");
@@ -279,7 +280,7 @@ async fn a_long_query_does_not_delay_a_stop() {
         let before = world.fail(slow.clone(), "alwaysOn").await;
         let running = world.start(&commands, world.settings()).await;
         world.has_met(before).await;
-        // Long before the query ends.
+        // This is long before the query would end.
         running.stop().await.unwrap();
         world.end_queries().await;
         world.fail(slow, "off").await;
@@ -288,7 +289,7 @@ async fn a_long_query_does_not_delay_a_stop() {
     }
 }
 
-/// P5: independently of the other collections.
+/// P5: a failing collection does not affect the others.
 #[tokio::test]
 async fn a_collection_that_cannot_be_read_stops_no_other() {
     let _alone = alone().await;
@@ -298,7 +299,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
     index(&stock).await;
     let settings = world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(200));
     let mut running = world.started(&commands, settings).await;
-    // 13: this user lacks the privilege.
+    // Error 13: the user lacks the privilege.
     let error = doc! {
         "failCommands": ["find"], "errorCode": 13, "namespace": format!("{}.orders", world.db.name()),
     };
@@ -312,7 +313,7 @@ async fn a_collection_that_cannot_be_read_stops_no_other() {
     let not_ready = running.status.snapshot().not_ready.join("; ");
     assert!(not_ready.contains(&format!("{}.orders", world.db.name())), "{not_ready}");
 
-    // Messages that the stream has skipped are found once the collection can be read.
+    // Messages whose changes the stream has skipped are found once the collection can be read.
     world.fail(error, "off").await;
     while commands.distinct() < 2 {
         running.swept().await;
@@ -341,7 +342,7 @@ async fn a_stream_that_breaks_after_opening_is_unready() {
     world.end().await;
 }
 
-/// The binary, stopped while MongoDB doesn't answer its request.
+/// Stops the binary while MongoDB doesn't answer its request.
 #[tokio::test]
 async fn sigterm_ends_whatever_is_under_way() {
     let _alone = alone().await;
@@ -350,7 +351,7 @@ async fn sigterm_ends_whatever_is_under_way() {
         let world = &replicas.world;
         let slow = doc! { "failCommands": commands, "blockConnection": true, "blockTimeMS": 6000 };
         let mut process = replicas.start();
-        // While it reads, or while the position and the stream are still to come.
+        // MongoDB stops answering while the rescuer reads, or before it has its position and its stream.
         let until = if commands == ["getMore"] { "the change stream is open" } else { "started" };
         process.logs(until, 0).await;
         let met = world.fail(slow.clone(), "alwaysOn").await;

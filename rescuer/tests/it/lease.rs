@@ -1,4 +1,5 @@
-//! Several rescuers of one name: one owns the stream, the others stand by. Here within this process; see `process.rs`.
+//! Several rescuers with the same name: one owns the stream, and the others stand by. Here all run in this
+//! process; `process.rs` tests separate processes.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -7,10 +8,10 @@ use outbox_rescuer::{RescueEvent, Settings};
 
 use crate::support::*;
 
-/// So long that another rescuer can take over the stream only after a release.
+/// A lease so long that another rescuer can only take over the stream after a release.
 const LONG: Duration = Duration::from_mins(10);
 
-/// With a lease that a test can wait for.
+/// A lease that a test can wait for.
 fn short(world: &World) -> Settings {
     world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(2))
 }
@@ -61,7 +62,8 @@ async fn an_owner_that_lost_its_lease_regains_it_later() {
     world.end().await;
 }
 
-/// The last fence: an owner that still believes in its lease can't overwrite the position of a later owner.
+/// The last protection: an owner that still believes in its lease can't overwrite the position of a later
+/// owner.
 #[tokio::test]
 async fn a_position_of_a_higher_epoch_is_kept() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -78,7 +80,7 @@ async fn a_position_of_a_higher_epoch_is_kept() {
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     assert!(running.stepped_back().await.contains("saved a position"));
     assert_eq!(world.position().await, theirs);
-    // There is no other: it continues, above that epoch.
+    // There is no other rescuer, so this one continues, with a higher epoch.
     assert_eq!(running.owned().await, epoch + 8);
     running.stop().await.unwrap();
     world.end().await;
@@ -129,7 +131,7 @@ fn in_millis(millis: i64) -> DateTime {
     DateTime::from_millis(DateTime::now().timestamp_millis() + millis)
 }
 
-/// As another rescuer leaves it.
+/// The lease as another rescuer leaves it.
 async fn leave_lease(world: &World, fields: Document) {
     let mut lease =
         doc! { "_id": { "stream": "default" }, "kind": "stream", "owner": "other/1", "epoch": 3_i64 };
@@ -141,7 +143,7 @@ async fn lease(world: &World) -> Document {
     world.leases().find_one(doc! {}).await.unwrap().unwrap()
 }
 
-/// P5: one process without a broker must not block the rescue.
+/// P5: a process without a broker must not block the rescue.
 #[tokio::test]
 async fn an_owner_without_a_broker_yields_to_another() {
     let (world, cut_off, connected) = (World::new().await, Recorder::new(), Recorder::new());
@@ -175,7 +177,7 @@ async fn an_owner_whose_broker_goes_away_yields_at_once() {
     first_commands.away.store(true, Ordering::SeqCst);
     assert_eq!(second.owned().await, epoch + 1);
 
-    // And it doesn't change back as long as the owner can send.
+    // The stream doesn't change hands again as long as the owner can send.
     first_commands.away.store(false, Ordering::SeqCst);
     until_lease(&world, "the other to be able again", doc! { "able.owner": { "$exists": true } }).await;
     let until = *lease(&world).await.get_datetime("until").unwrap();
@@ -195,7 +197,7 @@ async fn until_lease(world: &World, what: &str, wanted: Document) {
     }
 }
 
-/// The lease is free, and only a rescuer that can't send reads it.
+/// The lease is free, and the only rescuer that reads it can't send.
 #[tokio::test]
 async fn a_free_lease_is_left_to_an_able_standby() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -208,7 +210,7 @@ async fn a_free_lease_is_left_to_an_able_standby() {
         _ => None,
     });
     assert!(first.await, "it took the lease from one that can send");
-    // That rescuer has died, or it would announce itself again.
+    // That rescuer has died; otherwise it would announce itself again.
     assert_eq!(running.owned().await, 4);
     running.stop().await.unwrap();
     world.end().await;
@@ -232,7 +234,7 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     until_lease(&world, "the owner to keep the lease", renewed).await;
     assert_eq!(first_commands.distinct() + second_commands.distinct(), 0);
 
-    // For one of them the broker is back.
+    // For one of the rescuers the broker is available again.
     second_commands.away.store(false, Ordering::SeqCst);
     assert_eq!(second.owned().await, epoch + 1);
     while second_commands.distinct() < 1 {
@@ -243,7 +245,7 @@ async fn the_owner_stays_when_no_rescuer_has_a_broker() {
     world.end().await;
 }
 
-/// One of them has a broker for one lease, and then the other.
+/// First one of the rescuers has a broker for one lease duration, and then the other.
 #[tokio::test]
 async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     const LEASE: i64 = 1000;
@@ -290,7 +292,7 @@ async fn each_term_lasts_a_lease_under_a_flapping_broker() {
     world.end().await;
 }
 
-/// As by an owner that died before the server's clock was set back by half an hour.
+/// A lease that an owner left when it died, before the server's clock was set back by half an hour.
 #[tokio::test]
 async fn a_lease_dated_far_ahead_does_not_block_long() {
     for term in [doc! {}, doc! { "term": { "epoch": 3_i64, "lasts": 1000_i64 } }] {
@@ -310,11 +312,11 @@ async fn a_lease_dated_far_ahead_does_not_block_long() {
 async fn an_owner_with_a_fast_clock_keeps_its_lease() {
     let (world, commands) = (World::new().await, Recorder::new());
     leave_lease(&world, doc! { "until": in_millis(1_800_000) }).await;
-    // So long that each renewal comes in time on a busy machine, too.
+    // A lease so long that each renewal is in time even on a busy machine.
     let settings = world.settings().with(|settings| settings.ownership_lease = Duration::from_secs(4));
     let mut running = world.start(&commands, settings).await;
     running.standing_by().await;
-    // For two leases.
+    // Waits for two lease durations.
     for step in 1..=80 {
         let renewed = doc! { "$set": { "until": in_millis(1_800_000 + step) } };
         let written = world.leases().update_one(doc! { "owner": "other/1" }, renewed).await.unwrap();
@@ -326,7 +328,7 @@ async fn an_owner_with_a_fast_clock_keeps_its_lease() {
     world.end().await;
 }
 
-/// No date of a clock that may be set back, and free for older rescuers too.
+/// A released lease has no date, which a clock set back could prolong, and is free for older rescuers too.
 #[tokio::test]
 async fn a_released_lease_has_no_date() {
     let (world, commands) = (World::new().await, Recorder::new());

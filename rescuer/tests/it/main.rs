@@ -1,4 +1,5 @@
-//! The real rescuer on a real MongoDB; commands are recorded in place of a broker, except in one test.
+//! Tests the real rescuer with a real MongoDB. Commands are recorded instead of sent to a broker, with few
+//! exceptions.
 //!
 //! Needs `eval "$(scripts/services env)"`.
 

@@ -1,4 +1,4 @@
-//! An oplog that is too short, on a separate server.
+//! Tests an oplog that is too short, on a separate server.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use outbox_rescuer::{RescueEvent, StartedFrom, Warning};
 
 use crate::{private_mongod::PrivateMongod, support::*};
 
-/// A replica set of one, with the shortest oplog there is; gone with this value, or with its process.
+/// A replica set with one member and the shortest possible oplog. It ends when this value is dropped or
+/// its process ends.
 struct ShortOplog {
     server: PrivateMongod,
     uri: String,
@@ -19,7 +20,7 @@ struct ShortOplog {
 
 impl ShortOplog {
     async fn start() -> Self {
-        // The oplog is only cut at checkpoints, so there is one a second.
+        // The oplog is only cut at checkpoints, so checkpoints are made every second.
         let server = PrivateMongod::start(&[
             "--replSet",
             "rs0",
@@ -69,11 +70,11 @@ async fn roll_over(world: &World, time: Timestamp) {
     }
 }
 
-/// These stop, block or boot a server.
+/// These tests stop, block or boot a server.
 mod outage {
     use super::*;
 
-    /// P7: a lost position loses nothing. Here the server itself has lost the history.
+    /// P7: a lost position loses nothing. In this test the server itself has lost the history.
     #[tokio::test]
     async fn an_absence_longer_than_the_oplog_loses_nothing() {
         let server = ShortOplog::start().await;
@@ -89,7 +90,7 @@ mod outage {
         orders.insert_one(doc! { "_id": "dated", "outbox": [dated(0, 0)] }).await.unwrap();
         roll_over(&world, position.get_timestamp("cluster_time").unwrap()).await;
 
-        // A delay that this oplog will never reach back to.
+        // A delay longer than this oplog can ever cover.
         let delay = Duration::from_hours(1);
         let mut running =
             world.start(&commands, world.settings().with(|settings| settings.delay = delay)).await;
@@ -115,7 +116,7 @@ mod outage {
         }
         running.stop().await.unwrap();
 
-        // The first sweep may come while the dated message is too young.
+        // The first sweep may happen while the dated message is too young.
         let mut running =
             world.start(&commands, world.settings().with(|settings| settings.sweep_interval = DELAY)).await;
         while commands.distinct() < 3 {

@@ -1,4 +1,4 @@
-//! Several patterns, several delays, collections and databases that appear later.
+//! Several patterns, several delays, and collections and databases that are created later.
 
 use std::{
     collections::HashMap,
@@ -83,7 +83,7 @@ async fn later_databases_and_collections_are_watched_and_swept() {
             index(&collection).await;
             collection.insert_one(doc! { "_id": collection.name(), "outbox": [old.clone()] }).await.unwrap();
         }
-        // An order of the state database would come between these.
+        // A command for an order in the state database would arrive between these commands.
         let last = later("c").collection::<Document>("orders");
         index(&last).await;
         last.insert_one(doc! { "_id": "last", "outbox": [old] }).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_collection_that_changes_its_stream_loses_nothing() {
     world.end().await;
 }
 
-/// The sweep's queries as they leave the driver.
+/// Records the sweep's queries as the driver sends them.
 fn counting(options: &mut ClientOptions) -> Arc<Mutex<HashMap<String, usize>>> {
     let counts: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
     let into = counts.clone();
@@ -136,7 +136,7 @@ fn counting(options: &mut ClientOptions) -> Arc<Mutex<HashMap<String, usize>>> {
             let collection = event.command.get_str("collection").unwrap_or_default();
             let of_a_stream = event.command_name == "getMore" && collection.starts_with("$cmd");
             let of_state = event.db.ends_with("_state");
-            // Each stream reads both ends of the oplog every few seconds, whether it sweeps or not.
+            // Each stream reads both ends of the oplog every few seconds, whether or not it sweeps.
             let of_oplog = event.db == "local";
             if !of_a_stream && !of_state && !of_oplog {
                 *into.lock().unwrap().entry(event.command_name).or_default() += 1;
@@ -146,7 +146,7 @@ fn counting(options: &mut ClientOptions) -> Arc<Mutex<HashMap<String, usize>>> {
     counts
 }
 
-/// 500 collections in 100 databases, by two streams that share the budget.
+/// There are 500 collections in 100 databases, watched by two streams that share the budget.
 #[tokio::test]
 async fn many_collections_are_swept_within_the_budget() {
     const DATABASES: usize = 100;
@@ -191,11 +191,12 @@ async fn many_collections_are_swept_within_the_budget() {
     let counts = counts.lock().unwrap().clone();
     let of = |names: &[&str]| names.iter().filter_map(|name| counts.get(*name)).sum::<usize>();
     let sent = of(&["find", "getMore", "listCollections", "listDatabases", "listIndexes"]);
-    // Each collection of each database was read, and the number of queries sent equals the budget requested.
-    // The difference is due to rounds in progress at the end.
+    // Every collection of every database was read, and the number of queries sent equals the number of
+    // turns taken from the budget. The difference is due to rounds in progress at the end.
     assert!(sent >= swept, "{sent} for {swept}: {counts:?}");
     assert!(budgeted >= swept && sent >= budgeted, "{budgeted} of the budget, {counts:?}");
-    // Never sooner than the rate allows; how much later depends on the machine.
+    // Queries are never sent sooner than the rate allows; how much later they are sent depends on the
+    // machine.
     let least = Duration::from_secs(1) / RATE * u32::try_from(sent - 1).unwrap();
     assert!(took >= least, "{sent} in {took:?}");
     join_all((0..DATABASES).map(|number| async move {
@@ -205,7 +206,7 @@ async fn many_collections_are_swept_within_the_budget() {
     own.end().await;
 }
 
-/// A name with a line break is a name like others, for stream and sweep.
+/// The stream and the sweep treat a name with a line break like any other name.
 #[tokio::test]
 async fn a_name_with_a_line_break_is_watched() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -229,8 +230,8 @@ async fn a_name_with_a_line_break_is_watched() {
     world.end().await;
 }
 
-/// Claims and failures of the library have dates and are left to the sweep. Changes that make an entry
-/// deliverable without a date are left to the stream.
+/// Claims and failures by the library have dates and are left to the sweep. Changes that make an entry
+/// deliverable without setting a date are found by the stream.
 #[tokio::test]
 async fn manually_repaired_or_released_entries_are_found() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -257,13 +258,13 @@ async fn manually_repaired_or_released_entries_are_found() {
         assert_eq!(running.page().await.2, 1, "{id}: now");
         expected.push(Bson::from(id));
     }
-    // The sweep may have read it as well.
+    // The sweep may have read the document as well.
     let of_stream = |(command, _): &(ProcessDocumentMessages, Instant)| {
         (command.reason == Reason::Stream).then(|| command.document.id().clone())
     };
     assert_eq!(commands.taken().iter().filter_map(of_stream).collect::<Vec<_>>(), expected);
 
-    // A claim sets a date, so the stream doesn't show it.
+    // A claim sets a date, so the stream doesn't show this change.
     let date = dated(0, -3_600_000).get("available_at").unwrap().clone();
     let claim = doc! { "$set": { "outbox.0.available_at": date, "outbox.0.claimed_by": "d/1" } };
     orders.update_many(doc! {}, claim).await.unwrap();

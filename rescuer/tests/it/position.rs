@@ -1,4 +1,4 @@
-//! The position: restarts, losses, forgeries.
+//! The position after restarts, losses and forgeries.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ async fn opened(running: &mut Running) -> StartedFrom {
         .await
 }
 
-/// Runs once, so that there is a position with a token, and stops.
+/// Runs a rescuer once, so that there is a position with a token, and stops it.
 async fn with_position(world: &World, settings: Settings) {
     let commands = Recorder::new();
     let mut running = world.started(&commands, settings).await;
@@ -60,7 +60,7 @@ async fn messages_saved_during_a_downtime_are_queued_afterwards() {
 async fn a_held_change_is_reread_after_a_kill() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // Long enough for the kill to come before its end.
+    // A delay so long that the kill happens before the delay is over.
     let delay = Duration::from_secs(5);
     let settings = world.settings().with(|settings| {
         settings.delay = delay;
@@ -68,7 +68,8 @@ async fn a_held_change_is_reread_after_a_kill() {
     });
     let mut running = world.started(&commands, settings.clone()).await;
     let saved = std::time::Instant::now();
-    // Scheduled far ahead, so that no sweep can find it; the second entry is for the stream.
+    // The first entry is scheduled far ahead, so that no sweep can find it; the second entry is for the
+    // stream.
     orders.insert_one(doc! { "_id": 1, "outbox": [dated(0, -9_000_000)] }).await.unwrap();
     orders.update_one(doc! { "_id": 1 }, push(dated(0, 0))).await.unwrap();
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
@@ -152,7 +153,7 @@ async fn the_position_of_an_idle_stream_moves_on() {
 /// P7: a lost position loses nothing.
 #[tokio::test]
 async fn an_unusable_position_is_reported_and_loses_no_message() {
-    // The type byte of a timestamp, 2017, and the rest of a real token's shape.
+    // The token has the type byte of a timestamp, a time in 2017, and otherwise the shape of a real token.
     let too_old = "82596878000000000129295A1004";
     for (case, change) in [
         ("garbage", doc! { "$set": { "token": { "_data": "garbage" } } }),
@@ -234,7 +235,7 @@ async fn a_position_copied_from_another_cluster_is_rejected() {
     let orders = world.indexed_orders().await;
     with_position(&world, world.settings()).await;
     orders.insert_one(doc! { "_id": "while down", "outbox": [minimal()] }).await.unwrap();
-    // As by dump and restore: the same position, in a collection that this server made.
+    // The same as after a dump and restore: the same position, in a collection that this server created.
     let position = world.position().await;
     world.positions().drop().await.unwrap();
     world.positions().insert_one(position).await.unwrap();
@@ -307,7 +308,8 @@ async fn a_lost_position_ends_no_other_stream() {
     world.end().await;
 }
 
-/// A token with a time in the future opens without an error, and shows no changes until then.
+/// A token with a time in the future opens a stream without an error, but the stream shows no changes
+/// until then.
 #[tokio::test]
 async fn a_position_ahead_of_the_servers_time_is_lost() {
     let world = World::new().await;
@@ -333,10 +335,10 @@ async fn a_requested_start_time_overrides_the_position() {
     let settings = world.settings().with(|settings| settings.start_at = start_at);
     let mut running = world.start(&commands, settings.clone()).await;
     assert_eq!(opened(&mut running).await, StartedFrom::Asked);
-    // Read again, although it needs no command.
+    // The change is read again, although its document needs no command.
     let (changes, _, queued) = running.page().await;
     assert!(changes >= 1 && queued == 0, "{changes} changes, {queued} queued");
-    // Once: from then on the position counts.
+    // The setting applies once: from then on the position counts.
     let another = doc! { "$set": { "owner": "other/1", "until": DateTime::from_millis(0) } };
     running.saved().await;
     world.leases().update_one(doc! {}, another).await.unwrap();
@@ -350,8 +352,8 @@ async fn ended(running: Running) -> RescuerError {
     tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").expect("no panic").unwrap_err()
 }
 
-/// A refusal that isn't about the position is not a reason to drop it, and one pattern's refusal doesn't
-/// affect the others.
+/// A refusal that isn't about the position must not drop it, and the refusal of one pattern doesn't affect
+/// the other patterns.
 #[tokio::test]
 async fn a_view_does_not_stop_other_streams() {
     let world = World::new().await;
@@ -373,7 +375,7 @@ async fn a_view_does_not_stop_other_streams() {
     let (trouble, not_ready) = refused.await;
     assert!(trouble.contains("not views") && not_ready[0].contains("default@2s"), "{trouble}; {not_ready:?}");
 
-    // A stream is opened without a restart as soon as the collection can be watched.
+    // The stream is opened without a restart as soon as the collection can be watched.
     let audit = world.db.collection::<Document>("audit");
     audit.drop().await.unwrap();
     index(&audit).await;
@@ -390,7 +392,7 @@ async fn a_view_does_not_stop_other_streams() {
     world.end().await;
 }
 
-/// Its token is damaged, and the server's error doesn't reveal that.
+/// The position's token is damaged, and the server's error doesn't reveal that.
 #[tokio::test]
 async fn an_unknown_error_costs_the_position_only_later() {
     let world = World::new().await;
@@ -408,7 +410,7 @@ async fn an_unknown_error_costs_the_position_only_later() {
     world.end().await;
 }
 
-/// Panics in a place that only the sweep reaches, or only the stream.
+/// Panics in a place that only the sweep reaches, or only the stream reaches.
 struct Panicking {
     in_sweep: bool,
 }
@@ -467,7 +469,7 @@ async fn a_panic_in_one_half_is_an_error() {
         let world = World::new().await;
         let running = world.start(&std::sync::Arc::new(Panicking { in_sweep }), world.settings()).await;
         let inserting = async {
-            // Until the stream is open, and so late that it is seen.
+            // Waits until the stream is open, and is late enough that the change is seen.
             for id in 0.. {
                 world.orders().insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! Real processes of the binary: killed, paused, stopped, while a writer continues.
+//! Real processes of the binary that are killed, paused and stopped while a writer continues.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ use crate::{
     support::*,
 };
 
-/// An `outbox-rescuer`, and its log.
+/// A process of `outbox-rescuer`, and its log.
 pub(crate) struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
@@ -44,7 +44,7 @@ impl Process {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits for a line with this text, from the `from`-th on.
+    /// Waits for a log line with this text, from line number `from` on.
     pub(crate) async fn logs(&self, text: &str, from: usize) {
         until(&format!("{} to log {text:?}", self.id()), || async {
             self.logged()[from..].iter().any(|line| line.contains(text)).then_some(())
@@ -52,7 +52,7 @@ impl Process {
         .await;
     }
 
-    /// How many collections its metrics count pending documents in.
+    /// The number of collections whose pending documents its metrics count.
     fn series(&self) -> usize {
         let log = self.logged();
         let address = log.iter().find_map(|line| line.split_once("address=")).unwrap().1;
@@ -92,7 +92,7 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMu
     }
 }
 
-/// Two rescuers of one name, a writer that continues, and a consumer of commands.
+/// Two rescuers with the same name, a writer that continues, and a consumer of commands.
 pub(crate) struct Replicas {
     pub(crate) world: World,
     broker: String,
@@ -109,7 +109,7 @@ impl Replicas {
         Self::on(&rabbitmq_uri(), lease).await
     }
 
-    /// With another broker for the commands.
+    /// The same, with another broker for the commands.
     pub(crate) async fn on(broker: &str, lease: &'static str) -> Self {
         let world = World::new().await;
         let orders = world.indexed_orders().await;
@@ -136,7 +136,7 @@ impl Replicas {
         self.start_with(&[])
     }
 
-    /// With these settings besides.
+    /// The same, with additional settings.
     fn start_with(&self, environment: &[(&str, &str)]) -> Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-rescuer"))
             .env("OUTBOX_MONGODB_URI", format!("{}&appName={}", mongodb_uri(), self.world.app_name))
@@ -164,7 +164,7 @@ impl Replicas {
         Process { child, log }
     }
 
-    /// The lease, once this process has it.
+    /// The lease, once this process owns it.
     async fn owned_by(&self, process: &Process) -> Document {
         let owner = format!("/{}/", process.id());
         let mine = doc! { "owner": { "$regex": owner } };
@@ -180,7 +180,7 @@ impl Replicas {
             .await;
     }
 
-    /// Takes commands until every document written so far has had one.
+    /// Consumes commands until every document that was written so far has had one.
     async fn nothing_is_lost(&mut self) {
         let written = *self.written.lock().unwrap();
         while !(0..written).all(|id| self.seen.contains(&id)) {
@@ -234,7 +234,7 @@ async fn a_paused_owner_neither_queues_nor_saves_on_waking() {
     assert_eq!(since.iter().filter(worked).collect::<Vec<_>>(), [""; 0], "{since:#?}");
     let owner = replicas.world.position().await.get_str("owner").unwrap().to_owned();
     assert!(owner.contains(&second.id()), "{owner}");
-    // And back again.
+    // Then the other way round.
     second.signal("-STOP");
     replicas.owned_by(&first).await;
     replicas.nothing_is_lost().await;
@@ -243,7 +243,7 @@ async fn a_paused_owner_neither_queues_nor_saves_on_waking() {
     replicas.end().await;
 }
 
-/// The lease would last for ten minutes: it changes hands only by a release.
+/// The lease would last for ten minutes, so the stream changes hands only by a release.
 #[tokio::test]
 async fn a_stopped_owner_hands_over_immediately_without_loss() {
     let mut replicas = Replicas::new("10m").await;
@@ -260,7 +260,8 @@ async fn a_stopped_owner_hands_over_immediately_without_loss() {
     replicas.end().await;
 }
 
-/// P5, with real connections: the first can reach no broker, and owns the stream until another can.
+/// P5, with real connections: the first rescuer can reach no broker, and owns the stream until a rescuer
+/// with a broker takes over.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_rescuer_without_broker_yields_to_another() {
@@ -274,7 +275,7 @@ async fn stress_a_rescuer_without_broker_yields_to_another() {
     replicas.end().await;
 }
 
-/// These stop, block or boot a server.
+/// These tests stop, block or boot a server.
 mod outage {
     use super::*;
 
@@ -295,7 +296,7 @@ mod outage {
                 "stop" => broker.stop().await,
                 _ => broker.raise_alarm().await,
             }
-            // One every 10 ms at most, so that the first of these are older than the delay.
+            // At most one write every 10 ms, so that the first of these are older than the delay.
             for _ in 0..200 {
                 replicas.more_are_written(1).await;
             }
@@ -314,7 +315,8 @@ mod outage {
     }
 }
 
-/// P8, P7: collections come and go, a hundred at a time, and their series go with them.
+/// P8, P7: collections are created and dropped, a hundred at a time, and their series appear and disappear
+/// with them.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_series_of_dropped_collections_go_with_them() {

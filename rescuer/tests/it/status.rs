@@ -1,4 +1,4 @@
-//! A rescuer's report on itself: its series and its status.
+//! The reports of a rescuer about itself: its metrics and its status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
     (recorder, handle)
 }
 
-/// As a scrape shows them; of a histogram, how many samples it has.
+/// The series as a scrape shows them; for a histogram, its number of samples.
 fn values(handle: &PrometheusHandle) -> BTreeMap<String, f64> {
     let text = handle.render();
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -36,7 +36,7 @@ fn values(handle: &PrometheusHandle) -> BTreeMap<String, f64> {
     lines.map(value).collect()
 }
 
-/// The kind of each name, where it is described as well.
+/// The kind of each series by its name, and whether it is described.
 fn kinds(handle: &PrometheusHandle) -> BTreeMap<String, String> {
     let text = handle.render();
     let of = |tag: &'static str| {
@@ -47,12 +47,12 @@ fn kinds(handle: &PrometheusHandle) -> BTreeMap<String, String> {
     kinds.map(|(name, kind)| (name.to_owned(), kind.replace("summary", "histogram"))).collect()
 }
 
-/// The labels of one part of a cell: several without values, or one with its values.
+/// The labels in one part of a cell: several labels without values, or one label with its values.
 fn parts(part: &str) -> Vec<&str> {
     if part.contains(':') { vec![part] } else { part.split(", ").collect() }
 }
 
-/// The rows of docs/metrics.md for the rescuer: name, kind, and labels with the values that are fixed.
+/// The rows of docs/metrics.md for the rescuer: name, kind, and the labels with fixed values.
 fn contract() -> Vec<(String, String, BTreeMap<String, Vec<String>>)> {
     let text = include_str!("../../../docs/metrics.md");
     let section = text.split("\n## ").find(|section| section.starts_with("The rescuer\n")).unwrap();
@@ -95,7 +95,7 @@ async fn exactly_the_documented_series_start_at_zero() {
             let values = match label.as_str() {
                 "stream" => vec!["default".to_owned()],
                 "collection" | "pattern" => vec!["shop.orders".to_owned()],
-                // Listed where the label first comes up.
+                // The values are listed where the label first occurs.
                 name if values.is_empty() => known[name].clone(),
                 name => {
                     known.insert(name.to_owned(), values.clone());
@@ -238,7 +238,7 @@ async fn the_status_of_each_shows_who_owns_what() {
     world.end().await;
 }
 
-/// Connected, but no queue takes a command: readiness must not report success.
+/// The rescuer is connected, but no queue takes a command: readiness must not report success.
 #[tokio::test]
 async fn commands_that_are_refused_show_in_readiness() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -260,7 +260,7 @@ async fn commands_that_are_refused_show_in_readiness() {
     world.end().await;
 }
 
-/// Commands that are never ready, as with an unavailable broker, or that are refused for some documents.
+/// A sender that is never ready, as with an unavailable broker, or that is refused for some documents.
 #[derive(Default)]
 struct Broken {
     away: bool,
@@ -343,7 +343,7 @@ async fn the_backlog_is_counted_without_a_broker() {
     world.end().await;
 }
 
-/// P8: any value in `outbox`, written while the rescuer runs or before.
+/// P8: `outbox` has any value, written while the rescuer runs or before.
 #[tokio::test]
 async fn an_outbox_of_any_shape_is_reported_and_counted() {
     let (recorder, handle) = recorder();
@@ -389,7 +389,7 @@ async fn an_outbox_of_any_shape_is_reported_and_counted() {
     world.end().await;
 }
 
-/// P8: listed and counted, with one warning.
+/// P8: the document is listed and counted, with one warning.
 #[tokio::test]
 async fn a_document_without_a_command_is_listed_once() {
     let (recorder, handle) = recorder();

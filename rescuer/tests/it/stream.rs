@@ -1,4 +1,4 @@
-//! The change stream's treatment of changes.
+//! Tests how the change stream treats changes.
 
 use std::{
     sync::{Arc, Mutex, atomic::Ordering},
@@ -73,7 +73,7 @@ async fn every_way_of_filling_an_outbox_is_seen() {
     orders.update_one(doc! { "_id": 4 }, doc! { "$set": { "outbox": [minimal()] } }).await.unwrap();
     let staged = vec![doc! { "$set": { "outbox": { "$concatArrays": ["$outbox", [minimal()]] } } }];
     orders.update_one(doc! { "_id": 5 }, staged).await.unwrap();
-    // In another's place: the server shows each field that differs.
+    // One entry replaces another: the server shows each field that differs.
     let replaced = vec![doc! { "$set": { "outbox": [dated(60_000, 60_000)] } }];
     orders.update_one(doc! { "_id": 6 }, replaced).await.unwrap();
     orders.update_one(doc! { "_id": 7 }, doc! { "$set": { "outbox.0": minimal() } }).await.unwrap();
@@ -90,7 +90,8 @@ async fn every_way_of_filling_an_outbox_is_seen() {
     world.end().await;
 }
 
-/// P5: no sweep finds an entry without a date soon, and the stream passed it by while it waited.
+/// P5: no sweep would find an entry without a date soon, and the stream skipped it while the writer
+/// waited.
 #[tokio::test]
 async fn a_death_wakes_the_undated_entries_behind_it() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -150,7 +151,7 @@ async fn a_fresh_message_is_left_to_inline_dispatch() {
     running.wait("a held change", |event| matches!(event, RescueEvent::Holding { .. }).then_some(())).await;
     let delivered = doc! { "$pull": { "outbox": { "id": first_id } } };
     orders.update_one(doc! { "_id": 1 }, delivered).await.unwrap();
-    // Due, and dated just before the page, even on a slow machine.
+    // The entry is due, and is dated just before the page even on a slow machine.
     let ahead = dated(-3000, 0);
     orders.update_one(doc! { "_id": 1 }, push(ahead)).await.unwrap();
     assert_eq!(running.page().await, (1, 1, 0));
@@ -180,7 +181,7 @@ async fn a_page_queues_each_of_its_documents_once() {
     world.end().await;
 }
 
-/// Changes of a document before it was found empty need no second read; later changes do.
+/// Changes of a document before it was found empty need no second read, but later changes do.
 #[tokio::test]
 async fn a_changed_document_found_empty_is_read_again() {
     const MANY: i32 = 300;
@@ -188,7 +189,7 @@ async fn a_changed_document_found_empty_is_read_again() {
     let orders = world.indexed_orders().await;
     orders.insert_many((0..MANY).map(|id| doc! { "_id": id, "outbox": [] })).await.unwrap();
     let mut running = world.started(&commands, world.settings()).await;
-    // Filled and emptied, until a page was large enough to be remembered.
+    // The outbox is filled and emptied until a page is large enough for the document to be remembered.
     let mut largest = 0;
     while largest < 100 {
         orders.update_many(doc! {}, push(minimal())).await.unwrap();
@@ -202,7 +203,7 @@ async fn a_changed_document_found_empty_is_read_again() {
     }
     assert_eq!(commands.distinct(), 0);
     orders.update_many(doc! {}, push(minimal())).await.unwrap();
-    // The sweep, which finds them too, is not tested here.
+    // The sweep also finds these documents, but is not tested here.
     let by_stream =
         || commands.taken().iter().filter(|(command, _)| command.reason == Reason::Stream).count();
     while by_stream() < MANY as usize {
@@ -289,7 +290,7 @@ async fn collections_of_several_databases_are_watched_by_one_stream() {
 async fn failing_commands_keep_the_position_until_sent() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
-    // So that only pages move the position.
+    // A setting with which only pages advance the position.
     let settings =
         world.settings().with(|settings| settings.idle_save_interval = std::time::Duration::from_mins(10));
     let mut running = world.started(&commands, settings).await;
@@ -321,7 +322,7 @@ async fn a_held_change_survives_its_expired_cursor() {
     let (world, commands) = (World::new().await, Recorder::new());
     let orders = world.indexed_orders().await;
     let settings = world.settings().with(|settings| {
-        // Longer than a busy machine takes to read the change.
+        // A time longer than a busy machine takes to read the change.
         settings.delay = DELAY * 4;
         settings.page_size = 1;
         settings.cursor_idle_limit = std::time::Duration::from_millis(100);
@@ -409,7 +410,7 @@ async fn a_collection_renamed_to_a_match_is_swept() {
     index(&drafts).await;
     drafts.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     let watch = ["orders", "stock"].map(|name| format!("{}.{name}", world.db.name()).parse().unwrap());
-    // Far beyond the second sweep of the start.
+    // A time long after the second sweep of the start.
     let settings = world.settings().with(|settings| {
         settings.watch = watch.to_vec();
         settings.delay = DELAY * 3600;
@@ -424,7 +425,7 @@ async fn a_collection_renamed_to_a_match_is_swept() {
     world.end().await;
 }
 
-/// The test does not wait for the hour: it checks the open cursors and the stored state while a change is
+/// The test does not wait for an hour: it checks the open cursors and the stored state while a change is
 /// held that long.
 #[tokio::test]
 async fn a_long_delay_needs_no_cursor_across_restarts() {
@@ -448,13 +449,13 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
         }
         let held = |event: &RescueEvent| matches!(event, RescueEvent::Holding { .. }).then_some(());
         running.wait("a held change", held).await;
-        // The server would drop an unread cursor at some time.
+        // The server would eventually drop a cursor that is not read.
         world.streams_open(0).await;
         assert_eq!(running.status.snapshot().not_ready, [""; 0], "a held head is as it should be");
         assert_eq!(commands.ids(), []);
         running.stop().await.unwrap();
     }
-    // As if an hour later.
+    // As if an hour had passed.
     let commands = Recorder::new();
     let settings = settings.with(|settings| settings.delay = DELAY);
     let mut running = world.start(&commands, settings).await;
@@ -465,7 +466,7 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
     world.end().await;
 }
 
-/// The rescuer's present time is half an hour before the dates of the changes that it reads.
+/// The rescuer's current time is half an hour before the dates of the changes that it reads.
 #[tokio::test]
 async fn a_server_clock_set_back_delays_no_message() {
     let half_an_hour = std::time::Duration::from_mins(30);
@@ -479,13 +480,14 @@ async fn a_server_clock_set_back_delays_no_message() {
     while commands.distinct() < 20 {
         running.page().await;
     }
-    // But still not before the delay.
+    // But the change is not processed before the delay.
     assert!(commands.taken()[0].1.duration_since(saved) >= DELAY);
     running.stop().await.unwrap();
     world.end().await;
 }
 
-/// Otherwise a message could be skipped whose write was still committing when its document was found empty.
+/// Otherwise a message could be skipped if its write was still being committed when its document was found
+/// empty.
 #[tokio::test]
 async fn a_full_page_is_read_after_its_noted_time() {
     let world = World::new().await;
@@ -521,7 +523,7 @@ async fn a_full_page_is_read_after_its_noted_time() {
     world.end().await;
 }
 
-/// Takes commands, and says nothing about them.
+/// Takes commands without ever answering.
 #[derive(Default)]
 struct Silent(tokio::sync::Notify);
 
@@ -542,7 +544,7 @@ impl outbox_rescuer::Commands for Silent {
 async fn a_broker_that_confirms_nothing_delays_no_stop() {
     let (world, commands) = (World::new().await, Arc::new(Silent::default()));
     let orders = world.indexed_orders().await;
-    // The first sweep is over by then too, so the stream sends.
+    // By then the first sweep is over too, so the stream sends.
     let running = world.started(&commands, world.settings()).await;
     orders.insert_one(doc! { "_id": 1, "outbox": [minimal()] }).await.unwrap();
     commands.0.notified().await;
@@ -550,7 +552,7 @@ async fn a_broker_that_confirms_nothing_delays_no_stop() {
     let lease = world.leases().find_one(doc! {}).await.unwrap().unwrap();
     assert!(!lease.contains_key("until"), "{lease}");
 
-    // The next start has it again.
+    // The next start reads the change again.
     let commands = Recorder::new();
     let mut running = world.start(&commands, world.settings()).await;
     running.page().await;

@@ -32,11 +32,11 @@ use tokio::{
 
 use crate::on_panic::OnPanic;
 
-/// Longer than anything here takes; a test that waits for this has failed.
+/// A time longer than anything here takes. A test that waits this long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const DELAY: Duration = Duration::from_secs(1);
 
-/// A name that no other test uses, now or before.
+/// A name that no other test uses or has used.
 pub(crate) fn unique(prefix: &str) -> String {
     format!("{prefix}_{}", &Uuid::new().to_string().replace('-', "")[..12])
 }
@@ -62,7 +62,7 @@ pub(crate) async fn remove(uri: &str, exchange: &str, queue: &str) {
 pub(crate) struct World {
     pub(crate) client: Client,
     uri: String,
-    /// This name distinguishes the rescuer's client from the test's, and from other tests'.
+    /// This name distinguishes the rescuer's client from the clients of this and other tests.
     pub(crate) app_name: String,
     pub(crate) db: Database,
     pub(crate) state: Database,
@@ -75,7 +75,7 @@ impl World {
     }
 
     pub(crate) async fn on(uri: String) -> Self {
-        // Shown of tests that fail.
+        // The log of a test is shown if the test fails.
         let _ =
             tracing_subscriber::fmt().with_env_filter("outbox_rescuer=debug").with_test_writer().try_init();
         let client = Client::with_uri_str(&uri).await.unwrap();
@@ -94,10 +94,10 @@ impl World {
         reply.get_timestamp("operationTime").unwrap()
     }
 
-    /// Waits until the server has this many change streams open on this database, even if they are not being
-    /// read.
+    /// Waits until the server has this many change streams open on this database, even if no request is
+    /// reading them.
     pub(crate) async fn streams_open(&self, expected: usize) {
-        // With and without a pending request for its next batch.
+        // Counts streams with and without a pending request for the next batch.
         let of = [".$cmd.aggregate", ".$cmd"].map(|name| format!("{}{name}", self.db.name()));
         let begun = Instant::now();
         loop {
@@ -116,7 +116,7 @@ impl World {
         }
     }
 
-    /// With the index for the sweep.
+    /// A collection with the index for the sweep.
     pub(crate) async fn indexed_orders(&self) -> Collection<Document> {
         let orders = self.orders();
         index(&orders).await;
@@ -136,12 +136,13 @@ impl World {
         self.positions().find_one(doc! { "_id": "default" }).await.unwrap().expect("a position")
     }
 
-    /// Everything of the database, with a sweep so rare that only the stream is seen at work.
+    /// Settings that watch the whole database, and sweep so rarely that only the stream is at work.
     pub(crate) fn settings(&self) -> Settings {
         let pattern = format!("{}.*", self.db.name()).parse().unwrap();
         Settings::new(vec![pattern]).with(|settings| {
             settings.delay = DELAY;
-            // Longer than a busy machine delays a renewal: a term that ends forgets which documents it queued.
+            // A lease longer than a busy machine delays a renewal, because a term that ends forgets which
+            // documents it queued.
             settings.ownership_lease = Duration::from_secs(10);
             settings.sweep_interval = Duration::from_mins(10);
             settings.sweep_queries_per_second = 1000;
@@ -164,7 +165,7 @@ impl World {
         Running { events, status, stop, task, begun: Instant::now() }
     }
 
-    /// Started, with the stream open and the first sweep over.
+    /// Starts a rescuer, and waits until the stream is open and the first sweep is over.
     pub(crate) async fn started(
         &self,
         commands: &Arc<impl Commands + 'static>,
@@ -188,7 +189,8 @@ impl World {
         self.state.collection("noise").insert_one(doc! {}).await.unwrap();
     }
 
-    /// Sets a fail point for the test's rescuer; how often commands have met it so far.
+    /// Sets a fail point for the test's rescuer, and returns the number of commands that have met it so
+    /// far.
     pub(crate) async fn fail(&self, fail: Document, mode: impl Into<Bson>) -> i64 {
         crate::isolation::assert_in("fail_point");
         let mut data = doc! { "appName": &self.app_name };
@@ -199,14 +201,14 @@ impl World {
         count.as_i64().or(count.as_i32().map(i64::from)).unwrap()
     }
 
-    /// Waits until the fail point was hit again after `before`.
+    /// Waits until the fail point was met more than `before` times.
     pub(crate) async fn has_met(&self, before: i64) {
         let most = i64::try_from(PATIENCE.as_millis()).unwrap();
         let wait = doc! { "waitForFailPoint": "failCommand", "timesEntered": before + 1, "maxTimeMS": most };
         self.client.database("admin").run_command(wait).await.unwrap();
     }
 
-    /// Has the server end the finds on this test's orders.
+    /// Makes the server end the queries on this test's orders.
     pub(crate) async fn end_queries(&self) {
         let admin = self.client.database("admin");
         let ours = doc! { "$match": { "command.find": "orders", "command.$db": self.db.name() } };
@@ -235,7 +237,7 @@ pub(crate) struct Running {
     pub(crate) events: broadcast::Receiver<RescueEvent>,
     pub(crate) status: Status,
     pub(crate) stop: CancellationToken,
-    /// A test that loops over waits ends as well.
+    /// The time of the start, from which a test that waits in a loop has its deadline.
     pub(crate) begun: Instant,
     pub(crate) task: JoinHandle<Result<(), RescuerError>>,
 }
@@ -302,7 +304,7 @@ impl Running {
         .await
     }
 
-    /// A round of the sweep that queues something.
+    /// Waits for a round of the sweep that queues something.
     pub(crate) async fn swept_something(&mut self) {
         let queued = |event: &RescueEvent| match event {
             RescueEvent::SweepDone { queued, .. } => (*queued > 0).then_some(()),
@@ -311,7 +313,8 @@ impl Running {
         self.wait("a sweep that queues something", queued).await;
     }
 
-    /// The next round of the sweep that ends: whether it was full, and how many it queued.
+    /// Waits until the next round of the sweep ends, and returns whether it was full, and the number of
+    /// queued documents.
     pub(crate) async fn swept(&mut self) -> (bool, usize) {
         self.wait("a sweep", |event| match event {
             RescueEvent::SweepDone { full, queued, .. } => Some((*full, *queued)),
@@ -325,7 +328,7 @@ impl Running {
         timeout(PATIENCE, self.task).await.expect("it stops").expect("no panic")
     }
 
-    /// Ends it where it stands, as a crash would.
+    /// Ends the rescuer immediately, as a crash would.
     pub(crate) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
@@ -352,7 +355,7 @@ pub(crate) async fn set_back(by: Duration) -> String {
     format!("mongodb://{address}/?directConnection=true")
 }
 
-/// Passes whole messages on.
+/// Forwards whole messages.
 async fn pass_set_back(
     mut from: OwnedReadHalf,
     to: &mut OwnedWriteHalf,
@@ -374,7 +377,7 @@ async fn pass_set_back(
     }
 }
 
-/// Waits until a condition holds that no event reports.
+/// Waits until a condition holds for which there is no event.
 pub(crate) async fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -403,13 +406,14 @@ impl Recorder {
         self.taken.lock().unwrap().iter().map(|(command, _)| command.document.id().clone()).collect()
     }
 
-    /// The keys of the documents, in bytes.
+    /// The keys of the documents, as bytes.
     pub(crate) fn distinct_keys(&self) -> HashSet<Vec<u8>> {
         let taken = self.taken();
         taken.iter().map(|(command, _)| command.document.key().as_bytes().to_vec()).collect()
     }
 
-    /// Each once, in the order of their first occurrence, because the sweep may send them as well.
+    /// Each document once, in the order of its first occurrence, because the sweep may send a command for
+    /// it as well.
     pub(crate) fn firsts(&self) -> Vec<Bson> {
         let mut firsts: Vec<Bson> = Vec::new();
         for id in self.ids() {
@@ -451,14 +455,15 @@ impl Commands for Recorder {
     }
 }
 
-/// As a foreign writer leaves it: only the required fields.
+/// An entry as another program writes it: with only the required fields.
 pub(crate) fn minimal() -> Document {
     doc! { "id": Uuid::new(), "type": "order.placed", "payload": { "n": 1 } }
 }
 
-/// With dates, made and due so long ago, in milliseconds.
+/// An entry with dates: it was created and became due this many milliseconds ago.
 pub(crate) fn dated(made: i64, due: i64) -> Document {
-    // Read once: due a moment after it was made, it would count as scheduled.
+    // The time is read once: an entry that became due a moment after its creation would count as
+    // scheduled.
     let now = DateTime::now().timestamp_millis();
     let at = |ago: i64| DateTime::from_millis(now - ago);
     let mut entry = minimal();

@@ -1,4 +1,4 @@
-//! The sweep's findings without the stream.
+//! Tests what the sweep finds without the stream.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ use crate::{
     support::*,
 };
 
-/// With sweeps so frequent that a test needn't wait.
+/// Settings that sweep so often that a test needn't wait.
 fn sweeping(world: &World) -> Settings {
     world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(50))
 }
@@ -116,7 +116,8 @@ async fn due_scheduled_messages_are_swept_but_never_dead_ones() {
     world.end().await;
 }
 
-/// Neither skipped nor read forever: 700 documents share one millisecond, and a page has 100.
+/// Entries are neither skipped nor read forever, although 700 documents share one millisecond and a page
+/// has 100.
 #[tokio::test]
 async fn pages_neither_skip_nor_repeat_entries_of_one_date() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -151,7 +152,7 @@ async fn a_collection_without_index_is_reported_and_swept() {
     let orders = world.orders();
     let filler = (0..12_000).map(|id| doc! { "_id": id });
     orders.insert_many(filler).await.unwrap();
-    // After all numbers in the order of types, out of range for a comparison by `$gt`.
+    // This `_id` sorts after all numbers by its type, so a comparison by `$gt` does not reach it.
     orders.insert_one(doc! { "_id": "text", "outbox": [minimal()] }).await.unwrap();
     orders.insert_one(doc! { "_id": -1, "outbox": [dated(60_000, 60_000)] }).await.unwrap();
     let mut running = world.start(&commands, sweeping(&world)).await;
@@ -237,7 +238,7 @@ async fn a_full_round_with_failed_commands_is_repeated() {
     let orders = world.indexed_orders().await;
     commands.away.store(true, Ordering::SeqCst);
     orders.insert_one(doc! { "_id": "minimal", "outbox": [minimal()] }).await.unwrap();
-    // The second full sweep of a first start is far away.
+    // The second full sweep of a first start is far in the future.
     let settings = sweeping(&world).with(|settings| settings.delay = DELAY * 600);
     let mut running = world.start(&commands, settings).await;
     for _ in 0..2 {
@@ -271,7 +272,7 @@ async fn views_and_time_series_are_skipped() {
     world.end().await;
 }
 
-/// The server's own account of what a round costs.
+/// The cost of a round according to the server.
 #[tokio::test]
 async fn a_round_examines_only_the_due_entries() {
     let world = World::new().await;
@@ -284,7 +285,7 @@ async fn a_round_examines_only_the_due_entries() {
     let commands = Recorder::new();
     let settings = world.settings().with(|settings| {
         settings.delay = DELAY * 30;
-        // It has queries of its own, which begin after the first round.
+        // Counting has its own queries, which begin after the first round.
         settings.count_totals = false;
     });
     let running = world.started(&commands, settings).await;
@@ -309,7 +310,8 @@ async fn a_round_examines_only_the_due_entries() {
     world.end().await;
 }
 
-/// The memory is full from the first round on, and every document is still queued.
+/// There is no room to remember more documents from the first round on, but every document is still
+/// queued.
 #[tokio::test]
 async fn a_full_memory_delays_documents_and_stops_no_collection() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -330,7 +332,7 @@ async fn a_full_memory_delays_documents_and_stops_no_collection() {
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 10 {
         running.swept_something().await;
-        // Delivery continues meanwhile.
+        // Meanwhile deliveries continue.
         let delivered = commands.ids();
         let delivered = doc! { "_id": { "$in": delivered } };
         orders.update_many(delivered.clone(), doc! { "$set": { "outbox": [] } }).await.unwrap();
@@ -344,7 +346,8 @@ async fn a_full_memory_delays_documents_and_stops_no_collection() {
     world.end().await;
 }
 
-/// With full rounds all the time, the end of a collection that takes two rounds is reached.
+/// Although full rounds follow each other without a pause, the end of a collection that takes two rounds
+/// is reached.
 #[tokio::test]
 async fn full_rounds_also_resume_a_scan() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -367,7 +370,8 @@ async fn full_rounds_also_resume_a_scan() {
     world.end().await;
 }
 
-/// In an index of all documents, those without an entry are at the place of entries without a date.
+/// In an index of all documents, documents without an entry are at the same place as entries without a
+/// date.
 #[tokio::test]
 async fn a_scan_finds_undated_entries_despite_a_full_index() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -386,7 +390,7 @@ async fn a_scan_finds_undated_entries_despite_a_full_index() {
     world.end().await;
 }
 
-/// It was saved before the stream begins, and is too young for the sweep of the start.
+/// The message was saved before the stream begins, and is too young for the sweep at the start.
 #[tokio::test]
 async fn a_young_undated_entry_is_found_after_a_delay() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -403,7 +407,8 @@ async fn a_young_undated_entry_is_found_after_a_delay() {
     world.end().await;
 }
 
-/// P7: more entries without a date than can be remembered, and every document is queued, from one full round.
+/// P7: there are more entries without a date than can be remembered, but one full round queues every
+/// document.
 #[tokio::test]
 async fn a_full_sweep_queues_more_than_it_remembers() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -412,7 +417,7 @@ async fn a_full_sweep_queues_more_than_it_remembers() {
     let settings = sweeping(&world).with(|settings| {
         settings.queued_capacity = 15;
         settings.page_size = 10;
-        // No room before the first round has ended.
+        // There is no room before the first round has ended.
         settings.requeue_pause = Duration::from_secs(3);
         settings.delay = Duration::from_hours(1);
     });
@@ -431,9 +436,9 @@ async fn a_full_sweep_queues_more_than_it_remembers() {
     world.end().await;
 }
 
-/// P5: regardless of the other collections' work. Each of them is a backlog for the others, so that one of
-/// them has to wait for the rest if they are read one after the other, in whatever order the server lists
-/// them.
+/// P5: a collection's messages do not wait for other collections. Each collection here has a backlog, so
+/// if the collections were read one after another, one of them would have to wait for the rest, whatever
+/// the order in which the server lists them.
 #[tokio::test]
 async fn a_backlog_delays_no_other_collection() {
     const NAMES: [&str; 4] = ["a", "b", "y", "z"];
@@ -463,8 +468,8 @@ async fn a_backlog_delays_no_other_collection() {
     world.end().await;
 }
 
-/// The first slice was read when its entry was too young, and the scan is in progress when the second full
-/// sweep begins.
+/// The first slice was read when its entry was too young, and the scan is still in progress when the
+/// second full sweep begins.
 #[tokio::test]
 async fn a_full_sweep_during_a_scan_is_complete() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -486,7 +491,8 @@ async fn a_full_sweep_during_a_scan_is_complete() {
     world.end().await;
 }
 
-/// P7: the first owner ended before the sweep for what was too young at its start, and its position is behind that.
+/// P7: the first owner ended before the sweep for messages that were too young at its start, and its
+/// position is already behind them.
 #[tokio::test]
 async fn the_next_owner_sweeps_young_undated_entries() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -529,7 +535,7 @@ async fn an_undated_document_is_read_again_by_ordinary_rounds() {
     world.end().await;
 }
 
-/// P8: collections of a pattern that have no outbox don't concern the rescuer.
+/// P8: collections that match a pattern but have no outbox cause no work and no alert.
 #[tokio::test]
 async fn a_collection_without_outboxes_costs_nothing_once_read() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -546,7 +552,7 @@ async fn a_collection_without_outboxes_costs_nothing_once_read() {
         collections.push(running.wait("a sweep", swept).await);
     }
     assert_eq!(collections, [1, 0, 0, 0]);
-    // From its first outbox on it is an ordinary collection.
+    // From its first outbox on, it is treated like any other collection.
     sessions.insert_one(doc! { "_id": "first", "outbox": [minimal()] }).await.unwrap();
     running
         .wait("the missing index", |event| matches!(event, RescueEvent::IndexMissing { .. }).then_some(()))
@@ -556,7 +562,7 @@ async fn a_collection_without_outboxes_costs_nothing_once_read() {
     world.end().await;
 }
 
-/// Its text is the server's to store, and not UTF-8.
+/// An entry whose text the server stores although it is not UTF-8.
 #[tokio::test]
 async fn an_entry_with_invalid_utf8_spares_its_neighbours() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -585,7 +591,7 @@ async fn an_entry_with_invalid_utf8_spares_its_neighbours() {
     world.end().await;
 }
 
-/// Counts the documents that have had a command.
+/// The number of documents that have had a command.
 struct Counting {
     seen: Mutex<HashSet<i32>>,
     count: watch::Sender<usize>,
@@ -603,7 +609,7 @@ impl Commands for Counting {
     async fn ready(&self) {}
 }
 
-/// Every `_id` of 150,000 documents, with the memory of the defaults.
+/// Queues every `_id` of 150,000 documents with the default settings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_full_sweep_queues_150_000_undated_documents() {
@@ -615,7 +621,8 @@ async fn stress_a_full_sweep_queues_150_000_undated_documents() {
         let documents = (from..from + 10_000).map(|id| doc! { "_id": id, "outbox": [minimal()] });
         orders.insert_many(documents).await.unwrap();
     }
-    // Each term remembers only what it queued itself, so none may end during this test, even on a busy machine.
+    // Each term remembers only the documents that it queued itself, so no term may end during this test,
+    // even on a busy machine.
     let lease = Duration::from_mins(1);
     let settings = world.settings().with(|settings| {
         settings.ownership_lease = lease;
@@ -630,7 +637,7 @@ async fn stress_a_full_sweep_queues_150_000_undated_documents() {
     world.end().await;
 }
 
-/// The collections that the sweep queries one after the other, as its commands leave the driver.
+/// The collections that the sweep queries, in the order of the driver's commands.
 fn swept_collections(options: &mut ClientOptions) -> Arc<Mutex<Vec<String>>> {
     let queried: Arc<Mutex<Vec<String>>> = Arc::default();
     let into = queried.clone();
@@ -645,8 +652,8 @@ fn swept_collections(options: &mut ClientOptions) -> Arc<Mutex<Vec<String>>> {
     queried
 }
 
-/// 300,000 documents that are due and behind a claimed head are read in every round. Another collection is read in between
-/// as often as if there were none of them, so that a retry in it is not late.
+/// Every round reads 300,000 documents that are due but behind a claimed head. Another collection is read
+/// in between as often as without them, so that a retry in that collection is not late.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_retry_among_many_held_documents_is_punctual() {
@@ -687,7 +694,7 @@ async fn stress_a_retry_among_many_held_documents_is_punctual() {
     }
     running.stop().await.unwrap();
 
-    // A round has at most this many queries, and the other collection is read in each.
+    // A round has at most this many queries, and the other collection is read in each round.
     let most = (RATE * u32::try_from(INTERVAL.as_secs()).unwrap() + 1) as usize;
     let queried = queried.lock().unwrap().clone();
     let between = queried

@@ -1,4 +1,4 @@
-//! What works, but not well, is said with its numbers.
+//! The rescuer warns about conditions that work badly, with the numbers that show this.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn a_share_of_late_inline_documents_is_reported() {
     let mut running =
         world.started(&commands, world.settings().with(|settings| settings.delay = delay)).await;
     orders.insert_many((0..220).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] })).await.unwrap();
-    // Delivered, except some.
+    // All messages are delivered, except some.
     let delivered = doc! { "_id": { "$gte": 30 } };
     orders.update_many(delivered, doc! { "$set": { "outbox": [] } }).await.unwrap();
     match warned(&mut running).await {
@@ -131,11 +131,11 @@ async fn collections_that_lose_documents_are_warned_of() {
     };
     let orders = world.indexed_orders().await;
     orders.create_index(expiring(None)).await.unwrap();
-    // The way to have both.
+    // This index lets documents expire without losing messages.
     let safe = world.db.collection::<Document>("safe");
     index(&safe).await;
     safe.create_index(expiring(Some(doc! { "outbox": [] }))).await.unwrap();
-    // None of the rescuer's business.
+    // This index does not concern the rescuer.
     world.db.collection::<Document>("sessions").create_index(expiring(None)).await.unwrap();
     world.db.run_command(doc! { "create": "log", "capped": true, "size": 65_536 }).await.unwrap();
     let log = world.db.collection::<Document>("log");

@@ -1,4 +1,4 @@
-//! What a daemon's process and its settings do, as users meet them.
+//! Tests a daemon's process and settings from a user's point of view.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 

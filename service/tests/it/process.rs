@@ -1,4 +1,4 @@
-//! A daemon as a process: its exit codes, its signals, what it writes.
+//! A daemon as a process: its exit codes, its signals, and its output.
 //!
 //! The process is this test binary itself, which runs `the_daemon_that_the_tests_start` alone.
 
@@ -18,13 +18,13 @@ use std::{
 use outbox_service::{Context, Daemon, Report, Sources, keys};
 use serde_json::{Value, json};
 
-/// Longer than anything here takes; a test that waits for this has failed.
+/// A time longer than anything here takes. A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What the daemon does once it serves.
 const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
 
-/// The last line that came in.
+/// The last line that was received.
 struct Told(String);
 
 impl Report for Told {
@@ -161,26 +161,26 @@ impl Running {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// For the behaviour "obeys"; returns when it has obeyed.
+    /// For the behaviour "obeys"; returns once the daemon has obeyed.
     fn tell(&mut self, word: &str) {
         writeln!(self.child.stdin.as_ref().unwrap(), "{word}").unwrap();
         self.line_with(&format!("done: {word}"));
     }
 
-    /// Where its probes are.
+    /// The address of its probes.
     fn address(&mut self) -> SocketAddr {
         let line = self.line_with("probes, metrics and status are served");
         line.trim().rsplit_once("address=").unwrap().1.parse().unwrap()
     }
 
-    /// The exit code and the rest of standard error.
+    /// The exit code, and the rest of standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         self.stderr.read_to_string(&mut rest).unwrap();
         (self.child.wait().unwrap().code(), rest)
     }
 
-    /// What it printed, to its end.
+    /// The complete output of the daemon.
     fn printed(mut self) -> String {
         let mut printed = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
@@ -197,7 +197,7 @@ impl Drop for Running {
     }
 }
 
-/// The status line, the headers, and the body.
+/// The status line, the headers and the body of an answer.
 struct Answer {
     head: String,
     body: String,
@@ -243,7 +243,8 @@ fn a_later_signal_ends_the_process_at_once() {
         daemon.line_with("outbox-test started");
         daemon.signal("TERM");
         daemon.line_with("stopping");
-        // Those that come within a second count as the first; one of these comes later.
+        // Signals within a second of the first count as the same request; one of these signals comes
+        // later.
         while daemon.child.try_wait().unwrap().is_none() {
             daemon.signal(signal);
             thread::sleep(Duration::from_millis(50));
@@ -263,7 +264,7 @@ fn signals_within_a_second_count_as_one() {
     daemon.signal("INT");
     daemon.line_with("stopping");
     daemon.signal("TERM");
-    // Otherwise it may have arrived too late on this machine.
+    // Otherwise the signal may have arrived too late on this machine.
     if first.elapsed() < Duration::from_millis(500) {
         daemon.line_with("treated as a repeat of the previous signal");
         assert!(daemon.child.try_wait().unwrap().is_none());
@@ -339,7 +340,7 @@ fn the_amqp_clients_logs_show_no_secret() {
     }
 }
 
-/// P8, and nothing that somebody else wrote passes for a record.
+/// P8: text from another source can't forge a log record.
 #[test]
 fn no_value_begins_a_log_line() {
     for format in ["text", "json"] {
@@ -357,7 +358,7 @@ fn no_value_begins_a_log_line() {
     }
 }
 
-/// Standard error may be full or closed, where a supervisor has ended.
+/// Standard error may be full or closed, for example after a supervisor has ended.
 #[test]
 fn an_unread_log_causes_no_panic() {
     for (args, redirect, code) in [
@@ -383,7 +384,7 @@ fn an_unread_log_causes_no_panic() {
     }
 }
 
-/// Thirty-two silent clients hold every connection there is.
+/// Thirty-two silent clients occupy all connections.
 #[test]
 fn silent_clients_keep_no_probe_waiting() {
     let mut daemon = start("obeys", "");
@@ -392,7 +393,7 @@ fn silent_clients_keep_no_probe_waiting() {
     let silent: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(address).unwrap()).collect();
     assert_answers(address, "/livez", 200, "alive\n");
 
-    // Only the oldest made room: the others were not just given up after a time.
+    // Only the oldest connection made room: the others were not just closed after a time.
     let is_open = |mut client: &TcpStream| {
         client.set_nonblocking(true).unwrap();
         client.read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
@@ -401,7 +402,7 @@ fn silent_clients_keep_no_probe_waiting() {
     assert!(silent[1..].iter().all(is_open));
 }
 
-/// 64 clients send half a request, and come back as soon as they are given up.
+/// 64 clients send half a request, and reconnect as soon as their connections are closed.
 #[test]
 #[ignore = "stress: run by scripts/stress"]
 fn stress_slow_clients_keep_no_probe_waiting() {
@@ -419,7 +420,7 @@ fn stress_slow_clients_keep_no_probe_waiting() {
                 let mut slow = half_a_request(address);
                 connected.wait();
                 while !is_over.load(Ordering::Relaxed) {
-                    // Returns when it is given up.
+                    // Returns when the connection is closed.
                     let _ = slow.as_mut().map(|slow| slow.read(&mut [0; 1]));
                     slow = half_a_request(address);
                 }
@@ -466,7 +467,7 @@ fn a_slow_client_does_not_delay_a_stop() {
     writeln!(daemon.child.stdin.as_ref().unwrap(), "end").unwrap();
     let (code, rest) = daemon.end();
     assert_eq!(code, Some(0), "{rest}");
-    // What closed it was the end of the daemon, not an answer.
+    // The connection was closed by the end of the daemon, not by an answer.
     let mut answer = String::new();
     assert!(slow.read_to_string(&mut answer).is_err() || answer.is_empty(), "{answer}");
 }
@@ -522,7 +523,8 @@ fn only_get_and_head_are_answered() {
     assert!(get(address, "/").head.starts_with("http/1.1 404"));
     let long = format!("GET /livez HTTP/1.1\r\nHost: {}\r\n\r\n", "x".repeat(100_000));
     let mut stream = TcpStream::connect(address).unwrap();
-    // It may be refused before it is written to its end, and the refusal be lost with the connection.
+    // The request may be refused before it is completely written, and then the refusal may be lost with
+    // the connection.
     let _ = stream.write_all(long.as_bytes());
     let mut refusal = String::new();
     let _ = stream.read_to_string(&mut refusal);
@@ -595,7 +597,7 @@ mod traces {
 
     use super::*;
 
-    /// Runs a daemon that traces, and returns what its collector was sent: a head and a body.
+    /// Runs a daemon that traces, and returns the head and the body of what its collector received.
     fn traced(args: &str, path: &str, env: &[(&str, &str)]) -> (String, Vec<u8>) {
         let collector = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}{path}", collector.local_addr().unwrap());
@@ -611,7 +613,7 @@ mod traces {
         received.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no trace was sent before the end: {log}"))
     }
 
-    /// One request to a collector, which answers it with this status.
+    /// Handles one request to a collector, and answers it with this status.
     fn receive(collector: &TcpListener, status: &str) -> (String, Vec<u8>) {
         let (stream, _) = collector.accept().unwrap();
         let mut stream = BufReader::new(stream);
@@ -627,14 +629,14 @@ mod traces {
         (head, body)
     }
 
-    /// Strings are as they are in protobuf.
+    /// Protobuf contains strings unchanged.
     fn has(body: &[u8], text: &str) -> bool {
         body.windows(text.len()).any(|window| window == text.as_bytes())
     }
 
     #[test]
     fn spans_reach_the_collector_without_messages() {
-        // Only the flush sends within the hour.
+        // Within the hour only the flush sends.
         let (head, body) = traced("--log-filter trace", "", &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]);
         assert!(head.starts_with("post /v1/traces") && head.contains("application/x-protobuf"), "{head}");
         for part in [
@@ -674,7 +676,7 @@ mod traces {
             [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "3600000")];
         let mut daemon = start_with("traces", "", &env);
         let address = daemon.address();
-        // The connection comes from the flush, which waits for an answer.
+        // The connection was made by the flush, which waits for an answer.
         let (stream, _) = collector.accept().unwrap();
         assert!(TcpStream::connect(address).is_err(), "HTTP has ended");
         drop(stream);

@@ -1,4 +1,4 @@
-//! Settings as a daemon meets them: from sources to its own type, or to all problems.
+//! Settings from the sources to a daemon's own type, or to a list of all problems.
 
 use std::{ffi::OsString, io, path::Path, time::Duration};
 
@@ -106,7 +106,7 @@ fn settings(sources: &Sources) -> Result<Settings, Problems> {
     read(Reader::new(&resolved(sources)))
 }
 
-/// Those of the sources, where what is required is set, and nothing else is.
+/// The given sources, plus the required settings.
 fn with_required(args: &[&str], env: &[(&str, &str)]) -> Sources {
     let required =
         [("OUTBOX_MONGODB_URI", MONGODB), ("OUTBOX_RABBITMQ_URI", RABBITMQ), ("OUTBOX_WATCH", "shop.*")];
@@ -414,7 +414,7 @@ fn the_sample_works_with_and_without_its_defaults() {
     }
 }
 
-/// What a test wants the file to hold.
+/// The contents that a test wants the file to have.
 static FILE: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
 
 #[test]
