@@ -1,0 +1,182 @@
+//! Every save that was begun, with what its application says of it, and every message that was received.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{BufWriter, Write},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::Result;
+use parking_lot::Mutex;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{application::Line, timeline::Timeline};
+
+/// The ledger of one run. Clones share it. Each line is written to a file, too.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    entries: Arc<Mutex<Entries>>,
+    timeline: Timeline,
+}
+
+struct Entries {
+    saves: Vec<Save>,
+    /// By process, life and number.
+    open: HashMap<(String, u32, u64), usize>,
+    receipts: Vec<Receipt>,
+    /// Messages that were dead at some time, with when they were replayed.
+    died: HashMap<Uuid, Vec<Instant>>,
+    /// Collections that were dropped with all that was in them.
+    drops: Vec<(String, Instant)>,
+    /// By process: how far its date is off, in milliseconds, and when it reported that.
+    dates: HashMap<String, (i64, Instant)>,
+    file: BufWriter<File>,
+}
+
+/// A save with messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Save {
+    pub(crate) process: String,
+    pub(crate) collection: String,
+    pub(crate) document: String,
+    pub(crate) ids: Vec<Uuid>,
+    pub(crate) begun: Instant,
+    /// None when its process died before it had an answer.
+    pub(crate) end: Option<(Instant, String)>,
+}
+
+/// A message that came out.
+#[derive(Debug, Clone)]
+pub(crate) struct Receipt {
+    pub(crate) id: Uuid,
+    /// RabbitMQ has handed it to the harness before, and had no answer.
+    pub(crate) is_redelivered: bool,
+}
+
+impl Ledger {
+    pub(crate) fn open(file: &Path, timeline: &Timeline) -> Result<Self> {
+        let entries = Entries {
+            saves: Vec::new(),
+            open: HashMap::new(),
+            receipts: Vec::new(),
+            died: HashMap::new(),
+            drops: Vec::new(),
+            dates: HashMap::new(),
+            file: BufWriter::new(File::create(file)?),
+        };
+        Ok(Self { entries: Arc::new(Mutex::new(entries)), timeline: timeline.clone() })
+    }
+
+    /// Notes what an application said.
+    pub(crate) fn hear(&self, process: &str, line: &str) {
+        let Ok(said) = serde_json::from_str(line) else { return };
+        match said {
+            Line::Try { life, number, document, ids } => {
+                let ids = ids.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
+                let place = self.begin(process, process, &document, ids);
+                self.entries.lock().open.insert((process.to_owned(), life, number), place);
+            }
+            Line::End { life, number, outcome } => {
+                let place = self.entries.lock().open.remove(&(process.to_owned(), life, number));
+                if let Some(place) = place {
+                    self.end(place, &outcome);
+                }
+            }
+            Line::Date { millis } => {
+                let off = millis - mongodb::bson::DateTime::now().timestamp_millis();
+                self.entries.lock().dates.insert(process.to_owned(), (off, Instant::now()));
+            }
+        }
+    }
+
+    /// Notes that a save is about to be made; returns its place.
+    pub(crate) fn begin(&self, process: &str, collection: &str, document: &str, ids: Vec<Uuid>) -> usize {
+        let at = self.timeline.now();
+        let mut entries = self.entries.lock();
+        entries.write(&json!({ "at": at, "process": process, "tries": document, "ids": ids }));
+        entries.saves.push(Save {
+            process: process.to_owned(),
+            collection: collection.to_owned(),
+            document: document.to_owned(),
+            ids,
+            begun: Instant::now(),
+            end: None,
+        });
+        entries.saves.len() - 1
+    }
+
+    /// Notes its outcome.
+    pub(crate) fn end(&self, place: usize, outcome: &str) {
+        let at = self.timeline.now();
+        let mut entries = self.entries.lock();
+        let document = entries.saves[place].document.clone();
+        entries.write(&json!({ "at": at, "of": document, "outcome": outcome }));
+        entries.saves[place].end = Some((Instant::now(), outcome.to_owned()));
+    }
+
+    pub(crate) fn receive(&self, id: Uuid, is_redelivered: bool, by: &str) {
+        let at = self.timeline.now();
+        let mut entries = self.entries.lock();
+        entries.write(&json!({ "at": at, "received": id, "redelivered": is_redelivered, "by": by }));
+        entries.receipts.push(Receipt { id, is_redelivered });
+    }
+
+    /// Notes that a message was found dead, and brought back to life by the operator.
+    pub(crate) fn replay(&self, id: Uuid) {
+        let at = self.timeline.now();
+        let mut entries = self.entries.lock();
+        entries.write(&json!({ "at": at, "replayed": id }));
+        entries.died.entry(id).or_default().push(Instant::now());
+    }
+
+    /// Notes that a collection is gone, with the documents in it.
+    pub(crate) fn drop_collection(&self, name: &str) {
+        self.entries.lock().drops.push((name.to_owned(), Instant::now()));
+    }
+
+    pub(crate) fn saves(&self) -> Vec<Save> {
+        self.entries.lock().saves.clone()
+    }
+
+    pub(crate) fn receipts(&self) -> Vec<Receipt> {
+        self.entries.lock().receipts.clone()
+    }
+
+    pub(crate) fn died(&self) -> HashMap<Uuid, Vec<Instant>> {
+        self.entries.lock().died.clone()
+    }
+
+    pub(crate) fn drops(&self) -> Vec<(String, Instant)> {
+        self.entries.lock().drops.clone()
+    }
+
+    /// Whether a message was received.
+    pub(crate) fn has(&self, id: Uuid) -> bool {
+        self.entries.lock().receipts.iter().any(|receipt| receipt.id == id)
+    }
+
+    /// How many different messages were received.
+    pub(crate) fn received(&self) -> HashSet<Uuid> {
+        self.entries.lock().receipts.iter().map(|receipt| receipt.id).collect()
+    }
+
+    /// How far the date of a process was off by its last report since then.
+    pub(crate) fn clock_of(&self, process: &str, since: Instant) -> Option<i64> {
+        let entries = self.entries.lock();
+        entries.dates.get(process).filter(|(_, at)| *at >= since).map(|(off, _)| *off)
+    }
+
+    pub(crate) fn flush(&self) {
+        let _ = self.entries.lock().file.flush();
+    }
+}
+
+impl Entries {
+    fn write(&mut self, line: &serde_json::Value) {
+        let _ = writeln!(self.file, "{line}");
+    }
+}

@@ -1,0 +1,133 @@
+//! An observer of the servers and of the machine, outside all processes and links.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mongodb::{
+    bson::{Document, doc},
+    options::WriteConcern,
+};
+use parking_lot::Mutex;
+use tokio::{
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
+
+use crate::servers::Set;
+
+/// How often the majority is asked for a write, and the members who is primary.
+const PROBE: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(300);
+/// A majority that takes longer hinders those that wait for it.
+const SLOW: Duration = Duration::from_millis(500);
+/// After this long a write counts as not answered.
+const GIVEN_UP: Duration = Duration::from_secs(15);
+/// How often this process checks that its timers are in time.
+const TICK: Duration = Duration::from_millis(50);
+/// How late a timer of this process may be before the machine counts as overloaded.
+const STALL: Duration = Duration::from_millis(300);
+
+/// Observes until it is dropped.
+pub(crate) struct Probe {
+    seen: Arc<Mutex<Sightings>>,
+    _tasks: JoinSet<()>,
+}
+
+/// What it saw.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sightings {
+    /// Majority writes: begun, and when they were done.
+    writes: Vec<(Instant, Option<Instant>)>,
+    /// Who was primary, under which election; one for each change.
+    primaries: Vec<(Instant, String)>,
+    stalls: Vec<(Instant, Instant)>,
+}
+
+impl Probe {
+    pub(crate) fn start(set: Arc<Set>) -> Self {
+        let seen: Arc<Mutex<Sightings>> = Arc::default();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(probe_majority(set.clone(), seen.clone()));
+        tasks.spawn(watch_primary(set, seen.clone()));
+        tasks.spawn(watch_machine(seen.clone()));
+        Self { seen, _tasks: tasks }
+    }
+
+    pub(crate) fn sightings(&self) -> Sightings {
+        self.seen.lock().clone()
+    }
+}
+
+async fn probe_majority(set: Arc<Set>, seen: Arc<Mutex<Sightings>>) {
+    let probes = set.database("chaos_probe").collection::<Document>("probes");
+    let mut due = interval(PROBE);
+    loop {
+        due.tick().await;
+        let (seen, probes) = (seen.clone(), probes.clone());
+        tokio::spawn(async move {
+            let begun = Instant::now();
+            let written = probes.insert_one(doc! { "of": "probe" }).write_concern(WriteConcern::majority());
+            let is_done = matches!(timeout(GIVEN_UP, written).await, Ok(Ok(_)));
+            seen.lock().writes.push((begun, is_done.then(Instant::now)));
+        });
+    }
+}
+
+async fn watch_primary(set: Arc<Set>, seen: Arc<Mutex<Sightings>>) {
+    loop {
+        sleep(LOOK).await;
+        for member in 0..set.members.len() {
+            let Ok(Ok(hello)) = timeout(LOOK * 5, set.on(member, doc! { "hello": 1 })).await else {
+                continue;
+            };
+            if hello.get_bool("isWritablePrimary").unwrap_or(false) {
+                let election = hello.get("electionId").map(ToString::to_string).unwrap_or_default();
+                let primary = format!("{} {election}", set.members[member]);
+                let mut seen = seen.lock();
+                if seen.primaries.last().is_none_or(|(_, last)| *last != primary) {
+                    seen.primaries.push((Instant::now(), primary));
+                }
+            }
+        }
+    }
+}
+
+async fn watch_machine(seen: Arc<Mutex<Sightings>>) {
+    loop {
+        let begun = Instant::now();
+        sleep(TICK).await;
+        if begun.elapsed() > TICK + STALL {
+            seen.lock().stalls.push((begun, Instant::now()));
+        }
+    }
+}
+
+impl Sightings {
+    /// Whether another primary, or the same by another election, was seen in this time or right after it.
+    pub(crate) fn primary_changed(&self, from: Instant, until: Instant) -> bool {
+        // The first is where it began. A change is seen a little later, and its election came before that.
+        let until = until + LOOK * 6;
+        self.primaries.iter().skip(1).any(|(at, _)| (from..=until).contains(at))
+    }
+
+    /// Whether the majority was late or the machine stalled in this time.
+    pub(crate) fn was_slow(&self, from: Instant, until: Instant) -> bool {
+        let overlaps = |begun: Instant, done: Instant| begun <= until && done >= from;
+        let is_late = |(begun, done): &(Instant, Option<Instant>)| {
+            let done = done.unwrap_or(*begun + GIVEN_UP);
+            done.saturating_duration_since(*begun) > SLOW && overlaps(*begun, done)
+        };
+        let is_stall = |(begun, ended): &(Instant, Instant)| overlaps(*begun, *ended);
+        self.writes.iter().any(is_late) || self.stalls.iter().any(is_stall)
+    }
+
+    /// Whether a majority write that was begun no sooner was done in this time.
+    pub(crate) fn majority_answered(&self, from: Instant, within: Duration) -> bool {
+        let is_answer = |(begun, done): &(Instant, Option<Instant>)| {
+            *begun >= from && done.is_some_and(|done| done <= from + within)
+        };
+        self.writes.iter().any(is_answer)
+    }
+}

@@ -1,0 +1,318 @@
+//! One way from one process to one server, or to whichever node of a cluster answers.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Result;
+use memchr::memmem::find;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    time::sleep,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    amqp::Follower,
+    frames::Protocol,
+    points::{Moment, Point},
+    traffic::Traffic,
+};
+
+/// A longer reply of MongoDB names no members.
+const LONGEST_HELLO: usize = 16 << 10;
+/// How long a server may take to accept a connection.
+const DIAL: Duration = Duration::from_secs(2);
+
+/// Where a link leads.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    pub(crate) process: String,
+    pub(crate) is_amqp: bool,
+    /// Tried in turn, beginning with the one that answered last.
+    pub(crate) servers: Vec<SocketAddr>,
+}
+
+/// A listener, and everything that came through it. Gone with its last clone.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) address: SocketAddr,
+    shared: Arc<Shared>,
+    _guard: Arc<DropGuard>,
+}
+
+/// What all connections of a link have in common.
+struct Shared {
+    route: Route,
+    protocol: Protocol,
+    seen: Traffic,
+    /// The process behind it, to be killed at a point.
+    pid: Arc<AtomicI32>,
+    state: watch::Sender<LinkState>,
+    /// Names of servers in replies, with what to put there instead, of the same length.
+    renamed: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
+    /// Ends the connections of now.
+    cut: Mutex<CancellationToken>,
+    cuts_mid_frame: AtomicBool,
+    deadly: Mutex<Option<(Point, Moment)>>,
+    connections: AtomicU64,
+    last_server: AtomicUsize,
+    /// Chunks that fair state would have let through at once.
+    hindered: AtomicU64,
+    end: CancellationToken,
+}
+
+/// What a link does to all that passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LinkState {
+    Open,
+    /// Nothing passes, without an error for anybody.
+    BlackHole,
+    /// Every chunk is that late.
+    Slow(Duration),
+}
+
+impl Link {
+    /// Listens on a free port from now on.
+    pub(crate) async fn open(route: Route, seen: Traffic, pid: Arc<AtomicI32>) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let end = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            protocol: if route.is_amqp { Protocol::Amqp } else { Protocol::Mongo },
+            route,
+            seen,
+            pid,
+            state: watch::Sender::new(LinkState::Open),
+            renamed: Mutex::default(),
+            cut: Mutex::new(end.child_token()),
+            cuts_mid_frame: AtomicBool::default(),
+            deadly: Mutex::default(),
+            connections: AtomicU64::default(),
+            last_server: AtomicUsize::default(),
+            hindered: AtomicU64::default(),
+            end: end.clone(),
+        });
+        tokio::spawn(accept(listener, shared.clone()));
+        Ok(Self { address, shared, _guard: Arc::new(end.drop_guard()) })
+    }
+
+    /// From now on replies of MongoDB name these addresses in place of those, so that a driver takes the links.
+    pub(crate) fn rename(&self, members: &[(SocketAddr, SocketAddr)]) {
+        let text = |address: &SocketAddr| address.to_string().into_bytes();
+        *self.shared.renamed.lock() = members.iter().map(|(from, to)| (text(from), text(to))).collect();
+    }
+
+    pub(crate) fn black_hole(&self) {
+        self.shared.state.send_replace(LinkState::BlackHole);
+    }
+
+    pub(crate) fn slow(&self, by: Duration) {
+        self.shared.state.send_replace(LinkState::Slow(by));
+    }
+
+    /// Everything passes again.
+    pub(crate) fn heal(&self) {
+        self.shared.state.send_replace(LinkState::Open);
+        self.shared.cuts_mid_frame.store(false, Ordering::SeqCst);
+        *self.shared.deadly.lock() = None;
+    }
+
+    /// Ends all connections.
+    pub(crate) fn cut(&self) {
+        let fresh = self.shared.end.child_token();
+        std::mem::replace(&mut *self.shared.cut.lock(), fresh).cancel();
+    }
+
+    /// The next frame that passes is let through by half, and is the last of all connections.
+    pub(crate) fn cut_mid_frame(&self) {
+        self.shared.cuts_mid_frame.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether that is still to come.
+    pub(crate) fn is_about_to_cut(&self) -> bool {
+        self.shared.cuts_mid_frame.load(Ordering::SeqCst)
+    }
+
+    /// The process is killed when it next comes by this point.
+    pub(crate) fn kill_at(&self, point: Point, moment: Moment) {
+        *self.shared.deadly.lock() = Some((point, moment));
+    }
+
+    /// Whether it still has to come by.
+    pub(crate) fn is_deadly(&self) -> bool {
+        self.shared.deadly.lock().is_some()
+    }
+
+    /// How many chunks were held or late until now.
+    pub(crate) fn hindered(&self) -> u64 {
+        self.shared.hindered.load(Ordering::SeqCst)
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.end.cancelled() => return,
+        };
+        match accepted {
+            Ok((client, _)) => {
+                tokio::spawn(connect(client, shared.clone()));
+            }
+            Err(_) => sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// One connection, from its first byte to its end.
+async fn connect(client: TcpStream, shared: Arc<Shared>) {
+    // A client that dials into a black hole gets no answer.
+    let cut = shared.cut.lock().clone();
+    tokio::select! {
+        () = shared.passage(0) => {}
+        () = cut.cancelled() => return,
+    }
+    let Some(server) = shared.dial().await else { return };
+    let _ = client.set_nodelay(true);
+    let _ = server.set_nodelay(true);
+
+    let number = shared.connections.fetch_add(1, Ordering::Relaxed);
+    let follower = (shared.protocol == Protocol::Amqp)
+        .then(|| Arc::new(Mutex::new(Follower::new(shared.seen.clone(), &shared.route.process, number))));
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let requests = Direction { shared: &shared, follower: follower.clone(), to_server: true };
+    let replies = Direction { shared: &shared, follower, to_server: false };
+
+    tokio::select! {
+        () = requests.carry(from_client, to_server) => {}
+        () = replies.carry(from_server, to_client) => {}
+        () = cut.cancelled() => {}
+    }
+}
+
+impl Shared {
+    async fn dial(&self) -> Option<TcpStream> {
+        let servers = &self.route.servers;
+        let first = self.last_server.load(Ordering::Relaxed);
+        for turn in 0..servers.len() {
+            let place = (first + turn) % servers.len();
+            let dialed = tokio::time::timeout(DIAL, TcpStream::connect(servers[place])).await;
+            if let Ok(Ok(server)) = dialed {
+                self.last_server.store(place, Ordering::Relaxed);
+                return Some(server);
+            }
+        }
+        None
+    }
+
+    /// Waits until something may pass.
+    async fn passage(&self, bytes: usize) {
+        let mut state = self.state.subscribe();
+        let now = *state.borrow_and_update();
+        if now != LinkState::Open && bytes > 0 {
+            self.hindered.fetch_add(1, Ordering::SeqCst);
+        }
+        match now {
+            LinkState::Open => {}
+            LinkState::Slow(by) => sleep(by).await,
+            LinkState::BlackHole => {
+                let _ = state.wait_for(|state| *state != LinkState::BlackHole).await;
+            }
+        }
+    }
+
+    /// Kills the process if this frame is where it is to die.
+    fn kill_if_due(&self, frame: &[u8], to_server: bool, moment: Moment) -> bool {
+        let mut deadly = self.deadly.lock();
+        let Some((point, when)) = *deadly else { return false };
+        if when != moment || !point.is_at(self.protocol, to_server, frame) {
+            return false;
+        }
+        *deadly = None;
+        crate::process::kill_now(&self.pid);
+        true
+    }
+}
+
+/// What goes one way over one connection.
+struct Direction<'a> {
+    shared: &'a Shared,
+    follower: Option<Arc<Mutex<Follower>>>,
+    to_server: bool,
+}
+
+impl Direction<'_> {
+    async fn carry(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut bytes: Vec<u8> = Vec::with_capacity(64 << 10);
+        while let Ok(1..) = from.read_buf(&mut bytes).await {
+            let mut whole = 0;
+            while let Some(length) = self.shared.protocol.first_frame(&bytes[whole..]) {
+                whole += length;
+            }
+            if whole == 0 {
+                continue;
+            }
+
+            self.shared.passage(whole).await;
+            let mut passing = bytes.drain(..whole).collect::<Vec<_>>();
+            if self.pass(&mut passing, &mut to).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Lets whole frames through; none when the connection is over.
+    async fn pass(&self, frames: &mut [u8], to: &mut OwnedWriteHalf) -> Option<()> {
+        let mut at = 0;
+        while let Some(length) = self.shared.protocol.first_frame(&frames[at..]) {
+            let frame = &mut frames[at..at + length];
+            at += length;
+            self.note(frame);
+
+            if self.shared.kill_if_due(frame, self.to_server, Moment::Before) {
+                return None;
+            }
+            if self.shared.cuts_mid_frame.swap(false, Ordering::SeqCst) {
+                let _ = to.write_all(&frame[..length.div_ceil(2)]).await;
+                self.cut_all();
+                return None;
+            }
+            to.write_all(frame).await.ok()?;
+            if self.shared.kill_if_due(frame, self.to_server, Moment::After) {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn note(&self, frame: &mut [u8]) {
+        if let Some(follower) = &self.follower {
+            follower.lock().follow(frame, self.to_server);
+        }
+        if self.shared.protocol == Protocol::Mongo && !self.to_server && frame.len() < LONGEST_HELLO {
+            for (from, to) in &*self.shared.renamed.lock() {
+                while let Some(place) = find(frame, from) {
+                    frame[place..place + from.len()].copy_from_slice(to);
+                }
+            }
+        }
+    }
+
+    fn cut_all(&self) {
+        let fresh = self.shared.end.child_token();
+        std::mem::replace(&mut *self.shared.cut.lock(), fresh).cancel();
+    }
+}

@@ -1,0 +1,67 @@
+//! Named points of a process's conversation with its servers, at which it can be killed.
+
+use memchr::memmem::find;
+
+use super::frames::Protocol;
+
+/// Before or after the frame has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Before,
+    After,
+}
+
+/// A frame that says how far the process has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// A save with messages, or a claim.
+    SaveOrClaim,
+    /// A message on its way to RabbitMQ.
+    Publish,
+    /// RabbitMQ's confirm on its way back.
+    Confirm,
+    /// Delivered messages on their way out of the document.
+    Clear,
+    /// A command on its way to its queue.
+    SendCommand,
+    /// A command that was dealt with.
+    FinishCommand,
+    /// The position of a stream, or its lease.
+    Position,
+}
+
+impl Point {
+    /// Those that an application comes by.
+    pub(crate) const OF_APPLICATIONS: [Self; 4] =
+        [Self::SaveOrClaim, Self::Publish, Self::Confirm, Self::Clear];
+    /// Those that a rescuer comes by.
+    pub(crate) const OF_RESCUERS: [Self; 3] = [Self::SendCommand, Self::Confirm, Self::Position];
+    /// Those that a dispatcher comes by.
+    pub(crate) const OF_DISPATCHERS: [Self; 5] =
+        [Self::SaveOrClaim, Self::Publish, Self::Confirm, Self::Clear, Self::FinishCommand];
+
+    /// Whether this frame is that point.
+    pub(super) fn is_at(self, protocol: Protocol, to_server: bool, frame: &[u8]) -> bool {
+        let has = |bytes: &[u8]| find(frame, bytes).is_some();
+        let is_method = |class: u8, method: u8| {
+            frame.first() == Some(&1) && frame.get(7..11) == Some(&[0, class, 0, method])
+        };
+
+        match (protocol, to_server) {
+            (Protocol::Mongo, true) => match self {
+                Self::SaveOrClaim => has(b"claimed_by") && !has(b"$pull") && has(b"update"),
+                Self::Clear => has(b"$pull") && has(b"claimed_by"),
+                Self::Position => has(b"positions\0") && has(b"token\0"),
+                _ => false,
+            },
+            (Protocol::Amqp, true) => match self {
+                Self::Publish => is_method(60, 40) && has(b".messages"),
+                Self::SendCommand => is_method(60, 40) && has(b".commands"),
+                Self::FinishCommand => is_method(60, 80),
+                _ => false,
+            },
+            (Protocol::Amqp, false) => self == Self::Confirm && is_method(60, 80),
+            (Protocol::Mongo, false) => false,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The traffic of the links: every message published, with the broker's answer, and what the brokers refused.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+/// The traffic of all links of a run. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Traffic(Arc<Mutex<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    publishes: HashMap<Uuid, Vec<Publish>>,
+    /// By process: channels and connections that a broker closed, with its code.
+    closed: Vec<(Instant, String, u16)>,
+    /// Connections that were notified of an alarm.
+    blocked: Vec<(Instant, String)>,
+    /// Connections that ended, however.
+    ended: Vec<(Instant, String)>,
+}
+
+/// A message on its way to RabbitMQ.
+#[derive(Debug, Clone)]
+pub(crate) struct Publish {
+    pub(crate) process: String,
+    pub(crate) at: Instant,
+    pub(crate) answer: Answer,
+    /// The connection that it travelled on, by a number of its own.
+    pub(crate) connection: u64,
+}
+
+/// What the broker said, as far as it came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    None,
+    Confirmed(Instant),
+    Refused(Instant),
+    /// No queue was bound.
+    Returned(Instant),
+}
+
+impl Traffic {
+    pub(super) fn published(&self, id: Uuid, process: &str, connection: u64) {
+        let publish =
+            Publish { process: process.to_owned(), at: Instant::now(), answer: Answer::None, connection };
+        self.0.lock().publishes.entry(id).or_default().push(publish);
+    }
+
+    /// The answer to the latest publish of this message over this connection. A returned message is confirmed too, after its
+    /// return, which is what counts.
+    pub(super) fn answered(&self, id: Uuid, connection: u64, answer: Answer) {
+        let mut seen = self.0.lock();
+        let publishes = seen.publishes.entry(id).or_default();
+        let of_connection = publishes.iter_mut().rev().find(|publish| publish.connection == connection);
+        if let Some(publish) = of_connection
+            && publish.answer == Answer::None
+        {
+            publish.answer = answer;
+        }
+    }
+
+    pub(super) fn closed_by_broker(&self, process: &str, code: u16) {
+        self.0.lock().closed.push((Instant::now(), process.to_owned(), code));
+    }
+
+    pub(super) fn was_blocked(&self, process: &str) {
+        self.0.lock().blocked.push((Instant::now(), process.to_owned()));
+    }
+
+    pub(super) fn connection_ended(&self, process: &str) {
+        self.0.lock().ended.push((Instant::now(), process.to_owned()));
+    }
+
+    /// All publishes of a message, in order.
+    pub(crate) fn publishes(&self, id: Uuid) -> Vec<Publish> {
+        self.0.lock().publishes.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Closings by a broker since then, with one of these codes; of one process or of any.
+    pub(crate) fn closings(&self, since: Instant, process: Option<&str>, codes: &[u16]) -> usize {
+        let seen = self.0.lock();
+        let is_meant = |(at, of, code): &&(Instant, String, u16)| {
+            *at >= since && process.is_none_or(|process| process == of) && codes.contains(code)
+        };
+        seen.closed.iter().filter(is_meant).count()
+    }
+
+    /// Whether a broker closed something of this process in this time.
+    pub(crate) fn was_closed(&self, process: &str, from: Instant, until: Instant) -> bool {
+        let seen = self.0.lock();
+        seen.closed.iter().any(|(at, of, _)| of == process && (from..=until).contains(at))
+    }
+
+    /// Whether an AMQP connection of this process ended in this time.
+    pub(crate) fn lost_connection(&self, process: &str, from: Instant, until: Instant) -> bool {
+        let seen = self.0.lock();
+        seen.ended.iter().any(|(at, of)| of == process && (from..=until).contains(at))
+    }
+
+    /// Connections notified of an alarm since then.
+    pub(crate) fn blocked(&self, since: Instant) -> usize {
+        self.0.lock().blocked.iter().filter(|(at, _)| *at >= since).count()
+    }
+
+    /// Publishes for which RabbitMQ had no queue.
+    pub(crate) fn returned(&self) -> usize {
+        let seen = self.0.lock();
+        let is_returned = |publish: &&Publish| matches!(publish.answer, Answer::Returned(_));
+        seen.publishes.values().flatten().filter(is_returned).count()
+    }
+}

@@ -1,0 +1,224 @@
+//! Many runs over servers that are started once.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+
+use crate::{
+    control::Control,
+    record::Record,
+    report::report,
+    run::{Plan, run},
+    servers::{Cluster, Set},
+    system::Servers,
+};
+
+/// A run that takes longer has failed. One that isn't short of processors takes less than a minute.
+const LONGEST_RUN: Duration = Duration::from_mins(8);
+
+/// What to run.
+#[derive(Debug, Args)]
+pub(crate) struct Session {
+    /// How many runs, each with the seed after the one before.
+    #[arg(long, default_value_t = 1)]
+    runs: u64,
+    /// The seed of the first.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Appends a line for each run to this file, and leaves out seeds of this commit that it has already.
+    #[arg(long)]
+    resume: Option<PathBuf>,
+    /// Only faults whose name contains one of these words.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Breaks the engine on purpose: then a run without a finding is the failure.
+    #[arg(long)]
+    control: Option<Control>,
+    /// In the end, one run with an engine that clears before the confirm, which must be found out.
+    #[arg(long)]
+    with_control: bool,
+    /// Begins no run after this many seconds.
+    #[arg(long)]
+    within: Option<u64>,
+    /// Ends at the first bad run.
+    #[arg(long)]
+    stop_at_bad: bool,
+    /// The checkout.
+    #[arg(long)]
+    checkout: PathBuf,
+    /// Where the binaries are.
+    #[arg(long)]
+    binaries: PathBuf,
+    /// The three-node set.
+    #[arg(long)]
+    mongodb: String,
+}
+
+/// Runs them all. A bad run makes the exit code 1.
+pub(crate) async fn sit(session: &Session) -> Result<ExitCode> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    // The end of the harness ends everything: processes and nodes go with it, and servers are healed.
+    tokio::select! {
+        ended = sit_through(session) => ended,
+        _ = interrupted.recv() => heal_and_leave(session).await,
+        _ = terminated.recv() => heal_and_leave(session).await,
+    }
+}
+
+async fn heal_and_leave(session: &Session) -> Result<ExitCode> {
+    eprintln!("chaos: stopping; healing the MongoDB set");
+    let set = Set::reach(&session.mongodb, session.checkout.clone()).await?;
+    timeout(Duration::from_mins(1), set.heal()).await.context("the set can't be healed in time")??;
+    Ok(ExitCode::from(130))
+}
+
+async fn sit_through(session: &Session) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let home = session.checkout.join(".services/chaos");
+    std::fs::create_dir_all(&home)?;
+    let commit = commit_of(&session.checkout);
+    let done = match &session.resume {
+        Some(file) => done_before(file, &commit)?,
+        None => HashSet::new(),
+    };
+
+    let set = Set::reach(&session.mongodb, session.checkout.clone()).await?;
+    set.heal().await?;
+    let cluster = Cluster::boot(home.join(format!("rabbitmq-{}", std::process::id()))).await?;
+    let users: Vec<_> =
+        crate::actors::ALL.iter().flat_map(|actor| actor.names()).map(|name| (*name).to_owned()).collect();
+    cluster.add_users(&users).await?;
+    println!("servers ready after {:.0} s", begun.elapsed().as_secs_f64());
+    let servers = Servers {
+        set: Arc::new(set),
+        cluster: Arc::new(cluster),
+        binaries: session.binaries.clone(),
+        control: session.control,
+    };
+
+    let mut bad = 0;
+    let mut ran = 0;
+    for seed in (session.seed..session.seed + session.runs).filter(|seed| !done.contains(seed)) {
+        let is_over = session.within.is_some_and(|seconds| begun.elapsed() > Duration::from_secs(seconds));
+        if is_over || (bad > 0 && session.stop_at_bad) {
+            break;
+        }
+        ran += 1;
+        bad += usize::from(
+            !run_one(session, &servers, seed, &home, &commit).await?.is_some_and(|record| record.good),
+        );
+    }
+
+    println!("{ran} runs, {bad} bad");
+    if session.with_control && !finds_the_broken_engine(session, &servers, &home, &commit).await? {
+        println!("an engine that clears before the confirm was not found out");
+        return Ok(ExitCode::FAILURE);
+    }
+    let is_as_wanted = if session.control.is_some() { bad > 0 } else { bad == 0 };
+    if session.control.is_some() && bad == 0 {
+        println!("the broken engine was not found out");
+    }
+    Ok(if is_as_wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether messages are lost, and seen to be, when an application clears before the confirm while no queue is bound.
+async fn finds_the_broken_engine(
+    session: &Session,
+    servers: &Servers,
+    home: &Path,
+    commit: &str,
+) -> Result<bool> {
+    println!("now an engine that clears before the confirm, which must lose messages");
+    let servers = Servers { control: Some(Control::ClearBeforeConfirm), ..servers.clone() };
+    let seed = session.seed;
+    let folder = home.join("control");
+    let plan =
+        Plan { seed, only: vec!["binding".to_owned()], folder: folder.clone(), commit: commit.to_owned() };
+    let record =
+        timeout(LONGEST_RUN, run(&servers, &plan)).await.context("the control isn't done in time")??;
+    println!("{}", record.sentence());
+    let _ = std::fs::remove_dir_all(&folder);
+    Ok(record.lost > 0)
+}
+
+/// The outcome of a run; none when the harness itself failed.
+async fn run_one(
+    session: &Session,
+    servers: &Servers,
+    seed: u64,
+    home: &Path,
+    commit: &str,
+) -> Result<Option<Record>> {
+    let folder = home.join(format!("seed-{seed}"));
+    let plan = Plan { seed, only: session.only.clone(), folder: folder.clone(), commit: commit.to_owned() };
+    let ran = timeout(LONGEST_RUN, run(servers, &plan)).await;
+    let record = match ran {
+        Ok(Ok(record)) => record,
+        // The harness itself failed. That is reported, never counted as good, and never silently repeated.
+        Ok(Err(error)) => {
+            println!("seed {seed:>5} BAD  {error:#}; kept in {}", folder.display());
+            return Ok(None);
+        }
+        Err(_) => {
+            println!("seed {seed:>5} BAD  not done after {LONGEST_RUN:?}; kept in {}", folder.display());
+            return Ok(None);
+        }
+    };
+
+    println!("{}", record.sentence());
+    for problem in &record.problems {
+        println!("    {problem}");
+    }
+    if let Some(file) = &session.resume {
+        record.append(file)?;
+    }
+    if record.good {
+        let _ = std::fs::remove_dir_all(&folder);
+    } else {
+        std::fs::write(folder.join("record.json"), serde_json::to_string_pretty(&record)?)?;
+        println!(
+            "    kept in {}; the same plan again: scripts/chaos --runs 1 --seed {seed}",
+            folder.display()
+        );
+    }
+    Ok(Some(record))
+}
+
+/// Seeds that this commit has been through.
+fn done_before(file: &Path, commit: &str) -> Result<HashSet<u64>> {
+    let records = Record::read_all(file)?;
+    Ok(records.into_iter().filter(|record| record.commit == commit).map(|record| record.seed).collect())
+}
+
+fn commit_of(checkout: &Path) -> String {
+    let ask = |arguments: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(checkout).args(arguments).output().ok()?;
+        String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
+    };
+    let commit = ask(&["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
+    let is_clean =
+        ask(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| changes.is_empty());
+    if is_clean { commit } else { format!("{commit}+") }
+}
+
+/// Prints the table of these files.
+pub(crate) fn show_report(files: &[PathBuf]) -> Result<ExitCode> {
+    let mut records = Vec::new();
+    for file in files {
+        records.extend(Record::read_all(file)?);
+    }
+    print!("{}", report(&records));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,147 @@
+//! The plan of a storm: drawn from the seed before anything happens, so that a seed always has the same plan.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use tokio::time::sleep;
+
+use crate::{
+    faults::{self, Blow, Effect, Fault, Scope},
+    settings,
+    system::System,
+    timeline::Span,
+};
+
+/// The shortest blow, and by how much others are longer at most.
+const SHORTEST: Duration = Duration::from_millis(500);
+const SPREAD: Duration = Duration::from_secs(3);
+/// How many blows a track has at most.
+const BLOWS: usize = 24;
+/// The longest pause between two blows of a track.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A blow that takes longer than this, with its healing, has failed.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Faults that strike one after the other. Tracks are concurrent.
+pub(crate) type Track = Vec<Planned>;
+
+/// A blow, and what goes before.
+pub(crate) struct Planned {
+    pub(crate) fault: &'static dyn Fault,
+    pub(crate) pause: Duration,
+    pub(crate) blow: Blow,
+}
+
+/// Draws the tracks of a seed; of the named faults only, if any are named.
+pub(crate) fn plan(seed: u64, only: &[String]) -> Vec<Track> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut by_scope: HashMap<Scope, Vec<&'static dyn Fault>> = HashMap::new();
+    for fault in faults::ALL {
+        if only.is_empty() || only.iter().any(|word| fault.name().contains(word.as_str())) {
+            by_scope.entry(fault.scope()).or_default().push(*fault);
+        }
+    }
+
+    let mut tracks = Vec::new();
+    for scope in [Scope::Process, Scope::Mongo, Scope::Broker, Scope::Data] {
+        let mut faults = by_scope.remove(&scope).unwrap_or_default();
+        // Not everything at a time: a run without trouble of MongoDB shows more of RabbitMQ's, and the other way round.
+        let is_calm = scope != Scope::Process && only.is_empty() && random.u8(0..6) == 0;
+        if faults.is_empty() || is_calm {
+            continue;
+        }
+        in_turn(seed, &mut faults);
+        tracks.push(draw(&faults, &mut random));
+    }
+    tracks
+}
+
+/// Another order for as many seeds as there are faults, and in each of them another one first: a storm has time for a few, and over many
+/// seeds each has to have its turn equally often.
+fn in_turn(seed: u64, faults: &mut [&'static dyn Fault]) {
+    let count = faults.len() as u64;
+    fastrand::Rng::with_seed(seed / count).shuffle(faults);
+    faults.rotate_left(usize::try_from(seed % count).unwrap_or_default());
+}
+
+/// More blows than fit into a storm, in turns.
+fn draw(faults: &[&'static dyn Fault], random: &mut fastrand::Rng) -> Track {
+    let mut track = Vec::new();
+    for fault in faults.iter().cycle().take(BLOWS) {
+        let pause = PAUSE.mul_f64(random.f64());
+        let length = SHORTEST + SPREAD.mul_f64(random.f64());
+        track.push(Planned { fault: *fault, pause, blow: Blow { length, seed: random.u64(..) } });
+    }
+    track
+}
+
+/// Follows the tracks concurrently. Returns faults that couldn't be undone.
+pub(crate) async fn rage(system: &System, tracks: &[Track]) -> Vec<String> {
+    let end = Instant::now() + settings::STORM;
+    let raging = tracks.iter().map(|track| follow(system, track, end));
+    let failures = join_all(raging).await.into_iter().flatten().collect();
+    sleep(end.saturating_duration_since(Instant::now())).await;
+    failures
+}
+
+async fn follow(system: &System, track: &Track, end: Instant) -> Vec<String> {
+    let mut failures = Vec::new();
+    for planned in track {
+        sleep(planned.pause).await;
+        if Instant::now() >= end {
+            break;
+        }
+
+        let from = system.timeline.now();
+        let struck = tokio::time::timeout(PATIENCE, planned.fault.strike(system, planned.blow)).await;
+        let effect = match struck {
+            Ok(Ok(effect)) => effect,
+            // A fault may fail because another has what it needs: no effect was seen.
+            Ok(Err(error)) => Effect::new("", false, format!("{error:#}")),
+            Err(_) => {
+                failures.push(format!("{} took longer than {PATIENCE:?}", planned.fault.name()));
+                Effect::new("", false, "not done in time")
+            }
+        };
+        system.timeline.add(Span {
+            fault: planned.fault.name().to_owned(),
+            target: effect.target,
+            from,
+            until: system.timeline.now(),
+            took: effect.took,
+            evidence: effect.evidence,
+        });
+    }
+    failures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(seed: u64) -> Vec<Vec<&'static str>> {
+        let tracks = plan(seed, &[]);
+        tracks.iter().map(|track| track.iter().map(|planned| planned.fault.name()).collect()).collect()
+    }
+
+    #[test]
+    fn a_seed_has_one_plan() {
+        assert_eq!(names(7), names(7));
+        assert_ne!(names(7), names(8));
+    }
+
+    #[test]
+    fn a_hundred_seeds_draw_every_fault_often() {
+        let mut drawn: HashMap<_, usize> = HashMap::new();
+        for name in (0..100).flat_map(names).flatten() {
+            *drawn.entry(name).or_default() += 1;
+        }
+
+        for fault in faults::ALL {
+            assert!(drawn.get(fault.name()).is_some_and(|drawn| *drawn >= 20), "{}", fault.name());
+        }
+    }
+}
