@@ -1,4 +1,5 @@
-//! Behind axum: hang-ups, status codes, readiness, a graceful stop: `cargo run --example axum_service`.
+//! Uses the library behind axum, with client hang-ups, status codes, readiness and a graceful stop: `cargo run
+//! --example axum_service`.
 use axum::{Router, extract::Path, extract::State, http::StatusCode, routing::get, routing::post};
 use document_outbox::{Aggregate, Error, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use tokio::{net::TcpListener, signal::unix::SignalKind, signal::unix::signal};
@@ -15,7 +16,7 @@ struct Order {
 #[message(type = "order.paid")]
 struct OrderPaid(String);
 
-const UNREADY: StatusCode = StatusCode::SERVICE_UNAVAILABLE; // without a broker it is ready: saves continue
+const UNREADY: StatusCode = StatusCode::SERVICE_UNAVAILABLE; // ready even without a broker, because saves continue
 type App = (Store<Order>, tokio_util::task::TaskTracker);
 
 async fn pay(State((orders, saves)): State<App>, Path(id): Path<String>) -> StatusCode {
@@ -24,7 +25,7 @@ async fn pay(State((orders, saves)): State<App>, Path(id): Path<String>) -> Stat
     match saves.spawn(async move { orders.update(&id, pay).await }).await {
         Ok(Ok(_)) => StatusCode::NO_CONTENT,
         Ok(Err(Error::NotFound { .. })) => StatusCode::NOT_FOUND,
-        Ok(Err(Error::Unknown { .. })) => StatusCode::GATEWAY_TIMEOUT, // perhaps paid: read before a repeat
+        Ok(Err(Error::Unknown { .. })) => StatusCode::GATEWAY_TIMEOUT, // may be paid, so load it before a repeat
         Ok(Err(error)) if error.is_transient() => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -1,4 +1,4 @@
-//! Application, rescuer and dispatcher in one process: `cargo run --example in_process`.
+//! Runs application, rescuer and dispatcher in one process: `cargo run --example in_process`.
 
 use document_outbox::{
     Aggregate, InlineDispatcher, Message, Mode, Outbox, Store, amqp::AmqpSettings, deliver::Handlers,
@@ -36,7 +36,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let watch = DispatcherSettings::watching("example_in_process.*")?;
     let dispatcher = Dispatcher::embedded(&client, handlers.clone(), amqp, watch)?.start();
 
-    // As if the process had died after the save: without inline delivery, the services find the message.
+    // Turn inline delivery off, as if the process had died after the save. The services find the message.
     let inline = InlineDispatcher::builder(&client).mode(Mode::Off).deliver_to(handlers);
     let orders = client.database("example_in_process").collection::<Order>("orders");
     let orders = Store::<Order>::new(orders, &inline);

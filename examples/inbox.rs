@@ -1,4 +1,4 @@
-//! A message that comes twice has its effect once: `cargo run --example inbox`.
+//! Shows that a message that arrives twice takes effect once: `cargo run --example inbox`.
 
 use document_outbox::{Aggregate, Error, Inbox, InlineDispatcher, Message, Outbox, Store};
 use mongodb::Client;
@@ -23,7 +23,7 @@ struct StockRequested {
     quantity: i64,
 }
 
-/// The handler of a message. Its id is `envelope.id`, or the `id` of CloudEvents.
+/// Handles a message. `id` is `envelope.id` or the CloudEvents `id`.
 async fn receive(stocks: &Store<Stock>, id: Uuid, message: StockRequested) -> Result<(), Error> {
     let take = |stock: &mut Stock| {
         if stock.inbox.receive(id) {

@@ -1,4 +1,5 @@
-//! Before the first message: no name in the way, the indexes, old documents as they are: `cargo run --example migration`.
+//! Prepares existing documents for the library, with a check for name conflicts and the indexes: `cargo run --example
+//! migration`.
 
 use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use mongodb::{Client, bson::Document, bson::doc, bson::oid::ObjectId};
@@ -21,11 +22,11 @@ struct OrderPaid(ObjectId);
 pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::with_uri_str(std::env::var("OUTBOX_MONGODB_URI")?).await?;
     let collection = client.database("example_migration").collection::<Document>("orders");
-    // As another program wrote it, with a field that the struct doesn't know.
+    // Insert a document as another program wrote it, with a field that the struct doesn't know.
     let id = ObjectId::new();
     collection.insert_one(doc! { "_id": id, "paid": false, "legacy": 7 }).await?;
 
-    // The migration: `outbox` must be free in each document, and two indexes find pending and dead messages.
+    // Migrate: the field name `outbox` must be unused in each document, and two indexes find pending and dead messages.
     let taken = doc! { "outbox": { "$exists": true, "$not": { "$type": "array" } } };
     if let Some(document) = collection.find_one(taken).await? {
         return Err(format!("rename `outbox` first: {:?}", document.get("_id")).into());
@@ -35,7 +36,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let orders = Store::<Order>::new(collection.clone(), &inline);
     orders.ensure_indexes().await?;
 
-    // Documents need none: the first save adds what is missing and keeps what is unknown.
+    // The documents themselves need no migration: the first save adds the missing fields and keeps unknown ones.
     let pay = |order: &mut Order| {
         order.paid = true;
         order.outbox.send(OrderPaid(order.id)).id()

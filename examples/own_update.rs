@@ -1,6 +1,7 @@
-//! An update of your own that carries messages: `cargo run --example own_update`.
+//! Adds messages to an update of your own: `cargo run --example own_update`.
 //!
-//! A repository that writes single fields keeps doing so. The library adds the messages and a fresh etag to the update.
+//! A repository that writes single fields can continue to do so. The library adds the messages and a fresh etag to the
+//! update.
 
 use document_outbox::{
     Aggregate, Dispatch, InlineDispatcher, Message, Mode, Outbox, Store, deliver::Handlers,
@@ -37,9 +38,9 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let update = staged.onto(doc! { "$set": { "paid": true } })?; // adds a `$push` of the messages
     let unpaid = doc! { "_id": id, "paid": false };
     let updated = collection.update_one(unpaid, update).write_concern(WriteConcern::majority()).await?;
-    assert_eq!(updated.matched_count, 1); // otherwise drop `staged`: its messages were not written
+    assert_eq!(updated.matched_count, 1); // otherwise drop `staged`, because its messages were not written
 
-    let dispatch = staged.committed(id).await; // delivers them; without it the rescuer does
+    let dispatch = staged.committed(id).await; // delivers the messages; without this call, the rescuer does
     assert!(matches!(dispatch, Dispatch::Settled(messages) if messages.len() == 1));
     Ok(())
 }

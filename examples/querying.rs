@@ -1,4 +1,4 @@
-//! Lists and reports, with queries of the driver instead of the store: `cargo run --example querying`.
+//! Reads lists and reports with the driver's queries instead of the store: `cargo run --example querying`.
 
 use document_outbox::{Aggregate, InlineDispatcher, Outbox, Store};
 use futures::TryStreamExt;
@@ -44,7 +44,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rows: Vec<Row> = rows.try_collect().await?;
     assert_eq!(rows.iter().map(|row| row.total).collect::<Vec<_>>(), [30, 20, 10]);
 
-    // To change one, load it by its id: a struct that a query returned knows no etag, so it can't be saved.
+    // To change an order, load it by its id. A struct that a query returned has no etag, so it can't be saved.
     orders.update(&rows[0].id, |order| order.total += 1).await?;
     Ok(())
 }

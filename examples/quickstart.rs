@@ -1,4 +1,4 @@
-//! An order is placed and its message received, in one process: `cargo run --example quickstart`.
+//! Places an order and receives its message in the same process: `cargo run --example quickstart`.
 
 use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use mongodb::{Client, bson::oid::ObjectId};

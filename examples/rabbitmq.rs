@@ -1,4 +1,5 @@
-//! Messages to RabbitMQ right after the save; a failed one is handed to a dispatcher: `cargo run --example rabbitmq`.
+//! Delivers messages to RabbitMQ right after the save, and hands failed deliveries to a dispatcher: `cargo run
+//! --example rabbitmq`.
 
 use document_outbox::{
     Aggregate, InlineDispatcher, Message, Outbox, Store,

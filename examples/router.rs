@@ -1,4 +1,4 @@
-//! Some types of messages to functions of this process, the others to RabbitMQ: `cargo run --example router`.
+//! Delivers some message types to functions of this process and the others to RabbitMQ: `cargo run --example router`.
 
 use document_outbox::{
     Aggregate, InlineDispatcher, Message, Outbox, Store,

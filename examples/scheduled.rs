@@ -1,6 +1,6 @@
-//! A message for later, stored with the save: `cargo run --example scheduled`.
+//! Sends a message for later, stored with the save: `cargo run --example scheduled`.
 //!
-//! No timer runs anywhere: the rescuer's sweep finds the message once it is due, by the server's clock.
+//! There is no timer. The rescuer's sweep finds the message once it is due, by the server's clock.
 
 use std::time::Duration;
 

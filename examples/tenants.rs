@@ -1,6 +1,7 @@
-//! A database for each tenant, one inline dispatcher and one pair of services for all: `cargo run --example tenants`.
+//! Uses a database for each tenant, with one inline dispatcher and one pair of services for all tenants: `cargo run
+//! --example tenants`.
 //!
-//! The services watch all of them with a pattern: `OUTBOX_WATCH='tenant_*.orders'`.
+//! The services watch all databases with a pattern: `OUTBOX_WATCH='tenant_*.orders'`.
 
 use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use mongodb::{Client, bson::oid::ObjectId};

@@ -1,4 +1,4 @@
-//! Two documents and their message in a transaction: `cargo run --example transaction`.
+//! Writes two documents and their message in a transaction: `cargo run --example transaction`.
 //!
 //! One aggregate with its messages needs no transaction. This is for the case in which two documents must change together.
 
@@ -41,7 +41,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let credit = doc! { "$inc": { "balance": 10 } };
     collection.update_one(doc! { "_id": to }, credit).session(&mut session).await?;
     session.commit_transaction().await?;
-    staged.committed(from).await; // only after the commit: the message exists if and only if it succeeded
+    staged.committed(from).await; // only after the commit, because the message exists if and only if the commit succeeded
 
     inline.close(std::time::Duration::from_secs(10)).await;
     assert_eq!(accounts.load(&from).await?.map(|account| account.balance), Some(90));

@@ -1,4 +1,5 @@
-//! A destination of your own: webhooks, signed as <https://www.standardwebhooks.com> has it: `cargo run --example webhook`.
+//! Implements a destination of your own, webhooks that are signed as in <https://www.standardwebhooks.com>: `cargo run
+//! --example webhook`.
 use axum::{Router, body::Body, body::Bytes, http, routing::post};
 use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, PayloadFormat, conformance, json};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -43,7 +44,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let webhooks = Webhooks(format!("http://{}/", listener.local_addr()?), Webhook::new(SECRET)?);
     tokio::spawn(axum::serve(listener, Router::new().route("/", post(check))).into_future());
-    // In an application: `InlineDispatcher::builder(&client).deliver_to(webhooks)`.
+    // In an application, write `InlineDispatcher::builder(&client).deliver_to(webhooks)`.
     let placed = conformance::envelope("order.placed", doc! { "order": "o-1" });
     assert_eq!(webhooks.deliver(&[placed]).await[0].outcome, Outcome::Delivered);
     Ok(())

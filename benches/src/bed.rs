@@ -1,4 +1,4 @@
-//! The servers, and the parts that every measurement needs: a database, an exchange, a queue bound for every
+//! The test bed of a measurement: connections to the servers, a database, an exchange, and a queue that receives every
 //! message.
 
 use std::{
@@ -28,13 +28,13 @@ use mongodb::{
 
 use crate::{order::Order, result::Result};
 
-/// How much is measured.
+/// The amount of work that is measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
-    /// A run of a few seconds, instead of minutes.
+    /// Whether each measurement takes seconds instead of minutes.
     pub(crate) quick: bool,
     pub(crate) blocks: usize,
-    /// How long a closed loop runs.
+    /// The duration of a closed loop.
     pub(crate) loop_time: Duration,
 }
 
@@ -47,7 +47,7 @@ impl Scale {
         }
     }
 
-    /// Fewer blocks if one takes minutes, and no warm-up block.
+    /// Returns the blocks to measure. If a block takes minutes, there are fewer blocks and no warm-up block.
     pub(crate) fn blocks_of(&self, operations: usize) -> std::ops::Range<usize> {
         if operations >= 100_000 { 1..4 } else { 0..self.blocks + 1 }
     }
@@ -132,12 +132,12 @@ impl Bed {
         format!("{}.commands", self.name())
     }
 
-    /// µs since the suite started.
+    /// Returns the time since the suite started, in µs.
     pub(crate) fn micros(&self) -> i64 {
         i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX)
     }
 
-    /// A separate connection, as an application has.
+    /// Opens a separate connection, as an application would.
     pub(crate) async fn connect(&self) -> Result<lapin::Connection> {
         Ok(lapin::Connection::connect(&self.rabbitmq_uri, ConnectionProperties::default()).await?)
     }
@@ -147,14 +147,14 @@ impl Bed {
         Ok(())
     }
 
-    /// Messages that wait in a queue.
+    /// Returns the number of messages that wait in a queue.
     pub(crate) async fn waiting(&self, queue: &str) -> Result<u64> {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let queue = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await?;
         Ok(queue.message_count().into())
     }
 
-    /// An inline dispatcher that publishes to the exchange.
+    /// Creates an inline dispatcher that publishes to the exchange.
     pub(crate) fn inline(&self, mode: Mode) -> InlineDispatcher {
         self.inline_with(mode, |builder| builder)
     }
@@ -168,7 +168,7 @@ impl Bed {
         set(inline).deliver_to_shared(Arc::new(self.rabbitmq.clone()))
     }
 
-    /// A new collection with its two indexes and this many orders.
+    /// Creates a collection with its two indexes and this many orders.
     pub(crate) async fn orders(
         &self,
         inline: &InlineDispatcher,
@@ -182,7 +182,7 @@ impl Bed {
         Ok(store)
     }
 
-    /// A new collection of orders, without indexes.
+    /// Creates a collection of orders without indexes.
     pub(crate) async fn raw_orders(
         &self,
         name: &str,

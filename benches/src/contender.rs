@@ -1,6 +1,6 @@
-//! Two contenders in alternation: this project, and what people write instead.
+//! Alternates between two contenders, this project and the code that people write instead.
 
-/// Whose turn it is.
+/// One of the two contenders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Contender {
     Ours,
@@ -8,13 +8,13 @@ pub(crate) enum Contender {
 }
 
 impl Contender {
-    /// Both, in an order that alternates from block to block.
+    /// Returns both contenders, in an order that alternates from block to block.
     pub(crate) fn in_turn(block: usize) -> [Self; 2] {
         if block.is_multiple_of(2) { [Self::Ours, Self::Theirs] } else { [Self::Theirs, Self::Ours] }
     }
 }
 
-/// The rates of both, a block each.
+/// The rates of both contenders, with one value for each block.
 #[derive(Debug, Default)]
 pub(crate) struct Rates {
     pub(crate) ours: Vec<f64>,
@@ -22,7 +22,7 @@ pub(crate) struct Rates {
 }
 
 impl Rates {
-    /// The first block is for warming up, and doesn't count.
+    /// Adds the rate of a block. The first block is only for warming up and is not counted.
     pub(crate) fn add(&mut self, contender: Contender, block: usize, rate: f64) {
         if block == 0 {
             return;

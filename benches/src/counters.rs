@@ -1,4 +1,4 @@
-//! Counts the work of the servers and this process.
+//! Counts the work of the servers and of this process.
 
 use std::{collections::BTreeMap, fs};
 
@@ -6,20 +6,20 @@ use mongodb::bson::{Bson, Document, Timestamp, doc};
 
 use crate::{bed::Bed, result::Result};
 
-/// Counts at one moment, or between two.
+/// The counts at one moment, or the differences between two moments.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub(crate) struct Counters {
-    /// MongoDB's commands that read or write documents.
+    /// Number of MongoDB commands that read or write documents.
     pub(crate) commands: i64,
-    /// Inserted, updated and deleted, also by the servers themselves.
+    /// Number of documents inserted, updated and deleted, including those that the servers write themselves.
     pub(crate) documents_written: i64,
     pub(crate) mongodb_bytes_sent: i64,
     pub(crate) oplog_bytes: i64,
-    /// Messages in the queue that is bound for all of them.
+    /// Number of messages in the queue that receives all messages.
     pub(crate) messages_published: i64,
-    /// Seconds, by process. Servers that are not processes of this machine are left out.
+    /// Processor time in seconds, by process. Servers that don't run on this machine are left out.
     pub(crate) cpu_seconds: BTreeMap<&'static str, f64>,
-    /// The largest resident memory, in MiB, by process. Of this process since the first moment.
+    /// Peak resident memory in MiB, by process. For this process, the peak since the first moment.
     pub(crate) peak_memory_mib: BTreeMap<&'static str, f64>,
     #[serde(skip)]
     at: Option<Timestamp>,
@@ -50,7 +50,7 @@ impl Counters {
             }
         }
 
-        // 5 resets the peak. If that is not allowed, it is the peak of the whole run.
+        // Writing 5 resets the peak. If that is not permitted, the peak of the whole run is reported.
         let _ = fs::write("/proc/self/clear_refs", "5");
 
         Ok(Self {
@@ -64,7 +64,7 @@ impl Counters {
         })
     }
 
-    /// The counts since then.
+    /// Returns the counts since then.
     pub(crate) async fn until_now(self, bed: &Bed) -> Result<Self> {
         let peaks =
             processes().into_iter().filter_map(|(name, pid)| Some((name, peak_memory(&pid)?))).collect();
@@ -116,7 +116,7 @@ async fn oplog_bytes(bed: &Bed, from: Option<Timestamp>, to: Option<Timestamp>) 
     Ok(number(&found.deserialize_current()?, &["bytes"]))
 }
 
-/// This process, and the servers where scripts/services runs them on this machine.
+/// Returns this process, and the servers if scripts/services runs them on this machine.
 fn processes() -> Vec<(&'static str, String)> {
     let mut processes = vec![("bench", "self".to_owned())];
     let Ok(directory) = std::env::var("OUTBOX_TEST_SERVICES_DIR") else { return processes };
@@ -129,7 +129,7 @@ fn processes() -> Vec<(&'static str, String)> {
     processes
 }
 
-/// The port of the first host in a URI; empty if there is none.
+/// Returns the port of the first host in a URI, or an empty text if there is none.
 fn port(variable: &str) -> String {
     let uri = std::env::var(variable).unwrap_or_default();
     let host = uri.rsplit('@').next().unwrap_or_default().trim_start_matches("mongodb://");
@@ -137,16 +137,16 @@ fn port(variable: &str) -> String {
     host.rsplit(':').next().unwrap_or_default().to_owned()
 }
 
-/// Seconds of processor time, of all its threads that still live.
+/// Returns the processor time of a process in seconds, for all threads that still exist.
 pub(crate) fn cpu(pid: &str) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok());
-    // Ticks of 10 ms, the same on every Linux.
+    // A tick is 10 ms on every Linux.
     Some((ticks(11)? + ticks(12)?) / 100.0)
 }
 
-/// The largest resident memory so far, in MiB.
+/// Returns the peak resident memory so far, in MiB.
 pub(crate) fn peak_memory(pid: &str) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;

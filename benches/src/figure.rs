@@ -1,12 +1,12 @@
-//! A figure: bars with their spread, one below the other.
+//! Draws a figure of bars with their spread, one below the other.
 
 use std::fmt::Write as _;
 
 use crate::stats::{Spread, number};
 
-/// Bars of one unit.
+/// A figure whose bars have the same unit.
 pub(crate) struct Figure {
-    /// Of its file.
+    /// The name of the file.
     pub(crate) name: &'static str,
     title: String,
     unit: &'static str,
@@ -22,7 +22,7 @@ impl Figure {
         Self { name, title: title.into(), unit, bars: Vec::new() }
     }
 
-    /// A bar of this project, which stands out.
+    /// Adds a bar of this project, in a different colour.
     pub(crate) fn ours(self, label: impl Into<String>, values: &[f64]) -> Self {
         self.bar(label, values, true)
     }

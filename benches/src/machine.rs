@@ -1,4 +1,4 @@
-//! Where it was measured.
+//! Describes the machine of the measurement.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ pub(crate) struct Machine {
     cores: usize,
     memory_gib: f64,
     kernel: String,
-    /// Averages over 1, 5 and 15 min when the run began.
+    /// The load averages over 1, 5 and 15 min when the run began.
     load: String,
     mongodb: String,
     rabbitmq: String,
@@ -38,7 +38,7 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             load: read("/proc/loadavg").split_whitespace().take(3).collect::<Vec<_>>().join(" "),
             mongodb: build.get_str("version").unwrap_or_default().to_owned(),
-            // The client does not show what the broker says of itself.
+            // The client does not expose the broker's version.
             rabbitmq: std::env::var("OUTBOX_BENCH_RABBITMQ_VERSION").unwrap_or_else(|_| "?".into()),
             document_outbox: env!("CARGO_PKG_VERSION"),
             quick: bed.scale.quick,

@@ -1,6 +1,6 @@
-//! The benchmark suite: measures the performance that the documentation claims, compared with what people
-//! write instead, in one run and in alternating blocks. `scripts/bench` builds and starts it;
-//! docs/performance.md explains each row.
+//! The benchmark suite. It measures the performance that the documentation claims and compares it with code that people
+//! write instead, in the same run and in alternating blocks. `scripts/bench` builds and starts it; docs/performance.md
+//! explains each row.
 
 #![allow(clippy::cast_precision_loss, reason = "counts and times are far below 2^52")]
 #![allow(clippy::similar_names, reason = "`saver` and `saves` belong together")]
@@ -30,19 +30,19 @@ use crate::{
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The same rows with small counts, in less than three minutes.
+    /// Measures the same rows with small counts, in less than three minutes.
     #[arg(long)]
     quick: bool,
-    /// Exit with 1 when a goal is missed for which docs/performance.md gives no reason.
+    /// Exits with 1 if a goal is missed and docs/performance.md gives no reason for it.
     #[arg(long)]
     check: bool,
-    /// Only these measurements, by the prefixes of their names, such as `save` or `drain`.
+    /// Runs only these measurements, given by prefixes of their names, such as `save` or `drain`.
     #[arg(long)]
     only: Vec<String>,
-    /// Where results and figures go.
+    /// The folder for results and figures.
     #[arg(long, default_value = "benches/results")]
     results: PathBuf,
-    /// The page whose reasons count for --check.
+    /// The page with the reasons for --check.
     #[arg(long, default_value = "docs/performance.md")]
     reasons: PathBuf,
 }

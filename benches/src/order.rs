@@ -1,10 +1,10 @@
-//! The documents and messages: an order of a chosen size, and a message of about 200 bytes.
+//! The documents and messages of the measurements: an order of a chosen size, and a message of about 200 bytes.
 
 use document_outbox::{Aggregate, Message, Outbox};
 use mongodb::bson::{DateTime, Uuid};
 use serde::{Deserialize, Serialize};
 
-/// An aggregate. Every save changes one of its fields.
+/// The aggregate. Every save changes one of its fields.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
     #[serde(rename = "_id")]
@@ -15,7 +15,7 @@ pub(crate) struct Order {
     pub(crate) outbox: Outbox,
 }
 
-/// About 100 bytes.
+/// A line of an order, about 100 bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Line {
     sku: String,
@@ -24,12 +24,12 @@ pub(crate) struct Line {
     price: i64,
 }
 
-/// The message: about 200 bytes of JSON.
+/// The message, about 200 bytes of JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Changed {
     pub(crate) order: String,
     pub(crate) total: i64,
-    /// When it should have been sent, in µs since the suite started.
+    /// The time at which the message should have been sent, in µs since the suite started.
     pub(crate) at: i64,
     note: String,
 }
@@ -49,7 +49,7 @@ impl Aggregate for Order {
 }
 
 impl Order {
-    /// An order of about this many bytes.
+    /// Creates an order of about this many bytes.
     pub(crate) fn new(id: String, bytes: usize) -> Self {
         let line = |n: usize| Line {
             sku: format!("SKU-{n:08}"),
@@ -61,13 +61,13 @@ impl Order {
         Self { id, total: 0, lines, outbox: Outbox::default() }
     }
 
-    /// Changes it like an order without an outbox.
+    /// Changes the order without sending messages through an outbox.
     pub(crate) fn change(&mut self, at: i64) -> Changed {
         self.total += 1;
         Changed { order: self.id.clone(), total: self.total, at, note: "n".repeat(120) }
     }
 
-    /// Changes it, and sends this many messages.
+    /// Changes the order and sends this many messages.
     pub(crate) fn send(&mut self, at: i64, messages: usize) {
         let message = self.change(at);
         for _ in 0..messages {
@@ -115,7 +115,7 @@ impl Stored {
         Self { id: order.id, total: order.total, lines: order.lines, etag: Uuid::new(), outbox }
     }
 
-    /// Changes it. If a write changes nothing, the server skips it and answers several times as fast.
+    /// Changes the document. The server would skip a write without changes and answer several times as fast.
     pub(crate) fn change(&mut self) {
         self.total += 1;
         self.etag = Uuid::new();

@@ -1,4 +1,4 @@
-//! The results: a table to read, JSON to keep, figures to show.
+//! Reports the results as a table, as JSON and as figures.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -19,14 +19,14 @@ use crate::{
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
-    /// Only reported.
+    /// There is no goal; the value is only reported.
     None,
 }
 
 /// One line of the table.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
-    /// Its name in docs/performance.md.
+    /// The row's name in docs/performance.md.
     pub(crate) id: String,
     pub(crate) measured: String,
     pub(crate) against: String,
@@ -64,7 +64,7 @@ impl Row {
         self
     }
 
-    /// `None` if there is no goal. By the median.
+    /// Whether the median meets the goal. `None` if there is no goal.
     pub(crate) fn is_met(&self) -> Option<bool> {
         match self.goal {
             Goal::AtLeast(goal) => Some(self.value.median >= goal),
@@ -119,7 +119,7 @@ impl Report {
         Ok(Self { machine, rows: Vec::new(), counted: Vec::new(), figures: Vec::new() })
     }
 
-    /// Notes a row and shows that it is done.
+    /// Records a row and prints it.
     pub(crate) fn add(&mut self, row: Row) {
         let [measured, _, _, value, verdict, detail] = row.cells();
         eprintln!("  {measured}: {value} {verdict}  {detail}");
@@ -158,7 +158,8 @@ impl Report {
         text
     }
 
-    /// Rows that are not met, and have no heading of level three in the text with their name between backticks.
+    /// Returns the rows whose goal is not met and that have no level-three heading in the text with their name between
+    /// backticks.
     pub(crate) fn unexplained(&self, text: &str) -> Vec<&str> {
         let missed = self.rows.iter().filter(|row| row.is_met() == Some(false));
         let reasons: Vec<_> =

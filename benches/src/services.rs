@@ -1,4 +1,4 @@
-//! The two services as programs: the release binaries next to this one, with the suite's own settings.
+//! Runs the two services as processes, from the release binaries next to this one and with the suite's own settings.
 
 use std::process::Stdio;
 
@@ -6,7 +6,7 @@ use tokio::process::{Child, Command};
 
 use crate::{bed::Bed, counters, result::Result};
 
-/// A service at work; killed when dropped.
+/// A running service. It is killed when this is dropped.
 pub(crate) struct Service {
     child: Child,
 }

@@ -1,8 +1,8 @@
-//! Medians and their spread.
+//! Calculates medians and their spread.
 
 use serde::Serialize;
 
-/// The median of several blocks, and the lowest and highest of them.
+/// The median of several blocks, with the lowest and the highest value.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -19,7 +19,7 @@ impl Spread {
     }
 }
 
-/// By linear interpolation between the nearest two; NaN without values.
+/// Returns a percentile by linear interpolation between the two nearest values, or NaN without values.
 pub(crate) fn percentile(values: &[f64], percent: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -31,12 +31,12 @@ pub(crate) fn percentile(values: &[f64], percent: f64) -> f64 {
     below + (above - below) * place.fract()
 }
 
-/// Block by block: the one divided by the other.
+/// Divides the values of `of` by those of `by`, block by block.
 pub(crate) fn ratios(of: &[f64], by: &[f64]) -> Vec<f64> {
     of.iter().zip(by).map(|(of, by)| of / by).collect()
 }
 
-/// Three digits that matter.
+/// Formats a number with three significant digits.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),

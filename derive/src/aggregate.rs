@@ -21,10 +21,10 @@ const KEYS: [Key; 3] = [
 const ORDERINGS: [(&str, &str); 3] =
     [("ordered", "Ordered"), ("dead_blocks", "DeadBlocks"), ("unordered", "Unordered")];
 
-/// The implementation of the trait.
+/// Generates the implementation of the trait.
 ///
 /// # Errors
-/// Everything that would go wrong when such an aggregate is saved or loaded.
+/// An error for every mistake that would fail when such an aggregate is saved or loaded.
 pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     let named = named_fields(input)?;
     let mut problems = Problems::default();
@@ -88,7 +88,7 @@ fn check_container(serde: &SerdeAttributes, problems: &mut Problems) {
     }
 }
 
-/// Checks that no two fields share a name, nor a former one.
+/// Checks that no two fields share a current or former name.
 fn check_apart(fields: &[Field<'_>], problems: &mut Problems) {
     for (place, field) in fields.iter().enumerate() {
         let name = &field.names.write;
@@ -143,7 +143,7 @@ fn the_outbox<'a>(name: &Ident, fields: &'a [Field<'a>]) -> Result<&'a Field<'a>
     }
 }
 
-/// The differences from the trait's defaults.
+/// Generates the constants that differ from the trait's defaults.
 fn constants(options: &Options, fields: &[Field<'_>]) -> Result<TokenStream> {
     let library = options.library()?;
     let mut constants = TokenStream::new();
@@ -177,7 +177,7 @@ fn ordering_named(ordering: &LitStr) -> Result<Ident> {
     Err(Error::new(ordering.span(), sentence))
 }
 
-/// The path of an array, and the field that identifies its elements.
+/// Parses a pair of the path of an array and the field that identifies its elements.
 fn element_key(key: &str, keys: &LitStr, fields: &[Field<'_>]) -> Result<(String, String)> {
     let Some((path, field)) =
         key.rsplit_once('.').filter(|(path, field)| !path.is_empty() && !field.is_empty())

@@ -1,4 +1,4 @@
-//! A field of an aggregate: serde's treatment of it, and the problems of that.
+//! A field of an aggregate, with the way serde treats the field and the problems that this causes.
 
 use proc_macro2::Span;
 use syn::{Ident, Type, ext::IdentExt};
@@ -9,7 +9,7 @@ use crate::{
     serde_attributes::{Directions, SerdeAttributes},
 };
 
-/// The field that MongoDB knows a document by.
+/// The field by which MongoDB identifies a document.
 pub(crate) const ID: &str = "_id";
 /// The stored fields that belong to the library.
 const RESERVED: [&str; 2] = ["etag", "outbox"];
@@ -24,7 +24,7 @@ pub(crate) enum Role {
     Id,
     Outbox,
     Inbox,
-    /// Its fields are stored next to those of the struct.
+    /// The field's own fields are stored next to those of the struct.
     Flattened,
     /// Not stored.
     Skipped,
@@ -61,7 +61,7 @@ impl<'a> Field<'a> {
         self.ident.span()
     }
 
-    /// Whether a save writes it under its name.
+    /// Whether a save writes the field under its name.
     pub(crate) fn is_stored(&self) -> bool {
         match self.role {
             Role::Id | Role::Inbox | Role::Stored => !self.serde.has("skip_serializing"),
@@ -69,7 +69,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Adds the problems of saving or loading it.
+    /// Adds the problems that the field would cause when it is saved or loaded.
     pub(crate) fn check(&self, container: &SerdeAttributes, problems: &mut Problems) {
         match self.role {
             Role::Id => self.check_id(problems),
@@ -145,7 +145,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A stored value must decode as the same struct again.
+    /// Checks that the stored value can be decoded as the same struct again.
     fn check_readable(&self, container: &SerdeAttributes, problems: &mut Problems) {
         let has_default = self.serde.has("default") || container.has("default");
         let is_optional = last_segment(self.ty).as_deref() == Some("Option")
@@ -253,7 +253,7 @@ fn role(ty: &Type, serde: &SerdeAttributes, options: &Options, names: &Direction
     }
 }
 
-/// The name of a type without its path and parameters.
+/// Returns the name of a type without its path and parameters.
 fn last_segment(ty: &Type) -> Option<String> {
     match ty {
         Type::Path(path) => path.path.segments.last().map(|segment| segment.ident.to_string()),

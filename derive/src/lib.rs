@@ -1,15 +1,14 @@
 //! The derive macros of `document-outbox`: [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! That crate re-exports them with its default feature `derive`; depend on it, not on this one.
+//! `document-outbox` re-exports them with its default feature `derive`, so depend on that crate and not on this one.
 //!
 //! # Flow
-//! Each macro reads its own helper attribute, and those of serde: serde decides what is stored, so mistakes
-//! in the stored form show there. Mistakes become errors of the compiler at the key or the field that they
-//! are in, all of them at once.
+//! Each macro reads its own helper attribute and serde's attributes, because serde decides what is stored. Each mistake
+//! becomes a compiler error at the key or field that contains it, and all mistakes are reported at once.
 //!
 //! # Caveats
-//! A macro sees only its own struct. It can't see into a flattened field, a type alias, or a hand-written
-//! `Serialize`. Those are checked when the aggregate is saved.
+//! A macro sees only its own struct. It can't see into a flattened field, a type alias, or a hand-written `Serialize`.
+//! These are checked when the aggregate is saved.
 
 mod aggregate;
 mod field;
@@ -22,8 +21,8 @@ mod suggestion;
 use proc_macro::TokenStream;
 use syn::{DeriveInput, Error, parse_macro_input};
 
-/// Makes a struct an aggregate: its id is the field that serde stores as `_id`, its outbox the field of type `Outbox`. The trait of
-/// the same name has an example.
+/// Makes a struct an aggregate. Its id is the field that serde stores as `_id`, and its outbox is the field of type
+/// `Outbox`. The documentation of the trait with the same name has an example.
 ///
 /// Keys of `#[aggregate(…)]` on the struct:
 ///
@@ -41,10 +40,10 @@ use syn::{DeriveInput, Error, parse_macro_input};
 /// | `renamed` | `#[serde(alias = "…")]` is safe here: no running process writes the old name any more |
 ///
 /// # Errors
-/// Refused is what would go wrong when it is saved or loaded: no field `_id`, an id or an inbox that is skipped, an outbox
-/// that isn't, fields stored as `etag` or `outbox`, names that MongoDB can't update, fields that are written but can't be read
-/// again, `deny_unknown_fields`. Containers that store something else than their fields (`transparent`, `into`, an enum)
-/// can implement the trait by hand.
+/// The macro refuses structs that could not be saved or loaded: without a field `_id`, with a skipped id or inbox, with
+/// an outbox that is not skipped, with fields stored as `etag` or `outbox`, with names that MongoDB can't update, with
+/// fields that are written but can't be read again, or with `deny_unknown_fields`. For a type that stores something
+/// other than its fields (`transparent`, `into`, an enum), implement the trait by hand.
 #[proc_macro_derive(Aggregate, attributes(aggregate, serde))]
 pub fn derive_aggregate(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -53,7 +52,8 @@ pub fn derive_aggregate(input: TokenStream) -> TokenStream {
 
 /// Makes a struct or an enum a message.
 ///
-/// The variants of an enum can have a type each. The trait of the same name has examples.
+/// Each variant of an enum can have its own message type. The documentation of the trait with the same name has
+/// examples.
 ///
 /// | key of `#[message(…)]` | is |
 /// |---|---|
@@ -64,9 +64,9 @@ pub fn derive_aggregate(input: TokenStream) -> TokenStream {
 /// | `crate = "…"` | the path of `document-outbox`, if it has another name |
 ///
 /// # Errors
-/// Refused are a type that is missing, empty or longer than 255 bytes, two variants of one type, and an enum
-/// whose variants can't be distinguished by their content (`#[serde(untagged)]`) with a type for each
-/// variant.
+/// The macro refuses a message type that is missing, empty or longer than 255 bytes, and two variants with the same
+/// message type. It also refuses message types for the variants of an enum if the content doesn't identify the variant
+/// (`#[serde(untagged)]`).
 #[proc_macro_derive(Message, attributes(message, serde))]
 pub fn derive_message(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

@@ -10,7 +10,7 @@ use crate::{
     serde_attributes::SerdeAttributes,
 };
 
-/// The longest `type`: it is the routing key, an AMQP short string.
+/// Maximum length of a message `type`, which becomes the routing key, an AMQP short string.
 const MAX_TYPE_BYTES: usize = 255;
 
 const TYPE: Key = Key { name: "type", takes: Takes::Text };
@@ -26,10 +26,10 @@ struct Named {
     schema: Option<LitStr>,
 }
 
-/// The implementation of the trait.
+/// Generates the implementation of the trait.
 ///
 /// # Errors
-/// Names that can't be sent, and variants that can't be distinguished.
+/// An error for names that can't be sent, and for variants that can't be distinguished.
 pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     let options = Options::read(&input.attrs, "message", &[TYPE, PREFIX, ALIAS, SCHEMA, CRATE])?;
     match &input.data {
@@ -50,7 +50,7 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     }
 }
 
-/// A struct, or an enum all of whose variants have one type.
+/// Generates the implementation for a struct, or for an enum whose variants all have the same message type.
 fn of_one_type(input: &DeriveInput, options: &Options) -> Result<TokenStream> {
     let Some(name) = options.text("type") else {
         let or = match input.data {
@@ -75,7 +75,7 @@ fn of_one_type(input: &DeriveInput, options: &Options) -> Result<TokenStream> {
     Ok(implementation(input, &options.library()?, &body))
 }
 
-/// An enum whose variants have a type each.
+/// Generates the implementation for an enum in which each variant has its own message type.
 fn of_variants(
     input: &DeriveInput,
     data: &DataEnum,
@@ -177,7 +177,7 @@ impl Named {
     }
 }
 
-/// Checks the names that a type of message has.
+/// Checks the current and former names of a message type.
 fn named(name: String, place: Span, options: &Options) -> Result<Named> {
     let mut problems = Problems::default();
     check_length("type", &name, place, &mut problems);

@@ -19,7 +19,7 @@ pub(crate) enum Takes {
     Nothing,
     /// One text.
     Text,
-    /// A text for each time that the key is given, any number of times.
+    /// One text each time; the key can be given any number of times.
     Texts,
 }
 
@@ -39,7 +39,7 @@ impl Options {
     /// Reads all attributes of this helper.
     ///
     /// # Errors
-    /// Keys that are unknown or given twice, and values that a key doesn't take: all of them.
+    /// An error for each key that is unknown or given twice, and for each value that its key doesn't accept.
     pub(crate) fn read(attributes: &[Attribute], helper: &str, keys: &[Key]) -> Result<Self> {
         let mut options = Self::default();
         let mut problems = Problems::default();
@@ -49,7 +49,7 @@ impl Options {
                 problems.add(attribute.span(), format!("write keys in parentheses: `#[{helper}(…)]`"));
                 continue;
             }
-            // A wrong key doesn't hide later ones.
+            // Continue after a wrong key, so that later mistakes are reported too.
             let read = attribute.parse_nested_meta(|meta| {
                 match options.given(&meta, helper, keys)? {
                     Ok(given) => options.given.push(given),
@@ -65,7 +65,7 @@ impl Options {
         problems.none_or(options)
     }
 
-    /// One key; the outer error is a syntax error, after which the rest can't be read.
+    /// Reads one key. The outer error is a syntax error, after which the rest can't be read.
     fn given(&self, meta: &ParseNestedMeta, helper: &str, keys: &[Key]) -> Result<Result<Given>> {
         let name = written(&meta.path);
         let span = meta.path.span();
@@ -97,22 +97,22 @@ impl Options {
         }
     }
 
-    /// The text of a key.
+    /// Returns the text of a key.
     pub(crate) fn text(&self, key: &str) -> Option<&LitStr> {
         self.texts(key).next()
     }
 
-    /// The texts of a key that may be given more than once.
+    /// Returns the texts of a key that may be given more than once.
     pub(crate) fn texts(&self, key: &str) -> impl Iterator<Item = &LitStr> {
         self.given.iter().filter(move |given| given.key == key).filter_map(|given| given.text.as_ref())
     }
 
-    /// The place of a key, if it was given.
+    /// Returns the source location of a key, if the key was given.
     pub(crate) fn place(&self, key: &str) -> Option<Span> {
         self.given.iter().find(|given| given.key == key).map(|given| given.span)
     }
 
-    /// The path of `document-outbox`: the value of `crate`, or its name.
+    /// Returns the path of `document-outbox`, which is the value of the key `crate` or the default.
     pub(crate) fn library(&self) -> Result<Path> {
         match self.text("crate") {
             Some(path) => path.parse(),
@@ -121,7 +121,7 @@ impl Options {
     }
 }
 
-/// Errors, all of which are reported.
+/// Collects errors, so that all of them are reported.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     all: Option<Error>,
@@ -139,12 +139,12 @@ impl Problems {
         }
     }
 
-    /// The value of a result, or the default; its error is remembered.
+    /// Returns the value of a result, or the default. Collects the error.
     pub(crate) fn or_default<T: Default>(&mut self, result: Result<T>) -> T {
         self.some(result).unwrap_or_default()
     }
 
-    /// The value of a result; its error is remembered.
+    /// Returns the value of a result, if there is one. Collects the error.
     pub(crate) fn some<T>(&mut self, result: Result<T>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -155,7 +155,7 @@ impl Problems {
         }
     }
 
-    /// The value, if there was no problem.
+    /// Returns the value, if no problem was collected.
     pub(crate) fn none_or<T>(self, value: T) -> Result<T> {
         match self.all {
             Some(problems) => Err(problems),
@@ -164,7 +164,7 @@ impl Problems {
     }
 }
 
-/// A path as it is written; for a key usually one word.
+/// Returns a path as it is written in the source. A key is usually one word.
 fn written(path: &Path) -> String {
     let segments: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
     segments.join("::")

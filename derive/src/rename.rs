@@ -1,4 +1,4 @@
-//! How serde derives stored names from the names in the code (`rename_all`).
+//! Derives stored names from the names in the code, as serde does for `rename_all`.
 
 /// A rule of [`rename_all`](https://serde.rs/container-attrs.html#rename_all), for fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,7 +13,7 @@ pub(crate) enum RenameRule {
 }
 
 impl RenameRule {
-    /// The rule of this name. One that serde doesn't know is reported by serde.
+    /// Returns the rule with this name. serde itself reports rules that it doesn't know.
     pub(crate) fn named(name: &str) -> Self {
         match name {
             "UPPERCASE" | "SCREAMING_SNAKE_CASE" => Self::Upper,
@@ -21,12 +21,12 @@ impl RenameRule {
             "camelCase" => Self::Camel,
             "kebab-case" => Self::Kebab,
             "SCREAMING-KEBAB-CASE" => Self::UpperKebab,
-            // `lowercase` and `snake_case`: serde assumes that a field's name is already in this form.
+            // For `lowercase` and `snake_case`, serde assumes that a field's name is already in this form.
             _ => Self::AsItIs,
         }
     }
 
-    /// The stored name of a field.
+    /// Returns the stored name of a field.
     pub(crate) fn of_field(self, field: &str) -> String {
         match self {
             Self::AsItIs => field.to_owned(),
@@ -59,7 +59,7 @@ fn pascal(field: &str) -> String {
     pascal
 }
 
-/// The name of a variant in `snake_case`, as serde makes it.
+/// Returns the name of a variant in `snake_case`, as serde converts it.
 pub(crate) fn snake(variant: &str) -> String {
     let mut snake = String::new();
     for (place, letter) in variant.char_indices() {

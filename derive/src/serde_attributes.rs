@@ -1,6 +1,6 @@
-//! serde's attributes, as far as they decide what is stored.
+//! Reads those serde attributes that decide what is stored.
 //!
-//! Nothing here is an error: serde's own derive reports what it doesn't understand.
+//! This module reports no errors, because serde's own derive macro reports attributes that it doesn't understand.
 
 use proc_macro2::Span;
 use syn::{
@@ -8,7 +8,7 @@ use syn::{
     spanned::Spanned, token::Paren,
 };
 
-/// All `#[serde(…)]` of a container, a field or a variant.
+/// All `#[serde(…)]` attributes of a container, a field or a variant.
 #[derive(Debug, Default)]
 pub(crate) struct SerdeAttributes {
     given: Vec<SerdeAttribute>,
@@ -19,11 +19,11 @@ pub(crate) struct SerdeAttributes {
 pub(crate) struct SerdeAttribute {
     pub(crate) key: String,
     pub(crate) span: Span,
-    /// After `=`, for both directions.
+    /// The text after `=`, for both directions.
     pub(crate) text: Option<String>,
-    /// In parentheses, for writing.
+    /// The text in parentheses for writing.
     serialize: Option<String>,
-    /// In parentheses, for reading.
+    /// The text in parentheses for reading.
     deserialize: Option<String>,
 }
 
@@ -59,12 +59,12 @@ impl SerdeAttributes {
         self.find(key).is_some()
     }
 
-    /// The first of these keys that is given.
+    /// Returns the first of these keys that is given.
     pub(crate) fn any_of(&self, keys: &[&str]) -> Option<&SerdeAttribute> {
         self.given.iter().find(|attribute| keys.contains(&attribute.key.as_str()))
     }
 
-    /// The value of a key such as `rename` for each direction.
+    /// Returns the value of a key such as `rename` for each direction.
     pub(crate) fn directions(&self, key: &str) -> Directions<Option<&str>> {
         let mut directions = Directions { write: None, read: None };
         for attribute in self.all(key) {
@@ -75,7 +75,7 @@ impl SerdeAttributes {
         directions
     }
 
-    /// Whether it is neither written nor read.
+    /// Whether the field is neither written nor read.
     pub(crate) fn is_skipped(&self) -> bool {
         self.has("skip") || (self.has("skip_serializing") && self.has("skip_deserializing"))
     }
@@ -102,10 +102,10 @@ fn read_one(meta: &ParseNestedMeta) -> Result<SerdeAttribute> {
     Ok(attribute)
 }
 
-/// A text in quotes; `None` for other values.
+/// Parses a text in quotes. Returns `None` for other values.
 fn text(input: ParseStream) -> Result<Option<String>> {
     let mut value: Expr = input.parse()?;
-    // A text that comes through another macro is wrapped.
+    // A text that was passed through another macro is wrapped in a group.
     while let Expr::Group(ExprGroup { expr, .. }) = value {
         value = *expr;
     }

@@ -1,6 +1,6 @@
-//! "Did you mean …?"
+//! Suggestions for misspelled names.
 
-/// ` (did you mean `type`?)`, or empty if no candidate is similar.
+/// Returns ` (did you mean `type`?)`, or an empty text if no candidate is similar.
 pub(crate) fn did_you_mean<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     match nearest(given, candidates) {
         Some(candidate) => format!(" (did you mean `{candidate}`?)"),
@@ -8,7 +8,7 @@ pub(crate) fn did_you_mean<'a>(given: &str, candidates: impl IntoIterator<Item =
     }
 }
 
-/// The most likely candidate for the misspelled `given`: at most one letter in three wrong.
+/// Returns the most likely candidate for the misspelled `given`. At most one letter in three may be wrong.
 fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let given = given.to_ascii_lowercase();
     let allowed = (given.chars().count() / 3).max(1);

@@ -1,7 +1,7 @@
-//! The refusals of the derives and their texts: each file of `ui/`, with the compiler's errors for it.
+//! Tests what the derive macros refuse. Each file in `ui/` is compiled and must fail with the expected errors.
 //!
-//! Without serde's derives, whose own errors are not the point here. After a change of the texts,
-//! `TRYBUILD=overwrite cargo test -p document-outbox-derive` writes them again; read them before you commit.
+//! The files don't use serde's derive macros, whose own errors are not the subject here. After a change of the texts,
+//! `TRYBUILD=overwrite cargo test -p document-outbox-derive` rewrites the expected errors; read them before you commit.
 
 #[test]
 fn each_refusal_says_what_to_do() {

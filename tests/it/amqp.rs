@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// The limit of every wait, so that a test fails with a sentence instead of hanging.
+/// The time limit of every wait, so that a test fails with a message instead of hanging.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
 }
@@ -47,7 +47,7 @@ fn broker_uri() -> String {
     env("OUTBOX_RABBITMQ_URI")
 }
 
-/// An exchange and a queue under names of one test, and a plain connection to inspect them.
+/// An exchange and a queue with names that only one test uses, and a plain connection to inspect them.
 struct Scene {
     id: String,
     uri: String,
@@ -60,7 +60,7 @@ async fn scene(play: impl AsyncFnOnce(&Scene)) {
     scene_at(broker_uri(), play).await;
 }
 
-/// The same on another broker.
+/// Runs a test on another broker and cleans up.
 async fn scene_at(uri: String, play: impl AsyncFnOnce(&Scene)) {
     let connection = lapin::Connection::connect(&uri, ConnectionProperties::default()).await.unwrap();
     let outside = connection.create_channel().await.unwrap();
@@ -150,7 +150,7 @@ impl Scene {
             .unwrap();
     }
 
-    /// Takes all messages out of the queue; returns their ids, with repeats.
+    /// Takes all messages out of the queue and returns their ids, including repeats.
     async fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         let options = BasicGetOptions { no_ack: true };
@@ -184,7 +184,7 @@ impl Scene {
         tokio::time::timeout(LONG, asked).await.expect("everything is acknowledged").unwrap();
     }
 
-    /// Closes the connection of this test with that role, as an operator would.
+    /// Closes this test's connection with the given role, as an operator would.
     async fn close_connection(&self, role: &str) {
         let name = format!("{}/{role}", self.id);
         let closing = move || {
@@ -386,7 +386,7 @@ async fn an_exchange_that_remains_missing_causes_no_hot_loop() {
         let settings = || {
             let mut settings = scene.settings();
             settings.reconnect_min = Duration::from_millis(20);
-            // So long that no connection lasts enough to make the pauses short again, on whatever machine.
+            // This is so long that on any machine no connection lasts long enough to make the pauses short again.
             settings.reconnect_max = LONG;
             settings
         };
@@ -403,7 +403,7 @@ async fn an_exchange_that_remains_missing_causes_no_hot_loop() {
             assert!(matches!(state, State::Misconfigured { .. }), "{state}");
         }
         assert!(publisher.ready().await);
-        // Steps of 20, 40, 80, 160, 320 ms, each at least half of it by its jitter.
+        // The steps are 20, 40, 80, 160 and 320 ms. Because of the jitter, each pause is at least half of its step.
         assert!(begin.elapsed() >= Duration::from_millis(310), "{:?}", begin.elapsed());
         scene.publisher().await;
         until_confirmed(&publisher, &scene.routed("2")).await;
@@ -456,7 +456,7 @@ fn everything(scene: &Scene) -> Topology {
     topology
 }
 
-/// P6: a refusal of one message costs its neighbours one repeat at most.
+/// P6: if one message is refused, its neighbours are repeated at most once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forbidden_routing_key_fails_by_itself() {
     scene(async |scene| {
@@ -483,7 +483,7 @@ async fn a_forbidden_routing_key_fails_by_itself() {
         let counts = scene.counts().await;
         assert_eq!(counts.len(), 150, "{counts:?}");
         assert!(counts.values().all(|count| *count <= 2), "{counts:?}");
-        // Only the neighbours of the first forbidden one were repeated: from then on forbidden ones are
+        // Only the neighbours of the first forbidden message were repeated. From then on, forbidden messages are
         // published separately.
         assert!(counts.iter().all(|(id, count)| *count == 1 || id.starts_with("0-")), "{counts:?}");
         assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
@@ -518,7 +518,7 @@ async fn twenty_forbidden_keys_repeat_a_neighbour_once_at_most() {
     .await;
 }
 
-/// RabbitMQ checks properties when it gets them, and closes the channel over a wrong one.
+/// RabbitMQ checks properties on arrival, and closes the channel because of an invalid one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_property_that_rabbitmq_refuses_fails_its_own_message() {
     scene(async |scene| {
@@ -597,7 +597,7 @@ async fn a_permission_given_later_counts_on_the_same_connection() {
     .await;
 }
 
-/// A permission that is revoked for the whole exchange counts against no message.
+/// If a permission is revoked for the whole exchange, this is not counted as a failure of any message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     scene(async |scene| {
@@ -619,13 +619,13 @@ async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     .await;
 }
 
-/// Messages whose caller gave up were released meanwhile, and another process may have delivered them.
+/// Messages whose caller gave up have been released, and another process may have delivered them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_call_publishes_no_messages() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
-        // Each is a separate window, and the first gets no confirm for now.
+        // Each message is a separate window, and the confirm of the first is withheld for now.
         let window =
             ["first", "late", "later"].map(|id| Publication { body: vec![0; 5 << 20], ..scene.routed(id) });
         network.hold_after(0);
@@ -642,7 +642,7 @@ async fn an_abandoned_call_publishes_no_messages() {
     .await;
 }
 
-/// P3: a confirm that doesn't come in time costs a repeat of its own message only.
+/// P3: if a confirm doesn't arrive in time, only its own message is repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn at_the_deadline_the_answers_that_came_count() {
     const CONFIRM: usize = 21; // bytes of its frame
@@ -671,7 +671,8 @@ async fn closed_by_an_operator(scene: &Scene, publisher: &Publisher) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_close_makes_publishing_unavailable_briefly() {
     scene(async |scene| {
-        // No message is published without a connection, and no save waits for the next one, which never comes.
+        // Without a connection, messages are not published, and saves don't wait for the next connection, which is
+        // never made.
         let mut settings = scene.settings();
         (settings.reconnect_min, settings.reconnect_max) = (LONG * 10, LONG * 10);
         let publisher = scene.publisher_with(settings).await;
@@ -697,7 +698,7 @@ async fn a_network_cut_loses_no_confirmed_message() {
             assert!(publisher.ready().await);
             let ids: Vec<_> = (0..2000).map(|index| format!("{round}-{index}")).collect();
             let window = ids.iter().map(|id| scene.routed(id)).collect();
-            // At some byte among the confirms, sometimes in the middle of one: they are frames of 21 bytes.
+            // Cut at some byte of the confirms, sometimes in the middle of one. Each confirm is a frame of 21 bytes.
             network.cut_after(10 + 50 * round);
             let published = publisher.publish(window).await;
             let kept = ids.into_iter().zip(&published).filter(|(_, one)| **one == Published::Confirmed);
@@ -726,7 +727,7 @@ async fn missing_confirms_are_unknown_and_replace_the_connection() {
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let mut settings = scene.settings_at(&network.uri());
-        // A busy broker confirms the first within it.
+        // Even a busy broker confirms the first message within this time.
         settings.confirm_timeout = Duration::from_secs(5);
         let publisher = scene.publisher_with(settings).await;
         assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
@@ -1042,7 +1043,7 @@ async fn a_silently_dead_consumer_is_replaced() {
         let states = consumer.subscribe();
         network.swallow(true);
         until_state(states, |state| *state != State::Ready).await;
-        // Normally the broker would notice the end of the old connection. Here that is swallowed, so the
+        // Normally the broker would notice the end of the old connection. Here the network swallows the end, so the
         // broker still has a consumer to deliver to.
         network.cut();
         network.swallow(false);
@@ -1058,7 +1059,7 @@ async fn the_watchdog_spares_idle_and_busy_consumers() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let mut settings = scene.settings();
-        // Long enough for the next delivery to arrive in, however busy the machine is.
+        // This is long enough for the next delivery to arrive even on a busy machine.
         settings.consumer_check = Duration::from_secs(1);
         let looks = settings.consumer_check * 3;
         let consumer = scene.consume(settings, 1);
@@ -1100,7 +1101,7 @@ async fn stopping_requeues_the_rest_and_allows_late_acknowledgements() {
         }
         assert!(!rest.contains(&held.message_id));
         assert!(held.ack().await);
-        // If a connection is closed at once, the last acknowledgements may be lost.
+        // Wait, because the last acknowledgements may be lost if the connection is closed at once.
         scene.until_nothing_is_unacknowledged().await;
         consumer.close().await;
         other.close().await;
@@ -1170,8 +1171,7 @@ async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
 // ---------------------------------------------------------------------------------------- These change the
 // whole broker.
 
-/// Refuses messages over a limit, among them `long` ones, until the limit is raised and the connection
-/// replaced.
+/// Checks that messages over a limit are refused until the limit is raised and the connection replaced.
 async fn raise_the_limit(least: usize, long: usize, raised: usize) {
     let broker = PrivateBroker::start().await;
     scene_at(broker.uri.clone(), async |scene| {
@@ -1266,7 +1266,7 @@ async fn stress_new_forbidden_keys_cost_a_busy_publisher_little() {
     .await;
 }
 
-/// Each message was given up before the confirms of the earlier ones arrived.
+/// The caller of each message gave up before the confirms of the earlier messages arrived.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_messages_given_up_behind_late_confirms_stay_unpublished() {
@@ -1337,7 +1337,7 @@ async fn closing_ends_while_a_connection_is_being_made() {
     .await;
 }
 
-/// The request to close came before the connection was lost.
+/// Closing was requested before the connection was lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn closing_ends_when_the_connection_is_lost_meanwhile() {
     scene(async |scene| {
@@ -1373,7 +1373,7 @@ async fn a_consumer_stops_while_the_broker_is_silent() {
     .await;
 }
 
-/// These stop, block or slow down a server.
+/// These tests stop, block or slow down a server.
 mod outage {
     use super::*;
 
@@ -1393,12 +1393,13 @@ mod outage {
             assert!(unavailable(&published[0], false), "answered without trying: {published:?}");
             broker.lift_alarm().await;
             until_confirmed(&publisher, &scene.routed("3")).await;
-            // A consumer is never blocked: it does not publish.
+            // A consumer is never blocked, because it does not publish.
         })
         .await;
     }
 
-    /// A limit belongs to the connection it was learned on, and the broker decides about each message over it.
+    /// A limit applies only to the connection on which it was learned, and the broker decides about each message that
+    /// exceeds it.
     #[tokio::test(flavor = "multi_thread")]
     async fn large_messages_pass_once_the_limit_is_raised() {
         raise_the_limit(1024, 9999, 1 << 20).await;
@@ -1410,7 +1411,7 @@ mod outage {
         raise_the_limit(64_000, 100_000, 16 << 20).await;
     }
 
-    /// A broker that has a higher limit by now takes the message, without a new connection.
+    /// If the broker's limit has been raised, it accepts the message without a new connection.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_raised_limit_counts_on_a_living_connection() {
         let broker = PrivateBroker::start().await;
@@ -1422,7 +1423,7 @@ mod outage {
             let long = Publication { body: vec![0; 9999], ..scene.routed("long") };
             assert!(matches!(publisher.publish(vec![long.clone()]).await[0], Published::Refused { .. }));
             broker.rabbitmqctl(&["eval", &limit(1 << 20)]).await;
-            // The broker's answer of a second ago counts until then.
+            // The broker's previous answer is reused for a second.
             while publisher.publish(vec![long.clone()]).await != [Published::Confirmed] {
                 assert_eq!(publisher.publish(vec![scene.routed("small")]).await, [Published::Confirmed]);
             }

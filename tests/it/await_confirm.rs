@@ -33,9 +33,9 @@ fn at_confirm(client: &Client) -> InlineBuilder {
     InlineDispatcher::builder(client).mode(Mode::AwaitConfirm).inline_lease(2 * LONG)
 }
 
-/// An application whose requests the test can hold.
+/// An application whose requests to MongoDB the test can delay.
 struct Shop {
-    /// Not through that network.
+    /// A client that doesn't use the delayed network.
     near: TestDatabase,
     network: Network,
     recorder: Recorder,
@@ -56,7 +56,7 @@ impl Shop {
         Self { near, network, recorder, inline, orders, events }
     }
 
-    /// A new order, with a message that was delivered and whose clear is held.
+    /// Creates an order with a message that was delivered and whose clear is delayed.
     async fn with_a_clear_held() -> (Self, Loaded<Order>) {
         let shop = Self::open().await;
         shop.network.hold_those_with(CLEAR);
@@ -88,7 +88,7 @@ impl Shop {
         }
     }
 
-    /// Waits until no delivery is under way, which includes its clear.
+    /// Waits until no delivery is in progress. A delivery includes its clear.
     async fn wait_until_idle(&self, deliveries: usize) {
         let idle = async {
             while self.inline.health().snapshot().in_flight > deliveries {
@@ -98,14 +98,14 @@ impl Shop {
         soon(idle).await;
     }
 
-    /// Lets the clear pass only when a save has tried to overtake it and missed.
+    /// Lets the clear pass only after a save has tried to overtake it and missed.
     async fn let_the_clear_pass_after_a_miss(&self) {
         self.network.holds_one_with(QUESTION).await;
         self.network.let_those_pass_with(QUESTION);
         self.network.let_those_pass_with(CLEAR);
     }
 
-    /// How many claims were reported lost by now.
+    /// Number of claims reported as lost so far.
     fn claims_lost(&mut self) -> usize {
         let mut lost = 0;
         while let Ok(event) = self.events.try_recv() {
@@ -195,7 +195,7 @@ async fn a_document_loaded_before_the_clear_needs_no_claim() {
     shop.close().await;
 }
 
-/// A save that finds more than it may take out takes nothing, and waits for its turn.
+/// If a save finds entries that it may not remove, it removes none and waits for its turn.
 #[tokio::test]
 async fn a_foreign_message_survives_an_overtaken_clear() {
     let (shop, mut order) = Shop::with_a_clear_held().await;
@@ -220,7 +220,7 @@ async fn a_foreign_value_instead_of_the_outbox_survives() {
     shop.near.drop().await;
 }
 
-/// Its claim had ended before the clear came, and another has it now.
+/// The claim expired before the clear arrived, and another process has claimed the message.
 #[tokio::test]
 async fn a_conflict_hides_no_claim_that_was_lost() {
     let (mut shop, mut order) = Shop::with_a_clear_held().await;
@@ -271,7 +271,7 @@ async fn a_flush_waits_for_clears_under_way() {
     shop.close().await;
 }
 
-/// Enough for all that is waiting for nothing outside of this process.
+/// Yields often enough for all tasks to run that don't wait for anything outside this process.
 async fn several_turns() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -333,8 +333,8 @@ mod ended_runtimes {
         format!("o-{document}")
     }
 
-    /// The amounts of all deliveries, in order, of processes that end as soon as a save has returned: after one save, two or three.
-    /// The messages that they leave behind are delivered at the end.
+    /// Returns the amounts of all deliveries in order. The processes end as soon as a save has returned, after one, two
+    /// or three saves. Messages that they leave behind are delivered at the end.
     fn deliveries(database: &str, client_of: impl Fn() -> String) -> Vec<i64> {
         let recorder = Recorder::default();
         for document in 0..DOCUMENTS {
@@ -361,7 +361,7 @@ mod ended_runtimes {
         recorder.amounts()
     }
 
-    /// Delivers the messages that are left, as a worker does once their claims are over.
+    /// Delivers the remaining messages, as a worker does after their claims have expired.
     async fn rescue(database: &str, recorder: &Recorder) {
         let client = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         let documents = client.database(database).collection::<Document>("orders");
@@ -379,7 +379,7 @@ mod ended_runtimes {
         }
     }
 
-    /// All were delivered, in order; gives those that were delivered again.
+    /// Checks that all messages were delivered in order, and returns those that were delivered again.
     fn repeats(delivered: &[i64]) -> Vec<i64> {
         let mut repeats = Vec::new();
         for document in 0..DOCUMENTS {
@@ -402,7 +402,7 @@ mod ended_runtimes {
         (0..DOCUMENTS).map(|document| document * 10 + document % 3).collect()
     }
 
-    /// Each save takes out the message of the one before, so that only the last message of a process is left.
+    /// Each save removes the message of the previous save, so only the last message of a process remains.
     #[test]
     fn a_runtime_that_ends_before_its_clear_repeats_one() {
         let of_test = runtime();

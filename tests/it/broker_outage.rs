@@ -36,7 +36,7 @@ fn short_retry() -> RetryPolicy {
     })
 }
 
-/// The whole system at work: an application that saves without end, a worker, a rescuer.
+/// The whole running system: an application that saves continuously, a worker and a rescuer.
 struct System {
     flow: Flow,
     rabbitmq: RabbitMq,
@@ -63,7 +63,7 @@ impl System {
         Self { flow, rabbitmq, inline, messages, worker, rescuer, saves }
     }
 
-    /// Stops saving; every saved message is in flight or has arrived, and none is dead.
+    /// Stops saving, and checks that every saved message is in flight or has arrived and that none is dead.
     async fn everything_arrives(mut self) -> Vec<Event> {
         let saved = self.saves.end().await;
         self.flow.test.wait_until_all_are_empty().await;
@@ -87,8 +87,8 @@ impl System {
     }
 }
 
-/// The deliveries of each document, without repeats: a broker that fails between publish and confirm may have
-/// it twice (P3 a).
+/// Returns the deliveries of each document without repeats. There can be repeats, because a broker that fails between
+/// publish and confirm may get a message twice (P3 a).
 fn arrived(received: &[Received]) -> BTreeMap<String, Vec<i64>> {
     let mut arrived = BTreeMap::<String, Vec<i64>>::new();
     for message in received {
@@ -104,7 +104,7 @@ fn failed(events: &[Event]) -> Option<&Event> {
     events.iter().find(|event| matches!(event, Event::Failed { .. }))
 }
 
-/// An application that saves one document after the other, each save with a message, a hundred times a second.
+/// An application that saves one document after the other, a hundred times a second, with a message in each save.
 struct Saves {
     made: watch::Receiver<usize>,
     stop: CancellationToken,
@@ -137,14 +137,14 @@ impl Saves {
         Self { made, stop, task }
     }
 
-    /// Waits until that many more were made.
+    /// Waits until this many more saves were made.
     async fn made(&self, more: usize) {
         let mut made = self.made.clone();
         let enough = *made.borrow_and_update() + more;
         soon("the saves to continue", made.wait_for(|made| *made >= enough)).await.unwrap();
     }
 
-    /// Stops saving, and returns how many were made.
+    /// Stops saving and returns the number of saves.
     async fn end(&mut self) -> usize {
         self.stop.cancel();
         (&mut self.task).await.unwrap();
@@ -152,15 +152,15 @@ impl Saves {
     }
 }
 
-/// A deleted exchange (404 closes the channel) is declared again; messages that could not be received in
-/// between are retried.
+/// A deleted exchange is declared again (the broker closes the channel with 404). Messages that failed in between are
+/// retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_closed_by_the_broker_loses_no_message() {
     let retry = short_retry().with(|retry| retry.max_attempts = 10_000);
     let mut system = System::start(Flow::begin().await, retry).await;
     for _ in 0..3 {
         system.flow.delete_exchange(system.flow.messages()).await;
-        // Failures of the earlier round don't count.
+        // Ignore failures of the earlier round.
         drop(system.messages.rest());
         let unroutable = |event: &Event| match event {
             Event::Failed { error, .. } => error.starts_with("unroutable").then_some(()),
@@ -182,9 +182,9 @@ impl Message for InvoiceSent {
     const TYPE: &'static str = "invoice.sent";
 }
 
-/// Saves one document after the other, orders and invoices in turn, all at once, with a user who may publish
-/// only orders. Then an order a second, each delivered by its own save. Every order arrives, twice at most; every
-/// invoice dies alone, with the broker's text.
+/// Saves orders and invoices in turn, all concurrently, with a user who may publish only orders. After that, one order
+/// per second is delivered by its own save. Every order arrives at most twice, and every invoice dies without affecting
+/// others, with the broker's text as the reason.
 async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) {
     let name = format!("test-{}", uuid::Uuid::now_v7().simple());
     let user = RestrictedUser::create(&name, &crate::support::uri("OUTBOX_RABBITMQ_URI")).await;
@@ -248,7 +248,7 @@ async fn orders_beside_forbidden_invoices(pairs: usize, later: usize) {
     flow.end().await;
 }
 
-/// Of each message of a save, whether the save itself saw it delivered.
+/// Whether the save itself reported each of its messages as delivered.
 fn delivered<T: std::fmt::Debug, E: std::fmt::Debug>(inserted: Result<Inserted<T>, E>) -> Vec<bool> {
     let Ok(Inserted::Applied(_, receipt)) = inserted else { panic!("{inserted:?}") };
     let Dispatch::Settled(messages) = receipt.dispatch else { panic!("{:?}", receipt.dispatch) };
@@ -263,21 +263,20 @@ fn counts(received: &[Received]) -> BTreeMap<String, usize> {
     counts
 }
 
-/// P6 Independent, P3: a message that the broker refuses fails alone and costs its neighbours one repeat at
-/// most.
+/// P6 Independent, P3: a message that the broker refuses fails alone, and its neighbours are repeated at most once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forbidden_invoices_die_while_orders_are_delivered() {
     orders_beside_forbidden_invoices(15, 2).await;
 }
 
-/// The same for long enough to show that the orders stay in time.
+/// Runs the same test long enough to show that the orders stay in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_orders_stay_in_time_among_forbidden_invoices() {
     orders_beside_forbidden_invoices(50, 300).await;
 }
 
-/// These stop, block or slow down a server.
+/// These tests stop, block or slow down a server.
 mod outage {
     use super::*;
 

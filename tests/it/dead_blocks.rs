@@ -17,7 +17,7 @@ use outbox_rescuer::RescueEvent;
 use serde::{Deserialize, Serialize};
 
 const DELAY: Duration = Duration::from_secs(1);
-/// A header that no broker accepts: a message with it dies at once.
+/// A header that no broker accepts, so that a message with this header dies at once.
 const DEADLY: &str = "CC";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ fn account(id: &str) -> Account {
     Account { id: id.into(), outbox: Outbox::default() }
 }
 
-/// P4, with the option: a dead message blocks the later ones.
+/// P4 with the option `dead_blocks`: a dead message blocks later messages.
 #[tokio::test]
 async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let flow = Flow::begin().await;
@@ -66,7 +66,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     });
     let mut rescuer = flow.rescuer(settings).await;
 
-    // Inline: within one save, and in the next one.
+    // The inline dispatcher blocks within one save and in the next save.
     let mut new = account("a-1");
     new.outbox.send(Added { amount: 1 });
     new.outbox.send(Added { amount: 2 }).header(DEADLY, "x");
@@ -82,7 +82,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let updated = accounts.update("a-1", send).await.unwrap();
     assert_eq!(dispositions(updated.receipt.unwrap().dispatch), [Disposition::Waiting]);
 
-    // The dispatcher, with the same setting.
+    // The dispatcher blocks too, with the same setting.
     let mut settings = flow.dispatcher_settings();
     settings.dead_blocks = dead_blocks;
     let mut worker = flow.dispatcher_with(RetryPolicy::default(), settings).await;
@@ -96,7 +96,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     };
     assert_eq!(worker.wait("the end of the command", finished).await, Processed::Held(Hold::Dead));
 
-    // The rescuer: its stream sees a later document after this one, and several sweeps run.
+    // The rescuer sends no command: its stream has passed a later document, and several sweeps have run.
     accounts.insert(account("a-2")).await.map(drop).unwrap();
     let mut outbox = Outbox::default();
     outbox.send(Added { amount: 5 });
@@ -119,7 +119,7 @@ async fn a_blocking_dead_message_stops_delivery_until_replay() {
     let amounts = |received: &[Received]| received.iter().map(Received::amount).collect::<Vec<_>>();
     assert_eq!(amounts(&receiver.wait(2).await), [1, 5]);
 
-    // An operator replays it, without the cause of its death.
+    // An operator replays the message after removing the cause of its death.
     let set = doc! { "outbox.$[e].available_at": DateTime::now() };
     let unset = doc! { "outbox.$[e].dead_at": "", "outbox.$[e].dead_reason": "", "outbox.$[e].headers": "" };
     let orders = flow.test.orders();

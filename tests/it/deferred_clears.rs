@@ -16,7 +16,7 @@ use mongodb::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// So long that no test reaches its end.
+/// A time that is longer than any test.
 const FOR_EVER: Duration = Duration::from_secs(600);
 
 fn deferring(test: &TestDatabase, time: Duration) -> InlineBuilder {
@@ -38,7 +38,7 @@ impl Shop {
         Self { orders: test.store(&inline), test, recorder, inline }
     }
 
-    /// A new order, with a message that has been delivered and stays.
+    /// Creates an order with a message that has been delivered and is still in the outbox.
     async fn with_one_that_stays(id: &str) -> (Self, Loaded<Order>) {
         let shop = Self::open().await;
         let mut order = Order::new(id);
@@ -90,7 +90,7 @@ async fn the_next_save_removes_a_delivered_message() {
         save(&shop.orders, &mut order, amount).await;
         assert_eq!(shop.amounts("o-1").await, [amount]);
     }
-    // A save after a load finds it there, and removes it as well.
+    // After a load, a save finds the message in the outbox and removes it too.
     shop.orders.update("o-1", |order| order.add(5)).await.unwrap();
     assert_eq!(shop.amounts("o-1").await, [5]);
     let mut order = shop.orders.load("o-1").await.unwrap().unwrap();
@@ -137,7 +137,7 @@ async fn the_last_handle_clears_remaining_messages() {
     test.drop().await;
 }
 
-/// A save removes the entries that it knows, and only if there are no others.
+/// A save removes the entries that it knows only if the outbox has no other entries.
 #[tokio::test]
 async fn foreign_writes_next_to_a_delivered_message_are_kept() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
@@ -151,7 +151,7 @@ async fn foreign_writes_next_to_a_delivered_message_are_kept() {
     shop.test.drop().await;
 }
 
-/// Its claim had ended, and another process has it now.
+/// The claim has expired, and another process has claimed the message.
 #[tokio::test]
 async fn a_message_claimed_by_another_is_left_alone() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;
@@ -203,7 +203,7 @@ async fn a_callers_own_update_does_not_wait() {
     shop.test.drop().await;
 }
 
-/// Two processes save the same document in turn: each finds the other's message, and waits until that has been cleared.
+/// Two processes save the same document in turn. Each finds the other's message and waits until it has been cleared.
 #[tokio::test]
 async fn another_process_waits_and_keeps_the_order() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());
@@ -230,7 +230,7 @@ async fn under_contention_every_message_is_delivered_once() {
     contend(test, &inline, &recorder, 10, 32).await;
 }
 
-/// Many savers of few documents, with foreign writers between them: every message once.
+/// Many savers and some foreign writers share a few documents, and every message is delivered once.
 pub(crate) async fn contend(
     test: TestDatabase,
     inline: &InlineDispatcher,
@@ -259,7 +259,7 @@ pub(crate) async fn contend(
         }
     };
     join_all((0..savers).map(saver)).await;
-    // Foreign messages without a later save: in production, the rescuer finds them.
+    // Deliver foreign messages that no later save follows. In production, the rescuer finds them.
     for document in 0..documents {
         orders.update(&format!("o-{document}"), |order| order.add(-1)).await.unwrap();
     }
@@ -274,7 +274,8 @@ pub(crate) async fn contend(
     test.drop().await;
 }
 
-/// Flushes while 200 savers keep clears under way, and every reply of MongoDB is a tenth of a second late.
+/// Flushes while 200 savers constantly have clears in progress and every reply from MongoDB is delayed by a tenth of a
+/// second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_flush_ends_among_200_savers_and_late_replies() {
@@ -303,7 +304,7 @@ async fn stress_a_flush_ends_among_200_savers_and_late_replies() {
     let flushing = async {
         for round in 1..=4 {
             recorder.wait_delivered(round * 200).await;
-            // It gives up after 30 s.
+            // The flush gives up after 30 s.
             let ended = tokio::time::timeout(Duration::from_secs(25), inline.flush()).await;
             ended.expect("a flush ends while others save");
         }

@@ -57,7 +57,7 @@ mod webhook;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Nothing here may take this long; a test that waits for a signal fails with a sentence instead of hanging.
+/// The time limit of every wait, so that a test fails with a message instead of hanging.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("{what}: not within {LONG:?}"))
 }
@@ -68,7 +68,7 @@ fn broker_uri() -> String {
     })
 }
 
-/// An exchange of one test and queues bound to it, inspected from outside.
+/// The exchange of one test and the queues bound to it, with a separate connection to inspect them.
 struct Scene {
     id: String,
     outside: lapin::Channel,
@@ -76,7 +76,7 @@ struct Scene {
     queues: Mutex<Vec<String>>,
 }
 
-/// Plays a test and deletes what it left, also when it failed.
+/// Runs a test and deletes its leftovers, even if it failed.
 async fn scene(play: impl AsyncFnOnce(&Scene)) {
     let connection = lapin::Connection::connect(&broker_uri(), Default::default()).await.unwrap();
     let scene = Scene {
@@ -111,7 +111,7 @@ impl Scene {
         settings
     }
 
-    /// Connected, so that the exchange is there.
+    /// Connects, so that the exchange exists.
     async fn rabbit(&self) -> RabbitMq {
         self.rabbit_with(self.settings()).await
     }
@@ -123,7 +123,7 @@ impl Scene {
         rabbit
     }
 
-    /// A queue for messages of a type.
+    /// Creates a queue for messages of one type.
     async fn bind(&self, message_type: &str) -> String {
         self.bind_with(message_type, FieldTable::default()).await
     }
@@ -147,7 +147,7 @@ impl Scene {
         self.outside.basic_get(queue.into(), options).await.unwrap()
     }
 
-    /// The message ids that wait in a queue, taking them out.
+    /// Takes all messages out of a queue and returns their ids.
     async fn ids(&self, queue: &str) -> Vec<Uuid> {
         let mut ids = Vec::new();
         while let Some(message) = self.get(queue).await {
@@ -314,7 +314,8 @@ async fn an_unroutable_message_fails_alone_until_bound() {
     .await;
 }
 
-/// "Unroutable is a failure matched by `message_id`, or accepted for named types."
+/// An unroutable message is a failure of that message, identified by its `message_id`, unless its type is in
+/// `unroutable_ok`.
 #[tokio::test]
 async fn only_declared_types_may_be_unroutable() {
     scene(async |scene| {
@@ -336,7 +337,7 @@ async fn a_full_queue_that_rejects_is_transient() {
         arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
         arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         scene.bind_with("full", arguments).await;
-        // Classic queues take one over the limit before they reject.
+        // Classic queues accept one message over the limit before they reject.
         let outcomes = [(); 5].map(|()| envelope("full", 1));
         let answers = rabbit.deliver(&outcomes).await;
         let text = transient(answers[4].outcome.clone());
@@ -345,7 +346,7 @@ async fn a_full_queue_that_rejects_is_transient() {
     .await;
 }
 
-/// P3 (d): a broker that refuses a message for one of several queues gives the others one copy an attempt.
+/// P3 (d): if the broker refuses a message for one of several queues, the other queues get one copy with each attempt.
 #[tokio::test]
 async fn a_rejecting_queue_doubles_messages_once_per_attempt() {
     scene(async |scene| {
@@ -355,7 +356,7 @@ async fn a_rejecting_queue_doubles_messages_once_per_attempt() {
         full.insert("x-max-length".into(), AMQPValue::LongInt(0));
         full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         scene.bind_with("order.*", full).await;
-        // Classic queues take one over the limit before they reject.
+        // Classic queues accept one message over the limit before they reject.
         while outcome(&rabbit, envelope("order.first", 1)).await == Outcome::Delivered {}
         scene.ids(&healthy).await;
 
@@ -418,7 +419,7 @@ async fn a_missing_broker_counts_no_attempt() {
     assert!(!rabbit.is_available());
 }
 
-/// The command, as a dispatcher finds it: "direct, durable", "quorum queue with a delivery limit".
+/// A dispatcher receives the command from a quorum queue with a delivery limit, bound to a direct, durable exchange.
 #[tokio::test]
 async fn messages_and_hand_offs_share_one_connection() {
     scene(async |scene| {
@@ -506,7 +507,7 @@ fn placed() -> Envelope {
     envelope
 }
 
-/// Counts calls by key.
+/// Counts handler calls by key.
 #[derive(Clone, Default)]
 struct Calls(Arc<Mutex<Vec<&'static str>>>);
 
@@ -519,7 +520,7 @@ impl Calls {
         self.0.lock().unwrap().iter().filter(|called| **called == key).count()
     }
 
-    /// A handler that counts and then behaves as the test says.
+    /// Creates a handler that counts its calls and then behaves as the test requires.
     fn then(
         &self,
         key: &'static str,
@@ -713,7 +714,7 @@ async fn dropping_a_delivery_aborts_its_handlers() {
 
 // --- the router ------------------------------------------------------------------------------------------------------
 
-/// Delivers everything, and remembers it.
+/// A deliverer that delivers and records every message.
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<Vec<Uuid>>>);
 
@@ -725,7 +726,7 @@ impl Deliver for Memory {
     }
 }
 
-/// Unreachable.
+/// A deliverer that is always unavailable.
 struct Away;
 
 #[async_trait]
@@ -759,7 +760,7 @@ async fn the_destination_is_decided_once_at_save() {
     assert_eq!(router.via("invoice.sent"), Some("hook"));
     assert_eq!(router.via("anything.else"), None);
 
-    // Stored before the type had a handler: still the broker's.
+    // This message was stored before the type had a handler, so it still goes to the broker.
     let mut earlier = placed();
     earlier.via = None;
     let window = [via(Some("hook")), placed(), earlier, via(None), via(Some("hook"))];
@@ -794,7 +795,7 @@ async fn a_broker_outage_spares_the_other_destinations() {
 
 // --- conformance -----------------------------------------------------------------------------------------------------
 
-/// A proxy between a deliverer and its server that can be cut.
+/// A proxy between a deliverer and its server. The test can cut the connection.
 struct Proxy {
     address: SocketAddr,
     server: String,
@@ -821,7 +822,7 @@ impl Proxy {
     }
 }
 
-/// Ends with all its connections when aborted.
+/// The proxy's task. Aborting it ends all connections.
 async fn relay(listener: TcpListener, server: String) {
     struct AbortAll(Vec<AbortHandle>);
     impl Drop for AbortAll {
@@ -913,7 +914,7 @@ impl Message for Refused {
     const TYPE: &'static str = "order.refused";
 }
 
-/// Handlers that remember, and one that refuses.
+/// Handlers that record their messages, and one that refuses them.
 fn remembering(arrived: &Memory) -> Handlers {
     let arrived = arrived.clone();
     Handlers::builder()
@@ -1072,7 +1073,7 @@ async fn the_webhook_example_keeps_the_promises_of_a_deliverer() {
     soon("the suite", conformance::check(&WebhookHarness::start().await)).await;
 }
 
-/// The flaw of a deliverer.
+/// The flaw that a deliverer has.
 #[derive(Clone, Copy, Debug)]
 enum Flaw {
     None,
@@ -1186,7 +1187,7 @@ impl Harness for Flawed {
     }
 }
 
-/// The suite's complaint about a deliverer with this flaw; `None` if it passes.
+/// Returns the suite's complaint about a deliverer with this flaw, or `None` if the deliverer passes.
 async fn verdict(flaw: Flaw) -> Option<String> {
     let flawed =
         Flawed { flaw, memory: Memory::default(), cut: Mutex::default(), under_way: AtomicUsize::default() };

@@ -29,7 +29,7 @@ fn duration(text: &str) -> u64 {
     text.strip_suffix('s').unwrap().parse().unwrap()
 }
 
-/// The series of docs/metrics.md, each with the rest of its row: kind, labels and their values.
+/// Returns the metrics in docs/metrics.md, each with the rest of its row: kind, labels and label values.
 fn contract() -> BTreeMap<String, String> {
     let table = read("docs/metrics.md");
     let rows = table.lines().filter_map(|line| line.strip_prefix("| `outbox_"));
@@ -40,13 +40,13 @@ fn contract() -> BTreeMap<String, String> {
     series.collect()
 }
 
-/// Every word in a text that has the form of a series' name.
+/// Returns every word in a text that has the form of a metric name.
 fn spelled_like_series(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("outbox_")).map(str::to_owned).collect()
 }
 
-/// The series, if `word` is one or a part of a histogram.
+/// Returns the metric if `word` is its name or the name of a part of a histogram.
 fn is_series(word: &str, contract: &BTreeMap<String, String>) -> bool {
     let of_histogram = |suffix| {
         let base = word.strip_suffix(suffix)?;
@@ -61,7 +61,7 @@ fn rules() -> Vec<Value> {
     items(&alerts["groups"]).iter().flat_map(|group| items(&group["rules"]).to_vec()).collect()
 }
 
-/// The panels, and their queries.
+/// Returns the panels and their queries.
 fn dashboard() -> (Vec<Value>, Vec<String>) {
     let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
     let panels = items(&dashboard["panels"]).to_vec();
@@ -83,7 +83,7 @@ fn alerts_dashboard_and_runbooks_name_only_documented_series() {
         expressions().iter().flat_map(|asked| spelled_like_series(asked)).collect();
     let unknown: Vec<_> = of_expressions.iter().filter(|word| !is_series(word, &contract)).collect();
     assert!(of_expressions.len() > 25 && unknown.is_empty(), "{unknown:?} of {of_expressions:?}");
-    // Names of indexes and of a collection.
+    // These words are names of indexes and of a collection.
     let no_series = ["outbox_available_at", "outbox_dead_at", "outbox_kept"];
     let of_runbooks = spelled_like_series(&read("docs/operations.md"));
     let unknown: Vec<_> = of_runbooks
@@ -97,7 +97,7 @@ fn alerts_dashboard_and_runbooks_name_only_documented_series() {
 fn alerts_and_dashboard_use_only_existing_labels() {
     let contract = contract();
     for asked in expressions() {
-        // {label="value"} after a series: both are in its row.
+        // If a metric is followed by {label="value"}, label and value must be in the metric's row.
         for (before, after) in asked.match_indices('{').map(|(at, _)| asked.split_at(at)) {
             let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap();
             let selector = after[1..].split('}').next().unwrap();
@@ -111,7 +111,7 @@ fn alerts_and_dashboard_use_only_existing_labels() {
                 }
             }
         }
-        // by (label) and on (label): one of some series in the expression, or of Prometheus itself.
+        // A label in by (label) or on (label) must belong to a metric in the expression, or to Prometheus itself.
         let series = spelled_like_series(&asked);
         let rows: String = series
             .iter()
@@ -167,7 +167,7 @@ fn every_runbook_says_when_it_is_done() {
     assert_eq!(without, [""; 0]);
 }
 
-/// A copy of an operator must not land in a watched database: every sample watches `shop.*`.
+/// An operator's copy of a collection must not be in a watched database, and every sample watches `shop.*`.
 #[test]
 fn no_runbook_writes_into_a_watched_database() {
     let guide = read("docs/operations.md");
@@ -178,8 +178,8 @@ fn no_runbook_writes_into_a_watched_database() {
     }
 }
 
-/// Otherwise the rescuer warns at every start: if it hangs while stopping, it keeps its streams from the
-/// others.
+/// Otherwise the rescuer logs a warning at every start, because a rescuer that hangs while stopping blocks the
+/// standbys.
 fn check_graces(service: &str, given: &BTreeMap<String, String>) {
     let value = |name: &str| given.get(name).cloned().unwrap_or_else(|| defaults(service)[name].clone());
     if service == "outbox-rescuer" {
@@ -191,11 +191,11 @@ fn check_graces(service: &str, given: &BTreeMap<String, String>) {
     }
 }
 
-/// The defaults of one service, as its own tests compare them with `--help`.
+/// Returns the defaults of one service from the tables that its own tests compare with `--help`.
 fn defaults(service: &str) -> BTreeMap<String, String> {
     let text = read("docs/configuration.md");
     let mut defaults = BTreeMap::new();
-    // A service's own settings come after the shared ones, and override them.
+    // A service's own settings come after the shared settings and override them.
     for wanted in ["Both services", service] {
         let section = text.split("\n## ").find(|section| section.lines().next() == Some(wanted)).unwrap();
         for row in section.lines().filter(|line| line.starts_with("| `")) {
@@ -218,7 +218,7 @@ fn the_sample_file_keeps_the_rules_of_its_page() {
     check_graces("outbox-rescuer", &given);
 }
 
-/// A number in a manifest that differs from the default needs its reason there.
+/// If a number in a manifest differs from the default, the manifest must give the reason.
 #[test]
 fn tuned_values_in_manifests_state_their_reason() {
     let manifest = read("deploy/kubernetes/configmap.yaml");
@@ -292,7 +292,8 @@ fn dashboard_panels_have_rows_and_never_overlap() {
     }
 }
 
-/// The variables of one service, and those it requires, by the tables that its own tests compare with `--help`.
+/// Returns the variables of one service, and the required ones among them, from the tables that its own tests compare
+/// with `--help`.
 fn variables(service: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let text = read("docs/configuration.md");
     let sections = text.split("\n## ").filter(|section| {
@@ -327,7 +328,7 @@ fn strings(map: &Value) -> BTreeMap<String, String> {
     map.iter().map(|(name, value)| (name.clone(), text(value).to_owned())).collect()
 }
 
-/// The port that the image exposes.
+/// Returns the port that the image exposes.
 fn port_of_the_image() -> u64 {
     let file = read("deploy/Dockerfile");
     file.lines().find_map(|line| line.strip_prefix("EXPOSE ")).unwrap().parse().unwrap()
@@ -352,7 +353,7 @@ fn the_image_builds_both_services_from_existing_files() {
         "{}",
         manifest["rust-version"]
     );
-    // A workspace member that is missing in the build context breaks the build.
+    // The image build fails if a workspace member is missing from the build context.
     let members =
         manifest["members"].trim_matches(['[', ']']).split(", ").map(|member| member.trim_matches('"'));
     let sent = read("deploy/Dockerfile.dockerignore");

@@ -43,7 +43,7 @@ fn the_summary_of_the_book_has_every_page() {
     assert_eq!(listed, pages, "docs/SUMMARY.md lists each page of docs/ once");
 }
 
-/// The sources of all crates that are published, with their tests.
+/// Returns the sources of all published crates, including tests.
 fn sources() -> String {
     ["src", "tests", "derive", "rescuer", "dispatcher", "service"]
         .iter()
@@ -52,7 +52,7 @@ fn sources() -> String {
         .collect()
 }
 
-/// The words of another crate, whose log this project passes on.
+/// Messages of another crate whose log this project forwards.
 const OF_OTHERS: [&str; 2] = ["OTLP export exhausted retries …", "BatchSpanProcessor.ExportError"];
 
 #[test]
@@ -67,7 +67,7 @@ fn the_log_lines_to_alert_on_exist() {
         .collect();
     assert!(lines.len() > 20, "{lines:?}");
 
-    // A text that is continued in the next line of the source is one text.
+    // Joins texts that continue on the next source line.
     let sources = sources().replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
     let is_logged = |line: &&str| {
         let written = line.replace("outbox-rescuer", "{name}").replace("outbox-dispatcher", "{name}");
@@ -116,14 +116,14 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Every page: those at the root and under `docs`.
+/// Returns every page at the root and under `docs`.
 fn pages() -> Vec<PathBuf> {
     let at_root = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
     let at_root = at_root.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     at_root.chain(files(&root().join("docs"), "md")).collect()
 }
 
-/// Files of this kind under a folder; `None` if there is no such folder.
+/// Returns the files of this kind under a folder, or `None` if there is no such folder.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
     let nested = entries.map(|path| match path.is_dir() {
@@ -134,7 +134,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     nested.flatten().filter(is_wanted).collect()
 }
 
-/// The text outside of fenced code.
+/// Returns the text outside fenced code blocks.
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     let mut fenced = false;
     text.lines().filter(move |line| {
@@ -150,7 +150,7 @@ fn links(text: &str) -> Vec<String> {
     targets.filter(|target| !target.contains("://")).map(str::to_owned).collect()
 }
 
-/// Headings as links name them: lower case, punctuation dropped, hyphens for spaces.
+/// Converts headings to link anchors: lower case, without punctuation, with hyphens for spaces.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = prose(text).filter(|line| line.starts_with('#'));
     let slug = |line: &str| {

@@ -45,7 +45,7 @@ mod transaction;
 #[path = "../../examples/webhook.rs"]
 mod webhook;
 
-/// An example runs on its own tokio runtime, in a thread, so that one that hangs fails with a sentence.
+/// Runs an example in a thread with its own tokio runtime, so that an example that hangs fails with a message.
 fn run(main: fn() -> Result<(), Box<dyn Error>>, databases: &'static [&'static str]) {
     let _left = Left(databases);
     let (ended, end) = channel();
@@ -57,7 +57,7 @@ fn run(main: fn() -> Result<(), Box<dyn Error>>, databases: &'static [&'static s
     }
 }
 
-/// The databases of examples, dropped at the end even if the test fails.
+/// The databases of examples. They are dropped at the end even if the test fails.
 struct Left(&'static [&'static str]);
 
 impl Drop for Left {
@@ -134,7 +134,7 @@ fn rescuer_and_dispatcher_run_in_process() {
     run(in_process::main, &["example_in_process"]);
 }
 
-/// An exchange and a queue of this name.
+/// An exchange and a queue with this name.
 fn remove_from_broker(name: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -146,7 +146,7 @@ fn remove_from_broker(name: &str) {
     });
 }
 
-/// The program that the next test starts: this one, with this test alone.
+/// The program that the next test starts, which is this test binary with only this test.
 #[test]
 #[ignore = "serves until it is terminated, as the next test has it"]
 fn serve_until_terminated() {
@@ -183,7 +183,7 @@ async fn a_web_service_answers_and_stops_when_asked() {
     database.drop().await.unwrap();
 }
 
-/// Where it says that it listens.
+/// Returns the address that the program prints.
 async fn address_in(output: &mut Lines<BufReader<ChildStdout>>) -> String {
     let listening = async {
         while let Some(line) = output.next_line().await.unwrap() {
@@ -196,7 +196,7 @@ async fn address_in(output: &mut Lines<BufReader<ChildStdout>>) -> String {
     timeout(LONG, listening).await.expect("it listens")
 }
 
-/// The status of an answer.
+/// Returns the status code of a response.
 async fn ask(address: &str, method: &str, path: &str) -> u16 {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await.unwrap();

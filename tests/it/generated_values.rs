@@ -60,7 +60,7 @@ impl Message for Good {
     const TYPE: &'static str = GOOD;
 }
 
-/// Values in place of a whole outbox.
+/// Generates values in place of a whole outbox.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_as_outbox_are_left_unchanged() {
     let mut generator = Generator::announced(1);
@@ -68,7 +68,7 @@ async fn odd_values_as_outbox_are_left_unchanged() {
     see_through(outboxes).await;
 }
 
-/// Elements for an outbox: random values, and near-entries. One of every ten is valid.
+/// Generates elements for an outbox: random values, and elements that are almost entries. One in ten is valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_as_entries_spare_their_neighbours() {
     let mut generator = Generator::announced(2);
@@ -84,7 +84,7 @@ async fn odd_values_as_entries_spare_their_neighbours() {
     see_through(outboxes.collect()).await;
 }
 
-/// Values for one field of an otherwise valid entry.
+/// Generates values for one field of an otherwise valid entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_values_in_entry_fields_spare_their_neighbours() {
     let mut generator = Generator::announced(3);
@@ -134,7 +134,7 @@ async fn see_through(outboxes: Vec<Bson>) {
     }
     delivered.iter().for_each(can_be_put_on_the_wire_or_told_why_not);
 
-    // A document that a worker has finished is not queued again: a rescuer without a memory finds no message
+    // A document that a worker has finished is not queued again: a new rescuer without saved state finds no message
     // there.
     let mut second = world.rescuer("second").await;
     for (id, times) in second.sees_all(&world, -2).await {
@@ -197,7 +197,7 @@ impl World {
         Waking { events, stop, task }
     }
 
-    /// Stores each in a separate document, except those that the server refuses.
+    /// Stores each value in a separate document, except values that the server refuses.
     async fn insert(&self, outboxes: Vec<Bson>) -> Vec<i32> {
         let all = outboxes.len();
         let inserts = outboxes.into_iter().zip(0..).map(async |(outbox, id)| {
@@ -220,7 +220,7 @@ impl World {
         all.into_iter().map(|document| (id(&document), document)).collect()
     }
 
-    /// Loads each and saves it with a good message; returns those that accepted it.
+    /// Loads each document and saves it with a valid message. Returns the documents that accepted the message.
     async fn save_each(&self, documents: &[i32], stored: &Stored) -> HashSet<i32> {
         let saves = documents.iter().map(async |id| {
             let mut loaded = self.store.load(id).await.unwrap().unwrap();
@@ -238,8 +238,8 @@ impl World {
         at_once(saves).await.into_iter().flatten().collect()
     }
 
-    /// Has a worker process each, first in order, up to the dead ones and beyond, then without order; returns
-    /// the delivered ones.
+    /// Lets a worker process each document, first as an ordered and then as an unordered document. Returns the
+    /// delivered messages.
     async fn process_each(&self, documents: &[i32]) -> Vec<Envelope> {
         let recorder = Recorder::default();
         let settings = ProcessorSettings::default()
@@ -268,7 +268,7 @@ impl World {
         assert_eq!(processed, end, "document {id}");
     }
 
-    /// The entries of a document that a deliverer to the broker can deliver.
+    /// Returns the entries of a document that can be delivered to the broker.
     fn plan<T>(
         &self,
         stored: &RawDocumentBuf,
@@ -283,7 +283,7 @@ impl World {
     }
 }
 
-/// A rescuer at work in this process.
+/// A rescuer that runs in this process.
 struct Waking {
     events: Heard<RescueEvent>,
     stop: CancellationToken,
@@ -291,10 +291,10 @@ struct Waking {
 }
 
 impl Waking {
-    /// Waits until stream and sweep have read everything that was stored so far; returns which documents were
-    /// queued, and how often.
+    /// Waits until stream and sweep have read everything stored so far. Returns the queued documents with their number
+    /// of commands.
     async fn sees_all(&mut self, world: &World, last: i32) -> HashMap<i32, usize> {
-        // Except for the first sweep, only the stream finds entries without a date, and it is read in order.
+        // Apart from the first sweep, only the stream finds entries without a date, and the stream is read in order.
         let document = doc! { "_id": last, "outbox": [good()] };
         world.test.orders().insert_one(document).await.unwrap();
         let (mut swept, mut found, mut followed) = (false, false, false);
@@ -325,7 +325,7 @@ impl Waking {
     }
 }
 
-/// Takes every command.
+/// Accepts every command.
 struct Taken;
 
 #[async_trait]
@@ -364,7 +364,7 @@ fn unreadable_ones_are_as_they_were(id: i32, before: &RawDocumentBuf, after: &Ra
     assert_eq!(unreadable_ones(before), unreadable_ones(after), "document {id}");
 }
 
-/// The bytes of each.
+/// Returns the bytes of each document.
 fn unreadable_ones(stored: &RawDocumentBuf) -> Vec<Vec<u8>> {
     let Some(Bson::Array(elements)) = outbox(stored) else {
         return Vec::new();
@@ -383,7 +383,7 @@ fn can_be_put_on_the_wire_or_told_why_not(envelope: &Envelope) {
     }
 }
 
-/// An aggregate that knows few of its stored fields, at every depth.
+/// An aggregate whose struct knows only a few of the stored fields, at every depth.
 #[derive(Debug, Serialize, Deserialize)]
 struct Tree {
     #[serde(rename = "_id")]
@@ -447,7 +447,7 @@ async fn six_hundred_generated_changes_keep_every_unknown_field() {
             tree.root = Node::of(changed.get_document("root").unwrap());
             match trees.save(&mut tree).await {
                 Ok(saved) => assert!(saved.is_current(), "{saved:?}"),
-                // Names that the server accepts only in an insert.
+                // The server accepts these names only in an insert.
                 Err(Error::Refused(_)) => {
                     refused += 1;
                     break;
@@ -480,7 +480,7 @@ fn node(generator: &mut Generator, depth: usize) -> mongodb::bson::Document {
     node
 }
 
-/// Like an application that knows every field.
+/// Changes the document like an application that knows every field.
 fn change(generator: &mut Generator, node: &mut mongodb::bson::Document, depth: usize) {
     if generator.below(3) == 0 {
         node.insert("n", generator.below(3) as i64);
@@ -504,7 +504,7 @@ fn change(generator: &mut Generator, node: &mut mongodb::bson::Document, depth: 
     }
 }
 
-/// With fields in the order of their names, and as text, for values that are not equal to themselves.
+/// Converts a value to text with sorted fields, because some values are not equal to themselves.
 fn ordered(value: &Bson) -> String {
     match value {
         Bson::Document(document) => {

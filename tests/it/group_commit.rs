@@ -65,7 +65,7 @@ impl Aggregate for Account {
     }
 }
 
-/// A bank whose client counts the `update` commands it sends and those of more than one statement.
+/// A bank whose client counts all `update` commands and those with more than one statement.
 struct Bank {
     test: TestDatabase,
     name: String,
@@ -84,7 +84,7 @@ impl Bank {
         Self::with(TestDatabase::on(variable).await, options, group_commit, |_| {})
     }
 
-    /// With these options; `heard` gets every event of its commands.
+    /// Opens a bank with these client options. `heard` gets every command event.
     fn with(
         test: TestDatabase,
         mut options: ClientOptions,
@@ -128,7 +128,7 @@ impl Bank {
         join_all((0..count).map(|id| self.add(Account::new(id)))).await;
     }
 
-    /// Reads are not tested here: they are retried until they succeed.
+    /// Reads are not tested here, so this read is retried until it succeeds.
     async fn load(&self, id: &Bson) -> document_outbox::Loaded<Account> {
         loop {
             if let Ok(account) = self.accounts.load(id).await {
@@ -137,7 +137,7 @@ impl Bank {
         }
     }
 
-    /// Appends a name to an account's history once; returns the name and the outcome.
+    /// Appends a name once to an account's history. Returns the name and the outcome.
     async fn append(&self, id: impl Into<Bson>) -> (String, Result<Saved, Error>) {
         let name = uuid::Uuid::new_v4().to_string();
         let mut account = self.load(&id.into()).await;
@@ -146,7 +146,7 @@ impl Bank {
         (name, saved)
     }
 
-    /// How often each name occurs in a history.
+    /// Counts each name in a history.
     async fn histories(&self) -> HashMap<String, usize> {
         let mut found = HashMap::new();
         let mut documents = self.test.orders().find(doc! {}).await.unwrap();
@@ -158,8 +158,8 @@ impl Bank {
         found
     }
 
-    /// The invariant: a save that is reported as applied occurs once, and one that is reported as not applied
-    /// does not occur.
+    /// Checks the invariant: a save that is reported as applied occurs exactly once in the history, and a save that is
+    /// reported as not applied doesn't occur.
     async fn check(&self, saves: &[(String, Result<Saved, Error>)]) {
         let found = self.histories().await;
         for (name, saved) in saves {
@@ -197,7 +197,7 @@ impl Bank {
     }
 }
 
-/// Changes each account, and saves them all at once.
+/// Changes each account and saves all of them concurrently.
 async fn save_all(
     bank: &Bank,
     accounts: &mut [document_outbox::Loaded<Account>],
@@ -252,7 +252,7 @@ async fn a_single_save_is_sent_alone() {
     bank.test.drop().await;
 }
 
-/// In one burst: applied, conflict, gone, refused by a unique index, refused as too large.
+/// One burst has all outcomes: applied, conflict, gone, refused by a unique index, refused as too large.
 #[tokio::test]
 async fn every_save_of_a_batch_gets_its_answer() {
     let bank = Bank::open().await;
@@ -342,7 +342,7 @@ async fn a_miss_inserts_nothing_for_any_id_type() {
     bank.test.drop().await;
 }
 
-/// A transaction holds one document of a batch: the others don't wait for its end.
+/// A transaction locks one document of a batch, and the other saves don't wait for the transaction.
 #[tokio::test]
 async fn a_delayed_save_does_not_delay_others() {
     let bank = Bank::open().await;
@@ -373,14 +373,14 @@ async fn a_delayed_save_does_not_delay_others() {
     bank.test.drop().await;
 }
 
-/// The driver has ten connections. Ten saves wait for a transaction to end, which needs one of them for that.
+/// Ten saves wait for a transaction. The driver has only ten connections, and the transaction needs one of them to end.
 #[tokio::test]
 async fn delayed_saves_leave_room_for_the_commit() {
     for group_commit in [true, false] {
         let bank = Bank::at("OUTBOX_MONGODB_URI", group_commit).await;
         bank.add_many(10).await;
         let mut accounts = bank.load_all(10).await;
-        // Large ones go alone.
+        // Large updates are sent alone.
         accounts.iter_mut().for_each(|account| account.history.push("x".repeat(80 << 10)));
         let client = bank.accounts.collection().client().clone();
         let mut session = client.start_session().await.unwrap();
@@ -440,7 +440,7 @@ async fn a_save_that_cannot_be_encoded_fails_alone() {
     }
 }
 
-/// As at the end of a program: the stores may still be there.
+/// The stores may still exist, as at the end of a program.
 #[tokio::test]
 async fn the_client_shuts_down_after_batches() {
     let bank = Bank::open().await;
@@ -456,8 +456,8 @@ async fn the_client_shuts_down_after_batches() {
     bank.test.drop().await;
 }
 
-/// The driver takes sessions from a pool: if one of ours were in it, later writes would be answered without
-/// being executed.
+/// The driver takes sessions from a pool. If one of our sessions were in that pool, later writes would be answered
+/// without being executed.
 #[tokio::test]
 async fn sessions_of_batches_are_never_the_drivers() {
     let bank = Bank::open().await;
@@ -485,14 +485,14 @@ async fn sessions_of_batches_are_never_the_drivers() {
 async fn step_down(client: &Client) {
     crate::isolation::assert_in("outage");
     let command = doc! { "replSetStepDown": 1, "secondaryCatchUpPeriodSecs": 1, "force": true };
-    // The end of a connection is not an answer.
+    // An error is expected, because the step-down closes the connection.
     let _ = client.database("admin").run_command(command).await;
 }
 
 mod fail_point {
     use super::*;
 
-    /// Each as often as a batch is retried at most.
+    /// Fail each command as many times as a batch is retried.
     #[tokio::test]
     async fn saves_in_doubt_are_sent_again_but_applied_once() {
         for (fault, what) in [
@@ -519,7 +519,7 @@ mod fail_point {
         }
     }
 
-    /// As when a privilege is missing for a minute.
+    /// Simulates a privilege that is missing for a minute.
     #[tokio::test]
     async fn a_refusal_that_passes_turns_no_batches_off() {
         let bank = Bank::open().await;
@@ -537,7 +537,7 @@ mod fail_point {
         bank.test.drop().await;
     }
 
-    /// The first try is executed without a confirmation by the majority; then the same command is refused.
+    /// The first try is executed without acknowledgement by the majority; then the same command is refused.
     #[tokio::test]
     async fn a_late_refusal_hides_no_applied_save() {
         let admin = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap().database("admin");
@@ -599,7 +599,7 @@ mod fail_point {
     }
 }
 
-/// These stop, block or slow down a server.
+/// These tests stop, block or slow down a server.
 mod outage {
     use super::*;
 
@@ -630,7 +630,7 @@ mod outage {
         assert_eq!(refused.load(Ordering::Relaxed), learned, "what was refused is remembered");
     }
 
-    /// Does this with a clock that advances second by second whenever only timers are pending.
+    /// Runs work with a clock that advances by a second whenever only timers are pending.
     async fn hurry<T>(work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         tokio::time::pause();
@@ -645,8 +645,8 @@ mod outage {
         done
     }
 
-    /// The errors of saves whose server is unreachable, alone and in a batch. The driver waits for a server
-    /// for `patience`.
+    /// Returns the errors of saves whose server is unreachable, alone and in a batch. The driver waits `patience` for a
+    /// server.
     async fn save_while_the_server_is_away(patience: std::time::Duration, group_commit: bool) -> Vec<Error> {
         let server = Standalone::start().await;
         let client = Client::with_uri_str(&server.uri).await.unwrap();
@@ -676,11 +676,11 @@ mod outage {
             errors.extend(saves.into_iter().map(Result::unwrap_err));
             errors
         };
-        // The driver's own timeout uses a clock that doesn't run ahead, so the save's limit ends them.
+        // The driver's own timeout uses a clock that doesn't run ahead, so the saves end by their own time limit.
         if patience > WRITE_TIMEOUT { hurry(saves).await } else { saves.await }
     }
 
-    /// The time limit of a save, and by default the driver's timeout.
+    /// The time limit of a save. The driver's default timeout is the same.
     const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
     #[tokio::test]
@@ -698,7 +698,7 @@ mod outage {
         }
     }
 
-    /// P1: on three nodes, with the primary stepping down again and again.
+    /// P1 on three nodes, while the primary steps down repeatedly.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_stepdown_reports_every_save_as_it_was() {
         for group_commit in [true, false] {

@@ -13,10 +13,10 @@ use tokio::time::MissedTickBehavior;
 const DOCUMENT: &str = "hot";
 const PROCESSES: [&str; 2] = ["a", "b"];
 const SAVES_A_SECOND: u32 = 50;
-/// The rescuer's delay, after which it would ask a worker to step in.
+/// The rescuer's delay, after which it would send a command to a worker.
 const DELAY: Duration = Duration::from_secs(5);
 
-/// How long it is saved: a minute on request, shorter in the suite.
+/// The time for which the document is saved: a minute on request, shorter in the suite.
 fn seconds() -> u32 {
     match std::env::var_os("OUTBOX_TEST_LONG") {
         Some(_) => 60,
@@ -28,7 +28,7 @@ fn saves() -> i64 {
     i64::from(SAVES_A_SECOND * seconds())
 }
 
-/// Counts its saves: the number each message carries is the order in which the saves were made.
+/// A document that counts its saves. Each message carries the number of its save.
 #[derive(Debug, Serialize, Deserialize)]
 struct Counter {
     #[serde(rename = "_id")]
@@ -42,7 +42,7 @@ struct Counter {
 struct Counted {
     count: i64,
     by: String,
-    /// How many this process had saved before.
+    /// Number of saves that this process had made before.
     nth: i64,
 }
 
@@ -129,7 +129,7 @@ async fn two_processes_keep_order_on_the_fast_path() {
     receiver.wait(all).await;
     in_order(&receiver, all);
 
-    // The stream is read in order: its first command follows every save of the hot document.
+    // The stream is read in order, so this first command comes after every save of the hot document.
     let foreign = doc! { "id": Uuid::new(), "type": "counter.counted", "payload": { "count": -1 } };
     let last = doc! { "_id": "last", "outbox": [foreign] };
     flow.test.orders().insert_one(last).await.unwrap();

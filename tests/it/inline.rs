@@ -22,7 +22,7 @@ fn background(test: &TestDatabase, recorder: &Recorder) -> InlineDispatcher {
     InlineDispatcher::builder(&test.client).deliver_to(recorder.clone())
 }
 
-/// No quick retries, and a first backoff so long that no test reaches its end.
+/// A policy without quick retries, and with a first backoff that is longer than any test.
 fn slow_retry() -> RetryPolicy {
     RetryPolicy::default().with(|retry| {
         retry.quick_tries = 0;
@@ -44,7 +44,7 @@ fn placed(id: &str) -> Order {
     order
 }
 
-/// A processor such as a dispatcher worker has.
+/// Creates a processor like that of a dispatcher worker.
 fn worker(test: &TestDatabase, deliver: &Recorder) -> Processor {
     let settings = ProcessorSettings::default().with(|settings| {
         settings.name = "worker".into();
@@ -96,7 +96,7 @@ async fn entries_are_born_claimed_only_in_empty_outboxes() {
     test.drop().await;
 }
 
-/// An aggregate that a process keeps is on the fast path again once its own messages have left.
+/// An aggregate that a process keeps in memory uses the fast path again once its own messages have been delivered.
 #[tokio::test]
 async fn a_kept_aggregate_is_born_claimed_again() {
     let test = TestDatabase::create().await;
@@ -114,7 +114,7 @@ async fn a_kept_aggregate_is_born_claimed_again() {
         assert!(pushed.get_str("claimed_by").is_ok(), "{pushed}");
     }
 
-    // If a message could not be delivered, it is still there, and the next save makes no assumption.
+    // If a message could not be delivered, it is still in the outbox, and the next save doesn't assume an empty outbox.
     recorder.answer([Outcome::Transient("no luck".into())]);
     for amount in [2, 3] {
         is_idle(&inline).await;
@@ -152,7 +152,8 @@ async fn pushed_entry(
     }
 }
 
-/// A foreign entry that arrives between load and save is before the save's own: it must be delivered first.
+/// A foreign entry that arrives between load and save comes before the save's own entries, so it must be delivered
+/// first.
 #[tokio::test]
 async fn an_entry_pushed_before_a_save_stays_first() {
     let test = TestDatabase::create().await;
@@ -207,7 +208,7 @@ async fn awaiting_reports_the_outcome_of_each_message() {
     assert_eq!((outbox.len(), outbox[0].get_str("dead_reason")), (1, Ok("permanent")));
     assert_eq!(outbox[0].get("available_at"), None);
 
-    // There are earlier entries: the claim is taken as usual, and the answer is read from the document.
+    // There are earlier entries, so the claim is made in a separate write, and the outcome is read from the document.
     let updated = orders.update("dead", |order| order.add(5)).await.unwrap();
     assert_eq!(outcomes(updated.receipt.unwrap().dispatch), [Disposition::Delivered]);
     let updated = orders.update("late", |order| order.add(5)).await.unwrap();
@@ -267,8 +268,8 @@ async fn saves_continue_without_a_connection_or_attempts() {
     test.drop().await;
 }
 
-/// A message in flight when the destination became unavailable, as when a broker's alarm blocks the
-/// connection, was not tried.
+/// If the destination becomes unavailable while a message is in flight, for example by a broker's alarm, no attempt is
+/// counted.
 #[tokio::test]
 async fn a_claim_expired_by_an_outage_counts_no_attempt() {
     let test = TestDatabase::create().await;
@@ -339,7 +340,7 @@ async fn closing_past_its_grace_releases_unstarted_messages() {
     insert(&orders, order).await;
     recorder.wait_tried(1).await;
     let mut closing = Box::pin(inline.close(Duration::ZERO));
-    // The grace's timer is the older of the two, so it has expired when this one does.
+    // The timer of the grace period was started earlier than this one, so it has expired when this one expires.
     assert!(tokio::time::timeout(Duration::from_millis(10), &mut closing).await.is_err());
     recorder.let_through(1);
     closing.await;
@@ -349,7 +350,7 @@ async fn closing_past_its_grace_releases_unstarted_messages() {
     test.drop().await;
 }
 
-/// P3 (a): a process that dies between save and publish: the claim expires, and a worker delivers, once.
+/// P3 (a): a process dies between save and publish. The claim expires, and a worker delivers the message once.
 #[tokio::test]
 async fn a_crash_between_save_and_publish_loses_nothing() {
     let test = TestDatabase::create().await;
@@ -463,7 +464,7 @@ async fn a_thousand_entries_are_delivered_in_order() {
     test.drop().await;
 }
 
-/// Neighbours that are not entries stay unchanged, byte for byte, and block no entry.
+/// Malformed elements stay unchanged, byte for byte, and block no entry.
 #[tokio::test]
 async fn unreadable_neighbours_survive_and_block_nothing() {
     let test = TestDatabase::create().await;
@@ -522,7 +523,8 @@ async fn a_document_near_sixteen_megabytes_is_delivered() {
     test.drop().await;
 }
 
-/// A worker whose claims are so long that a document stays too large for them, and its leases.
+/// Creates a worker whose claim values are so long that a document stays too large for them, and the collection of its
+/// leases.
 fn worker_with_long_claims(
     test: &TestDatabase,
     deliver: impl Deliver,
@@ -537,12 +539,12 @@ fn worker_with_long_claims(
     (worker, test.client.database(&state).collection("leases"))
 }
 
-/// A document with no room, and these messages in it.
+/// Creates a document that has no room for a claim and contains these messages.
 async fn insert_large(test: &TestDatabase, amounts: impl IntoIterator<Item = i64>) {
     insert_with_room(test, 20, amounts).await;
 }
 
-/// A document that can grow by this many bytes, with these messages in it.
+/// Creates a document that can grow by this many bytes and contains these messages.
 async fn insert_with_room(test: &TestDatabase, room: usize, amounts: impl IntoIterator<Item = i64>) {
     let entry = |amount| doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
     let entries: Vec<_> = amounts.into_iter().map(entry).collect();
@@ -571,7 +573,7 @@ async fn a_failing_message_blocks_no_large_unordered_document() {
     test.drop().await;
 }
 
-/// As in any document, a handler doesn't get a message again that it has had.
+/// As in any document, a handler doesn't get a message again that it has already received.
 #[tokio::test]
 async fn large_documents_remember_their_finished_handlers() {
     let test = TestDatabase::create().await;
@@ -608,7 +610,7 @@ async fn large_documents_remember_their_finished_handlers() {
     test.drop().await;
 }
 
-/// Handlers for messages that are stored without `via`, as for the broker.
+/// Handlers that serve messages without `via`, as the broker does.
 struct AnyVia(Handlers);
 
 #[async_trait::async_trait]
@@ -625,7 +627,8 @@ fn bytes_of(document: &Document) -> usize {
     mongodb::bson::RawDocumentBuf::try_from(document).unwrap().as_bytes().len()
 }
 
-/// A deliverer that hangs, panics or miscounts becomes failed attempts, never a stuck or a lost message.
+/// If a deliverer hangs, panics or returns the wrong number of answers, the attempts fail, but messages are neither
+/// stuck nor lost.
 #[tokio::test]
 async fn a_broken_deliverer_costs_attempts_but_no_message() {
     struct Broken;
@@ -679,8 +682,7 @@ async fn a_save_that_lost_is_not_reported_applied() {
     test.drop().await;
 }
 
-/// It is never delivered to the wrong destination: a message that the deliverer doesn't serve is not born
-/// claimed either.
+/// A message that the deliverer doesn't serve is not written with a claim, so it can't go to the wrong destination.
 #[tokio::test]
 async fn a_message_for_another_deliverer_is_left_unclaimed() {
     let test = TestDatabase::create().await;
@@ -693,7 +695,7 @@ async fn a_message_for_another_deliverer_is_left_unclaimed() {
     test.drop().await;
 }
 
-/// Handlers are isolated: one that hangs costs an attempt, and repeats no message of the other.
+/// Handlers are isolated: if one hangs, an attempt is counted, but the other handler gets no message again.
 #[tokio::test]
 async fn a_handler_that_hangs_does_not_repeat_the_other() {
     let test = TestDatabase::create().await;
@@ -713,7 +715,7 @@ async fn a_handler_that_hangs_does_not_repeat_the_other() {
     test.drop().await;
 }
 
-/// A handler that saves the document it handles a message of: neither may wait for the other.
+/// A handler saves the document whose message it handles. Neither the save nor the delivery may wait for the other.
 #[tokio::test]
 async fn a_handler_may_save_its_own_document() {
     let test = TestDatabase::create().await;
@@ -741,7 +743,7 @@ async fn a_handler_may_save_its_own_document() {
     test.drop().await;
 }
 
-/// A clear that waits for a transaction delays no other.
+/// A clear that waits for a transaction doesn't delay other clears.
 #[tokio::test]
 async fn a_locked_document_delays_no_other_clears() {
     let test = TestDatabase::create().await;
@@ -764,8 +766,8 @@ async fn a_locked_document_delays_no_other_clears() {
     test.drop().await;
 }
 
-/// Closes during a save whose future is not polled for that long. Returns the save's answer once it is polled
-/// again.
+/// Closes the dispatcher during a save whose future is not polled for this long. Returns the save's answer once the
+/// future is polled again.
 async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> Saved {
     let test = TestDatabase::create().await;
     let recorder = Recorder::default();
@@ -844,7 +846,8 @@ async fn closing_may_take_forever() {
     test.drop().await;
 }
 
-/// The broker is blocked: messages in flight have no answer, and those that were not begun are released, too.
+/// While the broker is blocked, messages in flight get no answer, and messages whose delivery has not begun are also
+/// released.
 #[tokio::test]
 async fn closing_releases_everything_during_an_outage() {
     let test = TestDatabase::create().await;
@@ -881,7 +884,7 @@ async fn closing_ends_while_mongodb_is_silent() {
     test.drop().await;
 }
 
-/// Messages that were not begun don't wait for those in delivery, which may take a lease.
+/// Messages whose delivery has not begun don't wait for messages in delivery, which may take as long as a lease.
 #[tokio::test]
 async fn a_stop_releases_unstarted_messages_immediately() {
     let test = TestDatabase::create().await;
@@ -909,7 +912,7 @@ async fn a_stop_releases_unstarted_messages_immediately() {
     test.drop().await;
 }
 
-/// Entries of other writers have no date that a process could compare with its clock, and get none.
+/// Entries of other writers have no date that a process could compare with its clock, and releasing them adds none.
 #[tokio::test]
 async fn a_released_entry_has_the_date_it_had_before() {
     let test = TestDatabase::create().await;
@@ -938,8 +941,8 @@ async fn a_released_entry_has_the_date_it_had_before() {
     test.drop().await;
 }
 
-/// Between reading and claiming, another process takes the entry, reaches one of its handlers and releases
-/// it: it appears unchanged.
+/// Between read and claim, another process claims the entry, delivers it to one of its handlers and releases it, so
+/// that its date appears unchanged.
 #[tokio::test]
 async fn a_claim_skips_entries_that_reached_a_handler() {
     struct Half;
@@ -953,7 +956,7 @@ async fn a_claim_skips_entries_that_reached_a_handler() {
             vec![document_outbox::deliver::Answer { outcome, delivered_to: vec!["mail".into()] }]
         }
     }
-    /// Asked between the read and the claim.
+    /// This is called between the read and the claim.
     struct Meanwhile(Processor, document_outbox::DocumentRef, std::sync::atomic::AtomicBool);
     #[async_trait::async_trait]
     impl document_outbox::dispatch::Pace for Meanwhile {
@@ -970,7 +973,7 @@ async fn a_claim_skips_entries_that_reached_a_handler() {
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
     let settings = ProcessorSettings::default().with(|settings| settings.retry = slow_retry());
     let other = Processor::new(test.client.clone(), Arc::new(Half), settings);
-    // With open connections, so that its pass is quick.
+    // Open the connections first, so that the pass is quick.
     process(&test, &other, "nobody").await;
 
     let recorder = Recorder::default();
@@ -980,7 +983,8 @@ async fn a_claim_skips_entries_that_reached_a_handler() {
     test.drop().await;
 }
 
-/// P3, P6: each of ten attempts takes as long as the claim allows, and the other message of the document was never in them.
+/// P3, P6: each of ten attempts takes as long as the claim allows, and none of them includes the document's other
+/// message.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_route_that_hangs_repeats_no_other_message() {
@@ -1060,7 +1064,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
     recorder.wait_delivered(50).await;
     for task in tasks {
         task.abort();
-        // Some may have ended before.
+        // Some deliveries may have ended before.
         drop(task.await);
     }
 
@@ -1078,8 +1082,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
     test.drop().await;
 }
 
-/// If a handler waits for a task that saves the handler's document, it waits for a delivery that waits for
-/// the handler.
+/// A handler waits for a task that saves the handler's document, and the delivery of that save waits for the handler.
 #[tokio::test]
 async fn a_handler_may_wait_for_a_spawned_save() {
     let test = TestDatabase::create().await;
@@ -1109,7 +1112,7 @@ async fn a_handler_may_wait_for_a_spawned_save() {
     test.drop().await;
 }
 
-/// Code of the user's that panics when a future is made, not only when it is polled.
+/// The user's code may also panic when its future is created, and not only when it is polled.
 #[tokio::test]
 async fn a_deliverer_that_panics_at_once_costs_an_attempt() {
     struct Panics;
@@ -1186,7 +1189,7 @@ mod runtimes {
         });
     }
 
-    /// The client lives; the tasks of the inline dispatcher do not.
+    /// The client's runtime still runs, but the runtime of the inline dispatcher's tasks has ended.
     #[test]
     fn a_dispatcher_of_an_ended_runtime_delivers_or_reports() {
         let of_client = runtime();
@@ -1233,7 +1236,7 @@ mod runtimes {
         of_client.block_on(test.drop());
     }
 
-    /// Messages that ended with the runtime are not delivered from here, and that is reported.
+    /// Messages whose delivery ended with the runtime are not delivered by this process, and that is reported.
     #[test]
     fn a_delivery_that_ends_with_its_runtime_is_announced() {
         let of_client = runtime();
@@ -1286,7 +1289,7 @@ mod runtimes {
     }
 }
 
-/// As with any claim, there is a shortest lease: with less, no delivery could end within it.
+/// There is a minimum lease, as for any claim, because with a shorter one no delivery could end in time.
 #[tokio::test]
 async fn a_full_document_gets_a_long_enough_lease() {
     let test = TestDatabase::create().await;
@@ -1313,7 +1316,7 @@ async fn a_full_document_gets_a_long_enough_lease() {
     test.drop().await;
 }
 
-/// A lease and a claim in the document would not see each other, so there is no lease if any claim would fit.
+/// A lease and a claim in the document don't exclude each other, so a lease is not taken if any claim would fit.
 #[tokio::test]
 async fn a_shorter_claim_comes_before_a_lease() {
     let test = TestDatabase::create().await;
@@ -1334,15 +1337,14 @@ async fn a_shorter_claim_comes_before_a_lease() {
     test.drop().await;
 }
 
-/// A result under a lease that another has taken meanwhile does not count.
+/// A result is ignored if another process has taken the lease in the meantime.
 #[tokio::test]
 async fn a_death_under_a_lost_lease_is_not_reported() {
     let test = TestDatabase::create().await;
     let recorder = Recorder::held();
     let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
     let mut events = worker.subscribe();
-    // With `record`, a death needs less room than the date it replaces; without a date there is no room at
-    // all.
+    // If the entry has a date, recording the death needs less room than that date; without a date there is no room.
     insert_with_room(&test, 0, [1]).await;
     recorder.answer([Outcome::Permanent("never".into())]);
     let steal = async {
@@ -1366,7 +1368,7 @@ async fn a_death_under_a_lost_lease_is_not_reported() {
     test.drop().await;
 }
 
-/// It died while the document had no room to record that; once there is room, a worker finds it dead.
+/// A message died while the document had no room to record that. Once there is room, a worker finds the message dead.
 #[tokio::test]
 async fn a_dead_message_in_a_large_document_stays() {
     let test = TestDatabase::create().await;
@@ -1468,20 +1470,20 @@ async fn a_message_pushed_twice_fails_as_one() {
     test.drop().await;
 }
 
-/// As a foreign writer pushes it.
+/// Pushes an entry as a foreign writer does.
 fn entry(amount: i64) -> Document {
     doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
 }
 
-/// These set a fail point of MongoDB.
+/// These tests set a fail point of MongoDB.
 mod fail_point {
     use super::*;
 
-    /// P3 (a): a process that dies between confirm and clear: delivered again, and only then.
+    /// P3 (a): a message is delivered again only if its process dies between confirm and clear.
     #[tokio::test]
     async fn a_crash_before_the_clear_repeats_messages_once() {
         let test = TestDatabase::create().await;
-        // A client with its own name, whose updates the server refuses: the clear never arrives.
+        // The server refuses the updates of this client by its name, so the clear never takes effect.
         let name = format!("dying-{}", uuid::Uuid::now_v7().simple());
         let mut options = mongodb::options::ClientOptions::parse(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         options.app_name = Some(name.clone());
@@ -1517,7 +1519,7 @@ mod fail_point {
         test.drop().await;
     }
 
-    /// One write of a delivery fails: the outcome of the others is still known.
+    /// If one write of a delivery fails, the outcomes of the others are still known.
     #[tokio::test]
     async fn a_failed_write_hides_no_other_result() {
         let test = TestDatabase::create().await;
@@ -1535,7 +1537,7 @@ mod fail_point {
             client.database(test.database.name()).collection::<Document>("orders"),
             &inline,
         );
-        // It is tried in two forms.
+        // The write is tried in two forms.
         let data = doc! { "failCommands": ["update"], "errorCode": 13, "appName": &name };
         let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
         test.client.database("admin").run_command(fail).await.unwrap();

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
 
-/// Stops the secondaries from applying the primary's writes, until dropped.
+/// Stops the secondaries from applying the primary's writes until this is dropped.
 struct StalledReplication;
 
 impl StalledReplication {
@@ -29,7 +29,7 @@ impl StalledReplication {
         let secondaries = set_stalled("alwaysOn").await;
         assert_eq!(secondaries.len(), 2, "the set has two secondaries");
 
-        // What a secondary was about to apply it still applies.
+        // A secondary still applies the writes that it was about to apply.
         for (secondary, before) in secondaries {
             let most = i64::try_from(LONG.as_millis()).unwrap();
             let wait = doc! { "waitForFailPoint": STALL, "timesEntered": before + 1, "maxTimeMS": most };
@@ -40,7 +40,7 @@ impl StalledReplication {
 }
 
 impl Drop for StalledReplication {
-    /// On a separate runtime, so that a failing test lets go too.
+    /// Use a separate runtime, so that a failing test also releases the secondaries.
     fn drop(&mut self) {
         let let_go = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -52,7 +52,8 @@ impl Drop for StalledReplication {
 
 const STALL: &str = "rsSyncApplyStop";
 
-/// Sets the fail point on every secondary; their admin databases, and how often each has met it before.
+/// Sets the fail point on every secondary. Returns their admin databases and the number of times each has hit it
+/// before.
 async fn set_stalled(mode: &str) -> Vec<(Database, i64)> {
     let options = ClientOptions::parse(uri(RS3)).await.unwrap();
     let mut secondaries = Vec::new();
@@ -69,7 +70,7 @@ async fn set_stalled(mode: &str) -> Vec<(Database, i64)> {
     secondaries
 }
 
-/// Both secondaries that far behind, until dropped. They vote as before, so the majority is late.
+/// Keeps both secondaries behind by a given time until this is dropped. They still vote, so the majority is late.
 struct LateMajority;
 
 impl LateMajority {
@@ -81,7 +82,7 @@ impl LateMajority {
 }
 
 impl Drop for LateMajority {
-    /// On a separate runtime, so that a failing test restores the set too.
+    /// Use a separate runtime, so that a failing test also restores the replica set.
     fn drop(&mut self) {
         let restored = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -91,7 +92,7 @@ impl Drop for LateMajority {
     }
 }
 
-/// Makes both secondaries apply everything this many seconds late; returns when the majority is that late.
+/// Makes both secondaries apply everything this many seconds late. Returns once the majority is that late.
 async fn set_late(seconds: i64) {
     if seconds > 0 {
         crate::isolation::assert_in("outage");
@@ -119,7 +120,7 @@ async fn set_late(seconds: i64) {
     }
 }
 
-/// What became of saves.
+/// The outcomes of saves.
 #[derive(Debug, Default)]
 struct Tally {
     applied: usize,
@@ -127,7 +128,7 @@ struct Tally {
     slowest: Duration,
 }
 
-/// Savers with an order each, that pause between their saves, until `rounds` saves or `time` has passed.
+/// Runs savers that each have one order and pause between their saves, for `rounds` saves or until `time` has passed.
 async fn save_steadily(orders: &Store<Order>, savers: usize, rounds: usize, time: Duration) -> Tally {
     let begun = std::time::Instant::now();
     let saves = (0..savers).map(|saver| async move {
@@ -160,7 +161,7 @@ async fn save_steadily(orders: &Store<Order>, savers: usize, rounds: usize, time
     all
 }
 
-/// The same orders with a majority that is late, and with a concurrent writer, so that it never catches up.
+/// Runs the same savers with a late majority and a concurrent writer, so that the majority never catches up.
 async fn save_under_a_late_majority(seconds: i64, savers: usize, rounds: usize, time: Duration) -> Tally {
     let test = TestDatabase::on(RS3).await;
     let orders = test.store(&InlineDispatcher::builder(&test.client).deliver_to(Recorder::default()));
@@ -205,7 +206,7 @@ fn entries(stored: &Document) -> impl Iterator<Item = &Document> {
     entries.iter().filter_map(Bson::as_document)
 }
 
-/// Waits until the server executes a read of the orders that cannot end before the majority follows.
+/// Waits until the server is executing a read of the orders that can't end before the majority follows.
 async fn wait_for_a_read(test: &TestDatabase) {
     let reads = doc! { "$match": {
         "command.find": "orders", "command.$db": test.database.name(), "command.readConcern.level": "linearizable",
@@ -220,14 +221,14 @@ async fn wait_for_a_read(test: &TestDatabase) {
     }
 }
 
-/// Makes the primary refuse this program's updates as making the document too large, or stops that.
+/// Makes the primary refuse this program's updates as too large, or stops that.
 async fn refuse_room(test: &TestDatabase, name: &str, mode: &str) {
     let data = doc! { "failCommands": ["update"], "appName": name, "errorCode": 17419 };
     let point = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data };
     test.client.database("admin").run_command(point).await.unwrap();
 }
 
-/// These stop, block or slow down a server.
+/// These tests stop, block or slow down a server.
 mod outage {
     use super::*;
 
@@ -235,7 +236,7 @@ mod outage {
     /// save is reported as unknown.
     #[tokio::test]
     async fn a_lost_majority_publishes_and_loses_nothing() {
-        // In case an earlier run was killed.
+        // Clean up first, in case an earlier run was killed.
         set_stalled("off").await;
         let test = TestDatabase::on(RS3).await;
         let recorder = Recorder::default();
@@ -257,7 +258,7 @@ mod outage {
         }
 
         let stalled = StalledReplication::begin().await;
-        // Written by the primary alone: a local read shows it, and a failover could undo it.
+        // Only the primary has the write: a local read shows it, and a failover could undo it.
         let phantom =
             doc! { "id": mongodb::bson::Uuid::new(), "type": "order.added", "payload": { "amount": 3i64 } };
         let alone = mongodb::options::WriteConcern::nodes(1);
@@ -266,7 +267,7 @@ mod outage {
         let shown = document(&test, "phantom");
 
         loaded.add(2);
-        // The first is sent alone, the others together after it.
+        // The first save is sent alone, and the others together after it.
         let crowd = crowd.iter_mut().map(|one| orders.save(one));
         let (saved, crowd, claimed, phantom) = tokio::join!(
             orders.save(&mut loaded),
@@ -280,7 +281,7 @@ mod outage {
         assert!(recorder.wait_tried(0).await.is_empty(), "no message was published");
 
         drop(stalled);
-        // A claim without an answer is undone: it must not count as one whose holder died.
+        // A claim without an answer is undone, because it must not count as a claim whose holder died.
         for id in ["before", "phantom"] {
             let taken_back =
                 |entry: &Document| entry.get_i32("claims") == Ok(0) && !entry.contains_key("claimed_by");
@@ -299,7 +300,7 @@ mod outage {
             );
             assert_eq!(recorder.amounts()[delivered..], amounts);
         }
-        // Abandoned batches leave no trace.
+        // Batches whose callers gave up have no later effect.
         let client = test.client.clone();
         test.drop().await;
         let ends = tokio::time::timeout(LONG, client.shutdown().into_future()).await;

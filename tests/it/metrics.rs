@@ -23,11 +23,11 @@ use mongodb::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A recorder for this test: series belong to the recorder that was installed when they were registered.
+/// A recorder for one test. Metrics are recorded by the recorder that was installed when they were registered.
 struct Recording {
     recorder: DebuggingRecorder,
     snapshotter: Snapshotter,
-    /// The earlier values of counters and histograms: a snapshot empties them.
+    /// The earlier values of counters and histograms, because a snapshot resets them.
     sums: BTreeMap<String, f64>,
 }
 
@@ -65,7 +65,7 @@ impl Recording {
         self.sums.clone()
     }
 
-    /// Those that are not zero.
+    /// Returns the metrics that are not zero.
     fn counted(&mut self) -> BTreeMap<String, f64> {
         self.now().into_iter().filter(|(_, figure)| *figure != 0.0).collect()
     }
@@ -75,7 +75,7 @@ fn figures<const N: usize>(figures: [(&str, f64); N]) -> BTreeMap<String, f64> {
     figures.into_iter().map(|(name, figure)| (name.to_owned(), figure)).collect()
 }
 
-/// The series that the documentation promises, with every value of every label, for deliveries by this path.
+/// Returns the documented metrics with every value of every label, for deliveries by this path.
 fn documented(path: &str) -> BTreeSet<String> {
     let text = include_str!("../../docs/metrics.md");
     let section =
@@ -130,7 +130,7 @@ async fn process(test: &TestDatabase, worker: &Processor, id: &str) -> Processed
     worker.process(&document, DeliveryOrder::Ordered, &CancellationToken::new()).await.unwrap()
 }
 
-/// Makes everything due that isn't dead, as time would.
+/// Makes every entry due that isn't dead, as time would.
 async fn make_due(test: &TestDatabase, id: &str) {
     let set = doc! { "$set": { "outbox.$[e].available_at": DateTime::from_millis(0) } };
     let orders = test.orders();
@@ -286,7 +286,7 @@ async fn a_workers_outcomes_are_counted() {
         Bson::from(entry)
     };
 
-    // Attempts run out, a permanent failure, and delivered: in one document, one after the other.
+    // One document has a message that runs out of attempts, one that fails permanently, and one that is delivered.
     insert(&orders, placed("o-1", [1, 2, 3])).await;
     recorder.answer([Outcome::Transient("no".into()), Outcome::Transient("no".into())]);
     assert!(matches!(process(&test, &worker, "o-1").await, Processed::Held(_)));
@@ -294,19 +294,19 @@ async fn a_workers_outcomes_are_counted() {
     recorder.answer([Outcome::Permanent("never".into())]);
     assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
 
-    // A message whose claimers crashed; an element that is not an entry; a message for another deliverer.
+    // This document has a message whose claimers crashed, a malformed element, and a message for another deliverer.
     let odd =
         vec![foreign(doc! { "claims": 8 }), Bson::Null, Bson::Null, foreign(doc! { "via": "handlers" })];
     test.orders().insert_one(doc! { "_id": "o-2", "outbox": odd }).await.unwrap();
     process(&test, &worker, "o-2").await;
 
-    // The destination is unavailable: both are released, one of them was tried.
+    // While the destination is unavailable, both messages are released; one of them was tried.
     insert(&orders, placed("o-3", [4, 5])).await;
     recorder.answer([Outcome::Unavailable("away".into())]);
     assert_eq!(process(&test, &worker, "o-3").await, Processed::Unavailable);
     assert_eq!(worker.health().snapshot().last_error.unwrap().error, "away");
 
-    // Too large for a claim.
+    // This document is too large for a claim.
     let mut large = doc! { "_id": "o-4", "outbox": [foreign(doc! {})], "fill": "" };
     let bytes = mongodb::bson::RawDocumentBuf::try_from(&large).unwrap().as_bytes().len();
     large.insert("fill", "x".repeat((16 << 20) - 20 - bytes));
@@ -318,14 +318,14 @@ async fn a_workers_outcomes_are_counted() {
         ("outbox_deliveries_total{path=dispatcher,result=transient}", 2.0),
         ("outbox_deliveries_total{path=dispatcher,result=permanent}", 1.0),
         ("outbox_deliveries_total{path=dispatcher,result=unavailable}", 1.0),
-        // A foreign entry's age is not known.
+        // The age of a foreign entry is not known.
         ("outbox_delivery_lag_seconds{path=dispatcher}", 1.0),
         ("outbox_dead_total{reason=attempts_exhausted}", 1.0),
         ("outbox_dead_total{reason=permanent}", 1.0),
         ("outbox_dead_total{reason=crashed}", 1.0),
         ("outbox_unreadable_total", 2.0),
         ("outbox_not_mine_total", 1.0),
-        // After the failure, and both of those without a destination.
+        // Releases come from the failure and from the two messages without a destination.
         ("outbox_released_total", 4.0),
         ("outbox_oversized_total", 1.0),
     ]);
@@ -336,8 +336,8 @@ async fn a_workers_outcomes_are_counted() {
     test.drop().await;
 }
 
-/// P8: a claim that expired while its holder worked is reported, even if the delivery succeeded and only the
-/// clear shows it.
+/// P8: a claim that expired during delivery is reported, even if the delivery succeeded and only the clear shows the
+/// loss.
 #[tokio::test]
 async fn a_claim_lost_during_delivery_is_counted() {
     let test = TestDatabase::create().await;
@@ -393,7 +393,7 @@ async fn until(what: &str, wanted: impl Fn() -> bool) {
     tokio::time::timeout(LONG, look).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
-/// This sets a fail point of MongoDB.
+/// This test sets a fail point of MongoDB.
 mod fail_point {
     use super::*;
 

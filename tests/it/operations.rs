@@ -13,7 +13,7 @@ use document_outbox::{
 use mongodb::bson::{Bson, Document, Uuid, doc};
 use tokio_util::sync::CancellationToken;
 
-/// Saves `o-1` with two messages of which the first dies and the second is delivered.
+/// Saves `o-1` with two messages. The first dies and the second is delivered.
 async fn with_a_dead_message(test: &TestDatabase) -> Bson {
     let recorder = Recorder::default();
     recorder.answer([Outcome::Permanent("no".into())]);

@@ -15,10 +15,10 @@ use tokio::{process::Command, time::timeout};
 
 use crate::support::uri;
 
-/// It may have to compile the MongoDB driver again, with the features of the README.
+/// The time limit. The test may have to compile the MongoDB driver again, with the README's features.
 const COMPILES_WITHIN: Duration = Duration::from_mins(14);
 
-/// The first block of this language in the README.
+/// Returns the README's first code block in this language.
 fn block(language: &str) -> String {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let start = format!("```{language}\n");
@@ -31,7 +31,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A crate in the folder that cargo has for tests; built into the folder that everything else is built into.
+/// Creates a crate in cargo's folder for tests. It is built into the common target folder.
 fn make_crate() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
     fs::create_dir_all(folder.join("src")).unwrap();
@@ -47,7 +47,7 @@ fn make_crate() -> PathBuf {
     );
     fs::write(folder.join("Cargo.toml"), manifest).unwrap();
     fs::write(folder.join("src/main.rs"), block("rust")).unwrap();
-    // The versions that are here already, so that no network is needed.
+    // Use the versions that are already downloaded, so that no network is needed.
     fs::copy(format!("{root}/Cargo.lock"), folder.join("Cargo.lock")).unwrap();
     folder
 }
@@ -68,7 +68,7 @@ async fn a_crate_of_the_readmes_lines_prints_what_it_says() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
 
-    // The id is another one each time.
+    // The id differs each time.
     let printed = String::from_utf8(output.stdout).unwrap();
     let (sentence, id) = printed.trim_end().rsplit_once(' ').unwrap();
     let id = ObjectId::parse_str(id).unwrap();

@@ -17,10 +17,10 @@ use outbox_rescuer::RescueEvent;
 use tokio_util::sync::CancellationToken;
 
 const DELAY: Duration = Duration::from_secs(1);
-/// Longer than the delay, so that the change stream reads it before.
+/// This is longer than the delay, so that the change stream reads the message before it is due.
 const LATER: Duration = Duration::from_secs(3);
 
-/// An order whose first message is for later, and whose others are for now.
+/// Creates an order whose first message is scheduled for later and whose other messages are due now.
 fn placed(id: &str, later: i64, now: impl IntoIterator<Item = i64>, after: Duration) -> Order {
     let mut order = Order::new(id);
     order.outbox.send_after(Added { amount: later }, after);
@@ -90,7 +90,7 @@ async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     flow.end().await;
 }
 
-/// A due message that was not found yet is delivered by the next delivery of its document, in its place.
+/// A due message that the sweep has not found yet is delivered in its place by the next delivery of its document.
 #[tokio::test]
 async fn the_next_save_delivers_due_scheduled_messages() {
     let test = TestDatabase::create().await;
@@ -136,7 +136,7 @@ async fn saving_only_scheduled_messages_takes_no_capacity() {
     test.drop().await;
 }
 
-/// If another writer's entry arrives in between, the messages are written without a claim; the schedule
+/// If another writer's entry arrives in between, the messages are written without a claim, and the scheduled time
 /// stays.
 #[tokio::test]
 async fn a_schedule_survives_an_outbox_filled_meanwhile() {
@@ -177,7 +177,7 @@ async fn past_times_mean_now_and_infinite_ones_never() {
     test.drop().await;
 }
 
-/// A failed one retries like any other; released, it is due at once.
+/// A scheduled message that failed is retried like any other. After a release it is due at once.
 #[tokio::test]
 async fn an_overdue_scheduled_message_counts_as_retrying() {
     let test = TestDatabase::create().await;
@@ -205,7 +205,7 @@ async fn an_overdue_scheduled_message_counts_as_retrying() {
     test.drop().await;
 }
 
-/// A message that waits for its time costs the rescuer no command, round after round.
+/// The rescuer sends no command for a message that waits for its scheduled time, in any round.
 #[tokio::test]
 async fn a_scheduled_message_is_not_queued_before_its_time() {
     let flow = Flow::begin().await;
@@ -214,7 +214,7 @@ async fn a_scheduled_message_is_not_queued_before_its_time() {
     let mut rescuer = flow.rescuer(settings).await;
     let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     insert(&orders, placed("o-1", 1, [], LONG)).await;
-    // Its command, if any, precedes that of a later message, which is as old as the delay by then.
+    // If there were a command for it, that command would precede the command for a later message.
     let mut order = Order::new("o-2");
     order.add(2);
     insert(&orders, order).await;

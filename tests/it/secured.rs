@@ -39,7 +39,7 @@ struct Service {
 }
 
 impl Service {
-    /// With settings from the environment alone.
+    /// Starts the service with settings only from the environment.
     fn start(name: &str, settings: &[(&str, &str)]) -> Self {
         let mut child = Command::new(binary(name))
             .env_clear()
@@ -70,7 +70,7 @@ impl Service {
         self.log.borrow().clone()
     }
 
-    /// Stops it, and waits until it has ended; returns its exit code.
+    /// Stops the service, waits until it has ended, and returns its exit code.
     async fn stop(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
@@ -78,7 +78,7 @@ impl Service {
     }
 
     async fn ended(&mut self) -> Option<i32> {
-        // Its output ends when the process does.
+        // The output ends when the process ends.
         let end = tokio::time::timeout(LONG, self.log.wait_for(|_| false)).await;
         assert!(end.is_ok_and(|ended| ended.is_err()), "it continues: {:#?}", self.log());
         self.child.wait().unwrap().code()
@@ -94,7 +94,7 @@ impl Drop for Service {
     }
 }
 
-/// The place where cargo puts it, next to this test.
+/// Returns the path of the executable, which cargo puts next to this test.
 fn binary(name: &str) -> std::path::PathBuf {
     let test = std::env::current_exe().unwrap();
     let binary = test.parent().and_then(Path::parent).unwrap().join(name);
@@ -102,7 +102,7 @@ fn binary(name: &str) -> std::path::PathBuf {
     binary
 }
 
-/// The settings of one service, as the user of its name.
+/// Returns the settings of one service, with the user that has the service's name.
 struct Settings(Vec<(&'static str, String)>);
 
 impl Settings {
@@ -140,7 +140,7 @@ fn dispatcher(secured: &Secured, vhost: &str) -> Settings {
     Settings::of(secured, "outbox-dispatcher", vhost)
 }
 
-/// Every message of a virtual host's `outbox.messages`, as a receiver sees it.
+/// Receives every message of `outbox.messages` in a virtual host.
 struct Receiver {
     _connection: lapin::Connection,
     consumer: lapin::Consumer,
@@ -162,7 +162,7 @@ impl Receiver {
         Self { _connection: connection, consumer }
     }
 
-    /// Type and body of the next one.
+    /// Returns type and body of the next message.
     async fn next(&mut self) -> (String, serde_json::Value) {
         let next = tokio::time::timeout(LONG, self.consumer.next()).await;
         let delivery = next.expect("a message arrives").expect("the queue stays").unwrap();
@@ -170,7 +170,7 @@ impl Receiver {
     }
 }
 
-/// The minimum that a writer in any language has to push.
+/// Pushes the minimal entry that a writer in any language has to push.
 async fn push(client: &Client, database: &str, id: &str, amount: i64) {
     let entry = doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } };
     let orders = client.database(database).collection::<Document>("orders");
@@ -178,7 +178,7 @@ async fn push(client: &Client, database: &str, id: &str, amount: i64) {
     push.upsert(true).await.unwrap();
 }
 
-/// An application that delivers inline and hands off, as the user of its own.
+/// Creates an application that delivers inline and hands off failures, with its own user.
 async fn deliver_inline(secured: &Secured, vhost: &str, receiver: &mut Receiver, amount: i64) {
     let uri = secured.rabbitmq_uri("shop", vhost);
     let pem = || Some(secured.file("client.pem").into());
@@ -211,7 +211,7 @@ async fn deliver_inline(secured: &Secured, vhost: &str, receiver: &mut Receiver,
     rabbitmq.close().await;
 }
 
-/// Fails with a sentence if the wait is too long.
+/// Fails with a message if the wait is too long.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -252,7 +252,7 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
         assert_eq!(service.stop().await, Some(0));
     }
 
-    // Everything is declared beforehand, the services may not declare, and the stream covers several
+    // The topology is declared beforehand, the services have no permission to declare, and the stream covers several
     // databases.
     secured.grant("outbox-rescuer", &["outboxRescuerOfSeveralDatabases"]).await;
     let mut receiver = Receiver::begin(&secured, VERIFIED).await;
@@ -271,7 +271,7 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
 async fn missing_or_foreign_certificates_are_refused_with_a_reason() {
     let secured = Secured::start().await;
 
-    // Another authority for RabbitMQ, then the right one in the same file: no restart is needed.
+    // The CA file first has the wrong authority for RabbitMQ, then the right one. No restart is needed.
     let file = secured.file("chosen-ca.pem");
     std::fs::copy(secured.file("other-ca.pem"), &file).unwrap();
     let mut service =
@@ -323,7 +323,7 @@ async fn a_missing_privilege_is_named_with_its_grant() {
     let mut service =
         dispatcher(&secured, "/").with("OUTBOX_COMMANDS_QUEUE", "other").start("outbox-dispatcher");
     service
-        .says(&["RabbitMQ needs attention", "queue \"other\"", "grant it configure, write and read"])
+        .says(&["RabbitMQ needs attention", "queue \"other\"", "grant the user configure, write and read"])
         .await;
 }
 
@@ -349,7 +349,7 @@ async fn a_wrong_password_is_reported_but_hidden() {
 
 #[tokio::test]
 async fn unusable_or_readable_secret_files_are_refused_first() {
-    // There are no servers at these names: a service that connected would retry forever.
+    // There are no servers with these names, so a service that connected would retry forever.
     let mongodb = "mongodb://u:hunter2-of-the-tests@mongodb.invalid/?replicaSet=rs0";
     let rabbitmq = "amqp://u:hunter2-of-the-tests@rabbitmq.invalid/%2f";
     for name in ["outbox-rescuer", "outbox-dispatcher"] {
@@ -387,7 +387,7 @@ async fn unusable_or_readable_secret_files_are_refused_first() {
             .await;
         assert_eq!(service.ended().await, Some(2));
 
-        // Without TLS, MongoDB is a warning: SCRAM shows no password.
+        // For MongoDB a connection without TLS is only a warning, because SCRAM does not reveal the password.
         let plain = [
             ("OUTBOX_MONGODB_URI", mongodb),
             ("OUTBOX_RABBITMQ_URI", encrypted.as_str()),

@@ -20,7 +20,7 @@ use mongodb::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A processor, and how many `find` commands its client has sent.
+/// A processor, with the number of `find` commands that its client has sent.
 async fn processor(deliver: Recorder) -> (Processor, Arc<AtomicUsize>) {
     let finds = Arc::new(AtomicUsize::new(0));
     let counted = finds.clone();
@@ -88,7 +88,7 @@ async fn ids_of_every_type_find_exactly_their_document() {
     test.drop().await;
 }
 
-/// MongoDB treats 1 and 1.0 as the same `_id`, and so must a command that names it by another type.
+/// MongoDB treats 1 and 1.0 as the same `_id`, so a command with the other number type must find the document.
 #[tokio::test]
 async fn an_id_of_another_number_type_finds_its_document() {
     let test = TestDatabase::create().await;

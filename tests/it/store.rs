@@ -98,7 +98,7 @@ async fn older_documents_work_and_keep_unknown_fields() {
     test.drop().await;
 }
 
-/// Two savers of a document without an etag: only one of them may win.
+/// If two savers save a document without an etag, only one of them may succeed.
 #[tokio::test]
 async fn the_first_save_of_old_documents_is_guarded() {
     let (test, inline) = off().await;
@@ -536,7 +536,7 @@ async fn updates_that_write_library_fields_are_refused() {
 async fn a_dropped_save_keeps_messages_for_the_next() {
     let (test, inline) = off().await;
     insert(&test, &inline, Order::new("o-1")).await;
-    // A store that has not asked the server for its time yet.
+    // This store has not yet asked the server for its time.
     let orders = test.store(&InlineDispatcher::off(&test.client));
     let mut order = orders.load("o-1").await.unwrap().unwrap();
     order.add(1);
@@ -644,7 +644,7 @@ trait With<I> {
     fn with(id: I) -> Self;
 }
 
-/// As `bson` has it under the name `uuid_1_as_binary`, with a feature of its own.
+/// The same encoding as `uuid_1_as_binary`, which `bson` has behind a feature.
 mod uuid_as_binary {
     use mongodb::bson::Uuid;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -658,7 +658,7 @@ mod uuid_as_binary {
     }
 }
 
-/// As `bson` has it under the name `uuid_1_as_java_legacy_binary`.
+/// The same encoding as `uuid_1_as_java_legacy_binary` of `bson`.
 mod uuid_of_java {
     use mongodb::bson::{Binary, Uuid, uuid::UuidRepresentation};
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -675,7 +675,7 @@ mod uuid_of_java {
     }
 }
 
-/// As `bson` has it under the name `hex_string_as_object_id`.
+/// The same encoding as `hex_string_as_object_id` of `bson`.
 mod hex_as_object_id {
     use mongodb::bson::oid::ObjectId;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error};
@@ -723,7 +723,7 @@ aggregate!(ByNumber, u32);
 aggregate!(ByPrefixed, String, "prefixed");
 aggregate!(ByOption, Option<ObjectId>);
 
-/// Inserts, loads, updates, delivers, clears and deletes; returns the stored `_id`.
+/// Inserts, loads, updates, delivers, clears and deletes an aggregate. Returns the stored `_id`.
 async fn lives<T, I>(test: &TestDatabase, id: I) -> Bson
 where
     T: Aggregate<Id = I> + With<I> + std::fmt::Debug,
@@ -737,7 +737,7 @@ where
     let Inserted::Applied(mut inserted, _) = store().insert(new).await.unwrap() else { panic!("{id:?}") };
     inserted.outbox().send(Text("saved".into()));
     assert!(store().save(&mut inserted).await.unwrap().is_current(), "{id:?}");
-    // A store that has seen no document yet, and one that has.
+    // Use one store that has not seen a document yet, and one that has.
     let fresh = store();
     for text in ["updated", "again"] {
         fresh.update(&id, |it| _ = it.outbox().send(Text(text.into()))).await.unwrap();
@@ -775,7 +775,7 @@ async fn every_natural_way_of_having_an_id_works() {
     test.drop().await;
 }
 
-/// The identity of these can't be derived from their encoding.
+/// The identity of these aggregates can't be derived from their encoding.
 #[derive(Debug, Serialize, Deserialize)]
 struct Unnamed {
     id: String,
@@ -913,7 +913,7 @@ async fn a_save_checks_the_key_that_it_writes() {
 async fn a_document_is_saved_under_its_stored_id() {
     let (test, inline) = off().await;
     let id = uuid::Uuid::new_v4();
-    // As earlier versions, and other programs, have stored them.
+    // Store the documents as earlier versions and other programs did.
     let generic = mongodb::bson::Binary {
         subtype: mongodb::bson::spec::BinarySubtype::Generic,
         bytes: id.as_bytes().to_vec(),
@@ -929,7 +929,7 @@ async fn a_document_is_saved_under_its_stored_id() {
     let numbers = document_outbox::Store::<ByNumber>::new(test.orders(), &inline);
     numbers.update(&5, |it| it.n = 1).await.unwrap();
     assert_eq!(test.orders().count_documents(doc! { "n": 1 }).await.unwrap(), 3);
-    // A struct that accepts any `_id` requests the text, which doesn't exist.
+    // A struct that accepts any `_id` asks for the text form, which doesn't exist.
     test.orders().insert_one(doc! { "_id": oid, "n": 0 }).await.unwrap();
     test.orders().delete_one(doc! { "_id": oid.to_hex() }).await.unwrap();
     let any = document_outbox::Store::<Any>::new(test.orders(), &inline);
@@ -990,7 +990,7 @@ async fn staged_messages_are_delivered_only_from_their_document() {
     test.drop().await;
 }
 
-/// Structs that write what they can't read.
+/// Structs whose output they can't read themselves.
 #[derive(Debug, Serialize, Deserialize)]
 #[allow(dead_code, reason = "written and never read: that is what the test is about")]
 struct Secret {
@@ -1047,7 +1047,7 @@ async fn values_the_struct_cannot_reread_are_refused() {
     assert!(matches!(error, Error::Unreadable { .. }) && error.to_string().contains("etag"), "{error}");
     assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), 0);
 
-    // What is read depends on the value.
+    // Whether it can be read depends on the value.
     let dated = document_outbox::Store::<Dated>::new(test.orders(), &inline);
     let new = Dated { id: id.clone(), at: Some(1), outbox: outbox() };
     assert!(matches!(dated.insert(new).await.unwrap(), Inserted::Applied(..)));
@@ -1107,7 +1107,8 @@ fn line(sku: &str, qty: i64) -> Line {
     Line { sku: sku.into(), qty }
 }
 
-/// P6: a save loses no stored field that its struct doesn't know, in arrays of every element that can be recognised.
+/// P6: a save loses no stored field that its struct doesn't know; inside arrays, this applies to every element that can
+/// be recognised.
 #[tokio::test]
 async fn fields_unknown_to_the_struct_survive_in_arrays() {
     let (test, inline) = off().await;
@@ -1124,14 +1125,15 @@ async fn fields_unknown_to_the_struct_survive_in_arrays() {
     let id = "o-1".to_owned();
     let same = |stored: &Bson, expected: Bson| assert_eq!(canonical(stored), canonical(&expected));
 
-    // One more line, and a street.
+    // A line and a street are added.
     baskets.update(&id, |it| it.lines.push(line("c", 3))).await.unwrap();
     baskets.update(&id, |it| it.address.as_mut().unwrap().street = "t".into()).await.unwrap();
     let now = test.stored("o-1").await;
     same(&now["lines"], vec![discount.clone(), gift.clone(), doc! { "sku": "c", "qty": 3 }].into());
     same(&now["address"], doc! { "street": "t", "geo": [1, 2] }.into());
 
-    // One removed, one changed in its place; parcels exchanged by their ids, their lines by the declared key.
+    // One line is removed and one is changed in place. Parcels are exchanged and matched by id, their lines by the
+    // declared key.
     let changed = baskets.update(&id, |it| {
         it.lines.remove(0);
         it.parcels.swap(0, 1);
@@ -1155,7 +1157,7 @@ async fn fields_unknown_to_the_struct_survive_in_arrays() {
     test.drop().await;
 }
 
-/// Without the order of fields and the width of numbers.
+/// Normalizes the order of fields and the width of numbers.
 fn canonical(value: &Bson) -> Bson {
     match value {
         Bson::Document(document) => {
@@ -1233,7 +1235,7 @@ impl Aggregate for Renamed {
     }
 }
 
-/// The same struct reads every accepted save again; and an unknown field next to a renamed one survives.
+/// The same struct can read every accepted save, and an unknown field next to a renamed one survives.
 #[tokio::test]
 async fn fields_read_under_an_old_name_move() {
     let (test, inline) = off().await;

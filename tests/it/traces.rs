@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 use tracing_subscriber::layer::SubscriberExt;
 
-/// The spans that have ended on this thread, in that order.
+/// The spans that have ended on this thread, in order of their ends.
 struct Spans {
     exporter: InMemorySpanExporter,
     _provider: SdkTracerProvider,
@@ -43,7 +43,7 @@ impl Spans {
         spans
     }
 
-    /// The only span of this name.
+    /// Returns the only span with this name.
     fn only(&self, name: &str) -> SpanData {
         let mut spans = self.named(name);
         assert_eq!(spans.len(), 1, "{name} among {:?}", self.names());
@@ -73,7 +73,7 @@ fn is_child(span: &SpanData, parent: &SpanData) -> bool {
         && span.parent_span_id == parent.span_context.span_id()
 }
 
-/// Whether a span begins a new trace and is linked only to the one with this `traceparent`.
+/// Whether a span begins a new trace and is linked only to the trace with this `traceparent`.
 fn links_to(span: &SpanData, stored: &str) -> bool {
     let links: Vec<_> = span.links.iter().map(|link| &link.span_context).collect();
     let [linked] = links[..] else { return false };
@@ -186,7 +186,7 @@ async fn a_rescues_own_trace_links_the_stored_one() {
     flow.end().await;
 }
 
-/// The save is over when it is durable, however long its delivery takes.
+/// The span of a save ends when the save is durable, however long the delivery takes.
 #[tokio::test]
 async fn a_saves_span_ends_before_its_delivery() {
     let test = TestDatabase::create().await;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 const DELAY: Duration = Duration::from_secs(1);
 
-/// What a writer in any language has to push, and no more.
+/// Pushes the minimal entry that a writer in any language has to push.
 fn minimal(amount: i64) -> Document {
     doc! { "id": Uuid::new(), "type": "order.added", "payload": { "amount": amount } }
 }
@@ -50,14 +50,14 @@ fn queued(event: &RescueEvent) -> Option<(Bson, Reason)> {
     }
 }
 
-/// When the outbox was filled and when it was claimed, by the server's own records.
+/// Returns when the outbox was filled and when it was claimed, from the server's own records.
 struct Recorded {
     filled: DateTime,
     claimed: DateTime,
 }
 
 impl Recorded {
-    /// Watches a document from before it is written to.
+    /// Begins to watch a document before it is written.
     async fn watch(flow: &Flow, id: &str) -> impl Future<Output = Self> + use<> {
         let only = vec![doc! { "$match": { "documentKey._id": id } }];
         let mut changes = flow.test.orders().watch().pipeline(only).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_minimal_foreign_entry_arrives_and_is_cleared() {
     flow.end().await;
 }
 
-/// A foreign writer's ids have a time in them, by a clock that is not the server's.
+/// A foreign writer's ids contain a time from a clock that is not the server's.
 #[tokio::test]
 async fn a_foreign_clock_ahead_does_not_prevent_rescue() {
     let flow = Flow::begin().await;
@@ -147,7 +147,7 @@ async fn the_sweep_finds_messages_of_lost_commands() {
     });
     let mut rescuer = flow.rescuer(settings).await;
     let recorded = Recorded::watch(&flow, "o-1").await;
-    // As old as the time in its id: an entry without any time counts as old in the full sweep.
+    // The entry is as old as the time in its id. An entry without any time counts as old in the full sweep.
     let mut entry = minimal(7);
     entry.insert("id", Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()));
     let foreign = doc! { "_id": "o-1", "outbox": [entry] };
@@ -292,7 +292,8 @@ async fn a_restarted_rescuer_loses_no_message_or_position() {
     flow.end().await;
 }
 
-/// P2 and P4 without an inline dispatcher: at least once (and here, with nothing failing, exactly), in order.
+/// P2 and P4 without an inline dispatcher: messages are delivered in order, and exactly once because there are no
+/// failures.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_inline_dispatch_all_messages_arrive_in_order() {
     const DOCUMENTS: i64 = 500;
@@ -328,7 +329,7 @@ async fn without_inline_dispatch_all_messages_arrive_in_order() {
     flow.end().await;
 }
 
-/// A message of every kind of value, for an aggregate with the same `_id`.
+/// Creates a message with every kind of value, for an aggregate with the same `_id`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Shipped {
     parcel: uuid::Uuid,
@@ -362,7 +363,7 @@ fn shipped() -> Shipped {
     }
 }
 
-/// The entry in the first change that shows one, as the save has stored it, except its claim.
+/// Returns the entry from the first change that has one, as the save stored it, without its claim.
 async fn stored_entry(changes: &mut ChangeStream<ChangeStreamEvent<Document>>) -> Document {
     let inserted = soon("the insert", changes.next()).await.unwrap().unwrap().full_document.unwrap();
     let outbox = inserted.get_array("outbox").unwrap();

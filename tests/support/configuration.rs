@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-/// Variable and default, as `--help` has them.
+/// Returns variables and defaults from `--help`.
 pub(crate) fn of_help(binary: &str) -> BTreeMap<String, String> {
     let output = Command::new(binary).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
@@ -18,7 +18,7 @@ pub(crate) fn of_help(binary: &str) -> BTreeMap<String, String> {
     bracketed.map(key).collect()
 }
 
-/// Variable and default, as the tables have them under the heading for both services and this one.
+/// Returns variables and defaults from the tables under the headings for both services and for this one.
 pub(crate) fn of_documentation(service: &str) -> BTreeMap<String, String> {
     let text = include_str!("../../docs/configuration.md");
     let sections = text.split("\n## ").filter(|section| {
@@ -34,7 +34,7 @@ pub(crate) fn of_documentation(service: &str) -> BTreeMap<String, String> {
     rows.map(key).collect()
 }
 
-/// The output of `config sample` or `config schema` equals this file of the repository.
+/// Checks that the output of `config sample` or `config schema` equals this file of the repository.
 pub(crate) fn assert_is_committed(binary: &str, what: &str, file: &str) {
     let printed = Command::new(binary).args(["config", what]).output().unwrap().stdout;
     let committed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).unwrap();
@@ -44,7 +44,7 @@ pub(crate) fn assert_is_committed(binary: &str, what: &str, file: &str) {
     );
 }
 
-/// A reader may close the output early, and a disk may be full: neither causes a panic.
+/// The reader may close the output early, or the disk may be full. Neither may cause a panic.
 pub(crate) fn assert_output_may_end(binary: &str) {
     for (script, code) in [
         ("\"$0\" config sample >&-", 0),
@@ -57,7 +57,7 @@ pub(crate) fn assert_output_may_end(binary: &str) {
     }
 }
 
-/// `config check` with this URI of MongoDB: its exit code, and everything it printed.
+/// Runs `config check` with this MongoDB URI. Returns the exit code and everything it printed.
 pub(crate) fn check(binary: &str, mongodb: &str, rabbitmq: &str) -> (Option<i32>, String) {
     let output = Command::new(binary)
         .args(["config", "check"])

@@ -39,17 +39,17 @@ use crate::support::{LONG, TestDatabase, uri};
 pub struct Flow {
     pub test: TestDatabase,
     pub broker: String,
-    /// How long the broker may take to confirm.
+    /// Time limit for the broker's confirms.
     pub confirm_timeout: Duration,
 }
 
 impl Flow {
-    /// On the servers that `scripts/services` started, with a queue for every message.
+    /// Sets the flow up on the servers that `scripts/services` started, with a queue for every message.
     pub async fn begin() -> Self {
         Self::on(&uri("OUTBOX_RABBITMQ_URI")).await
     }
 
-    /// On another broker.
+    /// Sets the flow up on another broker.
     pub async fn on(broker: &str) -> Self {
         let flow = Self::of(TestDatabase::create().await, broker);
         flow.test.database.create_collection("orders").await.unwrap();
@@ -59,12 +59,12 @@ impl Flow {
         flow
     }
 
-    /// For existing parts.
+    /// Uses existing parts.
     pub fn of(test: TestDatabase, broker: &str) -> Self {
         Self { test, broker: broker.to_owned(), confirm_timeout: Duration::from_secs(15) }
     }
 
-    /// Everything of this test on its servers is named after its database.
+    /// The names of everything on the servers begin with the name of the test's database.
     pub fn name(&self) -> &str {
         self.test.database.name()
     }
@@ -78,7 +78,7 @@ impl Flow {
         format!("{}.commands", self.name())
     }
 
-    /// The queue that is bound for every message.
+    /// The queue that receives every message.
     pub fn queue(&self) -> String {
         format!("{}.received", self.name())
     }
@@ -95,7 +95,7 @@ impl Flow {
         Outside { channel, _connection: connection }
     }
 
-    /// The exchange for messages, declared by the first to need it, and an unbound queue that outlives its
+    /// The exchange for messages, which is declared at first use, and an unbound queue that survives a restart of its
     /// broker.
     pub async fn declare(&self) {
         let outside = self.outside().await;
@@ -133,19 +133,19 @@ impl Flow {
         outside.channel.exchange_delete(name.into(), delete).await.unwrap();
     }
 
-    /// Drops every waiting command, and returns how many.
+    /// Drops every waiting command and returns the number of commands.
     pub async fn lose_commands(&self) -> u32 {
         let purge = QueuePurgeOptions::default();
         let outside = self.outside().await;
         outside.channel.queue_purge(self.commands().into(), purge).await.unwrap()
     }
 
-    /// Receives from the queue, from now on.
+    /// Starts receiving from the queue.
     pub async fn receiver(&self) -> Receiver {
         Receiver::start(self.outside().await, self.queue()).await
     }
 
-    /// How this test's processes reach the broker. `name` is the `app_id` of what is published.
+    /// The broker settings of this test's processes. `name` is the `app_id` of their messages.
     pub fn amqp(&self, name: &str) -> AmqpSettings {
         let mut amqp = AmqpSettings::new(&self.broker).unwrap().named(name);
         amqp.reconnect_min = Duration::from_millis(20);
@@ -154,7 +154,7 @@ impl Flow {
         amqp
     }
 
-    /// The deliverer of a process of this name, connected.
+    /// Returns the connected deliverer of a process with this name.
     pub async fn rabbitmq(&self, name: &str) -> RabbitMq {
         let rabbitmq = RabbitMq::start(RabbitMqSettings {
             amqp: self.amqp(name),
@@ -165,7 +165,7 @@ impl Flow {
         rabbitmq
     }
 
-    /// The sender of hand-off commands, connected.
+    /// Returns the connected sender of hand-off commands.
     pub async fn command_sender(&self) -> CommandSender {
         let publisher = self.command_publisher("handing-off");
         soon("the sender of commands to be ready", publisher.ready()).await;
@@ -177,7 +177,7 @@ impl Flow {
         Publisher::start(self.amqp(name), topology)
     }
 
-    /// A worker that delivers to the broker, consuming commands.
+    /// Starts a worker that consumes commands and delivers to the broker.
     pub async fn dispatcher(&self, retry: RetryPolicy) -> Worker {
         self.dispatcher_with(retry, self.dispatcher_settings()).await
     }
@@ -214,7 +214,7 @@ impl Flow {
         format!("{}.*", self.name()).parse().unwrap()
     }
 
-    /// Rescues documents that are `delay` old, with a sweep every 200 ms.
+    /// Starts a rescuer for documents that are `delay` old, with a sweep every 200 ms.
     pub fn rescuer_settings(&self, delay: Duration) -> Settings {
         Settings::new(vec![self.pattern()]).with(|settings| {
             settings.delay = delay;
@@ -223,7 +223,7 @@ impl Flow {
         })
     }
 
-    /// A rescuer with its own client, with its stream open and its first sweep over.
+    /// Starts a rescuer with its own client, and waits until its stream is open and its first sweep has ended.
     pub async fn rescuer(&self, settings: Settings) -> Rescue {
         let client = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
         let publisher = self.command_publisher("rescuer");
@@ -245,7 +245,7 @@ impl Flow {
         Rescue { from, events, stop, task, publisher }
     }
 
-    /// Takes everything away again.
+    /// Removes everything from the servers.
     pub async fn end(self) {
         let outside = self.outside().await;
         for queue in [self.queue(), self.commands()] {
@@ -259,10 +259,10 @@ impl Flow {
     }
 }
 
-/// The `app_id` of what the dispatcher publishes.
+/// The `app_id` of the dispatcher's messages.
 pub const WORKER: &str = "worker";
 
-/// Fails with a sentence where something never comes.
+/// Fails with a message if `work` takes too long.
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -272,7 +272,7 @@ pub struct Outside {
     _connection: lapin::Connection,
 }
 
-/// One message as it came out of its queue.
+/// A message as it was received from the queue.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub routing_key: String,
@@ -312,7 +312,7 @@ impl Received {
     }
 }
 
-/// Everything that came out of a queue, in its order.
+/// Everything that was received from a queue, in order.
 pub struct Receiver {
     received: watch::Receiver<Vec<Received>>,
     _task: JoinHandle<()>,
@@ -352,7 +352,7 @@ impl Receiver {
         self.received.borrow().clone()
     }
 
-    /// Waits until that many have come.
+    /// Waits until this many messages were received.
     pub async fn wait(&self, count: usize) -> Vec<Received> {
         self.wait_until(&format!("{count} messages"), |received| received.len() >= count).await
     }
@@ -367,11 +367,11 @@ impl Receiver {
     }
 }
 
-/// A dispatcher at work in this process.
+/// A dispatcher that runs in this process.
 pub struct Worker {
     pub running: outbox_dispatcher::Running,
     pub events: Heard<DispatcherEvent>,
-    /// What happens to the messages it delivers.
+    /// The events of the messages that it delivers.
     pub messages: Heard<Event>,
 }
 
@@ -382,9 +382,9 @@ impl Worker {
     }
 }
 
-/// A rescuer at work in this process.
+/// A rescuer that runs in this process.
 pub struct Rescue {
-    /// From where it began to read.
+    /// The position from which it began to read.
     pub from: StartedFrom,
     pub events: Heard<RescueEvent>,
     stop: CancellationToken,
@@ -404,7 +404,7 @@ impl Rescue {
         self.publisher.close().await;
     }
 
-    /// Ends it at once, as a crash would.
+    /// Stops it at once, as a crash would.
     pub async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
@@ -412,7 +412,7 @@ impl Rescue {
     }
 }
 
-/// Every event since it began to listen, whenever they are read.
+/// Keeps every event since it subscribed until the event is read.
 pub struct Heard<E> {
     events: mpsc::UnboundedReceiver<E>,
 }
@@ -445,7 +445,7 @@ impl<E: Clone + Send + 'static> Heard<E> {
         soon(what, look).await
     }
 
-    /// The events so far that were not awaited.
+    /// Returns the events so far that were not awaited.
     pub fn rest(&mut self) -> Vec<E> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }

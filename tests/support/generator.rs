@@ -9,7 +9,7 @@ use mongodb::bson::{
     oid::ObjectId, spec::BinarySubtype,
 };
 
-/// The fields of an entry, and one other.
+/// The fields of an entry, and one unknown field.
 pub const FIELDS: [&str; 16] = [
     "id",
     "type",
@@ -53,7 +53,7 @@ const NUMBERS: [i64; 12] =
     [0, 1, -1, 7, 8, 255, i32::MAX as i64, i32::MIN as i64, i64::MAX, i64::MIN, 1 << 53, 1_700_000_000_000];
 const FRACTIONS: [f64; 10] =
     [0.0, -0.0, 0.5, 3.0, -1e300, 1e15, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MIN_POSITIVE];
-/// From here to twice as deep: the server takes 200 levels.
+/// Nest between this depth and twice as deep; the server accepts 200 levels.
 const DEEP: usize = 110;
 
 pub struct Generator {
@@ -63,7 +63,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Prints its seed, with which a failure can be repeated.
+    /// Prints the seed, with which a failure can be reproduced.
     pub fn announced(stream: u64) -> Self {
         let seed: u64 = match std::env::var("OUTBOX_TEST_SEED") {
             Ok(seed) => seed.parse().expect("OUTBOX_TEST_SEED is a number"),
@@ -106,7 +106,7 @@ impl Generator {
         entry
     }
 
-    /// A value of a type that the field may have.
+    /// Generates a value of a type that the field may have.
     fn fitting(&mut self, field: &str) -> Bson {
         match field {
             "id" => self.pick(&self.ids.clone()).into(),
@@ -118,7 +118,7 @@ impl Generator {
         }
     }
 
-    /// Any value, with this many levels of nesting at most; now and then with many more.
+    /// Generates any value, with at most this many levels of nesting, and occasionally with many more.
     pub fn value(&mut self, depth: usize) -> Bson {
         if depth > 0 && self.one_in(1_500) {
             return self.deep();
@@ -214,7 +214,7 @@ impl Generator {
         Binary { subtype, bytes }.into()
     }
 
-    /// Of the types that can only be made from their text.
+    /// Generates a value of a type that can only be created from its text.
     fn extended(&self, json: &str) -> Bson {
         let json: serde_json::Value = serde_json::from_str(json).unwrap();
         Bson::try_from(json).unwrap()

@@ -3,7 +3,8 @@
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
-/// Fails a test that disturbs others but is not in such a module. Called by the helpers that disturb.
+/// Fails a test that disturbs other tests but is not in a module for such tests. Called by the helpers that cause
+/// disturbances.
 pub(crate) fn assert_in(module: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default(); // libtest names the thread after the test

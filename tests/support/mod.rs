@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::on_panic::OnPanic;
 
-/// The limit of every wait for a signal. No test depends on anything being faster.
+/// The time limit of every wait for a signal. No test depends on a shorter time.
 pub const LONG: Duration = Duration::from_secs(60);
 
 /// The URI of a server that `scripts/services` starts.
@@ -34,11 +34,11 @@ pub fn uri(variable: &str) -> String {
     })
 }
 
-/// A database of the test's own, dropped at its end.
+/// A database that only this test uses. It is dropped at the end of the test.
 pub struct TestDatabase {
     pub client: Client,
     pub database: Database,
-    /// None where the server goes with the test.
+    /// `None` if the server itself is removed after the test.
     pub on_panic: Option<OnPanic>,
 }
 
@@ -104,7 +104,7 @@ impl TestDatabase {
         tokio::time::timeout(LONG, look).await.expect("every outbox becomes empty")
     }
 
-    /// Inserts a document as another program would write it: with `\xff\xfe`, which is not UTF-8, in place of each `##`.
+    /// Inserts a document as another program could write it, with each `##` replaced by `\xff\xfe`, which is not UTF-8.
     pub async fn insert_damaged(&self, document: Document) {
         let mut bytes = RawDocumentBuf::try_from(&document).unwrap().into_bytes();
         for at in 1..bytes.len() {
@@ -121,7 +121,7 @@ impl TestDatabase {
     }
 }
 
-/// A stored document whose messages have all left it.
+/// Waits until all messages have left a document, and returns the stored document.
 pub fn is_empty(stored: &Document) -> bool {
     stored.get_array("outbox").is_ok_and(Vec::is_empty)
 }
@@ -167,7 +167,7 @@ impl Message for Added {
     const TYPE: &'static str = "order.added";
 }
 
-/// A deliverer that records its messages, answers as the test says, and can be held.
+/// A deliverer that records its messages and answers as the test requires. The test can make it wait.
 #[derive(Clone)]
 pub struct Recorder {
     state: Arc<State>,
@@ -196,24 +196,24 @@ impl Default for Recorder {
 }
 
 impl Recorder {
-    /// A recorder that holds its answers until they are released.
+    /// Creates a recorder that withholds its answers until they are released.
     pub fn held() -> Self {
         let recorder = Self::default();
         recorder.hold();
         recorder
     }
 
-    /// From now on it answers nothing until let through.
+    /// From now on, withholds every answer until it is released.
     pub fn hold(&self) {
         self.state.gate.forget_permits(usize::MAX);
     }
 
-    /// Lets that many messages through.
+    /// Releases the answers of this many messages.
     pub fn let_through(&self, count: usize) {
         self.state.gate.add_permits(count);
     }
 
-    /// Sets the answers for the next messages, one each; after them everything is delivered again.
+    /// Sets the answers for the next messages, one for each. After those, every message is delivered.
     pub fn answer(&self, outcomes: impl IntoIterator<Item = Outcome>) {
         self.state.answers.lock().unwrap().extend(outcomes);
     }
@@ -231,12 +231,12 @@ impl Recorder {
         self.delivered().iter().map(|envelope| envelope.decode::<Added>().unwrap().amount).collect()
     }
 
-    /// Waits until that many were delivered.
+    /// Waits until this many messages were delivered.
     pub async fn wait_delivered(&self, count: usize) -> Vec<Envelope> {
         wait_for(self.state.delivered.subscribe(), count).await
     }
 
-    /// Waits until that many tries were begun.
+    /// Waits until this many tries have begun.
     pub async fn wait_tried(&self, count: usize) -> Vec<Envelope> {
         wait_for(self.state.tried.subscribe(), count).await
     }

@@ -16,10 +16,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Past this, a test that waits for a request has failed.
+/// Time limit of a test that waits for a request.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A network between us and a broker that can be cut and can swallow everything.
+/// A proxy between the test and a server. It can cut connections and swallow data.
 pub struct Network {
     broker: String,
     address: SocketAddr,
@@ -29,21 +29,21 @@ pub struct Network {
 #[derive(Default)]
 struct Wire {
     swallowing: AtomicBool,
-    /// Cut when the broker has sent this many more bytes.
+    /// The connection is cut after the broker has sent this many more bytes.
     left: Mutex<Option<usize>>,
-    /// Answers wait once the broker has sent this many more bytes.
+    /// Answers wait after the broker has sent this many more bytes.
     before_hold: Mutex<Option<usize>>,
     released: Condvar,
-    /// How late each answer is.
+    /// The delay of each answer.
     delay: Mutex<Duration>,
-    /// Requests wait.
+    /// Whether requests are delayed until released.
     is_holding: Mutex<bool>,
     let_through: Condvar,
-    /// Requests that hold one of these byte strings wait, and how many do.
+    /// Requests that contain one of these byte strings wait. The number of waiting requests is counted.
     holds: Mutex<Vec<(Vec<u8>, usize)>>,
     hold_is_over: Condvar,
     arrived: Notify,
-    /// A request that holds these bytes is answered with the end of its connection.
+    /// If a request contains these bytes, its connection is closed.
     poison: Mutex<Option<Vec<u8>>>,
     streams: Mutex<Vec<TcpStream>>,
 }
@@ -54,7 +54,7 @@ pub fn host(uri: &str) -> String {
 }
 
 impl Network {
-    /// Connects to the broker at this URI, from now on.
+    /// Connects to the broker at this URI from now on.
     pub fn to(broker: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -78,7 +78,7 @@ impl Network {
         network
     }
 
-    /// To the first server of a MongoDB, and the URI by which it is reached this way.
+    /// Creates a proxy to the first MongoDB server. Returns it with the URI of the server through the proxy.
     pub fn to_mongodb(uri: &str) -> (Self, String) {
         let server = uri.trim_start_matches("mongodb://").split(['/', ',']).next().unwrap();
         let network = Self::to(&format!("mongodb://any@{server}/"));
@@ -86,22 +86,22 @@ impl Network {
         (network, uri)
     }
 
-    /// The same broker, by way of this network.
+    /// Returns the URI of the same broker through this proxy.
     pub fn uri(&self) -> String {
         self.broker.replace(&host(&self.broker), &self.address.to_string())
     }
 
-    /// How many connections were made by way of it.
+    /// Number of connections made through this proxy.
     pub fn connections(&self) -> usize {
         self.wire.streams.lock().unwrap().len() / 2
     }
 
-    /// Everything sent from now on is swallowed, without an error.
+    /// Swallows everything that is sent from now on, without an error.
     pub fn swallow(&self, on: bool) {
         self.wire.swallowing.store(on, Ordering::SeqCst);
     }
 
-    /// From now on every answer is this late.
+    /// Delays every answer by this much from now on.
     pub fn delay(&self, by: Duration) {
         *self.wire.delay.lock().unwrap() = by;
     }
@@ -110,7 +110,7 @@ impl Network {
         *self.wire.left.lock().unwrap() = Some(bytes);
     }
 
-    /// After this many more bytes from the broker, the rest waits until it is released.
+    /// Withholds everything after this many more bytes from the broker, until released.
     pub fn hold_after(&self, bytes: usize) {
         *self.wire.before_hold.lock().unwrap() = Some(bytes);
     }
@@ -119,18 +119,18 @@ impl Network {
         self.wire.release();
     }
 
-    /// While held, what is sent to the broker waits; its answers pass.
+    /// Withholds everything that is sent to the broker until released. Answers still pass.
     pub fn hold_requests(&self, hold: bool) {
         *self.wire.is_holding.lock().unwrap() = hold;
         self.wire.let_through.notify_all();
     }
 
-    /// From now on every request that holds these bytes waits.
+    /// Withholds every request that contains these bytes from now on.
     pub fn hold_those_with(&self, bytes: &str) {
         self.wire.holds.lock().unwrap().push((bytes.into(), 0));
     }
 
-    /// Until a request with these bytes waits.
+    /// Waits until a request with these bytes is withheld.
     pub async fn holds_one_with(&self, bytes: &str) {
         let is_held = || {
             let holds = self.wire.holds.lock().unwrap();
@@ -145,12 +145,12 @@ impl Network {
                 arrived.await;
             }
         };
-        // For all of it: the driver's own requests arrive again and again.
+        // The time limit is for the whole wait, because the driver's own requests keep arriving.
         let waited = tokio::time::timeout(LONG, held).await;
         waited.unwrap_or_else(|_| panic!("no request with {bytes} arrived"));
     }
 
-    /// Requests with these bytes wait no longer.
+    /// Releases requests with these bytes.
     pub fn let_those_pass_with(&self, bytes: &str) {
         self.wire.holds.lock().unwrap().retain(|(held, _)| held != bytes.as_bytes());
         self.wire.hold_is_over.notify_all();
@@ -183,7 +183,7 @@ impl Wire {
         while let Ok(count @ 1..) = from.read(&mut bytes) {
             if !answers && self.is_poisoned(&bytes[..count]) {
                 let _ = back.write_all(&connection_close());
-                // The client ends it, once it has read that.
+                // The client closes the connection once it has read that.
                 while matches!(from.read(&mut bytes), Ok(1..)) {}
                 break;
             }
@@ -222,7 +222,7 @@ impl Wire {
         poison.as_ref().is_some_and(|poison| bytes.windows(poison.len()).any(|window| window == poison))
     }
 
-    /// Waits while a request is one of those that are held.
+    /// Waits while this request must be withheld.
     fn hold_matching(&self, bytes: &[u8]) {
         let is_in = |held: &[u8]| bytes.windows(held.len()).any(|window| window == held);
         let mut holds = self.holds.lock().unwrap();

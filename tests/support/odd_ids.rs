@@ -16,7 +16,7 @@ use mongodb::{
     },
 };
 
-/// `{ _id }` of each, with a name.
+/// Returns `{ _id }` for each odd id, with a name.
 pub(crate) fn odd_ids() -> Vec<(&'static str, RawDocumentBuf)> {
     let binary = |subtype, length| Bson::Binary(Binary { subtype, bytes: vec![7; length] });
     let scoped = JavaScriptCodeWithScope { code: "f".into(), scope: doc! { "x": 1 } };
@@ -62,7 +62,7 @@ pub(crate) fn odd_ids() -> Vec<(&'static str, RawDocumentBuf)> {
     ids
 }
 
-/// An `_id` that was encoded, with a part of it replaced by bytes of the same length.
+/// Encodes an `_id` and replaces a part of it with bytes of the same length.
 fn patched(id: impl Into<Bson>, part: &str, by: &[u8]) -> RawDocumentBuf {
     let mut bytes = encoded(&doc! { "_id": id.into() }).into_bytes();
     let place = bytes.windows(part.len()).rposition(|window| window == part.as_bytes()).unwrap();
@@ -82,10 +82,10 @@ fn encoded(document: &Document) -> RawDocumentBuf {
     RawDocumentBuf::try_from(document).unwrap()
 }
 
-/// `{ _id, outbox }`.
+/// Builds `{ _id, outbox }`.
 pub(crate) fn stored(id: &RawDocument, outbox: Vec<Document>) -> RawDocumentBuf {
     let outbox = encoded(&doc! { "outbox": outbox });
-    // Both without their length and their end, behind one another.
+    // Join both without their length fields and final NULs.
     let inner = |document: &RawDocument| document.as_bytes()[4..document.as_bytes().len() - 1].to_vec();
     let elements = [inner(id), inner(&outbox)].concat();
     let length = i32::try_from(elements.len() + 5).unwrap().to_le_bytes();
@@ -103,7 +103,7 @@ pub(crate) async fn insert(collection: &Collection<Document>, documents: &[RawDo
     }
 }
 
-/// How many documents of a collection still have an entry.
+/// Number of documents in a collection that still have an entry.
 pub(crate) async fn undelivered(collection: &Collection<Document>) -> u64 {
     collection.count_documents(doc! { "outbox.0": { "$exists": true } }).await.unwrap()
 }

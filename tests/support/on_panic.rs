@@ -10,7 +10,7 @@ type CleanUp = dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync;
 /// A server that doesn't answer must not keep a failed test from ending.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Cleans up if it is dropped by a panic; a test that passes does so itself, in order.
+/// Cleans up if it is dropped by a panic. A test that passes cleans up itself.
 pub struct OnPanic(Option<Box<CleanUp>>);
 
 impl OnPanic {
@@ -20,7 +20,7 @@ impl OnPanic {
         Self(Some(Box::new(|| Box::pin(clean_up()))))
     }
 
-    /// Drops all databases of this prefix.
+    /// Drops all databases whose names begin with this prefix.
     pub fn drop_databases(uri: String, prefix: String) -> Self {
         Self::new(move || async move {
             let client = mongodb::Client::with_uri_str(&uri).await.unwrap();
@@ -34,7 +34,7 @@ impl OnPanic {
 }
 
 impl Drop for OnPanic {
-    /// On a thread and a runtime of its own, because the test's may have ended.
+    /// Use a separate thread and runtime, because the test's runtime may have ended.
     fn drop(&mut self) {
         let Some(clean_up) = self.0.take_if(|_| std::thread::panicking()) else { return };
         let cleaning = std::thread::spawn(move || {

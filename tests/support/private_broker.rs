@@ -9,8 +9,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Run by a copy of `scripts/services` in its own directory; removed when this value is dropped or the
-/// process ends.
+/// A broker that a copy of `scripts/services` runs in its own directory. It is removed when this value is dropped or
+/// the process ends.
 pub struct PrivateBroker {
     directory: PathBuf,
     guard: Child,
@@ -18,7 +18,7 @@ pub struct PrivateBroker {
 }
 
 impl PrivateBroker {
-    /// Starts it, on ports that are free; returns when it answers.
+    /// Starts the broker on free ports, and returns when it answers.
     pub async fn start() -> Self {
         crate::isolation::assert_in("outage");
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -41,7 +41,7 @@ impl PrivateBroker {
         self.services(&["stop", "rabbitmq"]).await;
     }
 
-    /// Starts it again, with its data; returns when it answers.
+    /// Starts the broker again with its data, and returns when it answers.
     pub async fn start_again(&self) {
         self.services(&["start", "rabbitmq"]).await;
     }
@@ -51,7 +51,7 @@ impl PrivateBroker {
         self.services(&all).await;
     }
 
-    /// Raises the memory alarm: the broker takes no messages.
+    /// Raises the memory alarm, so that the broker accepts no messages.
     pub async fn raise_alarm(&self) {
         self.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await;
     }
@@ -60,7 +60,7 @@ impl PrivateBroker {
         self.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     }
 
-    /// MongoDB counts as given from outside, so that `up` starts only RabbitMQ.
+    /// MongoDB is passed in as external, so that `up` starts only RabbitMQ.
     async fn services(&self, arguments: &[&str]) -> String {
         let output = tokio::process::Command::new(self.directory.join("scripts/services"))
             .args(arguments)
@@ -75,7 +75,7 @@ impl PrivateBroker {
     }
 }
 
-/// Waits for the end of its input, which closes however this process ends, then removes everything.
+/// The script waits for the end of its input, which closes however this process ends, and then removes everything.
 fn guard(directory: &Path) -> Child {
     use std::os::unix::process::CommandExt;
     Command::new("sh")

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Removed when this value is dropped or the process ends.
+/// A `mongod` that is removed when this value is dropped or the process ends.
 pub(crate) struct PrivateMongod {
     pub(crate) directory: PathBuf,
     pub(crate) port: u16,
@@ -15,7 +15,7 @@ pub(crate) struct PrivateMongod {
 }
 
 impl PrivateMongod {
-    /// Starts it with these arguments besides the usual ones, on a port that is free; returns before it answers.
+    /// Starts `mongod` on a free port, with these arguments in addition to the usual ones. Returns before it answers.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         crate::isolation::assert_in("outage");
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -29,7 +29,7 @@ impl PrivateMongod {
         std::fs::create_dir_all(&directory).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
 
-        // Waits for the end of its input, which closes however this process ends.
+        // The script waits for the end of its input, which closes however this process ends.
         let script = r#"
             mongod=$1 port=$2
             shift 2

@@ -6,14 +6,14 @@
 
 use std::{path::Path, process::Command};
 
-/// Removed when this value is dropped. Its password is its name.
+/// A broker user that is removed when this value is dropped. Its password equals its name.
 pub struct RestrictedUser {
     name: String,
     uri: String,
 }
 
 impl RestrictedUser {
-    /// A user with all permissions, on the broker that `scripts/services` started at this URI.
+    /// Creates a user with all permissions on the broker that `scripts/services` started at this URI.
     pub async fn create(name: &str, broker: &str) -> Self {
         let host = broker.rsplit('@').next().unwrap();
         let user = Self { name: name.to_owned(), uri: format!("amqp://{name}:{name}@{host}") };
@@ -33,7 +33,7 @@ impl RestrictedUser {
         .await;
     }
 
-    /// At this exchange, to routing keys that match.
+    /// Restricts writes at this exchange to routing keys that match.
     pub async fn may_write(&self, exchange: &str, pattern: &str) {
         self.eval(&format!(
             r#"ok = rabbit_auth_backend_internal:set_topic_permissions(U, <<"/">>, <<"{exchange}">>, <<"{pattern}">>, <<".*">>, <<"test">>)"#
@@ -53,7 +53,7 @@ impl Drop for RestrictedUser {
     }
 }
 
-/// On the broker that `scripts/services` started.
+/// Runs a command on the broker that `scripts/services` started.
 pub fn rabbitmqctl(arguments: &[&str]) -> String {
     // The directory is in the checkout whose servers are used, which has the script for them.
     let directory =

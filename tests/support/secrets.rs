@@ -24,7 +24,7 @@ use mongodb::{
     bson::{Bson, Document, Uuid, doc, spec::BinarySubtype},
 };
 
-/// The limit of every wait; a test that reaches it has failed.
+/// The time limit of every wait. A test that reaches the limit fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn variable(name: &str) -> String {
@@ -32,15 +32,15 @@ fn variable(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set: eval \"$(scripts/services env)\" first"))
 }
 
-/// A user of both servers, with its own names on them.
+/// A user on both servers, with its own names for databases and exchanges.
 pub(crate) struct World {
     pub(crate) name: String,
     pub(crate) client: Client,
     pub(crate) outside: lapin::Channel,
     _connection: lapin::Connection,
-    /// In both URIs.
+    /// The secret in both URIs.
     pub(crate) password: String,
-    /// In every payload.
+    /// The secret in every payload.
     pub(crate) payload: String,
 }
 
@@ -67,12 +67,12 @@ impl World {
         world
     }
 
-    /// One that has to be encoded in a URI.
+    /// Creates a password that must be percent-encoded in a URI.
     fn real_password(&self) -> String {
         format!("@{}", self.password)
     }
 
-    /// The settings with which a service logs in as this user; `wrong` is the server that gets another
+    /// Returns the settings with which a service logs in as this user. `wrong` is the server that gets a wrong
     /// password.
     pub(crate) fn settings(&self, wrong: Option<&str>) -> Vec<(String, String)> {
         let uri = |variable_name: &str| {
@@ -102,7 +102,7 @@ impl World {
         .to_vec()
     }
 
-    /// Stores a document whose outbox has one message of this type and one element that is not an entry.
+    /// Stores a document whose outbox has one message of this type and one malformed element.
     pub(crate) async fn store(&self, id: &str, message_type: &str) {
         let uuid =
             mongodb::bson::Binary { subtype: BinarySubtype::Uuid, bytes: Uuid::new().bytes().to_vec() };
@@ -123,7 +123,7 @@ impl World {
         self.publish(command.as_bytes()).await;
     }
 
-    /// Sends this to where commands go.
+    /// Publishes this body to the exchange for commands.
     pub(crate) async fn publish(&self, body: &[u8]) {
         let properties = BasicProperties::default()
             .with_type("ProcessDocumentMessages".into())
@@ -161,7 +161,7 @@ impl World {
         rabbitmqctl(&["delete_user", &self.name]);
     }
 
-    /// Contains neither the password nor a payload, in any spelling.
+    /// Checks that a text contains neither the password nor a payload, in any encoding.
     pub(crate) fn assert_shows_no_secret(&self, said: &str) {
         for secret in [&self.password, &self.payload] {
             let bytes = format!("{:?}", secret.as_bytes());
@@ -182,17 +182,17 @@ fn rabbitmqctl(arguments: &[&str]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The output of a program that ends by itself.
+/// Returns the output of a program that ends by itself.
 pub(crate) fn said_by(binary: &str, args: &[&str], settings: &[(String, String)]) -> String {
     let output = Command::new(binary).args(args).envs(settings.iter().cloned()).output().unwrap();
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A service at work.
+/// A running service.
 pub(crate) struct Service {
     child: Child,
     lines: Receiver<String>,
-    /// All its output, including that over HTTP.
+    /// All output of the service, including HTTP responses.
     pub(crate) said: String,
     address: String,
 }
@@ -227,7 +227,7 @@ impl Service {
         }
     }
 
-    /// The answer, its head included.
+    /// Returns the HTTP response, including its head.
     pub(crate) fn get(&mut self, path: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
@@ -245,7 +245,7 @@ impl Service {
         }
     }
 
-    /// Stops it in order, and returns all its output.
+    /// Stops the service cleanly and returns all its output.
     pub(crate) fn stop(mut self) -> String {
         let (status, metrics) = (self.get("/status"), self.get("/metrics"));
         assert!(status.contains(r#""ready""#) && metrics.contains("outbox_build_info"), "{status}{metrics}");
@@ -254,7 +254,7 @@ impl Service {
         said
     }
 
-    /// Stops it unless it has ended by itself; returns its exit code and all its output.
+    /// Stops the service unless it has ended by itself. Returns its exit code and all its output.
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         let code = self.child.wait().unwrap().code();

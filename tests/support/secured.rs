@@ -28,12 +28,12 @@ use crate::support::LONG;
 
 /// The password of every user; it must not appear in any log.
 pub const PASSWORD: &str = "hunter2-of-the-tests";
-/// Has all permissions on both servers.
+/// The user with all permissions on both servers.
 pub const ADMIN: &str = "admin";
 /// The virtual host with the permissions and the topology of rabbitmq-verify.json; `/` has those of rabbitmq-declare.json.
 pub const VERIFIED: &str = "verified";
 
-/// Both servers and the certificates, removed when this value is dropped or the process ends.
+/// Both servers and the certificates. They are removed when this value is dropped or the process ends.
 pub struct Secured {
     directory: PathBuf,
     guard: Child,
@@ -42,7 +42,7 @@ pub struct Secured {
 }
 
 impl Secured {
-    /// Boots both; returns when their users can log in.
+    /// Starts both servers, and returns when their users can log in.
     pub async fn start() -> Self {
         crate::isolation::assert_in("secured");
         let name = format!("secured-{}", uuid::Uuid::now_v7().simple());
@@ -80,12 +80,12 @@ impl Secured {
         secured
     }
 
-    /// A file of the directory with the certificates: `ca.pem`, `other-ca.pem`, `client.pem` (certificate and key).
+    /// Returns the path of a file with certificates: `ca.pem`, `other-ca.pem`, or `client.pem` (certificate and key).
     pub fn file(&self, name: &str) -> String {
         self.directory.join(name).to_str().unwrap().to_owned()
     }
 
-    /// A user's URI, trusting that authority and showing the client's certificate.
+    /// Returns a user's URI that trusts this authority and presents the client certificate.
     pub fn mongodb_uri(&self, user: &str, ca: &str) -> String {
         format!(
             "mongodb://{user}:{PASSWORD}@localhost:{}/?replicaSet=secured&authSource=admin&tls=true&tlsCAFile={}\
@@ -100,7 +100,7 @@ impl Secured {
         format!("amqps://{user}:{PASSWORD}@localhost:{}/{}", self.rabbitmq, vhost.replace('/', "%2f"))
     }
 
-    /// As that user.
+    /// Connects as this user.
     pub async fn client(&self, user: &str) -> Client {
         Client::with_uri_str(self.mongodb_uri(user, "ca.pem")).await.unwrap()
     }
@@ -163,7 +163,8 @@ impl Drop for Secured {
     }
 }
 
-/// Runs them until its input ends, which happens however this process ends; then removes everything.
+/// The script runs the servers until its input ends, which happens however this process ends, and then removes
+/// everything.
 const RUN_BOTH: &str = r#"
 cd "$0"
 epmd >epmd.log 2>&1 & epmd=$!
@@ -196,7 +197,7 @@ where
     done.unwrap_or_else(|| panic!("waited in vain for {what}: {last}"))
 }
 
-/// Below the range for outgoing connections, so that no connection takes a port before its server does.
+/// The ports are below the range for outgoing connections, so that no connection takes a port before its server does.
 fn free_ports<const N: usize>() -> [u16; N] {
     let mut taken = Vec::new();
     [(); N].map(|()| {
@@ -208,14 +209,14 @@ fn free_ports<const N: usize>() -> [u16; N] {
     })
 }
 
-/// The `mongod` on PATH, otherwise the one that scripts/services has unpacked.
+/// Returns the `mongod` on PATH, or otherwise the one that scripts/services has unpacked.
 fn mongod() -> PathBuf {
     let unpacked = std::env::var_os("OUTBOX_TEST_SERVICES_DIR").map(|dir| Path::new(&dir).join("bin/mongod"));
     let found = unpacked.filter(|path| path.exists()).or_else(|| on_path("mongod"));
     found.expect("a mongod: scripts/services up --replicas 3 gets one")
 }
 
-/// As scripts/services does, because Debian's command on PATH would switch to another user and to /var.
+/// Use the same command as scripts/services, because Debian's command on PATH would switch to another user and to /var.
 fn rabbitmq_server() -> PathBuf {
     let debian = PathBuf::from("/usr/lib/rabbitmq/bin/rabbitmq-server");
     let found = Some(debian).filter(|path| path.exists()).or_else(|| on_path("rabbitmq-server"));
@@ -289,7 +290,7 @@ log.console = false
     fs::write(directory.join("definitions.json"), definitions().to_string()).unwrap();
 }
 
-/// The files of deploy/roles, the one for `verify` in a virtual host of its own, with the users they speak of.
+/// Sets up the roles of deploy/roles with their users. The file for `verify` is used in a separate virtual host.
 fn definitions() -> Value {
     let user = |name: &str, tags: &str| json!({ "name": name, "password": PASSWORD, "tags": tags });
     let mut all = json!({
@@ -324,7 +325,8 @@ fn definitions() -> Value {
     all
 }
 
-/// An authority with a certificate for the servers and one for their clients, and another authority that signed nothing.
+/// Creates an authority with a certificate for the servers and one for their clients, and a second authority that
+/// signed no certificate.
 fn make_certificates(directory: &Path) {
     let authority = |name: &str| {
         let mut params = parameters(name, vec![]);
@@ -352,7 +354,7 @@ fn make_certificates(directory: &Path) {
 fn parameters(name: &str, hosts: Vec<String>) -> CertificateParams {
     let mut params = CertificateParams::new(hosts).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
-    // The default, the year 4096, is beyond the range of some parsers.
+    // Set the end date, because the default, in the year 4096, is beyond the range of some parsers.
     (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2049, 1, 1));
     params
 }

@@ -9,7 +9,7 @@ use mongodb::{Client, bson::doc};
 
 use crate::{private_mongod::PrivateMongod, support::LONG};
 
-/// Gone with this value, or with its process.
+/// A server that is removed with this value or with the process.
 pub(crate) struct Standalone {
     server: PrivateMongod,
     pub(crate) uri: String,
@@ -24,7 +24,7 @@ impl Standalone {
         standalone
     }
 
-    /// Until it answers.
+    /// Waits until the server answers.
     async fn wait(&self) {
         let client = Client::with_uri_str(&self.uri).await.unwrap();
         let answers = async {

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Posts messages to a receiver.
 pub(crate) struct Webhook {
-    /// Where it listens.
+    /// The address of the receiver.
     pub(crate) receiver: SocketAddr,
 }
 
@@ -75,7 +75,7 @@ async fn send(stream: TcpStream, request: Request<Full<Bytes>>) -> hyper::Result
     Ok(sender.send_request(request).await?.status())
 }
 
-/// A receiver: accepts messages with an id, except `order.refused`, and passes the ids on.
+/// Starts a receiver that accepts messages with an id, except `order.refused`, and passes the ids on.
 pub(crate) fn receive(listener: TcpListener, taken: UnboundedSender<String>) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

@@ -1,6 +1,6 @@
-//! A loop that delivers the messages in outboxes, by hand: finds a thousand documents, claims them with one
-//! command, publishes and awaits all confirms, clears them with one command. One process only, without checks
-//! for failures.
+//! A hand-written loop that delivers the messages in outboxes. It finds a thousand documents, claims them with one
+//! command, publishes, awaits all confirms, and clears them with one command. It supports only one process and doesn't
+//! handle failures.
 
 use futures::future::try_join_all;
 use mongodb::{
@@ -20,9 +20,9 @@ pub(crate) struct BatchedLoop {
 }
 
 impl BatchedLoop {
-    /// Until nothing is left.
+    /// Runs until all messages are delivered.
     pub(crate) async fn run(&self) -> Result<()> {
-        // It moves once through the index of due messages.
+        // The cursor passes once through the index of due messages.
         let mut filled =
             doc! { "outbox.id": { "$exists": true }, "outbox.available_at": { "$lte": DateTime::now() } };
         filled.insert("outbox.claimed_by", doc! { "$exists": false });

@@ -1,5 +1,5 @@
-//! An outbox in the document with group commit, by hand: saves, publishes and clears are each batched while
-//! the last ones are in flight. It knows one type of document and which of its fields has changed.
+//! A hand-written outbox in the document with group commit. Saves, publishes and clears are each batched while earlier
+//! batches are in flight. The code is written for one type of document and knows which field has changed.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::{dual_write::Confirmed, repeatable::RepeatableUpdates};
 use crate::{bed::Bed, order::Order, result::Result};
 
-/// The batches of each kind in flight at a time.
+/// Maximum number of batches of each kind in flight.
 const ABREAST: usize = 2;
 
-/// What the loop promises.
+/// The guarantees of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Safety {
-    /// The best case. A batch of saves counts as done if the sum is right, and no command is repeated. A
-    /// message has no headers, and one that reaches no queue counts as delivered.
+    /// The fastest form. A batch of saves counts as done if the reply's total is right, and commands are not repeated.
+    /// Messages have no headers, and an unroutable message counts as delivered.
     Unchecked,
     /// The guarantees of this library: commands can be repeated, each save has its own outcome, no save
     /// overtakes an undelivered message of its document, and messages are mandatory `CloudEvents`.
@@ -36,16 +36,16 @@ pub(crate) struct ByHand {
     safety: Safety,
 }
 
-/// A message on its way.
+/// A message to publish.
 struct Event {
     id: String,
     body: Vec<u8>,
-    /// The attributes of a `CloudEvent`; `None` if the loop is unchecked.
+    /// The attributes of a `CloudEvent`. `None` if the loop is unchecked.
     headers: Option<FieldTable>,
 }
 
 impl ByHand {
-    /// The orders have no `etag` yet.
+    /// Prepares the orders, which have no `etag` yet.
     pub(crate) async fn new(bed: &Bed, orders: Collection<Order>, safety: Safety) -> Result<Self> {
         let update = |concern: Bson| {
             let (database, name) = (bed.database.clone(), orders.name().to_owned());
@@ -155,7 +155,7 @@ async fn write(
     }
 }
 
-/// Takes the waiting requests while the last batches are in flight.
+/// Collects requests into batches while earlier batches are in flight.
 struct Stage<T>(mpsc::Sender<(T, oneshot::Sender<()>)>);
 
 impl<T> Clone for Stage<T> {
@@ -165,7 +165,7 @@ impl<T> Clone for Stage<T> {
 }
 
 impl<T: Send + 'static> Stage<T> {
-    /// `work` answers each item with whether it succeeded.
+    /// Starts a stage. `work` returns for each item whether it succeeded.
     fn start<F>(work: impl Fn(Vec<T>) -> F + Clone + Send + 'static) -> Self
     where
         F: Future<Output = Result<Vec<bool>>> + Send,
@@ -178,7 +178,7 @@ impl<T: Send + 'static> Stage<T> {
                 loop {
                     let mut batch = Vec::new();
                     let mut waiting = waiting.lock().await;
-                    // Includes requests of tasks that were woken by the same answers.
+                    // Yield, so that tasks woken by the same answers can add their requests.
                     while batch.is_empty() || !waiting.is_empty() {
                         if waiting.recv_many(&mut batch, 1_000).await == 0 {
                             return;
@@ -187,7 +187,7 @@ impl<T: Send + 'static> Stage<T> {
                     }
                     drop(waiting);
                     let (items, done): (Vec<_>, Vec<oneshot::Sender<()>>) = batch.into_iter().unzip();
-                    // A waiting caller learns of a failure by the end of its channel.
+                    // If a batch fails, its waiting callers notice that their channels are closed.
                     if let Ok(succeeded) = work(items).await {
                         for (done, succeeded) in done.into_iter().zip(succeeded) {
                             if succeeded {

@@ -1,5 +1,5 @@
-//! A loop by hand that delivers the messages in outboxes, as safe as it gets: several workers, each message under a claim of
-//! one of them that runs out, in this process or another. A failure repeats messages and loses none.
+//! A hand-written loop that delivers the messages in outboxes as safely as this library does. Several workers, in one
+//! or more processes, put each message under a claim that expires. A failure repeats messages but loses none.
 
 use std::{
     sync::Arc,
@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use super::{dual_write::Confirmed, updates};
 use crate::result::Result;
 
-/// Together they hold as many messages as a dispatcher publishes before it clears them.
+/// Number of workers. Together they claim as many messages as a dispatcher publishes before it clears them.
 const WORKERS: usize = 4;
 const BATCH: usize = 64;
 const LEASE: Duration = Duration::from_mins(1);
@@ -28,7 +28,7 @@ pub(crate) struct CarefulLoop {
     pub(crate) publisher: Confirmed,
 }
 
-/// Server time, asked for once.
+/// The server's time, read once and then extrapolated.
 #[derive(Clone, Copy)]
 struct Clock {
     then: DateTime,
@@ -39,7 +39,7 @@ struct Clock {
 type Due = Arc<Mutex<Cursor<Document>>>;
 
 impl CarefulLoop {
-    /// Until nothing is left that is due.
+    /// Runs until all due messages are delivered.
     pub(crate) async fn run(&self) -> Result<()> {
         let hello = self.database.run_command(doc! { "hello": 1 }).await?;
         let clock = Clock { then: *hello.get_datetime("localTime")?, asked: Instant::now() };
@@ -122,7 +122,7 @@ impl CarefulLoop {
         Ok(())
     }
 
-    /// Others were faster with some of them.
+    /// Keeps only the documents that this worker has claimed; other workers were faster with the rest.
     async fn keep_claimed(&self, documents: &mut Vec<Document>, me: &str) -> Result<()> {
         let ids: Vec<_> = documents.iter().filter_map(|document| document.get("_id").cloned()).collect();
         let mine = doc! { "_id": { "$in": ids }, "outbox.0.claimed_by": me };
@@ -141,7 +141,7 @@ impl CarefulLoop {
         self.publisher.publish_mandatory(&id, &serde_json::to_vec(&body)?).await
     }
 
-    /// How many of these have found their document.
+    /// Executes the updates and returns how many of them matched a document.
     async fn write(&self, updates: Vec<Document>, concern: Bson) -> Result<usize> {
         updates::send(&self.database, self.collection.name(), updates, concern).await
     }

@@ -1,4 +1,4 @@
-//! A change stream as the driver gives it: with the rescuer's pipeline, counting only.
+//! Reads a change stream with the driver, using the rescuer's pipeline, and only counts the changes.
 
 use mongodb::{
     Client,

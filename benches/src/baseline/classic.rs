@@ -1,5 +1,5 @@
-//! The classic outbox: a transaction over the document and a collection of messages, and one poller that publishes what it finds
-//! there in batches and deletes it.
+//! The classic outbox. A transaction writes the document and a collection of messages, and one poller publishes those
+//! messages in batches and deletes them.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(crate) struct Classic {
 impl Classic {
     pub(crate) async fn new(bed: &Bed, orders: Collection<Order>) -> Result<Self> {
         let outbox = bed.database.collection::<Document>(&format!("{}_outbox", orders.name()));
-        // Creating the collection inside a transaction would delay the first ones.
+        // Create the collection first, because creating it inside a transaction would delay the first saves.
         bed.database.create_collection(outbox.name()).await?;
         Ok(Self { client: bed.client.clone(), orders, outbox })
     }
@@ -54,7 +54,8 @@ impl Classic {
         Ok(self.outbox.find_one(doc! {}).await?.is_none())
     }
 
-    /// Polls until a stop: at once again after a full batch, otherwise after the interval.
+    /// Starts a poller that runs until it is stopped. It polls again at once after a full batch, otherwise after the
+    /// interval.
     pub(crate) fn start_poller(&self, publisher: Confirmed, interval: Duration) -> Poller {
         let (stop, stopped) = watch::channel(false);
         let classic = self.clone();
@@ -69,7 +70,7 @@ impl Classic {
         Poller { stop, task }
     }
 
-    /// One batch: published concurrently, deleted once all are confirmed.
+    /// Publishes one batch concurrently, and deletes its messages once all are confirmed.
     async fn poll(&self, publisher: &Confirmed) -> Result<i64> {
         let mut found =
             self.outbox.find(doc! {}).sort(doc! { "_id": 1 }).limit(BATCH).batch_size(1_000).await?;

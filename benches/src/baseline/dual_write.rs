@@ -1,5 +1,5 @@
-//! Dual write: replace the document with majority, then publish and wait for the confirm. Fast and unsafe: a crash in between
-//! loses the message.
+//! Dual write: replaces the document with write concern majority, then publishes and waits for the confirm. This is
+//! fast but unsafe, because a crash in between loses the message.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use crate::{
     result::Result,
 };
 
-/// A small pool.
+/// Number of channels.
 const CHANNELS: usize = 4;
 
 /// Publishes with confirms over a few channels of one connection, shared by all callers.
@@ -56,12 +56,12 @@ impl Confirmed {
         self.send(id, body, BasicPublishOptions::default()).await
     }
 
-    /// And fails for a message that no queue takes.
+    /// Publishes a message, and fails if it is unroutable.
     pub(crate) async fn publish_mandatory(&self, id: &str, body: &[u8]) -> Result<()> {
         self.send(id, body, BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() }).await
     }
 
-    /// The same with headers, and with the properties that a `CloudEvent` of this library has.
+    /// Publishes a message with headers, and with the properties of this library's `CloudEvents`.
     pub(crate) async fn publish_event(&self, id: &str, body: &[u8], headers: FieldTable) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let properties = properties(id)
@@ -109,7 +109,7 @@ impl DualWrite {
         Self { orders, publisher }
     }
 
-    /// Messages keep their order: each waits for the confirm of the one before.
+    /// Saves, and publishes the messages in order; each waits for the previous confirm.
     pub(crate) async fn save(&self, order: &mut Order, at: i64, messages: usize) -> Result<()> {
         let message = order.change(at);
         self.orders.replace_one(doc! { "_id": &order.id }, &*order).write_concern(majority()).await?;

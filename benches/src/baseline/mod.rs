@@ -1,5 +1,5 @@
-//! The code that people write without this library, written well: every baseline is as fast as it can be
-//! without breaking its own promises.
+//! The baselines: code that people write without this library, written well. Every baseline is as fast as its own
+//! guarantees allow.
 
 mod batched_loop;
 mod by_hand;

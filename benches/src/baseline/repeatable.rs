@@ -1,5 +1,5 @@
-//! Batches of updates as retryable writes, by hand: a command without a clear answer is repeated under the same
-//! number, and if not every update found its document, each is asked for by itself.
+//! Hand-written batches of updates as retryable writes. A command without a clear answer is repeated with the same
+//! transaction number. If some updates matched no document, each update is repeated alone to find out which.
 
 use mongodb::{
     Client, ClientSession, Database,
@@ -17,7 +17,7 @@ pub(super) struct RepeatableUpdates {
     client: Client,
     database: Database,
     collection: String,
-    /// The sessions that no batch uses now, each with the number of its last command.
+    /// The sessions that no batch is using, each with the number of its last command.
     idle: Mutex<Vec<(ClientSession, i64)>>,
 }
 
@@ -31,7 +31,7 @@ impl RepeatableUpdates {
         }
     }
 
-    /// Which of the updates have found their document; all of them wait for the majority.
+    /// Sends the updates and waits for the majority. Returns for each update whether it matched its document.
     pub(super) async fn send(&self, updates: Vec<Document>) -> Result<Vec<bool>> {
         let idle = self.idle.lock().await.pop();
         let (mut session, last) = match idle {
@@ -57,7 +57,7 @@ impl RepeatableUpdates {
         Ok(found)
     }
 
-    /// Repeats the command until it has an answer. The server executes no update twice.
+    /// Repeats the command until there is an answer. The server executes each update at most once.
     async fn execute(
         &self,
         session: &mut ClientSession,

@@ -1,4 +1,4 @@
-//! Many updates of one collection in one command.
+//! Sends many updates of one collection in one command.
 
 use mongodb::{
     Database,
@@ -7,7 +7,7 @@ use mongodb::{
 
 use crate::result::Result;
 
-/// How many of these have found their document and changed it.
+/// Sends the updates and returns how many of them changed a document.
 pub(super) async fn send(
     database: &Database,
     collection: &str,

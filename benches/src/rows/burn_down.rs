@@ -1,4 +1,4 @@
-//! How fast the dispatcher delivers documents that were left undelivered.
+//! Measures how fast the dispatcher delivers documents that were left undelivered.
 
 use std::{
     sync::Arc,
@@ -55,7 +55,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Who burns down a backlog.
+/// The program that delivers the backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Dispatcher,
@@ -75,7 +75,7 @@ impl Way {
     }
 }
 
-/// Documents a second of each way, a block each.
+/// Returns the documents per second for each program, with one value for each block.
 async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>; 3]> {
     let collection = bed.raw_orders("stranded", count, 2_000).await?.clone_with_type::<Document>();
     collection.create_indexes(document_outbox::store::indexes()).await?;
@@ -89,7 +89,7 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>;
     let mut rates: [Vec<f64>; 3] = Default::default();
     let blocks = bed.scale.blocks_of(count);
     for block in blocks.clone() {
-        // The order turns from block to block.
+        // The order of the programs rotates from block to block.
         for turn in 0..Way::ALL.len() {
             let which = (block + turn) % Way::ALL.len();
             let way = Way::ALL[which];
@@ -111,12 +111,12 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>;
                 report.count(format!("{}, {count} documents", way.name()), count as f64, counted);
             }
 
-            // A side that left messages undelivered was not the faster one.
+            // Check that all messages were delivered, because otherwise a program could appear faster than it is.
             let delivered = bed.waiting(&bed.queue()).await?;
             if delivered < u64::try_from(count)? {
                 return Err(format!("{delivered} of {count} messages were delivered").into());
             }
-            // The first block is for warming up.
+            // The first block is only for warming up.
             if block > 0 {
                 rates[which].push(count as f64 / took.as_secs_f64());
             }
@@ -148,18 +148,19 @@ async fn give_spares(collection: &Collection<Document>, count: usize) -> Result<
     Ok(())
 }
 
-/// As after a crash: an unclaimed entry in every document, due for a while. And no message in the queue.
+/// Creates the state after a crash: every document has an unclaimed entry that has been due for a while, and the queue
+/// is empty.
 async fn strand(bed: &Bed, collection: &Collection<Document>) -> Result<()> {
     bed.purge().await?;
     let dates = doc! { "created_at": { "$subtract": ["$$NOW", 60_000] }, "available_at": { "$subtract": ["$$NOW", 60_000] } };
     let entry = doc! { "$mergeObjects": [{ "$first": "$spare" }, dates] };
     collection.update_many(doc! {}, vec![doc! { "$set": { "outbox": [entry] } }]).await?;
-    // Otherwise earlier writes would reach the disk during one of the measurements.
+    // Flush now, so that earlier writes don't reach the disk during one of the measurements.
     bed.client.database("admin").run_command(doc! { "fsync": 1 }).await?;
     Ok(())
 }
 
-/// A command for every document, as the rescuer would have sent them.
+/// Sends a command for every document, as the rescuer would.
 async fn command(bed: &Bed, namespace: &Namespace, count: usize) -> Result<()> {
     let topology = CommandSender::topology(bed.commands(), bed.commands(), TopologyMode::Declare);
     let publisher = Publisher::start(AmqpSettings::new(&bed.rabbitmq_uri)?, topology);
@@ -177,7 +178,7 @@ async fn command(bed: &Bed, namespace: &Namespace, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// From the start of a dispatcher until every message is delivered and every outbox empty.
+/// Measures the time from the start of a dispatcher until every message is delivered and every outbox is empty.
 async fn dispatch(bed: &Bed, count: usize, collection: &Collection<Document>) -> Result<Duration> {
     let settings = ProcessorSettings::default()
         .with(|settings| bed.state().name().clone_into(&mut settings.state_database));

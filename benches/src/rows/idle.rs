@@ -1,4 +1,4 @@
-//! The processor time of the two idle services.
+//! Measures the processor time of the two services while they are idle.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         let settings = if name == "outbox-dispatcher" { std::slice::from_ref(&exchange) } else { &[] };
         services.push(Service::start(bed, name, bed.name(), settings)?);
     }
-    // They connect, and the rescuer sweeps twice.
+    // In this time the services connect, and the rescuer sweeps twice.
     tokio::time::sleep(bed.scale.pick(Duration::from_secs(4), Duration::from_secs(10))).await;
     let mut percent: [Vec<f64>; 2] = Default::default();
     for _ in 0..bed.scale.blocks {

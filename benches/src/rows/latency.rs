@@ -1,4 +1,5 @@
-//! From the save to the receiver, at a fixed rate: each save begins when it is due, and counts from then.
+//! Measures the time from a save to the receiver at a fixed rate. The time is counted from when each save should have
+//! begun.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ const BYTES: usize = 2_000;
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let sides = Sides::make(bed).await?;
 
-    // Of ours, dual write, classic: p50 and p99, a block each.
+    // The p50 and p99 of this project, dual write and the classic outbox, with one value for each block.
     let mut p50: [Vec<f64>; 3] = Default::default();
     let mut p99: [Vec<f64>; 3] = Default::default();
     for block in 0..=bed.scale.blocks {
@@ -69,7 +70,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Ours, dual write, classic: each with as many documents as are saved in a block.
+/// The savers of this project, dual write and the classic outbox, each with as many documents as are saved in a block.
 struct Sides {
     count: usize,
     store: Store<Order>,
@@ -89,7 +90,7 @@ impl Sides {
         Ok(Self { count, store, dual, classic, publisher })
     }
 
-    /// How late the messages of one side were received, in ms.
+    /// Measures how late the messages of one side were received, in ms.
     async fn run(&self, bed: &Bed, which: usize) -> Result<Vec<f64>> {
         match which {
             0 => {
@@ -108,7 +109,7 @@ impl Sides {
     }
 }
 
-/// ms from when each save was due to when its message was received.
+/// Returns the ms from the time when each save was due until its message was received.
 async fn received<S: Saver>(bed: &Bed, savers: Vec<S>) -> Result<Vec<f64>> {
     let count = savers.len();
     let connection = bed.connect().await?;

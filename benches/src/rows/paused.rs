@@ -1,4 +1,4 @@
-//! One saver that pauses between its saves: how long each takes until it is answered.
+//! Measures how long a save takes until it is answered, for one saver that pauses between its saves.
 
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,9 @@ use crate::{
 };
 
 const BYTES: usize = 2_000;
-/// Between two saves of one saver.
+/// The pause between two saves of one saver.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Those who take turns in each pause.
+/// Number of savers that take turns in each pause.
 const SIDES: u32 = 3;
 
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
@@ -27,7 +27,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
 
     let rounds = bed.scale.pick(40, 80);
     let mut rates: [Vec<f64>; 3] = Default::default();
-    // The first block is for warming up.
+    // The first block is only for warming up.
     for block in 0..=bed.scale.blocks {
         bed.purge().await?;
         let mut took = [Duration::ZERO; 3];
@@ -62,7 +62,7 @@ async fn saver(bed: &Bed, mode: Mode, collection: &str) -> Result<Vec<Ours>> {
     Ours::team(bed, &store, 1, DOCUMENTS).await
 }
 
-/// How long a save takes. The others' turn comes in its pause.
+/// Measures how long a save takes. The other savers save during its pause.
 async fn save_and_pause(saver: &mut impl Saver) -> Result<Duration> {
     let began = Instant::now();
     saver.save(0).await?;

@@ -1,4 +1,4 @@
-//! The rescuer: how fast it catches up, how late its commands are, and how much memory it uses.
+//! Measures how fast the rescuer catches up, how late its commands are, and how much memory it uses.
 
 use std::{
     collections::HashMap,
@@ -37,9 +37,9 @@ use crate::{
     stats::{percentile, ratios},
 };
 
-/// How often each document of the backlog changes.
+/// Number of changes of each document in the backlog.
 const ROUNDS: usize = 10;
-/// Documents per second that stay undelivered.
+/// Number of documents per second that stay undelivered.
 const LEFT_PER_SECOND: f64 = 100.0;
 
 /// Takes commands and counts them.
@@ -59,7 +59,7 @@ impl Commands for CountedCommands {
     async fn ready(&self) {}
 }
 
-/// Changes of documents whose messages have all been delivered since: no command is needed, but every change
+/// Measures changes of documents whose messages have all been delivered since. No command is needed, but every change
 /// and every document must be read.
 pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
     let backlog = Backlog::make(bed).await?;
@@ -155,7 +155,8 @@ impl Backlog {
     }
 }
 
-/// From the start of a rescuer until it has processed this many changes; with none, until its stream is open.
+/// Measures the time from the start of a rescuer until it has processed this many changes. With zero changes, until its
+/// stream is open.
 async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration> {
     let client = Client::with_uri_str(&bed.mongodb_uri).await?;
     let commands = Arc::new(CountedCommands::default());
@@ -181,9 +182,10 @@ async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration>
     }
 }
 
-/// A recent, unclaimed entry.
+/// Creates a recent, unclaimed entry.
 fn entry() -> Document {
-    // One reading for both: an entry that is available a millisecond after it was made is a scheduled one.
+    // Read the time once for both fields, because an entry that becomes available even a millisecond after its creation
+    // counts as scheduled.
     let now = mongodb::bson::DateTime::now();
     doc! {
         "id": Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()),
@@ -208,7 +210,7 @@ async fn now(bed: &Bed) -> Result<Timestamp> {
     Ok(hello.get_timestamp("operationTime")?)
 }
 
-/// How late commands are for undelivered documents: they are due at the save's time plus the delay.
+/// Measures how late commands for undelivered documents are. They are due at the time of the save plus the delay.
 pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     let delay = Duration::from_secs(2);
     let count = bed.scale.pick(300, 1_400);
@@ -224,7 +226,7 @@ pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     service.stop().await?;
     database.drop().await?;
 
-    // Of each command that is for one of these documents, in ms.
+    // The lateness of each command for one of these documents, in ms.
     let mut late = Vec::new();
     for (command, at) in &received {
         if let Some(inserted) = inserted.get(command.document.id().as_str().unwrap_or_default()) {
@@ -262,7 +264,7 @@ async fn leave_behind(
     Ok(inserted)
 }
 
-/// The next commands on the queue, each with when it came.
+/// Receives the next commands on the queue, each with its time of arrival.
 async fn receive_commands(bed: &Bed, count: usize) -> Result<Vec<(ProcessDocumentMessages, i64)>> {
     let connection = bed.connect().await?;
     let channel = connection.create_channel().await?;
@@ -280,7 +282,7 @@ async fn receive_commands(bed: &Bed, count: usize) -> Result<Vec<(ProcessDocumen
     Ok(received)
 }
 
-/// Waits until its first position is saved, and its queue exists.
+/// Waits until the rescuer has saved its first position and its queue exists.
 async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
     let positions = bed.state().collection::<Document>("positions");
     let begun = async {
@@ -300,7 +302,7 @@ async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
     tokio::time::timeout(Duration::from_secs(30), begun).await.map_err(|_| "the rescuer does not start")?
 }
 
-/// Of two rescuers that read the same changes, none of which was delivered.
+/// Measures the memory of two rescuers that read the same changes, none of which was delivered.
 pub(crate) async fn memory(bed: &Bed, report: &mut Report) -> Result<()> {
     let changes = bed.scale.pick(20_000, 100_000);
     let database = bed.client.database(&format!("{}_memory", bed.name()));

@@ -1,5 +1,5 @@
-//! A save by itself: how much longer than the driver's own write of the same bytes. And how much an update
-//! that is not awaited slows the next write, as the clear of one save slows the next save.
+//! Measures how much longer a single save takes than the driver's own write of the same bytes. Also measures how much
+//! an update that is not awaited slows the next write, as the clear of one save slows the next save.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::{
     stats::{percentile, ratios},
 };
 
-/// One saver, alternating with the raw write; no other work runs at the same time.
+/// Measures one saver in alternation with the raw write. No other work runs at the same time.
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let count = bed.scale.pick(80, 400);
     let inline = bed.inline(Mode::Background);
@@ -26,7 +26,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let mut stored: Vec<_> = (0..count).map(|n| Stored::new(Order::new(id(n), 2_000), 1)).collect();
     let (mut ours, mut theirs, mut behind) = (Vec::new(), Vec::new(), Vec::new());
     let mut updates = Vec::new();
-    // The first block is for warming up.
+    // The first block is only for warming up.
     for block in 0..=bed.scale.blocks {
         let mut team = Ours::team(bed, &store, count, 1).await?;
         let mut events = inline.subscribe();
@@ -37,13 +37,13 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
             saves.push(began.elapsed().as_secs_f64());
 
             delivered(&mut events).await?;
-            // For the clear.
+            // Wait for the clear.
             tokio::time::sleep(Duration::from_millis(3)).await;
 
             writes.push(replace(&raw, stored).await?);
             tokio::time::sleep(Duration::from_millis(3)).await;
 
-            // Like a clear: an update that is not awaited, with the next write right after it.
+            // Send an update that is not awaited, like a clear, and the next write right after it.
             let began = Instant::now();
             let cleared = doc! { "$inc": { "cleared": 1 } };
             let waits_for_nothing = WriteConcern::nodes(1);
@@ -72,7 +72,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// How many seconds the driver needs for a changed document.
+/// Measures the seconds that the driver needs to replace a changed document.
 async fn replace(raw: &Collection<Stored>, stored: &mut Stored) -> Result<f64> {
     stored.change();
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! Savers, each with documents of its own, and how they are driven: in a closed loop, or at a fixed rate.
+//! Savers, each with its own documents, and the two ways to drive them: in a closed loop or at a fixed rate.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use crate::{
     result::Result,
 };
 
-/// Saves one of its documents, with a message, and ends when the message was delivered.
+/// Saves one of its documents with a message, and completes once the message is delivered.
 pub(crate) trait Saver: Send + 'static {
     fn save(&mut self, at: i64) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// Documents of one saver, in turn, so that it does not always save the same one.
+/// Number of documents of one saver. They are saved in turn, so that consecutive saves are of different documents.
 pub(crate) const DOCUMENTS: usize = 8;
 
 pub(crate) struct Ours {
@@ -129,7 +129,8 @@ fn own_documents(saver: usize, each: usize, bytes: usize) -> Vec<Order> {
     (0..each).map(|n| Order::new(id(saver * each + n), bytes)).collect()
 }
 
-/// Every saver begins its next save when the last has ended. How many were done, and how long it took.
+/// Runs savers that each begin the next save when the last one has ended. Returns the number of saves and the time
+/// taken.
 pub(crate) async fn closed_loop<S: Saver>(savers: &mut Vec<S>, time: Duration) -> Result<(f64, Duration)> {
     let began = Instant::now();
     let run = |mut saver: S| {
@@ -153,11 +154,11 @@ pub(crate) async fn closed_loop<S: Saver>(savers: &mut Vec<S>, time: Duration) -
     Ok((done, took))
 }
 
-/// A save begins at fixed intervals, whether or not the previous ones have ended. Each saver saves once.
+/// Begins a save at fixed intervals, whether or not earlier saves have ended. Each saver saves once.
 pub(crate) async fn open_loop<S: Saver>(bed: &Bed, savers: Vec<S>, per_second: f64) -> Result<()> {
     let mut running = Vec::new();
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / per_second));
-    // Late ticks fire at once: the time of a late save counts from when it should have begun.
+    // Late ticks fire at once, and the time of a late save is counted from when it should have begun.
     let (begun, first) = (bed.micros(), ticks.tick().await);
     let mut due = first;
     for mut saver in savers {

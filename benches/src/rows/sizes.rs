@@ -1,4 +1,4 @@
-//! Whether there is a size of documents, or a number of messages, at which it gets disproportionately slow.
+//! Checks whether some document size or number of messages makes saves disproportionately slow.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::{
     stats::{percentile, ratios},
 };
 
-/// Bytes of the document, and messages of a save. The first is what the others are compared with.
+/// Pairs of a document size in bytes and a number of messages per save. All cases are compared with the first.
 const CASES: [(usize, usize); 7] =
     [(2_000, 1), (1_000, 1), (10_000, 1), (100_000, 1), (1_000_000, 1), (2_000, 10), (2_000, 100)];
 
@@ -47,7 +47,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     }
     report.draw(figure);
 
-    // Of a time, the largest is the worst; of a rate, the smallest.
+    // For times the largest is the worst, for rates the smallest.
     let row = Row::new(
         "sizes-save",
         "save, p50, 1 kB to 1 MB, 1 to 100 messages: the worst",
@@ -70,7 +70,7 @@ fn name(bytes: usize, messages: usize) -> String {
     format!("{size}, {messages} message{plural}")
 }
 
-/// The case whose median, relative to the first, is the worst.
+/// Returns the case whose median, relative to the first case, is the worst.
 fn worst(cases: &[Vec<f64>], badness: fn(f64) -> f64) -> Vec<f64> {
     let mut relative: Vec<_> = cases[1..].iter().map(|case| ratios(case, &cases[0])).collect();
     relative
@@ -78,7 +78,7 @@ fn worst(cases: &[Vec<f64>], badness: fn(f64) -> f64) -> Vec<f64> {
     relative.pop().unwrap_or_default()
 }
 
-/// The time of a save without delivery, divided by that of a raw write of the same bytes, a block each.
+/// Measures the time of a save without delivery, divided by the time of a raw write of the same bytes, for each block.
 async fn save(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
     let count = bed.scale.pick(12, 40);
     let store = bed.orders(&bed.inline(Mode::Off), "size_ours", count, bytes).await?;
@@ -108,7 +108,8 @@ async fn save(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
     Ok(ratios(&ours, &theirs))
 }
 
-/// The rate of saves whose messages are confirmed and cleared, by that of dual writes, a block each.
+/// Measures the rate of saves whose messages are confirmed and cleared, divided by the rate of dual writes, for each
+/// block.
 async fn flow(bed: &Bed, bytes: usize, messages: usize) -> Result<Vec<f64>> {
     const SAVERS: usize = 8;
     const EACH: usize = 2;

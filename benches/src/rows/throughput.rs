@@ -1,4 +1,4 @@
-//! Save, confirmed delivery and clear, as fast as possible with this many savers.
+//! Measures the throughput of save, confirmed delivery and clear with different numbers of savers.
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// One side by another.
+/// Creates the row that compares one side with another.
 fn row(sides: &[Side], savers: usize, id: &str, note: &str, (ours, baseline): (&str, &str)) -> Row {
     let (ours, theirs) = (rates_of(sides, ours), rates_of(sides, baseline));
     let plural = if savers == 1 { "" } else { "s" };
@@ -78,7 +78,7 @@ fn rates_of<'a>(sides: &'a [Side], name: &str) -> &'a [f64] {
     }
 }
 
-/// Saves a second, a block each.
+/// The saves per second of one side, with one value for each block.
 struct Side {
     name: &'static str,
     savers: Savers,
@@ -93,7 +93,7 @@ enum Savers {
 }
 
 impl Savers {
-    /// How many saves have ended, and how long it took.
+    /// Returns the number of saves that have ended, and the time taken.
     async fn run(&mut self, time: Duration) -> Result<(f64, Duration)> {
         let began = Instant::now();
         let (saves, _) = match self {
@@ -122,7 +122,7 @@ impl Savers {
 async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side>> {
     let mut sides = sides(bed, savers).await?;
     let count = sides.len();
-    // The first block is for warming up. The order turns from block to block.
+    // The first block is only for warming up. The order rotates from block to block.
     for block in 0..=bed.scale.blocks {
         for turn in 0..count {
             let side = &mut sides[(block + turn) % count];
@@ -143,7 +143,7 @@ async fn rates(bed: &Bed, report: &mut Report, savers: usize) -> Result<Vec<Side
     Ok(sides)
 }
 
-/// The savers of every side, with documents of their own.
+/// Creates the savers of every side, each with its own documents.
 async fn sides(bed: &Bed, savers: usize) -> Result<Vec<Side>> {
     let count = savers * DOCUMENTS;
     let mut sides = Vec::new();

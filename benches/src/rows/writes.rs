@@ -1,4 +1,4 @@
-//! How often a document is written for each of its messages.
+//! Measures the number of database writes for each message.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ use crate::{
 
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     const SAVERS: usize = 16;
-    /// Between two saves of the same document. Long enough for many of them, since the last one needs a clear of its own.
+    /// The pause between two saves of the same document. There are many saves, because the last one needs a clear of
+    /// its own.
     const PAUSE: Duration = Duration::from_millis(200);
     const TIME: Duration = Duration::from_secs(3);
     let store = bed.orders(&bed.inline(Mode::Await), "writes", SAVERS * DOCUMENTS, 2_000).await?;
@@ -27,7 +28,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         each.push(before.until_now(bed).await?.documents_written as f64 / saves);
     }
     let row = Row::new("writes", "database writes per message", "–");
-    // The servers write a few of their own.
+    // The servers also make a few writes of their own.
     report
         .add(row.goal(Goal::AtMost(2.0)).values("", &each.iter().copied().map(rounded).collect::<Vec<_>>()));
 
@@ -59,7 +60,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// To hundredths.
+/// Rounds to hundredths.
 fn rounded(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }

@@ -1,11 +1,11 @@
-//! The order application of `scripts/demo`: it makes a thousand saves or more, each with messages, and may be
-//! killed at any moment.
+//! The order application of `scripts/demo`. It makes at least a thousand saves, each with messages, and may be killed
+//! at any moment.
 //!
-//! Every order is placed, paid, packed and shipped. Each of the four is one save, sends one or two messages,
-//! and writes their ids to the field `sent` as well. That is not the outbox: the messages leave the outbox,
-//! the ids stay, so that the messages that should have arrived can be checked afterwards.
+//! Every order is placed, paid, packed and shipped. Each of these four steps is one save that sends one or two messages
+//! and also stores their ids in the field `sent`. Messages leave the outbox after delivery, but these ids stay, so that
+//! a later check can find messages that should have arrived.
 //!
-//! When started again, it continues with the orders in the database. It reports its work as lines of JSON.
+//! If started again, the application continues with the orders in the database. It reports its work as lines of JSON.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -124,10 +124,10 @@ impl Order {
 
 // --- the work --------------------------------------------------------------------------------------------------------
 
-/// Orders come in bursts, about this many a second.
+/// Orders come in bursts, about this many bursts per second.
 const BURSTS_A_SECOND: usize = 4;
 const SAVES_OF_AN_ORDER: usize = 4;
-/// How often a save without a clear answer is checked.
+/// Number of times that a save without a clear answer is checked.
 const TRIES: u32 = 20;
 
 struct Settings {
@@ -185,7 +185,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         commands_queue: settings.commands_queue.clone(),
         ..RabbitMqSettings::new(&settings.rabbitmq)?
     });
-    // Delivery in the background of each save; a message that fails is handed to the dispatcher at once.
+    // Deliver in the background after each save. If a delivery fails, a command hands the message to the dispatcher at
+    // once.
     let inline = InlineDispatcher::builder(&client)
         .inline_lease(settings.inline_lease)
         .retry(settings.retry.clone())
@@ -194,7 +195,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let orders = client.database(&settings.database).collection::<Order>("orders");
     let shop = Shop { orders: Store::new(orders, &inline) };
     shop.orders.ensure_indexes().await?;
-    // Optional: messages that are saved before wait for the rescuer.
+    // This wait is optional. Messages that are saved before the broker is available are left to the rescuer.
     let _ = tokio::time::timeout(Duration::from_secs(5), messages.available()).await;
 
     shop.run(settings.saves, settings.saves_a_second).await?;
@@ -241,7 +242,7 @@ impl Shop {
         Ok(())
     }
 
-    /// How far each order is.
+    /// Reads the state of each order.
     async fn states(&self) -> Result<HashMap<i64, State>, mongodb::error::Error> {
         #[derive(Deserialize)]
         struct Stored {
@@ -275,7 +276,7 @@ impl Shop {
         }
     }
 
-    /// One save, unless the order already has this state; returns true then.
+    /// Makes one save. Returns true, without a save, if the order already has this state.
     async fn step(&self, number: i64, to: State) -> Result<bool, document_outbox::Error> {
         let Some(mut order) = self.orders.load(&number).await? else {
             let inserted = self.orders.insert(Order::place(number)).await?;
@@ -295,8 +296,8 @@ impl Shop {
     }
 }
 
-/// A burst: one cohort of orders is placed, the one before paid, the one before that packed, and so on. In
-/// every other order payment and packing follow at once, so that the second finds the outbox still filled.
+/// Returns the steps of a burst: one cohort of orders is placed, the previous cohort is paid, the cohort before that is
+/// packed, and so on. For every other order, packing follows payment at once, so that it finds the outbox still filled.
 fn steps(burst: usize, cohort: usize, cohorts: usize) -> Vec<(i64, State)> {
     let states = [State::Placed, State::Paid, State::Packed, State::Shipped];
     let of = |(age, state): (usize, State)| {

@@ -1,12 +1,11 @@
-//! Measures a recovery: `scripts/measure-recovery`, which builds the services and runs this.
+//! Measures a recovery. `scripts/measure-recovery` builds the services and runs this program.
 //!
-//! Strands documents, as a long outage leaves them, and lets `outbox-rescuer` and `outbox-dispatcher` deliver
-//! them at a rate, as processes of their own. Meanwhile an application saves new documents, 50 a second, and
-//! delivers their messages inline. Prints how long such a save takes until its message is confirmed and
-//! cleared, without and with a concurrent recovery, and how many recovered messages a consumer had in any one
-//! second.
+//! Creates documents with undelivered messages, as after a long outage, and lets the processes `outbox-rescuer` and
+//! `outbox-dispatcher` deliver them at a limited rate. Meanwhile an application saves 50 new documents per second and
+//! delivers their messages inline. Prints the time from such a save until its message is confirmed and cleared, without
+//! and with a concurrent recovery, and the maximum number of recovered messages that a consumer received in one second.
 //!
-//! Needs MongoDB (a replica set) and RabbitMQ, and uses names of its own there.
+//! Needs MongoDB (a replica set) and RabbitMQ, and uses separate names in both.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -48,7 +47,7 @@ const NAME: &str = "measure_recovery";
 const STATE: &str = "measure_recovery_state";
 const EVERY: Duration = Duration::from_millis(20);
 
-/// The documents that the application saves, and delivers inline.
+/// The documents that the application saves and whose messages it delivers inline.
 #[derive(Serialize, Deserialize, Aggregate)]
 struct Order {
     #[serde(rename = "_id")]
@@ -124,7 +123,7 @@ fn options() -> Result<Options, Failure> {
     Ok(options)
 }
 
-/// Documents whose process died an hour ago, between the save and the delivery.
+/// Creates documents as if their process had died an hour ago, between the save and the delivery.
 async fn strand(database: &Database, documents: usize) -> Result<(), Failure> {
     let collection: Collection<mongodb::bson::Document> = database.collection("orders");
     let then = DateTime::from_millis(DateTime::now().timestamp_millis() - 3_600_000);
@@ -142,10 +141,10 @@ async fn strand(database: &Database, documents: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A service, built next to this program.
+/// Starts a service whose executable is in the same folder as this program.
 fn service(name: &str, environment: &[(&str, &str)]) -> Result<Child, Failure> {
     let this = std::env::current_exe()?;
-    let folder = this.parent().ok_or("this program lies in no folder")?;
+    let folder = this.parent().ok_or("the folder of this program is unknown")?;
     let child = Command::new(folder.join(name))
         .env("OUTBOX_WATCH", format!("{NAME}.orders"))
         .env("OUTBOX_STATE_DATABASE", STATE)
@@ -157,12 +156,14 @@ fn service(name: &str, environment: &[(&str, &str)]) -> Result<Child, Failure> {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn();
-    child.map_err(|error| format!("{name} was not started ({error}): run scripts/measure-recovery").into())
+    child.map_err(|error| {
+        format!("{name} could not be started ({error}): run scripts/measure-recovery").into()
+    })
 }
 
-/// The application: saves at a fixed pace, however long each of them takes.
+/// The application. It makes saves at a fixed pace, however long each save takes.
 struct Saves {
-    /// When each was begun, and how long it took.
+    /// The start and duration of each save.
     taken: Arc<Mutex<Vec<(Instant, Duration)>>>,
     task: JoinHandle<()>,
 }
@@ -197,11 +198,11 @@ impl Saves {
 
     async fn stop(self) {
         self.task.abort();
-        // The error means that it was aborted.
+        // An error means that the task was aborted.
         let _ = self.task.await;
     }
 
-    /// The durations of the saves that began during a phase.
+    /// Measures the saves that begin while `until` runs.
     async fn measure(&self, phase: &str, until: impl Future<Output = ()>) -> String {
         let begun = Instant::now();
         until.await;
@@ -248,13 +249,13 @@ impl Received {
         Ok(Self { received })
     }
 
-    /// Messages that an earlier run left in the queue don't count.
+    /// Forgets messages that an earlier run left in the queue.
     fn forget(&self) {
         self.received.send_modify(Vec::clear);
     }
 
     async fn wait(&self, count: usize) {
-        // It ends with this program.
+        // The sender lives as long as this program.
         let _ = self.received.subscribe().wait_for(|received| received.len() >= count).await;
     }
 
@@ -271,12 +272,12 @@ impl Received {
         let (count, twice) = (received.len(), received.len() - different);
         let rate = count as f64 / took.as_secs_f64();
         format!(
-            "recovered {count} in {took:.1?}, {rate:.0}/s; at most {most} came in any one second; {twice} came twice"
+            "recovered {count} in {took:.1?}, {rate:.0}/s; at most {most} came in any one second; {twice} arrived twice"
         )
     }
 }
 
-/// The machine's load and its cores.
+/// Describes the machine's load and number of cores.
 fn load() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
