@@ -44,9 +44,8 @@ impl ValueWriter {
 
 /// Converts an integer, and refuses one that doesn't fit into the 64 bits of BSON and most readers.
 fn integer<I: TryInto<i64>>(number: I) -> Result<Bson, CodecError> {
-    let number = number
-        .try_into()
-        .map_err(|_| CodecError("an integer does not fit into a signed 64-bit integer".into()))?;
+    let number =
+        number.try_into().map_err(|_| CodecError("an integer does not fit into 64 bits (signed)".into()))?;
     Ok(Bson::Int64(number))
 }
 
