@@ -328,6 +328,17 @@ fn the_summary_has_every_value_and_its_source() {
 }
 
 #[test]
+fn patterns_are_shown_with_their_delays() {
+    let resolved = resolved(&with_required(&["--watch", "shop.*, audit.log@5m"], &[]));
+    assert!(resolved.summary().contains(" watch=shop.*,audit.log@5m (--watch) "), "{}", resolved.summary());
+    assert!(
+        resolved.effective().contains(r#"watch = ["shop.*", "audit.log@5m"]"#),
+        "{}",
+        resolved.effective()
+    );
+}
+
+#[test]
 fn a_password_appears_in_no_output() {
     let outputs = |sources: &Sources| {
         let resolved = resolved(sources);

@@ -18,7 +18,7 @@ use super::{
     uri::Uri,
     value::Value,
 };
-use crate::{quote::shown, suggestion::did_you_mean};
+use crate::{NamespacePattern, quote::shown, suggestion::did_you_mean};
 
 /// The maximum length of a line whose source is aligned with the others.
 const ALIGNED: usize = 60;
@@ -251,7 +251,9 @@ impl Entry {
         let name = self.key.name();
         let text = match Value::parse(text, self.key.kind()) {
             Ok(Value::Uri(uri)) => Uri::to_string(&uri),
-            Ok(_) if may_hold_a_secret(text) || text.contains(char::is_whitespace) => shown(text),
+            Ok(value) if may_hold_a_secret(&value, text) => shown(text),
+            Ok(Value::Namespaces(patterns)) => written(&patterns),
+            Ok(_) if text.contains(char::is_whitespace) => shown(text),
             Ok(_) => text.clone(),
             Err(_) if text.is_empty() => return None,
             Err(_) => "?".into(),
@@ -274,7 +276,7 @@ impl Entry {
             // `config` is not a setting of the file.
             _ if self.key.name() == "config" => return None,
             Value::Uri(uri) => literal(self.key.kind(), &uri.to_string()),
-            _ if may_hold_a_secret(text) => literal(self.key.kind(), "***"),
+            value if may_hold_a_secret(&value, text) => literal(self.key.kind(), "***"),
             _ => literal(self.key.kind(), text),
         };
         let origin = match origin {
@@ -286,9 +288,22 @@ impl Entry {
     }
 }
 
-/// Whether a text could be a URI that was given to the wrong key.
-fn may_hold_a_secret(text: &str) -> bool {
-    text.contains("//") || text.contains('@')
+/// Whether a value could be a URI that was given to the wrong key.
+fn may_hold_a_secret(value: &Value, text: &str) -> bool {
+    let could_be_a_uri = |text: &str| text.contains("//") || text.contains('@');
+    match value {
+        // The `@` in front of a delay is not part of the names.
+        Value::Namespaces(patterns) => patterns.iter().any(|pattern| {
+            could_be_a_uri(pattern.database().as_str()) || could_be_a_uri(pattern.collection().as_str())
+        }),
+        _ => could_be_a_uri(text),
+    }
+}
+
+/// Patterns with commas between them.
+fn written(patterns: &[NamespacePattern]) -> String {
+    let patterns: Vec<String> = patterns.iter().map(NamespacePattern::to_string).collect();
+    patterns.join(",")
 }
 
 impl fmt::Debug for Resolved {

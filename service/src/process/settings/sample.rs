@@ -55,9 +55,9 @@ pub(super) fn literal(kind: &Kind, text: &str) -> String {
     }
 }
 
-/// Quotes a text. A JSON string is also a TOML string.
+/// Quotes a text. A JSON string is also a TOML string, except for one character, which TOML wants escaped.
 fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 fn wrapped(text: &str) -> Vec<String> {
