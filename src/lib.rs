@@ -136,6 +136,7 @@ pub mod internal {
         encoding::{
             extended_json::relaxed_text,
             one_line::{Keep, one_line},
+            payload::encode as encode_payload,
         },
         mongo::{
             clock::{ServerClock, later, until},

@@ -1,6 +1,8 @@
 //! Functions that any bytes may be given to, with what must hold of their answers. Properties, fuzzing and the replay of corpora
 //! share them.
 
+use std::cell::RefCell;
+
 use document_outbox::{
     DeliveryOrder,
     command::ProcessDocumentMessages,
@@ -9,6 +11,7 @@ use document_outbox::{
 use mongodb::bson::{self, DateTime, RawDocument, Timestamp};
 use outbox_dispatcher::NamespacePattern;
 use outbox_rescuer::internal::{FoundPosition, Here, Moment, Start, judge, start};
+use outbox_service::{Key, Kind, Problems, Program, Reader, Resolution, Sources, keys, settings::resolve};
 
 use crate::world::{DELAY, at, ticks};
 
@@ -39,11 +42,68 @@ pub fn entry(bytes: &[u8]) {
     }
 }
 
-/// A pattern of collections: one that is accepted is written, and read again, as the same.
+/// Patterns of collections, and files of settings: one that is accepted is printed, and read again, as the same.
 pub fn settings(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let Ok(pattern) = text.parse::<NamespacePattern>() else { return };
-    assert_eq!(pattern.to_string().parse::<NamespacePattern>().ok(), Some(pattern));
+    if let Ok(pattern) = text.parse::<NamespacePattern>() {
+        assert_eq!(pattern.to_string().parse::<NamespacePattern>().ok(), Some(pattern));
+    }
+
+    let Ok(printed) = check_settings(text) else { return };
+    // A value that could hold a password is not printed.
+    if !printed.contains("***") {
+        let again = check_settings(&printed).map_err(|problems| problems.to_string());
+        assert_eq!(again.map(|again| without_origins(&again)), Ok(without_origins(&printed)));
+    }
+}
+
+thread_local! {
+    /// The file that is read now.
+    static FILE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// What `config check` prints for a file.
+///
+/// # Errors
+/// All problems of the file.
+pub fn check_settings(text: &str) -> Result<String, Problems> {
+    const PROGRAM: Program = Program { name: "proof", version: "0", about: "" };
+    FILE.set(text.to_owned());
+    let sources = Sources {
+        args: vec!["--config".into(), "outbox.toml".into()],
+        env: Vec::new(),
+        read_file: |_| Ok(FILE.with_borrow(String::clone)),
+    };
+    match resolve(&PROGRAM, &settings_keys(), &sources) {
+        Resolution::Run(resolved) => Reader::new(&resolved).finish(resolved.effective()),
+        other => unreachable!("a file asks for nothing else: {other:?}"),
+    }
+}
+
+/// A key of each kind: those that the services share, and two more.
+pub fn settings_keys() -> Vec<Key> {
+    let mut keys = vec![
+        keys::watch(),
+        keys::unordered(),
+        keys::dead_blocks(),
+        keys::state_database(),
+        keys::commands_exchange(),
+        keys::commands_queue(),
+        keys::topology(),
+        keys::shutdown_grace(),
+        keys::log_format(),
+        keys::log_filter(),
+        keys::mongodb_uri().with_default("mongodb://127.0.0.1"),
+        Key::new("count", Kind::Integer(1..=1000), "").with_default("10"),
+        Key::new("tags", Kind::List(|_| Ok(())), "").with_default(""),
+    ];
+    keys.extend(keys::transport());
+    keys
+}
+
+/// The values of the lines.
+fn without_origins(printed: &str) -> Option<toml::Table> {
+    printed.parse().ok()
 }
 
 /// A stored position of any shape: only one that is absent is a first start.

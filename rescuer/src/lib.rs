@@ -100,5 +100,6 @@ pub mod internal {
             low_water::{InHand, LowWater, Page, fill_page},
             position::{FoundPosition, Here, Mark, Start, start},
         },
+        sweep::query::{due_by, undated},
     };
 }

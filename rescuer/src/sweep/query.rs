@@ -119,12 +119,12 @@ pub(super) fn by(index: &Index) -> FindOptions {
 
 /// A filter for documents with an entry whose date has passed. The first condition lets the server use the
 /// partial index.
-pub(super) fn due_by(now: DateTime) -> Document {
+pub fn due_by(now: DateTime) -> Document {
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": { "available_at": { "$lte": now } } } }
 }
 
 /// A filter for documents with an entry that is not dead and has no date.
-pub(super) fn undated() -> Document {
+pub fn undated() -> Document {
     let entry = doc! { "available_at": Bson::Null, "dead_at": Bson::Null };
     doc! { "outbox.id": { "$exists": true }, "outbox": { "$elemMatch": entry } }
 }

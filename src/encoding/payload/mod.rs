@@ -29,7 +29,7 @@ use self::{
 use crate::encoding::codec::{self, CodecError};
 
 /// Encodes a message.
-pub(crate) fn encode<M: Serialize>(message: &M) -> Result<Bson, CodecError> {
+pub fn encode<M: Serialize>(message: &M) -> Result<Bson, CodecError> {
     message.serialize(ValueWriter::new())
 }
 

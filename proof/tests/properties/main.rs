@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
+mod bodies;
+mod generated;
+mod settings;
+
 use std::collections::BTreeMap;
 
 use document_outbox::{
-    DeliveryOrder, DocumentRef, RetryPolicy,
+    DocumentRef, RetryPolicy,
     command::{ProcessDocumentMessages, Reason},
     deliver::Outcome,
     internal::{Dead, Entry, Settlement, Slot, due_again, settlement},
@@ -20,26 +24,7 @@ use outbox_proof::{
 };
 use proptest::prelude::*;
 
-/// A value of any of the common types, nested a little.
-fn any_bson() -> impl Strategy<Value = Bson> {
-    let leaf = prop_oneof![
-        Just(Bson::Null),
-        any::<bool>().prop_map(Bson::from),
-        any::<i32>().prop_map(Bson::from),
-        any::<i64>().prop_map(Bson::from),
-        any::<f64>().prop_map(Bson::from),
-        ".{0,8}".prop_map(Bson::from),
-        (0..20u8).prop_map(|tick| Bson::from(at(tick))),
-        (0..3u8).prop_map(|id| Bson::from(Uuid::from_bytes([id; 16]))),
-    ];
-    leaf.prop_recursive(3, 12, 3, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..3).prop_map(Bson::from),
-            prop::collection::btree_map("[a-z]{1,4}", inner, 0..3)
-                .prop_map(|fields| Bson::from(fields.into_iter().collect::<Document>())),
-        ]
-    })
-}
+use crate::generated::{any_bson, any_order};
 
 /// An element in the form of an entry, of which some fields have any value.
 fn odd_element() -> impl Strategy<Value = Bson> {
@@ -92,10 +77,6 @@ fn any_entry() -> impl Strategy<Value = Entry> {
             }
         },
     )
-}
-
-fn any_order() -> impl Strategy<Value = DeliveryOrder> {
-    prop::sample::select(vec![DeliveryOrder::Ordered, DeliveryOrder::DeadBlocks, DeliveryOrder::Unordered])
 }
 
 fn any_outcome() -> impl Strategy<Value = Outcome> {

@@ -1,0 +1,14 @@
+//! Properties of generated documents on a real MongoDB. Needs `eval "$(scripts/services env)"`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
+
+mod deferring;
+mod deliveries;
+mod elements;
+mod filters;
+#[path = "../properties/generated.rs"]
+mod generated;
+mod server;
+
+#[path = "../../../tests/support/on_panic.rs"]
+mod on_panic;
