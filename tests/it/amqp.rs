@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::TcpListener,
     panic::AssertUnwindSafe,
     time::{Duration, Instant},
@@ -759,6 +760,49 @@ async fn a_silent_broker_is_given_up_and_retried() {
         network.cut();
     })
     .await;
+}
+
+/// The peer may be another program, or a hostile one. Its bytes end its connection, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_talks_nonsense_is_left_and_retried() {
+    let nonsense: [&[u8]; 6] = [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        // Another version of the protocol.
+        b"AMQP\x01\x01\x00\x0a",
+        // A frame that claims to have four gigabytes.
+        b"\x01\x00\x00\xff\xff\xff\xff\x00\x0a\x00\x0a",
+        // `connection.start` whose table claims to have more bytes than its frame.
+        b"\x01\x00\x00\x00\x00\x00\x0c\x00\x0a\x00\x0a\x00\x09\x7f\xff\xff\xff\x01a\xce",
+        // A frame of a type that does not exist, and one without its end.
+        b"\x2a\x00\x00\x00\x00\x00\x01\x00\xce",
+        b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x0a\x00",
+    ];
+    for bytes in nonsense {
+        let peer = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut settings = AmqpSettings::new(&format!("amqp://{}/%2f", peer.local_addr().unwrap())).unwrap();
+        settings.connect_timeout = Duration::from_millis(200);
+        let (met, mut meetings) = tokio::sync::mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            // It holds each connection open, until the test ends.
+            for mut stream in peer.incoming().map_while(Result::ok) {
+                let _ = stream.write_all(bytes);
+                if met.send(stream).is_err() {
+                    return;
+                }
+            }
+        });
+
+        let publisher = Publisher::start(settings, Topology::default());
+        let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
+        assert!(matches!(state, State::Disconnected { .. }), "{bytes:?}: {state}");
+        let published = publisher.publish(vec![Publication::default()]).await;
+        assert!(unavailable(&published[0], false), "{bytes:?}: {published:?}");
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            streams.push(soon("another try", meetings.recv()).await.unwrap());
+        }
+        soon("the end", publisher.close()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,9 +43,9 @@ fn the_summary_of_the_book_has_every_page() {
     assert_eq!(listed, pages, "docs/SUMMARY.md lists each page of docs/ once");
 }
 
-/// Returns the sources of all published crates, including tests.
+/// Returns the sources of all published crates and of the proofs, including tests.
 fn sources() -> String {
-    ["src", "tests", "derive", "rescuer", "dispatcher", "service"]
+    ["src", "tests", "derive", "rescuer", "dispatcher", "service", "proof"]
         .iter()
         .flat_map(|folder| files(&root().join(folder), "rs"))
         .map(|file| read(&file))
@@ -83,9 +83,30 @@ fn the_tests_that_show_a_promise_exist() {
     let named: BTreeSet<&str> =
         guarantees.split('`').filter(|word| word.matches('_').count() > 4 && is_lower_snake(word)).collect();
     assert!(named.len() > 20, "promises name their tests: {named:?}");
+    assert_all_exist(named);
+}
+
+#[test]
+fn every_threat_names_tests_that_exist() {
+    let page = read(&root().join("docs/security.md"));
+    let threats = page.split("\n## ").find(|section| section.starts_with("Threats")).unwrap();
+    let rows: Vec<&str> = threats.lines().filter(|row| row.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 10, "{rows:#?}");
+
+    let mut named = BTreeSet::new();
+    for row in rows {
+        let tests = row.split(" | ").last().unwrap();
+        let tests: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "a threat without a test: {row}");
+        named.extend(tests);
+    }
+    assert_all_exist(named);
+}
+
+fn assert_all_exist(tests: BTreeSet<&str>) {
     let sources = sources();
     let missing: Vec<_> =
-        named.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+        tests.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
     assert!(missing.is_empty(), "{missing:#?}");
 }
 

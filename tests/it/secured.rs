@@ -13,7 +13,7 @@ use crate::secured_servers::{ADMIN, PASSWORD, Secured, VERIFIED};
 use crate::support::{LONG, Order};
 use document_outbox::{
     CommandSender, DocumentRef, InlineDispatcher, Mode, Store,
-    amqp::{AmqpSettings, Publisher, TopologyMode},
+    amqp::{AmqpSettings, Publication, Publisher, Topology, TopologyMode},
     command::{COMMANDS_EXCHANGE, COMMANDS_QUEUE, ProcessDocumentMessages, Reason},
     deliver::{Deliver, RabbitMq, RabbitMqSettings},
     store::Inserted,
@@ -265,6 +265,62 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
     for service in [rescuing, dispatching] {
         assert_eq!(service.stop().await, Some(0));
     }
+}
+
+/// The user of each service can do its work, as the test above shows, and this much more: nothing.
+#[tokio::test]
+async fn the_roles_permit_nothing_beyond_their_work() {
+    let secured = Secured::start().await;
+    let admin = secured.client(ADMIN).await;
+    for database in ["shop", "other"] {
+        let orders = admin.database(database).collection::<Document>("orders");
+        orders.insert_one(doc! { "_id": "o-1", "outbox": [] }).await.unwrap();
+    }
+    let (rescuer, dispatcher) = ("outbox-rescuer", "outbox-dispatcher");
+    let one = || doc! { "_id": "o-1" };
+    let update = || doc! { "q": one(), "u": { "$set": { "x": 1 } } };
+    let forbidden = [
+        (rescuer, "shop", doc! { "update": "orders", "updates": [update()] }),
+        (rescuer, "shop", doc! { "insert": "orders", "documents": [{ "_id": "o-2" }] }),
+        (rescuer, "shop", doc! { "delete": "orders", "deletes": [{ "q": one(), "limit": 1 }] }),
+        (rescuer, "other", doc! { "find": "orders" }),
+        (rescuer, "admin", doc! { "find": "system.users" }),
+        (dispatcher, "shop", doc! { "insert": "orders", "documents": [{ "_id": "o-2" }] }),
+        (dispatcher, "shop", doc! { "delete": "orders", "deletes": [{ "q": one(), "limit": 1 }] }),
+        (dispatcher, "shop", doc! { "drop": "orders" }),
+        (dispatcher, "other", doc! { "find": "orders" }),
+        (dispatcher, "other", doc! { "update": "orders", "updates": [update()] }),
+        (dispatcher, "local", doc! { "find": "oplog.rs" }),
+        (dispatcher, "admin", doc! { "createUser": "x", "pwd": "x", "roles": [] }),
+    ];
+    for (user, database, command) in forbidden {
+        let client = secured.client(user).await;
+        let name = format!("{user} in {database}: {command}");
+        let error = client.database(database).run_command(command).await.expect_err(&name);
+        assert!(error.to_string().contains("not authorized"), "{name}: {error}");
+    }
+
+    // The rescuer sends commands and no messages, and the dispatcher the other way round.
+    for (user, exchange) in [(rescuer, "outbox.messages"), (dispatcher, COMMANDS_EXCHANGE)] {
+        let published = publish_as(&secured, user, exchange).await;
+        assert!(published.contains("ACCESS_REFUSED"), "{user} on {exchange}: {published}");
+    }
+}
+
+/// What the broker answers to a message of this user.
+async fn publish_as(secured: &Secured, user: &str, exchange: &str) -> String {
+    let pem = || Some(secured.file("client.pem").into());
+    let files = TlsFiles { ca: Some(secured.file("ca.pem").into()), certificate: pem(), key: pem() };
+    let uri = secured.rabbitmq_uri(user, VERIFIED);
+    let amqp = AmqpSettings::new(&uri).unwrap().with_tls(files).unwrap();
+    let publisher = Publisher::start(amqp, Topology::default());
+    assert!(soon("a connection", publisher.ready()).await);
+
+    let message =
+        Publication { exchange: exchange.into(), routing_key: "x".into(), ..Publication::default() };
+    let published = soon("an answer", publisher.publish(vec![message])).await;
+    publisher.close().await;
+    format!("{published:?}")
 }
 
 #[tokio::test]

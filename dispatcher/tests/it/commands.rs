@@ -8,13 +8,14 @@ use std::{
     time::Duration,
 };
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use document_outbox::{
     command::{COMMAND_TYPE, MAX_COMMAND_BYTES, ProcessDocumentMessages, Reason},
     deliver::{HandlerError, Handlers, Outcome},
     dispatch::Processed,
     internal::Hold,
 };
-use mongodb::bson::{Bson, DateTime, Uuid, doc, oid::ObjectId};
+use mongodb::bson::{Bson, DateTime, RawDocumentBuf, Uuid, doc, oid::ObjectId};
 use outbox_dispatcher::{DispatcherEvent, Left, Refusal};
 
 use crate::{
@@ -96,6 +97,51 @@ async fn bad_commands_are_refused_and_good_ones_processed() {
     assert_eq!(worker.finished().await, Processed::Done);
     worker.running.stop().await;
     assert!(scene.queue_is_empty().await, "the refused command was not requeued");
+    scene.strike().await;
+}
+
+/// A command names one document by its key. A key that would select others in a query is refused, or selects none.
+#[tokio::test]
+async fn a_forged_key_reaches_no_other_document() {
+    let scene = Scene::set().await;
+    scene.place("o-1", [1]).await;
+    let recorder = Recorder::default();
+    let mut worker = scene.start(recorder.clone());
+    let forged = [
+        doc! { "_id": { "$ne": 0 } },
+        doc! { "_id": { "$gt": "" } },
+        doc! { "_id": { "$regex": "^o" } },
+        doc! { "_id": { "$in": ["o-1"] } },
+        doc! { "_id": mongodb::bson::Regex { pattern: "^o".into(), options: String::new() } },
+        doc! { "_id": ["o-1"] },
+        doc! { "_id": "o-2", "$or": [{ "_id": "o-1" }] },
+        doc! { "_id": "o-2", "$where": "true" },
+        doc! { "_id": "o-2", "outbox": { "$exists": true } },
+        doc! { "$or": [{ "_id": "o-1" }] },
+    ];
+    for key in forged {
+        for field in ["key", "document_key"] {
+            let written = match field {
+                "key" => BASE64_STANDARD.encode(RawDocumentBuf::try_from(&key).unwrap().as_bytes()).into(),
+                _ => Bson::from(key.clone()).into_canonical_extjson(),
+            };
+            let namespace = scene.document("o-1").namespace;
+            let command = serde_json::json!({
+                "database": namespace.db, "collection": namespace.coll, "reason": "sweep", field: written,
+            });
+            scene.publish_raw(Some(COMMAND_TYPE), command.to_string().into_bytes()).await;
+            let end = worker
+                .wait(|event| match event {
+                    DispatcherEvent::Refused { .. } => Some(None),
+                    DispatcherEvent::Finished { processed, .. } => Some(Some(*processed)),
+                    _ => None,
+                })
+                .await;
+            assert!(matches!(end, None | Some(Processed::Gone)), "{command}: {end:?}");
+        }
+    }
+    assert!(recorder.delivered().is_empty());
+    worker.running.stop().await;
     scene.strike().await;
 }
 
