@@ -34,7 +34,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let inline = InlineDispatcher::builder(&client).hand_off(commands).deliver_to(rabbitmq);
 
     let bind = vec![(NAME.into(), "order.*".into())];
-    let queue = QueueSpec { name: NAME.into(), quorum: false, delivery_limit: None, bind };
+    let queue = QueueSpec { name: NAME.into(), bind, ..QueueSpec::default() };
     let topology = Topology { queues: vec![queue], ..Topology::default() };
     let consumer = Consumer::start(amqp, topology, NAME.into(), 10, NAME.into());
     consumer.ready().await;

@@ -9,6 +9,7 @@
 //! | it is saved, with its messages | [`Store`] |
 //! | they are delivered right after the save | [`InlineDispatcher`], [`deliver`] |
 //! | a receiving aggregate recognises repeats | [`Inbox`] |
+//! | messages are received from RabbitMQ | [`receive`] |
 //!
 //! Messages that inline delivery misses (the process died, the broker was unavailable, a handler failed) are found by
 //! the *rescuer* and delivered by the *dispatcher*, two separate services that share only [`command`]. The services and
@@ -51,8 +52,8 @@
 //! # Features
 //! `derive` (default) provides the derive macros [`Aggregate`](macro@Aggregate) and [`Message`](macro@Message).
 //!
-//! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`] and [`amqp`]. Without this
-//! feature no AMQP client is linked; turn it off if all messages go to handlers or to your own destination.
+//! `rabbitmq` (default) provides the destination [`deliver::RabbitMq`], [`CommandSender`], [`receive`] and [`amqp`].
+//! Without this feature no AMQP client is linked; turn it off if all messages go to handlers or to your own destination.
 //!
 //! `rustls-ring` (default) and `rustls-aws-lc` choose the library that encrypts connections. If both are on, AWS-LC is
 //! used. `dns-resolver` (default) resolves `mongodb+srv` names.
@@ -79,13 +80,15 @@ pub mod dispatch;
 mod encoding;
 mod mongo;
 pub mod observe;
+#[cfg(feature = "rabbitmq")]
+pub mod receive;
 pub mod store;
 mod stored;
 #[cfg(feature = "rabbitmq")]
 pub mod tls;
 
 pub use aggregate::{
-    Aggregate,
+    Aggregate, ReceivingAggregate,
     inbox::{Inbox, InboxLimits},
     message::Message,
     outbox::{Due, Outbox, PendingMessage},
@@ -143,6 +146,7 @@ pub mod internal {
             doubt::{AfterFailure, GivenUp, after_failure, given_up},
             error_codes,
         },
+        observe::repeats::Repeats,
         stored::{
             deliverable::{Deliverable, Hold, Rules, deliverable, hold},
             entry::{Dead, DeadReason, Entry, NotAnArray, Slot, Unreadable, read_outbox, read_outbox_of},

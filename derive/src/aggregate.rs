@@ -50,7 +50,17 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         return problems.none_or(TokenStream::new());
     };
     problems.none_or(())?;
-    implementation(input, &options, id, outbox, &constants)
+    let mut inboxes = fields.iter().filter(|field| field.role == Role::Inbox);
+    // With several, only its code can know which one a message belongs to.
+    let inbox = inboxes.next().filter(|_| inboxes.next().is_none());
+    implementation(input, &options, &Parts { id, outbox, inbox }, &constants)
+}
+
+/// The fields that the traits return.
+struct Parts<'a> {
+    id: &'a Field<'a>,
+    outbox: &'a Field<'a>,
+    inbox: Option<&'a Field<'a>>,
 }
 
 fn named_fields(input: &DeriveInput) -> Result<impl Iterator<Item = &syn::Field>> {
@@ -199,13 +209,12 @@ fn element_key(key: &str, keys: &LitStr, fields: &[Field<'_>]) -> Result<(String
 fn implementation(
     input: &DeriveInput,
     options: &Options,
-    id: &Field<'_>,
-    outbox: &Field<'_>,
+    parts: &Parts<'_>,
     constants: &TokenStream,
 ) -> Result<TokenStream> {
     let library = options.library()?;
     let name = &input.ident;
-    let (id, id_type, outbox) = (id.ident, id.ty, outbox.ident);
+    let (id, id_type, outbox) = (parts.id.ident, parts.id.ty, parts.outbox.ident);
     let mut generics = input.generics.clone();
     if generics.type_params().next().is_some() {
         let (_, own, _) = input.generics.split_for_impl();
@@ -216,6 +225,18 @@ fn implementation(
     let (generics, own, bounds) = generics.split_for_impl();
 
     let returned = quote::quote_spanned!(outbox.span()=> &mut self.#outbox);
+    let receiving = parts.inbox.map(|inbox| {
+        let inbox = inbox.ident;
+        let returned = quote::quote_spanned!(inbox.span()=> &mut self.#inbox);
+        quote! {
+            #[automatically_derived]
+            impl #generics #library::ReceivingAggregate for #name #own #bounds {
+                fn inbox(&mut self) -> &mut #library::Inbox {
+                    #returned
+                }
+            }
+        }
+    });
     Ok(quote! {
         #[automatically_derived]
         impl #generics #library::Aggregate for #name #own #bounds {
@@ -230,5 +251,7 @@ fn implementation(
                 #returned
             }
         }
+
+        #receiving
     })
 }

@@ -56,7 +56,6 @@ mod pass;
 mod put_back;
 mod rate;
 mod reach;
-mod repeats;
 mod settings;
 mod status;
 mod stops;

@@ -173,6 +173,7 @@ impl DispatcherSettings {
             quorum: true,
             delivery_limit: Some(COMMANDS_DELIVERY_LIMIT),
             bind: vec![(self.commands_exchange.clone(), COMMANDS_ROUTING_KEY.into())],
+            ..QueueSpec::default()
         };
         Topology { exchanges: vec![exchange], queues: vec![queue], mode: self.topology }
     }

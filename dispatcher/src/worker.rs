@@ -14,7 +14,7 @@ use document_outbox::{
     amqp::Delivery,
     command::{ProcessDocumentMessages, Reason},
     dispatch::{Processed, Processor},
-    internal::{DocumentLock, DocumentLocks, Hold},
+    internal::{DocumentLock, DocumentLocks, Hold, Repeats},
     observe::Events,
 };
 use mongodb::bson::DateTime;
@@ -31,7 +31,6 @@ use crate::{
     put_back::{self, Prefetch, Waiting},
     rate::Limiter,
     reach,
-    repeats::Repeats,
     settings::DispatcherSettings,
     stops::Stops,
 };

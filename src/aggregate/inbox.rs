@@ -70,9 +70,20 @@ impl Inbox {
     }
 
     fn receive_at(&mut self, limits: InboxLimits, id: uuid::Uuid, now: DateTime) -> bool {
+        self.record(limits, id, now).is_some()
+    }
+
+    /// Remembers a message. The number of others that were forgotten for it; `None` for a repeat.
+    #[cfg(feature = "rabbitmq")]
+    pub(crate) fn receive_counting(&mut self, limits: InboxLimits, id: uuid::Uuid) -> Option<usize> {
+        self.record(limits, id, DateTime::now())
+    }
+
+    fn record(&mut self, limits: InboxLimits, id: uuid::Uuid, now: DateTime) -> Option<usize> {
         if self.contains(id) {
-            return false;
+            return None;
         }
+        let before = self.received.len();
 
         let age = i64::try_from(limits.age.as_millis()).unwrap_or(i64::MAX);
         let oldest = now.timestamp_millis().saturating_sub(age);
@@ -82,7 +93,7 @@ impl Inbox {
         // Always keep the record that was just added, even if the limit is zero.
         let surplus = self.received.len().saturating_sub(limits.count.max(1));
         self.received.drain(..surplus);
-        true
+        Some(before + 1 - self.received.len())
     }
 
     /// Whether the inbox has a record of this message.

@@ -6,7 +6,10 @@ pub(crate) mod outbox;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{aggregate::outbox::Outbox, stored::deliverable::DeliveryOrder};
+use crate::{
+    aggregate::{inbox::Inbox, outbox::Outbox},
+    stored::deliverable::DeliveryOrder,
+};
 
 /// An aggregate that is stored as one document.
 ///
@@ -99,4 +102,12 @@ pub trait Aggregate: Serialize + DeserializeOwned + Send + Sync {
 
     /// Returns the aggregate's outbox.
     fn outbox(&mut self) -> &mut Outbox;
+}
+
+/// An aggregate that receives messages: it has an inbox, which recognises repeats.
+///
+/// The [derive](macro@crate::Aggregate) implements it for a struct with a field of the type [`Inbox`].
+pub trait ReceivingAggregate: Aggregate {
+    /// The aggregate's inbox.
+    fn inbox(&mut self) -> &mut Inbox;
 }

@@ -43,7 +43,7 @@ pub struct ExchangeSpec {
 }
 
 /// A queue. It is always durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueSpec {
     /// The name.
     pub name: String,
@@ -53,6 +53,11 @@ pub struct QueueSpec {
     pub delivery_limit: Option<u32>,
     /// The bindings, as pairs of an exchange and a routing key.
     pub bind: Vec<(String, String)>,
+    /// The queue that gets the messages that this one drops: expired, rejected, or delivered too many times. A quorum queue
+    /// passes them on at least once.
+    pub dead_letter_to: Option<String>,
+    /// The broker delivers to one consumer at a time, and to the next one when that is gone.
+    pub single_active_consumer: bool,
 }
 
 /// A set of exchanges, queues and bindings. They are declared in this order.
@@ -67,6 +72,11 @@ pub struct Topology {
 }
 
 impl Topology {
+    /// Whether it declares this queue for one consumer at a time.
+    pub(super) fn has_one_active_consumer(&self, queue: &str) -> bool {
+        self.queues.iter().any(|spec| spec.name == queue && spec.single_active_consumer)
+    }
+
     pub(super) fn has_exchange(&self, name: &str) -> bool {
         self.exchanges.iter().any(|exchange| exchange.name == name)
     }
@@ -160,6 +170,22 @@ impl QueueSpec {
             if let Some(limit) = self.delivery_limit {
                 arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(limit)));
             }
+        }
+        if let Some(queue) = &self.dead_letter_to {
+            let mut text = |name: &str, value: &str| {
+                arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+            };
+            // The default exchange: its bindings can't be removed.
+            text("x-dead-letter-exchange", "");
+            text("x-dead-letter-routing-key", queue);
+            if self.quorum {
+                // Otherwise the broker drops messages that the other queue does not take.
+                text("x-dead-letter-strategy", "at-least-once");
+                text("x-overflow", "reject-publish");
+            }
+        }
+        if self.single_active_consumer {
+            arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
         }
         arguments
     }

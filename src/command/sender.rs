@@ -77,6 +77,7 @@ impl CommandSender {
             quorum: true,
             delivery_limit: Some(COMMANDS_DELIVERY_LIMIT),
             bind: vec![(exchange.clone(), COMMANDS_ROUTING_KEY.to_owned())],
+            ..QueueSpec::default()
         };
         let exchange = ExchangeSpec { name: exchange, kind: ExchangeKind::Direct };
         Topology { exchanges: vec![exchange], queues: vec![queue], mode }

@@ -34,10 +34,10 @@ use super::{
 };
 use crate::{aggregate::message::SCHEMA_HEADER, amqp::Publication};
 
-/// The prefixes of reserved header names, in upper or lower case.
-const RESERVED: [&str; 7] = [
-    "cloudEvents:",
-    "cloudEvents_",
+/// The prefixes of CloudEvents attributes, in upper or lower case.
+pub(crate) const ATTRIBUTES: [&str; 2] = ["cloudEvents:", "cloudEvents_"];
+/// The prefixes of other reserved header names, in upper or lower case.
+const OF_THE_BROKER: [&str; 5] = [
     // RabbitMQ records dead-lettering in this header. If the record shows a cycle, RabbitMQ drops the message.
     "x-death",
     "x-first-death-",
@@ -139,10 +139,18 @@ fn headers(envelope: &Envelope, prefix: AttributePrefix) -> Vec<(String, String)
 }
 
 fn is_reserved(name: &str) -> bool {
-    RESERVED.iter().any(|prefix| {
-        let start = name.get(..prefix.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    })
+    ATTRIBUTES.iter().any(|prefix| after(prefix, name).is_some()) || is_of_the_broker(name)
+}
+
+/// Whether the broker reserves this header's name for its own records or another protocol's properties.
+pub(crate) fn is_of_the_broker(name: &str) -> bool {
+    OF_THE_BROKER.iter().any(|prefix| after(prefix, name).is_some())
+}
+
+/// The rest of a header's name, if it begins with this prefix in upper or lower case.
+pub(crate) fn after<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
+    let (start, rest) = name.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
 /// Returns the CloudEvents source, a URI reference with two path segments, `/{database}/{collection}`.

@@ -60,8 +60,10 @@ use crate::aggregate::message::Message;
 pub enum HandlerError {
     /// The handler may succeed later.
     Transient(String),
-    /// The handler can never succeed. The message dies at once, unless another of its handlers failed transiently.
+    /// The handler can never succeed. The message dies at once, unless another of its handlers failed otherwise.
     Permanent(String),
+    /// Something that the handler needs is unavailable, so that others would fail too: no attempt is counted.
+    Unavailable(String),
 }
 
 impl HandlerError {
@@ -73,6 +75,11 @@ impl HandlerError {
     /// Creates an error for a handler that can never succeed.
     pub fn permanent(reason: impl Into<String>) -> Self {
         Self::Permanent(reason.into())
+    }
+
+    /// Something that the handler needs is unavailable.
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable(reason.into())
     }
 }
 
@@ -95,7 +102,7 @@ impl<E: std::error::Error> From<E> for HandlerError {
 
 impl fmt::Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Transient(reason) | Self::Permanent(reason)) = self;
+        let (Self::Transient(reason) | Self::Permanent(reason) | Self::Unavailable(reason)) = self;
         f.write_str(reason)
     }
 }
@@ -299,8 +306,11 @@ fn outcome(failures: &[(String, HandlerError)]) -> Outcome {
         |(key, error): &(String, HandlerError)| format!("handler `{key}`: {}", cut(&error.to_string()));
     let texts: Vec<_> = failures.iter().map(text).collect();
     let is_permanent = |(_, error): &(String, HandlerError)| matches!(error, HandlerError::Permanent(_));
+    let is_unavailable = |(_, error): &(String, HandlerError)| matches!(error, HandlerError::Unavailable(_));
     if failures.iter().all(is_permanent) {
         Outcome::Permanent(texts.join("; "))
+    } else if failures.iter().all(is_unavailable) {
+        Outcome::Unavailable(texts.join("; "))
     } else {
         Outcome::Transient(texts.join("; "))
     }
@@ -322,7 +332,7 @@ fn decode<M: Message + DeserializeOwned>(envelope: &Envelope) -> Result<M, Handl
 
 /// Removes quoted values from serde's text for a failed decoding. Names and expectations come from the Rust type;
 /// everything else may come from the payload.
-fn without_values(text: &str) -> String {
+pub(crate) fn without_values(text: &str) -> String {
     let named = ["missing field `", "duplicate field `"];
     if let Some(start) = named.iter().find_map(|prefix| text.find(prefix)) {
         return text[start..].to_owned();

@@ -3,6 +3,7 @@
 pub(crate) mod event;
 pub(crate) mod health;
 pub mod metrics;
+pub(crate) mod repeats;
 pub(crate) mod trace;
 
 pub use event::{Event, Events, Shed};

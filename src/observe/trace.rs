@@ -90,6 +90,30 @@ pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
     span
 }
 
+/// The processing of one received message, in the trace of its sender.
+#[cfg(feature = "rabbitmq")]
+pub(crate) fn receive(
+    message_type: &str,
+    id: Option<uuid::Uuid>,
+    queue: &str,
+    headers: &BTreeMap<String, String>,
+) -> Span {
+    let span = info_span!(
+        "receive",
+        otel.name = %format_args!("process {message_type}"),
+        otel.kind = "consumer",
+        "messaging.operation.name" = "process",
+        "messaging.operation.type" = "process",
+        messaging.system = "rabbitmq",
+        messaging.destination.name = queue,
+        messaging.message.id = id.map(tracing::field::display),
+        "error.type" = Empty,
+        otel.status_code = Empty,
+    );
+    context::follow(&span, headers);
+    span
+}
+
 /// Records a message's outcome on its span.
 pub(crate) fn delivered(span: &Span, outcome: &Outcome) {
     match outcome {

@@ -91,7 +91,7 @@ impl Scene {
         let bind = vec![(self.id.clone(), "routed".to_owned())];
         Topology {
             exchanges: vec![ExchangeSpec { name: self.id.clone(), kind: ExchangeKind::Topic }],
-            queues: vec![QueueSpec { name: self.id.clone(), quorum: true, delivery_limit: None, bind }],
+            queues: vec![QueueSpec { name: self.id.clone(), quorum: true, bind, ..QueueSpec::default() }],
             mode: TopologyMode::Declare,
         }
     }

@@ -22,6 +22,8 @@ use crate::support::{LONG, uri};
 
 #[path = "../../examples/axum_service.rs"]
 mod axum_service;
+#[path = "../../examples/consumer.rs"]
+mod consumer;
 #[path = "../../examples/in_process.rs"]
 mod in_process;
 #[path = "../../examples/inbox.rs"]
@@ -107,6 +109,24 @@ fn a_router_serves_handlers_and_rabbitmq() {
 fn rabbitmq_gets_messages_after_the_save() {
     run(rabbitmq::main, &["example_rabbitmq"]);
     remove_from_broker("example.rabbitmq");
+}
+
+#[test]
+fn a_consumer_changes_an_aggregate() {
+    run(consumer::main, &["example_consumer"]);
+    for name in ["example.consumer", "example.consumer.dead", "example.consumer.delayed"] {
+        remove_from_broker(name);
+    }
+}
+
+/// The part between `// The consumer:` and the next blank line, and the stop.
+#[test]
+fn a_consumer_with_an_inbox_takes_eight_lines() {
+    let example = include_str!("../../examples/consumer.rs");
+    let (_, part) = example.split_once("// The consumer:").unwrap();
+    let lines = part.lines().skip(1).take_while(|line| !line.is_empty()).count();
+    assert!(example.contains("receiver.stop().await") && part.contains(".start();"));
+    assert!((4..8).contains(&lines), "{lines} lines, and one for the stop");
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod majority;
 mod metrics;
 mod operations;
 mod readme;
+mod receive;
 mod scheduled;
 mod secured;
 mod side_by_side;
@@ -47,6 +48,8 @@ mod on_panic;
 mod private_broker;
 #[path = "../support/private_mongod.rs"]
 mod private_mongod;
+#[path = "../support/receiving.rs"]
+mod receiving;
 #[path = "../support/restricted.rs"]
 mod restricted;
 #[path = "../support/secured.rs"]

@@ -21,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
 
 /// Stops the secondaries from applying the primary's writes until this is dropped.
-struct StalledReplication;
+pub(crate) struct StalledReplication;
 
 impl StalledReplication {
-    async fn begin() -> Self {
+    pub(crate) async fn begin() -> Self {
         let stalled = Self;
         let secondaries = set_stalled("alwaysOn").await;
         assert_eq!(secondaries.len(), 2, "the set has two secondaries");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::flow::{Flow, Received};
+use crate::receiving::{Scene, cloud_event};
 use crate::support::{Added, Order, Recorder, TestDatabase, is_empty};
 use document_outbox::{
     DeliveryOrder, DocumentRef, InlineDispatcher, Mode, RetryPolicy, Store,
@@ -252,4 +253,28 @@ async fn spans_name_the_error_of_their_failure() {
     assert!(matches!(orders.insert(placed("o-1", [2])).await.unwrap(), Inserted::Exists(_)));
     assert_eq!(failed(spans.named("insert orders").remove(1)), (true, "conflict".into()));
     test.drop().await;
+}
+
+/// The trace of a save continues through the receiver, into the save of its aggregate.
+#[tokio::test]
+async fn a_received_message_continues_its_senders_trace() {
+    let scene = Scene::begin().await;
+    let mut receiver = scene.start(scene.stocks_receiving(), scene.settings()).await;
+    let spans = Spans::begin();
+    let sent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let body = br#"{"sku":"a","quantity":1}"#;
+    let event = cloud_event(uuid::Uuid::now_v7(), "stock.requested", "a");
+    let mut headers = event.headers().clone().unwrap();
+    headers.insert("traceparent".into(), lapin::types::AMQPValue::LongString(sent.into()));
+    scene.publish(event.with_headers(headers), "stock.requested", body).await;
+    receiver.applied(1).await;
+    receiver.stop().await;
+
+    let process = spans.only("process stock.requested");
+    assert_eq!(process.span_kind, SpanKind::Consumer);
+    assert_eq!(process.span_context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(process.parent_span_id.to_string(), "b7ad6b7169203331");
+    assert_eq!(attribute(&process, "messaging.destination.name"), Some(scene.queue()));
+    assert!(is_child(&spans.only("insert stocks"), &process));
+    scene.end().await;
 }

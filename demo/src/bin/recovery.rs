@@ -227,9 +227,8 @@ impl Received {
             exchanges: vec![ExchangeSpec { name: NAME.into(), kind: ExchangeKind::Topic }],
             queues: vec![QueueSpec {
                 name: queue.clone(),
-                quorum: false,
-                delivery_limit: None,
                 bind: vec![(NAME.into(), "#".into())],
+                ..QueueSpec::default()
             }],
             mode: TopologyMode::Declare,
         };

@@ -32,8 +32,10 @@ pub struct Delivery {
     pub delivery_count: u32,
     /// The MIME type of the body.
     pub content_type: Option<String>,
-    /// The message headers with string values.
+    /// The message headers with string, number or boolean values, as text.
     pub headers: Vec<(String, String)>,
+    /// The publisher's timestamp in seconds since the Unix epoch, if there is one.
+    pub timestamp: Option<u64>,
     /// The exchange the message was published to.
     pub exchange: String,
     /// The routing key the message was published with.
@@ -61,7 +63,8 @@ impl Delivery {
             message_id: text(properties.message_id()),
             delivery_count: delivery_count(&properties),
             content_type: text(properties.content_type()),
-            headers: headers.filter_map(|(name, value)| Some((name.to_string(), string(value)?))).collect(),
+            timestamp: *properties.timestamp(),
+            headers: headers.filter_map(|(name, value)| Some((name.to_string(), scalar(value)?))).collect(),
             exchange: delivery.exchange.to_string(),
             routing_key: delivery.routing_key.to_string(),
             redelivered: delivery.redelivered,
@@ -71,7 +74,7 @@ impl Delivery {
     }
 
     /// Whether the delivery's connection is gone, so that settling would have no effect.
-    pub(super) fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         self.held.is_stale()
     }
 
@@ -158,10 +161,21 @@ pub(super) async fn requeue(acker: Acker) -> lapin::Result<bool> {
     acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await
 }
 
-fn string(value: &AMQPValue) -> Option<String> {
+/// The text of a string, a number or a boolean.
+fn scalar(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
         AMQPValue::ShortString(text) => Some(text.to_string()),
+        AMQPValue::Boolean(value) => Some(value.to_string()),
+        AMQPValue::ShortShortInt(number) => Some(number.to_string()),
+        AMQPValue::ShortShortUInt(number) => Some(number.to_string()),
+        AMQPValue::ShortInt(number) => Some(number.to_string()),
+        AMQPValue::ShortUInt(number) => Some(number.to_string()),
+        AMQPValue::LongInt(number) => Some(number.to_string()),
+        AMQPValue::LongUInt(number) => Some(number.to_string()),
+        AMQPValue::LongLongInt(number) => Some(number.to_string()),
+        AMQPValue::Float(number) => Some(number.to_string()),
+        AMQPValue::Double(number) => Some(number.to_string()),
         _ => None,
     }
 }

@@ -113,7 +113,7 @@ impl Supervised for ConsumeSupervisor {
             Err(trouble) => return End::Lost(trouble),
         };
 
-        let mut served = ServedConnection::new(stream, self.plan.settings.consumer_check);
+        let mut served = ServedConnection::new(stream, self.watchdog(), self.plan.settings.consumer_check);
         let _gone = served.gone.clone().drop_guard();
         loop {
             if let Err(end) = self.step(link, &mut served).await {
@@ -179,10 +179,14 @@ impl ConsumeSupervisor {
 
     /// Changes the prefetch by subscribing again, or pauses.
     async fn subscribe_again(&mut self, channel: &Channel, served: &mut ServedConnection) -> Result<(), End> {
-        served.watchdog = Watchdog::default();
+        served.watchdog = self.watchdog();
         self.unsubscribe(channel, served.stream.take()).await.map_err(End::lost)?;
         served.stream = self.subscribe(channel).await.map_err(End::Lost)?;
         Ok(())
+    }
+
+    fn watchdog(&self) -> Watchdog {
+        Watchdog::new(self.plan.topology.has_one_active_consumer(&self.subscription.queue))
     }
 
     fn pass_on(
@@ -339,19 +343,12 @@ impl ConsumeSupervisor {
 }
 
 impl ServedConnection {
-    fn new(stream: Option<lapin::Consumer>, check_interval: Duration) -> Self {
+    fn new(stream: Option<lapin::Consumer>, watchdog: Watchdog, check_interval: Duration) -> Self {
         let every = check_interval.max(SHORTEST_CHECK);
         let mut check = interval_at(Instant::now() + every, every);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-        Self {
-            stream,
-            gone: CancellationToken::new(),
-            held: Arc::default(),
-            watchdog: Watchdog::default(),
-            check,
-            stopped: false,
-        }
+        Self { stream, gone: CancellationToken::new(), held: Arc::default(), watchdog, check, stopped: false }
     }
 }
 

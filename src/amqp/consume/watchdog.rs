@@ -9,11 +9,17 @@ pub(super) struct QueueStatus {
 /// Distinguishes an idle consumer from one that the broker has forgotten.
 #[derive(Default)]
 pub(super) struct Watchdog {
+    /// The queue delivers to one consumer at a time, so that the others see a backlog and get none of it.
+    may_stand_by: bool,
     suspicious: bool,
     delivered: bool,
 }
 
 impl Watchdog {
+    pub(super) fn new(may_stand_by: bool) -> Self {
+        Self { may_stand_by, ..Self::default() }
+    }
+
     pub(super) fn delivered(&mut self) {
         self.delivered = true;
     }
@@ -25,7 +31,7 @@ impl Watchdog {
         if status.consumers == 0 && silent {
             return Err("RabbitMQ no longer has the consumer".to_owned());
         }
-        let suspicious = silent && held == 0 && status.waiting > 0;
+        let suspicious = silent && held == 0 && status.waiting > 0 && !self.may_stand_by;
         if std::mem::replace(&mut self.suspicious, suspicious) && suspicious {
             return Err(format!("{} messages are waiting, but RabbitMQ delivers none", status.waiting));
         }
@@ -46,6 +52,13 @@ mod tests {
         let mut watchdog = Watchdog::default();
         assert!(watchdog.check(&status(5, 1), 0).is_ok());
         assert!(watchdog.check(&status(5, 1), 0).is_err());
+    }
+
+    #[test]
+    fn a_standby_may_see_a_backlog() {
+        let mut watchdog = Watchdog::new(true);
+        assert!((0..3).all(|_| watchdog.check(&status(5, 2), 0).is_ok()));
+        assert!(watchdog.check(&status(5, 0), 0).is_err(), "the broker has forgotten it");
     }
 
     #[test]

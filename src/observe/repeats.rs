@@ -11,7 +11,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Counts warnings that are not logged. There are only a few fixed kinds.
 #[derive(Debug, Default)]
-pub(crate) struct Repeats(Mutex<HashMap<&'static str, Repeated>>);
+pub struct Repeats(Mutex<HashMap<&'static str, Repeated>>);
 
 #[derive(Debug)]
 struct Repeated {
@@ -22,7 +22,7 @@ struct Repeated {
 impl Repeats {
     /// Whether to log this warning. If so, returns the number of warnings of its kind since the last log
     /// line, including this one.
-    pub(crate) fn count(&self, kind: &'static str) -> Option<u64> {
+    pub fn count(&self, kind: &'static str) -> Option<u64> {
         let now = Instant::now();
         let mut kinds = self.0.lock();
         let Some(repeated) = kinds.get_mut(kind) else {

@@ -1,0 +1,156 @@
+//! The messages of each key that wait in the delay queue, in their order.
+//!
+//! While some do, a message of their key may be handled only if it is the first of them: the others, and those that arrive
+//! meanwhile, go to the delay queue too. It delivers in its order, and each message keeps its place here, so that a key's messages
+//! are handled in the order in which they first arrived.
+//!
+//! # Caveats
+//! This is the memory of one process. A message that doesn't come back, because another process took it, is forgotten after
+//! a while, and the next one is the first. Beyond [`MOST`] messages, order is given up.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// The most messages that are remembered, of all keys together.
+pub(super) const MOST: usize = 10_000;
+
+/// Whether a message may be handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Handle,
+    /// Another one of its key waits in the delay queue.
+    Follow,
+}
+
+/// Whether a message that goes to the delay queue keeps its place in the order of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Kept,
+    GivenUp,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct DelayedMessages {
+    keys: HashMap<String, VecDeque<DelayedMessage>>,
+    count: usize,
+    /// A message that was not seen for this long is forgotten.
+    patience: Duration,
+}
+
+#[derive(Debug)]
+struct DelayedMessage {
+    id: String,
+    seen: Instant,
+}
+
+impl DelayedMessages {
+    pub(super) fn new(delay: Duration) -> Self {
+        // It comes back after the delay, and the queue may be long.
+        Self { keys: HashMap::new(), count: 0, patience: delay * 3 + Duration::from_mins(1) }
+    }
+
+    /// Whether a message of this key may be handled now.
+    pub(super) fn turn(&mut self, key: &str, id: &str, now: Instant) -> Turn {
+        self.forget_lost(key, now);
+        match self.keys.get(key).and_then(VecDeque::front) {
+            Some(first) if first.id != id => Turn::Follow,
+            _ => Turn::Handle,
+        }
+    }
+
+    /// Notes that a message of this key goes to the delay queue, or goes there again.
+    pub(super) fn delay(&mut self, key: &str, id: &str, now: Instant) -> Place {
+        if let Some(queue) = self.keys.get_mut(key)
+            && let Some(known) = queue.iter_mut().find(|known| known.id == id)
+        {
+            known.seen = now;
+            return Place::Kept;
+        }
+
+        if self.count >= MOST {
+            return Place::GivenUp;
+        }
+        self.keys
+            .entry(key.to_owned())
+            .or_default()
+            .push_back(DelayedMessage { id: id.to_owned(), seen: now });
+        self.count += 1;
+        Place::Kept
+    }
+
+    /// Notes that a message needs no further try.
+    pub(super) fn settled(&mut self, key: &str, id: &str) {
+        let Some(queue) = self.keys.get_mut(key) else { return };
+        let before = queue.len();
+        queue.retain(|known| known.id != id);
+        self.count -= before - queue.len();
+        if queue.is_empty() {
+            self.keys.remove(key);
+        }
+    }
+
+    fn forget_lost(&mut self, key: &str, now: Instant) {
+        let Some(queue) = self.keys.get_mut(key) else { return };
+        while queue.front().is_some_and(|first| now - first.seen > self.patience) {
+            queue.pop_front();
+            self.count -= 1;
+        }
+        if queue.is_empty() {
+            self.keys.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELAY: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn later_messages_of_a_key_follow_a_delayed_one() {
+        let (mut delayed, now) = (DelayedMessages::new(DELAY), Instant::now());
+        assert_eq!(delayed.turn("k", "1", now), Turn::Handle);
+        delayed.delay("k", "1", now);
+        assert_eq!(
+            (delayed.turn("k", "2", now), delayed.turn("other", "2", now)),
+            (Turn::Follow, Turn::Handle)
+        );
+        delayed.delay("k", "2", now);
+
+        // The first comes back and fails again; the second must wait for it.
+        assert_eq!(delayed.turn("k", "1", now), Turn::Handle);
+        delayed.delay("k", "1", now);
+        assert_eq!(delayed.turn("k", "2", now), Turn::Follow);
+
+        delayed.settled("k", "1");
+        assert_eq!((delayed.turn("k", "3", now), delayed.turn("k", "2", now)), (Turn::Follow, Turn::Handle));
+        delayed.settled("k", "2");
+        assert_eq!(delayed.turn("k", "3", now), Turn::Handle);
+        assert_eq!((delayed.count, delayed.keys.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_message_that_never_returns_blocks_its_key_for_a_while() {
+        let (mut delayed, now) = (DelayedMessages::new(DELAY), Instant::now());
+        delayed.delay("k", "1", now);
+        let patience = delayed.patience;
+        assert_eq!(delayed.turn("k", "2", now + patience), Turn::Follow);
+        assert_eq!(delayed.turn("k", "2", now + patience + DELAY), Turn::Handle);
+    }
+
+    #[test]
+    fn the_memory_of_delayed_messages_is_bounded() {
+        let (mut delayed, now) = (DelayedMessages::new(DELAY), Instant::now());
+        for nth in 0..MOST {
+            assert_eq!(delayed.delay(&format!("k{nth}"), "1", now), Place::Kept);
+        }
+        assert_eq!(delayed.delay("more", "1", now), Place::GivenUp);
+        assert_eq!(delayed.delay("k0", "1", now), Place::Kept, "it is known");
+    }
+}

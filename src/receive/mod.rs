@@ -1,0 +1,87 @@
+//! Receiving messages from a queue of RabbitMQ, into functions and aggregates.
+//!
+//! ```no_run
+//! # use document_outbox::{Aggregate, Inbox, Message, Outbox, Store, amqp::AmqpSettings};
+//! # use document_outbox::receive::{Receiver, ReceiverSettings, Subscriptions};
+//! # use serde::{Deserialize, Serialize};
+//! # #[derive(Serialize, Deserialize, Message)]
+//! # #[message(type = "stock.requested")]
+//! # struct StockRequested { sku: String, quantity: i64 }
+//! # #[derive(Serialize, Deserialize, Aggregate)]
+//! # struct Stock {
+//! #     #[serde(rename = "_id")] sku: String, available: i64,
+//! #     #[serde(default)] inbox: Inbox, #[serde(skip)] outbox: Outbox,
+//! # }
+//! # impl Stock {
+//! #     fn new(sku: String) -> Self { Self { sku, available: 0, inbox: Inbox::default(), outbox: Outbox::default() } }
+//! # }
+//! # async fn run(stocks: Store<Stock>) -> Result<(), Box<dyn std::error::Error>> {
+//! let subscriptions = Subscriptions::new().into_aggregate(
+//!     &stocks,
+//!     |request: &StockRequested| request.sku.clone(),
+//!     Stock::new,
+//!     |stock, request| stock.available -= request.quantity,
+//! );
+//! let amqp = AmqpSettings::new("amqp://localhost")?;
+//! let receiver = Receiver::new(amqp, subscriptions, ReceiverSettings::new("stock"))?.start();
+//! // …
+//! receiver.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Flow
+//! A [`Receiver`] takes messages from its queue, up to its prefetch. Messages with the same [key](ReceivedMessage::key) are handled
+//! one after another, others at the same time. A message is decoded and given to the function of its type, or applied to an
+//! aggregate. The outcome decides what happens next:
+//!
+//! | outcome | the message |
+//! |---|---|
+//! | applied, or the aggregate had it | is acknowledged |
+//! | transient failure | is tried again in place with growing pauses, and holds its key; after a while it waits in the delay queue; after several delays it is dead |
+//! | permanent failure, undecodable | is dead at once |
+//! | something is unavailable | is tried again until it is available; no others are taken, and no failure is counted |
+//! | unknown type | is dead, rejected or ignored, by [setting](UnknownTypes) |
+//!
+//! A dead message is in the dead-letter queue, with the reason as headers. A message leaves its queue only after the broker has confirmed
+//! its copy in the other one.
+//!
+//! # Guarantees
+//! - A message is acknowledged only after its function has returned, or after the majority of MongoDB has the aggregate's save.
+//! - An aggregate applies each message once, within the limits of its [`Inbox`](crate::Inbox).
+//! - A failing message delays only later messages of its own key. One without a key delays no other.
+//! - A process that dies loses no message: the broker delivers again what was not acknowledged.
+//!
+//! # Caveats
+//! - A function of [`on`](Subscriptions::on) may get a message twice.
+//! - Order holds for messages of one key in one process; docs/receiving.md has means for several processes.
+//! - The function of a message must not block its thread: then it can't be aborted.
+
+mod aggregate;
+mod copies;
+mod decide;
+mod delayed;
+mod event;
+mod intake;
+mod key_order;
+mod message;
+mod metrics;
+mod outage;
+mod receiver;
+mod settings;
+mod settle;
+mod status;
+mod subscriptions;
+mod taken;
+mod worker;
+
+pub use self::{
+    aggregate::Applies,
+    decide::DeadCause,
+    event::{MessageName, ReceiverEvent},
+    message::{ReceivedMessage, Undecodable},
+    receiver::{Receiver, RunningReceiver},
+    settings::{DelayedOrder, InvalidReceiver, ReceiverSettings, UnknownTypes},
+    status::{ReceiverSnapshot, ReceiverStatus},
+    subscriptions::Subscriptions,
+};

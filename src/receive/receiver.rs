@@ -1,0 +1,220 @@
+//! A receiver as a whole: takes messages, hands them out, stops in order.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::broadcast,
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    amqp::{AmqpSettings, Consumer, Publisher, State},
+    receive::{
+        event::ReceiverEvent,
+        settings::{InvalidReceiver, ReceiverSettings},
+        status::ReceiverStatus,
+        subscriptions::Subscriptions,
+        worker::{Links, Worker},
+    },
+};
+
+/// The last part of the grace period, in which messages are returned.
+const LAST_PART: f64 = 0.2;
+/// The time for closing the connections in order when the grace period is over.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How often the prefetch follows the sizes of messages, even if nothing else happens.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// A receiver, ready to start.
+pub struct Receiver {
+    worker: Arc<Worker>,
+    amqp: AmqpSettings,
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("queue", &self.worker.settings().queue)
+            .field("broker", &self.amqp)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A receiver at work. Dropping it stops it without a grace period.
+pub struct RunningReceiver {
+    worker: Arc<Worker>,
+    consumer: Arc<Consumer>,
+    publisher: Publisher,
+    tasks: TaskTracker,
+    /// Its essential tasks. None of them ends before a stop.
+    essential: JoinSet<()>,
+}
+
+impl fmt::Debug for RunningReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningReceiver")
+            .field("queue", &self.worker.settings().queue)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Receiver {
+    /// A receiver that gives the messages of a queue to these functions.
+    ///
+    /// # Errors
+    /// [`InvalidReceiver`]: every problem, in a sentence each.
+    pub fn new(
+        amqp: AmqpSettings,
+        subscriptions: Subscriptions,
+        settings: ReceiverSettings,
+    ) -> Result<Self, InvalidReceiver> {
+        let mut problems = Vec::new();
+        for checked in [settings.validate(), subscriptions.validate()] {
+            if let Err(InvalidReceiver(found)) = checked {
+                problems.extend(found);
+            }
+        }
+        if !problems.is_empty() {
+            return Err(InvalidReceiver(problems));
+        }
+        Ok(Self { worker: Arc::new(Worker::new(subscriptions, settings)), amqp })
+    }
+
+    /// The events of messages from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<ReceiverEvent> {
+        self.worker.subscribe()
+    }
+
+    /// Reports its state.
+    #[must_use]
+    pub fn status(&self) -> ReceiverStatus {
+        ReceiverStatus::new(self.worker.clone())
+    }
+
+    /// Starts it; connects in the background. Must be called inside a Tokio runtime.
+    #[must_use]
+    pub fn start(self) -> RunningReceiver {
+        let Self { worker, amqp } = self;
+        let settings = worker.settings();
+        let topology = settings.topology(&worker.subscriptions().types());
+        let publisher = Publisher::start(amqp.clone(), topology.clone());
+        let consumer = Arc::new(Consumer::start(
+            amqp,
+            topology,
+            settings.queue.clone(),
+            worker.intake().prefetch(Instant::now()),
+            "outbox-receiver".into(),
+        ));
+        worker.connect(Links {
+            publisher: publisher.clone(),
+            publishing: publisher.subscribe(),
+            consuming: consumer.subscribe(),
+        });
+
+        let tasks = TaskTracker::new();
+        let mut essential = JoinSet::new();
+        essential.spawn(open_and_close(consumer.clone(), worker.clone()));
+        essential.spawn(take(consumer.clone(), worker.clone(), tasks.clone()));
+        RunningReceiver { worker, consumer, publisher, tasks, essential }
+    }
+
+    /// Runs until `stop` is cancelled, then stops in order, within the grace period.
+    pub async fn run(self, stop: CancellationToken) {
+        let running = self.start();
+        stop.cancelled().await;
+        running.stop().await;
+    }
+}
+
+impl RunningReceiver {
+    /// The events of messages from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<ReceiverEvent> {
+        self.worker.subscribe()
+    }
+
+    /// Reports its state.
+    #[must_use]
+    pub fn status(&self) -> ReceiverStatus {
+        ReceiverStatus::new(self.worker.clone())
+    }
+
+    /// Whether messages are being received.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.consumer.is_ready() && self.publisher.is_ready()
+    }
+
+    /// Waits until messages are being received; false when it was stopped before.
+    pub async fn ready(&self) -> bool {
+        self.consumer.ready().await && self.publisher.ready().await
+    }
+
+    /// Takes no more messages, and finishes those that are being handled, for four fifths of the grace period; then they are
+    /// abandoned. Messages that are not settled return to the queue. A silent broker doesn't prolong it.
+    pub async fn stop(mut self) {
+        let grace = self.worker.settings().grace;
+        let deadline = Instant::now() + grace;
+        self.worker.stop().cancel();
+
+        // Work in progress may end by itself.
+        let unfinished = async {
+            self.consumer.stop_taking().await;
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
+        if timeout_at(deadline - grace.mul_f64(LAST_PART), unfinished).await.is_err() {
+            tracing::warn!("the grace period is almost over: unfinished messages return to the queue");
+            self.worker.abandon().cancel();
+            self.tasks.close();
+            let _ = timeout_at(deadline, self.tasks.wait()).await;
+        }
+
+        // Messages that are not settled by now are delivered again; there is no wait for a silent broker.
+        let farewell = async {
+            self.consumer.close().await;
+            self.publisher.close().await;
+            while self.essential.join_next().await.is_some() {}
+        };
+        let _ = timeout_at(deadline.max(Instant::now() + FAREWELL), farewell).await;
+    }
+}
+
+impl Drop for RunningReceiver {
+    fn drop(&mut self) {
+        self.worker.stop().cancel();
+        self.worker.abandon().cancel();
+    }
+}
+
+/// Takes as many messages as may be held, and none while something that they need is unavailable. Until it is stopped.
+async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>) {
+    loop {
+        match worker.unavailable() {
+            Some(_) => consumer.pause(),
+            None => consumer.resume(worker.intake().prefetch(Instant::now())),
+        }
+
+        let changed = worker.outage().changed.notified();
+        let mut states = consumer.subscribe();
+        worker.report_ready(*states.borrow_and_update() == State::Ready);
+        tokio::select! {
+            () = worker.stop().cancelled() => break,
+            () = changed => {}
+            _ = states.changed() => {}
+            () = sleep(EVERY) => {}
+        }
+    }
+    worker.report_ready(false);
+}
+
+/// Hands out messages until the consumer ends or the receiver stops.
+async fn take(consumer: Arc<Consumer>, worker: Arc<Worker>, tasks: TaskTracker) {
+    let stop = worker.stop().clone();
+    while let Some(Some(delivery)) = stop.run_until_cancelled(consumer.next()).await {
+        worker.accept(delivery, &tasks);
+    }
+}

@@ -1,0 +1,171 @@
+//! The functions that get messages, each for one type.
+
+use std::{fmt, sync::Arc};
+
+use futures::{FutureExt, future::BoxFuture};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    InboxLimits, Message, ReceivingAggregate, Store,
+    deliver::HandlerError,
+    receive::{
+        aggregate::{self, Applies, IntoAggregate},
+        decide::Handled,
+        message::ReceivedMessage,
+        settings::InvalidReceiver,
+    },
+};
+
+type FunctionCall = dyn Fn(Arc<ReceivedMessage>, InboxLimits) -> BoxFuture<'static, Handled> + Send + Sync;
+
+/// One function, and the type of its messages.
+#[derive(Clone)]
+pub(super) struct TypeSubscription {
+    types: Vec<&'static str>,
+    is_named: fn(&str) -> bool,
+    call: Arc<FunctionCall>,
+}
+
+impl TypeSubscription {
+    fn new<M: Message>(
+        call: impl Fn(Arc<ReceivedMessage>, InboxLimits) -> BoxFuture<'static, Handled> + Send + Sync + 'static,
+    ) -> Self {
+        let types = M::TYPES.iter().chain(M::ALIASES).copied().collect();
+        Self { types, is_named: M::is_named, call: Arc::new(call) }
+    }
+
+    /// Calls the function.
+    pub(super) fn call(
+        &self,
+        message: Arc<ReceivedMessage>,
+        inbox: InboxLimits,
+    ) -> BoxFuture<'static, Handled> {
+        (self.call)(message, inbox)
+    }
+}
+
+/// The functions that get messages. Each type has one: for several effects that may fail independently, use a queue each.
+///
+/// ```
+/// # use document_outbox::{Aggregate, Inbox, Message, Outbox, Store, receive::Subscriptions};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, Message)]
+/// # #[message(type = "order.paid")]
+/// # struct OrderPaid { order: String }
+/// # #[derive(Serialize, Deserialize, Message)]
+/// # #[message(type = "stock.requested")]
+/// # struct StockRequested { sku: String, quantity: i64 }
+/// # #[derive(Serialize, Deserialize, Aggregate)]
+/// # struct Stock {
+/// #     #[serde(rename = "_id")] sku: String, available: i64,
+/// #     #[serde(default)] inbox: Inbox, #[serde(skip)] outbox: Outbox,
+/// # }
+/// # impl Stock {
+/// #     fn new(sku: String) -> Self { Self { sku, available: 0, inbox: Inbox::default(), outbox: Outbox::default() } }
+/// # }
+/// # async fn send_mail(_: &str) -> Result<(), std::io::Error> { Ok(()) }
+/// # fn example(stocks: &Store<Stock>) -> Subscriptions {
+/// Subscriptions::new()
+///     .on(|paid: OrderPaid, _message| async move {
+///         send_mail(&paid.order).await?;
+///         Ok(())
+///     })
+///     .into_aggregate(
+///         stocks,
+///         |request: &StockRequested| request.sku.clone(),
+///         Stock::new,
+///         |stock, request| stock.available -= request.quantity,
+///     )
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct Subscriptions {
+    all: Vec<TypeSubscription>,
+}
+
+impl fmt::Debug for Subscriptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscriptions").field("types", &self.types()).finish()
+    }
+}
+
+impl Subscriptions {
+    /// No functions yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a function for messages of type `M`, under any of its names. State is what the closure captures.
+    ///
+    /// A message is acknowledged after the function has returned `Ok`. It may be called again for the same message: its id is
+    /// [`ReceivedMessage::id`].
+    #[must_use]
+    pub fn on<M, F, R>(mut self, function: F) -> Self
+    where
+        M: Message + DeserializeOwned + Send + 'static,
+        F: Fn(M, Arc<ReceivedMessage>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        self.all.push(TypeSubscription::new::<M>(move |message, _inbox| match message.decode::<M>() {
+            Ok(decoded) => function(decoded, message).map(Handled::from_result).boxed(),
+            Err(error) => std::future::ready(Handled::Undecodable(error.to_string())).boxed(),
+        }));
+        self
+    }
+
+    /// Adds an aggregate that receives messages of type `M`, once each.
+    ///
+    /// `key` names the aggregate that a message is for. It is loaded, or made by `make` if there is none. Unless its inbox has the
+    /// message, `apply` changes it, and it is saved. The message is acknowledged after the majority has the save. After a
+    /// conflict all of that is repeated on a fresh aggregate, so the closures should have no other effects.
+    ///
+    /// `apply` returns nothing, or a `Result` whose error is or becomes a [`HandlerError`]: then there is no save.
+    #[must_use]
+    pub fn into_aggregate<M, T, R>(
+        mut self,
+        store: &Store<T>,
+        key: impl Fn(&M) -> T::Id + Send + Sync + 'static,
+        make: impl Fn(T::Id) -> T + Send + Sync + 'static,
+        apply: impl Fn(&mut T, &M) -> R + Send + Sync + 'static,
+    ) -> Self
+    where
+        M: Message + DeserializeOwned + Send + Sync + 'static,
+        T: ReceivingAggregate + 'static,
+        T::Id: 'static,
+        R: Applies + 'static,
+    {
+        let into = Arc::new(IntoAggregate { store: store.clone(), key, make, apply });
+        self.all.push(TypeSubscription::new::<M>(move |message, inbox| match message.decode::<M>() {
+            Ok(decoded) => aggregate::receive(into.clone(), message.id, decoded, inbox).boxed(),
+            Err(error) => std::future::ready(Handled::Undecodable(error.to_string())).boxed(),
+        }));
+        self
+    }
+
+    /// The types that have a function, under all their names.
+    #[must_use]
+    pub fn types(&self) -> Vec<&'static str> {
+        self.all.iter().flat_map(|subscription| subscription.types.iter().copied()).collect()
+    }
+
+    /// The function for messages of this type.
+    pub(super) fn find(&self, message_type: &str) -> Option<&TypeSubscription> {
+        self.all.iter().find(|subscription| (subscription.is_named)(message_type))
+    }
+
+    /// Each type has one function, and there is at least one.
+    pub(super) fn validate(&self) -> Result<(), InvalidReceiver> {
+        let types = self.types();
+        let mut problems = Vec::new();
+        if types.is_empty() {
+            problems.push("no function gets messages; add one with `on` or `into_aggregate`".to_owned());
+        }
+        for (place, name) in types.iter().enumerate() {
+            if types[..place].contains(name) {
+                problems.push(format!("`{name}` has two functions; use a queue for each"));
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(InvalidReceiver(problems)) }
+    }
+}
