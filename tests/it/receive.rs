@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use crate::{
     flow::soon,
-    receiving::{Scene, Stock, StockRequested, cloud_event, id_of},
+    receiving::{Scene, Stock, StockRequested, Working, cloud_event, id_of},
 };
 
 fn is_applied(event: &ReceiverEvent) -> bool {
@@ -481,7 +481,9 @@ async fn a_stop_abandons_a_message_that_takes_too_long() {
     let receiver = scene.start(functions, settings).await;
     scene.request("a", 1).await;
     soon("the call", began.acquire()).await.unwrap().forget();
-    receiver.stop().await;
+    let Working { running, mut events } = receiver;
+    soon("the end", running.stop()).await;
+    assert!(events.rest().iter().any(|event| matches!(event, ReceiverEvent::Returned(_))));
     let returned = async { while scene.ready_in(&scene.queue()).await < 1 {} };
     soon("the message to return", returned).await;
     scene.end().await;
@@ -912,6 +914,10 @@ mod outage {
         let id = scene.request("a", 1).await;
         // The primary has it, and the majority has not.
         soon("the save", written("a")).await;
+        // Each question takes about a second, in which a premature acknowledgement would arrive.
+        for _ in 0..2 {
+            assert_eq!(scene.unacknowledged().await, 1);
+        }
         process.kill().await;
         let returned = async { while scene.ready_in(&scene.queue()).await < 1 {} };
         soon("the message to return", returned).await;

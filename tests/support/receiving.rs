@@ -166,6 +166,15 @@ impl Scene {
         soon("the prefetch to change", waiting).await;
     }
 
+    /// How many messages the broker has delivered, to any consumer, that are not acknowledged yet.
+    pub async fn unacknowledged(&self) -> u32 {
+        let count = || {
+            let listed = rabbitmqctl(&["-q", "list_channels", "messages_unacknowledged"]);
+            listed.lines().filter_map(|line| line.trim().parse::<u32>().ok()).sum()
+        };
+        tokio::task::spawn_blocking(count).await.unwrap()
+    }
+
     /// The dead messages, which leave their queue.
     pub async fn dead(&self) -> Vec<Dead> {
         let mut dead = Vec::new();
