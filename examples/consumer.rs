@@ -31,7 +31,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stocks = Store::<Stock>::new(client.database("example_consumer").collection::<()>("stocks"), &inline);
     let new = |sku| Stock { sku, available: 0, inbox: Inbox::default(), outbox: Outbox::default() };
 
-    // The consumer: `new` makes an aggregate that isn't there yet.
+    // The consumer. `new` creates an aggregate that doesn't exist yet.
     let key = |StockRequested(sku, _): &StockRequested| sku.clone();
     let take = |stock: &mut Stock, StockRequested(_, quantity): &StockRequested| stock.available -= quantity;
     let requests = Subscriptions::new().into_aggregate(&stocks, key, new, take);
@@ -39,7 +39,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut events = receiver.subscribe();
     rabbitmq.available().await;
-    receiver.ready().await; // its queue is there before the message
+    receiver.ready().await; // the queue must exist before the message is sent
     let mut shelf = new("shelf".into());
     shelf.outbox.send(StockRequested("tea".into(), 2));
     stocks.insert(shelf).await?.applied()?;

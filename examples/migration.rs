@@ -1,5 +1,5 @@
-//! Prepares existing documents for the library, with a check for name conflicts and the indexes: `cargo run --example
-//! migration`.
+//! Prepares existing documents for the library: checks for name conflicts, and creates the indexes. Run it with `cargo
+//! run --example migration`.
 
 use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use mongodb::{Client, bson::Document, bson::doc, bson::oid::ObjectId};

@@ -9,7 +9,7 @@ use document_outbox::{
 use mongodb::{Client, bson::oid::ObjectId};
 use serde::{Deserialize, Serialize};
 
-const NAME: &str = "example.rabbitmq"; // of its own: the defaults are right for an application
+const NAME: &str = "example.rabbitmq"; // separate from other programs; an application can use the default names
 
 #[derive(Serialize, Deserialize, Aggregate)]
 struct Order {

@@ -1,6 +1,6 @@
 //! Writes two documents and their message in a transaction: `cargo run --example transaction`.
 //!
-//! One aggregate with its messages needs no transaction. This is for the case in which two documents must change together.
+//! One aggregate with its messages needs no transaction. A transaction is for two documents that must change together.
 
 use document_outbox::{Aggregate, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use mongodb::{Client, bson::doc, bson::oid::ObjectId, options::WriteConcern};

@@ -110,17 +110,17 @@ pub mod derived {
     pub use serde::Serialize;
     use serde::de::DeserializeOwned;
 
-    /// The requirements of [`Aggregate`](crate::Aggregate) on a struct.
+    /// The requirements that an [`Aggregate`](crate::Aggregate) struct must meet.
     pub trait Stored: Serialize + DeserializeOwned + Send + Sync {}
     impl<T: Serialize + DeserializeOwned + Send + Sync> Stored for T {}
 
-    /// Its requirements on an id.
+    /// The requirements that the id of an [`Aggregate`](crate::Aggregate) must meet.
     pub trait Id: Serialize + Send + Sync {}
     impl<T: Serialize + Send + Sync> Id for T {}
 }
 
-/// Items that the rescuer, the dispatcher, their services and the proofs share with this crate. Not part of
-/// its interface: they may change in any version.
+/// Items that the rescuer, the dispatcher, their services and the proofs share with this crate. They are not part of
+/// the crate's interface and may change in any version.
 #[doc(hidden)]
 pub mod internal {
     #[cfg(feature = "rabbitmq")]

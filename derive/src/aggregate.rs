@@ -24,7 +24,7 @@ const ORDERINGS: [(&str, &str); 3] =
 /// Generates the implementation of the trait.
 ///
 /// # Errors
-/// An error for every mistake that would fail when such an aggregate is saved or loaded.
+/// Returns an error for every mistake that would make a save or a load of the aggregate fail.
 pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     let named = named_fields(input)?;
     let mut problems = Problems::default();
@@ -51,12 +51,12 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     };
     problems.none_or(())?;
     let mut inboxes = fields.iter().filter(|field| field.role == Role::Inbox);
-    // With several, only its code can know which one a message belongs to.
+    // If the struct has several inboxes, only the application's code can know which inbox a message belongs to.
     let inbox = inboxes.next().filter(|_| inboxes.next().is_none());
     implementation(input, &options, &Parts { id, outbox, inbox }, &constants)
 }
 
-/// The fields that the traits return.
+/// The fields that the generated trait methods return.
 struct Parts<'a> {
     id: &'a Field<'a>,
     outbox: &'a Field<'a>,
@@ -187,7 +187,7 @@ fn ordering_named(ordering: &LitStr) -> Result<Ident> {
     Err(Error::new(ordering.span(), sentence))
 }
 
-/// Parses a pair of the path of an array and the field that identifies its elements.
+/// Parses an element key: the path of an array, a dot, and the field that identifies the array's elements.
 fn element_key(key: &str, keys: &LitStr, fields: &[Field<'_>]) -> Result<(String, String)> {
     let Some((path, field)) =
         key.rsplit_once('.').filter(|(path, field)| !path.is_empty() && !field.is_empty())

@@ -20,15 +20,15 @@ const KEYS: [Key; 2] =
 /// The role of a field for the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Stored as `_id`, or intended to be.
+    /// The field is stored as `_id`, or is intended to be.
     Id,
     Outbox,
     Inbox,
     /// The field's own fields are stored next to those of the struct.
     Flattened,
-    /// Not stored.
+    /// The field is not stored.
     Skipped,
-    /// Any other field.
+    /// The field is stored and has no other role.
     Stored,
 }
 

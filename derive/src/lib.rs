@@ -8,7 +8,7 @@
 //!
 //! # Caveats
 //! A macro sees only its own struct. It can't see into a flattened field, a type alias, or a hand-written `Serialize`.
-//! These are checked when the aggregate is saved.
+//! Such cases are checked when the aggregate is saved.
 
 mod aggregate;
 mod field;
@@ -58,9 +58,9 @@ pub fn derive_aggregate(input: TokenStream) -> TokenStream {
 /// | key of `#[message(…)]` | is |
 /// |---|---|
 /// | `type = "…"` | the stable name, on a struct, an enum or a variant: 1 to 255 bytes |
-/// | `alias = "…"` | a name that it had before; may be given more than once |
+/// | `alias = "…"` | a former name of the message; may be given more than once |
 /// | `schema = "…"` | where the payload's schema is described |
-/// | `prefix = "…"` | on an enum: each variant's type is this, a dot, and its name in `snake_case` |
+/// | `prefix = "…"` | on an enum: each variant's type is this prefix, a dot, and the variant's name in `snake_case` |
 /// | `crate = "…"` | the path of `document-outbox`, if it has another name |
 ///
 /// # Errors

@@ -29,7 +29,7 @@ struct Named {
 /// Generates the implementation of the trait.
 ///
 /// # Errors
-/// An error for names that can't be sent, and for variants that can't be distinguished.
+/// Returns an error for names that can't be sent, and for variants that can't be distinguished.
 pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
     let options = Options::read(&input.attrs, "message", &[TYPE, PREFIX, ALIAS, SCHEMA, CRATE])?;
     match &input.data {

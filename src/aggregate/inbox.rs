@@ -21,7 +21,7 @@ pub struct InboxLimits {
 }
 
 impl Default for InboxLimits {
-    /// 256 messages, 7 days.
+    /// Returns limits of 256 messages and 7 days.
     fn default() -> Self {
         Self { count: 256, age: Duration::from_hours(7 * 24) }
     }
@@ -73,7 +73,7 @@ impl Inbox {
         self.record(limits, id, now).is_some()
     }
 
-    /// Remembers a message. The number of others that were forgotten for it; `None` for a repeat.
+    /// Records a message. Returns the number of older records that were removed, or `None` for a repeat.
     #[cfg(feature = "rabbitmq")]
     pub(crate) fn receive_counting(&mut self, limits: InboxLimits, id: uuid::Uuid) -> Option<usize> {
         self.record(limits, id, DateTime::now())

@@ -27,8 +27,8 @@ use crate::{
 /// }
 /// ```
 ///
-/// The [derive macro](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type. It rejects
-/// most mistakes at compile time that otherwise fail at run time, see below.
+/// The [derive macro](macro@crate::Aggregate) finds the id by its stored name and the outbox by its type. At compile
+/// time it rejects most mistakes that would otherwise fail at run time.
 ///
 /// # Identity
 /// The key of an aggregate is the `_id` in its encoding, and [`id`](Aggregate::id) must return that field. Before

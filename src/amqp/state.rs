@@ -20,9 +20,9 @@ pub enum State {
         /// The broker's text.
         reason: String,
     },
-    /// There is no connection; another one is being tried.
+    /// There is no connection; the supervisor is trying to open a new one.
     Disconnected {
-        /// Why, in a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
     /// The broker answers, but refuses the login or the topology. Connecting is retried, but a person must fix the

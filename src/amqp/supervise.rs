@@ -12,7 +12,7 @@ use crate::amqp::{
 
 /// Why a connection is no longer served.
 pub(super) enum End {
-    /// The owner asked for it.
+    /// The owner asked the loop to end.
     Asked,
     Lost(Trouble),
 }

@@ -38,7 +38,7 @@ pub enum ExchangeKind {
 pub struct ExchangeSpec {
     /// The name.
     pub name: String,
-    /// The way in which it routes messages.
+    /// The way in which the exchange routes messages.
     pub kind: ExchangeKind,
 }
 
@@ -47,7 +47,7 @@ pub struct ExchangeSpec {
 pub struct QueueSpec {
     /// The name.
     pub name: String,
-    /// Whether it is a quorum queue, which is replicated by Raft. Otherwise it is a classic queue.
+    /// Whether the queue is a quorum queue, which is replicated by Raft. Otherwise it is a classic queue.
     pub quorum: bool,
     /// The number of deliveries after which the broker dead-letters or drops a message. For quorum queues only.
     pub delivery_limit: Option<u32>,
@@ -56,7 +56,7 @@ pub struct QueueSpec {
     /// The queue that gets the messages that this one drops: expired, rejected, or delivered too many times. A quorum queue
     /// passes them on at least once.
     pub dead_letter_to: Option<String>,
-    /// The broker delivers to one consumer at a time, and to the next one when that is gone.
+    /// Whether the broker delivers to only one consumer, and to another one when the first is gone.
     pub single_active_consumer: bool,
 }
 
@@ -67,12 +67,12 @@ pub struct Topology {
     pub exchanges: Vec<ExchangeSpec>,
     /// The queues with their bindings.
     pub queues: Vec<QueueSpec>,
-    /// Whether they are declared, verified, or left alone.
+    /// Whether the exchanges and queues are declared, verified, or left alone.
     pub mode: TopologyMode,
 }
 
 impl Topology {
-    /// Whether it declares this queue for one consumer at a time.
+    /// Whether the topology declares this queue for one consumer at a time.
     pub(super) fn has_one_active_consumer(&self, queue: &str) -> bool {
         self.queues.iter().any(|spec| spec.name == queue && spec.single_active_consumer)
     }
@@ -175,7 +175,7 @@ impl QueueSpec {
             let mut text = |name: &str, value: &str| {
                 arguments.insert(name.into(), AMQPValue::LongString(value.into()));
             };
-            // The default exchange: its bindings can't be removed.
+            // The empty name is the default exchange, whose bindings can't be removed.
             text("x-dead-letter-exchange", "");
             text("x-dead-letter-routing-key", queue);
             if self.quorum {

@@ -147,7 +147,7 @@ pub(crate) fn is_of_the_broker(name: &str) -> bool {
     OF_THE_BROKER.iter().any(|prefix| after(prefix, name).is_some())
 }
 
-/// The rest of a header's name, if it begins with this prefix in upper or lower case.
+/// Returns the rest of a header's name, if the name begins with this prefix in upper or lower case.
 pub(crate) fn after<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
     let (start, rest) = name.split_at_checked(prefix.len())?;
     start.eq_ignore_ascii_case(prefix).then_some(rest)

@@ -60,9 +60,10 @@ use crate::aggregate::message::Message;
 pub enum HandlerError {
     /// The handler may succeed later.
     Transient(String),
-    /// The handler can never succeed. The message dies at once, unless another of its handlers failed otherwise.
+    /// The handler can never succeed. The message dies at once, unless another of its handlers failed in a different
+    /// way.
     Permanent(String),
-    /// Something that the handler needs is unavailable, so that others would fail too: no attempt is counted.
+    /// Something that the handler needs is unavailable, so other messages would fail too. No attempt is counted.
     Unavailable(String),
 }
 

@@ -184,7 +184,7 @@ impl From<Outcome> for Answer {
 /// - It does not panic and does not wait forever. A call that outlives the claim is dropped and counts as a
 ///   failed attempt, unless [`is_available`](Deliver::is_available) is false by then.
 ///
-/// [`conformance::check`] tests these.
+/// [`conformance::check`] tests these guarantees.
 ///
 /// # Assumptions it may make
 /// A window contains at most one message of an ordered document, so the messages of a window can be delivered

@@ -2,7 +2,8 @@
 
 use crate::{amqp::Published, deliver::Outcome};
 
-/// The meaning of the broker's answer for a message, unless an unroutable one of its type is accepted.
+/// Returns the outcome of a message from the broker's answer. The caller decides whether an unroutable message of this
+/// type counts as delivered.
 pub fn outcome(published: Published, message_type: &str, exchange: &str) -> Outcome {
     match published {
         Published::Confirmed => Outcome::Delivered,

@@ -165,8 +165,8 @@ impl Claimer {
         }
     }
 
-    /// Tries to undo a claim that got no clear answer. The claim may have been written, and would then count as one
-    /// whose holder died. No message was published under this claim, so a rollback of the undo is harmless.
+    /// Tries to undo a claim that got no clear answer. If the claim was written, it would count as a claim whose holder
+    /// died. No message was published under this claim, so a rollback of the undo is harmless.
     async fn undo(&self, claim: &Claim, now: DateTime) {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = Self::release_of(claim, &entries, now, &[]);
@@ -389,8 +389,8 @@ pub(crate) fn cut(error: &str) -> &str {
 
 /// Builds a filter on all changing fields of the entry as they were read. A null matches an absent field.
 ///
-/// All of these fields are needed: if another process has claimed and released the entry in the meantime, the date may
-/// be the same as before although some handlers have received the message.
+/// All of these fields are needed: if another process has claimed and released the entry since it was read, the date
+/// may be the same as before although some handlers have received the message.
 fn as_read(entry: &Entry) -> Document {
     doc! {
         "id": entry.id,
@@ -406,7 +406,7 @@ fn as_read(entry: &Entry) -> Document {
     }
 }
 
-/// A count that is absent reads as 0.
+/// Returns the filter value for a count. An absent count is read as 0, so 0 also matches an absent field.
 fn count_as_read(count: i64) -> Bson {
     if count == 0 { doc! { "$in": [Bson::Null, Bson::from(0)] }.into() } else { count.into() }
 }

@@ -44,7 +44,8 @@ struct ClearState {
 pub(crate) struct ClearUnderWay {
     clears: ClearsUnderWay,
     state: Arc<ClearState>,
-    /// Until then, its messages count against the limit of messages that a crash would repeat.
+    /// The permits of the clear's messages, which count against the limit of messages that a crash would repeat until
+    /// the clear has ended.
     _unsettled: Permits,
 }
 

@@ -39,8 +39,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{dispatch::clears_under_way::MOST_ENTRIES, mongo::Delivered, stored::document_ref::DocumentRef};
 
 /// Maximum number of deferred messages, including those that a save has taken, and maximum number of documents being
-/// cleared. Above this limit, each delivery clears its messages at once and waits for that. A process that ends without
-/// closing can repeat this many messages.
+/// cleared. Above this limit, each delivery clears its messages at once and waits until they are cleared. A process
+/// that ends without closing can repeat this many messages.
 pub(crate) const MOST: usize = 16_384;
 
 type Key = Arc<[u8]>;
@@ -56,9 +56,9 @@ pub(crate) struct DeferredClears {
 struct Queue {
     time: Duration,
     state: Mutex<QueueState>,
-    /// Notified when there is a new message, or work to do at once.
+    /// Notified when a message was deferred, or when messages must be cleared at once.
     woken: Notify,
-    /// Notified when something has been cleared.
+    /// Notified when a clear has ended.
     went: Notify,
     clear: Box<Clear>,
 }
@@ -79,9 +79,9 @@ struct QueueState {
     taken: BTreeSet<(Instant, u64)>,
     /// The messages to clear at once.
     now: Vec<(u64, Key, Delivered)>,
-    /// The clears in progress, or about to begin.
+    /// The numbers of the clears that are in progress or about to begin.
     going: BTreeSet<u64>,
-    /// The same clears, by document.
+    /// The numbers of these clears, by document.
     going_of: HashMap<Key, Vec<u64>>,
     /// Whether deferring has stopped: no more clears may be deferred.
     closed: bool,
@@ -113,13 +113,13 @@ impl QueueState {
         self.now.push((number, key, delivered));
     }
 
-    /// Clears a deferred message, whether it waits or a save has taken it.
+    /// Clears the deferred message with this number, whether the message waits or a save has taken it.
     fn go_number(&mut self, number: u64) {
         let Some(Deferred { key, delivered, .. }) = self.forget(number) else { return };
         self.go(key, delivered);
     }
 
-    /// Removes a message from the deferred ones.
+    /// Removes a message from the deferred messages.
     fn forget(&mut self, number: u64) -> Option<Deferred> {
         let deferred = self.deferred.remove(&number)?;
         if self.waiting.get(&deferred.key) == Some(&number) {
@@ -290,7 +290,7 @@ impl Queue {
     }
 
     /// Clears the messages that are to be cleared at once. Must be called inside a tokio runtime, but not necessarily
-    /// the one on which `start` was called, because that one may have ended.
+    /// inside the runtime on which `start` was called, because that runtime may have ended.
     fn clear_now(self: &Arc<Self>) {
         let due = std::mem::take(&mut self.lock().now);
         self.clear(due);

@@ -3,7 +3,8 @@
 //! # Guarantees
 //! - Deliveries of one document take turns. Deliveries of entries that were saved with a claim need no turn, because no
 //!   other delivery can be ahead of them.
-//! - If a delivery panics or is dropped with its runtime, this is reported, and its messages are left to the rescuer.
+//! - If a delivery panics or is dropped with its runtime, the failure is reported, and the messages are left to the
+//!   rescuer.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -79,7 +80,7 @@ pub(crate) enum WaitsFor {
     Clear,
 }
 
-/// The signals to a save that waits. Neither is sent if the delivery panics or ends with its runtime.
+/// The signals to a waiting save. Neither signal is sent if the delivery panics or ends with its runtime.
 pub(crate) struct Awaited {
     pub(crate) begun: oneshot::Receiver<()>,
     pub(crate) settled: oneshot::Receiver<Settled>,
@@ -265,7 +266,8 @@ impl SaveDelivery {
         loop {
             let pass = processor.process_into(&self.document, self.ordering, stop, &mut self.dispositions);
             match pass.await? {
-                // Another process is delivering the earlier messages. It will finish in a moment, or has died.
+                // Another process is delivering the earlier messages. That process will finish in a moment, or has
+                // died.
                 Processed::Held(Hold::Claimed(_)) if waited < processor.claimer().lease => {
                     stop.run_until_cancelled(tokio::time::sleep(wait)).await;
                     waited += wait;
@@ -366,7 +368,7 @@ impl SaveDelivery {
 /// A guard for a delivery that has not ended. If the delivery panics or is dropped with its runtime, the guard reports
 /// that its messages are left to the rescuer.
 struct Unfinished {
-    /// `None` once the delivery has ended.
+    /// The inline dispatcher's deliveries. `None` once this delivery has ended.
     deliveries: Option<Arc<Deliveries>>,
     document: DocumentRef,
     messages: usize,

@@ -48,7 +48,7 @@ impl fmt::Debug for DocumentLock {
 /// What to do if another task already waits for the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IfOneWaits {
-    /// Don't wait: the other task will read the document later and deliver these messages too.
+    /// Don't wait, because the waiting task will read the document later and deliver these messages too.
     LeaveItToIt,
     Queue,
 }
@@ -59,7 +59,7 @@ impl DocumentLocks {
     }
 
     /// Waits for the lock. Returns `None` at once if another task already waits, because that task will do this task's
-    /// work too. If the wait is dropped, it gives up its place.
+    /// work too. If this future is dropped, its place in the queue becomes free.
     pub async fn join(&self, document: &DocumentRef) -> Option<DocumentLock> {
         self.take(document, IfOneWaits::LeaveItToIt).await
     }
@@ -74,7 +74,7 @@ impl DocumentLocks {
         self.lock().contains_key(&document.map_key())
     }
 
-    /// Takes part without waiting for other tasks. Tasks that come later wait for this one.
+    /// Takes the document without waiting for other tasks. Tasks that come later wait for this one.
     pub fn beside(&self, document: &DocumentRef) -> DocumentLock {
         let key = document.map_key();
         let mut documents = self.lock();

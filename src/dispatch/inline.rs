@@ -224,7 +224,7 @@ impl InlineDispatcher {
         deferred + self.clears_under_way().count(document)
     }
 
-    /// Clears the delivered messages of this document and waits for that, as far as they can be cleared.
+    /// Clears the delivered messages of this document as far as possible, and waits until that is done.
     pub(crate) async fn flush_document(&self, document: &DocumentRef) {
         if let Some(deferred) = self.deferred_clears() {
             deferred.flush(document).await;

@@ -77,7 +77,7 @@ impl Lease {
             let id = Bson::from(entry.id);
             let of = |list: &[Document]| list.iter().find(|of| of.get("id") == Some(&id)).cloned();
 
-            // If the document had room in the meantime, its own state may be newer.
+            // If the document had room after the lease was released, the state in the document may be newer.
             let is_news =
                 |failed: &Document| i64::from(failed.get_i32("attempts").unwrap_or(0)) >= entry.attempts;
             if let Some(failed) = of(&self.failed).filter(is_news) {

@@ -8,7 +8,7 @@
 //!                     ▼                                       └─ Unavailable ─▶ release
 //!              why it waits
 //! ```
-//! The inline dispatcher and the dispatcher worker both call this; each decides when.
+//! The inline dispatcher and the dispatcher worker both make passes, and each decides when.
 //!
 //! # Caveats
 //! If a claim expires during a delivery, the delivery can't be undone, and the next holder repeats it. The
@@ -159,7 +159,7 @@ impl Pass<'_> {
         let Some(read) = self.stop.run_until_cancelled(self.processor.read(self.document)).await else {
             return Ok(NextStep::End(Processed::Interrupted));
         };
-        // Ask for the time after that wait, because a claim's time is counted from now.
+        // Ask for the time after the read, because the claim's lease is counted from this time.
         let now = self.processor.mongo.clock().now().await?;
         let (slots, room) = match read? {
             StoredOutbox::Entries { slots, room } => (slots, room),
@@ -215,8 +215,8 @@ impl Pass<'_> {
         Ok(Choice::Claim(Chosen { ids, rest }))
     }
 
-    /// Marks an entry dead because its claimers kept dying. Has no effect if another process has changed the entry in
-    /// the meantime.
+    /// Marks an entry dead because its claimers kept dying. Has no effect if another process has changed the entry
+    /// since it was read.
     async fn give_up_crashed(&mut self, entry: &Entry, now: DateTime) -> Result<NextStep, Error> {
         let died = self.processor.claimer.die_crashed(self.document, entry, now).await?;
         if died == Recorded::Done {

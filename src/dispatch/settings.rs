@@ -63,8 +63,8 @@ impl ProcessorSettings {
     }
 }
 
-/// Limits how fast messages are delivered. It is asked before a claim is made, so that no claim expires while waiting
-/// for the limit.
+/// Limits how fast messages are delivered. The limit is asked before a claim is made, so that no claim expires during
+/// the wait.
 #[async_trait]
 pub trait Pace: Send + Sync + 'static {
     /// Waits until messages may be claimed and delivered, and returns how many: at least one and at most `wanted`. If

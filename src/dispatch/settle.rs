@@ -67,7 +67,7 @@ pub(crate) struct DeliveryEnd {
     pub(crate) trouble: Option<Error>,
 }
 
-/// Settles the messages of a keeper and records how that ends.
+/// Settles the messages of a keeper and records how the delivery ended.
 pub(crate) struct Settling<'a, K> {
     pub(crate) processor: &'a Processor,
     pub(crate) document: &'a DocumentRef,
@@ -87,7 +87,7 @@ impl<'a, K: Keeper> Settling<'a, K> {
         let Answer { outcome, delivered_to } = answer;
         match settlement(outcome, entry, &self.processor.retry) {
             Settlement::Clear => {
-                // Report the delivery now; it has happened, even if the clear fails.
+                // Report the delivery now, because the message is delivered even if the clear fails.
                 self.processor.delivered(self.document, entry);
                 self.end.dispositions.push((entry.id, Disposition::Delivered));
 

@@ -42,11 +42,12 @@ const WINDOW_BYTES: usize = 4 << 20;
 /// When delivered messages are cleared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Clearing {
-    /// Before the delivery returns, because the document is about to be read again.
+    /// The messages are cleared before the delivery returns, because the document is about to be read again.
     AtOnce,
-    /// By the next save of the document if possible, which requires that the claim has all entries of the outbox.
+    /// The next save of the document clears the messages if possible. This requires that the claim has all entries of
+    /// the outbox.
     MayBeDeferred,
-    /// Like `MayBeDeferred`, but if the clear is not deferred, it is left to the caller, which answers its save first.
+    /// Like `MayBeDeferred`, but a clear that is not deferred is left to the caller, which answers its save first.
     ByCaller,
 }
 

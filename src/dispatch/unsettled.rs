@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The limit. Clones share it.
+/// Limits the messages that are published and not yet cleared. Clones share the limit.
 #[derive(Debug, Clone)]
 pub(crate) struct Unsettled {
     most: u32,

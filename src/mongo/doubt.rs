@@ -1,26 +1,28 @@
-//! The verdict of a command without a clean answer on its statements, kept apart from the repeats that follow.
+//! Decides what follows for the statements of a command that got no clear answer. The repeats themselves are made
+//! elsewhere.
 //!
-//! "Nothing was written" may only be said of a statement that is certain not to have been executed. An error answers one try;
-//! an earlier one may have been executed, and its answer lost. Such a statement is *in doubt*.
+//! A statement may be reported as not written only if no try can have executed it. An error answers only the last try;
+//! an earlier try may have executed the statement although its answer was lost. Such a statement is *in doubt*.
 
 use crate::mongo::error_codes::Verdict;
 
-/// What follows a command that failed.
+/// The next step after a command that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterFailure {
-    /// No statement has left: each can have the error at once.
+    /// No statement was ever sent. Each gets the error as its answer.
     NotSent,
-    /// The command was refused, and no statement was executed: each goes alone.
+    /// The command was refused, and no statement was executed. Each statement is sent alone.
     Refused,
-    /// The command may have been executed: its statements are in doubt, and it is repeated.
+    /// The command may have been executed. Its statements are in doubt, and the command is repeated.
     InDoubt,
-    /// The outcome of an earlier try is unknown: the command is repeated.
+    /// The outcome of an earlier try is unknown. The command is repeated.
     Repeat,
-    /// The same, and the refusal may concern one statement of several: they are repeated one by one.
+    /// The outcome of an earlier try is unknown, and the refusal may concern only one of the statements. They are
+    /// repeated one by one.
     RepeatApart,
 }
 
-/// Decides by what the error says of this try, and by whether an earlier one left its statements in doubt.
+/// Decides from the error of this try, and from whether an earlier try left the statements in doubt.
 pub fn after_failure(error: Verdict, is_in_doubt: bool) -> AfterFailure {
     match error {
         Verdict::Unknown => AfterFailure::InDoubt,
@@ -31,16 +33,16 @@ pub fn after_failure(error: Verdict, is_in_doubt: bool) -> AfterFailure {
     }
 }
 
-/// The verdict on a statement that had no clean answer by its deadline.
+/// The outcome of a statement that got no clear answer by its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GivenUp {
-    /// It may have been executed.
+    /// The statement may have been executed.
     Unknown,
-    /// It never left.
+    /// The statement was never sent.
     NotSent,
 }
 
-/// Decides by whether a try left the statement in doubt.
+/// Decides from whether a try left the statement in doubt.
 pub fn given_up(is_in_doubt: bool) -> GivenUp {
     if is_in_doubt { GivenUp::Unknown } else { GivenUp::NotSent }
 }

@@ -232,7 +232,7 @@ impl Shop {
                 at_once.spawn(async move { shop.advance(number, to).await });
             }
             if at_once.is_empty() {
-                continue; // an earlier run did all of it
+                continue; // an earlier run has made every save of this burst
             }
             while let Some(done) = at_once.join_next().await {
                 done??;
@@ -262,7 +262,8 @@ impl Shop {
             match self.step(number, to).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                // A write with an unknown outcome is not a failure here: the next step checks.
+                // A write with an unknown outcome is not a failure here, because the next step checks whether the write
+                // was applied.
                 Err(error) if tries < TRIES => {
                     tries += 1;
                     match std::error::Error::source(&error) {
@@ -297,7 +298,8 @@ impl Shop {
 }
 
 /// Returns the steps of a burst: one cohort of orders is placed, the previous cohort is paid, the cohort before that is
-/// packed, and so on. For every other order, packing follows payment at once, so that it finds the outbox still filled.
+/// packed, and so on. For every other order, packing follows payment at once, so that the save for packing finds the
+/// outbox still filled.
 fn steps(burst: usize, cohort: usize, cohorts: usize) -> Vec<(i64, State)> {
     let states = [State::Placed, State::Paid, State::Packed, State::Shipped];
     let of = |(age, state): (usize, State)| {

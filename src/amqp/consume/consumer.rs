@@ -3,8 +3,8 @@
 //! # Flow
 //!
 //! The supervisor connects, subscribes to the queue and passes deliveries on. It connects and subscribes again after
-//! any error, when the broker has cancelled the consumer, and when the stream has ended. Unacknowledged deliveries are
-//! then redelivered and marked as such.
+//! any error, when the broker has cancelled the consumer, and when the stream has ended. The broker then delivers
+//! unacknowledged messages again and marks them as redelivered.
 //!
 //! # The watchdog
 //!

@@ -95,7 +95,8 @@ impl Supervised for ConsumeSupervisor {
         async move { plan.open().await }
     }
 
-    /// Returns `None` if asked to end or to stop. Without a subscription there are no deliveries left to settle.
+    /// Runs `work` while there is no connection. Returns `None` if asked to end or to stop before `work` is done; no
+    /// delivery is left to settle then.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         self.unless_stopped(work).await
     }

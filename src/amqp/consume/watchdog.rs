@@ -9,7 +9,8 @@ pub(super) struct QueueStatus {
 /// Distinguishes an idle consumer from one that the broker has forgotten.
 #[derive(Default)]
 pub(super) struct Watchdog {
-    /// The queue delivers to one consumer at a time, so that the others see a backlog and get none of it.
+    /// Whether the queue delivers to one consumer at a time, so that the other consumers see waiting messages but get
+    /// none.
     may_stand_by: bool,
     suspicious: bool,
     delivered: bool,
@@ -24,8 +25,8 @@ impl Watchdog {
         self.delivered = true;
     }
 
-    /// Makes one check, and returns an error if the broker has forgotten the consumer. Idle deliveries must be seen by
-    /// two checks in a row, because after one check the messages may still be in flight.
+    /// Makes one check, and returns an error if the broker has forgotten the consumer. Two checks in a row must find
+    /// waiting messages, because at the first check the messages may still be in flight.
     pub(super) fn check(&mut self, status: &QueueStatus, held: usize) -> Result<(), String> {
         let silent = !std::mem::take(&mut self.delivered);
         if status.consumers == 0 && silent {

@@ -230,7 +230,8 @@ impl QuarantineTask {
     }
 
     fn answer(&self, suspect: Suspect, answer: Published) {
-        // A whole exchange is unavailable. If it is part of the topology, the publisher is unusable without it.
+        // A whole exchange is unavailable. If the topology contains this exchange, the publisher can't be used without
+        // it.
         if let Published::Unavailable { reason, .. } = &answer
             && self.plan.topology.has_exchange(&suspect.item.publication.exchange)
         {

@@ -262,7 +262,8 @@ impl PublishSupervisor {
                 biased;
                 outcome = &mut flight => return outcome,
                 weather = link.event() => if let Err(End::Lost(trouble)) = self.note(weather) {
-                    // Confirms normally fail by themselves when the connection ends; this covers one that doesn't.
+                    // Confirms normally fail by themselves when the connection ends; this limit covers a confirm that
+                    // doesn't.
                     let late = |_| WindowOutcome::nothing(items.len(), Failure::lost(trouble.to_string()));
                     return timeout(PULSE, &mut flight).await.unwrap_or_else(late);
                 },

@@ -12,9 +12,9 @@ use crate::amqp::publish::publication::Published;
 /// The broker's answer for one message of the window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Confirm {
-    /// The broker has it, or has returned it.
+    /// The broker has the message, or has returned it.
     Acked,
-    /// The broker refuses it.
+    /// The broker refuses the message.
     Nacked,
     /// There is no usable answer, because of a timeout or because the channel ended.
     Missing,
@@ -25,9 +25,9 @@ pub enum Confirm {
 pub struct Returned {
     /// The message's own id, if it has one.
     pub message_id: Option<String>,
-    /// The broker's code.
+    /// The broker's reply code.
     pub code: u16,
-    /// The broker's words.
+    /// The broker's reply text.
     pub text: String,
 }
 
@@ -59,8 +59,8 @@ fn doubt(
         return Some("RabbitMQ returned a message that is not in the window");
     }
     // The client attaches at most one returned message to each acknowledgement. If an acknowledgement carries the
-    // return of another message that has no acknowledgement, its own message's return may still have been waiting in
-    // the client.
+    // return of another message that has no acknowledgement, the return of its own message may still have been waiting
+    // in the client.
     let borrowed =
         |(id, answer): (&&str, &Confirm)| *answer == Confirm::Missing && returned.contains_key(*id);
     if ids.iter().zip(answers).any(borrowed) {
