@@ -1,10 +1,11 @@
-//! Receiving into an aggregate: load or make it, receive once, save, and repeat after a conflict.
+//! Receives a message into an aggregate: loads or makes the aggregate, applies the message once, saves, and repeats all of
+//! that after a conflict.
 //!
 //! # Guarantees
-//! - A message is reported as applied, or as a repeat, only after the majority has the save with its record: saves wait for
-//!   that, and the inbox is read with read concern majority.
-//! - A save without a clear answer is followed by a read. If the record isn't there, the message is received again, on what the
-//!   majority has by then; a late first save makes the second one conflict.
+//! - A message is reported as applied, or as a repeat, only after the majority has the save that recorded the message: saves
+//! wait for the majority, and the inbox is read with read concern majority.
+//! - A save without a clear answer is followed by a read. If the aggregate read has no record of the message, the message is
+//! applied again. If the first save still takes effect later, the second save fails with a conflict.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,10 +21,10 @@ use crate::{
 
 /// How many times an aggregate is loaded and saved for one call.
 const TRIES: u32 = 20;
-/// The longest pause after a conflict, which doubles up to here.
+/// The upper bound of the pause after a conflict. The pauses double up to this bound.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// An aggregate that receives messages, and how.
+/// An aggregate that receives messages, with the closures for finding, making and changing it.
 pub(super) struct IntoAggregate<T, K, N, A> {
     pub(super) store: Store<T>,
     pub(super) key: K,
@@ -33,10 +34,10 @@ pub(super) struct IntoAggregate<T, K, N, A> {
 
 /// The result of a closure that changes an aggregate: nothing, or a `Result` of nothing.
 pub trait Applies {
-    /// Whether to save.
+    /// Whether to save the aggregate.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason not to save.
     fn applied(self) -> Result<(), HandlerError>;
 }
 
@@ -55,7 +56,7 @@ impl<E: Into<HandlerError>> Applies for Result<(), E> {
 /// The result of one try.
 enum Attempt {
     Ended(Handled),
-    /// Another writer was faster, or the answer was unclear.
+    /// Try again: another writer was faster, or no clear answer arrived.
     Again(&'static str),
 }
 
@@ -129,7 +130,7 @@ where
     })
 }
 
-/// Records the message and applies it. An error if there is nothing to save.
+/// Records the message and applies it. Returns an error if nothing should be saved.
 fn change<M, T, K, N, A, R>(
     aggregate: &mut T,
     into: &IntoAggregate<T, K, N, A>,
@@ -149,7 +150,8 @@ where
     Ok(InboxFigures { remembered: aggregate.inbox().len(), forgotten })
 }
 
-/// The meaning of a store's error for a message. It is not the message's fault if a deployment, a person or time may change it.
+/// The outcome of a message after an error of the store. The error is not the message's fault if a change in the deployment,
+/// the work of an operator, or time may remove it.
 fn of_store(error: &Error) -> Handled {
     let text = without_content(error);
     match error {
@@ -167,7 +169,7 @@ fn of_store(error: &Error) -> Handled {
     }
 }
 
-/// The text of an error, without values of the document or the message.
+/// The text of an error, without the values of the document or the message.
 fn without_content(error: &Error) -> String {
     match error {
         Error::Unavailable(source) | Error::Refused(source) => format!("{error}: {}", describe(source)),
@@ -182,7 +184,7 @@ fn without_content(error: &Error) -> String {
     }
 }
 
-/// Full jitter, up to a bound that doubles.
+/// A random pause between zero and a bound that doubles with each try.
 fn pause(tries: u32) -> Duration {
     let longest = Duration::from_millis(2 << tries.min(10)).min(LONGEST_PAUSE);
     longest.mul_f64(fastrand::f64())

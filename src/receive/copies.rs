@@ -1,16 +1,16 @@
 //! The copies of a message that go to the dead-letter queue and to the delay queue.
 //!
-//! A copy has the body, the type, the id, the content type, the time, and the headers that are strings, numbers or booleans, as
-//! text. It doesn't have the other properties, such as `correlation_id`.
+//! A copy has the body, the type, the id, the content type and the time. It also has those headers that are strings, numbers
+//! or booleans, converted to text. It lacks other properties, such as `correlation_id`.
 //!
 //! | header of a dead message | content |
 //! |---|---|
 //! | `outbox-dead-reason` | `permanent`, `undecodable`, `attempts_exhausted` or `unknown_type` |
-//! | `outbox-dead-error` | why, without any part of the body, at most 1 KiB |
-//! | `outbox-dead-at` | when, in RFC 3339, by the clock of the receiver |
-//! | `outbox-dead-queue` | the queue that it was received from |
-//! | `outbox-exchange`, `outbox-routing-key` | where it was published to |
-//! | `outbox-delays` | how many times it waited in the delay queue |
+//! | `outbox-dead-error` | the error, without any part of the body, at most 1 KiB |
+//! | `outbox-dead-at` | the time of death in RFC 3339, by the clock of the receiver |
+//! | `outbox-dead-queue` | the queue that the message was received from |
+//! | `outbox-exchange`, `outbox-routing-key` | the address that the message was published to |
+//! | `outbox-delays` | how many times the message waited in the delay queue |
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// The longest error in a header, in bytes.
+/// The longest error text in a header, in bytes.
 const LONGEST_ERROR: usize = 1024;
 
 /// The copy of a message for its dead-letter queue.
@@ -64,7 +64,7 @@ pub(super) fn delayed(
 }
 
 fn copy(delivery: &Delivery, message: &ReceivedMessage, to: &str, delays: u32) -> Publication {
-    // RabbitMQ takes the last two for lists of routing keys.
+    // RabbitMQ interprets the headers `CC` and `BCC` as lists of routing keys.
     let is_kept =
         |name: &str| !OWN.contains(&name) && !is_of_the_broker(name) && !matches!(name, "CC" | "BCC");
     let mut headers: Vec<(String, String)> =

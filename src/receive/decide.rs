@@ -1,4 +1,5 @@
-//! What to do after a message was handled, or failed: a pure function of the outcome and of what happened before.
+//! Decides what to do after a message was handled or has failed. The decision is a pure function of the outcome and of the
+//! earlier tries.
 
 use std::time::Duration;
 
@@ -7,14 +8,14 @@ use crate::{RetryPolicy, deliver::HandlerError, receive::settings::ReceiverSetti
 /// The outcome of one call for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Handled {
-    /// Its effect is durable; of an aggregate, the majority has the save.
+    /// The message's effect is durable. If an aggregate received the message, the majority has the save.
     Applied(Option<InboxFigures>),
-    /// The aggregate had received it before.
+    /// The aggregate had received the message before.
     Repeated,
     Transient(String),
     Permanent(String),
     Undecodable(String),
-    /// Something it needs is unavailable, so that other messages would fail too.
+    /// Something that the message needs is unavailable, so other messages would fail too.
     Unavailable(String),
 }
 
@@ -29,7 +30,7 @@ impl From<HandlerError> for Handled {
 }
 
 impl Handled {
-    /// Of a function that has no inbox.
+    /// The outcome of a function that has no inbox.
     pub(super) fn from_result(result: Result<(), HandlerError>) -> Self {
         match result {
             Ok(()) => Self::Applied(None),
@@ -37,7 +38,7 @@ impl Handled {
         }
     }
 
-    /// Its name as a failure.
+    /// The name of the failure, if the outcome is a failure.
     pub(super) fn error_type(&self) -> Option<&'static str> {
         match self {
             Self::Applied(_) | Self::Repeated => None,
@@ -56,20 +57,20 @@ pub(super) struct InboxFigures {
     pub(super) forgotten: usize,
 }
 
-/// What happened to a message before.
+/// The earlier tries of a message.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
-    /// Failed tries in place, this one included.
+    /// The number of failed tries in place, including the latest.
     pub(super) tries: u32,
-    /// Since the first of them.
+    /// The time since the first failed try.
     pub(super) tried_for: Duration,
-    /// How many times it waited in the delay queue.
+    /// How many times the message has waited in the delay queue.
     pub(super) delays: u32,
-    /// Whether its key may be held for another try.
+    /// Whether the message may be held in place for another try.
     pub(super) room: RetryRoom,
 }
 
-/// Whether more messages may be held by keys that are tried again.
+/// Whether another message may be held in place for another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryRoom {
     Left,
@@ -81,18 +82,18 @@ pub(super) enum RetryRoom {
 #[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum DeadCause {
-    /// Its function reported that it can never succeed.
+    /// The function reported that the message can never succeed.
     Permanent,
-    /// Its body doesn't fit its type, or it has no id and is for an aggregate.
+    /// The body doesn't fit the type, or the message is for an aggregate and has no id.
     Undecodable,
-    /// It failed for as long as the settings allow.
+    /// The message failed for as long as the settings allow.
     AttemptsExhausted,
-    /// Its type has no function here.
+    /// No function is registered for the message's type.
     UnknownType,
 }
 
 impl DeadCause {
-    /// The word for it in headers and metrics.
+    /// The name of the cause in headers and metrics.
     pub fn as_str(self) -> &'static str {
         self.into()
     }
@@ -102,16 +103,16 @@ impl DeadCause {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ReceiveStep {
     Acknowledge,
-    /// Try again in place after this pause, which holds the message's key.
+    /// Try again in place after this pause; later messages of the key wait meanwhile.
     RetryAfter(Duration, String),
-    /// Put it into the delay queue.
+    /// Put the message into the delay queue.
     Delay(String),
     DeadLetter(DeadCause, String),
-    /// Take no messages, and try this one again after this pause.
+    /// Take no other messages, and try this message again after this pause.
     AwaitDependency(Duration, String),
 }
 
-/// Whether a message that goes to the delay queue has failed itself.
+/// Whether a message goes to the delay queue because it has failed, or to follow an earlier message of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delays {
     OneMore,
@@ -140,7 +141,7 @@ pub(super) fn next_step(handled: Handled, progress: Progress, settings: &Receive
             } else if progress.delays < settings.delays {
                 ReceiveStep::Delay(reason)
             } else if in_time {
-                // It is dead only after its time is over, however many others are held.
+                // A message is dead only after all of its delays, even if no more messages may be held in place.
                 ReceiveStep::RetryAfter(pause, reason)
             } else {
                 ReceiveStep::DeadLetter(DeadCause::AttemptsExhausted, reason)
@@ -149,7 +150,7 @@ pub(super) fn next_step(handled: Handled, progress: Progress, settings: &Receive
     }
 }
 
-/// The pause after this many failed tries: full jitter, up to a bound that doubles.
+/// The pause after this many failed tries: random, between zero and a bound that doubles with each try.
 pub(super) fn pause(tries: u32, settings: &ReceiverSettings) -> Duration {
     let policy = RetryPolicy::default().with(|retry| {
         retry.backoff_min = settings.retry_min;

@@ -1,12 +1,12 @@
-//! The messages of each key that wait in the delay queue, in their order.
+//! Remembers which messages of each key wait in the delay queue, in order.
 //!
-//! While some do, a message of their key may be handled only if it is the first of them: the others, and those that arrive
-//! meanwhile, go to the delay queue too. It delivers in its order, and each message keeps its place here, so that a key's messages
-//! are handled in the order in which they first arrived.
+//! While messages of a key wait there, only the first of them may be handled. Other messages of the key, including new ones,
+//! go to the delay queue too. The delay queue returns messages in the order in which they entered it, and each message keeps
+//! its place here, so the messages of a key are handled in the order in which they first arrived.
 //!
 //! # Caveats
-//! This is the memory of one process. A message that doesn't come back, because another process took it, is forgotten after
-//! a while, and the next one is the first. Beyond [`MOST`] messages, order is given up.
+//! This is the memory of one process. A message that doesn't return, because another process took it, is forgotten after a
+//! while; then the next message becomes the first. If more than [`MOST`] messages wait, order is given up for the others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,14 +15,14 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The most messages that are remembered, of all keys together.
+/// The maximum number of messages that are remembered, over all keys.
 pub(super) const MOST: usize = 10_000;
 
 /// Whether a message may be handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     Handle,
-    /// Another one of its key waits in the delay queue.
+    /// Another message of the key waits in the delay queue, so this message must go there too.
     Follow,
 }
 
@@ -33,12 +33,12 @@ pub(super) enum Place {
     GivenUp,
 }
 
-/// See the module.
+/// The waiting messages of each key.
 #[derive(Debug)]
 pub(super) struct DelayedMessages {
     keys: HashMap<String, VecDeque<DelayedMessage>>,
     count: usize,
-    /// A message that was not seen for this long is forgotten.
+    /// How long a message may be absent before it is forgotten.
     patience: Duration,
 }
 
@@ -50,7 +50,7 @@ struct DelayedMessage {
 
 impl DelayedMessages {
     pub(super) fn new(delay: Duration) -> Self {
-        // It comes back after the delay, and the queue may be long.
+        // The message returns after the delay, and may then wait in a long queue.
         Self { keys: HashMap::new(), count: 0, patience: delay * 3 + Duration::from_mins(1) }
     }
 
@@ -83,7 +83,7 @@ impl DelayedMessages {
         Place::Kept
     }
 
-    /// Notes that a message needs no further try.
+    /// Notes that a message is settled.
     pub(super) fn settled(&mut self, key: &str, id: &str) {
         let Some(queue) = self.keys.get_mut(key) else { return };
         let before = queue.len();
@@ -123,7 +123,7 @@ mod tests {
         );
         delayed.delay("k", "2", now);
 
-        // The first comes back and fails again; the second must wait for it.
+        // The first message returns and fails again, so the second must wait for it.
         assert_eq!(delayed.turn("k", "1", now), Turn::Handle);
         delayed.delay("k", "1", now);
         assert_eq!(delayed.turn("k", "2", now), Turn::Follow);

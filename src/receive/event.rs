@@ -1,4 +1,4 @@
-//! The events of received messages, as values.
+//! Events of received messages, as values.
 
 use uuid::Uuid;
 
@@ -13,56 +13,56 @@ use crate::receive::decide::DeadCause;
 pub enum ReceiverEvent {
     /// A message was taken from the queue.
     Taken(MessageName),
-    /// Its effect is durable, and it was acknowledged.
+    /// The message's effect is durable, and the message was acknowledged.
     Applied(MessageName),
-    /// Its aggregate had received it before; acknowledged.
+    /// The aggregate had received the message before. The message was acknowledged.
     Repeated(MessageName),
-    /// It failed, and is tried again in place.
+    /// The message failed, and is tried again in place.
     Retried {
-        /// Which message.
+        /// The message that failed.
         message: MessageName,
-        /// Why.
+        /// The reason for the failure.
         error: String,
     },
-    /// It is in the delay queue; acknowledged.
+    /// The message was put into the delay queue and acknowledged.
     Delayed {
-        /// Which message.
+        /// The delayed message.
         message: MessageName,
-        /// Why.
+        /// The reason for the delay.
         error: String,
     },
-    /// It is in the dead-letter queue; acknowledged.
+    /// The message was put into the dead-letter queue and acknowledged.
     Died {
-        /// Which message.
+        /// The dead message.
         message: MessageName,
-        /// Why, in a word.
+        /// The kind of failure.
         cause: DeadCause,
-        /// Why, in a sentence.
+        /// The failure as a sentence.
         error: String,
     },
-    /// It was rejected, so that the broker dead-letters or drops it.
+    /// The message was rejected, so that the broker dead-letters or drops it.
     Rejected(MessageName),
-    /// Its type is unknown and it was acknowledged without an effect.
+    /// The message's type is unknown, and the message was acknowledged without an effect.
     Ignored(MessageName),
-    /// It was not settled: the receiver stops, or the connection is gone. It is delivered again.
+    /// The message was not settled, because the receiver stops or the connection is lost. The broker delivers it again.
     Returned(MessageName),
-    /// No messages are taken, because something that this one needs is unavailable.
+    /// No messages are taken, because something that this message needs is unavailable.
     Unavailable {
-        /// Which message.
+        /// The message that cannot be handled now.
         message: MessageName,
-        /// Why.
+        /// The reason.
         error: String,
     },
 }
 
-/// Which message is meant.
+/// The names by which a message is identified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MessageName {
-    /// Its id, if it has one.
+    /// The message's id, if it has one.
     pub id: Option<Uuid>,
-    /// Its type.
+    /// The message's type.
     pub message_type: String,
-    /// Its subject, if it has one.
+    /// The message's subject, if it has one.
     pub subject: Option<String>,
 }

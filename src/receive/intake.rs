@@ -1,7 +1,7 @@
-//! How many messages to take from the queue, and the bytes of those that are held.
+//! Decides how many messages to take from the queue, and counts the bytes of those that are held.
 //!
-//! RabbitMQ bounds the messages that it sends by their number alone. So the number is derived from the largest message seen lately.
-//! It starts small, because the first messages may be large.
+//! RabbitMQ limits the number of messages that it sends, not their bytes. So the number is derived from the largest message
+//! seen lately. It is low at first, because the first messages may be large.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -11,9 +11,9 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// A size counts for at least this long, and at most twice as long.
+/// The largest size is remembered for at least this long, and at most twice as long.
 const WINDOW: Duration = Duration::from_secs(10);
-/// As long as no sizes are known, a message is assumed to take this part of the bytes.
+/// As long as no sizes are known, a message is assumed to take the limit in bytes divided by this number.
 const FIRST_GUESS: usize = 32;
 
 /// The messages that are held, and the prefetch that follows from their sizes.
@@ -26,14 +26,14 @@ pub(super) struct MessageIntake {
     sizes: Mutex<Sizes>,
 }
 
-/// Whether a message has changed how many may be held.
+/// Whether a message that was taken lowers the number that may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PrefetchRoom {
     Less,
     AsBefore,
 }
 
-/// The largest size of this window and of the one before.
+/// The largest message of the current window, and of the window before it.
 #[derive(Debug)]
 struct Sizes {
     began: Instant,
@@ -53,7 +53,7 @@ impl MessageIntake {
         }
     }
 
-    /// Notes a message that was taken. Whether fewer may be held from now on.
+    /// Counts a message that was taken, and returns whether fewer messages may be held from now on.
     pub(super) fn took(&self, bytes: usize, now: Instant) -> PrefetchRoom {
         self.messages_held.fetch_add(1, Ordering::Relaxed);
         self.bytes_held.fetch_add(bytes, Ordering::Relaxed);
@@ -68,7 +68,7 @@ impl MessageIntake {
         }
     }
 
-    /// Notes that a message is no longer held.
+    /// Counts that a message is no longer held.
     pub(super) fn released(&self, bytes: usize) {
         self.messages_held.fetch_sub(1, Ordering::Relaxed);
         self.bytes_held.fetch_sub(bytes, Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl MessageIntake {
         (self.messages_held.load(Ordering::Relaxed), self.bytes_held.load(Ordering::Relaxed))
     }
 
-    /// How many messages may be held now.
+    /// The number of messages that may be held now.
     pub(super) fn prefetch(&self, now: Instant) -> u16 {
         let mut sizes = self.sizes.lock();
         sizes.turn(now);
@@ -102,7 +102,8 @@ impl Sizes {
     }
 }
 
-/// The prefetch for messages of this size. With a change the consumer subscribes again, so it only changes by powers of two.
+/// The prefetch for messages of this size. The consumer must subscribe again after each change, so the prefetch changes only
+/// by powers of two.
 fn prefetch(most: u16, bytes: usize, largest: usize) -> u16 {
     let size = largest.max(1).checked_next_power_of_two().unwrap_or(usize::MAX);
     let fit = u16::try_from(bytes / size).unwrap_or(u16::MAX);

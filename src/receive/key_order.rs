@@ -1,7 +1,8 @@
-//! Messages of the same key are handled one after another, in the order of their arrival; others don't wait for them.
+//! Handles messages of the same key one after another, in the order of their arrival. A message doesn't wait for messages of
+//! other keys.
 //!
-//! While a message is tried again in place, it holds its key, and the messages behind it. The number of messages held like
-//! that is bounded, because they take up the prefetch.
+//! While a message is tried again in place, its key is blocked, and later messages of the key are held in memory. The number
+//! of messages held like that is bounded, because they count towards the prefetch.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -9,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::receive::decide::RetryRoom;
 
-/// See the module. `T` is a message.
+/// The messages of each key, in the order of their arrival. `T` is a message.
 #[derive(Debug)]
 pub(super) struct KeyOrder<T> {
     most_held: usize,
@@ -19,7 +20,7 @@ pub(super) struct KeyOrder<T> {
 #[derive(Debug)]
 struct KeyStates<T> {
     keys: HashMap<String, KeyState<T>>,
-    /// Messages that are tried again, with those behind them.
+    /// The number of messages that are tried again, including the later messages of their keys.
     held: usize,
 }
 
@@ -34,7 +35,7 @@ impl<T> KeyOrder<T> {
         Self { most_held, keys: Mutex::new(KeyStates { keys: HashMap::new(), held: 0 }) }
     }
 
-    /// The message itself if it is the first of its key; otherwise it waits for its turn.
+    /// Returns the message itself if it is the first of its key; otherwise keeps it until [`next`](Self::next) returns it.
     pub(super) fn enter(&self, key: &str, message: T) -> Option<T> {
         let mut states = self.lock();
         let Some(state) = states.keys.get_mut(key) else {
@@ -49,7 +50,7 @@ impl<T> KeyOrder<T> {
         None
     }
 
-    /// The next message of a key whose current one is settled.
+    /// Returns the next message of a key whose current message is settled.
     pub(super) fn next(&self, key: &str) -> Option<T> {
         let mut states = self.lock();
         let next = states.keys.get_mut(key)?.behind.pop_front();
@@ -59,8 +60,8 @@ impl<T> KeyOrder<T> {
         next
     }
 
-    /// Notes that the current message of a key is tried again, until the guard is dropped. A message without a key holds only
-    /// itself.
+    /// Notes that the current message of a key is tried again, until the guard is dropped. A message without a key blocks no
+    /// other message.
     pub(super) fn retry<'a>(&'a self, key: Option<&'a str>) -> Retried<'a, T> {
         let mut states = self.lock();
         let held = match key.and_then(|key| states.keys.get_mut(key)) {
@@ -74,14 +75,14 @@ impl<T> KeyOrder<T> {
         Retried { order: self, key }
     }
 
-    /// Whether the current message of a key may be held, which it is not yet.
+    /// Whether there is room to hold the current message of a key, which is not held yet.
     pub(super) fn room(&self, key: Option<&str>) -> RetryRoom {
         let states = self.lock();
         let behind = key.and_then(|key| states.keys.get(key)).map_or(0, |state| state.behind.len());
         if states.held + 1 + behind > self.most_held { RetryRoom::Full } else { RetryRoom::Left }
     }
 
-    /// Messages that are tried again, with those behind them.
+    /// The number of messages that are tried again, including the later messages of their keys.
     pub(super) fn held(&self) -> usize {
         self.lock().held
     }
@@ -91,7 +92,7 @@ impl<T> KeyOrder<T> {
     }
 }
 
-/// A message that is tried again, see [`KeyOrder::retry`].
+/// The guard of a message that is tried again, see [`KeyOrder::retry`].
 pub(super) struct Retried<'a, T> {
     order: &'a KeyOrder<T>,
     key: Option<&'a str>,

@@ -7,8 +7,8 @@
 //! | source, subject, partition key | CloudEvents `source`, `subject`, `partitionkey` |
 //! | time | CloudEvents `time`, property `timestamp` |
 //!
-//! CloudEvents attributes are headers with the prefix `cloudEvents:` or `cloudEvents_`. An id that is a UUID is taken as it is; any
-//! other id, with its source, becomes a UUID of version 5, always the same one.
+//! CloudEvents attributes are headers with the prefix `cloudEvents:` or `cloudEvents_`. An id that is a UUID is kept. Any
+//! other id is combined with its source into a UUID of version 5, which is the same each time.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// The headers of copies, in the delay queue and the dead-letter queue. Functions don't see them.
+/// The headers that copies have in the delay queue and in the dead-letter queue. Functions don't see them.
 pub(super) const DELAYS: &str = "outbox-delays";
 pub(super) const ROUTED_BY: &str = "outbox-routing-key";
 pub(super) const SENT_TO: &str = "outbox-exchange";
@@ -39,46 +39,46 @@ pub(super) const DEAD_AT: &str = "outbox-dead-at";
 pub(super) const DEAD_QUEUE: &str = "outbox-dead-queue";
 pub(super) const OWN: [&str; 7] = [DELAYS, ROUTED_BY, SENT_TO, DEAD_REASON, DEAD_ERROR, DEAD_AT, DEAD_QUEUE];
 
-/// The longest text of a content type that an error repeats.
+/// The longest part of a content type that an error quotes.
 const LONGEST_QUOTED: usize = 80;
 
-/// A message as it was received. `Debug` doesn't show its body.
+/// A message as it was received. Its `Debug` output doesn't show the body.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ReceivedMessage {
-    /// The message's id, the same in each repeat. `None` if its sender gave none: then no repeat can be recognised.
+    /// The message's id, the same in each repeat. `None` if the sender gave no id; then no repeat can be recognised.
     pub id: Option<Uuid>,
-    /// The message's stable name.
+    /// The name of the message's type.
     pub message_type: String,
-    /// The origin of the event; of this library's messages, `/{database}/{collection}`.
+    /// The origin of the event. For this library's messages it is `/{database}/{collection}`.
     pub source: Option<String>,
-    /// The subject of the event; of this library's messages, the document's `_id` as text.
+    /// The subject of the event. For this library's messages it is the document's `_id` as text.
     pub subject: Option<String>,
     /// The partition key of CloudEvents, which replaces source and subject as the [key](Self::key).
     pub partition_key: Option<String>,
-    /// When it happened, by the sender's clock.
+    /// When the event happened, by the sender's clock.
     pub time: Option<DateTime>,
-    /// Its other headers: `traceparent` and the sender's own.
+    /// All other headers: `traceparent` and the sender's own.
     pub headers: BTreeMap<String, String>,
-    /// The exchange that it was published to.
+    /// The exchange that the message was published to.
     pub exchange: String,
-    /// The routing key that it was published with.
+    /// The routing key that the message was published with.
     pub routing_key: String,
-    /// Whether the broker may have delivered it before.
+    /// Whether the broker may have delivered the message before.
     pub redelivered: bool,
-    /// How many times it waited in the delay queue.
+    /// How many times the message has waited in the delay queue.
     pub delays: u32,
     pub(super) content_type: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
-/// Why a message cannot be decoded. The text shows no part of the body.
+/// The reason why a message cannot be decoded. The text shows no part of the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Undecodable(String);
 
 impl ReceivedMessage {
-    /// Reads a delivery, and takes its body.
+    /// Reads a delivery, and moves the body out of it.
     pub(super) fn read(delivery: &mut Delivery) -> Self {
         let mut attributes = BTreeMap::new();
         let mut own = BTreeMap::new();
@@ -99,7 +99,7 @@ impl ReceivedMessage {
             non_empty(attributes.remove("type")).or_else(|| non_empty(delivery.message_type.clone()));
         let given_type = given_type.or_else(|| non_empty(headers.get("type").cloned()));
         let given_id = non_empty(attributes.remove("id")).or_else(|| non_empty(delivery.message_id.clone()));
-        // A dead message that was put into the queue again begins from the start.
+        // A dead message that an operator has put into the queue again starts without earlier delays.
         let was_dead = own.contains_key(DEAD_REASON);
         let delays = own.remove(DELAYS).filter(|_| !was_dead).and_then(|count| count.parse().ok());
         let time = attributes.remove("time").and_then(|time| DateTime::parse_rfc3339_str(time).ok());
@@ -121,8 +121,8 @@ impl ReceivedMessage {
         }
     }
 
-    /// The messages with the same key are handled in their order: the partition key, otherwise source and subject together. `None`
-    /// if there is neither a partition key nor a subject.
+    /// The key of the message: the partition key, otherwise source and subject together. Messages with the same key are
+    /// handled in order. `None` if the message has neither a partition key nor a subject.
     pub fn key(&self) -> Option<String> {
         if let Some(key) = &self.partition_key {
             return Some(key.clone());
@@ -133,8 +133,8 @@ impl ReceivedMessage {
         Some(format!("{source}\n{subject}"))
     }
 
-    /// Decodes the body: in serde's human-readable form, otherwise as MongoDB's extended JSON, in the human-readable form or in
-    /// the compact one of BSON serializers.
+    /// Decodes the body in serde's human-readable form. If that fails, decodes it as MongoDB's extended JSON, in the
+    /// human-readable form and then in the compact form of BSON serializers.
     ///
     /// # Errors
     /// [`Undecodable`], when the body is not JSON or doesn't fit the type.
@@ -153,7 +153,7 @@ impl ReceivedMessage {
         }
         Err(Undecodable(match error.classify() {
             serde_json::error::Category::Data => without_values(&error.to_string()),
-            // These texts name a place, and what the syntax expects there.
+            // These errors quote only a position and what the syntax expects there.
             _ => format!("the body cannot be read as JSON: {error}"),
         }))
     }
@@ -193,13 +193,13 @@ impl fmt::Debug for ReceivedMessage {
     }
 }
 
-/// The name of a CloudEvents attribute, if a header is one.
+/// The name of the CloudEvents attribute that a header has, if it has one.
 fn attribute(header: &str) -> Option<String> {
     ATTRIBUTES.iter().find_map(|prefix| after(prefix, header)).map(str::to_ascii_lowercase)
 }
 
-/// A UUID as it is. Any other id as the UUID of version 5 (RFC 9562) of its source and itself, because two senders may use the
-/// same one.
+/// Keeps an id that is a UUID. Any other id becomes the UUID of version 5 (RFC 9562) of the source and the id, because two
+/// senders may use the same id.
 fn message_id(id: &str, source: Option<&str>) -> Uuid {
     if let Ok(id) = Uuid::try_parse(id) {
         return id;

@@ -1,4 +1,4 @@
-//! The receiver's series, as in docs/metrics.md. Each has the label `queue`.
+//! The metrics of a receiver, as listed in docs/metrics.md. Each has the label `queue`.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ const FORGOTTEN: &str = "outbox_inbox_forgotten_total";
 const OUTCOMES: [&str; 7] = ["applied", "repeated", "delayed", "dead", "rejected", "ignored", "returned"];
 const RESULTS: [&str; 6] = ["applied", "repeated", "transient", "permanent", "undecodable", "unavailable"];
 
-/// The series of one receiver, registered once.
+/// The metrics of one receiver.
 pub(super) struct ReceiverMetrics {
     received: Counter,
     settled: [Counter; 7],
@@ -48,7 +48,7 @@ pub(super) struct ReceiverMetrics {
 }
 
 impl ReceiverMetrics {
-    /// Registers every series, at zero.
+    /// Registers every metric, at zero.
     pub(super) fn register(queue: &str) -> Self {
         describe();
         let queue = || queue.to_owned();
@@ -117,7 +117,7 @@ impl ReceiverMetrics {
         }
     }
 
-    /// Reports the messages that are held, and their bytes.
+    /// Reports the number of messages that are held, and their bytes.
     pub(super) fn held(&self, messages: usize, bytes: usize) {
         self.held.set(u32::try_from(messages).unwrap_or(u32::MAX));
         self.held_bytes.set(u32::try_from(bytes).unwrap_or(u32::MAX));
@@ -137,12 +137,20 @@ fn describe() {
     describe_counter!(SETTLED, Unit::Count, "messages taken from the queue, by outcome");
     describe_counter!(DEAD, Unit::Count, "messages put into the dead-letter queue, by reason");
     describe_counter!(RETRIES, Unit::Count, "tries in place after a failure");
-    describe_counter!(ORDER_GIVEN_UP, Unit::Count, "messages that a later one of their key may overtake");
+    describe_counter!(
+        ORDER_GIVEN_UP,
+        Unit::Count,
+        "messages that a later message of the same key may overtake"
+    );
     describe_histogram!(SECONDS, Unit::Seconds, "duration of a call, by result");
-    describe_histogram!(LAG, Unit::Seconds, "from a message's time to its durable effect");
+    describe_histogram!(LAG, Unit::Seconds, "time from a message's own timestamp to its durable effect");
     describe_gauge!(HELD, Unit::Count, "messages taken and not settled");
-    describe_gauge!(HELD_BYTES, Unit::Bytes, "bytes of their bodies");
+    describe_gauge!(HELD_BYTES, Unit::Bytes, "bytes of the bodies of messages taken and not settled");
     describe_gauge!(READY, Unit::Count, "1 while messages are taken");
     describe_histogram!(INBOX, Unit::Count, "messages that an aggregate's inbox remembers");
-    describe_counter!(FORGOTTEN, Unit::Count, "messages that inboxes forgot to make room, or for their age");
+    describe_counter!(
+        FORGOTTEN,
+        Unit::Count,
+        "messages removed from inboxes to make room, or because they were too old"
+    );
 }

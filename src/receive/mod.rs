@@ -38,24 +38,24 @@
 //! | outcome | the message |
 //! |---|---|
 //! | applied, or the aggregate had it | is acknowledged |
-//! | transient failure | is tried again in place with growing pauses, and holds its key; after a while it waits in the delay queue; after several delays it is dead |
+//! | transient failure | is tried again in place with growing pauses, and later messages of its key wait; after a while it waits in the delay queue; after several delays it is dead |
 //! | permanent failure, undecodable | is dead at once |
-//! | something is unavailable | is tried again until it is available; no others are taken, and no failure is counted |
-//! | unknown type | is dead, rejected or ignored, by [setting](UnknownTypes) |
+//! | something is unavailable | is tried again until it is available; meanwhile no other messages are taken, and no failure is counted |
+//! | unknown type | is dead, rejected or ignored, depending on the [setting](UnknownTypes) |
 //!
-//! A dead message is in the dead-letter queue, with the reason as headers. A message leaves its queue only after the broker has confirmed
-//! its copy in the other one.
+//! A dead message is in the dead-letter queue, with the reason as headers. A dead or delayed message leaves the receiver's
+//! queue only after the broker has confirmed the copy in the other queue.
 //!
 //! # Guarantees
 //! - A message is acknowledged only after its function has returned, or after the majority of MongoDB has the aggregate's save.
-//! - An aggregate applies each message once, within the limits of its [`Inbox`](crate::Inbox).
-//! - A failing message delays only later messages of its own key. One without a key delays no other.
-//! - A process that dies loses no message: the broker delivers again what was not acknowledged.
+//! - An aggregate applies each message once, as long as its [`Inbox`](crate::Inbox) remembers the message.
+//! - A failing message delays only later messages of its own key. A message without a key delays no other message.
+//! - No message is lost when a process dies: the broker delivers again every message that was not acknowledged.
 //!
 //! # Caveats
 //! - A function of [`on`](Subscriptions::on) may get a message twice.
-//! - Order holds for messages of one key in one process; docs/receiving.md has means for several processes.
-//! - The function of a message must not block its thread: then it can't be aborted.
+//! - Order holds for messages of one key in one process; docs/receiving.md lists ways to keep order across several processes.
+//! - A function must not block its thread; a function that blocks can't be aborted.
 
 mod aggregate;
 mod copies;

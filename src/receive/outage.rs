@@ -1,9 +1,9 @@
-//! Messages that wait for something unavailable: while there is one, no others are taken.
+//! Messages that wait for something unavailable. While there is such a message, no others are taken.
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// See the module.
+/// The messages that wait for something unavailable.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     waiting: Mutex<WaitingMessages>,
@@ -17,13 +17,13 @@ struct WaitingMessages {
 }
 
 impl Outage {
-    /// Why no messages are taken; `None` while they are.
+    /// The reason why no messages are taken, or `None` if messages are taken.
     pub(super) fn reason(&self) -> Option<String> {
         let waiting = self.waiting.lock();
         (waiting.messages > 0).then(|| waiting.reason.clone())
     }
 
-    /// A message waits, until the guard is dropped.
+    /// Notes that a message waits, until the guard is dropped.
     pub(super) fn enter(&self, reason: &str) -> InOutage<'_> {
         let mut waiting = self.waiting.lock();
         waiting.messages += 1;
@@ -33,11 +33,11 @@ impl Outage {
     }
 }
 
-/// A message that waits, see [`Outage::enter`].
+/// The guard of a message that waits, see [`Outage::enter`].
 pub(super) struct InOutage<'a>(&'a Outage);
 
 impl InOutage<'_> {
-    /// Notes the reason of the last try.
+    /// Replaces the reason after another failed try.
     pub(super) fn still(&self, reason: &str) {
         reason.clone_into(&mut self.0.waiting.lock().reason);
     }

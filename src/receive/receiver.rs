@@ -1,4 +1,4 @@
-//! A receiver as a whole: takes messages, hands them out, stops in order.
+//! The receiver: takes messages, distributes them to tasks, and stops in order.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,14 +20,14 @@ use crate::{
     },
 };
 
-/// The last part of the grace period, in which messages are returned.
+/// The last part of the grace period, as a fraction. In it, messages return to the queue.
 const LAST_PART: f64 = 0.2;
-/// The time for closing the connections in order when the grace period is over.
+/// How long closing the connections may take after the grace period.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// How often the prefetch follows the sizes of messages, even if nothing else happens.
+/// How often the prefetch is adapted to the sizes of messages, even if nothing else happens.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// A receiver, ready to start.
+/// A receiver that is ready to start.
 pub struct Receiver {
     worker: Arc<Worker>,
     amqp: AmqpSettings,
@@ -42,13 +42,13 @@ impl fmt::Debug for Receiver {
     }
 }
 
-/// A receiver at work. Dropping it stops it without a grace period.
+/// A receiver that is running. Dropping it stops it without a grace period.
 pub struct RunningReceiver {
     worker: Arc<Worker>,
     consumer: Arc<Consumer>,
     publisher: Publisher,
     tasks: TaskTracker,
-    /// Its essential tasks. None of them ends before a stop.
+    /// The tasks that must not end before a stop.
     essential: JoinSet<()>,
 }
 
@@ -61,10 +61,10 @@ impl fmt::Debug for RunningReceiver {
 }
 
 impl Receiver {
-    /// A receiver that gives the messages of a queue to these functions.
+    /// Creates a receiver that gives the messages of a queue to the functions in `subscriptions`.
     ///
     /// # Errors
-    /// [`InvalidReceiver`]: every problem, in a sentence each.
+    /// [`InvalidReceiver`] lists every problem, each in a sentence.
     pub fn new(
         amqp: AmqpSettings,
         subscriptions: Subscriptions,
@@ -82,19 +82,19 @@ impl Receiver {
         Ok(Self { worker: Arc::new(Worker::new(subscriptions, settings)), amqp })
     }
 
-    /// The events of messages from now on.
+    /// Returns the events of messages from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<ReceiverEvent> {
         self.worker.subscribe()
     }
 
-    /// Reports its state.
+    /// Returns a handle that reports the receiver's state.
     #[must_use]
     pub fn status(&self) -> ReceiverStatus {
         ReceiverStatus::new(self.worker.clone())
     }
 
-    /// Starts it; connects in the background. Must be called inside a Tokio runtime.
+    /// Starts the receiver, which connects in the background. Must be called inside a Tokio runtime.
     #[must_use]
     pub fn start(self) -> RunningReceiver {
         let Self { worker, amqp } = self;
@@ -130,13 +130,13 @@ impl Receiver {
 }
 
 impl RunningReceiver {
-    /// The events of messages from now on.
+    /// Returns the events of messages from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<ReceiverEvent> {
         self.worker.subscribe()
     }
 
-    /// Reports its state.
+    /// Returns a handle that reports the receiver's state.
     #[must_use]
     pub fn status(&self) -> ReceiverStatus {
         ReceiverStatus::new(self.worker.clone())
@@ -148,19 +148,19 @@ impl RunningReceiver {
         self.consumer.is_ready() && self.publisher.is_ready()
     }
 
-    /// Waits until messages are being received; false when it was stopped before.
+    /// Waits until messages are being received. Returns false if the receiver was stopped before that.
     pub async fn ready(&self) -> bool {
         self.consumer.ready().await && self.publisher.ready().await
     }
 
-    /// Takes no more messages, and finishes those that are being handled, for four fifths of the grace period; then they are
-    /// abandoned. Messages that are not settled return to the queue. A silent broker doesn't prolong it.
+    /// Takes no more messages, and waits for four fifths of the grace period until those that are being handled are finished.
+    /// Then abandons the rest. Messages that are not settled return to the queue. A silent broker doesn't prolong the stop.
     pub async fn stop(mut self) {
         let grace = self.worker.settings().grace;
         let deadline = Instant::now() + grace;
         self.worker.stop().cancel();
 
-        // Work in progress may end by itself.
+        // Messages that are being handled may finish before the deadline.
         let unfinished = async {
             self.consumer.stop_taking().await;
             self.tasks.close();
@@ -173,7 +173,8 @@ impl RunningReceiver {
             let _ = timeout_at(deadline, self.tasks.wait()).await;
         }
 
-        // Messages that are not settled by now are delivered again; there is no wait for a silent broker.
+        // The broker delivers again every message that is not settled by now, so there is no need to wait for a silent
+        // broker.
         let farewell = async {
             self.consumer.close().await;
             self.publisher.close().await;
@@ -190,7 +191,8 @@ impl Drop for RunningReceiver {
     }
 }
 
-/// Takes as many messages as may be held, and none while something that they need is unavailable. Until it is stopped.
+/// Lets the consumer take as many messages as may be held, but none while something that messages need is unavailable. Runs
+/// until the receiver stops.
 async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>) {
     loop {
         match worker.unavailable() {
@@ -211,7 +213,7 @@ async fn open_and_close(consumer: Arc<Consumer>, worker: Arc<Worker>) {
     worker.report_ready(false);
 }
 
-/// Hands out messages until the consumer ends or the receiver stops.
+/// Distributes messages to tasks until the consumer ends or the receiver stops.
 async fn take(consumer: Arc<Consumer>, worker: Arc<Worker>, tasks: TaskTracker) {
     let stop = worker.stop().clone();
     while let Some(Some(delivery)) = stop.run_until_cancelled(consumer.next()).await {

@@ -1,4 +1,4 @@
-//! How a receiver works.
+//! The settings of a receiver.
 
 use std::{fmt, time::Duration};
 
@@ -8,18 +8,19 @@ use crate::{
     deliver::MESSAGES_EXCHANGE,
 };
 
-/// What happens to a message whose type has no function here.
+/// What happens to a message whose type has no function in this receiver.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnknownTypes {
-    /// It goes to the dead-letter queue, with the reason `unknown_type`.
+    /// The message goes to the dead-letter queue, with the reason `unknown_type`.
     #[default]
     DeadLetter,
-    /// It is rejected: the broker passes it on by the arguments of the queue, without a reason. With a queue that the receiver
-    /// declared, it is in the dead-letter queue.
+    /// The message is rejected. The queue's arguments decide what the broker does with it; no reason is added. If the
+    /// receiver declared the queue, the broker moves the message to the dead-letter queue.
     Reject,
-    /// It is acknowledged and counted, and is gone from this queue. For a queue that is bound to more than it needs. A message can't
-    /// be left in a queue: it would take the place of another, and come again.
+    /// The message is acknowledged, and so removed from the queue, and counted. Use this if the queue's bindings select more
+    /// types than needed. A consumer can't leave a message in its queue: the message would count towards the prefetch, or
+    /// return at once.
     Ignore,
 }
 
@@ -27,10 +28,10 @@ pub enum UnknownTypes {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DelayedOrder {
-    /// They follow it there, and are handled after it.
+    /// The later messages also go to the delay queue, and are handled after the earlier one.
     #[default]
     Follow,
-    /// They are handled before it.
+    /// The later messages are handled before the earlier one.
     GiveUp,
 }
 
@@ -38,7 +39,7 @@ pub enum DelayedOrder {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ReceiverSettings {
-    /// The queue. It is a quorum queue if the receiver declares it.
+    /// The queue. If the receiver declares it, it is a quorum queue.
     pub queue: String,
     /// The queue of messages that can't be handled. Default: the queue's name with `.dead`.
     pub dead_letter_queue: String,
@@ -50,40 +51,43 @@ pub struct ReceiverSettings {
     pub bindings: Option<Vec<String>>,
     /// Whether the exchange, the three queues and the bindings are declared, verified, or left alone. Default: declared.
     pub topology: TopologyMode,
-    /// After this many deliveries without an answer, as when a message kills its process, the broker dead-letters a message.
-    /// Default: 20, as in RabbitMQ 4.
+    /// How many times the broker delivers a message without an answer, for example because the message kills its process,
+    /// before it dead-letters the message. Default: 20, as in RabbitMQ 4.
     pub delivery_limit: u32,
     /// Declares the queue for one consumer at a time, so that order holds across processes. Default: false.
     pub single_active_consumer: bool,
-    /// Default: dead-lettered.
+    /// What happens to messages of unknown types. Default: they go to the dead-letter queue.
     pub unknown_types: UnknownTypes,
-    /// The most messages that are taken and not yet settled. Default: 256.
+    /// The maximum number of messages that are taken and not yet settled. Default: 256.
     pub prefetch: u16,
-    /// The bytes of bodies that these messages should not exceed together: the prefetch is lowered once large messages arrive.
-    /// Messages that are on their way by then are taken too. Default: 64 MiB.
+    /// The maximum total size of the bodies of messages that are taken and not yet settled. When large messages arrive, the
+    /// prefetch is lowered; the messages that the broker has sent before that are still taken. Default: 64 MiB.
     pub prefetch_bytes: usize,
-    /// The most messages that are handled at a time. Default: 32.
+    /// The maximum number of messages that are handled at the same time. Default: 32.
     pub concurrency: usize,
-    /// The time for one call of a function; then it is aborted and counts as failed. Default: 60 s.
+    /// The time limit for one call of a function. After it the call is aborted and counts as failed. Default: 60 s.
     pub time_limit: Duration,
-    /// Upper bound of the first pause before a message is tried again in place; doubles with each. Default: 100 ms.
+    /// Upper bound of the first pause before a message is tried again in place. The bound doubles with each try. Default: 100
+    /// ms.
     pub retry_min: Duration,
-    /// Upper bound of every such pause. Default: 5 s.
+    /// Upper bound of every pause before a message is tried again in place. Default: 5 s.
     pub retry_max: Duration,
-    /// How long a message is tried in place. Then it waits in the delay queue. Default: 30 s.
+    /// How long a message is tried in place before it is put into the delay queue. Default: 30 s.
     pub retry_within: Duration,
-    /// The most messages held by keys that are tried again in place, those that wait for their turn included. Beyond that, a message
-    /// that fails goes to the delay queue at once. Default: 128.
+    /// The maximum number of messages held in place: those that are tried again, and later messages of their keys. At this
+    /// number, a message that fails goes to the delay queue at once. Default: 128.
     pub retry_held: usize,
-    /// How long a message waits in the delay queue. Default: 1 min.
+    /// How long a message stays in the delay queue. Default: 1 min.
     pub delay: Duration,
-    /// How many times a message waits there, until it is dead. Default: 10.
+    /// How many times a failing message is put into the delay queue before it is dead. Default: 10.
     pub delays: u32,
-    /// Default: they follow.
+    /// What happens to later messages of a key while an earlier one is delayed. Default: they follow it.
     pub delayed_order: DelayedOrder,
-    /// How much an aggregate's inbox remembers. Its age must cover all tries of a message. Default: 256 messages, 7 days.
+    /// How many messages an aggregate's inbox remembers, and for how long. The time must cover all tries of a message.
+    /// Default: 256 messages, 7 days.
     pub inbox: InboxLimits,
-    /// How long a stop may take: messages that are being handled are finished, the others return to the queue. Default: 25 s.
+    /// The maximum time that a stop takes. Messages that are being handled are finished, the others return to the queue.
+    /// Default: 25 s.
     pub grace: Duration,
 }
 
@@ -91,7 +95,7 @@ impl ReceiverSettings {
     /// The longest [`retry_within`](Self::retry_within): half of RabbitMQ's default `consumer_timeout`.
     pub const RETRY_AT_MOST: Duration = Duration::from_mins(15);
 
-    /// The defaults for a queue of this name.
+    /// Returns the defaults for a queue of this name.
     pub fn new(queue: impl Into<String>) -> Self {
         let queue = queue.into();
         Self {
@@ -120,15 +124,15 @@ impl ReceiverSettings {
         }
     }
 
-    /// Changes some of them: `ReceiverSettings::new("stock").with(|settings| settings.prefetch = 64)`.
+    /// Changes some of the settings: `ReceiverSettings::new("stock").with(|settings| settings.prefetch = 64)`.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// The longest time from the first try of a message that always fails until it is dead, not counting the calls themselves and
-    /// the time in the queue.
+    /// The longest time that a message which always fails takes from its first try until it is dead-lettered. The durations
+    /// of the calls and the time in the receiver's queue are not included.
     pub fn longest_schedule(&self) -> Duration {
         self.retry_within * (self.delays + 1) + self.delay * self.delays
     }
@@ -136,7 +140,7 @@ impl ReceiverSettings {
     /// Checks every setting by itself and together with the others.
     ///
     /// # Errors
-    /// Every setting that keeps a receiver from working, or that could never take effect.
+    /// Lists every setting that would keep a receiver from working, or that could never take effect.
     pub fn validate(&self) -> Result<(), InvalidReceiver> {
         let names = [&self.queue, &self.dead_letter_queue, &self.delay_queue];
         let mut problems = Vec::new();
@@ -155,7 +159,7 @@ impl ReceiverSettings {
         add_if(self.concurrency == 0, "concurrency is 0; allow at least one message at a time");
         add_if(
             usize::from(self.prefetch) < self.concurrency,
-            "prefetch must not be less than concurrency, or some of it is never used",
+            "prefetch is less than concurrency, which could then never be reached",
         );
         add_if(self.prefetch_bytes == 0, "prefetch_bytes is 0; allow at least the size of one message");
         add_if(self.delivery_limit == 0, "delivery_limit is 0; allow at least one delivery");
@@ -175,15 +179,15 @@ impl ReceiverSettings {
         add_if(
             self.inbox.age < self.longest_schedule(),
             &format!(
-                "inbox.age must be at least {:?}, the longest time until a failing message is dead, or a repeat of it \
-                 could count as new",
+                "inbox.age must be at least {:?}, the longest time until a failing message is \
+                 dead-lettered; otherwise a repeat could count as new",
                 self.longest_schedule()
             ),
         );
         if problems.is_empty() { Ok(()) } else { Err(InvalidReceiver(problems)) }
     }
 
-    /// The exchange, the three queues, and the bindings for these types.
+    /// The exchange, the three queues, and the bindings for the types that have a function.
     pub(super) fn topology(&self, types: &[&'static str]) -> Topology {
         let keys = match &self.bindings {
             Some(keys) => keys.clone(),
@@ -209,7 +213,7 @@ impl ReceiverSettings {
     }
 }
 
-/// Why a receiver can't be built: every problem, in a sentence each.
+/// The reasons why a receiver can't be built, one sentence for each problem.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct InvalidReceiver(pub Vec<String>);
 

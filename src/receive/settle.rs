@@ -1,4 +1,4 @@
-//! How a message leaves its receiver: acknowledged, rejected, or acknowledged once the broker has its copy elsewhere.
+//! Settles a message: acknowledges it, rejects it, or acknowledges it after the broker has confirmed a copy in another queue.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use crate::{
     },
 };
 
-/// The end of the attempts to publish a copy.
+/// The outcome of publishing a copy.
 enum Copied {
     Confirmed,
-    /// It can never be published.
+    /// The copy can never be published.
     Refused(String),
-    /// The receiver stops, or the message is delivered again anyway.
+    /// The receiver stops, or the broker delivers the message again anyway.
     GivenUp,
 }
 
@@ -36,7 +36,8 @@ impl Worker {
     pub(super) async fn settle_unknown(&self, taken: TakenMessage) {
         match self.settings().unknown_types {
             UnknownTypes::DeadLetter => {
-                let reason = format!("no function gets messages of type `{}`", taken.message.message_type);
+                let reason =
+                    format!("no function receives messages of type `{}`", taken.message.message_type);
                 self.dead_letter(taken, DeadCause::UnknownType, &reason).await;
             }
             UnknownTypes::Reject => {
@@ -50,7 +51,7 @@ impl Worker {
         }
     }
 
-    /// Puts a message into the delay queue, then acknowledges it.
+    /// Publishes a copy to the delay queue, then acknowledges the message.
     pub(super) async fn delay(&self, taken: TakenMessage, error: String, delays: Delays) {
         let settings = self.settings();
         let count = taken.message.delays + u32::from(delays == Delays::OneMore);
@@ -82,7 +83,7 @@ impl Worker {
         }
     }
 
-    /// Puts a message into the dead-letter queue, then acknowledges it.
+    /// Publishes a copy to the dead-letter queue, then acknowledges the message.
     pub(super) async fn dead_letter(&self, taken: TakenMessage, cause: DeadCause, error: &str) {
         self.forget_place(&taken);
         self.failed(error);
@@ -106,7 +107,7 @@ impl Worker {
                 self.announce(ReceiverEvent::Died { message, cause, error: error.to_owned() });
             }
             Copied::Refused(reason) => {
-                // The broker's own dead-lettering has no such limits.
+                // A rejected message is dead-lettered by the broker itself, which doesn't have these limits.
                 let message = &taken.name;
                 tracing::warn!(
                     ?message,
@@ -121,14 +122,14 @@ impl Worker {
         }
     }
 
-    /// Leaves a message to the broker, which delivers it again.
+    /// Leaves a message unsettled, so that the broker delivers it again.
     pub(super) fn give_back(&self, taken: TakenMessage) {
         let name = taken.name.clone();
         drop(taken);
         self.announce(ReceiverEvent::Returned(name));
     }
 
-    /// Publishes a copy until it is confirmed. While it is not, no other messages are taken.
+    /// Publishes a copy until the broker confirms it. Until then, no other messages are taken.
     async fn publish(&self, taken: &TakenMessage, copy: &Publication) -> Copied {
         let mut outage = None;
         let mut tries = 0;
@@ -154,7 +155,7 @@ impl Worker {
         }
     }
 
-    /// Pauses. Not longer than until the receiver stops.
+    /// Waits for the pause, or until the receiver stops.
     pub(super) async fn wait(&self, taken: &TakenMessage, pause: Duration) -> After {
         let stopped = self.stop().run_until_cancelled(tokio::time::sleep(pause)).await.is_none();
         if stopped || taken.delivery.is_stale() { After::GiveUp } else { After::Continue }
@@ -189,13 +190,14 @@ impl Worker {
         self.announce(ReceiverEvent::Unavailable { message, error: error.to_owned() });
     }
 
-    /// Remembers the place of a message in the order of its key, or counts that it is given up.
+    /// Remembers the place of a message in the order of its key. If there is no room for that, counts that the order is given
+    /// up.
     fn keep_place(&self, taken: &TakenMessage, copy: &Publication) {
         let Some(key) = &taken.key else { return };
         let place = match self.settings().delayed_order {
             DelayedOrder::GiveUp => Place::GivenUp,
             DelayedOrder::Follow => {
-                // A message without an id comes back with that of its copy.
+                // The copy of a message without an id gets a new id, which the message has when it returns.
                 let id = taken.id().unwrap_or_else(|| copy.message_id.clone());
                 self.delayed().lock().delay(key, &id, Instant::now())
             }

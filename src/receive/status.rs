@@ -1,4 +1,4 @@
-//! The state of a receiver, for probes and people.
+//! The state of a receiver, for health probes and operators.
 
 use std::{fmt, sync::Arc};
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{amqp::State, observe::LastError, receive::worker::Worker};
 
-/// Reports the state of a receiver. Clones report on the same receiver, even before its start and after its end.
+/// Reports the state of a receiver. Clones report on the same receiver, even before it starts and after it ends.
 #[derive(Clone)]
 pub struct ReceiverStatus {
     worker: Arc<Worker>,
@@ -22,29 +22,29 @@ impl fmt::Debug for ReceiverStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ReceiverSnapshot {
-    /// The queue.
+    /// The name of the queue.
     pub queue: String,
-    /// The consumer, in a sentence; `None` before the start.
+    /// The state of the consumer, as a sentence; `None` before the start.
     pub consumer: Option<String>,
-    /// The publisher of dead and delayed messages, in a sentence; `None` before the start.
+    /// The state of the publisher of dead and delayed messages, as a sentence; `None` before the start.
     pub publisher: Option<String>,
-    /// Messages taken and not settled.
+    /// The number of messages taken and not settled.
     pub held: usize,
-    /// The bytes of their bodies.
+    /// The total bytes of the bodies of those messages.
     pub held_bytes: usize,
-    /// Those that are tried again in place, with those that wait behind them.
+    /// The number of messages held in place: those that are tried again, and later messages of their keys.
     pub retried: usize,
-    /// Messages being handled.
+    /// The number of messages being handled.
     pub in_flight: usize,
-    /// The most at a time.
+    /// The maximum number of messages that are handled at the same time.
     pub concurrency: usize,
-    /// Why no messages are taken: something that a message needs is unavailable.
+    /// The reason why no messages are taken, if something that a message needs is unavailable.
     pub unavailable: Option<String>,
     /// The last failure, however long ago.
     pub last_error: Option<LastError>,
-    /// Whether it stops.
+    /// Whether the receiver is stopping.
     pub stopping: bool,
-    /// Why it is not ready, in sentences; ready when empty.
+    /// The reasons why the receiver is not ready, as sentences. The receiver is ready if the list is empty.
     pub not_ready: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ impl ReceiverStatus {
         Self { worker }
     }
 
-    /// The current state. Asks neither MongoDB nor the broker.
+    /// Returns the current state, without a request to MongoDB or the broker.
     #[must_use]
     pub fn snapshot(&self) -> ReceiverSnapshot {
         let worker = &self.worker;

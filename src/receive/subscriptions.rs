@@ -1,4 +1,4 @@
-//! The functions that get messages, each for one type.
+//! The functions that receive messages, each for one type.
 
 use std::{fmt, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
 
 type FunctionCall = dyn Fn(Arc<ReceivedMessage>, InboxLimits) -> BoxFuture<'static, Handled> + Send + Sync;
 
-/// One function, and the type of its messages.
+/// One function, and the type of the messages that it receives.
 #[derive(Clone)]
 pub(super) struct TypeSubscription {
     types: Vec<&'static str>,
@@ -44,7 +44,8 @@ impl TypeSubscription {
     }
 }
 
-/// The functions that get messages. Each type has one: for several effects that may fail independently, use a queue each.
+/// The functions that receive messages. Each type has one function. For several effects that may fail independently, use a
+/// separate queue for each.
 ///
 /// ```
 /// # use document_outbox::{Aggregate, Inbox, Message, Outbox, Store, receive::Subscriptions};
@@ -90,16 +91,16 @@ impl fmt::Debug for Subscriptions {
 }
 
 impl Subscriptions {
-    /// No functions yet.
+    /// Creates an empty set of functions.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a function for messages of type `M`, under any of its names. State is what the closure captures.
+    /// Adds a function for messages of type `M`, under any of the type's names. Any state must be captured by the closure.
     ///
-    /// A message is acknowledged after the function has returned `Ok`. It may be called again for the same message: its id is
-    /// [`ReceivedMessage::id`].
+    /// A message is acknowledged after the function has returned `Ok`. The function may be called again for the same message,
+    /// with the same [`ReceivedMessage::id`].
     #[must_use]
     pub fn on<M, F, R>(mut self, function: F) -> Self
     where
@@ -114,13 +115,15 @@ impl Subscriptions {
         self
     }
 
-    /// Adds an aggregate that receives messages of type `M`, once each.
+    /// Adds an aggregate that receives each message of type `M` exactly once.
     ///
-    /// `key` names the aggregate that a message is for. It is loaded, or made by `make` if there is none. Unless its inbox has the
-    /// message, `apply` changes it, and it is saved. The message is acknowledged after the majority has the save. After a
-    /// conflict all of that is repeated on a fresh aggregate, so the closures should have no other effects.
+    /// `key` returns the id of the aggregate that a message is for. The aggregate is loaded; if it doesn't exist, `make`
+    /// creates it. Unless the aggregate's inbox has the message, `apply` changes the aggregate, which is then saved. The
+    /// message is acknowledged after the majority has the save. After a conflict all of that is repeated on the aggregate as
+    /// it is then, so the closures should have no other effects.
     ///
-    /// `apply` returns nothing, or a `Result` whose error is or becomes a [`HandlerError`]: then there is no save.
+    /// `apply` returns nothing, or a `Result` with an error that converts into a [`HandlerError`]. After an error the
+    /// aggregate is not saved.
     #[must_use]
     pub fn into_aggregate<M, T, R>(
         mut self,
@@ -143,7 +146,7 @@ impl Subscriptions {
         self
     }
 
-    /// The types that have a function, under all their names.
+    /// The types that have a function, under all of their names.
     #[must_use]
     pub fn types(&self) -> Vec<&'static str> {
         self.all.iter().flat_map(|subscription| subscription.types.iter().copied()).collect()
@@ -154,16 +157,16 @@ impl Subscriptions {
         self.all.iter().find(|subscription| (subscription.is_named)(message_type))
     }
 
-    /// Each type has one function, and there is at least one.
+    /// Checks that each type has only one function, and that there is at least one function.
     pub(super) fn validate(&self) -> Result<(), InvalidReceiver> {
         let types = self.types();
         let mut problems = Vec::new();
         if types.is_empty() {
-            problems.push("no function gets messages; add one with `on` or `into_aggregate`".to_owned());
+            problems.push("no function receives messages; add one with `on` or `into_aggregate`".to_owned());
         }
         for (place, name) in types.iter().enumerate() {
             if types[..place].contains(name) {
-                problems.push(format!("`{name}` has two functions; use a queue for each"));
+                problems.push(format!("`{name}` has two functions; use a separate queue for each"));
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(InvalidReceiver(problems)) }

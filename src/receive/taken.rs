@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// A message, and the right to settle it. A dropped one is delivered again.
+/// A message, and the right to settle it. If it is dropped, the broker delivers the message again.
 pub(super) struct TakenMessage {
     pub(super) delivery: Delivery,
     pub(super) message: Arc<ReceivedMessage>,
@@ -22,7 +22,7 @@ pub(super) struct TakenMessage {
     held: HeldBytes,
 }
 
-/// The bytes of a message, counted until dropped.
+/// The bytes of a message, which are counted as held until this is dropped.
 struct HeldBytes {
     intake: Arc<MessageIntake>,
     bytes: usize,
@@ -47,7 +47,7 @@ impl TakenMessage {
         (taken, room)
     }
 
-    /// Acknowledges it. If its connection is gone, the broker delivers it again.
+    /// Acknowledges the message. If the connection is lost, the broker delivers the message again.
     pub(super) async fn ack(self) -> MessageName {
         let Self { delivery, name, held, .. } = self;
         delivery.ack().await;
@@ -55,7 +55,7 @@ impl TakenMessage {
         name
     }
 
-    /// Rejects it without requeueing it.
+    /// Rejects the message without requeueing it.
     pub(super) async fn reject(self) -> MessageName {
         let Self { delivery, name, held, .. } = self;
         delivery.reject().await;
@@ -63,7 +63,7 @@ impl TakenMessage {
         name
     }
 
-    /// Its id in the order of its key. Without one it has no place there.
+    /// The id by which the order of the key is kept. A message without an id has no place in that order.
     pub(super) fn id(&self) -> Option<String> {
         self.message.id.map(|id| id.to_string())
     }

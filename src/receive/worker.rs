@@ -1,4 +1,4 @@
-//! Works on each message until it is settled.
+//! Handles each message until it is settled.
 
 use std::{
     sync::{
@@ -51,20 +51,20 @@ pub(crate) struct Worker {
     repeats: Repeats,
     last_error: Mutex<Option<LastError>>,
     links: OnceLock<Links>,
-    /// No message is taken, and none is tried again.
+    /// When cancelled, no message is taken, and none is tried again.
     stop: CancellationToken,
-    /// Messages that are being handled are abandoned.
+    /// When cancelled, messages that are being handled are abandoned.
     abandon: CancellationToken,
 }
 
-/// The connections of a receiver that was started.
+/// The connections of a receiver that has been started.
 pub(super) struct Links {
     pub(super) publisher: Publisher,
     pub(super) publishing: watch::Receiver<State>,
     pub(super) consuming: watch::Receiver<State>,
 }
 
-/// A message that is being handled, until dropped.
+/// Counts a message as being handled, until dropped.
 struct HandledNow<'a>(&'a AtomicUsize);
 
 impl Drop for HandledNow<'_> {
@@ -119,12 +119,12 @@ impl Worker {
         &self.delayed
     }
 
-    /// Holds the key of a message that is tried again, until the guard is dropped.
+    /// Blocks the key of a message that is tried again, until the guard is dropped.
     pub(super) fn hold_key<'a>(&'a self, taken: &'a TakenMessage) -> Retried<'a, TakenMessage> {
         self.order.retry(taken.key.as_deref())
     }
 
-    /// Whether a message needs no work: the receiver stops, or the broker delivers it again.
+    /// Whether a message needs no more work, because the receiver stops or the broker delivers the message again.
     fn is_over(&self, taken: &TakenMessage) -> bool {
         self.stop.is_cancelled() || taken.delivery.is_stale()
     }
@@ -150,7 +150,7 @@ impl Worker {
     }
 
     pub(super) fn connect(&self, links: Links) {
-        // A receiver is started once.
+        // This can't fail, because a receiver is started only once.
         let _ = self.links.set(links);
     }
 
@@ -160,7 +160,7 @@ impl Worker {
         Some((links.consuming.borrow().clone(), links.publishing.borrow().clone()))
     }
 
-    /// Publishes a copy. `None` without an answer.
+    /// Publishes a copy. Returns `None` if there is no answer.
     pub(super) async fn publish_once(&self, copy: &Publication) -> Option<Published> {
         let publisher = &self.links.get()?.publisher;
         publisher.publish(vec![copy.clone()]).await.pop()
@@ -182,7 +182,7 @@ impl Worker {
         self.last_error.lock().clone()
     }
 
-    /// Takes a message, which is settled by a task of its own or by that of its key.
+    /// Accepts a message. It is settled by a new task, or by the task that already works on its key.
     pub(super) fn accept(self: &Arc<Self>, delivery: Delivery, tasks: &TaskTracker) {
         let (taken, room) = TakenMessage::read(delivery, &self.intake);
         if room == PrefetchRoom::Less {
@@ -199,12 +199,12 @@ impl Worker {
         }
     }
 
-    /// Settles a message, and those of its key that arrive meanwhile.
+    /// Settles a message, and then the messages of its key that arrive meanwhile.
     async fn settle_all(self: Arc<Self>, key: Option<String>, first: TakenMessage) {
         let mut next = Some(first);
         while let Some(taken) = next {
             let name = taken.name.clone();
-            // If it is abandoned, it is delivered again.
+            // An abandoned message is delivered again.
             if self.abandon.run_until_cancelled(self.settle(taken)).await.is_none() {
                 self.announce(ReceiverEvent::Returned(name));
             }
@@ -231,7 +231,7 @@ impl Worker {
                 return self.give_back(taken);
             };
 
-            // The time of an outage is not the message's fault.
+            // The time of an outage doesn't count as time in which the message failed.
             let is_unavailable = matches!(handled, Handled::Unavailable(_));
             if !is_unavailable && outage.take().is_some() {
                 failures = Failures::none();
@@ -260,7 +260,7 @@ impl Worker {
         }
     }
 
-    /// Whether a message must wait for an earlier one of its key, which is in the delay queue.
+    /// Whether a message must wait for an earlier message of its key, which is in the delay queue.
     fn turn(&self, taken: &TakenMessage) -> Turn {
         match (&taken.key, taken.id()) {
             (Some(key), Some(id)) => self.delayed.lock().turn(key, &id, Instant::now()),
@@ -268,7 +268,8 @@ impl Worker {
         }
     }
 
-    /// Calls the function, when there is room. `None` if the receiver stops before, or the message is delivered again anyway.
+    /// Calls the function as soon as `concurrency` permits it. Returns `None` if the receiver stops before that, or if the
+    /// broker delivers the message again anyway.
     async fn call(&self, taken: &TakenMessage, subscription: &TypeSubscription) -> Option<Handled> {
         let permit = self.stop.run_until_cancelled(self.permits.acquire()).await?;
         if self.is_over(taken) {
@@ -281,7 +282,7 @@ impl Worker {
         let message = &taken.message;
         let span = trace::receive(&message.message_type, message.id, &self.settings.queue, &message.headers);
         let (subscription, inbox, received) = (subscription.clone(), self.settings.inbox, message.clone());
-        // The call is inside the task, because it decodes, which runs the user's code too.
+        // The call includes decoding, which may run the user's code, so all of it runs inside the task.
         let call = async move { subscription.call(received, inbox).await }.instrument(span.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(call));
         let handled = match tokio::time::timeout(self.settings.time_limit, task).await {
@@ -301,7 +302,7 @@ impl Worker {
         Some(handled)
     }
 
-    /// Counts and announces an event.
+    /// Counts an event and sends it to the subscribers.
     pub(super) fn announce(&self, event: ReceiverEvent) {
         self.metrics.record(&event);
         let (messages, bytes) = self.intake.held();
@@ -315,7 +316,7 @@ impl Worker {
     }
 }
 
-/// The failed tries of a message in place.
+/// The failed tries in place of one message.
 struct Failures {
     tries: u32,
     first: Instant,

@@ -1,4 +1,4 @@
-//! Receiving from a real RabbitMQ into functions and aggregates on a real MongoDB.
+//! Tests that receive messages from a real RabbitMQ into functions and aggregates on a real MongoDB.
 
 use std::{
     sync::{
@@ -34,7 +34,7 @@ fn is_applied(event: &ReceiverEvent) -> bool {
     matches!(event, ReceiverEvent::Applied(_))
 }
 
-/// Quantities in the order in which a function has handled them.
+/// The quantities that a function has handled, in order.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<i64>>>);
 
@@ -71,7 +71,7 @@ async fn concurrent_messages_of_one_aggregate_are_all_applied() {
     let scene = Scene::begin().await;
     let mut receiver = scene.start(scene.stocks_receiving(), scene.settings()).await;
     for nth in 0..40 {
-        // Another subject each, so that no key orders them.
+        // Each message has its own subject, so that no key orders them.
         let body = serde_json::to_vec(&StockRequested { sku: "a".into(), quantity: 1 }).unwrap();
         let event = cloud_event(Uuid::now_v7(), "stock.requested", &nth.to_string());
         scene.publish(event, "stock.requested", &body).await;
@@ -147,7 +147,7 @@ async fn a_transient_failure_holds_only_its_key() {
     scene.request("a", 2).await;
     receiver.wait("a retry", |event| matches!(event, ReceiverEvent::Retried { .. })).await;
     scene.request("b", 3).await;
-    // Without a subject it holds no other, and waits for none.
+    // A message without a subject blocks no other message and waits for none.
     let body = serde_json::to_vec(&StockRequested { sku: "c".into(), quantity: 4 }).unwrap();
     scene.publish(BasicProperties::default(), "stock.requested", &body).await;
     receiver.applied(2).await;
@@ -163,7 +163,8 @@ async fn a_transient_failure_holds_only_its_key() {
     scene.end().await;
 }
 
-/// Beyond the bound the message waits in the delay queue, its key's later ones follow, others are handled meanwhile.
+/// If no more messages may be held in place, a failing message goes to the delay queue, later messages of its key follow it,
+/// and other messages are handled meanwhile.
 #[tokio::test]
 async fn messages_beyond_the_bound_wait_in_the_delay_queue() {
     let scene = Scene::begin().await;
@@ -245,7 +246,7 @@ async fn a_message_that_always_fails_is_dead_after_its_delays() {
     assert_eq!(dead[0].headers["outbox-dead-reason"], "attempts_exhausted");
     assert_eq!(dead[0].headers["outbox-delays"], "2");
 
-    // An operator's copy of it begins from the start.
+    // A copy that an operator publishes starts without earlier failures.
     let seen = Arc::new(AtomicUsize::new(usize::MAX));
     let functions = {
         let seen = seen.clone();
@@ -294,7 +295,7 @@ async fn unknown_types_are_dead_rejected_or_ignored_by_choice() {
         receiver.stop().await;
 
         let mut dead = scene.dead().await;
-        // The broker passes a rejected message on by itself.
+        // The broker itself moves a rejected message to the dead-letter queue.
         let passed_on = async {
             while dead.len() < dead_letters {
                 dead = scene.dead().await;
@@ -320,7 +321,7 @@ async fn an_unavailable_dependency_stops_the_intake_and_costs_nothing() {
             async move { if down { Err(HandlerError::unavailable("the mail server is down")) } else { Ok(()) } }
         })
     };
-    // Too little for a failure to survive that long.
+    // With these limits, a message that counted as failed would be dead at once.
     let settings = scene.settings().with(|settings| {
         settings.retry_within = Duration::ZERO;
         settings.delays = 0;
@@ -335,7 +336,7 @@ async fn an_unavailable_dependency_stops_the_intake_and_costs_nothing() {
     assert_eq!(snapshot.unavailable.as_deref(), Some("the mail server is down"));
     assert!(snapshot.not_ready[0].contains("the mail server is down"), "{snapshot:?}");
 
-    // The consumer is gone from the queue: a message stays there.
+    // The receiver has cancelled its consumer, so a new message stays in the queue.
     let paused = async {
         while status.snapshot().consumer.unwrap() != document_outbox::amqp::State::Paused.to_string() {
             tokio::task::yield_now().await;
@@ -456,7 +457,7 @@ async fn a_stop_finishes_the_message_in_progress_and_returns_others() {
         let returned = |event: &ReceiverEvent| matches!(event, ReceiverEvent::Returned(_)).then_some(());
         events.wait("the others to return", returned).await;
     }
-    // Their queue has them, while the first continues.
+    // The queue has the other messages again while the first is still being handled.
     let returned = async { while scene.ready_in(&scene.queue()).await < 2 {} };
     soon("the queue to have them", returned).await;
     gate.add_permits(1);
@@ -489,7 +490,7 @@ async fn a_stop_abandons_a_message_that_takes_too_long() {
     scene.end().await;
 }
 
-/// At most the prefetch that fits the bound is taken, once the sizes are known.
+/// Once the sizes are known, the receiver takes only as many messages as fit into the limit of bytes.
 #[tokio::test]
 async fn the_bytes_held_are_bounded() {
     const MESSAGE: usize = 64 << 10;
@@ -509,7 +510,7 @@ async fn the_bytes_held_are_bounded() {
     let body = serde_json::to_vec(&StockRequested { sku: "x".repeat(MESSAGE - 100), quantity: 1 }).unwrap();
     let mut receiver = scene.start(functions, settings).await;
     let status = receiver.running.status();
-    // One arrives alone, so that the sizes are known.
+    // One message arrives before the others, so that the receiver knows its size.
     scene.publish(BasicProperties::default(), "stock.requested", &body).await;
     receiver.wait("the first", |event| matches!(event, ReceiverEvent::Taken(_))).await;
     gate.add_permits(1);
@@ -569,7 +570,7 @@ async fn a_missing_queue_is_reported_when_only_verified() {
     soon("the report", missing).await;
     running.stop().await;
 
-    // Once it is there, the same settings work.
+    // Once the queue exists, the same settings work.
     let declared = scene.start(scene.stocks_receiving(), scene.settings()).await;
     declared.stop().await;
     let settings = scene.settings().with(|settings| settings.topology = TopologyMode::Verify);
@@ -594,7 +595,7 @@ async fn a_type_with_two_functions_is_refused() {
     scene.flow.end().await;
 }
 
-/// Another consumer takes over, in order, when the active one is gone.
+/// When the active consumer is gone, another one takes over, and order holds.
 #[tokio::test]
 async fn one_consumer_at_a_time_keeps_order_across_receivers() {
     let scene = Scene::begin().await;
@@ -635,7 +636,7 @@ async fn a_repeat_after_eviction_has_its_effect_again() {
     scene.end().await;
 }
 
-/// The receiver that the next tests kill; without its variable it has no effect.
+/// The receiver process that the next tests kill. Run without the environment variable, this test does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_process_to_be_killed() {
     let Ok(name) = std::env::var(KILLED) else { return };
@@ -655,7 +656,7 @@ async fn a_receiver_process_to_be_killed() {
     let functions = Subscriptions::new().into_aggregate(&stocks, key, Stock::new, take);
     let settings = ReceiverSettings::new(format!("{name}.stock")).with(|settings| {
         settings.exchange = format!("{name}.messages");
-        // Killed a hundred times, a message that is held each time would reach the default.
+        // A message may be delivered again after each of a hundred kills, which would exceed the default delivery limit.
         settings.delivery_limit = 1_000;
         settings.inbox.count = 10_000;
     });
@@ -670,11 +671,11 @@ const KILLED: &str = "OUTBOX_TEST_KILLED_RECEIVER";
 const KILLED_MONGODB: &str = "OUTBOX_TEST_KILLED_RECEIVER_MONGODB";
 const POISON: i64 = -1;
 
-/// A receiver in a process of its own.
+/// A receiver that runs in a separate process.
 struct ReceiverProcess(tokio::process::Child);
 
 impl ReceiverProcess {
-    /// Returns when it receives.
+    /// Starts the process and returns once it receives messages.
     async fn start(database: &str, mongodb: &str) -> Self {
         use tokio::io::AsyncBufReadExt;
         let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
@@ -705,7 +706,7 @@ impl ReceiverProcess {
     }
 }
 
-/// The effects in all aggregates: how many messages, and the sum of their quantities.
+/// The number of messages that had an effect in any aggregate, and the sum of their quantities.
 async fn effects(scene: &Scene) -> (usize, i64) {
     let stocks = scene.stocks.collection().clone_with_type::<mongodb::bson::Document>();
     let mut all = stocks.find(doc! {}).await.unwrap();
@@ -718,12 +719,12 @@ async fn effects(scene: &Scene) -> (usize, i64) {
     (messages, sum)
 }
 
-/// Sends messages without end while a receiver is killed again and again: each has its effect exactly once, and the
-/// dead-letter queue holds only the poisoned ones.
+/// Sends messages without end while a receiver is killed repeatedly. Each message must have its effect exactly once, and the
+/// dead-letter queue must hold only the poisoned messages.
 async fn kill_under_load(kills: usize) {
     const SKUS: i64 = 20;
     let scene = Arc::new(Scene::begin().await);
-    // So that the queue exists before the first message.
+    // The process declares the queue, so that the first message has a queue.
     let first = ReceiverProcess::start(scene.flow.name(), &crate::support::uri("OUTBOX_MONGODB_URI")).await;
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), watch::Sender::new((0usize, 0i64, Vec::new())));
     let sending = {
@@ -777,7 +778,7 @@ async fn kill_under_load(kills: usize) {
     process.kill().await;
     assert_eq!(effects(&scene).await, (messages, sum), "each effect once");
 
-    // A kill between confirm and acknowledgement leaves two copies of a dead one.
+    // A kill between the confirm and the acknowledgement leaves two copies of a dead message.
     let mut dead: Vec<_> = scene.dead().await.into_iter().map(|dead| dead.message_id.unwrap()).collect();
     dead.sort();
     dead.dedup();
@@ -798,7 +799,7 @@ async fn stress_a_receiver_killed_a_hundred_times_applies_once() {
     kill_under_load(100).await;
 }
 
-/// A client that doesn't know this project: the CloudEvent of a Python program reaches a function.
+/// A CloudEvent from a Python program that doesn't use this project reaches a function.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "stress: run by scripts/stress, since it installs a Python client"]
 async fn stress_a_cloud_event_from_python_reaches_a_function() {
@@ -832,7 +833,7 @@ with pika.BlockingConnection(pika.URLParameters(uri)) as connection:
     scene.end().await;
 }
 
-/// This sets a fail point of MongoDB.
+/// The tests in this module set a fail point of MongoDB.
 mod fail_point {
     use mongodb::{
         Client,
@@ -843,7 +844,7 @@ mod fail_point {
     use super::*;
     use crate::support::uri;
 
-    /// A save without a clear answer is followed by a read, and not by an acknowledgement.
+    /// After a save without a clear answer, the receiver reads the document and doesn't acknowledge the message yet.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn an_unknown_save_is_read_again_before_any_answer() {
         let scene = Scene::begin().await;
@@ -888,7 +889,7 @@ mod fail_point {
     }
 }
 
-/// These stop, block or slow down a server.
+/// The tests in this module stop, block or slow down a server.
 mod outage {
     use super::*;
     use crate::{
@@ -897,7 +898,8 @@ mod outage {
 
     const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
 
-    /// Acknowledged means that the majority has it: killed before that, the receiver gets the message again and applies it once.
+    /// A message is acknowledged only after the majority has its save: if the receiver is killed before that, it gets the
+    /// message again and applies it once.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_message_is_acknowledged_after_the_majority_has_it() {
         let flow = Flow::of(TestDatabase::on(RS3).await, &crate::support::uri("OUTBOX_RABBITMQ_URI"));
@@ -912,7 +914,7 @@ mod outage {
 
         let stalled = StalledReplication::begin().await;
         let id = scene.request("a", 1).await;
-        // The primary has it, and the majority has not.
+        // The primary has the save, and the majority doesn't.
         soon("the save", written("a")).await;
         // Each question takes about a second, in which a premature acknowledgement would arrive.
         for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! Receivers with a queue of their own on a real broker, aggregates with an inbox, and publishers of any kind of message.
+//! Receivers with separate queues on a real broker, aggregates with an inbox, and publishers of any kind of message.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -59,7 +59,7 @@ pub struct StockRequested {
     pub quantity: i64,
 }
 
-/// A queue of a test's own, its aggregates, and a connection that is independent of the library.
+/// The queue and the aggregates of one test, and a connection that is independent of the library.
 pub struct Scene {
     pub flow: Flow,
     pub outside: Outside,
@@ -85,7 +85,7 @@ impl Scene {
         format!("{}.stock", self.flow.name())
     }
 
-    /// Short pauses, and a queue of this test.
+    /// Settings with short pauses and with the queue of this test.
     pub fn settings(&self) -> ReceiverSettings {
         ReceiverSettings::new(self.queue()).with(|settings| {
             settings.exchange = self.flow.messages();
@@ -95,18 +95,18 @@ impl Scene {
         })
     }
 
-    /// Those of the queue that a killed process has declared.
+    /// The settings for the queue that a killed process has declared.
     pub fn killed_settings(&self) -> ReceiverSettings {
         self.settings().with(|settings| settings.delivery_limit = 1_000)
     }
 
-    /// Requests that change the aggregate named in them.
+    /// A subscription that applies requests to the aggregate named in them.
     pub fn stocks_receiving(&self) -> Subscriptions {
         let key = |request: &StockRequested| request.sku.clone();
         Subscriptions::new().into_aggregate(&self.stocks, key, Stock::new, Stock::take)
     }
 
-    /// A receiver at work, with all of its events.
+    /// Starts a receiver, and collects its events.
     pub async fn start(&self, subscriptions: Subscriptions, settings: ReceiverSettings) -> Working {
         let receiver = Receiver::new(self.flow.amqp("receiver"), subscriptions, settings).unwrap();
         let events = Heard::from(receiver.subscribe());
@@ -127,7 +127,7 @@ impl Scene {
         self.publish(cloud_event(id, "stock.requested", sku), "stock.requested", &body).await;
     }
 
-    /// Publishes to the exchange for messages; the broker has confirmed it.
+    /// Publishes to the exchange for messages, and waits for the broker's confirm.
     pub async fn publish(&self, properties: BasicProperties, routing_key: &str, body: &[u8]) {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let exchange = self.flow.messages();
@@ -139,7 +139,7 @@ impl Scene {
         assert!(matches!(published.await.unwrap(), lapin::Confirmation::Ack(None)));
     }
 
-    /// How many messages a queue holds that are ready for delivery.
+    /// The number of messages in a queue that are ready for delivery.
     pub async fn ready_in(&self, queue: &str) -> u32 {
         let outside = self.flow.outside().await;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -148,7 +148,7 @@ impl Scene {
         queue.message_count()
     }
 
-    /// Waits until the broker sends the receiver at most this many messages.
+    /// Waits until the receiver's consumer has this prefetch.
     pub async fn wait_for_prefetch(&self, prefetch: u16) {
         let wanted = format!("{} {prefetch}", self.queue());
         let listed = move |wanted: String| {
@@ -166,7 +166,7 @@ impl Scene {
         soon("the prefetch to change", waiting).await;
     }
 
-    /// How many messages the broker has delivered, to any consumer, that are not acknowledged yet.
+    /// The number of messages that the broker has delivered to any consumer and that are not acknowledged yet.
     pub async fn unacknowledged(&self) -> u32 {
         let count = || {
             let listed = rabbitmqctl(&["-q", "list_channels", "messages_unacknowledged"]);
@@ -175,7 +175,7 @@ impl Scene {
         tokio::task::spawn_blocking(count).await.unwrap()
     }
 
-    /// The dead messages, which leave their queue.
+    /// Takes the dead messages out of their queue.
     pub async fn dead(&self) -> Vec<Dead> {
         let mut dead = Vec::new();
         let queue = format!("{}.dead", self.queue());
@@ -203,7 +203,7 @@ impl Scene {
         self.stocks.load(sku).await.unwrap().map(|loaded| loaded.into_inner())
     }
 
-    /// Takes everything away again.
+    /// Removes the queues, the exchanges and the database.
     pub async fn end(self) {
         for queue in ["", ".dead", ".delayed"] {
             let queue = format!("{}{queue}", self.queue());
@@ -213,7 +213,7 @@ impl Scene {
     }
 }
 
-/// A message of the dead-letter queue.
+/// A message from the dead-letter queue.
 #[derive(Debug)]
 pub struct Dead {
     pub headers: BTreeMap<String, String>,
@@ -221,14 +221,14 @@ pub struct Dead {
     pub body: Vec<u8>,
 }
 
-/// A receiver at work.
+/// A running receiver, with its events.
 pub struct Working {
     pub running: RunningReceiver,
     pub events: Heard<ReceiverEvent>,
 }
 
 impl Working {
-    /// Waits until that many messages were applied.
+    /// Waits until this many messages were applied.
     pub async fn applied(&mut self, count: usize) {
         let mut applied = 0;
         let wanted = |event: &ReceiverEvent| {
@@ -238,7 +238,7 @@ impl Working {
         self.events.wait(&format!("{count} messages to be applied"), wanted).await;
     }
 
-    /// Waits for an event that fits.
+    /// Waits for an event that `wanted` accepts.
     pub async fn wait(&mut self, what: &str, wanted: impl Fn(&ReceiverEvent) -> bool) -> ReceiverEvent {
         self.events.wait(what, |event| wanted(event).then(|| event.clone())).await
     }
@@ -286,7 +286,7 @@ pub fn id_of(event: &ReceiverEvent) -> Option<Uuid> {
     }
 }
 
-/// A filter for all aggregates.
+/// A filter that matches all aggregates.
 pub fn all() -> Document {
     doc! {}
 }
