@@ -1,12 +1,12 @@
-//! Decides whether this worker can process commands, and therefore takes any.
+//! Decides whether this worker takes commands, which depends on whether it can process them.
 //!
 //! RabbitMQ hands commands to every worker that has room, and a worker that cannot process commands always
 //! has room.
 //!
 //! | this worker | takes |
 //! |---|---|
-//! | has had no answer of MongoDB yet, or cannot reach it | nothing |
-//! | for a minute had only commands of another cluster, or commands that MongoDB refuses to this user | no commands, except one a minute as a test |
+//! | has had no answer from MongoDB yet, or cannot reach MongoDB | nothing |
+//! | for a minute has had only commands of another cluster, or commands that MongoDB refuses to this user | only one command a minute, as a test |
 //! | otherwise | up to its prefetch |
 //!
 //! While a worker takes no commands, it is not ready, and other workers get the commands.
@@ -16,8 +16,8 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
-/// After this long with only useless commands, no more commands are taken, except one as a test each time
-/// this long has passed.
+/// After a minute with only useless commands, the worker takes only one command per minute, as a
+/// test.
 const MINUTE: Duration = Duration::from_mins(1);
 
 /// The reason before MongoDB's first answer or failure.
@@ -28,8 +28,8 @@ const OTHER_CLUSTER: &str = "the commands are from another MongoDB cluster; mong
 const REFUSED: &str =
     "MongoDB denies this user a privilege that every command needs; grant the user find and update";
 
-/// Decides whether the worker takes commands; see the module's documentation. Shared by the worker's
-/// tasks.
+/// Decides whether the worker takes commands; see the module's documentation. All tasks of the
+/// worker share one value.
 pub(crate) struct Ability {
     observations: Mutex<Observations>,
     changed: Notify,
@@ -136,14 +136,15 @@ impl Ability {
             return Change::AsBefore;
         }
 
-        // Commands may have been useless because MongoDB was unreachable.
+        // Ends the streak, because the commands may have been useless only because MongoDB was
+        // unreachable.
         self.lock().useful();
         self.changed.notify_one();
         Change::News
     }
 
-    /// Records that MongoDB cannot be reached. Returns whether it was reachable, or had not been asked,
-    /// before.
+    /// Records that MongoDB cannot be reached. Returns whether this is new: MongoDB was reachable
+    /// before, or had not been asked.
     pub(crate) fn away(&self, reason: &str) -> Change {
         let before = self.lock().away.replace(reason.to_owned());
         self.changed.notify_one();

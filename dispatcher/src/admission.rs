@@ -46,7 +46,7 @@ pub(crate) fn admit(
     Ok(command)
 }
 
-/// A name from an untrusted source, reduced to one short line.
+/// Shortens a name from an untrusted source to one short line.
 fn shown(namespace: &Namespace) -> String {
     let text: String = namespace.to_string().chars().take(LONGEST).collect();
     format!("{text:?}")

@@ -71,13 +71,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// The origin of a command that names a cluster, or names none.
+    /// The origin of a command that names the cluster `named`, or no cluster.
     pub(crate) async fn home_of(&self, named: Option<Uuid>) -> Origin {
         if home(self.known().name, named) == Origin::ThisCluster {
             return Origin::ThisCluster;
         }
 
-        // The name may have changed. Without an answer, the known name is used.
+        // The name of this cluster may have changed. If MongoDB doesn't answer, the known name is
+        // used.
         let _ = self.ask().await;
         home(self.known().name, named)
     }
@@ -106,7 +107,8 @@ impl Cluster {
     }
 }
 
-/// The origin of a command that names a cluster, or names none, for a worker in the cluster `here`.
+/// The origin of a command that names the cluster `named`, or no cluster, for a worker in the
+/// cluster `here`.
 fn home(here: ClusterName, named: Option<Uuid>) -> Origin {
     match (here, named) {
         (_, None) | (ClusterName::Unreadable, _) => Origin::ThisCluster,

@@ -1,4 +1,4 @@
-//! Records the state of the consumer of commands, and its history.
+//! Records the current and earlier states of the consumer of commands.
 
 use document_outbox::amqp::State;
 use mongodb::bson::DateTime;
@@ -22,7 +22,7 @@ pub struct ConsumerSnapshot {
     pub last_error: Option<String>,
 }
 
-/// The state of the consumer, and its history.
+/// The current and earlier states of the consumer.
 pub(crate) struct ConsumerHistory {
     standing: Mutex<Standing>,
 }
@@ -55,8 +55,8 @@ impl ConsumerHistory {
         let mut standing = self.lock();
         let name = name(state);
 
-        // States between two readings are not seen. So if the consumer is ready at two consecutive
-        // readings, it was rebuilt between them.
+        // This loop reads a state only after a change, and may miss states in between. So if the
+        // consumer is ready at two consecutive readings, it was rebuilt between them.
         let before = std::mem::replace(&mut standing.state, name);
         if before != name || name == "ready" {
             standing.since = DateTime::now();

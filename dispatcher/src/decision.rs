@@ -2,13 +2,13 @@
 //!
 //! | the pass | the command |
 //! |---|---|
-//! | no message left, document gone, or the rest is for others or blocked by a dead one | is finished |
-//! | held until a time within `hold_within` | is kept for that time |
-//! | no destination available | is kept until there is one, for `available_within` in total |
+//! | no message is left, the document is gone, or the other messages are for other deliverers or blocked by a dead message | is finished |
+//! | the first message is held until a time within `hold_within` | is kept until then |
+//! | no destination is available | is kept until one is available, for `available_within` in total |
 //! | a temporary error of MongoDB | is kept for a growing pause |
 //! | MongoDB is unreachable, or this user lacks the privilege | is requeued for another worker |
 //! | a permanent error (validation) | is left to the sweep |
-//! | held for longer, or kept for `keep_within` in total | is left to the sweep |
+//! | the first message is held for longer, or the command was kept for `keep_within` in total | is left to the sweep |
 //! | interrupted by a stop | is returned to the broker |
 
 use std::time::Duration;
@@ -42,11 +42,11 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 pub enum Decision {
     /// This worker has no more work for the command.
     Finish(Processed),
-    /// Another pass after this time, if there is room to keep the command.
+    /// Run another pass after this time, if there is room to keep the command.
     Hold(Duration, Hold),
-    /// Another pass once the destination is available, but no later than after this time.
+    /// Run another pass once the destination is available, or after this time if that comes first.
     Await(Duration),
-    /// Another pass after this time.
+    /// Run another pass after this time.
     Retry(Duration, Left),
     /// Leave the messages to the sweep.
     Leave(Left),
@@ -70,7 +70,7 @@ pub enum Unable {
 }
 
 impl Unable {
-    /// The kind, by which repeated warnings are counted.
+    /// The kind of the reason. Repeated warnings are counted by kind.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::OtherCluster => "other_cluster",
@@ -91,14 +91,14 @@ impl From<Unable> for Left {
     }
 }
 
-/// The basis of a decision, besides the last pass.
+/// The facts about a command on which a decision depends, in addition to the last pass.
 #[derive(Debug, Clone, Copy)]
 pub struct CommandState {
     /// Server time.
     pub now: DateTime,
     /// How long the command has been kept.
     pub kept: Duration,
-    /// The part of that time during which the destination was unavailable.
+    /// The part of the time in `kept` during which the destination was unavailable.
     pub unavailable: Duration,
     /// Whether the worker is stopping.
     pub stopping: bool,

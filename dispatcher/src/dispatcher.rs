@@ -1,4 +1,4 @@
-//! The worker as a whole: it takes commands, distributes them, and stops in order.
+//! Takes commands, distributes them to the parts of the worker, and stops the worker in order.
 
 use std::{fmt, sync::Arc, time::Duration};
 

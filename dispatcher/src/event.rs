@@ -1,4 +1,4 @@
-//! The events of commands as values. The processor emits the events of messages.
+//! The events of commands as values. The events of messages are emitted by the processor.
 
 use document_outbox::{DocumentRef, command::Reason, dispatch::Processed, internal::Hold};
 
@@ -76,7 +76,8 @@ pub enum Left {
     Held(Hold),
     /// The destination is unavailable.
     Unavailable,
-    /// MongoDB did not answer, or refused. Contains the error, without any content of a document.
+    /// MongoDB did not answer, or refused the request. Contains the error, without any content of a
+    /// document.
     MongoDb(String),
     /// The command is from another MongoDB cluster.
     OtherCluster,

@@ -1,4 +1,5 @@
-//! The dispatcher's metrics, as in docs/metrics.md. The library counts deliveries.
+//! The dispatcher's metrics, as in docs/metrics.md. The metrics of deliveries are recorded by the
+//! library.
 
 use document_outbox::command::{CommandError, Reason};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
@@ -18,7 +19,7 @@ const THROTTLED: &str = "outbox_throttled_seconds_total";
 const OUTCOMES: [&str; 6] = ["finished", "coalesced", "left", "put_back", "other_cluster", "given_back"];
 const CAUSES: [&str; 3] = ["malformed", "not_watched", "too_large"];
 
-/// Registers every series, at zero.
+/// Registers every series with the value zero.
 pub(crate) fn register() {
     describe_counter!(COMMANDS, Unit::Count, "Number of commands by outcome.");
     describe_counter!(REFUSED, Unit::Count, "Number of rejected commands.");

@@ -1,12 +1,12 @@
-//! Holds commands that this worker cannot process: after a pause each returns to the broker for another
-//! worker.
+//! Holds commands that this worker cannot process. After a pause, each command returns to the
+//! broker for another worker.
 //!
 //! A command that is requeued at once is also redelivered at once, and the broker drops it after 20
-//! deliveries. So the pause grows with each delivery, and a command expires before it was delivered 20
-//! times.
+//! deliveries. So the pause grows with each delivery, and a command expires before its 20th
+//! delivery.
 //!
-//! Waiting commands take no room from others: the consumer's prefetch grows by their number, by at most
-//! [`MOST`].
+//! Waiting commands take no room from other commands: the consumer's prefetch grows by the number
+//! of waiting commands, but by at most [`MOST`].
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -55,8 +55,8 @@ impl Waiting {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The amount by which to raise the prefetch now. It falls when no command waits any more, not with
-    /// each command that leaves.
+    /// The amount by which to raise the prefetch now. The amount becomes zero when no command waits
+    /// any more; it doesn't fall with each command that leaves.
     pub(crate) fn room(&self) -> usize {
         let count = self.count();
         let room = if count == 0 {
@@ -90,7 +90,8 @@ mod tests {
         assert_eq!(seconds, [1, 1, 1, 1, 2, 4, 8, 16, 20, 20]);
     }
 
-    /// So a command usually ends by its expiration rather than by the delivery limit.
+    /// The pauses are this long so that a command usually ends by its expiration rather than by the
+    /// delivery limit.
     #[test]
     fn the_pauses_last_about_a_commands_lifetime() {
         let all: Duration = (0..COMMANDS_DELIVERY_LIMIT).map(pause).sum();

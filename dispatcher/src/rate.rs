@@ -23,15 +23,15 @@ use crate::metrics;
 
 const MOST: u32 = 1_000_000;
 /// The minimum wait of a task that has to wait. The tasks behind it use the permits that accumulate
-/// meanwhile, so that all continue together and share their commands to MongoDB. The wait is half the time
-/// in which the maximum number of permits accumulates, because a sleep may end late.
+/// meanwhile, so that all continue together and share their commands to MongoDB. This wait is half
+/// of the time in which the maximum number of permits accumulates, because a sleep may end late.
 const TICK: Duration = Duration::from_millis(10);
-/// The permits that may accumulate are those of one second divided by this number.
+/// The number of permits that may accumulate is the rate per second divided by this number.
 const SAVED_UP: u32 = 50;
-/// The messages that may be in flight are those of one second divided by this number.
+/// The number of messages that may be in flight is the rate per second divided by this number.
 const ON_THEIR_WAY: usize = 20;
-/// The number of documents that may be processed at a time is at least this, however low the rate is, so
-/// that a slow document does not block all others.
+/// At least this many documents may be processed at a time, however low the rate is, so that a slow
+/// document does not block all others.
 const FEWEST_DOCUMENTS: usize = 32;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 

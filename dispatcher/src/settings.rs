@@ -29,8 +29,8 @@ pub struct DispatcherSettings {
     pub commands_exchange: String,
     /// The queue from which commands are consumed. Default: `outbox.process-document-messages`.
     pub commands_queue: String,
-    /// Whether exchange, queue and binding are declared, verified, or used without either. Default:
-    /// declared.
+    /// Whether exchange, queue and binding are declared, only verified, or used without a check.
+    /// Default: declared.
     pub topology: TopologyMode,
     /// The maximum number of documents processed at a time. With a `rate`, the maximum is at most a
     /// twentieth of the rate, or 32 if that is more. The default of 256 suits RabbitMQ, because
@@ -38,20 +38,21 @@ pub struct DispatcherSettings {
     pub concurrency: usize,
     /// The maximum number of messages that this worker delivers per second. Default: no limit.
     pub rate: Option<Rate>,
-    /// The maximum number of commands that are taken and not yet settled: commands in processing, commands
-    /// that wait for their document, and commands that are kept for a moment. Must be at least
-    /// `concurrency`. With a `rate`, at most half of the messages that the rate allows within
-    /// `keep_within`. Commands that this worker cannot process and will requeue are not counted. Default:
-    /// 512.
+    /// The maximum number of commands that are taken and not yet settled: commands in processing,
+    /// commands that wait for their document, and commands that are kept for a moment. Must be at
+    /// least `concurrency`. With a `rate`, the maximum is at most half of the number of messages
+    /// that the rate allows within `keep_within`. Commands that this worker cannot process and will
+    /// requeue are not counted. Default: 512.
     pub prefetch: u16,
-    /// A command is kept if its document can be processed within this time. At most half of `prefetch`
-    /// commands are kept like that. Default: 5 s.
+    /// A command is kept if its document can be processed within this time. At most half of
+    /// `prefetch` is used for commands that are kept like that. Default: 5 s.
     pub hold_within: Duration,
     /// The total time that a command is kept while the destination is unavailable. Default: 60 s.
     pub available_within: Duration,
-    /// The total time that a command is kept, for any reason. After this time, no further message of its
-    /// document is started. This time plus a delivery as long as the claim must stay below the broker's
-    /// `consumer_timeout` (30 min). Default: 5 min; at most [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
+    /// The total time that a command is kept, for any reason. After this time, no further message
+    /// of its document is started. The sum of this time and one delivery that lasts as long as the
+    /// claim must be below the broker's `consumer_timeout` (30 min). Default: 5 min; at most
+    /// [`KEEP_AT_MOST`](Self::KEEP_AT_MOST).
     pub keep_within: Duration,
     /// How long a stop may take. Unfinished work continues for four fifths of this time; then claims are
     /// released. Default: 25 s.
@@ -115,7 +116,7 @@ impl DispatcherSettings {
         problems.add_if(
             usize::from(self.prefetch) < self.concurrency,
             &["prefetch", "concurrency"],
-            "must not be less than concurrency, or part of the concurrency is never used",
+            "must not be less than concurrency; otherwise a part of the concurrency is never used",
         );
         // Without an order, no message can block another.
         problems.add_if(

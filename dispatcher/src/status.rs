@@ -89,8 +89,8 @@ impl Snapshot {
         let ConsumerSnapshot { state, last_error, .. } = &self.consumer;
         let mut reasons = Vec::new();
 
-        // If the consumer is only paused, it is healthy: this worker takes no commands, for the reason
-        // given below.
+        // A consumer that is only paused is healthy. The reason why this worker takes no commands
+        // follows below.
         match (*state, last_error) {
             ("ready" | "paused", _) => {}
             ("disconnected" | "misconfigured" | "blocked", Some(error)) => {

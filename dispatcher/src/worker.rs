@@ -198,8 +198,8 @@ impl Worker {
         };
 
         match settlement {
-            // Without its connection, a command can't be acknowledged. When the broker redelivers it, its
-            // messages are already gone.
+            // A command can't be acknowledged once its connection is lost. This is harmless: when
+            // the broker redelivers the command, its messages are already gone.
             Settlement::Acknowledge(event) => {
                 if matches!(event, DispatcherEvent::Finished { .. }) {
                     self.ability.useful();
@@ -234,7 +234,7 @@ impl Worker {
         // The command may be megabytes long, and is no longer needed.
         delivery.body = Vec::new();
 
-        // The prefetch has to compensate for the command while it waits.
+        // The prefetch grows by one for the command while the command waits.
         if self.put_back.begin() == Prefetch::Changes {
             self.ability.notify();
         }
@@ -297,8 +297,8 @@ impl Worker {
         }
     }
 
-    /// Waits for the exclusive right to work on the document. The error is the settlement of a command
-    /// that doesn't get this right.
+    /// Waits for the exclusive right to work on the document. If the command doesn't get this
+    /// right, the error is its settlement.
     async fn wait_for_turn(
         &self,
         document: &DocumentRef,
@@ -324,7 +324,8 @@ impl Worker {
 
     /// Keeps the command until MongoDB is retried.
     async fn retry(&self, document: &DocumentRef, pause: Duration, why: Left) -> ControlFlow<Settlement> {
-        // The room is bounded: a failing collection must not take the room of all others.
+        // The room for such commands is bounded, because a failing collection must not take the
+        // room of all others.
         let Ok(_room) = self.holds.try_acquire() else {
             return ControlFlow::Break(Settlement::PutBack(Unable::Full(why)));
         };

@@ -5,10 +5,10 @@
 //! | 286 change stream history lost, 280 fatal change stream error, 260 invalid resume token, 136 capped position lost, 10334 a change too large to be sent | [`Fault::Lost`]: no reopening from this position helps |
 //! | 9, 14, 40647, 40648, 40649, 50811, 50788 … a token the server can't read | [`Fault::Lost`] |
 //! | 13 not authorised, 18 authentication failed, 8000 refused by Atlas | [`Fault::Fatal`]: a person has to act |
-//! | a login that the driver says has failed | [`Fault::Fatal`] at the start, [`Fault::Transient`] later: a failover interrupts logins |
+//! | a failed login, as the driver reports it | [`Fault::Fatal`] at the start, [`Fault::Transient`] later: a failover interrupts logins |
 //! | 40573 not a replica set; 59, 115, 40324 no change streams | [`Fault::Fatal`] |
-//! | 166 a view or a time series, 72 a read concern that change streams cannot have, when a stream is opened | [`Fault::Fatal`] |
-//! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Transient`]: again, from the last position |
+//! | 166 a view or a time series, 72 a read concern that change streams cannot have; both when a stream is opened | [`Fault::Fatal`] |
+//! | everything else: network, election, shutdown, a cursor that is gone, … | [`Fault::Transient`]: retried from the last position |
 //!
 //! A damaged token can make the server fail in any way while decoding it (for example with 15,
 //! overflow). So [`Fault::Lost`] also applies if the server itself refuses to open the stream

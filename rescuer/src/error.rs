@@ -10,19 +10,19 @@ pub enum RescuerError {
     /// The settings cannot work.
     #[error("the settings cannot work: {0}")]
     Settings(InvalidSettings),
-    /// A server without change streams.
+    /// The server has no change streams.
     #[error(
         "MongoDB at this address is a single server without a replica set, which has no change streams; start it with \
          --replSet and run rs.initiate() once, even for one server"
     )]
     NotAReplicaSet,
-    /// Cosmos DB with request units.
+    /// The server is Cosmos DB with request units, which a rescuer can't use.
     #[error(
         "this is Azure Cosmos DB's request-unit API for MongoDB, whose change streams need `updateLookup` and lose \
          changes for an outbox; use MongoDB itself, Atlas, or Cosmos DB's vCore service"
     )]
     CosmosDb,
-    /// The server refuses permanently.
+    /// The server permanently refuses an operation that the rescuer needs.
     #[error("could not {doing}: {advice}")]
     Refused {
         /// The operation that failed.

@@ -131,7 +131,8 @@ fn operation_keys() -> Vec<Key> {
         keys::commands_exchange(),
         keys::commands_queue(),
         keys::topology(),
-        // The process ends quickly; standbys shouldn't wait long if it hangs.
+        // The default is short, because the process ends quickly, and because standbys shouldn't
+        // wait long for a process that hangs.
         keys::shutdown_grace().with_default("10s"),
     ]
 }
@@ -186,7 +187,7 @@ fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
     settings.delay = read.duration("delay");
     settings.ownership_lease = read.duration("lease");
     settings.totals_interval = read.duration("totals_interval");
-    // The endpoint is the only access to the metrics.
+    // Without the endpoint no scraper can read the metrics, so messages are not counted.
     settings.count_totals = read.string("http_listen") != "off";
     settings.shutdown_grace = Some(read.duration("shutdown_grace"));
     settings.start_at = start_at(&read.string("start_at")).ok().flatten();

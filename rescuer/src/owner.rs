@@ -71,7 +71,7 @@ impl Owner {
         let catalogue = Arc::new(Catalogue::new(term.clone()));
         let full_sweep = Arc::new(FullSweep::new(term.clone()));
 
-        // The sweep; the gauge waits for its first round.
+        // Builds the sweep. The gauge waits for the sweep's first round.
         let swept = CancellationToken::new();
         let reader =
             CollectionReader::new(term.clone(), sender.clone(), inspector.clone(), catalogue.clone());

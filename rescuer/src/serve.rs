@@ -83,7 +83,8 @@ impl Stream {
                 // The other streams continue.
                 Err(error) => {
                     self.report.trouble(SERVING, &error.with_source());
-                    // A standby notices a stop by itself.
+                    // The result is not needed: if a stop ended the sleep, the standby notices the
+                    // stop by itself.
                     let _ = halt::sleep(&self.stop, AFTER_ERROR).await;
                 }
             }

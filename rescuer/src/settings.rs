@@ -63,8 +63,8 @@ pub struct Settings {
     /// time. From 1 s to 10 min. Default: 15 s.
     pub ownership_lease: Duration,
     /// If set, the rescuer ignores the saved position and reads from this time when it first owns a
-    /// stream. For operators who want changes to be checked again. Applies at every start for as long as
-    /// it is set. Default: none.
+    /// stream. It is meant for operators who want changes to be checked again, and applies at every
+    /// start for as long as it is set. Default: none.
     pub start_at: Option<Timestamp>,
     /// The interval between sweeps of due entries. Default: 10 s.
     pub sweep_interval: Duration,
@@ -88,22 +88,23 @@ pub struct Settings {
     /// Whether pending and dead messages are counted at all. Set this to false if the metrics aren't read.
     /// Default: true.
     pub count_totals: bool,
-    /// How long the supervisor that stops this rescuer waits until it has ended. Only used to warn if this
-    /// time is longer than the lease. Default: unknown.
+    /// How long the supervisor that stops this rescuer waits until it has ended. The value is only
+    /// used for a warning if it is longer than the lease. Default: unknown.
     pub shutdown_grace: Option<Duration>,
     /// The policy for a stream that cannot continue from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,
-    /// The minimum time of repeated refusals after which the position counts as lost, if the server
-    /// refuses to open the stream with errors that aren't known to be about the position. Default: 30 s.
+    /// If the server refuses to open the stream, and its errors don't show whether the position is
+    /// the cause, the position counts as lost once the server has refused repeatedly for this time.
+    /// Default: 30 s.
     pub refused_for: Duration,
     /// The database for positions. Default: `document_outbox`.
     pub state_database: String,
-    /// The maximum number of recently queued documents that the sweeps of all streams remember together.
-    /// This limits the number of documents that they can have queued at a time. A document takes about 100
-    /// bytes. Default: 100,000.
+    /// The maximum number of recently queued documents that the sweeps of all streams remember
+    /// together. This is also the maximum number of documents that the sweeps can have queued at a
+    /// time. A document takes about 100 bytes. Default: 100,000.
     pub queued_capacity: usize,
-    /// How long the sweep waits before it queues a document again whose outbox has not changed. The pause
-    /// doubles each time, up to 2 min. Default: 30 s.
+    /// How long the sweep waits before it queues a document again, unless the document's outbox
+    /// changes. The pause doubles each time, up to 2 min. Default: 30 s.
     pub requeue_pause: Duration,
 }
 
@@ -184,7 +185,8 @@ impl Settings {
              collections, or change state_database",
         );
 
-        // Patterns here for collections that aren't watched would never have an effect.
+        // A pattern in these settings that matches no watched collection would never have an
+        // effect.
         problems.add_if(
             self.unordered.iter().any(|pattern| !self.watches_some_of(pattern)),
             &["unordered", "watch"],

@@ -28,7 +28,7 @@ pub(crate) struct CoveredPattern {
     pub(crate) except: Vec<NamespacePattern>,
 }
 
-/// One stream: its name in the state database, its delay, its collections.
+/// One stream, with its name in the state database, its delay and its collections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) name: String,

@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SettingsProblem {
-    /// The settings that cause the problem; the sentence is about the first one.
+    /// The settings that cause the problem. The first of them is the subject of `sentence`.
     pub settings: Vec<&'static str>,
     /// The problem and its correction. The sentence continues from the name of the setting: "must not be
     /// …".

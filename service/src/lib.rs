@@ -5,8 +5,9 @@
 //! the [`settings`], starts [`telemetry`], serves probes and metrics over HTTP, listens for the
 //! [`shutdown`] signals, and turns the outcome into an exit code.
 //!
-//! Most of this needs the feature `daemon`, which is on by default. Without it, the crate has only what
-//! the embedded rescuer and dispatcher use too, such as the patterns of namespaces.
+//! Most of this needs the feature `daemon`, which is on by default. Without the feature, the crate
+//! has only the parts that an embedded rescuer or dispatcher uses too, such as the patterns of
+//! namespaces.
 //!
 //! Only [`Connections`] knows more about MongoDB and RabbitMQ than the form of their URIs and names.
 

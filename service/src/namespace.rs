@@ -4,9 +4,9 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use crate::quote::shown;
 
-/// A pattern for collections, by the names of their databases and collections: `shop.orders`, `shop.*`,
-/// `tenant_*.orders`, `*.*`. With `@` and a duration appended, as in `audit.log@5m`, the pattern gives its
-/// collections their own delay.
+/// A pattern that selects collections by their names and the names of their databases:
+/// `shop.orders`, `shop.*`, `tenant_*.orders`, `*.*`. With `@` and a duration appended, as in
+/// `audit.log@5m`, the pattern gives its collections their own delay.
 ///
 /// A `*` matches any number of characters, including none. A pattern that contains a `*` never matches the
 /// server's own databases (`admin`, `config`, `local`) and collections (`system.…`).
@@ -21,19 +21,19 @@ pub struct NamespacePattern {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Glob(String);
 
-/// Why a text is not a pattern. The sentence starts with the text.
+/// The reason why a text is not a pattern, as a sentence that starts with the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidPattern(String);
 
 impl NamespacePattern {
-    /// The part that matches databases.
+    /// The part of the pattern that matches databases.
     #[must_use]
     pub fn database(&self) -> &Glob {
         &self.database
     }
 
-    /// The part that matches collections.
+    /// The part of the pattern that matches collections.
     #[must_use]
     pub fn collection(&self) -> &Glob {
         &self.collection
@@ -102,7 +102,8 @@ impl Glob {
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
-        // The last `*`, and the place up to which it has matched so far.
+        // The place of the last `*` in the pattern, and the place in the name up to which that `*`
+        // has matched so far.
         let mut star = None;
         let (mut p, mut n) = (0, 0);
         while n < name.len() {
@@ -131,7 +132,7 @@ impl Glob {
         self.matches(&other.0)
     }
 
-    /// Whether a name can match both.
+    /// Whether any name can match both this and `other`.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         // `reached[j]`: whether one name can match both the parts of this pattern read so far and the
@@ -157,8 +158,8 @@ impl Glob {
         reached[b.len()]
     }
 
-    /// An anchored regular expression for the same names. In names with a line break, `.` matches the line
-    /// break, and the anchors match only the ends of the name.
+    /// An anchored regular expression that matches the same names. In names with a line break, `.`
+    /// matches the line break, and the anchors match only the ends of the name.
     #[must_use]
     pub fn regex(&self) -> String {
         let mut regex = String::from("(?s)^");

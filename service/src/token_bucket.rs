@@ -20,7 +20,7 @@ use tokio::{
 pub struct TokenBucket {
     limiter: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Duration>>,
     clock: RuntimeClock,
-    /// Held by the task that is next.
+    /// The lock that only the next task holds; the other tasks wait for it in their order.
     line: Mutex<()>,
     shortest_wait: Duration,
 }
@@ -56,8 +56,8 @@ impl TokenBucket {
         }
     }
 
-    /// Makes a task that has to wait wait at least this long. The tasks behind it then find the tokens
-    /// that have accumulated.
+    /// Lengthens the wait of each task that has to wait to at least this time. The tasks behind it
+    /// then find the tokens that have accumulated.
     #[must_use]
     pub fn waiting_at_least(mut self, shortest_wait: Duration) -> Self {
         self.shortest_wait = shortest_wait;

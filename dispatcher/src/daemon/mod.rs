@@ -32,7 +32,7 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     let mut worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
     context.probes.report(WorkerReport(worker.status()));
 
-    // Without these tasks, the process would run without doing anything.
+    // The process ends with any of these tasks, because it would then run without doing anything.
     let ended: Result<(), Box<dyn Error + Send + Sync>> = tokio::select! {
         () = context.stop.cancelled() => Ok(()),
         ended = worker.ended() => Err(ended.into()),
@@ -46,11 +46,11 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
 
 /// Waits until the supervisor of a connection has ended.
 async fn closed(mut states: watch::Receiver<State>) {
-    // An error also means that it has ended.
+    // An error also means that the supervisor has ended.
     let _ = states.wait_for(|state| *state == State::Closed).await;
 }
 
-/// What the process's probes report.
+/// The report that the process's probes give.
 struct WorkerReport(Status);
 
 impl Report for WorkerReport {

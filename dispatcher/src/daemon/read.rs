@@ -13,7 +13,7 @@ pub(super) const NAME: &str = "outbox-dispatcher";
 /// The worker's part of the grace period; the rest is for closing the connections.
 const GRACE_OF_THE_WORKER: f64 = 0.9;
 
-/// The settings that were read, before anything connects.
+/// The settings as they were read, before any connection is made.
 pub(super) struct Settings {
     pub(super) connections: Connections,
     /// `None` only if there is also a problem that keeps the worker from starting.

@@ -7,7 +7,7 @@ use outbox_service::{Key, Kind, keys};
 
 use crate::rate::Rate;
 
-/// The value without a limit, so that only the worker's own speed limits the deliveries.
+/// The value that means no limit, so that only the worker's own speed limits the deliveries.
 const NO_RATE: &str = "off";
 /// The longest claim lease. Together with the five minutes for which a command is kept, it is well below
 /// the broker's `consumer_timeout` of 30 minutes.
@@ -16,7 +16,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Every key in addition to the keys of both services, in the order of the documentation.
+/// The keys of the dispatcher's table, in the order of the documentation.
 pub(super) fn table() -> Vec<Key> {
     let mut table = where_to_work();
     table.extend(how_much_at_a_time());
@@ -137,7 +137,7 @@ fn commands() -> Vec<Key> {
         keys::commands_queue(),
         keys::topology(),
         keys::state_database(),
-        // The rescuer has the default port.
+        // The default port belongs to the rescuer.
         keys::http_listen("127.0.0.1:9465"),
     ]
 }

@@ -52,8 +52,8 @@ async fn nowhere() -> Client {
     Client::with_options(options).unwrap()
 }
 
-/// P5, with a worker of another cluster: the command waits there for a moment, and then reaches the worker
-/// of the right cluster.
+/// P5: a command that a worker of another cluster gets waits there for a moment, and then reaches
+/// the worker of the right cluster.
 #[tokio::test]
 async fn another_clusters_command_is_left_to_its_worker() {
     let scene = Scene::set().await;
@@ -88,7 +88,7 @@ async fn a_command_is_not_swallowed_by_an_empty_mongodb() {
     scene.place("there", [1]).await;
     scene.send("there", here.cluster).await;
     assert_eq!(worker.finished().await, Processed::Done);
-    scene.command("of a version that names none").await;
+    scene.command("of a version that names no cluster").await;
     assert_eq!(worker.finished().await, Processed::Gone);
     worker.running.stop().await;
     here.gone(&scene).await;
@@ -139,7 +139,8 @@ async fn a_thousand_forged_commands_delay_no_other() {
             Err(error) => panic!("{error}"),
         }
     }
-    // If these commands took room, all of them would have to be requeued before it.
+    // If the forged commands took room, all of them would have to be requeued before the command of
+    // this cluster.
     assert!(put_back < FORGED, "{put_back}");
     worker.running.stop().await;
     here.gone(&scene).await;
@@ -196,13 +197,13 @@ async fn commands_are_requeued_while_mongodb_is_unreachable() {
     network.swallow(false);
     assert_eq!(worker.finished().await, Processed::Done);
     let status = until(&worker.running, |status| status.not_ready.is_empty()).await;
-    assert_eq!(status.consumer.rebuilds, 0, "RabbitMQ was there throughout");
+    assert_eq!(status.consumer.rebuilds, 0, "RabbitMQ was available throughout");
     worker.running.stop().await;
     scene.strike().await;
 }
 
-/// *A worker that had only useless commands for a minute stops taking them, is not ready, and tries one a
-/// minute.*
+/// *A worker that had only useless commands for a minute stops taking commands, is not ready, and
+/// takes one command a minute as a test.*
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
@@ -221,7 +222,9 @@ async fn stress_a_worker_with_foreign_commands_alone_stops_taking() {
             }
         }
     };
-    tokio::time::timeout(LONG * 3, stopped).await.expect("it stops within a minute, and late answers");
+    tokio::time::timeout(LONG * 3, stopped)
+        .await
+        .expect("the worker stops taking commands after a minute and some slow answers");
     let status = until(&wrong.running, |status| status.consumer.state == "paused").await;
     assert!(status.not_ready.iter().any(|why| why.contains("another MongoDB cluster")), "{status:?}");
 
@@ -299,7 +302,7 @@ async fn a_command_expires_if_no_dispatcher_takes_it() {
 
     scene.command("o-1").await;
     let got = scene.outside.basic_get(scene.name.clone().into(), BasicGetOptions::default()).await.unwrap();
-    let properties = got.expect("a fresh one is there").delivery.properties;
+    let properties = got.expect("a new command is in the queue").delivery.properties;
     let lifetime = document_outbox::command::COMMAND_LIFETIME.as_millis().to_string();
     assert_eq!(properties.expiration().as_ref().map(std::string::ToString::to_string), Some(lifetime));
     scene.strike().await;

@@ -65,8 +65,8 @@ impl Process {
     }
 }
 
-/// The messages of a queue for all types, in the queue's order: the document and the amount of each, by
-/// message id.
+/// Receives the messages of all types from a queue, in the queue's order. Each message is recorded
+/// by its id, with its document and its amount.
 struct Receiver {
     received: watch::Receiver<Vec<(String, String, i64)>>,
 }
@@ -133,7 +133,7 @@ fn assert_in_order(received: &[(String, String, i64)], messages: i64) {
     }
 }
 
-/// Every `claimed_by` that is written from now on.
+/// Collects every `claimed_by` that is written from now on.
 async fn claims(scene: &Scene) -> watch::Receiver<Vec<String>> {
     let mut changes = scene.test.orders().watch().await.unwrap();
     let (sender, claims) = watch::channel(Vec::new());
@@ -174,7 +174,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(LONG, look).await.expect("that many consume");
+        tokio::time::timeout(LONG, look).await.expect("this many workers consume commands");
     }
 
     async fn strike_binary(self) {
@@ -192,8 +192,8 @@ fn documents(prefix: &str, count: i64) -> impl Iterator<Item = (String, i64)> {
 
 const MESSAGES: i64 = 5;
 
-/// Runs two dispatchers on that many documents, twice, and kills one of them in the middle of the second
-/// backlog. Returns the number of messages that arrived twice.
+/// Runs two dispatchers on a backlog of `documents_each` documents, twice, and kills one dispatcher
+/// in the middle of the second backlog. Returns the number of messages that arrived twice.
 async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &str) -> usize {
     let messages = documents_each as usize * MESSAGES as usize;
     let scene = Scene::set().await;
@@ -210,7 +210,7 @@ async fn one_of_two_is_killed(documents_each: i64, concurrency: usize, lease: &s
     scene.strand(documents("first", documents_each)).await;
     let received = receiver.wait(messages).await;
     scene.test.wait_until_all_are_empty().await;
-    assert_eq!(received.len(), messages, "none comes twice");
+    assert_eq!(received.len(), messages, "no message arrives twice");
     assert_in_order(&received, MESSAGES);
     until_claimed(&claims, &one).await;
     until_claimed(&claims, &other).await;
@@ -255,11 +255,11 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
     let scene = Scene::set().await;
     let receiver = Receiver::start(&scene).await;
     scene.strand(documents("o", DOCUMENTS)).await;
-    // So slow that the worker can't finish before the signal.
+    // The deliveries are so slow that the worker can't finish before the signal.
     for stop_after in [20, 100] {
         let process = Process::start(&scene, &["--rate=100/s"]);
         receiver.wait(stop_after).await;
-        assert!(process.terminate().await, "it ended before its grace did");
+        assert!(process.terminate().await, "the process ended within its grace period");
         let claimed = doc! { "outbox.claimed_by": { "$exists": true } };
         assert_eq!(scene.test.orders().count_documents(claimed).await.unwrap(), 0, "nothing stays claimed");
         let counted =
@@ -268,7 +268,7 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
         let left = doc! { "outbox.0": { "$exists": true } };
         assert!(
             scene.test.orders().count_documents(left).await.unwrap() > 0,
-            "or else it was not under load"
+            "otherwise the worker was not under load"
         );
     }
     // The same at full speed, with the maximum number of messages in flight.
@@ -279,7 +279,7 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
     let received = receiver.wait((DOCUMENTS * MESSAGES) as usize).await;
     scene.test.wait_until_all_are_empty().await;
     assert!(process.terminate().await);
-    assert_eq!(received.len(), (DOCUMENTS * MESSAGES) as usize, "none comes twice");
+    assert_eq!(received.len(), (DOCUMENTS * MESSAGES) as usize, "no message arrives twice");
     assert_in_order(&received, MESSAGES);
     assert!(scene.queue_is_empty().await);
     scene.strike_binary().await;
@@ -303,7 +303,7 @@ async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     let none = FieldTable::default;
     let topic = lapin::ExchangeKind::Topic;
     scene.outside.exchange_declare(exchange.clone().into(), topic, durable, none()).await.unwrap();
-    // Only this many bytes are kept, the latest ones.
+    // The queue keeps only this many bytes, namely those of the latest messages.
     let mut newest = FieldTable::default();
     newest.insert("x-max-length".into(), 1.into());
     let declare = QueueDeclareOptions::default();
@@ -338,8 +338,8 @@ async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     peak
 }
 
-/// The limit counts bytes, not documents: together these documents have 120 MB, with several copies in
-/// memory.
+/// The limit is in bytes, not in documents. Together these documents take up 120 MB, and memory
+/// holds several copies of each document that is being processed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_of_large_documents_is_bounded_in_bytes() {
     let peak = peak_of(24, 500_000, &["--memory-mib=16"]).await;

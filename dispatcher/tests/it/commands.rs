@@ -211,7 +211,7 @@ async fn the_wait_for_a_turn_counts_as_keeping() {
     scene.command("o-1").await;
     recorder.wait_tried(1).await;
     scene.command("o-1").await;
-    // The first command cannot end before its delivery does.
+    // The first command cannot end before its delivery ends.
     assert_eq!(worker.left().await, Left::TookTooLong);
     assert_eq!(recorder.wait_tried(1).await.len(), 1);
     recorder.let_through(1);

@@ -52,8 +52,8 @@ async fn a_worker_process_that_a_message_kills() {
     processor.process(&document, ordering, &stop).await.unwrap();
 }
 
-/// A message that kills its process records no failure. It is noticed by the number of its claims, is then
-/// claimed alone, and finally dies.
+/// A message that kills its process records no failure. The dispatcher recognises the message by
+/// the number of its claims, then claims it alone, and finally records it as dead.
 #[tokio::test]
 async fn a_message_that_kills_its_process_dies() {
     let test = TestDatabase::create().await;

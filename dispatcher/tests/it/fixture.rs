@@ -6,7 +6,8 @@ use tokio::sync::oneshot;
 
 use crate::scene::Scene;
 
-/// Otherwise each failed test would leave a database, and a queue of commands without a consumer.
+/// Tests the cleanup, without which each failed test would leave a database, and a queue of
+/// commands without a consumer.
 #[tokio::test]
 async fn a_failed_test_is_cleaned_up_after() {
     let other = Scene::set().await;
@@ -15,7 +16,7 @@ async fn a_failed_test_is_cleaned_up_after() {
         let scene = Scene::set().await;
         scene.test.orders().insert_one(doc! { "_id": "o-1" }).await.unwrap();
         tell.send((scene.name.clone(), scene.test.database.name().to_owned())).unwrap();
-        panic!("as a test that fails does");
+        panic!("a simulated failure of a test");
     });
     let (queue, database) = told.await.unwrap();
     assert!(failing.await.unwrap_err().is_panic());

@@ -27,7 +27,11 @@ async fn a_closed_channels_command_is_delivered_again() {
     recorder.let_through(2);
     scene.goes_on(&mut worker, "after").await;
     scene.test.wait_until("held", support::is_empty).await;
-    assert_eq!(recorder.delivered().len(), 2, "each once, though the command came again");
+    assert_eq!(
+        recorder.delivered().len(),
+        2,
+        "each message arrived once, although the command was delivered again"
+    );
     worker.running.stop().await;
     scene.strike().await;
 }

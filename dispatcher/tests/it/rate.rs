@@ -18,9 +18,9 @@ use crate::{
     support::{LONG, Recorder},
 };
 
-/// Records when each confirmed message was sent, rather than when it was confirmed or consumed: a broker
-/// or a consumer that pauses may answer for or deliver several messages together that were published one
-/// by one, which the limiter does not cause.
+/// Records when each confirmed message was sent, rather than when it was confirmed or consumed.
+/// Messages that were published one by one may be confirmed or consumed together after a pause of
+/// the broker or the consumer, which the limiter does not cause.
 struct Clocked {
     rabbitmq: RabbitMq,
     confirmed: watch::Sender<Vec<Instant>>,
@@ -67,7 +67,7 @@ async fn a_large_backlog_is_delivered_at_the_rate() {
     let most = times.iter().map(second).max().unwrap();
     assert!(most <= MOST, "{most} messages in one second");
     let throttled = worker.running.status().snapshot().throttled_seconds;
-    assert!(throttled > 0.0, "or else the limit was never reached");
+    assert!(throttled > 0.0, "otherwise the limit was never reached");
     worker.running.stop().await;
     assert_eq!(times.len(), messages, "each was delivered once");
     let filled = doc! { "outbox.0": { "$exists": true } };
@@ -92,7 +92,7 @@ async fn a_message_waiting_for_the_rate_is_unclaimed() {
     let cleared = |stored: &Document| stored.get_array("outbox").unwrap().len() < MESSAGES;
     let stored = scene.test.wait_until("o-1", cleared).await;
     let waiting = stored.get_array("outbox").unwrap();
-    assert!(!waiting.is_empty(), "or else it proves nothing");
+    assert!(!waiting.is_empty(), "otherwise the test proves nothing");
     for entry in waiting {
         assert_eq!(entry.as_document().unwrap().get("claimed_by"), None);
     }
@@ -124,8 +124,8 @@ async fn a_low_rate_leaves_no_command_undelivered() {
     scene.strand((0..DOCUMENTS).map(|n| (format!("o-{n}"), 1))).await;
     let mut settings = scene.settings();
     settings.rate = Some(Rate::per_second(20).unwrap());
-    // All messages together take longer than that. The messages of the commands taken at a time take so
-    // much less that a busy machine manages.
+    // All messages together take longer than `keep_within`. The messages of the commands that are
+    // taken at a time take much less, so that even a busy machine delivers them in time.
     settings.keep_within = Duration::from_secs(6);
     let mut worker = scene.start_with(Recorder::default(), quick_retry(), settings);
     for _ in 0..DOCUMENTS {

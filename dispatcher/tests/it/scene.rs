@@ -58,7 +58,7 @@ impl Scene {
         Self::on(&uri("OUTBOX_RABBITMQ_URI")).await
     }
 
-    /// The same on another broker.
+    /// Creates a scene on another broker.
     pub(crate) async fn on(broker: &str) -> Self {
         let test = TestDatabase::create().await;
         let name = format!("test-dispatcher-{}", test.database.name());
@@ -140,7 +140,7 @@ impl Scene {
         assert_eq!(self.publisher.publish(vec![publication]).await, [Published::Confirmed]);
     }
 
-    /// An order whose messages were never tried.
+    /// Stores an order with messages of these amounts, which were never tried.
     pub(crate) async fn place(&self, id: &str, amounts: impl IntoIterator<Item = i64>) {
         let mut order = Order::new(id);
         amounts.into_iter().for_each(|amount| order.add(amount));
@@ -214,7 +214,7 @@ impl Scene {
         assert!(self.is_cleared(id).await);
     }
 
-    /// A worker with this client and this state database.
+    /// Starts a worker with this client and this state database.
     #[allow(clippy::needless_pass_by_value, reason = "callers make a client for this worker alone")]
     pub(crate) fn start_by(&self, client: Client, state_database: &str, deliver: impl Deliver) -> Worker {
         let settings = ProcessorSettings::default().with(|settings| {
@@ -309,7 +309,9 @@ pub(crate) async fn until(worker: &Running, wanted: impl Fn(&Snapshot) -> bool) 
         }
     };
     let found = tokio::time::timeout(LONG, look).await;
-    found.unwrap_or_else(|_elapsed| panic!("it never becomes so: {:?}", status.snapshot()))
+    found.unwrap_or_else(|_elapsed| {
+        panic!("the status never satisfies the condition: {:?}", status.snapshot())
+    })
 }
 
 pub(crate) async fn put_back(worker: &mut Worker) -> Left {

@@ -1,4 +1,4 @@
-//! The reports of a worker about itself: its status and its metrics.
+//! Tests a worker's status and metrics.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -110,8 +110,8 @@ async fn every_documented_series_starts_at_zero() {
     assert_eq!(snapshot.not_ready, ["commands are not being consumed: the consumer is idle"]);
 }
 
-/// While a rescuer is replaced before its dispatchers, versions are mixed: the older dispatchers ignore
-/// unknown fields.
+/// A new rescuer may run before its dispatchers are replaced. The older dispatchers then ignore
+/// unknown fields of its commands.
 #[tokio::test]
 async fn commands_are_counted_by_their_outcome() {
     let (recorder, mut series) = series();

@@ -17,14 +17,14 @@ async fn a_silent_connection_is_replaced() {
     let mut amqp = eager_amqp(&network.uri());
     amqp.consumer_check = Duration::from_millis(50);
     amqp.connect_timeout = Duration::from_secs(1);
-    amqp.heartbeat = LONG * 10; // which would notice too, much later
+    amqp.heartbeat = LONG * 10; // the heartbeat would also notice the failure, but much later
     let mut worker = scene.start_at(Recorder::default(), amqp);
     scene.goes_on(&mut worker, "before").await;
     network.swallow(true);
     let lost = until(&worker.running, |status| status.consumer.state != "ready").await;
     assert_eq!(lost.not_ready.len(), 1, "{lost:?}");
-    // TCP would eventually deliver the old connection's close. If it is dropped, the broker still has a
-    // consumer to deliver to.
+    // Cuts the network, because TCP would eventually deliver the close of the old connection.
+    // Without that close, the broker still delivers to the old consumer.
     network.cut();
     network.swallow(false);
     scene.goes_on(&mut worker, "after").await;
@@ -47,8 +47,8 @@ async fn a_deleted_queue_is_declared_again() {
     scene.strike().await;
 }
 
-/// A stop ends within the grace period even if the broker no longer answers, not even when the
-/// subscription is cancelled.
+/// A stop ends within the grace period even if the broker no longer answers any request, including
+/// the one that cancels the subscription.
 #[tokio::test]
 async fn a_silent_broker_does_not_hold_a_stop_up() {
     let scene = Scene::set().await;

@@ -1,4 +1,4 @@
-//! Inspecting documents: the fields that are read, and the result.
+//! Inspects documents: selects the fields to read, and judges what was read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +46,8 @@ pub(crate) fn projection() -> Document {
         fields.insert(field, format!("$$e.{field}"));
     }
 
-    // An update that selects by `id` also finds an `id` inside an inner array.
+    // Keeps each `id` inside an inner array, because an update that selects by `id` also finds
+    // those.
     let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
         "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
     } } };
@@ -98,7 +99,7 @@ pub(crate) struct Wanted {
 /// The result of inspecting one document.
 #[derive(Debug, Default)]
 pub(crate) struct Inspected {
-    /// Set if the document needs a command.
+    /// The document, if it needs a command.
     pub(crate) wanted: Option<Wanted>,
     /// Whether any living entry has no date.
     pub(crate) undated: bool,
@@ -123,8 +124,8 @@ impl Inspector {
         let ordering = self.term.settings.ordering(namespace);
         let outbox = read_outbox_of(raw);
 
-        // A repeated push of the same message is left out here, but without payloads the two
-        // entries may be different messages.
+        // Of two entries with the same id, `outbox` has only one. They may be one message that was
+        // pushed twice, or different messages; only their payloads show which.
         let read = outbox.as_ref().map_or(0, Vec::len);
         let is_unsure = raw.get_array("outbox").is_ok_and(|elements| elements.into_iter().count() > read);
 

@@ -9,9 +9,9 @@
 //! |---|---|
 //! | failed before, claimed by a dispatcher before, scheduled, or released | old enough once it is due |
 //! | with `created_at` | `created_at` + delay |
-//! | without, and its `id` is a UUID of version 7 | the time in the `id` + delay |
+//! | without `created_at`, but with a UUID of version 7 as its `id` | the time in the `id` + delay |
 //! | without either, or with a time in the future | old enough: its age is unknown |
-//! | without `available_at`, found by the stream | old enough, because the change is |
+//! | without `available_at`, found by the stream | old enough, because the change is old enough |
 //!
 //! The sweep rarely reads entries without a date, so the stream doesn't leave such an entry to the
 //! sweep merely because its writer's clock is fast. An entry with a date is left to the sweep until
@@ -65,7 +65,7 @@ impl Moment {
 }
 
 /// The state in which an outbox was found. While the state is unchanged, queueing the document
-/// again is a repetition.
+/// again would only repeat the command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Head {
     id: [u8; 16],
@@ -83,7 +83,7 @@ impl Head {
 /// The judgement of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verdict {
-    /// Set if a command is needed.
+    /// The state that needs a command; `None` if no command is needed.
     pub work: Option<Head>,
     /// The time since which work has been due, if known.
     pub due: Option<DateTime>,
@@ -337,7 +337,7 @@ mod tests {
         let (stream, sweep) = (Moment::following(at(0), DELAY), Moment::sweeping(at(0), DELAY));
         assert!(wants(doc! {}, stream));
         assert!(!wants(doc! {}, sweep));
-        assert!(!wants(doc! { "available_at": at(-1000) }, stream), "the sweep comes back for it");
+        assert!(!wants(doc! { "available_at": at(-1000) }, stream), "a later sweep finds it");
     }
 
     #[test]

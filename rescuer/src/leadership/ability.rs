@@ -5,7 +5,6 @@
 //! missing, or a queue is full or not bound. A rescuer whose commands keep failing for a while
 //! counts as unable to send commands. A standby sends no commands, so it can't notice when the
 //! failures end: after a minute it counts as able again, and takes over if the owner is unable.
-//! able again, and takes over when the owner is not able.
 
 use std::{
     sync::Arc,
@@ -18,7 +17,7 @@ use crate::commands::{Ability, Commands};
 
 /// Failures count once no command has been confirmed for this long.
 const FAILING_FOR: Duration = Duration::from_secs(10);
-/// Failures no longer count once there has been none for this long.
+/// Failures no longer count once no further failure has occurred for this long.
 const FORGIVEN: Duration = Duration::from_mins(1);
 
 /// The connection to the broker, which all streams of a process share.

@@ -25,7 +25,7 @@
 //! - The server's clock may be set. A released lease has no date, so a clock that is set back can't
 //!   prolong it. A lease that a standby has not seen renewed for the lease's whole duration is over,
 //!   whatever its date.
-//! - A late write by a former owner is refused: a position is only written over one of the same or
+//! - A late write by a former owner is refused: a write only overwrites a position with the same or
 //!   a lower epoch.
 //!
 //! # Caveats
@@ -196,7 +196,8 @@ impl Lease {
         let Ok(epoch) = taken.get_i64("epoch") else {
             return Ok(None);
         };
-        // Measured from before the request, so it is shorter than the server grants.
+        // The lease is measured from before the request, so it ends earlier here than on the
+        // server.
         let until = asked + self.lasts;
         Ok(Some(Held { epoch, taken: Instant::now(), until: Mutex::new(until) }))
     }
@@ -268,7 +269,7 @@ impl Lease {
         self.collection.update_one(others, update).await.map(drop)
     }
 
-    /// Withdraws that announcement.
+    /// Withdraws the announcement that this process can send commands.
     pub(crate) async fn withdraw(&self) -> Result<(), Error> {
         let mut mine = self.id();
         mine.insert("able.owner", &self.owner);

@@ -31,9 +31,9 @@ pub(crate) struct Term {
 }
 
 impl Term {
-    /// Whether no new work may begin, because a stop was requested or the lease is over. Checked
-    /// before anything is queued or saved, because a process that was paused resumes its code
-    /// before any of its timers has fired.
+    /// Whether no new work may begin, because a stop was requested or the lease is over. This is
+    /// checked before anything is queued or saved, because a process that was paused resumes its
+    /// code before any of its timers has fired.
     pub(crate) fn is_over(&self) -> bool {
         if !self.stop.is_cancelled() && !self.held.lasts() {
             self.step_back("its lease ended before it could be renewed, or this process was paused");
@@ -46,7 +46,8 @@ impl Term {
         if self.is_over() { Err(Halt) } else { Ok(()) }
     }
 
-    /// Ends the term, so that another rescuer can continue the stream, or this one later.
+    /// Ends the term, so that another rescuer can continue the stream at once, or this rescuer can
+    /// later.
     pub(crate) fn step_back(&self, reason: &str) {
         if self.stop.is_cancelled() {
             return;

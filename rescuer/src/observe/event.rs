@@ -13,21 +13,21 @@ use crate::Warning;
 pub enum RescueEvent {
     /// Another rescuer owns a stream, and this one waits.
     StandingBy {
-        /// Which stream.
+        /// The name of the stream.
         stream: String,
         /// The name of the owner.
         owner: String,
     },
     /// This rescuer became the owner of a stream.
     Owned {
-        /// Which stream.
+        /// The name of the stream.
         stream: String,
-        /// The number of times that the stream was taken, at least.
+        /// The epoch of the lease. The stream was taken at least this many times.
         epoch: i64,
     },
     /// This rescuer lost a stream, and is a standby again.
     SteppedBack {
-        /// Which stream.
+        /// The name of the stream.
         stream: String,
         /// The epoch of the lost lease.
         epoch: i64,
@@ -36,7 +36,7 @@ pub enum RescueEvent {
     },
     /// Something works badly or will soon fail.
     Warning {
-        /// Which stream.
+        /// The name of the stream.
         stream: String,
         /// The warning, with its numbers.
         warning: Warning,
@@ -65,7 +65,7 @@ pub enum RescueEvent {
     },
     /// A command for this document was confirmed by the broker.
     Queued {
-        /// Which document.
+        /// The document.
         document: DocumentRef,
         /// What found the document.
         reason: Reason,

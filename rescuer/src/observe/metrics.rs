@@ -1,8 +1,8 @@
 //! The rescuer's metrics: their names, their meanings, and when they are recorded.
 //!
 //! The metrics are recorded through the `metrics` facade, in the recorder that is installed when a
-//! [`Rescuer`](crate::Rescuer) is made. Without a recorder they cost almost nothing. Each series exists
-//! from then on and starts at zero.
+//! [`Rescuer`](crate::Rescuer) is made. Without a recorder they cost almost nothing. From that
+//! moment each series exists, with the initial value zero.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -150,9 +150,9 @@ pub(crate) struct Metrics {
     sweep_seconds: Histogram,
     /// This gauge is the total of all streams: each stream adds and removes its own part.
     indexes_missing: Gauge,
-    /// Also the total of all streams.
+    /// This gauge, too, is the total of all streams.
     expiring: Gauge,
-    /// One gauge for each pattern, by its text.
+    /// One gauge for each pattern; the key is the pattern's text.
     unwatchable: HashMap<String, Gauge>,
     unreadable: Counter,
     unsendable: Counter,

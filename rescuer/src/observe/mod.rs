@@ -1,4 +1,4 @@
-//! Reports everything that happens: events, status, series.
+//! Reports everything that happens, by events, by the status and by metrics.
 
 pub(crate) mod event;
 pub(crate) mod flaws;

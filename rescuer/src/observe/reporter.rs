@@ -103,7 +103,7 @@ impl Reporter {
         standing.sweep_moved = now;
     }
 
-    /// Logs a warning and emits an event, unless it did so recently.
+    /// Logs a warning and emits an event, unless the same warning was reported recently.
     pub(crate) fn warn(&self, warning: Warning) {
         let mut warned = self.warned.lock();
         warned.retain(|_, last| last.elapsed() < AGAIN);
@@ -122,8 +122,9 @@ impl Reporter {
     /// Reports that an operation of this stream failed and will be retried: `part` completes the sentence
     /// "could not …".
     ///
-    /// The failure shows in readiness, status and metrics until the operation has [`healed`](Self::healed).
-    /// It is logged when it begins, and once a minute while it lasts.
+    /// The failure is visible in readiness, status and metrics until the operation has
+    /// [`healed`](Self::healed). It is logged when it begins, and then once a minute while it
+    /// lasts.
     pub(crate) fn trouble(&self, part: &str, error: &str) {
         let mut standing = self.standing();
         let trouble = standing.troubles.entry(part.to_owned()).or_default();
@@ -369,7 +370,7 @@ mod tests {
 
         report.reading(Reading::Waits);
         report.standing().moved = now.checked_sub(SILENCE * 2).unwrap();
-        assert_eq!(unready(&report), "", "it reads on when the change that is held is taken");
+        assert_eq!(unready(&report), "", "the reader continues when the held change is taken");
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub struct StreamStatus {
     pub able: bool,
     /// The name of the owner.
     pub owner: Option<String>,
-    /// The number of times that the stream was taken, at least.
+    /// The epoch of the lease. The stream was taken at least this many times.
     pub epoch: Option<i64>,
     /// The number of seconds until the lease ends, as last read; negative if the lease is over.
     pub lease_ends_in: Option<f64>,

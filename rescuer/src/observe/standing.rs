@@ -22,9 +22,10 @@ use crate::{commands::Ability, watch_plan::Plan};
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// Within this time after an owner's lease ends, another rescuer should have taken the lease.
 pub(super) const TAKING: Duration = Duration::from_secs(5);
-/// A page that makes no progress for this long is stuck. For a sweep, its own pause is added.
+/// A page that makes no progress for this long is stuck. For the sweep, the pause between its
+/// rounds is added to this time.
 pub(super) const STUCK: Duration = Duration::from_mins(1);
-/// If there are more problems than this, readiness gives only their number.
+/// Readiness describes this many problems, and gives only the number of the others.
 const MOST_TROUBLES: usize = 3;
 
 /// Whether the reader of the change stream is reading.
@@ -71,7 +72,7 @@ pub(super) struct Standing {
     pub(super) head: Option<DateTime>,
     pub(super) lag: Duration,
     pub(super) window: Option<Window>,
-    /// The server's time, and when it was read.
+    /// The server's time, and the moment when this process read it.
     pub(super) server: Option<(DateTime, Instant)>,
     pub(super) last_error: Option<(String, Instant)>,
     pub(super) last_sweep: Option<(LastSweep, Instant)>,
@@ -186,7 +187,7 @@ impl Standing {
     /// The time in seconds that the oplog covers before the position.
     pub(super) fn headroom(&self) -> Option<f64> {
         let (position, window) = (self.position?, self.window?);
-        // If the oplog has never dropped an entry, it is short only because it is new.
+        // An oplog that has never dropped an entry covers little time only because it is new.
         if window.whole {
             return Some(f64::INFINITY);
         }

@@ -13,7 +13,7 @@
 //! [`Settings::queued_capacity`](crate::Settings::queued_capacity) documents, plus the commands for the
 //! documents that the change stream has shown in that period.
 //!
-//! # When it is full
+//! # When the memory is full
 //! Documents whose pause is over are forgotten. If that makes no room, a collection below its share takes
 //! room from the largest collection, so that the backlog of one collection stops no other. All other
 //! documents wait: the sweep keeps its place and continues there, so every document gets its turn.
@@ -96,19 +96,20 @@ struct QueuedDocument {
 pub enum Admission {
     /// Queue the document.
     Queue,
-    /// Don't queue it: it was recently queued in this very state.
+    /// Don't queue the document: it was recently queued in the same state.
     Wait,
     /// Keep the document until there is room to remember it.
     Full,
 }
 
 impl RecentlyQueued {
-    /// Remembers at most that many documents, each for `pause` at first.
+    /// Remembers at most `capacity` documents, each for `pause` at first.
     pub fn new(capacity: usize, pause: Duration) -> Self {
         Self::beginning(Instant::now(), capacity, pause)
     }
 
-    /// The same, starting from an earliest time; older records do not exist.
+    /// Like [`new`](Self::new), but with `began` as the time from which the ends of pauses are
+    /// counted.
     pub fn beginning(began: Instant, capacity: usize, pause: Duration) -> Self {
         Self { began, pause, capacity: capacity.max(1), len: 0, collections: HashMap::new(), tidy_after: 0 }
     }
@@ -144,7 +145,7 @@ impl RecentlyQueued {
         Admission::Queue
     }
 
-    /// Whether a document was queued in this very state.
+    /// Whether the document was already queued in the state `head`.
     pub fn knows(&self, document: &DocumentRef, head: &Head) -> bool {
         match self.known(hash(&document.namespace), hash(&document.map_key())) {
             Some(known) => known.state == hash(head) && known.is_confirmed(),
@@ -477,7 +478,7 @@ mod tests {
         let (mut queued, now) = (RecentlyQueued::new(1, PAUSE), Instant::now());
         queued.note(&document(1), &head(), now);
         assert_eq!(queued.undated(&orders()), None);
-        // More documents than can be remembered one by one.
+        // There is no room to remember this document, only that it was queued.
         queued.note(&document(2), &head_of(doc! {}), now);
         let noted = queued.undated(&orders()).unwrap();
         queued.note(&document(3), &head_of(doc! {}), now);

@@ -99,8 +99,8 @@ impl Sender {
         for wanted in &wanted {
             commands.push(ProcessDocumentMessages::new(wanted.document.clone(), reason).of_cluster(cluster));
         }
-        // A stop doesn't wait for confirms that may never come. If a command was sent nevertheless, it is
-        // an extra one.
+        // A stop doesn't wait for confirms that may never come. A command that was sent
+        // nevertheless will be repeated, which is harmless.
         let answers = self.term.unless_stopped(self.broker.commands.send(commands)).await?;
 
         let mut sent = Sent::default();

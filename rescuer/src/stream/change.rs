@@ -29,7 +29,7 @@ pub(crate) struct RawChange {
     read: Instant,
 }
 
-/// What a change is about.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
     /// A document, whose key has not been parsed yet.
@@ -40,7 +40,7 @@ pub(crate) enum ChangeKind {
     Rename,
 }
 
-/// What the reader passes to the follower, in order.
+/// An item that the reader passes to the follower. Items are passed in order.
 #[derive(Debug)]
 pub(crate) enum Item {
     /// A document was changed. The change is not parsed yet: parsing is left to the follower, because the

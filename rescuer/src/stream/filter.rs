@@ -8,15 +8,16 @@
 //! | change | passes when |
 //! |---|---|
 //! | insert, replace | `fullDocument.outbox` is there and not an empty array |
-//! | update | it sets `outbox` to anything else than an empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
+//! | update | it sets `outbox` to anything other than an empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
 //! | update | it sets or removes a field of an entry by which the entry is judged, and gives that entry no date |
 //! | rename | it gives a collection a watched name: its messages were saved under another name |
 //! | invalidate | always: it ends the cursor, and its token is the place to continue |
 //!
-//! A `$push` onto an empty array shows as `outbox: [..]`, and onto a non-empty array as `"outbox.1"`; a
-//! `$pull` always shows as `outbox: [rest]`. A pipeline update that replaces one entry by another shows as
-//! each of the entry's fields (`"outbox.0.id"`, `"outbox.0.type"`, …). A key that contains a dot cannot be
-//! addressed by a path; that is why `$objectToArray` is used.
+//! A change event shows a `$push` onto an empty array as `outbox: [..]`, a `$push` onto a non-empty
+//! array as `"outbox.1"`, and every `$pull` as `outbox: [rest]`. It shows a pipeline update that
+//! replaces one entry by another as each of the entry's fields (`"outbox.0.id"`, `"outbox.0.type"`,
+//! …). A key that contains a dot cannot be addressed by a path; that is why `$objectToArray` is
+//! used.
 //!
 //! Claims, failures and releases by the library also change entries. These changes are filtered out by the
 //! date that each of them sets (`available_at` or `dead_at`), because the sweep finds the entry by that
@@ -165,7 +166,7 @@ fn fills_an_outbox() -> Document {
     let not_empty = doc! { "$ne": ["$$field.v", []] };
     let is_entry = doc! { "$and": [
         { "$eq": [part(0), "outbox"] },
-        // The name begins with a digit.
+        // Tests whether the name begins with a digit.
         { "$gte": [part(1), "0"] },
         { "$lt": [part(1), ":"] },
         { "$or": [has_parts(2), { "$and": [has_parts(3), { "$eq": [part(2), "id"] }] }] },

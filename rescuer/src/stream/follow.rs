@@ -41,7 +41,7 @@ use crate::{
 
 /// The end of the sentence "could not …", for reports of a failure.
 const SAVING: &str = "save the position";
-/// Longer than the time that the server has to reach the majority.
+/// The time limit for a save. It is longer than the time that the server has to reach the majority.
 const LONGEST_SAVE: Duration = Duration::from_secs(15);
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
@@ -188,11 +188,11 @@ impl Follower {
         )
     }
 
-    /// Saves a position that is not saved yet, even after a stop. After a failure it stays unsaved, and the
-    /// next save has it.
+    /// Saves a position that is not saved yet, even after a stop. After a failure the position
+    /// stays unsaved until the next save.
     async fn save(&mut self) {
         if !self.term.held.lasts() {
-            // Steps back, unless it did so already: no position is saved after the lease.
+            // Ends the term if it has not ended: no position is saved once the lease is over.
             self.term.is_over();
             return;
         }

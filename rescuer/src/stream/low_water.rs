@@ -1,9 +1,9 @@
 //! The low-water mark: the position behind all changes that were processed.
 //!
-//! Changes are processed in order, one page at a time. The mark moves behind a page once every command for
-//! the page is confirmed; it never moves behind a change that was only read. The stream also gives marks
-//! when no change lies before them; such a mark moves the low-water mark when its turn among the changes
-//! comes.
+//! Changes are processed in order, one page at a time. The mark moves behind a page once every
+//! command for the page is confirmed; it never moves behind a change that was only read. The stream
+//! also gives marks without a change. Such a mark waits for its turn among the changes, and then
+//! moves the low-water mark.
 
 /// An item that was read from the stream.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl<M> LowWater<M> {
 mod tests {
     use super::*;
 
-    /// Changes are their own marks.
+    /// Each change serves as its own mark.
     fn page_of(read: Vec<InHand<u32, u32>>, most: usize, old: u32) -> Page<u32, u32> {
         let mut read = read.into_iter();
         fill_page(1, most, |change| *change, || read.next(), |change| *change <= old)

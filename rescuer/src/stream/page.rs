@@ -36,7 +36,8 @@ use crate::{
     sweep::{catalogue::Catalogue, full_sweep::FullSweep},
 };
 
-/// The number of changes from which it is worth asking for the cluster time before the read.
+/// A page with at least this many changes asks for the cluster time before the read; for fewer
+/// changes this isn't worth a request.
 const FULL: usize = 100;
 /// The longest time that a read may delay the stream.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(10);
@@ -65,7 +66,7 @@ struct FoundDocuments {
 /// The result of a read in one collection.
 enum PageRead {
     Found(FoundDocuments),
-    /// Reads of this collection fail. The changes are skipped, and the sweep finds the documents.
+    /// Reads of this collection fail, so its changes are skipped; the sweep finds the documents.
     SetAside,
 }
 
@@ -98,7 +99,7 @@ impl PageChecker {
         let documents = last.len();
         let collections = self.by_collection(last);
 
-        // Asked before the read, so that the read sees all writes up to this time.
+        // The time is requested before the read, so that the read sees all writes up to it.
         let mut time = None;
         if count >= FULL && !collections.is_empty() {
             let ask = || self.term.mongo.primary_time();
@@ -179,7 +180,8 @@ impl PageChecker {
 
             let fault = classify::of(&error);
             self.term.report.trouble(&part, &classify::explain(&error, fault));
-            // By then an election would be over, but a missing privilege would not end by itself.
+            // After `PATIENCE` an election would be over, but a missing privilege would not end by
+            // itself.
             let lasts = matches!(fault, Fault::Fatal(_))
                 || self.aside.contains(namespace)
                 || begun.elapsed() >= PATIENCE;

@@ -59,7 +59,7 @@ impl Mark {
     }
 }
 
-/// Where to start, and why.
+/// The place where a stream starts, and the reason.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Start {
     /// There is no saved position.
@@ -70,7 +70,7 @@ pub enum Start {
     Asked(Timestamp),
     /// Start at the time of a position that was saved with another pipeline.
     PipelineChanged(Timestamp),
-    /// The position cannot be used, for this reason.
+    /// The position cannot be used; contains the reason.
     Lost(String),
 }
 
@@ -195,8 +195,8 @@ impl Positions {
                 Err(error) => return Err(error),
             }
 
-            // If the collection was dropped in the meantime, the write has created another one, and the
-            // position would have the UUID of the old one.
+            // If the collection was dropped before the write, the write has created another
+            // collection, but the position has the UUID of the old one.
             let made = self.ask_lineage().await?;
             if made == lineage {
                 return Ok(Saved::Done);
@@ -284,7 +284,7 @@ struct StoredPosition<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Saved {
     Done,
-    /// The position is gone, or it has a higher epoch.
+    /// The save was refused, because the position is gone or has a higher epoch.
     Fenced,
 }
 
@@ -356,7 +356,7 @@ mod tests {
         assert!(matches!(start(of(Some(1), 1030), &here()), Start::Resume(_)), "clocks differ a little");
         assert!(
             matches!(start(of(None, 7), &here()), Start::Resume(_)),
-            "the UUID was unknown when it was made"
+            "the UUID was unknown when the position was saved"
         );
         let unknown = Here { lineage: None, ..here() };
         assert!(matches!(start(of(Some(2), 7), &unknown), Start::Resume(_)), "the UUID is unknown now");

@@ -63,7 +63,7 @@ const READING: &str = "read the change stream";
 pub(super) struct Loss {
     pub(super) reason: String,
     pub(super) code: Option<i32>,
-    /// Whether any cursor had delivered before the position was lost.
+    /// Whether any cursor had worked before the position was lost.
     pub(super) worked: bool,
 }
 
@@ -75,7 +75,7 @@ enum Cut {
     Ended,
 }
 
-/// The meaning of a failure.
+/// The consequence of a failure.
 enum Failure {
     /// The stream is reopened; contains the reason as a sentence.
     Again(String),
@@ -116,7 +116,7 @@ pub(super) struct Reader {
 
 #[allow(
     clippy::large_futures,
-    reason = "a poll of the driver's; the reader has a task of its own, on the heap"
+    reason = "a poll of the driver makes the future large; the reader's task is on the heap"
 )]
 impl Reader {
     pub(super) fn new(
@@ -181,7 +181,8 @@ impl Reader {
             };
             self.pause(&cause).await;
 
-            // Until the first success, each attempt has the event of the first opening.
+            // `opening` changes only after a success, so the first success emits the event of the
+            // start.
             if opened {
                 self.opening = RescueEvent::Reopened { cause };
             }
@@ -204,7 +205,7 @@ impl Reader {
         self.pauses.pause(&self.term.stop).await;
     }
 
-    /// Counts an attempt to open the stream that was refused by a server that is otherwise healthy.
+    /// Counts a refused attempt to open the stream, if the server is otherwise healthy.
     fn count_refusal(&mut self, error: &Error) {
         if classify::is_transient(error) {
             self.refusals = None;
@@ -214,7 +215,7 @@ impl Reader {
         self.refusals = Some(Refusals { count: known.count + 1, ..known });
     }
 
-    /// Decides what an error that ended a cursor means.
+    /// Decides how the reader continues after an error that ended a cursor.
     fn judge(&mut self, error: &Error) -> Failure {
         let fault = classify::of_stream(error);
         let reason = classify::explain(error, fault);
@@ -251,7 +252,7 @@ impl Reader {
         let coverage = &self.term.plan.coverage;
         let stages = pipeline(coverage);
 
-        // `startAfter`, because unlike `resumeAfter` it continues after an invalidate.
+        // The option is `startAfter`, because unlike `resumeAfter` it works after an invalidate.
         let (after, at) = match &self.mark {
             Mark { token: Some(token), .. } => (Some(token.clone()), None),
             Mark { cluster_time, .. } => (None, *cluster_time),
@@ -297,7 +298,8 @@ impl Reader {
             };
             self.fresh = None;
 
-            // An empty first batch was already reported with the opening.
+            // The reply that opened the stream also contained the first batch, so an empty first
+            // batch doesn't show that the cursor works.
             if next.is_some() || asked {
                 self.delivered();
             }
@@ -369,7 +371,7 @@ impl Reader {
         }
     }
 
-    /// Passes an item on, unless that takes longer than the cursor may stay unread.
+    /// Passes an item on, or gives up when the cursor must not stay unread any longer.
     async fn offer(&self, item: Item) -> Run<Offered> {
         let item = match self.out.try_send(item) {
             Ok(()) => return Ok(Offered::Taken),

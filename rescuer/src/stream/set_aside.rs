@@ -1,9 +1,9 @@
 //! Remembers collections whose documents can't be read while other collections can.
 //!
-//! Because of a missing privilege, an unreachable shard or a long lock, reads of one collection can fail
+//! A missing privilege, an unreachable shard or a long lock can make reads of one collection fail
 //! for hours. The stream serves many collections, so it doesn't wait for the failing one. That
-//! collection's changes are skipped, and a full round of the sweep finds its messages as soon as it can be
-//! read. Meanwhile the stream retries the collection at growing intervals.
+//! collection's changes are skipped, and a full round of the sweep finds its messages as soon as it
+//! can be read. Meanwhile the stream retries the collection at growing intervals.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! Decides where a stream begins, and what happens when its position is lost.
+//! Decides where a stream begins, and how it continues when its position is lost.
 //!
 //! ```text
 //!  saved position   is            start reading         full sweep
@@ -103,7 +103,8 @@ impl ChangeStream {
         loop {
             let Loss { reason, code, worked } = self.follow(begun).await?;
 
-            // Counts losses without progress between them, which are retried at growing intervals.
+            // Counts losses without progress between them, because the pause grows with their
+            // number.
             if worked {
                 pauses = Pauses::new();
             }

@@ -36,13 +36,14 @@ use crate::{
     observe::metrics::{Contents, Metrics, STATES, Totals},
 };
 
-/// The largest number that is counted.
+/// The number at which counting stops.
 const MOST: i64 = 100_000;
 /// The time limit of a query.
 const LONGEST: Duration = Duration::from_secs(30);
-/// To find the oldest message, this many documents are read, those that have been due for longest.
+/// To find the oldest message, this many documents are read, namely those that have been due for
+/// longest.
 const ELDERS: i64 = 100;
-/// The part of the time that counting may take is at most one in this number.
+/// Counting may take at most one part in this number of the time.
 const SHARE: u32 = 10;
 
 /// Counts the backlog of one term's collections.
@@ -74,7 +75,7 @@ impl BacklogGauge {
         // Only a stop ends this.
         let _ = self.count_on().await;
 
-        // The next owner reports these figures.
+        // Removes the figures, because from now on the next owner reports them.
         for namespace in self.again.keys() {
             Metrics::totals(namespace, Totals::default());
         }
@@ -298,7 +299,7 @@ fn state(now: DateTime) -> Document {
             branch(doc! { "$lte": [due_at.clone(), now] }, "due"),
             branch(doc! { "$eq": [{ "$type": "$$e.claimed_by" }, "string"] }, "claimed"),
             branch(attempts, "retrying"),
-            // The message was due when it was sent, by a clock that is ahead.
+            // The message was due at its creation, but its writer's clock is ahead.
             branch(doc! { "$lte": [due_at, made] }, "due"),
         ],
         "default": "scheduled",

@@ -7,7 +7,7 @@ use outbox_service::TokenBucket;
 
 use crate::{halt::Run, leadership::term::Term};
 
-/// Counting for the metrics may use one query in this number.
+/// Of this many queries, one may count for the metrics.
 const COUNTING: u32 = 5;
 
 #[derive(Debug)]

@@ -35,7 +35,7 @@ pub(super) struct Facts {
     collections: HashMap<Namespace, CollectionFacts>,
 }
 
-/// What is known about one collection.
+/// The known facts about one collection.
 #[derive(Debug, Clone, Default)]
 struct CollectionFacts {
     holds: Holds,
@@ -57,7 +57,7 @@ pub(crate) enum Holds {
     Unsure,
     /// The collection has outboxes: at least one was seen, or there is an index for outboxes.
     Outboxes,
-    /// The collection has no outbox: it was read to its end without one.
+    /// The collection has no outbox: it was read to its end, and none was found.
     Nothing,
 }
 
@@ -69,7 +69,7 @@ struct Flaw {
     expiry: Option<Expiry>,
 }
 
-/// What has to be reported about a collection.
+/// The changes in a collection's state that have to be reported.
 #[derive(Debug)]
 pub(super) struct Review {
     /// Whether the collection lacks the index for the sweep, and did not lack it before.

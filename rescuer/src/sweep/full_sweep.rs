@@ -18,7 +18,7 @@ use crate::leadership::term::Term;
 /// A margin for small differences between clocks.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Shared by the stream, which makes requests, and the sweep, which fulfils them.
+/// The requests for full sweeps. The stream makes them, and the sweep fulfils them.
 pub(crate) struct FullSweep {
     term: Arc<Term>,
     wanted: AtomicBool,

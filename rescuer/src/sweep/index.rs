@@ -64,8 +64,8 @@ pub(crate) async fn list(mongo: &Mongo, namespace: &Namespace) -> Result<Indexes
     Ok(indexes)
 }
 
-/// The command that creates the index. It uses the library's name for the index: with another name, the
-/// library could no longer create its own.
+/// The command that creates the index. It uses the library's name for the index, because the server
+/// would refuse to create the library's own index if an equal one had another name.
 pub(crate) fn how_to_make(collection: &str) -> String {
     format!(
         "db.getCollection({collection:?}).createIndex({{\"outbox.available_at\": 1}}, {{name: \"outbox_available_at\", \
@@ -96,7 +96,8 @@ fn serves(index: &IndexModel) -> Option<Index> {
     }
 }
 
-/// Whether dead messages can be counted with this index. A sparse index covers all of them, too.
+/// Whether dead messages can be counted with this index. A sparse index also covers all dead
+/// messages.
 fn holds_dead(index: &IndexModel) -> bool {
     let is_usable = match &index.options {
         Some(options) => options.partial_filter_expression.is_none() && options.hidden != Some(true),

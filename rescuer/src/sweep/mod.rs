@@ -1,4 +1,4 @@
-//! The sweep: the net under the change stream.
+//! The sweep, which finds the messages that the change stream missed.
 
 pub(crate) mod backlog_gauge;
 pub(crate) mod budget;

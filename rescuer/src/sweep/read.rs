@@ -1,11 +1,11 @@
 //! Reads one collection for the sweep from end to end, one page at a time.
 //!
 //! # How a collection is read
-//! If the collection has the index, [one query](super::query) reads the entries that are due. In the
-//! index, entries without a date have the value null, together with all dead entries. Entries without a
-//! date are read in full rounds, and also in other rounds once such an entry was queued, until all are
-//! known to be done. A collection without the index is [scanned](super::scan), and so are outboxes that
-//! the index doesn't cover.
+//! If the collection has the index, [one query](super::query) reads the entries that are due. In
+//! the index, entries without a date have the value null, together with all dead entries. Entries
+//! without a date are read in full rounds. Once such an entry was queued, other rounds read them
+//! too, until all of them are known to be done. A collection without the index is
+//! [scanned](super::scan), and so are outboxes that the index doesn't cover.
 //!
 //! # When there is no room to remember a document
 //! The reader keeps its place in the collection and the documents that it found, and continues there as
@@ -94,7 +94,7 @@ enum Opened {
     Query,
     /// The next step follows.
     NextStep,
-    /// A slice in which no document has an outbox.
+    /// No document in the slice has an outbox.
     EmptySlice,
 }
 
@@ -251,7 +251,7 @@ impl CollectionReader {
             Step::Due(index) => (due_by(self.term.mongo.now().await?), by(index)),
             Step::Undated { index, .. } => (undated(), by(index)),
             Step::Slices { scan, slice, .. } => {
-                // A lap that begins now covers all entries that were queued before.
+                // A lap that begins now covers all entries that have been queued until now.
                 let of = (*scan, &sweep.namespace);
                 let noted = self.sender.queued().undated(&sweep.namespace).unwrap_or_default();
                 let lap = (wish.full, noted);

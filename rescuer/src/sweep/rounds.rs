@@ -1,4 +1,4 @@
-//! The sweep: the net under the change stream.
+//! The sweep, which finds the messages that the change stream missed.
 //!
 //! Every `sweep_interval` the sweep goes through everything that is due in every watched collection:
 //! retries, claims whose holder is gone, scheduled messages, messages whose commands were lost, messages
@@ -6,10 +6,11 @@
 //! concurrently with the stream, and depends only on the documents.
 //!
 //! # A round
-//! A round lists the collections, then reads [a page of each in turn](super::read). It ends when every
-//! collection was read to its end. It also ends once it has lasted `sweep_interval` and every collection
-//! has had a turn: in the next round, a collection with a long backlog continues where it stopped, and the
-//! others begin again. So no collection's backlog delays another's messages.
+//! A round lists the collections, then reads [a page of each in turn](super::read). The round ends
+//! when every collection was read to its end. It also ends once it has lasted `sweep_interval` and
+//! every collection has had a turn: in the next round, a collection with a long backlog continues
+//! where it stopped, and the others begin again. So no collection's backlog delays another's
+//! messages.
 //!
 //! A *full* round also reads entries without a date, which other programs may write. There is a full round
 //! at the start, after a lost position, one delay after either (for messages that were too young), and
@@ -17,10 +18,10 @@
 //! rounds read them again until they are done.
 //!
 //! # When a round is cut short
-//! A round is cut short by an error, or by a broker that doesn't confirm. No document is then remembered
-//! as queued that was not, and the next round begins with the oldest entry again. Collections are
-//! independent: those that were read to their end are done, and a full round is repeated only for the
-//! others.
+//! A round is cut short by an error, or by a broker that doesn't confirm. A document whose command
+//! was not confirmed is then not remembered as queued, and the next round begins with the oldest
+//! entry again. Collections are independent: those that were read to their end are done, and a full
+//! round is repeated only for the others.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -105,7 +106,7 @@ struct Tally {
     queries: usize,
     /// The number of collections that continue in the next round.
     unfinished: usize,
-    /// Whether any unfinished collection needn't wait for room.
+    /// Whether any unfinished collection can be read further without waiting for room.
     more: bool,
     cut_short: bool,
     /// Whether any collections couldn't be listed.

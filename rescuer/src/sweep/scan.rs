@@ -1,4 +1,4 @@
-//! Reads a collection slice by slice in the order of `_id`, if no index helps.
+//! Reads a collection slice by slice in the order of `_id`, for searches that no index supports.
 //!
 //! Without an index, a query for non-empty outboxes may read the whole collection before it answers. So
 //! the scan first uses the index on `_id` to find where the next slice ends, then reads that slice. The
@@ -26,8 +26,8 @@ use crate::{halt::Interrupted, leadership::term::Term};
 
 /// The number of documents in a slice.
 const SLICE: u64 = 5_000;
-/// The number of documents that are tried as the end of a slice: an `_id` that isn't valid UTF-8 can't be
-/// used.
+/// The number of documents that are tried as the end of a slice. Several are tried because an `_id`
+/// that isn't valid UTF-8 can't be the end.
 const BOUNDS: i64 = 100;
 /// The number of slices of one collection that a round reads.
 pub(crate) const SLICES_A_ROUND: usize = 4;
@@ -157,7 +157,7 @@ fn filter(scan: Scan) -> Document {
     }
 }
 
-/// The `_id` with which the next slice begins; `None` if the collection ends before.
+/// The `_id` with which the next slice begins; `None` if the collection ends first.
 async fn end_of_slice(
     term: &Term,
     namespace: &Namespace,

@@ -15,8 +15,9 @@ use crate::process::{
     transport,
 };
 
-/// How long the driver may search for a server before an attempt counts as failed. Attempts are repeated
-/// without limit; with a short time, a stop signal takes effect between them.
+/// How long the driver may search for a server before an attempt counts as failed. Attempts are
+/// repeated without limit. The time is short because a stop signal takes effect only between two
+/// attempts.
 const TRY: Duration = Duration::from_secs(5);
 
 /// The settings for reaching MongoDB and RabbitMQ. Nothing connects yet.

@@ -2,11 +2,11 @@
 //!
 //! # Flow
 //! A separate thread with its own runtime answers requests, so that it answers even if the daemon's
-//! runtime is stuck, and until the daemon has finished. A connection serves one request and ends within
-//! seconds, and the number of connections is bounded. When all are in use, a new connection replaces the
-//! oldest one that has not sent its request, so that slow clients can't block a probe. Each connection
-//! keeps its place for a moment; otherwise clients that reconnect as soon as they are dropped would
-//! replace a probe's connection before its request is read.
+//! runtime is stuck, and until the daemon has finished. A connection serves one request and ends
+//! within seconds, and the number of connections is bounded. When all are in use, a new connection
+//! replaces the oldest one that has not sent its request, so that slow clients can't block a probe.
+//! Each connection keeps its place for a moment. Otherwise, clients that reconnect as soon as they
+//! are dropped would replace a probe's connection before the probe's request is read.
 //!
 //! # Caveats
 //! The server asks for no password and shows no secret. It listens on the local machine unless a setting
@@ -83,7 +83,7 @@ impl FromStr for Listen {
     }
 }
 
-/// Why the server can't listen.
+/// The server can't listen.
 #[derive(Debug, thiserror::Error)]
 #[error("http_listen: cannot listen on {address}; free it, choose another address, or write off")]
 pub(crate) struct ListenError {
@@ -195,7 +195,8 @@ struct Open {
 }
 
 impl OpenConnections {
-    /// Waits for a place for another one: at once, or when the slowest has had its place for long enough.
+    /// The time at which another connection gets a place. If all places are taken, this is when the
+    /// slowest connection has had its place for long enough.
     fn room(&mut self) -> Instant {
         self.open.retain(|open| !open.task.is_finished());
         if self.open.len() < CONNECTIONS {
@@ -217,8 +218,8 @@ impl OpenConnections {
         self.open.push_back(Open { task, since: Instant::now(), asked });
     }
 
-    /// The oldest connection without a request. If all have sent a request, the oldest connection, whose
-    /// client does not read the answer.
+    /// The oldest connection that has not sent a request. If all connections have sent one, this is
+    /// the oldest connection of all, whose client does not read the answer.
     fn slowest(&self) -> usize {
         let silent = self.open.iter().position(|open| !open.asked.load(Ordering::Relaxed));
         silent.unwrap_or(0)

@@ -15,8 +15,8 @@ use crate::{
     suggestion::did_you_mean,
 };
 
-/// The default of `http_listen` if a daemon has no default of its own: the usual port of OpenTelemetry
-/// programs.
+/// The default of `http_listen` for a daemon without its own default. The port is the usual one of
+/// OpenTelemetry programs.
 pub const HTTP_LISTEN: &str = "127.0.0.1:9464";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -211,8 +211,8 @@ fn check_exchange(name: &str) -> Result<(), String> {
     }
 }
 
-/// Checks a queue's name. Exchanges named `amq.…` exist and may be used, but queues can't have such names.
-/// <https://www.rabbitmq.com/docs/queues#names>
+/// Checks a queue's name. Names that start with `amq.` are allowed for exchanges but not for
+/// queues. <https://www.rabbitmq.com/docs/queues#names>
 fn check_queue(name: &str) -> Result<(), String> {
     if name.starts_with("amq.") {
         return Err("starts with `amq.`, which RabbitMQ reserves for itself; choose another name".into());
@@ -220,8 +220,8 @@ fn check_queue(name: &str) -> Result<(), String> {
     check_exchange(name)
 }
 
-/// Checks a log filter. A bare word that is not a level is a valid filter: it is the name of a target. So
-/// a typing error in a level would be read as a target, and silence the log.
+/// Checks a log filter. A single word that is not a level is refused. It would be a valid filter,
+/// namely the name of a target, so a typing error in a level would silence the log.
 fn check_log_filter(filter: &str) -> Result<(), String> {
     for word in filter.split(',').map(str::trim).filter(|word| word.chars().all(char::is_alphabetic)) {
         let hint = did_you_mean(word, LEVELS);

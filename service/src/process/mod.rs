@@ -1,4 +1,4 @@
-//! Everything behind the feature `daemon`, which turns a library into a process.
+//! The code behind the feature `daemon`, with which a library runs as a process.
 
 mod connections;
 mod daemon;

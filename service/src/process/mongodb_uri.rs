@@ -13,8 +13,8 @@ use mongodb::{
 
 use crate::process::settings::{self, Uri};
 
-/// Why the driver would refuse the URI; `None` if the driver accepts it. The sentence continues from the
-/// name of the key.
+/// The reason why the driver would refuse the URI, as a sentence that continues from the name of
+/// the key; `None` if the driver accepts the URI.
 ///
 /// The driver's own text names the flaw but may quote a value, or something that the driver mistakes for a
 /// value: for example, a password that contains a `?` ends up among the options. So the driver's text is
@@ -57,8 +57,8 @@ fn parse(text: &str) -> Result<(), Error> {
     }
 }
 
-/// The options without which the driver accepts the URI, by their names as written. `None` if leaving
-/// options out doesn't help, or if a name could be a part of a password.
+/// The names, as written, of the options without which the driver would accept the URI. `None` if
+/// leaving options out doesn't help, or if a name could be a part of a password.
 fn culprits(text: &str) -> Vec<&str> {
     let Some((before, options)) = text.split_once('?') else {
         return Vec::new();

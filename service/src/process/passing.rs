@@ -1,4 +1,4 @@
-//! Gauges that can disappear: those with the label `collection`.
+//! Keeps the gauges that can disappear, which are those with the label `collection`.
 //!
 //! A collection can be dropped, and with patterns in `watch` there can be thousands of collections in a
 //! day. The exporter keeps every recorded value until the process ends. So these gauges are kept here
@@ -24,7 +24,7 @@ use parking_lot::{Mutex, MutexGuard};
 /// The label of gauges that can disappear.
 const LABEL: &str = "collection";
 
-/// Records all metrics, and keeps these gauges separately.
+/// Records all metrics, and keeps the gauges that can disappear separately.
 pub(crate) struct Passing {
     lasting: PrometheusRecorder,
     gauges: Gauges,
@@ -180,6 +180,6 @@ mod tests {
             gauge!("outbox_dead_messages", "collection" => "shop.orders").set(f64::NAN);
         });
         assert!(!gauges.render().contains("shop.orders"));
-        assert_eq!(gauges.series().values.len(), 1, "forgotten, and not only left out");
+        assert_eq!(gauges.series().values.len(), 1, "the gauge is dropped, not only omitted");
     }
 }

@@ -1,4 +1,4 @@
-//! The state of a daemon, from which its probes and its status are answered.
+//! Holds the state of a daemon, from which requests for probes and status are answered.
 
 use std::{
     fmt,
@@ -24,7 +24,7 @@ const STUCK_MS: u64 = 10_000;
 /// Reports the state of a daemon. The methods are called on the thread that answers HTTP, so they must
 /// return at once, from memory.
 pub trait Report: Send + Sync {
-    /// Why the daemon can't work now, with a sentence for each reason; empty if it can.
+    /// The reasons why the daemon can't work now, one sentence each; empty if the daemon can work.
     fn not_ready(&self) -> Vec<String>;
 
     /// The daemon's state for people and scripts: a JSON object whose fields become part of `/status`. It
@@ -57,7 +57,8 @@ impl Probes {
         Self(Arc::new(Inner { program, stop, report: RwLock::default(), started, last_beat }))
     }
 
-    /// Uses `report` from now on. Before this call, the daemon is not ready because it is starting.
+    /// Uses `report` from now on. Until this call, the probes report that the daemon is starting
+    /// and not ready.
     pub fn report(&self, report: impl Report + 'static) {
         *self.0.report.write() = Some(Box::new(report));
     }
@@ -105,7 +106,7 @@ impl Probes {
         status.insert("ready".into(), json!(not_ready.is_empty()));
         status.insert("not_ready".into(), json!(not_ready));
 
-        // The daemon's own fields follow, and can't replace these.
+        // The daemon's own fields follow, and can't replace the fields above.
         let report = self.0.report.read();
         if let Some(Value::Object(own)) = report.as_deref().map(Report::status) {
             for (name, value) in own {

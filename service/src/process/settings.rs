@@ -13,8 +13,9 @@
 //! # Rules
 //! - An environment variable that is set but empty counts as not set. White space around a value is dropped.
 //! - An empty flag or file value is refused, except where the key's default is empty.
-//! - An unknown flag or file key is a problem. An unknown `OUTBOX_` variable is a warning if it resembles a
-//!   known one, and is ignored otherwise: several programs share one environment.
+//! - An unknown flag or file key is a problem. An unknown `OUTBOX_` variable causes a warning if
+//!   its name resembles a known one, and is ignored otherwise, because several programs share one
+//!   environment.
 //!
 //! # Before it runs
 //! `config check` prints the effective settings and all problems, `config sample` prints a file with every

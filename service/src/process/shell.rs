@@ -25,7 +25,7 @@ use crate::process::{
     traces::Traces,
 };
 
-/// How long tasks that `serve` did not wait for may take to reach their next await point.
+/// The time in which tasks that `serve` did not wait for may reach their next await point.
 const LAST_TASKS: Duration = Duration::from_secs(1);
 /// The maximum number of threads. A daemon waits for its servers most of the time, so it needs no more,
 /// even on a machine with many cores.
@@ -91,7 +91,7 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<Failure>,
 {
-    // Everything that can be refused is set up before the first line of the log.
+    // Every part that can fail is set up before the first line of the log.
     let runtime = runtime()?;
     let (traces, spans) = Traces::start(program, runtime.handle())?;
     telemetry::init_with(shell.log_format, &shell.log_filter, spans)?;

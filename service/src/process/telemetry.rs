@@ -40,10 +40,10 @@ pub enum InitError {
     Twice(#[from] TryInitError),
 }
 
-/// Writes every event that `filter` admits to standard error. Text is coloured only on a terminal, and
-/// never if `NO_COLOR` is set. Records that would show a message or a password are omitted, whatever the
-/// filter admits. Every record takes one line, whatever values it contains. A panic is logged as a record
-/// as well.
+/// Writes every event that `filter` admits to standard error. Text is coloured only on a terminal,
+/// and never if `NO_COLOR` is set. Records that would show a message or a password are omitted even
+/// if the filter admits them. Every record takes one line, whatever values it contains. A panic is
+/// logged as a record as well.
 ///
 /// # Errors
 /// If the filter is invalid, or the process has a subscriber already.

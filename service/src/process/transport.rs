@@ -1,11 +1,11 @@
 //! Decides which connections may be unencrypted.
 //!
-//! | connection | on this machine | to another |
+//! | connection | on this machine | to another machine |
 //! |---|---|---|
-//! | `amqp://` | yes | refused: it sends the password and every message unencrypted |
-//! | MongoDB with `tlsInsecure` and the like | yes | refused: encryption without a check of the server protects little |
-//! | MongoDB without TLS | yes | a warning: SCRAM shows no password, and many sets are protected by their network |
-//! | `amqps://`, MongoDB with TLS | yes | yes |
+//! | `amqp://` | allowed | refused: it sends the password and every message unencrypted |
+//! | MongoDB with `tlsInsecure` or a similar option | allowed | refused: encryption without a check of the server protects little |
+//! | MongoDB without TLS | allowed | allowed with a warning: SCRAM shows no password, and many replica sets are protected by their network |
+//! | `amqps://`, MongoDB with TLS | allowed | allowed |
 //!
 //! `allow_insecure = true` allows the refused connections. The addresses that a MongoDB replica set
 //! reports for its other members are not checked.
@@ -20,8 +20,8 @@ const PLAIN_WITH_FILES: &str = "is set, but rabbitmq_uri begins with amqp://, wh
 const PLAIN_MONGODB: &str = "mongodb_uri names another machine without TLS, so documents are sent \
      unencrypted; add tls=true, and tlsCAFile for your own certificate authority";
 
-/// Reports connections in `mongodb_uri` and `rabbitmq_uri` that are refused, and TLS files that a plain
-/// connection would not use.
+/// Reports connections in `mongodb_uri` and `rabbitmq_uri` that are refused, and TLS files that an
+/// unencrypted connection would not use.
 pub fn check(read: &mut Reader<'_>) {
     let (mongodb, rabbitmq) = (read.uri("mongodb_uri"), read.uri("rabbitmq_uri"));
     if !rabbitmq.is_encrypted() {
@@ -42,8 +42,8 @@ pub fn check(read: &mut Reader<'_>) {
     }
     if let Some(parameter) = mongodb.skips_verification().filter(|_| !mongodb.is_local()) {
         let sentence = format!(
-            "has {parameter}, so any server could pose as MongoDB; leave it out and name the authority that \
-             signed the server's certificate with tlsCAFile, or set allow_insecure = true"
+            "has {parameter}, so any server could pose as MongoDB; remove it and set tlsCAFile to the authority \
+                     that signed the server's certificate, or set allow_insecure = true"
         );
         read.problem(&["mongodb_uri"], sentence);
     }

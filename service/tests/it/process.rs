@@ -161,7 +161,7 @@ impl Running {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// For the behaviour "obeys"; returns once the daemon has obeyed.
+    /// Sends a word to a daemon with the behaviour "obeys", and returns once the daemon has obeyed.
     fn tell(&mut self, word: &str) {
         writeln!(self.child.stdin.as_ref().unwrap(), "{word}").unwrap();
         self.line_with(&format!("done: {word}"));
@@ -189,7 +189,7 @@ impl Running {
     }
 }
 
-/// No daemon outlives its test, even if it failed.
+/// Kills the daemon, so that no daemon outlives its test even if the test fails.
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -255,7 +255,8 @@ fn a_later_signal_ends_the_process_at_once() {
     }
 }
 
-/// A terminal signals the whole process group, and a wrapper passes its own signal on.
+/// A terminal signals the whole process group, and a wrapper in that group also forwards the signal
+/// that it gets.
 #[test]
 fn signals_within_a_second_count_as_one() {
     let mut daemon = start("never ends", "");
@@ -311,7 +312,7 @@ fn the_first_line_has_settings_without_secrets() {
     for part in ["1.2.3", "mongodb_uri=mongodb://app:***@db (OUTBOX_MONGODB_URI)", "shutdown_grace=25s"] {
         assert!(line.contains(part), "{part} in {line}");
     }
-    assert!(!line.contains("\u{1b}["), "coloured though no terminal: {line:?}");
+    assert!(!line.contains("\u{1b}["), "coloured although the output is not a terminal: {line:?}");
     daemon.signal("TERM");
     let (_, rest) = daemon.end();
     assert!(rest.contains("WARN") && rest.contains("OUTBOX_MONGODB_URL is ignored"), "{rest}");
@@ -393,7 +394,7 @@ fn silent_clients_keep_no_probe_waiting() {
     let silent: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(address).unwrap()).collect();
     assert_answers(address, "/livez", 200, "alive\n");
 
-    // Only the oldest connection made room: the others were not just closed after a time.
+    // Only the oldest connection was closed to make room; the others were not closed by a timeout.
     let is_open = |mut client: &TcpStream| {
         client.set_nonblocking(true).unwrap();
         client.read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
@@ -636,7 +637,7 @@ mod traces {
 
     #[test]
     fn spans_reach_the_collector_without_messages() {
-        // Within the hour only the flush sends.
+        // The next scheduled export is an hour away, so only the flush sends.
         let (head, body) = traced("--log-filter trace", "", &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]);
         assert!(head.starts_with("post /v1/traces") && head.contains("application/x-protobuf"), "{head}");
         for part in [
@@ -676,7 +677,7 @@ mod traces {
             [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "3600000")];
         let mut daemon = start_with("traces", "", &env);
         let address = daemon.address();
-        // The connection was made by the flush, which waits for an answer.
+        // The flush made this connection, and waits for an answer.
         let (stream, _) = collector.accept().unwrap();
         assert!(TcpStream::connect(address).is_err(), "HTTP has ended");
         drop(stream);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{quote::shown, suggestion::did_you_mean};
 
-/// Parses the file's text; `path` is the path as the user gave it.
+/// Parses the text of the settings file, whose path the user gave as `path`.
 pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {
     let mut given = Given::default();
     let table = match text.parse::<Table>() {
@@ -38,7 +38,7 @@ pub(super) fn parse(path: &str, text: &str, keys: &[Key]) -> Given {
 
 fn unknown(name: &str, keys: &[Key]) -> String {
     let hint = did_you_mean(name, keys.iter().map(Key::name));
-    format!("is not a setting of this program{hint}; correct or remove it, --help lists all")
+    format!("is not a setting of this program{hint}; correct or remove it; --help lists all settings")
 }
 
 fn text_of(value: &Value, kind: &Kind) -> Result<String, String> {
@@ -106,7 +106,7 @@ mod tests {
             problems("shutdown_grace = '5s'\nshutdown_gracee = '5s'"),
             [
                 "f.toml:shutdown_gracee: is not a setting of this program (did you mean shutdown_grace?); correct \
-              or remove it, --help lists all"
+             or remove it; --help lists all settings"
             ]
         );
         assert!(problems("colour = 'red'")[0].contains("is not a setting of this program; correct"));

@@ -61,9 +61,9 @@ const RULES: &str = "Commands, before any flag, in place of serving:\n  \
     A flag overrides its environment variable, which overrides the file.\n\
     Durations carry their unit: 250ms, 15s, 1h. Lists are separated by commas; in the file they may be arrays.";
 
-/// Parses the command line. An argument that clap refuses is reported and removed, and the rest is parsed
-/// again, so that one mistake doesn't hide the next. Clap's own messages are not used, because they quote
-/// arguments, which may contain a password.
+/// Parses the command line. An argument that clap refuses is reported and removed, and the
+/// remaining arguments are parsed again, so that one mistake doesn't hide the next. Clap's own
+/// messages are not used, because they quote arguments, which may contain a password.
 pub(super) fn parse(program: &Program, keys: &[Key], args: &[OsString]) -> Parsed {
     let command = command(program, keys);
     let mut given = Given::default();
@@ -183,7 +183,8 @@ fn leave_out(error: &clap::Error, keys: &[Key], args: &mut Vec<OsString>, given:
             remove(args, |args, at| args[at] == OsStr::new(refused), 1)
         }
         ErrorKind::InvalidValue | ErrorKind::NoEquals => {
-            // Here clap gives the flag with its placeholder: `--delay <DURATION>`.
+            // For this kind of error, clap gives the flag together with its placeholder, as in
+            // `--delay <DURATION>`.
             let spelled = refused.split([' ', '=', '[']).next().unwrap_or(refused);
             let Some(key) = keys.iter().find(|key| key.flag() == spelled) else {
                 return false;
@@ -198,7 +199,7 @@ fn leave_out(error: &clap::Error, keys: &[Key], args: &mut Vec<OsString>, given:
 fn unknown(flag: &str, keys: &[Key]) -> String {
     let flags: Vec<String> = keys.iter().map(Key::flag).collect();
     let hint = did_you_mean(flag, flags.iter().map(String::as_str));
-    format!("is not a flag of this program{hint}; correct or remove it, --help lists all")
+    format!("is not a flag of this program{hint}; correct or remove it; --help lists all flags")
 }
 
 /// Removes an unknown flag, together with the value that seems to belong to it.

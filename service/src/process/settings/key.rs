@@ -33,7 +33,8 @@ impl Key {
         self
     }
 
-    /// Names a variable outside `OUTBOX_` that is read if neither flag, environment nor file sets the key.
+    /// Names a variable without the prefix `OUTBOX_`, which is read if no flag, `OUTBOX_` variable
+    /// or file sets the key.
     #[must_use]
     pub fn with_fallback_env(mut self, variable: &'static str) -> Self {
         self.fallback_env = Some(variable);
@@ -102,9 +103,10 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A text that passes the check.
     Text(Check),
-    /// A list of texts, comma-separated or a TOML array. Each item must pass the check.
+    /// A list of texts, separated by commas or as a TOML array. Each item must pass the check.
     List(Check),
-    /// Patterns of namespaces, comma-separated or a TOML array; see [`NamespacePattern`](crate::NamespacePattern).
+    /// Patterns of namespaces, separated by commas or as a TOML array; see
+    /// [`NamespacePattern`](crate::NamespacePattern).
     Namespaces,
 }
 

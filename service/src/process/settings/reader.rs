@@ -39,7 +39,8 @@ impl<'a> Reader<'a> {
                         }
                     }
                 },
-                // The unreadable source may have contained this key.
+                // If a source could not be read, it may have contained this key, so the key is not
+                // reported as missing.
                 Text::Absent if !resolved.incomplete => reader.problems.push(missing(key)),
                 Text::Absent | Text::Unusable => {}
             }
@@ -173,8 +174,8 @@ impl<'a> Reader<'a> {
         taken
     }
 
-    /// Reports that the program reads a key as another kind than its table declares. Any test shows this
-    /// at once.
+    /// Reports that the program reads a key as another kind than its table declares. Any test that
+    /// reads the settings finds this defect.
     fn defect(&mut self, name: &str) {
         let kind = self.entry(name).map_or("nothing", |entry| entry.key.kind().noun());
         let sentence = format!(

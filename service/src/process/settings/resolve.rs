@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{NamespacePattern, quote::shown, suggestion::did_you_mean};
 
-/// The maximum length of a line whose source is aligned with the others.
+/// The maximum length of a line whose source is aligned with the sources of the other lines.
 const ALIGNED: usize = 60;
 
 /// The result of [`resolve`].
@@ -188,8 +188,8 @@ pub(super) fn spelled(key: &Key, origin: &Origin) -> String {
     }
 }
 
-/// Warnings about variables that resemble one of this program's. Other unknown variables are ignored,
-/// because programs share the environment.
+/// Warns about unknown variables whose names resemble a variable of this program. Other unknown
+/// variables are ignored, because programs share the environment.
 fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<String> {
     let known: Vec<String> = keys.iter().map(Key::env).collect();
     let mut warnings = Vec::new();
@@ -210,8 +210,8 @@ fn unknown_variables(keys: &[Key], variables: &[(OsString, OsString)]) -> Vec<St
 }
 
 impl Resolved {
-    /// Warnings that don't stop the program, such as an `OUTBOX_` variable that resembles one of this
-    /// program's.
+    /// Warnings, which don't stop the program: for example, about an unknown `OUTBOX_` variable
+    /// whose name resembles a variable of this program.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -65,7 +65,8 @@ impl Given {
         self.texts.insert(key.name(), Some(text.into()));
     }
 
-    /// Reports that the source sets `key`, spelled `spelled` there, in an unusable way.
+    /// Reports that the source sets `key` in an unusable way; `spelled` is the key as the source
+    /// spells it.
     pub(super) fn refuse(&mut self, key: &Key, spelled: impl Into<String>, sentence: impl Into<String>) {
         self.texts.insert(key.name(), None);
         self.problems.push(Problem::new(spelled, sentence));

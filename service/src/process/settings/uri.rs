@@ -221,7 +221,7 @@ impl fmt::Display for Uri {
         };
         let (authority, tail) = split_authority(rest);
         write!(f, "{scheme}://")?;
-        // If there is an `@` anywhere else, an apparent host can be a part of a password.
+        // If the URI has an `@` in another place, an apparent host can be a part of a password.
         if flaw(rest).is_some() || tail.contains('@') {
             return f.write_str(MASK);
         }
