@@ -25,8 +25,8 @@ use rustls::crypto::ring as cryptography;
 /// The PEM files for one TLS connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The only certificate authorities to trust for the server's certificate. Default: the system's authorities for
-    /// RabbitMQ, Mozilla's for MongoDB.
+    /// A file with the only certificate authorities to trust for the server's certificate. Default: the system's
+    /// authorities for RabbitMQ, Mozilla's for MongoDB.
     pub ca: Option<PathBuf>,
     /// The client certificate, followed by the intermediate certificates up to its authority.
     pub certificate: Option<PathBuf>,
@@ -117,7 +117,7 @@ impl TlsFiles {
         Ok(())
     }
 
-    /// The authorities to trust, at least one. `None` if no CA file was given.
+    /// Returns the authorities to trust, at least one. `None` if no CA file was given.
     pub(crate) fn authorities(&self) -> Result<Option<Vec<CertificateDer<'static>>>, TlsFileError> {
         let Some(path) = &self.ca else {
             return Ok(None);
@@ -129,7 +129,7 @@ impl TlsFiles {
         }
     }
 
-    /// The client certificate to present. `None` if none is presented.
+    /// Returns the client certificate to present. `None` if the client presents no certificate.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, TlsFileError> {
         let (certificate, key) = match (&self.certificate, &self.key) {
             (None, None) => return Ok(None),
@@ -148,7 +148,7 @@ impl TlsFiles {
     }
 }
 
-/// The cryptography library that the crate's features choose. For the other crates of this repository.
+/// Returns the cryptography library that the crate's features choose. Used by the other crates of this repository.
 #[doc(hidden)]
 pub fn provider() -> CryptoProvider {
     cryptography::default_provider()

@@ -80,7 +80,7 @@ fn check_container(serde: &SerdeAttributes, problems: &mut Problems) {
         problems.add(
             other.span,
             format!(
-                "with `{key}` something else is stored than the fields here; implement `Aggregate` by hand"
+                "with `{key}` serde stores something other than the fields here; implement `Aggregate` by hand"
             ),
         );
     }
@@ -94,7 +94,7 @@ fn check_container(serde: &SerdeAttributes, problems: &mut Problems) {
         && ["_id", "etag", "outbox"].contains(&name)
     {
         problems
-            .add(tag.span, format!("`{name}` is a field of its own in each document; choose another name"));
+            .add(tag.span, format!("each document already has another field `{name}`; choose another name"));
     }
 }
 
@@ -141,8 +141,8 @@ fn the_id<'a>(name: &Ident, fields: &'a [Field<'a>]) -> Result<&'a Field<'a>> {
 fn the_outbox<'a>(name: &Ident, fields: &'a [Field<'a>]) -> Result<&'a Field<'a>> {
     let mut outboxes = fields.iter().filter(|field| field.role == Role::Outbox);
     let Some(outbox) = outboxes.next() else {
-        let sentence = "no field has the type `Outbox`: add `#[serde(skip)] outbox: Outbox`, or mark one whose type has \
-                        another name `#[aggregate(outbox)]`";
+        let sentence = "no field has the type `Outbox`: add `#[serde(skip)] outbox: Outbox`, or put \
+                        `#[aggregate(outbox)]` on a field whose type has another name";
         return Err(Error::new(name.span(), sentence));
     };
     match outboxes.next() {

@@ -86,7 +86,10 @@ impl<'a> Field<'a> {
         if let Some(place) = self.options.place("renamed")
             && !self.serde.has("alias")
         {
-            problems.add(place, "`renamed` says that `#[serde(alias = \"…\")]` is safe, but there is none");
+            problems.add(
+                place,
+                "`renamed` says that `#[serde(alias = \"…\")]` is safe, but the field has no alias",
+            );
         }
     }
 
@@ -132,8 +135,8 @@ impl<'a> Field<'a> {
             problems.add(
                 skip.span,
                 format!(
-                    "`{key}` on an inbox: it must be stored and read, or it forgets what was received and no repeat is \
-                     recognised; write `#[serde(default)]`"
+                    "`{key}` on an inbox: an inbox must be stored and read, because otherwise it forgets the messages it \
+                     received; write `#[serde(default)]`"
                 ),
             );
         }
@@ -207,13 +210,15 @@ impl<'a> Field<'a> {
         for alias in self.serde.all("alias") {
             let old = alias.text.as_deref().unwrap_or_default();
             if old == ID || RESERVED.contains(&old) {
-                problems
-                    .add(alias.span, format!("`{old}` is a field of its own in each document; remove it"));
+                problems.add(
+                    alias.span,
+                    format!("each document already has another field `{old}`; remove the alias"),
+                );
             } else if self.options.place("renamed").is_none() && old != self.names.write {
                 problems.add(
                     alias.span,
                     format!(
-                        "`alias` on a stored field: a document that a process with the old name saves meanwhile has both \
+                        "`alias` on a stored field: a document that a process with the old name saves has both \
                          `{old}` and `{}`, and no longer loads; once no such process runs, confirm that with \
                          `#[aggregate(renamed)]`",
                         self.names.write

@@ -125,12 +125,15 @@ fn of_variant(variant: &Variant, prefix: &str) -> Result<Named> {
     let options = Options::read(&variant.attrs, "message", &[TYPE, ALIAS, SCHEMA])?;
     let serde = SerdeAttributes::read(&variant.attrs);
     if let Some(skip) = serde.any_of(&["skip", "skip_serializing"]) {
-        let sentence = format!("`{}` on a message: it can't be sent; remove it, or the variant", skip.key);
+        let sentence = format!(
+            "`{}` on a variant: the variant can't be sent; remove the attribute or the variant",
+            skip.key
+        );
         return Err(Error::new(skip.span, sentence));
     }
     if let Some(untagged) = serde.find("untagged") {
-        let sentence =
-            "`untagged` on a variant with a type of its own: it may be decoded as another; remove it";
+        let sentence = "`untagged` on a variant with its own type: the variant may be decoded as another one; \
+                        remove the attribute";
         return Err(Error::new(untagged.span, sentence));
     }
 
@@ -187,10 +190,7 @@ fn named(name: String, place: Span, options: &Options) -> Result<Named> {
         let text = alias.value();
         check_length("alias", &text, alias.span(), &mut problems);
         if text == name {
-            problems.add(
-                alias.span(),
-                format!("`{text}` is the type itself; an alias is a name that it had before"),
-            );
+            problems.add(alias.span(), format!("`{text}` is the type itself; an alias is a former name"));
         } else if aliases.contains(&text) {
             problems.add(alias.span(), format!("the alias `{text}` is given twice"));
         }

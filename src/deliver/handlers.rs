@@ -68,7 +68,7 @@ pub enum HandlerError {
 }
 
 impl HandlerError {
-    /// The handler may succeed later.
+    /// Creates an error for a handler that may succeed later.
     pub fn transient(reason: impl Into<String>) -> Self {
         Self::Transient(reason.into())
     }
@@ -78,7 +78,7 @@ impl HandlerError {
         Self::Permanent(reason.into())
     }
 
-    /// Something that the handler needs is unavailable.
+    /// Creates an error for a handler that needs something that is unavailable.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable(reason.into())
     }

@@ -68,7 +68,7 @@ pub(crate) fn decode_value<T: DeserializeOwned>(value: &Bson) -> Result<T, Codec
     decode::<Wrapped<T>>(raw.as_bytes()).map(|wrapped| wrapped.v)
 }
 
-/// The milliseconds since 1970 that RFC 3339 can write: the years 0 to 9999.
+/// The range of milliseconds since 1970 that RFC 3339 can write, which is the years 0 to 9999.
 const RFC_3339: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
 
 /// Formats a date as RFC 3339. Returns `None` outside the years 0 to 9999, because for such dates one BSON version

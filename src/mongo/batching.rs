@@ -7,8 +7,8 @@
 //! are in flight at a time; if one takes long, another is sent anyway.
 //!
 //! # Caveats
-//! The task ends with the runtime on which the batcher was started. Requests that are still queued then get no answer,
-//! and their callers notice that.
+//! The task ends with the runtime on which the batcher was started. Requests that are still queued at that time get no
+//! answer, and their callers notice that.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Maximum number of batches in flight if each is quick. With only one, all callers would get in step: first all save
-/// while the broker is idle, then all deliver while the database is idle.
+/// Maximum number of batches in flight if each is quick. With only one batch, all callers would get in step: first all
+/// of them save while the broker is idle, then all of them deliver while the database is idle.
 const ABREAST: usize = 2;
 /// Fewer requests than this are not split over several batches, because each batch has its own cost.
 const WORTH_A_BATCH: usize = 16;
@@ -42,7 +42,7 @@ impl<Q, A> Asked<Q, A> {
         (Self { request, answer }, answered)
     }
 
-    /// Answers the request. The caller may be gone.
+    /// Answers the request. The answer is dropped if the caller no longer waits.
     pub(crate) fn answer(self, answer: A) {
         let _gone = self.answer.send(answer);
     }
@@ -174,8 +174,8 @@ struct Batches {
 struct BatchesInFlight {
     /// The times at which these batches began.
     since: Vec<Instant>,
-    /// Whether the last batch had several requests. If it had, more requests are about to arrive, and a single request
-    /// should wait for them.
+    /// Whether the last batch had several requests. In that case more requests are about to arrive, and a single
+    /// request should wait for them.
     was_shared: bool,
     /// Whether a batch waits to begin.
     is_wanted: bool,

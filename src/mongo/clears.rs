@@ -99,7 +99,7 @@ impl Clears {
         Self { sender, batcher }
     }
 
-    /// Removes these entries if they are still under the claim. Completes once the server has executed this.
+    /// Removes these entries if they are still under the claim. Completes once the server has executed the update.
     pub(crate) async fn clear(&self, delivered: &Delivered) -> ClearOutcome {
         if let Some(_permit) = self.batcher.permit_for_one() {
             return self.sender.send_one(ClearRequest::of(delivered)).await;
@@ -206,7 +206,7 @@ impl ClearSender {
             return vec![Tried::Settled(ClearOutcome::ClaimLost)];
         }
         if lost > 0 {
-            // The reply doesn't say which ones.
+            // The reply doesn't report which claims were lost.
             tracing::warn!(
                 collection = namespace.to_string(),
                 claims = lost,

@@ -195,7 +195,7 @@ fn unanswered(why: &str) -> mongodb::error::Error {
     std::io::Error::other(why).into()
 }
 
-/// Returns a date that is later by this much.
+/// Returns the date that is later than `date` by this duration.
 pub fn later(date: DateTime, by: Duration) -> DateTime {
     let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
     DateTime::from_millis(date.timestamp_millis().saturating_add(by))

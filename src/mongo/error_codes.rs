@@ -122,7 +122,7 @@ pub(crate) fn interrupts(code: i32) -> bool {
     INTERRUPTED.contains(&code)
 }
 
-/// Returns what to do about an error that doesn't end by waiting, if known.
+/// Returns advice for an error that doesn't end by waiting, if there is any.
 pub fn advice(error: &Error) -> Option<&'static str> {
     match code(error) {
         Some(13) => Some(

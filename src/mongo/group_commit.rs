@@ -163,7 +163,7 @@ async fn send_all(sender: Arc<WriteSender>, batch: Vec<AskedWrite>, permit: Batc
 
 struct WriteSender {
     retryable: RetryableWrites,
-    /// The collections that accepted writes one by one after refusing a batch, and the time of that.
+    /// The collections that accepted writes one by one after refusing a batch, and the time of the refusal.
     one_by_one: Mutex<HashMap<String, Instant>>,
 }
 

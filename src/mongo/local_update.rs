@@ -15,7 +15,7 @@ use crate::{
     mongo::{concern::primary, error_codes, write_command::millis},
 };
 
-/// A command that takes longer than this has probably met a document that a transaction has locked.
+/// The time limit of a command. A command that takes longer has probably met a document that a transaction has locked.
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// An update command with statements on one collection.

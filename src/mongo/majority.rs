@@ -46,7 +46,7 @@ impl OpTime {
 pub(crate) enum MajorityState {
     /// The majority has the write.
     Lasts,
-    /// Another primary was elected in the meantime and must be asked whether it has the write.
+    /// Another primary was elected after the write and must be asked whether it has the write.
     NewTerm,
 }
 

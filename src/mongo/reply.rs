@@ -44,12 +44,12 @@ pub(crate) struct Concern {
     pub(crate) text: String,
 }
 
-/// What a reply says about its statements.
+/// The results that a reply contains for its statements.
 #[derive(Debug)]
 pub(crate) enum Said {
     /// The result of each statement, in order. `None` if a statement was interrupted and may have been executed.
     Each(Vec<Option<WriteOutcome>>),
-    /// Some matched and some did not; repeating the command shows which.
+    /// Some statements matched and others did not. A repeat of the command shows which ones matched.
     Some,
     /// The reply contradicts itself.
     Nonsense,

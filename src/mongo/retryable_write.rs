@@ -48,7 +48,7 @@ use crate::{
     },
 };
 
-/// A command that takes longer than this to execute has met a locked document.
+/// The server's time limit for a command. A command that takes longer has met a locked document.
 const LONGEST: Duration = Duration::from_secs(1);
 /// The same limit for a statement that is sent alone because a document of its batch is locked.
 const LONGEST_APART: Duration = Duration::from_millis(100);
@@ -133,7 +133,7 @@ struct Open {
     /// The statement's id in every command of the batch.
     place: i32,
     write: AskedWrite,
-    /// Whether a command without a clear reply may have executed it.
+    /// Whether a command without a clear reply may have executed the statement.
     in_doubt: bool,
     /// Whether the statement took too long when it was sent alone.
     is_held: bool,
@@ -166,9 +166,9 @@ struct Batch<'a> {
     kind: WriteKind,
     namespace: Namespace,
     open: VecDeque<Open>,
-    /// The executed statements, each with the outcome to report once the majority has it.
+    /// The executed statements, each with the outcome to report once the majority has the write.
     executed: Vec<(Open, WriteOutcome)>,
-    /// The optime that the majority must reach for that.
+    /// The optime that the majority must reach before the executed statements are answered.
     written_at: Option<OpTime>,
     refused: Vec<AskedWrite>,
     manner: SendForm,
@@ -439,7 +439,7 @@ fn majority_within(time: Duration) -> Document {
     doc! { "w": "majority", "wtimeout": millis(time) }
 }
 
-/// Returns the outcome if the majority did not confirm the write in time.
+/// Returns the outcome of a write that the majority did not confirm in time.
 fn unless_it_may_last(outcome: WriteOutcome, error: Option<&DriverError>) -> WriteOutcome {
     match outcome {
         WriteOutcome::Done => {

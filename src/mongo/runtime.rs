@@ -6,7 +6,7 @@
 
 use mongodb::error::{Error, ErrorKind};
 
-/// Whether the error says that no server could be selected although one is known that accepts writes.
+/// Whether the error reports that no server could be selected although the client knows a server that accepts writes.
 pub(crate) fn has_ended(error: &Error) -> bool {
     let ErrorKind::ServerSelection { message, .. } = error.kind.as_ref() else { return false };
     let writable = ["Type: RsPrimary", "Type: Mongos", "Type: Standalone", "Type: LoadBalancer"];

@@ -8,7 +8,7 @@
 //! - Such a session never returns to the driver's pool. If the driver used a number in it that a batch had already
 //!   used, the server would report writes as done that were never made. As a further safeguard, batches count from
 //!   2^40, beyond any number that the driver has used in the session.
-//! - Such a session never makes `Client::shutdown` wait, which waits for every session that a caller holds.
+//! - `Client::shutdown` waits for every session that a caller holds, but never for such a session.
 //!
 //! Both are true because the session is created on a separate runtime that has already ended when the session is used.
 //! On the runtime that created a session, the driver keeps a task that returns the dropped session to the pool, and
@@ -18,7 +18,7 @@
 use mongodb::{Client, ClientSession, error::Error, options::SessionOptions};
 use parking_lot::{Mutex, MutexGuard};
 
-/// Beyond any number that the driver reaches in its own sessions.
+/// The first transaction number of a batch, which is beyond any number that the driver reaches in its own sessions.
 const FIRST_NUMBER: i64 = 1 << 40;
 
 /// The sessions that no batch is using.

@@ -83,7 +83,7 @@ pub(crate) struct Find<'a> {
 }
 
 /// Removes the entries of a document that were delivered under a claim, if they are still under that claim. The filter
-/// requires the ids and the claim, so this can be repeated any number of times.
+/// requires the ids and the claim, so the update can be repeated any number of times.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivered {
     pub(crate) document: DocumentRef,

@@ -66,7 +66,7 @@ pub(crate) struct WriteCommand<'a> {
 /// The fields that make a command a retryable write.
 pub(crate) struct Retry {
     pub(crate) number: i64,
-    /// The ids of the statements under that number.
+    /// The ids of the statements under the transaction number.
     pub(crate) places: Vec<i32>,
 }
 

@@ -82,7 +82,8 @@ pub struct Snapshot {
     pub shed: u64,
     /// The last failure, however long ago it was.
     pub last_error: Option<LastError>,
-    /// Whether an inline dispatcher is closing. Always false for a worker, whose caller knows this.
+    /// Whether an inline dispatcher is closing. Always false for a worker, because only its caller knows whether it is
+    /// closing.
     pub draining: bool,
 }
 

@@ -195,7 +195,7 @@ impl Metrics {
         self.delivery_lag.record(lag);
     }
 
-    /// Counts an event. Deliveries are not counted here but when their result is known.
+    /// Counts an event. Deliveries are not counted here, because they are counted when their result is known.
     pub(crate) fn record(&self, event: &Event) {
         match event {
             Event::Delivered { .. } | Event::Failed { .. } => {}

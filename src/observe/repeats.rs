@@ -1,5 +1,5 @@
-//! Limits warnings that can occur thousands of times a second: the first is logged at once, and then one
-//! at intervals, with the number of warnings since the last.
+//! Limits warnings that can occur thousands of times a second: the first warning is logged at once, and later ones at
+//! intervals, each with the number of warnings since the last log line.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -36,8 +36,8 @@ pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
 pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
     let name = format_args!("dispatch {}", document.namespace.coll);
     match path {
-        // Don't make it a child in the subscriber, because that would keep the save's span open, which should end
-        // earlier.
+        // Don't make this span a child in the subscriber, because a child would keep the save's span open, which should
+        // end earlier.
         DispatchPath::Inline => {
             let span = info_span!(
                 parent: None,
@@ -61,7 +61,7 @@ pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
 }
 
 /// Creates the span of one message's delivery. An inline delivery is part of the trace of the save; other deliveries
-/// are linked to that trace. From then on the message carries the trace context of its delivery.
+/// are linked to that trace. After this call the message carries the trace context of its delivery.
 pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
     let (operation, kind, system) = match envelope.via.as_deref() {
         Some(HANDLERS) => ("process", "consumer", Some("document_outbox")),
@@ -90,7 +90,7 @@ pub(crate) fn deliver(envelope: &mut Envelope, path: DispatchPath) -> Span {
     span
 }
 
-/// The processing of one received message, in the trace of its sender.
+/// Creates the span for the processing of one received message, in the trace of its sender.
 #[cfg(feature = "rabbitmq")]
 pub(crate) fn receive(
     message_type: &str,
@@ -207,7 +207,7 @@ mod context {
         let mut parts = headers.get(TRACEPARENT)?.split('-');
         let (version, trace, id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
-        // Future versions may have more parts after these; `ff` is never a version.
+        // Future versions may have more parts after these four; `ff` is never a version.
         if !hex(version, 2) || version == "ff" || version == "00" && parts.next().is_some() {
             return None;
         }

@@ -1,5 +1,5 @@
-//! Decides, before anything is written, whether a save fits into its document. Uses the sizes known from the load, and
-//! measures the stored document if those are too large.
+//! Decides, before anything is written, whether a save fits into its document. The check uses the sizes known from the
+//! load, and measures the stored document if the save doesn't fit by those sizes.
 
 use super::{
     Store,
@@ -30,7 +30,8 @@ struct Growth {
 
 impl<T: Aggregate> Store<T> {
     /// Checks that a save fits and returns the size of the stored document. If the save doesn't fit by the size at load
-    /// time, asks the server once for the current size, because delivered messages may have been removed since.
+    /// time, asks the server once for the current size, because delivered messages may have been removed since the
+    /// load.
     ///
     /// # Errors
     /// [`Error::OutboxNotArray`], [`Error::OutboxFull`], [`Error::DocumentTooLarge`], or the error of the query to the

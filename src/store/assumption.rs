@@ -1,11 +1,12 @@
 //! Decides whether a save may assume that the outbox is empty even though entries were counted in it.
 
-/// After this many wrong assumptions the pause stops growing.
+/// Number of wrong assumptions after which the pause between assumptions stops growing.
 const MOST_WRONG: u32 = 6;
 
 /// Decides whether a save may assume that the outbox is empty even though entries were counted in it. Entries that this
 /// aggregate's own saves wrote are usually delivered and cleared soon after. The save's filter verifies the assumption.
-/// A wrong one costs two extra round trips, so each wrong assumption doubles the number of saves that don't make it.
+/// A wrong assumption costs two extra round trips, so each wrong assumption doubles the number of later saves that
+/// don't assume an empty outbox.
 #[derive(Debug, Default)]
 pub(super) struct Assumption {
     /// Number of counted entries that this process has begun to deliver.
@@ -15,7 +16,7 @@ pub(super) struct Assumption {
 }
 
 impl Assumption {
-    /// Whether all `held` entries may have been delivered in the meantime.
+    /// Whether the save may assume that all `held` entries have been delivered and cleared.
     pub(super) fn covers(&mut self, held: usize) -> bool {
         if held > self.dispatched {
             return false;

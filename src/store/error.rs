@@ -145,9 +145,9 @@ pub enum Error {
         document: DocumentRef,
         /// `_id`, or the field of the shard key.
         field: String,
-        /// Its value when the aggregate was loaded.
+        /// The field's value when the aggregate was loaded.
         was: String,
-        /// Its value now.
+        /// The field's value now.
         is: String,
     },
     /// The aggregate's encoding has no `_id`, so MongoDB would generate one that the aggregate doesn't know.

@@ -89,7 +89,7 @@ impl<T: Aggregate> Store<T> {
         clears.count(&DocumentRef::by_id(self.namespace.clone(), id.clone()))
     }
 
-    /// Decodes a stored document. From then on the aggregate is identified by the stored key.
+    /// Decodes a stored document. The aggregate is then identified by the stored key.
     fn read(&self, raw: &RawDocumentBuf, leaving: usize) -> Result<Loaded<T>, Error> {
         let document = named_by(self.namespace.clone(), &self.shard_key, raw)?;
         let mut loaded = Loaded::<T>::read(document, raw)?;

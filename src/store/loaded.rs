@@ -40,9 +40,9 @@ pub struct Loaded<T> {
     pub(super) differences: Differences,
     /// Number of entries in the stored outbox, as far as known.
     pub(super) held: Result<usize, NotAnArray>,
-    /// Whether all of these entries may have been delivered in the meantime.
+    /// Decides whether the next save may assume that the stored entries have been delivered and cleared.
     pub(super) assumption: Assumption,
-    /// Size of the stored document in bytes.
+    /// The size of the stored document in bytes.
     pub(super) bytes: usize,
 }
 

@@ -21,7 +21,7 @@ use crate::{
 pub(super) enum Found {
     /// The etag is unchanged.
     Same,
-    /// Another process has saved it.
+    /// Another process has saved the document.
     Changed,
     /// The document no longer exists.
     Gone,

@@ -46,8 +46,8 @@ impl Saved {
         matches!(self, Self::Applied(_) | Self::Unchanged)
     }
 
-    /// Turns every outcome that wasn't applied into an error: `orders.save(&mut order).await?.applied()?`. Returns
-    /// `None` if there was nothing to write.
+    /// Returns an error unless the save was applied or there was nothing to write: `orders.save(&mut
+    /// order).await?.applied()?`. Returns `None` if there was nothing to write.
     ///
     /// # Errors
     /// [`NotSaved`] for every other outcome.

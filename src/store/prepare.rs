@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// A checked message as an entry that has no dates yet.
+/// A checked message in the form of an entry that has no dates yet.
 #[derive(Debug)]
 pub(super) struct Draft {
     entry: Entry,
@@ -43,7 +43,7 @@ pub(super) struct Draft {
 pub(super) enum Emptiness {
     /// As far as is known, the outbox is empty.
     Known,
-    /// The entries in the outbox have probably been delivered in the meantime.
+    /// The entries in the outbox have probably been delivered since the load.
     Hoped,
     /// The outbox probably has other entries.
     Unlikely,
@@ -82,7 +82,7 @@ impl Draft {
         if at > now { Some(at) } else { None }
     }
 
-    /// The entry as it is saved at this time. Only an entry that is due now gets the claim.
+    /// Returns the entry as it is saved at this time. Only an entry that is due now gets the claim.
     fn dated(self, now: DateTime, claim: Option<&Birth>) -> Entry {
         let scheduled = self.scheduled(now);
         let mut entry = self.entry;

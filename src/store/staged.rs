@@ -49,9 +49,9 @@ use crate::{
 
 /// Messages ready to be written by the caller's update, insert or transaction.
 ///
-/// **Guarantee.** The messages exist if and only if that write is committed. **Assumption.** The write is acknowledged
-/// by the majority; with a weaker write concern, a failover can undo it. If this value is dropped without being
-/// written, the messages are dropped.
+/// **Guarantee.** The messages exist if and only if the caller's write is committed. **Assumption.** The write is
+/// acknowledged by the majority; with a weaker write concern, a failover can undo it. If this value is dropped without
+/// being written, the messages are dropped.
 #[must_use = "messages that are not written are lost"]
 pub struct StagedMessages {
     mongo: Mongo,
@@ -60,7 +60,7 @@ pub struct StagedMessages {
     shard_key: Vec<String>,
     ordering: DeliveryOrder,
     ids: Vec<Uuid>,
-    /// How many of them are due.
+    /// Number of messages that are due now.
     due: usize,
     entries: Vec<Bson>,
 }

@@ -15,7 +15,7 @@ use crate::{aggregate::Aggregate, stored::document_ref::DocumentRef};
 
 /// Number of attempts that [`Store::update`] makes before it gives up on a document that other writers keep changing.
 const TRIES: u32 = 32;
-/// After this many attempts the pause stops growing. By then it is up to a quarter of a second, because the other save
+/// After this many attempts the pause stops growing. The longest pause is a quarter of a second, because the other save
 /// may wait that long for its majority.
 const LONGEST_AFTER: u32 = 7;
 
@@ -27,8 +27,8 @@ impl<T: Aggregate> Store<T> {
     /// aggregate. The id may be given in any borrowed form, as for [`load`](Store::load).
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Contended`], [`Error::Unknown`] (load the document before you repeat
-    /// it), or any other [`Error`].
+    /// [`Error::NotFound`], [`Error::Contended`], [`Error::Unknown`] (load the document before you repeat the update),
+    /// or any other [`Error`].
     pub async fn update<Q, R>(
         &self,
         id: &Q,

@@ -69,7 +69,7 @@ pub(super) enum SaveWrite {
     Applied {
         etag: RawDocumentBuf,
     },
-    /// Another process saved the document in the meantime.
+    /// Another process saved the document after it was loaded.
     Conflict,
     Gone,
     /// The save may have been written.
@@ -79,8 +79,8 @@ pub(super) enum SaveWrite {
 }
 
 impl<T: Aggregate> Store<T> {
-    /// Step 4 of a save: writes it. If the outbox turns out not to be empty, the entries in `prepared` lose their
-    /// claim.
+    /// Writes the save, which is step 4 of a save. If the outbox turns out not to be empty, the entries in `prepared`
+    /// lose their claim.
     ///
     /// # Errors
     /// The error of a query between two attempts.

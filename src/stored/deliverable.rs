@@ -26,7 +26,7 @@ pub enum DeliveryOrder {
     Unordered,
 }
 
-/// The number of crashed claims from which an entry is claimed alone, so that its neighbours don't die with it.
+/// An entry with at least this many crashed claims is claimed alone, so that its neighbours don't die with it.
 pub(crate) const CLAIMED_ALONE_AT: i64 = 5;
 /// The number of crashed claims at which an entry is dead.
 pub(crate) const CRASHED_AT: i64 = 8;

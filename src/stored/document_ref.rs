@@ -19,8 +19,8 @@ use crate::{
 };
 
 const ID: &str = "_id";
-/// A key that is nested deeper than this is not decoded but kept as bytes. Decoding uses stack for each level, and the
-/// server allows 180 levels.
+/// A key that is nested deeper than this is not decoded but kept as bytes. Decoding uses stack space for each level,
+/// and the server allows 180 levels.
 const DEPTH: usize = 32;
 /// Maximum length of an `_id` in log lines. A longer one is cut, because an `_id` can have megabytes.
 const LONGEST_SHOWN: usize = 200;

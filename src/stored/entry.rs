@@ -42,7 +42,7 @@ pub struct Entry {
     pub claimed_by: Option<String>,
     /// Number of failed deliveries so far.
     pub attempts: i64,
-    /// Number of claims by workers, minus those that were released.
+    /// Number of claims by workers that were not released.
     pub claims: i64,
     /// The error of the last failed delivery, at most 1 KiB, without payload or secrets.
     pub last_error: Option<String>,
@@ -55,7 +55,7 @@ pub struct Entry {
 /// When and why an entry died.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dead {
-    /// The server time at which it died.
+    /// The server time at which the entry died.
     pub at: DateTime,
     /// `attempts_exhausted`, `permanent`, `crashed` or `operator`. Other writers may store any text, which is kept.
     pub reason: String,
@@ -247,8 +247,8 @@ fn slots(elements: &[Bson], damaged: &BTreeMap<usize, String>) -> Vec<Slot> {
     slots
 }
 
-/// Whether the elements at these places are the same message, pushed again because a write was repeated after an error
-/// or an outbox was copied. The time of sending and the delivery state are not compared.
+/// Whether the elements at these places are the same message. A message is pushed again if a write is repeated after an
+/// error, or if an outbox is copied. The time of sending and the delivery state are not compared.
 fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
     let mut contents = places.iter().map(|place| entries[*place].as_ref().ok().and_then(content));
     let Some(Some(first)) = contents.next() else {

@@ -35,7 +35,7 @@ fn has_body<M: Serialize + DeserializeOwned + PartialEq + Debug>(message: M, exp
     assert_eq!(decode::<M>(&stored(&payload)).unwrap(), message);
 }
 
-/// The payload after a round trip through the server's bytes.
+/// Returns the payload after a round trip through the server's bytes.
 fn stored(payload: &Bson) -> Bson {
     let bytes = codec::encode(&doc! { "v": payload.clone() }).unwrap();
     Document::try_from(bytes.as_ref() as &bson::RawDocument).unwrap().remove("v").unwrap()

@@ -262,7 +262,7 @@ impl ArrayWriter {
     }
 }
 
-/// What a complete object becomes.
+/// The value that a complete object is turned into.
 enum Shape {
     Plain,
     /// The content of an enum's variant.

@@ -64,7 +64,7 @@ pub(super) fn read_from(
         return found.now;
     }
 
-    // The struct keeps the elements in another order, as a set does, or has left some out.
+    // The struct keeps the elements in another order, as a set does, or has left out some of them.
     found.by_key(stored, known, key);
 
     let (stored_rest, known_rest) = found.rest();
@@ -189,7 +189,7 @@ impl Recognised {
     }
 
     fn by_key(&mut self, before: &[RawBsonRef<'_>], now: &[RawBsonRef<'_>], declared: Option<&str>) {
-        // A key that occurs twice identifies no element, even if one of the two is already recognised.
+        // A key that occurs twice identifies no element, even if one of the two elements is already recognised.
         let (keys_before, keys_now) = (unique_keys(before, declared), unique_keys(now, declared));
         for (key, now) in keys_now {
             let before = keys_before.get(&key).copied();

@@ -1,4 +1,4 @@
-//! Stored fields that the struct has read under another name, as with `#[serde(alias)]`.
+//! Finds the stored fields that the struct has read under another name, as with `#[serde(alias)]`.
 //!
 //! Such a field appears unknown, because the struct writes it under its new name. If it were restored, the document
 //! would have both names, which serde refuses to read. serde doesn't report which fields it has read. So if a level of
@@ -56,7 +56,7 @@ pub(crate) fn compare<T: Aggregate>(
         .map(|name| (*name).to_owned())
         .collect();
 
-    // If all fields of the struct are stored, the struct has read none under another name.
+    // If all fields of the struct are stored, the struct has read no field under another name.
     let mut top = Vec::new();
     if !unstored.is_empty() {
         let own = [ID, ETAG, OUTBOX];
@@ -92,8 +92,8 @@ pub(crate) fn compare<T: Aggregate>(
     Ok(Differences { unknown: found, renamed: top, unstored })
 }
 
-/// Tries all candidates at once. Returns true if none was read under another name, or if trials prove nothing because
-/// the struct can't even be decoded from its own output.
+/// Tries all candidates at once. Returns true if no candidate was read under another name, or if trials prove nothing
+/// because the struct can't even be decoded from its own output.
 fn reads_all<T: Aggregate>(
     stored: &RawDocument,
     known: &RawDocument,
@@ -119,7 +119,7 @@ fn trials(candidates: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
     by_last.into_values().collect()
 }
 
-/// The value that a save would write if nothing inside had changed, including the unknown fields.
+/// Returns the value that a save would write if nothing inside it had changed, including the unknown fields.
 fn merged(
     known: &RawDocument,
     unknown: &BTreeMap<String, Unknown>,

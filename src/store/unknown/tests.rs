@@ -186,7 +186,7 @@ impl Generated {
     }
 }
 
-/// The document as the struct writes it.
+/// Returns the document as the struct writes it.
 fn known(document: &Document) -> Document {
     let known = document.iter().filter(|(name, _)| !name.starts_with('u'));
     known.map(|(name, value)| (name.clone(), known_value(value))).collect()
@@ -200,7 +200,7 @@ fn known_value(value: &Bson) -> Bson {
     }
 }
 
-/// Fields in the order of their names.
+/// Returns the value with its fields sorted by name.
 fn sorted(value: &Bson) -> Bson {
     match value {
         Bson::Document(document) => {
