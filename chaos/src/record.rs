@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::timeline::Span;
 
-/// What a run came to.
+/// The results of one run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) seed: u64,

@@ -1,4 +1,4 @@
-//! Who acts in the model: a process with a memory of its own, or a part of the world that moves by itself.
+//! Actors of the model. An actor is a process with its own memory, or a part of the world that changes by itself.
 
 use std::{
     fmt::Debug,
@@ -9,29 +9,29 @@ use std::{
 pub use crate::name::Name;
 use crate::world::World;
 
-/// A blow that strikes an actor from outside, by its name.
+/// The name of a fault that strikes an actor from outside.
 pub type Blow = &'static str;
 
-/// A process, or a part of the world that moves by itself.
+/// A process, or a part of the world that changes by itself.
 ///
-/// One step is one thing that others can see: a write, a message, an answer. What happens between two of them in one memory
-/// belongs to the first.
+/// One step is one thing that others can observe: a write, a message or an answer. Everything that happens between two of
+/// these in the memory of one process belongs to the first of them.
 pub trait Actor: Clone + Debug + Hash + Send + Sync + 'static {
-    /// What it can do.
+    /// A step that the actor can take.
     type Step: Debug;
 
-    /// The steps it can take now. The first is the one it takes when all goes well.
+    /// The steps that the actor can take now. The first is the step that it takes when nothing fails.
     fn steps(&self, me: Name, world: &World) -> Vec<Self::Step>;
 
-    /// Does it.
+    /// Takes a step.
     fn take(&mut self, step: Self::Step, me: Name, world: &mut World);
 
-    /// Whether it has a connection to the broker.
+    /// Whether the actor has a connection to the broker.
     fn uses_broker(&self) -> bool {
         false
     }
 
-    /// A fault strikes it; false when it has no effect.
+    /// Lets a fault strike the actor. Returns false if the fault has no effect.
     fn strike(&mut self, blow: Blow, me: Name, world: &mut World) -> bool {
         let _ = (blow, me, world);
         false
@@ -40,22 +40,22 @@ pub trait Actor: Clone + Debug + Hash + Send + Sync + 'static {
 
 /// An actor of any kind, as a part of a state.
 pub trait AnyActor: Debug + Send + Sync {
-    /// How many steps it can take now.
+    /// The number of steps that the actor can take now.
     fn count(&self, me: Name, world: &World) -> usize;
 
-    /// What the step of that number is.
+    /// Describes the step with this number.
     fn describe(&self, step: usize, me: Name, world: &World) -> String;
 
-    /// The actor after that step.
+    /// Returns the actor after the step with this number.
     fn after(&self, step: usize, me: Name, world: &mut World) -> Arc<dyn AnyActor>;
 
-    /// The actor after a blow; none when that has no effect.
+    /// Returns the actor after a fault, or `None` if the fault has no effect.
     fn struck(&self, blow: Blow, me: Name, world: &mut World) -> Option<Arc<dyn AnyActor>>;
 
-    /// Whether it has a connection to the broker.
+    /// Whether the actor has a connection to the broker.
     fn has_connection(&self) -> bool;
 
-    /// Adds it to a hash.
+    /// Adds the actor to a hash.
     fn hash_into(&self, hasher: &mut dyn Hasher);
 }
 

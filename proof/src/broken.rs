@@ -1,32 +1,33 @@
-//! Ways to break the design on purpose: each must make the checker find a counterexample, or the model proves nothing.
+//! Rules of the design that can be broken on purpose. For each, the checker must find a counterexample; otherwise the model
+//! would prove nothing.
 
-/// One rule that is not kept.
+/// A rule that is broken in a scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Broken {
-    /// A message is cleared once it is published, whatever the broker says of it.
+    /// A message is cleared once it is published, whatever the broker answers.
     ClearBeforeConfirm,
-    /// The position moves behind a change as soon as it is read.
+    /// The position moves past a change as soon as the change is read.
     PositionSavedOnRead,
-    /// A clear writes the whole outbox as it was read, without what was delivered.
+    /// A clear replaces the whole outbox with the outbox as it was read, minus the delivered messages.
     ClearByReplacing,
-    /// A message is published before the majority has its claim, or the save that it was born claimed with.
+    /// A message is published before the majority has the claim, or the save that created the message with a claim.
     DispatchBeforeMajority,
     /// There is no sweep.
     NoSweep,
     /// An acknowledgement counts even if the broker returned the message.
     AnyAckAccepted,
-    /// An owner that can't send commands keeps its stream, and a rescuer that can't takes one.
+    /// An owner that can't send commands keeps its stream, and a rescuer that can't send commands takes a stream.
     OwnerWithoutBroker,
-    /// A save without a clean answer is taken for one that was refused.
+    /// A save without a clear answer is reported as refused.
     UnknownIsRefusal,
-    /// A refusal is believed although an earlier try of the same write has no answer.
+    /// A refusal is reported as final, although an earlier try of the same write has no answer.
     DoubtForgotten,
-    /// A sweep reads no entries without a date, also where one was queued.
+    /// A sweep ignores entries without a date, even those for which a command was already queued.
     UndatedForgotten,
-    /// The stream doesn't show that a message has died.
+    /// The change stream doesn't show that a message has died.
     DeathHidden,
-    /// Behind a saved position, everything is swept once, and not again when it is old enough.
+    /// After a start from a saved position there is one full sweep, and no second one when its entries are old enough.
     SweptOnce,
-    /// What is received is not remembered.
+    /// Received messages are not remembered.
     NoInbox,
 }

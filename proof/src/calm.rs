@@ -1,7 +1,8 @@
-//! The calm after the storm: faults end, every process takes its steps in turn, and time passes when no actor has one left.
+//! Calm runs: runs in which no more faults happen, every process takes its steps in turn, and time passes only when no actor
+//! has a step left.
 //!
-//! From each state that the storm can leave, such a run has to deliver everything within a number of ticks. It is one run of
-//! many: the order of steps is fixed, while the storm before it had all of them.
+//! From each state that the search reaches, a calm run must deliver everything within a number of ticks. A calm run has one
+//! fixed order of steps, while the search before it tries all orders.
 
 use std::{collections::HashMap, fmt};
 
@@ -9,13 +10,13 @@ use parking_lot::Mutex;
 
 use crate::{actor::Name, laws::is_drained, state::State, world::Tick};
 
-/// No run has more steps in one tick.
+/// The maximum number of steps in one tick of a calm run.
 const STEPS_A_TICK: usize = 500;
 
-/// Calm runs, and the facts known of their states.
+/// The results of calm runs, by the states that they went through.
 pub struct Calm {
     within: Tick,
-    /// The ticks that a state took until all was delivered; none where that wasn't within the bound.
+    /// The number of ticks from a state until all was delivered, or `None` if that exceeded the bound.
     known: Mutex<HashMap<u64, Option<Tick>>>,
 }
 
@@ -30,17 +31,17 @@ impl Calm {
         Self { within, known: Mutex::default() }
     }
 
-    /// Whether everything is delivered in time from this state on.
+    /// Whether a calm run from this state delivers everything in time.
     pub fn ends(&self, state: &State) -> bool {
         self.ticks(state).is_some_and(|ticks| ticks <= self.within)
     }
 
-    /// The longest time that any run took.
+    /// The longest time that any calm run took.
     pub fn longest(&self) -> Tick {
         self.known.lock().values().copied().flatten().max().unwrap_or(0)
     }
 
-    /// How many different states calm runs went through.
+    /// The number of different states that calm runs went through.
     pub fn states(&self) -> usize {
         self.known.lock().len()
     }
@@ -51,7 +52,7 @@ impl Calm {
         state.faults_left = 0;
         state.world.broker.reconnect();
 
-        // Of the end of the run: how many ticks it took from there.
+        // The number of ticks from the end of the path until all was delivered, if known.
         let mut rest = None;
         let mut steps = 0;
         loop {
@@ -85,7 +86,7 @@ impl Calm {
         self.note(&path, state.world.now, rest)
     }
 
-    /// Notes what the end of a run says of all the states before it.
+    /// Records the result of a run for all states that it went through.
     fn note(&self, path: &[(u64, Tick)], end: Tick, rest: Option<Tick>) -> Option<Tick> {
         let mut known = self.known.lock();
         let mut ticks = rest;
@@ -96,7 +97,7 @@ impl Calm {
         ticks
     }
 
-    /// A calm run in words.
+    /// Describes a calm run in words.
     pub fn tell(&self, state: &State) -> Vec<String> {
         let mut state = state.clone();
         state.faults_left = 0;
@@ -129,7 +130,7 @@ impl Calm {
     }
 }
 
-/// The step that comes next when all goes well.
+/// The next step of a run without faults.
 fn next(state: &State) -> Option<(Name, usize)> {
     for (name, actor) in state.actors.iter().enumerate() {
         if actor.count(name, &state.world) > 0 {

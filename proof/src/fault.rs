@@ -1,18 +1,19 @@
-//! What goes wrong.
+//! The faults of a scenario.
 
 use std::fmt::Debug;
 
 use crate::{actor::Name, state::State};
 
-/// Something that can go wrong, as often as a scenario allows for all faults together.
+/// A fault. The scenario limits how many faults strike in total.
 pub trait Fault: Debug + Send + Sync {
-    /// How it is called.
+    /// The name of the fault.
     fn name(&self) -> &'static str;
 
-    /// Whom or what it can strike: each is tried. Those on which it has no effect are left out by [`strike`](Self::strike).
+    /// The actors that the fault could strike. The search tries each of them; [`strike`](Self::strike) returns false for
+    /// those on which the fault has no effect.
     fn targets(&self, state: &State) -> Vec<Name>;
 
-    /// Strikes; false when it has no effect.
+    /// Strikes a target. Returns false if the fault has no effect.
     fn strike(&self, target: Name, state: &mut State) -> bool;
 }
 
@@ -21,7 +22,7 @@ pub fn all_actors(state: &State) -> Vec<Name> {
     (0..state.actors.len()).collect()
 }
 
-/// Has a blow strike one actor.
+/// Strikes one actor. Returns false if the fault has no effect.
 pub fn strike_actor(blow: crate::actor::Blow, target: Name, state: &mut State) -> bool {
     let Some(actor) = state.actors.get(target).cloned() else { return false };
     let Some(after) = actor.struck(blow, target, &mut state.world) else { return false };

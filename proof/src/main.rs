@@ -11,7 +11,7 @@ use outbox_proof::{
 /// Search the model of document-outbox for orders of steps and faults that break a promise.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// With one fault more in each scenario, which takes much longer.
+    /// Allows one more fault in each scenario, which takes much longer.
     #[arg(long)]
     deep: bool,
     /// Only scenarios whose names contain one of these words.

@@ -9,7 +9,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 
 use crate::{model::OutboxModel, scenario::Scenario};
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Debug)]
 pub struct Proof {
     pub name: &'static str,

@@ -1,4 +1,4 @@
-//! What a run came to.
+//! Judges a run: compares the messages that should have arrived with those that did.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,7 +24,7 @@ const TOLD: usize = 5;
 /// Within this time a majority must answer for a save to count among those that had one.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// What it came to.
+/// The verdict on a run.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Verdict {
     pub(crate) saves: usize,

@@ -26,7 +26,7 @@ pub(crate) struct Publish {
     pub(crate) process: String,
     pub(crate) at: Instant,
     pub(crate) answer: Answer,
-    /// The connection that it travelled on, by a number of its own.
+    /// The number that the harness gave to the connection of this publish.
     pub(crate) connection: u64,
 }
 

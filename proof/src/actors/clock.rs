@@ -1,4 +1,4 @@
-//! Time, which passes whenever it likes: every process can be as slow as it may be.
+//! The passing of time. Time may pass between any two steps, so every process may be as slow as possible.
 
 use crate::{
     actor::{Actor, Name},
@@ -9,7 +9,7 @@ use crate::{
 #[derive(Debug, Clone, Hash)]
 pub struct Clock;
 
-/// One tick.
+/// Lets one tick pass.
 #[derive(Debug)]
 pub struct Pass;
 

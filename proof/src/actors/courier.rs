@@ -1,7 +1,7 @@
-//! A pass over one document, which inline dispatcher and worker share: read, claim, publish, settle, clear.
+//! A courier is one pass over a document: read, claim, publish, settle, clear. The inline dispatcher and the worker share it.
 //!
-//! It follows `src/dispatch/pass.rs` and `under_claim.rs`; which messages are delivered, how each ends, whether there is time for
-//! another message, and the form of a released entry are the functions of the code.
+//! It follows `src/dispatch/pass.rs` and `under_claim.rs`. The code's own functions decide which messages are delivered, how
+//! each message is settled, whether there is time for another message, and the form of a released entry.
 
 use document_outbox::{
     DeliveryOrder, RetryPolicy,
@@ -21,12 +21,12 @@ use crate::{
     },
 };
 
-/// At most this many messages in one claim.
+/// The maximum number of messages in one claim.
 const LIMIT: usize = 2;
 /// A message is dead after this many failed attempts.
 const MAX_ATTEMPTS: u32 = 2;
 
-/// A pass.
+/// One pass over a document.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Courier {
     pub document: usize,
@@ -35,17 +35,17 @@ pub struct Courier {
     phase: CourierPhase,
 }
 
-/// Entries that are held.
+/// The entries that a claim holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Held {
     pub token: Token,
     pub until: Tick,
     counted: bool,
-    /// As they were before the claim.
+    /// The entries as they were before the claim.
     entries: Vec<Stored>,
-    /// The whole outbox when it was read: only a broken clear reads it.
+    /// The whole outbox as it was read. Only the control that clears by replacing uses this.
     read: Vec<Stored>,
-    /// Whether the document has more, or delays something.
+    /// Whether the document has more messages, or messages that are due later.
     more: bool,
     next: usize,
     pub delivered: Vec<EntryId>,
@@ -61,7 +61,7 @@ pub enum End {
     Scheduled(Tick),
     Blocked,
     Unavailable,
-    /// MongoDB gave no clean answer.
+    /// MongoDB gave no clear answer.
     Failed,
 }
 
@@ -74,19 +74,19 @@ enum CourierPhase {
         more: bool,
         now: Tick,
     },
-    /// The majority doesn't have the claim yet.
+    /// The claim was written, but the majority doesn't have it yet.
     Wait(Held),
     Publish(Held),
-    /// Published; the broker has not answered.
+    /// A message was published, and the broker has not answered yet.
     Answer(Held),
     Finish(Held),
-    /// All that was claimed was delivered, and may be cleared later.
+    /// All claimed messages were delivered, and may be cleared later.
     Delivered(Held),
     Ended(End),
 }
 
 impl End {
-    /// As the code calls it.
+    /// The result by which the code names this end.
     pub fn processed(self) -> Processed {
         match self {
             Self::Done | Self::Failed => Processed::Done,
@@ -110,12 +110,12 @@ impl End {
 }
 
 impl Courier {
-    /// A pass that begins by reading the document.
+    /// Creates a pass that begins by reading the document.
     pub fn new(document: usize, lease: Tick, counts_claims: bool) -> Self {
         Self { document, lease, counts_claims, phase: CourierPhase::Read }
     }
 
-    /// The delivery of a message that was saved with its claim.
+    /// Creates a pass for a message that was already claimed when it was saved.
     pub fn born_claimed(document: usize, lease: Tick, token: Token, now: Tick, stored: Stored) -> Self {
         let held = Held {
             token,
@@ -138,7 +138,8 @@ impl Courier {
         }
     }
 
-    /// Entries that may be cleared later, where all of the claim was delivered and enough of it is left.
+    /// Returns the entries that may be cleared later: the entries of a claim whose messages were all delivered, if enough of
+    /// the claim is left.
     pub fn may_defer(&self, now: Tick) -> Option<&Held> {
         match &self.phase {
             CourierPhase::Delivered(held) if has_time(held, self.lease, now) => Some(held),
@@ -146,7 +147,7 @@ impl Courier {
         }
     }
 
-    /// Whether it waits for no one.
+    /// Whether the pass can take its next step without waiting.
     pub fn can_go(&self, me: Name, world: &World) -> bool {
         match &self.phase {
             CourierPhase::Wait(_) => {
@@ -158,12 +159,12 @@ impl Courier {
         }
     }
 
-    /// Whether the next step writes a claim, which needs a number of its own.
+    /// Whether the next step writes a claim, which needs a new number.
     pub fn claims(&self) -> bool {
         matches!(self.phase, CourierPhase::Claim { .. })
     }
 
-    /// The answer to a claim is lost.
+    /// Loses the answer to a claim.
     pub fn loses_answer(&mut self, me: Name, world: &mut World) -> bool {
         if !matches!(self.phase, CourierPhase::Wait(_)) {
             return false;
@@ -224,7 +225,7 @@ impl Courier {
         CourierPhase::Claim { entries, more: plan.more || plan.held.is_some(), read, now: world.now }
     }
 
-    /// Marks the entries, if each is as it was read.
+    /// Claims the entries if each of them is unchanged since it was read.
     fn claim(&self, held: Held, me: Name, world: &mut World) -> CourierPhase {
         let document = self.document;
         let is_claimed = world.mongo.write(me, |data| {
@@ -263,7 +264,7 @@ impl Courier {
         CourierPhase::Answer(held)
     }
 
-    /// The broker answers, or its connection is gone.
+    /// Takes the broker's answer, or the loss of the connection.
     fn answer(&self, mut held: Held, me: Name, world: &mut World) -> CourierPhase {
         let stored = held.entries[held.next].clone();
         held.next += 1;
@@ -307,7 +308,7 @@ impl Courier {
         CourierPhase::Publish(held)
     }
 
-    /// The stream shows a death, behind which entries without a date may have waited.
+    /// Shows a death in the change stream, because entries without a date may have waited behind the dead message.
     fn show_death(&self, world: &mut World) {
         if world.is_broken(Broken::DeathHidden) {
             return;
@@ -316,7 +317,7 @@ impl Courier {
         world.mongo.also(|data| data.changes.push(Change::other(document, now)));
     }
 
-    /// Changes an entry, and gives it up, where the claim still holds it.
+    /// Changes an entry and releases it, if the claim still holds it.
     fn settle(&self, held: &Held, id: EntryId, world: &mut World, change: impl Fn(&mut Stored)) {
         let (document, token) = (self.document, held.token);
         world.mongo.also(|data| {
@@ -327,7 +328,7 @@ impl Courier {
         });
     }
 
-    /// Clears what was delivered, and gives the rest back.
+    /// Clears the delivered entries, and releases the rest.
     fn finish(&self, held: &Held, world: &mut World) -> CourierPhase {
         if !held.delivered.is_empty() && !world.is_broken(Broken::ClearBeforeConfirm) {
             self.clear(held, &held.delivered, world);
@@ -372,7 +373,7 @@ impl Courier {
     }
 }
 
-/// Removes entries by id and claim. It does not wait for the majority.
+/// Removes entries by id and claim, without waiting for the majority.
 pub fn clear(document: usize, held: &Held, ids: &[EntryId], world: &mut World) {
     let replaces = world.is_broken(Broken::ClearByReplacing);
     let (token, now) = (held.token, world.now);
@@ -394,7 +395,7 @@ fn has_time(held: &Held, lease: Tick, now: Tick) -> bool {
     is_enough(until(at(now), at(held.until)), ticks(lease), ticks(0))
 }
 
-/// Whether a queue gets the message.
+/// Whether the message reaches a queue.
 fn is_routed(stored: &Stored, world: &World) -> bool {
     match world.fate(stored.id) {
         Fate::Good => true,
@@ -403,7 +404,7 @@ fn is_routed(stored: &Stored, world: &World) -> bool {
     }
 }
 
-/// What the broker's answer means, judged as a window of one message.
+/// The outcome of the broker's answer, judged by the code as a window of one message.
 fn broker_says(stored: &Stored, me: Name, world: &World) -> Outcome {
     let id = format!("{:?}", stored.id);
     let returned = Returned { message_id: Some(id.clone()), code: 312, text: "NO_ROUTE".into() };

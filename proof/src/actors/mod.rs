@@ -1,4 +1,4 @@
-//! Who acts: a file each.
+//! The actors, one file each.
 
 pub mod clock;
 pub mod courier;

@@ -1,4 +1,4 @@
-//! Connections to the broker that were cut, and come back.
+//! Lost connections to the broker, which are restored.
 
 use crate::{
     actor::{Actor, Name},
@@ -9,7 +9,7 @@ use crate::{
 #[derive(Debug, Clone, Hash)]
 pub struct Network;
 
-/// Every connection that can is there again.
+/// Restores every lost connection, apart from those that the scenario keeps down.
 #[derive(Debug)]
 pub struct Reconnect;
 

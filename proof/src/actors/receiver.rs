@@ -1,4 +1,4 @@
-//! A receiver with an inbox: takes a message, saves its effect with the memory of it, acknowledges.
+//! A receiver with an inbox: takes a message, saves its effect together with a record of the message, then acknowledges it.
 
 use document_outbox::Inbox;
 
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Clone, Hash)]
 pub struct Receiver {
     aggregate: usize,
-    /// Of the last save.
+    /// The number of the last save.
     number: u8,
     phase: ReceiverPhase,
 }
@@ -22,15 +22,15 @@ pub struct Receiver {
 enum ReceiverPhase {
     Idle,
     Loaded(EntryId, Document),
-    /// Saved, and the majority doesn't have it yet.
+    /// The effect is saved, but the majority doesn't have it yet.
     Wait(EntryId),
     Saved(EntryId),
 }
 
-/// What a receiver can do.
+/// The steps of a receiver.
 #[derive(Debug)]
 pub enum ReceiverStep {
-    /// It takes the copy of that number, and loads its aggregate.
+    /// Takes the copy with this number, and loads the aggregate.
     Take(usize),
     Save,
     Learn,

@@ -1,4 +1,4 @@
-//! The secondaries of a replica set, which copy what the primary has whenever they like.
+//! The secondaries of a replica set. They may copy the data of the primary at any time.
 
 use crate::{
     actor::{Actor, Name},
@@ -9,7 +9,7 @@ use crate::{
 #[derive(Debug, Clone, Hash)]
 pub struct ReplicaSet;
 
-/// The majority has all that the primary has.
+/// Copies all data of the primary to the majority.
 #[derive(Debug)]
 pub struct Replicate;
 

@@ -1,6 +1,6 @@
-//! A rescuer: stands by, takes the stream's lease, owns it for a term.
+//! A rescuer: stands by, takes the stream's lease, and then owns the stream for a term.
 //!
-//! It follows `rescuer/src/leadership/`: who takes a lease and who gives it up is decided by the code's [`Watch`].
+//! It follows `rescuer/src/leadership/`. The code's [`Watch`] decides who takes a lease and who gives it up.
 
 use outbox_rescuer::internal::{Ability, AbleStandby, Next, Seen, Watch};
 
@@ -19,25 +19,25 @@ pub struct Rescuer {
     /// When the lease was last read while standing by.
     read_at: Option<Tick>,
     term: Option<Term>,
-    /// It is started no sooner.
+    /// The time before which the rescuer is not started.
     from: Tick,
 }
 
-/// What a rescuer can do.
+/// The steps of a rescuer.
 #[derive(Debug)]
 pub enum RescuerStep {
-    /// It reads the lease, and takes it or waits.
+    /// Reads the lease, and takes it or waits.
     StandBy,
     Own(TermStep),
-    /// Its lease is over by its own clock.
+    /// Gives up the stream, because the lease has expired by the rescuer's own clock.
     StepBack,
     Renew,
-    /// It gives the stream to one that can send commands.
+    /// Gives up the stream in favour of a rescuer that can send commands.
     Yield,
 }
 
 impl Rescuer {
-    /// A rescuer that is started at this time.
+    /// Creates a rescuer that is started at this time.
     pub fn from(tick: Tick) -> Self {
         Self { from: tick, ..Self::default() }
     }
@@ -85,7 +85,7 @@ impl Rescuer {
         term.until = world.now + OWNERSHIP_LEASE;
     }
 
-    /// Whether another should have the stream.
+    /// Whether another rescuer should have the stream.
     fn yields(&self, term: &Term, me: Name, world: &World) -> bool {
         let Some(seen) = seen(&world.state_database.lease, world.now) else { return false };
         let held = ticks(world.now - term.taken);
@@ -127,7 +127,7 @@ impl Actor for Rescuer {
             RescuerStep::Renew => self.renew(me, world),
             RescuerStep::Yield => {
                 world.state_database.lease.until = None;
-                // It stands by from the next reading on, behind the one that it yields to.
+                // From the next reading on, the rescuer stands by behind the one that it yields to.
                 self.read_at = Some(world.now);
                 self.step_back();
             }
@@ -163,7 +163,7 @@ fn ability(me: Name, world: &World) -> Ability {
     if is_able { Ability::Able } else { Ability::Unable }
 }
 
-/// The lease as the code reads it.
+/// The lease in the form that the code reads.
 fn seen(lease: &Lease, now: Tick) -> Option<Seen> {
     let left = |until: Tick| ticks(until.saturating_sub(now));
     Some(Seen {

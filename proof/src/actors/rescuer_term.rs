@@ -1,7 +1,7 @@
-//! The work of an owner during one term: the stream, followed a delay late, and the sweep.
+//! The work of an owner during one term: it reads the stream with a delay, and sweeps.
 //!
-//! It follows `rescuer/src/stream/` and `rescuer/src/sweep/`. Where to begin, which changes make a page, how far the position may
-//! move, whether a document wants a command, and whether it was queued lately are decided by the code.
+//! It follows `rescuer/src/stream/` and `rescuer/src/sweep/`. The code's own functions decide where to begin, which changes
+//! make a page, how far the position may move, whether a document needs a command, and whether it was queued lately.
 
 use document_outbox::{DocumentRef, internal::read_outbox};
 use mongodb::{
@@ -22,18 +22,18 @@ use crate::{
     },
 };
 
-/// Changes on one page.
+/// The maximum number of changes on one page.
 const PAGE: usize = 2;
-/// Documents that the sweep remembers.
+/// The number of documents that the sweep remembers.
 const REMEMBERED: usize = 100;
 const PIPELINE: &str = "p";
 
-/// A term.
+/// One term of an owner.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Term {
     pub epoch: u8,
     pub taken: Tick,
-    /// By its own clock.
+    /// The end of the lease by the owner's own clock.
     pub until: Tick,
     pub renewed: Tick,
     has_begun: bool,
@@ -42,7 +42,7 @@ pub struct Term {
     page: Option<LookedUp>,
     low_water: LowWater<u8>,
     swept: Option<Tick>,
-    /// From when on a full sweep is wanted.
+    /// The ticks from which a full sweep is due.
     full: Vec<Tick>,
     queued: Vec<Queued>,
 }
@@ -62,7 +62,7 @@ struct Queued {
     at: Tick,
 }
 
-/// What an owner can do.
+/// The steps of an owner.
 #[derive(Debug, Clone, Copy)]
 pub enum TermStep {
     Begin,
@@ -111,7 +111,7 @@ impl Term {
         steps
     }
 
-    /// Takes a step; false when the term ends by it.
+    /// Takes a step. Returns false if it ends the term.
     pub fn take(&mut self, step: TermStep, world: &mut World) -> bool {
         match step {
             TermStep::Begin => return self.begin(world),
@@ -131,7 +131,7 @@ impl Term {
         world.mongo.majority.changes.iter().find(|change| change.time > self.read)
     }
 
-    /// Begins at the position, or from now if it is unusable, and then sweeps everything.
+    /// Begins at the saved position, or at the present and with a full sweep if the position is unusable.
     fn begin(&mut self, world: &mut World) -> bool {
         self.has_begun = true;
         self.full = vec![world.now, world.now + DELAY];
@@ -157,7 +157,7 @@ impl Term {
         world.state_database.take(self.read, self.epoch)
     }
 
-    /// Reads a page, and reads its documents.
+    /// Reads a page of changes, and then the documents of these changes.
     fn look_up(&mut self, world: &World) {
         let now = world.now;
         let mut changes =
@@ -233,7 +233,7 @@ impl Term {
         !world.is_broken(Broken::UndatedForgotten) && self.memory().undated(&namespace()).is_some()
     }
 
-    /// The code's memory of what was queued, made from the notes that were written into it.
+    /// Builds the code's memory of queued documents from the notes of this term.
     fn memory(&self) -> RecentlyQueued {
         let mut memory = RecentlyQueued::beginning(instant(0), REMEMBERED, ticks(REQUEUE_PAUSE));
         for Queued { document, head, at } in &self.queued {
@@ -247,7 +247,7 @@ fn is_old(change: &Change, now: Tick) -> bool {
     change.at + DELAY <= now
 }
 
-/// What a document wants a command for, if it does.
+/// What a document needs a command for, if it needs one.
 fn head(document: usize, moment: Moment, world: &World) -> Option<Head> {
     let outbox = &world.mongo.primary.documents[document].outbox;
     let read = read_outbox(None).map(|_| slots(outbox));

@@ -1,7 +1,7 @@
-//! An application: loads a document, changes it, saves it with a message, and delivers that right after.
+//! An application: loads a document, changes it, saves it with a message, and delivers the message right after the save.
 //!
-//! It follows `src/store/write.rs` (the conditions of a save), `src/mongo/retryable_write.rs` (a write that is repeated until it has
-//! a clean answer) and `src/dispatch/deliveries.rs`. The meaning of an error for a write is decided by the code.
+//! It follows `src/store/write.rs` (the conditions of a save), `src/mongo/retryable_write.rs` (a write that is repeated until
+//! it has a clear answer) and `src/dispatch/deliveries.rs`. The code decides what an error means for a write.
 
 use document_outbox::internal::{AfterFailure, GivenUp, after_failure, error_codes::Verdict, given_up};
 
@@ -15,16 +15,16 @@ use crate::{
     },
 };
 
-/// An application, with what it is asked to do one after the other.
+/// An application, with the changes that it is asked to make one after another.
 #[derive(Debug, Clone, Hash)]
 pub struct Saver {
     wishes: Vec<(usize, Intent)>,
     done: usize,
-    /// How often the present wish was refused.
+    /// How many times the present change was refused.
     again: u8,
-    /// Of the last write, claim or etag.
+    /// The number of the last write, used in claims and etags.
     number: u8,
-    /// Delivered messages that the next save may take out of their document.
+    /// Delivered messages that the next save may remove from their document.
     deferred: Option<(usize, Held)>,
     phase: SaverPhase,
 }
@@ -33,26 +33,26 @@ pub struct Saver {
 enum SaverPhase {
     Idle,
     Write(Save),
-    /// The primary has executed it.
+    /// The primary has executed the save, and the majority may not have it yet.
     Wait(Save),
     Deliver(Courier),
 }
 
-/// A save on its way.
+/// A save that was sent.
 #[derive(Debug, Clone, Copy, Hash)]
 struct Save {
     document: usize,
     id: EntryId,
     loaded: Option<Etag>,
     etag: Etag,
-    /// Of the retryable write.
+    /// The number of the retryable write.
     number: u8,
     prepared: Tick,
     condition: Condition,
     in_doubt: bool,
 }
 
-/// What the stored outbox must be.
+/// The condition of a save on the stored outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Condition {
     HoldsOnlyDeferred,
@@ -60,13 +60,13 @@ enum Condition {
     Any,
 }
 
-/// What the server answers.
+/// The server's answer to a save.
 enum Answer {
     Executed,
     Missed,
 }
 
-/// What an application can do.
+/// The steps of an application.
 #[derive(Debug)]
 pub enum SaverStep {
     Load,
@@ -77,7 +77,7 @@ pub enum SaverStep {
 }
 
 impl Saver {
-    /// An application that is asked for these intents, each of a document.
+    /// Creates an application that is asked to make these changes, each to a document.
     pub fn new(wishes: impl IntoIterator<Item = (usize, Intent)>) -> Self {
         Self {
             wishes: wishes.into_iter().collect(),
@@ -143,7 +143,7 @@ impl Saver {
         }
     }
 
-    /// Somebody else saved in between: the aggregate is loaded again.
+    /// Another writer saved in between, so the application loads the aggregate again.
     fn conflict(&mut self, save: &Save, me: Name, world: &mut World) {
         let is_own = world.mongo.primary.executed.contains(&(me, save.number));
         if is_own || world.mongo.primary.documents[save.document].etag == save.loaded {
@@ -152,12 +152,12 @@ impl Saver {
         self.phase = SaverPhase::Idle;
     }
 
-    /// The answer to the save has arrived, or its substitute.
+    /// Handles the answer to the save, or the error that replaces the answer.
     fn learn(&mut self, mut save: Save, me: Name, world: &mut World) {
         let last = world.mongo.last_write(me);
         world.mongo.forget(me);
         if last == Durability::RolledBack {
-            // The new primary executes it now, unless it has.
+            // The new primary executes the save now, unless it has already done so.
             save.in_doubt = true;
             self.phase = SaverPhase::Write(save);
             return;
@@ -205,7 +205,7 @@ impl Saver {
         self.again = 0;
     }
 
-    /// The caller learns that no write happened, and asks again.
+    /// Reports to the caller that no write happened. The caller then asks again.
     fn refuse(&mut self, save: &Save, world: &mut World) {
         self.phase = SaverPhase::Idle;
         if self.again == 0 {
@@ -216,7 +216,7 @@ impl Saver {
         }
     }
 
-    /// No clean answer came by the deadline.
+    /// Stops waiting, because no clear answer arrived by the deadline.
     fn give_up(&mut self, save: &Save, in_doubt: bool, me: Name, world: &mut World) {
         world.mongo.forget(me);
         match given_up(in_doubt) {
@@ -321,12 +321,12 @@ impl Actor for Saver {
     }
 }
 
-/// Whether the majority's word is here, or no one waits for it.
+/// Whether the majority has confirmed the write, or no one waits for it.
 fn is_believed(me: Name, world: &World) -> bool {
     world.is_broken(Broken::DispatchBeforeMajority) || world.mongo.last_write(me) != Durability::Pending
 }
 
-/// A save as the server executes it. A write that it has executed before is answered from its memory.
+/// Executes a save as the server does. A write that the server has executed before gets the same answer again.
 fn execute(data: &mut Data, save: &Save, deferred: Option<&(usize, Held)>, me: Name, now: Tick) -> Answer {
     if data.executed.contains(&(me, save.number)) {
         return Answer::Executed;
@@ -353,7 +353,7 @@ fn execute(data: &mut Data, save: &Save, deferred: Option<&(usize, Held)>, me: N
     Answer::Executed
 }
 
-/// Whether the outbox is as a save's filter asks.
+/// Whether the outbox matches the filter of a save.
 fn meets(document: &Document, save: &Save, deferred: Option<&(usize, Held)>) -> bool {
     match save.condition {
         Condition::Any => true,

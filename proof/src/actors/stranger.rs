@@ -1,20 +1,20 @@
-//! A writer that doesn't use the library: it pushes entries of its own, which may have no date or one to come.
+//! A writer that doesn't use the library. Its entries may lack dates, or have dates in the future.
 
 use crate::{
     actor::{Actor, Name},
     world::{Change, EntryId, Intent, Stored, Tick, World},
 };
 
-/// What a stranger writes.
+/// The kind of entry that the writer pushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dated {
-    /// Neither when it was made nor when it is due.
+    /// An entry without a creation date and without a due date.
     Undated,
-    /// When it was made, and not when it is due.
+    /// An entry with a creation date and without a due date.
     Made,
-    /// Due then.
+    /// An entry that is due at this tick.
     Scheduled(Tick),
-    /// Due at once, and no process delivers it inline.
+    /// An entry that is due at once. No process delivers it inline.
     Now,
 }
 
@@ -25,7 +25,7 @@ pub struct Stranger {
     done: usize,
 }
 
-/// It pushes the next entry.
+/// Pushes the next entry.
 #[derive(Debug)]
 pub struct Push;
 

@@ -1,18 +1,18 @@
-//! Commands that are not needed: early, late, repeated or forged ones, at any moment. They grant nothing and must be harmless.
+//! Superfluous commands: early, late, repeated or forged, at any moment. A command grants nothing, so these must be harmless.
 
 use crate::{
     actor::{Actor, Name},
     world::World,
 };
 
-/// Sends that many commands for one document.
+/// Sends this many commands for one document.
 #[derive(Debug, Clone, Hash)]
 pub struct Waker {
     document: usize,
     left: u8,
 }
 
-/// A command is queued.
+/// Queues a command.
 #[derive(Debug)]
 pub struct Wake;
 

@@ -1,4 +1,4 @@
-//! A dispatcher worker: takes a command, works on its document, acknowledges.
+//! A dispatcher worker: takes a command, works on the document, and acknowledges the command.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
 /// A worker.
 #[derive(Debug, Clone, Default, Hash)]
 pub struct Worker {
-    /// Of the last claim.
+    /// The number of the last claim.
     number: u8,
     work: Option<Work>,
 }
@@ -28,12 +28,12 @@ struct Work {
     courier: Courier,
 }
 
-/// What a worker can do.
+/// The steps of a worker.
 #[derive(Debug)]
 pub enum WorkerStep {
     Take,
     Work,
-    /// The pass ended: its result decides how the command ends.
+    /// Decides how the command ends, from the result of the pass.
     Decide,
 }
 
@@ -65,7 +65,7 @@ impl Actor for Worker {
         let can_reach = world.broker.reaches(me);
         match &self.work {
             None if can_reach && !world.broker.commands.is_empty() => vec![WorkerStep::Take],
-            // It waits for a connection.
+            // The worker waits for a connection.
             Some(Work { courier, .. }) if courier.end() == Some(End::Unavailable) && !can_reach => Vec::new(),
             Some(Work { courier, .. }) if courier.end().is_some() => vec![WorkerStep::Decide],
             Some(Work { courier, .. }) if courier.can_go(me, world) => vec![WorkerStep::Work],

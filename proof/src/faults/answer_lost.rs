@@ -6,10 +6,10 @@ use crate::{
     state::State,
 };
 
-/// The blow.
+/// The name of this fault for an actor.
 pub const ANSWER_LOST: Blow = "answer lost";
 
-/// An answer is lost on its way.
+/// The answer to a write is lost.
 #[derive(Debug)]
 pub struct AnswerLost;
 

@@ -2,7 +2,7 @@
 
 use crate::{actor::Name, fault::Fault, state::State};
 
-/// A purge.
+/// Removes all queued commands.
 #[derive(Debug)]
 pub struct CommandsLost;
 

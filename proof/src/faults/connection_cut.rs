@@ -1,4 +1,4 @@
-//! The connection of one process to the broker is cut, until it is there again.
+//! The connection of one process to the broker is lost until the network restores it.
 
 use crate::{
     actor::Name,
@@ -6,7 +6,7 @@ use crate::{
     state::State,
 };
 
-/// A cut.
+/// The loss of a connection.
 #[derive(Debug)]
 pub struct ConnectionCut;
 

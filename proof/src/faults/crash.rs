@@ -1,4 +1,4 @@
-//! A process is killed: all that it had in memory is gone, and it starts again.
+//! A process is killed and started again. Everything in its memory is lost.
 
 use crate::{
     actor::{Blow, Name},
@@ -6,7 +6,7 @@ use crate::{
     state::State,
 };
 
-/// The blow.
+/// The name of this fault for an actor.
 pub const CRASH: Blow = "crash";
 
 /// A process is killed.

@@ -1,8 +1,8 @@
-//! Another primary is elected: writes that the majority didn't have are gone.
+//! Another primary is elected. Writes that the majority didn't have are lost.
 
 use crate::{actor::Name, fault::Fault, state::State};
 
-/// A failover.
+/// The election of another primary.
 #[derive(Debug)]
 pub struct Failover;
 

@@ -1,4 +1,4 @@
-//! A caller has no answer by its deadline.
+//! A caller has no answer by its deadline, and stops waiting.
 
 use crate::{
     actor::{Blow, Name},
@@ -6,10 +6,10 @@ use crate::{
     state::State,
 };
 
-/// The blow.
+/// The name of this fault for an actor.
 pub const GIVES_UP: Blow = "gives up";
 
-/// The time of a write is over.
+/// The deadline of a write passes.
 #[derive(Debug)]
 pub struct GivesUp;
 

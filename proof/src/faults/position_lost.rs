@@ -1,8 +1,8 @@
-//! The history behind the position is gone, or the position itself is.
+//! The stream's position is lost, or the oplog no longer reaches back to it.
 
 use crate::{actor::Name, fault::Fault, state::State};
 
-/// A loss: of the history, or of the whole document.
+/// The loss of the history, or of the stored position.
 #[derive(Debug)]
 pub struct PositionLost;
 

@@ -6,7 +6,7 @@ use crate::{
     state::State,
 };
 
-/// The blow.
+/// The name of this fault for an actor.
 pub const REFUSED: Blow = "refused";
 
 /// A command is refused.
