@@ -1,5 +1,4 @@
-//! Uses the library behind axum, with client hang-ups, status codes, readiness and a graceful stop: `cargo run
-//! --example axum_service`.
+//! Serves saves behind axum, with status codes and a graceful stop: `cargo run --example axum_service`.
 use axum::{Router, extract::Path, extract::State, http::StatusCode, routing::get, routing::post};
 use document_outbox::{Aggregate, Error, InlineDispatcher, Message, Outbox, Store, deliver::Handlers};
 use tokio::{net::TcpListener, signal::unix::SignalKind, signal::unix::signal};

@@ -1,5 +1,4 @@
-//! Delivers messages to RabbitMQ right after the save, and hands failed deliveries to a dispatcher: `cargo run
-//! --example rabbitmq`.
+//! Delivers to RabbitMQ, and hands failed deliveries to a dispatcher: `cargo run --example rabbitmq`.
 
 use document_outbox::{
     Aggregate, InlineDispatcher, Message, Outbox, Store,

@@ -1,5 +1,4 @@
-//! Uses a database for each tenant, with one inline dispatcher and one pair of services for all tenants: `cargo run
-//! --example tenants`.
+//! Uses one database for each tenant, and one inline dispatcher: `cargo run --example tenants`.
 //!
 //! The services watch all databases with a pattern: `OUTBOX_WATCH='tenant_*.orders'`.
 

@@ -1,5 +1,4 @@
-//! Implements a destination of your own, webhooks that are signed as in <https://www.standardwebhooks.com>: `cargo run
-//! --example webhook`.
+//! Delivers to webhooks, signed by <https://www.standardwebhooks.com>: `cargo run --example webhook`.
 use axum::{Router, body::Body, body::Bytes, http, routing::post};
 use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, PayloadFormat, conformance, json};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
