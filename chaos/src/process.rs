@@ -31,7 +31,7 @@ const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 /// How long a process may take to end when it is asked to.
 const GOODBYE: Duration = Duration::from_secs(12);
 
-/// How to start one.
+/// How to start a process.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     pub(crate) name: String,
@@ -45,7 +45,7 @@ pub(crate) struct Program {
 /// A process that is started again whenever it ends, until it has to stop.
 pub(crate) struct Process {
     pub(crate) name: String,
-    /// Of the one that runs; 0 between two.
+    /// The number of the running process; 0 while none runs.
     pub(crate) pid: Arc<AtomicI32>,
     program: Program,
     state: Arc<Watched>,

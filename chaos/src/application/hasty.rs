@@ -1,9 +1,9 @@
-//! A broken deliverer, to see that a storm finds it.
+//! A deliverer that is broken on purpose, to check that a storm finds the defect.
 
 use async_trait::async_trait;
 use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, RabbitMq};
 
-/// Says that all was delivered as soon as it is on its way, so that messages are cleared before they are confirmed.
+/// Reports each message as delivered as soon as it is sent, so that messages are cleared before they are confirmed.
 pub(super) struct Hasty(pub(super) RabbitMq);
 
 #[async_trait]

@@ -122,7 +122,7 @@ impl Link {
         self.shared.state.send_replace(LinkState::Slow(by));
     }
 
-    /// Everything passes again.
+    /// Lets everything pass again.
     pub(crate) fn heal(&self) {
         self.shared.state.send_replace(LinkState::Open);
         self.shared.cuts_mid_frame.store(false, Ordering::SeqCst);
@@ -140,7 +140,7 @@ impl Link {
         self.shared.cuts_mid_frame.store(true, Ordering::SeqCst);
     }
 
-    /// Whether that is still to come.
+    /// Whether the cut in the middle of a frame is still to come.
     pub(crate) fn is_about_to_cut(&self) -> bool {
         self.shared.cuts_mid_frame.load(Ordering::SeqCst)
     }
@@ -150,7 +150,7 @@ impl Link {
         *self.shared.deadly.lock() = Some((point, moment));
     }
 
-    /// Whether it still has to come by.
+    /// Whether the process has not reached its point yet.
     pub(crate) fn is_deadly(&self) -> bool {
         self.shared.deadly.lock().is_some()
     }

@@ -39,7 +39,7 @@ const WATERMARK: &str = "0.8";
 /// `max_message_size` of RabbitMQ 3.
 const MESSAGE_LIMIT: u64 = 134_217_728;
 
-/// Gone with this value, or with its process.
+/// A cluster that ends when this value is dropped or the process ends.
 pub(crate) struct Cluster {
     folder: PathBuf,
     epmd_port: u16,
