@@ -1,4 +1,4 @@
-//! Alternates between two contenders, this project and the code that people write instead.
+//! Alternates between two contenders, namely this project and the code that people write instead.
 
 /// One of the two contenders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,8 @@ pub(crate) struct Counters {
     pub(crate) messages_published: i64,
     /// Processor time in seconds, by process. Servers that don't run on this machine are left out.
     pub(crate) cpu_seconds: BTreeMap<&'static str, f64>,
-    /// Peak resident memory in MiB, by process. For this process, the peak since the first moment.
+    /// Peak resident memory in MiB, by process. The value of this process is the peak since the counting
+    /// began.
     pub(crate) peak_memory_mib: BTreeMap<&'static str, f64>,
     #[serde(skip)]
     at: Option<Timestamp>,
@@ -64,7 +65,7 @@ impl Counters {
         })
     }
 
-    /// Returns the counts since then.
+    /// Returns the differences between these counts and the present ones.
     pub(crate) async fn until_now(self, bed: &Bed) -> Result<Self> {
         let peaks =
             processes().into_iter().filter_map(|(name, pid)| Some((name, peak_memory(&pid)?))).collect();

@@ -1,4 +1,4 @@
-//! Draws a figure of bars with their spread, one below the other.
+//! Draws a figure of horizontal bars with their spread.
 
 use std::fmt::Write as _;
 

@@ -199,7 +199,8 @@ impl Scene {
     }
 }
 
-/// Publishes one message over and over until it is confirmed, only when the publisher says it is ready.
+/// Publishes one message repeatedly until it is confirmed, each time only after the publisher reports that it
+/// is ready.
 async fn until_confirmed(publisher: &Publisher, publication: &Publication) {
     loop {
         assert!(publisher.ready().await);
@@ -260,7 +261,8 @@ async fn each_window_singles_out_its_unroutable_message() {
 }
 
 /// The client gives a returned message to whichever confirm completes next. With a classic queue and a full
-/// window one acknowledgement of the broker covers many messages, and most are attached to another's confirm.
+/// window, one acknowledgement of the broker covers many messages, and most returned messages are attached to
+/// the confirm of another message.
 #[tokio::test(flavor = "multi_thread")]
 async fn returned_messages_are_matched_despite_foreign_confirms() {
     scene(async |scene| {
@@ -346,7 +348,7 @@ async fn unpublishable_messages_are_refused_without_disturbing_neighbours() {
         for index in [0, 5, 6] {
             assert_eq!(published[index], Published::Confirmed, "{index}");
         }
-        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        assert!(!states.has_changed().unwrap(), "the connection was lost: {:?}", *states.borrow());
     })
     .await;
 }
@@ -376,7 +378,7 @@ async fn a_deleted_exchange_is_redeclared_within_the_call() {
         scene.delete_exchange().await;
         let published = publisher.publish(vec![scene.routed("2"), scene.routed("3")]).await;
         assert_eq!(published, vec![Published::Confirmed; 2]);
-        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        assert!(!states.has_changed().unwrap(), "the connection was lost: {:?}", *states.borrow());
     })
     .await;
 }
@@ -387,7 +389,8 @@ async fn an_exchange_that_remains_missing_causes_no_hot_loop() {
         let settings = || {
             let mut settings = scene.settings();
             settings.reconnect_min = Duration::from_millis(20);
-            // This is so long that on any machine no connection lasts long enough to make the pauses short again.
+            // This time is so long that on any machine no connection lasts long enough to make the pauses
+            // short again.
             settings.reconnect_max = LONG;
             settings
         };
@@ -433,7 +436,7 @@ async fn an_absent_exchange_costs_other_exchanges_nothing() {
             }
         }
         assert!(scene.counts().await.values().all(|count| *count <= 2));
-        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        assert!(!states.has_changed().unwrap(), "the connection was lost: {:?}", *states.borrow());
     })
     .await;
 }
@@ -487,13 +490,13 @@ async fn a_forbidden_routing_key_fails_by_itself() {
         // Only the neighbours of the first forbidden message were repeated. From then on, forbidden messages are
         // published separately.
         assert!(counts.iter().all(|(id, count)| *count == 1 || id.starts_with("0-")), "{counts:?}");
-        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        assert!(!states.has_changed().unwrap(), "the connection was lost: {:?}", *states.borrow());
         publisher.close().await;
     })
     .await;
 }
 
-/// Each key is new to the publisher, so each may cost the window its channel.
+/// Each key is new to the publisher, so the channel of the window may be closed for each of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_forbidden_keys_repeat_a_neighbour_once_at_most() {
     scene(async |scene| {
@@ -536,7 +539,7 @@ async fn a_property_that_rabbitmq_refuses_fails_its_own_message() {
             assert_eq!([&published[0], &published[2]], [&Published::Confirmed; 2]);
         }
         assert!(scene.counts().await.values().all(|count| *count <= 3));
-        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        assert!(!states.has_changed().unwrap(), "the connection was lost: {:?}", *states.borrow());
     })
     .await;
 }
@@ -620,7 +623,8 @@ async fn a_forbidden_exchange_is_misconfigured_until_allowed() {
     .await;
 }
 
-/// Messages whose caller gave up have been released, and another process may have delivered them.
+/// If the caller of a publish gives up, its messages have been released, and another process may have
+/// delivered them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_call_publishes_no_messages() {
     scene(async |scene| {
@@ -646,7 +650,7 @@ async fn an_abandoned_call_publishes_no_messages() {
 /// P3: if a confirm doesn't arrive in time, only its own message is repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn at_the_deadline_the_answers_that_came_count() {
-    const CONFIRM: usize = 21; // bytes of its frame
+    const CONFIRM: usize = 21; // the size in bytes of a confirm's frame
     scene(async |scene| {
         let network = Network::to(&broker_uri());
         let publisher = scene.publisher_with(scene.settings_at(&network.uri())).await;
@@ -699,7 +703,8 @@ async fn a_network_cut_loses_no_confirmed_message() {
             assert!(publisher.ready().await);
             let ids: Vec<_> = (0..2000).map(|index| format!("{round}-{index}")).collect();
             let window = ids.iter().map(|id| scene.routed(id)).collect();
-            // Cut at some byte of the confirms, sometimes in the middle of one. Each confirm is a frame of 21 bytes.
+            // The network is cut at some byte of the confirms, sometimes in the middle of a confirm. Each
+            // confirm is a frame of 21 bytes.
             network.cut_after(10 + 50 * round);
             let published = publisher.publish(window).await;
             let kept = ids.into_iter().zip(&published).filter(|(_, one)| **one == Published::Confirmed);
@@ -762,18 +767,18 @@ async fn a_silent_broker_is_given_up_and_retried() {
     .await;
 }
 
-/// The peer may be another program, or a hostile one. Its bytes end its connection, and nothing else.
+/// The peer may be another program, or a hostile one. Its bytes end only the connection to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_talks_nonsense_is_left_and_retried() {
     let nonsense: [&[u8]; 6] = [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        // Another version of the protocol.
+        // The header of another version of the protocol.
         b"AMQP\x01\x01\x00\x0a",
         // A frame that claims to have four gigabytes.
         b"\x01\x00\x00\xff\xff\xff\xff\x00\x0a\x00\x0a",
         // `connection.start` whose table claims to have more bytes than its frame.
         b"\x01\x00\x00\x00\x00\x00\x0c\x00\x0a\x00\x0a\x00\x09\x7f\xff\xff\xff\x01a\xce",
-        // A frame of a type that does not exist, and one without its end.
+        // A frame of a type that does not exist, and a frame without its end.
         b"\x2a\x00\x00\x00\x00\x00\x01\x00\xce",
         b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x0a\x00",
     ];
@@ -783,7 +788,7 @@ async fn a_peer_that_talks_nonsense_is_left_and_retried() {
         settings.connect_timeout = Duration::from_millis(200);
         let (met, mut meetings) = tokio::sync::mpsc::unbounded_channel();
         std::thread::spawn(move || {
-            // It holds each connection open, until the test ends.
+            // The peer holds each connection open until the test ends.
             for mut stream in peer.incoming().map_while(Result::ok) {
                 let _ = stream.write_all(bytes);
                 if met.send(stream).is_err() {
@@ -926,7 +931,7 @@ async fn login_and_vhost_errors_hide_the_password() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_needs_no_provider_installed_by_the_application() {
     scene(async |scene| {
-        let uri = format!("amqps://guest:guest@{}", crate::network::host(&broker_uri())); // which speaks no TLS on this port
+        let uri = format!("amqps://guest:guest@{}", crate::network::host(&broker_uri())); // the broker does not use TLS on this port
         let publisher = Publisher::start(scene.settings_at(&uri), Topology::default());
         let state = until_state(publisher.subscribe(), |state| *state != State::Connecting).await;
         assert!(
@@ -1041,7 +1046,8 @@ async fn an_operator_close_redelivers_and_voids_old_deliveries() {
         let held = next(&consumer).await;
         assert_eq!(held.message_id.as_deref(), Some("held"));
         scene.close_connection("consumer").await;
-        // Once it is subscribed again, its old buffered deliveries are stale and must not be returned.
+        // Once the consumer is subscribed again, its old buffered deliveries are stale and must not be
+        // returned.
         let mut again = vec![next(&consumer).await, next(&consumer).await];
         assert!(again.iter().all(|delivery| delivery.redelivered), "{again:?}");
         again.sort_by(|a, b| a.message_id.cmp(&b.message_id));
@@ -1081,14 +1087,14 @@ async fn a_silently_dead_consumer_is_replaced() {
         let mut settings = scene.settings_at(&network.uri());
         settings.consumer_check = Duration::from_millis(50);
         settings.connect_timeout = Duration::from_millis(500);
-        settings.heartbeat = LONG * 10; // which would notice too, much later
+        settings.heartbeat = LONG * 10; // the heartbeat would also notice the failure, but much later
         let consumer = scene.consume(settings, 1);
         assert!(consumer.ready().await);
         let states = consumer.subscribe();
         network.swallow(true);
         until_state(states, |state| *state != State::Ready).await;
-        // Normally the broker would notice the end of the old connection. Here the network swallows the end, so the
-        // broker still has a consumer to deliver to.
+        // Normally the broker would notice the end of the old connection. Here the network swallows the end,
+        // so the broker still delivers to the old consumer.
         network.cut();
         network.swallow(false);
         assert_eq!(publisher.publish(vec![scene.routed("1")]).await, [Published::Confirmed]);
@@ -1103,7 +1109,7 @@ async fn the_watchdog_spares_idle_and_busy_consumers() {
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let mut settings = scene.settings();
-        // This is long enough for the next delivery to arrive even on a busy machine.
+        // The interval is long enough for the next delivery to arrive even on a busy machine.
         settings.consumer_check = Duration::from_secs(1);
         let looks = settings.consumer_check * 3;
         let consumer = scene.consume(settings, 1);
@@ -1115,7 +1121,7 @@ async fn the_watchdog_spares_idle_and_busy_consumers() {
         for _ in 0..200 {
             let delivery = next(&consumer).await;
             if delivery.message_id.as_deref() == Some("0") {
-                tokio::time::sleep(looks).await; // with one held and others waiting
+                tokio::time::sleep(looks).await; // meanwhile one delivery is held and others wait
             }
             assert!(delivery.ack().await);
         }
@@ -1126,7 +1132,7 @@ async fn the_watchdog_spares_idle_and_busy_consumers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_requeues_the_rest_and_allows_late_acknowledgements() {
-    const MANY: usize = 3000; // so that some are on their way through every buffer when it stops
+    const MANY: usize = 3000; // enough to have some in every buffer when the consumer stops
     scene(async |scene| {
         let publisher = scene.publisher().await;
         let window = (0..MANY).map(|index| scene.routed(&index.to_string())).collect();
@@ -1145,7 +1151,8 @@ async fn stopping_requeues_the_rest_and_allows_late_acknowledgements() {
         }
         assert!(!rest.contains(&held.message_id));
         assert!(held.ack().await);
-        // Wait, because the last acknowledgements may be lost if the connection is closed at once.
+        // The test waits here, because the last acknowledgements may be lost if the connection is closed at
+        // once.
         scene.until_nothing_is_unacknowledged().await;
         consumer.close().await;
         other.close().await;
@@ -1158,7 +1165,7 @@ async fn stopping_requeues_the_rest_and_allows_late_acknowledgements() {
 async fn stopping_does_not_wait_for_an_unpolled_next() {
     scene(async |scene| {
         let consumer = scene.consumer(1).await;
-        let mut unpolled = Box::pin(consumer.next()); // as a `select!` leaves one behind
+        let mut unpolled = Box::pin(consumer.next()); // like a future that a `select!` leaves behind
         assert!((&mut unpolled).now_or_never().is_none());
         consumer.stop_taking().await;
         assert!(unpolled.await.is_none());
@@ -1238,7 +1245,7 @@ async fn raise_the_limit(least: usize, long: usize, raised: usize) {
             assert_eq!(published[2], Published::Confirmed, "{round}");
             assert!(refused(&published[3]), "{round}: {published:?}");
         }
-        assert!(!states.has_changed().unwrap(), "the connection was lost over it: {:?}", *states.borrow());
+        assert!(!states.has_changed().unwrap(), "the connection was lost: {:?}", *states.borrow());
         assert!(scene.counts().await.values().all(|count| *count <= 3));
 
         broker.rabbitmqctl(&["eval", &limit(raised)]).await;
@@ -1310,7 +1317,8 @@ async fn stress_new_forbidden_keys_cost_a_busy_publisher_little() {
     .await;
 }
 
-/// The caller of each message gave up before the confirms of the earlier messages arrived.
+/// The caller of each message gives up before the confirms of the earlier messages arrive, so the message
+/// must stay unpublished.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_messages_given_up_behind_late_confirms_stay_unpublished() {
@@ -1442,8 +1450,8 @@ mod outage {
         .await;
     }
 
-    /// A limit applies only to the connection on which it was learned, and the broker decides about each message that
-    /// exceeds it.
+    /// The publisher applies a limit only to the connection on which it learned the limit, and the broker
+    /// decides about each message above the limit.
     #[tokio::test(flavor = "multi_thread")]
     async fn large_messages_pass_once_the_limit_is_raised() {
         raise_the_limit(1024, 9999, 1 << 20).await;

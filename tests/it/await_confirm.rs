@@ -1,7 +1,9 @@
-//! Saves that return at the confirm: their clear is under way, and the next save of the document may come before or after it.
+//! Tests saves that return at the confirm, while their clear is under way. The next save of the document may
+//! arrive before or after the clear.
 //!
-//! The network between library and MongoDB holds requests by what is in them: `$pull` only in clears, `$or` only in a save that
-//! overtakes one, `$push` in any other save, `arrayFilters` in a claim, `find` when a save that missed asks why.
+//! The network between library and MongoDB holds requests with a certain content: only clears contain
+//! `$pull`, only a save that overtakes a clear contains `$or`, other saves contain `$push`, a claim contains
+//! `arrayFilters`, and `find` is sent by a save that matched no document.
 
 use std::{future::Future, pin::pin, time::Duration};
 
@@ -35,7 +37,7 @@ fn at_confirm(client: &Client) -> InlineBuilder {
 
 /// An application whose requests to MongoDB the test can delay.
 struct Shop {
-    /// A client that doesn't use the delayed network.
+    /// The same database through a client that doesn't use the delayed network.
     near: TestDatabase,
     network: Network,
     recorder: Recorder,
@@ -135,12 +137,12 @@ async fn a_save_overtakes_its_predecessors_clear() {
     let (mut shop, mut order) = Shop::with_a_clear_held().await;
     for amount in 2..=4 {
         shop.save(&mut order, amount).await;
-        assert_eq!(shop.amounts().await, [amount], "it took out what it met");
+        assert_eq!(shop.amounts().await, [amount], "the save removed the messages that it found");
     }
     shop.network.let_those_pass_with(CLEAR);
     shop.wait_until_idle(0).await;
-    assert_eq!(shop.recorder.amounts(), [1, 2, 3, 4], "each once, in order");
-    assert_eq!(shop.claims_lost(), 0, "a clear that was overtaken has lost none");
+    assert_eq!(shop.recorder.amounts(), [1, 2, 3, 4], "each message is delivered once, in order");
+    assert_eq!(shop.claims_lost(), 0, "an overtaken clear is not a lost claim");
     shop.close().await;
 }
 
@@ -152,7 +154,7 @@ async fn a_late_clear_leaves_the_next_saves_message() {
     order.add(2);
     let mut save = pin!(soon(orders.save(&mut order)));
     tokio::select! {
-        saved = &mut save => panic!("no answer was let through: {saved:?}"),
+        saved = &mut save => panic!("the save ended although its answer is withheld: {saved:?}"),
         _ = recorder.wait_tried(2) => {}
     }
     shop.network.let_those_pass_with(CLEAR);
@@ -231,7 +233,7 @@ async fn a_conflict_hides_no_claim_that_was_lost() {
     shop.update_beside(doc! { "$set": taken_over }).await;
     order.add(2);
     assert!(matches!(soon(shop.orders.save(&mut order)).await.unwrap(), Saved::Conflict));
-    assert_eq!(shop.amounts().await, [1], "the other's message stays");
+    assert_eq!(shop.amounts().await, [1], "the message of the other process stays");
     shop.network.let_those_pass_with(CLEAR);
     shop.wait_until_idle(0).await;
     assert_eq!(shop.amounts().await, [1]);
@@ -271,7 +273,7 @@ async fn a_flush_waits_for_clears_under_way() {
     shop.close().await;
 }
 
-/// Yields often enough for all tasks to run that don't wait for anything outside this process.
+/// Yields so often that every task runs, unless it waits for something outside this process.
 async fn several_turns() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -285,7 +287,7 @@ async fn a_document_is_deletable_right_after_its_confirm() {
     let mut delete = pin!(orders.delete(&order));
     tokio::select! {
         biased;
-        deleted = &mut delete => panic!("the clear comes first: {deleted:?}"),
+        deleted = &mut delete => panic!("the delete must wait for the clear: {deleted:?}"),
         () = several_turns() => {}
     }
     shop.network.let_those_pass_with(CLEAR);

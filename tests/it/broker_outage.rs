@@ -104,7 +104,8 @@ fn failed(events: &[Event]) -> Option<&Event> {
     events.iter().find(|event| matches!(event, Event::Failed { .. }))
 }
 
-/// An application that saves one document after the other, a hundred times a second, with a message in each save.
+/// An application that makes a hundred saves per second, one after another, each of another document and with
+/// one message.
 struct Saves {
     made: watch::Receiver<usize>,
     stop: CancellationToken,
@@ -292,7 +293,7 @@ mod outage {
         let entries = doc! { "outbox.attempts": { "$exists": true } };
         assert_eq!(system.flow.test.orders().count_documents(entries).await.unwrap(), 0);
         broker.start_again().await;
-        assert!(gone.elapsed() > retry.longest_schedule(), "or else it proves nothing");
+        assert!(gone.elapsed() > retry.longest_schedule(), "otherwise the test proves nothing");
         let events = system.everything_arrives().await;
         assert_eq!(failed(&events), None, "no attempt was counted");
     }

@@ -1,4 +1,4 @@
-//! The option that a dead message blocks the later ones of its document.
+//! Tests the option with which a dead message blocks the later messages of its document.
 
 use std::time::Duration;
 

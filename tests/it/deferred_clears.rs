@@ -1,5 +1,5 @@
-//! Delivered messages that stay in their document for a while: the next save removes them, without side
-//! effects.
+//! Tests delivered messages that stay in their document for a while, until the next save removes them without
+//! side effects.
 
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ async fn the_next_save_removes_a_delivered_message() {
     shop.orders.update("o-1", |order| order.add(5)).await.unwrap();
     assert_eq!(shop.amounts("o-1").await, [5]);
     let mut order = shop.orders.load("o-1").await.unwrap().unwrap();
-    order.note = Some("a save that sends nothing takes nothing out".into());
+    order.note = Some("a save that sends no message removes no message".into());
     assert!(shop.orders.save(&mut order).await.unwrap().is_current());
     assert_eq!(shop.amounts("o-1").await, [5]);
     order.outbox.send(Added { amount: 6 });
@@ -105,7 +105,7 @@ async fn the_next_save_removes_a_delivered_message() {
     assert_eq!(shop.amounts("o-1").await, [8]);
     shop.inline.close(FOR_EVER).await;
     assert!(is_empty(&shop.test.stored("o-1").await));
-    assert_eq!(shop.recorder.amounts(), [1, 2, 3, 4, 5, 6, 7, 8], "each once, in order");
+    assert_eq!(shop.recorder.amounts(), [1, 2, 3, 4, 5, 6, 7, 8], "each message is delivered once, in order");
     shop.test.drop().await;
 }
 
@@ -203,7 +203,8 @@ async fn a_callers_own_update_does_not_wait() {
     shop.test.drop().await;
 }
 
-/// Two processes save the same document in turn. Each finds the other's message and waits until it has been cleared.
+/// Two processes save the same document in turn. Each process finds the message of the other process, and
+/// waits until that message has been cleared.
 #[tokio::test]
 async fn another_process_waits_and_keeps_the_order() {
     let (test, recorder) = (TestDatabase::create().await, Recorder::default());

@@ -1,6 +1,7 @@
-//! The deliverers that come with the library: RabbitMQ on a real broker, handlers, the router, and the webhook example.
+//! Tests the deliverers of the library, namely RabbitMQ on a real broker, handlers and the router, and the
+//! webhook example.
 //!
-//! Needs `eval "$(scripts/services env)"`. Every test works under names of its own and deletes them.
+//! Needs `eval "$(scripts/services env)"`. Every test uses its own names and deletes what it created.
 
 use std::{
     collections::BTreeMap,
@@ -1073,7 +1074,7 @@ async fn the_webhook_example_keeps_the_promises_of_a_deliverer() {
     soon("the suite", conformance::check(&WebhookHarness::start().await)).await;
 }
 
-/// The flaw that a deliverer has.
+/// A flaw that a deliverer can have.
 #[derive(Clone, Copy, Debug)]
 enum Flaw {
     None,

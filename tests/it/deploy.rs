@@ -1,4 +1,5 @@
-//! The files of deploy/ and docker-compose.yml fit together, and fit the services and the documentation.
+//! Tests that the files of deploy/ and docker-compose.yml agree with each other, with the services and with
+//! the documentation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -178,8 +179,8 @@ fn no_runbook_writes_into_a_watched_database() {
     }
 }
 
-/// Otherwise the rescuer logs a warning at every start, because a rescuer that hangs while stopping blocks the
-/// standbys.
+/// Checks that a rescuer's grace period is shorter than its lease. Otherwise the rescuer logs a warning at
+/// every start, because a rescuer that hangs while stopping blocks the standbys.
 fn check_graces(service: &str, given: &BTreeMap<String, String>) {
     let value = |name: &str| given.get(name).cloned().unwrap_or_else(|| defaults(service)[name].clone());
     if service == "outbox-rescuer" {
@@ -236,7 +237,10 @@ fn tuned_values_in_manifests_state_their_reason() {
         let Some((name, value)) = line.trim().split_once(": ") else { continue };
         if name.starts_with("OUTBOX_") && tuned(name, value.trim_matches('"')) {
             let above = lines[place - 1].trim();
-            assert!(above.starts_with('#'), "{line} differs from the default without a word why");
+            assert!(
+                above.starts_with('#'),
+                "{line} differs from the default, and no comment gives the reason"
+            );
         }
     }
 }
@@ -311,7 +315,7 @@ fn variables(service: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     (of(&|_| true), of(&|row| row[3] == "required"))
 }
 
-/// Served by the process around each daemon.
+/// The variable for the address of the probes, which every daemon has.
 const HTTP_LISTEN: &str = "OUTBOX_HTTP_LISTEN";
 
 fn check_variables(service: &str, given: &BTreeMap<String, String>) {

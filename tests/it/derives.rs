@@ -1,4 +1,5 @@
-//! The derives' results for structs and enums. Their refusals are in derive/tests/.
+//! Tests the code that the derives generate for structs and enums. derive/tests/ tests the definitions that
+//! they refuse.
 
 use document_outbox::{
     Aggregate, DeliveryOrder, Inbox, Message, Outbox,
@@ -36,7 +37,7 @@ fn a_derived_aggregate_has_its_id_outbox_and_constants() {
     assert_eq!(Order::ELEMENT_KEYS, [("orderLines", "sku"), ("parcels.lines", "sku")]);
 }
 
-/// Neither the id's type nor the content's has bounds of its own.
+/// A generic aggregate whose parameters, the types of the id and of the content, have no bounds.
 #[derive(Serialize, Deserialize, Aggregate)]
 struct Versioned<K, T>
 where

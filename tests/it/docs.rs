@@ -1,4 +1,5 @@
-//! The documentation is true: its code equals the examples, its links have targets, the tests it names exist.
+//! Tests the documentation: its code equals the examples, its links have targets, and the tests that it names
+//! exist.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -52,7 +53,7 @@ fn sources() -> String {
         .collect()
 }
 
-/// Messages of another crate whose log this project forwards.
+/// Log messages of another crate, which this project forwards.
 const OF_OTHERS: [&str; 2] = ["OTLP export exhausted retries …", "BatchSpanProcessor.ExportError"];
 
 #[test]

@@ -1,5 +1,5 @@
-//! Each program of examples/ runs to its end on the real servers, and stays short. The quickstart runs as a crate of its own, in
-//! `readme.rs`.
+//! Tests that each program of examples/ runs to its end on the real servers, and stays short. The quickstart
+//! is tested as a separate crate in `readme.rs`.
 
 use std::{
     error::Error,
@@ -119,7 +119,7 @@ fn a_consumer_changes_an_aggregate() {
     }
 }
 
-/// The part between `// The consumer:` and the next blank line, and the stop.
+/// The counted lines are those between `// The consumer:` and the next blank line, and the stop.
 #[test]
 fn a_consumer_with_an_inbox_takes_eight_lines() {
     let example = include_str!("../../examples/consumer.rs");

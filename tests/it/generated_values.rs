@@ -1,9 +1,9 @@
-//! Unforeseen values: thousands of generated BSON values in place of an outbox, an entry or a field of an
-//! entry.
+//! Tests unforeseen values: thousands of generated BSON values take the place of an outbox, an entry or a
+//! field of an entry.
 //!
-//! Each goes through everything that reads it: a load, a save with a message, the rescuer's stream and sweep,
-//! a worker. The run can be repeated by its seed:
-//! `OUTBOX_TEST_SEED=… cargo nextest run --test generated_values`.
+//! Every part that reads outboxes processes each value: a load, a save with a message, the rescuer's stream
+//! and sweep, and a worker. A run can be repeated with its seed: `OUTBOX_TEST_SEED=… cargo nextest run --test
+//! generated_values`.
 
 use std::{
     collections::{HashMap, HashSet},

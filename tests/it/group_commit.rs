@@ -1,4 +1,4 @@
-//! Saves in a batch: each gets the answer that it would have had alone.
+//! Tests saves in a batch. Each save gets the same answer as if it had been sent alone.
 
 use std::{
     collections::HashMap,
@@ -112,7 +112,7 @@ impl Bank {
         Self { accounts: Store::new(collection, &inline), test, name, alone, together }
     }
 
-    /// The same bank with another deliverer.
+    /// Returns the same bank with another deliverer.
     fn delivering_to(mut self, deliver: crate::support::Recorder) -> Self {
         let client = self.accounts.collection().client();
         let inline = InlineDispatcher::builder(client).deliver_to(deliver);
@@ -213,7 +213,7 @@ fn applied(saves: &[(String, Result<Saved, Error>)]) -> usize {
     saves.iter().filter(|(_, saved)| matches!(saved, Ok(Saved::Applied(_)))).count()
 }
 
-/// 256 savers on 50 documents, so that most of them conflict.
+/// Runs 256 savers on 50 documents, so that most of their saves conflict.
 async fn contend(bank: &Bank, rounds: i32) -> Vec<(String, Result<Saved, Error>)> {
     let savers = (0..256).map(|saver| async move {
         let mut saves = Vec::new();
@@ -492,7 +492,7 @@ async fn step_down(client: &Client) {
 mod fail_point {
     use super::*;
 
-    /// Fail each command as many times as a batch is retried.
+    /// The server fails each command as many times as a batch is retried.
     #[tokio::test]
     async fn saves_in_doubt_are_sent_again_but_applied_once() {
         for (fault, what) in [

@@ -1,4 +1,5 @@
-//! One document that two processes save all the time: the order holds, and the inline path keeps up.
+//! Tests one document that two processes save all the time: its messages stay in order, and inline dispatch
+//! keeps up.
 
 use std::{process::Stdio, time::Duration};
 
@@ -42,7 +43,7 @@ struct Counter {
 struct Counted {
     count: i64,
     by: String,
-    /// Number of saves that this process had made before.
+    /// Number of saves that this process had made before this message.
     nth: i64,
 }
 

@@ -1,4 +1,5 @@
-//! Delivery right after the save: which messages are delivered at once, which wait, and in which order.
+//! Tests delivery right after the save: which messages are delivered at once, which messages wait, and in
+//! which order.
 
 use std::{sync::Arc, time::Duration};
 
@@ -440,7 +441,7 @@ async fn concurrent_saves_and_clears_neither_lose_nor_resurrect() {
     recorder.wait_delivered(200).await;
     test.wait_until("o-1", is_empty).await;
     let amounts = recorder.amounts();
-    assert_eq!(amounts.len(), 200, "each exactly once");
+    assert_eq!(amounts.len(), 200, "each message is delivered exactly once");
     for saver in 0..4i64 {
         let of_saver: Vec<_> = amounts.iter().filter(|amount| *amount / 1_000 == saver).copied().collect();
         let in_order: Vec<_> = (0..50).map(|n| saver * 1_000 + n).collect();
@@ -627,8 +628,8 @@ fn bytes_of(document: &Document) -> usize {
     mongodb::bson::RawDocumentBuf::try_from(document).unwrap().as_bytes().len()
 }
 
-/// If a deliverer hangs, panics or returns the wrong number of answers, the attempts fail, but messages are neither
-/// stuck nor lost.
+/// If a deliverer hangs, panics or returns the wrong number of answers, the attempts fail, but no message is
+/// stuck or lost.
 #[tokio::test]
 async fn a_broken_deliverer_costs_attempts_but_no_message() {
     struct Broken;
@@ -973,13 +974,13 @@ async fn a_claim_skips_entries_that_reached_a_handler() {
     let document = document_outbox::DocumentRef::by_id(test.orders().namespace(), "o-1");
     let settings = ProcessorSettings::default().with(|settings| settings.retry = slow_retry());
     let other = Processor::new(test.client.clone(), Arc::new(Half), settings);
-    // Open the connections first, so that the pass is quick.
+    // This pass opens the connections, so that the next pass is quick.
     process(&test, &other, "nobody").await;
 
     let recorder = Recorder::default();
     let worker = worker(&test, &recorder).paced(Arc::new(Meanwhile(other, document, false.into())));
     assert_eq!(process(&test, &worker, "o-1").await, Processed::Done);
-    assert_eq!(recorder.delivered()[0].delivered_to, ["mail"], "as the other left it");
+    assert_eq!(recorder.delivered()[0].delivered_to, ["mail"], "the state that the other process left");
     test.drop().await;
 }
 
@@ -1032,7 +1033,7 @@ async fn stress_a_route_that_hangs_repeats_no_other_message() {
         (left[0].get_str("dead_reason"), left[0].get_i32("attempts")),
         (Ok("attempts_exhausted"), Ok(10))
     );
-    assert_eq!(recorder.delivered().len(), 1, "delivered in the first round, and in no other");
+    assert_eq!(recorder.delivered().len(), 1, "delivered only in the first round");
     test.drop().await;
 }
 
@@ -1064,7 +1065,7 @@ async fn a_killed_process_repeats_no_more_than_the_bound() {
     recorder.wait_delivered(50).await;
     for task in tasks {
         task.abort();
-        // Some deliveries may have ended before.
+        // Some deliveries may have ended before the process was killed.
         drop(task.await);
     }
 
@@ -1184,7 +1185,7 @@ mod runtimes {
             let client = Client::with_uri_str(uri("OUTBOX_MONGODB_URI")).await.unwrap();
             let database = client.database(test.database.name());
             let stored = database.collection::<Document>("orders");
-            assert_eq!(stored.count_documents(doc! {}).await.unwrap(), 1, "and it is so");
+            assert_eq!(stored.count_documents(doc! {}).await.unwrap(), 1, "no other document was written");
             database.drop().await.unwrap();
         });
     }

@@ -1,8 +1,9 @@
-//! The library and the whole flow on real servers.
+//! Tests the library and the whole flow on real servers.
 //!
-//! Tests that break a server are in modules named `outage`, those that set a fail point of MongoDB in
-//! `fail_point`, those that boot servers with passwords and TLS in `secured`: .config/nextest.toml and
-//! scripts/test recognise them by that, and keep others from running at the same time.
+//! Tests that break a server are in modules named `outage`, tests that set a fail point of MongoDB are in
+//! `fail_point`, and tests that boot servers with passwords and TLS are in `secured`. .config/nextest.toml
+//! and scripts/test recognise these tests by their modules, and keep other tests from running at the same
+//! time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]

@@ -1,7 +1,7 @@
-//! Without a majority no message is published.
+//! Tests that no message is published without a majority.
 //!
-//! On the three-node set of `scripts/services up --replicas 3`. These tests stop its replication, so they run one at a
-//! time (in the module `outage`, see `.config/nextest.toml`).
+//! The tests use the set of three nodes that `scripts/services up --replicas 3` starts. They stop its
+//! replication, so they run one at a time (in the module `outage`, see `.config/nextest.toml`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -267,7 +267,7 @@ mod outage {
         let shown = document(&test, "phantom");
 
         loaded.add(2);
-        // The first save is sent alone, and the others together after it.
+        // The first save is sent alone, and the others follow together.
         let crowd = crowd.iter_mut().map(|one| orders.save(one));
         let (saved, crowd, claimed, phantom) = tokio::join!(
             orders.save(&mut loaded),
@@ -333,8 +333,7 @@ mod outage {
         let stalled = StalledReplication::begin().await;
         let leases = state.collection::<Document>("leases");
         let claim = async {
-            // The lease is written, and its answer, which waits for the majority, is the worker's last for
-            // now.
+            // The worker has written its lease, and now waits for the answer, which needs the majority.
             while leases.find_one(doc! {}).await.unwrap().is_none() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -361,7 +360,7 @@ mod outage {
         };
         let (full, stop) = (document(&test, "full"), CancellationToken::new());
         let (processed, ()) = tokio::join!(worker.process(&full, DeliveryOrder::Ordered, &stop), claim);
-        assert_eq!(recorder.amounts(), Vec::<i64>::new(), "another holds it");
+        assert_eq!(recorder.amounts(), Vec::<i64>::new(), "another process has the claim");
         assert!(matches!(processed.unwrap(), Processed::Held(_)));
 
         state.drop().await.unwrap();

@@ -1,4 +1,5 @@
-//! The series of docs/metrics.md that the library records: all of them, from the start, and with the right figures.
+//! Tests that the library records all of its series in docs/metrics.md, from the start and with the right
+//! values.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -405,7 +406,11 @@ async fn a_claim_lost_during_delivery_is_counted() {
     tokio::join!(process(&test, &slow_worker, "o-1"), take_over);
     let lost = |event: &Event| matches!(event, Event::ClaimLost { .. }).then_some(());
     events.wait("the loss", lost).await;
-    assert_eq!(recording.counted()["outbox_claims_lost_total"], 1.0, "once, though two writes showed it");
+    assert_eq!(
+        recording.counted()["outbox_claims_lost_total"],
+        1.0,
+        "the loss is counted once, although two writes showed it"
+    );
     assert!(is_empty(&test.stored("o-1").await));
     test.drop().await;
 }

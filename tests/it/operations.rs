@@ -1,5 +1,5 @@
-//! The updates that operators make by hand, on the real server, byte for byte as in docs/operations.md and
-//! docs/using.md.
+//! Tests the updates that operators make by hand. They run on the real server exactly as docs/operations.md
+//! and docs/using.md give them.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use document_outbox::{
 use mongodb::bson::{Bson, Document, Uuid, doc};
 use tokio_util::sync::CancellationToken;
 
-/// Saves `o-1` with two messages. The first dies and the second is delivered.
+/// Saves `o-1` with two messages, of which the first dies and the second is delivered.
 async fn with_a_dead_message(test: &TestDatabase) -> Bson {
     let recorder = Recorder::default();
     recorder.answer([Outcome::Permanent("no".into())]);

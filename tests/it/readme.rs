@@ -1,4 +1,5 @@
-//! The README's program, as a reader makes it: a crate outside the workspace of exactly its lines, which prints what it says.
+//! Tests the README's program as a reader would build it, as a crate outside the workspace that contains
+//! exactly the README's lines. The program prints the output that the README shows.
 
 use std::{
     fs,
@@ -47,7 +48,7 @@ fn make_crate() -> PathBuf {
     );
     fs::write(folder.join("Cargo.toml"), manifest).unwrap();
     fs::write(folder.join("src/main.rs"), block("rust")).unwrap();
-    // Use the versions that are already downloaded, so that no network is needed.
+    // The copied lock file selects the versions that are already downloaded, so that no network is needed.
     fs::copy(format!("{root}/Cargo.lock"), folder.join("Cargo.lock")).unwrap();
     folder
 }

@@ -1,4 +1,4 @@
-//! Messages that are sent now and delivered later.
+//! Tests messages that are sent now and delivered later.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,8 @@ use outbox_rescuer::RescueEvent;
 use tokio_util::sync::CancellationToken;
 
 const DELAY: Duration = Duration::from_secs(1);
-/// This is longer than the delay, so that the change stream reads the message before it is due.
+/// The time until a scheduled message is due. It is longer than the delay, so that the change stream reads
+/// the message before it is due.
 const LATER: Duration = Duration::from_secs(3);
 
 /// Creates an order whose first message is scheduled for later and whose other messages are due now.
@@ -47,8 +48,9 @@ fn amounts(received: &[Received]) -> Vec<i64> {
     received.iter().map(Received::amount).collect()
 }
 
-/// P4: *a scheduled message takes its turn when it is due*, and blocks no other until then. P5: it is late by
-/// the sweep's interval and the queue at most; the change stream, which reads it earlier, doesn't queue it.
+/// P4: *a scheduled message takes its turn when it is due*, and blocks no other message until then. P5: the
+/// message is late by at most the sweep's interval and its time in the queue. The change stream reads the
+/// message earlier, but doesn't queue it.
 #[tokio::test]
 async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     let flow = Flow::begin().await;
@@ -127,7 +129,7 @@ async fn saving_only_scheduled_messages_takes_no_capacity() {
     }
     let outbox = test.outbox("o-1").await;
     let claimed: Vec<_> = outbox.iter().map(|entry| entry.contains_key("claimed_by")).collect();
-    assert_eq!(claimed, [false, true], "born claimed is what is due");
+    assert_eq!(claimed, [false, true], "only a due message is born claimed");
     recorder.let_through(1);
     recorder.wait_delivered(1).await;
     assert_eq!(recorder.amounts(), [2]);
@@ -214,7 +216,7 @@ async fn a_scheduled_message_is_not_queued_before_its_time() {
     let mut rescuer = flow.rescuer(settings).await;
     let orders = flow.test.store(&InlineDispatcher::off(&flow.test.client));
     insert(&orders, placed("o-1", 1, [], LONG)).await;
-    // If there were a command for it, that command would precede the command for a later message.
+    // A command for the scheduled message would precede the command for a later message.
     let mut order = Order::new("o-2");
     order.add(2);
     insert(&orders, order).await;

@@ -1,4 +1,4 @@
-//! Both services, as programs, on servers with TLS, passwords and the least privileges.
+//! Tests both services as programs, on servers with TLS, passwords and the least privileges.
 //!
 //! The roles are exactly those of deploy/roles: if a service needs a privilege that the files don't have,
 //! these tests fail.
@@ -267,7 +267,7 @@ async fn secured_services_with_least_privileges_deliver_foreign_pushes() {
     }
 }
 
-/// The user of each service can do its work, as the test above shows, and this much more: nothing.
+/// The user of each service can do nothing beyond the service's own work, which the test above covers.
 #[tokio::test]
 async fn the_roles_permit_nothing_beyond_their_work() {
     let secured = Secured::start().await;
@@ -300,14 +300,14 @@ async fn the_roles_permit_nothing_beyond_their_work() {
         assert!(error.to_string().contains("not authorized"), "{name}: {error}");
     }
 
-    // The rescuer sends commands and no messages, and the dispatcher the other way round.
+    // The rescuer sends commands but no messages, and the dispatcher sends messages but no commands.
     for (user, exchange) in [(rescuer, "outbox.messages"), (dispatcher, COMMANDS_EXCHANGE)] {
         let published = publish_as(&secured, user, exchange).await;
         assert!(published.contains("ACCESS_REFUSED"), "{user} on {exchange}: {published}");
     }
 }
 
-/// What the broker answers to a message of this user.
+/// Publishes a message as this user, and returns the broker's answer.
 async fn publish_as(secured: &Secured, user: &str, exchange: &str) -> String {
     let pem = || Some(secured.file("client.pem").into());
     let files = TlsFiles { ca: Some(secured.file("ca.pem").into()), certificate: pem(), key: pem() };
@@ -365,7 +365,7 @@ async fn a_missing_privilege_is_named_with_its_grant() {
     let mut service = rescuer(&secured, "/").start("outbox-rescuer");
     service.says(&["trying again", "grant it find, listIndexes and changeStream"]).await;
 
-    // It needs no restart.
+    // The service needs no restart.
     secured.grant("outbox-rescuer", &["outboxRescuer"]).await;
     service.says(&["the change stream is open"]).await;
     drop(service);

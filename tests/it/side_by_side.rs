@@ -1,5 +1,5 @@
-//! Documents that are processed concurrently are read together: each gets the answer that it would have had
-//! alone.
+//! Tests documents that are processed concurrently and therefore read together. The result for each document
+//! is the same as if it were read alone.
 
 use std::sync::{
     Arc,

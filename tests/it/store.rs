@@ -1,4 +1,4 @@
-//! Saving aggregates: the fields written, the fields kept, the outcomes.
+//! Tests saves of aggregates: the fields that are written, the fields that are kept, and the outcomes.
 
 use std::collections::HashMap;
 
@@ -40,7 +40,7 @@ async fn messages_are_saved_only_with_their_document() {
     assert_eq!(outbox.len(), 1);
     assert_eq!(outbox[0].get_document("payload").unwrap(), &doc! { "amount": 1i64 });
     assert_eq!(outbox[0].get_str("type"), Ok("order.added"));
-    assert_eq!(theirs.outbox.len(), 1, "what was not saved is still with the aggregate");
+    assert_eq!(theirs.outbox.len(), 1, "a message that was not saved is still in the aggregate");
     test.drop().await;
 }
 
@@ -476,7 +476,7 @@ async fn indexes_are_made_on_request_and_again_without_harm() {
     test.drop().await;
 }
 
-/// Bring your own update: the messages exist if and only if the caller's write is committed.
+/// If a caller adds messages to its own update, they exist if and only if that write is committed.
 #[tokio::test]
 async fn updates_and_transactions_of_callers_carry_messages() {
     let test = TestDatabase::create().await;
@@ -531,7 +531,8 @@ async fn updates_that_write_library_fields_are_refused() {
     test.drop().await;
 }
 
-/// P1: a dropped save happens whole or not at all: its messages stay with the aggregate until they are saved.
+/// P1: a dropped save happens completely or not at all. Its messages stay in the aggregate until they are
+/// saved.
 #[tokio::test]
 async fn a_dropped_save_keeps_messages_for_the_next() {
     let (test, inline) = off().await;
@@ -644,7 +645,7 @@ trait With<I> {
     fn with(id: I) -> Self;
 }
 
-/// The same encoding as `uuid_1_as_binary`, which `bson` has behind a feature.
+/// The same encoding as `uuid_1_as_binary`, which `bson` only offers with a feature.
 mod uuid_as_binary {
     use mongodb::bson::Uuid;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -737,7 +738,7 @@ where
     let Inserted::Applied(mut inserted, _) = store().insert(new).await.unwrap() else { panic!("{id:?}") };
     inserted.outbox().send(Text("saved".into()));
     assert!(store().save(&mut inserted).await.unwrap().is_current(), "{id:?}");
-    // Use one store that has not seen a document yet, and one that has.
+    // The test uses one store that has not read any document yet, and one that has.
     let fresh = store();
     for text in ["updated", "again"] {
         fresh.update(&id, |it| _ = it.outbox().send(Text(text.into()))).await.unwrap();
@@ -913,7 +914,7 @@ async fn a_save_checks_the_key_that_it_writes() {
 async fn a_document_is_saved_under_its_stored_id() {
     let (test, inline) = off().await;
     let id = uuid::Uuid::new_v4();
-    // Store the documents as earlier versions and other programs did.
+    // The documents are stored as earlier versions and other programs stored them.
     let generic = mongodb::bson::Binary {
         subtype: mongodb::bson::spec::BinarySubtype::Generic,
         bytes: id.as_bytes().to_vec(),
@@ -990,9 +991,9 @@ async fn staged_messages_are_delivered_only_from_their_document() {
     test.drop().await;
 }
 
-/// Structs whose output they can't read themselves.
+/// A struct that can't read the document that it writes, like the structs that follow.
 #[derive(Debug, Serialize, Deserialize)]
-#[allow(dead_code, reason = "written and never read: that is what the test is about")]
+#[allow(dead_code, reason = "the test is about a field that is written and never read")]
 struct Secret {
     #[serde(rename = "_id")]
     id: String,
@@ -1047,7 +1048,7 @@ async fn values_the_struct_cannot_reread_are_refused() {
     assert!(matches!(error, Error::Unreadable { .. }) && error.to_string().contains("etag"), "{error}");
     assert_eq!(test.orders().count_documents(doc! {}).await.unwrap(), 0);
 
-    // Whether it can be read depends on the value.
+    // The value decides whether the struct can be read again.
     let dated = document_outbox::Store::<Dated>::new(test.orders(), &inline);
     let new = Dated { id: id.clone(), at: Some(1), outbox: outbox() };
     assert!(matches!(dated.insert(new).await.unwrap(), Inserted::Applied(..)));
@@ -1132,8 +1133,8 @@ async fn fields_unknown_to_the_struct_survive_in_arrays() {
     same(&now["lines"], vec![discount.clone(), gift.clone(), doc! { "sku": "c", "qty": 3 }].into());
     same(&now["address"], doc! { "street": "t", "geo": [1, 2] }.into());
 
-    // One line is removed and one is changed in place. Parcels are exchanged and matched by id, their lines by the
-    // declared key.
+    // One line is removed and another is changed in place. Two parcels swap places; parcels are matched by
+    // id, and their lines by the declared key.
     let changed = baskets.update(&id, |it| {
         it.lines.remove(0);
         it.parcels.swap(0, 1);

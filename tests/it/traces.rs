@@ -1,4 +1,5 @@
-//! The trace of a save: stored with its messages, continued by their delivery, carried on the wire.
+//! Tests the trace of a save, which is stored with its messages, continued by their delivery, and sent to
+//! their receivers.
 
 use std::sync::Arc;
 
@@ -181,7 +182,7 @@ async fn a_rescues_own_trace_links_the_stored_one() {
         assert!(is_child(send, dispatch));
         assert!(links_to(send, stored), "{send:?}");
         assert_eq!(message.headers()["traceparent"], traceparent(send));
-        assert_eq!(message.headers().get("tracestate"), None, "that of the other trace");
+        assert_eq!(message.headers().get("tracestate"), None, "the state belongs to the other trace");
     }
     assert_eq!(received.iter().map(Received::amount).collect::<Vec<_>>(), [1, 2]);
     flow.end().await;

@@ -1,4 +1,5 @@
-//! Application, rescuer, dispatcher and broker together, and a receiver that is independent of the library.
+//! Tests an application, a rescuer, a dispatcher and a broker together, with a receiver that is independent
+//! of the library.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -50,7 +51,7 @@ fn queued(event: &RescueEvent) -> Option<(Bson, Reason)> {
     }
 }
 
-/// Returns when the outbox was filled and when it was claimed, from the server's own records.
+/// The times at which the outbox was filled and claimed, according to the server's own records.
 struct Recorded {
     filled: DateTime,
     claimed: DateTime,
@@ -89,8 +90,8 @@ impl Recorded {
     }
 }
 
-/// *A foreign writer may `$push` an entry with only `id`, `type`, `payload`; it is delivered like the rest.* Not before the
-/// delay: until then it could be the inline dispatcher's.
+/// *A foreign writer may `$push` an entry with only `id`, `type`, `payload`; it is delivered like the rest.*
+/// It is not delivered before the delay, because until then it could belong to an inline dispatcher.
 #[tokio::test]
 async fn a_minimal_foreign_entry_arrives_and_is_cleared() {
     let flow = Flow::begin().await;
@@ -136,7 +137,7 @@ async fn a_foreign_clock_ahead_does_not_prevent_rescue() {
     flow.end().await;
 }
 
-/// *A command is a hint: it can be lost.* The document is the truth, and the sweep is the net under both.
+/// *A command is a hint: it can be lost.* The document still has the messages, and the sweep finds them.
 #[tokio::test]
 async fn the_sweep_finds_messages_of_lost_commands() {
     let flow = Flow::begin().await;
@@ -252,7 +253,7 @@ async fn messages_of_a_recreated_collection_still_arrive() {
     flow.end().await;
 }
 
-/// P7: *a lost position loses nothing*; neither does one that is kept.
+/// P7: *a lost position loses nothing*. A restart with the saved position loses no message either.
 #[tokio::test]
 async fn a_restarted_rescuer_loses_no_message_or_position() {
     let flow = Flow::begin().await;
@@ -374,7 +375,7 @@ async fn stored_entry(changes: &mut ChangeStream<ChangeStreamEvent<Document>>) -
     entry
 }
 
-/// However an entry is delivered, its receiver gets the same bytes.
+/// The receiver of an entry gets the same bytes by every way of delivery.
 #[tokio::test]
 async fn inline_rescued_and_replayed_deliveries_are_the_same() {
     let flow = Flow::begin().await;

@@ -1,5 +1,5 @@
-//! A whole system in one test: application, rescuer and dispatcher under separate names on a real broker, and
-//! a receiver that is independent of the library.
+//! Runs a whole system in one test: an application, a rescuer and a dispatcher with their own names on a real
+//! broker, and a receiver that is independent of the library.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -95,8 +95,7 @@ impl Flow {
         Outside { channel, _connection: connection }
     }
 
-    /// The exchange for messages, which is declared at first use, and an unbound queue that survives a restart of its
-    /// broker.
+    /// Declares the exchange for messages, and an unbound queue that survives a restart of its broker.
     pub async fn declare(&self) {
         let outside = self.outside().await;
         let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
@@ -404,7 +403,7 @@ impl Rescue {
         self.publisher.close().await;
     }
 
-    /// Stops it at once, as a crash would.
+    /// Stops the rescuer at once, as a crash would.
     pub async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;

@@ -1,4 +1,4 @@
-//! Unusual BSON values, from a seed.
+//! Generates unusual BSON values from a seed.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(unreachable_pub, reason = "a module of a test")]
@@ -53,7 +53,7 @@ const NUMBERS: [i64; 12] =
     [0, 1, -1, 7, 8, 255, i32::MAX as i64, i32::MIN as i64, i64::MAX, i64::MIN, 1 << 53, 1_700_000_000_000];
 const FRACTIONS: [f64; 10] =
     [0.0, -0.0, 0.5, 3.0, -1e300, 1e15, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MIN_POSITIVE];
-/// Nest between this depth and twice as deep; the server accepts 200 levels.
+/// The minimum depth of deeply nested values. The maximum is twice this depth; the server accepts 200 levels.
 const DEEP: usize = 110;
 
 pub struct Generator {
@@ -63,7 +63,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Prints the seed, with which a failure can be reproduced.
+    /// Creates a generator and prints its seed, with which a failure can be reproduced.
     pub fn announced(stream: u64) -> Self {
         let seed: u64 = match std::env::var("OUTBOX_TEST_SEED") {
             Ok(seed) => seed.parse().expect("OUTBOX_TEST_SEED is a number"),
@@ -165,7 +165,7 @@ impl Generator {
         (0..DEEP + self.below(DEEP)).fold(self.id().into(), nest)
     }
 
-    /// Usually unique, sometimes shared with others.
+    /// Generates an id, which is usually unique but sometimes equals another entry's id.
     fn id(&mut self) -> Uuid {
         match self.one_in(20) {
             true => self.pick(&self.ids.clone()),

@@ -1,5 +1,6 @@
-//! Tests that would disturb others are in separate modules, so that they run alone: `outage` breaks, blocks
-//! or boots servers, `fail_point` sets MongoDB's fail points, `secured` boots servers with passwords and TLS.
+//! Tests that would disturb others are in separate modules, so that they run alone. Tests in `outage` break,
+//! block or boot servers, tests in `fail_point` set MongoDB's fail points, and tests in `secured` boot
+//! servers with passwords and TLS.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 

@@ -1,4 +1,4 @@
-//! A network that fails on request.
+//! Simulates a network that fails on request.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -183,7 +183,7 @@ impl Wire {
         while let Ok(count @ 1..) = from.read(&mut bytes) {
             if !answers && self.is_poisoned(&bytes[..count]) {
                 let _ = back.write_all(&connection_close());
-                // The client closes the connection once it has read that.
+                // The client closes the connection once it has read the frame.
                 while matches!(from.read(&mut bytes), Ok(1..)) {}
                 break;
             }

@@ -1,4 +1,4 @@
-//! Every kind of `_id` that MongoDB stores and that may confuse a reader, as bytes.
+//! Builds, as bytes, every kind of `_id` that MongoDB stores and that may confuse a reader.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(
@@ -85,7 +85,7 @@ fn encoded(document: &Document) -> RawDocumentBuf {
 /// Builds `{ _id, outbox }`.
 pub(crate) fn stored(id: &RawDocument, outbox: Vec<Document>) -> RawDocumentBuf {
     let outbox = encoded(&doc! { "outbox": outbox });
-    // Join both without their length fields and final NULs.
+    // Both documents are joined without their length fields and final NULs.
     let inner = |document: &RawDocument| document.as_bytes()[4..document.as_bytes().len() - 1].to_vec();
     let elements = [inner(id), inner(&outbox)].concat();
     let length = i32::try_from(elements.len() + 5).unwrap().to_le_bytes();

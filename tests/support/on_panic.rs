@@ -1,4 +1,4 @@
-//! What a fixture does when its test fails.
+//! Cleans up after a test that fails.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "what cannot be cleaned up is reported by a panic")]
@@ -7,10 +7,10 @@ use std::{pin::Pin, time::Duration};
 
 type CleanUp = dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync;
 
-/// A server that doesn't answer must not keep a failed test from ending.
+/// The time limit of the cleanup, so that a failed test ends even if a server doesn't answer.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Cleans up if it is dropped by a panic. A test that passes cleans up itself.
+/// Cleans up if it is dropped by a panic. A test that passes does its own cleanup.
 pub struct OnPanic(Option<Box<CleanUp>>);
 
 impl OnPanic {
@@ -34,7 +34,7 @@ impl OnPanic {
 }
 
 impl Drop for OnPanic {
-    /// Use a separate thread and runtime, because the test's runtime may have ended.
+    /// The cleanup has its own thread and runtime, because the test's runtime may have ended.
     fn drop(&mut self) {
         let Some(clean_up) = self.0.take_if(|_| std::thread::panicking()) else { return };
         let cleaning = std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! A RabbitMQ for one test, to be stopped, starved and started again.
+//! Runs a RabbitMQ for one test, which the test can stop, deprive of memory and start again.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -75,7 +75,8 @@ impl PrivateBroker {
     }
 }
 
-/// The script waits for the end of its input, which closes however this process ends, and then removes everything.
+/// The script waits for the end of its input, which closes when this process ends for any reason, and then
+/// removes everything.
 fn guard(directory: &Path) -> Child {
     use std::os::unix::process::CommandExt;
     Command::new("sh")

@@ -1,4 +1,4 @@
-//! A MongoDB for one test.
+//! Runs a MongoDB for one test.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 
@@ -29,7 +29,7 @@ impl PrivateMongod {
         std::fs::create_dir_all(&directory).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
 
-        // The script waits for the end of its input, which closes however this process ends.
+        // The script waits for the end of its input, which closes when this process ends for any reason.
         let script = r#"
             mongod=$1 port=$2
             shift 2

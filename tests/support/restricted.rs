@@ -1,4 +1,4 @@
-//! A user of the broker that may write to some routing keys only.
+//! Creates a user of the broker that may only write to some routing keys.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -55,7 +55,8 @@ impl Drop for RestrictedUser {
 
 /// Runs a command on the broker that `scripts/services` started.
 pub fn rabbitmqctl(arguments: &[&str]) -> String {
-    // The directory is in the checkout whose servers are used, which has the script for them.
+    // The directory is in the checkout whose servers are used, and that checkout has the script for the
+    // servers.
     let directory =
         std::env::var("OUTBOX_TEST_SERVICES_DIR").expect(r#"run `eval "$(scripts/services env)"`"#);
     let script = Path::new(&directory).join("../scripts/services");

@@ -1,5 +1,5 @@
-//! A service as in production, on real servers that require passwords, and all its output. Included by the
-//! tests of both services.
+//! Runs a service as in production, on real servers that require passwords, and collects all its output.
+//! Included by the tests of both services.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, reason = "each test file uses its part")]
@@ -176,7 +176,8 @@ impl World {
 }
 
 fn rabbitmqctl(arguments: &[&str]) {
-    // The directory lies in the checkout whose servers are used, which has the script that knows them.
+    // The directory is in the checkout whose servers are used, and that checkout has the script for the
+    // servers.
     let script = Path::new(&variable("OUTBOX_TEST_SERVICES_DIR")).join("../scripts/services");
     let output = Command::new(&script).args(["rabbitmqctl", "-q"]).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -263,7 +264,7 @@ impl Service {
     }
 }
 
-/// No service outlives its test, even if it failed.
+/// Kills the service, so that no service outlives its test even if the test fails.
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -1,5 +1,5 @@
-//! A MongoDB and a RabbitMQ that require a password and a certificate of every user, with the users and roles
-//! of deploy/roles, reachable only by TLS.
+//! Runs a MongoDB and a RabbitMQ with the users and roles of deploy/roles. Both accept only TLS, and require
+//! a password and a certificate from every user.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
@@ -163,8 +163,8 @@ impl Drop for Secured {
     }
 }
 
-/// The script runs the servers until its input ends, which happens however this process ends, and then removes
-/// everything.
+/// The script runs the servers until its input ends, which happens when this process ends for any reason, and
+/// then removes everything.
 const RUN_BOTH: &str = r#"
 cd "$0"
 epmd >epmd.log 2>&1 & epmd=$!
@@ -354,7 +354,7 @@ fn make_certificates(directory: &Path) {
 fn parameters(name: &str, hosts: Vec<String>) -> CertificateParams {
     let mut params = CertificateParams::new(hosts).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
-    // Set the end date, because the default, in the year 4096, is beyond the range of some parsers.
+    // The end date is set, because the default, in the year 4096, is beyond the range of some parsers.
     (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2049, 1, 1));
     params
 }

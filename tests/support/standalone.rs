@@ -1,4 +1,4 @@
-//! A MongoDB that is not a replica set, for one test.
+//! Runs a MongoDB that is not a replica set for one test.
 
 #![allow(clippy::pedantic, reason = "product code is held to these lints; a test may be short instead")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]

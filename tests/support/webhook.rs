@@ -1,4 +1,5 @@
-//! A deliverer as applications write them: each message as an HTTP POST, in the binary mode of CloudEvents.
+//! Implements a deliverer as an application would: it sends each message as an HTTP POST in the binary mode
+//! of CloudEvents.
 
 use std::{convert::Infallible, error::Error, net::SocketAddr, time::Duration};
 
@@ -39,8 +40,8 @@ impl Webhook {
             Ok(request) => request,
             Err(error) => return Outcome::Permanent(format!("no HTTP request can hold it: {error}")),
         };
-        // If the receiver was not reached, that is not an attempt. If it was reached but did not answer, the
-        // message may have arrived: retry.
+        // A receiver that was not reached costs no attempt. If the receiver was reached but did not answer,
+        // the message may have arrived, so it is retried.
         let Ok(stream) = TcpStream::connect(self.receiver).await else {
             return Outcome::Unavailable(format!("{} is not reachable", self.receiver));
         };

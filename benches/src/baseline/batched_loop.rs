@@ -1,6 +1,6 @@
-//! A hand-written loop that delivers the messages in outboxes. It finds a thousand documents, claims them with one
-//! command, publishes, awaits all confirms, and clears them with one command. It supports only one process and doesn't
-//! handle failures.
+//! A hand-written loop that delivers the messages in outboxes. The loop finds a thousand documents and claims
+//! them with one command. Then it publishes their messages, awaits all confirms, and clears the documents
+//! with one command. It supports only one process and doesn't handle failures.
 
 use futures::future::try_join_all;
 use mongodb::{

@@ -40,7 +40,8 @@ pub(crate) struct ByHand {
 struct Event {
     id: String,
     body: Vec<u8>,
-    /// The attributes of a `CloudEvent`. `None` if the loop is unchecked.
+    /// The attributes of a `CloudEvent`; `None` if the loop is unchecked, because its messages have no
+    /// headers.
     headers: Option<FieldTable>,
 }
 
@@ -178,7 +179,7 @@ impl<T: Send + 'static> Stage<T> {
                 loop {
                     let mut batch = Vec::new();
                     let mut waiting = waiting.lock().await;
-                    // Yield, so that tasks woken by the same answers can add their requests.
+                    // The stage yields here, so that tasks woken by the same answers can add their requests.
                     while batch.is_empty() || !waiting.is_empty() {
                         if waiting.recv_many(&mut batch, 1_000).await == 0 {
                             return;

@@ -7,7 +7,7 @@ use mongodb::{
 
 use crate::result::Result;
 
-/// Counts this many changes of a database from a given time.
+/// Reads the changes of a database from the given time until it has counted `changes` changes.
 pub(crate) async fn count_changes(
     client: &Client,
     database: &str,

@@ -26,7 +26,8 @@ pub(crate) struct Classic {
 impl Classic {
     pub(crate) async fn new(bed: &Bed, orders: Collection<Order>) -> Result<Self> {
         let outbox = bed.database.collection::<Document>(&format!("{}_outbox", orders.name()));
-        // Create the collection first, because creating it inside a transaction would delay the first saves.
+        // The collection is created first, because creating it inside a transaction would delay the first
+        // saves.
         bed.database.create_collection(outbox.name()).await?;
         Ok(Self { client: bed.client.clone(), orders, outbox })
     }

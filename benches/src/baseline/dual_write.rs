@@ -109,7 +109,8 @@ impl DualWrite {
         Self { orders, publisher }
     }
 
-    /// Saves, and publishes the messages in order; each waits for the previous confirm.
+    /// Saves the order, and publishes its messages in order. Each message is published after the confirm of
+    /// the previous one.
     pub(crate) async fn save(&self, order: &mut Order, at: i64, messages: usize) -> Result<()> {
         let message = order.change(at);
         self.orders.replace_one(doc! { "_id": &order.id }, &*order).write_concern(majority()).await?;

@@ -1,5 +1,5 @@
-//! The baselines: code that people write without this library, written well. Every baseline is as fast as its own
-//! guarantees allow.
+//! The baselines, which are well-written versions of the code that people write without this library. Every
+//! baseline is as fast as its own guarantees allow.
 
 mod batched_loop;
 mod by_hand;

@@ -1,5 +1,6 @@
-//! Hand-written batches of updates as retryable writes. A command without a clear answer is repeated with the same
-//! transaction number. If some updates matched no document, each update is repeated alone to find out which.
+//! Sends hand-written batches of updates as retryable writes. A command without a clear answer is repeated
+//! with the same transaction number. If some updates matched no document, each update is repeated alone to
+//! find out which updates these were.
 
 use mongodb::{
     Client, ClientSession, Database,
@@ -9,7 +10,8 @@ use tokio::sync::Mutex;
 
 use crate::result::Result;
 
-/// Beyond any number that the driver reaches in its own sessions.
+/// The first transaction number of a session. It is above any number that the driver reaches in its own
+/// sessions.
 const FIRST_NUMBER: i64 = 1 << 40;
 const TRIES: usize = 3;
 

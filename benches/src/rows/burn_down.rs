@@ -111,7 +111,8 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>;
                 report.count(format!("{}, {count} documents", way.name()), count as f64, counted);
             }
 
-            // Check that all messages were delivered, because otherwise a program could appear faster than it is.
+            // The number of delivered messages is checked, because otherwise a program that delivers too few
+            // could appear fast.
             let delivered = bed.waiting(&bed.queue()).await?;
             if delivered < u64::try_from(count)? {
                 return Err(format!("{delivered} of {count} messages were delivered").into());
@@ -155,7 +156,7 @@ async fn strand(bed: &Bed, collection: &Collection<Document>) -> Result<()> {
     let dates = doc! { "created_at": { "$subtract": ["$$NOW", 60_000] }, "available_at": { "$subtract": ["$$NOW", 60_000] } };
     let entry = doc! { "$mergeObjects": [{ "$first": "$spare" }, dates] };
     collection.update_many(doc! {}, vec![doc! { "$set": { "outbox": [entry] } }]).await?;
-    // Flush now, so that earlier writes don't reach the disk during one of the measurements.
+    // This flush prevents earlier writes from reaching the disk during a measurement.
     bed.client.database("admin").run_command(doc! { "fsync": 1 }).await?;
     Ok(())
 }

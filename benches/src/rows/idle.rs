@@ -17,7 +17,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
         let settings = if name == "outbox-dispatcher" { std::slice::from_ref(&exchange) } else { &[] };
         services.push(Service::start(bed, name, bed.name(), settings)?);
     }
-    // In this time the services connect, and the rescuer sweeps twice.
+    // During this pause the services connect, and the rescuer sweeps twice.
     tokio::time::sleep(bed.scale.pick(Duration::from_secs(4), Duration::from_secs(10))).await;
     let mut percent: [Vec<f64>; 2] = Default::default();
     for _ in 0..bed.scale.blocks {

@@ -59,8 +59,8 @@ impl Commands for CountedCommands {
     async fn ready(&self) {}
 }
 
-/// Measures changes of documents whose messages have all been delivered since. No command is needed, but every change
-/// and every document must be read.
+/// Measures how fast the rescuer reads changes of documents whose messages have been delivered meanwhile. No
+/// command is needed, but every change and every document must be read.
 pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
     let backlog = Backlog::make(bed).await?;
     let changes = backlog.changes;
@@ -155,8 +155,8 @@ impl Backlog {
     }
 }
 
-/// Measures the time from the start of a rescuer until it has processed this many changes. With zero changes, until its
-/// stream is open.
+/// Measures the time from the start of a rescuer until it has processed this many changes. With zero changes,
+/// the time ends when its stream is open.
 async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration> {
     let client = Client::with_uri_str(&bed.mongodb_uri).await?;
     let commands = Arc::new(CountedCommands::default());
@@ -184,8 +184,8 @@ async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration>
 
 /// Creates a recent, unclaimed entry.
 fn entry() -> Document {
-    // Read the time once for both fields, because an entry that becomes available even a millisecond after its creation
-    // counts as scheduled.
+    // The time is read once for both fields, because an entry that becomes available even a millisecond after
+    // its creation counts as scheduled.
     let now = mongodb::bson::DateTime::now();
     doc! {
         "id": Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()),
@@ -210,7 +210,8 @@ async fn now(bed: &Bed) -> Result<Timestamp> {
     Ok(hello.get_timestamp("operationTime")?)
 }
 
-/// Measures how late commands for undelivered documents are. They are due at the time of the save plus the delay.
+/// Measures how late the commands for undelivered documents are. Each command is due at the time of the save
+/// plus the delay.
 pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     let delay = Duration::from_secs(2);
     let count = bed.scale.pick(300, 1_400);
@@ -247,8 +248,8 @@ pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Inserts documents at a fixed rate, each with an undelivered message. Returns when each was inserted, by
-/// its id.
+/// Inserts documents at a fixed rate, each with an undelivered message. Returns the time of each insert by
+/// the document's id.
 async fn leave_behind(
     bed: &Bed,
     collection: &Collection<Document>,

@@ -1,5 +1,6 @@
-//! Measures how much longer a single save takes than the driver's own write of the same bytes. Also measures how much
-//! an update that is not awaited slows the next write, as the clear of one save slows the next save.
+//! Measures how much longer a single save takes than the driver's own write of the same bytes. Also measures
+//! how much an update that is not awaited slows the next write, because the clear of one save slows the next
+//! save in the same way.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
             saves.push(began.elapsed().as_secs_f64());
 
             delivered(&mut events).await?;
-            // Wait for the clear.
+            // The pause lets the clear end.
             tokio::time::sleep(Duration::from_millis(3)).await;
 
             writes.push(replace(&raw, stored).await?);

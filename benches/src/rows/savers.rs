@@ -1,4 +1,5 @@
-//! Savers, each with its own documents, and the two ways to drive them: in a closed loop or at a fixed rate.
+//! Defines the savers, each with its own documents, and the two ways to run them: in a closed loop or at a
+//! fixed rate.
 
 use std::time::{Duration, Instant};
 

@@ -47,7 +47,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     }
     report.draw(figure);
 
-    // For times the largest is the worst, for rates the smallest.
+    // The worst time is the largest one, and the worst rate is the smallest one.
     let row = Row::new(
         "sizes-save",
         "save, p50, 1 kB to 1 MB, 1 to 100 messages: the worst",

@@ -15,8 +15,8 @@ use crate::{
 
 pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     const SAVERS: usize = 16;
-    /// The pause between two saves of the same document. There are many saves, because the last one needs a clear of
-    /// its own.
+    /// The pause between two saves of the same document. There are many saves, because the last one needs a
+    /// separate clear, which should count little.
     const PAUSE: Duration = Duration::from_millis(200);
     const TIME: Duration = Duration::from_secs(3);
     let store = bed.orders(&bed.inline(Mode::Await), "writes", SAVERS * DOCUMENTS, 2_000).await?;
