@@ -342,7 +342,7 @@ mod tests {
         assert!(told(&["shop.*@20ms"]).contains("from 1s to 24h"));
         let mut settings = watching(&["shop.*@2s"]);
         settings.unordered = vec!["shop.orders@2s".parse().unwrap()];
-        assert!(problems(&settings)[0].sentence.contains("belongs in watch"));
+        assert!(problems(&settings)[0].sentence.contains("delays belong in watch"));
     }
 
     #[test]

@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn an_owner_is_ready_while_stream_and_lease_last() {
         let (report, hour) = (reporter(), Duration::from_hours(1));
-        assert!(unready(&report).contains("its owner is not known"));
+        assert!(unready(&report).contains("the owner of this stream is not known yet"));
         let now = Instant::now();
         report.owned("me/1", 7, now + hour);
         assert!(unready(&report).contains("not open"));

@@ -74,7 +74,7 @@ mod tests {
         }
         let sentences: Vec<String> = unsendable.sentences().collect();
         assert_eq!(sentences.len(), NAMED);
-        assert!(sentences[0].contains("shop.orders/39: no command can be made for it: too long"));
+        assert!(sentences[0].contains("no command can be made for shop.orders/39: too long"));
     }
 
     #[test]
