@@ -24,8 +24,8 @@ use tokio::{
 };
 
 /// The words that a process logs when a claim of its own ran out, and when several did, without their documents.
-pub(crate) const CLAIM_LOST: &str = "expired while its holder worked";
-pub(crate) const CLAIMS_LOST: &str = "expired while their holder worked";
+pub(crate) const CLAIM_LOST: &str = "a claim expired during delivery";
+pub(crate) const CLAIMS_LOST: &str = "claims expired during delivery";
 /// The clock of a process that has one of its own.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 /// How long a process may take to end when it is asked to.
