@@ -1,4 +1,4 @@
-//! The promises of docs/guarantees.md, as far as a model can hold them.
+//! The promises of docs/guarantees.md, as far as a model can check them.
 
 use document_outbox::DeliveryOrder;
 
@@ -9,15 +9,15 @@ pub const P1_ATOMIC: &str = "P1 a change and its message exist together";
 pub const P1_PHANTOM: &str = "P1 no message of a save that the majority does not have";
 pub const P1_ANSWER: &str = "P1 a save gets a true answer, and takes effect once";
 pub const P2_LOSS: &str = "P2 P8 a committed message is in its outbox until the broker has it";
-pub const P3_WINDOWS: &str = "P3 a repeat has a named reason";
+pub const P3_WINDOWS: &str = "P3 a repeated message has a named reason";
 pub const P3_ONCE: &str = "P3 without faults every message arrives once";
 pub const P3_EFFECT: &str = "P3 with an inbox every message takes effect once";
 pub const P4_ORDER: &str = "P4 no message overtakes an earlier one";
 pub const P5_CALM: &str = "P5 P7 when faults end, everything arrives in bounded time";
-pub const P7_LOW_WATER: &str = "P7 a position is behind no change whose commands are not confirmed";
-pub const P6_CONFLICT: &str = "P6 only another save makes a save fail";
+pub const P7_LOW_WATER: &str = "P7 a position never passes a change whose commands are not confirmed";
+pub const P6_CONFLICT: &str = "P6 a save conflicts only with another save";
 
-/// Each effect has its change with a message, and each such change its effect.
+/// Whether each document's effects and saved messages have the same intents. Documents of receivers are left out.
 pub fn is_atomic(data: &Data) -> bool {
     for (number, document) in data.documents.iter().enumerate() {
         if !document.received.is_empty() {
@@ -35,7 +35,8 @@ pub fn is_atomic(data: &Data) -> bool {
     true
 }
 
-/// The sweeps after a start would find what a position has left behind. It must not rest on them.
+/// Whether the position has passed only changes that were dealt with. A sweep could still find a change that the position has
+/// skipped, but the position must be right without a sweep.
 pub fn position_is_low_water(world: &World) -> bool {
     world.state_database.position.is_none_or(|position| position.behind <= world.ledger.dealt_with)
 }
@@ -45,7 +46,8 @@ fn count(data: &Data, intent: u8) -> usize {
     effects.flat_map(|document| &document.effects).filter(|effect| **effect == intent).count()
 }
 
-/// A save reported as applied is applied; one reported as refused is not; and none took effect twice.
+/// Whether each save that was reported as applied took effect, no save that was reported as refused did, and no save took effect
+/// twice.
 pub fn answers_are_true(world: &World) -> bool {
     let primary = &world.mongo.primary;
     let is_twice = |effect: &u8| count(primary, *effect) > 1;
@@ -76,7 +78,7 @@ pub fn effects_are_single(world: &World) -> bool {
     })
 }
 
-/// Whether no work is left: every entry still in an outbox is dead, or behind a dead one that blocks it.
+/// Whether no work is left: every entry that is still in an outbox is dead, or is behind a dead entry that blocks it.
 pub fn is_drained(world: &World) -> bool {
     if world.mongo.is_behind() || !world.broker.copies.is_empty() {
         return false;
@@ -90,7 +92,7 @@ fn is_document_drained(number: usize, world: &World) -> bool {
         if stored.dead.is_none() {
             return false;
         }
-        // What is behind it waits for an operator.
+        // The entries behind this dead entry wait for an operator.
         if world.ordering(number) == DeliveryOrder::DeadBlocks {
             return true;
         }

@@ -1,28 +1,30 @@
 //! A model of document-outbox for a model checker: what happens if any process, server or connection fails at any moment?
 //!
 //! # Flow
-//! A [scenario](scenario::Scenario) names the documents, the [actors] and the [faults] that may strike, and how often. The
-//! [model](model::OutboxModel) lets every actor take any of its steps in every order, with a fault anywhere between, and time
-//! passing whenever it likes. In each state that can be reached so, the [laws] must hold; they are the promises P1 to P8 of
-//! docs/guarantees.md. From each state a [calm](calm::Calm) run must deliver everything in bounded time.
+//! A [scenario](scenario::Scenario) names the documents, the [actors], and the [faults] that may strike, and limits how many
+//! faults strike. The [model](model::OutboxModel) lets every actor take any of its steps in any order, lets time pass between any
+//! two steps, and lets a fault strike at any moment. In each state that the search reaches, the [laws] must hold. They are the
+//! promises P1 to P8 of docs/guarantees.md. From each state, a [calm](calm::Calm) run must deliver everything in bounded time.
 //!
-//! The model covers the world: documents that a majority has or not yet, a broker that confirms or not, memory that is lost.
-//! Its decisions are made by the code: [`deliverable`](document_outbox::internal::deliverable),
-//! [`settlement`](document_outbox::internal::settlement), [`judge`](outbox_rescuer::internal::judge) and others are the
-//! functions that the programs run, and no copies of them.
+//! The model itself describes the world: documents that the majority has or does not have yet, a broker that confirms a message or
+//! does not, and memory that is lost. The decisions are made by [`deliverable`](document_outbox::internal::deliverable),
+//! [`settlement`](document_outbox::internal::settlement), [`judge`](outbox_rescuer::internal::judge) and other functions. They are
+//! the same functions that the programs run, not copies.
 //!
 //! # Guarantees
 //! Within the bounds of a scenario the search is complete: no order of steps is left out.
 //!
 //! # Caveats
-//! - The bounds are small: a few messages, two of a kind of process, one to three faults. Errors that need more are not found.
-//! - Writes to MongoDB are modelled by hand, with the conditions that ARCHITECTURE.md states for them.
-//! - The model does not cover the drivers, of sizes and limits, or of the time that anything takes apart from leases and delays.
+//! - The bounds are small: a few messages, at most two processes of each kind, and at most three faults. An error that needs
+//!   more of them is not found.
+//! - Writes to MongoDB are modelled by hand, with the conditions that ARCHITECTURE.md states for these writes.
+//! - The model covers neither the drivers nor sizes and limits. Of all durations it covers only leases and delays.
 //!
 //! # Adding to it
-//! An actor is a file in `actors/`, a fault a file in `faults/`, each with its `mod` line. A scenario names those that it uses.
+//! An actor is one file in `actors/`, and a fault is one file in `faults/`. Each file needs its `mod` line. A scenario names the
+//! actors and faults that it uses.
 
-#![allow(missing_docs, reason = "a crate of the project alone; what a name does not say is documented")]
+#![allow(missing_docs, reason = "only this project uses the crate; comments add to the names")]
 
 pub mod actor;
 pub mod actors;

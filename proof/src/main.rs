@@ -1,4 +1,4 @@
-//! Searches the scenarios and reports the result of each: started by scripts/prove.
+//! Searches the scenarios and reports the result of each scenario. scripts/prove starts this program.
 
 use std::process::ExitCode;
 
@@ -8,13 +8,13 @@ use outbox_proof::{
     scenarios::{Bounds, all},
 };
 
-/// Search the model of document-outbox for orders of steps and faults that break a promise.
+/// Search the model of document-outbox for an order of steps and faults that breaks a promise.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Allows one more fault in each scenario, which takes much longer.
     #[arg(long)]
     deep: bool,
-    /// Only scenarios whose names contain one of these words.
+    /// Searches only the scenarios whose names contain one of these words.
     names: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The model: every order of steps and faults.
+//! The model that the checker searches, in which steps and faults happen in every possible order.
 
 use stateright::{Model, Property};
 
@@ -14,7 +14,7 @@ use crate::{
     state::State,
 };
 
-/// What happens next.
+/// One thing that can happen next: a step of an actor, a fault, or the passing of a tick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     Step { actor: Name, step: usize },
@@ -22,7 +22,7 @@ pub enum Action {
     Tick,
 }
 
-/// A scenario as the checker takes it.
+/// A scenario in the form that the checker needs.
 #[derive(Debug)]
 pub struct OutboxModel {
     pub scenario: Scenario,
@@ -35,7 +35,7 @@ impl OutboxModel {
         Self { scenario, calm }
     }
 
-    /// An action in words.
+    /// Describes an action in words.
     pub fn describe(&self, state: &State, action: Action) -> String {
         match action {
             Action::Step { actor, step } => state.actors[actor].describe(step, actor, &state.world),

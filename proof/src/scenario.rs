@@ -1,4 +1,4 @@
-//! A scenario: who acts, what may fail and how often, and how far the search goes.
+//! Scenarios: which processes act, which faults may strike and how often, and how far the search goes.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use crate::{
     world::{Fate, Setting, Tick, World},
 };
 
-/// A part of the world in which everything that can happen is tried.
+/// A part of the world in which the search tries everything that can happen.
 #[derive(Debug)]
 pub struct Scenario {
     pub name: &'static str,
     pub setting: Setting,
     actors: Vec<Arc<dyn AnyActor>>,
     pub faults: Vec<Box<dyn Fault>>,
-    /// How many of the faults strike, at most.
+    /// The maximum number of faults that strike in one run.
     pub strikes: u8,
-    /// Time passes only when no actor has a step left.
+    /// Whether time passes only when no actor has a step left.
     pub is_prompt: bool,
-    /// The ticks within which everything is delivered once faults have ended.
+    /// The number of ticks within which everything must be delivered after the last fault.
     pub within: Tick,
 }
 
@@ -38,21 +38,21 @@ impl Scenario {
         }
     }
 
-    /// Documents with these orders.
+    /// Sets the documents, one for each given delivery order.
     #[must_use]
     pub fn documents(mut self, documents: impl IntoIterator<Item = document_outbox::DeliveryOrder>) -> Self {
         self.setting.documents = documents.into_iter().collect();
         self
     }
 
-    /// One more actor.
+    /// Adds an actor.
     #[must_use]
     pub fn with(mut self, actor: impl Actor) -> Self {
         self.actors.push(Arc::new(actor));
         self
     }
 
-    /// One more fault that may strike.
+    /// Adds a fault that may strike.
     #[must_use]
     pub fn fault(mut self, fault: impl Fault + 'static) -> Self {
         self.faults.push(Box::new(fault));
@@ -65,7 +65,7 @@ impl Scenario {
         self
     }
 
-    /// Time passes in the storm until this tick.
+    /// Lets time pass until this tick while faults may strike. A calm run continues after it.
     #[must_use]
     pub fn until(mut self, tick: Tick) -> Self {
         self.setting.last_tick = tick;
@@ -84,7 +84,7 @@ impl Scenario {
         self
     }
 
-    /// The majority has a write only after a step of its own.
+    /// Makes the majority receive each write one step after the primary has executed the write.
     #[must_use]
     pub fn lagging(mut self) -> Self {
         self.setting.is_lagging = true;
@@ -109,21 +109,21 @@ impl Scenario {
         self
     }
 
-    /// These actors never reach the broker.
+    /// Names the actors that never reach the broker.
     #[must_use]
     pub fn without_broker(mut self, names: impl IntoIterator<Item = usize>) -> Self {
         self.setting.without_broker = names.into_iter().collect();
         self
     }
 
-    /// With a rule that is not kept.
+    /// Breaks a rule of the design on purpose.
     #[must_use]
     pub fn broken(mut self, rule: Broken) -> Self {
         self.setting.broken = Some(rule);
         self
     }
 
-    /// How many of each kind act, in words.
+    /// The number of actors.
     pub fn actors(&self) -> usize {
         self.actors.len()
     }

@@ -1,4 +1,4 @@
-//! The scenarios, each a part of the world with its faults.
+//! The scenarios. Each scenario has some of the actors and some of the faults.
 
 use document_outbox::DeliveryOrder::{self, DeadBlocks, Ordered, Unordered};
 
@@ -24,13 +24,13 @@ use crate::{
 /// How far the searches go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bounds {
-    /// As far as a minute allows.
+    /// The bounds with which all searches together end within a minute.
     Short,
-    /// A fault, a tick or an actor more.
+    /// One fault more in each scenario that has faults.
     Deep,
 }
 
-/// The scenarios that must hold.
+/// The scenarios in which every law must hold.
 pub fn all(bounds: Bounds) -> Vec<Scenario> {
     vec![
         saving(bounds),
@@ -49,12 +49,12 @@ pub fn all(bounds: Bounds) -> Vec<Scenario> {
     ]
 }
 
-/// One more in the deep searches.
+/// Returns `least`, or one more than `least` for a deep search.
 fn more(bounds: Bounds, least: u8) -> u8 {
     if bounds == Bounds::Deep { least + 1 } else { least }
 }
 
-/// Two applications save one document, while answers are lost, refused or late, and primaries change.
+/// Two applications save one document while answers are lost, saves are refused, deadlines pass, and the primary changes.
 pub fn saving(bounds: Bounds) -> Scenario {
     Scenario::new("saving")
         .documents([Ordered])
@@ -72,7 +72,7 @@ pub fn saving(bounds: Bounds) -> Scenario {
         .until(0)
 }
 
-/// Two workers deliver one document at the same time, and are killed.
+/// Two workers deliver the messages of one document at the same time, and may be killed.
 pub fn delivering(bounds: Bounds) -> Scenario {
     Scenario::new("delivering")
         .documents([Ordered])
@@ -86,7 +86,7 @@ pub fn delivering(bounds: Bounds) -> Scenario {
         .until(1)
 }
 
-/// Connections to the broker are cut.
+/// A saver and a worker lose their connections to the broker.
 pub fn cutting(bounds: Bounds) -> Scenario {
     Scenario::new("cutting connections")
         .documents([Ordered])
@@ -101,7 +101,7 @@ pub fn cutting(bounds: Bounds) -> Scenario {
         .until(1)
 }
 
-/// An application leaves delivered messages in their document for its next save, while a stranger writes to it.
+/// An application leaves delivered messages in their document until its next save, while another program writes to the document.
 pub fn deferring(bounds: Bounds) -> Scenario {
     Scenario::new("deferring clears")
         .documents([Ordered])
@@ -118,7 +118,7 @@ pub fn deferring(bounds: Bounds) -> Scenario {
         .until(1)
 }
 
-/// Messages that fail: unroutable, refused once, impossible.
+/// The first message fails: it is refused once, is unroutable, or can never be published.
 pub fn failing(bounds: Bounds, name: &'static str, fate: Fate, order: DeliveryOrder) -> Scenario {
     Scenario::new(name)
         .documents([order])
@@ -131,7 +131,7 @@ pub fn failing(bounds: Bounds, name: &'static str, fate: Fate, order: DeliveryOr
         .until(1)
 }
 
-/// Strangers leave messages, which may be due later; a rescuer and a worker find them.
+/// Another program pushes messages, one without a date and one that is due later. A rescuer and a worker deliver these messages.
 pub fn rescuing(bounds: Bounds) -> Scenario {
     Scenario::new("rescuing")
         .documents([Ordered, Unordered])
@@ -144,7 +144,7 @@ pub fn rescuing(bounds: Bounds) -> Scenario {
         .until(1)
 }
 
-/// Two rescuers, one of which never reaches the broker.
+/// Two rescuers compete for the stream, and one of them never reaches the broker.
 pub fn owning(bounds: Bounds) -> Scenario {
     Scenario::new("owning")
         .documents([Ordered])
@@ -158,7 +158,7 @@ pub fn owning(bounds: Bounds) -> Scenario {
         .until(3)
 }
 
-/// Positions are lost, with and without their history.
+/// The saved position is deleted, or the oplog no longer reaches back to the position.
 pub fn losing_positions(bounds: Bounds) -> Scenario {
     Scenario::new("losing positions")
         .documents([Ordered])
@@ -171,7 +171,7 @@ pub fn losing_positions(bounds: Bounds) -> Scenario {
         .until(1)
 }
 
-/// Messages reach two receivers of one aggregate, and some more than once.
+/// Two receivers of one aggregate get the messages, some of them more than once.
 pub fn receiving(bounds: Bounds) -> Scenario {
     Scenario::new("receiving")
         .documents([Ordered, Ordered])
@@ -189,7 +189,7 @@ pub fn receiving(bounds: Bounds) -> Scenario {
         .until(0)
 }
 
-/// Without failures and slow processes: every message arrives exactly once.
+/// No process fails or is slow, so every message must arrive exactly once.
 pub fn untroubled(_: Bounds) -> Scenario {
     Scenario::new("untroubled")
         .documents([Ordered, DeadBlocks])

@@ -1,4 +1,4 @@
-//! A state of the world and of everybody in it.
+//! A state of the model: the world and all actors.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -10,7 +10,7 @@ use crate::{
     world::World,
 };
 
-/// A state of everything.
+/// A state of the world and of all actors.
 #[derive(Debug, Clone)]
 pub struct State {
     pub world: World,
@@ -29,7 +29,7 @@ impl Hash for State {
     }
 }
 
-/// By their fingerprints, as the checker compares all others.
+/// Compares two states by their fingerprints, as the checker does.
 impl PartialEq for State {
     fn eq(&self, other: &Self) -> bool {
         self.fingerprint() == other.fingerprint()
@@ -47,7 +47,7 @@ impl State {
         self.actors.get(name).is_some_and(|actor| actor.has_connection())
     }
 
-    /// Has an actor take a step.
+    /// Lets an actor take one of its steps.
     pub fn take(&mut self, actor: Name, step: usize) {
         let Some(taking) = self.actors.get(actor).cloned() else { return };
         self.actors[actor] = taking.after(step, actor, &mut self.world);

@@ -1,5 +1,5 @@
-//! Functions that any bytes may be given to, with what must hold of their answers. Properties, fuzzing and the replay of corpora
-//! share them.
+//! Functions that accept any bytes and check the results of the code for them. The property tests, the fuzz targets and the
+//! replay of the corpora share these functions.
 
 use std::cell::RefCell;
 
@@ -15,21 +15,21 @@ use outbox_service::{Key, Kind, Problems, Program, Reader, Resolution, Sources, 
 
 use crate::world::{DELAY, at, ticks};
 
-/// A target, by its name.
+/// The name of a target, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 4] =
     [("command", command), ("entry", entry), ("settings", settings), ("position", position)];
 
-/// A command from the queue: one that is read is written, and read again, as the same.
+/// Reads a command from the queue. A command that can be read must stay the same when it is written and read again.
 pub fn command(bytes: &[u8]) {
     let Ok(command) = ProcessDocumentMessages::from_json(bytes) else { return };
     let again = ProcessDocumentMessages::from_json(&command.to_json());
     assert_eq!(again.ok(), Some(command));
 }
 
-/// A document with an outbox of any shape: it is read, and every deliverer and the rescuer reach an answer.
+/// Reads a document with an outbox of any shape. The deliverers, in each delivery order, and the rescuer must reach a decision.
 pub fn entry(bytes: &[u8]) {
     let Ok(document) = RawDocument::from_bytes(bytes) else { return };
     let Ok(slots) = read_outbox_of(document) else { return };
@@ -42,7 +42,8 @@ pub fn entry(bytes: &[u8]) {
     }
 }
 
-/// Patterns of collections, and files of settings: one that is accepted is printed, and read again, as the same.
+/// Reads the bytes as a pattern of collections and as a file of settings. An accepted one must stay the same when it is printed
+/// and read again.
 pub fn settings(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(pattern) = text.parse::<NamespacePattern>() {
@@ -58,11 +59,11 @@ pub fn settings(bytes: &[u8]) {
 }
 
 thread_local! {
-    /// The file that is read now.
+    /// The text of the settings file that is being read.
     static FILE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// What `config check` prints for a file.
+/// Returns the text that `config check` prints for a file.
 ///
 /// # Errors
 /// All problems of the file.
@@ -76,11 +77,11 @@ pub fn check_settings(text: &str) -> Result<String, Problems> {
     };
     match resolve(&PROGRAM, &settings_keys(), &sources) {
         Resolution::Run(resolved) => Reader::new(&resolved).finish(resolved.effective()),
-        other => unreachable!("a file asks for nothing else: {other:?}"),
+        other => unreachable!("a file can only lead to a run: {other:?}"),
     }
 }
 
-/// A key of each kind: those that the services share, and two more.
+/// The keys that the services share, and two more, so that there is a key of each kind.
 pub fn settings_keys() -> Vec<Key> {
     let mut keys = vec![
         keys::watch(),
@@ -101,19 +102,19 @@ pub fn settings_keys() -> Vec<Key> {
     keys
 }
 
-/// The values of the lines.
+/// Parses the printed lines into values. The comments, which name the origins, are dropped.
 fn without_origins(printed: &str) -> Option<toml::Table> {
     printed.parse().ok()
 }
 
-/// A stored position of any shape: only one that is absent is a first start.
+/// Reads a stored position of any shape. A rescuer that finds one must never treat its start as the first start.
 pub fn position(bytes: &[u8]) {
     let Ok(found) = bson::from_slice::<FoundPosition>(bytes) else { return };
     let here = Here { pipeline: "p".into(), lineage: None, time: Timestamp { time: 1000, increment: 1 } };
     assert_ne!(start(Some(found), &here), Start::Fresh);
 }
 
-/// What must hold of every plan.
+/// Checks that the plan for an outbox stays within its limit and keeps the delivery order.
 pub fn check_plan(slots: &[Slot], ordering: DeliveryOrder, now: DateTime) {
     let limit = 3;
     let plan = deliverable(slots, Rules { now, ordering, limit, serves: &|via| via.is_none() });
@@ -125,7 +126,7 @@ pub fn check_plan(slots: &[Slot], ordering: DeliveryOrder, now: DateTime) {
     for entry in slots.iter().filter_map(Slot::entry) {
         if taken.peek().is_some_and(|next| next.id == entry.id) {
             taken.next();
-            assert!(!is_closed, "it overtakes an earlier one");
+            assert!(!is_closed, "the entry overtakes an earlier one");
             assert!(entry.dead.is_none() && entry.via.is_none() && hold(entry, now).is_none());
             continue;
         }

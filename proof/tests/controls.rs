@@ -1,5 +1,5 @@
-//! Must-fail controls: a rule that is not kept makes the checker find a counterexample, by the law that it breaks. Otherwise a model
-//! in which everything holds would prove nothing.
+//! Controls that must fail. Each test breaks a rule of the design on purpose, and the checker must find a counterexample to the
+//! law that depends on the rule. Without these tests, a model in which every law holds would prove nothing.
 
 use document_outbox::DeliveryOrder::{Ordered, Unordered};
 use outbox_proof::{
@@ -11,7 +11,7 @@ use outbox_proof::{
     world::Fate,
 };
 
-/// Searches with a broken rule, and expects that this law is broken.
+/// Searches a scenario in which this rule is broken, and asserts that the search finds this law broken.
 fn breaks(scenario: Scenario, rule: Broken, law: &str) {
     let proof = search(scenario.broken(rule));
     let found: Vec<_> = proof.broken.iter().map(|(law, _)| *law).collect();

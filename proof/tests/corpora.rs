@@ -1,4 +1,4 @@
-//! The seeds of fuzzing, and every input that it has found, on a stable toolchain: the same functions as `scripts/fuzz`.
+//! Gives every input of the fuzz corpora to the functions that `scripts/fuzz` tests. These tests run on a stable toolchain.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
@@ -12,7 +12,7 @@ fn every_input_in_the_corpora_is_handled() {
     assert_eq!(
         fs::read_dir(&corpora).unwrap().count(),
         TARGETS.len(),
-        "a corpus for each target, and no other"
+        "the folder must hold one corpus for each target and nothing else"
     );
     for (name, target) in TARGETS {
         let inputs = fs::read_dir(corpora.join(name)).unwrap();

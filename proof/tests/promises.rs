@@ -1,11 +1,11 @@
-//! The promises hold in every scenario, within its short bounds.
+//! Tests that the promises hold in every scenario, within the short bounds.
 
 use outbox_proof::{
     proof::search,
     scenarios::{Bounds, all},
 };
 
-/// One after the other: each search uses all cores.
+/// Runs the searches one after the other, because each search uses all cores.
 #[test]
 fn the_promises_hold_in_every_scenario() {
     let mut broken = Vec::new();

@@ -1,12 +1,13 @@
-//! The broker: a queue of commands, the messages that receivers have not taken, and who reaches it.
+//! The broker: a queue of commands, the messages that no receiver has acknowledged, and the connections of the actors.
 
 use super::{document::EntryId, time::Tick};
 use crate::name::Name;
 
-/// How long a command waits to be taken. By default five minutes; here so short that it happens.
+/// How long a command waits in the queue before it expires. The default of the programs is five minutes; this value is short, so
+/// that commands expire in the model.
 const EXPIRES_AFTER: Tick = 2;
 
-/// `ProcessDocumentMessages`.
+/// A `ProcessDocumentMessages` command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Command {
     pub document: usize,
@@ -19,9 +20,9 @@ pub struct Broker {
     pub commands: Vec<Command>,
     /// Messages that no receiver has acknowledged.
     pub copies: Vec<EntryId>,
-    /// Connections that are down, a bit each.
+    /// The actors whose connections are down, one bit for each actor.
     down: u32,
-    /// Those that stay down.
+    /// The actors whose connections stay down, one bit for each actor.
     never: u32,
 }
 
@@ -35,7 +36,7 @@ impl Broker {
         self.down & 1 << name == 0
     }
 
-    /// Cuts a connection; false when it was down.
+    /// Cuts the connection of an actor. Returns false if the connection was already down.
     pub fn cut(&mut self, name: Name) -> bool {
         let was_up = self.reaches(name);
         self.down |= 1 << name;
@@ -54,7 +55,7 @@ impl Broker {
         self.commands.push(Command { document, expires: now + EXPIRES_AFTER });
     }
 
-    /// A command comes back to the head of the queue.
+    /// Puts a command back at the head of the queue.
     pub fn requeue(&mut self, command: Command) {
         self.commands.insert(0, command);
     }

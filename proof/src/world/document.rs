@@ -8,20 +8,20 @@ use mongodb::bson::{Bson, DateTime, Uuid};
 use super::time::{Tick, at};
 use crate::name::Name;
 
-/// One change that somebody wants, with one message.
+/// The number of a change that an actor wants to make. Each change has one message.
 pub type Intent = u8;
 
-/// The name of a message: that of its intent, and how often that was tried before.
+/// The name of a message: the number of its intent, and how often the intent was tried before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
     pub intent: Intent,
     pub again: u8,
 }
 
-/// The mark of one save.
+/// The etag that one save writes: the saver, and a number.
 pub type Etag = (Name, u8);
 
-/// The value of one claim.
+/// The value that one claim writes: the claimant, and a number.
 pub type Token = (Name, u8);
 
 /// One entry of an outbox.
@@ -33,30 +33,30 @@ pub struct Stored {
     pub claim: Option<Token>,
     pub attempts: u8,
     pub claims: u8,
-    /// Why it is dead.
+    /// The reason for which the entry is dead, or `None` while it is alive.
     pub dead: Option<&'static str>,
 }
 
 /// A document.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Document {
-    /// None before the first save.
+    /// The etag of the last save, or `None` before the first save.
     pub etag: Option<Etag>,
-    /// The intents that took effect, as often as they did.
+    /// The intents that took effect, each as often as it took effect.
     pub effects: Vec<Intent>,
     pub outbox: Vec<Stored>,
-    /// The messages that it remembers as received.
+    /// The messages that the document remembers as received.
     pub received: Vec<EntryId>,
 }
 
 impl Stored {
-    /// An entry as a save of the library writes it, due at once.
+    /// Creates an entry as a save of the library writes it, due at once.
     pub fn new(id: EntryId, now: Tick) -> Self {
         let (created, available) = (Some(now), Some(now));
         Self { id, created, available, claim: None, attempts: 0, claims: 0, dead: None }
     }
 
-    /// The entry as the code reads it.
+    /// Returns the entry in the form in which the code reads it.
     pub fn entry(&self) -> Entry {
         Entry {
             id: uuid_of(self.id),
@@ -75,36 +75,36 @@ impl Stored {
         }
     }
 
-    /// Whether it waits for its time.
+    /// Whether the entry is due only later.
     pub fn is_scheduled(&self, now: Tick) -> bool {
         matches!(hold(&self.entry(), at(now)), Some(Hold::Scheduled(_)))
     }
 }
 
-/// The name of a message as a receiver has it.
+/// Returns the id of a message as a receiver gets it.
 pub fn uuid(id: EntryId) -> uuid::Uuid {
     uuid::Uuid::from_bytes(uuid_of(id).bytes())
 }
 
-/// Neither of version 7, which has a time, nor equal to another.
+/// Returns an id that no other message has. The id is not of version 7, because such an id would contain a time.
 fn uuid_of(id: EntryId) -> Uuid {
     let mut bytes = [0x44; 16];
     (bytes[0], bytes[15]) = (id.again, id.intent);
     Uuid::from_bytes(bytes)
 }
 
-/// An outbox as the code reads it.
+/// Returns an outbox in the form in which the code reads it.
 pub fn slots(outbox: &[Stored]) -> Vec<Slot> {
     outbox.iter().map(|stored| Slot::Entry(Box::new(stored.entry()))).collect()
 }
 
-/// Whether the sweep's query by the index finds a document: one with a living entry whose date has come.
+/// Whether the sweep's query for due entries finds a document with this outbox, because a living entry is due.
 pub fn due_now(outbox: &[Stored], now: Tick) -> bool {
     let is_due = |stored: &Stored| stored.dead.is_none() && stored.available.is_some_and(|at| at <= now);
     outbox.iter().any(is_due)
 }
 
-/// Whether a sweep that reads entries without a date finds a document by one.
+/// Whether the sweep's query for entries without a date finds a document with this outbox.
 pub fn undated(outbox: &[Stored]) -> bool {
     outbox.iter().any(|stored| stored.dead.is_none() && stored.available.is_none())
 }

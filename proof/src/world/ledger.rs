@@ -1,4 +1,5 @@
-//! The events as an outside observer sees them: which messages arrived, how often and in what order, and the answers that callers got.
+//! The events as an outside observer sees them: which messages arrived, how often and in which order, and which answers the
+//! callers got.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +8,7 @@ use super::{
     time::Tick,
 };
 
-/// The final answer that the caller of a save got about an intent.
+/// The final answer to a caller whose save carried an intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Told {
     Applied,
@@ -16,39 +17,40 @@ pub enum Told {
     Unknown,
 }
 
-/// The claim that a message was published under.
+/// The claim under which a message was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claimed {
     pub token: Token,
     pub until: Tick,
 }
 
-/// The ledger.
+/// The record of all events that matter to the laws.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Ledger {
     /// How often each message arrived.
     arrived: BTreeMap<EntryId, u8>,
-    /// Those that may arrive again, because something failed between their publish and the majority's commit of their clear.
+    /// The messages that may arrive again, because something failed after they were published and before the majority had their
+    /// clears.
     doubted: BTreeSet<EntryId>,
     published_under: BTreeMap<EntryId, Claimed>,
     told: BTreeMap<Intent, Told>,
-    /// The time in the oplog until which every change was checked and its commands confirmed, or which a full sweep is owed for.
+    /// A time in the oplog. For each change up to this time, the needed commands were confirmed or a full sweep is still to come.
     pub dealt_with: u8,
-    /// What must not happen, and did.
+    /// The forbidden events that happened.
     pub wrongs: BTreeSet<&'static str>,
 }
 
-/// A message of a save that was never committed.
+/// The wrong of publishing a message whose save the majority does not have.
 pub const PHANTOM: &str = "a message was published whose save the majority does not have";
-/// A message that arrived again without a named reason.
+/// The wrong of repeating a message without a named reason.
 pub const UNEXCUSED: &str = "a message was repeated outside of the named windows";
-/// A message that arrived before an earlier one.
+/// The wrong of delivering a message before an earlier message of its document.
 pub const OVERTAKEN: &str = "a message overtook an earlier one";
-/// A save that was reported as a conflict without another save.
+/// The wrong of reporting a conflict although there was no other save.
 pub const FALSE_CONFLICT: &str = "a conflict was reported although there was no other save";
 
 impl Ledger {
-    /// A message reaches the broker.
+    /// Records that a message has reached the broker. `before` lists the messages that should have arrived earlier.
     pub fn arrives(
         &mut self,
         id: EntryId,
@@ -67,7 +69,7 @@ impl Ledger {
             self.wrongs.insert(OVERTAKEN);
         }
         if *count > 1 {
-            // The claim of the holder before has ended, or something failed.
+            // A repeat is allowed if the claim of the earlier publish has ended, or if something failed.
             let has_ended = self.published_under.get(&id).is_some_and(|before| before.until <= now);
             if !self.doubted.contains(&id) && !has_ended {
                 self.wrongs.insert(UNEXCUSED);
@@ -81,12 +83,12 @@ impl Ledger {
         self.arrived.contains_key(&id)
     }
 
-    /// How often the message that arrived most often did.
+    /// The highest number of times that any one message arrived.
     pub fn most_copies(&self) -> u8 {
         self.arrived.values().copied().max().unwrap_or(0)
     }
 
-    /// From now on a repeat of this message has a reason.
+    /// Notes that a repeat of this message now has a reason.
     pub fn doubt(&mut self, id: EntryId) {
         if self.has_arrived(id) {
             self.doubted.insert(id);

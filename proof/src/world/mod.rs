@@ -1,4 +1,4 @@
-//! The world that the actors share: MongoDB, the broker, the clock, and a ledger of what happened that no process can see.
+//! The world that the actors share: MongoDB, the broker, the clock, and a ledger of all events. No actor can see the ledger.
 
 mod broker;
 mod document;
@@ -27,42 +27,42 @@ pub use self::{
 };
 use crate::{broken::Broken, name::Name};
 
-/// What a broker, or a receiver, makes of a message.
+/// How the broker treats a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fate {
-    /// It is routed and confirmed.
+    /// The broker routes and confirms the message.
     #[default]
     Good,
-    /// No queue is bound for it: it is returned, and acknowledged.
+    /// No queue is bound for the message, so the broker returns and acknowledges it.
     Unroutable,
-    /// It is refused the first time.
+    /// The broker refuses the message the first time.
     RefusedOnce,
-    /// It can never be published.
+    /// The message can never be published.
     Impossible,
 }
 
-/// What doesn't change in a scenario.
+/// The settings of a scenario, which never change while it runs.
 #[derive(Debug, Clone, Default)]
 pub struct Setting {
-    /// How each document keeps order.
+    /// The delivery order of each document.
     pub documents: Vec<DeliveryOrder>,
-    /// The fate of messages, by the number of their intent; of others, they are good.
+    /// The fates of the messages, by the number of their intent. A message beyond the end of this list is good.
     pub fates: Vec<Fate>,
-    /// The majority has a write only after a step of its own.
+    /// Whether the majority receives each write one step after the primary has executed the write.
     pub is_lagging: bool,
-    /// The rule that is not kept.
+    /// The rule of the design that is broken on purpose.
     pub broken: Option<Broken>,
-    /// Processes that never reach the broker.
+    /// The actors that never reach the broker.
     pub without_broker: Vec<Name>,
-    /// A delivered message stays for the next save of its document.
+    /// Whether a delivered message stays in its document until the next save.
     pub defers_clears: bool,
-    /// Delivered messages are kept for receivers.
+    /// Whether the broker keeps delivered messages for receivers.
     pub has_receivers: bool,
-    /// Time passes until then, before the calm.
+    /// The last tick of the time in which faults may strike. A calm run continues after it.
     pub last_tick: Tick,
 }
 
-/// Everything but the memory of the actors.
+/// Everything except the memory of the actors.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct World {
     pub now: Tick,
@@ -73,7 +73,7 @@ pub struct World {
     pub setting: Shared,
 }
 
-/// The part that all states of a scenario share, and no hash need know of.
+/// The settings that all states of a scenario share. They are equal in all states, so hashes leave them out.
 #[derive(Debug, Clone)]
 pub struct Shared(pub Arc<Setting>);
 
@@ -113,13 +113,13 @@ impl World {
         self.setting.0.fates.get(usize::from(id.intent)).copied().unwrap_or_default()
     }
 
-    /// Time passes.
+    /// Lets one tick pass.
     pub fn tick(&mut self) {
         self.now += 1;
         self.broker.expire(self.now);
     }
 
-    /// A message reaches the broker.
+    /// Delivers a message to the broker.
     pub fn arrives(&mut self, document: usize, id: EntryId, claimed: Claimed) {
         let is_committed = self.mongo.majority.has_sent(id);
         let before = self.before(document, id);
@@ -129,7 +129,7 @@ impl World {
         }
     }
 
-    /// The messages of a document that must be delivered before this one, and were not.
+    /// Returns the messages of a document that must be delivered before this message and have not arrived.
     fn before(&self, document: usize, id: EntryId) -> Vec<EntryId> {
         let ordering = self.ordering(document);
         if ordering == DeliveryOrder::Unordered {
@@ -152,7 +152,7 @@ impl World {
         before
     }
 
-    /// Something failed: messages that are published and not durably cleared may be repeated.
+    /// Notes that something failed. From now on, a published message that is not durably cleared may be repeated.
     pub fn doubt_all(&mut self) {
         let uncleared = |data: &Data| -> Vec<EntryId> { data.entries().map(|stored| stored.id).collect() };
         let both = [uncleared(&self.mongo.primary), uncleared(&self.mongo.majority)];

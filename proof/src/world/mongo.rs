@@ -1,7 +1,8 @@
 //! A replica set: the data of its primary, and the data of the majority.
 //!
-//! The primary executes a write at once. The majority has it one step later, or, if another primary is elected before, never:
-//! the new primary begins from what the majority has. A write of a majority that lags further is one that takes its step later.
+//! The primary executes a write at once. The majority has the write one step later. If another primary is elected before that
+//! step, the write is lost, because the new primary begins with the data of the majority. If the majority lags for longer, this
+//! step happens later.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -11,36 +12,36 @@ use super::{
 };
 use crate::name::Name;
 
-/// What a member has.
+/// The data of one member, or of the majority.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Data {
     pub documents: Vec<Document>,
-    /// Every change that left an outbox filled and its entries without a new date, in order, as the rescuer's stream shows them.
+    /// The changes that the rescuer's stream shows, in order.
     pub changes: Vec<Change>,
-    /// The retryable writes that were executed, by their session and number.
+    /// The retryable writes that were executed, each by its session and its number.
     pub executed: BTreeSet<(Name, u8)>,
 }
 
 /// A change that a change stream shows, because it may have made something deliverable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Change {
-    /// Its time in the oplog: later ones have a higher one, whichever node is primary. Given by the primary.
+    /// The time of the change in the oplog. The primary assigns it. A later change has a higher time, also after a failover.
     pub time: u8,
     pub document: usize,
     pub at: Tick,
-    /// The message that was saved by it.
+    /// The message that this change saved, if any.
     pub sent: Option<EntryId>,
 }
 
-/// What is known of an actor's last write.
+/// How durable the last write of an actor is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Durability {
-    /// There is none, or the majority has it.
+    /// The majority has the write, or there was no write.
     #[default]
     Durable,
-    /// The primary has it.
+    /// Only the primary has the write.
     Pending,
-    /// Another primary was elected, which doesn't have it.
+    /// Another primary was elected, which doesn't have the write.
     RolledBack,
 }
 
@@ -49,7 +50,7 @@ pub enum Durability {
 pub struct Mongo {
     pub primary: Arc<Data>,
     pub majority: Arc<Data>,
-    /// By actor.
+    /// The durability of the last write of each actor.
     last_write: Vec<Durability>,
     is_lagging: bool,
     /// The time of the latest change of any primary.
@@ -57,12 +58,12 @@ pub struct Mongo {
 }
 
 impl Change {
-    /// A change that the primary is to give its time.
+    /// Creates a change with a message. The primary assigns the time later.
     pub fn saved(document: usize, at: Tick, sent: EntryId) -> Self {
         Self { time: 0, document, at, sent: Some(sent) }
     }
 
-    /// The same, of a change without a message.
+    /// Creates a change without a message. The primary assigns the time later.
     pub fn other(document: usize, at: Tick) -> Self {
         Self { time: 0, document, at, sent: None }
     }
@@ -73,17 +74,17 @@ impl Data {
         self.documents.iter().flat_map(|document| &document.outbox)
     }
 
-    /// The messages that were saved, each with its document.
+    /// Returns the messages that were saved, each with the number of its document.
     pub fn sent(&self) -> impl Iterator<Item = (usize, EntryId)> {
         self.changes.iter().filter_map(|change| Some((change.document, change.sent?)))
     }
 
-    /// Whether a save with this message is part of it.
+    /// Whether this data contains a save with this message.
     pub fn has_sent(&self, id: EntryId) -> bool {
         self.sent().any(|(_, sent)| sent == id)
     }
 
-    /// The entries of a document with these ids and this claim.
+    /// Returns the entries of a document that have one of these ids and this claim.
     pub fn claimed(&mut self, document: usize, ids: &[EntryId], claim: (Name, u8)) -> Vec<&mut Stored> {
         let outbox = &mut self.documents[document].outbox;
         outbox.iter_mut().filter(|stored| ids.contains(&stored.id) && stored.claim == Some(claim)).collect()
@@ -102,7 +103,7 @@ impl Mongo {
         }
     }
 
-    /// The primary executes a write of this actor, which may find nothing to change.
+    /// Executes a write of this actor on the primary. The write may find nothing to change.
     pub fn write<T>(&mut self, by: Name, write: impl FnOnce(&mut Data) -> T) -> T {
         let written = self.also(write);
         if self.is_lagging {
@@ -111,7 +112,7 @@ impl Mongo {
         written
     }
 
-    /// The same, for a write that no one waits for.
+    /// Executes a write on the primary without tracking its durability, because no actor waits for the write.
     pub fn also<T>(&mut self, write: impl FnOnce(&mut Data) -> T) -> T {
         let primary = Arc::make_mut(&mut self.primary);
         let written = write(primary);
@@ -125,12 +126,12 @@ impl Mongo {
         written
     }
 
-    /// What became of this actor's last write.
+    /// Returns how durable the last write of this actor is.
     pub fn last_write(&self, by: Name) -> Durability {
         self.last_write[by]
     }
 
-    /// A process that waited for its last write no longer does.
+    /// Notes that this actor no longer waits for its last write.
     pub fn forget(&mut self, by: Name) {
         self.last_write[by] = Durability::Durable;
     }
@@ -139,7 +140,7 @@ impl Mongo {
         self.primary != self.majority || self.last_write.contains(&Durability::Pending)
     }
 
-    /// The majority has all that the primary has.
+    /// Copies all data of the primary to the majority.
     pub fn replicate(&mut self) {
         self.majority = self.primary.clone();
         for last in &mut self.last_write {
@@ -149,7 +150,7 @@ impl Mongo {
         }
     }
 
-    /// Another primary is elected: false if this loses no write.
+    /// Elects another primary. Returns false if no write is lost.
     pub fn fail_over(&mut self) -> bool {
         let loses = self.is_behind();
         self.primary = self.majority.clone();

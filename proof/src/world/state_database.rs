@@ -1,31 +1,31 @@
-//! The state database. Its writes wait for the majority before their writer believes them, so it is modelled as what the majority
-//! has: a write of which that is not known yet is one that has not taken its step.
+//! The state database. A writer counts a write as done only once the majority has it, so the model keeps only the data of the
+//! majority. A write that the majority does not have yet is a step that has not been taken yet.
 
 use super::time::Tick;
 use crate::name::Name;
 
-/// The lease of the stream.
+/// The lease on the stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Lease {
     pub owner: Option<Name>,
     pub epoch: u8,
-    /// None if it was released.
+    /// The tick at which the lease ends, or `None` if the lease was released.
     pub until: Option<Tick>,
-    /// One that stands by and can send commands, and until when its word counts.
+    /// A standby rescuer that has reported that it can send commands, and the tick until which this report counts.
     pub able: Option<(Name, Tick)>,
 }
 
 /// The position of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// How many changes lie before it.
+    /// The time in the oplog of the last change that the position has passed.
     pub behind: u8,
     pub epoch: u8,
-    /// Whether it is usable: history may be lost.
+    /// Whether the oplog still reaches back to the position.
     pub is_of_use: bool,
 }
 
-/// Lease and position.
+/// The contents of the state database: the lease and the position.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct StateDatabase {
     pub lease: Lease,
@@ -33,12 +33,12 @@ pub struct StateDatabase {
 }
 
 impl StateDatabase {
-    /// Moves a position on. False where it is gone, or another has a higher epoch.
+    /// Moves the saved position forward. Returns false if the position is gone or has a higher epoch.
     pub fn save(&mut self, behind: u8, epoch: u8) -> bool {
         self.position.is_some() && self.take(behind, epoch)
     }
 
-    /// Writes a position where there is none of a higher epoch, as a new owner does.
+    /// Writes a position, as a new owner does. Returns false if the saved position has a higher epoch.
     pub fn take(&mut self, behind: u8, epoch: u8) -> bool {
         if self.position.is_some_and(|position| position.epoch > epoch) {
             return false;

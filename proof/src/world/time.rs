@@ -1,4 +1,4 @@
-//! Time in ticks of ten seconds, and as the code knows it.
+//! Time in ticks of ten seconds, and its conversion to the types that the code uses.
 
 use std::{
     sync::OnceLock,
@@ -7,42 +7,42 @@ use std::{
 
 use mongodb::bson::DateTime;
 
-/// A moment.
+/// A moment, as the number of ticks since the beginning.
 pub type Tick = u8;
 
-/// What passes in one tick.
+/// The duration of one tick.
 pub const TICK: Duration = Duration::from_secs(10);
-/// Of the rescuer.
+/// The delay of the rescuer: the age at which it takes care of an undelivered message.
 pub const DELAY: Tick = 1;
 /// How long an inline claim lasts.
 pub const INLINE_LEASE: Tick = 1;
 /// How long a worker's claim lasts.
 pub const CLAIM_LEASE: Tick = 2;
-/// How long a rescuer owns a stream at a time.
+/// How long the lease on a stream lasts before its owner must renew it.
 pub const OWNERSHIP_LEASE: Tick = 2;
-/// How long the sweep waits at first before it queues the same state again.
+/// How long the sweep waits before it queues a document in the same state a second time.
 pub const REQUEUE_PAUSE: Tick = 1;
 
 const BEGINNING: i64 = 1_700_000_000_000;
 
-/// A moment as a date of the server.
+/// Converts a moment to a date of the server.
 pub fn at(tick: Tick) -> DateTime {
     DateTime::from_millis(BEGINNING + i64::from(tick) * 10_000)
 }
 
-/// The moment of a date.
+/// Converts a date of the server to a moment.
 pub fn tick_of(date: DateTime) -> Tick {
     let ticks = (date.timestamp_millis() - BEGINNING).div_euclid(10_000);
     Tick::try_from(ticks).unwrap_or(0)
 }
 
-/// A moment by a process's own clock.
+/// Converts a moment to the time on a process's own clock.
 pub fn instant(tick: Tick) -> Instant {
     static BEGAN: OnceLock<Instant> = OnceLock::new();
     *BEGAN.get_or_init(Instant::now) + ticks(tick)
 }
 
-/// A number of ticks.
+/// The duration of a number of ticks.
 pub fn ticks(count: Tick) -> Duration {
     TICK * u32::from(count)
 }

@@ -1,4 +1,5 @@
-//! Saves whose delivered messages stay for a while, between writes of others: such a save may replace the whole array.
+//! Saves with deferred clears, between writes of other programs. The delivered messages of such a save stay in the outbox for a
+//! while, and the next save may replace the whole array.
 
 use std::{
     collections::HashMap,
@@ -24,15 +25,15 @@ use crate::{
 
 const CASES: usize = 200;
 const AT_ONCE: usize = 16;
-/// So long that no test reaches its end.
+/// A duration so long that no test reaches its end.
 const FOR_EVER: Duration = Duration::from_mins(10);
 
-/// One step on a document.
+/// A step that changes or loads a document.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The application sends that many messages.
+    /// The application saves the document with this number of messages.
     Save(usize),
-    /// It loads the document again.
+    /// The application loads the document again.
     Load,
     /// Another program pushes a message.
     Push,
@@ -80,7 +81,7 @@ impl Message for Number {
     const TYPE: &'static str = "number";
 }
 
-/// Notes what it was given, by document.
+/// A deliverer that notes the ids of the messages that it was given, by document.
 #[derive(Clone, Default)]
 struct Noted(Arc<Mutex<HashMap<i32, Vec<Uuid>>>>);
 
@@ -96,7 +97,7 @@ impl Deliver for Noted {
     }
 }
 
-/// What must be true of a document in the end.
+/// The elements of a document that must be delivered or still be there in the end.
 #[derive(Default)]
 struct Ledger {
     sent: Vec<Uuid>,
@@ -104,8 +105,8 @@ struct Ledger {
     odd: Vec<Bson>,
 }
 
-/// *A save removes only entries that it delivered. Every message is delivered once and in order, and what others pushed is
-/// delivered or still there.*
+/// *A save removes only entries that were delivered. Every message of the application is delivered once and in order, and each
+/// element that another program pushed is delivered or still there.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_save_removes_what_others_pushed() {
     let server = Server::open().await;
@@ -179,7 +180,7 @@ async fn push(server: &Server, id: i32, element: Bson) {
 }
 
 impl Ledger {
-    /// The first of these that was pushed, and was still there.
+    /// Forgets the element that another program removed from the outbox.
     fn forget(&mut self, element: &Bson) {
         if let Some(place) = self.odd.iter().position(|odd| bytes(odd) == bytes(element)) {
             self.odd.remove(place);
@@ -192,7 +193,7 @@ impl Ledger {
 fn check(ledger: &Ledger, delivered: &[Uuid], left: &[Bson], steps: &[Step]) {
     let is_foreign = |id: &&Uuid| !ledger.sent.contains(id);
     let own: Vec<Uuid> = delivered.iter().filter(|id| !is_foreign(id)).copied().collect();
-    assert_eq!(own, ledger.sent, "each once, in order: {steps:?}");
+    assert_eq!(own, ledger.sent, "each message must be delivered once and in order: {steps:?}");
 
     let id_of = |element: &Bson| element.as_document().and_then(|entry| entry.get("id").cloned());
     let (entries, odd): (Vec<&Bson>, Vec<&Bson>) = left.iter().partition(|element| id_of(element).is_some());

@@ -1,5 +1,5 @@
-//! A worker's pass over generated documents, and saves of them. Claims, clears, failures, deaths and releases are carried out by the
-//! server, and the result is compared with a plain description of it.
+//! Properties of a worker's pass over generated documents, and of saves of such documents. The server executes the claims, clears,
+//! failures, deaths and releases. The tests compare the stored result with the result of a simple simulation.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,8 +28,9 @@ use crate::{
 
 const CASES: usize = 400;
 const AT_ONCE: usize = 16;
-/// In an expected entry: a date that is not before the test's beginning, or minutes after it.
+/// Stands, in an expected entry, for any date that is not before the beginning of the test.
 const JUST_NOW: DateTime = DateTime::from_millis(i64::MAX);
+/// Stands, in an expected entry, for any date that is more than ten minutes after the beginning of the test.
 const LATER: DateTime = DateTime::from_millis(i64::MAX - 1);
 
 fn retry() -> RetryPolicy {
@@ -53,7 +54,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         .prop_map(|(outcome, handler)| Answer { outcome, delivered_to: handler.into_iter().collect() })
 }
 
-/// Answers each message as its case says.
+/// A deliverer that gives each message the answer of its case.
 struct Scripted(HashMap<(i32, Uuid), Answer>);
 
 #[async_trait]
@@ -67,8 +68,8 @@ impl Deliver for Scripted {
     }
 }
 
-/// *Whatever a delivery writes changes the entries it is about, and their known fields, as their outcome says. Everything else in
-/// the array stays, in its order.*
+/// *The writes of a delivery change only the entries that were delivered, and only their known fields, as the outcomes require. All
+/// other elements of the array stay, in their order.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_writes_only_what_its_outcomes_say() {
     let server = Server::open().await;
@@ -116,7 +117,8 @@ impl Case {
         Self { before, ordering, answers: ids.into_iter().zip(answers).collect() }
     }
 
-    /// The outbox after a pass, in words: due messages are claimed and tried in their order until one stops the pass.
+    /// Simulates a pass and returns the outbox after it. The pass claims and tries due messages in their order until one message
+    /// stops the pass.
     fn after_a_pass(&self, now: DateTime) -> Vec<Bson> {
         let mut array = Array(self.before.clone());
         loop {
@@ -134,7 +136,7 @@ impl Case {
         }
     }
 
-    /// Carries out the outcomes of one claim; false if the pass ends with it.
+    /// Applies the outcomes of one claim. Returns false if the pass ends with this claim.
     fn deliver(&self, array: &mut Array, claimed: &[&Entry], now: DateTime) -> bool {
         let is_ordered = self.ordering != DeliveryOrder::Unordered;
         let (mut stopped, mut unavailable) = (false, false);
@@ -182,7 +184,7 @@ fn has_id(element: &Bson, id: Uuid) -> bool {
     element.as_document().and_then(|entry| entry.get("id")) == Some(&Bson::from(id))
 }
 
-/// An outbox, and what writes do to the elements of an id.
+/// A simulated outbox, in which each write changes the elements that have a given id.
 struct Array(Vec<Bson>);
 
 impl Array {
@@ -237,12 +239,12 @@ impl Array {
     }
 }
 
-/// A count of any numeric type.
+/// Returns a count that is stored as any numeric type.
 fn whole(value: &Bson) -> i64 {
     match value {
         Bson::Int32(number) => i64::from(*number),
         Bson::Int64(number) => *number,
-        #[allow(clippy::cast_possible_truncation, reason = "small and whole")]
+        #[allow(clippy::cast_possible_truncation, reason = "the count is small and whole")]
         Bson::Double(number) => *number as i64,
         other => panic!("{other} is not a count"),
     }
@@ -269,7 +271,7 @@ fn is_same_entry(expected: &Document, found: &Document, began: DateTime) -> bool
         })
 }
 
-/// An aggregate that knows one field.
+/// An aggregate that declares only one of the fields of the stored document.
 #[derive(Debug, Serialize, Deserialize)]
 struct Known {
     #[serde(rename = "_id")]
@@ -298,7 +300,7 @@ impl Message for Any {
     const TYPE: &'static str = "any";
 }
 
-/// A message as it is sent.
+/// A message in the form in which the test sends it.
 #[derive(Debug, Clone)]
 struct Sent {
     payload: Bson,
@@ -312,8 +314,8 @@ fn any_sent() -> impl Strategy<Value = Sent> {
     (any_bson(), headers, after).prop_map(|(payload, headers, after)| Sent { payload, headers, after })
 }
 
-/// *A save appends its messages, which are read as they were sent, and sets the fields that changed. Entries and fields of others
-/// stay as they are.*
+/// *A save appends its messages and sets the fields that changed. The messages are read as they were sent. Entries and fields of
+/// other writers stay as they are.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_save_appends_what_is_read_as_it_was_sent() {
     let server = Server::open().await;

@@ -1,4 +1,5 @@
-//! Generated outboxes: entries in any state, of this library and of other writers, with fields and elements that no one knows.
+//! Generates outboxes. The entries are in any state and come from this library or from other writers. Some have unknown fields,
+//! and some elements are not entries.
 
 use document_outbox::internal::{Slot, read_outbox};
 use mongodb::bson::{Bson, DateTime, Document, Uuid, doc};
@@ -8,14 +9,14 @@ use crate::generated::any_bson;
 
 pub(crate) const MINUTE: i64 = 60_000;
 
-/// An element, for a time that is not known yet.
+/// An element whose dates are relative to a time that is not known yet.
 #[derive(Debug, Clone)]
 pub(crate) enum Part {
-    /// An entry; dates are in minutes from then.
+    /// An entry. The dates are in minutes after that time.
     Entry { fields: Document, dates: Vec<(&'static str, i64)> },
-    /// Something else.
+    /// An element that is not an entry.
     Odd(Bson),
-    /// The message of an earlier place, pushed again.
+    /// A message from an earlier place in the outbox, pushed again.
     Again(prop::sample::Index),
 }
 
@@ -31,7 +32,7 @@ fn any_part() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// Dates in hours, so that none passes while a test runs.
+/// Generates an entry. Its dates are hours away from now, so that no date passes while a test runs.
 fn any_entry() -> impl Strategy<Value = Part> {
     let made = prop::option::of(Just(-120i64));
     let available =
@@ -86,7 +87,7 @@ fn any_entry() -> impl Strategy<Value = Part> {
     )
 }
 
-/// The elements at that time.
+/// Returns the elements with their dates relative to `now`.
 pub(crate) fn outbox(parts: Vec<Part>, now: DateTime) -> Vec<Bson> {
     let mut elements: Vec<Bson> = Vec::new();
     for part in parts {
@@ -111,7 +112,7 @@ pub(crate) fn slots(outbox: &[Bson]) -> Vec<Slot> {
     read_outbox(Some(&Bson::from(outbox.to_vec()))).unwrap()
 }
 
-/// An element byte by byte; NaN equals itself.
+/// Returns the bytes of an element, so that a comparison finds NaN equal to itself.
 pub(crate) fn bytes(value: &Bson) -> Vec<u8> {
     mongodb::bson::to_vec(&doc! { "": value }).unwrap()
 }

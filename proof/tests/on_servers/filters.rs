@@ -1,5 +1,5 @@
-//! The queries and filters that the server is given, against the decision about the documents that it returns: a document that needs
-//! a command is never left out.
+//! Compares the queries and filters that the server executes with the decision whether a document needs a command. No query or
+//! filter may leave out a document that needs a command.
 
 use std::collections::BTreeSet;
 
@@ -28,8 +28,8 @@ const DELAY: std::time::Duration = std::time::Duration::from_secs(15);
 
 type Ids = BTreeSet<i32>;
 
-/// *A document that the sweep would rescue for an entry with a date is found by the query for due entries, and for one without a date
-/// by the query for those. A document without a living entry is found by neither.*
+/// *If the sweep would rescue a document for an entry with a date, the query for due entries finds the document. If the entry has
+/// no date, the query for entries without a date finds the document. Neither query finds a document without a living entry.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sweep_asks_for_every_document_it_would_rescue() {
     let server = Server::open().await;
@@ -55,7 +55,7 @@ async fn the_sweep_asks_for_every_document_it_would_rescue() {
             outbox.iter().filter_map(Bson::as_document).any(|entry| !entry.contains_key("dead_at"));
         assert!(has_living || !(due.contains(&id) || without_date.contains(&id)), "{outbox:#?}");
     }
-    assert!(wanted > CASES / 10, "only {wanted} documents to rescue");
+    assert!(wanted > CASES / 10, "the sweep would rescue only {wanted} documents");
     server.close().await;
 }
 
@@ -71,18 +71,18 @@ fn verdict(outbox: &[Bson], order: DeliveryOrder, moment: Moment) -> Verdict {
 /// A change to a document with an outbox.
 #[derive(Debug, Clone)]
 enum Change {
-    /// Of a field outside the outbox.
+    /// Changes a field outside the outbox.
     Elsewhere,
     Push(Vec<Part>),
     Replace(Vec<Part>),
     /// Removes an entry, as a clear does.
     Pull(usize),
-    /// As a worker writes them.
+    /// Claims an entry. This change and the next three are those that a worker writes.
     Claim(usize),
     Fail(usize),
     Die(usize),
     Release(usize),
-    /// By hand.
+    /// Removes a field of an entry. This change and the following ones are those that somebody makes by hand.
     Unset(usize, &'static str),
     Set(usize, &'static str, Bson),
     Overwrite(usize, Part),
@@ -127,8 +127,8 @@ fn any_change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// *A change after which a document needs a command, and before which it needed none, is shown by the stream, or the entry has a
-/// date by which the sweep finds it. Claims and failures are not shown: they would double the stream.*
+/// *If a document needs a command after a change and needed none before, the stream shows the change, or the entry has a date by
+/// which the sweep finds the document. The stream does not show claims and failures, because they would double its length.*
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_shows_every_change_that_makes_work() {
     let server = Server::open().await;
@@ -174,7 +174,7 @@ async fn the_stream_shows_every_change_that_makes_work() {
     server.close().await;
 }
 
-/// Makes the change; false if there is nothing to change.
+/// Makes the change. Returns false if there is nothing to change.
 async fn apply(
     orders: &Collection<Document>,
     id: i32,
@@ -185,7 +185,7 @@ async fn apply(
     let one = doc! { "_id": id };
     let later = DateTime::from_millis(now.timestamp_millis() + 60 * MINUTE);
     let at = |place: &usize, field: &str| format!("outbox.{place}.{field}");
-    // Only an entry's field can be set: the server refuses it in another element.
+    // The server refuses to set a field of an element that is not a document.
     let is_entry = |place: &usize| before.get(*place).is_some_and(|element| element.as_document().is_some());
     let update = match change {
         Change::Elsewhere => doc! { "$set": { "other": 1 } },

@@ -1,4 +1,4 @@
-//! Properties of generated documents on a real MongoDB. Needs `eval "$(scripts/services env)"`.
+//! Properties of generated documents on a real MongoDB. Run `eval "$(scripts/services env)"` before these tests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
 

@@ -1,4 +1,4 @@
-//! A database of the test's own.
+//! A database that only one test uses.
 
 use document_outbox::internal::ServerClock;
 use mongodb::{
@@ -35,7 +35,7 @@ impl Server {
         ServerClock::new(self.client.clone()).now().await.unwrap()
     }
 
-    /// Stores documents with `_id` from 0, each with these fields.
+    /// Stores one document for each item, with the fields of the item. The values of `_id` count from 0.
     pub(crate) async fn insert(&self, documents: impl IntoIterator<Item = Document>) {
         let numbered = documents.into_iter().zip(0i32..).map(|(fields, id)| {
             let mut document = doc! { "_id": id };
@@ -50,7 +50,7 @@ impl Server {
         orders.find_one(doc! { "_id": id }).await.unwrap().expect("the document is there")
     }
 
-    /// The elements of a stored outbox.
+    /// Returns the elements of a stored outbox.
     pub(crate) async fn outbox(&self, id: i32) -> Vec<Bson> {
         let stored = Document::try_from(self.stored(id).await.as_ref()).unwrap();
         stored.get_array("outbox").unwrap().clone()
@@ -61,7 +61,8 @@ impl Server {
     }
 }
 
-/// That many values of a strategy, other ones in each run; `OUTBOX_TEST_SEED` repeats a run.
+/// Generates `count` values with a strategy. Each run generates other values, unless `OUTBOX_TEST_SEED` has the seed of an
+/// earlier run.
 pub(crate) fn generate<T>(count: usize, strategy: impl Strategy<Value = T>) -> Vec<T> {
     let seed = match std::env::var("OUTBOX_TEST_SEED") {
         Ok(seed) => seed.parse().expect("OUTBOX_TEST_SEED is a number"),

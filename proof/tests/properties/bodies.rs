@@ -1,4 +1,4 @@
-//! Bodies equal the output of `serde_json` for the same message, and extended JSON keeps every type.
+//! Properties of bodies: a body equals the output of `serde_json` for the same message, and extended JSON keeps every type.
 
 use std::collections::BTreeMap;
 
@@ -121,7 +121,8 @@ fn any_shape() -> impl Strategy<Value = Shape> {
     })
 }
 
-/// With the exceptions of `deliver::json`: words for numbers that are not finite, and the shortest decimal of an `f32`.
+/// Applies the documented exceptions of `deliver::json`: a number that is not finite becomes a word, and an `f32` becomes its
+/// shortest decimal.
 fn as_documented(shape: &Shape) -> Shape {
     let both = |values: &[Shape; 2]| Box::new([as_documented(&values[0]), as_documented(&values[1])]);
     let one = |value: &Shape| Box::new(as_documented(value));
@@ -149,7 +150,7 @@ fn as_documented(shape: &Shape) -> Shape {
     }
 }
 
-/// A value of BSON's own types.
+/// Generates a floating-point number, or a value of a type that BSON has and JSON does not have.
 fn any_rare_bson() -> impl Strategy<Value = Bson> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..20);
     let text = || "[^\0]{0,5}";
@@ -177,7 +178,7 @@ fn any_rare_bson() -> impl Strategy<Value = Bson> {
     ]
 }
 
-/// The bytes of a value; every NaN is the same.
+/// Returns the bytes of a value. Every NaN has the same bytes.
 fn bytes(value: &Bson) -> Vec<u8> {
     let value = if matches!(value, Bson::Double(number) if number.is_nan()) {
         &Bson::Double(f64::NAN)

@@ -1,13 +1,13 @@
-//! Values that no one would write by hand.
+//! Strategies that generate odd values, documents and orders.
 
-#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses only some of the strategies")]
 
 use document_outbox::DeliveryOrder;
 use mongodb::bson::{Bson, Document, Uuid};
 use outbox_proof::world::at;
 use proptest::prelude::*;
 
-/// A value of any of the common types, nested a little.
+/// Generates a value of a common BSON type, nested up to three levels deep.
 pub fn any_bson() -> impl Strategy<Value = Bson> {
     let leaf = prop_oneof![
         Just(Bson::Null),

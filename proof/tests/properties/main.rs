@@ -1,4 +1,4 @@
-//! Properties of single decisions, for values that no one would write by hand.
+//! Properties of single decisions, tested with generated values.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
@@ -26,7 +26,7 @@ use proptest::prelude::*;
 
 use crate::generated::{any_bson, any_order};
 
-/// An element in the form of an entry, of which some fields have any value.
+/// Generates an element in the form of an entry. Some of its fields have values of any type.
 fn odd_element() -> impl Strategy<Value = Bson> {
     let fields = [
         "id",
@@ -52,7 +52,7 @@ fn odd_element() -> impl Strategy<Value = Bson> {
     })
 }
 
-/// An entry in any state.
+/// Generates an entry in any state.
 fn any_entry() -> impl Strategy<Value = Entry> {
     let dates = (prop::option::of(0..14u8), prop::option::of(0..14u8));
     let counts = (0..12i64, 0..12i64);
@@ -157,7 +157,7 @@ proptest! {
         for entry in &entries {
             let of: Vec<_> = dates.iter().filter(|(_, ids)| ids.contains(&entry.id)).collect();
             prop_assert_eq!(of.len(), 1);
-            // One that was due when it was sent is due at once, by the clock of the reader.
+            // A claimed entry that was created by now is due at once, by the reader's clock.
             if entry.created_at.is_some_and(|made| made <= at(now)) && entry.claimed_by.is_some() {
                 prop_assert!(of[0].0.is_some_and(|due| due <= at(now)));
             }

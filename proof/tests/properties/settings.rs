@@ -1,10 +1,10 @@
-//! Settings: read, printed, and read again.
+//! Properties of settings: a file is read, printed, and read again.
 
 use outbox_proof::targets::{check_settings, settings_keys};
 use outbox_service::{Key, Kind};
 use proptest::prelude::*;
 
-/// A value that a key takes, as the file has it.
+/// Generates a value that a key accepts, in the notation of the file.
 fn value_of(key: &Key) -> BoxedStrategy<String> {
     match key.kind() {
         Kind::Duration(bounds) => {
@@ -44,11 +44,11 @@ fn value_of(key: &Key) -> BoxedStrategy<String> {
 }
 
 fn literal(text: &str) -> String {
-    // A JSON string is a TOML string, except for one character.
+    // A JSON string is also a TOML string, except that TOML wants one more character escaped.
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
-/// A file with a value for some of the keys.
+/// Generates a file with values for some of the keys.
 fn any_file() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     let lines: Vec<_> = settings_keys()
         .iter()
