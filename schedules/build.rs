@@ -1,29 +1,29 @@
-//! Writes copies of tested files. The broken ones lack one rule each, and a test expects the schedules to find that.
+//! Writes copies of files under test. Each broken copy breaks one rule, and a test expects its schedules to fail.
 
 #![allow(clippy::expect_used, reason = "a build that cannot continue ends")]
 
 use std::{env, fs, path::Path};
 
-/// A copy of a file under `src/` of the library, with texts that are replaced in it.
+/// A copy of a file under the library's `src/`, in which some texts are replaced.
 struct Copy {
     file: &'static str,
     name: &'static str,
     replaced: &'static [(&'static str, &'static str)],
 }
 
-/// The shuttle has no such function.
+/// Replaces a call of `recv_many`, which shuttle's channel lacks, by one of this crate's own function.
 const RECV_MANY: (&str, &str) =
     ("queue.recv_many(&mut taken, most).await", "crate::recv_many(&mut queue, &mut taken, most).await");
 
 const COPIES: [Copy; 7] = [
     Copy { file: "mongo/batching.rs", name: "batching_as_is", replaced: &[RECV_MANY] },
-    // A batch that ends wakes no task.
+    // This copy breaks a rule: a batch that ends wakes no task.
     Copy {
         file: "mongo/batching.rs",
         name: "batching",
         replaced: &[RECV_MANY, ("        self.batches.freed.notify_one();\n", "")],
     },
-    // Clears are forgotten when the save that took them fails.
+    // This copy breaks a rule: clears are forgotten when the save that took them fails.
     Copy {
         file: "dispatch/deferred_clears.rs",
         name: "deferred_clears",
@@ -34,7 +34,7 @@ const COPIES: [Copy; 7] = [
             state.closed",
         )],
     },
-    // A flush begins to wait after it has read the state.
+    // This copy breaks a rule: a flush begins to wait only after it has read the state.
     Copy {
         file: "dispatch/deferred_clears.rs",
         name: "late_flush",
@@ -50,13 +50,13 @@ const COPIES: [Copy; 7] = [
             self.went.notified().await;",
         )],
     },
-    // A task leaves its work to one that is at work already, and not to one that waits.
+    // This copy breaks a rule: a task leaves its work to any task that uses the lock, even to one that is already at work.
     Copy {
         file: "dispatch/document_locks.rs",
         name: "document_locks",
         replaced: &[("if place.waiting > 0 && if_one_waits", "if place.users > 0 && if_one_waits")],
     },
-    // The scheduler doesn't know tokio-util's types. The added line is where another task may run.
+    // This copy breaks no rule. The scheduler ignores tokio-util's types, so the added line lets another task run.
     Copy {
         file: "dispatch/seats.rs",
         name: "seats_as_is",
@@ -66,7 +66,7 @@ const COPIES: [Copy; 7] = [
         if self.closing.is_cancelled() {",
         )],
     },
-    // A save is counted after it has read that the dispatcher is not closing.
+    // This copy breaks a rule: a save is counted only after it has read that the dispatcher is not closing.
     Copy {
         file: "dispatch/seats.rs",
         name: "seats",
@@ -100,7 +100,7 @@ fn main() {
             text = text.replace(rule, other);
         }
 
-        // A file that is included has no documentation of its own.
+        // An included file must not begin with a module comment, so the copy leaves it out.
         let lines = text.lines().skip_while(|line| line.starts_with("//!"));
         let text: String = lines.flat_map(|line| [line, "\n"]).collect();
         fs::write(Path::new(&out).join(format!("{name}.rs")), text).expect("the copy can be written");

@@ -1,14 +1,14 @@
-//! Engines broken on purpose, which a storm must find.
+//! Ways to break the engine on purpose; a storm must find each of them.
 
 use clap::ValueEnum;
 
-/// What is broken.
+/// The part of the engine that is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Control {
     /// Messages leave their document before RabbitMQ has confirmed them.
     ClearBeforeConfirm,
-    /// The rescuer has its stream, and no sweep.
+    /// The rescuer reads its stream, but never sweeps.
     NoSweep,
-    /// There is no rescuer.
+    /// No rescuer runs.
     NoRescuer,
 }

@@ -1,9 +1,9 @@
-//! Breaks document-outbox on real servers, by seed: `scripts/chaos --help` says more.
+//! Lets storms of faults strike document-outbox on real servers. `scripts/chaos --help` lists the options.
 //!
 //! # Flow
-//! A run puts applications, rescuers and dispatchers on a [`system`], each process with [links](proxy) of its own to its servers.
-//! The [`storm`] strikes with [`faults`] that were drawn from the seed, and heals them. Then everything has to drain, and the
-//! [`ledger`] compares what the applications said with what a consumer of the harness received.
+//! A run starts a [`system`] of applications, rescuers and dispatchers. Each process has its own [links](proxy) to its servers.
+//! The [`storm`] strikes with [`faults`] that were drawn from the seed, and heals each of them. Afterwards every outbox must become
+//! empty. The [`ledger`] compares the saves that the applications reported with the messages that the harness's consumer received.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -36,7 +36,7 @@ use clap::{Parser, Subcommand};
 
 use crate::session::Session;
 
-/// Breaks document-outbox on real servers, by seed.
+/// Lets storms of faults, drawn from seeds, strike document-outbox on real servers.
 #[derive(Debug, Parser)]
 #[command(name = "outbox-chaos")]
 struct Arguments {
@@ -46,17 +46,17 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lets storms rage.
+    /// Runs storms.
     Storm(Session),
-    /// Writes the table of the runs in these files.
+    /// Prints a table of the runs in these files.
     Report {
-        /// What `storm` appended to.
+        /// Files that `storm --resume` wrote.
         files: Vec<PathBuf>,
     },
-    /// One application of a storm.
+    /// Runs one application of a storm.
     #[command(hide = true)]
     Application {
-        /// As JSON.
+        /// The job of the application, as JSON.
         job: String,
     },
 }
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         Command::Report { files } => session::show_report(&files),
         Command::Application { job } => runtime.block_on(apply(&job)),
     };
-    // What is still under way ends with its processes.
+    // Tasks that still run are abandoned; the process ends right after this.
     runtime.shutdown_background();
     ended.unwrap_or_else(|error| {
         eprintln!("chaos: {error:#}");

@@ -1,4 +1,4 @@
-//! Ports for servers that are stopped and started again.
+//! Chooses ports for servers that are stopped and started again.
 
 use std::{
     net::TcpListener,
@@ -7,17 +7,17 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// Below those that the system gives to connections: one of them could take the port of a server that is down for a moment, and
-/// a client that dials such a port can even connect to itself.
+/// The range from `FIRST` to `LAST` is below the ports that the operating system gives to outgoing connections. A connection could
+/// otherwise take the port of a server that is down for a moment, and a client that dials such a port can even reach itself.
 const FIRST: u16 = 21_000;
 const LAST: u16 = 31_999;
 
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-/// A port that is free now, and that this process has not given out lately.
+/// Returns a port that is free now, and that this process has not returned recently.
 pub(crate) fn free_port() -> Result<u16> {
     let ports = LAST - FIRST;
-    // Two concurrent harnesses begin at different places.
+    // Each harness begins at another port, so that two of them rarely try the same ones.
     let begin = u16::try_from(std::process::id() % u32::from(ports)).unwrap_or_default();
     for _ in 0..ports {
         let turn = NEXT.fetch_add(1, Ordering::Relaxed) % ports;

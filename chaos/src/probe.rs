@@ -1,4 +1,4 @@
-//! An observer of the servers and of the machine, outside all processes and links.
+//! Watches the MongoDB set and the machine, without any of the links.
 
 use std::{
     sync::Arc,
@@ -17,30 +17,30 @@ use tokio::{
 
 use crate::servers::Set;
 
-/// How often the majority is asked for a write, and the members who is primary.
+/// How often the probe makes a majority write (`PROBE`), and how often it asks the members which of them is primary (`LOOK`).
 const PROBE: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_millis(300);
-/// A majority that takes longer hinders those that wait for it.
+/// A majority write that takes longer than this delays the processes that wait for the majority.
 const SLOW: Duration = Duration::from_millis(500);
-/// After this long a write counts as not answered.
+/// A write that takes longer than this counts as not answered.
 const GIVEN_UP: Duration = Duration::from_secs(15);
-/// How often this process checks that its timers are in time.
+/// How long the timer runs by which the probe checks that this process is on time.
 const TICK: Duration = Duration::from_millis(50);
-/// How late a timer of this process may be before the machine counts as overloaded.
+/// How late that timer may be before the machine counts as overloaded.
 const STALL: Duration = Duration::from_millis(300);
 
-/// Observes until it is dropped.
+/// Watches in the background until this value is dropped.
 pub(crate) struct Probe {
     seen: Arc<Mutex<Sightings>>,
     _tasks: JoinSet<()>,
 }
 
-/// What it saw.
+/// The observations of a probe.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sightings {
-    /// Majority writes: begun, and when they were done.
+    /// When each majority write began, and when it was done; none when it had no answer in time.
     writes: Vec<(Instant, Option<Instant>)>,
-    /// Who was primary, under which election; one for each change.
+    /// The member that was primary and its election, with the time; one element for each change.
     primaries: Vec<(Instant, String)>,
     stalls: Vec<(Instant, Instant)>,
 }
@@ -105,9 +105,9 @@ async fn watch_machine(seen: Arc<Mutex<Sightings>>) {
 }
 
 impl Sightings {
-    /// Whether another primary, or the same by another election, was seen in this time or right after it.
+    /// Whether a new primary, or a new election of the same primary, was seen in this time or right after it.
     pub(crate) fn primary_changed(&self, from: Instant, until: Instant) -> bool {
-        // The first is where it began. A change is seen a little later, and its election came before that.
+        // The first element is the primary at the start, not a change. The probe sees a change a little after the election.
         let until = until + LOOK * 6;
         self.primaries.iter().skip(1).any(|(at, _)| (from..=until).contains(at))
     }
@@ -123,7 +123,7 @@ impl Sightings {
         self.writes.iter().any(is_late) || self.stalls.iter().any(is_stall)
     }
 
-    /// Whether a majority write that was begun no sooner was done in this time.
+    /// Whether a majority write that began at `from` or later was done within this time.
     pub(crate) fn majority_answered(&self, from: Instant, within: Duration) -> bool {
         let is_answer = |(begun, done): &(Instant, Option<Instant>)| {
             *begun >= from && done.is_some_and(|done| done <= from + within)

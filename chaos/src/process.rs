@@ -1,4 +1,4 @@
-//! Programs as processes that are killed, paused, and started again.
+//! Runs programs as processes that faults can kill and pause, and starts them again.
 
 use std::{
     fs::File,
@@ -23,12 +23,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// The words that a process logs when a claim of its own ran out, and when several did, without their documents.
+/// The words that a process logs when one of its claims expired (`CLAIM_LOST`), and when several did (`CLAIMS_LOST`). The second
+/// log line does not name the documents.
 pub(crate) const CLAIM_LOST: &str = "a claim expired during delivery";
 pub(crate) const CLAIMS_LOST: &str = "claims expired during delivery";
-/// The clock of a process that has one of its own.
+/// The library that gives a process its own clock.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-/// How long a process may take to end when it is asked to.
+/// How long a process may take to end after SIGTERM.
 const GOODBYE: Duration = Duration::from_secs(12);
 
 /// How to start a process.
@@ -38,11 +39,11 @@ pub(crate) struct Program {
     pub(crate) path: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
-    /// Where its log and its clock are.
+    /// The folder with the log and the clock of the process.
     pub(crate) folder: PathBuf,
 }
 
-/// A process that is started again whenever it ends, until it has to stop.
+/// A process that is started again whenever it ends, until `stop` is called.
 pub(crate) struct Process {
     pub(crate) name: String,
     /// The number of the running process; 0 while none runs.
@@ -56,43 +57,43 @@ pub(crate) struct Process {
 struct Watched {
     is_ending: AtomicBool,
     kills: Mutex<Vec<Instant>>,
-    /// Unexpected ends, with the exit code.
+    /// Descriptions of unexpected ends, with their exit codes.
     surprises: Mutex<Vec<String>>,
-    /// What it logged that counts as evidence.
+    /// The lines in the log of the process that count as evidence, with their times.
     said: Mutex<Vec<(Instant, String)>>,
     starts: Mutex<Vec<Instant>>,
 }
 
-/// Sends SIGKILL to the process of this number, if there is one.
+/// Sends SIGKILL to the process with this id; does nothing when the id is 0.
 pub(crate) fn kill_now(pid: &AtomicI32) {
     signal(pid.load(Ordering::SeqCst), Signal::KILL);
 }
 
 fn signal(pid: i32, signal: Signal) -> bool {
-    // 0 and below mean groups.
+    // An id of 0 or less would address a group of processes, and 1 is init.
     let pid = (pid > 1).then(|| Pid::from_raw(pid)).flatten();
     pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
 }
 
-/// SIGKILL, SIGSTOP and SIGCONT for a server by its number.
+/// Sends SIGKILL to the server with this process id. Returns whether the server existed.
 pub(crate) fn kill_server(pid: i32) -> bool {
     signal(pid, Signal::KILL)
 }
 
-/// A command that ends with this process, however that ends.
+/// Returns a command whose process the system kills when this process ends, even if this process is killed.
 pub(crate) fn bound_to_us(path: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(path).process_group(0).kill_on_drop(true);
     command
 }
 
-/// Whether processes can have clocks of their own here.
+/// Whether this machine has the library that gives a process its own clock.
 pub(crate) fn has_clocks() -> bool {
     Path::new(FAKETIME).exists()
 }
 
 impl Process {
-    /// Starts it, and again whenever it has ended. Each line that it prints goes to `lines`.
+    /// Starts the program, and starts it again whenever it has ended. Each line that the program prints is sent to `lines`.
     pub(crate) fn start(
         program: Program,
         pid: Arc<AtomicI32>,
@@ -112,7 +113,7 @@ impl Process {
         Ok(Self { name: program.name.clone(), pid, program, state, keeper, orders })
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL to the process.
     pub(crate) fn kill(&self) -> bool {
         self.state.kills.lock().push(Instant::now());
         signal(self.pid.load(Ordering::SeqCst), Signal::KILL)
@@ -126,45 +127,45 @@ impl Process {
         signal(self.pid.load(Ordering::SeqCst), Signal::CONT)
     }
 
-    /// Whether the system has stopped it.
+    /// Whether the operating system reports the process as stopped by a signal.
     pub(crate) fn is_paused(&self) -> bool {
         let status = format!("/proc/{}/stat", self.pid.load(Ordering::SeqCst));
         let text = std::fs::read_to_string(status).unwrap_or_default();
         text.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
     }
 
-    /// Sets its clock off by this many seconds, ahead or behind.
+    /// Sets the clock of the process ahead by this many seconds, or behind if the number is negative.
     pub(crate) fn set_clock(&self, seconds: i64) -> Result<()> {
         set_clock(&self.program, seconds)
     }
 
-    /// A line for its standard input.
+    /// Writes a line to the standard input of the process.
     pub(crate) fn order(&self, line: &str) {
         let _ = self.orders.send(line.to_owned());
     }
 
-    /// Starts since the beginning; more than one after a kill.
+    /// How many times the process was started; more than once after a kill.
     pub(crate) fn starts(&self) -> usize {
         self.state.starts.lock().len()
     }
 
-    /// Whether it ended, however, in this time.
+    /// Whether the process was killed in this time.
     pub(crate) fn has_ended(&self, from: Instant, until: Instant) -> bool {
         self.state.kills.lock().iter().any(|at| (from..=until).contains(at))
     }
 
-    /// Whether it logged in this time a line with both of these texts.
+    /// Whether the process logged a line that contains both of these texts in this time.
     pub(crate) fn said(&self, what: &str, of: &str, from: Instant, until: Instant) -> bool {
         let said = self.state.said.lock();
         said.iter().any(|(at, line)| (from..=until).contains(at) && line.contains(what) && line.contains(of))
     }
 
-    /// Unexpected ends.
+    /// Returns the descriptions of unexpected ends.
     pub(crate) fn surprises(&self) -> Vec<String> {
         self.state.surprises.lock().clone()
     }
 
-    /// Asks it to end, and forces it when it doesn't. Returns whether force was needed.
+    /// Sends SIGTERM to the process, and SIGKILL if it does not end in time. Returns whether SIGKILL was needed.
     pub(crate) async fn stop(&self) -> bool {
         self.state.is_ending.store(true, Ordering::SeqCst);
         self.wake();
@@ -186,7 +187,7 @@ fn set_clock(program: &Program, seconds: i64) -> Result<()> {
     std::fs::rename(&fresh, &file).with_context(|| format!("the clock of {}", program.name))
 }
 
-/// Takes away what libfaketime leaves of a process that was killed.
+/// Removes the files that libfaketime leaves in shared memory when its process is killed.
 fn forget_clock(pid: i32) {
     for name in ["faketime_shm", "sem.faketime_sem"] {
         let _ = std::fs::remove_file(format!("/dev/shm/{name}_{pid}"));
@@ -225,12 +226,12 @@ async fn keep(
         } else if !state.is_ending.load(Ordering::SeqCst) {
             state.surprises.lock().push(format!("{} ended by itself: {ended:?}", program.name));
         }
-        // As an orchestrator would.
+        // An orchestrator waits before a restart, too.
         sleep(Duration::from_millis(300)).await;
     }
 }
 
-/// Writes what a process logs to its file, and notes what counts as evidence when it is said.
+/// Writes each line that a process logs to its file, and notes each line that counts as evidence with its time.
 async fn keep_log(program: Program, log: ChildStderr, state: Arc<Watched>) {
     let file = program.folder.join(format!("{}.log", program.name));
     let Ok(mut file) = File::options().create(true).append(true).open(file) else { return };
@@ -249,7 +250,7 @@ enum Ended {
     ByItself(Option<i32>),
 }
 
-/// From its start to its end.
+/// Passes lines from and to a process until the process ends, and returns how it ended.
 async fn live(
     name: &str,
     child: &mut Child,
@@ -273,7 +274,7 @@ async fn live(
             Some(order) = orders.recv() => {
                 let _ = input.write_all(format!("{order}\n").as_bytes()).await;
             }
-            // Only once everything that it printed was read.
+            // The end is awaited only after all output of the process was read.
             ended = child.wait(), if !is_open => {
                 return match ended.ok() {
                     Some(status) if status.signal() == Some(9) => Ended::Killed,
@@ -294,7 +295,7 @@ fn spawn(program: &Program) -> Result<(Child, ChildStdin, ChildStdout)> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     if has_clocks() {
-        // Only the date is ever off: the monotonic clock stays right.
+        // A fault sets only the date wrong; the monotonic clock of the process stays correct.
         command
             .env("LD_PRELOAD", FAKETIME)
             .env("FAKETIME_TIMESTAMP_FILE", clock_file(program))

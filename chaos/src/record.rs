@@ -1,4 +1,4 @@
-//! One run as one line of a file.
+//! The results of a run, stored as one line of a file.
 
 use std::{
     collections::BTreeMap,
@@ -27,29 +27,30 @@ pub(crate) struct Record {
     pub(crate) phantoms: usize,
     pub(crate) misreported: usize,
     pub(crate) order_violations: usize,
-    /// Documents whose outbox wasn't empty in time.
+    /// Number of documents whose outbox was not empty in time.
     pub(crate) stuck: u64,
-    /// Messages that were dead for a time and were replayed.
+    /// Number of messages that were dead and were replayed.
     pub(crate) died: usize,
     pub(crate) answerable: usize,
     pub(crate) indeterminate: usize,
-    /// Seconds from the end of the storm until the servers were whole, from then until all was delivered, and of the storm itself.
+    /// Times in seconds: `healed_in` is from the end of the storm until all servers were healed, `drained_in` from then until every
+    /// message was delivered, and the next field is the length of the storm.
     pub(crate) healed_in: f64,
     pub(crate) drained_in: f64,
     pub(crate) storm: f64,
-    /// Seconds of the storm in which at least one fault was in force.
+    /// Seconds in which at least one fault with an effect was in force.
     pub(crate) in_force: f64,
-    /// The whole run, with set-up and checks.
+    /// Seconds that the whole run took, including set-up and checks.
     pub(crate) took: f64,
     pub(crate) problems: Vec<String>,
-    /// A few duplicates of each window.
+    /// Descriptions of a few duplicates for each window of promise P3.
     #[serde(default)]
     pub(crate) examples: BTreeMap<String, Vec<String>>,
     pub(crate) timeline: Vec<Span>,
 }
 
 impl Record {
-    /// Adds it to the end of a file.
+    /// Appends this record to a file.
     pub(crate) fn append(&self, file: &Path) -> Result<()> {
         let mut file = File::options().create(true).append(true).open(file)?;
         let line = serde_json::to_string(self)? + "\n";
@@ -57,13 +58,13 @@ impl Record {
         Ok(())
     }
 
-    /// All records of a file; none when it isn't there.
+    /// Reads all records of a file; returns none when the file does not exist.
     pub(crate) fn read_all(file: &Path) -> Result<Vec<Self>> {
         let Ok(opened) = File::open(file) else { return Ok(Vec::new()) };
         let mut records = Vec::new();
         for line in BufReader::new(opened).lines() {
             let line = line?;
-            // The last line may be half, where a session was cut off.
+            // The last line may be incomplete if a session was interrupted.
             if line.ends_with('}') {
                 records.push(
                     serde_json::from_str(&line).with_context(|| format!("a line of {}", file.display()))?,

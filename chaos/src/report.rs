@@ -1,4 +1,4 @@
-//! The table of many runs, as Markdown.
+//! Writes a table of many runs, as Markdown.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -13,7 +13,7 @@ struct Row {
     bad: usize,
 }
 
-/// The whole section for docs/reliability.md.
+/// Returns the section of docs/reliability.md about these runs.
 pub(crate) fn report(records: &[Record]) -> String {
     let mut text = String::new();
     summary(records, &mut text);
@@ -82,7 +82,7 @@ fn summary(records: &[Record], text: &mut String) {
     }
 }
 
-/// `1–20, 30`.
+/// Returns the seeds of the records as ranges, such as `1–20, 30`.
 fn seeds(records: &[Record]) -> String {
     let mut seeds: Vec<_> = records.iter().map(|record| record.seed).collect();
     seeds.sort_unstable();

@@ -1,4 +1,4 @@
-//! One run: everybody takes the system, the storm rages, the servers are healed, and everything has to drain.
+//! One run: all processes start, the storm strikes, the servers are healed, and every outbox must become empty.
 
 use std::{
     collections::BTreeMap,
@@ -20,20 +20,20 @@ use crate::{
     timeline::time_in_force,
 };
 
-/// How long the first message may take, on a machine that builds besides.
+/// How long each application's first message may take; long enough for a machine that builds at the same time.
 const WARM_UP: Duration = Duration::from_secs(90);
 
-/// What a run is to be.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
-    /// Only faults whose name contains one of these words.
+    /// The run uses only faults whose name contains one of these words; all faults when there are no words.
     pub(crate) only: Vec<String>,
     pub(crate) folder: PathBuf,
     pub(crate) commit: String,
 }
 
-/// How the end of a run came about.
+/// The outcome of the wait for empty outboxes after a storm.
 struct Drained {
     stuck: u64,
     healed_after: Duration,
@@ -84,7 +84,7 @@ pub(crate) async fn run(servers: &Servers, wanted: &Plan) -> Result<Record> {
     Ok(record)
 }
 
-/// The storm, and what follows.
+/// Waits for the first messages, runs the storm, and then waits until every outbox is empty.
 async fn act(system: &System, tracks: &[Track]) -> Result<(Duration, Vec<String>, Drained)> {
     warm_up(system).await?;
     let storm = Instant::now();
@@ -94,7 +94,7 @@ async fn act(system: &System, tracks: &[Track]) -> Result<(Duration, Vec<String>
     Ok((storm, failures, drained))
 }
 
-/// Until every application has had a message delivered.
+/// Waits until a message of every application was delivered.
 async fn warm_up(system: &System) -> Result<()> {
     let begun = Instant::now();
     loop {
@@ -116,7 +116,7 @@ async fn warm_up(system: &System) -> Result<()> {
     }
 }
 
-/// Heals everything, and waits until nothing is left anywhere.
+/// Heals processes and servers, and waits until every outbox is empty and every committed message was received.
 async fn drain(system: &System) -> Result<Drained> {
     let begun = Instant::now();
     system.heal_processes();
@@ -132,7 +132,7 @@ async fn drain(system: &System) -> Result<Drained> {
     let mut filled = 0;
     while whole.elapsed() < settings::DRAIN {
         quiet(system);
-        // What died in the storm is the operator's to bring back.
+        // An operator would replay the messages that died in the storm; the harness does it instead.
         if replay_dead(&database, &system.ledger).await.is_ok()
             && let Ok(now) = filled_outboxes(&database).await
         {
@@ -146,13 +146,14 @@ async fn drain(system: &System) -> Result<Drained> {
     Ok(Drained { stuck: filled, healed_after, after: whole.elapsed() })
 }
 
-/// Whether the harness has received all that was committed.
+/// Whether the harness has received every committed message.
 async fn everything_came(system: &System) -> bool {
     let Ok(truth) = Truth::read(&system.database()).await else { return false };
     truth.committed.is_subset(&system.ledger.received())
 }
 
-/// No saves from now on. The order is repeated, because a process that was just started doesn't know.
+/// Orders all applications to make no more saves. The order is repeated, because an application that was started since then has
+/// not received it.
 fn quiet(system: &System) {
     for participant in system.of_role(Role::Application) {
         participant.process.order("quiet");

@@ -1,4 +1,4 @@
-//! Many runs over servers that are started once.
+//! Makes many runs on servers that are started once.
 
 use std::{
     collections::HashSet,
@@ -24,52 +24,52 @@ use crate::{
     system::Servers,
 };
 
-/// A run that takes longer has failed. One that isn't short of processors takes less than a minute.
+/// A run that takes longer than this has failed. On a machine with idle processors, a run takes less than a minute.
 const LONGEST_RUN: Duration = Duration::from_mins(8);
 
-/// What to run.
+/// Options of the subcommand `storm`.
 #[derive(Debug, Args)]
 pub(crate) struct Session {
-    /// How many runs, each with the seed after the one before.
+    /// Number of runs; each run uses the next seed.
     #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// The seed of the first.
+    /// The seed of the first run.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Appends a line for each run to this file, and leaves out seeds of this commit that it has already.
+    /// Appends a line for each run to this file, and skips seeds that the file already has for this commit.
     #[arg(long)]
     resume: Option<PathBuf>,
-    /// Only faults whose name contains one of these words.
+    /// Uses only faults whose name contains this word; may be repeated.
     #[arg(long)]
     only: Vec<String>,
-    /// Breaks the engine on purpose: then a run without a finding is the failure.
+    /// Breaks the engine on purpose; the session then fails if no run finds the defect.
     #[arg(long)]
     control: Option<Control>,
-    /// In the end, one run with an engine that clears before the confirm, which must be found out.
+    /// Makes one more run at the end, with an engine that clears before the confirm; the run must lose messages.
     #[arg(long)]
     with_control: bool,
     /// Begins no run after this many seconds.
     #[arg(long)]
     within: Option<u64>,
-    /// Ends at the first bad run.
+    /// Ends the session after the first bad run.
     #[arg(long)]
     stop_at_bad: bool,
-    /// The checkout.
+    /// The folder of the checkout.
     #[arg(long)]
     checkout: PathBuf,
-    /// Where the binaries are.
+    /// The folder with the binaries.
     #[arg(long)]
     binaries: PathBuf,
-    /// The three-node set.
+    /// The URI of the three-node MongoDB set.
     #[arg(long)]
     mongodb: String,
 }
 
-/// Runs them all. A bad run makes the exit code 1.
+/// Makes all runs of a session. A bad run makes the exit code 1.
 pub(crate) async fn sit(session: &Session) -> Result<ExitCode> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    // The end of the harness ends everything: processes and nodes go with it, and servers are healed.
+    // A signal ends the session: the servers are healed, and the processes and RabbitMQ nodes end with the harness.
     tokio::select! {
         ended = sit_through(session) => ended,
         _ = interrupted.recv() => heal_and_leave(session).await,
@@ -133,7 +133,7 @@ async fn sit_through(session: &Session) -> Result<ExitCode> {
     Ok(if is_as_wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether messages are lost, and seen to be, when an application clears before the confirm while no queue is bound.
+/// Whether a run reports lost messages when applications clear before the confirm while no queue is bound.
 async fn finds_the_broken_engine(
     session: &Session,
     servers: &Servers,
@@ -153,7 +153,7 @@ async fn finds_the_broken_engine(
     Ok(record.lost > 0)
 }
 
-/// The outcome of a run; none when the harness itself failed.
+/// Makes one run, and returns its record; none when the harness itself failed.
 async fn run_one(
     session: &Session,
     servers: &Servers,
@@ -166,7 +166,7 @@ async fn run_one(
     let ran = timeout(LONGEST_RUN, run(servers, &plan)).await;
     let record = match ran {
         Ok(Ok(record)) => record,
-        // The harness itself failed. That is reported, never counted as good, and never silently repeated.
+        // The harness itself failed. The run is reported as bad, and is not repeated.
         Ok(Err(error)) => {
             println!("seed {seed:>5} BAD  {error:#}; kept in {}", folder.display());
             return Ok(None);
@@ -196,7 +196,7 @@ async fn run_one(
     Ok(Some(record))
 }
 
-/// Seeds that this commit has been through.
+/// Returns the seeds that this commit has already run.
 fn done_before(file: &Path, commit: &str) -> Result<HashSet<u64>> {
     let records = Record::read_all(file)?;
     Ok(records.into_iter().filter(|record| record.commit == commit).map(|record| record.seed).collect())
@@ -213,7 +213,7 @@ fn commit_of(checkout: &Path) -> String {
     if is_clean { commit } else { format!("{commit}+") }
 }
 
-/// Prints the table of these files.
+/// Prints a table of the runs in these files.
 pub(crate) fn show_report(files: &[PathBuf]) -> Result<ExitCode> {
     let mut records = Vec::new();
     for file in files {

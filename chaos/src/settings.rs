@@ -1,4 +1,5 @@
-//! The settings of a run, shortened so that minutes of a real system pass in seconds. The report states them.
+//! The settings of a run. They are shorter than in production, so that a run takes seconds in place of minutes. The report lists
+//! them.
 
 use std::time::Duration;
 
@@ -6,9 +7,9 @@ use std::time::Duration;
 pub(crate) const DELAY: Duration = Duration::from_secs(5);
 /// How long an application's claim holds: shorter than the delay, as the documentation asks.
 pub(crate) const INLINE_LEASE: Duration = Duration::from_secs(4);
-/// How long a dispatcher's claim holds. The longest live claim.
+/// How long a dispatcher's claim holds. No other claim of a run holds longer.
 pub(crate) const CLAIM_LEASE: Duration = Duration::from_secs(6);
-/// How long an application with deferred clears may leave delivered messages where they are.
+/// How long an application with deferred clears may leave delivered messages in their document.
 pub(crate) const DEFERRED_CLEARS: Duration = Duration::from_millis(300);
 /// The pause between two sweeps.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -16,9 +17,9 @@ pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) const FULL_SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 /// How long a rescuer owns a stream.
 pub(crate) const RESCUER_LEASE: Duration = Duration::from_secs(3);
-/// How long the sweep waits before it queues an unchanged document again, the first time.
+/// How long the sweep waits before it queues an unchanged document a second time; later waits are longer.
 pub(crate) const REQUEUE_PAUSE: Duration = Duration::from_millis(500);
-/// Failed attempts until a message is dead.
+/// Number of failed attempts after which a message is dead.
 pub(crate) const MAX_ATTEMPTS: u32 = 5;
 /// The longest wait after the first failed attempt.
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -26,26 +27,26 @@ pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long an application waits for the confirms of a window.
 pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
-/// An AMQP connection silent for twice this long is dead, in seconds.
+/// The AMQP heartbeat in seconds; a connection that is silent for twice this long is dead.
 pub(crate) const HEARTBEAT_SECONDS: u16 = 4;
-/// How often a driver asks each MongoDB server how it is. The least that it takes.
+/// How often a driver checks the state of each MongoDB server. The driver accepts no shorter interval.
 pub(crate) const MONGODB_HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// How long faults rage.
+/// How long a storm of faults lasts.
 pub(crate) const STORM: Duration = Duration::from_secs(15);
-/// How long everything may take to be empty once every server is whole again.
+/// How long all outboxes may take to become empty after every server was healed.
 ///
-/// The promise is delay + longest claim + sweep interval + queue. To that come what the promise exempts or doesn't name: the
-/// backoff of a message that failed, the pause before an unchanged document is queued again, which doubles up to the
-/// length of the storm, and the new connections of all processes.
+/// Promise P5 allows delay + longest claim + sweep interval + time in the queue. This constant adds the times that P5 exempts or
+/// does not name: the backoff of a message that failed, the pause before an unchanged document is queued again, which doubles
+/// up to the length of the storm, and the time in which processes connect again.
 pub(crate) const DRAIN: Duration = Duration::from_mins(1);
 
-/// The part of the drain that P5 names, without the queue.
+/// The lateness that promise P5 allows, without the time in the queue.
 pub(crate) const fn promised_lateness() -> Duration {
     Duration::from_millis((DELAY.as_millis() + CLAIM_LEASE.as_millis() + SWEEP_INTERVAL.as_millis()) as u64)
 }
 
-/// All of them with what they are set to, for the report.
+/// The names and values of all settings, for the report.
 pub(crate) fn table() -> Vec<(&'static str, String)> {
     let shown = |duration: Duration| format!("{duration:?}");
     vec![

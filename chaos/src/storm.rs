@@ -1,4 +1,4 @@
-//! The plan of a storm: drawn from the seed before anything happens, so that a seed always has the same plan.
+//! Plans a storm, and carries the plan out. The plan is drawn from the seed in advance, so a seed always has the same plan.
 
 use std::{
     collections::HashMap,
@@ -15,27 +15,27 @@ use crate::{
     timeline::Span,
 };
 
-/// The shortest blow, and by how much others are longer at most.
+/// The shortest length of a blow (`SHORTEST`), and the most that is added to it at random (`SPREAD`).
 const SHORTEST: Duration = Duration::from_millis(500);
 const SPREAD: Duration = Duration::from_secs(3);
-/// How many blows a track has at most.
+/// The number of blows in a track.
 const BLOWS: usize = 24;
 /// The longest pause between two blows of a track.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A blow that takes longer than this, with its healing, has failed.
+/// A blow that takes longer than this, including its repair, has failed.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Faults that strike one after the other. Tracks are concurrent.
+/// A sequence of faults that strike one after the other. The tracks of a storm are concurrent.
 pub(crate) type Track = Vec<Planned>;
 
-/// A blow, and what goes before.
+/// A blow of a fault, and the pause before it.
 pub(crate) struct Planned {
     pub(crate) fault: &'static dyn Fault,
     pub(crate) pause: Duration,
     pub(crate) blow: Blow,
 }
 
-/// Draws the tracks of a seed; of the named faults only, if any are named.
+/// Draws the tracks of a seed. If `only` has any words, only faults whose name contains one of them are drawn.
 pub(crate) fn plan(seed: u64, only: &[String]) -> Vec<Track> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut by_scope: HashMap<Scope, Vec<&'static dyn Fault>> = HashMap::new();
@@ -48,7 +48,7 @@ pub(crate) fn plan(seed: u64, only: &[String]) -> Vec<Track> {
     let mut tracks = Vec::new();
     for scope in [Scope::Process, Scope::Mongo, Scope::Broker, Scope::Data] {
         let mut faults = by_scope.remove(&scope).unwrap_or_default();
-        // Not everything at a time: a run without trouble of MongoDB shows more of RabbitMQ's, and the other way round.
+        // Some runs have no faults of MongoDB, of RabbitMQ, or of the data, so that the other faults have more effect.
         let is_calm = scope != Scope::Process && only.is_empty() && random.u8(0..6) == 0;
         if faults.is_empty() || is_calm {
             continue;
@@ -59,15 +59,15 @@ pub(crate) fn plan(seed: u64, only: &[String]) -> Vec<Track> {
     tracks
 }
 
-/// Another order for as many seeds as there are faults, and in each of them another one first: a storm has time for a few, and over many
-/// seeds each has to have its turn equally often.
+/// Orders the faults of a track. Consecutive seeds share a shuffled order, and each of them begins with the next fault of it. A storm
+/// has time for only a few faults, and over many seeds each fault must strike equally often.
 fn in_turn(seed: u64, faults: &mut [&'static dyn Fault]) {
     let count = faults.len() as u64;
     fastrand::Rng::with_seed(seed / count).shuffle(faults);
     faults.rotate_left(usize::try_from(seed % count).unwrap_or_default());
 }
 
-/// More blows than fit into a storm, in turns.
+/// Draws more blows than fit into a storm; the faults take turns.
 fn draw(faults: &[&'static dyn Fault], random: &mut fastrand::Rng) -> Track {
     let mut track = Vec::new();
     for fault in faults.iter().cycle().take(BLOWS) {
@@ -78,7 +78,7 @@ fn draw(faults: &[&'static dyn Fault], random: &mut fastrand::Rng) -> Track {
     track
 }
 
-/// Follows the tracks concurrently. Returns faults that couldn't be undone.
+/// Runs the tracks concurrently until the storm ends. Returns the blows that took too long.
 pub(crate) async fn rage(system: &System, tracks: &[Track]) -> Vec<String> {
     let end = Instant::now() + settings::STORM;
     let raging = tracks.iter().map(|track| follow(system, track, end));
@@ -99,7 +99,7 @@ async fn follow(system: &System, track: &Track, end: Instant) -> Vec<String> {
         let struck = tokio::time::timeout(PATIENCE, planned.fault.strike(system, planned.blow)).await;
         let effect = match struck {
             Ok(Ok(effect)) => effect,
-            // A fault may fail because another has what it needs: no effect was seen.
+            // A fault may fail because another fault has taken its target. It then counts as a fault without an effect.
             Ok(Err(error)) => Effect::new("", false, format!("{error:#}")),
             Err(_) => {
                 failures.push(format!("{} took longer than {PATIENCE:?}", planned.fault.name()));

@@ -1,4 +1,4 @@
-//! Everything of one run: its names, its processes with their links, and the observations of it.
+//! The system of one run: its names, its processes and their links, and the observers of the run.
 
 use std::{
     net::SocketAddr,
@@ -28,17 +28,17 @@ use crate::{
     timeline::Timeline,
 };
 
-/// What outlasts a run.
+/// The servers and options that all runs of a session share.
 #[derive(Clone)]
 pub(crate) struct Servers {
     pub(crate) set: Arc<Set>,
     pub(crate) cluster: Arc<Cluster>,
-    /// Where the binaries are.
+    /// The folder with the binaries.
     pub(crate) binaries: PathBuf,
     pub(crate) control: Option<Control>,
 }
 
-/// One run.
+/// The system of one run.
 pub(crate) struct System {
     pub(crate) servers: Servers,
     pub(crate) placement: Placement,
@@ -47,11 +47,11 @@ pub(crate) struct System {
     pub(crate) ledger: Ledger,
     pub(crate) receiver: Receiver,
     pub(crate) participants: Vec<Participant>,
-    /// All RabbitMQ nodes were there when the queues were made.
+    /// Whether all RabbitMQ nodes ran when the queues were made.
     pub(crate) began_whole: bool,
 }
 
-/// A process with its links.
+/// A process, and its links to the servers.
 pub(crate) struct Participant {
     pub(crate) role: Role,
     pub(crate) points: &'static [Point],
@@ -68,7 +68,7 @@ impl System {
         std::fs::create_dir_all(&folder)?;
         let timeline = Timeline::begin();
         let ledger = Ledger::open(&folder.join("ledger.jsonl"), &timeline)?;
-        // Two runs of one seed share nothing.
+        // The random number keeps two runs with the same seed apart.
         let name = format!("chaos_{seed}_{}", fastrand::u32(..));
         let placement = Placement {
             mongodb: String::new(),
@@ -114,14 +114,14 @@ impl System {
         self.participants.iter().filter(move |participant| participant.role == role)
     }
 
-    /// Undoes whatever a fault may have left at processes and links.
+    /// Undoes all effects of faults on processes and links.
     pub(crate) fn heal_processes(&self) {
         for participant in &self.participants {
             participant.heal();
         }
     }
 
-    /// Ends all processes, and takes the queues and databases away. Returns who had to be forced.
+    /// Ends all processes, and deletes the queues and databases. Returns the names of processes that had to be killed.
     pub(crate) async fn strike(self) -> Vec<String> {
         let ends = self.participants.iter().map(|participant| async {
             let forced = participant.process.stop().await;
@@ -143,7 +143,7 @@ impl System {
     }
 }
 
-/// Hands on what the processes print.
+/// Passes each line that a process prints to the ledger.
 async fn listen(mut printed: mpsc::UnboundedReceiver<(String, String)>, ledger: Ledger) {
     while let Some((process, line)) = printed.recv().await {
         ledger.hear(&process, &line);
@@ -206,7 +206,7 @@ impl Participant {
         let _ = self.process.set_clock(0);
     }
 
-    /// What its HTTP server answers, with the head.
+    /// Returns the answer of the process's HTTP server, including the response head.
     pub(crate) async fn get(&self, path: &str) -> Result<String> {
         let asked = async {
             let mut stream = TcpStream::connect(self.http).await?;
@@ -219,7 +219,7 @@ impl Participant {
         Ok(timeout(Duration::from_secs(2), asked).await.context("no answer in time")??)
     }
 
-    /// The sum of a series over its labels, as this process serves it; 0 while it doesn't answer.
+    /// Returns the sum of a metric over its labels, as this process serves it; 0 while the process does not answer.
     pub(crate) async fn series(&self, name: &str) -> f64 {
         let answer = self.get("/metrics").await.unwrap_or_default();
         let of_name = |line: &&str| {
@@ -229,7 +229,7 @@ impl Participant {
         answer.lines().filter(of_name).filter_map(value).sum()
     }
 
-    /// Waits until something is so, for as long.
+    /// Waits until the condition is true, but no longer than `within`. Returns whether it became true.
     pub(crate) async fn wait_until(within: Duration, mut is_so: impl AsyncFnMut() -> bool) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < within {
@@ -243,7 +243,7 @@ impl Participant {
 }
 
 impl System {
-    /// Makes the library's two indexes of a collection, as its operator would.
+    /// Creates the two indexes that the library needs on a collection, as its operator would.
     pub(crate) async fn ensure_indexes(&self, collection: &str) -> Result<()> {
         let documents = self.database().collection::<mongodb::bson::Document>(collection);
         documents.create_indexes(document_outbox::store::indexes()).await?;

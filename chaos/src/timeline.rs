@@ -1,4 +1,4 @@
-//! What happened when, on the one clock of the harness.
+//! Records when each fault was in force, by the clock of the harness.
 
 use std::{
     sync::Arc,
@@ -9,7 +9,7 @@ use mongodb::bson::DateTime;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// The faults of one run. Clones share it.
+/// The faults of one run, with their times. Clones share the same list.
 #[derive(Clone)]
 pub(crate) struct Timeline {
     begun: Instant,
@@ -17,18 +17,18 @@ pub(crate) struct Timeline {
     spans: Arc<Mutex<Vec<Span>>>,
 }
 
-/// One fault, from when it took hold until it was healed.
+/// One blow of a fault, from its start until it was healed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Span {
     pub(crate) fault: String,
-    /// The process, server or thing that it hit.
+    /// The process, server or collection that the fault hit.
     pub(crate) target: String,
-    /// Seconds since the run began.
+    /// The start and the end of the fault, in seconds since the run began.
     pub(crate) from: f64,
     pub(crate) until: f64,
-    /// Whether its effect was seen.
+    /// Whether the fault had an effect that the harness saw.
     pub(crate) took: bool,
-    /// What was seen.
+    /// A description of that effect.
     pub(crate) evidence: String,
 }
 
@@ -37,17 +37,17 @@ impl Timeline {
         Self { begun: Instant::now(), date: DateTime::now(), spans: Arc::default() }
     }
 
-    /// Seconds since the run began.
+    /// Converts a time to seconds since the run began.
     pub(crate) fn at(&self, time: Instant) -> f64 {
         time.saturating_duration_since(self.begun).as_secs_f64()
     }
 
-    /// The date at that moment, in milliseconds: the servers have the clock of this machine.
+    /// Converts a time to a date in milliseconds, which is comparable with the servers' dates: they use this machine's clock.
     pub(crate) fn date(&self, time: Instant) -> i64 {
         self.date.timestamp_millis() + (self.at(time) * 1_000.0) as i64
     }
 
-    /// When the run began.
+    /// Returns the date at which the run began.
     pub(crate) fn begun(&self) -> DateTime {
         self.date
     }
@@ -67,7 +67,7 @@ impl Timeline {
     }
 }
 
-/// For how much of this time at least one fault was in force.
+/// Returns how long at least one fault was in force, without faults that had no effect.
 pub(crate) fn time_in_force(spans: &[Span]) -> Duration {
     let mut taken: Vec<_> =
         spans.iter().filter(|span| span.took).map(|span| (span.from, span.until)).collect();

@@ -1,4 +1,4 @@
-//! Requests that are sent together.
+//! Schedules of the batcher, which sends requests together.
 
 use std::sync::{
     Arc,
@@ -13,7 +13,8 @@ use crate::explore;
 const REQUESTS: usize = 6;
 const MOST: usize = 2;
 
-/// Every request has its own answer, whether it goes alone or in a batch; no batch is too large, and none waits forever.
+/// Checks that every request gets its own answer, whether it is sent alone or in a batch, that no batch is larger than `MOST`,
+/// and that no request waits forever.
 pub fn each_request_is_answered_once() {
     explore(ask_all);
 }

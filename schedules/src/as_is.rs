@@ -1,13 +1,13 @@
-//! The schedules of the code as it is.
+//! The schedules, run with the unbroken files of the library.
 
 use crate::dispatch::{deferred_clears, document_locks};
 
-/// With a function in place of one that the shuttle lacks, see `build.rs`.
+/// The file of the library, with a replacement for `recv_many`, which shuttle lacks; see `build.rs`.
 mod batching {
     include!(concat!(env!("OUT_DIR"), "/batching_as_is.rs"));
 }
 
-/// With points at which another task may run, see `build.rs`.
+/// The file of the library, with an added point at which another task may run; see `build.rs`.
 mod seats {
     include!(concat!(env!("OUT_DIR"), "/seats_as_is.rs"));
 }

@@ -1,4 +1,4 @@
-//! The same schedules of copies in which one rule is broken each, see `build.rs`.
+//! The same schedules, run with copies of the files that break one rule each; see `build.rs`.
 
 mod batching {
     include!(concat!(env!("OUT_DIR"), "/batching.rs"));

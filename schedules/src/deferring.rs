@@ -1,4 +1,4 @@
-//! Delivered messages that stay in their document for a while.
+//! Schedules of deferred clears, which leave delivered messages in their document for a while.
 
 use std::{
     collections::HashMap,
@@ -16,20 +16,23 @@ use crate::{
     mongo::{Delivered, Overtaken},
 };
 
-/// How many times each message was cleared. The scheduler doesn't know its lock, so no other task runs meanwhile.
+/// How many times each message was cleared. This is a lock of std, which shuttle's scheduler ignores: no other task runs while a
+/// task holds it.
 type Cleared = Arc<Mutex<HashMap<Uuid, usize>>>;
 
-/// Whatever is deferred is cleared once: by its time, by a save that fails, or by a flush.
+/// Checks that each deferred message is cleared exactly once: when its time is over, when a save that took it fails, or by a flush.
 pub fn whatever_is_deferred_is_cleared_once() {
     explore(defer_take_and_flush);
 }
 
-/// When a flush returns, every message that was deferred before it is cleared, also if other tasks defer meanwhile.
+/// Checks that every message deferred before a flush is cleared when the flush returns, even if other tasks defer messages
+/// meanwhile.
 pub fn a_flush_waits_for_all_earlier_messages() {
     explore(flush_beside_others);
 }
 
-/// A save that took messages and was written has removed them: they are cleared no more, unless their time came first.
+/// Checks that messages which a written save removed from the document are not cleared again. If their time was over before the
+/// save could take them, they are cleared once.
 pub fn what_a_save_removed_is_gone() {
     explore(take_and_save);
 }
@@ -40,7 +43,7 @@ async fn defer_take_and_flush() {
     for number in 0..3 {
         let deferred = deferred.clone();
         tasks.push(spawn(async move {
-            // The third is of the first's document.
+            // The first and the third message belong to the same document.
             assert!(deferred.defer(delivered(i32::from(number % 2), number), claim_end()).is_ok());
         }));
     }
@@ -67,7 +70,7 @@ async fn flush_beside_others() {
     let other = deferred.clone();
     let busy = spawn(async move {
         for number in 1..4 {
-            // After the close its delivery clears it.
+            // After the close `defer` refuses the message, and its delivery would clear it at once.
             let _cleared_at_once = other.defer(delivered(i32::from(number % 2), number), claim_end());
             yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! Of `src/dispatch/`.
+//! The files of the library's `src/dispatch/` that the schedules need.
 
 #[path = "../../src/dispatch/clears_under_way.rs"]
 pub(crate) mod clears_under_way;
@@ -12,7 +12,7 @@ pub(crate) mod unsettled;
 pub(crate) mod processor {
     use crate::observe::health::InFlight;
 
-    /// As far as seats need it: always available.
+    /// Replaces the library's processor for the seats; it is always available.
     #[derive(Debug, Default)]
     pub(crate) struct Processor;
 

@@ -1,13 +1,14 @@
-//! Schedules of the parts that tasks share, one for each seed.
+//! Runs the parts of the library that tasks share under many schedules, that is, orders in which the tasks take their steps.
 //!
 //! The files under test are those of the library, compiled again with the locks, channels and tasks of
-//! [shuttle](https://docs.rs/shuttle) in place of tokio's: its scheduler decides at each of their steps who runs next. A run that
-//! fails prints its schedule, which `shuttle::replay` repeats. The driver, lapin and tokio-util stay as they are.
+//! [shuttle](https://docs.rs/shuttle) in place of tokio's. At each step of a lock, channel or task, shuttle's scheduler decides
+//! which task runs next. A run that fails prints its schedule, which `shuttle::replay` repeats. The driver, lapin and tokio-util
+//! are used unchanged.
 //!
-//! Of each file there are also copies in which one rule is broken (`build.rs`): their schedules must fail.
+//! `build.rs` also writes copies of the files that break one rule each. The schedules of these copies must fail.
 //!
 //! # Caveats
-//! Time is not modelled: a `sleep` ends whenever its task runs, a `timeout` never does.
+//! Time is not modelled: a `sleep` ends whenever its task runs, and a `timeout` never expires.
 
 #![allow(
     dead_code,
@@ -32,10 +33,11 @@ mod mongo;
 mod observe;
 mod stored;
 
-/// How many schedules each test runs: `SCHEDULES`, or this many.
+/// How many schedules each test runs when the environment variable `SCHEDULES` is not set.
 const SCHEDULES: usize = 4_000;
 
-/// Runs it under many schedules: half of them random, half by priorities that find rare orders of few steps.
+/// Runs `run` under many schedules. Half of them are random; the others give tasks random priorities, which finds rare orders of a
+/// few steps.
 fn explore<F: Future<Output = ()> + 'static>(run: fn() -> F) {
     let asked = std::env::var("SCHEDULES").ok().and_then(|count| count.parse().ok());
     let count: usize = asked.unwrap_or(SCHEDULES);
@@ -47,7 +49,8 @@ fn document(id: i32) -> DocumentRef {
     DocumentRef::by_id(Namespace::new("shop", "orders"), id)
 }
 
-/// As tokio's: waits for a value, and takes those that are there with it; zero when the channel has ended.
+/// Does what tokio's `recv_many` does: waits for a value, takes the values that have arrived with it, and returns their number,
+/// which is zero when the channel is closed.
 async fn recv_many<T>(queue: &mut mpsc::Receiver<T>, buffer: &mut Vec<T>, limit: usize) -> usize {
     let Some(first) = queue.recv().await else { return 0 };
     buffer.push(first);

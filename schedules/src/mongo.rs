@@ -1,4 +1,4 @@
-//! Of `src/mongo/`.
+//! The files of the library's `src/mongo/` that the schedules need.
 
 #[path = "../../src/mongo/statement.rs"]
 pub(crate) mod statement;

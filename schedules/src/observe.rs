@@ -1,11 +1,11 @@
-//! In place of `src/observe/`.
+//! Replaces the library's `src/observe/`.
 
 pub(crate) mod event {
     pub(crate) use document_outbox::Shed;
 }
 
 pub(crate) mod health {
-    /// Counts nothing.
+    /// Replaces the library's count of work in flight, and counts nothing.
     #[derive(Debug)]
     pub(crate) struct InFlight;
 }

@@ -1,4 +1,4 @@
-//! Saves that ask for a seat while the dispatcher closes.
+//! Schedules of the seats: saves ask for a seat while the dispatcher closes.
 
 use std::sync::{
     Arc,
@@ -13,8 +13,8 @@ use crate::{dispatch::processor::Processor, explore, stored::memory::Memory};
 const CAPACITY: usize = 2;
 const SAVES: usize = 4;
 
-/// A save with a seat has handed its messages over before the close has ended, there are never more seats than there may be, and
-/// all are free again.
+/// Checks that every save with a seat has handed its messages over when the close ends, that no more than `CAPACITY` seats are ever
+/// taken, and that no save is counted in the end.
 pub fn a_close_waits_for_every_save_with_a_seat() {
     explore(close_beside_saves);
 }
@@ -30,11 +30,11 @@ async fn close_beside_saves() {
             yield_now().await;
             let Ok(seat) = seats.take(&Processor, 1) else { return };
             assert!(taken.fetch_add(1, Ordering::SeqCst) < CAPACITY);
-            // The save is written.
+            // Here the save is written.
             yield_now().await;
             handed_over.fetch_add(1, Ordering::SeqCst);
             drop(seat.save);
-            // Its messages are delivered.
+            // Here the messages of the save are delivered.
             yield_now().await;
             taken.fetch_sub(1, Ordering::SeqCst);
             drop(seat.taken);

@@ -1,4 +1,4 @@
-//! Of `src/stored/`.
+//! The files of the library's `src/stored/` that the schedules need.
 
 #[path = "../../src/stored/memory.rs"]
 pub(crate) mod memory;
@@ -14,7 +14,7 @@ pub(crate) mod entry {
 pub(crate) mod filter {
     use serde::Serialize;
 
-    /// No statement is sent.
+    /// Replaces the library's filter; the schedules send no statement that would need one.
     #[derive(Debug, Clone, Serialize)]
     pub(crate) struct Filter;
 }

@@ -1,8 +1,8 @@
-//! Thousands of schedules each: `SCHEDULES=100000 cargo test -p outbox-schedules` runs more.
+//! Each test runs thousands of schedules; `SCHEDULES=100000 cargo test -p outbox-schedules` runs more.
 
 use outbox_schedules::{as_is, broken, late_flush};
 
-/// A broken rule is found.
+/// Expects these schedules, which run with a broken copy, to fail.
 fn fails(schedules: fn()) {
     let failed = std::panic::catch_unwind(schedules);
     assert!(failed.is_err(), "no schedule shows that the rule is broken");
