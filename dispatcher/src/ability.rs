@@ -20,7 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 /// test.
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// The reason before MongoDB's first answer or failure.
+/// The reason that is given before MongoDB's first answer or failure.
 const NOT_YET: &str = "it has not answered yet";
 
 const OTHER_CLUSTER: &str = "the commands are from another MongoDB cluster; mongodb_uri, state_database or \

@@ -170,7 +170,8 @@ impl Policy {
     fn after_an_error(&mut self, error: &Error, left: Duration) -> Decision {
         let described = error_codes::describe(error);
 
-        // Neither error is about the document: another worker may reach MongoDB, or have the privilege.
+        // An unreachable MongoDB and a missing privilege are not about the document: another worker may reach
+        // MongoDB, or have the privilege.
         if is_unreachable(error) {
             return Decision::PutBack(Unable::Away(described));
         }

@@ -89,9 +89,9 @@ impl fmt::Display for Rate {
 
 /// Admits messages in the order of the requests.
 ///
-/// In any second, the limiter admits at most the messages of the rate, plus a fiftieth that may
-/// accumulate, plus the messages in flight: a twentieth of the rate, or one message for each document in
-/// processing, whichever is more.
+/// In any second, the limiter admits at most the number of messages that the rate allows, plus the messages that
+/// may accumulate (as many as the rate allows in 20 ms), plus the messages in flight: as many as the rate allows
+/// in 50 ms, or one for each document in processing, whichever is more.
 pub(crate) struct Limiter {
     bucket: TokenBucket,
     most_at_once: usize,
@@ -210,7 +210,7 @@ mod tests {
         }
     }
 
-    /// Waiting messages are admitted together, a hundredth of the rate at a time.
+    /// Waiting messages are admitted in groups. A group has the number of messages that the rate allows in 10 ms.
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_are_let_through_together() {
         let limiter = limiter(500, 32);

@@ -32,8 +32,8 @@ pub struct DispatcherSettings {
     /// Whether exchange, queue and binding are declared, only verified, or used without a check.
     /// Default: declared.
     pub topology: TopologyMode,
-    /// The maximum number of documents processed at a time. With a `rate`, the maximum is at most a
-    /// twentieth of the rate, or 32 if that is more. The default of 256 suits RabbitMQ, because
+    /// The maximum number of documents processed at a time. With a `rate`, the maximum is at most the number of
+    /// messages that the rate allows in 50 ms, or 32 if that is more. The default of 256 suits RabbitMQ, because
     /// concurrently processed documents share their commands to MongoDB.
     pub concurrency: usize,
     /// The maximum number of messages that this worker delivers per second. Default: no limit.
@@ -45,7 +45,7 @@ pub struct DispatcherSettings {
     /// requeue are not counted. Default: 512.
     pub prefetch: u16,
     /// A command is kept if its document can be processed within this time. At most half of
-    /// `prefetch` is used for commands that are kept like that. Default: 5 s.
+    /// `prefetch` is used for commands that are kept for this reason. Default: 5 s.
     pub hold_within: Duration,
     /// The total time that a command is kept while the destination is unavailable. Default: 60 s.
     pub available_within: Duration,

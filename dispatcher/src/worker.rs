@@ -297,8 +297,8 @@ impl Worker {
         }
     }
 
-    /// Waits for the exclusive right to work on the document. If the command doesn't get this
-    /// right, the error is its settlement.
+    /// Waits for the exclusive right to work on the document. If the command doesn't get this right, the returned
+    /// error is the command's settlement.
     async fn wait_for_turn(
         &self,
         document: &DocumentRef,

@@ -37,7 +37,7 @@ const NOT_ALLOWED: &str = "MongoDB refuses this user; grant it find, listIndexes
 const UNSUPPORTED: &str = "this server lacks the change streams that the rescuer needs; use MongoDB 6.0 or \
     later as a \
      replica set or sharded cluster";
-const UNWATCHABLE: &str = "MongoDB has no change stream for this; watch collections (not views or time \
+const UNWATCHABLE: &str = "MongoDB refuses such a change stream; watch collections (not views or time \
     series), and use no read concern except majority in the URI";
 /// The advice for a stream that the server refuses to open even at the server's present time.
 pub(crate) const REFUSED: &str = "MongoDB refuses to open the change stream, and the saved position is not \

@@ -67,7 +67,7 @@ impl Commands for BrokerCommands {
     }
 
     async fn ready(&self) {
-        // False means closed for good; the next send then reports it.
+        // If the publisher is closed for good, this returns false, and the next send reports that.
         self.publisher.ready().await;
     }
 

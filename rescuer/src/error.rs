@@ -34,9 +34,9 @@ pub enum RescuerError {
     },
     /// The position is lost and `on_history_lost` is `fail`.
     #[error(
-        "the position of stream {stream:?} is lost ({reason}) and on_history_lost is `fail`; set it to \
-         `sweep`, which finds every undelivered message and continues, or delete that document of \
-         `positions` in the state database"
+        "the position of stream {stream:?} is lost ({reason}) and on_history_lost is `fail`; either set \
+         on_history_lost to `sweep`, which finds every undelivered message and then continues, or delete the stream's \
+         document from the collection `positions` in the state database"
     )]
     PositionLost {
         /// The name of the stream.

@@ -49,7 +49,7 @@ pub(crate) async fn sleep(stop: &CancellationToken, time: Duration) -> Run<()> {
     unless_stopped(stop, tokio::time::sleep(time)).await
 }
 
-/// Lets unfinished work finish. Before a stop there is no time limit; after it, the work has
+/// Lets unfinished work finish. Before a stop there is no time limit; after a stop, the work must end within
 /// `last`.
 pub(crate) async fn with_grace<T>(
     stop: &CancellationToken,

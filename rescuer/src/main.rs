@@ -75,8 +75,8 @@ fn sweep_keys() -> Vec<Key> {
         Key::new(
             "requeue_pause",
             long,
-            "How long the sweep waits before it queues a document again whose outbox has not changed. The \
-             pause doubles each time, up to 2min.",
+            "How long the sweep waits before it queues a document again, unless the document's outbox \
+             changes. The pause doubles each time, up to 2min.",
         )
         .with_default("30s"),
         Key::new(
@@ -213,8 +213,8 @@ fn read(read: &mut Reader<'_>) -> (BrokerSettings, Settings) {
     (around, settings)
 }
 
-/// The key of a setting. It equals the setting's name, with one exception: `lease` is older than
-/// the name `ownership_lease`, and earlier rescuers read the same file.
+/// The key of a setting. It equals the setting's name, with one exception: the key of `ownership_lease` is
+/// `lease`, because earlier rescuers read that key from the same file.
 fn key_of(setting: &'static str) -> &'static str {
     if setting == "ownership_lease" { "lease" } else { setting }
 }
@@ -254,7 +254,7 @@ async fn serve(
         }
     };
 
-    // Nothing waits for confirms any more.
+    // No task waits for confirms now.
     let _ = timeout(last, publisher.close()).await;
     result
 }

@@ -62,7 +62,7 @@ impl Owner {
         start_at: Option<Timestamp>,
     ) -> Self {
         let Process { broker, budget, .. } = process;
-        // Judging and sending are shared by stream and sweep.
+        // The stream and the sweep share the parts that judge and send.
         let queued = RecentlyQueued::new(remembers, term.settings.requeue_pause);
         let inspector = Arc::new(Inspector::new(term.clone()));
         let lineage = positions.lineage().clone();

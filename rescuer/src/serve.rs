@@ -42,7 +42,7 @@ enum OtherStreams {
 }
 
 impl Stream {
-    /// Makes one of the `of` streams of this process.
+    /// Makes one stream of this process, which has `of` streams in total.
     pub(crate) fn new(
         process: Process,
         plan: Plan,

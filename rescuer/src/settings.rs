@@ -88,8 +88,8 @@ pub struct Settings {
     /// Whether pending and dead messages are counted at all. Set this to false if the metrics aren't read.
     /// Default: true.
     pub count_totals: bool,
-    /// How long the supervisor that stops this rescuer waits until it has ended. The value is only
-    /// used for a warning if it is longer than the lease. Default: unknown.
+    /// How long the supervisor of this process waits, after it has requested a stop, until the rescuer has ended.
+    /// The value is only used for a warning: it should not be longer than the lease. Default: unknown.
     pub shutdown_grace: Option<Duration>,
     /// The policy for a stream that cannot continue from the saved position. Default: [`OnHistoryLost::Sweep`].
     pub on_history_lost: OnHistoryLost,

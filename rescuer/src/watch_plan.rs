@@ -21,7 +21,7 @@ pub(crate) struct Coverage {
     pub(crate) state_database: String,
 }
 
-/// One pattern, and the earlier patterns of other delays that take collections from it.
+/// One pattern, and the earlier patterns with other delays, whose collections it leaves to other streams.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CoveredPattern {
     pub(crate) pattern: NamespacePattern,

@@ -32,7 +32,7 @@ async fn serve(settings: Settings, context: Context) -> Result<(), Box<dyn Error
     let mut worker = Dispatcher::new(processor, amqp, settings.dispatcher)?.start();
     context.probes.report(WorkerReport(worker.status()));
 
-    // The process ends with any of these tasks, because it would then run without doing anything.
+    // If one of these tasks ends, the process ends too, because it would otherwise run without doing anything.
     let ended: Result<(), Box<dyn Error + Send + Sync>> = tokio::select! {
         () = context.stop.cancelled() => Ok(()),
         ended = worker.ended() => Err(ended.into()),

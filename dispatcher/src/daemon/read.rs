@@ -7,8 +7,7 @@ use outbox_service::{Connections, Reader, host_name};
 
 use crate::settings::DispatcherSettings;
 
-/// The name of the connections, and the first part of the processor's name, which continues with host and
-/// process.
+/// The name of the connections. The processor's name consists of this name, the host and the process.
 pub(super) const NAME: &str = "outbox-dispatcher";
 /// The worker's part of the grace period; the rest is for closing the connections.
 const GRACE_OF_THE_WORKER: f64 = 0.9;

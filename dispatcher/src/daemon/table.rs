@@ -36,8 +36,8 @@ fn how_much_at_a_time() -> Vec<Key> {
         Key::new(
             "concurrency",
             Kind::Integer(1..=4096),
-            "Maximum number of documents processed at a time. With a rate, the maximum is at most a \
-             twentieth of the rate, or 32 if that is more.",
+            "Maximum number of documents processed at a time. With a rate, the maximum is at most the \
+             number of messages that the rate allows in 50ms, or 32 if that is more.",
         )
         .with_default("256"),
         Key::new(

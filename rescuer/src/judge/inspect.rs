@@ -46,8 +46,7 @@ pub(crate) fn projection() -> Document {
         fields.insert(field, format!("$$e.{field}"));
     }
 
-    // Keeps each `id` inside an inner array, because an update that selects by `id` also finds
-    // those.
+    // Keeps each `id` inside an inner array, because an update that selects by `id` also finds an `id` there.
     let inner = doc! { "$map": { "input": "$$e", "as": "i", "in": {
         "$cond": [is_a("$$i", "object"), { "id": "$$i.id" }, Bson::Null],
     } } };

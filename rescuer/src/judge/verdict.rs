@@ -147,7 +147,7 @@ fn is_undated(entry: &Entry) -> bool {
     entry.dead.is_none() && entry.available_at.is_none()
 }
 
-/// Whether a deliverer has tried it, or a worker has claimed it.
+/// Whether a deliverer has tried the entry, or a worker has claimed it.
 fn was_tried(entry: &Entry) -> bool {
     entry.attempts > 0 || entry.claims > 0
 }

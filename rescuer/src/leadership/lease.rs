@@ -34,9 +34,9 @@
 //! until the owner tries to renew its lease; that is harmless too.
 //!
 //! # Versions
-//! Rescuers of 2fcbd23 know neither `term` nor `able`. They leave both fields unchanged, and
-//! release a lease by setting its date. If the epoch in `term` differs from the lease's epoch, an
-//! earlier owner wrote `term`, and it is ignored.
+//! Rescuers of commit 2fcbd23 know neither `term` nor `able`. They leave both fields unchanged, and release a
+//! lease by setting its date. If the epoch in `term` differs from the lease's epoch, an earlier owner wrote
+//! `term`, and it is ignored.
 
 use std::time::{Duration, Instant};
 
@@ -166,9 +166,8 @@ impl Lease {
         Ok(found.map(|found| seen(&found)))
     }
 
-    /// The epoch of the stream's position, if there is one. The epoch of a new owner must be
-    /// higher, or the new owner couldn't write its position; this holds even if the lease was
-    /// deleted.
+    /// The epoch of the stream's position, if there is one. The epoch of a new owner must be higher; otherwise the
+    /// new owner couldn't write its position. This holds even if the lease was deleted.
     pub(crate) async fn position_epoch(&self) -> Result<i64, Error> {
         let filter = doc! { "_id": &self.stream };
         let found = self.positions.find_one(filter).projection(doc! { "epoch": 1 }).await?;
@@ -264,7 +263,7 @@ impl Lease {
         let mut others = self.id();
         others.insert("owner", doc! { "$ne": &self.owner });
         let able = doc! { "owner": { "$literal": &self.owner }, "until": self.until() };
-        // The old value is replaced as a whole, because a part of it can't be set if it has another type.
+        // The old value is replaced as a whole, because no field can be set in an old value that isn't a document.
         let update = vec![doc! { "$unset": "able" }, doc! { "$set": { "able": able } }];
         self.collection.update_one(others, update).await.map(drop)
     }

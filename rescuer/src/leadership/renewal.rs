@@ -51,7 +51,7 @@ impl Renewal {
                 return;
             }
             if !self.term.held.lasts() {
-                // Steps back, unless the owner already has.
+                // Steps back, unless the owner has already done so.
                 self.term.is_over();
                 return;
             }

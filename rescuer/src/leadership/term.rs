@@ -46,8 +46,7 @@ impl Term {
         if self.is_over() { Err(Halt) } else { Ok(()) }
     }
 
-    /// Ends the term, so that another rescuer can continue the stream at once, or this rescuer can
-    /// later.
+    /// Ends the term. Another rescuer can then continue the stream at once, and this rescuer can do so later.
     pub(crate) fn step_back(&self, reason: &str) {
         if self.stop.is_cancelled() {
             return;

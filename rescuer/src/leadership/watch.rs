@@ -30,7 +30,7 @@ pub enum Next {
     Wait {
         /// The other rescuer.
         owner: String,
-        /// The maximum time that its lease still lasts.
+        /// The maximum time that the other rescuer's lease still lasts.
         left: Duration,
     },
 }
@@ -53,7 +53,7 @@ impl Unchanged {
 }
 
 impl Watch {
-    /// Decides whether to take a lease; `me` has leases that last `lasts`.
+    /// Decides whether to take a lease. This rescuer has the name `me`, and its leases last `lasts`.
     pub fn next(
         &mut self,
         seen: Option<&Seen>,

@@ -124,7 +124,7 @@ pub enum RescueEvent {
         document: DocumentRef,
         /// The number of malformed elements.
         count: usize,
-        /// The problem of the first one.
+        /// The problem of the first malformed element.
         reason: String,
     },
     /// A collection lacks the index that makes its sweep cheap.

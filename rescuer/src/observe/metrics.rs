@@ -93,7 +93,7 @@ fn describe() {
     );
     describe_gauge!(
         UNWATCHABLE,
-        "1 if the pattern of watch matches no collection that can be watched, 0 otherwise."
+        "1 if the pattern in the setting `watch` matches no collection that can be watched, 0 otherwise."
     );
     describe_counter!(UNREADABLE, "Number of malformed outbox elements read.");
     describe_counter!(UNSENDABLE, "Number of documents for which no command can be made.");
@@ -150,7 +150,7 @@ pub(crate) struct Metrics {
     sweep_seconds: Histogram,
     /// This gauge is the total of all streams: each stream adds and removes its own part.
     indexes_missing: Gauge,
-    /// This gauge, too, is the total of all streams.
+    /// This gauge is also the total of all streams.
     expiring: Gauge,
     /// One gauge for each pattern; the key is the pattern's text.
     unwatchable: HashMap<String, Gauge>,

@@ -1,4 +1,4 @@
-//! The state of one stream, and the rules by which it is not ready.
+//! The state of one stream, and the rules that decide whether it is ready.
 
 use std::{
     collections::BTreeMap,

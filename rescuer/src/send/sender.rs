@@ -21,7 +21,7 @@ use crate::{
 /// The end of the sentence "could not …", for reports of a failure.
 const SENDING: &str = "send commands";
 
-/// Sends commands for one leadership term, and remembers the documents they were for.
+/// Sends commands for one leadership term, and remembers their documents.
 pub(crate) struct Sender {
     term: Arc<Term>,
     inspector: Arc<Inspector>,

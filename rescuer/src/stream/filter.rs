@@ -7,7 +7,7 @@
 //!
 //! | change | passes when |
 //! |---|---|
-//! | insert, replace | `fullDocument.outbox` is there and not an empty array |
+//! | insert, replace | `fullDocument.outbox` exists and is not an empty array |
 //! | update | it sets `outbox` to anything other than an empty array, or sets `outbox.<n>`, or `outbox.<n>.id` |
 //! | update | it sets or removes a field of an entry by which the entry is judged, and gives that entry no date |
 //! | rename | it gives a collection a watched name: its messages were saved under another name |

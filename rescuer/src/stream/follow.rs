@@ -232,7 +232,7 @@ impl Follower {
         match written {
             Ok(Ok(written)) => written.map_err(|error| classify::explain(&error, classify::of(&error))),
             Ok(Err(_)) => Err(format!("MongoDB has not answered for {} s", LONGEST_SAVE.as_secs())),
-            Err(Halt) => Err("MongoDB has not answered before the end".into()),
+            Err(Halt) => Err("MongoDB did not answer within the time for the last write".into()),
         }
     }
 }

@@ -15,9 +15,9 @@ pub(super) struct InlineShare {
 }
 
 impl InlineShare {
-    /// Counts documents, and warns if some of them had undelivered messages. There is no warning if
-    /// nearly all documents had them, because then there is probably no inline dispatcher that
-    /// could be too slow.
+    /// Counts documents, and warns if some of them had undelivered messages. There is no warning if nearly all
+    /// documents had undelivered messages, because then there is probably no inline dispatcher that could be too
+    /// slow.
     pub(super) fn count(&mut self, undelivered: usize, of: usize, delay: Duration) -> Option<Warning> {
         self.undelivered += undelivered;
         self.of += of;

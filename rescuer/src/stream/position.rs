@@ -37,8 +37,8 @@ use crate::{
     watch_plan::Plan,
 };
 
-/// The maximum number of seconds that a position may be ahead of the server's time. The members of a
-/// cluster differ by less.
+/// The maximum number of seconds that a position may be ahead of the server's time. The clocks of a cluster's
+/// members differ by less.
 const AHEAD: u32 = 60;
 
 const UNAUTHORISED: i32 = 13;

@@ -225,7 +225,7 @@ impl Reader {
                 Failure::Again(reason)
             }
             Fault::Transient if !self.is_refused() => Failure::Again(reason),
-            // The server's own time cannot be lost a moment later.
+            // A position that is the server's own recent time cannot be lost.
             Fault::Transient | Fault::Lost if self.is_fresh() && self.refusals.is_some() => {
                 Failure::Again(format!("{reason}; {}", classify::REFUSED))
             }

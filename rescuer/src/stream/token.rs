@@ -1,10 +1,9 @@
 //! Reads the time inside a resume token.
 //!
 //! A token is a place in the oplog, and the driver treats it as opaque. The time is needed if a position's
-//! token can no longer be used although the oplog still reaches back to it. A token is a *key string* in
-//! hexadecimal that begins with the cluster time, because the server sorts tokens that way. If a token has
-//! another form, no time is returned, and the caller keeps an earlier time, which is also a valid
-//! low-water mark.
+//! token can no longer be used although the oplog still covers the token's time. A token is a *key string* in
+//! hexadecimal that begins with the cluster time, because the server sorts tokens that way. If a token has another
+//! form, no time is returned, and the caller keeps an earlier time, which is also a valid low-water mark.
 
 use mongodb::{bson::Timestamp, change_stream::event::ResumeToken};
 

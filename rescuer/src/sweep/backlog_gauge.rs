@@ -43,7 +43,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// To find the oldest message, this many documents are read, namely those that have been due for
 /// longest.
 const ELDERS: i64 = 100;
-/// Counting may take at most one part in this number of the time.
+/// The maximum share of the time that counting may take is 1 divided by this number.
 const SHARE: u32 = 10;
 
 /// Counts the backlog of one term's collections.
@@ -324,7 +324,7 @@ fn since(now: DateTime) -> Document {
         { "$gt": ["$$e.claims", 0] },
     ] };
     let dates = doc! { "made": "$$e.created_at", "due": due_at };
-    // Both operators ignore missing and null values.
+    // `$min` and `$max` ignore missing and null values.
     let waits =
         doc! { "$cond": [was_tried, { "$min": ["$$made", "$$due"] }, { "$max": ["$$made", "$$due"] }] };
     doc! { "$let": { "vars": dates, "in": waits } }

@@ -7,7 +7,7 @@ use outbox_service::TokenBucket;
 
 use crate::{halt::Run, leadership::term::Term};
 
-/// Of this many queries, one may count for the metrics.
+/// At most one query out of this many may be used to count for the metrics.
 const COUNTING: u32 = 5;
 
 #[derive(Debug)]

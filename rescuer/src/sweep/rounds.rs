@@ -13,9 +13,9 @@
 //! messages.
 //!
 //! A *full* round also reads entries without a date, which other programs may write. There is a full round
-//! at the start, after a lost position, one delay after either (for messages that were too young), and
-//! every hour. The stream finds entries without a date promptly. If such entries were queued, ordinary
-//! rounds read them again until they are done.
+//! at the start, after a lost position, one delay after the start or the loss (for messages that were too young),
+//! and every hour. The stream finds entries without a date promptly. If such entries were queued, ordinary rounds
+//! read them again until they are done.
 //!
 //! # When a round is cut short
 //! A round is cut short by an error, or by a broker that doesn't confirm. A document whose command

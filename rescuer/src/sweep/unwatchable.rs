@@ -25,8 +25,8 @@ pub(crate) async fn report(term: &Term, listing: &Listing, turns: &mut Turns<'_>
     let coverage = &term.plan.coverage;
     let mut found = find(coverage, &listing.all, &[]);
 
-    // The names reveal, for example, a database whose name differs in case. They are queried only if there
-    // is a problem.
+    // The databases' names reveal, for example, a name that differs from the pattern only in case. The names are
+    // queried only if there is a problem.
     if found.iter().any(lacks_hint) {
         turns.wait().await?;
         // Without the names there is no hint, but there is still a warning.

@@ -88,7 +88,7 @@ impl Daemon {
         Self { program: Program { name, version, about }, keys }
     }
 
-    /// Puts `keys` before those of the shell. A key with the same name as one of the shell's replaces it,
+    /// Puts `keys` before the shell's own keys. A key with the name of one of the shell's keys replaces that key,
     /// and must be of the same kind.
     #[must_use]
     pub fn keys(mut self, keys: impl IntoIterator<Item = Key>) -> Self {

@@ -18,8 +18,7 @@ const BUCKETS: [f64; 20] = [
     600.0, 1_800.0, 3_600.0,
 ];
 
-/// The interval of calls to [`Exporter::upkeep`], which keep samples from filling memory if they are never
-/// scraped.
+/// The interval of calls to [`Exporter::upkeep`], without which samples that are never scraped would fill memory.
 pub(crate) const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why metrics can't be recorded.
