@@ -1,4 +1,4 @@
-//! Sends a message for later, stored with the save: `cargo run --example scheduled`.
+//! Sends a message that the save stores and that is delivered later: `cargo run --example scheduled`.
 //!
 //! There is no timer. The rescuer's sweep finds the message once it is due, by the server's clock.
 

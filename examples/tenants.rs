@@ -1,4 +1,4 @@
-//! Uses one database for each tenant, and one inline dispatcher: `cargo run --example tenants`.
+//! Uses one database for each tenant, and one inline dispatcher for all of them: `cargo run --example tenants`.
 //!
 //! The services watch all databases with a pattern: `OUTBOX_WATCH='tenant_*.orders'`.
 

@@ -1,4 +1,4 @@
-//! Delivers to webhooks, signed by <https://www.standardwebhooks.com>: `cargo run --example webhook`.
+//! Delivers to webhooks, signed as <https://www.standardwebhooks.com> specifies: `cargo run --example webhook`.
 use axum::{Router, body::Body, body::Bytes, http, routing::post};
 use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, PayloadFormat, conformance, json};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};

@@ -64,7 +64,7 @@
 //! `opentelemetry` stores the trace context of a save with its messages, so that the delivery continues that trace.
 //! Without this feature, a message carries only a `traceparent` header that its sender added.
 
-#![cfg_attr(test, allow(clippy::pedantic, reason = "product code is held to them without its tests"))]
+#![cfg_attr(test, allow(clippy::pedantic, reason = "these lints apply to product code, not to tests"))]
 
 #[cfg(all(feature = "rabbitmq", not(any(feature = "rustls-ring", feature = "rustls-aws-lc"))))]
 compile_error!(

@@ -30,7 +30,7 @@ pub struct TlsFiles {
     pub ca: Option<PathBuf>,
     /// The client certificate, followed by the intermediate certificates up to its authority.
     pub certificate: Option<PathBuf>,
-    /// The unencrypted private key of that certificate. May be the same file as the certificate.
+    /// The unencrypted private key of the client certificate. May be the same file as the certificate.
     pub key: Option<PathBuf>,
 }
 
@@ -93,8 +93,8 @@ impl TlsFiles {
     /// Returns the files that a MongoDB URI names with `tlsCAFile` and `tlsCertificateKeyFile`. Names no files if the
     /// URI can't be parsed.
     ///
-    /// They are checked here because the driver accepts a CA file that contains no certificate, and then trusts no
-    /// server; and it opens the certificate file only when it connects.
+    /// These files are checked here because the driver accepts a CA file that contains no certificate, and then trusts
+    /// no server. Also, the driver opens the certificate file only when it connects.
     #[must_use]
     pub fn of_mongodb(uri: &str) -> Self {
         match ConnectionString::parse(uri).map(|parsed| parsed.tls) {

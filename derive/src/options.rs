@@ -139,12 +139,12 @@ impl Problems {
         }
     }
 
-    /// Returns the value of a result, or the default. Collects the error.
+    /// Returns the value of a result. If the result is an error, collects the error and returns the default.
     pub(crate) fn or_default<T: Default>(&mut self, result: Result<T>) -> T {
         self.some(result).unwrap_or_default()
     }
 
-    /// Returns the value of a result, if there is one. Collects the error.
+    /// Returns the value of a result. If the result is an error, collects the error and returns `None`.
     pub(crate) fn some<T>(&mut self, result: Result<T>) -> Option<T> {
         match result {
             Ok(value) => Some(value),

@@ -19,7 +19,7 @@ pub(crate) struct SerdeAttributes {
 pub(crate) struct SerdeAttribute {
     pub(crate) key: String,
     pub(crate) span: Span,
-    /// The text after `=`, for both directions.
+    /// The text after `=`, which applies to writing and to reading.
     pub(crate) text: Option<String>,
     /// The text in parentheses for writing.
     serialize: Option<String>,
@@ -64,7 +64,7 @@ impl SerdeAttributes {
         self.given.iter().find(|attribute| keys.contains(&attribute.key.as_str()))
     }
 
-    /// Returns the value of a key such as `rename` for each direction.
+    /// Returns the values that a key such as `rename` has for writing and for reading.
     pub(crate) fn directions(&self, key: &str) -> Directions<Option<&str>> {
         let mut directions = Directions { write: None, read: None };
         for attribute in self.all(key) {

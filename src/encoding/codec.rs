@@ -1,7 +1,7 @@
 //! Converts values to the bytes of a document, and back.
 //!
 //! Aggregates are converted directly to bytes, as in the driver's own `Collection<T>`, so that a type has the same BSON
-//! in both (a `uuid::Uuid` is binary, not text). Messages have a different form, see
+//! form here and in the driver (a `uuid::Uuid` is binary, not text). Messages have a different form, see
 //! [`payload`](crate::encoding::payload).
 
 use base64::Engine;

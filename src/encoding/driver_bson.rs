@@ -1,10 +1,10 @@
 //! Wraps the functions that have different names in the driver's two BSON versions.
 //!
-//! The whole build decides which BSON version the driver uses: if any crate turns on `bson-3` of `mongodb`, it is
-//! version 3. This crate cannot query the features of another crate, so a choice by its own features could be wrong and
-//! would not compile. Instead, name resolution makes the choice. A glob import inside a function takes precedence over
-//! the functions of the surrounding module, so a name means the driver's function if the driver has it, and otherwise
-//! the function below.
+//! The whole build decides which BSON version the driver uses: version 3 if any crate turns on the feature `bson-3` of
+//! `mongodb`, otherwise version 2. This crate cannot query the features of another crate, so a choice by its own
+//! features could be wrong and would not compile. Instead, name resolution makes the choice. A glob import inside a
+//! function takes precedence over the functions of the surrounding module, so a name means the driver's function if the
+//! driver has it, and otherwise the function below.
 //!
 //! Everything else that this crate uses from `mongodb::bson` is the same in both versions.
 

@@ -1,8 +1,8 @@
 //! Converts BSON values to MongoDB's extended JSON, and back.
 //!
-//! The `bson` crate offers this too, but version 3 has it behind a feature that a crate which uses BSON as
-//! `mongodb::bson` cannot turn on. The crate's implementations of `Serialize` and `Deserialize` are always available
-//! and handle the rare types here.
+//! The `bson` crate offers these conversions too, but version 3 only with a feature that this crate cannot turn on,
+//! because it uses BSON as `mongodb::bson`. The implementations of `Serialize` and `Deserialize` in `bson` are always
+//! available, and handle the rare types here.
 
 use mongodb::bson::{Bson, DateTime, Document};
 use serde_json::{Map, Value, json};
@@ -88,7 +88,7 @@ fn read_number(number: &serde_json::Number) -> Option<Bson> {
     }
 }
 
-/// Returns the text for a number that JSON has no number for.
+/// Returns the text for a number that JSON cannot represent as a number.
 pub(crate) fn double_word(number: f64) -> Option<&'static str> {
     match number {
         number if number.is_nan() => Some("NaN"),

@@ -78,7 +78,7 @@ impl<'a> Element<'a> {
     }
 
     /// Returns the path of the first part that cannot be decoded and that is also in `known`. Returns `None` if there
-    /// is none.
+    /// is no such part.
     pub(crate) fn damage(&self, known: &Bson) -> Option<String> {
         if std::str::from_utf8(self.name).is_err() {
             return Some(self.text_name());

@@ -1,5 +1,5 @@
-//! Receives a message into an aggregate: loads or makes the aggregate, applies the message once, saves, and repeats all of
-//! that after a conflict.
+//! Receives a message into an aggregate: loads or makes the aggregate, applies the message once, saves the aggregate,
+//! and starts over after a conflict.
 //!
 //! # Guarantees
 //! - A message is reported as applied, or as a repeat, only after the majority has the save that recorded the message: saves
@@ -150,8 +150,8 @@ where
     Ok(InboxFigures { remembered: aggregate.inbox().len(), forgotten })
 }
 
-/// The outcome of a message after an error of the store. The error is not the message's fault if a change in the deployment,
-/// the work of an operator, or time may remove it.
+/// The outcome of a message after an error of the store. The error is not the message's fault if the error may
+/// disappear by itself, by a change in the deployment, or by the work of an operator.
 fn of_store(error: &Error) -> Handled {
     let text = without_content(error);
     match error {

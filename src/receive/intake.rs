@@ -1,4 +1,4 @@
-//! Decides how many messages to take from the queue, and counts the bytes of those that are held.
+//! Decides how many messages to take from the queue, and counts the bytes of the messages that are held.
 //!
 //! RabbitMQ limits the number of messages that it sends, not their bytes. So the number is derived from the largest message
 //! seen lately. It is low at first, because the first messages may be large.
@@ -26,7 +26,7 @@ pub(super) struct MessageIntake {
     sizes: Mutex<Sizes>,
 }
 
-/// Whether a message that was taken lowers the number that may be held.
+/// Whether a message that was taken lowers the number of messages that may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PrefetchRoom {
     Less,

@@ -1,8 +1,8 @@
 //! Handles messages of the same key one after another, in the order of their arrival. A message doesn't wait for messages of
 //! other keys.
 //!
-//! While a message is tried again in place, its key is blocked, and later messages of the key are held in memory. The number
-//! of messages held like that is bounded, because they count towards the prefetch.
+//! While a message is tried again in place, its key is blocked, and later messages of the key are held in memory. The
+//! number of messages held in this way is bounded, because they count towards the prefetch.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -99,7 +99,7 @@ impl ReceivedMessage {
             non_empty(attributes.remove("type")).or_else(|| non_empty(delivery.message_type.clone()));
         let given_type = given_type.or_else(|| non_empty(headers.get("type").cloned()));
         let given_id = non_empty(attributes.remove("id")).or_else(|| non_empty(delivery.message_id.clone()));
-        // A dead message that an operator has put into the queue again starts without earlier delays.
+        // A dead message that an operator has put into the queue again starts with no delays.
         let was_dead = own.contains_key(DEAD_REASON);
         let delays = own.remove(DELAYS).filter(|_| !was_dead).and_then(|count| count.parse().ok());
         let time = attributes.remove("time").and_then(|time| DateTime::parse_rfc3339_str(time).ok());
@@ -153,7 +153,7 @@ impl ReceivedMessage {
         }
         Err(Undecodable(match error.classify() {
             serde_json::error::Category::Data => without_values(&error.to_string()),
-            // These errors quote only a position and what the syntax expects there.
+            // Errors of other categories quote only a position and what the syntax expects there.
             _ => format!("the body cannot be read as JSON: {error}"),
         }))
     }

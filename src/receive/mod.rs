@@ -31,9 +31,9 @@
 //! ```
 //!
 //! # Flow
-//! A [`Receiver`] takes messages from its queue, up to its prefetch. Messages with the same [key](ReceivedMessage::key) are handled
-//! one after another, others at the same time. A message is decoded and given to the function of its type, or applied to an
-//! aggregate. The outcome decides what happens next:
+//! A [`Receiver`] takes messages from its queue, up to its prefetch. Messages with the same [key](ReceivedMessage::key)
+//! are handled one after another, messages with different keys at the same time. A message is decoded and given to the
+//! function of its type, or applied to an aggregate. The outcome decides what happens next:
 //!
 //! | outcome | the message |
 //! |---|---|
@@ -53,7 +53,7 @@
 //! - No message is lost when a process dies: the broker delivers again every message that was not acknowledged.
 //!
 //! # Caveats
-//! - A function of [`on`](Subscriptions::on) may get a message twice.
+//! - A function that was added with [`on`](Subscriptions::on) may get a message twice.
 //! - Order holds for messages of one key in one process; docs/receiving.md lists ways to keep order across several processes.
 //! - A function must not block its thread; a function that blocks can't be aborted.
 

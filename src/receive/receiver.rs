@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// The last part of the grace period, as a fraction. In it, messages return to the queue.
+/// The fraction of the grace period, at its end, in which unfinished messages return to the queue.
 const LAST_PART: f64 = 0.2;
 /// How long closing the connections may take after the grace period.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -82,7 +82,7 @@ impl Receiver {
         Ok(Self { worker: Arc::new(Worker::new(subscriptions, settings)), amqp })
     }
 
-    /// Returns the events of messages from now on.
+    /// Returns a channel that receives the events of messages from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<ReceiverEvent> {
         self.worker.subscribe()
@@ -130,7 +130,7 @@ impl Receiver {
 }
 
 impl RunningReceiver {
-    /// Returns the events of messages from now on.
+    /// Returns a channel that receives the events of messages from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<ReceiverEvent> {
         self.worker.subscribe()
@@ -153,8 +153,9 @@ impl RunningReceiver {
         self.consumer.ready().await && self.publisher.ready().await
     }
 
-    /// Takes no more messages, and waits for four fifths of the grace period until those that are being handled are finished.
-    /// Then abandons the rest. Messages that are not settled return to the queue. A silent broker doesn't prolong the stop.
+    /// Takes no more messages. Waits up to four fifths of the grace period for the messages that are being handled, and
+    /// then abandons those that are unfinished. Messages that are not settled return to the queue. A silent broker
+    /// doesn't prolong the stop.
     pub async fn stop(mut self) {
         let grace = self.worker.settings().grace;
         let deadline = Instant::now() + grace;

@@ -60,8 +60,8 @@ pub struct ReceiverSettings {
     pub unknown_types: UnknownTypes,
     /// The maximum number of messages that are taken and not yet settled. Default: 256.
     pub prefetch: u16,
-    /// The maximum total size of the bodies of messages that are taken and not yet settled. When large messages arrive, the
-    /// prefetch is lowered; the messages that the broker has sent before that are still taken. Default: 64 MiB.
+    /// The maximum total size of the bodies of messages that are taken and not yet settled. When large messages arrive,
+    /// the prefetch is lowered; messages that the broker sent before the change are still taken. Default: 64 MiB.
     pub prefetch_bytes: usize,
     /// The maximum number of messages that are handled at the same time. Default: 32.
     pub concurrency: usize,
@@ -86,8 +86,8 @@ pub struct ReceiverSettings {
     /// How many messages an aggregate's inbox remembers, and for how long. The time must cover all tries of a message.
     /// Default: 256 messages, 7 days.
     pub inbox: InboxLimits,
-    /// The maximum time that a stop takes. Messages that are being handled are finished, the others return to the queue.
-    /// Default: 25 s.
+    /// The maximum time that a stop takes. Messages that are being handled are finished, and the others return to the
+    /// queue. Default: 25 s.
     pub grace: Duration,
 }
 

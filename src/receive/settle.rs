@@ -107,7 +107,8 @@ impl Worker {
                 self.announce(ReceiverEvent::Died { message, cause, error: error.to_owned() });
             }
             Copied::Refused(reason) => {
-                // A rejected message is dead-lettered by the broker itself, which doesn't have these limits.
+                // The broker itself dead-letters a rejected message, without the limits that apply to the published
+                // copy.
                 let message = &taken.name;
                 tracing::warn!(
                     ?message,
@@ -190,8 +191,8 @@ impl Worker {
         self.announce(ReceiverEvent::Unavailable { message, error: error.to_owned() });
     }
 
-    /// Remembers the place of a message in the order of its key. If there is no room for that, counts that the order is given
-    /// up.
+    /// Remembers the place of a message in the order of its key. If the message gets no place, counts that the order is
+    /// given up.
     fn keep_place(&self, taken: &TakenMessage, copy: &Publication) {
         let Some(key) = &taken.key else { return };
         let place = match self.settings().delayed_order {

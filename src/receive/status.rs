@@ -30,7 +30,7 @@ pub struct ReceiverSnapshot {
     pub publisher: Option<String>,
     /// The number of messages taken and not settled.
     pub held: usize,
-    /// The total bytes of the bodies of those messages.
+    /// The total size, in bytes, of the bodies of messages taken and not settled.
     pub held_bytes: usize,
     /// The number of messages held in place: those that are tried again, and later messages of their keys.
     pub retried: usize,

@@ -97,7 +97,8 @@ impl Subscriptions {
         Self::default()
     }
 
-    /// Adds a function for messages of type `M`, under any of the type's names. Any state must be captured by the closure.
+    /// Adds a function for messages of type `M`, under any of the type's names. The closure must capture any state that
+    /// it needs.
     ///
     /// A message is acknowledged after the function has returned `Ok`. The function may be called again for the same message,
     /// with the same [`ReceivedMessage::id`].
@@ -117,10 +118,10 @@ impl Subscriptions {
 
     /// Adds an aggregate that receives each message of type `M` exactly once.
     ///
-    /// `key` returns the id of the aggregate that a message is for. The aggregate is loaded; if it doesn't exist, `make`
-    /// creates it. Unless the aggregate's inbox has the message, `apply` changes the aggregate, which is then saved. The
-    /// message is acknowledged after the majority has the save. After a conflict all of that is repeated on the aggregate as
-    /// it is then, so the closures should have no other effects.
+    /// `key` returns the id of the aggregate that a message is for. The aggregate is loaded; if it doesn't exist,
+    /// `make` creates it. Unless the aggregate's inbox has the message, `apply` changes the aggregate, which is then
+    /// saved. The message is acknowledged after the majority has the save. After a conflict, all of these steps are
+    /// repeated on the newly loaded aggregate, so the closures should have no other effects.
     ///
     /// `apply` returns nothing, or a `Result` with an error that converts into a [`HandlerError`]. After an error the
     /// aggregate is not saved.

@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// A message, and the right to settle it. If it is dropped, the broker delivers the message again.
+/// A message, and the right to settle it. If this value is dropped, the broker delivers the message again.
 pub(super) struct TakenMessage {
     pub(super) delivery: Delivery,
     pub(super) message: Arc<ReceivedMessage>,
@@ -22,7 +22,7 @@ pub(super) struct TakenMessage {
     held: HeldBytes,
 }
 
-/// The bytes of a message, which are counted as held until this is dropped.
+/// The bytes of a message, which are counted as held until this value is dropped.
 struct HeldBytes {
     intake: Arc<MessageIntake>,
     bytes: usize,

@@ -64,7 +64,7 @@ pub(super) struct Links {
     pub(super) consuming: watch::Receiver<State>,
 }
 
-/// Counts a message as being handled, until dropped.
+/// Counts a message as being handled, until this value is dropped.
 struct HandledNow<'a>(&'a AtomicUsize);
 
 impl Drop for HandledNow<'_> {
@@ -282,7 +282,7 @@ impl Worker {
         let message = &taken.message;
         let span = trace::receive(&message.message_type, message.id, &self.settings.queue, &message.headers);
         let (subscription, inbox, received) = (subscription.clone(), self.settings.inbox, message.clone());
-        // The call includes decoding, which may run the user's code, so all of it runs inside the task.
+        // The call includes decoding, which may run the user's code, so the whole call runs inside the task.
         let call = async move { subscription.call(received, inbox).await }.instrument(span.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(call));
         let handled = match tokio::time::timeout(self.settings.time_limit, task).await {

@@ -28,7 +28,7 @@ impl Assumption {
         true
     }
 
-    /// Records that this process has begun to deliver this many more entries.
+    /// Adds to the number of counted entries that this process has begun to deliver.
     pub(super) fn has_dispatched(&mut self, entries: usize) {
         self.dispatched += entries;
     }

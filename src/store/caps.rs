@@ -110,7 +110,7 @@ fn too_large(message: &PendingMessage, what: &'static str, bytes: usize, cap: us
     Error::MessageTooLarge { message_type: message.message_type.into(), what, bytes, cap }
 }
 
-/// The BSON size of an entry with both dates and a payload of this size.
+/// The BSON size of an entry with `created_at`, `available_at` and a payload of this size.
 pub(super) fn entry_bytes(entry: &Entry, payload: usize) -> usize {
     let headers: usize =
         entry.headers.iter().map(|(name, value)| field_bytes(name, string_bytes(value))).sum();

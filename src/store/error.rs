@@ -101,7 +101,7 @@ pub enum Error {
     OutboxNotArray {
         /// The document.
         document: DocumentRef,
-        /// The type that the field has instead.
+        /// The type that `outbox` has instead of an array.
         source: crate::stored::entry::NotAnArray,
     },
     /// A value could not be turned into BSON.

@@ -110,8 +110,8 @@ pub(super) fn named_by(
     Ok(document)
 }
 
-/// Whether a document that was found by another form of the id really has the requested id, which means that both ids
-/// have the same encoding.
+/// Whether a document that was found by another form of the requested id really has that id: the encodings of the two
+/// ids must be equal.
 pub(super) fn is_of_one_type(asked: &Bson, found: &Bson) -> bool {
     match (asked, found) {
         (Bson::Binary(asked), Bson::Binary(found)) => asked.subtype == found.subtype,
@@ -119,7 +119,7 @@ pub(super) fn is_of_one_type(asked: &Bson, found: &Bson) -> bool {
     }
 }
 
-/// Whether MongoDB treats these as the same `_id`.
+/// Whether MongoDB treats the two values as the same `_id`.
 fn is_same(own: &Bson, encoded: &Bson) -> bool {
     match (number(own), number(encoded)) {
         (Some(own), Some(encoded)) => own == encoded,
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_id_in_another_encoding_is_recognised() {
-        // All legacy forms of this value differ.
+        // The legacy forms of this UUID all differ from each other.
         let uuid = uuid::Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
         assert_eq!(check_id(&encoded(id_of(&uuid).unwrap()), &uuid).unwrap(), 0);
         for (place, form) in other_forms(&id_of(&uuid).unwrap()).into_iter().enumerate() {

@@ -35,7 +35,7 @@ impl<T: Aggregate> Store<T> {
         let own = id_of(id)?;
         let others = other_forms(&own);
 
-        // The documents of one store usually all have their `_id` in the same form, so try the form that was seen last
+        // The documents of one store usually all have their `_id` in the same form, so try the most recently seen form
         // first.
         let last = self.form.load(Ordering::Relaxed);
         if let Some(form) = last.checked_sub(1).and_then(|place| others.get(place))

@@ -69,7 +69,7 @@ pub struct Store<T> {
     inline: InlineDispatcher,
     caps: Caps,
     shard_key: Vec<String>,
-    /// The form of the `_id` that was seen last.
+    /// The form of the most recently seen `_id`.
     form: Arc<AtomicUsize>,
     aggregate: PhantomData<fn() -> T>,
 }

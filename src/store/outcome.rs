@@ -26,8 +26,8 @@ pub struct Receipt {
 pub enum Saved {
     /// There was no change and no message, so nothing was written.
     Unchanged,
-    /// The save was written and acknowledged by the majority. The value counts as freshly loaded, so it can be changed
-    /// and saved again.
+    /// The save was written and acknowledged by the majority. The aggregate now counts as freshly loaded, so it can be
+    /// changed and saved again.
     Applied(Receipt),
     /// Nothing was written, because another process saved the document in the meantime. Load it again and repeat the
     /// decision, or use `update`.

@@ -176,7 +176,7 @@ impl StagedMessages {
                 self.inline.left(&named, self.due, &why);
                 return why;
             }
-            // The server can't be asked; the delivery will fail in the same way and report it.
+            // The server didn't answer the query. The delivery will fail in the same way and report the error.
             Err(_unasked) => named,
         };
         self.inline.dispatch(seat, Work::Unclaimed(document), self.ids, self.ordering).await

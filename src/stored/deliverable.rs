@@ -142,8 +142,8 @@ pub fn deliverable<'a>(slots: &'a [Slot], rules: Rules<'_>) -> Deliverable<'a> {
     answer
 }
 
-/// Records why entries are blocked. The first reason is kept, but the reason of a scheduled entry is replaced by any
-/// other reason and by an earlier schedule.
+/// Records why entries are blocked. The first reason is kept, except that [`Hold::Scheduled`] is replaced by any other
+/// reason and by an earlier time.
 fn note(held: &mut Option<Hold>, hold: Hold) {
     let gives_way = match (*held, hold) {
         (Some(Hold::Scheduled(known)), Hold::Scheduled(at)) => at < known,
@@ -185,7 +185,7 @@ fn take<'a>(answer: &mut Deliverable<'a>, entry: &'a Entry, limit: usize) -> Nex
     if alone { Next::Waits } else { Next::MayFollow }
 }
 
-/// Returns why this entry can't be delivered at this time by any deliverer.
+/// Returns the reason why no deliverer can deliver this entry at this time. `None` if there is no such reason.
 pub fn hold(entry: &Entry, now: DateTime) -> Option<Hold> {
     let at = entry.available_at.filter(|at| *at > now)?;
     match (&entry.claimed_by, entry.attempts) {

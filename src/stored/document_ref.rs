@@ -22,7 +22,7 @@ const ID: &str = "_id";
 /// A key that is nested deeper than this is not decoded but kept as bytes. Decoding uses stack space for each level,
 /// and the server allows 180 levels.
 const DEPTH: usize = 32;
-/// Maximum length of an `_id` in log lines. A longer one is cut, because an `_id` can have megabytes.
+/// Maximum length of an `_id` in log lines. A longer `_id` is cut, because its length can be several megabytes.
 const LONGEST_SHOWN: usize = 200;
 
 /// Identifies one document in the way a change event does, by a namespace and a *document key*.
@@ -191,7 +191,7 @@ impl DocumentRef {
         bytes
     }
 
-    /// Returns the key as a [`Document`], if that can represent it unchanged.
+    /// Returns the key as a [`Document`], if a `Document` can represent the key unchanged.
     pub(crate) fn plain_key(&self) -> Option<Document> {
         if !self.plain {
             return None;
@@ -215,7 +215,7 @@ fn is_listable(id: Element<'_>) -> bool {
     bytes::elements(document).all(|element| !element.name.starts_with(b"$"))
 }
 
-/// Returns the UUID in a binary `_id`, if it is one.
+/// Returns the UUID in a binary `_id`, if the `_id` is a UUID.
 fn uuid_of(binary: &Binary) -> Option<uuid::Uuid> {
     if !matches!(binary.subtype, BinarySubtype::Uuid | BinarySubtype::Generic) {
         return None;

@@ -2,8 +2,9 @@
 //!
 //! A stored array can contain anything, because of another program's bug, a hand edit, or an older format. So reading
 //! an outbox never fails or panics. Each element becomes an [`Entry`] or, with the reason, an [`Unreadable`]. A
-//! malformed element is neither delivered nor deleted, and never blocks its neighbours. If a message was pushed twice,
-//! it is one message: the first element is used, and the writes that claim and clear it by id also apply to the others.
+//! malformed element is neither delivered nor deleted, and never blocks its neighbours. A message that was pushed twice
+//! counts as one message: the first element is used, and the writes that claim and clear the message by id also apply
+//! to its other elements.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -35,14 +36,14 @@ pub struct Entry {
     pub via: Option<String>,
     /// The server time at which the message was sent.
     pub created_at: Option<DateTime>,
-    /// The server time before which only the claim's holder may deliver the message. Absent means that it is due at
-    /// once.
+    /// The server time before which only the claim's holder may deliver the message. Absent means that the message is
+    /// due at once.
     pub available_at: Option<DateTime>,
     /// The value of the claim, which lasts until `available_at`.
     pub claimed_by: Option<String>,
     /// Number of failed deliveries so far.
     pub attempts: i64,
-    /// Number of claims by workers that were not released.
+    /// Number of times that a worker claimed the message and did not release the claim.
     pub claims: i64,
     /// The error of the last failed delivery, at most 1 KiB, without payload or secrets.
     pub last_error: Option<String>,
@@ -129,7 +130,7 @@ pub struct NotAnArray(pub &'static str);
 /// Invalid UTF-8 affects only the entry that contains it.
 ///
 /// # Errors
-/// [`NotAnArray`] if the field contains anything else.
+/// [`NotAnArray`] if the field contains anything other than an array.
 pub fn read_outbox_of(document: &RawDocument) -> Result<Vec<Slot>, NotAnArray> {
     if let Ok(outbox) = document.get(OUTBOX)
         && let Ok(outbox) = outbox.map(Bson::try_from).transpose()
@@ -186,7 +187,7 @@ fn damage(element: &Element<'_>) -> Option<String> {
 /// Reads the value of a document's `outbox` field. An absent field counts as empty.
 ///
 /// # Errors
-/// [`NotAnArray`] if it is anything else.
+/// [`NotAnArray`] if the value is not an array.
 pub fn read_outbox(outbox: Option<&Bson>) -> Result<Vec<Slot>, NotAnArray> {
     match outbox {
         None => Ok(Vec::new()),
@@ -258,7 +259,8 @@ fn is_one_message(places: &[usize], entries: &[Result<Entry, String>]) -> bool {
 }
 
 /// Returns a canonical form of the content that a receiver gets. Integer width and field order are ignored, because a
-/// driver in another language may write both differently when it repeats a push, and the delivered JSON means the same.
+/// driver in another language may change both when it repeats a push, and the meaning of the delivered JSON stays the
+/// same.
 fn content(entry: &Entry) -> Option<Vec<u8>> {
     let mut headers = entry.headers.clone();
     // The trace context belongs to the save and not to the message.

@@ -27,17 +27,17 @@ const UNIT: usize = 1 << 10;
 const VALUE: usize = 160;
 /// Number of copies of a message during its delivery: the envelope, the body, and the copy in flight to the broker.
 const COPIES: usize = 3;
-/// Up to this size, the values of a document are not counted; it is assumed to consist of small values.
+/// The values of a document up to this size are not counted; such a document is assumed to consist of small values.
 const SMALL: usize = 4 << 10;
 
-/// The budget. Clones share it.
+/// The memory budget. Clones share the same budget.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
     units: u32,
     free: Arc<Semaphore>,
 }
 
-/// A reserved part of the budget. It becomes free when this is dropped.
+/// A reserved part of the budget. It becomes free when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Room {
     permit: Option<OwnedSemaphorePermit>,
@@ -49,7 +49,8 @@ impl Memory {
         Self { units, free: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))) }
     }
 
-    /// Waits until this many bytes, at most the whole budget, can be reserved. The caller must not have reserved any.
+    /// Waits until this many bytes, at most the whole budget, can be reserved. The caller must not have a reservation
+    /// already.
     pub(crate) async fn reserve(&self, bytes: usize) -> Room {
         let units = units(bytes).min(self.units);
         // An error would mean that the semaphore was closed, which never happens.
@@ -74,7 +75,7 @@ impl Room {
         units(bytes) <= self.units()
     }
 
-    /// Splits off a reservation of this many bytes, at most all of it.
+    /// Splits off this many bytes, at most all of them, as a separate reservation.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
         let units = units(bytes).min(self.units());
         let units = usize::try_from(units).unwrap_or(usize::MAX);
@@ -94,8 +95,8 @@ fn units(bytes: usize) -> u32 {
 /// Maximum budget, 1 TiB. This is far below the limit of a semaphore.
 const MOST_UNITS: u32 = 1 << 30;
 
-/// Estimates the memory for the outbox of this document: its bytes, its values, and the same again for the messages in
-/// delivery.
+/// Estimates the memory for the outbox of this document: its bytes and its values, twice, because the messages in
+/// delivery need the same amount.
 pub(crate) fn weight_of(document: &RawDocument) -> usize {
     let bytes = document.as_bytes().len();
     let values = if bytes <= SMALL { bytes / 16 } else { values_of(document) };

@@ -298,8 +298,8 @@ impl Shop {
 }
 
 /// Returns the steps of a burst: one cohort of orders is placed, the previous cohort is paid, the cohort before that is
-/// packed, and so on. For every other order, packing follows payment at once, so that the save for packing finds the
-/// outbox still filled.
+/// packed, and so on. For every other order, packing follows payment at once, so that the save for packing still finds
+/// entries in the outbox.
 fn steps(burst: usize, cohort: usize, cohorts: usize) -> Vec<(i64, State)> {
     let states = [State::Placed, State::Paid, State::Packed, State::Shipped];
     let of = |(age, state): (usize, State)| {

@@ -20,5 +20,6 @@ pub(super) const BSON_TYPES: [&str; 13] = [
 pub(super) const BSON_UUID: &str = "$__bson_private_uuid";
 /// The struct name under which `serde_json::value::RawValue` serializes its text.
 pub(super) const RAW_JSON: &str = "$serde_json::private::RawValue";
-/// The struct name under which `serde_json::Number` serializes its digits, with that crate's `arbitrary_precision`.
+/// The struct name under which `serde_json::Number` serializes its digits, with the feature `arbitrary_precision` of
+/// `serde_json`.
 pub(super) const JSON_NUMBER: &str = "$serde_json::private::Number";

@@ -35,7 +35,7 @@ impl<'a> ValueReader<'a> {
         Self { value, uuids }
     }
 
-    /// Returns the bytes if the value is a UUID, or may have been written as one by a serializer.
+    /// Returns the bytes if the value is a UUID, or has 16 generic bytes that a serializer may have written for a UUID.
     fn uuid(self) -> Option<&'a [u8; 16]> {
         match self.value {
             Bson::Binary(Binary { subtype: BinarySubtype::Uuid | BinarySubtype::Generic, bytes }) => {

@@ -17,7 +17,7 @@ pub(crate) struct Carried {
     pub(crate) unknown: Option<Unknown>,
 }
 
-/// Number of unknown fields that were dropped with unrecognised elements, by path.
+/// Number of unknown fields that were dropped because their array elements were not recognised, by path.
 pub(crate) type Dropped = BTreeMap<String, usize>;
 
 /// Returns a value of the aggregate in which the unknown fields of its stored value are restored.
@@ -39,7 +39,7 @@ pub(crate) fn carry(
             carry_elements(elements, before, now, path, dropped)
         }
         (Unknown::Unreadable, ..) => Err(Error::UnreadableField { field: path.to_string() }),
-        // The value has another kind now, so its old content is removed.
+        // The value is no longer a sub-document or array as before, so none of its old content is kept.
         _ => Ok(Carried { value: owned(now)?, unknown: None }),
     }
 }

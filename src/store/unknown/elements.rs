@@ -5,8 +5,8 @@
 //! unmatched:
 //! 1. elements that are equal in all fields that the struct knows, by the longest common subsequence; then equal
 //!    elements that have moved;
-//! 2. elements with the same value of the declared key, if the value is unique; if no key is declared, of `_id` or
-//!    `id`;
+//! 2. elements whose keys have the same value, if that value is unique; the key is the declared field, or `_id` or `id`
+//!    if no field is declared;
 //! 3. elements in the same place, if the arrays have equal length, both neighbours are recognised in their places, and
 //!    the keys don't differ.
 //!
@@ -46,8 +46,8 @@ pub(super) fn recognise(
     found.now
 }
 
-/// Returns, for each element of an array as its struct writes it, the element of the stored array that it was read
-/// from. `agrees` decides whether its second argument can have been read from its first.
+/// For each element of the array that the struct writes, returns the element of the stored array that it was read from.
+/// `agrees` decides whether its second argument can have been read from its first.
 pub(super) fn read_from(
     stored: &[RawBsonRef<'_>],
     known: &[RawBsonRef<'_>],
@@ -70,7 +70,7 @@ pub(super) fn read_from(
     let (stored_rest, known_rest) = found.rest();
     found.in_order(&stored_rest, &known_rest, |i, j| agrees(stored[i], known[j]));
     if stored.len() == known.len() {
-        // The remaining values were read as something different, such as a text without its spaces.
+        // The struct changes the remaining values when it reads them; for example, it removes the spaces around a text.
         for place in 0..known.len() {
             if found.is_free(place) {
                 found.pair(place, place);
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn of_equal_elements_those_in_order_are_taken() {
-        // The first 7 was removed: by order alone it would be mistaken for the remaining one.
+        // The first 7 was removed. A match by order alone would mistake it for the remaining 7.
         let found = found(&lines(&[7, 1, 7, 2]), &lines(&[1, 7, 9]), None);
         assert_eq!(found, [Some(1), Some(2), None]);
     }

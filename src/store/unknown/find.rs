@@ -129,8 +129,8 @@ fn inside_array(
     Some(Unknown::Elements { elements: found, left_out })
 }
 
-/// Whether a struct that has read `stored` can have written `known`. It may have dropped fields, filled in defaults for
-/// absent fields, and changed the type of numbers.
+/// Whether a struct that has read `stored` can have written `known`. The struct may have dropped fields, filled in
+/// defaults for absent fields, and changed the type of numbers.
 fn agrees(stored: RawBsonRef<'_>, known: RawBsonRef<'_>) -> bool {
     match (stored, known) {
         (RawBsonRef::Document(stored), RawBsonRef::Document(known)) => {

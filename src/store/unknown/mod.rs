@@ -1,8 +1,8 @@
-//! Keeps stored fields that an aggregate's struct doesn't know when a save sets the field around them.
+//! When a save sets a field, keeps the stored fields inside it that the aggregate's struct doesn't know.
 //!
 //! A save sets whole top-level fields. Unknown top-level fields need no care, because no save touches them. Unknown
-//! fields inside a field that is set are restored: in sub-documents at their path, in arrays in the element that they
-//! belong to.
+//! fields inside a field that is set are restored: a sub-document gets its unknown fields back at their paths, and each
+//! recognised array element gets back its own.
 //!
 //! # Flow
 //! A load [finds](find) the unknown fields, apart from fields that were [renamed]. A save [carries](carry) them over
