@@ -1,8 +1,8 @@
-//! The table of runs, as the command line writes it.
+//! Tests the table of runs that the command line prints.
 
 use std::process::Command;
 
-/// A run as `storm --resume` appends it.
+/// Returns the line for a run, as `storm --resume` appends it.
 fn line(seed: u64, is_good: bool) -> String {
     format!(
         r#"{{"seed":{seed},"commit":"c0ffee","good":{is_good},"saves":10,"outcomes":{{}},"committed":12,"delivered":12,"duplicates":{{"claim":2}},"lost":0,"phantoms":0,"misreported":0,"order_violations":0,"stuck":0,"died":0,"answerable":10,"indeterminate":0,"healed_in":1.0,"drained_in":{seed}.0,"storm":15.0,"in_force":10.0,"took":30.0,"problems":[],"timeline":[{{"fault":"SIGKILL at random","target":"ordered","from":1.0,"until":2.0,"took":true,"evidence":""}}]}}"#

@@ -1,4 +1,4 @@
-//! Two dispatchers, the real binary.
+//! Two processes of the real outbox-dispatcher binary.
 
 use super::{Actor, Placement, Role, service_environment};
 use crate::{process::Program, proxy::Point, settings};

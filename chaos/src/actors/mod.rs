@@ -1,4 +1,4 @@
-//! Who takes part in a storm. An actor is one file here, and its line in [`ALL`].
+//! The kinds of processes in a storm. To add one, add a file to this folder and a line to [`ALL`].
 
 mod application;
 mod dispatcher;
@@ -8,21 +8,21 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{process::Program, proxy::Point};
 
-/// A kind of process.
+/// A kind of process in a storm.
 pub(crate) trait Actor: Sync {
-    /// One process for each name.
+    /// Returns the names of the processes of this kind.
     fn names(&self) -> &'static [&'static str];
 
     fn role(&self) -> Role;
 
-    /// The points at which it can be killed.
+    /// Returns the points at which a process of this kind can be killed.
     fn points(&self) -> &'static [Point];
 
-    /// How to start the process of this name.
+    /// Describes how to start the process with this name.
     fn program(&self, name: &str, placement: &Placement) -> Program;
 }
 
-/// All of them.
+/// All kinds of processes.
 pub(crate) const ALL: &[&dyn Actor] =
     &[&application::Application, &rescuer::Rescuer, &dispatcher::Dispatcher];
 
@@ -33,7 +33,7 @@ pub(crate) enum Role {
     Dispatcher,
 }
 
-/// Where a process finds everything.
+/// The addresses, names and folders that a process of a storm needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Placement {
     pub(crate) mongodb: String,
@@ -41,10 +41,10 @@ pub(crate) struct Placement {
     pub(crate) http: SocketAddr,
     pub(crate) database: String,
     pub(crate) state_database: String,
-    /// What the names of exchanges and queues begin with.
+    /// The prefix of the names of exchanges and queues.
     pub(crate) prefix: String,
     pub(crate) folder: PathBuf,
-    /// Where the real binaries are.
+    /// The folder with the real binaries.
     pub(crate) binaries: PathBuf,
     pub(crate) control: Option<crate::control::Control>,
 }
@@ -63,10 +63,10 @@ impl Placement {
     }
 }
 
-/// With what explains a duplicate to a reader.
+/// The log filter of all processes. It includes the log lines that help to explain a duplicate.
 const LOG_FILTER: &str = "info,lapin=warn,document_outbox::dispatch=debug";
 
-/// The settings that both services have in common.
+/// Returns the settings that the rescuer and the dispatcher share.
 fn service_environment(placement: &Placement) -> Vec<(String, String)> {
     let namespace = |collection: &str| format!("{}.{collection}", placement.database);
     [

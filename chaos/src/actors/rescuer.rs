@@ -1,4 +1,4 @@
-//! Two rescuers, the real binary: one owns the streams, one stands by.
+//! Two processes of the real outbox-rescuer binary; one owns the streams, and the other stands by.
 
 use super::{Actor, Placement, Role, service_environment};
 use crate::{control::Control, process::Program, proxy::Point, settings};
@@ -21,7 +21,7 @@ impl Actor for Rescuer {
     fn program(&self, name: &str, placement: &Placement) -> Program {
         let mut environment = service_environment(placement);
         let millis = |duration: std::time::Duration| format!("{}ms", duration.as_millis());
-        // Without its sweep it comes once in a day.
+        // The settings of a rescuer cannot turn its sweep off, so the rescuer that is broken on purpose sweeps every 23 hours.
         let has_sweep = placement.control != Some(Control::NoSweep);
         let sweep = if has_sweep { settings::SWEEP_INTERVAL } else { std::time::Duration::from_hours(23) };
         let full = if has_sweep { settings::FULL_SWEEP_INTERVAL } else { sweep };

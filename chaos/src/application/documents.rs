@@ -1,14 +1,15 @@
-//! What the applications save.
+//! The documents and messages that the applications save.
 
 use document_outbox::{Aggregate, DeliveryOrder, Message, Outbox};
 use serde::{Deserialize, Serialize};
 
-/// A document that remembers all that it ever sent, outside its outbox: the messages that should have arrived are read from there.
+/// A document that stores the ids of all messages it ever sent in a field outside its outbox. The harness reads from this field
+/// which messages should have arrived.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SavedDocument<const ORDER: u8> {
     #[serde(rename = "_id")]
     pub(super) id: String,
-    /// The ids of all messages ever sent, in order.
+    /// The ids of all messages that the document ever sent, in order.
     pub(super) sent: Vec<String>,
     #[serde(skip)]
     pub(super) outbox: Outbox,
@@ -36,7 +37,7 @@ impl<const ORDER: u8> Aggregate for SavedDocument<ORDER> {
     }
 }
 
-/// Something that happened to a document.
+/// The message that a document sends.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Happened {
     document: String,
@@ -53,7 +54,7 @@ impl<const ORDER: u8> SavedDocument<ORDER> {
         Self { id: id.to_owned(), sent: Vec::new(), outbox: Outbox::default() }
     }
 
-    /// Sends one or two messages, some of them with a larger body.
+    /// Sends one or two messages, some of them with a larger body, and returns their ids.
     pub(super) fn send_some(&mut self) -> Vec<String> {
         let count = if fastrand::u8(0..4) == 0 { 2 } else { 1 };
         let mut ids = Vec::with_capacity(count);

@@ -1,4 +1,4 @@
-//! A deliverer that is broken on purpose, to check that a storm finds the defect.
+//! A broken implementation of `Deliver`, which checks that a storm finds the defect.
 
 use async_trait::async_trait;
 use document_outbox::deliver::{Answer, Deliver, Envelope, Outcome, RabbitMq};

@@ -1,4 +1,4 @@
-//! The orders of an application, and the lines that it prints.
+//! The task that an application gets, and the lines that an application prints.
 
 use std::io::Write;
 
@@ -18,11 +18,11 @@ pub(crate) struct Job {
     pub(crate) commands_queue: String,
     pub(crate) order: Order,
     pub(crate) defers_clears: bool,
-    /// Breaks the engine: messages count as delivered before RabbitMQ has confirmed them.
+    /// Whether messages count as delivered before RabbitMQ has confirmed them, which breaks the engine on purpose.
     pub(crate) clears_before_confirm: bool,
 }
 
-/// The order of its type.
+/// The delivery order of the application's documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Order {
     Ordered,
@@ -30,20 +30,20 @@ pub(crate) enum Order {
     DeadBlocks,
 }
 
-/// What an application says.
+/// A line that an application prints for the harness.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "says", rename_all = "snake_case")]
 pub(crate) enum Line {
-    /// Before a save.
+    /// Printed before a save: the save and its messages.
     Try { life: u32, number: u64, document: String, ids: Vec<String> },
-    /// After it.
+    /// Printed after a save: the outcome of the save.
     End { life: u32, number: u64, outcome: String },
-    /// Now and then: the date that it believes in, in milliseconds.
+    /// Printed regularly: the date by the clock of the application, in milliseconds.
     Date { millis: i64 },
 }
 
 impl Line {
-    /// Written at once: a kill right afterwards loses no part of it.
+    /// Prints this line with one write, so that a kill right afterwards loses no part of it.
     pub(super) fn say(&self) {
         let Ok(mut line) = serde_json::to_string(self) else { return };
         line.push('\n');

@@ -1,5 +1,5 @@
-//! The applications of a storm: processes that save documents with messages, and print each save that they are about to make and its
-//! outcome, as lines of JSON. The ledger consists of these lines, and of nothing that a save stores.
+//! An application of a storm: a process that saves documents with messages. It prints a line of JSON before each save and another
+//! line with the outcome. The ledger learns of these saves only from the lines, not from the stored documents.
 
 mod documents;
 mod hasty;
@@ -24,7 +24,7 @@ pub(crate) use self::job::{Job, Line, Order};
 use self::{hasty::Hasty, savers::Savers};
 use crate::settings;
 
-/// Runs until it gets SIGTERM.
+/// Runs the application until the process gets SIGTERM.
 pub(crate) async fn run(job: Job) -> Result<()> {
     let mut options = ClientOptions::parse(&job.mongodb).await?;
     options.server_selection_timeout = Some(Duration::from_secs(5));
@@ -70,7 +70,7 @@ pub(crate) async fn run(job: Job) -> Result<()> {
     Ok(())
 }
 
-/// Follows the orders of its standard input until SIGTERM.
+/// Follows the orders that arrive on standard input until SIGTERM.
 async fn obey(savers: &mut Savers) -> Result<()> {
     let mut end = signal(SignalKind::terminate())?;
     let mut orders = BufReader::new(tokio::io::stdin()).lines();

@@ -1,4 +1,4 @@
-//! Who saves, and how often.
+//! The tasks of an application that save documents.
 
 use std::{
     sync::{
@@ -20,13 +20,13 @@ use super::{
     job::{Job, Line, Order},
 };
 
-/// How many documents are saved at a time.
+/// How many savers an application has; each works on one document at a time.
 const SAVERS: usize = 3;
 /// The mean pause of a saver between two saves.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How many saves of one document a saver makes.
 const SAVES_OF_A_DOCUMENT: usize = 8;
-/// How many savers work on a hot document without a pause, and for how long.
+/// How many savers work on a hot document without a pause (`HOT_SAVERS`), and for how long (`HOT_TIME`).
 const HOT_SAVERS: usize = 4;
 const HOT_TIME: Duration = Duration::from_secs(2);
 
@@ -74,18 +74,18 @@ impl Savers {
         Self { is_quiet, heat }
     }
 
-    /// No saves from now on.
+    /// Stops all savers; no save begins after this call.
     pub(super) fn quiet(&self) {
         self.is_quiet.store(true, Ordering::SeqCst);
     }
 
-    /// Many savers on one document.
+    /// Starts several savers that work on one new document without a pause.
     pub(super) fn hot(&self) {
         (self.heat)();
     }
 }
 
-/// What every saver has.
+/// The state of a saver. Clones share the counter of saves.
 struct Saver<const ORDER: u8> {
     store: Store<SavedDocument<ORDER>>,
     name: String,
@@ -124,7 +124,7 @@ impl<const ORDER: u8> Saver<ORDER> {
                 if !self.is_busy() {
                     return;
                 }
-                // Only a load shows the outcome of a save without a clean answer.
+                // After a save without a clear outcome, only a load shows the state of the document.
                 let current = match loaded.take() {
                     Some(current) => Some(current),
                     None => self.store.load(&id).await.ok().flatten().map(Box::new),
@@ -146,7 +146,7 @@ impl<const ORDER: u8> Saver<ORDER> {
         }
     }
 
-    /// The document as it was inserted, if that is certain.
+    /// Inserts a document, and returns it if the insert was certainly applied.
     async fn insert(&self, id: &str) -> Option<Box<Loaded<SavedDocument<ORDER>>>> {
         let mut document = SavedDocument::new(id);
         let number = self.begin(id, document.send_some());
@@ -170,7 +170,7 @@ impl<const ORDER: u8> Saver<ORDER> {
         }
     }
 
-    /// The document as it was saved, if that is certain.
+    /// Saves a document, and returns it if the save was certainly applied.
     async fn save(
         &self,
         mut loaded: Box<Loaded<SavedDocument<ORDER>>>,

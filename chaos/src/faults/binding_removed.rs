@@ -1,4 +1,4 @@
-//! The receiver's queue is no longer bound, so that no message has a queue.
+//! A fault that removes the binding of the receiver's queue, so that RabbitMQ has no queue for any message.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -1,5 +1,5 @@
-//! Nothing passes between one process and its servers, without an error for anybody. Afterwards it passes late, as TCP has it,
-//! or the connections are gone.
+//! A fault that holds all data between one process and its servers, without an error for either side. Afterwards the data is passed
+//! on late, or the connections are cut.
 
 use anyhow::Result;
 use async_trait::async_trait;

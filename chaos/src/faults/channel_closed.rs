@@ -1,4 +1,4 @@
-//! RabbitMQ closes channels of one process, as it does when something that was asked over them can't be done.
+//! A fault that makes RabbitMQ close channels of one process, as it does after a request that it cannot fulfil.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ impl Fault for ChannelClosed {
     async fn strike(&self, system: &System, blow: Blow) -> Result<Effect> {
         let participant = any(system, &mut blow.random());
         let begun = Instant::now();
-        // Asks over each channel of this user, in its name, for a queue that isn't there.
+        // The expression makes each channel of this user request a queue that does not exist.
         for node in 0..3 {
             let name = system.servers.cluster.name(node);
             let ask = format!(

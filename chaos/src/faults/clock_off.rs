@@ -1,4 +1,5 @@
-//! The date of one process is off, ahead or behind. Its monotonic clock stays right, as with a clock that was set.
+//! A fault that sets the date of one process ahead or behind. The monotonic clock of the process stays correct, as it does when an
+//! operator sets the date.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ impl Fault for ClockOff {
     }
 }
 
-/// How far the date of a process is off, in milliseconds, by what it says.
+/// Returns how far the date that a process reports is off, in milliseconds.
 async fn clock_of(participant: &Participant, system: &System, since: Instant) -> Option<i64> {
     if participant.role == Role::Application {
         return system.ledger.clock_of(participant.name(), since);
@@ -56,7 +57,7 @@ async fn clock_of(participant: &Participant, system: &System, since: Instant) ->
     Some(parsed - DateTime::now().timestamp_millis())
 }
 
-/// `Thu, 26 Nov 2026 17:00:00 GMT` in milliseconds.
+/// Converts a date such as `Thu, 26 Nov 2026 17:00:00 GMT` to milliseconds.
 fn parse_http_date(text: &str) -> Option<i64> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];

@@ -1,4 +1,5 @@
-//! A collection is dropped with all that is in it, while others have to continue. Its application makes it again.
+//! A fault that drops a collection with all its documents. Other collections must not be affected. The application
+//! continues to save in the dropped collection.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -25,7 +26,7 @@ impl Fault for CollectionDropped {
         let collection = system.database().collection::<Document>(MOVING);
         let documents = collection.estimated_document_count().await?;
         collection.drop().await?;
-        // A save that was begun before and arrives later than the drop is excused too.
+        // The drop is noted only after it is done: the ledger also excuses a save that began before the drop and arrived after it.
         system.ledger.drop_collection(MOVING);
         system.ensure_indexes(MOVING).await?;
         Ok(Effect::new(format!("collection {MOVING}"), documents > 0, format!("with {documents} documents")))

@@ -1,4 +1,4 @@
-//! A collection is renamed with all that is in it, outboxes too.
+//! A fault that renames a collection with all its documents and their outboxes.
 
 use anyhow::Result;
 use async_trait::async_trait;

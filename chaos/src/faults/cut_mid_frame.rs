@@ -1,4 +1,4 @@
-//! Connections of one process end in the middle of a frame.
+//! A fault that cuts connections of one process in the middle of a frame.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ impl Fault for CutMidFrame {
         let mut random = blow.random();
         let participant = any(system, &mut random);
         let place = random.usize(0..participant.mongodb.len() + 2);
-        // Most of what a process says goes to the primary and to RabbitMQ.
+        // RabbitMQ is chosen more often than a member, because a process sends most of its data to RabbitMQ and to the primary.
         let link = participant.mongodb.get(place).unwrap_or(&participant.rabbitmq);
 
         link.cut_mid_frame();

@@ -1,5 +1,5 @@
-//! Commands that no rescuer has sent: malformed, of collections that aren't watched, of documents that aren't there, of another
-//! cluster, and far too long.
+//! A fault that sends commands which no rescuer would send: malformed or far too long ones, and ones that name a collection that is
+//! not watched, a document that does not exist, or another cluster.
 
 use std::time::Duration;
 

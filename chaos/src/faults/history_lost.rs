@@ -1,4 +1,5 @@
-//! The stream can't continue where it was: MongoDB says that its history is lost, or the owner dies and leaves an unreadable position.
+//! A fault after which the rescuer's stream cannot continue from its position: MongoDB reports that the history is lost, or the owner
+//! of the stream is killed and its stored position becomes unreadable.
 
 use std::time::Duration;
 
@@ -15,9 +16,9 @@ use crate::{
     system::{Participant, System},
 };
 
-/// What a rescuer counts.
+/// The metric in which a rescuer counts lost positions.
 const LOSSES: &str = "outbox_positions_lost_total";
-/// `ChangeStreamHistoryLost`.
+/// The code of MongoDB's error `ChangeStreamHistoryLost`.
 const LOST: i32 = 286;
 
 pub(super) struct HistoryLost;
@@ -47,7 +48,7 @@ impl Fault for HistoryLost {
             let Some(owner) = owner(system).await else {
                 return Ok(Effect::new("rescuers", false, "no rescuer owns the stream"));
             };
-            // Its own count goes with it.
+            // The killed rescuer's own count is lost with the process.
             before -= owner.series(LOSSES).await;
             owner.process.kill();
             let positions = system.state().collection::<Document>("positions");
@@ -71,7 +72,7 @@ async fn owner(system: &System) -> Option<&Participant> {
     None
 }
 
-/// Positions lost by those who live. One that is killed forgets its own.
+/// Returns the number of lost positions that the running rescuers report. A killed rescuer forgets its number.
 async fn lost(system: &System) -> f64 {
     let mut lost = 0.0;
     for participant in system.of_role(Role::Rescuer) {

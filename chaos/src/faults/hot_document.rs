@@ -1,4 +1,4 @@
-//! Many savers of one application work on one document, without a pause.
+//! A fault in which several savers of one application save the same document without a pause.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::{Blow, Effect, Fault, Scope};
 use crate::{actors::Role, system::System};
 
-/// How many saves of one document count as heat.
+/// How many saves a document must have for the fault to count as effective.
 const HOT: usize = 10;
 
 pub(super) struct HotDocument;

@@ -1,4 +1,4 @@
-//! The index that the sweep goes by is dropped, and made again later.
+//! A fault that drops the index which the sweep uses, and creates it again later.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -1,4 +1,4 @@
-//! SIGKILL for one process, at any moment.
+//! A fault that sends SIGKILL to one process at a random time.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ impl Fault for Kill {
         let starts = participant.process.starts();
         let was_hit = participant.process.kill();
 
-        // In force until another of its kind is there.
+        // The fault ends when the process has been started again.
         let is_back =
             Participant::wait_until(Duration::from_secs(5), async || participant.process.starts() > starts)
                 .await;

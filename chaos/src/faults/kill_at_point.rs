@@ -1,4 +1,4 @@
-//! SIGKILL for one process before or after a frame that says how far it has come.
+//! A fault that sends SIGKILL to one process at a named point: right before or after a certain frame has passed its link.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     system::{Participant, System},
 };
 
-/// A process that doesn't come by its point until then is spared.
+/// A process that does not reach the point within this time is not killed.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 pub(super) struct KillAtPoint;

@@ -1,4 +1,4 @@
-//! RabbitMQ takes only short messages for a while.
+//! A fault that makes RabbitMQ refuse longer messages for a while.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use tokio::time::sleep;
 use super::{Blow, Effect, Fault, Scope};
 use crate::system::{Participant, System};
 
-/// How long it may take until somebody tries.
+/// How long it may take until a process sends a longer message.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// Shorter than some messages and longer than most.
+/// The largest message in bytes during the fault; most messages are shorter, and some are longer.
 const LIMIT: u64 = 1_000;
 
 pub(super) struct LimitLowered;
@@ -40,7 +40,7 @@ impl Fault for LimitLowered {
     }
 }
 
-/// A channel has the limit of when it was opened.
+/// Cuts all connections to RabbitMQ, because a channel keeps the limit that was set when it was opened.
 fn reconnect(system: &System) {
     for participant in &system.participants {
         participant.rabbitmq.cut();

@@ -1,4 +1,4 @@
-//! Both secondaries apply everything 1 to 10 s late, so every majority write takes that long.
+//! A fault that makes both secondaries apply every write 1 to 10 s late, so that every majority write takes that long.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Fault for MajorityLate {
 
     async fn strike(&self, system: &System, blow: Blow) -> Result<Effect> {
         let set = &system.servers.set;
-        // Short ones more often, or few saves of a storm are ever done.
+        // Short lags are more frequent than long ones; otherwise few saves of a storm would finish.
         let lag = i64::from([1_u8, 1, 2, 2, 3, 4, 5, 7, 10][blow.random().usize(0..9)]);
         set.set_lag(lag).await?;
         let answered = set.majority_answers(Duration::from_secs(15)).await;

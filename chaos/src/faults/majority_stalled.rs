@@ -1,4 +1,4 @@
-//! Both secondaries apply nothing for a while. They vote as before, so the primary stays.
+//! A fault that stops both secondaries from applying writes for a while. They still vote, so the primary stays the same.
 
 use std::time::Duration;
 

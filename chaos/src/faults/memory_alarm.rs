@@ -1,4 +1,4 @@
-//! A RabbitMQ node has no memory left by its own count: the cluster takes no messages from anybody.
+//! A fault that raises the memory alarm of a RabbitMQ node, so that the cluster accepts messages from no publisher.
 
 use std::time::Instant;
 

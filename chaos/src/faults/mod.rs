@@ -1,4 +1,4 @@
-//! The faults of a storm. A fault is one file here, and its line in [`ALL`].
+//! The faults of a storm. To add one, add a file to this folder and a line to [`ALL`].
 
 mod binding_removed;
 mod black_hole;
@@ -33,19 +33,19 @@ use async_trait::async_trait;
 
 use crate::system::{Participant, System};
 
-/// Something that goes wrong.
+/// A way in which the system can fail, caused on purpose.
 #[async_trait(?Send)]
 pub(crate) trait Fault: Sync {
     fn name(&self) -> &'static str;
 
-    /// The part of the system that it hits. Only faults of processes may overlap.
+    /// Returns the part of the system that the fault hits. Two faults with the same scope never strike together.
     fn scope(&self) -> Scope;
 
-    /// Breaks something for about as long, checks that it took effect, and repairs it.
+    /// Causes the fault for about the length of the blow, checks that it had an effect, and repairs the damage.
     async fn strike(&self, system: &System, blow: Blow) -> Result<Effect>;
 }
 
-/// All of them.
+/// All faults.
 pub(crate) const ALL: &[&dyn Fault] = &[
     &kill::Kill,
     &kill_at_point::KillAtPoint,
@@ -82,24 +82,24 @@ pub(crate) enum Scope {
     Mongo,
     /// The RabbitMQ nodes.
     Broker,
-    /// What is stored.
+    /// The stored data.
     Data,
 }
 
-/// How a fault strikes, drawn before the storm.
+/// The parameters of one strike of a fault, which are drawn before the storm.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blow {
     pub(crate) length: Duration,
-    /// What else there is to draw is drawn from this.
+    /// The seed from which the fault draws all other random choices.
     pub(crate) seed: u64,
 }
 
 /// The outcome of a blow.
 #[derive(Debug)]
 pub(crate) struct Effect {
-    /// The name of the process that it hit, or what else.
+    /// The name of the process, server or collection that the blow hit.
     pub(crate) target: String,
-    /// Whether its effect was seen.
+    /// Whether the harness saw an effect of the blow.
     pub(crate) took: bool,
     pub(crate) evidence: String,
 }
@@ -116,7 +116,7 @@ impl Blow {
     }
 }
 
-/// One process of all.
+/// Chooses one of all processes at random.
 fn any<'a>(system: &'a System, random: &mut fastrand::Rng) -> &'a Participant {
     &system.participants[random.usize(0..system.participants.len())]
 }

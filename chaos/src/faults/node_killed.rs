@@ -1,4 +1,4 @@
-//! SIGKILL for the RabbitMQ node that leads a queue, and its start again.
+//! A fault that sends SIGKILL to the RabbitMQ node that leads a queue, and starts the node again.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::{Blow, Effect, Fault, Scope};
 use crate::system::{Participant, System};
 
-/// How long the others may take to choose another leader.
+/// How long the other nodes may take to elect another leader.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct NodeKilled;
@@ -31,7 +31,8 @@ impl Fault for NodeKilled {
         } else {
             system.placement.commands_queue()
         };
-        // Two of three nodes are a majority, one is not; and a queue has a copy on each node that was there when it was made.
+        // A node is killed only when all three run and each has a copy of the queue. A queue has copies only on nodes that ran when it
+        // was made, and the two nodes that are left must be a majority of the copies.
         if !system.began_whole || !cluster.is_whole().await {
             return Ok(Effect::new("rabbitmq", false, "a node is still on its way back"));
         }
@@ -45,7 +46,7 @@ impl Fault for NodeKilled {
         })
         .await;
         sleep(blow.length / 2).await;
-        // It takes a while to boot; the storm continues meanwhile.
+        // The node takes a while to boot; the storm continues meanwhile.
         cluster.begin_start(leader)?;
         let name = cluster.name(leader);
         Ok(Effect::new("rabbitmq", was_hit && is_led, format!("{name} led {queue}, then node {another:?}")))

@@ -1,4 +1,4 @@
-//! A program that isn't ours leaves a document so full that there is no room for a claim in it.
+//! A fault in which another program writes a document that is too large for a claim to be added to it.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Blow, Effect, Fault, Scope};
 use crate::system::System;
 
-/// The most that a document has, and how much of it is left.
+/// The largest size of a document (`LARGEST`), and how many bytes of it are left free (`ROOM`).
 const LARGEST: usize = 16 << 20;
 const ROOM: usize = 20;
 const MESSAGES: usize = 3;
@@ -45,7 +45,7 @@ impl Fault for OversizedOutbox {
     }
 }
 
-/// A document with a few messages that is a few bytes smaller than the largest that MongoDB takes.
+/// Returns a document with a few messages that is `ROOM` bytes smaller than the largest document that MongoDB accepts.
 fn full_document(id: &str, ids: &[Uuid]) -> Document {
     let entries: Vec<_> = ids
         .iter()

@@ -1,4 +1,5 @@
-//! SIGSTOP for one process, then SIGCONT: it wakes up with claims and leases that may be over.
+//! A fault that stops one process with SIGSTOP and continues it with SIGCONT. The claims and leases of the process may have expired
+//! meanwhile.
 
 use anyhow::Result;
 use async_trait::async_trait;

@@ -1,4 +1,4 @@
-//! The user of one process may no longer write to the exchange of messages, and later may again.
+//! A fault that revokes the permission of one process's user to write to the exchange of messages, and grants it again later.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     system::{Participant, System},
 };
 
-/// How long it may take until somebody tries.
+/// How long it may take until the process tries to publish a message.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 pub(super) struct PermissionRevoked;
@@ -34,7 +34,7 @@ impl Fault for PermissionRevoked {
         let begun = Instant::now();
 
         system.servers.cluster.permit(participant.name(), ".*[.](commands|process)").await?;
-        // A channel remembers what it was allowed.
+        // An open channel keeps its earlier permissions, so the connection is cut.
         participant.rabbitmq.cut();
         let is_refused = async || system.traffic.closings(begun, Some(participant.name()), &[403]) > 0;
         Participant::wait_until(PATIENCE, is_refused).await;

@@ -1,4 +1,5 @@
-//! SIGKILL for the primary. It comes back after a while, and rolls back what only it had.
+//! A fault that sends SIGKILL to the primary, and starts the member again after a while. The member then rolls back writes that only it
+//! had.
 
 use std::time::Duration;
 

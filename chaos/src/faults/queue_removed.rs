@@ -1,4 +1,4 @@
-//! A queue is deleted: that of commands, with what is in it, or that of the receiver, once it is empty.
+//! A fault that deletes a queue: either the queue of commands with the commands in it, or the receiver's queue once it is empty.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ impl Fault for QueueRemoved {
     async fn strike(&self, system: &System, blow: Blow) -> Result<Effect> {
         let receiver = &system.receiver;
         if blow.random().bool() {
-            // Made again by the processes themselves.
+            // The processes that use the queue of commands make it again.
             let queue = system.placement.commands_queue();
             receiver.delete(&queue).await?;
             let is_gone = system.servers.cluster.leader(&queue).await.is_none();
@@ -36,13 +36,13 @@ impl Fault for QueueRemoved {
             ));
         }
 
-        // Messages in a receiver's queue were delivered: deleting them would be the operator's loss.
+        // Messages in the receiver's queue are already delivered. The product could not prevent their loss.
         receiver.unbind().await?;
         let is_empty =
             Participant::wait_until(Duration::from_secs(5), async || receiver.backlog().await == Some(0))
                 .await;
         let removed = if is_empty {
-            // Messages on their way when the binding was removed have arrived, and the consumer has acknowledged it.
+            // This leaves time for messages that were routed before the binding was removed to arrive and to be acknowledged.
             sleep(Duration::from_secs(2)).await;
             receiver.backlog().await == Some(0) && receiver.delete(&receiver.queue).await.is_ok()
         } else {

@@ -1,4 +1,4 @@
-//! Everything between one process and its servers is late.
+//! A fault that delays all data between one process and its servers.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! All that was seen of a run, and what can be asked of it.
+//! The observations of a run, and questions that they answer.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -16,11 +16,11 @@ use crate::{
     timeline::{Span, Timeline},
 };
 
-/// All that was seen of a run.
+/// All observations of a run.
 pub(crate) struct Evidence<'a> {
     pub(crate) saves: Vec<Save>,
     pub(crate) receipts: Vec<Receipt>,
-    /// Dead messages, with when they were replayed.
+    /// Messages that were dead, with the times at which they were replayed.
     pub(crate) died: HashMap<Uuid, Vec<Instant>>,
     pub(crate) drops: Vec<(String, Instant)>,
     pub(crate) truth: Truth,
@@ -37,7 +37,7 @@ impl Evidence<'_> {
         self.processes.iter().any(|process| process.name == name && process.has_ended(from, until))
     }
 
-    /// Whether a process said this in this time of this document.
+    /// Whether a process logged these words about this document in this time.
     pub(super) fn said(&self, name: &str, what: &str, document: &str, from: Instant, until: Instant) -> bool {
         self.processes.iter().any(|process| process.name == name && process.said(what, document, from, until))
     }
@@ -50,7 +50,7 @@ impl Evidence<'_> {
         self.sightings.primary_changed(from, until)
     }
 
-    /// Whether this process, MongoDB or the whole machine was slower than it should be in this time.
+    /// Whether MongoDB or the machine was too slow in this time, or a fault hit MongoDB or this process.
     pub(super) fn was_hindered(&self, name: &str, from: Instant, until: Instant) -> bool {
         self.sightings.was_slow(from, until)
             || self.is_hit(from, until, |target| target == name || target.starts_with("mongodb"))
@@ -62,7 +62,7 @@ impl Evidence<'_> {
         self.spans.iter().filter(overlaps).any(|span| span.took && is_meant(&span.target))
     }
 
-    /// Whether it was in a collection that was dropped after the save began.
+    /// Whether the collection of this save was dropped after the save began.
     pub(super) fn was_dropped(&self, save: &Save) -> bool {
         self.drops.iter().any(|(collection, at)| *collection == save.collection && save.begun <= *at)
     }

@@ -1,4 +1,4 @@
-//! Which claim each message was under when, by the servers' own log of writes. Nothing that the product says of itself is in it.
+//! The claims of each message over time, as MongoDB's oplog shows them. No log or metric of the product is used.
 
 use std::collections::HashMap;
 
@@ -10,14 +10,14 @@ use uuid::Uuid;
 use super::truth::uuid_of;
 use crate::servers::Set;
 
-/// The states of the messages of a run, in their order.
+/// The states of each message of a run, in the order of their times.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     states: HashMap<Uuid, Vec<State>>,
     outboxes: HashMap<String, Vec<Bson>>,
 }
 
-/// A message in its outbox, from this time on. All times are the server's, in milliseconds.
+/// The state of a message in its outbox from the time `at`. All times are dates of the server, in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) at: i64,
@@ -25,21 +25,21 @@ pub(super) struct State {
     pub(super) available_at: Option<i64>,
 }
 
-/// The end of the claim under which a message was published, before the next one was taken.
+/// How the claim under which a message was published ended before the message was published again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClaimEnd {
-    /// The same claim held for both.
+    /// The claim did not end: both publishes were under the same claim.
     Held,
-    /// It ran out at this time, having held since that one.
+    /// The claim was in force from `since` to `until`, and then expired.
     Expired { since: i64, until: i64 },
-    /// Its holder gave it up at this time.
+    /// The holder released the claim at this time.
     Released(i64),
-    /// It was in force, and another took the message. This must not happen.
+    /// Another holder took the message while the claim was in force. This must not happen.
     Broken,
 }
 
 impl History {
-    /// Reads what the surviving log has of this database since then.
+    /// Reads all writes to this database since `since` from the oplog; writes that were rolled back are not in it.
     pub(crate) async fn read(set: &Set, database: &str, since: DateTime) -> Result<Self> {
         let seconds = u32::try_from(since.timestamp_millis() / 1_000 - 5).unwrap_or_default();
         let of_database = format!("^{database}[.]");
@@ -68,7 +68,7 @@ impl History {
     fn note(&mut self, write: &Document, at: i64) {
         let Ok(change) = write.get_document("o") else { return };
         let key = write.get_document("o2").unwrap_or(change);
-        // The documents of a run have ids that no other collection has.
+        // An id is enough as a key, because no two documents of a run have the same id.
         let Ok(id) = key.get_str("_id") else { return };
         let outbox = self.outboxes.entry(id.to_owned()).or_default();
         match write.get_str("op").unwrap_or_default() {
@@ -97,7 +97,7 @@ impl History {
         }
     }
 
-    /// How the claim ended under which a message was published the first time, when it was published again; none when it had no claim.
+    /// Returns how the claim of the first publish ended before the second one; none when the oplog shows no claim before the first one.
     pub(super) fn claim_end(&self, id: Uuid, first: i64, again: i64) -> Option<ClaimEnd> {
         let states = self.states.get(&id)?;
         let claim_at =
@@ -120,7 +120,7 @@ impl History {
     }
 }
 
-/// What a write of the log does to the field `outbox`.
+/// Applies an update from the oplog to the field `outbox`.
 fn change_field(outbox: &mut Vec<Bson>, diff: &Document) {
     for section in ["u", "i"] {
         if let Ok(whole) = diff.get_document(section).and_then(|fields| fields.get_array("outbox")) {
@@ -153,7 +153,7 @@ fn change_array(array: &mut Vec<Bson>, diff: &Document) {
     }
 }
 
-/// Only the fields of an entry matter, and those that are documents do not.
+/// Applies an update to the fields of an outbox entry. Changes inside nested documents are ignored; the history needs none of them.
 fn change_document(document: &mut Document, diff: &Document) {
     for name in diff.get_document("d").into_iter().flat_map(Document::keys) {
         document.remove(name);

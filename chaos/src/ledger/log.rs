@@ -1,4 +1,4 @@
-//! Every save that was begun, with what its application says of it, and every message that was received.
+//! Notes every save that an application began, the outcome that the application reported, and every message that was received.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{application::Line, timeline::Timeline};
 
-/// The ledger of one run. Clones share it. Each line is written to a file, too.
+/// The ledger of one run. Clones share the same entries. Each entry is also written to a file.
 #[derive(Clone)]
 pub(crate) struct Ledger {
     entries: Arc<Mutex<Entries>>,
@@ -25,14 +25,14 @@ pub(crate) struct Ledger {
 
 struct Entries {
     saves: Vec<Save>,
-    /// By process, life and number.
+    /// The places in `saves` of saves without an outcome, by process, life and number.
     open: HashMap<(String, u32, u64), usize>,
     receipts: Vec<Receipt>,
-    /// Messages that were dead at some time, with when they were replayed.
+    /// Messages that were dead, with the times at which they were replayed.
     died: HashMap<Uuid, Vec<Instant>>,
-    /// Collections that were dropped with all that was in them.
+    /// Collections that were dropped, with the times of the drops.
     drops: Vec<(String, Instant)>,
-    /// By process: how far its date is off, in milliseconds, and when it reported that.
+    /// For each process, how far its date is off in milliseconds, and when the process reported its date.
     dates: HashMap<String, (i64, Instant)>,
     file: BufWriter<File>,
 }
@@ -45,15 +45,15 @@ pub(crate) struct Save {
     pub(crate) document: String,
     pub(crate) ids: Vec<Uuid>,
     pub(crate) begun: Instant,
-    /// None when its process died before it had an answer.
+    /// The time and the outcome; none when the process died before it reported them.
     pub(crate) end: Option<(Instant, String)>,
 }
 
-/// A message that came out.
+/// A message that the harness received.
 #[derive(Debug, Clone)]
 pub(crate) struct Receipt {
     pub(crate) id: Uuid,
-    /// RabbitMQ has handed it to the harness before, and had no answer.
+    /// Whether RabbitMQ delivered this message to the harness before, without an acknowledgement.
     pub(crate) is_redelivered: bool,
 }
 
@@ -71,7 +71,7 @@ impl Ledger {
         Ok(Self { entries: Arc::new(Mutex::new(entries)), timeline: timeline.clone() })
     }
 
-    /// Notes what an application said.
+    /// Notes a line that an application printed.
     pub(crate) fn hear(&self, process: &str, line: &str) {
         let Ok(said) = serde_json::from_str(line) else { return };
         match said {
@@ -93,7 +93,7 @@ impl Ledger {
         }
     }
 
-    /// Notes that a save is about to be made; returns its place.
+    /// Notes that a save is about to be made, and returns its place in the list of saves.
     pub(crate) fn begin(&self, process: &str, collection: &str, document: &str, ids: Vec<Uuid>) -> usize {
         let at = self.timeline.now();
         let mut entries = self.entries.lock();
@@ -109,7 +109,7 @@ impl Ledger {
         entries.saves.len() - 1
     }
 
-    /// Notes its outcome.
+    /// Notes the outcome of the save at this place.
     pub(crate) fn end(&self, place: usize, outcome: &str) {
         let at = self.timeline.now();
         let mut entries = self.entries.lock();
@@ -125,7 +125,7 @@ impl Ledger {
         entries.receipts.push(Receipt { id, is_redelivered });
     }
 
-    /// Notes that a message was found dead, and brought back to life by the operator.
+    /// Notes that a message was found dead and was replayed.
     pub(crate) fn replay(&self, id: Uuid) {
         let at = self.timeline.now();
         let mut entries = self.entries.lock();
@@ -133,7 +133,7 @@ impl Ledger {
         entries.died.entry(id).or_default().push(Instant::now());
     }
 
-    /// Notes that a collection is gone, with the documents in it.
+    /// Notes that a collection was dropped with all its documents.
     pub(crate) fn drop_collection(&self, name: &str) {
         self.entries.lock().drops.push((name.to_owned(), Instant::now()));
     }
@@ -159,12 +159,12 @@ impl Ledger {
         self.entries.lock().receipts.iter().any(|receipt| receipt.id == id)
     }
 
-    /// How many different messages were received.
+    /// Returns the ids of all messages that were received.
     pub(crate) fn received(&self) -> HashSet<Uuid> {
         self.entries.lock().receipts.iter().map(|receipt| receipt.id).collect()
     }
 
-    /// How far the date of a process was off by its last report since then.
+    /// Returns how far the date of a process was off at its last report; none when the last report is older than `since`.
     pub(crate) fn clock_of(&self, process: &str, since: Instant) -> Option<i64> {
         let entries = self.entries.lock();
         entries.dates.get(process).filter(|(_, at)| *at >= since).map(|(off, _)| *off)

@@ -1,5 +1,6 @@
-//! The messages that should have arrived and those that did, from outside the system: from the lines that the applications print on their standard output,
-//! from a consumer of the harness's own, and in the end from a field of the documents that is not the outbox.
+//! Compares the messages that should have arrived with those that did. All of this is observed from outside the system: the
+//! applications print their saves on standard output, the harness's own consumer receives the messages, and at the end of a run a
+//! field of the documents other than the outbox lists the messages that were committed.
 
 mod evidence;
 mod history;

@@ -1,4 +1,4 @@
-//! The harness's own consumer of all messages of a run.
+//! The harness's consumer, which receives all messages of a run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,13 +23,13 @@ use uuid::Uuid;
 use super::log::Ledger;
 use crate::servers::Cluster;
 
-/// How long one thing that is asked of RabbitMQ may take.
+/// How long a single request to RabbitMQ may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the consumer may hear nothing.
+/// How long the consumer may receive no message before it is replaced.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// Consumes until it is dropped, over one connection after another.
+/// Consumes messages until this value is dropped, and connects again whenever a connection fails.
 pub(crate) struct Receiver {
     cluster: Arc<Cluster>,
     exchange: String,
@@ -70,7 +70,7 @@ impl Receiver {
         Ok((connection, channel))
     }
 
-    /// From now on no message has a queue.
+    /// Removes the binding of the queue, so that RabbitMQ has no queue for new messages.
     pub(crate) async fn unbind(&self) -> Result<()> {
         let (connection, channel) = self.channel().await?;
         let (queue, exchange) = (self.queue.as_str().into(), self.exchange.as_str().into());
@@ -79,7 +79,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Makes what is missing.
+    /// Makes the exchange, the queue and the binding if they are missing.
     pub(crate) async fn bind(&self) -> Result<()> {
         let (connection, channel) = self.channel().await?;
         make(&channel, &self.exchange, &self.queue).await?;
@@ -87,7 +87,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// How many messages the queue holds that were not acknowledged yet; none when that can't be said.
+    /// Returns how many messages wait in the queue for a consumer; none when RabbitMQ does not answer.
     pub(crate) async fn backlog(&self) -> Option<u32> {
         let (connection, channel) = self.channel().await.ok()?;
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
@@ -97,7 +97,7 @@ impl Receiver {
         Some(count)
     }
 
-    /// Deletes queues of this name, with what is in them.
+    /// Deletes the queue with this name, and the messages in it.
     pub(crate) async fn delete(&self, queue: &str) -> Result<()> {
         let (connection, channel) = self.channel().await?;
         timeout(PATIENCE, channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await??;
@@ -128,7 +128,7 @@ impl Consumption {
         Ok(())
     }
 
-    /// One connection after another.
+    /// Consumes over one connection until it fails, and then over a new one.
     async fn consume(&self) {
         loop {
             let _ = self.consume_once().await;
@@ -147,7 +147,7 @@ impl Consumption {
             FieldTable::default(),
         );
         let mut deliveries = timeout(PATIENCE, consumed).await??;
-        // A consumer whose queue was deleted may wait forever, so a silent one is replaced.
+        // A consumer may wait forever after its queue was deleted, so a consumer that receives no message for a while is replaced.
         while let Some(delivery) = timeout(SILENCE, deliveries.next()).await? {
             let delivery = delivery?;
             self.note(&delivery);
@@ -166,7 +166,7 @@ impl Consumption {
     }
 }
 
-/// The exchange as the library declares it, and a durable quorum queue for all that comes.
+/// Declares the exchange as the library does, and a durable quorum queue that is bound for all messages.
 async fn make(channel: &Channel, exchange: &str, queue: &str) -> Result<()> {
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let declared =

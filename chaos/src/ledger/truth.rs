@@ -1,4 +1,5 @@
-//! The state that the majority has in the end: of each document the messages that it ever sent, and those still in its outbox.
+//! The final state of the documents, as a majority of the MongoDB set has it: the messages that each document ever sent, and those
+//! still in its outbox.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,13 +14,13 @@ use uuid::Uuid;
 
 use super::log::Ledger;
 
-/// Read once everything is drained, or had its time.
+/// The messages in all documents of a run, at the time of the read.
 #[derive(Debug, Default)]
 pub(crate) struct Truth {
-    /// By collection and document.
+    /// The messages that each document sent, by collection and document id.
     pub(crate) documents: HashMap<(String, String), Vec<Uuid>>,
     pub(crate) committed: HashSet<Uuid>,
-    /// In an outbox, dead or alive.
+    /// Messages that are still in an outbox, including dead ones.
     pub(crate) waiting: HashSet<Uuid>,
 }
 
@@ -64,13 +65,13 @@ pub(super) fn uuid_of(value: &Bson) -> Option<Uuid> {
     }
 }
 
-/// The collections of a run.
+/// Returns the names of the collections of a run.
 async fn collections(database: &Database) -> Result<Vec<String>> {
     let names = database.list_collection_names().await?;
     Ok(names.into_iter().filter(|name| !name.starts_with("system.")).collect())
 }
 
-/// How many documents have anything in their outbox.
+/// Returns how many documents have a message in their outbox.
 pub(crate) async fn filled_outboxes(database: &Database) -> Result<u64> {
     let mut filled = 0;
     for collection in collections(database).await? {
@@ -83,7 +84,7 @@ pub(crate) async fn filled_outboxes(database: &Database) -> Result<u64> {
     Ok(filled)
 }
 
-/// Replays every dead message, as the operations page says, and notes which.
+/// Replays every dead message as the operations page describes, and notes each in the ledger.
 pub(crate) async fn replay_dead(database: &Database, ledger: &Ledger) -> Result<()> {
     for collection in collections(database).await? {
         let documents = database.collection::<Document>(&collection);

@@ -14,14 +14,14 @@ use super::{
     windows::{Message, Window, window},
 };
 use crate::proxy::{Answer, Publish};
-/// Outcomes after which nothing was written, as far as the application knows.
+/// Outcomes that report to the application that the save was not written.
 const NOTHING_WRITTEN: [&str; 7] =
     ["unchanged", "conflict", "gone", "exists", "unavailable", "refused", "full"];
-/// How many duplicates of each window are shown.
+/// How many duplicates of each window the report describes.
 const EXAMPLES: usize = 3;
 /// How many problems of one kind are reported.
 const TOLD: usize = 5;
-/// Within this time a majority must answer for a save to count among those that had one.
+/// A save counts as answerable only if a majority write that began after it was done within this time.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The verdict on a run.
@@ -37,15 +37,16 @@ pub(crate) struct Verdict {
     pub(crate) misreported: usize,
     pub(crate) order_violations: usize,
     pub(crate) died: usize,
-    /// Of saves made while a majority could answer: how many there were, and how many of them have an unknown outcome.
+    /// The number of saves made while a majority could answer (`answerable`), and the number of those whose outcome is unknown
+    /// (`indeterminate`).
     pub(crate) answerable: usize,
     pub(crate) indeterminate: usize,
     pub(crate) problems: Vec<String>,
-    /// A few duplicates of each window, as they were published.
+    /// Descriptions of how a few duplicates of each window were published.
     pub(crate) examples: BTreeMap<Window, Vec<String>>,
 }
 
-/// Compares what should have been with what was.
+/// Judges a run by all observations of it.
 pub(crate) fn judge(seen: &Evidence<'_>) -> Verdict {
     let received: HashSet<_> = seen.receipts.iter().map(|receipt| receipt.id).collect();
     let mut verdict = Verdict {
@@ -66,7 +67,7 @@ pub(crate) fn judge(seen: &Evidence<'_>) -> Verdict {
     verdict
 }
 
-/// Whether the outcome that an application got of a save is true.
+/// Checks that the outcome which an application got for a save is true.
 fn judge_save(save: &Save, seen: &Evidence<'_>, verdict: &mut Verdict) {
     let outcome = save.end.as_ref().map_or("cut_off", |(_, outcome)| outcome);
     *verdict.outcomes.entry(outcome.to_owned()).or_default() += 1;
@@ -102,11 +103,11 @@ fn judge_losses(seen: &Evidence<'_>, received: &HashSet<Uuid>, verdict: &mut Ver
     }
 }
 
-/// Messages of saves that were never committed.
+/// Counts received messages that belong to no committed save.
 fn judge_phantoms(seen: &Evidence<'_>, received: &HashSet<Uuid>, verdict: &mut Verdict) {
     let owners = owners(seen);
     for id in received.difference(&seen.truth.committed) {
-        // What a dropped collection held can't be looked up.
+        // The documents of a dropped collection are gone, so the harness cannot check whether its messages were committed.
         let is_excused = owners.get(id).is_some_and(|save| seen.was_dropped(save));
         if !is_excused {
             verdict.phantoms += 1;
@@ -115,7 +116,7 @@ fn judge_phantoms(seen: &Evidence<'_>, received: &HashSet<Uuid>, verdict: &mut V
     }
 }
 
-/// The save that sent each message.
+/// Returns the save that sent each message.
 fn owners<'a>(seen: &'a Evidence<'_>) -> HashMap<Uuid, &'a Save> {
     let mut owners = HashMap::new();
     for save in &seen.saves {
@@ -126,7 +127,8 @@ fn owners<'a>(seen: &'a Evidence<'_>) -> HashMap<Uuid, &'a Save> {
     owners
 }
 
-/// First deliveries against the order in the document. A dead message gives its place up, but where dead ones block.
+/// Compares the order in which messages were first received with their order in the document. A dead message may be overtaken,
+/// except in the collection where dead messages block later ones.
 fn judge_order(seen: &Evidence<'_>, verdict: &mut Verdict) {
     let mut first = HashMap::new();
     for (place, receipt) in seen.receipts.iter().enumerate() {
@@ -151,7 +153,7 @@ fn judge_duplicates(seen: &Evidence<'_>, verdict: &mut Verdict) {
     let mut copies: HashMap<Uuid, usize> = HashMap::new();
     let mut known = HashSet::new();
     for receipt in &seen.receipts {
-        // A copy that RabbitMQ delivers again is not a duplicate of ours.
+        // A copy that RabbitMQ itself delivered again is not a duplicate that the product published.
         let is_new = known.insert(receipt.id);
         if is_new || !receipt.is_redelivered {
             *copies.entry(receipt.id).or_default() += 1;
@@ -167,7 +169,7 @@ fn judge_duplicates(seen: &Evidence<'_>, verdict: &mut Verdict) {
         for pair in publishes.windows(2) {
             windows.extend(window(&message, &pair[0], &pair[1], seen));
         }
-        // The worst explanation counts for all copies of a message.
+        // All copies of a message count for the worst of their windows, which is `Outside` if no window applies.
         let worst = windows.iter().max().copied().unwrap_or(Window::Outside);
         *verdict.duplicates.entry(worst).or_default() += copies - 1;
         let shown: Vec<_> = publishes.iter().map(|publish| shown(publish, seen)).collect();

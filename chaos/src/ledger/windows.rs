@@ -1,4 +1,4 @@
-//! Which window of P3 a duplicate falls into.
+//! Finds the window of promise P3 (docs/guarantees.md) that explains a duplicate.
 
 use std::time::{Duration, Instant};
 
@@ -11,40 +11,42 @@ use crate::{
     proxy::{Answer, Publish},
 };
 
-/// The windows, in the words of the promise, and duplicates outside of all.
+/// The windows of promise P3, with the letters that the promise gives them, and `Outside` for a duplicate outside all windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Window {
-    /// (a) The process that published it died before the clear had the majority.
+    /// (a) The process that published the message died before a majority had the clear.
     Process,
-    /// (a) Its connection to RabbitMQ ended before the confirm was there.
+    /// (a) The publisher's connection to RabbitMQ ended before the confirm arrived.
     Connection,
-    /// (a) The primary changed before the clear had the majority.
+    /// (a) The primary changed before a majority had the clear.
     Primary,
-    /// (b) The claim ran out, by the server's log, while its holder still worked, which something or somebody hindered.
+    /// (b) The claim expired while its holder still worked, because the holder, MongoDB or the machine was slow.
     Claim,
-    /// (c) It was replayed.
+    /// (c) The message was replayed.
     Replay,
-    /// (d) RabbitMQ refused it, closed the channel, or answered late.
+    /// (d) RabbitMQ refused the message, closed the channel, or answered late.
     Refusal,
-    /// None of these: a defect.
+    /// No window applies; the duplicate is a defect.
     Outside,
 }
 
-/// A claim that ran out is only noticed when the clear comes.
+/// How long after the second publish the first holder may log that its claim expired: a holder notices this only when it clears.
 const CLEAR: Duration = Duration::from_secs(2);
-/// Things happen a little before they are seen, and an answer that has passed a link has not been read yet.
+/// The tolerance for times: the harness sees an event a little later than it happens, and a process reads an answer a little later
+/// than the answer passes its link.
 const SLACK: Duration = Duration::from_millis(300);
-/// After this part of a claim, a confirm leaves little time to clear.
+/// The part of a claim after which a confirm counts as late, because it leaves little time to clear.
 const LATE: f64 = 0.5;
 
-/// A message, and the document that sent it.
+/// A message, and the id of the document that sent it.
 pub(super) struct Message<'a> {
     pub(super) id: Uuid,
     pub(super) document: &'a str,
 }
 
-/// Why a message was published again after it had been published; none when the first copy can't have arrived, because RabbitMQ had no queue for it.
+/// Returns the window that explains why a message was published again; none when RabbitMQ returned the first copy because no queue
+/// was bound, so that only one copy can arrive.
 pub(super) fn window(
     of: &Message<'_>,
     first: &Publish,
@@ -59,7 +61,7 @@ pub(super) fn window(
     };
 
     let (from, until) = (before(first.at, SLACK), again.at + SLACK);
-    // An answer that was there protects from what happens to the connection afterwards.
+    // Once an answer has arrived, a failure of the connection cannot explain the second publish.
     let open = answered.map_or(until, |at| at + SLACK);
     let causes = [
         (seen.was_replayed(of.id, from, until), Window::Replay),
@@ -72,7 +74,7 @@ pub(super) fn window(
     Some(cause.map_or_else(|| by_claim(of, first, again, answered, seen), |(_, window)| window))
 }
 
-/// The window of a copy without any other cause, by the claims that the server's log shows.
+/// Returns the window of a copy that has no other cause, judged by the claims that the server's oplog shows.
 fn by_claim(
     of: &Message<'_>,
     first: &Publish,
@@ -92,13 +94,13 @@ fn by_claim(
             let is_hindered = is_answered_after(late) || was_hindered(of, first, again, until - since, seen);
             if is_hindered { Window::Claim } else { Window::Outside }
         }
-        // A document without room has its lease elsewhere.
+        // A document without room for a claim has its lease in another collection, which the history does not include.
         None if was_hindered(of, first, again, 0, seen) => Window::Claim,
         _ => Window::Outside,
     }
 }
 
-/// Whether the holder said that its claim ran out, or something kept it from clearing in time.
+/// Whether the holder logged that its claim expired, or the holder, MongoDB or the machine was too slow to clear in time.
 fn was_hindered(of: &Message<'_>, first: &Publish, again: &Publish, claim: i64, seen: &Evidence<'_>) -> bool {
     let claim = Duration::from_millis(u64::try_from(claim).unwrap_or_default());
     let (from, until) = (before(again.at, claim), again.at + CLEAR);

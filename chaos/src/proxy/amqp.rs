@@ -1,4 +1,4 @@
-//! The messages of one AMQP connection, as its frames show them.
+//! Follows the messages of one AMQP connection by its frames.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::traffic::{Answer, Traffic};
 
-/// Follows one connection. Reads, and changes nothing.
+/// Reads the frames of one connection without changing them, and notes publishes and answers.
 pub(super) struct Follower {
     traffic: Traffic,
     process: String,
@@ -17,14 +17,14 @@ pub(super) struct Follower {
     channels: HashMap<u16, Followed>,
 }
 
-/// A channel of it.
+/// The state of one channel of a connection.
 #[derive(Default)]
 struct Followed {
-    /// The tag of the next publish, once confirms are on.
+    /// The tag of the next publish; none before confirms are enabled.
     next_tag: Option<u64>,
-    /// A publish whose header is still to come; whether it is a message.
+    /// Set between a publish and its content header; true if the publish is a message, not a command.
     is_publishing: Option<bool>,
-    /// A return whose header is still to come.
+    /// Whether a return was seen whose content header has not been seen yet.
     is_returning: bool,
     unconfirmed: BTreeMap<u64, Uuid>,
 }
@@ -34,7 +34,7 @@ impl Follower {
         Self { traffic, process: process.to_owned(), connection, channels: HashMap::new() }
     }
 
-    /// One whole frame, in the order of its direction.
+    /// Reads one whole frame. The frames of each direction must be passed in their order.
     pub(super) fn follow(&mut self, frame: &[u8], to_server: bool) {
         let mut frame = Cursor(frame);
         let (Some(kind), Some(channel), Some(_size)) = (frame.u8(), frame.u16(), frame.u32()) else { return };
@@ -120,7 +120,7 @@ impl Drop for Follower {
     }
 }
 
-/// The `message_id` of a content header, whose class comes first.
+/// Reads the `message_id` from a content header, which begins with its class.
 fn message_id(mut frame: Cursor<'_>) -> Option<Uuid> {
     let (_class, _weight, _size) = (frame.u16()?, frame.u16()?, frame.u64()?);
     let flags = frame.u16()?;
@@ -151,7 +151,7 @@ fn message_id(mut frame: Cursor<'_>) -> Option<Uuid> {
     Uuid::try_parse_ascii(frame.short_string()?).ok()
 }
 
-/// Reads from the front.
+/// Reads values from the front of a byte slice.
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {

@@ -1,19 +1,19 @@
-//! Where the frames of a protocol end.
+//! Finds where the frames of a protocol end.
 
-/// What a link carries.
+/// The protocol of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Amqp,
     Mongo,
 }
 
-/// The greeting with which an AMQP client begins.
+/// The length in bytes of the greeting with which an AMQP client begins.
 const AMQP_GREETING: usize = 8;
-/// Type, channel, size and the end byte around an AMQP payload.
+/// The number of bytes around an AMQP payload: type, channel, size and the end byte.
 const AMQP_AROUND: usize = 8;
 
 impl Protocol {
-    /// How long the first frame in these bytes is; none while that can't be said or it isn't complete.
+    /// Returns the length of the first frame in these bytes; none while the frame is incomplete.
     pub(crate) fn first_frame(self, bytes: &[u8]) -> Option<usize> {
         let length = match self {
             Self::Mongo => {

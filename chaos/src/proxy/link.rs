@@ -1,4 +1,4 @@
-//! One way from one process to one server, or to whichever node of a cluster answers.
+//! A proxy between one process and one MongoDB member, or between one process and the first RabbitMQ node that answers.
 
 use std::{
     net::SocketAddr,
@@ -30,21 +30,21 @@ use super::{
     traffic::Traffic,
 };
 
-/// A longer reply of MongoDB names no members.
+/// The length from which a reply of MongoDB is not searched for the names of members; the replies that name them are shorter.
 const LONGEST_HELLO: usize = 16 << 10;
 /// How long a server may take to accept a connection.
 const DIAL: Duration = Duration::from_secs(2);
 
-/// Where a link leads.
+/// The two ends of a link.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     pub(crate) process: String,
     pub(crate) is_amqp: bool,
-    /// Tried in turn, beginning with the one that answered last.
+    /// The servers that a link tries in turn, beginning with the one that answered last.
     pub(crate) servers: Vec<SocketAddr>,
 }
 
-/// A listener, and everything that came through it. Gone with its last clone.
+/// A listener for one process, which forwards its connections. All connections end when the last clone is dropped.
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) address: SocketAddr,
@@ -52,39 +52,39 @@ pub(crate) struct Link {
     _guard: Arc<DropGuard>,
 }
 
-/// What all connections of a link have in common.
+/// The state that all connections of a link share.
 struct Shared {
     route: Route,
     protocol: Protocol,
     seen: Traffic,
-    /// The process behind it, to be killed at a point.
+    /// The id of the process that uses the link, for a kill at a named point.
     pid: Arc<AtomicI32>,
     state: watch::Sender<LinkState>,
-    /// Names of servers in replies, with what to put there instead, of the same length.
+    /// Names of servers in replies, each with the name of the same length that replaces it.
     renamed: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
-    /// Ends the connections of now.
+    /// Ends all current connections when it is cancelled.
     cut: Mutex<CancellationToken>,
     cuts_mid_frame: AtomicBool,
     deadly: Mutex<Option<(Point, Moment)>>,
     connections: AtomicU64,
     last_server: AtomicUsize,
-    /// Chunks that fair state would have let through at once.
+    /// Number of chunks that a fault has held or delayed.
     hindered: AtomicU64,
     end: CancellationToken,
 }
 
-/// What a link does to all that passes.
+/// How a link treats the data that passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LinkState {
     Open,
-    /// Nothing passes, without an error for anybody.
+    /// The link holds all data, without an error for either side.
     BlackHole,
-    /// Every chunk is that late.
+    /// The link delays every chunk by this duration.
     Slow(Duration),
 }
 
 impl Link {
-    /// Listens on a free port from now on.
+    /// Begins to listen on a free port.
     pub(crate) async fn open(route: Route, seen: Traffic, pid: Arc<AtomicI32>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -108,7 +108,7 @@ impl Link {
         Ok(Self { address, shared, _guard: Arc::new(end.drop_guard()) })
     }
 
-    /// From now on replies of MongoDB name these addresses in place of those, so that a driver takes the links.
+    /// Replaces the first address of each pair by the second one in MongoDB's replies, so that a driver connects through the links.
     pub(crate) fn rename(&self, members: &[(SocketAddr, SocketAddr)]) {
         let text = |address: &SocketAddr| address.to_string().into_bytes();
         *self.shared.renamed.lock() = members.iter().map(|(from, to)| (text(from), text(to))).collect();
@@ -135,27 +135,27 @@ impl Link {
         std::mem::replace(&mut *self.shared.cut.lock(), fresh).cancel();
     }
 
-    /// The next frame that passes is let through by half, and is the last of all connections.
+    /// Forwards only the first half of the next frame, and then ends all connections.
     pub(crate) fn cut_mid_frame(&self) {
         self.shared.cuts_mid_frame.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the cut in the middle of a frame is still to come.
+    /// Whether the link still waits for a frame to cut.
     pub(crate) fn is_about_to_cut(&self) -> bool {
         self.shared.cuts_mid_frame.load(Ordering::SeqCst)
     }
 
-    /// The process is killed when it next comes by this point.
+    /// Kills the process the next time that it reaches this point.
     pub(crate) fn kill_at(&self, point: Point, moment: Moment) {
         *self.shared.deadly.lock() = Some((point, moment));
     }
 
-    /// Whether the process has not reached its point yet.
+    /// Whether the link still waits for the process to reach the point of its kill.
     pub(crate) fn is_deadly(&self) -> bool {
         self.shared.deadly.lock().is_some()
     }
 
-    /// How many chunks were held or late until now.
+    /// Returns how many chunks a fault has held or delayed so far.
     pub(crate) fn hindered(&self) -> u64 {
         self.shared.hindered.load(Ordering::SeqCst)
     }
@@ -176,9 +176,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// One connection, from its first byte to its end.
+/// Forwards one connection until it ends.
 async fn connect(client: TcpStream, shared: Arc<Shared>) {
-    // A client that dials into a black hole gets no answer.
+    // A client that connects during a black hole gets no answer.
     let cut = shared.cut.lock().clone();
     tokio::select! {
         () = shared.passage(0) => {}
@@ -218,7 +218,7 @@ impl Shared {
         None
     }
 
-    /// Waits until something may pass.
+    /// Waits until this number of bytes may pass.
     async fn passage(&self, bytes: usize) {
         let mut state = self.state.subscribe();
         let now = *state.borrow_and_update();
@@ -234,7 +234,7 @@ impl Shared {
         }
     }
 
-    /// Kills the process if this frame is where it is to die.
+    /// Kills the process if this frame is the point of its kill. Returns whether it did.
     fn kill_if_due(&self, frame: &[u8], to_server: bool, moment: Moment) -> bool {
         let mut deadly = self.deadly.lock();
         let Some((point, when)) = *deadly else { return false };
@@ -247,7 +247,7 @@ impl Shared {
     }
 }
 
-/// What goes one way over one connection.
+/// One direction of one connection.
 struct Direction<'a> {
     shared: &'a Shared,
     follower: Option<Arc<Mutex<Follower>>>,
@@ -274,7 +274,7 @@ impl Direction<'_> {
         }
     }
 
-    /// Lets whole frames through; none when the connection is over.
+    /// Forwards whole frames; returns none when the connection has ended.
     async fn pass(&self, frames: &mut [u8], to: &mut OwnedWriteHalf) -> Option<()> {
         let mut at = 0;
         while let Some(length) = self.shared.protocol.first_frame(&frames[at..]) {

@@ -1,7 +1,7 @@
 //! The network between each process and its servers, which fails on demand.
 //!
-//! Every process has links of its own, so a fault can hit one process and no other. A link understands where frames begin and
-//! end, so it can cut in the middle of one, kill its process at a named point of a conversation, and note what was published.
+//! Every process has its own links, so a fault can hit a single process. A link knows where frames begin and end. It can
+//! therefore cut a connection in the middle of a frame, kill its process at a named point, and note each published message.
 
 mod amqp;
 mod frames;

@@ -4,17 +4,17 @@ use memchr::memmem::find;
 
 use super::frames::Protocol;
 
-/// Before or after the frame has passed.
+/// Whether a process is killed before or after the frame has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
     Before,
     After,
 }
 
-/// A frame that says how far the process has come.
+/// A kind of frame that shows how far a process has come in its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// A save with messages, or a claim.
+    /// A frame with a save with messages, or with a claim.
     SaveOrClaim,
     /// A message on its way to RabbitMQ.
     Publish,
@@ -24,23 +24,23 @@ pub(crate) enum Point {
     Clear,
     /// A command on its way to its queue.
     SendCommand,
-    /// A command that was dealt with.
+    /// The acknowledgement of a command that was processed.
     FinishCommand,
-    /// The position of a stream, or its lease.
+    /// A write of the position of a stream, or of its lease.
     Position,
 }
 
 impl Point {
-    /// Those that an application comes by.
+    /// The points that an application reaches.
     pub(crate) const OF_APPLICATIONS: [Self; 4] =
         [Self::SaveOrClaim, Self::Publish, Self::Confirm, Self::Clear];
-    /// Those that a rescuer comes by.
+    /// The points that a rescuer reaches.
     pub(crate) const OF_RESCUERS: [Self; 3] = [Self::SendCommand, Self::Confirm, Self::Position];
-    /// Those that a dispatcher comes by.
+    /// The points that a dispatcher reaches.
     pub(crate) const OF_DISPATCHERS: [Self; 5] =
         [Self::SaveOrClaim, Self::Publish, Self::Confirm, Self::Clear, Self::FinishCommand];
 
-    /// Whether this frame is that point.
+    /// Whether a process that sends or receives this frame is at this point.
     pub(super) fn is_at(self, protocol: Protocol, to_server: bool, frame: &[u8]) -> bool {
         let has = |bytes: &[u8]| find(frame, bytes).is_some();
         let is_method = |class: u8, method: u8| {

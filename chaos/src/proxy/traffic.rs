@@ -1,22 +1,23 @@
-//! The traffic of the links: every message published, with the broker's answer, and what the brokers refused.
+//! Records the traffic of the links: every published message with RabbitMQ's answer, and the channels and connections that RabbitMQ
+//! closed.
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// The traffic of all links of a run. Clones share it.
+/// The traffic of all links of a run. Clones share the same record.
 #[derive(Clone, Default)]
 pub(crate) struct Traffic(Arc<Mutex<Seen>>);
 
 #[derive(Default)]
 struct Seen {
     publishes: HashMap<Uuid, Vec<Publish>>,
-    /// By process: channels and connections that a broker closed, with its code.
+    /// Channels and connections that a broker closed, each with the time, the process and the reply code.
     closed: Vec<(Instant, String, u16)>,
     /// Connections that were notified of an alarm.
     blocked: Vec<(Instant, String)>,
-    /// Connections that ended, however.
+    /// Connections that ended for any reason.
     ended: Vec<(Instant, String)>,
 }
 
@@ -30,13 +31,13 @@ pub(crate) struct Publish {
     pub(crate) connection: u64,
 }
 
-/// What the broker said, as far as it came through.
+/// The broker's answer to a publish, as far as the link has seen it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     None,
     Confirmed(Instant),
     Refused(Instant),
-    /// No queue was bound.
+    /// The message was returned, because no queue was bound.
     Returned(Instant),
 }
 
@@ -47,8 +48,8 @@ impl Traffic {
         self.0.lock().publishes.entry(id).or_default().push(publish);
     }
 
-    /// The answer to the latest publish of this message over this connection. A returned message is confirmed too, after its
-    /// return, which is what counts.
+    /// Notes the answer to the latest publish of this message over this connection. RabbitMQ confirms a returned message too, right
+    /// after the return; only the first answer counts.
     pub(super) fn answered(&self, id: Uuid, connection: u64, answer: Answer) {
         let mut seen = self.0.lock();
         let publishes = seen.publishes.entry(id).or_default();
@@ -72,12 +73,12 @@ impl Traffic {
         self.0.lock().ended.push((Instant::now(), process.to_owned()));
     }
 
-    /// All publishes of a message, in order.
+    /// Returns all publishes of a message, in order.
     pub(crate) fn publishes(&self, id: Uuid) -> Vec<Publish> {
         self.0.lock().publishes.get(&id).cloned().unwrap_or_default()
     }
 
-    /// Closings by a broker since then, with one of these codes; of one process or of any.
+    /// Returns how many channels and connections a broker closed since `since` with one of these codes, for one process or for all.
     pub(crate) fn closings(&self, since: Instant, process: Option<&str>, codes: &[u16]) -> usize {
         let seen = self.0.lock();
         let is_meant = |(at, of, code): &&(Instant, String, u16)| {
@@ -86,7 +87,7 @@ impl Traffic {
         seen.closed.iter().filter(is_meant).count()
     }
 
-    /// Whether a broker closed something of this process in this time.
+    /// Whether a broker closed a channel or connection of this process in this time.
     pub(crate) fn was_closed(&self, process: &str, from: Instant, until: Instant) -> bool {
         let seen = self.0.lock();
         seen.closed.iter().any(|(at, of, _)| of == process && (from..=until).contains(at))
@@ -98,12 +99,12 @@ impl Traffic {
         seen.ended.iter().any(|(at, of)| of == process && (from..=until).contains(at))
     }
 
-    /// Connections notified of an alarm since then.
+    /// Returns how many connections were notified of an alarm since `since`.
     pub(crate) fn blocked(&self, since: Instant) -> usize {
         self.0.lock().blocked.iter().filter(|(at, _)| *at >= since).count()
     }
 
-    /// Publishes for which RabbitMQ had no queue.
+    /// Returns how many publishes RabbitMQ returned because no queue was bound.
     pub(crate) fn returned(&self) -> usize {
         let seen = self.0.lock();
         let is_returned = |publish: &&Publish| matches!(publish.answer, Answer::Returned(_));

@@ -1,4 +1,4 @@
-//! Three RabbitMQ nodes of the distribution's package as one cluster, with an epmd of their own.
+//! A cluster of three RabbitMQ nodes, started from the distribution's package, with its own epmd (Erlang's port mapper).
 
 use std::{
     net::SocketAddr,
@@ -26,17 +26,17 @@ use crate::{
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// How long a node may take to boot on a busy machine. It needs four seconds of a processor.
 const BOOT: Duration = Duration::from_mins(4);
-/// How long the nodes may take to be whole again.
+/// How long enough nodes may take to run again.
 const RECOVERY: Duration = BOOT;
-/// How long it is waited for all of them.
+/// How long `heal` waits for all nodes before a majority of them is enough.
 const FULL_RECOVERY: Duration = Duration::from_secs(10);
-/// How long a killed node may take to be gone.
+/// How long a killed node may take to end.
 const GOODBYE: Duration = Duration::from_secs(3);
 /// How long a node may take to accept a connection.
 const DIAL: Duration = Duration::from_secs(1);
-/// Where a node has its memory alarm when nothing is wrong.
+/// The usual threshold of a node's memory alarm, as a part of the machine's memory.
 const WATERMARK: &str = "0.8";
-/// `max_message_size` of RabbitMQ 3.
+/// The default `max_message_size` of RabbitMQ 3, in bytes.
 const MESSAGE_LIMIT: u64 = 134_217_728;
 
 /// A cluster that ends when this value is dropped or the process ends.
@@ -56,7 +56,7 @@ struct Node {
 }
 
 impl Cluster {
-    /// Boots it in this folder; returns when all nodes answer as one cluster.
+    /// Boots the cluster in this folder, and returns when all nodes answer as one cluster.
     pub(crate) async fn boot(folder: PathBuf) -> Result<Self> {
         if !Path::new(SERVER).exists() {
             bail!("the package rabbitmq-server is not installed");
@@ -81,7 +81,7 @@ impl Cluster {
         let erlang = Erlang::start(&folder, ports[0]).await?;
         let cluster = Self { folder, epmd_port: ports[0], nodes, erlang, _epmd: epmd };
 
-        // The first makes the cluster, the others join it.
+        // The first node makes the cluster, and the others join it.
         cluster.start(0).await?;
         for joined in join_all([cluster.start(1), cluster.start(2)]).await {
             joined?;
@@ -101,12 +101,12 @@ impl Cluster {
         &self.nodes[node].name
     }
 
-    /// The URI of one node, for this user.
+    /// Returns the URI of one node for this user.
     pub(crate) fn uri(address: SocketAddr, user: &str) -> String {
         format!("amqp://{user}:{user}@{address}/%2f?heartbeat={}", crate::settings::HEARTBEAT_SECONDS)
     }
 
-    /// A connection of the harness, to whichever node takes it.
+    /// Connects the harness to the first node that accepts a connection.
     pub(crate) async fn connect(&self) -> Result<Connection> {
         for node in &self.nodes {
             let uri = Self::uri(node.address, "guest");
@@ -126,7 +126,7 @@ impl Cluster {
         wait_until_listening(node.address, Some(&node.child)).await
     }
 
-    /// Starts a node, which is there some time later.
+    /// Starts a node, and does not wait until it has booted.
     pub(crate) fn begin_start(&self, place: usize) -> Result<()> {
         let node = &self.nodes[place];
         let home = self.folder.join(format!("node-{}", place + 1));
@@ -135,7 +135,7 @@ impl Cluster {
         write_configuration(&home, node.address, &self.nodes[0].name)?;
 
         let log = std::fs::File::options().create(true).append(true).open(home.join("out"))?;
-        // Three nodes that wait busily would take the processors from everybody else.
+        // Without these options three idle nodes would use processor time that the other processes need.
         let loopback =
             "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none";
         let path = |name: &str| home.join(name).into_os_string();
@@ -166,12 +166,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether this node takes connections.
+    /// Whether this node accepts connections.
     pub(crate) async fn is_up(&self, place: usize) -> bool {
         matches!(timeout(DIAL, TcpStream::connect(self.nodes[place].address)).await, Ok(Ok(_)))
     }
 
-    /// SIGKILL for a node. Returns when it is gone.
+    /// Sends SIGKILL to a node, and waits until it has ended. Returns false if the node was not running.
     pub(crate) async fn kill(&self, place: usize) -> bool {
         let Some(mut child) = self.nodes[place].child.lock().take() else { return false };
         let killed = child.id().and_then(|id| i32::try_from(id).ok()).is_some_and(kill_server);
@@ -179,7 +179,7 @@ impl Cluster {
         killed
     }
 
-    /// Which node leads this queue.
+    /// Returns the node that leads this queue.
     pub(crate) async fn leader(&self, queue: &str) -> Option<usize> {
         for node in 0..self.nodes.len() {
             let lookup = format!(
@@ -213,16 +213,16 @@ impl Cluster {
         Ok(answer)
     }
 
-    /// Evaluates an expression outside the nodes.
+    /// Evaluates an Erlang expression in the hidden node, not in a node of the cluster.
     pub(crate) async fn evaluate(&self, expression: &str) -> Result<String> {
         self.erlang.evaluate(expression).await
     }
 
-    /// Makes users, each with its own name as its password, that may do everything.
+    /// Creates users with all permissions. The password of each user is the user's name.
     pub(crate) async fn add_users(&self, users: &[String]) -> Result<()> {
         for user in users {
             let quoted = format!("<<\"{user}\">>");
-            // It may exist from an earlier run.
+            // The user may exist from an earlier run, so an error is ignored.
             let _ = self
                 .ask(
                     0,
@@ -236,7 +236,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Which exchanges and queues this user may write to, as a regular expression.
+    /// Limits a user to write only to exchanges and queues whose names match the regular expression `write`.
     pub(crate) async fn permit(&self, user: &str, write: &str) -> Result<()> {
         let arguments =
             format!("<<\"{user}\">>, <<\"/\">>, <<\".*\">>, <<\"{write}\">>, <<\".*\">>, <<\"chaos\">>");
@@ -261,12 +261,12 @@ impl Cluster {
         self.ask(node, "vm_memory_monitor", "set_vm_memory_high_watermark", watermark).await.map(drop)
     }
 
-    /// Sets the largest message that channels take which are opened from now on; none for the usual.
+    /// Sets the largest message that newly opened channels accept; none restores the default.
     pub(crate) async fn limit_messages(&self, bytes: Option<u64>) -> Result<()> {
         let setting = format!("rabbit, max_message_size, {}", bytes.unwrap_or(MESSAGE_LIMIT));
         for node in 0..self.nodes.len() {
             let set = self.ask(node, "application", "set_env", &setting).await;
-            // A node that is about to start has the usual.
+            // A node that is not up may fail here; it has the default after its start.
             if self.is_up(node).await {
                 set?;
             }
@@ -274,7 +274,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether all nodes take connections.
+    /// Whether all nodes accept connections.
     pub(crate) async fn is_whole(&self) -> bool {
         self.count_up().await == self.nodes.len()
     }
@@ -284,8 +284,8 @@ impl Cluster {
         up.into_iter().filter(|is_up| *is_up).count()
     }
 
-    /// Undoes whatever a fault may have left, and returns when all nodes are there, or after a while the majority, which is enough for
-    /// every queue.
+    /// Undoes all effects of faults on the nodes. Returns when all nodes run; after `FULL_RECOVERY`, a majority of them is enough, as
+    /// it is for every queue.
     pub(crate) async fn heal(&self) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -325,7 +325,7 @@ impl Drop for Cluster {
                 let _ = child.start_kill();
             }
         }
-        // What a node still writes would come back into the folder.
+        // A node that still runs could write into the folder while it is deleted.
         let begun = Instant::now();
         let has_ended = |node: &Node| {
             node.child.lock().as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(Some(_))))

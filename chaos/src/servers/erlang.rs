@@ -1,5 +1,5 @@
-//! A hidden Erlang node that asks the RabbitMQ nodes for things that AMQP has no words for. It stays, because each start of
-//! `rabbitmqctl` takes seconds of a storm.
+//! A hidden Erlang node, which sends the RabbitMQ nodes requests that AMQP does not offer. The node runs for the whole session,
+//! because each start of `rabbitmqctl` would take seconds of a storm.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -13,9 +13,9 @@ use tokio::{
 
 use crate::process::bound_to_us;
 
-/// How long an expression may take.
+/// How long the evaluation of an expression may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Evaluates each line that it reads, and answers with one line that begins with the same number.
+/// The Erlang program of the node: it evaluates each line of input, and prints one line that begins with the number of the input.
 const LOOP: &str = r#"
     Loop = fun(Loop) ->
         case io:get_line("") of
@@ -50,7 +50,7 @@ struct Talk {
 }
 
 impl Erlang {
-    /// A node that can reach those with this cookie.
+    /// Starts a hidden node that shares the cookie of the cluster, so that it can reach the RabbitMQ nodes.
     pub(super) async fn start(home: &Path, epmd_port: u16) -> Result<Self> {
         let mut command = bound_to_us(Path::new("/usr/bin/erl"));
         command
@@ -71,7 +71,7 @@ impl Erlang {
         Ok(Self { talk: Mutex::new(Talk { input, lines, asked: 0 }), _child: child })
     }
 
-    /// Evaluates an expression, such as `1 + 1`, and returns what it came to.
+    /// Evaluates an expression, such as `1 + 1`, and returns its value.
     pub(super) async fn evaluate(&self, expression: &str) -> Result<String> {
         let mut talk = self.talk.lock().await;
         talk.asked += 1;
@@ -88,7 +88,7 @@ impl Erlang {
 }
 
 impl Talk {
-    /// The answer to this question. Those to earlier ones come too late.
+    /// Returns the answer with this number. Answers to earlier expressions, whose evaluation took too long, are skipped.
     async fn answer(&mut self, number: &str) -> Result<String> {
         loop {
             let line = self.lines.next_line().await?.context("erl has ended")?;

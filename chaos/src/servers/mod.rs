@@ -1,4 +1,4 @@
-//! The servers: a MongoDB set of three, and a RabbitMQ cluster of three of its own.
+//! The servers of a storm: a MongoDB set of three members, and a RabbitMQ cluster of three nodes.
 
 mod cluster;
 mod erlang;

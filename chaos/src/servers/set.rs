@@ -20,16 +20,16 @@ use tokio::{
 
 /// How long a command to one member may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the set may take to be whole again.
+/// How long the set may take to recover.
 const RECOVERY: Duration = Duration::from_secs(40);
 
-/// Reached directly, not by any link.
+/// The MongoDB set, which the harness reaches directly and not through a link.
 pub(crate) struct Set {
     pub(crate) name: String,
     pub(crate) members: Vec<SocketAddr>,
     pub(crate) client: Client,
     direct: Vec<Client>,
-    /// The checkout, for `scripts/services`.
+    /// The folder of the checkout, in which `scripts/services` is.
     checkout: PathBuf,
 }
 
@@ -49,13 +49,13 @@ impl Set {
         Ok(Self { name, members, client: Client::with_options(options)?, direct, checkout })
     }
 
-    /// Runs a command on one member, by its place.
+    /// Runs a command on the member with this index.
     pub(crate) async fn on(&self, member: usize, command: Document) -> Result<Document> {
         let admin = self.direct[member].database("admin");
         Ok(timeout(PATIENCE, admin.run_command(command)).await.context("no answer in time")??)
     }
 
-    /// The place of the primary, as the members see it now.
+    /// Returns the index of the member that reports to be the primary.
     pub(crate) async fn primary(&self) -> Option<usize> {
         for member in 0..self.members.len() {
             let hello = timeout(Duration::from_secs(1), self.on(member, doc! { "hello": 1 })).await;
@@ -81,13 +81,13 @@ impl Set {
         }
     }
 
-    /// The places of the others.
+    /// Returns the indexes of the secondaries.
     pub(crate) async fn secondaries(&self) -> Result<Vec<usize>> {
         let primary = self.wait_for_primary().await?;
         Ok((0..self.members.len()).filter(|member| *member != primary).collect())
     }
 
-    /// The number of a member's process.
+    /// Returns the process id of a member.
     pub(crate) fn pid(&self, member: usize) -> Option<i32> {
         let port = self.members[member].port();
         let file = self.checkout.join(format!(".services/mongod-{port}.pid"));
@@ -108,7 +108,7 @@ impl Set {
         Ok(())
     }
 
-    /// Sets a fail point on these members.
+    /// Enables or disables a fail point on these members.
     pub(crate) async fn fail_point(&self, members: &[usize], name: &str, is_on: bool) -> Result<()> {
         let mode = if is_on { "alwaysOn" } else { "off" };
         for member in members {
@@ -117,7 +117,7 @@ impl Set {
         Ok(())
     }
 
-    /// Has all members but the primary apply everything this many seconds late; 0 is normal.
+    /// Makes the secondaries apply every write this many seconds late; 0 restores the normal state.
     pub(crate) async fn set_lag(&self, seconds: i64) -> Result<()> {
         let primary = self.wait_for_primary().await?;
         let reply = self.on(primary, doc! { "replSetGetConfig": 1 }).await?;
@@ -134,7 +134,7 @@ impl Set {
         Ok(())
     }
 
-    /// Whether the members have a lag by their configuration.
+    /// Whether the configuration of the set makes any member apply writes late.
     async fn has_lag(&self, primary: usize) -> Result<bool> {
         let reply = self.on(primary, doc! { "replSetGetConfig": 1 }).await?;
         let members = reply.get_document("config")?.get_array("members")?.clone();
@@ -143,7 +143,7 @@ impl Set {
         Ok(members.iter().any(is_hidden))
     }
 
-    /// How long the majority takes to have one write.
+    /// Makes one majority write, and returns how long it took; none if it was not done in time.
     pub(crate) async fn majority_answers(&self, within: Duration) -> Option<Duration> {
         let begun = Instant::now();
         let probes = self.client.database("chaos_probe").collection::<Document>("probes");
@@ -154,7 +154,7 @@ impl Set {
         }
     }
 
-    /// Undoes whatever a fault may have left, and returns when the majority answers.
+    /// Undoes all effects of faults on the members, and returns when the majority answers.
     pub(crate) async fn heal(&self) -> Result<()> {
         for member in 0..self.members.len() {
             let lives = self.pid(member).is_some_and(|pid| PathBuf::from(format!("/proc/{pid}")).exists());
@@ -180,7 +180,7 @@ impl Set {
         Ok(())
     }
 
-    /// Whether every member is there and the majority answers at once.
+    /// Whether every member runs and a majority write is done without delay.
     async fn is_whole(&self) -> bool {
         for member in 0..self.members.len() {
             let Ok(hello) = self.on(member, doc! { "hello": 1 }).await else { return false };
