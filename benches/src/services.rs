@@ -12,7 +12,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts a service on the collections of `database`. `settings` are environment variables without `OUTBOX_`.
+    /// Starts a service on the collections of `database`. `settings` are environment variables without the prefix
+    /// `OUTBOX_`.
     pub(crate) fn start(bed: &Bed, name: &str, database: &str, settings: &[(&str, String)]) -> Result<Self> {
         let program = std::env::current_exe()?.with_file_name(name);
         let mut command = Command::new(&program);

@@ -27,7 +27,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub(super) struct Plan {
     pub(super) settings: AmqpSettings,
     pub(super) topology: Topology,
-    /// `publisher`, `suspects` or `consumer`.
+    /// The end of the connection's name: `publisher`, `suspects` or `consumer`.
     pub(super) role: &'static str,
 }
 

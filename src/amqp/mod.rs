@@ -36,8 +36,8 @@
 //!   it.
 //! - The broker announces an alarm only to connections that publish, so the first window after the alarm waits for
 //!   [`AmqpSettings::confirm_timeout`].
-//! - The broker does not answer acknowledgements. If one is sent just before the connection is closed, a busy broker
-//!   can lose it and deliver the message again.
+//! - The broker does not answer acknowledgements. If an acknowledgement is sent just before the connection is closed, a
+//!   busy broker can lose it and deliver the message again.
 //! - The client logs every message that the broker returns, with its body, as a warning with the target
 //!   `lapin::returned_messages`. Turn that target off if payloads must not be logged.
 

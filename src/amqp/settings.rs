@@ -29,7 +29,7 @@ pub struct AmqpSettings {
     /// The longest pause before reconnecting. Default: 5 s.
     pub reconnect_max: Duration,
     /// Maximum size of a message body. Longer bodies are refused without being sent, because the broker would close the
-    /// channel. The broker's own limit, `max_message_size`, applies to shorter ones. Default: 16 MiB, the default of
+    /// channel. The broker's own limit, `max_message_size`, applies to shorter bodies. Default: 16 MiB, the default of
     /// RabbitMQ 4.
     pub max_message_bytes: usize,
     /// The interval at which an idle consumer checks whether its queue has messages that should have been delivered.
@@ -151,7 +151,8 @@ impl fmt::Debug for AmqpSettings {
 }
 
 fn parse(text: &str) -> Result<AMQPUri, AmqpSettingsError> {
-    // Detect these cases first, because the client's parser quotes the whole URI in some of its errors.
+    // Detect the most likely mistakes in the URI first, because the client's parser quotes the whole URI in some of its
+    // errors.
     let rest = text
         .strip_prefix("amqp://")
         .or_else(|| text.strip_prefix("amqps://"))

@@ -15,7 +15,8 @@ pub enum State {
     Ready,
     /// Connected, but the consumer is paused, see [`Consumer::pause`](super::Consumer::pause).
     Paused,
-    /// The broker accepts no messages because of a memory or disk alarm. This ends without intervention.
+    /// The broker accepts no messages because of a memory or disk alarm. Once the alarm is over, the broker accepts
+    /// messages again without intervention.
     Blocked {
         /// The broker's text.
         reason: String,
@@ -113,7 +114,7 @@ impl States {
         *self.0.borrow() == State::Ready
     }
 
-    /// Waits until the state is ready. Returns false if it can't be any more.
+    /// Waits until the state is ready. Returns false if it can no longer become ready.
     pub(super) async fn ready(&self) -> bool {
         let mut states = self.0.clone();
         let settled = states.wait_for(|state| matches!(state, State::Ready | State::Closed)).await;

@@ -43,7 +43,7 @@ pub(super) trait Supervised {
     /// Handles the loss of a connection.
     fn lost(&mut self, trouble: Trouble);
 
-    /// Finishes when asked to end while the connection is still open.
+    /// Finishes the remaining work if the loop was asked to end while the connection is still open.
     async fn finish(&mut self);
 
     /// Called when the loop has ended.

@@ -56,7 +56,7 @@ pub struct QueueSpec {
     /// The queue that gets the messages that this one drops: expired, rejected, or delivered too many times. A quorum queue
     /// passes them on at least once.
     pub dead_letter_to: Option<String>,
-    /// Whether the broker delivers to only one consumer, and to another one when the first is gone.
+    /// Whether the broker delivers to only one consumer at a time, and to the next consumer once that one is gone.
     pub single_active_consumer: bool,
 }
 
@@ -81,7 +81,7 @@ impl Topology {
         self.exchanges.iter().any(|exchange| exchange.name == name)
     }
 
-    /// Whether the topology binds a queue that receives messages to this exchange with this routing key.
+    /// Whether the topology binds a queue that receives the messages published to this exchange with this routing key.
     pub(super) fn routes(&self, exchange: &str, routing_key: &str) -> bool {
         let Some(spec) = self.exchanges.iter().find(|spec| spec.name == exchange) else {
             return false;
@@ -179,7 +179,7 @@ impl QueueSpec {
             text("x-dead-letter-exchange", "");
             text("x-dead-letter-routing-key", queue);
             if self.quorum {
-                // Otherwise the broker drops messages that the other queue does not take.
+                // With the default strategy, the broker drops messages that the dead-letter queue does not take.
                 text("x-dead-letter-strategy", "at-least-once");
                 text("x-overflow", "reject-publish");
             }

@@ -68,8 +68,8 @@ impl CommandSender {
         Self { publisher, exchange: exchange.into() }
     }
 
-    /// Returns the topology for commands: a direct, durable exchange, and, bound to it, the quorum queue with a
-    /// delivery limit that dispatchers consume.
+    /// Returns the topology for commands: a direct, durable exchange, and the queue that dispatchers consume. The queue
+    /// is bound to the exchange, and is a quorum queue with a delivery limit.
     pub fn topology(exchange: impl Into<String>, queue: impl Into<String>, mode: TopologyMode) -> Topology {
         let exchange = exchange.into();
         let queue = QueueSpec {

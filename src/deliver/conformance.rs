@@ -64,8 +64,8 @@ pub trait Harness: Send + Sync {
     /// document.
     fn accepted(&self) -> Envelope;
 
-    /// Returns a message that the receiver gets but rejects, for example one of a type that it fails on. If this is
-    /// `None`, rejected messages are not tested.
+    /// Returns a message that the receiver gets but rejects, for example a message of a type that the receiver fails
+    /// on. If this is `None`, rejected messages are not tested.
     fn rejected(&self) -> Option<Envelope>;
 
     /// Returns the ids of all messages that the receiver has accepted so far.

@@ -34,8 +34,8 @@
 //! # Caveats
 //! - If the process ends before the success of a handler is stored in the document, the handler is called again.
 //!   Handlers must tolerate repeats; [`Envelope::id`] identifies each message.
-//! - While processes with the old key and with the new key of a renamed handler run together, processes with the old
-//!   key don't know the new one and may call the handler again.
+//! - If a handler is renamed, processes that have only the old key don't know the new key. While they run together with
+//!   processes that have the new key, they may call the handler again.
 //! - A handler that blocks its thread cannot be aborted.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
@@ -55,7 +55,8 @@ use crate::aggregate::message::Message;
 /// A handler's failure. Its text is stored with the message and shown to operators, so it must not contain a
 /// payload or a secret.
 ///
-/// `?` on any error makes a [`Transient`](Self::Transient) error with its text and those of its sources.
+/// The operator `?` converts any error to [`Transient`](Self::Transient), with the texts of the error and of its
+/// sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HandlerError {
     /// The handler may succeed later.
@@ -149,7 +150,7 @@ impl From<String> for HandlerKey {
 /// Why handlers can't be combined.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandlersError {
-    /// Two handlers have the same key, or one has the former key of another.
+    /// Two handlers have the same key, or a key of one handler is a former key of another handler.
     #[error(
         "two handlers have the key `{0}`, so documents could not record which of them has received a message"
     )]

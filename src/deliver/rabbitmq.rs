@@ -88,7 +88,7 @@ impl RabbitMqSettings {
     /// Returns the default settings for a broker at `uri`, such as `amqp://user:password@host:5672/%2f`.
     ///
     /// # Errors
-    /// An error if it is not such a URI. The error text quotes no part of it.
+    /// An error if `uri` is not the URI of a broker. The error text quotes no part of it.
     pub fn new(uri: &str) -> Result<Self, AmqpSettingsError> {
         Ok(Self::over(AmqpSettings::new(uri)?))
     }

@@ -149,8 +149,8 @@ impl Processor {
     }
 }
 
-/// Whether enough of a lease will be left after this wait to begin another delivery, which is more than half. With
-/// less, earlier messages could use up the time of a slow message, which would then be cut off.
+/// Whether another delivery may begin after this wait, which requires that more than half of the lease will be left.
+/// With less time, a slow message could be cut off because earlier messages have used up the time.
 pub fn is_enough(left: Duration, lease: Duration, wait: Duration) -> bool {
     left > lease / 2 + wait
 }

@@ -50,8 +50,8 @@ impl InlineDispatcher {
     }
 
     /// Creates an inline dispatcher that does not deliver, for a process that only saves; its messages are left to the
-    /// rescuer. All its messages are stored for the broker, because it has no handlers. If some are for handlers, use
-    /// [`Mode::Off`] with the same deliverer as in the processes that deliver.
+    /// rescuer. All its messages are stored for the broker, because it has no handlers. If some messages are for
+    /// handlers, use [`Mode::Off`] with the same deliverer as in the processes that deliver.
     pub fn off(client: &Client) -> Self {
         Self::builder(client).mode(Mode::Off).deliver_to(NoDelivery)
     }
@@ -133,7 +133,7 @@ impl InlineBuilder {
         self
     }
 
-    /// Sets the name of the library's own database. It must be the same as for the services. Default `document_outbox`.
+    /// Sets the name of the library's own database. The services must use the same name. Default `document_outbox`.
     pub fn state_database(mut self, name: impl Into<String>) -> Self {
         self.settings.state_database = name.into();
         self

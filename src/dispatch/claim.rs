@@ -49,7 +49,7 @@ pub(crate) struct Claim {
     pub(crate) until: DateTime,
     /// Whether this claim was counted in the field `claims` of its entries.
     pub(crate) counted: bool,
-    /// The entries as they were before the claim. Entries that were saved with this claim contain it.
+    /// The entries as they were before the claim. Entries that were saved with this claim already contain the claim.
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -121,7 +121,7 @@ impl Claimer {
         let mut written = self.write_claim(&claim, now).await?;
 
         if matches!(written, ClaimWritten::NoRoom) {
-            // Use the shortest possible claim value. A document that has no room for this one has no room for any
+            // Use the shortest possible claim value. A document that has no room for this value has no room for any
             // claim, so a claim and a lease can't exist for the same document at once.
             claim.token = new_random().to_string();
             claim.counted = false;
@@ -206,8 +206,8 @@ impl Claimer {
         self.record(document, entry.id, update, now).await
     }
 
-    /// Writes an entry's state that was kept with the lease into the document, which may have room again. Reports a
-    /// miss if there is no room, or if the entry is claimed.
+    /// Writes the state of an entry, which was kept with the lease, into the document, because the document may have
+    /// room again. Reports a miss if there is no room, or if the entry is claimed.
     pub(crate) async fn record(
         &self,
         document: &DocumentRef,

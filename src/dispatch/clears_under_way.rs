@@ -44,8 +44,8 @@ struct ClearState {
 pub(crate) struct ClearUnderWay {
     clears: ClearsUnderWay,
     state: Arc<ClearState>,
-    /// The permits of the clear's messages, which count against the limit of messages that a crash would repeat until
-    /// the clear has ended.
+    /// The permits of the clear's messages. Until the clear has ended, these messages count against the limit of
+    /// messages that a crash would repeat.
     _unsettled: Permits,
 }
 
@@ -126,7 +126,8 @@ impl Drop for ClearUnderWay {
     }
 }
 
-/// A clear that a save tries to overtake. If this is dropped without an answer, the save may have succeeded.
+/// A clear that a save tries to overtake. If this is dropped without a call to [`done`](Self::done) or
+/// [`missed`](Self::missed), the save may have succeeded.
 pub(crate) struct OvertakenClear {
     clears: ClearsUnderWay,
     state: Arc<ClearState>,

@@ -81,7 +81,7 @@ struct QueueState {
     now: Vec<(u64, Key, Delivered)>,
     /// The numbers of the clears that are in progress or about to begin.
     going: BTreeSet<u64>,
-    /// The numbers of these clears, by document.
+    /// The numbers of the clears in `going`, by document.
     going_of: HashMap<Key, Vec<u64>>,
     /// Whether deferring has stopped: no more clears may be deferred.
     closed: bool,

@@ -49,8 +49,8 @@ pub enum Mode {
     /// The save returns when it is durable; delivery continues in the background.
     #[default]
     Background,
-    /// The save returns once each message has been tried, with the outcomes. A message that waits for earlier messages
-    /// of its document for longer than half of a lease is reported as [`Disposition::Waiting`] and delivered in the
+    /// The save returns the outcomes once each message has been tried. A message that waits for earlier messages of its
+    /// document for longer than half of a lease is reported as [`Disposition::Waiting`] and delivered in the
     /// background. A save inside a handler doesn't wait for deliveries. But a handler should not wait for a separate
     /// *task* that saves, because the save in that task is not recognised as the handler's own.
     Await,
@@ -278,8 +278,8 @@ impl InlineDispatcher {
         self.deliveries.spawn(work, ids.clone(), ordering, taken, Some(waiter));
         drop(save);
 
-        // Limit the wait, because this document's turn may depend on this call: if a handler waits for a task that
-        // saves, that save waits for the handler.
+        // Limit the wait to prevent a deadlock: if a handler of a message of this document waits for a task that saves
+        // the document, that save in turn waits for the handler.
         let patience = self.claimer().lease / 2;
         let settled = tokio::select! {
             settled = &mut settled => settled,

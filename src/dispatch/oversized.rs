@@ -217,9 +217,10 @@ impl Oversized {
         }
     }
 
-    /// Reads the outbox with a linearizable view: majority-acknowledged, but no older than this server's latest state.
-    /// So the read sees every claim that was written before this lease was taken, even one that the majority has not
-    /// acknowledged yet. Returns `None` if the document is gone. A malformed outbox counts as empty.
+    /// Reads the outbox with read concern `linearizable`: the read returns this server's latest state, but not before
+    /// the majority has acknowledged that state. So the read sees every claim that was written before this lease was
+    /// taken, even if the majority had not acknowledged the claim at that time. Returns `None` if the document is gone.
+    /// A malformed outbox counts as empty.
     pub(crate) async fn read(&self, document: &DocumentRef) -> Result<Option<Vec<Slot>>, Error> {
         let find = Find {
             namespace: &document.namespace,

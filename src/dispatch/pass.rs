@@ -53,8 +53,8 @@ impl Processor {
     /// Delivers the deliverable messages of a document's outbox until none is left.
     ///
     /// # Errors
-    /// An error if MongoDB can't be reached. Claimed messages are released if possible; the others become available
-    /// when their lease ends.
+    /// An error if MongoDB can't be reached. Claimed messages are released if possible; otherwise they become available
+    /// when their claim ends.
     pub async fn process(
         &self,
         document: &DocumentRef,

@@ -152,7 +152,7 @@ impl Processor {
         self
     }
 
-    /// Subscribes to events from now on.
+    /// Subscribes to the events that are published from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.report.subscribe()
     }

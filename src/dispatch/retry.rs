@@ -55,7 +55,8 @@ impl RetryPolicy {
         self.backoff_ceiling(attempts).mul_f64(0.1 + 0.9 * fastrand::f64())
     }
 
-    /// The longest time until an entry that always fails is dead, not counting the deliveries themselves.
+    /// The longest time that can pass until an entry is dead if every delivery fails, not counting the time that the
+    /// deliveries themselves take.
     pub fn longest_schedule(&self) -> Duration {
         (1..self.max_attempts).map(|attempts| self.backoff_ceiling(attempts)).sum()
     }

@@ -21,8 +21,8 @@ use crate::{
     stored::memory::{Memory, Room},
 };
 
-/// Longer than any save takes whose future is polled: it asks for the server's time, reads once and writes twice. A
-/// save that has not ended by then is assumed to be abandoned.
+/// More time than a save takes if its future is polled: a save asks for the server's time, reads once and writes twice.
+/// A save that has not ended after this time is assumed to be abandoned.
 const SAVE_MAX: Duration = Duration::from_mins(2);
 
 /// The seats of an inline dispatcher. Clones share the same seats.

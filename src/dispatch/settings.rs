@@ -33,8 +33,9 @@ pub struct ProcessorSettings {
     /// Maximum number of messages that are published and not yet cleared. If the process is killed, at most this many
     /// messages are repeated. Default 256, at least 1.
     pub max_repeats: usize,
-    /// Maximum memory for outboxes, in bytes. The size in memory is estimated, and larger than the stored size. A
-    /// document that alone exceeds the limit is processed with no other at the same time. Default 64 MiB.
+    /// Maximum memory for outboxes, in bytes. The limit applies to the estimated size in memory, which is larger than
+    /// the stored size. A document that exceeds the limit by itself is processed while no other document is. Default 64
+    /// MiB.
     pub memory_bytes: usize,
 }
 
@@ -67,8 +68,8 @@ impl ProcessorSettings {
 /// the wait.
 #[async_trait]
 pub trait Pace: Send + Sync + 'static {
-    /// Waits until messages may be claimed and delivered, and returns how many: at least one and at most `wanted`. If
-    /// it returns zero, the pass ends as [`Processed::Interrupted`](crate::dispatch::Processed::Interrupted), without a
+    /// Waits until messages may be claimed and delivered, and returns their number, which is at most `wanted`. If it
+    /// returns zero, the pass ends as [`Processed::Interrupted`](crate::dispatch::Processed::Interrupted), without a
     /// claim. Must be cancel safe.
     async fn permits(&self, wanted: usize) -> usize;
 }

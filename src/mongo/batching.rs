@@ -172,7 +172,7 @@ struct Batches {
 
 #[derive(Debug, Default)]
 struct BatchesInFlight {
-    /// The times at which these batches began.
+    /// The times at which the batches in flight began.
     since: Vec<Instant>,
     /// Whether the last batch had several requests. In that case more requests are about to arrive, and a single
     /// request should wait for them.
@@ -248,7 +248,8 @@ impl Batches {
         }
     }
 
-    /// Takes permits for this many requests: as many batches as may begin and as the requests justify, at least one.
+    /// Takes one permit for each batch in which this many requests are sent. The number of batches is at least one, and
+    /// at most the number that may begin now and that the requests justify.
     fn begin(self: &Arc<Self>, requests: usize) -> Vec<BatchPermit> {
         let mut in_flight = self.lock();
         in_flight.was_shared = requests > 1;

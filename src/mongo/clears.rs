@@ -286,8 +286,8 @@ fn windows(clears: Vec<AskedClear>) -> Vec<Vec<AskedClear>> {
     windows
 }
 
-/// Returns the number of statements that found their document but no entry to remove. This is reliable only for a first
-/// send, because after a repeat, the first send may have removed the entries.
+/// Returns the number of statements that found their document but no entry to remove. The number is reliable only for
+/// the first send of a command: if the command is repeated, its first send may already have removed the entries.
 fn lost_claims(reply: &Document) -> u64 {
     let found = reply.get_i32("n").unwrap_or(0);
     let modified = reply.get_i32("nModified").unwrap_or(0);

@@ -7,8 +7,8 @@
 //! # A machine that was suspended
 //! The monotonic clock stops while a machine is suspended, so a time extrapolated from it would be late by the length
 //! of the suspension: expired claims would seem valid, and new claims would already be expired. The wall clock reveals
-//! the suspension. If the two clocks diverge, the reading is invalid, and the server is asked again before any caller
-//! gets a time.
+//! the suspension. If the two clocks diverge, the last reading of the server's time is invalid, and the server is asked
+//! again before any caller gets a time.
 
 use std::{
     fmt,
@@ -33,8 +33,8 @@ const TRIES: usize = 3;
 /// gives up earlier, with a more precise error.
 const RENEW_WITHIN: Duration = Duration::from_secs(35);
 
-/// The divergence of wall clock and monotonic clock from which a reading is invalid. A slewed clock stays far below
-/// this limit: it diverges by at most 15 ms before a reading is renewed.
+/// A reading is invalid if wall clock and monotonic clock have diverged by more than this since the reading. A slewed
+/// clock stays far below this limit: it diverges by at most 15 ms before a reading is renewed.
 const CLOCKS_MAY_PART: Duration = Duration::from_millis(200);
 
 /// Provides the server's time at the cost of reading a local clock. Clones share one reading.
@@ -79,8 +79,8 @@ impl ServerClock {
     /// Returns the server's time, accurate to half a round trip.
     ///
     /// # Errors
-    /// An error if the server must be asked and can't be reached. It must be asked for the first reading, and after
-    /// this machine was suspended or its clock was set.
+    /// An error if the server must be asked and can't be reached. The server must be asked for the first reading, and
+    /// after this machine was suspended or its clock was set.
     pub async fn now(&self) -> Result<DateTime, mongodb::error::Error> {
         if let Some(now) = self.carried_on() {
             return Ok(now);

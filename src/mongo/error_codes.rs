@@ -33,7 +33,7 @@ const CREDENTIALS: &str = "correct the user, the password and authSource in the 
 pub enum Verdict {
     /// The write was not sent; it can be retried unchanged.
     NotSent,
-    /// A document with this `_id`, or another unique key, exists.
+    /// A document with the same `_id`, or with the same value of another unique key, exists.
     Duplicate,
     /// The document would be larger, or nested deeper, than the server accepts.
     TooLarge,
@@ -49,7 +49,7 @@ pub fn verdict(error: &Error) -> Verdict {
         return Verdict::Refused;
     }
     match error.kind.as_ref() {
-        // A connection begins with a login, so the write was not sent.
+        // In each of these cases the write was not sent. A login, for example, precedes every write on its connection.
         ErrorKind::ServerSelection { .. }
         | ErrorKind::Shutdown
         | ErrorKind::DnsResolve { .. }
@@ -78,17 +78,18 @@ fn is_of<T: std::error::Error + 'static>(error: &io::Error) -> bool {
     source.is::<T>()
 }
 
-/// A write has certainly not been sent.
+/// The error of a write that has certainly not been sent.
 #[derive(Debug, thiserror::Error)]
 #[error("not sent: {0}")]
 struct NotSent(String);
 
-/// A value could not be converted to BSON.
+/// The error of a value that could not be converted to BSON.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Unencodable(String);
 
-// This is the only kind of driver error that other crates can create, and it shows its text.
+// The functions below wrap an `io::Error`, the only kind of driver error that other crates can create. Its text is
+// shown.
 
 /// Creates the error of a write that has certainly not been sent.
 pub(crate) fn not_sent(why: impl Into<String>) -> Error {
@@ -122,7 +123,7 @@ pub(crate) fn interrupts(code: i32) -> bool {
     INTERRUPTED.contains(&code)
 }
 
-/// Returns advice for an error that doesn't end by waiting, if there is any.
+/// Returns advice for an error that waiting does not resolve, or `None` if there is no advice.
 pub fn advice(error: &Error) -> Option<&'static str> {
     match code(error) {
         Some(13) => Some(

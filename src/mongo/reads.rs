@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// Maximum number of documents in one `find`, which is how many the server returns at once.
+/// Maximum number of documents in one `find`, which the server returns in a single reply.
 const MOST: u32 = 100;
 
 /// The outbox of a document.
@@ -77,7 +77,8 @@ struct OutboxRequest {
 
 type AskedOutbox = Asked<OutboxRequest, Result<StoredOutbox, Error>>;
 
-/// Requests without an answer, by document key that has only an `_id`. Several may be for the same document.
+/// The requests that have no answer yet, by document key. Each key contains only the `_id`. Several requests may be for
+/// the same document.
 type Unanswered = HashMap<Vec<u8>, Vec<AskedOutbox>>;
 
 impl Reads {
@@ -189,7 +190,7 @@ impl OutboxReader {
         join_all(answered).await;
     }
 
-    /// Reads the documents that fit into one reply, by document key that has only an `_id`.
+    /// Reads the documents that fit into one reply. Returns each with its document key, which contains only the `_id`.
     async fn together(&self, unanswered: &Unanswered) -> Result<Vec<(Vec<u8>, RawDocumentBuf)>, Error> {
         let requests: Vec<_> =
             unanswered.values().filter_map(|asked| asked.first()).map(|asked| &asked.request).collect();

@@ -1,8 +1,9 @@
 //! Reads the results of a write command's statements from the reply.
 //!
 //! `run_command` returns `Ok` even for replies that refuse single statements or whose write concern was not met. A
-//! reply also has only the number of statements that matched. If some did not match, the same command is sent again
-//! with the same transaction number, and the reply lists in `retriedStmtIds` the statements that were executed before.
+//! reply also contains only the number of the statements that matched, and not which ones they were. If some did not
+//! match, the same command is sent again with the same transaction number, and the reply lists in `retriedStmtIds` the
+//! statements that were executed before.
 
 use std::collections::HashMap;
 
@@ -24,7 +25,7 @@ pub(crate) const OUT_OF_TIME: i32 = 50;
 /// A decoded reply.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// Number of statements that matched or were inserted.
+    /// Number of statements that matched a document or inserted one.
     matched: usize,
     /// The errors, by index of the statement.
     errors: HashMap<usize, DriverError>,

@@ -2,16 +2,16 @@
 //!
 //! # Flow
 //! A command is a *retryable write*: if it is repeated in the same session with the same transaction number, the server
-//! does not execute statements again that it has already executed, but answers for them.
+//! executes only the statements that it has not executed before, and its reply covers all of them.
 //! 1. *Execute.* The command has a time limit of one second on the server and waits only briefly for the majority.
 //! 2. *Decide.* If it is unclear what was executed (no answer, or an interruption), the command is repeated. It is also
-//!    repeated if some statements matched and others did not, because the reply to the repeat says which did.
+//!    repeated if some statements matched and others did not, because the reply to the repeat shows which ones matched.
 //! 3. *Wait.* Executed statements wait for the majority without holding a connection or a
 //!    [permit](crate::mongo::batching::BatchPermit), see [`majority`](crate::mongo::majority).
 //!
 //! # Guarantees
-//! - "Nothing was written" is answered only for a statement that was never sent, or for which a clear reply states it.
-//!   If the whole command is refused, an earlier try may still have been executed.
+//! - The answer "nothing was written" is given only if a statement was never sent, or if a clear reply states that it
+//!   was not executed. If the whole command is refused, an earlier try may still have been executed.
 //! - A statement without a clear answer by its deadline counts as unknown.
 //! - A document that is locked, for example by an open transaction, doesn't delay others. After one second on the
 //!   server, the statements are sent one by one, and statements on locked documents are sent last. No connection is
@@ -50,13 +50,13 @@ use crate::{
 
 /// The server's time limit for a command. A command that takes longer has met a locked document.
 const LONGEST: Duration = Duration::from_secs(1);
-/// The same limit for a statement that is sent alone because a document of its batch is locked.
+/// The server's time limit for a statement that is sent alone because a document of its batch is locked.
 const LONGEST_APART: Duration = Duration::from_millis(100);
 /// The time that a command waits for the majority while it holds its connection.
 const BRIEFLY: Duration = Duration::from_millis(250);
 /// The pause before a locked document is retried.
 const HELD_PAUSE: Duration = Duration::from_millis(10);
-/// The first pause between other tries.
+/// The first pause before a command is repeated for a reason other than a locked document.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -111,7 +111,7 @@ impl RetryableWrites {
         };
         batch.run().await;
 
-        // If another program has used a number, the whole session is unusable.
+        // If another program has used one of the session's numbers, the whole session is unusable.
         if !batch.is_foreign {
             self.sessions.put_back(batch.session);
         }

@@ -26,7 +26,7 @@ impl<E: Clone> Events<E> {
         let _ = self.sender.send(event);
     }
 
-    /// Subscribes to events from now on.
+    /// Subscribes to the events that are published from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<E> {
         self.sender.subscribe()
     }
@@ -81,8 +81,8 @@ pub enum Event {
         reason: String,
     },
     /// A claim expired or was taken over while its holder was still delivering. If only a batched clear of several
-    /// documents detects this, it is counted but there is no event, because the server doesn't report which claim it
-    /// was.
+    /// documents detects this, the loss is counted but no event is published, because the server doesn't report which
+    /// claim it was.
     ClaimLost {
         /// The document.
         document: DocumentRef,

@@ -46,7 +46,7 @@ series! {
     describe_counter SAVES = "outbox_saves_total", Count;
     /// Number of messages that saves have made durable.
     describe_counter MESSAGES_SENT = "outbox_messages_sent_total", Count;
-    /// Number of fields unknown to their struct that saves dropped with unrecognised array elements.
+    /// Number of fields unknown to their struct that saves dropped because the array element was not recognised.
     describe_counter UNKNOWN_FIELDS_DROPPED = "outbox_unknown_fields_dropped_total", Count;
     /// Number of message deliveries, by `path` and `result`. Every result except `unavailable` counts as an attempt.
     describe_counter DELIVERIES = "outbox_deliveries_total", Count;

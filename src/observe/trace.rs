@@ -36,8 +36,8 @@ pub(crate) fn save(verb: &'static str, namespace: &Namespace) -> Span {
 pub(crate) fn dispatch(document: &DocumentRef, path: DispatchPath) -> Span {
     let name = format_args!("dispatch {}", document.namespace.coll);
     match path {
-        // Don't make this span a child in the subscriber, because a child would keep the save's span open, which should
-        // end earlier.
+        // Don't make this span a child in the subscriber, because a child would keep the save's span open, although
+        // that span should end earlier.
         DispatchPath::Inline => {
             let span = info_span!(
                 parent: None,

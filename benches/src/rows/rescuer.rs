@@ -227,7 +227,7 @@ pub(crate) async fn timeliness(bed: &Bed, report: &mut Report) -> Result<()> {
     service.stop().await?;
     database.drop().await?;
 
-    // The lateness of each command for one of these documents, in ms.
+    // The lateness of each command for a document that was left undelivered, in ms.
     let mut late = Vec::new();
     for (command, at) in &received {
         if let Some(inserted) = inserted.get(command.document.id().as_str().unwrap_or_default()) {

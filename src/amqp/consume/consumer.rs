@@ -111,7 +111,8 @@ impl Consumer {
         self.states.is_ready()
     }
 
-    /// Waits until the consumer is subscribed. Returns false if it can't be any more, after [`close`](Self::close).
+    /// Waits until the consumer is subscribed. Returns false if it can no longer become subscribed, which is the case
+    /// after [`close`](Self::close).
     pub async fn ready(&self) -> bool {
         self.states.ready().await
     }

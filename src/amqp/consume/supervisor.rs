@@ -77,7 +77,7 @@ struct ServedConnection {
     held: Arc<AtomicUsize>,
     watchdog: Watchdog,
     check: Interval,
-    /// Whether no more deliveries are wanted. Those that were handed out may still be settled.
+    /// Whether no more deliveries are wanted. Deliveries that were handed out may still be settled.
     stopped: bool,
 }
 
@@ -95,8 +95,8 @@ impl Supervised for ConsumeSupervisor {
         async move { plan.open().await }
     }
 
-    /// Runs `work` while there is no connection. Returns `None` if asked to end or to stop before `work` is done; no
-    /// delivery is left to settle then.
+    /// Runs `work` while there is no connection. Returns `None` if asked to end or to stop before `work` is done.
+    /// Without a connection, there is no delivery left to settle.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         self.unless_stopped(work).await
     }
@@ -232,7 +232,7 @@ impl ConsumeSupervisor {
         Ok(())
     }
 
-    /// Returns `None` if asked to end or to stop before `work` is done.
+    /// Waits for `work`. Returns `None` if asked to end or to stop before `work` is done.
     async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

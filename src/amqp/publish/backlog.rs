@@ -160,9 +160,9 @@ impl Backlog {
         self.items.extend(request.0);
     }
 
-    /// Takes the next window of messages, in order. A window ends at this many messages or bytes, or before a message
-    /// id that it already contains. Messages whose callers gave up are left out. The window is empty only if no message
-    /// waits.
+    /// Takes the next window of messages, in order. A window ends when it has this many messages or bytes, or before a
+    /// message whose id it already contains. Messages whose callers gave up are left out. The window is empty only if
+    /// no message waits.
     pub(super) fn window(&mut self, messages: usize, bytes: usize) -> Vec<Item> {
         let (mut window, mut ids, mut weight) = (Vec::new(), HashSet::new(), 0);
 

@@ -80,7 +80,7 @@ impl Publication {
         self.body.len() + self.header_frame()
     }
 
-    /// Returns why this message can never be published, or `None` if it can be.
+    /// Returns the reason why this message can never be published, or `None` if there is no such reason.
     pub(super) fn flaw(&self, limits: Limits) -> Option<String> {
         let shorts = [
             ("exchange", self.exchange.as_str()),

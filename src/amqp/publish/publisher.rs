@@ -172,7 +172,8 @@ impl Publisher {
         self.states.is_ready()
     }
 
-    /// Waits until the publisher is ready. Returns false if it can't be any more, after [`close`](Self::close).
+    /// Waits until the publisher is ready. Returns false if it can no longer become ready, which is the case after
+    /// [`close`](Self::close).
     pub async fn ready(&self) -> bool {
         self.states.ready().await
     }

@@ -208,7 +208,7 @@ impl PublishSupervisor {
         Ok(())
     }
 
-    /// Takes the next window. Messages that may close its channel are left out and published separately.
+    /// Takes the next window. Messages that may make RabbitMQ close the channel are left out and published separately.
     fn next_window(&mut self) -> Vec<Item> {
         let mut window = Vec::new();
         for item in self.backlog.window(WINDOW_MESSAGES, WINDOW_BYTES) {
@@ -263,7 +263,7 @@ impl PublishSupervisor {
                 outcome = &mut flight => return outcome,
                 weather = link.event() => if let Err(End::Lost(trouble)) = self.note(weather) {
                     // Confirms normally fail by themselves when the connection ends; this limit covers a confirm that
-                    // doesn't.
+                    // does not fail.
                     let late = |_| WindowOutcome::nothing(items.len(), Failure::lost(trouble.to_string()));
                     return timeout(PULSE, &mut flight).await.unwrap_or_else(late);
                 },

@@ -122,8 +122,8 @@ mod tests {
 
     #[test]
     fn an_acknowledgement_carrying_an_unanswered_return_is_distrusted() {
-        // The broker returns 2 and 3. The acknowledgement of 3 carries the return of 2. Then the connection ends before
-        // the return of 3 is seen.
+        // The broker returns messages 2 and 3. The acknowledgement of message 3 carries the return of message 2. Then
+        // the connection ends before the return of message 3 is seen.
         let answers = [Confirm::Missing, Confirm::Missing, Confirm::Acked];
         let verdicts = judge(&["1", "2", "3"], &answers, &[returned(Some("2"))], "lost");
         assert!(unknown(&verdicts[0]) && unknown(&verdicts[2]), "{verdicts:?}");
