@@ -40,8 +40,7 @@ pub(crate) struct ByHand {
 struct Event {
     id: String,
     body: Vec<u8>,
-    /// The attributes of a `CloudEvent`; `None` if the loop is unchecked, because its messages have no
-    /// headers.
+    /// The attributes of a `CloudEvent`, or `None` in an unchecked loop, in which messages have no headers.
     headers: Option<FieldTable>,
 }
 
@@ -152,11 +151,11 @@ async fn write(
     let reply = database.run_command(command).await?;
     match reply.get_i32("nModified") {
         Ok(modified) if modified == count => Ok(all_found),
-        _ => Err(format!("not all was written: {reply}").into()),
+        _ => Err(format!("not every update was written: {reply}").into()),
     }
 }
 
-/// Collects requests into batches while earlier batches are in flight.
+/// A stage, which collects requests into batches while earlier batches are in flight.
 struct Stage<T>(mpsc::Sender<(T, oneshot::Sender<()>)>);
 
 impl<T> Clone for Stage<T> {

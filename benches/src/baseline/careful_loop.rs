@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use super::{dual_write::Confirmed, updates};
 use crate::result::Result;
 
-/// Number of workers. Together they claim as many messages as a dispatcher publishes before it clears them.
+/// Number of workers. Together, the workers claim as many messages as a dispatcher publishes before it clears messages.
 const WORKERS: usize = 4;
 const BATCH: usize = 64;
 const LEASE: Duration = Duration::from_mins(1);
@@ -122,7 +122,7 @@ impl CarefulLoop {
         Ok(())
     }
 
-    /// Keeps only the documents that this worker has claimed; other workers were faster with the rest.
+    /// Keeps only the documents that this worker has claimed. Other workers have claimed the rest.
     async fn keep_claimed(&self, documents: &mut Vec<Document>, me: &str) -> Result<()> {
         let ids: Vec<_> = documents.iter().filter_map(|document| document.get("_id").cloned()).collect();
         let mine = doc! { "_id": { "$in": ids }, "outbox.0.claimed_by": me };

@@ -1,5 +1,5 @@
 //! Dual write: replaces the document with write concern majority, then publishes and waits for the confirm. This is
-//! fast but unsafe, because a crash in between loses the message.
+//! fast but unsafe, because a crash between the two steps loses the message.
 
 use std::{
     sync::{

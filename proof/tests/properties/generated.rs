@@ -1,4 +1,4 @@
-//! Strategies that generate odd values, documents and orders.
+//! Strategies that generate BSON values and delivery orders.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses only some of the strategies")]
 
