@@ -52,7 +52,7 @@ pub enum TlsFile {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsFileError {
     /// The file doesn't exist, or this process may not read it.
-    #[error("{} cannot be read ({reason}); put the {file} there in PEM, readable by this process", path.display())]
+    #[error("{} cannot be read ({reason}); put the {file} there in PEM format, readable by this process", path.display())]
     Unreadable {
         /// The purpose of the file.
         file: TlsFile,
@@ -62,7 +62,7 @@ pub enum TlsFileError {
         reason: String,
     },
     /// The file has no usable content of the expected kind.
-    #[error("{} has no usable {file} ({reason}); put one there in PEM", path.display())]
+    #[error("{} has no usable {file} ({reason}); put a {file} in PEM format there", path.display())]
     Unusable {
         /// The purpose of the file.
         file: TlsFile,
@@ -189,7 +189,7 @@ fn what_pem_lacks(error: &pem::Error) -> &'static str {
 mod tests {
     use super::*;
 
-    /// A certificate and its key, in PEM.
+    /// A certificate and its key, in PEM format.
     fn certificate() -> (String, String) {
         let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();

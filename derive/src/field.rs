@@ -109,17 +109,22 @@ impl<'a> Field<'a> {
             );
         }
         if let Some(alias) = self.serde.find("alias") {
-            let sentence = "`alias` on the id: each document has an `_id`, and one that has both no longer loads; remove it";
+            let sentence = "`alias` on the id: each document has an `_id`, and a document with both names no longer \
+                            loads; remove `alias`";
             problems.add(alias.span, sentence);
         }
         if let Some(flatten) = self.serde.find("flatten") {
-            problems.add(flatten.span, "`flatten` on the id: then the document gets no `_id`; remove it");
+            problems
+                .add(flatten.span, "`flatten` on the id: then the document gets no `_id`; remove `flatten`");
         }
     }
 
     fn check_outbox(&self, problems: &mut Problems) {
         if let Some(flatten) = self.serde.find("flatten") {
-            problems.add(flatten.span, "`flatten` on the outbox: the save writes it; write `skip` instead");
+            problems.add(
+                flatten.span,
+                "`flatten` on the outbox: the save writes the outbox separately; write `skip` instead",
+            );
         } else if !self.serde.is_skipped() {
             problems.add(
                 self.span(),
@@ -143,7 +148,7 @@ impl<'a> Field<'a> {
         if let Some(flatten) = self.serde.find("flatten") {
             problems.add(
                 flatten.span,
-                "`flatten` on an inbox: it is stored as an array, under a name; remove it",
+                "`flatten` on an inbox: an inbox is stored as an array under a name; remove `flatten`",
             );
         }
     }

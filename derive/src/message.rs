@@ -94,7 +94,8 @@ fn of_variants(
     if let Some(untagged) = SerdeAttributes::read(&input.attrs).find("untagged") {
         problems.add(
             untagged.span,
-            "`untagged` with a type for each variant: a message would be decoded as the first variant that fits; remove it",
+            "`untagged` with a type for each variant: a message would be decoded as the first variant \
+             that fits; remove `untagged`",
         );
     }
     if prefix.value().is_empty() {

@@ -76,7 +76,7 @@ where
     R: Applies,
 {
     let Some(id) = id else {
-        return Handled::Undecodable("it has no id, so a repeat of it could not be recognised".into());
+        return Handled::Undecodable("the message has no id, so a repeat could not be recognised".into());
     };
 
     let mut why = "";
@@ -113,7 +113,7 @@ where
         };
         return Ok(match into.store.insert(aggregate).await? {
             Inserted::Applied(..) => Attempt::Ended(Handled::Applied(Some(figures))),
-            Inserted::Exists(_) => Attempt::Again("another writer inserted it"),
+            Inserted::Exists(_) => Attempt::Again("another writer inserted the aggregate"),
             Inserted::Unknown(..) => Attempt::Again("no clear answer arrived"),
         });
     };
@@ -124,8 +124,8 @@ where
     };
     Ok(match into.store.save(&mut aggregate).await? {
         Saved::Applied(_) | Saved::Unchanged => Attempt::Ended(Handled::Applied(Some(figures))),
-        Saved::Conflict => Attempt::Again("other writers changed it"),
-        Saved::Gone => Attempt::Again("it was deleted"),
+        Saved::Conflict => Attempt::Again("other writers changed the aggregate"),
+        Saved::Gone => Attempt::Again("the aggregate was deleted"),
         Saved::Unknown(_) => Attempt::Again("no clear answer arrived"),
     })
 }

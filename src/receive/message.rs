@@ -163,7 +163,7 @@ impl ReceivedMessage {
         let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if essence.starts_with("application/cloudevents") {
             return Err(Undecodable(
-                "it is a CloudEvent in structured mode, and only binary mode is read: attributes as headers"
+                "the message is a CloudEvent in structured mode; only binary mode (attributes as headers) is read"
                     .into(),
             ));
         }
@@ -172,7 +172,7 @@ impl ReceivedMessage {
         }
         let start: String = given.chars().take(LONGEST_QUOTED).collect();
         let shown = one_line(&start, Keep::Nothing);
-        Err(Undecodable(format!("its content type is `{shown}`, and only JSON is read")))
+        Err(Undecodable(format!("the content type is `{shown}`, and only JSON can be read")))
     }
 }
 

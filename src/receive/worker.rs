@@ -220,7 +220,7 @@ impl Worker {
             return self.settle_unknown(taken).await;
         };
         if self.turn(&taken) == Turn::Follow {
-            let why = "an earlier message of its key waits in the delay queue".to_owned();
+            let why = "an earlier message of the same key waits in the delay queue".to_owned();
             return self.delay(taken, why, Delays::AsBefore).await;
         }
 

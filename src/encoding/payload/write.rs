@@ -27,7 +27,7 @@ impl ValueWriter {
     fn inner(self) -> Result<Self, CodecError> {
         match self.levels.checked_sub(1) {
             Some(levels) => Ok(Self { levels }),
-            None => Err(CodecError(format!("it is nested deeper than {MAX_DEPTH} levels"))),
+            None => Err(CodecError(format!("the value is nested deeper than {MAX_DEPTH} levels"))),
         }
     }
 
