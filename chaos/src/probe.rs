@@ -112,7 +112,7 @@ impl Sightings {
         self.primaries.iter().skip(1).any(|(at, _)| (from..=until).contains(at))
     }
 
-    /// Whether the majority was late or the machine stalled in this time.
+    /// Whether a majority write was slow or the machine was overloaded in this time.
     pub(crate) fn was_slow(&self, from: Instant, until: Instant) -> bool {
         let overlaps = |begun: Instant, done: Instant| begun <= until && done >= from;
         let is_late = |(begun, done): &(Instant, Option<Instant>)| {

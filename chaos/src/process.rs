@@ -32,7 +32,7 @@ const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 /// How long a process may take to end after SIGTERM.
 const GOODBYE: Duration = Duration::from_secs(12);
 
-/// How to start a process.
+/// A program, and the arguments, environment and folder with which it is started.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     pub(crate) name: String,
@@ -46,7 +46,7 @@ pub(crate) struct Program {
 /// A process that is started again whenever it ends, until `stop` is called.
 pub(crate) struct Process {
     pub(crate) name: String,
-    /// The number of the running process; 0 while none runs.
+    /// The id of the running process; 0 while no process runs.
     pub(crate) pid: Arc<AtomicI32>,
     program: Program,
     state: Arc<Watched>,

@@ -48,7 +48,7 @@ pub(crate) struct Session {
     /// Makes one more run at the end, with an engine that clears before the confirm; the run must lose messages.
     #[arg(long)]
     with_control: bool,
-    /// Begins no run after this many seconds.
+    /// Begins no run later than this many seconds after the start of the session.
     #[arg(long)]
     within: Option<u64>,
     /// Ends the session after the first bad run.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// How old a message must be before the rescuer's stream checks it.
 pub(crate) const DELAY: Duration = Duration::from_secs(5);
-/// How long an application's claim holds: shorter than the delay, as the documentation asks.
+/// How long an application's claim holds. It is shorter than `DELAY`, as the documentation requires.
 pub(crate) const INLINE_LEASE: Duration = Duration::from_secs(4);
 /// How long a dispatcher's claim holds. No other claim of a run holds longer.
 pub(crate) const CLAIM_LEASE: Duration = Duration::from_secs(6);
@@ -15,7 +15,7 @@ pub(crate) const DEFERRED_CLEARS: Duration = Duration::from_millis(300);
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// The pause between two sweeps that include entries without a date.
 pub(crate) const FULL_SWEEP_INTERVAL: Duration = Duration::from_secs(3);
-/// How long a rescuer owns a stream.
+/// How long a rescuer owns a stream without renewing its lease.
 pub(crate) const RESCUER_LEASE: Duration = Duration::from_secs(3);
 /// How long the sweep waits before it queues an unchanged document a second time; later waits are longer.
 pub(crate) const REQUEUE_PAUSE: Duration = Duration::from_millis(500);
@@ -25,7 +25,7 @@ pub(crate) const MAX_ATTEMPTS: u32 = 5;
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// The longest wait after any failed attempt.
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// How long an application waits for the confirms of a window.
+/// How long an application waits for RabbitMQ's confirms of the messages that it published together.
 pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 /// The AMQP heartbeat in seconds; a connection that is silent for twice this long is dead.
 pub(crate) const HEARTBEAT_SECONDS: u16 = 4;

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// A sequence of faults that strike one after the other. The tracks of a storm are concurrent.
 pub(crate) type Track = Vec<Planned>;
 
-/// A blow of a fault, and the pause before it.
+/// One strike (blow) of a fault, and the pause before it.
 pub(crate) struct Planned {
     pub(crate) fault: &'static dyn Fault,
     pub(crate) pause: Duration,

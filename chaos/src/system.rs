@@ -62,7 +62,7 @@ pub(crate) struct Participant {
 }
 
 impl System {
-    /// Makes the queues and starts all processes.
+    /// Makes the queue of the harness, and starts all processes.
     pub(crate) async fn set_up(servers: Servers, seed: u64, folder: PathBuf) -> Result<Self> {
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;

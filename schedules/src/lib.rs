@@ -1,6 +1,6 @@
 //! Runs the parts of the library that tasks share under many schedules, that is, orders in which the tasks take their steps.
 //!
-//! The files under test are those of the library, compiled again with the locks, channels and tasks of
+//! The files under test are files of the library, compiled again with the locks, channels and tasks of
 //! [shuttle](https://docs.rs/shuttle) in place of tokio's. At each step of a lock, channel or task, shuttle's scheduler decides
 //! which task runs next. A run that fails prints its schedule, which `shuttle::replay` repeats. The driver, lapin and tokio-util
 //! are used unchanged.

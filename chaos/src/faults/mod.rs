@@ -76,7 +76,7 @@ pub(crate) const ALL: &[&dyn Fault] = &[
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
-    /// One process.
+    /// A single process.
     Process,
     /// The MongoDB servers.
     Mongo,
@@ -94,12 +94,12 @@ pub(crate) struct Blow {
     pub(crate) seed: u64,
 }
 
-/// The outcome of a blow.
+/// The outcome of one strike of a fault.
 #[derive(Debug)]
 pub(crate) struct Effect {
-    /// The name of the process, server or collection that the blow hit.
+    /// The name of the process, server or collection that the fault hit.
     pub(crate) target: String,
-    /// Whether the harness saw an effect of the blow.
+    /// Whether the harness saw an effect of the fault.
     pub(crate) took: bool,
     pub(crate) evidence: String,
 }

@@ -37,7 +37,7 @@ struct Entries {
     file: BufWriter<File>,
 }
 
-/// A save with messages.
+/// A save with messages, as an application announced it.
 #[derive(Debug, Clone)]
 pub(crate) struct Save {
     pub(crate) process: String,

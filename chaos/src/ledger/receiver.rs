@@ -105,7 +105,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Ends the consumer.
+    /// Stops the consumer.
     pub(crate) async fn stop(self) {
         self.end.cancel();
         let _ = timeout(PATIENCE, self.consumer).await;

@@ -122,14 +122,14 @@ impl Link {
         self.shared.state.send_replace(LinkState::Slow(by));
     }
 
-    /// Lets everything pass again.
+    /// Lets all data pass again, and cancels a cut or a kill that has not happened yet.
     pub(crate) fn heal(&self) {
         self.shared.state.send_replace(LinkState::Open);
         self.shared.cuts_mid_frame.store(false, Ordering::SeqCst);
         *self.shared.deadly.lock() = None;
     }
 
-    /// Ends all connections.
+    /// Ends all current connections of the link.
     pub(crate) fn cut(&self) {
         let fresh = self.shared.end.child_token();
         std::mem::replace(&mut *self.shared.cut.lock(), fresh).cancel();

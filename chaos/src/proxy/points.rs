@@ -1,4 +1,4 @@
-//! Named points of a process's conversation with its servers, at which it can be killed.
+//! Named points in the work of a process, at which the process can be killed. A link detects them by the frames that pass it.
 
 use memchr::memmem::find;
 
@@ -16,17 +16,17 @@ pub(crate) enum Moment {
 pub(crate) enum Point {
     /// A frame with a save with messages, or with a claim.
     SaveOrClaim,
-    /// A message on its way to RabbitMQ.
+    /// A frame that publishes a message.
     Publish,
-    /// RabbitMQ's confirm on its way back.
+    /// A frame with RabbitMQ's confirm.
     Confirm,
-    /// Delivered messages on their way out of the document.
+    /// A frame that removes delivered messages from their document.
     Clear,
-    /// A command on its way to its queue.
+    /// A frame that publishes a command.
     SendCommand,
-    /// The acknowledgement of a command that was processed.
+    /// A frame that acknowledges a processed command.
     FinishCommand,
-    /// A write of the position of a stream, or of its lease.
+    /// A frame that writes the position of a stream, or its lease.
     Position,
 }
 

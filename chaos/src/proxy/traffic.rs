@@ -15,13 +15,13 @@ struct Seen {
     publishes: HashMap<Uuid, Vec<Publish>>,
     /// Channels and connections that a broker closed, each with the time, the process and the reply code.
     closed: Vec<(Instant, String, u16)>,
-    /// Connections that were notified of an alarm.
+    /// Connections that RabbitMQ notified of an alarm, each with the time and the process.
     blocked: Vec<(Instant, String)>,
-    /// Connections that ended for any reason.
+    /// Connections that ended for any reason, each with the time and the process.
     ended: Vec<(Instant, String)>,
 }
 
-/// A message on its way to RabbitMQ.
+/// One publish of a message to RabbitMQ.
 #[derive(Debug, Clone)]
 pub(crate) struct Publish {
     pub(crate) process: String,

@@ -24,7 +24,7 @@ use crate::{
 };
 
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
-/// How long a node may take to boot on a busy machine. It needs four seconds of a processor.
+/// How long a node may take to boot on a busy machine. The boot alone needs four seconds of processor time.
 const BOOT: Duration = Duration::from_mins(4);
 /// How long enough nodes may take to run again.
 const RECOVERY: Duration = BOOT;
@@ -119,7 +119,7 @@ impl Cluster {
         bail!("no RabbitMQ node takes a connection")
     }
 
-    /// Starts a node and waits for it.
+    /// Starts a node, and waits until it accepts connections.
     pub(crate) async fn start(&self, place: usize) -> Result<()> {
         self.begin_start(place)?;
         let node = &self.nodes[place];
@@ -196,7 +196,7 @@ impl Cluster {
         None
     }
 
-    /// Calls a function on a node, with arguments as Erlang writes them.
+    /// Calls a function on a node; the arguments are written in Erlang's syntax.
     pub(crate) async fn ask(
         &self,
         node: usize,
