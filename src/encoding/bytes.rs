@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
 
-    #[allow(clippy::unnecessary_fallible_conversions, reason = "with one BSON version it can fail")]
+    #[allow(clippy::unnecessary_fallible_conversions, reason = "the conversion can fail in one BSON version")]
     fn every_type() -> RawDocumentBuf {
         let mut document = doc! {
             "double": 1.5, "string": "text", "document": { "a": 1 }, "array": [1, "two"],

@@ -194,7 +194,7 @@ pub(super) mod tests {
     use super::*;
     use crate::encoding::codec;
 
-    #[allow(clippy::unnecessary_fallible_conversions, reason = "fallible in one of the BSON versions")]
+    #[allow(clippy::unnecessary_fallible_conversions, reason = "the conversion can fail in one BSON version")]
     fn regex(pattern: &str, options: &str) -> Bson {
         Bson::RegularExpression(Regex {
             pattern: pattern.try_into().unwrap(),

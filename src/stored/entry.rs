@@ -388,7 +388,7 @@ fn count(document: &Document, name: &str) -> Result<i64, String> {
     if number.unsigned_abs() < 1 << 31 { Ok(number) } else { Err(format!("`{name}` is out of range")) }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53 is exact in both")]
+#[expect(clippy::cast_possible_truncation, reason = "both types are exact for whole numbers below 2^53")]
 fn whole_number(value: &Bson) -> Option<i64> {
     match value {
         Bson::Int32(number) => Some(i64::from(*number)),

@@ -223,7 +223,7 @@ fn raw_json_is_stored_as_its_value() {
     assert!(encode(&Raw { text: "{" }).is_err());
 }
 
-#[allow(clippy::unnecessary_fallible_conversions, reason = "fallible in one of the BSON versions")]
+#[allow(clippy::unnecessary_fallible_conversions, reason = "the conversion can fail in one BSON version")]
 fn regex(pattern: &str) -> Regex {
     Regex { pattern: pattern.try_into().unwrap(), options: "i".try_into().unwrap() }
 }

@@ -157,7 +157,7 @@ impl Generated {
         document
     }
 
-    /// Changes a document in ways an application might.
+    /// Changes a document in the ways in which an application might change it.
     fn change(&mut self, document: &mut Document, depth: usize) {
         if self.below(3) == 0 {
             document.insert("n", self.random.i32(0..3));
@@ -213,7 +213,7 @@ fn sorted(value: &Bson) -> Bson {
     }
 }
 
-/// For any change, a save writes what an application that knows every field would write.
+/// After any change, a save writes the same values that a struct with all of the fields would write.
 #[test]
 fn elements_with_ids_keep_their_unknown_fields() {
     let mut generated = Generated { random: fastrand::Rng::with_seed(20_251_126), next: 0 };
