@@ -1,4 +1,4 @@
-//! Searching a scenario, and the result.
+//! The search of a scenario, and the result of the search.
 
 use std::{
     fmt::Write,
@@ -13,10 +13,10 @@ use crate::{model::OutboxModel, scenario::Scenario};
 #[derive(Debug)]
 pub struct Proof {
     pub name: &'static str,
-    /// The laws that were broken, each with the steps that led to it.
+    /// The laws that were broken, each with the steps that broke it.
     pub broken: Vec<(&'static str, String)>,
     pub states: usize,
-    /// The states of calm runs, in addition.
+    /// The number of different states that calm runs went through.
     pub calm_states: usize,
     pub depth: usize,
     /// The longest time that a calm run took, in ticks.
@@ -24,7 +24,7 @@ pub struct Proof {
     pub took: Duration,
 }
 
-/// Searches a scenario to its end, or until a law is broken.
+/// Searches a scenario until every state was visited or a law is broken.
 pub fn search(scenario: Scenario) -> Proof {
     let (name, began) = (scenario.name, Instant::now());
     let model = OutboxModel::new(scenario);

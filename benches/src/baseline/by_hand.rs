@@ -165,7 +165,7 @@ impl<T> Clone for Stage<T> {
 }
 
 impl<T: Send + 'static> Stage<T> {
-    /// Starts a stage. `work` returns for each item whether it succeeded.
+    /// Starts a stage. `work` returns for each item of a batch whether the item succeeded.
     fn start<F>(work: impl Fn(Vec<T>) -> F + Clone + Send + 'static) -> Self
     where
         F: Future<Output = Result<Vec<bool>>> + Send,

@@ -1,7 +1,8 @@
-//! A courier is one pass over a document: read, claim, publish, settle, clear. The inline dispatcher and the worker share it.
+//! A courier is one pass over a document: read, claim, publish, settle and clear. The inline dispatcher and the worker
+//! both use couriers.
 //!
-//! It follows `src/dispatch/pass.rs` and `under_claim.rs`. The code's own functions decide which messages are delivered, how
-//! each message is settled, whether there is time for another message, and the form of a released entry.
+//! The courier follows `src/dispatch/pass.rs` and `under_claim.rs`. The code's own functions decide which messages are delivered,
+//! how each message is settled, whether there is time for another message, and the form of a released entry.
 
 use document_outbox::{
     DeliveryOrder, RetryPolicy,
@@ -264,7 +265,7 @@ impl Courier {
         CourierPhase::Answer(held)
     }
 
-    /// Takes the broker's answer, or the loss of the connection.
+    /// Handles the broker's answer, or the loss of the connection.
     fn answer(&self, mut held: Held, me: Name, world: &mut World) -> CourierPhase {
         let stored = held.entries[held.next].clone();
         held.next += 1;
@@ -404,7 +405,7 @@ fn is_routed(stored: &Stored, world: &World) -> bool {
     }
 }
 
-/// The outcome of the broker's answer, judged by the code as a window of one message.
+/// Returns the outcome of the broker's answer, as the code judges it for a window of one message.
 fn broker_says(stored: &Stored, me: Name, world: &World) -> Outcome {
     let id = format!("{:?}", stored.id);
     let returned = Returned { message_id: Some(id.clone()), code: 312, text: "NO_ROUTE".into() };

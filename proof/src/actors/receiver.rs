@@ -1,4 +1,5 @@
-//! A receiver with an inbox: takes a message, saves its effect together with a record of the message, then acknowledges it.
+//! A receiver with an inbox. The receiver takes a message, saves the effect together with a record of the message, and then
+//! acknowledges the message.
 
 use document_outbox::Inbox;
 

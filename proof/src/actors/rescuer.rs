@@ -1,6 +1,6 @@
 //! A rescuer: stands by, takes the stream's lease, and then owns the stream for a term.
 //!
-//! It follows `rescuer/src/leadership/`. The code's [`Watch`] decides who takes a lease and who gives it up.
+//! The rescuer follows `rescuer/src/leadership/`. The code's [`Watch`] decides who takes a lease and who gives it up.
 
 use outbox_rescuer::internal::{Ability, AbleStandby, Next, Seen, Watch};
 

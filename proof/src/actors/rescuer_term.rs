@@ -1,7 +1,7 @@
 //! The work of an owner during one term: it reads the stream with a delay, and sweeps.
 //!
-//! It follows `rescuer/src/stream/` and `rescuer/src/sweep/`. The code's own functions decide where to begin, which changes
-//! make a page, how far the position may move, whether a document needs a command, and whether it was queued lately.
+//! The work follows `rescuer/src/stream/` and `rescuer/src/sweep/`. The code's own functions decide where to begin, which changes
+//! form a page, how far the position may move, whether a document needs a command, and whether it was queued recently.
 
 use document_outbox::{DocumentRef, internal::read_outbox};
 use mongodb::{
@@ -111,7 +111,7 @@ impl Term {
         steps
     }
 
-    /// Takes a step. Returns false if it ends the term.
+    /// Takes a step. Returns false if the step ends the term.
     pub fn take(&mut self, step: TermStep, world: &mut World) -> bool {
         match step {
             TermStep::Begin => return self.begin(world),
@@ -201,7 +201,7 @@ impl Term {
         self.queued.push(Queued { document, head, at: world.now });
     }
 
-    /// One round of the sweep.
+    /// Executes one round of the sweep.
     fn sweep(&mut self, world: &mut World) {
         self.swept = Some(world.now);
         let is_full = self.full.iter().any(|from| *from <= world.now);
@@ -247,7 +247,7 @@ fn is_old(change: &Change, now: Tick) -> bool {
     change.at + DELAY <= now
 }
 
-/// What a document needs a command for, if it needs one.
+/// Returns the state of the outbox, as the code judges it, if the document needs a command.
 fn head(document: usize, moment: Moment, world: &World) -> Option<Head> {
     let outbox = &world.mongo.primary.documents[document].outbox;
     let read = read_outbox(None).map(|_| slots(outbox));

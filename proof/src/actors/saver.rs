@@ -1,7 +1,8 @@
-//! An application: loads a document, changes it, saves it with a message, and delivers the message right after the save.
+//! An application. The application loads a document, changes it, saves it with a message, and delivers the message right after
+//! the save.
 //!
-//! It follows `src/store/write.rs` (the conditions of a save), `src/mongo/retryable_write.rs` (a write that is repeated until
-//! it has a clear answer) and `src/dispatch/deliveries.rs`. The code decides what an error means for a write.
+//! The application follows `src/store/write.rs` (the conditions of a save), `src/mongo/retryable_write.rs` (a write that is
+//! repeated until it has a clear answer) and `src/dispatch/deliveries.rs`. The code decides what an error means for a write.
 
 use document_outbox::internal::{AfterFailure, GivenUp, after_failure, error_codes::Verdict, given_up};
 
@@ -143,7 +144,7 @@ impl Saver {
         }
     }
 
-    /// Another writer saved in between, so the application loads the aggregate again.
+    /// Loads the aggregate again, because another writer has saved it meanwhile.
     fn conflict(&mut self, save: &Save, me: Name, world: &mut World) {
         let is_own = world.mongo.primary.executed.contains(&(me, save.number));
         if is_own || world.mongo.primary.documents[save.document].etag == save.loaded {

@@ -1,11 +1,12 @@
-//! Superfluous commands: early, late, repeated or forged, at any moment. A command grants nothing, so these must be harmless.
+//! A sender of superfluous commands, which may be early, late, repeated or forged. A command grants nothing, so superfluous
+//! commands must be harmless.
 
 use crate::{
     actor::{Actor, Name},
     world::World,
 };
 
-/// Sends this many commands for one document.
+/// A sender of a number of commands for one document.
 #[derive(Debug, Clone, Hash)]
 pub struct Waker {
     document: usize,

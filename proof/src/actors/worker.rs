@@ -1,4 +1,4 @@
-//! A dispatcher worker: takes a command, works on the document, and acknowledges the command.
+//! A worker of a dispatcher. The worker takes a command, works on the document, and acknowledges the command.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The answer to a write is lost: the server may have executed it.
+//! The answer to a write is lost, although the server may have executed the write.
 
 use crate::{
     actor::{Blow, Name},
@@ -9,7 +9,7 @@ use crate::{
 /// The name of this fault for an actor.
 pub const ANSWER_LOST: Blow = "answer lost";
 
-/// The answer to a write is lost.
+/// The loss of the answer to a write.
 #[derive(Debug)]
 pub struct AnswerLost;
 

@@ -1,4 +1,4 @@
-//! The queue of commands is purged, or lost with its broker.
+//! The queue of commands is purged, or is lost together with the broker.
 
 use crate::{actor::Name, fault::Fault, state::State};
 

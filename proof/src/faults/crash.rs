@@ -9,7 +9,7 @@ use crate::{
 /// The name of this fault for an actor.
 pub const CRASH: Blow = "crash";
 
-/// A process is killed.
+/// The crash of a process.
 #[derive(Debug)]
 pub struct Crash;
 

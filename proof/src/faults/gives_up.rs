@@ -9,7 +9,7 @@ use crate::{
 /// The name of this fault for an actor.
 pub const GIVES_UP: Blow = "gives up";
 
-/// The deadline of a write passes.
+/// The end of a wait for a write at its deadline.
 #[derive(Debug)]
 pub struct GivesUp;
 

@@ -1,4 +1,4 @@
-//! The faults, one file each.
+//! The faults. Each fault has its own file.
 
 pub mod answer_lost;
 pub mod commands_lost;

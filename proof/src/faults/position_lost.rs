@@ -1,8 +1,8 @@
-//! The stream's position is lost, or the oplog no longer reaches back to it.
+//! The stream's position is lost, or the oplog no longer reaches back to the position.
 
 use crate::{actor::Name, fault::Fault, state::State};
 
-/// The loss of the history, or of the stored position.
+/// The loss of the stored position, or of the part of the oplog that it needs.
 #[derive(Debug)]
 pub struct PositionLost;
 

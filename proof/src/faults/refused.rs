@@ -1,4 +1,4 @@
-//! The server refuses a command as a whole, as when credentials were revoked.
+//! The server refuses a whole command, for example because credentials were revoked.
 
 use crate::{
     actor::{Blow, Name},
@@ -9,7 +9,7 @@ use crate::{
 /// The name of this fault for an actor.
 pub const REFUSED: Blow = "refused";
 
-/// A command is refused.
+/// The refusal of a command.
 #[derive(Debug)]
 pub struct Refused;
 
