@@ -106,8 +106,8 @@ impl Pauses {
         Self { min, max, next: min }
     }
 
-    /// The pause before the next connection, after one that lasted `lived`. It is chosen at random between half
-    /// the step and the full step, so that many processes do not reconnect at the same time.
+    /// The pause before the next connection, after a connection that lasted `lived`. The pause is chosen at random
+    /// between half the step and the full step, so that many processes do not reconnect at the same time.
     pub(super) fn after(&mut self, lived: Duration) -> Duration {
         // Judge a connection by its lifetime. Otherwise, if each connection were refused at its first use, the loop
         // would reconnect endlessly without a pause.

@@ -49,18 +49,18 @@ pub const COMMANDS_QUEUE: &str = "outbox.process-document-messages";
 pub const COMMANDS_DELIVERY_LIMIT: u32 = 20;
 /// The time after which the broker drops a command that no dispatcher has taken. The sweep sends another.
 ///
-/// This is more than twice the longest pause between two commands that the sweep sends for one document (2 min). So
-/// there is always a command in the queue for a document that is stuck, and there are at most four.
+/// This is more than twice the longest pause between two commands that the sweep sends for one document (2 min). So the
+/// queue always contains at least one command for a document that is stuck, and at most four.
 pub const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
-/// Maximum size of a command's body, because publishers accept messages up to 16 MiB. A longer body is not sent, and is
-/// refused without being read. A document key of 11 MB fits.
+/// Maximum size of a command's body, below the 16 MiB that publishers accept. A longer body is not sent, and a reader
+/// refuses it without decoding it. A document key of 11 MB fits.
 pub const MAX_COMMAND_BYTES: usize = 15 << 20;
 /// Maximum size of a readable key. Older dispatchers refuse a longer body, so the readable key must not make it longer
 /// than that.
 const MAX_READABLE_BYTES: usize = 64 << 10;
-/// Maximum nesting of a key. The server allows documents up to 180 levels.
+/// Maximum number of nested levels in a key. The server allows documents with up to 180 levels.
 const MAX_KEY_DEPTH: usize = 200;
-/// Maximum nesting of a readable key; older dispatchers refuse deeper keys.
+/// Maximum number of nested levels in a readable key; older dispatchers refuse keys with more levels.
 const MAX_READABLE_DEPTH: usize = 32;
 
 /// Why a command was sent.

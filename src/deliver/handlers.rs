@@ -332,8 +332,8 @@ fn decode<M: Message + DeserializeOwned>(envelope: &Envelope) -> Result<M, Handl
     })
 }
 
-/// Removes quoted values from serde's text for a failed decoding. Names and expectations come from the Rust type;
-/// everything else may come from the payload.
+/// Removes quoted values from serde's text for a failed decoding. The names and expected types in this text come from
+/// the Rust type; everything else in it may come from the payload.
 pub(crate) fn without_values(text: &str) -> String {
     let named = ["missing field `", "duplicate field `"];
     if let Some(start) = named.iter().find_map(|prefix| text.find(prefix)) {

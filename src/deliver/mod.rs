@@ -186,7 +186,7 @@ impl From<Outcome> for Answer {
 ///
 /// [`conformance::check`] tests these guarantees.
 ///
-/// # Assumptions it may make
+/// # Assumptions that an implementation may make
 /// A window contains at most one message of an ordered document, so the messages of a window can be delivered
 /// concurrently.
 #[async_trait]

@@ -160,8 +160,8 @@ impl RabbitMq {
     }
 
     /// Like [`start`](Self::start), and also sends commands over the same connection, for
-    /// [`hand_off`](crate::dispatch::InlineBuilder::hand_off), which hands messages whose delivery failed to a
-    /// dispatcher at once.
+    /// [`hand_off`](crate::dispatch::InlineBuilder::hand_off), which hands messages over to a dispatcher at once if
+    /// their delivery failed.
     ///
     /// ```no_run
     /// # use document_outbox::{InlineDispatcher, deliver::{RabbitMq, RabbitMqSettings}};

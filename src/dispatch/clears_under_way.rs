@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{dispatch::unsettled::Permits, mongo::Delivered, stored::document_ref::DocumentRef};
 
-/// Maximum number of entries whose clear isn't waited for. A save names each entry that it removes by its position, so
-/// the number must be small. With more entries, the save waits for the clear.
+/// Maximum number of entries in a clear that no save waits for. A save names each entry that it removes by its
+/// position, so the number must be small. With more entries, the save waits for the clear.
 pub(crate) const MOST_ENTRIES: usize = 16;
 
 type ByDocument = HashMap<Vec<u8>, Arc<ClearState>>;

@@ -114,7 +114,8 @@ impl InlineDispatcher {
     /// future is not polled or MongoDB or the broker is unavailable. A grace period below 2 s counts as 2 s. Deliveries
     /// continue for most of the grace period. In its last fifth, at most 2 s, messages whose delivery has not begun are
     /// released. Messages that are still claimed after that are delivered by another process once their claim has
-    /// ended. With `Duration::MAX` this waits for as long as deliveries take, and their leases limit that time.
+    /// ended. With `Duration::MAX` this waits until all deliveries have ended; the leases of their claims limit that
+    /// time.
     pub async fn close(&self, grace: Duration) {
         let began = Instant::now();
         self.seats.close();
@@ -160,7 +161,7 @@ impl InlineDispatcher {
         };
         tokio::join!(flush, handed_over);
 
-        // Also flush messages that saves have returned since.
+        // Flush again, because saves that ended in the meantime may have returned messages that they had taken.
         if let Some(deferred) = deferred {
             deferred.flush_all().await;
         }

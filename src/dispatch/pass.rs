@@ -43,7 +43,8 @@ use crate::{
     },
 };
 
-/// Number of lost races for a claim that are retried at once before the document is left to the winner.
+/// Number of times that a claim is retried at once after another claimer was faster. Then the document is left to that
+/// claimer.
 const RACES: usize = 5;
 /// A plan that waited longer than this for the rate limit is made again, because the document may have changed, and
 /// because a claim's time is counted from its plan.

@@ -63,7 +63,7 @@ impl Permits {
     }
 }
 
-/// Far more than a process can have in flight, and within a semaphore's range on every platform.
+/// Far more messages than a process can have in flight, and within a semaphore's range on every platform.
 const MOST: u32 = 1 << 24;
 
 #[cfg(test)]

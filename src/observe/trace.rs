@@ -186,7 +186,7 @@ mod context {
         headers
     }
 
-    /// Makes a span a child of the span that these headers name, if any.
+    /// Makes a span a child of the span that these headers name, if they name one.
     pub(super) fn follow(span: &Span, headers: &BTreeMap<String, String>) {
         if let Some(parent) = read(headers) {
             // This fails if no tracer is installed; then there is no trace to join.
@@ -194,7 +194,7 @@ mod context {
         }
     }
 
-    /// Links a span to the span that these headers name, if any.
+    /// Links a span to the span that these headers name, if they name one.
     pub(super) fn link(span: &Span, headers: &BTreeMap<String, String>) {
         if let Some(linked) = read(headers) {
             span.add_link(linked);

@@ -59,8 +59,8 @@ impl Commands for CountedCommands {
     async fn ready(&self) {}
 }
 
-/// Measures how fast the rescuer reads changes of documents whose messages have been delivered meanwhile. No
-/// command is needed, but every change and every document must be read.
+/// Measures how fast the rescuer reads changes of documents whose messages have already been delivered. No command is
+/// needed, but every change and every document must be read.
 pub(crate) async fn drain(bed: &Bed, report: &mut Report) -> Result<()> {
     let backlog = Backlog::make(bed).await?;
     let changes = backlog.changes;
@@ -155,8 +155,8 @@ impl Backlog {
     }
 }
 
-/// Measures the time from the start of a rescuer until it has processed this many changes. With zero changes,
-/// the time ends when its stream is open.
+/// Measures the time from the start of a rescuer until it has processed this many changes. With zero changes, the time
+/// ends when the rescuer's change stream is open.
 async fn run(settings: &Settings, bed: &Bed, changes: usize) -> Result<Duration> {
     let client = Client::with_uri_str(&bed.mongodb_uri).await?;
     let commands = Arc::new(CountedCommands::default());
@@ -303,7 +303,7 @@ async fn is_at_work(bed: &Bed, stream: &str) -> Result<()> {
     tokio::time::timeout(Duration::from_secs(30), begun).await.map_err(|_| "the rescuer does not start")?
 }
 
-/// Measures the memory of two rescuers that read the same changes, none of which was delivered.
+/// Measures the memory of two rescuers that read the same changes, which are of documents with undelivered messages.
 pub(crate) async fn memory(bed: &Bed, report: &mut Report) -> Result<()> {
     let changes = bed.scale.pick(20_000, 100_000);
     let database = bed.client.database(&format!("{}_memory", bed.name()));

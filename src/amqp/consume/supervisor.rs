@@ -303,7 +303,7 @@ impl ConsumeSupervisor {
                     requeue(delivery?.acker).await?;
                 }
             }
-            // Dropping the delivery sends it back here to be requeued.
+            // A delivery that is dropped returns to this task, which requeues it.
             while let Some(delivery) = self.arrivals.take() {
                 drop(delivery);
             }

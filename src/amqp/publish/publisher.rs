@@ -6,7 +6,7 @@
 //! it is sent as soon as all confirms of the first have arrived. So a single message is sent without delay and a
 //! thousand callers share round trips, and no timer is needed.
 //!
-//! # What happens when it fails
+//! # What happens on a failure
 //!
 //! - If RabbitMQ closes the channel because of one message (a routing key that the user may not write to, a body over
 //!   its limit, a missing exchange), a new channel is opened on the same connection and the topology is applied to it.

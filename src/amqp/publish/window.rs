@@ -58,9 +58,9 @@ fn doubt(
     if ours < returns.len() {
         return Some("RabbitMQ returned a message that is not in the window");
     }
-    // The client attaches at most one returned message to each acknowledgement. If an acknowledgement carries the
-    // return of another message that has no acknowledgement, the return of its own message may still have been waiting
-    // in the client.
+    // The client attaches at most one returned message to each acknowledgement. If the acknowledgement of one message
+    // carries the return of another message, which itself has no acknowledgement, the first message may also have been
+    // returned: its return may still have been waiting in the client.
     let borrowed =
         |(id, answer): (&&str, &Confirm)| *answer == Confirm::Missing && returned.contains_key(*id);
     if ids.iter().zip(answers).any(borrowed) {
