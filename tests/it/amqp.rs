@@ -496,7 +496,7 @@ async fn a_forbidden_routing_key_fails_by_itself() {
     .await;
 }
 
-/// Each key is new to the publisher, so the channel of the window may be closed for each of them.
+/// Each key is new to the publisher, so the channel of the window may be closed for each key.
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_forbidden_keys_repeat_a_neighbour_once_at_most() {
     scene(async |scene| {
@@ -1218,9 +1218,8 @@ async fn fifty_thousand_messages_of_256_callers_are_each_confirmed() {
     .await;
 }
 
-// --- on a separate broker
-// ---------------------------------------------------------------------------------------- These change the
-// whole broker.
+// --- on a separate broker ----------------------------------------------------------------------------------------
+// These tests change the whole broker.
 
 /// Checks that messages over a limit are refused until the limit is raised and the connection replaced.
 async fn raise_the_limit(least: usize, long: usize, raised: usize) {
@@ -1349,7 +1348,7 @@ async fn stress_messages_given_up_behind_late_confirms_stay_unpublished() {
 }
 
 // --- closing ---------------------------------------------------------------------------------------------------------
-// With time limits so long that closing must not wait for them.
+// The time limits are so long that closing must not wait for them.
 
 fn patient(mut settings: AmqpSettings) -> AmqpSettings {
     settings.connect_timeout = LONG * 10;

@@ -100,7 +100,7 @@ impl Shop {
         soon(idle).await;
     }
 
-    /// Lets the clear pass only after a save has tried to overtake it and missed.
+    /// Lets the clear pass only after a save has tried to overtake it and has matched no document.
     async fn let_the_clear_pass_after_a_miss(&self) {
         self.network.holds_one_with(QUESTION).await;
         self.network.let_those_pass_with(QUESTION);
@@ -295,7 +295,7 @@ async fn a_document_is_deletable_right_after_its_confirm() {
     shop.near.drop().await;
 }
 
-/// The scheduled message stays, so the next save could not take out the delivered one.
+/// The scheduled message stays, so the next save could not remove the delivered message.
 #[tokio::test]
 async fn a_save_with_scheduled_messages_waits_for_its_clear() {
     let shop = Shop::open().await;

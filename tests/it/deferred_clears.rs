@@ -23,7 +23,7 @@ fn deferring(test: &TestDatabase, time: Duration) -> InlineBuilder {
     InlineDispatcher::builder(&test.client).mode(Mode::Await).inline_lease(4 * FOR_EVER).defer_clears(time)
 }
 
-/// An application whose delivered messages stay until they are cleared.
+/// An application that leaves delivered messages in their documents until a later save or flush clears them.
 struct Shop {
     test: TestDatabase,
     recorder: Recorder,
@@ -137,7 +137,7 @@ async fn the_last_handle_clears_remaining_messages() {
     test.drop().await;
 }
 
-/// A save removes the entries that it knows only if the outbox has no other entries.
+/// If the outbox has entries that a save does not know, the save removes no entry.
 #[tokio::test]
 async fn foreign_writes_next_to_a_delivered_message_are_kept() {
     let (shop, mut order) = Shop::with_one_that_stays("o-1").await;

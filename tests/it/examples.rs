@@ -119,7 +119,7 @@ fn a_consumer_changes_an_aggregate() {
     }
 }
 
-/// The counted lines are those between `// The consumer:` and the next blank line, and the stop.
+/// Counts the lines between `// The consumer:` and the next blank line, and one line for the stop.
 #[test]
 fn a_consumer_with_an_inbox_takes_eight_lines() {
     let example = include_str!("../../examples/consumer.rs");
@@ -154,7 +154,7 @@ fn rescuer_and_dispatcher_run_in_process() {
     run(in_process::main, &["example_in_process"]);
 }
 
-/// An exchange and a queue with this name.
+/// Removes the exchange and the queue with this name.
 fn remove_from_broker(name: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -123,7 +123,7 @@ async fn see_through(outboxes: Vec<Bson>) {
     for id in &documents {
         let good = good_ones(&found[id]);
         assert_eq!(good.len(), good_ones(&before[id]).len() + usize::from(saved.contains(id)));
-        assert!(good.iter().all(|good| ids.contains(&(*id, *good))), "the good ones of document {id}");
+        assert!(good.iter().all(|good| ids.contains(&(*id, *good))), "the valid entries of document {id}");
         unreadable_ones_are_as_they_were(*id, &found[id], &after[id]);
         let times = queued.get(id).copied().unwrap_or_default();
         assert!(times <= 3, "document {id} was queued {times} times");
@@ -258,7 +258,7 @@ impl World {
     async fn process(&self, worker: &Processor, id: i32, ordering: DeliveryOrder) {
         let (document, stop) = (self.document(id), CancellationToken::new());
         let processing = worker.process(&document, ordering, &stop);
-        let processed = soon(&format!("document {id} to be done with"), processing).await;
+        let processed = soon(&format!("document {id} to be finished"), processing).await;
         let processed = processed.unwrap_or_else(|error| panic!("document {id}: {error}"));
         let collection = self.test.orders().clone_with_type::<RawDocumentBuf>();
         let stored = collection.find_one(doc! { "_id": id }).await.unwrap().unwrap();
@@ -315,7 +315,7 @@ impl Waking {
             }
             (swept && followed).then_some(())
         };
-        self.events.wait("stream and sweep to get through", collect).await;
+        self.events.wait("stream and sweep to read everything", collect).await;
         queued
     }
 

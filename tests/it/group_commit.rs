@@ -501,7 +501,7 @@ mod fail_point {
             (doc! { "errorCode": 50 }, "out of time"),
             (
                 doc! { "writeConcernError": { "code": 91, "errmsg": "shutting down" } },
-                "executed, and no word of the majority",
+                "executed, but not acknowledged by the majority",
             ),
         ] {
             let bank = Bank::open().await;
@@ -627,7 +627,7 @@ mod outage {
         }
         let learned = refused.load(Ordering::Relaxed);
         save_all(&bank, &mut accounts).await;
-        assert_eq!(refused.load(Ordering::Relaxed), learned, "what was refused is remembered");
+        assert_eq!(refused.load(Ordering::Relaxed), learned, "the refusal is remembered");
     }
 
     /// Runs work with a clock that advances by a second whenever only timers are pending.

@@ -341,7 +341,8 @@ async fn closing_past_its_grace_releases_unstarted_messages() {
     insert(&orders, order).await;
     recorder.wait_tried(1).await;
     let mut closing = Box::pin(inline.close(Duration::ZERO));
-    // The timer of the grace period was started earlier than this one, so it has expired when this one expires.
+    // The timer of the grace period was started earlier than the timer of 10 ms, so it has expired when the 10 ms
+    // are over.
     assert!(tokio::time::timeout(Duration::from_millis(10), &mut closing).await.is_err());
     recorder.let_through(1);
     closing.await;
@@ -491,7 +492,11 @@ async fn unreadable_neighbours_survive_and_block_nothing() {
     assert_eq!(recorder.amounts(), [10, 11]);
     assert_eq!(test.stored("o-1").await.get_array("outbox").unwrap(), &strange);
     assert!(matches!(events.recv().await.unwrap(), Event::Unreadable { count: 7, .. }));
-    assert_eq!(process(&test, &worker, "o-1").await, Processed::Done, "and again there is nothing to do");
+    assert_eq!(
+        process(&test, &worker, "o-1").await,
+        Processed::Done,
+        "the second pass has nothing to do either"
+    );
     test.drop().await;
 }
 
@@ -796,14 +801,17 @@ async fn close_beside_a_forgotten_save(grace: Duration, forgotten: Duration) -> 
 #[tokio::test]
 async fn closing_ends_with_a_forgotten_save() {
     let saved = close_beside_a_forgotten_save(Duration::ZERO, Duration::ZERO).await;
-    assert!(saved.is_current(), "and the save can still be finished");
+    assert!(saved.is_current(), "the save can still be finished");
 }
 
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_closing_ends_with_a_save_forgotten_for_90_seconds() {
     let saved = close_beside_a_forgotten_save(Duration::from_secs(2), Duration::from_secs(90)).await;
-    assert!(matches!(saved, Saved::Applied(_) | Saved::Unknown(_)), "it had 30 s: {saved:?}");
+    assert!(
+        matches!(saved, Saved::Applied(_) | Saved::Unknown(_)),
+        "the save had a time limit of 30 s: {saved:?}"
+    );
 }
 
 /// P1 Atomic: *If a save's future is dropped, the save may or may not have happened.* A save that is dropped
@@ -957,7 +965,7 @@ async fn a_claim_skips_entries_that_reached_a_handler() {
             vec![document_outbox::deliver::Answer { outcome, delivered_to: vec!["mail".into()] }]
         }
     }
-    /// This is called between the read and the claim.
+    /// The processor calls this limiter between the read and the claim.
     struct Meanwhile(Processor, document_outbox::DocumentRef, std::sync::atomic::AtomicBool);
     #[async_trait::async_trait]
     impl document_outbox::dispatch::Pace for Meanwhile {
@@ -1333,7 +1341,7 @@ async fn a_shorter_claim_comes_before_a_lease() {
     };
     let (processed, found) = tokio::join!(process(&test, &worker, "big"), look);
     assert_eq!(processed, Processed::Done);
-    assert_eq!(found, (true, 0), "claimed in the document, and no lease");
+    assert_eq!(found, (true, 0), "claimed in the document, without a lease");
     leases.drop().await.unwrap();
     test.drop().await;
 }
@@ -1345,7 +1353,8 @@ async fn a_death_under_a_lost_lease_is_not_reported() {
     let recorder = Recorder::held();
     let (worker, leases) = worker_with_long_claims(&test, recorder.clone());
     let mut events = worker.subscribe();
-    // If the entry has a date, recording the death needs less room than that date; without a date there is no room.
+    // Recording a death needs less room than an entry's date, which it replaces. This entry has no date, so there
+    // is no room.
     insert_with_room(&test, 0, [1]).await;
     recorder.answer([Outcome::Permanent("never".into())]);
     let steal = async {

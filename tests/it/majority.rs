@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 const RS3: &str = "OUTBOX_TEST_MONGODB_RS3_URI";
 
-/// Stops the secondaries from applying the primary's writes until this is dropped.
+/// Stops the secondaries from applying the primary's writes until this value is dropped.
 pub(crate) struct StalledReplication;
 
 impl StalledReplication {
@@ -52,8 +52,8 @@ impl Drop for StalledReplication {
 
 const STALL: &str = "rsSyncApplyStop";
 
-/// Sets the fail point on every secondary. Returns their admin databases and the number of times each has hit it
-/// before.
+/// Sets the fail point on every secondary. Returns their admin databases and the number of times that each
+/// secondary had hit the fail point before.
 async fn set_stalled(mode: &str) -> Vec<(Database, i64)> {
     let options = ClientOptions::parse(uri(RS3)).await.unwrap();
     let mut secondaries = Vec::new();
@@ -70,7 +70,8 @@ async fn set_stalled(mode: &str) -> Vec<(Database, i64)> {
     secondaries
 }
 
-/// Keeps both secondaries behind by a given time until this is dropped. They still vote, so the majority is late.
+/// Keeps both secondaries behind by a given time until this value is dropped. They still vote, so the majority is
+/// late.
 struct LateMajority;
 
 impl LateMajority {

@@ -78,7 +78,8 @@ fn figures<const N: usize>(figures: [(&str, f64); N]) -> BTreeMap<String, f64> {
     figures.into_iter().map(|(name, figure)| (name.to_owned(), figure)).collect()
 }
 
-/// Returns the metrics that a section documents, with every value of every label. One label has a known value.
+/// Returns the metrics that a section documents, with every value of every label. For the label `known.0`, the
+/// only value is `known.1`.
 fn documented(section: &str, known: (&str, &str)) -> BTreeSet<String> {
     let text = include_str!("../../docs/metrics.md");
     let section = text.split("\n## ").find(|text| text.starts_with(section)).unwrap();
@@ -87,7 +88,8 @@ fn documented(section: &str, known: (&str, &str)) -> BTreeSet<String> {
         let cells: Vec<&str> = row.split('|').collect();
         let mut series = vec![Vec::new()];
         for label in cells[2].split(';').filter(|label| label.contains('`')) {
-            // `reason`: `full`, `stopped`, or two labels with the values of the last: `path`, `result`: ...
+            // One label with its values (`reason`: `full`, `stopped`), or two labels with the values of the second
+            // (`path`, `result`: ...).
             let (names, values) = label.split_once(':').unwrap_or((label, ""));
             let words =
                 |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
@@ -313,12 +315,12 @@ async fn inline_deliveries_and_leftovers_show_in_the_metrics() {
         ("outbox_shed_total{reason=unavailable}", 1.0),
         ("outbox_shed_total{reason=stopped}", 1.0),
     ]);
-    assert_eq!(recording.counted(), wanted, "what is not due is not shed");
+    assert_eq!(recording.counted(), wanted, "an entry that is not due is not shed");
     let shed = |event: &Event| match event {
         Event::Skipped { count, reason, .. } => Some((*count, *reason)),
         _ => None,
     };
-    assert_eq!(events.wait("the last one to be announced", shed).await, (1, Shed::Stopped));
+    assert_eq!(events.wait("the last shed entry to be announced", shed).await, (1, Shed::Stopped));
     test.drop().await;
 }
 
@@ -519,7 +521,7 @@ mod fail_point {
             ("outbox_saves_total{outcome=refused}", 2.0),
             ("outbox_messages_sent_total", 4.0),
         ]);
-        assert_eq!(recording.counted(), wanted, "what is switched off is not shed");
+        assert_eq!(recording.counted(), wanted, "a dispatcher that is switched off sheds nothing");
         test.drop().await;
     }
 }

@@ -23,7 +23,7 @@ async fn with_a_dead_message(test: &TestDatabase) -> Bson {
     order.add(2);
     let inserted = test.store(&inline).insert(order).await.unwrap();
     assert!(matches!(inserted, Inserted::Applied(..)));
-    assert_eq!(recorder.amounts(), [2], "the dead one no longer blocks");
+    assert_eq!(recorder.amounts(), [2], "the dead message no longer blocks");
     let outbox = test.outbox("o-1").await;
     assert!(outbox[0].contains_key("dead_at"));
     outbox[0].get("id").unwrap().clone()
@@ -66,7 +66,7 @@ async fn the_documented_replay_delivers_a_dead_message_once() {
     let delivered = recorder.delivered();
     assert_eq!(recorder.amounts(), [1]);
     let again = mongodb::bson::Uuid::from_bytes(delivered[0].id.into_bytes());
-    assert_eq!((Bson::from(again), delivered[0].attempts), (id, 0), "the same id, a new life");
+    assert_eq!((Bson::from(again), delivered[0].attempts), (id, 0), "the same id, without earlier attempts");
     assert!(test.outbox("o-1").await.is_empty());
     test.drop().await;
 }

@@ -186,9 +186,9 @@ async fn messages_beyond_the_bound_wait_in_the_delay_queue() {
     let second = scene.request("a", 2).await;
     scene.request("b", 3).await;
     let delayed = |id| move |event: &ReceiverEvent| matches!(event, ReceiverEvent::Delayed { message, .. } if message.id == Some(id));
-    receiver.wait("the first to be delayed", delayed(first)).await;
+    receiver.wait("the first message to be delayed", delayed(first)).await;
     receiver.wait("the second to follow", delayed(second)).await;
-    receiver.wait("the first to be delayed again", delayed(first)).await;
+    receiver.wait("the first message to be delayed again", delayed(first)).await;
     assert_eq!(seen.all(), [3]);
 
     broken.store(false, Ordering::SeqCst);
@@ -284,7 +284,7 @@ async fn unknown_types_are_dead_rejected_or_ignored_by_choice() {
         let mut receiver = scene.start(scene.stocks_receiving(), settings).await;
         scene.publish(BasicProperties::default(), "other.type", b"{}").await;
         receiver
-            .wait("the end of the unknown one", |event| match choice {
+            .wait("the end of the unknown message", |event| match choice {
                 UnknownTypes::DeadLetter => {
                     matches!(event, ReceiverEvent::Died { cause: DeadCause::UnknownType, .. })
                 }
@@ -459,7 +459,7 @@ async fn a_stop_finishes_the_message_in_progress_and_returns_others() {
     }
     // The queue has the other messages again while the first is still being handled.
     let returned = async { while scene.ready_in(&scene.queue()).await < 2 {} };
-    soon("the queue to have them", returned).await;
+    soon("the queue to have the other messages", returned).await;
     gate.add_permits(1);
     soon("the end", stopping).await.unwrap();
     assert!(events.rest().iter().any(is_applied));

@@ -92,7 +92,8 @@ async fn a_due_scheduled_message_is_delivered_by_the_sweep() {
     flow.end().await;
 }
 
-/// A due message that the sweep has not found yet is delivered in its place by the next delivery of its document.
+/// A due message that the sweep has not found yet is delivered, at its place in the outbox, by the next delivery
+/// of its document.
 #[tokio::test]
 async fn the_next_save_delivers_due_scheduled_messages() {
     let test = TestDatabase::create().await;

@@ -476,7 +476,7 @@ async fn indexes_are_made_on_request_and_again_without_harm() {
     test.drop().await;
 }
 
-/// If a caller adds messages to its own update, they exist if and only if that write is committed.
+/// If a caller adds messages to its own update, the messages exist if and only if the update is committed.
 #[tokio::test]
 async fn updates_and_transactions_of_callers_carry_messages() {
     let test = TestDatabase::create().await;
@@ -841,7 +841,7 @@ async fn an_aggregate_without_one_key_is_never_written() {
     test.drop().await;
 }
 
-/// Of 300 concurrent inserts, either all are refused, or each message is delivered once and each document
+/// Of 300 concurrent inserts, either all are refused, or each message is delivered once and each document is
 /// found.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
@@ -1034,7 +1034,7 @@ mod maybe {
     }
 }
 
-/// P1: an aggregate that can't be read again is refused before anything is written, with its messages.
+/// P1: an aggregate that can't be read again is refused together with its messages, before anything is written.
 #[tokio::test]
 async fn values_the_struct_cannot_reread_are_refused() {
     let (test, inline) = off().await;

@@ -375,7 +375,7 @@ async fn stored_entry(changes: &mut ChangeStream<ChangeStreamEvent<Document>>) -
     entry
 }
 
-/// The receiver of an entry gets the same bytes by every way of delivery.
+/// The receiver of an entry gets the same bytes, whichever process delivers the entry.
 #[tokio::test]
 async fn inline_rescued_and_replayed_deliveries_are_the_same() {
     let flow = Flow::begin().await;
@@ -521,7 +521,7 @@ async fn an_unreceivable_message_waits_for_a_receiver() {
     assert_eq!(amounts, [1, 2]);
     assert!(received.iter().all(|message| message.app_id() == WORKER));
     let finished = |event: &DispatcherEvent| matches!(event, DispatcherEvent::Finished { .. }).then_some(());
-    worker.wait("the command to be done with", finished).await;
+    worker.wait("the command to be finished", finished).await;
     assert!(flow.test.outbox("o-1").await.is_empty());
 
     worker.running.stop().await;

@@ -86,7 +86,7 @@ fn guard(directory: &Path) -> Child {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        // A signal that ends the test's process group must not end it.
+        // A signal that ends the test's process group must not end the script.
         .process_group(0)
         .spawn()
         .unwrap()

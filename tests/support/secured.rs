@@ -71,7 +71,7 @@ impl Secured {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // A signal that ends the test's process group must not end it before it has cleaned up.
+            // A signal that ends the test's process group must not end the script before the cleanup.
             .process_group(0)
             .spawn()
             .unwrap();

@@ -52,8 +52,8 @@ async fn nowhere() -> Client {
     Client::with_options(options).unwrap()
 }
 
-/// P5: a command that a worker of another cluster gets waits there for a moment, and then reaches
-/// the worker of the right cluster.
+/// P5: a worker of another cluster keeps a command only for a moment, and then the command reaches the worker of
+/// the right cluster.
 #[tokio::test]
 async fn another_clusters_command_is_left_to_its_worker() {
     let scene = Scene::set().await;

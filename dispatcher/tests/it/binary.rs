@@ -271,7 +271,7 @@ async fn a_stop_under_load_loses_and_repeats_no_message() {
             "otherwise the worker was not under load"
         );
     }
-    // The same at full speed, with the maximum number of messages in flight.
+    // The same test at full speed, with the maximum number of messages in flight.
     let process = Process::start(&scene, &[]);
     receiver.wait(300).await;
     assert!(process.terminate().await);
@@ -303,7 +303,7 @@ async fn peak_of(documents: usize, bytes: usize, arguments: &[&str]) -> u64 {
     let none = FieldTable::default;
     let topic = lapin::ExchangeKind::Topic;
     scene.outside.exchange_declare(exchange.clone().into(), topic, durable, none()).await.unwrap();
-    // The queue keeps only this many bytes, namely those of the latest messages.
+    // The queue keeps only the latest message.
     let mut newest = FieldTable::default();
     newest.insert("x-max-length".into(), 1.into());
     let declare = QueueDeclareOptions::default();

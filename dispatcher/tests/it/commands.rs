@@ -100,7 +100,8 @@ async fn bad_commands_are_refused_and_good_ones_processed() {
     scene.strike().await;
 }
 
-/// A command names one document by its key. A key that would select others in a query is refused, or selects none.
+/// A command names one document by its key. A key that would select other documents in a query is refused, or
+/// selects none.
 #[tokio::test]
 async fn a_forged_key_reaches_no_other_document() {
     let scene = Scene::set().await;

@@ -18,8 +18,8 @@ use crate::{
     support::{Recorder, uri},
 };
 
-/// If a privilege is missing for one collection, its commands are left to other workers, and other
-/// collections continue.
+/// If a privilege is missing for one collection, the commands for that collection are left to other workers, and
+/// other collections continue.
 #[tokio::test]
 async fn a_refused_collection_stops_no_other() {
     let scene = Scene::set().await;

@@ -39,7 +39,7 @@ pub(crate) struct Scene {
     _on_panic: OnPanic,
 }
 
-/// Removes everything from the broker that a test made under this name.
+/// Removes from the broker everything that a test made under this name.
 async fn remove(broker: String, name: String) {
     // A test's own broker may already have ended.
     let connection = lapin::Connection::connect(&broker, ConnectionProperties::default()).await;

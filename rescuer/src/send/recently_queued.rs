@@ -40,8 +40,8 @@ const UNSENDABLE: Duration = Duration::from_hours(1);
 /// The number of documents of the largest collection that are forgotten at a time, to make room for a
 /// smaller collection.
 const FORGOTTEN_AT_ONCE: usize = 100;
-/// While there is no room, a search for documents to forget begins after each tenth of a pause, or after this time
-/// if that is shorter.
+/// While there is no room, documents to forget are searched for at intervals of a tenth of the pause. For this, a
+/// longer pause counts as this time.
 const TIDY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Remembers recently queued documents; see the module's documentation.

@@ -95,7 +95,7 @@ async fn stress_untaken_commands_stay_bounded() {
         settings.sweep_interval = Duration::from_secs(15);
     });
     let real = Queueing::start(&world, settings).await;
-    assert!(real.publisher.ready().await, "and so its queue is there");
+    assert!(real.publisher.ready().await, "a ready publisher has declared its queue");
 
     let connection = Connection::connect(&rabbitmq_uri(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();

@@ -138,7 +138,7 @@ async fn a_failed_sweep_ends_early_and_is_repeated() {
     let settings = world.settings().with(|settings| settings.sweep_interval = Duration::from_millis(50));
     let mut running = world.start(&commands, settings).await;
     while commands.distinct() < 1 {
-        assert!(running.swept().await.0, "full until one goes through");
+        assert!(running.swept().await.0, "rounds are full until one is complete");
     }
     world.fail(error, "off").await;
     running.stop().await.unwrap();
@@ -280,7 +280,7 @@ async fn a_long_query_does_not_delay_a_stop() {
         let before = world.fail(slow.clone(), "alwaysOn").await;
         let running = world.start(&commands, world.settings()).await;
         world.has_met(before).await;
-        // This is long before the query would end.
+        // The stop ends long before the query would end.
         running.stop().await.unwrap();
         world.end_queries().await;
         world.fail(slow, "off").await;

@@ -62,7 +62,7 @@ async fn an_owner_that_lost_its_lease_regains_it_later() {
     world.end().await;
 }
 
-/// The last protection: an owner that still believes in its lease can't overwrite the position of a later
+/// The last protection: an owner that still considers its lease valid can't overwrite the position of a later
 /// owner.
 #[tokio::test]
 async fn a_position_of_a_higher_epoch_is_kept() {
@@ -172,14 +172,23 @@ async fn an_owner_whose_broker_goes_away_yields_at_once() {
     let epoch = first.owned().await;
     let mut second = world.start(&second_commands, settings).await;
     second.standing_by().await;
-    until_lease(&world, "the standby to say that it is able", doc! { "able.owner": { "$exists": true } })
-        .await;
+    until_lease(
+        &world,
+        "the standby to announce that it can send",
+        doc! { "able.owner": { "$exists": true } },
+    )
+    .await;
     first_commands.away.store(true, Ordering::SeqCst);
     assert_eq!(second.owned().await, epoch + 1);
 
     // The stream doesn't change hands again as long as the owner can send.
     first_commands.away.store(false, Ordering::SeqCst);
-    until_lease(&world, "the other to be able again", doc! { "able.owner": { "$exists": true } }).await;
+    until_lease(
+        &world,
+        "the other rescuer to be able to send again",
+        doc! { "able.owner": { "$exists": true } },
+    )
+    .await;
     let until = *lease(&world).await.get_datetime("until").unwrap();
     let renewed = doc! { "until": { "$gt": until }, "epoch": epoch + 1 };
     until_lease(&world, "the lease to be renewed", renewed).await;
@@ -209,8 +218,9 @@ async fn a_free_lease_is_left_to_an_able_standby() {
         RescueEvent::Owned { .. } => Some(false),
         _ => None,
     });
-    assert!(first.await, "it took the lease from one that can send");
-    // That rescuer has died; otherwise it would announce itself again.
+    assert!(first.await, "it took the lease, although a standby can send");
+    // The rescuer in `able` has died; otherwise it would announce itself again, and this rescuer would not take
+    // the lease.
     assert_eq!(running.owned().await, 4);
     running.stop().await.unwrap();
     world.end().await;
@@ -323,7 +333,7 @@ async fn an_owner_with_a_fast_clock_keeps_its_lease() {
         assert_eq!(written.matched_count, 1, "it took the lease of a living owner");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(running.owned().await, 4, "once it is no longer renewed");
+    assert_eq!(running.owned().await, 4, "the lease is free once it is no longer renewed");
     running.stop().await.unwrap();
     world.end().await;
 }

@@ -216,7 +216,7 @@ async fn changed_patterns_restart_at_the_time_of_the_position() {
     let mut running = world.start(&commands, world.settings()).await;
     assert_eq!(opened(&mut running).await, StartedFrom::ChangedPatterns);
     running
-        .wait("what was saved while it was down, by the stream", |event| match event {
+        .wait("the stream to queue a message that was saved meanwhile", |event| match event {
             RescueEvent::PageDone { changes, .. } => (*changes > 0).then_some(()),
             _ => None,
         })
@@ -254,7 +254,7 @@ async fn a_position_copied_from_another_cluster_is_rejected() {
     }
     running.stop().await.unwrap();
     let mut again = world.start(&Recorder::new(), world.settings()).await;
-    assert_eq!(opened(&mut again).await, StartedFrom::Position, "it is of this cluster now");
+    assert_eq!(opened(&mut again).await, StartedFrom::Position, "the position is one of this cluster now");
     again.stop().await.unwrap();
     world.end().await;
 }
@@ -469,7 +469,7 @@ async fn a_panic_in_one_half_is_an_error() {
         let world = World::new().await;
         let running = world.start(&std::sync::Arc::new(Panicking { in_sweep }), world.settings()).await;
         let inserting = async {
-            // Waits until the stream is open, and is late enough that the change is seen.
+            // Inserts repeatedly, because the stream shows only changes that are made after it is open.
             for id in 0.. {
                 world.orders().insert_one(doc! { "_id": id, "outbox": [minimal()] }).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -109,7 +109,7 @@ impl Replicas {
         Self::on(&rabbitmq_uri(), lease).await
     }
 
-    /// The same, with another broker for the commands.
+    /// The same processes, with another broker for the commands.
     pub(crate) async fn on(broker: &str, lease: &'static str) -> Self {
         let world = World::new().await;
         let orders = world.indexed_orders().await;
@@ -296,7 +296,7 @@ mod outage {
                 "stop" => broker.stop().await,
                 _ => broker.raise_alarm().await,
             }
-            // At most one write every 10 ms, so that the first of these are older than the delay.
+            // At most one write every 10 ms, so that the first of these documents are older than the delay.
             for _ in 0..200 {
                 replicas.more_are_written(1).await;
             }

@@ -90,8 +90,8 @@ async fn every_way_of_filling_an_outbox_is_seen() {
     world.end().await;
 }
 
-/// P5: no sweep would find an entry without a date soon, and the stream skipped it while the writer
-/// waited.
+/// P5: an entry without a date needs a command when the message before it dies. No sweep would find the entry
+/// soon, and the stream queued nothing for it while that message was claimed.
 #[tokio::test]
 async fn a_death_wakes_the_undated_entries_behind_it() {
     let (world, commands) = (World::new().await, Recorder::new());
@@ -455,7 +455,7 @@ async fn a_long_delay_needs_no_cursor_across_restarts() {
         assert_eq!(commands.ids(), []);
         running.stop().await.unwrap();
     }
-    // As if an hour had passed.
+    // A short delay has the effect of an hour that has passed.
     let commands = Recorder::new();
     let settings = settings.with(|settings| settings.delay = DELAY);
     let mut running = world.start(&commands, settings).await;
@@ -480,7 +480,7 @@ async fn a_server_clock_set_back_delays_no_message() {
     while commands.distinct() < 20 {
         running.page().await;
     }
-    // But the change is not processed before the delay.
+    // But the change is not processed before the delay has passed.
     assert!(commands.taken()[0].1.duration_since(saved) >= DELAY);
     running.stop().await.unwrap();
     world.end().await;

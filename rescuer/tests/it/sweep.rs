@@ -197,7 +197,7 @@ async fn unreadable_entries_are_reported_and_block_no_other() {
     assert_eq!(announced.len(), 3, "{announced:?}");
     let mut queued = commands.ids();
     queued.sort_by_key(ToString::to_string);
-    assert_eq!(queued, ["again", "mixed"].map(Bson::from), "a message that was pushed twice is one");
+    assert_eq!(queued, ["again", "mixed"].map(Bson::from), "a message that was pushed twice counts once");
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -248,7 +248,7 @@ async fn a_full_round_with_failed_commands_is_repeated() {
     running.swept_something().await;
     assert_eq!(commands.ids(), [Bson::from("minimal")]);
     running.swept().await;
-    assert!(!running.swept().await.0, "a full round that went through is not repeated");
+    assert!(!running.swept().await.0, "a complete full round is not repeated");
     running.stop().await.unwrap();
     world.end().await;
 }
@@ -428,7 +428,11 @@ async fn a_full_sweep_queues_more_than_it_remembers() {
             _ => None,
         })
         .await;
-    assert_eq!((queued, unfinished), (15, 1), "as many as can be remembered, and not done");
+    assert_eq!(
+        (queued, unfinished),
+        (15, 1),
+        "all documents that can be remembered, with the collection unfinished"
+    );
     while commands.distinct() < 40 {
         running.swept().await;
     }
@@ -652,8 +656,8 @@ fn swept_collections(options: &mut ClientOptions) -> Arc<Mutex<Vec<String>>> {
     queried
 }
 
-/// Every round reads 300,000 documents that are due but behind a claimed head. Another collection is read
-/// in between as often as without them, so that a retry in that collection is not late.
+/// Every round reads 300,000 documents that are due but behind a claimed head. Another collection is read in
+/// between as often as without these documents, so that a retry in that collection is not late.
 #[tokio::test]
 #[ignore = "stress: run by scripts/stress"]
 async fn stress_a_retry_among_many_held_documents_is_punctual() {

@@ -1,4 +1,4 @@
-//! The rescuer warns about conditions that work badly, with the numbers that show this.
+//! The rescuer warns about conditions that cause problems, and gives the numbers that show them.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn a_share_of_late_inline_documents_is_reported() {
     let mut running =
         world.started(&commands, world.settings().with(|settings| settings.delay = delay)).await;
     orders.insert_many((0..220).map(|id| doc! { "_id": id, "outbox": [dated(0, 0)] })).await.unwrap();
-    // All messages are delivered, except some.
+    // All messages are delivered except those of the first 30 documents.
     let delivered = doc! { "_id": { "$gte": 30 } };
     orders.update_many(delivered, doc! { "$set": { "outbox": [] } }).await.unwrap();
     match warned(&mut running).await {

@@ -265,7 +265,7 @@ fn signals_within_a_second_count_as_one() {
     daemon.signal("INT");
     daemon.line_with("stopping");
     daemon.signal("TERM");
-    // Otherwise the signal may have arrived too late on this machine.
+    // After a longer time, the second signal may have arrived too late to count as a repeat.
     if first.elapsed() < Duration::from_millis(500) {
         daemon.line_with("treated as a repeat of the previous signal");
         assert!(daemon.child.try_wait().unwrap().is_none());
