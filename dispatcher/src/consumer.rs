@@ -14,7 +14,7 @@ use crate::metrics;
 pub struct ConsumerSnapshot {
     /// `idle` before the start, then `connecting`, `ready`, `paused`, `blocked`, `disconnected`, `misconfigured` or `closed`.
     pub state: &'static str,
-    /// The time since which the state has lasted, in RFC 3339, by the clock of this process.
+    /// When the state began, in RFC 3339, by the clock of this process.
     pub since: String,
     /// The number of subscriptions after the first one.
     pub rebuilds: u64,

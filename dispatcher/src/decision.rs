@@ -37,7 +37,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-/// What to do next.
+/// What to do with a command next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// This worker has no more work for the command.

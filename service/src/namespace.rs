@@ -92,13 +92,13 @@ impl Glob {
         (!self.0.contains('*')).then_some(&self.0)
     }
 
-    /// Whether this matches any name.
+    /// Whether the glob matches every name.
     #[must_use]
     pub fn is_any(&self) -> bool {
         self.0.chars().all(|c| c == '*')
     }
 
-    /// Whether this matches a name.
+    /// Whether the glob matches a name.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
@@ -125,14 +125,14 @@ impl Glob {
         pattern[p..].iter().all(|byte| *byte == b'*')
     }
 
-    /// Whether this matches every name that `other` matches. Names contain no `*`, so a `*` in `other` can
-    /// only be matched by a `*` here.
+    /// Whether this glob matches every name that `other` matches. Names contain no `*`, so a `*` in `other` can
+    /// only be matched by a `*` in this glob.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.matches(&other.0)
     }
 
-    /// Whether any name can match both this and `other`.
+    /// Whether any name can match both this glob and `other`.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         // `reached[j]`: whether one name can match both the parts of this pattern read so far and the

@@ -87,7 +87,7 @@ fn is_small(value: &str) -> Document {
 pub(crate) struct Wanted {
     pub(crate) document: DocumentRef,
     pub(crate) head: Head,
-    /// The time since which the document has been due for rescue, if known.
+    /// When the document became due for rescue, if known.
     pub(crate) due: Option<DateTime>,
     /// The moment at which the document was found.
     pub(crate) moment: Moment,

@@ -85,7 +85,7 @@ impl Head {
 pub struct Verdict {
     /// The state that needs a command; `None` if no command is needed.
     pub work: Option<Head>,
-    /// The time since which work has been due, if known.
+    /// When the first message to deliver became due for rescue, if known.
     pub due: Option<DateTime>,
     /// The duration of an inline claim, if it is longer than the delay.
     pub long_claim: Option<Duration>,
@@ -174,7 +174,7 @@ fn is_old_enough(entry: &Entry, moment: Moment) -> bool {
     }
 }
 
-/// The time since which an entry has been due for rescue.
+/// When an entry became due for rescue.
 fn due(entry: &Entry, moment: Moment) -> Option<DateTime> {
     let old_enough = made(entry).map(|made| later(made, moment.delay));
     if was_tried(entry) || was_postponed(entry) {

@@ -92,7 +92,7 @@ pub struct Seen {
 pub struct AbleStandby {
     /// The name of the standby.
     pub owner: String,
-    /// When its announcement expires.
+    /// When the standby's announcement expires.
     pub until: DateTime,
     /// The remaining time by the server's clock.
     pub left: Duration,

@@ -68,7 +68,7 @@ pub(super) struct Standing {
     /// The failures by operation.
     pub(super) troubles: BTreeMap<String, Trouble>,
     pub(super) position: Option<Timestamp>,
-    /// The time since which the changes in progress have been due.
+    /// When the changes in progress became due.
     pub(super) head: Option<DateTime>,
     pub(super) lag: Duration,
     pub(super) window: Option<Window>,

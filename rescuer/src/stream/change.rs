@@ -56,7 +56,7 @@ pub(crate) struct Filled {
     pub(crate) document: DocumentRef,
     /// The time of the change, by the server's clock.
     pub(crate) at: DateTime,
-    /// The time since which this process has held the change.
+    /// When this process read the change, which it has held since then.
     pub(crate) read: Instant,
     /// The position after this change.
     pub(crate) mark: Mark,

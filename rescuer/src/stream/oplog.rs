@@ -43,7 +43,7 @@ fn judge(window: Window, delay: Duration, age: Option<Duration>) -> Option<Warni
 
 /// Watches the oplog until a stop.
 pub(crate) async fn watch(term: Arc<Term>) {
-    // Only a stop ends this.
+    // Only a stop ends the watch.
     let _ = watch_on(&term).await;
 }
 

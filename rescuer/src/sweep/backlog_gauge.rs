@@ -72,7 +72,7 @@ impl BacklogGauge {
         if !self.term.settings.count_totals {
             return;
         }
-        // Only a stop ends this.
+        // Only a stop ends the counting.
         let _ = self.count_on().await;
 
         // Removes the figures, because from now on the next owner reports them.
@@ -314,7 +314,7 @@ fn branch(case: Document, then: &str) -> Document {
     doc! { "case": case, "then": then }
 }
 
-/// The time since which a message has waited: its creation or, if it was scheduled, its due time.
+/// When a message began to wait: its creation or, if it was scheduled, its due time.
 fn since(now: DateTime) -> Document {
     let is_past = doc! { "$lte": ["$$e.available_at", now] };
     let due_at = doc! { "$cond": [is_past, "$$e.available_at", Bson::Null] };

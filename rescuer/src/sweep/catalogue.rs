@@ -54,8 +54,8 @@ impl Catalogue {
         self.facts().has_dead_index(namespace)
     }
 
-    /// Lists the collection's indexes unless they are known, waiting for its turn before each query.
-    /// Reports a missing index once, and warns about a collection whose documents the server deletes.
+    /// Lists the collection's indexes unless they are known. Takes a turn of the budget before each query. Reports
+    /// a missing index once, and warns about a collection whose documents the server deletes.
     pub(crate) async fn learn(
         &self,
         namespace: &Namespace,

@@ -49,7 +49,7 @@ impl Listing {
     }
 }
 
-/// Lists the databases that the patterns of this stream can match, waiting for its turn before each query.
+/// Lists the databases that the patterns of this stream can match. Takes a turn of the budget before each query.
 ///
 /// # Errors
 /// If not even the databases can be listed. If a single database can't be listed, the listing records this

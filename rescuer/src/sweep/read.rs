@@ -49,7 +49,7 @@ pub(crate) struct CollectionSweep {
     pub(crate) read_flaws: bool,
 }
 
-/// What is read next.
+/// The next step in reading a collection.
 enum Step {
     Begin,
     Due(Index),

@@ -136,7 +136,7 @@ impl Replicas {
         self.start_with(&[])
     }
 
-    /// The same, with additional settings.
+    /// Starts a process with these settings in addition.
     fn start_with(&self, environment: &[(&str, &str)]) -> Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outbox-rescuer"))
             .env("OUTBOX_MONGODB_URI", format!("{}&appName={}", mongodb_uri(), self.world.app_name))
@@ -234,7 +234,7 @@ async fn a_paused_owner_neither_queues_nor_saves_on_waking() {
     assert_eq!(since.iter().filter(worked).collect::<Vec<_>>(), [""; 0], "{since:#?}");
     let owner = replicas.world.position().await.get_str("owner").unwrap().to_owned();
     assert!(owner.contains(&second.id()), "{owner}");
-    // Then the other way round.
+    // Then the second rescuer is paused, and the first takes over.
     second.signal("-STOP");
     replicas.owned_by(&first).await;
     replicas.nothing_is_lost().await;

@@ -50,8 +50,8 @@ use crate::process::{
 
 /// Enough connections for probes, scrapers and people at the same time.
 const CONNECTIONS: usize = 32;
-/// How long a connection keeps its place even if others wait for one. With this value, 200 slow clients
-/// delay a probe by less than a second.
+/// How long a connection keeps its place even if other connections wait for a place. With this value, 200 slow
+/// clients delay a probe by less than a second.
 const UNDISTURBED: Duration = Duration::from_millis(100);
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);

@@ -167,7 +167,7 @@ impl Running {
         self.line_with(&format!("done: {word}"));
     }
 
-    /// The address of its probes.
+    /// The address of the daemon's probes.
     fn address(&mut self) -> SocketAddr {
         let line = self.line_with("probes, metrics and status are served");
         line.trim().rsplit_once("address=").unwrap().1.parse().unwrap()

@@ -5,8 +5,8 @@
 pub struct Program {
     /// The binary's name: `outbox-rescuer`.
     pub name: &'static str,
-    /// Its version: `env!("CARGO_PKG_VERSION")`.
+    /// The binary's version: `env!("CARGO_PKG_VERSION")`.
     pub version: &'static str,
-    /// Its purpose, in a sentence.
+    /// The binary's purpose, in a sentence.
     pub about: &'static str,
 }
