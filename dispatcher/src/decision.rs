@@ -171,7 +171,7 @@ impl Policy {
         let described = error_codes::describe(error);
 
         // An unreachable MongoDB and a missing privilege are not about the document: another worker may reach
-        // MongoDB, or have the privilege.
+        // MongoDB or have the privilege.
         if is_unreachable(error) {
             return Decision::PutBack(Unable::Away(described));
         }

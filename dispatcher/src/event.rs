@@ -39,8 +39,8 @@ pub enum DispatcherEvent {
         /// The result of the last pass over the document.
         processed: Processed,
     },
-    /// Another command for the same document is waiting and will do this command's work. This command was
-    /// acknowledged.
+    /// Another command for the same document is waiting, and its processing also covers this command. This command
+    /// was acknowledged.
     Coalesced {
         /// The document.
         document: DocumentRef,

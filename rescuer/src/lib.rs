@@ -2,11 +2,10 @@
 //! them.
 //!
 //! # Flow
-//! The rescuer reads the change streams of the watched collections, later by a configurable
-//! *delay*. If a change filled a document's outbox and the document still has undelivered messages
-//! after the delay, the rescuer sends a `ProcessDocumentMessages` command for the document to
-//! RabbitMQ. In addition, a sweep reads everything that is due, so that no message depends on a
-//! change being seen or a command arriving.
+//! The rescuer reads the change streams of the watched collections with a configurable *delay*. If a change filled
+//! a document's outbox and the document still has undelivered messages after the delay, the rescuer sends a
+//! `ProcessDocumentMessages` command for the document to RabbitMQ. In addition, a sweep reads everything that is
+//! due, so that no message depends on a change being seen or a command arriving.
 //!
 //! ```text
 //!              ┌─ stream ─▶ follow ─ hold until `delay` old ─▶ page ─┐

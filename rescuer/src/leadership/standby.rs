@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | another's, and lasts | can send commands | waits, and announces itself in the lease |
 //! | another's, and lasts | can't | waits |
-//! | another's, dated ahead, but not renewed for as long as it lasts | | as if it were over |
+//! | another's, dated ahead, but not renewed for its whole duration | | treats the lease as over |
 //! | over, released, or its own earlier one | can send commands | takes it |
 //! | the same | can't, and a standby can | leaves it to that standby |
 //! | the same | can't, and no standby is known that can | takes it: much of an owner's work needs no broker |

@@ -57,7 +57,7 @@ impl Term {
         self.report.emit(RescueEvent::SteppedBack { stream, epoch, reason: reason.into() });
     }
 
-    /// Runs the work, unless the term's stop comes first.
+    /// Runs the work until it ends or the term is stopped.
     pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Run<T> {
         halt::unless_stopped(&self.stop, work).await
     }

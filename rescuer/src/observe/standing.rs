@@ -20,7 +20,7 @@ use crate::{commands::Ability, watch_plan::Plan};
 /// After this long without an answer, not even an empty page, a stream counts as unhealthy: a replica set
 /// writes something every 10 s by itself.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
-/// Within this time after an owner's lease ends, another rescuer should have taken the lease.
+/// The time within which another rescuer should take a lease that has ended.
 pub(super) const TAKING: Duration = Duration::from_secs(5);
 /// A page that makes no progress for this long is stuck. For the sweep, the pause between its
 /// rounds is added to this time.

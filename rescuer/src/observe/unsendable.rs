@@ -9,7 +9,7 @@ use crate::hash::hash;
 
 /// The maximum number of remembered documents, at about 16 bytes each.
 const REMEMBERED: usize = 10_000;
-/// The number of documents that the status names; they are the latest ones.
+/// The maximum number of documents that the status names, namely the latest ones.
 const NAMED: usize = 20;
 /// An `_id` can be megabytes long.
 const LONGEST_NAME: usize = 200;

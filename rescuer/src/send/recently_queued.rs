@@ -137,8 +137,8 @@ impl RecentlyQueued {
             return Admission::Full;
         }
 
-        // The room is taken before the broker confirms, so that the documents of a page don't all count on
-        // the same room.
+        // The room is taken before the broker confirms, so that the documents of one page cannot all take the same
+        // room.
         let ends = now + u64::from(millis(self.pause));
         let known = QueuedDocument { state, ends, pause: 0, sweep, undated: head.is_undated() };
         self.insert(name, key, known);

@@ -79,7 +79,8 @@ impl Catalogue {
 
     /// Records that a document with the field `outbox` was seen in a collection.
     pub(crate) fn found_outbox(&self, namespace: &Namespace) {
-        // This is called for every document that is read, so usually the fact is already known.
+        // This function is called for every document that is read, so usually the collection is already known to
+        // have outboxes.
         if self.holds(namespace) == Holds::Outboxes {
             return;
         }
