@@ -12,6 +12,9 @@ const LENGTH_BYTES: usize = 4;
 const USUAL_BYTES: usize = 128;
 /// The number of the binary subtype of UUIDs.
 const UUID_SUBTYPE: u8 = 4;
+const UUID_BYTES: u8 = 16;
+/// With its length, of four bytes, and its subtype.
+const UUID_VALUE_BYTES: usize = 4 + 1 + UUID_BYTES as usize;
 
 /// BSON's numbers for the types that this module distinguishes.
 pub(crate) mod kind {
@@ -189,11 +192,14 @@ impl Builder {
     }
 
     pub(crate) fn push_uuid(&mut self, name: &str, uuid: Uuid) {
-        let uuid = uuid.bytes();
-        let length = u8::try_from(uuid.len()).unwrap_or_default();
-        let mut value = vec![length, 0, 0, 0, UUID_SUBTYPE];
-        value.extend_from_slice(&uuid);
-        self.push(Element { kind: kind::BINARY, name: name.as_bytes(), value: &value });
+        self.push(Element { kind: kind::BINARY, name: name.as_bytes(), value: &uuid_value(uuid) });
+    }
+
+    pub(crate) fn push_text(&mut self, name: &str, text: &str) {
+        // The length counts the NUL. A text that MongoDB takes is far shorter than 2 GiB.
+        let length = i32::try_from(text.len() + 1).unwrap_or(i32::MAX);
+        let value = [&length.to_le_bytes()[..], text.as_bytes(), &[0]].concat();
+        self.push(Element { kind: kind::STRING, name: name.as_bytes(), value: &value });
     }
 
     pub(crate) fn push_bool(&mut self, name: &str, value: bool) {
@@ -245,6 +251,19 @@ impl List {
     pub(crate) fn push_document(&mut self, document: &RawDocument) {
         self.push(Element { kind: kind::DOCUMENT, name: b"", value: document.as_bytes() });
     }
+
+    pub(crate) fn push_uuid(&mut self, uuid: Uuid) {
+        self.push(Element { kind: kind::BINARY, name: b"", value: &uuid_value(uuid) });
+    }
+}
+
+/// A UUID as the value of an element: its length, its subtype, its bytes.
+fn uuid_value(uuid: Uuid) -> [u8; UUID_VALUE_BYTES] {
+    let mut value = [0; UUID_VALUE_BYTES];
+    value[0] = UUID_BYTES;
+    value[4] = UUID_SUBTYPE;
+    value[5..].copy_from_slice(&uuid.bytes());
+    value
 }
 
 #[cfg(test)]
@@ -289,9 +308,14 @@ mod tests {
         let id = Uuid::new();
         let mut built = Builder::new();
         built.push_uuid("id", id);
+        built.push_text("text", "☃\0");
         built.push_bool("yes", true);
         built.push_bool("no", false);
-        let expected = RawDocumentBuf::try_from(&doc! { "id": id, "yes": true, "no": false }).unwrap();
+        let mut list = List::new();
+        list.push_uuid(id);
+        built.push_array("list", list);
+        let expected = doc! { "id": id, "text": "☃\0", "yes": true, "no": false, "list": [id] };
+        let expected = RawDocumentBuf::try_from(&expected).unwrap();
         assert_eq!(built.build().as_bytes(), expected.as_bytes());
     }
 

@@ -12,30 +12,26 @@ use futures::future::join_all;
 use metrics::Counter;
 use mongodb::{
     Client, Namespace,
-    bson::{Document, doc},
+    bson::{Document, RawDocument, RawDocumentBuf},
     error::Error,
 };
-use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
+    encoding::bytes::{Builder, List},
     mongo::{
         batching::{Asked, Batcher, by_collection},
         error_codes::{self, Verdict},
         local_update::{self, LocalReply},
         statement::{ClearOutcome, Delivered, Overtaken},
     },
-    stored::filter::Filter,
+    stored::entry::OUTBOX,
 };
 
 /// Maximum number of statements in one command, far below the server's own limit.
 const WINDOW: usize = 1_000;
 /// Maximum size of one command, below the server's limit of 16 MiB.
 const MOST_BYTES: usize = 12 << 20;
-/// The size of an id in a statement, with its list index.
-const ID_BYTES: usize = 30;
-/// The size of the rest of a statement, without ids and names.
-const STATEMENT_BYTES: usize = 200;
 /// The first pause between two tries of a single clear.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -61,17 +57,9 @@ struct ClearSender {
 #[derive(Debug)]
 struct ClearRequest {
     namespace: Namespace,
-    statement: Pull,
-    /// The approximate size of the statement.
-    bytes: usize,
+    /// The complete statement of the command.
+    statement: RawDocumentBuf,
     overtaken: Overtaken,
-}
-
-/// The statement of a clear in the command.
-#[derive(Debug, Serialize)]
-struct Pull {
-    q: Filter,
-    u: Document,
 }
 
 type AskedClear = Asked<ClearRequest, ClearOutcome>;
@@ -132,18 +120,40 @@ impl Clears {
 
 impl ClearRequest {
     fn of(delivered: &Delivered) -> Self {
-        let Delivered { document, token, ids, overtaken } = delivered;
-        let cleared = doc! { "id": { "$in": ids }, "claimed_by": token };
+        let document = &delivered.document;
+        let mut statement = Builder::new();
+        statement.push_document(b"q", &document.filter_bytes());
+        statement.push_document(b"u", &pull(delivered));
         Self {
             namespace: document.namespace.clone(),
-            statement: Pull {
-                q: document.select(Document::new()),
-                u: doc! { "$pull": { "outbox": cleared } },
-            },
-            bytes: STATEMENT_BYTES + document.key().as_bytes().len() + token.len() + ids.len() * ID_BYTES,
-            overtaken: overtaken.clone(),
+            statement: statement.build(),
+            overtaken: delivered.overtaken.clone(),
         }
     }
+
+    fn bytes(&self) -> usize {
+        self.statement.as_bytes().len()
+    }
+}
+
+/// The update that removes these entries if the claim still holds them.
+fn pull(delivered: &Delivered) -> RawDocumentBuf {
+    let mut ids = List::new();
+    for id in &delivered.ids {
+        ids.push_uuid(*id);
+    }
+    let mut any = Builder::new();
+    any.push_array("$in", ids);
+
+    let mut cleared = Builder::new();
+    cleared.push_document(b"id", &any.build());
+    cleared.push_text("claimed_by", &delivered.token);
+
+    let mut outbox = Builder::new();
+    outbox.push_document(OUTBOX.as_bytes(), &cleared.build());
+    let mut pull = Builder::new();
+    pull.push_document(b"$pull", &outbox.build());
+    pull.build()
 }
 
 impl ClearSender {
@@ -188,7 +198,7 @@ impl ClearSender {
         clears: &[&ClearRequest],
         deadline: Instant,
     ) -> Vec<Tried> {
-        let statements: Vec<&Pull> = clears.iter().map(|clear| &clear.statement).collect();
+        let statements: Vec<&RawDocument> = clears.iter().map(|clear| clear.statement.as_ref()).collect();
         let sent = timeout_at(deadline, local_update::send(&self.client, namespace, &statements)).await;
         let reply = match sent {
             Ok(Ok(reply)) => reply,
@@ -233,7 +243,7 @@ impl ClearSender {
             }
             sleep(pause).await;
 
-            let statements = [&clear.statement];
+            let statements: [&RawDocument; 1] = [clear.statement.as_ref()];
             let sent = local_update::send(&self.client, &clear.namespace, &statements);
             let tried = match timeout_at(deadline, sent).await {
                 // Ignore the number of entries that the clear found, because an earlier try may have removed them.
@@ -273,12 +283,12 @@ fn windows(clears: Vec<AskedClear>) -> Vec<Vec<AskedClear>> {
     let mut windows: Vec<Vec<AskedClear>> = Vec::new();
     let mut bytes = 0;
     for clear in clears {
-        bytes += clear.request.bytes;
+        bytes += clear.request.bytes();
 
         match windows.last_mut() {
             Some(window) if window.len() < WINDOW && bytes <= MOST_BYTES => window.push(clear),
             _ => {
-                bytes = clear.request.bytes;
+                bytes = clear.request.bytes();
                 windows.push(vec![clear]);
             }
         }
@@ -296,30 +306,32 @@ fn lost_claims(reply: &Document) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::Uuid;
+    use mongodb::bson::{Uuid, doc};
 
     use super::*;
     use crate::{encoding::codec, stored::document_ref::DocumentRef};
 
+    fn request(ids: Vec<Uuid>) -> ClearRequest {
+        let document = DocumentRef::by_id(Namespace::new("shop", "orders"), 1);
+        ClearRequest::of(&Delivered { document, token: "p/1".into(), ids, overtaken: Overtaken::default() })
+    }
+
+    #[test]
+    fn a_clear_removes_only_what_its_claim_holds() {
+        let ids = vec![Uuid::new(), Uuid::new()];
+        let pull = doc! { "outbox": { "id": { "$in": &ids }, "claimed_by": "p/1" } };
+        let statement = codec::to_document(&request(ids).statement).unwrap();
+        assert_eq!(statement, doc! { "q": { "_id": 1 }, "u": { "$pull": pull } });
+    }
+
     #[test]
     fn windows_of_clears_fit_one_command() {
-        let request = |ids: usize| {
-            let document = DocumentRef::by_id(Namespace::new("shop", "orders"), 1);
-            let ids = vec![Uuid::new(); ids];
-            ClearRequest::of(&Delivered {
-                document,
-                token: "p/1".into(),
-                ids,
-                overtaken: Overtaken::default(),
-            })
-        };
-        let full = codec::encode(&request(1_000).statement).unwrap().as_bytes().len();
-        assert!(full <= request(1_000).bytes, "{full}");
-        let requests: Vec<_> = (0..WINDOW).map(|_| Asked::new(request(1_000)).0).collect();
+        let full = || request(vec![Uuid::new(); 1_000]);
+        let requests: Vec<_> = (0..WINDOW).map(|_| Asked::new(full()).0).collect();
         let windows = windows(requests);
         assert!(windows.len() > 1);
         for window in windows {
-            assert!(window.iter().map(|clear| clear.request.bytes).sum::<usize>() <= MOST_BYTES);
+            assert!(window.iter().map(|clear| clear.request.bytes()).sum::<usize>() <= MOST_BYTES);
         }
     }
 

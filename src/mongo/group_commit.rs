@@ -15,12 +15,7 @@
 //! only imitate MongoDB's protocol. If a server refuses a batch and then accepts all its statements one by one, the
 //! writes of that collection are sent one by one for the time [`ONE_BY_ONE`].
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use mongodb::{Client, Namespace, bson::RawDocumentBuf};
@@ -132,18 +127,17 @@ impl Writes {
 fn commands(writes: Vec<AskedWrite>) -> Vec<Vec<AskedWrite>> {
     let mut commands: Vec<Vec<AskedWrite>> = Vec::new();
     // The last command of each collection, and its size.
-    let mut filling: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    let mut filling: HashMap<Namespace, (usize, usize)> = HashMap::new();
     for write in writes {
-        let namespace = write.request.namespace.to_string();
         let size = write.request.statement.as_bytes().len();
 
-        match filling.get_mut(&namespace) {
+        match filling.get_mut(&write.request.namespace) {
             Some((command, bytes)) if *bytes + size <= MOST_BYTES => {
                 *bytes += size;
                 commands[*command].push(write);
             }
             _ => {
-                filling.insert(namespace, (commands.len(), size));
+                filling.insert(write.request.namespace.clone(), (commands.len(), size));
                 commands.push(vec![write]);
             }
         }
@@ -164,7 +158,7 @@ async fn send_all(sender: Arc<WriteSender>, batch: Vec<AskedWrite>, permit: Batc
 struct WriteSender {
     retryable: RetryableWrites,
     /// The collections that accepted writes one by one after refusing a batch, and the time of the refusal.
-    one_by_one: Mutex<HashMap<String, Instant>>,
+    one_by_one: Mutex<HashMap<Namespace, Instant>>,
 }
 
 impl WriteSender {
@@ -214,12 +208,12 @@ impl WriteSender {
             return false;
         }
         refused.retain(|_, since| since.elapsed() < ONE_BY_ONE);
-        refused.contains_key(&namespace.to_string())
+        refused.contains_key(namespace)
     }
 
     fn go_one_by_one(&self, namespace: &Namespace) {
         let mut refused = self.one_by_one.lock();
-        refused.insert(namespace.to_string(), Instant::now());
+        refused.insert(namespace.clone(), Instant::now());
         tracing::warn!(
             collection = namespace.to_string(),
             seconds = ONE_BY_ONE.as_secs(),
