@@ -114,7 +114,7 @@ pub fn publication(
 
 fn headers(envelope: &Envelope, prefix: AttributePrefix) -> Vec<(String, String)> {
     let prefix = prefix.as_str();
-    let attribute = |name: &str, value: String| (format!("{prefix}{name}"), value);
+    let attribute = |name: &str, value: String| ([prefix, name].concat(), value);
     let required = [
         attribute("specversion", "1.0".to_owned()),
         attribute("id", envelope.id.to_string()),

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt};
 
 use mongodb::{
     Namespace,
-    bson::{Binary, Bson, Document, RawDocument, RawDocumentBuf, doc, spec::BinarySubtype},
+    bson::{Binary, Bson, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, spec::BinarySubtype},
 };
 
 use crate::{
@@ -166,6 +166,10 @@ impl DocumentRef {
     /// Sixteen bytes of the generic binary subtype are also treated as a UUID, because serde writes a UUID to BSON in
     /// this form.
     pub fn subject(&self) -> String {
+        // As most have it: read where it stands, nothing else of the key decoded.
+        if let Ok(Some(RawBsonRef::String(text))) = self.key.get(ID) {
+            return text.to_owned();
+        }
         match self.id() {
             Bson::String(text) => text,
             Bson::ObjectId(id) => id.to_hex(),
@@ -185,10 +189,8 @@ impl DocumentRef {
 
     /// Returns bytes that are equal exactly if the documents are the same, as the key for in-memory maps.
     pub fn map_key(&self) -> Vec<u8> {
-        let mut bytes = self.namespace.to_string().into_bytes();
-        bytes.push(0);
-        bytes.extend(self.key.as_bytes());
-        bytes
+        let Namespace { db, coll } = &self.namespace;
+        [db.as_bytes(), b".", coll.as_bytes(), b"\0", self.key.as_bytes()].concat()
     }
 
     /// Returns the key as a [`Document`], if a `Document` can represent the key unchanged.
