@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     deliver::{Answer, Envelope, Outcome, in_spans, within},
-    dispatch::{claim::Claim, processor::Processor},
+    dispatch::{claimed_entries::Claim, processor::Processor},
     mongo::clock::until,
     observe::trace,
     stored::entry::Entry,

@@ -12,13 +12,17 @@
 use std::time::Duration;
 
 use mongodb::{
-    bson::{Bson, DateTime, Document, Uuid, doc},
+    bson::{DateTime, Document, RawDocumentBuf, Uuid, doc},
     error::Error,
 };
 use tokio::time::timeout;
 
 use crate::{
-    dispatch::due_again::due_again,
+    dispatch::{
+        claimed_entries::{Claim, unchanged},
+        due_again::due_again,
+    },
+    encoding::codec,
     mongo::{
         Mongo, Update, WriteOutcome,
         clock::later,
@@ -38,20 +42,6 @@ const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
 const HYPHENATED: usize = 36;
 /// Maximum length of an error text in an entry.
 const MAX_ERROR_BYTES: usize = 1024;
-
-/// Entries that one holder has claimed until a given time.
-#[derive(Debug, Clone)]
-pub(crate) struct Claim {
-    pub(crate) document: DocumentRef,
-    /// The value of `claimed_by`.
-    pub(crate) token: String,
-    /// The server time at which the claim ends.
-    pub(crate) until: DateTime,
-    /// Whether this claim was counted in the field `claims` of its entries.
-    pub(crate) counted: bool,
-    /// The entries as they were before the claim. Entries that were saved with this claim already contain the claim.
-    pub(crate) entries: Vec<Entry>,
-}
 
 /// The result of an attempt to claim.
 #[derive(Debug)]
@@ -135,23 +125,7 @@ impl Claimer {
     }
 
     async fn write_claim(&self, claim: &Claim, now: DateTime) -> Result<ClaimWritten, Error> {
-        let unchanged = claim.entries.iter().map(|entry| doc! { "$elemMatch": as_read(entry) });
-        let unchanged = doc! { "$all": unchanged.collect::<Vec<_>>() };
-        let filter = claim.document.select(doc! { "outbox": unchanged });
-        let mut update = doc! { "$set": {
-            "outbox.$[e].claimed_by": &claim.token,
-            "outbox.$[e].available_at": claim.until,
-        } };
-        if claim.counted {
-            update.insert("$inc", doc! { "outbox.$[e].claims": 1 });
-        }
-        let ids: Vec<_> = claim.entries.iter().map(|entry| entry.id).collect();
-        // The array filter must begin with the ids. A filter on types or on absent fields would also select malformed
-        // elements, and the server would then refuse the whole update.
-        let array_filters = vec![doc! { "e.id": { "$in": ids } }];
-        let namespace = claim.document.namespace.clone();
-
-        match self.mongo.update(Update { namespace, filter, operators: update.into(), array_filters }).await {
+        match self.mongo.update(claim.update()).await {
             WriteOutcome::Done => Ok(ClaimWritten::Done),
             WriteOutcome::Missed => Ok(ClaimWritten::Missed),
             WriteOutcome::Failed(error) if error_codes::verdict(&error) == Verdict::TooLarge => {
@@ -171,7 +145,8 @@ impl Claimer {
         let entries: Vec<_> = claim.entries.iter().collect();
         let Release { filter, update, elements } = Self::release_of(claim, &entries, now, &[]);
         let namespace = claim.document.namespace.clone();
-        let update = Update { namespace, filter, operators: update.into(), array_filters: elements };
+        let update =
+            Update { namespace, filter, operators: update.into(), array_filters: in_bytes(&elements) };
         let written = timeout(UNDO_TIMEOUT, self.mongo.update_without_majority(update)).await;
         if !matches!(written, Ok(Ok(()))) {
             tracing::debug!(document = %claim.document, "a claim that got no answer could not be undone; it ends when its lease expires");
@@ -185,7 +160,7 @@ impl Claimer {
         entry: &Entry,
         now: DateTime,
     ) -> Result<Recorded, Error> {
-        let filter = document.select(doc! { "outbox": { "$elemMatch": as_read(entry) } });
+        let filter = unchanged(document, entry);
         let error = format!("{} claims expired without an outcome", entry.claims - entry.attempts);
         let update = death(now, DeadReason::Crashed, &error);
         self.write(document, filter, update, doc! { "e.id": entry.id }).await
@@ -367,6 +342,7 @@ impl Claimer {
         array_filters: Vec<Document>,
     ) -> WriteOutcome {
         let namespace = document.namespace.clone();
+        let array_filters = in_bytes(&array_filters);
         self.mongo.update(Update { namespace, filter, operators: update.into(), array_filters }).await
     }
 }
@@ -378,6 +354,11 @@ struct Release {
     elements: Vec<Document>,
 }
 
+/// Array filters that name ids and a claim, which can always be encoded.
+fn in_bytes(filters: &[Document]) -> Vec<RawDocumentBuf> {
+    filters.iter().map(|filter| codec::encode(filter).unwrap_or_default()).collect()
+}
+
 /// Cuts an error's text to the length that an entry may have, at a character boundary.
 pub(crate) fn cut(error: &str) -> &str {
     let mut end = error.len().min(MAX_ERROR_BYTES);
@@ -385,30 +366,6 @@ pub(crate) fn cut(error: &str) -> &str {
         end -= 1;
     }
     &error[..end]
-}
-
-/// Builds a filter on all changing fields of the entry as they were read. A null matches an absent field.
-///
-/// All of these fields are needed: if another process has claimed and released the entry since it was read, the date
-/// may be the same as before although some handlers have received the message.
-fn as_read(entry: &Entry) -> Document {
-    doc! {
-        "id": entry.id,
-        "available_at": entry.available_at,
-        "claimed_by": &entry.claimed_by,
-        "dead_at": null,
-        "attempts": count_as_read(entry.attempts),
-        "claims": count_as_read(entry.claims),
-        "delivered_to": match entry.delivered_to.as_slice() {
-            [] => Bson::from(doc! { "$in": [Bson::Null, Bson::Array(Vec::new())] }),
-            keys => Bson::from(keys),
-        },
-    }
-}
-
-/// Returns the filter value for a count. An absent count is read as 0, so 0 also matches an absent field.
-fn count_as_read(count: i64) -> Bson {
-    if count == 0 { doc! { "$in": [Bson::Null, Bson::from(0)] }.into() } else { count.into() }
 }
 
 fn remember(set: &mut Document, delivered_to: &[String]) {

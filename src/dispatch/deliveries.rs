@@ -20,7 +20,7 @@ use tracing::{Instrument, Span};
 use crate::{
     command::{ProcessDocumentMessages, Reason, sender::CommandSender},
     dispatch::{
-        claim::Claim,
+        claimed_entries::Claim,
         document_locks::{DocumentLock, DocumentLocks},
         outcome::{Disposition, Dispositions, Processed, as_uuid},
         processor::Processor,

@@ -3,6 +3,7 @@
 pub(crate) mod attempt;
 pub(crate) mod builder;
 pub(crate) mod claim;
+pub(crate) mod claimed_entries;
 pub(crate) mod clears_under_way;
 pub(crate) mod deferred_clears;
 pub(crate) mod deliveries;

@@ -16,7 +16,10 @@ use mongodb::{
 };
 
 use crate::{
-    dispatch::claim::{Claim, Recorded, cut},
+    dispatch::{
+        claim::{Recorded, cut},
+        claimed_entries::Claim,
+    },
     encoding::codec,
     mongo::{
         Delete, Find, Mongo, Update, Upsert, WriteOutcome,

@@ -26,7 +26,8 @@ use tracing::{Instrument, Span};
 
 use crate::{
     dispatch::{
-        claim::{Claim, Claimed, Recorded},
+        claim::{Claimed, Recorded},
+        claimed_entries::Claim,
         outcome::{Dispositions, Processed},
         processor::Processor,
         settle::DeliveryEnd,

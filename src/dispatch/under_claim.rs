@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     deliver::{Answer, Outcome},
     dispatch::{
-        claim::{Claim, Recorded},
+        claim::Recorded,
+        claimed_entries::Claim,
         clears_under_way::MOST_ENTRIES,
         outcome::Processed,
         processor::Processor,

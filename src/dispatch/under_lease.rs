@@ -5,7 +5,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::{
-        claim::{Claim, Recorded},
+        claim::Recorded,
+        claimed_entries::Claim,
         outcome::Processed,
         oversized::{Lease, Leased},
         processor::Processor,

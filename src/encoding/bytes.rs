@@ -4,7 +4,7 @@
 //! A [`Document`](mongodb::bson::Document) can represent neither. A key only has to be compared, so it is never
 //! decoded. The layout is defined at <https://bsonspec.org>.
 
-use mongodb::bson::{RawDocument, RawDocumentBuf, Uuid};
+use mongodb::bson::{DateTime, RawDocument, RawDocumentBuf, Uuid};
 
 /// A document begins with its length.
 const LENGTH_BYTES: usize = 4;
@@ -24,7 +24,11 @@ pub(crate) mod kind {
     pub(crate) const BINARY: u8 = 0x05;
     pub(crate) const UNDEFINED: u8 = 0x06;
     pub(crate) const BOOLEAN: u8 = 0x08;
+    pub(crate) const DATE: u8 = 0x09;
+    pub(crate) const NULL: u8 = 0x0A;
     pub(crate) const REGULAR_EXPRESSION: u8 = 0x0B;
+    pub(crate) const INT32: u8 = 0x10;
+    pub(crate) const INT64: u8 = 0x12;
 }
 
 /// One element of a document.
@@ -196,10 +200,24 @@ impl Builder {
     }
 
     pub(crate) fn push_text(&mut self, name: &str, text: &str) {
-        // The length counts the NUL. A text that MongoDB takes is far shorter than 2 GiB.
-        let length = i32::try_from(text.len() + 1).unwrap_or(i32::MAX);
-        let value = [&length.to_le_bytes()[..], text.as_bytes(), &[0]].concat();
-        self.push(Element { kind: kind::STRING, name: name.as_bytes(), value: &value });
+        self.push(Element { kind: kind::STRING, name: name.as_bytes(), value: &text_value(text) });
+    }
+
+    pub(crate) fn push_date(&mut self, name: &str, date: DateTime) {
+        let value = date.timestamp_millis().to_le_bytes();
+        self.push(Element { kind: kind::DATE, name: name.as_bytes(), value: &value });
+    }
+
+    pub(crate) fn push_null(&mut self, name: &str) {
+        self.push(Element { kind: kind::NULL, name: name.as_bytes(), value: &[] });
+    }
+
+    pub(crate) fn push_i32(&mut self, name: &str, number: i32) {
+        self.push(Element { kind: kind::INT32, name: name.as_bytes(), value: &number.to_le_bytes() });
+    }
+
+    pub(crate) fn push_i64(&mut self, name: &str, number: i64) {
+        self.push(Element { kind: kind::INT64, name: name.as_bytes(), value: &number.to_le_bytes() });
     }
 
     pub(crate) fn push_bool(&mut self, name: &str, value: bool) {
@@ -255,6 +273,29 @@ impl List {
     pub(crate) fn push_uuid(&mut self, uuid: Uuid) {
         self.push(Element { kind: kind::BINARY, name: b"", value: &uuid_value(uuid) });
     }
+
+    pub(crate) fn push_text(&mut self, text: &str) {
+        self.push(Element { kind: kind::STRING, name: b"", value: &text_value(text) });
+    }
+
+    pub(crate) fn push_null(&mut self) {
+        self.push(Element { kind: kind::NULL, name: b"", value: &[] });
+    }
+
+    pub(crate) fn push_i32(&mut self, number: i32) {
+        self.push(Element { kind: kind::INT32, name: b"", value: &number.to_le_bytes() });
+    }
+
+    pub(crate) fn push_array(&mut self, items: Self) {
+        self.push(Element { kind: kind::ARRAY, name: b"", value: items.items.build().as_bytes() });
+    }
+}
+
+/// A text as the value of an element: its length, which counts the NUL, and its bytes.
+fn text_value(text: &str) -> Vec<u8> {
+    // A text that MongoDB takes is far shorter than 2 GiB.
+    let length = i32::try_from(text.len() + 1).unwrap_or(i32::MAX);
+    [&length.to_le_bytes()[..], text.as_bytes(), &[0]].concat()
 }
 
 /// A UUID as the value of an element: its length, its subtype, its bytes.
@@ -309,12 +350,23 @@ mod tests {
         let mut built = Builder::new();
         built.push_uuid("id", id);
         built.push_text("text", "☃\0");
+        built.push_date("at", DateTime::from_millis(-1));
+        built.push_null("none");
+        built.push_i32("small", -1);
+        built.push_i64("large", 1 << 40);
         built.push_bool("yes", true);
         built.push_bool("no", false);
         let mut list = List::new();
         list.push_uuid(id);
+        list.push_text("☃");
+        list.push_null();
+        list.push_i32(-1);
+        list.push_array(List::new());
         built.push_array("list", list);
-        let expected = doc! { "id": id, "text": "☃\0", "yes": true, "no": false, "list": [id] };
+        let expected = doc! {
+            "id": id, "text": "☃\0", "at": DateTime::from_millis(-1), "none": null, "small": -1, "large": 1_i64 << 40,
+            "yes": true, "no": false, "list": [id, "☃", null, -1, []],
+        };
         let expected = RawDocumentBuf::try_from(&expected).unwrap();
         assert_eq!(built.build().as_bytes(), expected.as_bytes());
     }

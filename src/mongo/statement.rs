@@ -33,7 +33,7 @@ pub(crate) struct Update {
     pub(crate) namespace: Namespace,
     pub(crate) filter: Filter,
     pub(crate) operators: Operators,
-    pub(crate) array_filters: Vec<Document>,
+    pub(crate) array_filters: Vec<RawDocumentBuf>,
 }
 
 /// The update operators.

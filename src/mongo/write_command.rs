@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mongodb::bson::{Document, RawDocument};
+use mongodb::bson::{Document, RawDocument, RawDocumentBuf};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::{
@@ -35,7 +35,7 @@ pub(crate) struct UpdateStatement<'a> {
     q: &'a Filter,
     u: &'a Operators,
     #[serde(rename = "arrayFilters", skip_serializing_if = "<[_]>::is_empty")]
-    array_filters: &'a [Document],
+    array_filters: &'a [RawDocumentBuf],
 }
 
 impl<'a> UpdateStatement<'a> {

@@ -18,7 +18,7 @@ use crate::{
         Aggregate,
         outbox::{Due, Outbox, PendingMessage},
     },
-    dispatch::{Dispatch, claim::Claim, deliveries::Work, seats::Seat},
+    dispatch::{Dispatch, claimed_entries::Claim, deliveries::Work, seats::Seat},
     encoding::codec,
     mongo::clock::later,
     observe::trace,

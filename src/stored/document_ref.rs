@@ -136,9 +136,14 @@ impl DocumentRef {
             filter.extend(further);
             return Filter::Plain(filter);
         }
+        self.select_bytes(&codec::encode(&further).unwrap_or_default())
+    }
+
+    /// The same in bytes, for a command.
+    pub(crate) fn select_bytes(&self, further: &RawDocument) -> Filter {
         let mut filter = Builder::new();
         filter.extend(&self.filter_bytes());
-        filter.extend(&codec::encode(&further).unwrap_or_default());
+        filter.extend(further);
         Filter::Bytes(filter.build())
     }
 
