@@ -1,5 +1,6 @@
 //! Consumes messages with acknowledgements.
 
+mod acks;
 mod arrivals;
 mod consumer;
 mod delivery;
