@@ -54,7 +54,7 @@ impl ByHand {
         let saves = match safety {
             Safety::Unchecked => Stage::start(update("majority".into())),
             Safety::AsSafe => {
-                let updates = Arc::new(RepeatableUpdates::new(&bed.database, orders.name()));
+                let updates = Arc::new(RepeatableUpdates::new(bed, orders.name()).await?);
                 Stage::start(move |batch| {
                     let updates = updates.clone();
                     async move { updates.send(batch).await }
@@ -121,7 +121,7 @@ impl Event {
 }
 
 /// The attributes of a `CloudEvent`.
-fn attributes(id: &uuid::Uuid, subject: &str, time: DateTime) -> Result<FieldTable> {
+pub(super) fn attributes(id: &uuid::Uuid, subject: &str, time: DateTime) -> Result<FieldTable> {
     let attributes = [
         ("cloudEvents:specversion", "1.0".to_owned()),
         ("cloudEvents:id", id.to_string()),

@@ -17,8 +17,8 @@ use super::{dual_write::Confirmed, updates};
 use crate::result::Result;
 
 /// Number of workers. Together, the workers claim as many messages as a dispatcher publishes before it clears messages.
-const WORKERS: usize = 4;
-const BATCH: usize = 64;
+pub(super) const WORKERS: usize = 4;
+pub(super) const BATCH: usize = 64;
 const LEASE: Duration = Duration::from_mins(1);
 
 #[derive(Clone)]
@@ -30,7 +30,7 @@ pub(crate) struct CarefulLoop {
 
 /// The server's time, read once and then extrapolated.
 #[derive(Clone, Copy)]
-struct Clock {
+pub(super) struct Clock {
     then: DateTime,
     asked: Instant,
 }
@@ -41,9 +41,7 @@ type Due = Arc<Mutex<Cursor<Document>>>;
 impl CarefulLoop {
     /// Runs until all due messages are delivered.
     pub(crate) async fn run(&self) -> Result<()> {
-        let hello = self.database.run_command(doc! { "hello": 1 }).await?;
-        let clock = Clock { then: *hello.get_datetime("localTime")?, asked: Instant::now() };
-
+        let clock = Clock::ask(&self.database).await?;
         let due = doc! { "outbox": { "$elemMatch": {
             "id": { "$exists": true }, "available_at": { "$lte": clock.now(Duration::ZERO) },
         } } };
@@ -78,47 +76,34 @@ impl CarefulLoop {
 
     async fn deliver(&self, mut documents: Vec<Document>, clock: Clock) -> Result<()> {
         let me = uuid::Uuid::new_v4().to_string();
-        let (now, until) = (clock.now(Duration::ZERO), clock.now(LEASE));
-        let claim = |document: &Document| {
-            doc! {
-                "q": {
-                    "_id": document.get("_id"),
-                    "outbox.0.id": first(document).and_then(|entry| entry.get("id")),
-                    "outbox.0.available_at": { "$lte": now },
-                },
-                "u": { "$set": { "outbox.0.claimed_by": &me, "outbox.0.available_at": until } },
-            }
-        };
-        let claimed = self.write(documents.iter().map(claim).collect(), "majority".into()).await?;
+        let claims = documents.iter().map(|document| claim(document, &me, clock)).collect();
+        let claimed = self.write(claims, "majority".into()).await?;
         if claimed < documents.len() {
             self.keep_claimed(&mut documents, &me).await?;
         }
 
-        let mut confirmed = Vec::with_capacity(documents.len());
-        let mut failed = Vec::new();
         let published = join_all(documents.iter().map(|document| self.publish(document))).await;
+        self.settle(&documents, published, &me, clock).await
+    }
+
+    /// Clears the first messages of these that are confirmed, and releases the others.
+    pub(super) async fn settle(
+        &self,
+        documents: &[Document],
+        published: Vec<Result<()>>,
+        me: &str,
+        clock: Clock,
+    ) -> Result<()> {
+        let (mut clears, mut releases) = (Vec::with_capacity(documents.len()), Vec::new());
         for (document, published) in documents.iter().zip(published) {
-            let settled = if published.is_ok() { &mut confirmed } else { &mut failed };
-            settled.push(document);
-        }
-
-        let clear = |document: &&Document| {
-            let id = first(document).and_then(|entry| entry.get("id"));
-            let cleared = doc! { "id": id, "claimed_by": &me };
-            doc! { "q": { "_id": document.get("_id") }, "u": { "$pull": { "outbox": cleared } } }
-        };
-        self.write(confirmed.iter().map(clear).collect(), 1.into()).await?;
-        if failed.is_empty() {
-            return Ok(());
-        }
-
-        let release = |document: &&Document| {
-            doc! {
-                "q": { "_id": document.get("_id"), "outbox.0.claimed_by": &me },
-                "u": { "$set": { "outbox.0.available_at": until }, "$unset": { "outbox.0.claimed_by": 1 } },
+            if published.is_ok() {
+                clears.push(clear(document, me));
+            } else {
+                releases.push(release(document, me, clock));
             }
-        };
-        self.write(failed.iter().map(release).collect(), 1.into()).await?;
+        }
+        self.write(clears, 1.into()).await?;
+        self.write(releases, 1.into()).await?;
         Ok(())
     }
 
@@ -137,8 +122,7 @@ impl CarefulLoop {
     async fn publish(&self, document: &Document) -> Result<()> {
         let Some(entry) = first(document) else { return Ok(()) };
         let id = entry.get("id").map(ToString::to_string).unwrap_or_default();
-        let body = entry.get("payload").cloned().map(Bson::into_relaxed_extjson).unwrap_or_default();
-        self.publisher.publish_mandatory(&id, &serde_json::to_vec(&body)?).await
+        self.publisher.publish_mandatory(&id, &body(entry)?).await
     }
 
     /// Executes the updates and returns how many of them matched a document.
@@ -148,12 +132,48 @@ impl CarefulLoop {
 }
 
 impl Clock {
+    pub(super) async fn ask(database: &Database) -> Result<Self> {
+        let hello = database.run_command(doc! { "hello": 1 }).await?;
+        Ok(Self { then: *hello.get_datetime("localTime")?, asked: Instant::now() })
+    }
+
     fn now(&self, ahead: Duration) -> DateTime {
         let since = i64::try_from((self.asked.elapsed() + ahead).as_millis()).unwrap_or(i64::MAX);
         DateTime::from_millis(self.then.timestamp_millis().saturating_add(since))
     }
 }
 
-fn first(document: &Document) -> Option<&Document> {
+/// The payload of a message as JSON.
+pub(super) fn body(entry: &Document) -> Result<Vec<u8>> {
+    let payload = entry.get("payload").cloned().map(Bson::into_relaxed_extjson).unwrap_or_default();
+    Ok(serde_json::to_vec(&payload)?)
+}
+
+/// Claims the first message of a document, if it is due.
+pub(super) fn claim(document: &Document, me: &str, clock: Clock) -> Document {
+    doc! {
+        "q": {
+            "_id": document.get("_id"),
+            "outbox.0.id": first(document).and_then(|entry| entry.get("id")),
+            "outbox.0.available_at": { "$lte": clock.now(Duration::ZERO) },
+        },
+        "u": { "$set": { "outbox.0.claimed_by": me, "outbox.0.available_at": clock.now(LEASE) } },
+    }
+}
+
+fn clear(document: &Document, me: &str) -> Document {
+    let id = first(document).and_then(|entry| entry.get("id"));
+    let cleared = doc! { "id": id, "claimed_by": me };
+    doc! { "q": { "_id": document.get("_id") }, "u": { "$pull": { "outbox": cleared } } }
+}
+
+fn release(document: &Document, me: &str, clock: Clock) -> Document {
+    doc! {
+        "q": { "_id": document.get("_id"), "outbox.0.claimed_by": me },
+        "u": { "$set": { "outbox.0.available_at": clock.now(LEASE) }, "$unset": { "outbox.0.claimed_by": 1 } },
+    }
+}
+
+pub(super) fn first(document: &Document) -> Option<&Document> {
     document.get_array("outbox").ok()?.first()?.as_document()
 }

@@ -8,6 +8,7 @@ mod change_stream;
 mod classic;
 mod concern;
 mod dual_write;
+mod fed_loop;
 mod repeatable;
 mod updates;
 
@@ -18,3 +19,4 @@ pub(crate) use change_stream::count_changes;
 pub(crate) use classic::Classic;
 pub(crate) use concern::majority;
 pub(crate) use dual_write::{Confirmed, DualWrite};
+pub(crate) use fed_loop::FedLoop;

@@ -8,7 +8,7 @@ use mongodb::{
 };
 use tokio::sync::Mutex;
 
-use crate::result::Result;
+use crate::{bed::Bed, result::Result};
 
 /// The first transaction number of a session. It is above any number that the driver reaches in its own
 /// sessions.
@@ -24,13 +24,16 @@ pub(super) struct RepeatableUpdates {
 }
 
 impl RepeatableUpdates {
-    pub(super) fn new(database: &Database, collection: &str) -> Self {
-        Self {
-            client: database.client().clone(),
-            database: database.clone(),
+    pub(super) async fn new(bed: &Bed, collection: &str) -> Result<Self> {
+        // A dropped session returns to the pool of its client. If the driver used it for a retryable write, the server
+        // would refuse the driver's lower number, so these sessions belong to a client of their own.
+        let client = Client::with_uri_str(&bed.mongodb_uri).await?;
+        Ok(Self {
+            database: client.database(bed.name()),
+            client,
             collection: collection.to_owned(),
             idle: Mutex::default(),
-        }
+        })
     }
 
     /// Sends the updates and waits for the majority. Returns for each update whether it matched its document.

@@ -18,7 +18,7 @@ use mongodb::{
 use outbox_dispatcher::{Dispatcher, DispatcherSettings};
 
 use crate::{
-    baseline::{BatchedLoop, CarefulLoop, Confirmed},
+    baseline::{BatchedLoop, CarefulLoop, Confirmed, FedLoop},
     bed::{Bed, id},
     counters::Counters,
     figure::Figure,
@@ -31,7 +31,7 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
     let mut figure = Figure::new("burn-down", "Documents left behind, delivered a second", "/s");
     let mut rates = Vec::new();
     for (name, count) in [("10k", bed.scale.pick(1_000, 10_000)), ("100k", bed.scale.pick(5_000, 100_000))] {
-        let [ours, careful, unchecked] = burn(bed, report, count).await?;
+        let [ours, fed, careful, unchecked] = burn(bed, report, count).await?;
         let row = |id: &str, theirs: &[f64], way: Way| {
             let measured = format!("dispatcher burn-down of {count} documents");
             let detail = format!("{:.0}/s to {:.0}/s", percentile(&ours, 50.0), percentile(theirs, 50.0));
@@ -39,11 +39,13 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
                 .values("×", &ratios(&ours, theirs))
                 .detail(detail)
         };
+        report.add(row("burn-down-as-safe", &fed, Way::Fed).goal(Goal::AtLeast(0.85)));
         report.add(row("burn-down", &careful, Way::Careful).goal(Goal::AtLeast(0.85)));
         report.add(row("burn-down-ceiling", &unchecked, Way::Unchecked));
 
         figure = figure
             .ours(format!("{count} documents"), &ours)
+            .theirs(format!("{count} documents, {}", Way::Fed.name()), &fed)
             .theirs(format!("{count} documents, {}", Way::Careful.name()), &careful)
             .theirs(format!("{count} documents, {}", Way::Unchecked.name()), &unchecked);
         rates.push(ours);
@@ -59,16 +61,18 @@ pub(crate) async fn measure(bed: &Bed, report: &mut Report) -> Result<()> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Dispatcher,
+    Fed,
     Careful,
     Unchecked,
 }
 
 impl Way {
-    const ALL: [Self; 3] = [Self::Dispatcher, Self::Careful, Self::Unchecked];
+    const ALL: [Self; 4] = [Self::Dispatcher, Self::Fed, Self::Careful, Self::Unchecked];
 
     fn name(self) -> &'static str {
         match self {
             Self::Dispatcher => "dispatcher",
+            Self::Fed => "loop by hand, as safe, fed by commands",
             Self::Careful => "loop by hand with claims, 4 workers",
             Self::Unchecked => "batched loop by hand, unchecked",
         }
@@ -76,7 +80,7 @@ impl Way {
 }
 
 /// Returns the documents per second for each program, with one value for each block.
-async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>; 3]> {
+async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>; 4]> {
     let collection = bed.raw_orders("stranded", count, 2_000).await?.clone_with_type::<Document>();
     collection.create_indexes(document_outbox::store::indexes()).await?;
     give_spares(&collection, count).await?;
@@ -84,9 +88,10 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>;
     let (database, collection_of) = (bed.database.clone(), collection.clone());
     let careful =
         CarefulLoop { database: database.clone(), collection: collection_of, publisher: publisher.clone() };
+    let fed = FedLoop::new(bed, &careful).await?;
     let unchecked = BatchedLoop { database, collection: collection.clone(), publisher };
 
-    let mut rates: [Vec<f64>; 3] = Default::default();
+    let mut rates: [Vec<f64>; 4] = Default::default();
     let blocks = bed.scale.blocks_of(count);
     for block in blocks.clone() {
         // The order of the programs rotates from block to block.
@@ -94,7 +99,7 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>;
             let which = (block + turn) % Way::ALL.len();
             let way = Way::ALL[which];
             strand(bed, &collection).await?;
-            if way == Way::Dispatcher {
+            if matches!(way, Way::Dispatcher | Way::Fed) {
                 command(bed, &collection.namespace(), count).await?;
             }
 
@@ -103,6 +108,7 @@ async fn burn(bed: &Bed, report: &mut Report, count: usize) -> Result<[Vec<f64>;
             let began = Instant::now();
             let took = match way {
                 Way::Dispatcher => dispatch(bed, count, &collection).await?,
+                Way::Fed => fed.run(bed, count).await.map(|()| began.elapsed())?,
                 Way::Careful => careful.run().await.map(|()| began.elapsed())?,
                 Way::Unchecked => unchecked.run().await.map(|()| began.elapsed())?,
             };
